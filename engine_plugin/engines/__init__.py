@@ -1,0 +1,1 @@
+"""Engines: what starts, feeds and stops an inference engine. One folder per engine family."""

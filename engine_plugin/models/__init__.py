@@ -1,0 +1,1 @@
+"""Model stores: what models are on this machine, and how they get there."""

@@ -1,0 +1,63 @@
+"""What happens during a pull, apart from who is told.
+
+Four kinds, in this order: any number of `Status` and `ChunkProgress`, then one `Success` or one `Error`.
+`progress_json` shapes them as the wire's ProgressResponse.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TypeAlias
+
+__all__ = ["ChunkProgress", "Error", "PullEvent", "Status", "Success", "progress_json"]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A step has begun, in words: `resolving tiny-chat`, `verifying sha256`."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkProgress:
+    """`completed` of `total` bytes are here; `total` is 0 while unknown. `digest` names the file."""
+
+    digest: str
+    completed: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Success:
+    """The model is complete and verified: its name in the store, its size in bytes and `sha256:…`."""
+
+    model: str
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """The pull failed; `text` says why and what to do."""
+
+    text: str
+    code: int
+
+
+PullEvent: TypeAlias = Status | ChunkProgress | Success | Error
+
+
+def progress_json(event: PullEvent) -> bytes:
+    """A pull event as ProgressResponse JSON: `status` is "success" only for Success."""
+    match event:
+        case Status(text):
+            shape: dict[str, object] = {"status": text}
+        case ChunkProgress(digest, completed, total):
+            shape = {"status": "downloading", "digest": digest, "total": total, "completed": completed}
+        case Success(_, size, digest):
+            shape = {"status": "success", "digest": digest, "total": size, "completed": size}
+        case Error(text):
+            shape = {"status": f"error: {text}"}
+    return json.dumps(shape).encode()

@@ -1,0 +1,125 @@
+"""`RpcServer` on grpc.aio, with the standard health and reflection services."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2
+from grpc_health.v1._async import HealthServicer
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+
+from engine_plugin.rpc.server import RpcError, RpcServer
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from google.protobuf.message import Message
+
+    from engine_plugin.rpc.server import Method, RpcService
+
+__all__ = ["AioServer"]
+
+_OPTIONS = (
+    # Hosts send up to 2 GiB; grpcio's 4 MiB default would refuse them (go-plugin's own limit is MaxInt32).
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # Without this two servers can bind one TCP port without an error.
+    ("grpc.so_reuseport", 0),
+)
+
+_STATUS = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class _AioCall:
+    """`Call` over a grpc.aio servicer context."""
+
+    __slots__ = ("receive", "send", "time_remaining")
+
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self.send: Callable[[Message], Awaitable[None]] = context.write
+        self.time_remaining: Callable[[], float | None] = context.time_remaining
+        self.receive = lambda: _read(context)
+
+
+async def _read(context: grpc.aio.ServicerContext[Any, Any]) -> Message | None:
+    message = await context.read()
+    return None if message is grpc.aio.EOF else message
+
+
+def _guard(handler: Callable[..., Awaitable[Any]], takes_request: bool) -> Callable[..., Awaitable[Any]]:
+    """Fit our handler to grpc.aio's calling convention and turn RpcError into a gRPC status."""
+
+    async def serve(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        call = _AioCall(context)
+        try:
+            return await (handler(request, call) if takes_request else handler(call))
+        except RpcError as error:
+            await context.abort(_STATUS[error.status.value], error.details)
+
+    return serve
+
+
+def _method_handler(method: Method) -> grpc.RpcMethodHandler[Any, Any]:
+    make: Callable[..., grpc.RpcMethodHandler[Any, Any]] = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[method.streams_request, method.streams_response]
+    return make(
+        _guard(method.handler, takes_request=not method.streams_request),
+        request_deserializer=method.request.FromString,
+        response_serializer=method.response.SerializeToString,
+    )
+
+
+class AioServer(RpcServer):
+    """A grpc.aio server. `health_service` is the name that health checks report SERVING (go-plugin: `plugin`)."""
+
+    def __init__(
+        self,
+        health_service: str = "plugin",
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
+        self._server = grpc.aio.server(options=_OPTIONS)
+        self._credentials = credentials
+        self._names: list[str] = []
+        self._health = HealthServicer()
+        self._health_service = health_service
+        add_HealthServicer_to_server(self._health, self._server)
+
+    def add(self, service: RpcService) -> None:
+        handlers = {name: _method_handler(method) for name, method in service.methods.items()}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.name, handlers),))
+        self._names.append(service.name)
+
+    async def start(self, address: str) -> str:
+        self._add_reflection()
+        port = self._bind(address)
+        await self._server.start()
+        for name in ("", self._health_service):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        if address.startswith("unix:"):
+            return address
+        return f"{address.rpartition(':')[0]}:{port}"
+
+    async def stop(self, grace: float) -> None:
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace)
+
+    def _bind(self, address: str) -> int:
+        try:
+            if self._credentials is not None:
+                return self._server.add_secure_port(address, self._credentials)
+            return self._server.add_insecure_port(address)
+        except RuntimeError as error:  # grpcio raises this for every reason and keeps the errno to itself
+            raise OSError(errno.EADDRINUSE, f"cannot listen on {address}: {error}") from error
+
+    def _add_reflection(self) -> None:
+        from grpc_reflection.v1alpha import reflection
+
+        names = (*self._names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
