@@ -1,0 +1,355 @@
+"""The token's way to the engine: a lean HTTP/1.1 client over a unix socket or loopback TCP.
+
+It reads what has arrived, undoes the chunked encoding, and nothing more: no event is parsed and no byte is
+copied twice. A caller that reads slowly stops the socket (`_HIGH_WATER`), so a slow host holds the engine
+back; whatever arrived meanwhile is handed over as one block, which is where coalescing comes from.
+
+Protocol errors raise BadGatewayError; an engine that cannot be reached raises UnavailableError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from engine_plugin.errors import BadGatewayError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+    from typing import Self
+
+__all__ = ["Http1Client", "HttpClient", "HttpResponse", "Response"]
+
+_HIGH_WATER = 256 * 1024
+_MAX_HEAD = 64 * 1024
+_CONNECT_TIMEOUT = 5.0
+_BODY_ENDS_WITH_CONNECTION = -1
+
+
+class HttpResponse(Protocol):
+    """An answer whose head has arrived."""
+
+    status: int
+
+    async def read_some(self) -> bytes:
+        """All body bytes that have arrived, waiting for at least one; b"" at the end."""
+
+    async def read(self, limit: int) -> bytes:
+        """The whole body; BadGatewayError when it is longer than `limit` bytes."""
+
+
+class HttpClient(Protocol):
+    """The seam between an engine driver and the HTTP client on the token's way."""
+
+    def request(self, method: str, path: str, body: bytes | None = None) -> Response:
+        """Send one request; `async with` yields the HttpResponse. Leaving the block frees or closes the
+        connection: closed when the body was not read to its end, which tells the engine to stop."""
+
+    def close(self) -> None:
+        """Drop the idle connections."""
+
+
+class _Connection(asyncio.Protocol):
+    """One connection: a buffer of received bytes, its decoding state, and the one reader that waits."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.buffer = bytearray()
+        self.ended = False
+        self.idle_since = 0.0
+        self._waiter: asyncio.Future[None] | None = None
+        self._paused = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if not isinstance(transport, asyncio.Transport):
+            raise TypeError("a stream transport is needed")
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        if len(self.buffer) >= _HIGH_WATER and not self._paused and self.transport is not None:
+            self._paused = True
+            self.transport.pause_reading()
+        self._wake()
+
+    def eof_received(self) -> bool:
+        self.ended = True
+        self._wake()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # the signature is asyncio's
+        self.ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def more(self) -> bool:
+        """Wait until bytes were added; False when none will come."""
+        if self.ended:
+            return False
+        if self._paused and self.transport is not None:
+            self._paused = False
+            self.transport.resume_reading()
+        self._waiter = asyncio.get_running_loop().create_future()
+        before = len(self.buffer)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+        return len(self.buffer) > before
+
+    def write(self, data: bytes) -> None:
+        if self.transport is not None:
+            self.transport.write(data)
+
+    @property
+    def usable(self) -> bool:
+        return not self.ended and not self.buffer and self.transport is not None and not self.transport.is_closing()
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+
+class Http1Client(HttpClient):
+    """A client of one engine process.
+
+    `address` is a unix socket's path or (host, port); `headers` go with every request (the key). An idle
+    connection is dropped after `keep_alive` seconds, below the engine's own expiry, so that a request seldom
+    meets a connection that the engine is just closing.
+    """
+
+    def __init__(
+        self, address: str | tuple[str, int], headers: Mapping[str, str] | None = None, keep_alive: float = 4.0
+    ) -> None:
+        self._address = address
+        self._keep_alive = keep_alive
+        host = "localhost" if isinstance(address, str) else f"{address[0]}:{address[1]}"
+        lines = [f"host: {host}", *(f"{name}: {value}" for name, value in (headers or {}).items())]
+        self._common = ("\r\n".join(lines) + "\r\n").encode("latin-1")
+        self._idle: deque[_Connection] = deque()
+
+    def request(self, method: str, path: str, body: bytes | None = None) -> Response:
+        head = f"{method} {path} HTTP/1.1\r\n".encode("latin-1") + self._common
+        if body is None:
+            return Response(self, head + b"\r\n")
+        fields = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+        return Response(self, head + fields + body)
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().abort()
+
+    def _take_idle(self) -> _Connection | None:
+        oldest_good = time.monotonic() - self._keep_alive
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable and connection.idle_since >= oldest_good:
+                return connection
+            connection.abort()
+        return None
+
+    def _give_back(self, connection: _Connection) -> None:
+        connection.idle_since = time.monotonic()
+        self._idle.append(connection)
+        while self._idle and self._idle[0].idle_since < connection.idle_since - self._keep_alive:
+            self._idle.popleft().abort()
+
+    async def _connect(self) -> _Connection:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_CONNECT_TIMEOUT):
+                if isinstance(self._address, str):
+                    _, connection = await loop.create_unix_connection(_Connection, self._address)
+                else:
+                    _, connection = await loop.create_connection(_Connection, *self._address)
+        except TimeoutError:
+            raise UnavailableError(f"the engine did not accept a connection in {_CONNECT_TIMEOUT:g} s") from None
+        except OSError as error:
+            raise UnavailableError(f"the engine cannot be reached: {error.strerror or error}") from error
+        return connection
+
+
+class Response(HttpResponse):
+    """One exchange. Entering sends the request and waits for the answer's head."""
+
+    def __init__(self, client: Http1Client, message: bytes) -> None:
+        self._client = client
+        self._message = message
+        self._connection: _Connection | None = None
+        self._chunked = False
+        self._left = 0  # bytes of the body (or of the current chunk) still to come
+        self._chunk_open = False  # the current chunk's closing CRLF is still to come
+        self._complete = False
+        self._reusable = False
+        self.status = 0
+        self.headers: dict[str, str] = {}
+
+    async def __aenter__(self) -> Self:
+        connection = self._client._take_idle()
+        try:
+            if connection is not None and await self._exchange(connection):
+                return self
+            # No idle connection, or the engine closed it just before our request arrived: no byte of an answer
+            # came and the request changes nothing at the engine, so sending it once more is safe.
+            connection = await self._client._connect()
+            if not await self._exchange(connection):
+                raise BadGatewayError("the engine closed the connection without an answer")
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._complete and self._reusable and connection.usable:
+            self._client._give_back(connection)
+        else:
+            connection.abort()
+
+    async def _exchange(self, connection: _Connection) -> bool:
+        self._connection = connection
+        connection.write(self._message)
+        while True:
+            end = connection.buffer.find(b"\r\n\r\n")
+            if end >= 0:
+                head = bytes(connection.buffer[:end])
+                del connection.buffer[: end + 4]
+                self._parse_head(head)
+                if self.status >= 200:
+                    return True
+                continue  # an interim answer (100 Continue)
+            if len(connection.buffer) > _MAX_HEAD:
+                raise BadGatewayError(f"the engine's answer has a head of over {_MAX_HEAD} bytes")
+            if not await connection.more():
+                if connection.buffer:
+                    raise BadGatewayError("the engine closed the connection inside the head of its answer")
+                connection.abort()
+                return False
+
+    def _parse_head(self, head: bytes) -> None:
+        first, *lines = head.decode("latin-1").split("\r\n")
+        version, _, rest = first.partition(" ")
+        if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
+            raise BadGatewayError(f"the engine does not answer in HTTP: {first[:80]!r}")
+        self.status = int(rest[:3])
+        self.headers = {
+            name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
+        }
+        self._reusable = version == "HTTP/1.1" and "close" not in self.headers.get("connection", "").lower()
+        self._chunked = "chunked" in self.headers.get("transfer-encoding", "").lower()
+        length = self.headers.get("content-length")
+        if self._chunked:
+            self._left = 0
+        elif length is not None:
+            if not length.isdigit():
+                raise BadGatewayError(f"the engine's content-length is {length[:40]!r}")
+            self._left = int(length)
+            self._complete = self._left == 0
+        else:
+            self._left, self._reusable = _BODY_ENDS_WITH_CONNECTION, False
+        if self.status in (204, 304):
+            self._complete = True
+
+    async def read_some(self) -> bytes:
+        connection = self._connection
+        while not self._complete:
+            if connection is None:
+                raise BadGatewayError("the answer was already closed")
+            data = self._take_chunked(connection.buffer) if self._chunked else self._take_plain(connection.buffer)
+            if data:
+                return data
+            if not self._complete and not await connection.more():
+                self._end_of_connection()
+        return b""
+
+    async def read(self, limit: int) -> bytes:
+        blocks: list[bytes] = []
+        size = 0
+        while block := await self.read_some():
+            size += len(block)
+            if size > limit:
+                raise BadGatewayError(f"the engine's answer is longer than {limit} bytes")
+            blocks.append(block)
+        return b"".join(blocks)
+
+    def _end_of_connection(self) -> None:
+        if self._left != _BODY_ENDS_WITH_CONNECTION:
+            raise BadGatewayError("the engine broke off in the middle of its answer")
+        self._complete = True
+
+    def _take_plain(self, buffer: bytearray) -> bytes:
+        if self._left == _BODY_ENDS_WITH_CONNECTION:
+            data = bytes(buffer)
+            buffer.clear()
+            return data
+        data = bytes(buffer[: self._left])
+        del buffer[: len(data)]
+        self._left -= len(data)
+        self._complete = self._left == 0
+        return data
+
+    def _take_chunked(self, buffer: bytearray) -> bytes:
+        """Decode every chunk, and part of one, that is in the buffer."""
+        out: list[bytes] = []
+        position, end = 0, len(buffer)
+        while True:
+            if self._left:
+                take = min(self._left, end - position)
+                out.append(bytes(buffer[position : position + take]))
+                position += take
+                self._left -= take
+                if self._left:
+                    break
+            if self._chunk_open:
+                if end - position < 2:
+                    break
+                if buffer[position : position + 2] != b"\r\n":
+                    raise BadGatewayError("the engine's chunked encoding is broken")
+                position += 2
+                self._chunk_open = False
+            line_end = buffer.find(b"\r\n", position)
+            if line_end < 0:
+                if end - position > 1024:
+                    raise BadGatewayError("the engine's chunked encoding is broken")
+                break
+            size = _chunk_size(buffer[position:line_end])
+            if size == 0:
+                after = _after_trailer(buffer, line_end + 2)
+                if after < 0:
+                    break
+                position, self._complete = after, True
+                break
+            position = line_end + 2
+            self._left, self._chunk_open = size, True
+        del buffer[:position]
+        return b"".join(out) if len(out) != 1 else out[0]
+
+
+def _chunk_size(line: bytearray) -> int:
+    digits = bytes(line).partition(b";")[0].strip()
+    if not digits or len(digits) > 8 or not all(byte in b"0123456789abcdefABCDEF" for byte in digits):
+        raise BadGatewayError("the engine's chunked encoding is broken")
+    return int(digits, 16)
+
+
+def _after_trailer(buffer: bytearray, start: int) -> int:
+    """Where the message ends, given the start of its trailer; -1 while the end has not arrived."""
+    if buffer[start : start + 2] == b"\r\n":
+        return start + 2
+    end = buffer.find(b"\r\n\r\n", start)
+    if end < 0 and len(buffer) - start > _MAX_HEAD:
+        raise BadGatewayError("the engine's answer has a trailer that does not end")
+    return end + 4 if end >= 0 else -1

@@ -1,0 +1,328 @@
+"""The process actor: one owner of one engine subprocess's state.
+
+    stopped ──start──▶ starting ──ready probe──▶ ready ──exit──▶ failed
+       ▲                  │  │                     │
+       │                stop └──exit, timeout──▶ failed
+       │                  ▼                        │
+       └────confirmed── stopping ◀───────stop──────┘
+
+One task, `_live`, makes every transition of one life, from spawn to the confirmed end; everyone else only asks
+(`ensure_ready`, `stop`) and waits. So a start is shared by all who ask for it, a stop aborts a start, and the
+end of the process is noticed once and named with its exit code and its last words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.engines import guard, tree
+from engine_plugin.errors import EngineStartError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+__all__ = ["EngineProcess", "ProcessSpec", "ProcessState"]
+
+log = logging.getLogger(__name__)
+
+_TAIL_LINES = 30
+_TAIL_SHOWN = 6
+_LINE_LIMIT = 2000
+_PROBE_FIRST, _PROBE_LAST = 0.01, 0.25
+_KILL_CONFIRM = 5.0
+
+
+class ProcessState(Enum):
+    """Where a life is; see the module's diagram."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSpec:
+    """How to run one engine process.
+
+    `ready` asks the process whether it can serve: True, False for not yet, an EnginePluginError for never.
+    `start_timeout` is how long it may show no progress (a line on stderr or stdout is progress), `start_limit`
+    bounds the whole start, `stop_timeout` the wait between asking and killing. Seconds.
+    `stdin` is written once; stdin then stays open as the sign that the plugin lives.
+    """
+
+    name: str
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    ready: Callable[[], Awaitable[bool]]
+    stdin: bytes = b""
+    cwd: str | None = None
+    start_timeout: float = 60.0
+    start_limit: float = 1800.0
+    stop_timeout: float = 1.0
+    stop_by_stdin: bool = False
+    error_marks: tuple[str, ...] = ()
+    on_spawn: Callable[[int], None] = field(default=lambda _pid: None)
+    on_end: Callable[[int], None] = field(default=lambda _pid: None)
+
+
+class EngineProcess:
+    """One subprocess that can be started, watched and stopped, any number of times.
+
+    Owned by an engine driver, used from one event loop. `stop` must be awaited before the loop ends.
+    """
+
+    def __init__(self, spec: ProcessSpec) -> None:
+        self.spec = spec
+        self.state = ProcessState.STOPPED
+        self.pid: int | None = None
+        self.failure = ""
+        self._life: asyncio.Task[None] | None = None
+        self._settled: asyncio.Future[None] | None = None
+        self._stop_wanted = asyncio.Event()
+        self._progress = asyncio.Event()
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self.ended = asyncio.Event()
+        self.ended.set()
+
+    async def ensure_ready(self) -> None:
+        """Start the process unless it is ready, sharing a start that is under way.
+
+        Raises EngineStartError with the exit code and the last lines, or UnavailableError when a stop came in
+        between. Cancelling one waiter leaves the start to the others.
+        """
+        while self.state is ProcessState.STOPPING:
+            await self.ended.wait()
+        if self.state is ProcessState.READY:
+            return
+        if self._life is None or self._life.done():
+            self._begin()
+        if self._settled is not None:
+            await asyncio.shield(self._settled)
+
+    async def stop(self) -> None:
+        """Ask, wait, kill if need be, and return when no process of the tree is left. Aborts a start."""
+        life = self._life
+        if life is None or life.done():
+            return
+        self._stop_wanted.set()
+        await asyncio.shield(life)
+
+    def last_words(self) -> str:
+        """The last lines that the process wrote, those that name an error if any do."""
+        marked = [line for line in self._tail if any(mark in line for mark in self.spec.error_marks)]
+        return " | ".join((marked or list(self._tail))[-_TAIL_SHOWN:])
+
+    def _begin(self) -> None:
+        self._stop_wanted.clear()
+        self.ended.clear()
+        self._tail.clear()
+        self.failure = ""
+        self._settled = asyncio.get_running_loop().create_future()
+        # Whether anyone waits for the outcome of a start is up to them.
+        self._settled.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self._enter(ProcessState.STARTING)
+        self._life = asyncio.create_task(self._live(), name=f"engine process {self.spec.name}")
+
+    def _enter(self, state: ProcessState) -> None:
+        log.debug("%s: %s -> %s", self.spec.name, self.state.value, state.value)
+        self.state = state
+
+    async def _live(self) -> None:
+        try:
+            self.failure = await self._one_life()
+        except OSError as error:
+            self.failure = f"{self.spec.name}: cannot run {self.spec.argv[0]}: {error.strerror or error}"
+        except Exception as error:  # noqa: BLE001  # the actor's edge: whoever waits must be told, whatever it was
+            log.exception("%s: unexpected error", self.spec.name)
+            self.failure = f"{self.spec.name}: unexpected {type(error).__name__}: {error}"
+        finally:
+            self._finish()
+
+    async def _one_life(self) -> str:
+        """From spawn to the confirmed end. Returns why it failed, "" when it ended because a stop was asked for."""
+        process = await self._spawn()
+        self.pid = process.pid
+        readers = [asyncio.create_task(self._drain(stream)) for stream in (process.stdout, process.stderr)]
+        exited = asyncio.create_task(process.wait())
+        job: Any = None
+        try:
+            job = tree.bind_to_us(process.pid)
+            self.spec.on_spawn(process.pid)
+            return await self._start(process, exited) or await self._serve(process, exited)
+        finally:
+            await self._end(process, exited, readers)
+            if job is not None:
+                job.close()
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        process = await asyncio.create_subprocess_exec(
+            *self.spec.argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**self.spec.env, guard.PARENT_VARIABLE: str(os.getpid())},
+            cwd=self.spec.cwd,
+            **tree.spawn_options(),
+        )
+        if process.stdin is not None and self.spec.stdin:
+            process.stdin.write(self.spec.stdin)
+        return process
+
+    async def _start(self, process: asyncio.subprocess.Process, exited: asyncio.Task[int]) -> str:
+        """Probe until ready. Returns why it failed; "" when it is ready or a stop was asked for."""
+        probing = asyncio.create_task(self._probe())
+        stopping = asyncio.create_task(self._stop_wanted.wait())
+        loop = asyncio.get_running_loop()
+        latest_end = loop.time() + self.spec.start_limit
+        try:
+            while True:
+                self._progress.clear()
+                moved = asyncio.create_task(self._progress.wait())
+                patience = max(0.0, min(self.spec.start_timeout, latest_end - loop.time()))
+                events = {probing, stopping, exited, moved}
+                await asyncio.wait(events, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+                moved.cancel()
+                if stopping.done():
+                    return ""
+                if exited.done():
+                    await self._read_out(process)
+                    return f"{self.spec.name} ended during its start: {self._obituary(exited.result())}"
+                if probing.done():
+                    return self._probed(probing)
+                if loop.time() >= latest_end:
+                    return self._too_slow(f"not ready after {self.spec.start_limit:g} s", "start_limit")
+                if not self._progress.is_set():
+                    return self._too_slow(f"no sign of progress for {self.spec.start_timeout:g} s", "start_timeout")
+        finally:
+            for task in (probing, stopping):
+                task.cancel()
+            await asyncio.gather(probing, stopping, return_exceptions=True)
+
+    def _too_slow(self, what: str, option: str) -> str:
+        return (
+            f"{self.spec.name}: {what} while starting. Last lines: {self.last_words() or 'none'}. "
+            f"Raise engine.{option} in plugin.yaml if this machine is slow"
+        )
+
+    def _probed(self, probing: asyncio.Task[None]) -> str:
+        error = probing.exception()
+        if error is not None:
+            return f"{self.spec.name} cannot serve: {error}. Last lines: {self.last_words() or 'none'}"
+        self._enter(ProcessState.READY)
+        self._settle(None)
+        return ""
+
+    async def _probe(self) -> None:
+        pause = _PROBE_FIRST
+        while not await self.spec.ready():
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _PROBE_LAST)
+
+    async def _serve(self, process: asyncio.subprocess.Process, exited: asyncio.Task[int]) -> str:
+        """Wait for a stop or for the process to end by itself. Returns why it failed, "" after a stop."""
+        stopping = asyncio.create_task(self._stop_wanted.wait())
+        try:
+            await asyncio.wait({stopping, exited}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            await asyncio.gather(stopping, return_exceptions=True)
+        if self._stop_wanted.is_set():
+            return ""
+        await self._read_out(process)
+        return f"{self.spec.name} died: {self._obituary(exited.result())}"
+
+    async def _end(
+        self,
+        process: asyncio.subprocess.Process,
+        exited: asyncio.Task[int],
+        readers: list[asyncio.Task[None]],
+    ) -> None:
+        """Stop what still runs, kill the whole tree, and confirm that it is gone."""
+        self._enter(ProcessState.STOPPING)
+        try:
+            if not exited.done():
+                if process.stdin is not None:
+                    process.stdin.close()
+                if not self.spec.stop_by_stdin:
+                    tree.ask_to_stop(process.pid)
+                await asyncio.wait({exited}, timeout=self.spec.stop_timeout)
+            if not exited.done():
+                log.warning("%s did not stop in %g s: killing it", self.spec.name, self.spec.stop_timeout)
+            tree.kill_tree(process.pid)
+            await asyncio.wait({exited}, timeout=_KILL_CONFIRM)
+            if not exited.done():
+                log.error("%s (pid %d) could not be killed", self.spec.name, process.pid)
+                exited.cancel()
+        finally:
+            for reader in readers:
+                reader.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+            # The transport closes our pipe ends; asyncio offers no public way to them.
+            transport: asyncio.BaseTransport = process._transport  # type: ignore[attr-defined]
+            transport.close()
+            self.spec.on_end(process.pid)
+
+    def _settle(self, error: Exception | None) -> None:
+        if self._settled is None or self._settled.done():
+            return
+        if error is None:
+            self._settled.set_result(None)
+        else:
+            self._settled.set_exception(error)
+
+    def _finish(self) -> None:
+        self.pid = None
+        if self.failure:
+            log.error("%s", self.failure)
+        self._enter(ProcessState.FAILED if self.failure else ProcessState.STOPPED)
+        self._settle(
+            EngineStartError(self.failure)
+            if self.failure
+            else UnavailableError(f"{self.spec.name} was stopped while it was starting")
+        )
+        self.ended.set()
+
+    def _obituary(self, code: int) -> str:
+        cause = f"exit code {code}"
+        if code < 0:
+            with contextlib.suppress(ValueError):
+                cause = f"{signal.Signals(-code).name} (exit code {code})"
+        return f"{cause}. Last lines: {self.last_words() or 'none'}"
+
+    async def _read_out(self, process: asyncio.subprocess.Process) -> None:
+        """Let the readers see what the process wrote before it ended; a grandchild may hold the pipe open."""
+        streams = [stream for stream in (process.stdout, process.stderr) if stream is not None]
+        for _ in range(50):
+            if all(stream.at_eof() for stream in streams):
+                return
+            await asyncio.sleep(0.01)
+
+    async def _drain(self, stream: asyncio.StreamReader | None) -> None:
+        """Read a pipe for ever, so that a flood never blocks the engine; keep the last lines."""
+        if stream is None:
+            return
+        rest = b""
+        while block := await stream.read(65536):
+            *lines, rest = (rest + block).split(b"\n")
+            rest = rest[-_LINE_LIMIT:]
+            for line in lines[-_TAIL_LINES:]:
+                self._note(line)
+            self._progress.set()
+        if rest:
+            self._note(rest)
+
+    def _note(self, line: bytes) -> None:
+        text = line[:_LINE_LIMIT].decode("utf-8", "replace").strip()
+        if text:
+            self._tail.append(text)
+            log.debug("%s: %s", self.spec.name, text)

@@ -1,0 +1,80 @@
+"""Server-sent events on the token's way: cut at event boundaries, look inside as little as possible."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.errors import BadGatewayError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from engine_plugin.engines.http1 import HttpResponse
+
+__all__ = ["DONE", "error_event", "event_data", "whole_events"]
+
+DONE = b"data: [DONE]"
+_MAX_EVENT = 16 * 1024 * 1024
+# Inside a JSON string a quote is escaped, so these bytes can only stand where an event begins.
+_ERROR_MARKS = (b'data: {"error"', b"error: {")
+
+
+async def whole_events(response: HttpResponse) -> AsyncIterator[bytes]:
+    """The body in blocks that end where an event ends: all events that have arrived leave together.
+
+    A body that ends inside an event raises BadGatewayError.
+    """
+    rest = b""
+    while block := await response.read_some():
+        data = rest + block if rest else block
+        cut = _last_boundary(data)
+        if cut == len(data):
+            rest = b""
+            yield data
+            continue
+        rest = data[cut:]
+        if len(rest) > _MAX_EVENT:
+            raise BadGatewayError(f"the engine sent an event of over {_MAX_EVENT} bytes")
+        if cut:
+            yield data[:cut]
+    if rest.strip():
+        raise BadGatewayError("the engine's stream ended inside an event")
+
+
+def _last_boundary(data: bytes) -> int:
+    """The index after the last empty line that ends an event, 0 when there is none."""
+    if data.endswith(b"\n\n"):
+        return len(data)
+    plain, windows = data.rfind(b"\n\n"), data.rfind(b"\r\n\r\n")
+    return max(plain + 2 if plain >= 0 else 0, windows + 4 if windows >= 0 else 0)
+
+
+def error_event(block: bytes) -> int:
+    """Where an error event begins in a block of whole events; -1 when there is none."""
+    for mark in _ERROR_MARKS:
+        if block.startswith(mark):
+            return 0
+        found = block.find(b"\n" + mark)
+        if found >= 0:
+            return found + 1
+    return -1
+
+
+def event_data(block: bytes) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a block of whole events; comments and [DONE] are passed over.
+
+    Raises BadGatewayError for data that is not a JSON object.
+    """
+    for line in block.splitlines():
+        name, colon, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if not colon or name not in (b"data", b"error") or value == b"[DONE]":
+            continue
+        try:
+            shape = json.loads(value)
+        except ValueError as error:
+            raise BadGatewayError(f"the engine's event is not JSON: {value[:120]!r}") from error
+        if not isinstance(shape, dict):
+            raise BadGatewayError(f"the engine's event is not a JSON object: {value[:120]!r}")
+        yield {"error": shape} if name == b"error" else shape
