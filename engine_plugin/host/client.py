@@ -1,0 +1,274 @@
+"""PluginClient: one method for each rpc of a plugin, and the end of the plugin's process."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
+
+import grpc.aio
+
+from engine_plugin.errors import PullError
+from engine_plugin.host.link import raise_for_code
+from engine_plugin.host.payloads import dump, invocation, models, parse_object, progress, pull_request
+from engine_plugin.host.shapes import EngineCheck, OperateStatus
+from engine_plugin.host.streams import BidiCall, ChunkStream
+from engine_plugin.rpc.stubs import provider_pb2 as pb
+from engine_plugin.rpc.stubs.goplugin import controller_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+
+    from engine_plugin.host.link import Link
+    from engine_plugin.host.shapes import EngineConfig, ModelEntry, PullOptions, PullProgress
+
+__all__ = ["PluginClient"]
+
+# go-plugin gives the Shutdown rpc and then the exit two seconds each; a plugin is built for that.
+_SHUTDOWN_RPC = 2.0
+_EXIT = 2.0
+
+
+class PluginClient:
+    """A running plugin, as its host sees it. Made by `launch` or `connect`; leaving its context kills the plugin.
+
+    Every method takes `timeout` in seconds; None leaves the bound to the plugin, which keeps those of its
+    plugin.yaml. Methods raise the classes of `engine_plugin.errors`: the one of the response's code when the
+    plugin says no, DeadlineError when `timeout` has passed, UnavailableError when the connection is lost,
+    PluginProcessError when the plugin's process has died.
+    """
+
+    def __init__(self, link: Link, background: Sequence[asyncio.Task[None]] = ()) -> None:
+        self._link = link
+        self._background = background
+        self._killing: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        """The plugin's name, as discovered; its address when connected by hand."""
+        return self._link.name
+
+    @property
+    def address(self) -> str:
+        """The gRPC target."""
+        return self._link.address
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of a plugin that we launched."""
+        return self._link.process.pid if self._link.process else None
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status of a plugin that we launched, None while it runs."""
+        return self._link.process.returncode if self._link.process else None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.kill()
+
+    # Life of the process.
+
+    async def kill(self) -> None:
+        """Ask the plugin to shut down, give it two seconds, then kill it; returns when it is reaped.
+
+        Calls that still wait raise PluginProcessError. Idempotent. A plugin that we only connected to is left
+        running: the connection is closed.
+        """
+        if self._killing is None:
+            self._killing = asyncio.ensure_future(self._kill())
+        await asyncio.shield(self._killing)
+
+    async def shutdown(self) -> None:
+        """Ask a plugin to shut down (go-plugin's GRPCController), also one that we only connected to."""
+        if not self._link.closed:
+            await self._link.attempt(_shutdown(self._link.channel))
+
+    async def _kill(self) -> None:
+        link = self._link
+        try:
+            if link.process is not None and link.process.returncode is None:
+                try:
+                    await _shutdown(link.channel)
+                except grpc.aio.AioRpcError:
+                    pass  # it has no such rpc, or is going already; the signal below does not ask
+        finally:
+            link.closed = True
+            for task in self._background:
+                task.cancel()
+            try:
+                await asyncio.gather(*self._background, return_exceptions=True)
+                await link.channel.close()
+            finally:
+                if link.process is not None:
+                    await link.process.end(_EXIT)
+
+    # Services.
+
+    async def get_manifest(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """The plugin as its plugin.yaml describes it."""
+        response = await self._link.unary("GetManifest", pb.GetManifestRequest(), timeout)
+        return parse_object(response.manifest_json, "GetManifest")
+
+    async def invoke(
+        self, service: str, request: Mapping[str, Any] | bytes, *, timeout: float | None = None, auth: str = ""
+    ) -> dict[str, Any]:
+        """Call a service once; request and answer are JSON objects in the service's flavour."""
+        return parse_object(await self.invoke_raw(service, request, timeout=timeout, auth=auth), service)
+
+    async def invoke_raw(
+        self, service: str, request: Mapping[str, Any] | bytes, *, timeout: float | None = None, auth: str = ""
+    ) -> bytes:
+        """Like `invoke`, with the answer as the plugin sent it."""
+        message = invocation(service, request, auth)
+        response = await self._link.unary("InvokeService", message, timeout)
+        data: bytes = response.response_data
+        return data
+
+    def stream(
+        self, service: str, request: Mapping[str, Any] | bytes, *, timeout: float | None = None, auth: str = ""
+    ) -> ChunkStream:
+        """Call a service and receive its answer in chunks of server-sent events, as they come.
+
+        An async context manager and iterator of bytes; leaving the context cancels the call.
+        """
+        return ChunkStream(self._link, invocation(service, request, auth), timeout)
+
+    def invoke_bidi(self, service: str, *, timeout: float | None = None, auth: str = "") -> BidiCall:
+        """Begin a conversation with a service (speech-to-text-ws)."""
+        return BidiCall(self._link, service, auth, timeout)
+
+    # Status and keys.
+
+    async def health_check(self, *, timeout: float | None = None) -> str:
+        """Return what the engine says of its health. Raises UnavailableError when it cannot serve."""
+        message: str = (await self._link.unary("HealthCheck", pb.HealthCheckRequest(), timeout)).message
+        return message
+
+    async def get_operate_status(self, *, timeout: float | None = None) -> OperateStatus:
+        """Whether the plugin considers its engine stopped, running or failed."""
+        response = await self._link.unary("GetOperateStatus", pb.GetOperateStatusRequest(), timeout)
+        return OperateStatus(response.status)
+
+    async def set_operate_status(self, status: OperateStatus, *, timeout: float | None = None) -> None:
+        """Tell the plugin what this host considers its status to be."""
+        await self._link.unary("SetOperateStatus", pb.SetOperateStatusRequest(status=status), timeout)
+
+    async def set_auth(self, auth_type: str, credentials: Mapping[str, str], *, timeout: float | None = None) -> None:
+        """Give the plugin of a remote provider its keys."""
+        await self._link.unary("SetAuth", pb.SetAuthRequest(auth_type=auth_type, credentials=credentials), timeout)
+
+    async def validate_auth(self, *, timeout: float | None = None) -> None:
+        """Have the keys checked. Raises AuthError."""
+        await self._link.unary("ValidateAuth", pb.ValidateAuthRequest(), timeout)
+
+    async def refresh_auth(self, *, timeout: float | None = None) -> None:
+        """Have the keys renewed."""
+        await self._link.unary("RefreshAuth", pb.RefreshAuthRequest(), timeout)
+
+    # The engine.
+
+    async def start_engine(self, mode: str = "auto", *, timeout: float | None = None) -> None:
+        """Make the engine ready to serve; `mode` is auto, cpu or gpu. Returns when it is."""
+        await self._link.unary("StartEngine", pb.StartEngineRequest(mode=mode), timeout)
+
+    async def stop_engine(self, *, timeout: float | None = None) -> None:
+        """Stop the engine; the plugin stays."""
+        await self._link.unary("StopEngine", pb.StopEngineRequest(), timeout)
+
+    async def get_config(self, *, timeout: float | None = None) -> EngineConfig:
+        """Where the engine lives and what it would serve."""
+        response = await self._link.unary("GetConfig", pb.GetConfigRequest(), timeout)
+        return cast("EngineConfig", parse_object(response.config_json, "GetConfig"))
+
+    async def check_engine(self, *, timeout: float | None = None) -> EngineCheck:
+        """Whether the engine's software is installed: true or false, with `detail`."""
+        response = await self._link.unary("CheckEngine", pb.CheckEngineRequest(), timeout)
+        return EngineCheck(response.installed, response.message)
+
+    async def install_engine(self, *, cover: bool = False, timeout: float | None = None) -> str:
+        """Install the engine's software, over what is there with `cover`; return what the plugin says of it."""
+        message: str = (
+            await self._link.unary("InstallEngine", pb.InstallEngineRequest(cover=cover), timeout)
+        ).message
+        return message
+
+    async def init_env(self, *, timeout: float | None = None) -> None:
+        """Create what the engine needs in order to start."""
+        await self._link.unary("InitEnv", pb.InitEnvRequest(), timeout)
+
+    async def upgrade_engine(self, *, timeout: float | None = None) -> str:
+        """Bring the engine's software to the version that the manifest asks for; return what the plugin says."""
+        message: str = (await self._link.unary("UpgradeEngine", pb.UpgradeEngineRequest(), timeout)).message
+        return message
+
+    async def get_version(self, *, timeout: float | None = None) -> str:
+        """The engine's version."""
+        response = await self._link.unary("GetVersion", pb.GetVersionRequest(request_json=b"{}"), timeout)
+        return str(parse_object(response.response_json, "GetVersion").get("version", ""))
+
+    # Models.
+
+    async def pull_model(
+        self, model: str, *, timeout: float | None = None, **options: Unpack[PullOptions]
+    ) -> PullProgress:
+        """Fetch a model and return the last progress, whose status is "success". Raises PullError."""
+        request = pb.PullModelRequest(request_json=pull_request(model, options, stream=False))
+        response = await self._link.unary("PullModel", request, timeout)
+        last = progress(response.response_json)
+        if last.get("status") != "success":
+            raise PullError(f"the pull of {model} ended with {last.get('status')!r}")
+        return last
+
+    async def pull_model_stream(
+        self, model: str, *, timeout: float | None = None, **options: Unpack[PullOptions]
+    ) -> AsyncGenerator[PullProgress, None]:
+        """Fetch a model and yield its progress; the last has status "success". Options as for `pull_model`.
+
+        Closing the iterator (`contextlib.aclosing`) ends the pull; what has arrived is kept for the next one.
+        """
+        request = pb.PullModelStreamRequest(request_json=pull_request(model, options, stream=True))
+        call = self._link.open("PullModelStream", request, timeout=timeout)
+        try:
+            while (response := await self._link.attempt(call.read())) is not grpc.aio.EOF:
+                raise_for_code(response)
+                step = progress(response.data)
+                yield step
+                if step.get("status") == "success":
+                    return
+        finally:
+            call.cancel()
+        raise PullError(f"the plugin ended the pull of {model} before it was complete; pull again to resume")
+
+    async def delete_model(self, model: str, *, timeout: float | None = None) -> None:
+        """Delete a model from this machine."""
+        await self._link.unary("DeleteModel", pb.DeleteModelRequest(request_json=dump(model=model)), timeout)
+
+    async def list_models(self, *, timeout: float | None = None) -> list[ModelEntry]:
+        """Every model that a call may name."""
+        response = await self._link.unary("ListModels", pb.ListModelsRequest(), timeout)
+        return models(response.response_json, "ListModels")
+
+    async def load_model(self, model: str, *, timeout: float | None = None) -> None:
+        """Bring a model into memory; returns when it can answer."""
+        await self._link.unary("LoadModel", pb.LoadModelRequest(request_json=dump(model=model)), timeout)
+
+    async def unload_model(self, *models: str, timeout: float | None = None) -> None:
+        """Free the memory of these models, after their running requests."""
+        request = pb.UnloadModelRequest(request_json=dump(models=list(models)))
+        await self._link.unary("UnloadModel", request, timeout)
+
+    async def running_models(self, *, timeout: float | None = None) -> list[ModelEntry]:
+        """The models in memory."""
+        response = await self._link.unary("GetRunningModels", pb.GetRunningModelsRequest(), timeout)
+        return models(response.response_json, "GetRunningModels")
+
+
+def _shutdown(channel: grpc.aio.Channel) -> Awaitable[Any]:
+    shutdown: Callable[..., Awaitable[Any]] = channel.unary_unary(
+        "/plugin.GRPCController/Shutdown",
+        request_serializer=controller_pb2.Empty.SerializeToString,
+        response_deserializer=controller_pb2.Empty.FromString,
+    )
+    return shutdown(controller_pb2.Empty(), timeout=_SHUTDOWN_RPC)

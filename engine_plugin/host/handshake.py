@@ -1,0 +1,85 @@
+"""The host's half of go-plugin's start: the environment a plugin gets and the line it must answer with."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine_plugin import __version__
+from engine_plugin.errors import PluginProcessError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["COOKIE_NAME", "COOKIE_VALUE", "Handshake", "parse_handshake", "plugin_environment"]
+
+COOKIE_NAME = "AOG_PLUGIN"
+COOKIE_VALUE = "aog-provider-plugin-v1"
+
+_CORE_VERSION = 1
+_PROTOCOL_VERSION = 1
+_SHOWN = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """Where a plugin listens, as a gRPC target: `unix:/path` or `host:port`."""
+
+    address: str
+
+
+def plugin_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Our environment with what a plugin needs to know that a host of its kind started it.
+
+    `PLUGIN_*` of our own are left out: when we are a plugin ourselves they speak of our host's connection
+    (a certificate, a socket directory), not of the one we are about to make.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PLUGIN_")}
+    environment["AOG_VERSION"] = __version__
+    environment.update(extra or {})
+    environment |= {
+        COOKIE_NAME: COOKIE_VALUE,
+        "PLUGIN_PROTOCOL_VERSIONS": str(_PROTOCOL_VERSION),
+        "PLUGIN_MIN_PORT": "10000",
+        "PLUGIN_MAX_PORT": "25000",
+    }
+    return environment
+
+
+def parse_handshake(line: str) -> Handshake:
+    """Read `1|1|unix|/path|grpc|` (go-plugin, docs/internals.md). Raises PluginProcessError, saying what is wrong."""
+    fields = line.strip().split("|")
+    if len(fields) < 4 or not fields[0].strip().isdecimal():
+        raise PluginProcessError(
+            f"the first line on its standard output is not a go-plugin handshake: {line[:_SHOWN]!r}. "
+            "A plugin must print nothing before its handshake line."
+        )
+    core, version, network, address = fields[:4]
+    protocol = fields[4] if len(fields) > 4 else "netrpc"
+    certificate = fields[5] if len(fields) > 5 else ""
+    if int(core) != _CORE_VERSION:
+        raise PluginProcessError(
+            f"it speaks version {core} of go-plugin's core protocol, this host version {_CORE_VERSION}. "
+            "Build the plugin with a go-plugin of the 1.x series."
+        )
+    if version != str(_PROTOCOL_VERSION):
+        raise PluginProcessError(
+            f"it speaks version {version} of the provider protocol, this host version {_PROTOCOL_VERSION}. "
+            "Use a plugin and a host of the same protocol version."
+        )
+    if protocol != "grpc":
+        raise PluginProcessError(f"it speaks {protocol!r}, this host only 'grpc'. Serve the plugin over gRPC.")
+    if certificate:
+        raise PluginProcessError("it sent a TLS certificate that this host did not ask for.")
+    return Handshake(_target(network, address))
+
+
+def _target(network: str, address: str) -> str:
+    if network == "unix" and address:
+        return f"unix:{address}"
+    if network == "tcp" and address.rpartition(":")[2].isdecimal():
+        return address
+    raise PluginProcessError(
+        f"it listens on {network!r} {address!r}; known are 'unix' with a path and 'tcp' with host:port."
+    )

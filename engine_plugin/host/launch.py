@@ -1,0 +1,137 @@
+"""From a command or an address to a PluginClient: spawn, handshake, dial, health."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc.aio
+from google.protobuf.empty_pb2 import Empty
+from grpc_health.v1 import health_pb2
+
+from engine_plugin.errors import NotFoundError, PluginProcessError, UnavailableError, UnsupportedError
+from engine_plugin.host.client import PluginClient
+from engine_plugin.host.handshake import plugin_environment
+from engine_plugin.host.link import CHANNEL_OPTIONS, Link
+from engine_plugin.host.logs import LineSplitter
+from engine_plugin.host.process import PluginProcess
+from engine_plugin.rpc.stubs.goplugin import broker_pb2, stdio_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from engine_plugin.host.logs import LogLine
+
+__all__ = ["connect", "launch"]
+
+_HEALTH_SERVICE = "plugin"
+
+
+async def launch(
+    command: Sequence[str],
+    *,
+    name: str = "",
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    start_timeout: float = 10.0,
+    on_log: Callable[[LogLine], None] | None = None,
+) -> PluginClient:
+    """Run `command` as a plugin and return its client once it is healthy, within `start_timeout` seconds.
+
+    `env` is added to our own environment. `on_log` gets every line that the plugin writes; it must not block.
+    Raises PluginProcessError, with the plugin's last lines, when it cannot be run, says something other than
+    its handshake, exits, or takes too long; no process is left then.
+    """
+    name = name or Path(command[0]).stem
+    process = await PluginProcess.spawn(name, command, cwd=cwd, env=plugin_environment(env), on_log=on_log)
+    channel: grpc.aio.Channel | None = None
+    background: list[asyncio.Task[None]] = []
+    try:
+        try:
+            async with asyncio.timeout(start_timeout):
+                handshake = await process.handshake()
+                channel = grpc.aio.insecure_channel(handshake.address, options=CHANNEL_OPTIONS)
+                link = Link(name, handshake.address, channel, process)
+                background = [
+                    asyncio.create_task(_stdio(channel, process)),
+                    asyncio.create_task(_broker(channel)),
+                ]
+                await _wait_healthy(link)
+        except TimeoutError:
+            phase = "healthy" if channel else "through its handshake"
+            when = f"and not {phase} {start_timeout:g} s after its start"
+            raise PluginProcessError(process.describe(when)) from None
+    except BaseException:
+        for task in background:
+            task.cancel()
+        try:
+            if channel is not None:
+                await channel.close()
+        finally:
+            await process.end(0)
+        raise
+    return PluginClient(link, background)
+
+
+async def connect(address: str, *, timeout: float = 5.0) -> PluginClient:
+    """Connect to a plugin that somebody else runs, at `unix:/path` or `host:port`.
+
+    Its `kill` only closes the connection. Raises UnavailableError when nothing healthy answers in `timeout` seconds.
+    """
+    channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    link = Link(address, address, channel, None)
+    try:
+        try:
+            async with asyncio.timeout(timeout):
+                await _wait_healthy(link)
+        except TimeoutError:
+            raise UnavailableError(f"no plugin answered at {address} within {timeout:g} s") from None
+    except BaseException:
+        await channel.close()
+        raise
+    return PluginClient(link)
+
+
+async def _wait_healthy(link: Link) -> None:
+    check = link.channel.unary_unary(
+        "/grpc.health.v1.Health/Check",
+        request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+        response_deserializer=health_pb2.HealthCheckResponse.FromString,
+    )
+    try:
+        answer = await link.attempt(check(health_pb2.HealthCheckRequest(service=_HEALTH_SERVICE)))
+        state = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    except (NotFoundError, UnsupportedError) as error:
+        state = f"it offers no such check ({error})"
+    if state != "SERVING":
+        message = f"the health check {_HEALTH_SERVICE!r} of plugin {link.name!r} does not say SERVING: {state}"
+        raise PluginProcessError(message) if link.process else UnavailableError(message)
+
+
+async def _stdio(channel: grpc.aio.Channel, process: PluginProcess) -> None:
+    """Log what the plugin sends of its own output. A plugin without this service has nothing to say."""
+    stream = channel.unary_stream(
+        "/plugin.GRPCStdio/StreamStdio",
+        request_serializer=Empty.SerializeToString,
+        response_deserializer=stdio_pb2.StdioData.FromString,
+    )
+    lines = {stdio_pb2.StdioData.STDOUT: LineSplitter(), stdio_pb2.StdioData.STDERR: LineSplitter()}
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        async for part in stream(Empty()):
+            for line in lines[part.channel].feed(part.data) if part.channel in lines else ():
+                process.log_output(line)
+
+
+async def _broker(channel: grpc.aio.Channel) -> None:
+    """Hold the broker's stream open, as every go-plugin host does. Nothing is brokered by this host."""
+    stream = channel.stream_stream(
+        "/plugin.GRPCBroker/StartStream",
+        request_serializer=broker_pb2.ConnInfo.SerializeToString,
+        response_deserializer=broker_pb2.ConnInfo.FromString,
+    )
+    call = stream()
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        while await call.read() is not grpc.aio.EOF:
+            pass

@@ -1,0 +1,143 @@
+"""A channel to a plugin: the rpcs of ProviderService by name, and gRPC's failures as our errors."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message_factory import GetMessageClass
+
+from engine_plugin.errors import (
+    AuthError,
+    BadGatewayError,
+    DeadlineError,
+    EnginePluginError,
+    InvalidRequestError,
+    NotFoundError,
+    PluginProcessError,
+    PreconditionError,
+    UnavailableError,
+    UnsupportedError,
+    error_for_code,
+)
+from engine_plugin.rpc.stubs import provider_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from google.protobuf.descriptor import MethodDescriptor
+    from google.protobuf.message import Message
+
+    from engine_plugin.host.process import PluginProcess
+
+__all__ = ["CHANNEL_OPTIONS", "SERVICE", "Link", "is_success", "raise_for_code"]
+
+SERVICE = provider_pb2.DESCRIPTOR.services_by_name["ProviderService"]
+
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # A plugin is on this machine; a proxy that is set for the internet must not be asked for it.
+    ("grpc.enable_http_proxy", 0),
+    # A plugin that restarts at the same address is a new one: share no connection between channels.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+T = TypeVar("T")
+
+_ERRORS: dict[grpc.StatusCode, type[EnginePluginError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
+    grpc.StatusCode.UNAUTHENTICATED: AuthError,
+    grpc.StatusCode.PERMISSION_DENIED: AuthError,
+    grpc.StatusCode.NOT_FOUND: NotFoundError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
+    grpc.StatusCode.FAILED_PRECONDITION: PreconditionError,
+    grpc.StatusCode.UNIMPLEMENTED: UnsupportedError,
+    grpc.StatusCode.ABORTED: BadGatewayError,
+    grpc.StatusCode.DATA_LOSS: BadGatewayError,
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: UnavailableError,
+    grpc.StatusCode.CANCELLED: UnavailableError,
+}
+# A lost connection is known at once, the exit behind it a moment later.
+_EXIT_FOLLOWS = 2.0
+
+
+def is_success(code: int) -> bool:
+    """Whether a response's `code` means success (AOG plugin SDK: 0 or 200)."""
+    return code in (0, 200)
+
+
+def raise_for_code(response: Any) -> None:
+    """Raise the error that a response's `code` and `message` stand for, if they stand for one."""
+    if not is_success(response.code):
+        raise error_for_code(response.code, response.message or f"the plugin answered with code {response.code}")
+
+
+class Link:
+    """One channel, and the process behind it when we own it. Closed by its PluginClient."""
+
+    def __init__(self, name: str, address: str, channel: grpc.aio.Channel, process: PluginProcess | None) -> None:
+        self.name = name
+        self.address = address
+        self.channel = channel
+        self.process = process
+        self.closed = False
+        self._rpcs = {rpc.name: _callable(channel, rpc) for rpc in SERVICE.methods}
+
+    def open(self, rpc: str, *request: Message, timeout: float | None) -> Any:
+        """Begin a call and return grpc.aio's object for it. Raises PluginProcessError when it cannot begin."""
+        if self.closed:
+            raise self._stopped()
+        return self._rpcs[rpc](*request, timeout=timeout)
+
+    async def unary(self, rpc: str, request: Message, timeout: float | None) -> Any:
+        """Make a unary call and return its response, whose `code`, if it has one, means success."""
+        response = await self.attempt(self.open(rpc, request, timeout=timeout))
+        if "code" in response.DESCRIPTOR.fields_by_name:
+            raise_for_code(response)
+        return response
+
+    async def attempt(self, step: Awaitable[T]) -> T:
+        """Await a step of a call; what gRPC raises comes out as an EnginePluginError."""
+        try:
+            return await step
+        except grpc.aio.AioRpcError as error:
+            raise await self._translate(error) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self.closed and not (task and task.cancelling()):
+                # Closing a channel cancels its calls, which their tasks must not mistake for their own end.
+                raise self._stopped() from None
+            raise
+
+    async def _translate(self, error: grpc.aio.AioRpcError) -> EnginePluginError:
+        process = self.process
+        if process is not None and self.channel.get_state() is not grpc.ChannelConnectivity.READY:
+            await process.wait(_EXIT_FOLLOWS)
+        if process is not None and process.returncode is not None:
+            return PluginProcessError(process.describe("during the call"))
+        details = error.details() or error.code().name
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            details = f"plugin {self.name!r} did not answer in time: {details}"
+        elif error.code() is grpc.StatusCode.UNAVAILABLE and process is None:
+            details = f"nothing answers at {self.address}: {details}"
+        return _ERRORS.get(error.code(), EnginePluginError)(details)
+
+    def _stopped(self) -> PluginProcessError:
+        return PluginProcessError(f"plugin {self.name!r} has been stopped by this host; launch it again")
+
+
+def _callable(channel: grpc.aio.Channel, rpc: MethodDescriptor) -> Any:
+    make: Callable[..., Any] = {
+        (False, False): channel.unary_unary,
+        (False, True): channel.unary_stream,
+        (True, True): channel.stream_stream,
+    }[rpc.client_streaming, rpc.server_streaming]
+    return make(
+        f"/{SERVICE.full_name}/{rpc.name}",
+        request_serializer=GetMessageClass(rpc.input_type).SerializeToString,
+        response_deserializer=GetMessageClass(rpc.output_type).FromString,
+    )

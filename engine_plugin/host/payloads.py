@@ -1,0 +1,56 @@
+"""The `bytes *_json` fields of the wire, written and read."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, cast
+
+from engine_plugin.errors import BadGatewayError
+from engine_plugin.rpc.stubs import provider_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from engine_plugin.host.shapes import ModelEntry, PullOptions, PullProgress
+
+__all__ = ["dump", "invocation", "models", "parse_object", "progress", "pull_request"]
+
+
+def dump(**fields: Any) -> bytes:
+    """A JSON object of these fields."""
+    return json.dumps(fields).encode()
+
+
+def invocation(service: str, request: Mapping[str, Any] | bytes, auth: str) -> pb.InvokeServiceRequest:
+    """The message of InvokeService and InvokeServiceStream; bytes go as they are."""
+    data = request if isinstance(request, bytes) else json.dumps(dict(request)).encode()
+    return pb.InvokeServiceRequest(service_name=service, request_data=data, auth_info=auth)
+
+
+def pull_request(model: str, options: PullOptions, *, stream: bool) -> bytes:
+    """PullModelRequest's JSON."""
+    return dump(model=model, stream=stream, **options)
+
+
+def parse_object(data: bytes, of: str) -> dict[str, Any]:
+    """The JSON object in `data`, part of the answer to `of`. Raises BadGatewayError."""
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise BadGatewayError(f"the plugin's answer to {of} is not JSON: {data[:200]!r}") from error
+    if not isinstance(value, dict):
+        raise BadGatewayError(f"the plugin's answer to {of} is not a JSON object: {data[:200]!r}")
+    return value
+
+
+def models(data: bytes, of: str) -> list[ModelEntry]:
+    """The models of a ListModelsResponse. Raises BadGatewayError."""
+    found = parse_object(data, of).get("models") or []
+    if not isinstance(found, list):
+        raise BadGatewayError(f"the plugin's answer to {of} holds no list of models: {data[:200]!r}")
+    return cast("list[ModelEntry]", found)
+
+
+def progress(data: bytes) -> PullProgress:
+    """A ProgressResponse. Raises BadGatewayError."""
+    return cast("PullProgress", parse_object(data, "PullModel"))

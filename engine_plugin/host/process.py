@@ -1,0 +1,184 @@
+"""A plugin's process: spawned, its output drained, its handshake awaited, and its end made sure of.
+
+asyncio's subprocess transport is used directly because its `process_exited` tells the exit even while a
+grandchild still holds the pipes open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, cast
+
+from engine_plugin.errors import PluginProcessError
+from engine_plugin.host.handshake import parse_handshake
+from engine_plugin.host.logs import LineSplitter, PluginLog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from engine_plugin.host.handshake import Handshake
+    from engine_plugin.host.logs import LogLine
+
+__all__ = ["PluginProcess"]
+
+_STDOUT, _STDERR = 1, 2
+# How long output may still arrive after the exit, before a pipe that somebody else holds open is given up.
+_LAST_OUTPUT = 0.5
+# A killed process is reaped at once, unless the kernel keeps it in an uninterruptible wait.
+_REAPED = 5.0
+_SHOWN_LINES = 10
+
+_log = logging.getLogger(__name__)
+
+
+class PluginProcess(asyncio.SubprocessProtocol):
+    """One plugin's process. Made by `spawn`; whoever spawned it must `end` it."""
+
+    def __init__(self, name: str, on_log: Callable[[LogLine], None] | None) -> None:
+        loop = asyncio.get_running_loop()
+        self.name = name
+        self._log = PluginLog(name, on_log)
+        self._lines = {_STDOUT: LineSplitter(), _STDERR: LineSplitter()}
+        self._first_line: asyncio.Future[str] = loop.create_future()
+        self._exited = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._transport: asyncio.SubprocessTransport
+
+    @classmethod
+    async def spawn(
+        cls,
+        name: str,
+        command: Sequence[str],
+        *,
+        cwd: Path | None,
+        env: Mapping[str, str],
+        on_log: Callable[[LogLine], None] | None,
+    ) -> PluginProcess:
+        """Start `command` with its standard input empty. Raises PluginProcessError when it cannot be run."""
+        loop = asyncio.get_running_loop()
+        try:
+            _, protocol = await loop.subprocess_exec(
+                lambda: cls(name, on_log), *command, stdin=asyncio.subprocess.DEVNULL, cwd=cwd, env=dict(env)
+            )
+        except OSError as error:
+            raise PluginProcessError(_cannot_run(name, command, cwd, error)) from error
+        return protocol
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._transport.get_pid()
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, minus a signal's number, None while it runs."""
+        return self._transport.get_returncode()
+
+    def log_output(self, text: str) -> None:
+        """Take a line that arrived another way (go-plugin's stdio stream)."""
+        self._take(text)
+
+    async def handshake(self) -> Handshake:
+        """Wait for the handshake. Raises PluginProcessError for a wrong line or an exit; bound it yourself."""
+        gone = asyncio.ensure_future(self._gone())
+        waited: set[asyncio.Future[Any]] = {gone, self._first_line}
+        try:
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+        if not self._first_line.done():
+            raise PluginProcessError(self.describe("before its handshake"))
+        try:
+            return parse_handshake(self._first_line.result())
+        except PluginProcessError as error:
+            raise PluginProcessError(f"plugin {self.name!r} cannot be used: {error}{self._last_lines()}") from None
+
+    async def wait(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for the exit, and for the last output; say whether it has exited."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._exited.wait()
+        except TimeoutError:
+            return False
+        await self._gone()
+        return True
+
+    async def end(self, grace: float) -> None:
+        """Give the process `grace` seconds to exit, then kill it; returns when it is reaped. Idempotent."""
+        try:
+            if not await self.wait(grace):
+                if grace > 0:
+                    self._take(f"[WARN] plugin {self.name!r} did not exit within {grace:g} s and is killed")
+                self._transport.kill()
+                await self.wait(_REAPED)
+        finally:
+            self._transport.close()  # kills, should a cancellation have brought us here early
+        if self._exited.is_set():
+            await self._gone()
+
+    async def _gone(self) -> None:
+        """Wait for the exit and then, a moment, for the output that is still on its way."""
+        await self._exited.wait()
+        try:
+            async with asyncio.timeout(_LAST_OUTPUT):
+                await self._drained.wait()
+        except TimeoutError:
+            pass  # a child of the plugin holds the pipe; the exit is what was asked for
+
+    def describe(self, when: str) -> str:
+        """Say how the process stands, with its last lines: the text of a PluginProcessError."""
+        code = self.returncode
+        if code is None:
+            state = "was still running"
+        elif code < 0:
+            state = f"was killed by signal {-code}"
+        else:
+            state = f"exited with code {code}"
+        return f"plugin {self.name!r} {state} {when}{self._last_lines()}"
+
+    def _last_lines(self) -> str:
+        lines = self._log.tail()[-_SHOWN_LINES:]
+        return "; its last lines: " + " | ".join(lines) if lines else ""
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.SubprocessTransport", transport)
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        for line in self._lines[fd].feed(data):
+            self._line(fd, line)
+
+    def pipe_connection_lost(self, fd: int, _exc: Exception | None) -> None:
+        if fd in self._lines:
+            for line in self._lines[fd].close():
+                self._line(fd, line)
+
+    def process_exited(self) -> None:
+        self._exited.set()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self._drained.set()
+
+    def _line(self, fd: int, line: str) -> None:
+        if fd == _STDOUT and not self._first_line.done():
+            self._first_line.set_result(line)
+        else:
+            self._take(line)
+
+    def _take(self, line: str) -> None:
+        try:
+            self._log.add(line)
+        except Exception:  # noqa: BLE001 - a caller's on_log must not stop the draining of the pipe
+            _log.exception("on_log failed for a line of plugin %r", self.name)
+
+
+def _cannot_run(name: str, command: Sequence[str], cwd: Path | None, error: OSError) -> str:
+    advice = {
+        FileNotFoundError: "Check the executable's path in plugin.yaml's platforms and the working directory",
+        PermissionError: "Make it executable (chmod +x)",
+    }.get(type(error), "Check that it is built for this platform")
+    where = f"{command[0]} (in {cwd or 'this directory'})"
+    return f"plugin {name!r} cannot be run: {error.strerror or error}: {where}. {advice}."

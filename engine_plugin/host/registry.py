@@ -1,0 +1,126 @@
+"""The plugins of a directory, and their launch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine_plugin.errors import NotFoundError, Problem
+from engine_plugin.host.launch import launch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from engine_plugin.host.client import PluginClient
+    from engine_plugin.host.logs import LogLine
+    from engine_plugin.manifest import Manifest
+
+__all__ = ["PluginRegistry"]
+
+_FILES = ("plugin.yaml", "plugin.json")
+
+
+class PluginRegistry:
+    """The plugins found in a directory, by name. Made by `discover`.
+
+    `problems` holds every complaint about a plugin there; those of severity "error" are why one is missing.
+    """
+
+    def __init__(self, directory: Path, manifests: Mapping[str, Manifest], problems: tuple[Problem, ...]) -> None:
+        self.directory = directory
+        self.problems = problems
+        self._manifests = dict(manifests)
+
+    @classmethod
+    def discover(cls, directory: Path) -> PluginRegistry:
+        """Read `<directory>/*/plugin.yaml` (else plugin.json). Raises NotFoundError when there is no such directory.
+
+        As AOG does: a name's second owner is skipped, and the directory of a plugin must bear its name.
+        """
+        if not directory.is_dir():
+            raise NotFoundError(f"no directory of plugins at {directory}. Create it, a directory for each plugin.")
+        manifests: dict[str, Manifest] = {}
+        problems: list[Problem] = []
+        for file in _manifest_files(directory):
+            manifest = _read(file, problems)
+            if manifest is None:
+                continue
+            complaint = _complaint(manifest, manifests)
+            if complaint is None:
+                manifests[manifest.provider.name] = manifest
+            else:
+                problems.append(complaint)
+        return cls(directory, manifests, tuple(problems))
+
+    @property
+    def names(self) -> list[str]:
+        """The plugins' names, sorted."""
+        return sorted(self._manifests)
+
+    def manifest(self, name: str) -> Manifest:
+        """A plugin's manifest. Raises NotFoundError, saying which plugins there are."""
+        try:
+            return self._manifests[name]
+        except KeyError:
+            known = ", ".join(self.names) or "none"
+            raise NotFoundError(f"no plugin is called {name!r} in {self.directory}; found: {known}.") from None
+
+    __getitem__ = manifest
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._manifests
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self._manifests)
+
+    async def launch(
+        self,
+        name: str,
+        *,
+        env: Mapping[str, str] | None = None,
+        start_timeout: float = 10.0,
+        on_log: Callable[[LogLine], None] | None = None,
+    ) -> PluginClient:
+        """Start a plugin as AOG does: its executable for this platform, no arguments, cwd = `<plugin>/bin`.
+
+        Raises NotFoundError, ManifestError (nothing for this platform) and what `launch` raises.
+        """
+        executable = self.manifest(name).executable()
+        return await launch(
+            [str(executable)],
+            name=name,
+            cwd=executable.parent.parent,
+            env=env,
+            start_timeout=start_timeout,
+            on_log=on_log,
+        )
+
+
+def _manifest_files(directory: Path) -> Iterator[Path]:
+    for entry in sorted(directory.iterdir()):
+        found = next((entry / file for file in _FILES if (entry / file).is_file()), None)
+        if found is not None:
+            yield found
+
+
+def _read(file: Path, problems: list[Problem]) -> Manifest | None:
+    from engine_plugin.manifest import inspect_manifest
+
+    manifest, found = inspect_manifest(file)
+    problems += found
+    return manifest if not any(problem.severity == "error" for problem in found) else None
+
+
+def _complaint(manifest: Manifest, known: Mapping[str, Manifest]) -> Problem | None:
+    name = manifest.provider.name
+    where = ("provider", "name")
+    if name in known:
+        what = f"the plugin name {name!r} is taken by {known[name].path}"
+        return manifest.problem(where, what, "Give one of the two another provider.name; this one is skipped.")
+    if manifest.plugin_dir.name != name:
+        what = f"provider.name is {name!r}, but its directory is called {manifest.plugin_dir.name!r}"
+        return manifest.problem(where, what, f"Rename the directory to {name!r}, or change provider.name.")
+    return None

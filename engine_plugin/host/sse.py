@@ -1,0 +1,103 @@
+"""Server-sent events out of chunks of bytes, wherever the chunks happen to be cut."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.errors import BadGatewayError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator
+
+__all__ = ["EventSplitter", "events"]
+
+_DONE = b"[DONE]"
+_BOM = b"\xef\xbb\xbf"
+
+
+class EventSplitter:
+    """Collects bytes and gives back the data of each whole event (HTML Standard, section 9.2.6).
+
+    Comments and the fields `event`, `id` and `retry` are dropped; several `data` lines are joined by a newline.
+    Lines may end in LF, CRLF or CR. One splitter serves one stream.
+    """
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        self._data: list[bytes] = []
+        self._started = False
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Take the next chunk and return the data of every event that it completes."""
+        held_cr = self._rest.endswith(b"\r")
+        self._rest += chunk
+        if not self._started:
+            if len(self._rest) < len(_BOM) and _BOM.startswith(self._rest):
+                return []
+            self._rest = self._rest.removeprefix(_BOM)
+            self._started = True
+        elif not held_cr and b"\n" not in chunk and b"\r" not in chunk:
+            return []  # a long line is not searched again with each of its chunks
+        return self._take_lines(final=False)
+
+    def close(self) -> list[bytes]:
+        """The stream has ended: return an event whose closing blank line never came (many servers omit it)."""
+        complete = self._take_lines(final=True)
+        self._line(bytes(self._rest))
+        self._rest.clear()
+        return complete + self._dispatch()
+
+    def _take_lines(self, *, final: bool) -> list[bytes]:
+        text = bytes(self._rest)
+        # A CR at the very end may be the first half of a CRLF: keep it until the next chunk tells.
+        held = b"\r" if text.endswith(b"\r") and not final else b""
+        text = text.removesuffix(held)
+        *lines, rest = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        self._rest = bytearray(rest + held)
+        complete: list[bytes] = []
+        for line in lines:
+            if line:
+                self._line(line)
+            else:
+                complete += self._dispatch()
+        return complete
+
+    def _line(self, line: bytes) -> None:
+        field, _, value = line.partition(b":")
+        if field == b"data":
+            self._data.append(value.removeprefix(b" "))
+
+    def _dispatch(self) -> list[bytes]:
+        if not self._data:
+            return []
+        event = b"\n".join(self._data)
+        self._data.clear()
+        return [event]
+
+
+async def events(chunks: AsyncIterable[bytes]) -> AsyncIterator[dict[str, Any]]:
+    """Decode a stream of server-sent events into the JSON objects they carry; `[DONE]` ends it.
+
+    Raises BadGatewayError for data that is not a JSON object. Called with what `PluginClient.stream` returns.
+    """
+    splitter = EventSplitter()
+    async for chunk in chunks:
+        for data in splitter.feed(chunk):
+            if data == _DONE:
+                return
+            yield _decode(data)
+    for data in splitter.close():
+        if data == _DONE:
+            return
+        yield _decode(data)
+
+
+def _decode(data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise BadGatewayError(f"an event of the stream is not JSON: {data[:200]!r}") from error
+    if not isinstance(value, dict):
+        raise BadGatewayError(f"an event of the stream is not a JSON object: {data[:200]!r}")
+    return value

@@ -1,0 +1,136 @@
+"""Answers that come in parts: a service's stream of chunks, and a conversation."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import grpc.aio
+
+from engine_plugin.errors import BadGatewayError
+from engine_plugin.host.link import raise_for_code
+from engine_plugin.rpc.stubs import provider_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from engine_plugin.host.link import Link
+
+__all__ = ["BidiCall", "BidiMessage", "ChunkStream"]
+
+
+class _Call:
+    """What both kinds share: begun on first use, read message by message, cancelled when left."""
+
+    def __init__(self, link: Link, begin: Callable[[], Any]) -> None:
+        self._link = link
+        self._begin = begin
+        self._call: Any = None
+        self._over = False
+
+    async def __aenter__(self) -> Self:
+        self._started()
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def aclose(self) -> None:
+        """End the call. Unless it has ended, the plugin sees it cancelled and stops its work. Idempotent."""
+        self._over = True
+        if self._call is not None:
+            self._call.cancel()
+
+    def _started(self) -> Any:
+        if self._call is None:
+            self._call = self._begin()
+        return self._call
+
+    async def _read(self) -> Any:
+        """The next message, its code checked. Raises StopAsyncIteration at the end, or the error that ended it."""
+        try:
+            if self._over:
+                raise StopAsyncIteration
+            message = await self._link.attempt(self._started().read())
+            if message is grpc.aio.EOF:
+                raise StopAsyncIteration
+            raise_for_code(message)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._over and not (task and task.cancelling()):
+                raise StopAsyncIteration from None  # another task has closed this stream under us
+            await self.aclose()
+            raise
+        except BaseException:
+            await self.aclose()
+            raise
+        return message
+
+
+class ChunkStream(_Call):
+    """The chunks of a streamed answer: `async with client.stream(…) as chunks: async for chunk in chunks`.
+
+    Chunk boundaries mean nothing; `host.events` turns the chunks into JSON objects. Leaving the context, or
+    `aclose`, cancels the call. An error of the plugin is raised out of the iteration.
+    """
+
+    def __init__(self, link: Link, request: pb.InvokeServiceRequest, timeout: float | None) -> None:
+        super().__init__(link, lambda: link.open("InvokeServiceStream", request, timeout=timeout))
+        self.metadata: dict[str, str] = {}
+        """What the plugin has said about the stream so far."""
+
+    async def __anext__(self) -> bytes:
+        while True:
+            message: pb.InvokeServiceStreamResponse = await self._read()
+            self.metadata.update(message.metadata)
+            self._over = message.is_final
+            if message.chunk_data:
+                return message.chunk_data
+
+
+@dataclass(frozen=True, slots=True)
+class BidiMessage:
+    """One message of a conversation; `type` is "text" or "binary"."""
+
+    data: bytes
+    type: str = "binary"
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+class BidiCall(_Call):
+    """A conversation with a service: `send` and iterate, in any order. Leaving the context cancels it."""
+
+    def __init__(self, link: Link, service: str, auth: str, timeout: float | None) -> None:
+        super().__init__(link, lambda: link.open("InvokeServiceBidi", timeout=timeout))
+        self._service = service
+        self._auth = auth
+        self._first = True
+
+    async def send(self, data: bytes | str, *, metadata: Mapping[str, str] | None = None) -> None:
+        """Send bytes as a binary message, a string as a text message; waits while the plugin is behind."""
+        text = isinstance(data, str)
+        message = pb.InvokeServiceBidiRequest(
+            service_name=self._service,
+            data=data.encode() if isinstance(data, str) else data,
+            message_type="text" if text else "binary",
+            metadata=metadata or {},
+            is_first=self._first,
+            auth_info=self._auth,
+        )
+        self._first = False
+        try:
+            await self._link.attempt(self._started().write(message))
+        except asyncio.InvalidStateError:
+            raise BadGatewayError("the conversation has ended; what the plugin sent last says why") from None
+
+    async def done_sending(self) -> None:
+        """Tell the plugin that no more messages come; its answers may still."""
+        await self._link.attempt(self._started().done_writing())
+
+    async def __anext__(self) -> BidiMessage:
+        message: pb.InvokeServiceBidiResponse = await self._read()
+        return BidiMessage(message.data, message.message_type, dict(message.metadata))

@@ -1,0 +1,196 @@
+"""A plugin is launched, or the error says why not; no process is ever left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from engine_plugin.errors import PluginProcessError, UnavailableError
+from engine_plugin.host import LogLine, PluginClient, connect, launch
+
+from .conftest import FAKE_PLUGIN, Launch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def no_children() -> bool:
+    return not [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+
+
+async def test_launch_as_aog_does(launch_fake: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLUGIN_CLIENT_CERT", "that of the host above us")
+    async with await launch_fake() as plugin:
+        answer = await plugin.invoke("echo", {})
+        assert plugin.pid == answer["pid"]
+        assert plugin.returncode is None
+        env = answer["env"]
+        assert {name: value for name, value in env.items() if name.startswith("PLUGIN_")} == {
+            "PLUGIN_PROTOCOL_VERSIONS": "1",
+            "PLUGIN_MIN_PORT": "10000",
+            "PLUGIN_MAX_PORT": "25000",
+        }
+        assert env["AOG_PLUGIN"] == "aog-provider-plugin-v1"
+        assert env["AOG_VERSION"]
+        assert env["PATH"] == os.environ["PATH"]
+        assert answer["argv"] == []
+    assert plugin.returncode == 0
+    assert no_children()
+
+
+async def test_everything_a_plugin_writes_is_logged(launch_fake: Launch) -> None:
+    lines: list[LogLine] = []
+    last = asyncio.Event()
+
+    def on_log(line: LogLine) -> None:
+        lines.append(line)
+        if {"over stdio", "a line after the handshake", "plain words"} <= {line.message for line in lines}:
+            last.set()
+            raise RuntimeError("an on_log that fails stops nothing")
+
+    async with await launch_fake(on_log=on_log) as plugin:
+        await asyncio.wait_for(last.wait(), 10)
+        await plugin.get_version()
+    serving = next(line for line in lines if line.message == "serving")
+    assert serving.level == "debug"
+    assert serving.kv == {"address": plugin.address, "big": 2**40}
+
+
+@pytest.mark.parametrize(
+    ("mode", "told"),
+    [
+        ("noise", "not a go-plugin handshake: 'Loading the model...'. A plugin must print nothing before"),
+        ("core", "version 2 of go-plugin's core protocol, this host version 1"),
+        ("version", "version 7 of the provider protocol, this host version 1"),
+        ("netrpc", "speaks 'netrpc', this host only 'grpc'"),
+        ("certificate", "a TLS certificate that this host did not ask for"),
+        ("network", "listens on 'udp' '/nowhere'"),
+        (
+            "exit",
+            "exited with code 3 before its handshake; its last lines: config.toml: line 3: no such key | giving up",
+        ),
+        ("unhealthy", "the health check 'plugin' of plugin 'fake' does not say SERVING: it offers no such check"),
+    ],
+)
+async def test_wrong_starts(launch_fake: Launch, mode: str, told: str) -> None:
+    with pytest.raises(PluginProcessError, match=re.escape(told)):
+        await launch_fake(mode)
+    assert no_children()
+
+
+async def test_no_handshake_in_time(launch_fake: Launch) -> None:
+    ready = asyncio.Event()
+    # Long enough that the interpreter is up and has said what it has to say.
+    starting = asyncio.ensure_future(launch_fake("hang", start_timeout=3, on_log=lambda _line: ready.set()))
+    await asyncio.wait_for(ready.wait(), 10)
+    with pytest.raises(PluginProcessError, match=r"not through its handshake 3 s after .*misbehaves"):
+        await starting
+    assert no_children()
+
+
+async def test_cancelled_launch_leaves_nothing(launch_fake: Launch) -> None:
+    ready = asyncio.Event()
+    starting = asyncio.ensure_future(launch_fake("hang", on_log=lambda _line: ready.set()))
+    await asyncio.wait_for(ready.wait(), 10)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert no_children()
+
+
+async def test_what_cannot_be_run(tmp_path: Path) -> None:
+    with pytest.raises(PluginProcessError, match=r"cannot be run: .*no-such-file.*plugin.yaml's platforms"):
+        await launch([str(tmp_path / "no-such-file")])
+    if sys.platform != "win32":
+        (tmp_path / "data").write_text("no program")
+        with pytest.raises(PluginProcessError, match=r"cannot be run: .*chmod \+x"):
+            await launch([str(tmp_path / "data")])
+
+
+@pytest.mark.parametrize(
+    ("mode", "most"), [("normal", 3), ("slow-shutdown", 6), ("ignores-shutdown", 4), ("plain", 4)]
+)
+async def test_kill_is_bounded(launch_fake: Launch, mode: str, most: float) -> None:
+    plugin = await launch_fake(mode)
+    start = time.monotonic()
+    await asyncio.gather(plugin.kill(), plugin.kill())
+    assert time.monotonic() - start < most
+    assert (plugin.returncode == 0) is (mode == "normal")
+    await plugin.kill()
+    assert no_children()
+
+
+async def test_kill_does_not_wait_for_a_grandchild_that_holds_the_pipes(launch_fake: Launch) -> None:
+    pids: list[int] = []
+
+    def on_log(line: LogLine) -> None:
+        if line.message == "grandchild":
+            pids.append(line.kv["pid"])
+
+    plugin = await launch_fake("grandchild", on_log=on_log)
+    try:
+        start = time.monotonic()
+        await plugin.kill()
+        assert time.monotonic() - start < 3
+        assert plugin.returncode == 0
+        assert psutil.pid_exists(pids[0])
+    finally:
+        for pid in pids:
+            psutil.Process(pid).kill()
+
+
+async def test_cancelled_kill_still_ends_the_process(launch_fake: Launch) -> None:
+    plugin = await launch_fake("slow-shutdown")
+    killing = asyncio.ensure_future(plugin.kill())
+    await asyncio.sleep(0)
+    killing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await killing
+    await plugin.kill()
+    assert plugin.returncode is not None
+
+
+def test_a_host_that_ends_early_leaves_nothing(fake_environment: dict[str, str]) -> None:
+    """asyncio.run cancels whatever is left, so a forgotten kill in the background still ends in one."""
+
+    async def main() -> PluginClient:
+        plugin = await launch(
+            [sys.executable, str(FAKE_PLUGIN)],
+            env=fake_environment | {"FAKE_MODE": "slow-shutdown"},
+            start_timeout=20,
+        )
+        killing = asyncio.ensure_future(plugin.kill())
+        await asyncio.sleep(0)
+        killing.cancel()
+        return plugin
+
+    plugin = asyncio.run(main())
+    assert plugin.pid is not None
+    psutil.wait_procs([psutil.Process(plugin.pid)] if psutil.pid_exists(plugin.pid) else [], timeout=5)
+    assert not psutil.pid_exists(plugin.pid) or psutil.Process(plugin.pid).status() == psutil.STATUS_ZOMBIE
+
+
+async def test_connect_by_hand(launch_fake: Launch) -> None:
+    async with await launch_fake() as launched:
+        async with await connect(launched.address) as plugin:
+            assert plugin.pid is None
+            assert plugin.name == launched.address
+            assert await plugin.get_version() == "1.2.3"
+        assert await launched.get_version() == "1.2.3"  # its kill closed the connection only
+        async with await connect(launched.address) as plugin:
+            await plugin.shutdown()
+        assert launched._link.process is not None
+        assert await launched._link.process.wait(10)
+        assert launched.returncode == 0
+
+
+async def test_connect_to_nobody(sockets: Path) -> None:
+    with pytest.raises(UnavailableError, match="nothing answers at unix:"):
+        await connect(f"unix:{sockets}/nobody.sock", timeout=2)
