@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from engine_plugin.errors import NotFoundError, Problem
 from engine_plugin.host.launch import launch
+from engine_plugin.manifest import inspect_manifest, manifest_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from engine_plugin.manifest import Manifest
 
 __all__ = ["PluginRegistry"]
-
-_FILES = ("plugin.yaml", "plugin.json")
 
 
 class PluginRegistry:
@@ -41,8 +40,9 @@ class PluginRegistry:
             raise NotFoundError(f"no directory of plugins at {directory}. Create it, a directory for each plugin.")
         manifests: dict[str, Manifest] = {}
         problems: list[Problem] = []
-        for file in _manifest_files(directory):
-            manifest = _read(file, problems)
+        for entry in sorted(directory.iterdir()):
+            file = manifest_file(entry)
+            manifest = _read(file, problems) if file else None
             if manifest is None:
                 continue
             complaint = _complaint(manifest, manifests)
@@ -99,16 +99,7 @@ class PluginRegistry:
         )
 
 
-def _manifest_files(directory: Path) -> Iterator[Path]:
-    for entry in sorted(directory.iterdir()):
-        found = next((entry / file for file in _FILES if (entry / file).is_file()), None)
-        if found is not None:
-            yield found
-
-
 def _read(file: Path, problems: list[Problem]) -> Manifest | None:
-    from engine_plugin.manifest import inspect_manifest
-
     manifest, found = inspect_manifest(file)
     problems += found
     return manifest if not any(problem.severity == "error" for problem in found) else None
@@ -119,8 +110,8 @@ def _complaint(manifest: Manifest, known: Mapping[str, Manifest]) -> Problem | N
     where = ("provider", "name")
     if name in known:
         what = f"the plugin name {name!r} is taken by {known[name].path}"
-        return manifest.problem(where, what, "Give one of the two another provider.name; this one is skipped.")
+        return manifest.problem(where, what, "Give one of the two another provider.name; this one is skipped")
     if manifest.plugin_dir.name != name:
         what = f"provider.name is {name!r}, but its directory is called {manifest.plugin_dir.name!r}"
-        return manifest.problem(where, what, f"Rename the directory to {name!r}, or change provider.name.")
+        return manifest.problem(where, what, f"Rename the directory to {name!r}, or change provider.name")
     return None

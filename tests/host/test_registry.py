@@ -1,0 +1,89 @@
+"""Plugins are discovered as AOG discovers them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from engine_plugin.errors import ManifestError, NotFoundError
+from engine_plugin.host import PluginRegistry
+from engine_plugin.manifest import platform_key
+
+from .conftest import FAKE_PLUGIN
+from .plugins import make_plugin
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_good_ones_are_found_beside_bad_ones(tmp_path: Path) -> None:
+    make_plugin(tmp_path, "one")
+    make_plugin(tmp_path, "two")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "plugin.yaml").write_text("version: [")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "README").write_text("no plugin")
+    registry = PluginRegistry.discover(tmp_path)
+    assert registry.names == list(registry) == ["one", "two"]
+    assert len(registry) == 2
+    assert "one" in registry
+    assert "broken" not in registry
+    assert registry["two"] is registry.manifest("two")
+    assert registry["two"].plugin_dir == tmp_path / "two"
+    errors = [problem for problem in registry.problems if problem.severity == "error"]
+    assert {problem.file for problem in errors} == {str(tmp_path / "broken" / "plugin.yaml")}
+
+
+def test_json_manifests_count_and_yaml_comes_first(tmp_path: Path) -> None:
+    place = make_plugin(tmp_path, "one")
+    manifest = yaml.safe_load((place / "plugin.yaml").read_text())
+    (place / "plugin.json").write_text("not even JSON")
+    assert PluginRegistry.discover(tmp_path)["one"].path.name == "plugin.yaml"
+    (place / "plugin.yaml").unlink()
+    (place / "plugin.json").write_text(json.dumps(manifest))
+    assert PluginRegistry.discover(tmp_path)["one"].path.name == "plugin.json"
+
+
+def test_a_directory_bears_its_plugins_name(tmp_path: Path) -> None:
+    make_plugin(tmp_path, "one", directory="another")
+    registry = PluginRegistry.discover(tmp_path)
+    assert registry.names == []
+    [problem] = [problem for problem in registry.problems if problem.severity == "error"]
+    assert "provider.name is 'one', but its directory is called 'another'" in str(problem)
+    assert problem.line == 3
+
+
+def test_the_later_owner_of_a_name_is_skipped(tmp_path: Path) -> None:
+    make_plugin(tmp_path, "one")
+    make_plugin(tmp_path, "one", directory="other")
+    registry = PluginRegistry.discover(tmp_path)
+    assert registry["one"].plugin_dir.name == "one"
+    assert any("is taken by" in str(problem) for problem in registry.problems)
+
+
+def test_unknown_names_and_places(tmp_path: Path) -> None:
+    make_plugin(tmp_path, "one")
+    with pytest.raises(NotFoundError, match=r"no plugin is called 'two' in .*; found: one"):
+        PluginRegistry.discover(tmp_path)["two"]
+    with pytest.raises(NotFoundError, match="no directory of plugins at"):
+        PluginRegistry.discover(tmp_path / "nowhere")
+
+
+async def test_launch_runs_the_executable_in_bin(tmp_path: Path, fake_environment: dict[str, str]) -> None:
+    place = make_plugin(tmp_path, "one", program=FAKE_PLUGIN)
+    registry = PluginRegistry.discover(tmp_path)
+    async with await registry.launch("one", env=fake_environment, start_timeout=20) as plugin:
+        assert plugin.name == "one"
+        answer = await plugin.invoke("chat", {})
+        assert answer["cwd"] == str((place / "bin").resolve())
+        assert answer["argv"] == []
+
+
+async def test_launch_without_an_executable(tmp_path: Path) -> None:
+    make_plugin(tmp_path, "one")
+    registry = PluginRegistry.discover(tmp_path)
+    with pytest.raises(ManifestError, match=f"platforms.{platform_key()}.executable does not exist"):
+        await registry.launch("one")
