@@ -1,0 +1,301 @@
+"""What a plugin.yaml may hold: plain data → Manifest, or every complaint about it.
+
+What the host (AOG) would refuse, or would decode into something else than was meant, is an error here. What it
+would accept and then do badly is a warning.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.manifest.document import INVALID, read_document
+from engine_plugin.manifest.model import (
+    PLATFORM_KEYS,
+    SERVICE_NAMES,
+    Capabilities,
+    Manifest,
+    Platform,
+    Provider,
+    ServiceSpec,
+)
+from engine_plugin.manifest.paths import absolute
+from engine_plugin.manifest.sections import Section, near, quoted
+from engine_plugin.manifest.variables import VariableError, Variables
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from engine_plugin.errors import Problem
+    from engine_plugin.manifest.document import KeyPath
+
+__all__ = ["read_manifest"]
+
+_TOP_KEYS = ("version", "provider", "services", "platforms", "resources", "engine")
+_PROVIDER_KEYS = (
+    "name",
+    "display_name",
+    "version",
+    "type",
+    "author",
+    "description",
+    "homepage",
+    "engine_host",
+)
+_SERVICE_KEYS = (
+    "service_name",
+    "task_type",
+    "protocol",
+    "expose_protocol",
+    "endpoint",
+    "auth_type",
+    "auth_fields",
+    "default_model",
+    "support_models",
+    "config_ref",
+    "timeout",
+    "middlewares",
+    "capabilities",
+)
+_CAPABILITIES = ("support_streaming", "support_bidirectional")
+_OLLAMA_KEYS = ("executable", "models_dir", "download_dir")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
+_CONFIG_REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*:[A-Za-z0-9][A-Za-z0-9._-]*")
+
+# The conversions that AOG 0.7.7 brings (internal/provider/template). A service missing in a flavor makes it leave
+# the whole plugin out; an unknown flavor makes it panic (schedule.GetFlavorDef).
+_AOG_FLAVORS: dict[str, tuple[str, ...]] = {
+    "aliyun": ("chat", "embed", "text-to-image", "speech-to-text", "speech-to-text-ws", "text-to-speech"),
+    "aog": SERVICE_NAMES,
+    "baidu": ("chat", "embed", "text-to-image", "text-to-speech"),
+    "deepseek": ("chat",),
+    "ollama": ("chat", "generate", "embed"),
+    "openai": ("chat",),
+    "openvino": SERVICE_NAMES,
+    "tencent": ("chat", "embed", "text-to-image", "text-to-speech"),
+}
+
+
+def read_manifest(path: Path, environ: Mapping[str, str]) -> tuple[Manifest | None, list[Problem]]:
+    """Read and validate one file. The manifest is None when any problem is an error. Never raises."""
+    path = absolute(path)
+    source, data, problems = read_document(path)
+    if data is INVALID:
+        return None, problems
+    top = Section(source, problems, (), data)
+    top.warn_near_misses(_TOP_KEYS)
+    version = top.text("version", required=True)
+    if version and version != "1.0":
+        top.complain(("version",), f"is {quoted(version)}", 'Write version: "1.0", the only one there is')
+    provider = _provider(top)
+    services = _services(top)
+    platforms = _platforms(top)
+    variables = Variables(path.parent, environ)
+    data_dir, resources = _resources(top, provider, variables)
+    engine_name, engine_options = _engine(top, provider, variables)
+    if variables.ignored_data_dir:
+        given = quoted(variables.ignored_data_dir)
+        what = f"gets the default ${{AOG_DATA_DIR}}, because the environment's {given} is relative"
+        fix = "Set AOG_DATA_DIR in the environment to an absolute path, or unset it"
+        top.complain(("resources", "data_dir"), what, fix, "warning")
+    if any(problem.severity == "error" for problem in problems):
+        return None, problems
+    manifest = Manifest(
+        path=path,
+        plugin_dir=path.parent,
+        version=version,
+        provider=provider,
+        services=MappingProxyType(services),
+        platforms=MappingProxyType(platforms),
+        data_dir=data_dir,
+        engine_name=engine_name,
+        engine_options=MappingProxyType(engine_options),
+        resources=MappingProxyType(resources),
+        source=source,
+    )
+    return manifest, problems
+
+
+def _provider(top: Section) -> Provider:
+    section = top.section("provider", required=True)
+    section.warn_near_misses(_PROVIDER_KEYS)
+    if not section.data:  # one complaint is enough for a section that is not there
+        return Provider("", "", "", "", "", "", "", "")
+    name = section.text("name", required=True)
+    if name and not _NAME.fullmatch(name):
+        fix = "Begin with a letter or digit, then up to 63 letters, digits, dots, dashes and underscores"
+        section.complain(("name",), f"is {quoted(name)}, which cannot name the plugin's directory", fix)
+    elif name.endswith(".") or _RESERVED.fullmatch(name):
+        what = f"is {quoted(name)}, which Windows does not accept as the name of a directory"
+        section.complain(("name",), what, "Choose another name")
+    return Provider(
+        name=name,
+        display_name=section.text("display_name"),
+        version=section.text("version", required=True),
+        type=section.choice("type", ("local", "remote"), required=True),
+        author=section.text("author"),
+        description=section.text("description"),
+        homepage=section.text("homepage"),
+        engine_host=section.text("engine_host"),
+    )
+
+
+def _services(top: Section) -> dict[str, ServiceSpec]:
+    services: dict[str, ServiceSpec] = {}
+    lines: dict[str, int] = {}
+    sections = top.sections("services")
+    if top.data.get("services") in (None, []):
+        top.complain(("services",), "declares no service", f"Declare at least one of: {', '.join(SERVICE_NAMES)}")
+    for section in sections:
+        spec = _service(section)
+        name = spec.service_name
+        if name in services:
+            what = f"is {quoted(name)} again, first in line {lines[name]}"
+            section.complain(("service_name",), what, "Merge the two entries into one")
+        elif name:
+            services[name] = spec
+            lines[name] = section.source.line((*section.path, "service_name"))
+    return services
+
+
+def _service(section: Section) -> ServiceSpec:
+    section.warn_near_misses(_SERVICE_KEYS)
+    section.texts("middlewares")  # the host decodes it, nobody uses it
+    capabilities = section.section("capabilities")
+    capabilities.warn_near_misses(_CAPABILITIES)
+    default_model = section.text("default_model")
+    support_models = section.texts("support_models")
+    if default_model and support_models and default_model not in support_models:
+        what = f"is {quoted(default_model)}, which support_models does not list"
+        section.complain(("default_model",), what, "Add it to support_models, or choose one of them", "warning")
+    return ServiceSpec(
+        service_name=section.choice("service_name", SERVICE_NAMES, required=True),
+        task_type=section.text("task_type"),
+        protocol=section.text("protocol"),
+        expose_protocol=section.choice("expose_protocol", ("HTTP", "WEBSOCKET"), "HTTP"),
+        endpoint=section.text("endpoint"),
+        auth_type=section.text("auth_type"),
+        auth_fields=section.texts("auth_fields"),
+        default_model=default_model,
+        support_models=support_models,
+        config_ref=_config_ref(section),
+        timeout=section.integer("timeout"),
+        capabilities=Capabilities(*(capabilities.flag(name) for name in _CAPABILITIES)),
+    )
+
+
+def _config_ref(section: Section) -> str:
+    value = section.text("config_ref")
+    if not value:
+        if isinstance(section.data.get("config_ref", ""), str | None):
+            fix = "Add config_ref: flavor:service, such as openai:chat"
+            section.complain(("config_ref",), "is missing: AOG leaves a plugin without it out", fix, "warning")
+        return ""
+    if not _CONFIG_REF.fullmatch(value):
+        section.complain(("config_ref",), f"is {quoted(value)}", "Write it as flavor:service, such as openai:chat")
+        return ""
+    flavor, _, service = value.partition(":")
+    offered = _AOG_FLAVORS.get(flavor)
+    if offered is None:
+        fix = f"Use one of its flavors: {', '.join(_AOG_FLAVORS)}"
+        section.complain(("config_ref",), f"names {flavor}, a flavor that AOG does not bring", fix, "warning")
+    elif service not in offered:
+        having = ", ".join(f"{name}:{service}" for name, services in _AOG_FLAVORS.items() if service in services)
+        fix = f"Use {having}" if having else f"Use one of {', '.join(offered)} after the colon"
+        what = f"names {service}, which AOG's flavor {flavor} does not have: it leaves the whole plugin out"
+        section.complain(("config_ref",), what, fix, "warning")
+    return value
+
+
+def _platforms(top: Section) -> dict[str, Platform]:
+    section = top.section("platforms")
+    platforms: dict[str, Platform] = {}
+    for key in section.data:
+        if key not in PLATFORM_KEYS:
+            meant = near(key, PLATFORM_KEYS)
+            hint = f"Did you mean {meant}? " if meant else ""
+            fix = f"{hint}There are: {', '.join(PLATFORM_KEYS)}"
+            section.complain((key,), "is not a platform that a host looks for", fix)
+            continue
+        entry = section.section(key, required=True)
+        if not entry.data:
+            continue
+        entry.warn_near_misses(("executable", "dependencies"))
+        executable = entry.text("executable", required=True)
+        if executable and (wrong := _wrong_executable(key, executable)):
+            entry.complain(("executable",), f"is {quoted(executable)}, {wrong[0]}", wrong[1])
+        platforms[key] = Platform(executable, entry.texts("dependencies"))
+    return platforms
+
+
+def _wrong_executable(key: str, executable: str) -> tuple[str, str] | None:
+    """What is wrong with a path, and the fix. The host joins it to the plugin's directory as it stands."""
+    if not key.startswith("windows_") and "\\" in executable:
+        return "which holds a backslash", "Separate directories with /"
+    windows = PureWindowsPath(executable)  # more is absolute there than elsewhere; refuse it everywhere
+    if windows.anchor or PurePosixPath(executable).is_absolute():
+        return (
+            "which is not relative",
+            "Write the path from the plugin's directory on, such as bin/linux-amd64/plugin",
+        )
+    if ".." in windows.parts:
+        return "which leads out of the plugin's directory", "Keep the executable inside it and write no .."
+    if not windows.name:
+        return "which names no file", "Write the path from the plugin's directory on, such as bin/linux-amd64/plugin"
+    return None
+
+
+def _resources(top: Section, provider: Provider, variables: Variables) -> tuple[Path, dict[str, Any]]:
+    section = top.section("resources")
+    section.warn_near_misses(("data_dir",))
+    ollama = section.section("ollama")  # the host decodes these three itself
+    for key in _OLLAMA_KEYS:
+        ollama.text(key)
+    text = section.text("data_dir", f"${{AOG_DATA_DIR}}/engines/{provider.name}")
+    data_dir = variables.data_dir = _data_dir(section, text, variables)
+    rest = {key: value for key, value in section.data.items() if key != "data_dir"}
+    return data_dir, {"data_dir": str(data_dir), **_expanded(section, (), rest, variables)}
+
+
+def _data_dir(section: Section, text: str, variables: Variables) -> Path:
+    """The data directory; an unusable one gives a stand-in, so that ${DATA_DIR} draws no second complaint."""
+    stand_in = Path(section.source.file).parent
+    try:
+        expanded = variables.expand(text)
+    except VariableError as error:
+        section.complain(("data_dir",), error.what, error.fix)
+        return stand_in
+    if not Path(expanded).is_absolute():
+        fix = "Begin it with ${AOG_DATA_DIR}, ${HOME} or ${PLUGIN_DIR}"
+        section.complain(("data_dir",), f"is {quoted(expanded)}, not an absolute path", fix)
+        return stand_in
+    return Path(os.path.normpath(expanded))
+
+
+def _engine(top: Section, provider: Provider, variables: Variables) -> tuple[str, dict[str, Any]]:
+    local = provider.type == "local"
+    section = top.section("engine", required=local)
+    options = {key: value for key, value in section.data.items() if key != "name"}
+    expanded: dict[str, Any] = _expanded(section, (), options, variables)
+    if not section.data:
+        return "", expanded
+    return section.text("name", required=local), expanded
+
+
+def _expanded(section: Section, where: KeyPath, value: Any, variables: Variables) -> Any:
+    """`value` with the variables in its texts replaced; keys stay as they are."""
+    if isinstance(value, dict):
+        return {key: _expanded(section, (*where, key), item, variables) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expanded(section, (*where, index), item, variables) for index, item in enumerate(value)]
+    if isinstance(value, str) and "${" in value:
+        try:
+            return variables.expand(value)
+        except VariableError as error:
+            section.complain(where, error.what, error.fix)
+    return value

@@ -1,0 +1,93 @@
+"""The variables that may stand in the `resources` and `engine` sections of a plugin.yaml.
+
+| variable | value |
+|---|---|
+| `${AOG_DATA_DIR}` | that environment variable when it is an absolute path, else this user's data directory |
+| `${DATA_DIR}` | `resources.data_dir`, expanded |
+| `${PLUGIN_DIR}` | the directory that holds plugin.yaml |
+| `${HOME}` | this user's home directory |
+
+What a variable stands for is not expanded again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine_plugin.manifest.sections import near, quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["VARIABLES", "VariableError", "Variables"]
+
+VARIABLES = ("AOG_DATA_DIR", "DATA_DIR", "PLUGIN_DIR", "HOME")
+
+_REFERENCE = re.compile(r"\$\{([^{}$]*)(\}?)")
+
+
+class VariableError(Exception):
+    """A text cannot be expanded: `what` is wrong and how to `fix` it."""
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.fix = fix
+
+
+class Variables:
+    """The variables' values for one manifest, found when first asked for."""
+
+    def __init__(self, plugin_dir: Path, environ: Mapping[str, str]) -> None:
+        self.data_dir: Path | None = None
+        self.ignored_data_dir = ""
+        """A relative AOG_DATA_DIR of the environment that was met and not used."""
+        self._plugin_dir = plugin_dir
+        self._environ = environ
+
+    def expand(self, text: str) -> str:
+        """`text` with its variables replaced. Raises VariableError."""
+        return _REFERENCE.sub(self._replace, text)
+
+    def _replace(self, match: re.Match[str]) -> str:
+        name, end = match.groups()
+        if not end:
+            raise VariableError(f"holds {quoted('${' + name)} without its end", "Close it with a brace: ${HOME}")
+        return self._value(name)
+
+    def _value(self, name: str) -> str:
+        if name == "PLUGIN_DIR":
+            return str(self._plugin_dir)
+        if name == "HOME":
+            return self._home()
+        if name == "AOG_DATA_DIR":
+            return self._aog_data_dir()
+        if name == "DATA_DIR":
+            if self.data_dir is None:
+                raise VariableError("uses ${DATA_DIR}, which is data_dir itself", "Use ${AOG_DATA_DIR} or ${HOME}")
+            return str(self.data_dir)
+        meant = near(name, VARIABLES)
+        hint = f"Did you mean ${{{meant}}}? " if meant else ""
+        known = ", ".join(f"${{{known}}}" for known in VARIABLES)
+        raise VariableError(f"uses the unknown variable {quoted('${' + name + '}')}", f"{hint}There are {known}")
+
+    def _home(self) -> str:
+        home = self._environ.get("USERPROFILE" if os.name == "nt" else "HOME", "")
+        if home and Path(home).is_absolute():
+            return home
+        try:
+            return str(Path.home())
+        except RuntimeError as error:
+            raise VariableError("uses ${HOME}, but this user has no home directory", "Set HOME") from error
+
+    def _aog_data_dir(self) -> str:
+        given = self._environ.get("AOG_DATA_DIR", "")
+        if given and Path(given).is_absolute():
+            return given
+        self.ignored_data_dir = given
+        import platformdirs  # not on the way to the handshake when the host says where to
+
+        return platformdirs.user_data_dir("engine-plugin", appauthor=False)

@@ -1,0 +1,107 @@
+"""GetManifest's JSON, the default plugin.yaml, and what importing the package costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine_plugin import manifest as package
+from engine_plugin.manifest import PLATFORM_KEYS, lint, load_manifest
+from tests.manifest.conftest import GOOD, HERE, WITH_PROGRAM, changed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT_MANIFEST = Path(__file__).parents[2] / "plugin.yaml"
+CHAT = "  - service_name: chat\n"
+
+
+def test_to_json_is_what_a_go_host_decodes(write: Callable[..., Path], environ: dict[str, str]) -> None:
+    extra = "    timeout: 90\n    support_models: [m]\n    auth_fields: [key]\n"
+    secret = "  api_key: very-secret\n"
+    program = WITH_PROGRAM.removeprefix(GOOD)
+    manifest = load_manifest(write(changed(CHAT, CHAT + extra) + secret + program), environ)
+    raw = manifest.to_json()
+    assert b"very-secret" not in raw
+    body = json.loads(raw)
+    assert list(body) == ["version", "provider", "services", "platforms", "resources"]
+    assert body["provider"]["name"] == "sample-plugin"
+    assert all(isinstance(value, str) for value in body["provider"].values())
+    (service,) = body["services"]
+    kinds: dict[str, type] = {"auth_fields": list, "support_models": list, "timeout": int, "capabilities": dict}
+    assert {key: type(value) for key, value in service.items()} == {key: kinds.get(key, str) for key in SERVICE_KEYS}
+    assert service["timeout"] == 90
+    assert service["capabilities"] == {"support_streaming": False, "support_bidirectional": False}
+    assert body["platforms"] == {HERE: {"executable": "bin/here/plugin", "dependencies": []}}
+    assert body["resources"] == {"data_dir": str(manifest.data_dir)}
+
+
+SERVICE_KEYS = (
+    "service_name",
+    "task_type",
+    "protocol",
+    "expose_protocol",
+    "endpoint",
+    "auth_type",
+    "auth_fields",
+    "default_model",
+    "support_models",
+    "config_ref",
+    "timeout",
+    "capabilities",
+)
+
+
+def test_round_trip_through_json(write: Callable[..., Path], environ: dict[str, str]) -> None:
+    manifest = load_manifest(write(ROOT_MANIFEST.read_bytes()), environ)
+    body = json.loads(manifest.to_json())
+    body["engine"] = {"name": manifest.engine_name, **manifest.engine_options}
+    again = load_manifest(write(json.dumps(body, indent="\t"), "plugin.json"), environ)
+    for name in ("plugin_dir", "version", "provider", "services", "platforms", "data_dir", "engine_name"):
+        assert getattr(again, name) == getattr(manifest, name)
+    assert again.engine_options == manifest.engine_options
+    assert again.resources == manifest.resources
+
+
+def test_the_default_manifest_is_right(environ: dict[str, str]) -> None:
+    assert lint(ROOT_MANIFEST, environ=environ) == []
+    manifest = load_manifest(ROOT_MANIFEST, environ)
+    assert list(manifest.services) == ["chat", "generate", "embed", "rerank"]
+    assert [service.capabilities.support_streaming for service in manifest.services.values()] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert set(manifest.platforms) == set(PLATFORM_KEYS)
+    assert manifest.engine_name == "llamacpp"
+    assert manifest.data_dir == Path(environ["AOG_DATA_DIR"], "engines", "llamacpp")
+
+
+def test_all_names_what_the_package_offers() -> None:
+    offered = {name for name in vars(package) if not name.startswith("_")}
+    modules = {"document", "load", "model", "paths", "schema", "sections", "variables"}
+    assert set(package.__all__) == offered - modules
+
+
+def test_loading_imports_nothing_heavy(write: Callable[..., Path], environ: dict[str, str]) -> None:
+    code = (
+        "import sys; from pathlib import Path; from engine_plugin.manifest import load_manifest\n"
+        f"load_manifest(Path({str(write())!r}))\n"
+        "heavy = {'asyncio', 'difflib', 'grpc', 'httpx', 'json', 'platformdirs', 'typing_extensions', 'google'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE")}
+    paths = os.pathsep.join(path for path in sys.path if path)
+    child = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        env={**inherited, **environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (child.returncode, child.stdout.strip()) == (0, "[]"), child.stderr
