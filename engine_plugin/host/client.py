@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 import grpc.aio
 
 from engine_plugin.errors import PullError
+from engine_plugin.host.generic import call_json
 from engine_plugin.host.link import raise_for_code
 from engine_plugin.host.payloads import dump, invocation, models, parse_object, progress, pull_request
 from engine_plugin.host.shapes import EngineCheck, OperateStatus
@@ -138,6 +140,21 @@ class PluginClient:
     def invoke_bidi(self, service: str, *, timeout: float | None = None, auth: str = "") -> BidiCall:
         """Begin a conversation with a service (speech-to-text-ws)."""
         return BidiCall(self._link, service, auth, timeout)
+
+    def call_json(
+        self,
+        rpc: str,
+        request: Mapping[str, Any] | Sequence[Mapping[str, Any]] = MappingProxyType({}),
+        *,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Make any rpc by its name (`GetManifest` or `get_manifest`) and yield each message of its answer.
+
+        `request` has the fields of the request message, or what its `request_json` holds; a sequence of them
+        for InvokeServiceBidi. Bytes are JSON or text on both ways. The answers' `code` is left to the caller.
+        Raises InvalidRequestError for what does not fit the rpc.
+        """
+        return call_json(self._link, rpc, request, timeout)
 
     # Status and keys.
 

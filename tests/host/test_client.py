@@ -14,6 +14,7 @@ from engine_plugin.errors import (
     BadGatewayError,
     DeadlineError,
     EnginePluginError,
+    InvalidRequestError,
     NotFoundError,
     PluginProcessError,
     PullError,
@@ -24,6 +25,8 @@ from engine_plugin.host import OperateStatus, events
 from engine_plugin.host.link import SERVICE
 
 if TYPE_CHECKING:
+    from engine_plugin.host import PluginClient
+
     from .conftest import Launch
 
 
@@ -213,3 +216,39 @@ async def test_a_pull_without_success_is_an_error(launch_fake: Launch) -> None:
             [step async for step in plugin.pull_model_stream("broken")]
         with pytest.raises(PullError, match="ended with 'half'"):
             await plugin.pull_model("tiny", source="half")
+
+
+async def answers(plugin: PluginClient, rpc: str, request: Any) -> list[dict[str, Any]]:
+    async with aclosing(plugin.call_json(rpc, request)) as found:
+        return [answer async for answer in found]
+
+
+async def test_any_rpc_by_its_name(launch_fake: Launch) -> None:
+    async with await launch_fake() as plugin:
+        manifest = {"code": 200, "message": "", "manifest_json": {"provider": {"name": "fake"}}}
+        assert await answers(plugin, "get_manifest", {}) == [manifest]
+        [answer] = await answers(plugin, "InvokeService", {"service_name": "chat", "request_data": {"a": [1]}})
+        assert answer["response_data"]["request"] == {"a": [1]}
+        assert [a["code"] for a in await answers(plugin, "DeleteModel", {"model": "big"})] == [404]
+        assert await answers(plugin, "LoadModel", {"request_json": '{"model": "tiny"}'})
+        stream = await answers(plugin, "InvokeServiceStream", {"request_data": {}})
+        assert stream[0]["metadata"] == {"flavor": "openai"}
+        assert stream[-1]["chunk_data"] == "data: [DONE]\n\n"
+        assert stream[-1]["is_final"] is True
+        said = await answers(plugin, "InvokeServiceBidi", [{"data": "ab"}, {"data": "cd", "metadata": {"k": "v"}}])
+        assert [(a["data"], a["metadata"].get("k")) for a in said] == [("ba", None), ("dc", "v")]
+
+
+@pytest.mark.parametrize(
+    ("rpc", "request_", "text"),
+    [
+        ("Nonsense", {}, "no rpc is called 'Nonsense'; there are: GetManifest, "),
+        ("StartEngine", {"model": "x"}, "model: StartEngineRequest has no such field; its fields: mode"),
+        ("StartEngine", {"mode": 7}, "cannot be made of this JSON"),
+        ("StartEngine", [{}, {}], "takes one JSON object"),
+    ],
+)
+async def test_json_that_fits_no_rpc(launch_fake: Launch, rpc: str, request_: Any, text: str) -> None:
+    async with await launch_fake() as plugin:
+        with pytest.raises(InvalidRequestError, match=text):
+            await answers(plugin, rpc, request_)
