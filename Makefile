@@ -1,0 +1,68 @@
+# Works with GNU make 3.81 and newer. Everything happens in .venv, which scripts/setup.py makes and keeps up to date.
+
+ifndef PYTHON
+PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo "$$python"; break; fi; done)
+ifeq ($(PYTHON),)
+PYTHON := python3
+endif
+endif
+
+ifeq ($(OS),Windows_NT)
+VENV_PYTHON := .venv/Scripts/python.exe
+else
+VENV_PYTHON := .venv/bin/python
+endif
+
+# The prompt reaches the demo through the environment, as it was typed: neither make nor the shell looks into it.
+# Windows' command interpreter has a PROMPT of its own, which is not meant.
+ifneq ($(OS)/$(origin PROMPT),Windows_NT/environment)
+override PROMPT := $(value PROMPT)
+export PROMPT
+else
+override PROMPT :=
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run-setup lock-setup demo test lint protos lock build bench clean
+
+help:  ## what can be made
+	@echo "engine-plugin: a local AI engine under an orchestrator's control"
+	@echo
+	@awk -F ':[^#]*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+
+setup:  ## make .venv with all that development needs (PYTHON=python3.12 chooses the Python)
+	@"$(PYTHON)" scripts/setup.py dev
+
+run-setup:
+	@"$(PYTHON)" scripts/setup.py run
+
+lock-setup:
+	@"$(PYTHON)" scripts/setup.py lock
+
+demo: run-setup  ## see the plugin at work (PROMPT="Tell me a story" asks what you like)
+	@$(VENV_PYTHON) scripts/demo.py $${PROMPT:+"$$PROMPT"}
+
+test: setup  ## run the tests (ARGS="tests/goplugin -k handshake" chooses)
+	@$(VENV_PYTHON) -m pytest $(ARGS)
+
+lint: setup  ## check style and types
+	@$(VENV_PYTHON) -m ruff check .
+	@$(VENV_PYTHON) -m ruff format --check .
+	@$(VENV_PYTHON) -m mypy
+
+protos: setup  ## regenerate the protobuf stubs, Go's too where Go is installed
+	@$(VENV_PYTHON) scripts/protos.py $$(command -v go >/dev/null 2>&1 && echo --go)
+
+lock: lock-setup  ## pin what pyproject.toml asks for in constraints.txt (ARGS=--upgrade takes the newest)
+	@$(VENV_PYTHON) scripts/lock.py $(ARGS)
+
+build: setup  ## write a plugin directory that a host spawns as it stands to dist/plugins/
+	@$(VENV_PYTHON) scripts/build.py $(ARGS)
+
+bench: setup  ## measure
+	@$(VENV_PYTHON) -m benchmarks $(ARGS)
+
+clean:  ## remove all that was made here, .venv included
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
