@@ -1,0 +1,292 @@
+"""Downloading a file over HTTP into a partial: going on where it stopped, never trusting what it is told.
+
+Each attempt asks for the rest of the same file (Range and If-Range). What comes back decides: the rest, the whole
+file again, another file, nothing more. Attempts end when several in a row bring no byte further than before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine_plugin.errors import PullError
+from engine_plugin.models.disk import check_room
+from engine_plugin.models.events import ChunkProgress, Status
+from engine_plugin.models.files import in_thread
+from engine_plugin.models.partial import PartialState
+from engine_plugin.models.remote import DroppedError, FetchPolicy, http_client, open_url
+from engine_plugin.models.sizes import byte_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import httpx
+
+    from engine_plugin.models.events import PullEvent
+    from engine_plugin.models.partial import Partial
+    from engine_plugin.models.remote import Answer, Remote
+    from engine_plugin.models.request import HttpSource
+
+__all__ = ["Fetch", "ProgressReport"]
+
+_FLUSH_BYTES = 1024 * 1024
+_FLUSH_S = 0.1
+"""Received bytes are written in pieces of this size, or after this time, whichever comes first."""
+
+_STEP = 64 * 1024
+"""An attempt made progress when it came this far beyond every earlier one: a drip must not go on for ever."""
+
+
+class ProgressReport:
+    """Publishes ChunkProgress about ten times a second, and whenever `last` is called."""
+
+    def __init__(self, publish: Callable[[PullEvent], None], sha256: str = "", every_s: float = 0.1) -> None:
+        self.sha256 = sha256
+        self._publish = publish
+        self._every_s = every_s
+        self._next = 0.0
+
+    def at(self, completed: int, total: int) -> None:
+        """Called for each piece."""
+        if time.monotonic() >= self._next:
+            self.last(completed, total)
+
+    def last(self, completed: int, total: int) -> None:
+        """Called once more at the end, so that the last figure is never held back."""
+        self._next = time.monotonic() + self._every_s
+        digest = f"sha256:{self.sha256}" if self.sha256 else ""
+        self._publish(ChunkProgress(digest, completed, total))
+
+
+class Fetch:
+    """One download into one open partial. `run` is called once."""
+
+    def __init__(
+        self,
+        source: HttpSource,
+        partial: Partial,
+        publish: Callable[[PullEvent], None],
+        *,
+        sha256: str = "",
+        insecure: bool = False,
+        policy: FetchPolicy | None = None,
+        present: Callable[[Remote], bool] = lambda _: False,
+    ) -> None:
+        """`sha256` is what the file must have, if known; `present` says whether the file is already here."""
+        self.validator = ""
+        self._asked = sha256
+        self._named = ""
+        self._source = source
+        self._partial = partial
+        self._publish = publish
+        self._insecure = insecure
+        self._policy = policy or FetchPolicy()
+        self._present = present
+        self._progress = ProgressReport(publish, sha256)
+        self._answered = False
+
+    @property
+    def sha256(self) -> str:
+        """The digest that the file must have: the caller's, else the server's, else ""."""
+        return self._asked or self._named
+
+    async def run(self) -> bool:
+        """Fill the partial with the whole file; False when `present` said that it is already here.
+
+        Afterwards `validator` is what the server gave to recognise this version.
+        Raises PullError, AuthError, ModelNotFoundError, InvalidRequestError, OSError.
+        """
+        await self._prepare()
+        if self._partial.size and self._partial.size == self._partial.state.total and self._verified():
+            self.validator = self._partial.state.etag or self._partial.state.last_modified
+            return True
+        async with http_client(self._policy, insecure=self._insecure) as client:
+            furthest, fruitless = self._partial.size, 0
+            while True:
+                try:
+                    return await self._attempt(client)
+                except DroppedError as error:
+                    fruitless = 0 if self._partial.size >= furthest + _STEP else fruitless + 1
+                    furthest = max(furthest, self._partial.size)
+                    await self._wait_for_next(error, fruitless)
+
+    def _verified(self) -> bool:
+        return bool(self.sha256) and self._partial.hexdigest() == self.sha256
+
+    async def _prepare(self) -> None:
+        """Keep what an earlier pull left only when it is of this source and can be told from another version."""
+        state = self._partial.state
+        same = state.source == self._source.label and (not self._asked or state.sha256 in {"", self._asked})
+        if not same or not self._resumable(state):
+            await in_thread(self._partial.restart)
+            return
+        self._publish(Status("checking what an earlier pull left"))
+        await self._partial.resume()
+
+    def _resumable(self, state: PartialState) -> bool:
+        return bool(state.etag or state.last_modified or self._asked or state.sha256)
+
+    def _headers(self) -> dict[str, str]:
+        state = self._partial.state
+        if not self._partial.size:
+            return {}
+        headers = {"Range": f"bytes={self._partial.size}-"}
+        validator = state.etag or state.last_modified
+        return {**headers, "If-Range": validator} if validator else headers
+
+    async def _wait_for_next(self, error: DroppedError, fruitless: int) -> None:
+        policy = self._policy
+        here = self._partial.size
+        if fruitless >= policy.attempts:
+            raise PullError(
+                f"{self._source.label}: {error}; {policy.attempts} attempts brought no progress after {here} bytes. "
+                "Check the network and pull again: what arrived is kept where the server lets a download go on."
+            ) from error
+        wait = min(policy.backoff_s * 2 ** max(fruitless - 1, 0), policy.longest_wait_s)
+        if error.retry_after is not None:
+            wait = error.retry_after
+        if wait > policy.longest_wait_s:
+            raise PullError(
+                f"{self._source.label}: {error}; the server asks to come back in {wait:.0f} seconds. Pull again then."
+            ) from error
+        self._publish(Status(f"{error}; trying again in {wait:.1f} s, {byte_size(here)} are here"))
+        await asyncio.sleep(wait)
+
+    async def _attempt(self, client: httpx.AsyncClient) -> bool:
+        import httpx
+
+        try:
+            async with open_url(client, self._source, self._headers(), insecure=self._insecure) as answer:
+                self._answered = True
+                answer.check_status()
+                return await self._receive(answer)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+            if self._answered:
+                raise DroppedError(f"the server cannot be reached any more ({_cause(error)})") from error
+            raise PullError(
+                f"{self._source.label}: cannot connect ({_cause(error)}). Check the address, the network, "
+                "HTTPS_PROXY and, for a certificate of your own, SSL_CERT_FILE."
+            ) from error
+        except httpx.TimeoutException as error:
+            raise DroppedError(f"no byte came for {self._policy.stall_s:.0f} s") from error
+        except httpx.TransportError as error:
+            raise DroppedError(f"the connection was lost ({_cause(error)})") from error
+
+    async def _receive(self, answer: Answer) -> bool:
+        remote = answer.remote()
+        if self._present(remote):
+            return False
+        if answer.response.status_code == 416:
+            return await self._nothing_more(remote)
+        await self._place(answer, remote)
+        total = self._partial.state.total
+        await in_thread(check_room, self._partial.folder, max(total - self._partial.size, 0))
+        self._publish(Status(f"downloading {self._source.label}"))
+        try:
+            await self._store_body(answer, total)
+        finally:
+            self._progress.last(self._partial.size, total)
+        if total and self._partial.size < total:
+            raise DroppedError(f"the server ended after {self._partial.size} of {total} bytes")
+        return True
+
+    async def _nothing_more(self, remote: Remote) -> bool:
+        """416: what is here is the whole file, or it is not this file."""
+        partial = self._partial
+        if partial.size and partial.size in {remote.total, partial.state.total}:
+            self.validator = partial.state.etag or partial.state.last_modified
+            self._named = partial.state.sha256
+            return True
+        await in_thread(partial.restart)
+        raise DroppedError("the server has less than what is here; starting over")
+
+    async def _place(self, answer: Answer, remote: Remote) -> None:
+        """Bring the partial to the byte at which the body begins, and remember whose bytes it holds."""
+        partial = self._partial
+        if self._asked and remote.linked_sha256 not in {"", self._asked}:
+            raise PullError(
+                f"{self._source.label}: the server has sha256:{remote.linked_sha256}, expected is "
+                f"sha256:{self._asked}. Correct the digest or the URL."
+            )
+        if answer.response.status_code == 206:
+            await self._check_rest(answer, remote)
+            known = partial.state
+            self._publish(Status(f"going on after {byte_size(partial.size)}"))
+        else:
+            known = PartialState()
+            if partial.size:
+                await in_thread(partial.restart)
+                self._publish(Status("the server sends the whole file again; starting over"))
+        self._named = remote.sha256 or known.sha256
+        self._progress.sha256 = self.sha256
+        state = PartialState(
+            source=self._source.label,
+            etag=remote.etag or known.etag,
+            last_modified=remote.last_modified or known.last_modified,
+            total=remote.total or known.total,
+            sha256=self.sha256,
+        )
+        self.validator = state.etag or state.last_modified
+        if state != partial.state:
+            await in_thread(partial.save_state, state)
+
+    async def _check_rest(self, answer: Answer, remote: Remote) -> None:
+        """A 206 must continue the very file of which the first bytes are here."""
+        partial, state = self._partial, self._partial.state
+        if not partial.size or remote.start != partial.size:
+            raise PullError(f"{answer.place}: the server sent bytes from {remote.start}, not from {partial.size}.")
+        if remote.etag and state.etag and remote.etag != state.etag:
+            await in_thread(partial.restart)
+            raise DroppedError("the file changed on the server; starting over")
+        if remote.total and state.total and remote.total != state.total:
+            await in_thread(partial.restart)
+            raise PullError(
+                f"{answer.place}: the server says that the file has {remote.total} bytes, before it was "
+                f"{state.total}. What arrived was deleted; pull again."
+            )
+
+    async def _store_body(self, answer: Answer, total: int) -> None:
+        buffer = _Buffer([], 0, 0.0)
+        try:
+            async for chunk in answer.response.aiter_raw():
+                here = self._partial.size + buffer.size + len(chunk)
+                if total and here > total:
+                    raise PullError(
+                        f"{answer.place}: the server sends more than the {total} bytes that it announced."
+                    )
+                buffer.add(chunk)
+                if buffer.due():
+                    await in_thread(self._partial.write, buffer.take())
+                self._progress.at(here, total)
+        finally:
+            if buffer.size:
+                await in_thread(self._partial.write, buffer.take())
+
+
+@dataclass(slots=True)
+class _Buffer:
+    """Bytes on their way to the disk: one hop to a thread for many chunks."""
+
+    chunks: list[bytes]
+    size: int
+    written_at: float
+
+    def add(self, chunk: bytes) -> None:
+        self.chunks.append(chunk)
+        self.size += len(chunk)
+
+    def due(self) -> bool:
+        return self.size >= _FLUSH_BYTES or time.monotonic() >= self.written_at + _FLUSH_S
+
+    def take(self) -> bytes:
+        data = b"".join(self.chunks)
+        self.chunks.clear()
+        self.size = 0
+        self.written_at = time.monotonic()
+        return data
+
+
+def _cause(error: BaseException) -> str:
+    return str(error) or type(error).__name__

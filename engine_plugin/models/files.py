@@ -1,0 +1,101 @@
+"""Blocking file work done off the event loop, and files that are whole or absent."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from io import FileIO
+    from pathlib import Path
+
+__all__ = ["BLOCK", "in_thread", "private_folder", "read_json", "sha256_of", "sync_folder", "write_json"]
+
+BLOCK = 8 * 1024 * 1024
+"""Bytes read, hashed or copied by one call in a thread: some milliseconds of work."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run `work` in a thread; it is over when this returns or raises, also when the caller is cancelled.
+
+    A thread cannot be cancelled, so a file that it uses must not be closed or renamed before it has ended.
+    """
+    task = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError:
+                continue
+        if not task.cancelled():
+            task.exception()  # retrieved: the cancellation is what the caller hears of
+        raise
+
+
+def private_folder(path: Path) -> None:
+    """Create a folder, and its parent, for this user only; one that exists keeps its permissions."""
+    if path.is_dir():
+        return
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames in a folder survive a loss of power, where the system lets a folder be synced."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: dict[str, Any], scratch: Path) -> None:
+    """Write a JSON file that is never seen half written; `scratch` is a folder of the same file system."""
+    temporary = scratch / f"{path.name}.{os.getpid()}.tmp"
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, or None when there is none or it cannot be read."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+async def sha256_of(path: Path) -> str:
+    """`sha256:…` of a file, read block by block in threads. Raises OSError."""
+    digest = hashlib.sha256()
+    file = await in_thread(path.open, "rb", buffering=0)
+    try:
+        while await in_thread(_hash_block, file, digest):
+            pass
+    finally:
+        file.close()
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _hash_block(file: FileIO, digest: hashlib._Hash) -> int:
+    block = file.read(BLOCK)
+    digest.update(block)
+    return len(block)

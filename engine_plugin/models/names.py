@@ -1,0 +1,69 @@
+"""Names of models: what is allowed, and which existing names a wrong one may have meant.
+
+A name becomes a file name on any system, so it is one plain segment that no file system treats specially.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from engine_plugin.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["is_model_name", "near_names", "other_case", "validate_model_name"]
+
+_SHAPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+_RESERVED = frozenset(
+    {"CON", "PRN", "AUX", "NUL"} | {f"{device}{number}" for device in ("COM", "LPT") for number in range(10)}
+)
+"""Windows opens a device for these, with any extension (Microsoft, Naming Files, Paths, and Namespaces)."""
+
+
+def _complaint(name: object) -> str:
+    if not isinstance(name, str):
+        return "must be a string"
+    if not name:
+        return "must not be empty"
+    if not _SHAPE.fullmatch(name):
+        return (
+            f"{name[:64]!r} is no model name: use 1 to 128 letters, digits, '.', '_', '+' or '-', "
+            "beginning with a letter or digit"
+        )
+    if name.endswith("."):
+        return f"{name[:64]!r} is no model name: it must not end with a dot"
+    if name.partition(".")[0].upper() in _RESERVED:
+        return f"{name[:64]!r} is no model name: Windows keeps it for a device; choose another"
+    return ""
+
+
+def is_model_name(name: object) -> bool:
+    """Whether `name` may name a model."""
+    return not _complaint(name)
+
+
+def validate_model_name(name: object, field: str = "model") -> str:
+    """Return `name` when it may name a model. Raises InvalidRequestError, beginning with `field`."""
+    complaint = _complaint(name)
+    if complaint:
+        raise InvalidRequestError(f"{field}: {complaint}.")
+    return str(name)
+
+
+def other_case(name: str, existing: Iterable[str]) -> str:
+    """The existing name that equals `name` up to case only, or "".
+
+    On a case-insensitive file system both would be one file.
+    """
+    folded = name.casefold()
+    return next((other for other in existing if other != name and other.casefold() == folded), "")
+
+
+def near_names(name: str, existing: Iterable[str]) -> list[str]:
+    """At most three existing names that look like `name`, the nearest first."""
+    import difflib
+
+    by_folded = {other.casefold(): other for other in existing}
+    return [by_folded[near] for near in difflib.get_close_matches(name[:128].casefold(), by_folded)]

@@ -1,0 +1,255 @@
+"""One GET of a file by HTTP: redirects, credentials, and what the answer's head says about the file."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import re
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine_plugin.errors import AuthError, InvalidRequestError, ModelNotFoundError, PullError
+from engine_plugin.models.request import without_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    import httpx
+
+    from engine_plugin.models.request import HttpSource
+
+__all__ = ["Answer", "DroppedError", "FetchPolicy", "Remote", "http_client", "open_url"]
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_MOST_REDIRECTS = 10
+_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
+_HEX64 = re.compile(r'"?([0-9a-fA-F]{64})"?')
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True, slots=True)
+class FetchPolicy:
+    """How patient a download is; seconds. `attempts` counts those in a row that brought nothing new."""
+
+    connect_s: float = 15.0
+    stall_s: float = 30.0
+    attempts: int = 5
+    backoff_s: float = 0.5
+    longest_wait_s: float = 60.0
+
+
+class DroppedError(Exception):
+    """The transfer failed in a way that asking again may mend; `retry_after` seconds when the server said so."""
+
+    def __init__(self, text: str, retry_after: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """The file behind an answer. `total` is 0 and texts are "" when the server does not say.
+
+    `etag` is strong, as it came. Hugging Face names the digest as X-Linked-ETag on the redirect to its storage
+    (`linked_sha256`); some storages make it the ETag.
+    """
+
+    etag: str
+    last_modified: str
+    total: int
+    start: int
+    linked_sha256: str
+
+    @property
+    def sha256(self) -> str:
+        """The digest that the server names, 64 hex digits or ""."""
+        return self.linked_sha256 or _hex64(self.etag)
+
+    @property
+    def validator(self) -> str:
+        """What tells one version of the file from another, or ""."""
+        return self.etag or self.last_modified
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer that is not a redirect, its body not read yet."""
+
+    response: httpx.Response
+    linked_sha256: str
+
+    def remote(self) -> Remote:
+        """The file behind a 200, 206 or 416. Raises PullError for a head that contradicts itself."""
+        headers = self.response.headers
+        etag = headers.get("etag", "")
+        length = int(headers.get("content-length") or 0)
+        start, total = 0, length
+        if self.response.status_code != 200:
+            start, total = self._range(headers.get("content-range", ""), length)
+        return Remote(
+            etag="" if etag.startswith("W/") else etag,
+            last_modified=headers.get("last-modified", ""),
+            total=total,
+            start=start,
+            linked_sha256=self.linked_sha256,
+        )
+
+    def _range(self, text: str, length: int) -> tuple[int, int]:
+        match = _CONTENT_RANGE.fullmatch(text)
+        if match is None and self.response.status_code == 416:
+            return 0, 0
+        if match is None:
+            raise PullError(f"{self.place}: the server answered a range request without a valid Content-Range.")
+        first, last, total = match.groups()
+        whole = 0 if total == "*" else int(total)
+        if first is None:
+            return 0, whole
+        count = int(last) - int(first) + 1
+        if count <= 0 or (whole and int(last) >= whole) or (length and length != count):
+            raise PullError(
+                f"{self.place}: the server contradicts itself: Content-Range {text!r}, Content-Length {length}."
+            )
+        return int(first), whole
+
+    @property
+    def place(self) -> str:
+        """The address that answered, without secrets."""
+        return without_secrets(str(self.response.url))
+
+    def check_status(self) -> None:
+        """Raise what a status other than 200, 206 and 416, or a web page, means."""
+        status = self.response.status_code
+        if status in {401, 403}:
+            raise AuthError(
+                f"{self.place}: the server refused access (HTTP {status}). Give username and password "
+                "(for Hugging Face: any username and an access token), and accept the model's licence there."
+            )
+        if status in {404, 410}:
+            raise ModelNotFoundError(f"{self.place}: there is no such file (HTTP {status}). Correct the URL.")
+        if status in {408, 429} or (status >= 500 and status not in {501, 505}):
+            raise DroppedError(f"HTTP {status}", _seconds(self.response.headers.get("retry-after", "")))
+        if status not in {200, 206, 416}:
+            raise PullError(f"{self.place}: HTTP {status} is no answer to a download.")
+        if status != 416:
+            self._check_content()
+
+    def _check_content(self) -> None:
+        headers = self.response.headers
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind in {"text/html", "application/xhtml+xml"}:
+            raise PullError(
+                f"{self.place}: the server sent a web page, not a model file. Use the file's download link "
+                "(on Hugging Face: /resolve/, not /blob/)."
+            )
+        if headers.get("content-encoding", "identity").lower() not in {"identity", ""}:
+            raise PullError(f"{self.place}: the server compressed the file though it was asked not to.")
+
+
+def _hex64(etag: str) -> str:
+    match = _HEX64.fullmatch(etag.strip())
+    return match[1].lower() if match else ""
+
+
+def _seconds(retry_after: str) -> float | None:
+    """Retry-After in seconds (RFC 9110, 10.2.3), or None."""
+    if retry_after.strip().isdecimal():
+        return float(retry_after)
+    if not retry_after:
+        return None
+    from datetime import UTC, datetime
+    from email.utils import parsedate_to_datetime
+
+    try:
+        when = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return None
+    return max(0.0, (when.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+
+
+class _NoSecrets(logging.Filter):
+    """httpx logs each request's URL at INFO; a signed URL's query must not get into a log."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(without_secrets(str(arg)) if "://" in str(arg) else arg for arg in record.args)
+        return True
+
+
+_NO_SECRETS = _NoSecrets()
+
+
+def http_client(policy: FetchPolicy, *, insecure: bool) -> httpx.AsyncClient:
+    """A client that follows nothing and keeps no credentials by itself."""
+    import httpx
+
+    logging.getLogger("httpx").addFilter(_NO_SECRETS)
+    timeout = httpx.Timeout(policy.stall_s, connect=policy.connect_s)
+    return httpx.AsyncClient(verify=not insecure, timeout=timeout, follow_redirects=False)
+
+
+def _authorization(source: HttpSource, *, insecure: bool) -> dict[str, str]:
+    if not source.username and not source.password:
+        return {}
+    import httpx
+
+    url = httpx.URL(source.url)
+    if url.scheme == "http" and url.host not in _LOOPBACK and not insecure:
+        raise InvalidRequestError(
+            "source: credentials would cross the network unprotected; use https, or set insecure to allow it."
+        )
+    pair = f"{source.username}:{source.password}".encode()
+    return {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
+
+
+def _next_url(here: httpx.URL, location: str, *, insecure: bool) -> httpx.URL:
+    import httpx
+
+    try:
+        url = here.join(location).copy_with(username=None, password=None, fragment=None)
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise PullError(f"{without_secrets(str(here))}: the server redirects to no valid URL.") from error
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise PullError(f"{without_secrets(str(here))}: the server redirects to {url.scheme!r}, not to http(s).")
+    if here.scheme == "https" and url.scheme == "http" and not insecure:
+        raise PullError(
+            f"{without_secrets(str(here))}: the server redirects from https to http ({without_secrets(str(url))}), "
+            "where anybody could change the file. Set insecure to allow it."
+        )
+    return url
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
+
+
+@asynccontextmanager
+async def open_url(
+    client: httpx.AsyncClient, source: HttpSource, headers: Mapping[str, str], *, insecure: bool
+) -> AsyncIterator[Answer]:
+    """GET a URL and follow redirects; credentials go to the first origin only (scheme, host and port).
+
+    Raises httpx's errors as they come, PullError for a redirect that is not followed. Leaving closes the answer.
+    """
+    import httpx
+
+    authorization = _authorization(source, insecure=insecure)
+    try:
+        first = url = httpx.URL(source.url)
+    except httpx.InvalidURL as error:
+        raise InvalidRequestError(f"source: {source.label!r} is no valid URL.") from error
+    linked = ""
+    for _ in range(_MOST_REDIRECTS + 1):
+        own = authorization if _origin(url) == _origin(first) else {}
+        request = client.build_request("GET", url, headers={"Accept-Encoding": "identity", **headers, **own})
+        response = await client.send(request, stream=True)
+        try:
+            linked = linked or _hex64(response.headers.get("x-linked-etag", ""))
+            location = response.headers.get("location", "")
+            if response.status_code not in _REDIRECTS or not location:
+                yield Answer(response, linked)
+                return
+            url = _next_url(url, location, insecure=insecure)
+        finally:
+            await response.aclose()
+    raise PullError(f"{source.label}: more than {_MOST_REDIRECTS} redirects.")

@@ -1,0 +1,195 @@
+"""A request to pull a model, and what it comes down to: a name, a source and what is expected of the file."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from engine_plugin.errors import InvalidRequestError, ModelNotFoundError
+from engine_plugin.models.info import kind_of_type
+from engine_plugin.models.names import near_names, validate_model_name
+
+if TYPE_CHECKING:
+    from engine_plugin.models.samples import Sample, Samples
+
+__all__ = ["HttpSource", "LocalSource", "PullPlan", "PullRequest", "plan_pull", "without_secrets"]
+
+_HEX64 = re.compile(r"[0-9a-f]{64}")
+
+
+def without_secrets(url: str) -> str:
+    """A URL for people, logs and records: no credentials, query or fragment."""
+    if "://" not in url:
+        return url
+    try:
+        parts = urlsplit(url)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    except ValueError:
+        return url.partition("://")[0] + "://…"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class PullRequest:
+    """PullModelRequest of the wire, and `source` and `sha256` of our own.
+
+    `model` is a sample's name, a local path, a file:// or an http(s) URL; or, when `source` is one of these, the
+    name to store it under. `sha256` is 64 hex digits, with or without `sha256:`. `insecure` switches the check of
+    TLS certificates off and lets credentials go over plain http. `model_type` is a service's name and decides
+    the model's kind. The repr shows no secrets.
+    """
+
+    model: str
+    source: str = ""
+    sha256: str = ""
+    insecure: bool = False
+    username: str = ""
+    password: str = ""
+    model_type: str = ""
+
+    def __repr__(self) -> str:
+        return f"PullRequest(model={without_secrets(self.model)!r}, source={without_secrets(self.source)!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSource:
+    """A file on this machine; a `sample` when it comes with the package."""
+
+    path: Path
+    sample: Sample | None = None
+
+    @property
+    def label(self) -> str:
+        """The source for people and records."""
+        return f"sample:{self.sample.name}" if self.sample else str(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSource:
+    """An http(s) URL, without credentials or fragment; the query may hold a secret."""
+
+    url: str = field(repr=False)
+    username: str = field(default="", repr=False, compare=False)
+    password: str = field(default="", repr=False, compare=False)
+
+    @property
+    def label(self) -> str:
+        """The source for people and records."""
+        return without_secrets(self.url)
+
+
+@dataclass(frozen=True, slots=True)
+class PullPlan:
+    """What a pull does. Two pulls of one name with equal plans are one; credentials do not count."""
+
+    name: str
+    source: LocalSource | HttpSource
+    sha256: str
+    """64 hex digits, or "" when unknown."""
+    kind: str
+    """One of KINDS, or "" to take what inspecting the file finds."""
+    insecure: bool
+
+
+def _sha256(value: str, where: str) -> str:
+    digest = value.strip().lower().removeprefix("sha256:")
+    if digest and not _HEX64.fullmatch(digest):
+        raise InvalidRequestError(f"{where}: a SHA-256 digest has 64 hexadecimal digits, this has not.")
+    return digest
+
+
+def _stem(file: str, suffix: str, request: PullRequest) -> str:
+    stem = file[: -len(suffix)] if file.lower().endswith(suffix) else file
+    try:
+        return validate_model_name(stem)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(
+            f"{error} The source's file name gives none; give a name in `model` and "
+            f"{without_secrets(request.model)!r} in `source`."
+        ) from None
+
+
+def _http(text: str, request: PullRequest, where: str) -> tuple[HttpSource, str, str]:
+    """The source, the file's name and the digest in the fragment."""
+    try:
+        parts = urlsplit(text)
+        host, _ = parts.hostname, parts.port  # a bad port is found only when it is asked for
+    except ValueError:
+        host = None
+    if not host or any(character.isspace() or not character.isprintable() for character in text):
+        raise InvalidRequestError(f"{where}: {without_secrets(text)!r} is no valid http(s) URL.")
+    _, _, fragment = text.partition("#")
+    digest = fragment.removeprefix("sha256=") if fragment.startswith("sha256=") else ""
+    url = urlunsplit((parts.scheme.lower(), parts.netloc.rpartition("@")[2], parts.path, parts.query, ""))
+    source = HttpSource(
+        url,
+        username=request.username or unquote(parts.username or ""),
+        password=request.password or unquote(parts.password or ""),
+    )
+    return source, unquote(parts.path.rpartition("/")[2]), _sha256(digest, where)
+
+
+def _file_url(text: str, where: str) -> Path:
+    from urllib.request import url2pathname
+
+    parts = urlsplit(text)
+    if parts.netloc not in {"", "localhost"}:
+        raise InvalidRequestError(f"{where}: a file:// URL has three slashes and an absolute path.")
+    return Path(url2pathname(parts.path))
+
+
+def _local(path: Path, suffix: str, where: str) -> LocalSource:
+    if not path.name.lower().endswith(suffix):
+        raise InvalidRequestError(f"{where}: {str(path)!r} does not end in {suffix}: only model files can be pulled.")
+    try:
+        path = path.expanduser().absolute()
+        if path.is_file():
+            return LocalSource(path)
+        found = path.exists()
+    except (OSError, RuntimeError, ValueError):
+        found = False
+    if found:
+        raise InvalidRequestError(f"{where}: {str(path)!r} is not a file.")
+    raise ModelNotFoundError(f"{where}: there is no file {str(path)!r}.")
+
+
+def _forms(samples: Samples | None, suffix: str) -> str:
+    listed = f"a sample ({', '.join(samples.names)}), " if samples and samples.names else ""
+    return f"A pull takes {listed}a path or file:// URL ending in {suffix}, or an http(s) URL."
+
+
+def plan_pull(request: PullRequest, suffix: str, samples: Samples | None, present: list[str]) -> PullPlan:
+    """What a request means. Stats a local file: call it in a thread.
+
+    `present` are the store's names, only for the message of ModelNotFoundError. Raises InvalidRequestError too.
+    """
+    kind = kind_of_type(request.model_type)
+    where = "source" if request.source else "model"
+    text = request.source or request.model
+    for field_name, value in (("model", request.model), (where, text), ("sha256", request.sha256)):
+        if not isinstance(value, str) or (not value and field_name != "sha256"):
+            raise InvalidRequestError(f"{field_name}: must be a string that is not empty.")
+    digest = _sha256(request.sha256, "sha256")
+    scheme = text.partition("://")[0].lower() if "://" in text else ""
+    sample = samples.get(text) if samples else None
+    source: LocalSource | HttpSource
+    if sample is not None:
+        source, file, inline = LocalSource(sample.path, sample), sample.name, sample.sha256
+        kind = kind or sample.kind
+    elif scheme in {"http", "https"}:
+        source, file, inline = _http(text, request, where)
+    elif scheme and scheme != "file":
+        raise InvalidRequestError(f"{where}: {scheme[:32]}:// is not supported. {_forms(samples, suffix)}")
+    elif scheme or text.lower().endswith(suffix):
+        source = _local(_file_url(text, where) if scheme else Path(text), suffix, where)
+        file, inline = source.path.name, ""
+    else:
+        near = near_names(text, [*present, *(samples.names if samples else ())])
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise ModelNotFoundError(f"{where}: {text[:128]!r} is not known here.{hint} {_forms(samples, suffix)}")
+    if digest and inline and digest != inline:
+        raise InvalidRequestError("sha256: it is not the digest that the source itself names.")
+    name = validate_model_name(request.model) if request.source else _stem(file, suffix, request)
+    return PullPlan(name, source, digest or inline, kind, request.insecure)

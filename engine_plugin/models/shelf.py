@@ -1,0 +1,220 @@
+"""The model files below a store's root, each with its record; files laid in by hand are taken in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from engine_plugin.errors import EnginePluginError, InvalidRequestError, ModelInUseError, PullError
+from engine_plugin.models.files import in_thread, private_folder, read_json, sha256_of, sync_folder, write_json
+from engine_plugin.models.names import is_model_name
+from engine_plugin.models.records import Record
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from engine_plugin.models.info import Inspection
+
+__all__ = ["Shelf"]
+
+log = logging.getLogger(__name__)
+
+_DIGEST_PATIENCE = 5.0
+"""Seconds that a listing waits for the digest of a file laid in by hand; a big one is listed without it."""
+
+
+class Shelf:
+    """What lies in the root. Records are kept in memory and trusted while a file's size and mtime stay."""
+
+    def __init__(self, root: Path, suffix: str, inspect: Callable[[Path], Awaitable[Inspection]]) -> None:
+        self.root = root
+        self.partials = root / ".partial"
+        self._suffix = suffix
+        self._inspect = inspect
+        self._known: dict[str, Record] = {}
+        self._unusable: dict[str, tuple[int, int, str]] = {}
+        self._taking_in: dict[str, asyncio.Task[None]] = {}
+        self._hashing: dict[str, asyncio.Task[None]] = {}
+
+    def path(self, name: str) -> Path:
+        """Where the model of that (valid) name is, or would be."""
+        return self.root / f"{name}{self._suffix}"
+
+    def names(self) -> list[str]:
+        """The names of all model files. Reads the folder: call it in a thread."""
+        try:
+            entries = [entry.name for entry in self.root.iterdir() if entry.is_file()]
+        except FileNotFoundError:
+            return []
+        names = []
+        for entry in sorted(entries):
+            if not entry.endswith(self._suffix):
+                continue
+            name = entry.removesuffix(self._suffix)
+            if is_model_name(name):
+                names.append(name)
+            else:
+                self._skip(name, None, "its name is no model name; rename the file")
+        return names
+
+    def complaint(self, name: str) -> str:
+        """Why the file of that name is no model, as found by `get`; "" when nothing is wrong with it."""
+        return self._unusable[name][2] if name in self._unusable else ""
+
+    async def get(self, name: str) -> Record | None:
+        """The record of the model of that (valid) name, inspecting its file when it is new or changed."""
+        stat = self._stat(name)
+        if stat is None:
+            return None
+        known = self._known.get(name)
+        if known is not None and known.describes(stat):
+            return known
+        if name not in await in_thread(self.names):
+            return None  # on a case-insensitive file system another name's file answers
+        record = Record.from_json(name, await in_thread(read_json, self._record_path(name)))
+        if record is not None and record.describes(stat):
+            self._remember(record)
+            return record
+        return await self._take_in(name)
+
+    async def all(self) -> list[Record]:
+        """The record of each usable model, sorted by name."""
+        records = [await self.get(name) for name in await in_thread(self.names)]
+        return [record for record in records if record is not None]
+
+    async def put(self, part: Path, record: Record) -> Record:
+        """Move a complete, synced file into its place and write its record. Raises OSError, ModelInUseError."""
+        await self._stop_taking_in(record.name)
+        try:
+            record = await in_thread(self._put, part, record)
+        except PermissionError as error:
+            raise ModelInUseError(
+                f"{self.path(record.name)} cannot be replaced ({error.strerror}): unload the model, then pull again."
+            ) from error
+        self._remember(record)
+        return record
+
+    async def set_kind(self, record: Record, kind: str) -> Record:
+        """Give a model the kind that a person chose ("": leave it). Raises OSError."""
+        if kind in {"", record.kind}:
+            return record
+        record = replace(record, kind=kind, kind_given=True)
+        await in_thread(private_folder, self.partials)
+        await in_thread(write_json, self._record_path(record.name), record.to_json(), self.partials)
+        self._remember(record)
+        return record
+
+    async def remove(self, name: str) -> None:
+        """Delete a model, its file first: a crash between leaves a record without a model, which is nothing."""
+        await self._stop_taking_in(name)
+        try:
+            await in_thread(self._remove, name)
+        except PermissionError as error:
+            raise ModelInUseError(
+                f"{self.path(name)} cannot be deleted ({error.strerror}): unload the model first."
+            ) from error
+        finally:
+            self._known.pop(name, None)
+            self._unusable.pop(name, None)
+
+    async def aclose(self) -> None:
+        """End inspections and hashing that still run."""
+        for name in {*self._taking_in, *self._hashing}:
+            await self._stop_taking_in(name)
+
+    def _record_path(self, name: str) -> Path:
+        return self.root / f"{name}.json"
+
+    def _stat(self, name: str) -> os.stat_result | None:
+        try:
+            return self.path(name).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _remember(self, record: Record) -> None:
+        self._known[record.name] = record
+        self._unusable.pop(record.name, None)
+
+    def _put(self, part: Path, record: Record) -> Record:
+        target = self.path(record.name)
+        part.replace(target)
+        sync_folder(self.root)
+        record = replace(record, mtime_ns=target.stat().st_mtime_ns)
+        write_json(self._record_path(record.name), record.to_json(), self.partials)
+        return record
+
+    def _remove(self, name: str) -> None:
+        self.path(name).unlink(missing_ok=True)
+        sync_folder(self.root)
+        self._record_path(name).unlink(missing_ok=True)
+
+    def _skip(self, name: str, stat: os.stat_result | None, why: str) -> None:
+        """Remember that a file is no model; one warning, however often it is listed."""
+        if name not in self._unusable:
+            log.warning("%s is skipped: %s", self.root / f"{name}{self._suffix}", why)
+        self._unusable[name] = (stat.st_size, stat.st_mtime_ns, why) if stat else (0, 0, why)
+
+    # Taking in: callers share one inspection of a file, and a caller that goes away does not stop it.
+
+    async def _take_in(self, name: str) -> Record | None:
+        if name not in self._taking_in:
+            task = asyncio.create_task(self._inspect_file(name), name=f"inspect {name}")
+            task.add_done_callback(lambda _: self._taking_in.pop(name, None))
+            self._taking_in[name] = task
+        await asyncio.shield(self._taking_in[name])
+        hashing = self._hashing.get(name)
+        if hashing is not None:
+            await asyncio.wait({hashing}, timeout=_DIGEST_PATIENCE)
+        return self._known.get(name)
+
+    async def _inspect_file(self, name: str) -> None:
+        self._known.pop(name, None)
+        stat = self._stat(name)
+        if stat is None or self._unusable.get(name, ())[:2] == (stat.st_size, stat.st_mtime_ns):
+            return
+        old = Record.from_json(name, await in_thread(read_json, self._record_path(name)))
+        try:
+            found = await self._inspect(self.path(name))
+        except EnginePluginError as error:
+            unchanging = isinstance(error, InvalidRequestError | PullError)
+            self._skip(name, stat if unchanging else None, error.message)
+            return
+        keep_kind = old is not None and old.kind_given and old.size == stat.st_size
+        record = Record(
+            name=name,
+            kind=old.kind if old is not None and keep_kind else found.kind,
+            size=stat.st_size,
+            mtime_ns=stat.st_mtime_ns,
+            digest="",
+            kind_given=keep_kind,
+            details=found.details,
+        )
+        self._remember(record)
+        task = asyncio.create_task(self._hash_file(record), name=f"hash {name}")
+        task.add_done_callback(lambda _: self._hashing.pop(name, None))
+        self._hashing[name] = task
+
+    async def _hash_file(self, record: Record) -> None:
+        """Complete a record by its digest, unless the file changed meanwhile: somebody may still be copying it."""
+        try:
+            digest = await sha256_of(self.path(record.name))
+            stat = self._stat(record.name)
+            if stat is None or not record.describes(stat):
+                return
+            record = replace(record, digest=digest)
+            self._remember(record)
+            await in_thread(private_folder, self.partials)
+            await in_thread(write_json, self._record_path(record.name), record.to_json(), self.partials)
+        except OSError as error:
+            log.debug("no record is written for %s: %s", self.path(record.name), error)
+
+    async def _stop_taking_in(self, name: str) -> None:
+        tasks = {task for task in (self._taking_in.get(name), self._hashing.get(name)) if task is not None}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)

@@ -1,0 +1,198 @@
+"""The models on this machine: what is there, how it got there, how it goes. Knows no engine.
+
+Below the root, which is this user's only:
+
+    <name>.gguf        a model; one laid in by hand counts, too
+    <name>.json        its record (records.py)
+    .partial/          unfinished pulls and their locks (partial.py)
+
+An engine owns one store, gives it an `inspect` that reads a model file, and closes it in the end.
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from engine_plugin.errors import ModelNotFoundError, PreconditionError, PullError
+from engine_plugin.models.events import Success
+from engine_plugin.models.files import in_thread, private_folder
+from engine_plugin.models.info import Inspection, ModelDetails, ModelInfo, kind_of_type
+from engine_plugin.models.names import is_model_name, near_names
+from engine_plugin.models.partial import Partial
+from engine_plugin.models.pull import Pull
+from engine_plugin.models.remote import FetchPolicy
+from engine_plugin.models.request import PullRequest, plan_pull
+from engine_plugin.models.samples import Sample, Samples, bundled_samples
+from engine_plugin.models.shared import SharedPull
+from engine_plugin.models.shelf import Shelf
+
+if TYPE_CHECKING:
+    import builtins
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from pathlib import Path
+
+    from engine_plugin.models.events import PullEvent
+    from engine_plugin.models.request import PullPlan
+
+__all__ = [
+    "FetchPolicy",
+    "Inspection",
+    "ModelDetails",
+    "ModelInfo",
+    "ModelStore",
+    "PullRequest",
+    "Sample",
+    "Samples",
+    "bundled_samples",
+]
+
+
+class ModelStore:
+    """The models below one root and the samples of the package. Used from one event loop."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        inspect: Callable[[Path], Awaitable[Inspection]],
+        suffix: str = ".gguf",
+        samples: Samples | None = None,
+        policy: FetchPolicy | None = None,
+    ) -> None:
+        """No I/O. `inspect` reads a file (of any name) and raises InvalidRequestError or PullError for no model."""
+        self.root = root
+        self._suffix = suffix
+        self._samples = samples
+        self._inspect = inspect
+        self._policy = policy or FetchPolicy()
+        self._shelf = Shelf(root, suffix, inspect)
+        self._pulls: dict[str, SharedPull] = {}
+
+    async def list(self) -> builtins.list[ModelInfo]:
+        """Every model, sorted by name; a sample only where no model of the store has its name.
+
+        A file laid in by hand is inspected once; one that is no model is skipped with a warning.
+        """
+        found = {record.name: record.info(self._shelf.path(record.name)) for record in await self._shelf.all()}
+        for name in self._sample_names():
+            sample = self._sample(name)
+            if name not in found and sample is not None:
+                found[name] = sample.info()
+        return [found[name] for name in sorted(found)]
+
+    async def get(self, name: str) -> ModelInfo:
+        """One model. Raises ModelNotFoundError. Cheap when the model was seen before: one stat."""
+        if is_model_name(name):
+            record = await self._shelf.get(name)
+            if record is not None:
+                return record.info(self._shelf.path(name))
+            complaint = self._shelf.complaint(name)
+            if complaint:
+                raise ModelNotFoundError(f"model: {self._shelf.path(name)} cannot be used: {complaint}")
+            sample = self._sample(name)
+            if sample is not None:
+                return sample.info()
+        raise await self._not_found(name)
+
+    async def delete(self, name: str) -> None:
+        """Delete a model, its record, and what an unfinished pull of it left.
+
+        Raises ModelNotFoundError; PreconditionError for a sample of the package and while it is being pulled;
+        ModelInUseError where the system keeps an open file from being deleted.
+        """
+        if not is_model_name(name):
+            raise await self._not_found(name)
+        partial = Partial(self._shelf.partials, name)
+        if name not in await in_thread(self._shelf.names) and not partial.leftovers():
+            if self._sample(name) is None:
+                raise await self._not_found(name)
+            raise PreconditionError(f"model: {name} comes with the plugin's package and cannot be deleted.")
+
+        def held() -> None:
+            raise PreconditionError(f"model: {name} is being pulled now; cancel the pull, then delete.")
+
+        await in_thread(private_folder, self._shelf.partials)
+        async with partial.locked(held):
+            await self._shelf.remove(name)
+            await in_thread(partial.discard)
+
+    def default_for(self, kind: str) -> str:
+        """The name of the sample that serves a kind when nobody chose a model, or ""."""
+        return self._samples.default_for(kind) if self._samples else ""
+
+    async def pull(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
+        """Bring a model here and yield what happens; ends after Success or raises.
+
+        Concurrent pulls of one model are one; closing the iterator leaves it, and the last to leave cancels it,
+        keeping what arrived. Raises InvalidRequestError, ModelNotFoundError, AuthError, PreconditionError,
+        ModelInUseError and PullError.
+        """
+        present = await self._present(request)
+        if present is not None:
+            yield present
+            return
+        names = await in_thread(self._shelf.names)
+        plan = await in_thread(plan_pull, request, self._suffix, self._samples, names)
+        async with aclosing((await self._join(plan)).watch()) as events:
+            async for event in events:
+                yield event
+
+    async def aclose(self) -> None:
+        """Cancel running pulls, keeping what arrived, and inspections."""
+        for shared in list(self._pulls.values()):
+            await shared.stop()
+        await self._shelf.aclose()
+
+    async def _present(self, request: PullRequest) -> Success | None:
+        """A bare name that the store has needs no pull: there may be no source to ask."""
+        name = request.model
+        if request.source or not is_model_name(name) or name.lower().endswith(self._suffix):
+            return None
+        kind = kind_of_type(request.model_type)
+        record = await self._shelf.get(name)
+        if record is None:
+            return None
+        if request.sha256 and request.sha256.lower().removeprefix("sha256:") != record.digest.removeprefix("sha256:"):
+            raise PullError(
+                f"model: {name} is present with {record.digest}, expected is {request.sha256[:80]}. "
+                "Give its source to replace it."
+            )
+        record = await self._shelf.set_kind(record, kind)
+        return Success(name, record.size, record.digest)
+
+    async def _join(self, plan: PullPlan) -> SharedPull:
+        """The running pull of that model, else a new one. Its caller watches it without awaiting in between."""
+        key = plan.name.casefold()
+        while (shared := self._pulls.get(key)) is not None:
+            if not shared.abandoned and shared.plan == plan:
+                return shared
+            if not shared.abandoned:
+                raise PreconditionError(
+                    f"model: {shared.plan.name} is being pulled now, from {shared.plan.source.label} or with other "
+                    "settings; wait for that pull or cancel it."
+                )
+            await shared.ended()
+        shared = SharedPull(plan, self._run, ended=lambda: self._pulls.pop(key, None))
+        self._pulls[key] = shared
+        return shared
+
+    async def _run(self, plan: PullPlan, publish: Callable[[PullEvent], None]) -> Success:
+        pull = Pull(plan, self._shelf, self._inspect, self._policy, publish, self._sample_names())
+        return await pull.run()
+
+    def _sample_names(self) -> tuple[str, ...]:
+        return tuple(self._samples.names) if self._samples else ()
+
+    def _sample(self, name: str) -> Sample | None:
+        return self._samples.get(name) if self._samples else None
+
+    async def _not_found(self, name: object) -> ModelNotFoundError:
+        names = sorted({*await in_thread(self._shelf.names), *self._sample_names()})
+        shown = str(name)[:128]
+        near = near_names(shown, names)
+        hint = f" Did you mean {' or '.join(near)}?" if near else f" Here are: {', '.join(names[:20]) or 'none'}."
+        return ModelNotFoundError(
+            f"model: no model is called {shown!r}.{hint} Others must be pulled first: by a path or file:// URL "
+            f"ending in {self._suffix}, or an http(s) URL."
+        )
