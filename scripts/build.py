@@ -11,14 +11,15 @@ the one that ENGINE_PLUGIN_PYTHON names, else the one that built it, else `pytho
 tests, and to see a change at work in a host. `--platform windows_amd64` builds for another platform than this one.
 A directory appears whole or not at all, and replaces what was there.
 
-On POSIX the launcher becomes Python. Windows has no exec: there the launcher, made by distlib, starts Python in a job
-that ends with it. The job was not tried on Windows yet, nor was the launcher; what the launcher runs was tried.
+On POSIX the launcher becomes Python. Windows has no exec: there the launcher, which is distlib's, starts Python in a
+job that ends with it. That was not tried on Windows yet; the program inside the launcher was, elsewhere.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import io
 import os
 import shlex
 import shutil
@@ -28,6 +29,7 @@ import tempfile
 import time
 import zipfile
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path, PurePosixPath
 
 from pins import CONSTRAINTS, ROOT, Pin, declared, read_pins
@@ -153,16 +155,13 @@ def write_launcher(plan: Plan, root: Path) -> None:
 
 
 def write_windows_launcher(executable: Path, start: str, interpreter: str, flags: str) -> None:
-    from distlib.scripts import ScriptMaker
-
-    maker = ScriptMaker(None, str(executable.parent), add_launchers=True)
-    maker._is_nt = True  # distlib makes launchers on Windows only, unless told; there is no public way to tell it
-    maker.variants = {""}
-    maker.executable = interpreter or "/usr/bin/env python"
-    maker.script_template = template("windows_main.py", START=start.replace("/", "\\")).replace("%", "%%")
-    (written,) = maker.make(f"{executable.stem} = start_plugin:main", {"interpreter_args": flags.split()})
-    if Path(written) != executable:
-        raise BuildError(f"a Windows launcher is {Path(written).name}, not {executable.name}: correct the manifest.")
+    """distlib's program for console scripts, which runs what follows it: a line that names Python, then a zip."""
+    python = f'"{interpreter}"' if interpreter else "/usr/bin/env python"  # the program looks for the latter on PATH
+    program = io.BytesIO()
+    with zipfile.ZipFile(program, "w") as archive:
+        archive.writestr("__main__.py", template("windows_main.py", START=start.replace("/", "\\")))
+    stub = resources.files("distlib").joinpath("t64.exe").read_bytes()
+    executable.write_bytes(stub + f"#!{python} {flags}\r\n".encode() + program.getvalue())
 
 
 def write_plugin(plan: Plan, root: Path) -> None:

@@ -79,7 +79,7 @@ def check() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing, fail on a contradiction; needs no network")
+    parser.add_argument("--check", action="store_true", help="write nothing, fail on a contradiction")
     parser.add_argument("--upgrade", action="store_true", help="take the newest versions that pyproject.toml allows")
     options = parser.parse_args()
     if options.check:

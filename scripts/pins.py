@@ -1,4 +1,4 @@
-"""The pins of constraints.txt: one version of each package, for every platform and Python, with the hashes of its files.
+"""The pins of constraints.txt: a version of each package for every platform and Python, and its files' hashes.
 
 Standard library only: setup.py reads them before anything is installed.
 """
@@ -6,7 +6,6 @@ Standard library only: setup.py reads them before anything is installed.
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +61,8 @@ def read_pins(path: Path = CONSTRAINTS) -> list[Pin]:
 
 def project() -> dict[str, Any]:
     """pyproject.toml."""
+    import tomllib  # not above: an older Python must get as far as setup's words about it
+
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 

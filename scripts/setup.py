@@ -4,15 +4,7 @@ Needs Python 3.11 or newer with pip (or ensurepip), and nothing else. Every pack
 of constraints.txt, from wherever pip's own configuration says. Run again, it does only what has become necessary.
 """
 
-import sys
-
-OLDEST = (3, 11)
-if sys.version_info[:2] < OLDEST:  # before anything that an older Python cannot import
-    sys.exit(
-        "setup: Python {}.{} is too old: engine-plugin needs {}.{} or newer. Name one: make setup PYTHON=python3.13".format(
-            *sys.version_info[:2], *OLDEST
-        )
-    )
+from __future__ import annotations
 
 import argparse
 import hashlib
@@ -22,15 +14,21 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 import venv
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pins import CONSTRAINTS, ROOT, declared, project, read_pins
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = ["PROFILES", "SetupError", "fingerprint", "main", "satisfied", "set_up"]
+
+OLDEST = (3, 11)
 
 PROFILES = {
     "run": ("core",),
@@ -71,7 +69,8 @@ def satisfied(environment: Path, profile: str) -> bool:
     except (OSError, ValueError):
         return False
     enough = list(PROFILES)[list(PROFILES).index(profile) :]
-    return done.get("profile") in enough and done.get("fingerprint") == fingerprint() and interpreter(environment).exists()
+    same = done.get("fingerprint") == fingerprint()
+    return same and done.get("profile") in enough and interpreter(environment).exists()
 
 
 def step(name: str, run: Callable[[], None]) -> None:
@@ -118,9 +117,9 @@ def create(environment: Path) -> None:
 
 
 def install(environment: Path, profile: str) -> None:
-    requirements = declared(*INSTALLERS, *PROFILES[profile])
+    pinned = ["--require-hashes", "--only-binary", ":all:", "--constraint", str(CONSTRAINTS)]
     quiet(
-        pip(environment, "install", "--require-hashes", "--only-binary", ":all:", "-c", str(CONSTRAINTS), *requirements),
+        pip(environment, "install", *pinned, *declared(*INSTALLERS, *PROFILES[profile])),
         "a package could not be installed; pip's words are above. Wheels are needed for this platform and "
         f"Python {platform.python_version()}; another Python: make setup PYTHON=python3.13",
     )
@@ -161,9 +160,12 @@ def set_up(environment: Path, profile: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("profile", nargs="?", default="dev", choices=PROFILES, help="run: to use it; dev: to work on it")
+    parser.add_argument("profile", nargs="?", default="dev", choices=PROFILES, help="run: to use; dev: to work on it")
     parser.add_argument("--clear", action="store_true", help="make the environment anew")
     options = parser.parse_args()
+    if sys.version_info[:2] < OLDEST:
+        here, oldest = (".".join(map(str, version)) for version in (sys.version_info[:2], OLDEST))
+        sys.exit(f"setup: Python {here} is too old, {oldest} is needed. Name one: make setup PYTHON=python3.13")
     environment = ROOT / ".venv"
     try:
         if options.clear and environment.exists():

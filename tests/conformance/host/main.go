@@ -37,8 +37,9 @@ var scenarios = []scenario{
 	{"sigint", "a terminal's SIGINT does not end a hosted plugin", sigint},
 	{"stdio", "output on stdout after the handshake reaches the host and breaks nothing", stdio},
 	{"tcp", "serving on a TCP port", tcp},
-	{"automtls", "a host that asks for AutoMTLS", autoMTLS},
-	{"multiplex", "a host that asks for broker multiplexing", multiplex},
+	{"automtls", "a host that asks for AutoMTLS is told that there is none", autoMTLS},
+	{"broken-manifest", "a plugin whose plugin.yaml is wrong", brokenManifest},
+	{"multiplex", "a host that asks for broker multiplexing is told that there is none", multiplex},
 	{"socket-group", "a host that names the group of the socket", socketGroup},
 	{"wrong-version", "a host that speaks another protocol version", wrongVersion},
 	{"wrong-cookie", "a start by something that is not the host", wrongCookie},
@@ -52,7 +53,7 @@ func main() {
 	flag.Parse()
 	if *name == "list" {
 		for _, each := range scenarios {
-			fmt.Printf("%-16s%s\n", each.name, each.about)
+			fmt.Printf("%-18s%s\n", each.name, each.about)
 		}
 		return
 	}

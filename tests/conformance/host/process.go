@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -40,6 +41,9 @@ func killWhileStreaming(r *report) {
 	r.check("the stream ends with an error", func() (string, error) {
 		select {
 		case err := <-ended:
+			if errors.Is(err, io.EOF) {
+				return "", errors.New("a clean end, as if the answer were whole")
+			}
 			return err.Error(), nil
 		case <-time.After(soon):
 			return "", errors.New("it hangs")
@@ -155,14 +159,32 @@ func tcp(r *report) {
 	r.check("Kill", s.kill)
 }
 
+// autoMTLS: the plugin serves none, and its operator must be able to read that in the host's log.
 func autoMTLS(r *report) {
 	s := spawn(func(config *plugin.ClientConfig) { config.AutoMTLS = true })
 	defer s.client.Kill()
-	if s.begin(r) {
-		r.check("GetManifest", s.getManifest)
-		r.check("Kill", s.kill)
-		r.check("no error in the host's log", s.noErrors)
+	if s.refuses(r, "Failed to read any lines from plugin's stdout") {
+		r.check("the host's log says why", func() (string, error) { return s.logged("AutoMTLS") })
 	}
+}
+
+// brokenManifest is run with a plugin whose plugin.yaml the test has damaged. The host's user sees only the host's log.
+func brokenManifest(r *report) {
+	s := spawn(nil)
+	defer s.client.Kill()
+	if s.refuses(r, "Failed to read any lines from plugin's stdout") {
+		r.check("the host's log names the file", func() (string, error) { return s.logged("plugin.yaml:") })
+	}
+}
+
+// logged finds the ERROR line of the host's log that holds a text.
+func (s *session) logged(text string) (string, error) {
+	for _, line := range s.logErrors() {
+		if at := strings.Index(line, text); at >= 0 {
+			return clip(line[at:]), nil
+		}
+	}
+	return "", fmt.Errorf("no ERROR line with %q in the host's log: %s", text, clip(s.log.String()))
 }
 
 func multiplex(r *report) {

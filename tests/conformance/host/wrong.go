@@ -34,8 +34,14 @@ func wrongCalls(r *report) {
 		{"no messages", "chat", encode(object{"model": chatModel}), 400},
 		{"engine not running", "chat", request, 503},
 	})
+	r.check("StartEngine in an unknown mode", func() (string, error) {
+		ctx, cancel := unbounded()
+		defer cancel()
+		request := &protocol.StartEngineRequest{Mode: "no-such-mode"}
+		return refused(func() (coded, error) { return s.rpc.StartEngine(ctx, request) }, 400)
+	})
 	simple(r, "StartEngine", unbounded, func(ctx context.Context) (coded, error) {
-		return s.rpc.StartEngine(ctx, &protocol.StartEngineRequest{Mode: "an unknown mode"})
+		return s.rpc.StartEngine(ctx, &protocol.StartEngineRequest{Mode: "cpu"})
 	})
 	unknown := chatRequest(8)
 	unknown["model"] = "no-such-model"

@@ -1,0 +1,61 @@
+"""The Go host, built once, and its report at the end of the test run."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from build import build_linked
+from pins import ROOT
+
+from tests.conformance.gohost import Check, GoHost, executable_of, run_go
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SEEN = pytest.StashKey[list[Check]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[SEEN] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print what the Go host saw: its run is a result in itself."""
+    checks = config.stash[SEEN]
+    if not checks:
+        return
+    terminalreporter.section("a Go host (hashicorp/go-plugin) and this plugin")
+    for check in checks:
+        verdict = "ok  " if check.ok else "FAIL"
+        detail = " ".join(check.detail.split())
+        line = f"{verdict} {check.scenario:15} {check.name:32} {check.millis:8.1f} ms  {detail}"
+        terminalreporter.write_line(line if not check.ok else line[:150])
+    failed = sum(not check.ok for check in checks)
+    terminalreporter.write_line(f"{len(checks) - failed} checks passed, {failed} failed")
+
+
+@pytest.fixture(scope="session")
+def go_host(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> GoHost:
+    binary = tmp_path_factory.mktemp("go-host") / "conformance-host"
+    run_go("build", "-mod=readonly", "-o", str(binary), ".")
+    return GoHost(binary, request.config.stash[SEEN])
+
+
+@pytest.fixture(scope="session")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default plugin's executable, linked to this checkout."""
+    return executable_of(build_linked(ROOT / "plugin.yaml", tmp_path_factory.mktemp("plugins dir")))
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A directory for data and sockets whose path is short enough for a unix socket's."""
+    path = Path(tempfile.mkdtemp(prefix="epc-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)

@@ -1,0 +1,138 @@
+"""Running the Go host's scenarios, and seeing that nothing of theirs is left afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import uuid
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from engine_plugin.manifest import load_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["SOURCES", "Check", "GoHost", "RunningHost", "executable_of", "run_go"]
+
+SOURCES = Path(__file__).parent / "host"
+_MARK = "ENGINE_PLUGIN_CONFORMANCE_RUN"
+_LIMIT = 180.0  # seconds, for a scenario
+_BUILD_LIMIT = 600.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the host's report."""
+
+    scenario: str
+    name: str
+    ok: bool
+    detail: str
+    millis: float
+
+    @classmethod
+    def parse(cls, line: str) -> Check:
+        return cls(**json.loads(line))
+
+
+def run_go(*arguments: str) -> str:
+    """Run the go command on the host's module, which downloads through the module proxy that Go is set up with."""
+    command = ["go", *arguments]
+    done = subprocess.run(command, cwd=SOURCES, capture_output=True, text=True, timeout=_BUILD_LIMIT)
+    assert done.returncode == 0, f"{' '.join(command)}:\n{done.stderr}"
+    return done.stdout
+
+
+def executable_of(plugin: Path) -> Path:
+    """The launcher of a built plugin directory."""
+    return load_manifest(plugin / "plugin.yaml").executable()
+
+
+def _still_there(mark: str) -> list[psutil.Process]:
+    """The processes that carry a run's mark in their environment: host, plugin, engines and whatever they start."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(_MARK) == mark:
+                found.append(process)
+        except (psutil.Error, OSError):  # it has just gone, or is not ours
+            continue
+    return found
+
+
+class RunningHost:
+    """A scenario on its way."""
+
+    def __init__(self, process: subprocess.Popen[str], mark: str, log: Path) -> None:
+        self.process = process
+        self._mark = mark
+        self._log = log
+
+    def family(self) -> list[psutil.Process]:
+        """The host and all that it has brought about."""
+        return _still_there(self._mark)
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+
+class GoHost:
+    """The built host. `seen` gets every check that it reports."""
+
+    def __init__(self, binary: Path, seen: list[Check]) -> None:
+        self.binary = binary
+        self._seen = seen
+
+    def scenarios(self) -> list[str]:
+        listed = subprocess.run([self.binary, "-scenario", "list"], capture_output=True, text=True, check=True)
+        return [line.split()[0] for line in listed.stdout.splitlines()]
+
+    @contextmanager
+    def start(self, scenario: str, executable: Path, scratch: Path, **environ: str) -> Iterator[RunningHost]:
+        """Start a scenario with data and sockets below `scratch`; whatever is left of it at the end is killed."""
+        mark = uuid.uuid4().hex
+        log = scratch / f"{scenario}.log"
+        variables = {_MARK: mark, "AOG_DATA_DIR": str(scratch / "data"), "TMPDIR": str(scratch), **environ}
+        with log.open("wb") as stderr:
+            process = subprocess.Popen(
+                [self.binary, "-plugin", executable, "-scenario", scenario],
+                env={**os.environ, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                encoding="utf-8",
+            )
+            running = RunningHost(process, mark, log)
+            try:
+                yield running
+            finally:
+                for left in running.family():
+                    left.kill()
+                process.wait()
+                if process.stdout is not None:
+                    process.stdout.close()
+
+    def note(self, line: str) -> Check:
+        check = Check.parse(line)
+        self._seen.append(check)
+        return check
+
+    def run(self, scenario: str, executable: Path, scratch: Path, **environ: str) -> list[Check]:
+        """Run a scenario to its end; asserts that every check was right and that no process is left."""
+        with self.start(scenario, executable, scratch, **environ) as running:
+            output, _ = running.process.communicate(timeout=_LIMIT)
+            checks = [self.note(line) for line in output.splitlines()]
+            wrong = [f"{check.name}: {check.detail}" for check in checks if not check.ok]
+            assert checks, running.log[-4000:]
+            assert not wrong, "\n".join([*wrong, "", running.log[-4000:]])
+            assert running.process.returncode == 0
+            left = running.family()
+            assert left == [], f"left behind: {left}"
+            return checks

@@ -1,0 +1,105 @@
+"""What setup decides without installing anything; CI's clean clone is the test of the rest."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import venv
+from typing import TYPE_CHECKING
+
+import pins
+import pytest
+import setup
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment without pip."""
+    environment = tmp_path_factory.mktemp("environments") / ".venv"
+    venv.create(environment, symlinks=sys.platform != "win32", with_pip=False)
+    return environment
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Path:
+    """An environment that setup has finished with, as far as it looks."""
+    interpreter = setup.interpreter(tmp_path)
+    interpreter.parent.mkdir()
+    interpreter.touch()
+    write_stamp(tmp_path, "dev", setup.fingerprint())
+    return tmp_path
+
+
+def write_stamp(environment: Path, profile: str, fingerprint: str) -> None:
+    text = json.dumps({"profile": profile, "fingerprint": fingerprint})
+    setup.stamp(environment).write_text(text, encoding="utf-8")
+
+
+def test_a_finished_environment_needs_nothing(environment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    setup.set_up(environment, "dev")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_larger_profile_holds_the_smaller_ones(environment: Path) -> None:
+    assert setup.satisfied(environment, "run")
+    assert not setup.satisfied(environment, "lock")
+
+
+def test_an_environment_of_other_pins_is_not_enough(environment: Path) -> None:
+    write_stamp(environment, "dev", "another")
+    assert not setup.satisfied(environment, "dev")
+
+
+def test_half_a_stamp_is_none(environment: Path) -> None:
+    setup.stamp(environment).write_text('{"profile": "dev", "finger', encoding="utf-8")
+    assert not setup.satisfied(environment, "dev")
+
+
+def test_an_environment_whose_python_is_gone_is_not_enough(environment: Path) -> None:
+    setup.interpreter(environment).unlink()
+    assert not setup.satisfied(environment, "dev")
+    assert not setup.usable(environment)
+
+
+def test_the_fingerprint_follows_the_pins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = setup.fingerprint()
+    changed = tmp_path / "constraints.txt"
+    changed.write_text(pins.CONSTRAINTS.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    monkeypatch.setattr(setup, "CONSTRAINTS", changed)
+    assert setup.fingerprint() != before
+
+
+def test_an_environment_without_pip_is_made_anew(bare: Path) -> None:
+    assert not setup.usable(bare)
+
+
+def test_a_failing_step_shows_what_was_said(capfd: pytest.CaptureFixture[str]) -> None:
+    program = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"
+    with pytest.raises(setup.SetupError, match=r"out\nerr\n\nsetup: do this"):
+        setup.step("something", lambda: setup.quiet([sys.executable, "-c", program], "do this"))
+    assert capfd.readouterr().out == "setup: something ... failed\n"
+
+
+def test_a_step_that_works_says_only_its_seconds(capfd: pytest.CaptureFixture[str]) -> None:
+    setup.step("something", lambda: setup.quiet([sys.executable, "-c", "print('noise')"], ""))
+    said = capfd.readouterr().out
+    assert said.startswith("setup: something ... ")
+    assert said.endswith(" s\n")
+
+
+def test_pip_enforces_the_hashes(tmp_path: Path) -> None:
+    """The way in which setup calls pip, with a hash that no file has."""
+    wheel = tmp_path / "sample-1.0-py3-none-any.whl"
+    wheel.write_bytes(b"not looked into")
+    constraints = tmp_path / "constraints.txt"
+    constraints.write_text(f"sample==1.0 --hash=sha256:{'0' * 64}\n", encoding="utf-8")
+    command = [sys.executable, "-I", "-m", "pip", "install", "--no-index", "--find-links", str(tmp_path)]
+    command += ["--require-hashes", "--only-binary", ":all:", "--target", str(tmp_path / "target")]
+    command += ["-c", str(constraints), "sample>=1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "DO NOT MATCH THE HASHES" in done.stderr
