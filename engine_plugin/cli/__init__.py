@@ -1,0 +1,1 @@
+"""The command `engine-plugin`, for people. See docs/cli.md."""

@@ -1,0 +1,97 @@
+"""A server of the plugin that outlives the command: started in its own session, ended by its recorded process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from engine_plugin.cli.rendezvous import Rendezvous, ServerRecord, is_server_process
+from engine_plugin.cli.serve import LOG_VARIABLE
+from engine_plugin.errors import DeadlineError, PreconditionError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from engine_plugin.manifest import Manifest
+
+__all__ = ["end_server", "start_server"]
+
+_READY = 30.0
+_LOOK_AGAIN = 0.05
+# `serve` stops the engine first, within its own bound; then it is killed.
+_END = 40.0
+_LOG_TAIL = 5
+
+
+async def start_server(manifest: Manifest) -> ServerRecord:
+    """Run `serve` in the background and return its record once it serves.
+
+    Raises PreconditionError, with the end of its log, when it exits instead, DeadlineError when it takes too long.
+    """
+    log = manifest.data_dir / "logs" / "server.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    process = _spawn(manifest, log)
+    try:
+        record = await _wait_ready(process, Rendezvous(manifest), log)
+    except BaseException:
+        process.terminate()
+        await asyncio.to_thread(process.wait, _END)
+        raise
+    if process.poll() is None:
+        process.returncode = 0  # it is to live on; Popen would complain of that when it is collected
+    return record
+
+
+async def _wait_ready(process: subprocess.Popen[bytes], meeting: Rendezvous, log: Path) -> ServerRecord:
+    deadline = time.monotonic() + _READY
+    while (record := meeting.find()) is None:
+        # Polled: a file and a process of another session; neither can be awaited on every system.
+        if process.poll() is not None:
+            raise PreconditionError(f"the server exited with code {process.returncode}: {_tail(log)} (log: {log})")
+        if time.monotonic() > deadline:
+            raise DeadlineError(f"the server was not ready within {_READY:g} s and was ended. See its log: {log}")
+        await asyncio.sleep(_LOOK_AGAIN)
+    return record
+
+
+def _spawn(manifest: Manifest, log: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "engine_plugin.cli.main", "serve", "--plugin", str(manifest.plugin_dir)]
+    apart: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        apart = {"creationflags": subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP}
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=manifest.plugin_dir,
+            env=os.environ | {LOG_VARIABLE: str(log)},
+            **apart,
+        )
+
+
+async def end_server(record: ServerRecord) -> None:
+    """End the recorded process, if it is still that one: SIGTERM, wait, SIGKILL, confirm."""
+    process = is_server_process(record)
+    if process is None:
+        return
+    try:
+        process.terminate()
+        await asyncio.to_thread(process.wait, _END)
+    except psutil.TimeoutExpired:
+        process.kill()
+        await asyncio.to_thread(process.wait, _END)
+    except psutil.NoSuchProcess:
+        pass
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()[-_LOG_TAIL:]
+    return " | ".join(lines) or "it wrote nothing"

@@ -1,0 +1,172 @@
+"""`engine-plugin engine`: the engine's software and its life in the background."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from engine_plugin.cli.options import Options, chosen_manifest, global_options, runs
+from engine_plugin.cli.output import human_size, print_json, say
+from engine_plugin.errors import EngineNotInstalledError, EnginePluginError, UnavailableError
+
+if TYPE_CHECKING:
+    from engine_plugin.cli.rendezvous import ServerRecord
+    from engine_plugin.host import LogLine, PluginClient
+
+__all__ = ["engine"]
+
+_STOP_ENGINE = 30.0
+_QUICK = 10.0
+_NOT_RUNNING = 4
+
+
+@click.group()
+@global_options
+def engine() -> None:
+    """The engine: check, install, start, stop, status."""
+
+
+@engine.command()
+@global_options
+@runs
+async def check(options: Options) -> None:
+    """Say whether the engine's software is installed; exit with 4 when it is not."""
+    from engine_plugin.cli.session import plugin
+
+    async with plugin(options) as client:
+        found = await client.check_engine(timeout=_QUICK)
+    if options.json:
+        print_json({"installed": found.installed, "detail": found.detail})
+    elif found:
+        click.echo(f"installed: {found.detail}")
+    if not found:
+        raise EngineNotInstalledError(f"not installed: {found.detail}. Install it: engine-plugin engine install")
+
+
+@engine.command()
+@click.option("--cover", is_flag=True, help="Install again over what is there.")
+@global_options
+@runs
+async def install(options: Options, cover: bool) -> None:
+    """Install the engine's software."""
+    from engine_plugin.cli.session import plugin
+
+    async with plugin(options, on_log=_tell) as client:
+        what = await client.install_engine(cover=cover)
+    if options.json:
+        print_json({"installed": True, "detail": what})
+    else:
+        click.echo(f"installed: {what}")
+
+
+@engine.command()
+@click.option("--mode", default="auto", show_default=True, help="auto, cpu, gpu or npu.")
+@global_options
+@runs
+async def start(options: Options, mode: str) -> None:
+    """Serve the plugin in the background and start its engine. Running already: nothing changes."""
+    from engine_plugin.cli.daemon import end_server, start_server
+    from engine_plugin.cli.rendezvous import Rendezvous
+    from engine_plugin.host import connect
+
+    manifest = chosen_manifest(options)
+    record = Rendezvous(manifest).find()
+    ours = record is None
+    if record is None:
+        record = await start_server(manifest)
+    try:
+        async with await connect(record.address) as client:
+            await client.start_engine(mode)
+    except BaseException:
+        if ours:
+            await end_server(record)  # a server without an engine is of no use to anybody
+        raise
+    if options.json:
+        print_json({"address": record.address, "pid": record.pid, "log": record.log})
+    else:
+        click.echo(f"{manifest.provider.name} is running at {record.address} (pid {record.pid})")
+        if record.log:
+            click.echo(f"log: {record.log}")
+
+
+@engine.command()
+@global_options
+@runs
+async def stop(options: Options) -> None:
+    """Stop the engine and end the server behind it."""
+    from engine_plugin.cli.daemon import end_server
+    from engine_plugin.cli.rendezvous import Rendezvous
+    from engine_plugin.host import connect
+
+    manifest = chosen_manifest(options)
+    record = Rendezvous(manifest).find()
+    if record is None:
+        raise UnavailableError(f"{manifest.provider.name} is not running; there is nothing to stop.")
+    try:
+        async with await connect(record.address) as client:
+            await client.stop_engine(timeout=_STOP_ENGINE)
+    except EnginePluginError as error:
+        say(f"the engine did not stop by itself ({error}); its server is ended all the same")
+    finally:
+        await end_server(record)
+    if options.json:
+        print_json({"stopped": record.pid})
+    else:
+        click.echo(f"{manifest.provider.name} is stopped")
+
+
+@engine.command()
+@global_options
+@runs
+async def status(options: Options) -> None:
+    """Show state, version, address and loaded models; exit with 4 when the engine is not running."""
+    from engine_plugin.cli.rendezvous import Rendezvous
+    from engine_plugin.host import connect
+
+    manifest = chosen_manifest(options)
+    record = Rendezvous(manifest).find()
+    shown: dict[str, object] = {"plugin": manifest.provider.name, "running": False, "state": "stopped"}
+    if record is not None:
+        async with await connect(record.address) as client:
+            shown |= await _running(client, record)
+    if options.json:
+        print_json(shown)
+    else:
+        _print_status(shown)
+    if not shown["running"]:
+        if record is None and not options.json:
+            say("start it: engine-plugin engine start")
+        click.get_current_context().exit(_NOT_RUNNING)
+
+
+async def _running(client: PluginClient, record: ServerRecord) -> dict[str, object]:
+    try:
+        state, running = await client.health_check(timeout=_QUICK), True
+    except UnavailableError as error:
+        state, running = f"down: {error}", False
+    return {
+        "running": running,
+        "state": state,
+        "version": await client.get_version(timeout=_QUICK),
+        "address": record.address,
+        "pid": record.pid,
+        "log": record.log,
+        "models": await client.running_models(timeout=_QUICK) if running else [],
+    }
+
+
+def _print_status(shown: dict[str, object]) -> None:
+    models = shown.pop("models", [])
+    for key, value in shown.items():
+        if key != "running" and value:
+            click.echo(f"{key + ':':<9}{value}")
+    if isinstance(models, list):
+        for model in models:
+            click.echo(f"model:   {model.get('name', '?')} ({human_size(model.get('size', 0))})")
+
+
+def _tell(line: LogLine) -> None:
+    """Show the steps of an installation, which the plugin logs."""
+    if line.level == "info":
+        say(line.message)

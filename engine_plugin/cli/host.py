@@ -1,0 +1,163 @@
+"""`engine-plugin host`: be the host of the plugins in a directory."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import aclosing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from engine_plugin.cli.options import Options, global_options, runs
+from engine_plugin.cli.output import print_json, print_table, say
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from engine_plugin.host import ChunkStream
+
+__all__ = ["host"]
+
+_DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
+_START = click.option("--start-timeout", default=10.0, show_default=True, help="Seconds a plugin has to start.")
+_TIMEOUT = click.option("--timeout", type=float, help="Seconds the call may take. [default: the plugin's own bound]")
+
+
+@click.group()
+@global_options
+def host() -> None:
+    """Find, launch and call the plugins in a directory, as AOG does."""
+
+
+@host.command("list")
+@click.argument("directory", metavar="DIR", type=_DIRECTORY)
+@global_options
+@runs
+async def list_(options: Options, directory: Path) -> None:
+    """List the plugins in DIR; complaints about them go to standard error."""
+    from engine_plugin.host import PluginRegistry
+
+    registry = PluginRegistry.discover(directory)
+    found = [registry[name] for name in registry]
+    if options.json:
+        plugins = [
+            {"name": one.provider.name, "version": one.provider.version, "services": list(one.services)}
+            for one in found
+        ]
+        print_json({"plugins": plugins, "problems": [asdict(problem) for problem in registry.problems]})
+        return
+    rows = [(one.provider.name, one.provider.version, ", ".join(one.services)) for one in found]
+    print_table(("NAME", "VERSION", "SERVICES"), rows)
+    for problem in registry.problems:
+        say(str(problem))
+
+
+@host.command()
+@click.argument("directory", metavar="DIR", type=_DIRECTORY)
+@click.argument("name")
+@click.argument("rpc")
+@click.argument("request", metavar="[JSON]", default="{}")
+@click.option("--start", is_flag=True, help="Start the engine first.")
+@_TIMEOUT
+@_START
+@global_options
+@runs
+async def call(
+    _options: Options,
+    directory: Path,
+    name: str,
+    rpc: str,
+    request: str,
+    start: bool,
+    timeout: float | None,
+    start_timeout: float,
+) -> None:
+    """Launch plugin NAME of DIR, make one RPC and print each message of its answer as a line of JSON.
+
+    JSON has the fields of the request message, or what its request_json holds; "-" reads it from standard input.
+    InvokeServiceBidi takes a list of messages.
+    """
+    from engine_plugin.errors import error_for_code
+    from engine_plugin.host import PluginRegistry
+
+    fields = _parse(request)
+    async with await PluginRegistry.discover(directory).launch(name, start_timeout=start_timeout) as plugin:
+        if start:
+            await plugin.start_engine()
+        failed: dict[str, Any] = {}
+        async with aclosing(plugin.call_json(rpc, fields, timeout=timeout)) as answers:
+            async for answer in answers:
+                print_json(answer)
+                if answer.get("code", 0) not in (0, 200):
+                    failed = answer
+    if failed:
+        raise error_for_code(failed["code"], failed["message"] or f"code {failed['code']}")
+
+
+@host.command()
+@click.argument("directory", metavar="DIR", type=_DIRECTORY)
+@click.argument("name")
+@click.argument("prompt")
+@click.option("--model", help="The model. [default: the service's]")
+@click.option("--system", help="A system message before the prompt.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="The most tokens of the answer.")
+@_TIMEOUT
+@_START
+@global_options
+@runs
+async def chat(
+    options: Options,
+    directory: Path,
+    name: str,
+    prompt: str,
+    model: str | None,
+    system: str | None,
+    max_tokens: int | None,
+    timeout: float | None,
+    start_timeout: float,
+) -> None:
+    """Launch plugin NAME of DIR, start its engine and stream the answer to PROMPT."""
+    from engine_plugin.host import PluginRegistry
+
+    request: dict[str, Any] = {"stream": True, "messages": [{"role": "user", "content": prompt}]}
+    if system:
+        request["messages"].insert(0, {"role": "system", "content": system})
+    if model:
+        request["model"] = model
+    if max_tokens:
+        request["max_tokens"] = max_tokens
+    async with await PluginRegistry.discover(directory).launch(name, start_timeout=start_timeout) as plugin:
+        await plugin.start_engine()
+        async with plugin.stream("chat", request, timeout=timeout) as chunks:
+            async for event in _shown(chunks, options.json):
+                click.echo(event, nl=False)
+    if not options.json:
+        click.echo()
+
+
+async def _shown(chunks: ChunkStream, as_json: bool) -> AsyncIterator[str]:
+    """The answer's text as it comes, or its events as lines of JSON."""
+    from engine_plugin.host import events
+
+    async for event in events(chunks):
+        if as_json:
+            yield json.dumps(event, ensure_ascii=False) + "\n"
+            continue
+        for choice in event.get("choices") or ():
+            if text := (choice.get("delta") or {}).get("content"):
+                yield text
+
+
+def _parse(text: str) -> Any:
+    if text == "-":
+        text = sys.stdin.read()
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(f"JSON: {error}") from error
+    if not isinstance(fields, dict | list):
+        raise click.UsageError("JSON: must be an object, or for InvokeServiceBidi a list of objects")
+    return fields

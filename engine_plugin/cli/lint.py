@@ -1,0 +1,51 @@
+"""`engine-plugin lint`: everything that is wrong with a plugin.yaml."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from engine_plugin.cli.options import Options, chosen_manifest_file, global_options
+from engine_plugin.cli.output import print_json, say
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engine_plugin.errors import Problem
+    from engine_plugin.manifest import Manifest
+
+__all__ = ["lint"]
+
+
+@click.command()
+@click.argument("directory", metavar="[DIR]", required=False, type=click.Path(exists=True, path_type=Path))
+@global_options
+@click.pass_obj
+def lint(options: Options, directory: Path | None) -> None:
+    """Check a plugin.yaml: each complaint with its line and a fix. Exits with 1 when there is an error."""
+    from engine_plugin.manifest import lint as find_problems
+
+    problems = find_problems(directory or chosen_manifest_file(options).parent, check_engine=_engine_problems)
+    errors = sum(problem.severity == "error" for problem in problems)
+    if options.json:
+        print_json([asdict(problem) for problem in problems])
+    else:
+        for problem in problems:
+            click.echo(str(problem))
+        say(f"{errors} errors, {len(problems) - errors} warnings" if problems else "no problems")
+    if errors:
+        click.get_current_context().exit(1)
+
+
+def _engine_problems(manifest: Manifest) -> Sequence[Problem]:
+    from engine_plugin.engines.base import engine_class
+    from engine_plugin.errors import UnsupportedError
+
+    try:
+        return engine_class(manifest.engine_name).check_options(manifest)
+    except UnsupportedError as error:
+        what, _, fix = str(error).partition(". ")
+        return [manifest.problem(("engine", "name"), what, fix.rstrip(".") or "Correct engine.name")]

@@ -1,0 +1,106 @@
+"""`engine-plugin`: the commands, and the one place where an error becomes a line and an exit status."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import click
+
+from engine_plugin import __version__
+from engine_plugin.cli.options import Options, global_options
+from engine_plugin.errors import (
+    DeadlineError,
+    EnginePluginError,
+    NotFoundError,
+    PreconditionError,
+    UnavailableError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["EXIT_CODES", "cli", "main"]
+
+INTERRUPTED = 130
+
+EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
+    (NotFoundError, 3),
+    (PreconditionError, 4),
+    (UnavailableError, 4),
+    (DeadlineError, 124),
+    (EnginePluginError, 1),
+    (OSError, 1),
+)
+"""The exit status of an error: the first line that fits. 2 is wrong usage, 130 Ctrl-C."""
+
+_MAX_LINES = 2
+_COMMANDS = {
+    "engine": "engine_plugin.cli.engine:engine",
+    "host": "engine_plugin.cli.host:host",
+    "lint": "engine_plugin.cli.lint:lint",
+    "models": "engine_plugin.cli.models:models",
+    "serve": "engine_plugin.cli.serve:serve",
+}
+
+
+class _Commands(click.Group):
+    """Imports a command's module when it is asked for."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[name].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@global_options
+@click.version_option(__version__, package_name="engine-plugin")
+def cli() -> None:
+    """Run, inspect and call plugins that put a local AI engine under a host's control."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point. Exits with 0, or a status of docs/cli.md and one or two lines on standard error."""
+    options = Options()
+    try:
+        status = cli.main(args=arguments, prog_name="engine-plugin", obj=options, standalone_mode=False)
+    except click.exceptions.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt) as error:
+        _report(options, error, "interrupted")
+        sys.exit(INTERRUPTED)
+    except Exception as error:  # noqa: BLE001 - the outermost edge; a person gets a line, not a traceback
+        _report(options, error, _explain(error))
+        sys.exit(next((status for kind, status in EXIT_CODES if isinstance(error, kind)), 1))
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, OSError) and not isinstance(error, EnginePluginError):
+        return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+    if isinstance(error, EnginePluginError):
+        return error.message or type(error).__name__
+    return f"internal error: {type(error).__name__}: {error}. Run it again with -v and report the traceback."
+
+
+def _report(options: Options, error: BaseException, text: str) -> None:
+    if options.verbose:
+        traceback.print_exception(error)
+    lines = text.splitlines()
+    if len(lines) > _MAX_LINES and not options.verbose:
+        lines = [*lines[: _MAX_LINES - 1], f"(and {len(lines) - _MAX_LINES + 1} more; -v shows them)"]
+    for line in lines:
+        click.echo(f"engine-plugin: {line}", err=True)
+
+
+if __name__ == "__main__":
+    main()

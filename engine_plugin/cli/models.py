@@ -1,0 +1,174 @@
+"""`engine-plugin models`: list, pull, rm, ps, load, unload."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import click
+
+from engine_plugin.cli.options import Options, global_options, run, runs
+from engine_plugin.cli.output import human_size, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engine_plugin.host import ModelEntry, PullOptions
+
+__all__ = ["PASSWORD_VARIABLE", "models"]
+
+PASSWORD_VARIABLE = "ENGINE_PLUGIN_PULL_PASSWORD"  # noqa: S105 - the name of a variable, not a password
+
+
+@click.group()
+@global_options
+def models() -> None:
+    """The models: list, pull, rm, ps, load, unload."""
+
+
+@models.command("list")
+@global_options
+@runs
+async def list_(options: Options) -> None:
+    """List the models on this machine."""
+    from engine_plugin.cli.session import plugin
+
+    async with plugin(options) as client:
+        _show(options, await client.list_models())
+
+
+@models.command()
+@global_options
+@runs
+async def ps(options: Options) -> None:
+    """List the models in memory."""
+    from engine_plugin.cli.session import running_plugin
+
+    async with running_plugin(options) as client:
+        _show(options, await client.running_models())
+
+
+@models.command()
+@click.argument("name")
+@global_options
+@runs
+async def load(options: Options, name: str) -> None:
+    """Bring a model into memory."""
+    from engine_plugin.cli.session import running_plugin
+
+    async with running_plugin(options) as client:
+        await client.load_model(name)
+    _done(options, "loaded", [name])
+
+
+@models.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@global_options
+@runs
+async def unload(options: Options, names: tuple[str, ...]) -> None:
+    """Take models out of memory, after their running requests."""
+    from engine_plugin.cli.session import running_plugin
+
+    async with running_plugin(options) as client:
+        await client.unload_model(*names)
+    _done(options, "unloaded", names)
+
+
+@models.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@global_options
+@click.pass_obj
+def rm(options: Options, names: tuple[str, ...], yes: bool) -> None:
+    """Delete models from this machine. Asks first when at a terminal."""
+    # Asked before there is an event loop, which would take the first Ctrl-C for itself.
+    if not yes and sys.stdin.isatty() and not click.confirm(f"Delete {', '.join(names)}?", err=True):
+        say("nothing was deleted")
+        click.get_current_context().exit(1)
+    run(options, _rm(options, names))
+
+
+async def _rm(options: Options, names: tuple[str, ...]) -> None:
+    from engine_plugin.cli.session import plugin
+
+    async with plugin(options) as client:
+        for name in names:
+            await client.delete_model(name)
+            _done(options, "deleted", [name])
+
+
+@models.command()
+@click.argument("model")
+@click.option("--name", help="Call the model this, and take MODEL as its source.")
+@click.option("--sha256", help="The file's SHA-256 in hexadecimal; another content is refused.")
+@click.option("--type", "model_type", metavar="SERVICE", help="What the model is for: chat, embed, rerank…")
+@click.option("--insecure", is_flag=True, help="Allow an unencrypted or unverified source.")
+@click.option("--username", help=f"For a source that asks; the password comes from {PASSWORD_VARIABLE}.")
+@global_options
+@runs
+async def pull(
+    options: Options,
+    model: str,
+    name: str | None,
+    sha256: str | None,
+    model_type: str | None,
+    insecure: bool,
+    username: str | None,
+) -> None:
+    """Fetch a model by name, URL or path. Interrupted, it keeps what has arrived and resumes the next time."""
+    from engine_plugin.cli.progress import progress_display
+    from engine_plugin.cli.session import plugin
+
+    wanted: PullOptions = {}
+    if name:
+        wanted["source"] = model
+    if sha256:
+        wanted["sha256"] = sha256
+    if model_type:
+        wanted["model_type"] = model_type
+    if insecure:
+        wanted["insecure"] = True
+    if username:
+        wanted["username"] = username
+    if password := os.environ.get(PASSWORD_VARIABLE):
+        wanted["password"] = password
+    try:
+        with progress_display(options.json) as show:
+            async with (
+                plugin(options) as client,
+                aclosing(client.pull_model_stream(name or model, **wanted)) as steps,
+            ):
+                async for step in steps:
+                    show(step)
+    except asyncio.CancelledError:
+        say("what has arrived is kept: the same command resumes it")
+        raise
+    if not options.json:
+        click.echo(f"pulled {name or model}")
+
+
+def _show(options: Options, found: Sequence[ModelEntry]) -> None:
+    if options.json:
+        print_json(found)
+        return
+    rows = [
+        (
+            entry.get("name", ""),
+            str(entry.get("kind", "")),
+            human_size(entry.get("size", 0)),
+            entry.get("details", {}).get("quantization_level", ""),
+            entry.get("modified_at", "")[:10],
+        )
+        for entry in found
+    ]
+    print_table(("NAME", "KIND", "SIZE", "QUANT", "MODIFIED"), rows)
+
+
+def _done(options: Options, what: str, names: Sequence[str]) -> None:
+    if options.json:
+        print_json({what: list(names)})
+    else:
+        click.echo(f"{what} {', '.join(names)}")

@@ -1,0 +1,119 @@
+"""What every command shares: --plugin, --json and -v, the plugin they choose, and how a command runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from engine_plugin.errors import ManifestError, NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from engine_plugin.manifest import Manifest
+
+__all__ = ["PLUGIN_DIR", "Options", "chosen_manifest", "chosen_manifest_file", "global_options", "run", "runs"]
+
+PLUGIN_DIR = "ENGINE_PLUGIN_DIR"
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+
+@dataclass
+class Options:
+    """The global options, wherever on the command line they stood."""
+
+    plugin: Path | None = None
+    json: bool = False
+    verbose: bool = False
+
+
+def global_options(command: F) -> F:
+    """Take --plugin, --json and -v; they may stand before a command's name and after it."""
+
+    def keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+        def callback(ctx: click.Context, _parameter: click.Parameter, value: Any) -> None:
+            if value:
+                setattr(ctx.ensure_object(Options), name, value)
+
+        return callback
+
+    directory = click.Path(exists=True, file_okay=False, path_type=Path)
+    for decorate in (
+        click.option("-v", "--verbose", is_flag=True, expose_value=False, callback=keep("verbose"), help="Log more."),
+        click.option("--json", is_flag=True, expose_value=False, callback=keep("json"), help="Print JSON."),
+        click.option(
+            "--plugin",
+            type=directory,
+            metavar="DIR",
+            expose_value=False,
+            callback=keep("plugin"),
+            help=f"The plugin's directory. [default: {PLUGIN_DIR}, the nearest plugin.yaml, the bundled one]",
+        ),
+    ):
+        command = decorate(command)
+    return command
+
+
+def runs(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Make a click command of a coroutine function whose first argument is Options."""
+
+    @click.pass_obj
+    @wraps(command)
+    def start(options: Options, /, *arguments: Any, **named: Any) -> None:
+        run(options, command(options, *arguments, **named))
+
+    return start
+
+
+def run(options: Options, work: Coroutine[Any, Any, None]) -> None:
+    """Run a command's coroutine. Ctrl-C cancels it; what it holds is released before the command ends."""
+    from engine_plugin.cli.logs import set_up_logging
+
+    set_up_logging("DEBUG" if options.verbose else "")
+    asyncio.run(work)
+
+
+def chosen_manifest(options: Options) -> Manifest:
+    """The manifest that --plugin, the environment, the working directory or this package gives, in this order.
+
+    Raises NotFoundError when a directory that was named holds none, ManifestError when it is wrong.
+    """
+    from engine_plugin.manifest import load_manifest
+
+    return load_manifest(chosen_manifest_file(options))
+
+
+def chosen_manifest_file(options: Options) -> Path:
+    """The file that `chosen_manifest` reads."""
+    from engine_plugin.manifest import find_manifest, manifest_file
+
+    named = options.plugin or (Path(os.environ[PLUGIN_DIR]) if os.environ.get(PLUGIN_DIR) else None)
+    if named is not None:
+        file = manifest_file(named.absolute())
+        if file is None:
+            said = "--plugin" if options.plugin else PLUGIN_DIR
+            raise NotFoundError(f"there is no plugin.yaml in {named}. Name a plugin's directory with {said}.")
+        return file
+    try:
+        return find_manifest([Path.cwd()])
+    except ManifestError:
+        return _bundled()
+
+
+def _bundled() -> Path:
+    import engine_plugin
+
+    package = Path(engine_plugin.__file__).parent
+    for place in (package, package.parent):  # a wheel carries it in the package, a checkout beside it
+        if (place / "plugin.yaml").is_file():
+            return place / "plugin.yaml"
+    raise NotFoundError(
+        f"no plugin.yaml here or above, and none came with this package. Use --plugin DIR or {PLUGIN_DIR}."
+    )

@@ -1,0 +1,200 @@
+"""`engine-plugin serve`: a plugin without a host, for trying it out and for `engine start`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import shlex
+import signal
+import socket
+import sys
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from engine_plugin.cli.options import Options, chosen_manifest, global_options
+from engine_plugin.cli.output import print_json, say
+from engine_plugin.errors import DeadlineError, PreconditionError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from engine_plugin.hosted import BuiltPlugin
+    from engine_plugin.manifest import Manifest
+    from engine_plugin.rpc.grpc_aio import AioServer
+
+__all__ = ["LOG_VARIABLE", "serve"]
+
+# Set by `engine start`, so that the record names the log for `engine status`.
+LOG_VARIABLE = "ENGINE_PLUGIN_SERVER_LOG"
+
+# Seconds: calls that run may end, then the engine must stop; its own stop is bounded well below that.
+_GRACE = 1.0
+_ENGINE_STOP = 30.0
+
+
+@click.command()
+@click.option("--address", metavar="ADDRESS", help="unix:/path or host:port. [default: a private socket]")
+@click.option("--allow-remote", is_flag=True, help="Allow an address that other machines can reach. There is no TLS.")
+@global_options
+@click.pass_obj
+def serve(options: Options, address: str | None, allow_remote: bool) -> None:
+    """Serve the plugin by hand, until Ctrl-C or SIGTERM; then the engine is stopped."""
+    from engine_plugin.cli.logs import set_up_logging
+
+    if address is not None and not allow_remote and not _is_local(address):
+        raise click.UsageError(
+            f"{address} can be reached from other machines, which could then use and stop the engine. "
+            "Use 127.0.0.1, or say --allow-remote."
+        )
+    set_up_logging("DEBUG" if options.verbose else "INFO")
+    asyncio.run(_serve(options, chosen_manifest(options), address))
+
+
+async def _serve(options: Options, manifest: Manifest, address: str | None) -> None:
+    from engine_plugin.hosted import build
+    from engine_plugin.rpc.grpc_aio import AioServer
+
+    with _place(manifest, address) as (address_, stem), _stop_signals() as stopped:
+        plugin = build(manifest)
+        server = AioServer()
+        for service in plugin.services:
+            server.add(service)
+        try:
+            async with _listening(server, address_) as bound:
+                with _record(stem, bound):
+                    _announce(options, manifest, bound)
+                    await stopped.wait()
+                    say("stopping the engine")
+        finally:
+            await _close(plugin)
+
+
+async def _close(plugin: BuiltPlugin) -> None:
+    try:
+        async with asyncio.timeout(_ENGINE_STOP):
+            await plugin.aclose()
+    except TimeoutError:
+        raise DeadlineError(f"the engine did not stop within {_ENGINE_STOP:g} s; it ends with this process") from None
+
+
+@asynccontextmanager
+async def _listening(server: AioServer, address: str) -> AsyncIterator[str]:
+    _refuse_taken(address)
+    before = os.umask(0o077) if address.startswith("unix:") else None
+    try:
+        bound = await server.start(address)
+    finally:
+        if before is not None:
+            os.umask(before)
+    try:
+        yield bound
+    finally:
+        await server.stop(_GRACE)
+
+
+@contextmanager
+def _place(manifest: Manifest, address: str | None) -> Iterator[tuple[str, Path | None]]:
+    """The address to listen on and, for the default one, the stem of the files that lead others to it."""
+    if address is not None:
+        yield address, None
+        return
+    from filelock import FileLock, Timeout
+
+    from engine_plugin.cli.rendezvous import Rendezvous
+
+    meeting = Rendezvous(manifest)
+    stem = meeting.prepare()
+    lock = FileLock(stem.with_name(f"{stem.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        record = meeting.find()
+        who = f" at {record.address} by process {record.pid}" if record else ""
+        raise PreconditionError(
+            f"{manifest.provider.name} is being served already{who}. Use it, stop it (engine-plugin engine stop), "
+            "or serve this one at another --address."
+        ) from None
+    sock = stem.with_name(f"{stem.name}.sock")
+    try:
+        if sys.platform == "win32":
+            yield "127.0.0.1:0", stem
+        else:
+            sock.unlink(missing_ok=True)  # what a killed server left; we hold its lock
+            yield f"unix:{sock}", stem
+    finally:
+        sock.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def _record(stem: Path | None, address: str) -> Iterator[None]:
+    if stem is None:
+        yield
+        return
+    from engine_plugin.cli.rendezvous import ServerRecord, record_file, write_record
+
+    write_record(stem, ServerRecord.of_this_process(address, os.environ.get(LOG_VARIABLE, "")))
+    try:
+        yield
+    finally:
+        record_file(stem).unlink(missing_ok=True)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[asyncio.Event]:
+    """An event that Ctrl-C or SIGTERM sets. The same signal once more ends the process at once."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    signals = [signal.SIGINT, signal.SIGTERM]
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def stop(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        loop.call_soon_threadsafe(stopped.set)
+
+    for number in signals:
+        signal.signal(number, stop)
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _announce(options: Options, manifest: Manifest, address: str) -> None:
+    unix = address.startswith("unix:")
+    where = f"-unix {shlex.quote(address.removeprefix('unix:'))}" if unix else address
+    grpcurl = f"grpcurl -plaintext {where} protocol.ProviderService/GetManifest"
+    if options.json:
+        print_json({"plugin": manifest.provider.name, "address": address, "pid": os.getpid(), "grpcurl": grpcurl})
+        return
+    click.echo(f"serving {manifest.provider.name} at {address}")
+    click.echo(f"try: {grpcurl}")
+
+
+def _is_local(address: str) -> bool:
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _refuse_taken(address: str) -> None:
+    """gRPC would remove the socket of a server that lives and put its own there. Raises PreconditionError."""
+    if sys.platform == "win32" or not address.startswith("unix:"):
+        return
+    path = Path(address.removeprefix("unix:"))
+    if path.exists() and not path.is_socket():
+        raise PreconditionError(f"{path} exists and is no socket. Choose another --address.")
+    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+        probe.settimeout(1)
+        probe.connect(str(path))
+        raise PreconditionError(f"somebody serves at {address} already. Choose another --address.")

@@ -1,0 +1,57 @@
+"""The plugin a command talks to: the server that runs, or a child for the length of the command."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from engine_plugin.cli.options import chosen_manifest
+from engine_plugin.cli.rendezvous import Rendezvous
+from engine_plugin.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from engine_plugin.cli.options import Options
+    from engine_plugin.host import LogLine, PluginClient
+
+__all__ = ["plugin", "running_plugin"]
+
+_START_TIMEOUT = 30.0
+
+
+@asynccontextmanager
+async def plugin(options: Options, on_log: Callable[[LogLine], None] | None = None) -> AsyncIterator[PluginClient]:
+    """The running server's plugin, else one launched for this command and ended with it."""
+    from engine_plugin.host import connect, launch
+
+    manifest = chosen_manifest(options)
+    record = Rendezvous(manifest).find()
+    if record is not None:
+        client = await connect(record.address)
+    else:
+        client = await launch(
+            [sys.executable, "-m", "engine_plugin.hosted"],
+            name=manifest.provider.name,
+            cwd=manifest.plugin_dir,
+            start_timeout=_START_TIMEOUT,
+            on_log=on_log,
+        )
+    async with client:
+        yield client
+
+
+@asynccontextmanager
+async def running_plugin(options: Options) -> AsyncIterator[PluginClient]:
+    """The running server's plugin. Raises UnavailableError, saying how to start it, when there is none."""
+    from engine_plugin.host import connect
+
+    manifest = chosen_manifest(options)
+    record = Rendezvous(manifest).find()
+    if record is None:
+        raise UnavailableError(
+            f"{manifest.provider.name} is not running, so no model is in memory. Start it: engine-plugin engine start"
+        )
+    async with await connect(record.address) as client:
+        yield client

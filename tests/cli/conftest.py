@@ -1,0 +1,149 @@
+"""The real command in a private home, with a plugin whose engine is tests/cli/fake_engine.py."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REPOSITORY = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "engine_plugin.cli.main"]
+
+MANIFEST = """\
+version: "1.0"
+provider:
+  name: fake-plugin
+  display_name: Fake
+  version: 1.2.3
+  type: local
+services:
+  - service_name: chat
+    task_type: text-generation
+    protocol: HTTP
+    expose_protocol: HTTP
+    endpoint: /v1/chat/completions
+    default_model: tiny
+    config_ref: openai:chat
+    timeout: 60
+    capabilities:
+      support_streaming: true
+      support_bidirectional: false
+platforms:
+  linux_amd64:
+    executable: bin/linux-amd64/fake-plugin
+engine:
+  name: fake
+resources:
+  data_dir: "${AOG_DATA_DIR}/engines/fake"
+"""
+
+
+@dataclass
+class Workplace:
+    """One user's machine: a home, a plugin, and the command."""
+
+    home: Path
+    runtime: Path
+    plugin: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def data(self) -> Path:
+        """The plugin's data directory."""
+        return self.home / "aog" / "engines" / "fake"
+
+    @property
+    def journal(self) -> list[str]:
+        """What the engine has been told."""
+        file = self.data / "journal"
+        return file.read_text().splitlines() if file.exists() else []
+
+    def run(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end, without a terminal."""
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            env=self.env | env,
+            cwd=self.plugin,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def good(self, *arguments: str, **env: str) -> str:
+        """Run a command that must succeed; its output."""
+        done = self.run(*arguments, **env)
+        assert done.returncode == 0, (done.stdout, done.stderr)
+        return done.stdout
+
+    def bad(self, status: int, *arguments: str, **env: str) -> str:
+        """Run a command that must fail with that status; what it says, in one or two lines."""
+        done = self.run(*arguments, **env)
+        assert done.returncode == status, (done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Begin a command; the test ends it."""
+        return subprocess.Popen(
+            [*COMMAND, *arguments],
+            env=self.env,
+            cwd=self.plugin,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of this workplace."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("HOME") == str(self.home) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Iterator[Workplace]:
+    """A workplace; afterwards no process of it may be left."""
+    runtime = Path(tempfile.mkdtemp(prefix="ep-"))
+    plugin = tmp_path / "plugins" / "fake-plugin"
+    plugin.mkdir(parents=True)
+    (plugin / "plugin.yaml").write_text(MANIFEST)
+    site = tmp_path / "site" / "fake_engine-1.0.dist-info"
+    site.mkdir(parents=True)
+    (site / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-engine\nVersion: 1.0\n")
+    (site / "entry_points.txt").write_text("[engine_plugin.engines]\nfake = tests.cli.fake_engine:FakeEngine\n")
+    home = tmp_path / "home"
+    home.mkdir()
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("ENGINE_PLUGIN", "XDG", "AOG"))}
+    env |= {
+        "HOME": str(home),
+        "AOG_DATA_DIR": str(home / "aog"),
+        "XDG_RUNTIME_DIR": str(runtime),
+        "PYTHONPATH": os.pathsep.join([str(site.parent), str(REPOSITORY)]),
+    }
+    place = Workplace(home, runtime, plugin, env)
+    try:
+        yield place
+        assert place.processes() == []
+    finally:
+        for process in place.processes():
+            process.kill()
+            process.wait(10)
+        shutil.rmtree(runtime)

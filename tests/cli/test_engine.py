@@ -1,0 +1,110 @@
+"""The engine's software and its life in the background."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import psutil
+
+if TYPE_CHECKING:
+    from .conftest import Workplace
+
+
+def test_check_and_install(workplace: Workplace) -> None:
+    said = workplace.bad(4, "engine", "check")
+    assert said == "engine-plugin: not installed: no fake is here. Install it: engine-plugin engine install\n"
+    done = workplace.run("engine", "check", "--json")
+    assert (done.returncode, json.loads(done.stdout)) == (4, {"installed": False, "detail": "no fake is here"})
+    done = workplace.run("engine", "install")
+    assert (done.returncode, done.stdout) == (0, "installed: fake 1.0\n")
+    assert "fetching fake 1.0" in done.stderr
+    assert workplace.good("engine", "check") == "installed: fake 1.0\n"
+    assert json.loads(workplace.good("engine", "install", "--cover", "--json"))["installed"] is True
+    assert (workplace.data / "installed").read_text() == "True"
+
+
+def test_a_life_in_the_background(workplace: Workplace) -> None:
+    workplace.good("engine", "install")
+    said = workplace.good("engine", "start", "--mode", "cpu")
+    try:
+        assert said.startswith("fake-plugin is running at unix:")
+        started = json.loads(workplace.good("engine", "start", "--json"))
+        assert f"(pid {started['pid']})" in said
+        assert psutil.Process(started["pid"]).is_running()
+        assert workplace.journal == ["start cpu", "start auto"]
+
+        status = json.loads(workplace.good("engine", "status", "--json"))
+        assert status["running"] is True
+        assert status["state"].startswith("ready")
+        assert status["version"] == "1.0"
+        assert status["address"] == started["address"]
+        assert status["models"] == []
+
+        workplace.good("models", "pull", "tiny")
+        assert workplace.good("models", "load", "tiny") == "loaded tiny\n"
+        assert "tiny" in workplace.good("models", "ps")
+        assert "model:   tiny (10.0 kB)" in workplace.good("engine", "status")
+        assert "already" in workplace.bad(4, "serve")
+        assert workplace.good("models", "unload", "tiny") == "unloaded tiny\n"
+        assert workplace.bad(4, "models", "unload", "tiny") == "engine-plugin: model: tiny is not loaded\n"
+        assert json.loads(workplace.good("models", "ps", "--json")) == []
+    finally:
+        said = workplace.good("engine", "stop")
+    assert said == "fake-plugin is stopped\n"
+    assert workplace.journal[-1] == "stop"
+    assert not psutil.pid_exists(started["pid"]) or not workplace.processes()
+    assert workplace.bad(4, "engine", "status") == "start it: engine-plugin engine start\n"
+    assert not list(workplace.runtime.rglob("*.json"))
+    assert not list(workplace.runtime.rglob("*.sock"))
+
+
+def test_what_needs_a_server_says_so(workplace: Workplace) -> None:
+    for command in (["models", "ps"], ["models", "load", "tiny"], ["models", "unload", "tiny"]):
+        assert "Start it: engine-plugin engine start" in workplace.bad(4, *command)
+    assert "fake-plugin is not running" in workplace.bad(4, "engine", "stop")
+    done = workplace.run("engine", "status", "--json")
+    assert done.returncode == 4
+    assert json.loads(done.stdout)["state"] == "stopped"
+
+
+def test_a_start_that_fails_leaves_no_server(workplace: Workplace) -> None:
+    assert "fake is not installed" in workplace.bad(4, "engine", "start")
+    assert workplace.processes() == []
+    workplace.good("engine", "install")
+    assert "there is no GPU" in workplace.bad(4, "engine", "start", "--mode", "gpu")
+
+
+def test_a_server_that_cannot_start_shows_its_log(workplace: Workplace) -> None:
+    manifest = workplace.plugin / "plugin.yaml"
+    manifest.write_text(manifest.read_text().replace("name: fake\n", "name: unknown\n"))
+    said = workplace.bad(4, "engine", "start")
+    assert "the server exited with code 1" in said
+    assert "no engine is called 'unknown'" in said
+
+
+def test_the_record_of_a_killed_server_misleads_nobody(workplace: Workplace) -> None:
+    workplace.good("engine", "install")
+    started = json.loads(workplace.good("engine", "start", "--json"))
+    server = psutil.Process(started["pid"])
+    server.kill()
+    psutil.wait_procs([server], timeout=10)
+    assert list(workplace.runtime.rglob("*.json"))
+    assert "not running" in workplace.bad(4, "engine", "stop")
+    again = json.loads(workplace.good("engine", "start", "--json"))
+    assert again["pid"] != started["pid"]
+    workplace.good("engine", "stop")
+
+
+def test_the_pid_of_another_process_is_left_alone(workplace: Workplace) -> None:
+    workplace.good("engine", "install")
+    started = json.loads(workplace.good("engine", "start", "--json"))
+    try:
+        [record] = workplace.runtime.rglob("*.json")
+        good = record.read_text()
+        record.write_text(json.dumps(json.loads(good) | {"pid": psutil.Process().pid}))
+        assert "not running" in workplace.bad(4, "engine", "stop")
+        record.write_text(good)
+    finally:
+        workplace.good("engine", "stop")
+    assert not [process for process in workplace.processes() if process.pid == started["pid"]]

@@ -1,0 +1,128 @@
+"""Models from the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .conftest import COMMAND
+
+if TYPE_CHECKING:
+    from .conftest import Workplace
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and terminals of POSIX")
+
+
+def test_pull_list_rm(workplace: Workplace) -> None:
+    done = workplace.run("models", "pull", "tiny")
+    assert (done.returncode, done.stdout) == (0, "pulled tiny\n")
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("resolving tiny")
+    assert lines[1:] == ["downloading", *(f"{10 * part}% of 10.0 kB" for part in (1, 2, 3, 4, 5, 10))]
+    heads, row = workplace.good("models", "list").splitlines()
+    assert heads.split() == ["NAME", "KIND", "SIZE", "QUANT", "MODIFIED"]
+    assert row.split()[:5] == ["tiny", "chat", "10.0", "kB", "Q4_0"]
+    [entry] = json.loads(workplace.good("--json", "models", "list"))
+    assert entry["size"] == 10_000
+    assert workplace.good("models", "rm", "tiny") == "deleted tiny\n"
+    assert workplace.bad(3, "models", "rm", "tiny") == "engine-plugin: model: no model is called 'tiny'\n"
+    assert json.loads(workplace.good("models", "list", "--json")) == []
+
+
+def test_pull_options_reach_the_engine(workplace: Workplace) -> None:
+    digest = hashlib.sha256(b"").hexdigest()
+    arguments = ["--name", "mine", "--sha256", digest, "--type", "chat", "--insecure", "--username", "me"]
+    said = workplace.good(
+        "models", "pull", "https://host/x.gguf", *arguments, "--json", ENGINE_PLUGIN_PULL_PASSWORD="secret"
+    )
+    steps = [json.loads(line) for line in said.splitlines()]
+    assert steps[-1]["status"] == "success"
+    what, _, options = steps[0]["status"].partition(" mine ")
+    assert what == "resolving"
+    assert json.loads(options) == {
+        "source": "https://host/x.gguf",
+        "sha256": digest,
+        "insecure": True,
+        "type": "chat",
+        "username": "me",
+        "password": 6,
+    }
+
+
+def test_a_pull_that_fails(workplace: Workplace) -> None:
+    said = workplace.bad(1, "models", "pull", "broken")
+    assert said.splitlines()[-1] == "engine-plugin: model: the content is not what sha256 says; pull it again"
+
+
+@posix
+def test_ctrl_c_keeps_what_has_arrived(workplace: Workplace) -> None:
+    pull = workplace.start("models", "pull", "slow")
+    assert pull.stderr is not None
+    try:
+        for line in pull.stderr:
+            if line == "waiting for more\n":
+                break
+        pull.send_signal(signal.SIGINT)
+        said = pull.communicate(timeout=30)[1]
+    finally:
+        pull.kill()
+        pull.communicate()
+    assert pull.returncode == 130
+    assert [line for line in said.splitlines() if line] == [
+        "what has arrived is kept: the same command resumes it",
+        "engine-plugin: interrupted",
+    ]
+    assert workplace.journal == ["pull ended early"]
+
+
+def at_terminal(workplace: Workplace, *arguments: str, typed: str = "") -> tuple[int, str]:
+    """Run a command with a terminal for its input and errors; its status and what the terminal showed."""
+    ours, its = os.openpty()
+    try:
+        if typed:
+            os.write(ours, typed.encode())
+        process = subprocess.Popen(
+            [*COMMAND, *arguments],
+            env=workplace.env | {"TERM": "xterm", "COLUMNS": "120"},
+            cwd=workplace.plugin,
+            stdin=its,
+            stdout=subprocess.DEVNULL,
+            stderr=its,
+        )
+        os.close(its)
+        shown = b""
+        try:
+            while part := os.read(ours, 65536):
+                shown += part
+        except OSError:
+            pass  # Linux's way of saying that nobody holds the other end
+        return process.wait(60), shown.decode()
+    finally:
+        os.close(ours)
+
+
+@posix
+def test_a_terminal_gets_a_bar(workplace: Workplace) -> None:
+    status, shown = at_terminal(workplace, "models", "pull", "tiny")
+    assert status == 0
+    assert "100%" in shown
+    assert "10.0/10.0 kB" in shown
+
+
+@posix
+def test_rm_asks_at_a_terminal(workplace: Workplace) -> None:
+    workplace.good("models", "pull", "tiny")
+    status, shown = at_terminal(workplace, "models", "rm", "tiny", typed="n\n")
+    assert status == 1
+    assert "Delete tiny? [y/N]" in shown
+    assert "nothing was deleted" in shown
+    assert "tiny" in workplace.good("models", "list")
+    assert at_terminal(workplace, "models", "rm", "tiny", typed="y\n")[0] == 0
+    assert "tiny" not in workplace.good("models", "list")

@@ -1,0 +1,128 @@
+"""A plugin served by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import stat
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engine_plugin.host import connect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .conftest import Workplace
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sockets and signals of POSIX")
+
+
+@contextmanager
+def serving(workplace: Workplace, *arguments: str, stop: signal.Signals = signal.SIGTERM) -> Iterator[dict[str, Any]]:
+    """`serve --json` until the block ends; it must then end well."""
+    server = workplace.start("serve", "--json", *arguments)
+    assert server.stdout is not None
+    try:
+        line = server.stdout.readline()
+        assert line, server.communicate(timeout=30)
+        yield json.loads(line)
+        server.send_signal(stop)
+        _out, said = server.communicate(timeout=30)
+        assert server.returncode == 0, said
+        assert "Traceback" not in said
+    finally:
+        server.kill()
+        server.communicate()
+
+
+async def start_engine(address: str) -> None:
+    async with await connect(address) as plugin:
+        assert (await plugin.get_manifest())["provider"]["name"] == "fake-plugin"
+        await plugin.start_engine()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_default_address(workplace: Workplace, number: signal.Signals) -> None:
+    workplace.good("engine", "install")
+    with serving(workplace, stop=number) as said:
+        path = Path(said["address"].removeprefix("unix:"))
+        assert path.is_relative_to(workplace.runtime)
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
+        assert said["grpcurl"] == f"grpcurl -plaintext -unix {path} protocol.ProviderService/GetManifest"
+        asyncio.run(start_engine(said["address"]))
+        assert "already" in workplace.bad(4, "serve")
+        assert workplace.good("engine", "status").splitlines()[0] == "plugin:  fake-plugin"
+    assert workplace.journal == ["start auto", "stop"]
+    assert not path.exists()
+
+
+async def test_addresses_by_hand(workplace: Workplace) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    unix = f"unix:{workplace.runtime}/by-hand.sock"
+    with (
+        serving(workplace, "--address", f"127.0.0.1:{port}") as tcp,
+        serving(workplace, "--address", unix) as by_hand,
+    ):
+        assert tcp["address"] == f"127.0.0.1:{port}"
+        assert tcp["grpcurl"].startswith(f"grpcurl -plaintext 127.0.0.1:{port} ")
+        for address in (tcp["address"], by_hand["address"]):
+            async with await connect(address) as plugin:
+                assert await plugin.get_version() == "1.0"
+        assert "not running" in workplace.bad(4, "models", "ps")  # only the default address is known
+        assert "serves at" in workplace.bad(4, "serve", "--address", unix)
+        assert "cannot listen" in workplace.bad(1, "serve", "--address", f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:5000", "[::]:5000", "192.0.2.1:5000", "example.org:5000", ":5000"])
+def test_other_machines_are_kept_out(workplace: Workplace, address: str) -> None:
+    assert "--allow-remote" in workplace.bad(2, "serve", "--address", address)
+
+
+def test_other_machines_are_let_in_when_told(workplace: Workplace) -> None:
+    with serving(workplace, "--address", "0.0.0.0:0", "--allow-remote") as said:
+        assert not said["address"].endswith(":0")
+
+
+def test_text_for_people(workplace: Workplace) -> None:
+    server = workplace.start("serve")
+    assert server.stdout is not None
+    try:
+        assert server.stdout.readline().startswith("serving fake-plugin at unix:")
+        assert server.stdout.readline().startswith("try: grpcurl -plaintext -unix ")
+        server.terminate()
+        assert "stopping the engine" in server.communicate(timeout=30)[1]
+        assert server.returncode == 0
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def test_a_runtime_directory_that_others_can_enter_is_not_used(workplace: Workplace) -> None:
+    (workplace.runtime / "engine-plugin").mkdir(mode=0o755)
+    (workplace.runtime / "engine-plugin").chmod(0o755)
+    said = workplace.bad(4, "serve")  # the data directory's path is too long here
+    assert "is open to other users; run: chmod 700" in said
+    assert "the path is too long for a socket" in said
+    data = workplace.runtime / "aog"
+    workplace.env["AOG_DATA_DIR"] = str(data)
+    with serving(workplace, "--plugin", str(workplace.plugin)) as record:
+        assert record["address"].startswith(f"unix:{data}/engines/fake/run/")
+        assert workplace.run("engine", "status").returncode == 4  # found there, too: served, not started
+        assert "down" in workplace.run("engine", "status").stdout
+
+
+def test_a_file_in_the_way_is_not_removed(workplace: Workplace) -> None:
+    file = workplace.runtime / "precious"
+    file.write_text("data")
+    assert "no socket" in workplace.bad(4, "serve", "--address", f"unix:{file}")
+    assert file.read_text() == "data"
