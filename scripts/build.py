@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
 
-from pins import CONSTRAINTS, ROOT, Pin, declared, read_pins
+from pins import CONSTRAINTS, ROOT, declared, read_pins
 
 from engine_plugin.errors import ManifestError
 from engine_plugin.manifest import Manifest, load_manifest, platform_key
@@ -111,24 +111,35 @@ def pip(*arguments: str) -> None:
     run([sys.executable, "-I", "-m", "pip", "--disable-pip-version-check", *arguments])
 
 
-def only_for(pin: Pin, platform: str) -> bool:
-    """Whether a pin's marker names the platform; pip evaluates markers for the machine that it runs on."""
-    return platform.startswith("windows") and "sys_platform == 'win32'" in pin.marker
+def elsewhere(platform: str, scratch: Path) -> list[str]:
+    """pip's arguments for a platform other than this one.
+
+    pip evaluates markers for the machine that it runs on, so what only Windows needs is asked for by name.
+    """
+    arguments = ["--python-version", MINOR, "--implementation", "cp"]
+    arguments += [part for tag in WHEELS[platform] for part in ("--platform", tag)]
+    if platform.startswith("windows"):
+        pins = [pin for pin in read_pins() if pin.marker == "sys_platform == 'win32'"]
+        hashed = [
+            " ".join([f"{pin.name}=={pin.version}", *(f"--hash={each}" for each in pin.hashes)]) for pin in pins
+        ]
+        requirements = scratch / "windows.txt"
+        requirements.write_text("\n".join(hashed), encoding="utf-8")
+        arguments += ["--requirement", str(requirements)]
+    return arguments
 
 
 def fill_lib(lib: Path, platform: str) -> None:
-    """Put the package, its dependencies and pip into lib/, compiled."""
-    requirements = [*declared("core"), "pip"]
+    """Put the package, its dependencies and pip into lib/."""
     arguments = ["--target", str(lib), "--no-compile", "--require-hashes", "--only-binary", ":all:"]
-    if platform != platform_key():
-        requirements += [f"{pin.name}=={pin.version}" for pin in read_pins() if only_for(pin, platform)]
-        arguments += ["--python-version", MINOR, "--implementation", "cp"]
-        arguments += [part for tag in WHEELS[platform] for part in ("--platform", tag)]
-    pip("install", *arguments, "--constraint", str(CONSTRAINTS), *requirements)
-    shutil.rmtree(lib / "bin", ignore_errors=True)  # scripts with this machine's paths in them
-    with tempfile.TemporaryDirectory() as scratch:
-        pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", scratch, str(ROOT))
-        for wheel in Path(scratch).glob("*.whl"):
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        if platform != platform_key():
+            arguments += elsewhere(platform, scratch)
+        pip("install", *arguments, "--constraint", str(CONSTRAINTS), *declared("core"), "pip")
+        shutil.rmtree(lib / "bin", ignore_errors=True)  # scripts with this machine's paths in them
+        pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, str(ROOT))
+        for wheel in scratch.glob("*.whl"):
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(lib)
 
