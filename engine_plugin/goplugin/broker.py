@@ -1,0 +1,18 @@
+"""go-plugin's broker of further connections. We broker none, but a host always opens its stream."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine_plugin.rpc.server import Call
+
+__all__ = ["BrokerServicer"]
+
+
+class BrokerServicer:
+    """Answers plugin.GRPCBroker: reads what the host sends and holds the stream until the host ends it."""
+
+    async def StartStream(self, call: Call) -> None:  # noqa: N802 - the rpc's own name
+        while await call.receive() is not None:
+            pass

@@ -1,0 +1,141 @@
+"""What a go-plugin host tells its plugin through the environment, and the one line that the plugin answers.
+
+Nothing slow is imported here: a person who runs the plugin by hand is answered at once.
+Source of the contract: hashicorp/go-plugin, server.go and client.go (v1.7).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from engine_plugin.errors import EnginePluginError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = [
+    "APP_PROTOCOL_VERSIONS",
+    "COOKIE_KEY",
+    "COOKIE_VALUE",
+    "RUN_BY_HAND",
+    "HostEnv",
+    "engine_environ",
+    "handshake_line",
+    "is_hosted",
+]
+
+Transport = Literal["unix", "tcp"]
+
+COOKIE_KEY = "AOG_PLUGIN"
+COOKIE_VALUE = "aog-provider-plugin-v1"
+APP_PROTOCOL_VERSIONS = (1,)
+_CORE_PROTOCOL_VERSION = 1
+_DECIMAL = re.compile(r"[0-9]{1,9}")
+
+RUN_BY_HAND = """\
+This program is a plugin: a host such as AOG starts it and talks to it. It does nothing when run by hand.
+Start the host instead, or serve by hand, without a host, with:
+
+    engine-plugin serve
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class HostEnv:
+    """What the host asks of us. `min_port` and `max_port` count for `transport` tcp only (0, 0: any free port).
+
+    `socket_dir` and `socket_group` (a name or a number) count for unix only; empty means the temporary
+    directory, and no group. `client_cert` is the PEM of a host that wants AutoMTLS, else empty.
+    """
+
+    protocol_version: int
+    transport: Transport
+    min_port: int = 0
+    max_port: int = 0
+    socket_dir: str = ""
+    socket_group: str = ""
+    client_cert: str = ""
+    multiplex: bool = False
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str], *, windows: bool = os.name == "nt") -> HostEnv:
+        """Read the `PLUGIN_*` variables and our own ENGINE_PLUGIN_TRANSPORT (`unix` or `tcp`). Called by `serve`.
+
+        Raises EnginePluginError naming the variable that is wrong, UnsupportedError for what we cannot do.
+        """
+        transport = _transport(environ.get("ENGINE_PLUGIN_TRANSPORT", ""), windows)
+        ports = _port_range(environ) if transport == "tcp" else (0, 0)
+        return cls(
+            protocol_version=_negotiate(environ.get("PLUGIN_PROTOCOL_VERSIONS", ""), APP_PROTOCOL_VERSIONS),
+            transport=transport,
+            min_port=ports[0],
+            max_port=ports[1],
+            socket_dir=environ.get("PLUGIN_UNIX_SOCKET_DIR", ""),
+            socket_group=environ.get("PLUGIN_UNIX_SOCKET_GROUP", ""),
+            client_cert=environ.get("PLUGIN_CLIENT_CERT", ""),
+            multiplex=bool(environ.get("PLUGIN_MULTIPLEX_GRPC", "")),
+        )
+
+
+def is_hosted(environ: Mapping[str, str]) -> bool:
+    """Whether a host that knows our cookie has started this process."""
+    return environ.get(COOKIE_KEY) == COOKIE_VALUE
+
+
+def engine_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment for an engine's process: ours, less what the host told the plugin alone."""
+    return {key: value for key, value in environ.items() if key != COOKIE_KEY and not key.startswith("PLUGIN_")}
+
+
+def handshake_line(host: HostEnv, network: str, address: str) -> bytes:
+    """The line that tells the host where we listen: `1|1|unix|/path|grpc|`, with its newline.
+
+    The sixth field, the server's certificate, is empty: the host crashes on one that it did not ask for. The
+    seventh says whether we multiplex the broker (we do not) and may be sent only to a host that asked.
+    """
+    fields = [str(_CORE_PROTOCOL_VERSION), str(host.protocol_version), network, address, "grpc", ""]
+    if host.multiplex:
+        fields.append("false")
+    return os.fsencode("|".join(fields) + "\n")
+
+
+def _negotiate(offered: str, ours: Iterable[int]) -> int:
+    """The highest version that both speak; else our lowest, so that the host itself reports the mismatch."""
+    theirs = {int(item) for item in offered.split(",") if _DECIMAL.fullmatch(item)}
+    return max(theirs.intersection(ours), default=min(ours))
+
+
+def _transport(wanted: str, windows: bool) -> Transport:
+    match wanted:
+        case "":
+            return "tcp" if windows else "unix"
+        case "tcp":
+            return "tcp"
+        case "unix" if not windows:
+            return "unix"
+        case "unix":
+            raise UnsupportedError(
+                "ENGINE_PLUGIN_TRANSPORT=unix does not work on Windows. Unset it, or set it to tcp."
+            )
+        case _:
+            raise EnginePluginError(f"ENGINE_PLUGIN_TRANSPORT is {wanted!r}. Set it to unix or tcp, or unset it.")
+
+
+def _port_range(environ: Mapping[str, str]) -> tuple[int, int]:
+    low, high = (_port(environ, key) for key in ("PLUGIN_MIN_PORT", "PLUGIN_MAX_PORT"))
+    if low > high:
+        raise EnginePluginError(
+            f"PLUGIN_MIN_PORT ({low}) is greater than PLUGIN_MAX_PORT ({high}). "
+            "Correct the port range in the host's settings."
+        )
+    return low, high
+
+
+def _port(environ: Mapping[str, str], key: str) -> int:
+    text = environ.get(key, "") or "0"
+    if not _DECIMAL.fullmatch(text) or int(text) > 65535:
+        raise EnginePluginError(f"{key} is {text!r}, not a port number. Set it to 0–65535 in the host's settings.")
+    return int(text)

@@ -1,0 +1,75 @@
+"""Where the plugin listens: a private unix socket, or a TCP port of 127.0.0.1 in the host's range."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+from engine_plugin.errors import EnginePluginError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from engine_plugin.goplugin.handshake import HostEnv
+    from engine_plugin.rpc.server import RpcServer
+
+__all__ = ["Address", "listening"]
+
+_PATH_LIMIT = 103 if sys.platform == "darwin" else 107  # bytes: sockaddr_un less the final zero
+
+
+class Address(NamedTuple):
+    """An address as the handshake line gives it: `unix` and a path, or `tcp` and host:port."""
+
+    network: str
+    address: str
+
+
+@contextlib.asynccontextmanager
+async def listening(server: RpcServer, host: HostEnv) -> AsyncIterator[Address]:
+    """Start `server` where `host` wants it; stopping it is the caller's. Called by `session`.
+
+    Raises EnginePluginError, saying what to change, when the socket or a port cannot be had.
+    """
+    if host.transport == "tcp" or sys.platform == "win32":
+        yield Address("tcp", await _listen_tcp(server, host.min_port, host.max_port))
+        return
+    from engine_plugin.goplugin.socketdir import give_to_group, private_directory
+
+    with private_directory(host.socket_dir, host.socket_group) as directory:
+        path = directory / "sock"
+        _check_path(path, "PLUGIN_UNIX_SOCKET_DIR" if host.socket_dir else "TMPDIR")
+        try:
+            await server.start(f"unix:{path}")
+        except OSError as error:
+            raise EnginePluginError(f"cannot listen on {path}: {error}") from error
+        if host.socket_group:
+            give_to_group(path, host.socket_group, 0o660)
+        yield Address("unix", str(path))
+
+
+async def _listen_tcp(server: RpcServer, low: int, high: int) -> str:
+    for port in range(low, high + 1):
+        with contextlib.suppress(OSError):
+            return await server.start(f"127.0.0.1:{port}")
+    raise EnginePluginError(
+        f"no port from {low} to {high} is free on 127.0.0.1. "
+        "Free one, or widen PLUGIN_MIN_PORT and PLUGIN_MAX_PORT in the host's settings."
+    )
+
+
+def _check_path(path: Path, variable: str) -> None:
+    size = len(os.fsencode(path))
+    if size > _PATH_LIMIT:
+        raise EnginePluginError(
+            f"the socket's path {path} has {size} bytes; the system allows {_PATH_LIMIT}. "
+            f"Set {variable} to a shorter directory."
+        )
+    if "|" in str(path) or "\n" in str(path):
+        raise EnginePluginError(
+            f"the socket's path {str(path)!r} holds a | or a line end, which the handshake line cannot carry. "
+            f"Set {variable} to another directory."
+        )

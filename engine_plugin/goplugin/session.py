@@ -1,0 +1,134 @@
+"""One session under a host: load the plugin, listen, announce, serve until asked to stop, stop in time.
+
+loading ──► listening ──► announced ──► stopping ──► exit 0
+   │ error       │ error                   ▲
+   └─► exit 1 ◄──┘        Shutdown rpc, SIGTERM, SIGHUP, the host's death (at any time from the start)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from engine_plugin.goplugin.broker import BrokerServicer
+from engine_plugin.goplugin.controller import ControllerServicer
+from engine_plugin.goplugin.handshake import handshake_line
+from engine_plugin.goplugin.listen import listening
+from engine_plugin.goplugin.stdio import StdioServicer
+from engine_plugin.goplugin.watchdog import watch_host
+from engine_plugin.rpc.grpc_aio import AioServer
+from engine_plugin.rpc.server import bind
+from engine_plugin.rpc.stubs.goplugin import broker_pb2, controller_pb2, stdio_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Coroutine, Sequence
+
+    from engine_plugin.goplugin.handshake import HostEnv
+    from engine_plugin.goplugin.serve import HostedPlugin, Load
+    from engine_plugin.goplugin.stdout import StandardOutput
+    from engine_plugin.goplugin.watchdog import LastResort
+    from engine_plugin.rpc.server import RpcService
+
+__all__ = ["Session"]
+
+# Seconds. The host kills 2 s after its Shutdown call: all of our end, the interpreter's too, must fit in there.
+_GRACE = 0.3  # for calls that run
+_STOP_LIMIT = 1.3  # for the plugin's aclose, beside the grace
+_END_LIMIT = 1.8  # from the request to the end of the process
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class Session:
+    """What one run of the plugin holds. Made and run once, by `serve.run`, inside the event loop."""
+
+    def __init__(self, host: HostEnv, stdout: StandardOutput, last_resort: LastResort) -> None:
+        self._host = host
+        self._stdout = stdout
+        self._last_resort = last_resort
+        self._loop = asyncio.get_running_loop()
+        self._stopped: asyncio.Future[str] = self._loop.create_future()
+
+    def stop(self, reason: str) -> None:
+        """Ask for the end; the first reason counts. Any thread, or a signal handler."""
+        self._last_resort.arm(_END_LIMIT)
+        self._loop.call_soon_threadsafe(self._set_stopped, reason)
+
+    async def run(self, load: Load, parent: int) -> None:
+        """The whole session. `parent` is the host's pid. Raises what `load` raises, and EnginePluginError."""
+        self._stop_on_signals()
+        watch_host(parent, lambda: self.stop("the host has died"))
+        try:
+            plugin = await self._unless_stopped(load(self._host))
+            if plugin is not None:
+                await self._serve(plugin)
+            self._last_resort.exit_code = 0
+        finally:
+            self._last_resort.arm(_END_LIMIT)
+
+    async def _serve(self, plugin: HostedPlugin) -> None:
+        server = AioServer(health_service="plugin")
+        for service in (*self._own_services(), *plugin.services):
+            server.add(service)
+        try:
+            async with listening(server, self._host) as (network, address):
+                if self._announce(network, address):
+                    _log.info("stopping: %s", await self._stopped)
+        finally:
+            self._last_resort.arm(_END_LIMIT)
+            self._stdout.close()
+            await _all_within(_STOP_LIMIT, {"plugin": plugin.aclose(), "server": server.stop(_GRACE)})
+
+    def _announce(self, network: str, address: str) -> bool:
+        try:
+            self._stdout.announce(handshake_line(self._host, network, address))
+        except OSError as error:
+            _log.error("the host took no handshake line and must have died: %s", error)
+            return False
+        _log.debug("serving", extra={"network": network, "address": address})
+        return True
+
+    def _own_services(self) -> Sequence[RpcService]:
+        return (
+            bind(stdio_pb2.DESCRIPTOR.services_by_name["GRPCStdio"], StdioServicer(self._stdout.buffer)),
+            bind(controller_pb2.DESCRIPTOR.services_by_name["GRPCController"], ControllerServicer(self.stop)),
+            bind(broker_pb2.DESCRIPTOR.services_by_name["GRPCBroker"], BrokerServicer()),
+        )
+
+    def _stop_on_signals(self) -> None:
+        # signal.signal and not the loop's own way, which Windows lacks; asyncio wakes its loop for both.
+        for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, lambda number, _frame: self.stop(signal.Signals(number).name))
+
+    def _set_stopped(self, reason: str) -> None:
+        if not self._stopped.done():
+            self._stopped.set_result(reason)
+
+    async def _unless_stopped(self, work: Awaitable[_T]) -> _T | None:
+        """The result of `work`, or None when the end was asked for first; then `work` is cancelled."""
+        task = asyncio.ensure_future(work)
+        either: set[asyncio.Future[Any]] = {task, self._stopped}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        _log.info("stopping while loading: %s", self._stopped.result())
+        task.cancel()
+        await asyncio.wait({task}, timeout=_STOP_LIMIT)
+        return None
+
+
+async def _all_within(seconds: float, steps: dict[str, Coroutine[Any, Any, None]]) -> None:
+    """Run all steps side by side; log the ones that fail, and cut off the ones that are late."""
+    tasks = {asyncio.ensure_future(step): name for name, step in steps.items()}
+    done, late = await asyncio.wait(tasks, timeout=seconds)
+    for task in late:
+        task.cancel()
+        _log.error("the %s did not stop within %.1f s", tasks[task], seconds)
+    for task in done:
+        if error := task.exception():
+            _log.error("the %s did not stop cleanly: %s", tasks[task], error, exc_info=error)

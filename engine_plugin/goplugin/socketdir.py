@@ -1,0 +1,119 @@
+"""The private directory of the plugin's unix socket. POSIX only.
+
+grpcio makes a socket that everybody may see (0755), so it lies in a directory of ours alone. A plugin that was
+killed leaves its directory; the next one removes it. The owner holds a lock on a file in it, which the kernel
+lets go with the process: unlike a recorded pid it cannot be given to another process, and it holds between
+containers that share a temporary directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine_plugin.errors import EnginePluginError
+
+if sys.platform == "win32":
+    raise ImportError("unix sockets are not served on Windows")
+
+import fcntl
+import grp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["give_to_group", "private_directory", "remove_stale"]
+
+_PREFIX = "engine-plugin-"
+_LOCK = "lock"
+_CONTENTS = frozenset({"sock", _LOCK})
+_SETTLED = 10.0  # seconds, in which a new directory's owner has surely locked it
+
+
+@contextlib.contextmanager
+def private_directory(base: str, group: str) -> Iterator[Path]:
+    """Make a directory below `base` (empty: the temporary directory) for us and, if given, `group`; then remove it.
+
+    Stale ones are removed first. Raises EnginePluginError naming the variable that the host must change.
+    """
+    parent = Path(base or tempfile.gettempdir()).absolute()
+    remove_stale(parent)
+    try:
+        directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    except OSError as error:
+        raise EnginePluginError(
+            f"cannot make a directory for the socket in {parent}: {error.strerror}. "
+            f"Set {'PLUGIN_UNIX_SOCKET_DIR' if base else 'TMPDIR'} to a directory that this user can write."
+        ) from error
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(_remove, directory)
+        lock = os.open(directory / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+        cleanup.callback(os.close, lock)
+        with contextlib.suppress(OSError):  # a file system without locks: nobody can take it for stale either
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if group:
+            give_to_group(directory, group, 0o750)
+        yield directory
+
+
+def give_to_group(path: Path, group: str, mode: int) -> None:
+    """Let the group (a name or a number) have `path` with `mode`. Raises EnginePluginError."""
+    try:
+        gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+        os.chown(path, -1, gid)
+        path.chmod(mode)
+    except KeyError as error:
+        raise EnginePluginError(
+            f"PLUGIN_UNIX_SOCKET_GROUP is {group!r}, which is no group of this system. "
+            "Name an existing group, or give its number, in the host's settings."
+        ) from error
+    except (OSError, OverflowError) as error:
+        raise EnginePluginError(
+            f"cannot give {path} to the group {group} of PLUGIN_UNIX_SOCKET_GROUP: {error}. "
+            "The plugin's user must be a member of that group."
+        ) from error
+
+
+def remove_stale(parent: Path) -> int:
+    """Remove the directories below `parent` that a plugin of this user made and left; say how many."""
+    removed = 0
+    with contextlib.suppress(OSError), os.scandir(parent) as entries:
+        for entry in entries:
+            if entry.name.startswith(_PREFIX) and _is_stale(Path(entry.path)):
+                _remove(Path(entry.path))
+                removed += 1
+    return removed
+
+
+def _is_stale(directory: Path) -> bool:
+    """Whether it is a directory of this user, with nothing but our files, old enough to be locked, and not locked."""
+    try:
+        info = directory.lstat()
+        if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
+            return False
+        if time.time() - info.st_mtime < _SETTLED or not _CONTENTS.issuperset(p.name for p in directory.iterdir()):
+            return False
+        lock = os.open(directory / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+    return True
+
+
+def _remove(directory: Path) -> None:
+    """Remove what we have made and nothing else; what somebody else put there stays."""
+    with contextlib.suppress(OSError):
+        for name in _CONTENTS:
+            (directory / name).unlink(missing_ok=True)
+        directory.rmdir()

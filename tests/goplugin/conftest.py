@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.goplugin.hosting import Hosted
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    Launch = Callable[..., Awaitable[Hosted]]
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A directory whose path leaves room for a unix socket's name, which pytest's own may not."""
+    path = Path(tempfile.mkdtemp(prefix="ept-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+@pytest.fixture
+async def start(short_dir: Path) -> AsyncIterator[Launch]:
+    """Start a plugin whose sockets lie in `short_dir`; nothing is left of it after the test."""
+    async with AsyncExitStack() as cleanup:
+
+        async def start(**changes: str) -> Hosted:
+            hosted = await Hosted.start(**({"PLUGIN_UNIX_SOCKET_DIR": str(short_dir)} | changes))
+            cleanup.push_async_callback(hosted.close)
+            return hosted
+
+        yield start
+
+
+@pytest.fixture
+def launch(start: Launch) -> Launch:
+    """As `start`, and wait for the handshake line."""
+
+    async def launch(**changes: str) -> Hosted:
+        return await (await start(**changes)).announced()
+
+    return launch

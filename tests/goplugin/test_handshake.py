@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from engine_plugin.errors import EnginePluginError, UnsupportedError
+from engine_plugin.goplugin.handshake import HostEnv, engine_environ, handshake_line, is_hosted
+from tests.goplugin.hosting import ROOT, environ
+
+
+@pytest.mark.parametrize(
+    "cookie", [{}, {"AOG_PLUGIN": ""}, {"AOG_PLUGIN": "aog-provider-plugin-v2"}, {"AOG_PLUGINS": "x"}]
+)
+def test_only_the_cookie_makes_a_host(cookie: dict[str, str]) -> None:
+    """go-plugin item 1"""
+    assert not is_hosted(cookie)
+    assert is_hosted({"AOG_PLUGIN": "aog-provider-plugin-v1"})
+
+
+@pytest.mark.parametrize("cookie", ["", "another"])
+def test_run_by_hand(cookie: str) -> None:
+    """go-plugin items 1 and 11: nothing on stdout, an explanation on stderr, exit 1, nothing slow imported."""
+    command = [sys.executable, "-X", "importtime", "-m", "tests.goplugin.plugin"]
+    ended = subprocess.run(
+        command, env=environ(AOG_PLUGIN=cookie), cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    imports, text = ended.stderr.split("This program is a plugin", 1)
+    assert "a host such as AOG starts it" in text
+    assert "engine-plugin serve\n" in text
+    assert "grpc" not in imports
+    assert "logging" not in imports.replace("asyncio.log", "").split("engine_plugin")[-1]
+
+
+@pytest.mark.parametrize(
+    ("offered", "agreed"),
+    [("1", 1), ("3,1,2", 1), ("2,x,1,,1.0,-1", 1), ("2,3", 1), ("", 1), ("7, 1", 1), ("9" * 5000, 1), ("²", 1)],
+)
+def test_protocol_versions(offered: str, agreed: int) -> None:
+    """go-plugin item 2: the highest common one, else our lowest, for the host to report."""
+    assert HostEnv.from_environ({"PLUGIN_PROTOCOL_VERSIONS": offered}).protocol_version == agreed
+
+
+def test_the_highest_common_version_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """go-plugin item 2"""
+    monkeypatch.setattr("engine_plugin.goplugin.handshake.APP_PROTOCOL_VERSIONS", (2, 3, 5))
+    assert HostEnv.from_environ({"PLUGIN_PROTOCOL_VERSIONS": "4,3,2"}).protocol_version == 3
+    assert HostEnv.from_environ({"PLUGIN_PROTOCOL_VERSIONS": "4,1"}).protocol_version == 2
+    assert HostEnv.from_environ({}).protocol_version == 2
+
+
+def test_the_transport_follows_the_system_unless_named() -> None:
+    """go-plugin item 3"""
+    assert HostEnv.from_environ({}, windows=False).transport == "unix"
+    assert HostEnv.from_environ({}, windows=True).transport == "tcp"
+    assert HostEnv.from_environ({"ENGINE_PLUGIN_TRANSPORT": "tcp"}, windows=False).transport == "tcp"
+
+
+def test_the_port_range() -> None:
+    """go-plugin item 3: it counts for TCP alone."""
+    ports = {"PLUGIN_MIN_PORT": "10000", "PLUGIN_MAX_PORT": "25000"}
+    host = HostEnv.from_environ(ports, windows=True)
+    assert (host.min_port, host.max_port) == (10000, 25000)
+    assert HostEnv.from_environ({}, windows=True).max_port == 0
+    assert HostEnv.from_environ({"PLUGIN_MIN_PORT": "nonsense"}, windows=False).min_port == 0
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"PLUGIN_MIN_PORT": "2", "PLUGIN_MAX_PORT": "1"}, "PLUGIN_MIN_PORT (2) is greater than PLUGIN_MAX_PORT (1)"),
+        ({"PLUGIN_MIN_PORT": "2"}, "PLUGIN_MIN_PORT (2) is greater than PLUGIN_MAX_PORT (0)"),
+        ({"PLUGIN_MIN_PORT": "ten"}, "PLUGIN_MIN_PORT is 'ten', not a port number"),
+        ({"PLUGIN_MAX_PORT": "65536"}, "PLUGIN_MAX_PORT is '65536', not a port number"),
+        ({"PLUGIN_MAX_PORT": "-1"}, "PLUGIN_MAX_PORT is '-1', not a port number"),
+        ({"PLUGIN_MAX_PORT": "9" * 5000}, "not a port number"),
+        ({"ENGINE_PLUGIN_TRANSPORT": "pipe"}, "ENGINE_PLUGIN_TRANSPORT is 'pipe'. Set it to unix or tcp"),
+    ],
+)
+def test_wrong_values_are_named(variables: dict[str, str], said: str) -> None:
+    """go-plugin item 3"""
+    with pytest.raises(EnginePluginError) as raised:
+        HostEnv.from_environ({"ENGINE_PLUGIN_TRANSPORT": "tcp"} | variables)
+    assert said in str(raised.value)
+
+
+def test_no_unix_socket_on_windows() -> None:
+    with pytest.raises(UnsupportedError, match="ENGINE_PLUGIN_TRANSPORT"):
+        HostEnv.from_environ({"ENGINE_PLUGIN_TRANSPORT": "unix"}, windows=True)
+
+
+def test_the_rest_of_the_environment() -> None:
+    """go-plugin items 5 to 8"""
+    host = HostEnv.from_environ(
+        {
+            "PLUGIN_UNIX_SOCKET_DIR": "/run/host",
+            "PLUGIN_UNIX_SOCKET_GROUP": "staff",
+            "PLUGIN_CLIENT_CERT": "-----BEGIN",
+            "PLUGIN_MULTIPLEX_GRPC": "true",
+        }
+    )
+    assert (host.socket_dir, host.socket_group, host.client_cert) == ("/run/host", "staff", "-----BEGIN")
+    assert host.multiplex
+    assert HostEnv.from_environ({"PLUGIN_MULTIPLEX_GRPC": ""}) == HostEnv.from_environ({})
+
+
+@pytest.mark.parametrize(
+    ("multiplex", "network", "address", "line"),
+    [
+        (False, "unix", "/tmp/x/sock", b"1|1|unix|/tmp/x/sock|grpc|\n"),
+        (False, "tcp", "127.0.0.1:10000", b"1|1|tcp|127.0.0.1:10000|grpc|\n"),
+        (True, "unix", "/tmp/x/sock", b"1|1|unix|/tmp/x/sock|grpc||false\n"),
+        (False, "unix", "/tmp/\udcff", b"1|1|unix|/tmp/\xff|grpc|\n"),
+    ],
+)
+@pytest.mark.skipif(sys.platform == "win32", reason="the last case has a POSIX path")
+def test_the_line(multiplex: bool, network: str, address: str, line: bytes) -> None:
+    """go-plugin items 8, 12, 14 and 15: six fields, the last empty; a seventh only for a host that asked."""
+    host = HostEnv(protocol_version=1, transport="unix", multiplex=multiplex)
+    assert handshake_line(host, network, address) == line
+
+
+def test_the_engine_hears_nothing_of_the_host() -> None:
+    """go-plugin item 10"""
+    given = {"PLUGIN_MIN_PORT": "1", "PLUGIN_CLIENT_CERT": "x", "AOG_PLUGIN": "x", "AOG_VERSION": "1", "PATH": "/bin"}
+    assert engine_environ(given) == {"AOG_VERSION": "1", "PATH": "/bin"}

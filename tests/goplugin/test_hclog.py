@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engine_plugin.goplugin.hclog import HclogFormatter, HclogHandler, install_hclog
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def formatted(level: int = logging.INFO, message: str = "text", *args: object, **extra: object) -> dict[str, Any]:
+    record = logging.makeLogRecord({"name": "a.b", "levelno": level, "msg": message, "args": args} | extra)
+    line = HclogFormatter().format(record)
+    assert "\n" not in line
+    assert len(line.encode()) < 64 << 10
+    entry: dict[str, Any] = json.loads(line, parse_constant=pytest.fail)
+    for key in ("@level", "@message", "@timestamp"):
+        assert isinstance(entry[key], str), "anything else panics the host"
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        (0, "trace"),
+        (5, "trace"),
+        (10, "debug"),
+        (15, "debug"),
+        (20, "info"),
+        (30, "warn"),
+        (40, "error"),
+        (50, "error"),
+    ],
+)
+def test_levels(number: int, name: str) -> None:
+    """go-plugin item 27: no level but Go's five."""
+    assert formatted(number)["@level"] == name
+
+
+def test_a_line() -> None:
+    """go-plugin items 26 and 29: the timestamp as Go writes and parses it."""
+    entry = formatted(logging.INFO, "%s of %d", "three", 4, created=1767323045.678901, port=10000)
+    assert re.fullmatch(r"2026-01-02T03:04:05\.67890\dZ", entry.pop("@timestamp"))
+    assert entry == {"@level": "info", "@message": "three of 4", "@module": "a.b", "port": 10000}
+
+
+def test_lines_ends_and_odd_characters_stay_in_the_message() -> None:
+    """go-plugin item 29"""
+    text = 'a\nb\r\n"c" \x00 \u2028 ü 🦙 \udcff'
+    assert formatted(message=text)["@message"] == text.replace("\udcff", "?")
+
+
+def test_the_host_s_three_keys_are_ours_alone() -> None:
+    """go-plugin item 28"""
+    entry = formatted(**{"@level": 7, "@message": ["x"], "@timestamp": None})
+    assert (entry["@level"], entry["@message"]) == ("info", "text")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+        (10**400, str(10**400)),
+        (2**60, str(2**60)),
+        (True, True),
+        (None, None),
+        (1.5, 1.5),
+        ({"a": [1]}, "{'a': [1]}"),
+        (b"x", "b'x'"),
+    ],
+)
+def test_values_that_go_can_read(value: object, shown: object) -> None:
+    """go-plugin items 26 and 29"""
+    assert formatted(value=value)["value"] == shown
+
+
+@pytest.mark.parametrize("character", ["x", "\x00", "🦙", "\n"])
+@pytest.mark.parametrize("count", [50_000, 5_000_000])
+def test_a_long_message_is_cut_in_the_middle(character: str, count: int) -> None:
+    """go-plugin item 29: below 64 KiB, and it says so."""
+    message = formatted(message="begin" + character * count + "end")["@message"]
+    assert message.startswith("begin" + character)
+    assert message.endswith(character + "end")
+    if len(message) != count + 8:
+        cut = re.search(r" …\[(\d+) characters cut\]… ", message)
+        assert cut is not None
+        assert len(message) - len(cut[0]) + int(cut[1]) == count + 8
+
+
+def test_too_many_fields_are_left_out() -> None:
+    """go-plugin item 29"""
+    entry = formatted(message="m" * 100_000, **{f"key{n}": "v" * 40 for n in range(10_000)})
+    assert "characters cut" in entry["@message"]
+
+
+def test_exceptions_and_stacks_are_fields() -> None:
+    try:
+        raise ValueError("wrong")
+    except ValueError as error:
+        entry = formatted(exc_info=(type(error), error, error.__traceback__), stack_info="Stack: here")
+    assert entry["exception"].startswith("Traceback")
+    assert entry["exception"].endswith("ValueError: wrong")
+    assert entry["stack"] == "Stack: here"
+
+
+class Pipe:
+    """A handler on a pipe, and what came out of it."""
+
+    def __init__(self) -> None:
+        self.read_end, write_end = os.pipe()
+        self.handler = HclogHandler(write_end)
+        self.logger = logging.Logger("test")  # noqa: LOG001 - one that pytest does not listen to
+        self.logger.addHandler(self.handler)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All lines; the handler is closed by this."""
+        self.handler.close()
+        return self.lines_until("")
+
+    def lines_until(self, last: str) -> list[dict[str, Any]]:
+        """The lines up to the one that says `last`, or to the end."""
+        lines = []
+        with os.fdopen(self.read_end, "rb") as pipe:
+            for line in pipe:
+                lines.append(json.loads(line))
+                if lines[-1]["@message"] == last:
+                    break
+        return lines
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    made = Pipe()
+    yield made
+    made.handler.close()
+
+
+def test_what_is_logged_comes_in_order(pipe: Pipe) -> None:
+    for number in range(100):
+        pipe.logger.info("line %d", number)
+    assert [line["@message"] for line in pipe.lines()] == [f"line {number}" for number in range(100)]
+
+
+class Hostile:
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+    __repr__ = __str__
+
+
+def test_a_log_call_that_cannot_be_shown_does_not_raise(pipe: Pipe) -> None:
+    wrong = ("needs two: %s %s", "one")
+    pipe.logger.info(*wrong)
+    pipe.logger.info("%s", Hostile())
+    pipe.logger.info(Hostile())
+    pipe.logger.warning("fine", extra={"odd": Hostile()})
+    lines = pipe.lines()
+    assert [line["@message"] for line in lines] == [
+        "needs two: %s %s (cannot be shown with its arguments: TypeError)",
+        "%s (cannot be shown with its arguments: RuntimeError)",
+        "Hostile (cannot be shown with its arguments: RuntimeError)",
+        "fine (cannot be shown with its arguments: RuntimeError)",
+    ]
+    assert lines[3]["@level"] == "warn"
+    assert "test_hclog.py:" in lines[0]["where"]
+
+
+def test_a_host_that_does_not_read_holds_up_nobody(pipe: Pipe) -> None:
+    """8 MB into a pipe that holds 64 KiB: the oldest 4 MiB are kept, the loss is told once there is room."""
+    text = "x" * 8_000
+    for _ in range(1_000):
+        pipe.logger.info(text)
+    pipe.handler.drain(0.01)
+    with ThreadPoolExecutor(1) as reader:
+        lines = reader.submit(pipe.lines_until, "reading again")
+        pipe.handler.drain(10)
+        pipe.logger.info("reading again")
+        messages = [line["@message"] for line in lines.result(10)]
+    notices = [message for message in messages if message.endswith("dropped: the host had stopped reading stderr")]
+    kept = messages.count(text)
+    assert 400 < kept < 600
+    assert sum(int(notice.split()[0]) for notice in notices) == 1_000 - kept
+
+
+def test_a_host_that_is_gone_does_not_raise(pipe: Pipe) -> None:
+    os.close(pipe.read_end)
+    pipe.logger.info("nobody hears this")
+    pipe.handler.drain(10)
+    pipe.logger.info("nor this")
+    pipe.handler.drain(10)
+
+
+@pytest.fixture
+def restored_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers[:] = []  # force=True closes what is there, and these are pytest's
+    yield
+    logging.captureWarnings(False)
+    for handler in root.handlers:
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+@pytest.mark.usefixtures("restored_logging")
+@pytest.mark.parametrize(
+    ("value", "level", "httpx"),
+    [("", 20, 30), ("info", 20, 30), ("DEBUG", 10, 10), ("trace", 5, 5), ("warning", 30, 30), ("error", 40, 30)],
+)
+def test_the_level_comes_from_the_environment(value: str, level: int, httpx: int) -> None:
+    read_end, write_end = os.pipe()
+    install_hclog({"ENGINE_PLUGIN_LOG": value}, fd=write_end)
+    os.close(read_end)
+    os.close(write_end)
+    assert logging.getLogger().level == level
+    assert logging.getLogger("httpx").level == httpx
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_any_library_s_log_and_warnings_arrive() -> None:
+    """go-plugin item 26"""
+    import warnings
+
+    read_end, write_end = os.pipe()
+    handler = install_hclog({"ENGINE_PLUGIN_LOG": "loud"}, fd=write_end)
+    os.close(write_end)
+    logging.getLogger("some.library").error("broken", extra={"port": 1})
+    logging.getLogger("some.library").debug("unheard")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("old", stacklevel=1)
+    handler.close()
+    with os.fdopen(read_end, "rb") as pipe:
+        wrong_level, broken, warning = (json.loads(line) for line in pipe)
+    assert "ENGINE_PLUGIN_LOG is 'loud'. Set it to one of trace, debug" in wrong_level["@message"]
+    assert (broken["@module"], broken["port"], broken["@level"]) == ("some.library", 1, "error")
+    assert warning["@level"] == "warn"
+    assert "UserWarning: old" in warning["@message"]

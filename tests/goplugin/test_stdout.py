@@ -1,0 +1,78 @@
+"""The buffer behind the plugin's standard output. Taking over fd 1 itself is tested in test_serve."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from engine_plugin.goplugin.stdout import OutputBuffer
+from tests.goplugin.hosting import within
+
+
+async def read_all(buffer: OutputBuffer) -> list[bytes]:
+    chunks = []
+    while chunk := await within(buffer.get()):
+        chunks.append(chunk)
+    return chunks
+
+
+async def test_chunks_are_small_and_never_empty() -> None:
+    """go-plugin item 21"""
+    buffer = OutputBuffer()
+    buffer.put(b"a" * 2500)
+    buffer.put(b"")
+    buffer.close()
+    assert [len(chunk) for chunk in await read_all(buffer)] == [1024, 1024, 452]
+    assert buffer.dropped == 0
+
+
+async def test_the_oldest_is_dropped() -> None:
+    """go-plugin item 31: a host that does not read holds up nobody."""
+    buffer = OutputBuffer(limit=10)
+    for number in range(8):
+        buffer.put(b"%03d" % number)
+    buffer.close()
+    assert await read_all(buffer) == [b"4005006007"]
+    assert buffer.dropped == 14
+
+
+async def test_a_reader_is_woken_by_another_thread() -> None:
+    buffer = OutputBuffer()
+    reader = asyncio.create_task(buffer.get())
+    await asyncio.sleep(0)  # one turn of the loop: the reader waits
+    thread = threading.Thread(target=buffer.put, args=(b"hello",))
+    thread.start()
+    assert await within(reader) == b"hello"
+    thread.join()
+
+
+async def test_all_readers_end_with_the_buffer() -> None:
+    buffer = OutputBuffer()
+    readers = [asyncio.create_task(buffer.get()) for _ in range(3)]
+    await asyncio.sleep(0)  # one turn of the loop: all three wait
+    buffer.close()
+    assert await within(asyncio.gather(*readers)) == [b""] * 3
+
+
+async def test_a_cancelled_reader_takes_nothing_with_it() -> None:
+    buffer = OutputBuffer()
+    reader = asyncio.create_task(buffer.get())
+    await asyncio.sleep(0)  # one turn of the loop: the reader waits
+    reader.cancel()
+    buffer.put(b"still here")
+    await asyncio.wait({reader})
+    assert await within(buffer.get()) == b"still here"
+
+
+def test_a_reader_whose_loop_has_ended_is_forgotten() -> None:
+    buffer = OutputBuffer()
+
+    async def give_up() -> None:
+        task = asyncio.create_task(buffer.get())
+        await asyncio.sleep(0)  # one turn of the loop: the reader waits
+        task.cancel()
+
+    asyncio.run(give_up())
+    buffer.put(b"x")
+    buffer.close()
+    assert asyncio.run(read_all(buffer)) == [b"x"]
