@@ -97,8 +97,8 @@ class AioServer(RpcServer):
         self._names.append(service.name)
 
     async def start(self, address: str) -> str:
-        self._add_reflection()
         port = self._bind(address)
+        self._add_reflection()  # after what may fail: the caller may try another address
         await self._server.start()
         for name in ("", self._health_service):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -111,6 +111,8 @@ class AioServer(RpcServer):
         await self._server.stop(grace)
 
     def _bind(self, address: str) -> int:
+        if address.startswith("unix:"):
+            address = address.replace("%", "%25")  # gRPC reads the path as a URI's
         try:
             if self._credentials is not None:
                 return self._server.add_secure_port(address, self._credentials)
