@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import sys
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,10 +61,7 @@ class Rendezvous:
         name = manifest.provider.name
         key = hashlib.sha256(str(manifest.data_dir).encode()).hexdigest()[:8]
         self._stem = f"{name}-{key}"
-        self._places = (
-            Path(platformdirs.user_runtime_dir("engine-plugin", appauthor=False)),
-            manifest.data_dir / "run",
-        )
+        self._places = (_runtime_directory(), manifest.data_dir / "run")
 
     def prepare(self) -> Path:
         """Make the directory, private to us, and return the stem of its files. Called by the server.
@@ -97,6 +95,13 @@ class Rendezvous:
             if is_server_process(record):
                 return record
         return None
+
+
+def _runtime_directory() -> Path:
+    with warnings.catch_warnings():
+        # It warns where a Linux session has no runtime directory; its fallback is as good when it is private.
+        warnings.simplefilter("ignore")
+        return Path(platformdirs.user_runtime_dir("engine-plugin", appauthor=False))
 
 
 def write_record(stem: Path, record: ServerRecord) -> None:

@@ -31,14 +31,18 @@ _TAIL_WIDTH = 500
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One line that a plugin wrote: its level (trace, debug, info, warn, error), text and key-value pairs."""
+    """One line that a plugin wrote: its level (trace, debug, info, warn, error), text and key-value pairs.
+
+    As a string it leaves out the pairs that are hclog's own (`@module`).
+    """
 
     level: str
     message: str
     kv: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return " ".join([self.message, *(f"{key}={value}" for key, value in self.kv.items())])
+        pairs = (f"{key}={value}" for key, value in self.kv.items() if not key.startswith("@"))
+        return " ".join([self.message, *pairs])
 
 
 def parse_line(text: str) -> LogLine:

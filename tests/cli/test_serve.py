@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import stat
@@ -119,6 +120,21 @@ def test_a_runtime_directory_that_others_can_enter_is_not_used(workplace: Workpl
         assert record["address"].startswith(f"unix:{data}/engines/fake/run/")
         assert workplace.run("engine", "status").returncode == 4  # found there, too: served, not started
         assert "down" in workplace.run("engine", "status").stdout
+
+
+@pytest.mark.skipif(
+    Path(f"/run/user/{os.getuid() if hasattr(os, 'getuid') else 0}").exists(),
+    reason="a session's directory that is not the test's",
+)
+def test_a_session_without_a_runtime_directory(workplace: Workplace) -> None:
+    """Such as a service's or a bare `su`: the place is found by the same rule again, and nobody is bothered."""
+    data = workplace.runtime / "aog"
+    del workplace.env["XDG_RUNTIME_DIR"]
+    workplace.env |= {"AOG_DATA_DIR": str(data), "TMPDIR": str(workplace.runtime)}
+    with serving(workplace) as record:
+        done = workplace.run("engine", "status", "--json")
+        assert json.loads(done.stdout)["address"] == record["address"]
+        assert done.stderr == ""
 
 
 def test_a_file_in_the_way_is_not_removed(workplace: Workplace) -> None:

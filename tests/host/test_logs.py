@@ -44,7 +44,7 @@ def test_records_carry_level_and_pairs(caplog: pytest.LogCaptureFixture) -> None
     seen: list[LogLine] = []
     log = PluginLog("some-plugin", seen.append)
     with caplog.at_level(1, "engine_plugin.host"):
-        log.add('{"@level":"debug","@message":"loaded","model":"tiny"}')
+        log.add('{"@level":"debug","@message":"loaded","@module":"m","model":"tiny"}')
         log.add("   ")
         log.add("panic: dead")
         log.add("goroutine 1 [running]:")
@@ -55,7 +55,7 @@ def test_records_carry_level_and_pairs(caplog: pytest.LogCaptureFixture) -> None
         ("engine_plugin.host.some-plugin", logging.ERROR, "goroutine 1 [running]:"),
         ("engine_plugin.host.some-plugin", logging.INFO, "still tagged"),
     ]
-    assert caplog.records[0].__dict__["kv"] == {"model": "tiny"}
+    assert caplog.records[0].__dict__["kv"] == {"@module": "m", "model": "tiny"}
     assert [line.level for line in seen] == ["debug", "error", "error", "info"]
 
 
