@@ -34,7 +34,7 @@ class HostedPlugin(Protocol):
         """Served beside go-plugin's own; read once, before the handshake."""
 
     async def aclose(self) -> None:
-        """Stop the engine and let go of everything. Has 1.3 s, then it is cancelled and the process ends."""
+        """Stop the engine and let go of everything. Has 1.2 s, then it is cancelled and the process ends."""
 
 
 def run(load: Load) -> int:

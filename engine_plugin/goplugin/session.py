@@ -8,6 +8,7 @@ loading ──► listening ──► announced ──► stopping ──► exi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -35,8 +36,8 @@ __all__ = ["Session"]
 
 # Seconds. The host kills 2 s after its Shutdown call: all of our end, the interpreter's too, must fit in there.
 _GRACE = 0.3  # for calls that run
-_STOP_LIMIT = 1.3  # for the plugin's aclose, beside the grace
-_END_LIMIT = 1.8  # from the request to the end of the process
+_STOP_LIMIT = 1.2  # for the plugin's aclose, beside the grace
+_END_LIMIT = 1.6  # from the request to the end of the process
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -55,7 +56,8 @@ class Session:
     def stop(self, reason: str) -> None:
         """Ask for the end; the first reason counts. Any thread, or a signal handler."""
         self._last_resort.arm(_END_LIMIT)
-        self._loop.call_soon_threadsafe(self._set_stopped, reason)
+        with contextlib.suppress(RuntimeError):  # the loop has ended already
+            self._loop.call_soon_threadsafe(self._set_stopped, reason)
 
     async def run(self, load: Load, parent: int) -> None:
         """The whole session. `parent` is the host's pid. Raises what `load` raises, and EnginePluginError."""
@@ -99,11 +101,14 @@ class Session:
         )
 
     def _stop_on_signals(self) -> None:
-        # signal.signal and not the loop's own way, which Windows lacks; asyncio wakes its loop for both.
         for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):
             number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
-                signal.signal(number, lambda number, _frame: self.stop(signal.Signals(number).name))
+            if number is None or signal.getsignal(number) is signal.SIG_IGN:  # nohup ignores SIGHUP
+                continue
+            # The loop's own handler only wakes it: one that stands must not keep `stop` from arming the last resort.
+            with contextlib.suppress(NotImplementedError):  # on Windows every signal wakes the loop
+                self._loop.add_signal_handler(number, lambda: None)
+            signal.signal(number, lambda number, _frame: self.stop(signal.Signals(number).name))
 
     def _set_stopped(self, reason: str) -> None:
         if not self._stopped.done():

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import grpc.aio
@@ -17,11 +17,12 @@ from engine_plugin.rpc.stubs import provider_pb2
 from engine_plugin.rpc.stubs.goplugin import controller_pb2, stdio_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable
 
     from google.protobuf.message import Message
 
 ROOT = Path(__file__).resolve().parents[2]
+_T = TypeVar("_T")
 LIMIT = 15.0  # seconds; bounds every wait
 
 
@@ -100,14 +101,14 @@ class Hosted:
 
     async def printed_until(self, end: bytes) -> bytes:
         """The streamed output up to and with `end`, each message checked as the host wants it."""
-        text = b""
+        text = bytearray()
         async for data in self.printed():
             assert data.channel == stdio_pb2.StdioData.STDOUT
             assert 1 <= len(data.data) <= 1024
             text += data.data
-            if end in text:
+            if text.find(end, -len(data.data) - len(end)) >= 0:
                 break
-        return text
+        return bytes(text)
 
     async def logged(self, text: str) -> dict[str, Any]:
         """Wait for a log line whose message holds `text`."""
@@ -144,6 +145,6 @@ class Hosted:
         self._grown.set()
 
 
-async def within(work: Any, seconds: float = LIMIT) -> Any:
+async def within(work: Awaitable[_T], seconds: float = LIMIT) -> _T:
     """Wait for `work`, at most so many seconds."""
     return await asyncio.wait_for(work, seconds)

@@ -59,7 +59,8 @@ def test_lines_ends_and_odd_characters_stay_in_the_message() -> None:
 
 def test_the_host_s_three_keys_are_ours_alone() -> None:
     """go-plugin item 28"""
-    entry = formatted(**{"@level": 7, "@message": ["x"], "@timestamp": None})
+    theirs: dict[str, Any] = {"@level": 7, "@message": ["x"], "@timestamp": None}
+    entry = formatted(**theirs)
     assert (entry["@level"], entry["@message"]) == ("info", "text")
 
 
@@ -97,7 +98,8 @@ def test_a_long_message_is_cut_in_the_middle(character: str, count: int) -> None
 
 def test_too_many_fields_are_left_out() -> None:
     """go-plugin item 29"""
-    entry = formatted(message="m" * 100_000, **{f"key{n}": "v" * 40 for n in range(10_000)})
+    many: dict[str, Any] = {f"key{n}": "v" * 40 for n in range(10_000)}
+    entry = formatted(message="m" * 100_000, **many)
     assert "characters cut" in entry["@message"]
 
 

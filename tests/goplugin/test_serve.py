@@ -1,0 +1,416 @@
+"""A whole plugin, started and called as go-plugin does it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+import psutil
+import pytest
+
+from engine_plugin.rpc.stubs.goplugin import broker_pb2
+from tests.goplugin.hosting import LIMIT, Hosted, within
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.goplugin.conftest import Launch
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and unix sockets are for POSIX")
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+async def end_in_time(plugin: Hosted, seconds: float = 2.0) -> int:
+    """As Kill does: Shutdown, then wait; go-plugin kills after 2 s."""
+    asked = time.monotonic()
+    await plugin.shutdown()
+    code = await plugin.ended()
+    assert time.monotonic() - asked < seconds
+    return code
+
+
+@posix
+async def test_the_way_of_every_plugin(launch: Launch, short_dir: Path) -> None:
+    """go-plugin items 11, 12, 17, 20, 34 and 35: announced, serving, asked to stop, gone with exit 0."""
+    plugin = await launch()
+    assert plugin.line == f"1|1|unix|{plugin.address}|grpc|"
+    assert Path(plugin.address).parent.parent == short_dir
+    assert await plugin.do("echo", 3) == "yyy"
+    assert await end_in_time(plugin) == 0
+    assert [line["@message"] for line in plugin.log] == ["stopping: the host asked", "closed"]
+    assert names(short_dir) == []
+
+
+async def test_tcp_in_the_host_s_range(launch: Launch) -> None:
+    """go-plugin items 3 and 12"""
+    plugin = await launch(ENGINE_PLUGIN_TRANSPORT="tcp", PLUGIN_MIN_PORT="20000", PLUGIN_MAX_PORT="25000")
+    assert plugin.line.startswith("1|1|tcp|127.0.0.1:2")
+    assert plugin.line.endswith("|grpc|")
+    assert await plugin.do("echo", 1) == "y"
+    assert await end_in_time(plugin) == 0
+
+
+async def test_multiplexing_is_declined(launch: Launch) -> None:
+    """go-plugin items 8 and 15"""
+    assert (await launch(PLUGIN_MULTIPLEX_GRPC="true")).line.endswith("|grpc||false")
+
+
+async def test_a_mismatch_is_left_to_the_host(launch: Launch) -> None:
+    """go-plugin items 2 and 16"""
+    assert (await launch(PLUGIN_PROTOCOL_VERSIONS="3,2")).line.startswith("1|1|")
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"PLUGIN_CLIENT_CERT": "-----BEGIN"}, "Set AutoMTLS to false"),
+        (
+            {"ENGINE_PLUGIN_TRANSPORT": "tcp", "PLUGIN_MIN_PORT": "9", "PLUGIN_MAX_PORT": "8"},
+            "PLUGIN_MIN_PORT (9) is",
+        ),
+        ({"ENGINE_PLUGIN_TRANSPORT": "smoke"}, "Set it to unix or tcp"),
+        ({"TEST_LOAD": "refuse"}, "Run: engine-plugin install"),
+        ({"TEST_LOAD": "crash"}, "the plugin crashed"),
+        pytest.param({"PLUGIN_UNIX_SOCKET_GROUP": "no-such-group"}, "no group of this system", marks=posix),
+        pytest.param({"PLUGIN_UNIX_SOCKET_DIR": "/nonexistent"}, "PLUGIN_UNIX_SOCKET_DIR", marks=posix),
+    ],
+)
+async def test_what_cannot_be_served_is_said_and_not_announced(
+    start: Launch, variables: dict[str, str], said: str
+) -> None:
+    """go-plugin items 3, 6, 7, 11 and 35: an error in hclog, exit 1, and an empty stdout."""
+    plugin = await start(**variables)
+    assert await plugin.ended() == 1
+    line = await plugin.logged(said)
+    assert line["@level"] == "error"
+    assert ("ZeroDivisionError" in line.get("exception", "")) == ("crash" in variables.values())
+    assert plugin.plain == []
+
+
+async def test_health_names_the_plugin(launch: Launch) -> None:
+    """go-plugin item 19"""
+    from grpc_health.v1 import health_pb2
+
+    plugin = await launch()
+    request = health_pb2.HealthCheckRequest(service="plugin")
+    answer = await plugin.call("/grpc.health.v1.Health/Check", request, health_pb2.HealthCheckResponse)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_reflection_names_all_services(launch: Launch) -> None:
+    """go-plugin item 23"""
+    from grpc_reflection.v1alpha import reflection_pb2
+
+    plugin = await launch()
+    method: Any = plugin.channel.stream_stream(
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    call = method(iter([reflection_pb2.ServerReflectionRequest(list_services="*")]), timeout=LIMIT)
+    answer = await call.read()
+    assert {service.name for service in answer.list_services_response.service} >= {
+        "protocol.ProviderService",
+        "plugin.GRPCStdio",
+        "plugin.GRPCBroker",
+        "plugin.GRPCController",
+        "grpc.health.v1.Health",
+    }
+    call.cancel()
+
+
+async def test_messages_beyond_grpcio_s_default(launch: Launch) -> None:
+    """go-plugin item 24: 6 MiB each way, where grpcio alone refuses more than 4."""
+    plugin = await launch()
+    size = 6 << 20
+    assert len(await plugin.do("echo", size, padding="x" * size)) == size
+
+
+@posix
+async def test_a_bare_connect_and_close(launch: Launch) -> None:
+    """go-plugin item 25"""
+    plugin = await launch()
+    for greeting in (b"", b"PRI * HTTP/2.0\r\n", b"GET / HTTP/1.1\r\n\r\n"):
+        _, writer = await asyncio.open_unix_connection(plugin.address)
+        writer.write(greeting)
+        writer.close()
+        await writer.wait_closed()
+    assert await plugin.do("echo", 1) == "y"
+
+
+async def test_the_broker_s_stream_is_held_and_drained(launch: Launch) -> None:
+    """go-plugin item 22"""
+    plugin = await launch()
+    method = plugin.channel.stream_stream(
+        "/plugin.GRPCBroker/StartStream",
+        request_serializer=broker_pb2.ConnInfo.SerializeToString,
+        response_deserializer=broker_pb2.ConnInfo.FromString,
+    )
+    call = method(timeout=LIMIT)
+    for number in range(3):
+        await call.write(broker_pb2.ConnInfo(service_id=number, network="unix", address="/x"))
+    assert await plugin.do("echo", 1) == "y"
+    assert not call.done()
+    await call.done_writing()
+    assert await call.read() is grpc.aio.EOF
+    assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_streams_that_a_host_holds_do_not_delay_the_end(launch: Launch) -> None:
+    """go-plugin items 20 and 34"""
+    plugin = await launch()
+    call: Any = plugin.channel.stream_stream("/plugin.GRPCBroker/StartStream")(timeout=LIMIT)
+    await call.write(b"")
+    output = asyncio.create_task(plugin.printed_until(b"never"))
+    working = asyncio.create_task(plugin.do("wait"))
+    assert await plugin.do("echo", 1) == "y"
+    assert await end_in_time(plugin) == 0
+    assert await within(output) == b""
+    with pytest.raises(grpc.aio.AioRpcError):
+        await within(working)
+    call.cancel()
+
+
+async def test_what_is_printed_reaches_the_host_by_stdio(launch: Launch) -> None:
+    """go-plugin items 11, 21 and 31: before and after the handshake, by the plugin and by its children."""
+    plugin = await launch(TEST_LOAD="print")
+    output = asyncio.create_task(plugin.printed_until(b"twice"))
+    for word in ("once", "twice"):
+        await plugin.do("print", word)
+    lines = [b"noise before the handshake", b"x" * 100_000 + b"noise of a child", b"once", b"twice"]
+    assert (await within(output)).splitlines() == lines
+
+
+async def test_the_last_words_arrive(launch: Launch) -> None:
+    """go-plugin item 21: the stream ends with the plugin, after all that was printed."""
+    plugin = await launch()
+    output = asyncio.create_task(plugin.printed_until(b"never"))
+    await plugin.do("print", "goodbye")
+    assert await end_in_time(plugin) == 0
+    assert (await within(output)).split() == [b"goodbye"]
+
+
+async def test_a_flood_that_nobody_reads_blocks_nobody(launch: Launch) -> None:
+    """go-plugin item 31: lines of 80 KB and 10 MB, printed by the event loop itself."""
+    plugin = await launch()
+    await plugin.do("flood", [80_000, 10_000_000, 10])
+    text = await plugin.printed_until(b"\nxxxxxxxxx\n")
+    assert 900_000 < len(text) <= 1 << 20
+
+
+async def test_the_log_reaches_the_host_on_stderr(launch: Launch) -> None:
+    """go-plugin items 26 and 29"""
+    plugin = await launch(ENGINE_PLUGIN_LOG="debug")
+    serving = await plugin.logged("serving")
+    assert (serving["@level"], serving["address"]) == ("debug", plugin.address)
+    await plugin.do("log", "two\nlines " + "x" * 100_000)
+    line = await plugin.logged("two\nlines xxx")
+    assert (line["@level"], line["@module"]) == ("warn", "test")
+    assert "characters cut" in line["@message"]
+    assert plugin.plain == []
+
+
+@pytest.fixture
+async def child(launch: Launch) -> AsyncIterator[tuple[Hosted, psutil.Process]]:
+    """A plugin, and a child that it started without a thought for its standard output and error."""
+    plugin = await launch()
+    process = psutil.Process(await plugin.do("child", [sys.executable, "-c", "import time; time.sleep(60)"]))
+    try:
+        yield plugin, process
+    finally:
+        process.kill()
+
+
+async def test_the_host_need_not_wait_for_a_child(child: tuple[Hosted, psutil.Process]) -> None:
+    """go-plugin item 32: stdout and stderr end with the plugin, though its child lives on."""
+    plugin, process = child
+    assert await end_in_time(plugin) == 0
+    assert process.is_running()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_a_child_has_nothing_of_the_host_s(child: tuple[Hosted, psutil.Process]) -> None:
+    """go-plugin item 32"""
+    plugin, process = child
+
+    def pipes(pid: int) -> dict[str, str]:
+        found = {}
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # the descriptor by which the folder was read
+                found[entry.name] = str(entry.readlink())
+        return {number: link for number, link in found.items() if link.startswith(("pipe:", "socket:"))}
+
+    hosts = set(pipes(os.getpid()).values())
+    stderr = pipes(plugin.process.pid)["2"]
+    assert stderr in hosts
+    held = pipes(process.pid)
+    held.pop("0", None)  # stdin is the host's own, and its end says nothing
+    assert hosts.isdisjoint(held.values())
+
+
+@posix
+async def test_interrupts_are_the_host_s(launch: Launch) -> None:
+    """go-plugin item 33: ignored here, but not by an engine that inherits from us."""
+    plugin = await launch()
+    for _ in range(3):
+        plugin.process.send_signal(signal.SIGINT)
+    assert await plugin.do("echo", 1) == "y"
+    assert "default_int_handler" in await plugin.do("interrupt_handling")
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)])
+async def test_a_graceful_signal(launch: Launch, short_dir: Path, number: signal.Signals) -> None:
+    """go-plugin items 33 and 35"""
+    plugin = await launch()
+    sent = time.monotonic()
+    plugin.process.send_signal(number)
+    assert await plugin.ended() == 0
+    assert time.monotonic() - sent < 2
+    assert [line["@message"] for line in plugin.log] == [f"stopping: {number.name}", "closed"]
+    assert names(short_dir) == []
+
+
+@posix
+@pytest.mark.parametrize("when", ["hang", "terminate"])
+async def test_a_signal_while_loading(start: Launch, short_dir: Path, when: str) -> None:
+    """go-plugin items 11 and 33"""
+    plugin = await start(TEST_LOAD=when)
+    if when == "hang":
+        await plugin.logged("loading")
+        plugin.process.send_signal(signal.SIGTERM)
+    assert await plugin.ended() == 0
+    await plugin.logged("stopping while loading: SIGTERM")
+    assert names(short_dir) == []
+
+
+@pytest.mark.parametrize(
+    ("aclose", "code", "said"),
+    [
+        ("hang", 0, "the plugin did not stop within 1.2 s"),
+        ("error", 0, "the plugin did not stop cleanly: the engine would not stop"),
+        ("swallow", 0, "the plugin did not stop within 1.2 s"),
+        ("block", 1, "the plugin did not end within 1.6 s and is cut off"),
+    ],
+)
+async def test_an_engine_that_will_not_stop(
+    launch: Launch, short_dir: Path, aclose: str, code: int, said: str
+) -> None:
+    """go-plugin item 34: gone before the host's patience of 2 s, whatever hangs; and it is said."""
+    plugin = await launch(TEST_ACLOSE=aclose)
+    assert await end_in_time(plugin) == code
+    assert (await plugin.logged(said))["@level"] == "error"
+    assert names(short_dir) == []
+
+
+async def test_a_thread_that_will_not_end(launch: Launch) -> None:
+    """go-plugin item 34: asyncio and the interpreter wait for an executor's threads; we do not."""
+    plugin = await launch()
+    await plugin.do("executor", 30)
+    assert await end_in_time(plugin) == 0
+
+
+@posix
+async def test_a_loop_that_stands_is_cut_off(launch: Launch) -> None:
+    """go-plugin item 34"""
+    plugin = await launch()
+    blocked = asyncio.create_task(plugin.do("block", 30))
+    await plugin_is_blocked(plugin)
+    plugin.process.send_signal(signal.SIGTERM)
+    plugin.process.send_signal(signal.SIGTERM)
+    assert await plugin.ended() == 1
+    with pytest.raises(grpc.aio.AioRpcError):
+        await within(blocked)
+
+
+async def plugin_is_blocked(plugin: Hosted) -> None:
+    """Return once a call finds the plugin's loop held."""
+    while True:
+        try:
+            await asyncio.wait_for(plugin.do("echo", 1), 0.3)
+        except TimeoutError:
+            return
+
+
+@posix
+@pytest.mark.parametrize("aclose", ["", "hang"])
+async def test_the_host_is_killed(short_dir: Path, aclose: str) -> None:
+    """go-plugin item 36: the plugin notices, stops its engine and is gone, with its socket."""
+    variables = {"PLUGIN_UNIX_SOCKET_DIR": str(short_dir), "TEST_ACLOSE": aclose}
+    host = await Hosted.start("tests.goplugin.middleman", **variables)
+    try:
+        await host.announced()
+        assert await host.do("echo", 1) == "y"
+        host.process.kill()
+        killed = time.monotonic()
+        await host.ended()  # stderr is the plugin's too, so it has ended as well
+        assert time.monotonic() - killed < 2.5
+        await host.logged("stopping: the host has died")
+        assert names(short_dir) == []
+    finally:
+        await host.close()
+
+
+@posix
+async def test_the_host_is_gone_before_the_handshake(start: Launch, short_dir: Path) -> None:
+    """go-plugin item 36: nobody takes the line."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        plugin = await start_with_stdout(write_end, short_dir)
+    finally:
+        os.close(write_end)
+    try:
+        assert await within(plugin.wait()) == 0
+        assert names(short_dir) == []
+    finally:
+        if plugin.returncode is None:
+            plugin.kill()
+            await plugin.wait()
+
+
+async def start_with_stdout(stdout: int, short_dir: Path) -> asyncio.subprocess.Process:
+    from tests.goplugin.hosting import ROOT, environ
+
+    variables = environ(PLUGIN_UNIX_SOCKET_DIR=str(short_dir))
+    command = [sys.executable, "-m", "tests.goplugin.plugin"]
+    nowhere = asyncio.subprocess.DEVNULL
+    return await asyncio.create_subprocess_exec(
+        *command, stdin=nowhere, stdout=stdout, stderr=nowhere, env=variables, cwd=ROOT
+    )
+
+
+async def test_stdin_is_not_ours(launch: Launch) -> None:
+    """go-plugin item 9: neither its end nor its content says anything."""
+    plugin = await launch()
+    assert plugin.process.stdin is not None
+    plugin.process.stdin.write(b"exit\n")
+    plugin.process.stdin.close()
+    assert await plugin.do("echo", 1) == "y"
+    assert await end_in_time(plugin) == 0
+
+
+@posix
+async def test_what_a_killed_plugin_leaves(launch: Launch, short_dir: Path) -> None:
+    """go-plugin item 18: the next plugin removes it, the living one's stays."""
+    killed, living = await launch(), await launch()
+    for plugin in (killed, living):
+        directory = Path(plugin.address).parent
+        os.utime(directory, (0, 0))
+    killed.process.kill()
+    await killed.ended()
+    third = await launch()
+    left = {Path(plugin.address).parent.name for plugin in (living, third)}
+    assert set(names(short_dir)) == left
+    assert await living.do("echo", 1) == "y"
