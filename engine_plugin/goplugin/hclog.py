@@ -27,7 +27,7 @@ _LEVELS = {"trace": 5, "debug": logging.DEBUG, "info": logging.INFO, "warn": log
 _LINE_LIMIT = 60_000  # bytes, newline included; the host's buffer holds 65,536
 _BACKLOG_LIMIT = 4 << 20  # bytes that wait for a host which does not read
 _STANDARD_FIELDS = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "asctime", "taskName"}
-_CHATTY = ("httpx", "httpcore")  # log every request at info
+_CHATTY = ("httpx", "httpcore", "grpc")  # several lines for each request, which only trace shows
 
 
 class HclogFormatter(logging.Formatter):
@@ -95,7 +95,7 @@ def install_hclog(environ: Mapping[str, str], fd: int = 2) -> HclogHandler:
     logging.captureWarnings(True)
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in _CHATTY:
-        logging.getLogger(name).setLevel(logging.WARNING if level >= logging.INFO else level)
+        logging.getLogger(name).setLevel(max(level, logging.WARNING) if level > _LEVELS["trace"] else level)
     if wanted and wanted not in _LEVELS:
         logging.getLogger(__name__).warning(
             "%s is %r. Set it to one of %s.", LEVEL_VARIABLE, wanted, ", ".join(_LEVELS)

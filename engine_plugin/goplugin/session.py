@@ -73,9 +73,9 @@ class Session:
 
     async def _serve(self, plugin: HostedPlugin) -> None:
         server = AioServer(health_service="plugin")
-        for service in (*self._own_services(), *plugin.services):
-            server.add(service)
         try:
+            for service in (*self._own_services(), *plugin.services):
+                server.add(service)
             async with listening(server, self._host) as (network, address):
                 if self._announce(network, address):
                     _log.info("stopping: %s", await self._stopped)

@@ -92,14 +92,14 @@ class StandardOutput:
             os.close(real)
 
     def close(self) -> None:
-        """Send fd 1 nowhere and end the buffer, so that nothing printed while the process ends can block it."""
-        if self._real is not None:
-            os.close(self._real)
-            self._real = None
+        """Send fd 1 nowhere, so that nothing printed while the process ends can block it.
+
+        The buffer ends when all that was printed is in it, unless a child still holds the pipe. A real stdout
+        that was never announced on stays open: at its end the host kills, and our error would be lost.
+        """
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.close(nowhere)
-        self.buffer.close()
 
     def _pump(self, source: int) -> None:
         # A thread: a print by the event loop itself must be taken while that loop stands.

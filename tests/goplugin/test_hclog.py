@@ -211,14 +211,14 @@ def restored_logging() -> Iterator[None]:
         handler.close()
     root.handlers[:] = handlers
     root.setLevel(level)
-    for name in ("httpx", "httpcore"):
+    for name in ("httpx", "httpcore", "grpc"):
         logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 @pytest.mark.usefixtures("restored_logging")
 @pytest.mark.parametrize(
     ("value", "level", "httpx"),
-    [("", 20, 30), ("info", 20, 30), ("DEBUG", 10, 10), ("trace", 5, 5), ("warning", 30, 30), ("error", 40, 30)],
+    [("", 20, 30), ("info", 20, 30), ("DEBUG", 10, 30), ("trace", 5, 5), ("warning", 30, 30), ("error", 40, 40)],
 )
 def test_the_level_comes_from_the_environment(value: str, level: int, httpx: int) -> None:
     read_end, write_end = os.pipe()

@@ -91,7 +91,10 @@ async def test_a_group_may_connect(short_dir: Path, by_name: bool) -> None:
     import grp
 
     ours = os.getgid()
-    group = grp.getgrgid(ours).gr_name if by_name else str(ours)
+    called = {entry.gr_gid: entry.gr_name for entry in grp.getgrall()}
+    if by_name and ours not in called:
+        pytest.skip("this user's group has no name")
+    group = called[ours] if by_name else str(ours)
     variables = {"PLUGIN_UNIX_SOCKET_DIR": str(short_dir), "PLUGIN_UNIX_SOCKET_GROUP": group}
     server = AioServer()
     async with listening(server, host(**variables)) as (_, address):
