@@ -157,6 +157,8 @@ class Fetch:
     async def _attempt(self, client: httpx.AsyncClient) -> bool:
         import httpx
 
+        if self._partial.size and not self._resumable(self._partial.state):
+            await in_thread(self._partial.restart)
         try:
             async with open_url(client, self._source, self._headers(), insecure=self._insecure) as answer:
                 self._answered = True
@@ -195,7 +197,8 @@ class Fetch:
     async def _nothing_more(self, remote: Remote) -> bool:
         """416: what is here is the whole file, or it is not this file."""
         partial = self._partial
-        if partial.size and partial.size in {remote.total, partial.state.total}:
+        totals = {remote.total, partial.state.total} - {0}
+        if totals == {partial.size}:
             self.validator = partial.state.etag or partial.state.last_modified
             self._named = partial.state.sha256
             return True

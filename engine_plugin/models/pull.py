@@ -169,6 +169,8 @@ class Pull:
 
     async def _install(self, arrived: _Arrived) -> Success:
         plan, partial = self._plan, self._partial
+        if not partial.size:
+            raise PullError(f"{plan.source.label}: the file is empty.")
         self._publish(Status("verifying sha256"))
         digest = partial.hexdigest()
         if arrived.sha256 and digest != arrived.sha256:

@@ -184,8 +184,17 @@ def http_client(policy: FetchPolicy, *, insecure: bool) -> httpx.AsyncClient:
     import httpx
 
     logging.getLogger("httpx").addFilter(_NO_SECRETS)
-    timeout = httpx.Timeout(policy.stall_s, connect=policy.connect_s)
-    return httpx.AsyncClient(verify=not insecure, timeout=timeout, follow_redirects=False)
+    return httpx.AsyncClient(
+        verify=not insecure,
+        timeout=httpx.Timeout(policy.stall_s, connect=policy.connect_s),
+        follow_redirects=False,
+        event_hooks={"response": [_take_location]},
+    )
+
+
+async def _take_location(response: httpx.Response) -> None:
+    """Keep httpx from reading Location: it does even where it does not follow, and fails on a bad one."""
+    response.extensions["location"] = response.headers.pop("location", "")
 
 
 def _authorization(source: HttpSource, *, insecure: bool) -> dict[str, str]:
@@ -245,7 +254,7 @@ async def open_url(
         response = await client.send(request, stream=True)
         try:
             linked = linked or _hex64(response.headers.get("x-linked-etag", ""))
-            location = response.headers.get("location", "")
+            location = response.extensions["location"]
             if response.status_code not in _REDIRECTS or not location:
                 yield Answer(response, linked)
                 return

@@ -1,0 +1,170 @@
+"""A real HTTP server on loopback that misbehaves as it is told, one script a request."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+from collections import deque
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator
+
+__all__ = ["FileServer", "Request", "Script", "file_server"]
+
+
+@dataclass(frozen=True)
+class Request:
+    path: str
+    headers: dict[str, str]
+
+    @property
+    def range(self) -> str:
+        return self.headers.get("range", "")
+
+
+@dataclass
+class Script:
+    """How one request is answered. Without any field set, correctly."""
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+    length: int | None = None
+    """A Content-Length that may lie."""
+    ignore_range: bool = False
+    chunked: bool = False
+    drop_after: int | None = None
+    """Bytes of the body after which the connection is cut; 0 cuts before the head."""
+    stall_after: int | None = None
+    """Bytes of the body after which nothing comes until `go` is set, then the rest."""
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class FileServer:
+    """Serves `data` at every path, with Range, If-Range and ETag, unless a script says otherwise."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.etag = '"version-1"'
+        self.last_modified = ""
+        self.headers: dict[str, str] = {}
+        self.credentials: tuple[str, str] | None = None
+        self.redirects: dict[str, str] = {}
+        self.scripts: deque[Script] = deque()
+        self.requests: list[Request] = []
+        self.sent = 0
+        self.port = 0
+        self.scheme = "http"
+        self._connections: set[asyncio.Task[None]] = set()
+
+    def url(self, path: str = "/model.gguf", credentials: str = "") -> str:
+        return f"{self.scheme}://{credentials}127.0.0.1:{self.port}{path}"
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            with suppress(ConnectionError):
+                await self._serve(reader, writer)
+        finally:
+            self._connections.discard(task)
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def close_connections(self) -> None:
+        for task in list(self._connections):
+            task.cancel()
+        if self._connections:
+            await asyncio.wait(set(self._connections))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        headers = dict(line.split(": ", 1) for line in head[1:] if line)
+        request = Request(head[0].split(" ")[1], {key.lower(): value for key, value in headers.items()})
+        self.requests.append(request)
+        if not self._authorized(request):
+            await self._send(writer, Script(status=401, body=b"who are you?", headers={"WWW-Authenticate": "Basic"}))
+        elif request.path in self.redirects:
+            location = {"Location": self.redirects[request.path], **self.headers}
+            await self._send(writer, Script(status=302, body=b"", headers=location))
+        else:
+            await self._file(writer, request, self.scripts.popleft() if self.scripts else Script())
+
+    def _authorized(self, request: Request) -> bool:
+        if self.credentials is None:
+            return True
+        pair = base64.b64encode(":".join(self.credentials).encode()).decode()
+        return request.headers.get("authorization") == f"Basic {pair}"
+
+    async def _file(self, writer: asyncio.StreamWriter, request: Request, script: Script) -> None:
+        if script.status:
+            await self._send(writer, script)
+            return
+        headers = {"Content-Type": "application/octet-stream", **self.headers}
+        headers |= {"ETag": self.etag} if self.etag else {}
+        headers |= {"Last-Modified": self.last_modified} if self.last_modified else {}
+        status, body = 200, self.data
+        wanted = re.fullmatch(r"bytes=(\d+)-", request.range)
+        if wanted and not script.ignore_range and self._unchanged(request):
+            start = int(wanted[1])
+            if start < len(self.data):
+                status, body = 206, self.data[start:]
+                headers["Content-Range"] = f"bytes {start}-{len(self.data) - 1}/{len(self.data)}"
+            else:
+                status, body = 416, b""
+                headers["Content-Range"] = f"bytes */{len(self.data)}"
+        script.status = status
+        script.body = body if script.body is None else script.body
+        script.headers = {**headers, **script.headers}
+        await self._send(writer, script)
+
+    def _unchanged(self, request: Request) -> bool:
+        return request.headers.get("if-range", self.etag) in {self.etag, self.last_modified}
+
+    async def _send(self, writer: asyncio.StreamWriter, script: Script) -> None:
+        if script.drop_after == 0:
+            return
+        body = script.body or b""
+        headers = {"Connection": "close", **script.headers}
+        if script.chunked:
+            headers["Transfer-Encoding"] = "chunked"
+        else:
+            headers["Content-Length"] = str(len(body) if script.length is None else script.length)
+        lines = [f"HTTP/1.1 {script.status} Scripted", *(f"{key}: {value}" for key, value in headers.items())]
+        writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+        cut = len(body) if script.drop_after is None else min(script.drop_after, len(body))
+        stop = cut if script.stall_after is None else min(script.stall_after, cut)
+        await self._body(writer, body[:stop], script)
+        if script.stall_after is not None:
+            await script.go.wait()
+            await self._body(writer, body[stop:cut], script)
+        if script.chunked and script.drop_after is None:
+            writer.write(b"0\r\n\r\n")
+            await writer.drain()
+
+    async def _body(self, writer: asyncio.StreamWriter, data: bytes, script: Script) -> None:
+        if data:
+            writer.write(b"%x\r\n%b\r\n" % (len(data), data) if script.chunked else data)
+            await writer.drain()
+            self.sent += len(data)
+
+
+@asynccontextmanager
+async def file_server(data: bytes, tls: ssl.SSLContext | None = None) -> AsyncIterator[FileServer]:
+    files = FileServer(data)
+    files.scheme = "https" if tls else "http"
+    server = await asyncio.start_server(files.connected, "127.0.0.1", 0, ssl=tls)
+    files.port = server.sockets[0].getsockname()[1]
+    try:
+        yield files
+    finally:
+        server.close()
+        await files.close_connections()
+        await server.wait_closed()

@@ -1,0 +1,183 @@
+"""Downloads from a server that answers correctly, or wrongly in ways that no retry mends."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_plugin.errors import AuthError, EnginePluginError, ModelNotFoundError, PullError
+from engine_plugin.models.events import ChunkProgress, Success
+from engine_plugin.models.store import PullRequest
+from tests.models.fakes import digest_of, files_below, pull
+from tests.models.server import FileServer, Script, file_server
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from engine_plugin.models.store import ModelStore
+
+
+async def fails(store: ModelStore, request: PullRequest, error: type[EnginePluginError], text: str) -> str:
+    with pytest.raises(error, match=text) as caught:
+        await pull(store, request)
+    return caught.value.message
+
+
+async def test_a_model_is_downloaded_verified_and_recorded(
+    store: ModelStore, server: FileServer, root: Path, data: bytes
+) -> None:
+    digest = f"sha256:{digest_of(data)}"
+    events = await pull(store, PullRequest(server.url("/Some-Model.gguf?token=hidden"), sha256=digest))
+    assert events[-1] == Success("Some-Model", len(data), digest)
+    progress = [event for event in events if isinstance(event, ChunkProgress)]
+    assert progress[-1] == ChunkProgress(digest, len(data), len(data))
+    assert [event.completed for event in progress] == sorted(event.completed for event in progress)
+    assert (await store.get("Some-Model")).path.read_bytes() == data
+    record = json.loads((root / "Some-Model.json").read_text())
+    assert record["source"] == server.url("/Some-Model.gguf")
+    assert files_below(root) == {"Some-Model.gguf", "Some-Model.json"}
+    assert server.requests[0].headers["accept-encoding"] == "identity"
+
+
+async def test_without_a_length_the_end_is_the_end(store: ModelStore, server: FileServer, data: bytes) -> None:
+    server.scripts.append(Script(chunked=True))
+    events = await pull(store, PullRequest(server.url()))
+    assert events[-1] == Success("model", len(data), f"sha256:{digest_of(data)}")
+
+
+@pytest.mark.parametrize("header", ["ETag", "X-Linked-ETag"])
+async def test_the_server_names_the_digest(store: ModelStore, server: FileServer, data: bytes, header: str) -> None:
+    server.etag = ""
+    server.headers = {header: f'"{digest_of(data)}"'}
+    events = await pull(store, PullRequest(server.url()))
+    assert any(isinstance(event, ChunkProgress) and digest_of(data) in event.digest for event in events)
+    server.headers = {header: f'"{"0" * 64}"'}
+    message = await fails(store, PullRequest("other", source=server.url()), PullError, "0" * 64)
+    assert digest_of(data) in message
+
+
+async def test_the_digest_on_a_redirect_counts(store: ModelStore, server: FileServer, root: Path) -> None:
+    async with file_server(b"") as front:
+        front.redirects["/model.gguf"] = server.url("/storage")
+        front.headers = {"X-Linked-ETag": f'"{"0" * 64}"'}
+        await fails(store, PullRequest(front.url()), PullError, f"expected is sha256:{'0' * 64}")
+        asked = PullRequest(front.url(), sha256="1" * 64)
+        await fails(store, asked, PullError, f"the server has sha256:{'0' * 64}, expected is sha256:{'1' * 64}")
+    assert files_below(root) == set()
+
+
+async def test_a_wrong_digest_is_refused_and_nothing_is_kept(
+    store: ModelStore, server: FileServer, root: Path, data: bytes
+) -> None:
+    message = await fails(store, PullRequest(f"{server.url()}#sha256={'0' * 64}"), PullError, "0" * 64)
+    assert digest_of(data) in message
+    assert files_below(root) == set()
+
+
+async def test_what_is_here_already_is_not_downloaded_again(
+    store: ModelStore, server: FileServer, data: bytes
+) -> None:
+    await pull(store, PullRequest(server.url()))
+    for request in (PullRequest(server.url()), PullRequest(server.url() + "?signed=anew")):
+        events = await pull(store, request)
+        assert isinstance(events[-1], Success)
+        assert not any(isinstance(event, ChunkProgress) for event in events)
+    assert len(server.requests) == 3
+    await pull(store, PullRequest(server.url(), sha256=digest_of(data)))
+    assert len(server.requests) == 3
+    record = await store.get("model")
+    server.etag, server.data = '"version-2"', data + b"x"
+    assert (await pull(store, PullRequest(server.url())))[-1] != Success("model", record.size, record.digest)
+    assert (await store.get("model")).size == len(data) + 1
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "text"),
+    [
+        (Script(status=404), ModelNotFoundError, "there is no such file"),
+        (Script(status=410), ModelNotFoundError, "there is no such file"),
+        (Script(status=403), AuthError, "refused access"),
+        (Script(status=400), PullError, "HTTP 400"),
+        (Script(status=501), PullError, "HTTP 501"),
+        (Script(status=204), PullError, "HTTP 204"),
+        (Script(status=302), PullError, "HTTP 302"),
+        (Script(status=429, headers={"Retry-After": "3600"}), PullError, "3600 seconds"),
+        (Script(headers={"Content-Type": "text/html; charset=utf-8"}, body=b"<html>"), PullError, "web page"),
+        (Script(body=b"Not GGUF at all"), PullError, "does not begin with GGUF"),
+        (Script(body=b""), PullError, "the file is empty"),
+        (Script(headers={"Content-Encoding": "gzip"}), PullError, "compressed"),
+        (Script(status=206, body=b"GGUF", headers={"Content-Range": "bytes 0-3/4"}), PullError, "sent bytes from 0"),
+        (Script(status=206, body=b"GGUF"), PullError, "without a valid Content-Range"),
+        (Script(status=206, body=b"GGUF", headers={"Content-Range": "bytes 9-3/4"}), PullError, "contradicts itself"),
+    ],
+)
+async def test_an_answer_that_is_no_model_fails_at_once(
+    store: ModelStore, server: FileServer, root: Path, script: Script, error: type[EnginePluginError], text: str
+) -> None:
+    server.scripts.append(script)
+    await fails(store, PullRequest(server.url()), error, text)
+    assert len(server.requests) == 1
+    assert files_below(root) == set()
+
+
+async def test_nobody_listens(store: ModelStore, root: Path, data: bytes) -> None:
+    async with file_server(data) as server:
+        url = server.url()
+    await fails(store, PullRequest(url), PullError, "cannot connect")
+    assert files_below(root) == set()
+
+
+async def test_credentials_open_the_door_and_are_told_to_nobody(
+    store: ModelStore, server: FileServer, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.credentials = ("somebody", "s3cr3t-pass")
+    with caplog.at_level(logging.DEBUG):
+        message = await fails(
+            store, PullRequest(server.url(), username="somebody", password="wr0ng"), AuthError, "401"
+        )
+        assert "wr0ng" not in message
+        wrong_digest = PullRequest(
+            server.url("/model.gguf?key=s3cr3t-key"), sha256="0" * 64, username="somebody", password="s3cr3t-pass"
+        )
+        message = await fails(store, wrong_digest, PullError, "expected")
+        request = PullRequest(server.url("/model.gguf?key=s3cr3t-key", credentials="somebody:s3cr3t-pass@"))
+        events = await pull(store, request)
+    stored = "".join((root / file).read_text(errors="replace") for file in files_below(root))
+    for secret in ("s3cr3t", server.requests[-1].headers["authorization"].removeprefix("Basic ")):
+        assert secret not in caplog.text
+        assert secret not in stored
+        assert secret not in str(events)
+        assert secret not in message
+
+
+async def test_credentials_stay_with_the_server_they_are_for(store: ModelStore, server: FileServer) -> None:
+    async with file_server(b"") as front:
+        front.credentials = ("me", "pass")
+        front.redirects = {"/model.gguf": "/elsewhere", "/elsewhere": server.url("/storage", credentials="x:y@")}
+        await pull(store, PullRequest(front.url(), username="me", password="pass"))
+        assert [request.path for request in front.requests] == ["/model.gguf", "/elsewhere"]
+        assert all("authorization" in request.headers for request in front.requests)
+    assert [request.path for request in server.requests] == ["/storage"]
+    assert "authorization" not in server.requests[0].headers
+
+
+async def test_credentials_do_not_cross_a_network_in_the_clear(store: ModelStore) -> None:
+    request = PullRequest("http://models.invalid/x.gguf", username="me", password="pass")
+    await fails(store, request, EnginePluginError, "unprotected")
+
+
+async def test_redirects_end(store: ModelStore, server: FileServer) -> None:
+    server.redirects = {f"/{number}": f"/{number + 1}" for number in range(30)}
+    await fails(store, PullRequest("m", source=server.url("/0")), PullError, "more than 10 redirects")
+    assert len(server.requests) == 11
+    await pull(store, PullRequest("m", source=server.url("/20")))
+
+
+@pytest.mark.parametrize("location", ["ftp://h/x.gguf", "file:///etc/passwd", "http://h:port/x", "mailto:x"])
+async def test_redirects_lead_to_http_only(store: ModelStore, server: FileServer, location: str) -> None:
+    server.redirects["/model.gguf"] = location
+    await fails(store, PullRequest(server.url()), PullError, "redirects to")
+    assert len(server.requests) == 1

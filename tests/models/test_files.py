@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_plugin.models.events import ChunkProgress, PullEvent
+from engine_plugin.models.fetch import ProgressReport
+from engine_plugin.models.files import in_thread, read_json, sha256_of, write_json
+from tests.models.fakes import PATIENCE, digest_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def test_cancelled_work_in_a_thread_is_over_when_the_caller_goes_on() -> None:
+    begun, go, over = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        assert go.wait(PATIENCE)
+        over.set()
+
+    task = asyncio.create_task(in_thread(work))
+    assert await asyncio.to_thread(begun.wait, PATIENCE)
+    for _ in range(3):  # a second cancellation does not let it go earlier
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=0.01)
+        assert not done
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, PATIENCE)
+    assert over.is_set()
+
+
+async def test_work_in_a_thread_raises_what_it_raises() -> None:
+    with pytest.raises(ZeroDivisionError):
+        await in_thread(divmod, 1, 0)
+
+
+def test_a_json_file_is_whole_or_absent(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1}, tmp_path)
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()}, tmp_path)
+    assert read_json(path) == {"a": 1}
+    assert [found.name for found in tmp_path.iterdir()] == ["x.json"]
+    path.write_bytes(b"\xff")
+    assert read_json(path) is None
+
+
+async def test_a_digest_is_of_the_whole_file(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 40_000  # more than one block
+    path = tmp_path / "big"
+    path.write_bytes(data)
+    assert await sha256_of(path) == f"sha256:{digest_of(data)}"
+
+
+def test_progress_is_told_rarely_but_the_last_always() -> None:
+    events: list[PullEvent] = []
+    report = ProgressReport(events.append, "ab", every_s=3600)
+    for completed in range(1000):
+        report.at(completed, 1000)
+    report.last(1000, 1000)
+    assert events == [ChunkProgress("sha256:ab", 0, 1000), ChunkProgress("sha256:ab", 1000, 1000)]

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_plugin.errors import InvalidRequestError, ModelNotFoundError
+from engine_plugin.models.request import (
+    HttpSource,
+    LocalSource,
+    PullPlan,
+    PullRequest,
+    plan_pull,
+    without_secrets,
+)
+from engine_plugin.models.samples import bundled_samples
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HEX = "0123456789abcdef" * 4
+
+
+def plan(request: PullRequest) -> PullPlan:
+    return plan_pull(request, ".gguf", bundled_samples(), ["my-own"])
+
+
+def test_a_url_gives_the_name_the_digest_and_the_credentials() -> None:
+    found = plan(PullRequest(f"https://me:s%40fe@host.example/a/Tiny%2BChat.gguf?token=t#sha256={HEX.upper()}"))
+    assert (found.name, found.sha256, found.kind) == ("Tiny+Chat", HEX, "")
+    assert isinstance(found.source, HttpSource)
+    assert found.source.url == "https://host.example/a/Tiny%2BChat.gguf?token=t"
+    assert (found.source.username, found.source.password) == ("me", "s@fe")
+    assert found.source.label == "https://host.example/a/Tiny%2BChat.gguf"
+
+
+def test_with_a_source_the_model_is_the_name() -> None:
+    request = PullRequest("mine", source="https://h.example/get?id=1", sha256=f"sha256:{HEX}", model_type="generate")
+    found = plan(request)
+    assert (found.name, found.sha256, found.kind) == ("mine", HEX, "chat")
+
+
+def test_a_sample_brings_its_digest_and_kind() -> None:
+    found = plan(PullRequest("tiny-rerank"))
+    sample = bundled_samples().get("tiny-rerank")
+    assert sample is not None
+    assert found == PullPlan("tiny-rerank", LocalSource(sample.path, sample), sample.sha256, "rerank", insecure=False)
+    assert plan(PullRequest("copy", source="tiny-rerank")).name == "copy"
+
+
+def test_a_path_and_a_file_url_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "my model.gguf"
+    file.write_bytes(b"GGUF")
+    monkeypatch.chdir(tmp_path)
+    plans = [plan(PullRequest("m", source=text)) for text in (str(file), file.as_uri(), "my model.gguf")]
+    assert {found.source for found in plans} == {LocalSource(file)}
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (PullRequest(""), "model"),
+        (PullRequest("ftp://h/x.gguf"), "model"),
+        (PullRequest("x", source="hf://a/b"), "source"),
+        (PullRequest("https:///x.gguf"), "model"),
+        (PullRequest("https://h:port/x.gguf"), "model"),
+        (PullRequest("https://h/a b.gguf"), "model"),
+        (PullRequest("https://h/"), "model"),
+        (PullRequest("https://h/..gguf"), "model"),
+        (PullRequest("../x", source="https://h/x.gguf"), "model"),
+        (PullRequest("https://h/x.gguf#sha256=12"), "model"),
+        (PullRequest("https://h/x.gguf", sha256="xyz"), "sha256"),
+        (PullRequest(f"https://h/x.gguf#sha256={HEX}", sha256="0" * 64), "sha256"),
+        (PullRequest("https://h/x.gguf", model_type="text-to-image"), "model_type"),
+        (PullRequest("tiny-chat", sha256="0" * 64), "sha256"),
+        (PullRequest("x", source="file://other-host/x.gguf"), "source"),
+        (PullRequest("x", source="file:///etc/passwd"), "source"),
+    ],
+)
+def test_a_wrong_request_names_its_field(request_: PullRequest, field: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^{field}: "):
+        plan(request_)
+
+
+def test_a_folder_is_not_a_model(tmp_path: Path) -> None:
+    folder = tmp_path / "x.gguf"
+    folder.mkdir()
+    with pytest.raises(InvalidRequestError, match="is not a file"):
+        plan(PullRequest(str(folder)))
+
+
+def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="there is no file"):
+        plan(PullRequest(str(tmp_path / "x.gguf")))
+
+
+def test_an_unknown_name_lists_what_can_be_pulled_and_what_was_meant() -> None:
+    with pytest.raises(ModelNotFoundError) as caught:
+        plan(PullRequest("tiny-chatt"))
+    for part in ("Did you mean tiny-chat", "tiny-embed", "tiny-rerank", ".gguf", "http(s) URL"):
+        assert part in caught.value.message
+
+
+def test_no_repr_shows_a_secret() -> None:
+    request = PullRequest("m", source="https://u:hidden@h/x.gguf?token=hidden", password="hidden", username="u")
+    assert "hidden" not in repr(request)
+    assert "hidden" not in repr(plan(request))
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://u:p@h:8/a.gguf?x=1#y", "https://h:8/a.gguf"),
+        ("tiny-chat", "tiny-chat"),
+        ("https://[bad/a?secret", "https://…"),
+    ],
+)
+def test_secrets_are_cut_from_urls(url: str, shown: str) -> None:
+    assert without_secrets(url) == shown

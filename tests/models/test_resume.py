@@ -1,0 +1,285 @@
+"""Downloads that break off: what is asked for next, and when it is given up."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_plugin.errors import ModelNotFoundError, PullError
+from engine_plugin.models.events import ChunkProgress, Status, Success
+from engine_plugin.models.store import FetchPolicy, ModelStore, PullRequest
+from tests.models.fakes import PATIENCE, Inspector, digest_of, files_below, pull
+from tests.models.server import FileServer, Script
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+    from engine_plugin.models.events import PullEvent
+
+PART = ".partial/model.part"
+
+
+@pytest.fixture
+def success(data: bytes) -> Success:
+    return Success("model", len(data), f"sha256:{digest_of(data)}")
+
+
+async def until_progress(events: AsyncGenerator[PullEvent, None]) -> ChunkProgress:
+    async for event in events:
+        if isinstance(event, ChunkProgress) and event.completed:
+            return event
+    raise AssertionError("the pull ended without progress")
+
+
+async def leave_part(store: ModelStore, server: FileServer, size: int = 200_000, sha256: str = "") -> int:
+    """Cancel a pull after its first progress; return how many bytes are on the disk."""
+    server.scripts.append(Script(stall_after=size))
+    async with aclosing(store.pull(PullRequest(server.url(), sha256=sha256))) as events:
+        await until_progress(events)
+    return (store.root / PART).stat().st_size
+
+
+async def test_dropped_connections_go_on_where_they_stopped(
+    store: ModelStore, server: FileServer, data: bytes, success: Success
+) -> None:
+    server.scripts.extend([Script(drop_after=200_000), Script(drop_after=150_000), Script()])
+    events = await pull(store, PullRequest(server.url()))
+    assert events[-1] == success
+    starts = [int(request.range[6:-1]) for request in server.requests[1:]]
+    assert 0 < starts[0] < starts[1] <= 350_000
+    assert [request.headers.get("if-range") for request in server.requests] == [None, server.etag, server.etag]
+    assert any(isinstance(event, Status) and "trying again" in event.text for event in events)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        Script(status=500),
+        Script(status=503, headers={"Retry-After": "0"}),
+        Script(status=429, headers={"Retry-After": "Mon, 01 Jan 2024 00:00:00 GMT"}),
+        Script(drop_after=0),
+        Script(drop_after=1000, chunked=True),
+    ],
+)
+async def test_a_burst_of_failures_is_outlived(
+    store: ModelStore, server: FileServer, success: Success, script: Script
+) -> None:
+    server.scripts.extend([replace(script), replace(script)])
+    assert (await pull(store, PullRequest(server.url())))[-1] == success
+    assert len(server.requests) == 3
+
+
+async def test_failures_without_progress_end(store: ModelStore, server: FileServer, root: Path) -> None:
+    server.scripts.extend(Script(status=503) for _ in range(9))
+    with pytest.raises(PullError, match="HTTP 503; 3 attempts brought no progress after 0 bytes"):
+        await pull(store, PullRequest(server.url()))
+    assert len(server.requests) == 3
+    assert files_below(root) == set()
+
+
+async def test_a_drip_is_no_progress(store: ModelStore, server: FileServer) -> None:
+    server.scripts.extend(Script(drop_after=10) for _ in range(9))
+    with pytest.raises(PullError, match="no progress after 30 bytes"):
+        await pull(store, PullRequest(server.url()))
+    assert len(server.requests) == 3
+
+
+async def test_an_announced_length_that_never_comes_is_an_error(
+    store: ModelStore, server: FileServer, data: bytes
+) -> None:
+    server.etag = ""
+    server.scripts.extend(Script(length=len(data) + 100) for _ in range(9))
+    with pytest.raises(PullError, match="attempts brought no progress"):
+        await pull(store, PullRequest(server.url()))
+    assert len(server.requests) == 4  # the first brought something
+
+
+async def test_more_bytes_than_announced_are_an_error(store: ModelStore, server: FileServer, data: bytes) -> None:
+    size = await leave_part(store, server)
+    server.scripts.append(
+        Script(
+            status=206,
+            chunked=True,
+            body=data,
+            headers={"Content-Range": f"bytes {size}-{len(data) - 1}/{len(data)}"},
+        )
+    )
+    with pytest.raises(PullError, match=f"more than the {len(data)} bytes"):
+        await pull(store, PullRequest(server.url()))
+
+
+@pytest.mark.parametrize(
+    ("content_range", "text"),
+    [("bytes 0-{last}/{total}", "sent bytes from 0"), ("bytes {start}-{last}/{more}", "before it was")],
+)
+async def test_a_range_that_is_not_the_rest_is_an_error(
+    store: ModelStore, server: FileServer, data: bytes, content_range: str, text: str
+) -> None:
+    start, total = await leave_part(store, server), len(data)
+    header = content_range.format(start=start, last=total - 1, total=total, more=total + 1)
+    body = data[0 if "0-" in content_range[:8] else start :]
+    server.scripts.append(Script(status=206, body=body, headers={"Content-Range": header, "ETag": server.etag}))
+    with pytest.raises(PullError, match=text):
+        await pull(store, PullRequest(server.url()))
+
+
+async def test_a_stalled_connection_is_left_and_resumed(
+    root: Path, inspector: Inspector, policy: FetchPolicy, server: FileServer, success: Success
+) -> None:
+    store = ModelStore(root, inspect=inspector, policy=replace(policy, stall_s=0.3))
+    server.scripts.append(Script(stall_after=100_000))
+    events = await pull(store, PullRequest(server.url()))
+    assert events[-1] == success
+    assert server.requests[1].range == "bytes=100000-"
+
+
+async def test_a_cancelled_pull_is_resumed_and_only_the_rest_is_asked_for(
+    store: ModelStore, server: FileServer, root: Path, data: bytes, success: Success
+) -> None:
+    size = await leave_part(store, server)
+    assert 0 < size <= 200_000
+    assert (root / PART).read_bytes() == data[:size]
+    assert "model" not in [model.name for model in await store.list()]
+    sent = server.sent
+    assert (await pull(store, PullRequest(server.url())))[-1] == success
+    assert server.requests[-1].range == f"bytes={size}-"
+    assert server.sent - sent == len(data) - size
+    assert files_below(root) == {"model.gguf", "model.json"}
+
+
+async def test_last_modified_serves_where_there_is_no_etag(
+    store: ModelStore, server: FileServer, success: Success
+) -> None:
+    server.etag, server.last_modified = "", "Mon, 01 Jan 2024 00:00:00 GMT"
+    await leave_part(store, server)
+    assert (await pull(store, PullRequest(server.url())))[-1] == success
+    assert server.requests[-1].headers["if-range"] == server.last_modified
+
+
+async def test_a_weak_etag_does_not_join_two_halves(store: ModelStore, server: FileServer, success: Success) -> None:
+    server.etag = 'W/"1"'
+    await leave_part(store, server)
+    assert (await pull(store, PullRequest(server.url())))[-1] == success
+    assert server.requests[-1].range == ""
+
+
+async def test_with_a_known_digest_no_etag_is_needed(
+    store: ModelStore, server: FileServer, data: bytes, success: Success
+) -> None:
+    server.etag = ""
+    size = await leave_part(store, server, sha256=digest_of(data))
+    assert (await pull(store, PullRequest(server.url(), sha256=digest_of(data))))[-1] == success
+    assert server.requests[-1].range == f"bytes={size}-"
+    assert "if-range" not in server.requests[-1].headers
+
+
+async def test_another_source_or_digest_does_not_continue_a_partial(
+    store: ModelStore, server: FileServer, data: bytes, success: Success
+) -> None:
+    await leave_part(store, server, sha256="0" * 64)
+    assert (await pull(store, PullRequest(server.url(), sha256=digest_of(data))))[-1] == success
+    assert server.requests[-1].range == ""
+    await store.delete("model")
+    await leave_part(store, server)
+    await pull(store, PullRequest("model", source=server.url("/mirror")))
+    assert server.requests[-1].range == ""
+
+
+async def test_a_server_without_ranges_sends_it_whole_again(
+    store: ModelStore, server: FileServer, success: Success
+) -> None:
+    await leave_part(store, server)
+    server.scripts.append(Script(ignore_range=True))
+    assert (await pull(store, PullRequest(server.url())))[-1] == success
+
+
+async def test_a_server_that_always_breaks_off_and_has_no_ranges_is_given_up(
+    store: ModelStore, server: FileServer
+) -> None:
+    server.scripts.extend(Script(ignore_range=True, drop_after=200_000) for _ in range(20))
+    with pytest.raises(PullError, match="attempts brought no progress"):
+        await pull(store, PullRequest(server.url()))
+    assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize("honours_if_range", [True, False])
+async def test_a_file_that_changed_on_the_server_starts_over(
+    store: ModelStore, server: FileServer, data: bytes, honours_if_range: bool
+) -> None:
+    size = await leave_part(store, server)
+    server.data, server.etag = b"GGUF" + data[::-1], '"version-2"'
+    if not honours_if_range:
+        rest = {"Content-Range": f"bytes {size}-{len(data) - 1}/{len(data)}", "ETag": server.etag}
+        server.scripts.append(Script(status=206, body=server.data[size : len(data)], headers=rest))
+    events = await pull(store, PullRequest(server.url()))
+    assert events[-1] == Success("model", len(server.data), f"sha256:{digest_of(server.data)}")
+    assert (await store.get("model")).path.read_bytes() == server.data
+
+
+async def test_a_whole_partial_is_finished_without_another_byte(
+    store: ModelStore, server: FileServer, root: Path, data: bytes, success: Success
+) -> None:
+    await leave_part(store, server)
+    (root / PART).write_bytes(data)  # as a crash between the last byte and the installation leaves it
+    sent = server.sent
+    assert (await pull(store, PullRequest(server.url())))[-1] == success
+    assert server.requests[-1].range == f"bytes={len(data)}-"
+    assert server.sent == sent
+
+
+async def test_a_whole_partial_with_a_known_digest_needs_no_server(
+    store: ModelStore, server: FileServer, root: Path, data: bytes, success: Success
+) -> None:
+    await leave_part(store, server, sha256=digest_of(data))
+    (root / PART).write_bytes(data)
+    asked = len(server.requests)
+    assert (await pull(store, PullRequest(server.url(), sha256=digest_of(data))))[-1] == success
+    assert len(server.requests) == asked
+
+
+async def test_a_partial_longer_than_the_file_starts_over(
+    store: ModelStore, server: FileServer, root: Path, data: bytes, success: Success
+) -> None:
+    await leave_part(store, server)
+    (root / PART).write_bytes(data + b"too much")
+    assert (await pull(store, PullRequest(server.url())))[-1] == success
+
+
+async def test_a_partial_damaged_on_the_disk_is_found_by_the_digest(
+    store: ModelStore, server: FileServer, root: Path, data: bytes, success: Success
+) -> None:
+    size = await leave_part(store, server, sha256=digest_of(data))
+    (root / PART).write_bytes(bytes(size))
+    request = PullRequest(server.url(), sha256=digest_of(data))
+    with pytest.raises(PullError, match=f"expected is sha256:{digest_of(data)}"):
+        await pull(store, request)
+    assert (await pull(store, request))[-1] == success
+
+
+async def test_a_broken_state_starts_over(
+    store: ModelStore, server: FileServer, root: Path, success: Success
+) -> None:
+    for text in ("{", '{"unknown": 1}', '{"source": 7}'):
+        await leave_part(store, server)
+        (root / ".partial/model.json").write_text(text)
+        assert (await pull(store, PullRequest(server.url())))[-1] == success
+        assert server.requests[-1].range == ""
+        await store.delete("model")
+
+
+async def test_deleting_removes_what_an_unfinished_pull_left(
+    store: ModelStore, server: FileServer, root: Path
+) -> None:
+    await leave_part(store, server)
+    await store.delete("model")
+    assert files_below(root) == set()
+    with pytest.raises(ModelNotFoundError):
+        await store.delete("model")
+
+
+def test_patience_is_longer_than_any_policy_here(policy: FetchPolicy) -> None:
+    assert policy.stall_s * policy.attempts < PATIENCE

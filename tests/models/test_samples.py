@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_plugin.errors import EnginePluginError
+from engine_plugin.models.info import KINDS
+from engine_plugin.models.samples import Samples, bundled_samples
+from tests.models.fakes import SAMPLES, digest_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_each_sample_is_the_file_that_the_index_describes() -> None:
+    samples = bundled_samples()
+    assert set(samples.names) == {path.stem for path in SAMPLES.glob("*.gguf")}
+    for name in samples.names:
+        sample = samples.get(name)
+        assert sample is not None
+        data = sample.path.read_bytes()
+        assert (len(data), digest_of(data)) == (sample.size, sample.sha256)
+        assert data.startswith(b"GGUF")
+
+
+def test_each_kind_has_a_sample() -> None:
+    samples = bundled_samples()
+    assert [samples.default_for(kind) for kind in KINDS] == ["tiny-chat", "tiny-embed", "tiny-rerank"]
+    assert samples.default_for("text-to-image") == ""
+
+
+def test_a_sample_is_a_bundled_model_with_a_whole_wire_form() -> None:
+    sample = bundled_samples().get("tiny-embed")
+    assert sample is not None
+    wire = sample.info().to_wire()
+    assert json.loads(json.dumps(wire)) == wire
+    assert wire["bundled"] is True
+    assert wire["kind"] == "embed"
+    assert wire["digest"] == f"sha256:{sample.sha256}"
+    assert wire["details"]["family"] == "bert"
+    assert wire["details"]["context_length"] == 512
+
+
+def test_a_folder_without_an_index_says_so(tmp_path: Path) -> None:
+    with pytest.raises(EnginePluginError, match=r"samples\.json"):
+        Samples(tmp_path)

@@ -1,0 +1,137 @@
+"""Several callers pull one model; callers go away; the store closes."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_plugin.errors import ModelNotFoundError, PreconditionError, UnavailableError
+from engine_plugin.models.events import ChunkProgress, PullEvent, Status, Success
+from engine_plugin.models.request import HttpSource, PullPlan
+from engine_plugin.models.shared import SharedPull
+from engine_plugin.models.store import ModelStore, PullRequest
+from tests.models.fakes import PATIENCE, digest_of, files_below, pull
+from tests.models.server import FileServer, Script
+from tests.models.test_resume import until_progress
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PLAN = PullPlan("m", HttpSource("http://h/m.gguf"), "", "", insecure=False)
+
+
+async def test_two_callers_share_one_download(store: ModelStore, server: FileServer, data: bytes) -> None:
+    script = Script(stall_after=100_000)
+    server.scripts.append(script)
+    request = PullRequest(server.url())
+    async with (
+        asyncio.timeout(PATIENCE),
+        aclosing(store.pull(request)) as first,
+        aclosing(store.pull(request)) as second,
+    ):
+        await until_progress(first)
+        joined = [await anext(second), await anext(second)]
+        assert isinstance(joined[0], Status)
+        assert isinstance(joined[1], ChunkProgress)
+        script.go.set()
+        ends = [[event async for event in events][-1] for events in (first, second)]
+    assert ends == [Success("model", len(data), f"sha256:{digest_of(data)}")] * 2
+    assert len(server.requests) == 1
+
+
+async def test_the_download_outlives_one_caller_but_not_the_last(
+    store: ModelStore, server: FileServer, root: Path, data: bytes
+) -> None:
+    server.scripts.append(Script(stall_after=100_000))
+    request = PullRequest(server.url())
+    second = store.pull(request)
+    async with asyncio.timeout(PATIENCE), aclosing(second):
+        async with aclosing(store.pull(request)) as first:
+            await until_progress(first)
+            await anext(second)
+        assert (await anext(second)) is not None
+        assert len(server.requests) == 1
+    size = (root / ".partial/model.part").stat().st_size
+    assert (await pull(store, request))[-1] == Success("model", len(data), f"sha256:{digest_of(data)}")
+    assert [found.range for found in server.requests] == ["", f"bytes={size}-"]
+
+
+async def test_a_cancelled_task_leaves_the_pull(store: ModelStore, server: FileServer, root: Path) -> None:
+    server.scripts.append(Script(stall_after=100_000))
+    progressed = asyncio.Event()
+
+    async def watch() -> None:
+        async with aclosing(store.pull(PullRequest(server.url()))) as events:
+            await until_progress(events)
+            progressed.set()
+            async for _ in events:
+                pass
+
+    task = asyncio.create_task(watch())
+    async with asyncio.timeout(PATIENCE):
+        await progressed.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert files_below(root) == {".partial/model.part", ".partial/model.json"}
+    await store.delete("model")  # the lock is free
+
+
+async def test_both_callers_hear_of_the_failure(store: ModelStore, server: FileServer) -> None:
+    server.scripts.append(Script(status=404))
+    request = PullRequest(server.url())
+    ends = await asyncio.gather(pull(store, request), pull(store, request), return_exceptions=True)
+    assert [type(end) for end in ends] == [ModelNotFoundError, ModelNotFoundError]
+    assert len(server.requests) == 1
+
+
+async def test_a_different_pull_of_the_same_name_must_wait(store: ModelStore, server: FileServer) -> None:
+    server.scripts.append(Script(stall_after=100_000))
+    async with aclosing(store.pull(PullRequest(server.url()))) as events:
+        await until_progress(events)
+        for other in (
+            PullRequest("model", source=server.url("/another.gguf")),
+            PullRequest("MODEL", source=server.url()),
+            PullRequest(server.url(), insecure=True),
+            PullRequest(server.url(), model_type="embed"),
+        ):
+            with pytest.raises(PreconditionError, match="model is being pulled now"):
+                await pull(store, other)
+        with pytest.raises(PreconditionError, match="being pulled now"):
+            await store.delete("model")
+
+
+async def test_closing_the_store_ends_its_pulls(store: ModelStore, server: FileServer, root: Path) -> None:
+    server.scripts.append(Script(stall_after=100_000))
+    async with aclosing(store.pull(PullRequest(server.url()))) as events:
+        await until_progress(events)
+        await store.aclose()
+        with pytest.raises(UnavailableError, match="kept for the next pull"):
+            async for _ in events:
+                pass
+    assert ".partial/model.part" in files_below(root)
+
+
+async def test_a_slow_watcher_sees_every_status_but_only_the_latest_progress() -> None:
+    async def run(_: PullPlan, publish: object) -> Success:
+        assert callable(publish)
+        publish(Status("one"))
+        for completed in range(1000):
+            publish(ChunkProgress("", completed, 1000))
+        publish(Status("two"))
+        publish(ChunkProgress("", 1000, 1000))
+        return Success("m", 1000, "")
+
+    shared = SharedPull(PLAN, run, ended=lambda: None)
+    seen: list[PullEvent] = [event async for event in shared.watch()]
+    assert seen == [
+        Status("one"),
+        ChunkProgress("", 999, 1000),
+        Status("two"),
+        ChunkProgress("", 1000, 1000),
+        Success("m", 1000, ""),
+    ]
+    assert [event async for event in shared.watch()][-1] == Success("m", 1000, "")

@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import stat
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from engine_plugin.errors import (
+    EngineNotInstalledError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    PreconditionError,
+    PullError,
+)
+from engine_plugin.models.events import ChunkProgress, Status, Success
+from engine_plugin.models.store import Inspection, ModelStore, PullRequest, bundled_samples
+from tests.models.fakes import SAMPLES, Inspector, digest_of, files_below, pull
+
+
+def lay_in(root: Path, name: str, data: bytes) -> Path:
+    root.mkdir(exist_ok=True)
+    path = root / f"{name}.gguf"
+    path.write_bytes(data)
+    return path
+
+
+async def test_a_fresh_store_lists_the_samples_and_creates_nothing(store: ModelStore, root: Path) -> None:
+    assert [model.name for model in await store.list()] == ["tiny-chat", "tiny-embed", "tiny-rerank"]
+    assert (await store.get("tiny-chat")).bundled
+    assert store.default_for("rerank") == "tiny-rerank"
+    assert list(root.parent.iterdir()) == []
+
+
+async def test_a_store_without_samples_is_empty(root: Path, inspector: Inspector) -> None:
+    store = ModelStore(root, inspect=inspector)
+    assert await store.list() == []
+    assert store.default_for("chat") == ""
+
+
+async def test_a_pulled_sample_is_copied_verified_and_shadows_the_bundled_one(
+    store: ModelStore, root: Path, data: bytes
+) -> None:
+    events = await pull(store, PullRequest("tiny-chat"))
+    digest = f"sha256:{digest_of(data)}"
+    assert events[-1] == Success("tiny-chat", len(data), digest)
+    assert ChunkProgress(digest, len(data), len(data)) in events
+    assert isinstance(events[0], Status)
+    model = await store.get("tiny-chat")
+    assert (model.bundled, model.path, model.digest, model.kind) == (False, root / "tiny-chat.gguf", digest, "chat")
+    assert model.path.read_bytes() == data
+    assert [found.name for found in await store.list()].count("tiny-chat") == 1
+    assert files_below(root) == {"tiny-chat.gguf", "tiny-chat.json"}
+    await store.delete("tiny-chat")
+    assert (await store.get("tiny-chat")).bundled
+
+
+async def test_a_local_file_is_copied_under_its_own_or_another_name(
+    store: ModelStore, tmp_path: Path, data: bytes
+) -> None:
+    source = lay_in(tmp_path / "elsewhere", "Some.Model", data)
+    assert (await pull(store, PullRequest(str(source))))[-1] == Success(
+        "Some.Model", len(data), f"sha256:{digest_of(data)}"
+    )
+    await pull(store, PullRequest("other", source=source.as_uri(), model_type="embed"))
+    models = {model.name: model for model in await store.list() if not model.bundled}
+    assert {name: model.kind for name, model in models.items()} == {"Some.Model": "chat", "other": "embed"}
+    assert source.read_bytes() == data
+
+
+async def test_the_same_local_file_is_not_copied_again_until_it_changes(
+    store: ModelStore, tmp_path: Path, data: bytes
+) -> None:
+    source = lay_in(tmp_path / "elsewhere", "m", data)
+    request = PullRequest(str(source))
+    await pull(store, request)
+    model = await store.get("m")
+    events = await pull(store, request)
+    assert isinstance(events[-1], Success)
+    assert not any(isinstance(event, ChunkProgress) for event in events)
+    assert (await store.get("m")).modified_at == model.modified_at
+    source.write_bytes(data + b"more")
+    assert (await pull(store, request))[-1] == Success("m", len(data) + 4, f"sha256:{digest_of(data + b'more')}")
+    assert (await store.get("m")).size == len(data) + 4
+
+
+async def test_pulling_a_file_of_the_store_itself_takes_it_in(store: ModelStore, root: Path, data: bytes) -> None:
+    path = lay_in(root, "own", data)
+    assert (await pull(store, PullRequest(str(path))))[-1] == Success("own", len(data), f"sha256:{digest_of(data)}")
+    assert path.read_bytes() == data
+
+
+async def test_a_present_name_needs_no_source(store: ModelStore, root: Path, data: bytes) -> None:
+    lay_in(root, "mine", data)
+    assert await pull(store, PullRequest("mine", model_type="embed")) == [
+        Success("mine", len(data), f"sha256:{digest_of(data)}")
+    ]
+    assert (await store.get("mine")).kind == "embed"
+    with pytest.raises(PullError, match=digest_of(data)):
+        await pull(store, PullRequest("mine", sha256="0" * 64))
+
+
+async def test_a_wrong_digest_leaves_nothing(store: ModelStore, root: Path, tmp_path: Path, data: bytes) -> None:
+    source = lay_in(tmp_path / "elsewhere", "m", data)
+    with pytest.raises(PullError) as caught:
+        await pull(store, PullRequest(str(source), sha256="0" * 64))
+    assert "0" * 64 in caught.value.message
+    assert digest_of(data) in caught.value.message
+    assert files_below(root) == set()
+
+
+async def test_a_file_that_is_no_model_is_not_installed(store: ModelStore, root: Path, tmp_path: Path) -> None:
+    source = lay_in(tmp_path / "elsewhere", "m", b"not a model")
+    with pytest.raises(PullError, match="does not begin with GGUF"):
+        await pull(store, PullRequest(str(source)))
+    assert files_below(root) == set()
+
+
+async def test_a_failed_replacement_leaves_the_model_that_was_there(
+    store: ModelStore, tmp_path: Path, data: bytes
+) -> None:
+    source = lay_in(tmp_path / "elsewhere", "m", data)
+    await pull(store, PullRequest(str(source)))
+    source.write_bytes(b"broken now")
+    with pytest.raises(PullError):
+        await pull(store, PullRequest(str(source)))
+    model = await store.get("m")
+    assert model.path.read_bytes() == data
+    assert model.digest == f"sha256:{digest_of(data)}"
+
+
+async def test_the_record_survives_a_restart_without_another_inspection(
+    store: ModelStore, root: Path, tmp_path: Path, data: bytes
+) -> None:
+    source = lay_in(tmp_path / "elsewhere", "m", data)
+    await pull(store, PullRequest(str(source), model_type="rerank"))
+    again = Inspector()
+    second = ModelStore(root, inspect=again)
+    model = await second.get("m")
+    assert model == await store.get("m")
+    assert model.kind == "rerank"
+    assert model.details.extra == {"context_length": 8192}
+    assert again.seen == []
+
+
+async def test_a_file_laid_in_by_hand_is_inspected_once(
+    store: ModelStore, inspector: Inspector, root: Path, data: bytes
+) -> None:
+    path = lay_in(root, "by-hand", data)
+    for _ in range(2):
+        model = next(model for model in await store.list() if model.name == "by-hand")
+        assert (model.kind, model.size, model.digest) == ("chat", len(data), f"sha256:{digest_of(data)}")
+    assert inspector.seen == [path]
+    assert abs((datetime.now(UTC) - model.modified_at).total_seconds()) < 3600
+    second = ModelStore(root, inspect=inspector)
+    assert await second.get("by-hand") == model
+    assert inspector.seen == [path]
+    os.utime(path, ns=(1, 1))
+    assert (await store.get("by-hand")).modified_at.year == 1970
+    assert inspector.seen == [path, path]
+
+
+async def test_a_chosen_kind_outlives_another_inspection(store: ModelStore, root: Path, data: bytes) -> None:
+    path = lay_in(root, "m", data)
+    await pull(store, PullRequest("m", model_type="embed"))
+    os.utime(path, ns=(1, 1))
+    assert (await store.get("m")).kind == "embed"
+
+
+async def test_a_broken_record_is_written_anew(
+    store: ModelStore, inspector: Inspector, root: Path, data: bytes
+) -> None:
+    path = lay_in(root, "m", data)
+    for text in ("{", "[]", "{}", '{"kind": "chat", "size": "x"}'):
+        (root / "m.json").write_text(text)
+        fresh = ModelStore(root, inspect=inspector)
+        assert (await fresh.get("m")).digest == f"sha256:{digest_of(data)}"
+        assert json.loads((root / "m.json").read_text())["size"] == path.stat().st_size
+        path.touch()
+
+
+async def test_broken_files_are_skipped_with_one_warning_each(
+    store: ModelStore, inspector: Inspector, root: Path, data: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    lay_in(root, "good", data)
+    broken = lay_in(root, "broken", b"nothing")
+    lay_in(root, "no name", data)
+    (root / "folder.gguf").mkdir()
+    (root / "notes.txt").write_text("not ours")
+    with caplog.at_level(logging.DEBUG):
+        for _ in range(3):
+            assert [model.name for model in await store.list() if not model.bundled] == ["good"]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert sorted(Path(text.split(" is skipped: ")[0]).name for text in warnings) == ["broken.gguf", "no name.gguf"]
+    assert inspector.seen.count(broken) == 1
+    with pytest.raises(ModelNotFoundError, match="does not begin with GGUF"):
+        await store.get("broken")
+    broken.write_bytes(data)
+    assert (await store.get("broken")).kind == "chat"
+    broken.write_bytes(b"nothing at all")
+    await store.delete("broken")
+    assert not broken.exists()
+
+
+async def test_an_inspection_that_could_not_be_made_is_made_again(root: Path, data: bytes) -> None:
+    answers: list[Inspection | None] = [None, Inspection("embed")]
+
+    async def inspect(path: Path) -> Inspection:
+        answer = answers.pop(0)
+        if answer is None:
+            raise EngineNotInstalledError("no parser yet")
+        return answer
+
+    lay_in(root, "m", data)
+    store = ModelStore(root, inspect=inspect)
+    assert await store.list() == []
+    assert [model.kind for model in await store.list()] == ["embed"]
+
+
+async def test_delete_removes_the_model_and_its_record(
+    store: ModelStore, root: Path, tmp_path: Path, data: bytes
+) -> None:
+    source = lay_in(tmp_path / "elsewhere", "m", data)
+    await pull(store, PullRequest(str(source)))
+    await store.delete("m")
+    assert files_below(root) == set()
+    with pytest.raises(ModelNotFoundError, match="no model is called 'm'"):
+        await store.delete("m")
+    assert source.exists()
+
+
+async def test_a_bundled_sample_is_not_deleted(store: ModelStore) -> None:
+    with pytest.raises(PreconditionError, match="comes with the plugin's package"):
+        await store.delete("tiny-chat")
+    assert (await store.get("tiny-chat")).path.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows lets only privileged users link")
+async def test_deleting_a_link_leaves_its_target(store: ModelStore, root: Path, tmp_path: Path, data: bytes) -> None:
+    target = lay_in(tmp_path / "elsewhere", "big", data)
+    lay_in(root, "other", data)
+    (root / "linked.gguf").symlink_to(target)
+    assert (await store.get("linked")).size == len(data)
+    await store.delete("linked")
+    assert target.exists()
+    assert not (root / "linked.gguf").exists()
+
+
+@pytest.mark.parametrize("name", ["../secret", "", "a/b", "Tiny-Chat", "tiny-cha"])
+async def test_what_is_not_there_is_not_found_and_nothing_is_touched(
+    store: ModelStore, root: Path, data: bytes, name: str
+) -> None:
+    lay_in(root.parent, "secret", data)
+    for ask in (store.get, store.delete):
+        with pytest.raises(ModelNotFoundError, match=r"^model: "):
+            await ask(name)
+    assert (root.parent / "secret.gguf").exists()
+
+
+async def test_not_found_says_what_was_meant(store: ModelStore) -> None:
+    with pytest.raises(ModelNotFoundError, match="Did you mean tiny-rerank"):
+        await store.get("tiny-rrank")
+    with pytest.raises(ModelNotFoundError, match="Here are: tiny-chat, tiny-embed, tiny-rerank"):
+        await store.get("zzzzzz")
+
+
+async def test_a_name_that_differs_by_case_is_refused(
+    store: ModelStore, root: Path, tmp_path: Path, data: bytes
+) -> None:
+    source = lay_in(tmp_path / "elsewhere", "Model", data)
+    await pull(store, PullRequest(str(source)))
+    for name, other in (("mODEL", "Model"), ("Tiny-Chat", "tiny-chat")):
+        with pytest.raises(InvalidRequestError, match=f"differs only by case from '{other}'"):
+            await pull(store, PullRequest(name, source=str(source)))
+    assert files_below(root) == {"Model.gguf", "Model.json"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no permission bits")
+async def test_only_this_user_can_read_the_store(store: ModelStore, root: Path) -> None:
+    await pull(store, PullRequest("tiny-embed"))
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (root, root / ".partial")] == [0o700, 0o700]
+    files = [*files_below(root), ".partial/tiny-embed.lock"]
+    assert {stat.S_IMODE((root / file).stat().st_mode) for file in files} == {0o600}
+
+
+async def test_a_full_disk_is_told_before_anything_is_written(
+    store: ModelStore, root: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    usage = shutil.disk_usage(root.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=len(data)))
+    with pytest.raises(PullError, match=rf"\({len(data)} bytes\)") as caught:
+        await pull(store, PullRequest("copy", source=str(SAMPLES / "tiny-chat.gguf")))
+    assert "free some space" in caught.value.message
+    assert files_below(root) == set()
+
+
+async def test_samples_are_those_given(root: Path, inspector: Inspector) -> None:
+    store = ModelStore(root, inspect=inspector, samples=bundled_samples())
+    model = await store.get("tiny-rerank")
+    assert replace(model, bundled=False) != model
+    assert model.to_wire()["name"] == model.to_wire()["model"] == "tiny-rerank"
+    assert datetime.fromisoformat(model.to_wire()["modified_at"]).tzinfo is not None

@@ -1,0 +1,58 @@
+"""Downloads over TLS from a server whose certificate nobody signed but itself; it is good for tests only."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_plugin.errors import PullError
+from engine_plugin.models.events import Success
+from engine_plugin.models.store import ModelStore, PullRequest
+from tests.models.fakes import digest_of, pull
+from tests.models.server import FileServer, file_server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+CERTIFICATE = Path(__file__).with_name("self-signed.pem")
+
+
+@pytest.fixture
+async def secure(data: bytes) -> AsyncIterator[FileServer]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    async with file_server(data, context) as server:
+        yield server
+
+
+async def test_an_unknown_certificate_is_refused_unless_insecure(
+    store: ModelStore, secure: FileServer, data: bytes
+) -> None:
+    assert secure.url().startswith("https://")
+    with pytest.raises(PullError, match=r"cannot connect.*SSL_CERT_FILE"):
+        await pull(store, PullRequest(secure.url()))
+    assert secure.requests == []
+    events = await pull(store, PullRequest(secure.url(), insecure=True))
+    assert events[-1] == Success("model", len(data), f"sha256:{digest_of(data)}")
+
+
+async def test_a_certificate_of_your_own_is_trusted(
+    store: ModelStore, secure: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    assert isinstance((await pull(store, PullRequest(secure.url())))[-1], Success)
+
+
+async def test_a_redirect_from_https_to_http_is_refused_unless_insecure(
+    store: ModelStore, secure: FileServer, server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    secure.redirects["/model.gguf"] = server.url("/storage?signature=hidden")
+    with pytest.raises(PullError, match="from https to http") as caught:
+        await pull(store, PullRequest(secure.url()))
+    assert "hidden" not in caught.value.message
+    assert server.requests == []
+    assert isinstance((await pull(store, PullRequest(secure.url(), insecure=True)))[-1], Success)
