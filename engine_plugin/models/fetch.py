@@ -102,7 +102,8 @@ class Fetch:
         if self._partial.size and self._partial.size == self._partial.state.total and self._verified():
             self.validator = self._partial.state.etag or self._partial.state.last_modified
             return True
-        async with http_client(self._policy, insecure=self._insecure) as client:
+        client = await in_thread(http_client, self._policy, insecure=self._insecure)  # reads all root certificates
+        async with client:
             furthest, fruitless = self._partial.size, 0
             while True:
                 try:

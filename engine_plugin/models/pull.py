@@ -86,6 +86,7 @@ class Pull:
         plan, partial = self._plan, self._partial
         self._present = await self._shelf.get(plan.name)
         if self._present is not None and self._present.digest == f"sha256:{plan.sha256}":
+            await in_thread(partial.discard)
             return await self._already(self._present)
         if not isinstance(plan.source, HttpSource):
             await in_thread(partial.discard)  # a copy is quick: it always begins anew

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from engine_plugin.errors import EnginePluginError, InvalidRequestError, ModelInUseError, PullError
+from engine_plugin.errors import EnginePluginError, InvalidRequestError, ModelInUseError, PreconditionError, PullError
 from engine_plugin.models.files import in_thread, private_folder, read_json, sha256_of, sync_folder, write_json
 from engine_plugin.models.names import is_model_name
 from engine_plugin.models.records import Record
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
@@ -25,6 +25,13 @@ log = logging.getLogger(__name__)
 
 _DIGEST_PATIENCE = 5.0
 """Seconds that a listing waits for the digest of a file laid in by hand; a big one is listed without it."""
+
+
+def _refused(path: Path, what: str, error: PermissionError) -> PreconditionError:
+    """Windows refuses this while the file is open; elsewhere it is about permissions."""
+    if os.name == "nt":
+        return ModelInUseError(f"{path} cannot be {what} ({error.strerror}): unload the model first.")
+    return PreconditionError(f"{path} cannot be {what} ({error.strerror}): correct its folder's permissions.")
 
 
 class Shelf:
@@ -69,6 +76,7 @@ class Shelf:
         """The record of the model of that (valid) name, inspecting its file when it is new or changed."""
         stat = self._stat(name)
         if stat is None:
+            self._unusable.pop(name, None)
             return None
         known = self._known.get(name)
         if known is not None and known.describes(stat):
@@ -87,14 +95,12 @@ class Shelf:
         return [record for record in records if record is not None]
 
     async def put(self, part: Path, record: Record) -> Record:
-        """Move a complete, synced file into its place and write its record. Raises OSError, ModelInUseError."""
+        """Move a complete, synced file into its place and write its record. Raises OSError, PreconditionError."""
         await self._stop_taking_in(record.name)
         try:
             record = await in_thread(self._put, part, record)
         except PermissionError as error:
-            raise ModelInUseError(
-                f"{self.path(record.name)} cannot be replaced ({error.strerror}): unload the model, then pull again."
-            ) from error
+            raise _refused(self.path(record.name), "replaced", error) from error
         self._remember(record)
         return record
 
@@ -114,9 +120,7 @@ class Shelf:
         try:
             await in_thread(self._remove, name)
         except PermissionError as error:
-            raise ModelInUseError(
-                f"{self.path(name)} cannot be deleted ({error.strerror}): unload the model first."
-            ) from error
+            raise _refused(self.path(name), "deleted", error) from error
         finally:
             self._known.pop(name, None)
             self._unusable.pop(name, None)
@@ -179,9 +183,9 @@ class Shelf:
         old = Record.from_json(name, await in_thread(read_json, self._record_path(name)))
         try:
             found = await self._inspect(self.path(name))
-        except EnginePluginError as error:
+        except (EnginePluginError, OSError) as error:
             unchanging = isinstance(error, InvalidRequestError | PullError)
-            self._skip(name, stat if unchanging else None, error.message)
+            self._skip(name, stat if unchanging else None, str(error))
             return
         keep_kind = old is not None and old.kind_given and old.size == stat.st_size
         record = Record(

@@ -87,12 +87,12 @@ class ModelStore:
             record = await self._shelf.get(name)
             if record is not None:
                 return record.info(self._shelf.path(name))
-            complaint = self._shelf.complaint(name)
-            if complaint:
-                raise ModelNotFoundError(f"model: {self._shelf.path(name)} cannot be used: {complaint}")
             sample = self._sample(name)
             if sample is not None:
                 return sample.info()
+            complaint = self._shelf.complaint(name)
+            if complaint:
+                raise ModelNotFoundError(f"model: {self._shelf.path(name)} cannot be used: {complaint}")
         raise await self._not_found(name)
 
     async def delete(self, name: str) -> None:

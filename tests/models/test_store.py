@@ -202,6 +202,9 @@ async def test_broken_files_are_skipped_with_one_warning_each(
         await store.get("broken")
     broken.write_bytes(data)
     assert (await store.get("broken")).kind == "chat"
+    broken.unlink()
+    with pytest.raises(ModelNotFoundError, match="no model is called"):
+        await store.get("broken")
     broken.write_bytes(b"nothing at all")
     await store.delete("broken")
     assert not broken.exists()
