@@ -19,7 +19,11 @@ const (
 	embedModel  = "tiny-embed"
 	rerankModel = "tiny-rerank"
 	streamLimit = 300 * time.Second
-	soon        = 2 * time.Second
+	soon        = 5 * time.Second
+
+	// More tokens than the tiny model says in a second or two; and more calls than an engine answers at once.
+	longAnswer = 4000
+	abandoned  = 24
 )
 
 // An object is a JSON object under construction.

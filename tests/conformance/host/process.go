@@ -54,7 +54,7 @@ func killWhileStreaming(r *report) {
 // keepStreaming opens a long stream and goes on reading it; its end comes on `ended`, never nil.
 func (s *session) keepStreaming(ended chan<- error) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), streamLimit)
-	stream, err := s.openStream(ctx, 4000)
+	stream, err := s.openStream(ctx, longAnswer)
 	if err == nil {
 		var first *protocol.InvokeServiceStreamResponse
 		if first, err = stream.Recv(); err == nil {

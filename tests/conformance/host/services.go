@@ -20,7 +20,7 @@ func (s *session) services(r *report) {
 	r.check("rerank", s.rerank)
 	r.check("chat stream", s.chatStream)
 	r.check("bidi refused", s.bidi)
-	r.check("cancel a stream", s.cancelStream)
+	r.check("cancelled streams", s.cancelStreams)
 	r.check("a call right after", s.quickly)
 	r.check("the host's deadline", s.hostDeadline)
 	r.check("a call right after", s.quickly)
@@ -31,7 +31,7 @@ func chatRequest(tokens int) object {
 		"model":      chatModel,
 		"messages":   []object{{"role": "user", "content": "Say something."}},
 		"max_tokens": tokens,
-		"ignore_eos": tokens > 1000,
+		"ignore_eos": tokens == longAnswer,
 	}
 }
 
@@ -210,14 +210,19 @@ func (s *session) bidi() (string, error) {
 	return success(answer).Error(), nil
 }
 
-func (s *session) cancelStream() (string, error) {
+// cancelStreams abandons far more streams than the engine runs at once: were its work on them not stopped, the next
+// call would have to wait for all of it.
+func (s *session) cancelStreams() (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), streamLimit)
 	defer cancel()
-	stream, err := s.openStream(ctx, 4000)
-	if err != nil {
-		return "", err
+	streams := make([]protocol.ProviderService_InvokeServiceStreamClient, abandoned)
+	for i := range streams {
+		var err error
+		if streams[i], err = s.openStream(ctx, longAnswer); err != nil {
+			return "", err
+		}
 	}
-	first, err := stream.Recv()
+	first, err := streams[0].Recv()
 	if err != nil {
 		return "", err
 	}
@@ -225,13 +230,18 @@ func (s *session) cancelStream() (string, error) {
 		return "", err
 	}
 	cancel()
-	for err == nil {
-		_, err = stream.Recv()
+	for _, stream := range streams {
+		for err = nil; err == nil; {
+			_, err = stream.Recv()
+		}
+		if err := statusIs(err, codes.Canceled); err != nil {
+			return "", err
+		}
 	}
-	return "Canceled", statusIs(err, codes.Canceled)
+	return fmt.Sprintf("%d times Canceled", abandoned), nil
 }
 
-// quickly sees that nothing of an abandoned call stands in the way of the next one.
+// quickly sees that nothing of the abandoned calls stands in the way of the next one.
 func (s *session) quickly() (string, error) {
 	began := time.Now()
 	detail, err := s.chat(8)
@@ -241,15 +251,23 @@ func (s *session) quickly() (string, error) {
 	return detail, err
 }
 
+// hostDeadline does as cancelStreams does, with unary calls whose time runs out.
 func (s *session) hostDeadline() (string, error) {
 	const allowed = 150 * time.Millisecond
 	ctx, cancel := context.WithTimeout(context.Background(), allowed)
 	defer cancel()
 	began := time.Now()
-	_, err := s.invoke(ctx, "chat", chatRequest(4000))
-	elapsed := time.Since(began)
-	if err := statusIs(err, codes.DeadlineExceeded); err != nil {
-		return "", err
+	ended := make(chan error, abandoned)
+	for range abandoned {
+		go func() {
+			_, err := s.invoke(ctx, "chat", chatRequest(longAnswer))
+			ended <- statusIs(err, codes.DeadlineExceeded)
+		}()
 	}
-	return fmt.Sprintf("DeadlineExceeded after %s", elapsed.Round(time.Millisecond)), nil
+	for range abandoned {
+		if err := <-ended; err != nil {
+			return "", err
+		}
+	}
+	return fmt.Sprintf("%d times DeadlineExceeded after %s", abandoned, time.Since(began).Round(time.Millisecond)), nil
 }
