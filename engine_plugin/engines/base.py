@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine_plugin.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest
     from engine_plugin.models.events import PullEvent
     from engine_plugin.models.store import ModelInfo, PullRequest
 
 __all__ = [
     "ENTRY_POINTS",
+    "BidiMessage",
     "Engine",
     "EngineCheck",
     "EngineConfig",
@@ -81,6 +83,15 @@ class EngineConfig:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class BidiMessage:
+    """One message of a conversation. `message_type` is "text" or "binary"."""
+
+    data: bytes
+    message_type: str = "text"
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
 class Engine(ABC):
     """One inference engine under a plugin's control.
 
@@ -95,6 +106,11 @@ class Engine(ABC):
     def __init__(self, manifest: Manifest) -> None:
         """Read the engine's options; no I/O. Raises ManifestError, naming the line, for a bad option."""
         self.manifest = manifest
+
+    @staticmethod
+    def check_options(manifest: Manifest) -> Sequence[Problem]:  # noqa: ARG004  # for engines with options
+        """What is wrong with the `engine:` section of plugin.yaml. Called by lint; `__init__` raises the same."""
+        return ()
 
     # Software. Called for CheckEngine, InstallEngine, UpgradeEngine, InitEnv, GetVersion and GetConfig.
 
@@ -153,11 +169,11 @@ class Engine(ABC):
     # Models.
 
     @abstractmethod
-    async def list_models(self) -> list[ModelInfo]:
+    async def list_models(self) -> Sequence[ModelInfo]:
         """Every model that a call may name now."""
 
     @abstractmethod
-    def pull_model(self, request: PullRequest) -> AsyncIterator[PullEvent]:
+    def pull_model(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
         """Fetch a model and yield what happens; ends after Success, raises PullError or ModelNotFoundError.
 
         Closing the iterator early keeps what arrived for the next attempt.
@@ -176,7 +192,7 @@ class Engine(ABC):
         """Let running requests of a model end, then free its memory. Raises ModelNotLoadedError."""
 
     @abstractmethod
-    async def running_models(self) -> list[ModelInfo]:
+    async def running_models(self) -> Sequence[ModelInfo]:
         """The models in memory."""
 
     # Service calls, for InvokeService, InvokeServiceStream and InvokeServiceBidi.
@@ -196,6 +212,17 @@ class Engine(ABC):
         Leaving the context, for whatever reason, stops the engine's work on the request. An error after the
         first chunk is raised out of the iterator.
         """
+
+    def converse(
+        self,
+        service: str,
+        messages: AsyncIterator[BidiMessage],  # noqa: ARG002  # for engines that converse
+    ) -> AbstractAsyncContextManager[AsyncIterator[BidiMessage]]:
+        """Answer a conversation message by message; `messages` ends when the host has half-closed.
+
+        Leaving the context stops the engine's work. Engines without bidirectional services keep this default.
+        """
+        raise UnsupportedError(f"service_name: {service} is not bidirectional with this engine; call InvokeService")
 
 
 def engine_class(name: str) -> type[Engine]:

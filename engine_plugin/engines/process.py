@@ -38,6 +38,7 @@ _TAIL_SHOWN = 6
 _LINE_LIMIT = 2000
 _PROBE_FIRST, _PROBE_LAST = 0.01, 0.25
 _KILL_CONFIRM = 5.0
+_EFFORT = 0.5  # processor seconds within one start_timeout that count as progress
 
 
 class ProcessState(Enum):
@@ -55,9 +56,11 @@ class ProcessSpec:
     """How to run one engine process.
 
     `ready` asks the process whether it can serve: True, False for not yet, an EnginePluginError for never.
-    `start_timeout` is how long it may show no progress (a line on stderr or stdout is progress), `start_limit`
+    `start_timeout` is how long it may show no progress (output, or use of the processor), `start_limit`
     bounds the whole start, `stop_timeout` the wait between asking and killing. Seconds.
-    `stdin` is written once; stdin then stays open as the sign that the plugin lives.
+    `stdin` is written once; stdin then stays open as the sign that the plugin lives, and with `stop_by_stdin`
+    closing it is how the process is asked to stop. `on_output` gets the lines of stdout; `on_spawn` and `on_end`
+    get the pid. Lines that hold one of `error_marks` are the ones that explain a failure.
     """
 
     name: str
@@ -71,6 +74,7 @@ class ProcessSpec:
     stop_timeout: float = 1.0
     stop_by_stdin: bool = False
     error_marks: tuple[str, ...] = ()
+    on_output: Callable[[str], None] = field(default=lambda _line: None)
     on_spawn: Callable[[int], None] = field(default=lambda _pid: None)
     on_end: Callable[[int], None] = field(default=lambda _pid: None)
 
@@ -91,6 +95,7 @@ class EngineProcess:
         self._stop_wanted = asyncio.Event()
         self._progress = asyncio.Event()
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._effort = 0.0
         self.ended = asyncio.Event()
         self.ended.set()
 
@@ -126,6 +131,7 @@ class EngineProcess:
         self._stop_wanted.clear()
         self.ended.clear()
         self._tail.clear()
+        self._effort = 0.0
         self.failure = ""
         self._settled = asyncio.get_running_loop().create_future()
         # Whether anyone waits for the outcome of a start is up to them.
@@ -142,7 +148,7 @@ class EngineProcess:
             self.failure = await self._one_life()
         except OSError as error:
             self.failure = f"{self.spec.name}: cannot run {self.spec.argv[0]}: {error.strerror or error}"
-        except Exception as error:  # noqa: BLE001  # the actor's edge: whoever waits must be told, whatever it was
+        except Exception as error:  # the actor's edge: whoever waits must be told, whatever it was
             log.exception("%s: unexpected error", self.spec.name)
             self.failure = f"{self.spec.name}: unexpected {type(error).__name__}: {error}"
         finally:
@@ -152,7 +158,10 @@ class EngineProcess:
         """From spawn to the confirmed end. Returns why it failed, "" when it ended because a stop was asked for."""
         process = await self._spawn()
         self.pid = process.pid
-        readers = [asyncio.create_task(self._drain(stream)) for stream in (process.stdout, process.stderr)]
+        readers = [
+            asyncio.create_task(self._drain(process.stdout, self._hear)),
+            asyncio.create_task(self._drain(process.stderr, self._note)),
+        ]
         exited = asyncio.create_task(process.wait())
         job: Any = None
         try:
@@ -201,12 +210,17 @@ class EngineProcess:
                     return self._probed(probing)
                 if loop.time() >= latest_end:
                     return self._too_slow(f"not ready after {self.spec.start_limit:g} s", "start_limit")
-                if not self._progress.is_set():
+                if not self._progress.is_set() and not self._worked(process.pid):
                     return self._too_slow(f"no sign of progress for {self.spec.start_timeout:g} s", "start_timeout")
         finally:
             for task in (probing, stopping):
                 task.cancel()
             await asyncio.gather(probing, stopping, return_exceptions=True)
+
+    def _worked(self, pid: int) -> bool:
+        """Whether the process used its processor since we last looked: a big model loads in silence."""
+        before, self._effort = self._effort, tree.processor_seconds(pid)
+        return self._effort > before + _EFFORT
 
     def _too_slow(self, what: str, option: str) -> str:
         return (
@@ -307,8 +321,8 @@ class EngineProcess:
                 return
             await asyncio.sleep(0.01)
 
-    async def _drain(self, stream: asyncio.StreamReader | None) -> None:
-        """Read a pipe for ever, so that a flood never blocks the engine; keep the last lines."""
+    async def _drain(self, stream: asyncio.StreamReader | None, take: Callable[[str], None]) -> None:
+        """Read a pipe for ever, so that a flood never blocks the engine; hand over the last lines of a block."""
         if stream is None:
             return
         rest = b""
@@ -316,13 +330,20 @@ class EngineProcess:
             *lines, rest = (rest + block).split(b"\n")
             rest = rest[-_LINE_LIMIT:]
             for line in lines[-_TAIL_LINES:]:
-                self._note(line)
+                take(_text(line))
             self._progress.set()
         if rest:
-            self._note(rest)
+            take(_text(rest))
 
-    def _note(self, line: bytes) -> None:
-        text = line[:_LINE_LIMIT].decode("utf-8", "replace").strip()
-        if text:
-            self._tail.append(text)
-            log.debug("%s: %s", self.spec.name, text)
+    def _hear(self, line: str) -> None:
+        self.spec.on_output(line)
+        self._note(line)
+
+    def _note(self, line: str) -> None:
+        if line:
+            self._tail.append(line)
+            log.debug("%s: %s", self.spec.name, line)
+
+
+def _text(line: bytes) -> str:
+    return line[:_LINE_LIMIT].decode("utf-8", "replace").strip()

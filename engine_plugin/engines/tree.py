@@ -11,7 +11,15 @@ from typing import Any
 
 import psutil
 
-__all__ = ["ask_to_stop", "bind_to_us", "kill_tree", "same_process", "spawn_options", "start_time"]
+__all__ = [
+    "ask_to_stop",
+    "bind_to_us",
+    "kill_tree",
+    "processor_seconds",
+    "same_process",
+    "spawn_options",
+    "start_time",
+]
 
 
 def spawn_options() -> dict[str, Any]:
@@ -53,6 +61,15 @@ def start_time(pid: int) -> float | None:
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
     except psutil.Error:
         return None
+
+
+def processor_seconds(pid: int) -> float:
+    """How much processor time the process has used; 0 when there is no such process."""
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
 
 
 def same_process(pid: int, created: float) -> bool:

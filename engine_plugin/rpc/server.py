@@ -24,6 +24,7 @@ __all__ = ["Call", "Method", "RpcError", "RpcServer", "RpcService", "Status", "b
 class Status(Enum):
     """The gRPC statuses that our handlers end a call with; the names and numbers are gRPC's."""
 
+    INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
     RESOURCE_EXHAUSTED = 8

@@ -1,0 +1,51 @@
+"""How long each call may take.
+
+Services: plugin.yaml's `timeout` (the host's own deadline ends the call too, whichever is shorter). The host
+calls the engine's lifecycle without any deadline, so those bounds are ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from engine_plugin.errors import DeadlineError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from engine_plugin.manifest import ServiceSpec
+
+__all__ = ["CHECK", "HEALTH", "INSTALL", "LOAD", "START", "STOP", "UNARY", "allowed", "deadline"]
+
+UNARY = 60.0
+STREAM = 300.0
+
+CHECK = 30.0
+HEALTH = 10.0
+INSTALL = 3600.0
+LOAD = 3600.0
+START = 300.0
+STOP = 60.0
+
+
+def allowed(service: ServiceSpec, mode: str) -> float | None:
+    """Seconds that plugin.yaml allows a call of `service`; None: no deadline. `mode`: unary, stream or bidi."""
+    if service.timeout > 0:
+        return float(service.timeout)
+    if service.timeout < 0 or mode == "bidi":
+        return None
+    return STREAM if mode == "stream" else UNARY
+
+
+@asynccontextmanager
+async def deadline(seconds: float | None, what: str, remedy: str = "") -> AsyncIterator[None]:
+    """Cancel the block after `seconds` and raise DeadlineError instead."""
+    try:
+        async with asyncio.timeout(seconds) as timeout:
+            yield
+    except TimeoutError:
+        if not timeout.expired():
+            raise
+        raise DeadlineError(f"{what}: not done in {seconds:g} s{'. ' + remedy if remedy else ''}") from None

@@ -1,0 +1,72 @@
+"""How many requests an engine process gets at once, and how many may wait for their turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from engine_plugin.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+__all__ = ["Admission"]
+
+
+class Admission:
+    """First come, first served access to `capacity` slots; at most `max_waiting` requests wait.
+
+    The engine is never given more than it can run: a request queued inside llama.cpp would not notice that its
+    caller has gone.
+    """
+
+    def __init__(self, capacity: int, max_waiting: int) -> None:
+        self._capacity = capacity
+        self._free = capacity
+        self._max_waiting = max_waiting
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def slots(self, count: int) -> AsyncIterator[None]:
+        """Hold `count` slots (no more than there are). Raises UnavailableError when too many wait already."""
+        count = max(1, min(count, self._capacity))
+        await self._take(count)
+        try:
+            yield
+        finally:
+            self._release(count)
+
+    async def _take(self, count: int) -> None:
+        if self._free >= count and not self._waiting:
+            self._free -= count
+            return
+        if len(self._waiting) >= self._max_waiting:
+            raise UnavailableError(
+                f"the model is busy: {len(self._waiting)} requests wait already (engine.max_queue in plugin.yaml). "
+                "Try again later"
+            )
+        turn = asyncio.get_running_loop().create_future()
+        place = (count, turn)
+        self._waiting.append(place)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._release(count)  # it was our turn at the very moment we were cancelled
+            else:
+                self._waiting.remove(place)
+                self._admit()
+            raise
+
+    def _release(self, count: int) -> None:
+        self._free += count
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and self._waiting[0][0] <= self._free:
+            count, turn = self._waiting.popleft()
+            if not turn.done():
+                self._free -= count
+                turn.set_result(None)

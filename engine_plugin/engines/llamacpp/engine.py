@@ -1,0 +1,299 @@
+"""The llama.cpp engine: its software, its models on disk, and its models in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from engine_plugin.engines import sse
+from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState
+from engine_plugin.engines.llamacpp import assemble, requests
+from engine_plugin.engines.llamacpp.models import model_store
+from engine_plugin.engines.llamacpp.options import LlamaCppOptions
+from engine_plugin.engines.llamacpp.pool import ModelPool
+from engine_plugin.engines.llamacpp.server import PATHS, ModelServer, refusal_error
+from engine_plugin.engines.llamacpp.software import Backend, Software
+from engine_plugin.engines.options import option_problems, read_options
+from engine_plugin.engines.records import ProcessRecords
+from engine_plugin.engines.shared import SharedWork
+from engine_plugin.errors import (
+    BadGatewayError,
+    InvalidRequestError,
+    ModelInUseError,
+    ModelNotLoadedError,
+    PreconditionError,
+    UnavailableError,
+    UnsupportedError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+
+    from engine_plugin.engines.base import Progress
+    from engine_plugin.engines.http1 import HttpResponse
+    from engine_plugin.errors import Problem
+    from engine_plugin.manifest import Manifest
+    from engine_plugin.models.events import PullEvent
+    from engine_plugin.models.store import ModelInfo, PullRequest
+
+__all__ = ["LlamaCppEngine"]
+
+log = logging.getLogger(__name__)
+
+KIND_OF_SERVICE = {"chat": "chat", "generate": "chat", "embed": "embed", "rerank": "rerank"}
+_ANSWER_LIMIT = 512 * 1024 * 1024
+_NULL_EVENT = b"data: null\n\n"
+
+
+class LlamaCppEngine(Engine):
+    """`Engine` on llama.cpp. Start makes the software ready; each model gets a process when it is first used."""
+
+    services: ClassVar[frozenset[str]] = frozenset(PATHS)
+
+    def __init__(self, manifest: Manifest) -> None:
+        super().__init__(manifest)
+        self._options = read_options(LlamaCppOptions, manifest)
+        self._environ = dict(os.environ)
+        self._data = manifest.data_dir
+        self._software = Software(self._options, self._data, self._environ)
+        self._records = ProcessRecords(self._data / "run")
+        self._store = model_store(self._data / "models", self._software)
+        self._pool = ModelPool(self._options.max_loaded_models, self._options.drain_timeout, self._new_server)
+        self._starting: SharedWork[None] = SharedWork("starting llama.cpp")
+        self._installing: SharedWork[str] = SharedWork("installing llama.cpp")
+        self._backend: Backend | None = None
+        self._mode = "auto"
+        self._sockets: Path | None = None
+
+    @staticmethod
+    def check_options(manifest: Manifest) -> Sequence[Problem]:
+        """What is wrong with the `engine:` section. Called by `engine-plugin lint`."""
+        return option_problems(LlamaCppOptions, manifest)
+
+    # Software
+
+    async def check(self) -> EngineCheck:
+        return await asyncio.to_thread(self._software.check)
+
+    async def install(self, progress: Progress, *, cover: bool) -> str:
+        return await self._installing.run(lambda: self._software.install(progress, cover=cover))
+
+    async def upgrade(self, progress: Progress) -> str:
+        return await self._installing.run(lambda: self._upgrade(progress))
+
+    async def _upgrade(self, progress: Progress) -> str:
+        if not await self._software.upgrade(progress):
+            return f"nothing to upgrade: {self._software.check().detail}"
+        if self._backend is not None:
+            progress("moving the running engine to the new version")
+            self._backend = self._software.find()
+            await self._pool.drain()
+        return f"upgraded: {self._software.check().detail}"
+
+    async def init_env(self) -> None:
+        for folder in (self._data, self._data / "models", self._data / "run"):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await asyncio.to_thread(self._records.reap)
+
+    async def version(self) -> str:
+        backend = self._software.find()
+        return backend.version or str((await self._software.probe(backend))["version"])
+
+    def config(self) -> EngineConfig:
+        return EngineConfig(
+            host="unix" if self._use_unix_sockets() else "127.0.0.1",
+            scheme="http",
+            recommend_model=self.default_model("chat"),
+            download_path=str(self._software.folder),
+            engine_path=str(self._data),
+            exec_path=os.path.dirname(sys.executable),  # noqa: PTH120  # the wire wants the text
+            exec_file=os.path.basename(sys.executable),  # noqa: PTH119
+            device_type=self._mode,
+        )
+
+    # Life
+
+    async def start(self, mode: str) -> None:
+        if self._backend is not None:
+            await self._change_mode(mode)
+            return
+        await self._starting.run(lambda: self._start(mode))
+
+    async def _start(self, mode: str) -> None:
+        backend = self._software.find()
+        await self.init_env()
+        probed = await self._software.probe(backend)
+        _require_device(mode, probed["devices"], backend)
+        if self._use_unix_sockets() and self._sockets is None:
+            self._sockets = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="engine-plugin-"))
+        self._mode, self._backend = mode, backend
+        log.info("llama.cpp is ready: %s, version %s, mode %s", backend.origin, probed["version"], mode)
+
+    async def _change_mode(self, mode: str) -> None:
+        """An explicit other device moves the engine there; auto is content with what runs."""
+        if mode in ("auto", self._mode) or self._backend is None:
+            return
+        _require_device(mode, (await self._software.probe(self._backend))["devices"], self._backend)
+        self._mode = mode
+        await self._pool.drain()
+
+    async def stop(self) -> None:
+        await self._starting.cancel()
+        self._backend = None
+        await self._pool.close()
+        folder, self._sockets = self._sockets, None
+        if folder is not None:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def aclose(self) -> None:
+        await self._installing.cancel()
+        await self.stop()
+        await self._store.aclose()
+
+    async def health(self) -> Health:
+        if self._backend is None:
+            return Health(HealthState.DEAD, "the engine is not running: call StartEngine")
+        servers = self._pool.servers()
+        answers = await asyncio.gather(*(server.healthy() for server in servers))
+        silent = [server.model.name for server, healthy in zip(servers, answers, strict=True) if not healthy]
+        if silent:
+            return Health(HealthState.DEGRADED, f"no answer from: {', '.join(silent)}")
+        return Health(HealthState.READY, f"{len(servers)} models loaded")
+
+    # Models
+
+    async def list_models(self) -> Sequence[ModelInfo]:
+        return await self._store.list()
+
+    def pull_model(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
+        return self._store.pull(request)
+
+    async def delete_model(self, name: str) -> None:
+        model = await self._store.get(name)
+        users = self._pool.users(model.name)
+        if users:
+            raise ModelInUseError(f"model: {model.name} is answering {users} requests; delete it when they are done")
+        try:
+            await self._pool.unload(model.name)
+        except ModelNotLoadedError:
+            log.debug("%s was not in memory", model.name)
+        await self._store.delete(model.name)
+
+    async def load_model(self, name: str) -> None:
+        self._require_running()
+        await self._pool.load(await self._store.get(name))
+
+    async def unload_model(self, name: str) -> None:
+        model = await self._store.get(name)
+        await self._pool.unload(model.name)
+
+    async def running_models(self) -> Sequence[ModelInfo]:
+        return [server.model for server in self._pool.servers()]
+
+    # Services
+
+    def default_model(self, service: str) -> str:
+        return self._store.default_for(KIND_OF_SERVICE[service]) if service in KIND_OF_SERVICE else ""
+
+    async def call(self, service: str, request: dict[str, Any]) -> bytes:
+        async with self._exchange(service, request, stream=False) as response:
+            if service in ("embed", "rerank"):
+                answer = await response.read(_ANSWER_LIMIT)
+                shape = requests.embeddings_answer if service == "embed" else requests.rerank_answer
+                return shape(answer, request)
+            blocks = [block async for block in self._events(response)]
+        events = sse.event_data(b"".join(blocks))
+        return assemble.chat_completion(events) if service == "chat" else assemble.text_completion(events)
+
+    @asynccontextmanager
+    async def stream(self, service: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
+        if service not in ("chat", "generate"):
+            raise UnsupportedError(f"{service}: llama.cpp does not stream this service; call InvokeService")
+        async with self._exchange(service, request, stream=True) as response:
+            yield self._events(response)
+
+    @asynccontextmanager
+    async def _exchange(self, service: str, request: dict[str, Any], *, stream: bool) -> AsyncIterator[HttpResponse]:
+        """From the model's name to the head of the engine's answer, holding the model and its slots."""
+        self._require_running()
+        model = await self._store.get(request["model"])
+        wanted = KIND_OF_SERVICE[service]
+        if model.kind != wanted:
+            raise InvalidRequestError(
+                f"model: {model.name} is a model for {model.kind}; {service} needs one for {wanted}"
+            )
+        body = requests.upstream_body(service, request, stream=stream)
+        async with (
+            self._pool.use(model) as server,
+            server.admission.slots(requests.slots_needed(service, request)),
+            server.post(service, body) as response,
+        ):
+            yield response
+
+    async def _events(self, response: HttpResponse) -> AsyncIterator[bytes]:
+        """Whole events as they come. An error event becomes an exception, after what came before it."""
+        last = b""
+        async for block in sse.whole_events(response):
+            if block.startswith(_NULL_EVENT):  # llama.cpp opens the stream of a list of prompts with this
+                block = block.removeprefix(_NULL_EVENT)
+                if not block:
+                    continue
+            error_at = sse.error_event(block)
+            if error_at >= 0:
+                if error_at:
+                    yield block[:error_at]
+                raise _stream_error(block[error_at:])
+            yield block
+            last = block
+        if sse.DONE not in last:
+            raise BadGatewayError("the engine's stream ended before it was done")
+
+    def _new_server(self, model: ModelInfo) -> ModelServer:
+        if self._backend is None:
+            raise UnavailableError(_NOT_RUNNING)
+        return ModelServer(
+            model,
+            self._backend,
+            self._options,
+            gpu_layers=0 if self._mode == "cpu" else self._options.gpu_layers,
+            folder=self._sockets,
+            records=self._records,
+            environ=self._environ,
+        )
+
+    def _require_running(self) -> None:
+        if self._backend is None:
+            raise UnavailableError(_NOT_RUNNING)
+
+    def _use_unix_sockets(self) -> bool:
+        return self._options.transport == "unix" or (self._options.transport == "auto" and sys.platform != "win32")
+
+
+_NOT_RUNNING = "the engine is not running: call StartEngine (engine-plugin engine start)"
+
+
+def _require_device(mode: str, devices: list[dict[str, Any]] | None, backend: Backend) -> None:
+    if mode == "gpu" and devices is not None and all(device["type"] == "CPU" for device in devices):
+        names = ", ".join(device["description"] for device in devices) or "none"
+        raise PreconditionError(
+            f"mode: gpu was asked for, but {backend.origin} sees no GPU (devices: {names}). "
+            "Start in mode auto or cpu, or configure a llama-server built for your GPU (engine.llama_server)"
+        )
+
+
+def _stream_error(block: bytes) -> Exception:
+    shape = next(iter(sse.event_data(block)), {}).get("error")
+    if not isinstance(shape, dict):
+        return BadGatewayError(f"the engine reported an error inside its stream: {block[:300]!r}")
+    code = shape.get("code")
+    return refusal_error(
+        code if isinstance(code, int) else 500, str(shape.get("message") or json.dumps(shape)), shape
+    )

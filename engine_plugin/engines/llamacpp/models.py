@@ -1,0 +1,65 @@
+"""llama.cpp's models: GGUF files, read by the runner in a process of its own.
+
+A damaged or hostile file can then take neither our memory nor our life, and numpy stays out of the plugin.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.engines import python
+from engine_plugin.errors import EngineNotInstalledError, PullError
+from engine_plugin.models.sizes import parameter_size
+from engine_plugin.models.store import Inspection, ModelStore, bundled_samples
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from engine_plugin.engines.llamacpp.software import Software
+
+__all__ = ["kind_of", "model_store"]
+
+_INSPECT_TIMEOUT = 60.0
+# Architectures that only encode. Their embedders may lack a pooling type in the header.
+_ENCODERS = ("bert", "nomic-bert", "jina-bert", "modern-bert", "neo-bert", "eurobert", "t5encoder", "gemma-embedding")
+
+
+def model_store(root: Path, software: Software) -> ModelStore:
+    """The store of GGUF models below `root`, with the bundled samples."""
+
+    async def inspect(path: Path) -> Inspection:
+        check = software.check()
+        if not check.installed:
+            raise EngineNotInstalledError(f"{check.detail}; a model cannot be read before: call InstallEngine")
+        argv, environ = software.helper("inspect")
+        asked = json.dumps({"path": str(path)}).encode() + b"\n"
+        status, out, err = await python.run_briefly(argv, environ, asked, _INSPECT_TIMEOUT)
+        if status != 0:
+            reason = err.decode("utf-8", "replace").strip().rpartition("\n")[2].removeprefix("E ")
+            raise PullError(f"{path.name} is not a model that llama.cpp can load: {reason or f'exit code {status}'}")
+        return _inspection(json.loads(out))
+
+    return ModelStore(root, suffix=".gguf", samples=bundled_samples("gguf"), inspect=inspect)
+
+
+def _inspection(header: dict[str, Any]) -> Inspection:
+    kept = ("context_length", "embedding_length", "pooling", "parameters", "chat_template")
+    return Inspection(
+        kind=kind_of(header),
+        format="gguf",
+        family=header["architecture"],
+        families=(header["architecture"],),
+        parameter_size=parameter_size(header["parameters"]),
+        quantization_level=header["quantization"],
+        extra={key: header[key] for key in kept},
+    )
+
+
+def kind_of(header: dict[str, Any]) -> str:
+    """What a model is for: a classifier head ranks, a pooled or encoding model embeds, all others chat."""
+    if header["pooling"] == "RANK":
+        return "rerank"
+    if header["pooling"] != "NONE" or not header["causal"] or header["architecture"].startswith(_ENCODERS):
+        return "embed"
+    return "chat"

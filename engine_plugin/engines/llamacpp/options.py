@@ -1,0 +1,59 @@
+"""The llama.cpp engine's options in plugin.yaml's `engine:` section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["LlamaCppOptions"]
+
+
+def _number(default: Any, low: float, high: float) -> Any:
+    return field(default=default, metadata={"min": low, "max": high})
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaCppOptions:
+    """Each field is a key below `engine:`. Times are seconds; docs/llamacpp.md explains each to a packager."""
+
+    backend: str = field(default="auto", metadata={"choices": ("auto", "xllamacpp", "llama-server")})
+    """auto: `llama_server` when given or found on PATH, else xllamacpp."""
+
+    llama_server: str = ""
+    """Path of a llama-server binary; empty: look on PATH."""
+
+    version: str = ""
+    """The xllamacpp version that InstallEngine and UpgradeEngine install; empty: the one pinned by this release."""
+
+    transport: str = field(default="auto", metadata={"choices": ("auto", "unix", "tcp")})
+    """How we reach the server: a private unix socket, or a loopback port and a key (auto: tcp on Windows only)."""
+
+    max_loaded_models: int = _number(3, 1, 64)
+    """How many models stay in memory; loading one more evicts the least recently used, after draining it."""
+
+    parallel: int = _number(4, 1, 256)
+    """Requests that one model answers at once; further ones wait in our queue."""
+
+    max_queue: int = _number(256, 0, 100_000)
+    """Requests that may wait for one model before further ones are refused with 503."""
+
+    context_length: int = _number(8192, 128, 10_000_000)
+    """Tokens of context, shared by a model's requests; never more than the model was made for."""
+
+    threads: int = _number(0, 0, 1024)
+    """Threads that compute; 0: llama.cpp decides."""
+
+    gpu_layers: int = _number(-1, -1, 1000)
+    """Layers put on a GPU in mode auto and gpu; -1: as many as fit."""
+
+    start_timeout: float = _number(60, 1, 86_400)
+    """How long a starting process may show no progress."""
+
+    start_limit: float = _number(1800, 1, 86_400)
+    """How long a start may take in all."""
+
+    stop_timeout: float = _number(1.0, 0.05, 60)
+    """How long a process may take to stop before it is killed."""
+
+    drain_timeout: float = _number(30, 0, 86_400)
+    """How long an unload waits for running requests before it ends them."""

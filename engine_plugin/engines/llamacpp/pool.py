@@ -1,0 +1,164 @@
+"""The models in memory: loaded on first use, evicted least recently used first, never under a running request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from engine_plugin.errors import ModelNotLoadedError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from engine_plugin.engines.llamacpp.server import ModelServer
+    from engine_plugin.models.store import ModelInfo
+
+__all__ = ["ModelPool"]
+
+log = logging.getLogger(__name__)
+
+
+class _Entry:
+    """A model's server and who uses it. `leaving` entries take no new users; `gone` is set at their end."""
+
+    def __init__(self, server: ModelServer) -> None:
+        self.server = server
+        self.users = 0
+        self.last_used = time.monotonic()
+        self.leaving = False
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.gone = asyncio.Event()
+        self.retiring: asyncio.Task[None] | None = None
+
+
+class ModelPool:
+    """At most `limit` model servers. Every change of the table happens between two awaits, so it needs no lock."""
+
+    def __init__(self, limit: int, drain_timeout: float, make: Callable[[ModelInfo], ModelServer]) -> None:
+        self._limit = limit
+        self._drain_timeout = drain_timeout
+        self._make = make
+        self._entries: dict[str, _Entry] = {}
+
+    @asynccontextmanager
+    async def use(self, model: ModelInfo) -> AsyncIterator[ModelServer]:
+        """A ready server for the model, loaded if need be, that is not evicted inside the block."""
+        entry = await self._enter(model)
+        try:
+            yield entry.server
+        finally:
+            self._leave(entry)
+
+    async def load(self, model: ModelInfo) -> None:
+        """Load the model and leave it in memory."""
+        async with self.use(model):
+            pass
+
+    async def unload(self, name: str, *, drain: bool = True) -> None:
+        """Drain the model and end its process. Raises ModelNotLoadedError."""
+        entry = self._entries.get(name)
+        if entry is None or entry.server.dead:
+            self._forget(name, entry)
+            raise ModelNotLoadedError(f"models: {name} is not loaded")
+        await self._retire(entry, self._drain_timeout if drain else 0)
+
+    async def close(self) -> None:
+        """End every process at once, without draining."""
+        await asyncio.gather(*(self._retire(entry, 0) for entry in list(self._entries.values())))
+
+    async def drain(self) -> None:
+        """Unload every model, letting running requests end first."""
+        await asyncio.gather(*(self._retire(entry, self._drain_timeout) for entry in list(self._entries.values())))
+
+    def users(self, name: str) -> int:
+        """How many requests use the model now."""
+        entry = self._entries.get(name)
+        return entry.users if entry else 0
+
+    def servers(self) -> list[ModelServer]:
+        """The servers whose process lives, ready or loading."""
+        return [entry.server for entry in self._entries.values() if not entry.server.dead]
+
+    async def _enter(self, model: ModelInfo) -> _Entry:
+        while True:
+            entry = self._entries.get(model.name)
+            if entry is None:
+                if not await self._make_room():
+                    continue  # the table changed while we waited
+                if model.name in self._entries:
+                    continue
+                entry = self._entries[model.name] = _Entry(self._make(model))
+            elif entry.leaving:
+                await entry.gone.wait()
+                continue
+            elif entry.server.dead and not entry.users:
+                self._forget(model.name, entry)
+                continue
+            entry.users += 1
+            entry.idle.clear()
+            try:
+                await entry.server.ensure_ready()
+            except BaseException:
+                self._leave(entry)
+                if entry.server.dead:
+                    self._forget(model.name, entry)
+                raise
+            return entry
+
+    def _leave(self, entry: _Entry) -> None:
+        entry.users -= 1
+        entry.last_used = time.monotonic()
+        if not entry.users:
+            entry.idle.set()
+
+    def _forget(self, name: str, entry: _Entry | None) -> None:
+        if entry is not None and self._entries.get(name) is entry:
+            del self._entries[name]
+            entry.gone.set()
+
+    async def _make_room(self) -> bool:
+        """True when there is room right now; else wait for one eviction and return False."""
+        for name, entry in list(self._entries.items()):
+            if entry.server.dead and not entry.users:
+                self._forget(name, entry)
+        if len(self._entries) < self._limit:
+            return True
+        staying = [entry for entry in self._entries.values() if not entry.leaving]
+        if staying:
+            victim = min(staying, key=lambda entry: (entry.users > 0, entry.last_used))
+            log.info("evicting %s to make room", victim.server.model.name)
+            await self._retire(victim, self._drain_timeout)
+        else:
+            waits = [asyncio.create_task(entry.gone.wait()) for entry in self._entries.values()]
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
+        return False
+
+    async def _retire(self, entry: _Entry, patience: float) -> None:
+        """Begin or join the end of an entry. The task goes on if this caller is cancelled."""
+        if entry.retiring is not None and patience == 0:
+            entry.idle.set()  # whoever drains need not wait any longer
+        if entry.retiring is None:
+            entry.leaving = True
+            entry.retiring = asyncio.create_task(self._end(entry, patience))
+        await asyncio.shield(entry.retiring)
+
+    async def _end(self, entry: _Entry, patience: float) -> None:
+        name = entry.server.model.name
+        try:
+            if entry.users and patience:
+                try:
+                    async with asyncio.timeout(patience):
+                        await entry.idle.wait()
+                except TimeoutError:
+                    log.warning("%s: %d requests did not end in %g s", name, entry.users, patience)
+            await entry.server.stop()
+        finally:
+            self._forget(name, entry)

@@ -1,0 +1,183 @@
+"""What runs inside a llama.cpp process of ours: `python -m engine_plugin.engines.llamacpp.runner VERB`.
+
+    serve     one model's HTTP server; settings are one JSON line on stdin, which then stays open: its end means
+              that the plugin is gone or wants us to stop
+    probe     print version and devices as JSON
+    inspect   print what a GGUF file's header says as JSON (the path is a JSON line on stdin)
+
+Apart from the guard it imports nothing of ours. A failure is one line on stderr and exit status 3.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from engine_plugin.engines import guard
+
+__all__ = ["main"]
+
+FAILED = 3
+
+
+def _fail(text: str) -> None:
+    sys.stderr.write(f"E {text}\n")
+    sys.stderr.flush()
+    os._exit(FAILED)
+
+
+def _exit_when_stdin_ends() -> None:
+    """Never `del server`: its destructor waits for requests in flight. The kernel frees everything at once."""
+    try:
+        while os.read(0, 4096):
+            pass
+    finally:
+        os._exit(0)
+
+
+def _settings() -> dict[str, Any]:
+    """The first line of stdin, read without a buffer, so that the lifeline thread sees all that follows."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 65536)
+        if not byte:
+            os._exit(0)
+        line += byte
+    settings: dict[str, Any] = json.loads(line)
+    return settings
+
+
+def _serve() -> None:
+    settings = _settings()
+    threading.Thread(target=_exit_when_stdin_ends, daemon=True).start()
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = settings["model"]
+    params.model_alias = [settings["alias"]]  # exactly one: with more, answers name the alphabetically first
+    params.hostnames = [settings["host"]]
+    params.port = settings["port"]
+    params.api_keys = [settings["key"]]
+    params.n_ctx = settings["context_length"]
+    params.n_parallel = settings["parallel"]
+    params.n_gpu_layers = settings["gpu_layers"]
+    if settings["threads"]:
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["threads"]
+    _override_defaults(params)
+    if settings["kind"] != "chat":
+        params.embedding = True
+        # A whole input must fit one physical batch, or a long one is answered with 500.
+        params.n_batch = params.n_ubatch = settings["context_length"]
+        pooling = settings["pooling"]
+        if pooling:
+            params.pooling_type = getattr(xllamacpp.llama_pooling_type, f"LLAMA_POOLING_TYPE_{pooling}")
+    try:
+        server = xllamacpp.Server(params)  # returns when the model is loaded; holds the GIL until then
+    except RuntimeError as error:
+        _fail(f"cannot load {settings['model']}: {error}")
+    else:
+        print(json.dumps({"address": server.listening_address}), flush=True)
+        _wait_forever(server)
+
+
+def _override_defaults(params: Any) -> None:
+    """llama.cpp's defaults that do not suit a private server behind a plugin."""
+    params.cors_origins = "localhost"
+    params.ui = False
+    params.offline = True
+    params.endpoint_slots = True
+    params.endpoint_props = False
+    params.kv_unified = True  # else each slot gets only context_length / parallel
+    params.n_threads_http = 64  # the default of 6 lets /health starve behind a few streams
+    params.cache_ram_mib = 0  # the default keeps up to 8 GiB of old prompts
+    params.cache_idle_slots = False  # needs the cache above
+    params.sse_ping_interval = 15
+    params.prefill_assistant = False  # a trailing assistant message is history, not a prefix to continue
+
+
+def _wait_forever(server: object) -> None:
+    while server is not None:
+        threading.Event().wait()
+
+
+def _probe() -> None:
+    import xllamacpp
+
+    devices = [
+        {"name": device["name"], "description": device["description"], "type": device["type"].name.rpartition("_")[2]}
+        for device in xllamacpp.get_device_info()
+    ]
+    print(json.dumps({"version": xllamacpp.__version__, "devices": devices}))
+
+
+_POOLINGS = {0: "NONE", 1: "MEAN", 2: "CLS", 3: "LAST", 4: "RANK"}
+
+
+def _inspect() -> None:
+    import gguf
+
+    path = _settings()["path"]
+    try:
+        reader = gguf.GGUFReader(path)
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AssertionError, OverflowError) as error:
+        _fail(f"not a readable GGUF file, or a truncated one: {error}")
+
+    def value(key: str) -> Any:
+        found = reader.get_field(key)
+        return None if found is None else found.contents()
+
+    architecture = value("general.architecture")
+    if not isinstance(architecture, str):
+        _fail("not a model: the GGUF file has no general.architecture")
+    counts = [int(tensor.n_elements) for tensor in reader.tensors]
+    if not counts:
+        _fail("not a model: the GGUF file has no tensors")
+    biggest = max(reader.tensors, key=lambda tensor: int(tensor.n_bytes))
+    file_type = value("general.file_type")
+    print(
+        json.dumps(
+            {
+                "architecture": architecture,
+                "name": value("general.name") or "",
+                "parameters": sum(counts),
+                "quantization": _file_type(file_type) or biggest.tensor_type.name,
+                "context_length": value(f"{architecture}.context_length") or 0,
+                "embedding_length": value(f"{architecture}.embedding_length") or 0,
+                "pooling": _POOLINGS.get(value(f"{architecture}.pooling_type") or 0, "NONE"),
+                "causal": value(f"{architecture}.attention.causal") is not False,
+                "chat_template": isinstance(value("tokenizer.chat_template"), str),
+            }
+        )
+    )
+
+
+def _file_type(number: Any) -> str:
+    import gguf
+
+    try:
+        return gguf.LlamaFileType(number).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+    except ValueError:
+        return ""
+
+
+def main(arguments: list[str]) -> int:
+    """Run one verb; `serve` does not return."""
+    verbs = {"serve": _serve, "probe": _probe, "inspect": _inspect}
+    if len(arguments) != 1 or arguments[0] not in verbs:
+        sys.stderr.write(f"usage: runner {'|'.join(verbs)}\n")
+        return 2
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the plugin
+    guard.arm()
+    try:
+        verbs[arguments[0]]()
+    except ImportError as error:
+        _fail(f"{error}. Install the engine: InstallEngine, or pip install 'engine-plugin[llamacpp]'")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

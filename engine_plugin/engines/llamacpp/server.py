@@ -1,0 +1,267 @@
+"""One loaded model: its process, its HTTP client and its queue."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.engines.admission import Admission
+from engine_plugin.engines.http1 import Http1Client
+from engine_plugin.engines.llamacpp import command
+from engine_plugin.engines.process import EngineProcess, ProcessSpec, ProcessState
+from engine_plugin.engines.records import TOKEN_VARIABLE
+from engine_plugin.errors import (
+    BadGatewayError,
+    EnginePluginError,
+    EngineStartError,
+    InvalidRequestError,
+    UnavailableError,
+    UnsupportedError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
+
+    from engine_plugin.engines.http1 import HttpResponse, Response
+    from engine_plugin.engines.llamacpp.options import LlamaCppOptions
+    from engine_plugin.engines.llamacpp.software import Backend
+    from engine_plugin.engines.records import ProcessRecords
+    from engine_plugin.models.store import ModelInfo
+
+__all__ = ["PATHS", "ModelServer"]
+
+PATHS = {
+    "chat": "/v1/chat/completions",
+    "generate": "/v1/completions",
+    "embed": "/v1/embeddings",
+    "rerank": "/v1/rerank",
+}
+
+_PROBES: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": ("generate", {"prompt": "a", "max_tokens": 1, "cache_prompt": False}),
+    "embed": ("embed", {"input": "a"}),
+    "rerank": ("rerank", {"query": "a", "documents": ["a"]}),
+}
+_HEALTH_TIMEOUT = 2.0
+_PROBE_TIMEOUT = 30.0
+_ERROR_LIMIT = 256 * 1024
+_DEATH_NOTICE = 0.5
+_TCP_ATTEMPTS = 3
+
+
+class ModelServer:
+    """A llama.cpp process that serves one model. Owned by the pool; stopped once, then thrown away."""
+
+    def __init__(
+        self,
+        model: ModelInfo,
+        backend: Backend,
+        options: LlamaCppOptions,
+        *,
+        gpu_layers: int,
+        folder: Path | None,
+        records: ProcessRecords,
+        environ: Mapping[str, str],
+    ) -> None:
+        """`folder` is a private directory for the socket; None: serve on a loopback port."""
+        self.model = model
+        self._backend = backend
+        self._options = options
+        self._records = records
+        self._environ = environ
+        self._key = secrets.token_urlsafe(24)
+        self._gpu_layers = gpu_layers
+        self._folder = folder
+        self._socket = None if folder is None else folder / f"{secrets.token_hex(4)}.sock"
+        self._client: Http1Client | None = None
+        self.admission = Admission(options.parallel, options.max_queue)
+        self.process = self._new_process()
+
+    async def ensure_ready(self) -> None:
+        """Load the model, sharing a load that is under way. Raises EngineStartError with llama.cpp's reason."""
+        for attempt in range(_TCP_ATTEMPTS):
+            try:
+                await self.process.ensure_ready()
+            except EngineStartError as error:
+                # A port picked for a llama-server may be taken before it binds: pick another.
+                if self._socket is not None or attempt == _TCP_ATTEMPTS - 1 or "bind" not in str(error):
+                    raise
+                self.process = self._new_process()
+            else:
+                return
+
+    @property
+    def dead(self) -> bool:
+        """Whether the process has ended, for whatever reason."""
+        return self.process.state in (ProcessState.FAILED, ProcessState.STOPPED) and self.process.ended.is_set()
+
+    async def stop(self) -> None:
+        """End the process and wait for it; requests under way break off."""
+        await self.process.stop()
+        if self._client is not None:
+            self._client.close()
+        if self._socket is not None:
+            self._socket.unlink(missing_ok=True)
+            self._key_file(self._socket).unlink(missing_ok=True)
+
+    async def healthy(self) -> bool:
+        """Whether the server answers /health in time."""
+        try:
+            async with asyncio.timeout(_HEALTH_TIMEOUT), self._require_client().request("GET", "/health") as response:
+                await response.read(_ERROR_LIMIT)
+                return response.status == 200
+        except (EnginePluginError, TimeoutError):
+            return False
+
+    @asynccontextmanager
+    async def post(self, service: str, body: bytes) -> AsyncIterator[HttpResponse]:
+        """Send a request; yields the answer once its head has arrived and is good.
+
+        llama.cpp's own complaints become InvalidRequestError and so on; the death of the process becomes
+        BadGatewayError with its last words.
+        """
+        try:
+            async with self._require_client().request("POST", PATHS[service], body) as response:
+                if response.status != 200:
+                    raise _refusal(response.status, await response.read(_ERROR_LIMIT))
+                yield response
+        except (BadGatewayError, UnavailableError) as error:
+            raise await self._explained(error) from error
+
+    async def _explained(self, error: EnginePluginError) -> EnginePluginError:
+        """Say why the connection broke, when the reason is that the process is gone."""
+        try:
+            async with asyncio.timeout(_DEATH_NOTICE):
+                await self.process.ended.wait()
+        except TimeoutError:
+            return error
+        if self.process.failure:
+            return BadGatewayError(self.process.failure)
+        return UnavailableError("the engine was stopped while it worked on this request")
+
+    def _require_client(self) -> Http1Client:
+        if self._client is None:
+            raise UnavailableError(f"the server of {self.model.name} is not up yet")
+        return self._client
+
+    def _new_process(self) -> EngineProcess:
+        settings = self._settings()
+        ours = self._backend.kind == "xllamacpp"
+        if settings.port or self._socket is not None:
+            self._connect_to(str(self._socket) if self._socket else (settings.host, settings.port))
+        argv = command.runner_command() if ours else self._llama_server(settings)
+        return EngineProcess(
+            ProcessSpec(
+                name=f"llama.cpp for {self.model.name}",
+                argv=argv,
+                env=command.server_environ(self._environ, self._backend, {TOKEN_VARIABLE: self._records.token}),
+                stdin=command.runner_stdin(settings) if ours else b"",
+                ready=self._ready,
+                start_timeout=self._options.start_timeout,
+                start_limit=self._options.start_limit,
+                stop_timeout=self._options.stop_timeout,
+                stop_by_stdin=ours,
+                error_marks=(" E ", "E cannot", "error", "Error"),
+                on_output=self._hear_address,
+                on_spawn=self._records.add,
+                on_end=self._records.remove,
+            )
+        )
+
+    def _settings(self) -> command.ServerSettings:
+        details = self.model.details.extra
+        trained = int(details.get("context_length") or 0)
+        wanted = self._options.context_length
+        rerank = self.model.kind == "rerank"
+        pooling = str(details.get("pooling") or "NONE")
+        if self._socket is not None:
+            host, port = str(self._socket), 8080
+        else:
+            host, port = "127.0.0.1", 0 if self._backend.kind == "xllamacpp" else _free_port()
+        return command.ServerSettings(
+            model=str(self.model.path),
+            alias=self.model.name,
+            kind=self.model.kind,
+            pooling="RANK" if rerank else "MEAN" if pooling in ("NONE", "RANK") else "",
+            host=host,
+            port=port,
+            key=self._key,
+            context_length=min(wanted, trained) if trained else wanted,
+            parallel=self._options.parallel,
+            threads=self._options.threads,
+            gpu_layers=self._gpu_layers,
+        )
+
+    def _llama_server(self, settings: command.ServerSettings) -> list[str]:
+        folder = self._folder or self._records.folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        key_file = self._key_file(self._socket or folder / secrets.token_hex(4))
+        key_file.touch(mode=0o600)
+        key_file.write_text(self._key + "\n")
+        return command.server_command(self._backend, settings, key_file)
+
+    @staticmethod
+    def _key_file(beside: Path) -> Path:
+        return beside.with_suffix(".key")
+
+    def _connect_to(self, address: str | tuple[str, int]) -> None:
+        self._client = Http1Client(address, {"authorization": f"Bearer {self._key}"})
+
+    def _hear_address(self, line: str) -> None:
+        """The runner's `{"address": …}` line, which tells the port that was free."""
+        found = re.search(r'"address": "http://127\.0\.0\.1:(\d+)', line)
+        if found and self._client is None:
+            self._connect_to(("127.0.0.1", int(found.group(1))))
+
+    async def _ready(self) -> bool:
+        """Ready is a real answer: /health says 200 before anything was ever computed."""
+        if self._client is None or (self._socket is not None and not self._socket.exists()):
+            return False
+        if not await self.healthy():
+            return False
+        service, request = _PROBES[self.model.kind]
+        async with asyncio.timeout(_PROBE_TIMEOUT), self._ask(service, request) as response:
+            if response.status != 200:
+                raise _refusal(response.status, await response.read(_ERROR_LIMIT))
+            await response.read(_ERROR_LIMIT)
+        return True
+
+    def _ask(self, service: str, request: dict[str, Any]) -> Response:
+        return self._require_client().request("POST", PATHS[service], json.dumps(request).encode())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _refusal(status: int, body: bytes) -> EnginePluginError:
+    """llama.cpp's error answer `{"error": {code, message, type}}` as our exception."""
+    message = body[:500].decode("utf-8", "replace")
+    try:
+        shape = json.loads(body)["error"]
+        message = str(shape["message"])
+    except (ValueError, KeyError, TypeError):
+        shape = {}
+    return refusal_error(status, str(message), shape if isinstance(shape, dict) else {})
+
+
+def refusal_error(status: int, message: str, shape: Mapping[str, Any]) -> EnginePluginError:
+    """The exception for an error that llama.cpp reported, before or inside a stream."""
+    if shape.get("type") == "exceed_context_size_error":
+        message += ". Shorten the request, or raise engine.context_length in plugin.yaml"
+    if 400 <= status < 500 and status not in (401, 403, 404):
+        return InvalidRequestError(f"request_data: the engine refuses it: {message}")
+    if status == 501:
+        return UnsupportedError(f"the engine does not support this: {message}")
+    if status == 503:
+        return UnavailableError(f"the engine has no room now: {message}")
+    return BadGatewayError(f"the engine answered {status}: {message}")

@@ -1,0 +1,231 @@
+"""The middle of the house: a manifest, an engine, services and deadlines. No gRPC and no HTTP here.
+
+`rpc.servicer` calls it for a host; the CLI and tests reach it the same way.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import asynccontextmanager
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin import deadlines
+from engine_plugin.deadlines import deadline
+from engine_plugin.engines.base import HealthState
+from engine_plugin.errors import InvalidRequestError, UnavailableError, UnsupportedError
+from engine_plugin.services import SERVICES, parse_request
+from engine_plugin.services.base import optional
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+
+    from engine_plugin.engines.base import BidiMessage, Engine, EngineCheck, EngineConfig, Health
+    from engine_plugin.manifest import Manifest, ServiceSpec
+    from engine_plugin.models.events import PullEvent
+    from engine_plugin.models.store import ModelInfo, PullRequest
+
+__all__ = ["MODES", "OperateStatus", "Plugin"]
+
+log = logging.getLogger(__name__)
+
+MODES = {"": "auto", "auto": "auto", "daemon": "auto", "standard": "auto", "cpu": "cpu", "gpu": "gpu", "npu": "npu"}
+"""StartEngine's modes as hosts send them, and what they mean to an engine."""
+
+_RAISE = "Raise services[].timeout in plugin.yaml, or make it negative for no deadline"
+
+
+class OperateStatus(IntEnum):
+    """GetOperateStatus: whether the engine is meant to run. STOPPED keeps a host from reviving it."""
+
+    STOPPED = 0
+    RUNNING = 1
+    ERROR = 2
+
+
+class Plugin:
+    """One plugin: answers what its manifest declares, with its engine. Used from one event loop."""
+
+    def __init__(self, manifest: Manifest, engine: Engine) -> None:
+        self.manifest = manifest
+        self.engine = engine
+        # A host's keep-alive passes over a plugin that says STOPPED, so a fresh one says RUNNING: revive me.
+        self._status = OperateStatus.RUNNING
+
+    async def aclose(self) -> None:
+        """Stop the engine for good."""
+        await self.engine.aclose()
+
+    # Services
+
+    async def invoke(self, service_name: str, data: bytes) -> bytes:
+        """Answer one request with a JSON object. Raises DeadlineError when plugin.yaml's timeout has passed."""
+        service, request = self._prepare(service_name, data)
+        trivial = SERVICES[service_name].trivial_answer(request)
+        if trivial is not None:
+            return json.dumps(trivial).encode()
+        async with deadline(deadlines.allowed(service, "unary"), service_name, _RAISE):
+            return await self.engine.call(service_name, request)
+
+    @asynccontextmanager
+    async def stream(self, service_name: str, data: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Answer one request in chunks of whole events. The deadline counts from here to the end of the block;
+        leaving the block stops the engine's work."""
+        service, request = self._prepare(service_name, data)
+        if not service.capabilities.support_streaming:
+            raise UnsupportedError(f"service_name: {service_name} does not stream (plugin.yaml: support_streaming)")
+        async with (
+            deadline(deadlines.allowed(service, "stream"), service_name, _RAISE),
+            self.engine.stream(service_name, request) as chunks,
+        ):
+            yield chunks
+
+    @asynccontextmanager
+    async def converse(
+        self, service_name: str, messages: AsyncIterator[BidiMessage]
+    ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
+        """Hold a conversation. Without a positive timeout in plugin.yaml it has no deadline."""
+        service = self._declared(service_name)
+        if not service.capabilities.support_bidirectional:
+            raise UnsupportedError(
+                f"service_name: {service_name} is not bidirectional; call InvokeService or InvokeServiceStream"
+            )
+        async with (
+            deadline(deadlines.allowed(service, "bidi"), service_name, _RAISE),
+            self.engine.converse(service_name, messages) as answers,
+        ):
+            yield answers
+
+    def _declared(self, service_name: str) -> ServiceSpec:
+        if not service_name:
+            raise InvalidRequestError(f"service_name: is empty; this plugin has {', '.join(self.manifest.services)}")
+        service = self.manifest.service(service_name)
+        if service_name not in self.engine.services:
+            raise UnsupportedError(f"service_name: the engine {self.manifest.engine_name} cannot do {service_name}")
+        return service
+
+    def _prepare(self, service_name: str, data: bytes) -> tuple[ServiceSpec, dict[str, Any]]:
+        """Look at a request once: the service exists, the JSON is sound, the model is named."""
+        spec = self._declared(service_name)
+        service = SERVICES.get(service_name)
+        if service is None:
+            raise UnsupportedError(f"service_name: {service_name} cannot be called with a JSON request")
+        request = parse_request(data)
+        if not optional(request, "model", str):
+            request["model"] = spec.default_model or self.engine.default_model(service_name)
+            if not request["model"]:
+                raise InvalidRequestError(
+                    f"model: is missing, and plugin.yaml has no default_model for {service_name}"
+                )
+        service.check(request)
+        return spec, request
+
+    # The engine's life
+
+    @property
+    def status(self) -> OperateStatus:
+        """What the host or the last start or stop made of it."""
+        return self._status
+
+    def set_status(self, status: int) -> None:
+        """Take over the host's view. An unknown number raises InvalidRequestError."""
+        try:
+            self._status = OperateStatus(status)
+        except ValueError:
+            known = ", ".join(f"{known.value} {known.name.lower()}" for known in OperateStatus)
+            raise InvalidRequestError(f"status: {status} is unknown; it must be {known}") from None
+
+    async def start(self, mode: str) -> None:
+        """Start the engine; see MODES for the words that are taken."""
+        wanted = MODES.get(mode.strip().lower())
+        if wanted is None:
+            raise InvalidRequestError(f"mode: {mode[:40]!r} is unknown; use auto, cpu, gpu or npu")
+        try:
+            async with deadline(deadlines.START, "StartEngine"):
+                await self.engine.start(wanted)
+        except InvalidRequestError:
+            raise
+        except Exception:
+            self._status = OperateStatus.ERROR
+            raise
+        self._status = OperateStatus.RUNNING
+
+    async def stop(self) -> None:
+        """Stop the engine, and say STOPPED from now on."""
+        self._status = OperateStatus.STOPPED
+        async with deadline(deadlines.STOP, "StopEngine"):
+            await self.engine.stop()
+
+    async def health(self) -> Health:
+        """The engine's health. Raises UnavailableError when it cannot serve."""
+        async with deadline(deadlines.HEALTH, "HealthCheck"):
+            health = await self.engine.health()
+        if health.state is HealthState.DEAD:
+            raise UnavailableError(health.detail)
+        return health
+
+    # The engine's software
+
+    async def check(self) -> EngineCheck:
+        """Whether the engine's software is here."""
+        async with deadline(deadlines.CHECK, "CheckEngine"):
+            return await self.engine.check()
+
+    async def install(self, *, cover: bool) -> str:
+        """Install the engine's software; returns what is installed."""
+        async with deadline(deadlines.INSTALL, "InstallEngine"):
+            return await self.engine.install(_log_progress, cover=cover)
+
+    async def upgrade(self) -> str:
+        """Upgrade the engine's software; returns what is installed."""
+        async with deadline(deadlines.INSTALL, "UpgradeEngine"):
+            return await self.engine.upgrade(_log_progress)
+
+    async def init_env(self) -> None:
+        """Make ready what a start needs."""
+        async with deadline(deadlines.CHECK, "InitEnv"):
+            await self.engine.init_env()
+
+    async def version(self) -> str:
+        """The engine's version."""
+        async with deadline(deadlines.CHECK, "GetVersion"):
+            return await self.engine.version()
+
+    def config(self) -> EngineConfig:
+        """Where the engine lives."""
+        return self.engine.config()
+
+    # Models
+
+    async def list_models(self) -> Sequence[ModelInfo]:
+        """The models that a call may name."""
+        async with deadline(deadlines.CHECK, "ListModels"):
+            return await self.engine.list_models()
+
+    async def running_models(self) -> Sequence[ModelInfo]:
+        """The models in memory."""
+        return await self.engine.running_models()
+
+    def pull_model(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
+        """Fetch a model; no deadline but the host's, since size and network decide."""
+        return self.engine.pull_model(request)
+
+    async def delete_model(self, name: str) -> None:
+        """Delete a model."""
+        async with deadline(deadlines.STOP, "DeleteModel"):
+            await self.engine.delete_model(name)
+
+    async def load_model(self, name: str) -> None:
+        """Bring a model into memory."""
+        async with deadline(deadlines.LOAD, "LoadModel"):
+            await self.engine.load_model(name)
+
+    async def unload_model(self, name: str) -> None:
+        """Drain a model and free its memory."""
+        async with deadline(deadlines.LOAD, "UnloadModel"):
+            await self.engine.unload_model(name)
+
+
+def _log_progress(step: str) -> None:
+    log.info("%s", step)

@@ -1,0 +1,45 @@
+"""JSON requests of ProviderService as our own types."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.errors import InvalidRequestError
+from engine_plugin.models.store import PullRequest
+from engine_plugin.services import parse_request
+from engine_plugin.services.base import optional, require
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["model_name", "model_names", "pull_request"]
+
+_FIELD = "request_json"
+
+
+def model_name(request_json: bytes) -> str:
+    """`{"model": …}`. Raises InvalidRequestError."""
+    name: str = require(parse_request(request_json, _FIELD), "model", str)
+    return name
+
+
+def model_names(request_json: bytes) -> Sequence[str]:
+    """`{"models": […]}`, each name once. Raises InvalidRequestError."""
+    names: list[Any] = require(parse_request(request_json, _FIELD), "models", list)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise InvalidRequestError("models: must be a list of model names, at least one")
+    return list(dict.fromkeys(names))
+
+
+def pull_request(request_json: bytes) -> PullRequest:
+    """PullModelRequest; `name` is the old word for `model`. Raises InvalidRequestError."""
+    shape = parse_request(request_json, _FIELD)
+    if not shape.get("model"):
+        shape["model"] = shape.get("name")
+    texts = {field: optional(shape, field, str) or "" for field in ("source", "sha256", "model_type")}
+    # Not through `optional`: its complaint would quote the value.
+    for field in ("username", "password"):
+        if not isinstance(shape.get(field) or "", str):
+            raise InvalidRequestError(f"{field}: must be a string")
+        texts[field] = shape.get(field) or ""
+    return PullRequest(model=require(shape, "model", str), insecure=bool(optional(shape, "insecure", bool)), **texts)

@@ -1,0 +1,268 @@
+"""ProviderService, thin over `Plugin`: protobuf and JSON at the edge, errors to codes, nothing else.
+
+An ordinary failure is an OK gRPC status with `code` and `message` in the body; only a deadline passed inside a
+stream is a gRPC status (the contract of the AOG plugin SDK).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from contextlib import aclosing
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.engines.base import BidiMessage
+from engine_plugin.errors import DeadlineError, EnginePluginError, InvalidRequestError, UnsupportedError
+from engine_plugin.models.events import Error, Success, progress_json
+from engine_plugin.rpc.payloads import model_name, model_names, pull_request
+from engine_plugin.rpc.server import RpcError, Status, bind
+from engine_plugin.rpc.stubs import provider_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from engine_plugin.models.store import ModelInfo
+    from engine_plugin.plugin import Plugin
+    from engine_plugin.rpc.server import Call, RpcService
+
+__all__ = ["OK", "ProviderServicer", "provider_service"]
+
+log = logging.getLogger(__name__)
+
+OK = 200
+
+
+def provider_service(plugin: Plugin) -> RpcService:
+    """ProviderService for an RpcServer."""
+    return bind(pb.DESCRIPTOR.services_by_name["ProviderService"], ProviderServicer(plugin))
+
+
+def _failure(error: Exception, where: str) -> tuple[int, str]:
+    """Code and message for whatever was raised: the one place where an error becomes the wire's."""
+    if isinstance(error, EnginePluginError):
+        log.info("%s: %d %s", where, error.code, error.message, extra={"rpc": where, "code": error.code})
+        return error.code, error.message
+    log.error("%s: unexpected %s", where, type(error).__name__, exc_info=error)
+    return 500, f"{where}: internal error ({type(error).__name__}); the plugin's log has the details"
+
+
+async def _answer(response: type[Any], where: str, work: Callable[[], Awaitable[dict[str, Any] | None]]) -> Any:
+    """Run one unary rpc: `work` returns the response's fields beside code and message (or `message` itself)."""
+    try:
+        fields = await work() or {}
+    except Exception as error:  # the edge: a plugin answers and lives on, whatever happened
+        code, message = _failure(error, where)
+        return response(code=code, message=message)
+    fields.setdefault("message", "ok")
+    return response(code=OK, **fields)
+
+
+def _dump(shape: Any) -> bytes:
+    return json.dumps(shape, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def _models(models: Sequence[ModelInfo]) -> dict[str, Any]:
+    return {"response_json": _dump({"models": [model.to_wire() for model in models]})}
+
+
+class ProviderServicer:
+    """The 25 methods, each named as its rpc."""
+
+    def __init__(self, plugin: Plugin) -> None:
+        self._plugin = plugin
+
+    async def GetManifest(self, _request: pb.GetManifestRequest, _call: Call) -> pb.GetManifestResponse:
+        async def work() -> dict[str, Any]:
+            return {"manifest_json": self._plugin.manifest.to_json()}
+
+        return await _answer(pb.GetManifestResponse, "GetManifest", work)
+
+    # Services
+
+    async def InvokeService(self, request: pb.InvokeServiceRequest, _call: Call) -> pb.InvokeServiceResponse:
+        async def work() -> dict[str, Any]:
+            return {"response_data": await self._plugin.invoke(request.service_name, request.request_data)}
+
+        return await _answer(pb.InvokeServiceResponse, "InvokeService", work)
+
+    async def InvokeServiceStream(self, request: pb.InvokeServiceRequest, call: Call) -> None:
+        response = pb.InvokeServiceStreamResponse
+        try:
+            async with self._plugin.stream(request.service_name, request.request_data) as chunks:
+                # While `send` waits for a slow host nobody reads from the engine, and what has come meanwhile
+                # leaves together in the next chunk.
+                async for chunk in chunks:
+                    await call.send(response(code=OK, chunk_data=chunk))
+        except DeadlineError as error:
+            raise RpcError(Status.DEADLINE_EXCEEDED, error.message) from error
+        except Exception as error:  # the edge, as in _answer
+            code, message = _failure(error, "InvokeServiceStream")
+            await call.send(response(code=code, message=message, is_final=True))
+        else:
+            await call.send(response(code=OK, is_final=True))
+
+    async def InvokeServiceBidi(self, call: Call) -> None:
+        response = pb.InvokeServiceBidiResponse
+        try:
+            first = await call.receive()
+            if not isinstance(first, pb.InvokeServiceBidiRequest):
+                raise InvalidRequestError("service_name: the conversation ended before its first message")
+            async with self._plugin.converse(first.service_name, _messages(first, call)) as answers:
+                async for answer in answers:
+                    await call.send(
+                        response(
+                            code=OK,
+                            data=answer.data,
+                            message_type=answer.message_type,
+                            metadata=answer.metadata,
+                        )
+                    )
+        except DeadlineError as error:
+            raise RpcError(Status.DEADLINE_EXCEEDED, error.message) from error
+        except Exception as error:  # the edge, as in _answer
+            code, message = _failure(error, "InvokeServiceBidi")
+            await call.send(response(code=code, message=message))
+
+    # Health and status
+
+    async def HealthCheck(self, _request: pb.HealthCheckRequest, _call: Call) -> pb.HealthCheckResponse:
+        async def work() -> dict[str, Any]:
+            health = await self._plugin.health()
+            return {"message": f"{health.state.value}: {health.detail}"}
+
+        return await _answer(pb.HealthCheckResponse, "HealthCheck", work)
+
+    async def GetOperateStatus(
+        self, _request: pb.GetOperateStatusRequest, _call: Call
+    ) -> pb.GetOperateStatusResponse:
+        return pb.GetOperateStatusResponse(status=self._plugin.status)
+
+    async def SetOperateStatus(self, request: pb.SetOperateStatusRequest, _call: Call) -> pb.SetOperateStatusResponse:
+        try:
+            self._plugin.set_status(request.status)
+        except InvalidRequestError as error:  # this response has no code field
+            raise RpcError(Status.INVALID_ARGUMENT, error.message) from error
+        return pb.SetOperateStatusResponse()
+
+    # Authentication: only plugins of remote providers have any
+
+    async def SetAuth(self, _request: pb.SetAuthRequest, _call: Call) -> pb.SetAuthResponse:
+        return await _answer(pb.SetAuthResponse, "SetAuth", self._no_auth)
+
+    async def ValidateAuth(self, _request: pb.ValidateAuthRequest, _call: Call) -> pb.ValidateAuthResponse:
+        return await _answer(pb.ValidateAuthResponse, "ValidateAuth", self._no_auth)
+
+    async def RefreshAuth(self, _request: pb.RefreshAuthRequest, _call: Call) -> pb.RefreshAuthResponse:
+        return await _answer(pb.RefreshAuthResponse, "RefreshAuth", self._no_auth)
+
+    async def _no_auth(self) -> None:
+        name = self._plugin.manifest.provider.name
+        raise UnsupportedError(f"{name} runs a local engine, which needs no authentication; only remote plugins do")
+
+    # The engine's life and software
+
+    async def StartEngine(self, request: pb.StartEngineRequest, _call: Call) -> pb.StartEngineResponse:
+        return await _answer(pb.StartEngineResponse, "StartEngine", lambda: self._plugin.start(request.mode))
+
+    async def StopEngine(self, _request: pb.StopEngineRequest, _call: Call) -> pb.StopEngineResponse:
+        return await _answer(pb.StopEngineResponse, "StopEngine", self._plugin.stop)
+
+    async def GetConfig(self, _request: pb.GetConfigRequest, _call: Call) -> pb.GetConfigResponse:
+        async def work() -> dict[str, Any]:
+            return {"config_json": _dump(asdict(self._plugin.config()))}
+
+        return await _answer(pb.GetConfigResponse, "GetConfig", work)
+
+    async def CheckEngine(self, _request: pb.CheckEngineRequest, _call: Call) -> pb.CheckEngineResponse:
+        async def work() -> dict[str, Any]:
+            check = await self._plugin.check()
+            return {"installed": check.installed, "message": check.detail}
+
+        return await _answer(pb.CheckEngineResponse, "CheckEngine", work)
+
+    async def InstallEngine(self, request: pb.InstallEngineRequest, _call: Call) -> pb.InstallEngineResponse:
+        async def work() -> dict[str, Any]:
+            return {"message": await self._plugin.install(cover=request.cover)}
+
+        return await _answer(pb.InstallEngineResponse, "InstallEngine", work)
+
+    async def InitEnv(self, _request: pb.InitEnvRequest, _call: Call) -> pb.InitEnvResponse:
+        return await _answer(pb.InitEnvResponse, "InitEnv", self._plugin.init_env)
+
+    async def UpgradeEngine(self, _request: pb.UpgradeEngineRequest, _call: Call) -> pb.UpgradeEngineResponse:
+        async def work() -> dict[str, Any]:
+            return {"message": await self._plugin.upgrade()}
+
+        return await _answer(pb.UpgradeEngineResponse, "UpgradeEngine", work)
+
+    async def GetVersion(self, _request: pb.GetVersionRequest, _call: Call) -> pb.GetVersionResponse:
+        async def work() -> dict[str, Any]:
+            return {"response_json": _dump({"version": await self._plugin.version()})}
+
+        return await _answer(pb.GetVersionResponse, "GetVersion", work)
+
+    # Models
+
+    async def PullModel(self, request: pb.PullModelRequest, _call: Call) -> pb.PullModelResponse:
+        async def work() -> dict[str, Any]:
+            wanted = pull_request(request.request_json)
+            async with aclosing(self._plugin.pull_model(wanted)) as events:
+                async for event in events:
+                    if isinstance(event, Success):
+                        return {"response_json": progress_json(event)}
+            raise EnginePluginError("the pull ended without a result")
+
+        return await _answer(pb.PullModelResponse, "PullModel", work)
+
+    async def PullModelStream(self, request: pb.PullModelStreamRequest, call: Call) -> None:
+        response = pb.PullModelStreamResponse
+        try:
+            wanted = pull_request(request.request_json)
+            async with aclosing(self._plugin.pull_model(wanted)) as events:
+                async for event in events:
+                    await call.send(response(code=OK, data=progress_json(event)))
+        except Exception as error:  # the edge, as in _answer
+            code, message = _failure(error, "PullModelStream")
+            await call.send(response(code=code, message=message, data=progress_json(Error(message, code))))
+
+    async def DeleteModel(self, request: pb.DeleteModelRequest, _call: Call) -> pb.DeleteModelResponse:
+        async def work() -> None:
+            await self._plugin.delete_model(model_name(request.request_json))
+
+        return await _answer(pb.DeleteModelResponse, "DeleteModel", work)
+
+    async def ListModels(self, _request: pb.ListModelsRequest, _call: Call) -> pb.ListModelsResponse:
+        async def work() -> dict[str, Any]:
+            return _models(await self._plugin.list_models())
+
+        return await _answer(pb.ListModelsResponse, "ListModels", work)
+
+    async def LoadModel(self, request: pb.LoadModelRequest, _call: Call) -> pb.LoadModelResponse:
+        async def work() -> None:
+            await self._plugin.load_model(model_name(request.request_json))
+
+        return await _answer(pb.LoadModelResponse, "LoadModel", work)
+
+    async def UnloadModel(self, request: pb.UnloadModelRequest, _call: Call) -> pb.UnloadModelResponse:
+        async def work() -> None:
+            await asyncio.gather(*(self._plugin.unload_model(name) for name in model_names(request.request_json)))
+
+        return await _answer(pb.UnloadModelResponse, "UnloadModel", work)
+
+    async def GetRunningModels(
+        self, _request: pb.GetRunningModelsRequest, _call: Call
+    ) -> pb.GetRunningModelsResponse:
+        async def work() -> dict[str, Any]:
+            return _models(await self._plugin.running_models())
+
+        return await _answer(pb.GetRunningModelsResponse, "GetRunningModels", work)
+
+
+async def _messages(first: pb.InvokeServiceBidiRequest, call: Call) -> AsyncIterator[BidiMessage]:
+    """The host's messages, from the first on, until it half-closes."""
+    message: Any = first
+    while message is not None:
+        yield BidiMessage(message.data, message.message_type, dict(message.metadata))
+        message = await call.receive()

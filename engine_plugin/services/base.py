@@ -1,0 +1,92 @@
+"""Reading a request: JSON that can be trusted to be an object, and fields of the right type."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NoReturn
+
+from engine_plugin.errors import InvalidRequestError
+
+__all__ = ["MAX_REQUEST_BYTES", "Service", "optional", "parse_request", "require"]
+
+MAX_REQUEST_BYTES = 64 * 1024 * 1024
+_SHOWN = 60
+
+_TYPE_NAMES: dict[type, str] = {
+    str: "a string",
+    int: "an integer",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
+
+
+class Service(ABC):
+    """One service's contract with its caller. Stateless."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def check(self, request: dict[str, Any]) -> None:
+        """Raise InvalidRequestError, naming the field, when no engine could answer this request."""
+
+    def trivial_answer(self, request: dict[str, Any]) -> dict[str, Any] | None:  # noqa: ARG002  # for subclasses
+        """The answer to a request that needs no engine (an empty list); None for all others."""
+        return None
+
+
+def parse_request(data: bytes, field: str = "request_data") -> dict[str, Any]:
+    """A request's JSON object. Raises InvalidRequestError for anything else; `field` is the rpc's field."""
+    if not data:
+        raise InvalidRequestError(f"{field}: is empty; it must hold a JSON object")
+    if len(data) > MAX_REQUEST_BYTES:
+        raise InvalidRequestError(
+            f"{field}: {len(data)} bytes are too many; at most {MAX_REQUEST_BYTES} ({MAX_REQUEST_BYTES >> 20} MiB) are taken"
+        )
+    try:
+        request = json.loads(data, parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"{field}: is not UTF-8 (byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise InvalidRequestError(f"{field}: is not JSON: {error.msg} at {place}") from None
+    except RecursionError:
+        raise InvalidRequestError(f"{field}: is nested too deeply") from None
+    except ValueError as error:
+        raise InvalidRequestError(f"{field}: is not JSON: {error}") from None
+    if not isinstance(request, dict):
+        raise InvalidRequestError(f"{field}: must hold a JSON object, not {_kind(request)}")
+    return request
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def require(request: dict[str, Any], field: str, *types: type) -> Any:
+    """The field's value, which must be there and of one of `types`. Raises InvalidRequestError."""
+    if request.get(field) is None:
+        raise InvalidRequestError(f"{field}: is missing; it must be {_either(types)}")
+    return optional(request, field, *types)
+
+
+def optional(request: dict[str, Any], field: str, *types: type) -> Any:
+    """The field's value, of one of `types`; None when it is absent or null. Raises InvalidRequestError."""
+    value = request.get(field)
+    if value is None:
+        return None
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        shown = json.dumps(value)[:_SHOWN]
+        raise InvalidRequestError(f"{field}: must be {_either(types)}, not {_kind(value)} ({shown})")
+    return value
+
+
+def _either(types: tuple[type, ...]) -> str:
+    return " or ".join(_TYPE_NAMES[wanted] for wanted in types)
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    return _TYPE_NAMES.get(type(value), "a number")

@@ -1,0 +1,27 @@
+"""chat: OpenAI chat completions."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from engine_plugin.errors import InvalidRequestError
+from engine_plugin.services.base import Service, optional, require
+
+__all__ = ["Chat"]
+
+
+class Chat(Service):
+    """`messages` in, a chat.completion (or its chunks) out."""
+
+    name: ClassVar[str] = "chat"
+
+    def check(self, request: dict[str, Any]) -> None:
+        messages = require(request, "messages", list)
+        if not messages:
+            raise InvalidRequestError("messages: is empty; a chat needs at least one message")
+        for index, message in enumerate(messages):
+            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+                raise InvalidRequestError(f"messages[{index}]: must be an object with a role and content")
+        optional(request, "tools", list)
+        optional(request, "tool_choice", str, dict)
+        optional(request, "response_format", dict)

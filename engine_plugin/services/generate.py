@@ -1,0 +1,21 @@
+"""generate: OpenAI text completions."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from engine_plugin.errors import InvalidRequestError
+from engine_plugin.services.base import Service, require
+
+__all__ = ["Generate"]
+
+
+class Generate(Service):
+    """`prompt` in, a text_completion (or its chunks) out."""
+
+    name: ClassVar[str] = "generate"
+
+    def check(self, request: dict[str, Any]) -> None:
+        prompt = require(request, "prompt", str, list)
+        if isinstance(prompt, list) and not prompt:
+            raise InvalidRequestError("prompt: is an empty list; give at least one prompt")
