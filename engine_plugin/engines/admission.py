@@ -56,7 +56,8 @@ class Admission:
             if turn.done() and not turn.cancelled():
                 self._release(count)  # it was our turn at the very moment we were cancelled
             else:
-                self._waiting.remove(place)
+                if place in self._waiting:  # `_admit` drops the cancelled ones that it meets
+                    self._waiting.remove(place)
                 self._admit()
             raise
 

@@ -11,7 +11,9 @@ import json
 import logging
 from contextlib import aclosing
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from google.protobuf.message import Message
 
 from engine_plugin.engines.base import BidiMessage
 from engine_plugin.errors import DeadlineError, EnginePluginError, InvalidRequestError, UnsupportedError
@@ -31,6 +33,8 @@ __all__ = ["OK", "ProviderServicer", "provider_service"]
 
 log = logging.getLogger(__name__)
 
+Response = TypeVar("Response", bound=Message)
+
 OK = 200
 
 
@@ -48,7 +52,9 @@ def _failure(error: Exception, where: str) -> tuple[int, str]:
     return 500, f"{where}: internal error ({type(error).__name__}); the plugin's log has the details"
 
 
-async def _answer(response: type[Any], where: str, work: Callable[[], Awaitable[dict[str, Any] | None]]) -> Any:
+async def _answer(
+    response: type[Response], where: str, work: Callable[[], Awaitable[dict[str, Any] | None]]
+) -> Response:
     """Run one unary rpc: `work` returns the response's fields beside code and message (or `message` itself)."""
     try:
         fields = await work() or {}

@@ -42,7 +42,7 @@ def parse_request(data: bytes, field: str = "request_data") -> dict[str, Any]:
         raise InvalidRequestError(f"{field}: is empty; it must hold a JSON object")
     if len(data) > MAX_REQUEST_BYTES:
         raise InvalidRequestError(
-            f"{field}: {len(data)} bytes are too many; at most {MAX_REQUEST_BYTES} ({MAX_REQUEST_BYTES >> 20} MiB) are taken"
+            f"{field}: {len(data)} bytes are too many; at most {MAX_REQUEST_BYTES >> 20} MiB are taken"
         )
     try:
         request = json.loads(data, parse_constant=_refuse_constant)

@@ -241,11 +241,10 @@ class LlamaCppEngine(Engine):
     async def _events(self, response: HttpResponse) -> AsyncIterator[bytes]:
         """Whole events as they come. An error event becomes an exception, after what came before it."""
         last = b""
-        async for block in sse.whole_events(response):
-            if block.startswith(_NULL_EVENT):  # llama.cpp opens the stream of a list of prompts with this
-                block = block.removeprefix(_NULL_EVENT)
-                if not block:
-                    continue
+        async for arrived in sse.whole_events(response):
+            block = arrived.removeprefix(_NULL_EVENT)  # llama.cpp opens the stream of a list of prompts with it
+            if not block:
+                continue
             error_at = sse.error_event(block)
             if error_at >= 0:
                 if error_at:

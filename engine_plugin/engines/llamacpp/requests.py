@@ -45,7 +45,7 @@ def _tool_name(tool: Any) -> Any:
 
 
 def _text(document: Any) -> str:
-    return document["text"] if isinstance(document, dict) else document
+    return str(document["text"] if isinstance(document, dict) else document)
 
 
 def slots_needed(service: str, request: dict[str, Any]) -> int:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from engine_plugin.engines import python
+from engine_plugin.engines import python, tree
 from engine_plugin.engines.base import EngineCheck
 from engine_plugin.errors import EngineNotInstalledError, EngineStartError, InstallError
 
@@ -187,8 +187,7 @@ class Software:
             progress("checking that it runs")
             probed = await self._probe(Backend("xllamacpp", "", "the new xllamacpp"), staging)
             folder = self._root / f"xllamacpp-{probed['version']}-{staging.name.removeprefix('.staging-')}"
-            staging.rename(folder)
-            self._switch(folder)
+            await asyncio.to_thread(self._switch, staging, folder)
         except (OSError, EngineStartError) as error:
             raise InstallError(f"installing xllamacpp failed, nothing was changed: {error}") from error
         finally:
@@ -209,7 +208,7 @@ class Software:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             env=python.module_environ(self._environ, Path(_pip_home())),
-            **python.tree.spawn_options(),
+            **tree.spawn_options(),
         )
         said: list[str] = []
         try:
@@ -221,7 +220,7 @@ class Software:
             status = await process.wait()
         finally:
             if process.returncode is None:
-                python.tree.kill_tree(process.pid)
+                tree.kill_tree(process.pid)
                 await process.wait()
         if status != 0:
             raise InstallError(
@@ -229,7 +228,8 @@ class Software:
                 "Check the network and pip's configuration (a mirror: `pip config set global.index-url …`)"
             )
 
-    def _switch(self, folder: Path) -> None:
+    def _switch(self, staging: Path, folder: Path) -> None:
+        staging.rename(folder)
         scratch = self._root / "current.json.new"
         scratch.write_text(json.dumps({"folder": folder.name}))
         scratch.replace(self._root / "current.json")
@@ -254,7 +254,7 @@ def _pip_home() -> str:
 
 def _version_in(path: list[str] | None, name: str) -> str:
     """The version of a distribution in `path` (None: where this Python looks), "" when it is not there."""
-    found = importlib.metadata.distributions(name=name, **({} if path is None else {"path": path}))
+    found = importlib.metadata.distributions(name=name, path=sys.path if path is None else path)
     return next((distribution.version for distribution in found), "")
 
 
