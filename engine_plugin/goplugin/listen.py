@@ -37,7 +37,7 @@ async def listening(server: RpcServer, host: HostEnv) -> AsyncIterator[Address]:
     if host.transport == "tcp" or sys.platform == "win32":
         yield Address("tcp", await _listen_tcp(server, host.min_port, host.max_port))
         return
-    from engine_plugin.goplugin.socketdir import give_to_group, private_directory
+    from engine_plugin.socketdir import give_to_group, private_directory
 
     with private_directory(host.socket_dir, host.socket_group) as directory:
         path = directory / "sock"

@@ -170,7 +170,7 @@ async def test_a_directory_that_is_not_there(short_dir: Path) -> None:
 
 OWNER = """
 import sys
-from engine_plugin.goplugin.socketdir import private_directory
+from engine_plugin.socketdir import private_directory
 with private_directory(sys.argv[1], "") as directory:
     (directory / "sock").touch()
     print(directory, flush=True)
@@ -201,7 +201,7 @@ def age(directory: Path) -> None:
 @unix
 def test_what_a_killed_plugin_leaves_is_swept(owner: tuple[subprocess.Popen[str], Path], short_dir: Path) -> None:
     """go-plugin item 18: only once its owner has gone."""
-    from engine_plugin.goplugin.socketdir import private_directory, remove_stale
+    from engine_plugin.socketdir import private_directory, remove_stale
 
     process, directory = owner
     assert remove_stale(short_dir) == 0
@@ -222,7 +222,7 @@ def test_an_owner_that_ends_leaves_nothing(owner: tuple[subprocess.Popen[str], P
 
 @unix
 def test_what_may_be_somebody_else_s_is_not_swept(short_dir: Path) -> None:
-    from engine_plugin.goplugin.socketdir import remove_stale
+    from engine_plugin.socketdir import remove_stale
 
     made = ["other-1", "engine-plugin-new", "engine-plugin-data", "engine-plugin-unlocked", "engine-plugin-theirs"]
     for name in made:

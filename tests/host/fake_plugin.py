@@ -84,9 +84,6 @@ class Fake:
                 data = f"data: {json.dumps(event)}\n\n".encode()
                 await call.send(pb.InvokeServiceStreamResponse(chunk_data=data, metadata={"flavor": "openai"}))
             match asked.get("then"):
-                case "die":
-                    print("[ERROR] mid-stream", file=sys.stderr, flush=True)
-                    os._exit(7)
                 case "hang":
                     await asyncio.Event().wait()
                 case "error":

@@ -6,11 +6,8 @@ import asyncio
 import json
 import logging
 import os
-import shutil
 import sys
-import tempfile
-from contextlib import asynccontextmanager
-from pathlib import Path
+from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin.engines import sse
@@ -36,6 +33,7 @@ from engine_plugin.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from pathlib import Path
 
     from engine_plugin.engines.base import Progress
     from engine_plugin.engines.http1 import HttpResponse
@@ -72,6 +70,7 @@ class LlamaCppEngine(Engine):
         self._backend: Backend | None = None
         self._mode = "auto"
         self._sockets: Path | None = None
+        self._cleanup = ExitStack()
 
     @staticmethod
     def check_options(manifest: Manifest) -> Sequence[Problem]:
@@ -133,7 +132,7 @@ class LlamaCppEngine(Engine):
         probed = await self._software.probe(backend)
         _require_device(mode, probed["devices"], backend)
         if self._use_unix_sockets() and self._sockets is None:
-            self._sockets = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="engine-plugin-"))
+            self._sockets = await asyncio.to_thread(self._private_folder)
         self._mode, self._backend = mode, backend
         log.info("llama.cpp is ready: %s, version %s, mode %s", backend.origin, probed["version"], mode)
 
@@ -149,9 +148,8 @@ class LlamaCppEngine(Engine):
         await self._starting.cancel()
         self._backend = None
         await self._pool.close()
-        folder, self._sockets = self._sockets, None
-        if folder is not None:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        self._sockets = None
+        await asyncio.to_thread(self._cleanup.close)
 
     async def aclose(self) -> None:
         await self._installing.cancel()
@@ -267,6 +265,12 @@ class LlamaCppEngine(Engine):
             records=self._records,
             environ=self._environ,
         )
+
+    def _private_folder(self) -> Path:
+        """A directory for the engine's sockets, until `stop`. Sweeps what killed plugins left, too."""
+        from engine_plugin.socketdir import private_directory  # not on Windows
+
+        return self._cleanup.enter_context(private_directory(base="", group=""))
 
     def _require_running(self) -> None:
         if self._backend is None:

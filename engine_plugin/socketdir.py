@@ -1,15 +1,16 @@
-"""The private directory of the plugin's unix socket. POSIX only.
+"""Private directories for unix sockets: the plugin's own and its engine's. POSIX only.
 
-grpcio makes a socket that everybody may see (0755), so it lies in a directory of ours alone. A plugin that was
-killed leaves its directory; the next one removes it. The owner holds a lock on a file in it, which the kernel
-lets go with the process: unlike a recorded pid it cannot be given to another process, and it holds between
-containers that share a temporary directory.
+grpcio makes a socket that everybody may see (0755), and llama.cpp does too, so they lie in a directory of ours
+alone. A plugin that was killed leaves its directories; the next one removes them. The owner holds a lock on a
+file in it, which the kernel lets go with the process: unlike a recorded pid it cannot be given to another
+process, and it holds between containers that share a temporary directory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -32,7 +33,7 @@ __all__ = ["give_to_group", "private_directory", "remove_stale"]
 
 _PREFIX = "engine-plugin-"
 _LOCK = "lock"
-_CONTENTS = frozenset({"sock", _LOCK})
+_OURS = re.compile(rf"sock|{_LOCK}|[0-9a-f]+\.(sock|key)")
 _SETTLED = 10.0  # seconds, in which a new directory's owner has surely locked it
 
 
@@ -97,7 +98,7 @@ def _is_stale(directory: Path) -> bool:
         info = directory.lstat()
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
             return False
-        if time.time() - info.st_mtime < _SETTLED or not _CONTENTS.issuperset(p.name for p in directory.iterdir()):
+        if time.time() - info.st_mtime < _SETTLED or not all(_OURS.fullmatch(p.name) for p in directory.iterdir()):
             return False
         lock = os.open(directory / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
     except OSError:
@@ -114,6 +115,7 @@ def _is_stale(directory: Path) -> bool:
 def _remove(directory: Path) -> None:
     """Remove what we have made and nothing else; what somebody else put there stays."""
     with contextlib.suppress(OSError):
-        for name in _CONTENTS:
-            (directory / name).unlink(missing_ok=True)
+        for path in directory.iterdir():
+            if _OURS.fullmatch(path.name):
+                path.unlink()
         directory.rmdir()
