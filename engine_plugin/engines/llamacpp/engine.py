@@ -108,7 +108,7 @@ class LlamaCppEngine(Engine):
 
     def config(self) -> EngineConfig:
         return EngineConfig(
-            host="unix" if self._use_unix_sockets() else "127.0.0.1",
+            host="" if self._use_unix_sockets() else "127.0.0.1",  # a private socket has no host to show
             scheme="http",
             recommend_model=self.default_model("chat"),
             download_path=str(self._software.folder),
