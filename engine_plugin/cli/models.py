@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from contextlib import aclosing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -100,6 +101,12 @@ async def _rm(options: Options, names: tuple[str, ...]) -> None:
             _done(options, "deleted", [name])
 
 
+def _from_here(source: str) -> str:
+    """The absolute path of a file, since the plugin may run in another directory; other sources as they are."""
+    local = Path(source)
+    return str(local.absolute()) if local.is_file() else source
+
+
 @models.command()
 @click.argument("model")
 @click.option("--name", help="Call the model this, and take MODEL as its source.")
@@ -122,6 +129,8 @@ async def pull(
     from engine_plugin.cli.progress import progress_display
     from engine_plugin.cli.session import plugin
 
+    model = _from_here(model)
+    pulled = name or model
     wanted: PullOptions = {}
     if name:
         wanted["source"] = model
@@ -143,11 +152,12 @@ async def pull(
             ):
                 async for step in steps:
                     show(step)
+                    pulled = step.get("model") or pulled
     except asyncio.CancelledError:
         say("what has arrived is kept: the same command resumes it")
         raise
     if not options.json:
-        click.echo(f"pulled {name or model}")
+        click.echo(f"pulled {pulled}")
 
 
 def _show(options: Options, found: Sequence[ModelEntry]) -> None:

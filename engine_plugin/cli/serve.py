@@ -168,7 +168,7 @@ def _stop_signals() -> Iterator[asyncio.Event]:
 
 def _announce(options: Options, manifest: Manifest, address: str) -> None:
     unix = address.startswith("unix:")
-    where = f"-unix {shlex.quote(address.removeprefix('unix:'))}" if unix else address
+    where = shlex.quote(f"unix://{address.removeprefix('unix:')}") if unix else address
     grpcurl = f"grpcurl -plaintext {where} protocol.ProviderService/GetManifest"
     if options.json:
         print_json({"plugin": manifest.provider.name, "address": address, "pid": os.getpid(), "grpcurl": grpcurl})

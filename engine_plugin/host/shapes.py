@@ -73,12 +73,16 @@ class ModelEntry(TypedDict, total=False):
 
 
 class PullProgress(TypedDict, total=False):
-    """One step of a pull: `status` in words ("success" at its end), `completed` of `total` bytes (0: unknown)."""
+    """One step of a pull: `status` in words ("success" at its end), `completed` of `total` bytes (0: unknown).
+
+    The last one has `model`, the name in the store.
+    """
 
     status: str
     digest: str
     total: int
     completed: int
+    model: str
 
 
 class PullOptions(TypedDict, total=False):

@@ -50,14 +50,17 @@ PullEvent: TypeAlias = Status | ChunkProgress | Success | Error
 
 
 def progress_json(event: PullEvent) -> bytes:
-    """A pull event as ProgressResponse JSON: `status` is "success" only for Success."""
+    """A pull event as ProgressResponse JSON: `status` is "success" only for Success.
+
+    That one has the model's name in the store too, beyond what AOG reads.
+    """
     match event:
         case Status(text):
             shape: dict[str, object] = {"status": text}
         case ChunkProgress(digest, completed, total):
             shape = {"status": "downloading", "digest": digest, "total": total, "completed": completed}
-        case Success(_, size, digest):
-            shape = {"status": "success", "digest": digest, "total": size, "completed": size}
+        case Success(model, size, digest):
+            shape = {"status": "success", "digest": digest, "total": size, "completed": size, "model": model}
         case Error(text):
             shape = {"status": f"error: {text}"}
     return json.dumps(shape).encode()

@@ -56,6 +56,13 @@ def test_pull_options_reach_the_engine(workplace: Workplace) -> None:
     }
 
 
+def test_a_file_is_named_from_where_the_person_is(workplace: Workplace) -> None:
+    (workplace.plugin / "mine.gguf").touch()
+    steps = [json.loads(line) for line in workplace.good("models", "pull", "mine.gguf", "--json").splitlines()]
+    assert steps[0]["status"].startswith(f"resolving {workplace.plugin / 'mine.gguf'} ")
+    assert workplace.good("models", "pull", "mine.gguf") == f"pulled {steps[-1]['model']}\n"
+
+
 def test_a_pull_that_fails(workplace: Workplace) -> None:
     said = workplace.bad(1, "models", "pull", "broken")
     assert said.splitlines()[-1] == "engine-plugin: model: the content is not what sha256 says; pull it again"

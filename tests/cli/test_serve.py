@@ -57,7 +57,7 @@ def test_the_default_address(workplace: Workplace, number: signal.Signals) -> No
         assert path.is_relative_to(workplace.runtime)
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
-        assert said["grpcurl"] == f"grpcurl -plaintext -unix {path} protocol.ProviderService/GetManifest"
+        assert said["grpcurl"] == f"grpcurl -plaintext unix://{path} protocol.ProviderService/GetManifest"
         asyncio.run(start_engine(said["address"]))
         assert "already" in workplace.bad(4, "serve")
         assert workplace.good("engine", "status").splitlines()[0] == "plugin:  fake-plugin"
@@ -99,7 +99,7 @@ def test_text_for_people(workplace: Workplace) -> None:
     assert server.stdout is not None
     try:
         assert server.stdout.readline().startswith("serving fake-plugin at unix:")
-        assert server.stdout.readline().startswith("try: grpcurl -plaintext -unix ")
+        assert server.stdout.readline().startswith("try: grpcurl -plaintext unix://")
         server.terminate()
         assert "stopping the engine" in server.communicate(timeout=30)[1]
         assert server.returncode == 0
