@@ -209,7 +209,8 @@ class LlamaCppEngine(Engine):
                 return shape(answer, request)
             blocks = [block async for block in self._events(response)]
         events = sse.event_data(b"".join(blocks))
-        return assemble.chat_completion(events) if service == "chat" else assemble.text_completion(events)
+        assembled = assemble.chat_completion if service == "chat" else assemble.text_completion
+        return assembled(events, requests.choices_wanted(request))
 
     @asynccontextmanager
     async def stream(self, service: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -240,7 +241,7 @@ class LlamaCppEngine(Engine):
         """Whole events as they come. An error event becomes an exception, after what came before it."""
         last = b""
         async for arrived in sse.whole_events(response):
-            block = arrived.removeprefix(_NULL_EVENT)  # llama.cpp opens the stream of a list of prompts with it
+            block = arrived.replace(_NULL_EVENT, b"")  # llama.cpp sends it among the events of a list of prompts
             if not block:
                 continue
             error_at = sse.error_event(block)
@@ -284,6 +285,8 @@ _NOT_RUNNING = "the engine is not running: call StartEngine (engine-plugin engin
 
 
 def _require_device(mode: str, devices: list[dict[str, Any]] | None, backend: Backend) -> None:
+    if mode == "npu":
+        raise UnsupportedError("mode: llama.cpp does not compute on an NPU; start in mode auto, cpu or gpu")
     if mode == "gpu" and devices is not None and all(device["type"] == "CPU" for device in devices):
         names = ", ".join(device["description"] for device in devices) or "none"
         raise PreconditionError(
