@@ -32,10 +32,9 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
 
-from pins import CONSTRAINTS, ROOT, declared, read_pins
-
 from engine_plugin.errors import ManifestError
 from engine_plugin.manifest import Manifest, load_manifest, platform_key
+from pins import CONSTRAINTS, ROOT, declared, read_pins
 
 __all__ = ["BuildError", "build", "build_linked", "main", "manifests"]
 

@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from build import build_linked
-from pins import ROOT
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from build import build_linked
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.host import PluginRegistry, events
+from pins import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from packaging.requirements import Requirement
+
 from pins import CONSTRAINTS, ROOT, Pin, canonical, declared, read_pins
 
 __all__ = ["ENGINE_REQUIREMENTS", "main", "problems"]

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
 from build import build_linked
 from pins import ROOT
-
 from tests.conformance.gohost import Check, GoHost, executable_of, run_go
 
 if TYPE_CHECKING:

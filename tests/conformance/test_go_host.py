@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+
 from build import build, build_linked
 from pins import ROOT
-
 from tests.conformance.gohost import SOURCES, executable_of, run_go
 
 if TYPE_CHECKING:

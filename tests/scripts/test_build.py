@@ -11,11 +11,11 @@ import time
 import zipfile
 from typing import TYPE_CHECKING
 
-import build
 import pytest
-from pins import ROOT
 
+import build
 from engine_plugin.manifest import load_manifest, platform_key
+from pins import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

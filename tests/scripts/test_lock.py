@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import pytest
+
 import lock
 import pins
-import pytest
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-import pins
 import pytest
+
+import pins
 
 if TYPE_CHECKING:
     from pathlib import Path

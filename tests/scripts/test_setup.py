@@ -8,8 +8,9 @@ import sys
 import venv
 from typing import TYPE_CHECKING
 
-import pins
 import pytest
+
+import pins
 import setup
 
 if TYPE_CHECKING:
