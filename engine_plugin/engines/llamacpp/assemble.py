@@ -1,4 +1,7 @@
-"""A unary answer from the events of a stream, equal to what llama.cpp gives when it does not stream."""
+"""A unary answer from the events of a stream, equal to what llama.cpp gives when it does not stream.
+
+But for `usage`: llama.cpp then counts the first choice alone, here all choices count, and each prompt once.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.errors import BadGatewayError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 __all__ = ["chat_completion", "text_completion"]
 
@@ -17,27 +20,29 @@ _COPIED = ("created", "model", "system_fingerprint", "id")
 _TEXTS = ("content", "reasoning_content", "refusal")
 
 
-def chat_completion(events: Iterable[dict[str, Any]]) -> bytes:
-    """A chat.completion from chat.completion.chunk events."""
+def chat_completion(events: Iterable[dict[str, Any]], choices_each: int = 1) -> bytes:
+    """A chat.completion from chat.completion.chunk events. `choices_each`: the request's `n`."""
     messages: dict[int, dict[str, Any]] = {}
 
     def add(index: int, choice: dict[str, Any]) -> None:
         message = messages.setdefault(index, {"role": "assistant", "content": ""})
         _add_delta(message, choice.get("delta") or {})
 
-    answer, choices = _gather(events, add)
+    answer, choices = _gather(events, add, choices_each)
     for index, choice in choices.items():
         choice["message"] = messages.get(index, {"role": "assistant", "content": ""})
     answer["object"] = "chat.completion"
     return _dump(answer, choices)
 
 
-def text_completion(events: Iterable[dict[str, Any]]) -> bytes:
-    """A text_completion from text_completion events; usage covers every prompt of a list."""
+def text_completion(events: Iterable[dict[str, Any]], choices_each: int = 1) -> bytes:
+    """A text_completion from text_completion events. `choices_each`: the request's `n`."""
     texts: dict[int, list[str]] = {}
-    answer, choices = _gather(
-        events, lambda index, choice: texts.setdefault(index, []).append(choice.get("text") or "")
-    )
+
+    def add(index: int, choice: dict[str, Any]) -> None:
+        texts.setdefault(index, []).append(choice.get("text") or "")
+
+    answer, choices = _gather(events, add, choices_each)
     for index, choice in choices.items():
         choice["text"] = "".join(texts.get(index, ()))
         choice.setdefault("logprobs", None)
@@ -45,7 +50,9 @@ def text_completion(events: Iterable[dict[str, Any]]) -> bytes:
     return _dump(answer, choices)
 
 
-def _gather(events: Iterable[dict[str, Any]], add: Any) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+def _gather(
+    events: Iterable[dict[str, Any]], add: Callable[[int, dict[str, Any]], None], choices_each: int
+) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
     """Everything but the choices' text: `add(index, choice)` collects that."""
     answer: dict[str, Any] = {}
     choices: dict[int, dict[str, Any]] = {}
@@ -68,7 +75,7 @@ def _gather(events: Iterable[dict[str, Any]], add: Any) -> tuple[dict[str, Any],
     if not choices:
         raise BadGatewayError("the engine's stream ended without an answer")
     if usages:
-        answer["usage"] = usages[0] if len(usages) == 1 else _sum_usage(usages)
+        answer["usage"] = usages[0] if len(usages) == 1 else _sum_usage(usages, choices_each)
     return answer, choices
 
 
@@ -108,13 +115,12 @@ def _add_tool_call(calls: list[dict[str, Any]], piece: dict[str, Any]) -> None:
     call["function"]["arguments"] += function.get("arguments") or ""
 
 
-def _sum_usage(usages: list[dict[str, Any]]) -> dict[str, Any]:
-    total = dict(usages[0])
-    for usage in usages[1:]:
-        for key, value in usage.items():
-            if isinstance(value, int):
-                total[key] = total.get(key, 0) + value
-    return total
+def _sum_usage(usages: list[dict[str, Any]], choices_each: int) -> dict[str, Any]:
+    """One usage from each choice's own."""
+    prompt = sum(usage.get("prompt_tokens") or 0 for usage in usages) // choices_each
+    completion = sum(usage.get("completion_tokens") or 0 for usage in usages)
+    counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return usages[0] | counts
 
 
 def _dump(answer: dict[str, Any], choices: dict[int, dict[str, Any]]) -> bytes:

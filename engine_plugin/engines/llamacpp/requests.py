@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from typing import Any
 
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
 
-__all__ = ["embeddings_answer", "rerank_answer", "slots_needed", "upstream_body"]
+__all__ = ["choices_wanted", "embeddings_answer", "rerank_answer", "slots_needed", "upstream_body"]
 
 
 def upstream_body(service: str, request: dict[str, Any], *, stream: bool) -> bytes:
@@ -48,25 +49,39 @@ def _text(document: Any) -> str:
     return str(document["text"] if isinstance(document, dict) else document)
 
 
+def choices_wanted(request: dict[str, Any]) -> int:
+    """How many choices a chat or a completion gives for each prompt."""
+    count = request.get("n")
+    return count if isinstance(count, int) and count > 0 else 1
+
+
 def slots_needed(service: str, request: dict[str, Any]) -> int:
     """How many of the server's slots the request occupies at once."""
-    if service == "generate" and isinstance(request.get("prompt"), list):
-        prompts = [prompt for prompt in request["prompt"] if not isinstance(prompt, int)]
-        return max(1, len(prompts))
-    count = request.get("n", 1)
-    return count if isinstance(count, int) and service in ("chat", "generate") else 1
+    if service not in ("chat", "generate"):
+        return 1
+    prompts = request.get("prompt") if service == "generate" else None
+    texts = [prompt for prompt in prompts if not isinstance(prompt, int)] if isinstance(prompts, list) else ()
+    return max(1, len(texts)) * choices_wanted(request)
 
 
 def embeddings_answer(answer: bytes, request: dict[str, Any]) -> bytes:
     """The engine's answer as it is. `dimensions` is refused when the model has another number of them."""
     wanted = request.get("dimensions")
     if wanted is not None:
-        vector = json.loads(answer)["data"][0]["embedding"]
-        if isinstance(vector, list) and len(vector) != wanted:
+        given = _dimensions(answer)
+        if given != wanted:
             raise InvalidRequestError(
-                f"dimensions: this model gives {len(vector)} and llama.cpp cannot shorten them to {wanted}"
+                f"dimensions: this model gives {given} and llama.cpp cannot shorten them to {wanted}"
             )
     return answer
+
+
+def _dimensions(answer: bytes) -> int:
+    try:
+        vector = json.loads(answer)["data"][0]["embedding"]
+        return len(base64.b64decode(vector)) // 4 if isinstance(vector, str) else len(vector)
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise BadGatewayError(f"the engine's embeddings are not understood: {answer[:200]!r}") from error
 
 
 def rerank_answer(answer: bytes, request: dict[str, Any]) -> bytes:
