@@ -80,8 +80,8 @@ class ModelPool:
         return entry.users if entry else 0
 
     def servers(self) -> list[ModelServer]:
-        """The servers whose process lives, ready or loading."""
-        return [entry.server for entry in self._entries.values() if not entry.server.dead]
+        """The servers whose model is in memory: no longer loading, and alive."""
+        return [entry.server for entry in self._entries.values() if entry.server.ready]
 
     async def _enter(self, model: ModelInfo) -> _Entry:
         while True:
@@ -95,7 +95,7 @@ class ModelPool:
             elif entry.leaving:
                 await entry.gone.wait()
                 continue
-            elif entry.server.dead and not entry.users:
+            elif entry.server.dead:  # those who still hold it keep it; it is not started again under them
                 self._forget(model.name, entry)
                 continue
             entry.users += 1
@@ -118,12 +118,13 @@ class ModelPool:
     def _forget(self, name: str, entry: _Entry | None) -> None:
         if entry is not None and self._entries.get(name) is entry:
             del self._entries[name]
+            entry.server.clean_up()
             entry.gone.set()
 
     async def _make_room(self) -> bool:
         """True when there is room right now; else wait for one eviction and return False."""
         for name, entry in list(self._entries.items()):
-            if entry.server.dead and not entry.users:
+            if entry.server.dead and not entry.leaving:
                 self._forget(name, entry)
         if len(self._entries) < self._limit:
             return True

@@ -53,6 +53,7 @@ _PROBE_TIMEOUT = 30.0
 _ERROR_LIMIT = 256 * 1024
 _DEATH_NOTICE = 0.5
 _TCP_ATTEMPTS = 3
+_TOO_LARGE = "is too large to process"
 
 
 class ModelServer:
@@ -79,6 +80,7 @@ class ModelServer:
         self._gpu_layers = gpu_layers
         self._folder = folder
         self._socket = None if folder is None else folder / f"{secrets.token_hex(4)}.sock"
+        self._key_file: Path | None = None
         self._client: Http1Client | None = None
         self.admission = Admission(options.parallel, options.max_queue)
         self.process = self._new_process()
@@ -86,13 +88,15 @@ class ModelServer:
     async def ensure_ready(self) -> None:
         """Load the model, sharing a load that is under way. Raises EngineStartError with llama.cpp's reason."""
         for attempt in range(_TCP_ATTEMPTS):
+            process = self.process
             try:
-                await self.process.ensure_ready()
+                await process.ensure_ready()
             except EngineStartError as error:
                 # A port picked for a llama-server may be taken before it binds: pick another.
                 if self._socket is not None or attempt == _TCP_ATTEMPTS - 1 or "bind" not in str(error):
                     raise
-                self.process = self._new_process()
+                if self.process is process:  # the first of all who waited for it
+                    self.process = self._new_process()
             else:
                 return
 
@@ -101,14 +105,22 @@ class ModelServer:
         """Whether the process has ended, for whatever reason."""
         return self.process.state in (ProcessState.FAILED, ProcessState.STOPPED) and self.process.ended.is_set()
 
+    @property
+    def ready(self) -> bool:
+        """Whether the model is loaded and its process alive."""
+        return self.process.state is ProcessState.READY
+
     async def stop(self) -> None:
         """End the process and wait for it; requests under way break off."""
         await self.process.stop()
+
+    def clean_up(self) -> None:
+        """Remove what a process that has ended leaves: our idle connections to it, its socket and its key's file."""
         if self._client is not None:
             self._client.close()
-        if self._socket is not None:
-            self._socket.unlink(missing_ok=True)
-            self._key_file(self._socket).unlink(missing_ok=True)
+        for path in (self._socket, self._key_file):
+            if path is not None:
+                path.unlink(missing_ok=True)
 
     async def healthy(self) -> bool:
         """Whether the server answers /health in time."""
@@ -199,16 +211,13 @@ class ModelServer:
         )
 
     def _llama_server(self, settings: command.ServerSettings) -> list[str]:
-        folder = self._folder or self._records.folder
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        key_file = self._key_file(self._socket or folder / secrets.token_hex(4))
-        key_file.touch(mode=0o600)
-        key_file.write_text(self._key + "\n")
-        return command.server_command(self._backend, settings, key_file)
-
-    @staticmethod
-    def _key_file(beside: Path) -> Path:
-        return beside.with_suffix(".key")
+        if self._key_file is None:
+            folder = self._folder or self._records.folder
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._key_file = folder / f"{secrets.token_hex(4)}.key"
+        self._key_file.touch(mode=0o600)
+        self._key_file.write_text(self._key + "\n")
+        return command.server_command(self._backend, settings, self._key_file)
 
     def _connect_to(self, address: str | tuple[str, int]) -> None:
         self._client = Http1Client(address, {"authorization": f"Bearer {self._key}"})
@@ -258,6 +267,9 @@ def refusal_error(status: int, message: str, shape: Mapping[str, Any]) -> Engine
     """The exception for an error that llama.cpp reported, before or inside a stream."""
     if shape.get("type") == "exceed_context_size_error":
         message += ". Shorten the request, or raise engine.context_length in plugin.yaml"
+    if _TOO_LARGE in message:  # a 500, and its advice is not for our user
+        message = f"{message.partition('. ')[0]}. Shorten it; the model, or engine.context_length, allows no more"
+        status = 400
     if 400 <= status < 500 and status not in (401, 403, 404):
         return InvalidRequestError(f"request_data: the engine refuses it: {message}")
     if status == 501:
