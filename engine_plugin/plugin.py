@@ -21,7 +21,7 @@ from engine_plugin.services.base import optional
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
-    from engine_plugin.engines.base import BidiMessage, Engine, EngineCheck, EngineConfig, Health
+    from engine_plugin.engines.base import BidiMessage, Engine, EngineCheck, EngineConfig, Health, Progress
     from engine_plugin.manifest import Manifest, ServiceSpec
     from engine_plugin.models.events import PullEvent
     from engine_plugin.models.store import ModelInfo, PullRequest
@@ -175,12 +175,12 @@ class Plugin:
     async def install(self, *, cover: bool) -> str:
         """Install the engine's software; returns what is installed."""
         async with deadline(deadlines.INSTALL, "InstallEngine"):
-            return await self.engine.install(_log_progress, cover=cover)
+            return await self.engine.install(_progress_log("InstallEngine"), cover=cover)
 
     async def upgrade(self) -> str:
         """Upgrade the engine's software; returns what is installed."""
         async with deadline(deadlines.INSTALL, "UpgradeEngine"):
-            return await self.engine.upgrade(_log_progress)
+            return await self.engine.upgrade(_progress_log("UpgradeEngine"))
 
     async def init_env(self) -> None:
         """Make ready what a start needs."""
@@ -227,5 +227,6 @@ class Plugin:
             await self.engine.unload_model(name)
 
 
-def _log_progress(step: str) -> None:
-    log.info("%s", step)
+def _progress_log(operation: str) -> Progress:
+    """Progress as log lines, marked with `progress`, by which a host's log can show a person the steps."""
+    return lambda step: log.info("%s", step, extra={"progress": operation})

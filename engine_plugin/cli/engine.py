@@ -168,5 +168,5 @@ def _print_status(shown: dict[str, object]) -> None:
 
 def _tell(line: LogLine) -> None:
     """Show the steps of an installation, which the plugin logs."""
-    if line.level == "info":
+    if "progress" in line.kv:
         say(line.message)

@@ -150,14 +150,14 @@ class Software:
         """Install below the data directory unless something usable is here. Returns what is usable now."""
         check = self.check()
         if check.installed and not cover:
-            return f"already installed: {check.detail}"
+            return check.detail
         if self._options.backend == "llama-server" and self._find() is None:
             raise InstallError(
                 f"{self._missing()}. engine.backend is llama-server, which this plugin does not install: install "
                 "llama.cpp's llama-server yourself, or set engine.backend to auto"
             )
         await self._install_beside(progress)
-        return f"installed: {self.check().detail}"
+        return self.check().detail
 
     async def upgrade(self, progress: Progress) -> bool:
         """Bring our xllamacpp to the wanted version; False when there was nothing to do."""
