@@ -71,6 +71,7 @@ class LlamaCppEngine(Engine):
         self._mode = "auto"
         self._sockets: Path | None = None
         self._cleanup = ExitStack()
+        self._lifecycle = asyncio.Lock()
 
     @staticmethod
     def check_options(manifest: Manifest) -> Sequence[Problem]:
@@ -127,6 +128,10 @@ class LlamaCppEngine(Engine):
         await self._starting.run(lambda: self._start(mode))
 
     async def _start(self, mode: str) -> None:
+        async with self._lifecycle:  # a stop under way ends first
+            await self._make_ready(mode)
+
+    async def _make_ready(self, mode: str) -> None:
         backend = self._software.find()
         await self.init_env()
         probed = await self._software.probe(backend)
@@ -146,10 +151,11 @@ class LlamaCppEngine(Engine):
 
     async def stop(self) -> None:
         await self._starting.cancel()
-        self._backend = None
-        await self._pool.close()
-        self._sockets = None
-        await asyncio.to_thread(self._cleanup.close)
+        async with self._lifecycle:
+            self._backend = None
+            await self._pool.close()
+            self._sockets = None
+            await asyncio.to_thread(self._cleanup.close)
 
     async def aclose(self) -> None:
         await self._installing.cancel()
