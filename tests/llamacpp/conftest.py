@@ -1,0 +1,124 @@
+"""The real engine behind the real servicer, reached over a real socket."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import psutil
+import pytest
+import pytest_asyncio
+import yaml
+
+from engine_plugin.engines.llamacpp.engine import LlamaCppEngine
+from engine_plugin.host import PluginClient, connect
+from engine_plugin.manifest import load_manifest
+from engine_plugin.plugin import Plugin
+from engine_plugin.rpc.grpc_aio import AioServer
+from engine_plugin.rpc.servicer import provider_service
+
+from .running import MARK, REPOSITORY, RunningPlugin, processes_of
+
+Serve: TypeAlias = Callable[..., Awaitable[RunningPlugin]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _mark() -> Iterator[None]:
+    """Whatever this test run starts can be told from what another does at the same time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MARK, uuid.uuid4().hex)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_left(_mark: None) -> Iterator[None]:
+    """After each module no process of ours is left."""
+    yield
+    left = processes_of(os.environ[MARK])
+    _, alive = psutil.wait_procs(left, timeout=3)
+    for process in alive:
+        process.kill()
+    assert alive == [], f"left behind: {alive}"
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A directory for data and sockets whose path is short enough for a unix socket's."""
+    path = Path(tempfile.mkdtemp(prefix="epl-"))
+    yield path
+    shutil.rmtree(path)
+
+
+class _Server:
+    """Starts plugins in this process and stops them all at the end."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._stack = AsyncExitStack()
+        self._count = 0
+
+    async def __call__(
+        self,
+        *,
+        start: bool = True,
+        data: Path | None = None,
+        change: Callable[[dict[str, Any]], None] = lambda _shape: None,
+        environ: dict[str, str] | None = None,
+        **options: Any,
+    ) -> RunningPlugin:
+        """`options` go to the manifest's `engine:` section; `change` may edit the whole of it."""
+        self._count += 1
+        place = self._root / str(self._count)
+        place.mkdir()
+        shape = yaml.safe_load((REPOSITORY / "plugin.yaml").read_text())
+        # Another llama.cpp on this machine is not what is tested.
+        shape["engine"] |= {"backend": "xllamacpp"} | options
+        shape["resources"]["data_dir"] = str(data or place / "data")
+        change(shape)
+        (place / "plugin.yaml").write_text(yaml.safe_dump(shape, sort_keys=False))
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in (environ or {}).items():
+                patch.setenv(name, value)
+            manifest = load_manifest(place / "plugin.yaml")
+            engine = LlamaCppEngine(manifest)
+        plugin = Plugin(manifest, engine)
+        self._stack.push_async_callback(plugin.aclose)
+        server = AioServer()
+        server.add(provider_service(plugin))
+        unix = sys.platform != "win32"
+        address = await server.start(f"unix:{place / 's'}" if unix else "127.0.0.1:0")
+        self._stack.push_async_callback(server.stop, 0)
+        client: PluginClient = await self._stack.enter_async_context(await connect(address))
+        if start:
+            await client.start_engine()
+        return RunningPlugin(plugin, engine, client, address)
+
+    async def aclose(self) -> None:
+        await self._stack.aclose()
+
+
+@pytest_asyncio.fixture
+async def serve(scratch: Path) -> AsyncIterator[Serve]:
+    """Start a plugin of one test's own: `running = await serve(parallel=1)`."""
+    server = _Server(scratch)
+    yield server
+    await server.aclose()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(_nothing_is_left: None) -> AsyncIterator[RunningPlugin]:
+    """A started plugin for all tests of a module that leave it as it is."""
+    root = Path(tempfile.mkdtemp(prefix="epl-"))
+    server = _Server(root)
+    try:
+        yield await server()
+    finally:
+        await server.aclose()
+        shutil.rmtree(root)

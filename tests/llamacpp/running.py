@@ -1,0 +1,116 @@
+"""A plugin with its engine as the tests see them, and the processes behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from engine_plugin.engines.records import TOKEN_VARIABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine_plugin.engines.llamacpp.engine import LlamaCppEngine
+    from engine_plugin.engines.llamacpp.server import ModelServer
+    from engine_plugin.host import PluginClient
+    from engine_plugin.plugin import Plugin
+
+__all__ = ["ENDLESS", "HELLO", "MARK", "REPOSITORY", "RunningPlugin", "eventually", "processes_of"]
+
+REPOSITORY = Path(__file__).parents[2]
+MARK = "ENGINE_PLUGIN_TEST_RUN"
+ENDLESS = REPOSITORY / "tests" / "data" / "gguf" / "tiny-random.gguf"
+"""A chat model that never stops by itself."""
+
+HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
+
+
+def processes_of(value: str, variable: str = MARK) -> list[psutil.Process]:
+    """The processes, other than this one, that have `variable` with this value in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(variable) == value:
+                found.append(process)
+        except (psutil.Error, OSError):  # it has just gone, or is not ours
+            continue
+    return found
+
+
+async def eventually(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 10.0) -> None:
+    """Wait for something that no event tells: the state of another process."""
+    async with asyncio.timeout(seconds):
+        while True:
+            met = condition()
+            if met is True or (isinstance(met, Awaitable) and await met):
+                return
+            await asyncio.sleep(0.003)
+
+
+@dataclass(frozen=True)
+class RunningPlugin:
+    """One plugin and a client of it."""
+
+    plugin: Plugin
+    engine: LlamaCppEngine
+    client: PluginClient
+    address: str
+
+    @property
+    def token(self) -> str:
+        """What marks this engine's processes."""
+        return self.engine._records.token
+
+    def processes(self) -> list[psutil.Process]:
+        """The engine's processes."""
+        return processes_of(self.token, TOKEN_VARIABLE)
+
+    def server(self, model: str) -> ModelServer:
+        """The server of a loaded model."""
+        return self.engine._pool._entries[model].server
+
+    async def engine_pid(self, model: str) -> int:
+        """The process of a loaded model."""
+        pid = self.server(model).process.pid
+        assert pid is not None
+        return pid
+
+    async def direct(self, model: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Ask the engine itself, past everything of ours."""
+        method, data = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
+        async with self.server(model)._require_client().request(method, path, data) as response:
+            answer = await response.read(64 << 20)
+            assert response.status == 200, answer
+        return json.loads(answer)
+
+    async def busy(self, model: str) -> bool:
+        """Whether the engine computes for anybody."""
+        return any(slot["is_processing"] for slot in await self.direct(model, "/slots"))
+
+    async def until_idle(self, model: str) -> None:
+        """Wait until the engine computes for nobody."""
+
+        async def idle() -> bool:
+            return not await self.busy(model)
+
+        await eventually(idle, 30)
+
+    async def until_busy(self, model: str) -> None:
+        """Wait until the engine computes."""
+        await eventually(lambda: self.busy(model))
+
+    async def loaded(self) -> list[str]:
+        """The names in GetRunningModels."""
+        return sorted(model["name"] for model in await self.client.running_models())
+
+    async def pull_endless(self) -> str:
+        """Bring the model that never stops; returns its name."""
+        await self.client.pull_model(str(ENDLESS))
+        return ENDLESS.stem

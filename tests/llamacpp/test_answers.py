@@ -1,0 +1,257 @@
+"""What a host gets is what llama.cpp gives, whole."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engine_plugin.errors import (
+    EnginePluginError,
+    InvalidRequestError,
+    NotFoundError,
+    UnsupportedError,
+)
+
+from .running import HELLO
+
+if TYPE_CHECKING:
+    from .running import RunningPlugin
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+STEADY: dict[str, Any] = {"temperature": 0, "seed": 1, "cache_prompt": False}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "the weather in a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+TIME = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}}}}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+def comparable(answer: dict[str, Any]) -> dict[str, Any]:
+    """An answer without what differs from call to call."""
+    for key in ("id", "created", "timings"):
+        assert answer.pop(key)
+    for choice in answer["choices"]:
+        for call in choice.get("message", {}).get("tool_calls", ()):
+            assert call.pop("id")
+    return answer
+
+
+def asking(**fields: Any) -> dict[str, Any]:
+    return HELLO | STEADY | fields
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(asking(), id="plain"),
+        pytest.param(asking(tools=[WEATHER]), id="tools"),
+        pytest.param(asking(tools=[WEATHER, TIME], parallel_tool_calls=True), id="two tools"),
+        pytest.param(asking(logprobs=True, top_logprobs=2, max_tokens=5), id="logprobs"),
+        pytest.param(asking(stop=["tiny"]), id="stop"),
+        pytest.param(asking(max_tokens=3), id="max_tokens"),
+        pytest.param(asking(ignore_eos=True, max_tokens=40), id="ignore_eos"),
+        pytest.param(asking(logit_bias=[["Hello", False]], max_tokens=20), id="logit_bias"),
+        pytest.param(
+            asking(
+                response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}, max_tokens=60
+            ),
+            id="json_schema",
+        ),
+        pytest.param(asking(grammar='root ::= "yes" | "no"'), id="grammar"),
+        pytest.param(asking(stream=True), id="a unary call that says stream"),
+        pytest.param(asking(stream_options={"include_usage": False}), id="stream_options"),
+    ],
+)
+async def test_a_chat_is_answered_as_the_engine_answers_it(shared: RunningPlugin, request_: dict[str, Any]) -> None:
+    ours = await shared.client.invoke("chat", request_)
+    asked = {key: value for key, value in request_.items() if key != "stream_options"} | {"stream": False}
+    theirs = await shared.direct("tiny-chat", "/v1/chat/completions", asked)
+    assert comparable(ours) == comparable(theirs)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"prompt": "Once"}, id="plain"),
+        pytest.param({"prompt": [1, 2, 3]}, id="tokens"),
+        pytest.param({"prompt": ["a", 5]}, id="text and tokens"),
+        pytest.param({"prompt": "Once", "logprobs": 2}, id="logprobs"),
+        pytest.param({"prompt": "Once", "stop": "e"}, id="stop"),
+        pytest.param({"prompt": "Once", "echo": True}, id="echo"),
+        pytest.param({"prompt": ["Once"]}, id="a list of one"),
+        pytest.param({"prompt": ""}, id="empty"),
+    ],
+)
+async def test_a_completion_is_answered_as_the_engine_answers_it(
+    shared: RunningPlugin, fields: dict[str, Any]
+) -> None:
+    body = STEADY | {"max_tokens": 6} | fields
+    ours = await shared.client.invoke("generate", body)
+    theirs = await shared.direct("tiny-chat", "/v1/completions", body | {"stream": False})
+    assert comparable(ours) == comparable(theirs)
+
+
+async def test_unknown_fields_reach_the_engine(shared: RunningPlugin) -> None:
+    """Else 40 tokens could not come of a model that stops after 8."""
+    answer = await shared.client.invoke("chat", asking(ignore_eos=True, max_tokens=40, n_probs=0))
+    assert answer["usage"]["completion_tokens"] == 40
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+async def test_several_choices_share_their_prompt(shared: RunningPlugin) -> None:
+    """llama.cpp's own usage counts the first choice only."""
+    one = await shared.client.invoke("chat", asking(max_tokens=5))
+    two = await shared.client.invoke("chat", asking(max_tokens=5, n=2))
+    assert [choice["index"] for choice in two["choices"]] == [0, 1]
+    assert {choice["message"]["content"] for choice in two["choices"]} == {one["choices"][0]["message"]["content"]}
+    prompt = one["usage"]["prompt_tokens"]
+    usage = two["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (prompt, 10, prompt + 10)
+
+
+async def test_several_prompts_are_all_counted(shared: RunningPlugin) -> None:
+    prompts = ["Once", "upon a time", "there"]
+    alone = [await shared.client.invoke("generate", STEADY | {"prompt": text, "max_tokens": 4}) for text in prompts]
+    together = await shared.client.invoke("generate", STEADY | {"prompt": prompts, "max_tokens": 4})
+    assert [choice["text"] for choice in together["choices"]] == [one["choices"][0]["text"] for one in alone]
+    for count in ("prompt_tokens", "completion_tokens", "total_tokens"):
+        assert together["usage"][count] == sum(one["usage"][count] for one in alone)
+    twice = await shared.client.invoke("generate", STEADY | {"prompt": prompts[:2], "max_tokens": 4, "n": 2})
+    assert len(twice["choices"]) == 4
+    assert twice["usage"]["prompt_tokens"] == sum(one["usage"]["prompt_tokens"] for one in alone[:2])
+    assert twice["usage"]["completion_tokens"] == 16
+
+
+async def test_more_choices_than_the_engine_has_room_for_are_refused(shared: RunningPlugin) -> None:
+    with pytest.raises(InvalidRequestError, match="request_data: the engine refuses it"):
+        await shared.client.invoke("chat", asking(n=50))
+
+
+async def test_the_tiny_model_calls_tools(shared: RunningPlugin) -> None:
+    answer = await shared.client.invoke("chat", asking(tools=[WEATHER]))
+    choice = answer["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    assert [call["function"]["name"] for call in choice["message"]["tool_calls"]] == ["get_weather"]
+    assert "city" in json.loads(choice["message"]["tool_calls"][0]["function"]["arguments"])
+
+
+async def test_tool_choice_none_hides_the_tools(shared: RunningPlugin) -> None:
+    """llama.cpp would write them into the prompt all the same."""
+    without = await shared.client.invoke("chat", asking())
+    answer = await shared.client.invoke("chat", asking(tools=[WEATHER], tool_choice="none"))
+    assert comparable(answer) == comparable(without)
+
+
+async def test_tool_choice_names_a_tool(shared: RunningPlugin) -> None:
+    named = {"type": "function", "function": {"name": "get_time"}}
+    answer = await shared.client.invoke("chat", asking(tools=[WEATHER, TIME], tool_choice=named))
+    calls = answer["choices"][0]["message"]["tool_calls"]
+    assert {call["function"]["name"] for call in calls} == {"get_time"}
+
+
+@pytest.mark.parametrize("tools", [[WEATHER], [], None])
+async def test_tool_choice_of_an_unknown_tool_is_refused(shared: RunningPlugin, tools: Any) -> None:
+    named = {"type": "function", "function": {"name": "nope"}}
+    with pytest.raises(InvalidRequestError, match=r"^tool_choice: .*'nope'"):
+        await shared.client.invoke("chat", asking(tools=tools, tool_choice=named))
+
+
+async def test_embeddings(shared: RunningPlugin) -> None:
+    answer = await shared.client.invoke("embed", {"input": ["one", "two"]})
+    theirs = await shared.direct("tiny-embed", "/v1/embeddings", {"input": ["one", "two"]})
+    assert answer["data"] == theirs["data"]
+    assert [len(item["embedding"]) for item in answer["data"]] == [64, 64]
+    assert sum(x * x for x in answer["data"][0]["embedding"]) == pytest.approx(1, abs=1e-3)
+    plain = await shared.client.invoke("embed", {"input": "one", "dimensions": 64})
+    assert plain["data"][0]["embedding"] == pytest.approx(answer["data"][0]["embedding"], abs=1e-5)
+    packed = await shared.client.invoke("embed", {"input": "one", "encoding_format": "base64"})
+    numbers = struct.unpack("<64f", base64.b64decode(packed["data"][0]["embedding"]))
+    assert numbers == pytest.approx(plain["data"][0]["embedding"], abs=1e-6)
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+async def test_another_number_of_dimensions_is_refused(shared: RunningPlugin, encoding: str) -> None:
+    """llama.cpp ignores the field: the caller would get vectors that do not fit its index."""
+    with pytest.raises(InvalidRequestError, match=r"^dimensions: this model gives 64"):
+        await shared.client.invoke("embed", {"input": "a", "dimensions": 32, "encoding_format": encoding})
+
+
+async def test_a_text_as_long_as_the_model_allows_is_embedded(shared: RunningPlugin) -> None:
+    """llama.cpp's defaults would answer 500: it must fit one physical batch."""
+    answer = await shared.client.invoke("embed", {"input": "a " * 250})
+    assert answer["usage"]["prompt_tokens"] > 200
+    with pytest.raises(InvalidRequestError, match="request_data: the engine refuses it"):
+        await shared.client.invoke("embed", {"input": "a " * 3000})
+
+
+async def test_rerank(shared: RunningPlugin) -> None:
+    documents = ["a cat", {"text": "a dog"}, "a house"]
+    whole = await shared.client.invoke("rerank", {"query": "cat", "documents": documents})
+    scores = [result["relevance_score"] for result in whole["results"]]
+    assert sorted(result["index"] for result in whole["results"]) == [0, 1, 2]
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 <= score <= 1 for score in scores)
+    assert all("document" not in result for result in whole["results"])
+    best = await shared.client.invoke(
+        "rerank", {"query": "cat", "documents": documents, "top_n": 1, "return_documents": True}
+    )
+    [first] = best["results"]
+    assert first["index"] == whole["results"][0]["index"]
+    text = documents[first["index"]]
+    assert first["document"] == {"text": text["text"] if isinstance(text, dict) else text}
+
+
+async def test_empty_lists_need_no_engine(shared: RunningPlugin) -> None:
+    assert (await shared.client.invoke("embed", {"input": []}))["data"] == []
+    assert (await shared.client.invoke("rerank", {"query": "a", "documents": []}))["results"] == []
+
+
+@pytest.mark.parametrize(
+    ("service", "request_", "error", "message"),
+    [
+        (
+            "embed",
+            HELLO | {"input": "a", "model": "tiny-chat"},
+            InvalidRequestError,
+            r"^model: tiny-chat is a model",
+        ),
+        ("chat", HELLO | {"model": "tiny-embed"}, InvalidRequestError, "^model: tiny-embed is a model for embed"),
+        ("generate", {"prompt": "a", "model": "tiny-rerank"}, InvalidRequestError, "^model: tiny-rerank is a model"),
+        ("rerank", {"query": "a", "documents": ["b"], "model": "tiny-embed"}, InvalidRequestError, "^model: "),
+        ("chat", HELLO | {"model": "tiny-chap"}, NotFoundError, "Did you mean tiny-chat"),
+        ("chat", HELLO | {"model": "../../etc/passwd"}, NotFoundError, "^model: "),
+        ("chat", HELLO | {"model": 5}, InvalidRequestError, "^model: must be a string"),
+        ("chat", HELLO | {"temperature": "hot"}, InvalidRequestError, "^request_data: the engine refuses it"),
+        ("generate", {"prompt": "word " * 9000}, InvalidRequestError, "engine.context_length"),
+        ("nope", HELLO, NotFoundError, "nope"),
+    ],
+)
+async def test_what_cannot_be_answered_is_explained(
+    shared: RunningPlugin, service: str, request_: dict[str, Any], error: type[EnginePluginError], message: str
+) -> None:
+    with pytest.raises(error, match=message) as raised:
+        await shared.client.invoke(service, request_)
+    assert raised.type is error
+
+
+async def test_embeddings_do_not_stream(shared: RunningPlugin) -> None:
+    with pytest.raises(UnsupportedError, match=r"^service_name: embed does not stream"):
+        async with shared.client.stream("embed", {"input": "a"}) as chunks:
+            await anext(chunks)
+
+
+async def test_text_that_is_no_unicode_is_the_callers_fault(shared: RunningPlugin) -> None:
+    """JSON can name half a surrogate pair, UTF-8 cannot hold it."""
+    half = b'{"messages":[{"role":"user","content":"\\ud800"}]}'
+    with pytest.raises(InvalidRequestError, match=r"^request_data: "):
+        await shared.client.invoke("chat", half)

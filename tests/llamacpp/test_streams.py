@@ -1,0 +1,188 @@
+"""Streams: whole events, a clean end or a clear one, and a host that may take its time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engine_plugin.errors import BadGatewayError, InvalidRequestError
+from engine_plugin.host import ChunkStream, events
+from engine_plugin.rpc.stubs import provider_pb2 as pb
+
+from .running import HELLO, RunningPlugin
+
+if TYPE_CHECKING:
+    from .conftest import Serve
+
+STEADY: dict[str, Any] = {"temperature": 0, "seed": 1, "cache_prompt": False}
+
+
+async def messages(running: RunningPlugin, service: str, request: bytes) -> list[pb.InvokeServiceStreamResponse]:
+    """The messages of a streamed answer as they are on the wire."""
+    wanted = pb.InvokeServiceRequest(service_name=service, request_data=request)
+    call = running.client._link.open("InvokeServiceStream", wanted, timeout=20)
+    return [message async for message in call]
+
+
+def contents(chunk: bytes) -> int:
+    """How many events a chunk holds."""
+    return chunk.count(b"\n\ndata: ") + chunk.startswith(b"data: ")
+
+
+@pytest.mark.asyncio(loop_scope="module")
+class TestShared:
+    """On one plugin that these tests leave as it is."""
+
+    async def test_chunks_end_where_events_end(self, shared: RunningPlugin) -> None:
+        parts = await messages(
+            shared,
+            "chat",
+            b'{"messages":[{"role":"user","content":"Hello"}],"stream_options":{"include_usage":true}}',
+        )
+        *chunks, last = parts
+        assert all(part.code == 200 and not part.is_final for part in chunks)
+        assert (last.code, last.is_final, last.chunk_data) == (200, True, b"")
+        assert all(part.chunk_data.startswith(b"data: ") for part in chunks)
+        assert all(part.chunk_data.endswith(b"\n\n") for part in chunks)
+        assert chunks[-1].chunk_data.endswith(b"data: [DONE]\n\n")
+        assert b'"usage":{' in b"".join(part.chunk_data for part in chunks)
+
+    async def test_a_stream_says_what_a_unary_call_says(self, shared: RunningPlugin) -> None:
+        whole = await shared.client.invoke("chat", HELLO | STEADY)
+        async with shared.client.stream("chat", HELLO | STEADY) as chunks:
+            steps = [event async for event in events(chunks)]
+        text = "".join(step["choices"][0]["delta"].get("content") or "" for step in steps)
+        assert text == whole["choices"][0]["message"]["content"]
+        assert all(step["object"] == "chat.completion.chunk" for step in steps)
+        assert "usage" not in steps[-1]
+
+    async def test_a_list_of_prompts_streams(self, shared: RunningPlugin) -> None:
+        request = STEADY | {"prompt": ["Once", "upon a", "time"], "max_tokens": 8}
+        whole = await shared.client.invoke("generate", request)
+        texts: dict[int, str] = {}
+        async with shared.client.stream("generate", request) as chunks:
+            async for event in events(chunks):
+                for choice in event["choices"]:
+                    texts[choice["index"]] = texts.get(choice["index"], "") + choice["text"]
+        assert texts == {choice["index"]: choice["text"] for choice in whole["choices"]}
+
+    @pytest.mark.parametrize(
+        ("service", "request_"),
+        [
+            ("generate", b'{"prompt":"' + b"word " * 9000 + b'"}'),
+            ("chat", b'{"messages":[{"role":"user","content":"' + b"word " * 9000 + b'"}]}'),
+        ],
+    )
+    async def test_too_long_a_request_is_refused_before_any_chunk(
+        self, shared: RunningPlugin, service: str, request_: bytes
+    ) -> None:
+        [only] = await messages(shared, service, request_)
+        assert (only.code, only.is_final, only.chunk_data) == (400, True, b"")
+        assert only.message.startswith("request_data: ")
+        assert "raise engine.context_length in plugin.yaml" in only.message
+
+    async def test_a_wrong_request_is_one_message(self, shared: RunningPlugin) -> None:
+        [only] = await messages(shared, "chat", b'{"messages":[]}')
+        assert (only.code, only.is_final) == (400, True)
+        assert only.message.startswith("messages: ")
+
+
+async def read_all(stream: ChunkStream) -> list[bytes]:
+    return [chunk async for chunk in stream]
+
+
+async def test_a_host_that_does_not_read_loses_nothing(serve: Serve) -> None:
+    running = await serve()
+    model = await running.pull_endless()
+    request = STEADY | {"prompt": "a", "model": model, "max_tokens": 1500}
+    async with running.client.stream("generate", request) as stream:
+        first = await anext(stream)
+        await running.until_idle(model)  # the engine has finished before we read on
+        rest = await read_all(stream)
+    whole = first + b"".join(rest)
+    assert whole.endswith(b"data: [DONE]\n\n")
+    assert contents(whole) >= 1500
+
+
+async def test_what_comes_while_nobody_reads_leaves_in_few_chunks(serve: Serve) -> None:
+    running = await serve()
+    model = await running.pull_endless()
+    request = json.dumps(STEADY | {"prompt": "a", "model": model, "max_tokens": 900}).encode()
+    async with running.plugin.stream("generate", request) as chunks:
+        first = await anext(chunks)
+        await running.until_idle(model)
+        rest = [chunk async for chunk in chunks]
+    assert all(chunk.endswith(b"\n\n") for chunk in rest)
+    count = contents(first + b"".join(rest))
+    assert count >= 900
+    assert len(rest) <= count / 20, f"{count} events came in {len(rest)} chunks"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no such signal")
+async def test_the_engines_death_ends_its_streams_and_the_next_call_restarts_it(serve: Serve) -> None:
+    running = await serve()
+    model = await running.pull_endless()
+    request = STEADY | {"prompt": "a", "model": model, "max_tokens": 100_000}
+    brief = request | {"max_tokens": 3}
+    victims = []
+
+    async def read_on_too_late() -> None:
+        async with running.plugin.stream("generate", json.dumps(request).encode()) as idle:
+            await anext(idle)
+            victims.append(await running.engine_pid(model))
+            async with running.client.stream("generate", request) as read:
+                await anext(read)
+                os.kill(victims[0], signal.SIGKILL)
+                with pytest.raises(BadGatewayError, match=rf"llama.cpp for {model} died: SIGKILL \(exit code -9\)"):
+                    await read_all(read)
+            # `idle` still holds the dead engine when the next call comes.
+            assert await running.loaded() == []
+            assert (await running.client.health_check()).startswith("ready: 0 models")
+            assert (await running.client.invoke("generate", brief))["usage"]["completion_tokens"] == 3
+            assert await running.loaded() == [model]
+            assert await running.engine_pid(model) != victims[0]
+            async for _ in idle:
+                pass
+
+    with pytest.raises(BadGatewayError, match="SIGKILL"):
+        await read_on_too_late()
+    # The call that broke off with the old engine has not taken the new one with it.
+    assert (await running.client.invoke("generate", brief))["choices"]
+    assert len(running.processes()) == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no such signal")
+async def test_the_engines_death_ends_a_unary_call(serve: Serve) -> None:
+    running = await serve()
+    model = await running.pull_endless()
+    await running.client.load_model(model)
+    asking = asyncio.create_task(running.client.invoke("generate", {"prompt": "a", "model": model, "n_predict": -1}))
+    await running.until_busy(model)
+    os.kill(await running.engine_pid(model), signal.SIGKILL)
+    with pytest.raises(BadGatewayError, match="died: SIGKILL"):
+        await asking
+    assert await running.loaded() == []
+
+
+async def test_an_error_inside_a_stream_comes_after_what_was_said(serve: Serve) -> None:
+    """With a context as small as this the answer outgrows it while it streams."""
+    running = await serve(context_length=128)
+    model = await running.pull_endless()
+    asked = b'{"prompt":"a","model":"%s","n_predict":-1,"ignore_eos":true}' % model.encode()
+    *chunks, last = await messages(running, "generate", asked)
+    assert chunks
+    assert last.is_final
+    assert last.code in (200, 400)
+    if last.code == 400:  # llama.cpp may also end such an answer by itself
+        assert "context" in last.message
+
+
+async def test_a_prompt_for_a_smaller_context_is_refused(serve: Serve) -> None:
+    running = await serve(context_length=128)
+    with pytest.raises(InvalidRequestError, match=r"Shorten the request, or raise engine\.context_length"):
+        await running.client.invoke("generate", {"prompt": "word " * 200})
