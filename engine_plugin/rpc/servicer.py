@@ -253,7 +253,11 @@ class ProviderServicer:
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, _call: Call) -> pb.UnloadModelResponse:
         async def work() -> None:
-            await asyncio.gather(*(self._plugin.unload_model(name) for name in model_names(request.request_json)))
+            names = model_names(request.request_json)
+            # The answer comes when every model is unloaded or has failed; the first failure is reported.
+            ends = await asyncio.gather(*map(self._plugin.unload_model, names), return_exceptions=True)
+            for failed in filter(None, ends):
+                raise failed
 
         return await _answer(pb.UnloadModelResponse, "UnloadModel", work)
 

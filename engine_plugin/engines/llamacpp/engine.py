@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin.engines import sse
@@ -185,10 +185,9 @@ class LlamaCppEngine(Engine):
         users = self._pool.users(model.name)
         if users:
             raise ModelInUseError(f"model: {model.name} is answering {users} requests; delete it when they are done")
-        try:
-            await self._pool.unload(model.name)
-        except ModelNotLoadedError:
-            log.debug("%s was not in memory", model.name)
+        if not model.bundled:  # the store refuses to delete those, so they may stay in memory
+            with suppress(ModelNotLoadedError):
+                await self._pool.unload(model.name)
         await self._store.delete(model.name)
 
     async def load_model(self, name: str) -> None:
