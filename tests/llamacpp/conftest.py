@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sys
@@ -20,11 +21,12 @@ import yaml
 from engine_plugin.engines.llamacpp.engine import LlamaCppEngine
 from engine_plugin.host import PluginClient, connect
 from engine_plugin.manifest import load_manifest
+from engine_plugin.models.store import PullRequest
 from engine_plugin.plugin import Plugin
 from engine_plugin.rpc.grpc_aio import AioServer
 from engine_plugin.rpc.servicer import provider_service
 
-from .running import MARK, REPOSITORY, RunningPlugin, processes_of
+from .running import ENDLESS, MARK, REPOSITORY, RunningPlugin, processes_of
 
 Serve: TypeAlias = Callable[..., Awaitable[RunningPlugin]]
 
@@ -56,11 +58,31 @@ def scratch() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+@pytest.fixture(scope="session")
+def pulled(tmp_path_factory: pytest.TempPathFactory, _mark: None) -> Path:
+    """A models directory with the chat model that never stops, pulled once for all tests."""
+    root = tmp_path_factory.mktemp("pulled")
+    (root / "plugin.yaml").write_text((REPOSITORY / "plugin.yaml").read_text())
+    manifest = load_manifest(root / "plugin.yaml", {"AOG_DATA_DIR": str(root)})
+
+    async def pull() -> None:
+        engine = LlamaCppEngine(manifest)
+        try:
+            async for _ in engine.pull_model(PullRequest(model=str(ENDLESS))):
+                pass
+        finally:
+            await engine.aclose()
+
+    asyncio.run(pull())
+    return manifest.data_dir / "models"
+
+
 class _Server:
     """Starts plugins in this process and stops them all at the end."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, models: Path) -> None:
         self._root = root
+        self._models = models
         self._stack = AsyncExitStack()
         self._count = 0
 
@@ -78,8 +100,8 @@ class _Server:
         place = self._root / str(self._count)
         place.mkdir()
         shape = yaml.safe_load((REPOSITORY / "plugin.yaml").read_text())
-        # Another llama.cpp on this machine is not what is tested.
-        shape["engine"] |= {"backend": "xllamacpp"} | options
+        # Not another llama.cpp that may be on this machine, nor all of its processors.
+        shape["engine"] |= {"backend": "xllamacpp", "threads": 1} | options
         shape["resources"]["data_dir"] = str(data or place / "data")
         change(shape)
         (place / "plugin.yaml").write_text(yaml.safe_dump(shape, sort_keys=False))
@@ -88,6 +110,8 @@ class _Server:
                 patch.setenv(name, value)
             manifest = load_manifest(place / "plugin.yaml")
             engine = LlamaCppEngine(manifest)
+        if not manifest.data_dir.exists():
+            shutil.copytree(self._models, manifest.data_dir / "models")
         plugin = Plugin(manifest, engine)
         self._stack.push_async_callback(plugin.aclose)
         server = AioServer()
@@ -105,18 +129,18 @@ class _Server:
 
 
 @pytest_asyncio.fixture
-async def serve(scratch: Path) -> AsyncIterator[Serve]:
+async def serve(scratch: Path, pulled: Path) -> AsyncIterator[Serve]:
     """Start a plugin of one test's own: `running = await serve(parallel=1)`."""
-    server = _Server(scratch)
+    server = _Server(scratch, pulled)
     yield server
     await server.aclose()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(_nothing_is_left: None) -> AsyncIterator[RunningPlugin]:
+async def shared(_nothing_is_left: None, pulled: Path) -> AsyncIterator[RunningPlugin]:
     """A started plugin for all tests of a module that leave it as it is."""
     root = Path(tempfile.mkdtemp(prefix="epl-"))
-    server = _Server(root)
+    server = _Server(root, pulled)
     try:
         yield await server()
     finally:

@@ -109,8 +109,3 @@ class RunningPlugin:
     async def loaded(self) -> list[str]:
         """The names in GetRunningModels."""
         return sorted(model["name"] for model in await self.client.running_models())
-
-    async def pull_endless(self) -> str:
-        """Bring the model that never stops; returns its name."""
-        await self.client.pull_model(str(ENDLESS))
-        return ENDLESS.stem

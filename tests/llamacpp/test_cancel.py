@@ -12,7 +12,7 @@ import pytest
 
 from engine_plugin.errors import DeadlineError
 
-from .running import eventually
+from .running import ENDLESS, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -53,7 +53,7 @@ async def test_a_cancelled_call_frees_the_only_slot(
     record_property: Callable[[str, object], None],
 ) -> None:
     running = await serve(parallel=1)
-    model = await running.pull_endless()
+    model = ENDLESS.stem
     await running.client.load_model(model)
     endless = {"prompt": "a", "model": model, "max_tokens": 1_000_000, "ignore_eos": True}
     brief = {"prompt": "a", "model": model, "max_tokens": 1}
@@ -75,7 +75,7 @@ async def test_a_cancelled_call_frees_the_only_slot(
 async def test_who_waits_for_a_slot_may_go_too(serve: Serve) -> None:
     """Of ten that queue behind one, nine leave: the tenth is next."""
     running = await serve(parallel=1)
-    model = await running.pull_endless()
+    model = ENDLESS.stem
     endless = {"prompt": "a", "model": model, "max_tokens": 1_000_000, "ignore_eos": True}
     brief = {"prompt": "a", "model": model, "max_tokens": 1}
     async with running.client.stream("generate", endless) as chunks:
@@ -100,7 +100,7 @@ async def test_the_manifests_timeout_frees_the_slot(serve: Serve) -> None:
             service["timeout"] = 1
 
     running = await serve(parallel=1, change=one_second)
-    model = await running.pull_endless()
+    model = ENDLESS.stem
     await running.client.load_model(model)
     endless = {"prompt": "a", "model": model, "max_tokens": 1_000_000, "ignore_eos": True}
     with pytest.raises(DeadlineError, match=r"generate: not done in 1 s\. Raise services\[\]\.timeout"):

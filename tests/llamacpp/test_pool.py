@@ -1,0 +1,296 @@
+"""Models come into memory once, leave it when others need the room, and never under somebody's request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import http.server
+import os
+import shutil
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_plugin.errors import (
+    EnginePluginError,
+    InvalidRequestError,
+    NotFoundError,
+    PreconditionError,
+    UnavailableError,
+)
+from engine_plugin.host import events
+
+from .running import ENDLESS, HELLO, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from .conftest import Serve
+    from .running import RunningPlugin
+
+
+async def count_stream(running: RunningPlugin, request: dict[str, object], started: asyncio.Event) -> int:
+    """Read a stream to its end; the number of its events. `started` is set at the first."""
+    count = 0
+    async with running.client.stream("generate", request) as chunks:
+        async for _ in events(chunks):
+            count += 1
+            started.set()
+    return count
+
+
+async def test_concurrent_first_use_loads_once(serve: Serve) -> None:
+    running = await serve(parallel=8)
+    answers = await asyncio.gather(
+        *(running.client.invoke("chat", HELLO) for _ in range(6)),
+        *(running.client.load_model("tiny-chat") for _ in range(6)),
+    )
+    assert sum(answer is not None for answer in answers) == 6
+    assert len(running.processes()) == 1
+    assert await running.loaded() == ["tiny-chat"]
+
+
+async def test_a_second_model_evicts_the_first_after_its_stream(serve: Serve) -> None:
+    running = await serve(max_loaded_models=1)
+    model = ENDLESS.stem
+    started = asyncio.Event()
+    request: dict[str, object] = {"prompt": "a", "model": model, "max_tokens": 200, "ignore_eos": True}
+    streaming = asyncio.create_task(count_stream(running, request, started))
+    await started.wait()
+    embedding = await running.client.invoke("embed", {"input": "a"})
+    assert embedding["data"]
+    assert streaming.done()
+    assert await streaming >= 200
+    assert await running.loaded() == ["tiny-embed"]
+    assert len(running.processes()) == 1
+
+
+async def test_the_model_that_was_not_used_for_longest_leaves(serve: Serve) -> None:
+    running = await serve(max_loaded_models=2)
+    await running.client.load_model("tiny-chat")
+    await running.client.load_model("tiny-embed")
+    await running.client.invoke("chat", HELLO)
+    await running.client.invoke("rerank", {"query": "a", "documents": ["a"]})
+    assert await running.loaded() == ["tiny-chat", "tiny-rerank"]
+
+
+async def test_more_models_than_fit_take_turns(serve: Serve) -> None:
+    """Whoever comes is served, though each call needs the room of another."""
+    running = await serve(max_loaded_models=1)
+    asked = (
+        ("chat", HELLO),
+        ("embed", {"input": "a"}),
+        ("rerank", {"query": "a", "documents": ["a"]}),
+    )
+    async with asyncio.timeout(60):
+        answers = await asyncio.gather(*(running.client.invoke(*asked[number % 3]) for number in range(9)))
+    assert len(answers) == 9
+    assert len(running.processes()) == 1
+
+
+async def test_a_stream_that_outlasts_the_drain_is_told_why_it_ends(serve: Serve) -> None:
+    running = await serve(max_loaded_models=1, drain_timeout=0.3)
+    model = ENDLESS.stem
+    started = asyncio.Event()
+    request: dict[str, object] = {"prompt": "a", "model": model, "max_tokens": 1_000_000, "ignore_eos": True}
+    streaming = asyncio.create_task(count_stream(running, request, started))
+    await started.wait()
+    await running.client.load_model("tiny-embed")
+    with pytest.raises(UnavailableError, match="the engine was stopped while it worked on this request"):
+        await streaming
+
+
+async def test_a_full_queue_refuses(serve: Serve) -> None:
+    running = await serve(parallel=1, max_queue=1)
+    model = ENDLESS.stem
+    endless = {"prompt": "a", "model": model, "max_tokens": 1_000_000, "ignore_eos": True}
+    async with running.client.stream("generate", endless) as chunks:
+        await anext(chunks)
+        waiting = asyncio.create_task(running.client.invoke("generate", {**endless, "max_tokens": 1}))
+        await eventually(lambda: len(running.server(model).admission._waiting) == 1)
+        with pytest.raises(UnavailableError, match=r"the model is busy: 1 requests wait already \(engine.max_queue"):
+            await running.client.invoke("generate", endless)
+        async with running.client.stream("generate", endless) as refused:
+            with pytest.raises(UnavailableError, match="the model is busy"):
+                await anext(refused)
+    assert (await waiting)["choices"]
+
+
+async def test_load_and_unload(serve: Serve) -> None:
+    running = await serve()
+    client = running.client
+    await client.load_model("tiny-chat")
+    pid = await running.engine_pid("tiny-chat")
+    await client.load_model("tiny-chat")
+    assert await running.engine_pid("tiny-chat") == pid
+    await client.load_model("tiny-embed")
+    assert await running.loaded() == ["tiny-chat", "tiny-embed"]
+    await client.unload_model("tiny-chat", "tiny-embed")
+    assert await running.loaded() == []
+    assert running.processes() == []
+    with pytest.raises(PreconditionError, match=r"^models: tiny-chat is not loaded$"):
+        await client.unload_model("tiny-chat")
+    with pytest.raises(NotFoundError, match=r"^model: no model is called 'nope'"):
+        await client.load_model("nope")
+    with pytest.raises(NotFoundError, match=r"no model is called 'nope'"):
+        await client.unload_model("nope")
+
+
+async def test_one_unload_that_fails_does_not_hide_the_others(serve: Serve) -> None:
+    running = await serve()
+    await running.client.load_model("tiny-chat")
+    with pytest.raises(PreconditionError, match="tiny-embed is not loaded"):
+        await running.client.unload_model("tiny-embed", "tiny-chat")
+    # The answer comes when all is done, not while the other model still drains.
+    assert await running.loaded() == []
+    assert running.processes() == []
+
+
+async def test_an_unload_waits_for_requests(serve: Serve) -> None:
+    running = await serve()
+    model = ENDLESS.stem
+    started = asyncio.Event()
+    request: dict[str, object] = {"prompt": "a", "model": model, "max_tokens": 200, "ignore_eos": True}
+    streaming = asyncio.create_task(count_stream(running, request, started))
+    await started.wait()
+    await running.client.unload_model(model)
+    assert streaming.done()
+    assert await streaming >= 200
+
+
+async def test_a_model_that_loads_is_not_yet_running(serve: Serve) -> None:
+    running = await serve()
+    loading = asyncio.create_task(running.client.load_model("tiny-chat"))
+    await eventually(lambda: "tiny-chat" in running.engine._pool._entries)
+    assert await running.loaded() == []
+    assert (await running.client.health_check()).startswith("ready")
+    await loading
+    assert await running.loaded() == ["tiny-chat"]
+
+
+async def test_deletion(serve: Serve) -> None:
+    running = await serve()
+    client = running.client
+    model = ENDLESS.stem
+    endless = {"prompt": "a", "model": model, "max_tokens": 1_000_000, "ignore_eos": True}
+    async with client.stream("generate", endless) as chunks:
+        await anext(chunks)
+        with pytest.raises(PreconditionError, match=f"^model: {model} is answering 1 requests"):
+            await client.delete_model(model)
+    await eventually(lambda: running.engine._pool.users(model) == 0)
+    assert await running.loaded() == [model]
+    await client.delete_model(model)
+    assert await running.loaded() == []
+    assert model not in [entry["name"] for entry in await client.list_models()]
+    assert running.processes() == []
+    with pytest.raises(NotFoundError, match=r"^model: no model is called"):
+        await client.delete_model(model)
+    await client.load_model("tiny-chat")
+    with pytest.raises(PreconditionError, match="comes with the plugin's package"):
+        await client.delete_model("tiny-chat")
+    assert await running.loaded() == ["tiny-chat"]
+
+
+async def test_pulls(serve: Serve, scratch: Path) -> None:
+    running = await serve()
+    client = running.client
+    with file_server(ENDLESS.parent) as url:
+        steps = [step async for step in client.pull_model_stream("other", source=f"{url}/{ENDLESS.name}")]
+    assert steps[-1]["status"] == "success"
+    assert steps[-1]["total"] == ENDLESS.stat().st_size
+    await client.pull_model("mine", source=str(ENDLESS))
+    await client.pull_model("tiny-chat")  # a sample: nothing to fetch
+    by_name = {entry["name"]: entry for entry in await client.list_models()}
+    assert {"other", "mine", "tiny-chat", "tiny-embed", "tiny-rerank"} <= set(by_name)
+    assert by_name["mine"]["details"]["family"] == "llama"
+    assert (await client.invoke("generate", {"model": "mine", "prompt": "a", "max_tokens": 2}))["model"] == "mine"
+    assert (await client.invoke("generate", {"model": "tiny-chat", "prompt": "a", "max_tokens": 2}))["choices"]
+
+
+@contextlib.contextmanager
+def file_server(folder: Path) -> Iterator[str]:
+    """A plain HTTP server of a folder on loopback."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__(*args, directory=str(folder), **options)  # type: ignore[arg-type]  # passed on
+
+        def log_message(self, *_args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def damaged(source: Path, target: Path, how: str) -> Path:
+    """A copy of a model with something wrong."""
+    data = source.read_bytes()
+    if how == "cut":
+        target.write_bytes(data[: len(data) // 2])
+    elif how == "text":
+        target.write_bytes(b"this is no model\n" * 100)
+    elif how == "empty":
+        target.write_bytes(b"")
+    elif how == "header":
+        target.write_bytes(data[:24] + b"\xff" * 200 + data[224:])
+    return target
+
+
+@pytest.mark.parametrize("how", ["cut", "text", "empty", "header"])
+async def test_a_damaged_file_is_not_taken(serve: Serve, scratch: Path, how: str) -> None:
+    running = await serve()
+    before = [entry["name"] for entry in await running.client.list_models()]
+    broken = damaged(ENDLESS, scratch / "broken.gguf", how)
+    with pytest.raises(EnginePluginError, match=r"broken.*(not a|empty|truncated|0 bytes)"):
+        await running.client.pull_model(str(broken))
+    assert [entry["name"] for entry in await running.client.list_models()] == before
+    assert [path.stem for path in running.engine._store.root.glob("*.gguf")] == [ENDLESS.stem]
+    assert [path for path in (running.engine._store.root / ".partial").glob("*") if path.stat().st_size] == []
+
+
+async def test_a_model_that_was_damaged_later_gives_llama_cpps_reason(serve: Serve) -> None:
+    running = await serve()
+    model = ENDLESS.stem
+    stored = running.engine._store.root / f"{model}.gguf"
+    info = stored.stat()
+    data = bytearray(stored.read_bytes())
+    cut = len(data) // 2
+    # As a failing disk leaves it: the size and the time are as they were.
+    stored.write_bytes(bytes(data[:4]) + b"\xff" * cut + bytes(data[cut + 4 :]))
+    os.utime(stored, ns=(info.st_atime_ns, info.st_mtime_ns))
+    with pytest.raises(UnavailableError, match=rf"llama.cpp for {model} ended during its start: exit code 3.* E "):
+        await running.client.load_model(model)
+    assert running.processes() == []
+    assert await running.loaded() == []
+    with pytest.raises(UnavailableError, match="ended during its start"):
+        await running.client.invoke("generate", {"model": model, "prompt": "a"})
+    shutil.copyfile(ENDLESS, stored)
+    assert (await running.client.invoke("generate", {"model": model, "prompt": "a", "max_tokens": 1}))["choices"]
+
+
+async def test_a_service_that_the_engine_cannot_do(serve: Serve) -> None:
+    def declare(shape: dict[str, object]) -> None:
+        services = shape["services"]
+        assert isinstance(services, list)
+        services.append(
+            copy.deepcopy(services[0]) | {"service_name": "text-to-image", "config_ref": "", "default_model": ""}
+        )
+        del services[2]
+
+    running = await serve(change=declare)
+    with pytest.raises(EnginePluginError, match="llamacpp cannot do text-to-image") as unsupported:
+        await running.client.invoke("text-to-image", {"prompt": "a"})
+    assert unsupported.value.code == 501
+    with pytest.raises(NotFoundError, match="no service 'embed'; it declares: chat, generate, rerank"):
+        await running.client.invoke("embed", {"input": "a"})
+    with pytest.raises(InvalidRequestError, match=r"^service_name: is empty"):
+        await running.client.invoke("", {})
