@@ -16,18 +16,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines import guard, tree
+from engine_plugin.engines import tree
+from engine_plugin.engines.child import STDERR, STDOUT, ChildProcess
 from engine_plugin.errors import EngineStartError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    import psutil
 
 __all__ = ["EngineProcess", "ProcessSpec", "ProcessState"]
 
@@ -37,8 +39,8 @@ _TAIL_LINES = 30
 _TAIL_SHOWN = 6
 _LINE_LIMIT = 2000
 _PROBE_FIRST, _PROBE_LAST = 0.01, 0.25
-_KILL_CONFIRM = 5.0
-_EFFORT = 0.5  # processor seconds within one start_timeout that count as progress
+_EFFORT = 0.01  # the share of a processor's time that counts as progress
+_DEATH_NOTICE = 0.5
 
 
 class ProcessState(Enum):
@@ -95,6 +97,7 @@ class EngineProcess:
         self._stop_wanted = asyncio.Event()
         self._progress = asyncio.Event()
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._unended: dict[int, bytes] = {}
         self._effort = 0.0
         self.ended = asyncio.Event()
         self.ended.set()
@@ -105,14 +108,15 @@ class EngineProcess:
         Raises EngineStartError with the exit code and the last lines, or UnavailableError when a stop came in
         between. Cancelling one waiter leaves the start to the others.
         """
-        while self.state is ProcessState.STOPPING:
+        while not self.ended.is_set() and (self._stop_wanted.is_set() or self.state is ProcessState.STOPPING):
             await self.ended.wait()
         if self.state is ProcessState.READY:
             return
-        if self._life is None or self._life.done():
-            self._begin()
-        if self._settled is not None:
-            await asyncio.shield(self._settled)
+        settled = self._settled
+        if settled is None or self._life is None or self._life.done():
+            settled = self._begin()
+        await asyncio.wait({settled})
+        settled.result()
 
     async def stop(self) -> None:
         """Ask, wait, kill if need be, and return when no process of the tree is left. Aborts a start."""
@@ -120,24 +124,27 @@ class EngineProcess:
         if life is None or life.done():
             return
         self._stop_wanted.set()
-        await asyncio.shield(life)
+        await asyncio.wait({life})
 
     def last_words(self) -> str:
         """The last lines that the process wrote, those that name an error if any do."""
         marked = [line for line in self._tail if any(mark in line for mark in self.spec.error_marks)]
         return " | ".join((marked or list(self._tail))[-_TAIL_SHOWN:])
 
-    def _begin(self) -> None:
+    def _begin(self) -> asyncio.Future[None]:
         self._stop_wanted.clear()
         self.ended.clear()
         self._tail.clear()
+        self._unended = {STDOUT: b"", STDERR: b""}
         self._effort = 0.0
         self.failure = ""
-        self._settled = asyncio.get_running_loop().create_future()
+        settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # Whether anyone waits for the outcome of a start is up to them.
-        self._settled.add_done_callback(lambda future: future.cancelled() or future.exception())
+        settled.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self._settled = settled
         self._enter(ProcessState.STARTING)
         self._life = asyncio.create_task(self._live(), name=f"engine process {self.spec.name}")
+        return settled
 
     def _enter(self, state: ProcessState) -> None:
         log.debug("%s: %s -> %s", self.spec.name, self.state.value, state.value)
@@ -147,7 +154,7 @@ class EngineProcess:
         try:
             self.failure = await self._one_life()
         except OSError as error:
-            self.failure = f"{self.spec.name}: cannot run {self.spec.argv[0]}: {error.strerror or error}"
+            self.failure = f"{self.spec.name}: {error}"
         except Exception as error:  # the actor's edge: whoever waits must be told, whatever it was
             log.exception("%s: unexpected error", self.spec.name)
             self.failure = f"{self.spec.name}: unexpected {type(error).__name__}: {error}"
@@ -156,38 +163,23 @@ class EngineProcess:
 
     async def _one_life(self) -> str:
         """From spawn to the confirmed end. Returns why it failed, "" when it ended because a stop was asked for."""
-        process = await self._spawn()
-        self.pid = process.pid
-        readers = [
-            asyncio.create_task(self._drain(process.stdout, self._hear)),
-            asyncio.create_task(self._drain(process.stderr, self._note)),
-        ]
-        exited = asyncio.create_task(process.wait())
+        spec = self.spec
+        try:
+            child = await ChildProcess.spawn(spec.argv, spec.env, self._hear, stdin=spec.stdin, cwd=spec.cwd)
+        except OSError as error:
+            return f"{spec.name}: cannot run {error.filename or spec.argv[0]}: {error.strerror or error}"
+        self.pid = child.pid
         job: Any = None
         try:
-            job = tree.bind_to_us(process.pid)
-            self.spec.on_spawn(process.pid)
-            return await self._start(process, exited) or await self._serve(process, exited)
+            job = tree.bind_to_us(child.pid)
+            spec.on_spawn(child.pid)
+            return await self._start(child) or await self._serve(child)
         finally:
-            await self._end(process, exited, readers)
+            await self._end(child)
             if job is not None:
                 job.close()
 
-    async def _spawn(self) -> asyncio.subprocess.Process:
-        process = await asyncio.create_subprocess_exec(
-            *self.spec.argv,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**self.spec.env, guard.PARENT_VARIABLE: str(os.getpid())},
-            cwd=self.spec.cwd,
-            **tree.spawn_options(),
-        )
-        if process.stdin is not None and self.spec.stdin:
-            process.stdin.write(self.spec.stdin)
-        return process
-
-    async def _start(self, process: asyncio.subprocess.Process, exited: asyncio.Task[int]) -> str:
+    async def _start(self, child: ChildProcess) -> str:
         """Probe until ready. Returns why it failed; "" when it is ready or a stop was asked for."""
         probing = asyncio.create_task(self._probe())
         stopping = asyncio.create_task(self._stop_wanted.wait())
@@ -198,19 +190,18 @@ class EngineProcess:
                 self._progress.clear()
                 moved = asyncio.create_task(self._progress.wait())
                 patience = max(0.0, min(self.spec.start_timeout, latest_end - loop.time()))
-                events = {probing, stopping, exited, moved}
+                events: set[asyncio.Future[Any]] = {probing, stopping, child.exited, moved}
                 await asyncio.wait(events, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
                 moved.cancel()
                 if stopping.done():
                     return ""
-                if exited.done():
-                    await self._read_out(process)
-                    return f"{self.spec.name} ended during its start: {self._obituary(exited.result())}"
+                if child.exited.done():
+                    return f"{self.spec.name} ended during its start: {await self._obituary(child)}"
                 if probing.done():
-                    return self._probed(probing)
+                    return await self._probed(probing, child)
                 if loop.time() >= latest_end:
                     return self._too_slow(f"not ready after {self.spec.start_limit:g} s", "start_limit")
-                if not self._progress.is_set() and not self._worked(process.pid):
+                if not self._progress.is_set() and not self._worked(child.pid):
                     return self._too_slow(f"no sign of progress for {self.spec.start_timeout:g} s", "start_timeout")
         finally:
             for task in (probing, stopping):
@@ -220,7 +211,7 @@ class EngineProcess:
     def _worked(self, pid: int) -> bool:
         """Whether the process used its processor since we last looked: a big model loads in silence."""
         before, self._effort = self._effort, tree.processor_seconds(pid)
-        return self._effort > before + _EFFORT
+        return self._effort > before + _EFFORT * self.spec.start_timeout
 
     def _too_slow(self, what: str, option: str) -> str:
         return (
@@ -228,10 +219,15 @@ class EngineProcess:
             f"Raise engine.{option} in plugin.yaml if this machine is slow"
         )
 
-    def _probed(self, probing: asyncio.Task[None]) -> str:
+    async def _probed(self, probing: asyncio.Task[None], child: ChildProcess) -> str:
         error = probing.exception()
         if error is not None:
-            return f"{self.spec.name} cannot serve: {error}. Last lines: {self.last_words() or 'none'}"
+            # A process that dies breaks its connections a moment before its exit is known.
+            await asyncio.wait({child.exited}, timeout=_DEATH_NOTICE)
+            if child.exited.done():
+                return f"{self.spec.name} ended during its start: {await self._obituary(child)}"
+            why = str(error) or type(error).__name__
+            return f"{self.spec.name} cannot serve: {why}. Last lines: {self.last_words() or 'none'}"
         self._enter(ProcessState.READY)
         self._settle(None)
         return ""
@@ -242,49 +238,41 @@ class EngineProcess:
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, _PROBE_LAST)
 
-    async def _serve(self, process: asyncio.subprocess.Process, exited: asyncio.Task[int]) -> str:
+    async def _serve(self, child: ChildProcess) -> str:
         """Wait for a stop or for the process to end by itself. Returns why it failed, "" after a stop."""
         stopping = asyncio.create_task(self._stop_wanted.wait())
         try:
-            await asyncio.wait({stopping, exited}, return_when=asyncio.FIRST_COMPLETED)
+            events: set[asyncio.Future[Any]] = {stopping, child.exited}
+            await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopping.cancel()
             await asyncio.gather(stopping, return_exceptions=True)
         if self._stop_wanted.is_set():
             return ""
-        await self._read_out(process)
-        return f"{self.spec.name} died: {self._obituary(exited.result())}"
+        self._enter(ProcessState.STOPPING)  # at once: nobody may take a dead process for a ready one
+        return f"{self.spec.name} died: {await self._obituary(child)}"
 
-    async def _end(
-        self,
-        process: asyncio.subprocess.Process,
-        exited: asyncio.Task[int],
-        readers: list[asyncio.Task[None]],
-    ) -> None:
+    async def _end(self, child: ChildProcess) -> None:
         """Stop what still runs, kill the whole tree, and confirm that it is gone."""
-        self._enter(ProcessState.STOPPING)
+        if self.state is not ProcessState.STOPPING:
+            self._enter(ProcessState.STOPPING)
+        kin: list[psutil.Process] = []
         try:
-            if not exited.done():
-                if process.stdin is not None:
-                    process.stdin.close()
+            if not child.exited.done():
+                kin = tree.descendants(child.pid)  # those who have left the session are lost once their parent ends
+                child.close_stdin()
                 if not self.spec.stop_by_stdin:
-                    tree.ask_to_stop(process.pid)
-                await asyncio.wait({exited}, timeout=self.spec.stop_timeout)
-            if not exited.done():
+                    tree.ask_to_stop(child.pid)
+                await asyncio.wait({child.exited}, timeout=self.spec.stop_timeout)
+            if not child.exited.done():
                 log.warning("%s did not stop in %g s: killing it", self.spec.name, self.spec.stop_timeout)
-            tree.kill_tree(process.pid)
-            await asyncio.wait({exited}, timeout=_KILL_CONFIRM)
-            if not exited.done():
-                log.error("%s (pid %d) could not be killed", self.spec.name, process.pid)
-                exited.cancel()
         finally:
-            for reader in readers:
-                reader.cancel()
-            await asyncio.gather(*readers, return_exceptions=True)
-            # The transport closes our pipe ends; asyncio offers no public way to them.
-            transport: asyncio.BaseTransport = process._transport  # type: ignore[attr-defined]
-            transport.close()
-            self.spec.on_end(process.pid)
+            if not await child.kill(kin):
+                log.error("%s (pid %d) could not be killed", self.spec.name, child.pid)
+            try:
+                self.spec.on_end(child.pid)
+            except OSError as error:
+                log.warning("%s has ended, but: %s", self.spec.name, error)
 
     def _settle(self, error: Exception | None) -> None:
         if self._settled is None or self._settled.done():
@@ -306,44 +294,32 @@ class EngineProcess:
         )
         self.ended.set()
 
-    def _obituary(self, code: int) -> str:
+    async def _obituary(self, child: ChildProcess) -> str:
+        """How the process ended and what it said last."""
+        with contextlib.suppress(TimeoutError):  # a grandchild may hold the pipes
+            async with asyncio.timeout(_DEATH_NOTICE):
+                await child.drained.wait()
+        for stream in self._unended:
+            self._hear(stream, b"\n")
+        code = child.exited.result()
         cause = f"exit code {code}"
         if code < 0:
             with contextlib.suppress(ValueError):
                 cause = f"{signal.Signals(-code).name} (exit code {code})"
         return f"{cause}. Last lines: {self.last_words() or 'none'}"
 
-    async def _read_out(self, process: asyncio.subprocess.Process) -> None:
-        """Let the readers see what the process wrote before it ended; a grandchild may hold the pipe open."""
-        streams = [stream for stream in (process.stdout, process.stderr) if stream is not None]
-        for _ in range(50):
-            if all(stream.at_eof() for stream in streams):
-                return
-            await asyncio.sleep(0.01)
-
-    async def _drain(self, stream: asyncio.StreamReader | None, take: Callable[[str], None]) -> None:
-        """Read a pipe for ever, so that a flood never blocks the engine; hand over the last lines of a block."""
-        if stream is None:
-            return
-        rest = b""
-        while block := await stream.read(65536):
-            *lines, rest = (rest + block).split(b"\n")
-            rest = rest[-_LINE_LIMIT:]
-            for line in lines[-_TAIL_LINES:]:
-                take(_text(line))
-            self._progress.set()
-        if rest:
-            take(_text(rest))
-
-    def _hear(self, line: str) -> None:
-        self.spec.on_output(line)
-        self._note(line)
+    def _hear(self, stream: int, block: bytes) -> None:
+        """Take what the process wrote; of a flood only the last lines are looked at, except on stdout."""
+        *lines, rest = (self._unended[stream] + block).split(b"\n")
+        self._unended[stream] = rest[-_LINE_LIMIT:]
+        for line in lines if stream == STDOUT else lines[-_TAIL_LINES:]:
+            text = line[:_LINE_LIMIT].decode("utf-8", "replace").strip()
+            if text and stream == STDOUT:
+                self.spec.on_output(text)
+            self._note(text)
+        self._progress.set()
 
     def _note(self, line: str) -> None:
         if line:
             self._tail.append(line)
             log.debug("%s: %s", self.spec.name, line)
-
-
-def _text(line: bytes) -> str:
-    return line[:_LINE_LIMIT].decode("utf-8", "replace").strip()

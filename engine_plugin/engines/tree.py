@@ -7,16 +7,22 @@ import os
 import signal
 import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = [
     "ask_to_stop",
     "bind_to_us",
+    "descendants",
+    "is_alive",
     "kill_tree",
     "processor_seconds",
     "same_process",
+    "session_members",
     "spawn_options",
     "start_time",
 ]
@@ -31,27 +37,63 @@ def spawn_options() -> dict[str, Any]:
 
 def ask_to_stop(pid: int) -> None:
     """The polite signal: SIGTERM, or CTRL_BREAK to the process group on Windows. A process gone is fine."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+    with contextlib.suppress(OSError):  # on Windows the event also fails between two consoles
         if sys.platform == "win32":
             os.kill(pid, signal.CTRL_BREAK_EVENT)
         else:
             os.kill(pid, signal.SIGTERM)
 
 
-def kill_tree(pid: int) -> None:
-    """Kill a process that leads its own session, everything in that group, and all its descendants."""
-    victims: list[psutil.Process] = []
+def descendants(pid: int) -> list[psutil.Process]:
+    """The process's children, their children, and so on, wherever they have put themselves."""
     with contextlib.suppress(psutil.Error):
-        victims = psutil.Process(pid).children(recursive=True)
+        return psutil.Process(pid).children(recursive=True)
+    return []
+
+
+def session_members(pid: int) -> list[psutil.Process]:
+    """Every process in the session that `pid` leads or led; none on Windows.
+
+    While a session has members, the kernel gives its leader's number to nobody else. So where a process with that
+    number turns up after the leader's end, no member is left.
+    """
+    found: list[psutil.Process] = []
     if sys.platform != "win32":
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
-    else:
+        for other in psutil.pids():
+            with contextlib.suppress(OSError, psutil.Error):
+                if os.getsid(other) == pid:
+                    found.append(psutil.Process(other))
+    return found
+
+
+def kill_tree(pid: int, known: Iterable[psutil.Process] = (), *, leader_gone: bool = False) -> list[psutil.Process]:
+    """Kill a process that leads its own session, all its descendants, everything in that session, and `known`.
+
+    `leader_gone` says that the process has been waited for, so that its number may be another's by now. Returns
+    those that were alive: call it again, with them, until it returns none.
+    """
+    victims = {process.pid: process for process in known}
+    if not (leader_gone and psutil.pid_exists(pid)):
+        own = [] if leader_gone else descendants(pid)
         with contextlib.suppress(psutil.Error):
-            psutil.Process(pid).kill()
-    for victim in victims:
+            own.append(psutil.Process(pid))
+        victims |= {process.pid: process for process in [*own, *session_members(pid)]}
+        if sys.platform != "win32" and victims:
+            with contextlib.suppress(OSError):
+                os.killpg(pid, signal.SIGKILL)  # at one blow, so that none can fork meanwhile
+    left = [process for process in victims.values() if is_alive(process)]
+    for process in left:
         with contextlib.suppress(psutil.Error):  # psutil compares start times: a reused pid is never hit
-            victim.kill()
+            process.kill()
+    return left
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether this very process runs; one that only waits to be reaped does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def start_time(pid: int) -> float | None:
@@ -64,12 +106,14 @@ def start_time(pid: int) -> float | None:
 
 
 def processor_seconds(pid: int) -> float:
-    """How much processor time the process has used; 0 when there is no such process."""
-    try:
-        times = psutil.Process(pid).cpu_times()
-    except psutil.Error:
-        return 0.0
-    return float(times.user + times.system)
+    """How much processor time the process and its descendants have used; 0 when there is no such process."""
+    total = 0.0
+    with contextlib.suppress(psutil.Error):
+        for process in [psutil.Process(pid), *descendants(pid)]:
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                total += times.user + times.system
+    return total
 
 
 def same_process(pid: int, created: float) -> bool:

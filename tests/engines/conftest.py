@@ -1,0 +1,127 @@
+"""Real processes and sockets, of which nothing is left after a test."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psutil
+import pytest
+
+from engine_plugin.engines.process import EngineProcess, ProcessSpec
+from engine_plugin.engines.records import TOKEN_VARIABLE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+CHILD = [sys.executable, "-I", "-S", str(Path(__file__).with_name("child.py"))]
+T = TypeVar("T")
+LIMIT = 20.0  # seconds; bounds every wait
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for something that nobody announces: a file, another process's end."""
+    async with asyncio.timeout(LIMIT):
+        while not condition():  # noqa: ASYNC110  # there is no event to wait for
+            await asyncio.sleep(0.005)
+    assert condition(), what
+
+
+async def within(awaitable: Awaitable[T]) -> T:
+    """The outcome of something that must not hang."""
+    async with asyncio.timeout(LIMIT):
+        return await awaitable
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs (one that only waits to be reaped does not)."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def descriptors() -> int:
+    """How many files this process has open."""
+    if sys.platform == "win32":
+        return psutil.Process().num_handles()
+    return psutil.Process().num_fds()
+
+
+class Stage:
+    """Spawns children of one test, which carry its token."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.token = secrets.token_hex(16)
+        self.env = {**os.environ, TOKEN_VARIABLE: self.token}
+        self.processes: list[EngineProcess] = []
+
+    def path(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def pid(self, name: str) -> int:
+        """The pid that a child wrote to a file."""
+        return int((self.folder / name).read_text())
+
+    def spec(self, *actions: str, **changes: Any) -> ProcessSpec:
+        """A child that is ready when it has created the file `ready`, which is removed when it begins."""
+        ready = self.folder / "ready"
+
+        async def is_ready() -> bool:
+            return ready.exists()
+
+        def forget(_pid: int) -> None:
+            ready.unlink(missing_ok=True)
+
+        given: dict[str, Any] = {"name": "child", "argv": [*CHILD, *actions], "env": self.env, "ready": is_ready}
+        given |= {"on_end": forget, "start_timeout": 10.0, "start_limit": 20.0, "stop_timeout": 5.0}
+        return ProcessSpec(**(given | changes))
+
+    def engine(self, *actions: str, **changes: Any) -> EngineProcess:
+        process = EngineProcess(self.spec(*actions, **changes))
+        self.processes.append(process)
+        return process
+
+    def left(self) -> list[psutil.Process]:
+        """Every process of this test that lives."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                mine = process.environ().get(TOKEN_VARIABLE) == self.token
+                if mine and process.pid != os.getpid() and alive(process.pid):
+                    found.append(process)
+        return found
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A directory whose path leaves room for a unix socket's name."""
+    path = Path(tempfile.mkdtemp(prefix="epe-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+@pytest.fixture
+async def stage(short_dir: Path) -> AsyncIterator[Stage]:
+    """Children; stopped after the test, which must have left none behind."""
+    stage = Stage(short_dir)
+    try:
+        yield stage
+        async with asyncio.timeout(LIMIT):
+            for process in stage.processes:
+                await process.stop()
+        assert stage.left() == []
+    finally:
+        for left in stage.left():
+            left.kill()
+        await until(lambda: stage.left() == [], "killed")

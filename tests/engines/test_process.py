@@ -1,0 +1,612 @@
+"""The process actor, on real processes. Numbers in parentheses are those of the field's requirements."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engine_plugin.engines.process import EngineProcess, ProcessState
+from engine_plugin.errors import EngineStartError, InvalidRequestError, UnavailableError
+from tests.engines.conftest import LIMIT, Stage, alive, descriptors, until, within
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals and sessions")
+
+
+@pytest.fixture(autouse=True)
+async def tidy() -> AsyncIterator[None]:
+    """Nobody leaves tasks behind."""
+    before = asyncio.all_tasks()
+    yield
+    await until(lambda: asyncio.all_tasks() - {asyncio.current_task()} <= before, "tasks are left")
+
+
+@pytest.fixture
+def spawned(stage: Stage) -> list[int]:
+    """The pids of all processes that were spawned through `counted`."""
+    return []
+
+
+def ready(stage: Stage) -> str:
+    return f"ready:{stage.path('ready')}"
+
+
+def state_of(process: EngineProcess) -> ProcessState:
+    """The state now; type checkers take an attribute for what it was."""
+    return process.state
+
+
+# Starting
+
+
+async def test_a_start_is_shared_by_all_who_ask(stage: Stage, spawned: list[int]) -> None:
+    process = stage.engine(ready(stage), on_spawn=spawned.append)
+    async with asyncio.timeout(LIMIT):
+        await asyncio.gather(*(process.ensure_ready() for _ in range(50)))
+    assert state_of(process) is ProcessState.READY
+    assert len(spawned) == 1
+    assert process.pid == spawned[0]
+    await within(process.ensure_ready())
+    assert len(spawned) == 1, "ready already"
+    await within(process.stop())
+    assert state_of(process) is ProcessState.STOPPED
+    assert process.pid is None
+    assert not alive(spawned[0])
+
+
+async def test_a_cancelled_waiter_leaves_the_start_to_the_others(stage: Stage, spawned: list[int]) -> None:
+    process = stage.engine(f"until:{stage.path('go')}", ready(stage), on_spawn=spawned.append)
+    waiters = [asyncio.create_task(process.ensure_ready()) for _ in range(3)]
+    await until(lambda: bool(spawned), "spawned")
+    waiters[0].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiters[0]
+    assert state_of(process) is ProcessState.STARTING
+    (stage.folder / "go").touch()
+    async with asyncio.timeout(LIMIT):
+        await asyncio.gather(*waiters[1:])
+    assert len(spawned) == 1
+    assert state_of(process) is ProcessState.READY
+
+
+async def test_a_start_goes_on_when_every_waiter_has_left(stage: Stage) -> None:
+    process = stage.engine(ready(stage))
+    waiter = asyncio.create_task(process.ensure_ready())
+    await asyncio.sleep(0)
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    await until(lambda: process.state is ProcessState.READY, "ready")
+
+
+async def test_a_failed_start_that_nobody_waits_for_is_quiet(stage: Stage) -> None:
+    complaints: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
+    process = stage.engine("exit:4")
+    waiter = asyncio.create_task(process.ensure_ready())
+    await asyncio.sleep(0)
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    await until(lambda: process.state is ProcessState.FAILED, "failed")
+    process._settled = process._life = None
+    gc.collect()
+    await asyncio.sleep(0)
+    assert complaints == []
+
+
+async def test_ready_by_a_socket(stage: Stage) -> None:
+    path = stage.path("s.sock")
+
+    async def connects() -> bool:
+        try:
+            _, writer = await asyncio.open_unix_connection(path)
+        except OSError:
+            return False
+        writer.close()
+        await writer.wait_closed()
+        return True
+
+    process = stage.engine(f"listen:{path}", ready=connects)
+    await within(process.ensure_ready())
+
+
+async def test_stdin_is_written_and_stays_open(stage: Stage) -> None:
+    process = stage.engine(f"stdin:{stage.path('heard')}", ready(stage), stdin=b"settings\n")
+    await within(process.ensure_ready())
+    assert (stage.folder / "heard").read_text() == "settings\n"
+    assert process.pid is not None
+    assert alive(process.pid)
+
+
+async def test_the_parent_is_named_in_the_environment(stage: Stage) -> None:
+    heard: list[str] = []
+    script = "import os; print(os.environ['ENGINE_PLUGIN_PARENT'], os.getcwd(), flush=True)"
+    argv = [sys.executable, "-I", "-S", "-c", script]
+    process = stage.engine(argv=argv, cwd=str(stage.folder), on_output=heard.append)
+    with pytest.raises(EngineStartError):
+        await within(process.ensure_ready())
+    assert heard == [f"{os.getpid()} {stage.folder.resolve()}"]
+
+
+# Failing
+
+
+async def test_a_failure_names_exit_code_and_last_words(stage: Stage) -> None:
+    """(16) A failed start reaps its process; all waiters are told why."""
+    process = stage.engine("print:one", "err:two", "err0:no space left", "exit:3")
+    outcomes = await asyncio.gather(*(process.ensure_ready() for _ in range(5)), return_exceptions=True)
+    for outcome in outcomes:
+        assert isinstance(outcome, EngineStartError)
+        assert "child ended during its start: exit code 3" in str(outcome)
+        assert "one" in str(outcome)
+        assert "two" in str(outcome)
+        assert "no space left" in str(outcome)
+    assert state_of(process) is ProcessState.FAILED
+    assert process.failure == str(outcomes[0])
+
+
+@posix_only
+async def test_a_failure_names_the_signal(stage: Stage) -> None:
+    process = stage.engine("err:assertion failed", "die:SIGABRT")
+    with pytest.raises(EngineStartError, match=r"SIGABRT \(exit code -6\).*assertion failed"):
+        await within(process.ensure_ready())
+
+
+async def test_lines_that_explain_are_preferred(stage: Stage) -> None:
+    noise = [f"err:noise {number}" for number in range(20)]
+    process = stage.engine("err:0.1 E cannot open model", *noise, "exit:1", error_marks=(" E ",))
+    with pytest.raises(EngineStartError, match=r"Last lines: 0\.1 E cannot open model$"):
+        await within(process.ensure_ready())
+
+
+async def test_what_cannot_be_run_is_named(stage: Stage) -> None:
+    missing = stage.path("no-such-program")
+    with pytest.raises(EngineStartError, match=f"cannot run {missing}: No such file"):
+        await within(stage.engine(argv=[missing]).ensure_ready())
+    plain = stage.folder / "plain"
+    plain.touch(mode=0o644)
+    with pytest.raises(EngineStartError, match=f"cannot run {plain}: Permission denied"):
+        await within(stage.engine(argv=[str(plain)]).ensure_ready())
+    with pytest.raises(EngineStartError, match=stage.path("no-such-folder")):
+        await within(stage.engine(cwd=stage.path("no-such-folder")).ensure_ready())
+    with pytest.raises(EngineStartError, match="unexpected ValueError"):
+        await within(stage.engine(argv=["a\0b"]).ensure_ready())
+
+
+async def test_a_spawn_that_cannot_be_recorded_leaves_no_process(stage: Stage, spawned: list[int]) -> None:
+    """(11) Without a record the process could not be found again, so it must not live."""
+
+    def refuse(pid: int) -> None:
+        spawned.append(pid)
+        raise OSError(28, "No space left on device", "/records/1.json")
+
+    process = stage.engine(ready(stage), on_spawn=refuse)
+    with pytest.raises(EngineStartError, match="No space left on device") as caught:
+        await within(process.ensure_ready())
+    assert "cannot run" not in str(caught.value), "it did run"
+    assert "/records/1.json" in str(caught.value)
+    assert state_of(process) is ProcessState.FAILED
+    assert not alive(spawned[0])
+
+
+async def test_an_end_that_cannot_be_recorded_is_an_end(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(_pid: int) -> None:
+        raise OSError(30, "Read-only file system")
+
+    process = stage.engine(ready(stage), on_end=refuse)
+    await within(process.ensure_ready())
+    await within(process.stop())
+    assert state_of(process) is ProcessState.STOPPED
+    assert "Read-only file system" in caplog.text
+
+
+async def test_an_engine_that_says_never_is_believed(stage: Stage) -> None:
+    async def never() -> bool:
+        raise InvalidRequestError("this model has no tokenizer")
+
+    process = stage.engine("err:words", ready=never)
+    with pytest.raises(EngineStartError, match="child cannot serve: this model has no tokenizer"):
+        await within(process.ensure_ready())
+    assert state_of(process) is ProcessState.FAILED
+
+
+async def test_a_probe_error_without_words_is_named(stage: Stage) -> None:
+    async def slow() -> bool:
+        raise TimeoutError
+
+    with pytest.raises(EngineStartError, match="child cannot serve: TimeoutError"):
+        await within(stage.engine(ready=slow).ensure_ready())
+
+
+async def test_a_probe_that_fails_because_the_process_died_gives_the_death(stage: Stage) -> None:
+    """(20) The connection breaks a moment before the exit is known; the exit is what matters."""
+
+    async def breaks() -> bool:
+        (stage.folder / "go").touch()
+        raise UnavailableError("connection reset")
+
+    process = stage.engine(f"until:{stage.path('go')}", "err:out of memory", "exit:9", ready=breaks)
+    with pytest.raises(EngineStartError, match=r"exit code 9\. Last lines: out of memory"):
+        await within(process.ensure_ready())
+
+
+# Patience
+
+
+async def test_no_progress_ends_a_start_and_names_the_option(stage: Stage, spawned: list[int]) -> None:
+    """(14) The timeout says which option to raise, and a later start may succeed."""
+    process = stage.engine("err:mapping", on_spawn=spawned.append, start_timeout=0.3)
+    began = time.monotonic()
+    with pytest.raises(EngineStartError, match=r"no sign of progress for 0\.3 s .*mapping.*engine\.start_timeout"):
+        await within(process.ensure_ready())
+    assert time.monotonic() - began < 5
+    assert not alive(spawned[0])
+    (stage.folder / "ready").touch()
+    await within(process.ensure_ready())
+    assert state_of(process) is ProcessState.READY
+    assert process.failure == ""
+
+
+async def test_output_is_progress(stage: Stage) -> None:
+    process = stage.engine("slow:12:0.1", ready(stage), start_timeout=0.6)
+    await within(process.ensure_ready())
+
+
+async def test_computing_is_progress(stage: Stage) -> None:
+    """(14) A big model loads in silence."""
+    process = stage.engine("burn:1.5", ready(stage), start_timeout=0.5)
+    await within(process.ensure_ready())
+
+
+@posix_only
+async def test_a_childs_computing_is_progress(stage: Stage) -> None:
+    """Where the guard stays in between, the engine is a child of the process that we know."""
+    program = f"import subprocess, sys; subprocess.call({[*stage.engine('burn:1.5', ready(stage)).spec.argv]!r})"
+    process = stage.engine(argv=[sys.executable, "-I", "-S", "-c", program], start_timeout=0.5)
+    await within(process.ensure_ready())
+
+
+@pytest.mark.parametrize("show", ["slow:100:0.05", "burn:10"])
+async def test_no_progress_extends_a_start_for_ever(stage: Stage, show: str) -> None:
+    process = stage.engine(show, ready(stage), start_timeout=0.4, start_limit=0.9)
+    began = time.monotonic()
+    with pytest.raises(EngineStartError, match=r"not ready after 0\.9 s .*engine\.start_limit"):
+        await within(process.ensure_ready())
+    assert 0.8 < time.monotonic() - began < 8
+
+
+async def test_a_probe_that_hangs_is_bounded(stage: Stage) -> None:
+    async def hangs() -> bool:
+        await asyncio.Event().wait()
+        return True
+
+    process = stage.engine(ready=hangs, start_timeout=0.3)
+    with pytest.raises(EngineStartError, match=r"start_timeout"):
+        await within(process.ensure_ready())
+
+
+# Living and dying
+
+
+@pytest.mark.parametrize("kind", ["lines", "solid"])
+async def test_a_flood_blocks_nothing(stage: Stage, kind: str) -> None:
+    """(2) 2 × 8 MiB, in lines or without a line's end, and what was said afterwards is still known."""
+    process = stage.engine(f"flood:1:8:{kind}", f"flood:2:8:{kind}", "err:", "err:last words", "exit:5")
+    with pytest.raises(EngineStartError, match="last words") as caught:
+        await within(process.ensure_ready())
+    assert len(str(caught.value)) < 20_000
+
+
+async def test_every_line_of_stdout_is_handed_over(stage: Stage) -> None:
+    """The address of the server may stand before a lot of other lines in the same block."""
+    heard: list[str] = []
+    process = stage.engine("print:address\n" + "\n".join(map(str, range(500))), ready(stage), on_output=heard.append)
+    await within(process.ensure_ready())
+    await until(lambda: len(heard) == 501, "all lines")
+    assert heard[:2] == ["address", "0"]
+
+
+async def test_what_is_not_utf8_is_no_trouble(stage: Stage) -> None:
+    script = "import os; os.write(2, b'caf\\xe9 \\xf0\\x9f\\x98\\x80\\r\\n'); os._exit(1)"
+    process = stage.engine(argv=[sys.executable, "-I", "-S", "-c", script])
+    with pytest.raises(EngineStartError, match=r"caf\ufffd \U0001f600$"):
+        await within(process.ensure_ready())
+
+
+async def test_death_is_noticed_named_and_mended(stage: Stage, spawned: list[int]) -> None:
+    """(20) Never answer "already loaded" for a dead process."""
+    go = stage.folder / "go"
+    process = stage.engine(ready(stage), f"until:{go}", "err:segfault in kernel 7", "exit:7", on_spawn=spawned.append)
+    await within(process.ensure_ready())
+    go.touch()
+    await within(process.ended.wait())
+    assert state_of(process) is ProcessState.FAILED
+    assert "child died: exit code 7" in process.failure
+    assert "segfault in kernel 7" in process.failure
+    go.unlink()
+    await within(process.ensure_ready())
+    assert state_of(process) is ProcessState.READY
+    assert process.failure == ""
+    assert len(spawned) == 2
+
+
+@posix_only
+async def test_killed_from_outside(stage: Stage) -> None:
+    process = stage.engine(ready(stage))
+    await within(process.ensure_ready())
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    await within(process.ended.wait())
+    assert "child died: SIGKILL (exit code -9)" in process.failure
+
+
+@posix_only
+async def test_death_is_noticed_while_a_grandchild_holds_the_pipes(stage: Stage) -> None:
+    """(5, 20) The leader exits by itself, its grandchild lives on in its group with our pipes open."""
+    grandchild = stage.path("grandchild")
+    process = stage.engine(f"grandchild:{grandchild}", ready(stage), f"until:{stage.path('go')}", "exit:2")
+    await within(process.ensure_ready())
+    pid = stage.pid("grandchild")
+    assert alive(pid)
+    (stage.folder / "go").touch()
+    await within(process.ended.wait())
+    assert "exit code 2" in process.failure
+    assert not alive(pid), "ended means that nothing is left"
+
+
+@posix_only
+async def test_one_who_asks_while_the_dead_is_buried_gets_a_new_process(stage: Stage, spawned: list[int]) -> None:
+    """(20) From the moment at which the exit is known, "ready" is no longer true."""
+    go = stage.folder / "go"
+    actions = [f"grandchild:{stage.path('grandchild')}", ready(stage), f"until:{go}", "exit:2"]
+    process = stage.engine(*actions, on_spawn=spawned.append)
+    await within(process.ensure_ready())
+    go.touch()
+    await until(lambda: not alive(spawned[0]), "dead")
+    await until(lambda: process.state is not ProcessState.READY, "noticed")
+    go.unlink()
+    await within(process.ensure_ready())
+    assert len(spawned) == 2
+    assert process.pid == spawned[1]
+    assert alive(spawned[1])
+
+
+# Stopping
+
+
+@posix_only
+async def test_stop_asks_first(stage: Stage) -> None:
+    """(17) SIGTERM, and no waiting for one who obeys it."""
+    process = stage.engine(ready(stage), "ignore-stdin", stop_timeout=15.0)
+    await within(process.ensure_ready())
+    began = time.monotonic()
+    await within(process.stop())
+    assert time.monotonic() - began < 5
+
+
+@posix_only
+async def test_who_ignores_sigterm_is_killed(stage: Stage, spawned: list[int]) -> None:
+    """(17) SIGTERM, a bounded wait, SIGKILL, and the end is confirmed."""
+    process = stage.engine("ignore-term", "ignore-stdin", ready(stage), stop_timeout=0.3, on_spawn=spawned.append)
+    await within(process.ensure_ready())
+    began = time.monotonic()
+    await within(process.stop())
+    assert 0.25 < time.monotonic() - began < 5
+    assert state_of(process) is ProcessState.STOPPED
+    assert not alive(spawned[0])
+
+
+@posix_only
+async def test_stop_by_stdin_sends_no_signal(stage: Stage) -> None:
+    """With SIGTERM the child would end as well, hence it notes the signal."""
+    script = (
+        "import os, signal, sys; signal.signal(signal.SIGTERM, lambda *_: os.write(1, b'signalled\\n'));"
+        "open(sys.argv[1], 'w').close(); os.read(0, 1); os.write(1, b'end of stdin\\n')"
+    )
+    heard: list[str] = []
+    argv = [sys.executable, "-I", "-S", "-c", script, stage.path("ready")]
+    process = stage.engine(argv=argv, stop_by_stdin=True, on_output=heard.append, stop_timeout=15.0)
+    await within(process.ensure_ready())
+    began = time.monotonic()
+    await within(process.stop())
+    assert time.monotonic() - began < 5
+    assert heard == ["end of stdin"]
+
+
+async def test_who_ignores_the_end_of_stdin_is_killed(stage: Stage) -> None:
+    process = stage.engine(ready(stage), "ignore-stdin", stop_by_stdin=True, stop_timeout=0.2)
+    await within(process.ensure_ready())
+    await within(process.stop())
+    assert state_of(process) is ProcessState.STOPPED
+
+
+@posix_only
+@pytest.mark.parametrize("kind", ["grandchild", "loner"])
+async def test_the_whole_tree_ends(stage: Stage, kind: str) -> None:
+    """(5) Also a grandchild that ignores SIGTERM, and one that has left the session."""
+    process = stage.engine(f"{kind}:{stage.path('grandchild')}", ready(stage))
+    await within(process.ensure_ready())
+    pid = stage.pid("grandchild")
+    assert alive(pid)
+    await within(process.stop())
+    assert not alive(pid)
+
+
+async def test_stop_is_idempotent_and_may_be_called_by_many(stage: Stage) -> None:
+    process = stage.engine(ready(stage))
+    await within(process.stop())
+    assert state_of(process) is ProcessState.STOPPED
+    await within(process.ensure_ready())
+    async with asyncio.timeout(LIMIT):
+        await asyncio.gather(*(process.stop() for _ in range(20)))
+    assert state_of(process) is ProcessState.STOPPED
+    await within(process.stop())
+    await within(process.ensure_ready())
+    assert state_of(process) is ProcessState.READY
+
+
+async def test_stop_aborts_a_start(stage: Stage, spawned: list[int]) -> None:
+    process = stage.engine("idle:30", on_spawn=spawned.append)
+    waiters = [asyncio.create_task(process.ensure_ready()) for _ in range(5)]
+    await until(lambda: bool(spawned), "spawned")
+    await within(process.stop())
+    outcomes = await within(asyncio.gather(*waiters, return_exceptions=True))
+    for outcome in outcomes:
+        assert type(outcome) is UnavailableError
+        assert "stopped while it was starting" in str(outcome)
+    assert state_of(process) is ProcessState.STOPPED
+    assert not alive(spawned[0])
+
+
+async def test_stop_in_the_very_moment_of_a_start(stage: Stage) -> None:
+    process = stage.engine(ready(stage))
+    waiter = asyncio.create_task(process.ensure_ready())
+    await asyncio.sleep(0)
+    await within(process.stop())
+    with pytest.raises(UnavailableError):
+        await waiter
+    assert state_of(process) is ProcessState.STOPPED
+
+
+async def test_a_cancelled_stop_is_a_stop(stage: Stage, spawned: list[int]) -> None:
+    process = stage.engine(ready(stage), on_spawn=spawned.append)
+    await within(process.ensure_ready())
+    stopping = asyncio.create_task(process.stop())
+    await asyncio.sleep(0)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    await within(process.ended.wait())
+    assert not alive(spawned[0])
+
+
+@posix_only
+async def test_a_start_during_a_stop_waits_and_starts_again(stage: Stage, spawned: list[int]) -> None:
+    """(18) One owner of the state: nobody is told "ready" about a process that is being stopped."""
+    process = stage.engine("ignore-term", "ignore-stdin", ready(stage), stop_timeout=0.3, on_spawn=spawned.append)
+    await within(process.ensure_ready())
+    stopping = asyncio.create_task(process.stop())
+    await until(lambda: process.state is ProcessState.STOPPING, "stopping")
+    async with asyncio.timeout(LIMIT):
+        await asyncio.gather(process.ensure_ready(), process.ensure_ready())
+    assert stopping.done()
+    await stopping
+    assert len(spawned) == 2
+    assert not alive(spawned[0])
+    assert alive(spawned[1])
+
+
+@pytest.mark.parametrize("settled", [True, False])
+async def test_a_start_right_behind_a_stop_is_a_new_start(stage: Stage, spawned: list[int], settled: bool) -> None:
+    """(18) The stop is known from the moment it was asked for, before the actor has taken it up."""
+    go = f"until:{stage.path('go')}"
+    process = stage.engine(*([] if settled else [go]), ready(stage), on_spawn=spawned.append)
+    first = asyncio.create_task(process.ensure_ready())
+    if settled:
+        await first
+    else:
+        await until(lambda: bool(spawned), "spawned")
+    stopping = asyncio.create_task(process.stop())
+    second = asyncio.create_task(process.ensure_ready())
+    async with asyncio.timeout(LIMIT):
+        await stopping
+        (stage.folder / "go").touch()
+        await second
+        if not settled:
+            with pytest.raises(UnavailableError):
+                await first
+    assert len(spawned) == 2
+    assert process.pid == spawned[1]
+    assert state_of(process) is ProcessState.READY
+
+
+async def test_a_cancelled_life_leaves_nothing(stage: Stage, spawned: list[int]) -> None:
+    """The end of the event loop cancels every task."""
+    process = stage.engine("ignore-term", "ignore-stdin", ready(stage), on_spawn=spawned.append, stop_timeout=0.2)
+    await within(process.ensure_ready())
+    for task in asyncio.all_tasks():
+        if task.get_name() == "engine process child":
+            task.cancel()
+    await within(process.ended.wait())
+    assert not alive(spawned[0])
+
+
+# Any order
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_no_order_of_calls_hangs_or_leaves_a_process(stage: Stage, seed: int) -> None:
+    """(16, 17, 18) Starts, stops, crashes and cancellations in any order."""
+    draw = random.Random(seed)  # noqa: S311  # repeatable is what it must be
+    lives: list[int] = []
+    process = stage.engine(
+        "ignore-term", ready(stage), on_spawn=lives.append, stop_timeout=draw.choice([0.0, 0.02, 5.0])
+    )
+    tasks: list[asyncio.Task[None]] = []
+    async with asyncio.timeout(LIMIT):
+        for _ in range(25):
+            action = draw.choice(["start", "start", "stop", "crash", "cancel", "pause", "await"])
+            if action in ("start", "stop"):
+                tasks.append(asyncio.create_task(process.ensure_ready() if action == "start" else process.stop()))
+            elif action == "crash" and process.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+            elif action == "cancel" and tasks:
+                draw.choice(tasks).cancel()
+            elif action == "await" and tasks:
+                await asyncio.wait({draw.choice(tasks)})
+            await asyncio.sleep(draw.choice([0, 0, 0.01, 0.05]))
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        await within(process.stop())
+    for outcome in outcomes:
+        assert outcome is None or isinstance(outcome, (UnavailableError, asyncio.CancelledError)), outcome
+    assert state_of(process) in (ProcessState.STOPPED, ProcessState.FAILED)
+    assert process.ended.is_set()
+    assert not any(alive(pid) for pid in lives)
+    await within(process.ensure_ready())
+    assert state_of(process) is ProcessState.READY
+
+
+async def test_thirty_lives_leave_no_descriptor(stage: Stage) -> None:
+    stopped = stage.engine(ready(stage))
+    failing = stage.engine("exit:1")
+    missing = stage.engine(argv=[stage.path("no-such-program")])
+
+    async def live(process: EngineProcess) -> None:
+        with contextlib.suppress(EngineStartError):
+            await within(process.ensure_ready())
+        await within(process.stop())
+
+    await live(stopped)
+    before = descriptors()
+    for _ in range(10):
+        for process in (stopped, failing, missing):
+            await live(process)
+    await until(lambda: descriptors() <= before, "descriptors leak")
+
+
+async def test_every_transition_is_logged(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "engine_plugin.engines.process")
+    process = stage.engine(ready(stage))
+    await within(process.ensure_ready())
+    await within(process.stop())
+    moves = [record.getMessage() for record in caplog.records if "->" in record.getMessage()]
+    assert moves == [
+        "child: stopped -> starting",
+        "child: starting -> ready",
+        "child: ready -> stopping",
+        "child: stopping -> stopped",
+    ]
