@@ -84,7 +84,12 @@ class LlamaCppEngine(Engine):
         return await asyncio.to_thread(self._software.check)
 
     async def install(self, progress: Progress, *, cover: bool) -> str:
-        return await self._installing.run(lambda: self._software.install(progress, cover=cover))
+        return await self._installing.run(lambda: self._install(progress, cover=cover))
+
+    async def _install(self, progress: Progress, *, cover: bool) -> str:
+        done = await self._software.install(progress, cover=cover)
+        await self._move(progress)
+        return done
 
     async def upgrade(self, progress: Progress) -> str:
         return await self._installing.run(lambda: self._upgrade(progress))
@@ -92,11 +97,16 @@ class LlamaCppEngine(Engine):
     async def _upgrade(self, progress: Progress) -> str:
         if not await self._software.upgrade(progress):
             return f"nothing to upgrade: {self._software.check().detail}"
-        if self._backend is not None:
-            progress("moving the running engine to the new version")
-            self._backend = self._software.find()
-            await self._pool.drain()
+        await self._move(progress)
         return f"upgraded: {self._software.check().detail}"
+
+    async def _move(self, progress: Progress) -> None:
+        """Have a running engine use what is installed now; the old version's files are gone."""
+        if self._backend is None or self._backend == self._software.find():
+            return
+        progress("moving the running engine to the new version")
+        self._backend = self._software.find()
+        await self._pool.drain()
 
     async def init_env(self) -> None:
         for folder in (self._data, self._data / "models", self._data / "run"):

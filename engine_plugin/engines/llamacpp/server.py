@@ -98,6 +98,7 @@ class ModelServer:
                 if self.process is process:  # the first of all who waited for it
                     self.process = self._new_process()
             else:
+                self._forget_key_file()
                 return
 
     @property
@@ -118,9 +119,14 @@ class ModelServer:
         """Remove what a process that has ended leaves: our idle connections to it, its socket and its key's file."""
         if self._client is not None:
             self._client.close()
-        for path in (self._socket, self._key_file):
-            if path is not None:
-                path.unlink(missing_ok=True)
+        if self._socket is not None:
+            self._socket.unlink(missing_ok=True)
+        self._forget_key_file()
+
+    def _forget_key_file(self) -> None:
+        """A llama-server has read the key when it is up."""
+        if self._key_file is not None:
+            self._key_file.unlink(missing_ok=True)
 
     async def healthy(self) -> bool:
         """Whether the server answers /health in time."""

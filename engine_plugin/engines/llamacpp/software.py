@@ -42,6 +42,7 @@ _REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 _NEEDED_BYTES = 400 * 1024 * 1024
 _PROBE_TIMEOUT = 60.0
 _LOCK_TIMEOUT = 600.0
+_LOCK_PAUSE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +90,19 @@ class Software:
             raise EngineNotInstalledError(f"{self.check().detail}. Call InstallEngine (engine-plugin engine install)")
         return backend
 
+    @property
+    def _wanted(self) -> str:
+        """The backend that is asked for; a llama-server that plugin.yaml names is not passed over in mode auto."""
+        named = self._options.backend == "auto" and self._options.llama_server
+        return "llama-server" if named else self._options.backend
+
     def _missing(self) -> str:
-        if self._options.backend == "llama-server":
+        if self._wanted == "llama-server":
             return f"no llama-server: {self._options.llama_server or 'none on PATH'}"
         return "llama.cpp is not installed"
 
     def _find(self) -> Backend | None:
-        wanted = self._options.backend
+        wanted = self._wanted
         if wanted in ("auto", "llama-server"):
             name = self._options.llama_server or "llama-server"
             executable = shutil.which(name, path=self._environ.get("PATH"))
@@ -151,10 +158,10 @@ class Software:
         check = self.check()
         if check.installed and not cover:
             return check.detail
-        if self._options.backend == "llama-server" and self._find() is None:
+        if self._wanted == "llama-server" and self._find() is None:
             raise InstallError(
-                f"{self._missing()}. engine.backend is llama-server, which this plugin does not install: install "
-                "llama.cpp's llama-server yourself, or set engine.backend to auto"
+                f"{self._missing()}. plugin.yaml asks for one, which this plugin does not install: install "
+                "llama.cpp's llama-server yourself, or set engine.backend to xllamacpp"
             )
         await self._install_beside(progress)
         return self.check().detail
@@ -177,8 +184,9 @@ class Software:
             )
         lock = FileLock(self._root / "install.lock")
         try:
-            await asyncio.to_thread(lock.acquire, timeout=_LOCK_TIMEOUT)
-        except Timeout:
+            async with asyncio.timeout(_LOCK_TIMEOUT):
+                await _acquire(lock)
+        except TimeoutError:
             raise InstallError(f"another installation holds {lock.lock_file} for {_LOCK_TIMEOUT:g} s") from None
         staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=self._root))
         try:
@@ -238,6 +246,15 @@ class Software:
         for old in self._root.glob("xllamacpp-*"):
             if old != keep:
                 shutil.rmtree(old, ignore_errors=True)  # on Windows files in use stay until the next installation
+
+
+async def _acquire(lock: FileLock) -> None:
+    """Take the lock, without a thread that would go on waiting for it when we are cancelled."""
+    while True:
+        with suppress(Timeout):
+            lock.acquire(blocking=False)
+            return
+        await asyncio.sleep(_LOCK_PAUSE)
 
 
 def _pip_home() -> str:
