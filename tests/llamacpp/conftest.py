@@ -43,11 +43,11 @@ def _mark() -> Iterator[None]:
 def _nothing_is_left(_mark: None) -> Iterator[None]:
     """After each module no process of ours is left."""
     yield
+    psutil.wait_procs(processes_of(os.environ[MARK]), timeout=3)
     left = processes_of(os.environ[MARK])
-    _, alive = psutil.wait_procs(left, timeout=3)
-    for process in alive:
+    for process in left:
         process.kill()
-    assert alive == [], f"left behind: {alive}"
+    assert left == [], f"left behind: {left}"
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from engine_plugin.host import PluginClient
     from engine_plugin.plugin import Plugin
 
-__all__ = ["ENDLESS", "HELLO", "MARK", "REPOSITORY", "RunningPlugin", "eventually", "processes_of"]
+__all__ = ["ENDLESS", "HELLO", "MARK", "REPOSITORY", "RunningPlugin", "eventually", "gone", "processes_of"]
 
 REPOSITORY = Path(__file__).parents[2]
 MARK = "ENGINE_PLUGIN_TEST_RUN"
@@ -42,6 +42,14 @@ def processes_of(value: str, variable: str = MARK) -> list[psutil.Process]:
         except (psutil.Error, OSError):  # it has just gone, or is not ours
             continue
     return found
+
+
+def gone(process: psutil.Process) -> bool:
+    """Whether a process, maybe nobody's child, has ended. Not every container's init reaps at once."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 async def eventually(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 10.0) -> None:

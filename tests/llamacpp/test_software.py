@@ -1,0 +1,197 @@
+"""InstallEngine and UpgradeEngine: proved before it is switched on, undone when it fails, done once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from filelock import FileLock
+
+from engine_plugin.engines.llamacpp import software as software_module
+from engine_plugin.engines.llamacpp.software import Software
+from engine_plugin.errors import EnginePluginError, EngineStartError, InstallError, PreconditionError
+
+from .running import HELLO, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .conftest import Serve
+    from .running import RunningPlugin
+
+
+def snapshot(folder: Path) -> set[str]:
+    """What lies below a folder, but for the lock."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != "install.lock"}
+
+
+def fake_pip(monkeypatch: pytest.MonkeyPatch, *, fail: str = "", pause: asyncio.Event | None = None) -> list[Path]:
+    """Let pip be done in no time: a package directory whose version is 9.<number of the run>."""
+    runs: list[Path] = []
+
+    async def pip(self: Software, target: Path, _progress: Callable[[str], None]) -> None:
+        runs.append(target)
+        for name in ("xllamacpp", "gguf"):
+            information = target / f"{name}-9.{len(runs)}.dist-info"
+            information.mkdir()
+            (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.{len(runs)}\n")
+        if pause is not None:
+            await pause.wait()
+        if fail == "pip":
+            raise InstallError("pip could not install")
+
+    async def probe(self: Software, _backend: Any, _site: Path | None) -> dict[str, Any]:
+        if fail == "probe":
+            raise EngineStartError("the new xllamacpp does not run (exit code 127): no libgomp")
+        return {"version": f"9.{len(runs)}", "devices": []}
+
+    monkeypatch.setattr(Software, "_pip", pip)
+    monkeypatch.setattr(Software, "_probe", probe)
+    return runs
+
+
+async def test_what_is_there_is_not_installed_again(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = fake_pip(monkeypatch)
+    running = await serve(start=False)
+    assert "xllamacpp beside engine-plugin" in await running.client.install_engine()
+    assert "nothing to upgrade" in await running.client.upgrade_engine()
+    assert runs == []
+    assert not running.engine._software.folder.exists()
+
+
+async def test_cover_installs_and_replaces(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice in one process: the first must have let go of its lock."""
+    fake_pip(monkeypatch)
+    running = await serve(start=False)
+    folder = running.engine._software.folder
+    async with asyncio.timeout(20):
+        assert "version 9.1" in await running.client.install_engine(cover=True)
+        assert "version 9.2" in await running.client.install_engine(cover=True)
+    current = json.loads((folder / "current.json").read_text())["folder"]
+    assert current.startswith("xllamacpp-9.2-")
+    assert [path.name for path in folder.glob("*xllamacpp-*")] == [current]
+    assert list(folder.glob(".staging-*")) == []
+    assert (await running.client.check_engine()).detail.startswith(f"xllamacpp in {folder / current}")
+    assert await running.client.get_version() == "9.2"
+
+
+@pytest.mark.parametrize("fail", ["pip", "probe"])
+async def test_a_failure_changes_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch, fail: str) -> None:
+    fake_pip(monkeypatch)
+    running = await serve(start=False)
+    await running.client.install_engine(cover=True)
+    before = snapshot(running.engine._software.folder)
+    fake_pip(monkeypatch, fail=fail)
+    with pytest.raises(
+        EnginePluginError, match=r"pip could not install|nothing was changed: .* no libgomp"
+    ) as failed:
+        await running.client.install_engine(cover=True)
+    assert failed.value.code == 500
+    assert snapshot(running.engine._software.folder) == before
+    assert await running.client.get_version() == "9.1"
+
+
+async def test_concurrent_installations_are_one(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = asyncio.Event()
+    runs = fake_pip(monkeypatch, pause=gate)
+    running = await serve(start=False)
+    calls = [asyncio.create_task(running.client.install_engine(cover=True)) for _ in range(5)]
+    await eventually(lambda: len(runs) == 1)
+    abandoned = calls.pop()
+    abandoned.cancel()
+    gate.set()
+    answers = await asyncio.gather(*calls)
+    assert len(set(answers)) == 1
+    assert len(runs) == 1
+
+
+async def test_another_processs_installation_is_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = fake_pip(monkeypatch)
+    running = await serve(start=False)
+    folder = running.engine._software.folder
+    folder.mkdir(parents=True)
+    with FileLock(folder / "install.lock"):
+        installing = asyncio.create_task(running.client.install_engine(cover=True))
+        await eventually(lambda: running.engine._installing._task is not None)
+        await running.client.check_engine()
+        assert runs == []
+    await installing
+    assert len(runs) == 1
+    monkeypatch.setattr(software_module, "_LOCK_TIMEOUT", 0.2)
+    with FileLock(folder / "install.lock"), pytest.raises(EnginePluginError, match="another installation holds"):
+        await running.client.install_engine(cover=True)
+
+
+async def test_too_little_room(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = fake_pip(monkeypatch)
+    running = await serve(start=False)
+    usage = shutil.disk_usage(Path.cwd())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1 << 20))
+    with pytest.raises(EnginePluginError, match=r"not enough disk space in .*: 1 MiB free, 400 MiB needed"):
+        await running.client.install_engine(cover=True)
+    assert runs == []
+
+
+async def test_a_running_engine_moves_to_what_was_installed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old version's files are gone: a load from there could only fail."""
+    running = await serve()
+    await running.client.load_model("tiny-chat")
+    fake_pip(monkeypatch)
+    await running.client.install_engine(cover=True)
+    assert await running.loaded() == []
+    assert running.engine._backend is not None
+    assert running.engine._backend.version == "9.1"
+    # The fake package holds no module, so that the one beside us still answers.
+    assert (await running.client.invoke("chat", HELLO))["choices"]
+
+
+async def test_without_the_software(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(software_module, "_version_in", lambda _path, _name: "")
+    running = await serve(start=False)
+    check = await running.client.check_engine()
+    assert (bool(check), check.detail) == (False, "llama.cpp is not installed")
+    for attempt in (running.client.start_engine(), running.client.get_version(), running.client.pull_model("a.gguf")):
+        with pytest.raises(EnginePluginError, match=r"InstallEngine|a\.gguf"):
+            await attempt
+    with pytest.raises(PreconditionError, match=r"llama.cpp is not installed\. Call InstallEngine"):
+        await running.client.start_engine()
+
+
+async def pip_refuses(running: RunningPlugin) -> None:
+    before = snapshot(running.engine._software.folder)
+    with pytest.raises(EnginePluginError, match=r"pip could not install xllamacpp 0\.0\.0-nope: .*Check the network"):
+        await running.client.install_engine(cover=True)
+    assert snapshot(running.engine._software.folder) == before
+
+
+async def test_pips_own_complaint(serve: Serve) -> None:
+    running = await serve(start=False, version="0.0.0-nope")
+    running.engine._software.folder.mkdir(parents=True)
+    await pip_refuses(running)
+    assert await running.client.check_engine()
+
+
+@pytest.mark.slow
+async def test_a_real_installation(serve: Serve, scratch: Path) -> None:
+    """With pip, from the registry, by hash; then chat runs from it alone."""
+    running = await serve(start=False)
+    said = await running.client.install_engine(cover=True, timeout=300)
+    folder = running.engine._software.folder
+    assert f"xllamacpp in {folder}" in said
+    assert await running.client.get_version() == running.engine._software.wanted_version
+    before = snapshot(folder)
+    assert "nothing to upgrade" in await running.client.upgrade_engine()
+    assert snapshot(folder) == before
+    await running.client.start_engine()
+    assert (await running.client.invoke("chat", HELLO))["choices"]
+    [process] = running.processes()
+    if sys.platform == "linux":
+        assert str(folder) in "".join(mapped.path for mapped in process.memory_maps())
+    again = await serve(start=False, data=running.engine._data, version="0.0.0-nope")
+    await pip_refuses(again)
+    assert (await running.client.invoke("chat", HELLO))["choices"]
