@@ -1,0 +1,174 @@
+"""The two ways to an engine that are compared: straight to it, and through the plugin.
+
+Each way has an engine process of its own, started by the same code with the same settings, so that neither disturbs
+the other; only one at a time is given work. The direct way uses the plugin's own HTTP client.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import yaml
+
+from benchmarks.results import DIRECT, PLUGIN
+from engine_plugin.engines import sse
+from engine_plugin.engines.llamacpp.models import model_store
+from engine_plugin.engines.llamacpp.options import LlamaCppOptions
+from engine_plugin.engines.llamacpp.server import ModelServer
+from engine_plugin.engines.llamacpp.software import Software
+from engine_plugin.engines.options import read_options
+from engine_plugin.engines.records import ProcessRecords
+from engine_plugin.host import launch
+from engine_plugin.manifest import load_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from engine_plugin.host import PluginClient
+    from engine_plugin.manifest import Manifest
+
+__all__ = ["COMMAND", "EMBEDDER", "MODEL", "Rig", "Target", "rig", "stand_in", "write_plugin"]
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+COMMAND = (sys.executable, "-m", "engine_plugin.hosted")
+MODEL, EMBEDDER = "tiny-random", "tiny-embed"
+_MODEL_FILE = REPOSITORY / "tests" / "data" / "gguf" / f"{MODEL}.gguf"
+_ANSWER_LIMIT = 64 * 1024 * 1024
+_START_TIMEOUT = 30.0
+
+
+class Target(Protocol):
+    """One way to an engine."""
+
+    name: str
+
+    async def call(self, service: str, body: bytes) -> bytes:
+        """Send a request and read its whole answer."""
+
+    def stream(self, body: bytes) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Stream a chat in blocks of whole events."""
+
+
+class Direct:
+    """Straight to llama.cpp's HTTP server."""
+
+    name = DIRECT
+
+    def __init__(self, servers: Mapping[str, ModelServer]) -> None:
+        """`servers` by service."""
+        self._servers = servers
+
+    async def call(self, service: str, body: bytes) -> bytes:
+        async with self._servers[service].post(service, body) as response:
+            return await response.read(_ANSWER_LIMIT)
+
+    @asynccontextmanager
+    async def stream(self, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
+        async with self._servers["chat"].post("chat", body) as response:
+            yield sse.whole_events(response)
+
+
+class Plugged:
+    """Through the plugin, as a host in Python calls it."""
+
+    name = PLUGIN
+
+    def __init__(self, client: PluginClient) -> None:
+        self._client = client
+
+    async def call(self, service: str, body: bytes) -> bytes:
+        return await self._client.invoke_raw(service, body)
+
+    def stream(self, body: bytes) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        return self._client.stream("chat", body)
+
+
+@dataclass(frozen=True, slots=True)
+class Rig:
+    """Both ways to one kind of engine, ready. `client` is the plugin's own, for its other rpcs and its pid."""
+
+    direct: Direct
+    plugged: Plugged
+    client: PluginClient
+
+    def targets(self, turn: int) -> Sequence[Target]:
+        """Both, the other one first in every other round."""
+        both: tuple[Target, Target] = (self.direct, self.plugged)
+        return both if turn % 2 else both[::-1]
+
+
+def write_plugin(folder: Path, engine: Mapping[str, Any]) -> Path:
+    """A plugin.yaml in `folder`: the default plugin's, with these engine options. Returns the file."""
+    shape = yaml.safe_load((REPOSITORY / "plugin.yaml").read_text(encoding="utf-8"))
+    shape["engine"] = {"name": "llamacpp", **engine}
+    shape["resources"]["data_dir"] = str(folder / "data")
+    folder.mkdir(parents=True)
+    file = folder / "plugin.yaml"
+    file.write_text(yaml.safe_dump(shape), encoding="utf-8")
+    return file
+
+
+def stand_in(folder: Path) -> str:
+    """An executable that runs `benchmarks.upstream`, for the engine option `llama_server`."""
+    script = Path(__file__).with_name("upstream.py")
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.name == "nt":
+        file = folder / "llama-server.cmd"
+        file.write_text(f'@"{sys.executable}" "{script}" %*\n')
+    else:
+        file = folder / "llama-server"
+        file.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(script))} "$@"\n')
+        file.chmod(0o700)
+    return str(file)
+
+
+@asynccontextmanager
+async def rig(folder: Path, sockets: Path, engine: Mapping[str, Any]) -> AsyncIterator[Rig]:
+    """Both ways to an engine with these options, its models loaded. Ends all processes when left.
+
+    `sockets` is a private directory with a short path.
+    """
+    manifest = load_manifest(write_plugin(folder, engine))
+    names = {"chat": MODEL} if "llama_server" in engine else {"chat": MODEL, "embed": EMBEDDER}
+    async with AsyncExitStack() as cleanup:
+        client = await launch(COMMAND, name="plugin", cwd=folder, start_timeout=_START_TIMEOUT)
+        await cleanup.enter_async_context(client)
+        await client.start_engine()
+        await client.pull_model(str(_MODEL_FILE))
+        for name in names.values():
+            await client.load_model(name)
+        servers = await _servers(manifest, names, sockets, cleanup)
+        yield Rig(Direct(servers), Plugged(client), client)
+
+
+async def _servers(
+    manifest: Manifest, names: Mapping[str, str], sockets: Path, cleanup: AsyncExitStack
+) -> dict[str, ModelServer]:
+    """The engine once more, by the code that the plugin runs it with, in our own hands."""
+    environ = dict(os.environ)
+    options = read_options(LlamaCppOptions, manifest)
+    software = Software(options, manifest.data_dir, environ)
+    store = model_store(manifest.data_dir / "models", software)
+    cleanup.push_async_callback(store.aclose)
+    servers = {}
+    for service, name in names.items():
+        server = ModelServer(
+            await store.get(name),
+            software.find(),
+            options,
+            gpu_layers=options.gpu_layers,
+            folder=None if sys.platform == "win32" else sockets,
+            records=ProcessRecords(manifest.data_dir / "direct"),
+            environ=environ,
+        )
+        cleanup.push_async_callback(server.stop)
+        await server.ensure_ready()
+        servers[service] = server
+    return servers

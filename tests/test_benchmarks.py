@@ -1,0 +1,104 @@
+"""The benchmarks run, tell what they should, and leave nothing. No figure is judged here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from benchmarks.results import DIRECT, PLUGIN, Results, Row, Spread
+
+REPOSITORY = Path(__file__).parents[1]
+
+ADDED = Row("group", "latency", "ms", "added")
+RATIO = Row("group", "tokens/s", "1/s", "ratio")
+
+
+@pytest.fixture
+def marked(tmp_path: Path) -> dict[str, str]:
+    """An environment by which every process of a run is known, its engines and its plugins."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PLUGIN_")}
+    environ["BENCHMARK_TEST"] = str(tmp_path)
+    return environ
+
+
+def _left_over(mark: str) -> list[str]:
+    """The processes that carry our mark in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("BENCHMARK_TEST") == mark:
+                found.append(f"{process.pid} {process.cmdline()}")
+        except psutil.Error:
+            continue  # another user's, or gone
+    return found
+
+
+@pytest.mark.slow
+def test_a_quick_run_measures_both_ways_and_leaves_no_process(marked: dict[str, str], tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    file = tmp_path / "figures.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--quick", "--json", str(file)],
+        cwd=REPOSITORY,
+        env=marked,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+
+    assert done.returncode == 0, done.stderr
+    figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    assert {"processor", "Python", "grpcio", "xllamacpp"} <= figures["machine"].keys()
+    rows = {(row["group"], row["title"]): row for row in figures["rows"]}
+    assert len(rows) == len(figures["rows"])
+    both = [row for row in figures["rows"] if "added" in row or "ratio" in row]
+    assert len(both) >= 10
+    for row in figures["rows"]:
+        assert row["title"] in done.stdout
+        for way in ("direct", "plugin") if row in both else ():
+            assert row[way]["samples"] > 0
+            assert 0 < row[way]["p10"] <= row[way]["median"] <= row[way]["p90"]
+    assert str(REPOSITORY) not in done.stdout + file.read_text(encoding="utf-8")
+    assert _left_over(marked["BENCHMARK_TEST"]) == []
+
+
+def test_the_plugin_is_compared_within_a_round() -> None:
+    results = Results()
+    for direct in (1.0, 10.0, 100.0):  # the machine is slower from round to round; the plugin adds the same
+        results.begin_round()
+        results.add(ADDED, DIRECT, [direct, direct, direct * 5])
+        results.add(ADDED, PLUGIN, [direct + 2])
+        results.add(RATIO, PLUGIN, [direct / 2])
+        results.add(RATIO, DIRECT, [direct])
+
+    assert results.compared(ADDED) == Spread(2, 2, 2, 3)
+    assert results.compared(RATIO) == Spread(0.5, 0.5, 0.5, 3)
+    whole = results.spread(ADDED, DIRECT)
+    assert whole is not None
+    assert whole.samples == 9
+    assert whole.median == 10
+
+
+def test_a_row_of_one_way_is_not_compared() -> None:
+    results = Results()
+    results.begin_round()
+    results.add(ADDED, PLUGIN, [1.0])
+
+    assert results.compared(ADDED) is None
+    assert results.spread(ADDED, DIRECT) is None
+    assert results.to_json()[0]["plugin"] == {"median": 1.0, "p10": 1.0, "p90": 1.0, "samples": 1}
+
+
+def test_a_spread_interpolates_between_samples() -> None:
+    spread = Spread.of([4, 1, 2, 3, 5])
+
+    assert (spread.median, spread.samples) == (3, 5)
+    assert (spread.p10, spread.p90) == pytest.approx((1.4, 4.6))
