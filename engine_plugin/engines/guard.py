@@ -34,31 +34,63 @@ def arm() -> None:
     import ctypes
 
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    parent = os.environ.get(PARENT_VARIABLE)
+    parent = os.environ.pop(PARENT_VARIABLE, None)  # meant for us, not for what we spawn
     if parent is not None and os.getppid() != int(parent):
         os._exit(0)
 
 
 def _stay(command: list[str]) -> int:
-    """Run `command` as a child, pass SIGTERM on, and end it when stdin closes. Returns its exit status."""
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    """Run `command` as a child, pass SIGTERM on, and end it when stdin closes. Returns its exit status, or ends as
+    it ended by a signal."""
+    child: subprocess.Popen[bytes] | None = None
+    asked = False
 
-    def end_child() -> None:
-        with contextlib.suppress(ProcessLookupError):
+    def pass_on(_number: int, _frame: object) -> None:
+        nonlocal asked
+        asked = True
+        if child is not None:
             child.terminate()
-            try:
-                child.wait(_STOP_WAIT)
-            except subprocess.TimeoutExpired:
-                child.kill()
 
-    def watch_stdin() -> None:
+    def watch_stdin(child: subprocess.Popen[bytes]) -> None:
         while os.read(0, 4096):
             pass
-        end_child()
+        _end(child)
 
-    signal.signal(signal.SIGTERM, lambda _number, _frame: child.terminate())
-    threading.Thread(target=watch_stdin, daemon=True).start()
-    return child.wait()
+    signal.signal(signal.SIGTERM, pass_on)  # before there is a child, or the signal could leave it an orphan
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    if asked:
+        child.terminate()
+    threading.Thread(target=watch_stdin, args=(child,), daemon=True).start()
+    status = child.wait()
+    if status < 0:
+        _die_of(-status)
+    return status
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.wait(_STOP_WAIT)
+    except subprocess.TimeoutExpired:
+        child.kill()
+
+
+def _die_of(number: int) -> None:
+    """End by the signal that ended the child, so that the plugin can name it; the core dump was the child's."""
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError, ValueError):  # SIGKILL has no handler to set
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def _exec(command: list[str]) -> None:
+    """Become the command, with the signals at their defaults that Python ignores."""
+    for name in ("SIGPIPE", "SIGXFSZ"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    os.execvp(command[0], command)
 
 
 def main(command: list[str]) -> int:
@@ -69,7 +101,7 @@ def main(command: list[str]) -> int:
     try:
         if sys.platform == "linux":
             arm()
-            os.execvp(command[0], command)
+            _exec(command)
         return _stay(command)
     except OSError as error:
         sys.stderr.write(f"cannot run {command[0]}: {error.strerror}\n")

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import engine_plugin
-from engine_plugin.engines import tree
+from engine_plugin.engines.child import STDERR, STDOUT, ChildProcess
 from engine_plugin.errors import BadGatewayError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = ["module_command", "module_environ", "run_briefly"]
+
+_LAST_WORDS = 0.5
+
+_KILL_CONFIRM = 5.0
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
@@ -35,27 +39,22 @@ def module_environ(environ: Mapping[str, str], site: Path | None = None) -> dict
 async def run_briefly(
     argv: Sequence[str], env: Mapping[str, str], stdin: bytes = b"", timeout: float = 30.0
 ) -> tuple[int, bytes, bytes]:
-    """Run a short-lived helper process: (exit status, stdout, stderr). Killed when cancelled or too slow.
+    """Run a short-lived helper process: (exit status, stdout, stderr). Killed when cancelled or too slow, and
+    whatever it spawned is killed when it ends.
 
     Raises BadGatewayError after `timeout` seconds, OSError when it cannot be run.
     """
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=dict(env),
-        **tree.spawn_options(),
-    )
+    heard = {STDOUT: bytearray(), STDERR: bytearray()}
+    child = await ChildProcess.spawn(argv, env, lambda stream, data: heard[stream].extend(data), stdin=stdin)
     try:
+        child.close_stdin()
         async with asyncio.timeout(timeout):
-            out, err = await process.communicate(stdin)
+            await asyncio.wait({child.exited})
+        with contextlib.suppress(TimeoutError):  # what it spawned may hold the pipes for ever
+            async with asyncio.timeout(_LAST_WORDS):
+                await child.drained.wait()
     except TimeoutError:
         raise BadGatewayError(f"{Path(argv[0]).name} gave no answer in {timeout:g} s") from None
     finally:
-        if process.returncode is None:
-            tree.kill_tree(process.pid)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(5):
-                    await process.wait()
-    return process.returncode or 0, out, err
+        await child.kill()
+    return child.exited.result(), bytes(heard[STDOUT]), bytes(heard[STDERR])
