@@ -7,11 +7,11 @@ a grandchild may hold them for ever.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from typing import TYPE_CHECKING, cast
 
 from engine_plugin.engines import guard, tree
+from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -94,9 +94,7 @@ class ChildProcess(asyncio.SubprocessProtocol):
             self._transport.close()
         if not self.exited.done():
             return False
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_KILL_CONFIRM):
-                await self._closed.wait()
+        await comes_true(self._closed.wait(), within=_KILL_CONFIRM)
         return not victims
 
     def _stdin(self) -> asyncio.WriteTransport:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.engines import tree
 from engine_plugin.engines.child import STDERR, STDOUT, ChildProcess
 from engine_plugin.errors import EngineStartError, UnavailableError
+from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -296,9 +297,7 @@ class EngineProcess:
 
     async def _obituary(self, child: ChildProcess) -> str:
         """How the process ended and what it said last."""
-        with contextlib.suppress(TimeoutError):  # a grandchild may hold the pipes
-            async with asyncio.timeout(_DEATH_NOTICE):
-                await child.drained.wait()
+        await comes_true(child.drained.wait(), within=_DEATH_NOTICE)  # a grandchild may hold the pipes
         for stream in self._unended:
             self._hear(stream, b"\n")
         code = child.exited.result()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from engine_plugin.errors import PluginProcessError
 from engine_plugin.host.handshake import parse_handshake
 from engine_plugin.host.logs import LineSplitter, PluginLog
+from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -97,10 +98,7 @@ class PluginProcess(asyncio.SubprocessProtocol):
 
     async def wait(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for the exit, and for the last output; say whether it has exited."""
-        try:
-            async with asyncio.timeout(timeout):
-                await self._exited.wait()
-        except TimeoutError:
+        if not await comes_true(self._exited.wait(), within=timeout):
             return False
         await self._gone()
         return True
@@ -121,11 +119,8 @@ class PluginProcess(asyncio.SubprocessProtocol):
     async def _gone(self) -> None:
         """Wait for the exit and then, a moment, for the output that is still on its way."""
         await self._exited.wait()
-        try:
-            async with asyncio.timeout(_LAST_OUTPUT):
-                await self._drained.wait()
-        except TimeoutError:
-            pass  # a child of the plugin holds the pipe; the exit is what was asked for
+        # A child of the plugin may hold the pipe; the exit is what was asked for.
+        await comes_true(self._drained.wait(), within=_LAST_OUTPUT)
 
     def describe(self, when: str) -> str:
         """Say how the process stands, with its last lines: the text of a PluginProcessError."""

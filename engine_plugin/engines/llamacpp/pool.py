@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from engine_plugin.errors import ModelNotLoadedError
+from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -154,12 +155,8 @@ class ModelPool:
     async def _end(self, entry: _Entry, patience: float) -> None:
         name = entry.server.model.name
         try:
-            if entry.users and patience:
-                try:
-                    async with asyncio.timeout(patience):
-                        await entry.idle.wait()
-                except TimeoutError:
-                    log.warning("%s: %d requests did not end in %g s", name, entry.users, patience)
+            if patience and not await comes_true(entry.idle.wait(), within=patience):
+                log.warning("%s: %d requests did not end in %g s", name, entry.users, patience)
             await entry.server.stop()
         finally:
             self._forget(name, entry)

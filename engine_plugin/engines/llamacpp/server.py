@@ -23,6 +23,7 @@ from engine_plugin.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -154,10 +155,7 @@ class ModelServer:
 
     async def _explained(self, error: EnginePluginError) -> EnginePluginError:
         """Say why the connection broke, when the reason is that the process is gone."""
-        try:
-            async with asyncio.timeout(_DEATH_NOTICE):
-                await self.process.ended.wait()
-        except TimeoutError:
+        if not await comes_true(self.process.ended.wait(), within=_DEATH_NOTICE):
             return error
         if self.process.failure:
             return BadGatewayError(self.process.failure)
