@@ -115,7 +115,12 @@ class Link:
 
     async def _translate(self, error: grpc.aio.AioRpcError) -> EnginePluginError:
         process = self.process
-        if process is not None and self.channel.get_state() is not grpc.ChannelConnectivity.READY:
+        # The channel's state may lag behind the call that has lost its connection.
+        lost = (
+            error.code() is grpc.StatusCode.UNAVAILABLE
+            or self.channel.get_state() is not grpc.ChannelConnectivity.READY
+        )
+        if process is not None and lost:
             await process.wait(_EXIT_FOLLOWS)
         if process is not None and process.returncode is not None:
             return PluginProcessError(process.describe("during the call"))
