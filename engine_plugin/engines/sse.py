@@ -55,9 +55,9 @@ def error_event(block: bytes) -> int:
     for mark in _ERROR_MARKS:
         if block.startswith(mark):
             return 0
-        found = block.find(b"\n" + mark)
-        if found >= 0:
-            return found + 1
+        newline = block.find(b"\n" + mark)
+        if newline >= 0:
+            return _last_boundary(block[: newline + 1])  # the event may have lines before this one
     return -1
 
 
@@ -73,7 +73,7 @@ def event_data(block: bytes) -> Iterator[dict[str, Any]]:
             continue
         try:
             shape = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadGatewayError(f"the engine's event is not JSON: {value[:120]!r}") from error
         if not isinstance(shape, dict):
             raise BadGatewayError(f"the engine's event is not a JSON object: {value[:120]!r}")

@@ -1,0 +1,229 @@
+"""Who gets an engine's slots, and when."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine_plugin.engines.admission import Admission
+from engine_plugin.errors import UnavailableError
+from tests.engines.conftest import within
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+class Crowd:
+    """Requests that hold their slots until they are told to go."""
+
+    def __init__(self, capacity: int, max_waiting: int = 100) -> None:
+        self.capacity = capacity
+        self.admission = Admission(capacity, max_waiting)
+        self.order: list[int] = []
+        self.held: dict[int, int] = {}
+        self.tasks: dict[int, asyncio.Task[None]] = {}
+        self._leave: dict[int, asyncio.Event] = {}
+
+    def come(self, weight: int = 1) -> int:
+        number = len(self.tasks)
+        self._leave[number] = asyncio.Event()
+        self.tasks[number] = asyncio.create_task(self._request(number, weight))
+        return number
+
+    async def _request(self, number: int, weight: int) -> None:
+        async with self.admission.slots(weight):
+            self.order.append(number)
+            self.held[number] = max(1, min(weight, self.capacity))
+            assert sum(self.held.values()) <= self.capacity
+            try:
+                await self._leave[number].wait()
+            finally:
+                del self.held[number]
+
+    def go(self, number: int) -> None:
+        self._leave[number].set()
+
+    async def end(self) -> None:
+        """All leave; then every slot is free."""
+        for number in self.tasks:
+            self.go(number)
+        await within(asyncio.gather(*self.tasks.values(), return_exceptions=True))
+        async with asyncio.timeout(1), self.admission.slots(self.capacity):
+            assert self.held == {}
+
+
+@asynccontextmanager
+async def crowd_of(capacity: int, max_waiting: int = 100) -> AsyncIterator[Crowd]:
+    crowd = Crowd(capacity, max_waiting)
+    try:
+        yield crowd
+    finally:
+        await crowd.end()
+
+
+async def settle() -> None:
+    """Let everything happen that can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_first_come_first_served() -> None:
+    async with crowd_of(2) as crowd:
+        for _ in range(6):
+            crowd.come()
+        await settle()
+        assert crowd.order == [0, 1]
+        for number in (1, 0, 2, 3):
+            crowd.go(number)
+            await settle()
+        assert crowd.order == [0, 1, 2, 3, 4, 5]
+
+
+async def test_weights() -> None:
+    async with crowd_of(4) as crowd:
+        heavy, big, small = crowd.come(3), crowd.come(2), crowd.come(1)
+        await settle()
+        assert crowd.order == [heavy], "the small one fits, but it came after the big one"
+        crowd.go(heavy)
+        await settle()
+        assert crowd.order == [heavy, big, small]
+        whole = crowd.come(1000)
+        crowd.go(big)
+        await settle()
+        assert whole not in crowd.order
+        crowd.go(small)
+        await settle()
+        assert crowd.held == {whole: 4}, "more than there are means all of them"
+
+
+async def test_at_least_one_slot() -> None:
+    async with crowd_of(1) as crowd:
+        crowd.come(0)
+        crowd.come(-3)
+        await settle()
+        assert crowd.order == [0]
+
+
+async def test_too_many_are_refused() -> None:
+    async with crowd_of(1, 2) as crowd:
+        for _ in range(3):
+            crowd.come()
+        await settle()
+        refused = crowd.come()
+        with pytest.raises(UnavailableError, match=r"2 requests wait already \(engine\.max_queue"):
+            await within(crowd.tasks[refused])
+        crowd.go(0)
+        await settle()
+        accepted = crowd.come()
+        await settle()
+        assert not crowd.tasks[accepted].done()
+
+
+async def test_no_waiting_at_all() -> None:
+    async with crowd_of(1, 0) as crowd:
+        crowd.come()
+        await settle()
+        with pytest.raises(UnavailableError):
+            await within(crowd.tasks[crowd.come()])
+
+
+async def test_a_cancelled_one_gives_up_its_place_at_once() -> None:
+    """Also its place in the count of those who wait."""
+    async with crowd_of(1, 1) as crowd:
+        crowd.come()
+        waiting = crowd.come()
+        await settle()
+        crowd.tasks[waiting].cancel()
+        next_one = crowd.come()  # before the cancelled one has even noticed
+        await settle()
+        assert not crowd.tasks[next_one].done()
+
+
+async def test_a_big_one_that_leaves_lets_the_small_ones_in() -> None:
+    async with crowd_of(4) as crowd:
+        crowd.come(3)
+        big, small = crowd.come(4), crowd.come(1)
+        await settle()
+        assert small not in crowd.order
+        crowd.tasks[big].cancel()
+        await settle()
+        assert small in crowd.order
+
+
+@pytest.mark.parametrize("first", ["cancelled", "granted"])
+async def test_cancelled_in_the_moment_of_the_grant(first: str) -> None:
+    async with crowd_of(1) as crowd:
+        holder, unlucky, next_one = crowd.come(), crowd.come(), crowd.come()
+        await settle()
+        if first == "cancelled":
+            crowd.tasks[unlucky].cancel()
+        crowd.go(holder)
+        await asyncio.sleep(0)  # the holder leaves and hands its slot on; nobody has taken it yet
+        crowd.tasks[unlucky].cancel()
+        await settle()
+        assert crowd.tasks[unlucky].cancelled()
+        assert crowd.order == [holder, next_one]
+
+
+async def test_a_crowd_that_leaves_together() -> None:
+    async with crowd_of(3) as crowd:
+        holder = crowd.come(3)
+        leaving = [crowd.come(1 + number % 3) for number in range(50)]
+        last = crowd.come()
+        await settle()
+        for number in leaving:
+            crowd.tasks[number].cancel()
+        crowd.go(holder)
+        await settle()
+        assert crowd.order == [holder, last]
+
+
+async def test_an_error_inside_the_block_frees_the_slots() -> None:
+    admission = Admission(2, 0)
+    with pytest.raises(ZeroDivisionError):
+        async with admission.slots(2):
+            raise ZeroDivisionError
+    async with admission.slots(2):
+        pass
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("come"), st.integers(0, 6)),
+        st.tuples(st.sampled_from(["go", "cancel"]), st.integers(0, 1000)),
+        st.tuples(st.just("wait"), st.integers(1, 4)),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(capacity=st.integers(1, 5), max_waiting=st.integers(0, 8), steps=STEPS)
+def test_whatever_happens(capacity: int, max_waiting: int, steps: list[tuple[str, int]]) -> None:
+    """Never more than there is, in the order of arrival, nothing lost, nobody forgotten."""
+
+    async def play() -> None:
+        async with crowd_of(capacity, max_waiting) as crowd:
+            for action, value in steps:
+                if action == "come":
+                    crowd.come(value)
+                elif action == "wait":
+                    for _ in range(value):
+                        await asyncio.sleep(0)
+                elif crowd.tasks:
+                    number = value % len(crowd.tasks)
+                    crowd.go(number) if action == "go" else crowd.tasks[number].cancel()
+            await settle()
+            free = crowd.capacity - sum(crowd.held.values())
+            idle = [number for number, task in crowd.tasks.items() if not task.done() and number not in crowd.held]
+            assert free < capacity or not idle, "slots are free, and somebody waits"
+            assert crowd.order == sorted(crowd.order)
+        for task in crowd.tasks.values():
+            assert task.cancelled() or task.exception() is None or isinstance(task.exception(), UnavailableError)
+
+    asyncio.run(play())

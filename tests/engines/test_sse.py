@@ -1,0 +1,140 @@
+"""Server-sent events: cut at their boundaries, and not a byte changed."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine_plugin.engines import sse
+from engine_plugin.errors import BadGatewayError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+END = re.compile(rb"\r?\n\r?\n\Z")
+
+
+class Body:
+    """An answer whose body comes in given pieces; b"" pieces are left out, as a client's would be."""
+
+    status = 200
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = [piece for piece in pieces if piece]
+
+    async def read_some(self) -> bytes:
+        return self._pieces.pop(0) if self._pieces else b""
+
+    async def read(self, limit: int) -> bytes:
+        raise NotImplementedError
+
+
+async def blocks(*pieces: bytes) -> list[bytes]:
+    return [block async for block in sse.whole_events(Body(pieces))]
+
+
+STREAMS = {
+    "llama.cpp": b'data: {"a":1}\n\n:\n\ndata: {"b":"x\\n\\ny"}\n\ndata: [DONE]\n\n',
+    "windows": b"event: x\r\ndata: 1\r\n\r\n: ping\r\n\r\ndata: 2\r\ndata: 3\r\n\r\n",
+    "mixed": b"data: 1\n\ndata: 2\r\n\r\ndata: 3\n\n",
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+async def test_cut_in_two_at_every_byte(name: str) -> None:
+    stream = STREAMS[name]
+    for cut in range(len(stream) + 1):
+        found = await blocks(stream[:cut], stream[cut:])
+        assert b"".join(found) == stream
+        assert all(END.search(block) for block in found), cut
+        assert len(found) <= 2
+
+
+@pytest.mark.parametrize("name", STREAMS)
+async def test_byte_by_byte_each_event_leaves_when_it_is_whole(name: str) -> None:
+    stream = STREAMS[name]
+    found = await blocks(*(stream[at : at + 1] for at in range(len(stream))))
+    assert found == re.findall(rb"(?:[^\r\n]+\r?\n)+\r?\n", stream)
+
+
+async def test_events_that_came_together_leave_together() -> None:
+    assert await blocks(b"data: 1\n\ndata: 2\n\nda", b"ta: 3\n\n") == [b"data: 1\n\ndata: 2\n\n", b"data: 3\n\n"]
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.text(st.characters(exclude_characters="\r\n", codec="utf-8"), min_size=1, max_size=20), st.booleans()
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(events=EVENTS, cuts=st.lists(st.integers(0, 400), max_size=12))
+def test_any_events_cut_anywhere(events: list[tuple[str, bool]], cuts: list[int]) -> None:
+    end = {True: b"\r\n\r\n", False: b"\n\n"}
+    stream = b"".join(b"data: " + text.encode() + end[windows] for text, windows in events)
+    places = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
+    pieces = [stream[start:stop] for start, stop in pairwise(places)]
+    found = asyncio.run(blocks(*pieces))
+    assert b"".join(found) == stream
+    assert all(END.search(block) for block in found)
+
+
+@pytest.mark.parametrize("rest", [b"data: {", b"data: 1", b"data: 1\n", b"x"])
+async def test_a_stream_that_ends_inside_an_event(rest: bytes) -> None:
+    events = sse.whole_events(Body([b"data: 0\n\n", rest]))
+    assert await anext(aiter(events)) == b"data: 0\n\n"
+    with pytest.raises(BadGatewayError, match="ended inside an event"):
+        await anext(aiter(events))
+
+
+async def test_nothing_and_empty_lines() -> None:
+    assert await blocks() == []
+    assert await blocks(b"\n") == []
+    assert b"".join(await blocks(b"data: 1\n\n", b"\n")) == b"data: 1\n\n"
+
+
+async def test_an_event_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "_MAX_EVENT", 1000)
+    with pytest.raises(BadGatewayError, match="an event of over 1000 bytes"):
+        await blocks(*[b"x" * 100] * 20)
+
+
+@pytest.mark.parametrize(
+    ("block", "place"),
+    [
+        (b'data: {"error":{"code":400}}\n\n', 0),
+        (b'error: {"code":500}\n\n', 0),
+        (b'data: {"a":1}\n\ndata: {"error":{}}\n\n', 15),
+        (b'data: {"a":1}\n\nid: 5\ndata: {"error":{}}\n\n', 15),
+        (b'id: 5\r\ndata: {"error":{}}\r\n\r\n', 0),
+        (b'data: 1\r\n\r\nid: 5\r\ndata: {"error":{}}\r\n\r\n', 11),
+        (b'data: {"text":"data: {\\"error\\""}\n\n', -1),
+        (b'data: {"text":"\\nerror: {"}\n\n', -1),
+        (b'data: {"choices":[],"error":null}\n\n', -1),
+        (b": error\n\n", -1),
+        (b"", -1),
+    ],
+)
+def test_where_an_error_event_begins(block: bytes, place: int) -> None:
+    assert sse.error_event(block) == place
+
+
+def test_event_data() -> None:
+    block = b'data: {"a":1}\n\n: ping\n\nevent: x\nid\r\n'
+    block += b'data:{"b":"\xe2\x80\xa8"}\r\n\r\nerror: {"code":5}\n\ndata: [DONE]\n\n'
+    assert list(sse.event_data(block)) == [{"a": 1}, {"b": "\u2028"}, {"error": {"code": 5}}]
+    assert list(sse.event_data(b"")) == []
+
+
+@pytest.mark.parametrize("value", [b"{", b"", b"nul", b"\xff", b"[" * 100_000, b"5", b"[1]", b"null", b'"x"'])
+def test_data_that_is_no_object(value: bytes) -> None:
+    with pytest.raises(BadGatewayError, match="the engine's event is not"):
+        list(sse.event_data(b"data: " + value + b"\n\n"))
