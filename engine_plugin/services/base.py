@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NoReturn
 
@@ -45,7 +46,8 @@ def parse_request(data: bytes, field: str = "request_data") -> dict[str, Any]:
             f"{field}: {len(data)} bytes are too many; at most {MAX_REQUEST_BYTES >> 20} MiB are taken"
         )
     try:
-        request = json.loads(data, parse_constant=_refuse_constant)
+        # Decoded here: json.loads would guess at UTF-16 and let half surrogate pairs pass.
+        request = json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise InvalidRequestError(f"{field}: is not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
@@ -62,6 +64,13 @@ def parse_request(data: bytes, field: str = "request_data") -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):  # it could not be written as JSON again
+        raise ValueError(f"{digits[:_SHOWN]} is too large a number")
+    return number
 
 
 def require(request: dict[str, Any], field: str, *types: type) -> Any:

@@ -24,7 +24,10 @@ def upstream_body(service: str, request: dict[str, Any], *, stream: bool) -> byt
     elif service == "rerank":
         body["documents"] = [_text(document) for document in request["documents"]]
         body.pop("top_n", None)  # the cut comes after the sort, in `rerank_answer`
-    return json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    try:
+        return json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    except RecursionError:  # what can be read cannot always be written: the stack is deeper here
+        raise InvalidRequestError("request_data: is nested too deeply") from None
 
 
 def _tool_choice(body: dict[str, Any]) -> None:
