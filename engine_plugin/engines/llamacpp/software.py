@@ -21,14 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from engine_plugin.engines import python, tree
 from engine_plugin.engines.base import EngineCheck
 from engine_plugin.errors import EngineNotInstalledError, EngineStartError, InstallError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from filelock import FileLock
 
     from engine_plugin.engines.base import Progress
     from engine_plugin.engines.llamacpp.options import LlamaCppOptions
@@ -182,6 +182,8 @@ class Software:
             raise InstallError(
                 f"not enough disk space in {self._root}: {free >> 20} MiB free, {_NEEDED_BYTES >> 20} MiB needed"
             )
+        from filelock import FileLock  # not before the handshake
+
         lock = FileLock(self._root / "install.lock")
         try:
             async with asyncio.timeout(_LOCK_TIMEOUT):
@@ -250,6 +252,8 @@ class Software:
 
 async def _acquire(lock: FileLock) -> None:
     """Take the lock, without a thread that would go on waiting for it when we are cancelled."""
+    from filelock import Timeout
+
     while True:
         with suppress(Timeout):
             lock.acquire(blocking=False)
