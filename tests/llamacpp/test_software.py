@@ -87,11 +87,9 @@ async def test_a_failure_changes_nothing(serve: Serve, monkeypatch: pytest.Monke
     await running.client.install_engine(cover=True)
     before = snapshot(running.engine._software.folder)
     fake_pip(monkeypatch, fail=fail)
-    with pytest.raises(
-        EnginePluginError, match=r"pip could not install|nothing was changed: .* no libgomp"
-    ) as failed:
+    with pytest.raises(EnginePluginError, match=r"pip could not install|nothing was changed: .* no libgomp") as it:
         await running.client.install_engine(cover=True)
-    assert failed.value.code == 500
+    assert it.value.code == 500
     assert snapshot(running.engine._software.folder) == before
     assert await running.client.get_version() == "9.1"
 

@@ -1,0 +1,125 @@
+"""Reading a request: whatever the bytes are, a dict or a complaint that names the field."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine_plugin.errors import InvalidRequestError
+from engine_plugin.services import parse_request
+from engine_plugin.services.base import MAX_REQUEST_BYTES, optional, require
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is empty; it must hold a JSON object"),
+        (b" ", "is not JSON: Expecting value at line 1, column 2"),
+        (b"{", "is not JSON"),
+        (b'{"a":1}x', "is not JSON: Extra data at line 1, column 8"),
+        (b"\xff\xfe{}", r"is not UTF-8 \(byte 0\)"),
+        (b'{"a":"\xc3"}', r"is not UTF-8 \(byte 6\)"),
+        (b'{"a":"\xed\xa0\x80"}', r"is not UTF-8 \(byte 6\)"),
+        ('{"a":1}'.encode("utf-16"), "is not UTF-8"),
+        ('{"a":1}'.encode("utf-16-le"), "is not JSON"),
+        ('{"a":1}'.encode("utf-32"), "is not UTF-8"),
+        (b'{"a":NaN}', "is not JSON: NaN is not a JSON number"),
+        (b'{"a":-Infinity}', "is not JSON: -Infinity is not a JSON number"),
+        (b'{"a":1e999}', "is not JSON: 1e999 is too large a number"),
+        (b'{"a":-1e999}', "is not JSON: -1e999 is too large a number"),
+        (b'{"a":' + b"1" * 5000 + b"}", "is not JSON: .*digits"),
+        (b'{"a":' * 100_000, "is nested too deeply"),
+        (b"[" * 100_000 + b"]" * 100_000, "is nested too deeply"),
+        (b"[]", "must hold a JSON object, not a list"),
+        (b'"a"', "must hold a JSON object, not a string"),
+        (b"1", "must hold a JSON object, not an integer"),
+        (b"1.5", "must hold a JSON object, not a number"),
+        (b"true", "must hold a JSON object, not true or false"),
+        (b"null", "must hold a JSON object, not null"),
+    ],
+)
+def test_what_is_no_object_is_refused(data: bytes, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^request_data: {message}"):
+        parse_request(data)
+
+
+def test_a_request_may_have_its_limit_and_no_more() -> None:
+    frame = b'{"a":"%s"}'
+    fill = MAX_REQUEST_BYTES - len(frame) + 2
+    assert len(parse_request(frame % (b"x" * fill))["a"]) == fill
+    with pytest.raises(InvalidRequestError, match=r"request_data: .* bytes are too many; at most 64 MiB are taken"):
+        parse_request(frame % (b"x" * (fill + 1)))
+
+
+def test_a_byte_order_mark_is_passed_over() -> None:
+    assert parse_request(b'\xef\xbb\xbf{"a":1}') == {"a": 1}
+
+
+def test_the_field_is_named() -> None:
+    with pytest.raises(InvalidRequestError, match=r"^request_json: is empty"):
+        parse_request(b"", "request_json")
+
+
+def assert_object_or_complaint(data: bytes) -> None:
+    outcome: object
+    try:
+        outcome = parse_request(data)
+    except InvalidRequestError as error:
+        outcome = error.message
+    assert isinstance(outcome, dict) or str(outcome).startswith("request_data: ")
+
+
+@given(st.binary())
+def test_arbitrary_bytes(data: bytes) -> None:
+    assert_object_or_complaint(data)
+
+
+@given(st.binary(max_size=8), st.integers(0, 40))
+def test_broken_objects(noise: bytes, place: int) -> None:
+    """Noise inside what would be a request."""
+    good = b'{"messages":[{"role":"user","content":"\xc3\xa4"}]}'
+    assert_object_or_complaint(good[:place] + noise + good[place:])
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=5))
+def test_every_object_is_read_as_it_was_written(request_: dict[str, Any]) -> None:
+    for ascii_only in (True, False):
+        data = json.dumps(request_, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+        if b"\xed" in data:  # text() may hold half a surrogate pair, which is no UTF-8
+            continue
+        assert parse_request(data) == request_
+
+
+@pytest.mark.parametrize(
+    ("value", "types", "message"),
+    [
+        (None, (str,), "a: is missing; it must be a string"),
+        (1, (str,), r"a: must be a string, not an integer \(1\)"),
+        (True, (int,), r"a: must be an integer, not true or false \(true\)"),
+        (1.5, (int,), r"a: must be an integer, not a number \(1\.5\)"),
+        ({}, (str, list), r"a: must be a string or a list, not an object \(\{\}\)"),
+        (["x" * 100], (str,), r'a: must be a string, not a list \(\["x{58}\)'),
+    ],
+)
+def test_a_field_of_the_wrong_type(value: Any, types: tuple[type, ...], message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^{message}$"):
+        require({"a": value}, "a", *types)
+
+
+def test_fields_of_the_right_type() -> None:
+    assert require({"a": 1}, "a", int) == 1
+    assert require({"a": False}, "a", bool) is False
+    assert require({"a": ""}, "a", str) == ""
+    assert optional({}, "a", int) is None
+    assert optional({"a": None}, "a", int) is None
+    assert optional({"a": [1]}, "a", str, list) == [1]

@@ -1,0 +1,128 @@
+"""What a host spawns: light until the handshake, and clear about a plugin.yaml that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from engine_plugin.errors import ManifestError, UnsupportedError
+from engine_plugin.hosted import build
+from engine_plugin.manifest import load_manifest
+from engine_plugin.rpc.stubs import provider_pb2
+
+from .host.conftest import REPOSITORY
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HEAVY = ("httpx", "rich", "click", "numpy", "xllamacpp", "gguf", "filelock", "platformdirs", "grpc_reflection")
+
+SHOW_MODULES = """\
+import json, sys
+from pathlib import Path
+from engine_plugin.hosted import build
+from engine_plugin.manifest import load_manifest
+built = build(load_manifest(Path(sys.argv[1])))
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+
+
+def test_before_the_handshake_nothing_heavy_is_imported(tmp_path: Path) -> None:
+    """A host gives a plugin ten seconds, on a slow and busy machine too."""
+    done = subprocess.run(
+        [sys.executable, "-c", SHOW_MODULES, str(REPOSITORY / "plugin.yaml")],
+        env=os.environ | {"AOG_DATA_DIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    modules = set(json.loads(done.stdout))
+    assert "engine_plugin" in modules
+    assert modules & set(HEAVY) == set()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_built_plugin_serves_every_rpc(tmp_path: Path) -> None:
+    built = build(load_manifest(REPOSITORY / "plugin.yaml", {"AOG_DATA_DIR": str(tmp_path)}))
+    [service] = built.services
+    assert service.name == "protocol.ProviderService"
+    assert set(service.methods) == {
+        rpc.name for rpc in provider_pb2.DESCRIPTOR.services_by_name["ProviderService"].methods
+    }
+    await built.aclose()
+
+
+def test_a_plugin_that_is_built_has_touched_nothing(tmp_path: Path) -> None:
+    build(load_manifest(REPOSITORY / "plugin.yaml", {"AOG_DATA_DIR": str(tmp_path)}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def changed(tmp_path: Path, **engine: object) -> Path:
+    shape = yaml.safe_load((REPOSITORY / "plugin.yaml").read_text())
+    shape["engine"] = engine
+    shape["resources"]["data_dir"] = str(tmp_path / "data")
+    path = tmp_path / "plugin.yaml"
+    path.write_text(yaml.safe_dump(shape))
+    return path
+
+
+def test_an_unknown_engine(tmp_path: Path) -> None:
+    with pytest.raises(
+        UnsupportedError, match=r"^engine.name: no engine is called 'nope'; installed engines: .*llamacpp"
+    ):
+        build(load_manifest(changed(tmp_path, name="nope")))
+
+
+def test_a_wrong_option_names_its_line(tmp_path: Path) -> None:
+    path = changed(tmp_path, name="llamacpp", paralel=2)
+    line = next(number for number, text in enumerate(path.read_text().splitlines(), 1) if "paralel" in text)
+    with pytest.raises(ManifestError, match=rf"plugin.yaml:{line}: error: engine.paralel .*Did you mean 'parallel'"):
+        build(load_manifest(path))
+
+
+def hosted(cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run the plugin where a host would, by a program in that place, to its end."""
+    program = cwd / "program.py"
+    program.write_text("import sys\nfrom engine_plugin.hosted import main\nsys.exit(main())\n")
+    cookie = {"AOG_PLUGIN": "aog-provider-plugin-v1", "PLUGIN_PROTOCOL_VERSIONS": "1"}
+    return subprocess.run(
+        [sys.executable, str(program)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | cookie | environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_a_plugin_without_a_manifest_says_where_it_looked(tmp_path: Path) -> None:
+    done = hosted(tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "there is neither plugin.yaml nor plugin.json" in done.stderr
+    assert str(tmp_path) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_plugin_with_a_wrong_manifest_names_the_line(tmp_path: Path) -> None:
+    changed(tmp_path, name="llamacpp", parallel="many")
+    (tmp_path / "bin").mkdir()
+    done = hosted(tmp_path / "bin")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "engine.parallel is 'many'. It must be a whole number" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_run_by_hand_it_says_what_it_is(tmp_path: Path) -> None:
+    done = hosted(tmp_path, AOG_PLUGIN="")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "plugin" in done.stderr
+    assert "Traceback" not in done.stderr

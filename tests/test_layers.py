@@ -1,0 +1,113 @@
+"""Imports run downhill only, and what is one engine's stays below that engine's name."""
+
+from __future__ import annotations
+
+import ast
+import re
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import engine_plugin
+
+PACKAGE = Path(engine_plugin.__file__).parent
+
+# Each part and the parts that it may import. `goplugin` knows no engine: `hosted` puts the two together.
+BASE = {"errors", "waiting"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "waiting": set(),
+    "socketdir": BASE,
+    "manifest": BASE,
+    "models": BASE,
+    "services": BASE,
+    "engines": {"models", "manifest", "socketdir"} | BASE,
+    "deadlines": {"manifest"} | BASE,
+    "plugin": {"deadlines", "services", "engines", "models", "manifest"} | BASE,
+    "rpc": {"plugin", "services", "engines", "models"} | BASE,
+    "goplugin": {"rpc", "socketdir"} | BASE,
+    "hosted": {"goplugin", "rpc", "plugin", "engines", "manifest"} | BASE,
+    "host": {"rpc", "manifest"} | BASE,
+    "cli": {"host", "hosted", "rpc", "engines", "manifest"} | BASE,
+}
+
+ENGINES = ("llamacpp",)
+ENGINE_WORDS = re.compile(r"(?<!o)llama|xllamacpp|openvino(?!:)", re.IGNORECASE)
+
+
+def sources() -> list[Path]:
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if "stubs" not in path.parts]
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of ours that a file imports anywhere, for type checking too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.startswith("engine_plugin.")}
+
+
+def test_every_part_has_its_place() -> None:
+    parts = {part_of(path) for path in sources()} - {"__init__"}
+    assert parts == set(MAY_IMPORT)
+    assert set(TopologicalSorter(MAY_IMPORT).static_order()) == parts
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_downhill(path: Path) -> None:
+    part = part_of(path)
+    used = {name.split(".")[1] for name in imports(path)} - {part, "__version__", "__file__"}
+    assert used <= MAY_IMPORT.get(part, set()), f"{part} must not import {used - MAY_IMPORT.get(part, set())}"
+
+
+def test_the_host_side_uses_only_the_wires_messages() -> None:
+    wire = {name for path in sources() if part_of(path) == "host" for name in imports(path) if ".rpc." in name}
+    assert wire
+    assert all(name.startswith("engine_plugin.rpc.stubs.") for name in wire)
+
+
+def code_words(path: Path) -> set[str]:
+    """Names and string constants of a file; not its comments and docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    prose = {
+        node.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    words: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=word) | ast.Attribute(attr=word) | ast.alias(name=word) | ast.arg(arg=word):
+                words.add(word)
+            case ast.FunctionDef(name=word) | ast.AsyncFunctionDef(name=word) | ast.ClassDef(name=word):
+                words.add(word)
+            case ast.Constant(value=str(word)) if node not in prose:
+                words.add(word)
+    return words
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_an_engines_words_stay_with_it(path: Path) -> None:
+    place = path.relative_to(PACKAGE).parts
+    if place[0] == "engines" and len(place) > 1 and place[1] in ENGINES:
+        return
+    foreign = {word for word in code_words(path) if ENGINE_WORDS.search(word)}
+    if part_of(path) == "manifest":  # the host's own flavours of JSON, which it calls after engines
+        foreign -= {"ollama", "openvino"}
+    assert foreign == set()
+
+
+def test_engines_do_not_know_each_other() -> None:
+    for path in sources():
+        place = path.relative_to(PACKAGE).parts
+        if place[0] == "engines":
+            others = {f"engine_plugin.engines.{name}." for name in ENGINES if name not in place}
+            assert not [name for name in imports(path) if name.startswith(tuple(others))], path
