@@ -46,10 +46,16 @@ def provider_service(plugin: Plugin) -> RpcService:
 def _failure(error: Exception, where: str) -> tuple[int, str]:
     """Code and message for whatever was raised: the one place where an error becomes the wire's."""
     if isinstance(error, EnginePluginError):
-        log.info("%s: %d %s", where, error.code, error.message, extra={"rpc": where, "code": error.code})
-        return error.code, error.message
+        message = _sendable(error.message)
+        log.info("%s: %d %s", where, error.code, message, extra={"rpc": where, "code": error.code})
+        return error.code, message
     log.error("%s: unexpected %s", where, type(error).__name__, exc_info=error)
     return 500, f"{where}: internal error ({type(error).__name__}); the plugin's log has the details"
+
+
+def _sendable(text: str) -> str:
+    """`text` as protobuf takes it: a path in no known encoding may be in it."""
+    return text.encode("utf-8", "replace").decode()
 
 
 async def _answer(
@@ -61,12 +67,12 @@ async def _answer(
     except Exception as error:  # the edge: a plugin answers and lives on, whatever happened
         code, message = _failure(error, where)
         return response(code=code, message=message)
-    fields.setdefault("message", "ok")
-    return response(code=OK, **fields)
+    message = _sendable(fields.pop("message", "ok"))
+    return response(code=OK, message=message, **fields)
 
 
 def _dump(shape: Any) -> bytes:
-    return json.dumps(shape, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return json.dumps(shape, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def _models(models: Sequence[ModelInfo]) -> dict[str, Any]:
