@@ -1,0 +1,490 @@
+"""The plugin between a host and its engine: deadlines, status, and errors that it survives."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, suppress
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import grpc
+import grpc.aio
+import pytest
+import yaml
+
+from engine_plugin import deadlines
+from engine_plugin.engines.base import HealthState
+from engine_plugin.errors import (
+    BadGatewayError,
+    DeadlineError,
+    EngineNotInstalledError,
+    EnginePluginError,
+    EngineStartError,
+    InvalidRequestError,
+    NotFoundError,
+    PreconditionError,
+    PullError,
+    UnavailableError,
+    UnsupportedError,
+)
+from engine_plugin.host import OperateStatus, PluginClient, connect, events
+from engine_plugin.manifest import load_manifest
+from engine_plugin.plugin import Plugin
+from engine_plugin.rpc.grpc_aio import AioServer
+from engine_plugin.rpc.servicer import provider_service
+from engine_plugin.rpc.stubs import provider_pb2 as pb
+
+from .host.conftest import REPOSITORY
+from .host.conftest import sockets as sockets  # noqa: PLC0414  # a fixture
+from .small_engine import SmallEngine
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}]}
+HANG = HELLO | {"hang": True}
+
+Serve: TypeAlias = Callable[..., Awaitable[tuple[PluginClient, SmallEngine]]]
+
+
+@pytest.fixture
+async def serve(tmp_path: Path, sockets: Path) -> AsyncIterator[Serve]:
+    """A served plugin whose services have this timeout."""
+    async with AsyncExitStack() as stack:
+
+        async def start(timeout: int = 0) -> tuple[PluginClient, SmallEngine]:
+            shape = yaml.safe_load((REPOSITORY / "plugin.yaml").read_text())
+            services = [service for service in shape["services"] if service["service_name"] != "generate"]
+            speech = services[0] | {"service_name": "speech-to-text-ws", "expose_protocol": "WEBSOCKET"}
+            speech["config_ref"] = ""
+            speech["capabilities"] = {"support_streaming": True, "support_bidirectional": True}
+            image = {key: value for key, value in speech.items() if key != "capabilities"}
+            image |= {"service_name": "text-to-image", "expose_protocol": "HTTP"}
+            for service in (*services, speech, image):
+                service.pop("default_model", None)
+                service["timeout"] = timeout
+            shape["services"] = [*services, speech, image]
+            shape["resources"]["data_dir"] = str(tmp_path / "data")
+            (tmp_path / "plugin.yaml").write_text(yaml.safe_dump(shape))
+            manifest = load_manifest(tmp_path / "plugin.yaml")
+            engine = SmallEngine(manifest)
+            server = AioServer()
+            server.add(provider_service(Plugin(manifest, engine)))
+            unix = sys.platform != "win32"
+            address = await server.start(f"unix:{sockets / 's'}" if unix else "127.0.0.1:0")
+            stack.push_async_callback(server.stop, 0)
+            return await stack.enter_async_context(await connect(address)), engine
+
+        yield start
+
+
+async def still_well(client: PluginClient) -> None:
+    """The plugin answers as if nothing had been."""
+    assert await client.invoke("chat", HELLO) == {"service": "chat", "model": "small"}
+
+
+async def gone(engine: SmallEngine) -> None:
+    """The engine's work was cancelled: its `finally` ran."""
+    async with asyncio.timeout(10):
+        await engine.ended.wait()
+    engine.ended.clear()
+
+
+# Deadlines
+
+
+async def test_the_manifests_timeout_is_408_for_a_unary_call(serve: Serve) -> None:
+    client, engine = await serve(timeout=1)
+    began = time.monotonic()
+    asked = {"service_name": "chat", "request_data": HANG}
+    [answer] = [part async for part in client.call_json("InvokeService", asked)]
+    assert time.monotonic() - began >= 0.9
+    assert engine.ended.is_set()
+    assert answer["code"] == 408
+    assert answer["message"].startswith("chat: not done in 1 s. Raise services[].timeout in plugin.yaml")
+    await still_well(client)
+
+
+async def test_the_manifests_timeout_is_a_grpc_status_for_a_stream(serve: Serve) -> None:
+    client, engine = await serve(timeout=1)
+    request = pb.InvokeServiceRequest(service_name="chat", request_data=json.dumps(HANG).encode())
+    call = client._link.open("InvokeServiceStream", request, timeout=None)
+    chunks = [await call.read(), await call.read()]
+    assert [(part.code, part.chunk_data) for part in chunks] == [
+        (200, b'data: {"n":0}\n\n'),
+        (200, b'data: {"n":1}\n\n'),
+    ]
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call.read()
+    assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "chat: not done in 1 s" in str(raised.value.details())
+    assert engine.ended.is_set()
+    await still_well(client)
+
+
+async def test_the_manifests_timeout_ends_a_conversation(serve: Serve) -> None:
+    client, engine = await serve(timeout=1)
+    async with client.invoke_bidi("speech-to-text-ws") as conversation:
+        await conversation.send("hang")
+        with pytest.raises(DeadlineError, match="speech-to-text-ws: not done in 1 s"):
+            await anext(conversation)
+    assert engine.ended.is_set()
+    await still_well(client)
+
+
+@pytest.mark.parametrize("timeout", [-1, 100])
+async def test_the_hosts_own_shorter_deadline_wins(serve: Serve, timeout: int) -> None:
+    client, engine = await serve(timeout=timeout)
+    with pytest.raises(DeadlineError, match="did not answer in time"):
+        await client.invoke("chat", HANG, timeout=0.2)
+    await gone(engine)
+    async with client.stream("chat", HANG, timeout=0.2) as chunks:
+        with pytest.raises(DeadlineError):
+            async for _ in chunks:
+                pass
+    await gone(engine)
+    await still_well(client)
+
+
+async def test_a_negative_timeout_is_none(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadlines, "UNARY", 0.01)
+    monkeypatch.setattr(deadlines, "STREAM", 0.01)
+    client, engine = await serve(timeout=-1)
+    asking = asyncio.create_task(client.invoke("chat", HANG))
+    await engine.working.wait()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await asyncio.shield(asking)
+    asking.cancel()
+    await gone(engine)
+
+
+async def test_the_defaults_hold_where_the_manifest_is_silent(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadlines, "UNARY", 0.05)
+    monkeypatch.setattr(deadlines, "STREAM", 0.06)
+    client, _ = await serve()
+    with pytest.raises(DeadlineError, match=r"chat: not done in 0\.05 s"):
+        await client.invoke("chat", HANG)
+    async with client.stream("chat", HANG) as chunks:
+        with pytest.raises(DeadlineError, match=r"chat: not done in 0\.06 s"):
+            async for _ in chunks:
+                pass
+
+
+@pytest.mark.parametrize("how", ["unary", "stream", "bidi", "pull"])
+async def test_a_host_that_leaves_cancels_the_work(serve: Serve, how: str) -> None:
+    client, engine = await serve(timeout=-1)
+    if how == "unary":
+        asking = asyncio.create_task(client.invoke("chat", HANG))
+        await engine.working.wait()
+        asking.cancel()
+        with suppress(asyncio.CancelledError):
+            await asking
+    elif how == "stream":
+        async with client.stream("chat", HANG):
+            await engine.working.wait()
+    elif how == "bidi":
+        async with client.invoke_bidi("speech-to-text-ws") as conversation:
+            await conversation.send("hang")
+            await engine.working.wait()
+    else:
+        async with aclosing(client.pull_model_stream("hang")) as steps:
+            assert (await anext(steps))["status"] == "downloading"
+            await engine.working.wait()
+    await gone(engine)
+    await still_well(client)
+
+
+async def test_lifecycle_calls_are_bounded_too(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, engine = await serve()
+    engine.failing["hang"] = EnginePluginError()
+    monkeypatch.setattr(deadlines, "START", 0.05)
+    with pytest.raises(DeadlineError, match=r"^StartEngine: not done in 0\.05 s$"):
+        await client.start_engine("gpu")
+    assert engine.ended.is_set()
+    assert await client.get_operate_status() is OperateStatus.ERROR
+    monkeypatch.setattr(deadlines, "LOAD", 0.05)
+    with pytest.raises(DeadlineError, match=r"^UnloadModel: "):
+        await client.unload_model("hang")
+
+
+# Services
+
+
+async def test_requests_reach_the_engine_whole(serve: Serve) -> None:
+    client, engine = await serve()
+    request = HELLO | {"seed": 1, "anything": {"deep": [1, None]}, "model": "mine", "temperature": 0.5}
+    assert await client.invoke("chat", request) == {"service": "chat", "model": "mine"}
+    assert engine.requests == [request]
+
+
+async def test_the_model_that_nobody_named(serve: Serve) -> None:
+    client, engine = await serve()
+    for unnamed in ({}, {"model": None}, {"model": ""}):
+        await client.invoke("chat", HELLO | unnamed)
+        assert engine.requests[-1]["model"] == "small"
+    with pytest.raises(InvalidRequestError, match=r"^model: is missing, and plugin.yaml has no default_model"):
+        await client.invoke("rerank", {"query": "a", "documents": ["a"]})
+
+
+async def test_trivial_requests_stay_here(serve: Serve) -> None:
+    client, engine = await serve()
+    assert (await client.invoke("embed", {"input": []}))["data"] == []
+    assert engine.requests == []
+
+
+async def test_streams(serve: Serve) -> None:
+    client, engine = await serve()
+    async with client.stream("chat", HELLO | {"chunks": 3}) as chunks:
+        assert [event["n"] async for event in events(chunks)] == [0, 1, 2]
+    await gone(engine)
+    engine.failing["chunk"] = BadGatewayError("it broke off")
+    async with client.stream("chat", HELLO) as chunks:
+        assert [await anext(chunks), await anext(chunks)] == [b'data: {"n":0}\n\n', b'data: {"n":1}\n\n']
+        with pytest.raises(BadGatewayError, match=r"^it broke off$"):
+            await anext(chunks)
+    engine.failing = {"stream": UnavailableError("no room")}
+    async with client.stream("chat", HELLO) as chunks:
+        with pytest.raises(UnavailableError, match=r"^no room$"):
+            await anext(chunks)
+
+
+async def test_conversations(serve: Serve) -> None:
+    client, engine = await serve()
+    async with client.invoke_bidi("speech-to-text-ws") as conversation:
+        await conversation.send(b"abc", metadata={"rate": "16000"})
+        first = await anext(conversation)
+        assert (first.data, first.type) == (b"cba", "binary")
+        assert first.metadata == {"service": "speech-to-text-ws", "rate": "16000"}
+        await conversation.send("text")
+        await conversation.done_sending()
+        assert [(answer.data, answer.type) async for answer in conversation] == [(b"txet", "text")]
+    await gone(engine)
+    async with client.invoke_bidi("speech-to-text-ws") as conversation:
+        await conversation.send("fail")
+        with pytest.raises(EnginePluginError, match="does not understand"):
+            await anext(conversation)
+    await gone(engine)
+    async with client.invoke_bidi("speech-to-text-ws") as conversation:
+        await conversation.done_sending()
+        with pytest.raises(InvalidRequestError, match="ended before its first message"):
+            await anext(conversation)
+    async with client.invoke_bidi("chat") as conversation:
+        await conversation.send("a")
+        with pytest.raises(UnsupportedError, match=r"^service_name: chat is not bidirectional"):
+            await anext(conversation)
+
+
+@pytest.mark.parametrize(
+    ("service", "error", "message"),
+    [
+        ("", InvalidRequestError, "^service_name: is empty; this plugin has chat, embed, rerank"),
+        ("nope", NotFoundError, "has no service 'nope'"),
+        ("text-to-image", UnsupportedError, "^service_name: the engine llamacpp cannot do text-to-image"),
+        ("speech-to-text-ws", UnsupportedError, "cannot be called with a JSON request"),
+    ],
+)
+async def test_services_that_are_not_there(
+    serve: Serve, service: str, error: type[EnginePluginError], message: str
+) -> None:
+    client, _ = await serve()
+    with pytest.raises(error, match=message):
+        await client.invoke(service, HELLO)
+    async with client.stream(service, HELLO) as chunks:
+        with pytest.raises(error, match=message):
+            await anext(chunks)
+
+
+# Status
+
+
+async def test_the_status_follows_starts_and_stops(serve: Serve) -> None:
+    client, engine = await serve()
+    assert await client.get_operate_status() is OperateStatus.RUNNING  # a fresh plugin may be revived
+    await client.stop_engine()
+    assert await client.get_operate_status() is OperateStatus.STOPPED
+    engine.failing["start"] = EngineStartError("exit code 1")
+    with pytest.raises(UnavailableError, match="exit code 1"):
+        await client.start_engine()
+    assert await client.get_operate_status() is OperateStatus.ERROR
+    del engine.failing["start"]
+    await client.start_engine()
+    assert await client.get_operate_status() is OperateStatus.RUNNING
+    engine.failing["stop"] = EnginePluginError("it does not stop")
+    with pytest.raises(EnginePluginError, match="it does not stop"):
+        await client.stop_engine()
+    assert await client.get_operate_status() is OperateStatus.STOPPED
+
+
+@pytest.mark.parametrize("status", list(OperateStatus))
+async def test_the_host_may_set_it(serve: Serve, status: OperateStatus) -> None:
+    client, _ = await serve()
+    await client.set_operate_status(status)
+    assert await client.get_operate_status() is status
+
+
+@pytest.mark.parametrize("status", [3, -1, 2**31 - 1])
+async def test_a_status_that_does_not_exist(serve: Serve, status: int) -> None:
+    client, _ = await serve()
+    with pytest.raises(InvalidRequestError, match=rf"^status: {status} is unknown; it must be 0 stopped, 1 running"):
+        await client.set_operate_status(cast("OperateStatus", status))
+    assert await client.get_operate_status() is OperateStatus.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("mode", "wanted"),
+    [("", "auto"), ("auto", "auto"), ("daemon", "auto"), ("standard", "auto"), (" GPU ", "gpu"), ("cpu", "cpu")],
+)
+async def test_the_modes_of_hosts(serve: Serve, mode: str, wanted: str) -> None:
+    client, engine = await serve()
+    await client.start_engine(mode)
+    assert engine.modes == [wanted]
+
+
+async def test_an_unknown_mode_changes_nothing(serve: Serve) -> None:
+    client, engine = await serve()
+    with pytest.raises(InvalidRequestError, match=r"^mode: 'turbo' is unknown"):
+        await client.start_engine("turbo")
+    assert engine.modes == []
+    assert await client.get_operate_status() is OperateStatus.RUNNING
+
+
+async def test_health(serve: Serve) -> None:
+    client, engine = await serve()
+    assert await client.health_check() == "ready: as told"
+    engine.state = HealthState.DEGRADED
+    assert await client.health_check() == "degraded: as told"
+    engine.state = HealthState.DEAD
+    with pytest.raises(UnavailableError, match=r"^as told$"):
+        await client.health_check()
+
+
+async def test_local_engines_need_no_authentication(serve: Serve) -> None:
+    client, _ = await serve()
+    for attempt in (client.set_auth("apikey", {"key": "s"}), client.validate_auth(), client.refresh_auth()):
+        with pytest.raises(UnsupportedError, match="needs no authentication"):
+            await attempt
+
+
+# What goes wrong
+
+
+def every_call(client: PluginClient) -> dict[str, Awaitable[object]]:
+    """One call for each method of an engine that can fail."""
+    return {
+        "call": client.invoke("chat", HELLO),
+        "check": client.check_engine(),
+        "install": client.install_engine(),
+        "upgrade": client.upgrade_engine(),
+        "init_env": client.init_env(),
+        "version": client.get_version(),
+        "config": client.get_config(),
+        "start": client.start_engine(),
+        "stop": client.stop_engine(),
+        "health": client.health_check(),
+        "list_models": client.list_models(),
+        "pull_model": client.pull_model("m"),
+        "delete_model": client.delete_model("m"),
+        "load_model": client.load_model("m"),
+        "unload_model": client.unload_model("m"),
+        "running_models": client.running_models(),
+    }
+
+
+async def test_an_unexpected_exception_is_500_and_the_plugin_lives_on(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, engine = await serve()
+    for name, attempt in every_call(client).items():
+        engine.failing = {name: KeyError("a secret path")}
+        caplog.clear()
+        with pytest.raises(
+            EnginePluginError, match=r"internal error \(KeyError\); the plugin's log has the det"
+        ) as it:
+            await attempt
+        assert it.value.code == 500
+        assert "secret" not in it.value.message
+        assert "Traceback" not in it.value.message
+        [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+        assert record.exc_info
+        assert "a secret path" in caplog.text
+    engine.failing = {}
+    await still_well(client)
+
+
+@pytest.mark.parametrize("where", ["stream", "chunk"])
+async def test_an_unexpected_exception_ends_a_stream(serve: Serve, where: str) -> None:
+    client, engine = await serve()
+    engine.failing = {where: ZeroDivisionError()}
+    async with client.stream("chat", HELLO) as chunks:
+        with pytest.raises(EnginePluginError, match="internal error") as it:
+            async for _ in chunks:
+                pass
+    assert it.value.code == 500
+    engine.failing = {"converse": ZeroDivisionError()}
+    async with client.invoke_bidi("speech-to-text-ws") as conversation:
+        await conversation.send("a")
+        with pytest.raises(EnginePluginError, match="internal error"):
+            await anext(conversation)
+    await still_well(client)
+
+
+async def test_errors_keep_their_code_everywhere(serve: Serve) -> None:
+    client, engine = await serve()
+    for name, attempt in every_call(client).items():
+        engine.failing = {name: EngineNotInstalledError("install it")}
+        with pytest.raises(PreconditionError, match=r"^install it$"):
+            await attempt
+
+
+async def test_a_message_that_is_no_unicode_gets_through(serve: Serve) -> None:
+    """A path in no known encoding, or half a surrogate pair in llama.cpp's own words."""
+    client, engine = await serve()
+    odd = InvalidRequestError("model: \udcff \ud800 is odd")
+    engine.failing = {"call": odd, "stream": odd, "pull_model": odd}
+    with pytest.raises(InvalidRequestError, match=r"^model: \? \? is odd$"):
+        await client.invoke("chat", HELLO)
+    async with client.stream("chat", HELLO) as chunks:
+        with pytest.raises(InvalidRequestError, match="is odd"):
+            await anext(chunks)
+    with pytest.raises(InvalidRequestError, match="is odd"):
+        async for _ in client.pull_model_stream("m"):
+            pass
+
+
+async def test_pulls(serve: Serve) -> None:
+    client, engine = await serve()
+    done = await client.pull_model("m")
+    assert (done["status"], done["digest"], done["total"], done["completed"]) == ("success", "sha256:0", 2, 2)
+    steps = [step["status"] async for step in client.pull_model_stream("m")]
+    assert steps == ["downloading", "success"]
+    with pytest.raises(EnginePluginError, match="the pull ended without a result"):
+        await client.pull_model("endless")
+    with pytest.raises(PullError, match="ended the pull of endless before it was complete"):
+        async for _ in client.pull_model_stream("endless"):
+            pass
+    engine.failing = {"pull_model": PullError("no such host")}
+    answers = [part async for part in client.call_json("PullModelStream", {"request_json": {"model": "m"}})]
+    [last] = answers
+    assert (last["code"], last["message"]) == (500, "no such host")
+    assert last["data"]["status"] == "error: no such host"
+
+
+async def test_unloading_reports_the_first_failure_when_all_are_done(serve: Serve) -> None:
+    client, engine = await serve()
+    unloaded: list[str] = []
+
+    async def unload(name: str) -> None:
+        if name == "absent":
+            raise PreconditionError("models: absent is not loaded")
+        await asyncio.sleep(0)
+        unloaded.append(name)
+
+    engine.unload_model = unload  # type: ignore[method-assign]  # this one engine's
+    with pytest.raises(PreconditionError, match="absent is not loaded"):
+        await client.unload_model("absent", "a", "b")
+    assert unloaded == ["a", "b"]
