@@ -59,6 +59,7 @@ class _Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.buffer = bytearray()
         self.ended = False
+        self.broken = False  # ended otherwise than in order
         self.idle_since = 0.0
         self._waiter: asyncio.Future[None] | None = None
         self._paused = False
@@ -80,8 +81,9 @@ class _Connection(asyncio.Protocol):
         self._wake()
         return False
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # the signature is asyncio's
+    def connection_lost(self, exc: Exception | None) -> None:
         self.ended = True
+        self.broken = exc is not None
         self._wake()
 
     def _wake(self) -> None:
@@ -223,7 +225,7 @@ class Response(HttpResponse):
         self._connection = connection
         connection.write(self._message)
         while True:
-            end = connection.buffer.find(b"\r\n\r\n")
+            end = connection.buffer.find(b"\r\n\r\n", 0, _MAX_HEAD)
             if end >= 0:
                 head = bytes(connection.buffer[:end])
                 del connection.buffer[: end + 4]
@@ -242,7 +244,7 @@ class Response(HttpResponse):
     def _parse_head(self, head: bytes) -> None:
         first, *lines = head.decode("latin-1").split("\r\n")
         version, _, rest = first.partition(" ")
-        if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
+        if not version.startswith("HTTP/1.") or not _is_number(rest[:3], 3):
             raise BadGatewayError(f"the engine does not answer in HTTP: {first[:80]!r}")
         self.status = int(rest[:3])
         self.headers = {
@@ -251,17 +253,15 @@ class Response(HttpResponse):
         self._reusable = version == "HTTP/1.1" and "close" not in self.headers.get("connection", "").lower()
         self._chunked = "chunked" in self.headers.get("transfer-encoding", "").lower()
         length = self.headers.get("content-length")
-        if self._chunked:
+        if self.status in (204, 304) or self._chunked:
             self._left = 0
         elif length is not None:
-            if not length.isdigit():
+            if not _is_number(length, 18):
                 raise BadGatewayError(f"the engine's content-length is {length[:40]!r}")
             self._left = int(length)
-            self._complete = self._left == 0
         else:
             self._left, self._reusable = _BODY_ENDS_WITH_CONNECTION, False
-        if self.status in (204, 304):
-            self._complete = True
+        self._complete = self._left == 0 and (self.status in (204, 304) or not self._chunked)
 
     async def read_some(self) -> bytes:
         connection = self._connection
@@ -272,7 +272,7 @@ class Response(HttpResponse):
             if data:
                 return data
             if not self._complete and not await connection.more():
-                self._end_of_connection()
+                self._end_of_connection(in_order=not connection.broken)
         return b""
 
     async def read(self, limit: int) -> bytes:
@@ -285,8 +285,8 @@ class Response(HttpResponse):
             blocks.append(block)
         return b"".join(blocks)
 
-    def _end_of_connection(self) -> None:
-        if self._left != _BODY_ENDS_WITH_CONNECTION:
+    def _end_of_connection(self, *, in_order: bool) -> None:
+        if self._left != _BODY_ENDS_WITH_CONNECTION or not in_order:
             raise BadGatewayError("the engine broke off in the middle of its answer")
         self._complete = True
 
@@ -336,6 +336,11 @@ class Response(HttpResponse):
             self._left, self._chunk_open = size, True
         del buffer[:position]
         return b"".join(out) if len(out) != 1 else out[0]
+
+
+def _is_number(text: str, digits: int) -> bool:
+    """Whether the text is 1 to `digits` decimal digits, those of ASCII only."""
+    return text.isascii() and text.isdigit() and len(text) <= digits
 
 
 def _chunk_size(line: bytearray) -> int:

@@ -48,12 +48,13 @@ if sys.platform == "win32":
             kernel.CreateJobObjectW.restype = wintypes.HANDLE
             kernel.OpenProcess.restype = wintypes.HANDLE
             self._close = kernel.CloseHandle
-            self._job = wintypes.HANDLE(kernel.CreateJobObjectW(None, None))
+            self._job: wintypes.HANDLE | None = wintypes.HANDLE(kernel.CreateJobObjectW(None, None))
             if not self._job:
                 raise ctypes.WinError(ctypes.get_last_error())
             limits = _ExtendedLimits()
             limits.BasicLimitInformation.LimitFlags = _KILL_ON_JOB_CLOSE
             process = wintypes.HANDLE(kernel.OpenProcess(_PROCESS_SET_QUOTA_AND_TERMINATE, False, pid))
+            done = False
             try:
                 done = kernel.SetInformationJobObject(
                     self._job, _EXTENDED_LIMIT_INFORMATION, ctypes.byref(limits), ctypes.sizeof(limits)
@@ -61,7 +62,10 @@ if sys.platform == "win32":
                 if not done:
                     raise ctypes.WinError(ctypes.get_last_error())
             finally:
-                self._close(process)
+                if process:
+                    self._close(process)
+                if not done:
+                    self.close()
 
         def close(self) -> None:
             """Close the handle, which ends whatever is still in the job."""

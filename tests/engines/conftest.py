@@ -7,6 +7,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 CHILD = [sys.executable, "-I", "-S", str(Path(__file__).with_name("child.py"))]
+ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
 LIMIT = 20.0  # seconds; bounds every wait
 
@@ -99,6 +101,18 @@ class Stage:
                 if mine and process.pid != os.getpid() and alive(process.pid):
                     found.append(process)
         return found
+
+
+@contextlib.contextmanager
+def running(stage: Stage, argv: list[str], **env: str) -> Iterator[subprocess.Popen[str]]:
+    """A process of the test with pipes."""
+    pipe = subprocess.PIPE
+    environ = {**stage.env, "PYTHONPATH": str(ROOT), **env}
+    with subprocess.Popen(argv, env=environ, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.fixture

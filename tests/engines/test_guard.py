@@ -5,21 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from engine_plugin.engines import guard
-from tests.engines.conftest import CHILD, Stage, alive, until
+from tests.engines.conftest import CHILD, Stage, alive, running, until
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-ROOT = Path(__file__).parents[2]
 GUARD = [sys.executable, "-m", "engine_plugin.engines.guard"]
 STAY = """\
 import sys
@@ -38,18 +31,6 @@ os._exit(0)
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent-death signal")
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="Windows uses a Job Object instead of the guard")
-
-
-@contextmanager
-def running(stage: Stage, argv: list[str], **env: str) -> Iterator[subprocess.Popen[str]]:
-    """A process of the test with pipes."""
-    pipe = subprocess.PIPE
-    environ = {**stage.env, "PYTHONPATH": str(ROOT), **env}
-    with subprocess.Popen(argv, env=environ, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 @linux_only

@@ -107,6 +107,7 @@ async def test_a_failed_start_that_nobody_waits_for_is_quiet(stage: Stage) -> No
     assert complaints == []
 
 
+@posix_only
 async def test_ready_by_a_socket(stage: Stage) -> None:
     path = stage.path("s.sock")
 
