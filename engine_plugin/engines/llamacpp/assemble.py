@@ -70,12 +70,12 @@ def _gather(
                 index = choice.get("index", 0)
                 add(index, choice)
                 _add_choice(choices.setdefault(index, {"finish_reason": None, "index": index}), choice)
+        if usages:
+            answer["usage"] = usages[0] if len(usages) == 1 else _sum_usage(usages, choices_each)
     except (AttributeError, KeyError, TypeError, IndexError) as error:
         raise BadGatewayError(f"the engine's stream is not understood: {error!r}") from error
     if not choices:
         raise BadGatewayError("the engine's stream ended without an answer")
-    if usages:
-        answer["usage"] = usages[0] if len(usages) == 1 else _sum_usage(usages, choices_each)
     return answer, choices
 
 

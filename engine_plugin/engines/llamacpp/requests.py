@@ -37,15 +37,16 @@ def _tool_choice(body: dict[str, Any]) -> None:
         body.pop("tools", None)
         body.pop("tool_choice")
     elif isinstance(choice, dict):
-        name = choice.get("function", {}).get("name") if isinstance(choice.get("function"), dict) else None
+        name = _tool_name(choice)
         chosen = [tool for tool in body.get("tools") or [] if _tool_name(tool) == name]
-        if not chosen:
+        if name is None or not chosen:
             raise InvalidRequestError(f"tool_choice: names the function {name!r}, which is not among tools")
         body["tools"], body["tool_choice"] = chosen, "required"
 
 
 def _tool_name(tool: Any) -> Any:
-    return tool.get("function", {}).get("name") if isinstance(tool, dict) else None
+    function = tool.get("function") if isinstance(tool, dict) else None
+    return function.get("name") if isinstance(function, dict) else None
 
 
 def _text(document: Any) -> str:
