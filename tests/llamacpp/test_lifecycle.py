@@ -8,7 +8,6 @@ import os
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ import pytest
 from build import build_linked
 from engine_plugin.engines.http1 import Http1Client
 from engine_plugin.engines.records import TOKEN_VARIABLE
-from engine_plugin.errors import EnginePluginError, PreconditionError, UnavailableError
+from engine_plugin.errors import EnginePluginError, InvalidRequestError, PreconditionError, UnavailableError
 from engine_plugin.host import OperateStatus, PluginClient, launch
 from engine_plugin.manifest import load_manifest
 
@@ -45,6 +44,8 @@ async def test_before_the_start_every_call_says_what_to_do(serve: Serve) -> None
     async with client.stream("chat", HELLO) as chunks:
         with pytest.raises(UnavailableError, match="call StartEngine"):
             await anext(chunks)
+    with pytest.raises(InvalidRequestError, match=r"^messages: "):  # a wrong request is wrong at any time
+        await client.invoke("chat", {})
     assert await client.running_models() == []
     with pytest.raises(PreconditionError, match="not loaded"):
         await client.unload_model("tiny-chat")
@@ -320,8 +321,3 @@ async def test_a_host_that_kills_its_plugin_politely_finds_nothing_left(scratch:
         assert family(plugin) == []
     assert list((scratch / "tmp").iterdir()) == []
     assert list((scratch / "data" / "engines" / "llamacpp" / "run").glob("*.json")) == []
-
-
-def test_the_temporary_directory_is_short_enough_for_sockets() -> None:
-    """What the other tests rely on."""
-    assert len(tempfile.gettempdir()) < 60

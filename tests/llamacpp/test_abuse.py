@@ -1,0 +1,169 @@
+"""Nothing that a host may send takes the plugin down, and every refusal says which field."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engine_plugin.errors import EnginePluginError
+from engine_plugin.rpc.stubs import provider_pb2 as pb
+
+from .running import HELLO
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from .running import RunningPlugin
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+TRAVERSALS = [
+    "../../etc/passwd",
+    "..",
+    "/etc/passwd",
+    "a/../b",
+    "a\\b",
+    "",
+    "\0",
+    "x" * 5000,
+    "tiny-chat\n",
+    "CON",
+    ".partial",
+]
+
+GARBAGE = [b"", b"\xff\xfe\x00", b"[]", b"null", b"{", b'{"model":5}', b'{"a":NaN}', b'{"a":' * 5000, b"[" * 100_000]
+
+
+async def code_of(running: RunningPlugin, rpc: str, message: Any) -> tuple[int, str]:
+    """The code and message of a unary answer, whatever they are."""
+    response = await running.client._link.attempt(running.client._link.open(rpc, message, timeout=60))
+    return response.code, response.message
+
+
+async def well(running: RunningPlugin) -> None:
+    assert (await running.client.invoke("chat", HELLO))["choices"]
+
+
+@pytest.mark.parametrize("data", GARBAGE, ids=lambda data: repr(data[:12]))
+async def test_garbage_for_a_service(shared: RunningPlugin, data: bytes) -> None:
+    for service in ("chat", "generate", "embed", "rerank"):
+        request = pb.InvokeServiceRequest(service_name=service, request_data=data)
+        code, message = await code_of(shared, "InvokeService", request)
+        assert code == 400
+        assert message.startswith(("request_data: ", "messages: ", "prompt: ", "input: ", "query: ", "model: "))
+        parts = [part async for part in shared.client._link.open("InvokeServiceStream", request, timeout=60)]
+        assert len(parts) == 1
+        assert parts[0].is_final
+        assert parts[0].code in ((400, 501) if service in ("embed", "rerank") else (400,))
+    await well(shared)
+
+
+@pytest.mark.parametrize("rpc", ["PullModel", "DeleteModel", "LoadModel", "UnloadModel"])
+@pytest.mark.parametrize("data", GARBAGE, ids=lambda data: repr(data[:12]))
+async def test_garbage_for_models(shared: RunningPlugin, rpc: str, data: bytes) -> None:
+    message_class = getattr(pb, f"{rpc}Request")
+    code, message = await code_of(shared, rpc, message_class(request_json=data))
+    assert code == 400
+    assert message.startswith(("request_json: ", "model: ", "models: "))
+
+
+@pytest.mark.parametrize("name", TRAVERSALS, ids=repr)
+async def test_names_that_are_no_models(shared: RunningPlugin, name: str) -> None:
+    before = sorted(path.name for path in shared.engine._store.root.iterdir())
+    for rpc in ("DeleteModel", "LoadModel"):
+        data = json.dumps({"model": name}).encode()
+        code, message = await code_of(shared, rpc, getattr(pb, f"{rpc}Request")(request_json=data))
+        assert code in (400, 404), message
+        assert message.startswith("model: ")
+        assert len(message) < 1000
+    data = json.dumps({"models": [name]}).encode()
+    code, message = await code_of(shared, "UnloadModel", pb.UnloadModelRequest(request_json=data))
+    assert code in (400, 404)
+    data = json.dumps(HELLO | {"model": name}).encode()
+    request = pb.InvokeServiceRequest(service_name="chat", request_data=data)
+    code, message = await code_of(shared, "InvokeService", request)
+    assert code == (200 if name == "" else 404), message  # "" asks for the default
+    assert sorted(path.name for path in shared.engine._store.root.iterdir()) == before
+
+
+@pytest.mark.parametrize("service", ["nope", "Chat", "../chat", "chat ", "x" * 5000, "\0"])
+async def test_services_that_are_not_there(shared: RunningPlugin, service: str) -> None:
+    request = pb.InvokeServiceRequest(service_name=service, request_data=b"{}")
+    code, message = await code_of(shared, "InvokeService", request)
+    assert code == 404
+    assert "it declares: chat, generate, embed, rerank" in message
+
+
+async def test_a_hundred_megabytes(shared: RunningPlugin) -> None:
+    big = b'{"messages":[{"role":"user","content":"' + b"x" * (100 << 20) + b'"}]}'
+    request = pb.InvokeServiceRequest(service_name="chat", request_data=big)
+    code, message = await code_of(shared, "InvokeService", request)
+    assert code == 400
+    assert message.startswith("request_data: ")
+    assert "at most 64 MiB" in message
+    await well(shared)
+
+
+@pytest.mark.parametrize("depth", [100, 900])
+async def test_deep_nesting_does_not_take_the_engine_down(shared: RunningPlugin, depth: int) -> None:
+    """Where it is read at all: the engine converts schemas and renders messages by recursion."""
+    pid = await shared.engine_pid("tiny-chat") if await shared.loaded() else None
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(depth // 3):
+        schema = {"type": "object", "properties": {"a": schema}}
+    deep: Any = "a"
+    for _ in range(depth):
+        deep = [deep]
+    format_ = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    for fields in (
+        {"response_format": format_, "max_tokens": 1},
+        {"anything": deep},
+        {"chat_template_kwargs": {"a": deep}},
+    ):
+        data = json.dumps(HELLO | {"max_tokens": 1} | fields).encode()
+        request = pb.InvokeServiceRequest(service_name="chat", request_data=data)
+        code, message = await code_of(shared, "InvokeService", request)
+        assert code in (200, 400), message
+    await well(shared)
+    assert pid in (None, await shared.engine_pid("tiny-chat"))
+
+
+async def test_two_hundred_calls_of_all_kinds_at_once(shared: RunningPlugin) -> None:
+    client = shared.client
+    kinds: list[Callable[[], Awaitable[object]]] = [
+        lambda: client.invoke("chat", HELLO | {"max_tokens": 3}),
+        lambda: client.invoke("generate", {"prompt": ["a", "b"], "max_tokens": 2}),
+        lambda: client.invoke("embed", {"input": ["a", "b"]}),
+        lambda: client.invoke("rerank", {"query": "a", "documents": ["b", "c"]}),
+        lambda: client.invoke("chat", HELLO | {"model": "nope"}),
+        lambda: client.invoke("chat", b"\xff"),
+        lambda: stream_some(shared, whole=True),
+        lambda: stream_some(shared, whole=False),
+        client.list_models,
+        client.running_models,
+        client.health_check,
+        lambda: client.load_model("tiny-embed"),
+        lambda: client.start_engine("daemon"),
+        client.get_version,
+    ]
+    # 3 has no divisor in common with their number: neighbours differ in kind.
+    calls = [kinds[number * 3 % len(kinds)]() for number in range(200)]
+    async with asyncio.timeout(60):
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    assert all(isinstance(failure, EnginePluginError) and failure.code in (400, 404) for failure in failed), failed
+    assert len(failed) == sum(number * 3 % len(kinds) in (4, 5) for number in range(200))
+    assert len(shared.processes()) == 3
+    await well(shared)
+
+
+async def stream_some(shared: RunningPlugin, *, whole: bool) -> None:
+    """Read a stream to its end, or leave after the first chunk."""
+    async with shared.client.stream("chat", HELLO | {"max_tokens": 20}) as chunks:
+        async for chunk in chunks:
+            assert chunk
+            if not whole:
+                break

@@ -1,0 +1,177 @@
+"""What llama.cpp is asked, and how its answers become the service's."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import struct
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine_plugin.engines.llamacpp import requests
+from engine_plugin.engines.llamacpp.requests import upstream_body
+from engine_plugin.engines.llamacpp.server import refusal_error
+from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError
+
+
+def body(service: str, request: dict[str, Any], *, stream: bool = False) -> dict[str, Any]:
+    shape: dict[str, Any] = json.loads(upstream_body(service, request, stream=stream))
+    return shape
+
+
+def tool(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+@pytest.mark.parametrize("service", ["chat", "generate"])
+def test_text_is_always_streamed(service: str) -> None:
+    """Only a stream lets llama.cpp notice that nobody waits any longer."""
+    unary = body(service, {"stream": False, "stream_options": {"include_usage": False}, "x": [1]})
+    assert unary == {"stream": True, "stream_options": {"include_usage": True}, "x": [1]}
+    assert body(service, {"x": 1}, stream=True) == {"stream": True, "x": 1}
+    wanted = {"stream_options": {"include_usage": True}}
+    assert body(service, wanted, stream=True) == {"stream": True, **wanted}
+
+
+def test_vectors_are_not() -> None:
+    assert body("embed", {"input": "a", "dimensions": 3}) == {"input": "a", "dimensions": 3}
+    asked = {"query": "a", "documents": ["b", {"text": "c", "id": 1}], "top_n": 1}
+    assert body("rerank", asked) == {"query": "a", "documents": ["b", "c"]}
+
+
+@pytest.mark.parametrize(
+    ("request_", "tools", "choice"),
+    [
+        ({"tools": [tool("a")], "tool_choice": "none"}, None, None),
+        ({"tool_choice": "none"}, None, None),
+        ({"tools": [tool("a")], "tool_choice": "auto"}, ["a"], "auto"),
+        ({"tools": [tool("a")]}, ["a"], None),
+        ({"tools": [tool("a"), "odd", tool("b")], "tool_choice": tool("b")}, ["b"], "required"),
+    ],
+)
+def test_tool_choice(request_: dict[str, Any], tools: list[str] | None, choice: str | None) -> None:
+    before = json.dumps(request_)
+    asked = body("chat", request_)
+    assert asked.get("tool_choice") == choice
+    given_tools = asked.get("tools")
+    assert (given_tools and [one["function"]["name"] for one in given_tools]) == tools
+    assert json.dumps(request_) == before
+
+
+@pytest.mark.parametrize("choice", [tool("b"), {}, {"function": "a"}, {"function": {}}, {"type": "allowed_tools"}])
+def test_a_tool_choice_that_names_none_of_the_tools(choice: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError, match=r"^tool_choice: names the function .* not among tools$"):
+        body("chat", {"tools": [tool("a"), 5, None, {"function": 5}, {"function": {}}], "tool_choice": choice})
+
+
+def test_what_is_too_deep_to_be_written_is_the_callers_fault() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(InvalidRequestError, match=r"^request_data: is nested too deeply$"):
+        upstream_body("chat", {"x": deep}, stream=False)
+    while deep:  # taken apart by hand: the interpreter would recurse
+        deep = deep.pop()
+
+
+@pytest.mark.parametrize(
+    ("service", "request_", "slots"),
+    [
+        ("chat", {}, 1),
+        ("chat", {"n": 3}, 3),
+        ("chat", {"n": None}, 1),
+        ("chat", {"n": "3"}, 1),
+        ("chat", {"n": -1}, 1),
+        ("chat", {"prompt": ["a", "b"]}, 1),
+        ("generate", {"prompt": "a"}, 1),
+        ("generate", {"prompt": [1, 2, 3]}, 1),
+        ("generate", {"prompt": ["a", "b"]}, 2),
+        ("generate", {"prompt": [[1], [2]], "n": 2}, 4),
+        ("embed", {"input": ["a", "b"], "n": 5}, 1),
+        ("rerank", {"documents": ["a", "b"]}, 1),
+    ],
+)
+def test_slots(service: str, request_: dict[str, Any], slots: int) -> None:
+    assert requests.slots_needed(service, request_) == slots
+
+
+def test_dimensions() -> None:
+    plain = json.dumps({"data": [{"embedding": [0.1, 0.2]}]}).encode()
+    packed = json.dumps({"data": [{"embedding": base64.b64encode(struct.pack("<2f", 1, 2)).decode()}]}).encode()
+    for answer in (plain, packed):
+        assert requests.embeddings_answer(answer, {"dimensions": 2}) == answer
+        with pytest.raises(InvalidRequestError, match=r"^dimensions: this model gives 2 .* to 3$"):
+            requests.embeddings_answer(answer, {"dimensions": 3})
+    assert requests.embeddings_answer(b"anything", {}) == b"anything"
+    for wrong in (
+        b"",
+        b"[]",
+        b"{}",
+        b'{"data":[]}',
+        b'{"data":[{"embedding":1}]}',
+        b'{"data":[{"embedding":"\\u00e4"}]}',
+    ):
+        with pytest.raises(BadGatewayError, match="embeddings are not understood"):
+            requests.embeddings_answer(wrong, {"dimensions": 2})
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20), st.integers(1, 30))
+def test_ranks(logits: list[float], top: int) -> None:
+    results = [{"index": index, "relevance_score": logit} for index, logit in enumerate(logits)]
+    answer = json.dumps({"model": "m", "results": results}).encode()
+    request = {"documents": [str(logit) for logit in logits], "top_n": top, "return_documents": True}
+    ranked = json.loads(requests.rerank_answer(answer, request))
+    assert ranked["model"] == "m"
+    got = ranked["results"]
+    assert len(got) == min(top, len(logits))
+    assert [result["index"] for result in got] == sorted(range(len(logits)), key=lambda i: (-logits[i], i))[:top]
+    assert all(0 <= result["relevance_score"] <= 1 for result in got)
+    scores = [result["relevance_score"] for result in got]
+    assert scores == sorted(scores, reverse=True)
+    assert all(result["document"] == {"text": str(logits[result["index"]])} for result in got)
+
+
+def test_a_score_is_the_logits_probability() -> None:
+    answer = b'{"results":[{"index":0,"relevance_score":0},{"index":1,"relevance_score":-2}]}'
+    scores = [result["relevance_score"] for result in json.loads(requests.rerank_answer(answer, {}))["results"]]
+    assert scores == pytest.approx([0.5, 1 / (1 + math.exp(2))])
+
+
+@pytest.mark.parametrize("answer", [b"", b"[]", b"{}", b'{"results":[{}]}', b'{"results":[{"index":0}]}', b"null"])
+def test_an_answer_that_is_none(answer: bytes) -> None:
+    with pytest.raises(BadGatewayError, match="rerank answer is not understood"):
+        requests.rerank_answer(answer, {"documents": ["a"]})
+
+
+@pytest.mark.parametrize(
+    ("status", "shape", "code", "message"),
+    [
+        (400, {}, 400, "request_data: the engine refuses it: why"),
+        (400, {"type": "exceed_context_size_error"}, 400, "raise engine.context_length in plugin.yaml"),
+        (401, {}, 502, "the engine answered 401: why"),
+        (404, {}, 502, "the engine answered 404: why"),
+        (422, {}, 400, "request_data: "),
+        (500, {"type": "server_error"}, 502, "the engine answered 500: why"),
+        (501, {}, 501, "the engine does not support this: why"),
+        (503, {}, 503, "the engine has no room now: why"),
+    ],
+)
+def test_refusals(status: int, shape: dict[str, Any], code: int, message: str) -> None:
+    error: EnginePluginError = refusal_error(status, "why", shape)
+    assert error.code == code
+    assert message in error.message
+
+
+def test_an_input_that_is_too_large_is_the_callers() -> None:
+    """llama.cpp says 500 and advises a setting that is not ours."""
+    told = "input (3002 tokens) is too large to process. increase the physical batch size (current batch size: 512)"
+    error = refusal_error(500, told, {"type": "server_error"})
+    assert error.code == 400
+    assert error.message.startswith(
+        "request_data: the engine refuses it: input (3002 tokens) is too large to process. "
+    )
+    assert "batch" not in error.message
