@@ -100,7 +100,11 @@ def test_the_guard_becomes_the_command(stage: Stage) -> None:
 def test_the_command_gets_signals_as_they_come_by_default(stage: Stage) -> None:
     """Python ignores SIGPIPE and SIGXFSZ, and what is ignored stays so over exec."""
     with running(stage, [*GUARD, "grep", "SigIgn", "/proc/self/status"]) as process:
-        assert process.communicate(timeout=10)[0].split() == ["SigIgn:", "0" * 16]
+        name, mask = process.communicate(timeout=10)[0].split()
+        assert name == "SigIgn:"
+        # Others may be ignored by whoever started the tests: a shell ignores some for what is in its background.
+        restored = (signal.SIGPIPE, signal.SIGXFSZ)
+        assert [number for number in restored if int(mask, 16) >> (number - 1) & 1] == []
 
 
 @posix_only
