@@ -284,9 +284,11 @@ class LlamaCppEngine(Engine):
 
     def _private_folder(self) -> Path:
         """A directory for the engine's sockets, until `stop`. Sweeps what killed plugins left, too."""
-        from engine_plugin.socketdir import private_directory  # not on Windows
+        if sys.platform != "win32":
+            from engine_plugin.socketdir import private_directory
 
-        return self._cleanup.enter_context(private_directory(base="", group=""))
+            return self._cleanup.enter_context(private_directory(base="", group=""))
+        raise UnsupportedError("engine.transport: there are no unix sockets on Windows; use auto or tcp")
 
     def _require_running(self) -> None:
         if self._backend is None:
