@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["Http1Client", "HttpClient", "HttpResponse", "Response"]
+__all__ = ["Http1Client", "HttpClient", "HttpExchange", "HttpResponse", "Response"]
 
 _HIGH_WATER = 256 * 1024
 _MAX_HEAD = 64 * 1024
@@ -41,12 +41,27 @@ class HttpResponse(Protocol):
         """The whole body; BadGatewayError when it is longer than `limit` bytes."""
 
 
+class HttpExchange(Protocol):
+    """A request to be sent by `async with`, which yields the HttpResponse.
+
+    Leaving the block frees or closes the connection: closed when the body was not read to its end, which tells
+    the engine to stop. `broken` says afterwards whether the engine, not we, ended it before its time.
+    """
+
+    broken: bool
+
+    async def __aenter__(self) -> HttpResponse: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
 class HttpClient(Protocol):
     """The seam between an engine driver and the HTTP client on the token's way."""
 
-    def request(self, method: str, path: str, body: bytes | None = None) -> Response:
-        """Send one request; `async with` yields the HttpResponse. Leaving the block frees or closes the
-        connection: closed when the body was not read to its end, which tells the engine to stop."""
+    def request(self, method: str, path: str, body: bytes | None = None) -> HttpExchange:
+        """One exchange with the engine; nothing is sent yet."""
 
     def close(self) -> None:
         """Drop the idle connections."""
@@ -177,7 +192,7 @@ class Http1Client(HttpClient):
         return connection
 
 
-class Response(HttpResponse):
+class Response(HttpResponse, HttpExchange):
     """One exchange. Entering sends the request and waits for the answer's head."""
 
     def __init__(self, client: Http1Client, message: bytes) -> None:
@@ -189,6 +204,7 @@ class Response(HttpResponse):
         self._chunk_open = False  # the current chunk's closing CRLF is still to come
         self._complete = False
         self._reusable = False
+        self.broken = True  # until a connection is there
         self.status = 0
         self.headers: dict[str, str] = {}
 
@@ -216,6 +232,7 @@ class Response(HttpResponse):
         connection, self._connection = self._connection, None
         if connection is None:
             return
+        self.broken = connection.ended and not self._complete
         if self._complete and self._reusable and connection.usable:
             self._client._give_back(connection)
         else:

@@ -30,6 +30,7 @@ from engine_plugin.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from engine_plugin.models.files import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -147,7 +148,7 @@ class LlamaCppEngine(Engine):
         probed = await self._software.probe(backend)
         _require_device(mode, probed["devices"], backend)
         if self._use_unix_sockets() and self._sockets is None:
-            self._sockets = await asyncio.to_thread(self._private_folder)
+            self._sockets = await in_thread(self._private_folder)  # ends before a stop cleans it up
         self._mode, self._backend = mode, backend
         log.info("llama.cpp is ready: %s, version %s, mode %s", backend.origin, probed["version"], mode)
 

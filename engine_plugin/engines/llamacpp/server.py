@@ -145,12 +145,15 @@ class ModelServer:
         llama.cpp's own complaints become InvalidRequestError and so on; the death of the process becomes
         BadGatewayError with its last words.
         """
+        exchange = self._require_client().request("POST", PATHS[service], body)
         try:
-            async with self._require_client().request("POST", PATHS[service], body) as response:
+            async with exchange as response:
                 if response.status != 200:
                     raise _refusal(response.status, await response.read(_ERROR_LIMIT))
                 yield response
         except (BadGatewayError, UnavailableError) as error:
+            if not exchange.broken:
+                raise
             raise await self._explained(error) from error
 
     async def _explained(self, error: EnginePluginError) -> EnginePluginError:
