@@ -235,7 +235,7 @@ class Software:
         if status != 0:
             raise InstallError(
                 f"pip could not install xllamacpp {self.wanted_version}: {' | '.join(said[-4:])}. "
-                "Check the network and pip's configuration (a mirror: `pip config set global.index-url …`)"
+                "Check the network, or name a mirror in pip's own configuration (`pip config`)"
             )
 
     def _switch(self, staging: Path, folder: Path) -> None:
