@@ -1,14 +1,20 @@
-"""A bounded wait that also works while a cancelled task cleans up."""
+"""What asyncio waits for badly: a bounded wait in clean-up, and a signal that comes while the loop sleeps."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
+    from types import FrameType
+    from typing import TypeAlias
 
-__all__ = ["comes_true"]
+    Handler: TypeAlias = Callable[[int, FrameType | None], Any] | int | None
+
+__all__ = ["comes_true", "handle_signal"]
 
 
 async def comes_true(event: Coroutine[Any, Any, object], within: float) -> bool:
@@ -27,3 +33,15 @@ async def comes_true(event: Coroutine[Any, Any, object], within: float) -> bool:
         return False
     finally:
         waiting.cancel()
+
+
+def handle_signal(number: int, handler: Handler) -> None:
+    """`signal.signal`, for a main thread that runs the current event loop, which then cannot sleep through it.
+
+    Python calls a handler between two steps of the main thread. A signal that comes just before the loop begins to
+    wait would be noticed only when something else wakes it; the loop's own handler, which does nothing else here,
+    has the signal wake it. (On Windows every signal does.)
+    """
+    with contextlib.suppress(NotImplementedError):
+        asyncio.get_running_loop().add_signal_handler(number, lambda: None)
+    signal.signal(number, handler)

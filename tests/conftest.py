@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 
-# A shell starts what runs in its background with SIGINT ignored, and our children would inherit that.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell, nohup or a service manager may start us with some signals ignored, and our children would inherit that.
+for _name in ("SIGINT", "SIGQUIT", "SIGHUP"):
+    _number = getattr(signal, _name, None)
+    if _number is not None and signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _name == "SIGINT" else signal.SIG_DFL)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
+import threading
 
 import pytest
 
-from engine_plugin.waiting import comes_true
+from engine_plugin.waiting import comes_true, handle_signal
 
 
 async def test_in_time_and_late() -> None:
@@ -53,3 +56,19 @@ async def test_a_late_event_is_cancelled() -> None:
 
     assert not await comes_true(wait(), 0.01)
     await asyncio.wait_for(ended.wait(), 10)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there every signal wakes the loop, and none comes from a thread")
+async def test_a_signal_wakes_a_loop_that_sleeps() -> None:
+    """Given to another thread, it interrupts no wait of the main thread; only the wake-up does."""
+    loop, heard = asyncio.get_running_loop(), asyncio.Event()
+    before = signal.getsignal(signal.SIGUSR1)
+    handle_signal(signal.SIGUSR1, lambda _number, _frame: loop.call_soon_threadsafe(heard.set))
+    try:
+        signalled = threading.Thread(target=lambda: signal.pthread_kill(threading.get_ident(), signal.SIGUSR1))
+        signalled.start()
+        await asyncio.wait_for(heard.wait(), 10)
+        signalled.join(10)
+    finally:
+        loop.remove_signal_handler(signal.SIGUSR1)
+        signal.signal(signal.SIGUSR1, before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from engine_plugin.errors import ManifestError, NotFoundError
+from engine_plugin.waiting import handle_signal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -77,7 +79,12 @@ def run(options: Options, work: Coroutine[Any, Any, None]) -> None:
     from engine_plugin.cli.logs import set_up_logging
 
     set_up_logging("DEBUG" if options.verbose else "")
-    asyncio.run(work)
+
+    async def interruptible() -> None:
+        handle_signal(signal.SIGINT, signal.getsignal(signal.SIGINT))  # asyncio's own, which a sleeping loop misses
+        await work
+
+    asyncio.run(interruptible())
 
 
 def chosen_manifest(options: Options) -> Manifest:

@@ -19,6 +19,7 @@ import click
 from engine_plugin.cli.options import Options, chosen_manifest, global_options
 from engine_plugin.cli.output import print_json, say
 from engine_plugin.errors import DeadlineError, PreconditionError
+from engine_plugin.waiting import handle_signal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -158,7 +159,7 @@ def _stop_signals() -> Iterator[asyncio.Event]:
         loop.call_soon_threadsafe(stopped.set)
 
     for number in signals:
-        signal.signal(number, stop)
+        handle_signal(number, stop)
     try:
         yield stopped
     finally:

@@ -22,6 +22,7 @@ from engine_plugin.goplugin.watchdog import watch_host
 from engine_plugin.rpc.grpc_aio import AioServer
 from engine_plugin.rpc.server import bind
 from engine_plugin.rpc.stubs.goplugin import broker_pb2, controller_pb2, stdio_pb2
+from engine_plugin.waiting import handle_signal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine, Sequence
@@ -105,10 +106,8 @@ class Session:
             number = getattr(signal, name, None)
             if number is None or signal.getsignal(number) is signal.SIG_IGN:  # nohup ignores SIGHUP
                 continue
-            # The loop's own handler only wakes it: one that stands must not keep `stop` from arming the last resort.
-            with contextlib.suppress(NotImplementedError):  # on Windows every signal wakes the loop
-                self._loop.add_signal_handler(number, lambda: None)
-            signal.signal(number, lambda number, _frame: self.stop(signal.Signals(number).name))
+            # Not the loop's own handler: one that stands must not keep `stop` from arming the last resort.
+            handle_signal(number, lambda number, _frame: self.stop(signal.Signals(number).name))
 
     def _set_stopped(self, reason: str) -> None:
         if not self._stopped.done():
