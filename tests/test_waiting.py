@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 import threading
+import time
 
 import pytest
 
@@ -64,11 +65,19 @@ async def test_a_signal_wakes_a_loop_that_sleeps() -> None:
     loop, heard = asyncio.get_running_loop(), asyncio.Event()
     before = signal.getsignal(signal.SIGUSR1)
     handle_signal(signal.SIGUSR1, lambda _number, _frame: loop.call_soon_threadsafe(heard.set))
+    going_to_sleep = threading.Event()
+
+    def send() -> None:
+        going_to_sleep.wait(10)
+        time.sleep(0.2)  # nothing tells that the main thread has begun to wait
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    sender = threading.Thread(target=send)
+    sender.start()
     try:
-        signalled = threading.Thread(target=lambda: signal.pthread_kill(threading.get_ident(), signal.SIGUSR1))
-        signalled.start()
-        await asyncio.wait_for(heard.wait(), 10)
-        signalled.join(10)
+        loop.call_soon(going_to_sleep.set)
+        await asyncio.wait_for(heard.wait(), 5)
     finally:
+        sender.join(10)
         loop.remove_signal_handler(signal.SIGUSR1)
         signal.signal(signal.SIGUSR1, before)
