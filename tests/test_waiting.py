@@ -75,8 +75,10 @@ async def test_a_signal_wakes_a_loop_that_sleeps() -> None:
     sender = threading.Thread(target=send)
     sender.start()
     try:
+        began = loop.time()
         loop.call_soon(going_to_sleep.set)
-        await asyncio.wait_for(heard.wait(), 5)
+        await asyncio.wait_for(heard.wait(), 10)
+        assert loop.time() - began < 9, "the end of the wait woke the loop, not the signal"
     finally:
         sender.join(10)
         loop.remove_signal_handler(signal.SIGUSR1)
