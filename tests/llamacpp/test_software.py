@@ -19,7 +19,7 @@ from engine_plugin.errors import EnginePluginError, EngineStartError, InstallErr
 from .running import HELLO, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from .conftest import Serve
     from .running import RunningPlugin
@@ -98,8 +98,15 @@ async def test_concurrent_installations_are_one(serve: Serve, monkeypatch: pytes
     gate = asyncio.Event()
     runs = fake_pip(monkeypatch, pause=gate)
     running = await serve(start=False)
+    joined, join = [], running.engine._installing.run
+
+    async def joining(work: Callable[[], Coroutine[Any, Any, str]]) -> str:
+        joined.append(work)
+        return await join(work)
+
+    monkeypatch.setattr(running.engine._installing, "run", joining)
     calls = [asyncio.create_task(running.client.install_engine(cover=True)) for _ in range(5)]
-    await eventually(lambda: len(runs) == 1)
+    await eventually(lambda: len(runs) == 1 and len(joined) == 5)
     abandoned = calls.pop()
     abandoned.cancel()
     gate.set()
