@@ -236,7 +236,8 @@ async def start_round(results: Results, folder: Path, sizes: Sizes) -> None:
             await plugin.handshake()
         took("start to handshake")
     finally:
-        await plugin.end(0)
+        psutil.Process(plugin.pid).terminate()  # there is no connection to ask it over; it removes its socket
+        await plugin.end(2)
 
     began = time.perf_counter()
     async with await launch(COMMAND, name="plugin", cwd=folder, start_timeout=_START_TIMEOUT) as client:
