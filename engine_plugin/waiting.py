@@ -20,9 +20,9 @@ __all__ = ["comes_true", "handle_signal"]
 async def comes_true(event: Coroutine[Any, Any, object], within: float) -> bool:
     """Whether `event` ends within so many seconds; what it raises is raised, and late it is cancelled.
 
-    For clean-up, where `asyncio.timeout` is of no use before Python 3.11.4: in a task that was cancelled it
-    raises CancelledError in the place of TimeoutError (CPython issue 102780), and the rest of the clean-up is
-    lost.
+    For clean-up, where `asyncio.timeout` of the first releases of Python 3.11 is of no use (seen in 3.11.2, not in
+    3.11.7): in a task that was cancelled it raises CancelledError in the place of TimeoutError (CPython issue
+    102780), and the rest of the clean-up is lost.
     """
     waiting = asyncio.ensure_future(event)
     try:
