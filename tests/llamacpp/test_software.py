@@ -45,13 +45,13 @@ def fake_pip(monkeypatch: pytest.MonkeyPatch, *, fail: str = "", pause: asyncio.
         if fail == "pip":
             raise InstallError("pip could not install")
 
-    async def probe(self: Software, _backend: Any, _site: Path | None) -> dict[str, Any]:
+    async def probe(self: Software, _backend: Any) -> dict[str, Any]:
         if fail == "probe":
             raise EngineStartError("the new xllamacpp does not run (exit code 127): no libgomp")
         return {"version": f"9.{len(runs)}", "devices": []}
 
     monkeypatch.setattr(Software, "_pip", pip)
-    monkeypatch.setattr(Software, "_probe", probe)
+    monkeypatch.setattr(Software, "probe", probe)
     return runs
 
 

@@ -271,11 +271,9 @@ class LlamaCppEngine(Engine):
             raise BadGatewayError("the engine's stream ended before it was done")
 
     def _new_server(self, model: ModelInfo) -> ModelServer:
-        if self._backend is None:
-            raise UnavailableError(_NOT_RUNNING)
         return ModelServer(
             model,
-            self._backend,
+            self._require_running(),
             self._options,
             gpu_layers=0 if self._mode == "cpu" else self._options.gpu_layers,
             folder=self._sockets,
@@ -291,9 +289,11 @@ class LlamaCppEngine(Engine):
             return self._cleanup.enter_context(private_directory(base="", group=""))
         raise UnsupportedError("engine.transport: there are no unix sockets on Windows; use auto or tcp")
 
-    def _require_running(self) -> None:
+    def _require_running(self) -> Backend:
+        """What runs. Raises UnavailableError before a start and after a stop."""
         if self._backend is None:
             raise UnavailableError(_NOT_RUNNING)
+        return self._backend
 
     def _use_unix_sockets(self) -> bool:
         return self._options.transport == "unix" or (self._options.transport == "auto" and sys.platform != "win32")

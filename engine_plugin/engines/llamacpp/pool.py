@@ -59,13 +59,13 @@ class ModelPool:
         async with self.use(model):
             pass
 
-    async def unload(self, name: str, *, drain: bool = True) -> None:
+    async def unload(self, name: str) -> None:
         """Drain the model and end its process. Raises ModelNotLoadedError."""
         entry = self._entries.get(name)
         if entry is None or entry.server.dead:
             self._forget(name, entry)
             raise ModelNotLoadedError(f"models: {name} is not loaded")
-        await self._retire(entry, self._drain_timeout if drain else 0)
+        await self._retire(entry, self._drain_timeout)
 
     async def close(self) -> None:
         """End every process at once, without draining."""

@@ -134,10 +134,7 @@ class Software:
 
     async def probe(self, backend: Backend) -> dict[str, Any]:
         """Run the software once: {"version": …, "devices": [{"name", "type", …}]}. Raises EngineStartError."""
-        return await self._probe(backend, backend.site)
-
-    async def _probe(self, backend: Backend, site: Path | None) -> dict[str, Any]:
-        environ = python.module_environ(self._environ, site)
+        environ = python.module_environ(self._environ, backend.site)
         server = backend.kind == "llama-server"
         argv = [backend.executable, "--version"] if server else python.module_command(RUNNER, "probe")
         try:
@@ -195,7 +192,7 @@ class Software:
             progress(f"installing xllamacpp {self.wanted_version} into {self._root}")
             await self._pip(staging, progress)
             progress("checking that it runs")
-            probed = await self._probe(Backend("xllamacpp", "", "the new xllamacpp"), staging)
+            probed = await self.probe(Backend("xllamacpp", "", "the new xllamacpp", staging))
             folder = self._root / f"xllamacpp-{probed['version']}-{staging.name.removeprefix('.staging-')}"
             await asyncio.to_thread(self._switch, staging, folder)
         except (OSError, EngineStartError) as error:
