@@ -17,7 +17,8 @@
     │   └── EngineStartError              503  the engine could not be started
     ├── ManifestError                     500  plugin.yaml is wrong; carries its problems
     ├── InstallError                      500  an installation failed and was undone
-    ├── PullError                         500  a model could not be fetched or verified
+    ├── DownloadError                     500  a file could not be fetched or verified
+    │   └── PullError                     500  a model could not be fetched, verified or used
     └── PluginProcessError                500  host side: a plugin could not be launched, or died
 
 An error is raised where it is known, says what to do next, and is caught once, at the edge: the servicer
@@ -37,6 +38,7 @@ __all__ = [
     "AuthError",
     "BadGatewayError",
     "DeadlineError",
+    "DownloadError",
     "EngineNotInstalledError",
     "EnginePluginError",
     "EngineStartError",
@@ -168,8 +170,12 @@ class InstallError(EnginePluginError):
     """An installation failed; what was there before is untouched."""
 
 
-class PullError(EnginePluginError):
-    """A model could not be fetched or verified; what arrived is kept for resuming where that is sound."""
+class DownloadError(EnginePluginError):
+    """A file could not be fetched or verified; what arrived is kept for resuming where that is sound."""
+
+
+class PullError(DownloadError):
+    """A model could not be fetched or verified, or what was fetched is none."""
 
 
 class PluginProcessError(EnginePluginError):

@@ -21,9 +21,9 @@ from engine_plugin.services.base import optional
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
+    from engine_plugin.download.events import PullEvent
     from engine_plugin.engines.base import BidiMessage, Engine, EngineCheck, EngineConfig, Health, Progress
     from engine_plugin.manifest import Manifest, ServiceSpec
-    from engine_plugin.models.events import PullEvent
     from engine_plugin.models.store import ModelInfo, PullRequest
 
 __all__ = ["MODES", "OperateStatus", "Plugin"]

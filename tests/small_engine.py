@@ -7,15 +7,15 @@ import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from engine_plugin.download.events import ChunkProgress, Success
 from engine_plugin.engines.base import BidiMessage, Engine, EngineCheck, EngineConfig, Health, HealthState
 from engine_plugin.errors import EnginePluginError
-from engine_plugin.models.events import ChunkProgress, Success
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
+    from engine_plugin.download.events import PullEvent
     from engine_plugin.manifest import Manifest
-    from engine_plugin.models.events import PullEvent
     from engine_plugin.models.store import ModelInfo, PullRequest
 
 __all__ = ["SmallEngine"]

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from engine_plugin.download.events import PullEvent
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest
-    from engine_plugin.models.events import PullEvent
     from engine_plugin.models.store import ModelInfo, PullRequest
 
 __all__ = [

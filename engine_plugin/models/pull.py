@@ -6,23 +6,23 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from engine_plugin.errors import InvalidRequestError, PullError
-from engine_plugin.models.disk import check_room, disk_error
-from engine_plugin.models.events import Status, Success
-from engine_plugin.models.fetch import Fetch, ProgressReport
-from engine_plugin.models.files import BLOCK, in_thread, private_folder
+from engine_plugin.download.disk import check_room, disk_error
+from engine_plugin.download.events import Status, Success
+from engine_plugin.download.fetch import Fetch, ProgressReport
+from engine_plugin.download.partial import Partial
+from engine_plugin.download.source import HttpSource
+from engine_plugin.errors import DownloadError, InvalidRequestError, ModelNotFoundError, NotFoundError, PullError
+from engine_plugin.files import BLOCK, in_thread, private_folder
 from engine_plugin.models.names import other_case
-from engine_plugin.models.partial import Partial
 from engine_plugin.models.records import Record
-from engine_plugin.models.request import HttpSource
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
-    from engine_plugin.models.events import PullEvent
+    from engine_plugin.download.events import PullEvent
+    from engine_plugin.download.remote import FetchPolicy, Remote
     from engine_plugin.models.info import Inspection
-    from engine_plugin.models.remote import FetchPolicy, Remote
     from engine_plugin.models.request import LocalSource, PullPlan
     from engine_plugin.models.shelf import Shelf
 
@@ -60,7 +60,8 @@ class Pull:
         self._present: Record | None = None
 
     async def run(self) -> Success:
-        """Pull. Raises PullError and the errors of `Fetch.run`; what arrived is kept where that is sound."""
+        """Pull. Raises PullError, ModelNotFoundError, AuthError or InvalidRequestError; what arrived is kept where
+        that is sound."""
         plan = self._plan
         self._publish(Status(f"resolving {plan.name}"))
         try:
@@ -71,7 +72,14 @@ class Pull:
                 await self._refuse_other_case()
                 return await self._run()
         except OSError as error:
-            raise disk_error(error, self._shelf.root, self._partial.size, self._partial.state.total) from error
+            told = disk_error(error, self._shelf.root, self._partial.size, self._partial.state.total)
+            raise PullError(f"{told} Deleting the model removes it.") from error
+        except PullError:
+            raise
+        except DownloadError as error:
+            raise PullError(str(error)) from error
+        except NotFoundError as error:
+            raise ModelNotFoundError(str(error)) from error
 
     async def _refuse_other_case(self) -> None:
         name = self._plan.name

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from engine_plugin.download.source import HttpSource, without_secrets
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError
 from engine_plugin.models.info import kind_of_type
 from engine_plugin.models.names import near_names, validate_model_name
@@ -15,20 +16,9 @@ from engine_plugin.models.names import near_names, validate_model_name
 if TYPE_CHECKING:
     from engine_plugin.models.samples import Sample, Samples
 
-__all__ = ["HttpSource", "LocalSource", "PullPlan", "PullRequest", "plan_pull", "without_secrets"]
+__all__ = ["LocalSource", "PullPlan", "PullRequest", "plan_pull"]
 
 _HEX64 = re.compile(r"[0-9a-f]{64}")
-
-
-def without_secrets(url: str) -> str:
-    """A URL for people, logs and records: no credentials, query or fragment."""
-    if "://" not in url:
-        return url
-    try:
-        parts = urlsplit(url)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-    except ValueError:
-        return url.partition("://")[0] + "://…"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -64,20 +54,6 @@ class LocalSource:
     def label(self) -> str:
         """The source for people and records."""
         return f"sample:{self.sample.name}" if self.sample else str(self.path)
-
-
-@dataclass(frozen=True, slots=True)
-class HttpSource:
-    """An http(s) URL, without credentials or fragment; the query may hold a secret."""
-
-    url: str = field(repr=False)
-    username: str = field(default="", repr=False, compare=False)
-    password: str = field(default="", repr=False, compare=False)
-
-    @property
-    def label(self) -> str:
-        """The source for people and records."""
-        return without_secrets(self.url)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import engine_plugin
 from engine_plugin.errors import EnginePluginError
-from engine_plugin.models.files import read_json
+from engine_plugin.files import read_json
 from engine_plugin.models.info import ModelDetails, ModelInfo
 from engine_plugin.models.records import details_from_json
 

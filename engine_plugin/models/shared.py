@@ -6,13 +6,13 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
+from engine_plugin.download.events import ChunkProgress, Status, Success
 from engine_plugin.errors import UnavailableError
-from engine_plugin.models.events import ChunkProgress, Status, Success
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from engine_plugin.models.events import PullEvent
+    from engine_plugin.download.events import PullEvent
     from engine_plugin.models.request import PullPlan
 
 __all__ = ["SharedPull"]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engine_plugin.errors import EnginePluginError, InvalidRequestError, ModelInUseError, PreconditionError, PullError
-from engine_plugin.models.files import in_thread, private_folder, read_json, sha256_of, sync_folder, write_json
+from engine_plugin.files import in_thread, private_folder, read_json, sha256_of, sync_folder, write_json
 from engine_plugin.models.names import is_model_name
 from engine_plugin.models.records import Record
 

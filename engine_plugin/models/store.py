@@ -14,14 +14,14 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+from engine_plugin.download.events import Success
+from engine_plugin.download.partial import Partial
+from engine_plugin.download.remote import FetchPolicy
 from engine_plugin.errors import ModelNotFoundError, PreconditionError, PullError
-from engine_plugin.models.events import Success
-from engine_plugin.models.files import in_thread, private_folder
+from engine_plugin.files import in_thread, private_folder
 from engine_plugin.models.info import Inspection, ModelDetails, ModelInfo, kind_of_type
 from engine_plugin.models.names import is_model_name, near_names
-from engine_plugin.models.partial import Partial
 from engine_plugin.models.pull import Pull
-from engine_plugin.models.remote import FetchPolicy
 from engine_plugin.models.request import PullRequest, plan_pull
 from engine_plugin.models.samples import Sample, Samples, bundled_samples
 from engine_plugin.models.shared import SharedPull
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
     from pathlib import Path
 
-    from engine_plugin.models.events import PullEvent
+    from engine_plugin.download.events import PullEvent
     from engine_plugin.models.request import PullPlan
 
 __all__ = [

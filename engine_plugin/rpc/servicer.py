@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
 
+from engine_plugin.download.events import Error, Success, progress_json
 from engine_plugin.engines.base import BidiMessage
 from engine_plugin.errors import DeadlineError, EnginePluginError, InvalidRequestError, UnsupportedError
-from engine_plugin.models.events import Error, Success, progress_json
 from engine_plugin.rpc.payloads import model_name, model_names, pull_request
 from engine_plugin.rpc.server import RpcError, Status, bind
 from engine_plugin.rpc.stubs import provider_pb2 as pb

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from engine_plugin.download.events import ChunkProgress, PullEvent, Status, Success
 from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState
 from engine_plugin.errors import (
     EngineNotInstalledError,
@@ -17,7 +18,6 @@ from engine_plugin.errors import (
     Problem,
     PullError,
 )
-from engine_plugin.models.events import ChunkProgress, PullEvent, Status, Success
 from engine_plugin.models.store import ModelDetails, ModelInfo, PullRequest
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import json
 import sys
 from pathlib import Path
 
+from engine_plugin.download.events import progress_json
 from engine_plugin.errors import EnginePluginError
-from engine_plugin.models.events import progress_json
 from engine_plugin.models.store import FetchPolicy, ModelStore, PullRequest
 from tests.models.fakes import Inspector
 

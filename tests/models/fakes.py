@@ -12,7 +12,7 @@ from engine_plugin.errors import InvalidRequestError
 from engine_plugin.models.store import Inspection
 
 if TYPE_CHECKING:
-    from engine_plugin.models.events import PullEvent
+    from engine_plugin.download.events import PullEvent
     from engine_plugin.models.store import ModelStore, PullRequest
 
 __all__ = ["PATIENCE", "SAMPLES", "Inspector", "digest_of", "files_below", "pull"]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from engine_plugin.download.events import ChunkProgress, Success
 from engine_plugin.errors import AuthError, EnginePluginError, ModelNotFoundError, PullError
-from engine_plugin.models.events import ChunkProgress, Success
 from engine_plugin.models.store import PullRequest
 from tests.models.fakes import digest_of, files_below, pull
 from tests.models.server import FileServer, Script, file_server

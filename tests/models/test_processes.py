@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.models.events import Status, Success
+from engine_plugin.download.events import Status, Success
 from engine_plugin.models.store import ModelStore, PullRequest
 from tests.models.fakes import PATIENCE, SAMPLES, digest_of, files_below, pull
 from tests.models.server import FileServer, Script

@@ -4,14 +4,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from engine_plugin.download.source import HttpSource, without_secrets
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError
 from engine_plugin.models.request import (
-    HttpSource,
     LocalSource,
     PullPlan,
     PullRequest,
     plan_pull,
-    without_secrets,
 )
 from engine_plugin.models.samples import bundled_samples
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from engine_plugin.download.events import ChunkProgress, Status, Success
 from engine_plugin.errors import ModelNotFoundError, PullError
-from engine_plugin.models.events import ChunkProgress, Status, Success
 from engine_plugin.models.store import FetchPolicy, ModelStore, PullRequest
 from tests.models.fakes import PATIENCE, Inspector, digest_of, files_below, pull
 from tests.models.server import FileServer, Script
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from engine_plugin.models.events import PullEvent
+    from engine_plugin.download.events import PullEvent
 
 PART = ".partial/model.part"
 

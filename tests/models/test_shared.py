@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from engine_plugin.download.events import ChunkProgress, PullEvent, Status, Success
+from engine_plugin.download.source import HttpSource
 from engine_plugin.errors import ModelNotFoundError, PreconditionError, UnavailableError
-from engine_plugin.models.events import ChunkProgress, PullEvent, Status, Success
-from engine_plugin.models.request import HttpSource, PullPlan
+from engine_plugin.models.request import PullPlan
 from engine_plugin.models.shared import SharedPull
 from engine_plugin.models.store import ModelStore, PullRequest
 from tests.models.fakes import PATIENCE, digest_of, files_below, pull

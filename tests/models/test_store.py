@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from engine_plugin.download.events import ChunkProgress, Status, Success
 from engine_plugin.errors import (
     EngineNotInstalledError,
     InvalidRequestError,
@@ -18,7 +19,6 @@ from engine_plugin.errors import (
     PreconditionError,
     PullError,
 )
-from engine_plugin.models.events import ChunkProgress, Status, Success
 from engine_plugin.models.store import Inspection, ModelStore, PullRequest, bundled_samples
 from tests.models.fakes import SAMPLES, Inspector, digest_of, files_below, pull
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from engine_plugin.download.events import Success
 from engine_plugin.errors import PullError
-from engine_plugin.models.events import Success
 from engine_plugin.models.store import ModelStore, PullRequest
 from tests.models.fakes import digest_of, pull
 from tests.models.server import FileServer, file_server

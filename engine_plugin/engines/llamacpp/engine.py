@@ -30,17 +30,17 @@ from engine_plugin.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from engine_plugin.models.files import in_thread
+from engine_plugin.files import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
     from pathlib import Path
 
+    from engine_plugin.download.events import PullEvent
     from engine_plugin.engines.base import Progress
     from engine_plugin.engines.http1 import HttpResponse
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest
-    from engine_plugin.models.events import PullEvent
     from engine_plugin.models.store import ModelInfo, PullRequest
 
 __all__ = ["LlamaCppEngine"]

@@ -11,23 +11,23 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine_plugin.errors import PullError
-from engine_plugin.models.disk import check_room
-from engine_plugin.models.events import ChunkProgress, Status
-from engine_plugin.models.files import in_thread
-from engine_plugin.models.partial import PartialState
-from engine_plugin.models.remote import DroppedError, FetchPolicy, http_client, open_url
-from engine_plugin.models.sizes import byte_size
+from engine_plugin.download.disk import check_room
+from engine_plugin.download.events import ChunkProgress, Status
+from engine_plugin.download.partial import PartialState
+from engine_plugin.download.remote import DroppedError, FetchPolicy, http_client, open_url
+from engine_plugin.download.sizes import byte_size
+from engine_plugin.errors import DownloadError
+from engine_plugin.files import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import httpx
 
-    from engine_plugin.models.events import PullEvent
-    from engine_plugin.models.partial import Partial
-    from engine_plugin.models.remote import Answer, Remote
-    from engine_plugin.models.request import HttpSource
+    from engine_plugin.download.events import PullEvent
+    from engine_plugin.download.partial import Partial
+    from engine_plugin.download.remote import Answer, Remote
+    from engine_plugin.download.source import HttpSource
 
 __all__ = ["Fetch", "ProgressReport"]
 
@@ -96,7 +96,7 @@ class Fetch:
         """Fill the partial with the whole file; False when `present` said that it is already here.
 
         Afterwards `validator` is what the server gave to recognise this version.
-        Raises PullError, AuthError, ModelNotFoundError, InvalidRequestError, OSError.
+        Raises DownloadError, AuthError, NotFoundError, InvalidRequestError, OSError.
         """
         await self._prepare()
         if self._partial.size and self._partial.size == self._partial.state.total and self._verified():
@@ -117,13 +117,13 @@ class Fetch:
         return bool(self.sha256) and self._partial.hexdigest() == self.sha256
 
     async def _prepare(self) -> None:
-        """Keep what an earlier pull left only when it is of this source and can be told from another version."""
+        """Keep what an earlier download left only when it is of this source and can be told from another version."""
         state = self._partial.state
         same = state.source == self._source.label and (not self._asked or state.sha256 in {"", self._asked})
         if not same or not self._resumable(state):
             await in_thread(self._partial.restart)
             return
-        self._publish(Status("checking what an earlier pull left"))
+        self._publish(Status("checking what an earlier download left"))
         await self._partial.resume()
 
     def _resumable(self, state: PartialState) -> bool:
@@ -141,16 +141,16 @@ class Fetch:
         policy = self._policy
         here = self._partial.size
         if fruitless >= policy.attempts:
-            raise PullError(
+            raise DownloadError(
                 f"{self._source.label}: {error}; {policy.attempts} attempts brought no progress after {here} bytes. "
-                "Check the network and pull again: what arrived is kept where the server lets a download go on."
+                "Check the network and try again: what arrived is kept where the server lets a download go on."
             ) from error
         wait = min(policy.backoff_s * 2 ** max(fruitless - 1, 0), policy.longest_wait_s)
         if error.retry_after is not None:
             wait = error.retry_after
         if wait > policy.longest_wait_s:
-            raise PullError(
-                f"{self._source.label}: {error}; the server asks to come back in {wait:.0f} seconds. Pull again then."
+            raise DownloadError(
+                f"{self._source.label}: {error}; the server asks to come back in {wait:.0f} seconds. Try again then."
             ) from error
         self._publish(Status(f"{error}; trying again in {wait:.1f} s, {byte_size(here)} are here"))
         await asyncio.sleep(wait)
@@ -168,7 +168,7 @@ class Fetch:
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
             if self._answered:
                 raise DroppedError(f"the server cannot be reached any more ({_cause(error)})") from error
-            raise PullError(
+            raise DownloadError(
                 f"{self._source.label}: cannot connect ({_cause(error)}). Check the address, the network, "
                 "HTTPS_PROXY and, for a certificate of your own, SSL_CERT_FILE."
             ) from error
@@ -210,7 +210,7 @@ class Fetch:
         """Bring the partial to the byte at which the body begins, and remember whose bytes it holds."""
         partial = self._partial
         if self._asked and remote.linked_sha256 not in {"", self._asked}:
-            raise PullError(
+            raise DownloadError(
                 f"{self._source.label}: the server has sha256:{remote.linked_sha256}, expected is "
                 f"sha256:{self._asked}. Correct the digest or the URL."
             )
@@ -240,15 +240,15 @@ class Fetch:
         """A 206 must continue the very file of which the first bytes are here."""
         partial, state = self._partial, self._partial.state
         if not partial.size or remote.start != partial.size:
-            raise PullError(f"{answer.place}: the server sent bytes from {remote.start}, not from {partial.size}.")
+            raise DownloadError(f"{answer.place}: the server sent bytes from {remote.start}, not {partial.size}.")
         if remote.etag and state.etag and remote.etag != state.etag:
             await in_thread(partial.restart)
             raise DroppedError("the file changed on the server; starting over")
         if remote.total and state.total and remote.total != state.total:
             await in_thread(partial.restart)
-            raise PullError(
+            raise DownloadError(
                 f"{answer.place}: the server says that the file has {remote.total} bytes, before it was "
-                f"{state.total}. What arrived was deleted; pull again."
+                f"{state.total}. What arrived was deleted; try again."
             )
 
     async def _store_body(self, answer: Answer, total: int) -> None:
@@ -257,7 +257,7 @@ class Fetch:
             async for chunk in answer.response.aiter_raw():
                 here = self._partial.size + buffer.size + len(chunk)
                 if total and here > total:
-                    raise PullError(
+                    raise DownloadError(
                         f"{answer.place}: the server sends more than the {total} bytes that it announced."
                     )
                 buffer.add(chunk)

@@ -9,15 +9,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine_plugin.errors import AuthError, InvalidRequestError, ModelNotFoundError, PullError
-from engine_plugin.models.request import without_secrets
+from engine_plugin.download.source import without_secrets
+from engine_plugin.errors import AuthError, DownloadError, InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     import httpx
 
-    from engine_plugin.models.request import HttpSource
+    from engine_plugin.download.source import HttpSource
 
 __all__ = ["Answer", "DroppedError", "FetchPolicy", "Remote", "http_client", "open_url"]
 
@@ -80,7 +80,7 @@ class Answer:
     linked_sha256: str
 
     def remote(self) -> Remote:
-        """The file behind a 200, 206 or 416. Raises PullError for a head that contradicts itself."""
+        """The file behind a 200, 206 or 416. Raises DownloadError for a head that contradicts itself."""
         headers = self.response.headers
         etag = headers.get("etag", "")
         length = int(headers.get("content-length") or 0)
@@ -100,14 +100,14 @@ class Answer:
         if match is None and self.response.status_code == 416:
             return 0, 0
         if match is None:
-            raise PullError(f"{self.place}: the server answered a range request without a valid Content-Range.")
+            raise DownloadError(f"{self.place}: the server answered a range request without a valid Content-Range.")
         first, last, total = match.groups()
         whole = 0 if total == "*" else int(total)
         if first is None:
             return 0, whole
         count = int(last) - int(first) + 1
         if count <= 0 or (whole and int(last) >= whole) or (length and length != count):
-            raise PullError(
+            raise DownloadError(
                 f"{self.place}: the server contradicts itself: Content-Range {text!r}, Content-Length {length}."
             )
         return int(first), whole
@@ -123,14 +123,14 @@ class Answer:
         if status in {401, 403}:
             raise AuthError(
                 f"{self.place}: the server refused access (HTTP {status}). Give username and password "
-                "(for Hugging Face: any username and an access token), and accept the model's licence there."
+                "(for Hugging Face: any username and an access token), and accept the licence there."
             )
         if status in {404, 410}:
-            raise ModelNotFoundError(f"{self.place}: there is no such file (HTTP {status}). Correct the URL.")
+            raise NotFoundError(f"{self.place}: there is no such file (HTTP {status}). Correct the URL.")
         if status in {408, 429} or (status >= 500 and status not in {501, 505}):
             raise DroppedError(f"HTTP {status}", _seconds(self.response.headers.get("retry-after", "")))
         if status not in {200, 206, 416}:
-            raise PullError(f"{self.place}: HTTP {status} is no answer to a download.")
+            raise DownloadError(f"{self.place}: HTTP {status} is no answer to a download.")
         if status != 416:
             self._check_content()
 
@@ -138,12 +138,12 @@ class Answer:
         headers = self.response.headers
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind in {"text/html", "application/xhtml+xml"}:
-            raise PullError(
-                f"{self.place}: the server sent a web page, not a model file. Use the file's download link "
+            raise DownloadError(
+                f"{self.place}: the server sent a web page, not the file. Use the file's download link "
                 "(on Hugging Face: /resolve/, not /blob/)."
             )
         if headers.get("content-encoding", "identity").lower() not in {"identity", ""}:
-            raise PullError(f"{self.place}: the server compressed the file though it was asked not to.")
+            raise DownloadError(f"{self.place}: the server compressed the file though it was asked not to.")
 
 
 def _hex64(etag: str) -> str:
@@ -217,11 +217,11 @@ def _next_url(here: httpx.URL, location: str, *, insecure: bool) -> httpx.URL:
     try:
         url = here.join(location).copy_with(username=None, password=None, fragment=None)
     except (httpx.InvalidURL, UnicodeError) as error:
-        raise PullError(f"{without_secrets(str(here))}: the server redirects to no valid URL.") from error
+        raise DownloadError(f"{without_secrets(str(here))}: the server redirects to no valid URL.") from error
     if url.scheme not in {"http", "https"} or not url.host:
-        raise PullError(f"{without_secrets(str(here))}: the server redirects to {url.scheme!r}, not to http(s).")
+        raise DownloadError(f"{without_secrets(str(here))}: the server redirects to {url.scheme!r}, not to http(s).")
     if here.scheme == "https" and url.scheme == "http" and not insecure:
-        raise PullError(
+        raise DownloadError(
             f"{without_secrets(str(here))}: the server redirects from https to http ({without_secrets(str(url))}), "
             "where anybody could change the file. Set insecure to allow it."
         )
@@ -238,7 +238,7 @@ async def open_url(
 ) -> AsyncIterator[Answer]:
     """GET a URL and follow redirects; credentials go to the first origin only (scheme, host and port).
 
-    Raises httpx's errors as they come, PullError for a redirect that is not followed. Leaving closes the answer.
+    Raises httpx's errors as they come, DownloadError for a redirect that is not followed. Leaving closes the answer.
     """
     import httpx
 
@@ -261,4 +261,4 @@ async def open_url(
             url = _next_url(url, location, insecure=insecure)
         finally:
             await response.aclose()
-    raise PullError(f"{source.label}: more than {_MOST_REDIRECTS} redirects.")
+    raise DownloadError(f"{source.label}: more than {_MOST_REDIRECTS} redirects.")

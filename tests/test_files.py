@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.models.events import ChunkProgress, PullEvent
-from engine_plugin.models.fetch import ProgressReport
-from engine_plugin.models.files import in_thread, read_json, sha256_of, write_json
+from engine_plugin.download.events import ChunkProgress, PullEvent
+from engine_plugin.download.fetch import ProgressReport
+from engine_plugin.files import in_thread, read_json, sha256_of, write_json
 from tests.models.fakes import PATIENCE, digest_of
 
 if TYPE_CHECKING:
