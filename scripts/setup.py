@@ -26,16 +26,18 @@ from pins import CONSTRAINTS, ROOT, declared, project, read_pins
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["PROFILES", "SetupError", "fingerprint", "main", "satisfied", "set_up"]
+__all__ = ["LOCKING", "PROFILES", "SetupError", "fingerprint", "main", "satisfied", "set_up"]
 
 OLDEST = (3, 11)
 
 PROFILES = {
     "run": ("core",),
     "dev": ("core", "dev", "llamacpp", "build"),
-    "lock": ("core", "dev", "llamacpp", "build", "lock"),
 }
 """What each profile installs, as pyproject.toml names it; each holds the ones before it."""
+
+LOCKING = "lock"
+"""Not a profile: what pins the packages comes beside whatever is there, since others may not be pinned yet."""
 
 INSTALLERS = ("setup", "build-system")
 
@@ -116,13 +118,17 @@ def create(environment: Path) -> None:
         quiet([*runner, "install", "--require-hashes", "--requirement", str(pinned)], "pip could not be installed.")
 
 
-def install(environment: Path, profile: str) -> None:
+def install_packages(environment: Path, *names: str) -> None:
     pinned = ["--require-hashes", "--only-binary", ":all:", "--constraint", str(CONSTRAINTS)]
     quiet(
-        pip(environment, "install", *pinned, *declared(*INSTALLERS, *PROFILES[profile])),
+        pip(environment, "install", *pinned, *declared(*names)),
         "a package could not be installed; pip's words are above. Wheels are needed for this platform and "
         f"Python {platform.python_version()}; another Python: make setup PYTHON=python3.13",
     )
+
+
+def install(environment: Path, profile: str) -> None:
+    install_packages(environment, *INSTALLERS, *PROFILES[profile])
     quiet(
         pip(environment, "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)),
         "the package itself could not be installed; pip's words are above.",
@@ -145,14 +151,23 @@ def usable(environment: Path) -> bool:
     return done.returncode == 0 and done.stdout.strip() == wanted
 
 
+def make_usable(environment: Path) -> None:
+    if not usable(environment):
+        stamp(environment).unlink(missing_ok=True)
+        step(f"making {environment.name} with Python {platform.python_version()}", lambda: create(environment))
+
+
 def set_up(environment: Path, profile: str) -> None:
     """Bring the environment to the state that a profile asks for; SetupError says what went wrong."""
+    if profile == LOCKING:
+        make_usable(environment)
+        step("installing what pins packages", lambda: install_packages(environment, *INSTALLERS, LOCKING))
+        return
     if satisfied(environment, profile):
         return
     began = time.monotonic()
     stamp(environment).unlink(missing_ok=True)
-    if not usable(environment):
-        step(f"making {environment.name} with Python {platform.python_version()}", lambda: create(environment))
+    make_usable(environment)
     step(f"installing what `{profile}` needs (downloads at the first time)", lambda: install(environment, profile))
     stamp(environment).write_text(json.dumps({"profile": profile, "fingerprint": fingerprint()}), encoding="utf-8")
     print(f"setup: {environment.name} is ready after {time.monotonic() - began:.1f} s")
@@ -160,7 +175,9 @@ def set_up(environment: Path, profile: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("profile", nargs="?", default="dev", choices=PROFILES, help="run: to use; dev: to work on it")
+    parser.add_argument(
+        "profile", nargs="?", default="dev", choices=(*PROFILES, LOCKING), help="run: to use; dev: to work on it"
+    )
     parser.add_argument("--clear", action="store_true", help="make the environment anew")
     options = parser.parse_args()
     if sys.version_info[:2] < OLDEST:
