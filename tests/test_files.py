@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.mark.promise("F24")
 async def test_cancelled_work_in_a_thread_is_over_when_the_caller_goes_on() -> None:
     begun, go, over = threading.Event(), threading.Event(), threading.Event()
 

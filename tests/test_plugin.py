@@ -97,6 +97,7 @@ async def gone(engine: SmallEngine) -> None:
 # Deadlines
 
 
+@pytest.mark.promise("P6")
 async def test_the_manifests_timeout_is_408_for_a_unary_call(serve: Serve) -> None:
     client, engine = await serve(timeout=1)
     began = time.monotonic()
@@ -109,6 +110,7 @@ async def test_the_manifests_timeout_is_408_for_a_unary_call(serve: Serve) -> No
     await still_well(client)
 
 
+@pytest.mark.promise("P6")
 async def test_the_manifests_timeout_is_a_grpc_status_for_a_stream(serve: Serve) -> None:
     client, engine = await serve(timeout=1)
     request = pb.InvokeServiceRequest(service_name="chat", request_data=json.dumps(HANG).encode())
@@ -126,6 +128,7 @@ async def test_the_manifests_timeout_is_a_grpc_status_for_a_stream(serve: Serve)
     await still_well(client)
 
 
+@pytest.mark.promise("P6")
 async def test_the_manifests_timeout_ends_a_conversation(serve: Serve) -> None:
     client, engine = await serve(timeout=1)
     async with client.invoke_bidi("speech-to-text-ws") as conversation:
@@ -136,6 +139,7 @@ async def test_the_manifests_timeout_ends_a_conversation(serve: Serve) -> None:
     await still_well(client)
 
 
+@pytest.mark.promise("P6")
 @pytest.mark.parametrize("timeout", [-1, 100])
 async def test_the_hosts_own_shorter_deadline_wins(serve: Serve, timeout: int) -> None:
     client, engine = await serve(timeout=timeout)
@@ -175,6 +179,7 @@ async def test_the_defaults_hold_where_the_manifest_is_silent(serve: Serve, monk
                 pass
 
 
+@pytest.mark.promise("F23", "F24")
 @pytest.mark.parametrize("how", ["unary", "stream", "bidi", "pull"])
 async def test_a_host_that_leaves_cancels_the_work(serve: Serve, how: str) -> None:
     client, engine = await serve(timeout=-1)
@@ -199,6 +204,7 @@ async def test_a_host_that_leaves_cancels_the_work(serve: Serve, how: str) -> No
     await still_well(client)
 
 
+@pytest.mark.promise("P6")
 async def test_lifecycle_calls_are_bounded_too(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     client, engine = await serve()
     engine.failing["hang"] = EnginePluginError()
@@ -302,6 +308,7 @@ async def test_services_that_are_not_there(
 # Status
 
 
+@pytest.mark.promise("P7")
 async def test_the_status_follows_starts_and_stops(serve: Serve) -> None:
     client, engine = await serve()
     assert await client.get_operate_status() is OperateStatus.RUNNING  # a fresh plugin may be revived
@@ -395,6 +402,7 @@ def every_call(client: PluginClient) -> dict[str, Awaitable[object]]:
     }
 
 
+@pytest.mark.promise("P30")
 async def test_an_unexpected_exception_is_500_and_the_plugin_lives_on(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -416,6 +424,7 @@ async def test_an_unexpected_exception_is_500_and_the_plugin_lives_on(
     await still_well(client)
 
 
+@pytest.mark.promise("P30")
 @pytest.mark.parametrize("where", ["stream", "chunk"])
 async def test_an_unexpected_exception_ends_a_stream(serve: Serve, where: str) -> None:
     client, engine = await serve()

@@ -28,6 +28,7 @@ async def test_an_error_is_raised() -> None:
         await comes_true(fail(), 10)
 
 
+@pytest.mark.promise("F24")
 async def test_while_a_cancelled_task_cleans_up() -> None:
     cleaned = asyncio.Event()
 

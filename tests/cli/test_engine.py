@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import psutil
+import pytest
 
 if TYPE_CHECKING:
     from .conftest import Workplace
@@ -24,6 +25,7 @@ def test_check_and_install(workplace: Workplace) -> None:
     assert (workplace.data / "installed").read_text() == "True"
 
 
+@pytest.mark.promise("G40")
 def test_a_life_in_the_background(workplace: Workplace) -> None:
     workplace.good("engine", "install")
     said = workplace.good("engine", "start", "--mode", "cpu")
@@ -83,6 +85,7 @@ def test_a_server_that_cannot_start_shows_its_log(workplace: Workplace) -> None:
     assert "no engine is called 'unknown'" in said
 
 
+@pytest.mark.promise("P27")
 def test_the_record_of_a_killed_server_misleads_nobody(workplace: Workplace) -> None:
     workplace.good("engine", "install")
     started = json.loads(workplace.good("engine", "start", "--json"))
@@ -96,6 +99,7 @@ def test_the_record_of_a_killed_server_misleads_nobody(workplace: Workplace) -> 
     workplace.good("engine", "stop")
 
 
+@pytest.mark.promise("P11")
 def test_the_pid_of_another_process_is_left_alone(workplace: Workplace) -> None:
     workplace.good("engine", "install")
     started = json.loads(workplace.good("engine", "start", "--json"))

@@ -84,6 +84,7 @@ async def test_addresses_by_hand(workplace: Workplace) -> None:
         assert "cannot listen" in workplace.bad(1, "serve", "--address", f"127.0.0.1:{port}")
 
 
+@pytest.mark.promise("P10")
 @pytest.mark.parametrize("address", ["0.0.0.0:5000", "[::]:5000", "192.0.2.1:5000", "example.org:5000", ":5000"])
 def test_other_machines_are_kept_out(workplace: Workplace, address: str) -> None:
     assert "--allow-remote" in workplace.bad(2, "serve", "--address", address)
@@ -108,6 +109,7 @@ def test_text_for_people(workplace: Workplace) -> None:
         server.communicate()
 
 
+@pytest.mark.promise("P10")
 def test_a_runtime_directory_that_others_can_enter_is_not_used(workplace: Workplace) -> None:
     (workplace.runtime / "engine-plugin").mkdir(mode=0o755)
     (workplace.runtime / "engine-plugin").chmod(0o755)
@@ -137,6 +139,7 @@ def test_a_session_without_a_runtime_directory(workplace: Workplace) -> None:
         assert done.stderr == ""
 
 
+@pytest.mark.promise("P11")
 def test_a_file_in_the_way_is_not_removed(workplace: Workplace) -> None:
     file = workplace.runtime / "precious"
     file.write_text("data")

@@ -83,6 +83,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+@pytest.mark.promise("P8")
 async def test_first_come_first_served() -> None:
     async with crowd_of(2) as crowd:
         for _ in range(6):
@@ -120,6 +121,7 @@ async def test_at_least_one_slot() -> None:
         assert crowd.order == [0]
 
 
+@pytest.mark.promise("P8")
 async def test_too_many_are_refused() -> None:
     async with crowd_of(1, 2) as crowd:
         for _ in range(3):
@@ -143,6 +145,7 @@ async def test_no_waiting_at_all() -> None:
             await within(crowd.tasks[crowd.come()])
 
 
+@pytest.mark.promise("F23", "P8")
 async def test_a_cancelled_one_gives_up_its_place_at_once() -> None:
     """Also its place in the count of those who wait."""
     async with crowd_of(1, 1) as crowd:
@@ -194,6 +197,7 @@ async def test_a_crowd_that_leaves_together() -> None:
         assert crowd.order == [holder, last]
 
 
+@pytest.mark.promise("F24")
 async def test_an_error_inside_the_block_frees_the_slots() -> None:
     admission = Admission(2, 0)
     with pytest.raises(ZeroDivisionError):
@@ -213,6 +217,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.promise("P8")
 @settings(max_examples=150, deadline=None)
 @given(capacity=st.integers(1, 5), max_waiting=st.integers(0, 8), steps=STEPS)
 def test_whatever_happens(capacity: int, max_waiting: int, steps: list[tuple[str, int]]) -> None:

@@ -33,6 +33,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's p
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="Windows uses a Job Object instead of the guard")
 
 
+@pytest.mark.promise("F7", "F8")
 @linux_only
 @pytest.mark.parametrize("armed", ["by exec", "by itself"])
 async def test_a_killed_parent_takes_its_child_along(stage: Stage, armed: str) -> None:
@@ -55,6 +56,7 @@ async def test_a_killed_parent_takes_its_child_along(stage: Stage, armed: str) -
             await until(lambda: not alive(pid), "the child has ended")
 
 
+@pytest.mark.promise("F8")
 @linux_only
 async def test_a_parent_that_died_before_the_child_was_armed(stage: Stage) -> None:
     """(8) The kernel sends nothing for a parent that is gone already, hence the look at getppid()."""
@@ -75,6 +77,7 @@ async def test_a_parent_that_died_before_the_child_was_armed(stage: Stage) -> No
     assert not (stage.folder / "ran").exists()
 
 
+@pytest.mark.promise("F8")
 @linux_only
 def test_another_parent_than_the_named_one(stage: Stage) -> None:
     ran = stage.folder / "ran"
@@ -86,6 +89,7 @@ def test_another_parent_than_the_named_one(stage: Stage) -> None:
     assert ran.exists()
 
 
+@pytest.mark.promise("F8")
 @linux_only
 def test_the_guard_becomes_the_command(stage: Stage) -> None:
     """(6) No process of ours in between: signals and the exit status are the command's own."""
@@ -96,6 +100,7 @@ def test_the_guard_becomes_the_command(stage: Stage) -> None:
         assert process.returncode == 7
 
 
+@pytest.mark.promise("G33")
 @linux_only
 def test_the_command_gets_signals_as_they_come_by_default(stage: Stage) -> None:
     """Python ignores SIGPIPE and SIGXFSZ, and what is ignored stays so over exec."""
@@ -139,6 +144,7 @@ def test_main_where_nothing_can_be_execd(stage: Stage, monkeypatch: pytest.Monke
     assert guard.main([]) == 2
 
 
+@pytest.mark.promise("F7", "F8")
 @posix_only
 @pytest.mark.parametrize("obeys", [True, False])
 async def test_staying_ends_the_child_when_stdin_ends(stage: Stage, obeys: bool) -> None:

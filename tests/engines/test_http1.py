@@ -207,6 +207,7 @@ ANSWERS = {
 }
 
 
+@pytest.mark.promise("P25")
 @pytest.mark.parametrize("name", ANSWERS)
 async def test_an_answer_cut_at_every_byte(kind: str, short_dir: Path, name: str) -> None:
     """One connection for all: a body's end is known to the byte."""
@@ -232,6 +233,7 @@ async def test_an_answer_byte_by_byte(kind: str, short_dir: Path, name: str) -> 
         assert await fetch(client) == (200, body)
 
 
+@pytest.mark.promise("P25")
 @settings(max_examples=60, deadline=None)
 @given(
     chunks=st.lists(st.binary(min_size=1, max_size=40), max_size=8),
@@ -342,6 +344,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.promise("P26")
 @pytest.mark.parametrize("name", BROKEN)
 async def test_broken_answers(kind: str, short_dir: Path, name: str) -> None:
     """Each one is an error that says what is wrong, and the connection is not used again."""
@@ -361,6 +364,7 @@ async def test_broken_answers(kind: str, short_dir: Path, name: str) -> None:
         assert server.connections == connections + 1
 
 
+@pytest.mark.promise("P26")
 @settings(max_examples=150, deadline=None)
 @given(wire=st.binary(max_size=60), head=st.sampled_from([b"", b"HTTP/1.1 200 OK\r\n", CHUNKED]))
 def test_any_garbage_is_an_error_of_ours(wire: bytes, head: bytes) -> None:
@@ -511,6 +515,7 @@ async def test_nobody_listens(kind: str, short_dir: Path) -> None:
 # Leaving
 
 
+@pytest.mark.promise("F23")
 async def test_leaving_early_tells_the_server_at_once(kind: str, short_dir: Path) -> None:
     """(23) Closing the connection is how the engine learns that nobody wants its answer."""
 
@@ -525,6 +530,7 @@ async def test_leaving_early_tells_the_server_at_once(kind: str, short_dir: Path
             await server.gone.wait()
 
 
+@pytest.mark.promise("F23", "F24")
 @pytest.mark.parametrize("moment", ["before the head", "inside the body", "reading the body"])
 async def test_a_cancelled_caller_closes_the_connection(kind: str, short_dir: Path, moment: str) -> None:
     """(23) Unary calls included."""
@@ -554,6 +560,7 @@ async def test_a_cancelled_caller_closes_the_connection(kind: str, short_dir: Pa
             await server.gone.wait()
 
 
+@pytest.mark.promise("F24")
 async def test_cancelled_while_connecting(short_dir: Path) -> None:
     """A full backlog lets a connection hang."""
     with socket.socket() as listener:
@@ -607,6 +614,7 @@ async def test_closing_the_client_drops_what_is_idle(kind: str, short_dir: Path)
 # Back-pressure
 
 
+@pytest.mark.promise("P9")
 async def test_a_reader_that_pauses_holds_the_server_back(kind: str, short_dir: Path) -> None:
     """What is accepted is bounded by our buffer and the kernel's, whatever the server wants to send."""
     size, count = 64 * 1024, 400  # 25 MiB
@@ -638,6 +646,7 @@ async def test_a_reader_that_pauses_holds_the_server_back(kind: str, short_dir: 
         assert sent == count * size
 
 
+@pytest.mark.promise("P12")
 async def test_many_exchanges_leave_no_descriptor(kind: str, short_dir: Path) -> None:
     async with serving(kind, short_dir, says(PLAIN, keep=True)) as (_, client):
         await fetch(client)

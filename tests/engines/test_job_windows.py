@@ -35,6 +35,7 @@ async def spawn(stage: Stage, *actions: str) -> ChildProcess:
     return await ChildProcess.spawn([*CHILD, *actions], stage.env, lambda _stream, _data: None)
 
 
+@pytest.mark.promise("F9")
 async def test_closing_the_job_ends_all_in_it(stage: Stage) -> None:
     child = await spawn(stage, "ignore-stdin")
     try:
@@ -48,6 +49,7 @@ async def test_closing_the_job_ends_all_in_it(stage: Stage) -> None:
         assert await child.kill()
 
 
+@pytest.mark.promise("F7", "F9")
 async def test_a_plugin_that_is_terminated_takes_its_engine_along(stage: Stage) -> None:
     told: Path = stage.folder / "pid"
     command = [sys.executable, "-c", PLUGIN, str(told), *CHILD, "ignore-stdin"]

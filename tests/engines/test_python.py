@@ -72,6 +72,7 @@ async def test_too_slow(stage: Stage) -> None:
     assert stage.left() == []
 
 
+@pytest.mark.promise("F24")
 async def test_cancelled(stage: Stage) -> None:
     task = asyncio.create_task(run(stage, "ignore-term", f"ready:{stage.path('up')}", "idle:50"))
     await until((stage.folder / "up").exists, "up")
@@ -81,6 +82,7 @@ async def test_cancelled(stage: Stage) -> None:
     assert not alive(stage.pid("up"))
 
 
+@pytest.mark.promise("F5")
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX sessions")
 @pytest.mark.parametrize("ends", [True, False])
 async def test_a_grandchild_is_ended_too(stage: Stage, ends: bool) -> None:
@@ -99,6 +101,7 @@ async def test_what_cannot_be_run(stage: Stage) -> None:
         await python.run_briefly([stage.path("missing")], stage.env)
 
 
+@pytest.mark.promise("F8")
 async def test_the_guard_of_a_helper_knows_its_parent(stage: Stage) -> None:
     """Also where we are somebody's guarded child ourselves and his name is still in the environment."""
     argv = python.module_command("engine_plugin.engines.guard", sys.executable, "-c", "print('ran')")
@@ -106,6 +109,7 @@ async def test_the_guard_of_a_helper_knows_its_parent(stage: Stage) -> None:
     assert await python.run_briefly(argv, environ) == (0, b"ran" + os.linesep.encode(), b"")
 
 
+@pytest.mark.promise("P12")
 async def test_helpers_leave_no_descriptor(stage: Stage) -> None:
     await run(stage, "exit:0")
     before = descriptors()

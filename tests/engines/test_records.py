@@ -61,6 +61,7 @@ async def reap(records: ProcessRecords) -> list[int]:
     return await within(asyncio.to_thread(records.reap))
 
 
+@pytest.mark.promise("F11")
 async def test_what_a_dead_owner_left_is_killed(records: ProcessRecords, engine: Left, stage: Stage) -> None:
     """(11) Owner gone, pid, start time and token as recorded; its end is confirmed."""
     pid = await engine(f"grandchild:{stage.path('grandchild')}")
@@ -73,6 +74,7 @@ async def test_what_a_dead_owner_left_is_killed(records: ProcessRecords, engine:
     assert await reap(records) == []
 
 
+@pytest.mark.promise("F11")
 async def test_an_owner_whose_pid_is_anothers_now_is_gone(records: ProcessRecords, engine: Left) -> None:
     pid = await engine()
     records.add(pid)
@@ -80,6 +82,7 @@ async def test_an_owner_whose_pid_is_anothers_now_is_gone(records: ProcessRecord
     assert await reap(records) == [pid]
 
 
+@pytest.mark.promise("F11", "P11")
 async def test_what_a_living_owner_has_is_his(records: ProcessRecords, engine: Left) -> None:
     pid = await engine()
     records.add(pid)
@@ -91,6 +94,7 @@ async def test_what_a_living_owner_has_is_his(records: ProcessRecords, engine: L
     records.remove(pid)
 
 
+@pytest.mark.promise("F11", "P11")
 @pytest.mark.parametrize("changes", [{"token": "another"}, {"created": 12345.0}, {"created": None}])
 async def test_another_process_is_not_touched(records: ProcessRecords, engine: Left, changes: dict[str, Any]) -> None:
     """(11) Another token, or a pid that has been given to another process since."""
@@ -109,6 +113,7 @@ async def test_a_process_that_is_gone_is_forgotten(records: ProcessRecords) -> N
     assert not path.exists()
 
 
+@pytest.mark.promise("F5", "F11")
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX sessions; on Windows the Job Object ended them")
 async def test_what_a_dead_engine_left_is_killed(records: ProcessRecords, engine: Left, stage: Stage) -> None:
     """(5) The kernel ended the engine together with its plugin, but not the engine's children."""
@@ -123,6 +128,7 @@ async def test_what_a_dead_engine_left_is_killed(records: ProcessRecords, engine
     assert not alive(grandchild)
 
 
+@pytest.mark.promise("F11", "P11")
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX sessions")
 async def test_the_session_of_another_is_not_touched(records: ProcessRecords, engine: Left, stage: Stage) -> None:
     pid = await engine(f"grandchild:{stage.path('grandchild')}")
@@ -134,6 +140,7 @@ async def test_the_session_of_another_is_not_touched(records: ProcessRecords, en
     assert alive(stage.pid("grandchild"))
 
 
+@pytest.mark.promise("P27")
 @pytest.mark.parametrize(
     "text",
     [
@@ -160,6 +167,7 @@ async def test_an_unreadable_record_is_removed(records: ProcessRecords, text: st
     assert not path.exists()
 
 
+@pytest.mark.promise("P27")
 async def test_other_files_and_no_directory(records: ProcessRecords) -> None:
     assert await reap(records) == []
     assert not records.folder.exists()
@@ -209,6 +217,7 @@ async def test_a_record_that_cannot_be_written_leaves_nothing(
     assert list(records.folder.iterdir()) == []
 
 
+@pytest.mark.promise("F11")
 async def test_two_who_reap_at_once(stage: Stage, records: ProcessRecords, engine: Left) -> None:
     pids = [await engine() for _ in range(3)]
     for pid in pids:

@@ -46,6 +46,7 @@ STREAMS = {
 }
 
 
+@pytest.mark.promise("P25")
 @pytest.mark.parametrize("name", STREAMS)
 async def test_cut_in_two_at_every_byte(name: str) -> None:
     stream = STREAMS[name]
@@ -75,6 +76,7 @@ EVENTS = st.lists(
 )
 
 
+@pytest.mark.promise("P25")
 @settings(max_examples=200, deadline=None)
 @given(events=EVENTS, cuts=st.lists(st.integers(0, 400), max_size=12))
 def test_any_events_cut_anywhere(events: list[tuple[str, bool]], cuts: list[int]) -> None:
@@ -87,6 +89,7 @@ def test_any_events_cut_anywhere(events: list[tuple[str, bool]], cuts: list[int]
     assert all(END.search(block) for block in found)
 
 
+@pytest.mark.promise("P26")
 @pytest.mark.parametrize("rest", [b"data: {", b"data: 1", b"data: 1\n", b"x"])
 async def test_a_stream_that_ends_inside_an_event(rest: bytes) -> None:
     events = sse.whole_events(Body([b"data: 0\n\n", rest]))
@@ -101,6 +104,7 @@ async def test_nothing_and_empty_lines() -> None:
     assert b"".join(await blocks(b"data: 1\n\n", b"\n")) == b"data: 1\n\n"
 
 
+@pytest.mark.promise("P26")
 async def test_an_event_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "_MAX_EVENT", 1000)
     with pytest.raises(BadGatewayError, match="an event of over 1000 bytes"):
@@ -134,6 +138,7 @@ def test_event_data() -> None:
     assert list(sse.event_data(b"")) == []
 
 
+@pytest.mark.promise("P26")
 @pytest.mark.parametrize("value", [b"{", b"", b"nul", b"\xff", b"[" * 100_000, b"5", b"[1]", b"null", b'"x"'])
 def test_data_that_is_no_object(value: bytes) -> None:
     with pytest.raises(BadGatewayError, match="the engine's event is not"):

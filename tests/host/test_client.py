@@ -126,6 +126,7 @@ async def test_deadline_of_the_caller(launch_fake: Launch) -> None:
                 [chunk async for chunk in chunks]
 
 
+@pytest.mark.promise("P5")
 async def test_a_plugin_that_dies_is_named(launch_fake: Launch) -> None:
     async with await launch_fake() as plugin:
         with pytest.raises(PluginProcessError, match=r"exited with code 9 .*out of cheese"):
@@ -161,6 +162,7 @@ async def test_calls_that_wait_when_the_plugin_is_killed(launch_fake: Launch) ->
             await plugin.get_version()
 
 
+@pytest.mark.promise("F23")
 async def test_leaving_a_stream_cancels_it_in_the_plugin(launch_fake: Launch) -> None:
     async with await launch_fake() as plugin:
         async with plugin.stream("chat", {"then": "hang"}) as chunks:

@@ -177,6 +177,7 @@ def test_a_host_that_ends_early_leaves_nothing(fake_environment: dict[str, str])
     assert not psutil.pid_exists(plugin.pid) or psutil.Process(plugin.pid).status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.promise("G40")
 async def test_connect_by_hand(launch_fake: Launch) -> None:
     async with await launch_fake() as launched:
         async with await connect(launched.address) as plugin:

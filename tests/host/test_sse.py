@@ -38,15 +38,18 @@ async def decoded(*chunks: bytes) -> list[dict[str, Any]]:
     return [event async for event in events(arriving(*chunks))]
 
 
+@pytest.mark.promise("P25")
 @pytest.mark.parametrize("cut", range(len(STREAM) + 1))
 async def test_one_cut_anywhere(cut: int) -> None:
     assert await decoded(STREAM[:cut], STREAM[cut:]) == EXPECTED
 
 
+@pytest.mark.promise("P25")
 async def test_byte_by_byte() -> None:
     assert await decoded(*(bytes([byte]) for byte in STREAM)) == EXPECTED
 
 
+@pytest.mark.promise("P25")
 @given(
     texts=st.lists(st.text()),
     ending=st.sampled_from([b"\n", b"\r\n", b"\r"]),

@@ -47,6 +47,7 @@ async def well(running: RunningPlugin) -> None:
     assert (await running.client.invoke("chat", HELLO))["choices"]
 
 
+@pytest.mark.promise("P23")
 @pytest.mark.parametrize("data", GARBAGE, ids=lambda data: repr(data[:12]))
 async def test_garbage_for_a_service(shared: RunningPlugin, data: bytes) -> None:
     for service in ("chat", "generate", "embed", "rerank"):
@@ -61,6 +62,7 @@ async def test_garbage_for_a_service(shared: RunningPlugin, data: bytes) -> None
     await well(shared)
 
 
+@pytest.mark.promise("P23")
 @pytest.mark.parametrize("rpc", ["PullModel", "DeleteModel", "LoadModel", "UnloadModel"])
 @pytest.mark.parametrize("data", GARBAGE, ids=lambda data: repr(data[:12]))
 async def test_garbage_for_models(shared: RunningPlugin, rpc: str, data: bytes) -> None:
@@ -70,6 +72,7 @@ async def test_garbage_for_models(shared: RunningPlugin, rpc: str, data: bytes) 
     assert message.startswith(("request_json: ", "model: ", "models: "))
 
 
+@pytest.mark.promise("P20")
 @pytest.mark.parametrize("name", TRAVERSALS, ids=repr)
 async def test_names_that_are_no_models(shared: RunningPlugin, name: str) -> None:
     before = sorted(path.name for path in shared.engine._store.root.iterdir())
@@ -107,6 +110,7 @@ async def test_a_hundred_megabytes(shared: RunningPlugin) -> None:
     await well(shared)
 
 
+@pytest.mark.promise("P23")
 @pytest.mark.parametrize("depth", [100, 900])
 async def test_deep_nesting_does_not_take_the_engine_down(shared: RunningPlugin, depth: int) -> None:
     """Where it is read at all: the engine converts schemas and renders messages by recursion."""
@@ -131,6 +135,7 @@ async def test_deep_nesting_does_not_take_the_engine_down(shared: RunningPlugin,
     assert pid in (None, await shared.engine_pid("tiny-chat"))
 
 
+@pytest.mark.promise("P24")
 async def test_two_hundred_calls_of_all_kinds_at_once(shared: RunningPlugin) -> None:
     client = shared.client
     kinds: list[Callable[[], Awaitable[object]]] = [

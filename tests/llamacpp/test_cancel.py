@@ -46,6 +46,7 @@ async def pass_unary_deadline(running: RunningPlugin, request: dict[str, Any]) -
     return time.monotonic()
 
 
+@pytest.mark.promise("F23")
 @pytest.mark.parametrize("cancel", [cancel_stream, cancel_unary, pass_unary_deadline])
 async def test_a_cancelled_call_frees_the_only_slot(
     serve: Serve,
@@ -72,6 +73,7 @@ async def test_a_cancelled_call_frees_the_only_slot(
     assert statistics.median(answer) < BOUND
 
 
+@pytest.mark.promise("F23", "P8")
 async def test_who_waits_for_a_slot_may_go_too(serve: Serve) -> None:
     """Of ten that queue behind one, nine leave: the tenth is next."""
     running = await serve(parallel=1)
@@ -94,6 +96,7 @@ async def test_who_waits_for_a_slot_may_go_too(serve: Serve) -> None:
     assert running.engine._pool.users(model) == 0
 
 
+@pytest.mark.promise("F23", "P6")
 async def test_the_manifests_timeout_frees_the_slot(serve: Serve) -> None:
     def one_second(shape: dict[str, Any]) -> None:
         for service in shape["services"]:

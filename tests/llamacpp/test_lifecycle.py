@@ -35,6 +35,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="unix sockets, signal
 ENDLESS_REQUEST: dict[str, Any] = {"prompt": "a", "model": ENDLESS.stem, "max_tokens": 1_000_000, "ignore_eos": True}
 
 
+@pytest.mark.promise("P7")
 async def test_before_the_start_every_call_says_what_to_do(serve: Serve) -> None:
     running = await serve(start=False)
     client = running.client
@@ -57,6 +58,7 @@ async def test_before_the_start_every_call_says_what_to_do(serve: Serve) -> None
     assert running.processes() == []
 
 
+@pytest.mark.promise("P4")
 async def test_concurrent_starts_are_one(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     running = await serve(start=False)
     probe = running.engine._software.probe
@@ -94,6 +96,7 @@ async def test_stop_start_stop(serve: Serve, record_property: Callable[[str, obj
     print(f"stop of two models: {[f'{seconds * 1000:.0f} ms' for seconds in times]}")
 
 
+@pytest.mark.promise("P4")
 async def test_starts_and_stops_at_once_end_well(serve: Serve) -> None:
     """Whatever the order, the plugin is either stopped or serves."""
     running = await serve()
@@ -107,6 +110,7 @@ async def test_starts_and_stops_at_once_end_well(serve: Serve) -> None:
         assert running.engine._sockets is None or running.engine._sockets.is_dir()
 
 
+@pytest.mark.promise("P5")
 async def test_a_stop_ends_streams_with_the_reason(serve: Serve) -> None:
     running = await serve()
     async with running.client.stream("generate", ENDLESS_REQUEST) as chunks:
@@ -122,6 +126,7 @@ async def test_a_stop_ends_streams_with_the_reason(serve: Serve) -> None:
     assert running.processes() == []
 
 
+@pytest.mark.promise("P4")
 async def test_a_stop_aborts_a_load(serve: Serve) -> None:
     running = await serve()
     loading = asyncio.create_task(running.client.load_model("tiny-chat"))
@@ -132,6 +137,7 @@ async def test_a_stop_aborts_a_load(serve: Serve) -> None:
         await loading
 
 
+@pytest.mark.promise("P4")
 async def test_a_stop_aborts_a_start(serve: Serve) -> None:
     running = await serve(start=False)
     starting = asyncio.create_task(running.client.start_engine())
@@ -157,6 +163,7 @@ async def test_no_gpu_no_gpu_mode(serve: Serve) -> None:
     assert await running.client.get_operate_status() is OperateStatus.RUNNING
 
 
+@pytest.mark.promise("F13", "P10")
 @posix
 async def test_the_sockets_directory_is_ours_alone_and_goes(serve: Serve) -> None:
     running = await serve()
@@ -172,6 +179,7 @@ async def test_the_sockets_directory_is_ours_alone_and_goes(serve: Serve) -> Non
     assert not folder.exists()
 
 
+@pytest.mark.promise("F13", "P10")
 async def test_the_key_is_seen_nowhere(serve: Serve) -> None:
     environ = {"LLAMA_ARG_CTX_SIZE": "99", "LLAMA_API_KEY": "foreign"}
     running = await serve(environ=environ)
@@ -186,6 +194,7 @@ async def test_the_key_is_seen_nowhere(serve: Serve) -> None:
     assert key not in " ".join(variables.values())
 
 
+@pytest.mark.promise("F13")
 async def test_tcp_needs_the_key(serve: Serve) -> None:
     running = await serve(transport="tcp")
     await running.client.load_model("tiny-chat")
@@ -212,6 +221,7 @@ async def test_tcp_needs_the_key(serve: Serve) -> None:
     assert (await running.client.invoke("chat", HELLO))["choices"]
 
 
+@pytest.mark.promise("F11")
 @posix
 async def test_what_a_killed_plugin_left_is_reaped_at_the_next_start(serve: Serve, scratch: Path) -> None:
     """An engine process that outlived its plugin, whatever the reason, and only that."""
@@ -268,6 +278,7 @@ def family(plugin: PluginClient) -> list[psutil.Process]:
     return [process for process in processes_of(os.environ[MARK]) if process.pid != plugin.pid]
 
 
+@pytest.mark.promise("F7")
 @posix
 async def test_the_engine_goes_with_a_killed_plugin(
     scratch: Path, pulled: Path, record_property: Callable[[str, object], None]
@@ -286,6 +297,7 @@ async def test_the_engine_goes_with_a_killed_plugin(
         print(f"kill -9 of the plugin: no engine after {took * 1000:.0f} ms")
 
 
+@pytest.mark.promise("F7")
 @posix
 async def test_the_engine_goes_with_a_plugin_killed_during_a_load(scratch: Path, pulled: Path) -> None:
     async with await launched(scratch, pulled) as plugin:
@@ -309,6 +321,7 @@ async def kill_and_wait(plugin: PluginClient) -> float:
     return took
 
 
+@pytest.mark.promise("P1")
 async def test_a_host_that_kills_its_plugin_politely_finds_nothing_left(scratch: Path, pulled: Path) -> None:
     async with await launched(scratch, pulled) as plugin:
         await plugin.start_engine()

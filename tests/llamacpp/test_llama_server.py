@@ -108,6 +108,7 @@ async def test_one_that_does_not_run_says_why(serve: Serve, scratch: Path) -> No
         await running.client.start_engine()
 
 
+@pytest.mark.promise("P10")
 async def test_a_failed_load_leaves_no_key(serve: Serve, llama_server: Path) -> None:
     running = await serve(backend="llama-server", llama_server=str(llama_server), transport="tcp")
     model = running.engine._store.root / "tiny-random.gguf"

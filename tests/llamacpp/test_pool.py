@@ -42,6 +42,7 @@ async def count_stream(running: RunningPlugin, request: dict[str, object], start
     return count
 
 
+@pytest.mark.promise("F18")
 async def test_concurrent_first_use_loads_once(serve: Serve) -> None:
     running = await serve(parallel=8)
     answers = await asyncio.gather(
@@ -53,6 +54,7 @@ async def test_concurrent_first_use_loads_once(serve: Serve) -> None:
     assert await running.loaded() == ["tiny-chat"]
 
 
+@pytest.mark.promise("F19")
 async def test_a_second_model_evicts_the_first_after_its_stream(serve: Serve) -> None:
     running = await serve(max_loaded_models=1)
     model = ENDLESS.stem
@@ -91,6 +93,7 @@ async def test_more_models_than_fit_take_turns(serve: Serve) -> None:
     assert len(running.processes()) == 1
 
 
+@pytest.mark.promise("F19", "P5")
 async def test_a_stream_that_outlasts_the_drain_is_told_why_it_ends(serve: Serve) -> None:
     running = await serve(max_loaded_models=1, drain_timeout=0.3)
     model = ENDLESS.stem
@@ -103,6 +106,7 @@ async def test_a_stream_that_outlasts_the_drain_is_told_why_it_ends(serve: Serve
         await streaming
 
 
+@pytest.mark.promise("P8")
 async def test_a_full_queue_refuses(serve: Serve) -> None:
     running = await serve(parallel=1, max_queue=1)
     model = ENDLESS.stem
@@ -149,6 +153,7 @@ async def test_one_unload_that_fails_does_not_hide_the_others(serve: Serve) -> N
     assert running.processes() == []
 
 
+@pytest.mark.promise("F19")
 async def test_an_unload_waits_for_requests(serve: Serve) -> None:
     running = await serve()
     model = ENDLESS.stem
@@ -161,6 +166,7 @@ async def test_an_unload_waits_for_requests(serve: Serve) -> None:
     assert await streaming >= 200
 
 
+@pytest.mark.promise("F22")
 async def test_a_model_that_loads_is_not_yet_running(serve: Serve) -> None:
     running = await serve()
     loading = asyncio.create_task(running.client.load_model("tiny-chat"))
@@ -245,6 +251,7 @@ def damaged(source: Path, target: Path, how: str) -> Path:
     return target
 
 
+@pytest.mark.promise("P18")
 @pytest.mark.parametrize("how", ["cut", "text", "empty", "header"])
 async def test_a_damaged_file_is_not_taken(serve: Serve, scratch: Path, how: str) -> None:
     running = await serve()

@@ -80,6 +80,7 @@ async def test_cover_installs_and_replaces(serve: Serve, monkeypatch: pytest.Mon
     assert await running.client.get_version() == "9.2"
 
 
+@pytest.mark.promise("P13")
 @pytest.mark.parametrize("fail", ["pip", "probe"])
 async def test_a_failure_changes_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch, fail: str) -> None:
     fake_pip(monkeypatch)
@@ -94,6 +95,7 @@ async def test_a_failure_changes_nothing(serve: Serve, monkeypatch: pytest.Monke
     assert await running.client.get_version() == "9.1"
 
 
+@pytest.mark.promise("P14")
 async def test_concurrent_installations_are_one(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = asyncio.Event()
     runs = fake_pip(monkeypatch, pause=gate)
@@ -115,6 +117,7 @@ async def test_concurrent_installations_are_one(serve: Serve, monkeypatch: pytes
     assert len(runs) == 1
 
 
+@pytest.mark.promise("P14")
 async def test_another_processs_installation_is_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = fake_pip(monkeypatch)
     running = await serve(start=False)

@@ -38,6 +38,7 @@ def contents(chunk: bytes) -> int:
 class TestShared:
     """On one plugin that these tests leave as it is."""
 
+@pytest.mark.promise("P25")
     async def test_chunks_end_where_events_end(self, shared: RunningPlugin) -> None:
         parts = await messages(
             shared,
@@ -96,6 +97,7 @@ async def read_all(stream: ChunkStream) -> list[bytes]:
     return [chunk async for chunk in stream]
 
 
+@pytest.mark.promise("P9")
 async def test_a_host_that_does_not_read_loses_nothing(serve: Serve) -> None:
     running = await serve()
     model = ENDLESS.stem
@@ -123,6 +125,7 @@ async def test_what_comes_while_nobody_reads_leaves_in_few_chunks(serve: Serve) 
     assert len(rest) <= count / 20, f"{count} events came in {len(rest)} chunks"
 
 
+@pytest.mark.promise("F20", "P5")
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no such signal")
 async def test_the_engines_death_ends_its_streams_and_the_next_call_restarts_it(serve: Serve) -> None:
     running = await serve()
@@ -156,6 +159,7 @@ async def test_the_engines_death_ends_its_streams_and_the_next_call_restarts_it(
     assert len(running.processes()) == 1
 
 
+@pytest.mark.promise("P5")
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no such signal")
 async def test_the_engines_death_ends_a_unary_call(serve: Serve) -> None:
     running = await serve()

@@ -29,6 +29,7 @@ def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(document, "_LOADER", yaml.SafeLoader)
 
 
+@pytest.mark.promise("P22")
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
@@ -94,6 +95,7 @@ def test_places_that_are_not_files(tmp_path: Path) -> None:
             load_manifest(path, {})
 
 
+@pytest.mark.promise("P22")
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no FIFOs in the file system")
 def test_a_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "plugin.yaml"

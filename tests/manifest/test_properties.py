@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -57,18 +58,21 @@ def load_or_explain(path: Path, content: bytes) -> None:
         assert problem.fix
 
 
+@pytest.mark.promise("P22")
 @ANYTHING
 @given(text=st.text() | st.text(alphabet=" \n\t-:?[]{}&*!|>'\"%@`#,~<=.\\0aé"), before=st.booleans())
 def test_any_text_is_loaded_or_explained(tmp_path: Path, text: str, before: bool) -> None:
     load_or_explain(tmp_path / "plugin.yaml", f"{GOOD if before else ''}{text}".encode(errors="surrogatepass"))
 
 
+@pytest.mark.promise("P22")
 @ANYTHING
 @given(content=st.binary())
 def test_any_bytes_are_loaded_or_explained(tmp_path: Path, content: bytes) -> None:
     load_or_explain(tmp_path / "plugin.yaml", content)
 
 
+@pytest.mark.promise("P22")
 @ANYTHING
 @given(value=VALUES, key=NAMES)
 def test_any_structure_is_loaded_or_explained(tmp_path: Path, value: Any, key: str) -> None:

@@ -69,6 +69,7 @@ async def test_the_digest_on_a_redirect_counts(store: ModelStore, server: FileSe
     assert files_below(root) == set()
 
 
+@pytest.mark.promise("F25")
 async def test_a_wrong_digest_is_refused_and_nothing_is_kept(
     store: ModelStore, server: FileServer, root: Path, data: bytes
 ) -> None:
@@ -94,6 +95,7 @@ async def test_what_is_here_already_is_not_downloaded_again(
     assert (await store.get("model")).size == len(data) + 1
 
 
+@pytest.mark.promise("P18")
 @pytest.mark.parametrize(
     ("script", "error", "text"),
     [
@@ -130,6 +132,7 @@ async def test_nobody_listens(store: ModelStore, root: Path, data: bytes) -> Non
     assert files_below(root) == set()
 
 
+@pytest.mark.promise("P21")
 async def test_credentials_open_the_door_and_are_told_to_nobody(
     store: ModelStore, server: FileServer, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -153,6 +156,7 @@ async def test_credentials_open_the_door_and_are_told_to_nobody(
         assert secret not in message
 
 
+@pytest.mark.promise("P21")
 async def test_credentials_stay_with_the_server_they_are_for(store: ModelStore, server: FileServer) -> None:
     async with file_server(b"") as front:
         front.credentials = ("me", "pass")
@@ -164,6 +168,7 @@ async def test_credentials_stay_with_the_server_they_are_for(store: ModelStore, 
     assert "authorization" not in server.requests[0].headers
 
 
+@pytest.mark.promise("P21")
 async def test_credentials_do_not_cross_a_network_in_the_clear(store: ModelStore) -> None:
     request = PullRequest("http://models.invalid/x.gguf", username="me", password="pass")
     await fails(store, request, EnginePluginError, "unprotected")
@@ -176,6 +181,7 @@ async def test_redirects_end(store: ModelStore, server: FileServer) -> None:
     await pull(store, PullRequest("m", source=server.url("/20")))
 
 
+@pytest.mark.promise("P31")
 @pytest.mark.parametrize("location", ["ftp://h/x.gguf", "file:///etc/passwd", "http://h:port/x", "mailto:x"])
 async def test_redirects_lead_to_http_only(store: ModelStore, server: FileServer, location: str) -> None:
     server.redirects["/model.gguf"] = location

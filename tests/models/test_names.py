@@ -19,6 +19,7 @@ def test_a_good_name_is_returned(name: str) -> None:
     assert validate_model_name(name) == name
 
 
+@pytest.mark.promise("P20")
 @pytest.mark.parametrize(
     "name",
     [
@@ -37,6 +38,7 @@ def test_a_long_bad_name_is_not_repeated_whole() -> None:
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.promise("P20")
 @given(st.one_of(st.text(max_size=140), st.text(alphabet=[*sorted(ALPHABET), *"/\\\0"], max_size=140)))
 def test_no_accepted_name_leaves_the_root(name: str) -> None:
     if not is_model_name(name):

@@ -51,6 +51,7 @@ async def said(process: asyncio.subprocess.Process, status: str) -> dict[str, An
     raise AssertionError(f"the child ended without {status!r}")
 
 
+@pytest.mark.promise("F25")
 async def test_a_killed_process_leaves_a_partial_that_another_one_finishes(
     store: ModelStore, server: FileServer, root: Path, data: bytes
 ) -> None:
@@ -67,6 +68,7 @@ async def test_a_killed_process_leaves_a_partial_that_another_one_finishes(
     assert [request.range for request in server.requests] == ["", f"bytes={size}-"]
 
 
+@pytest.mark.promise("P17")
 async def test_a_second_process_waits_and_finds_the_model_there(
     store: ModelStore, server: FileServer, root: Path, data: bytes
 ) -> None:
@@ -94,6 +96,7 @@ async def test_this_process_makes_another_one_wait(store: ModelStore, server: Fi
             await said(process, "success")
 
 
+@pytest.mark.promise("P19")
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on a file's size")
 @pytest.mark.parametrize("local", [True, False])
 async def test_a_disk_that_takes_no_more_is_told_with_numbers(

@@ -55,6 +55,7 @@ def test_a_path_and_a_file_url_are_the_same(tmp_path: Path, monkeypatch: pytest.
     assert {found.source for found in plans} == {LocalSource(file)}
 
 
+@pytest.mark.promise("P31")
 @pytest.mark.parametrize(
     ("request_", "field"),
     [
@@ -100,12 +101,14 @@ def test_an_unknown_name_lists_what_can_be_pulled_and_what_was_meant() -> None:
         assert part in caught.value.message
 
 
+@pytest.mark.promise("P21")
 def test_no_repr_shows_a_secret() -> None:
     request = PullRequest("m", source="https://u:hidden@h/x.gguf?token=hidden", password="hidden", username="u")
     assert "hidden" not in repr(request)
     assert "hidden" not in repr(plan(request))
 
 
+@pytest.mark.promise("P21")
 @pytest.mark.parametrize(
     ("url", "shown"),
     [

@@ -43,6 +43,7 @@ async def leave_part(store: ModelStore, server: FileServer, size: int = 200_000,
     return (store.root / PART).stat().st_size
 
 
+@pytest.mark.promise("F25")
 async def test_dropped_connections_go_on_where_they_stopped(
     store: ModelStore, server: FileServer, data: bytes, success: Success
 ) -> None:
@@ -137,6 +138,7 @@ async def test_a_stalled_connection_is_left_and_resumed(
     assert server.requests[1].range == "bytes=100000-"
 
 
+@pytest.mark.promise("F25")
 async def test_a_cancelled_pull_is_resumed_and_only_the_rest_is_asked_for(
     store: ModelStore, server: FileServer, root: Path, data: bytes, success: Success
 ) -> None:
@@ -160,6 +162,7 @@ async def test_last_modified_serves_where_there_is_no_etag(
     assert server.requests[-1].headers["if-range"] == server.last_modified
 
 
+@pytest.mark.promise("F25")
 async def test_a_weak_etag_does_not_join_two_halves(store: ModelStore, server: FileServer, success: Success) -> None:
     server.etag = 'W/"1"'
     await leave_part(store, server)
@@ -206,6 +209,7 @@ async def test_a_server_that_always_breaks_off_and_has_no_ranges_is_given_up(
     assert len(server.requests) == 4
 
 
+@pytest.mark.promise("F25")
 @pytest.mark.parametrize("honours_if_range", [True, False])
 async def test_a_file_that_changed_on_the_server_starts_over(
     store: ModelStore, server: FileServer, data: bytes, honours_if_range: bool
@@ -249,6 +253,7 @@ async def test_a_partial_longer_than_the_file_starts_over(
     assert (await pull(store, PullRequest(server.url())))[-1] == success
 
 
+@pytest.mark.promise("F25")
 async def test_a_partial_damaged_on_the_disk_is_found_by_the_digest(
     store: ModelStore, server: FileServer, root: Path, data: bytes, success: Success
 ) -> None:
@@ -260,6 +265,7 @@ async def test_a_partial_damaged_on_the_disk_is_found_by_the_digest(
     assert (await pull(store, request))[-1] == success
 
 
+@pytest.mark.promise("P27")
 async def test_a_broken_state_starts_over(
     store: ModelStore, server: FileServer, root: Path, success: Success
 ) -> None:

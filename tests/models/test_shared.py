@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PLAN = PullPlan("m", HttpSource("http://h/m.gguf"), "", "", insecure=False)
 
 
+@pytest.mark.promise("P17")
 async def test_two_callers_share_one_download(store: ModelStore, server: FileServer, data: bytes) -> None:
     script = Script(stall_after=100_000)
     server.scripts.append(script)
@@ -43,6 +44,7 @@ async def test_two_callers_share_one_download(store: ModelStore, server: FileSer
     assert len(server.requests) == 1
 
 
+@pytest.mark.promise("P17")
 async def test_the_download_outlives_one_caller_but_not_the_last(
     store: ModelStore, server: FileServer, root: Path, data: bytes
 ) -> None:

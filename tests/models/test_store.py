@@ -105,6 +105,7 @@ async def test_a_present_name_needs_no_source(store: ModelStore, root: Path, dat
         await pull(store, PullRequest("mine", sha256="0" * 64))
 
 
+@pytest.mark.promise("P18")
 async def test_a_wrong_digest_leaves_nothing(store: ModelStore, root: Path, tmp_path: Path, data: bytes) -> None:
     source = lay_in(tmp_path / "elsewhere", "m", data)
     with pytest.raises(PullError) as caught:
@@ -114,6 +115,7 @@ async def test_a_wrong_digest_leaves_nothing(store: ModelStore, root: Path, tmp_
     assert files_below(root) == set()
 
 
+@pytest.mark.promise("P18")
 async def test_a_file_that_is_no_model_is_not_installed(store: ModelStore, root: Path, tmp_path: Path) -> None:
     source = lay_in(tmp_path / "elsewhere", "m", b"not a model")
     with pytest.raises(PullError, match="does not begin with GGUF"):
@@ -121,6 +123,7 @@ async def test_a_file_that_is_no_model_is_not_installed(store: ModelStore, root:
     assert files_below(root) == set()
 
 
+@pytest.mark.promise("P18")
 async def test_a_failed_replacement_leaves_the_model_that_was_there(
     store: ModelStore, tmp_path: Path, data: bytes
 ) -> None:
@@ -172,6 +175,7 @@ async def test_a_chosen_kind_outlives_another_inspection(store: ModelStore, root
     assert (await store.get("m")).kind == "embed"
 
 
+@pytest.mark.promise("P27")
 async def test_a_broken_record_is_written_anew(
     store: ModelStore, inspector: Inspector, root: Path, data: bytes
 ) -> None:
@@ -184,6 +188,7 @@ async def test_a_broken_record_is_written_anew(
         path.touch()
 
 
+@pytest.mark.promise("P27")
 async def test_broken_files_are_skipped_with_one_warning_each(
     store: ModelStore, inspector: Inspector, root: Path, data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -243,6 +248,7 @@ async def test_a_bundled_sample_is_not_deleted(store: ModelStore) -> None:
     assert (await store.get("tiny-chat")).path.exists()
 
 
+@pytest.mark.promise("P27")
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows lets only privileged users link")
 async def test_deleting_a_link_leaves_its_target(store: ModelStore, root: Path, tmp_path: Path, data: bytes) -> None:
     target = lay_in(tmp_path / "elsewhere", "big", data)
@@ -283,6 +289,7 @@ async def test_a_name_that_differs_by_case_is_refused(
     assert files_below(root) == {"Model.gguf", "Model.json"}
 
 
+@pytest.mark.promise("P10")
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no permission bits")
 async def test_only_this_user_can_read_the_store(store: ModelStore, root: Path) -> None:
     await pull(store, PullRequest("tiny-embed"))
@@ -291,6 +298,7 @@ async def test_only_this_user_can_read_the_store(store: ModelStore, root: Path) 
     assert {stat.S_IMODE((root / file).stat().st_mode) for file in files} == {0o600}
 
 
+@pytest.mark.promise("P19")
 async def test_a_full_disk_is_told_before_anything_is_written(
     store: ModelStore, root: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

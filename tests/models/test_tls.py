@@ -28,6 +28,7 @@ async def secure(data: bytes) -> AsyncIterator[FileServer]:
         yield server
 
 
+@pytest.mark.promise("P21")
 async def test_an_unknown_certificate_is_refused_unless_insecure(
     store: ModelStore, secure: FileServer, data: bytes
 ) -> None:

@@ -65,12 +65,14 @@ def test_what_is_refused(read: Callable[[bytes], object], data: bytes, message: 
     assert refused.value.message.startswith(message)
 
 
+@pytest.mark.promise("P21")
 @pytest.mark.parametrize("field", ["username", "password"])
 def test_a_secret_is_not_quoted(field: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"^{field}: must be a string$"):
         pull_request(json.dumps({"model": "a", field: ["hunter2"]}).encode())
 
 
+@pytest.mark.promise("P23")
 @given(st.binary())
 def test_arbitrary_bytes(data: bytes) -> None:
     for read in (model_name, model_names, pull_request):

@@ -81,6 +81,7 @@ def not_linked(plugin: Path, interpreter: str) -> Path:
     return path
 
 
+@pytest.mark.promise("F6")
 @posix
 def test_the_launcher_becomes_python(telling: Path) -> None:
     told = launch(telling, "--flag", "two words", "", "*")

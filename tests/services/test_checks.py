@@ -98,6 +98,7 @@ FIELDS = (
 )
 
 
+@pytest.mark.promise("P23")
 @given(st.sampled_from(sorted(SERVICES)), st.dictionaries(st.sampled_from(FIELDS), VALUES))
 def test_whatever_the_request_a_complaint_names_one_of_its_fields(name: str, request_: dict[str, Any]) -> None:
     try:

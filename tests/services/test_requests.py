@@ -20,6 +20,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.promise("P23")
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -79,6 +80,7 @@ def assert_object_or_complaint(data: bytes) -> None:
     assert isinstance(outcome, dict) or str(outcome).startswith("request_data: ")
 
 
+@pytest.mark.promise("P23")
 @given(st.binary())
 def test_arbitrary_bytes(data: bytes) -> None:
     assert_object_or_complaint(data)
