@@ -38,7 +38,7 @@ def contents(chunk: bytes) -> int:
 class TestShared:
     """On one plugin that these tests leave as it is."""
 
-@pytest.mark.promise("P25")
+    @pytest.mark.promise("P25")
     async def test_chunks_end_where_events_end(self, shared: RunningPlugin) -> None:
         parts = await messages(
             shared,
