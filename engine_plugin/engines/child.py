@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING, cast
 
 from engine_plugin.engines import guard, tree
+from engine_plugin.files import in_thread
 from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:
@@ -73,21 +74,22 @@ class ChildProcess(asyncio.SubprocessProtocol):
         """Let the process see the end of stdin, after what was written."""
         self._stdin().close()
 
-    async def kill(self, known: Sequence[psutil.Process] = ()) -> bool:
+    async def kill(
+        self, known: Sequence[psutil.Process] = (), stragglers: Callable[[], list[psutil.Process]] | None = None
+    ) -> bool:
         """Kill all that is left of the tree, `known` members included, and free the pipes.
 
+        `stragglers` is asked last, in a thread, for offspring that cannot be found through the tree any more.
         True when nothing is left; False when something survived for seconds, which only the kernel can explain.
         """
         loop = asyncio.get_running_loop()
         give_up = loop.time() + _KILL_CONFIRM
-        victims = list(known)
         try:
-            while victims := tree.kill_tree(self.pid, victims, leader_gone=self.exited.done()):
-                if loop.time() > give_up:
-                    break
-                await asyncio.sleep(_KILL_PAUSE)
+            gone = await self._kill_all(known, give_up)
             # Closing before the exit is known would have asyncio kill the process by its number once more.
             await asyncio.wait({self.exited}, timeout=max(_KILL_PAUSE, give_up - loop.time()))
+            while gone and stragglers is not None and (found := await in_thread(stragglers)):
+                gone = await self._kill_all(found, give_up)
         finally:
             if self._stdin().get_write_buffer_size():
                 self._stdin().abort()  # else closing waits for a reader
@@ -95,7 +97,16 @@ class ChildProcess(asyncio.SubprocessProtocol):
         if not self.exited.done():
             return False
         await comes_true(self._closed.wait(), within=_KILL_CONFIRM)
-        return not victims
+        return gone
+
+    async def _kill_all(self, victims: Sequence[psutil.Process], give_up: float) -> bool:
+        """Kill until none is left; False when it is time to give up."""
+        loop = asyncio.get_running_loop()
+        while victims := tree.kill_tree(self.pid, victims, leader_gone=self.exited.done()):
+            if loop.time() > give_up:
+                return False
+            await asyncio.sleep(_KILL_PAUSE)
+        return True
 
     def _stdin(self) -> asyncio.WriteTransport:
         return cast("asyncio.WriteTransport", self._transport.get_pipe_transport(STDIN))

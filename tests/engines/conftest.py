@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psutil
 import pytest
 
-from engine_plugin.engines.process import EngineProcess, ProcessSpec
+from engine_plugin.engines.process import Command, EngineProcess, ProcessSpec
 from engine_plugin.engines.records import TOKEN_VARIABLE
+from engine_plugin.engines.restarts import RestartPolicy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -74,7 +75,8 @@ class Stage:
         return int((self.folder / name).read_text())
 
     def spec(self, *actions: str, **changes: Any) -> ProcessSpec:
-        """A child that is ready when it has created the file `ready`, which is removed when it begins."""
+        """A child that is ready when it has created the file `ready`, which is removed at its end. `changes` are
+        fields of ProcessSpec or of Command."""
         ready = self.folder / "ready"
 
         async def is_ready() -> bool:
@@ -83,8 +85,11 @@ class Stage:
         def forget(_pid: int) -> None:
             ready.unlink(missing_ok=True)
 
-        given: dict[str, Any] = {"name": "child", "argv": [*CHILD, *actions], "env": self.env, "ready": is_ready}
+        run: dict[str, Any] = {"argv": [*CHILD, *actions], "env": self.env}
+        run |= {key: changes.pop(key) for key in ("argv", "stdin", "cwd") if key in changes}
+        given: dict[str, Any] = {"name": "child", "command": lambda: Command(**run), "ready": is_ready}
         given |= {"on_end": forget, "start_timeout": 10.0, "start_limit": 20.0, "stop_timeout": 5.0}
+        given |= {"restart": RestartPolicy(limit=0)}
         return ProcessSpec(**(given | changes))
 
     def engine(self, *actions: str, **changes: Any) -> EngineProcess:

@@ -17,7 +17,7 @@ import pytest
 
 from engine_plugin.engines.process import EngineProcess, ProcessState
 from engine_plugin.errors import EngineStartError, InvalidRequestError, UnavailableError
-from tests.engines.conftest import LIMIT, Stage, alive, descriptors, until, within
+from tests.engines.conftest import CHILD, LIMIT, Stage, alive, descriptors, until, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -51,6 +51,7 @@ def state_of(process: EngineProcess) -> ProcessState:
 # Starting
 
 
+@pytest.mark.promise("F18", "P4")
 async def test_a_start_is_shared_by_all_who_ask(stage: Stage, spawned: list[int]) -> None:
     process = stage.engine(ready(stage), on_spawn=spawned.append)
     async with asyncio.timeout(LIMIT):
@@ -66,6 +67,7 @@ async def test_a_start_is_shared_by_all_who_ask(stage: Stage, spawned: list[int]
     assert not alive(spawned[0])
 
 
+@pytest.mark.promise("F18")
 async def test_a_cancelled_waiter_leaves_the_start_to_the_others(stage: Stage, spawned: list[int]) -> None:
     process = stage.engine(f"until:{stage.path('go')}", ready(stage), on_spawn=spawned.append)
     waiters = [asyncio.create_task(process.ensure_ready()) for _ in range(3)]
@@ -81,6 +83,7 @@ async def test_a_cancelled_waiter_leaves_the_start_to_the_others(stage: Stage, s
     assert state_of(process) is ProcessState.READY
 
 
+@pytest.mark.promise("F18")
 async def test_a_start_goes_on_when_every_waiter_has_left(stage: Stage) -> None:
     process = stage.engine(ready(stage))
     waiter = asyncio.create_task(process.ensure_ready())
@@ -101,7 +104,8 @@ async def test_a_failed_start_that_nobody_waits_for_is_quiet(stage: Stage) -> No
     with pytest.raises(asyncio.CancelledError):
         await waiter
     await until(lambda: process.state is ProcessState.FAILED, "failed")
-    process._settled = process._life = None
+    del process._settled
+    process._task = process.life = None
     gc.collect()
     await asyncio.sleep(0)
     assert complaints == []
@@ -145,6 +149,7 @@ async def test_the_parent_is_named_in_the_environment(stage: Stage) -> None:
 # Failing
 
 
+@pytest.mark.promise("F16")
 async def test_a_failure_names_exit_code_and_last_words(stage: Stage) -> None:
     """(16) A failed start reaps its process; all waiters are told why."""
     process = stage.engine("print:one", "err:two", "err0:no space left", "exit:3")
@@ -159,6 +164,7 @@ async def test_a_failure_names_exit_code_and_last_words(stage: Stage) -> None:
     assert process.failure == str(outcomes[0])
 
 
+@pytest.mark.promise("F16")
 @posix_only
 async def test_a_failure_names_the_signal(stage: Stage) -> None:
     process = stage.engine("err:assertion failed", "die:SIGABRT")
@@ -187,6 +193,7 @@ async def test_what_cannot_be_run_is_named(stage: Stage) -> None:
         await within(stage.engine(argv=["a\0b"]).ensure_ready())
 
 
+@pytest.mark.promise("F11")
 async def test_a_spawn_that_cannot_be_recorded_leaves_no_process(stage: Stage, spawned: list[int]) -> None:
     """(11) Without a record the process could not be found again, so it must not live."""
 
@@ -232,6 +239,7 @@ async def test_a_probe_error_without_words_is_named(stage: Stage) -> None:
         await within(stage.engine(ready=slow).ensure_ready())
 
 
+@pytest.mark.promise("F20")
 async def test_a_probe_that_fails_because_the_process_died_gives_the_death(stage: Stage) -> None:
     """(20) The connection breaks a moment before the exit is known; the exit is what matters."""
 
@@ -247,6 +255,7 @@ async def test_a_probe_that_fails_because_the_process_died_gives_the_death(stage
 # Patience
 
 
+@pytest.mark.promise("F14")
 async def test_no_progress_ends_a_start_and_names_the_option(stage: Stage, spawned: list[int]) -> None:
     """(14) The timeout says which option to raise, and a later start may succeed."""
     process = stage.engine("err:mapping", on_spawn=spawned.append, start_timeout=0.3)
@@ -261,25 +270,30 @@ async def test_no_progress_ends_a_start_and_names_the_option(stage: Stage, spawn
     assert process.failure == ""
 
 
+@pytest.mark.promise("F14")
 async def test_output_is_progress(stage: Stage) -> None:
     process = stage.engine("slow:12:0.1", ready(stage), start_timeout=0.6)
     await within(process.ensure_ready())
 
 
+@pytest.mark.promise("F14")
 async def test_computing_is_progress(stage: Stage) -> None:
     """(14) A big model loads in silence."""
     process = stage.engine("burn:1.5", ready(stage), start_timeout=0.5)
     await within(process.ensure_ready())
 
 
+@pytest.mark.promise("F14")
 @posix_only
 async def test_a_childs_computing_is_progress(stage: Stage) -> None:
     """Where the guard stays in between, the engine is a child of the process that we know."""
-    program = f"import subprocess, sys; subprocess.call({[*stage.engine('burn:1.5', ready(stage)).spec.argv]!r})"
+    child = [*CHILD, "burn:1.5", ready(stage)]
+    program = f"import subprocess, sys; subprocess.call({child!r})"
     process = stage.engine(argv=[sys.executable, "-I", "-S", "-c", program], start_timeout=0.5)
     await within(process.ensure_ready())
 
 
+@pytest.mark.promise("F14")
 @pytest.mark.parametrize("show", ["slow:100:0.05", "burn:10"])
 async def test_no_progress_extends_a_start_for_ever(stage: Stage, show: str) -> None:
     process = stage.engine(show, ready(stage), start_timeout=0.4, start_limit=0.9)
@@ -302,6 +316,7 @@ async def test_a_probe_that_hangs_is_bounded(stage: Stage) -> None:
 # Living and dying
 
 
+@pytest.mark.promise("F2")
 @pytest.mark.parametrize("kind", ["lines", "solid"])
 async def test_a_flood_blocks_nothing(stage: Stage, kind: str) -> None:
     """(2) 2 × 8 MiB, in lines or without a line's end, and what was said afterwards is still known."""
@@ -327,6 +342,7 @@ async def test_what_is_not_utf8_is_no_trouble(stage: Stage) -> None:
         await within(process.ensure_ready())
 
 
+@pytest.mark.promise("F20")
 async def test_death_is_noticed_named_and_mended(stage: Stage, spawned: list[int]) -> None:
     """(20) Never answer "already loaded" for a dead process."""
     go = stage.folder / "go"
@@ -344,6 +360,7 @@ async def test_death_is_noticed_named_and_mended(stage: Stage, spawned: list[int
     assert len(spawned) == 2
 
 
+@pytest.mark.promise("F20")
 @posix_only
 async def test_killed_from_outside(stage: Stage) -> None:
     process = stage.engine(ready(stage))
@@ -354,6 +371,7 @@ async def test_killed_from_outside(stage: Stage) -> None:
     assert "child died: SIGKILL (exit code -9)" in process.failure
 
 
+@pytest.mark.promise("F20")
 @posix_only
 async def test_death_is_noticed_while_a_grandchild_holds_the_pipes(stage: Stage) -> None:
     """(5, 20) The leader exits by itself, its grandchild lives on in its group with our pipes open."""
@@ -368,6 +386,7 @@ async def test_death_is_noticed_while_a_grandchild_holds_the_pipes(stage: Stage)
     assert not alive(pid), "ended means that nothing is left"
 
 
+@pytest.mark.promise("F20")
 @posix_only
 async def test_one_who_asks_while_the_dead_is_buried_gets_a_new_process(stage: Stage, spawned: list[int]) -> None:
     """(20) From the moment at which the exit is known, "ready" is no longer true."""
@@ -388,6 +407,7 @@ async def test_one_who_asks_while_the_dead_is_buried_gets_a_new_process(stage: S
 # Stopping
 
 
+@pytest.mark.promise("F17")
 @posix_only
 async def test_stop_asks_first(stage: Stage) -> None:
     """(17) SIGTERM, and no waiting for one who obeys it."""
@@ -398,6 +418,7 @@ async def test_stop_asks_first(stage: Stage) -> None:
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.promise("F17")
 @posix_only
 async def test_who_ignores_sigterm_is_killed(stage: Stage, spawned: list[int]) -> None:
     """(17) SIGTERM, a bounded wait, SIGKILL, and the end is confirmed."""
@@ -427,6 +448,7 @@ async def test_stop_by_stdin_sends_no_signal(stage: Stage) -> None:
     assert heard == ["end of stdin"]
 
 
+@pytest.mark.promise("F17")
 async def test_who_ignores_the_end_of_stdin_is_killed(stage: Stage) -> None:
     process = stage.engine(ready(stage), "ignore-stdin", stop_by_stdin=True, stop_timeout=0.2)
     await within(process.ensure_ready())
@@ -434,6 +456,7 @@ async def test_who_ignores_the_end_of_stdin_is_killed(stage: Stage) -> None:
     assert state_of(process) is ProcessState.STOPPED
 
 
+@pytest.mark.promise("F5")
 @posix_only
 @pytest.mark.parametrize("kind", ["grandchild", "loner"])
 async def test_the_whole_tree_ends(stage: Stage, kind: str) -> None:
@@ -446,6 +469,7 @@ async def test_the_whole_tree_ends(stage: Stage, kind: str) -> None:
     assert not alive(pid)
 
 
+@pytest.mark.promise("F18", "P4")
 async def test_stop_is_idempotent_and_may_be_called_by_many(stage: Stage) -> None:
     process = stage.engine(ready(stage))
     await within(process.stop())
@@ -459,6 +483,7 @@ async def test_stop_is_idempotent_and_may_be_called_by_many(stage: Stage) -> Non
     assert state_of(process) is ProcessState.READY
 
 
+@pytest.mark.promise("P4")
 async def test_stop_aborts_a_start(stage: Stage, spawned: list[int]) -> None:
     process = stage.engine("idle:30", on_spawn=spawned.append)
     waiters = [asyncio.create_task(process.ensure_ready()) for _ in range(5)]
@@ -472,6 +497,7 @@ async def test_stop_aborts_a_start(stage: Stage, spawned: list[int]) -> None:
     assert not alive(spawned[0])
 
 
+@pytest.mark.promise("P4")
 async def test_stop_in_the_very_moment_of_a_start(stage: Stage) -> None:
     process = stage.engine(ready(stage))
     waiter = asyncio.create_task(process.ensure_ready())
@@ -482,6 +508,7 @@ async def test_stop_in_the_very_moment_of_a_start(stage: Stage) -> None:
     assert state_of(process) is ProcessState.STOPPED
 
 
+@pytest.mark.promise("F24")
 async def test_a_cancelled_stop_is_a_stop(stage: Stage, spawned: list[int]) -> None:
     process = stage.engine(ready(stage), on_spawn=spawned.append)
     await within(process.ensure_ready())
@@ -494,6 +521,7 @@ async def test_a_cancelled_stop_is_a_stop(stage: Stage, spawned: list[int]) -> N
     assert not alive(spawned[0])
 
 
+@pytest.mark.promise("F18", "P4")
 @posix_only
 async def test_a_start_during_a_stop_waits_and_starts_again(stage: Stage, spawned: list[int]) -> None:
     """(18) One owner of the state: nobody is told "ready" about a process that is being stopped."""
@@ -510,6 +538,7 @@ async def test_a_start_during_a_stop_waits_and_starts_again(stage: Stage, spawne
     assert alive(spawned[1])
 
 
+@pytest.mark.promise("F18", "P4")
 @pytest.mark.parametrize("settled", [True, False])
 async def test_a_start_right_behind_a_stop_is_a_new_start(stage: Stage, spawned: list[int], settled: bool) -> None:
     """(18) The stop is known from the moment it was asked for, before the actor has taken it up."""
@@ -534,6 +563,7 @@ async def test_a_start_right_behind_a_stop_is_a_new_start(stage: Stage, spawned:
     assert state_of(process) is ProcessState.READY
 
 
+@pytest.mark.promise("F24")
 async def test_a_cancelled_life_leaves_nothing(stage: Stage, spawned: list[int]) -> None:
     """The end of the event loop cancels every task."""
     process = stage.engine("ignore-term", "ignore-stdin", ready(stage), on_spawn=spawned.append, stop_timeout=0.2)
@@ -548,6 +578,7 @@ async def test_a_cancelled_life_leaves_nothing(stage: Stage, spawned: list[int])
 # Any order
 
 
+@pytest.mark.promise("F18", "P4")
 @pytest.mark.parametrize("seed", range(6))
 async def test_no_order_of_calls_hangs_or_leaves_a_process(stage: Stage, seed: int) -> None:
     """(16, 17, 18) Starts, stops, crashes and cancellations in any order."""
@@ -581,6 +612,7 @@ async def test_no_order_of_calls_hangs_or_leaves_a_process(stage: Stage, seed: i
     assert state_of(process) is ProcessState.READY
 
 
+@pytest.mark.promise("P12")
 async def test_thirty_lives_leave_no_descriptor(stage: Stage) -> None:
     stopped = stage.engine(ready(stage))
     failing = stage.engine("exit:1")

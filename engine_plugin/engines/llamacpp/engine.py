@@ -176,12 +176,11 @@ class LlamaCppEngine(Engine):
     async def health(self) -> Health:
         if self._backend is None:
             return Health(HealthState.DEAD, "the engine is not running: call StartEngine")
-        servers = self._pool.servers()
-        answers = await asyncio.gather(*(server.healthy() for server in servers))
-        silent = [server.model.name for server, healthy in zip(servers, answers, strict=True) if not healthy]
-        if silent:
-            return Health(HealthState.DEGRADED, f"no answer from: {', '.join(silent)}")
-        return Health(HealthState.READY, f"{len(servers)} models loaded")
+        complaints = await asyncio.gather(*(server.complaint() for server in self._pool.all_servers()))
+        wrong = [complaint for complaint in complaints if complaint]
+        if wrong:
+            return Health(HealthState.DEGRADED, "; ".join(wrong))
+        return Health(HealthState.READY, f"{len(self._pool.servers())} models loaded")
 
     # Models
 

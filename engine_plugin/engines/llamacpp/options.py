@@ -55,5 +55,23 @@ class LlamaCppOptions:
     stop_timeout: float = _number(1.0, 0.05, 60)
     """How long a process may take to stop before it is killed."""
 
+    restart_limit: int = _number(3, 0, 1000)
+    """How often in a row a model's process that died is restarted without anybody asking for the model."""
+
+    restart_backoff: float = _number(0.5, 0, 3600)
+    """How long the first restart waits; each further one waits twice as long, at most 30 seconds."""
+
+    stable_time: float = _number(60, 0, 86_400)
+    """How long a process must have served for its death to count as a first one."""
+
+    health_interval: float = _number(5, 0.05, 3600)
+    """How often a loaded model's server is asked how it is."""
+
+    health_failures: int = _number(3, 1, 1000)
+    """How many answers in a row must be missing before it is called degraded; two in a row make it ready again."""
+
+    hung_timeout: float = _number(120, 0, 86_400)
+    """How long it may show no sign of life before it is killed and restarted; 0: for ever."""
+
     drain_timeout: float = _number(30, 0, 86_400)
     """How long an unload waits for running requests before it ends them."""

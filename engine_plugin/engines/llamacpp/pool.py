@@ -82,7 +82,11 @@ class ModelPool:
 
     def servers(self) -> list[ModelServer]:
         """The servers whose model is in memory: no longer loading, and alive."""
-        return [entry.server for entry in self._entries.values() if entry.server.ready]
+        return [server for server in self.all_servers() if server.ready]
+
+    def all_servers(self) -> list[ModelServer]:
+        """Those that load, are restarted, or crashed once too often as well."""
+        return [entry.server for entry in self._entries.values()]
 
     async def _enter(self, model: ModelInfo) -> _Entry:
         while True:
@@ -96,8 +100,8 @@ class ModelPool:
             elif entry.leaving:
                 await entry.gone.wait()
                 continue
-            elif entry.server.dead:  # those who still hold it keep it; it is not started again under them
-                self._forget(model.name, entry)
+            elif entry.server.dead and entry.server.model != model:
+                self._forget(model.name, entry)  # another file has this name now
                 continue
             entry.users += 1
             entry.idle.clear()
@@ -105,7 +109,7 @@ class ModelPool:
                 await entry.server.ensure_ready()
             except BaseException:
                 self._leave(entry)
-                if entry.server.dead:
+                if entry.server.dead and not entry.server.crashed:  # else its deaths must stay counted
                     self._forget(model.name, entry)
                 raise
             return entry

@@ -6,15 +6,17 @@ import asyncio
 import json
 import re
 import secrets
-import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.engines import ports
 from engine_plugin.engines.admission import Admission
+from engine_plugin.engines.health import HealthPolicy
 from engine_plugin.engines.http1 import Http1Client
 from engine_plugin.engines.llamacpp import command
-from engine_plugin.engines.process import EngineProcess, ProcessSpec, ProcessState
+from engine_plugin.engines.process import Command, EngineProcess, ProcessSpec, ProcessState
 from engine_plugin.engines.records import TOKEN_VARIABLE
+from engine_plugin.engines.restarts import RestartPolicy
 from engine_plugin.errors import (
     BadGatewayError,
     EnginePluginError,
@@ -23,6 +25,7 @@ from engine_plugin.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from engine_plugin.files import in_thread
 from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.engines.http1 import HttpResponse, Response
+    from engine_plugin.engines.life import Life
     from engine_plugin.engines.llamacpp.options import LlamaCppOptions
     from engine_plugin.engines.llamacpp.software import Backend
     from engine_plugin.engines.records import ProcessRecords
@@ -52,7 +56,7 @@ _PROBES: dict[str, tuple[str, dict[str, Any]]] = {
 _HEALTH_TIMEOUT = 2.0
 _PROBE_TIMEOUT = 30.0
 _ERROR_LIMIT = 256 * 1024
-_DEATH_NOTICE = 0.5
+_DEATH_NOTICE = 1.0
 _TCP_ATTEMPTS = 3
 _TOO_LARGE = "is too large to process"
 
@@ -77,11 +81,12 @@ class ModelServer:
         self._options = options
         self._records = records
         self._environ = environ
-        self._key = secrets.token_urlsafe(24)
         self._gpu_layers = gpu_layers
         self._folder = folder
         self._socket = None if folder is None else folder / f"{secrets.token_hex(4)}.sock"
+        self._key = ""
         self._key_file: Path | None = None
+        self._port = 0
         self._client: Http1Client | None = None
         self.admission = Admission(options.parallel, options.max_queue)
         self.process = self._new_process()
@@ -89,28 +94,40 @@ class ModelServer:
     async def ensure_ready(self) -> None:
         """Load the model, sharing a load that is under way. Raises EngineStartError with llama.cpp's reason."""
         for attempt in range(_TCP_ATTEMPTS):
-            process = self.process
             try:
-                await process.ensure_ready()
-            except EngineStartError as error:
-                # A port picked for a llama-server may be taken before it binds: pick another.
-                if self._socket is not None or attempt == _TCP_ATTEMPTS - 1 or "bind" not in str(error):
-                    raise
-                if self.process is process:  # the first of all who waited for it
-                    self.process = self._new_process()
-            else:
-                self._forget_key_file()
+                await self.process.ensure_ready()
                 return
+            except EngineStartError:
+                # A port picked for a llama-server may have been taken before it bound it: the next life has another.
+                if attempt == _TCP_ATTEMPTS - 1 or not self._port or not await in_thread(ports.holder, self._port):
+                    raise
 
     @property
     def dead(self) -> bool:
-        """Whether the process has ended, for whatever reason."""
-        return self.process.state in (ProcessState.FAILED, ProcessState.STOPPED) and self.process.ended.is_set()
+        """Whether no process is there, and none will come unless somebody asks."""
+        return self.process.ended.is_set()
+
+    @property
+    def crashed(self) -> bool:
+        """Whether it served and died, and has not proved itself since."""
+        return self.process.restarts > 0
 
     @property
     def ready(self) -> bool:
         """Whether the model is loaded and its process alive."""
-        return self.process.state is ProcessState.READY
+        return self.process.state in (ProcessState.READY, ProcessState.DEGRADED)
+
+    async def complaint(self) -> str:
+        """Ask how it is; what is wrong with it, in words, "" when nothing is."""
+        await self.process.check()
+        match self.process.state:
+            case ProcessState.DEGRADED:
+                return f"{self.model.name} does not answer: it is busy, or hangs"
+            case ProcessState.RECOVERING:
+                return f"{self.model.name} is being restarted: {self.process.failure}"
+            case ProcessState.FAILED:
+                return self.process.failure
+        return ""
 
     async def stop(self) -> None:
         """End the process and wait for it; requests under way break off."""
@@ -118,8 +135,9 @@ class ModelServer:
 
     def clean_up(self) -> None:
         """Remove what a process that has ended leaves: our idle connections to it, its socket and its key's file."""
-        if self._client is not None:
-            self._client.close()
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
         if self._socket is not None:
             self._socket.unlink(missing_ok=True)
         self._forget_key_file()
@@ -146,23 +164,16 @@ class ModelServer:
         BadGatewayError with its last words.
         """
         exchange = self._require_client().request("POST", PATHS[service], body)
+        life = self.process.life
         try:
             async with exchange as response:
                 if response.status != 200:
                     raise _refusal(response.status, await response.read(_ERROR_LIMIT))
                 yield response
         except (BadGatewayError, UnavailableError) as error:
-            if not exchange.broken:
+            if not exchange.broken or life is None:
                 raise
-            raise await self._explained(error) from error
-
-    async def _explained(self, error: EnginePluginError) -> EnginePluginError:
-        """Say why the connection broke, when the reason is that the process is gone."""
-        if not await comes_true(self.process.ended.wait(), within=_DEATH_NOTICE):
-            return error
-        if self.process.failure:
-            return BadGatewayError(self.process.failure)
-        return UnavailableError("the engine was stopped while it worked on this request")
+            raise await _explained(error, life) from error
 
     def _require_client(self) -> Http1Client:
         if self._client is None:
@@ -170,27 +181,51 @@ class ModelServer:
         return self._client
 
     def _new_process(self) -> EngineProcess:
-        settings = self._settings()
-        ours = self._backend.kind == "xllamacpp"
-        if settings.port or self._socket is not None:
-            self._connect_to(str(self._socket) if self._socket else (settings.host, settings.port))
-        argv = command.runner_command() if ours else self._llama_server(settings)
+        options = self._options
         return EngineProcess(
             ProcessSpec(
                 name=f"llama.cpp for {self.model.name}",
-                argv=argv,
-                env=command.server_environ(self._environ, self._backend, {TOKEN_VARIABLE: self._records.token}),
-                stdin=command.runner_stdin(settings) if ours else b"",
+                command=self._command,
                 ready=self._ready,
-                start_timeout=self._options.start_timeout,
-                start_limit=self._options.start_limit,
-                stop_timeout=self._options.stop_timeout,
-                stop_by_stdin=ours,
+                healthy=self.healthy,
+                start_timeout=options.start_timeout,
+                start_limit=options.start_limit,
+                stop_timeout=options.stop_timeout,
+                stop_by_stdin=self._is_ours,
+                health=HealthPolicy(
+                    interval=options.health_interval,
+                    failures=options.health_failures,
+                    hung_after=options.hung_timeout,
+                ),
+                restart=RestartPolicy(
+                    limit=options.restart_limit, backoff=options.restart_backoff, stable=options.stable_time
+                ),
                 error_marks=(" E ", "E cannot", "error", "Error"),
                 on_output=self._hear_address,
                 on_spawn=self._records.add,
                 on_end=self._records.remove,
             )
+        )
+
+    @property
+    def _is_ours(self) -> bool:
+        """Whether our own runner serves, not a llama-server."""
+        return self._backend.kind == "xllamacpp"
+
+    def _command(self) -> Command:
+        """What to run for one life, with a key and, where it needs one, a port of its own."""
+        self.clean_up()
+        self._key = secrets.token_urlsafe(24)
+        self._port = 0 if self._socket is not None or self._is_ours else ports.free_port()
+        settings = self._settings()
+        if self._socket is not None:
+            self._connect_to(str(self._socket))
+        elif self._port:
+            self._connect_to((settings.host, self._port))
+        return Command(
+            argv=command.runner_command() if self._is_ours else self._llama_server(settings),
+            env=command.server_environ(self._environ, self._backend, {TOKEN_VARIABLE: self._records.token}),
+            stdin=command.runner_stdin(settings) if self._is_ours else b"",
         )
 
     def _settings(self) -> command.ServerSettings:
@@ -202,7 +237,7 @@ class ModelServer:
         if self._socket is not None:
             host, port = str(self._socket), 8080
         else:
-            host, port = "127.0.0.1", 0 if self._backend.kind == "xllamacpp" else _free_port()
+            host, port = "127.0.0.1", self._port
         return command.ServerSettings(
             model=str(self.model.path),
             alias=self.model.name,
@@ -241,22 +276,33 @@ class ModelServer:
             return False
         if not await self.healthy():
             return False
+        if self._port:
+            await self._require_own_listener()
         service, request = _PROBES[self.model.kind]
         async with asyncio.timeout(_PROBE_TIMEOUT), self._ask(service, request) as response:
             if response.status != 200:
                 raise _refusal(response.status, await response.read(_ERROR_LIMIT))
             await response.read(_ERROR_LIMIT)
+        self._forget_key_file()
         return True
+
+    async def _require_own_listener(self) -> None:
+        """Whoever answers on a port that anybody could have taken must be the process that we started."""
+        pid = self.process.pid
+        if pid is None or not await in_thread(ports.listens, pid, self._port):
+            raise UnavailableError(f"port {self._port} is held by {await in_thread(ports.holder, self._port)}")
 
     def _ask(self, service: str, request: dict[str, Any]) -> Response:
         return self._require_client().request("POST", PATHS[service], json.dumps(request).encode())
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+async def _explained(error: EnginePluginError, life: Life) -> EnginePluginError:
+    """Say why the connection broke, when the reason is that the process of that life is gone."""
+    if not await comes_true(life.over.wait(), within=_DEATH_NOTICE):
+        return error
+    if life.failure:
+        return BadGatewayError(life.failure)
+    return UnavailableError("the engine was stopped while it worked on this request")
 
 
 def _refusal(status: int, body: bytes) -> EnginePluginError:

@@ -1,0 +1,56 @@
+"""Ports of 127.0.0.1, for a foreign engine that must be told one: choosing, and seeing who got it.
+
+Between choosing a port and the engine's bind anybody may take it. So the port is never taken for the engine's
+before the engine itself is seen to listen there. Functions block for some milliseconds: call them in a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import psutil
+
+from engine_plugin.engines import tree
+
+__all__ = ["free_port", "holder", "listens"]
+
+_CONNECT_TIMEOUT = 0.5
+
+
+def free_port() -> int:
+    """A port that is free at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether the process, or one of its descendants, listens on the port."""
+    with contextlib.suppress(psutil.Error):
+        for process in [psutil.Process(pid), *tree.descendants(pid)]:
+            with contextlib.suppress(psutil.Error):
+                if any(_is_listener(connection, port) for connection in process.net_connections("tcp")):
+                    return True
+    return False
+
+
+def holder(port: int) -> str:
+    """Who listens on the port, as `name (pid 7)`; "another process" where the system does not say; "" for nobody."""
+    with contextlib.suppress(psutil.Error):  # macOS tells root only
+        for connection in psutil.net_connections("tcp"):
+            if _is_listener(connection, port):
+                with contextlib.suppress(psutil.Error):
+                    if connection.pid is not None:
+                        return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+                return "another process"
+        return ""
+    with socket.socket() as probe:
+        probe.settimeout(_CONNECT_TIMEOUT)
+        return "another process" if probe.connect_ex(("127.0.0.1", port)) == 0 else ""
+
+
+def _is_listener(connection: object, port: int) -> bool:
+    address = getattr(connection, "laddr", None)
+    return getattr(connection, "status", "") == psutil.CONN_LISTEN and bool(address) and address.port == port
