@@ -86,9 +86,18 @@ def optional(request: dict[str, Any], field: str, *types: type) -> Any:
     if value is None:
         return None
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-        shown = json.dumps(value)[:_SHOWN]
-        raise InvalidRequestError(f"{field}: must be {_either(types)}, not {_kind(value)} ({shown})")
+        raise InvalidRequestError(f"{field}: must be {_either(types)}, not {_kind(value)} ({_beginning(value)})")
     return value
+
+
+def _beginning(value: Any) -> str:
+    """The first characters of a value as JSON. The rest is not written: it may be long, or too deep to be written."""
+    text = ""
+    for piece in json.JSONEncoder().iterencode(value[:_SHOWN] if isinstance(value, str) else value):
+        text += piece
+        if len(text) >= _SHOWN:
+            break
+    return text[:_SHOWN]
 
 
 def _either(types: tuple[type, ...]) -> str:
