@@ -80,7 +80,6 @@ class EngineConfig:
     exec_path: str = ""
     exec_file: str = ""
     device_type: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,9 +24,15 @@ class SharedWork(Generic[Result]):
     def __init__(self, name: str) -> None:
         self._name = name
         self._task: asyncio.Task[Result] | None = None
+        self._cancelling: asyncio.Task[Result] | None = None
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-        """Join the run, beginning it if there is none. Raises UnavailableError when it was cancelled."""
+        """Join the run, beginning it if there is none. Raises UnavailableError when it was cancelled.
+
+        One that is being cancelled is not joined: when it has cleaned up, a new one begins.
+        """
+        while self._cancelling is not None and not self._cancelling.done():
+            await asyncio.wait({self._cancelling})
         task = self._task
         if task is None or task.done():
             task = self._task = asyncio.create_task(work(), name=self._name)
@@ -42,5 +48,6 @@ class SharedWork(Generic[Result]):
         """End the run, if there is one, and wait until it has cleaned up."""
         task = self._task
         if task is not None and not task.done():
+            self._cancelling = task
             task.cancel()
             await asyncio.wait({task})

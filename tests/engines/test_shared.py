@@ -70,6 +70,20 @@ async def test_cancelled_for_all() -> None:
     await within(shared.cancel())
 
 
+@pytest.mark.promise("F18")
+async def test_one_who_asks_while_a_run_is_being_cancelled_gets_a_new_run() -> None:
+    shared, work = SharedWork[str]("starting llama.cpp"), Work()
+    tasks = await callers(shared, work, 1)
+    cancelling = asyncio.create_task(shared.cancel())
+    await asyncio.sleep(0)
+    late = asyncio.create_task(shared.run(work))
+    await within(cancelling)
+    assert isinstance((await within(asyncio.gather(*tasks, return_exceptions=True)))[0], UnavailableError)
+    work.outcome.set_result("new")
+    assert await within(late) == "new"
+    assert work.runs == 2
+
+
 async def test_a_cancelled_caller_leaves_the_run_to_the_others() -> None:
     shared, work = SharedWork[str]("installing"), Work()
     tasks = await callers(shared, work, 3)

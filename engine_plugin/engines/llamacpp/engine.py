@@ -133,10 +133,9 @@ class LlamaCppEngine(Engine):
     # Life
 
     async def start(self, mode: str) -> None:
-        if self._backend is not None:
-            await self._change_mode(mode)
-            return
-        await self._starting.run(lambda: self._start(mode))
+        if self._backend is None:
+            await self._starting.run(lambda: self._start(mode))
+        await self._change_mode(mode)  # also for one who joined the start of another
 
     async def _start(self, mode: str) -> None:
         async with self._lifecycle:  # a stop under way ends first
