@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["DONE", "error_event", "event_data", "whole_events"]
 
 DONE = b"data: [DONE]"
+# Lines may end in LF, CRLF or CR.
+_EMPTY_LINES = (b"\n\n", b"\n\r\n", b"\r\r")
 _MAX_EVENT = 16 * 1024 * 1024
 # Inside a JSON string a quote is escaped, so these bytes can only stand where an event begins.
 _ERROR_MARKS = (b'data: {"error"', b"error: {")
@@ -46,8 +48,7 @@ def _last_boundary(data: bytes) -> int:
     """The index after the last empty line that ends an event, 0 when there is none."""
     if data.endswith(b"\n\n"):
         return len(data)
-    plain, windows = data.rfind(b"\n\n"), data.rfind(b"\r\n\r\n")
-    return max(plain + 2 if plain >= 0 else 0, windows + 4 if windows >= 0 else 0)
+    return max([at + len(mark) for mark in _EMPTY_LINES if (at := data.rfind(mark)) >= 0], default=0)
 
 
 def error_event(block: bytes) -> int:

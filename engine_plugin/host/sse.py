@@ -96,7 +96,7 @@ async def events(chunks: AsyncIterable[bytes]) -> AsyncIterator[dict[str, Any]]:
 def _decode(data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadGatewayError(f"an event of the stream is not JSON: {data[:200]!r}") from error
     if not isinstance(value, dict):
         raise BadGatewayError(f"an event of the stream is not a JSON object: {data[:200]!r}")
