@@ -70,13 +70,20 @@ class Fetch:
         publish: Callable[[PullEvent], None],
         *,
         sha256: str = "",
+        size: int = 0,
+        limit: int = 0,
         insecure: bool = False,
         policy: FetchPolicy | None = None,
         present: Callable[[Remote], bool] = lambda _: False,
     ) -> None:
-        """`sha256` is what the file must have, if known; `present` says whether the file is already here."""
+        """`sha256` and `size` (bytes) are what the file must have, if known; it may have `limit` bytes at most.
+
+        `present` says whether the file is already here.
+        """
         self.validator = ""
         self._asked = sha256
+        self._size = size
+        self._limit = limit
         self._named = ""
         self._source = source
         self._partial = partial
@@ -184,7 +191,8 @@ class Fetch:
         if answer.response.status_code == 416:
             return await self._nothing_more(remote)
         await self._place(answer, remote)
-        total = self._partial.state.total
+        total = self._partial.state.total or self._size
+        await self._check_size(total)
         await in_thread(check_room, self._partial.folder, max(total - self._partial.size, 0))
         self._publish(Status(f"downloading {self._source.label}"))
         try:
@@ -194,6 +202,17 @@ class Fetch:
         if total and self._partial.size < total:
             raise DroppedError(f"the server ended after {self._partial.size} of {total} bytes")
         return True
+
+    async def _check_size(self, total: int) -> None:
+        """The size that the server announces is the one that was expected, and not too much."""
+        if self._size and total != self._size:
+            await in_thread(self._partial.restart)
+            raise DownloadError(
+                f"{self._source.label}: the file has {total} bytes, expected are {self._size}. "
+                "Correct the size or the URL."
+            )
+        if self._limit and total > self._limit:
+            raise DownloadError(f"{self._source.label}: {total} bytes are more than this may have ({self._limit}).")
 
     async def _nothing_more(self, remote: Remote) -> bool:
         """416: what is here is the whole file, or it is not this file."""
@@ -259,6 +278,10 @@ class Fetch:
                 if total and here > total:
                     raise DownloadError(
                         f"{answer.place}: the server sends more than the {total} bytes that it announced."
+                    )
+                if self._limit and here > self._limit:
+                    raise DownloadError(
+                        f"{answer.place}: more than {self._limit} bytes came, which this may not have."
                     )
                 buffer.add(chunk)
                 if buffer.due():

@@ -121,10 +121,7 @@ class Answer:
         """Raise what a status other than 200, 206 and 416, or a web page, means."""
         status = self.response.status_code
         if status in {401, 403}:
-            raise AuthError(
-                f"{self.place}: the server refused access (HTTP {status}). Give username and password "
-                "(for Hugging Face: any username and an access token), and accept the licence there."
-            )
+            raise AuthError(f"{self.place}: the server refused access (HTTP {status}).")
         if status in {404, 410}:
             raise NotFoundError(f"{self.place}: there is no such file (HTTP {status}). Correct the URL.")
         if status in {408, 429} or (status >= 500 and status not in {501, 505}):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit, urlunsplit
+from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
 
-__all__ = ["HttpSource", "without_secrets"]
+__all__ = ["HttpSource", "file_path", "without_secrets"]
 
 
 def without_secrets(url: str) -> str:
@@ -27,7 +28,34 @@ class HttpSource:
     username: str = field(default="", repr=False, compare=False)
     password: str = field(default="", repr=False, compare=False)
 
+    @classmethod
+    def parse(cls, url: str, username: str = "", password: str = "") -> HttpSource:
+        """The source that a URL names, credentials in it taken out. Raises ValueError when it is no http(s) URL."""
+        parts = urlsplit(url)
+        _ = parts.port  # a bad one is found only when it is asked for
+        if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
+            raise ValueError("no http(s) URL")
+        if any(character.isspace() or not character.isprintable() for character in url):
+            raise ValueError("a URL has no blanks")
+        bare = urlunsplit((parts.scheme.lower(), parts.netloc.rpartition("@")[2], parts.path, parts.query, ""))
+        return cls(bare, username or unquote(parts.username or ""), password or unquote(parts.password or ""))
+
+    @property
+    def file_name(self) -> str:
+        """The last piece of the path, as the file is called there."""
+        return unquote(urlsplit(self.url).path.rpartition("/")[2])
+
     @property
     def label(self) -> str:
         """The source for people and records."""
         return without_secrets(self.url)
+
+
+def file_path(url: str) -> Path:
+    """The path in a file:// URL. Raises ValueError when it names another machine."""
+    from urllib.request import url2pathname
+
+    parts = urlsplit(url)
+    if parts.netloc not in {"", "localhost"}:
+        raise ValueError("a file:// URL has three slashes and an absolute path")
+    return Path(url2pathname(parts.path))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from engine_plugin.download.events import PullEvent
+    from engine_plugin.download.events import ChunkProgress, PullEvent
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest
     from engine_plugin.models.store import ModelInfo, PullRequest
@@ -38,8 +38,8 @@ __all__ = [
 ENTRY_POINTS = "engine_plugin.engines"
 
 if TYPE_CHECKING:
-    Progress = Callable[[str], None]
-    """Told each step of a long operation, in words for a person."""
+    Progress = Callable[[str | ChunkProgress], None]
+    """Told each step of a long operation, in words for a person, and how far a download is."""
 
 
 class HealthState(Enum):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+import re
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from engine_plugin.errors import ManifestError, Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from engine_plugin.manifest import Manifest
+    from engine_plugin.manifest.document import KeyPath
 
 __all__ = ["option_problems", "read_options"]
 
@@ -21,29 +25,57 @@ _NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true o
 def option_problems(cls: type[Any], manifest: Manifest) -> list[Problem]:
     """What is wrong with the `engine:` section for an engine whose options are the dataclass `cls`.
 
-    A field is a str, int, float or bool, or one of these and None; its metadata may hold `min`, `max` and
-    `choices`. One without a default must be given. Called by `read_options` and by lint.
+    A field is a str, int, float or bool, one of these and None, or a `tuple[Other, ...]` of another such dataclass,
+    for a list of mappings. Its metadata may hold `min`, `max`, `choices`, and, for a text that is not empty,
+    `pattern` with its `form` in words. One without a default must be given. Called by `read_options` and by lint.
     """
+    return list(_problems(cls, manifest.engine_options, ("engine",), manifest))
+
+
+def _problems(cls: type[Any], given: Mapping[str, Any], place: KeyPath, manifest: Manifest) -> Iterator[Problem]:
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     hints = get_type_hints(cls)
-    problems = []
-    for key, value in manifest.engine_options.items():
-        field = fields.get(key)
+    for key, value in given.items():
+        field, here = fields.get(key), (*place, key)
         if field is None:
             near = difflib.get_close_matches(str(key), fields, n=1)
             fix = f"Did you mean {near[0]!r}?" if near else f"Known options: {', '.join(fields)}."
-            problems.append(manifest.problem(("engine", key), f"engine.{key} is not an option of this engine", fix))
-            continue
-        complaint = _complaint(hints[key], field.metadata, value)
-        if complaint:
-            what = f"engine.{key} is {value!r}"
-            problems.append(manifest.problem(("engine", key), what, f"It must be {complaint}."))
+            yield manifest.problem(here, f"{_shown(here)} is not an option of this engine", fix)
+        elif inner := _listed(hints[key]):
+            yield from _list_problems(inner, value, here, manifest)
+        elif complaint := _complaint(hints[key], field.metadata, value):
+            yield manifest.problem(here, f"{_shown(here)} is {value!r}", f"It must be {complaint}.")
     for key, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and key not in manifest.engine_options:
-            what = f"engine.{key} is missing"
-            problems.append(manifest.problem(("engine",), what, f"Give it {_NAMES[_kinds(hints[key])[0]]}."))
-    return problems
+        if required and key not in given:
+            what = f"{_shown((*place, key))} is missing"
+            yield manifest.problem(place, what, f"Give it {_NAMES[_kinds(hints[key])[0]]}.")
+
+
+def _list_problems(cls: type[Any], value: Any, place: KeyPath, manifest: Manifest) -> Iterator[Problem]:
+    if not isinstance(value, list):
+        yield manifest.problem(place, f"{_shown(place)} is {value!r}", "It must be a list of mappings.")
+        return
+    for index, entry in enumerate(value):
+        here = (*place, index)
+        if isinstance(entry, dict):
+            yield from _problems(cls, entry, here, manifest)
+        else:
+            yield manifest.problem(here, f"{_shown(here)} is {entry!r}", "It must be a mapping.")
+
+
+def _shown(place: KeyPath) -> str:
+    """A place as the rest of the manifest's complaints show it: `engine.archives[0].url`."""
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in place)
+    return "".join(steps).removeprefix(".")
+
+
+def _listed(hint: Any) -> type[Any] | None:
+    """The dataclass of a `tuple[Other, ...]`."""
+    if get_origin(hint) is tuple:
+        inner = get_args(hint)[0]
+        return inner if dataclasses.is_dataclass(inner) and isinstance(inner, type) else None
+    return None
 
 
 def _kinds(hint: Any) -> tuple[type[Any], ...]:
@@ -51,17 +83,19 @@ def _kinds(hint: Any) -> tuple[type[Any], ...]:
     return get_args(hint) or (hint,)
 
 
-def _complaint(hint: Any, metadata: Any, value: Any) -> str:
+def _complaint(hint: Any, metadata: Mapping[str, Any], value: Any) -> str:
     """What the value must be; "" when it is."""
     kinds = _kinds(hint)
     choices = metadata.get("choices")
     if choices and value not in choices:
-        return "one of " + ", ".join(map(str, choices))
+        return "one of " + ", ".join(str(choice) or "nothing" for choice in choices)
     allowed = (*kinds, int) if float in kinds else kinds
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
         return _NAMES[kinds[0]]
     if value is None:
         return ""
+    if isinstance(value, str):
+        return _misfit(metadata, value)
     low, high = metadata.get("min"), metadata.get("max")
     if low is not None and value < low:
         return f"at least {low}"
@@ -70,9 +104,20 @@ def _complaint(hint: Any, metadata: Any, value: Any) -> str:
     return ""
 
 
+def _misfit(metadata: Mapping[str, Any], value: str) -> str:
+    pattern = metadata.get("pattern")
+    return str(metadata["form"]) if pattern and value and not re.fullmatch(pattern, value) else ""
+
+
 def read_options(cls: type[Options], manifest: Manifest) -> Options:
     """The `engine:` section as `cls`. Raises ManifestError with every problem."""
     problems = option_problems(cls, manifest)
     if problems:
         raise ManifestError(problems)
-    return cls(**manifest.engine_options)
+    hints = get_type_hints(cls)
+    return cls(**{key: _read(hints[key], value) for key, value in manifest.engine_options.items()})
+
+
+def _read(hint: Any, value: Any) -> Any:
+    inner = _listed(hint)
+    return value if inner is None else tuple(inner(**entry) for entry in value)

@@ -11,7 +11,14 @@ from engine_plugin.download.events import Status, Success
 from engine_plugin.download.fetch import Fetch, ProgressReport
 from engine_plugin.download.partial import Partial
 from engine_plugin.download.source import HttpSource
-from engine_plugin.errors import DownloadError, InvalidRequestError, ModelNotFoundError, NotFoundError, PullError
+from engine_plugin.errors import (
+    AuthError,
+    DownloadError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    NotFoundError,
+    PullError,
+)
 from engine_plugin.files import BLOCK, in_thread, private_folder
 from engine_plugin.models.names import other_case
 from engine_plugin.models.records import Record
@@ -78,6 +85,11 @@ class Pull:
             raise
         except DownloadError as error:
             raise PullError(str(error)) from error
+        except AuthError as error:
+            raise AuthError(
+                f"{error} Give username and password (for Hugging Face: any username and an access token), and "
+                "accept the licence there."
+            ) from error
         except NotFoundError as error:
             raise ModelNotFoundError(str(error)) from error
 

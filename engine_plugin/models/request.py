@@ -6,9 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit, urlunsplit
 
-from engine_plugin.download.source import HttpSource, without_secrets
+from engine_plugin.download.source import HttpSource, file_path, without_secrets
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError
 from engine_plugin.models.info import kind_of_type
 from engine_plugin.models.names import near_names, validate_model_name
@@ -90,30 +89,19 @@ def _stem(file: str, suffix: str, request: PullRequest) -> str:
 def _http(text: str, request: PullRequest, where: str) -> tuple[HttpSource, str, str]:
     """The source, the file's name and the digest in the fragment."""
     try:
-        parts = urlsplit(text)
-        host, _ = parts.hostname, parts.port  # a bad port is found only when it is asked for
+        source = HttpSource.parse(text, request.username, request.password)
     except ValueError:
-        host = None
-    if not host or any(character.isspace() or not character.isprintable() for character in text):
-        raise InvalidRequestError(f"{where}: {without_secrets(text)!r} is no valid http(s) URL.")
+        raise InvalidRequestError(f"{where}: {without_secrets(text)!r} is no valid http(s) URL.") from None
     _, _, fragment = text.partition("#")
     digest = fragment.removeprefix("sha256=") if fragment.startswith("sha256=") else ""
-    url = urlunsplit((parts.scheme.lower(), parts.netloc.rpartition("@")[2], parts.path, parts.query, ""))
-    source = HttpSource(
-        url,
-        username=request.username or unquote(parts.username or ""),
-        password=request.password or unquote(parts.password or ""),
-    )
-    return source, unquote(parts.path.rpartition("/")[2]), _sha256(digest, where)
+    return source, source.file_name, _sha256(digest, where)
 
 
 def _file_url(text: str, where: str) -> Path:
-    from urllib.request import url2pathname
-
-    parts = urlsplit(text)
-    if parts.netloc not in {"", "localhost"}:
-        raise InvalidRequestError(f"{where}: a file:// URL has three slashes and an absolute path.")
-    return Path(url2pathname(parts.path))
+    try:
+        return file_path(text)
+    except ValueError as error:
+        raise InvalidRequestError(f"{where}: {error}.") from None
 
 
 def _local(path: Path, suffix: str, where: str) -> LocalSource:
