@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -19,6 +20,7 @@ __all__ = [
     "bind_to_us",
     "descendants",
     "is_alive",
+    "kill",
     "kill_tree",
     "processor_seconds",
     "same_process",
@@ -26,6 +28,9 @@ __all__ = [
     "spawn_options",
     "start_time",
 ]
+
+if sys.platform == "linux":
+    _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def spawn_options() -> dict[str, Any]:
@@ -81,7 +86,12 @@ def kill_tree(pid: int, known: Iterable[psutil.Process] = (), *, leader_gone: bo
         if sys.platform != "win32" and victims:
             with contextlib.suppress(OSError):
                 os.killpg(pid, signal.SIGKILL)  # at one blow, so that none can fork meanwhile
-    left = [process for process in victims.values() if is_alive(process)]
+    return kill(victims.values())
+
+
+def kill(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Kill these very processes. Returns those that were alive: call it again, with them, until it returns none."""
+    left = [process for process in processes if is_alive(process)]
     for process in left:
         with contextlib.suppress(psutil.Error):  # psutil compares start times: a reused pid is never hit
             process.kill()
@@ -97,7 +107,17 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def start_time(pid: int) -> float | None:
-    """When the process was created (seconds since the epoch), None when there is no such process."""
+    """When the process was created, None when there is no such process. In seconds, on Linux since the boot.
+
+    The time of day would not do there: it is computed from that of the boot, which moves when the clock is set, and
+    then no process would be known again.
+    """
+    if sys.platform == "linux":
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+            return None if fields[0] in (b"Z", b"X") else int(fields[19]) / _TICKS
+        except (OSError, ValueError, IndexError):
+            return None
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
