@@ -236,9 +236,10 @@ class Life:
         """Ask until it is ready. A server that logs each probe must not pass that for progress."""
         pause = _PROBE_FIRST
         while True:
-            self._echo_until = self._loop.time() + _ECHO
+            echo = min(_ECHO, pause / 2)
+            self._echo_until = self._loop.time() + echo
             ready = await self._spec.ready()
-            self._echo_until = self._loop.time() + _ECHO
+            self._echo_until = self._loop.time() + echo
             if ready:
                 return
             await asyncio.sleep(pause)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from typing import Any
 
 import psutil
 
@@ -51,6 +52,5 @@ def holder(port: int) -> str:
         return "another process" if probe.connect_ex(("127.0.0.1", port)) == 0 else ""
 
 
-def _is_listener(connection: object, port: int) -> bool:
-    address = getattr(connection, "laddr", None)
-    return getattr(connection, "status", "") == psutil.CONN_LISTEN and bool(address) and address.port == port
+def _is_listener(connection: Any, port: int) -> bool:
+    return connection.status == psutil.CONN_LISTEN and bool(connection.laddr) and connection.laddr.port == port

@@ -1,13 +1,13 @@
 """The process actor: one owner of one engine subprocess's state.
 
-    stopped ──ensure_ready──▶ starting ──ready probe──▶ ready ⇄ degraded ──exit, hang──▶ stopping
-       ▲                       │  │  ▲                    │                                 │
-       │                     stop │  └──── back-off ──────┼───────── recovering ◀───────────┤
-       │                       │  │                     stop                               │ limit reached
-       │                       ▼  └─exit, no progress─┐   │                                 ▼
-       └───── confirmed ──── stopping ◀───────────────┼───┘                            failed(reason)
-                                                      └──────────────────────────────────▶ │
-                                                          starting ◀───ensure_ready────────┘
+    stopped ──▶ starting ──▶ ready ◀──▶ degraded
+       ▲         │    ▲        │            │
+       │         ▼    │        ▼            │
+       ├───────── stopping ◀────────────────┘
+       │          │   │
+    failed ◀──────┘   └──▶ recovering ──▶ starting
+
+(`MOVES` has every transition, docs/design.md says when each is made.)
 
 One task, `_run`, makes every transition from a start to the stop or the final failure; everyone else only asks
 (`ensure_ready`, `stop`, `check`) and waits. So a start is shared by all who ask for it, a stop aborts a start and
@@ -24,11 +24,27 @@ from engine_plugin.engines.restarts import Restarts
 from engine_plugin.errors import EngineStartError, UnavailableError
 from engine_plugin.waiting import comes_true
 
-__all__ = ["Command", "EngineProcess", "ProcessSpec", "ProcessState"]
+__all__ = ["MOVES", "Command", "EngineProcess", "ProcessSpec", "ProcessState"]
 
 log = logging.getLogger(__name__)
 
 _SERVING = (ProcessState.READY, ProcessState.DEGRADED)
+
+MOVES = {
+    ProcessState.STOPPED: {ProcessState.STARTING},
+    ProcessState.STARTING: {
+        ProcessState.READY,
+        ProcessState.STOPPING,
+        ProcessState.FAILED,
+        ProcessState.RECOVERING,
+    },
+    ProcessState.READY: {ProcessState.DEGRADED, ProcessState.STOPPING},
+    ProcessState.DEGRADED: {ProcessState.READY, ProcessState.STOPPING},
+    ProcessState.STOPPING: {ProcessState.STOPPED, ProcessState.RECOVERING, ProcessState.FAILED},
+    ProcessState.RECOVERING: {ProcessState.STARTING, ProcessState.STOPPED},
+    ProcessState.FAILED: {ProcessState.STARTING},
+}
+"""Where each state may lead."""
 
 
 class EngineProcess:
@@ -108,6 +124,8 @@ class EngineProcess:
     def _enter(self, state: ProcessState) -> None:
         if state is self.state:
             return
+        if state not in MOVES[self.state]:
+            raise RuntimeError(f"{self.spec.name}: no way leads from {self.state.value} to {state.value}")
         log.debug("%s: %s -> %s", self.spec.name, self.state.value, state.value)
         if state is ProcessState.READY:
             self._settle(None)
@@ -155,14 +173,15 @@ class EngineProcess:
         log.warning(
             "%s: restarting in %g s (%d of %d)", self.spec.name, pause, self.restarts, self.spec.restart.limit
         )
-        if await comes_true(self._stop_wanted.wait(), within=pause):
-            self.failure = ""
-            return False
-        return True
+        return not await comes_true(self._stop_wanted.wait(), within=pause)
 
     def _finish(self) -> None:
         if self._stop_wanted.is_set():
             self._restarts.forget()
+        if self.state is ProcessState.RECOVERING:
+            self.failure = ""  # nobody knows whether the restart would have failed
+        if self.state is ProcessState.STARTING and not self.failure:
+            self._enter(ProcessState.STOPPING)  # cancelled before there was a process
         self._enter(ProcessState.FAILED if self.failure else ProcessState.STOPPED)
         self._settle(
             EngineStartError(self.failure)

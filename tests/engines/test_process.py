@@ -11,11 +11,12 @@ import random
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines.process import EngineProcess, ProcessState
+from engine_plugin.engines.process import MOVES, EngineProcess, ProcessState
 from engine_plugin.errors import EngineStartError, InvalidRequestError, UnavailableError
 from tests.engines.conftest import CHILD, LIMIT, Stage, alive, descriptors, until, within
 
@@ -643,3 +644,21 @@ async def test_every_transition_is_logged(stage: Stage, caplog: pytest.LogCaptur
         "child: ready -> stopping",
         "child: stopping -> stopped",
     ]
+
+
+@pytest.mark.promise("F18")
+def test_the_moves_are_those_of_the_documentation() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "design.md").read_text(encoding="utf-8")
+    table = page[page.index("| from | to | when |") :].partition("\n\n")[0]
+    named: dict[str, set[str]] = {}
+    for row in table.splitlines()[2:]:
+        sources, targets, _ = (cell.strip().split(", ") for cell in row.strip("| ").split(" | ", 2))
+        for source in sources:
+            named.setdefault(source, set()).update(targets)
+    assert named == {state.value: {target.value for target in targets} for state, targets in MOVES.items()}
+
+
+@pytest.mark.promise("F18")
+def test_no_other_move_is_made(stage: Stage) -> None:
+    with pytest.raises(RuntimeError, match="no way leads from stopped to ready"):
+        stage.engine()._enter(ProcessState.READY)

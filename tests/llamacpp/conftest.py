@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -26,7 +27,7 @@ from engine_plugin.plugin import Plugin
 from engine_plugin.rpc.grpc_aio import AioServer
 from engine_plugin.rpc.servicer import provider_service
 
-from .running import ENDLESS, MARK, REPOSITORY, RunningPlugin, processes_of
+from .running import ENDLESS, ENGINE_MARK, MARK, REPOSITORY, RunningPlugin, processes_of
 
 Serve: TypeAlias = Callable[..., Awaitable[RunningPlugin]]
 
@@ -105,8 +106,9 @@ class _Server:
         shape["resources"]["data_dir"] = str(data or place / "data")
         change(shape)
         (place / "plugin.yaml").write_text(yaml.safe_dump(shape, sort_keys=False))
+        mark = secrets.token_hex(8)
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in (environ or {}).items():
+            for name, value in {**(environ or {}), ENGINE_MARK: mark}.items():
                 patch.setenv(name, value)
             manifest = load_manifest(place / "plugin.yaml")
             engine = LlamaCppEngine(manifest)
@@ -122,7 +124,7 @@ class _Server:
         client: PluginClient = await self._stack.enter_async_context(await connect(address))
         if start:
             await client.start_engine()
-        return RunningPlugin(plugin, engine, client, address)
+        return RunningPlugin(plugin, engine, client, address, mark)
 
     async def aclose(self) -> None:
         await self._stack.aclose()

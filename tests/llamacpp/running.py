@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from engine_plugin.engines.records import TOKEN_VARIABLE
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -22,10 +20,21 @@ if TYPE_CHECKING:
     from engine_plugin.host import PluginClient
     from engine_plugin.plugin import Plugin
 
-__all__ = ["ENDLESS", "HELLO", "MARK", "REPOSITORY", "RunningPlugin", "eventually", "gone", "processes_of"]
+__all__ = [
+    "ENDLESS",
+    "ENGINE_MARK",
+    "HELLO",
+    "MARK",
+    "REPOSITORY",
+    "RunningPlugin",
+    "eventually",
+    "gone",
+    "processes_of",
+]
 
 REPOSITORY = Path(__file__).parents[2]
 MARK = "ENGINE_PLUGIN_TEST_RUN"
+ENGINE_MARK = "ENGINE_PLUGIN_TEST_ENGINE"
 ENDLESS = REPOSITORY / "tests" / "data" / "gguf" / "tiny-random.gguf"
 """A chat model that never stops by itself."""
 
@@ -70,15 +79,12 @@ class RunningPlugin:
     engine: LlamaCppEngine
     client: PluginClient
     address: str
-
-    @property
-    def token(self) -> str:
-        """What marks this engine's processes."""
-        return self.engine._records.token
+    mark: str
+    """The value of ENGINE_MARK in the environment of its engine's processes."""
 
     def processes(self) -> list[psutil.Process]:
         """The engine's processes."""
-        return processes_of(self.token, TOKEN_VARIABLE)
+        return processes_of(self.mark, ENGINE_MARK)
 
     def server(self, model: str) -> ModelServer:
         """The server of a loaded model."""

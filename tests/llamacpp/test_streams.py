@@ -127,7 +127,7 @@ async def test_what_comes_while_nobody_reads_leaves_in_few_chunks(serve: Serve) 
 
 @pytest.mark.promise("F20", "P5")
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no such signal")
-async def test_the_engines_death_ends_its_streams_and_the_next_call_restarts_it(serve: Serve) -> None:
+async def test_the_engines_death_ends_its_streams_and_the_next_call_shares_the_restart(serve: Serve) -> None:
     running = await serve()
     model = ENDLESS.stem
     request = STEADY | {"prompt": "a", "model": model, "max_tokens": 100_000}
@@ -145,7 +145,8 @@ async def test_the_engines_death_ends_its_streams_and_the_next_call_restarts_it(
                     await read_all(read)
             # `idle` still holds the dead engine when the next call comes.
             assert await running.loaded() == []
-            assert (await running.client.health_check()).startswith("ready: 0 models")
+            words = f"degraded: {model} is being restarted: llama.cpp for {model} died: SIGKILL"
+            assert (await running.client.health_check()).startswith(words)
             assert (await running.client.invoke("generate", brief))["usage"]["completion_tokens"] == 3
             assert await running.loaded() == [model]
             assert await running.engine_pid(model) != victims[0]

@@ -15,7 +15,6 @@ from engine_plugin.engines.health import HealthPolicy
 from engine_plugin.engines.http1 import Http1Client
 from engine_plugin.engines.llamacpp import command
 from engine_plugin.engines.process import Command, EngineProcess, ProcessSpec, ProcessState
-from engine_plugin.engines.records import TOKEN_VARIABLE
 from engine_plugin.engines.restarts import RestartPolicy
 from engine_plugin.errors import (
     BadGatewayError,
@@ -25,7 +24,7 @@ from engine_plugin.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from engine_plugin.files import in_thread
+from engine_plugin.files import in_thread, private_folder
 from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:
@@ -79,10 +78,10 @@ class ModelServer:
         self.model = model
         self._backend = backend
         self._options = options
-        self._records = records
+        self._ticket = records.ticket()
         self._environ = environ
         self._gpu_layers = gpu_layers
-        self._folder = folder
+        self._key_folder = folder or records.folder
         self._socket = None if folder is None else folder / f"{secrets.token_hex(4)}.sock"
         self._key = ""
         self._key_file: Path | None = None
@@ -202,8 +201,9 @@ class ModelServer:
                 ),
                 error_marks=(" E ", "E cannot", "error", "Error"),
                 on_output=self._hear_address,
-                on_spawn=self._records.add,
-                on_end=self._records.remove,
+                on_spawn=self._ticket.add,
+                on_end=self._ticket.remove,
+                stragglers=self._ticket.stragglers,
             )
         )
 
@@ -224,7 +224,7 @@ class ModelServer:
             self._connect_to((settings.host, self._port))
         return Command(
             argv=command.runner_command() if self._is_ours else self._llama_server(settings),
-            env=command.server_environ(self._environ, self._backend, {TOKEN_VARIABLE: self._records.token}),
+            env=command.server_environ(self._environ, self._backend, self._ticket.environ),
             stdin=command.runner_stdin(settings) if self._is_ours else b"",
         )
 
@@ -254,9 +254,8 @@ class ModelServer:
 
     def _llama_server(self, settings: command.ServerSettings) -> list[str]:
         if self._key_file is None:
-            folder = self._folder or self._records.folder
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._key_file = folder / f"{secrets.token_hex(4)}.key"
+            private_folder(self._key_folder)
+            self._key_file = self._key_folder / f"{secrets.token_hex(4)}.key"
         self._key_file.touch(mode=0o600)
         self._key_file.write_text(self._key + "\n")
         return command.server_command(self._backend, settings, self._key_file)
