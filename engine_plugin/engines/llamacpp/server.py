@@ -122,8 +122,8 @@ class ModelServer:
         match self.process.state:
             case ProcessState.DEGRADED:
                 return f"{self.model.name} does not answer: it is busy, or hangs"
-            case ProcessState.RECOVERING:
-                return f"{self.model.name} is being restarted: {self.process.failure}"
+            case ProcessState.STOPPING | ProcessState.RECOVERING if self.process.life and self.process.life.failure:
+                return f"{self.model.name} is being restarted: {self.process.life.failure}"
             case ProcessState.FAILED:
                 return self.process.failure
         return ""
