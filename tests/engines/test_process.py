@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin.engines.process import MOVES, EngineProcess, ProcessState
+from engine_plugin.engines.restarts import RestartPolicy
 from engine_plugin.errors import EngineStartError, InvalidRequestError, UnavailableError
 from tests.engines.conftest import CHILD, LIMIT, Stage, alive, descriptors, until, within
 
@@ -586,7 +587,11 @@ async def test_no_order_of_calls_hangs_or_leaves_a_process(stage: Stage, seed: i
     draw = random.Random(seed)  # noqa: S311  # repeatable is what it must be
     lives: list[int] = []
     process = stage.engine(
-        "ignore-term", ready(stage), on_spawn=lives.append, stop_timeout=draw.choice([0.0, 0.02, 5.0])
+        "ignore-term",
+        ready(stage),
+        on_spawn=lives.append,
+        stop_timeout=draw.choice([0.0, 0.02, 5.0]),
+        restart=RestartPolicy(limit=seed % 3, backoff=0.02),
     )
     tasks: list[asyncio.Task[None]] = []
     async with asyncio.timeout(LIMIT):
