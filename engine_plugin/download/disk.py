@@ -20,12 +20,12 @@ _MARGIN = 64 * 1024 * 1024
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
-def check_room(folder: Path, needed: int) -> None:
-    """Raise DownloadError when `needed` more bytes do not fit below `folder`."""
+def check_room(folder: Path, needed: int, what: str = "the download") -> None:
+    """Raise DownloadError when `needed` more bytes, of `what`, do not fit below `folder`."""
     free = shutil.disk_usage(folder).free
     if free < needed + _MARGIN:
         raise DownloadError(
-            f"{folder} has {byte_size(free)} free ({free} bytes), the download needs {byte_size(needed)} more "
+            f"{folder} has {byte_size(free)} free ({free} bytes), {what} needs {byte_size(needed)} more "
             f"({needed} bytes) and {byte_size(_MARGIN)} to spare: free some space or move the data directory."
         )
 

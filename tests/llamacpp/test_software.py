@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from filelock import FileLock
 
+from engine_plugin.engines import install as install_module
 from engine_plugin.engines.llamacpp import software as software_module
 from engine_plugin.engines.llamacpp.software import Software
 from engine_plugin.errors import EnginePluginError, EngineStartError, InstallError, PreconditionError
@@ -26,15 +27,16 @@ if TYPE_CHECKING:
 
 
 def snapshot(folder: Path) -> set[str]:
-    """What lies below a folder, but for the lock."""
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != "install.lock"}
+    """What lies below the software directory, but for what every installation makes first."""
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    return found - {"install.lock", "versions"}
 
 
 def fake_pip(monkeypatch: pytest.MonkeyPatch, *, fail: str = "", pause: asyncio.Event | None = None) -> list[Path]:
     """Let pip be done in no time: a package directory whose version is 9.<number of the run>."""
     runs: list[Path] = []
 
-    async def pip(self: Software, target: Path, _progress: Callable[[str], None]) -> None:
+    async def pip(target: Path, *_arguments: Any, **_options: Any) -> None:
         runs.append(target)
         for name in ("xllamacpp", "gguf"):
             information = target / f"{name}-9.{len(runs)}.dist-info"
@@ -50,7 +52,7 @@ def fake_pip(monkeypatch: pytest.MonkeyPatch, *, fail: str = "", pause: asyncio.
             raise EngineStartError("the new xllamacpp does not run (exit code 127): no libgomp")
         return {"version": f"9.{len(runs)}", "devices": []}
 
-    monkeypatch.setattr(Software, "_pip", pip)
+    monkeypatch.setattr(software_module, "install_packages", pip)
     monkeypatch.setattr(Software, "probe", probe)
     return runs
 
@@ -74,9 +76,8 @@ async def test_cover_installs_and_replaces(serve: Serve, monkeypatch: pytest.Mon
         assert "version 9.2" in await running.client.install_engine(cover=True)
     current = json.loads((folder / "current.json").read_text())["folder"]
     assert current.startswith("xllamacpp-9.2-")
-    assert [path.name for path in folder.glob("*xllamacpp-*")] == [current]
-    assert list(folder.glob(".staging-*")) == []
-    assert (await running.client.check_engine()).detail.startswith(f"xllamacpp in {folder / current}")
+    assert [path.name for path in (folder / "versions").iterdir()] == [current]
+    assert (await running.client.check_engine()).detail.startswith(f"xllamacpp in {folder / 'versions' / current}")
     assert await running.client.get_version() == "9.2"
 
 
@@ -130,7 +131,7 @@ async def test_another_processs_installation_is_waited_for(serve: Serve, monkeyp
         assert runs == []
     await installing
     assert len(runs) == 1
-    monkeypatch.setattr(software_module, "_LOCK_TIMEOUT", 0.2)
+    monkeypatch.setattr(install_module, "LOCK_TIMEOUT", 0.2)
     with FileLock(folder / "install.lock"), pytest.raises(EnginePluginError, match="another installation holds"):
         await running.client.install_engine(cover=True)
 
@@ -140,7 +141,7 @@ async def test_too_little_room(serve: Serve, monkeypatch: pytest.MonkeyPatch) ->
     running = await serve(start=False)
     usage = shutil.disk_usage(Path.cwd())
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1 << 20))
-    with pytest.raises(EnginePluginError, match=r"not enough disk space in .*: 1 MiB free, 400 MiB needed"):
+    with pytest.raises(EnginePluginError, match=r"has 1 MiB free .* xllamacpp needs 400 MiB more"):
         await running.client.install_engine(cover=True)
     assert runs == []
 
@@ -151,7 +152,7 @@ async def test_a_running_engine_moves_to_what_was_installed(serve: Serve, monkey
     await running.client.load_model("tiny-chat")
     fake_pip(monkeypatch)
     await running.client.install_engine(cover=True)
-    assert await running.loaded() == []
+    assert await running.loaded() == ["tiny-chat"]
     assert running.engine._backend is not None
     assert running.engine._backend.version == "9.1"
     # The fake package holds no module, so that the one beside us still answers.
@@ -172,7 +173,7 @@ async def test_without_the_software(serve: Serve, monkeypatch: pytest.MonkeyPatc
 
 async def pip_refuses(running: RunningPlugin) -> None:
     before = snapshot(running.engine._software.folder)
-    with pytest.raises(EnginePluginError, match=r"pip could not install xllamacpp 0\.0\.0-nope: .*Check the network"):
+    with pytest.raises(EnginePluginError, match=r"pip could not install it: .*0\.0\.0-nope.*Check the network"):
         await running.client.install_engine(cover=True)
     assert snapshot(running.engine._software.folder) == before
 

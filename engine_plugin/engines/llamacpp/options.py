@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine_plugin.engines.releases import Archive  # noqa: TC001  # read_options evaluates the hints
+
 __all__ = ["LlamaCppOptions"]
 
 
@@ -16,14 +18,33 @@ def _number(default: Any, low: float, high: float) -> Any:
 class LlamaCppOptions:
     """Each field is a key below `engine:`. Times are seconds; docs/llamacpp.md explains each to a packager."""
 
-    backend: str = field(default="auto", metadata={"choices": ("auto", "xllamacpp", "llama-server")})
-    """auto: `llama_server` when given or found on PATH, else xllamacpp."""
+    backend: str = field(default="auto", metadata={"choices": ("auto", "xllamacpp", "llama-server", "release")})
+    """auto: `llama_server` when given or found on PATH, else what is installed; release: llama.cpp's own archives."""
 
     llama_server: str = ""
     """Path of a llama-server binary; empty: look on PATH."""
 
     version: str = ""
-    """The xllamacpp version that InstallEngine and UpgradeEngine install; empty: the one pinned by this release."""
+    """What InstallEngine and UpgradeEngine install: an xllamacpp version, or the tag of a release of llama.cpp.
+    Empty: the one that goes with this version of engine-plugin."""
+
+    accelerator: str = "auto"
+    """What a release shall compute on: cpu, cuda, metal, rocm, vulkan; auto takes what is certain to be here."""
+
+    archives: tuple[Archive, ...] = ()
+    """A release of one's own in the place of llama.cpp's: what to install on which machine."""
+
+    mirror: str = ""
+    """Where llama.cpp's releases are copied to, as <mirror>/<tag>/<file>."""
+
+    checksums: str = ""
+    """URL or path of a file with the SHA-256 of a release's archives; empty: GitHub's, or the mirror's SHA256SUMS."""
+
+    verify: bool = True
+    """Whether an archive without a known SHA-256 is refused."""
+
+    offline: bool = False
+    """Never touch the network to install: everything is looked for in <data_dir>/software/offline."""
 
     transport: str = field(default="auto", metadata={"choices": ("auto", "unix", "tcp")})
     """How we reach the server: a private unix socket, or a loopback port and a key (auto: tcp on Windows only)."""

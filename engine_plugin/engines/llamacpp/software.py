@@ -1,48 +1,53 @@
 """The llama.cpp software: which one is on this machine, installing it, upgrading it.
 
 Places, in the order they are looked at (`engine.backend: auto`): a llama-server that plugin.yaml names or that
-is on PATH; xllamacpp installed below the data directory by InstallEngine; xllamacpp beside this package
-(the extra `llamacpp`). GGUF headers are read with the `gguf` package, which comes with the last two.
+is on PATH; what InstallEngine installed below the data directory, which is xllamacpp or a release of llama.cpp
+itself; xllamacpp beside this package (the extra `llamacpp`). GGUF headers are read with the `gguf` package, which
+comes with each but the first.
 """
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
 import json
-import logging
-import os
 import re
 import shutil
 import sys
-import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines import python, tree
+from engine_plugin.download.disk import check_room
+from engine_plugin.engines import python
 from engine_plugin.engines.base import EngineCheck
-from engine_plugin.errors import EngineNotInstalledError, EngineStartError, InstallError
+from engine_plugin.engines.install import Installation, Steps
+from engine_plugin.engines.llamacpp.releases import find_server, release_archives
+from engine_plugin.engines.pip import install_packages
+from engine_plugin.engines.releases import DownloadRules, Downloads, choose
+from engine_plugin.errors import (
+    DownloadError,
+    EngineNotInstalledError,
+    EnginePluginError,
+    EngineStartError,
+    InstallError,
+)
+from engine_plugin.files import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from filelock import FileLock
+    from collections.abc import Awaitable, Callable, Mapping
 
     from engine_plugin.engines.base import Progress
     from engine_plugin.engines.llamacpp.options import LlamaCppOptions
+    from engine_plugin.engines.releases import Archive
 
-__all__ = ["RUNNER", "Backend", "Software"]
-
-log = logging.getLogger(__name__)
+__all__ = ["RUNNER", "Backend", "Moves", "Software"]
 
 RUNNER = "engine_plugin.engines.llamacpp.runner"
 _REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 _NEEDED_BYTES = 400 * 1024 * 1024
 _PROBE_TIMEOUT = 60.0
-_LOCK_TIMEOUT = 600.0
-_LOCK_PAUSE = 0.1
+_PYTHON = "python"
+"""Where an installed release keeps gguf."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,17 @@ class Backend:
     executable: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """What the driver does for an installation."""
+
+    trial: Callable[[Backend], Awaitable[None]]
+    """Starts a new llama.cpp beside what runs, asks it something, and ends it. Raises EnginePluginError."""
+
+    adopt: Callable[[], Awaitable[None]]
+    """Has a running engine use what `Software.find` finds now. Raises EnginePluginError when it does not come up."""
+
+
 class Software:
     """Finds, installs and probes llama.cpp for one data directory. Owned by the engine driver."""
 
@@ -63,6 +79,10 @@ class Software:
         self._options = options
         self._root = data_dir / "software"
         self._environ = environ
+        self._installation = Installation(self._root)
+        self._shelf = self._root / "offline"
+        rules = DownloadRules(self._shelf, options.offline, options.verify)
+        self._downloads = Downloads(self._root / "downloads", rules)
 
     @property
     def folder(self) -> Path:
@@ -71,8 +91,11 @@ class Software:
 
     @property
     def wanted_version(self) -> str:
-        """The xllamacpp version that an installation gives."""
-        return self._options.version or _pinned()["xllamacpp"]
+        """The version that an installation gives: xllamacpp's, or the tag of llama.cpp's release."""
+        if self._options.version:
+            return self._options.version
+        pinned = _pinned()["xllamacpp"]
+        return f"b{pinned.rpartition('.')[2]}" if self._wanted == "release" else pinned
 
     def check(self) -> EngineCheck:
         """Look for the software without running it."""
@@ -92,9 +115,10 @@ class Software:
 
     @property
     def _wanted(self) -> str:
-        """The backend that is asked for; a llama-server that plugin.yaml names is not passed over in mode auto."""
-        named = self._options.backend == "auto" and self._options.llama_server
-        return "llama-server" if named else self._options.backend
+        """The backend that is asked for; in mode auto, what plugin.yaml names is not passed over."""
+        if self._options.backend != "auto":
+            return self._options.backend
+        return "llama-server" if self._options.llama_server else "release" if self._options.archives else "auto"
 
     def _missing(self) -> str:
         if self._wanted == "llama-server":
@@ -110,19 +134,20 @@ class Software:
                 return Backend("llama-server", "", f"llama-server at {executable}", self._site(), executable)
             if wanted == "llama-server":
                 return None
-        site = self._site()
-        if site is not None:
-            return Backend("xllamacpp", _version_in([str(site)], "xllamacpp"), f"xllamacpp in {site}", site)
+        current = self._installation.current()
+        if current is not None:
+            backend = _installed(current.folder, current.facts)
+            if wanted == "auto" or wanted == current.facts.get("kind"):
+                return backend
+        if wanted == "release":
+            return None
         version = _version_in(None, "xllamacpp")
         return Backend("xllamacpp", version, "xllamacpp beside engine-plugin") if version else None
 
     def _site(self) -> Path | None:
-        """The directory of the version that is switched on."""
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            site = self._root / str(json.loads((self._root / "current.json").read_text())["folder"])
-            if site.is_dir():
-                return site
-        return None
+        """The directory of Python packages of the version that is switched on."""
+        current = self._installation.current()
+        return None if current is None else _installed(current.folder, current.facts).site
 
     def _can_inspect(self) -> bool:
         site = self._site()
@@ -150,130 +175,143 @@ class Software:
         shape: dict[str, Any] = json.loads(out)
         return shape
 
-    async def install(self, progress: Progress, *, cover: bool) -> str:
+    async def install(self, progress: Progress, moves: Moves, *, cover: bool) -> str:
         """Install below the data directory unless something usable is here. Returns what is usable now."""
-        check = self.check()
+        check = await in_thread(self.check)
         if check.installed and not cover:
             return check.detail
         if self._wanted == "llama-server" and self._find() is None:
             raise InstallError(
                 f"{self._missing()}. plugin.yaml asks for one, which this plugin does not install: install "
-                "llama.cpp's llama-server yourself, or set engine.backend to xllamacpp"
+                "llama.cpp's llama-server yourself, or set engine.backend to xllamacpp or release"
             )
-        await self._install_beside(progress)
-        return self.check().detail
+        before = self._installation.current()
 
-    async def upgrade(self, progress: Progress) -> bool:
-        """Bring our xllamacpp to the wanted version; False when there was nothing to do."""
-        backend = self._find()
-        if backend is not None and (backend.kind == "llama-server" or backend.version == self.wanted_version):
+        def needless() -> bool:
+            return self.check().installed and self._installation.current() != before
+
+        await self._replace(progress, moves, needless)
+        return (await in_thread(self.check)).detail
+
+    async def upgrade(self, progress: Progress, moves: Moves) -> bool:
+        """Bring our llama.cpp to the wanted version; False when there was nothing to do."""
+        if self._up_to_date():
             return False
-        await self._install_beside(progress)
-        return True
+        return await self._replace(progress, moves, self._up_to_date)
 
-    async def _install_beside(self, progress: Progress) -> None:
-        """Install into a new directory, prove that it runs, then switch; on any failure nothing has changed."""
-        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        free = shutil.disk_usage(self._root).free
-        if free < _NEEDED_BYTES:
-            raise InstallError(
-                f"not enough disk space in {self._root}: {free >> 20} MiB free, {_NEEDED_BYTES >> 20} MiB needed"
-            )
-        from filelock import FileLock  # not before the handshake
+    def _up_to_date(self) -> bool:
+        backend = self._find()
+        if backend is None:
+            return False
+        if self._wanted != "release":
+            return backend.kind == "llama-server" or backend.version == self.wanted_version
+        current = self._installation.current()
+        return current is not None and current.facts.get("source") == _source_of(self._archives())
 
-        lock = FileLock(self._root / "install.lock")
-        try:
-            async with asyncio.timeout(_LOCK_TIMEOUT):
-                await _acquire(lock)
-        except TimeoutError:
-            raise InstallError(f"another installation holds {lock.lock_file} for {_LOCK_TIMEOUT:g} s") from None
-        staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=self._root))
-        try:
-            progress(f"installing xllamacpp {self.wanted_version} into {self._root}")
-            await self._pip(staging, progress)
-            progress("checking that it runs")
-            probed = await self.probe(Backend("xllamacpp", "", "the new xllamacpp", staging))
-            folder = self._root / f"xllamacpp-{probed['version']}-{staging.name.removeprefix('.staging-')}"
-            await asyncio.to_thread(self._switch, staging, folder)
-        except (OSError, EngineStartError) as error:
-            raise InstallError(f"installing xllamacpp failed, nothing was changed: {error}") from error
-        finally:
-            await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
-            lock.release()
-        await asyncio.to_thread(self._remove_others, folder)
+    async def _replace(self, progress: Progress, moves: Moves, needless: Callable[[], bool]) -> bool:
+        release = self._wanted == "release"
+        archives = self._archives() if release else ()
 
-    async def _pip(self, target: Path, progress: Progress) -> None:
-        argv = [sys.executable, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--target"]
-        argv += [str(target), "--only-binary", ":all:", "--progress-bar", "off", "--no-warn-conflicts"]
-        if self._options.version:
-            argv += [f"xllamacpp=={self._options.version}", f"gguf=={_pinned()['gguf']}"]
-        else:
-            argv += ["--require-hashes", "-r", str(_REQUIREMENTS)]
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=python.module_environ(self._environ, Path(_pip_home())),
-            **tree.spawn_options(),
+        async def fill(folder: Path) -> None:
+            if release:
+                await self._fill_with_release(folder, archives, progress)
+            else:
+                await self._fill_with_packages(folder, progress)
+
+        async def check(folder: Path) -> Mapping[str, str]:
+            facts = {"kind": "xllamacpp"}
+            if release:
+                server = (await in_thread(find_server, folder)).relative_to(folder).as_posix()
+                facts = {"kind": "release", "executable": server, "source": _source_of(archives)}
+            try:
+                backend = _installed(folder, facts)
+                version = str((await self.probe(backend))["version"])
+                await moves.trial(backend)
+            except InstallError:
+                raise
+            except EnginePluginError as error:
+                raise InstallError(f"the new llama.cpp does not run, nothing was changed: {error}") from error
+            return {**facts, "version": version}
+
+        async def adopt() -> None:
+            await moves.adopt()
+            await self._downloads.clear()
+
+        return await self._installation.replace(Steps(fill, check, adopt, needless), progress)
+
+    def _archives(self) -> tuple[Archive, ...]:
+        """The archives of the wanted release for this machine. Raises InstallError."""
+        options = self._options
+        return choose(
+            options.archives or release_archives(self.wanted_version, options.mirror, options.checksums),
+            options.accelerator,
         )
-        said: list[str] = []
+
+    async def _fill_with_release(self, folder: Path, archives: tuple[Archive, ...], progress: Progress) -> None:
+        from engine_plugin.engines.archives import unpack  # not before the handshake
+
+        files = [await self._downloads.get(archive, progress) for archive in archives]
+        progress(f"unpacking {', '.join(file.name for file in files)}")
         try:
-            while process.stdout is not None and (line := await process.stdout.readline()):
-                text = line.decode("utf-8", "replace").strip()
-                said.append(text)
-                if text.startswith(("Collecting", "Downloading", "Installing", "Using cached")):
-                    progress(text.partition(" (from")[0])
-            status = await process.wait()
-        finally:
-            if process.returncode is None:
-                tree.kill_tree(process.pid)
-                await process.wait()
-        if status != 0:
-            raise InstallError(
-                f"pip could not install xllamacpp {self.wanted_version}: {' | '.join(said[-4:])}. "
-                "Check the network, or name a mirror in pip's own configuration (`pip config`)"
-            )
+            await unpack(files, folder / "llama.cpp")
+        except InstallError:
+            if not self._options.verify:  # else what was fetched is what was meant, and serves the next attempt
+                await self._downloads.clear()
+            raise
+        if not _version_in(None, "gguf"):
+            await self._install_packages(folder / _PYTHON, progress, without="xllamacpp")
 
-    def _switch(self, staging: Path, folder: Path) -> None:
-        staging.rename(folder)
-        scratch = self._root / "current.json.new"
-        scratch.write_text(json.dumps({"folder": folder.name}))
-        scratch.replace(self._root / "current.json")
+    async def _fill_with_packages(self, folder: Path, progress: Progress) -> None:
+        try:
+            await in_thread(check_room, folder, _NEEDED_BYTES, "xllamacpp")
+        except DownloadError as error:
+            raise InstallError(str(error)) from error
+        progress(f"installing xllamacpp {self.wanted_version} into {self._root}")
+        await self._install_packages(folder, progress)
 
-    def _remove_others(self, keep: Path) -> None:
-        for old in self._root.glob("xllamacpp-*"):
-            if old != keep:
-                shutil.rmtree(old, ignore_errors=True)  # on Windows files in use stay until the next installation
-
-
-async def _acquire(lock: FileLock) -> None:
-    """Take the lock, without a thread that would go on waiting for it when we are cancelled."""
-    from filelock import Timeout
-
-    while True:
-        with suppress(Timeout):
-            lock.acquire(blocking=False)
+    async def _install_packages(self, folder: Path, progress: Progress, without: str = "") -> None:
+        """Our requirements, by hash; or the version that plugin.yaml asks for."""
+        wheels = self._shelf if self._options.offline else None
+        if self._options.version and not without:
+            names = [f"xllamacpp=={self._options.version}", f"gguf=={_pinned()['gguf']}"]
+            await install_packages(folder, names, self._environ, progress, wheels=wheels)
             return
-        await asyncio.sleep(_LOCK_PAUSE)
+        lines = await in_thread(_requirements_without, without)
+        chosen = folder.with_name(f"{folder.name}.requirements.txt")
+        try:
+            await in_thread(chosen.write_text, lines, encoding="utf-8")
+            arguments = ["--require-hashes", "-r", str(chosen)]
+            await install_packages(folder, arguments, self._environ, progress, wheels=wheels)
+        finally:
+            await in_thread(chosen.unlink, missing_ok=True)
 
 
-def _pip_home() -> str:
-    """The directory that holds pip, which may lie beside this package only (a built plugin directory)."""
-    import importlib.util
+def _installed(folder: Path, facts: Mapping[str, str]) -> Backend:
+    """What an installation's directory holds."""
+    version = facts.get("version", "")
+    if facts.get("kind") == "release":
+        site = folder / _PYTHON
+        executable = str(folder / facts.get("executable", "llama-server"))
+        origin = f"llama-server in {folder}"
+        return Backend("llama-server", version, origin, site if site.is_dir() else None, executable)
+    return Backend("xllamacpp", version or _version_in([str(folder)], "xllamacpp"), f"xllamacpp in {folder}", folder)
 
-    spec = importlib.util.find_spec("pip")
-    if spec is None or spec.origin is None:
-        raise InstallError(
-            f"pip is missing in {sys.executable}: install it (python -m ensurepip), or xllamacpp and gguf themselves"
-        )
-    return os.fspath(Path(spec.origin).parent.parent)
+
+def _source_of(archives: tuple[Archive, ...]) -> str:
+    """What tells one release from another: where its archives are, and their digests where plugin.yaml gives them."""
+    return " ".join(f"{archive.label}#{archive.sha256}" for archive in archives)
 
 
 def _version_in(path: list[str] | None, name: str) -> str:
     """The version of a distribution in `path` (None: where this Python looks), "" when it is not there."""
     found = importlib.metadata.distributions(name=name, path=sys.path if path is None else path)
     return next((distribution.version for distribution in found), "")
+
+
+def _requirements_without(name: str) -> str:
+    """requirements.txt less one package."""
+    blocks = re.split(r"^(?=\S)", _REQUIREMENTS.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return "".join(block for block in blocks if not block.startswith(f"{name}==") or not name)
 
 
 def _pinned() -> dict[str, str]:

@@ -1,0 +1,70 @@
+"""llama.cpp's own releases: what their archives are called, and where the server in them is.
+
+Since release b7800 or so each is a .tar.gz, on Windows a .zip. Older ones have other names, and the numbers in those
+for CUDA and ROCm change with time: `engine.archives` names what does not fit here.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from engine_plugin.engines.releases import Archive
+from engine_plugin.errors import InstallError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["find_server", "release_archives"]
+
+_DOWNLOADS = "https://github.com/ggml-org/llama.cpp/releases/download"
+_DIGESTS = "https://api.github.com/repos/ggml-org/llama.cpp/releases/tags"
+"""llama.cpp publishes no checksum file; GitHub tells each file's SHA-256."""
+
+_NAMES: dict[tuple[str, str, str], tuple[str, ...]] = {
+    ("linux", "amd64", "cpu"): ("llama-{tag}-bin-ubuntu-x64.tar.gz",),
+    ("linux", "arm64", "cpu"): ("llama-{tag}-bin-ubuntu-arm64.tar.gz",),
+    ("linux", "amd64", "vulkan"): ("llama-{tag}-bin-ubuntu-vulkan-x64.tar.gz",),
+    ("linux", "arm64", "vulkan"): ("llama-{tag}-bin-ubuntu-vulkan-arm64.tar.gz",),
+    ("linux", "amd64", "rocm"): ("llama-{tag}-bin-ubuntu-rocm-7.2-x64.tar.gz",),
+    ("darwin", "arm64", "metal"): ("llama-{tag}-bin-macos-arm64.tar.gz",),
+    ("darwin", "amd64", "cpu"): ("llama-{tag}-bin-macos-x64.tar.gz",),
+    ("windows", "amd64", "cpu"): ("llama-{tag}-bin-win-cpu-x64.zip",),
+    ("windows", "arm64", "cpu"): ("llama-{tag}-bin-win-cpu-arm64.zip",),
+    ("windows", "amd64", "vulkan"): ("llama-{tag}-bin-win-vulkan-x64.zip",),
+    ("windows", "amd64", "rocm"): ("llama-{tag}-bin-win-hip-radeon-x64.zip",),
+    # The second holds NVIDIA's libraries, which the first needs beside it.
+    ("windows", "amd64", "cuda"): (
+        "llama-{tag}-bin-win-cuda-12.4-x64.zip",
+        "cudart-llama-bin-win-cuda-12.4-x64.zip",
+    ),
+}
+
+
+def release_archives(tag: str, mirror: str, checksums: str) -> tuple[Archive, ...]:
+    """The archives of release `tag`, such as b11549.
+
+    A `mirror` is laid out as the original: <mirror>/<tag>/<file>. The digests come from `checksums`, else from a
+    mirror's <tag>/SHA256SUMS, else from GitHub.
+    """
+    base = mirror.rstrip("/") or _DOWNLOADS
+    digests = checksums or (f"{base}/{tag}/SHA256SUMS" if mirror else f"{_DIGESTS}/{tag}")
+    return tuple(
+        Archive(f"{base}/{tag}/{name.format(tag=tag)}", system, machine, accelerator, checksums=digests)
+        for (system, machine, accelerator), names in _NAMES.items()
+        for name in names
+    )
+
+
+def find_server(folder: Path) -> Path:
+    """The llama-server in what was unpacked, the one that lies highest, executable. Raises InstallError.
+
+    Blocking.
+    """
+    name = "llama-server.exe" if sys.platform == "win32" else "llama-server"
+    found = [path for path in folder.rglob(name) if path.is_file()]
+    if not found:
+        raise InstallError(f"there is no {name} in what was unpacked: engine.archives names something else")
+    server = min(found, key=lambda path: (len(path.parts), path))
+    server.chmod(server.stat().st_mode | 0o111)  # a .zip may have lost that
+    return server
