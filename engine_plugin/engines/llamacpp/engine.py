@@ -17,14 +17,16 @@ from engine_plugin.engines.llamacpp.models import model_store
 from engine_plugin.engines.llamacpp.options import LlamaCppOptions
 from engine_plugin.engines.llamacpp.pool import ModelPool
 from engine_plugin.engines.llamacpp.server import PATHS, ModelServer, refusal_error
-from engine_plugin.engines.llamacpp.software import Backend, Software
+from engine_plugin.engines.llamacpp.software import Backend, Moves, Software
 from engine_plugin.engines.options import option_problems, read_options
 from engine_plugin.engines.records import ProcessRecords
 from engine_plugin.engines.shared import SharedWork
 from engine_plugin.errors import (
     BadGatewayError,
+    EnginePluginError,
     InvalidRequestError,
     ModelInUseError,
+    ModelNotFoundError,
     ModelNotLoadedError,
     PreconditionError,
     UnavailableError,
@@ -65,7 +67,7 @@ class LlamaCppEngine(Engine):
         self._software = Software(self._options, self._data, self._environ)
         self._records = ProcessRecords(self._data / "run")
         self._store = model_store(self._data / "models", self._software)
-        self._pool = ModelPool(self._options.max_loaded_models, self._options.drain_timeout, self._new_server)
+        self._pool = ModelPool(self._options.max_loaded_models, self._options.drain_timeout, self._server_of_ours)
         self._starting: SharedWork[None] = SharedWork("starting llama.cpp")
         self._installing: SharedWork[str] = SharedWork("installing llama.cpp")
         self._backend: Backend | None = None
@@ -88,26 +90,52 @@ class LlamaCppEngine(Engine):
         return await self._installing.run(lambda: self._install(progress, cover=cover))
 
     async def _install(self, progress: Progress, *, cover: bool) -> str:
-        done = await self._software.install(progress, cover=cover)
-        await self._move(progress)
-        return done
+        return await self._software.install(progress, self._moves(progress), cover=cover)
 
     async def upgrade(self, progress: Progress) -> str:
         return await self._installing.run(lambda: self._upgrade(progress))
 
     async def _upgrade(self, progress: Progress) -> str:
-        if not await self._software.upgrade(progress):
-            return f"nothing to upgrade: {self._software.check().detail}"
-        await self._move(progress)
-        return f"upgraded: {self._software.check().detail}"
+        done = await self._software.upgrade(progress, self._moves(progress))
+        return f"{'upgraded' if done else 'nothing to upgrade'}: {(await self.check()).detail}"
 
-    async def _move(self, progress: Progress) -> None:
-        """Have a running engine use what is installed now; the old version's files are gone."""
+    def _moves(self, progress: Progress) -> Moves:
+        """What an installation asks of us. The models that were loaded are loaded again, after a failure too."""
+        loaded: dict[str, ModelInfo] = {}
+
+        async def adopt() -> None:
+            loaded.update({server.model.name: server.model for server in self._pool.servers()})
+            await self._adopt(list(loaded), progress)
+
+        return Moves(self._trial, adopt)
+
+    async def _trial(self, backend: Backend) -> None:
+        """Have new software answer with a sample, beside what runs. Raises EngineStartError."""
+        model = await self._store.get(self._store.default_for("chat"))
+        await self.init_env()
+        with ExitStack() as cleanup:
+            folder = await in_thread(self._private_folder, cleanup) if self._use_unix_sockets() else None
+            server = self._new_server(model, backend, folder)
+            try:
+                await server.ensure_ready()
+            finally:
+                await server.stop()
+                server.clean_up()
+
+    async def _adopt(self, models: list[str], progress: Progress) -> None:
+        """Have a running engine use what is installed now, with `models` loaded; one that is stopped stays so."""
         if self._backend is None or self._backend == self._software.find():
             return
         progress("moving the running engine to the new version")
         self._backend = self._software.find()
         await self._pool.drain()
+        for name in models:
+            try:
+                with suppress(ModelNotFoundError):  # deleted meanwhile
+                    await self._pool.load(await self._store.get(name))
+            except EnginePluginError:
+                if self._backend is not None:  # else a stop ended it
+                    raise
 
     async def init_env(self) -> None:
         for folder in (self._data, self._data / "models", self._data / "run"):
@@ -147,7 +175,7 @@ class LlamaCppEngine(Engine):
         probed = await self._software.probe(backend)
         _require_device(mode, probed["devices"], backend)
         if self._use_unix_sockets() and self._sockets is None:
-            self._sockets = await in_thread(self._private_folder)  # ends before a stop cleans it up
+            self._sockets = await in_thread(self._private_folder, self._cleanup)  # ends before a stop cleans it up
         self._mode, self._backend = mode, backend
         log.info("llama.cpp is ready: %s, version %s, mode %s", backend.origin, probed["version"], mode)
 
@@ -268,23 +296,26 @@ class LlamaCppEngine(Engine):
         if sse.DONE not in last:
             raise BadGatewayError("the engine's stream ended before it was done")
 
-    def _new_server(self, model: ModelInfo) -> ModelServer:
+    def _server_of_ours(self, model: ModelInfo) -> ModelServer:
+        return self._new_server(model, self._require_running(), self._sockets)
+
+    def _new_server(self, model: ModelInfo, backend: Backend, folder: Path | None) -> ModelServer:
         return ModelServer(
             model,
-            self._require_running(),
+            backend,
             self._options,
             gpu_layers=0 if self._mode == "cpu" else self._options.gpu_layers,
-            folder=self._sockets,
+            folder=folder,
             records=self._records,
             environ=self._environ,
         )
 
-    def _private_folder(self) -> Path:
-        """A directory for the engine's sockets, until `stop`. Sweeps what killed plugins left, too."""
+    def _private_folder(self, cleanup: ExitStack) -> Path:
+        """A directory for the engine's sockets, until `cleanup`. Sweeps what killed plugins left, too."""
         if sys.platform != "win32":
             from engine_plugin.socketdir import private_directory
 
-            return self._cleanup.enter_context(private_directory(base="", group=""))
+            return cleanup.enter_context(private_directory(base="", group=""))
         raise UnsupportedError("engine.transport: there are no unix sockets on Windows; use auto or tcp")
 
     def _require_running(self) -> Backend:
