@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from contextlib import asynccontextmanager
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin import deadlines
 from engine_plugin.deadlines import deadline
+from engine_plugin.download.sizes import byte_size
 from engine_plugin.engines.base import HealthState
 from engine_plugin.errors import InvalidRequestError, UnavailableError, UnsupportedError
 from engine_plugin.services import SERVICES, parse_request
@@ -21,7 +23,7 @@ from engine_plugin.services.base import optional
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
-    from engine_plugin.download.events import PullEvent
+    from engine_plugin.download.events import ChunkProgress, PullEvent
     from engine_plugin.engines.base import BidiMessage, Engine, EngineCheck, EngineConfig, Health, Progress
     from engine_plugin.manifest import Manifest, ServiceSpec
     from engine_plugin.models.store import ModelInfo, PullRequest
@@ -32,6 +34,10 @@ log = logging.getLogger(__name__)
 
 MODES = {"": "auto", "auto": "auto", "daemon": "auto", "standard": "auto", "cpu": "cpu", "gpu": "gpu", "npu": "npu"}
 """StartEngine's modes as hosts send them, and what they mean to an engine."""
+
+_LINE_S = 0.5
+_LINE_BYTES = 16 * 1024 * 1024
+"""How often a download is told of in the log: at most so often, and, of an unknown size, every so many bytes."""
 
 _RAISE = "Raise services[].timeout in plugin.yaml, or make it negative for no deadline"
 
@@ -228,5 +234,34 @@ class Plugin:
 
 
 def _progress_log(operation: str) -> Progress:
-    """Progress as log lines, marked with `progress`, by which a host's log can show a person the steps."""
-    return lambda step: log.info("%s", step, extra={"progress": operation})
+    """Progress as log lines, marked with `progress`, by which a host's log can show a person the steps.
+
+    A download tells of each percent, twice a second at most, with `completed` and `total` bytes.
+    """
+    told = _Told()
+
+    def tell(step: str | ChunkProgress) -> None:
+        if isinstance(step, str):
+            log.info("%s", step, extra={"progress": operation})
+        elif told.is_due(step):
+            of = f" of {byte_size(step.total)}" if step.total else ""
+            numbers = {"completed": step.completed, "total": step.total, "digest": step.digest}
+            log.info("%s%s are here", byte_size(step.completed), of, extra={"progress": operation, **numbers})
+
+    return tell
+
+
+class _Told:
+    """Which of many progress events are worth a line."""
+
+    def __init__(self) -> None:
+        self._share = -1
+        self._at = 0.0
+
+    def is_due(self, step: ChunkProgress) -> bool:
+        share = 100 * step.completed // step.total if step.total else step.completed // _LINE_BYTES
+        over = 0 < step.total == step.completed
+        if share == self._share or (time.monotonic() < self._at + _LINE_S and not over):
+            return False
+        self._share, self._at = share, time.monotonic()
+        return True

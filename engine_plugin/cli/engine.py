@@ -11,6 +11,9 @@ from engine_plugin.cli.output import human_size, print_json, say
 from engine_plugin.errors import EngineNotInstalledError, EnginePluginError, UnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from engine_plugin.cli.progress import Show
     from engine_plugin.cli.rendezvous import ServerRecord
     from engine_plugin.host import LogLine, PluginClient
 
@@ -50,14 +53,33 @@ async def check(options: Options) -> None:
 @runs
 async def install(options: Options, cover: bool) -> None:
     """Install the engine's software."""
-    from engine_plugin.cli.session import plugin
-
-    async with plugin(options, on_log=_tell) as client:
-        what = await client.install_engine(cover=cover)
+    what = await _changed(options, lambda client: client.install_engine(cover=cover))
     if options.json:
         print_json({"installed": True, "detail": what})
     else:
         click.echo(f"installed: {what}")
+
+
+@engine.command()
+@global_options
+@runs
+async def upgrade(options: Options) -> None:
+    """Bring the engine's software to the version that plugin.yaml asks for; a running engine moves over."""
+    what = await _changed(options, lambda client: client.upgrade_engine())
+    if options.json:
+        print_json({"detail": what})
+    else:
+        click.echo(what)
+
+
+async def _changed(options: Options, change: Callable[[PluginClient], Awaitable[str]]) -> str:
+    """Have the plugin change its engine's software, and show how that goes."""
+    from engine_plugin.cli.progress import progress_display
+    from engine_plugin.cli.session import plugin
+
+    with progress_display(as_json=False) as show:
+        async with plugin(options, on_log=lambda line: _tell(line, show)) as client:
+            return await change(client)
 
 
 @engine.command()
@@ -166,7 +188,12 @@ def _print_status(shown: dict[str, object]) -> None:
             click.echo(f"model:   {model.get('name', '?')} ({human_size(model.get('size', 0))})")
 
 
-def _tell(line: LogLine) -> None:
+def _tell(line: LogLine, show: Show) -> None:
     """Show the steps of an installation, which the plugin logs."""
-    if "progress" in line.kv:
-        say(line.message)
+    if "progress" not in line.kv:
+        return
+    completed, total, digest = (line.kv.get(name) for name in ("completed", "total", "digest"))
+    if isinstance(completed, int) and isinstance(total, int):
+        show({"status": "downloading", "completed": completed, "total": total, "digest": str(digest or "")})
+    else:
+        show({"status": line.message})
