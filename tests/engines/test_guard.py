@@ -1,26 +1,27 @@
-"""An engine must not outlive its plugin, even one that is killed. Numbers are the field's requirements."""
+"""An engine must not outlive its plugin, even one that is killed, and neither must anything that it spawned."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+import subprocess
 import sys
-from pathlib import Path
+import time
 
+import psutil
 import pytest
 
-from engine_plugin.engines import guard
+from engine_plugin.engines import guard, python
 from tests.engines.conftest import CHILD, Stage, alive, running, until
 
-GUARD = [sys.executable, "-m", "engine_plugin.engines.guard"]
-STAY = """\
-import sys
-from engine_plugin.engines import guard
-guard._STOP_WAIT = 0.3
-sys.exit(guard._stay(sys.argv[1:]))
-"""
-STAYING = [sys.executable, "-c", STAY]
+GUARD = python.guarded([])
+# Another POSIX system than Linux: no parent-death signal, no subreaper, no /proc.
+AS_ELSEWHERE = (
+    "import os, sys; sys.platform = 'darwin'; from engine_plugin.engines import guard;"
+    "os._exit(guard.main(sys.argv[1:]))"
+)
+ELSEWHERE = [sys.executable, "-c", AS_ELSEWHERE]
 # What a plugin does: spawns argv[1:], says so in the environment, and lives until it is killed.
 PLUGIN = """\
 import os, subprocess, sys, time
@@ -29,47 +30,133 @@ time.sleep(60 if os.environ["LIVES"] else 0)
 os._exit(0)
 """
 
-linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent-death signal")
-posix_only = pytest.mark.skipif(sys.platform == "win32", reason="Windows uses a Job Object instead of the guard")
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent-death signal and subreaper")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows uses a Job Object instead of the guard")
+everywhere = pytest.mark.parametrize(
+    "start", [pytest.param(GUARD, id="linux", marks=linux_only), pytest.param(ELSEWHERE, id="elsewhere")]
+)
+
+
+def plugin_of(*argv: str) -> list[str]:
+    return [sys.executable, "-c", PLUGIN, *argv]
+
+
+# When the plugin is killed
 
 
 @pytest.mark.promise("F7", "F8")
-@linux_only
-@pytest.mark.parametrize("armed", ["by exec", "by itself"])
-async def test_a_killed_parent_takes_its_child_along(stage: Stage, armed: str) -> None:
-    """(7, 8) SIGKILL of the plugin; nobody can react but the kernel."""
-    path = stage.path("ready")
-    argv = [*GUARD, *CHILD, "ignore-term", "ignore-stdin", f"ready:{path}"]
-    if armed == "by itself":
-        script = (
-            "import os, sys, time; from engine_plugin.engines import guard; guard.arm();"
-            "open(sys.argv[1] + '.new', 'w').write(str(os.getpid())); os.replace(sys.argv[1] + '.new', sys.argv[1]);"
-            "time.sleep(60)"
-        )
-        argv = [sys.executable, "-c", script, path]
-    with running(stage, [sys.executable, "-c", PLUGIN, *argv], LIVES="yes") as plugin:
-        await until(Path(path).exists, "the child is up")
+@everywhere
+async def test_a_killed_plugin_takes_its_engine_along(stage: Stage, start: list[str]) -> None:
+    argv = [*start, *CHILD, "ignore-term", "ignore-stdin", f"ready:{stage.path('ready')}"]
+    with running(stage, plugin_of(*argv), LIVES="yes") as plugin:
+        await until((stage.folder / "ready").exists, "the engine is up")
         pid = stage.pid("ready")
         assert alive(pid)
-        plugin.send_signal(signal.SIGKILL)
+        plugin.kill()
+        async with asyncio.timeout(1):
+            await until(lambda: not alive(pid), "the engine has ended")
+
+
+@linux_only
+@pytest.mark.promise("F5", "F7")
+async def test_a_killed_plugin_takes_the_engines_offspring_along(stage: Stage) -> None:
+    """In the engine's session, in one of its own, and one whose parent is gone and whose environment is empty."""
+    script = (
+        "import os, subprocess, sys; python, folder, child = sys.argv[1], sys.argv[2] + '/', sys.argv[3:];"
+        "stubborn = ['ignore-term', 'ignore-stdin'];"
+        'orphan = f\'import subprocess; subprocess.Popen({[*child, *stubborn, "ready:" + folder + "orphan"]},'
+        " start_new_session=True, env=dict())';"
+        "subprocess.run([python, '-c', orphan], check=True);"
+        "actions = [f'grandchild:{folder}kin', f'loner:{folder}loner', f'ready:{folder}ready'];"
+        "os.execv(python, [*child, *stubborn, *actions])"
+    )
+    engine = [sys.executable, "-c", script, sys.executable, str(stage.folder), *CHILD]
+    names = ("ready", "kin", "loner", "orphan")
+    with running(stage, plugin_of(*GUARD, *engine), LIVES="yes") as plugin:
+        await until(lambda: all((stage.folder / name).exists() for name in names), "all are up")
+        pids = [stage.pid(name) for name in names]
+        guards = psutil.Process(plugin.pid).children()
+        assert all(alive(pid) for pid in pids)
+        plugin.kill()
+        async with asyncio.timeout(1):
+            await until(lambda: not any(alive(pid) for pid in pids), "all have ended")
+            await until(lambda: not any(alive(process.pid) for process in guards), "the guard has ended")
+
+
+@pytest.mark.promise("F7")
+async def test_elsewhere_the_program_is_killed_with_its_group(stage: Stage) -> None:
+    """What has left the group is for the records."""
+    argv = [*CHILD, "ignore-term", "ignore-stdin", f"grandchild:{stage.path('kin')}", f"ready:{stage.path('ready')}"]
+    with running(stage, plugin_of(*ELSEWHERE, *argv), LIVES="yes") as plugin:
+        await until((stage.folder / "ready").exists, "all are up")
+        pids = [stage.pid("ready"), stage.pid("kin")]
+        plugin.kill()
+        async with asyncio.timeout(1):
+            await until(lambda: not any(alive(pid) for pid in pids), "all have ended")
+
+
+@pytest.mark.promise("F7")
+async def test_elsewhere_somebody_else_may_hold_stdin_open(stage: Stage) -> None:
+    """Its end is the quick sign of the plugin's death, not the only one."""
+    plugin = (
+        "import os, subprocess, sys, time\n"
+        "receive, send = os.pipe()\n"
+        "split = sys.argv.index('--')\n"
+        "subprocess.Popen(sys.argv[1:split], stdin=-3, pass_fds=[send])\n"
+        "env = os.environ | {'ENGINE_PLUGIN_PARENT': str(os.getpid())}\n"
+        "subprocess.Popen(sys.argv[split + 1:], stdin=receive, env=env)\n"
+        "time.sleep(60)\n"
+    )
+    holder = [*CHILD, "ignore-stdin", f"ready:{stage.path('holder')}"]
+    engine = [*ELSEWHERE, *CHILD, "ignore-stdin", f"ready:{stage.path('ready')}"]
+    with running(stage, [sys.executable, "-c", plugin, *holder, "--", *engine]) as process:
+        await until((stage.folder / "ready").exists, "the engine is up")
+        await until((stage.folder / "holder").exists, "the other is up")
+        process.kill()
+        await until(lambda: not alive(stage.pid("ready")), "the engine has ended")
+        assert alive(stage.pid("holder"))
+        os.kill(stage.pid("holder"), signal.SIGKILL)
+
+
+@linux_only
+@pytest.mark.promise("F7", "F8")
+async def test_a_process_that_armed_itself(stage: Stage) -> None:
+    """SIGKILL of the plugin; nobody can react but the kernel."""
+    script = (
+        "import os, sys, time; from engine_plugin.engines import guard; guard.arm();"
+        "open(sys.argv[1] + '.new', 'w').write(str(os.getpid())); os.replace(sys.argv[1] + '.new', sys.argv[1]);"
+        "time.sleep(60)"
+    )
+    with running(stage, plugin_of(sys.executable, "-c", script, stage.path("up")), LIVES="yes") as plugin:
+        await until((stage.folder / "up").exists, "the child is up")
+        pid = stage.pid("up")
+        plugin.kill()
         async with asyncio.timeout(1):
             await until(lambda: not alive(pid), "the child has ended")
 
 
 @pytest.mark.promise("F8")
-@linux_only
-async def test_a_parent_that_died_before_the_child_was_armed(stage: Stage) -> None:
-    """(8) The kernel sends nothing for a parent that is gone already, hence the look at getppid()."""
+@pytest.mark.parametrize(
+    ("way", "system"),
+    [
+        pytest.param("guard.main(sys.argv[2:])", "linux", marks=linux_only),
+        pytest.param("guard.arm(); os.execvp(sys.argv[2], sys.argv[2:])", "linux", marks=linux_only),
+        ("guard.main(sys.argv[2:])", "darwin"),  # there a process of ours has nothing to arm: it sees stdin's end
+    ],
+)
+async def test_a_plugin_that_died_before_anything_was_armed(stage: Stage, way: str, system: str) -> None:
+    """The kernel sends nothing for a parent that is gone already, hence the look at getppid()."""
     script = (
         "import os, sys, time\n"
         "from engine_plugin.engines import guard\n"
+        f"sys.platform = {system!r}\n"
         "open(sys.argv[1] + '/up.new', 'w').write(str(os.getpid()))\n"
         "os.replace(sys.argv[1] + '/up.new', sys.argv[1] + '/up')\n"
         "while not os.path.exists(sys.argv[1] + '/go'): time.sleep(0.005)\n"
-        "guard.main(['touch', sys.argv[1] + '/ran'])\n"
+        f"{way}\n"
     )
-    argv = [sys.executable, "-c", script, str(stage.folder)]
-    with running(stage, [sys.executable, "-c", PLUGIN, *argv], LIVES="") as plugin:
+    argv = [sys.executable, "-c", script, str(stage.folder), "touch", stage.path("ran")]
+    with running(stage, plugin_of(*argv), LIVES="") as plugin:
         assert plugin.wait(10) == 0
         await until((stage.folder / "up").exists, "the child is up")
         (stage.folder / "go").touch()
@@ -78,127 +165,216 @@ async def test_a_parent_that_died_before_the_child_was_armed(stage: Stage) -> No
 
 
 @pytest.mark.promise("F8")
-@linux_only
-def test_another_parent_than_the_named_one(stage: Stage) -> None:
+@everywhere
+def test_another_parent_than_the_named_one(stage: Stage, start: list[str]) -> None:
     ran = stage.folder / "ran"
-    with running(stage, [*GUARD, "touch", str(ran)], ENGINE_PLUGIN_PARENT="1") as process:
+    with running(stage, [*start, "touch", str(ran)], ENGINE_PLUGIN_PARENT="1") as process:
         assert process.wait(10) == 0
     assert not ran.exists()
-    with running(stage, [*GUARD, "touch", str(ran)], ENGINE_PLUGIN_PARENT=str(os.getpid())) as process:
+    with running(stage, [*start, "touch", str(ran)], ENGINE_PLUGIN_PARENT=str(os.getpid())) as process:
         assert process.wait(10) == 0
     assert ran.exists()
 
 
+@linux_only
 @pytest.mark.promise("F8")
-@linux_only
-def test_the_guard_becomes_the_command(stage: Stage) -> None:
-    """(6) No process of ours in between: signals and the exit status are the command's own."""
-    script = "import os, sys; print(os.getpid(), os.environ.get('ENGINE_PLUGIN_PARENT')); sys.exit(7)"
-    command = [sys.executable, "-I", "-S", "-c", script]
-    with running(stage, [*GUARD, *command], ENGINE_PLUGIN_PARENT=str(os.getpid())) as process:
-        assert process.communicate(timeout=10)[0].split() == [str(process.pid), "None"], "what was for us is used up"
-        assert process.returncode == 7
-
-
-@pytest.mark.promise("G33")
-@linux_only
-def test_the_command_gets_signals_as_they_come_by_default(stage: Stage) -> None:
-    """Python ignores SIGPIPE and SIGXFSZ, and what is ignored stays so over exec."""
-    with running(stage, [*GUARD, "grep", "SigIgn", "/proc/self/status"]) as process:
-        name, mask = process.communicate(timeout=10)[0].split()
-        assert name == "SigIgn:"
-        # Others may be ignored by whoever started the tests: a shell ignores some for what is in its background.
-        restored = (signal.SIGPIPE, signal.SIGXFSZ)
-        assert [number for number in restored if int(mask, 16) >> (number - 1) & 1] == []
-
-
-@posix_only
-@pytest.mark.parametrize("start", [GUARD, STAYING])
-def test_what_is_no_command(stage: Stage, start: list[str]) -> None:
-    missing = stage.path("no-such-command")
-    if start is GUARD:
-        with running(stage, start) as process:
-            out, err = process.communicate(timeout=10)
-            assert (process.returncode, out) == (2, "")
-            assert err.startswith("usage: ")
-    for command, why in ((missing, "No such file or directory"), (str(stage.folder), "Permission denied")):
-        with running(stage, [*start, command]) as process:
-            out, err = process.communicate(timeout=10)
-            if start is GUARD:
-                assert (process.returncode, out, err) == (127, "", f"cannot run {command}: {why}\n")
-            else:
-                assert process.returncode == 1
-
-
-@posix_only
-def test_main_where_nothing_can_be_execd(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other POSIX systems: main goes by `_stay`."""
-    script = f"import sys; sys.platform = 'darwin'; {STAY.replace('_stay', 'main')}"
-    with running(stage, [sys.executable, "-c", script, *CHILD, "exit:6"]) as process:
-        assert process.wait(10) == 6
-    with running(stage, [sys.executable, "-c", script, stage.path("missing")]) as process:
-        assert (
-            process.communicate(timeout=10)[1] == f"cannot run {stage.path('missing')}: No such file or directory\n"
-        )
-        assert process.returncode == 127
-    assert guard.main([]) == 2
-
-
-@pytest.mark.promise("F7", "F8")
-@posix_only
-@pytest.mark.parametrize("obeys", [True, False])
-async def test_staying_ends_the_child_when_stdin_ends(stage: Stage, obeys: bool) -> None:
-    """(7, 8) The end of stdin means that the plugin is gone."""
-    stubborn = [] if obeys else ["ignore-term"]
-    argv = [*STAYING, *CHILD, *stubborn, "ignore-stdin", f"ready:{stage.path('ready')}", "idle:50"]
-    # The child's own stdin is none of the plugin's, so it would see its end at once: hence idle.
-    with running(stage, argv) as process:
-        await until((stage.folder / "ready").exists, "the child is up")
-        pid = stage.pid("ready")
-        assert pid != process.pid
-        assert process.stdin is not None
-        process.stdin.close()
-        await until(lambda: not alive(pid), "the child has ended")
-        ended_by = signal.SIGTERM if obeys else signal.SIGKILL
-        assert await asyncio.to_thread(process.wait, 10) == -ended_by
-
-
-@posix_only
-async def test_staying_passes_sigterm_on(stage: Stage) -> None:
-    script = (
-        "import os, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: os._exit(5));"
-        "open(sys.argv[1], 'w').close(); time.sleep(50)"
+async def test_the_end_of_the_thread_that_spawned_is_not_the_plugins(stage: Stage) -> None:
+    """The kernel's signal is for a thread's death; a look at getppid() tells the difference, now and later."""
+    plugin = (
+        "import os, subprocess, sys, threading, time\n"
+        "def spawn():\n"
+        "    env = os.environ | {'ENGINE_PLUGIN_PARENT': str(os.getpid())}\n"
+        "    subprocess.Popen(sys.argv[2:], env=env, stdin=-1)\n"
+        "    while not os.path.exists(sys.argv[1]): time.sleep(0.005)\n"
+        "thread = threading.Thread(target=spawn)\n"
+        "thread.start()\n"
+        "thread.join()\n"
+        "print('ended', flush=True)\n"
+        "time.sleep(60)\n"
     )
-    command = [sys.executable, "-I", "-S", "-c", script, stage.path("ready")]
-    with running(stage, [*STAYING, *command]) as process:
-        await until((stage.folder / "ready").exists, "the child is up")
-        process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(process.wait, 10) == 5
+    argv = [*GUARD, *CHILD, "ignore-stdin", f"ready:{stage.path('ready')}"]
+    with running(stage, [sys.executable, "-c", plugin, stage.path("ready"), *argv]) as process:
+        assert process.stdout is not None
+        assert await asyncio.to_thread(process.stdout.readline) == "ended\n"
+        pid = stage.pid("ready")
+        with pytest.raises(psutil.TimeoutExpired):
+            await asyncio.to_thread(psutil.Process(pid).wait, 0.3)
+        process.kill()
+        await until(lambda: not alive(pid), "the engine has ended")
 
 
-@posix_only
+@linux_only
+@pytest.mark.promise("F7")
+async def test_a_guard_that_is_killed_takes_the_program_along(stage: Stage) -> None:
+    with running(stage, [*GUARD, *CHILD, "ignore-term", "ignore-stdin", f"ready:{stage.path('ready')}"]) as process:
+        await until((stage.folder / "ready").exists, "the program is up")
+        assert stage.pid("ready") != process.pid
+        process.kill()
+        await until(lambda: not alive(stage.pid("ready")), "the program has ended")
+
+
+# When the program ends
+
+
+@everywhere
 @pytest.mark.parametrize(
-    ("action", "status"), [("exit:0", 0), ("exit:9", 9), ("die:SIGABRT", -6), ("die:SIGKILL", -9)]
+    ("action", "status"),
+    [("exit:0", 0), ("exit:9", 9), ("die:SIGABRT", -6), ("die:SIGKILL", -9), ("die:SIGTERM", -15)],
 )
-def test_staying_passes_the_exit_status_on(stage: Stage, action: str, status: int) -> None:
-    with running(stage, [*STAYING, *CHILD, action]) as process:
+def test_the_guard_ends_as_the_program_ended(stage: Stage, start: list[str], action: str, status: int) -> None:
+    with running(stage, [*start, *CHILD, action]) as process:
         assert process.wait(10) == status
 
 
-@posix_only
-async def test_sigterm_in_the_moment_of_the_start_is_not_lost(stage: Stage) -> None:
-    """Between the child's birth and our knowing it."""
-    script = """\
-import os, signal, subprocess, sys
+@linux_only
+@pytest.mark.promise("F5")
+@pytest.mark.parametrize("ends", ["exit:3", "die:SIGSEGV"])
+async def test_what_the_program_leaves_ends_before_the_guard(stage: Stage, ends: str) -> None:
+    actions = [f"grandchild:{stage.path('kin')}", f"loner:{stage.path('loner')}", ends]
+    with running(stage, [*GUARD, *CHILD, *actions]) as process:
+        assert await asyncio.to_thread(process.wait, 10) == (3 if ends == "exit:3" else -signal.SIGSEGV)
+        assert not alive(stage.pid("kin"))
+        assert not alive(stage.pid("loner"))
+
+
+@linux_only
+async def test_one_that_cannot_be_killed_does_not_hide_the_programs_end(stage: Stage) -> None:
+    """A process that took on another user's identity, say."""
+    script = (
+        "import os, sys; from engine_plugin.engines import guard\n"
+        "def refused(pid, signal): raise PermissionError\n"
+        "os.kill = refused\n"
+        "os._exit(guard.main(sys.argv[1:]))\n"
+    )
+    with running(stage, [sys.executable, "-c", script, *CHILD, f"loner:{stage.path('loner')}", "exit:3"]) as process:
+        assert await asyncio.to_thread(process.wait, 10) == 3
+        assert alive(stage.pid("loner"))
+        os.kill(stage.pid("loner"), signal.SIGKILL)
+
+
+@linux_only
+async def test_those_who_lost_their_parent_are_waited_for(stage: Stage) -> None:
+    """The guard is their parent now, and without that they would stay as zombies."""
+    script = (
+        "import os, sys, time\n"
+        "for _ in range(5):\n"
+        "    if not os.fork():\n"
+        "        if not os.fork(): os._exit(0)\n"
+        "        os._exit(0)\n"
+        "    os.wait()\n"
+        "open(sys.argv[1], 'w').close(); time.sleep(50)\n"
+    )
+    with running(stage, [*GUARD, sys.executable, "-I", "-S", "-c", script, stage.path("done")]) as process:
+        await until((stage.folder / "done").exists, "all have ended")
+        watched = psutil.Process(process.pid)
+        await until(lambda: len(watched.children()) == 1, "only the program is left")
+
+
+# Signals, and what else passes between the plugin and the program
+
+
+@pytest.mark.promise("F17")
+@everywhere
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_the_polite_signals_are_passed_on(stage: Stage, start: list[str], number: signal.Signals) -> None:
+    script = (
+        f"import os, signal, sys, time; signal.signal({int(number)}, lambda *_: os._exit(5));"
+        "open(sys.argv[1], 'w').close(); time.sleep(50)"
+    )
+    command = [sys.executable, "-I", "-S", "-c", script, stage.path("ready")]
+    with running(stage, [*start, *command]) as process:
+        await until((stage.folder / "ready").exists, "the program is up")
+        process.send_signal(number)
+        assert await asyncio.to_thread(process.wait, 10) == 5
+
+
+@pytest.mark.promise("F17")
+@everywhere
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_a_signal_in_the_moment_of_the_start_is_not_lost(stage: Stage, start: list[str], moment: str) -> None:
+    """Between the guard's being ready for it and the program's."""
+    script = f"""\
+import os, signal, sys, time
+sys.platform = {"linux" if start is GUARD else "darwin"!r}
 from engine_plugin.engines import guard
-popen = subprocess.Popen
-def slow(*args, **kwargs):
-    child = popen(*args, **kwargs)
-    os.kill(os.getpid(), signal.SIGTERM)
-    return child
-subprocess.Popen = slow
-sys.exit(guard._stay(sys.argv[1:]))
+fork = os.fork
+def slow():
+    if {moment!r} == "before":
+        os.kill(os.getpid(), signal.SIGTERM)
+    pid = fork()
+    if pid and {moment!r} == "after":
+        os.kill(os.getpid(), signal.SIGTERM)
+    elif not pid:
+        time.sleep(0.2)
+    return pid
+os.fork = slow
+os._exit(guard.main(sys.argv[1:]))
 """
     with running(stage, [sys.executable, "-c", script, *CHILD, "idle:50"]) as process:
         assert await asyncio.to_thread(process.wait, 10) == -signal.SIGTERM
     assert stage.left() == []
+
+
+@everywhere
+async def test_the_end_of_stdin_alone_is_no_order(stage: Stage, start: list[str]) -> None:
+    """A helper is told all at once. What is written for the guard is nobody's."""
+    argv = [*start, *CHILD, f"until:{stage.path('go')}", "print:done", "exit:4"]
+    with running(stage, argv, ENGINE_PLUGIN_PARENT=str(os.getpid())) as process:
+        assert process.stdin is not None
+        process.stdin.write("something\n")
+        process.stdin.close()
+        with pytest.raises(subprocess.TimeoutExpired):
+            await asyncio.to_thread(process.wait, 0.3)
+        (stage.folder / "go").touch()
+        assert await asyncio.to_thread(process.wait, 10) == 4
+        assert process.stdout is not None
+        assert process.stdout.read() == "done\n"
+
+
+@linux_only
+def test_the_program_finds_everything_as_a_child_of_the_plugin_would(stage: Stage) -> None:
+    """Signals at their defaults (Python ignores two), nothing blocked, no descriptor of ours, and no stdin."""
+    script = "cat /proc/self/status; ls /proc/self/fd; readlink /proc/$$/fd/0; echo parent=$ENGINE_PLUGIN_PARENT"
+    with running(stage, [*GUARD, "sh", "-c", script], ENGINE_PLUGIN_PARENT=str(os.getpid())) as process:
+        out, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (0, "")
+    status = dict(line.split(":\t") for line in out.splitlines() if ":\t" in line)
+    # Others may be ignored by whoever started the tests: a shell ignores some for what is in its background.
+    ours = (signal.SIGCHLD, signal.SIGUSR1, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ)
+    assert [number for number in ours if int(status["SigIgn"], 16) >> (number - 1) & 1] == []
+    assert int(status["SigBlk"], 16) == 0
+    # 3 is the look itself; the guard's parent-to-be is used up.
+    assert out.splitlines()[-6:] == ["0", "1", "2", "3", "/dev/null", "parent="]
+
+
+@everywhere
+def test_what_is_no_command(stage: Stage, start: list[str]) -> None:
+    with running(stage, start) as process:
+        out, err = process.communicate(timeout=10)
+        assert (process.returncode, out) == (2, "")
+        assert err.startswith("usage: ")
+    missing = stage.path("no-such-command")
+    for command, why in ((missing, "No such file or directory"), (str(stage.folder), "Permission denied")):
+        with running(stage, [*start, command]) as process:
+            out, err = process.communicate(timeout=10)
+            assert (process.returncode, out, err) == (127, "", f"cannot run {command}: {why}\n")
+
+
+def test_no_command_at_all() -> None:
+    assert guard.main([]) == 2
+
+
+@linux_only
+async def test_the_guard_is_small_and_does_nothing_meanwhile(stage: Stage) -> None:
+    """It stays in memory beside every foreign engine."""
+    with running(stage, [*GUARD, *CHILD, "ignore-stdin", f"ready:{stage.path('ready')}"]) as process:
+        await until((stage.folder / "ready").exists, "the program is up")
+        watched = psutil.Process(process.pid)
+        assert watched.num_threads() == 1
+        memory = watched.memory_full_info()
+        assert memory.uss < 8 << 20, memory
+        before = watched.num_ctx_switches()
+        end = time.monotonic() + 0.4
+        with pytest.raises(subprocess.TimeoutExpired):
+            await asyncio.to_thread(process.wait, end - time.monotonic())
+        assert watched.num_ctx_switches().voluntary - before.voluntary <= 2, "it sleeps"

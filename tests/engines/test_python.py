@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -12,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import engine_plugin
-from engine_plugin.engines import python
+from engine_plugin.engines import guard, python
 from engine_plugin.errors import BadGatewayError
-from tests.engines.conftest import CHILD, Stage, alive, descriptors, until, within
+from tests.engines.conftest import CHILD, Stage, alive, descriptors, running, until, within
 
 ROOT = Path(engine_plugin.__file__).resolve().parent.parent
 
@@ -83,11 +82,13 @@ async def test_cancelled(stage: Stage) -> None:
 
 
 @pytest.mark.promise("F5")
+@pytest.mark.promise("F5")
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX sessions")
 @pytest.mark.parametrize("ends", [True, False])
-async def test_a_grandchild_is_ended_too(stage: Stage, ends: bool) -> None:
+@pytest.mark.parametrize("where", ["grandchild", "loner"])
+async def test_a_grandchild_is_ended_too(stage: Stage, where: str, ends: bool) -> None:
     """It holds the pipes open, which must not keep an answer from us that is there already."""
-    actions = [f"grandchild:{stage.path('grandchild')}", "print:answer"]
+    actions = [f"{where}:{stage.path('grandchild')}", "print:answer"]
     if ends:
         assert await run(stage, *actions, "exit:0") == (0, b"answer\n", b"")
     else:
@@ -97,19 +98,89 @@ async def test_a_grandchild_is_ended_too(stage: Stage, ends: bool) -> None:
 
 
 async def test_what_cannot_be_run(stage: Stage) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="missing"):
         await python.run_briefly([stage.path("missing")], stage.env)
+    with pytest.raises(PermissionError, match=str(stage.folder)):
+        await python.run_briefly([str(stage.folder)], stage.env)
+    with pytest.raises(FileNotFoundError):
+        await python.run_telling(["python-that-is-elsewhere"], stage.env | {"PATH": str(stage.folder)}, print)
 
 
-@pytest.mark.promise("F8")
+def test_what_is_guarded() -> None:
+    command = python.guarded(["llama-server", "--version"])
+    if sys.platform == "win32":
+        assert command == ["llama-server", "--version"], "a Job Object does it there"
+    else:
+        assert command[0] == sys.executable
+        assert command[-3:] == [guard.__file__, "llama-server", "--version"]
+
+
+async def test_every_line_is_told(stage: Stage) -> None:
+    said: list[str] = []
+    actions = ["print:Collecting x", "err:a warning", "print:", "err0:half a line", "exit:3"]
+    assert await within(python.run_telling([*CHILD, *actions], stage.env, said.append)) == 3
+    assert sorted(said) == ["", "Collecting x", "a warning", "half a line"]
+    said.clear()
+    assert (
+        await within(python.run_telling([*CHILD, "flood:1:1:lines", "flood:2:1:solid"], stage.env, said.append)) == 0
+    )
+    assert len(said) == (1 << 20) // 64 + 1
+
+
+# A plugin runs a helper in the given way, and tells its own pid's file when the helper is up.
+PLUGIN = """\
+import asyncio, os, sys
+from engine_plugin.engines import guard, python
+asyncio.run(getattr(python, sys.argv[1])(sys.argv[3:], dict(os.environ), *([print] if sys.argv[2] else [])))
+"""
+
+
+@pytest.mark.promise("F5", "F7")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere those in a session of their own are for the records")
+@pytest.mark.parametrize("way", ["run_briefly", "run_telling"])
+async def test_a_helper_ends_with_a_killed_plugin(stage: Stage, way: str) -> None:
+    """pip, `llama-server --version`: in whatever moment the plugin dies."""
+    actions = ["ignore-term", f"loner:{stage.path('loner')}", f"ready:{stage.path('up')}", "idle:50"]
+    telling = "yes" if way == "run_telling" else ""
+    with running(stage, [sys.executable, "-c", PLUGIN, way, telling, *CHILD, *actions]) as plugin:
+        await until((stage.folder / "up").exists, "the helper is up")
+        pids = [stage.pid("up"), stage.pid("loner")]
+        assert all(alive(pid) for pid in pids)
+        plugin.kill()
+        async with asyncio.timeout(1):
+            await until(lambda: not any(alive(pid) for pid in pids), "both have ended")
+
+
+@pytest.mark.promise("F7")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it ends by itself, soon")
+async def test_a_module_of_ours_ends_with_a_killed_plugin(stage: Stage) -> None:
+    """It arms itself, and it sees the end of its stdin."""
+    plugin = """\
+import asyncio, os, sys
+from engine_plugin.engines import guard, python
+from engine_plugin.engines.child import ChildProcess
+async def main():
+    argv = python.module_command("engine_plugin.engines.llamacpp.runner", "inspect")
+    child = await ChildProcess.spawn(argv, python.module_environ(os.environ), lambda *_: None)
+    open(sys.argv[1] + ".new", "w").write(str(child.pid))
+    os.replace(sys.argv[1] + ".new", sys.argv[1])
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+    with running(stage, [sys.executable, "-c", plugin, stage.path("up")]) as process:
+        await until((stage.folder / "up").exists, "the helper is up")
+        process.kill()
+        async with asyncio.timeout(1):
+            await until(lambda: not alive(stage.pid("up")), "it has ended")
+
+
 async def test_the_guard_of_a_helper_knows_its_parent(stage: Stage) -> None:
     """Also where we are somebody's guarded child ourselves and his name is still in the environment."""
-    argv = python.module_command("engine_plugin.engines.guard", sys.executable, "-c", "print('ran')")
-    environ = python.module_environ({**stage.env, "ENGINE_PLUGIN_PARENT": "1"})
-    assert await python.run_briefly(argv, environ) == (0, b"ran" + os.linesep.encode(), b"")
+    environ = {**stage.env, "ENGINE_PLUGIN_PARENT": "1"}
+    assert await run(stage, "print:ran") == (0, b"ran\n", b"")
+    assert await python.run_briefly([*CHILD, "print:ran"], environ) == (0, b"ran\n", b"")
 
 
-@pytest.mark.promise("P12")
 async def test_helpers_leave_no_descriptor(stage: Stage) -> None:
     await run(stage, "exit:0")
     before = descriptors()

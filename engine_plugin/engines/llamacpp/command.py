@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from engine_plugin.engines import guard, python
+from engine_plugin.engines import python
 from engine_plugin.engines.llamacpp.software import RUNNER
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def runner_stdin(settings: ServerSettings) -> bytes:
 
 def server_command(backend: Backend, settings: ServerSettings, key_file: Path) -> list[str]:
     """argv of a llama-server behind the guard; the key is read from `key_file`."""
-    argv = [*python.module_command(guard.__name__), backend.executable]
+    argv = python.guarded([backend.executable])
     argv += ["--model", settings.model, "--alias", settings.alias, "--api-key-file", str(key_file)]
     argv += ["--host", settings.host, "--port", str(settings.port), "--no-webui", "--offline"]
     argv += ["--ctx-size", str(settings.context_length), "--parallel", str(settings.parallel)]
