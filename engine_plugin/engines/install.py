@@ -74,13 +74,21 @@ class Installation:
 
     def current(self) -> Version | None:
         """The version that is switched on, None when there is none. Reads a small file."""
+        found = self._pointed()
+        while found is not None and not found.folder.is_dir():
+            again = self._pointed()
+            if again == found:
+                return None
+            found = again  # another installation ended between our two looks
+        return found
+
+    def _pointed(self) -> Version | None:
         shape = read_json(self.root / _CURRENT) or {}
         name, facts = shape.get("folder"), shape.get("facts")
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
             return None
         known = facts if isinstance(facts, dict) else {}
-        folder = self._versions / name
-        return Version(folder, {str(key): str(value) for key, value in known.items()}) if folder.is_dir() else None
+        return Version(self._versions / name, {str(key): str(value) for key, value in known.items()})
 
     async def replace(self, steps: Steps, progress: Progress) -> bool:
         """Install a version beside what is there, prove it, switch to it, remove the others.

@@ -1,0 +1,309 @@
+"""Versions beside each other: switched at once or not at all, proved before the old one goes, done once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_plugin.engines import install
+from engine_plugin.engines.install import Installation, Steps, Version
+from engine_plugin.errors import EngineStartError, InstallError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from engine_plugin.download.events import ChunkProgress
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Engine:
+    """An engine whose software is one file, and which notices which version it was moved to."""
+
+    def __init__(self, root: Path) -> None:
+        self.installation = Installation(root)
+        self.journal: list[str] = []
+        self.told: list[str | ChunkProgress] = []
+        self.running = ""
+        self.fail: dict[str, Exception] = {}
+        self.pause: dict[str, asyncio.Event] = {}
+        self.reached = asyncio.Event()
+
+    async def _step(self, name: str) -> None:
+        self.journal.append(name)
+        if name in self.pause:
+            self.reached.set()
+            await self.pause[name].wait()
+        if name in self.fail:
+            raise self.fail[name]
+
+    def version(self) -> str:
+        current = self.installation.current()
+        return "" if current is None else (current.folder / "version").read_text()
+
+    def steps(self, version: str) -> Steps:
+        async def fill(folder: Path) -> None:
+            assert os.listdir(folder) == []  # noqa: PTH208  # names only
+            (folder / "version").write_text(version)
+            await self._step("fill")
+
+        async def check(folder: Path) -> Mapping[str, str]:
+            assert (folder / "version").read_text() == version
+            assert self.version() != version, "it is proved before it is switched on"
+            await self._step("check")
+            return {"kind": "engine", "version": version}
+
+        async def adopt() -> None:
+            self.running = self.version()
+            await self._step(f"adopt {self.running}")
+
+        return Steps(fill, check, adopt)
+
+    async def install(self, version: str) -> bool:
+        async with asyncio.timeout(20):
+            return await self.installation.replace(self.steps(version), self.told.append)
+
+    def folders(self) -> list[str]:
+        return sorted(path.name.rpartition("-")[0] for path in (self.installation.root / "versions").iterdir())
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    return Engine(tmp_path / "data" / "software")
+
+
+async def test_a_version_is_proved_then_switched_on_then_the_old_one_goes(engine: Engine) -> None:
+    assert engine.installation.current() is None
+    assert await engine.install("1")
+    assert await engine.install("2")
+    assert engine.version() == engine.running == "2"
+    assert engine.folders() == ["engine-2"]
+    assert engine.journal == ["fill", "check", "adopt 1", "fill", "check", "adopt 2"]
+    current = engine.installation.current()
+    assert current is not None
+    assert current.facts == {"kind": "engine", "version": "2"}
+    if sys.platform != "win32":
+        assert engine.installation.root.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("step", ["fill", "check"])
+@pytest.mark.parametrize("error", [InstallError("it broke"), OSError(28, "No space left on device", "/there")])
+async def test_a_failure_before_the_switch_changes_nothing(engine: Engine, step: str, error: Exception) -> None:
+    await engine.install("1")
+    engine.fail = {step: error}
+    with pytest.raises(InstallError, match=r"it broke|/there: No space left on device\. Nothing was changed"):
+        await engine.install("2")
+    assert engine.version() == engine.running == "1"
+    assert engine.folders() == ["engine-1"]
+    engine.fail = {}
+    assert await engine.install("2")
+
+
+async def test_a_version_that_does_not_start_is_rolled_back(engine: Engine) -> None:
+    await engine.install("1")
+    engine.fail = {"adopt 2": EngineStartError("it ended during its start")}
+    match = "the new version failed, version 1 is used again: it ended during its start"
+    with pytest.raises(InstallError, match=match):
+        await engine.install("2")
+    assert engine.version() == engine.running == "1"
+    assert engine.folders() == ["engine-1"]
+    assert engine.journal[-2:] == ["adopt 2", "adopt 1"]
+    assert "the new version failed; going back to version 1" in engine.told
+
+
+async def test_a_first_version_that_does_not_start_is_removed(engine: Engine) -> None:
+    engine.fail = {"adopt 1": EngineStartError("no")}
+    with pytest.raises(InstallError, match="what was there before is used again"):
+        await engine.install("1")
+    assert engine.installation.current() is None
+    assert engine.folders() == []
+
+
+async def test_an_old_version_that_does_not_come_back_is_said_so(engine: Engine) -> None:
+    await engine.install("1")
+    engine.fail = {"adopt 2": EngineStartError("new"), "adopt 1": EngineStartError("old")}
+    with pytest.raises(
+        InstallError, match=r"failed: new\. version 1 is switched on again, .*: old\. Call StartEngine"
+    ):
+        await engine.install("2")
+    assert engine.version() == "1"
+    assert engine.folders() == ["engine-1"]
+
+
+@pytest.mark.parametrize("step", ["fill", "check", "adopt 2"])
+async def test_a_cancelled_installation_leaves_the_old_version(engine: Engine, step: str) -> None:
+    await engine.install("1")
+    engine.pause = {step: asyncio.Event()}
+    installing = asyncio.create_task(engine.install("2"))
+    await engine.reached.wait()
+    installing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await installing
+    assert engine.version() == "1"
+    assert engine.folders() == ["engine-1"]
+    engine.pause = {}
+    assert await engine.install("3")
+
+
+async def test_at_each_instant_one_whole_version_is_switched_on(engine: Engine) -> None:
+    await engine.install("1")
+    seen: set[str] = set()
+    done = asyncio.Event()
+
+    async def look() -> None:
+        other = Installation(engine.installation.root)
+        while not done.is_set():
+            current = other.current()
+            assert current is not None
+            with suppress(FileNotFoundError):  # the version before was removed between the two looks
+                seen.add((current.folder / "version").read_text())
+            await asyncio.sleep(0)
+
+    looking = asyncio.create_task(look())
+    for version in "23456":
+        await engine.install(version)
+    done.set()
+    await looking
+    assert seen <= set("123456")
+    assert len(seen) > 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"folder": 7}', '{"folder": "../../etc"}', '{"folder": ".."}', '{"folder": "gone"}']
+)
+async def test_a_broken_pointer_is_no_version(engine: Engine, text: str) -> None:
+    await engine.install("1")
+    (engine.installation.root / "current.json").write_text(text)
+    assert engine.installation.current() is None
+    assert await engine.install("2")
+    assert engine.folders() == ["engine-2"]
+
+
+async def test_a_pointer_of_another_form_is_read_without_its_facts(engine: Engine) -> None:
+    await engine.install("1")
+    current = engine.installation.current()
+    assert current is not None
+    (engine.installation.root / "current.json").write_text(json.dumps({"folder": current.folder.name, "facts": []}))
+    assert engine.installation.current() == Version(current.folder)
+
+
+async def test_a_version_name_that_no_directory_can_have(engine: Engine) -> None:
+    steps = engine.steps("x")
+
+    async def check(_folder: Path) -> Mapping[str, str]:
+        return {"kind": "../engine", "version": "1 / 2: a\x00" + "x" * 300}
+
+    await engine.installation.replace(replace(steps, check=check), engine.told.append)
+    [name] = engine.folders()
+    assert name.startswith(".._engine-1_2_a_xxx")
+    assert len(name) <= 80
+
+
+CHILD = """
+import asyncio, sys
+from pathlib import Path
+from engine_plugin.engines.install import Installation, Steps
+
+async def main(root):
+    async def fill(folder):
+        (folder / "version").write_text("child")
+        print("filling", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+    async def check(folder):
+        return {"kind": "engine", "version": "child"}
+    async def adopt():
+        pass
+    print(await Installation(Path(root)).replace(Steps(fill, check, adopt), lambda step: None), flush=True)
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+async def child(root: Path) -> asyncio.subprocess.Process:
+    """Another process that installs, and waits in the middle for a line."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", CHILD, str(root)),
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"filling\n"
+    return process
+
+
+async def test_two_processes_take_turns(engine: Engine) -> None:
+    process = await child(engine.installation.root)
+    try:
+        installing = asyncio.create_task(engine.install("mine"))
+        async with asyncio.timeout(20):
+            while "waiting for another installation" not in engine.told:  # noqa: ASYNC110  # a list, no event
+                await asyncio.sleep(0.01)
+        assert engine.journal == []
+        await process.communicate(b"\n")
+        assert await installing
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+    assert process.returncode == 0
+    assert engine.folders() == ["engine-mine"]
+
+
+async def test_what_another_process_has_just_done_is_not_done_again(engine: Engine) -> None:
+    process = await child(engine.installation.root)
+    try:
+        steps = replace(engine.steps("mine"), needless=lambda: engine.version() == "child")
+        installing = asyncio.create_task(engine.installation.replace(steps, engine.told.append))
+        async with asyncio.timeout(20):
+            while "waiting for another installation" not in engine.told:  # noqa: ASYNC110  # a list, no event
+                await asyncio.sleep(0.01)
+            await process.communicate(b"\n")
+            assert await installing is False
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+    assert engine.journal == []
+    assert engine.folders() == ["engine-child"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+async def test_what_a_killed_installation_left_goes_with_the_next_one(engine: Engine) -> None:
+    await engine.install("1")
+    process = await child(engine.installation.root)
+    process.send_signal(signal.SIGKILL)
+    await process.communicate()
+    assert engine.version() == "1"
+    assert engine.folders() == ["engine-1", "staging"]
+    await engine.install("2")
+    assert engine.folders() == ["engine-2"]
+
+
+async def test_another_installation_is_not_waited_for_for_ever(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "LOCK_TIMEOUT", 0.2)
+    engine.pause = {"fill": asyncio.Event()}
+    first = asyncio.create_task(engine.install("1"))
+    await engine.reached.wait()
+    with pytest.raises(InstallError, match=r"another installation holds .*install.lock for 0.2 s"):
+        await Engine(engine.installation.root).install("2")
+    engine.pause["fill"].set()
+    assert await first
+
+
+async def test_a_data_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file where the directory should be")
+    with pytest.raises(InstallError, match=r"data.*: .*Nothing was changed; check the data directory's permissions"):
+        await Engine(tmp_path / "data" / "software").install("1")

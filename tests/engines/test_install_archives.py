@@ -1,0 +1,304 @@
+"""Unpacking: what a release holds arrives whole; what no release holds is refused, and nothing is left of it."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import os
+import random
+import shutil
+import stat
+import sys
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engine_plugin.engines import archives
+from engine_plugin.engines.archives import Limits, unpack
+from engine_plugin.errors import InstallError
+
+from .packing import Member, pack, tar_bytes, zip_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KINDS = ("tar.gz", "tar.zst", "zip")
+posix = pytest.mark.skipif(sys.platform == "win32", reason="modes and symbolic links as POSIX has them")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def everything(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+async def refused(tmp_path: Path, archive: Path, match: str, limits: Limits | None = None) -> None:
+    """The archive is refused, with nothing left in its directory or beside it."""
+    before = everything(tmp_path)
+    with pytest.raises(InstallError, match=match) as caught:
+        await unpack([archive], tmp_path / "target", limits)
+    assert "Traceback" not in str(caught.value)
+    assert everything(tmp_path) == before
+
+
+@posix
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_release_arrives_whole(tmp_path: Path, kind: str) -> None:
+    """Shared libraries are linked in chains, and links may stand before what they lead to."""
+    members = [
+        Member("llama-b1/"),
+        Member("llama-b1/libggml.so", link="libggml.so.0"),
+        Member("llama-b1/libggml.so.0", link="./libggml.so.0.1"),
+        Member("llama-b1/libggml.so.0.1", b"library" * 300_000),
+        Member("llama-b1/llama-server", b"#!/bin/sh\n", mode=0o4755),
+        Member("llama-b1/share/readme.txt", "grüße".encode(), mode=0o666),
+        Member("llama-b1/share/up", link="../llama-server"),
+        Member("llama-b1/empty", b""),
+        Member("./llama-b1/Ünïcode", b"x"),
+    ]
+    archive = pack(tmp_path / f"release.{kind}", members)
+    await unpack([archive], tmp_path / "target")
+    root = tmp_path / "target" / "llama-b1"
+    assert (root / "libggml.so").read_bytes() == b"library" * 300_000
+    assert (root / "libggml.so").readlink() == Path("libggml.so.0")
+    assert (root / "share" / "up").read_bytes() == b"#!/bin/sh\n"
+    assert (root / "Ünïcode").read_bytes() == b"x"
+    server = (root / "llama-server").stat().st_mode
+    assert server & stat.S_IXUSR
+    assert not server & (stat.S_ISUID | stat.S_ISGID | stat.S_IWOTH)
+    readme = (root / "share" / "readme.txt").stat().st_mode
+    assert not readme & (stat.S_IXUSR | stat.S_IWOTH)
+
+
+async def test_hard_links_become_files(tmp_path: Path) -> None:
+    members = [Member("d/copy", hard="./d/real"), Member("d/real", b"content", mode=0o755)]
+    await unpack([pack(tmp_path / "a.tar.gz", members)], tmp_path / "target")
+    assert tree(tmp_path / "target") == {"d/copy": b"content", "d/real": b"content"}
+
+
+async def test_several_archives_make_one_tree(tmp_path: Path) -> None:
+    first = pack(tmp_path / "first.zip", [Member("server.exe", b"1"), Member("lib/a.dll", b"2")])
+    second = pack(tmp_path / "second.zip", [Member("cuda.dll", b"3"), Member("lib/b.dll", b"4")])
+    await unpack([first, second], tmp_path / "target")
+    expected = {"server.exe": b"1", "lib/a.dll": b"2", "cuda.dll": b"3", "lib/b.dll": b"4"}
+    assert tree(tmp_path / "target") == expected
+    with pytest.raises(InstallError, match=r"second.zip: the member 'cuda.dll' occurs twice"):
+        await unpack([first, second, second], tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+async def test_backslashes_of_windows_tools_are_directories(tmp_path: Path) -> None:
+    await unpack([pack(tmp_path / "a.zip", [Member("bin\\llama-server.exe", b"x")])], tmp_path / "target")
+    assert tree(tmp_path / "target") == {"bin/llama-server.exe": b"x"}
+
+
+EVIL_NAMES = [
+    ("../evil", "climbs out"),
+    ("a/../../evil", "climbs out"),
+    ("/etc/evil", "absolute path"),
+    ("C:/evil", "not every system"),
+    ("a/con.txt", "not every system"),
+    ("a/LPT1", "not every system"),
+    ("a/b?", "not every system"),
+    ("a/b ", "not every system"),
+    ("a/b.", "not every system"),
+    ("a/b\x1b[31m", "not every system"),
+    ("a/" + "n" * 300, "too long a name"),
+    ("/".join(["deep"] * 300), "too long a path"),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("name", "why"), EVIL_NAMES, ids=[repr(name)[:20] for name, _ in EVIL_NAMES])
+async def test_a_name_that_is_not_safe_everywhere(tmp_path: Path, kind: str, name: str, why: str) -> None:
+    archive = pack(tmp_path / f"evil.{kind}", [Member("good", b"good"), Member(name, b"evil")])
+    await refused(tmp_path, archive, why)
+
+
+async def test_backslashes_that_climb(tmp_path: Path) -> None:
+    await refused(tmp_path, pack(tmp_path / "evil.zip", [Member("..\\..\\evil", b"x")]), "climbs out")
+    await refused(tmp_path, pack(tmp_path / "evil.tar.gz", [Member("..\\evil", b"x")]), "not every system")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("members", "why"),
+    [
+        ([Member("out", link="/etc")], "no place in the archive"),
+        ([Member("out", link="../..")], "out of its directory"),
+        ([Member("a/out", link="../../etc/passwd")], "out of its directory"),
+        ([Member("out", link="absent")], "does not hold"),
+        ([Member("one", link="two"), Member("two", link="one")], "in a circle"),
+        ([Member("self", link="self")], "in a circle"),
+        ([Member("d/"), Member("ln", link="d"), Member("ln/evil", b"x")], "has a link, too"),
+        ([Member("d/x", b""), Member("ln", link="d"), Member("far", link="ln/../../etc")], "through another one"),
+        ([Member("f", b"x"), Member("f/evil", b"x")], "has a file, too"),
+        ([Member("f", b"x"), Member("f", b"y")], "occurs twice"),
+        ([Member("Read", b"x"), Member("read", b"y")], "differs only by case"),
+        ([Member("Dir/a", b"x"), Member("dir/b", b"y")], "differs only by case"),
+        ([Member("\u00e9", b"x"), Member("e\u0301", b"y")], "differs only by case"),
+        ([Member("pipe", kind=tarfile.FIFOTYPE)], "a device, a pipe"),
+    ],
+)
+async def test_members_that_no_release_has(tmp_path: Path, kind: str, members: list[Member], why: str) -> None:
+    await refused(tmp_path, pack(tmp_path / f"evil.{kind}", members), why)
+
+
+@pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.GNUTYPE_SPARSE])
+async def test_devices_and_sparse_files(tmp_path: Path, kind: bytes) -> None:
+    archive = pack(tmp_path / "evil.tar.gz", [Member("dev", kind=kind)])
+    await refused(tmp_path, archive, "a device, a pipe|damaged")
+
+
+@pytest.mark.parametrize(("hard", "why"), [("../../etc/passwd", "out of its"), ("/etc/passwd", "no place"),
+                                           ("absent", "does not hold"), ("d", "leads to a directory")])  # fmt: skip
+async def test_hard_links_that_lead_elsewhere(tmp_path: Path, hard: str, why: str) -> None:
+    await refused(tmp_path, pack(tmp_path / "evil.tar.gz", [Member("d/"), Member("copy", hard=hard)]), why)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_bomb(tmp_path: Path, kind: str) -> None:
+    archive = pack(tmp_path / f"bomb.{kind}", [Member("zeros", bytes(8 << 20))])
+    await refused(tmp_path, archive, "but a bomb", Limits(floor=1 << 20))
+    await refused(tmp_path, archive, "but a bomb", Limits(size=1 << 20))
+    await unpack([archive], tmp_path / "target")
+
+
+async def test_a_header_that_lies_about_its_size_does_not_hide_a_bomb(tmp_path: Path) -> None:
+    data = bytearray(zip_bytes([Member("zeros", bytes(4 << 20))]))
+    for signature, place in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        at = data.index(signature) + place
+        data[at : at + 4] = (1000).to_bytes(4, "little")
+    (tmp_path / "bomb.zip").write_bytes(data)
+    await refused(tmp_path, tmp_path / "bomb.zip", "damaged", Limits(floor=1 << 20))
+
+
+async def test_too_many_members(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "many.zip", [Member(f"{number}", b"") for number in range(30)])
+    await refused(tmp_path, archive, "more than 20 members", Limits(members=20))
+    deep = pack(tmp_path / "deep.tar.gz", [Member("a/b/c/d/e/f", b"")])
+    await refused(tmp_path, deep, "more than 5 members", Limits(members=5))
+
+
+async def test_a_header_that_wants_all_memory(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("././@PaxHeader")
+    info.type, info.size = tarfile.XHDTYPE, 5 << 30
+    (tmp_path / "evil.tar.gz").write_bytes(gzip.compress(info.tobuf(tarfile.USTAR_FORMAT) + bytes(10_000)))
+    await refused(tmp_path, tmp_path / "evil.tar.gz", r"damaged \(a header asks for")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_truncated_archive(tmp_path: Path, kind: str) -> None:
+    whole = pack(tmp_path / f"whole.{kind}", [Member("a", os.urandom(200_000)), Member("b", b"x")])
+    data = whole.read_bytes()
+    cut = tmp_path / f"cut.{kind}"
+    for size in (len(data) - 1, len(data) // 2, 100, 5):
+        cut.write_bytes(data[:size])
+        await refused(tmp_path, cut, "damaged|cut off")
+
+
+async def test_a_tar_without_its_end(tmp_path: Path) -> None:
+    data = tar_bytes([Member("a", b"x" * 512)])[: 2 * 512]
+    (tmp_path / "cut.tar.gz").write_bytes(gzip.compress(data))
+    await refused(tmp_path, tmp_path / "cut.tar.gz", "cut off or damaged")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_flipped_bytes_are_found_or_change_nothing_that_counts(tmp_path: Path, kind: str) -> None:
+    """No byte makes the unpacker fail in another way, or leave anything."""
+    dice = random.Random(kind)  # noqa: S311  # the same at each run
+    whole = pack(tmp_path / f"whole.{kind}", [Member("a/b", dice.randbytes(3000)), Member("l", link="a/b")])
+    data = whole.read_bytes()
+    broken = tmp_path / f"broken.{kind}"
+    found = 0
+    for _ in range(150):
+        damaged = bytearray(data)
+        for _ in range(dice.choice((1, 1, 5))):
+            damaged[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+        broken.write_bytes(damaged)
+        try:
+            await unpack([broken], tmp_path / "target")
+        except InstallError:
+            found += 1
+            assert not (tmp_path / "target").exists()
+        else:
+            shutil.rmtree(tmp_path / "target")
+    assert found > 75
+
+
+async def test_what_is_no_archive(tmp_path: Path) -> None:
+    page = tmp_path / "release.tar.gz"
+    page.write_bytes(b"<html>Sign in first</html>")
+    await refused(tmp_path, page, r"no archive of a kind .* begins with b'<htm'. Name a .tar.gz, .tar.zst or .zip")
+    page.write_bytes(b"")
+    await refused(tmp_path, page, "no archive")
+
+
+async def test_an_encrypted_zip(tmp_path: Path) -> None:
+    data = bytearray(zip_bytes([Member("secret", b"x")]))
+    data[data.index(b"PK\x03\x04") + 6] |= 1
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "locked.zip").write_bytes(data)
+    await refused(tmp_path, tmp_path / "locked.zip", "'secret' is encrypted")
+
+
+async def test_a_way_of_packing_that_is_unknown(tmp_path: Path) -> None:
+    data = bytearray(zip_bytes([Member("odd", b"x")]))
+    for signature, place in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        at = data.index(signature) + place
+        data[at : at + 2] = (99).to_bytes(2, "little")
+    (tmp_path / "odd.zip").write_bytes(data)
+    await refused(tmp_path, tmp_path / "odd.zip", "packed in a way")
+
+
+async def test_a_disk_that_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = pack(tmp_path / "a.tar.gz", [Member("a", b"x")])
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1 << 20))
+    await refused(tmp_path, archive, "has 1 MiB free")
+
+
+async def test_a_disk_that_takes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def full(path: str, flags: int, *arguments: Any, **more: Any) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(28, "No space left on device", "the disk")
+        return real(path, flags, *arguments, **more)
+
+    archive = pack(tmp_path / "a.zip", [Member("a", b"x")])
+    monkeypatch.setattr(os, "open", full)
+    await refused(tmp_path, archive, "the disk: No space left on device. Nothing was kept")
+
+
+async def test_a_cancelled_unpacking_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "_TURN_S", 0.0)
+    archive = pack(tmp_path / "a.tar.gz", [Member(f"{number}", bytes(2000)) for number in range(2000)])
+    turns, turn = 0, archives._turn
+
+    def counted(work: Iterator[None]) -> bool:
+        nonlocal turns
+        turns += 1
+        if turns == 10:
+            loop.call_soon_threadsafe(unpacking.cancel)
+        return turn(work)
+
+    monkeypatch.setattr(archives, "_turn", counted)
+    loop = asyncio.get_running_loop()
+    unpacking = asyncio.create_task(unpack([archive], tmp_path / "target"))
+    with pytest.raises(asyncio.CancelledError):
+        await unpacking
+    assert turns < 100
+    assert not (tmp_path / "target").exists()
+
+
+async def test_a_directory_that_exists_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "mine").write_text("mine")
+    with pytest.raises(FileExistsError):
+        await unpack([pack(tmp_path / "a.zip", [Member("a", b"")])], tmp_path / "target")
+    assert os.listdir(tmp_path / "target") == ["mine"]  # noqa: PTH208  # names only
