@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import os
 import sys
@@ -10,9 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine_plugin.engines import python
-from engine_plugin.engines.child import ChildProcess
 from engine_plugin.errors import InstallError
-from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,7 +20,6 @@ __all__ = ["install_packages"]
 
 _TOLD = ("Collecting", "Downloading", "Installing", "Using cached")
 _LAST_WORDS = 4
-_DRAIN = 0.5
 
 
 async def install_packages(
@@ -42,44 +38,22 @@ async def install_packages(
     argv += [str(target), "--only-binary", ":all:", "--progress-bar", "off", "--no-warn-conflicts"]
     if wheels is not None:
         argv += ["--no-index", "--find-links", str(wheels)]
-    said = _Said(progress)
+    said: list[str] = []
+
+    def tell(line: str) -> None:
+        text = line.strip()
+        if text:
+            said.append(text)
+        if text.startswith(_TOLD):
+            progress(text.partition(" (from")[0])
+
     try:
-        status = await _run([*argv, *requirements], python.module_environ(environ, _pip_home()), said)
+        status = await python.run_telling([*argv, *requirements], python.module_environ(environ, _pip_home()), tell)
     except OSError as error:
         raise InstallError(f"pip cannot be run: {error.strerror or error}") from error
     if status != 0:
         fix = f"Put the wheels into {wheels}" if wheels else "Check the network, or pip's own settings (`pip config`)"
-        raise InstallError(f"pip could not install it: {' | '.join(said.lines[-_LAST_WORDS:])}. {fix}")
-
-
-async def _run(argv: Sequence[str], environ: Mapping[str, str], said: _Said) -> int:
-    child = await ChildProcess.spawn(argv, environ, said.take)
-    try:
-        child.close_stdin()
-        await asyncio.wait({child.exited})
-        await comes_true(child.drained.wait(), within=_DRAIN)
-    finally:
-        await child.kill()
-    return child.exited.result()
-
-
-class _Said:
-    """What pip prints, line by line; some of it is progress."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.lines: list[str] = []
-        self._progress = progress
-        self._rest: dict[int, bytes] = {}
-
-    def take(self, stream: int, data: bytes) -> None:
-        """Take bytes as they come."""
-        *lines, self._rest[stream] = (self._rest.get(stream, b"") + data).split(b"\n")
-        for line in lines:
-            text = line.decode("utf-8", "replace").strip()
-            if text:
-                self.lines.append(text)
-            if text.startswith(_TOLD):
-                self._progress(text.partition(" (from")[0])
+        raise InstallError(f"pip could not install it: {' | '.join(said[-_LAST_WORDS:])}. {fix}")
 
 
 def _pip_home() -> Path:
