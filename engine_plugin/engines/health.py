@@ -27,9 +27,12 @@ class HealthRecord:
         self._streak = 0  # answers in a row that speak against `degraded` as it is
         self._sign_of_life = now
         self.degraded = False
+        self.silent = False
+        """Whether the latest answer was missing."""
 
     def note(self, *, answered: bool, now: float) -> None:
         """Take one answer, or the want of it, into account."""
+        self.silent = not answered
         if answered:
             self.alive(now)
         if answered is not self.degraded:

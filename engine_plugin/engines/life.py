@@ -18,6 +18,7 @@ from engine_plugin.engines import tree
 from engine_plugin.engines.child import STDERR, STDOUT, ChildProcess
 from engine_plugin.engines.health import HealthPolicy, HealthRecord
 from engine_plugin.engines.restarts import RestartPolicy
+from engine_plugin.files import in_thread
 from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:
@@ -201,16 +202,18 @@ class Life:
                     return await self._probed(probing, child)
                 if self._loop.time() >= latest_end:
                     return self._too_slow(f"not ready after {self._spec.start_limit:g} s", "start_limit")
-                if not self._progress.is_set() and not self._worked(self._spec.start_timeout):
+                if not self._progress.is_set() and not await self._worked(self._spec.start_timeout):
                     return self._too_slow(f"no sign of progress for {self._spec.start_timeout:g} s", "start_timeout")
         finally:
             for task in (probing, stopping):
                 task.cancel()
             await asyncio.gather(probing, stopping, return_exceptions=True)
 
-    def _worked(self, since: float) -> bool:
+    async def _worked(self, since: float) -> bool:
         """Whether the process used its processor in the last `since` seconds: a big model loads in silence."""
-        before, self._effort = self._effort, tree.processor_seconds(self.pid) if self.pid else 0.0
+        before = self._effort
+        if self.pid is not None:
+            self._effort = await in_thread(tree.processor_seconds, self.pid)  # looks at every process there is
         return self._effort > before + _EFFORT * since
 
     def _too_slow(self, what: str, option: str) -> str:
@@ -279,7 +282,7 @@ class Life:
             self._progress.clear()
             await asyncio.sleep(policy.interval)
             await self.check()
-            if self._progress.is_set() or self._worked(policy.interval):
+            if health.silent and (self._progress.is_set() or await self._worked(policy.interval)):
                 health.alive(self._loop.time())
             if health.hung(self._loop.time()):
                 return (
