@@ -14,10 +14,11 @@ import engine_plugin
 PACKAGE = Path(engine_plugin.__file__).parent
 
 # Each part and the parts that it may import. `goplugin` knows no engine: `hosted` puts the two together.
-BASE = {"errors", "waiting"}
+BASE = {"errors", "waiting", "certificates"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "waiting": set(),
+    "certificates": set(),
     "socketdir": BASE,
     "manifest": BASE,
     "files": BASE,

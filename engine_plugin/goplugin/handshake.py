@@ -6,6 +6,7 @@ Source of the contract: hashicorp/go-plugin, server.go and client.go (v1.7).
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from dataclasses import dataclass
@@ -90,13 +91,15 @@ def engine_environ(environ: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in environ.items() if key != COOKIE_KEY and not key.startswith("PLUGIN_")}
 
 
-def handshake_line(host: HostEnv, network: str, address: str) -> bytes:
+def handshake_line(host: HostEnv, network: str, address: str, certificate: bytes = b"") -> bytes:
     """The line that tells the host where we listen: `1|1|unix|/path|grpc|`, with its newline.
 
-    The sixth field, the server's certificate, is empty: the host crashes on one that it did not ask for. The
-    seventh says whether we multiplex the broker (we do not) and may be sent only to a host that asked.
+    The sixth field is the server's certificate (DER), in base64 without its padding; it is empty unless the host has
+    asked for AutoMTLS: a host crashes on one that it did not ask for. The seventh says whether we multiplex the
+    broker (we do not) and may be sent only to a host that asked.
     """
-    fields = [str(_CORE_PROTOCOL_VERSION), str(host.protocol_version), network, address, "grpc", ""]
+    shown = base64.b64encode(certificate).decode().rstrip("=") if host.client_cert else ""
+    fields = [str(_CORE_PROTOCOL_VERSION), str(host.protocol_version), network, address, "grpc", shown]
     if host.multiplex:
         fields.append("false")
     return os.fsencode("|".join(fields) + "\n")

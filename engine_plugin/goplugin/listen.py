@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from engine_plugin.goplugin.handshake import HostEnv
     from engine_plugin.rpc.server import RpcServer
 
-__all__ = ["Address", "listening"]
+__all__ = ["Address", "check_path", "listening"]
 
 _PATH_LIMIT = 103 if sys.platform == "darwin" else 107  # bytes: sockaddr_un less the final zero
 
@@ -41,7 +41,7 @@ async def listening(server: RpcServer, host: HostEnv) -> AsyncIterator[Address]:
 
     with private_directory(host.socket_dir, host.socket_group) as directory:
         path = directory / "sock"
-        _check_path(path, "PLUGIN_UNIX_SOCKET_DIR" if host.socket_dir else "TMPDIR")
+        check_path(path, host.socket_dir)
         try:
             await server.start(f"unix:{path}")
         except OSError as error:
@@ -61,7 +61,12 @@ async def _listen_tcp(server: RpcServer, low: int, high: int) -> str:
     )
 
 
-def _check_path(path: Path, variable: str) -> None:
+def check_path(path: Path, base: str) -> None:
+    """Refuse a socket's path that cannot be had or announced; `base` is the directory that the host named, if it did.
+
+    Raises EnginePluginError naming the variable that the host must change.
+    """
+    variable = "PLUGIN_UNIX_SOCKET_DIR" if base else "TMPDIR"
     size = len(os.fsencode(path))
     if size > _PATH_LIMIT:
         raise EnginePluginError(

@@ -72,17 +72,11 @@ def run(load: Load) -> int:
 
 
 def _run_session(load: Load, parent: int, last_resort: LastResort) -> None:
-    from engine_plugin.errors import UnsupportedError
     from engine_plugin.goplugin.stdout import StandardOutput
 
     stdout = StandardOutput()
     try:
         host = HostEnv.from_environ(os.environ)
-        if host.client_cert:
-            raise UnsupportedError(
-                "the host wants AutoMTLS, which this plugin cannot serve. "
-                "Set AutoMTLS to false in the host's plugin.ClientConfig."
-            )
         import asyncio
 
         from engine_plugin.goplugin.session import Session

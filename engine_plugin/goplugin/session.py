@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from engine_plugin.goplugin.serve import HostedPlugin, Load
     from engine_plugin.goplugin.stdout import StandardOutput
     from engine_plugin.goplugin.watchdog import LastResort
-    from engine_plugin.rpc.server import RpcService
+    from engine_plugin.rpc.server import RpcServer, RpcService
 
 __all__ = ["Session"]
 
@@ -45,10 +45,14 @@ _T = TypeVar("_T")
 
 
 class Session:
-    """What one run of the plugin holds. Made and run once, by `serve.run`, inside the event loop."""
+    """What one run of the plugin holds. Made and run once, by `serve.run`, inside the event loop.
+
+    Raises EnginePluginError for a host's certificate that cannot be read.
+    """
 
     def __init__(self, host: HostEnv, stdout: StandardOutput, last_resort: LastResort) -> None:
         self._host = host
+        self._trusted = _trusted(host.client_cert)
         self._stdout = stdout
         self._last_resort = last_resort
         self._loop = asyncio.get_running_loop()
@@ -73,21 +77,31 @@ class Session:
             self._last_resort.arm(_END_LIMIT)
 
     async def _serve(self, plugin: HostedPlugin) -> None:
-        server = AioServer(health_service="plugin")
+        server, certificate = self._server()
         try:
             for service in (*self._own_services(), *plugin.services):
                 server.add(service)
             async with listening(server, self._host) as (network, address):
-                if self._announce(network, address):
+                if self._announce(network, address, certificate):
                     _log.info("stopping: %s", await self._stopped)
         finally:
             self._last_resort.arm(_END_LIMIT)
             self._stdout.close()
-            await _all_within(_STOP_LIMIT, {"plugin": plugin.aclose(), "server": server.stop(_GRACE)})
+            # The server first: its first step removes what others could find of it, should the plugin's hang.
+            await _all_within(_STOP_LIMIT, {"server": server.stop(_GRACE), "plugin": plugin.aclose()})
 
-    def _announce(self, network: str, address: str) -> bool:
+    def _server(self) -> tuple[RpcServer, bytes]:
+        """The server, and its certificate for a host that wants AutoMTLS. Its imports block a loop that is idle."""
+        if not self._trusted:
+            return AioServer(health_service="plugin"), b""
+        from engine_plugin.goplugin.tls import TlsServer
+
+        server = TlsServer(self._trusted, self._host.socket_dir)
+        return server, server.certificate
+
+    def _announce(self, network: str, address: str, certificate: bytes) -> bool:
         try:
-            self._stdout.announce(handshake_line(self._host, network, address))
+            self._stdout.announce(handshake_line(self._host, network, address, certificate))
         except OSError as error:
             _log.error("the host took no handshake line and must have died: %s", error)
             return False
@@ -124,6 +138,14 @@ class Session:
         task.cancel()
         await asyncio.wait({task}, timeout=_STOP_LIMIT)
         return None
+
+
+def _trusted(client_cert: str) -> frozenset[bytes]:
+    if not client_cert:
+        return frozenset()
+    from engine_plugin.goplugin.tls import host_certificates
+
+    return host_certificates(client_cert)
 
 
 async def _all_within(seconds: float, steps: dict[str, Coroutine[Any, Any, None]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,14 +25,16 @@ _SHOWN = 200
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """Where a plugin listens, as a gRPC target: `unix:/path` or `host:port`."""
+    """Where a plugin listens, as a gRPC target: `unix:/path` or `host:port`; and its certificate (DER), if any."""
 
     address: str
+    certificate: bytes = b""
 
 
-def plugin_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+def plugin_environment(extra: Mapping[str, str] | None = None, client_cert: str = "") -> dict[str, str]:
     """Our environment with what a plugin needs to know that a host of its kind started it.
 
+    `client_cert` (PEM) asks it for AutoMTLS.
     `PLUGIN_*` of our own are left out: when we are a plugin ourselves they speak of our host's connection
     (a certificate, a socket directory), not of the one we are about to make.
     """
@@ -44,11 +47,16 @@ def plugin_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]
         "PLUGIN_MIN_PORT": "10000",
         "PLUGIN_MAX_PORT": "25000",
     }
+    if client_cert:
+        environment["PLUGIN_CLIENT_CERT"] = client_cert
     return environment
 
 
-def parse_handshake(line: str) -> Handshake:
-    """Read `1|1|unix|/path|grpc|` (go-plugin, docs/internals.md). Raises PluginProcessError, saying what is wrong."""
+def parse_handshake(line: str, auto_mtls: bool = False) -> Handshake:
+    """Read `1|1|unix|/path|grpc|` (go-plugin, docs/internals.md), with a certificate if and only if `auto_mtls`.
+
+    Raises PluginProcessError, saying what is wrong.
+    """
     fields = line.strip().split("|")
     if len(fields) < 4 or not fields[0].strip().isdecimal():
         raise PluginProcessError(
@@ -70,9 +78,19 @@ def parse_handshake(line: str) -> Handshake:
         )
     if protocol != "grpc":
         raise PluginProcessError(f"it speaks {protocol!r}, this host only 'grpc'. Serve the plugin over gRPC.")
-    if certificate:
+    if certificate and not auto_mtls:
         raise PluginProcessError("it sent a TLS certificate that this host did not ask for.")
-    return Handshake(_target(network, address))
+    if auto_mtls and not certificate:
+        raise PluginProcessError("it sent no TLS certificate: it knows nothing of AutoMTLS. Launch it without.")
+    return Handshake(_target(network, address), _decode(certificate))
+
+
+def _decode(certificate: str) -> bytes:
+    """The sixth field: base64, which go-plugin sends without its padding."""
+    try:
+        return base64.b64decode(certificate + "=" * (-len(certificate) % 4), validate=True)
+    except ValueError as error:
+        raise PluginProcessError(f"its TLS certificate is not in base64: {error}.") from error
 
 
 def _target(network: str, address: str) -> str:

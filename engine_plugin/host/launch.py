@@ -7,6 +7,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import grpc
 import grpc.aio
 from google.protobuf.empty_pb2 import Empty
 from grpc_health.v1 import health_pb2
@@ -22,6 +23,8 @@ from engine_plugin.rpc.stubs.goplugin import broker_pb2, stdio_pb2
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from engine_plugin.certificates import Identity
+    from engine_plugin.host.handshake import Handshake
     from engine_plugin.host.logs import LogLine
 
 __all__ = ["connect", "launch"]
@@ -37,22 +40,26 @@ async def launch(
     env: Mapping[str, str] | None = None,
     start_timeout: float = 10.0,
     on_log: Callable[[LogLine], None] | None = None,
+    auto_mtls: bool = False,
 ) -> PluginClient:
     """Run `command` as a plugin and return its client once it is healthy, within `start_timeout` seconds.
 
     `env` is added to our own environment. `on_log` gets every line that the plugin writes; it must not block.
+    With `auto_mtls` plugin and host talk over TLS and take nobody's certificate but each other's.
     Raises PluginProcessError, with the plugin's last lines, when it cannot be run, says something other than
     its handshake, exits, or takes too long; no process is left then.
     """
     name = name or Path(command[0]).stem
-    process = await PluginProcess.spawn(name, command, cwd=cwd, env=plugin_environment(env), on_log=on_log)
+    identity = await asyncio.to_thread(_identity) if auto_mtls else None
+    environment = plugin_environment(env, identity.certificate_pem.decode() if identity else "")
+    process = await PluginProcess.spawn(name, command, cwd=cwd, env=environment, on_log=on_log)
     channel: grpc.aio.Channel | None = None
     background: list[asyncio.Task[None]] = []
     try:
         try:
             async with asyncio.timeout(start_timeout):
-                handshake = await process.handshake()
-                channel = grpc.aio.insecure_channel(handshake.address, options=CHANNEL_OPTIONS)
+                handshake = await process.handshake(auto_mtls)
+                channel = _channel(name, handshake, identity)
                 link = Link(name, handshake.address, channel, process)
                 background = [
                     asyncio.create_task(_stdio(channel, process)),
@@ -94,6 +101,26 @@ async def connect(address: str, *, timeout: float = 5.0) -> PluginClient:
     return PluginClient(link)
 
 
+def _identity() -> Identity:
+    from engine_plugin.certificates import Identity
+
+    return Identity.create()
+
+
+def _channel(name: str, handshake: Handshake, identity: Identity | None) -> grpc.aio.Channel:
+    if identity is None:
+        return grpc.aio.insecure_channel(handshake.address, options=CHANNEL_OPTIONS)
+    from engine_plugin.certificates import NAME, der_to_pem
+
+    try:
+        trusted = der_to_pem(handshake.certificate)
+    except ValueError as error:
+        raise PluginProcessError(f"plugin {name!r} cannot be used: its TLS certificate is none: {error}") from error
+    credentials = grpc.ssl_channel_credentials(trusted, identity.key_pem(), identity.certificate_pem)
+    options = (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", NAME))
+    return grpc.aio.secure_channel(handshake.address, credentials, options=options)
+
+
 async def _wait_healthy(link: Link) -> None:
     check = link.channel.unary_unary(
         "/grpc.health.v1.Health/Check",
@@ -105,6 +132,10 @@ async def _wait_healthy(link: Link) -> None:
         state = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     except (NotFoundError, UnsupportedError) as error:
         state = f"it offers no such check ({error})"
+    except UnavailableError as error:
+        if link.process is None:
+            raise
+        raise PluginProcessError(f"plugin {link.name!r} cannot be reached at {link.address}: {error}") from error
     if state != "SERVING":
         message = f"the health check {_HEALTH_SERVICE!r} of plugin {link.name!r} does not say SERVING: {state}"
         raise PluginProcessError(message) if link.process else UnavailableError(message)

@@ -81,7 +81,7 @@ class PluginProcess(asyncio.SubprocessProtocol):
         """Take a line that arrived another way (go-plugin's stdio stream)."""
         self._take(text)
 
-    async def handshake(self) -> Handshake:
+    async def handshake(self, auto_mtls: bool) -> Handshake:
         """Wait for the handshake. Raises PluginProcessError for a wrong line or an exit; bound it yourself."""
         gone = asyncio.ensure_future(self._gone())
         waited: set[asyncio.Future[Any]] = {gone, self._first_line}
@@ -92,7 +92,7 @@ class PluginProcess(asyncio.SubprocessProtocol):
         if not self._first_line.done():
             raise PluginProcessError(self.describe("before its handshake"))
         try:
-            return parse_handshake(self._first_line.result())
+            return parse_handshake(self._first_line.result(), auto_mtls)
         except PluginProcessError as error:
             raise PluginProcessError(f"plugin {self.name!r} cannot be used: {error}{self._last_lines()}") from None
 

@@ -83,6 +83,7 @@ class PluginRegistry:
         env: Mapping[str, str] | None = None,
         start_timeout: float = 10.0,
         on_log: Callable[[LogLine], None] | None = None,
+        auto_mtls: bool = False,
     ) -> PluginClient:
         """Start a plugin as AOG does: its executable for this platform, no arguments, cwd = `<plugin>/bin`.
 
@@ -96,6 +97,7 @@ class PluginRegistry:
             env=env,
             start_timeout=start_timeout,
             on_log=on_log,
+            auto_mtls=auto_mtls,
         )
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+    from engine_plugin.certificates import Identity
     from engine_plugin.rpc.server import Method, RpcService
 
 __all__ = ["AioServer"]
@@ -76,16 +77,22 @@ def _method_handler(method: Method) -> grpc.RpcMethodHandler[Any, Any]:
     )
 
 
-class AioServer(RpcServer):
-    """A grpc.aio server. `health_service` is the name that health checks report SERVING (go-plugin: `plugin`)."""
+def _mutual_tls(identity: Identity) -> grpc.ServerCredentials:
+    certificate = identity.certificate_pem
+    return grpc.ssl_server_credentials(
+        [(identity.key_pem(), certificate)], root_certificates=certificate, require_client_auth=True
+    )
 
-    def __init__(
-        self,
-        health_service: str = "plugin",
-        credentials: grpc.ServerCredentials | None = None,
-    ) -> None:
+
+class AioServer(RpcServer):
+    """A grpc.aio server. `health_service` is the name that health checks report SERVING (go-plugin: `plugin`).
+
+    `only_for` makes it serve TLS as that identity, to clients that have the same one.
+    """
+
+    def __init__(self, health_service: str = "plugin", only_for: Identity | None = None) -> None:
         self._server = grpc.aio.server(options=_OPTIONS)
-        self._credentials = credentials
+        self._credentials = _mutual_tls(only_for) if only_for is not None else None
         self._names: list[str] = []
         self._health = HealthServicer()
         self._health_service = health_service

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,7 +16,10 @@ from pins import ROOT
 from tests.conformance.gohost import Check, GoHost, executable_of, run_go
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import TypeAlias
+
+    Observe: TypeAlias = Callable[..., dict[str, Check]]
 
 SEEN = pytest.StashKey[list[Check]]()
 
@@ -32,7 +37,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for check in checks:
         verdict = "ok  " if check.ok else "FAIL"
         detail = " ".join(check.detail.split())
-        line = f"{verdict} {check.scenario:15} {check.name:32} {check.millis:8.1f} ms  {detail}"
+        line = f"{verdict} {check.scenario:18} {check.name:32} {check.millis:8.1f} ms  {detail}"
         terminalreporter.write_line(line if not check.ok else line[:150])
     failed = sum(not check.ok for check in checks)
     terminalreporter.write_line(f"{len(checks) - failed} checks passed, {failed} failed")
@@ -51,11 +56,30 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return executable_of(build_linked(ROOT / "plugin.yaml", tmp_path_factory.mktemp("plugins dir")))
 
 
-@pytest.fixture
-def scratch() -> Iterator[Path]:
+@contextlib.contextmanager
+def short_directory() -> Iterator[Path]:
     """A directory for data and sockets whose path is short enough for a unix socket's."""
     path = Path(tempfile.mkdtemp(prefix="epc-"))
     try:
         yield path
     finally:
         shutil.rmtree(path)
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    with short_directory() as path:
+        yield path
+
+
+@pytest.fixture(scope="session")
+def observe(go_host: GoHost, plugin: Path) -> Observe:
+    """Run a scenario with the default plugin, without or with AutoMTLS, once; its checks, all of which were right."""
+
+    @functools.cache
+    def observe(scenario: str, tls: bool = False) -> dict[str, Check]:
+        with short_directory() as scratch:
+            checks = go_host.run(scenario, plugin, scratch, *(["-automtls"] if tls else []))
+        return {check.name: check for check in checks}
+
+    return observe

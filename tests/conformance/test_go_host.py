@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +21,9 @@ from pins import ROOT
 from tests.conformance.gohost import SOURCES, executable_of, run_go
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conformance.conftest import Observe
     from tests.conformance.gohost import Check, GoHost
 
 if shutil.which("go") is None:
@@ -29,13 +36,15 @@ PLAIN = (
     "kill-starting",
     "kill-idle",
     "tcp",
-    "automtls",
     "multiplex",
     "wrong-version",
     "wrong-cookie",
 )
 POSIX = ("sigint", "socket-group")
-SPECIAL = ("stdio", "broken-manifest", "hold")
+TLS = ("automtls",)
+SPECIAL = ("stdio", "broken-manifest", "hold", "reattach")
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="signals, groups and unix sockets are of POSIX")
 
 NOISE = '''
 import os, threading, time
@@ -59,21 +68,70 @@ def named(checks: list[Check], name: str) -> Check:
     return next(check for check in checks if check.name == name)
 
 
-@pytest.mark.parametrize("scenario", PLAIN)
-def test_scenario(go_host: GoHost, plugin: Path, scratch: Path, scenario: str) -> None:
-    go_host.run(scenario, plugin, scratch)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither SIGINT for others nor groups of sockets")
-@pytest.mark.parametrize("scenario", POSIX)
-def test_posix_scenario(go_host: GoHost, plugin: Path, scratch: Path, scenario: str) -> None:
-    go_host.run(scenario, plugin, scratch)
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("scenario", [*PLAIN, *(pytest.param(name, marks=posix) for name in POSIX)])
+def test_scenario(observe: Observe, scenario: str, tls: bool) -> None:
+    observe(scenario, tls)
 
 
 def test_every_scenario_is_run(go_host: GoHost) -> None:
-    assert sorted(go_host.scenarios()) == sorted((*PLAIN, *POSIX, *SPECIAL))
+    assert sorted(go_host.scenarios()) == sorted((*PLAIN, *POSIX, *TLS, *SPECIAL))
 
 
+@pytest.mark.parametrize(
+    ("scenario", "tls", "checks"),
+    [
+        pytest.param("wrong-cookie", False, ["the host says why"], marks=pytest.mark.promise("G1")),
+        pytest.param("wrong-version", False, ["the host says why"], marks=pytest.mark.promise("G2", "G16")),
+        pytest.param("tcp", False, ["address", "GetManifest"], marks=pytest.mark.promise("G3", "G12")),
+        pytest.param("tcp", True, ["address", "GetManifest"], marks=pytest.mark.promise("G3", "G13")),
+        pytest.param("socket-group", False, ["mode of the socket"], marks=[pytest.mark.promise("G6"), posix]),
+        pytest.param("socket-group", True, ["mode of the socket"], marks=[pytest.mark.promise("G6"), posix]),
+        pytest.param("kill-idle", False, ["dispense", "ping"], marks=pytest.mark.promise("G11", "G12", "G14", "G17")),
+        pytest.param("automtls", False, ["dispense", "GetManifest"], marks=pytest.mark.promise("G7", "G13", "G39")),
+        pytest.param("automtls", False, ["the plugin's certificate"], marks=pytest.mark.promise("G37")),
+        pytest.param(
+            "automtls",
+            False,
+            [
+                "a client without a certificate",
+                "a client with another certificate",
+                "a certificate signed by the host's",
+                "TLS 1.1",
+                "a client without TLS",
+            ],
+            marks=pytest.mark.promise("G37", "G38", "G39"),
+        ),
+        pytest.param(
+            "automtls", False, ["connect and close", "ping after all that"], marks=pytest.mark.promise("G25")
+        ),
+        pytest.param("multiplex", False, ["the host says why"], marks=pytest.mark.promise("G8", "G15")),
+        pytest.param("multiplex", True, ["the host says why"], marks=pytest.mark.promise("G8", "G15")),
+        pytest.param("lifecycle", False, ["dispense", "ping"], marks=pytest.mark.promise("G19", "G22")),
+        pytest.param("errors", False, ["a request of 6 MiB"], marks=pytest.mark.promise("G24")),
+        pytest.param("errors", True, ["a request of 6 MiB"], marks=pytest.mark.promise("G24", "G39")),
+        pytest.param(
+            "lifecycle",
+            False,
+            ["no error in the host's log"],
+            marks=pytest.mark.promise("G26", "G27", "G28", "G29", "G30", "G35"),
+        ),
+        pytest.param("sigint", False, ["SIGINT twice", "a call after it"], marks=[pytest.mark.promise("G33"), posix]),
+        pytest.param("kill-streaming", False, ["Kill"], marks=pytest.mark.promise("G20", "G32", "G34")),
+        pytest.param("kill-streaming", True, ["Kill"], marks=pytest.mark.promise("G20", "G34", "G39")),
+        pytest.param(
+            "kill-starting", False, ["Kill while a model is loading"], marks=pytest.mark.promise("G20", "G32", "G34")
+        ),
+        pytest.param("kill-idle", False, ["Kill", "no error in the host's log"], marks=pytest.mark.promise("G35")),
+    ],
+)
+def test_what_a_host_counts_on(observe: Observe, scenario: str, tls: bool, checks: list[str]) -> None:
+    """Each go-plugin promise that a host sees with its own eyes: these checks were made, and came out right."""
+    seen = observe(scenario, tls)
+    assert [seen[name].ok for name in checks] == [True] * len(checks)
+
+
+@pytest.mark.promise("G21", "G31")
 def test_noise_on_stdout_reaches_the_host(go_host: GoHost, scratch: Path) -> None:
     directory = build_linked(ROOT / "plugin.yaml", scratch)
     start = directory / "lib" / "start_plugin.py"
@@ -83,6 +141,7 @@ def test_noise_on_stdout_reaches_the_host(go_host: GoHost, scratch: Path) -> Non
     go_host.run("stdio", executable_of(directory), scratch)
 
 
+@pytest.mark.promise("G11", "G26", "G35")
 def test_a_broken_manifest_is_told_to_the_host(go_host: GoHost, scratch: Path) -> None:
     directory = build_linked(ROOT / "plugin.yaml", scratch)
     executable = executable_of(directory)
@@ -105,6 +164,7 @@ def test_a_complete_plugin_directory_works_where_it_was_moved_to(go_host: GoHost
     assert [path.name for path in (scratch / "built").iterdir()] == []
 
 
+@pytest.mark.promise("G10", "G32", "G36")
 def test_everything_ends_when_the_host_is_killed(go_host: GoHost, plugin: Path, scratch: Path) -> None:
     with go_host.start("hold", plugin, scratch) as running:
         limit = threading.Timer(60, running.process.kill)
@@ -122,9 +182,53 @@ def test_everything_ends_when_the_host_is_killed(go_host: GoHost, plugin: Path, 
         assert checks[-1].name == "holding", running.log[-4000:]
         family = [process for process in running.family() if process.pid != running.process.pid]
         assert len(family) >= 2, "no engine beside the plugin"
+        told = [
+            name
+            for process in family
+            if process.ppid() != running.process.pid
+            for name in process.environ()
+            if name == "AOG_PLUGIN" or name.startswith("PLUGIN_")
+        ]
+        assert told == [], "an engine has heard what the host told the plugin alone"
         running.process.kill()
         _, alive = psutil.wait_procs(family, timeout=10)
         assert alive == []
+
+
+@posix
+@pytest.mark.promise("G40")
+def test_reattaching(go_host: GoHost, scratch: Path) -> None:
+    """A plugin that is served by hand: no cookie, no handshake line, and its end is Ctrl-C's and not the host's."""
+    with served(scratch) as server:
+        assert server.stdout is not None
+        first = server.stdout.readline()
+        record = json.loads(first)  # not a handshake line
+        path = record["address"].removeprefix("unix:")
+        arguments = ("-server", path, "-server-pid", str(record["pid"]))
+        checks = go_host.run("reattach", Path("unused"), scratch, *arguments)
+        assert named(checks, "Kill does nothing again").ok
+        assert server.poll() is None
+        server.send_signal(signal.SIGINT)
+        assert server.wait(30) == 0
+
+
+@contextlib.contextmanager
+def served(scratch: Path) -> Iterator[subprocess.Popen[str]]:
+    """`engine-plugin serve` for the default plugin, started by something that is no host."""
+    environ = {name: value for name, value in os.environ.items() if name != "AOG_PLUGIN" and "PLUGIN_" not in name}
+    command = [sys.executable, "-m", "engine_plugin.cli.main", "serve", "--json", "--plugin", str(ROOT)]
+    server = subprocess.Popen(
+        [*command, "--address", f"unix:{scratch}/by-hand"],
+        env=environ | {"AOG_DATA_DIR": str(scratch / "data"), "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    try:
+        yield server
+    finally:
+        server.kill()
+        server.communicate()
 
 
 def test_the_host_is_formatted_and_vetted() -> None:

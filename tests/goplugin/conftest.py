@@ -31,8 +31,8 @@ async def start(short_dir: Path) -> AsyncIterator[Launch]:
     """Start a plugin whose sockets lie in `short_dir`; nothing is left of it after the test."""
     async with AsyncExitStack() as cleanup:
 
-        async def start(**changes: str) -> Hosted:
-            hosted = await Hosted.start(**({"PLUGIN_UNIX_SOCKET_DIR": str(short_dir)} | changes))
+        async def start(*, tls: bool = False, **changes: str) -> Hosted:
+            hosted = await Hosted.start(tls=tls, **({"PLUGIN_UNIX_SOCKET_DIR": str(short_dir)} | changes))
             cleanup.push_async_callback(hosted.close)
             return hosted
 
@@ -43,7 +43,7 @@ async def start(short_dir: Path) -> AsyncIterator[Launch]:
 def launch(start: Launch) -> Launch:
     """As `start`, and wait for the handshake line."""
 
-    async def launch(**changes: str) -> Hosted:
-        return await (await start(**changes)).announced()
+    async def launch(*, tls: bool = False, **changes: str) -> Hosted:
+        return await (await start(tls=tls, **changes)).announced()
 
     return launch

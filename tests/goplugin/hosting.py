@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
+import grpc
 import grpc.aio
 from google.protobuf import empty_pb2
 
+from engine_plugin.certificates import Identity, der_to_pem
 from engine_plugin.rpc.stubs import provider_pb2
 from engine_plugin.rpc.stubs.goplugin import controller_pb2, stdio_pb2
 
@@ -44,14 +47,20 @@ class Hosted:
         self._grown = asyncio.Event()
         self._stderr = asyncio.create_task(self._read_stderr())
         self._channel: grpc.aio.Channel | None = None
+        self._identity: Identity | None = None
 
     @classmethod
-    async def start(cls, module: str = "tests.goplugin.plugin", **changes: str) -> Hosted:
+    async def start(cls, module: str = "tests.goplugin.plugin", *, tls: bool = False, **changes: str) -> Hosted:
+        identity = Identity.create() if tls else None
+        if identity is not None:
+            changes["PLUGIN_CLIENT_CERT"] = identity.certificate_pem.decode()
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", module, stdout=pipe, stderr=pipe, stdin=pipe, env=environ(**changes), cwd=ROOT
         )
-        return cls(process)
+        hosted = cls(process)
+        hosted._identity = identity
+        return hosted
 
     async def announced(self) -> Hosted:
         """Wait for the handshake line."""
@@ -65,12 +74,28 @@ class Hosted:
         return self.line.split("|")[3]
 
     @property
+    def certificate(self) -> bytes:
+        """The sixth field, as a host reads it: base64 that must not be padded."""
+        text = self.line.split("|")[5]
+        assert "=" not in text
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+
+    @property
     def channel(self) -> grpc.aio.Channel:
         if self._channel is None:
             unix = self.line.split("|")[2] == "unix"
             target = "unix:" + quote(self.address) if unix else self.address
-            options = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
-            self._channel = grpc.aio.insecure_channel(target, options=options)
+            options: list[tuple[str, Any]] = [
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_send_message_length", -1),
+            ]
+            if self._identity is None:
+                self._channel = grpc.aio.insecure_channel(target, options=options)
+            else:
+                identity, trusted = self._identity, der_to_pem(self.certificate)
+                credentials = grpc.ssl_channel_credentials(trusted, identity.key_pem(), identity.certificate_pem)
+                options.append(("grpc.ssl_target_name_override", "localhost"))
+                self._channel = grpc.aio.secure_channel(target, credentials, options=options)
         return self._channel
 
     async def call(self, path: str, request: Message, answer: type[Message]) -> Any:

@@ -10,18 +10,19 @@ from engine_plugin.goplugin.handshake import HostEnv, engine_environ, handshake_
 from tests.goplugin.hosting import ROOT, environ
 
 
+@pytest.mark.promise("G1")
 @pytest.mark.parametrize(
     "cookie", [{}, {"AOG_PLUGIN": ""}, {"AOG_PLUGIN": "aog-provider-plugin-v2"}, {"AOG_PLUGINS": "x"}]
 )
 def test_only_the_cookie_makes_a_host(cookie: dict[str, str]) -> None:
-    """go-plugin item 1"""
     assert not is_hosted(cookie)
     assert is_hosted({"AOG_PLUGIN": "aog-provider-plugin-v1"})
 
 
+@pytest.mark.promise("G1", "G11")
 @pytest.mark.parametrize("cookie", ["", "another"])
 def test_run_by_hand(cookie: str) -> None:
-    """go-plugin items 1 and 11: nothing on stdout, an explanation on stderr, exit 1, nothing slow imported."""
+    """Nothing on stdout, an explanation on stderr, exit 1, nothing slow imported."""
     command = [sys.executable, "-X", "importtime", "-m", "tests.goplugin.plugin"]
     ended = subprocess.run(
         command, env=environ(AOG_PLUGIN=cookie), cwd=ROOT, capture_output=True, text=True, timeout=30
@@ -34,32 +35,34 @@ def test_run_by_hand(cookie: str) -> None:
     assert "logging" not in imports.replace("asyncio.log", "").split("engine_plugin")[-1]
 
 
+@pytest.mark.promise("G2")
 @pytest.mark.parametrize(
     ("offered", "agreed"),
     [("1", 1), ("3,1,2", 1), ("2,x,1,,1.0,-1", 1), ("2,3", 1), ("", 1), ("7, 1", 1), ("9" * 5000, 1), ("²", 1)],
 )
 def test_protocol_versions(offered: str, agreed: int) -> None:
-    """go-plugin item 2: the highest common one, else our lowest, for the host to report."""
+    """The highest common one, else our lowest, for the host to report."""
     assert HostEnv.from_environ({"PLUGIN_PROTOCOL_VERSIONS": offered}).protocol_version == agreed
 
 
+@pytest.mark.promise("G2")
 def test_the_highest_common_version_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """go-plugin item 2"""
     monkeypatch.setattr("engine_plugin.goplugin.handshake.APP_PROTOCOL_VERSIONS", (2, 3, 5))
     assert HostEnv.from_environ({"PLUGIN_PROTOCOL_VERSIONS": "4,3,2"}).protocol_version == 3
     assert HostEnv.from_environ({"PLUGIN_PROTOCOL_VERSIONS": "4,1"}).protocol_version == 2
     assert HostEnv.from_environ({}).protocol_version == 2
 
 
+@pytest.mark.promise("G3")
 def test_the_transport_follows_the_system_unless_named() -> None:
-    """go-plugin item 3"""
     assert HostEnv.from_environ({}, windows=False).transport == "unix"
     assert HostEnv.from_environ({}, windows=True).transport == "tcp"
     assert HostEnv.from_environ({"ENGINE_PLUGIN_TRANSPORT": "tcp"}, windows=False).transport == "tcp"
 
 
+@pytest.mark.promise("G3")
 def test_the_port_range() -> None:
-    """go-plugin item 3: it counts for TCP alone."""
+    """It counts for TCP alone."""
     ports = {"PLUGIN_MIN_PORT": "10000", "PLUGIN_MAX_PORT": "25000"}
     host = HostEnv.from_environ(ports, windows=True)
     assert (host.min_port, host.max_port) == (10000, 25000)
@@ -67,6 +70,7 @@ def test_the_port_range() -> None:
     assert HostEnv.from_environ({"PLUGIN_MIN_PORT": "nonsense"}, windows=False).min_port == 0
 
 
+@pytest.mark.promise("G3")
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
@@ -80,7 +84,6 @@ def test_the_port_range() -> None:
     ],
 )
 def test_wrong_values_are_named(variables: dict[str, str], said: str) -> None:
-    """go-plugin item 3"""
     with pytest.raises(EnginePluginError) as raised:
         HostEnv.from_environ({"ENGINE_PLUGIN_TRANSPORT": "tcp"} | variables)
     assert said in str(raised.value)
@@ -91,8 +94,8 @@ def test_no_unix_socket_on_windows() -> None:
         HostEnv.from_environ({"ENGINE_PLUGIN_TRANSPORT": "unix"}, windows=True)
 
 
+@pytest.mark.promise("G5", "G6", "G7", "G8")
 def test_the_rest_of_the_environment() -> None:
-    """go-plugin items 5 to 8"""
     host = HostEnv.from_environ(
         {
             "PLUGIN_UNIX_SOCKET_DIR": "/run/host",
@@ -106,6 +109,7 @@ def test_the_rest_of_the_environment() -> None:
     assert HostEnv.from_environ({"PLUGIN_MULTIPLEX_GRPC": ""}) == HostEnv.from_environ({})
 
 
+@pytest.mark.promise("G8", "G12", "G14", "G15")
 @pytest.mark.parametrize(
     ("multiplex", "network", "address", "line"),
     [
@@ -117,12 +121,12 @@ def test_the_rest_of_the_environment() -> None:
 )
 @pytest.mark.skipif(sys.platform == "win32", reason="the last case has a POSIX path")
 def test_the_line(multiplex: bool, network: str, address: str, line: bytes) -> None:
-    """go-plugin items 8, 12, 14 and 15: six fields, the last empty; a seventh only for a host that asked."""
+    """Six fields, the last empty; a seventh only for a host that asked."""
     host = HostEnv(protocol_version=1, transport="unix", multiplex=multiplex)
     assert handshake_line(host, network, address) == line
 
 
+@pytest.mark.promise("G10")
 def test_the_engine_hears_nothing_of_the_host() -> None:
-    """go-plugin item 10"""
     given = {"PLUGIN_MIN_PORT": "1", "PLUGIN_CLIENT_CERT": "x", "AOG_PLUGIN": "x", "AOG_VERSION": "1", "PATH": "/bin"}
     assert engine_environ(given) == {"AOG_VERSION": "1", "PATH": "/bin"}

@@ -26,6 +26,7 @@ def formatted(level: int = logging.INFO, message: str = "text", *args: object, *
     return entry
 
 
+@pytest.mark.promise("G27")
 @pytest.mark.parametrize(
     ("number", "name"),
     [
@@ -40,30 +41,32 @@ def formatted(level: int = logging.INFO, message: str = "text", *args: object, *
     ],
 )
 def test_levels(number: int, name: str) -> None:
-    """go-plugin item 27: no level but Go's five."""
+    """No level but Go's five."""
     assert formatted(number)["@level"] == name
 
 
+@pytest.mark.promise("G26", "G29")
 def test_a_line() -> None:
-    """go-plugin items 26 and 29: the timestamp as Go writes and parses it."""
+    """The timestamp as Go writes and parses it."""
     entry = formatted(logging.INFO, "%s of %d", "three", 4, created=1767323045.678901, port=10000)
     assert re.fullmatch(r"2026-01-02T03:04:05\.67890\dZ", entry.pop("@timestamp"))
     assert entry == {"@level": "info", "@message": "three of 4", "@module": "a.b", "port": 10000}
 
 
+@pytest.mark.promise("G29")
 def test_lines_ends_and_odd_characters_stay_in_the_message() -> None:
-    """go-plugin item 29"""
     text = 'a\nb\r\n"c" \x00 \u2028 ü 🦙 \udcff'
     assert formatted(message=text)["@message"] == text.replace("\udcff", "?")
 
 
+@pytest.mark.promise("G28")
 def test_the_host_s_three_keys_are_ours_alone() -> None:
-    """go-plugin item 28"""
     theirs: dict[str, Any] = {"@level": 7, "@message": ["x"], "@timestamp": None}
     entry = formatted(**theirs)
     assert (entry["@level"], entry["@message"]) == ("info", "text")
 
 
+@pytest.mark.promise("G26", "G29")
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
@@ -79,14 +82,14 @@ def test_the_host_s_three_keys_are_ours_alone() -> None:
     ],
 )
 def test_values_that_go_can_read(value: object, shown: object) -> None:
-    """go-plugin items 26 and 29"""
     assert formatted(value=value)["value"] == shown
 
 
+@pytest.mark.promise("G29")
 @pytest.mark.parametrize("character", ["x", "\x00", "🦙", "\n"])
 @pytest.mark.parametrize("count", [50_000, 5_000_000])
 def test_a_long_message_is_cut_in_the_middle(character: str, count: int) -> None:
-    """go-plugin item 29: below 64 KiB, and it says so."""
+    """Below 64 KiB, and it says so."""
     message = formatted(message="begin" + character * count + "end")["@message"]
     assert message.startswith("begin" + character)
     assert message.endswith(character + "end")
@@ -96,8 +99,8 @@ def test_a_long_message_is_cut_in_the_middle(character: str, count: int) -> None
         assert len(message) - len(cut[0]) + int(cut[1]) == count + 8
 
 
+@pytest.mark.promise("G29")
 def test_too_many_fields_are_left_out() -> None:
-    """go-plugin item 29"""
     many: dict[str, Any] = {f"key{n}": "v" * 40 for n in range(10_000)}
     entry = formatted(message="m" * 100_000, **many)
     assert "characters cut" in entry["@message"]
@@ -229,9 +232,9 @@ def test_the_level_comes_from_the_environment(value: str, level: int, httpx: int
     assert logging.getLogger("httpx").level == httpx
 
 
+@pytest.mark.promise("G26")
 @pytest.mark.usefixtures("restored_logging")
 def test_any_library_s_log_and_warnings_arrive() -> None:
-    """go-plugin item 26"""
     import warnings
 
     read_end, write_end = os.pipe()

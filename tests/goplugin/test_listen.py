@@ -33,7 +33,7 @@ def host(transport: str = "unix", **changes: str) -> HostEnv:
 
 
 async def healthy(target: str) -> bool:
-    """go-plugin item 19: the health check that a host makes."""
+    """The health check that a host makes."""
     from grpc_health.v1 import health_pb2
 
     async with grpc.aio.insecure_channel(target) as channel:
@@ -58,10 +58,11 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
+@pytest.mark.promise("G5", "G18", "G19")
 @unix
 @pytest.mark.parametrize("name", ["plain", "with space", "50%41 # ? ü"])
 async def test_a_private_socket(short_dir: Path, name: str) -> None:
-    """go-plugin items 5, 18 and 19: in the host's directory, seen by this user alone, gone afterwards."""
+    """In the host's directory, seen by this user alone, gone afterwards."""
     base = short_dir / name
     base.mkdir()
     server = AioServer()
@@ -74,9 +75,9 @@ async def test_a_private_socket(short_dir: Path, name: str) -> None:
     assert names(base) == []
 
 
+@pytest.mark.promise("G5")
 @unix
 async def test_the_temporary_directory_is_the_default(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """go-plugin item 5"""
     monkeypatch.setattr(tempfile, "tempdir", str(short_dir))
     server = AioServer()
     async with listening(server, host(PLUGIN_UNIX_SOCKET_DIR="")) as (_, address):
@@ -84,10 +85,10 @@ async def test_the_temporary_directory_is_the_default(short_dir: Path, monkeypat
         await server.stop(0)
 
 
+@pytest.mark.promise("G6")
 @unix
 @pytest.mark.parametrize("by_name", [True, False])
 async def test_a_group_may_connect(short_dir: Path, by_name: bool) -> None:
-    """go-plugin item 6"""
     import grp
 
     ours = os.getgid()
@@ -116,30 +117,30 @@ async def refusal(environment: HostEnv) -> str:
         await server.stop(0)
 
 
+@pytest.mark.promise("G6")
 @unix
 @pytest.mark.parametrize("group", ["no-such-group-here", "99999999999999999999"])
 async def test_a_wrong_group_is_fatal(short_dir: Path, group: str) -> None:
-    """go-plugin item 6"""
     variables = {"PLUGIN_UNIX_SOCKET_DIR": str(short_dir), "PLUGIN_UNIX_SOCKET_GROUP": group}
     assert "PLUGIN_UNIX_SOCKET_GROUP" in await refusal(host(**variables))
     assert names(short_dir) == []
 
 
+@pytest.mark.promise("G6")
 @unix
 @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may give to any group")
 async def test_a_group_of_others_is_fatal(short_dir: Path) -> None:
-    """go-plugin item 6"""
     variables = {"PLUGIN_UNIX_SOCKET_DIR": str(short_dir), "PLUGIN_UNIX_SOCKET_GROUP": "0"}
     assert "must be a member" in await refusal(host(**variables))
     assert names(short_dir) == []
 
 
+@pytest.mark.promise("G18")
 @unix
 @pytest.mark.parametrize(
     ("name", "said"), [("x" * 90, "the system allows"), ("a|b", "handshake line"), ("a\nb", "handshake line")]
 )
 async def test_a_path_that_cannot_be_announced(short_dir: Path, name: str, said: str) -> None:
-    """go-plugin item 18"""
     base = short_dir / name
     base.mkdir()
     message = await refusal(host(PLUGIN_UNIX_SOCKET_DIR=str(base)))
@@ -148,9 +149,10 @@ async def test_a_path_that_cannot_be_announced(short_dir: Path, name: str, said:
     assert names(base) == []
 
 
+@pytest.mark.promise("G18")
 @unix
 async def test_the_longest_path_works(short_dir: Path) -> None:
-    """go-plugin item 18: 107 bytes (103 on macOS)."""
+    """107 bytes (103 on macOS)."""
     limit = 103 if sys.platform == "darwin" else 107
     below = len("/engine-plugin-12345678/sock")
     base = short_dir / ("x" * (limit - below - len(str(short_dir)) - 1))
@@ -198,9 +200,10 @@ def age(directory: Path) -> None:
     os.utime(directory, (then, then))
 
 
+@pytest.mark.promise("G18")
 @unix
 def test_what_a_killed_plugin_leaves_is_swept(owner: tuple[subprocess.Popen[str], Path], short_dir: Path) -> None:
-    """go-plugin item 18: only once its owner has gone."""
+    """Only once its owner has gone."""
     from engine_plugin.socketdir import private_directory, remove_stale
 
     process, directory = owner
@@ -253,8 +256,9 @@ def taken_port() -> tuple[socket.socket, int]:
     return listener, listener.getsockname()[1]
 
 
+@pytest.mark.promise("G3", "G4")
 async def test_a_port_range_is_scanned_inclusively() -> None:
-    """go-plugin items 3 and 4: a taken port is passed over, by another of our servers too."""
+    """A taken port is passed over, by another of our servers too."""
     listener, port = taken_port()
     if port > 65533:
         pytest.skip("the system gave the last port of all")
@@ -274,8 +278,8 @@ async def test_a_port_range_is_scanned_inclusively() -> None:
         await within(asyncio.gather(*(server.stop(0) for server in servers)))
 
 
+@pytest.mark.promise("G3")
 async def test_a_range_of_one_port() -> None:
-    """go-plugin item 3"""
     listener, port = taken_port()
     environment = host("tcp", PLUGIN_MIN_PORT=str(port), PLUGIN_MAX_PORT=str(port))
     try:
@@ -288,8 +292,8 @@ async def test_a_range_of_one_port() -> None:
         await server.stop(0)
 
 
+@pytest.mark.promise("G3")
 async def test_any_port_without_a_range() -> None:
-    """go-plugin item 3"""
     server = AioServer()
     async with listening(server, host("tcp")) as (_, address):
         assert await healthy(address)

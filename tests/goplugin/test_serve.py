@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from tests.goplugin.conftest import Launch
 
+DAMAGED = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and unix sockets are for POSIX")
 
 
@@ -40,9 +41,10 @@ async def end_in_time(plugin: Hosted, seconds: float = 2.0) -> int:
     return code
 
 
+@pytest.mark.promise("G11", "G12", "G17", "G20", "G34", "G35")
 @posix
 async def test_the_way_of_every_plugin(launch: Launch, short_dir: Path) -> None:
-    """go-plugin items 11, 12, 17, 20, 34 and 35: announced, serving, asked to stop, gone with exit 0."""
+    """Announced, serving, asked to stop, gone with exit 0."""
     plugin = await launch()
     assert plugin.line == f"1|1|unix|{plugin.address}|grpc|"
     assert Path(plugin.address).parent.parent == short_dir
@@ -52,8 +54,8 @@ async def test_the_way_of_every_plugin(launch: Launch, short_dir: Path) -> None:
     assert names(short_dir) == []
 
 
+@pytest.mark.promise("G3", "G12")
 async def test_tcp_in_the_host_s_range(launch: Launch) -> None:
-    """go-plugin items 3 and 12"""
     plugin = await launch(ENGINE_PLUGIN_TRANSPORT="tcp", PLUGIN_MIN_PORT="20000", PLUGIN_MAX_PORT="25000")
     assert plugin.line.startswith("1|1|tcp|127.0.0.1:2")
     assert plugin.line.endswith("|grpc|")
@@ -61,20 +63,22 @@ async def test_tcp_in_the_host_s_range(launch: Launch) -> None:
     assert await end_in_time(plugin) == 0
 
 
+@pytest.mark.promise("G8", "G15")
 async def test_multiplexing_is_declined(launch: Launch) -> None:
-    """go-plugin items 8 and 15"""
     assert (await launch(PLUGIN_MULTIPLEX_GRPC="true")).line.endswith("|grpc||false")
 
 
+@pytest.mark.promise("G2", "G16")
 async def test_a_mismatch_is_left_to_the_host(launch: Launch) -> None:
-    """go-plugin items 2 and 16"""
     assert (await launch(PLUGIN_PROTOCOL_VERSIONS="3,2")).line.startswith("1|1|")
 
 
+@pytest.mark.promise("G3", "G6", "G7", "G11", "G35")
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"PLUGIN_CLIENT_CERT": "-----BEGIN"}, "Set AutoMTLS to false"),
+        ({"PLUGIN_CLIENT_CERT": "-----BEGIN"}, "PLUGIN_CLIENT_CERT holds no certificate in PEM"),
+        ({"PLUGIN_CLIENT_CERT": DAMAGED}, "set AutoMTLS to false"),
         (
             {"ENGINE_PLUGIN_TRANSPORT": "tcp", "PLUGIN_MIN_PORT": "9", "PLUGIN_MAX_PORT": "8"},
             "PLUGIN_MIN_PORT (9) is",
@@ -89,7 +93,7 @@ async def test_a_mismatch_is_left_to_the_host(launch: Launch) -> None:
 async def test_what_cannot_be_served_is_said_and_not_announced(
     start: Launch, variables: dict[str, str], said: str
 ) -> None:
-    """go-plugin items 3, 6, 7, 11 and 35: an error in hclog, exit 1, and an empty stdout."""
+    """An error in hclog, exit 1, and an empty stdout."""
     plugin = await start(**variables)
     assert await plugin.ended() == 1
     line = await plugin.logged(said)
@@ -98,8 +102,8 @@ async def test_what_cannot_be_served_is_said_and_not_announced(
     assert plugin.plain == []
 
 
+@pytest.mark.promise("G19")
 async def test_health_names_the_plugin(launch: Launch) -> None:
-    """go-plugin item 19"""
     from grpc_health.v1 import health_pb2
 
     plugin = await launch()
@@ -108,8 +112,8 @@ async def test_health_names_the_plugin(launch: Launch) -> None:
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
+@pytest.mark.promise("G23")
 async def test_reflection_names_all_services(launch: Launch) -> None:
-    """go-plugin item 23"""
     from grpc_reflection.v1alpha import reflection_pb2
 
     plugin = await launch()
@@ -130,16 +134,17 @@ async def test_reflection_names_all_services(launch: Launch) -> None:
     call.cancel()
 
 
+@pytest.mark.promise("G24")
 async def test_messages_beyond_grpcio_s_default(launch: Launch) -> None:
-    """go-plugin item 24: 6 MiB each way, where grpcio alone refuses more than 4."""
+    """6 MiB each way, where grpcio alone refuses more than 4."""
     plugin = await launch()
     size = 6 << 20
     assert len(await plugin.do("echo", size, padding="x" * size)) == size
 
 
+@pytest.mark.promise("G25")
 @posix
 async def test_a_bare_connect_and_close(launch: Launch) -> None:
-    """go-plugin item 25"""
     plugin = await launch()
     for greeting in (b"", b"PRI * HTTP/2.0\r\n", b"GET / HTTP/1.1\r\n\r\n"):
         _, writer = await asyncio.open_unix_connection(plugin.address)
@@ -149,8 +154,8 @@ async def test_a_bare_connect_and_close(launch: Launch) -> None:
     assert await plugin.do("echo", 1) == "y"
 
 
+@pytest.mark.promise("G22")
 async def test_the_broker_s_stream_is_held_and_drained(launch: Launch) -> None:
-    """go-plugin item 22"""
     plugin = await launch()
     method = plugin.channel.stream_stream(
         "/plugin.GRPCBroker/StartStream",
@@ -167,8 +172,8 @@ async def test_the_broker_s_stream_is_held_and_drained(launch: Launch) -> None:
     assert await call.code() is grpc.StatusCode.OK
 
 
+@pytest.mark.promise("G20", "G34")
 async def test_streams_that_a_host_holds_do_not_delay_the_end(launch: Launch) -> None:
-    """go-plugin items 20 and 34"""
     plugin = await launch()
     call: Any = plugin.channel.stream_stream("/plugin.GRPCBroker/StartStream")(timeout=LIMIT)
     await call.write(b"")
@@ -182,8 +187,9 @@ async def test_streams_that_a_host_holds_do_not_delay_the_end(launch: Launch) ->
     call.cancel()
 
 
+@pytest.mark.promise("G11", "G21", "G31")
 async def test_what_is_printed_reaches_the_host_by_stdio(launch: Launch) -> None:
-    """go-plugin items 11, 21 and 31: before and after the handshake, by the plugin and by its children."""
+    """Before and after the handshake, by the plugin and by its children."""
     plugin = await launch(TEST_LOAD="print")
     output = asyncio.create_task(plugin.printed_until(b"twice"))
     for word in ("once", "twice"):
@@ -192,8 +198,9 @@ async def test_what_is_printed_reaches_the_host_by_stdio(launch: Launch) -> None
     assert (await within(output)).splitlines() == lines
 
 
+@pytest.mark.promise("G21")
 async def test_the_last_words_arrive(launch: Launch) -> None:
-    """go-plugin item 21: the stream ends with the plugin, after all that was printed."""
+    """The stream ends with the plugin, after all that was printed."""
     plugin = await launch()
     output = asyncio.create_task(plugin.printed_until(b"never"))
     await plugin.do("print", "goodbye")
@@ -201,16 +208,17 @@ async def test_the_last_words_arrive(launch: Launch) -> None:
     assert (await within(output)).split() == [b"goodbye"]
 
 
+@pytest.mark.promise("G31")
 async def test_a_flood_that_nobody_reads_blocks_nobody(launch: Launch) -> None:
-    """go-plugin item 31: lines of 80 KB and 10 MB, printed by the event loop itself."""
+    """Lines of 80 KB and 10 MB, printed by the event loop itself."""
     plugin = await launch()
     await plugin.do("flood", [80_000, 10_000_000, 10])
     text = await plugin.printed_until(b"\nxxxxxxxxx\n")
     assert 900_000 < len(text) <= 1 << 20
 
 
+@pytest.mark.promise("G26", "G29")
 async def test_the_log_reaches_the_host_on_stderr(launch: Launch) -> None:
-    """go-plugin items 26 and 29"""
     plugin = await launch(ENGINE_PLUGIN_LOG="debug")
     serving = await plugin.logged("serving")
     assert (serving["@level"], serving["address"]) == ("debug", plugin.address)
@@ -232,16 +240,17 @@ async def child(launch: Launch) -> AsyncIterator[tuple[Hosted, psutil.Process]]:
         process.kill()
 
 
+@pytest.mark.promise("G32")
 async def test_the_host_need_not_wait_for_a_child(child: tuple[Hosted, psutil.Process]) -> None:
-    """go-plugin item 32: stdout and stderr end with the plugin, though its child lives on."""
+    """Stdout and stderr end with the plugin, though its child lives on."""
     plugin, process = child
     assert await end_in_time(plugin) == 0
     assert process.is_running()
 
 
+@pytest.mark.promise("G32")
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 async def test_a_child_has_nothing_of_the_host_s(child: tuple[Hosted, psutil.Process]) -> None:
-    """go-plugin item 32"""
     plugin, process = child
 
     def pipes(pid: int) -> dict[str, str]:
@@ -259,9 +268,10 @@ async def test_a_child_has_nothing_of_the_host_s(child: tuple[Hosted, psutil.Pro
     assert hosts.isdisjoint(held.values())
 
 
+@pytest.mark.promise("G33")
 @posix
 async def test_interrupts_are_the_host_s(launch: Launch) -> None:
-    """go-plugin item 33: ignored here, but not by an engine that inherits from us."""
+    """Ignored here, but not by an engine that inherits from us."""
     plugin = await launch()
     for _ in range(3):
         plugin.process.send_signal(signal.SIGINT)
@@ -269,10 +279,10 @@ async def test_interrupts_are_the_host_s(launch: Launch) -> None:
     assert "default_int_handler" in await plugin.do("interrupt_handling")
 
 
+@pytest.mark.promise("G33", "G35")
 @posix
 @pytest.mark.parametrize("number", [signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)])
 async def test_a_graceful_signal(launch: Launch, short_dir: Path, number: signal.Signals) -> None:
-    """go-plugin items 33 and 35"""
     plugin = await launch()
     sent = time.monotonic()
     plugin.process.send_signal(number)
@@ -282,10 +292,10 @@ async def test_a_graceful_signal(launch: Launch, short_dir: Path, number: signal
     assert names(short_dir) == []
 
 
+@pytest.mark.promise("G11", "G33")
 @posix
 @pytest.mark.parametrize("when", ["hang", "terminate"])
 async def test_a_signal_while_loading(start: Launch, short_dir: Path, when: str) -> None:
-    """go-plugin items 11 and 33"""
     plugin = await start(TEST_LOAD=when)
     if when == "hang":
         await plugin.logged("loading")
@@ -295,6 +305,7 @@ async def test_a_signal_while_loading(start: Launch, short_dir: Path, when: str)
     assert names(short_dir) == []
 
 
+@pytest.mark.promise("G34")
 @pytest.mark.parametrize(
     ("aclose", "code", "said"),
     [
@@ -307,23 +318,24 @@ async def test_a_signal_while_loading(start: Launch, short_dir: Path, when: str)
 async def test_an_engine_that_will_not_stop(
     launch: Launch, short_dir: Path, aclose: str, code: int, said: str
 ) -> None:
-    """go-plugin item 34: gone before the host's patience of 2 s, whatever hangs; and it is said."""
+    """Gone before the host's patience of 2 s, whatever hangs; and it is said."""
     plugin = await launch(TEST_ACLOSE=aclose)
     assert await end_in_time(plugin) == code
     assert (await plugin.logged(said))["@level"] == "error"
     assert names(short_dir) == []
 
 
+@pytest.mark.promise("G34")
 async def test_a_thread_that_will_not_end(launch: Launch) -> None:
-    """go-plugin item 34: asyncio and the interpreter wait for an executor's threads; we do not."""
+    """Asyncio and the interpreter wait for an executor's threads; we do not."""
     plugin = await launch()
     await plugin.do("executor", 30)
     assert await end_in_time(plugin) == 0
 
 
+@pytest.mark.promise("G34")
 @posix
 async def test_a_loop_that_stands_is_cut_off(launch: Launch) -> None:
-    """go-plugin item 34"""
     plugin = await launch()
     blocked = asyncio.create_task(plugin.do("block", 30))
     await plugin_is_blocked(plugin)
@@ -343,12 +355,12 @@ async def plugin_is_blocked(plugin: Hosted) -> None:
             return
 
 
+@pytest.mark.promise("G36")
 @posix
 @pytest.mark.parametrize("aclose", ["", "hang"])
 async def test_the_host_is_killed(short_dir: Path, aclose: str) -> None:
-    """go-plugin item 36: the plugin notices, stops its engine and is gone, with its socket."""
-    variables = {"PLUGIN_UNIX_SOCKET_DIR": str(short_dir), "TEST_ACLOSE": aclose}
-    host = await Hosted.start("tests.goplugin.middleman", **variables)
+    """The plugin notices, stops its engine and is gone, with its socket."""
+    host = await Hosted.start("tests.goplugin.middleman", PLUGIN_UNIX_SOCKET_DIR=str(short_dir), TEST_ACLOSE=aclose)
     try:
         await host.announced()
         assert await host.do("echo", 1) == "y"
@@ -362,9 +374,10 @@ async def test_the_host_is_killed(short_dir: Path, aclose: str) -> None:
         await host.close()
 
 
+@pytest.mark.promise("G36")
 @posix
 async def test_the_host_is_gone_before_the_handshake(start: Launch, short_dir: Path) -> None:
-    """go-plugin item 36: nobody takes the line."""
+    """Nobody takes the line."""
     read_end, write_end = os.pipe()
     os.close(read_end)
     try:
@@ -391,8 +404,9 @@ async def start_with_stdout(stdout: int, short_dir: Path) -> asyncio.subprocess.
     )
 
 
+@pytest.mark.promise("G9")
 async def test_stdin_is_not_ours(launch: Launch) -> None:
-    """go-plugin item 9: neither its end nor its content says anything."""
+    """Neither its end nor its content says anything."""
     plugin = await launch()
     assert plugin.process.stdin is not None
     plugin.process.stdin.write(b"exit\n")
@@ -401,9 +415,10 @@ async def test_stdin_is_not_ours(launch: Launch) -> None:
     assert await end_in_time(plugin) == 0
 
 
+@pytest.mark.promise("G18")
 @posix
 async def test_what_a_killed_plugin_leaves(launch: Launch, short_dir: Path) -> None:
-    """go-plugin item 18: the next plugin removes it, the living one's stays."""
+    """The next plugin removes it, the living one's stays."""
     killed, living = await launch(), await launch()
     for plugin in (killed, living):
         directory = Path(plugin.address).parent

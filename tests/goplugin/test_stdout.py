@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import pytest
+
 from engine_plugin.goplugin.stdout import OutputBuffer
 from tests.goplugin.hosting import within
 
@@ -16,8 +18,8 @@ async def read_all(buffer: OutputBuffer) -> list[bytes]:
     return chunks
 
 
+@pytest.mark.promise("G21")
 async def test_chunks_are_small_and_never_empty() -> None:
-    """go-plugin item 21"""
     buffer = OutputBuffer()
     buffer.put(b"a" * 2500)
     buffer.put(b"")
@@ -26,8 +28,9 @@ async def test_chunks_are_small_and_never_empty() -> None:
     assert buffer.dropped == 0
 
 
+@pytest.mark.promise("G31")
 async def test_the_oldest_is_dropped() -> None:
-    """go-plugin item 31: a host that does not read holds up nobody."""
+    """A host that does not read holds up nobody."""
     buffer = OutputBuffer(limit=10)
     for number in range(8):
         buffer.put(b"%03d" % number)

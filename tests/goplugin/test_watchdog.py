@@ -44,9 +44,9 @@ def parent(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+@pytest.mark.promise("G36")
 @pytest.mark.parametrize("parent", ["", WITHOUT_PIDFD], indirect=True, ids=["pidfd", "polling"])
 def test_a_killed_parent_is_noticed(parent: subprocess.Popen[str]) -> None:
-    """go-plugin item 36"""
     assert parent.stdout is not None
     assert parent.stdout.readline() == "watching\n"
     parent.kill()
@@ -55,8 +55,9 @@ def test_a_killed_parent_is_noticed(parent: subprocess.Popen[str]) -> None:
     assert time.monotonic() - killed < 5
 
 
+@pytest.mark.promise("G36")
 def test_a_parent_that_was_gone_before_the_watch_began() -> None:
-    """go-plugin item 36: between reading the parent's pid and watching it, it may die and its pid be reused."""
+    """Between reading the parent's pid and watching it, it may die and its pid be reused."""
     gone = threading.Event()
     sleeper = subprocess.Popen([sys.executable, "-c", ""])
     sleeper.wait(10)
@@ -64,17 +65,19 @@ def test_a_parent_that_was_gone_before_the_watch_began() -> None:
     assert gone.wait(5)
 
 
+@pytest.mark.promise("G36")
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no change of parent")
 def test_a_living_process_that_is_not_our_parent() -> None:
-    """go-plugin item 36: its pid was given to another."""
+    """Its pid was given to another."""
     gone = threading.Event()
     watch_host(os.getpid(), gone.set)
     assert gone.wait(5)
 
 
+@pytest.mark.promise("G36")
 @pytest.mark.skipif(sys.platform == "win32", reason="init is a matter of POSIX")
 def test_a_parent_of_1_is_no_orphan_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    """go-plugin item 36: a host may be a container's init."""
+    """A host may be a container's init."""
     polls = 0
 
     def sleep(_seconds: float) -> None:
@@ -90,9 +93,9 @@ def test_a_parent_of_1_is_no_orphan_s(monkeypatch: pytest.MonkeyPatch) -> None:
     assert polls == 3
 
 
+@pytest.mark.promise("G34")
 @pytest.mark.parametrize("code", [0, 1])
 def test_the_last_resort_ends_a_stuck_process(code: int) -> None:
-    """go-plugin item 34"""
     program = f"""
 import time
 from engine_plugin.goplugin.watchdog import LastResort

@@ -26,6 +26,9 @@ type scenario struct {
 var (
 	executable string
 	workingDir string
+	automtls   bool
+	server     string
+	serverPid  int
 )
 
 var scenarios = []scenario{
@@ -37,7 +40,8 @@ var scenarios = []scenario{
 	{"sigint", "a terminal's SIGINT does not end a hosted plugin", sigint},
 	{"stdio", "output on stdout after the handshake reaches the host and breaks nothing", stdio},
 	{"tcp", "serving on a TCP port", tcp},
-	{"automtls", "a host that asks for AutoMTLS is told that there is none", autoMTLS},
+	{"automtls", "a host with AutoMTLS is served, and nobody else", autoMTLS},
+	{"reattach", "a plugin that is served by hand (-server, -server-pid), in go-plugin's test mode", reattach},
 	{"broken-manifest", "a plugin whose plugin.yaml is wrong", brokenManifest},
 	{"multiplex", "a host that asks for broker multiplexing is told that there is none", multiplex},
 	{"socket-group", "a host that names the group of the socket", socketGroup},
@@ -50,6 +54,9 @@ func main() {
 	name := flag.String("scenario", "lifecycle", "the checks to run; `list` prints their names")
 	flag.StringVar(&executable, "plugin", "", "the plugin's `executable`")
 	flag.StringVar(&workingDir, "dir", "", "working `directory` of the plugin (default: two above the executable, as AOG has it)")
+	flag.BoolVar(&automtls, "automtls", false, "be a host with AutoMTLS")
+	flag.StringVar(&server, "server", "", "the unix socket's `path` of a plugin that is served by hand")
+	flag.IntVar(&serverPid, "server-pid", 0, "the `pid` of that plugin")
 	flag.Parse()
 	if *name == "list" {
 		for _, each := range scenarios {
@@ -75,6 +82,9 @@ func main() {
 
 func runScenario(chosen scenario) int {
 	results := &report{scenario: chosen.name}
+	if automtls {
+		results.scenario += " tls"
+	}
 	chosen.run(results)
 	if results.checks == 0 || results.failures > 0 {
 		return 1

@@ -159,15 +159,6 @@ func tcp(r *report) {
 	r.check("Kill", s.kill)
 }
 
-// autoMTLS: the plugin serves none, and its operator must be able to read that in the host's log.
-func autoMTLS(r *report) {
-	s := spawn(func(config *plugin.ClientConfig) { config.AutoMTLS = true })
-	defer s.client.Kill()
-	if s.refuses(r, "Failed to read any lines from plugin's stdout") {
-		r.check("the host's log says why", func() (string, error) { return s.logged("AutoMTLS") })
-	}
-}
-
 // brokenManifest is run with a plugin whose plugin.yaml the test has damaged. The host's user sees only the host's log.
 func brokenManifest(r *report) {
 	s := spawn(nil)

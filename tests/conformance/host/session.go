@@ -68,6 +68,7 @@ func (t *transcript) String() string {
 // A session is one spawned plugin.
 type session struct {
 	client *plugin.Client
+	config *plugin.ClientConfig
 	cmd    *exec.Cmd
 	rpc    protocol.ProviderServiceClient
 
@@ -91,6 +92,7 @@ func spawn(change func(*plugin.ClientConfig)) *session {
 		Cmd:              s.cmd,
 		AllowedProtocols: []plugin.Protocol{plugin.ProtocolGRPC},
 		StartTimeout:     startTimeout,
+		AutoMTLS:         automtls,
 		Stderr:           &s.stderr,
 		SyncStdout:       &s.synced,
 		SyncStderr:       &s.synced,
@@ -107,6 +109,7 @@ func spawn(change func(*plugin.ClientConfig)) *session {
 	if change != nil {
 		change(config)
 	}
+	s.config = config
 	s.client = plugin.NewClient(config)
 	return s
 }

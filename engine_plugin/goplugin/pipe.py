@@ -1,0 +1,348 @@
+"""One connection of a host, from its TLS to the plain gRPC server behind it: handshake, then bytes both ways.
+
+shaking ──► dialling ──► open ──► leaving ──► closed
+   └── refused: leaving            (what the host still sends is thrown away)
+
+`ssl` works on memory here, below asyncio's own TLS: that one ends a connection at once when one side has ended its
+half, and has more layers than bytes on their way to a token's reader need.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from enum import Enum, auto
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any, TypeAlias
+
+    Dial: TypeAlias = Callable[[Callable[[], asyncio.BufferedProtocol]], Coroutine[Any, Any, object]]
+
+__all__ = ["Pipe", "Pipes"]
+
+_HANDSHAKE = 10.0  # seconds; go-plugin hosts allow their plugins no more for the whole start
+_STRANGERS = 32  # connections at a time; one more ends the oldest, so that silent clients cannot keep the host out
+_LEAVING = 1.0  # seconds for the host to take what was said last and to hang up
+_BUFFER = 1 << 16  # bytes
+_RECORD = 1 << 14  # bytes; no TLS record holds more
+
+_log = logging.getLogger(__name__)
+
+
+class _State(Enum):
+    SHAKING = auto()
+    DIALLING = auto()
+    OPEN = auto()
+    LEAVING = auto()
+
+
+class Pipes:
+    """The connections of one server, and what they have in common. Made, and closed, by `TlsServer`.
+
+    `trusted` are the certificates (DER) of which a client must have one. `dial` connects a protocol to the server.
+    """
+
+    def __init__(self, context: ssl.SSLContext, trusted: frozenset[bytes], dial: Dial) -> None:
+        self.context = context
+        self.trusted = trusted
+        self.dial = dial
+        self._all: set[Pipe] = set()
+        self._strangers: dict[Pipe, None] = {}
+
+    def add(self, pipe: Pipe) -> None:
+        """Take a new connection; the oldest of too many that have not shown the host's certificate must go."""
+        self._all.add(pipe)
+        self._strangers[pipe] = None
+        if len(self._strangers) > _STRANGERS:
+            oldest = next(iter(self._strangers))
+            self.known(oldest)
+            _log.warning("more than %d TLS clients have shown no certificate; the oldest was cut off", _STRANGERS)
+            oldest.abort()
+
+    def known(self, pipe: Pipe) -> None:
+        """The client of `pipe` is the host, or of no interest any more."""
+        self._strangers.pop(pipe, None)
+
+    def remove(self, pipe: Pipe) -> None:
+        """Forget `pipe`, of which nothing is left."""
+        self.known(pipe)
+        self._all.discard(pipe)
+
+    def end_strangers(self) -> None:
+        """End all connections that are not known to be the host's."""
+        for pipe in tuple(self._strangers):
+            pipe.abort()
+
+    async def close(self, grace: float) -> None:
+        """Wait `grace` seconds for the connections' ends, then end what is left; nothing of them is, afterwards."""
+        try:
+            await self._ended(grace)
+        finally:
+            for pipe in tuple(self._all):
+                pipe.abort()
+            await self._ended(None)
+
+    async def _ended(self, timeout: float | None) -> None:
+        if self._all:
+            await asyncio.wait({pipe.closed for pipe in self._all}, timeout=timeout)
+
+
+class Pipe(asyncio.BufferedProtocol):
+    """The host's end of a connection; `_Inside` is the server's."""
+
+    def __init__(self, pipes: Pipes) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.closed: asyncio.Future[None] = self._loop.create_future()
+        self._pipes = pipes
+        self._state = _State.SHAKING
+        self._received, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = pipes.context.wrap_bio(self._received, self._to_send, server_side=True)
+        self._buffer = memoryview(bytearray(_BUFFER))
+        self._inside = _Inside(self)
+        self._dialling: asyncio.Task[None] | None = None
+        self._host_done = False  # it has ended its half; the server may still be answering
+        self._lost = False
+        self._transport: asyncio.Transport
+        self._timer: asyncio.TimerHandle
+
+    def refuse(self, reason: str) -> None:
+        """Do not let this client in."""
+        _log.warning("a TLS client was turned away: %s", reason)
+        self._leave()
+
+    def abort(self) -> None:
+        """End both connections now; `closed` tells when that has happened."""
+        self._state = _State.LEAVING
+        self._transport.abort()
+        self._inside.abort()
+        if self._dialling is not None:
+            self._dialling.cancel()
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._timer = self._loop.call_later(_HANDSHAKE, self.refuse, f"no handshake within {_HANDSHAKE:g} s")
+        self._pipes.add(self)
+
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, count: int) -> None:
+        if self._state is _State.LEAVING:
+            return
+        self._received.write(self._buffer[:count])
+        self._advance()
+
+    def eof_received(self) -> bool:
+        """The host has hung up, or ended its half. True keeps the connection for the other half."""
+        if self._state is not _State.LEAVING:
+            self._received.write_eof()
+        if self._state is _State.OPEN:
+            self._decrypt()
+        return self._state in (_State.DIALLING, _State.OPEN)
+
+    def pause_writing(self) -> None:
+        self._inside.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._inside.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._state is _State.SHAKING:
+            _log.debug("a client left in the middle of its TLS handshake: %s", exc)
+        self._lost = True
+        self._timer.cancel()
+        self.abort()
+        self._check_closed()
+
+    # What the server's end calls.
+
+    def server_connected(self) -> None:
+        """The way is open, unless the host has gone meanwhile."""
+        if self._state is not _State.DIALLING:
+            self._inside.abort()
+            return
+        self._state = _State.OPEN
+        self._transport.resume_reading()
+        self._decrypt()  # what came with the end of the handshake
+
+    def encrypt(self, data: memoryview) -> None:
+        """Send to the host."""
+        if self._state is not _State.OPEN:
+            return
+        try:
+            while data:
+                data = data[self._tls.write(data) :]
+        except ssl.SSLError as error:  # renegotiation, which would make a writer wait, is off
+            _log.warning("the TLS connection broke: %s", error)
+            self.abort()
+        else:
+            self._flush()
+
+    def server_done(self) -> None:
+        """The server has hung up: gRPC never ends one half alone."""
+        if self._state is _State.OPEN:
+            try:
+                self._tls.unwrap()
+            except ssl.SSLError:  # the host's own farewell has not come yet, and need not
+                pass
+            self._leave()
+        self._check_closed()
+
+    def pause_reading(self) -> None:
+        """The server is slower than the host."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """The server reads again."""
+        self._transport.resume_reading()
+
+    # The steps.
+
+    def _advance(self) -> None:
+        if self._state is _State.SHAKING:
+            self._shake()
+        elif self._state is _State.OPEN:
+            self._decrypt()
+
+    def _shake(self) -> None:
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self._flush()
+            return
+        except ssl.SSLError as error:
+            self.refuse(_explain(error))
+            return
+        # Whatever the host's certificate may have signed is not the host.
+        if self._tls.getpeercert(binary_form=True) not in self._pipes.trusted:
+            self.refuse("its certificate is not the host's")
+        elif self._tls.selected_alpn_protocol() != "h2":
+            self.refuse("it does not speak h2")
+        else:
+            self._flush()
+            self._pipes.known(self)
+            self._timer.cancel()
+            self._state = _State.DIALLING
+            self._transport.pause_reading()
+            self._dialling = self._loop.create_task(self._dial())
+            self._dialling.add_done_callback(lambda _task: self._check_closed())
+
+    async def _dial(self) -> None:
+        try:
+            await self._pipes.dial(lambda: self._inside)
+        except OSError as error:
+            _log.error("the gRPC server behind TLS takes no connection: %s", error)
+            self.abort()
+
+    def _decrypt(self) -> None:
+        parts = []
+        broken = False
+        try:
+            while part := self._tls.read(_RECORD):
+                parts.append(part)
+            self._host_done = True
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self._host_done = True
+        except ssl.SSLError as error:  # cut off, or tampered with
+            _log.debug("the host's TLS connection ended without a farewell: %s", error.reason)
+            broken = True
+        if parts:
+            self._inside.write(b"".join(parts))
+        if broken:
+            self.abort()
+            return
+        self._flush()
+        if self._host_done:
+            self._inside.write_eof()
+
+    def _flush(self) -> None:
+        if self._to_send.pending:
+            self._transport.write(self._to_send.read())
+
+    def _leave(self) -> None:
+        """Say goodbye and give the host a moment to hang up: a reset could cost it what it has not read yet."""
+        self._state = _State.LEAVING
+        self._flush()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._transport.resume_reading()
+        self._timer.cancel()
+        self._timer = self._loop.call_later(_LEAVING, self.abort)
+        if self._host_done:
+            self._transport.close()
+
+    def _check_closed(self) -> None:
+        dialling = self._dialling is not None and not self._dialling.done()
+        if self._lost and not dialling and self._inside.lost and not self.closed.done():
+            self._pipes.remove(self)
+            self.closed.set_result(None)
+
+
+class _Inside(asyncio.BufferedProtocol):
+    """The server's end of a connection. `lost` is true before it is made, and again when it has ended."""
+
+    def __init__(self, outside: Pipe) -> None:
+        self._outside = outside
+        self._buffer = memoryview(bytearray(_BUFFER))
+        self._transport: asyncio.Transport | None = None
+        self.lost = True
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def write_eof(self) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:  # a TLS connection of asyncio's
+            self._transport.close()
+
+    def pause_reading(self) -> None:
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self.lost = False
+        self._outside.server_connected()
+
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, count: int) -> None:
+        self._outside.encrypt(self._buffer[:count])
+
+    def pause_writing(self) -> None:
+        self._outside.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._outside.resume_reading()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self.lost = True
+        self._outside.server_done()
+
+
+def _explain(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not the host's ({error.verify_message})"
+    return (error.reason or str(error)).replace("_", " ").lower()

@@ -1,0 +1,311 @@
+"""A connection's way through TLS, between clients that misbehave and a server that the test plays itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import ssl
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_plugin.certificates import Identity
+from engine_plugin.goplugin import pipe as pipe_module
+from engine_plugin.goplugin.pipe import Pipe, Pipes
+from engine_plugin.goplugin.tls import outer_context
+from tests.goplugin.hosting import within
+from tests.goplugin.tls_client import TlsClient, client_context, host_identity
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the test's server is at a unix socket")
+
+MUCH = os.urandom(1 << 20) * 24  # more than all buffers on the way hold
+
+
+class Way:
+    """A server, TLS before it, and what a host needs to go there."""
+
+    def __init__(self, directory: Path) -> None:
+        self.inside, self.outside = directory / "inside", directory / "outside"
+        self.identity = Identity.create()
+        self.host = host_identity()
+        self.context = client_context(self.host, self.identity.certificate)
+        self.arrived: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        trusted = frozenset({self.host.certificate})
+        self.pipes = Pipes(
+            outer_context(self.identity, trusted, directory),
+            trusted,
+            lambda protocol: loop.create_unix_connection(protocol, str(self.inside)),
+        )
+
+    async def connect(self, context: ssl.SSLContext | None = None) -> TlsClient:
+        return await TlsClient.connect(f"unix:{self.outside}", context or self.context)
+
+    async def let_in(self) -> tuple[TlsClient, asyncio.StreamReader, asyncio.StreamWriter]:
+        """A client whose handshake is done, and the server's end of its way."""
+        client = await self.connect()
+        await client.shake()
+        reader, writer = await within(self.arrived.get())
+        return client, reader, writer
+
+    async def _arrive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.arrived.put_nowait((reader, writer))
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[Way]:
+        loop = asyncio.get_running_loop()
+        server = await asyncio.start_unix_server(self._arrive, self.inside, limit=1 << 16)
+        front = await loop.create_unix_server(lambda: Pipe(self.pipes), str(self.outside))
+        try:
+            yield self
+        finally:
+            front.close()
+            await within(self.pipes.close(0))
+            server.close()
+
+
+@pytest.fixture
+async def way(short_dir: Path) -> AsyncIterator[Way]:
+    way = Way(short_dir)
+    async with way.open():
+        yield way
+
+
+async def ended(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):
+        await within(writer.wait_closed())
+
+
+async def refused(client: TlsClient) -> None:
+    """The client's handshake comes to nothing, at once or, with TLS 1.3, when it reads."""
+    async with client:
+        with pytest.raises((ssl.SSLError, OSError)):  # noqa: PT012 - the one or the other
+            await client.shake()
+            if not await client.read():
+                raise ConnectionError("the server has hung up")
+        await client.hung_up()
+
+
+@pytest.mark.promise("G37", "G38", "G39")
+async def test_the_host_gets_through(way: Way) -> None:
+    """With a certificate on P-521, which grpcio alone could not verify."""
+    client, reader, writer = await way.let_in()
+    async with client:
+        assert client.tls.version() in ("TLSv1.3", "TLSv1.2")
+        assert client.tls.selected_alpn_protocol() == "h2"
+        assert client.tls.getpeercert(binary_form=True) == way.identity.certificate
+        await client.send(b"there")
+        assert await within(reader.readexactly(5)) == b"there"
+        writer.write(b"and back")
+        assert await client.read() == b"and back"
+        await ended(writer)
+        assert await client.read_all() == b""
+    await within(way.pipes.close(5))
+
+
+@pytest.mark.promise("G7", "G37")
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_nobody_but_the_host_gets_through(way: Way, version: ssl.TLSVersion) -> None:
+    """Not with the same name, not with the host's own signature, not with an old certificate of another."""
+    strangers = (None, host_identity(), host_identity(way.host), Identity.create())
+    for stranger in strangers:
+        context = client_context(stranger, way.identity.certificate)
+        context.minimum_version = context.maximum_version = version
+        await refused(await way.connect(context))
+    for alpn in ("", "http/1.1"):
+        await refused(await way.connect(client_context(way.host, way.identity.certificate, alpn)))
+    await within(way.pipes.close(5))
+    assert way.arrived.empty()
+
+
+async def test_a_certificate_whose_time_has_passed(short_dir: Path) -> None:
+    from datetime import timedelta
+
+    way = Way(short_dir)
+    old = host_identity(lasts=timedelta(days=-1))
+    trusted = frozenset({old.certificate})
+    way.pipes = Pipes(outer_context(way.identity, trusted, short_dir), trusted, way.pipes.dial)
+    async with way.open():
+        await refused(await way.connect(client_context(old, way.identity.certificate)))
+
+
+@pytest.mark.promise("G7")
+async def test_old_tls_is_refused(way: Way, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.warns(DeprecationWarning, match="TLSv1 is deprecated"):
+        way.context.minimum_version = ssl.TLSVersion.TLSv1
+    with pytest.warns(DeprecationWarning, match="TLSv1_1 is deprecated"):
+        way.context.maximum_version = ssl.TLSVersion.TLSv1_1
+    way.context.set_ciphers("ALL:@SECLEVEL=0")
+    await refused(await way.connect())
+    assert "unsupported protocol" in caplog.text
+
+
+@pytest.mark.promise("G25")
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01", b"PRI * HTTP/2.0\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"])
+async def test_what_is_no_handshake(way: Way, said: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever merely connects and goes, as a host does that reattaches, is not even worth a warning."""
+    reader, writer = await asyncio.open_unix_connection(str(way.outside))
+    writer.write(said)
+    writer.write_eof()
+    answer = await within(reader.read())
+    assert answer[:1] in (b"", b"\x15")  # an alert at most
+    await ended(writer)
+    await within(way.pipes.close(5))
+    assert ("turned away" in caplog.text) is (len(said) > 3)
+
+
+@pytest.mark.promise("G7")
+async def test_a_client_that_says_nothing_must_go(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipe_module, "_HANDSHAKE", 0.1)
+    async with await way.connect() as client:
+        assert await client.hung_up() == b""
+
+
+@pytest.mark.promise("G7")
+async def test_many_who_say_nothing_do_not_keep_the_host_out(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipe_module, "_STRANGERS", 3)
+    async with contextlib.AsyncExitStack() as clients:
+        silent = [await clients.enter_async_context(await way.connect()) for _ in range(5)]
+        for client in silent[:2]:
+            with contextlib.suppress(ConnectionResetError):
+                assert await client.hung_up() == b""
+        client, _, writer = await way.let_in()
+        await clients.enter_async_context(client)
+        writer.write(b"still there")
+        assert await client.read() == b"still there"
+        await ended(writer)
+
+
+@pytest.mark.promise("G39")
+async def test_much_goes_both_ways_at_a_time(way: Way) -> None:
+    client, reader, writer = await way.let_in()
+
+    async def answer() -> None:
+        writer.write(MUCH)
+        await writer.drain()
+
+    async def read() -> bytes:
+        data = bytearray()
+        while len(data) < len(MUCH):
+            data += await client.read()
+        return bytes(data)
+
+    async with client:
+        answering = asyncio.create_task(answer())
+        sending = asyncio.create_task(client.send(MUCH))
+        arrived, came_back = await within(asyncio.gather(reader.readexactly(len(MUCH)), read()))
+        assert arrived == MUCH
+        assert came_back == MUCH
+        await within(asyncio.gather(answering, sending))
+        await ended(writer)
+
+
+@pytest.mark.promise("G39")
+async def test_a_slow_server_slows_the_host(way: Way) -> None:
+    """Nothing is heaped up in between."""
+    client, reader, writer = await way.let_in()
+    async with client:
+        sending = asyncio.create_task(client.send(MUCH))
+        _, late = await asyncio.wait({sending}, timeout=0.5)
+        assert late
+        [pipe] = way.pipes._all
+        assert pipe._inside._transport is not None
+        assert 0 < pipe._inside._transport.get_write_buffer_size() < 1 << 20
+        assert await within(reader.readexactly(len(MUCH))) == MUCH
+        await within(sending)
+        await ended(writer)
+
+
+@pytest.mark.promise("G39")
+async def test_a_slow_host_slows_the_server(way: Way) -> None:
+    client, _, writer = await way.let_in()
+    async with client:
+        writer.write(MUCH)
+        draining = asyncio.create_task(writer.drain())
+        _, late = await asyncio.wait({draining}, timeout=0.5)
+        assert late
+        [pipe] = way.pipes._all
+        assert 0 < pipe._transport.get_write_buffer_size() < 1 << 20
+        data = bytearray()
+        while len(data) < len(MUCH):
+            data += await client.read()
+        assert data == MUCH
+        await within(draining)
+        await ended(writer)
+
+
+@pytest.mark.promise("G39")
+async def test_one_half_ends_before_the_other(way: Way) -> None:
+    """The server sees the end of what the host says, and may still answer."""
+    client, reader, writer = await way.let_in()
+    async with client:
+        await client.send(b"all I have to say")
+        await client.farewell()
+        assert await within(reader.read()) == b"all I have to say"
+        writer.write(MUCH)
+        writer.close()
+        assert await client.read_all() == MUCH
+        assert await client.hung_up() == b""
+    await within(way.pipes.close(5))
+
+
+@pytest.mark.promise("G39")
+async def test_a_host_that_breaks_off(way: Way) -> None:
+    client, reader, writer = await way.let_in()
+    await client.send(b"in the middle of")
+    client.cut()
+    with contextlib.suppress(ConnectionResetError):
+        assert await within(reader.read()) == b"in the middle of"
+    await ended(writer)
+    await client.close()
+    await within(way.pipes.close(5))
+
+
+@pytest.mark.promise("G39")
+async def test_bytes_that_somebody_has_changed(way: Way) -> None:
+    """They reach nobody, and the connection ends."""
+    client, reader, writer = await way.let_in()
+    client.tls.write(b"true")
+    record = bytearray(client._to_send.read())
+    record[-1] ^= 1
+    client._writer.write(record)
+    with contextlib.suppress(ConnectionResetError):
+        assert await within(reader.read()) == b""
+    await ended(writer)
+    await client.close()
+    await within(way.pipes.close(5))
+
+
+async def test_no_server_behind_it(way: Way, caplog: pytest.LogCaptureFixture) -> None:
+    way.inside.unlink()
+    async with await way.connect() as client:
+        await client.shake()
+        await client.hung_up()
+    assert "takes no connection" in caplog.text
+
+
+@pytest.mark.parametrize("when", ["silent", "dialling", "open"])
+async def test_the_end_takes_all_with_it(way: Way, when: str) -> None:
+    """However far they are, and with much on its way."""
+    client = await way.connect()
+    if when != "silent":
+        await client.shake()
+    if when == "open":
+        reader, writer = await within(way.arrived.get())
+        writer.write(MUCH)
+    await within(way.pipes.close(0))
+    assert way.pipes._all == set()
+    await client.close()
+    if when == "open":
+        with contextlib.suppress(ConnectionResetError):
+            assert await within(reader.read()) == b""
+        await ended(writer)
+    elif when == "dialling" and not way.arrived.empty():
+        await ended(way.arrived.get_nowait()[1])
