@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,10 +77,14 @@ def write_json(path: Path, value: dict[str, Any], scratch: Path) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file, or None when there is none or it cannot be read."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        value = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")  # a host that is told it could read nothing of the answer
 
 
 async def sha256_of(path: Path) -> str:

@@ -20,7 +20,7 @@ from engine_plugin.errors import PreconditionError
 if TYPE_CHECKING:
     from engine_plugin.manifest import Manifest
 
-__all__ = ["Rendezvous", "ServerRecord", "is_server_process", "record_file", "write_record"]
+__all__ = ["Rendezvous", "ServerRecord", "is_server_process", "read_record", "record_file", "write_record"]
 
 # sun_path holds 108 bytes on Linux and 104 elsewhere, the closing zero included.
 _MAX_SOCKET_PATH = 103
@@ -50,7 +50,7 @@ def is_server_process(record: ServerRecord) -> psutil.Process | None:
         process = psutil.Process(record.pid)
         same = abs(process.create_time() - record.started) < _SAME_START
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except psutil.NoSuchProcess:
+    except psutil.Error:  # gone, or somebody else's
         return None
 
 
@@ -88,11 +88,10 @@ class Rendezvous:
         for place in self._places:
             try:
                 _check_private(place)
-                fields = json.loads((place / f"{self._stem}.json").read_bytes())
-                record = ServerRecord(**fields)
-            except (OSError, ValueError, TypeError):
+            except OSError:
                 continue
-            if is_server_process(record):
+            record = read_record(place / self._stem)
+            if record is not None and is_server_process(record):
                 return record
         return None
 
@@ -102,6 +101,16 @@ def _runtime_directory() -> Path:
         # It warns where a Linux session has no runtime directory; its fallback is as good when it is private.
         warnings.simplefilter("ignore")
         return Path(platformdirs.user_runtime_dir("engine-plugin", appauthor=False))
+
+
+def read_record(stem: Path) -> ServerRecord | None:
+    """The server's record, None when there is none or it is no record of ours."""
+    try:
+        record = ServerRecord(**json.loads(record_file(stem).read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+    numbers = isinstance(record.pid, int) and isinstance(record.started, int | float)
+    return record if numbers and 0 < record.pid < 2**31 and isinstance(record.address, str) else None
 
 
 def write_record(stem: Path, record: ServerRecord) -> None:
