@@ -46,7 +46,10 @@ class Script:
 
 
 class FileServer:
-    """Serves `data` at every path, with Range, If-Range and ETag, unless a script says otherwise."""
+    """Serves `data` at every path, with Range, If-Range and ETag, unless a script says otherwise.
+
+    `files` holds what other paths have; None: no such file. Their requests take no script.
+    """
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -55,6 +58,7 @@ class FileServer:
         self.headers: dict[str, str] = {}
         self.credentials: tuple[str, str] | None = None
         self.redirects: dict[str, str] = {}
+        self.files: dict[str, bytes | None] = {}
         self.scripts: deque[Script] = deque()
         self.requests: list[Request] = []
         self.sent = 0
@@ -94,6 +98,9 @@ class FileServer:
         elif request.path in self.redirects:
             location = {"Location": self.redirects[request.path], **self.headers}
             await self._send(writer, Script(status=302, body=b"", headers=location))
+        elif request.path in self.files:
+            content = self.files[request.path]
+            await self._send(writer, Script(status=404 if content is None else 200, body=content or b""))
         else:
             await self._file(writer, request, self.scripts.popleft() if self.scripts else Script())
 

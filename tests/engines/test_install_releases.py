@@ -1,0 +1,391 @@
+"""Which archive, which digest, and the file: from a server on loopback that misbehaves, from a path, from a shelf."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_plugin.download.events import ChunkProgress
+from engine_plugin.download.remote import FetchPolicy
+from engine_plugin.engines import releases
+from engine_plugin.engines.releases import Archive, DownloadRules, Downloads, choose, digest_in, likely_accelerators
+from engine_plugin.errors import AuthError, InstallError
+from tests.models.server import FileServer, Script, file_server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+DATA = bytes(range(256)) * 3000
+SHA256 = hashlib.sha256(DATA).hexdigest()
+NAME = "engine-1.tar.gz"
+POLICY = FetchPolicy(connect_s=5, stall_s=5, attempts=3, backoff_s=0.01, longest_wait_s=2)
+
+
+# Which archive
+
+ARCHIVES = (
+    Archive("linux-cpu", "linux", "amd64"),
+    Archive("linux-cuda", "linux", "amd64", "cuda"),
+    Archive("linux-cuda-libraries", "linux", "amd64", "cuda"),
+    Archive("mac", "darwin", "arm64", "metal"),
+    Archive("any-vulkan", accelerator="vulkan"),
+)
+
+
+@pytest.mark.parametrize(
+    ("platform", "accelerator", "chosen"),
+    [
+        ("linux_amd64", "auto", ["linux-cpu"]),
+        ("linux_amd64", "cuda", ["linux-cuda", "linux-cuda-libraries"]),
+        ("linux_amd64", "vulkan", ["any-vulkan"]),
+        ("windows_amd64", "vulkan", ["any-vulkan"]),
+        ("darwin_arm64", "auto", ["mac"]),
+    ],
+)
+def test_the_archive_for_a_machine(
+    monkeypatch: pytest.MonkeyPatch, platform: str, accelerator: str, chosen: list[str]
+) -> None:
+    monkeypatch.setattr(releases, "_NVIDIA", Path("/nowhere/at/all"))
+    assert [archive.url for archive in choose(ARCHIVES, accelerator, platform)] == chosen
+
+
+def test_nvidias_driver_is_seen_without_asking_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(releases, "_NVIDIA", tmp_path)
+    monkeypatch.setattr("sys.platform", "linux")
+    assert likely_accelerators("linux_amd64") == ("cuda", "cpu")
+    assert choose(ARCHIVES, "auto", "linux_amd64")[0].url == "linux-cuda"
+    assert [archive.url for archive in choose(ARCHIVES[:1], "auto", "linux_amd64")] == ["linux-cpu"]
+    assert likely_accelerators("windows_amd64") == ("cpu",)
+
+
+def test_no_archive_for_a_machine() -> None:
+    with pytest.raises(InstallError, match=r"no archive for cuda on darwin_arm64, only for metal, vulkan\. Name one"):
+        choose(ARCHIVES, "cuda", "darwin_arm64")
+    with pytest.raises(InstallError, match=r"no archive for this machine \(darwin_amd64\)"):
+        choose(ARCHIVES[:4], "auto", "darwin_amd64")
+
+
+# Which digest
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{SHA256}  {NAME}\n",
+        f"{'0' * 64}  other\r\n{SHA256.upper()} *{NAME}\r\n",
+        f"{SHA256}  ./dist/{NAME}",
+        f"SHA256 ({NAME}) = {SHA256}\n",
+        f"sha256 (other) = {'0' * 64}\nSHA256({NAME})= {SHA256}\n",
+        f"sha256:{SHA256}  {NAME}",
+        f"  {SHA256}\n",
+        f"\ufeffsha256:{SHA256}",
+        json.dumps({"assets": [{"name": "x", "digest": None}, {"name": NAME, "digest": f"sha256:{SHA256}"}]}),
+    ],
+)
+def test_a_digest_is_found(text: str) -> None:
+    assert digest_in(text.encode(), NAME) == SHA256
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        f"{SHA256}  other-{NAME}",
+        f"{SHA256[:-1]}  {NAME}",
+        f"MD5 ({NAME}) = {SHA256}",
+        f"# {NAME}",
+        "{",
+        "{}",
+        '{"assets": 7}',
+        json.dumps({"assets": [7, {"name": NAME}, {"name": NAME, "digest": f"sha256:{SHA256}"}]}),
+        json.dumps({"assets": [{"name": NAME, "digest": f"md5:{SHA256[:32]}"}]}),
+        "\xff\xfe",
+    ],
+)
+def test_no_digest_is_found(text: str) -> None:
+    assert digest_in(text.encode("latin-1"), NAME) == ""
+
+
+# The file
+
+
+class Place:
+    """Downloads below a directory, and what was told."""
+
+    def __init__(self, root: Path, **rules: bool) -> None:
+        self.folder = root / "downloads"
+        self.shelf = root / "offline"
+        self.told: list[str | ChunkProgress] = []
+        self.rules = DownloadRules(self.shelf, policy=POLICY, **rules)
+
+    async def get(self, archive: Archive) -> Path:
+        async with asyncio.timeout(20):
+            return await Downloads(self.folder, self.rules).get(archive, self.told.append)
+
+    def left(self) -> set[str]:
+        return {path.name for path in self.folder.glob("*")}
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FileServer]:
+    async with file_server(DATA) as server:
+        yield server
+
+
+def archive_at(server: FileServer, sha256: str = "", checksums: str = "") -> Archive:
+    return Archive(server.url(f"/v1/{NAME}"), sha256=sha256, checksums=checksums)
+
+
+async def test_an_archive_with_its_digest_in_plugin_yaml(place: Place, server: FileServer) -> None:
+    path = await place.get(archive_at(server, sha256=f"SHA256:{SHA256.upper()}".replace("SHA256:", "sha256:")))
+    assert path.read_bytes() == DATA
+    assert [request.path for request in server.requests] == [f"/v1/{NAME}"]
+    last = next(step for step in reversed(place.told) if isinstance(step, ChunkProgress))
+    assert last == ChunkProgress(f"sha256:{SHA256}", len(DATA), len(DATA))
+    await Downloads(place.folder, place.rules).clear()
+    assert not place.folder.exists()
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_a_digest_from_a_checksum_file(place: Place, server: FileServer, named: bool) -> None:
+    """The one that is named, else the one that many projects put beside the archive."""
+    sums = "/v1/SHA256SUMS" if named else f"/v1/{NAME}.sha256"
+    server.files[sums] = f"{SHA256}  {NAME}\n".encode()
+    archive = archive_at(server, checksums=server.url(sums) if named else "")
+    assert (await place.get(archive)).read_bytes() == DATA
+    assert [request.path for request in server.requests] == [sums, f"/v1/{NAME}"]
+    assert place.left() == {f"{NAME}.part", f"{NAME}.json"}
+
+
+@pytest.mark.parametrize("content", [None, b"nothing of use"])
+async def test_without_a_digest_it_is_refused(place: Place, server: FileServer, content: bytes | None) -> None:
+    server.files[f"/v1/{NAME}.sha256"] = content
+    with pytest.raises(InstallError, match=rf"no SHA-256 of {NAME} is known, nor found in .*{NAME}.sha256.*verify"):
+        await place.get(archive_at(server))
+    assert len(server.requests) == 1
+    assert place.left() == set()
+
+
+async def test_without_a_digest_it_is_used_when_that_is_allowed(tmp_path: Path, server: FileServer) -> None:
+    server.files[f"/v1/{NAME}.sha256"] = None
+    place = Place(tmp_path, verify=False)
+    assert (await place.get(archive_at(server))).read_bytes() == DATA
+    assert any("is not verified" in str(step) for step in place.told)
+
+
+async def test_a_checksum_file_that_is_named_must_be_there(place: Place, server: FileServer) -> None:
+    server.files["/sums"] = None
+    with pytest.raises(InstallError, match="/sums: there is no such file"):
+        await place.get(archive_at(server, checksums=server.url("/sums")))
+
+
+async def test_a_checksum_file_without_end(place: Place, server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(releases, "_CHECKSUMS_LIMIT", 1000)
+    server.files["/sums"] = bytes(2000)
+    with pytest.raises(InstallError, match=r"2000 bytes are more than this may have \(1000\)"):
+        await place.get(archive_at(server, checksums=server.url("/sums")))
+    del server.files["/sums"]
+    server.scripts.append(Script(chunked=True))
+    with pytest.raises(InstallError, match="more than 1000 bytes came"):
+        await place.get(archive_at(server, checksums=server.url("/sums")))
+
+
+async def test_another_content_than_the_digest_says(place: Place, server: FileServer) -> None:
+    """A file that was changed on the server, or on its way."""
+    server.data = DATA[::-1]
+    with pytest.raises(InstallError, match=rf"expected is sha256:{SHA256}\. What arrived was deleted; try again"):
+        await place.get(archive_at(server, sha256=SHA256))
+    assert place.left() == set()
+    server.data = DATA
+    assert (await place.get(archive_at(server, sha256=SHA256))).read_bytes() == DATA
+
+
+async def test_another_size_than_expected(place: Place, server: FileServer) -> None:
+    archive = replace(archive_at(server, sha256=SHA256), size=1000)
+    with pytest.raises(InstallError, match=rf"the file has {len(DATA)} bytes, expected are 1000"):
+        await place.get(archive)
+    assert place.left() == set()
+    assert (await place.get(replace(archive, size=len(DATA)))).read_bytes() == DATA
+
+
+async def test_a_size_is_held_where_the_server_names_none(place: Place, server: FileServer) -> None:
+    server.scripts.append(Script(chunked=True))
+    with pytest.raises(InstallError, match="sends more than the 1000 bytes"):
+        await place.get(replace(archive_at(server, sha256=SHA256), size=1000))
+
+
+@pytest.mark.promise("F25")
+async def test_dropped_connections_and_a_restart_go_on_where_they_stopped(place: Place, server: FileServer) -> None:
+    """Each `get` is by objects of its own, as after a restart of the plugin."""
+    server.scripts.extend(Script(drop_after=200_000) for _ in range(2))
+    server.scripts.append(Script(status=404))
+    with pytest.raises(InstallError, match="no such file"):
+        await place.get(archive_at(server, sha256=SHA256))
+    kept = (place.folder / f"{NAME}.part").stat().st_size
+    assert kept >= 200_000
+    assert (await place.get(archive_at(server, sha256=SHA256))).read_bytes() == DATA
+    assert server.requests[-1].range == f"bytes={kept}-"
+    assert server.sent <= len(DATA) + 2 * 200_000
+
+
+async def test_a_whole_archive_is_not_fetched_again(place: Place, server: FileServer) -> None:
+    await place.get(archive_at(server, sha256=SHA256))
+    asked = len(server.requests)
+    assert (await place.get(archive_at(server, sha256=SHA256))).read_bytes() == DATA
+    assert len(server.requests) == asked
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+@pytest.mark.promise("F25")
+async def test_a_server_that_ignores_range(place: Place, server: FileServer, resumed: bool) -> None:
+    server.scripts.extend([Script(drop_after=300_000), Script(ignore_range=not resumed)])
+    assert (await place.get(archive_at(server, sha256=SHA256))).read_bytes() == DATA
+    assert server.sent == len(DATA) + (0 if resumed else 300_000)
+
+
+async def test_a_server_that_lies_about_the_length(place: Place, server: FileServer) -> None:
+    server.scripts.extend(Script(length=len(DATA) + 10) for _ in range(9))
+    with pytest.raises(InstallError, match="attempts brought no progress"):
+        await place.get(archive_at(server, sha256=SHA256))
+    server.scripts.clear()
+    assert (await place.get(archive_at(server, sha256=SHA256))).read_bytes() == DATA
+
+
+async def test_a_file_that_changes_while_it_comes(place: Place, server: FileServer) -> None:
+    script = Script(drop_after=300_000, stall_after=200_000)
+    server.scripts.append(script)
+    server.data = DATA[::-1]
+    getting = asyncio.create_task(place.get(archive_at(server, sha256=SHA256)))
+    async with asyncio.timeout(20):
+        while not any(isinstance(step, ChunkProgress) and step.completed for step in place.told):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    server.data, server.etag = DATA, '"version-2"'
+    script.go.set()
+    assert (await getting).read_bytes() == DATA
+
+
+async def test_a_server_that_stalls(tmp_path: Path, server: FileServer) -> None:
+    place = Place(tmp_path)
+    place.rules = replace(place.rules, policy=replace(POLICY, stall_s=0.3))
+    server.scripts.append(Script(stall_after=100_000))
+    assert (await place.get(archive_at(server, sha256=SHA256))).read_bytes() == DATA
+    assert server.requests[1].range == "bytes=100000-"
+
+
+async def test_a_cancelled_download_is_kept(place: Place, server: FileServer) -> None:
+    server.scripts.append(Script(stall_after=200_000))
+    getting = asyncio.create_task(place.get(archive_at(server, sha256=SHA256)))
+    async with asyncio.timeout(20):
+        while not any(isinstance(step, ChunkProgress) and step.completed for step in place.told):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    getting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await getting
+    kept = (place.folder / f"{NAME}.part").stat().st_size
+    assert kept
+    await place.get(archive_at(server, sha256=SHA256))
+    assert server.requests[-1].range == f"bytes={kept}-"
+
+
+async def test_no_room_for_it(place: Place, server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(place.shelf.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1 << 20))
+    with pytest.raises(InstallError, match=r"has 1 MiB free .* the download needs 750 KiB more"):
+        await place.get(archive_at(server, sha256=SHA256))
+    assert place.left() == set()
+
+
+async def test_nobody_answers(place: Place) -> None:
+    async with file_server(b"") as server:
+        archive = archive_at(server, sha256=SHA256)
+    with pytest.raises(InstallError, match=r"cannot connect .* Check the address, the network"):
+        await place.get(archive)
+
+
+async def test_credentials_in_the_url(place: Place, server: FileServer) -> None:
+    server.credentials = ("me", "s3cr3t")
+    with pytest.raises(AuthError, match=r"refused access \(HTTP 401\)\. Credentials .* stand in the URL") as caught:
+        await place.get(archive_at(server, sha256=SHA256))
+    assert caught.value.code == 401
+    archive = Archive(server.url(f"/{NAME}", credentials="me:s3cr3t@"), sha256=SHA256)
+    assert (await place.get(archive)).read_bytes() == DATA
+    assert "s3cr3t" not in repr(place.told)
+    assert "s3cr3t" not in archive.label
+    assert "s3cr3t" not in (place.folder / f"{NAME}.json").read_text()
+
+
+# Without a network
+
+
+def put(folder: Path, name: str = NAME) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_bytes(DATA)
+    return path
+
+
+@pytest.mark.parametrize("as_url", [True, False])
+@pytest.mark.parametrize("beside", [f"{NAME}.sha256", "SHA256SUMS", "checksums.txt"])
+async def test_a_local_archive(place: Place, tmp_path: Path, beside: str, as_url: bool) -> None:
+    path = put(tmp_path / "here")
+    archive = Archive(path.as_uri() if as_url else str(path))
+    with pytest.raises(InstallError, match=f"no SHA-256 of {NAME} is known"):
+        await place.get(archive)
+    (path.parent / beside).write_text(f"{SHA256}  {NAME}\n")
+    assert await place.get(archive) == path
+    path.write_bytes(DATA[::-1])
+    with pytest.raises(InstallError, match=f"expected is sha256:{SHA256}. Replace it"):
+        await place.get(archive)
+    assert path.exists(), "what is not ours is not deleted"
+
+
+async def test_a_local_archive_that_is_not_there_or_not_right(place: Place, tmp_path: Path) -> None:
+    path = put(tmp_path / "here")
+    with pytest.raises(InstallError, match="expected are 5"):
+        await place.get(Archive(str(path), sha256=SHA256, size=5))
+    for url, why in (
+        (str(tmp_path / "absent"), "there is no such file"),
+        ("relative/path.zip", "neither an http"),
+        ("ftp://host/x.zip", "neither an http"),
+        ("file://host/x.zip", "three slashes"),
+        ("https://", "no http"),
+        ("https://host:port/x", "ftp|port|Port"),
+    ):
+        with pytest.raises(InstallError, match=why):
+            await place.get(Archive(url, sha256=SHA256))
+
+
+async def test_offline_nothing_is_asked_of_the_network(tmp_path: Path, server: FileServer) -> None:
+    place = Place(tmp_path, offline=True)
+    archive = archive_at(server, checksums=server.url("/SHA256SUMS"))
+    match = (
+        rf"engine.offline is true, and .*offline/{NAME} is not there\. Fetch http://.*/v1/{NAME} on a machine with"
+    )
+    with pytest.raises(InstallError, match=match):
+        await place.get(archive)
+    path = put(place.shelf)
+    with pytest.raises(InstallError, match="no SHA-256"):
+        await place.get(archive)
+    (place.shelf / "SHA256SUMS").write_text(f"{SHA256}  {NAME}\n")
+    assert await place.get(archive) == path
+    assert await place.get(replace(archive, checksums="", sha256=SHA256)) == path
+    assert server.requests == []
