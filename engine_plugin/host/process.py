@@ -81,7 +81,7 @@ class PluginProcess(asyncio.SubprocessProtocol):
         """Take a line that arrived another way (go-plugin's stdio stream)."""
         self._take(text)
 
-    async def handshake(self, auto_mtls: bool) -> Handshake:
+    async def handshake(self, auto_mtls: bool = False) -> Handshake:
         """Wait for the handshake. Raises PluginProcessError for a wrong line or an exit; bound it yourself."""
         gone = asyncio.ensure_future(self._gone())
         waited: set[asyncio.Future[Any]] = {gone, self._first_line}
