@@ -94,8 +94,7 @@ PROCESS_RECORD: dict[str, st.SearchStrategy[Any]] = {
 def test_records_of_processes(stranger: psutil.Process, written: bytes, of_stranger: bool) -> None:
     """Nobody is killed, whoever is named."""
     with directory() as ours:
-        ours_too = ProcessRecords(ours)
-        ours_too.add(os.getpid())
+        ProcessRecords(ours).ticket().add(os.getpid())
         [pattern] = ours.iterdir()
         if of_stranger:
             shape = json.loads(pattern.read_text())

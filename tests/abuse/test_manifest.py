@@ -1,0 +1,233 @@
+"""plugin.yaml as a person, a program or an attacker may have left it; any text and any bytes: tests/manifest."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine_plugin.manifest import Manifest, document, inspect_manifest, lint
+from tests.abuse.examples import JSON, examples
+from tests.host.conftest import REPOSITORY
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from engine_plugin.errors import Problem
+
+REAL = (REPOSITORY / "plugin.yaml").read_text(encoding="utf-8")
+SHAPE = yaml.safe_load(REAL)
+SOON = 5.0
+
+
+def judge(path: Path, content: bytes) -> Manifest | None:
+    """A manifest, or problems that help; soon."""
+    path.write_bytes(content)
+    began = time.monotonic()
+    manifest, problems = inspect_manifest(path, {})
+    linted = lint(path, environ={})
+    assert time.monotonic() - began < SOON
+    assert manifest is not None or [one for one in problems if one.severity == "error"]
+    assert len(linted) >= len(problems)
+    for problem in problems:
+        check(problem, path, content)
+    if manifest is not None:
+        assert json.loads(manifest.to_json())["version"] == "1.0"
+        assert manifest.data_dir.is_absolute()
+    return manifest
+
+
+def check(problem: Problem, path: Path, content: bytes) -> None:
+    assert problem.file == str(path)
+    assert 0 <= problem.line <= content.count(b"\n") + content.count(b"\r") + 1
+    assert problem.what
+    assert problem.fix
+    assert len(str(problem)) < 2000
+    str(problem).encode()
+
+
+@pytest.fixture(params=["C", "Python"])
+def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyYAML's C parser, where it was built, and the pure one."""
+    if request.param == "Python":
+        monkeypatch.setattr(document, "_LOADER", yaml.SafeLoader)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of everything inside a document."""
+    found = [path] if path else []
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return found + [place for key, inner in entries for place in places(inner, (*path, key))]
+
+
+PLACES = places(SHAPE)
+
+
+@st.composite
+def changed(draw: st.DrawFn) -> dict[str, Any]:
+    """The real one with keys dropped, values of other types, keys renamed and pieces put elsewhere."""
+    shape = copy.deepcopy(SHAPE)
+    for place in draw(st.lists(st.sampled_from(PLACES), min_size=1, max_size=4)):
+        *above, key = place
+        holder: Any = shape
+        try:
+            for step in above:
+                holder = holder[step]
+            match draw(st.sampled_from(["drop", "value", "value", "rename", "double", "itself"])):
+                case "drop":
+                    del holder[key]
+                case "value":
+                    holder[key] = draw(JSON)
+                case "rename" if isinstance(holder, dict):
+                    holder[draw(st.text(max_size=8) | st.just(str(key).upper()))] = holder.pop(key)
+                case "double" if isinstance(holder, list):
+                    holder.append(copy.deepcopy(holder[key]))
+                case _:
+                    holder[key] = copy.deepcopy(shape)
+        except (KeyError, IndexError, TypeError):
+            continue  # an earlier change has taken that place away
+    return shape
+
+
+@pytest.mark.promise("P22")
+@examples(150)
+@given(changed(), st.booleans())
+def test_the_real_one_changed(tmp_path: Path, shape: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        text = json.dumps(shape, ensure_ascii=False)
+    else:
+        text = yaml.safe_dump(shape, allow_unicode=True, width=10**6)
+    judge(tmp_path / ("plugin.json" if as_json else "plugin.yaml"), text.encode("utf-8", "surrogatepass"))
+
+
+PIECES = st.sampled_from(
+    [
+        *(
+            "\n",
+            "\r",
+            "\t",
+            "  ",
+            ": ",
+            "- ",
+            "#",
+            "---\n",
+            "...\n",
+            "%YAML 1.1\n",
+            "&a ",
+            "*a",
+            "<<: ",
+            "!!int ",
+            "!<x> ",
+        ),
+        *(
+            "'",
+            '"',
+            "[",
+            "]",
+            "{",
+            "}",
+            "|\n",
+            ">\n",
+            "? ",
+            "@",
+            "`",
+            "\\",
+            "${HOME}",
+            "${",
+            "\0",
+            "\x07",
+            "\x85",
+            "\u2028",
+        ),
+        *(
+            "\ufeff",
+            "\ufffe",
+            "\ud800",
+            "0x",
+            "1e999",
+            ".nan",
+            "9" * 400,
+            "null",
+            "version: '2'\n",
+            "\U0001f999",
+            "x" * 2000,
+        ),
+    ]
+)
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> str:
+    """The real text with pieces put in, cut out or doubled anywhere."""
+    text = REAL
+    for _ in range(draw(st.integers(1, 5))):
+        at = draw(st.integers(0, len(text)))
+        length = draw(st.sampled_from([0, 0, 1, 5, 80]))
+        text = text[:at] + draw(PIECES | st.just(text[at : at + length] * 2)) + text[at + length :]
+    return text
+
+
+@pytest.mark.promise("P22")
+@pytest.mark.usefixtures("parser")
+@examples(120)
+@given(damaged())
+def test_the_real_text_damaged(tmp_path: Path, text: str) -> None:
+    judge(tmp_path / "plugin.yaml", text.encode("utf-8", "surrogatepass"))
+
+
+def lines(form: str, count: int) -> str:
+    return "".join(form.format(number=number) for number in range(count))
+
+
+MONSTERS = {
+    "unknown keys, nearly known": REAL + lines("provid{number}: 1\n", 9000),
+    "unknown keys of a service": REAL.replace(
+        "services:\n", "services:\n  - " + lines("timeou{number}: 1\n    ", 9000)
+    ),
+    "unknown platforms": REAL.replace("platforms:\n", "platforms:\n" + lines("  linux_amd{number}: 1\n", 9000)),
+    "services": "services:\n" + lines("  - service_name: cha{number}\n", 4000),
+    "lists of wrong things": "services: [" + "1, " * 9000 + "1]",
+    "variables": REAL.replace("engine:\n", 'engine:\n  x: "' + "${HOM}" * 50_000 + '"\n'),
+    "open variables": REAL.replace("engine:\n", 'engine:\n  x: "' + "${" * 200_000 + '"\n'),
+    "a long name": REAL.replace("name:", "name: " + "x" * 900_000 + " #", 1),
+    "a long key": REAL + "x" * 900_000 + ": 1\n",
+    "a long line that is wrong": "a: " + "'" * 900_001,
+    "brackets": "a: " + "[" * 30 + "]" * 30 + "\n" + lines("b{number}: [[[[[[]]]]]]\n", 1000),
+    "anchors": lines("a{number}: &a{number} [*a{number}]\n", 3000),
+    "one alias again and again": "a: &a {b: c}\n" + lines("x{number}: *a\n", 9000),
+    "merges of merges": "a: &a {b: c}\n" + lines("x{number}: &x{number} {{<<: [*a, *a]}}\n", 2000),
+    "the same key again": "version: '1.0'\n" * 9000,
+    "digits": "version: " + "9" * 900_000,
+    "escapes": 'version: "' + "\\u0041" * 150_000 + '"',
+    "comments": "#\n" * 500_000 + REAL,
+    "blank": " " * 1_000_000,
+    "tags": lines("a{number}: !!python/object:os.system x\n", 4000),
+    "questions": "? " * 3000,
+    "dashes": "- " * 3000,
+}
+
+
+@pytest.mark.promise("P22")
+@pytest.mark.usefixtures("parser")
+@pytest.mark.parametrize("monster", MONSTERS)
+def test_files_that_are_made_to_take_long(tmp_path: Path, monster: str) -> None:
+    """Each below the size that is read at all."""
+    content = MONSTERS[monster].encode()
+    assert len(content) <= document.MAX_BYTES
+    judge(tmp_path / "plugin.yaml", content)
+
+
+@pytest.mark.promise("P22")
+def test_a_file_of_many_megabytes(tmp_path: Path) -> None:
+    assert judge(tmp_path / "plugin.yaml", REAL.encode() + b"#" * 10_000_000) is None
+
+
+def test_the_real_one_is_a_manifest(tmp_path: Path) -> None:
+    """Else nothing above was near the truth."""
+    assert judge(tmp_path / "plugin.yaml", REAL.encode()) is not None
