@@ -255,13 +255,13 @@ class _Told:
     """Which of many progress events are worth a line."""
 
     def __init__(self) -> None:
-        self._share = -1
+        self._last: tuple[object, ...] = ()
         self._at = 0.0
 
     def is_due(self, step: ChunkProgress) -> bool:
         share = 100 * step.completed // step.total if step.total else step.completed // _LINE_BYTES
-        over = 0 < step.total == step.completed
-        if share == self._share or (time.monotonic() < self._at + _LINE_S and not over):
+        now, over = (step.digest, step.total, share), 0 < step.total == step.completed
+        if now == self._last or (time.monotonic() < self._at + _LINE_S and not over):
             return False
-        self._share, self._at = share, time.monotonic()
+        self._last, self._at = now, time.monotonic()
         return True

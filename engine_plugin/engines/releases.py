@@ -225,13 +225,18 @@ class Downloads:
 
     async def _small(self, place: str, progress: Progress, *, needed: bool) -> bytes:
         """A checksum file's content; nothing when it is absent and need not be there."""
+
+        def words_only(step: str | ChunkProgress) -> None:
+            if isinstance(step, str):
+                progress(step)
+
         source = _source(place)
         if isinstance(source, HttpSource) and self._rules.offline:
             source = self._rules.shelf / source.file_name
         if isinstance(source, Path):
             return await in_thread(_head, source) if source.is_file() else b""
         try:
-            async with self._arrived(source, "checksums", progress, limit=_CHECKSUMS_LIMIT) as partial:
+            async with self._arrived(source, "checksums", words_only, limit=_CHECKSUMS_LIMIT) as partial:
                 try:
                     return await in_thread(_head, partial.path)
                 finally:

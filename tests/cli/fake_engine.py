@@ -56,6 +56,8 @@ class FakeEngine(Engine):
 
     async def install(self, progress: Progress, *, cover: bool) -> str:
         progress("fetching fake 1.0")
+        for part in range(11):
+            progress(ChunkProgress("sha256:00", part * 1000, 10_000))
         (self._data / "installed").write_text(str(cover))
         return "fake 1.0"
 

@@ -19,10 +19,13 @@ def test_check_and_install(workplace: Workplace) -> None:
     assert (done.returncode, json.loads(done.stdout)) == (4, {"installed": False, "detail": "no fake is here"})
     done = workplace.run("engine", "install")
     assert (done.returncode, done.stdout) == (0, "installed: fake 1.0\n")
-    assert "fetching fake 1.0" in done.stderr
+    assert done.stderr == "fetching fake 1.0\ndownloading\n100% of 10.0 kB\n"
     assert workplace.good("engine", "check") == "installed: fake 1.0\n"
     assert json.loads(workplace.good("engine", "install", "--cover", "--json"))["installed"] is True
     assert (workplace.data / "installed").read_text() == "True"
+    done = workplace.run("engine", "upgrade")
+    assert (done.returncode, done.stdout) == (0, "fake 1.0\n")
+    assert json.loads(workplace.good("engine", "upgrade", "--json")) == {"detail": "fake 1.0"}
 
 
 @pytest.mark.promise("G40")

@@ -251,7 +251,7 @@ class Software:
         from engine_plugin.engines.archives import unpack  # not before the handshake
 
         files = [await self._downloads.get(archive, progress) for archive in archives]
-        progress(f"unpacking {', '.join(file.name for file in files)}")
+        progress(f"unpacking {', '.join(archive.label.rpartition('/')[2] for archive in archives)}")
         try:
             await unpack(files, folder / "llama.cpp")
         except InstallError:

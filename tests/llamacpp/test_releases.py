@@ -1,0 +1,394 @@
+"""llama.cpp's own releases: over HTTP to a running engine, upgraded under it, and back when that one is no good."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+import pytest_asyncio
+
+from engine_plugin.engines.llamacpp import software as software_module
+from engine_plugin.engines.llamacpp.options import LlamaCppOptions
+from engine_plugin.engines.llamacpp.releases import find_server, release_archives
+from engine_plugin.engines.options import option_problems
+from engine_plugin.engines.releases import choose
+from engine_plugin.errors import EnginePluginError, InstallError, PreconditionError
+from engine_plugin.manifest import load_manifest
+from tests.engines.packing import Member, pack
+from tests.models.server import FileServer, Script, file_server
+
+from .running import HELLO, REPOSITORY, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from .conftest import Serve
+    from .running import RunningPlugin
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script with a #! line")
+
+SHIM = Path(__file__).with_name("shim.py").read_text()
+# One that does not run at all, and one that cannot load a certain model.
+BROKEN = SHIM.replace("def main() -> NoReturn:\n", 'def main() -> NoReturn:\n    sys.exit("libgomp is missing")\n')
+PICKY = SHIM.replace(
+    "    import xllamacpp\n", '    if "random" in options.model:\n        sys.exit(1)\n    import xllamacpp\n'
+)
+
+
+class Mirror:
+    """llama.cpp's releases as a mirror has them, for this machine only."""
+
+    def __init__(self, server: FileServer, root: Path) -> None:
+        self.server = server
+        self.url = server.url("/mirror")
+        self._root = root
+
+    def name(self, tag: str) -> str:
+        [archive] = choose(release_archives(tag, self.url, ""), "auto")
+        assert archive.url.startswith(f"{self.url}/{tag}/")
+        return archive.url.rpartition("/")[2]
+
+    def publish(self, tag: str, program: str = SHIM) -> bytes:
+        program = f"#!{sys.executable}\n{program.replace('version: 1234', f'version: {tag[1:]}')}"
+        members = [
+            Member(f"llama-{tag}/"),
+            Member(f"llama-{tag}/LICENSE", b"MIT"),
+            Member(f"llama-{tag}/libllama.so", link="libllama.so.0"),
+            Member(f"llama-{tag}/libllama.so.0", b"library" * 10_000),
+            Member(f"llama-{tag}/llama-server", program.encode(), mode=0o755),
+        ]
+        data = pack(self._root / self.name(tag), members).read_bytes()
+        self.server.files[f"/mirror/{tag}/SHA256SUMS"] = (
+            f"{'0' * 64}  another.zip\n{hashlib.sha256(data).hexdigest()}  {self.name(tag)}\n".encode()
+        )
+        self.server.data = data
+        return data
+
+    def fetched(self) -> list[str]:
+        """The archives that were asked for."""
+        paths = [request.path for request in self.server.requests]
+        return [path.rpartition("/")[2] for path in paths if not path.endswith("SHA256SUMS")]
+
+
+@pytest_asyncio.fixture
+async def mirror(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mirror]:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    async with file_server(b"") as server:
+        yield Mirror(server, scratch)
+
+
+def software(running: RunningPlugin) -> Path:
+    return running.engine._software.folder
+
+
+def versions(running: RunningPlugin) -> list[str]:
+    return sorted(path.name.rpartition("-")[0] for path in (software(running) / "versions").iterdir())
+
+
+def origin(running: RunningPlugin) -> str:
+    backend = running.engine._backend
+    assert backend is not None
+    return backend.version
+
+
+async def upgradable(serve: Serve, mirror: Mirror, new: str = SHIM) -> RunningPlugin:
+    """A plugin on b2000 whose plugin.yaml asks for b2001."""
+    mirror.publish("b2000")
+    first = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
+    await first.client.install_engine()
+    mirror.publish("b2001", new)
+    return await serve(start=False, data=first.engine._data, backend="release", version="b2001", mirror=mirror.url)
+
+
+@pytest.mark.promise("F25")
+async def test_installed_started_and_asked(serve: Serve, mirror: Mirror, caplog: pytest.LogCaptureFixture) -> None:
+    data = mirror.publish("b2000")
+    mirror.server.scripts.append(Script(drop_after=len(data) // 2))
+    running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
+    check = await running.client.check_engine()
+    assert (bool(check), check.detail) == (False, "llama.cpp is not installed")
+    with pytest.raises(PreconditionError, match=r"llama.cpp is not installed\. Call InstallEngine"):
+        await running.client.start_engine()
+    with caplog.at_level(logging.INFO, "engine_plugin.plugin"):
+        said = await running.client.install_engine()
+    assert said.startswith(f"llama-server in {software(running)}")
+    assert said.endswith("version b2000")
+    assert [path.name for path in software(running).iterdir() if path.is_dir()] == ["versions"]
+    assert await running.client.get_version() == "b2000"
+    steps = [record.message for record in caplog.records if getattr(record, "progress", "") == "InstallEngine"]
+    assert f"unpacking {mirror.name('b2000')}" in steps
+    assert any("trying again" in step for step in steps)
+    last = [record for record in caplog.records if hasattr(record, "completed")][-1]
+    assert (vars(last)["completed"], vars(last)["total"]) == (len(data), len(data))
+
+    await running.client.start_engine()
+    assert (await running.client.invoke("chat", HELLO))["choices"][0]["message"]["content"].startswith("Hello")
+    command = psutil.Process(await running.engine_pid("tiny-chat")).cmdline()
+    assert any(word.startswith(str(software(running) / "versions" / "release-b2000-")) for word in command)
+    assert "version b2000" in await running.client.install_engine()
+    assert "nothing to upgrade" in await running.client.upgrade_engine()
+    assert len(mirror.fetched()) == 2
+
+
+async def test_cover_fetches_it_again(serve: Serve, mirror: Mirror) -> None:
+    mirror.publish("b2000")
+    running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
+    for _ in range(2):
+        await running.client.install_engine(cover=True)
+    assert len(mirror.fetched()) == 2
+    assert versions(running) == ["release-b2000"]
+
+
+async def test_two_plugins_install_once(serve: Serve, mirror: Mirror) -> None:
+    """The second waits for the first one's lock, sees what it did, and is content."""
+    mirror.publish("b2000")
+    script = Script(stall_after=1000)
+    mirror.server.scripts.append(script)
+    first = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
+    second = await serve(start=False, data=first.engine._data, backend="release", version="b2000", mirror=mirror.url)
+    installing = [asyncio.create_task(first.client.install_engine())]
+    await eventually(lambda: bool(mirror.fetched()))
+    installing += [asyncio.create_task(plugin.client.install_engine()) for plugin in (first, second, second)]
+    await eventually(lambda: second.engine._installing._task is not None)
+    script.go.set()
+    assert len(set(await asyncio.gather(*installing))) == 1
+    assert len(mirror.fetched()) == 1
+
+
+async def test_a_running_engine_is_upgraded_and_runs_afterwards(serve: Serve, mirror: Mirror) -> None:
+    running = await upgradable(serve, mirror)
+    await running.client.start_engine()
+    await running.client.load_model("tiny-random")
+    assert origin(running) == "b2000"
+    old = psutil.Process(await running.engine_pid("tiny-random"))
+    said = await running.client.upgrade_engine()
+    assert said.startswith("upgraded: llama-server in ")
+    assert said.endswith("version b2001")
+    assert (origin(running), await running.client.get_version()) == ("b2001", "b2001")
+    assert await running.loaded() == ["tiny-random"]
+    assert not old.is_running()
+    assert versions(running) == ["release-b2001"]
+    assert (await running.client.invoke("chat", HELLO))["choices"]
+
+
+async def test_a_request_under_way_ends_before_its_engine_is_replaced(serve: Serve, mirror: Mirror) -> None:
+    running = await upgradable(serve, mirror)
+    await running.client.start_engine()
+    async with running.client.stream("chat", HELLO | {"model": "tiny-random", "max_tokens": 400}) as chunks:
+        first = await anext(chunks)
+        upgrading = asyncio.create_task(running.client.upgrade_engine())
+        rest = b"".join([chunk async for chunk in chunks])
+    assert (first + rest).endswith(b"data: [DONE]\n\n")
+    assert (await upgrading).endswith("version b2001")
+
+
+async def test_a_stopped_engine_is_upgraded_and_stays_stopped(serve: Serve, mirror: Mirror) -> None:
+    running = await upgradable(serve, mirror)
+    assert (await running.client.upgrade_engine()).endswith("version b2001")
+    assert running.engine._backend is None
+    assert running.processes() == []
+    with pytest.raises(EnginePluginError, match="the engine is not running"):
+        await running.client.invoke("chat", HELLO)
+
+
+async def test_a_version_that_does_not_run_never_disturbs_the_engine(serve: Serve, mirror: Mirror) -> None:
+    running = await upgradable(serve, mirror, BROKEN)
+    await running.client.start_engine()
+    await running.client.load_model("tiny-chat")
+    pid = await running.engine_pid("tiny-chat")
+    with pytest.raises(EnginePluginError, match=r"does not run, nothing was changed: .*libgomp is missing") as caught:
+        await running.client.upgrade_engine()
+    assert caught.value.code == InstallError.code
+    assert await running.engine_pid("tiny-chat") == pid
+    assert versions(running) == ["release-b2000"]
+    assert (await running.client.invoke("chat", HELLO))["choices"]
+
+
+async def test_a_version_that_cannot_load_what_was_loaded_is_rolled_back(serve: Serve, mirror: Mirror) -> None:
+    """It passes its trial with the sample, and fails with the user's model."""
+    running = await upgradable(serve, mirror, PICKY)
+    await running.client.start_engine()
+    await running.client.load_model("tiny-random")
+    with pytest.raises(EnginePluginError, match="the new version failed, version b2000 is used again"):
+        await running.client.upgrade_engine()
+    assert (origin(running), await running.client.get_version()) == ("b2000", "b2000")
+    assert await running.loaded() == ["tiny-random"]
+    assert versions(running) == ["release-b2000"]
+    assert (await running.client.invoke("chat", HELLO | {"model": "tiny-random", "max_tokens": 4}))["choices"]
+
+
+async def test_a_stop_during_an_upgrade_stays_a_stop(
+    serve: Serve, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await upgradable(serve, mirror)
+    await running.client.start_engine()
+    await running.client.load_model("tiny-random")
+    drain, draining, go_on = running.engine._pool.drain, asyncio.Event(), asyncio.Event()
+
+    async def slow_drain() -> None:
+        draining.set()
+        await go_on.wait()
+        await drain()
+
+    monkeypatch.setattr(running.engine._pool, "drain", slow_drain)
+    upgrading = asyncio.create_task(running.client.upgrade_engine())
+    await draining.wait()
+    await running.client.stop_engine()
+    go_on.set()
+    assert (await upgrading).endswith("version b2001")
+    assert running.engine._backend is None
+    assert running.processes() == []
+
+
+async def test_a_damaged_archive(serve: Serve, mirror: Mirror) -> None:
+    data = mirror.publish("b2000")
+    mirror.server.data = data[:-20]
+    running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
+    with pytest.raises(EnginePluginError, match="expected is sha256:"):
+        await running.client.install_engine()
+    mirror.server.data = b"\x1f\x8b" + data[2:-20]
+    mirror.server.files["/mirror/b2000/SHA256SUMS"] = None
+    with pytest.raises(EnginePluginError, match="there is no such file"):
+        await running.client.install_engine()
+    loose = await serve(start=False, backend="release", version="b2000", mirror=mirror.url, verify=False,
+                        checksums=str(software(running) / "none"))  # fmt: skip
+    with pytest.raises(EnginePluginError, match="the archive is damaged"):
+        await loose.client.install_engine()
+    assert not (software(loose) / "downloads").exists(), "what cannot be verified is not kept"
+    mirror.server.data = data
+    assert (await loose.client.install_engine()).endswith("version b2000")
+
+
+async def test_an_archive_of_ones_own_without_a_network(serve: Serve, scratch: Path, mirror: Mirror) -> None:
+    data = mirror.publish("b2000")
+    path = scratch / mirror.name("b2000")
+    archive = {"url": str(path), "sha256": hashlib.sha256(data).hexdigest()}
+    running = await serve(backend="auto", archives=[archive], offline=True, start=False)
+    assert not await running.client.check_engine()
+    assert (await running.client.install_engine()).endswith("version b2000")
+    assert path.exists()
+    assert mirror.server.requests == []
+    await running.client.start_engine()
+    assert (await running.client.invoke("chat", HELLO))["choices"]
+
+
+async def test_an_archive_without_a_server(serve: Serve, scratch: Path) -> None:
+    data = pack(scratch / "a.zip", [Member("llama-cli", b"")]).read_bytes()
+    archive = {"url": str(scratch / "a.zip"), "sha256": hashlib.sha256(data).hexdigest()}
+    running = await serve(backend="release", archives=[archive], start=False)
+    with pytest.raises(EnginePluginError, match="there is no llama-server in what was unpacked"):
+        await running.client.install_engine()
+    assert versions(running) == []
+
+
+async def test_offline_says_what_to_put_where(serve: Serve) -> None:
+    running = await serve(backend="release", offline=True, start=False)
+    tag = running.engine._software.wanted_version
+    with pytest.raises(EnginePluginError) as caught:
+        await running.client.install_engine()
+    assert f"https://github.com/ggml-org/llama.cpp/releases/download/{tag}/llama-{tag}-bin-" in str(caught.value)
+    assert str(software(running) / "offline") in str(caught.value)
+    pip = await serve(backend="xllamacpp", offline=True, start=False)
+    with pytest.raises(EnginePluginError, match=r"pip could not install it: .* Put the wheels into .*offline"):
+        await pip.client.install_engine(cover=True)
+
+
+async def test_gguf_comes_along_when_it_is_missing(
+    serve: Serve, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our requirements, by hash, less xllamacpp; beside the release, which is whole without it."""
+    asked: list[str] = []
+
+    async def pip(target: Path, requirements: list[str], *_arguments: Any, **_options: Any) -> None:
+        packages(target, Path(requirements[-1]))
+
+    def packages(target: Path, requirements: Path) -> None:
+        asked.append(requirements.read_text())
+        (target / "gguf-9.dist-info").mkdir(parents=True)
+        (target / "gguf-9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: gguf\nVersion: 9\n")
+
+    found = software_module._version_in
+    monkeypatch.setattr(software_module, "install_packages", pip)
+    monkeypatch.setattr(software_module, "_version_in", lambda path, name: found(path, name) if path else "")
+    mirror.publish("b2000")
+    running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
+    assert (await running.client.install_engine()).endswith("version b2000")
+    [requirements] = asked
+    assert "gguf==" in requirements
+    assert "--hash=sha256:" in requirements
+    assert "xllamacpp" not in requirements
+    await running.client.start_engine()
+    assert (await running.client.invoke("chat", HELLO))["choices"]
+    assert not list((software(running) / "versions").glob("*.txt"))
+
+
+def test_the_names_of_llama_cpps_archives() -> None:
+    """As llama.cpp's release workflow names them."""
+    base = "https://github.com/ggml-org/llama.cpp/releases/download/b11549"
+    archives = release_archives("b11549", "", "")
+    assert {archive.checksums for archive in archives} == {
+        "https://api.github.com/repos/ggml-org/llama.cpp/releases/tags/b11549"
+    }
+    for platform, accelerator, names in (
+        ("linux_amd64", "cpu", ["llama-b11549-bin-ubuntu-x64.tar.gz"]),
+        ("linux_arm64", "vulkan", ["llama-b11549-bin-ubuntu-vulkan-arm64.tar.gz"]),
+        ("darwin_arm64", "auto", ["llama-b11549-bin-macos-arm64.tar.gz"]),
+        ("darwin_amd64", "auto", ["llama-b11549-bin-macos-x64.tar.gz"]),
+        ("windows_amd64", "auto", ["llama-b11549-bin-win-cpu-x64.zip"]),
+        (
+            "windows_amd64",
+            "cuda",
+            ["llama-b11549-bin-win-cuda-12.4-x64.zip", "cudart-llama-bin-win-cuda-12.4-x64.zip"],
+        ),
+    ):
+        chosen = choose(archives, accelerator, platform)
+        assert [archive.url for archive in chosen] == [f"{base}/{name}" for name in names]
+    assert release_archives("b1", "https://m/x/", "")[0].url == "https://m/x/b1/llama-b1-bin-ubuntu-x64.tar.gz"
+    assert release_archives("b1", "https://m/x/", "")[0].checksums == "https://m/x/b1/SHA256SUMS"
+    assert release_archives("b1", "https://m/x/", "/sums")[0].checksums == "/sums"
+
+
+def test_the_server_that_lies_highest(tmp_path: Path) -> None:
+    for place in ("tools/old/llama-server", "build/bin/llama-server"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).touch(0o644)
+    (tmp_path / "llama-server").mkdir()
+    server = find_server(tmp_path)
+    assert server == tmp_path / "build/bin/llama-server"
+    assert server.stat().st_mode & 0o111
+
+
+def test_options_are_checked_with_their_lines(tmp_path: Path) -> None:
+    text = (REPOSITORY / "plugin.yaml").read_text()
+    lines = [
+        "  backend: release",
+        "  archives:",
+        "    - url: ${PLUGIN_DIR}/llama.tar.gz",
+        "      os: linux",
+        "      sha256: abc",
+        "    - os: macos",
+        "      file: x",
+        "    - llama.zip",
+    ]
+    (tmp_path / "plugin.yaml").write_text(text.rstrip() + "\n" + "\n".join(lines) + "\n")
+    before = text.rstrip().count("\n") + 1
+    problems = option_problems(LlamaCppOptions, load_manifest(tmp_path / "plugin.yaml"))
+    assert [(problem.line - before, problem.what, problem.fix) for problem in problems] == [
+        (5, "engine.archives[0].sha256 is 'abc'", "It must be 64 hex digits."),
+        (6, "engine.archives[1].os is 'macos'", "It must be one of nothing, linux, darwin, windows."),
+        (
+            7,
+            "engine.archives[1].file is not an option of this engine",
+            "Known options: url, os, arch, accelerator, sha256, size, checksums.",
+        ),
+        (6, "engine.archives[1].url is missing", "Give it a text."),
+        (8, "engine.archives[2] is 'llama.zip'", "It must be a mapping."),
+    ]
