@@ -1,5 +1,9 @@
 """A Windows Job Object with KILL_ON_JOB_CLOSE: when our last handle goes, and be it by our crash, all die.
 
+Whatever a member spawns is a member too. It cannot break away, since the job does not allow it; it may make jobs of
+its own, which are nested in ours; and our handle is not inherited, so none of them keeps it open. What escapes is
+only what others spawn for it: the Task Scheduler, a service, WMI.
+
 Imported on Windows only. Structures are those of the Win32 documentation (winnt.h).
 """
 
@@ -15,6 +19,7 @@ if sys.platform == "win32":
 
     _EXTENDED_LIMIT_INFORMATION = 9
     _KILL_ON_JOB_CLOSE = 0x2000
+    _DIE_ON_UNHANDLED_EXCEPTION = 0x400  # else a crashed engine waits for somebody to close a window
     _PROCESS_SET_QUOTA_AND_TERMINATE = 0x0100 | 0x0001
 
     class _BasicLimits(ctypes.Structure):
@@ -52,7 +57,7 @@ if sys.platform == "win32":
             if not self._job:
                 raise ctypes.WinError(ctypes.get_last_error())
             limits = _ExtendedLimits()
-            limits.BasicLimitInformation.LimitFlags = _KILL_ON_JOB_CLOSE
+            limits.BasicLimitInformation.LimitFlags = _KILL_ON_JOB_CLOSE | _DIE_ON_UNHANDLED_EXCEPTION
             process = wintypes.HANDLE(kernel.OpenProcess(_PROCESS_SET_QUOTA_AND_TERMINATE, False, pid))
             done = False
             try:

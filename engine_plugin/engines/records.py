@@ -84,8 +84,6 @@ class ProcessRecords:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._shared = self.ticket()
-        self.token, self.add, self.remove = self._shared.token, self._shared.add, self._shared.remove
 
     def ticket(self) -> ProcessTicket:
         """A new ticket, whose records are kept here."""

@@ -29,14 +29,20 @@ __all__ = [
     "start_time",
 ]
 
+_CREATE_SUSPENDED = 0x4  # of CreateProcess; the subprocess module has no name for it
 if sys.platform == "linux":
     _TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def spawn_options() -> dict[str, Any]:
-    """Arguments for subprocess creation: a session (or process group) of its own, no inherited handles."""
+def spawn_options(*, held: bool = False) -> dict[str, Any]:
+    """Arguments for subprocess creation: a session (or process group) of its own, no inherited handles.
+
+    With `held` the process does nothing, on Windows, until `bind_to_us` has it in a job: what it spawned before
+    that would not be in the job.
+    """
     if sys.platform == "win32":
-        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
+        flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
+        return {"creationflags": flags | (_CREATE_SUSPENDED if held else 0)}
     return {"start_new_session": True, "close_fds": True}
 
 
@@ -143,12 +149,19 @@ def same_process(pid: int, created: float) -> bool:
 
 
 def bind_to_us(pid: int) -> Any:
-    """On Windows, put the process into a Job Object that dies with the returned handle's owner: us.
+    """On Windows, put the process into a Job Object that dies with the returned handle's owner: us; then let it run.
 
     Elsewhere None: `guard` does it from the inside. Keep the returned object as long as the process may live.
+    Raises OSError, and then a process that was held has to be killed.
     """
     if sys.platform == "win32":
         from engine_plugin.engines.job_windows import KillOnCloseJob
 
-        return KillOnCloseJob(pid)
+        job = KillOnCloseJob(pid)
+        try:
+            psutil.Process(pid).resume()  # without effect on one that was not held
+        except psutil.Error as error:
+            job.close()
+            raise OSError(str(error)) from error
+        return job
     return None

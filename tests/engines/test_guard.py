@@ -8,12 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
 from engine_plugin.engines import guard, python
 from tests.engines.conftest import CHILD, Stage, alive, running, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 GUARD = python.guarded([])
 # Another POSIX system than Linux: no parent-death signal, no subreaper, no /proc.
@@ -35,6 +39,14 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows uses a 
 everywhere = pytest.mark.parametrize(
     "start", [pytest.param(GUARD, id="linux", marks=linux_only), pytest.param(ELSEWHERE, id="elsewhere")]
 )
+
+
+@pytest.fixture(autouse=True)
+async def _nothing_is_left(stage: Stage) -> AsyncIterator[None]:
+    """A guard ends a moment after the last of its program's offspring."""
+    yield
+    async with asyncio.timeout(1):
+        await until(lambda: stage.left() == [], "the guards have ended")
 
 
 def plugin_of(*argv: str) -> list[str]:
@@ -268,6 +280,8 @@ async def test_those_who_lost_their_parent_are_waited_for(stage: Stage) -> None:
         await until((stage.folder / "done").exists, "all have ended")
         watched = psutil.Process(process.pid)
         await until(lambda: len(watched.children()) == 1, "only the program is left")
+        process.terminate()
+        assert await asyncio.to_thread(process.wait, 10) == -signal.SIGTERM
 
 
 # Signals, and what else passes between the plugin and the program
@@ -378,3 +392,5 @@ async def test_the_guard_is_small_and_does_nothing_meanwhile(stage: Stage) -> No
         with pytest.raises(subprocess.TimeoutExpired):
             await asyncio.to_thread(process.wait, end - time.monotonic())
         assert watched.num_ctx_switches().voluntary - before.voluntary <= 2, "it sleeps"
+        process.terminate()
+        assert await asyncio.to_thread(process.wait, 10) == -signal.SIGTERM

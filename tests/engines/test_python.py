@@ -149,6 +149,7 @@ async def test_a_helper_ends_with_a_killed_plugin(stage: Stage, way: str) -> Non
         plugin.kill()
         async with asyncio.timeout(1):
             await until(lambda: not any(alive(pid) for pid in pids), "both have ended")
+            await until(lambda: stage.left() == [], "and their guard")
 
 
 @pytest.mark.promise("F7")

@@ -1,0 +1,150 @@
+"""Process trees: whoever belongs to one is found and ended, and nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from engine_plugin.engines import python, tree
+from tests.engines.conftest import CHILD, Stage, alive, running, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX sessions")
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="Linux's own way")
+STUBBORN = [*CHILD, "ignore-term", "ignore-stdin"]
+
+
+@pytest.fixture
+def leader(stage: Stage) -> Iterator[subprocess.Popen[bytes]]:
+    """A process as the plugin spawns it, with a child in its session and one in a session of its own."""
+    actions = [f"grandchild:{stage.path('kin')}", f"loner:{stage.path('loner')}", f"ready:{stage.path('up')}"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*STUBBORN, *actions], env=stage.env, stdin=pipe, **tree.spawn_options()) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+async def is_up(stage: Stage) -> list[int]:
+    """The pids of `leader`, its child, and the one elsewhere."""
+    await until((stage.folder / "up").exists, "all are up")
+    return [stage.pid(name) for name in ("up", "kin", "loner")]
+
+
+@posix_only
+@pytest.mark.promise("F5")
+async def test_the_whole_tree_is_killed(stage: Stage, leader: subprocess.Popen[bytes]) -> None:
+    pids = await is_up(stage)
+    assert {process.pid for process in tree.descendants(leader.pid)} == set(pids[1:])
+    assert {process.pid for process in tree.session_members(leader.pid)} == set(pids[:2])
+    left = tree.kill_tree(leader.pid)
+    assert {process.pid for process in left} <= set(pids), "some may have died at once"
+    await until(lambda: not tree.kill_tree(leader.pid, left), "all are gone")
+    assert not any(alive(pid) for pid in pids)
+
+
+@posix_only
+@pytest.mark.promise("F5")
+async def test_what_a_dead_leader_left_is_killed(stage: Stage, leader: subprocess.Popen[bytes]) -> None:
+    """Its session is found by its number, those who have left it only if they were known."""
+    pids = await is_up(stage)
+    kin = tree.descendants(leader.pid)
+    leader.kill()
+    await asyncio.to_thread(leader.wait, 10)
+    left = tree.kill_tree(leader.pid, leader_gone=True)
+    assert {process.pid for process in left} <= {pids[1]}, "it may have died at once"
+    await until(lambda: not alive(pids[1]), "it is gone")
+    assert alive(pids[2])
+    await until(lambda: not tree.kill_tree(leader.pid, kin, leader_gone=True), "all are gone")
+
+
+@posix_only
+@pytest.mark.promise("F11")
+async def test_a_number_that_was_given_to_another_is_not_killed(
+    stage: Stage, leader: subprocess.Popen[bytes]
+) -> None:
+    """The process that we have waited for had this number; now somebody else has it, with a session of his own."""
+    pids = await is_up(stage)
+    assert tree.kill_tree(leader.pid, leader_gone=True) == []
+    stale = psutil.Process(leader.pid)
+    vars(stale)["_ident"] = (leader.pid, 12345.0)  # of a process that had this number long ago
+    assert tree.kill([stale]) == []
+    assert all(alive(pid) for pid in pids)
+    assert tree.kill_tree(leader.pid)
+
+
+async def test_one_that_only_waits_to_be_reaped_is_not_alive(stage: Stage) -> None:
+    with running(stage, [*CHILD, "exit:0"]) as process:
+        watched = psutil.Process(process.pid)
+        await until(lambda: not alive(process.pid), "it has ended")
+        assert not tree.is_alive(watched)
+        if sys.platform != "win32":
+            assert tree.start_time(process.pid) is None
+        assert tree.kill([watched]) == []
+        process.wait(10)
+        assert not tree.is_alive(watched)
+        assert tree.start_time(process.pid) is None
+        assert tree.processor_seconds(process.pid) == 0
+        assert tree.descendants(process.pid) == []
+
+
+async def test_start_times_tell_processes_apart(stage: Stage) -> None:
+    mine = tree.start_time(os.getpid())
+    assert mine is not None
+    assert mine == tree.start_time(os.getpid())
+    assert tree.same_process(os.getpid(), mine)
+    assert not tree.same_process(os.getpid(), mine + 1)
+    with running(stage, [*CHILD, f"ready:{stage.path('up')}"]) as process:
+        await until((stage.folder / "up").exists, "it is up")
+        theirs = tree.start_time(process.pid)
+        assert theirs is not None
+        assert theirs > mine
+
+
+@linux_only
+async def test_a_name_cannot_disguise_a_start_time(stage: Stage) -> None:
+    """The kernel writes a process's name before the times, with whatever is in it."""
+    named = stage.folder / "a) S 1 (b"
+    named.symlink_to("/bin/sleep")
+    with running(stage, [str(named), "50"]) as process:
+        created = tree.start_time(process.pid)
+        assert created is not None
+        booted_ago = psutil.Process(process.pid).create_time() - psutil.boot_time()
+        assert created == pytest.approx(booted_ago, abs=0.02)
+
+
+@posix_only
+async def test_computing_below_the_guard_counts(stage: Stage) -> None:
+    """A model that loads in silence is known by the processor's time, whoever computes."""
+    with running(stage, [*python.guarded(CHILD), "burn:10", "ignore-stdin"]) as process:
+        await until(lambda: tree.processor_seconds(process.pid) > 0.2, "it computes")
+        tree.ask_to_stop(process.pid)
+        await asyncio.to_thread(process.wait, 10)
+
+
+@posix_only
+@pytest.mark.promise("F17")
+@pytest.mark.parametrize("guarded", [False, True])
+async def test_asking_to_stop(stage: Stage, guarded: bool) -> None:
+    command = [*CHILD, f"ready:{stage.path('up')}", "ignore-stdin"]
+    with running(stage, python.guarded(command) if guarded else command) as process:
+        await until((stage.folder / "up").exists, "it is up")
+        tree.ask_to_stop(process.pid)
+        assert await asyncio.to_thread(process.wait, 10) == -signal.SIGTERM
+    tree.ask_to_stop(process.pid)  # gone is fine
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there it is a Job Object")
+def test_nothing_is_bound_where_the_guard_does_it() -> None:
+    assert tree.bind_to_us(os.getpid()) is None
+    assert tree.spawn_options(held=True) == tree.spawn_options()
