@@ -25,6 +25,7 @@ __all__ = ["Http1Client", "HttpClient", "HttpExchange", "HttpResponse", "Respons
 
 _HIGH_WATER = 256 * 1024
 _MAX_HEAD = 64 * 1024
+_FIRST_BYTES = b"HTTP/1."
 _CONNECT_TIMEOUT = 5.0
 _BODY_ENDS_WITH_CONNECTION = -1
 
@@ -242,6 +243,9 @@ class Response(HttpResponse, HttpExchange):
         self._connection = connection
         connection.write(self._message)
         while True:
+            first = bytes(connection.buffer[: len(_FIRST_BYTES)])
+            if not _FIRST_BYTES.startswith(first):  # at once: the end of such a head may never come
+                raise _not_http(connection.buffer)
             end = connection.buffer.find(b"\r\n\r\n", 0, _MAX_HEAD)
             if end >= 0:
                 head = bytes(connection.buffer[:end])
@@ -261,8 +265,8 @@ class Response(HttpResponse, HttpExchange):
     def _parse_head(self, head: bytes) -> None:
         first, *lines = head.decode("latin-1").split("\r\n")
         version, _, rest = first.partition(" ")
-        if not version.startswith("HTTP/1.") or not _is_number(rest[:3], 3):
-            raise BadGatewayError(f"the engine does not answer in HTTP: {first[:80]!r}")
+        if not _is_number(rest[:3], 3):
+            raise _not_http(head)
         self.status = int(rest[:3])
         self.headers = {
             name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
@@ -353,6 +357,11 @@ class Response(HttpResponse, HttpExchange):
             self._left, self._chunk_open = size, True
         del buffer[:position]
         return b"".join(out) if len(out) != 1 else out[0]
+
+
+def _not_http(said: bytes | bytearray) -> BadGatewayError:
+    first = bytes(said[:80]).partition(b"\r\n")[0]
+    return BadGatewayError(f"the engine does not answer in HTTP: {first.decode('latin-1')!r}")
 
 
 def _is_number(text: str, digits: int) -> bool:

@@ -365,6 +365,20 @@ async def test_broken_answers(kind: str, short_dir: Path, name: str) -> None:
 
 
 @pytest.mark.promise("P26")
+@pytest.mark.parametrize("wire", [b"\x16\x03\x01", b"SSH-2.0-", b"HTTP/2 200 OK\r\n", b"\xff"])
+async def test_what_is_no_http_is_refused_at_its_first_bytes(kind: str, short_dir: Path, wire: bytes) -> None:
+    """Whoever says it may say no more, and leave the connection open."""
+
+    async def answer(call: Call) -> None:
+        await call.send(wire)
+        await asyncio.Event().wait()
+
+    async with serving(kind, short_dir, answer) as (_, client):
+        with pytest.raises(BadGatewayError, match="does not answer in HTTP"):
+            await fetch(client)
+
+
+@pytest.mark.promise("P26")
 @settings(max_examples=150, deadline=None)
 @given(wire=st.binary(max_size=60), head=st.sampled_from([b"", b"HTTP/1.1 200 OK\r\n", CHUNKED]))
 def test_any_garbage_is_an_error_of_ours(wire: bytes, head: bytes) -> None:

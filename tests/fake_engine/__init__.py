@@ -38,8 +38,10 @@ class FakeEngine:
         here = str(Path(__file__).parent)
         # Isolated and without site-packages: it starts in 60 ms, and finds its own bytecode.
         fake.executable.write_text(
-            f"#!{sys.executable} -IS\nimport sys\nsys.path.insert(0, {here!r})\n"
-            f"import program\nprogram.main(sys.argv[1:], {str(fake.script)!r})\n"
+            f"#!{sys.executable} -IS\nimport sys\n"
+            "if sys.argv[1:] == ['--version']:\n"
+            "    sys.exit(sys.stderr.write('version: 9999 (fake)\\nbuilt for tests\\n') and 0)\n"
+            f"sys.path.insert(0, {here!r})\nimport program\nprogram.main(sys.argv[1:], {str(fake.script)!r})\n"
         )
         fake.executable.chmod(0o755)
         fake.behave(*lives)

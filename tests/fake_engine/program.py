@@ -42,7 +42,7 @@ generate, embed, rerank, probe (the driver's first real request, whose text is "
   event     after: tokens already sent; data: JSON of one event, then the stream ends (error events)
   cut       after: tokens; the stream ends in order but without data: [DONE]
   die       after: tokens (none: before the answer); code: N or signal: "SIGSEGV"; lines: [TEXT…] on stderr; with
-            hangup: true it first closes the connection
+            hangup: true it closes the connection a moment before
   block     nothing at all is answered, for seconds: S or until: PATH; burn: true computes meanwhile, silent otherwise
   stop      SIGSTOP for the whole process, then goes on if it is continued
   flood     fd, mib, solid: true (one line that does not end); then goes on
@@ -79,7 +79,6 @@ VALUES = (
 )  # fmt: skip
 SWITCHES = (
     "--no-webui", "--offline", "--kv-unified", "--slots", "--jinja", "--no-prefill-assistant", "--embedding",
-    "--version",
 )  # fmt: skip
 SERVICES = {
     "/health": "health",
@@ -247,10 +246,8 @@ class FakeServer:
             else:
                 await loop.create_server(lambda: Connection(self), host, port, backlog=1024)
         except OSError:
-            say(
-                f"0.00.010.000 E srv          start: couldn't bind HTTP server socket, hostname: {host}, port: {port}"
-            )
-            say("0.00.010.001 E srv    llama_server: exiting due to HTTP server error")
+            say(f"0.00.010.000 E srv  start: couldn't bind HTTP server socket, hostname: {host}, port: {port}")
+            say("0.00.010.001 E srv  llama_server: exiting due to HTTP server error")
             self.story.tell("bind_refused", host=host, port=port)
             self.exit(1)
         self.story.tell("listening", host=host, port=port)
@@ -466,8 +463,9 @@ class Connection(asyncio.Protocol):
             return False
         elif what == "die" and rule.get("after") is None:
             if rule.get("hangup"):
+                self._task = None  # which would be cancelled
                 self.transport.abort()
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.05)
             self.server.die(rule)
         else:
             return await self._break_off(rule)
@@ -562,10 +560,11 @@ class Exchange:
         self._asked = asked
         self._rule = rule
         self._plan = connection.server.story.plan
+        self._streams = SERVICES[path] in ("chat", "generate") and bool(asked.get("stream"))
 
     async def run(self) -> None:
         service = SERVICES[self._path]
-        if service in ("chat", "generate") and self._asked.get("stream"):
+        if self._streams:
             await self._stream(chat=service == "chat")
             return
         await self._interfere(0)
@@ -634,9 +633,8 @@ class Exchange:
         elif rule["do"] == "hang":
             await asyncio.get_running_loop().create_future()
         elif rule["do"] == "die":
-            await asyncio.sleep(0)  # what was written before goes out
             self._server.die(rule)
-        elif rule["do"] in ("event", "cut"):
+        elif rule["do"] in ("event", "cut") and self._streams:
             if rule["do"] == "event":
                 await self._connection.event(rule["data"])
             self._connection.transport.write(b"0\r\n\r\n")
@@ -658,9 +656,6 @@ def main(argv: list[str], script: str) -> None:
         outlive(int(argv[1]))
         return
     options = parse(argv)
-    if "--version" in options:
-        sys.stderr.write("version: 9999 (fake)\nbuilt for tests\n")
-        return
     story = Story(Path(os.environ.get("FAKE_ENGINE") or script), options.get("--alias", ""))
     asyncio.run(FakeServer(options, story).run())
 

@@ -1,0 +1,181 @@
+"""What follows the death of an engine: it is noticed, named and mended, and nobody is told that all is well."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engine_plugin.engines.process import ProcessState
+from engine_plugin.errors import BadGatewayError, EnginePluginError, UnavailableError
+from tests.fake_engine.program import TOKENS
+from tests.llamacpp.running import eventually
+
+from .world import HELLO, LIMIT, dead, words
+
+if TYPE_CHECKING:
+    from .world import Begin
+
+LAST_LINE = "0.9 E ggml_abort: out of luck"
+
+
+def dies(**how: Any) -> dict[str, Any]:
+    """A life that ends with the first chat."""
+    return {"rules": [{"on": "chat", "do": "die", "lines": [LAST_LINE], **how}]}
+
+
+@pytest.mark.promise("F20", "P2")
+async def test_one_that_dies_unobserved_is_restarted(begin: Begin) -> None:
+    """Nobody asks for anything; the next to ask finds an engine that lives."""
+    world = await begin({})
+    await world.client.load_model("tiny-chat")
+    first = world.processes()
+    os.kill(first[0], signal.SIGKILL)
+    await world.fake.event("loaded", life=2)
+    await eventually(lambda: world.state() is ProcessState.READY)
+    await world.client.load_model("tiny-chat")
+    assert world.processes() != first
+    assert world.life == 2
+    assert await world.loaded() == ["tiny-chat"]
+    assert await world.health() == "ready: 1 models loaded"
+    assert await world.chat() == words(TOKENS)
+
+
+@pytest.mark.promise("F20", "P5")
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        ({"code": 7}, "exit code 7"),
+        ({"code": 0}, "exit code 0"),
+        ({"signal": "SIGSEGV"}, r"SIGSEGV \(exit code -11\)"),
+        ({"code": 7, "hangup": True}, "exit code 7"),
+    ],
+)
+async def test_a_death_before_the_answer_is_named(begin: Begin, how: dict[str, Any], named: str) -> None:
+    world = await begin(dies(**how), {})
+    with pytest.raises(BadGatewayError, match=rf"tiny-chat died: {named}\. Last lines: .*{re.escape(LAST_LINE)}"):
+        await asyncio.wait_for(world.chat(), LIMIT)
+    assert await world.chat() == words(TOKENS)
+    assert world.life == 2
+
+
+@pytest.mark.promise("F20", "P5")
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_death_amid_the_answer(begin: Begin, stream: bool) -> None:
+    """What came before it arrives; then the cause."""
+    world = await begin(dies(after=3, signal="SIGABRT"), {})
+    got: list[bytes] = []
+    with pytest.raises(BadGatewayError, match=rf"SIGABRT.*{re.escape(LAST_LINE)}"):
+        await asyncio.wait_for(world.stream(got) if stream else world.chat(), LIMIT)
+    if stream:
+        whole = b"".join(got)
+        assert whole.count(b'"content"') == 4
+        assert b"[DONE]" not in whole
+    assert await world.stream()
+    assert world.life == 2
+
+
+@pytest.mark.promise("F20", "F18")
+async def test_while_it_is_restarted_everybody_is_told_the_truth(begin: Begin) -> None:
+    world = await begin({})
+    gate = world.fake.gate("load")
+    world.fake.behave({}, {"load_until": str(gate)})
+    await world.client.load_model("tiny-chat")
+    os.kill(world.processes()[0], signal.SIGKILL)
+    await world.fake.event("listening", life=2)
+    assert await world.loaded() == []
+    waiting: list[asyncio.Task[Any]] = [asyncio.create_task(world.client.load_model("tiny-chat")) for _ in range(25)]
+    waiting += [asyncio.create_task(world.chat()) for _ in range(25)]
+    await eventually(lambda: world.users() == 50)
+    gate.touch()
+    async with asyncio.timeout(LIMIT):
+        await asyncio.gather(*waiting)
+    assert world.life == 2
+
+
+@pytest.mark.promise("F20", "F18", "P2", "P4")
+async def test_health_says_that_it_is_being_restarted(begin: Begin) -> None:
+    world = await begin({}, restart_backoff=60)
+    await world.client.load_model("tiny-chat")
+    os.kill(world.processes()[0], signal.SIGKILL)
+    await eventually(lambda: world.state() is ProcessState.RECOVERING)
+    assert re.search("^degraded: tiny-chat is being restarted: .* died: SIGKILL", await world.health())
+    assert await world.loaded() == []
+    # Neither a stop nor an unload waits for the end of the back-off.
+    async with asyncio.timeout(LIMIT):
+        await world.client.unload_model("tiny-chat")
+    assert world.life == 1
+    assert await world.chat() == words(TOKENS)
+    os.kill(world.processes()[0], signal.SIGKILL)
+    await eventually(lambda: world.state() is ProcessState.RECOVERING)
+    waiting = asyncio.create_task(world.chat())
+    await eventually(lambda: world.users() == 1)
+    async with asyncio.timeout(LIMIT):
+        await world.client.stop_engine()
+        with pytest.raises(UnavailableError, match="was stopped"):
+            await waiting
+    assert world.life == 2
+
+
+@pytest.mark.promise("F20", "P2")
+async def test_one_that_dies_again_and_again(begin: Begin) -> None:
+    """Restarted so many times; then it is left dead, says why, and whoever asks has one more try."""
+    deadly = {"rules": [{"on": "health", "from": 2, "do": "die", "code": 3, "lines": [LAST_LINE]}]}
+    world = await begin(deadly, deadly, deadly, {}, restart_limit=2, health_interval=0.05)
+    await world.client.load_model("tiny-chat")
+    await world.fake.event("exiting", life=3)
+    await eventually(lambda: world.state() is ProcessState.FAILED)
+    assert world.life == 3
+    assert await world.loaded() == []
+    health = await world.health()
+    assert health.startswith("degraded: ")
+    assert "died: exit code 3" in health
+    assert LAST_LINE in health
+    assert "died 3 times in a row" in health
+    assert await world.chat() == words(TOKENS)
+    assert (await world.health()).startswith("ready")
+    assert world.life == 4
+
+
+@pytest.mark.promise("F20")
+async def test_the_death_of_one_model_is_not_the_others(begin: Begin) -> None:
+    gate_free = {"rules": [{"on": "embed", "do": "die", "code": 1}]}
+    world = await begin(of={"tiny_embed": [gate_free, {}]})
+    async with world.client.stream("chat", HELLO | {"max_tokens": -1}) as chunks:
+        await anext(chunks)
+        with pytest.raises(BadGatewayError, match="tiny-embed died: exit code 1"):
+            await world.client.invoke("embed", {"input": "x"})
+        for _ in range(3):
+            assert await anext(chunks)
+        assert (await world.client.invoke("embed", {"input": "x"}))["data"]
+        assert await anext(chunks)
+    assert world.life == 3
+
+
+@pytest.mark.promise("F20", "F24", "P4")
+async def test_deaths_at_every_moment(begin: Begin) -> None:
+    """Each life dies at another moment, among requests, loads and unloads; in the end it serves."""
+    moments: list[dict[str, Any]] = [
+        {"load_exit": {"code": 1}},
+        {"rules": [{"on": "health", "do": "die", "code": 2}]},
+        {"rules": [{"on": "probe", "do": "die", "code": 3}]},
+        dies(code=4),
+        dies(after=0, code=5),
+        dies(after=TOKENS, code=6),
+        {"say": ["hello"], "load_exit": {"signal": "SIGKILL"}},
+    ]
+    world = await begin(*moments, {}, restart_limit=1)
+    async with asyncio.timeout(LIMIT):
+        while True:
+            outcomes = await asyncio.gather(
+                world.chat(), world.client.load_model("tiny-chat"), world.stream(), return_exceptions=True
+            )
+            assert all(not isinstance(one, BaseException) or isinstance(one, EnginePluginError) for one in outcomes)
+            if outcomes[0] == words(TOKENS) and isinstance(outcomes[2], bytes):
+                break
+    assert world.life >= len(moments)
+    assert [dead(event["pid"]) for event in world.fake.events("started")] == [True] * (world.life - 1) + [False]

@@ -1,0 +1,136 @@
+"""An engine that does not answer: busy is not dead, and hung is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engine_plugin.engines.llamacpp import server
+from engine_plugin.engines.process import ProcessState
+from engine_plugin.errors import BadGatewayError
+from tests.fake_engine.program import TOKENS
+from tests.llamacpp.running import eventually
+
+from .world import HELLO, LIMIT, words
+
+if TYPE_CHECKING:
+    from .world import Begin, World
+
+QUICK: dict[str, Any] = {"health_interval": 0.05, "health_failures": 2}
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe without an answer costs two seconds otherwise."""
+    monkeypatch.setattr(server, "_HEALTH_TIMEOUT", 0.15)
+
+
+async def reach(world: World, state: ProcessState) -> None:
+    await eventually(lambda: world.state() is state)
+
+
+@pytest.mark.promise("F21")
+async def test_a_busy_engine_is_degraded_and_comes_back(begin: Begin) -> None:
+    """It computes and answers nobody. Its work is not disturbed, and it is not called dead."""
+    world = await begin({}, **QUICK, hung_timeout=0.5)
+    gate = world.fake.gate("busy")
+    world.fake.behave({"rules": [{"on": "chat", "count": 1, "do": "block", "until": str(gate), "burn": True}]})
+    asking = asyncio.create_task(world.chat())
+    await world.fake.event("blocked")
+    await reach(world, ProcessState.DEGRADED)
+    assert (await world.health()).startswith("degraded: tiny-chat does not answer")
+    assert await world.loaded() == ["tiny-chat"]
+    # For longer than a hung one would have lived; the probes count the time.
+    await asyncio.wait_for(_probes(world, 6), LIMIT)
+    assert not asking.done()
+    gate.touch()
+    assert await asyncio.wait_for(asking, LIMIT) == words(TOKENS)
+    await reach(world, ProcessState.READY)
+    assert await world.health() == "ready: 1 models loaded"
+    assert world.life == 1
+
+
+async def _probes(world: World, count: int) -> None:
+    for _ in range(count):
+        await world.health()
+
+
+@pytest.mark.promise("F21")
+async def test_one_missed_answer_and_one_good_one_change_nothing(begin: Begin) -> None:
+    """Hysteresis, both ways: only answers in a row count."""
+    silence = {"on": "health", "do": "status", "status": 503}
+    missed = {"rules": [silence | {"from": number, "count": 2} for number in (3, 6, 9)]}
+    world = await begin(missed, health_interval=3600, health_failures=3)
+    await world.client.load_model("tiny-chat")
+    for _ in range(10):
+        assert (await world.health()).startswith("ready")
+    world.fake.behave({"rules": [silence]})
+    states = [(await world.health()).partition(":")[0] for _ in range(4)]
+    assert states == ["ready", "ready", "degraded", "degraded"]
+    asked = len(world.fake.events("request", service="health"))
+    world.fake.behave({"rules": [silence | {"from": asked + 2, "count": 1}]})
+    states = [(await world.health()).partition(":")[0] for _ in range(4)]
+    assert states == ["degraded", "degraded", "degraded", "ready"]
+    assert world.life == 1
+
+
+@pytest.mark.promise("F21")
+async def test_a_degraded_engine_serves(begin: Begin) -> None:
+    """It misses the probes and answers requests: nobody is turned away."""
+    world = await begin({"rules": [{"on": "health", "from": 2, "do": "hang"}]}, **QUICK, hung_timeout=0)
+    await world.client.load_model("tiny-chat")
+    await reach(world, ProcessState.DEGRADED)
+    async with asyncio.timeout(LIMIT):
+        assert await asyncio.gather(*(world.chat() for _ in range(4))) == [words(TOKENS)] * 4
+        await world.client.load_model("tiny-chat")
+        await world.client.unload_model("tiny-chat")
+    assert world.leftovers() == []
+
+
+@pytest.mark.promise("F21", "F20", "P3")
+@pytest.mark.parametrize("how", ["block", "stop"])
+async def test_a_hung_engine_is_killed_and_restarted(begin: Begin, how: str) -> None:
+    """It neither answers nor computes nor says anything, for ever."""
+    rules = [{"on": "chat", "from": 3, "do": how}]
+    world = await begin({"rules": rules}, {}, **QUICK, hung_timeout=0.5, stop_timeout=0.2)
+    assert await world.chat() == await world.chat()
+    with pytest.raises(BadGatewayError, match="tiny-chat hangs: no answer, output or use of the processor"):
+        await asyncio.wait_for(world.chat(), LIMIT)
+    assert await asyncio.wait_for(world.chat(), LIMIT) == words(TOKENS)
+    assert world.life == 2
+    assert len(world.processes()) == 1
+
+
+@pytest.mark.promise("F21")
+async def test_one_that_was_only_asleep_goes_on(begin: Begin) -> None:
+    """A laptop's lid, a debugger: SIGSTOP, and SIGCONT in time."""
+    world = await begin({}, **QUICK)
+    async with world.client.stream("chat", HELLO | {"max_tokens": -1}) as chunks:
+        await anext(chunks)
+        [pid] = world.processes()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await reach(world, ProcessState.DEGRADED)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await reach(world, ProcessState.READY)
+        for _ in range(10):
+            assert await anext(chunks)
+    assert world.life == 1
+
+
+@pytest.mark.promise("F21")
+async def test_a_chatty_engine_is_not_hung(begin: Begin) -> None:
+    """No answer and no computing to speak of, but it still writes its log."""
+    world = await begin({}, **QUICK, hung_timeout=0.5)
+    rules = [{"on": "health", "from": 2, "do": "hang"}]
+    world.fake.behave({"rules": rules, "log_requests": True})
+    await world.client.load_model("tiny-chat")
+    await reach(world, ProcessState.DEGRADED)
+    await world.fake.event("request", service="health", count=6)
+    assert world.life == 1
+    assert world.state() is ProcessState.DEGRADED

@@ -1,0 +1,286 @@
+"""How an engine comes to life, or fails to: its port, its progress, its first answer, and all who wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engine_plugin.engines import life
+from engine_plugin.engines.process import ProcessState
+from engine_plugin.errors import UnavailableError
+from tests.fake_engine.program import TOKENS
+from tests.llamacpp.running import ENDLESS, eventually
+from tests.models.server import Script, file_server
+
+from .world import EMBED, LIMIT, Stranger, dead, port_of, words
+
+if TYPE_CHECKING:
+    from .world import Begin, World
+
+# Ports
+
+
+@pytest.mark.promise("F12")
+async def test_a_port_taken_before_the_engine_binds_it_is_passed_over(begin: Begin) -> None:
+    world = await begin({}, transport="tcp")
+    gate = world.fake.gate("bind")
+    world.fake.behave({"bind_until": str(gate)}, {})
+    loading = asyncio.create_task(world.client.load_model("tiny-chat"))
+    taken = port_of(await world.fake.event("started"))
+    async with Stranger(404).at(taken):
+        gate.touch()
+        await asyncio.wait_for(loading, LIMIT)
+    assert world.fake.events("bind_refused", life=1)
+    assert port_of(await world.fake.event("started", count=2)) != taken
+    assert await world.chat() == words(TOKENS)
+
+
+@pytest.mark.promise("F13", "F22")
+@pytest.mark.parametrize("status", [200, 404, 503])
+async def test_a_stranger_on_the_port_is_never_taken_for_the_engine(begin: Begin, status: int) -> None:
+    """The engine still loads, and somebody answers in its place, even as if all were well."""
+    world = await begin({}, transport="tcp")
+    gate = world.fake.gate("bind")
+    world.fake.behave({"bind_until": str(gate)}, {})
+    loading = asyncio.create_task(world.client.load_model("tiny-chat"))
+    taken = port_of(await world.fake.event("started"))
+    async with Stranger(status).at(taken) as stranger:
+        if status != 200:
+            gate.touch()
+        await asyncio.wait_for(loading, LIMIT)
+        gate.touch()
+    assert port_of(await world.fake.event("started", count=2)) != taken
+    assert world.life == 2
+    assert await world.chat() == words(TOKENS)
+    assert b"POST" not in stranger.heard
+
+
+# Time
+
+
+@pytest.mark.promise("F14")
+async def test_progress_extends_the_time_to_start(begin: Begin) -> None:
+    """Lines of output are progress, and so is a processor in use."""
+    lives = {
+        "tiny_chat": [{"load_seconds": 2.5, "load_lines": 0.05}],
+        "tiny_embed": [{"load_seconds": 2.5, "load_burns": True}],
+    }
+    world = await begin(of=lives, start_timeout=1)
+    began = time.monotonic()
+    async with asyncio.timeout(LIMIT):
+        await asyncio.gather(*(world.client.load_model(model) for model in ("tiny-chat", "tiny-embed")))
+    assert time.monotonic() - began > 2.5
+    assert world.life == 2
+
+
+@pytest.mark.promise("F14", "F16")
+async def test_an_engine_that_only_logs_our_questions_makes_no_progress(begin: Begin) -> None:
+    world = await begin({"never_ready": True, "log_requests": True}, {}, start_timeout=1.5)
+    with pytest.raises(UnavailableError, match=r"no sign of progress for 1.5 s .*/health.*start_timeout"):
+        await asyncio.wait_for(world.client.load_model("tiny-chat"), 10)
+    assert len(world.fake.events("request", service="health")) > 2
+    assert world.leftovers() == []
+    # What was too slow once may be tried again.
+    await world.client.load_model("tiny-chat")
+    assert await world.chat() == words(TOKENS)
+
+
+@pytest.mark.promise("F14", "F16")
+async def test_even_progress_ends_at_the_limit(begin: Begin) -> None:
+    world = await begin({"never_ready": True, "load_lines": 0.1, "load_seconds": 100}, {}, start_limit=2)
+    with pytest.raises(UnavailableError, match=r"not ready after 2 s while starting.*start_limit"):
+        await asyncio.wait_for(world.client.load_model("tiny-chat"), 10)
+    assert world.leftovers() == []
+    assert await world.chat() == words(TOKENS)
+
+
+@pytest.mark.promise("F15")
+async def test_a_download_has_no_part_in_the_time_to_start(begin: Begin) -> None:
+    """It stalls for longer than a start may take; models load and fail to load meanwhile."""
+    world = await begin(of={"tiny_chat": [{"never_ready": True}, {}]}, start_timeout=1, start_limit=4)
+    stalled = Script(stall_after=1000)
+    async with file_server(ENDLESS.read_bytes()) as server:
+        server.scripts.append(stalled)
+        pulling = asyncio.create_task(world.client.pull_model("mine", source=server.url()))
+        await eventually(lambda: server.sent > 0)
+        with pytest.raises(UnavailableError, match="while starting"):
+            await world.client.load_model("tiny-chat")
+        assert await world.chat() == words(TOKENS)
+        assert not pulling.done()
+        stalled.go.set()
+        await asyncio.wait_for(pulling, LIMIT)
+    await world.client.load_model("mine")
+    assert "mine" in await world.loaded()
+
+
+# Failures
+
+
+@pytest.mark.promise("F16", "F5")
+@pytest.mark.parametrize("session", ["same", "own"])
+@pytest.mark.parametrize(
+    ("end", "named"),
+    [
+        (
+            {"code": 9, "lines": ["0.1 E cannot map the weights"]},
+            "exit code 9. Last lines: 0.1 E cannot map",
+        ),
+        ({"signal": "SIGKILL"}, r"SIGKILL \(exit code -9\)"),
+    ],
+)
+async def test_a_failed_load_leaves_no_process(begin: Begin, session: str, end: dict[str, Any], named: str) -> None:
+    world = await begin({"grandchild": session, "load_exit": end}, {})
+    with pytest.raises(UnavailableError, match=f"ended during its start: {named}"):
+        await asyncio.wait_for(world.client.load_model("tiny-chat"), LIMIT)
+    assert dead((await world.fake.event("grandchild"))["child"])
+    assert world.leftovers() == []
+    assert await world.loaded() == []
+    assert await world.chat() == words(TOKENS)
+
+
+@pytest.mark.promise("F22", "F16")
+async def test_an_engine_that_cannot_answer_is_not_ready(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says 200 on /health, and fails the first request."""
+    failures: list[tuple[dict[str, Any], str]] = [
+        ({"do": "status", "status": 500, "message": "no memory"}, "cannot serve: the engine answered 500: no memory"),
+        ({"do": "status", "status": 501, "message": "no such head"}, "cannot serve: .*no such head"),
+        ({"do": "status", "status": 401, "message": "wrong key"}, "cannot serve: .*wrong key"),
+        ({"do": "garbage"}, "cannot serve: the engine does not answer in HTTP"),
+        ({"do": "close"}, "cannot serve: the engine closed the connection without an answer"),
+        ({"do": "truncated", "where": "body"}, "cannot serve: the engine broke off"),
+        ({"do": "die", "code": 134, "lines": ["ggml: abort"]}, "during its start: exit code 134. .*ggml: abort"),
+    ]
+    monkeypatch.setattr(life, "_DEATH_NOTICE", 0.2)  # each time it might have died
+    world = await begin(*({"rules": [{"on": "probe", **rule}]} for rule, _ in failures), {})
+    for _, named in failures:
+        with pytest.raises(UnavailableError, match=named):
+            await world.chat()
+        assert world.leftovers() == []
+    assert world.fake.events("request", service="chat") == []
+    assert await world.chat() == words(TOKENS)
+    assert world.life == len(failures) + 1
+
+
+@pytest.mark.promise("F22", "F14")
+async def test_a_first_request_that_is_never_answered(begin: Begin) -> None:
+    """Neither with nor without a head of an answer."""
+    hang, head = ([{"rules": [{"on": "probe", "do": what}]}, {}] for what in ("hang", "head"))
+    world = await begin(of={"tiny_chat": hang, "tiny_embed": head}, start_timeout=1)
+    async with asyncio.timeout(LIMIT):
+        for _ in range(2):
+            loads = [world.client.load_model(model) for model in ("tiny-chat", "tiny-embed")]
+            outcomes = await asyncio.gather(*loads, return_exceptions=True)
+            if outcomes == [None, None]:
+                break
+            assert ["no sign of progress for 1 s" in str(outcome) for outcome in outcomes] == [True, True]
+            assert world.leftovers() == []
+    assert world.life == 4
+
+
+@pytest.mark.promise("F22")
+async def test_each_kind_of_model_is_asked_for_what_it_is_for(begin: Begin) -> None:
+    refusal = [{"rules": [{"on": "probe", "do": "status", "status": 500, "message": "cannot pool"}]}, {}]
+    world = await begin(of={"tiny_embed": refusal, "tiny_rerank": refusal})
+    for service, request in (("embed", EMBED), ("rerank", {"query": "q", "documents": ["d"]})):
+        with pytest.raises(UnavailableError, match="cannot serve: the engine answered 500: cannot pool"):
+            await world.client.invoke(service, request)
+        await world.client.invoke(service, request)
+    probes = {event["path"] for event in world.fake.events("request", service="probe")}
+    assert probes == {"/v1/embeddings", "/v1/rerank"}
+
+
+# Waiting
+
+
+@pytest.mark.promise("F18")
+async def test_fifty_who_wait_are_woken_by_one_load(begin: Begin) -> None:
+    world = await begin({}, parallel=64)
+    gate = world.fake.gate("load")
+    world.fake.behave({"load_until": str(gate)})
+    waiting: list[asyncio.Task[Any]] = [asyncio.create_task(world.client.load_model("tiny-chat")) for _ in range(25)]
+    waiting += [asyncio.create_task(world.chat()) for _ in range(25)]
+    await world.fake.event("listening")
+    await eventually(lambda: world.users() == 50)
+    assert world.fake.events("request", service="chat") == []
+    gate.touch()
+    async with asyncio.timeout(LIMIT):
+        await asyncio.gather(*waiting)
+    assert world.life == 1
+
+
+@pytest.mark.promise("F18", "F16")
+async def test_fifty_who_wait_hear_of_the_failure(begin: Begin) -> None:
+    world = await begin({})
+    gate = world.fake.gate("load")
+    world.fake.behave({"load_until": str(gate), "load_exit": {"code": 4, "lines": ["0.1 E bad magic"]}}, {})
+    waiting = [asyncio.create_task(world.client.load_model("tiny-chat")) for _ in range(50)]
+    await eventually(lambda: world.users() == 50)
+    gate.touch()
+    async with asyncio.timeout(LIMIT):
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {UnavailableError}
+    assert all(re.search("exit code 4.*bad magic", str(outcome)) for outcome in outcomes)
+    assert world.life == 1
+    await world.client.load_model("tiny-chat")
+
+
+@pytest.mark.promise("F18")
+@pytest.mark.parametrize("how", ["stop", "unload"])
+async def test_fifty_who_wait_hear_of_the_stop(begin: Begin, how: str) -> None:
+    world = await begin({"load_until": "/nowhere"}, {}, drain_timeout=0.1)
+    waiting = [asyncio.create_task(world.client.load_model("tiny-chat")) for _ in range(50)]
+    await eventually(lambda: world.users() == 50)
+    await world.fake.event("listening")
+    async with asyncio.timeout(LIMIT):
+        await (world.client.stop_engine() if how == "stop" else world.client.unload_model("tiny-chat"))
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {UnavailableError}
+    assert all("stopped while it was starting" in str(outcome) for outcome in outcomes)
+    assert world.leftovers() == []
+    await world.client.start_engine()
+    assert await world.chat() == words(TOKENS)
+
+
+@pytest.mark.promise("F18", "F24")
+async def test_those_who_give_up_leave_the_load_to_the_others(begin: Begin) -> None:
+    world = await begin({})
+    gate = world.fake.gate("load")
+    world.fake.behave({"load_until": str(gate)})
+    waiting: list[asyncio.Task[Any]] = [asyncio.create_task(world.client.load_model("tiny-chat")) for _ in range(20)]
+    waiting += [asyncio.create_task(world.chat()) for _ in range(20)]
+    await eventually(lambda: world.users() == 40)
+    for quitter in waiting[1:]:
+        quitter.cancel()
+    await eventually(lambda: world.users() == 1)
+    gate.touch()
+    await asyncio.wait_for(waiting[0], LIMIT)
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert world.life == 1
+    assert world.state() is ProcessState.READY
+    assert world.fake.events("request", service="chat") == []
+
+
+# Output
+
+
+@pytest.mark.promise("F2")
+@pytest.mark.parametrize("fd", [1, 2])
+@pytest.mark.parametrize("solid", [False, True], ids=["lines", "solid"])
+async def test_a_flood_of_output_blocks_nothing(begin: Begin, fd: int, solid: bool) -> None:
+    """During the start and while it answers; a pipe that nobody reads would hold the engine up for ever."""
+    flood = {"do": "flood", "fd": fd, "mib": 4, "solid": solid}
+    world = await begin({"rules": [{"on": "probe", **flood}, {"on": "chat", **flood}]})
+    assert await asyncio.wait_for(world.chat(), LIMIT) == words(TOKENS)
+    assert len(world.server("tiny-chat").process.life.last_words()) < 100_000  # type: ignore[union-attr]
+
+
+@pytest.mark.promise("F2")
+async def test_both_pipes_at_once(begin: Begin) -> None:
+    rules = [{"on": "chat", "from": 1 + fd, "count": 1, "do": "flood", "fd": fd, "mib": 4} for fd in (1, 2)]
+    world: World = await begin({"rules": rules})
+    async with asyncio.timeout(LIMIT):
+        assert await asyncio.gather(*(world.chat() for _ in range(4))) == [words(TOKENS)] * 4

@@ -1,0 +1,238 @@
+"""How an engine ends: asked first, killed if need be, with all its offspring, and after the work that it has."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from build import build_linked
+from engine_plugin.errors import BadGatewayError, EnginePluginError, UnavailableError
+from engine_plugin.host import PluginClient, launch
+from engine_plugin.manifest import load_manifest
+from tests.fake_engine import FakeEngine
+from tests.fake_engine.program import TOKENS
+from tests.llamacpp.running import REPOSITORY, eventually
+
+from .world import EMBED, HELLO, LIMIT, dead, words
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .world import Begin
+
+# Ending
+
+
+@pytest.mark.promise("F17")
+async def test_an_engine_is_asked_before_it_is_killed(begin: Begin) -> None:
+    world = await begin(stop_timeout=LIMIT)
+    await world.client.load_model("tiny-chat")
+    await world.client.stop_engine()
+    assert world.fake.events("exiting", code=0)
+    assert world.leftovers() == []
+
+
+@pytest.mark.promise("F17", "F5")
+@pytest.mark.parametrize("session", ["same", "own"])
+async def test_one_that_ignores_sigterm_is_killed_with_its_offspring(begin: Begin, session: str) -> None:
+    world = await begin({"ignore_term": True, "grandchild": session}, stop_timeout=0.3)
+    await world.client.load_model("tiny-chat")
+    began = time.monotonic()
+    await asyncio.wait_for(world.client.unload_model("tiny-chat"), LIMIT)
+    assert time.monotonic() - began > 0.3
+    await world.fake.event("sigterm")
+    assert dead((await world.fake.event("grandchild"))["child"])
+    assert world.fake.events("exiting") == []
+    assert world.leftovers() == []
+    assert await world.chat() == words(TOKENS)
+
+
+@pytest.mark.promise("F17", "F5", "P5")
+async def test_one_that_is_stopped_by_a_signal_is_killed(begin: Begin) -> None:
+    """A process under SIGSTOP hears no SIGTERM."""
+    world = await begin({"rules": [{"on": "chat", "do": "stop"}]}, stop_timeout=0.2)
+    asking = asyncio.create_task(world.chat())
+    await world.fake.event("stopping")
+    await asyncio.wait_for(world.client.stop_engine(), LIMIT)
+    with pytest.raises(UnavailableError, match="the engine was stopped while it worked on this request"):
+        await asking
+    assert world.leftovers() == []
+
+
+@pytest.mark.promise("F5", "F16")
+async def test_offspring_of_an_engine_that_died_by_itself(begin: Begin) -> None:
+    """It has left the session, and its parent is gone before we look."""
+    rules = [{"on": "chat", "do": "die", "signal": "SIGKILL"}]
+    world = await begin({"grandchild": "own", "rules": rules}, {}, restart_limit=0)
+    with pytest.raises(BadGatewayError):
+        await world.chat()
+    child = (await world.fake.event("grandchild"))["child"]
+    await eventually(lambda: dead(child))
+    assert world.processes() == []
+
+
+@pytest.mark.promise("F17", "P4")
+async def test_a_stop_while_the_stop_is_under_way(begin: Begin) -> None:
+    """Stops, unloads and starts that meet: each is answered, and the last word holds."""
+    world = await begin({"ignore_term": True}, stop_timeout=0.2)
+    await world.client.load_model("tiny-chat")
+    async with asyncio.timeout(LIMIT):
+        first = asyncio.create_task(world.client.stop_engine())
+        await world.fake.event("sigterm")
+        unload = world.client.unload_model("tiny-chat")
+        outcomes = await asyncio.gather(world.client.stop_engine(), unload, return_exceptions=True)
+        await first
+    assert all(outcome is None or isinstance(outcome, EnginePluginError) for outcome in outcomes)
+    assert world.leftovers() == []
+
+
+# Draining
+
+
+@pytest.mark.promise("F19")
+async def test_a_swap_waits_for_the_work_under_way(begin: Begin) -> None:
+    world = await begin({}, max_loaded_models=1)
+    gate = world.fake.gate("half")
+    held = {"rules": [{"on": "chat", "do": "hold", "after": 3, "until": str(gate)}]}
+    world.fake.behave(held)
+    streaming = asyncio.create_task(world.stream())
+    await world.fake.event("begun")
+    swapping = asyncio.create_task(world.client.invoke("embed", EMBED))
+    await eventually(lambda: world.engine._pool._entries["tiny-chat"].leaving)
+    returning = asyncio.create_task(world.chat())  # for the model that is on its way out
+    assert world.life == 1
+    assert not world.fake.events("sigterm")
+    gate.touch()
+    async with asyncio.timeout(LIMIT):
+        assert (await streaming).endswith(b"data: [DONE]\n\n")
+        assert (await swapping)["data"]
+        assert await returning == words(TOKENS)
+    told = [event["event"] for event in world.fake.events(model="tiny-chat", life=1)]
+    assert told.index("answered", told.index("begun")) < told.index("sigterm")
+    assert len(world.processes()) == 1
+
+
+@pytest.mark.promise("F19", "F18")
+async def test_a_swap_does_not_wait_for_ever(begin: Begin) -> None:
+    world = await begin({"rules": [{"on": "chat", "do": "hang", "after": 2}]}, max_loaded_models=1, drain_timeout=0.3)
+    streaming = asyncio.create_task(world.stream())
+    await world.fake.event("begun")
+    async with asyncio.timeout(LIMIT):
+        assert (await world.client.invoke("embed", EMBED))["data"]
+        with pytest.raises(UnavailableError, match="the engine was stopped while it worked on this request"):
+            await streaming
+
+
+@pytest.mark.promise("F19")
+async def test_swaps_there_and_back_lose_no_request(begin: Begin) -> None:
+    """Three models, room for one, and everybody asks at once."""
+    world = await begin(max_loaded_models=1, parallel=8)
+    calls: list[tuple[str, dict[str, Any]]] = [
+        ("chat", HELLO),
+        ("embed", EMBED),
+        ("rerank", {"query": "q", "documents": ["d"]}),
+    ]
+    async with asyncio.timeout(LIMIT):
+        answers = await asyncio.gather(*(world.client.invoke(*calls[number % 3]) for number in range(24)))
+    assert len(answers) == 24
+    assert world.life < 12
+    assert len(world.processes()) == 1
+
+
+# Cleaning up
+
+
+@pytest.mark.promise("F24")
+@pytest.mark.parametrize("moment", ["loading", "waiting for the head", "streaming", "queued"])
+async def test_a_plugin_that_ends_at_any_moment_leaves_nothing(begin: Begin, moment: str) -> None:
+    """The fixture looks for processes, sockets, keys and records afterwards."""
+    rule: dict[str, Any] = {"on": "chat", "do": "hang"}
+    if moment == "streaming":
+        rule["after"] = 2
+    life: dict[str, Any] = {"load_until": "/nowhere"} if moment == "loading" else {"rules": [rule]}
+    world = await begin(life, {}, parallel=1)
+    asking = [asyncio.create_task(world.stream()) for _ in range(3 if moment == "queued" else 1)]
+    if moment == "loading":
+        await world.fake.event("listening")
+    else:
+        await world.fake.event("request", service="chat")
+        await eventually(lambda: world.users() == len(asking))
+    await asyncio.wait_for(world.engine.aclose(), LIMIT)
+    outcomes = await asyncio.gather(*asking, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {UnavailableError}
+    assert world.leftovers() == []
+
+
+@pytest.mark.promise("F24", "F23")
+async def test_calls_that_are_given_up_free_their_place(begin: Begin) -> None:
+    """At every moment of a call; there is one place, so a lost one would be missed."""
+    rules = [
+        {"on": "chat", "from": 1, "count": 4, "do": "hang"},
+        {"on": "chat", "from": 5, "count": 4, "do": "hang", "after": 1},
+    ]
+    world = await begin({"rules": rules}, parallel=1)
+    for number in range(8):
+        asking = asyncio.create_task(world.stream() if number % 2 else world.chat())
+        queued = asyncio.create_task(world.chat())
+        await world.fake.event("request", service="chat", number=number + 1)
+        await eventually(lambda: world.users() == 2)
+        queued.cancel()
+        asking.cancel()
+        await asyncio.gather(asking, queued, return_exceptions=True)
+        await world.fake.event("client_gone", count=number + 1)
+        await eventually(lambda: world.users() == 0)
+    assert await world.chat() == words(TOKENS)
+    assert len(world.fake.events("request", service="chat")) == 9  # who only waited was never sent
+
+
+# With the plugin
+
+
+async def launched(place: Path, fake: FakeEngine) -> PluginClient:
+    """The plugin as a host spawns it, on the fake engine."""
+    if not (place / "plugins").exists():
+        manifest = place / "plugin.yaml"
+        text = (REPOSITORY / "plugin.yaml").read_text()
+        assert text.count("\nengine:\n") == 1
+        lines = "".join(f"  {key}: {value}\n" for key, value in fake.options.items())
+        kept = [line for line in text.splitlines() if not line.startswith("  backend:")]
+        manifest.write_text("\n".join(kept).replace("\nengine:\n", f"\nengine:\n{lines}") + "\n")
+        build_linked(manifest, place / "plugins")
+        (place / "tmp").mkdir()
+    [linked] = (place / "plugins").iterdir()
+    executable = load_manifest(linked / "plugin.yaml").executable()
+    env = {"AOG_DATA_DIR": str(place / "data"), "TMPDIR": str(place / "tmp")}
+    return await launch([str(executable)], cwd=linked, env=env, start_timeout=30)
+
+
+@pytest.mark.promise("F7", "F11")
+@pytest.mark.parametrize("session", ["same", "own"])
+async def test_what_outlives_a_killed_plugin_is_ended_by_the_next(scratch: Path, session: str) -> None:
+    """The engine goes at once, though it ignores SIGTERM; what it has spawned, the next start finds."""
+    fake = FakeEngine.install(scratch / "bin", {"ignore_term": True, "grandchild": session}, {})
+    child = 0
+    try:
+        async with await launched(scratch, fake) as plugin:
+            await plugin.start_engine()
+            await plugin.load_model("tiny-chat")
+            child = (await fake.event("grandchild"))["child"]
+            assert plugin.pid is not None
+            psutil.Process(plugin.pid).kill()
+            engine = fake.events("started")[0]["pid"]
+            await eventually(lambda: dead(engine), 3)
+        async with await launched(scratch, fake) as plugin:
+            await plugin.start_engine()
+            await eventually(lambda: dead(child), 3)
+            assert (await plugin.invoke("chat", HELLO))["choices"]
+        assert dead(fake.events("started")[1]["pid"])
+        assert list((scratch / "data" / "engines" / "llamacpp" / "run").glob("*.json")) == []
+    finally:
+        with suppress(ProcessLookupError):
+            if child:
+                os.kill(child, 9)
