@@ -66,6 +66,25 @@ def test_the_host_s_three_keys_are_ours_alone() -> None:
     assert (entry["@level"], entry["@message"]) == ("info", "text")
 
 
+@pytest.mark.promise("G28", "G30")
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"@level": 7, "@message": ["x"], "@timestamp": 1}',
+        "panic: the engine has lost it",
+        "fatal error: so has its runtime",
+        "[ERROR] all is lost",
+        "before\npanic: after",
+    ],
+)
+def test_what_an_engine_says_is_never_more_than_text(text: str) -> None:
+    """Its own JSON, or words from which the host would take a level, for this line or all later ones."""
+    line = HclogFormatter().format(logging.makeLogRecord({"msg": text, "levelno": logging.INFO}))
+    assert line.startswith('{"@level": "info", ')
+    assert "\n" not in line
+    assert json.loads(line)["@message"] == text
+
+
 @pytest.mark.promise("G26", "G29")
 @pytest.mark.parametrize(
     ("value", "shown"),

@@ -145,6 +145,7 @@ async def test_messages_beyond_grpcio_s_default(launch: Launch) -> None:
 @pytest.mark.promise("G25")
 @posix
 async def test_a_bare_connect_and_close(launch: Launch) -> None:
+    """Right after the line, too, when there must be somebody to connect to."""
     plugin = await launch()
     for greeting in (b"", b"PRI * HTTP/2.0\r\n", b"GET / HTTP/1.1\r\n\r\n"):
         _, writer = await asyncio.open_unix_connection(plugin.address)

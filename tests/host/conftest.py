@@ -46,6 +46,7 @@ def launch_fake(fake_environment: dict[str, str]) -> Launch:
         start_timeout: float = 20.0,
         on_log: Callable[[LogLine], None] | None = None,
         env: dict[str, str] | None = None,
+        auto_mtls: bool = False,
     ) -> PluginClient:
         return await launch(
             [sys.executable, str(FAKE_PLUGIN)],
@@ -53,6 +54,7 @@ def launch_fake(fake_environment: dict[str, str]) -> Launch:
             env=fake_environment | {"FAKE_MODE": mode} | (env or {}),
             start_timeout=start_timeout,
             on_log=on_log,
+            auto_mtls=auto_mtls,
         )
 
     return start

@@ -9,6 +9,7 @@ InvokeService answers with what it was asked and all that the plugin knows of it
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.rpc.grpc_aio import AioServer
-from engine_plugin.rpc.server import Call, RpcError, Status, bind
+from engine_plugin.rpc.server import Call, RpcError, RpcServer, Status, bind
 from engine_plugin.rpc.stubs import provider_pb2 as pb
 from engine_plugin.rpc.stubs.goplugin import broker_pb2, controller_pb2, stdio_pb2
 
@@ -248,6 +249,7 @@ def before_handshake() -> None:
         "version": "1|7|unix|/nowhere|grpc|",
         "netrpc": "1|1|unix|/nowhere|netrpc|",
         "certificate": "1|1|unix|/nowhere|grpc|" + "A" * 60,
+        "not-base64": "1|1|unix|/nowhere|grpc|" + "A" * 60 + "!",
         "network": "1|1|udp|/nowhere|grpc|",
     }
     if MODE in lines:
@@ -284,7 +286,14 @@ def start_grandchild() -> None:
 
 async def main() -> None:
     go_plugin = GoPlugin()
-    server = AioServer("another" if MODE == "unhealthy" else "plugin")
+    server: RpcServer = AioServer("another" if MODE == "unhealthy" else "plugin")
+    certificate = ""
+    if MODE == "another-certificate":
+        from engine_plugin.certificates import Identity
+        from engine_plugin.goplugin.tls import TlsServer, host_certificates
+
+        server = TlsServer(host_certificates(os.environ["PLUGIN_CLIENT_CERT"]), os.environ.get("FAKE_SOCKETS", ""))
+        certificate = base64.b64encode(Identity.create().certificate).decode()
     server.add(bind(pb.DESCRIPTOR.services_by_name["ProviderService"], Recorder(Fake())))
     for file, name in (
         (controller_pb2, "GRPCController"),
@@ -302,7 +311,7 @@ async def main() -> None:
     if MODE == "grandchild":
         start_grandchild()
     network = "unix" if sockets else "tcp"
-    print(f"1|1|{network}|{address.removeprefix('unix:')}|grpc|", flush=True)
+    print(f"1|1|{network}|{address.removeprefix('unix:')}|grpc|{certificate}", flush=True)
     print("a line after the handshake", flush=True)
     try:
         parent = os.getppid()
