@@ -125,7 +125,7 @@ class Manifest:
         except KeyError:
             declared = ", ".join(self.services)
             raise ServiceNotFoundError(
-                f"{self.provider.name} has no service {name!r}; it declares: {declared}"
+                f"{self.provider.name} has no service {name[:64]!r}; it declares: {declared}"
             ) from None
 
     def problem(self, path: KeyPath, what: str, fix: str, severity: str = "error") -> Problem:

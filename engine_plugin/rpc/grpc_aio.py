@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
-from engine_plugin.rpc.server import RpcError, RpcServer
+from engine_plugin.rpc.server import RpcError, RpcServer, Status
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -34,6 +35,24 @@ _OPTIONS = (
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 
+class _UnreadableMessage:
+    """Stands for what is no message of its type: an exception in a deserializer would become UNKNOWN."""
+
+    def __init__(self, kind: type[Message]) -> None:
+        name = kind.DESCRIPTOR.full_name
+        self.error = RpcError(Status.INVALID_ARGUMENT, f"what was sent as {name} is none")
+
+
+def _reader(kind: type[Message]) -> Callable[[bytes], Message | _UnreadableMessage]:
+    def read(data: bytes) -> Message | _UnreadableMessage:
+        try:
+            return kind.FromString(data)
+        except DecodeError:
+            return _UnreadableMessage(kind)
+
+    return read
+
+
 class _AioCall:
     """`Call` over a grpc.aio servicer context."""
 
@@ -47,6 +66,8 @@ class _AioCall:
 
 async def _read(context: grpc.aio.ServicerContext[Any, Any]) -> Message | None:
     message = await context.read()
+    if isinstance(message, _UnreadableMessage):
+        raise message.error
     return None if message is grpc.aio.EOF else message
 
 
@@ -56,6 +77,8 @@ def _guard(handler: Callable[..., Awaitable[Any]], takes_request: bool) -> Calla
     async def serve(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         call = _AioCall(context)
         try:
+            if isinstance(request, _UnreadableMessage):
+                raise request.error
             return await (handler(request, call) if takes_request else handler(call))
         except RpcError as error:
             await context.abort(_STATUS[error.status.value], error.details)
@@ -72,7 +95,7 @@ def _method_handler(method: Method) -> grpc.RpcMethodHandler[Any, Any]:
     }[method.streams_request, method.streams_response]
     return make(
         _guard(method.handler, takes_request=not method.streams_request),
-        request_deserializer=method.request.FromString,
+        request_deserializer=_reader(method.request),
         response_serializer=method.response.SerializeToString,
     )
 

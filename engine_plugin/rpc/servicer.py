@@ -133,6 +133,8 @@ class ProviderServicer:
                     )
         except DeadlineError as error:
             raise RpcError(Status.DEADLINE_EXCEEDED, error.message) from error
+        except RpcError:  # what was received is no message
+            raise
         except Exception as error:  # the edge, as in _answer
             code, message = _failure(error, "InvokeServiceBidi")
             await call.send(response(code=code, message=message))
