@@ -137,3 +137,56 @@ def test_an_option_without_a_default_is_required(manifest: Callable[..., Manifes
 
 def test_the_name_is_no_option(manifest: Callable[..., Manifest]) -> None:
     assert "name" not in manifest("count: 2").engine_options
+
+
+@dataclass(frozen=True)
+class Part:
+    place: str
+    os: str = field(default="", metadata={"choices": ("", "linux")})
+    digest: str = field(default="", metadata={"pattern": "[0-9a-f]{4}", "form": "4 hex digits"})
+
+
+@dataclass(frozen=True)
+class Listing:
+    parts: tuple[Part, ...] = ()
+
+
+def test_a_list_of_mappings(manifest: Callable[..., Manifest], tmp_path: Path) -> None:
+    assert read_options(Listing, manifest()) == Listing()
+    assert read_options(Listing, manifest("parts: []")) == Listing()
+    lines = ["parts:", "  - place: ${HOME}/a", "    digest: 00ff", "  - {place: b, os: linux}"]
+    assert read_options(Listing, manifest(*lines)).parts == (Part(f"{tmp_path}/a", "", "00ff"), Part("b", "linux"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "line", "what", "fix"),
+    [
+        (["parts: a"], 0, "engine.parts is 'a'", "It must be a list of mappings."),
+        (["parts: [a]"], 0, "engine.parts[0] is 'a'", "It must be a mapping."),
+        (["parts:", "  - {}"], 1, "engine.parts[0].place is missing", "Give it a text."),
+        (
+            ["parts:", "  - place: a", "    os: mac"],
+            2,
+            "engine.parts[0].os is 'mac'",
+            "It must be one of nothing, linux.",
+        ),
+        (["parts:", "  - place: a", "    digest: 0"], 2, "engine.parts[0].digest is 0", "It must be a text."),
+        (
+            ["parts:", "  - place: a", "    digest: xyz"],
+            2,
+            "engine.parts[0].digest is 'xyz'",
+            "It must be 4 hex digits.",
+        ),
+        (
+            ["parts:", "  - place: a", "  - place: b", "    plce: c"],
+            3,
+            "engine.parts[1].plce is not an option of this engine",
+            "Did you mean 'place'?",
+        ),
+    ],
+)
+def test_complaints_inside_a_list(
+    manifest: Callable[..., Manifest], lines: list[str], line: int, what: str, fix: str
+) -> None:
+    [problem] = option_problems(Listing, manifest(*lines))
+    assert (problem.what, problem.fix, problem.line - FIRST) == (what, fix, line)
