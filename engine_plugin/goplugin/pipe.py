@@ -3,8 +3,8 @@
 shaking ──► dialling ──► open ──► leaving ──► closed
    └── refused: leaving            (what the host still sends is thrown away)
 
-`ssl` works on memory here, below asyncio's own TLS: that one ends a connection at once when one side has ended its
-half, and has more layers than bytes on their way to a token's reader need.
+`ssl` works on memory here, and not asyncio's own TLS: that one ends a connection at once when one side has ended its
+half, and tells nobody why a client was turned away.
 """
 
 from __future__ import annotations
@@ -51,10 +51,14 @@ class Pipes:
         self.dial = dial
         self._all: set[Pipe] = set()
         self._strangers: dict[Pipe, None] = {}
+        self._shut = False
 
     def add(self, pipe: Pipe) -> None:
         """Take a new connection; the oldest of too many that have not shown the host's certificate must go."""
         self._all.add(pipe)
+        if self._shut:  # it was accepted just before
+            pipe.abort()
+            return
         self._strangers[pipe] = None
         if len(self._strangers) > _STRANGERS:
             oldest = next(iter(self._strangers))
@@ -71,23 +75,21 @@ class Pipes:
         self.known(pipe)
         self._all.discard(pipe)
 
-    def end_strangers(self) -> None:
-        """End all connections that are not known to be the host's."""
+    def shut(self) -> None:
+        """Let nobody in any more, and end all connections that are not known to be the host's."""
+        self._shut = True
         for pipe in tuple(self._strangers):
             pipe.abort()
 
     async def close(self, grace: float) -> None:
         """Wait `grace` seconds for the connections' ends, then end what is left; nothing of them is, afterwards."""
-        try:
-            await self._ended(grace)
-        finally:
+        self.shut()
+        if self._all:
+            await asyncio.wait({pipe.closed for pipe in self._all}, timeout=grace)
+        while self._all:
             for pipe in tuple(self._all):
                 pipe.abort()
-            await self._ended(None)
-
-    async def _ended(self, timeout: float | None) -> None:
-        if self._all:
-            await asyncio.wait({pipe.closed for pipe in self._all}, timeout=timeout)
+            await asyncio.wait({pipe.closed for pipe in self._all})
 
 
 class Pipe(asyncio.BufferedProtocol):

@@ -85,7 +85,7 @@ class TlsServer(RpcServer):
             self._listener.close()
         self._cleanup.close()  # who is in stays in
         if self._pipes is not None:
-            self._pipes.end_strangers()
+            self._pipes.shut()
         try:
             await self._server.stop(grace)
         finally:
