@@ -163,7 +163,8 @@ class Downloads:
             return await self._fetched(source, archive, progress)
         except AuthError as error:
             raise AuthError(
-                f"{error} Credentials for an installation stand in the URL: https://user:password@host/…"
+                f"{error} Credentials for an installation stand in the URL, https://user:password@host/…; a server "
+                "that was only asked too often answers again later"
             ) from error
         except (DownloadError, NotFoundError) as error:
             raise InstallError(str(error)) from error

@@ -136,6 +136,9 @@ async def test_installed_started_and_asked(serve: Serve, mirror: Mirror, caplog:
     assert "version b2000" in await running.client.install_engine()
     assert "nothing to upgrade" in await running.client.upgrade_engine()
     assert len(mirror.fetched()) == 2
+    elsewhere = mirror.server.url("/another")
+    again = await serve(start=False, data=running.engine._data, backend="release", version="b2000", mirror=elsewhere)
+    assert "nothing to upgrade" in await again.client.upgrade_engine(), "it is the same release by another way"
 
 
 async def test_cover_fetches_it_again(serve: Serve, mirror: Mirror) -> None:

@@ -206,7 +206,7 @@ class Software:
         if self._wanted != "release":
             return backend.kind == "llama-server" or backend.version == self.wanted_version
         current = self._installation.current()
-        return current is not None and current.facts.get("source") == _source_of(self._archives())
+        return current is not None and current.facts.get("source") == self._source_of(self._archives())
 
     async def _replace(self, progress: Progress, moves: Moves, needless: Callable[[], bool]) -> bool:
         release = self._wanted == "release"
@@ -222,7 +222,7 @@ class Software:
             facts = {"kind": "xllamacpp"}
             if release:
                 server = (await in_thread(find_server, folder)).relative_to(folder).as_posix()
-                facts = {"kind": "release", "executable": server, "source": _source_of(archives)}
+                facts = {"kind": "release", "executable": server, "source": self._source_of(archives)}
             try:
                 backend = _installed(folder, facts)
                 version = str((await self.probe(backend))["version"])
@@ -246,6 +246,12 @@ class Software:
             options.archives or release_archives(self.wanted_version, options.mirror, options.checksums),
             options.accelerator,
         )
+
+    def _source_of(self, archives: tuple[Archive, ...]) -> str:
+        """What tells one release from another; not by which way llama.cpp's own came here."""
+        if self._options.archives:
+            return " ".join(f"{archive.label}#{archive.sha256}" for archive in archives)
+        return " ".join(archive.label.rpartition("/")[2] for archive in archives)
 
     async def _fill_with_release(self, folder: Path, archives: tuple[Archive, ...], progress: Progress) -> None:
         from engine_plugin.engines.archives import unpack  # not before the handshake
@@ -295,11 +301,6 @@ def _installed(folder: Path, facts: Mapping[str, str]) -> Backend:
         origin = f"llama-server in {folder}"
         return Backend("llama-server", version, origin, site if site.is_dir() else None, executable)
     return Backend("xllamacpp", version or _version_in([str(folder)], "xllamacpp"), f"xllamacpp in {folder}", folder)
-
-
-def _source_of(archives: tuple[Archive, ...]) -> str:
-    """What tells one release from another: where its archives are, and their digests where plugin.yaml gives them."""
-    return " ".join(f"{archive.label}#{archive.sha256}" for archive in archives)
 
 
 def _version_in(path: list[str] | None, name: str) -> str:
