@@ -70,6 +70,7 @@ if sys.platform != "win32":
 
     _PARENT_MAY_BE_GONE = signal.SIGUSR1
     _PASSED_ON = (signal.SIGTERM, signal.SIGINT)
+    _OURS = (signal.SIGCHLD, _PARENT_MAY_BE_GONE, *_PASSED_ON)
 
     class _Supervisor:
         """One program, watched from its start to the end of all that it spawned."""
@@ -102,8 +103,9 @@ if sys.platform != "win32":
             receive, send = os.pipe()
             os.set_blocking(send, False)
             signal.set_wakeup_fd(send, warn_on_full_buffer=False)
-            for number in (signal.SIGCHLD, _PARENT_MAY_BE_GONE, *_PASSED_ON):
+            for number in _OURS:
                 signal.signal(number, lambda _number, _frame: None)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)  # the thread that spawned us may have blocked some
             return receive
 
         def _spawn(self) -> None:
@@ -123,7 +125,7 @@ if sys.platform != "win32":
                 return
             try:
                 signal.set_wakeup_fd(-1)
-                for number in (signal.SIGCHLD, _PARENT_MAY_BE_GONE, *_PASSED_ON, signal.SIGPIPE, signal.SIGXFSZ):
+                for number in (*_OURS, signal.SIGPIPE, signal.SIGXFSZ):
                     signal.signal(number, signal.SIG_DFL)  # the last two are ignored by Python
                 if sys.platform == "linux":
                     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # if it is the guard that is killed

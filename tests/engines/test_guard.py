@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
+import engine_plugin
 from engine_plugin.engines import guard, python
-from tests.engines.conftest import CHILD, Stage, alive, running, until
+from engine_plugin.engines.records import ProcessRecords
+from tests.engines.conftest import CHILD, Stage, alive, running, until, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -225,6 +229,65 @@ async def test_a_guard_that_is_killed_takes_the_program_along(stage: Stage) -> N
         await until(lambda: not alive(stage.pid("ready")), "the program has ended")
 
 
+# In the hands of the plugin's process actor
+
+
+@linux_only
+@pytest.mark.promise("F5", "F17", "F20")
+@pytest.mark.parametrize("ends", ["exit:7", "die:SIGSEGV"])
+async def test_the_actor_names_the_end_of_what_it_guards(stage: Stage, ends: str) -> None:
+    actions = [f"loner:{stage.path('loner')}", f"ready:{stage.path('ready')}", f"until:{stage.path('go')}", ends]
+    process = stage.engine(argv=python.guarded([*CHILD, *actions]))
+    await within(process.ensure_ready())
+    assert process.pid is not None
+    assert process.pid != stage.pid("ready")
+    (stage.folder / "go").touch()
+    await within(process.ended.wait())
+    assert ("exit code 7" if ends == "exit:7" else "SIGSEGV (exit code -11)") in process.failure
+    assert not alive(stage.pid("loner"))
+
+
+@linux_only
+@pytest.mark.promise("F5", "F17")
+@pytest.mark.parametrize("obeys", [True, False])
+async def test_the_actor_stops_what_it_guards(stage: Stage, obeys: bool) -> None:
+    actions = ["ignore-stdin", f"loner:{stage.path('loner')}", f"ready:{stage.path('ready')}"]
+    command = [*CHILD, *actions] if obeys else [*CHILD, "ignore-term", *actions]
+    process = stage.engine(argv=python.guarded(command), stop_timeout=10.0 if obeys else 0.1)
+    await within(process.ensure_ready())
+    pids = [stage.pid("ready"), stage.pid("loner")]
+    began = time.monotonic()
+    await within(process.stop())
+    assert time.monotonic() - began < 3
+    assert not any(alive(pid) for pid in pids)
+    assert process.failure == ""
+
+
+@linux_only
+@pytest.mark.promise("F5", "F20")
+async def test_the_actor_ends_what_a_killed_guard_left(stage: Stage) -> None:
+    """The program ends with its guard; its offspring elsewhere is known by the token alone."""
+    ticket = ProcessRecords(stage.folder / "run").ticket()
+    ticket.token = stage.token
+    actions = ["ignore-stdin", f"loner:{stage.path('loner')}", f"ready:{stage.path('ready')}"]
+    process = stage.engine(argv=python.guarded([*CHILD, *actions]), stragglers=ticket.stragglers)
+    await within(process.ensure_ready())
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    await within(process.ended.wait())
+    assert "SIGKILL" in process.failure
+    assert not alive(stage.pid("loner"))
+
+
+@pytest.mark.promise("F10")
+def test_nobody_but_the_guard_forks() -> None:
+    """In a process full of gRPC's threads a fork may hang for ever; everything is spawned."""
+    package = Path(engine_plugin.__file__).parent
+    forks = re.compile(r"\bos\.(fork|forkpty)\b|\bpty\.fork\b|preexec_fn=|\bmultiprocessing\b|\bos\.system\b")
+    found = [path.relative_to(package).as_posix() for path in package.rglob("*.py") if forks.search(path.read_text())]
+    assert found == ["engines/guard.py"]
+
+
 # When the program ends
 
 
@@ -359,6 +422,15 @@ def test_the_program_finds_everything_as_a_child_of_the_plugin_would(stage: Stag
     assert int(status["SigBlk"], 16) == 0
     # 3 is the look itself; the guard's parent-to-be is used up.
     assert out.splitlines()[-6:] == ["0", "1", "2", "3", "/dev/null", "parent="]
+
+
+@everywhere
+def test_signals_that_were_blocked_by_whoever_spawned_the_guard(stage: Stage, start: list[str]) -> None:
+    """A mask is inherited; without SIGCHLD the program's end would not be noticed."""
+    script = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals());"
+    script += "os.execv(sys.argv[1], sys.argv[1:])"
+    with running(stage, [sys.executable, "-c", script, *start, *CHILD, "exit:4"]) as process:
+        assert process.wait(10) == 4
 
 
 @everywhere
