@@ -141,6 +141,25 @@ async def test_installed_started_and_asked(serve: Serve, mirror: Mirror, caplog:
     assert "nothing to upgrade" in await again.client.upgrade_engine(), "it is the same release by another way"
 
 
+@pytest.mark.promise("F15")
+async def test_a_start_never_waits_for_a_download(serve: Serve, mirror: Mirror) -> None:
+    """It says at once what is missing, while an installation is under way too; nothing is fetched for its sake."""
+    mirror.publish("b2000")
+    script = Script(stall_after=1000)
+    mirror.server.scripts.append(script)
+    running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
+    with pytest.raises(PreconditionError, match=r"llama.cpp is not installed\. Call InstallEngine"):
+        await running.client.start_engine()
+    assert mirror.server.requests == []
+    installing = asyncio.create_task(running.client.install_engine())
+    await eventually(lambda: bool(mirror.fetched()))
+    with pytest.raises(PreconditionError, match=r"llama.cpp is not installed\. Call InstallEngine"):
+        await running.client.start_engine()
+    script.go.set()
+    await installing
+    await running.client.start_engine()
+
+
 async def test_cover_fetches_it_again(serve: Serve, mirror: Mirror) -> None:
     mirror.publish("b2000")
     running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
@@ -182,6 +201,7 @@ async def test_a_running_engine_is_upgraded_and_runs_afterwards(serve: Serve, mi
     assert (await running.client.invoke("chat", HELLO))["choices"]
 
 
+@pytest.mark.promise("F19")
 async def test_a_request_under_way_ends_before_its_engine_is_replaced(serve: Serve, mirror: Mirror) -> None:
     running = await upgradable(serve, mirror)
     await running.client.start_engine()
