@@ -168,7 +168,7 @@ ALLOWED: dict[str, list[grpc.StatusCode]] = {
     "at once": [grpc.StatusCode.CANCELLED],
     "soon": [grpc.StatusCode.CANCELLED],
     "first answer": [grpc.StatusCode.CANCELLED],
-    "deadline": [grpc.StatusCode.DEADLINE_EXCEEDED],
+    "deadline": [grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED],
 }
 """The moments at which a call is left, and how it may end then. What is no message has a status of its own."""
 
@@ -212,8 +212,8 @@ class Attempt:
             status, details = grpc.StatusCode.CANCELLED, ""
         else:
             return
-        if details == "Internal error from Core" and len(self.sent) > 1:
-            return  # what grpcio's client says when it writes to a call that the server has ended
+        if details == "Internal error from Core" and self.method.client_streaming:
+            return  # what grpcio's client says when it writes to a call that has ended
         self._tally.statuses[status] += 1
         assert status in allowed, f"{status}: {details}"
         assert "Traceback" not in details
