@@ -224,9 +224,12 @@ def served(scratch: Path) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         encoding="utf-8",
     )
+    limit = threading.Timer(120, server.kill)
+    limit.start()
     try:
         yield server
     finally:
+        limit.cancel()
         server.kill()
         server.communicate()
 

@@ -41,7 +41,8 @@ PORTS = {"PLUGIN_MIN_PORT": "20000", "PLUGIN_MAX_PORT": "25000"}
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_the_way_of_a_plugin_with_tls(launch: Launch, short_dir: Path, transport: str) -> None:
     """Announced with its certificate, called with messages of any size, asked to stop, and gone without a trace."""
-    plugin = await launch(tls=True, ENGINE_PLUGIN_TRANSPORT=transport, **PORTS)
+    warnings = "always::ResourceWarning"
+    plugin = await launch(tls=True, ENGINE_PLUGIN_TRANSPORT=transport, PYTHONWARNINGS=warnings, **PORTS)
     assert plugin.line.startswith(f"1|1|{transport}|{plugin.address}|grpc|MII")
     assert len(plugin.line.split("|")) == 6
     assert len(plugin.line.split("|")[5]) > 50  # what is shorter, a host does not read
@@ -290,7 +291,7 @@ async def test_a_stop_ends_whoever_is_connected(served: Served) -> None:
         assert await client.greet() == SETTINGS
         began = time.monotonic()
         await within(served.server.stop(0.3))
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 3
         await silent.hung_up()
         await client.hung_up()
     with pytest.raises(OSError, match="refused"):
