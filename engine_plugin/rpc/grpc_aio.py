@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,10 @@ def _guard(handler: Callable[..., Awaitable[Any]], takes_request: bool) -> Calla
                 raise request.error
             return await (handler(request, call) if takes_request else handler(call))
         except RpcError as error:
-            await context.abort(_STATUS[error.status.value], error.details)
+            try:
+                await context.abort(_STATUS[error.status.value], error.details)
+            except grpc.aio.InternalError as gone:  # nobody listens any more, which grpcio was about to tell us
+                raise asyncio.CancelledError from gone
 
     return serve
 
