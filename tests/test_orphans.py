@@ -293,10 +293,12 @@ async def test_an_engine_that_is_not_ours_is_left_alone(scene: Scene) -> None:
         for option, value in (("--api-key-file", str(key)), ("--host", str(socket))):
             command[command.index(option) + 1] = value
         theirs = await asyncio.create_subprocess_exec(*command, env={**os.environ, "ORPHANS_TEST": scene.mark})
+        child: list[psutil.Process] = []
         try:
             await scene.until(socket.exists)
-            kill(plugin)
             child = psutil.Process(theirs.pid).children()
+            assert len(child) == 1
+            kill(plugin)
             async with await scene.launch() as successor:
                 await successor.start_engine()
                 await successor.load_model("tiny-chat")
@@ -305,10 +307,11 @@ async def test_an_engine_that_is_not_ours_is_left_alone(scene: Scene) -> None:
                 assert socket.exists()
                 assert all(process.is_running() for process in child)
         finally:
-            for process in child:
-                process.kill()
             theirs.kill()
             await theirs.wait()
+            for process in child:
+                process.kill()
+            await scene.until(lambda: not set(child) & set(scene.family()))
 
 
 @pytest.mark.promise("F11")

@@ -80,7 +80,8 @@ async def test_a_number_that_was_given_to_another_is_not_killed(
     vars(stale)["_ident"] = (leader.pid, 12345.0)  # of a process that had this number long ago
     assert tree.kill([stale]) == []
     assert all(alive(pid) for pid in pids)
-    assert tree.kill_tree(leader.pid)
+    kin = tree.descendants(leader.pid)
+    await until(lambda: not tree.kill_tree(leader.pid, kin), "all are gone")
 
 
 async def test_one_that_only_waits_to_be_reaped_is_not_alive(stage: Stage) -> None:
