@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import click
@@ -77,9 +78,13 @@ async def _changed(options: Options, change: Callable[[PluginClient], Awaitable[
     from engine_plugin.cli.progress import progress_display
     from engine_plugin.cli.session import plugin
 
-    with progress_display(as_json=False) as show:
-        async with plugin(options, on_log=lambda line: _tell(line, show)) as client:
-            return await change(client)
+    try:
+        with progress_display(as_json=False) as show:
+            async with plugin(options, on_log=lambda line: _tell(line, show)) as client:
+                return await change(client)
+    except asyncio.CancelledError:
+        say("what has arrived is kept: the same command resumes it")
+        raise
 
 
 @engine.command()

@@ -62,7 +62,7 @@ class Steps:
     moves a running engine over, and proves it."""
 
     needless: Callable[[], bool] = lambda: False
-    """Asked when another process's installation was waited for: whether it has done what is wanted here."""
+    """Asked once nobody else installs any more: whether somebody has done meanwhile what is wanted here."""
 
 
 class Installation:
@@ -98,8 +98,8 @@ class Installation:
         """
         try:
             await in_thread(private_folder, self._versions)
-            async with self._locked(progress) as waited:
-                if waited and steps.needless():
+            async with self._locked(progress):
+                if steps.needless():
                     return False
                 try:
                     await self._replace(steps, progress)
@@ -170,24 +170,24 @@ class Installation:
                 shutil.rmtree(entry, ignore_errors=True)
 
     @asynccontextmanager
-    async def _locked(self, progress: Progress) -> AsyncIterator[bool]:
-        """Hold the installation against other processes; whether one was waited for."""
+    async def _locked(self, progress: Progress) -> AsyncIterator[None]:
+        """Hold the installation against other processes."""
         from filelock import FileLock, Timeout  # not before the handshake
 
         lock = FileLock(self.root / _LOCK, mode=0o600, thread_local=False)
-        waited = False
+        told = False
         give_up = asyncio.get_running_loop().time() + LOCK_TIMEOUT
         while True:
             with suppress(Timeout):
                 lock.acquire(blocking=False)
                 break
-            if not waited:
-                waited = True
+            if not told:
+                told = True
                 progress("waiting for another installation")
             if asyncio.get_running_loop().time() > give_up:
                 raise InstallError(f"another installation holds {lock.lock_file} for {LOCK_TIMEOUT:g} s")
             await asyncio.sleep(_LOCK_PAUSE)
         try:
-            yield waited
+            yield
         finally:
             lock.release()

@@ -177,6 +177,7 @@ class Software:
 
     async def install(self, progress: Progress, moves: Moves, *, cover: bool) -> str:
         """Install below the data directory unless something usable is here. Returns what is usable now."""
+        before = self._installation.current()  # read first: what changes after this was done by another process
         check = await in_thread(self.check)
         if check.installed and not cover:
             return check.detail
@@ -185,7 +186,6 @@ class Software:
                 f"{self._missing()}. plugin.yaml asks for one, which this plugin does not install: install "
                 "llama.cpp's llama-server yourself, or set engine.backend to xllamacpp or release"
             )
-        before = self._installation.current()
 
         def needless() -> bool:
             return self.check().installed and self._installation.current() != before
