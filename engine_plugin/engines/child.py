@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from engine_plugin.engines import guard, tree
 from engine_plugin.files import in_thread
@@ -37,6 +37,7 @@ class ChildProcess(asyncio.SubprocessProtocol):
         """Set when everything that the process wrote was handed over."""
         self.pid = 0
         self._take = take
+        self._job: Any = None  # Windows' way of ending it with us
         self._open = {STDOUT, STDERR}
         self._closed = asyncio.Event()
         self._transport: asyncio.SubprocessTransport  # from `connection_made` on
@@ -64,8 +65,13 @@ class ChildProcess(asyncio.SubprocessProtocol):
             stderr=pipe,
             env={**env, guard.PARENT_VARIABLE: str(os.getpid())},
             cwd=cwd,
-            **tree.spawn_options(),
+            **tree.spawn_options(held=True),
         )
+        try:
+            child._job = tree.bind_to_us(child.pid)
+        except OSError:
+            await child.kill()
+            raise
         if stdin:
             child._stdin().write(stdin)
         return child
@@ -94,6 +100,8 @@ class ChildProcess(asyncio.SubprocessProtocol):
             if self._stdin().get_write_buffer_size():
                 self._stdin().abort()  # else closing waits for a reader
             self._transport.close()
+            if self._job is not None:
+                self._job.close()
         if not self.exited.done():
             return False
         await comes_true(self._closed.wait(), within=_KILL_CONFIRM)

@@ -166,9 +166,7 @@ class Life:
         except OSError as error:
             return f"{spec.name}: cannot run {error.filename or command.argv[0]}: {error.strerror or error}"
         self.pid = child.pid
-        job: Any = None
         try:
-            job = tree.bind_to_us(child.pid)
             spec.on_spawn(child.pid)
             self.failure = await self._start(child) or await self._serve(child)
             return self.failure
@@ -176,8 +174,6 @@ class Life:
             self._enter(ProcessState.STOPPING)  # at once: nobody may take a dead process for a ready one
             self.over.set()
             await self._end(child)
-            if job is not None:
-                job.close()
 
     # Starting
 

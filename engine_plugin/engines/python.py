@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import engine_plugin
-from engine_plugin.engines import guard, tree
+from engine_plugin.engines import guard
 from engine_plugin.engines.child import STDERR, STDOUT, ChildProcess
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.waiting import comes_true
@@ -105,17 +104,12 @@ async def _running(
         _require_program(argv[0], env)
         argv = guarded(argv)
     child = await ChildProcess.spawn(argv, env, take, stdin=stdin)
-    job = None
     try:
-        with contextlib.suppress(OSError):  # it may have ended already
-            job = tree.bind_to_us(child.pid)
         child.close_stdin()
         yield child
         await comes_true(child.drained.wait(), within=_LAST_WORDS)  # what it spawned may hold the pipes for ever
     finally:
         await child.kill()
-        if job is not None:
-            job.close()
 
 
 def _require_program(name: str, env: Mapping[str, str]) -> None:
