@@ -27,6 +27,7 @@ _LEVELS = {"trace": 5, "debug": logging.DEBUG, "info": logging.INFO, "warn": log
 _LINE_LIMIT = 60_000  # bytes, newline included; the host's buffer holds 65,536
 _BACKLOG_LIMIT = 4 << 20  # bytes that wait for a host which does not read
 _STANDARD_FIELDS = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "asctime", "taskName"}
+_OURS = ("@level", "@message", "@timestamp", "@module")
 _CHATTY = ("httpx", "httpcore", "grpc")  # several lines for each request, which only trace shows
 
 
@@ -188,7 +189,7 @@ def _fit(fields: dict[str, Any]) -> str:
     shown = fields
     while len(line := json.dumps(shown, ensure_ascii=False).encode(errors="replace")) >= _LINE_LIMIT:
         limit //= 2
-        kept = fields if limit >= 64 else {key: value for key, value in fields.items() if key.startswith("@")}
+        kept = fields if limit >= 64 else {key: fields[key] for key in _OURS}
         shown = {key: _cut(value, limit) for key, value in kept.items()}
     return line.decode()
 
