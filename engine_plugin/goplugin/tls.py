@@ -129,7 +129,7 @@ def outer_context(identity: Identity, trusted: frozenset[bytes], directory: Path
     """The TLS settings towards the host. `directory` must be private: for a moment the encrypted key lies there."""
     context = _context(ssl.PROTOCOL_TLS_SERVER, identity, trusted, directory)
     context.verify_mode = ssl.CERT_REQUIRED
-    # Whoever comes again shows the certificate again; and no writer ever has to wait for a reader.
+    # Whoever comes again shows the certificate again (TLS 1.3); and no writer ever has to wait for a reader.
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
     context.num_tickets = 0
     return context

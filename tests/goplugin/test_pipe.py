@@ -171,6 +171,7 @@ async def test_a_client_that_says_nothing_must_go(way: Way, monkeypatch: pytest.
 @pytest.mark.promise("G7")
 async def test_many_who_say_nothing_do_not_keep_the_host_out(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipe_module, "_STRANGERS", 3)
+    monkeypatch.setattr(pipe_module, "_HANDSHAKE", 1000.0)
     async with contextlib.AsyncExitStack() as clients:
         silent = [await clients.enter_async_context(await way.connect()) for _ in range(5)]
         for client in silent[:2]:
@@ -289,6 +290,49 @@ async def test_no_server_behind_it(way: Way, caplog: pytest.LogCaptureFixture) -
         await client.shake()
         await client.hung_up()
     assert "takes no connection" in caplog.text
+
+
+async def test_who_was_turned_away_and_stays_is_cut_off(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipe_module, "_LEAVING", 0.1)
+    async with await way.connect() as client:
+        client._writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        await client.hung_up()
+        [pipe] = way.pipes._all
+        await within(pipe.closed)
+    assert way.pipes._all == set()
+
+
+@pytest.mark.promise("G39")
+async def test_every_connection_shows_its_certificate(way: Way) -> None:
+    """No session of an earlier one is taken up again: no client gets a ticket for that."""
+    way.context.minimum_version = ssl.TLSVersion.TLSv1_3
+    first, _, writer = await way.let_in()
+    writer.write(b"x")
+    assert await first.read() == b"x"
+    again = await way.connect()
+    if first.tls.session is not None:
+        again.tls.session = first.tls.session
+    await again.shake()
+    _, another = await within(way.arrived.get())
+    assert not again.tls.session_reused
+    for client, end in ((first, writer), (again, another)):
+        await ended(end)
+        await client.close()
+
+
+async def test_once_it_is_shut_only_those_inside_stay(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipe_module, "_HANDSHAKE", 1000.0)
+    client, _, writer = await way.let_in()
+    silent = await way.connect()
+    async with client, silent:
+        way.pipes.shut()
+        async with await way.connect() as late:
+            for outsider in (silent, late):
+                with contextlib.suppress(ConnectionResetError):
+                    assert await outsider.hung_up() == b""
+        writer.write(b"still there")
+        assert await client.read() == b"still there"
+        await ended(writer)
 
 
 @pytest.mark.parametrize("when", ["silent", "dialling", "open"])
