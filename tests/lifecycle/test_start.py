@@ -34,7 +34,6 @@ async def test_a_port_taken_before_the_engine_binds_it_is_passed_over(begin: Beg
     async with Stranger(404).at(taken):
         gate.touch()
         await asyncio.wait_for(loading, LIMIT)
-    assert world.fake.events("bind_refused", life=1)
     assert port_of(await world.fake.event("started", count=2)) != taken
     assert await world.chat() == words(TOKENS)
 
