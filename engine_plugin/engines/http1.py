@@ -242,19 +242,21 @@ class Response(HttpResponse, HttpExchange):
     async def _exchange(self, connection: _Connection) -> bool:
         self._connection = connection
         connection.write(self._message)
+        room = _MAX_HEAD
         while True:
             first = bytes(connection.buffer[: len(_FIRST_BYTES)])
             if not _FIRST_BYTES.startswith(first):  # at once: the end of such a head may never come
                 raise _not_http(connection.buffer)
-            end = connection.buffer.find(b"\r\n\r\n", 0, _MAX_HEAD)
+            end = connection.buffer.find(b"\r\n\r\n", 0, room)
             if end >= 0:
                 head = bytes(connection.buffer[:end])
                 del connection.buffer[: end + 4]
                 self._parse_head(head)
                 if self.status >= 200:
                     return True
-                continue  # an interim answer (100 Continue)
-            if len(connection.buffer) > _MAX_HEAD:
+                room -= end + 4  # of an interim answer (100 Continue): they must not go on for ever
+                continue
+            if len(connection.buffer) > room:
                 raise BadGatewayError(f"the engine's answer has a head of over {_MAX_HEAD} bytes")
             if not await connection.more():
                 if connection.buffer:
