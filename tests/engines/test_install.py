@@ -95,6 +95,7 @@ async def test_a_version_is_proved_then_switched_on_then_the_old_one_goes(engine
         assert engine.installation.root.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.promise("P13")
 @pytest.mark.parametrize("step", ["fill", "check"])
 @pytest.mark.parametrize("error", [InstallError("it broke"), OSError(28, "No space left on device", "/there")])
 async def test_a_failure_before_the_switch_changes_nothing(engine: Engine, step: str, error: Exception) -> None:
@@ -108,6 +109,7 @@ async def test_a_failure_before_the_switch_changes_nothing(engine: Engine, step:
     assert await engine.install("2")
 
 
+@pytest.mark.promise("P13")
 async def test_a_version_that_does_not_start_is_rolled_back(engine: Engine) -> None:
     await engine.install("1")
     engine.fail = {"adopt 2": EngineStartError("it ended during its start")}
@@ -120,6 +122,7 @@ async def test_a_version_that_does_not_start_is_rolled_back(engine: Engine) -> N
     assert "the new version failed; going back to version 1" in engine.told
 
 
+@pytest.mark.promise("P13")
 async def test_a_first_version_that_does_not_start_is_removed(engine: Engine) -> None:
     engine.fail = {"adopt 1": EngineStartError("no")}
     with pytest.raises(InstallError, match="what was there before is used again"):
@@ -139,6 +142,7 @@ async def test_an_old_version_that_does_not_come_back_is_said_so(engine: Engine)
     assert engine.folders() == ["engine-1"]
 
 
+@pytest.mark.promise("P13")
 @pytest.mark.parametrize("step", ["fill", "check", "adopt 2"])
 async def test_a_cancelled_installation_leaves_the_old_version(engine: Engine, step: str) -> None:
     await engine.install("1")
@@ -154,6 +158,7 @@ async def test_a_cancelled_installation_leaves_the_old_version(engine: Engine, s
     assert await engine.install("3")
 
 
+@pytest.mark.promise("P13")
 async def test_at_each_instant_one_whole_version_is_switched_on(engine: Engine) -> None:
     await engine.install("1")
     seen: set[str] = set()
@@ -177,6 +182,7 @@ async def test_at_each_instant_one_whole_version_is_switched_on(engine: Engine) 
     assert len(seen) > 1
 
 
+@pytest.mark.promise("P27")
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"folder": 7}', '{"folder": "../../etc"}', '{"folder": ".."}', '{"folder": "gone"}']
 )
@@ -242,6 +248,7 @@ async def child(root: Path) -> asyncio.subprocess.Process:
     return process
 
 
+@pytest.mark.promise("P14")
 async def test_two_processes_take_turns(engine: Engine) -> None:
     process = await child(engine.installation.root)
     try:
@@ -260,6 +267,7 @@ async def test_two_processes_take_turns(engine: Engine) -> None:
     assert engine.folders() == ["engine-mine"]
 
 
+@pytest.mark.promise("P14")
 async def test_what_another_process_has_just_done_is_not_done_again(engine: Engine) -> None:
     process = await child(engine.installation.root)
     try:
@@ -278,6 +286,7 @@ async def test_what_another_process_has_just_done_is_not_done_again(engine: Engi
     assert engine.folders() == ["engine-child"]
 
 
+@pytest.mark.promise("P13")
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 async def test_what_a_killed_installation_left_goes_with_the_next_one(engine: Engine) -> None:
     await engine.install("1")

@@ -74,6 +74,7 @@ async def test_a_release_arrives_whole(tmp_path: Path, kind: str) -> None:
     assert not readme & (stat.S_IXUSR | stat.S_IWOTH)
 
 
+@pytest.mark.promise("P15")
 async def test_hard_links_become_files(tmp_path: Path) -> None:
     members = [Member("d/copy", hard="./d/real"), Member("d/real", b"content", mode=0o755)]
     await unpack([pack(tmp_path / "a.tar.gz", members)], tmp_path / "target")
@@ -112,6 +113,7 @@ EVIL_NAMES = [
 ]
 
 
+@pytest.mark.promise("P15")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("name", "why"), EVIL_NAMES, ids=[repr(name)[:20] for name, _ in EVIL_NAMES])
 async def test_a_name_that_is_not_safe_everywhere(tmp_path: Path, kind: str, name: str, why: str) -> None:
@@ -119,11 +121,13 @@ async def test_a_name_that_is_not_safe_everywhere(tmp_path: Path, kind: str, nam
     await refused(tmp_path, archive, why)
 
 
+@pytest.mark.promise("P15")
 async def test_backslashes_that_climb(tmp_path: Path) -> None:
     await refused(tmp_path, pack(tmp_path / "evil.zip", [Member("..\\..\\evil", b"x")]), "climbs out")
     await refused(tmp_path, pack(tmp_path / "evil.tar.gz", [Member("..\\evil", b"x")]), "not every system")
 
 
+@pytest.mark.promise("P15")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("members", "why"),
@@ -148,18 +152,21 @@ async def test_members_that_no_release_has(tmp_path: Path, kind: str, members: l
     await refused(tmp_path, pack(tmp_path / f"evil.{kind}", members), why)
 
 
+@pytest.mark.promise("P15")
 @pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.GNUTYPE_SPARSE])
 async def test_devices_and_sparse_files(tmp_path: Path, kind: bytes) -> None:
     archive = pack(tmp_path / "evil.tar.gz", [Member("dev", kind=kind)])
     await refused(tmp_path, archive, "a device, a pipe|damaged")
 
 
+@pytest.mark.promise("P15")
 @pytest.mark.parametrize(("hard", "why"), [("../../etc/passwd", "out of its"), ("/etc/passwd", "no place"),
                                            ("absent", "does not hold"), ("d", "leads to a directory")])  # fmt: skip
 async def test_hard_links_that_lead_elsewhere(tmp_path: Path, hard: str, why: str) -> None:
     await refused(tmp_path, pack(tmp_path / "evil.tar.gz", [Member("d/"), Member("copy", hard=hard)]), why)
 
 
+@pytest.mark.promise("P15")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_bomb(tmp_path: Path, kind: str) -> None:
     archive = pack(tmp_path / f"bomb.{kind}", [Member("zeros", bytes(8 << 20))])
@@ -168,6 +175,7 @@ async def test_a_bomb(tmp_path: Path, kind: str) -> None:
     await unpack([archive], tmp_path / "target")
 
 
+@pytest.mark.promise("P15")
 async def test_a_header_that_lies_about_its_size_does_not_hide_a_bomb(tmp_path: Path) -> None:
     data = bytearray(zip_bytes([Member("zeros", bytes(4 << 20))]))
     for signature, place in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
@@ -184,6 +192,7 @@ async def test_too_many_members(tmp_path: Path) -> None:
     await refused(tmp_path, deep, "more than 5 members", Limits(members=5))
 
 
+@pytest.mark.promise("P15")
 async def test_a_header_that_wants_all_memory(tmp_path: Path) -> None:
     info = tarfile.TarInfo("././@PaxHeader")
     info.type, info.size = tarfile.XHDTYPE, 5 << 30
@@ -262,6 +271,7 @@ async def test_a_disk_that_is_nearly_full(tmp_path: Path, monkeypatch: pytest.Mo
     await refused(tmp_path, archive, "has 1 MiB free")
 
 
+@pytest.mark.promise("P13", "P19")
 async def test_a_disk_that_takes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.open
 
@@ -275,6 +285,7 @@ async def test_a_disk_that_takes_no_more(tmp_path: Path, monkeypatch: pytest.Mon
     await refused(tmp_path, archive, "the disk: No space left on device. Nothing was kept")
 
 
+@pytest.mark.promise("P13")
 async def test_a_cancelled_unpacking_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "_TURN_S", 0.0)
     archive = pack(tmp_path / "a.tar.gz", [Member(f"{number}", bytes(2000)) for number in range(2000)])

@@ -176,6 +176,7 @@ async def test_a_digest_from_a_checksum_file(place: Place, server: FileServer, n
     assert place.left() == {f"{NAME}.part", f"{NAME}.json"}
 
 
+@pytest.mark.promise("P16")
 @pytest.mark.parametrize("content", [None, b"nothing of use"])
 async def test_without_a_digest_it_is_refused(place: Place, server: FileServer, content: bytes | None) -> None:
     server.files[f"/v1/{NAME}.sha256"] = content
@@ -209,6 +210,7 @@ async def test_a_checksum_file_without_end(place: Place, server: FileServer, mon
         await place.get(archive_at(server, checksums=server.url("/sums")))
 
 
+@pytest.mark.promise("P16")
 async def test_another_content_than_the_digest_says(place: Place, server: FileServer) -> None:
     """A file that was changed on the server, or on its way."""
     server.data = DATA[::-1]
@@ -219,6 +221,7 @@ async def test_another_content_than_the_digest_says(place: Place, server: FileSe
     assert (await place.get(archive_at(server, sha256=SHA256))).read_bytes() == DATA
 
 
+@pytest.mark.promise("P16")
 async def test_another_size_than_expected(place: Place, server: FileServer) -> None:
     archive = replace(archive_at(server, sha256=SHA256), size=1000)
     with pytest.raises(InstallError, match=rf"the file has {len(DATA)} bytes, expected are 1000"):
@@ -270,6 +273,7 @@ async def test_a_server_that_lies_about_the_length(place: Place, server: FileSer
     assert (await place.get(archive_at(server, sha256=SHA256))).read_bytes() == DATA
 
 
+@pytest.mark.promise("F25")
 async def test_a_file_that_changes_while_it_comes(place: Place, server: FileServer) -> None:
     script = Script(drop_after=300_000, stall_after=200_000)
     server.scripts.append(script)
@@ -291,6 +295,7 @@ async def test_a_server_that_stalls(tmp_path: Path, server: FileServer) -> None:
     assert server.requests[1].range == "bytes=100000-"
 
 
+@pytest.mark.promise("F25")
 async def test_a_cancelled_download_is_kept(place: Place, server: FileServer) -> None:
     server.scripts.append(Script(stall_after=200_000))
     getting = asyncio.create_task(place.get(archive_at(server, sha256=SHA256)))
@@ -306,6 +311,7 @@ async def test_a_cancelled_download_is_kept(place: Place, server: FileServer) ->
     assert server.requests[-1].range == f"bytes={kept}-"
 
 
+@pytest.mark.promise("P19")
 async def test_no_room_for_it(place: Place, server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(place.shelf.parent)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1 << 20))
@@ -321,6 +327,7 @@ async def test_nobody_answers(place: Place) -> None:
         await place.get(archive)
 
 
+@pytest.mark.promise("P21")
 async def test_credentials_in_the_url(place: Place, server: FileServer) -> None:
     server.credentials = ("me", "s3cr3t")
     with pytest.raises(AuthError, match=r"refused access \(HTTP 401\)\. Credentials .* stand in the URL") as caught:

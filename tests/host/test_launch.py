@@ -95,6 +95,7 @@ async def test_no_handshake_in_time(launch_fake: Launch) -> None:
     assert no_children()
 
 
+@pytest.mark.promise("F24")
 async def test_cancelled_launch_leaves_nothing(launch_fake: Launch) -> None:
     ready = asyncio.Event()
     starting = asyncio.ensure_future(launch_fake("hang", on_log=lambda _line: ready.set()))
@@ -114,6 +115,7 @@ async def test_what_cannot_be_run(tmp_path: Path) -> None:
             await launch([str(tmp_path / "data")])
 
 
+@pytest.mark.promise("P1")
 @pytest.mark.parametrize(
     ("mode", "most"), [("normal", 3), ("slow-shutdown", 6), ("ignores-shutdown", 4), ("plain", 4)]
 )

@@ -255,6 +255,7 @@ async def test_what_a_killed_plugin_left_is_reaped_at_the_next_start(serve: Serv
                 process.kill()
 
 
+@pytest.mark.promise("P12")
 async def test_records_come_and_go_with_the_processes(serve: Serve) -> None:
     running = await serve()
     await running.client.load_model("tiny-chat")
