@@ -20,10 +20,15 @@ if TYPE_CHECKING:
     from io import FileIO
     from pathlib import Path
 
-__all__ = ["Partial", "PartialState"]
+__all__ = ["Partial", "PartialState", "is_header_value"]
 
 _LOCK_POLL = 0.25
 """Seconds between two looks at a lock that another process holds."""
+
+
+def is_header_value(text: str) -> bool:
+    """Whether a validator can be sent back as it came; a server may have sent anything."""
+    return text.isascii() and text.isprintable()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,9 @@ class PartialState:
         except TypeError:
             return cls()
         texts = (state.source, state.etag, state.last_modified, state.sha256)
-        return state if all(isinstance(text, str) for text in texts) and isinstance(state.total, int) else cls()
+        if not all(isinstance(text, str) for text in texts) or not isinstance(state.total, int):
+            return cls()
+        return state if is_header_value(state.etag) and is_header_value(state.last_modified) else cls()
 
 
 class Partial:

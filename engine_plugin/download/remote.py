@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engine_plugin.download.partial import is_header_value
 from engine_plugin.download.source import without_secrets
 from engine_plugin.errors import AuthError, DownloadError, InvalidRequestError, NotFoundError
 
@@ -82,14 +83,17 @@ class Answer:
     def remote(self) -> Remote:
         """The file behind a 200, 206 or 416. Raises DownloadError for a head that contradicts itself."""
         headers = self.response.headers
-        etag = headers.get("etag", "")
+        etag, last_modified = (
+            value if is_header_value(value) else ""
+            for value in (headers.get("etag", ""), headers.get("last-modified", ""))
+        )
         length = int(headers.get("content-length") or 0)
         start, total = 0, length
         if self.response.status_code != 200:
             start, total = self._range(headers.get("content-range", ""), length)
         return Remote(
             etag="" if etag.startswith("W/") else etag,
-            last_modified=headers.get("last-modified", ""),
+            last_modified=last_modified,
             total=total,
             start=start,
             linked_sha256=self.linked_sha256,

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import EnginePluginError, InstallError
 from engine_plugin.files import in_thread, private_folder, read_json, sync_folder, write_json
+from engine_plugin.manifest.paths import is_directory
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -75,7 +76,7 @@ class Installation:
     def current(self) -> Version | None:
         """The version that is switched on, None when there is none. Reads a small file."""
         found = self._pointed()
-        while found is not None and not found.folder.is_dir():
+        while found is not None and not is_directory(found.folder):
             again = self._pointed()
             if again == found:
                 return None

@@ -114,9 +114,10 @@ class ProcessRecords:
                     path.unlink(missing_ok=True)
             except FileNotFoundError:
                 continue  # its owner has removed it just now
-            except (OSError, ValueError, KeyError, TypeError, OverflowError):
+            except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 log.warning("unreadable process record %s: removing it", path.name)
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # it may be anything, also a directory
+                    path.unlink()
 
 
 class _Record:

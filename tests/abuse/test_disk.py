@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine_plugin.cli.rendezvous import ServerRecord, is_server_process, read_record
@@ -39,7 +39,7 @@ class Long(bytes):
         return f"Long({self[:20]!r}… of {len(self)})"
 
 
-LONG = [Long(text) for text in (b"[" * 50_000, b'{"a":' * 50_000, b"1" * 5000)]
+LONG = [Long(text) for text in (b"[" * 50_000, b'{"a":' * 50_000, b"1" * 5000, b'{"folder":"' + b"x" * 5000 + b'"}')]
 NUMBERS: st.SearchStrategy[Any] = (
     st.integers() | st.floats() | st.sampled_from(["1", "-1", "x", None, [], {}, True, 2**31, 2**64, -1, 0, 1])
 )
@@ -90,7 +90,7 @@ PROCESS_RECORD: dict[str, st.SearchStrategy[Any]] = {
 
 @pytest.mark.promise("P27", "F11", "P11")
 @examples(120)
-@given(content(PROCESS_RECORD).filter(lambda written: not isinstance(written, Long)), st.booleans())
+@given(content(PROCESS_RECORD), st.booleans())
 def test_records_of_processes(stranger: psutil.Process, written: bytes, of_stranger: bool) -> None:
     """Nobody is killed, whoever is named."""
     with directory() as ours:
@@ -101,6 +101,7 @@ def test_records_of_processes(stranger: psutil.Process, written: bytes, of_stran
             shape |= {"pid": stranger.pid, "created": stranger.create_time(), "owner": 2**31 - 2, "token": "other"}
             (ours / "1-2.json").write_text(json.dumps(shape))
         (ours / "7-8.json").write_bytes(written)
+        (ours / "9.json").mkdir()
         assert ProcessRecords(ours).reap() == []
         assert stranger.is_running()
         assert pattern.exists()
@@ -146,8 +147,8 @@ def test_records_of_models(written: bytes, fields: dict[str, Any], fits: bool) -
 
 PARTIAL_STATE: dict[str, st.SearchStrategy[Any]] = {
     "source": st.just("http://127.0.0.1/model.gguf"),
-    "etag": st.sampled_from(['"version-1"', '"other"', "", "x" * 5000]),
-    "last_modified": st.sampled_from(["", "yesterday"]),
+    "etag": ODD_TEXT | st.sampled_from(['"version-1"', '"other"', "a\r\nx-evil: 1", "é"]),
+    "last_modified": ODD_TEXT | st.just("yesterday"),
     "total": NUMBERS,
     "sha256": ODD_TEXT,
 }
@@ -198,7 +199,8 @@ def test_a_pull_upon_what_an_earlier_one_left(left: dict[str, Any] | bytes, part
 
 @pytest.mark.promise("P27")
 @examples(150)
-@given(content({"folder": st.sampled_from(["..", "../..", "/", "v", "c:", "v/", "./v"]), "facts": JSON}))
+@given(content({"folder": ODD_TEXT | st.sampled_from(["..", "../..", "/", "v", "c:", "v/", "./v"]), "facts": JSON}))
+@example(LONG[-1])
 def test_which_version_is_switched_on(written: bytes) -> None:
     """None, or one of ours."""
     with directory() as root:

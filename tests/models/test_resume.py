@@ -170,6 +170,18 @@ async def test_a_weak_etag_does_not_join_two_halves(store: ModelStore, server: F
     assert server.requests[-1].range == ""
 
 
+@pytest.mark.promise("F25")
+@pytest.mark.parametrize("etag", ['"v\xe9rsion"', '"\x7f"'])
+async def test_an_etag_that_cannot_be_sent_back_is_none(
+    store: ModelStore, server: FileServer, etag: str, success: Success
+) -> None:
+    """Else no attempt after the first could ever be made."""
+    server.etag = etag
+    server.scripts.append(Script(drop_after=50_000))
+    assert (await pull(store, PullRequest(server.url())))[-1] == success
+    assert [request.headers.get("if-range") for request in server.requests] == [None, None]
+
+
 async def test_with_a_known_digest_no_etag_is_needed(
     store: ModelStore, server: FileServer, data: bytes, success: Success
 ) -> None:
