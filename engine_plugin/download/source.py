@@ -15,9 +15,11 @@ def without_secrets(url: str) -> str:
         return url
     try:
         parts = urlsplit(url)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        if parts.scheme:
+            return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
     except ValueError:
-        return url.partition("://")[0] + "://…"
+        pass
+    return url.partition("://")[0] + "://…"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["model_name", "model_names", "pull_request"]
 
 _FIELD = "request_json"
+_MOST_NAMES = 1000  # each is unloaded by a task of its own
 
 
 def model_name(request_json: bytes) -> str:
@@ -26,6 +27,8 @@ def model_name(request_json: bytes) -> str:
 def model_names(request_json: bytes) -> Sequence[str]:
     """`{"models": […]}`, each name once. Raises InvalidRequestError."""
     names: list[Any] = require(parse_request(request_json, _FIELD), "models", list)
+    if len(names) > _MOST_NAMES:
+        raise InvalidRequestError(f"models: {len(names)} are too many; at most {_MOST_NAMES} can be named at once")
     if not names or not all(isinstance(name, str) for name in names):
         raise InvalidRequestError("models: must be a list of model names, at least one")
     return list(dict.fromkeys(names))

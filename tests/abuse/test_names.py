@@ -112,7 +112,9 @@ def test_no_call_with_any_name_leaves_the_store(tmp_path: Path, name: str) -> No
             path.unlink()
 
 
-SCHEMES = st.sampled_from(["http", "https", "HTTP", "file", "ftp", "hf", "data", "javascript", "", "C", "x" * 50])
+SCHEMES = st.sampled_from(
+    ["a_b", "http", "https", "HTTP", "file", "ftp", "hf", "data", "javascript", "", "C", "x" * 50]
+)
 PARTS = st.text("a.:/@[]?#%\\ \0é1-_", max_size=12) | ODD_TEXT
 SOURCES = (
     st.builds(

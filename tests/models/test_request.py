@@ -115,6 +115,7 @@ def test_no_repr_shows_a_secret() -> None:
         ("https://u:p@h:8/a.gguf?x=1#y", "https://h:8/a.gguf"),
         ("tiny-chat", "tiny-chat"),
         ("https://[bad/a?secret", "https://…"),
+        ("no_scheme://u:secret@h/a.gguf", "no_scheme://…"),
     ],
 )
 def test_secrets_are_cut_from_urls(url: str, shown: str) -> None:

@@ -52,6 +52,7 @@ def test_pull_requests(shape: dict[str, Any], request_: PullRequest) -> None:
         (model_names, b'{"models":"a"}', "models: must be a list, not a string"),
         (model_names, b'{"models":[]}', "models: must be a list of model names, at least one"),
         (model_names, b'{"models":["a",1]}', "models: must be a list of model names"),
+        (model_names, b'{"models":[' + b'"a",' * 1000 + b'"a"]}', "models: 1001 are too many; at most 1000 can be"),
         (pull_request, b"{}", "model: is missing"),
         (pull_request, b'{"model":[]}', "model: is missing"),
         (pull_request, b'{"model":["a"]}', "model: must be a string"),
