@@ -131,7 +131,7 @@ def test_what_a_host_counts_on(observe: Observe, scenario: str, tls: bool, check
     assert [seen[name].ok for name in checks] == [True] * len(checks)
 
 
-@pytest.mark.promise("G21", "G31")
+@pytest.mark.promise("G21", "G31", "F1", "F2")
 def test_noise_on_stdout_reaches_the_host(go_host: GoHost, scratch: Path) -> None:
     directory = build_linked(ROOT / "plugin.yaml", scratch)
     start = directory / "lib" / "start_plugin.py"

@@ -155,7 +155,7 @@ async def test_a_bare_connect_and_close(launch: Launch) -> None:
     assert await plugin.do("echo", 1) == "y"
 
 
-@pytest.mark.promise("G22")
+@pytest.mark.promise("G22", "F1")
 async def test_the_broker_s_stream_is_held_and_drained(launch: Launch) -> None:
     plugin = await launch()
     method = plugin.channel.stream_stream(
@@ -173,7 +173,7 @@ async def test_the_broker_s_stream_is_held_and_drained(launch: Launch) -> None:
     assert await call.code() is grpc.StatusCode.OK
 
 
-@pytest.mark.promise("G20", "G34")
+@pytest.mark.promise("G20", "G34", "F1")
 async def test_streams_that_a_host_holds_do_not_delay_the_end(launch: Launch) -> None:
     plugin = await launch()
     call: Any = plugin.channel.stream_stream("/plugin.GRPCBroker/StartStream")(timeout=LIMIT)

@@ -74,7 +74,7 @@ def test_a_living_process_that_is_not_our_parent() -> None:
     assert gone.wait(5)
 
 
-@pytest.mark.promise("G36")
+@pytest.mark.promise("G36", "F4")
 @pytest.mark.skipif(sys.platform == "win32", reason="init is a matter of POSIX")
 def test_a_parent_of_1_is_no_orphan_s(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host may be a container's init."""

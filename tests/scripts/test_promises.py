@@ -129,3 +129,10 @@ def test_a_page_that_is_out_of_date_fails_the_check(
     assert promises.main([]) == 0
     assert page.read_text() == FILLED
     assert promises.main(["--check"]) == 0
+
+
+def test_every_promise_is_kept_and_the_page_is_up_to_date() -> None:
+    """If not: python scripts/promises.py."""
+    page, kept = promises.PAGE.read_text(encoding="utf-8"), promises.marked()
+    assert promises.problems(page, kept) == []
+    assert promises.fill_in(page, kept) == page
