@@ -56,7 +56,7 @@ class Watched:
 # Restarts
 
 
-@pytest.mark.promise("F20", "P4")
+@pytest.mark.promise("F20", "P2")
 async def test_one_that_died_is_restarted_without_being_asked(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     watched = Watched(stage)
     await within(watched.process.ensure_ready())
@@ -71,7 +71,7 @@ async def test_one_that_died_is_restarted_without_being_asked(stage: Stage, capl
     assert watched.state is ProcessState.STOPPED
 
 
-@pytest.mark.promise("F20", "P4")
+@pytest.mark.promise("F20", "P2")
 async def test_who_asks_meanwhile_shares_the_restart(stage: Stage) -> None:
     watched = Watched(stage, restart=RestartPolicy(limit=1, backoff=0.3, stable=60))
     await within(watched.process.ensure_ready())
@@ -84,7 +84,7 @@ async def test_who_asks_meanwhile_shares_the_restart(stage: Stage) -> None:
     assert len(watched.pids) == 2
 
 
-@pytest.mark.promise("P4")
+@pytest.mark.promise("P2")
 async def test_the_limit_of_restarts(stage: Stage) -> None:
     """A process that dies again and again is left dead, and says why; whoever asks has one more try."""
     watched = Watched(stage, f"ready:{stage.path('ready')}", "idle:0.05", "err:bad weights", "exit:9")
@@ -100,7 +100,7 @@ async def test_the_limit_of_restarts(stage: Stage) -> None:
     assert len(watched.pids) == 2 + SWIFT.limit
 
 
-@pytest.mark.promise("P4")
+@pytest.mark.promise("P2")
 async def test_waiters_hear_of_the_last_failure(stage: Stage) -> None:
     """Restarts that fail count as deaths; whoever waits for them is told once it is final."""
     first = stage.folder / "first"
@@ -119,7 +119,7 @@ async def test_waiters_hear_of_the_last_failure(stage: Stage) -> None:
     assert len(watched.pids) == 3
 
 
-@pytest.mark.promise("P4")
+@pytest.mark.promise("P2")
 async def test_a_first_start_that_fails_is_not_repeated(stage: Stage) -> None:
     watched = Watched(stage, "exit:2")
     with pytest.raises(EngineStartError, match="exit code 2"):
@@ -128,7 +128,7 @@ async def test_a_first_start_that_fails_is_not_repeated(stage: Stage) -> None:
     assert len(watched.pids) == 1
 
 
-@pytest.mark.promise("P4")
+@pytest.mark.promise("P2")
 async def test_a_stable_time_makes_good(stage: Stage) -> None:
     """With a stable time of nothing, each death is a first one, however many there are."""
     watched = Watched(stage, restart=RestartPolicy(limit=1, backoff=0.0, stable=0.0))
@@ -139,7 +139,7 @@ async def test_a_stable_time_makes_good(stage: Stage) -> None:
     assert watched.process.restarts == 1
 
 
-@pytest.mark.promise("F18", "P4")
+@pytest.mark.promise("F18", "P2", "P4")
 async def test_a_stop_during_the_back_off(stage: Stage) -> None:
     watched = Watched(stage, restart=RestartPolicy(limit=1, backoff=30.0, stable=60))
     await within(watched.process.ensure_ready())
@@ -262,7 +262,7 @@ async def test_many_who_ask_at_once_ask_once(stage: Stage) -> None:
     assert count == 1
 
 
-@pytest.mark.promise("F20", "F21", "P4")
+@pytest.mark.promise("F20", "F21", "P3")
 @posix_only
 async def test_a_process_that_stands_still_is_restarted(stage: Stage) -> None:
     """No answer, no output, no use of the processor: it hangs, and is killed although it ignores SIGTERM."""
