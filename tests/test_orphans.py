@@ -278,7 +278,7 @@ async def test_a_new_plugin_ends_what_a_killed_one_left(scene: Scene) -> None:
             assert (await other.invoke("chat", HELLO | {"max_tokens": 2}))["choices"]
 
 
-@pytest.mark.promise("F11")
+@pytest.mark.promise("F11", "P11")
 async def test_an_engine_that_is_not_ours_is_left_alone(scene: Scene) -> None:
     """The same program with the same arguments, but somebody else has started it: its process, port and socket."""
     scene.configure(stop_timeout=0.2)

@@ -98,7 +98,7 @@ async def test_an_owner_whose_pid_is_anothers_now_is_gone(
     assert await reap(records) == [pid]
 
 
-@pytest.mark.promise("F11")
+@pytest.mark.promise("F11", "P11")
 async def test_what_a_living_owner_has_is_his(records: ProcessRecords, ticket: ProcessTicket, engine: Left) -> None:
     pid = await engine()
     ticket.add(pid)
@@ -128,7 +128,7 @@ async def test_a_clock_that_is_set_makes_nobody_an_orphan(
     assert await reap(records) == [pid]
 
 
-@pytest.mark.promise("F11")
+@pytest.mark.promise("F11", "P11")
 async def test_a_process_with_another_token_is_not_touched(
     records: ProcessRecords, ticket: ProcessTicket, engine: Left
 ) -> None:
@@ -141,7 +141,7 @@ async def test_a_process_with_another_token_is_not_touched(
     assert not path.exists(), "what it named is gone, so it is no longer needed"
 
 
-@pytest.mark.promise("F11")
+@pytest.mark.promise("F11", "P11")
 async def test_only_the_bearers_of_the_token_are_touched(
     records: ProcessRecords, ticket: ProcessTicket, engine: Left
 ) -> None:

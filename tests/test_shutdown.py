@@ -1,0 +1,62 @@
+"""How long an end in order takes: from the host's Shutdown to the last process, with work under way."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.test_orphans import HELLO, LIMIT, Scene
+from tests.test_orphans import scene as scene  # noqa: PLC0414  # a fixture
+
+if TYPE_CHECKING:
+    from engine_plugin.host import PluginClient
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere offspring is not seen as a whole")
+
+PATIENCE = 2.0
+"""Seconds that a go-plugin host gives its plugin before it kills it."""
+ATTEMPTS = 3
+"""Other programs may have the processors; what can be done once can be done."""
+
+OBEYS: dict[str, Any] = {"grandchild": "own", "tokens": -1}
+
+
+async def seconds_to_end(scene: Scene, *, stop_timeout: float) -> float:
+    """Start a plugin and an endless stream, end it as a host does, and see that nobody is left."""
+    scene.configure(stop_timeout=stop_timeout)
+    async with await scene.launch() as plugin:
+        await plugin.start_engine()
+        async with asyncio.timeout(LIMIT), plugin.stream("chat", HELLO) as chunks:
+            await anext(chunks)
+            assert len(scene.family()) >= 3, "plugin, engine and its child"
+            return await end(scene, plugin)
+
+
+async def end(scene: Scene, plugin: PluginClient) -> float:
+    began = time.monotonic()
+    await plugin.kill()
+    await scene.gone()
+    taken = time.monotonic() - began
+    return taken if plugin.returncode == 0 else math.inf  # the host had to kill it
+
+
+@pytest.mark.promise("P1", "G20", "G34")
+@pytest.mark.parametrize(
+    ("behaviour", "bound"), [(OBEYS, 1.0), (OBEYS | {"ignore_term": True}, PATIENCE)], ids=["obeys", "does not obey"]
+)
+async def test_a_plugin_ends_with_its_engine_before_a_host_loses_patience(
+    scene: Scene, behaviour: dict[str, Any], bound: float
+) -> None:
+    """Also where the engine would be given half a minute to stop by itself."""
+    scene.fake.behave(behaviour)
+    taken = []
+    for _ in range(ATTEMPTS):
+        taken.append(await seconds_to_end(scene, stop_timeout=30))
+        if taken[-1] < bound:
+            return
+    pytest.fail(f"it took {taken} s each time, at most {bound} s are promised")
