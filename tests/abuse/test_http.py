@@ -67,7 +67,7 @@ async def test_a_bomb_is_a_bad_gateway_in_bounded_memory(name: str) -> None:
         tracemalloc.start()
         try:
             with pytest.raises(BadGatewayError, match="the engine") as refused:
-                await fetch(client, limit=1 << 17)
+                await fetch(client, limit=1 << 16)
             assert tracemalloc.get_traced_memory()[1] < FEW
         finally:
             tracemalloc.stop()
