@@ -1,0 +1,237 @@
+"""The plugin under test as its host has it, what can be seen of it from outside, and the end of everything."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import sys
+import tempfile
+import uuid
+from collections import Counter
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import yaml
+
+from engine_plugin.engines import guard
+from engine_plugin.host import LogLine, PluginClient, launch
+from tests.fake_engine import FakeEngine
+from tests.llamacpp.running import ENDLESS, REPOSITORY, processes_of
+from tests.models.server import FileServer, file_server
+from tests.soak import timed_engine
+from tests.soak.watched_plugin import SOCKET_VARIABLE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+__all__ = ["CHAT_MODELS", "FLOOD", "MARK", "Log", "Rig", "Snapshot", "rig", "sweep"]
+
+MARK = "ENGINE_PLUGIN_SOAK"
+CHAT_MODELS = ("tiny-chat", "tiny-random")
+FLOOD = "flood"
+"""A model that answers as fast as it is read."""
+
+_LIMIT = 30.0  # seconds for any single step of setting up and ending
+_SETTLE = 15.0
+_LOOK = 0.25
+_KEPT = 20
+_EXPECTED_ERRORS = re.compile(r"llama\.cpp for \S+ (died|ended|hangs|cannot serve|did not)|\S+: \d+ requests did not")
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """The plugin at rest. Memory in bytes; `kinds` counts its live objects by type."""
+
+    rss: int
+    fds: dict[str, int]
+    children: int
+    native_threads: int
+    tasks: dict[str, int]
+    threads: dict[str, int]
+    objects: int = 0
+    kinds: dict[str, int] = field(default_factory=dict)
+
+    def calm(self, goal: Snapshot | None) -> bool:
+        """Whether nothing goes on any more; with a `goal`, nothing that did not go on then."""
+        if self.children:
+            return False
+        return goal is None or (self.tasks == goal.tasks and self.fds == goal.fds)
+
+
+class Log:
+    """What the plugin writes."""
+
+    def __init__(self) -> None:
+        self.complaints: Counter[str] = Counter()
+        """Errors that are none of an engine's."""
+        self.restarts = 0
+        """Restarts that the plugin makes by itself."""
+
+    def take(self, line: LogLine) -> None:
+        """The next line."""
+        if "restarting in" in line.message:
+            self.restarts += 1
+        wrong = line.level == "error" and not _EXPECTED_ERRORS.match(line.message)
+        if wrong or "exception" in line.kv or "Warning" in line.message or line.message.startswith("Traceback"):
+            text = f"{line.message} {line.kv.get('exception', '')}".strip()
+            if text in self.complaints or len(self.complaints) < _KEPT:
+                self.complaints[text] += 1
+
+
+class Rig:
+    """A launched plugin. Made by `rig`."""
+
+    def __init__(
+        self, scratch: Path, mark: str, client: PluginClient, fake: FakeEngine, files: FileServer, log: Log
+    ) -> None:
+        self.scratch = scratch
+        self.client = client
+        self.fake = fake
+        self.files = files
+        self.log = log
+        self._mark = mark
+        pid = client.pid
+        if pid is None:
+            raise RuntimeError("the plugin has no process")
+        self.plugin = psutil.Process(pid)
+        self._observer: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def look(self, *, deep: bool = False) -> Snapshot:
+        """How the plugin is now."""
+        if self._observer is None:
+            self._observer = await asyncio.open_unix_connection(self.scratch / "watch", limit=1 << 24)
+        reader, writer = self._observer
+        async with asyncio.timeout(_LIMIT):
+            writer.write(b"deep\n" if deep else b"brief\n")
+            inside: dict[str, Any] = json.loads(await reader.readline())
+        return Snapshot(
+            rss=self.plugin.memory_info().rss,
+            fds=_descriptors(self.plugin),
+            children=len(self.plugin.children(recursive=True)),
+            native_threads=self.plugin.num_threads(),
+            **inside,
+        )
+
+    async def rest(self, goal: Snapshot | None = None) -> Snapshot:
+        """Stop the engine and wait, not for ever, until the plugin is at rest, as in `goal`; see how it is then."""
+        await self.client.stop_engine(timeout=_LIMIT)
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + _SETTLE
+        before = await self.look()
+        while loop.time() < give_up:
+            await asyncio.sleep(_LOOK)
+            now = await self.look()
+            # Nobody knows how rest looks the first time but that it lasts.
+            if now.calm(goal or before):
+                break
+            before = now
+        return await self.look(deep=True)
+
+    def engines(self, *, guards: bool = False) -> list[tuple[psutil.Process, str]]:
+        """The running engines, or their guards, and their models."""
+        found = []
+        for process in self.plugin.children(recursive=True):
+            try:
+                argv = process.cmdline()
+            except psutil.Error:
+                continue  # it has just gone
+            if "--alias" in argv and (guard.__file__ in argv) is guards:
+                found.append((process, argv[argv.index("--alias") + 1]))
+        return found
+
+    async def end(self) -> list[str]:
+        """End the plugin as a host does; what is left then: processes, files, sockets."""
+        if self._observer is not None:
+            self._observer[1].close()
+        await self.client.kill()
+        left = [f"the plugin's exit status is {self.client.returncode}"] if self.client.returncode else []
+        processes = processes_of(self._mark, MARK)
+        psutil.wait_procs(processes, timeout=0.5)
+        left += [f"process {process.pid}" for process in processes_of(self._mark, MARK)]
+        left += [f"temporary: {path.name}" for path in (self.scratch / "tmp").rglob("*")]
+        data = self.scratch / "data"
+        for pattern in ("run/*", "models/.partial/*.part", "**/*.key", "**/*.sock"):
+            left += [f"data: {path.relative_to(data)}" for path in data.glob(pattern)]
+        return left
+
+
+@asynccontextmanager
+async def rig(engine: Mapping[str, Any], lifetime: float) -> AsyncIterator[Rig]:
+    """A plugin with these engine options, its models pulled and its engine started. Leaves nothing behind, whatever
+    the plugin left; engines live no longer than `lifetime` seconds."""
+    scratch = Path(tempfile.mkdtemp(prefix="eps-"))
+    mark = uuid.uuid4().hex
+    log = Log()
+    try:
+        async with AsyncExitStack() as cleanup:
+            files = await cleanup.enter_async_context(file_server(ENDLESS.read_bytes()))
+            fake = _lay_out(scratch, engine, lifetime)
+            client = await launch(
+                [sys.executable, "-W", "always::ResourceWarning", "-m", "tests.soak.watched_plugin"],
+                name="plugin",
+                cwd=scratch,
+                env={
+                    MARK: mark,
+                    SOCKET_VARIABLE: str(scratch / "watch"),
+                    "TMPDIR": str(scratch / "tmp"),
+                    "PYTHONPATH": str(REPOSITORY),
+                },
+                start_timeout=_LIMIT,
+                on_log=log.take,
+            )
+            await cleanup.enter_async_context(client)
+            made = Rig(scratch, mark, client, fake, files, log)
+            await client.start_engine(timeout=_LIMIT)
+            await client.pull_model(str(ENDLESS), timeout=_LIMIT)
+            await client.pull_model(str(scratch / f"{FLOOD}.gguf"), timeout=_LIMIT)
+            await client.pull_model(files.url("/far.gguf"), timeout=_LIMIT)  # what it imports, it imports now
+            yield made
+    finally:
+        sweep(mark, scratch)
+
+
+def sweep(mark: str, scratch: Path) -> None:
+    """Whatever happened: no process of ours, and none of our files."""
+    for process in processes_of(mark, MARK):
+        process.kill()
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _lay_out(scratch: Path, engine: Mapping[str, Any], lifetime: float) -> FakeEngine:
+    (scratch / "tmp").mkdir()
+    shutil.copy(ENDLESS, scratch / f"{FLOOD}.gguf")
+    fake = FakeEngine(scratch / "bin" / "llama-server", scratch / "bin" / "fake.json")
+    timed_engine.install(fake.executable, fake.script, lifetime)
+    fake.behave({})
+    shape = yaml.safe_load((REPOSITORY / "plugin.yaml").read_text())
+    shape["engine"] = {"name": "llamacpp", **fake.options, **engine}
+    shape["resources"]["data_dir"] = str(scratch / "data")
+    (scratch / "plugin.yaml").write_text(yaml.safe_dump(shape))
+    return fake
+
+
+def _descriptors(process: psutil.Process) -> dict[str, int]:
+    """Open descriptors by kind; where the system does not tell, all together."""
+    folder = Path(f"/proc/{process.pid}/fd")
+    if not folder.is_dir():
+        return {"descriptors": process.num_fds()}
+    kinds: Counter[str] = Counter()
+    for entry in folder.iterdir():
+        try:
+            target = str(entry.readlink())
+        except FileNotFoundError:
+            continue
+        kinds[_kind(target)] += 1
+    return dict(kinds)
+
+
+def _kind(target: str) -> str:
+    for start, kind in (("socket:", "sockets"), ("pipe:", "pipes"), ("anon_inode:", "events")):
+        if target.startswith(start):
+            return kind
+    return "files"

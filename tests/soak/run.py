@@ -1,0 +1,149 @@
+"""A soak from its beginning to its figures: warm up, rest, load, rest, compare, end."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.errors import EnginePluginError
+from tests.soak.figures import Figures, Sample
+from tests.soak.load import Load
+from tests.soak.mishaps import Mishaps, lives
+from tests.soak.rig import CHAT_MODELS, FLOOD, rig
+from tests.soak.tally import Tally
+
+if TYPE_CHECKING:
+    from tests.soak.rig import Rig
+
+__all__ = ["Plan", "soak"]
+
+_LOOK = 0.25
+_TELL = 10
+_ENDING = 150.0  # seconds for all but the load
+_SLOWEST = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long, how much, and by which chance. `warm_up` and `seconds` are those of the load."""
+
+    seconds: float
+    warm_up: float
+    streams: int
+    seed: int
+    pace: float = 1.0
+    longest: int = 60
+    interval: float = 0.1
+
+    @classmethod
+    def of(cls, minutes: float, streams: int, seed: int) -> Plan:
+        """In so many minutes in all."""
+        seconds = minutes * 60
+        warm_up = min(45.0, max(3.0, seconds / 5))
+        return cls(seconds=max(3.0, seconds - warm_up), warm_up=warm_up, streams=streams, seed=seed)
+
+    @property
+    def limit(self) -> float:
+        """Seconds after which it ends, whatever happens."""
+        return self.seconds + self.warm_up + _ENDING
+
+    def engine(self) -> dict[str, object]:
+        """The plugin's engine options: room for most of the streams, not for all, nor for all models."""
+        return {
+            "max_loaded_models": 4,
+            "parallel": max(2, min(256, self.streams * 55 // 100)),
+            "max_queue": self.streams,
+            "threads": 1,
+            "stop_timeout": 1,
+            "drain_timeout": 2,
+            "health_interval": 0.5,
+            "start_timeout": 6,
+            "hung_timeout": 3,
+            "restart_backoff": 0.1,
+            "stable_time": 5,
+        }
+
+
+async def soak(plan: Plan) -> Figures:
+    """The whole of it. Nothing is left in any case."""
+    figures = Figures({"seed": plan.seed, "streams": plan.streams}, Tally())
+    try:
+        async with asyncio.timeout(plan.limit):
+            await _soak(plan, figures)
+    except TimeoutError:
+        figures.wrong.append(f"it had not come to its end after {plan.limit:g} s")
+    return figures
+
+
+async def _soak(plan: Plan, figures: Figures) -> None:
+    async with rig(plan.engine(), plan.limit + 60) as made:
+        _write_script(plan, made)
+        await _phase(plan, made, "warm-up", plan.warm_up, Figures({}, Tally()))
+        figures.before = await made.rest()
+        await made.client.start_engine(timeout=_SLOWEST)
+        made.log.restarts, lives_before = 0, len(made.fake.events("started"))
+        await _phase(plan, made, "load", plan.seconds, figures)
+        figures.restarts = made.log.restarts
+        figures.lives = len(made.fake.events("started")) - lives_before
+        await _still_answers(made, figures)
+        figures.after = await made.rest(figures.before)
+        _read_journal(made, figures)
+        figures.partials = len(list((made.scratch / "data" / "models" / ".partial").glob("*.part")))
+        figures.left = await made.end()
+        figures.complaints = made.log.complaints
+
+
+def _write_script(plan: Plan, made: Rig) -> None:
+    chance = Load(made, Tally(), str(plan.seed), 1).chance("script")
+    badly = {model.replace("-", "_"): lives(chance, 40, plan.interval) for model in CHAT_MODELS}
+    made.fake.behave({"interval": plan.interval}, **badly, **{FLOOD: [{"interval": 0}]})
+
+
+async def _phase(plan: Plan, made: Rig, name: str, seconds: float, figures: Figures) -> None:
+    load = Load(made, figures.tally, f"{plan.seed} {name}", plan.longest)
+    mishaps = Mishaps(made, load, figures.tally, plan.pace)
+    figures.tally.loaded()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with asyncio.TaskGroup() as group:
+        for work in (*load.workers(plan.streams), *mishaps.workers(min(seconds, plan.warm_up))):
+            group.create_task(work)
+        while (passed := loop.time() - began) < seconds:
+            memory, fds = made.plugin.memory_info().rss, made.plugin.num_fds()
+            sample = Sample(loop.time(), figures.tally.counts["streams begun"], memory, fds)
+            if not figures.samples or passed // _TELL != (figures.samples[-1].at - began) // _TELL:
+                _tell(name, passed, sample, figures.tally)
+            figures.samples.append(sample)
+            await asyncio.sleep(_LOOK)
+        figures.tally.heard()
+        figures.seconds = loop.time() - began
+        load.over.set()
+    await mishaps.tidy_up()
+
+
+def _tell(name: str, passed: float, sample: Sample, tally: Tally) -> None:
+    line = f"{name} {passed:4.0f} s: {sample.streams} streams begun, {tally.counts['streams completed']} completed"
+    sys.stderr.write(f"{line}, {len(tally.crashes)} crashes, {sample.rss >> 20} MiB, {sample.fds} descriptors\n")
+
+
+async def _still_answers(made: Rig, figures: Figures) -> None:
+    """After all that, every service does as on the first day."""
+    client = made.client
+    hello = {"messages": [{"role": "user", "content": "Hello"}]}
+    asked: list[tuple[str, dict[str, Any]]] = [("chat", {**hello, "model": name}) for name in CHAT_MODELS]
+    asked += [("embed", {"input": "one"}), ("rerank", {"query": "b", "documents": ["c"]})]
+    for service, request in asked:
+        try:
+            await client.invoke(service, request, timeout=_SLOWEST)
+        except EnginePluginError as error:
+            figures.wrong.append(f"afterwards, {service}: {type(error).__name__}: {error}")
+
+
+def _read_journal(made: Rig, figures: Figures) -> None:
+    for event in made.fake.events():
+        if event["event"] in ("refused", "bind_refused"):
+            figures.wrong.append(f"an engine's journal: {event}")
+        elif event["event"] == "left" and event["user"] in figures.tally.cancelled:
+            figures.cancel_seen.append(event["at"] - figures.tally.cancelled[event["user"]])

@@ -1,0 +1,90 @@
+"""The hosted plugin, as its host spawns it, with one thing more: a private socket that tells how it is inside.
+
+Each line that is written to the socket named by SOAK_SOCKET is answered by one of JSON: the tasks and threads by
+name; after `deep` also the live objects by type, when all garbage was collected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import json
+import os
+import re
+import sys
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin import hosted
+from engine_plugin.goplugin import serve
+
+if TYPE_CHECKING:
+    from engine_plugin.goplugin.handshake import HostEnv
+
+__all__ = ["SOCKET_VARIABLE", "main"]
+
+SOCKET_VARIABLE = "SOAK_SOCKET"
+
+
+class WatchedPlugin(hosted.BuiltPlugin):
+    """The plugin and its observers' socket."""
+
+    def __init__(self, built: hosted.BuiltPlugin, socket: asyncio.AbstractServer) -> None:
+        super().__init__(built.plugin, built.services)
+        self._socket = socket
+
+    async def aclose(self) -> None:
+        self._socket.close()
+        await super().aclose()
+
+
+async def _load(host: HostEnv) -> WatchedPlugin:
+    path = os.environ[SOCKET_VARIABLE]
+    built = await hosted._load(host)
+    return WatchedPlugin(built, await asyncio.start_unix_server(_tell, path))
+
+
+async def _tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while question := await reader.readline():
+            shape = _inside()
+            if question == b"deep\n":
+                shape |= _objects()
+            writer.write(json.dumps(shape).encode() + b"\n")
+            await writer.drain()
+    finally:
+        writer.close()
+
+
+def _inside() -> dict[str, Any]:
+    tasks = Counter(map(_name, asyncio.all_tasks()))
+    threads = Counter(re.sub(r"\d+", "N", thread.name) for thread in threading.enumerate())
+    return {"tasks": tasks, "threads": threads}
+
+
+def _name(task: asyncio.Task[Any]) -> str:
+    """Its name, else that of its coroutine: asyncio's own names are numbers."""
+    name = task.get_name()
+    if not name.startswith("Task-"):
+        return re.sub(r"\d+", "N", name)
+    return str(getattr(task.get_coro(), "__qualname__", "?"))
+
+
+def _objects() -> dict[str, Any]:
+    for _ in range(3):  # what finalizers have let go of is garbage of the next round
+        gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # what is free counts as ours until then
+    kinds = Counter(f"{type(thing).__module__}.{type(thing).__qualname__}" for thing in gc.get_objects())
+    return {"objects": kinds.total(), "kinds": kinds}
+
+
+def main() -> int:
+    """Be the plugin. Returns the exit status."""
+    return serve.run(_load)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
