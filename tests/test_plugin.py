@@ -424,6 +424,30 @@ async def test_an_unexpected_exception_is_500_and_the_plugin_lives_on(
     await still_well(client)
 
 
+@pytest.mark.promise("P5", "P30")
+async def test_a_cancellation_that_the_host_did_not_ask_for_is_told(serve: Serve) -> None:
+    """Work that others share is cancelled, and the error of it comes up in a call: its host still waits."""
+    client, engine = await serve()
+    async with asyncio.timeout(30):
+        for name, attempt in every_call(client).items():
+            engine.failing = {name: asyncio.CancelledError()}
+            with pytest.raises(EnginePluginError, match=r"internal error \(CancelledError\)"):
+                await attempt
+        for where in ("stream", "chunk"):
+            engine.failing = {where: asyncio.CancelledError()}
+            async with client.stream("chat", HELLO) as chunks:
+                with pytest.raises(EnginePluginError, match=r"internal error \(CancelledError\)"):
+                    async for _ in chunks:
+                        pass
+        engine.failing = {"converse": asyncio.CancelledError()}
+        async with client.invoke_bidi("speech-to-text-ws") as conversation:
+            await conversation.send("a")
+            with pytest.raises(EnginePluginError, match=r"internal error \(CancelledError\)"):
+                await anext(conversation)
+    engine.failing = {}
+    await still_well(client)
+
+
 @pytest.mark.promise("P30")
 @pytest.mark.parametrize("where", ["stream", "chunk"])
 async def test_an_unexpected_exception_ends_a_stream(serve: Serve, where: str) -> None:

@@ -43,8 +43,16 @@ def provider_service(plugin: Plugin) -> RpcService:
     return bind(pb.DESCRIPTOR.services_by_name["ProviderService"], ProviderServicer(plugin))
 
 
-def _failure(error: Exception, where: str) -> tuple[int, str]:
-    """Code and message for whatever was raised: the one place where an error becomes the wire's."""
+def _failure(error: BaseException, where: str) -> tuple[int, str]:
+    """Code and message for whatever was raised: the one place where an error becomes the wire's.
+
+    A cancelled call ends without an answer, which nobody waits for. But a CancelledError may come from other work
+    that this call waited for; then its host still waits, and would for ever.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise error
     if isinstance(error, EnginePluginError):
         message = _sendable(error.message)
         log.info("%s: %d %s", where, error.code, message, extra={"rpc": where, "code": error.code})
@@ -64,7 +72,7 @@ async def _answer(
     """Run one unary rpc: `work` returns the response's fields beside code and message (or `message` itself)."""
     try:
         fields = await work() or {}
-    except Exception as error:  # the edge: a plugin answers and lives on, whatever happened
+    except (Exception, asyncio.CancelledError) as error:  # the edge: a plugin answers and lives on, whatever happened
         code, message = _failure(error, where)
         return response(code=code, message=message)
     message = _sendable(fields.pop("message", "ok"))
@@ -109,7 +117,7 @@ class ProviderServicer:
                     await call.send(response(code=OK, chunk_data=chunk))
         except DeadlineError as error:
             raise RpcError(Status.DEADLINE_EXCEEDED, error.message) from error
-        except Exception as error:  # the edge, as in _answer
+        except (Exception, asyncio.CancelledError) as error:  # the edge, as in _answer
             code, message = _failure(error, "InvokeServiceStream")
             await call.send(response(code=code, message=message, is_final=True))
         else:
@@ -135,7 +143,7 @@ class ProviderServicer:
             raise RpcError(Status.DEADLINE_EXCEEDED, error.message) from error
         except RpcError:  # what was received is no message
             raise
-        except Exception as error:  # the edge, as in _answer
+        except (Exception, asyncio.CancelledError) as error:  # the edge, as in _answer
             code, message = _failure(error, "InvokeServiceBidi")
             await call.send(response(code=code, message=message))
 
@@ -237,7 +245,7 @@ class ProviderServicer:
             async with aclosing(self._plugin.pull_model(wanted)) as events:
                 async for event in events:
                     await call.send(response(code=OK, data=progress_json(event)))
-        except Exception as error:  # the edge, as in _answer
+        except (Exception, asyncio.CancelledError) as error:  # the edge, as in _answer
             code, message = _failure(error, "PullModelStream")
             await call.send(response(code=code, message=message, data=progress_json(Error(message, code))))
 
