@@ -147,6 +147,7 @@ class Figures:
             "at_rest_after": _at_rest(self.after),
             "partials": self.partials,
             "left": self.left,
+            "waited_for": self.tally.waited_for,
             "problems": self.problems(),
         }
 
@@ -201,6 +202,8 @@ class Figures:
         lines += ["", *(f"{count:8} {message}" for message, count in self.tally.messages.most_common(_MESSAGES))]
         problems = shape["problems"]
         lines += ["", *(f"NOT CLEAN: {problem}" for problem in problems)] if problems else ["", "CLEAN"]
+        if self.tally.waited_for:
+            lines += ["", "what the plugin waited for when the first call did not end:", *self.tally.waited_for]
         return "\n".join(lines)
 
     def _broken(self) -> int:

@@ -14,7 +14,7 @@ from engine_plugin.waiting import comes_true
 from tests.soak.rig import CHAT_MODELS, FLOOD
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Coroutine
 
     from engine_plugin.host import ChunkStream, PluginClient
     from tests.soak.rig import Rig
@@ -27,6 +27,7 @@ BROKEN = (502, 503)
 LATE = 408
 
 _LIMIT = 45.0  # seconds, in which any call must have ended, one way or another
+_QUESTIONS = ("list_models", "health_check", "running_models", "get_operate_status", "get_config", "check_engine")
 _WORD = re.compile(rb'"content": "w(\d+) "')
 _DONE = b"data: [DONE]"
 _FLOOD_TOKENS = 8000  # more than all buffers on the way hold
@@ -79,6 +80,8 @@ class Load:
                 await call
         except TimeoutError:
             self._tally.surprise(f"{what}: had not ended after {_LIMIT:g} s")
+            if not self._tally.waited_for:
+                self._tally.waited_for = await self._rig.where()
         except EnginePluginError as error:
             self._tally.failed(what, error, allowed)
         else:
@@ -126,11 +129,13 @@ class Load:
         """One unary call after the other."""
         chance = self.chance(f"call {number}")
         while not await self.pause(chance.uniform(0.02, 0.3)):
-            name = chance.choices(("chat", "generate", "embed", "rerank", "ask"), (4, 2, 4, 1, 6))[0]
             self._tally.counts["unary calls"] += 1
-            call = self._ask(chance) if name == "ask" else self._invoke(name, chance)
-            allowed = (*BROKEN, LATE) if name != "ask" else BROKEN
-            await self._bounded(f"call, {name}", call, allowed)
+            if chance.random() < 0.4:
+                name = chance.choice(_QUESTIONS)
+                await self._bounded(f"call, {name}", self._ask(name), BROKEN)
+            else:
+                name = chance.choices(("chat", "generate", "embed", "rerank"), (4, 2, 4, 1))[0]
+                await self._bounded(f"call, {name}", self._invoke(name, chance), (*BROKEN, LATE))
 
     async def _invoke(self, service: str, chance: random.Random) -> None:
         tokens = chance.randint(1, self._longest)
@@ -142,6 +147,7 @@ class Load:
         }
         request, key = requests[service]
         timeout = chance.choice((None, None, chance.uniform(0.02, 2)))
+        began = asyncio.get_running_loop().time()
         call = asyncio.ensure_future(self._rig.client.invoke(service, request, timeout=timeout))
         if chance.random() < 0.2:
             await asyncio.wait({call}, timeout=chance.uniform(0, 1))
@@ -154,21 +160,14 @@ class Load:
                 raise
             self._tally.counts["unary calls cancelled"] += 1
             return
+        self._tally.answered(request.get("model", f"tiny-{service}"), began)
         wanted = 1 if key == "choices" else 2
         if len(answer[key]) != wanted:
             self._tally.surprise(f"call, {service}: {str(answer)[:200]}")
         self._tally.counts["unary calls completed"] += 1
 
-    async def _ask(self, chance: random.Random) -> None:
-        client = self._rig.client
-        ways: tuple[Callable[[], Awaitable[Any]], ...] = (
-            client.list_models,
-            client.health_check,
-            client.running_models,
-            client.get_operate_status,
-            client.get_config,
-        )
-        await chance.choice(ways)()
+    async def _ask(self, name: str) -> None:
+        await getattr(self._rig.client, name)()
         self._tally.counts["unary calls completed"] += 1
 
     async def _channels(self) -> None:

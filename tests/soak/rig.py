@@ -99,16 +99,26 @@ class Rig:
         if pid is None:
             raise RuntimeError("the plugin has no process")
         self.plugin = psutil.Process(pid)
+        self._asking = asyncio.Lock()
         self._observer: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def look(self, *, deep: bool = False) -> Snapshot:
-        """How the plugin is now."""
+    async def where(self) -> list[str]:
+        """What each of the plugin's tasks waits for."""
+        chains: list[str] = (await self._ask("where"))["where"]
+        return chains
+
+    async def _ask(self, question: str) -> dict[str, Any]:
         if self._observer is None:
             self._observer = await asyncio.open_unix_connection(self.scratch / "watch", limit=1 << 24)
         reader, writer = self._observer
-        async with asyncio.timeout(_LIMIT):
-            writer.write(b"deep\n" if deep else b"brief\n")
-            inside: dict[str, Any] = json.loads(await reader.readline())
+        async with self._asking, asyncio.timeout(_LIMIT):
+            writer.write(question.encode() + b"\n")
+            answer: dict[str, Any] = json.loads(await reader.readline())
+        return answer
+
+    async def look(self, *, deep: bool = False) -> Snapshot:
+        """How the plugin is now."""
+        inside = await self._ask("deep" if deep else "brief")
         return Snapshot(
             rss=self.plugin.memory_info().rss,
             fds=_descriptors(self.plugin),

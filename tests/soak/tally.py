@@ -40,6 +40,8 @@ class Tally:
     """What must not happen: a text, and how often."""
     messages: Counter[str] = field(default_factory=Counter)
     """The errors that calls ended with, numbers and names of files left out."""
+    waited_for: list[str] = field(default_factory=list)
+    """What the plugin's tasks waited for when the first call did not end."""
     longest_silence: float = 0.0
     """Seconds in which no stream was completed."""
     _last_completed: float = 0.0

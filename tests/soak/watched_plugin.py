@@ -1,7 +1,8 @@
 """The hosted plugin, as its host spawns it, with one thing more: a private socket that tells how it is inside.
 
 Each line that is written to the socket named by SOAK_SOCKET is answered by one of JSON: the tasks and threads by
-name; after `deep` also the live objects by type, when all garbage was collected.
+name; after `deep` also the live objects by type, when all garbage was collected; after `where` what each task waits
+for.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ async def _load(host: HostEnv) -> WatchedPlugin:
 async def _tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         while question := await reader.readline():
-            shape = _inside()
+            shape: dict[str, Any] = {"where": _where()} if question == b"where\n" else _inside()
             if question == b"deep\n":
                 shape |= _objects()
             writer.write(json.dumps(shape).encode() + b"\n")
@@ -70,6 +71,23 @@ def _name(task: asyncio.Task[Any]) -> str:
     if not name.startswith("Task-"):
         return re.sub(r"\d+", "N", name)
     return str(getattr(task.get_coro(), "__qualname__", "?"))
+
+
+def _where() -> list[str]:
+    """Each task's chain of awaits, outermost first."""
+    chains = []
+    for task in asyncio.all_tasks():
+        steps = [_name(task)]
+        inner: Any = task.get_coro()
+        while inner is not None:
+            frame = getattr(inner, "cr_frame", None) or getattr(inner, "ag_frame", None)
+            if frame is not None:
+                steps.append(f"{getattr(inner, '__qualname__', '?')}:{frame.f_lineno}")
+            elif not hasattr(inner, "cr_await"):
+                steps.append(repr(inner)[:200])
+            inner = getattr(inner, "cr_await", None) or getattr(inner, "ag_await", None)
+        chains.append(" > ".join(steps))
+    return sorted(chains)
 
 
 def _objects() -> dict[str, Any]:
