@@ -24,7 +24,7 @@ override PROMPT :=
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run-setup lock-setup demo test lint protos lock build bench clean
+.PHONY: help setup run-setup lock-setup demo test soak lint protos lock build bench clean
 
 help:  ## what can be made
 	@echo "engine-plugin: a local AI engine under an orchestrator's control"
@@ -45,6 +45,9 @@ demo: run-setup  ## see the plugin at work (PROMPT="Tell me a story" asks what y
 
 test: setup  ## run the tests (ARGS="tests/goplugin -k handshake" chooses)
 	@$(VENV_PYTHON) -m pytest $(ARGS)
+
+soak: setup  ## load the plugin and hurt its engines for three minutes (ARGS="--minutes 60 --seed 1")
+	@$(VENV_PYTHON) -m tests.soak $(ARGS)
 
 lint: setup  ## check style and types
 	@$(VENV_PYTHON) -m ruff check .
