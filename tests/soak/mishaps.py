@@ -102,8 +102,9 @@ class Mishaps:
         number = chance.choice(_SIGNALS)
         if victim := self._victim(chance):
             process, model = victim
-            self._tally.crashed(model)
             self._tally.counts["engines killed"] += 1
+            if model in CHAT_MODELS:  # the others are asked so seldom that the time until then would count
+                self._tally.crashed(model)
             with suppress(psutil.Error):
                 process.send_signal(number)
 

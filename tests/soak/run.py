@@ -125,7 +125,9 @@ async def _phase(plan: Plan, made: Rig, name: str, seconds: float, figures: Figu
 
 def _tell(name: str, passed: float, sample: Sample, tally: Tally) -> None:
     line = f"{name} {passed:4.0f} s: {sample.streams} streams begun, {tally.counts['streams completed']} completed"
-    sys.stderr.write(f"{line}, {len(tally.crashes)} crashes, {sample.rss >> 20} MiB, {sample.fds} descriptors\n")
+    sys.stderr.write(
+        f"{line}, {tally.counts['engines killed']} kills, {sample.rss >> 20} MiB, {sample.fds} descriptors\n"
+    )
 
 
 async def _still_answers(made: Rig, figures: Figures) -> None:
