@@ -71,7 +71,8 @@ class HttpClient(Protocol):
 class _Connection(asyncio.Protocol):
     """One connection: a buffer of received bytes, its decoding state, and the one reader that waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, client: Http1Client) -> None:
+        self._client = client
         self.transport: asyncio.Transport | None = None
         self.buffer = bytearray()
         self.ended = False
@@ -87,6 +88,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
+        self._client.heard = True
         if len(self.buffer) >= _HIGH_WATER and not self._paused and self.transport is not None:
             self._paused = True
             self.transport.pause_reading()
@@ -151,6 +153,8 @@ class Http1Client(HttpClient):
         lines = [f"host: {host}", *(f"{name}: {value}" for name, value in (headers or {}).items())]
         self._common = ("\r\n".join(lines) + "\r\n").encode("latin-1")
         self._idle: deque[_Connection] = deque()
+        self.heard = False
+        """Set whenever anything comes from the engine; whoever watches it resets it."""
 
     def request(self, method: str, path: str, body: bytes | None = None) -> Response:
         head = f"{method} {path} HTTP/1.1\r\n".encode("latin-1") + self._common
@@ -183,9 +187,9 @@ class Http1Client(HttpClient):
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT):
                 if isinstance(self._address, str):
-                    _, connection = await loop.create_unix_connection(_Connection, self._address)
+                    _, connection = await loop.create_unix_connection(lambda: _Connection(self), self._address)
                 else:
-                    _, connection = await loop.create_connection(_Connection, *self._address)
+                    _, connection = await loop.create_connection(lambda: _Connection(self), *self._address)
         except TimeoutError:
             raise UnavailableError(f"the engine did not accept a connection in {_CONNECT_TIMEOUT:g} s") from None
         except OSError as error:

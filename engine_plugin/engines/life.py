@@ -65,13 +65,18 @@ def _no_stragglers() -> list[psutil.Process]:
     return []
 
 
+def _nothing() -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
     """How to run one engine process, life after life. Seconds.
 
     `command` is asked once a life, so that each may have a port of its own. `ready` asks the process whether it
     can serve: True, False for not yet, an EnginePluginError for never. `healthy` asks one that serves whether it
-    still answers; it bounds itself.
+    still answers; it bounds itself. `heard` says whether anything came from it by another way since it was last asked
+    for: one that streams an answer lives, whatever it makes of the questions about its health.
     `start_timeout` is how long a start may show no progress (output, or use of the processor), `start_limit`
     bounds the whole start, `stop_timeout` the wait between asking and killing. With `stop_by_stdin` closing stdin
     is how the process is asked to stop. `on_output` gets the lines of stdout; `on_spawn` and `on_end` get the pid.
@@ -83,6 +88,7 @@ class ProcessSpec:
     command: Callable[[], Command]
     ready: Callable[[], Awaitable[bool]]
     healthy: Callable[[], Awaitable[bool]] | None = None
+    heard: Callable[[], bool] = _nothing
     start_timeout: float = 60.0
     start_limit: float = 1800.0
     stop_timeout: float = 1.0
@@ -117,6 +123,8 @@ class Life:
         self._unended = {STDOUT: b"", STDERR: b""}
         self._progress = asyncio.Event()
         self._echo_until = 0.0
+        self._echoed = False  # whether something was heard just after the latest probe
+        self._echoes = False  # the same of the probe before: only what follows each of them is an echo
         self._effort = 0.0
         self._health: HealthRecord | None = None
         self._asking = asyncio.Lock()
@@ -236,6 +244,7 @@ class Life:
         pause = _PROBE_FIRST
         while True:
             echo = min(_ECHO, pause / 2)
+            self._echoes, self._echoed = self._echoed, False
             self._echo_until = self._loop.time() + echo
             ready = await self._spec.ready()
             self._echo_until = self._loop.time() + echo
@@ -278,7 +287,8 @@ class Life:
             self._progress.clear()
             await asyncio.sleep(policy.interval)
             await self.check()
-            if health.silent and (self._progress.is_set() or await self._worked(policy.interval)):
+            heard = self._spec.heard()
+            if health.silent and (heard or self._progress.is_set() or await self._worked(policy.interval)):
                 health.alive(self._loop.time())
             if health.hung(self._loop.time()):
                 return (
@@ -331,8 +341,11 @@ class Life:
             if text and stream == STDOUT:
                 self._spec.on_output(text)
             self._note(text)
-        if self._loop.time() > self._echo_until:
-            self._progress.set()
+        if self._loop.time() <= self._echo_until:
+            self._echoed = True
+            if self._echoes:
+                return
+        self._progress.set()
 
     def _note(self, line: str) -> None:
         if line:

@@ -93,6 +93,11 @@ class EngineProcess:
         await asyncio.wait({settled})
         settled.result()
 
+    async def recovered(self) -> None:
+        """Wait while it is being restarted by itself; starts nothing. Returns at once in any other state."""
+        while not self.ended.is_set() and not self._stop_wanted.is_set() and self.state not in _SERVING:
+            await self._moved.wait()
+
     async def stop(self) -> None:
         """Ask, wait, kill if need be, and return when no process of the tree is left. Aborts a start."""
         task = self._task

@@ -45,6 +45,7 @@ generate, embed, rerank, probe (the driver's first real request, whose text is "
             hangup: true it closes the connection a moment before
   block     nothing at all is answered, for seconds: S or until: PATH; burn: true computes meanwhile, silent otherwise
   stop      SIGSTOP for the whole process, then goes on if it is continued
+  say       text: a line on stderr; then goes on
   flood     fd, mib, solid: true (one line that does not end); then goes on
 
 The journal (JSON lines; each has event, model, life, pid) says: started (argv), bind_refused, listening, loaded,
@@ -457,6 +458,9 @@ class Connection(asyncio.Protocol):
             return False
         elif what == "stop":
             self.server.stop_the_world()
+            return False
+        elif what == "say":
+            say(rule["text"])
             return False
         elif what == "flood":
             flood(rule["fd"], rule["mib"], solid=bool(rule.get("solid")))

@@ -156,6 +156,22 @@ async def test_the_death_of_one_model_is_not_the_others(begin: Begin) -> None:
     assert world.life == 3
 
 
+@pytest.mark.promise("F20", "F18")
+async def test_those_who_wait_for_their_turn_survive_a_death(begin: Begin) -> None:
+    """Their requests were never sent, so the next life can answer them."""
+    gates = {"rules": [{"on": "chat", "do": "hold", "after": 1, "until": "/nowhere"}]}
+    world = await begin(gates, {}, parallel=2)
+    asking = [asyncio.create_task(world.chat()) for _ in range(12)]
+    await world.fake.event("begun", count=2)
+    await eventually(lambda: world.users() == 12)
+    os.kill(world.processes()[0], signal.SIGSEGV)
+    async with asyncio.timeout(LIMIT):
+        outcomes = await asyncio.gather(*asking, return_exceptions=True)
+    assert sum(isinstance(outcome, BadGatewayError) for outcome in outcomes) == 2
+    assert sum(outcome == words(TOKENS) for outcome in outcomes) == 10
+    assert world.life == 2
+
+
 @pytest.mark.promise("F20", "F24", "P4")
 async def test_deaths_at_every_moment(begin: Begin) -> None:
     """Each life dies at another moment, among requests, loads and unloads; in the end it serves."""

@@ -105,6 +105,15 @@ async def test_a_hung_engine_is_killed_and_restarted(begin: Begin, how: str) -> 
     assert len(world.processes()) == 1
 
 
+@pytest.mark.promise("F21", "P3")
+async def test_one_that_answers_requests_is_not_hung(begin: Begin) -> None:
+    """It computes elsewhere, has no thread left for questions about its health, and streams."""
+    rules = [{"on": "health", "from": 2, "do": "hang"}]
+    world = await begin({"interval": 0.2, "rules": rules}, **QUICK, hung_timeout=0.5)
+    assert await asyncio.wait_for(world.chat(), LIMIT) == words(TOKENS)
+    assert world.life == 1
+
+
 @pytest.mark.promise("F21")
 async def test_one_that_was_only_asleep_goes_on(begin: Begin) -> None:
     """A laptop's lid, a debugger: SIGSTOP, and SIGCONT in time."""

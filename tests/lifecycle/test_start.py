@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,31 @@ async def test_a_port_taken_before_the_engine_binds_it_is_passed_over(begin: Beg
     assert await world.chat() == words(TOKENS)
 
 
+@pytest.mark.promise("F13")
+async def test_who_holds_the_port_is_named_at_last(begin: Begin) -> None:
+    """Somebody who takes every port that we choose: no endless loop, and the culprit's name."""
+    world = await begin({}, transport="tcp")
+    gates = [world.fake.gate(str(number)) for number in range(10)]
+    world.fake.behave(*({"bind_until": str(gate)} for gate in gates))
+
+    async def take(number: int) -> None:
+        taken = port_of(await world.fake.event("started", count=number + 1, seconds=60))
+        async with Stranger().at(taken):
+            gates[number].touch()
+            await asyncio.Event().wait()
+
+    rivals = [asyncio.create_task(take(number)) for number in range(10)]
+    try:
+        with pytest.raises(UnavailableError, match=rf"port \d+ is held by \S+ \(pid {os.getpid()}\)"):
+            await asyncio.wait_for(world.client.load_model("tiny-chat"), LIMIT)
+    finally:
+        for rival in rivals:
+            rival.cancel()
+        await asyncio.gather(*rivals, return_exceptions=True)
+    assert 2 <= world.life <= 5
+    assert world.leftovers() == []
+
+
 @pytest.mark.promise("F13", "F22")
 @pytest.mark.parametrize("status", [200, 404, 503])
 async def test_a_stranger_on_the_port_is_never_taken_for_the_engine(begin: Begin, status: int) -> None:
@@ -55,6 +81,8 @@ async def test_a_stranger_on_the_port_is_never_taken_for_the_engine(begin: Begin
     assert port_of(await world.fake.event("started", count=2)) != taken
     assert world.life == 2
     assert await world.chat() == words(TOKENS)
+    # It learns neither the key nor what is asked.
+    assert b"authorization" not in stranger.heard.lower()
     assert b"POST" not in stranger.heard
 
 
@@ -86,6 +114,20 @@ async def test_an_engine_that_only_logs_our_questions_makes_no_progress(begin: B
     # What was too slow once may be tried again.
     await world.client.load_model("tiny-chat")
     assert await world.chat() == words(TOKENS)
+
+
+@pytest.mark.promise("F14")
+async def test_progress_that_coincides_with_our_questions_counts(begin: Begin) -> None:
+    """Now and then a line comes just after a question: an engine that logs questions would log each of them."""
+    steps = [{"on": "health", "from": at, "count": 1, "do": "say", "text": f"step {at}"} for at in range(8, 60, 3)]
+    world = await begin({}, start_timeout=1)
+    gate = world.fake.gate("load")
+    world.fake.behave({"load_until": str(gate), "rules": steps})
+    loading = asyncio.create_task(world.client.load_model("tiny-chat"))
+    await world.fake.event("request", service="health", number=16)
+    gate.touch()
+    await asyncio.wait_for(loading, LIMIT)
+    assert world.life == 1
 
 
 @pytest.mark.promise("F14", "F16")

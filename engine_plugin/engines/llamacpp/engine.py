@@ -275,9 +275,10 @@ class LlamaCppEngine(Engine):
         async with (
             self._pool.use(model) as server,
             server.admission.slots(requests.slots_needed(service, request)),
-            server.post(service, body) as response,
         ):
-            yield response
+            await server.recovered()
+            async with server.post(service, body) as response:
+                yield response
 
     async def _events(self, response: HttpResponse) -> AsyncIterator[bytes]:
         """Whole events as they come. An error event becomes an exception, after what came before it."""

@@ -85,7 +85,8 @@ class ModelServer:
         self._socket = None if folder is None else folder / f"{secrets.token_hex(4)}.sock"
         self._key = ""
         self._key_file: Path | None = None
-        self._port = 0
+        self._port = self._own_port = 0
+        """The port of this life; the same once the process was seen to listen there."""
         self._client: Http1Client | None = None
         self.admission = Admission(options.parallel, options.max_queue)
         self.process = self._new_process()
@@ -96,10 +97,14 @@ class ModelServer:
             try:
                 await self.process.ensure_ready()
                 return
-            except EngineStartError:
+            except EngineStartError as error:
                 # A port picked for a llama-server may have been taken before it bound it: the next life has another.
-                if attempt == _TCP_ATTEMPTS - 1 or not self._port or not await in_thread(ports.holder, self._port):
+                port = self._port
+                rival = await in_thread(ports.holder, port) if port else ""
+                if not rival:
                     raise
+                if attempt == _TCP_ATTEMPTS - 1:
+                    raise EngineStartError(f"port {port} is held by {rival}. {error}") from error
 
     @property
     def dead(self) -> bool:
@@ -128,6 +133,10 @@ class ModelServer:
                 return self.process.failure
         return ""
 
+    async def recovered(self) -> None:
+        """Wait while it is being restarted. It may die while somebody waits for a turn."""
+        await self.process.recovered()
+
     async def stop(self) -> None:
         """End the process and wait for it; requests under way break off."""
         await self.process.stop()
@@ -154,6 +163,14 @@ class ModelServer:
                 return response.status == 200
         except (EnginePluginError, TimeoutError):
             return False
+
+    def _heard(self) -> bool:
+        """Whether the server has sent anything since this was last asked."""
+        client = self._client
+        heard = client is not None and client.heard
+        if client is not None:
+            client.heard = False
+        return heard
 
     @asynccontextmanager
     async def post(self, service: str, body: bytes) -> AsyncIterator[HttpResponse]:
@@ -187,6 +204,7 @@ class ModelServer:
                 command=self._command,
                 ready=self._ready,
                 healthy=self.healthy,
+                heard=self._heard,
                 start_timeout=options.start_timeout,
                 start_limit=options.start_limit,
                 stop_timeout=options.stop_timeout,
@@ -216,6 +234,7 @@ class ModelServer:
         """What to run for one life, with a key and, where it needs one, a port of its own."""
         self.clean_up()
         self._key = secrets.token_urlsafe(24)
+        self._own_port = 0
         self._port = 0 if self._socket is not None or self._is_ours else ports.free_port()
         settings = self._settings()
         if self._socket is not None:
@@ -273,10 +292,10 @@ class ModelServer:
         """Ready is a real answer: /health says 200 before anything was ever computed."""
         if self._client is None or (self._socket is not None and not self._socket.exists()):
             return False
+        if self._port and not await self._listens():
+            return False
         if not await self.healthy():
             return False
-        if self._port:
-            await self._require_own_listener()
         service, request = _PROBES[self.model.kind]
         async with asyncio.timeout(_PROBE_TIMEOUT), self._ask(service, request) as response:
             if response.status != 200:
@@ -285,11 +304,17 @@ class ModelServer:
         self._forget_key_file()
         return True
 
-    async def _require_own_listener(self) -> None:
-        """Whoever answers on a port that anybody could have taken must be the process that we started."""
-        pid = self.process.pid
-        if pid is None or not await in_thread(ports.listens, pid, self._port):
-            raise UnavailableError(f"port {self._port} is held by {await in_thread(ports.holder, self._port)}")
+    async def _listens(self) -> bool:
+        """Whether the process that we started holds its port, which anybody could have taken. Asked before a word,
+        or the key, goes there. Raises UnavailableError when somebody else holds it."""
+        pid, port = self.process.pid, self._port
+        if port == self._own_port or (pid is not None and await in_thread(ports.listens, pid, port)):
+            self._own_port = port
+            return True
+        rival = await in_thread(ports.holder, port)
+        if not rival or (pid is not None and await in_thread(ports.listens, pid, port)):
+            return False  # nobody, or our own, which came between the two looks
+        raise UnavailableError(f"port {port} is held by {rival}")
 
     def _ask(self, service: str, request: dict[str, Any]) -> Response:
         return self._require_client().request("POST", PATHS[service], json.dumps(request).encode())
