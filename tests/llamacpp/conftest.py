@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import shutil
 import sys
 import tempfile
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import psutil
 import pytest
 import pytest_asyncio
 import yaml
@@ -26,41 +23,17 @@ from engine_plugin.models.store import PullRequest
 from engine_plugin.plugin import Plugin
 from engine_plugin.rpc.grpc_aio import AioServer
 from engine_plugin.rpc.servicer import provider_service
+from tests.leftovers import marked, nothing_is_left, scratch
 
-from .running import ENDLESS, ENGINE_MARK, MARK, REPOSITORY, RunningPlugin, processes_of
+from .running import ENDLESS, ENGINE_MARK, REPOSITORY, RunningPlugin
+
+__all__ = ["marked", "nothing_is_left", "scratch"]
 
 Serve: TypeAlias = Callable[..., Awaitable[RunningPlugin]]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _mark() -> Iterator[None]:
-    """Whatever this test run starts can be told from what another does at the same time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(MARK, uuid.uuid4().hex)
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _nothing_is_left(_mark: None) -> Iterator[None]:
-    """After each module no process of ours is left."""
-    yield
-    psutil.wait_procs(processes_of(os.environ[MARK]), timeout=3)
-    left = processes_of(os.environ[MARK])
-    for process in left:
-        process.kill()
-    assert left == [], f"left behind: {left}"
-
-
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    """A directory for data and sockets whose path is short enough for a unix socket's."""
-    path = Path(tempfile.mkdtemp(prefix="epl-"))
-    yield path
-    shutil.rmtree(path)
-
-
 @pytest.fixture(scope="session")
-def pulled(tmp_path_factory: pytest.TempPathFactory, _mark: None) -> Path:
+def pulled(tmp_path_factory: pytest.TempPathFactory, marked: None) -> Path:
     """A models directory with the chat model that never stops, pulled once for all tests."""
     root = tmp_path_factory.mktemp("pulled")
     (root / "plugin.yaml").write_text((REPOSITORY / "plugin.yaml").read_text())
@@ -139,7 +112,7 @@ async def serve(scratch: Path, pulled: Path) -> AsyncIterator[Serve]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(_nothing_is_left: None, pulled: Path) -> AsyncIterator[RunningPlugin]:
+async def shared(nothing_is_left: None, pulled: Path) -> AsyncIterator[RunningPlugin]:
     """A started plugin for all tests of a module that leave it as it is."""
     root = Path(tempfile.mkdtemp(prefix="epl-"))
     server = _Server(root, pulled)

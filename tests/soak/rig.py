@@ -45,7 +45,8 @@ _EXPECTED_ERRORS = re.compile(r"llama\.cpp for \S+ (died|ended|hangs|cannot serv
 
 @dataclass(slots=True)
 class Snapshot:
-    """The plugin at rest. Memory in bytes; `kinds` counts its live objects by type."""
+    """The plugin at rest. Memory in bytes; `kinds` counts its live objects by type, `blocks` are those of Python's
+    own memory, strings and numbers included."""
 
     rss: int
     fds: dict[str, int]
@@ -55,6 +56,7 @@ class Snapshot:
     threads: dict[str, int]
     objects: int = 0
     kinds: dict[str, int] = field(default_factory=dict)
+    blocks: int = 0
 
     def calm(self, goal: Snapshot | None) -> bool:
         """Whether nothing goes on any more; with a `goal`, nothing that did not go on then."""

@@ -97,7 +97,7 @@ async def _soak(plan: Plan, figures: Figures) -> None:
 
 def _write_script(plan: Plan, made: Rig) -> None:
     chance = Load(made, Tally(), str(plan.seed), 1).chance("script")
-    badly = {model.replace("-", "_"): lives(chance, 40, plan.interval) for model in CHAT_MODELS}
+    badly = {model.replace("-", "_"): lives(chance, 150, plan.interval) for model in CHAT_MODELS}
     made.fake.behave({"interval": plan.interval}, **badly, **{FLOOD: [{"interval": 0}]})
 
 

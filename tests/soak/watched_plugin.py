@@ -1,8 +1,8 @@
 """The hosted plugin, as its host spawns it, with one thing more: a private socket that tells how it is inside.
 
 Each line that is written to the socket named by SOAK_SOCKET is answered by one of JSON: the tasks and threads by
-name; after `deep` also the live objects by type, when all garbage was collected; after `where` what each task waits
-for.
+name; after `deep` also the live objects by type and the blocks of memory that Python has given out, when all garbage was
+collected; after `where` what each task waits for.
 """
 
 from __future__ import annotations
@@ -95,8 +95,9 @@ def _objects() -> dict[str, Any]:
         gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)  # what is free counts as ours until then
+    blocks = sys.getallocatedblocks()
     kinds = Counter(f"{type(thing).__module__}.{type(thing).__qualname__}" for thing in gc.get_objects())
-    return {"objects": kinds.total(), "kinds": kinds}
+    return {"objects": kinds.total(), "kinds": kinds, "blocks": blocks}
 
 
 def main() -> int:
