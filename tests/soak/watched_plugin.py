@@ -1,8 +1,8 @@
 """The hosted plugin, as its host spawns it, with one thing more: a private socket that tells how it is inside.
 
 Each line that is written to the socket named by SOAK_SOCKET is answered by one of JSON: the tasks and threads by
-name; after `deep` also the live objects by type and the blocks of memory that Python has given out, when all garbage was
-collected; after `where` what each task waits for.
+name; after `deep` also the live objects by type and the blocks of memory that Python has given out, when all garbage
+was collected; after `where` what each task waits for.
 """
 
 from __future__ import annotations
