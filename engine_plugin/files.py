@@ -6,14 +6,15 @@ import asyncio
 import hashlib
 import json
 import os
+from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from io import FileIO
     from pathlib import Path
 
-__all__ = ["BLOCK", "in_thread", "private_folder", "read_json", "sha256_of", "sync_folder", "write_json"]
+__all__ = ["BLOCK", "in_thread", "opened", "private_folder", "read_json", "sha256_of", "sync_folder", "write_json"]
 
 BLOCK = 8 * 1024 * 1024
 """Bytes read, hashed or copied by one call in a thread: some milliseconds of work."""
@@ -87,15 +88,22 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")  # a host that is told it could read nothing of the answer
 
 
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[FileIO]:
+    """A file to be read in threads; closed in the end, also if the caller is cancelled while it is being opened.
+
+    Raises OSError.
+    """
+    with ExitStack() as files:
+        yield await in_thread(lambda: files.enter_context(path.open("rb", buffering=0)))
+
+
 async def sha256_of(path: Path) -> str:
     """`sha256:…` of a file, read block by block in threads. Raises OSError."""
     digest = hashlib.sha256()
-    file = await in_thread(path.open, "rb", buffering=0)
-    try:
+    async with opened(path) as file:
         while await in_thread(_hash_block, file, digest):
             pass
-    finally:
-        file.close()
     return f"sha256:{digest.hexdigest()}"
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,8 @@ import pytest
 
 from engine_plugin.download.events import ChunkProgress, PullEvent
 from engine_plugin.download.fetch import ProgressReport
-from engine_plugin.files import in_thread, read_json, sha256_of, write_json
+from engine_plugin.download.partial import Partial
+from engine_plugin.files import in_thread, opened, read_json, sha256_of, write_json
 from tests.models.fakes import PATIENCE, digest_of
 
 if TYPE_CHECKING:
@@ -66,3 +68,55 @@ def test_progress_is_told_rarely_but_the_last_always() -> None:
         report.at(completed, 1000)
     report.last(1000, 1000)
     assert events == [ChunkProgress("sha256:ab", 0, 1000), ChunkProgress("sha256:ab", 1000, 1000)]
+
+
+@pytest.mark.promise("F24")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes in its file system")
+async def test_a_file_that_is_opened_too_late_is_closed(tmp_path: Path) -> None:
+    """Its opening takes a while, as on a slow disk; whoever wanted it has left meanwhile."""
+    slow = tmp_path / "slow"
+    os.mkfifo(slow)
+
+    async def use() -> None:
+        async with opened(slow):
+            raise AssertionError("cancelled before it was open")
+
+    using = asyncio.create_task(use())
+    await asyncio.sleep(0)
+    using.cancel()
+    descriptor = await asyncio.to_thread(os.open, slow, os.O_WRONLY)  # when the reader is there
+    try:
+        with pytest.raises(asyncio.CancelledError):
+            await using
+        with pytest.raises(BrokenPipeError):
+            os.write(descriptor, b"nobody reads")
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.promise("F24")
+async def test_a_partial_that_is_opened_too_late_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    partial = Partial(tmp_path, "m")
+    begun, go = threading.Event(), threading.Event()
+    really_open = partial._open
+
+    def open_late() -> None:
+        begun.set()
+        assert go.wait(PATIENCE)
+        really_open()
+
+    monkeypatch.setattr(partial, "_open", open_late)
+
+    async def use() -> None:
+        async with partial.opened():
+            raise AssertionError("cancelled before it was open")
+
+    using = asyncio.create_task(use())
+    await asyncio.to_thread(begun.wait, PATIENCE)
+    using.cancel()
+    await asyncio.sleep(0)
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await using
+    with pytest.raises(ValueError, match="not open"):
+        partial.write(b"x")

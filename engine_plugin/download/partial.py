@@ -91,8 +91,8 @@ class Partial:
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
         """Open the file and its state, and close it in the end; `resume` or `restart` comes next. Raises OSError."""
-        await in_thread(self._open)
         try:
+            await in_thread(self._open)
             yield
         finally:
             await in_thread(self.close)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -19,12 +20,13 @@ from engine_plugin.errors import (
     NotFoundError,
     PullError,
 )
-from engine_plugin.files import BLOCK, in_thread, private_folder
+from engine_plugin.files import BLOCK, in_thread, opened, private_folder
 from engine_plugin.models.names import other_case
 from engine_plugin.models.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from io import FileIO
     from pathlib import Path
 
     from engine_plugin.download.events import PullEvent
@@ -157,28 +159,29 @@ class Pull:
         )
 
     async def _copy(self, source: LocalSource) -> _Arrived | Record:
+        async with AsyncExitStack() as stack:
+            try:
+                file = await stack.enter_async_context(opened(source.path))
+            except OSError as error:
+                raise PullError(f"{source.label}: cannot be read ({error.strerror}).") from error
+            return await self._copy_from(file, source)
+
+    async def _copy_from(self, file: FileIO, source: LocalSource) -> _Arrived | Record:
         partial = self._partial
-        try:
-            file = await in_thread(source.path.open, "rb", buffering=0)
-        except OSError as error:
-            raise PullError(f"{source.label}: cannot be read ({error.strerror}).") from error
-        try:
-            stat = source.path.stat()
-            validator = f"mtime {stat.st_mtime_ns}"
-            target = self._shelf.path(self._plan.name)
-            if self._present is not None and (
-                target.samefile(source.path) or self._same_version(validator, stat.st_size)
-            ):
-                return self._present
-            await in_thread(check_room, partial.folder, stat.st_size)
-            self._publish(Status(f"copying {source.label}"))
-            progress = ProgressReport(self._publish, self._plan.sha256)
-            while block := await in_thread(file.read, BLOCK):
-                await in_thread(partial.write, block)
-                progress.at(partial.size, stat.st_size)
-            progress.last(partial.size, stat.st_size)
-        finally:
-            file.close()
+        stat = source.path.stat()
+        validator = f"mtime {stat.st_mtime_ns}"
+        target = self._shelf.path(self._plan.name)
+        if self._present is not None and (
+            target.samefile(source.path) or self._same_version(validator, stat.st_size)
+        ):
+            return self._present
+        await in_thread(check_room, partial.folder, stat.st_size)
+        self._publish(Status(f"copying {source.label}"))
+        progress = ProgressReport(self._publish, self._plan.sha256)
+        while block := await in_thread(file.read, BLOCK):
+            await in_thread(partial.write, block)
+            progress.at(partial.size, stat.st_size)
+        progress.last(partial.size, stat.st_size)
         after = source.path.stat()
         if (after.st_mtime_ns, after.st_size) != (stat.st_mtime_ns, partial.size):
             raise PullError(f"{source.label}: it changed while it was copied; pull again when it is complete.")
