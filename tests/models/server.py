@@ -74,7 +74,7 @@ class FileServer:
         assert task is not None
         self._connections.add(task)
         try:
-            with suppress(ConnectionError):
+            with suppress(ConnectionError, asyncio.IncompleteReadError):  # a client may leave before it asks
                 await self._serve(reader, writer)
         finally:
             self._connections.discard(task)
