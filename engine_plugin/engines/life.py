@@ -149,15 +149,15 @@ class Life:
     async def check(self) -> None:
         """Ask a serving process how it is, now; its state follows from the latest answers, not from this alone."""
         healthy, health = self._spec.healthy, self._health
-        if healthy is None or health is None or self.over.is_set():
+        if healthy is None or health is None:
             return
         joins = self._asking.locked()
         async with self._asking:
             if joins:
                 return  # somebody's question has just been answered for both
             answered = await healthy()
-            if self.over.is_set():
-                return
+            if self._health is not health:
+                return  # it serves no more
             before = health.degraded
             health.note(answered=answered, now=self._loop.time())
         if health.degraded is not before:
@@ -267,6 +267,7 @@ class Life:
             await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.served = self._loop.time() - began
+            self._health = None
             for task in (stopping, watching):
                 task.cancel()
             await asyncio.gather(stopping, watching, return_exceptions=True)

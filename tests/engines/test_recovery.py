@@ -262,6 +262,33 @@ async def test_many_who_ask_at_once_ask_once(stage: Stage) -> None:
     assert count == 1
 
 
+@pytest.mark.promise("F20", "F21")
+@posix_only
+async def test_an_answer_that_comes_after_the_death_changes_nothing(stage: Stage) -> None:
+    """Somebody asks while the exit is known and the last words are still awaited (a grandchild holds the pipes)."""
+    asked, dying = asyncio.Event(), asyncio.Event()
+
+    async def healthy() -> bool:
+        asked.set()
+        await dying.wait()
+        return False
+
+    go = stage.path("go")
+    actions = (f"grandchild:{stage.path('grandchild')}", f"ready:{stage.path('ready')}", f"until:{go}", "exit:2")
+    policy = HealthPolicy(interval=3600, failures=1)
+    process = stage.engine(*actions, healthy=healthy, health=policy, restart=RestartPolicy(limit=0))
+    await within(process.ensure_ready())
+    asking = asyncio.create_task(process.check())
+    await within(asked.wait())
+    (stage.folder / "go").touch()
+    await until(lambda: process.state is ProcessState.STOPPING, "the exit is known")
+    dying.set()
+    await within(asking)
+    assert process.state is ProcessState.STOPPING
+    await within(process.ended.wait())
+    assert "exit code 2" in process.failure
+
+
 @pytest.mark.promise("F20", "F21", "P3")
 @posix_only
 async def test_a_process_that_stands_still_is_restarted(stage: Stage) -> None:
