@@ -194,6 +194,10 @@ async def test_deletion(serve: Serve) -> None:
     assert running.processes() == []
     with pytest.raises(NotFoundError, match=r"^model: no model is called"):
         await client.delete_model(model)
+    half = running.engine._data / "models" / ".partial" / f"{model}.part"
+    half.write_bytes(b"GGUF")
+    await client.delete_model(model)
+    assert not half.exists(), "what an unfinished pull left is part of it"
     await client.load_model("tiny-chat")
     with pytest.raises(PreconditionError, match="comes with the plugin's package"):
         await client.delete_model("tiny-chat")

@@ -218,14 +218,17 @@ class LlamaCppEngine(Engine):
         return self._store.pull(request)
 
     async def delete_model(self, name: str) -> None:
-        model = await self._store.get(name)
+        with suppress(ModelNotFoundError):  # there may be an unfinished pull of it, which the store deletes too
+            await self._let_go(await self._store.get(name))
+        await self._store.delete(name)
+
+    async def _let_go(self, model: ModelInfo) -> None:
         users = self._pool.users(model.name)
         if users:
             raise ModelInUseError(f"model: {model.name} is answering {users} requests; delete it when they are done")
         if not model.bundled:  # the store refuses to delete those, so they may stay in memory
             with suppress(ModelNotLoadedError):
                 await self._pool.unload(model.name)
-        await self._store.delete(model.name)
 
     async def load_model(self, name: str) -> None:
         self._require_running()
