@@ -5,16 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from engine_plugin.errors import EnginePluginError, InvalidRequestError, ModelInUseError, PreconditionError, PullError
+from engine_plugin.errors import (
+    EnginePluginError,
+    InvalidRequestError,
+    ModelInUseError,
+    PreconditionError,
+    PullError,
+    UnavailableError,
+)
 from engine_plugin.files import in_thread, private_folder, read_json, sha256_of, sync_folder, write_json
 from engine_plugin.models.names import is_model_name
 from engine_plugin.models.records import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from engine_plugin.models.info import Inspection
@@ -46,6 +54,8 @@ class Shelf:
         self._unusable: dict[str, tuple[int, int, str]] = {}
         self._taking_in: dict[str, asyncio.Task[None]] = {}
         self._hashing: dict[str, asyncio.Task[None]] = {}
+        self._changing: dict[str, asyncio.Event] = {}
+        self._closed = False
 
     def path(self, name: str) -> Path:
         """Where the model of that (valid) name is, or would be."""
@@ -74,6 +84,8 @@ class Shelf:
 
     async def get(self, name: str) -> Record | None:
         """The record of the model of that (valid) name, inspecting its file when it is new or changed."""
+        while (change := self._changing.get(name)) is not None:
+            await change.wait()  # between its file and its record a model looks like one that was laid in by hand
         stat = self._stat(name)
         if stat is None:
             self._unusable.pop(name, None)
@@ -96,12 +108,12 @@ class Shelf:
 
     async def put(self, part: Path, record: Record) -> Record:
         """Move a complete, synced file into its place and write its record. Raises OSError, PreconditionError."""
-        await self._stop_taking_in(record.name)
-        try:
-            record = await in_thread(self._put, part, record)
-        except PermissionError as error:
-            raise _refused(self.path(record.name), "replaced", error) from error
-        self._remember(record)
+        async with self._change(record.name):
+            try:
+                record = await in_thread(self._put, part, record)
+            except PermissionError as error:
+                raise _refused(self.path(record.name), "replaced", error) from error
+            self._remember(record)
         return record
 
     async def set_kind(self, record: Record, kind: str) -> Record:
@@ -116,17 +128,18 @@ class Shelf:
 
     async def remove(self, name: str) -> None:
         """Delete a model, its file first: a crash between leaves a record without a model, which is nothing."""
-        await self._stop_taking_in(name)
-        try:
-            await in_thread(self._remove, name)
-        except PermissionError as error:
-            raise _refused(self.path(name), "deleted", error) from error
-        finally:
-            self._known.pop(name, None)
-            self._unusable.pop(name, None)
+        async with self._change(name):
+            try:
+                await in_thread(self._remove, name)
+            except PermissionError as error:
+                raise _refused(self.path(name), "deleted", error) from error
+            finally:
+                self._known.pop(name, None)
+                self._unusable.pop(name, None)
 
     async def aclose(self) -> None:
         """End inspections and hashing that still run."""
+        self._closed = True
         for name in {*self._taking_in, *self._hashing}:
             await self._stop_taking_in(name)
 
@@ -169,7 +182,13 @@ class Shelf:
             task = asyncio.create_task(self._inspect_file(name), name=f"inspect {name}")
             task.add_done_callback(lambda _: self._taking_in.pop(name, None))
             self._taking_in[name] = task
-        await asyncio.shield(self._taking_in[name])
+        task = self._taking_in[name]
+        await asyncio.wait({task})  # not `shield`: the end of an inspection must not be that of those who wait
+        if task.cancelled():
+            if self._closed:
+                raise UnavailableError(f"model: the plugin is stopping; {name} was not read.")
+            return await self.get(name)
+        task.result()
         hashing = self._hashing.get(name)
         if hashing is not None:
             await asyncio.wait({hashing}, timeout=_DIGEST_PATIENCE)
@@ -215,6 +234,18 @@ class Shelf:
             await in_thread(write_json, self._record_path(record.name), record.to_json(), self.partials)
         except OSError as error:
             log.debug("no record is written for %s: %s", self.path(record.name), error)
+
+    @asynccontextmanager
+    async def _change(self, name: str) -> AsyncIterator[None]:
+        """A model's file and record change together; who asks for it meanwhile waits. The store's lock of the name
+        keeps two changes apart."""
+        change = self._changing[name] = asyncio.Event()
+        try:
+            await self._stop_taking_in(name)
+            yield
+        finally:
+            del self._changing[name]
+            change.set()
 
     async def _stop_taking_in(self, name: str) -> None:
         tasks = {task for task in (self._taking_in.get(name), self._hashing.get(name)) if task is not None}

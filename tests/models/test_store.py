@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
 import stat
 import sys
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,9 +21,12 @@ from engine_plugin.errors import (
     ModelNotFoundError,
     PreconditionError,
     PullError,
+    UnavailableError,
 )
+from engine_plugin.files import write_json
+from engine_plugin.models import shelf
 from engine_plugin.models.store import Inspection, ModelStore, PullRequest, bundled_samples
-from tests.models.fakes import SAMPLES, Inspector, digest_of, files_below, pull
+from tests.models.fakes import PATIENCE, SAMPLES, Inspector, digest_of, files_below, pull
 
 
 def lay_in(root: Path, name: str, data: bytes) -> Path:
@@ -228,6 +234,65 @@ async def test_an_inspection_that_could_not_be_made_is_made_again(root: Path, da
     store = ModelStore(root, inspect=inspect)
     assert await store.list() == []
     assert [model.kind for model in await store.list()] == ["embed"]
+
+
+@pytest.mark.promise("P5")
+async def test_who_lists_a_model_that_is_deleted_meanwhile_gets_the_others(root: Path, data: bytes) -> None:
+    """Its inspection is cut off; those who wait for it are not."""
+    begun, wanted = asyncio.Event(), Inspector()
+
+    async def inspect(path: Path) -> Inspection:
+        if path.stem == "m":
+            begun.set()
+            await asyncio.Event().wait()
+        return await wanted(path)
+
+    lay_in(root, "m", data)
+    lay_in(root, "other", data)
+    store = ModelStore(root, inspect=inspect)
+    asking = [asyncio.create_task(store.list()), asyncio.create_task(store.get("m"))]
+    async with asyncio.timeout(PATIENCE):
+        await begun.wait()
+        await store.delete("m")
+        listed, got = await asyncio.gather(*asking, return_exceptions=True)
+    assert isinstance(listed, list)
+    assert [model.name for model in listed] == ["other"]
+    assert isinstance(got, ModelNotFoundError)
+    begun.clear()
+    lay_in(root, "m", data)
+    late = asyncio.create_task(store.list())
+    async with asyncio.timeout(PATIENCE):
+        await begun.wait()
+        await store.aclose()
+        with pytest.raises(UnavailableError, match="the plugin is stopping"):
+            await late
+
+
+@pytest.mark.promise("P17")
+async def test_who_lists_a_model_that_is_put_in_place_just_now_waits_for_its_record(
+    store: ModelStore, root: Path, inspector: Inspector, tmp_path: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be taken for one that was laid in by hand, and what the pull knew of it would be lost."""
+    source = lay_in(tmp_path / "elsewhere", "m", data)
+    replaced, go = threading.Event(), threading.Event()
+
+    def slowly(*arguments: Any) -> None:
+        replaced.set()
+        assert go.wait(PATIENCE)
+        write_json(*arguments)
+
+    monkeypatch.setattr(shelf, "write_json", slowly)
+    pulling = asyncio.create_task(pull(store, PullRequest(str(source), model_type="embed")))
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.to_thread(replaced.wait, PATIENCE)
+        listing = asyncio.create_task(store.list())
+        await asyncio.wait({listing}, timeout=0.2)
+        go.set()
+        await pulling
+        found = {model.name: model for model in await listing}
+    assert (found["m"].kind, found["m"].digest) == ("embed", f"sha256:{digest_of(data)}")
+    assert len(inspector.seen) == 1
+    assert json.loads((root / "m.json").read_text())["kind_given"]
 
 
 async def test_delete_removes_the_model_and_its_record(
