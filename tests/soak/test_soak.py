@@ -1,0 +1,129 @@
+"""The soak itself, for some seconds: the same code, fewer streams, mishaps in quick succession."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.llamacpp.running import REPOSITORY, eventually, processes_of
+from tests.soak.figures import Figures, Sample
+from tests.soak.rig import Snapshot
+from tests.soak.run import Plan, soak
+from tests.soak.tally import Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="engines are hurt by signals")
+
+SHORT = Plan(seconds=6.0, warm_up=4.0, streams=50, seed=7, pace=0.2, longest=20, interval=0.05)
+REST = Snapshot(60 << 20, {"sockets": 8}, 0, 14, {"a": 2}, {"MainThread": 1, "asyncio_N": 3}, 1000, {"x": 1000})
+
+
+@pytest.fixture
+def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where temporary files go; short enough for sockets, and empty in the end."""
+    with tempfile.TemporaryDirectory(prefix="et-") as name:
+        monkeypatch.setenv("TMPDIR", name)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        yield Path(name)
+        assert list(Path(name).iterdir()) == []
+
+
+@pytest.mark.promise("P4", "P5", "P12")
+@pytest.mark.slow
+@posix_only
+async def test_a_short_soak_is_clean(scratch: Path) -> None:
+    figures = await soak(SHORT)
+    assert figures.problems() == [], figures.text()
+    counts = figures.tally.counts
+    for what in ("streams completed", "streams cancelled", "unary calls completed", "engines killed", "pulls"):
+        assert counts[what] > 0, figures.text()
+    assert figures.restarts > 0
+    assert figures.cancel_seen
+    assert json.loads(json.dumps(figures.to_json()))["seed"] == 7
+    assert figures.text().endswith("CLEAN")
+
+
+@pytest.mark.slow
+@posix_only
+async def test_one_that_is_interrupted_leaves_nothing(scratch: Path) -> None:
+    environ = os.environ | {"SOAK_TEST": str(scratch)}
+    command = [sys.executable, "-m", "tests.soak", "--minutes", "1", "--streams", "5"]
+    quiet = asyncio.subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec(*command, cwd=REPOSITORY, env=environ, stderr=quiet)
+    try:
+        await eventually(lambda: len(processes_of(str(scratch), "SOAK_TEST")) > 3, 30)
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(30):
+            assert await process.wait() == 130
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert processes_of(str(scratch), "SOAK_TEST") == []
+
+
+# What is judged
+
+
+def figures(**changes: object) -> Figures:
+    """Those of a clean soak, with changes to how the plugin was found in the end."""
+    tally = Tally(Counter({"streams completed": 5, "streams begun": 5}))
+    samples = [Sample(float(at), at * 100, 60 << 20, 20) for at in range(30)]
+    after = replace(REST, **changes)  # type: ignore[arg-type]  # whatever a test changes
+    return Figures({"seed": 1, "streams": 2}, tally, samples, REST, after, seconds=1.0)
+
+
+def test_what_is_clean() -> None:
+    assert figures().problems() == []
+    grown = {"rss": 62 << 20, "objects": 1200, "threads": {"MainThread": 1, "asyncio_N": 6}, "native_threads": 16}
+    assert figures(**grown).problems() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"fds": {"sockets": 9}}, "descriptors that were not there before: {'sockets': 1}"),
+        ({"tasks": {"a": 2, "b": 1}}, "tasks that were not there before: {'b': 1}"),
+        ({"threads": {"MainThread": 1, "stray": 1}}, "threads that were not there before: {'stray': 1}"),
+        ({"children": 1}, "1 processes with the engine stopped"),
+        ({"native_threads": 40}, "threads went from 14 to 40"),
+        ({"objects": 9000, "kinds": {"x": 1000, "y": 8000}}, "live objects went from 1000 to 9000: {'y': 8000}"),
+    ],
+)
+def test_what_is_more_at_rest_than_before(changes: dict[str, object], problem: str) -> None:
+    assert figures(**changes).problems() == [problem]
+
+
+def test_memory_that_grows_with_the_streams() -> None:
+    leaking = figures()
+    leaking.samples = [Sample(float(at), at * 100, (60 << 20) + at * 100 * 5000, 20) for at in range(30)]
+    assert round(leaking.per_1000) == 5_000_000
+    [problem] = leaking.problems()
+    assert problem.startswith("memory grew by")
+    # A step that is taken once is no leak.
+    leaking.samples = [Sample(float(at), at * 100, (60 + 4 * (at > 12)) << 20, 20) for at in range(30)]
+    assert leaking.problems() == []
+
+
+def test_what_must_not_happen_is_kept_with_its_text() -> None:
+    found = figures(children=0)
+    found.tally.failed("stream, whole", ValueError("odd"), (502, 503))
+    found.left = ["temporary: engine-plugin-x"]
+    found.tally.longest_silence = 60
+    assert found.problems() == [
+        "1 × stream, whole: ValueError (0): odd",
+        "left behind: temporary: engine-plugin-x",
+        "no stream was completed for 60.0 s",
+    ]
