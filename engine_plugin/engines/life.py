@@ -284,13 +284,17 @@ class Life:
         if health is None or self._spec.healthy is None:
             await asyncio.Event().wait()
             return ""
+        looked = False  # what it had computed by then is known only from the second look in a row on
         while True:
             self._progress.clear()
             await asyncio.sleep(policy.interval)
             await self.check()
             heard = self._spec.heard()
-            if health.silent and (heard or self._progress.is_set() or await self._worked(policy.interval)):
-                health.alive(self._loop.time())
+            if health.silent:
+                worked = await self._worked(policy.interval)
+                if heard or self._progress.is_set() or (worked and looked):
+                    health.alive(self._loop.time())
+            looked = health.silent
             if health.hung(self._loop.time()):
                 return (
                     f"{self._spec.name} hangs: no answer, output or use of the processor for "
