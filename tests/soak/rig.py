@@ -40,7 +40,10 @@ _LIMIT = 30.0  # seconds for any single step of setting up and ending
 _SETTLE = 15.0
 _LOOK = 0.25
 _KEPT = 20
-_EXPECTED_ERRORS = re.compile(r"llama\.cpp for \S+ (died|ended|hangs|cannot serve|did not)|\S+: \d+ requests did not")
+# One that is frozen while it starts shows no progress.
+_EXPECTED_ERRORS = re.compile(
+    r"llama\.cpp for [^\s:]+( (died|ended|hangs|cannot serve|did not)|: no sign of progress)|\S+: \d+ requests did not"
+)
 
 
 @dataclass(slots=True)
