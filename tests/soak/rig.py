@@ -42,7 +42,8 @@ _LOOK = 0.25
 _KEPT = 20
 # One that is frozen while it starts shows no progress.
 _EXPECTED_ERRORS = re.compile(
-    r"llama\.cpp for [^\s:]+( (died|ended|hangs|cannot serve|did not)|: no sign of progress)|\S+: \d+ requests did not"
+    r"llama\.cpp for [^\s:]+( (died|ended|hangs|cannot serve|did not)|: no sign of progress)"
+    r"|\S+: \d+ requests did not"
 )
 
 
