@@ -20,7 +20,9 @@ from pins import CONSTRAINTS, ROOT, Pin, canonical, declared, read_pins
 __all__ = ["ENGINE_REQUIREMENTS", "main", "problems"]
 
 OLDEST_PYTHON = "3.11"
-ENGINE_REQUIREMENTS = {"llamacpp": ROOT / "engine_plugin" / "engines" / "llamacpp" / "requirements.txt"}
+ENGINE_REQUIREMENTS = {
+    name: ROOT / "engine_plugin" / "engines" / name / "requirements.txt" for name in ("llamacpp", "openvino")
+}
 """What an engine's InstallEngine hands to pip, by the extra that declares it."""
 
 

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"host", "hosted", "rpc", "engines", "manifest"} | BASE,
 }
 
-ENGINES = ("llamacpp",)
+ENGINES = ("llamacpp", "openvino")
 ENGINE_WORDS = re.compile(r"(?<!o)llama|xllamacpp|openvino(?!:)", re.IGNORECASE)
 
 

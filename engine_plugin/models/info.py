@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "Inspection", "ModelDetails", "ModelInfo", "kind_of_type"]
 
-KINDS = ("chat", "embed", "rerank")
-"""What a model is for. A chat model serves generate too."""
+KINDS = ("chat", "embed", "rerank", "text-to-image", "speech-to-text", "text-to-speech")
+"""What a model is for. A chat model serves generate too, a speech-to-text model also live transcription."""
 
-_KIND_OF_TYPE = {"": "", "chat": "chat", "generate": "chat", "embed": "embed", "rerank": "rerank"}
+_KIND_OF_TYPE = {"": "", "generate": "chat", "speech-to-text-ws": "speech-to-text"} | {kind: kind for kind in KINDS}
 
 
 def kind_of_type(model_type: str, field: str = "model_type") -> str:

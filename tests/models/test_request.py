@@ -71,7 +71,7 @@ def test_a_path_and_a_file_url_are_the_same(tmp_path: Path, monkeypatch: pytest.
         (PullRequest("https://h/x.gguf#sha256=12"), "model"),
         (PullRequest("https://h/x.gguf", sha256="xyz"), "sha256"),
         (PullRequest(f"https://h/x.gguf#sha256={HEX}", sha256="0" * 64), "sha256"),
-        (PullRequest("https://h/x.gguf", model_type="text-to-image"), "model_type"),
+        (PullRequest("https://h/x.gguf", model_type="text-to-music"), "model_type"),
         (PullRequest("tiny-chat", sha256="0" * 64), "sha256"),
         (PullRequest("x", source="file://other-host/x.gguf"), "source"),
         (PullRequest("x", source="file:///etc/passwd"), "source"),
