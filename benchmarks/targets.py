@@ -105,8 +105,8 @@ class Rig:
 
 
 def write_plugin(folder: Path, engine: Mapping[str, Any]) -> Path:
-    """A plugin.yaml in `folder`: the default plugin's, with these engine options. Returns the file."""
-    shape = yaml.safe_load((REPOSITORY / "plugin.yaml").read_text(encoding="utf-8"))
+    """A plugin.yaml in `folder`: the llama.cpp plugin's, with these engine options. Returns the file."""
+    shape = yaml.safe_load((REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text(encoding="utf-8"))
     shape["engine"] = {"name": "llamacpp", **engine}
     shape["resources"]["data_dir"] = str(folder / "data")
     folder.mkdir(parents=True)

@@ -82,7 +82,7 @@ class Scene:
 
     def configure(self, **options: object) -> None:
         """Write plugin.yaml with these options of the engine."""
-        shape = yaml.safe_load((REPOSITORY / "plugin.yaml").read_text())
+        shape = yaml.safe_load((REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text())
         shape["engine"] |= {"threads": 1, "stop_timeout": 30} | self.fake.options | options
         shape["resources"]["data_dir"] = str(self.place / "data")
         (self.place / "plugin.yaml").write_text(yaml.safe_dump(shape, sort_keys=False))

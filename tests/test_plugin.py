@@ -57,7 +57,7 @@ async def serve(tmp_path: Path, sockets: Path) -> AsyncIterator[Serve]:
     async with AsyncExitStack() as stack:
 
         async def start(timeout: int = 0) -> tuple[PluginClient, SmallEngine]:
-            shape = yaml.safe_load((REPOSITORY / "plugin.yaml").read_text())
+            shape = yaml.safe_load((REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text())
             services = [service for service in shape["services"] if service["service_name"] != "generate"]
             speech = services[0] | {"service_name": "speech-to-text-ws", "expose_protocol": "WEBSOCKET"}
             speech["config_ref"] = ""

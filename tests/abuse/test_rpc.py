@@ -85,7 +85,7 @@ class SteadyEngine(SmallEngine):
 @pytest.fixture
 async def address(tmp_path: Path, sockets: Path) -> AsyncIterator[str]:
     """Where a plugin is served whose services are of every kind."""
-    shape = yaml.safe_load((REPOSITORY / "plugin.yaml").read_text())
+    shape = yaml.safe_load((REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text())
     speech = shape["services"][0] | {"service_name": "speech-to-text-ws", "expose_protocol": "WEBSOCKET"}
     speech["config_ref"] = ""
     speech["capabilities"] = {"support_streaming": True, "support_bidirectional": True}

@@ -52,8 +52,8 @@ def go_host(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
 
 @pytest.fixture(scope="session")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The default plugin's executable, linked to this checkout."""
-    return executable_of(build_linked(ROOT / "plugin.yaml", tmp_path_factory.mktemp("plugins dir")))
+    """The llama.cpp plugin's executable, linked to this checkout."""
+    return executable_of(build_linked(ROOT / "plugins/llamacpp/plugin.yaml", tmp_path_factory.mktemp("plugins dir")))
 
 
 @contextlib.contextmanager
@@ -74,7 +74,7 @@ def scratch() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def observe(go_host: GoHost, plugin: Path) -> Observe:
-    """Run a scenario with the default plugin, without or with AutoMTLS, once; its checks, all of which were right."""
+    """Run a scenario with the llama.cpp plugin, without or with AutoMTLS, once; its checks, all right."""
 
     @functools.cache
     def observe(scenario: str, tls: bool = False) -> dict[str, Check]:

@@ -133,7 +133,7 @@ def test_what_a_host_counts_on(observe: Observe, scenario: str, tls: bool, check
 
 @pytest.mark.promise("G21", "G31", "F1", "F2")
 def test_noise_on_stdout_reaches_the_host(go_host: GoHost, scratch: Path) -> None:
-    directory = build_linked(ROOT / "plugin.yaml", scratch)
+    directory = build_linked(ROOT / "plugins/llamacpp/plugin.yaml", scratch)
     start = directory / "lib" / "start_plugin.py"
     text = start.read_text(encoding="utf-8")
     begin = 'if __name__ == "__main__":'
@@ -143,7 +143,7 @@ def test_noise_on_stdout_reaches_the_host(go_host: GoHost, scratch: Path) -> Non
 
 @pytest.mark.promise("G11", "G26", "G35")
 def test_a_broken_manifest_is_told_to_the_host(go_host: GoHost, scratch: Path) -> None:
-    directory = build_linked(ROOT / "plugin.yaml", scratch)
+    directory = build_linked(ROOT / "plugins/llamacpp/plugin.yaml", scratch)
     executable = executable_of(directory)
     manifest = directory / "plugin.yaml"
     text = manifest.read_text(encoding="utf-8")
@@ -154,7 +154,7 @@ def test_a_broken_manifest_is_told_to_the_host(go_host: GoHost, scratch: Path) -
 @pytest.mark.slow
 def test_a_complete_plugin_directory_works_where_it_was_moved_to(go_host: GoHost, scratch: Path) -> None:
     """The whole way of a user: build, move, and let the host install the engine, with pip and its hashes."""
-    built = build(ROOT / "plugin.yaml", scratch / "built")
+    built = build(ROOT / "plugins/llamacpp/plugin.yaml", scratch / "built")
     moved = scratch / "plugins of mine" / built.name
     moved.parent.mkdir()
     built.rename(moved)

@@ -38,7 +38,7 @@ def test_the_example_answers_with_llama_cpp(tmp_path: Path) -> None:
     program.write_text("import sys\nfrom engine_plugin.hosted import main\nsys.exit(main())\n")
     place = make_plugin(tmp_path / "plugins", "llamacpp-plugin", program=program)
     manifest = yaml.safe_load((place / "plugin.yaml").read_text())
-    real = yaml.safe_load((REPOSITORY / "plugin.yaml").read_text())
+    real = yaml.safe_load((REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text())
     (place / "plugin.yaml").write_text(yaml.safe_dump(real | {"platforms": manifest["platforms"]}))
     # Whether or not this package is installed: what registers its engine.
     registered = tmp_path / "site" / "registered-1.0.dist-info"

@@ -198,7 +198,7 @@ async def launched(place: Path, fake: FakeEngine) -> PluginClient:
     """The plugin as a host spawns it, on the fake engine."""
     if not (place / "plugins").exists():
         manifest = place / "plugin.yaml"
-        text = (REPOSITORY / "plugin.yaml").read_text()
+        text = (REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text()
         assert text.count("\nengine:\n") == 1
         lines = "".join(f"  {key}: {value}\n" for key, value in fake.options.items())
         kept = [line for line in text.splitlines() if not line.startswith("  backend:")]

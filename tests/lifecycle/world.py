@@ -114,7 +114,7 @@ class Begin:
         place = self._root / str(len(self._worlds))
         fake = FakeEngine.install(place / "bin")
         fake.behave(*lives, **(of or {}))
-        shape = yaml.safe_load((REPOSITORY / "plugin.yaml").read_text())
+        shape = yaml.safe_load((REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text())
         shape["engine"] |= SWIFT | fake.options | options
         shape["resources"]["data_dir"] = str(place / "data")
         (place / "plugin.yaml").write_text(yaml.safe_dump(shape, sort_keys=False))

@@ -36,7 +36,7 @@ Serve: TypeAlias = Callable[..., Awaitable[RunningPlugin]]
 def pulled(tmp_path_factory: pytest.TempPathFactory, marked: None) -> Path:
     """A models directory with the chat model that never stops, pulled once for all tests."""
     root = tmp_path_factory.mktemp("pulled")
-    (root / "plugin.yaml").write_text((REPOSITORY / "plugin.yaml").read_text())
+    (root / "plugin.yaml").write_text((REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text())
     manifest = load_manifest(root / "plugin.yaml", {"AOG_DATA_DIR": str(root)})
 
     async def pull() -> None:
@@ -73,7 +73,7 @@ class _Server:
         self._count += 1
         place = self._root / str(self._count)
         place.mkdir()
-        shape = yaml.safe_load((REPOSITORY / "plugin.yaml").read_text())
+        shape = yaml.safe_load((REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text())
         # Not another llama.cpp that may be on this machine, nor all of its processors.
         shape["engine"] |= {"backend": "xllamacpp", "threads": 1} | options
         shape["resources"]["data_dir"] = str(data or place / "data")

@@ -267,7 +267,7 @@ async def test_records_come_and_go_with_the_processes(serve: Serve) -> None:
 
 async def launched(scratch: Path, pulled: Path) -> PluginClient:
     """The default plugin, spawned as a host does it."""
-    linked = build_linked(REPOSITORY / "plugin.yaml", scratch / "plugins")
+    linked = build_linked(REPOSITORY / "plugins/llamacpp/plugin.yaml", scratch / "plugins")
     executable = load_manifest(linked / "plugin.yaml").executable()
     (scratch / "tmp").mkdir()
     # Where the engine's sockets go, which a killed plugin cannot remove.

@@ -390,7 +390,7 @@ def test_the_server_that_lies_highest(tmp_path: Path) -> None:
 
 
 def test_options_are_checked_with_their_lines(tmp_path: Path) -> None:
-    text = (REPOSITORY / "plugin.yaml").read_text()
+    text = (REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text()
     lines = [
         "  backend: release",
         "  archives:",

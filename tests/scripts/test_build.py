@@ -20,7 +20,7 @@ from pins import ROOT
 if TYPE_CHECKING:
     from pathlib import Path
 
-MANIFEST = ROOT / "plugin.yaml"
+MANIFEST = ROOT / "plugins/llamacpp/plugin.yaml"
 MINOR = "{}.{}".format(*sys.version_info[:2])
 TELL = """\
 import json, os, sys

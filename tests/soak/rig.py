@@ -224,7 +224,7 @@ def _lay_out(scratch: Path, engine: Mapping[str, Any], lifetime: float) -> FakeE
     fake = FakeEngine(scratch / "bin" / "llama-server", scratch / "bin" / "fake.json")
     timed_engine.install(fake.executable, fake.script, lifetime)
     fake.behave({})
-    shape = yaml.safe_load((REPOSITORY / "plugin.yaml").read_text())
+    shape = yaml.safe_load((REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text())
     shape["engine"] = {"name": "llamacpp", **fake.options, **engine}
     shape["resources"]["data_dir"] = str(scratch / "data")
     (scratch / "plugin.yaml").write_text(yaml.safe_dump(shape))
