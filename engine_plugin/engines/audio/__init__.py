@@ -1,0 +1,1 @@
+"""Audio and speech, whatever the engine: decoding, voice activity, live transcription, subtitles."""
