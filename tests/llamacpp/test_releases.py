@@ -13,6 +13,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
+from engine_plugin.engines import software as shared_module
 from engine_plugin.engines.llamacpp import software as software_module
 from engine_plugin.engines.llamacpp.options import LlamaCppOptions
 from engine_plugin.engines.llamacpp.releases import find_server, release_archives
@@ -338,9 +339,9 @@ async def test_gguf_comes_along_when_it_is_missing(
         (target / "gguf-9.dist-info").mkdir(parents=True)
         (target / "gguf-9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: gguf\nVersion: 9\n")
 
-    found = software_module._version_in
-    monkeypatch.setattr(software_module, "install_packages", pip)
-    monkeypatch.setattr(software_module, "_version_in", lambda path, name: found(path, name) if path else "")
+    found = shared_module.version_in
+    monkeypatch.setattr(shared_module, "install_packages", pip)
+    monkeypatch.setattr(software_module, "version_in", lambda path, name: found(path, name) if path else "")
     mirror.publish("b2000")
     running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
     assert (await running.client.install_engine()).endswith("version b2000")

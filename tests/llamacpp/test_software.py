@@ -13,6 +13,7 @@ import pytest
 from filelock import FileLock
 
 from engine_plugin.engines import install as install_module
+from engine_plugin.engines import software as shared_module
 from engine_plugin.engines.llamacpp import software as software_module
 from engine_plugin.engines.llamacpp.software import Software
 from engine_plugin.errors import EnginePluginError, EngineStartError, InstallError, PreconditionError
@@ -52,7 +53,7 @@ def fake_pip(monkeypatch: pytest.MonkeyPatch, *, fail: str = "", pause: asyncio.
             raise EngineStartError("the new xllamacpp does not run (exit code 127): no libgomp")
         return {"version": f"9.{len(runs)}", "devices": []}
 
-    monkeypatch.setattr(software_module, "install_packages", pip)
+    monkeypatch.setattr(shared_module, "install_packages", pip)
     monkeypatch.setattr(Software, "probe", probe)
     return runs
 
@@ -160,7 +161,7 @@ async def test_a_running_engine_moves_to_what_was_installed(serve: Serve, monkey
 
 
 async def test_without_the_software(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(software_module, "_version_in", lambda _path, _name: "")
+    monkeypatch.setattr(software_module, "version_in", lambda _path, _name: "")
     running = await serve(start=False)
     check = await running.client.check_engine()
     assert (bool(check), check.detail) == (False, "llama.cpp is not installed")

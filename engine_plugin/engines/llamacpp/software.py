@@ -8,33 +8,24 @@ comes with each but the first.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import re
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from engine_plugin.download.disk import check_room
-from engine_plugin.engines import python
+from engine_plugin.engines import python, software
 from engine_plugin.engines.base import EngineCheck
-from engine_plugin.engines.install import Installation, Steps
+from engine_plugin.engines.install import Steps
 from engine_plugin.engines.llamacpp.releases import find_server, release_archives
-from engine_plugin.engines.pip import install_packages
-from engine_plugin.engines.releases import DownloadRules, Downloads, choose
-from engine_plugin.errors import (
-    DownloadError,
-    EngineNotInstalledError,
-    EnginePluginError,
-    EngineStartError,
-    InstallError,
-)
+from engine_plugin.engines.releases import choose
+from engine_plugin.engines.software import Workshop, pinned, version_in
+from engine_plugin.errors import EngineNotInstalledError, EngineStartError, InstallError
 from engine_plugin.files import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Callable, Mapping
 
     from engine_plugin.engines.base import Progress
     from engine_plugin.engines.llamacpp.options import LlamaCppOptions
@@ -61,15 +52,7 @@ class Backend:
     executable: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Moves:
-    """What the driver does for an installation."""
-
-    trial: Callable[[Backend], Awaitable[None]]
-    """Starts a new llama.cpp beside what runs, asks it something, and ends it. Raises EnginePluginError."""
-
-    adopt: Callable[[], Awaitable[None]]
-    """Has a running engine use what `Software.find` finds now. Raises EnginePluginError when it does not come up."""
+Moves: TypeAlias = software.Moves[Backend]
 
 
 class Software:
@@ -79,10 +62,8 @@ class Software:
         self._options = options
         self._root = data_dir / "software"
         self._environ = environ
-        self._installation = Installation(self._root)
-        self._shelf = self._root / "offline"
-        rules = DownloadRules(self._shelf, options.offline, options.verify)
-        self._downloads = Downloads(self._root / "downloads", rules)
+        self._workshop = Workshop(self._root, _REQUIREMENTS, environ, offline=options.offline, verify=options.verify)
+        self._installation = self._workshop.installation
 
     @property
     def folder(self) -> Path:
@@ -94,8 +75,8 @@ class Software:
         """The version that an installation gives: xllamacpp's, or the tag of llama.cpp's release."""
         if self._options.version:
             return self._options.version
-        pinned = _pinned()["xllamacpp"]
-        return f"b{pinned.rpartition('.')[2]}" if self._wanted == "release" else pinned
+        version = pinned(_REQUIREMENTS)["xllamacpp"]
+        return f"b{version.rpartition('.')[2]}" if self._wanted == "release" else version
 
     def check(self) -> EngineCheck:
         """Look for the software without running it."""
@@ -141,7 +122,7 @@ class Software:
                 return backend
         if wanted == "release":
             return None
-        version = _version_in(None, "xllamacpp")
+        version = version_in(None, "xllamacpp")
         return Backend("xllamacpp", version, "xllamacpp beside engine-plugin") if version else None
 
     def _site(self) -> Path | None:
@@ -151,7 +132,7 @@ class Software:
 
     def _can_inspect(self) -> bool:
         site = self._site()
-        return bool(_version_in(None, "gguf") or (site is not None and _version_in([str(site)], "gguf")))
+        return bool(version_in(None, "gguf") or (site is not None and version_in([str(site)], "gguf")))
 
     def helper(self, verb: str) -> tuple[list[str], dict[str, str]]:
         """argv and environment for the runner's `probe` and `inspect`."""
@@ -223,21 +204,10 @@ class Software:
             if release:
                 server = (await in_thread(find_server, folder)).relative_to(folder).as_posix()
                 facts = {"kind": "release", "executable": server, "source": self._source_of(archives)}
-            try:
-                backend = _installed(folder, facts)
-                version = str((await self.probe(backend))["version"])
-                await moves.trial(backend)
-            except InstallError:
-                raise
-            except EnginePluginError as error:
-                raise InstallError(f"the new llama.cpp does not run, nothing was changed: {error}") from error
+            version = await self._workshop.proved("llama.cpp", _installed(folder, facts), self.probe, moves)
             return {**facts, "version": version}
 
-        async def adopt() -> None:
-            await moves.adopt()
-            await self._downloads.clear()
-
-        return await self._installation.replace(Steps(fill, check, adopt, needless), progress)
+        return await self._workshop.replace(Steps(fill, check, moves.adopt, needless), progress)
 
     def _archives(self) -> tuple[Archive, ...]:
         """The archives of the wanted release for this machine. Raises InstallError."""
@@ -254,42 +224,19 @@ class Software:
         return " ".join(archive.label.rpartition("/")[2] for archive in archives)
 
     async def _fill_with_release(self, folder: Path, archives: tuple[Archive, ...], progress: Progress) -> None:
-        from engine_plugin.engines.archives import unpack  # not before the handshake
-
-        files = [await self._downloads.get(archive, progress) for archive in archives]
-        progress(f"unpacking {', '.join(archive.label.rpartition('/')[2] for archive in archives)}")
-        try:
-            await unpack(files, folder / "llama.cpp")
-        except InstallError:
-            if not self._options.verify:  # else what was fetched is what was meant, and serves the next attempt
-                await self._downloads.clear()
-            raise
-        if not _version_in(None, "gguf"):
-            await self._install_packages(folder / _PYTHON, progress, without="xllamacpp")
+        await self._workshop.unpack(archives, folder / "llama.cpp", progress)
+        if not version_in(None, "gguf"):
+            await self._workshop.install_packages(folder / _PYTHON, progress, without=("xllamacpp",))
 
     async def _fill_with_packages(self, folder: Path, progress: Progress) -> None:
-        try:
-            await in_thread(check_room, folder, _NEEDED_BYTES, "xllamacpp")
-        except DownloadError as error:
-            raise InstallError(str(error)) from error
-        progress(f"installing xllamacpp {self.wanted_version} into {self._root}")
-        await self._install_packages(folder, progress)
-
-    async def _install_packages(self, folder: Path, progress: Progress, without: str = "") -> None:
         """Our requirements, by hash; or the version that plugin.yaml asks for."""
-        wheels = self._shelf if self._options.offline else None
-        if self._options.version and not without:
-            names = [f"xllamacpp=={self._options.version}", f"gguf=={_pinned()['gguf']}"]
-            await install_packages(folder, names, self._environ, progress, wheels=wheels)
-            return
-        lines = await in_thread(_requirements_without, without)
-        chosen = folder.with_name(f"{folder.name}.requirements.txt")
-        try:
-            await in_thread(chosen.write_text, lines, encoding="utf-8")
-            arguments = ["--require-hashes", "-r", str(chosen)]
-            await install_packages(folder, arguments, self._environ, progress, wheels=wheels)
-        finally:
-            await in_thread(chosen.unlink, missing_ok=True)
+        await self._workshop.require_room(folder, _NEEDED_BYTES, "xllamacpp")
+        progress(f"installing xllamacpp {self.wanted_version} into {self._root}")
+        if self._options.version:
+            names = [f"xllamacpp=={self._options.version}", f"gguf=={pinned(_REQUIREMENTS)['gguf']}"]
+            await self._workshop.install_named(folder, names, progress)
+        else:
+            await self._workshop.install_packages(folder, progress)
 
 
 def _installed(folder: Path, facts: Mapping[str, str]) -> Backend:
@@ -300,21 +247,4 @@ def _installed(folder: Path, facts: Mapping[str, str]) -> Backend:
         executable = str(folder / facts.get("executable", "llama-server"))
         origin = f"llama-server in {folder}"
         return Backend("llama-server", version, origin, site if site.is_dir() else None, executable)
-    return Backend("xllamacpp", version or _version_in([str(folder)], "xllamacpp"), f"xllamacpp in {folder}", folder)
-
-
-def _version_in(path: list[str] | None, name: str) -> str:
-    """The version of a distribution in `path` (None: where this Python looks), "" when it is not there."""
-    found = importlib.metadata.distributions(name=name, path=sys.path if path is None else path)
-    return next((distribution.version for distribution in found), "")
-
-
-def _requirements_without(name: str) -> str:
-    """requirements.txt less one package."""
-    blocks = re.split(r"^(?=\S)", _REQUIREMENTS.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return "".join(block for block in blocks if not block.startswith(f"{name}==") or not name)
-
-
-def _pinned() -> dict[str, str]:
-    """The versions in requirements.txt by name."""
-    return dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;\\]+)", _REQUIREMENTS.read_text(), re.MULTILINE))
+    return Backend("xllamacpp", version or version_in([str(folder)], "xllamacpp"), f"xllamacpp in {folder}", folder)
