@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from engine_plugin.deadlines import deadline
 from engine_plugin.download.sizes import byte_size
 from engine_plugin.engines.base import HealthState
 from engine_plugin.errors import InvalidRequestError, UnavailableError, UnsupportedError
-from engine_plugin.services import SERVICES, parse_request
+from engine_plugin.services import CONVERSATIONS, SERVICES, parse_request
 from engine_plugin.services.base import optional
 
 if TYPE_CHECKING:
@@ -97,9 +97,11 @@ class Plugin:
             raise UnsupportedError(
                 f"service_name: {service_name} is not bidirectional; call InvokeService or InvokeServiceStream"
             )
+        default = service.default_model or self.engine.default_model(service_name)
         async with (
             deadline(deadlines.allowed(service, "bidi"), service_name, _RAISE),
-            self.engine.converse(service_name, messages) as answers,
+            aclosing(_checked(service_name, messages)) as checked,
+            self.engine.converse(service_name, checked, default) as answers,
         ):
             yield answers
 
@@ -116,7 +118,9 @@ class Plugin:
         spec = self._declared(service_name)
         service = SERVICES.get(service_name)
         if service is None:
-            raise UnsupportedError(f"service_name: {service_name} cannot be called with a JSON request")
+            raise UnsupportedError(
+                f"service_name: {service_name} cannot be called with a JSON request; use InvokeServiceBidi"
+            )
         request = parse_request(data)
         if not optional(request, "model", str):
             request["model"] = spec.default_model or self.engine.default_model(service_name)
@@ -231,6 +235,15 @@ class Plugin:
         """Drain a model and free its memory."""
         async with deadline(deadlines.LOAD, "UnloadModel"):
             await self.engine.unload_model(name)
+
+
+async def _checked(service_name: str, messages: AsyncIterator[BidiMessage]) -> AsyncGenerator[BidiMessage, None]:
+    """The messages, each of which an engine can understand. Raises InvalidRequestError at one that is not so."""
+    conversation = CONVERSATIONS.get(service_name)
+    async for message in messages:
+        if conversation is not None:
+            conversation.check(message.data, message.message_type, message.metadata)
+        yield message
 
 
 def _progress_log(operation: str) -> Progress:

@@ -149,7 +149,7 @@ class SmallEngine(Engine):
 
     @asynccontextmanager
     async def converse(
-        self, service: str, messages: AsyncIterator[BidiMessage]
+        self, service: str, messages: AsyncIterator[BidiMessage], default_model: str
     ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
         self._step("converse")
 
@@ -159,7 +159,11 @@ class SmallEngine(Engine):
                     await self._hang()
                 if message.data == b"fail":
                     raise EnginePluginError("the engine does not understand")
-                yield BidiMessage(message.data[::-1], message.message_type, {"service": service, **message.metadata})
+                yield BidiMessage(
+                    message.data[::-1],
+                    message.message_type,
+                    {"service": service, "model": default_model, **message.metadata},
+                )
 
         try:
             yield answers()

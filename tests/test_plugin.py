@@ -132,7 +132,7 @@ async def test_the_manifests_timeout_is_a_grpc_status_for_a_stream(serve: Serve)
 async def test_the_manifests_timeout_ends_a_conversation(serve: Serve) -> None:
     client, engine = await serve(timeout=1)
     async with client.invoke_bidi("speech-to-text-ws") as conversation:
-        await conversation.send("hang")
+        await conversation.send(b"hang")
         with pytest.raises(DeadlineError, match="speech-to-text-ws: not done in 1 s"):
             await anext(conversation)
     assert engine.ended.is_set()
@@ -194,7 +194,7 @@ async def test_a_host_that_leaves_cancels_the_work(serve: Serve, how: str) -> No
             await engine.working.wait()
     elif how == "bidi":
         async with client.invoke_bidi("speech-to-text-ws") as conversation:
-            await conversation.send("hang")
+            await conversation.send(b"hang")
             await engine.working.wait()
     else:
         async with aclosing(client.pull_model_stream("hang")) as steps:
@@ -265,13 +265,18 @@ async def test_conversations(serve: Serve) -> None:
         await conversation.send(b"abc", metadata={"rate": "16000"})
         first = await anext(conversation)
         assert (first.data, first.type) == (b"cba", "binary")
-        assert first.metadata == {"service": "speech-to-text-ws", "rate": "16000"}
-        await conversation.send("text")
+        assert first.metadata == {"service": "speech-to-text-ws", "model": "small", "rate": "16000"}
+        await conversation.send("{}")
         await conversation.done_sending()
-        assert [(answer.data, answer.type) async for answer in conversation] == [(b"txet", "text")]
+        assert [(answer.data, answer.type) async for answer in conversation] == [(b"}{", "text")]
     await gone(engine)
     async with client.invoke_bidi("speech-to-text-ws") as conversation:
-        await conversation.send("fail")
+        await conversation.send("text")
+        with pytest.raises(InvalidRequestError, match=r"^data: is not JSON"):
+            await anext(conversation)
+    await gone(engine)
+    async with client.invoke_bidi("speech-to-text-ws") as conversation:
+        await conversation.send(b"fail")
         with pytest.raises(EnginePluginError, match="does not understand"):
             await anext(conversation)
     await gone(engine)
@@ -460,7 +465,7 @@ async def test_an_unexpected_exception_ends_a_stream(serve: Serve, where: str) -
     assert it.value.code == 500
     engine.failing = {"converse": ZeroDivisionError()}
     async with client.invoke_bidi("speech-to-text-ws") as conversation:
-        await conversation.send("a")
+        await conversation.send(b"a")
         with pytest.raises(EnginePluginError, match="internal error"):
             await anext(conversation)
     await still_well(client)

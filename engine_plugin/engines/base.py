@@ -216,9 +216,11 @@ class Engine(ABC):
         self,
         service: str,
         messages: AsyncIterator[BidiMessage],  # noqa: ARG002  # for engines that converse
+        default_model: str,  # noqa: ARG002
     ) -> AbstractAsyncContextManager[AsyncIterator[BidiMessage]]:
         """Answer a conversation message by message; `messages` ends when the host has half-closed.
 
+        `default_model` is for a conversation that names none. An error raised out of `messages` is the host's.
         Leaving the context stops the engine's work. Engines without bidirectional services keep this default.
         """
         raise UnsupportedError(f"service_name: {service} is not bidirectional with this engine; call InvokeService")

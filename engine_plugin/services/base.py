@@ -5,11 +5,25 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from engine_plugin.errors import InvalidRequestError
 
-__all__ = ["MAX_REQUEST_BYTES", "Service", "optional", "parse_request", "require"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = [
+    "MAX_REQUEST_BYTES",
+    "Conversation",
+    "Service",
+    "choice",
+    "integer",
+    "number",
+    "optional",
+    "parse_request",
+    "require",
+    "words",
+]
 
 MAX_REQUEST_BYTES = 64 * 1024 * 1024
 _SHOWN = 60
@@ -35,6 +49,16 @@ class Service(ABC):
     def trivial_answer(self, request: dict[str, Any]) -> dict[str, Any] | None:  # noqa: ARG002  # for subclasses
         """The answer to a request that needs no engine (an empty list); None for all others."""
         return None
+
+
+class Conversation(ABC):
+    """A bidirectional service's contract with its caller, message by message. Stateless."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def check(self, data: bytes, message_type: str, metadata: Mapping[str, str]) -> None:
+        """Raise InvalidRequestError, naming what is wrong, when no engine could understand this message."""
 
 
 def parse_request(data: bytes, field: str = "request_data") -> dict[str, Any]:
@@ -87,6 +111,42 @@ def optional(request: dict[str, Any], field: str, *types: type) -> Any:
         return None
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         raise InvalidRequestError(f"{field}: must be {_either(types)}, not {_kind(value)} ({_beginning(value)})")
+    return value
+
+
+def words(request: dict[str, Any], field: str) -> str:
+    """The field's text, which must be there and hold more than white space. Raises InvalidRequestError."""
+    text: str = require(request, field, str)
+    if not text or text.isspace():
+        raise InvalidRequestError(f"{field}: is empty")
+    return text
+
+
+def integer(request: dict[str, Any], field: str, least: int, most: int) -> int | None:
+    """The field's whole number within these bounds; None when it is absent or null. Raises InvalidRequestError."""
+    value: int | None = optional(request, field, int)
+    if value is not None and not least <= value <= most:
+        raise InvalidRequestError(f"{field}: must be from {least} to {most}, not {_beginning(value)}")
+    return value
+
+
+def number(request: dict[str, Any], field: str, least: float, most: float) -> float | None:
+    """The field's number within these bounds; None when it is absent or null. Raises InvalidRequestError."""
+    value: float | None = request.get(field)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidRequestError(f"{field}: must be a number, not {_kind(value)} ({_beginning(value)})")
+    if not least <= value <= most:
+        raise InvalidRequestError(f"{field}: must be from {least} to {most}, not {_beginning(value)}")
+    return value
+
+
+def choice(request: dict[str, Any], field: str, among: Sequence[str]) -> str | None:
+    """The field's text, one of `among`; None when it is absent or null. Raises InvalidRequestError."""
+    value: str | None = optional(request, field, str)
+    if value is not None and value not in among:
+        raise InvalidRequestError(f"{field}: must be {' or '.join(among)}, not {value[:_SHOWN]!r}")
     return value
 
 

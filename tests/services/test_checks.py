@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine_plugin.engines.base import BidiMessage
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.manifest import SERVICE_NAMES
-from engine_plugin.services import SERVICES
+from engine_plugin.services import CONVERSATIONS, SERVICES
 
 USER = {"role": "user", "content": "a"}
 
@@ -27,6 +28,18 @@ GOOD: list[tuple[str, dict[str, Any]]] = [
     ("embed", {"input": ["a", 1, [1, 2]], "dimensions": 3, "encoding_format": "base64"}),
     ("rerank", {"query": "a", "documents": []}),
     ("rerank", {"query": "", "documents": ["a", {"text": "b", "id": 1}], "top_n": 1, "return_documents": True}),
+    ("text-to-image", {"prompt": "a cat"}),
+    ("text-to-image", {"prompt": "a cat", "size": "512x256", "n": 2, "num_inference_steps": 4, "rng_seed": 0}),
+    ("text-to-image", {"prompt": "a", "size": "64*64", "seed": 2**64 - 1, "response_format": "b64_json"}),
+    ("text-to-image", {"prompt": "a", "negative_prompt": "", "guidance_scale": 7.5, "size": None, "n": None}),
+    ("text-to-image", {"prompt": "a", "guidance_scale": 0, "quality": object()}),
+    ("speech-to-text", {"audio": "AAAA"}),
+    ("speech-to-text", {"audio": "data:audio/wav;base64,AAAA", "language": "en", "task": "translate"}),
+    ("speech-to-text", {"audio": "data:;base64,AAAA", "response_format": "srt", "temperature": 0.2}),
+    ("speech-to-text", {"audio": "A", "timestamp_granularities": ["segment", "word"], "temperature": 1}),
+    ("text-to-speech", {"text": "Hello"}),
+    ("text-to-speech", {"input": "Hello", "voice": "a", "speed": 1, "language": "en", "response_format": "wav"}),
+    ("text-to-speech", {"input": "Hello", "text": "Hello", "speed": 0.5}),
 ]
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
@@ -58,12 +71,85 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("rerank", {"query": "a", "documents": [], "top_n": 0}, "top_n: must be at least 1, not 0"),
     ("rerank", {"query": "a", "documents": [], "top_n": "1"}, "top_n: must be an integer"),
     ("rerank", {"query": "a", "documents": [], "return_documents": 1}, "return_documents: must be true or false"),
+    ("text-to-image", {}, "prompt: is missing; it must be a string"),
+    ("text-to-image", {"prompt": " \n"}, "prompt: is empty"),
+    (
+        "text-to-image",
+        {"prompt": "a", "size": "big"},
+        'size: must be a width and a height in pixels, such as "512x512"',
+    ),
+    ("text-to-image", {"prompt": "a", "size": "64x64x64"}, "size: must be a width"),
+    ("text-to-image", {"prompt": "a", "size": "-64x64"}, "size: must be a width"),
+    ("text-to-image", {"prompt": "a", "size": "٦٤x٦٤"}, "size: must be a width"),
+    ("text-to-image", {"prompt": "a", "size": 512}, "size: must be a string"),
+    (
+        "text-to-image",
+        {"prompt": "a", "size": "0x64"},
+        "size: width and height must be from 1 to 16384 pixels, not 0x64",
+    ),
+    ("text-to-image", {"prompt": "a", "size": "64x20000"}, "size: width and height must be"),
+    ("text-to-image", {"prompt": "a", "n": 0}, "n: must be from 1 to 10, not 0"),
+    ("text-to-image", {"prompt": "a", "n": 11}, "n: must be from 1 to 10, not 11"),
+    ("text-to-image", {"prompt": "a", "n": 1.0}, "n: must be an integer"),
+    ("text-to-image", {"prompt": "a", "num_inference_steps": 0}, "num_inference_steps: must be from 1 to"),
+    ("text-to-image", {"prompt": "a", "rng_seed": -1}, "rng_seed: must be from 0 to"),
+    ("text-to-image", {"prompt": "a", "seed": 2**64}, "seed: must be from 0 to"),
+    ("text-to-image", {"prompt": "a", "guidance_scale": "7"}, "guidance_scale: must be a number, not a string"),
+    ("text-to-image", {"prompt": "a", "guidance_scale": True}, "guidance_scale: must be a number"),
+    ("text-to-image", {"prompt": "a", "guidance_scale": -0.1}, "guidance_scale: must be from 0 to 1000, not -0.1"),
+    ("text-to-image", {"prompt": "a", "response_format": "url"}, "response_format: must be b64_json, not 'url'"),
+    ("speech-to-text", {}, "audio: is missing"),
+    ("speech-to-text", {"audio": ""}, "audio: is empty"),
+    ("speech-to-text", {"audio": 1}, "audio: must be a string"),
+    ("speech-to-text", {"audio": "ä"}, "audio: is not base64; give a sound file's bytes in base64"),
+    ("speech-to-text", {"audio": "data:audio/wav;base64,"}, "audio: holds no sound"),
+    ("speech-to-text", {"audio": "data:audio/wav,RIFF"}, "audio: a data: URL must say base64"),
+    ("speech-to-text", {"audio": "data:audio/wav;base64"}, "audio: a data: URL must say base64"),
+    ("speech-to-text", {"audio": "A", "language": 1}, "language: must be a string"),
+    ("speech-to-text", {"audio": "A", "task": "sing"}, "task: must be transcribe or translate, not 'sing'"),
+    ("speech-to-text", {"audio": "A", "response_format": "xml"}, "response_format: must be json or verbose_json or"),
+    ("speech-to-text", {"audio": "A", "temperature": 3}, "temperature: must be from 0 to 2, not 3"),
+    ("speech-to-text", {"audio": "A", "timestamp_granularities": "word"}, "timestamp_granularities: must be a list"),
+    (
+        "speech-to-text",
+        {"audio": "A", "timestamp_granularities": ["word", {}]},
+        "timestamp_granularities[1]: must be",
+    ),
+    ("text-to-speech", {}, "text: is missing"),
+    ("text-to-speech", {"input": ""}, "input: is empty"),
+    ("text-to-speech", {"text": "a", "input": "b"}, "text: differs from input"),
+    ("text-to-speech", {"text": "a", "voice": 1}, "voice: must be a string"),
+    ("text-to-speech", {"text": "a", "speed": 0}, "speed: must be from 0.1 to 10, not 0"),
+    ("text-to-speech", {"text": "a", "response_format": "mp3"}, "response_format: must be wav, not 'mp3'"),
+]
+
+GOOD_MESSAGES = [
+    BidiMessage(b"\xff\x00", "binary"),
+    BidiMessage(b"", "binary", {"sample_rate": "16000", "format": "pcm", "model": "m"}),
+    BidiMessage(b"\xff", ""),
+    BidiMessage(b'{"action": "finish-task"}', "text"),
+    BidiMessage(b"{}", "text", {"sample_rate": ""}),
+]
+
+BAD_MESSAGES = [
+    (BidiMessage(b"", "text"), "data: is empty"),
+    (BidiMessage(b"finish-task", "text"), "data: is not JSON"),
+    (BidiMessage(b"[]", "text"), "data: must hold a JSON object"),
+    (BidiMessage(b'{"a":"' + b"x" * 65536 + b'"}', "text"), "data: 65544 bytes are no command"),
+    (BidiMessage(b"", "audio"), "message_type: must be text or binary, not 'audio'"),
+    (BidiMessage(b"", "binary", {"sample_rate": "16k"}), "metadata.sample_rate: must be samples a second"),
+    (BidiMessage(b"", "binary", {"sample_rate": "0"}), "metadata.sample_rate: must be"),
+    (BidiMessage(b"", "binary", {"sample_rate": "-1"}), "metadata.sample_rate: must be"),
+    (BidiMessage(b"", "binary", {"sample_rate": "384001"}), "metadata.sample_rate: must be"),
+    (BidiMessage(b"", "binary", {"sample_rate": "9" * 5000}), "metadata.sample_rate: must be"),
+    (BidiMessage(b"", "binary", {"sample_rate": "²"}), "metadata.sample_rate: must be"),
 ]
 
 
 def test_each_service_is_known_by_its_name() -> None:
-    assert set(SERVICES) < set(SERVICE_NAMES)
+    assert sorted([*SERVICES, *CONVERSATIONS]) == sorted(SERVICE_NAMES)
     assert all(service.name == name for name, service in SERVICES.items())
+    assert all(service.name == name for name, service in CONVERSATIONS.items())
 
 
 @pytest.mark.parametrize(("name", "request_"), GOOD)
@@ -78,6 +164,18 @@ def test_bad_requests(name: str, request_: dict[str, Any], message: str) -> None
     with pytest.raises(InvalidRequestError) as refused:
         SERVICES[name].check(request_)
     assert refused.value.message.startswith(message)
+
+
+@pytest.mark.parametrize("message", GOOD_MESSAGES)
+def test_good_messages(message: BidiMessage) -> None:
+    CONVERSATIONS["speech-to-text-ws"].check(message.data, message.message_type, message.metadata)
+
+
+@pytest.mark.parametrize(("message", "complaint"), BAD_MESSAGES)
+def test_bad_messages(message: BidiMessage, complaint: str) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        CONVERSATIONS["speech-to-text-ws"].check(message.data, message.message_type, message.metadata)
+    assert refused.value.message.startswith(complaint)
 
 
 VALUES = st.recursive(
@@ -95,6 +193,19 @@ FIELDS = (
     "dimensions",
     "query",
     "documents",
+    "size",
+    "n",
+    "num_inference_steps",
+    "seed",
+    "guidance_scale",
+    "audio",
+    "language",
+    "task",
+    "temperature",
+    "timestamp_granularities",
+    "text",
+    "voice",
+    "speed",
 )
 
 

@@ -1,0 +1,41 @@
+"""speech-to-text-ws: what is said while it is said, message by message.
+
+There is no request: binary messages are sound, text messages are commands in JSON. `model`, `language`, `format` and
+`sample_rate` come in the metadata of a message, or in a command.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from engine_plugin.errors import InvalidRequestError
+from engine_plugin.services.base import Conversation, parse_request
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["LiveTranscription"]
+
+_MAX_COMMAND = 64 * 1024
+_MAX_RATE = 384_000
+
+
+class LiveTranscription(Conversation):
+    """Sound in, sentences with their milliseconds out."""
+
+    name: ClassVar[str] = "speech-to-text-ws"
+
+    def check(self, data: bytes, message_type: str, metadata: Mapping[str, str]) -> None:
+        if message_type == "text":
+            _check_command(data)
+        elif message_type not in ("binary", ""):
+            raise InvalidRequestError(f"message_type: must be text or binary, not {message_type[:60]!r}")
+        rate = metadata.get("sample_rate")
+        if rate and not (rate.isascii() and rate.isdigit() and len(rate) < 8 and 0 < int(rate) <= _MAX_RATE):
+            raise InvalidRequestError(f"metadata.sample_rate: must be samples a second, as 16000, not {rate[:60]!r}")
+
+
+def _check_command(data: bytes) -> None:
+    if len(data) > _MAX_COMMAND:
+        raise InvalidRequestError(f"data: {len(data)} bytes are no command; send sound as binary messages")
+    parse_request(data, "data")

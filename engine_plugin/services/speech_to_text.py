@@ -1,0 +1,45 @@
+"""speech-to-text: what is said in a recording."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from engine_plugin.errors import InvalidRequestError
+from engine_plugin.services.base import Service, choice, number, optional, words
+
+__all__ = ["SpeechToText"]
+
+_DATA_URL = "data:"
+_BASE64 = ";base64"
+_MAX_HEAD = 200
+_GRANULARITIES = ("segment", "word")
+
+
+class SpeechToText(Service):
+    """`audio` (base64 of a sound file, or a data: URL) in, `text` and `segments` with their seconds out."""
+
+    name: ClassVar[str] = "speech-to-text"
+
+    def check(self, request: dict[str, Any]) -> None:
+        _check_audio(words(request, "audio"))
+        optional(request, "language", str)
+        choice(request, "task", ("transcribe", "translate"))
+        choice(request, "response_format", ("json", "verbose_json", "text", "srt", "vtt"))
+        number(request, "temperature", 0, 2)
+        for index, granularity in enumerate(optional(request, "timestamp_granularities", list) or ()):
+            if granularity not in _GRANULARITIES:
+                raise InvalidRequestError(
+                    f"timestamp_granularities[{index}]: must be one of {', '.join(_GRANULARITIES)}"
+                )
+
+
+def _check_audio(audio: str) -> None:
+    """Look at its form only: the engine decodes it, once; how much there may be is the request's own limit."""
+    head, comma, data = "", "", audio
+    if audio.startswith(_DATA_URL):
+        head, comma, data = audio[:_MAX_HEAD].partition(",")
+        if not comma or not head.endswith(_BASE64):
+            raise InvalidRequestError("audio: a data: URL must say base64, as data:audio/wav;base64,… does")
+    if not data or not audio.isascii():
+        what = "is not base64" if data else "holds no sound"
+        raise InvalidRequestError(f"audio: {what}; give a sound file's bytes in base64, or a data: URL")

@@ -1,0 +1,46 @@
+"""text-to-image: pictures from a description, OpenAI's image generations."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+from engine_plugin.errors import InvalidRequestError
+from engine_plugin.services.base import Service, choice, integer, number, optional, words
+
+__all__ = ["TextToImage"]
+
+_MAX_SIDE = 16384
+_MAX_IMAGES = 10
+_MAX_STEPS = 1000
+_MAX_SEED = 2**64 - 1
+_SIZE = re.compile(r"([0-9]{1,6})[xX*]([0-9]{1,6})")
+
+
+class TextToImage(Service):
+    """`prompt` in, `data` with a `b64_json` (a PNG) for each picture out; streamed, events of the steps before it."""
+
+    name: ClassVar[str] = "text-to-image"
+
+    def check(self, request: dict[str, Any]) -> None:
+        words(request, "prompt")
+        optional(request, "negative_prompt", str)
+        _check_size(optional(request, "size", str))
+        integer(request, "n", 1, _MAX_IMAGES)
+        integer(request, "num_inference_steps", 1, _MAX_STEPS)
+        for field in ("seed", "rng_seed"):
+            integer(request, field, 0, _MAX_SEED)
+        number(request, "guidance_scale", 0, 1000)
+        choice(request, "response_format", ("b64_json",))
+
+
+def _check_size(size: str | None) -> None:
+    if size is None:
+        return
+    found = _SIZE.fullmatch(size)
+    if found is None:
+        raise InvalidRequestError(
+            f'size: must be a width and a height in pixels, such as "512x512", not {size[:60]!r}'
+        )
+    if not all(1 <= int(side) <= _MAX_SIDE for side in found.groups()):
+        raise InvalidRequestError(f"size: width and height must be from 1 to {_MAX_SIDE} pixels, not {size}")
