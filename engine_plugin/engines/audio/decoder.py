@@ -1,11 +1,48 @@
-"""Decoding audio of any common format in a process of its own."""
+"""Decoding audio of any common format, in a process of its own (`engines.audio.decode`)."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
+import signal
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-__all__ = ["AudioLimits"]
+from engine_plugin.engines.child import STDIN, STDOUT, ChildProcess
+from engine_plugin.engines.python import module_command, module_environ
+from engine_plugin.errors import BadGatewayError, InvalidRequestError, PreconditionError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
+
+__all__ = ["FORMATS", "AudioLimits", "DecodedStream", "Decoder"]
+
+_MODULE = "engine_plugin.engines.audio.decode"
+_BLOCK = 256 * 1024
+_HIGH_WATER = 256 * 1024
+_LAST_WORDS = 2000
+_BUSY = max(2, os.cpu_count() or 2)  # files decoded at once
+
+FORMATS = {
+    "pcm": "s16le",
+    "s16le": "s16le",
+    "raw": "s16le",
+    "wav": "wav",
+    "mp3": "mp3",
+    "flac": "flac",
+    "ogg": "ogg",
+    "opus": "ogg",
+    "vorbis": "ogg",
+    "webm": "matroska",
+    "mkv": "matroska",
+    "m4a": "mov",
+    "mp4": "mov",
+    "aac": "aac",
+}
+"""The formats that a live stream may name, and ffmpeg's names for them."""
 
 
 def _number(default: Any, low: float, high: float) -> Any:
@@ -21,3 +58,180 @@ class AudioLimits:
 
     timeout: float = _number(120.0, 1, 86_400)
     """How long decoding one recording may take."""
+
+
+class _DecoderProcess(ChildProcess):
+    """The subprocess with back-pressure in both directions."""
+
+    def __init__(self, take: Any) -> None:
+        super().__init__(take)
+        self.said = bytearray()
+        self.heard = bytearray()
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._input_lost = False
+        self._ended = False
+        self._paused = False
+        self._news = asyncio.Event()
+
+    async def write(self, data: bytes) -> None:
+        """Hand over some input and wait while there is too much that the process has not taken yet."""
+        if not self._input_lost:
+            self._stdin().write(data)
+        await self._writable.wait()
+
+    async def frame(self) -> tuple[bytes, bytes]:
+        """The next frame: its letter and its bytes; (b"", b"") when the process has ended without a last one."""
+        while (frame := self._next_frame()) is None:
+            if self._ended:
+                return b"", b""
+            if self._paused:
+                self._paused = False
+                self._output().resume_reading()
+            self._news.clear()
+            await self._news.wait()
+        return frame
+
+    def _next_frame(self) -> tuple[bytes, bytes] | None:
+        end = 5 + int.from_bytes(self.heard[1:5], "big")
+        if len(self.heard) < max(5, end):
+            return None
+        kind, payload = bytes(self.heard[:1]), bytes(self.heard[5:end])
+        del self.heard[:end]
+        return kind, payload
+
+    def _output(self) -> asyncio.ReadTransport:
+        return cast("asyncio.ReadTransport", self._transport.get_pipe_transport(STDOUT))
+
+    # Called by asyncio
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        if fd != STDOUT:
+            self.said = (self.said + data)[-_LAST_WORDS:]
+            return
+        self.heard += data
+        if len(self.heard) > _HIGH_WATER and not self._paused:
+            self._paused = True
+            self._output().pause_reading()
+        self._news.set()
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        super().pipe_connection_lost(fd, exc)
+        if fd == STDIN:
+            self._input_lost = True
+            self._writable.set()
+        elif fd == STDOUT:
+            self._ended = True
+            self._news.set()
+
+
+class DecodedStream:
+    """A live stream on its way through the decoder. `write`, then `end`, in one task; iterated in another."""
+
+    def __init__(self, process: _DecoderProcess) -> None:
+        self._process = process
+
+    async def write(self, data: bytes) -> None:
+        """Hand over encoded audio; waits while the decoded audio is not fetched."""
+        for start in range(0, len(data), _BLOCK):
+            await self._process.write(data[start : start + _BLOCK])
+
+    def end(self) -> None:
+        """No more will come."""
+        self._process.close_stdin()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """16 kHz mono s16le as it comes. Raises InvalidRequestError for audio that cannot be decoded."""
+        while True:
+            kind, payload = await self._process.frame()
+            if kind == b"a":
+                yield payload
+            elif kind == b"d":
+                return
+            else:
+                raise await _failure(self._process, kind, payload)
+
+
+class Decoder:
+    """Makes 16 kHz mono s16le of any WAV, MP3, FLAC, OGG, WebM or M4A.
+
+    `site` is the package directory that has `av`; None: beside this package. Each call has a process of its own,
+    which is killed when the call is cancelled. Errors name the field `audio`.
+    """
+
+    def __init__(self, site: Path | None, environ: Mapping[str, str], limits: AudioLimits | None = None) -> None:
+        self._site = site
+        self._environ = environ
+        self._limits = limits or AudioLimits()
+        self._turns = asyncio.Semaphore(_BUSY)
+
+    async def decode(self, audio: bytes) -> bytes:
+        """A whole recording. Raises InvalidRequestError when it is none, too long, or takes too long to decode, and
+        PreconditionError where no audio packages are installed."""
+        if not audio:
+            raise InvalidRequestError("audio: is empty")
+        limit = self._limits.timeout
+        pieces: list[bytes] = []
+        try:
+            async with self._turns, asyncio.timeout(limit), self._stream(live=False) as stream:
+                feeding = asyncio.create_task(_feed(stream, audio))
+                try:
+                    pieces = [piece async for piece in stream]
+                finally:
+                    feeding.cancel()
+                    await asyncio.wait({feeding})
+        except TimeoutError:
+            raise InvalidRequestError(f"audio: takes longer than {limit:g} s to decode; send a shorter one") from None
+        return await asyncio.to_thread(b"".join, pieces)
+
+    @asynccontextmanager
+    async def stream(self, form: str, rate: int, channels: int) -> AsyncIterator[DecodedStream]:
+        """Decode audio as it arrives. `form` is one of FORMATS; `rate` and `channels` are those of raw samples."""
+        if form not in FORMATS:
+            raise InvalidRequestError(f"format: {form[:40]!r} is unknown; use one of {', '.join(FORMATS)}")
+        async with self._stream(live=True, form=FORMATS[form], rate=rate, channels=channels) as stream:
+            yield stream
+
+    @asynccontextmanager
+    async def _stream(
+        self, *, live: bool, form: str = "", rate: int = 0, channels: int = 0
+    ) -> AsyncIterator[DecodedStream]:
+        longest = 0 if live else self._limits.longest
+        settings = {"live": live, "format": form, "rate": rate, "channels": channels, "longest": longest}
+        head = json.dumps(settings).encode() + b"\n"
+        command, environ = module_command(_MODULE), module_environ(self._environ, self._site)
+        process = await _DecoderProcess.spawn(command, environ, lambda _fd, _data: None, stdin=head)
+        try:
+            yield DecodedStream(cast("_DecoderProcess", process))
+        finally:
+            await process.kill()
+
+
+async def _feed(stream: DecodedStream, audio: bytes) -> None:
+    await stream.write(audio)
+    stream.end()
+
+
+async def _failure(process: _DecoderProcess, kind: bytes, payload: bytes) -> Exception:
+    """What a frame that is no audio means."""
+    text = payload.decode("utf-8", "replace")
+    if kind == b"e":
+        return InvalidRequestError(f"audio: {text}")
+    if kind == b"m":
+        return PreconditionError(
+            f"audio: the Python package {text}, which reads audio, is not installed: "
+            "call InstallEngine (engine-plugin engine install)"
+        )
+    with suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            await asyncio.wait({process.exited})
+    status = process.exited.result() if process.exited.done() else 0
+    how = signal.Signals(-status).name if status < 0 else f"status {status}"
+    words = process.said.decode("utf-8", "replace").strip().splitlines()
+    return BadGatewayError(f"audio: the decoder ended with {how}: {words[-1] if words else 'it said nothing'}")
