@@ -48,6 +48,8 @@ class Sizes:
     synthetic_tokens: int
     paced_tokens: int
     idle_seconds: float
+    streaming_seconds: float
+    """About how long OpenVINO's streams run."""
 
 
 @dataclass(slots=True)

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks.results import DIRECT, PLUGIN
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from benchmarks.results import Results, Row, Spread
 
 __all__ = ["table"]
 
-_HEADER = ("", DIRECT, PLUGIN, "plugin to direct")
 
-
-def table(results: Results, machine: Mapping[str, str]) -> str:
+def table(measured: Sequence[Results], machine: Mapping[str, str]) -> str:
     """The whole report: the machine, then a table for each group."""
     parts = ["\n".join(f"- {name}: {value}" for name, value in machine.items())]
-    for group in dict.fromkeys(row.group for row in results.rows):
-        rows = [_HEADER, *(_cells(results, row) for row in results.rows if row.group == group)]
-        parts.append(f"### {group}\n\n{_aligned(rows)}")
+    for results in measured:
+        for group in dict.fromkeys(row.group for row in results.rows):
+            rows = [row for row in results.rows if row.group == group]
+            before, after = rows[0].ways
+            header = ("", before, after, f"{after} to {before}")
+            parts.append(f"### {group}\n\n{_aligned([header, *(_cells(results, row) for row in rows)])}")
     return "\n\n".join(parts) + "\n"
 
 
 def _cells(results: Results, row: Row) -> tuple[str, str, str, str]:
     title = f"{row.title}, {row.unit}" if row.unit in ("ms", "s", "MiB", "%") else row.title
-    direct, plugin, compared = results.spread(row, DIRECT), results.spread(row, PLUGIN), results.compared(row)
+    before, after = (_spread(results.spread(row, way)) for way in row.ways)
+    compared = results.compared(row)
     if compared is None:
-        return title, _spread(direct), _spread(plugin), ""
+        return title, before, after, ""
     mark = "+" if row.compare == "added" else "×"
-    return title, _spread(direct), _spread(plugin), f"{mark}{_spread(compared)}"
+    return title, before, after, f"{mark}{_spread(compared)}"
 
 
 def _spread(spread: Spread | None) -> str:
@@ -50,7 +50,7 @@ def _number(value: float) -> str:
 
 
 def _aligned(rows: list[tuple[str, str, str, str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell + " " * (width - len(cell)) for cell, width in zip(row, widths, strict=True)) + " |"
         for row in rows

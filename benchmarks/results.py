@@ -1,4 +1,4 @@
-"""Samples by row, target and round, and what is made of them: medians, spread, and how the plugin compares."""
+"""Samples by row, way and round, and what is made of them: medians, spread, and how the ways compare."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["DIRECT", "PLUGIN", "Results", "Row", "Spread"]
+__all__ = ["DIRECT", "PLUGIN", "Results", "Row", "Spread", "quantile"]
 
 DIRECT, PLUGIN = "direct", "plugin"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One thing that is measured. `compare`: how the plugin is set against direct: "added", "ratio" or ""."""
+    """One thing that is measured. `compare`: how the second way is set against the first: "added", "ratio" or ""."""
 
     group: str
     title: str
     unit: str
     compare: str = ""
+    ways: tuple[str, str] = (DIRECT, PLUGIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +40,11 @@ class Spread:
     def of(cls, values: Sequence[float]) -> Spread:
         """`values` are at least one."""
         ordered = sorted(values)
-        return cls(median(ordered), _quantile(ordered, 0.1), _quantile(ordered, 0.9), len(ordered))
+        return cls(median(ordered), quantile(ordered, 0.1), quantile(ordered, 0.9), len(ordered))
 
 
-def _quantile(ordered: Sequence[float], share: float) -> float:
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """The value that `share` of the samples lie below; `ordered` are sorted and at least one."""
     place = share * (len(ordered) - 1)
     low = math.floor(place)
     high = min(low + 1, len(ordered) - 1)
@@ -79,18 +81,17 @@ class Results:
         return Spread.of(values) if values else None
 
     def compared(self, row: Row) -> Spread | None:
-        """Over the rounds: the difference (added) or quotient (ratio) of the round's medians, plugin to direct."""
+        """Over the rounds: the difference (added) or quotient (ratio) of the round's medians, second to first way."""
         targets = self._samples[row]
-        if not row.compare or not {DIRECT, PLUGIN} <= targets.keys():
+        if not row.compare or not set(row.ways) <= targets.keys():
             return None
+        before, after = (targets[way] for way in row.ways)
         pairs = [
-            (median(plugin), median(direct))
-            for plugin, direct in zip(targets[PLUGIN], targets[DIRECT], strict=False)
-            if plugin and direct
+            (median(first), median(second)) for first, second in zip(before, after, strict=False) if first and second
         ]
         if row.compare == "added":
-            return Spread.of([plugin - direct for plugin, direct in pairs])
-        return Spread.of([plugin / direct for plugin, direct in pairs])
+            return Spread.of([second - first for first, second in pairs])
+        return Spread.of([second / first for first, second in pairs])
 
     def to_json(self) -> list[dict[str, Any]]:
         """One object a row."""
@@ -98,7 +99,7 @@ class Results:
 
     def _row_json(self, row: Row) -> dict[str, Any]:
         shape: dict[str, Any] = {"group": row.group, "title": row.title, "unit": row.unit}
-        for target in (DIRECT, PLUGIN):
+        for target in row.ways:
             shape[target] = _spread_json(self.spread(row, target))
         shape[row.compare or "compared"] = _spread_json(self.compared(row))
         return shape

@@ -34,7 +34,18 @@ if TYPE_CHECKING:
     from engine_plugin.host import PluginClient
     from engine_plugin.manifest import Manifest
 
-__all__ = ["COMMAND", "EMBEDDER", "MODEL", "Rig", "Target", "rig", "stand_in", "write_plugin"]
+__all__ = [
+    "COMMAND",
+    "EMBEDDER",
+    "MODEL",
+    "REPOSITORY",
+    "Plugged",
+    "Rig",
+    "Target",
+    "rig",
+    "stand_in",
+    "write_plugin",
+]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMAND = (sys.executable, "-m", "engine_plugin.hosted")
@@ -105,7 +116,10 @@ class Rig:
 
 
 def write_plugin(folder: Path, engine: Mapping[str, Any]) -> Path:
-    """A plugin.yaml in `folder`: the llama.cpp plugin's, with these engine options. Returns the file."""
+    """A plugin.yaml in `folder`: the llama.cpp plugin's, with these engine options. Returns the file.
+
+    Another engine is among them as `name`.
+    """
     shape = yaml.safe_load((REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text(encoding="utf-8"))
     shape["engine"] = {"name": "llamacpp", **engine}
     shape["resources"]["data_dir"] = str(folder / "data")

@@ -1,0 +1,163 @@
+"""OpenVINO's embedded server, started as its driver starts it, and reached by its own HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.engines import sse
+from engine_plugin.engines.child import STDOUT, ChildProcess
+from engine_plugin.engines.http1 import Http1Client
+from engine_plugin.engines.python import module_command, module_environ
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
+
+__all__ = ["MODEL", "SERVER", "Embedded", "embedded_server"]
+
+SERVER = "server"
+MODEL = "bench"
+CHAT_PATH = "/v3/chat/completions"
+_RUNNER = "engine_plugin.engines.openvino.runner"
+_START_LIMIT = 60.0
+_READY_LIMIT = 120.0
+_ANSWER_LIMIT = 64 * 1024 * 1024
+
+_GRAPH = """\
+input_stream: "HTTP_REQUEST_PAYLOAD:input"
+output_stream: "HTTP_RESPONSE_PAYLOAD:output"
+node: {{
+  name: "LLMExecutor"
+  calculator: "HttpLLMCalculator"
+  input_stream: "LOOPBACK:loopback"
+  input_stream: "HTTP_REQUEST_PAYLOAD:input"
+  input_side_packet: "LLM_NODE_RESOURCES:llm"
+  input_side_packet: "LLM_NODE_EXECUTION_CONTEXTS:llm_ctx"
+  output_stream: "LOOPBACK:loopback"
+  output_stream: "HTTP_RESPONSE_PAYLOAD:output"
+  input_stream_info: {{ tag_index: 'LOOPBACK:0', back_edge: true }}
+  node_options: {{
+    [type.googleapis.com / mediapipe.LLMCalculatorOptions]: {{
+      {options}
+      device: "CPU"
+    }}
+  }}
+  input_stream_handler {{
+    input_stream_handler: "SyncSetInputStreamHandler"
+    options {{
+      [mediapipe.SyncSetInputStreamHandlerOptions.ext] {{ sync_set {{ tag_index: "LOOPBACK:0" }} }}
+    }}
+  }}
+}}
+"""
+
+
+class Embedded:
+    """The server with the model loaded. It is a `Target`; `address` is HOST:PORT or unix:PATH."""
+
+    name = SERVER
+
+    def __init__(self, address: str, client: Http1Client) -> None:
+        self.address = address
+        self._client = client
+
+    async def call(self, service: str, body: bytes) -> bytes:
+        """Send a chat and read its whole answer."""
+        if service != "chat":
+            raise ValueError(f"{service}: only chat is measured here")
+        async with self._client.request("POST", CHAT_PATH, body) as response:
+            return await response.read(_ANSWER_LIMIT)
+
+    @asynccontextmanager
+    async def stream(self, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Stream a chat in blocks of whole events."""
+        async with self._client.request("POST", CHAT_PATH, body) as response:
+            if response.status != 200:
+                raise RuntimeError(f"{self.name}: {(await response.read(_ANSWER_LIMIT)).decode()}")
+            yield sse.whole_events(response)
+
+
+def _write_config(folder: Path, model: Path, scheduler: Mapping[str, Any]) -> Path:
+    """config.json and graph.pbtxt as the driver writes them. Returns config.json."""
+    base = folder / MODEL
+    base.mkdir(parents=True)
+    options = {"models_path": str(model), **scheduler}
+    lines = "\n      ".join(f"{name}: {json.dumps(value)}" for name, value in options.items())
+    (base / "graph.pbtxt").write_text(_GRAPH.format(options=lines), encoding="utf-8")
+    shape = {
+        "mediapipe_config_list": [{"name": MODEL, "base_path": str(base), "graph_path": "graph.pbtxt"}],
+        "model_config_list": [],
+    }
+    file = folder / "config.json"
+    file.write_text(json.dumps(shape), encoding="utf-8")
+    return file
+
+
+@asynccontextmanager
+async def embedded_server(
+    folder: Path, sockets: Path, model: Path, threads: int, scheduler: Mapping[str, Any]
+) -> AsyncIterator[Embedded]:
+    """A server of its own for one chat model. Ended when left; raises TimeoutError or RuntimeError when it fails."""
+    key = secrets.token_hex(16)
+    settings = {
+        "host": "127.0.0.1" if sys.platform == "win32" else str(sockets / "embedded.sock"),
+        "port": 0,
+        "key": key,
+        "config": str(_write_config(folder / "served", model, scheduler)),
+        "grpc_port": None,
+        "threads": threads,
+        "max_queue": 256,
+        "cache_dir": str(folder / "cache"),
+        "memory_limit": 0,
+    }
+    said = bytearray()
+    first_line: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def take(stream: int, data: bytes) -> None:
+        if stream != STDOUT:
+            sys.stderr.buffer.write(data)
+            return
+        said.extend(data)
+        if b"\n" in said and not first_line.done():
+            first_line.set_result(json.loads(said[: said.index(b"\n")]))
+
+    line = json.dumps(settings).encode() + b"\n"
+    command, environ = module_command(_RUNNER, "serve"), module_environ(dict(os.environ))
+    process = await ChildProcess.spawn(command, environ, take, stdin=line)
+    try:
+        waiting: set[asyncio.Future[Any]] = {first_line, process.exited}
+        await asyncio.wait(waiting, timeout=_START_LIMIT, return_when=asyncio.FIRST_COMPLETED)
+        if not first_line.done():
+            raise RuntimeError("the embedded server ended, or does not listen; its last words are above")
+        address = str(first_line.result()["address"]).removeprefix("http://")
+        client = Http1Client(_endpoint(address), {"authorization": f"Bearer {key}"})
+        try:
+            await _until_ready(client)
+            yield Embedded(address, client)
+        finally:
+            client.close()
+    finally:
+        await process.kill()
+
+
+def _endpoint(address: str) -> str | tuple[str, int]:
+    if address.startswith("unix:"):
+        return address.removeprefix("unix:")
+    host, _, port = address.rpartition(":")
+    return host, int(port)
+
+
+async def _until_ready(client: Http1Client) -> None:
+    async with asyncio.timeout(_READY_LIMIT):
+        while True:
+            async with client.request("GET", f"/v2/models/{MODEL}/ready") as response:
+                await response.read(_ANSWER_LIMIT)
+                if response.status == 200:
+                    return
+            await asyncio.sleep(0.05)
