@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.base import Progress
     from engine_plugin.engines.releases import Archive
 
-__all__ = ["Moves", "Workshop", "pinned", "version_in"]
+__all__ = ["Moves", "Workshop", "find_program", "pinned", "version_in"]
 
 _BackendT = TypeVar("_BackendT")
 _PINNED = re.compile(r"^([A-Za-z0-9_.-]+)==([^\s;\\]+)", re.MULTILINE)
@@ -62,14 +62,26 @@ class Workshop:
         self._downloads = Downloads(root / "downloads", DownloadRules(self._shelf, offline, verify))
 
     async def install_packages(
-        self, target: Path, progress: Progress, *, only: Collection[str] = (), without: Collection[str] = ()
+        self,
+        target: Path,
+        progress: Progress,
+        *,
+        only: Collection[str] = (),
+        without: Collection[str] = (),
+        also: Sequence[str] = (),
     ) -> None:
-        """pip's packages of the requirements, by hash: all, only some, or all but some. Raises InstallError."""
+        """pip's packages of the requirements: all, only some, or all but some. Raises InstallError.
+
+        By hash, except with `also`, which names further ones of any version.
+        """
         lines = await in_thread(_some_of, self._requirements, only, without)
+        if also:
+            lines = "\n".join([*(line.rstrip(" \\") for line in lines.splitlines() if "--hash=" not in line), *also])
         chosen = self.root / f"{target.parent.name}-{target.name}.requirements.txt"
         try:
             await in_thread(chosen.write_text, lines, encoding="utf-8")
-            await self.install_named(target, ["--require-hashes", "-r", str(chosen)], progress)
+            hashes = [] if also else ["--require-hashes"]
+            await self.install_named(target, [*hashes, "-r", str(chosen)], progress)
         finally:
             await in_thread(chosen.unlink, missing_ok=True)
 
@@ -125,6 +137,20 @@ class Workshop:
         except EnginePluginError as error:
             raise InstallError(f"the new {name} does not run, nothing was changed: {error}") from error
         return version
+
+
+def find_program(folder: Path, name: str) -> Path:
+    """The program `name` in what was unpacked, the one that lies highest, executable. Raises InstallError.
+
+    `name` is without .exe. Blocking.
+    """
+    name = f"{name}.exe" if sys.platform == "win32" else name
+    found = [path for path in folder.rglob(name) if path.is_file()]
+    if not found:
+        raise InstallError(f"there is no {name} in what was unpacked: engine.archives names something else")
+    program = min(found, key=lambda path: (len(path.parts), path))
+    program.chmod(program.stat().st_mode | 0o111)  # a .zip may have lost that
+    return program
 
 
 def version_in(path: Sequence[str] | None, name: str) -> str:

@@ -6,11 +6,10 @@ for CUDA and ROCm change with time: `engine.archives` names what does not fit he
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from engine_plugin.engines.releases import Archive
-from engine_plugin.errors import InstallError
+from engine_plugin.engines.software import find_program
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,14 +56,5 @@ def release_archives(tag: str, mirror: str, checksums: str) -> tuple[Archive, ..
 
 
 def find_server(folder: Path) -> Path:
-    """The llama-server in what was unpacked, the one that lies highest, executable. Raises InstallError.
-
-    Blocking.
-    """
-    name = "llama-server.exe" if sys.platform == "win32" else "llama-server"
-    found = [path for path in folder.rglob(name) if path.is_file()]
-    if not found:
-        raise InstallError(f"there is no {name} in what was unpacked: engine.archives names something else")
-    server = min(found, key=lambda path: (len(path.parts), path))
-    server.chmod(server.stat().st_mode | 0o111)  # a .zip may have lost that
-    return server
+    """The llama-server in what was unpacked. Raises InstallError. Blocking."""
+    return find_program(folder, "llama-server")

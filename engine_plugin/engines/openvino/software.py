@@ -1,0 +1,337 @@
+"""The OpenVINO software: which one is on this machine, installing it, upgrading it.
+
+Two kinds answer the same requests: OpenVINO Model Server (`ovms`), and our own server on the Python package
+openvino-genai (`embedded`). Places, in the order they are looked at (`engine.backend: auto`): the ovms that
+plugin.yaml names or that is on PATH; what InstallEngine installed below the data directory, which is a release of
+ovms or openvino-genai; openvino-genai beside this package (the extra `openvino`). Audio is decoded with packages that
+come with each but the first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from engine_plugin.engines import python, software
+from engine_plugin.engines.base import EngineCheck
+from engine_plugin.engines.install import Steps
+from engine_plugin.engines.openvino.releases import RELEASE, Machine, find_ovms, missing_library, release_archive
+from engine_plugin.engines.releases import choose
+from engine_plugin.engines.software import Workshop, pinned, version_in
+from engine_plugin.errors import EngineNotInstalledError, EngineStartError, InstallError
+from engine_plugin.files import in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from engine_plugin.engines.base import Progress
+    from engine_plugin.engines.openvino.options import OpenVinoOptions
+    from engine_plugin.engines.releases import Archive
+
+__all__ = ["RUNNER", "Backend", "Moves", "Software", "server_environ"]
+
+RUNNER = "engine_plugin.engines.openvino.runner"
+_REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+_GENAI = "openvino-genai"
+_OPENVINO = (_GENAI, "openvino", "openvino-tokenizers", "openvino-telemetry")
+_AUDIO = ("av", "numpy", "soxr")
+_TEMPLATES = ("jinja2", "markupsafe")
+_NEEDED_BYTES = {"embedded": 900 * 1024 * 1024, "release": 1600 * 1024 * 1024, "packages": 200 * 1024 * 1024}
+_PROBE_TIMEOUT = 60.0
+
+# Below an installed version's directory
+_OVMS_FOLDER = "ovms"
+_AUDIO_FOLDER = "python"
+_TEMPLATES_FOLDER = "templates"
+
+_VERSION = re.compile(r"OpenVINO Model Server (\d+(?:\.\d+)*)")
+_LAST_WORDS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One usable OpenVINO: `kind` is ovms or embedded; its version, and where it is in words."""
+
+    kind: str
+    version: str
+    origin: str
+    site: Path | None = None
+    """The Python packages that our own processes need beside this package: audio's, or all of the embedded server."""
+    executable: str = ""
+    """ovms."""
+    templates: Path | None = None
+    """The Python packages that ovms imports: apart, since its Python may be another than ours."""
+
+
+Moves: TypeAlias = software.Moves[Backend]
+
+
+class Software:
+    """Finds, installs and probes OpenVINO for one data directory. Owned by the engine driver."""
+
+    def __init__(self, options: OpenVinoOptions, data_dir: Path, environ: Mapping[str, str]) -> None:
+        self._options = options
+        self._root = data_dir / "software"
+        self._environ = environ
+        self._workshop = Workshop(self._root, _REQUIREMENTS, environ, offline=options.offline, verify=options.verify)
+        self._installation = self._workshop.installation
+
+    @property
+    def folder(self) -> Path:
+        """Where InstallEngine puts versions."""
+        return self._root
+
+    @property
+    def wanted_version(self) -> str:
+        """The version that an installation gives: of OpenVINO Model Server, or of openvino-genai."""
+        if self._options.version:
+            return self._options.version
+        return RELEASE if self._wanted == "release" else pinned(_REQUIREMENTS)[_GENAI]
+
+    def check(self) -> EngineCheck:
+        """Look for the software without running it."""
+        backend = self._find()
+        if backend is None:
+            return EngineCheck(False, self._missing())
+        if lacking := _lacking(backend.site):
+            names = ", ".join(lacking)
+            return EngineCheck(False, f"{backend.origin} is here, but Python packages for audio are not ({names})")
+        return EngineCheck(True, f"{backend.origin}, version {backend.version or 'unknown until it runs'}")
+
+    def find(self) -> Backend:
+        """The backend to run. Raises EngineNotInstalledError."""
+        backend = self._find()
+        if backend is None or _lacking(backend.site):
+            raise EngineNotInstalledError(f"{self.check().detail}. Call InstallEngine (engine-plugin engine install)")
+        return backend
+
+    @property
+    def _wanted(self) -> str:
+        """The backend that is asked for; in mode auto, what plugin.yaml names is not passed over."""
+        if self._options.backend != "auto":
+            return self._options.backend
+        return "ovms" if self._options.ovms else "release" if self._options.archives else "auto"
+
+    def _missing(self) -> str:
+        if self._wanted == "ovms":
+            return f"no OpenVINO Model Server: {self._options.ovms or 'no ovms on PATH'}"
+        return "OpenVINO is not installed"
+
+    def _find(self) -> Backend | None:
+        wanted = self._wanted
+        if wanted in ("auto", "ovms"):
+            backend = self._theirs()
+            if backend is not None or wanted == "ovms":
+                return backend
+        current = self._installation.current()
+        if current is not None:
+            backend = _installed(current.folder, current.facts)
+            if backend is not None and wanted in ("auto", current.facts.get("kind")):
+                return backend
+        if wanted == "release":
+            return None
+        version = version_in(None, _GENAI)
+        return Backend("embedded", version, f"{_GENAI} beside engine-plugin") if version else None
+
+    def _theirs(self) -> Backend | None:
+        """The ovms that somebody else put on this machine."""
+        executable = shutil.which(self._options.ovms or "ovms", path=self._environ.get("PATH"))
+        if not executable:
+            return None
+        backend = Backend("ovms", "", f"OpenVINO Model Server at {executable}", executable=executable)
+        current = self._installation.current()
+        return backend if current is None else _with_packages(backend, current.folder, current.facts)
+
+    async def probe(self, backend: Backend) -> dict[str, Any]:
+        """Run the software once: {"version": …, "devices": [{"name", "description"}] or None when it tells none}.
+
+        Raises EngineStartError.
+        """
+        ovms = backend.kind == "ovms"
+        argv = [backend.executable, "--version"] if ovms else python.module_command(RUNNER, "probe")
+        environ = (
+            server_environ(backend, self._environ) if ovms else python.module_environ(self._environ, backend.site)
+        )
+        try:
+            status, out, err = await python.run_briefly(argv, environ, timeout=_PROBE_TIMEOUT)
+        except OSError as error:
+            raise EngineStartError(f"{backend.origin} cannot be run: {error.strerror or error}") from error
+        words = (err.strip() or out).decode("utf-8", "replace").strip()
+        if status != 0:
+            why = missing_library(words) or f"(exit code {status}) {words[-_LAST_WORDS:]}"
+            raise EngineStartError(f"{backend.origin} does not run: {why}")
+        if ovms:
+            found = _VERSION.search((out + err).decode("utf-8", "replace"))
+            return {"version": found[1] if found else "unknown", "devices": None}
+        shape: dict[str, Any] = json.loads(out)
+        return shape
+
+    async def install(self, progress: Progress, moves: Moves, *, cover: bool) -> str:
+        """Install below the data directory unless something usable is here. Returns what is usable now."""
+        before = self._installation.current()  # read first: what changes after this was done by another process
+        check = await in_thread(self.check)
+        if check.installed and not cover:
+            return check.detail
+        if self._wanted == "ovms" and self._find() is None:
+            raise InstallError(
+                f"{self._missing()}. plugin.yaml asks for one that is here already: install it yourself, or set "
+                "engine.backend to release (this plugin fetches OpenVINO Model Server) or embedded"
+            )
+
+        def needless() -> bool:
+            return self.check().installed and self._installation.current() != before
+
+        await self._replace(progress, moves, needless)
+        return (await in_thread(self.check)).detail
+
+    async def upgrade(self, progress: Progress, moves: Moves) -> bool:
+        """Bring our OpenVINO to the wanted version; False when there was nothing to do."""
+        if await in_thread(self._up_to_date):
+            return False
+        return await self._replace(progress, moves, self._up_to_date)
+
+    def _up_to_date(self) -> bool:
+        if not self.check().installed:
+            return False
+        kind = self._kind()
+        if kind == "packages":
+            return True
+        if kind == "embedded":
+            backend = self._find()
+            return backend is not None and backend.version == self.wanted_version
+        current = self._installation.current()
+        return current is not None and current.facts.get("source") == self._source_of(self._archives())
+
+    def _kind(self) -> str:
+        """What an installation consists of: release, embedded, or only the packages that an ovms here lacks."""
+        if self._wanted == "release":
+            return "release"
+        return "packages" if self._wanted in ("auto", "ovms") and self._theirs() is not None else "embedded"
+
+    async def _replace(self, progress: Progress, moves: Moves, needless: Callable[[], bool]) -> bool:
+        kind = await in_thread(self._kind)
+        archives = await in_thread(self._archives) if kind == "release" else ()
+
+        async def fill(folder: Path) -> None:
+            await self._workshop.require_room(folder, _NEEDED_BYTES[kind], "OpenVINO")
+            if kind == "embedded":
+                await self._fill_with_genai(folder, progress)
+                return
+            if archives:
+                await self._workshop.unpack(archives, folder / _OVMS_FOLDER, progress)
+            if await in_thread(_lacking, None):
+                await self._workshop.install_packages(folder / _AUDIO_FOLDER, progress, only=_AUDIO)
+            await self._workshop.install_packages(folder / _TEMPLATES_FOLDER, progress, only=_TEMPLATES)
+
+        async def check(folder: Path) -> Mapping[str, str]:
+            facts = {"kind": kind}
+            if archives:
+                program = (await in_thread(find_ovms, folder)).relative_to(folder).as_posix()
+                facts |= {"executable": program, "source": self._source_of(archives)}
+            backend = _installed(folder, facts) or self._theirs()
+            if backend is None:
+                raise InstallError(
+                    f"{self._missing()}: it went away while its packages were installed. Install again"
+                )
+            backend = _with_packages(backend, folder, facts)
+            version = await self._workshop.proved("OpenVINO", backend, self.probe, moves)
+            return {**facts, "version": version}
+
+        return await self._workshop.replace(Steps(fill, check, moves.adopt, needless), progress)
+
+    async def _fill_with_genai(self, folder: Path, progress: Progress) -> None:
+        """Our requirements, by hash; or the version that plugin.yaml asks for."""
+        progress(f"installing {_GENAI} {self.wanted_version} into {self._root}")
+        if self._options.version:
+            also = [f"{_GENAI}=={self._options.version}"]
+            await self._workshop.install_packages(folder, progress, without=_OPENVINO, also=also)
+        else:
+            await self._workshop.install_packages(folder, progress)
+
+    def _archives(self) -> tuple[Archive, ...]:
+        """The archives of the wanted release for this machine. Raises InstallError. Blocking."""
+        options = self._options
+        if options.archives:
+            return choose(options.archives, "auto")
+        machine = Machine.this(self._environ)
+        flavour = machine.flavour() if options.ovms_flavour == "auto" else options.ovms_flavour
+        auto = options.ovms_python == "auto"
+        with_python = machine.has_python_for(flavour) if auto else options.ovms_python == "on"
+        version = self.wanted_version
+        return (release_archive(version, flavour, options.mirror, options.checksums, with_python=with_python),)
+
+    def _source_of(self, archives: tuple[Archive, ...]) -> str:
+        """What tells one release from another; not by which way the project's own came here."""
+        if self._options.archives:
+            return " ".join(f"{archive.label}#{archive.sha256}" for archive in archives)
+        return " ".join(archive.label.rpartition("/")[2] for archive in archives)
+
+
+def server_environ(backend: Backend, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment for an ovms: its libraries, its Python packages, and nothing of our own Python's."""
+    home = _home_of(backend.executable)
+    ours = {"PYTHONPATH", "PYTHONHOME", "API_KEY", "OVMS_MODEL_REPOSITORY_PATH"}  # it would obey each
+    env = {name: value for name, value in environ.items() if name not in ours}
+    before, places, speech = env.get("PATH", ""), [], home / "share" / "espeak-ng-data"
+    if sys.platform == "win32":
+        interpreter, speech = home / "python", home / "espeak-ng-data"
+        env["PATH"] = os.pathsep.join(map(str, (home, interpreter, interpreter / "Scripts", before)))
+        if interpreter.is_dir():
+            env["PYTHONHOME"] = str(interpreter)
+    else:
+        libraries = home / "lib"
+        env["PATH"] = os.pathsep.join(filter(None, (before, str(home / "bin"))))
+        if any(libraries.glob("libopenvino.so*")):
+            known = (str(libraries), env.get("LD_LIBRARY_PATH", ""))
+            env["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, known))
+        places = [libraries / "python"]
+    if speech.is_dir():
+        env["ESPEAK_DATA_PATH"] = str(speech)
+    places += [backend.templates] if backend.templates else []
+    if there := [str(place) for place in places if place.is_dir()]:
+        env["PYTHONPATH"] = os.pathsep.join(there)
+    return env
+
+
+def _home_of(executable: str) -> Path:
+    """The directory that an archive of OpenVINO Model Server unpacks to."""
+    place = Path(executable).resolve().parent
+    return place.parent if place.name == "bin" else place
+
+
+def _installed(folder: Path, facts: Mapping[str, str]) -> Backend | None:
+    """The backend in an installation's directory; None when it holds only packages."""
+    kind, version = facts.get("kind"), facts.get("version", "")
+    if kind == "embedded":
+        return Backend("embedded", version or version_in([str(folder)], _GENAI), f"{_GENAI} in {folder}", folder)
+    if kind != "release":
+        return None
+    executable = str(folder / facts.get("executable", "ovms"))
+    backend = Backend("ovms", version, f"OpenVINO Model Server in {folder}", executable=executable)
+    return _with_packages(backend, folder, facts)
+
+
+def _with_packages(backend: Backend, folder: Path, facts: Mapping[str, str]) -> Backend:
+    """`backend` with the Python packages that lie in an installation's directory."""
+    if backend.kind != "ovms":
+        return backend
+    site, templates = folder / _AUDIO_FOLDER, folder / _TEMPLATES_FOLDER
+    if facts.get("kind") == "embedded":
+        site = folder
+    return replace(
+        backend,
+        site=site if site.is_dir() else None,
+        templates=templates if templates.is_dir() else None,
+    )
+
+
+def _lacking(site: Path | None) -> list[str]:
+    """The packages for audio that are neither in `site` nor beside this package. Blocking."""
+    places = [] if site is None else [str(site)]
+    return [name for name in _AUDIO if not (version_in(None, name) or (places and version_in(places, name)))]
