@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from engine_plugin.download.disk import check_room, disk_error
 from engine_plugin.download.events import Status, Success
@@ -21,21 +22,22 @@ from engine_plugin.errors import (
     PullError,
 )
 from engine_plugin.files import BLOCK, in_thread, opened, private_folder
-from engine_plugin.models.names import other_case
 from engine_plugin.models.records import Record
+from engine_plugin.models.request import LocalSource
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
     from io import FileIO
     from pathlib import Path
 
     from engine_plugin.download.events import PullEvent
     from engine_plugin.download.remote import FetchPolicy, Remote
     from engine_plugin.models.info import Inspection
-    from engine_plugin.models.request import LocalSource, PullPlan
+    from engine_plugin.models.request import PullPlan
     from engine_plugin.models.shelf import Shelf
 
-__all__ = ["Pull"]
+__all__ = ["FilePull", "Leftovers", "Pull"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,24 @@ class _Arrived:
     validator: str
 
 
-class Pull:
+class Leftovers(Protocol):
+    """What an unfinished pull left, held against other processes. `discard` blocks."""
+
+    @property
+    def size(self) -> int:
+        """Bytes that are here, as far as this process knows."""
+
+    def locked(self, waiting: Callable[[], None]) -> AbstractAsyncContextManager[None]:
+        """Hold it; `waiting` is called once if another process holds it now."""
+
+    def leftovers(self) -> bool:
+        """Whether anything is left here."""
+
+    def discard(self) -> None:
+        """Delete it."""
+
+
+class Pull(ABC):
     """One pull onto a shelf. `run` is called once; another process's pull of the same name is waited for."""
 
     def __init__(
@@ -65,8 +84,21 @@ class Pull:
         self._policy = policy
         self._publish = publish
         self._reserved = reserved
-        self._partial = Partial(shelf.partials, plan.name)
         self._present: Record | None = None
+
+    @property
+    @abstractmethod
+    def _left(self) -> Leftovers:
+        """What an unfinished pull of this model left, and this one fills."""
+
+    @abstractmethod
+    async def _pull(self) -> Success:
+        """Pull, while nobody else does."""
+
+    @property
+    def _total(self) -> int:
+        """Bytes that the model has, 0 while unknown."""
+        return 0
 
     async def run(self) -> Success:
         """Pull. Raises PullError, ModelNotFoundError, AuthError or InvalidRequestError; what arrived is kept where
@@ -75,13 +107,14 @@ class Pull:
         self._publish(Status(f"resolving {plan.name}"))
         try:
             await in_thread(private_folder, self._shelf.partials)
-            async with self._partial.locked(
+            async with self._left.locked(
                 lambda: self._publish(Status(f"waiting for another process that pulls {plan.name}"))
             ):
-                await self._refuse_other_case()
-                return await self._run()
+                await self._refuse_clash()
+                self._present = await self._shelf.get(plan.name)
+                return await self._pull()
         except OSError as error:
-            told = disk_error(error, self._shelf.root, self._partial.size, self._partial.state.total)
+            told = disk_error(error, self._shelf.root, self._left.size, self._total)
             raise PullError(f"{told} Deleting the model removes it.") from error
         except PullError:
             raise
@@ -95,18 +128,77 @@ class Pull:
         except NotFoundError as error:
             raise ModelNotFoundError(str(error)) from error
 
-    async def _refuse_other_case(self) -> None:
-        name = self._plan.name
-        other = other_case(name, [*await in_thread(self._shelf.names), *self._reserved])
-        if other:
-            raise InvalidRequestError(
-                f"model: {name!r} differs only by case from {other!r}, which is present; "
-                "use that name or another one."
-            )
+    async def _refuse_clash(self) -> None:
+        names = [*await in_thread(self._shelf.names), *self._reserved]
+        clash = self._shelf.layout.clash(self._plan.name, names)
+        if clash:
+            raise InvalidRequestError(f"model: {clash}")
 
-    async def _run(self) -> Success:
+    async def _already(self, record: Record) -> Success:
+        record = await self._shelf.set_kind(record, self._plan.kind)
+        return Success(record.name, record.size, record.digest)
+
+    def _is_from_here(self, validator: str) -> bool:
+        """Whether the model that is present came from this very source, as `validator` tells it apart."""
+        present = self._present
+        return (
+            present is not None
+            and bool(validator)
+            and (present.source, present.validator) == (self._plan.source.label, validator)
+        )
+
+    async def _install(self, part: Path, size: int, digest: str, validator: str) -> Success:
+        """Inspect what is whole and verified, and put it into its place. `digest` is 64 hex digits."""
+        plan = self._plan
+        self._publish(Status("inspecting the model"))
+        try:
+            found = await self._inspect(part)
+        except (InvalidRequestError, PullError) as error:
+            await in_thread(self._left.discard)
+            raise PullError(f"{plan.source.label}: this is no model that can be used: {error}") from error
+        record = await self._shelf.put(
+            part,
+            Record(
+                name=plan.name,
+                kind=plan.kind or found.kind,
+                size=size,
+                mtime_ns=0,
+                digest=f"sha256:{digest}",
+                source=plan.source.label,
+                validator=validator,
+                pulled_at=datetime.now(UTC).isoformat(),
+                kind_given=bool(plan.kind),
+                details=found.details,
+            ),
+        )
+        return Success(record.name, record.size, record.digest)
+
+
+class FilePull(Pull):
+    """A pull of a model that is one file."""
+
+    def __init__(
+        self,
+        plan: PullPlan,
+        shelf: Shelf,
+        inspect: Callable[[Path], Awaitable[Inspection]],
+        policy: FetchPolicy,
+        publish: Callable[[PullEvent], None],
+        reserved: Sequence[str] = (),
+    ) -> None:
+        super().__init__(plan, shelf, inspect, policy, publish, reserved)
+        self._partial = Partial(shelf.partials, plan.name)
+
+    @property
+    def _left(self) -> Leftovers:
+        return self._partial
+
+    @property
+    def _total(self) -> int:
+        return self._partial.state.total
+
+    async def _pull(self) -> Success:
         plan, partial = self._plan, self._partial
-        self._present = await self._shelf.get(plan.name)
         if self._present is not None and self._present.digest == f"sha256:{plan.sha256}":
             await in_thread(partial.discard)
             return await self._already(self._present)
@@ -121,16 +213,19 @@ class Pull:
             if not partial.size:
                 await in_thread(partial.discard)
         if isinstance(arrived, _Arrived):
-            return await self._install(arrived)
+            return await self._verify(arrived)
         await in_thread(partial.discard)
         return await self._already(arrived)
 
     async def _arrive(self) -> _Arrived | Record:
         """Fill the partial; or the present model's record when this very file is here already."""
-        if not isinstance(self._plan.source, HttpSource):
-            return await self._copy(self._plan.source)
+        source = self._plan.source
+        if isinstance(source, LocalSource):
+            return await self._copy(source)
+        if not isinstance(source, HttpSource):
+            raise TypeError(f"{source.label} is no source of a file")
         fetch = Fetch(
-            self._plan.source,
+            source,
             self._partial,
             self._publish,
             sha256=self._plan.sha256,
@@ -151,12 +246,7 @@ class Pull:
         return self._same_version(remote.validator, remote.total)
 
     def _same_version(self, validator: str, size: int) -> bool:
-        present = self._present
-        return (
-            present is not None
-            and bool(validator)
-            and (present.source, present.validator, present.size) == (self._plan.source.label, validator, size)
-        )
+        return self._is_from_here(validator) and self._present is not None and self._present.size == size
 
     async def _copy(self, source: LocalSource) -> _Arrived | Record:
         async with AsyncExitStack() as stack:
@@ -187,11 +277,7 @@ class Pull:
             raise PullError(f"{source.label}: it changed while it was copied; pull again when it is complete.")
         return _Arrived(self._plan.sha256, validator)
 
-    async def _already(self, record: Record) -> Success:
-        record = await self._shelf.set_kind(record, self._plan.kind)
-        return Success(record.name, record.size, record.digest)
-
-    async def _install(self, arrived: _Arrived) -> Success:
+    async def _verify(self, arrived: _Arrived) -> Success:
         plan, partial = self._plan, self._partial
         if not partial.size:
             raise PullError(f"{plan.source.label}: the file is empty.")
@@ -203,26 +289,6 @@ class Pull:
                 f"{plan.source.label}: the file has sha256:{digest}, expected is sha256:{arrived.sha256}. "
                 "What arrived was deleted; pull again, and correct the digest or the source if it stays so."
             )
-        self._publish(Status("inspecting the model"))
-        try:
-            found = await self._inspect(partial.path)
-        except (InvalidRequestError, PullError) as error:
-            await in_thread(partial.discard)
-            raise PullError(f"{plan.source.label}: this is no model that can be used: {error}") from error
-        record = await self._shelf.put(
-            partial.path,
-            Record(
-                name=plan.name,
-                kind=plan.kind or found.kind,
-                size=partial.size,
-                mtime_ns=0,
-                digest=f"sha256:{digest}",
-                source=plan.source.label,
-                validator=arrived.validator,
-                pulled_at=datetime.now(UTC).isoformat(),
-                kind_given=bool(plan.kind),
-                details=found.details,
-            ),
-        )
+        success = await self._install(partial.path, partial.size, digest, arrived.validator)
         await in_thread(partial.forget)
-        return Success(record.name, record.size, record.digest)
+        return success

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.models.info import KINDS, ModelDetails, ModelInfo
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping
     from pathlib import Path
+
+    from engine_plugin.models.layout import Extent
 
 __all__ = ["Record", "details_from_json"]
 
@@ -30,7 +31,7 @@ def details_from_json(value: Mapping[str, Any]) -> ModelDetails:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One model file's metadata. `source` and `validator` (ETag and the like) are "" for a file laid in by hand.
+    """One model's metadata. `source` and `validator` (ETag and the like) are "" for a file laid in by hand.
 
     `kind_given` says that a person chose the kind, so that inspecting the file again does not undo it.
     """
@@ -46,9 +47,9 @@ class Record:
     kind_given: bool = False
     details: ModelDetails = field(default_factory=ModelDetails)
 
-    def describes(self, stat: os.stat_result) -> bool:
-        """Whether this was written about the file with this stat."""
-        return self.size == stat.st_size and self.mtime_ns == stat.st_mtime_ns
+    def describes(self, extent: Extent) -> bool:
+        """Whether this was written about what has this extent."""
+        return (self.size, self.mtime_ns) == (extent.size, extent.mtime_ns)
 
     def to_json(self) -> dict[str, Any]:
         """The content of the `.json` file."""

@@ -1,8 +1,9 @@
-"""The model files below a store's root, each with its record; files laid in by hand are taken in."""
+"""The models below a store's root, each with its record; those laid in by hand are taken in."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 from contextlib import asynccontextmanager
@@ -17,8 +18,7 @@ from engine_plugin.errors import (
     PullError,
     UnavailableError,
 )
-from engine_plugin.files import in_thread, private_folder, read_json, sha256_of, sync_folder, write_json
-from engine_plugin.models.names import is_model_name
+from engine_plugin.files import in_thread, private_folder, read_json, write_json
 from engine_plugin.models.records import Record
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.models.info import Inspection
+    from engine_plugin.models.layout import Extent, Layout
 
 __all__ = ["Shelf"]
 
@@ -43,15 +44,15 @@ def _refused(path: Path, what: str, error: PermissionError) -> PreconditionError
 
 
 class Shelf:
-    """What lies in the root. Records are kept in memory and trusted while a file's size and mtime stay."""
+    """What lies in the root. Records are kept in memory and trusted while a model's extent stays."""
 
-    def __init__(self, root: Path, suffix: str, inspect: Callable[[Path], Awaitable[Inspection]]) -> None:
-        self.root = root
-        self.partials = root / ".partial"
-        self._suffix = suffix
+    def __init__(self, layout: Layout, inspect: Callable[[Path], Awaitable[Inspection]]) -> None:
+        self.layout = layout
+        self.root = layout.root
+        self.partials = layout.partials
         self._inspect = inspect
         self._known: dict[str, Record] = {}
-        self._unusable: dict[str, tuple[int, int, str]] = {}
+        self._unusable: dict[str, tuple[Extent | None, str]] = {}
         self._taking_in: dict[str, asyncio.Task[None]] = {}
         self._hashing: dict[str, asyncio.Task[None]] = {}
         self._changing: dict[str, asyncio.Event] = {}
@@ -59,44 +60,34 @@ class Shelf:
 
     def path(self, name: str) -> Path:
         """Where the model of that (valid) name is, or would be."""
-        return self.root / f"{name}{self._suffix}"
+        return self.layout.path(name)
 
     def names(self) -> list[str]:
-        """The names of all model files. Reads the folder: call it in a thread."""
-        try:
-            entries = [entry.name for entry in self.root.iterdir() if entry.is_file()]
-        except FileNotFoundError:
-            return []
-        names = []
-        for entry in sorted(entries):
-            if not entry.endswith(self._suffix):
-                continue
-            name = entry.removesuffix(self._suffix)
-            if is_model_name(name):
-                names.append(name)
-            else:
-                self._skip(name, None, "its name is no model name; rename the file")
+        """The names of all models. Reads the folder: call it in a thread."""
+        names, bad = self.layout.names()
+        for name, why in bad:
+            self._skip(name, None, why)
         return names
 
     def complaint(self, name: str) -> str:
-        """Why the file of that name is no model, as found by `get`; "" when nothing is wrong with it."""
-        return self._unusable[name][2] if name in self._unusable else ""
+        """Why what has that name is no model, as found by `get`; "" when nothing is wrong with it."""
+        return self._unusable[name][1] if name in self._unusable else ""
 
     async def get(self, name: str) -> Record | None:
-        """The record of the model of that (valid) name, inspecting its file when it is new or changed."""
+        """The record of the model of that (valid) name, inspecting it when it is new or changed."""
         while (change := self._changing.get(name)) is not None:
             await change.wait()  # between its file and its record a model looks like one that was laid in by hand
-        stat = self._stat(name)
-        if stat is None:
+        extent = self.layout.extent(name)
+        if extent is None:
             self._unusable.pop(name, None)
             return None
         known = self._known.get(name)
-        if known is not None and known.describes(stat):
+        if known is not None and known.describes(extent):
             return known
         if name not in await in_thread(self.names):
             return None  # on a case-insensitive file system another name's file answers
-        record = Record.from_json(name, await in_thread(read_json, self._record_path(name)))
-        if record is not None and record.describes(stat):
+        record = Record.from_json(name, await in_thread(read_json, self.layout.record(name)))
+        if record is not None and record.describes(extent):
             self._remember(record)
             return record
         return await self._take_in(name)
@@ -121,8 +112,7 @@ class Shelf:
         if kind in {"", record.kind}:
             return record
         record = replace(record, kind=kind, kind_given=True)
-        await in_thread(private_folder, self.partials)
-        await in_thread(write_json, self._record_path(record.name), record.to_json(), self.partials)
+        await self._write(record)
         self._remember(record)
         return record
 
@@ -143,37 +133,35 @@ class Shelf:
         for name in {*self._taking_in, *self._hashing}:
             await self._stop_taking_in(name)
 
-    def _record_path(self, name: str) -> Path:
-        return self.root / f"{name}.json"
-
-    def _stat(self, name: str) -> os.stat_result | None:
-        try:
-            return self.path(name).stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
     def _remember(self, record: Record) -> None:
         self._known[record.name] = record
         self._unusable.pop(record.name, None)
 
     def _put(self, part: Path, record: Record) -> Record:
-        target = self.path(record.name)
-        part.replace(target)
-        sync_folder(self.root)
-        record = replace(record, mtime_ns=target.stat().st_mtime_ns)
-        write_json(self._record_path(record.name), record.to_json(), self.partials)
+        self.layout.put(part, record.name)
+        extent = self.layout.extent(record.name)
+        if extent is None:
+            raise FileNotFoundError(errno.ENOENT, "it vanished", str(self.path(record.name)))
+        record = replace(record, mtime_ns=extent.mtime_ns)
+        private_folder(self.layout.record(record.name).parent)
+        write_json(self.layout.record(record.name), record.to_json(), self.partials)
         return record
 
     def _remove(self, name: str) -> None:
-        self.path(name).unlink(missing_ok=True)
-        sync_folder(self.root)
-        self._record_path(name).unlink(missing_ok=True)
+        self.layout.remove(name)
+        self.layout.record(name).unlink(missing_ok=True)
 
-    def _skip(self, name: str, stat: os.stat_result | None, why: str) -> None:
-        """Remember that a file is no model; one warning, however often it is listed."""
+    async def _write(self, record: Record) -> None:
+        path = self.layout.record(record.name)
+        await in_thread(private_folder, self.partials)
+        await in_thread(private_folder, path.parent)
+        await in_thread(write_json, path, record.to_json(), self.partials)
+
+    def _skip(self, name: str, extent: Extent | None, why: str) -> None:
+        """Remember that something is no model; one warning, however often it is listed."""
         if name not in self._unusable:
-            log.warning("%s is skipped: %s", self.root / f"{name}{self._suffix}", why)
-        self._unusable[name] = (stat.st_size, stat.st_mtime_ns, why) if stat else (0, 0, why)
+            log.warning("%s is skipped: %s", self.path(name), why)
+        self._unusable[name] = (extent, why)
 
     # Taking in: callers share one inspection of a file, and a caller that goes away does not stop it.
 
@@ -196,22 +184,22 @@ class Shelf:
 
     async def _inspect_file(self, name: str) -> None:
         self._known.pop(name, None)
-        stat = self._stat(name)
-        if stat is None or self._unusable.get(name, ())[:2] == (stat.st_size, stat.st_mtime_ns):
+        extent = self.layout.extent(name)
+        if extent is None or (name in self._unusable and self._unusable[name][0] == extent):
             return
-        old = Record.from_json(name, await in_thread(read_json, self._record_path(name)))
+        old = Record.from_json(name, await in_thread(read_json, self.layout.record(name)))
         try:
             found = await self._inspect(self.path(name))
         except (EnginePluginError, OSError) as error:
             unchanging = isinstance(error, InvalidRequestError | PullError)
-            self._skip(name, stat if unchanging else None, str(error))
+            self._skip(name, extent if unchanging else None, str(error))
             return
-        keep_kind = old is not None and old.kind_given and old.size == stat.st_size
+        keep_kind = old is not None and old.kind_given and old.size == extent.size
         record = Record(
             name=name,
             kind=old.kind if old is not None and keep_kind else found.kind,
-            size=stat.st_size,
-            mtime_ns=stat.st_mtime_ns,
+            size=extent.size,
+            mtime_ns=extent.mtime_ns,
             digest="",
             kind_given=keep_kind,
             details=found.details,
@@ -224,14 +212,13 @@ class Shelf:
     async def _hash_file(self, record: Record) -> None:
         """Complete a record by its digest, unless the file changed meanwhile: somebody may still be copying it."""
         try:
-            digest = await sha256_of(self.path(record.name))
-            stat = self._stat(record.name)
-            if stat is None or not record.describes(stat):
+            digest = await self.layout.digest(record.name)
+            extent = self.layout.extent(record.name)
+            if extent is None or not record.describes(extent):
                 return
             record = replace(record, digest=digest)
             self._remember(record)
-            await in_thread(private_folder, self.partials)
-            await in_thread(write_json, self._record_path(record.name), record.to_json(), self.partials)
+            await self._write(record)
         except OSError as error:
             log.debug("no record is written for %s: %s", self.path(record.name), error)
 

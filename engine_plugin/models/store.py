@@ -20,8 +20,9 @@ from engine_plugin.download.remote import FetchPolicy
 from engine_plugin.errors import ModelNotFoundError, PreconditionError, PullError
 from engine_plugin.files import in_thread, private_folder
 from engine_plugin.models.info import Inspection, ModelDetails, ModelInfo, kind_of_type
-from engine_plugin.models.names import is_model_name, near_names
-from engine_plugin.models.pull import Pull
+from engine_plugin.models.layout import FileLayout
+from engine_plugin.models.names import near_names
+from engine_plugin.models.pull import FilePull
 from engine_plugin.models.request import PullRequest, plan_pull
 from engine_plugin.models.samples import Sample, Samples, bundled_samples
 from engine_plugin.models.shared import SharedPull
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.download.events import PullEvent
+    from engine_plugin.models.layout import Layout
+    from engine_plugin.models.pull import Leftovers, Pull
     from engine_plugin.models.request import PullPlan
 
 __all__ = [
@@ -59,14 +62,18 @@ class ModelStore:
         suffix: str = ".gguf",
         samples: Samples | None = None,
         policy: FetchPolicy | None = None,
+        layout: Layout | None = None,
     ) -> None:
-        """No I/O. `inspect` reads a file (of any name) and raises InvalidRequestError or PullError for no model."""
+        """No I/O. `inspect` reads a file (of any name) and raises InvalidRequestError or PullError for no model.
+
+        `layout` is how models lie below the root, in the place of files that end in `suffix`.
+        """
         self.root = root
         self._suffix = suffix
         self._samples = samples
         self._inspect = inspect
         self._policy = policy or FetchPolicy()
-        self._shelf = Shelf(root, suffix, inspect)
+        self._shelf = Shelf(layout or FileLayout(root, suffix), inspect)
         self._pulls: dict[str, SharedPull] = {}
 
     async def list(self) -> builtins.list[ModelInfo]:
@@ -83,7 +90,7 @@ class ModelStore:
 
     async def get(self, name: str) -> ModelInfo:
         """One model. Raises ModelNotFoundError. Cheap when the model was seen before: one stat."""
-        if is_model_name(name):
+        if self._shelf.layout.is_name(name):
             record = await self._shelf.get(name)
             if record is not None:
                 return record.info(self._shelf.path(name))
@@ -101,9 +108,9 @@ class ModelStore:
         Raises ModelNotFoundError; PreconditionError for a sample of the package and while it is being pulled;
         ModelInUseError where the system keeps an open file from being deleted.
         """
-        if not is_model_name(name):
+        if not self._shelf.layout.is_name(name):
             raise await self._not_found(name)
-        partial = Partial(self._shelf.partials, name)
+        partial = self._leftovers(name)
         if name not in await in_thread(self._shelf.names) and not partial.leftovers():
             if self._sample(name) is None:
                 raise await self._not_found(name)
@@ -133,7 +140,7 @@ class ModelStore:
             yield present
             return
         names = await in_thread(self._shelf.names)
-        plan = await in_thread(plan_pull, request, self._suffix, self._samples, names)
+        plan = await in_thread(self._plan, request, names)
         async with aclosing((await self._join(plan)).watch()) as events:
             async for event in events:
                 yield event
@@ -147,7 +154,7 @@ class ModelStore:
     async def _present(self, request: PullRequest) -> Success | None:
         """A bare name that the store has needs no pull: there may be no source to ask."""
         name = request.model
-        if request.source or not is_model_name(name) or name.lower().endswith(self._suffix):
+        if request.source or not self._is_bare(name):
             return None
         kind = kind_of_type(request.model_type)
         record = await self._shelf.get(name)
@@ -160,6 +167,25 @@ class ModelStore:
             )
         record = await self._shelf.set_kind(record, kind)
         return Success(name, record.size, record.digest)
+
+    def _is_bare(self, name: str) -> bool:
+        """Whether a pull of `name` without a source names a model, not a source."""
+        return self._shelf.layout.is_name(name) and not name.lower().endswith(self._suffix)
+
+    def _plan(self, request: PullRequest, present: builtins.list[str]) -> PullPlan:
+        """What a request means. Called in a thread."""
+        return plan_pull(request, self._suffix, self._samples, present)
+
+    def _pull(self, plan: PullPlan, publish: Callable[[PullEvent], None]) -> Pull:
+        return FilePull(plan, self._shelf, self._inspect, self._policy, publish, self._sample_names())
+
+    def _sources(self) -> str:
+        """What a model can be pulled by, for messages."""
+        return f"by a path or file:// URL ending in {self._suffix}, or an http(s) URL"
+
+    def _leftovers(self, name: str) -> Leftovers:
+        """What an unfinished pull of that model left."""
+        return Partial(self._shelf.partials, name)
 
     async def _join(self, plan: PullPlan) -> SharedPull:
         """The running pull of that model, else a new one. Its caller watches it without awaiting in between."""
@@ -178,8 +204,7 @@ class ModelStore:
         return shared
 
     async def _run(self, plan: PullPlan, publish: Callable[[PullEvent], None]) -> Success:
-        pull = Pull(plan, self._shelf, self._inspect, self._policy, publish, self._sample_names())
-        return await pull.run()
+        return await self._pull(plan, publish).run()
 
     def _sample_names(self) -> tuple[str, ...]:
         return tuple(self._samples.names) if self._samples else ()
@@ -193,6 +218,5 @@ class ModelStore:
         near = near_names(shown, names)
         hint = f" Did you mean {' or '.join(near)}?" if near else f" Here are: {', '.join(names[:20]) or 'none'}."
         return ModelNotFoundError(
-            f"model: no model is called {shown!r}.{hint} Others must be pulled first: by a path or file:// URL "
-            f"ending in {self._suffix}, or an http(s) URL."
+            f"model: no model is called {shown!r}.{hint} Others must be pulled first: {self._sources()}."
         )
