@@ -61,7 +61,9 @@ class HttpExchange(Protocol):
 class HttpClient(Protocol):
     """The seam between an engine driver and the HTTP client on the token's way."""
 
-    def request(self, method: str, path: str, body: bytes | None = None) -> HttpExchange:
+    def request(
+        self, method: str, path: str, body: bytes | None = None, content_type: str = "application/json"
+    ) -> HttpExchange:
         """One exchange with the engine; nothing is sent yet."""
 
     def close(self) -> None:
@@ -156,12 +158,14 @@ class Http1Client(HttpClient):
         self.heard = False
         """Set whenever anything comes from the engine; whoever watches it resets it."""
 
-    def request(self, method: str, path: str, body: bytes | None = None) -> Response:
+    def request(
+        self, method: str, path: str, body: bytes | None = None, content_type: str = "application/json"
+    ) -> Response:
         head = f"{method} {path} HTTP/1.1\r\n".encode("latin-1") + self._common
         if body is None:
             return Response(self, head + b"\r\n")
-        fields = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
-        return Response(self, head + fields + body)
+        fields = f"content-type: {content_type}\r\ncontent-length: {len(body)}\r\n\r\n"
+        return Response(self, head + fields.encode("latin-1") + body)
 
     def close(self) -> None:
         while self._idle:

@@ -25,9 +25,10 @@ _NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true o
 def option_problems(cls: type[Any], manifest: Manifest) -> list[Problem]:
     """What is wrong with the `engine:` section for an engine whose options are the dataclass `cls`.
 
-    A field is a str, int, float or bool, one of these and None, or a `tuple[Other, ...]` of another such dataclass,
-    for a list of mappings. Its metadata may hold `min`, `max`, `choices`, and, for a text that is not empty,
-    `pattern` with its `form` in words. One without a default must be given. Called by `read_options` and by lint.
+    A field is a str, int, float or bool, or one of these and None; another such dataclass (and None), for a section;
+    or a `tuple[Other, ...]` of one, for a list of mappings. Its metadata may hold `min`, `max`, `choices`, and, for
+    a text that is not empty, `pattern` with its `form` in words. One without a default must be given. Called by
+    `read_options` and by lint.
     """
     return list(_problems(cls, manifest.engine_options, ("engine",), manifest))
 
@@ -43,6 +44,8 @@ def _problems(cls: type[Any], given: Mapping[str, Any], place: KeyPath, manifest
             yield manifest.problem(here, f"{_shown(here)} is not an option of this engine", fix)
         elif inner := _listed(hints[key]):
             yield from _list_problems(inner, value, here, manifest)
+        elif inner := _section(hints[key]):
+            yield from _section_problems(inner, value, here, manifest)
         elif complaint := _complaint(hints[key], field.metadata, value):
             yield manifest.problem(here, f"{_shown(here)} is {value!r}", f"It must be {complaint}.")
     for key, field in fields.items():
@@ -57,11 +60,14 @@ def _list_problems(cls: type[Any], value: Any, place: KeyPath, manifest: Manifes
         yield manifest.problem(place, f"{_shown(place)} is {value!r}", "It must be a list of mappings.")
         return
     for index, entry in enumerate(value):
-        here = (*place, index)
-        if isinstance(entry, dict):
-            yield from _problems(cls, entry, here, manifest)
-        else:
-            yield manifest.problem(here, f"{_shown(here)} is {entry!r}", "It must be a mapping.")
+        yield from _section_problems(cls, entry, (*place, index), manifest)
+
+
+def _section_problems(cls: type[Any], value: Any, place: KeyPath, manifest: Manifest) -> Iterator[Problem]:
+    if isinstance(value, dict):
+        yield from _problems(cls, value, place, manifest)
+    else:
+        yield manifest.problem(place, f"{_shown(place)} is {value!r}", "It must be a mapping.")
 
 
 def _shown(place: KeyPath) -> str:
@@ -76,6 +82,12 @@ def _listed(hint: Any) -> type[Any] | None:
         inner = get_args(hint)[0]
         return inner if dataclasses.is_dataclass(inner) and isinstance(inner, type) else None
     return None
+
+
+def _section(hint: Any) -> type[Any] | None:
+    """The dataclass of a field that is one, or one and None."""
+    found = next((kind for kind in _kinds(hint) if dataclasses.is_dataclass(kind)), None)
+    return found if isinstance(found, type) else None
 
 
 def _kinds(hint: Any) -> tuple[type[Any], ...]:
@@ -114,10 +126,18 @@ def read_options(cls: type[Options], manifest: Manifest) -> Options:
     problems = option_problems(cls, manifest)
     if problems:
         raise ManifestError(problems)
+    return cls(**_values(cls, manifest.engine_options))
+
+
+def _values(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given, each as its field has it."""
     hints = get_type_hints(cls)
-    return cls(**{key: _read(hints[key], value) for key, value in manifest.engine_options.items()})
+    return {key: _read(hints[key], value) for key, value in given.items()}
 
 
 def _read(hint: Any, value: Any) -> Any:
-    inner = _listed(hint)
-    return value if inner is None else tuple(inner(**entry) for entry in value)
+    if inner := _listed(hint):
+        return tuple(inner(**_values(inner, entry)) for entry in value)
+    if inner := _section(hint):
+        return inner(**_values(inner, value))
+    return value

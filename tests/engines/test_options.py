@@ -190,3 +190,35 @@ def test_complaints_inside_a_list(
 ) -> None:
     [problem] = option_problems(Listing, manifest(*lines))
     assert (problem.what, problem.fix, problem.line - FIRST) == (what, fix, line)
+
+
+@dataclass(frozen=True)
+class Nested:
+    parts: Listing = field(default_factory=Listing)
+    whole: Options = field(default_factory=Options)
+    one: Part | None = None
+
+
+def test_sections(manifest: Callable[..., Manifest]) -> None:
+    assert read_options(Nested, manifest()) == Nested()
+    lines = ["whole: {count: 7}", "one:", "  place: here", "parts:", "  parts: [{place: b}]"]
+    given = read_options(Nested, manifest(*lines))
+    assert given == Nested(Listing((Part("b"),)), Options(count=7), Part("here"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "line", "what", "fix"),
+    [
+        (["whole: 5"], 0, "engine.whole is 5", "It must be a mapping."),
+        (["one: ~"], 0, "engine.one is None", "It must be a mapping."),
+        (["whole:", "  text: x", "  count: 99"], 2, "engine.whole.count is 99", "It must be at most 9."),
+        (["one:", "  os: linux"], 0, "engine.one.place is missing", "Give it a text."),
+        (["whole: {cout: 1}"], 0, "engine.whole.cout is not an option of this engine", "Did you mean 'count'?"),
+        (["parts:", "  parts: [3]"], 1, "engine.parts.parts[0] is 3", "It must be a mapping."),
+    ],
+)
+def test_complaints_inside_a_section(
+    manifest: Callable[..., Manifest], lines: list[str], line: int, what: str, fix: str
+) -> None:
+    [problem] = option_problems(Nested, manifest(*lines))
+    assert (problem.what, problem.fix, problem.line - FIRST) == (what, fix, line)

@@ -1,0 +1,107 @@
+"""What engines over HTTP answer: their complaints as our exceptions, and streams of events up to their proper end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.engines import sse
+from engine_plugin.errors import (
+    BadGatewayError,
+    EnginePluginError,
+    InvalidRequestError,
+    UnavailableError,
+    UnsupportedError,
+)
+from engine_plugin.waiting import comes_true
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+
+    from engine_plugin.engines.http1 import HttpResponse
+    from engine_plugin.engines.life import Life
+
+__all__ = ["ERROR_LIMIT", "Complaint", "explained", "stream_events"]
+
+ERROR_LIMIT = 256 * 1024
+"""Bytes of an error's body that are read."""
+
+_DEATH_NOTICE = 1.0
+_SHOWN = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """What an engine said was wrong: an HTTP status (or the code inside a stream), its words, and their JSON."""
+
+    status: int
+    message: str
+    shape: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_body(cls, status: int, body: bytes) -> Complaint:
+        """From an error's answer: `{"error": {"message", …}}`, `{"error": "…"}`, or whatever it is."""
+        try:
+            return cls._of_error(status, json.loads(body)["error"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return cls(status, body[:_SHOWN].decode("utf-8", "replace"))
+
+    @classmethod
+    def of_event(cls, block: bytes) -> Complaint:
+        """From a stream's error event, with which `block` begins. Raises BadGatewayError for anything else."""
+        error = next(iter(sse.event_data(block)), {}).get("error")
+        if error is None:
+            raise BadGatewayError(f"the engine reported an error inside its stream: {block[:300]!r}")
+        code = error.get("code") if isinstance(error, dict) else None
+        return cls._of_error(code if isinstance(code, int) else 500, error)
+
+    @classmethod
+    def _of_error(cls, status: int, error: Any) -> Complaint:
+        if not isinstance(error, dict):
+            return cls(status, str(error))
+        return cls(status, str(error.get("message") or json.dumps(error)), error)
+
+    def error(self) -> EnginePluginError:
+        """Our exception for it."""
+        if 400 <= self.status < 500 and self.status not in (401, 403, 404):
+            return InvalidRequestError(f"request_data: the engine refuses it: {self.message}")
+        if self.status == 501:
+            return UnsupportedError(f"the engine does not support this: {self.message}")
+        if self.status == 503:
+            return UnavailableError(f"the engine has no room now: {self.message}")
+        return BadGatewayError(f"the engine answered {self.status}: {self.message}")
+
+
+async def stream_events(
+    response: HttpResponse,
+    error_of: Callable[[Complaint], EnginePluginError] = Complaint.error,
+    unwanted: bytes = b"",
+) -> AsyncIterator[bytes]:
+    """Whole events as they come, up to `[DONE]`, without those that are exactly `unwanted`.
+
+    An error event becomes an exception, after what came before it; an end without `[DONE]` a BadGatewayError.
+    """
+    last = b""
+    async for arrived in sse.whole_events(response):
+        block = arrived.replace(unwanted, b"") if unwanted else arrived
+        if not block:
+            continue
+        error_at = sse.error_event(block)
+        if error_at >= 0:
+            if error_at:
+                yield block[:error_at]
+            raise error_of(Complaint.of_event(block[error_at:]))
+        yield block
+        last = block
+    if sse.DONE not in last:
+        raise BadGatewayError("the engine's stream ended before it was done")
+
+
+async def explained(error: EnginePluginError, life: Life) -> EnginePluginError:
+    """Why a connection broke, when the reason is that the process of that life is gone."""
+    if not await comes_true(life.over.wait(), within=_DEATH_NOTICE):
+        return error
+    if life.failure:
+        return BadGatewayError(life.failure)
+    return UnavailableError("the engine was stopped while it worked on this request")

@@ -1,0 +1,92 @@
+"""One conversation partner: the HTTP face of the server, and what its complaints mean to our callers.
+
+The OpenVINO Model Server and our own server (`runner`) answer alike, so that nobody above cares which it is.
+"""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from engine_plugin.engines.answers import ERROR_LIMIT, Complaint, explained
+from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from engine_plugin.engines.http1 import Http1Client, HttpResponse, Response
+    from engine_plugin.engines.life import Life
+
+__all__ = ["ServerClient", "complaint_error"]
+
+
+class ServerClient:
+    """A client of one life of the server. Made by the driver; used by it and by `Speech`.
+
+    Each method's block holds an answer whose head has arrived and is good; leaving it before the answer was read
+    to its end closes the connection, on which the server stops its work. Raises InvalidRequestError,
+    UnavailableError and so on for what the server complains of, BadGatewayError with the server's last words when
+    it dies.
+    """
+
+    def __init__(self, http: Http1Client, life: Life | None) -> None:
+        self._http = http
+        self._life = life
+
+    @asynccontextmanager
+    async def get(self, path: str) -> AsyncIterator[HttpResponse]:
+        """Ask for what is at `path`."""
+        async with self._answered(self._http.request("GET", path)) as response:
+            yield response
+
+    @asynccontextmanager
+    async def post_json(self, path: str, body: bytes) -> AsyncIterator[HttpResponse]:
+        """Send JSON."""
+        async with self._answered(self._http.request("POST", path, body)) as response:
+            yield response
+
+    @asynccontextmanager
+    async def post_form(
+        self, path: str, fields: Mapping[str, str], file: bytes, file_name: str
+    ) -> AsyncIterator[HttpResponse]:
+        """Send a form with a file, which is its field `file`."""
+        boundary = secrets.token_hex(16)
+        body = _form(boundary, fields, file, file_name)
+        kind = f"multipart/form-data; boundary={boundary}"
+        async with self._answered(self._http.request("POST", path, body, kind)) as response:
+            yield response
+
+    @asynccontextmanager
+    async def _answered(self, exchange: Response) -> AsyncIterator[HttpResponse]:
+        try:
+            async with exchange as response:
+                if response.status != 200:
+                    body = await response.read(ERROR_LIMIT)
+                    raise complaint_error(Complaint.of_body(response.status, body))
+                yield response
+        except (BadGatewayError, UnavailableError) as error:
+            if not exchange.broken or self._life is None:
+                raise
+            raise await explained(error, self._life) from error
+
+
+def _form(boundary: str, fields: Mapping[str, str], file: bytes, file_name: str) -> bytes:
+    """multipart/form-data (RFC 7578). Names are ours; a boundary of 128 random bits is in no value."""
+    parts = [
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in fields.items()
+    ]
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{file_name}"\r\n'
+    parts += [head.encode(), b"Content-Type: application/octet-stream\r\n\r\n", file, b"\r\n"]
+    return b"".join([*parts, f"--{boundary}--\r\n".encode()])
+
+
+def complaint_error(complaint: Complaint) -> EnginePluginError:
+    """The exception for what the server complained of, before or inside a stream."""
+    message = complaint.message
+    if complaint.shape.get("type") == "exceed_context_size_error":
+        return InvalidRequestError(f"request_data: {message}. Shorten the request, or take a model with more context")
+    if complaint.status == 404:
+        return UnavailableError(f"the server does not serve the model now: {message}. Try again")
+    return complaint.error()

@@ -1,0 +1,305 @@
+"""The OpenVINO engine's options in plugin.yaml's `engine:` section.
+
+The sections `chat` to `speak` hold what a model's graph tells the server, by the names that the OpenVINO Model
+Server gives them; what is None is left to the server.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine_plugin.engines.audio.decoder import AudioLimits
+from engine_plugin.engines.audio.live import LiveOptions
+from engine_plugin.engines.releases import Archive  # noqa: TC001  # read_options evaluates the hints
+
+__all__ = [
+    "CacheEvictionConfig",
+    "ChatOptions",
+    "EmbedOptions",
+    "ImageOptions",
+    "LoraAdapter",
+    "OpenVinoOptions",
+    "RerankOptions",
+    "SparseAttentionConfig",
+    "SpeakOptions",
+    "TranscribeOptions",
+    "Voice",
+]
+
+
+def _number(default: Any, low: float, high: float) -> Any:
+    return field(default=default, metadata={"min": low, "max": high})
+
+
+def _count(low: float = 0) -> Any:
+    """A number that is left to the server when it is not given."""
+    return field(default=None, metadata={"min": low, "max": 10_000_000})
+
+
+def _word(*choices: str) -> Any:
+    """One of the words of an enumeration; empty: left to the server."""
+    return field(default="", metadata={"choices": ("", *choices), "enum": True})
+
+
+def _size() -> Any:
+    form = "a width and a height, such as 512x512"
+    return field(default="", metadata={"pattern": r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", "form": form})
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEvictionConfig:
+    """Which tokens leave the cache of a chat model that is full."""
+
+    start_size: int = _number(32, 0, 10_000_000)
+    recent_size: int = _number(128, 0, 10_000_000)
+    max_cache_size: int = _number(672, 1, 10_000_000)
+    aggregation_mode: str = _word("SUM", "NORM_SUM")
+    apply_rotation: bool | None = None
+    snapkv_window_size: int | None = _count()
+
+
+@dataclass(frozen=True, slots=True)
+class SparseAttentionConfig:
+    """Which tokens of a long prompt look at which."""
+
+    mode: str = _word("TRISHAPE", "XATTENTION")
+    num_last_dense_tokens_in_prefill: int | None = _count()
+    num_retained_start_tokens_in_cache: int | None = _count()
+    num_retained_recent_tokens_in_cache: int | None = _count()
+    xattention_threshold: float | None = _count()
+    xattention_block_size: int | None = _count()
+    xattention_stride: int | None = _count()
+
+
+@dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """The graph of a chat model (LLMCalculatorOptions)."""
+
+    device: str = ""
+    """Where these models compute, in OpenVINO's words (GPU.1, HETERO:GPU,CPU); empty: where the engine does."""
+
+    plugin_config: str = ""
+    """What OpenVINO is told besides, as JSON: {"KV_CACHE_PRECISION": "u8"}."""
+
+    cache_size: int | None = _count()
+    """GB of memory for the tokens of running requests; 0: as it is needed."""
+
+    max_num_seqs: int | None = _count(1)
+    """Requests that are computed at once; what `parallel` says when it is not given."""
+
+    max_num_batched_tokens: int | None = _count(1)
+    dynamic_split_fuse: bool | None = None
+    enable_prefix_caching: bool | None = True
+    """Whether the beginning that two prompts share is computed once."""
+
+    max_tokens_limit: int | None = _count(1)
+    best_of_limit: int | None = _count(1)
+    pipeline_type: str = _word("LM", "VLM", "LM_CB", "VLM_CB", "OMNI", "AUTO")
+    chat_template_mode: str = _word("MINJA", "JINJA")
+    tool_parser: str = ""
+    reasoning_parser: str = ""
+    enable_tool_guided_generation: bool | None = None
+    draft_models_path: str = ""
+    """The folder of a small model that guesses ahead."""
+
+    draft_device: str = ""
+    draft_cache_size: int | None = _count()
+    draft_max_num_seqs: int | None = _count(1)
+    draft_max_num_batched_tokens: int | None = _count(1)
+    draft_dynamic_split_fuse: bool | None = None
+    cache_eviction_config: CacheEvictionConfig | None = None
+    sparse_attention_config: SparseAttentionConfig | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedOptions:
+    """The graph of an embedding model (EmbeddingsCalculatorOVOptions)."""
+
+    device: str = ""
+    plugin_config: str = ""
+    normalize_embeddings: bool | None = None
+    pooling: str = _word("CLS", "LAST", "MEAN")
+    truncate: bool | None = None
+    """Whether a text that is too long is cut instead of refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class RerankOptions:
+    """The graph of a reranking model (RerankCalculatorOVOptions)."""
+
+    device: str = ""
+    plugin_config: str = ""
+    max_allowed_chunks: int | None = _count(1)
+    max_position_embeddings: int | None = _count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraAdapter:
+    """An adapter that is laid over an image model."""
+
+    alias: str
+    path: str
+    alpha: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ImageOptions:
+    """The graph of a model that makes pictures (ImageGenCalculatorOptions). Sizes are WIDTHxHEIGHT."""
+
+    device: str = ""
+    plugin_config: str = ""
+    max_resolution: str = _size()
+    default_resolution: str = _size()
+    max_num_images_per_prompt: int | None = _count(1)
+    default_num_inference_steps: int | None = _count(1)
+    max_num_inference_steps: int | None = _count(1)
+    resolution: str = _size()
+    """The one size that a model for an NPU is compiled for, with the next two."""
+
+    num_images_per_prompt: int | None = _count(1)
+    guidance_scale: float | None = _count()
+    lora_adapters: tuple[LoraAdapter, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TranscribeOptions:
+    """The graph of a model that hears (S2tCalculatorOptions)."""
+
+    device: str = ""
+    plugin_config: str = ""
+    enable_word_timestamps: bool | None = None
+    """Whether a request may ask for the time of each word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """A voice by name, and the file of its embedding."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakOptions:
+    """The graph of a model that speaks (T2sCalculatorOptions)."""
+
+    device: str = ""
+    plugin_config: str = ""
+    voices: tuple[Voice, ...] = ()
+    speed_min: float | None = _count()
+    speed_max: float | None = _count()
+
+
+@dataclass(frozen=True, slots=True)
+class OpenVinoOptions:
+    """Each field is a key below `engine:`. Times are seconds; docs/openvino.md explains each to a packager."""
+
+    backend: str = field(default="auto", metadata={"choices": ("auto", "embedded", "ovms", "release")})
+    """auto: `ovms` when given or found on PATH, else what is installed; embedded: our own server; ovms: a model
+    server that is here; release: the model server's own archives."""
+
+    ovms: str = ""
+    """Path of the OpenVINO Model Server's program; empty: look on PATH."""
+
+    ovms_flavour: str = field(
+        default="auto", metadata={"choices": ("auto", "ubuntu22", "ubuntu24", "redhat", "windows")}
+    )
+    """For which system the model server's archive is; auto: what fits this machine's C library."""
+
+    ovms_python: str = field(default="auto", metadata={"choices": ("auto", "on", "off")})
+    """Whether the archive with Python is taken, which renders every chat template; auto: where its Python is here."""
+
+    version: str = ""
+    """What InstallEngine and UpgradeEngine install: an openvino-genai version, or a release of the model server.
+    Empty: the one that goes with this version of engine-plugin."""
+
+    archives: tuple[Archive, ...] = ()
+    """A release of one's own in the place of the model server's: what to install on which machine."""
+
+    mirror: str = ""
+    """Where the model server's releases are copied to, as <mirror>/<tag>/<file>."""
+
+    checksums: str = ""
+    """URL or path of a file with the SHA-256 of a release's archives; empty: GitHub's, or the mirror's SHA256SUMS."""
+
+    verify: bool = True
+    """Whether an archive without a known SHA-256 is refused."""
+
+    offline: bool = False
+    """Never touch the network to install: everything is looked for in <data_dir>/software/offline."""
+
+    hub: str = field(default="huggingface", metadata={"choices": ("huggingface", "modelscope")})
+    """Where a pull of owner/name looks."""
+
+    transport: str = field(default="auto", metadata={"choices": ("auto", "unix", "tcp")})
+    """How we reach our own server: a private unix socket, or a loopback port (auto: tcp on Windows only). The model
+    server always has a port and a key."""
+
+    grpc_port: int = _number(-1, -1, 65535)
+    """A port of 127.0.0.1 on which the server speaks KServe's gRPC, too; 0: any; -1: none."""
+
+    device: str = ""
+    """Where models compute in mode auto, in OpenVINO's words; empty: AUTO, or CPU where there is nothing else."""
+
+    max_loaded_models: int = _number(4, 1, 64)
+    """How many models stay in memory; loading one more evicts the least recently used, after draining it."""
+
+    memory_limit: int = _number(0, 0, 1_000_000)
+    """MB that the loaded models may take together, by the size of their files and by what the server measures;
+    0: no limit."""
+
+    parallel: int = _number(64, 1, 1024)
+    """Requests that one model answers at once; further ones wait in our queue."""
+
+    max_queue: int = _number(256, 0, 100_000)
+    """Requests that may wait for one model before further ones are refused with 503."""
+
+    threads: int = _number(0, 0, 1024)
+    """Threads that compute; 0: OpenVINO decides."""
+
+    cache_dir: str = ""
+    """Where compiled models are kept, so that a GPU or an NPU need not compile them again; empty:
+    <data_dir>/cache."""
+
+    start_timeout: float = _number(60, 1, 86_400)
+    """How long the starting server, or a model that is being loaded, may show no progress."""
+
+    start_limit: float = _number(1800, 1, 86_400)
+    """How long a start, or a load, may take in all."""
+
+    stop_timeout: float = _number(1.0, 0.05, 60)
+    """How long the server may take to stop before it is killed."""
+
+    restart_limit: int = _number(3, 0, 1000)
+    """How often in a row a server that died is restarted without anybody asking for it."""
+
+    restart_backoff: float = _number(0.5, 0, 3600)
+    """How long the first restart waits; each further one waits twice as long, at most 30 seconds."""
+
+    stable_time: float = _number(60, 0, 86_400)
+    """How long the server must have served for its death to count as a first one."""
+
+    health_interval: float = _number(5, 0.05, 3600)
+    """How often the server is asked how it is."""
+
+    health_failures: int = _number(3, 1, 1000)
+    """How many answers in a row must be missing before it is called degraded; two in a row make it ready again."""
+
+    hung_timeout: float = _number(120, 0, 86_400)
+    """How long it may show no sign of life before it is killed and restarted; 0: for ever."""
+
+    drain_timeout: float = _number(30, 0, 86_400)
+    """How long an unload waits for running requests before it ends them."""
+
+    chat: ChatOptions = field(default_factory=ChatOptions)
+    embed: EmbedOptions = field(default_factory=EmbedOptions)
+    rerank: RerankOptions = field(default_factory=RerankOptions)
+    image: ImageOptions = field(default_factory=ImageOptions)
+    transcribe: TranscribeOptions = field(default_factory=TranscribeOptions)
+    speak: SpeakOptions = field(default_factory=SpeakOptions)
+    live: LiveOptions = field(default_factory=LiveOptions)
+    """Live transcription: how sound becomes sentences."""
+
+    audio: AudioLimits = field(default_factory=AudioLimits)
+    """How much sound one request may bring."""
