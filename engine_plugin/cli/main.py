@@ -38,11 +38,16 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
 
 _MAX_LINES = 2
 _COMMANDS = {
+    "embed": "engine_plugin.cli.services:embed",
     "engine": "engine_plugin.cli.engine:engine",
     "host": "engine_plugin.cli.host:host",
+    "image": "engine_plugin.cli.services:image",
     "lint": "engine_plugin.cli.lint:lint",
     "models": "engine_plugin.cli.models:models",
+    "rerank": "engine_plugin.cli.services:rerank",
     "serve": "engine_plugin.cli.serve:serve",
+    "speak": "engine_plugin.cli.services:speak",
+    "transcribe": "engine_plugin.cli.services:transcribe",
 }
 
 

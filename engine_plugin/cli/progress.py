@@ -1,4 +1,4 @@
-"""A pull as it goes: a bar on a terminal, lines elsewhere, JSON for programs."""
+"""What takes long as it goes: a bar on a terminal, lines elsewhere, JSON for programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Show: TypeAlias = Callable[[PullProgress], None]
 
-__all__ = ["progress_display"]
+__all__ = ["progress_display", "steps_display"]
 
 _LINE_EVERY = 10  # percent
 
@@ -32,6 +32,21 @@ def progress_display(as_json: bool) -> Iterator[Show]:
             yield show
     else:
         yield _Lines().show
+
+
+@contextmanager
+def steps_display(what: str) -> Iterator[Callable[[int, int], None]]:
+    """What is to be called with the number of each step done, and of how many (0: unknown)."""
+    if not sys.stderr.isatty():
+        yield lambda step, total: say(f"{what}: step {step}" + (f" of {total}" if total else ""))
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(what, total=None)
+        yield lambda step, total: progress.update(bar, completed=step, total=total or None)
 
 
 class _Lines:

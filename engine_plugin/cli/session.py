@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from engine_plugin.cli.options import Options
     from engine_plugin.host import LogLine, PluginClient
 
-__all__ = ["plugin", "running_plugin"]
+__all__ = ["plugin", "running_plugin", "serving"]
 
 _START_TIMEOUT = 30.0
+_QUICK = 10.0
 
 
 @asynccontextmanager
@@ -39,6 +40,18 @@ async def plugin(options: Options, on_log: Callable[[LogLine], None] | None = No
             on_log=on_log,
         )
     async with client:
+        yield client
+
+
+@asynccontextmanager
+async def serving(options: Options, service: str) -> AsyncIterator[PluginClient]:
+    """The same, with its engine running: what a call of `service` needs. Raises ServiceNotFoundError at once."""
+    chosen_manifest(options).service(service)
+    async with plugin(options) as client:
+        try:
+            await client.health_check(timeout=_QUICK)
+        except UnavailableError:
+            await client.start_engine()
         yield client
 
 

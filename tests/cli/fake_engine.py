@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin.download.events import ChunkProgress, PullEvent, Status, Success
-from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState
+from engine_plugin.engines.base import BidiMessage, Engine, EngineCheck, EngineConfig, Health, HealthState
 from engine_plugin.errors import (
     EngineNotInstalledError,
     EngineStartError,
@@ -17,7 +18,9 @@ from engine_plugin.errors import (
     ModelNotLoadedError,
     Problem,
     PullError,
+    UnavailableError,
 )
+from engine_plugin.manifest import SERVICE_NAMES
 from engine_plugin.models.store import ModelDetails, ModelInfo, PullRequest
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 class FakeEngine(Engine):
     """Installed when the file `installed` is there; a model is a file in `models`."""
 
-    services: ClassVar[frozenset[str]] = frozenset({"chat"})
+    services: ClassVar[frozenset[str]] = frozenset(SERVICE_NAMES)
 
     def __init__(self, manifest: Manifest) -> None:
         super().__init__(manifest)
@@ -143,11 +146,81 @@ class FakeEngine(Engine):
         return "tiny"
 
     async def call(self, service: str, request: dict[str, Any]) -> bytes:
-        return json.dumps({"asked": request}).encode()
+        if not self._started:
+            raise UnavailableError("the engine is not running")
+        if request["model"] == "odd":
+            return b'{"data": 1, "results": [{}], "odd": true}'
+        self._log(f"{service} {json.dumps(request)}")
+        return json.dumps(_answer(service, request)).encode()
 
     @asynccontextmanager
     async def stream(self, service: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
         async def chunks() -> AsyncIterator[bytes]:
-            yield b'data: {"choices": [{"delta": {"content": "Hi"}}]}\n\ndata: [DONE]\n\n'
+            if service == "chat":
+                yield b'data: {"choices": [{"delta": {"content": "Hi"}}]}\n\n'
+            else:
+                self._log(f"{service} {json.dumps(request)}")
+                for step in (1, 2):
+                    progress = {"type": "image_generation.progress", "step": step, "total": 2}
+                    yield b"data: %s\n\n" % json.dumps(progress).encode()
+                done = {"type": "image_generation.completed", **_answer(service, request)}
+                yield b"data: %s\n\n" % json.dumps(done).encode()
+            yield b"data: [DONE]\n\n"
 
         yield chunks()
+
+    @asynccontextmanager
+    async def converse(
+        self, service: str, messages: AsyncIterator[BidiMessage], default_model: str
+    ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
+        async def answers() -> AsyncIterator[BidiMessage]:
+            heard = b""
+            async for message in messages:
+                if message.metadata:
+                    self._log(f"{service} {json.dumps(dict(message.metadata) | {'default': default_model})}")
+                    yield _event("task-started")
+                if message.message_type == "text":
+                    continue
+                heard += message.data
+                if heard == b"noise":
+                    yield _event("task-failed", error_message="audio: is damaged; send another")
+                    return
+                yield _event("result-generated", sentence={"text": "one", "is_final": False})
+            if heard == b"gone":
+                return
+            sentence = {"text": f" {len(heard)} bytes", "begin_time": 500, "end_time": 3_661_007, "is_final": True}
+            yield _event("result-generated", sentence=sentence)
+            yield _event("task-finished")
+
+        yield answers()
+
+
+def _event(event: str, sentence: object = None, **header: str) -> BidiMessage:
+    payload = {"output": {"sentence": sentence}} if sentence else {}
+    return BidiMessage(
+        json.dumps({"header": {"task_id": "1", "event": event, **header}, "payload": payload}).encode()
+    )
+
+
+def _answer(service: str, request: dict[str, Any]) -> dict[str, Any]:
+    match service:
+        case "embed":
+            return {"data": [{"embedding": [len(text), 0.5]} for text in request["input"]]}
+        case "rerank":
+            order = sorted(range(len(request["documents"])), key=lambda at: -len(request["documents"][at]))
+            hits = [{"index": at, "relevance_score": 1 / (1 + place)} for place, at in enumerate(order)]
+            return {"results": hits[: request.get("top_n", 10)]}
+        case "text-to-image":
+            pictures = [f"picture {number} of {request['prompt']}" for number in range(request.get("n", 1))]
+            return {"created": 1, "data": [{"b64_json": _base64(picture.encode())} for picture in pictures]}
+        case "text-to-speech":
+            sound = _base64(f"RIFF {request['text']}".encode())
+            return {"url": "/tmp/1.wav", "audio": sound, "format": "wav", "duration": 1.25, "model": request["model"]}
+        case "speech-to-text":
+            text = f"{request['response_format']} of {len(base64.b64decode(request['audio']))} bytes\n"
+            return {"text": text, "segments": []}
+    return {"asked": request}
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -1,0 +1,130 @@
+"""`engine-plugin transcribe --live`: sound goes to speech-to-text-ws piece by piece, sentences come while it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from engine_plugin.cli.files import pieces
+from engine_plugin.cli.output import print_json
+from engine_plugin.errors import BadGatewayError, EnginePluginError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from engine_plugin.cli.options import Options
+    from engine_plugin.host import BidiCall
+
+__all__ = ["live_transcription"]
+
+_SERVICE = "speech-to-text-ws"
+_FORMATS = ("wav", "mp3", "flac", "ogg", "webm")
+_FINISH = json.dumps({"action": "finish-task"})
+_CLEAR = "\r\x1b[K"
+
+
+async def live_transcription(options: Options, source: str, form: str, wanted: Mapping[str, Any]) -> None:
+    """Stream a file, or standard input, and print its sentences (`form`: text, srt, vtt or json) as they come.
+
+    `wanted` has `model`, `language` and, for raw sound, `sample_rate`. At a terminal an unfinished sentence is shown
+    on standard error while it grows.
+    """
+    from engine_plugin.cli.session import serving
+
+    metadata = {name: str(value) for name, value in wanted.items()}
+    suffix = Path(source).suffix.lower().removeprefix(".")
+    if "sample_rate" in metadata:
+        metadata["format"] = "pcm"
+    elif suffix in _FORMATS:
+        metadata["format"] = suffix
+    printed = _Sentences(form)
+    async with serving(options, _SERVICE) as plugin, plugin.invoke_bidi(_SERVICE) as conversation:
+        sending = asyncio.create_task(_send(conversation, source, metadata))
+        try:
+            async for event in _events(conversation):
+                printed.show(event)
+        finally:
+            sending.cancel()
+            await asyncio.wait({sending})
+    if not sending.cancelled() and isinstance(error := sending.exception(), OSError):
+        raise error
+    if not printed.finished:
+        raise BadGatewayError("the plugin ended the transcription before the sound was over; its log may say why")
+
+
+async def _send(conversation: BidiCall, source: str, metadata: Mapping[str, str]) -> None:
+    first: Mapping[str, str] | None = metadata
+    try:
+        async with aclosing(pieces(source)) as parts:
+            async for part in parts:
+                await conversation.send(part, metadata=first)
+                first = None
+        await conversation.send(_FINISH, metadata=first)
+        await conversation.done_sending()
+    except OSError:
+        await conversation.aclose()
+        raise
+
+
+async def _events(conversation: BidiCall) -> AsyncIterator[dict[str, Any]]:
+    """The plugin's events. Raises the error that one of them tells of."""
+    async for message in conversation:
+        try:
+            event = json.loads(message.data)
+            kind, header = event["header"]["event"], event["header"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadGatewayError(f"the plugin's answer is no event of {_SERVICE}: {message.data[:200]!r}") from error
+        if kind == "task-failed":
+            raise EnginePluginError(str(header.get("error_message") or "the transcription failed"))
+        yield event
+        if kind == "task-finished":
+            return
+
+
+class _Sentences:
+    """Prints what the events say."""
+
+    def __init__(self, form: str) -> None:
+        self._form = form
+        self._number = 0
+        self.finished = False
+        self._partial = sys.stderr.isatty() and form == "text"
+        if form == "vtt":
+            click.echo("WEBVTT\n")
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Print a sentence when it is final."""
+        self.finished = self.finished or event["header"]["event"] == "task-finished"
+        if self._form == "json":
+            print_json(event)
+            return
+        sentence = ((event.get("payload") or {}).get("output") or {}).get("sentence")
+        if not sentence:
+            return
+        text = str(sentence.get("text", "")).strip()
+        if not sentence.get("is_final", True):
+            if self._partial:
+                click.echo(f"{_CLEAR}… {text}", err=True, nl=False)
+            return
+        if self._partial:
+            click.echo(_CLEAR, err=True, nl=False)
+        self._number += 1
+        if self._form == "text":
+            click.echo(text)
+            return
+        begin, end = (self._stamp(sentence.get(name) or 0) for name in ("begin_time", "end_time"))
+        number = f"{self._number}\n" if self._form == "srt" else ""
+        click.echo(f"{number}{begin} --> {end}\n{text}\n")
+
+    def _stamp(self, milliseconds: int) -> str:
+        seconds, rest = divmod(int(milliseconds), 1000)
+        minutes, seconds = divmod(seconds, 60)
+        hours, minutes = divmod(minutes, 60)
+        point = "," if self._form == "srt" else "."
+        return f"{hours:02}:{minutes:02}:{seconds:02}{point}{rest:03}"

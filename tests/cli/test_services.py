@@ -1,0 +1,212 @@
+"""One call of a service from the command line: what goes in, what comes out, and where it is written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .conftest import COMMAND
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .conftest import Workplace
+
+SERVICE = """\
+  - service_name: {name}
+    config_ref: openvino:{name}
+    default_model: tiny
+    capabilities:
+      support_streaming: {streaming}
+      support_bidirectional: {bidirectional}
+"""
+NAMES = ("embed", "rerank", "text-to-image", "speech-to-text", "speech-to-text-ws", "text-to-speech")
+
+
+@pytest.fixture
+def place(workplace: Workplace) -> Workplace:
+    """A workplace whose plugin has every service that these commands call, and whose engine is installed."""
+    services = "".join(
+        SERVICE.format(name=name, streaming=_yaml(name == "text-to-image"), bidirectional=_yaml(name.endswith("-ws")))
+        for name in NAMES
+    )
+    manifest = workplace.plugin / "plugin.yaml"
+    manifest.write_text(manifest.read_text().replace("services:\n", f"services:\n{services}"))
+    workplace.data.mkdir(parents=True)
+    (workplace.data / "installed").touch()
+    return workplace
+
+
+def _yaml(value: bool) -> str:
+    return str(value).lower()
+
+
+def asked(place: Workplace, service: str) -> dict[str, Any]:
+    """The last request for a service that has reached the engine."""
+    said = [line.partition(" ")[2] for line in place.journal if line.startswith(f"{service} ")]
+    request: dict[str, Any] = json.loads(said[-1])
+    return request
+
+
+def fed(place: Workplace, stdin: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a command with something on its standard input."""
+    return subprocess.run(
+        [*COMMAND, *arguments], env=place.env, cwd=place.plugin, input=stdin, capture_output=True, timeout=60
+    )
+
+
+def test_embed(place: Workplace, tmp_path: Path) -> None:
+    assert place.good("embed", "a", "bcd").splitlines() == ["[1, 0.5]", "[3, 0.5]"]
+    assert asked(place, "embed") == {"input": ["a", "bcd"], "model": "tiny"}
+    assert json.loads(place.good("embed", "a", "--json", "--model", "other"))["data"] == [{"embedding": [1, 0.5]}]
+    assert asked(place, "embed")["model"] == "other"
+    done = fed(place, b"one\n\nthree\n", "embed", "-", "x", "-o", str(tmp_path / "v.jsonl"))
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert asked(place, "embed")["input"] == ["one", "three", "x"]
+    assert [json.loads(line)[0] for line in (tmp_path / "v.jsonl").read_text().splitlines()] == [3, 5, 1]
+    done = fed(place, b"\xff\n", "embed", "-")
+    assert (done.returncode, done.stderr) == (1, b"engine-plugin: standard input is not UTF-8 (byte 0)\n")
+
+
+def test_rerank(place: Workplace) -> None:
+    lines = place.good("rerank", "q", "a", "longest", "mid", "--top", "2").splitlines()
+    assert [line.split() for line in lines] == [
+        ["SCORE", "INDEX", "DOCUMENT"],
+        ["1.0000", "1", "longest"],
+        ["0.5000", "2", "mid"],
+    ]
+    assert asked(place, "rerank") == {
+        "query": "q",
+        "documents": ["a", "longest", "mid"],
+        "top_n": 2,
+        "model": "tiny",
+    }
+    assert len(json.loads(place.good("rerank", "q", "a", "b", "--json"))["results"]) == 2
+
+
+def test_image(place: Workplace, tmp_path: Path) -> None:
+    file = str(tmp_path / "cat.png")
+    done = place.run(
+        "image", "a cat", "-o", file, "--size", "64x32", "--steps", "2", "--seed", "7", "--guidance", "0"
+    )
+    assert (done.returncode, done.stdout) == (0, f"wrote {file}\n")
+    assert done.stderr.splitlines() == ["drawing: step 1 of 2", "drawing: step 2 of 2"]
+    assert (tmp_path / "cat.png").read_bytes() == b"picture 0 of a cat"
+    assert asked(place, "text-to-image") == {
+        "prompt": "a cat",
+        "size": "64x32",
+        "num_inference_steps": 2,
+        "seed": 7,
+        "guidance_scale": 0.0,
+        "response_format": "b64_json",
+        "stream": True,
+        "model": "tiny",
+    }
+    said = json.loads(place.good("image", "a", "-o", file, "-n", "2", "--negative", "b", "--json"))
+    assert said == {"files": [str(tmp_path / "cat-1.png"), str(tmp_path / "cat-2.png")]}
+    assert (tmp_path / "cat-2.png").read_bytes() == b"picture 1 of a"
+    assert "stream" not in asked(place, "text-to-image")
+    done_ = fed(place, b"a dog", "image", "-", "-o", "-")
+    assert (done_.returncode, done_.stdout) == (0, b"picture 0 of a dog")
+
+
+def test_an_image_of_a_plugin_that_does_not_stream(place: Workplace, tmp_path: Path) -> None:
+    manifest = place.plugin / "plugin.yaml"
+    manifest.write_text(manifest.read_text().replace("support_streaming: true", "support_streaming: false"))
+    assert place.good("image", "a", "-o", str(tmp_path / "a.png")).startswith("wrote ")
+    assert "stream" not in asked(place, "text-to-image")
+
+
+def test_speak(place: Workplace, tmp_path: Path) -> None:
+    file = str(tmp_path / "hello.wav")
+    assert place.good("speak", "Hello", "-o", file, "--speed", "1.5") == f"wrote {file} (1.2 s of speech)\n"
+    assert (tmp_path / "hello.wav").read_bytes() == b"RIFF Hello"
+    assert asked(place, "text-to-speech") == {"text": "Hello", "speed": 1.5, "model": "tiny"}
+    said = json.loads(place.good("speak", "Hello", "-o", file, "--json", "--voice", "v", "--language", "de"))
+    assert said["file"] == file
+    assert said["duration"] == 1.25
+    assert "audio" not in said
+    done = fed(place, b"from a pipe", "speak", "-", "-o", "-")
+    assert (done.returncode, done.stdout) == (0, b"RIFF from a pipe")
+
+
+def test_transcribe(place: Workplace, tmp_path: Path) -> None:
+    file = tmp_path / "talk.mp3"
+    file.write_bytes(b"x" * 1000)
+    assert place.good("transcribe", str(file)) == "text of 1000 bytes\n"
+    assert place.good("transcribe", str(file), "--format", "srt", "--language", "en") == "srt of 1000 bytes\n"
+    request = asked(place, "speech-to-text")
+    assert (request["language"], request["model"], "task" in request) == ("en", "tiny", False)
+    assert json.loads(place.good("transcribe", str(file), "--json", "--translate"))["text"] == "json of 1000 bytes\n"
+    assert asked(place, "speech-to-text")["task"] == "translate"
+    done = place.run("transcribe", str(file), "--format", "vtt", "-o", str(tmp_path / "talk.vtt"))
+    assert (done.stdout, done.stderr) == ("", f"wrote the transcript to {tmp_path / 'talk.vtt'}\n")
+    assert (tmp_path / "talk.vtt").read_text() == "vtt of 1000 bytes\n"
+    assert fed(place, b"12345", "transcribe", "-").stdout == b"text of 5 bytes\n"
+
+
+def test_transcribe_live(place: Workplace, tmp_path: Path) -> None:
+    file = tmp_path / "talk.WAV"
+    file.write_bytes(b"x" * 100_000)
+    assert place.good("transcribe", str(file), "--live") == "100000 bytes\n"
+    assert asked(place, "speech-to-text-ws") == {"format": "wav", "default": "tiny"}
+    said = place.good("transcribe", str(file), "--live", "--format", "srt", "--language", "en", "--model", "m")
+    assert said == "1\n00:00:00,500 --> 01:01:01,007\n100000 bytes\n\n"
+    assert asked(place, "speech-to-text-ws") == {"model": "m", "language": "en", "format": "wav", "default": "tiny"}
+    said = place.good("transcribe", str(file), "--live", "--format", "vtt")
+    assert said == "WEBVTT\n\n00:00:00.500 --> 01:01:01.007\n100000 bytes\n\n"
+    events = [
+        json.loads(line)["header"]["event"]
+        for line in place.good("transcribe", str(file), "--live", "--json").splitlines()
+    ]
+    assert (events[0], events[-1]) == ("task-started", "task-finished")
+    done = fed(place, b"12345", "transcribe", "-", "--live", "--rate", "8000")
+    assert (done.returncode, done.stdout) == (0, b"5 bytes\n")
+    assert asked(place, "speech-to-text-ws") == {"sample_rate": "8000", "format": "pcm", "default": "tiny"}
+
+
+def test_live_transcription_that_fails(place: Workplace) -> None:
+    done = fed(place, b"noise", "transcribe", "-", "--live")
+    assert (done.returncode, done.stderr) == (1, b"engine-plugin: audio: is damaged; send another\n")
+    done = fed(place, b"gone", "transcribe", "-", "--live")
+    assert done.returncode == 1
+    assert b"the plugin ended the transcription before the sound was over" in done.stderr
+
+
+def test_a_server_that_runs_is_used_and_its_engine_started(place: Workplace) -> None:
+    place.good("engine", "start", "--mode", "cpu")
+    try:
+        place.good("embed", "a")
+        assert [line for line in place.journal if not line.startswith("embed")] == ["start cpu"]
+    finally:
+        place.good("engine", "stop")
+
+
+def test_wrong_usage(place: Workplace, tmp_path: Path) -> None:
+    file = tmp_path / "a.wav"
+    file.write_bytes(b"a")
+    assert "'/none.wav' does not exist" in place.bad(2, "transcribe", "/none.wav")
+    assert "--live prints" in place.bad(2, "transcribe", str(file), "--live", "--translate")
+    assert "--rate is for --live" in place.bad(2, "transcribe", str(file), "--rate", "8000")
+    assert "there is no directory for" in place.bad(2, "speak", "a", "-o", str(tmp_path / "no" / "a.wav"))
+    assert "several pictures need a file name" in place.bad(2, "image", "a", "-o", "-", "-n", "2")
+    assert "Missing option '-o'" in place.bad(2, "image", "a")
+    assert place.journal == []
+
+
+def test_what_cannot_be_done_says_what_to_do(place: Workplace, tmp_path: Path) -> None:
+    said = place.bad(1, "image", "a", "-o", str(tmp_path / "a.png"), "--size", "big")
+    assert said.startswith("engine-plugin: size: must be a width and a height in pixels")
+    assert "has not the shape of one" in place.bad(1, "embed", "a", "--model", "odd")
+    assert "has not the shape of one" in place.bad(1, "rerank", "a", "b", "--model", "odd")
+    assert "has not the shape of one" in place.bad(1, "speak", "a", "-o", str(tmp_path / "a.wav"), "--model", "odd")
+    (place.data / "installed").unlink()
+    assert "Install it with InstallEngine" in place.bad(4, "embed", "a")
+
+
+def test_a_plugin_without_the_service(workplace: Workplace, tmp_path: Path) -> None:
+    said = workplace.bad(3, "speak", "a", "-o", str(tmp_path / "a.wav"))
+    assert said == "engine-plugin: fake-plugin has no service 'text-to-speech'; it declares: chat\n"
