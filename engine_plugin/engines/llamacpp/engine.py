@@ -15,10 +15,10 @@ from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health
 from engine_plugin.engines.llamacpp import assemble, requests
 from engine_plugin.engines.llamacpp.models import model_store
 from engine_plugin.engines.llamacpp.options import LlamaCppOptions
-from engine_plugin.engines.llamacpp.pool import ModelPool
 from engine_plugin.engines.llamacpp.server import PATHS, ModelServer, refusal_error
 from engine_plugin.engines.llamacpp.software import Backend, Moves, Software
 from engine_plugin.engines.options import option_problems, read_options
+from engine_plugin.engines.pool import ModelPool
 from engine_plugin.engines.records import ProcessRecords
 from engine_plugin.engines.shared import SharedWork
 from engine_plugin.errors import (

@@ -214,6 +214,14 @@ class OpenVinoOptions:
     """What InstallEngine and UpgradeEngine install: an openvino-genai version, or a release of the model server.
     Empty: the one that goes with this version of engine-plugin."""
 
+    ovms_flavour: str = field(
+        default="auto", metadata={"choices": ("auto", "ubuntu22", "ubuntu24", "redhat", "windows")}
+    )
+    """Which of the model server's archives is installed; auto: the one that fits this system."""
+
+    ovms_python: str = field(default="auto", metadata={"choices": ("auto", "on", "off")})
+    """Whether the model server shall have Python in it, for chat templates with tools; auto: where it can run."""
+
     archives: tuple[Archive, ...] = ()
     """A release of one's own in the place of the model server's: what to install on which machine."""
 

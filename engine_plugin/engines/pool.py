@@ -6,26 +6,58 @@ import asyncio
 import logging
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from engine_plugin.errors import ModelNotLoadedError
+from engine_plugin.download.sizes import byte_size
+from engine_plugin.errors import ModelNotLoadedError, PreconditionError
 from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from engine_plugin.engines.llamacpp.server import ModelServer
     from engine_plugin.models.store import ModelInfo
 
-__all__ = ["ModelPool"]
+__all__ = ["ModelPool", "ModelServer"]
 
 log = logging.getLogger(__name__)
 
 
-class _Entry:
+class ModelServer(Protocol):
+    """One model in memory, or on its way there. Made by the driver for the pool, stopped once, then thrown away."""
+
+    @property
+    def model(self) -> ModelInfo:
+        """What it serves."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model is loaded and can answer."""
+
+    @property
+    def dead(self) -> bool:
+        """Whether it serves nothing, and will not unless somebody asks."""
+
+    @property
+    def crashed(self) -> bool:
+        """Whether it served and died, and has not proved itself since."""
+
+    async def ensure_ready(self) -> None:
+        """Load the model, sharing a load that is under way. Raises EnginePluginError with the engine's reason."""
+
+    async def stop(self) -> None:
+        """Take the model out of memory; requests under way break off."""
+
+    def clean_up(self) -> None:
+        """Remove what one that has stopped, or died, leaves."""
+
+
+ServerT = TypeVar("ServerT", bound=ModelServer)
+
+
+class _Entry(Generic[ServerT]):
     """A model's server and who uses it. `leaving` entries take no new users; `gone` is set at their end."""
 
-    def __init__(self, server: ModelServer) -> None:
+    def __init__(self, server: ServerT) -> None:
         self.server = server
         self.users = 0
         self.last_used = time.monotonic()
@@ -36,18 +68,27 @@ class _Entry:
         self.retiring: asyncio.Task[None] | None = None
 
 
-class ModelPool:
-    """At most `limit` model servers. Every change of the table happens between two awaits, so it needs no lock."""
+class ModelPool(Generic[ServerT]):
+    """At most `limit` model servers, whose models have `memory` bytes together (0: no matter how many).
 
-    def __init__(self, limit: int, drain_timeout: float, make: Callable[[ModelInfo], ModelServer]) -> None:
+    Every change of the table happens between two awaits, so it needs no lock.
+    """
+
+    def __init__(
+        self, limit: int, drain_timeout: float, make: Callable[[ModelInfo], ServerT], memory: int = 0
+    ) -> None:
         self._limit = limit
+        self._memory = memory
         self._drain_timeout = drain_timeout
         self._make = make
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, _Entry[ServerT]] = {}
 
     @asynccontextmanager
-    async def use(self, model: ModelInfo) -> AsyncIterator[ModelServer]:
-        """A ready server for the model, loaded if need be, that is not evicted inside the block."""
+    async def use(self, model: ModelInfo) -> AsyncIterator[ServerT]:
+        """A ready server for the model, loaded if need be, that is not evicted inside the block.
+
+        Raises PreconditionError for one that is larger than all the memory.
+        """
         entry = await self._enter(model)
         try:
             yield entry.server
@@ -60,7 +101,7 @@ class ModelPool:
             pass
 
     async def unload(self, name: str) -> None:
-        """Drain the model and end its process. Raises ModelNotLoadedError."""
+        """Drain the model and take it out of memory. Raises ModelNotLoadedError."""
         entry = self._entries.get(name)
         if entry is None or entry.server.dead:
             self._forget(name, entry)
@@ -68,7 +109,7 @@ class ModelPool:
         await self._retire(entry, self._drain_timeout)
 
     async def close(self) -> None:
-        """End every process at once, without draining."""
+        """End every server at once, without draining."""
         await asyncio.gather(*(self._retire(entry, 0) for entry in list(self._entries.values())))
 
     async def drain(self) -> None:
@@ -80,19 +121,19 @@ class ModelPool:
         entry = self._entries.get(name)
         return entry.users if entry else 0
 
-    def servers(self) -> list[ModelServer]:
+    def servers(self) -> list[ServerT]:
         """The servers whose model is in memory: no longer loading, and alive."""
         return [server for server in self.all_servers() if server.ready]
 
-    def all_servers(self) -> list[ModelServer]:
+    def all_servers(self) -> list[ServerT]:
         """Those that load, are restarted, or crashed once too often as well."""
         return [entry.server for entry in self._entries.values()]
 
-    async def _enter(self, model: ModelInfo) -> _Entry:
+    async def _enter(self, model: ModelInfo) -> _Entry[ServerT]:
         while True:
             entry = self._entries.get(model.name)
             if entry is None:
-                if not await self._make_room():
+                if not await self._make_room(model):
                     continue  # the table changed while we waited
                 if model.name in self._entries:
                     continue
@@ -114,24 +155,32 @@ class ModelPool:
                 raise
             return entry
 
-    def _leave(self, entry: _Entry) -> None:
+    def _leave(self, entry: _Entry[ServerT]) -> None:
         entry.users -= 1
         entry.last_used = time.monotonic()
         if not entry.users:
             entry.idle.set()
 
-    def _forget(self, name: str, entry: _Entry | None) -> None:
+    def _forget(self, name: str, entry: _Entry[ServerT] | None) -> None:
         if entry is not None and self._entries.get(name) is entry:
             del self._entries[name]
             entry.server.clean_up()
             entry.gone.set()
 
-    async def _make_room(self) -> bool:
+    def _has_room(self, model: ModelInfo) -> bool:
+        taken = sum(entry.server.model.size for entry in self._entries.values())
+        return len(self._entries) < self._limit and not 0 < self._memory < taken + model.size
+
+    async def _make_room(self, model: ModelInfo) -> bool:
         """True when there is room right now; else wait for one eviction and return False."""
+        if 0 < self._memory < model.size:
+            raise PreconditionError(
+                f"model: {model.name} has {byte_size(model.size)}, and engine.memory_limit in plugin.yaml allows less"
+            )
         for name, entry in list(self._entries.items()):
             if entry.server.dead and not entry.leaving:
                 self._forget(name, entry)
-        if len(self._entries) < self._limit:
+        if self._has_room(model):
             return True
         staying = [entry for entry in self._entries.values() if not entry.leaving]
         if staying:
@@ -147,7 +196,7 @@ class ModelPool:
                     wait.cancel()
         return False
 
-    async def _retire(self, entry: _Entry, patience: float) -> None:
+    async def _retire(self, entry: _Entry[ServerT], patience: float) -> None:
         """Begin or join the end of an entry. The task goes on if this caller is cancelled."""
         if entry.retiring is not None and patience == 0:
             entry.idle.set()  # whoever drains need not wait any longer
@@ -156,7 +205,7 @@ class ModelPool:
             entry.retiring = asyncio.create_task(self._end(entry, patience))
         await asyncio.shield(entry.retiring)
 
-    async def _end(self, entry: _Entry, patience: float) -> None:
+    async def _end(self, entry: _Entry[ServerT], patience: float) -> None:
         name = entry.server.model.name
         try:
             if patience and not await comes_true(entry.idle.wait(), within=patience):
