@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
 import sys
 from contextlib import aclosing
@@ -119,7 +120,10 @@ class _Sentences:
             click.echo(text)
             return
         begin, end = (self._stamp(sentence.get(name) or 0) for name in ("begin_time", "end_time"))
-        number = f"{self._number}\n" if self._form == "srt" else ""
+        srt = self._form == "srt"
+        number = f"{self._number}\n" if srt else ""
+        # Neither a tag nor the arrow of a cue's times may be read into what somebody said.
+        text = text.replace("-->", "->") if srt else html.escape(text, quote=False)
         click.echo(f"{number}{begin} --> {end}\n{text}\n")
 
     def _stamp(self, milliseconds: int) -> str:
