@@ -50,7 +50,7 @@ _OVMS_FOLDER = "ovms"
 _AUDIO_FOLDER = "python"
 _TEMPLATES_FOLDER = "templates"
 
-_VERSION = re.compile(r"OpenVINO Model Server (\d+(?:\.\d+)*)")
+_VERSION = re.compile(r"OpenVINO Model Server (\d+\.\d+(?:\.\d+)?)")
 _LAST_WORDS = 500
 
 

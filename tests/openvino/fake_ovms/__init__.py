@@ -1,0 +1,1 @@
+"""A stand-in for the `ovms` program, and release archives of it: see `program` and `archives`."""
