@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
     from av.container import InputContainer
 
-__all__ = ["RATE", "main"]
+__all__ = ["RATE", "main", "too_long"]
 
 RATE = 16_000
 _WIDTH = 2
@@ -167,7 +167,7 @@ def _decode_container(container: InputContainer, settings: dict[str, Any], out: 
     said = _said_length(container)
     longest = settings["longest"]
     if not settings["live"] and said > longest:
-        raise _BadAudioError(_too_long(longest))
+        raise _BadAudioError(too_long(longest))
     mixer: av.AudioResampler | None = None
     shape: tuple[object, ...] = ()
     for frame in _frames(container):
@@ -178,7 +178,7 @@ def _decode_container(container: InputContainer, settings: dict[str, Any], out: 
         for done in mixer.resample(frame):
             _give(done, out)
         if longest and out.samples > longest * RATE:
-            raise _BadAudioError(_too_long(longest))
+            raise _BadAudioError(too_long(longest))
     _drain(mixer, out)
     if settings["live"]:
         return
@@ -189,8 +189,9 @@ def _decode_container(container: InputContainer, settings: dict[str, Any], out: 
         raise _BadAudioError(f"is cut off: it says that it is {said:.1f} s long, and {heard:.1f} s are there")
 
 
-def _too_long(longest: float) -> str:
-    return f"is longer than {longest:g} s, the longest that is taken (plugin.yaml: engine)"
+def too_long(longest: float) -> str:
+    """What is said of a recording of more seconds than are taken."""
+    return f"is longer than {longest:g} s, the longest that is taken; send it in parts"
 
 
 def _frames(container: InputContainer) -> Iterator[AudioFrame]:

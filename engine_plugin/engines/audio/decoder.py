@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from engine_plugin.engines.audio.decode import too_long
+from engine_plugin.engines.audio.pcm import plain_speech, seconds
 from engine_plugin.engines.child import STDIN, STDOUT, ChildProcess
 from engine_plugin.engines.python import module_command, module_environ
 from engine_plugin.errors import BadGatewayError, InvalidRequestError, PreconditionError
@@ -173,9 +175,14 @@ class Decoder:
 
     async def decode(self, audio: bytes) -> bytes:
         """A whole recording. Raises InvalidRequestError when it is none, too long, or takes too long to decode, and
-        PreconditionError where no audio packages are installed."""
+        PreconditionError where no audio packages are installed: a WAV of 16 kHz mono s16le needs none."""
         if not audio:
             raise InvalidRequestError("audio: is empty")
+        plain = plain_speech(audio)
+        if plain is not None:
+            if seconds(len(plain)) > self._limits.longest:
+                raise InvalidRequestError(f"audio: {too_long(self._limits.longest)}")
+            return plain
         limit = self._limits.timeout
         pieces: list[bytes] = []
         try:

@@ -1,0 +1,205 @@
+"""The messages of a live transcription: a host's commands and sound in, events out.
+
+A conversation is one task. It begins with the text message `{"action": "run-task", …}`, or just with sound; what it
+needs to know stands in the command or in a message's metadata: `model`, `language`, `format`, `sample_rate`,
+`channels`, `task_id`. `{"action": "finish-task"}` or the host's half-close ends the sound. The answers are text
+messages: task-started, result-generated for each sentence as it grows, task-finished or task-failed.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.engines.audio.decoder import FORMATS
+from engine_plugin.engines.audio.pcm import RATE
+from engine_plugin.engines.base import BidiMessage
+from engine_plugin.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from engine_plugin.engines.audio.live import Sentence
+    from engine_plugin.errors import EnginePluginError
+
+__all__ = ["Conversation"]
+
+_RUN, _FINISH = "run-task", "finish-task"
+_NAMES = {
+    "model": "model",
+    "language": "language",
+    "format": "format",
+    "audio_format": "format",
+    "sample_rate": "sample_rate",
+    "channels": "channels",
+    "task_id": "task_id",
+}
+"""What may be set, as it may be called."""
+
+_OF_THE_TASK = frozenset({"model", "language", "task_id"})
+_OF_THE_SOUND = {"format": "pcm", "sample_rate": str(RATE), "channels": "1"}
+"""What is settled by the first message, and what is by the first sound, with its defaults."""
+
+_MOST_CHANNELS = 64
+_MOST_SAMPLES = 384_000
+_SHOWN = 40
+
+_BEGINNINGS = {
+    b"RIFF": "wav",
+    b"OggS": "ogg",
+    b"fLaC": "flac",
+    b"ID3": "mp3",
+    b"\x1aE\xdf\xa3": "webm",
+}
+
+
+class Conversation:
+    """Reads one conversation's messages. `begin` first, then `sound`; errors name what was sent."""
+
+    def __init__(self, messages: AsyncIterator[BidiMessage]) -> None:
+        self.task_id = uuid.uuid4().hex
+        self._messages = messages
+        self._settings: dict[str, str] = {}
+        self._settled: frozenset[str] = frozenset()
+        self._over = False
+        self._waiting: bytes | None = None  # sound that was read already
+
+    @property
+    def model(self) -> str:
+        """What the host named, or ""."""
+        return self._settings.get("model", "")
+
+    @property
+    def language(self) -> str:
+        """What the host named, or ""."""
+        return self._settings.get("language", "")
+
+    @property
+    def form(self) -> str:
+        """The sound's format, one of FORMATS; as the rest of the sound's, known once `sound_begins` has returned."""
+        return self._settings["format"]
+
+    @property
+    def sample_rate(self) -> int:
+        """Of raw samples."""
+        return self._number("sample_rate", _MOST_SAMPLES)
+
+    @property
+    def channels(self) -> int:
+        """Of raw samples."""
+        return self._number("channels", _MOST_CHANNELS)
+
+    async def begin(self) -> None:
+        """Read the first message. Raises InvalidRequestError when it begins nothing."""
+        self._waiting = await self._next()
+        self.task_id = self._settings.get("task_id", self.task_id)
+        self._settled |= _OF_THE_TASK
+
+    async def sound_begins(self) -> None:
+        """Read until there is sound, or the end. Raises InvalidRequestError for an unknown format."""
+        while not self._waiting and not self._over:
+            self._waiting = await self._next()
+        found = (form for start, form in _BEGINNINGS.items() if (self._waiting or b"").startswith(start))
+        self._settings = {**_OF_THE_SOUND, "format": next(found, "pcm"), **self._settings}
+        self._settled |= _OF_THE_SOUND.keys()
+        if self.form not in FORMATS:
+            raise InvalidRequestError(f"format: {self.form[:_SHOWN]!r} is unknown; use one of {', '.join(FORMATS)}")
+
+    async def sound(self) -> AsyncIterator[bytes]:
+        """The sound as it comes, to its end."""
+        while self._waiting is not None or not self._over:
+            data, self._waiting = self._waiting, None
+            if data:
+                yield data
+            elif not self._over:
+                self._waiting = await self._next()
+
+    async def _next(self) -> bytes | None:
+        """The next message's sound; b"" of a command, None at the end."""
+        message = await anext(self._messages, None)
+        if message is None:
+            self._over = True
+            return None
+        self._learn(message.metadata, "metadata.")
+        if message.message_type != "text":
+            return message.data
+        command = _command(message.data)
+        action = command.get("action")
+        if action == _FINISH:
+            self._over = True
+            return None
+        if action != _RUN:
+            raise InvalidRequestError(f"action: {str(action)[:_SHOWN]!r} is unknown; use {_RUN} or {_FINISH}")
+        if self._settled:
+            raise InvalidRequestError(f"action: {_RUN} came in the middle of a task; one conversation is one task")
+        self._learn(command, "")
+        return b""
+
+    def _learn(self, given: Mapping[str, Any], place: str) -> None:
+        for name, key in _NAMES.items():
+            value = given.get(name)
+            if value is None or value == "":
+                continue
+            if not isinstance(value, str | int) or isinstance(value, bool):
+                raise InvalidRequestError(f"{place}{name}: must be a text or a whole number")
+            text = str(value).lower() if key == "format" else str(value)
+            if key not in self._settled:
+                self._settings[key] = text
+            elif text != self._settings.get(key):
+                raise InvalidRequestError(f"{place}{name}: cannot change, or come, in the middle of a task")
+
+    def _number(self, key: str, most: int) -> int:
+        text = self._settings[key]
+        if not (text.isascii() and text.isdigit() and len(text) < 8 and 0 < int(text) <= most):
+            raise InvalidRequestError(f"{key}: must be a whole number from 1 to {most}, not {text[:_SHOWN]!r}")
+        return int(text)
+
+    # Answers
+
+    def started(self) -> BidiMessage:
+        """The task is known and its model is there."""
+        return self._event("task-started")
+
+    def result(self, sentence: Sentence) -> BidiMessage:
+        """A sentence as it is known now. Times are milliseconds; `sentence_id` counts from 0; what is in
+        `stable_text` stays."""
+        shape = {
+            "sentence_id": sentence.number,
+            "text": sentence.text,
+            "stable_text": sentence.stable,
+            "begin_time": sentence.begin_ms,
+            "end_time": sentence.end_ms,
+            "is_final": sentence.final,
+        }
+        return self._event("result-generated", {"sentence": shape})
+
+    def finished(self) -> BidiMessage:
+        """Every sentence was told."""
+        return self._event("task-finished")
+
+    def failed(self, error: EnginePluginError) -> BidiMessage:
+        """The task ends before its time."""
+        return self._event("task-failed", error_code=error.code, error_message=error.message)
+
+    def _event(self, event: str, output: dict[str, Any] | None = None, **header: Any) -> BidiMessage:
+        payload = {} if output is None else {"output": output}
+        shape = {"header": {"task_id": self.task_id, "event": event, **header}, "payload": payload}
+        return BidiMessage(json.dumps(shape, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def _command(data: bytes) -> dict[str, Any]:
+    """A text message as one flat object: hosts put what they say at the top, or below `header`, `payload` and
+    `parameters`."""
+    try:
+        command = json.loads(data)
+    except (ValueError, RecursionError):
+        command = None
+    if not isinstance(command, dict):
+        raise InvalidRequestError(f'data: a text message must be a JSON object such as {{"action": "{_FINISH}"}}')
+    flat: dict[str, Any] = {}
+    payload = command.get("payload")
+    inner = payload.get("parameters") if isinstance(payload, dict) else None
+    for part in (inner, command.get("parameters"), payload, command.get("header"), command):
+        flat |= part if isinstance(part, dict) else {}
+    return flat

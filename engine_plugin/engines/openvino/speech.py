@@ -1,0 +1,263 @@
+"""Speech: recordings and live streams to text, text to speech. The driver holds the model, this module the sound."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import secrets
+import time
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.engines.audio import pcm
+from engine_plugin.engines.audio.conversation import Conversation
+from engine_plugin.engines.audio.incoming import sound_of
+from engine_plugin.engines.audio.live import LiveOptions, transcribed_live
+from engine_plugin.engines.audio.subtitles import Segment, answer
+from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError
+from engine_plugin.files import in_thread, private_folder
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    from engine_plugin.engines.audio.decoder import DecodedStream, Decoder
+    from engine_plugin.engines.base import BidiMessage
+    from engine_plugin.engines.openvino.client import ServerClient
+
+__all__ = ["KEPT", "Speech"]
+
+KEPT = 100
+"""How many spoken files stay: the newest. They are `speech-<UTC time>-<random>.wav`; nothing else is touched."""
+
+_PATHS = {"transcribe": "/v3/audio/transcriptions", "translate": "/v3/audio/translations"}
+_SPEECH_PATH = "/v3/audio/speech"
+_TEXT_LIMIT = 64 * 1024 * 1024
+_SOUND_LIMIT = 512 * 1024 * 1024
+_SHORTEST = pcm.BYTES_A_SECOND // 10  # a model wants some sound to look at
+_RAW = ("pcm", "s16le", "raw")
+_STALE = 3600.0
+
+
+class Speech:
+    """The speech services on the server behind `client`. Owned by the engine driver, used from one event loop.
+
+    `client` gives the client of the running server, or raises UnavailableError. `output` is the folder for what is
+    spoken, made when it is first needed, for this user only.
+    """
+
+    def __init__(
+        self,
+        client: Callable[[], ServerClient],
+        decoder: Decoder,
+        output: Path,
+        live: LiveOptions | None = None,
+        kept: int = KEPT,
+    ) -> None:
+        self._client = client
+        self._decoder = decoder
+        self._output = output
+        self._live = live or LiveOptions()
+        self._kept = kept
+
+    # Speech to text
+
+    async def transcribe(self, model: str, request: dict[str, Any]) -> bytes:
+        """Answer a speech-to-text request, with a model that is loaded. Errors name the field."""
+        samples = await self._decoder.decode(await sound_of(request["audio"]))
+        task = request.get("task") or "transcribe"
+        words = "word" in (request.get("timestamp_granularities") or ())
+        fields = _form_fields(model, request, words=words)
+        heard = await self._post(task, fields, samples)
+        duration = pcm.seconds(len(samples))
+        more: dict[str, Any] = {
+            "task": task,
+            "language": str(heard.get("language") or request.get("language") or ""),
+            "duration": round(duration, 3),
+        }
+        if words:
+            more["words"] = heard.get("words") or []
+        text = str(heard.get("text") or "").strip()
+        form = request.get("response_format") or "json"
+        shape = answer(form, request["model"], text, _segments(heard, duration), more)
+        return json.dumps(shape, ensure_ascii=False).encode("utf-8", "replace")
+
+    async def _post(self, task: str, fields: dict[str, str], samples: bytes) -> dict[str, Any]:
+        padded = samples + bytes(max(0, _SHORTEST - len(samples)))
+        wav = pcm.wav_header(len(padded)) + padded
+        async with self._client().post_form(_PATHS[task], fields, wav, "audio.wav") as response:
+            data = await response.read(_TEXT_LIMIT)
+        try:
+            heard = json.loads(data)
+        except (ValueError, RecursionError):
+            heard = None
+        if not isinstance(heard, dict):
+            raise BadGatewayError(f"the engine's transcription is no JSON object: {data[:80]!r}")
+        return heard
+
+    # Text to speech
+
+    async def speak(self, model: str, request: dict[str, Any]) -> bytes:
+        """Answer a text-to-speech request: a WAV of s16le, in base64 and as a file of ours."""
+        asked = {name: request[name] for name in ("voice", "speed", "language") if request.get(name) is not None}
+        text = request.get("text") or request.get("input")
+        body = json.dumps({"model": model, "input": text, **asked, "response_format": "wav"}).encode()
+        async with self._client().post_json(_SPEECH_PATH, body) as response:
+            data = await response.read(_SOUND_LIMIT)
+        return await in_thread(self._spoken, request["model"], data)
+
+    def _spoken(self, model: str, data: bytes) -> bytes:
+        wave = pcm.read_wave(data)
+        if not wave.samples:
+            raise BadGatewayError("the engine spoke nothing")
+        wav = wave.to_bytes()
+        try:
+            path = self._keep(wav)
+        except OSError as error:
+            raise EnginePluginError(f"{self._output}: cannot be written: {error.strerror or error}") from error
+        shape = {
+            "url": str(path),
+            "audio": base64.b64encode(wav).decode("ascii"),
+            "format": "wav",
+            "sample_rate": wave.rate,
+            "duration": round(wave.duration, 3),
+            "model": model,
+        }
+        return json.dumps(shape, ensure_ascii=False).encode("utf-8", "replace")
+
+    def _keep(self, wav: bytes) -> Path:
+        """Write a file that is never seen half written, and delete the oldest ones."""
+        private_folder(self._output)
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        path = self._output.absolute() / f"speech-{stamp}-{secrets.token_hex(6)}.wav"
+        temporary = path.with_suffix(".part")
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(wav)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._prune(path)
+        return path
+
+    def _prune(self, newest: Path) -> None:
+        """Keep the newest files; what a killed plugin left half written goes, too."""
+        dated: list[tuple[float, Path]] = []
+        for path in newest.parent.glob("speech-*"):
+            with suppress(OSError):  # another call deleted it
+                written = path.stat().st_mtime
+                if path.suffix == ".wav" and path != newest:
+                    dated.append((written, path))
+                elif path.suffix == ".part" and written < time.time() - _STALE:
+                    path.unlink(missing_ok=True)
+        for _written, path in sorted(dated, reverse=True)[max(0, self._kept - 1) :]:
+            with suppress(OSError):  # Windows: somebody reads it; the next call tries again
+                path.unlink(missing_ok=True)
+
+    # Live
+
+    @asynccontextmanager
+    async def converse(
+        self,
+        use: Callable[[str], AbstractAsyncContextManager[str]],
+        default_model: str,
+        messages: AsyncIterator[BidiMessage],
+    ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
+        """Answer a live conversation (`engines.audio.conversation` has the messages).
+
+        `use` holds a model of this name while in its block and gives the name that the server knows it by. What
+        goes wrong is told as task-failed, then raised. Leaving the block stops the engine's work.
+        """
+        async with aclosing(self._answers(use, default_model, messages)) as answers:
+            yield answers
+
+    async def _answers(
+        self,
+        use: Callable[[str], AbstractAsyncContextManager[str]],
+        default_model: str,
+        messages: AsyncIterator[BidiMessage],
+    ) -> AsyncGenerator[BidiMessage, None]:
+        talk = Conversation(messages)
+        try:
+            await talk.begin()
+            model = talk.model or default_model
+            if not model:
+                raise InvalidRequestError("model: is missing: name one in the first message")
+            async with use(model) as served:
+                yield talk.started()
+                fields = _form_fields(served, {"language": talk.language}, words=False)
+
+                async def transcribe(samples: bytes) -> list[Segment]:
+                    heard = await self._post("transcribe", fields, samples)
+                    return _segments(heard, pcm.seconds(len(samples)))
+
+                async with (
+                    aclosing(self._samples(talk)) as samples,
+                    transcribed_live(samples, transcribe, self._live) as sentences,
+                ):
+                    async for sentence in sentences:
+                        yield talk.result(sentence)
+            yield talk.finished()
+        except EnginePluginError as error:
+            yield talk.failed(error)
+            raise
+
+    async def _samples(self, talk: Conversation) -> AsyncGenerator[bytes, None]:
+        """The conversation's sound as 16 kHz mono s16le. Raw samples of this kind need no decoder."""
+        await talk.sound_begins()
+        sound = talk.sound()
+        if talk.form in _RAW and (talk.sample_rate, talk.channels) == (pcm.RATE, 1):
+            odd = b""
+            async for data in sound:  # a message may end in the middle of a sample
+                whole = len(odd) + len(data) & ~1
+                data = odd + data  # noqa: PLW2901
+                odd = data[whole:]
+                yield data[:whole]
+            return
+        async with self._decoder.stream(talk.form, talk.sample_rate, talk.channels) as decoded:
+            feeding = asyncio.create_task(_feed(sound, decoded))
+            try:
+                async for samples in decoded:
+                    yield samples
+                await feeding
+            finally:
+                feeding.cancel()
+                await asyncio.wait({feeding})
+
+
+async def _feed(sound: AsyncIterator[bytes], decoded: DecodedStream) -> None:
+    """Have the decoder hear all of it. An error of the sound's source is raised when the decoder has ended."""
+    try:
+        async for data in sound:
+            await decoded.write(data)
+    finally:
+        decoded.end()
+
+
+def _form_fields(model: str, request: dict[str, Any], *, words: bool) -> dict[str, str]:
+    fields = {"model": model, "timestamp_granularities[]": "word" if words else "segment"}
+    for name in ("language", "temperature"):
+        if request.get(name) not in (None, ""):
+            fields[name] = str(request[name])
+    return fields
+
+
+def _segments(heard: dict[str, Any], duration: float) -> list[Segment]:
+    """The engine's segments, inside the audio and in order; without any, the text is one.
+
+    A model that does not say when a segment ends is understood to mean the audio's end.
+    """
+    found: list[Segment] = []
+    for shape in heard.get("segments") or ():
+        try:
+            start, end, text = float(shape["start"]), float(shape["end"]), str(shape["text"]).strip()
+        except (KeyError, TypeError, ValueError):
+            raise BadGatewayError(f"the engine's transcription has a segment like {str(shape)[:80]!r}") from None
+        start = min(max(0.0, start), duration)
+        found.append(Segment(start, duration if end < start else min(end, duration), text))
+    text = str(heard.get("text") or "").strip()
+    return found or ([Segment(0.0, duration, text)] if text else [])
