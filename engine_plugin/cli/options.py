@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from dataclasses import dataclass
 from functools import wraps
@@ -36,6 +37,17 @@ class Options:
     verbose: bool = False
 
 
+class _PluginPlace(click.Path):
+    """A directory, or the name of a plugin that comes with this package beside the default one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and re.fullmatch(r"\w+", value) and not Path(value).exists():
+            for place in _package_places():
+                if (place / "plugins" / value / "plugin.yaml").is_file():
+                    return place / "plugins" / value
+        return super().convert(value, param, ctx)
+
+
 def global_options(command: F) -> F:
     """Take --plugin, --json and -v; they may stand before a command's name and after it."""
 
@@ -46,17 +58,16 @@ def global_options(command: F) -> F:
 
         return callback
 
-    directory = click.Path(exists=True, file_okay=False, path_type=Path)
     for decorate in (
         click.option("-v", "--verbose", is_flag=True, expose_value=False, callback=keep("verbose"), help="Log more."),
         click.option("--json", is_flag=True, expose_value=False, callback=keep("json"), help="Print JSON."),
         click.option(
             "--plugin",
-            type=directory,
+            type=_PluginPlace(exists=True, file_okay=False, path_type=Path),
             metavar="DIR",
             expose_value=False,
             callback=keep("plugin"),
-            help=f"The plugin's directory. [default: {PLUGIN_DIR}, the nearest plugin.yaml, the bundled one]",
+            help=f"Its directory, or a bundled one's name. [default: {PLUGIN_DIR}, the nearest plugin.yaml, the bundled]",
         ),
     ):
         command = decorate(command)
@@ -114,11 +125,16 @@ def chosen_manifest_file(options: Options) -> Path:
         return _bundled()
 
 
-def _bundled() -> Path:
+def _package_places() -> tuple[Path, Path]:
+    """Where plugins may lie that come with us: a wheel carries them in the package, a checkout beside it."""
     import engine_plugin
 
     package = Path(engine_plugin.__file__).parent
-    for place in (package, package.parent):  # a wheel carries it in the package, a checkout beside it
+    return package, package.parent
+
+
+def _bundled() -> Path:
+    for place in _package_places():
         if (place / "plugin.yaml").is_file():
             return place / "plugin.yaml"
     raise NotFoundError(

@@ -95,6 +95,8 @@ def test_which_plugin(workplace: Workplace) -> None:
     assert plugin("--plugin", str(here), ENGINE_PLUGIN_DIR=str(other)) == "fake-plugin"
     workplace.plugin = workplace.home
     assert plugin() == "llamacpp-plugin"
+    assert plugin("--plugin", "llamacpp") == "llamacpp-plugin"
+    assert "'ollama' does not exist" in workplace.bad(2, "engine", "status", "--plugin", "ollama")
     done = workplace.run("--plugin", str(other), "--json", "engine", "status")
     assert json.loads(done.stdout)["plugin"] == "other"
     assert "there is no plugin.yaml in" in workplace.bad(3, "engine", "status", "--plugin", str(below))
