@@ -67,7 +67,7 @@ def global_options(command: F) -> F:
             metavar="DIR",
             expose_value=False,
             callback=keep("plugin"),
-            help=f"Its directory, or a bundled one's name. [default: {PLUGIN_DIR}, the nearest plugin.yaml, the bundled]",
+            help=f"The plugin's directory, or name. [default: {PLUGIN_DIR}, the nearest plugin.yaml, the bundled]",
         ),
     ):
         command = decorate(command)
