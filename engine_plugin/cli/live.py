@@ -74,7 +74,8 @@ async def _send(conversation: BidiCall, source: str, metadata: Mapping[str, str]
 
 
 async def _events(conversation: BidiCall) -> AsyncIterator[dict[str, Any]]:
-    """The plugin's events. Raises the error that one of them tells of."""
+    """The plugin's events. One of a failure is followed by the error itself, with its code; else it is raised here."""
+    failed = ""
     async for message in conversation:
         try:
             event = json.loads(message.data)
@@ -82,10 +83,13 @@ async def _events(conversation: BidiCall) -> AsyncIterator[dict[str, Any]]:
         except (ValueError, KeyError, TypeError) as error:
             raise BadGatewayError(f"the plugin's answer is no event of {_SERVICE}: {message.data[:200]!r}") from error
         if kind == "task-failed":
-            raise EnginePluginError(str(header.get("error_message") or "the transcription failed"))
+            failed = str(header.get("error_message") or "the transcription failed")
+            continue
         yield event
         if kind == "task-finished":
             return
+    if failed:
+        raise EnginePluginError(failed)
 
 
 class _Sentences:
