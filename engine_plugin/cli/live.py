@@ -74,7 +74,7 @@ async def _send(conversation: BidiCall, source: str, metadata: Mapping[str, str]
 
 
 async def _events(conversation: BidiCall) -> AsyncIterator[dict[str, Any]]:
-    """The plugin's events. One of a failure is followed by the error itself, with its code; else it is raised here."""
+    """The plugin's events. One of a failure is followed by the error, with its code; else it is raised here."""
     failed = ""
     async for message in conversation:
         try:
