@@ -199,7 +199,7 @@ async def _take_location(response: httpx.Response) -> None:
 
 
 def _authorization(source: HttpSource, *, insecure: bool) -> dict[str, str]:
-    if not source.username and not source.password:
+    if not (source.username or source.password or source.token):
         return {}
     import httpx
 
@@ -208,6 +208,8 @@ def _authorization(source: HttpSource, *, insecure: bool) -> dict[str, str]:
         raise InvalidRequestError(
             "source: credentials would cross the network unprotected; use https, or set insecure to allow it."
         )
+    if source.token:
+        return {"Authorization": f"Bearer {source.token}"}
     pair = f"{source.username}:{source.password}".encode()
     return {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
 

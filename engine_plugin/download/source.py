@@ -29,6 +29,8 @@ class HttpSource:
     url: str = field(repr=False)
     username: str = field(default="", repr=False, compare=False)
     password: str = field(default="", repr=False, compare=False)
+    token: str = field(default="", repr=False, compare=False)
+    """An access token, sent as a Bearer in the place of username and password."""
 
     @classmethod
     def parse(cls, url: str, username: str = "", password: str = "") -> HttpSource:

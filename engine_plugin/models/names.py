@@ -1,6 +1,7 @@
 """Names of models: what is allowed, and which existing names a wrong one may have meant.
 
-A name becomes a file name on any system, so it is one plain segment that no file system treats specially.
+A name becomes a file name on any system, so it is one plain segment that no file system treats specially; or,
+where models are folders, two of them: `owner/name`, as hubs call their repositories.
 """
 
 from __future__ import annotations
@@ -13,13 +14,26 @@ from engine_plugin.errors import InvalidRequestError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["is_model_name", "near_names", "other_case", "validate_model_name"]
+__all__ = [
+    "is_device_name",
+    "is_model_name",
+    "is_repository_name",
+    "near_names",
+    "other_case",
+    "validate_model_name",
+    "validate_repository_name",
+]
 
 _SHAPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _RESERVED = frozenset(
     {"CON", "PRN", "AUX", "NUL"} | {f"{device}{number}" for device in ("COM", "LPT") for number in range(10)}
 )
 """Windows opens a device for these, with any extension (Microsoft, Naming Files, Paths, and Namespaces)."""
+
+
+def is_device_name(name: str) -> bool:
+    """Whether Windows would take a file of that name for a device."""
+    return name.partition(".")[0].rstrip(" ").upper() in _RESERVED
 
 
 def _complaint(name: object) -> str:
@@ -34,7 +48,7 @@ def _complaint(name: object) -> str:
         )
     if name.endswith("."):
         return f"{name[:64]!r} is no model name: it must not end with a dot"
-    if name.partition(".")[0].upper() in _RESERVED:
+    if is_device_name(name):
         return f"{name[:64]!r} is no model name: Windows keeps it for a device; choose another"
     return ""
 
@@ -50,6 +64,26 @@ def validate_model_name(name: object, field: str = "model") -> str:
     if complaint:
         raise InvalidRequestError(f"{field}: {complaint}.")
     return str(name)
+
+
+def is_repository_name(name: object) -> bool:
+    """Whether `name` may name a model that is a folder: `name` or `owner/name`."""
+    return not _repository_complaint(name)
+
+
+def validate_repository_name(name: object, field: str = "model") -> str:
+    """Return `name` when it is `name` or `owner/name`. Raises InvalidRequestError, beginning with `field`."""
+    complaint = _repository_complaint(name)
+    if complaint:
+        raise InvalidRequestError(f"{field}: {complaint}.")
+    return str(name)
+
+
+def _repository_complaint(name: object) -> str:
+    if not isinstance(name, str):
+        return "must be a string"
+    owner, slash, rest = name.partition("/")
+    return _complaint(owner) or (_complaint(rest) if slash else "")
 
 
 def other_case(name: str, existing: Iterable[str]) -> str:

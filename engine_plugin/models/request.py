@@ -13,9 +13,10 @@ from engine_plugin.models.info import kind_of_type
 from engine_plugin.models.names import near_names, validate_model_name
 
 if TYPE_CHECKING:
+    from engine_plugin.models.repository import RepositorySource
     from engine_plugin.models.samples import Sample, Samples
 
-__all__ = ["LocalSource", "PullPlan", "PullRequest", "plan_pull"]
+__all__ = ["LocalSource", "PullPlan", "PullRequest", "agreed", "local_path", "plan_pull", "read_request"]
 
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
@@ -60,12 +61,42 @@ class PullPlan:
     """What a pull does. Two pulls of one name with equal plans are one; credentials do not count."""
 
     name: str
-    source: LocalSource | HttpSource
+    source: LocalSource | HttpSource | RepositorySource
     sha256: str
     """64 hex digits, or "" when unknown."""
     kind: str
     """One of KINDS, or "" to take what inspecting the file finds."""
     insecure: bool
+
+
+def read_request(request: PullRequest) -> tuple[str, str, str]:
+    """What a request names, the field in which it does, and the digest that is asked for: 64 hex digits or "".
+
+    Raises InvalidRequestError.
+    """
+    where = "source" if request.source else "model"
+    text = request.source or request.model
+    for field_name, value in (("model", request.model), (where, text), ("sha256", request.sha256)):
+        if not isinstance(value, str) or (not value and field_name != "sha256"):
+            raise InvalidRequestError(f"{field_name}: must be a string that is not empty.")
+    return text, where, _sha256(request.sha256, "sha256")
+
+
+def agreed(digest: str, inline: str) -> str:
+    """The digest that a request and its source name, either or both. Raises InvalidRequestError when they differ."""
+    if digest and inline and digest != inline:
+        raise InvalidRequestError("sha256: it is not the digest that the source itself names.")
+    return digest or inline
+
+
+def local_path(text: str, where: str) -> Path:
+    """The path that a path or a file:// URL names. Raises InvalidRequestError, beginning with `where`."""
+    if "://" not in text:
+        return Path(text)
+    try:
+        return file_path(text)
+    except ValueError as error:
+        raise InvalidRequestError(f"{where}: {error}.") from None
 
 
 def _sha256(value: str, where: str) -> str:
@@ -97,13 +128,6 @@ def _http(text: str, request: PullRequest, where: str) -> tuple[HttpSource, str,
     return source, source.file_name, _sha256(digest, where)
 
 
-def _file_url(text: str, where: str) -> Path:
-    try:
-        return file_path(text)
-    except ValueError as error:
-        raise InvalidRequestError(f"{where}: {error}.") from None
-
-
 def _local(path: Path, suffix: str, where: str) -> LocalSource:
     if not path.name.lower().endswith(suffix):
         raise InvalidRequestError(f"{where}: {str(path)!r} does not end in {suffix}: only model files can be pulled.")
@@ -130,12 +154,7 @@ def plan_pull(request: PullRequest, suffix: str, samples: Samples | None, presen
     `present` are the store's names, only for the message of ModelNotFoundError. Raises InvalidRequestError too.
     """
     kind = kind_of_type(request.model_type)
-    where = "source" if request.source else "model"
-    text = request.source or request.model
-    for field_name, value in (("model", request.model), (where, text), ("sha256", request.sha256)):
-        if not isinstance(value, str) or (not value and field_name != "sha256"):
-            raise InvalidRequestError(f"{field_name}: must be a string that is not empty.")
-    digest = _sha256(request.sha256, "sha256")
+    text, where, digest = read_request(request)
     scheme = text.partition("://")[0].lower() if "://" in text else ""
     sample = samples.get(text) if samples else None
     source: LocalSource | HttpSource
@@ -147,13 +166,12 @@ def plan_pull(request: PullRequest, suffix: str, samples: Samples | None, presen
     elif scheme and scheme != "file":
         raise InvalidRequestError(f"{where}: {scheme[:32]}:// is not supported. {_forms(samples, suffix)}")
     elif scheme or text.lower().endswith(suffix):
-        source = _local(_file_url(text, where) if scheme else Path(text), suffix, where)
+        source = _local(local_path(text, where), suffix, where)
         file, inline = source.path.name, ""
     else:
         near = near_names(text, [*present, *(samples.names if samples else ())])
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ModelNotFoundError(f"{where}: {text[:128]!r} is not known here.{hint} {_forms(samples, suffix)}")
-    if digest and inline and digest != inline:
-        raise InvalidRequestError("sha256: it is not the digest that the source itself names.")
+    digest = agreed(digest, inline)
     name = validate_model_name(request.model) if request.source else _stem(file, suffix, request)
-    return PullPlan(name, source, digest or inline, kind, request.insecure)
+    return PullPlan(name, source, digest, kind, request.insecure)

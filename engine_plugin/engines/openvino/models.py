@@ -1,0 +1,341 @@
+"""OpenVINO's models: folders with a graph (.xml), its weights (.bin), a tokenizer and their settings.
+
+What a model is for is read from its files in our process: JSON, and a graph's text line by line. Nothing in them is
+run, and weights are not read.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from math import prod
+from typing import TYPE_CHECKING, Any, Protocol
+
+from engine_plugin.download.sizes import parameter_size
+from engine_plugin.errors import PullError
+from engine_plugin.files import in_thread, read_json
+from engine_plugin.models.folders import FolderStore
+from engine_plugin.models.info import Inspection
+from engine_plugin.models.samples import bundled_samples
+from engine_plugin.models.tree import files_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from engine_plugin.download.remote import FetchPolicy
+
+__all__ = ["HubOptions", "choose_files", "inspect_folder", "kind_of", "model_store"]
+
+_HUBS = {"huggingface": "hf", "modelscope": "ms"}
+
+_WANTED = ("*.xml", "*.bin", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.npy", "LICENSE*", "NOTICE*")
+_UNWANTED = ("*.safetensors.index.json", "*.bin.index.json", "onnx/*", "README*", "requirements*.txt", "*/README*")
+_VOICE_FOLDERS = ("voices", "speaker_embeddings")
+
+_LARGEST_JSON = 64 * 1024 * 1024
+_LARGEST_TEMPLATE = 1024 * 1024
+
+_CONVERT = (
+    "pull a converted one, for example from hf:OpenVINO/…, or convert it with optimum-intel: "
+    "optimum-cli export openvino --model NAME FOLDER, then pull the folder"
+)
+
+
+class HubOptions(Protocol):
+    """The engine's option that the store needs."""
+
+    @property
+    def hub(self) -> str:
+        """Where `owner/name` is pulled from: huggingface or modelscope."""
+
+
+def model_store(
+    root: Path, options: HubOptions, environ: Mapping[str, str], policy: FetchPolicy | None = None
+) -> FolderStore:
+    """The store of OpenVINO models below `root`, with the bundled samples. No I/O beyond the samples' list."""
+
+    async def inspect(path: Path) -> Inspection:
+        return await in_thread(inspect_folder, path)
+
+    return FolderStore(
+        root,
+        inspect=inspect,
+        choose=choose_files,
+        samples=bundled_samples("openvino"),
+        policy=policy,
+        environ=environ,
+        default_hub=_HUBS[options.hub],
+    )
+
+
+def choose_files(paths: Sequence[str]) -> list[str]:
+    """Of the paths in a folder, those that OpenVINO needs: no pickles, no programs, no other formats' weights.
+
+    Raises PullError, which says what is missing, when they make no OpenVINO model.
+    """
+    there = set(paths)
+    chosen = [path for path in paths if _is_needed(path, there)]
+    missing = _missing(set(chosen))
+    if missing:
+        raise PullError(f"{missing}{_other_format(there)}: {_CONVERT}.")
+    return chosen
+
+
+def _is_needed(path: str, there: set[str]) -> bool:
+    name = path.rpartition("/")[2]
+    if any(segment.startswith(".") for segment in path.split("/")):
+        return False
+    if path.endswith(".bin") and f"{path.removesuffix('.bin')}.xml" not in there:
+        return path.split("/", maxsplit=1)[0] in _VOICE_FOLDERS  # any other one is a pickle
+    return any(fnmatchcase(name, form) for form in _WANTED) and not any(fnmatchcase(path, form) for form in _UNWANTED)
+
+
+def _missing(paths: set[str]) -> str:
+    """What a model lacks, or ""."""
+    graphs = sorted(path for path in paths if path.endswith(".xml"))
+    models = [path for path in graphs if "tokenizer" not in path.rpartition("/")[2]]
+    if not models:
+        return "this is no OpenVINO model, openvino_model.xml is missing"
+    for path in graphs:
+        if f"{path.removesuffix('.xml')}.bin" not in paths:
+            return f"this OpenVINO model is not complete, {path.removesuffix('.xml')}.bin is missing"
+    if not {"config.json", "model_index.json"} & paths:
+        return "this OpenVINO model is not complete, config.json is missing"
+    if "openvino_model.xml" in paths and not {"openvino_tokenizer.xml", "tokenizer.json"} & paths:
+        return "this OpenVINO model is not complete, openvino_tokenizer.xml is missing"
+    return ""
+
+
+def _other_format(there: set[str]) -> str:
+    forms = {".safetensors": "safetensors", ".gguf": "GGUF", ".onnx": "ONNX", ".pt": "PyTorch", ".bin": "PyTorch"}
+    found = next((form for end, form in forms.items() if any(path.endswith(end) for path in there)), "")
+    return f" (its weights are {found})" if found else ""
+
+
+@dataclass(slots=True)
+class _Graph:
+    """What the text of a graph says."""
+
+    inputs: set[str] = field(default_factory=set)
+    outputs: set[str] = field(default_factory=set)
+    parameters: int = 0
+    weights: dict[str, int] = field(default_factory=dict)
+    """Bytes of constants by their type (u4, f16)."""
+    compression: str = ""
+    """NNCF's word for how weights were compressed (int4_asym)."""
+
+
+_LAYER = re.compile(r'<layer id="\d+" name="([^"]*)" type="([A-Za-z]+)"')
+_CONSTANT = re.compile(r'<data element_type="([a-z0-9]+)" shape="([0-9, ]*)" offset="\d+" size="(\d+)"')
+_NAMES = re.compile(r' names="([^"]*)"')
+_MODE = re.compile(r'<mode value="([a-z0-9_]+)"')
+_SCALES = ("/scale", "/zero_point", "/zero_point_convert")
+
+
+def _read_graph(path: Path) -> _Graph:
+    """Read a graph's text. Whatever it holds, this ends: nothing is parsed but single lines."""
+    graph = _Graph()
+    name = kind = ""
+    compressed = False
+    with path.open(encoding="utf-8", errors="replace") as file:
+        while line := file.readline(65536):
+            if "<layer " in line and (found := _LAYER.search(line)):
+                name, kind = found[1], found[2]
+                if kind == "Parameter":
+                    graph.inputs.add(name)
+            elif kind == "Const" and (found := _CONSTANT.search(line)):
+                graph.weights[found[1]] = graph.weights.get(found[1], 0) + int(found[3])
+                if not name.endswith(_SCALES):
+                    graph.parameters += prod(int(edge) for edge in found[2].split(",") if edge.strip())
+            elif kind in {"Parameter", "Result"} or " names=" in line:
+                if found := _NAMES.search(line):
+                    (graph.inputs if kind == "Parameter" else graph.outputs).update(found[1].split(","))
+            elif "<weight_compression>" in line:
+                compressed = True
+            elif compressed and (found := _MODE.search(line)):
+                graph.compression, compressed = found[1], False
+    return graph
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """What was read of a model's folder."""
+
+    name: str
+    paths: set[str]
+    config: dict[str, Any]
+    index: dict[str, Any]
+    """model_index.json, of image models."""
+    openvino: dict[str, Any]
+    """openvino_config.json, where optimum tells how it converted."""
+    graphs: dict[str, _Graph]
+    template: str
+
+    @property
+    def model_type(self) -> str:
+        """As the config names the model's family."""
+        return _text(self.config.get("model_type"))
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """As the config names the classes."""
+        found = self.config.get("architectures")
+        return tuple(_text(name) for name in found) if isinstance(found, list) else ()
+
+    @property
+    def outputs(self) -> set[str]:
+        """What openvino_model.xml names."""
+        graph = self.graphs.get("openvino_model.xml")
+        return graph.outputs if graph else set()
+
+
+def inspect_folder(path: Path) -> Inspection:
+    """What a model folder is for, and its details. Reads all of its texts: call it in a thread.
+
+    Raises PullError for a folder that is no OpenVINO model.
+    """
+    try:
+        paths = {name for name, _ in files_of(path)}
+        missing = _missing(paths)
+        if missing:
+            raise PullError(f"{path.name}: {missing}{_other_format(paths)}: {_CONVERT}.")
+        files = _read(path, paths)
+    except FileNotFoundError as error:
+        raise PullError(f"{path.name}: {error.filename} vanished while it was read.") from error
+    if not files.config and not files.index:
+        raise PullError(f"{path.name}: config.json (or model_index.json) cannot be read.")
+    family = _family(files)
+    parameters = sum(graph.parameters for name, graph in files.graphs.items() if "with_past" not in name)
+    return Inspection(
+        kind=kind_of(files),
+        format="openvino",
+        family=family,
+        families=(family,) if family else (),
+        parameter_size=parameter_size(parameters),
+        quantization_level=_quantization(files),
+        extra=_extra(files, parameters),
+    )
+
+
+def _read(path: Path, paths: set[str]) -> _Files:
+    def json_of(name: str) -> dict[str, Any]:
+        if name not in paths or (path / name).stat().st_size > _LARGEST_JSON:
+            return {}
+        return read_json(path / name) or {}
+
+    models = [name for name in paths if name.endswith(".xml") and "tokenizer" not in name.rpartition("/")[2]]
+    template = ""
+    if "chat_template.jinja" in paths:
+        with (path / "chat_template.jinja").open(encoding="utf-8", errors="replace") as file:
+            template = file.read(_LARGEST_TEMPLATE)
+    else:
+        told = json_of("chat_template.json").get("chat_template") or json_of("tokenizer_config.json").get(
+            "chat_template"
+        )
+        template = told if isinstance(told, str) else str(told or "")
+    return _Files(
+        name=path.name,
+        paths=paths,
+        config=json_of("config.json"),
+        index=json_of("model_index.json"),
+        openvino=json_of("openvino_config.json"),
+        graphs={name: _read_graph(path / name) for name in sorted(models)},
+        template=template,
+    )
+
+
+def _text(value: object) -> str:
+    return value[:128] if isinstance(value, str) else ""
+
+
+def _any_in(words: Iterable[str], texts: Iterable[str]) -> bool:
+    return any(word in text.lower() for text in texts for word in words)
+
+
+def kind_of(files: _Files) -> str:
+    """What a model is for; the first that fits. What fits nothing writes text."""
+    said = (*files.architectures, files.model_type)
+    for kind, fits in (
+        ("speech-to-text", _is_transcriber(said)),
+        ("text-to-speech", _any_in(("texttospeech", "texttowaveform", "speecht5", "kokoro", "parler_tts"), said)),
+        ("rerank", _is_reranker(files)),
+        ("text-to-image", bool(files.index.get("_class_name")) and "openvino_model.xml" not in files.paths),
+        ("embed", _is_embedder(files)),
+    ):
+        if fits:
+            return kind
+    return "chat"
+
+
+def _is_transcriber(said: Sequence[str]) -> bool:
+    if _any_in(("whisper", "speechseq2seq", "speechtotext", "speech_to_text"), said):
+        return True
+    return any(re.search(r"(?:^|_)asr(?:_|$)|ASR(?=[A-Z]|$)", text) for text in said)
+
+
+def _is_reranker(files: _Files) -> bool:
+    """A classifier with one class; or one of those that answer yes or no, which only their names tell."""
+    if any(name.endswith("ForSequenceClassification") for name in files.architectures):
+        return True
+    return "rerank" in files.name.lower() and "openvino_model.xml" in files.paths
+
+
+def _is_embedder(files: _Files) -> bool:
+    if "modules.json" in files.paths:
+        return True
+    if "openvino_model.xml" not in files.paths or "logits" in files.outputs:
+        return False
+    if {"last_hidden_state", "sentence_embedding", "token_embeddings"} & files.outputs:
+        return True
+    return any(name.endswith("Model") for name in files.architectures)
+
+
+def _family(files: _Files) -> str:
+    if files.model_type:
+        return files.model_type
+    pipeline = _text(files.index.get("_class_name")).removesuffix("Pipeline").removeprefix("OV")
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", pipeline).lower()
+
+
+def _quantization(files: _Files) -> str:
+    """How the weights are stored, such as INT4 or FP16: told by who converted, else seen in the graphs."""
+    settings = files.openvino.get("quantization_config")
+    settings = settings if isinstance(settings, dict) else {}
+    told = _text(files.openvino.get("dtype")) or _text(settings.get("dtype"))
+    if not told and isinstance(settings.get("bits"), int):
+        told = f"int{settings['bits']}"
+    if not told:
+        told = next((graph.compression for graph in files.graphs.values() if graph.compression), "")
+    if not told:
+        total: dict[str, int] = {}
+        for graph in files.graphs.values():
+            for weights, size in graph.weights.items():
+                total[weights] = total.get(weights, 0) + size
+        told = max(total, key=lambda weights: total[weights], default="")
+    word = told.partition("_")[0]
+    bits = re.search(r"\d+", word)
+    if not bits:
+        return word.upper()
+    if word.startswith(("bf", "nf", "mxfp", "fp8")):
+        return word.upper()
+    return ("FP" if word.startswith(("f", "fp")) else "INT") + bits[0]
+
+
+def _extra(files: _Files, parameters: int) -> dict[str, Any]:
+    inner = files.config.get("text_config")
+    configs = [files.config, inner if isinstance(inner, dict) else {}]
+    extra: dict[str, Any] = {"parameters": parameters}
+    for name, keys in (
+        ("context_length", ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")),
+        ("embedding_length", ("hidden_size", "n_embd", "d_model")),
+    ):
+        values = [config.get(key) for config in configs for key in keys]
+        number = next((value for value in values if type(value) is int and value > 0), None)
+        if number is not None:
+            extra[name] = number
+    if kind_of(files) == "chat":
+        extra["vision"] = any("vision_embeddings" in path for path in files.paths)
+        extra["tools"] = "tools" in files.template
+    return extra

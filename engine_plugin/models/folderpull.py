@@ -1,0 +1,278 @@
+"""A pull of a model that is a folder: from a repository on a hub, or from a folder on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from engine_plugin.download.disk import check_room
+from engine_plugin.download.events import ChunkProgress, Status
+from engine_plugin.download.fetch import Fetch, ProgressReport
+from engine_plugin.download.sizes import byte_size
+from engine_plugin.errors import InvalidRequestError, PullError
+from engine_plugin.files import BLOCK, in_thread, opened
+from engine_plugin.models.pull import Pull
+from engine_plugin.models.repository import RemoteFile, RepositorySource, checked_files
+from engine_plugin.models.request import LocalSource
+from engine_plugin.models.staging import Staging, digests_of
+from engine_plugin.models.tree import digest_of_files, files_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from engine_plugin.download.events import PullEvent, Success
+    from engine_plugin.download.partial import Partial
+    from engine_plugin.download.remote import FetchPolicy
+    from engine_plugin.models.info import Inspection
+    from engine_plugin.models.pull import Leftovers
+    from engine_plugin.models.repository import Hub
+    from engine_plugin.models.request import PullPlan
+    from engine_plugin.models.shelf import Shelf
+    from engine_plugin.models.tree import FolderLayout
+
+__all__ = ["Choose", "FolderPull"]
+
+if TYPE_CHECKING:
+    Choose = Callable[[Sequence[str]], Sequence[str]]
+    """Of the paths in a folder, those that an engine needs. Raises PullError when that is no model for it."""
+
+
+class _Sum:
+    """One progress over all files: what one file's pull says is told as part of the whole."""
+
+    def __init__(self, publish: Callable[[PullEvent], None], completed: int, total: int, staging: Staging) -> None:
+        self.completed = staging.size = completed
+        self.total = total
+        self._publish = publish
+        self._staging = staging
+        self._report = ProgressReport(publish)
+        self._report.last(completed, total)
+
+    def publish(self, event: PullEvent) -> None:
+        """What a file's pull publishes."""
+        if isinstance(event, ChunkProgress):
+            self.at(event.completed)
+        else:
+            self._publish(event)
+
+    def at(self, completed: int) -> None:
+        """So many bytes of the file on its way are here."""
+        self._staging.size = self.completed + completed
+        self._report.at(self._staging.size, self.total)
+
+    def add(self, size: int) -> None:
+        """A file is whole."""
+        self.completed += size
+        self._staging.size = self.completed
+        if self.completed == self.total:
+            self._report.last(self.completed, self.total)
+
+
+class FolderPull(Pull):
+    """A pull of a model that is a folder."""
+
+    def __init__(
+        self,
+        plan: PullPlan,
+        shelf: Shelf,
+        inspect: Callable[[Path], Awaitable[Inspection]],
+        policy: FetchPolicy,
+        publish: Callable[[PullEvent], None],
+        reserved: Sequence[str],
+        *,
+        layout: FolderLayout,
+        hubs: Mapping[str, Hub],
+        choose: Choose,
+    ) -> None:
+        super().__init__(plan, shelf, inspect, policy, publish, reserved)
+        self._staging = Staging(shelf.partials, plan.name)
+        self._layout = layout
+        self._hubs = hubs
+        self._choose = choose
+        self._bytes = 0
+
+    @property
+    def _left(self) -> Leftovers:
+        return self._staging
+
+    @property
+    def _total(self) -> int:
+        return self._bytes
+
+    async def _pull(self) -> Success:
+        plan, staging = self._plan, self._staging
+        if self._present is None:
+            await in_thread(self._layout.tidy, plan.name)
+            self._present = await self._shelf.get(plan.name)
+        if self._present is not None and self._present.digest == f"sha256:{plan.sha256}":
+            await in_thread(staging.discard)
+            return await self._already(self._present)
+        try:
+            if isinstance(plan.source, RepositorySource):
+                return await self._fetch(plan.source)
+            if isinstance(plan.source, LocalSource):
+                await in_thread(staging.discard)  # a copy is quick: it always begins anew
+                return await self._copy(plan.source)
+            raise TypeError(f"{plan.source.label} is no source of a folder")
+        finally:
+            await in_thread(staging.sweep)
+
+    async def _fetch(self, source: RepositorySource) -> Success:
+        hub, staging = self._hubs[source.hub], self._staging
+        self._publish(Status(f"asking {hub.title} for {source.repository}"))
+        listing = await hub.listing(source, self._publish, insecure=self._plan.insecure)
+        if self._present is not None and self._is_from_here(listing.commit):
+            await in_thread(staging.discard)
+            return await self._already(self._present)
+        by_path = {file.path: file for file in listing.files}
+        files = checked_files([by_path[path] for path in self._chosen(list(by_path))], source.label)
+        self._bytes = sum(file.size for file in files)
+        digests = await self._keep(files)
+        kept = sum(by_path[path].size for path in digests)
+        here = await in_thread(staging.here)
+        await in_thread(check_room, self._shelf.partials, max(self._bytes - kept - here, 0))
+        total = _Sum(self._publish, kept, self._bytes, staging)
+        for file in files:
+            if file.path not in digests:
+                digests[file.path] = await self._fetch_file(hub, source, listing.commit, file, total)
+                total.add(file.size)
+        return await self._finish(digests, listing.commit)
+
+    def _chosen(self, paths: list[str]) -> Sequence[str]:
+        try:
+            return self._choose(paths)
+        except (InvalidRequestError, PullError) as error:
+            raise PullError(f"{self._plan.source.label}: {error}") from error
+
+    async def _keep(self, files: Sequence[RemoteFile]) -> dict[str, str]:
+        """The SHA-256 of each file that need not be fetched: an earlier pull left it, or the present model has it."""
+        sizes = await in_thread(self._staging.prepare, [file.path for file in files])
+        if sizes:
+            self._publish(Status("checking what an earlier download left"))
+        digests = {}
+        for file in files:
+            staged = self._staging.files / file.path
+            if file.path not in sizes and not await in_thread(self._adopt, file, staged):
+                continue
+            digest = await _verified(staged, file)
+            if digest:
+                digests[file.path] = digest
+            else:
+                await in_thread(staged.unlink)
+        return digests
+
+    def _adopt(self, file: RemoteFile, staged: Path) -> bool:
+        """Take a file over from the model that is present, if that has one of this size."""
+        present = self._shelf.path(self._plan.name) / file.path
+        if not (file.sha256 or file.blob) or not present.is_file() or present.stat().st_size != file.size:
+            return False
+        self._staging.place(file.path)
+        try:
+            os.link(present, staged)
+        except OSError:
+            shutil.copyfile(present, staged)
+        return True
+
+    async def _fetch_file(
+        self, hub: Hub, source: RepositorySource, commit: str, file: RemoteFile, total: _Sum
+    ) -> str:
+        partial = self._staging.arriving(file.path)
+        async with partial.opened():
+            if file.size:
+                fetch = Fetch(
+                    hub.file_source(source, commit, file.path),
+                    partial,
+                    total.publish,
+                    sha256=file.sha256,
+                    size=file.size,
+                    limit=file.size,
+                    insecure=self._plan.insecure,
+                    policy=self._policy,
+                )
+                await fetch.run()
+            await in_thread(partial.sync)
+        digest = await _verified(partial.path, file)
+        if not digest:
+            await in_thread(partial.discard)
+            raise PullError(
+                f"{source.label}: what came as {file.path} is not the file that the hub lists. It was deleted; pull "
+                "again: if it stays so, the hub or something on the way changes files."
+            )
+        await in_thread(self._staging.arrived, partial, file.path)
+        return digest
+
+    async def _copy(self, source: LocalSource) -> Success:
+        if self._present is not None and self._shelf.path(self._plan.name).samefile(source.path):
+            return await self._already(self._present)
+        try:
+            found = dict(await in_thread(lambda: list(files_of(source.path))))
+        except OSError as error:
+            raise PullError(f"{source.label}: cannot be read ({error.strerror}).") from error
+        paths = self._chosen(list(found))
+        checked_files([RemoteFile(path, found[path].st_size) for path in paths], source.label)
+        validator = _fingerprint({path: found[path] for path in paths})
+        if self._present is not None and self._is_from_here(validator):
+            return await self._already(self._present)
+        self._bytes = sum(found[path].st_size for path in paths)
+        await in_thread(check_room, self._shelf.partials, self._bytes)
+        await in_thread(self._staging.prepare, paths)
+        self._publish(Status(f"copying {source.label}"))
+        total = _Sum(self._publish, 0, self._bytes, self._staging)
+        try:
+            digests = {path: await self._copy_file(source, path, found[path], total) for path in paths}
+        except BaseException:
+            await in_thread(self._staging.discard)
+            raise
+        return await self._finish(digests, validator)
+
+    async def _copy_file(self, source: LocalSource, path: str, stat: os.stat_result, total: _Sum) -> str:
+        partial = self._staging.arriving(path)
+        origin = source.path / path
+        async with partial.opened():
+            try:
+                await _copy_blocks(origin, partial, total)
+            except FileNotFoundError as error:
+                raise PullError(f"{origin}: it vanished while it was copied.") from error
+            await in_thread(partial.sync)
+        after = origin.stat()
+        if (after.st_mtime_ns, after.st_size) != (stat.st_mtime_ns, stat.st_size) or partial.size != stat.st_size:
+            raise PullError(f"{origin}: it changed while it was copied; pull again when it is complete.")
+        total.add(partial.size)
+        await in_thread(self._staging.arrived, partial, path)
+        return partial.hexdigest()
+
+    async def _finish(self, digests: Mapping[str, str], validator: str) -> Success:
+        plan, staging = self._plan, self._staging
+        self._publish(Status(f"verifying {len(digests)} files, {byte_size(self._bytes)}"))
+        digest = digest_of_files(digests)
+        if plan.sha256 and digest != plan.sha256:
+            await in_thread(staging.discard)
+            raise PullError(
+                f"{plan.source.label}: the model has sha256:{digest}, expected is sha256:{plan.sha256}. "
+                "What arrived was deleted; pull again, and correct the digest or the source if it stays so."
+            )
+        await in_thread(staging.sync)
+        return await self._install(staging.files, self._bytes, digest, validator)
+
+
+async def _copy_blocks(origin: Path, partial: Partial, total: _Sum) -> None:
+    async with opened(origin) as file:
+        while block := await in_thread(file.read, BLOCK):
+            await in_thread(partial.write, block)
+            total.at(partial.size)
+
+
+async def _verified(path: Path, file: RemoteFile) -> str:
+    """The SHA-256 of a file when it is the one that was listed, else ""."""
+    size, sha256, blob = await digests_of(path)
+    fits = size == file.size and file.sha256 in {"", sha256} and file.blob in {"", blob}
+    return sha256 if fits else ""
+
+
+def _fingerprint(stats: Mapping[str, os.stat_result]) -> str:
+    """What tells one state of a folder from another one, without reading it."""
+    lines = [f"{path} {stat.st_size} {stat.st_mtime_ns}\n" for path, stat in sorted(stats.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,0 +1,196 @@
+"""Repositories of models on hubs: what there is in one, and which of its lists of files can be believed."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote, unquote, urlsplit
+
+from engine_plugin.download.events import Status
+from engine_plugin.download.remote import DroppedError
+from engine_plugin.download.source import HttpSource
+from engine_plugin.errors import DownloadError, InvalidRequestError, PullError
+from engine_plugin.models.names import is_device_name, is_repository_name
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+    from engine_plugin.download.events import PullEvent
+    from engine_plugin.download.remote import FetchPolicy
+
+__all__ = ["Hub", "Listing", "RemoteFile", "RepositorySource", "checked_files", "patiently"]
+
+_REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._/+-]{0,199}")
+_HEX64 = re.compile(r"[0-9a-f]{64}")
+_HEX40 = re.compile(r"[0-9a-f]{40}")
+_SEGMENT = re.compile(r"[A-Za-z0-9_+(\[=-](?:[A-Za-z0-9 _+()\[\]=.,@&~-]{0,198}[A-Za-z0-9_+)\]=-])?")
+"""A file name that every system stores as it is, and that is not hidden."""
+_MOST_FILES = 10_000
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RepositorySource:
+    """A repository on a hub: its id `owner/name`, a branch, tag or commit, and a token that no text shows."""
+
+    hub: str
+    repository: str
+    revision: str
+    token: str = field(default="", repr=False, compare=False)
+
+    @property
+    def label(self) -> str:
+        """The source for people and records, in the form that a pull takes."""
+        return f"{self.hub}:{self.repository}@{self.revision}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file in a repository. `path` has `/`, `size` is in bytes; of the digests (hex) one or none is known.
+
+    `blob` is git's: SHA-1 over a small header and the content.
+    """
+
+    path: str
+    size: int
+    sha256: str = ""
+    blob: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a hub says is in a repository. `commit` tells this state of it from any other one."""
+
+    commit: str
+    files: tuple[RemoteFile, ...]
+
+
+class Hub(ABC):
+    """A place that holds repositories. `endpoint` is its address, a token goes nowhere else."""
+
+    key: str
+    """How sources name it: `hf` in `hf:owner/name`."""
+    title: str
+    default_revision: str
+    endpoint_variable: str
+    token_variable: str
+    default_endpoint: str
+    pages: tuple[str, ...]
+    """Hosts of its web pages, beside the endpoint's."""
+
+    def __init__(self, environ: Mapping[str, str], policy: FetchPolicy) -> None:
+        """Endpoint and token as the environment has them. No I/O."""
+        self.endpoint = (environ.get(self.endpoint_variable) or self.default_endpoint).rstrip("/")
+        if "://" not in self.endpoint:
+            self.endpoint = f"https://{self.endpoint}"
+        self.policy = policy
+        self._token = environ.get(self.token_variable, "")
+
+    @abstractmethod
+    async def listing(
+        self, source: RepositorySource, publish: Callable[[PullEvent], None], *, insecure: bool
+    ) -> Listing:
+        """What is in a repository now. Raises DownloadError, AuthError, NotFoundError, InvalidRequestError."""
+
+    @abstractmethod
+    def file_url(self, source: RepositorySource, commit: str, path: str, /) -> str:
+        """Where one of its files is."""
+
+    def source(self, repository: str, revision: str, token: str, where: str, *, insecure: bool) -> RepositorySource:
+        """A repository here; `token` "" takes the environment's. Raises InvalidRequestError, about `where`."""
+        if "/" not in repository or not is_repository_name(repository):
+            raise InvalidRequestError(
+                f"{where}: {repository[:128]!r} is no repository of {self.title}: write owner/name."
+            )
+        revision = revision or self.default_revision
+        if not _REVISION.fullmatch(revision):
+            raise InvalidRequestError(f"{where}: {revision[:64]!r} is no branch, tag or commit.")
+        token = token or self._token
+        if not token.isascii() or not token.isprintable():
+            raise InvalidRequestError(f"password: it is no access token of {self.title}.")
+        parts = urlsplit(self.endpoint)
+        if token and parts.scheme == "http" and parts.hostname not in _LOOPBACK and not insecure:
+            raise InvalidRequestError(
+                f"{where}: the token would cross the network unprotected; give {self.endpoint_variable} an https "
+                "address, or set insecure to allow it."
+            )
+        return RepositorySource(self.key, repository, revision, token)
+
+    def page(self, url: str) -> tuple[str, str] | None:
+        """The repository and the revision ("" the default) that a page's URL shows, None for another place's."""
+        parts = urlsplit(url)
+        if parts.netloc.rpartition("@")[2] not in {*self.pages, urlsplit(self.endpoint).netloc}:
+            return None
+        segments = [unquote(segment) for segment in parts.path.split("/") if segment]
+        return self._page(segments)
+
+    def _page(self, segments: list[str]) -> tuple[str, str]:
+        revision = segments[3] if len(segments) > 3 and segments[2] == "tree" else ""
+        return "/".join(segments[:2]), revision
+
+    def file_source(self, source: RepositorySource, commit: str, path: str) -> HttpSource:
+        """One of its files, for a download."""
+        return HttpSource(self.file_url(source, commit, quote(path)), token=source.token)
+
+
+def checked_files(files: Iterable[RemoteFile], label: str) -> list[RemoteFile]:
+    """The files, when all can be stored below one folder on any system. Raises PullError.
+
+    A list comes from a server: it may lead out of the folder or hold names that some file system takes for one.
+    """
+    listed = list(files)
+    if len(listed) > _MOST_FILES:
+        raise PullError(f"{label}: {len(listed)} files are more than a model has ({_MOST_FILES}).")
+    folders: dict[str, str] = {}
+    names: dict[str, str] = {}
+    for file in listed:
+        _check_entry(file, label)
+        for end in (index for index, letter in enumerate(file.path) if letter == "/"):
+            folder = file.path[:end]
+            folders.setdefault(folder.casefold(), folder)
+            if folders[folder.casefold()] != folder:
+                raise PullError(_twins(label, file.path, folders[folder.casefold()]))
+        if file.path.casefold() in names:
+            raise PullError(_twins(label, file.path, names[file.path.casefold()]))
+        names[file.path.casefold()] = file.path
+    for both in sorted(folders.keys() & names.keys()):
+        raise PullError(_twins(label, names[both], folders[both]))
+    return listed
+
+
+def _check_entry(file: RemoteFile, label: str) -> None:
+    if not all(_SEGMENT.fullmatch(segment) and not is_device_name(segment) for segment in file.path.split("/")):
+        raise PullError(f"{label}: a file is called {file.path[:200]!r} there, which cannot be stored safely.")
+    if not isinstance(file.size, int) or file.size < 0:
+        raise PullError(f"{label}: the hub does not say how big {file.path} is.")
+    if (file.sha256 and not _HEX64.fullmatch(file.sha256)) or (file.blob and not _HEX40.fullmatch(file.blob)):
+        raise PullError(f"{label}: the hub gives no valid digest for {file.path}.")
+
+
+def _twins(label: str, one: str, other: str) -> str:
+    return f"{label}: {one!r} and {other!r} cannot both be stored: some systems do not tell capital letters apart."
+
+
+async def patiently(
+    ask: Callable[[], Awaitable[T]], policy: FetchPolicy, publish: Callable[[PullEvent], None], place: str
+) -> T:
+    """`ask` again as long as that may mend what failed. Raises DownloadError when it did not, and what `ask` does."""
+    attempt = 1
+    while True:
+        try:
+            return await ask()
+        except DroppedError as error:
+            wait = min(policy.backoff_s * 2 ** (attempt - 1), policy.longest_wait_s)
+            if error.retry_after is not None:
+                wait = error.retry_after
+            if attempt >= policy.attempts or wait > policy.longest_wait_s:
+                later = f" in {wait:.0f} seconds" if wait > policy.longest_wait_s else ""
+                raise DownloadError(f"{place}: {error}, {attempt} times. Try again{later}.") from error
+            publish(Status(f"{error}; trying again in {wait:.1f} s"))
+        attempt += 1
+        await asyncio.sleep(wait)

@@ -1,0 +1,187 @@
+"""Models that are folders: what belongs to one, its digest, and where they lie below a store's root.
+
+Below the root:
+
+    <name>/, <owner>/<name>/        a model; one laid in by hand counts, too
+    .records/<name>.json            its record (records.py)
+    .partial/<name>.…               unfinished pulls and their locks; in these names `=` stands for `/`
+
+A folder with files in it is a model, one with folders only is an owner. What begins with a dot is nobody's. Nothing
+is ever written into a model's folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine_plugin.files import private_folder, sha256_of, sync_folder
+from engine_plugin.models.layout import Extent, Layout
+from engine_plugin.models.names import is_model_name, is_repository_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+__all__ = ["FolderLayout", "digest_of_files", "digest_of_folder", "extent_of_folder", "files_of", "throw_away"]
+
+
+def files_of(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Each file of a model, as a path below its folder with `/`, and its stat; sorted, links to files followed.
+
+    Raises OSError.
+    """
+    found: list[tuple[str, os.stat_result]] = []
+    waiting = [(folder, "")]
+    while waiting:
+        here, prefix = waiting.pop()
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append((Path(entry.path), f"{prefix}{entry.name}/"))
+                elif entry.is_file():
+                    found.append((f"{prefix}{entry.name}", entry.stat()))
+    return iter(sorted(found, key=lambda file: file[0]))
+
+
+def extent_of_folder(folder: Path) -> Extent | None:
+    """All bytes, and when the latest file was touched; None where there is no model. Raises OSError."""
+    try:
+        stats = [stat for _, stat in files_of(folder)]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not stats:
+        return None
+    return Extent(sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats))
+
+
+def digest_of_files(digests: Mapping[str, str]) -> str:
+    """64 hex digits for a model, given those of each file: SHA-256 over sorted lines as `sha256sum` prints them."""
+    lines = sorted(f"{digest}  {path}\n" for path, digest in digests.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+async def digest_of_folder(folder: Path) -> str:
+    """64 hex digits for a model. Reads all of it. Raises OSError."""
+    digests = {path: await sha256_of(folder / path) for path, _ in files_of(folder)}
+    return digest_of_files({path: digest.removeprefix("sha256:") for path, digest in digests.items()})
+
+
+def throw_away(path: Path) -> None:
+    """Delete a folder and all in it, a link without its target, or nothing. Raises OSError."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+class FolderLayout(Layout):
+    """Each model is one folder, `<root>/<name>` or `<root>/<owner>/<name>`."""
+
+    def is_name(self, name: object) -> bool:
+        """`name` or `owner/name`."""
+        return is_repository_name(name)
+
+    def path(self, name: str) -> Path:
+        """The folder."""
+        return self.root.joinpath(*name.split("/"))
+
+    def record(self, name: str) -> Path:
+        """Apart from the folders: one could be called as another one's record."""
+        return self.root.joinpath(".records", *f"{name}.json".split("/"))
+
+    def names(self) -> tuple[list[str], list[tuple[str, str]]]:
+        """By the folders, two levels deep."""
+        found: list[str] = []
+        for entry in _folders(self.root):
+            if _holds(entry, files=True):
+                found.append(entry.name)
+            else:
+                found += [f"{entry.name}/{child.name}" for child in _folders(entry) if _holds(child)]
+        bad = [
+            (name, "its name is no model name; rename the folder") for name in found if not is_repository_name(name)
+        ]
+        return sorted(name for name in found if is_repository_name(name)), bad
+
+    def extent(self, name: str) -> Extent | None:
+        """A stat for each file: some dozens."""
+        return extent_of_folder(self.path(name))
+
+    async def digest(self, name: str) -> str:
+        """Over the digests of the files."""
+        return f"sha256:{await digest_of_folder(self.path(name))}"
+
+    def put(self, part: Path, name: str) -> None:
+        """One rename where the place is free; else the old model steps aside first, and back when that fails."""
+        target, old = self.path(name), self._aside(name, "old")
+        private_folder(target.parent)
+        throw_away(old)
+        taken = os.path.lexists(target)
+        if taken:
+            target.rename(old)
+        try:
+            part.rename(target)
+        except OSError:
+            if taken:
+                old.rename(target)
+            raise
+        sync_folder(target.parent)
+        throw_away(old)
+
+    def remove(self, name: str) -> None:
+        """It vanishes by one rename, then it is deleted."""
+        target, gone = self.path(name), self._aside(name, "deleted")
+        throw_away(gone)
+        if os.path.lexists(target):
+            target.rename(gone)
+            sync_folder(target.parent)
+            throw_away(gone)
+        for parent in (target.parent, self.record(name).parent):
+            if is_model_name(parent.name) and parent != self.root:
+                with suppress(OSError):  # another model of this owner is there
+                    parent.rmdir()
+
+    def tidy(self, name: str) -> None:
+        """Undo what a crash in the middle of `put` or `remove` left. The caller holds the model's lock."""
+        target, old = self.path(name), self._aside(name, "old")
+        if os.path.lexists(old) and not os.path.lexists(target):
+            private_folder(target.parent)
+            old.rename(target)
+        throw_away(old)
+        throw_away(self._aside(name, "deleted"))
+
+    def clash(self, name: str, existing: Iterable[str]) -> str:
+        """As any layout; and an owner's name is no model's, nor another owner's in other letters."""
+        names = list(existing)
+        owner, slash, _ = name.partition("/")
+        for other in names:
+            its_owner, its_slash, _ = other.partition("/")
+            if its_owner.casefold() != owner.casefold():
+                continue
+            if bool(slash) != bool(its_slash):
+                return f"{name!r} cannot stand beside {other!r}, which is present; give another name."
+            if slash and its_owner != owner:
+                return f"{name!r} differs only by case from its neighbour {other!r}; write the owner as there."
+        return super().clash(name, names)
+
+    def _aside(self, name: str, what: str) -> Path:
+        return self.partials / f"{name.replace('/', '=')}.{what}"
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        entries = list(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    return sorted(entry for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+
+
+def _holds(folder: Path, *, files: bool = False) -> bool:
+    """Whether there is anything in a folder, or any file directly."""
+    entries = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    return any(entry.is_file() if files else True for entry in entries)
