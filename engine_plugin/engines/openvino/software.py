@@ -170,7 +170,7 @@ class Software:
             found = _VERSION.search((out + err).decode("utf-8", "replace"))
             return {"version": found[1] if found else "unknown", "devices": None}
         shape: dict[str, Any] = json.loads(out)
-        return shape
+        return {**shape, "version": str(shape["version"]).partition("-")[0]}  # as pip calls it, without the build
 
     async def install(self, progress: Progress, moves: Moves, *, cover: bool) -> str:
         """Install below the data directory unless something usable is here. Returns what is usable now."""

@@ -75,7 +75,7 @@ class _Server:
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self._options = options
         self._config = Path(options.config_path)
-        self._socket = folder / "s"
+        self._socket = folder / "s.sock"
         self._key = self._key_of(options.api_key_file)
         self._loaded = ""
         self._failed = False

@@ -47,6 +47,9 @@ async def test_beside_us(place: Place, pip: list[str]) -> None:
     assert check.detail.startswith("openvino-genai beside engine-plugin, version 2026.")
     backend = software.find()
     assert (backend.kind, backend.site, backend.executable) == ("embedded", None, "")
+    probed = await software.probe(backend)
+    assert probed["version"] == backend.version == software.wanted_version
+    assert "CPU" in [device["name"] for device in probed["devices"]]
     assert await place.install(software) == check.detail
     assert pip == []
     assert not software.folder.exists()
@@ -130,6 +133,20 @@ async def test_openvino_genai_is_installed_and_upgraded(place: Place, pip: list[
     assert "\\" not in chosen
     assert "aiohttp==" in chosen
     assert place.versions() == [f"embedded-{software.wanted_version}"]
+    assert place.left() == {"current.json", "install.lock", "versions"}
+
+
+@pytest.mark.slow
+async def test_a_real_installation(place: Place) -> None:
+    """With pip, from the registry, by hash; what is beside us is not what runs."""
+    software = place.software(backend="embedded")
+    said = await place.install(software, cover=True)
+    backend = software.find()
+    assert backend.site is not None
+    assert said == f"openvino-genai in {backend.site}, version {software.wanted_version}"
+    assert {"av", "soxr", "numpy", "openvino_genai"} <= {path.name for path in backend.site.iterdir()}
+    assert (await software.probe(backend))["version"] == software.wanted_version
+    assert not await place.upgrade(software)
     assert place.left() == {"current.json", "install.lock", "versions"}
 
 
