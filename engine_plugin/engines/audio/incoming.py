@@ -31,11 +31,11 @@ def _decode(text: str) -> bytes:
     out, rest = bytearray(), b""
     try:
         for place in range(start, len(text), _BLOCK):
-            if rest.endswith(b"="):
-                raise ValueError("something follows its end")
             block = rest + text[place : place + _BLOCK].encode("ascii").translate(None, _SPACE)
             # The last four characters wait: only the very last ones may have padding.
             whole = max(0, len(block) - 1 - (len(block) - 1) % 4)
+            if block[:whole].endswith(b"="):
+                raise ValueError("something follows its end")
             out += binascii.a2b_base64(block[:whole], strict_mode=True)
             rest = block[whole:]
         out += binascii.a2b_base64(rest + b"=" * (-len(rest) % 4), strict_mode=True)

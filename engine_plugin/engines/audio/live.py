@@ -215,7 +215,7 @@ class _Stream:
 
     async def _tell(self, spoken: Spoken, *, final: bool) -> None:
         text = spoken.agreement.text
-        if text == spoken.shown and not (final and text):
+        if (spoken.shown is None and not text) or (text == spoken.shown and not final):
             return
         spoken.shown = text
         end = spoken.voiced_until if final else min(spoken.heard_until, spoken.voiced_until)

@@ -40,7 +40,7 @@ class Spoken:
         self.closed = False
         self.cut_short = False
         """Whether speech goes on where it ends."""
-        self.shown = ""
+        self.shown: str | None = None
         """The text that was last told."""
         self.agreement = Agreement()
         self._audio = bytearray(audio)

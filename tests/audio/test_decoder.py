@@ -1,0 +1,290 @@
+"""Audio of any format, in real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+import os
+import sys
+from array import array
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from engine_plugin.engines.audio.decoder import FORMATS, AudioLimits, Decoder
+from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError, PreconditionError
+from tests.audio.sounds import encoded, silence, speech, tone, wav
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+av = pytest.importorskip("av")
+
+LIMIT = 20.0
+FILES = {
+    "wav": ("wav", "pcm_f32le", 48_000, "5.1"),
+    "mp3": ("mp3", "libmp3lame", 44_100, "stereo"),
+    "flac": ("flac", "flac", 8_000, "mono"),
+    "ogg": ("ogg", "vorbis", 44_100, "stereo"),
+    "opus": ("ogg", "libopus", 48_000, "mono"),
+    "webm": ("webm", "libopus", 48_000, "stereo"),
+    "m4a": ("ipod", "aac", 22_050, "stereo"),
+    "aac": ("adts", "aac", 22_050, "stereo"),
+}
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, bytes]:
+    """Two seconds of a tone in each format."""
+    return {
+        name: encoded(form, codec, tone(2, rate=rate), rate=rate, layout=layout)
+        for name, (form, codec, rate, layout) in FILES.items()
+    }
+
+
+def decoders() -> list[psutil.Process]:
+    """The processes that decode for us now."""
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if "engine_plugin.engines.audio.decode" in child.cmdline():
+                found.append(child)
+    return found
+
+
+@pytest.fixture
+async def decoder() -> AsyncIterator[Decoder]:
+    """Leaves no process behind."""
+    yield Decoder(None, os.environ)
+    assert decoders() == []
+
+
+async def decode(decoder: Decoder, audio: bytes) -> bytes:
+    async with asyncio.timeout(LIMIT):
+        return await decoder.decode(audio)
+
+
+async def complaint(decoder: Decoder, audio: bytes) -> str:
+    with pytest.raises(InvalidRequestError) as caught:
+        await decode(decoder, audio)
+    message = caught.value.message
+    assert message.startswith("audio: ")
+    assert "\n" not in message
+    return message
+
+
+def is_the_tone(samples: bytes) -> bool:
+    """Whether it is 440 Hz and nothing else, no louder than it was (mixing channels makes it quieter)."""
+    middle = array("h", samples)[len(samples) // 8 : -len(samples) // 8]
+    step = 2 * math.pi * 440 / 16_000
+    real = sum(value * math.cos(step * n) for n, value in enumerate(middle))
+    imaginary = sum(value * math.sin(step * n) for n, value in enumerate(middle))
+    amplitude = 2 * math.hypot(real, imaginary) / len(middle) / 32768
+    power = sum(value * value for value in middle) / len(middle) / 32768**2
+    return 0.08 < amplitude < 0.34 and power < amplitude**2 * 0.55
+
+
+@pytest.mark.parametrize("name", FILES)
+async def test_each_format_becomes_sixteen_kilohertz_mono(
+    decoder: Decoder, files: dict[str, bytes], name: str
+) -> None:
+    samples = await decode(decoder, files[name])
+    assert len(samples) / 32_000 == pytest.approx(2, abs=0.1)
+    assert is_the_tone(samples)
+
+
+@pytest.mark.parametrize("name", sorted(FILES.keys() - {"m4a"}))
+async def test_each_format_is_decoded_as_it_arrives(decoder: Decoder, files: dict[str, bytes], name: str) -> None:
+    heard: list[bytes] = []
+    data = files[name]
+    async with asyncio.timeout(LIMIT), decoder.stream(name, 0, 0) as stream:
+
+        async def listen() -> None:
+            heard.extend([piece async for piece in stream])
+
+        listening = asyncio.create_task(listen())
+        for place in range(0, len(data), 1000):
+            await stream.write(data[place : place + 1000])
+        stream.end()
+        await listening
+    assert len(b"".join(heard)) / 32_000 == pytest.approx(2, abs=0.1)
+    assert is_the_tone(b"".join(heard))
+
+
+async def test_a_live_stream_is_heard_before_it_ends(decoder: Decoder) -> None:
+    sound = encoded("mp3", "libmp3lame", tone(4, rate=44_100), rate=44_100)
+    async with asyncio.timeout(LIMIT), decoder.stream("mp3", 0, 0) as stream:
+        await stream.write(sound[: len(sound) // 2])
+        pieces = aiter(stream)
+        heard = 0
+        while heard < 32_000:
+            heard += len(await anext(pieces))
+        stream.end()
+        assert heard + sum([len(piece) async for piece in pieces]) > 60_000
+
+
+async def test_raw_samples_of_any_rate(decoder: Decoder) -> None:
+    mono = array("h", tone(2, rate=44_100))
+    stereo = array("h", [value for sample in mono for value in (sample, sample)])
+    async with asyncio.timeout(LIMIT), decoder.stream("pcm", 44_100, 2) as stream:
+        feeding = asyncio.create_task(stream.write(stereo.tobytes() + b"\x07"))
+        feeding.add_done_callback(lambda _done: stream.end())
+        samples = b"".join([piece async for piece in stream])
+        await feeding
+    assert len(samples) / 32_000 == pytest.approx(2, abs=0.01)
+    assert is_the_tone(samples)
+
+
+async def test_what_is_right_already_needs_no_process() -> None:
+    samples = speech(0.2)
+    nowhere = Decoder(None, {})
+    assert await nowhere.decode(wav(samples)) == samples
+    with pytest.raises(InvalidRequestError, match=r"longer than 0\.1 s"):
+        await Decoder(None, {}, AudioLimits(longest=0.1)).decode(wav(samples))
+
+
+def movie() -> bytes:
+    """Two frames and no sound."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame(32, 32, "yuv420p")))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("audio", "said"),
+    [
+        (b"", "empty"),
+        (b"x", "no format"),
+        (bytes(range(256)) * 40, "no format"),
+        (b"hello world\n" * 100, "no format"),
+        (b"RIFF\xff\xff\xff\xffWAVE", "no format"),
+        (b"#EXTM3U\n#EXTINF:10,\nfile:///etc/hostname\n", "no format"),
+        (b"ffconcat version 1.0\nfile /etc/hostname\n", "no format"),
+        (wav(b""), "length is zero"),
+        (movie(), "only video"),
+    ],
+    ids=["empty", "byte", "garbage", "text", "head", "playlist", "concat", "zero", "video"],
+)
+async def test_what_is_no_sound(decoder: Decoder, audio: bytes, said: str) -> None:
+    assert said in await complaint(decoder, audio)
+
+
+@pytest.mark.parametrize("name", ["wav", "flac", "m4a"])
+async def test_half_a_file_is_refused(decoder: Decoder, files: dict[str, bytes], name: str) -> None:
+    """Where the format says how long it is; nobody wants half of a meeting's minutes."""
+    message = await complaint(decoder, files[name][: len(files[name]) // 2])
+    assert "cut off" in message or "damaged" in message
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
+async def test_a_wav_that_was_written_into_a_pipe(decoder: Decoder, size: int) -> None:
+    """Its writer did not know how long it would become."""
+    sound = bytearray(wav(tone(1, rate=8000), rate=8000))
+    sound[40:44] = size.to_bytes(4, "little")
+    assert len(await decode(decoder, bytes(sound))) == pytest.approx(32_000, abs=400)
+
+
+async def test_damage_is_passed_over(decoder: Decoder, files: dict[str, bytes]) -> None:
+    data = files["mp3"]
+    middle = len(data) // 2
+    samples = await decode(decoder, data[:middle] + bytes(700) + data[middle:])
+    assert len(samples) / 32_000 == pytest.approx(2, abs=0.2)
+
+
+async def test_a_recording_that_is_too_long(files: dict[str, bytes]) -> None:
+    for name in ("flac", "aac"):  # one says so itself, the other is found out
+        with pytest.raises(InvalidRequestError, match="audio: is longer than 1 s"):
+            await decode(Decoder(None, os.environ, AudioLimits(longest=1)), files[name])
+
+
+async def test_decoding_that_takes_too_long(files: dict[str, bytes]) -> None:
+    with pytest.raises(InvalidRequestError, match=r"longer than 0\.01 s to decode"):
+        await decode(Decoder(None, os.environ, AudioLimits(timeout=0.01)), files["mp3"])
+    assert decoders() == []
+
+
+async def test_an_unknown_format_of_a_stream(decoder: Decoder) -> None:
+    with pytest.raises(InvalidRequestError, match=r"format: 'midi' is unknown; use one of pcm"):
+        async with decoder.stream("midi", 0, 0):
+            pass
+    assert {"pcm", "wav", "mp3", "flac", "ogg", "webm", "m4a"} <= FORMATS.keys()
+
+
+async def test_a_stream_that_is_no_sound(decoder: Decoder) -> None:
+    async with asyncio.timeout(LIMIT), decoder.stream("ogg", 0, 0) as stream:
+        await stream.write(b"no ogg at all " * 5000)
+        stream.end()
+        with pytest.raises(InvalidRequestError, match="audio: "):
+            _ = [piece async for piece in stream]
+
+
+async def test_a_stream_that_says_nothing(decoder: Decoder) -> None:
+    async with asyncio.timeout(LIMIT), decoder.stream("webm", 0, 0) as stream:
+        stream.end()
+        assert [piece async for piece in stream] == []
+
+
+async def test_nobody_reads(decoder: Decoder) -> None:
+    """What is written waits in pipes, not in our memory, and none of it is lost."""
+    sent = silence(300)
+    async with asyncio.timeout(LIMIT), decoder.stream("pcm", 16_000, 1) as stream:
+        writing = asyncio.create_task(stream.write(sent))
+        done, _ = await asyncio.wait({writing}, timeout=1)
+        assert not done
+        assert len(stream._process.heard) < 2 << 20
+        writing.add_done_callback(lambda _done: stream.end())
+        assert sum([len(piece) async for piece in stream]) == len(sent)
+        await writing
+
+
+async def test_a_cancelled_call_ends_its_process(decoder: Decoder) -> None:
+    sound = encoded("flac", "flac", silence(600))
+    task = asyncio.create_task(decoder.decode(sound))
+    async with asyncio.timeout(LIMIT):
+        while not decoders():  # noqa: ASYNC110  # nobody announces it
+            await asyncio.sleep(0.005)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert decoders() == []
+
+
+async def with_av(folder: Path, code: str, audio: bytes) -> EnginePluginError:
+    """What is said where the package `av` is `code`."""
+    (folder / "av.py").write_text(code)
+    with pytest.raises(EnginePluginError) as caught:
+        await decode(Decoder(folder, os.environ), audio)
+    return caught.value
+
+
+async def test_no_audio_packages(tmp_path: Path) -> None:
+    error = await with_av(tmp_path, "raise ModuleNotFoundError('av', name='av')", b"RIFF")
+    assert isinstance(error, PreconditionError)
+    assert "av, which reads audio, is not installed: call InstallEngine" in error.message
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+async def test_a_decoder_that_dies(tmp_path: Path) -> None:
+    code = "import os, sys; print('boom', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)"
+    error = await with_av(tmp_path, code, b"RIFF" + bytes(1 << 20))
+    assert isinstance(error, BadGatewayError)
+    assert error.message == "audio: the decoder ended with SIGKILL: boom"
+
+
+async def test_what_a_library_prints_is_no_sound(tmp_path: Path) -> None:
+    code = "print('aaaaaaaaaaaaaa', flush=True); raise ModuleNotFoundError(name='numpy')"
+    assert "the Python package numpy" in (await with_av(tmp_path, code, b"RIFF")).message
+
+
+async def test_many_at_once(decoder: Decoder, files: dict[str, bytes]) -> None:
+    answers = await asyncio.gather(*(decode(decoder, files["flac"]) for _ in range(6)))
+    assert len(set(answers)) == 1

@@ -1,0 +1,283 @@
+"""Live transcription with a model that hears perfectly, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_plugin.engines.audio.live import LiveOptions, Sentence, transcribed_live
+from engine_plugin.engines.audio.subtitles import Segment
+from engine_plugin.errors import BadGatewayError
+from tests.audio.sounds import GAP, WORD, Listener, noise, silence, speech, spoken, tone
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+LIMIT = 20.0
+A_WORD = (WORD + GAP) * 0.02
+OPTIONS = LiveOptions()
+
+
+async def pieces(sound: bytes, size: int = 3200) -> AsyncIterator[bytes]:
+    """The sound in messages; others have their turn after each, as if it came from a network."""
+    for place in range(0, len(sound), size):
+        yield sound[place : place + size]
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+class Model:
+    """Transcribes with a `Listener`; `gate` holds it up."""
+
+    def __init__(self) -> None:
+        self.listener = Listener()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.busy = 0
+        self.cancelled = 0
+
+    async def transcribe(self, samples: bytes) -> list[Segment]:
+        self.busy += 1
+        assert self.busy == 1, "one at a time"
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.busy -= 1
+        return self.listener.hear(samples)
+
+
+async def heard(
+    sound: bytes, options: LiveOptions = OPTIONS, *, model: Model | None = None, size: int = 3200
+) -> list[Sentence]:
+    """All that is told of a stream."""
+    transcribe = (model or Model()).transcribe
+    async with asyncio.timeout(LIMIT), transcribed_live(pieces(sound, size), transcribe, options) as sentences:
+        return [sentence async for sentence in sentences]
+
+
+def final(told: list[Sentence]) -> list[Sentence]:
+    return [sentence for sentence in told if sentence.final]
+
+
+def words(first: int, count: int) -> list[str]:
+    return [f"word{number}" for number in range(first, first + count)]
+
+
+async def test_sentences_with_their_times() -> None:
+    sound = silence(1) + spoken(0, 4) + silence(1.5) + spoken(4, 3) + silence(1)
+    first, second = final(await heard(sound))
+    assert first.text.split() == words(0, 4)
+    assert second.text.split() == words(4, 3)
+    begin = 1000 + round(4 * A_WORD * 1000) + 1500
+    assert (first.number, second.number) == (0, 1)
+    assert first.begin_ms == pytest.approx(1000, abs=60)
+    assert first.end_ms == pytest.approx(1000 + 4 * A_WORD * 1000 - GAP * 20, abs=60)
+    assert second.begin_ms == pytest.approx(begin, abs=60)
+
+
+async def test_partial_sentences_while_it_is_spoken() -> None:
+    told = await heard(silence(0.5) + spoken(0, 12) + silence(1))
+    partial = [sentence for sentence in told if not sentence.final]
+    assert len(partial) >= 3
+    assert told[-1].final
+    assert told[-1].text.split() == words(0, 12)
+    lengths = [len(sentence.text.split()) for sentence in told]
+    assert lengths == sorted(lengths)
+    assert {sentence.begin_ms for sentence in told} == {told[0].begin_ms}
+
+
+async def test_words_that_two_windows_agree_on_stay() -> None:
+    told = await heard(spoken(0, 20) + silence(1))
+    for before, after in pairwise(told):
+        assert before.text.startswith(before.stable)
+        assert after.stable.startswith(before.stable)
+        assert after.text.startswith(before.stable)
+    stable = [sentence.stable for sentence in told if not sentence.final]
+    assert any(stable)
+    assert not [text for text in stable if "wo1" in text.split()[-1:]], "a word that was cut never settles"
+
+
+@pytest.mark.parametrize("sound", [silence(5), noise(5, 0.0005), tone(6, 50, 0.02), b"", b"\x01"])
+async def test_where_nobody_speaks_there_is_no_sentence(sound: bytes) -> None:
+    model = Model()
+    assert await heard(sound, model=model) == []
+    assert model.listener.windows == []
+
+
+async def test_the_end_flushes_what_is_being_said() -> None:
+    told = await heard(silence(0.5) + spoken(0, 2))
+    assert [sentence.text.split() for sentence in final(told)] == [words(0, 2)]
+
+
+@pytest.mark.parametrize("size", [640, 1001, 32_000, 10_000_000])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"window": 4.0, "overlap": 1.0},
+        {"window": 3.0, "step": 0.3, "longest_sentence": 600.0},
+        {"window": 2.0, "overlap": 7.0, "longest_sentence": 6.0},
+        {"longest_sentence": 3.0, "overlap": 0.8},
+        {"max_pending": 1.0, "step": 5.0},
+        {"silence": 5.0, "window": 2.5, "max_pending": 2.0},
+        {"lead": 0.0},
+        {"lead": 2.0, "shortest_speech": 0.02},
+    ],
+    ids=str,
+)
+async def test_every_word_is_told_once_and_in_order(changes: dict[str, float], size: int) -> None:
+    """However the windows lie, however long somebody speaks, and however it arrives."""
+    sound = silence(0.4) + spoken(0, 30) + silence(1.2) + spoken(30, 5) + silence(0.3) + spoken(35, 8)
+    model = Model()
+    options = dataclasses.replace(OPTIONS, **changes)
+    told = final(await heard(sound, options, model=model, size=size))
+    assert " ".join(sentence.text for sentence in told).split() == words(0, 43)
+    assert max(model.listener.windows) <= options.window + 0.01
+    times = [time for sentence in told for time in (sentence.begin_ms, sentence.end_ms)]
+    assert times == sorted(times)
+    assert [sentence.number for sentence in told] == sorted({sentence.number for sentence in told})
+
+
+@asynccontextmanager
+async def gated(
+    sound: bytes, options: LiveOptions, model: Model
+) -> AsyncIterator[tuple[AsyncIterator[Sentence], Callable[[], int]]]:
+    """A stream whose model is held up, once as much was read as is going to be; says how many bytes."""
+    read = 0
+
+    async def source() -> AsyncIterator[bytes]:
+        nonlocal read
+        async for piece in pieces(sound):
+            read += len(piece)
+            yield piece
+
+    model.gate.clear()
+    async with asyncio.timeout(LIMIT), transcribed_live(source(), model.transcribe, options) as sentences:
+        before = -1
+        while read != before or not model.busy:
+            before = read
+            for _ in range(200):
+                await asyncio.sleep(0)
+        yield sentences, lambda: read
+
+
+async def test_a_sender_that_is_too_fast_is_held_back_and_loses_nothing() -> None:
+    model = Model()
+    sound = b"".join(spoken(number, 10) + silence(1) for number in range(0, 100, 10))
+    options = dataclasses.replace(OPTIONS, max_pending=6.0)
+    async with gated(sound, options, model) as (sentences, read):
+        assert read() / 32_000 < 6 + 3.5, "what may wait, the pauses between, and a message"
+        model.gate.set()
+        told = final([sentence async for sentence in sentences])
+    assert " ".join(sentence.text for sentence in told).split() == words(0, 100)
+
+
+async def test_none_piles_up() -> None:
+    """A model that is slow transcribes a finished sentence once, not all the partial ones that nobody waits for."""
+    model = Model()
+    sound = b"".join(spoken(number, 10) + silence(1) for number in range(0, 50, 10))
+    async with gated(sound, dataclasses.replace(OPTIONS, max_pending=60.0), model) as (sentences, read):
+        assert read() == len(sound)
+        model.gate.set()
+        told = [sentence async for sentence in sentences]
+    assert len(model.listener.windows) <= 6
+    assert len(final(told)) == 5
+
+
+async def test_two_speakers_at_once() -> None:
+    one, two = Model(), Model()
+    first, second = await asyncio.gather(
+        heard(spoken(0, 15) + silence(1), model=one),
+        heard(silence(0.3) + spoken(50, 15) + silence(1), model=two),
+    )
+    assert final(first)[0].text.split() == words(0, 15)
+    assert final(second)[0].text.split() == words(50, 15)
+
+
+async def test_leaving_cancels_the_model_and_the_source() -> None:
+    model = Model()
+    async with gated(spoken(0, 10), OPTIONS, model):
+        pass
+    assert (model.cancelled, model.busy) == (1, 0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_what_the_model_complains_of_is_raised() -> None:
+    async def broken(_samples: bytes) -> list[Segment]:
+        raise BadGatewayError("the engine died")
+
+    async with asyncio.timeout(LIMIT):
+        async with transcribed_live(pieces(spoken(0, 90)), broken, OPTIONS) as sentences:
+            with pytest.raises(BadGatewayError, match="the engine died"):
+                await anext(sentences)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_what_the_source_complains_of_is_raised() -> None:
+    async def source() -> AsyncIterator[bytes]:
+        yield silence(1)
+        raise ValueError("no more")
+
+    async with asyncio.timeout(LIMIT), transcribed_live(source(), Model().transcribe, OPTIONS) as sentences:
+        with pytest.raises(ValueError, match="no more"):
+            await anext(sentences)
+
+
+async def test_a_model_that_is_cancelled_by_others_ends_the_stream_with_a_reason() -> None:
+    async def stopped(_samples: bytes) -> list[Segment]:
+        raise asyncio.CancelledError
+
+    async with asyncio.timeout(LIMIT), transcribed_live(pieces(spoken(0, 9)), stopped, OPTIONS) as sentences:
+        with pytest.raises(Exception, match="cancelled by the engine's stop"):
+            await anext(sentences)
+
+
+async def test_a_big_message_leaves_the_loop_to_others() -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(others())
+    await heard(silence(60), size=10_000_000)
+    task.cancel()
+    assert turns > 100
+
+
+async def test_speech_without_words_is_no_sentence() -> None:
+    """A cough: the model says nothing."""
+    asked = 0
+
+    async def deaf(_samples: bytes) -> list[Segment]:
+        nonlocal asked
+        asked += 1
+        return []
+
+    sound = silence(1) + speech(1.5) + silence(1)
+    async with asyncio.timeout(LIMIT), transcribed_live(pieces(sound), deaf, OPTIONS) as sentences:
+        assert [sentence async for sentence in sentences] == []
+    assert asked
+
+
+async def test_a_partial_sentence_that_turns_out_to_be_none_is_taken_back() -> None:
+    said = ["maybe"]
+
+    async def fickle(_samples: bytes) -> list[Segment]:
+        return [Segment(0, 1, said.pop())] if said else []
+
+    sound = spoken(0, 5) + silence(1)
+    async with asyncio.timeout(LIMIT), transcribed_live(pieces(sound), fickle, OPTIONS) as sentences:
+        told = [(sentence.text, sentence.final) async for sentence in sentences]
+    assert told[0] == ("maybe", False)
+    assert told[-1] == ("", True)
