@@ -1,0 +1,42 @@
+"""What the embedded server refuses, and how it says so: `{"error": {"message", "type", "code"}}`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+__all__ = ["ApiError", "bad_request", "error_body"]
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "invalid_request_error",
+    501: "not_supported_error",
+    503: "unavailable_error",
+}
+
+
+class ApiError(Exception):
+    """An answer that is an error: HTTP status, a word for its type, and what to do about it."""
+
+    def __init__(self, status: int, message: str, kind: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind or _TYPES.get(status, "server_error")
+
+    def body(self) -> bytes:
+        """The error as JSON, for an answer and for an event of a stream alike."""
+        return error_body(self.status, self.message, self.kind)
+
+
+def bad_request(field: str, complaint: str) -> ApiError:
+    """A 400 that names the field and how to fix it."""
+    return ApiError(400, f"{field}: {complaint}")
+
+
+def error_body(status: int, message: str, kind: str) -> bytes:
+    """See `ApiError.body`."""
+    error: dict[str, Any] = {"message": message, "type": kind, "code": status}
+    return json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "replace")

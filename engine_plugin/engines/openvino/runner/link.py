@@ -1,0 +1,382 @@
+"""The runner's side of one worker process: frames out and in, running calls, and how the process ends.
+
+A frame is its length (four bytes, big-endian) and a pickle of a tuple, whose first item says what it is. Only plain
+values are unpickled: whatever else arrives, noise included, ends the worker. The tuples are listed in worker.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+from collections import deque
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
+
+import psutil
+
+from engine_plugin.engines import guard
+from engine_plugin.engines.openvino.runner.errors import ApiError
+from engine_plugin.engines.openvino.runner.frames import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+__all__ = ["LoadError", "Sink", "Worker", "decode"]
+
+_LENGTH = struct.Struct(">I")
+_FRAME_LIMIT = 1 << 30
+_TAIL_LINES = 8
+_TAIL_LINE = 500
+_GATHER = 0.004
+"""Seconds. Streams of one worker are written out together, at most this often: a step of a fast model takes less."""
+_DRAINED_WITHIN = 0.5
+
+
+class LoadError(Exception):
+    """A worker could not load its model; the text says why."""
+
+
+class Sink(Protocol):
+    """Who takes the answers to one call. Called on the loop, must not block. `flush` follows each batch of others."""
+
+    def part(self, payload: list[Any]) -> None:
+        """Some tokens: (index, delta, token count, logprobs, finish reason) each."""
+
+    def progress(self, step: int, total: int) -> None:
+        """A step of a call that has steps."""
+
+    def done(self, payload: dict[str, Any]) -> None:
+        """The end, with what is left to be told."""
+
+    def failed(self, error: ApiError) -> None:
+        """The end by an error."""
+
+    def flush(self) -> None:
+        """Nothing more has arrived for now."""
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Knows no class and no function: numbers, strings, bytes and containers only."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"{module}.{name} in a frame")
+
+
+def decode(data: bytes) -> tuple[Any, ...]:
+    """A frame without its length. Raises ValueError for what is none."""
+    try:
+        frame = _PlainUnpickler(io.BytesIO(data)).load()
+    except Exception as error:  # noqa: BLE001  # pickle raises nearly anything for noise
+        raise ValueError(f"not a frame: {error}") from None
+    if not isinstance(frame, tuple) or not frame:
+        raise ValueError("not a frame: no tuple")
+    return frame
+
+
+class _Asked:
+    """The sink of `Worker.ask`: one result, and progress for those who want it."""
+
+    def __init__(self, on_part: Callable[[list[Any]], None] | None) -> None:
+        self.result: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._on_part = on_part
+
+    def part(self, payload: list[Any]) -> None:
+        if self._on_part is not None:
+            self._on_part(payload)
+
+    def progress(self, step: int, total: int) -> None:
+        pass
+
+    def done(self, payload: dict[str, Any]) -> None:
+        if not self.result.done():
+            self.result.set_result(payload)
+
+    def failed(self, error: ApiError) -> None:
+        if not self.result.done():
+            self.result.set_exception(error)
+
+    def flush(self) -> None:
+        pass
+
+
+class Worker(asyncio.SubprocessProtocol):
+    """One worker process, from its spawn to its end. Made by `spawn`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.exited = asyncio.Event()
+        self.ended_because = ""
+        self._loop = asyncio.get_running_loop()
+        self._loaded: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        self._loaded.add_done_callback(lambda loaded: loaded.cancelled() or loaded.exception())  # nobody may wait
+        self._calls: dict[int, Sink] = {}
+        self._last_number = 0
+        self._heard = bytearray()
+        self._need = _LENGTH.size
+        self._stderr = b""
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._stopping = False
+        self._dirty: dict[Sink, None] = {}
+        self._flushed = 0.0
+        self._flush_timer: asyncio.TimerHandle | None = None
+
+    @classmethod
+    async def spawn(cls, name: str, argv: Sequence[str], environ: Mapping[str, str]) -> Worker:
+        """Start a process that ends with us. Raises OSError."""
+        worker = cls(name)
+        await worker._loop.subprocess_exec(
+            lambda: worker,
+            *argv,
+            env={**environ, guard.PARENT_VARIABLE: str(os.getpid())},
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+        return worker
+
+    # What the registry and the calls want
+
+    async def load(self, settings: dict[str, Any], within: float) -> dict[str, Any]:
+        """Have the model loaded; what the worker tells about it. Raises LoadError: then it is to be stopped."""
+        self._send(("load", settings))
+        done, _ = await asyncio.wait({self._loaded}, timeout=within)
+        if not done:
+            raise LoadError(f"not loaded in {within:g} s")
+        return self._loaded.result()
+
+    def submit(self, request: dict[str, Any], sink: Sink) -> int:
+        """Begin a call; its number. Raises ApiError when the process has ended."""
+        if self.exited.is_set() or self._stopping:
+            raise ApiError(503, f"model {self.name} is going away; try again")
+        self._last_number += 1
+        self._calls[self._last_number] = sink
+        self._send(("do", self._last_number, request))
+        return self._last_number
+
+    def cancel(self, number: int) -> None:
+        """End a call that nobody waits for any longer; nothing if it has ended."""
+        sink = self._calls.pop(number, None)
+        if sink is not None:
+            self._dirty.pop(sink, None)
+            self._send(("cancel", number))
+
+    async def ask(
+        self, request: dict[str, Any], on_part: Callable[[list[Any]], None] | None = None
+    ) -> dict[str, Any]:
+        """A whole call; its `done` payload. Cancelling it cancels the call. Raises ApiError."""
+        sink = _Asked(on_part)
+        number = self.submit(request, sink)
+        try:
+            return await sink.result
+        finally:
+            self.cancel(number)
+
+    def rss(self) -> int:
+        """Bytes of memory that the process has in use; 0 when it has ended."""
+        try:
+            return int(psutil.Process(self._transport.get_pid()).memory_info().rss)
+        except psutil.Error:
+            return 0
+
+    async def stop(self, within: float = 2.0) -> None:
+        """End the process: first asked, then killed. Running calls are told."""
+        self._stopping = True
+        try:
+            if not self.exited.is_set():
+                self._send(("quit",))
+                self._stdin.close()
+                await asyncio.wait_for(self.exited.wait(), within)
+        except TimeoutError:
+            pass
+        finally:
+            self.kill()
+        try:
+            await asyncio.wait_for(self.exited.wait(), within)
+        except TimeoutError:
+            self._end("it cannot be killed")
+
+    def kill(self) -> None:
+        """End the process at once."""
+        try:
+            self._transport.kill()
+        except ProcessLookupError:
+            pass
+
+    # What the loop tells (asyncio.SubprocessProtocol)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.SubprocessTransport", transport)
+        self._stdin = cast("asyncio.WriteTransport", self._transport.get_pipe_transport(0))
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        if fd == 2:
+            self._hear_stderr(data)
+            return
+        if self.ended_because:
+            return
+        self._heard += data
+        if len(self._heard) < self._need:
+            return
+        try:
+            self._take_frames()
+        except ValueError as error:
+            self._break(str(error))
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002
+        if fd == 1 and not self._stopping:  # nothing it computes could reach us any more
+            self._loop.call_later(_DRAINED_WITHIN, self.kill)
+
+    def process_exited(self) -> None:
+        # Its pipes may be in other hands, and then they never end.
+        self._loop.call_later(_DRAINED_WITHIN, self._end)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._end()
+
+    # Frames
+
+    def _send(self, frame: tuple[Any, ...]) -> None:
+        if not self._stdin.is_closing():
+            self._stdin.write(encode(frame))
+
+    def _take_frames(self) -> None:
+        heard, at = self._heard, 0
+        with memoryview(heard) as view:
+            while True:
+                self._need = _LENGTH.size
+                if len(heard) - at < self._need:
+                    break
+                (length,) = _LENGTH.unpack_from(heard, at)
+                if length > _FRAME_LIMIT:
+                    raise ValueError(f"not a frame: {length} bytes")
+                self._need += length
+                if len(heard) - at < self._need:
+                    break
+                self._take(decode(bytes(view[at + _LENGTH.size : at + self._need])))
+                at += self._need
+        del heard[:at]
+        if self._dirty:
+            self._flush_soon()
+
+    def _take(self, frame: tuple[Any, ...]) -> None:
+        """Raises ValueError for a frame that is none of ours."""
+        take = _TAKERS.get(frame[0]) if isinstance(frame[0], str) else None
+        if take is None:
+            raise ValueError(f"not a frame: {frame[0]!r}")
+        try:
+            take(self, *frame[1:])
+        except (TypeError, LookupError) as error:
+            raise ValueError(f"a frame of another shape: {frame[0]}: {error}") from error
+
+    def _take_parts(self, parts: list[tuple[int, list[Any]]]) -> None:
+        for number, payload in parts:
+            sink = self._calls.get(number)
+            if sink is not None:
+                sink.part(payload)
+                self._dirty[sink] = None
+
+    def _take_progress(self, number: int, step: int, total: int) -> None:
+        sink = self._calls.get(number)
+        if sink is not None:
+            sink.progress(step, total)
+            self._dirty[sink] = None
+
+    def _take_done(self, number: int, payload: dict[str, Any]) -> None:
+        if number in self._calls:
+            self._last(number).done(payload)
+
+    def _take_error(self, number: int, status: int, kind: str, message: str) -> None:
+        if number in self._calls:
+            self._last(number).failed(ApiError(status, message, kind))
+
+    def _take_ready(self, facts: dict[str, Any]) -> None:
+        if not self._loaded.done():
+            self._loaded.set_result(dict(facts))
+
+    def _take_failed(self, text: str) -> None:
+        if not self._loaded.done():
+            self._loaded.set_exception(LoadError(str(text)))
+
+    def _last(self, number: int) -> Sink:
+        sink = self._calls.pop(number)
+        self._dirty[sink] = None
+        return sink
+
+    def _flush_soon(self) -> None:
+        if self._flush_timer is not None:
+            return
+        wait = self._flushed + _GATHER - self._loop.time()
+        if wait <= 0:
+            self._flush()
+        else:
+            self._flush_timer = self._loop.call_later(wait, self._flush)
+
+    def _flush(self) -> None:
+        self._flush_timer = None
+        self._flushed = self._loop.time()
+        dirty, self._dirty = self._dirty, {}
+        for sink in dirty:
+            sink.flush()
+
+    # The end
+
+    def _hear_stderr(self, data: bytes) -> None:
+        *lines, rest = (self._stderr + data).split(b"\n")
+        self._stderr = rest[-_TAIL_LINE:]
+        for line in lines:
+            text = line.decode("utf-8", "replace").rstrip()
+            if text:
+                self._tail.append(text[:_TAIL_LINE])
+                sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+    def _break(self, reason: str) -> None:
+        """It writes what we cannot read: it is as good as dead."""
+        self._heard = bytearray()
+        self.ended_because = self.ended_because or f"it wrote what is {reason}"
+        self.kill()
+
+    def _end(self, reason: str = "") -> None:
+        if self.exited.is_set():
+            return
+        if self._stderr:
+            self._hear_stderr(b"\n")
+        told = self.ended_because or reason or _status(self._transport.get_returncode())
+        self.ended_because = "; ".join([told, *self._tail])
+        self.exited.set()
+        if not self._loaded.done():
+            self._loaded.set_exception(LoadError(f"its process ended: {self.ended_because}"))
+        if self._stopping:
+            error = ApiError(503, f"model {self.name} was unloaded")
+        else:
+            error = ApiError(500, f"the process of model {self.name} ended: {self.ended_because}", "server_error")
+        calls, self._calls = self._calls, {}
+        for sink in calls.values():
+            sink.failed(error)
+            self._dirty[sink] = None
+        self._flush()
+        self._transport.close()
+
+
+_TAKERS: dict[str, Callable[..., None]] = {
+    "part": Worker._take_parts,
+    "progress": Worker._take_progress,
+    "done": Worker._take_done,
+    "error": Worker._take_error,
+    "ready": Worker._take_ready,
+    "failed": Worker._take_failed,
+}
+
+
+def _status(code: int | None) -> str:
+    if code is None:
+        return "gone"
+    if code < 0:
+        try:
+            return f"{signal.Signals(-code).name}"
+        except ValueError:
+            return f"signal {-code}"
+    return f"exit status {code}"

@@ -1,0 +1,74 @@
+"""The server's process: settings in, address out, and an end with the end of stdin."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import sys
+import threading
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.engines.openvino.runner.app import make_app, serve_http
+from engine_plugin.engines.openvino.runner.model import Settings
+from engine_plugin.engines.openvino.runner.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["WORKER", "serve"]
+
+WORKER = (sys.executable, "-P", "-s", "-m", "engine_plugin.engines.openvino.runner.worker")
+_LAST_MOMENT = 1.0
+
+
+def serve(settings: dict[str, Any], worker: Sequence[str] = WORKER) -> None:
+    """Serve until stdin ends, then exit at once. `settings` come from the driver; `worker` runs a worker."""
+    try:
+        asyncio.run(_serve(settings, worker))
+    except OSError as error:
+        raise SystemExit(f"E cannot listen on {settings['host']}: {error}") from error
+
+
+async def _serve(settings: dict[str, Any], worker: Sequence[str]) -> None:
+    known = {field.name for field in fields(Settings)}
+    registry = Registry(
+        Path(settings["config"]),
+        Settings(**{name: value for name, value in settings.items() if name in known}),
+        worker,
+        os.environ,
+    )
+    _exit_when_stdin_ends(registry)
+    _, address = await serve_http(make_app(registry, settings["key"]), settings["host"], settings.get("port", 0))
+    told = {"address": address}
+    if settings.get("grpc_port") is not None:
+        from engine_plugin.engines.openvino.runner.kserve import serve_grpc
+
+        told["grpc"] = await serve_grpc(registry, settings["key"], settings["grpc_port"])
+    print(json.dumps(told), flush=True)
+    registry.load_soon()
+    gc.freeze()  # what is there now stays; it need not be looked through again and again
+    await asyncio.Event().wait()
+
+
+def _exit_when_stdin_ends(registry: Registry) -> None:
+    """End all workers and this process when nobody holds our stdin any longer."""
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        registry.kill()
+        os._exit(0)
+
+    def watch() -> None:
+        try:
+            while os.read(0, 4096):
+                pass
+        finally:
+            loop.call_soon_threadsafe(end)
+            threading.Event().wait(_LAST_MOMENT)
+            os._exit(0)  # the loop hangs; the workers notice the end of their stdin
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
