@@ -42,7 +42,7 @@ _GENAI = "openvino-genai"
 _OPENVINO = (_GENAI, "openvino", "openvino-tokenizers", "openvino-telemetry")
 _AUDIO = ("av", "numpy", "soxr")
 _TEMPLATES = ("jinja2", "markupsafe")
-_NEEDED_BYTES = {"embedded": 900 * 1024 * 1024, "release": 1600 * 1024 * 1024, "packages": 200 * 1024 * 1024}
+_NEEDED_BYTES = {"embedded": 600 * 1024 * 1024, "release": 1200 * 1024 * 1024, "packages": 250 * 1024 * 1024}
 _PROBE_TIMEOUT = 60.0
 
 # Below an installed version's directory
