@@ -1,0 +1,231 @@
+"""What a worker can load, by kind, and how calls reach it.
+
+`load` makes a server of a load frame's settings. The pipelines of all kinds but chat do one thing at a time, with a
+queue in front (`OneAtATime`); a language model serves all of its calls together (`llm`).
+"""
+
+from __future__ import annotations
+
+import collections
+import importlib
+import json
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from engine_plugin.engines.openvino.runner.frames import Channel, Frame, Inbox
+
+__all__ = [
+    "Cancelled",
+    "Job",
+    "OneAtATime",
+    "Pipeline",
+    "RequestError",
+    "Server",
+    "Settings",
+    "json_file",
+    "load",
+    "reason",
+    "text_list",
+    "too_long",
+]
+
+_MODULES = {
+    "chat": "llm",
+    "embed": "embed",
+    "rerank": "rerank",
+    "text-to-image": "image",
+    "speech-to-text": "speech_to_text",
+    "text-to-speech": "text_to_speech",
+}
+
+CANCELLED: Frame = (499, "cancelled", "the call was cancelled")
+
+
+class RequestError(Exception):
+    """A call cannot be answered: HTTP status, type and message of the answer."""
+
+    def __init__(self, message: str, status: int = 400, kind: str = "invalid_request_error") -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+
+
+class Cancelled(Exception):  # noqa: N818  # nobody's error
+    """The caller of the running job is gone."""
+
+
+class Settings:
+    """What a load frame says: the model's folder, device, the graph's options, threads and the cache's folder."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.path = Path(settings["path"])
+        self.device: str = settings.get("device") or "CPU"
+        self.options: dict[str, Any] = dict(settings.get("options") or {})
+        self._threads = int(settings.get("threads") or 0)
+        self._cache_dir = str(settings.get("cache_dir") or "")
+
+    def properties(self) -> dict[str, Any]:
+        """OpenVINO's properties: ours, and over them the graph's `plugin_config`."""
+        found: dict[str, Any] = {}
+        if self._threads:
+            found["INFERENCE_NUM_THREADS"] = self._threads
+        if self._cache_dir:
+            found["CACHE_DIR"] = self._cache_dir
+        given = self.options.get("plugin_config") or {}
+        if isinstance(given, str):
+            try:
+                given = json.loads(given)
+            except ValueError as error:
+                raise RequestError(f"plugin_config: not JSON: {error}") from error
+        if not isinstance(given, dict):
+            raise RequestError("plugin_config: must be a JSON object")
+        return found | given
+
+
+class Job:
+    """One call on its way through `OneAtATime`."""
+
+    def __init__(self, number: int, request: dict[str, Any], channel: Channel) -> None:
+        self.number = number
+        self.request = request
+        self._channel = channel
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """Ask a running job to end as soon as it can."""
+        self._cancelled.set()
+
+    def cancelled(self) -> bool:
+        """Whether nobody wants the answer any more; for callbacks of pipelines."""
+        return self._cancelled.is_set()
+
+    def check(self) -> None:
+        """Raise Cancelled if nobody wants the answer any more; between two parts of the work."""
+        if self._cancelled.is_set():
+            raise Cancelled
+
+    def progress(self, step: int, total: int) -> None:
+        """Tell how far the work is."""
+        self._channel.send(("progress", self.number, step, total))
+
+
+class Pipeline(Protocol):
+    """A pipeline that does one job at a time."""
+
+    facts: dict[str, Any]
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """The answer. Raises RequestError, or Cancelled when the job is."""
+
+
+class Server(Protocol):
+    """What `load` makes."""
+
+    facts: dict[str, Any]
+
+    def serve(self, inbox: Inbox, channel: Channel) -> None:
+        """Answer requests until the frame that says to quit."""
+
+
+class OneAtATime:
+    """Runs jobs of a pipeline one after the other; meanwhile all of them can be cancelled."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.facts = pipeline.facts
+        self._pipeline = pipeline
+        self._waiting: collections.OrderedDict[int, Job] = collections.OrderedDict()
+        self._running: Job | None = None
+        self._changed = threading.Condition()
+        self._quit = False
+
+    def serve(self, inbox: Inbox, channel: Channel) -> None:
+        """See Server. The jobs run on this thread, where signals and debuggers find them; another one listens."""
+        threading.Thread(target=self._listen, args=(inbox, channel), name="listen", daemon=True).start()
+        while (job := self._next()) is not None:
+            channel.send(self._answer(job))
+
+    def _listen(self, inbox: Inbox, channel: Channel) -> None:
+        while True:
+            verb, *rest = inbox.get()
+            with self._changed:
+                if verb == "do":
+                    self._waiting[rest[0]] = Job(rest[0], rest[1], channel)
+                elif verb == "cancel":
+                    if self._waiting.pop(rest[0], None) is not None:
+                        channel.send(("error", rest[0], *CANCELLED))
+                    elif self._running is not None and self._running.number == rest[0]:
+                        self._running.cancel()
+                elif verb == "quit":
+                    self._quit = True
+                self._changed.notify()
+
+    def _next(self) -> Job | None:
+        with self._changed:
+            self._running = None
+            self._changed.wait_for(lambda: self._waiting or self._quit)
+            if self._quit:
+                return None
+            _, self._running = self._waiting.popitem(last=False)
+            return self._running
+
+    def _answer(self, job: Job) -> Frame:
+        try:
+            return ("done", job.number, self._pipeline.run(job))
+        except Cancelled:
+            return ("error", job.number, *CANCELLED)
+        except RequestError as error:
+            return ("error", job.number, error.status, error.kind, str(error))
+        except Exception as error:  # noqa: BLE001  # one bad call must not end the others
+            traceback.print_exc()
+            return ("error", job.number, 500, "server_error", reason(error))
+
+
+def load(settings: dict[str, Any]) -> Server:
+    """Load the model of a load frame. Raises whatever keeps it from loading; `reason` says it in words."""
+    kind = settings["kind"]
+    if kind not in _MODULES:
+        raise RequestError(f"kind: {kind!r} is none of {', '.join(_MODULES)}")
+    # Importing it would look up a host for statistics. None is how Python spells a module that must not be found.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    module = importlib.import_module(f"{__name__}.{_MODULES[kind]}")
+    server: Server = module.load(Settings(settings))
+    return server
+
+
+def reason(error: BaseException) -> str:
+    """What an exception of OpenVINO's says, without the paths of its build machine."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
+    checks = [
+        line.partition("' failed at ")[0].removeprefix("Check '") for line in lines if line.startswith("Check '")
+    ]
+    text = " ".join(kept) or " ".join(checks) or str(error).strip()
+    return f"{type(error).__name__}: {text}" if not isinstance(error, (RuntimeError, RequestError)) else text
+
+
+def json_file(path: Path) -> dict[str, Any]:
+    """A JSON object's file of a model's folder; nothing when it is missing or no such thing."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def text_list(value: Any, field: str) -> list[str]:
+    """A list of strings that is not empty. Raises RequestError."""
+    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+        raise RequestError(f"{field}: must be a list of at least one string")
+    return value
+
+
+def too_long(what: str, tokens: int, limit: int) -> RequestError:
+    """The answer to more tokens than the model can take."""
+    return RequestError(
+        f"{what}: {tokens} tokens, but the model's context holds {limit}; shorten it",
+        kind="exceed_context_size_error",
+    )

@@ -1,0 +1,125 @@
+"""Texts to vectors: OpenVINO GenAI's TextEmbeddingPipeline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine_plugin.engines.openvino.runner.pipelines import (
+    Job,
+    OneAtATime,
+    RequestError,
+    Settings,
+    json_file,
+    too_long,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["load"]
+
+_BATCH = 32  # texts computed together: a cancel is noticed between two batches, and memory stays bounded
+
+
+def load(settings: Settings) -> OneAtATime:
+    """The server of an embedding model; called by `pipelines.load`."""
+    return OneAtATime(_Embed(settings))
+
+
+class _Embed:
+    def __init__(self, settings: Settings) -> None:
+        import openvino_genai
+
+        options = settings.options
+        pooling = _pooling(settings.path, options)
+        config = openvino_genai.TextEmbeddingPipeline.Config()
+        config.pooling_type = getattr(openvino_genai.TextEmbeddingPipeline.PoolingType, pooling)
+        config.normalize = bool(options.get("normalize_embeddings", True))
+        if pooling == "LAST_TOKEN":
+            config.padding_side = "left"
+        self._limit = json_file(settings.path / "config.json").get("max_position_embeddings")
+        self._truncate = bool(options.get("truncate", False))
+        if self._truncate and self._limit:
+            config.max_length = self._limit
+        self._pipeline = openvino_genai.TextEmbeddingPipeline(
+            settings.path, settings.device, config, **settings.properties()
+        )
+        self._tokens = Tokens(settings.path)
+        self.facts: dict[str, Any] = {"context_length": self._limit, "capabilities": ["embedding"]}
+
+    def run(self, job: Job) -> dict[str, Any]:
+        texts = self._texts(job.request.get("input"))
+        counts = [self._tokens.count(text) for text in texts]
+        if self._limit:
+            for index, count in enumerate(counts):
+                if count > self._limit:
+                    if not self._truncate:
+                        raise too_long(f"input[{index}]", count, self._limit)
+                    counts[index] = self._limit
+        vectors: list[bytes] = []
+        for start in range(0, len(texts), _BATCH):
+            job.check()
+            found = self._pipeline.embed_documents(texts[start : start + _BATCH])
+            vectors += [row.tobytes() for row in np.asarray(found, dtype="<f4")]
+        return {"vectors": vectors, "prompt_tokens": sum(counts)}
+
+    def _texts(self, given: Any) -> list[str]:
+        if not isinstance(given, list) or not given:
+            raise RequestError("input: must be a list of at least one text or list of tokens")
+        texts = []
+        for index, item in enumerate(given):
+            if isinstance(item, list) and item and all(isinstance(token, int) for token in item):
+                texts.append(self._tokens.text(item))
+            elif isinstance(item, str):
+                texts.append(item)
+            else:
+                raise RequestError(f"input[{index}]: must be a string or a list of tokens, not empty")
+        return texts
+
+
+class Tokens:
+    """Counts a text's tokens, all of them, also where a model's own tokenizer would cut."""
+
+    def __init__(self, path: Path) -> None:
+        import openvino_genai
+
+        self._tokenizer = openvino_genai.Tokenizer(path)
+
+    def count(self, text: str) -> int:
+        """How many tokens a text has, the special ones that the model wants among them."""
+        return int(self._tokenizer.encode(text, max_length=_ALL).input_ids.shape[1])
+
+    def text(self, tokens: list[int]) -> str:
+        """The text of some tokens. Raises RequestError when the model has no such ones."""
+        try:
+            return str(self._tokenizer.decode(tokens))
+        except RuntimeError as error:
+            raise RequestError("input: no tokens of this model") from error
+
+
+_ALL = 1 << 30
+
+
+_POOLINGS = {"CLS": "CLS", "LAST": "LAST_TOKEN", "LAST_TOKEN": "LAST_TOKEN", "MEAN": "MEAN"}
+
+
+def _pooling(path: Path, options: dict[str, Any]) -> str:
+    """The graph's pooling, or what the model's sentence-transformers file says, or what its kind of model does."""
+    given = options.get("pooling")
+    if given:
+        try:
+            return _POOLINGS[str(given).upper()]
+        except KeyError:
+            raise RequestError(f"pooling: {given!r} is none of CLS, LAST, MEAN") from None
+    recorded = json_file(path / "1_Pooling" / "config.json")
+    for key, pooling in (
+        ("pooling_mode_mean_tokens", "MEAN"),
+        ("pooling_mode_lasttoken", "LAST_TOKEN"),
+        ("pooling_mode_cls_token", "CLS"),
+    ):
+        if recorded.get(key):
+            return pooling
+    causal = any("CausalLM" in name for name in json_file(path / "config.json").get("architectures") or [])
+    return "LAST_TOKEN" if causal else "CLS"

@@ -1,0 +1,59 @@
+"""How well documents answer a query: OpenVINO GenAI's TextRerankPipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine_plugin.engines.openvino.runner.pipelines import (
+    Job,
+    OneAtATime,
+    RequestError,
+    Settings,
+    json_file,
+    text_list,
+)
+from engine_plugin.engines.openvino.runner.pipelines.embed import Tokens
+
+__all__ = ["load"]
+
+_BATCH = 32  # documents computed together: a cancel is noticed between two batches, and memory stays bounded
+_EVERY = 1 << 20  # the pipeline's own default returns the best three only
+
+
+def load(settings: Settings) -> OneAtATime:
+    """The server of a rerank model; called by `pipelines.load`."""
+    return OneAtATime(_Rerank(settings))
+
+
+class _Rerank:
+    def __init__(self, settings: Settings) -> None:
+        import openvino_genai
+
+        options = settings.options
+        config = openvino_genai.TextRerankPipeline.Config()
+        config.top_n = _EVERY
+        limit = options.get("max_position_embeddings")
+        limit = limit or json_file(settings.path / "config.json").get("max_position_embeddings")
+        if limit:
+            config.max_length = int(limit)
+        self._most = int(options.get("max_allowed_chunks") or 10000)
+        self._pipeline = openvino_genai.TextRerankPipeline(
+            settings.path, settings.device, config, **settings.properties()
+        )
+        self._tokens = Tokens(settings.path)
+        self.facts: dict[str, Any] = {"context_length": limit, "capabilities": ["rerank"]}
+
+    def run(self, job: Job) -> dict[str, Any]:
+        query = job.request.get("query")
+        if not isinstance(query, str):
+            raise RequestError("query: must be a string")
+        documents = text_list(job.request.get("documents"), "documents")
+        if len(documents) > self._most:
+            raise RequestError(f"documents: {len(documents)} of them, but at most {self._most} are allowed")
+        scores = [0.0] * len(documents)
+        for start in range(0, len(documents), _BATCH):
+            job.check()
+            for index, score in self._pipeline.rerank(query, documents[start : start + _BATCH]):
+                scores[start + index] = min(max(float(score), 0.0), 1.0)
+        of_query = self._tokens.count(query)
+        return {"scores": scores, "prompt_tokens": sum(of_query + self._tokens.count(text) for text in documents)}

@@ -1,0 +1,181 @@
+"""From tokens to text, as they come: whole characters only, and nothing of what may become a stop string."""
+
+from __future__ import annotations
+
+import codecs
+import random
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Detokenizer", "StopStrings", "TextStream"]
+
+_TRIALS = 48  # random texts that a table of tokens must get right
+_TRIAL_TOKENS = 24
+_BROKEN = "\ufffd"
+_WINDOW = 24  # tokens that are decoded again with each new one
+_OVERLAP = 6
+_PATIENCE = 8  # tokens of a character that does not become whole
+
+
+class TextStream(Protocol):
+    """The text of one sequence of tokens."""
+
+    def feed(self, tokens: Sequence[int]) -> str:
+        """What these tokens add."""
+
+    def end(self) -> str:
+        """What was held back."""
+
+
+class Detokenizer:
+    """Makes text streams for one model.
+
+    Most of today's vocabularies are of bytes: the text of tokens is that of their bytes put together. A table of them
+    costs a microsecond a token; the model's own detokenizer, fifty. Whether the table is right is tried out first,
+    against that detokenizer; where it is not, that one is used.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._visible: list[bytes] | None = None
+        self._raw: list[bytes] = []
+        self._read_vocabulary()
+
+    @property
+    def by_table(self) -> bool:
+        """Whether the quick way is the right one."""
+        return self._visible is not None
+
+    def stream(self, special: bool = False) -> TextStream:
+        """A new stream; with `special`, tokens that only mark something are written out as well."""
+        if self._visible is not None:
+            return _Table(self._raw if special else self._visible)
+        return _Window(self._tokenizer, special)
+
+    def token(self, number: int) -> tuple[str, bytes]:
+        """One token's text and bytes, for log probabilities."""
+        if self._visible is not None and number < len(self._raw):
+            data = self._raw[number]
+            return data.decode("utf-8", "replace"), data
+        text = str(self._tokenizer.decode([number], skip_special_tokens=False))
+        return text, text.encode()
+
+    def _read_vocabulary(self) -> None:
+        try:
+            vocabulary = self._tokenizer.get_vocab()
+        except RuntimeError:  # the tokenizer's file does not tell
+            return
+        numbers = sorted(vocabulary.values())
+        if not numbers or numbers[0] < 0:
+            return
+        raw = [b""] * (numbers[-1] + 1)
+        for data, number in vocabulary.items():
+            raw[number] = data if isinstance(data, bytes) else str(data).encode()
+        shown = self._tokenizer.decode([[number] for number in numbers])
+        visible = list(raw)
+        for number, text in zip(numbers, shown, strict=True):
+            if not text:
+                visible[number] = b""
+        if self._agrees(numbers, visible):
+            self._raw, self._visible = raw, visible
+
+    def _agrees(self, numbers: list[int], table: list[bytes]) -> bool:
+        # No secret: the same trials each time, so that what works once always works.
+        chance = random.Random(1)  # noqa: S311
+        trials = [[chance.choice(numbers) for _ in range(_TRIAL_TOKENS)] for _ in range(_TRIALS)]
+        trials += [[number, number] for number in chance.sample(numbers, min(len(numbers), 8 * _TRIALS))]
+        for trial in trials:
+            told = str(self._tokenizer.decode(trial))
+            made = b"".join([table[number] for number in trial]).decode("utf-8", "replace")
+            if told.replace(_BROKEN, "") != made.replace(_BROKEN, ""):
+                return False
+        return True
+
+
+class _Table:
+    def __init__(self, table: list[bytes]) -> None:
+        self._table = table
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, tokens: Sequence[int]) -> str:
+        table = self._table
+        try:
+            data = table[tokens[0]] if len(tokens) == 1 else b"".join([table[number] for number in tokens])
+        except IndexError:  # logits may be padded beyond the vocabulary
+            data = b"".join([table[number] for number in tokens if number < len(table)])
+        return self._decoder.decode(data)
+
+    def end(self) -> str:
+        return self._decoder.decode(b"", True)
+
+
+class _Window:
+    """Decodes the last few tokens again each time, for what a token says depends on those before."""
+
+    def __init__(self, tokenizer: Any, special: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip = not special
+        self._tokens: list[int] = []
+        self._shown = ""
+        self._waiting = 0
+
+    def feed(self, tokens: Sequence[int]) -> str:
+        self._tokens += tokens
+        text = self._decode()
+        self._waiting += len(tokens)
+        whole = text if self._waiting > _PATIENCE else text.rstrip(_BROKEN)
+        added = whole[len(self._shown) :]
+        if not added:
+            return ""
+        self._waiting = 0
+        self._shown = whole
+        if len(self._tokens) > _WINDOW and whole == text:
+            del self._tokens[:-_OVERLAP]
+            self._shown = self._decode()
+        return added
+
+    def end(self) -> str:
+        added = self._decode()[len(self._shown) :]
+        self._tokens.clear()
+        self._shown = ""
+        return added
+
+    def _decode(self) -> str:
+        return str(self._tokenizer.decode(self._tokens, skip_special_tokens=self._skip))
+
+
+class StopStrings:
+    """Ends a text at the first of some strings; holds back what may be the beginning of one."""
+
+    def __init__(self, stops: Sequence[str], keep: bool = False) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._keep = keep
+        self._held = ""
+
+    def feed(self, text: str) -> tuple[str, bool]:
+        """What can be shown now, and whether the text has ended."""
+        text = self._held + text
+        found = [(text.find(stop), stop) for stop in self._stops]
+        hits = sorted((at, len(stop)) for at, stop in found if at >= 0)
+        if hits:
+            at, length = hits[0]
+            self._held = ""
+            return text[: at + length if self._keep else at], True
+        held = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held], False
+
+    def end(self) -> str:
+        """What was held back."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of the text may begin the string."""
+    for length in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

@@ -1,0 +1,173 @@
+"""A real worker process over its pipes, with a model of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import struct
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.engines import guard
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+SAMPLES = Path(__file__).resolve().parents[3] / "engine_plugin/samples/openvino"
+WITHIN = 20.0
+
+_LENGTH = struct.Struct(">I")
+
+
+class WorkerFailed(Exception):  # noqa: N818  # it is what the worker says of itself
+    """It could not load its model."""
+
+
+class CallFailed(Exception):  # noqa: N818  # as above
+    """An answer that is an error."""
+
+    def __init__(self, status: int, kind: str, message: str) -> None:
+        super().__init__(f"{status} {kind}: {message}")
+        self.status, self.kind, self.message = status, kind, message
+
+
+class Call:
+    """What has come for one call."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.parts: list[tuple[int, Any, int, Any, str | None]] = []
+        self.progress: list[tuple[int, int]] = []
+        self.arrived = asyncio.Event()
+        self.result: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+
+    async def done(self) -> dict[str, Any]:
+        return await asyncio.wait_for(self.result, WITHIN)
+
+    async def begun(self) -> None:
+        await asyncio.wait_for(self.arrived.wait(), WITHIN)
+
+    def text(self, index: int = 0) -> str:
+        return "".join(part[1] for part in self.parts if part[0] == index and isinstance(part[1], str))
+
+    def finish(self, index: int = 0) -> str | None:
+        return next((part[4] for part in self.parts if part[0] == index and part[4]), None)
+
+
+class RunningWorker:
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.facts: dict[str, Any] = {}
+        self.frames = 0
+        self._calls: dict[int, Call] = {}
+        self._last = 0
+        self._reader: asyncio.Task[None] | None = None
+
+    def send(self, *frame: Any) -> None:
+        body = pickle.dumps(frame, protocol=5)
+        assert self.process.stdin is not None
+        self.process.stdin.write(_LENGTH.pack(len(body)) + body)
+
+    def begin(self, op: str, **request: Any) -> Call:
+        self._last += 1
+        call = self._calls[self._last] = Call(self._last)
+        self.send("do", self._last, {"op": op, **request})
+        return call
+
+    def cancel(self, call: Call) -> None:
+        self.send("cancel", call.number)
+
+    async def do(self, op: str, **request: Any) -> dict[str, Any]:
+        return await self.begin(op, **request).done()
+
+    async def chat(self, content: Any, **params: Any) -> Call:
+        """A whole chat call."""
+        extra = {name: params.pop(name) for name in ("tools", "tool_choice") if name in params}
+        call = self.begin("chat", messages=[{"role": "user", "content": content}], params=params, **extra)
+        call.parts.append((0, "", 0, None, None))
+        call.result.add_done_callback(lambda _: None)
+        await call.done()
+        return call
+
+    async def load(self, kind: str, path: Path, options: dict[str, Any]) -> None:
+        settings = {
+            "kind": kind,
+            "path": str(path),
+            "device": "CPU",
+            "options": options,
+            "threads": 0,
+            "cache_dir": "",
+        }
+        self.send("load", settings)
+        verb, what = await asyncio.wait_for(self._frame(), WITHIN)
+        if verb == "failed":
+            raise WorkerFailed(what)
+        assert verb == "ready"
+        self.facts = what
+        self._reader = asyncio.create_task(self._read())
+
+    async def _frame(self) -> tuple[Any, ...]:
+        assert self.process.stdout is not None
+        (length,) = _LENGTH.unpack(await self.process.stdout.readexactly(_LENGTH.size))
+        frame: tuple[Any, ...] = pickle.loads(await self.process.stdout.readexactly(length))  # noqa: S301  # ours
+        self.frames += 1
+        return frame
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                self._take(await self._frame())
+        except asyncio.IncompleteReadError:
+            for call in self._calls.values():
+                if not call.result.done():
+                    call.result.set_exception(EOFError("the worker has ended"))
+
+    def _take(self, frame: tuple[Any, ...]) -> None:
+        match frame:
+            case ("part", pairs):
+                for number, payload in pairs:
+                    self._calls[number].parts += payload
+                    self._calls[number].arrived.set()
+            case ("progress", number, step, total):
+                self._calls[number].progress.append((step, total))
+                self._calls[number].arrived.set()
+            case ("done", number, payload):
+                self._calls[number].result.set_result(payload)
+            case ("error", number, status, kind, message):
+                self._calls[number].result.set_exception(CallFailed(status, kind, message))
+            case _:
+                raise AssertionError(frame)
+
+    async def aclose(self) -> None:
+        try:
+            if self.process.returncode is None:
+                self.process.kill()
+            await asyncio.wait_for(self.process.wait(), WITHIN)
+        finally:
+            if self._reader is not None:
+                self._reader.cancel()
+            self.process._transport.close()  # type: ignore[attr-defined]  # else its pipes end with the loop
+
+
+@asynccontextmanager
+async def worker(kind: str, path: Path, **options: Any) -> AsyncIterator[RunningWorker]:
+    """A worker that has loaded a model. Raises WorkerFailed."""
+    running = RunningWorker(
+        await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "engine_plugin.engines.openvino.runner.worker",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, guard.PARENT_VARIABLE: str(os.getpid())},
+            limit=1 << 24,
+        )
+    )
+    try:
+        await running.load(kind, path, options)
+        yield running
+    finally:
+        await running.aclose()
