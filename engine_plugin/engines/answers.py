@@ -51,9 +51,9 @@ class Complaint:
     def of_event(cls, block: bytes) -> Complaint:
         """From a stream's error event, with which `block` begins. Raises BadGatewayError for anything else."""
         error = next(iter(sse.event_data(block)), {}).get("error")
-        if error is None:
+        if not isinstance(error, dict):
             raise BadGatewayError(f"the engine reported an error inside its stream: {block[:300]!r}")
-        code = error.get("code") if isinstance(error, dict) else None
+        code = error.get("code")
         return cls._of_error(code if isinstance(code, int) else 500, error)
 
     @classmethod

@@ -15,11 +15,16 @@ if TYPE_CHECKING:
     from engine_plugin.manifest import Manifest
     from engine_plugin.manifest.document import KeyPath
 
-__all__ = ["option_problems", "read_options"]
+__all__ = ["number", "option_problems", "read_options"]
 
 Options = TypeVar("Options")
 
 _NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def number(default: Any, low: float, high: float) -> Any:
+    """A field with a default and bounds."""
+    return dataclasses.field(default=default, metadata={"min": low, "max": high})
 
 
 def option_problems(cls: type[Any], manifest: Manifest) -> list[Problem]:

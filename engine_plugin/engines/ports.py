@@ -14,17 +14,23 @@ import psutil
 
 from engine_plugin.engines import tree
 
-__all__ = ["free_port", "holder", "listens"]
+__all__ = ["free_port", "free_ports", "holder", "listens"]
 
 _CONNECT_TIMEOUT = 0.5
 
 
 def free_port() -> int:
     """A port that is free at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> tuple[int, ...]:
+    """So many different ports that are free at this moment."""
+    with contextlib.ExitStack() as probes:
+        found = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for probe in found:
+            probe.bind(("127.0.0.1", 0))
+        return tuple(int(probe.getsockname()[1]) for probe in found)
 
 
 def listens(pid: int, port: int) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines.llamacpp import server
+from engine_plugin.engines import answers, server
 from engine_plugin.errors import EnginePluginError
 from tests.fake_engine.program import TOKENS
 
@@ -131,7 +131,7 @@ async def test_whatever_happens_it_ends_well(
     begin: Begin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, round_: int
 ) -> None:
     monkeypatch.setattr(server, "_HEALTH_TIMEOUT", 0.1)
-    monkeypatch.setattr(server, "_DEATH_NOTICE", 0.2)
+    monkeypatch.setattr(answers, "_DEATH_NOTICE", 0.2)
     dice = random.Random(round_)  # noqa: S311  # to be repeated, not to be secret
     world = await begin(
         *(life(dice) for _ in range(30)),

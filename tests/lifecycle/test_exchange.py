@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines.llamacpp import server
+from engine_plugin.engines import answers
 from engine_plugin.errors import BadGatewayError, DeadlineError, EnginePluginError, UnavailableError
 from tests.fake_engine.program import TOKENS
 from tests.llamacpp.running import eventually
@@ -70,7 +70,7 @@ async def play(world: World, service: str, faults: list[Fault], *, stream: bool)
 async def test_faults_before_the_answer(
     begin: Begin, monkeypatch: pytest.MonkeyPatch, transport: str, service: str, stream: bool
 ) -> None:
-    monkeypatch.setattr(server, "_DEATH_NOTICE", 0.05)  # each broken connection may mean a death, but none does
+    monkeypatch.setattr(answers, "_DEATH_NOTICE", 0.05)  # each broken connection may mean a death, but none does
     world = await begin({}, transport=transport)
     await world.client.load_model("tiny-embed" if service == "embed" else "tiny-chat")
     await play(world, service, BEFORE, stream=stream)

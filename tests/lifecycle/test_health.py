@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines.llamacpp import server
+from engine_plugin.engines import server
 from engine_plugin.engines.process import ProcessState
 from engine_plugin.errors import BadGatewayError
 from tests.fake_engine.program import TOKENS

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine_plugin.engines.answers import Complaint
 from engine_plugin.engines.llamacpp import requests
 from engine_plugin.engines.llamacpp.requests import upstream_body
-from engine_plugin.engines.llamacpp.server import refusal_error
+from engine_plugin.engines.llamacpp.server import complaint_error
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError
 
 
@@ -161,7 +162,7 @@ def test_an_answer_that_is_none(answer: bytes) -> None:
     ],
 )
 def test_refusals(status: int, shape: dict[str, Any], code: int, message: str) -> None:
-    error: EnginePluginError = refusal_error(status, "why", shape)
+    error: EnginePluginError = complaint_error(Complaint(status, "why", shape))
     assert error.code == code
     assert message in error.message
 
@@ -169,7 +170,7 @@ def test_refusals(status: int, shape: dict[str, Any], code: int, message: str) -
 def test_an_input_that_is_too_large_is_the_callers() -> None:
     """llama.cpp says 500 and advises a setting that is not ours."""
     told = "input (3002 tokens) is too large to process. increase the physical batch size (current batch size: 512)"
-    error = refusal_error(500, told, {"type": "server_error"})
+    error = complaint_error(Complaint(500, told, {"type": "server_error"}))
     assert error.code == 400
     assert error.message.startswith(
         "request_data: the engine refuses it: input (3002 tokens) is too large to process. "

@@ -11,7 +11,9 @@ from typing import Any
 
 from engine_plugin.engines.audio.decoder import AudioLimits
 from engine_plugin.engines.audio.live import LiveOptions
+from engine_plugin.engines.options import number
 from engine_plugin.engines.releases import Archive  # noqa: TC001  # read_options evaluates the hints
+from engine_plugin.engines.server import ServerOptions
 
 __all__ = [
     "CacheEvictionConfig",
@@ -26,10 +28,6 @@ __all__ = [
     "TranscribeOptions",
     "Voice",
 ]
-
-
-def _number(default: Any, low: float, high: float) -> Any:
-    return field(default=default, metadata={"min": low, "max": high})
 
 
 def _count(low: float = 0) -> Any:
@@ -51,9 +49,9 @@ def _size() -> Any:
 class CacheEvictionConfig:
     """Which tokens leave the cache of a chat model that is full."""
 
-    start_size: int = _number(32, 0, 10_000_000)
-    recent_size: int = _number(128, 0, 10_000_000)
-    max_cache_size: int = _number(672, 1, 10_000_000)
+    start_size: int = number(32, 0, 10_000_000)
+    recent_size: int = number(128, 0, 10_000_000)
+    max_cache_size: int = number(672, 1, 10_000_000)
     aggregation_mode: str = _word("SUM", "NORM_SUM")
     apply_rotation: bool | None = None
     snapkv_window_size: int | None = _count()
@@ -192,8 +190,11 @@ class SpeakOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenVinoOptions:
-    """Each field is a key below `engine:`. Times are seconds; docs/openvino.md explains each to a packager."""
+class OpenVinoOptions(ServerOptions):
+    """Each field is a key below `engine:`. Times are seconds; docs/openvino.md explains each to a packager.
+
+    `transport` is how our own server is reached; the model server always has a port and a key.
+    """
 
     backend: str = field(default="auto", metadata={"choices": ("auto", "embedded", "ovms", "release")})
     """auto: `ovms` when given or found on PATH, else what is installed; embedded: our own server; ovms: a model
@@ -201,14 +202,6 @@ class OpenVinoOptions:
 
     ovms: str = ""
     """Path of the OpenVINO Model Server's program; empty: look on PATH."""
-
-    ovms_flavour: str = field(
-        default="auto", metadata={"choices": ("auto", "ubuntu22", "ubuntu24", "redhat", "windows")}
-    )
-    """For which system the model server's archive is; auto: what fits this machine's C library."""
-
-    ovms_python: str = field(default="auto", metadata={"choices": ("auto", "on", "off")})
-    """Whether the archive with Python is taken, which renders every chat template; auto: where its Python is here."""
 
     version: str = ""
     """What InstallEngine and UpgradeEngine install: an openvino-genai version, or a release of the model server.
@@ -240,65 +233,25 @@ class OpenVinoOptions:
     hub: str = field(default="huggingface", metadata={"choices": ("huggingface", "modelscope")})
     """Where a pull of owner/name looks."""
 
-    transport: str = field(default="auto", metadata={"choices": ("auto", "unix", "tcp")})
-    """How we reach our own server: a private unix socket, or a loopback port (auto: tcp on Windows only). The model
-    server always has a port and a key."""
-
-    grpc_port: int = _number(-1, -1, 65535)
+    grpc_port: int = number(-1, -1, 65535)
     """A port of 127.0.0.1 on which the server speaks KServe's gRPC, too; 0: any; -1: none."""
 
     device: str = ""
     """Where models compute in mode auto, in OpenVINO's words; empty: AUTO, or CPU where there is nothing else."""
 
-    max_loaded_models: int = _number(4, 1, 64)
+    max_loaded_models: int = number(4, 1, 64)
     """How many models stay in memory; loading one more evicts the least recently used, after draining it."""
 
-    memory_limit: int = _number(0, 0, 1_000_000)
+    memory_limit: int = number(0, 0, 1_000_000)
     """MB that the loaded models may take together, by the size of their files and by what the server measures;
     0: no limit."""
 
-    parallel: int = _number(64, 1, 1024)
+    parallel: int = number(64, 1, 1024)
     """Requests that one model answers at once; further ones wait in our queue."""
-
-    max_queue: int = _number(256, 0, 100_000)
-    """Requests that may wait for one model before further ones are refused with 503."""
-
-    threads: int = _number(0, 0, 1024)
-    """Threads that compute; 0: OpenVINO decides."""
 
     cache_dir: str = ""
     """Where compiled models are kept, so that a GPU or an NPU need not compile them again; empty:
     <data_dir>/cache."""
-
-    start_timeout: float = _number(60, 1, 86_400)
-    """How long the starting server, or a model that is being loaded, may show no progress."""
-
-    start_limit: float = _number(1800, 1, 86_400)
-    """How long a start, or a load, may take in all."""
-
-    stop_timeout: float = _number(1.0, 0.05, 60)
-    """How long the server may take to stop before it is killed."""
-
-    restart_limit: int = _number(3, 0, 1000)
-    """How often in a row a server that died is restarted without anybody asking for it."""
-
-    restart_backoff: float = _number(0.5, 0, 3600)
-    """How long the first restart waits; each further one waits twice as long, at most 30 seconds."""
-
-    stable_time: float = _number(60, 0, 86_400)
-    """How long the server must have served for its death to count as a first one."""
-
-    health_interval: float = _number(5, 0.05, 3600)
-    """How often the server is asked how it is."""
-
-    health_failures: int = _number(3, 1, 1000)
-    """How many answers in a row must be missing before it is called degraded; two in a row make it ready again."""
-
-    hung_timeout: float = _number(120, 0, 86_400)
-    """How long it may show no sign of life before it is killed and restarted; 0: for ever."""
-
-    drain_timeout: float = _number(30, 0, 86_400)
-    """How long an unload waits for running requests before it ends them."""
 
     chat: ChatOptions = field(default_factory=ChatOptions)
     embed: EmbedOptions = field(default_factory=EmbedOptions)

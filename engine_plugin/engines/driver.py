@@ -1,0 +1,338 @@
+"""What the drivers of engines that run on this machine share: install, start, stop, the models on disk and in memory.
+
+A driver says what its software is, what one of its models in memory is, and how a call is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from abc import abstractmethod
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState
+from engine_plugin.engines.pool import ModelPool, ModelServer
+from engine_plugin.engines.records import ProcessRecords
+from engine_plugin.engines.shared import SharedWork
+from engine_plugin.engines.software import Moves
+from engine_plugin.errors import (
+    EnginePluginError,
+    InvalidRequestError,
+    ModelInUseError,
+    ModelNotFoundError,
+    ModelNotLoadedError,
+    UnavailableError,
+    UnsupportedError,
+)
+from engine_plugin.files import in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from pathlib import Path
+
+    from engine_plugin.download.events import PullEvent
+    from engine_plugin.engines.base import Progress
+    from engine_plugin.engines.server import ServerOptions
+    from engine_plugin.manifest import Manifest
+    from engine_plugin.models.store import ModelInfo, ModelStore, PullRequest
+
+__all__ = ["Driver", "DriverSoftware"]
+
+log = logging.getLogger(__name__)
+
+_NOT_RUNNING = "the engine is not running: call StartEngine (engine-plugin engine start)"
+
+
+class DriverBackend(Protocol):
+    """One usable installation of the software."""
+
+    @property
+    def version(self) -> str:
+        """Its version, "" while it has not been asked."""
+
+    @property
+    def origin(self) -> str:
+        """What and where it is, in words."""
+
+
+BackendT = TypeVar("BackendT", bound=DriverBackend)
+ServerT = TypeVar("ServerT", bound=ModelServer)
+
+
+class DriverSoftware(Protocol[BackendT]):
+    """Finds, installs and tries a driver's software."""
+
+    @property
+    def folder(self) -> Path:
+        """Where InstallEngine puts versions."""
+
+    @property
+    def wanted_version(self) -> str:
+        """The version that an installation gives."""
+
+    def check(self) -> EngineCheck:
+        """Look for the software without running it. Blocking."""
+
+    def find(self) -> BackendT:
+        """The backend to run. Raises EngineNotInstalledError."""
+
+    async def probe(self, backend: BackendT) -> dict[str, Any]:
+        """Run it once: {"version", "devices"}. Raises EngineStartError."""
+
+    async def install(self, progress: Progress, moves: Moves[BackendT], *, cover: bool) -> str:
+        """Install it unless it is here. Returns what is usable now. Raises InstallError."""
+
+    async def upgrade(self, progress: Progress, moves: Moves[BackendT]) -> bool:
+        """Bring it to the wanted version; False when there was nothing to do. Raises InstallError."""
+
+
+class Driver(Engine, Generic[BackendT, ServerT]):
+    """An `Engine` whose software is on this machine and whose models come into memory when they are first used."""
+
+    title: ClassVar[str]
+    """The engine's name in messages."""
+
+    kind_of_service: ClassVar[Mapping[str, str]]
+    """The kind of model that each service needs."""
+
+    _software: DriverSoftware[BackendT]
+    _store: ModelStore
+    _pool: ModelPool[ServerT]
+
+    def __init__(self, manifest: Manifest, options: ServerOptions) -> None:
+        super().__init__(manifest)
+        self._data = manifest.data_dir
+        self._environ = dict(os.environ)
+        self._records = ProcessRecords(self._data / "run")
+        self._starting: SharedWork[None] = SharedWork(f"starting {self.title}")
+        self._installing: SharedWork[str] = SharedWork(f"installing {self.title}")
+        self._backend: BackendT | None = None
+        self._mode = "auto"
+        self._sockets: Path | None = None
+        self._cleanup = ExitStack()
+        self._lifecycle = asyncio.Lock()
+        self._transport = options.transport
+
+    # What a driver says
+
+    @abstractmethod
+    def require_device(self, mode: str, devices: list[dict[str, Any]] | None, backend: BackendT) -> None:
+        """Raise UnsupportedError or PreconditionError when the engine cannot compute where `mode` says.
+
+        `devices` is what `probe` found; None: it does not tell.
+        """
+
+    @abstractmethod
+    async def try_out(self, backend: BackendT, model: ModelInfo, folder: Path | None) -> None:
+        """Have new software answer with a sample, beside what runs, and end it. Raises EnginePluginError."""
+
+    async def begin(self, backend: BackendT, mode: str, devices: list[dict[str, Any]] | None) -> None:
+        """Start what must run before any model is loaded; `end` follows, also when this fails."""
+
+    async def renew(self) -> None:
+        """Leave what runs for `_backend`, or for `_mode`, which are new, letting running requests end."""
+        await self._pool.drain()
+
+    async def end(self) -> None:
+        """End what `begin` started, if it did; the pool is empty already."""
+
+    # Software
+
+    async def check(self) -> EngineCheck:
+        return await asyncio.to_thread(self._software.check)
+
+    async def install(self, progress: Progress, *, cover: bool) -> str:
+        return await self._installing.run(lambda: self._install(progress, cover=cover))
+
+    async def _install(self, progress: Progress, *, cover: bool) -> str:
+        return await self._software.install(progress, self._moves(progress), cover=cover)
+
+    async def upgrade(self, progress: Progress) -> str:
+        return await self._installing.run(lambda: self._upgrade(progress))
+
+    async def _upgrade(self, progress: Progress) -> str:
+        done = await self._software.upgrade(progress, self._moves(progress))
+        return f"{'upgraded' if done else 'nothing to upgrade'}: {(await self.check()).detail}"
+
+    def _moves(self, progress: Progress) -> Moves[BackendT]:
+        """What an installation asks of us. The models that were loaded are loaded again, after a failure too."""
+        loaded: dict[str, ModelInfo] = {}
+
+        async def adopt() -> None:
+            loaded.update({server.model.name: server.model for server in self._pool.servers()})
+            await self._adopt(list(loaded), progress)
+
+        return Moves(self._trial, adopt)
+
+    async def _trial(self, backend: BackendT) -> None:
+        """Have new software answer with a sample, beside what runs. Raises EnginePluginError."""
+        model = await self._store.get(self._store.default_for("chat"))
+        await self.init_env()
+        with ExitStack() as cleanup:
+            folder = await in_thread(self._private_folder, cleanup) if self._use_unix_sockets() else None
+            await self.try_out(backend, model, folder)
+
+    async def _adopt(self, models: list[str], progress: Progress) -> None:
+        """Have a running engine use what is installed now, with `models` loaded; one that is stopped stays so."""
+        if self._backend is None or self._backend == self._software.find():
+            return
+        progress("moving the running engine to the new version")
+        self._backend = self._software.find()
+        await self.renew()
+        await self._load_again(models)
+
+    async def _load_again(self, models: Sequence[str]) -> None:
+        for name in models:
+            try:
+                with suppress(ModelNotFoundError):  # deleted meanwhile
+                    await self._pool.load(await self._store.get(name))
+            except EnginePluginError:
+                if self._backend is not None:  # else a stop ended it
+                    raise
+
+    async def init_env(self) -> None:
+        for folder in (self._data, self._data / "models", self._data / "run"):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await asyncio.to_thread(self._records.reap)
+
+    async def version(self) -> str:
+        backend = self._software.find()
+        return backend.version or str((await self._software.probe(backend))["version"])
+
+    def config(self) -> EngineConfig:
+        return EngineConfig(
+            host="" if self._use_unix_sockets() else "127.0.0.1",  # a private socket has no host to show
+            scheme="http",
+            recommend_model=self.default_model("chat"),
+            download_path=str(self._software.folder),
+            engine_path=str(self._data),
+            exec_path=os.path.dirname(sys.executable),  # noqa: PTH120  # the wire wants the text
+            exec_file=os.path.basename(sys.executable),  # noqa: PTH119
+            device_type=self._mode,
+        )
+
+    # Life
+
+    async def start(self, mode: str) -> None:
+        if self._backend is None:
+            await self._starting.run(lambda: self._start(mode))
+        await self._change_mode(mode)  # also for one who joined the start of another
+
+    async def _start(self, mode: str) -> None:
+        async with self._lifecycle:  # a stop under way ends first
+            await self._make_ready(mode)
+
+    async def _make_ready(self, mode: str) -> None:
+        backend = self._software.find()
+        await self.init_env()
+        probed = await self._software.probe(backend)
+        self.require_device(mode, probed["devices"], backend)
+        if self._use_unix_sockets() and self._sockets is None:
+            self._sockets = await in_thread(self._private_folder, self._cleanup)  # ends before a stop cleans it up
+        await self.begin(backend, mode, probed["devices"])
+        self._mode, self._backend = mode, backend
+        log.info("%s is ready: %s, version %s, mode %s", self.title, backend.origin, probed["version"], mode)
+
+    async def _change_mode(self, mode: str) -> None:
+        """An explicit other device moves the engine there; auto is content with what runs."""
+        if mode in ("auto", self._mode) or self._backend is None:
+            return
+        self.require_device(mode, (await self._software.probe(self._backend))["devices"], self._backend)
+        self._mode = mode
+        await self.renew()
+
+    async def stop(self) -> None:
+        await self._starting.cancel()
+        async with self._lifecycle:
+            self._backend = None
+            await self._pool.close()
+            await self.end()
+            self._sockets = None
+            await asyncio.to_thread(self._cleanup.close)
+
+    async def aclose(self) -> None:
+        await self._installing.cancel()
+        await self.stop()
+        await self._store.aclose()
+
+    async def health(self) -> Health:
+        if self._backend is None:
+            return Health(HealthState.DEAD, "the engine is not running: call StartEngine")
+        wrong = await self.complaints()
+        if wrong:
+            return Health(HealthState.DEGRADED, "; ".join(wrong))
+        return Health(HealthState.READY, f"{len(self._pool.servers())} models loaded")
+
+    @abstractmethod
+    async def complaints(self) -> Sequence[str]:
+        """What is wrong with what runs, in words; nothing when all is well. Bounded to a few seconds."""
+
+    # Models
+
+    async def list_models(self) -> Sequence[ModelInfo]:
+        return await self._store.list()
+
+    def pull_model(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
+        return self._store.pull(request)
+
+    async def delete_model(self, name: str) -> None:
+        with suppress(ModelNotFoundError):  # there may be an unfinished pull of it, which the store deletes too
+            await self._let_go(await self._store.get(name))
+        await self._store.delete(name)
+
+    async def _let_go(self, model: ModelInfo) -> None:
+        users = self._pool.users(model.name)
+        if users:
+            raise ModelInUseError(f"model: {model.name} is answering {users} requests; delete it when they are done")
+        if not model.bundled:  # the store refuses to delete those, so they may stay in memory
+            with suppress(ModelNotLoadedError):
+                await self._pool.unload(model.name)
+
+    async def load_model(self, name: str) -> None:
+        self._require_running()
+        await self._pool.load(await self._store.get(name))
+
+    async def unload_model(self, name: str) -> None:
+        model = await self._store.get(name)
+        await self._pool.unload(model.name)
+
+    async def running_models(self) -> Sequence[ModelInfo]:
+        return [server.model for server in self._pool.servers()]
+
+    # Services
+
+    def default_model(self, service: str) -> str:
+        kind = self.kind_of_service.get(service)
+        return self._store.default_for(kind) if kind else ""
+
+    async def _model_for(self, service: str, name: str) -> ModelInfo:
+        """The model of that name, which must be of the service's kind. Raises InvalidRequestError, and
+        UnavailableError before a start."""
+        self._require_running()
+        model = await self._store.get(name)
+        wanted = self.kind_of_service[service]
+        if model.kind != wanted:
+            raise InvalidRequestError(
+                f"model: {model.name} is a model for {model.kind}; {service} needs one for {wanted}"
+            )
+        return model
+
+    def _require_running(self) -> BackendT:
+        """What runs. Raises UnavailableError before a start and after a stop."""
+        if self._backend is None:
+            raise UnavailableError(_NOT_RUNNING)
+        return self._backend
+
+    def _private_folder(self, cleanup: ExitStack) -> Path:
+        """A directory for the engine's sockets, until `cleanup`. Sweeps what killed plugins left, too."""
+        if sys.platform != "win32":
+            from engine_plugin.socketdir import private_directory
+
+            return cleanup.enter_context(private_directory(base="", group=""))
+        raise UnsupportedError("engine.transport: there are no unix sockets on Windows; use auto or tcp")
+
+    def _use_unix_sockets(self) -> bool:
+        return self._transport == "unix" or (self._transport == "auto" and sys.platform != "win32")
