@@ -227,7 +227,8 @@ class Software:
                 await self._workshop.unpack(archives, folder / _OVMS_FOLDER, progress)
             if await in_thread(_lacking, None):
                 await self._workshop.install_packages(folder / _AUDIO_FOLDER, progress, only=_AUDIO)
-            await self._workshop.install_packages(folder / _TEMPLATES_FOLDER, progress, only=_TEMPLATES)
+            if await in_thread(self._imports_python, folder if archives else None):
+                await self._workshop.install_packages(folder / _TEMPLATES_FOLDER, progress, only=_TEMPLATES)
 
         async def check(folder: Path) -> Mapping[str, str]:
             facts = {"kind": kind}
@@ -244,6 +245,14 @@ class Software:
             return {**facts, "version": version}
 
         return await self._workshop.replace(Steps(fill, check, moves.adopt, needless), progress)
+
+    def _imports_python(self, unpacked: Path | None) -> bool:
+        """Whether the ovms that was unpacked, or else the one here, has Python in it but not its packages."""
+        if sys.platform == "win32":
+            return False  # the archive has them
+        theirs = self._theirs()
+        program = str(find_ovms(unpacked)) if unpacked else theirs.executable if theirs else ""
+        return bool(program) and (_home_of(program) / "lib" / "python").is_dir()
 
     async def _fill_with_genai(self, folder: Path, progress: Progress) -> None:
         """Our requirements, by hash; or the version that plugin.yaml asks for."""

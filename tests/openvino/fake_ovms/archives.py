@@ -42,6 +42,7 @@ def install(folder: Path, version: str = "2026.3.0") -> Path:
     executable.parent.mkdir(parents=True)
     executable.write_bytes(program(version))
     executable.chmod(0o755)
+    (folder / "ovms" / "lib" / "python").mkdir(parents=True)
     return executable
 
 
@@ -61,7 +62,9 @@ class Mirror:
         assert archive.url.startswith(f"{self.url}/v{version}/")
         return archive.url.rpartition("/")[2]
 
-    def publish(self, version: str, text: str = WHOLE, library: str = "libxml2.so.2") -> bytes:
+    def publish(
+        self, version: str, text: str = WHOLE, library: str = "libxml2.so.2", *, with_python: bool = True
+    ) -> bytes:
         """Have the server serve release `version`, such as 2026.3, from now on."""
         members = [
             Member("ovms/"),
@@ -69,9 +72,9 @@ class Mirror:
             Member("ovms/bin/ovms", program(f"{version}.0", text, library), mode=0o755),
             Member("ovms/lib/libopenvino.so", link="libopenvino.so.2630"),
             Member("ovms/lib/libopenvino.so.2630", b"library" * 10_000, mode=0o755),
-            Member("ovms/lib/python/pyovms.so", b""),
             Member("ovms/share/espeak-ng-data/voices/!v/Mr serious", b""),
         ]
+        members += [Member("ovms/lib/python/pyovms.so", b"")] if with_python else []
         data = pack(self._root / self.name(version), members).read_bytes()
         line = f"{hashlib.sha256(data).hexdigest()}  {self.name(version)}\n"
         self.server.files[f"/mirror/v{version}/SHA256SUMS"] = f"{'0' * 64}  another.zip\n{line}".encode()

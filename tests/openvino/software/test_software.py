@@ -188,6 +188,14 @@ async def test_a_release_is_installed(place: Place, mirror: Mirror, pip: list[st
     assert len(mirror.server.requests) == before
 
 
+async def test_a_release_without_python_needs_none(place: Place, mirror: Mirror, pip: list[str]) -> None:
+    mirror.publish("2026.3", with_python=False)
+    software = place.software(backend="release", mirror=mirror.url)
+    await place.install(software)
+    assert pip == []
+    assert software.find().templates is None
+
+
 async def test_a_release_is_upgraded(place: Place, mirror: Mirror, pip: list[str]) -> None:
     mirror.publish("2026.3")
     await place.install(place.software(backend="release", mirror=mirror.url))
@@ -273,7 +281,6 @@ async def test_too_little_room(place: Place, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_environment_of_ovms(place: Place) -> None:
     home = install(place.root).parent.parent
-    (home / "lib" / "python").mkdir(parents=True)
     (home / "lib" / "libopenvino.so.2630").touch()
     (home / "share" / "espeak-ng-data").mkdir(parents=True)
     templates = place.root / "templates"
