@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     """Of the paths in a folder, those that an engine needs. Raises PullError when that is no model for it."""
 
 
+_STEP = 64 * 1024
+"""Bytes after which progress is told at once; that of many small files comes some times a second."""
+
+
 class _Sum:
     """One progress over all files: what one file's pull says is told as part of the whole."""
 
@@ -48,6 +52,7 @@ class _Sum:
         self.total = total
         self._publish = publish
         self._staging = staging
+        self._told = completed
         self._report = ProgressReport(publish)
         self._report.last(completed, total)
 
@@ -60,8 +65,12 @@ class _Sum:
 
     def at(self, completed: int) -> None:
         """So many bytes of the file on its way are here."""
-        self._staging.size = self.completed + completed
-        self._report.at(self._staging.size, self.total)
+        here = self._staging.size = self.completed + completed
+        if here >= self._told + _STEP:
+            self._told = here
+            self._report.last(here, self.total)
+        else:
+            self._report.at(here, self.total)
 
     def add(self, size: int) -> None:
         """A file is whole."""

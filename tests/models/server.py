@@ -93,16 +93,19 @@ class FileServer:
         headers = dict(line.split(": ", 1) for line in head[1:] if line)
         request = Request(head[0].split(" ")[1], {key.lower(): value for key, value in headers.items()})
         self.requests.append(request)
+        await self.answer(writer, request)
+
+    async def answer(self, writer: asyncio.StreamWriter, request: Request) -> None:
         if not self._authorized(request):
-            await self._send(writer, Script(status=401, body=b"who are you?", headers={"WWW-Authenticate": "Basic"}))
+            await self.send(writer, Script(status=401, body=b"who are you?", headers={"WWW-Authenticate": "Basic"}))
         elif request.path in self.redirects:
             location = {"Location": self.redirects[request.path], **self.headers}
-            await self._send(writer, Script(status=302, body=b"", headers=location))
+            await self.send(writer, Script(status=302, body=b"", headers=location))
         elif request.path in self.files:
             content = self.files[request.path]
-            await self._send(writer, Script(status=404 if content is None else 200, body=content or b""))
+            await self.send(writer, Script(status=404 if content is None else 200, body=content or b""))
         else:
-            await self._file(writer, request, self.scripts.popleft() if self.scripts else Script())
+            await self.file(writer, request, self.scripts.popleft() if self.scripts else Script())
 
     def _authorized(self, request: Request) -> bool:
         if self.credentials is None:
@@ -110,32 +113,34 @@ class FileServer:
         pair = base64.b64encode(":".join(self.credentials).encode()).decode()
         return request.headers.get("authorization") == f"Basic {pair}"
 
-    async def _file(self, writer: asyncio.StreamWriter, request: Request, script: Script) -> None:
+    async def file(self, writer: asyncio.StreamWriter, request: Request, script: Script) -> None:
         if script.status:
-            await self._send(writer, script)
+            await self.send(writer, script)
             return
+        data, etag = self.content(request)
         headers = {"Content-Type": "application/octet-stream", **self.headers}
-        headers |= {"ETag": self.etag} if self.etag else {}
+        headers |= {"ETag": etag} if etag else {}
         headers |= {"Last-Modified": self.last_modified} if self.last_modified else {}
-        status, body = 200, self.data
+        status, body = 200, data
         wanted = re.fullmatch(r"bytes=(\d+)-", request.range)
-        if wanted and not script.ignore_range and self._unchanged(request):
+        if wanted and not script.ignore_range and request.headers.get("if-range", etag) in {etag, self.last_modified}:
             start = int(wanted[1])
-            if start < len(self.data):
-                status, body = 206, self.data[start:]
-                headers["Content-Range"] = f"bytes {start}-{len(self.data) - 1}/{len(self.data)}"
+            if start < len(data):
+                status, body = 206, data[start:]
+                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
             else:
                 status, body = 416, b""
-                headers["Content-Range"] = f"bytes */{len(self.data)}"
+                headers["Content-Range"] = f"bytes */{len(data)}"
         script.status = status
         script.body = body if script.body is None else script.body
         script.headers = {**headers, **script.headers}
-        await self._send(writer, script)
+        await self.send(writer, script)
 
-    def _unchanged(self, request: Request) -> bool:
-        return request.headers.get("if-range", self.etag) in {self.etag, self.last_modified}
+    def content(self, request: Request) -> tuple[bytes, str]:
+        """The file at a path, and its ETag."""
+        return self.data, self.etag
 
-    async def _send(self, writer: asyncio.StreamWriter, script: Script) -> None:
+    async def send(self, writer: asyncio.StreamWriter, script: Script) -> None:
         if script.drop_after == 0:
             return
         body = script.body or b""

@@ -1,0 +1,392 @@
+"""Pulls from repositories on hubs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engine_plugin.download.events import ChunkProgress, Status, Success
+from engine_plugin.errors import (
+    AuthError,
+    EnginePluginError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    PreconditionError,
+    PullError,
+)
+from engine_plugin.models.store import PullRequest
+from tests.models.fakes import PATIENCE, pull
+from tests.models.folderworld import NEEDED, POLICY, SIZE, FolderWorld, folder_world, tree_digest
+from tests.models.hub import COMMIT, MODEL, REPOSITORY, hub_server
+from tests.models.server import Script
+from tests.models.test_resume import until_progress
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+SOURCES = (f"hf:{REPOSITORY}", f"ms:{REPOSITORY}")
+DONE = Success(REPOSITORY, SIZE, tree_digest(NEEDED))
+
+
+@pytest.fixture
+async def world(root: Path) -> AsyncIterator[FolderWorld]:
+    async with folder_world(root) as world:
+        yield world
+
+
+@pytest.mark.parametrize("source", SOURCES)
+async def test_a_repository_becomes_a_model(world: FolderWorld, source: str) -> None:
+    events = await pull(world.store, PullRequest(source))
+    assert events[-1] == DONE
+    progress = [event for event in events if isinstance(event, ChunkProgress)]
+    assert {event.total for event in progress} == {SIZE}
+    assert (progress[0].completed, progress[-1].completed) == (0, SIZE)
+    assert [event.completed for event in progress] == sorted(event.completed for event in progress)
+    model = await world.store.get(REPOSITORY)
+    assert (model.path, model.kind, model.size, model.digest) == (world.place, "chat", SIZE, DONE.digest)
+    assert world.content() == NEEDED
+    assert world.inspected[0].name == world.place.name
+    record = json.loads((world.root / ".records" / f"{REPOSITORY}.json").read_text())
+    assert record["source"].startswith(f"{source}@")
+    assert world.leftovers() == set()
+    assert [found.name for found in await world.another().list()] == [REPOSITORY]
+
+
+async def test_the_commit_is_recorded_and_files_are_asked_for_by_it(world: FolderWorld) -> None:
+    await pull(world.store, PullRequest(f"hf:{REPOSITORY}@v1"))
+    record = json.loads((world.root / ".records" / f"{REPOSITORY}.json").read_text())
+    assert record["validator"] == COMMIT
+    paths = [request.path for request in world.hub.requests if "/resolve/" in request.path]
+    assert paths
+    assert all(path.startswith(f"/{REPOSITORY}/resolve/{COMMIT}/") for path in paths)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+async def test_a_pull_of_what_is_here_fetches_only_what_changed(world: FolderWorld, source: str) -> None:
+    await pull(world.store, PullRequest(source))
+    world.hub.fetched.clear()
+    assert (await pull(world.store, PullRequest(source)))[-1] == DONE
+    assert (await pull(world.store, PullRequest(REPOSITORY)))[-1] == DONE
+    assert world.hub.fetched == []
+    world.hub.tree["config.json"] = b'{"model_type": "newer"}'
+    world.hub.commit = "1" * 40
+    newer = NEEDED | {"config.json": world.hub.tree["config.json"]}
+    assert (await pull(world.store, PullRequest(source)))[-1] == Success(REPOSITORY, SIZE + 2, tree_digest(newer))
+    assert world.hub.fetched == [("config.json", "")]
+    assert world.content() == newer
+
+
+@pytest.mark.promise("F25")
+@pytest.mark.parametrize("source", SOURCES)
+async def test_dropped_connections_go_on_where_they_stopped(world: FolderWorld, source: str) -> None:
+    world.hub.troubles["weights.bin"].extend([Script(drop_after=200_000), Script(drop_after=0), Script()])
+    assert (await pull(world.store, PullRequest(source)))[-1] == DONE
+    ranges = [found for name, found in world.hub.fetched if name == "weights.bin"]
+    assert ranges[0] == ""
+    assert len(ranges) == 3
+    assert 0 < int(ranges[1][6:-1]) <= 200_000
+
+
+@pytest.mark.promise("F25")
+@pytest.mark.parametrize("source", SOURCES)
+async def test_a_cancelled_pull_is_resumed_after_a_restart(world: FolderWorld, source: str) -> None:
+    world.hub.troubles["weights.bin"].append(Script(stall_after=200_000))
+    async with asyncio.timeout(PATIENCE), aclosing(world.store.pull(PullRequest(source))) as events:
+        async for event in events:
+            if isinstance(event, ChunkProgress) and event.completed > SIZE - len(MODEL["weights.bin"]):
+                break
+    await world.store.aclose()
+    assert not world.place.exists()
+    assert await world.store.list() == []
+    world.hub.fetched.clear()
+    again = await pull(world.another(), PullRequest(source))
+    assert again[-1] == DONE
+    assert [name for name, _ in world.hub.fetched] == ["weights.bin"]
+    assert int(world.hub.fetched[0][1][6:-1]) > 0
+    first = next(event for event in again if isinstance(event, ChunkProgress))
+    assert (first.completed, first.total) == (SIZE - len(MODEL["weights.bin"]), SIZE)
+    assert world.leftovers() == set()
+
+
+async def test_what_was_left_is_not_believed(world: FolderWorld) -> None:
+    world.hub.troubles["weights.bin"].append(Script(status=404))
+    with pytest.raises(ModelNotFoundError):
+        await pull(world.store, PullRequest(SOURCES[0]))
+    left = next((world.root / ".partial").glob("*/*/unet/weights.bin"))
+    left.write_bytes(left.read_bytes()[:-1] + b"!")
+    world.hub.fetched.clear()
+    assert (await pull(world.store, PullRequest(SOURCES[0])))[-1] == DONE
+    assert {name for name, _ in world.hub.fetched} == {"unet/weights.bin", "weights.bin"}
+
+
+@pytest.mark.promise("P18")
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("name", ["weights.bin", "config.json"])
+async def test_a_file_that_is_not_the_listed_one_is_refused(world: FolderWorld, source: str, name: str) -> None:
+    lie = bytes(len(MODEL[name]))
+    world.hub.troubles[name].append(Script(body=lie))
+    with pytest.raises(PullError, match=f"{name} is not the file that the hub lists"):
+        await pull(world.store, PullRequest(source))
+    assert await world.store.list() == []
+    assert (await pull(world.store, PullRequest(source)))[-1] == DONE
+
+
+@pytest.mark.promise("P18")
+@pytest.mark.parametrize("script", [Script(body=b"short"), Script(body=b"x" * 320_001)])
+async def test_a_file_of_another_size_is_refused(world: FolderWorld, script: Script) -> None:
+    world.hub.troubles["weights.bin"].append(script)
+    with pytest.raises(PullError, match="expected are 320000"):
+        await pull(world.store, PullRequest(SOURCES[0]))
+    assert await world.store.list() == []
+
+
+async def test_the_digest_that_is_asked_for_counts(world: FolderWorld) -> None:
+    with pytest.raises(PullError, match="expected is sha256:0000"):
+        await pull(world.store, PullRequest(SOURCES[0], sha256="0" * 64))
+    assert world.leftovers() == set()
+    assert (await pull(world.store, PullRequest(SOURCES[0], sha256=DONE.digest)))[-1] == DONE
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(
+    ("script", "error", "text"),
+    [
+        (Script(status=401, body=b"{}"), EnginePluginError, "token|refused"),
+        (Script(status=403, body=b"{}"), AuthError, "refused access"),
+        (Script(status=404, body=b"{}"), ModelNotFoundError, "no such"),
+        (Script(status=418, body=b"{}"), PullError, "HTTP 418"),
+        (Script(status=200, body=b"no json", headers={"Content-Type": "application/json"}), PullError, "no"),
+        (Script(status=200, body=b"{}", headers={"Content-Type": "application/json"}), PullError, "list of files"),
+        (Script(status=200, body=b"[]", headers={"Content-Type": "application/json"}), PullError, "list of files"),
+        (Script(status=429, headers={"Retry-After": "7000"}), PullError, "again in 7000 seconds"),
+    ],
+)
+async def test_a_hub_that_refuses(
+    world: FolderWorld, source: str, script: Script, error: type[EnginePluginError], text: str
+) -> None:
+    world.hub.troubles["list"].append(replace(script))
+    with pytest.raises(error, match=text) as caught:
+        await pull(world.store, PullRequest(source))
+    assert source in caught.value.message or "api/v1" in caught.value.message
+    assert world.leftovers() == set()
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("script", [Script(status=503), Script(status=429), Script(drop_after=0, status=200)])
+async def test_a_hub_that_stumbles_is_asked_again(world: FolderWorld, source: str, script: Script) -> None:
+    world.hub.troubles["list"].extend([replace(script), replace(script)])
+    events = await pull(world.store, PullRequest(source))
+    assert events[-1] == DONE
+    assert sum(isinstance(event, Status) and "trying again" in event.text for event in events) == 2
+    world.hub.troubles["list"].extend(replace(script) for _ in range(3))
+    with pytest.raises(PullError, match="3 times"):
+        await pull(world.another(), PullRequest(source))
+
+
+@pytest.mark.parametrize("source", SOURCES)
+async def test_nobody_listens(world: FolderWorld, source: str) -> None:
+    async with hub_server() as gone:
+        world.environ = {"HF_ENDPOINT": gone.url(""), "MODELSCOPE_ENDPOINT": gone.url("")}
+    with pytest.raises(PullError, match="cannot connect"):
+        await pull(world.another(), PullRequest(source))
+
+
+async def test_a_hub_that_says_nothing_is_given_up(world: FolderWorld) -> None:
+    world.hub.troubles["list"].extend(Script(status=200, body=b"{}", stall_after=1) for _ in range(2))
+    store = world.another(replace(POLICY, stall_s=0.1, attempts=2))
+    with pytest.raises(PullError, match="2 times"):
+        await pull(store, PullRequest(SOURCES[0]))
+
+
+async def test_who_cancels_does_not_wait_for_a_silent_hub(world: FolderWorld) -> None:
+    world.hub.troubles["list"].append(Script(status=200, body=b"{}", stall_after=1))
+    store = world.another(replace(POLICY, stall_s=3600))
+    async with asyncio.timeout(PATIENCE):
+        async with aclosing(store.pull(PullRequest(SOURCES[0]))) as events:
+            await anext(events)
+            await world.hub.asked.wait()
+        await world.hub.close_connections()
+    assert world.leftovers() == set()
+
+
+@pytest.mark.promise("P20")
+async def test_a_token_goes_to_its_hub_and_no_further(world: FolderWorld, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    world.hub.token = "hf_secret"
+    world.hub.refusal = Script(status=401, body=b"{}", headers={"X-Error-Code": "RepoNotFound"})
+    async with hub_server() as storage:
+        world.hub.storage = storage.url("")
+        with pytest.raises(ModelNotFoundError, match="HF_TOKEN"):
+            await pull(world.store, PullRequest(SOURCES[0]))
+        events = await pull(world.store, PullRequest(SOURCES[0], password="hf_secret"))
+        assert events[-1] == DONE
+        assert {name for name, _ in storage.fetched} == {"weights.bin", "unet/weights.bin"}
+        assert all("authorization" not in request.headers for request in storage.requests)
+    told = [request.headers["authorization"] for request in world.hub.requests if "authorization" in request.headers]
+    assert set(told) == {"Bearer hf_secret"}
+    assert "hf_secret" not in caplog.text + repr(events)
+    assert not any("hf_secret" in path.read_text("latin-1") for path in world.root.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(("source", "variable"), [(SOURCES[0], "HF_TOKEN"), (SOURCES[1], "MODELSCOPE_API_TOKEN")])
+async def test_a_token_may_come_from_the_environment(world: FolderWorld, source: str, variable: str) -> None:
+    world.hub.token, world.hub.refusal = "t0ken", Script(status=401, body=b"{}")
+    world.environ[variable] = "t0ken"
+    assert (await pull(world.another(), PullRequest(source)))[-1] == DONE
+
+
+async def test_a_redirect_of_the_list_takes_no_token_along(world: FolderWorld) -> None:
+    async with hub_server() as other:
+        target = other.url(f"/api/models/{REPOSITORY}/revision/main?blobs=true")
+        world.hub.troubles["list"].append(Script(status=302, body=b"", headers={"Location": target}))
+        await pull(world.store, PullRequest(SOURCES[0], password="t0ken"))
+        assert [request.headers.get("authorization") for request in other.requests] == [None]
+
+
+async def test_a_token_does_not_cross_a_network_in_the_clear(world: FolderWorld) -> None:
+    world.environ = {"HF_ENDPOINT": "http://hub.example", "MODELSCOPE_ENDPOINT": "http://hub.example"}
+    for source in SOURCES:
+        with pytest.raises(InvalidRequestError, match="unprotected"):
+            await pull(world.another(), PullRequest(source, password="t"))
+
+
+async def test_a_gated_repository_says_what_to_do(world: FolderWorld) -> None:
+    world.hub.token, world.hub.refusal = (
+        "right",
+        Script(status=403, body=b"{}", headers={"X-Error-Code": "GatedRepo"}),
+    )
+    with pytest.raises(AuthError, match="asked for on its page") as caught:
+        await pull(world.store, PullRequest(SOURCES[0], password="wrong"))
+    assert "accept the licence" in caught.value.message
+
+
+async def test_files_of_a_gated_repository_are_refused_though_it_is_listed(world: FolderWorld) -> None:
+    world.hub.troubles["config.json"].append(Script(status=403, body=b"gated"))
+    with pytest.raises(AuthError, match="accept the licence"):
+        await pull(world.store, PullRequest(SOURCES[0]))
+
+
+async def test_a_revision_that_is_not_there(world: FolderWorld) -> None:
+    world.hub.troubles["list"].append(Script(status=404, body=b"{}", headers={"X-Error-Code": "RevisionNotFound"}))
+    with pytest.raises(ModelNotFoundError, match="no revision 'v9'"):
+        await pull(world.store, PullRequest(f"{SOURCES[0]}@v9"))
+
+
+def entry(path: object, size: object = 1, **more: Any) -> dict[str, Any]:
+    return {"rfilename": path, "size": size, "blobId": "0" * 40, **more}
+
+
+@pytest.mark.promise("P22")
+@pytest.mark.parametrize(
+    ("listed", "text"),
+    [
+        ([entry("../config.json")], "config.json is missing"),
+        ([entry("config.json"), entry("../../evil.bin")], "cannot be stored safely"),
+        ([entry("config.json"), entry("/etc/passwd")], "cannot be stored safely"),
+        ([entry("config.json"), entry("a\\..\\b.bin")], "cannot be stored safely"),
+        ([entry("config.json"), entry("C:evil.bin")], "cannot be stored safely"),
+        ([entry("config.json"), entry("unet//x.bin")], "cannot be stored safely"),
+        ([entry("config.json"), entry("x\0.bin")], "cannot be stored safely"),
+        ([entry("config.json"), entry("sub/NUL.bin")], "cannot be stored safely"),
+        ([entry("config.json"), entry("Config.json")], "capital letters"),
+        ([entry("config.json"), entry("a/x"), entry("A/y")], "capital letters"),
+        ([entry("config.json"), entry("a/x"), entry("a")], "capital letters"),
+        ([entry("config.json"), entry("a"), entry("a/x")], "capital letters"),
+        ([entry("config.json", None)], "how big"),
+        ([entry("config.json", -1)], "how big"),
+        ([entry("config.json", "big")], "how big"),
+        ([entry("config.json", blobId="zz")], "no valid digest"),
+        ([], "config.json is missing"),
+    ],
+)
+async def test_a_list_that_cannot_be_believed_writes_nothing(
+    world: FolderWorld, listed: list[dict[str, Any]], text: str
+) -> None:
+    world.hub.listed = listed
+    with pytest.raises(PullError, match=text):
+        await pull(world.store, PullRequest(SOURCES[0]))
+    assert world.hub.fetched == []
+    assert world.leftovers() == set()
+    assert {path.name for path in world.root.parent.iterdir()} == {world.root.name}
+
+
+async def test_a_repository_that_is_no_model_is_not_installed(world: FolderWorld) -> None:
+    world.hub.tree["config.json"] = b"no model"
+    with pytest.raises(PullError, match=r"no model that can be used: config\.json says so"):
+        await pull(world.store, PullRequest(SOURCES[0]))
+    assert world.leftovers() == set()
+    assert not world.place.parent.exists()
+
+
+@pytest.mark.promise("P17")
+async def test_two_pulls_of_one_model_are_one(world: FolderWorld) -> None:
+    script = Script(stall_after=100_000)
+    world.hub.troubles["weights.bin"].append(script)
+    request = PullRequest(SOURCES[0])
+    async with (
+        asyncio.timeout(PATIENCE),
+        aclosing(world.store.pull(request)) as first,
+        aclosing(world.store.pull(request)) as second,
+    ):
+        await until_progress(first)
+        await anext(second)
+        with pytest.raises(PreconditionError, match="being pulled now"):
+            await world.store.delete(REPOSITORY)
+        with pytest.raises(PreconditionError, match="being pulled now"):
+            await pull(world.store, PullRequest(SOURCES[1]))
+        script.go.set()
+        ends = [[event async for event in events][-1] for events in (first, second)]
+    assert ends == [DONE, DONE]
+    assert sum(name == "weights.bin" for name, _ in world.hub.fetched) == 1
+
+
+async def test_deleting_takes_what_a_cancelled_pull_left(world: FolderWorld) -> None:
+    world.hub.troubles["weights.bin"].append(Script(stall_after=100_000))
+    async with asyncio.timeout(PATIENCE), aclosing(world.store.pull(PullRequest(SOURCES[0]))) as events:
+        await until_progress(events)
+    assert world.leftovers()
+    await world.store.delete(REPOSITORY)
+    assert world.leftovers() == set()
+    with pytest.raises(ModelNotFoundError):
+        await world.store.delete(REPOSITORY)
+
+
+@pytest.mark.promise("P19")
+async def test_a_full_disk_is_told_before_anything_is_fetched(
+    world: FolderWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(world.root.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=SIZE))
+    with pytest.raises(PullError, match=rf"\({SIZE} bytes\)"):
+        await pull(world.store, PullRequest(SOURCES[0]))
+    assert world.hub.fetched == []
+    assert world.leftovers() == set()
+
+
+def test_the_hubs_library_is_imported_by_a_pull_only() -> None:
+    """And it changes nothing for others: no threads, no environment, no handlers of the root logger."""
+    program = """
+import logging, os, sys, threading
+import engine_plugin.engines.openvino.models
+for name in ("huggingface_hub", "httpx", "httpx2", "yaml"):
+    assert name not in sys.modules, name
+before = dict(os.environ), threading.active_count(), list(logging.root.handlers)
+from engine_plugin.models import huggingface
+huggingface._prepare(1.0, insecure=False)
+assert before == (dict(os.environ), threading.active_count(), list(logging.root.handlers))
+from huggingface_hub import constants
+assert constants.HF_HUB_DISABLE_TELEMETRY and constants.HF_HUB_DISABLE_IMPLICIT_TOKEN
+"""
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE, env=environ)
