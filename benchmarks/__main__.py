@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks import machine
 from benchmarks.measures import Sizes, memory, real_round, start_round, synthetic_round
-from benchmarks.openvino import lineup, openvino_round, tokens_for
+from benchmarks.openvino import Load, lineup, loads, openvino_round
 from benchmarks.report import table
 from benchmarks.results import Results, Spread
 from benchmarks.targets import REPOSITORY, rig, stand_in, write_plugin
@@ -99,12 +99,12 @@ async def measure_openvino(sizes: Sizes, rounds: int, model: Path, threads: int)
     """A run with OpenVINO, its processes and files gone afterwards. Raises TimeoutError after four minutes."""
     results = Results()
     async with _scratch() as (scratch, sockets), lineup(scratch, sockets, model, threads) as line:
-        tokens = await tokens_for(line.ways[0], sizes.streaming_seconds)
+        work = await loads(line.ways[0], sizes.streaming_seconds)
         warm_up = Results()
         warm_up.begin_round()
-        await openvino_round(warm_up, line, dict.fromkeys(tokens, 16), 1, model.name)
+        await openvino_round(warm_up, line, [Load(load.width, 16) for load in work], 1, model.name)
         async for _ in _rounds(results, sizes, rounds):
-            await openvino_round(results, line, tokens, sizes.calls, model.name)
+            await openvino_round(results, line, work, sizes.calls, model.name)
     return results
 
 

@@ -1,8 +1,9 @@
 """The baseline: OpenVINO GenAI's continuous batching in a process of its own, with nothing between it and us.
 
 `python -m benchmarks.genai`: the first line of stdin is {"model", "threads", "scheduler"}, every further one a job
-{"prompts", "tokens"}. Each is answered with a JSON line on stdout: {"version"}, then {"seconds", "first", "tokens"}:
-what all streams of a job took, the seconds to each one's first text, and the tokens of all together.
+{"prompts", "tokens", "text"}. Each is answered with a JSON line on stdout: {"version"}, then {"seconds", "first",
+"tokens"}: what all streams of a job took, the seconds to each one's first text, and the tokens of all together.
+`text` false: the tokens are counted and not decoded, and the first token stands for the first text.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ __all__ = ["main"]
 class Stream:
     """One request: what came of it is decoded to text as it comes, as whoever reads a stream wants it."""
 
-    def __init__(self, genai: Any, tokenizer: Any, handle: Any) -> None:
+    def __init__(self, genai: Any, handle: Any, tokenizer: Any | None) -> None:
         self.first = 0.0
         self.tokens = 0
         self.text: list[str] = []
-        self.handle = handle
+        self._handle = handle
         self._running = genai.GenerationStatus.RUNNING
-        self._streamer = genai.TextStreamer(tokenizer, self._take)
+        self._streamer = None if tokenizer is None else genai.TextStreamer(tokenizer, self._take)
 
     def _take(self, text: str) -> None:
         if text and not self.first:
@@ -37,13 +38,17 @@ class Stream:
 
     def read(self) -> bool:
         """Take what there is; False when there will be no more."""
-        while self.handle.can_read():
-            for output in self.handle.read().values():
-                self._streamer.write(output.generated_ids)
+        while self._handle.can_read():
+            for output in self._handle.read().values():
                 self.tokens += len(output.generated_ids)
-        if self.handle.get_status() == self._running:
+                if self._streamer is not None:
+                    self._streamer.write(output.generated_ids)
+                elif not self.first:
+                    self.first = time.perf_counter()
+        if self._handle.get_status() == self._running:
             return True
-        self._streamer.end()
+        if self._streamer is not None:
+            self._streamer.end()
         return False
 
 
@@ -64,7 +69,9 @@ def _run(genai: Any, pipeline: Any, job: dict[str, Any]) -> dict[str, Any]:
     live = []
     for number, prompt in enumerate(job["prompts"]):
         text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True)
-        live.append(Stream(genai, tokenizer, pipeline.add_request(number, text, config)))
+        # The template has written what marks the beginning; with another mark before it the prompt would be another.
+        handle = pipeline.add_request(number, tokenizer.encode(text, add_special_tokens=False).input_ids, config)
+        live.append(Stream(genai, handle, tokenizer if job["text"] else None))
     streams = tuple(live)
     while live:
         pipeline.step()

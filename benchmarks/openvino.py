@@ -1,7 +1,8 @@
 """OpenVINO, three ways: its pipeline in a process, the embedded server's HTTP, and the plugin's gRPC.
 
 The ways have the same model, options and threads, a process of their own each, and work one at a time. Every round
-measures all three one right after the other, each time in another order, and compares them with one another.
+measures all one right after the other, each time in another order, and compares them with one another. The pipeline
+is measured with OpenVINO's own TextStreamer, as a program would use it, and without text: that is all it could give.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
     from benchmarks.results import Results
     from benchmarks.targets import Target
 
-__all__ = ["IN_PROCESS", "Lineup", "lineup", "openvino_round", "tokens_for"]
+__all__ = ["IN_PROCESS", "Lineup", "Load", "lineup", "loads", "openvino_round"]
 
-IN_PROCESS = "in-process"
+IN_PROCESS, TOKENS_ONLY = "in-process", "without text"
 WIDTHS = (1, 8, 32)
 # What graph.pbtxt tells the server, and the baseline's SchedulerConfig alike.
 SCHEDULER = {
@@ -40,7 +41,8 @@ SCHEDULER = {
     "dynamic_split_fuse": True,
     "enable_prefix_caching": True,
 }
-_PAIRS = ((IN_PROCESS, SERVER), (SERVER, PLUGIN))
+_PAIRS = ((IN_PROCESS, SERVER), (TOKENS_ONLY, SERVER), (SERVER, PLUGIN))
+_MOST_TOKENS = 512
 _START_TIMEOUT = 60.0
 _HEALTH_PATH = "/v2/health/ready"
 _TEXT = re.compile(rb'"content": ?"[^"]')
@@ -49,7 +51,7 @@ _COUNTED = re.compile(rb'"completion_tokens": ?(\d+)')
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What some streams took: seconds for all, and seconds to the first text of each."""
+    """What some streams took: seconds for all, and seconds to the first text of each; the tokens of all."""
 
     seconds: float
     first: list[float]
@@ -68,13 +70,12 @@ class Way(Protocol):
 class InProcess:
     """`benchmarks.genai` in a process of its own."""
 
-    name = IN_PROCESS
-
-    def __init__(self, program: Helper) -> None:
+    def __init__(self, program: Helper, name: str) -> None:
+        self.name = name
         self._program = program
 
     async def generate(self, prompts: Sequence[str], tokens: int) -> Taken:
-        await self._program.tell({"prompts": list(prompts), "tokens": tokens})
+        await self._program.tell({"prompts": list(prompts), "tokens": tokens, "text": self.name == IN_PROCESS})
         return Taken(**await self._program.answer())
 
 
@@ -149,7 +150,8 @@ async def lineup(folder: Path, sockets: Path, model: Path, threads: int) -> Asyn
         )
         prober = await cleanup.enter_async_context(helper("benchmarks.prober", server.address, _HEALTH_PATH))
         plugged = await _plugged(cleanup, folder / "plugin", model, threads)
-        yield Lineup((InProcess(program), Streamed(server, MODEL), plugged), prober, version)
+        baselines = InProcess(program, IN_PROCESS), InProcess(program, TOKENS_ONLY)
+        yield Lineup((*baselines, Streamed(server, MODEL), plugged), prober, version)
 
 
 async def _plugged(cleanup: AsyncExitStack, folder: Path, model: Path, threads: int) -> Streamed:
@@ -164,49 +166,68 @@ async def _plugged(cleanup: AsyncExitStack, folder: Path, model: Path, threads: 
     return Streamed(Plugged(client), model.name)
 
 
-async def tokens_for(way: Way, seconds: float) -> dict[int, int]:
-    """By the number of streams: how many tokens each should have, so that all together take about so many seconds."""
-    found = {}
+@dataclass(frozen=True, slots=True)
+class Load:
+    """So many streams side by side, of so many tokens each; the whole of it so many times."""
+
+    width: int
+    tokens: int
+    times: int = 1
+
+    @property
+    def label(self) -> str:
+        return f"{self.width} streams" if self.width > 1 else "1 stream"
+
+    async def on(self, way: Way) -> tuple[float, list[float]]:
+        """Tokens a second, and the milliseconds to each first text."""
+        prompts = [f"Tell me a story about the number {number}." for number in range(self.width)]
+        taken = [await way.generate(prompts, self.tokens) for _ in range(self.times)]
+        rate = sum(one.tokens for one in taken) / sum(one.seconds for one in taken)
+        return rate, [first * 1000 for one in taken for first in one.first]
+
+
+async def loads(way: Way, seconds: float) -> list[Load]:
+    """One for each width, so that it takes this way about so many seconds."""
+    found = []
     for width in WIDTHS:
-        await way.generate(_prompts(width), 8)
-        taken = await way.generate(_prompts(width), 32)
-        found[width] = max(16, min(512, int(32 * seconds / taken.seconds)))
+        trial = Load(width, 32)
+        await trial.on(way)
+        rate, _ = await trial.on(way)
+        each = int(rate * seconds / width)
+        tokens = max(16, min(_MOST_TOKENS, each))
+        found.append(Load(width, tokens, max(1, round(each / tokens))))
     return found
 
 
-def _prompts(width: int) -> list[str]:
-    return [f"Tell me a story about the number {number}." for number in range(width)]
-
-
-async def openvino_round(results: Results, line: Lineup, tokens: dict[int, int], calls: int, name: str) -> None:
+async def openvino_round(results: Results, line: Lineup, work: Sequence[Load], calls: int, name: str) -> None:
     """One round; `name` is the model's in the table."""
     for way in line.turned(results.rounds):
-        firsts = [(await way.generate(_prompts(1), 2)).first[0] * 1000 for _ in range(calls + 1)][1:]
+        await Load(1, 2).on(way)
+        _, firsts = await Load(1, 2, calls).on(way)
         _add_spread(results, name, "first token, 1 stream", way.name, firsts)
-    for width in WIDTHS:
-        label = f"{width} streams" if width > 1 else "1 stream"
+    for load in work:
         for way in line.turned(results.rounds):
-            health: list[float] = []
-            taken = await _with_health(line.prober, way, width, tokens[width], health)
-            _add(results, name, f"tokens/s, {label}", "1/s", "ratio", way.name, [taken.tokens / taken.seconds])
-            if width > 1:
-                _add_spread(results, name, f"first token, {label}", way.name, [one * 1000 for one in taken.first])
-            if health and width == max(WIDTHS):
+            if way.name == SERVER and load.width == max(WIDTHS):
+                (rate, firsts), health = await _with_health(line.prober, way, load)
                 for title, share in (("median", 0.5), ("p99", 0.99)):
-                    row = Row(_group(name, _PAIRS[0]), f"{_HEALTH_PATH}, {label}, {title}", "ms", ways=_PAIRS[0])
+                    row = Row(_group(name, _PAIRS[0]), f"{_HEALTH_PATH}, {load.label}, {title}", "ms", ways=_PAIRS[0])
                     results.add(row, SERVER, [quantile(sorted(health), share)])
+            else:
+                rate, firsts = await load.on(way)
+            _add(results, name, f"tokens/s, {load.label}", "1/s", "ratio", way.name, [rate])
+            if load.width > 1:
+                _add_spread(results, name, f"first token, {load.label}", way.name, firsts)
 
 
-async def _with_health(prober: Helper, way: Way, width: int, tokens: int, health: list[float]) -> Taken:
-    """Generate, with the server asked for its health meanwhile when it is the server's turn and the widest one."""
-    if way.name != SERVER or width != max(WIDTHS):
-        return await way.generate(_prompts(width), tokens)
+async def _with_health(prober: Helper, way: Way, load: Load) -> tuple[tuple[float, list[float]], list[float]]:
+    """The load, and the milliseconds that the server's answers about its health take meanwhile."""
     await prober.tell("begin")
     try:
-        return await way.generate(_prompts(width), tokens)
+        done = await load.on(way)
     finally:
         await prober.tell("end")
-        health += await prober.answer()
+        health = await prober.answer()
+    return done, health
 
 
 def _add_spread(results: Results, name: str, title: str, way: str, values: list[float]) -> None:
