@@ -10,7 +10,7 @@ from engine_plugin.engines.openvino.runner.errors import bad_request
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["RATE", "read_mono", "samples_of", "write"]
+__all__ = ["RATE", "read_mono", "with_header", "write"]
 
 RATE = 16000
 """Samples a second that speech-to-text models hear."""
@@ -29,10 +29,10 @@ def read_mono(data: bytes) -> bytes:
         (code,) = struct.unpack_from("<H", form, 24)
     if not channels or rate not in _RATES:
         raise bad_request("file", f"is no usable WAV file: {channels} channels at {rate} Hz")
-    return samples_of(content, code == _FLOAT if code in (_PCM, _FLOAT) else None, bits, channels, rate)
+    return _samples(content, code == _FLOAT if code in (_PCM, _FLOAT) else None, bits, channels, rate)
 
 
-def samples_of(content: bytes, is_float: bool | None, bits: int, channels: int, rate: int) -> bytes:
+def _samples(content: bytes, is_float: bool | None, bits: int, channels: int, rate: int) -> bytes:
     """Bare samples as 16 kHz mono 32-bit floats (little-endian). Raises ApiError."""
     import numpy as np
 
@@ -71,14 +71,17 @@ def _at_rate(samples: np.ndarray[Any, np.dtype[np.float32]], rate: int) -> np.nd
     return resampled
 
 
-def write(pcm: bytes, rate: int, with_header: bool = True) -> bytes:
+def write(pcm: bytes, rate: int, as_file: bool = True) -> bytes:
     """32-bit floats of one channel as a WAV file of 16-bit samples, or as the samples alone."""
     import numpy as np
 
     samples = np.nan_to_num(np.frombuffer(pcm, "<f4"))
     data: bytes = (np.clip(samples, -1, 1) * 32767).round().astype("<i2").tobytes()
-    if not with_header:
-        return data
+    return with_header(data, rate) if as_file else data
+
+
+def with_header(data: bytes, rate: int) -> bytes:
+    """Bare 16-bit samples of one channel as a WAV file."""
     head = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + len(data), b"WAVE", b"fmt ", 16, _PCM, 1, rate,
                        rate * 2, 2, 16, b"data", len(data))  # fmt: skip
     return head + data
