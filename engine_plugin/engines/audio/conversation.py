@@ -18,7 +18,7 @@ from engine_plugin.engines.base import BidiMessage
 from engine_plugin.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
     from engine_plugin.engines.audio.live import Sentence
     from engine_plugin.errors import EnginePluginError
@@ -106,7 +106,7 @@ class Conversation:
         if self.form not in FORMATS:
             raise InvalidRequestError(f"format: {self.form[:_SHOWN]!r} is unknown; use one of {', '.join(FORMATS)}")
 
-    async def sound(self) -> AsyncIterator[bytes]:
+    async def sound(self) -> AsyncGenerator[bytes, None]:
         """The sound as it comes, to its end."""
         while self._waiting is not None or not self._over:
             data, self._waiting = self._waiting, None

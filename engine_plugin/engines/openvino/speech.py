@@ -209,28 +209,42 @@ class Speech:
     async def _samples(self, talk: Conversation) -> AsyncGenerator[bytes, None]:
         """The conversation's sound as 16 kHz mono s16le. Raw samples of this kind need no decoder."""
         await talk.sound_begins()
-        sound = talk.sound()
-        if talk.form in _RAW and (talk.sample_rate, talk.channels) == (pcm.RATE, 1):
-            odd = b""
-            async for data in sound:  # a message may end in the middle of a sample
-                whole = len(odd) + len(data) & ~1
-                data = odd + data  # noqa: PLW2901
-                odd = data[whole:]
-                yield data[:whole]
-            return
-        async with self._decoder.stream(talk.form, talk.sample_rate, talk.channels) as decoded:
-            feeding = asyncio.create_task(_feed(sound, decoded))
-            try:
-                async for samples in decoded:
-                    yield samples
-                await feeding
-            finally:
-                feeding.cancel()
-                await asyncio.wait({feeding})
+        async with aclosing(talk.sound()) as sound:
+            if talk.form in _RAW and (talk.sample_rate, talk.channels) == (pcm.RATE, 1):
+                odd = b""
+                async for data in sound:  # a message may end in the middle of a sample
+                    samples = odd + data
+                    whole = len(samples) & ~1
+                    odd = samples[whole:]
+                    yield samples[:whole]
+            else:
+                async with (
+                    self._decoder.stream(talk.form, talk.sample_rate, talk.channels) as decoded,
+                    aclosing(_decoded(sound, decoded)) as pieces,
+                ):
+                    async for samples in pieces:
+                        yield samples
+
+
+async def _decoded(sound: AsyncIterator[bytes], decoded: DecodedStream) -> AsyncGenerator[bytes, None]:
+    """What the decoder makes of the sound. An error of the sound's source goes before the decoder's, which may well
+    complain of the sudden end."""
+    feeding = asyncio.create_task(_feed(sound, decoded))
+    try:
+        async for samples in decoded:
+            yield samples
+        await feeding
+    except EnginePluginError:
+        if feeding.done():
+            feeding.result()
+        raise
+    finally:
+        feeding.cancel()
+        await asyncio.wait({feeding})
 
 
 async def _feed(sound: AsyncIterator[bytes], decoded: DecodedStream) -> None:
-    """Have the decoder hear all of it. An error of the sound's source is raised when the decoder has ended."""
+    """Have the decoder hear all of it; also when the source fails, so that the decoder ends."""
     try:
         async for data in sound:
             await decoded.write(data)

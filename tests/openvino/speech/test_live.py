@@ -1,0 +1,366 @@
+"""speech-to-text-ws: a conversation, message by message."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from engine_plugin.engines.base import BidiMessage
+from engine_plugin.errors import EnginePluginError, InvalidRequestError, ModelNotFoundError, UnavailableError
+from tests.audio.sounds import encoded, silence, spoken, tone, wav
+from tests.openvino.speech.conftest import LIMIT
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+
+    from engine_plugin.engines.openvino.speech import Speech
+    from tests.openvino.speech.conftest import Server
+
+FINISH = BidiMessage(b'{"action": "finish-task"}')
+SOUND = silence(0.5) + spoken(0, 6) + silence(1) + spoken(6, 4) + silence(1)
+
+
+def run(**fields: Any) -> BidiMessage:
+    return BidiMessage(json.dumps({"action": "run-task", **fields}).encode())
+
+
+def binary(data: bytes, **metadata: str) -> BidiMessage:
+    return BidiMessage(data, "binary", metadata)
+
+
+def cut(sound: bytes, **metadata: str) -> list[BidiMessage]:
+    """A sound in messages, some of which end in the middle of a sample."""
+    size = 3201
+    return [binary(sound[place : place + size], **metadata) for place in range(0, len(sound), size)]
+
+
+async def sent(messages: Iterable[BidiMessage]) -> AsyncIterator[BidiMessage]:
+    for message in messages:
+        yield message
+        await asyncio.sleep(0)
+
+
+class Talk:
+    """One conversation: what came back, and what it was told to use."""
+
+    def __init__(self, speech: Speech) -> None:
+        self.speech = speech
+        self.events: list[dict[str, Any]] = []
+        self.used: list[str] = []
+        self.holding = 0
+
+    @asynccontextmanager
+    async def use(self, name: str) -> AsyncIterator[str]:
+        if name == "nowhere":
+            raise ModelNotFoundError(f"model: {name} is not here")
+        self.used.append(name)
+        self.holding += 1
+        try:
+            yield f"served/{name}"
+        finally:
+            self.holding -= 1
+
+    async def hold(self, messages: AsyncIterator[BidiMessage], default: str = "default") -> None:
+        async with asyncio.timeout(LIMIT), self.speech.converse(self.use, default, messages) as answers:
+            async for answer in answers:
+                assert answer.message_type == "text"
+                self.events.append(json.loads(answer.data))
+
+    @property
+    def kinds(self) -> list[str]:
+        """The events, each run of sentences as one."""
+        found: list[str] = []
+        for event in self.events:
+            if found[-1:] != [event["header"]["event"]]:
+                found.append(event["header"]["event"])
+        return found
+
+    @property
+    def final(self) -> list[dict[str, Any]]:
+        outputs = [event["payload"].get("output", {}) for event in self.events]
+        return [output["sentence"] for output in outputs if output.get("sentence", {}).get("is_final")]
+
+    @property
+    def words(self) -> list[str]:
+        return " ".join(sentence["text"] for sentence in self.final).split()
+
+
+WORDS = [f"word{number}" for number in range(10)]
+ALL = ["task-started", "result-generated", "task-finished"]
+
+
+async def held(speech: Speech, *messages: BidiMessage, default: str = "default") -> Talk:
+    talk = Talk(speech)
+    await talk.hold(sent(messages), default)
+    assert talk.holding == 0
+    return talk
+
+
+async def test_a_task_from_its_beginning_to_its_end(speech: Speech, server: Server) -> None:
+    talk = await held(speech, run(model="mine", language="en", task_id="t1"), *cut(SOUND), FINISH)
+    assert talk.kinds == ALL
+    assert talk.words == WORDS
+    assert {event["header"]["task_id"] for event in talk.events} == {"t1"}
+    first, second = talk.final
+    assert first["begin_time"] == pytest.approx(500, abs=60)
+    assert second["begin_time"] == pytest.approx(500 + 6 * 380 + 1000, abs=60)
+    assert first["end_time"] < second["begin_time"] < second["end_time"]
+    assert talk.used == ["mine"]
+    assert {form["model"] for form in server.forms} == {"served/mine"}
+    assert {form["language"] for form in server.forms} == {"en"}
+
+
+async def test_sound_alone_is_a_task_too(speech: Speech) -> None:
+    """Half-closing ends it, and every message of its host bears the same metadata."""
+    metadata = {"model": "m", "language": "en", "format": "pcm", "sample_rate": "16000"}
+    talk = await held(speech, *cut(SOUND, **metadata))
+    assert talk.kinds == ALL
+    assert talk.words == WORDS
+    assert talk.used == ["m"]
+    assert len(talk.events[0]["header"]["task_id"]) == 32
+
+
+async def test_a_first_message_without_sound(speech: Speech) -> None:
+    talk = await held(speech, binary(b"", model="m", task_id="7"), *cut(SOUND), FINISH)
+    assert (talk.words, talk.used) == (WORDS, ["m"])
+
+
+async def test_the_default_model(speech: Speech) -> None:
+    assert (await held(speech, *cut(SOUND), FINISH)).used == ["default"]
+    with pytest.raises(InvalidRequestError, match="model: is missing"):
+        await held(speech, *cut(SOUND), FINISH, default="")
+
+
+async def test_commands_with_header_and_payload(speech: Speech) -> None:
+    command = {
+        "header": {"action": "run-task", "task_id": "t9", "streaming": "duplex"},
+        "payload": {"model": "m", "parameters": {"format": "pcm", "sample_rate": 16000}, "input": {}},
+    }
+    end = {"header": {"action": "finish-task", "task_id": "t9"}, "payload": {"input": {}}}
+    messages = [BidiMessage(json.dumps(command).encode()), *cut(SOUND), BidiMessage(json.dumps(end).encode())]
+    talk = await held(speech, *messages)
+    assert (talk.words, talk.used) == (WORDS, ["m"])
+    assert talk.events[-1]["header"] == {"task_id": "t9", "event": "task-finished"}
+
+
+@pytest.mark.parametrize("messages", [[], [FINISH], [run(model="m"), FINISH], [run(), binary(b""), binary(b"\x01")]])
+async def test_a_task_without_sound(speech: Speech, server: Server, messages: list[BidiMessage]) -> None:
+    talk = await held(speech, *messages)
+    assert talk.kinds == ["task-started", "task-finished"]
+    assert server.forms == []
+
+
+async def test_silence_is_no_sentence(speech: Speech, server: Server) -> None:
+    assert (await held(speech, *cut(silence(5)), FINISH)).kinds == ["task-started", "task-finished"]
+    assert server.forms == []
+
+
+async def test_what_comes_after_the_end_is_not_read(speech: Speech) -> None:
+    read: list[BidiMessage] = []
+
+    async def messages() -> AsyncIterator[BidiMessage]:
+        for message in (*cut(SOUND), FINISH, binary(SOUND)):
+            read.append(message)
+            yield message
+
+    talk = Talk(speech)
+    await talk.hold(messages())
+    assert read[-1] is FINISH
+    assert talk.words == WORDS
+
+
+FORMS = {
+    "mp3": ("mp3", "libmp3lame", 16_000, "mono"),
+    "webm": ("webm", "libopus", 48_000, "stereo"),
+    "ogg": ("ogg", "libopus", 48_000, "mono"),
+    "wav": ("wav", "pcm_s16le", 44_100, "stereo"),
+}
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+async def test_encoded_sound(speech: Speech, server: Server, form: str, named: bool) -> None:
+    """Words do not survive a lossy codec here; that there is a sentence, and when, does."""
+    pytest.importorskip("av")
+    container, codec, rate, layout = FORMS[form]
+    quiet = bytes(2 * rate)
+    # Alternating tones: one alone would soon be taken for the background.
+    voice = b"".join(tone(0.2, 300 + 400 * (n % 2), 0.4, rate) + bytes(rate // 10 * 2) for n in range(6))
+    sound = encoded(container, codec, quiet + voice + quiet, rate=rate, layout=layout)
+    server.answer = {"text": "hello", "segments": [{"start": 0, "end": 1, "text": " hello"}]}
+    metadata = {"format": form} if named else {}
+    talk = await held(speech, run(model="m"), *cut(sound, **metadata), FINISH)
+    assert talk.kinds == ALL
+    (sentence,) = talk.final
+    assert sentence["text"] == "hello"
+    assert sentence["begin_time"] == pytest.approx(1000, abs=150)
+    assert sentence["end_time"] == pytest.approx(2700, abs=200)
+
+
+async def test_raw_sound_of_another_rate(speech: Speech, server: Server) -> None:
+    pytest.importorskip("av")
+    server.answer = {"text": "hello", "segments": []}
+    sound = bytes(16_000) + tone(1, 700, 0.4, 8000) + bytes(16_000)
+    talk = await held(speech, *cut(sound, format="pcm", sample_rate="8000"), FINISH)
+    (sentence,) = talk.final
+    assert sentence["begin_time"] == pytest.approx(1000, abs=100)
+
+
+async def failed(speech: Speech, kind: type[EnginePluginError], *messages: BidiMessage) -> str:
+    """What a task that fails tells: the event and the error say the same."""
+    talk = Talk(speech)
+    with pytest.raises(kind) as caught:
+        await talk.hold(sent(messages))
+    header = talk.events[-1]["header"]
+    assert header["event"] == "task-failed"
+    assert (header["error_code"], header["error_message"]) == (caught.value.code, caught.value.message)
+    assert talk.kinds.count("task-failed") == 1
+    assert talk.holding == 0
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([BidiMessage(b"no json")], "data: a text message must be a JSON object"),
+        ([BidiMessage(b'["run-task"]')], "data: a text message must be a JSON object"),
+        ([BidiMessage(b"\xff\xfe")], "data: a text message must be a JSON object"),
+        ([BidiMessage(b"[" * 100_000)], "data: a text message must be a JSON object"),
+        ([BidiMessage(b"{}")], "action: 'None' is unknown; use run-task or finish-task"),
+        ([BidiMessage(b'{"action": "dance"}')], "action: 'dance' is unknown"),
+        ([run(model=["m"])], "model: must be a text or a whole number"),
+        ([binary(b"ab", format="midi")], "format: 'midi' is unknown; use one of pcm"),
+        ([binary(b"ab", sample_rate="fast")], "sample_rate: must be a whole number from 1 to 384000, not 'fast'"),
+        ([binary(b"ab", sample_rate="0")], "sample_rate: must be a whole number"),
+        ([binary(b"ab", channels="65")], "channels: must be a whole number from 1 to 64"),
+        ([run(model="m"), run(model="m")], "action: run-task came in the middle"),
+        ([run(model="m"), binary(b"ab", model="n")], "metadata.model: cannot change"),
+        ([binary(b"ab"), binary(b"ab", language="fr")], "metadata.language: cannot change, or come"),
+        ([binary(b"abcd" * 999), binary(b"ab", format="mp3")], "metadata.format: cannot change"),
+        ([binary(b"abcd" * 999), binary(b"ab", sample_rate="8000")], "metadata.sample_rate: cannot change"),
+        ([binary(b"abcd" * 999), BidiMessage(b'{"action": "pause"}')], "action: 'pause' is unknown"),
+        ([binary(b"abcd" * 999, format="mp3"), BidiMessage(b"{}")], "action: 'None' is unknown"),
+    ],
+)
+async def test_what_is_no_conversation(speech: Speech, messages: list[BidiMessage], said: str) -> None:
+    assert (await failed(speech, InvalidRequestError, *messages)).startswith(said)
+
+
+async def test_sound_that_is_none(speech: Speech) -> None:
+    pytest.importorskip("av")
+    message = await failed(speech, InvalidRequestError, binary(b"no ogg " * 9999, format="ogg"), FINISH)
+    assert message.startswith("audio: ")
+    assert decoders() == []
+
+
+async def test_an_unknown_model(speech: Speech) -> None:
+    assert "nowhere" in await failed(speech, ModelNotFoundError, run(model="nowhere"))
+
+
+async def test_what_the_server_complains_of(speech: Speech, server: Server) -> None:
+    server.refusal = (503, "the queue is full")
+    assert "the queue is full" in await failed(speech, UnavailableError, *cut(SOUND), FINISH)
+
+
+async def test_an_error_of_the_host_is_passed_on(speech: Speech) -> None:
+    async def messages() -> AsyncIterator[BidiMessage]:
+        yield binary(SOUND)
+        raise InvalidRequestError("message_type: must be text or binary")
+
+    talk = Talk(speech)
+    with pytest.raises(InvalidRequestError, match="message_type"):
+        await talk.hold(messages())
+    assert talk.kinds[-1] == "task-failed"
+
+
+def decoders() -> list[int]:
+    found = []
+    for child in psutil.Process().children():
+        try:
+            if "engine_plugin.engines.audio.decode" in child.cmdline():
+                found.append(child.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("form", ["pcm", "mp3"])
+async def test_leaving_ends_everything(speech: Speech, server: Server, form: str) -> None:
+    """The host hangs up: the engine's work is stopped, the model let go, the decoder killed."""
+    server.gate.clear()
+    sound = SOUND if form == "pcm" else encoded("mp3", "libmp3lame", SOUND)
+
+    async def messages() -> AsyncGenerator[BidiMessage, None]:
+        yield run(model="m", format=form)
+        for message in cut(sound):
+            yield message
+        await asyncio.Event().wait()
+
+    talk = Talk(speech)
+    sending = messages()
+    task = asyncio.create_task(talk.hold(sending))
+    async with asyncio.timeout(LIMIT), aclosing(sending):
+        await server.asked.wait()
+        assert talk.holding == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await server.cancelled.wait()
+    assert talk.holding == 0
+    assert decoders() == []
+    left = [str(task.get_coro()) for task in asyncio.all_tasks()]
+    assert [name for name in left if any(part in name for part in ("athrow", "aclose", "_Stream", "_feed"))] == []
+
+
+async def test_two_speakers_at_once(speech: Speech) -> None:
+    one, two = await asyncio.gather(
+        held(speech, run(model="a"), *cut(SOUND), FINISH),
+        held(speech, run(model="b"), *cut(spoken(50, 8) + silence(1)), FINISH),
+    )
+    assert one.words == WORDS
+    assert two.words == [f"word{number}" for number in range(50, 58)]
+
+
+async def test_partial_sentences_come_while_somebody_speaks(speech: Speech) -> None:
+    """Nothing more is sent until something has come back."""
+    told = asyncio.Event()
+
+    async def messages() -> AsyncIterator[BidiMessage]:
+        yield run(model="m")
+        yield binary(spoken(0, 8))
+        await told.wait()
+        yield binary(spoken(8, 2) + silence(1))
+
+    talk = Talk(speech)
+    async with asyncio.timeout(LIMIT), speech.converse(talk.use, "", messages()) as answers:
+        async for answer in answers:
+            event = json.loads(answer.data)
+            talk.events.append(event)
+            if event["header"]["event"] == "result-generated":
+                assert told.is_set() or not event["payload"]["output"]["sentence"]["is_final"]
+                told.set()
+    assert talk.words == WORDS
+
+
+async def test_no_audio_packages_are_needed_for_raw_sound(server: Server, tmp_path: Any) -> None:
+    from engine_plugin.engines.audio.decoder import Decoder
+    from engine_plugin.engines.http1 import Http1Client
+    from engine_plugin.engines.openvino.client import ServerClient
+    from engine_plugin.engines.openvino.speech import Speech
+    from engine_plugin.errors import PreconditionError
+
+    (tmp_path / "av.py").write_text("raise ModuleNotFoundError(name='av')")
+    http = Http1Client(("127.0.0.1", server.port))
+    client = ServerClient(http, None)
+    speech = Speech(lambda: client, Decoder(tmp_path, os.environ), tmp_path / "output")
+    try:
+        assert (await held(speech, *cut(SOUND), FINISH)).words == WORDS
+        assert "InstallEngine" in await failed(speech, PreconditionError, binary(wav(SOUND, 8000)), FINISH)
+    finally:
+        http.close()
