@@ -60,7 +60,7 @@ protos: setup  ## regenerate the protobuf stubs, Go's too where Go is installed
 lock: lock-setup  ## pin what pyproject.toml asks for in constraints.txt (ARGS=--upgrade takes the newest)
 	@$(VENV_PYTHON) scripts/lock.py $(ARGS)
 
-build: setup  ## write a plugin directory that a host spawns as it stands to dist/plugins/
+build: setup  ## write plugin directories that a host spawns as they stand to dist/plugins/
 	@$(VENV_PYTHON) scripts/build.py $(ARGS)
 
 bench: setup  ## measure
