@@ -35,7 +35,7 @@ class TextToImage(Service):
 
 
 def _check_size(size: str | None) -> None:
-    if size is None or size == "auto":
+    if size is None:
         return
     found = _SIZE.fullmatch(size)
     if found is None:

@@ -28,7 +28,7 @@ GOOD: list[tuple[str, dict[str, Any]]] = [
     ("embed", {"input": ["a", 1, [1, 2]], "dimensions": 3, "encoding_format": "base64"}),
     ("rerank", {"query": "a", "documents": []}),
     ("rerank", {"query": "", "documents": ["a", {"text": "b", "id": 1}], "top_n": 1, "return_documents": True}),
-    ("text-to-image", {"prompt": "a cat", "size": "auto"}),
+    ("text-to-image", {"prompt": "a cat"}),
     ("text-to-image", {"prompt": "a cat", "size": "512x256", "n": 2, "num_inference_steps": 4, "rng_seed": 0}),
     ("text-to-image", {"prompt": "a", "size": "64*64", "seed": 2**64 - 1, "response_format": "b64_json"}),
     ("text-to-image", {"prompt": "a", "negative_prompt": "", "guidance_scale": 7.5, "size": None, "n": None}),
