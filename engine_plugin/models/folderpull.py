@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     """Of the paths in a folder, those that an engine needs. Raises PullError when that is no model for it."""
 
 
-_STEP = 64 * 1024
-"""Bytes after which progress is told at once; that of many small files comes some times a second."""
+_SMALL = 64 * 1024
+"""Bytes of a file of which the progress is not worth an event of its own."""
 
 
 class _Sum:
@@ -52,25 +52,23 @@ class _Sum:
         self.total = total
         self._publish = publish
         self._staging = staging
-        self._told = completed
         self._report = ProgressReport(publish)
         self._report.last(completed, total)
 
     def publish(self, event: PullEvent) -> None:
         """What a file's pull publishes."""
-        if isinstance(event, ChunkProgress):
+        if isinstance(event, ChunkProgress) and 0 < event.total < _SMALL:
             self.at(event.completed)
+        elif isinstance(event, ChunkProgress):  # a download holds back itself what comes too often
+            self._staging.size = self.completed + event.completed
+            self._report.last(self._staging.size, self.total)
         else:
             self._publish(event)
 
     def at(self, completed: int) -> None:
         """So many bytes of the file on its way are here."""
-        here = self._staging.size = self.completed + completed
-        if here >= self._told + _STEP:
-            self._told = here
-            self._report.last(here, self.total)
-        else:
-            self._report.at(here, self.total)
+        self._staging.size = self.completed + completed
+        self._report.at(self._staging.size, self.total)
 
     def add(self, size: int) -> None:
         """A file is whole."""

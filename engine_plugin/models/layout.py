@@ -70,6 +70,10 @@ class Layout(ABC):
     def remove(self, name: str) -> None:
         """Delete a model, or nothing. Raises OSError."""
 
+    def forget(self, name: str) -> None:
+        """Delete a record, or nothing. Raises OSError."""
+        self.record(name).unlink(missing_ok=True)
+
     def clash(self, name: str, existing: Iterable[str]) -> str:
         """Why a model may not be called so beside those that exist, "" when it may."""
         other = other_case(name, existing)

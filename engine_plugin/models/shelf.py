@@ -149,7 +149,7 @@ class Shelf:
 
     def _remove(self, name: str) -> None:
         self.layout.remove(name)
-        self.layout.record(name).unlink(missing_ok=True)
+        self.layout.forget(name)
 
     async def _write(self, record: Record) -> None:
         path = self.layout.record(record.name)

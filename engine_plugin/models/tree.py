@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from engine_plugin.files import private_folder, sha256_of, sync_folder
 from engine_plugin.models.layout import Extent, Layout
-from engine_plugin.models.names import is_model_name, is_repository_name
+from engine_plugin.models.names import is_repository_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -141,10 +141,12 @@ class FolderLayout(Layout):
             target.rename(gone)
             sync_folder(target.parent)
             throw_away(gone)
-        for parent in (target.parent, self.record(name).parent):
-            if is_model_name(parent.name) and parent != self.root:
-                with suppress(OSError):  # another model of this owner is there
-                    parent.rmdir()
+        _leave(name, target.parent)
+
+    def forget(self, name: str) -> None:
+        """And its owner's folder, when it was the last one there."""
+        super().forget(name)
+        _leave(name, self.record(name).parent)
 
     def tidy(self, name: str) -> None:
         """Undo what a crash in the middle of `put` or `remove` left. The caller holds the model's lock."""
@@ -171,6 +173,13 @@ class FolderLayout(Layout):
 
     def _aside(self, name: str, what: str) -> Path:
         return self.partials / f"{name.replace('/', '=')}.{what}"
+
+
+def _leave(name: str, owner: Path) -> None:
+    """Delete the owner's folder of a model that is gone, if there is one and nothing else is in it."""
+    if "/" in name:
+        with suppress(OSError):
+            owner.rmdir()
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from engine_plugin.models.samples import Samples
     from tests.models.hub import HubServer
 
-__all__ = ["NEEDED", "SIZE", "FolderWorld", "choose", "folder_world", "lay_out", "tree_digest"]
+__all__ = ["NEEDED", "SIZE", "FolderWorld", "below", "choose", "folder_world", "lay_out", "tree_digest"]
 
 NEEDED = {path: data for path, data in MODEL.items() if not path.endswith(".py")}
 SIZE = sum(len(data) for data in NEEDED.values())
@@ -35,6 +35,11 @@ def choose(paths: Sequence[str]) -> list[str]:
 def tree_digest(files: Mapping[str, bytes]) -> str:
     lines = sorted(f"{hashlib.sha256(data).hexdigest()}  {path}\n" for path, data in files.items())
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+
+
+def below(folder: Path) -> list[Path]:
+    """A folder and all in it, less locks, which stay."""
+    return [folder, *(path for path in folder.rglob("*") if path.suffix != ".lock")]
 
 
 def lay_out(folder: Path, files: Mapping[str, bytes]) -> Path:

@@ -1,0 +1,324 @@
+"""A store of model folders: what lies in it, by whom it was put there, and copies of folders on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+import os
+import shutil
+import stat
+import sys
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_plugin.download.events import ChunkProgress, Success
+from engine_plugin.errors import InvalidRequestError, ModelNotFoundError, PreconditionError, PullError
+from engine_plugin.models import folderpull, tree
+from engine_plugin.models.samples import bundled_samples
+from engine_plugin.models.staging import Staging
+from engine_plugin.models.store import PullRequest
+from engine_plugin.models.tree import FolderLayout, digest_of_folder
+from tests.models.fakes import PATIENCE, pull
+from tests.models.folderworld import NEEDED, SIZE, FolderWorld, below, folder_world, lay_out, tree_digest
+from tests.models.hub import MODEL, REPOSITORY
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+DIGEST = tree_digest(NEEDED)
+
+
+@pytest.fixture
+async def world(root: Path) -> AsyncIterator[FolderWorld]:
+    async with folder_world(root) as world:
+        yield world
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Path:
+    """A folder on this machine that holds a model, and more."""
+    folder = lay_out(tmp_path / "elsewhere" / "My-Model", MODEL)
+    lay_out(folder, {".git/config": b"not ours", ".hidden": b"neither"})
+    return folder
+
+
+async def test_the_samples_are_listed_and_can_be_pulled(root: Path) -> None:
+    samples = bundled_samples("openvino")
+    async with folder_world(root, samples) as world:
+        assert [model.name for model in await world.store.list()] == sorted(samples.names)
+        assert list(root.parent.iterdir()) == []
+        sample = samples.get("tiny-chat")
+        assert sample is not None
+        events = await pull(world.store, PullRequest("tiny-chat"))
+        assert events[-1] == Success("tiny-chat", sample.size, f"sha256:{sample.sha256}")
+        model = await world.store.get("tiny-chat")
+        assert (model.bundled, model.path) == (False, root / "tiny-chat")
+        assert world.content(model.path) == world.content(sample.path)
+        assert (await pull(world.store, PullRequest("own/copy", source="tiny-chat")))[-1] == Success(
+            "own/copy", sample.size, f"sha256:{sample.sha256}"
+        )
+        await world.store.delete("tiny-chat")
+        assert (await world.store.get("tiny-chat")).bundled
+        with pytest.raises(PreconditionError, match="comes with the plugin's package"):
+            await world.store.delete("tiny-chat")
+        assert (await world.store.get("own/copy")).path == root / "own" / "copy"
+
+
+@pytest.mark.parametrize("url", [False, True])
+async def test_a_local_folder_is_copied_without_what_is_not_needed(
+    world: FolderWorld, origin: Path, url: bool
+) -> None:
+    source = origin.as_uri() if url else str(origin)
+    events = await pull(world.store, PullRequest(source))
+    assert events[-1] == Success("My-Model", SIZE, DIGEST)
+    progress = [event for event in events if isinstance(event, ChunkProgress)]
+    assert (progress[0].completed, progress[0].total) == (0, SIZE)
+    assert progress[-1].completed == SIZE
+    model = await world.store.get("My-Model")
+    assert world.content(model.path) == NEEDED
+    assert await digest_of_folder(model.path) == DIGEST.removeprefix("sha256:")
+    assert world.leftovers() == set()
+    assert world.content(origin)["program.py"] == MODEL["program.py"]
+
+
+async def test_the_same_folder_is_not_copied_again_until_it_changes(world: FolderWorld, origin: Path) -> None:
+    request = PullRequest("me/mine", source=str(origin), model_type="embed")
+    await pull(world.store, request)
+    again = await pull(world.store, request)
+    assert isinstance(again[-1], Success)
+    assert not any(isinstance(event, ChunkProgress) for event in again)
+    (origin / "config.json").write_bytes(b"{}")
+    changed = NEEDED | {"config.json": b"{}"}
+    assert (await pull(world.store, request))[-1] == Success(
+        "me/mine", sum(map(len, changed.values())), tree_digest(changed)
+    )
+    model = await world.store.get("me/mine")
+    assert (model.kind, world.content(model.path)) == ("embed", changed)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows lets only privileged users link")
+async def test_links_to_files_are_followed_those_to_folders_are_not(
+    world: FolderWorld, origin: Path, tmp_path: Path
+) -> None:
+    """So is the cache of huggingface_hub built."""
+    blob = (origin / "weights.bin").rename(tmp_path / "blob")
+    (origin / "weights.bin").symlink_to(blob)
+    (origin / "up").symlink_to(tmp_path)
+    assert (await pull(world.store, PullRequest(str(origin))))[-1] == Success("My-Model", SIZE, DIGEST)
+    copied = (await world.store.get("My-Model")).path / "weights.bin"
+    assert not copied.is_symlink()
+
+
+@pytest.mark.promise("P18")
+async def test_a_folder_that_is_no_model_leaves_nothing(world: FolderWorld, origin: Path) -> None:
+    (origin / "config.json").write_bytes(b"no model")
+    with pytest.raises(PullError, match="says so"):
+        await pull(world.store, PullRequest(str(origin)))
+    (origin / "config.json").unlink()
+    with pytest.raises(PullError, match=r"My-Model: config\.json is missing"):
+        await pull(world.store, PullRequest(str(origin)))
+    assert world.leftovers() == set()
+    assert await world.store.list() == []
+
+
+@pytest.mark.promise("P18")
+async def test_a_failed_replacement_leaves_the_model_that_was_there(
+    world: FolderWorld, origin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = PullRequest("me/mine", source=str(origin))
+    await pull(world.store, request)
+    (origin / "config.json").write_bytes(b"{}")
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.parent.name.endswith(".files"):
+            raise PermissionError(errno.EACCES, "in use", str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(PreconditionError, match="cannot be replaced"):
+        await pull(world.store, request)
+    monkeypatch.undo()
+    model = await world.store.get("me/mine")
+    assert (model.digest, world.content(model.path)) == (DIGEST, NEEDED)
+
+
+async def test_a_folder_that_changes_while_it_is_copied_is_refused(
+    world: FolderWorld, origin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = folderpull._copy_blocks
+
+    async def and_change(*arguments: object) -> None:
+        await copy(*arguments)  # type: ignore[arg-type]  # passed on as they are
+        with (origin / "weights.bin").open("ab") as file:
+            file.write(b"more")
+
+    monkeypatch.setattr(folderpull, "_copy_blocks", and_change)
+    with pytest.raises(PullError, match="changed while it was copied"):
+        await pull(world.store, PullRequest(str(origin)))
+    assert world.leftovers() == set()
+
+
+@pytest.mark.promise("P19")
+async def test_a_disk_that_is_full_in_the_middle(
+    world: FolderWorld, origin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = Staging.sync
+
+    def full(_: Staging) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Staging, "sync", full)
+    with pytest.raises(PullError, match=f"No space left on device after {SIZE} of {SIZE} bytes"):
+        await pull(world.store, PullRequest(f"hf:{REPOSITORY}"))
+    assert await world.store.list() == []
+    monkeypatch.setattr(Staging, "sync", sync)
+    world.hub.fetched.clear()
+    assert (await pull(world.store, PullRequest(f"hf:{REPOSITORY}")))[-1] == Success(REPOSITORY, SIZE, DIGEST)
+    assert world.hub.fetched == []
+
+
+async def test_a_cancelled_copy_leaves_nothing(world: FolderWorld, origin: Path) -> None:
+    async with asyncio.timeout(PATIENCE), aclosing(world.store.pull(PullRequest(str(origin)))) as events:
+        async for event in events:
+            if isinstance(event, ChunkProgress):
+                break
+    assert world.leftovers() == set()
+    assert not (world.root / "My-Model").exists()
+
+
+async def test_folders_laid_in_by_hand_are_taken_in_once(
+    world: FolderWorld, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lay_out(root / "plain", NEEDED)
+    lay_out(root / "owner" / "nested", NEEDED)
+    lay_out(root / "owner" / "broken", {"config.json": b"no model"})
+    lay_out(root / "no name", NEEDED)
+    lay_out(root / ".hidden", NEEDED)
+    (root / "empty" / "deeper").mkdir(parents=True)
+    (root / "notes.txt").write_text("not ours")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert [model.name for model in await world.store.list()] == ["owner/nested", "plain"]
+    skipped = [record.getMessage().partition(" is skipped: ")[0] for record in caplog.records]
+    assert sorted(Path(path).name for path in skipped) == ["broken", "no name"]
+    assert len(world.inspected) == 3
+    model = await world.store.get("owner/nested")
+    assert (model.digest, model.size, model.kind) == (DIGEST, SIZE, "chat")
+    with pytest.raises(ModelNotFoundError, match="says so"):
+        await world.store.get("owner/broken")
+    assert await world.another().get("owner/nested") == model
+    assert len(world.inspected) == 3
+    os.utime(root / "owner" / "nested" / "weights.bin", ns=(1 << 60, 1 << 60))
+    assert (await world.store.get("owner/nested")).modified_at != model.modified_at
+    await pull(world.store, PullRequest("plain", model_type="rerank"))
+    assert (await world.another().get("plain")).kind == "rerank"
+    assert (root / "plain").is_dir()
+    assert world.content(root / "plain") == NEEDED
+
+
+async def test_pulling_a_folder_of_the_store_itself_takes_it_in(world: FolderWorld, root: Path) -> None:
+    folder = lay_out(root / "own", NEEDED)
+    assert (await pull(world.store, PullRequest(str(folder))))[-1] == Success("own", SIZE, DIGEST)
+    assert world.content(folder) == NEEDED
+
+
+async def test_delete_takes_the_folder_its_record_and_an_empty_owner(world: FolderWorld, root: Path) -> None:
+    lay_out(root / "owner" / "one", NEEDED)
+    lay_out(root / "owner" / "two", NEEDED)
+    assert len(await world.store.list()) == 2
+    await world.store.delete("owner/one")
+    assert [model.name for model in await world.store.list()] == ["owner/two"]
+    await world.store.delete("owner/two")
+    assert not (root / "owner").exists()
+    assert {path.name for path in below(root)} == {root.name, ".partial", ".records"}
+
+
+@pytest.mark.promise("P27")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows lets only privileged users link")
+async def test_deleting_a_link_leaves_its_target(world: FolderWorld, root: Path, origin: Path) -> None:
+    await world.store.list()
+    lay_out(root / "other", NEEDED)
+    (root / "linked").symlink_to(origin)
+    assert (await world.store.get("linked")).digest == tree_digest(MODEL)
+    await world.store.delete("linked")
+    assert not (root / "linked").is_symlink()
+    assert (origin / "weights.bin").exists()
+
+
+@pytest.mark.promise("P27")
+async def test_a_crash_in_the_middle_of_a_replacement_is_undone(
+    world: FolderWorld, origin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = PullRequest("me/mine", source=str(origin))
+    await pull(world.store, request)
+    layout = FolderLayout(world.root)
+    layout.path("me/mine").rename(world.root / ".partial" / "me=mine.old")
+    lay_out(world.root / ".partial" / "me=mine.deleted", NEEDED)
+    assert await world.another().list() == []
+    events = await pull(world.another(), request)
+    assert events[-1] == Success("me/mine", SIZE, DIGEST)
+    assert not any(isinstance(event, ChunkProgress) for event in events)
+    assert world.leftovers() == set()
+
+
+@pytest.mark.parametrize("name", ["../secret", "", "a/b/c", "/a", "a/", "a/..", "a/.b", "nul/x", "x/com1", 7])
+async def test_what_is_not_there_is_not_found_and_nothing_is_touched(
+    world: FolderWorld, root: Path, name: str
+) -> None:
+    lay_out(root.parent / "secret", NEEDED)
+    lay_out(root / "a" / "b", NEEDED)
+    for ask in (world.store.get, world.store.delete):
+        with pytest.raises(ModelNotFoundError, match=r"^model: "):
+            await ask(name)
+    assert world.content(root.parent / "secret") == world.content(root / "a" / "b") == NEEDED
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Me/mine", "differs only by case from its neighbour"),
+        ("me/MINE", "differs only by case from 'me/mine'"),
+        ("me", "cannot stand beside 'me/mine'"),
+        ("alone/x", "cannot stand beside 'alone'"),
+        ("ALONE", "differs only by case from 'alone'"),
+    ],
+)
+async def test_names_that_would_be_one_folder_are_refused(
+    world: FolderWorld, root: Path, origin: Path, name: str, text: str
+) -> None:
+    lay_out(root / "me" / "mine", NEEDED)
+    lay_out(root / "alone", NEEDED)
+    with pytest.raises(InvalidRequestError, match=text):
+        await pull(world.store, PullRequest(name, source=str(origin)))
+    assert [model.name for model in await world.store.list()] == ["alone", "me/mine"]
+
+
+@pytest.mark.promise("P10")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no permission bits")
+async def test_only_this_user_can_read_the_store(world: FolderWorld, origin: Path, root: Path) -> None:
+    await pull(world.store, PullRequest("me/mine", source=str(origin)))
+    for path in below(root):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+async def test_a_record_says_where_a_model_came_from(world: FolderWorld, origin: Path, root: Path) -> None:
+    await pull(world.store, PullRequest("me/mine", source=str(origin)))
+    record = json.loads((root / ".records" / "me" / "mine.json").read_text())
+    assert (record["source"], record["digest"]) == (str(origin), DIGEST)
+    assert replace(await world.store.get("me/mine"), bundled=True).to_wire()["details"]["context_length"] == 128
+
+
+def test_throwing_away_what_is_not_there(tmp_path: Path) -> None:
+    tree.throw_away(tmp_path / "nothing")
+    (tmp_path / "file").write_bytes(b"")
+    tree.throw_away(tmp_path / "file")
+    shutil.copytree(Path(__file__).parent, tmp_path / "folder")
+    tree.throw_away(tmp_path / "folder")
+    assert list(tmp_path.iterdir()) == []
