@@ -49,8 +49,9 @@ async def sent(messages: Iterable[BidiMessage]) -> AsyncIterator[BidiMessage]:
 class Talk:
     """One conversation: what came back, and what it was told to use."""
 
-    def __init__(self, speech: Speech) -> None:
+    def __init__(self, speech: Speech, served: str = "served/{}") -> None:
         self.speech = speech
+        self.served = served
         self.events: list[dict[str, Any]] = []
         self.used: list[str] = []
         self.holding = 0
@@ -62,7 +63,7 @@ class Talk:
         self.used.append(name)
         self.holding += 1
         try:
-            yield f"served/{name}"
+            yield self.served.format(name)
         finally:
             self.holding -= 1
 
