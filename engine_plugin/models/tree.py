@@ -50,10 +50,10 @@ def files_of(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def extent_of_folder(folder: Path) -> Extent | None:
-    """All bytes, and when the latest file was touched; None where there is no model. Raises OSError."""
+    """All bytes, and when the latest file was touched; None where no model can be read. Raises OSError."""
     try:
         stats = [stat for _, stat in files_of(folder)]
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     if not stats:
         return None
@@ -185,12 +185,15 @@ def _leave(name: str, owner: Path) -> None:
 def _folders(folder: Path) -> list[Path]:
     try:
         entries = list(folder.iterdir())
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return []
     return sorted(entry for entry in entries if not entry.name.startswith(".") and entry.is_dir())
 
 
 def _holds(folder: Path, *, files: bool = False) -> bool:
     """Whether there is anything in a folder, or any file directly."""
-    entries = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    try:
+        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    except OSError:  # it vanished, or is not ours
+        return False
     return any(entry.is_file() if files else True for entry in entries)
