@@ -64,7 +64,7 @@ class HuggingFace(Hub):
 
     def _ask(self, source: RepositorySource, *, insecure: bool) -> Listing:
         """Blocks."""
-        from huggingface_hub import HfApi
+        from huggingface_hub import HfApi, close_session
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
         with _session:
@@ -95,6 +95,8 @@ class HuggingFace(Hub):
                     f"{source.label}: {self.endpoint} gave no list of files ({type(error).__name__}). Is HF_ENDPOINT "
                     "a Hugging Face hub?"
                 ) from error
+            finally:
+                close_session()
 
 
 def _prepare(patience: float, *, insecure: bool) -> Any:

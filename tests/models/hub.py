@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 from tests.models.server import FileServer, Request, Script
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator
 
 __all__ = ["COMMIT", "MODEL", "REPOSITORY", "HubServer", "hub_server"]
@@ -135,9 +136,10 @@ def _blob(data: bytes) -> str:
 
 
 @asynccontextmanager
-async def hub_server() -> AsyncIterator[HubServer]:
+async def hub_server(tls: ssl.SSLContext | None = None) -> AsyncIterator[HubServer]:
     hub = HubServer()
-    server = await asyncio.start_server(hub.connected, "127.0.0.1", 0)
+    hub.scheme = "https" if tls else "http"
+    server = await asyncio.start_server(hub.connected, "127.0.0.1", 0, ssl=tls)
     hub.port = server.sockets[0].getsockname()[1]
     try:
         yield hub

@@ -10,20 +10,30 @@ import pytest
 
 from engine_plugin.download.events import Success
 from engine_plugin.errors import PullError
-from engine_plugin.models.store import ModelStore, PullRequest
+from engine_plugin.models.folders import FolderStore
+from engine_plugin.models.info import Inspection
+from engine_plugin.models.store import FetchPolicy, ModelStore, PullRequest
 from tests.models.fakes import digest_of, pull
+from tests.models.folderworld import choose
+from tests.models.hub import REPOSITORY, hub_server
 from tests.models.server import FileServer, file_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+POLICY = FetchPolicy(connect_s=5, stall_s=5, attempts=2, backoff_s=0.01, longest_wait_s=1)
 CERTIFICATE = Path(__file__).with_name("self-signed.pem")
 
 
 @pytest.fixture
-async def secure(data: bytes) -> AsyncIterator[FileServer]:
+def context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE)
+    return context
+
+
+@pytest.fixture
+async def secure(data: bytes, context: ssl.SSLContext) -> AsyncIterator[FileServer]:
     async with file_server(data, context) as server:
         yield server
 
@@ -57,3 +67,26 @@ async def test_a_redirect_from_https_to_http_is_refused_unless_insecure(
     assert "hidden" not in caught.value.message
     assert server.requests == []
     assert isinstance((await pull(store, PullRequest(secure.url(), insecure=True)))[-1], Success)
+
+
+@pytest.mark.promise("P21")
+@pytest.mark.parametrize("hub_name", ["hf", "ms"])
+async def test_hubs_are_asked_as_strictly(
+    root: Path, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, hub_name: str
+) -> None:
+    async def inspect(_: Path) -> Inspection:
+        return Inspection("chat")
+
+    async with hub_server(context) as hub:
+        environ = {"HF_ENDPOINT": hub.url(""), "MODELSCOPE_ENDPOINT": hub.url("")}
+        store = FolderStore(root, inspect=inspect, choose=choose, policy=POLICY, environ=environ)
+        source = f"{hub_name}:{REPOSITORY}"
+        with pytest.raises(PullError, match=r"cannot connect.*SSL_CERT_FILE"):
+            await pull(store, PullRequest(source, password="t0ken"))
+        assert hub.requests == []
+        assert isinstance((await pull(store, PullRequest(source, insecure=True)))[-1], Success)
+        await store.delete(REPOSITORY)
+        with pytest.raises(PullError, match="cannot connect"):
+            await pull(store, PullRequest(source))
+        monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+        assert isinstance((await pull(store, PullRequest(source)))[-1], Success)
