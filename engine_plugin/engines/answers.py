@@ -77,13 +77,14 @@ async def stream_events(
     response: HttpResponse,
     error_of: Callable[[Complaint], EnginePluginError] = Complaint.error,
     unwanted: bytes = b"",
+    longest: int = sse.MAX_EVENT,
 ) -> AsyncIterator[bytes]:
     """Whole events as they come, up to `[DONE]`, without those that are exactly `unwanted`.
 
     An error event becomes an exception, after what came before it; an end without `[DONE]` a BadGatewayError.
     """
     last = b""
-    async for arrived in sse.whole_events(response):
+    async for arrived in sse.whole_events(response, longest):
         block = arrived.replace(unwanted, b"") if unwanted else arrived
         if not block:
             continue

@@ -26,6 +26,11 @@ class SharedWork(Generic[Result]):
         self._task: asyncio.Task[Result] | None = None
         self._cancelling: asyncio.Task[Result] | None = None
 
+    @property
+    def running(self) -> bool:
+        """Whether there is a run."""
+        return self._task is not None and not self._task.done()
+
     async def run(self, work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
         """Join the run, beginning it if there is none. Raises UnavailableError when it was cancelled.
 

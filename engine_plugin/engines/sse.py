@@ -12,20 +12,20 @@ if TYPE_CHECKING:
 
     from engine_plugin.engines.http1 import HttpResponse
 
-__all__ = ["DONE", "error_event", "event_data", "whole_events"]
+__all__ = ["DONE", "MAX_EVENT", "error_event", "event_data", "whole_events"]
 
 DONE = b"data: [DONE]"
 # Lines may end in LF, CRLF or CR.
 _EMPTY_LINES = (b"\n\n", b"\n\r\n", b"\r\r")
-_MAX_EVENT = 16 * 1024 * 1024
+MAX_EVENT = 16 * 1024 * 1024
 # Inside a JSON string a quote is escaped, so these bytes can only stand where an event begins.
 _ERROR_MARKS = (b'data: {"error"', b"error: {")
 
 
-async def whole_events(response: HttpResponse) -> AsyncIterator[bytes]:
+async def whole_events(response: HttpResponse, longest: int = MAX_EVENT) -> AsyncIterator[bytes]:
     """The body in blocks that end where an event ends: all events that have arrived leave together.
 
-    A body that ends inside an event raises BadGatewayError.
+    An event of more than `longest` bytes, and a body that ends inside one, raise BadGatewayError.
     """
     rest = b""
     while block := await response.read_some():
@@ -36,8 +36,8 @@ async def whole_events(response: HttpResponse) -> AsyncIterator[bytes]:
             yield data
             continue
         rest = data[cut:]
-        if len(rest) > _MAX_EVENT:
-            raise BadGatewayError(f"the engine sent an event of over {_MAX_EVENT} bytes")
+        if len(rest) > longest:
+            raise BadGatewayError(f"the engine sent an event of over {longest} bytes")
         if cut:
             yield data[:cut]
     if rest.strip():

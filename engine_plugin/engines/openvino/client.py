@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ServerClient", "complaint_error"]
 
+_RELOAD_LIMIT = 16 * 1024 * 1024
+
 
 class ServerClient:
     """A client of one life of the server. Made by the driver; used by it and by `Speech`.
@@ -57,13 +59,25 @@ class ServerClient:
         async with self._answered(self._http.request("POST", path, body, kind)) as response:
             yield response
 
+    async def reload(self) -> str:
+        """Have the server read its configuration again, and wait until it follows it; what it complains of, or ""."""
+        async with self._sent(self._http.request("POST", "/v1/config/reload", b"")) as response:
+            body = await response.read(_RELOAD_LIMIT)
+            good = response.status in (200, 201)
+            return "" if good else Complaint.of_body(response.status, body).message
+
     @asynccontextmanager
     async def _answered(self, exchange: Response) -> AsyncIterator[HttpResponse]:
+        async with self._sent(exchange) as response:
+            if response.status != 200:
+                body = await response.read(ERROR_LIMIT)
+                raise complaint_error(Complaint.of_body(response.status, body))
+            yield response
+
+    @asynccontextmanager
+    async def _sent(self, exchange: Response) -> AsyncIterator[HttpResponse]:
         try:
             async with exchange as response:
-                if response.status != 200:
-                    body = await response.read(ERROR_LIMIT)
-                    raise complaint_error(Complaint.of_body(response.status, body))
                 yield response
         except (BadGatewayError, UnavailableError) as error:
             if not exchange.broken or self._life is None:

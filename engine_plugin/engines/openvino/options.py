@@ -239,7 +239,7 @@ class OpenVinoOptions(ServerOptions):
     device: str = ""
     """Where models compute in mode auto, in OpenVINO's words; empty: AUTO, or CPU where there is nothing else."""
 
-    max_loaded_models: int = number(4, 1, 64)
+    max_loaded_models: int = number(6, 1, 64)
     """How many models stay in memory; loading one more evicts the least recently used, after draining it."""
 
     memory_limit: int = number(0, 0, 1_000_000)

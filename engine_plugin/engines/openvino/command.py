@@ -1,0 +1,71 @@
+"""How a server is told what to do: ours by JSON on stdin, the OpenVINO Model Server by arguments."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from engine_plugin.engines import python
+from engine_plugin.engines.openvino.software import RUNNER, server_environ
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from engine_plugin.engines.openvino.software import Backend
+
+__all__ = ["ServerSettings", "environ_of", "ovms_command", "runner_command", "runner_stdin"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """One life of a server. `host` is a socket's path ending in .sock, or a loopback address with `port` (0: any).
+
+    `grpc_port` None: no gRPC; 0: any. Sizes in bytes (0: no limit), times in seconds.
+    """
+
+    host: str
+    port: int
+    key: str
+    config: str
+    grpc_port: int | None
+    threads: int
+    max_queue: int
+    cache_dir: str
+    memory_limit: int
+    load_timeout: float
+    drain_timeout: float
+    restart_limit: int
+    restart_backoff: float
+    stable_time: float
+
+
+def runner_command() -> list[str]:
+    """argv of our own server; everything else goes by `runner_stdin`."""
+    return python.module_command(RUNNER, "serve")
+
+
+def runner_stdin(settings: ServerSettings) -> bytes:
+    """The settings line. It holds the key, which therefore shows neither in argv nor in the environment."""
+    return json.dumps(asdict(settings)).encode() + b"\n"
+
+
+def ovms_command(backend: Backend, settings: ServerSettings, key_file: Path) -> list[str]:
+    """argv of an ovms behind the guard; the key is read from `key_file`. `grpc_port` must be a port."""
+    argv = python.guarded([backend.executable])
+    argv += ["--rest_port", str(settings.port), "--rest_bind_address", settings.host]
+    argv += ["--port", str(settings.grpc_port), "--grpc_bind_address", "127.0.0.1"]
+    # 0: the configuration is read when we say so, not from time to time.
+    argv += ["--config_path", settings.config, "--file_system_poll_wait_seconds", "0"]
+    argv += ["--api_key_file", str(key_file)]
+    if settings.cache_dir:
+        argv += ["--cache_dir", settings.cache_dir]
+    return argv
+
+
+def environ_of(environ: Mapping[str, str], backend: Backend, token: Mapping[str, str]) -> dict[str, str]:
+    """The environment of either: ours, with what the software needs and `token` added."""
+    if backend.kind == "ovms":
+        return {**server_environ(backend, environ), **token}
+    return python.module_environ({**environ, **token}, backend.site)

@@ -1,0 +1,245 @@
+"""The OpenVINO engine: its software, its models on disk, and the one server that holds those in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import psutil
+
+from engine_plugin.engines.answers import stream_events
+from engine_plugin.engines.audio.decoder import Decoder
+from engine_plugin.engines.driver import Driver
+from engine_plugin.engines.openvino import requests
+from engine_plugin.engines.openvino.client import complaint_error
+from engine_plugin.engines.openvino.models import model_store
+from engine_plugin.engines.openvino.options import OpenVinoOptions
+from engine_plugin.engines.openvino.requests import PATHS, STREAMED
+from engine_plugin.engines.openvino.residents import Resident
+from engine_plugin.engines.openvino.server import OpenVinoServer, Place
+from engine_plugin.engines.openvino.software import Backend, Software
+from engine_plugin.engines.openvino.speech import Speech
+from engine_plugin.engines.options import option_problems, read_options
+from engine_plugin.engines.pool import ModelPool
+from engine_plugin.errors import PreconditionError, UnavailableError, UnsupportedError
+from engine_plugin.files import in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+    from engine_plugin.engines.base import BidiMessage
+    from engine_plugin.engines.http1 import HttpResponse
+    from engine_plugin.engines.openvino.client import ServerClient
+    from engine_plugin.errors import Problem
+    from engine_plugin.manifest import Manifest
+    from engine_plugin.models.store import ModelInfo
+
+__all__ = ["KIND_OF_SERVICE", "OpenVinoEngine"]
+
+KIND_OF_SERVICE = {
+    "chat": "chat",
+    "generate": "chat",
+    "embed": "embed",
+    "rerank": "rerank",
+    "text-to-image": "text-to-image",
+    "speech-to-text": "speech-to-text",
+    "speech-to-text-ws": "speech-to-text",
+    "text-to-speech": "text-to-speech",
+}
+
+_ANSWER_LIMIT = 512 * 1024 * 1024
+_MB = 1024 * 1024
+_PREFIX_OF = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
+_SERVED = "served"
+"""The folder of the servers' configurations, below the data directory."""
+
+
+class OpenVinoEngine(Driver[Backend, Resident]):
+    """`Engine` on OpenVINO. Start starts the server; each model is loaded into it when it is first used."""
+
+    services: ClassVar[frozenset[str]] = frozenset(KIND_OF_SERVICE)
+    title: ClassVar[str] = "OpenVINO"
+    kind_of_service: ClassVar[Mapping[str, str]] = KIND_OF_SERVICE
+
+    def __init__(self, manifest: Manifest) -> None:
+        options = read_options(OpenVinoOptions, manifest)
+        super().__init__(manifest, options)
+        self._options = options
+        self._software = Software(options, self._data, self._environ)
+        self._store = model_store(self._data / "models", options, self._environ)
+        self._pool = ModelPool(
+            options.max_loaded_models, options.drain_timeout, self._resident, options.memory_limit * _MB
+        )
+        self._server: OpenVinoServer | None = None
+        self._decoder = Decoder(None, self._environ, options.audio)
+        self._only_cpu = False
+
+    @staticmethod
+    def check_options(manifest: Manifest) -> Sequence[Problem]:
+        """What is wrong with the `engine:` section. Called by `engine-plugin lint`."""
+        return option_problems(OpenVinoOptions, manifest)
+
+    # Life
+
+    def require_device(self, mode: str, devices: list[dict[str, Any]] | None, backend: Backend) -> None:
+        wanted = _PREFIX_OF.get(mode)
+        if wanted is None or devices is None:
+            return
+        if not any(device["name"].partition(".")[0] == wanted for device in devices):
+            names = ", ".join(f"{device['name']} ({device['description']})" for device in devices) or "none"
+            raise PreconditionError(
+                f"mode: {mode} was asked for, but {backend.origin} sees no {wanted} (devices: {names}). "
+                f"Start in mode auto or cpu, or install the driver that OpenVINO needs for a {wanted}"
+            )
+
+    async def begin(self, backend: Backend, mode: str, devices: list[dict[str, Any]] | None) -> None:
+        await in_thread(_remove_stale, self._data / _SERVED)
+        self._only_cpu = devices is not None and all(device["name"] == "CPU" for device in devices)
+        self._decoder = Decoder(backend.site, self._environ, self._options.audio)
+        self._server = self._new_server(backend, mode, self._sockets)
+        await self._server.ensure_ready()
+
+    async def renew(self) -> None:
+        before, backend = self._server, self._backend
+        if before is None or backend is None:
+            return  # a stop came first
+        self._decoder = Decoder(backend.site, self._environ, self._options.audio)
+        self._server = server = self._new_server(backend, self._mode, self._sockets)
+        await self._pool.drain()  # what is loaded from now on is loaded into the new one
+        await before.close()
+        await server.ensure_ready()
+
+    async def end(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            await server.close()
+
+    async def _change_mode(self, mode: str) -> None:
+        loaded = [resident.model.name for resident in self._pool.servers()]
+        before = self._mode
+        await super()._change_mode(mode)
+        if self._mode != before:
+            await self._load_again(loaded)
+
+    async def try_out(self, backend: Backend, model: ModelInfo, folder: Path | None) -> None:
+        server = self._new_server(backend, "cpu", folder)
+        try:
+            resident = server.resident(model)
+            await resident.ensure_ready()
+            body = json.dumps({"model": model.name, "prompt": "a", "max_tokens": 1}).encode()
+            async with resident.working() as client, client.post_json(PATHS["generate"], body) as response:
+                await response.read(_ANSWER_LIMIT)
+        finally:
+            await server.close()
+
+    async def complaints(self) -> Sequence[str]:
+        server = self._server
+        if server is None:
+            return ["the OpenVINO server is not running"]
+        return await server.complaints([r.model.name for r in self._pool.all_servers() if r.loaded])
+
+    # Services
+
+    async def call(self, service: str, request: dict[str, Any]) -> bytes:
+        if service in PATHS:
+            async with self._exchange(service, request, stream=False) as response:
+                return await response.read(_ANSWER_LIMIT)
+        async with self._client_for(service, request) as client:
+
+            def server() -> ServerClient:
+                return client
+
+            speech = self._speech(server)
+            if service == "text-to-speech":
+                return await speech.speak(request["model"], request)
+            return await speech.transcribe(request["model"], request)
+
+    @asynccontextmanager
+    async def stream(self, service: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
+        if service not in STREAMED:
+            raise UnsupportedError(f"{service}: OpenVINO does not stream this service; call InvokeService")
+        streams = service != "text-to-image" or (self._server is not None and self._server.is_ours)
+        async with self._exchange(service, request, stream=streams) as response:
+            if streams:
+                yield stream_events(response, complaint_error, longest=_ANSWER_LIMIT)
+            else:
+                yield _at_its_end(response)
+
+    @asynccontextmanager
+    async def converse(
+        self, service: str, messages: AsyncIterator[BidiMessage], default_model: str
+    ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
+        if service != "speech-to-text-ws":
+            raise UnsupportedError(
+                f"service_name: {service} is not bidirectional with this engine; call InvokeService"
+            )
+        self._require_running()
+        held: list[Resident] = []
+
+        @asynccontextmanager
+        async def use(name: str) -> AsyncIterator[str]:
+            async with self._pool.use(await self._model_for(service, name)) as resident:
+                held.append(resident)
+                yield resident.model.name
+
+        def server() -> ServerClient:
+            return held[-1].client()
+
+        async with self._speech(server).converse(use, default_model, messages) as answers:
+            yield answers
+
+    def _speech(self, client: Callable[[], ServerClient]) -> Speech:
+        return Speech(client, self._decoder, self._data / "output", self._options.live)
+
+    @asynccontextmanager
+    async def _exchange(self, service: str, request: dict[str, Any], *, stream: bool) -> AsyncIterator[HttpResponse]:
+        """From the model's name to the head of the server's answer, holding the model and its turns."""
+        async with self._client_for(service, request) as client:
+            body = requests.upstream_body(service, request, self._options.image, stream=stream)
+            async with client.post_json(PATHS[service], body) as response:
+                yield response
+
+    @asynccontextmanager
+    async def _client_for(self, service: str, request: dict[str, Any]) -> AsyncIterator[ServerClient]:
+        """A client of the server that has the request's model in memory, for as long as the request takes."""
+        model = await self._model_for(service, request["model"])
+        async with (
+            self._pool.use(model) as resident,
+            resident.admission.slots(requests.slots_needed(service, request)),
+        ):
+            await resident.ensure_ready()  # the server may have died while this one waited for its turn
+            async with resident.working() as client:
+                yield client
+
+    def _resident(self, model: ModelInfo) -> Resident:
+        """A model for the pool. Raises UnavailableError when the engine does not run."""
+        self._require_running()
+        if self._server is None:
+            raise UnavailableError("the engine is being stopped")
+        return self._server.resident(model)
+
+    def _new_server(self, backend: Backend, mode: str, sockets: Path | None) -> OpenVinoServer:
+        served = self._data / _SERVED / f"{os.getpid()}-{secrets.token_hex(4)}"
+        cache = Path(self._options.cache_dir) if self._options.cache_dir else self._data / "cache"
+        place = Place(sockets, served, cache)
+        return OpenVinoServer(
+            backend, self._options, place, self._records, self._environ, mode=mode, only_cpu=self._only_cpu
+        )
+
+
+async def _at_its_end(response: HttpResponse) -> AsyncIterator[bytes]:
+    """A stream of one event, from a server that makes pictures without telling how far it is."""
+    yield requests.completed_event(await response.read(_ANSWER_LIMIT))
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove what plugins that were killed left of their servers' configurations. Blocks."""
+    for place in folder.glob("*-*") if folder.is_dir() else ():
+        owner = place.name.partition("-")[0]
+        if owner.isdigit() and int(owner) != os.getpid() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(place, ignore_errors=True)

@@ -1,0 +1,102 @@
+"""From a service's request to the server's: only what the server calls otherwise is touched."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.errors import BadGatewayError, InvalidRequestError
+
+if TYPE_CHECKING:
+    from engine_plugin.engines.openvino.options import ImageOptions
+
+__all__ = ["PATHS", "STREAMED", "completed_event", "slots_needed", "upstream_body"]
+
+PATHS = {
+    "chat": "/v3/chat/completions",
+    "generate": "/v3/completions",
+    "embed": "/v3/embeddings",
+    "rerank": "/v3/rerank",
+    "text-to-image": "/v3/images/generations",
+}
+"""The services whose request and answer are the server's own, but for a few fields."""
+
+STREAMED = frozenset({"chat", "generate", "text-to-image"})
+
+_SIZE = re.compile(r"([0-9]{1,6})[xX*]([0-9]{1,6})")
+_MAX_RESOLUTION = "4096x4096"
+_MULTIPLE = 8
+_DONE = b"data: [DONE]\n\n"
+
+
+def upstream_body(service: str, request: dict[str, Any], image: ImageOptions, *, stream: bool) -> bytes:
+    """The JSON to send. Raises InvalidRequestError, naming the field, for a size that no model can make."""
+    body = {name: value for name, value in request.items() if value is not None}
+    body.pop("stream", None)
+    if stream:
+        body["stream"] = True
+    else:
+        body.pop("stream_options", None)
+    if service == "rerank":
+        body["documents"] = [_text(document) for document in request["documents"]]
+    elif service == "text-to-image":
+        _picture(body, image)
+    try:
+        return json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    except RecursionError:  # what can be read cannot always be written: the stack is deeper here
+        raise InvalidRequestError("request_data: is nested too deeply") from None
+
+
+def _text(document: Any) -> str:
+    return str(document["text"] if isinstance(document, dict) else document)
+
+
+def _picture(body: dict[str, Any], image: ImageOptions) -> None:
+    """Sizes as `WIDTHxHEIGHT`, and OpenAI's name of the seed."""
+    if "size" in body:
+        body["size"] = _size(body["size"], image.max_resolution or _MAX_RESOLUTION)
+    if "seed" in body:
+        seed = body.pop("seed")
+        body.setdefault("rng_seed", seed)
+
+
+def _size(size: str, largest: str) -> str:
+    """The size as the server writes it. Raises InvalidRequestError, saying which ones there are."""
+    found = _SIZE.fullmatch(size)
+    if found is None:
+        raise InvalidRequestError(
+            f'size: must be a width and a height in pixels, such as "512x512", not {size[:60]!r}'
+        )
+    width, height = int(found[1]), int(found[2])
+    if width % _MULTIPLE or height % _MULTIPLE or not width or not height:
+        near = "x".join(str(max(_MULTIPLE, round(side / _MULTIPLE) * _MULTIPLE)) for side in (width, height))
+        raise InvalidRequestError(
+            f"size: width and height must be multiples of {_MULTIPLE}, as in {near}, not {size}"
+        )
+    most = [int(side) for side in largest.split("x")]
+    if width > most[0] or height > most[1]:
+        raise InvalidRequestError(
+            f"size: {width}x{height} is more than {largest}, which engine.image.max_resolution in plugin.yaml allows"
+        )
+    return f"{width}x{height}"
+
+
+def slots_needed(service: str, request: dict[str, Any]) -> int:
+    """How many of a model's turns the request takes at once."""
+    if service not in ("chat", "generate"):
+        return 1
+    prompts = request.get("prompt") if service == "generate" else None
+    texts = [prompt for prompt in prompts if not isinstance(prompt, int)] if isinstance(prompts, list) else ()
+    choices = request.get("n")
+    return max(1, len(texts)) * (choices if isinstance(choices, int) and choices > 0 else 1)
+
+
+def completed_event(answer: bytes) -> bytes:
+    """The one event, and the end, of a stream of pictures whose server cannot stream them."""
+    try:
+        shape = json.loads(answer)
+        event = {"type": "image_generation.completed", "created": shape["created"], "data": shape["data"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadGatewayError(f"the engine's pictures are not understood: {answer[:200]!r}") from error
+    return b"data: " + json.dumps(event).encode() + b"\n\n" + _DONE

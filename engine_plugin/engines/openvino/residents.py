@@ -1,0 +1,326 @@
+"""The models that one server holds: its configuration, which is ours to write, and each model's state in it.
+
+A server loads what its config.json names when it starts, and follows its changes when it is told to. So that is where
+a model in memory has its being: `Residents` keeps the file and watches what becomes of it, `Resident` is one model as
+the pool sees it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from urllib.parse import quote
+
+from engine_plugin.engines.shared import SharedWork
+from engine_plugin.errors import BadGatewayError, EnginePluginError, EngineStartError, UnavailableError
+from engine_plugin.files import in_thread, private_folder, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
+
+    from engine_plugin.engines.admission import Admission
+    from engine_plugin.engines.life import Life
+    from engine_plugin.engines.openvino.client import ServerClient
+    from engine_plugin.models.store import ModelInfo
+
+__all__ = ["ModelState", "Resident", "ResidentServer", "Residents"]
+
+log = logging.getLogger(__name__)
+
+_GRAPH = "graph.pbtxt"
+_CONFIG_LIMIT = 16 * 1024 * 1024
+_POLL_FIRST, _POLL_LAST = 0.01, 0.25
+_LEAVE_TIMEOUT = 30.0
+
+
+class ModelState(NamedTuple):
+    """What the server says of a model: OVMS's word for it, and what is wrong."""
+
+    state: str
+    complaint: str
+
+    @property
+    def failed(self) -> bool:
+        """Whether it will not come."""
+        return self.state == "END" or bool(self.complaint)
+
+
+class ResidentServer(Protocol):
+    """The server that `Residents` and each `Resident` talk to."""
+
+    @property
+    def life(self) -> Life | None:
+        """Its present life, by which what it holds in memory lasts."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it serves."""
+
+    @property
+    def dead(self) -> bool:
+        """Whether it is not there and will not come unless somebody asks."""
+
+    @property
+    def crashed(self) -> bool:
+        """Whether it served and died, and has not proved itself since."""
+
+    def client(self) -> ServerClient:
+        """A client of its present life. Raises UnavailableError when it is not up."""
+
+    def last_words(self) -> str:
+        """What it logged last."""
+
+    async def ensure_ready(self) -> None:
+        """Start it if need be. Raises EngineStartError, and UnavailableError when it was closed."""
+
+    async def recovered(self) -> None:
+        """Wait while it is being started or restarted."""
+
+
+class Residents:
+    """config.json and graphs of one server, below `folder`, which is made and removed here.
+
+    Each graph lies in a folder of its own, named anew when the graph changes: the model server looks for changes in
+    config.json alone.
+    """
+
+    def __init__(self, folder: Path, server: ResidentServer, load_limit: float) -> None:
+        self.folder = folder
+        self._server = server
+        self._load_limit = load_limit
+        self._graphs: dict[str, str] = {}
+        self._attempts = 0
+        self._bases: dict[str, str] = {}
+        self._proved: set[str] = set()
+        self._writing = asyncio.Lock()
+
+    @property
+    def config(self) -> Path:
+        """The file that the server reads."""
+        return self.folder / "config.json"
+
+    def begin_life(self) -> None:
+        """Write what a new life of the server is to load: what was served before. Blocks for some milliseconds.
+
+        A model that was just being loaded when the server died may be what killed it.
+        """
+        self._write({name: graph for name, graph in self._graphs.items() if name in self._proved})
+
+    def remove_folder(self) -> None:
+        """Remove what was written. Blocks; called when the server has ended."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def forget(self, name: str) -> None:
+        """Leave a model out from the next change, or the next life, on."""
+        self._graphs.pop(name, None)
+        self._proved.discard(name)
+
+    async def add(self, name: str, graph: str) -> None:
+        """Have the server load a model, unless it has, and wait until it can answer.
+
+        Raises EngineStartError with the server's reason, BadGatewayError when it dies meanwhile.
+        """
+        if self._graphs.get(name) != graph or name not in self._proved:
+            self._attempts += 1  # a graph that failed is tried again when its place is another
+            self._bases[name] = f"{quote(name, safe='')}-{self._attempts}"
+        self._graphs[name] = graph
+        try:
+            async with asyncio.timeout(self._load_limit):
+                await self._follow(name)
+        except TimeoutError:
+            raise EngineStartError(
+                f"{name} was not loaded in {self._load_limit:g} s. Raise engine.start_limit in plugin.yaml if this "
+                "machine is slow"
+            ) from None
+        self._proved.add(name)
+
+    async def remove(self, name: str) -> None:
+        """Have the server let go of a model, and wait until it has. A server that is not there needs not be told."""
+        self.forget(name)
+        await self._server.recovered()
+        if not self._server.ready:
+            return
+        try:
+            async with asyncio.timeout(_LEAVE_TIMEOUT):
+                await self._apply()
+                pause = _POLL_FIRST
+                while name not in self._graphs and (await self.states()).get(name, _GONE).state != "END":
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 1.5, _POLL_LAST)
+        except (EnginePluginError, TimeoutError) as error:
+            log.warning("%s: the server did not say that it let go of it: %s", name, error or "no answer in time")
+
+    async def states(self) -> dict[str, ModelState]:
+        """What the server holds. Raises UnavailableError and BadGatewayError."""
+        async with self._server.client().get("/v1/config") as response:
+            body = await response.read(_CONFIG_LIMIT)
+        try:
+            shape = json.loads(body)
+            return {name: _state(entry["model_version_status"][0]) for name, entry in shape.items()}
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise BadGatewayError(f"the engine's list of models is not understood: {body[:200]!r}") from error
+
+    async def _follow(self, name: str) -> None:
+        """Tell the server, and watch what becomes of one model. Raises EngineStartError."""
+        complaint = await self._apply()
+        pause = _POLL_FIRST
+        while True:
+            state = (await self.states()).get(name)
+            if state is not None and state.state == "AVAILABLE":
+                return
+            if name not in self._graphs:
+                raise UnavailableError(f"{name} was unloaded while it was being loaded")
+            if state is None or state.failed:
+                why = (state.complaint if state else "") or complaint or "it gives no reason"
+                said = self._server.last_words() if why == _NO_REASON or not state else ""
+                raise EngineStartError(f"{name} cannot be loaded: {why}{f'. Last lines: {said}' if said else ''}")
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _POLL_LAST)
+
+    async def _apply(self) -> str:
+        """Write the configuration and have it read; what the server complains of."""
+        async with self._writing:
+            await in_thread(self._write, dict(self._graphs))
+        return await self._server.client().reload()
+
+    def _write(self, graphs: Mapping[str, str]) -> None:
+        private_folder(self.folder)
+        entries = []
+        for name, graph in graphs.items():
+            base = self.folder / self._bases[name]
+            private_folder(base)
+            _write_text(base / _GRAPH, graph)
+            entries.append({"name": name, "base_path": str(base), "graph_path": _GRAPH})
+        write_json(self.config, {"mediapipe_config_list": entries, "model_config_list": []}, self.folder)
+        used = {entry["base_path"] for entry in entries}
+        for place in self.folder.iterdir():
+            if place.is_dir() and str(place) not in used:
+                shutil.rmtree(place, ignore_errors=True)
+
+
+_GONE = ModelState("END", "")
+_NO_REASON = "FAILED_PRECONDITION"
+
+
+def _state(shape: Mapping[str, Any]) -> ModelState:
+    status = shape["status"]
+    code = str(status.get("error_code") or "OK")
+    return ModelState(str(shape["state"]), "" if code == "OK" else str(status.get("error_message") or code))
+
+
+def _write_text(path: Path, text: str) -> None:
+    """A file that is never seen half written."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Resident:
+    """One model in a server's memory, or on its way there. Owned by the pool; stopped once, then thrown away."""
+
+    def __init__(
+        self, model: ModelInfo, graph: str, server: ResidentServer, residents: Residents, admission: Admission
+    ) -> None:
+        self.model = model
+        self.admission = admission
+        self._graph = graph
+        self._server = server
+        self._residents = residents
+        self._work: SharedWork[None] = SharedWork(f"loading {model.name}")
+        self._loaded = False
+        self._stopped = False
+        self._life: Life | None = None
+        """The life of the server in which the model was seen to be served."""
+        self._calls: set[asyncio.Timeout] = set()
+
+    async def ensure_ready(self) -> None:
+        """Load the model, sharing a load that is under way; wait for it in a server that was restarted.
+
+        Raises EngineStartError with the server's reason.
+        """
+        if not self.ready:
+            await self._work.run(self._load)
+
+    async def _load(self) -> None:
+        try:
+            await self._server.ensure_ready()
+            life = self._server.life
+            await self._residents.add(self.model.name, self._graph)
+        except BaseException:
+            self._loaded = False
+            self._residents.forget(self.model.name)
+            raise
+        self._life, self._loaded = life, True
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it was loaded, also when its server is just being restarted."""
+        return self._loaded
+
+    def client(self) -> ServerClient:
+        """A client of the server that has it. Raises UnavailableError."""
+        return self._server.client()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model was seen to be served in this life of the server."""
+        return self._loaded and self._life is self._server.life and self._server.ready
+
+    @property
+    def dead(self) -> bool:
+        """Whether it serves nothing, and will not unless somebody asks."""
+        return not self._work.running and (not self._loaded or self._server.dead)
+
+    @property
+    def crashed(self) -> bool:
+        """Whether its server served and died, and has not proved itself since."""
+        return self._server.crashed
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[ServerClient]:
+        """A client for one request, which breaks off when the model must leave memory.
+
+        Raises UnavailableError then. A model that turns out not to be served is looked at again by the next request.
+        """
+        if self._stopped:
+            raise UnavailableError(_UNLOADED)
+        try:
+            async with asyncio.timeout(None) as call:
+                self._calls.add(call)
+                try:
+                    yield self.client()
+                finally:
+                    self._calls.discard(call)
+        except TimeoutError:
+            if not call.expired():
+                raise
+            raise UnavailableError(_UNLOADED) from None
+        except (BadGatewayError, UnavailableError):
+            self._life = None
+            raise
+
+    async def stop(self) -> None:
+        """Take the model out of memory; requests under way break off."""
+        self._stopped = True
+        for call in self._calls:
+            with suppress(RuntimeError):  # it is ending just now
+                call.reschedule(asyncio.get_running_loop().time())
+        await self._work.cancel()
+        await self._residents.remove(self.model.name)
+        self._loaded = False
+
+    def clean_up(self) -> None:
+        """Leave nothing for the server's next life."""
+        self._residents.forget(self.model.name)
+
+
+_UNLOADED = "the model was taken out of memory while it worked on this request"

@@ -1,0 +1,174 @@
+"""The server process: the OpenVINO Model Server, or our own on openvino-genai. It holds all models."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine_plugin.engines.admission import Admission
+from engine_plugin.engines.openvino import command
+from engine_plugin.engines.openvino.client import ServerClient
+from engine_plugin.engines.openvino.graphs import device_of, graph_text
+from engine_plugin.engines.openvino.residents import Resident, Residents
+from engine_plugin.engines.process import Command
+from engine_plugin.engines.server import ServerProcess
+from engine_plugin.errors import EnginePluginError, UnavailableError
+from engine_plugin.files import in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from engine_plugin.engines.life import Life
+    from engine_plugin.engines.openvino.options import OpenVinoOptions
+    from engine_plugin.engines.openvino.software import Backend
+    from engine_plugin.engines.records import ProcessRecords
+    from engine_plugin.engines.server import Address
+    from engine_plugin.models.store import ModelInfo
+
+__all__ = ["OpenVinoServer", "Place"]
+
+log = logging.getLogger(__name__)
+
+_MB = 1024 * 1024
+_AT_ONCE = 4
+"""Requests that a model of a kind that computes one after the other is given at once, so that it need not wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a server's things are: `sockets` a private directory for a unix socket (None: it listens on a port),
+    `served` a folder of its own that is made for its configuration, `cache` for compiled models."""
+
+    sockets: Path | None
+    served: Path
+    cache: Path
+
+
+class OpenVinoServer(ServerProcess):
+    """One server. Owned by the engine driver; closed once, then thrown away."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        options: OpenVinoOptions,
+        place: Place,
+        records: ProcessRecords,
+        environ: Mapping[str, str],
+        *,
+        mode: str,
+        only_cpu: bool,
+    ) -> None:
+        """Models compute where `mode` says; `only_cpu`: there is nothing but the processor."""
+        self._backend = backend
+        self._openvino = options
+        self._place = place
+        self._environ = environ
+        self._mode = mode
+        self._only_cpu = only_cpu
+        self._closed = False
+        is_ours = backend.kind == "embedded"
+        self.residents = Residents(place.served, self, options.start_limit)
+        super().__init__(
+            "the OpenVINO server",
+            options,
+            records,
+            place.sockets if is_ours else None,
+            health_path="/v2/health/live",
+            chosen_ports=0 if is_ours else 2,
+            is_ours=is_ours,
+            error_marks=("E ", "[error]", "Error"),
+        )
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether our own server serves, which can do more than the OpenVINO Model Server."""
+        return self._backend.kind == "embedded"
+
+    @property
+    def life(self) -> Life | None:
+        """Its present life, by which what it holds in memory lasts."""
+        return self.process.life
+
+    def client(self) -> ServerClient:
+        """A client of its present life. Raises UnavailableError when it is not up."""
+        return ServerClient(self._require_client(), self.process.life)
+
+    def last_words(self) -> str:
+        """What it logged last."""
+        return self.process.life.last_words() if self.process.life else ""
+
+    async def ensure_ready(self) -> None:
+        if self._closed:
+            raise UnavailableError("the engine was stopped")
+        await super().ensure_ready()
+
+    async def close(self) -> None:
+        """End the process and remove what was made for it; requests under way break off."""
+        self._closed = True
+        await self.stop()
+        self.clean_up()
+        await in_thread(self.residents.remove_folder)
+
+    def resident(self, model: ModelInfo) -> Resident:
+        """A model for the pool. Nothing is loaded yet."""
+        options = self._openvino
+        device = device_of(model.kind, self._mode, options, only_cpu=self._only_cpu)
+        threads = 0 if self.is_ours else options.threads
+        graph = graph_text(model, device, options, threads=threads)
+        at_once = options.parallel if model.kind in ("chat", "embed", "rerank") else min(options.parallel, _AT_ONCE)
+        return Resident(model, graph, self, self.residents, Admission(at_once, options.max_queue))
+
+    async def complaints(self, served: Sequence[str]) -> list[str]:
+        """What is wrong with it and with the models that it should serve, in words."""
+        own = await self.complaint()
+        if own:
+            return [own]
+        try:
+            states = await self.residents.states() if served else {}
+        except EnginePluginError as error:
+            return [f"{self.label} does not tell what it serves: {error}"]
+        wrong = []
+        for name in served:
+            state = states.get(name)
+            if state is None or state.failed:
+                wrong.append(f"{name} is not served: {(state and state.complaint) or 'its process has ended'}")
+            elif state.state != "AVAILABLE":
+                wrong.append(f"{name} is being loaded again")
+        return wrong
+
+    def launch(self, address: Address) -> Command:
+        self.residents.begin_life()
+        settings = self._settings(address)
+        env = command.environ_of(self._environ, self._backend, self._ticket.environ)
+        if self.is_ours:
+            return Command(command.runner_command(), env, command.runner_stdin(settings))
+        return Command(command.ovms_command(self._backend, settings, self._write_key_file()), env)
+
+    def _settings(self, address: Address) -> command.ServerSettings:
+        options = self._openvino
+        grpc_port = None if options.grpc_port < 0 else options.grpc_port
+        if address.ports:
+            grpc_port = grpc_port or address.ports[1]
+        cached = options.cache_dir or not (self._mode == "cpu" or self._only_cpu)
+        return command.ServerSettings(
+            host=str(address.socket) if address.socket is not None else "127.0.0.1",
+            port=address.ports[0] if address.ports else 0,
+            key=address.key,
+            config=str(self.residents.config),
+            grpc_port=grpc_port,
+            threads=options.threads,
+            max_queue=options.max_queue,
+            cache_dir=str(self._place.cache) if cached else "",
+            memory_limit=options.memory_limit * _MB,
+            load_timeout=options.start_limit,
+            drain_timeout=options.drain_timeout,
+            restart_limit=options.restart_limit,
+            restart_backoff=options.restart_backoff,
+            stable_time=options.stable_time,
+        )
+
+    async def prove(self) -> None:
+        """Have it show that it knows its key and its configuration. What a model can do is seen when it is loaded."""
+        await self.residents.states()
