@@ -201,22 +201,28 @@ async def loads(way: Way, seconds: float) -> list[Load]:
 
 async def openvino_round(results: Results, line: Lineup, work: Sequence[Load], calls: int, name: str) -> None:
     """One round; `name` is the model's in the table."""
+    alone = {}
     for way in line.turned(results.rounds):
         await Load(1, 2).on(way)
-        _, firsts = await Load(1, 2, calls).on(way)
-        _add_spread(results, name, "first token, 1 stream", way.name, firsts)
+        _, alone[way.name] = await Load(1, 2, calls).on(way)
+    for way in line.ways:
+        _add_spread(results, name, "first token, 1 stream", way.name, alone[way.name])
     for load in work:
+        done: dict[str, tuple[float, list[float]]] = {}
+        health: list[float] = []
         for way in line.turned(results.rounds):
             if way.name == SERVER and load.width == max(WIDTHS):
-                (rate, firsts), health = await _with_health(line.prober, way, load)
-                for title, share in (("median", 0.5), ("p99", 0.99)):
-                    row = Row(_group(name, _PAIRS[0]), f"{_HEALTH_PATH}, {load.label}, {title}", "ms", ways=_PAIRS[0])
-                    results.add(row, SERVER, [quantile(sorted(health), share)])
+                done[way.name], health = await _with_health(line.prober, way, load)
             else:
-                rate, firsts = await load.on(way)
+                done[way.name] = await load.on(way)
+        for way in line.ways:
+            rate, firsts = done[way.name]
             _add(results, name, f"tokens/s, {load.label}", "1/s", "ratio", way.name, [rate])
             if load.width > 1:
                 _add_spread(results, name, f"first token, {load.label}", way.name, firsts)
+        for title, share in (("median", 0.5), ("p99", 0.99)) if health else ():
+            row = Row(_group(name, _PAIRS[0]), f"{_HEALTH_PATH}, {load.label}, {title}", "ms", ways=_PAIRS[0])
+            results.add(row, SERVER, [quantile(sorted(health), share)])
 
 
 async def _with_health(prober: Helper, way: Way, load: Load) -> tuple[tuple[float, list[float]], list[float]]:

@@ -30,7 +30,7 @@ def _cells(results: Results, row: Row) -> tuple[str, str, str, str]:
     compared = results.compared(row)
     if compared is None:
         return title, before, after, ""
-    mark = "+" if row.compare == "added" else "×"
+    mark = "×" if row.compare == "ratio" else "+" if compared.median >= 0 else ""
     return title, before, after, f"{mark}{_spread(compared)}"
 
 
