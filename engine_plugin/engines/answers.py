@@ -77,7 +77,7 @@ async def stream_events(
     response: HttpResponse,
     error_of: Callable[[Complaint], EnginePluginError] = Complaint.error,
     unwanted: bytes = b"",
-    longest: int = sse.MAX_EVENT,
+    longest: int = 0,
 ) -> AsyncIterator[bytes]:
     """Whole events as they come, up to `[DONE]`, without those that are exactly `unwanted`.
 

@@ -12,22 +12,22 @@ if TYPE_CHECKING:
 
     from engine_plugin.engines.http1 import HttpResponse
 
-__all__ = ["DONE", "MAX_EVENT", "error_event", "event_data", "whole_events"]
+__all__ = ["DONE", "error_event", "event_data", "whole_events"]
 
 DONE = b"data: [DONE]"
 # Lines may end in LF, CRLF or CR.
 _EMPTY_LINES = (b"\n\n", b"\n\r\n", b"\r\r")
-MAX_EVENT = 16 * 1024 * 1024
+_MAX_EVENT = 16 * 1024 * 1024
 # Inside a JSON string a quote is escaped, so these bytes can only stand where an event begins.
 _ERROR_MARKS = (b'data: {"error"', b"error: {")
 
 
-async def whole_events(response: HttpResponse, longest: int = MAX_EVENT) -> AsyncIterator[bytes]:
+async def whole_events(response: HttpResponse, longest: int = 0) -> AsyncIterator[bytes]:
     """The body in blocks that end where an event ends: all events that have arrived leave together.
 
-    An event of more than `longest` bytes, and a body that ends inside one, raise BadGatewayError.
+    An event of more than `longest` bytes (0: 16 MiB), and a body that ends inside one, raise BadGatewayError.
     """
-    rest = b""
+    rest, longest = b"", longest or _MAX_EVENT
     while block := await response.read_some():
         data = rest + block if rest else block
         cut = _last_boundary(data)
