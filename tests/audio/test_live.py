@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import tracemalloc
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -253,6 +254,28 @@ async def test_a_big_message_leaves_the_loop_to_others() -> None:
     await heard(silence(60), size=10_000_000)
     task.cancel()
     assert turns > 100
+
+
+async def test_memory_is_bounded_however_long_it_lasts() -> None:
+    """Of 2.2 MB of sound only a window and what may wait is kept."""
+    sound = spoken(0, 40) + silence(2)
+
+    async def source() -> AsyncIterator[bytes]:
+        for _ in range(4):
+            yield sound
+
+    model = Model()
+    options = dataclasses.replace(OPTIONS, window=3.0, max_pending=2.0)
+    async with asyncio.timeout(LIMIT), transcribed_live(source(), model.transcribe, options) as sentences:
+        await anext(sentences)
+        tracemalloc.start()
+        try:
+            count = len(final([sentence async for sentence in sentences]))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert count >= 4
+    assert peak < 1 << 20
 
 
 async def test_speech_without_words_is_no_sentence() -> None:

@@ -16,7 +16,7 @@ __all__ = ["Agreement", "Word", "words_of"]
 # Scripts that put no spaces between words: each sign counts as a word.
 _SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(rf"\s*(?:[{_SPACELESS}]|[^\s{_SPACELESS}]+)")
-_SPACED = re.compile(rf"[^\s{_SPACELESS}]")
+_SPACED = re.compile(rf"[^\s{_SPACELESS}\u3000-\u303f\uff00-\uffef]")
 _NO_LETTERS = re.compile(r"[\W_]+")
 _LONGEST_MATCH = 6  # words
 _NEAR = 1.5  # seconds by which two windows may differ about when a word was said
