@@ -72,7 +72,9 @@ def main(arguments: list[str]) -> int:
         verbs[arguments[0]]()
     except ImportError as error:
         _fail(f"{error}. Install the engine: InstallEngine, or pip install 'engine-plugin[openvino]'")
-    except (OSError, ValueError, KeyError) as error:
+    except OSError as error:
+        _fail(str(error))
+    except (ValueError, KeyError) as error:
         _fail(f"{type(error).__name__}: {error}")
     return 0
 

@@ -47,8 +47,8 @@ _INPUTS = {"speech-to-text": ("audio", "params"), "text-to-speech": ("text", "vo
 _OUTPUT = {"speech-to-text": "result", "text-to-speech": "audio"}
 
 
-async def serve_grpc(registry: Registry, key: str, port: int) -> str:
-    """Listen on a port of 127.0.0.1; where. Raises OSError."""
+async def serve_grpc(registry: Registry, key: str, port: int) -> tuple[grpc.aio.Server, str]:
+    """Listen on a port of 127.0.0.1. The server, which ends when nobody refers to it, and where. Raises OSError."""
     server = grpc.aio.server(options=_OPTIONS)
     server.add_generic_rpc_handlers((_handler(_Service(registry, key)),))
     try:
@@ -56,12 +56,7 @@ async def serve_grpc(registry: Registry, key: str, port: int) -> str:
     except RuntimeError as error:  # grpcio raises this for every reason
         raise OSError(f"cannot listen on 127.0.0.1:{port}: {error}") from error
     await server.start()
-    _serving.append(server)
-    return f"127.0.0.1:{bound}"
-
-
-_serving: list[grpc.aio.Server] = []
-"""Servers end when nobody refers to them; ours end with the process."""
+    return server, f"127.0.0.1:{bound}"
 
 
 def _handler(service: _Service) -> grpc.GenericRpcHandler:

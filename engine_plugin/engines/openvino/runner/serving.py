@@ -26,11 +26,11 @@ _LAST_MOMENT = 1.0
 
 
 def serve(settings: dict[str, Any], worker: Sequence[str] = WORKER) -> None:
-    """Serve until stdin ends, then exit at once. `settings` come from the driver; `worker` runs a worker."""
-    try:
-        asyncio.run(_serve(settings, worker))
-    except OSError as error:
-        raise SystemExit(f"E cannot listen on {settings['host']}: {error}") from error
+    """Serve until stdin ends, then exit at once. `settings` come from the driver; `worker` runs a worker.
+
+    Raises OSError when it cannot listen.
+    """
+    asyncio.run(_serve(settings, worker))
 
 
 async def _serve(settings: dict[str, Any], worker: Sequence[str]) -> None:
@@ -42,16 +42,26 @@ async def _serve(settings: dict[str, Any], worker: Sequence[str]) -> None:
         os.environ,
     )
     _exit_when_stdin_ends(registry)
-    _, address = await serve_http(make_app(registry, settings["key"]), settings["host"], settings.get("port", 0))
+    host = settings["host"]
+    try:
+        http, address = await serve_http(make_app(registry, settings["key"]), host, settings.get("port", 0))
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}: {error.strerror or error}") from error
     told = {"address": address}
+    grpc = None
     if settings.get("grpc_port") is not None:
         from engine_plugin.engines.openvino.runner.kserve import serve_grpc
 
-        told["grpc"] = await serve_grpc(registry, settings["key"], settings["grpc_port"])
+        grpc, told["grpc"] = await serve_grpc(registry, settings["key"], settings["grpc_port"])
     print(json.dumps(told), flush=True)
     registry.load_soon()
     gc.freeze()  # what is there now stays; it need not be looked through again and again
-    await asyncio.Event().wait()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await http.cleanup()
+        if grpc is not None:
+            await grpc.stop(None)
 
 
 def _exit_when_stdin_ends(registry: Registry) -> None:

@@ -1,0 +1,19 @@
+"""The embedded server with the tests' worker: `python -m tests.openvino.runner_front.server`, settings on stdin."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from engine_plugin.engines import guard
+from engine_plugin.engines.openvino.runner.serving import serve
+from tests.openvino.runner_front.conftest import WORKER
+
+if __name__ == "__main__":
+    guard.arm()
+    line = b""
+    while not line.endswith(b"\n"):
+        line += os.read(0, 1)
+    serve(json.loads(line), WORKER)
+    sys.exit(1)

@@ -1,0 +1,177 @@
+"""Calls that are broken off, wait, are not read, or lose their worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import resource
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from engine_plugin.engines.openvino.runner.link import Worker
+    from tests.openvino.runner_front.conftest import Front, Serve
+
+HELD = {"parts": [[0, "a", 1, None, None]], "then": "hold"}
+
+
+async def first_bytes(front: Front, stack: contextlib.AsyncExitStack, **script: object) -> None:
+    """A stream of which the first event has come."""
+    response = await stack.enter_async_context(front.streaming(script=script or HELD))
+    await asyncio.wait_for(response.content.readany(), 10)
+
+
+async def until_cancelled(front: Front, count: int = 1) -> None:
+    """The worker has been told of as many cancels."""
+    async with asyncio.timeout(10):
+        while len(await front.cancelled()) < count:
+            pass
+
+
+async def test_a_client_that_leaves_its_stream_cancels_the_call(serve: Serve) -> None:
+    front = await serve()
+    async with contextlib.AsyncExitStack() as stack:
+        await first_bytes(front, stack)
+        assert await front.cancelled() == []
+    await until_cancelled(front)
+
+
+async def test_a_client_that_leaves_while_it_waits_cancels_the_call(serve: Serve) -> None:
+    front = await serve()
+    for stream in (False, True):
+        call = asyncio.create_task(front.chat(stream=stream, script={"parts": [], "then": "hold"}))
+        await front.cancelled()  # answered by the worker behind the call
+        call.cancel()
+        await asyncio.wait({call})
+        await until_cancelled(front, 1 + stream)
+
+
+async def test_more_calls_than_may_wait_are_refused_and_the_others_answered(serve: Serve) -> None:
+    front = await serve(empty=True, max_queue=1)
+    front.config.add("m", extra="max_num_seqs: 1")
+    assert await front.reload() == 201
+    async with contextlib.AsyncExitStack() as stack:
+        await first_bytes(front, stack)
+        await first_bytes(front, stack)
+        status, answer = await front.chat()
+        assert (status, answer["error"]["type"]) == (503, "unavailable_error")
+    async with asyncio.timeout(10):
+        while (await front.chat())[0] != 200:
+            pass
+
+
+@pytest.mark.parametrize("then", ["crash", "noise", "class"])
+async def test_a_worker_that_dies_or_talks_nonsense_fails_its_calls_and_is_started_again(
+    serve: Serve, then: str
+) -> None:
+    front = await serve(restart_backoff=0.01)
+    async with contextlib.AsyncExitStack() as stack:
+        held = await stack.enter_async_context(front.streaming(script=HELD))
+        await asyncio.wait_for(held.content.readany(), 10)
+        status, answer = await front.chat(script={"parts": [], "then": then})
+        assert status == 500
+        assert "process of model m ended" in answer["error"]["message"]
+        if then == "crash":
+            assert "exit status 11" in answer["error"]["message"]
+            assert "Segmentation fault, nearly" in answer["error"]["message"]
+        assert json.loads((await held.content.read()).decode().strip().removeprefix("data: "))["error"]["code"] == 500
+    assert (await front.chat())[0] == 200  # waits for the new one
+
+
+async def test_a_worker_that_dies_does_not_touch_other_models(serve: Serve) -> None:
+    front = await serve(restart_backoff=30.0)
+    front.config.add("other")
+    assert await front.reload() == 201
+    async with contextlib.AsyncExitStack() as stack:
+        held = await stack.enter_async_context(front.streaming(model="other", script=HELD))
+        await asyncio.wait_for(held.content.readany(), 10)
+        assert (await front.chat(script={"then": "crash"}))[0] == 500
+        assert (await front.get("/v2/health/ready"))[0] == 503
+        assert (await front.state("m"))[0] == "LOADING"
+        assert (await front.chat(model="other", script={"release": True}))[0] == 200
+        assert (await asyncio.wait_for(held.content.read(), 10)).endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_worker_that_dies_again_and_again_is_given_up(serve: Serve) -> None:
+    front = await serve(restart_limit=2, restart_backoff=0.01)
+    for _ in range(3):
+        assert (await front.settled())[0] == "AVAILABLE"
+        assert (await front.chat(script={"then": "crash"}))[0] == 500
+    state, reason = await front.settled()
+    assert state == "END"
+    assert "3 times in a row" in reason
+    status, answer = await front.chat()
+    assert status == 503
+    assert "3 times in a row" in answer["error"]["message"]
+    assert (await front.get("/v2/health/ready"))[0] == 200  # none is to be there
+    assert await front.reload() == 201
+    assert (await front.chat())[0] == 200
+
+
+async def test_deaths_long_apart_are_not_in_a_row(serve: Serve) -> None:
+    front = await serve(restart_limit=1, restart_backoff=0.01, stable_time=0.0)
+    for _ in range(4):
+        assert (await front.chat(script={"then": "crash"}))[0] == 500
+    assert (await front.chat())[0] == 200
+
+
+async def test_a_reader_that_has_stopped_neither_grows_memory_nor_holds_up_others(serve: Serve) -> None:
+    front = await serve()
+    body = json.dumps({"model": "m", "messages": [{}], "stream": True, "script": {"parts": [], "then": "flood"}})
+    head = (
+        f"POST /v3/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer a-key\r\nContent-Length: {len(body)}"
+    )
+    with socket.socket(socket.AF_UNIX) as stopped:
+        stopped.setblocking(False)
+        loop = asyncio.get_running_loop()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        await loop.sock_connect(stopped, front.address.removeprefix("unix:"))
+        await loop.sock_sendall(stopped, f"{head}\r\n\r\n{body}".encode())
+        *_, end = await front.events(script={"parts": [[0, "b", 1, None, None]] * 50})
+        assert end == "[DONE]"
+        await until_cancelled(front)  # it has left more unread than is kept
+    if sys.platform == "linux":
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+
+
+async def test_a_reader_that_was_behind_misses_nothing(serve: Serve) -> None:
+    front = await serve()
+    sent = [(index % 2, f"{index:06d}" * 40) for index in range(3000)]
+    parts = [[index, text, 1, None, None] for index, text in sent]
+    async with front.streaming(script={"parts": parts}) as response:
+        assert (await front.chat(script={"parts": []}))[0] == 200  # the worker has sent all of it
+        texts: dict[int, str] = {0: "", 1: ""}
+        for line in (await asyncio.wait_for(response.read(), 10)).decode().split("\n\n"):
+            if line.startswith("data: {"):
+                choice = json.loads(line.removeprefix("data: "))["choices"][0]
+                texts[choice["index"]] += choice["delta"].get("content", "")
+    assert texts == {index: "".join(text for place, text in sent if place == index) for index in (0, 1)}
+
+
+async def test_many_streams_are_told_apart(serve: Serve) -> None:
+    front = await serve()
+
+    async def one(word: str) -> str:
+        *chunks, end = await front.events(script={"parts": [[0, word, 1, None, None]] * 20})
+        assert end == "[DONE]"
+        return "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks)
+
+    words = [f"<{number}>" for number in range(32)]
+    assert await asyncio.gather(*map(one, words)) == [word * 20 for word in words]
+
+
+async def test_what_comes_for_a_call_that_has_ended_is_dropped(serve: Serve) -> None:
+    front = await serve()
+    async with contextlib.AsyncExitStack() as stack:
+        await first_bytes(front, stack, parts=[], then="flood")
+    await until_cancelled(front)
+    async with front.registry.models["m"].use() as worker:
+        assert running(worker) == 0
+
+
+def running(worker: Worker) -> int:
+    return len(worker._calls)

@@ -1,0 +1,162 @@
+"""The server's process: how it begins, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import stat
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import psutil
+import pytest
+
+from tests.openvino.runner_front.conftest import KEY, Config
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+RUNNER = "engine_plugin.engines.openvino.runner"
+
+
+@asynccontextmanager
+async def running(
+    config: Config, module: str = "tests.openvino.runner_front.server", **settings: Any
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, dict[str, str]]]:
+    """A server's process, and the line that it printed."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", module, *(["serve"] if module == RUNNER else [])),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        given = {"host": str(config.root / "s.sock"), "key": KEY, "config": str(config.path), "grpc_port": None}
+        process.stdin.write(json.dumps({**given, **settings}).encode() + b"\n")
+        line = await asyncio.wait_for(process.stdout.readline(), 20)
+        yield process, json.loads(line)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+@asynccontextmanager
+async def client(address: str) -> AsyncIterator[aiohttp.ClientSession]:
+    """A session for wherever it listens."""
+    path = address.removeprefix("unix:")
+    connector = aiohttp.UnixConnector(path) if path != address else aiohttp.TCPConnector()
+    base = "http://server" if path != address else address
+    async with aiohttp.ClientSession(
+        base, connector=connector, headers={"Authorization": f"Bearer {KEY}"}
+    ) as session:
+        yield session
+
+
+async def available(session: aiohttp.ClientSession) -> None:
+    """All models have been loaded, which nobody but the server itself began."""
+    async with asyncio.timeout(20):
+        while True:
+            async with session.get("/v1/config") as response:
+                states = [model["model_version_status"][0]["state"] for model in (await response.json()).values()]
+            if states and set(states) == {"AVAILABLE"}:
+                return
+
+
+async def workers_of(process: asyncio.subprocess.Process, address: str) -> list[psutil.Process]:
+    """The server's workers, when they have loaded."""
+    async with client(address) as session:
+        await available(session)
+    found: list[psutil.Process] = psutil.Process(process.pid).children()
+    return found
+
+
+def two_models(root: Path) -> Config:
+    config = Config(root)
+    config.add("a")
+    config.add("b", "embed")
+    config.write()
+    return config
+
+
+@pytest.mark.parametrize("end", ["stdin", "kill"])
+async def test_nothing_outlives_the_server(scratch: Path, end: str) -> None:
+    async with running(two_models(scratch)) as (process, told):
+        workers = await workers_of(process, told["address"])
+        assert len(workers) == 2
+        if end == "stdin":
+            assert process.stdin is not None
+            process.stdin.close()
+            assert await asyncio.wait_for(process.wait(), 5) == 0
+        else:
+            process.kill()
+            await process.wait()
+        _, left = await asyncio.to_thread(psutil.wait_procs, workers, 5)
+        assert left == []
+
+
+async def test_stdin_ends_the_server_while_a_model_loads(scratch: Path) -> None:
+    config = Config(scratch)
+    config.add("slow", load="hang")
+    config.write()
+    async with running(config) as (process, _):
+        assert process.stdin is not None
+        process.stdin.close()
+        assert await asyncio.wait_for(process.wait(), 5) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no unix sockets")
+async def test_the_socket_is_its_users_own_and_one_left_behind_is_no_hindrance(scratch: Path) -> None:
+    config = Config(scratch)
+    for _ in range(2):
+        async with running(config) as (_, told):
+            assert told == {"address": f"unix:{scratch / 's.sock'}"}
+            assert stat.S_IMODE((scratch / "s.sock").stat().st_mode) == 0o600
+
+
+async def test_a_port_of_its_own_choosing(scratch: Path) -> None:
+    config = Config(scratch)
+    async with running(config, RUNNER, host="127.0.0.1", port=0, threads=0, cache_dir="") as (_, told):
+        assert told["address"].startswith("http://127.0.0.1:")
+        async with client(told["address"]) as session, session.get("/v2/health/live") as response:
+            assert response.status == 200
+
+
+@pytest.mark.parametrize("way", ["folder", "port"])
+async def test_where_it_cannot_listen_it_says_so(scratch: Path, way: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        host, port = ("127.0.0.1", taken.getsockname()[1]) if way == "port" else (str(scratch / "no" / "s.sock"), 0)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", RUNNER, "serve"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        settings = {"host": host, "port": port, "key": KEY, "config": str(scratch / "config.json"), "grpc_port": None}
+        line = json.dumps(settings).encode() + b"\n"
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(line)
+        words = await asyncio.wait_for(process.stderr.read(), 20)
+        assert await asyncio.wait_for(process.wait(), 5) == 3
+    assert words.startswith(b"E cannot listen on " + host.encode())
+
+
+async def test_a_probe_tells_version_and_devices() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", RUNNER, "probe"),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "ENGINE_PLUGIN_PARENT": str(os.getpid())},
+    )
+    output, _ = await asyncio.wait_for(process.communicate(), 60)
+    told = json.loads(output)
+    assert told["version"].startswith("2")
+    assert "CPU" in [device["name"] for device in told["devices"]]
+    assert all(device["description"] for device in told["devices"])

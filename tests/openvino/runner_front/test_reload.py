@@ -1,0 +1,176 @@
+"""What is served follows config.json."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.openvino.runner_front.test_calls import HELD
+
+if TYPE_CHECKING:
+    from tests.openvino.runner_front.conftest import Front, Serve
+
+
+async def pid(front: Front, model: str = "m") -> int:
+    """Of the model's worker."""
+    async with front.registry.models[model].use() as worker:
+        return int(worker._transport.get_pid())
+
+
+async def test_what_has_not_changed_is_left_alone(serve: Serve) -> None:
+    front = await serve()
+    before = await pid(front)
+    assert await front.reload() == 200
+    front.config.add("owner/name")
+    assert await front.reload() == 201
+    assert await pid(front) == before
+    assert (await front.chat(model="owner/name"))[0] == 200
+    assert (await front.get("/v2/models/owner/name/ready"))[0] == 200
+
+
+async def test_a_changed_graph_gets_a_new_worker(serve: Serve) -> None:
+    front = await serve()
+    before = await pid(front)
+    front.config.add("m", extra='device: "GPU.1" max_num_seqs: 3')
+    assert await front.reload() == 201
+    assert await pid(front) != before
+
+
+async def test_a_removed_model_ends_its_calls_first_and_takes_no_new_ones(serve: Serve) -> None:
+    front = await serve()
+    async with front.streaming(script=HELD) as held:
+        await asyncio.wait_for(held.content.readany(), 10)
+        worker = await pid(front)
+        kept = front.registry.models["m"]
+        front.config.graphs.clear()
+        removal = asyncio.create_task(front.reload())
+        async with asyncio.timeout(10):
+            while (await front.state("m"))[0] != "UNLOADING":
+                pass
+        assert (await front.chat())[0] == 404
+        assert not removal.done()
+        kept._worker._send(("do", 9, {"op": "chat", "params": {"script": {"release": True}}}))  # type: ignore[union-attr]  # it is there: it serves
+        assert (await asyncio.wait_for(held.content.read(), 10)).endswith(b"data: [DONE]\n\n")
+    assert await asyncio.wait_for(removal, 10) == 201
+    assert (await front.get("/v1/config"))[1] == {}
+    assert not alive(worker)
+
+
+async def test_calls_that_do_not_end_are_broken_off_after_the_drain_timeout(serve: Serve) -> None:
+    front = await serve(drain_timeout=0.05)
+    async with front.streaming(script=HELD) as held:
+        await asyncio.wait_for(held.content.readany(), 10)
+        front.config.graphs.clear()
+        assert await front.reload() == 201
+        assert b"was unloaded" in await asyncio.wait_for(held.content.read(), 10)
+
+
+async def test_a_model_that_fails_to_load_is_told_and_the_others_go_on(serve: Serve) -> None:
+    front = await serve()
+    before = await pid(front)
+    for way, word in (("fail", "no such luck"), ("crash", "libvery.so: cannot open"), ("noise", "not a frame")):
+        front.config.add(way, load=way)
+        front.config.write()
+        status, answer = await front.post("/v1/config/reload")
+        assert status == 500
+        assert f"{way}: " in answer["error"]
+        assert word in answer["error"]
+        state, reason = await front.state(way)
+        assert state == "END"
+        assert word in reason
+        status, answer = await front.chat(model=way)
+        assert status == 503
+        assert word in answer["error"]["message"]
+        del front.config.graphs[way]
+    assert await front.reload() == 201
+    assert await pid(front) == before
+
+
+async def test_a_model_that_failed_is_tried_again_by_the_next_reload(serve: Serve) -> None:
+    front = await serve(empty=True)
+    front.config.add("m", load="fail")
+    assert await front.reload() == 500
+    (front.config.root / "models" / "m" / "script.json").write_text("{}")
+    assert await front.reload() == 201
+    assert (await front.chat())[0] == 200
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"mediapipe_config_list": [{}]}', '{"model_config_list": [{"config": {}}]}']
+)
+async def test_a_configuration_that_is_none_changes_nothing(serve: Serve, text: str) -> None:
+    front = await serve()
+    front.config.path.write_text(text)
+    status, answer = await front.post("/v1/config/reload")
+    assert status == 400
+    assert "config.json" in answer["error"]
+    assert (await front.chat())[0] == 200
+
+
+async def test_a_graph_that_is_none_is_that_models_fault(serve: Serve) -> None:
+    front = await serve()
+    front.config.graphs |= {"bad": "node {", "gone": front.config.graphs["m"].replace("models/m", "models/x")}
+    assert await front.reload() == 500
+    assert "line 1" in (await front.state("bad"))[1]
+    assert "no folder" in (await front.state("gone"))[1]
+    assert (await front.chat())[0] == 200
+
+
+async def test_a_model_that_takes_long_holds_up_no_other_and_can_be_given_up(serve: Serve) -> None:
+    front = await serve()
+    front.config.add("slow", load="hang")
+    slow = asyncio.create_task(front.reload())
+    async with asyncio.timeout(10):
+        while "slow" not in (await front.get("/v1/config"))[1]:
+            pass
+    front.config.add("quick")
+    assert await front.reload() == 201
+    waiting = asyncio.create_task(front.chat(model="slow"))
+    assert (await front.chat(model="quick"))[0] == 200
+    assert not slow.done()
+    del front.config.graphs["slow"]
+    assert await front.reload() == 201
+    assert await asyncio.wait_for(slow, 10) in (201, 500)
+    assert (await asyncio.wait_for(waiting, 10))[0] in (404, 503)
+    assert "slow" not in (await front.get("/v1/config"))[1]
+
+
+async def test_a_load_is_given_up_in_time(serve: Serve) -> None:
+    front = await serve(load_timeout=0.2, empty=True)
+    front.config.add("slow", load="hang")
+    assert await front.reload() == 500
+    assert "not loaded in 0.2 s" in (await front.state("slow"))[1]
+
+
+async def test_reloads_at_the_same_time_agree(serve: Serve) -> None:
+    front = await serve()
+    for number in range(3):
+        front.config.add(f"n{number}")
+    front.config.write()
+    answers: list[Any] = await asyncio.gather(*(front.post("/v1/config/reload") for _ in range(4)))
+    assert sorted(status for status, _ in answers) == [200, 200, 200, 201]
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(model.settled() for model in front.registry.models.values()))
+    _, states = await front.get("/v1/config")
+    assert [state["model_version_status"][0]["state"] for state in states.values()] == ["AVAILABLE"] * 4
+
+
+async def test_a_model_that_does_not_fit_is_refused_with_the_figures(serve: Serve) -> None:
+    front = await serve(memory_limit=200 << 20)
+    assert (await front.chat())[0] == 200
+    front.config.add("big")
+    with (front.config.root / "models" / "big" / "weights.bin").open("wb") as weights:
+        weights.truncate(300 << 20)
+    assert await front.reload() == 500
+    reason = (await front.state("big"))[1]
+    assert reason.startswith("memory: 300 MiB")
+    assert "200 MiB" in reason
+    assert (await front.chat())[0] == 200
+
+
+def alive(number: int) -> bool:
+    import psutil
+
+    return psutil.pid_exists(number)
