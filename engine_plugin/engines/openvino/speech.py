@@ -71,6 +71,8 @@ class Speech:
         task = request.get("task") or "transcribe"
         words = "word" in (request.get("timestamp_granularities") or ())
         fields = _form_fields(model, request, words=words)
+        if task != "transcribe":
+            fields["task"] = task
         heard = await self._post(task, fields, samples)
         duration = pcm.seconds(len(samples))
         more: dict[str, Any] = {

@@ -54,6 +54,7 @@ async def test_what_is_asked_for_is_passed_on(speech: Speech, server: Server) ->
     assert first["temperature"] == "0.2"
     assert first["timestamp_granularities[]"] == "word"
     assert (second.get("language"), second["temperature"]) == (None, "0")
+    assert (first.get("task"), second["task"]) == (None, "translate")
     assert server.paths == ["/v3/audio/transcriptions", "/v3/audio/translations"]
 
 
