@@ -1,23 +1,26 @@
-"""See the plugin at work (`make demo`): our host discovers it, spawns it and talks to it, as any host would.
+"""See the plugin at work (`make demo`): our host discovers it, spawns it and calls all eight services.
 
 python scripts/demo.py [PROMPT]
 
-Everything happens below build/: the plugins directory, the engine's software and the models. Nothing is left
-running.
+Everything happens below build/demo/: the plugins directory, the engine's software, the models, and the picture and
+the sound that are made. Nothing is left running.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import os
 import sys
 import time
+import wave
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import psutil
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
 
 from build import build_linked
 from engine_plugin.errors import EnginePluginError
@@ -25,14 +28,18 @@ from engine_plugin.host import PluginRegistry, events
 from pins import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
-    from engine_plugin.host import PluginClient
+    from engine_plugin.host import BidiCall, PluginClient
 
-PLUGINS = ROOT / "build" / "demo" / "plugins"
-DATA = ROOT / "build" / "demo" / "data"
-PLUGIN, MODEL = "llamacpp-plugin", "tiny-chat"
-PROMPT = "Hello, who are you?"
+PLACE = ROOT / "build" / "demo"
+PLUGINS = PLACE / "plugins"
+DATA = PLACE / "data"
+PICTURE, SOUND = PLACE / "picture.png", PLACE / "speech.wav"
+PLUGIN = "openvino-plugin"
+PROMPT = "What is the capital of France?"
+SENTENCE = "Hello."
+PIECE_S, QUIET_S = 0.1, 1.0
 SAMPLING = {"max_tokens": 64, "temperature": 0}
 
 console = Console(highlight=False)
@@ -41,6 +48,11 @@ console = Console(highlight=False)
 def say(what: str, result: str = "") -> None:
     """One line of the demo: what was done, and what came of it."""
     console.print(f"[bold green]✓[/] {what}" + (f"  [dim]{result}[/]" if result else ""), soft_wrap=True)
+
+
+def shown(path: object) -> str:
+    """A path as it is seen from where `make demo` was typed."""
+    return os.path.relpath(str(path), ROOT)
 
 
 @contextmanager
@@ -58,37 +70,37 @@ async def prepare_engine(plugin: PluginClient) -> None:
     check = await plugin.check_engine()
     say("CheckEngine", check.detail)
     if not check.installed:
-        with step("InstallEngine (pip, about 40 MB the first time)") as outcome:
+        with step("InstallEngine (pip, about 80 MB the first time)") as outcome:
             outcome["result"] = (await plugin.install_engine()).partition(" in ")[0]
     await plugin.init_env()
     with step("StartEngine") as outcome:
         await plugin.start_engine()
-        outcome["result"] = f"llama.cpp {await plugin.get_version()}, {await plugin.health_check()}"
+        outcome["result"] = f"OpenVINO {await plugin.get_version()}, {await plugin.health_check()}"
 
 
-async def pull(plugin: PluginClient) -> None:
-    """PullModelStream with a progress bar."""
-    columns = (TextColumn("  {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+async def pull(plugin: PluginClient, names: list[str]) -> None:
+    """PullModelStream with a progress bar for each model, then ListModels."""
+    columns = (TextColumn("  {task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, console=console, transient=True) as bars:
-        bar = bars.add_task(MODEL, total=None)
-        async for event in plugin.pull_model_stream(MODEL):
-            if event.get("total"):
-                bars.update(bar, total=event["total"], completed=event.get("completed", 0))
-    say(f"PullModelStream {MODEL}")
-    with step(f"LoadModel {MODEL}"):
-        await plugin.load_model(MODEL)
+        for name in names:
+            bar = bars.add_task(name, total=None)
+            async for event in plugin.pull_model_stream(name):
+                if event.get("total"):
+                    bars.update(bar, total=event["total"], completed=event.get("completed", 0))
     models = await plugin.list_models()
-    say("ListModels", ", ".join(f"{model['name']} {model['size'] >> 10} KiB" for model in models))
+    say("PullModelStream, ListModels", ", ".join(f"{model['name']} {model['size'] >> 10} KiB" for model in models))
 
 
 async def chat(plugin: PluginClient, prompt: str) -> None:
     """A streamed chat, printed as it comes, with its speed."""
+    with step("LoadModel tiny-chat"):
+        await plugin.load_model("tiny-chat")
     console.print("\n[bold]you:[/] ", end="")
     console.print(prompt, markup=False, soft_wrap=True)
     console.print("[bold]tiny-chat:[/] ", end="")
     began = time.monotonic()
     first = 0.0
-    timings: dict[str, Any] = {}
+    usage: dict[str, Any] = {}
     request = {
         "messages": [{"role": "user", "content": prompt}],
         "stream_options": {"include_usage": True},
@@ -97,17 +109,17 @@ async def chat(plugin: PluginClient, prompt: str) -> None:
     async with plugin.stream("chat", request) as chunks:
         async for event in events(chunks):
             first = first or time.monotonic() - began
-            timings = event.get("timings") or timings
+            usage = event.get("usage") or usage
             for choice in event.get("choices", []):
                 console.print(choice["delta"].get("content") or "", end="", markup=False)
-    tokens, took = timings.get("predicted_n", 0), time.monotonic() - began
+    tokens, took = usage.get("completion_tokens", 0), time.monotonic() - began
     console.print()
     say("chat", f"{tokens} tokens, first after {first * 1000:.0f} ms, {tokens / took:.0f} tokens/s end to end")
 
 
-async def other_services(plugin: PluginClient) -> None:
+async def texts(plugin: PluginClient) -> None:
     """One call each of generate, embed and rerank."""
-    text = await plugin.invoke("generate", {"prompt": "Once upon a time", **SAMPLING})
+    text = await plugin.invoke("generate", {"prompt": "one two three", **SAMPLING, "max_tokens": 12})
     say("generate", repr(text["choices"][0]["text"]))
     vectors = await plugin.invoke("embed", {"input": ["a cat", "a dog"]})
     first = vectors["data"][0]["embedding"]
@@ -115,14 +127,80 @@ async def other_services(plugin: PluginClient) -> None:
     ranked = await plugin.invoke("rerank", {"query": "cat", "documents": ["a car", "a cat", "a cap"]})
     scores = ", ".join(f"#{hit['index']} {hit['relevance_score']:.3f}" for hit in ranked["results"])
     say("rerank", scores)
-    running = await plugin.running_models()
-    say("GetRunningModels", ", ".join(model["name"] for model in running))
+
+
+async def picture(plugin: PluginClient) -> None:
+    """A streamed text-to-image with its steps, saved."""
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn())
+    request = {"prompt": "a cat in the snow", "size": "64x64", "num_inference_steps": 8, "seed": 7, "stream": True}
+    answer: dict[str, Any] = {}
+    steps, began = 0, time.monotonic()
+    with Progress(*columns, console=console, transient=True) as bars:
+        bar = bars.add_task("drawing", total=None)
+        async with plugin.stream("text-to-image", request) as chunks:
+            async for event in events(chunks):
+                if "step" in event:
+                    steps = event["step"]
+                    bars.update(bar, completed=steps, total=event.get("total"))
+                elif "data" in event:
+                    answer = event
+    PICTURE.write_bytes(base64.b64decode(answer["data"][0]["b64_json"]))
+    took = time.monotonic() - began
+    say("text-to-image", f"{steps} steps told of in {took:.1f} s, saved as {shown(PICTURE)}")
+
+
+async def speech(plugin: PluginClient) -> None:
+    """text-to-speech, saved; speech-to-text of the same sound; and again while it is spoken."""
+    with step("text-to-speech") as outcome:
+        answer = await plugin.invoke("text-to-speech", {"text": SENTENCE})
+        SOUND.write_bytes(base64.b64decode(answer["audio"]))
+        outcome["result"] = f"{answer['duration']:.1f} s of sound, saved as {shown(SOUND)}"
+    with step("speech-to-text") as outcome:
+        request = {"audio": base64.b64encode(SOUND.read_bytes()).decode()}
+        heard = await plugin.invoke("speech-to-text", request)
+        outcome["result"] = f"{len(heard['segments'])} segments, {len(heard['text'])} characters"
+    with step("speech-to-text-ws") as outcome:
+        seen: dict[str, int] = {}
+        async for event in live(plugin):
+            seen[event["header"]["event"]] = seen.get(event["header"]["event"], 0) + 1
+        outcome["result"] = ", ".join(f"{count} × {name}" for name, count in seen.items())
+
+
+async def live(plugin: PluginClient) -> AsyncIterator[dict[str, Any]]:
+    """The events of a live transcription of the saved sound, which is sent as if it were spoken just now."""
+    async with plugin.invoke_bidi("speech-to-text-ws") as conversation:
+        sending = asyncio.create_task(send(conversation))
+        try:
+            async for message in conversation:
+                event: dict[str, Any] = json.loads(message.data)
+                yield event
+                if event["header"]["event"] == "task-failed":
+                    raise EnginePluginError(f"speech-to-text-ws: {event['header'].get('error_message')}")
+                if event["header"]["event"] == "task-finished":
+                    return
+        finally:
+            sending.cancel()
+            await asyncio.wait({sending})
+
+
+async def send(conversation: BidiCall) -> None:
+    """The samples of the sound in pieces of a tenth of a second, between quiet ones, then the command to finish."""
+    with wave.open(str(SOUND)) as sound:
+        rate = sound.getframerate()
+        metadata = {"format": "pcm", "sample_rate": str(rate)}
+        quiet = bytes(int(rate * QUIET_S) * sound.getsampwidth())
+        await conversation.send(quiet, metadata=metadata)
+        while piece := sound.readframes(int(rate * PIECE_S)):
+            await conversation.send(piece)
+        await conversation.send(quiet)
+    await conversation.send(json.dumps({"action": "finish-task"}))
+    await conversation.done_sending()
 
 
 async def demonstrate(prompt: str) -> None:
     """The whole tour."""
     registry = PluginRegistry.discover(PLUGINS)
-    say("discovered", f"{', '.join(registry.names)} in build/demo/plugins")
+    say("discovered", f"{', '.join(registry.names)} in {shown(PLUGINS)}")
     with step("spawned by the go-plugin handshake") as outcome:
         plugin = await registry.launch(PLUGIN, env={"AOG_DATA_DIR": str(DATA)})
         outcome["result"] = f"pid {plugin.pid}, {plugin.address.partition(':')[0]} socket"
@@ -131,9 +209,13 @@ async def demonstrate(prompt: str) -> None:
         manifest = await plugin.get_manifest()
         say("GetManifest", "services: " + ", ".join(spec["service_name"] for spec in manifest["services"]))
         await prepare_engine(plugin)
-        await pull(plugin)
+        await pull(plugin, list(dict.fromkeys(spec["default_model"] for spec in manifest["services"])))
         await chat(plugin, prompt)
-        await other_services(plugin)
+        await texts(plugin)
+        await picture(plugin)
+        await speech(plugin)
+        running = await plugin.running_models()
+        say("GetRunningModels", ", ".join(model["name"] for model in running))
         me = psutil.Process(plugin.pid)
         family = [me, *me.children(recursive=True)]
         engines = len(family) - 1
@@ -159,8 +241,9 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     console.print(
-        "\nThe sample models are tiny: they prove the way, not what models can do. "
-        "Pull a real one: [bold].venv/bin/engine-plugin models pull PATH-OR-URL.gguf[/]",
+        "\nThe sample models are tiny: they prove the way, not what models can do (the picture is noise, the speech "
+        "hums, what is heard in it is nonsense). Pull a real one: "
+        "[bold].venv/bin/engine-plugin models pull OpenVINO/Qwen3-0.6B-int8-ov[/]",
         soft_wrap=True,
     )
 

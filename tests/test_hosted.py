@@ -21,7 +21,19 @@ from .host.conftest import REPOSITORY
 if TYPE_CHECKING:
     from pathlib import Path
 
-HEAVY = ("httpx", "rich", "click", "numpy", "xllamacpp", "gguf", "filelock", "platformdirs", "grpc_reflection")
+HEAVY = (
+    "httpx",
+    "rich",
+    "click",
+    "numpy",
+    "openvino",
+    "openvino_genai",
+    "xllamacpp",
+    "gguf",
+    "filelock",
+    "platformdirs",
+    "grpc_reflection",
+)
 
 SHOW_MODULES = """\
 import json, sys

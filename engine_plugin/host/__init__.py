@@ -3,7 +3,7 @@
     from engine_plugin.host import PluginRegistry, events
 
     registry = PluginRegistry.discover(Path("plugins"))
-    async with await registry.launch("llamacpp-engine") as plugin:
+    async with await registry.launch("openvino-plugin") as plugin:
         answer = await plugin.invoke("chat", {"messages": [{"role": "user", "content": "Hello"}]})
 
 See docs/host.md.

@@ -94,7 +94,7 @@ def test_which_plugin(workplace: Workplace) -> None:
     assert plugin(ENGINE_PLUGIN_DIR=str(other)) == "other"
     assert plugin("--plugin", str(here), ENGINE_PLUGIN_DIR=str(other)) == "fake-plugin"
     workplace.plugin = workplace.home
-    assert plugin() == "llamacpp-plugin"
+    assert plugin() == "openvino-plugin"
     assert plugin("--plugin", "llamacpp") == "llamacpp-plugin"
     assert "'ollama' does not exist" in workplace.bad(2, "engine", "status", "--plugin", "ollama")
     done = workplace.run("--plugin", str(other), "--json", "engine", "status")

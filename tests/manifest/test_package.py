@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine_plugin import manifest as package
-from engine_plugin.manifest import PLATFORM_KEYS, lint, load_manifest
+from engine_plugin.manifest import PLATFORM_KEYS, SERVICE_NAMES, lint, load_manifest
 from tests.manifest.conftest import GOOD, HERE, WITH_PROGRAM, changed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ROOT_MANIFEST = Path(__file__).parents[2] / "plugin.yaml"
+ROOT = Path(__file__).parents[2]
+ROOT_MANIFEST = ROOT / "plugin.yaml"
 CHAT = "  - service_name: chat\n"
 
 
@@ -70,15 +71,26 @@ def test_round_trip_through_json(write: Callable[..., Path], environ: dict[str, 
 def test_the_default_manifest_is_right(environ: dict[str, str]) -> None:
     assert lint(ROOT_MANIFEST, environ=environ) == []
     manifest = load_manifest(ROOT_MANIFEST, environ)
-    assert list(manifest.services) == ["chat", "generate", "embed", "rerank"]
-    assert [service.capabilities.support_streaming for service in manifest.services.values()] == [
-        True,
-        True,
-        False,
-        False,
-    ]
+    services = manifest.services.values()
+    assert tuple(manifest.services) == SERVICE_NAMES
+    streaming = {service.service_name for service in services if service.capabilities.support_streaming}
+    assert streaming == {"chat", "generate", "text-to-image"}
+    both_ways = {service.service_name for service in services if service.capabilities.support_bidirectional}
+    assert both_ways == {"speech-to-text-ws"}
+    timeouts = {service.service_name: service.timeout for service in services if service.timeout}
+    assert timeouts == {"text-to-image": -1, "speech-to-text-ws": -1}
     assert set(manifest.platforms) == set(PLATFORM_KEYS)
-    assert manifest.engine_name == "llamacpp"
+    assert (manifest.provider.name, manifest.engine_name) == ("openvino-plugin", "openvino")
+    assert manifest.data_dir == Path(environ["AOG_DATA_DIR"], "engines", "openvino")
+
+
+def test_the_manifest_for_llamacpp_is_right(environ: dict[str, str]) -> None:
+    path = ROOT / "plugins" / "llamacpp" / "plugin.yaml"
+    assert lint(path, environ=environ) == []
+    manifest = load_manifest(path, environ)
+    assert list(manifest.services) == ["chat", "generate", "embed", "rerank"]
+    assert set(manifest.platforms) == set(PLATFORM_KEYS)
+    assert (manifest.provider.name, manifest.engine_name) == ("llamacpp-plugin", "llamacpp")
     assert manifest.data_dir == Path(environ["AOG_DATA_DIR"], "engines", "llamacpp")
 
 
