@@ -257,7 +257,8 @@ class Dialect:
         if not name and not reasons:
             return None
         thinking = reasons and prompt.rstrip().endswith(_THINK)
-        return Plan(name, tools.offered, reasons, thinking, bool(name) and PARSERS[name].special)
+        special = name is not None and PARSERS[name].special
+        return Plan(name, tools.offered, reasons, thinking, special)
 
     def grammar(self, kinds: Any, tools: Tools) -> Any:
         """The grammar that has a model call one of the forced tools, in GenAI's words; None where none is forced."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,8 @@ from engine_plugin.engines.openvino.runner.pipelines import (
 )
 from engine_plugin.engines.openvino.runner.pipelines.sampling import Grammars, Params, flag
 from engine_plugin.engines.openvino.runner.pipelines.scheduling import context_length, open_pipeline, pool_tokens
-from engine_plugin.engines.openvino.runner.pipelines.text import Detokenizer, StopStrings
+from engine_plugin.engines.openvino.runner.pipelines.streams import Call, Part, Stream
+from engine_plugin.engines.openvino.runner.pipelines.text import Detokenizer
 from engine_plugin.engines.openvino.runner.pipelines.vision import pictures
 
 if TYPE_CHECKING:
@@ -35,55 +37,14 @@ __all__ = ["load"]
 
 _ROOM = 1 << 20  # tokens, where neither the model nor the call says how many
 _ALL = 1 << 30
-
-Part = tuple[int, Any, int, "list[dict[str, Any]] | None", "str | None"]
+_GATHER = (
+    0.004  # seconds in which a fast model's steps are told together; woken for each, readers would take its cores
+)
 
 
 def load(settings: Settings) -> _Llm:
     """The server of a language model; called by `pipelines.load`."""
     return _Llm(settings)
-
-
-class _Call:
-    """One call: some streams, and what all of them have used."""
-
-    def __init__(self, number: int, params: Params) -> None:
-        self.number = number
-        self.params = params
-        self.streams: list[_Stream] = []
-        self.prompt_tokens = 0
-        self.tokens = 0
-        self.going = 0
-        self.echoes: list[Part] = []
-
-    def usage(self) -> dict[str, Any]:
-        """The done payload."""
-        return {
-            "usage": {
-                "prompt_tokens": self.prompt_tokens,
-                "completion_tokens": self.tokens,
-                "total_tokens": self.prompt_tokens + self.tokens,
-            }
-        }
-
-
-class _Stream:
-    """One sequence that is generated, and what makes text of it."""
-
-    def __init__(self, call: _Call, index: int, text: Any, deltas: chat.Deltas | None) -> None:
-        params = call.params
-        self.call = call
-        self.index = index
-        self.handle: Any = None
-        self.text = text
-        self.deltas = deltas
-        self.stops = StopStrings(params.stops, params.keep_stop) if params.stops else None
-        self.logprobs = params.logprobs
-        self.kept: list[Part] | None = [] if params.best_of > params.n else None
-        self.score = 0.0
-        self.untold = 0  # tokens that no part has counted
-        self.waiting: list[dict[str, Any]] = []  # log probabilities that no part has brought
-        self.ended = False
 
 
 class _Llm:
@@ -94,7 +55,8 @@ class _Llm:
 
         self._genai = openvino_genai
         options = settings.options
-        self._running = openvino_genai.GenerationStatus.RUNNING
+        self._is_running = openvino_genai.GenerationStatus.RUNNING
+        self._at_length = openvino_genai.GenerationFinishReason.LENGTH
         self._pipeline, self._sees = open_pipeline(settings)
         self._tokenizer = self._pipeline.get_tokenizer()
         self._base = self._pipeline.get_config()
@@ -108,10 +70,12 @@ class _Llm:
         self._context = context_length(json_file(settings.path / "config.json"))
         pool = pool_tokens(self._pipeline, settings)
         self._room = min(size for size in (self._context, pool, _ROOM) if size)
-        self._calls: dict[int, _Call] = {}
-        self._live: list[_Stream] = []
+        self._calls: dict[int, Call] = {}
+        self._live: list[Stream] = []
         self._requests = itertools.count(1)
         self._frames: list[Frame] = []
+        self._fresh: dict[Stream, None] = {}
+        self._told = 0.0
         self.facts: dict[str, Any] = {
             "context_length": self._context,
             "capabilities": ["completion", *self._template.capabilities(), *(["vision"] if self._sees else [])],
@@ -120,18 +84,20 @@ class _Llm:
     def serve(self, inbox: Inbox, channel: Channel) -> None:
         """See Server."""
         while True:
-            busy = bool(self._live) or self._pipeline.has_non_finished_requests()
-            while not busy or not inbox.empty():
+            while not inbox.empty() or not self._busy():
                 frame = inbox.get()
                 if frame[0] == "quit":
                     return
                 self._take(frame)
-                busy = True
-            if self._live or self._pipeline.has_non_finished_requests():
-                self._step(channel)
+                self._tell()  # what it asks for may take long
             if self._frames:
                 channel.send(*self._frames)
                 self._frames.clear()
+            if self._busy():
+                self._step(channel)
+
+    def _busy(self) -> bool:
+        return bool(self._live or self._frames) or self._pipeline.has_non_finished_requests()
 
     # Calls
 
@@ -152,7 +118,7 @@ class _Llm:
 
     def _begin(self, number: int, request: dict[str, Any]) -> None:
         params = request.get("params") or {}
-        call = self._calls[number] = _Call(number, Params(params, self._best_of_limit, self._tokens_limit))
+        call = self._calls[number] = Call(number, Params(params, self._best_of_limit, self._tokens_limit))
         if request["op"] == "chat":
             self._begin_chat(call, request, params)
         elif request["op"] == "complete":
@@ -162,7 +128,7 @@ class _Llm:
         if call.echoes:
             self._frames.append(("part", [(number, call.echoes)]))
 
-    def _begin_chat(self, call: _Call, request: dict[str, Any], params: dict[str, Any]) -> None:
+    def _begin_chat(self, call: Call, request: dict[str, Any], params: dict[str, Any]) -> None:
         messages, sources = chat.messages(request.get("messages"), self._sees)
         tools = chat.tools(request.get("tools"), request.get("tool_choice"))
         prompt = self._template.render(messages, tools.offered, params.get("chat_template_kwargs"))
@@ -176,7 +142,7 @@ class _Llm:
         plan = self._dialect.plan(tools, prompt, guided=grammar is not None)
         self._add(call, 0, prompt if tokens is None else tokens, grammar, images, plan)
 
-    def _begin_completion(self, call: _Call, request: dict[str, Any], params: dict[str, Any]) -> None:
+    def _begin_completion(self, call: Call, request: dict[str, Any], params: dict[str, Any]) -> None:
         prompts = request.get("prompt")
         if isinstance(prompts, str) or (isinstance(prompts, list) and prompts and isinstance(prompts[0], int)):
             prompts = [prompts]
@@ -206,7 +172,7 @@ class _Llm:
         return self._tokenizer.encode(text, add_special_tokens=special, max_length=_ALL).input_ids
 
     def _add(
-        self, call: _Call, first: int, prompt: Any, grammar: Any, images: Sequence[Any], plan: chat.Plan | None
+        self, call: Call, first: int, prompt: Any, grammar: Any, images: Sequence[Any], plan: chat.Plan | None
     ) -> None:
         """Give the pipeline the streams of one prompt: tokens, or the text where the model sees."""
         params = call.params
@@ -220,7 +186,8 @@ class _Llm:
         for one in range(params.best_of):
             config = params.config(self._pipeline.get_config(), self._room - count, grammar, params.seed + one)
             special = plan is not None and plan.special
-            stream = _Stream(call, first + one, self._detokenizer.stream(special), plan.deltas() if plan else None)
+            text = self._detokenizer.stream(special)
+            stream = Stream(call, first + one, self._detokenizer, text, plan.deltas() if plan else None)
             number = next(self._requests)
             if isinstance(prompt, str):
                 stream.handle = self._pipeline.add_request(number, prompt, list(images), config)
@@ -240,7 +207,9 @@ class _Llm:
         if call is None:
             return False
         for stream in call.streams:
+            self._fresh.pop(stream, None)
             if not stream.ended:
+                stream.ended = True
                 stream.handle.cancel()
         self._live = [stream for stream in self._live if stream.call is not call]
         return True
@@ -251,144 +220,79 @@ class _Llm:
         try:
             self._pipeline.step()
         except Exception as error:
-            traceback.print_exc()
-            for number in self._calls:  # a pipeline that failed once fails ever after; the runner starts a new one
-                self._frames.append(("error", number, 500, "server_error", reason(error)))
-            channel.send(*self._frames)
-            sys.stderr.write(f"the pipeline failed: {reason(error)}\n")
+            self._fail(channel, error)
             raise SystemExit(1) from error
-        parts: dict[int, list[Part]] = {}
         ended = False
         for stream in self._live:
             handle = stream.handle
+            if stream.ended:  # with a neighbour of the same call that was given up
+                continue
             if handle.can_read():
-                (output,) = handle.read().values()
-                done = handle.get_status() != self._running
-                self._hear(stream, output, done, parts)
+                self._read(stream, handle)
                 ended = ended or stream.ended
-            elif handle.get_status() != self._running:
-                self._end(stream, parts, "", "length" if stream.call.tokens else None)
+            elif handle.get_status() != self._is_running:
+                self._ignored(stream)
                 ended = True
-        self._tell(parts, ended)
-
-    def _tell(self, parts: dict[int, list[Part]], ended: bool) -> None:
         if ended:
-            finished = {stream.call.number: stream.call for stream in self._live if not stream.call.going}
-            self._live = [stream for stream in self._live if not stream.ended]
-            for number, call in finished.items():
-                if call.params.best_of > call.params.n:
-                    parts.setdefault(number, []).extend(_best(call))
+            self._tell()
+            self._finish()
+        elif self._fresh and time.monotonic() - self._told > _GATHER:
+            self._tell()
+
+    def _read(self, stream: Stream, handle: Any) -> None:
+        """What a step has brought for one stream."""
+        (output,) = handle.read().values()
+        tokens = output.generated_ids
+        stream.count(len(tokens))
+        if stream.call.weighs:
+            stream.weigh(tokens, output.generated_log_probs)
+        done = handle.get_status() != self._is_running and not handle.can_read()
+        finish = "length" if done and output.finish_reason == self._at_length else "stop"
+        if done and finish == "stop" and tokens and tokens[-1] in self._stop_tokens:
+            tokens = tokens[:-1]
+        self._fresh[stream] = None
+        if tokens and not stream.hear(tokens):
+            handle.stop()
+            stream.end("stop", cut=True)
+        elif done:
+            stream.end(finish)
+
+    def _ignored(self, stream: Stream) -> None:
+        """The pipeline has given a stream up: no memory is left for it."""
+        call = stream.call
+        if call.tokens:
+            self._fresh[stream] = None
+            stream.end("length")
+        elif self._drop(call.number):
+            message = (
+                f"no memory is left for the {call.prompt_tokens} tokens of the prompt; try later, or raise cache_size"
+            )
+            self._frames.append(("error", call.number, 503, "unavailable_error", message))
+
+    def _tell(self) -> None:
+        """Make a frame of what all streams have brought."""
+        parts: dict[int, list[Part]] = {}
+        for stream in self._fresh:
+            if not stream.ranked and (told := stream.take()):
+                parts.setdefault(stream.call.number, []).extend(told)
+        self._fresh.clear()
         if parts:
             self._frames.append(("part", list(parts.items())))
-        if ended:
-            for number, call in finished.items():
-                if self._calls.pop(number, None) is not None:
-                    self._frames.append(("done", number, call.usage()))
+        self._told = time.monotonic()
 
-    def _hear(self, stream: _Stream, output: Any, done: bool, parts: dict[int, list[Part]]) -> None:
-        """What a step has brought for one stream."""
-        tokens = output.generated_ids
-        count = len(tokens)
-        call = stream.call
-        call.tokens += count
-        stream.untold += count
-        if stream.logprobs or stream.kept is not None:
-            self._hear_logprobs(stream, tokens, output.generated_log_probs)
-        finish = None
-        if done:
-            finish = "length" if output.finish_reason == self._genai.GenerationFinishReason.LENGTH else "stop"
-            if finish == "stop" and tokens and tokens[-1] in self._stop_tokens and not call.params.ignore_eos:
-                tokens = tokens[:-1]
-        text = stream.text.feed(tokens) if tokens else ""
-        if stream.stops is not None and text:
-            text, hit = stream.stops.feed(text)
-            if hit:
-                stream.handle.stop()
-                self._end(stream, parts, text, "stop", cut=True)
-                return
-        if done:
-            self._end(stream, parts, text, finish)
-        elif text:
-            if stream.deltas is None and stream.kept is None and not stream.logprobs:
-                part = (stream.index, text, stream.untold, None, None)
-                stream.untold = 0
-                number = call.number
-                if number in parts:
-                    parts[number].append(part)
-                else:
-                    parts[number] = [part]
-            else:
-                self._show(stream, parts, text)
+    def _finish(self) -> None:
+        """Say of calls whose streams have all ended that they are done."""
+        calls = {stream.call.number: stream.call for stream in self._live if not stream.call.going}
+        self._live = [stream for stream in self._live if not stream.ended]
+        for number, call in calls.items():
+            if self._calls.pop(number, None) is not None:
+                if best := call.best() if call.params.best_of > call.params.n else None:
+                    self._frames.append(("part", [(number, best)]))
+                self._frames.append(("done", number, call.usage()))
 
-    def _hear_logprobs(self, stream: _Stream, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
-        stream.score += sum(logprobs)
-        if stream.logprobs:
-            for token, logprob in zip(tokens, logprobs, strict=False):
-                text, data = self._detokenizer.token(token)
-                chosen = {"token": text, "logprob": float(logprob), "bytes": list(data)}
-                stream.waiting.append({**chosen, "top_logprobs": [chosen]})
-
-    def _show(self, stream: _Stream, parts: dict[int, list[Part]], text: str, finish: str | None = None) -> None:
-        """Make parts of text: those that a template's marks divide it into."""
-        deltas: list[Any] = [text] if text else []
-        if stream.deltas is not None:
-            deltas = stream.deltas.feed(text) if text else []
-            if finish is not None:
-                deltas += stream.deltas.end()
-                finish = stream.deltas.finish(finish)
-        found: list[Part] = []
-        for delta in deltas:
-            found.append((stream.index, delta, stream.untold, stream.waiting or None, None))
-            stream.untold, stream.waiting = 0, []
-        if finish is not None:
-            found.append((stream.index, "", stream.untold, stream.waiting or None, finish))
-            stream.untold, stream.waiting = 0, []
-        if stream.kept is not None:
-            stream.kept += found
-        elif found:
-            parts.setdefault(stream.call.number, []).extend(found)
-
-    def _end(
-        self, stream: _Stream, parts: dict[int, list[Part]], text: str, finish: str | None, cut: bool = False
-    ) -> None:
-        """A stream has ended. Without a reason to finish it could not even begin."""
-        stream.ended = True
-        stream.call.going -= 1
-        if finish is None:
-            self._refuse(stream.call)
-            return
-        if not cut:
-            rest = stream.text.end()
-            if stream.stops is not None:
-                rest, hit = stream.stops.feed(rest)
-                rest += "" if hit else stream.stops.end()
-            text += rest
-        self._show(stream, parts, text, finish)
-
-    def _refuse(self, call: _Call) -> None:
-        if self._calls.pop(call.number, None) is None:
-            return
-        for stream in call.streams:
-            if not stream.ended:
-                stream.ended = True
-                stream.handle.cancel()
-        message = f"no memory is left for the prompt's {call.prompt_tokens} tokens; try again, or raise cache_size"
-        self._frames.append(("error", call.number, 503, "unavailable_error", message))
-
-
-def _best(call: _Call) -> list[Part]:
-    """The parts of the n most likely of the best_of streams of each prompt, numbered anew."""
-    params = call.params
-    found: list[Part] = []
-    prompts = len(call.streams) // params.best_of
-    for prompt in range(prompts):
-        streams = call.streams[prompt * params.best_of : (prompt + 1) * params.best_of]
-        for place, stream in enumerate(sorted(streams, key=_likelihood, reverse=True)[: params.n]):
-            found += [(prompt * params.n + place, *part[1:]) for part in stream.kept or []]
-    return found
-
-
-def _likelihood(stream: _Stream) -> float:
-    """Of a token of the stream, on average."""
-    told = sum(part[2] for part in stream.kept or [])
-    return stream.score / max(told, 1)
+    def _fail(self, channel: Channel, error: Exception) -> None:
+        """A pipeline that has failed once fails ever after. The process ends, and the runner starts a new one."""
+        traceback.print_exc()
+        text = reason(error)
+        channel.send(*self._frames, *(("error", number, 500, "server_error", text) for number in self._calls))
+        sys.stderr.write(f"the pipeline failed: {text}\n")

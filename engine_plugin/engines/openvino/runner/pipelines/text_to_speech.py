@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "pieces"]
 
-_PIECE = 160  # characters spoken at once; the quality of what SpeechT5 says falls with length
+_PIECE = 100  # characters spoken at once, if sentences are short; what SpeechT5 says gets worse with length
+_FRAMES_OF_LETTER = 8  # of 16 ms
+_FRAMES_SPARE = 200
+_LETTERS_OF_DIGIT = 6
 _SPARE = 8  # positions that are no characters
 _VOICE_VALUES = 512  # of a speaker embedding of SpeechT5
 _DEFAULT = "default"
@@ -82,9 +85,16 @@ class _TextToSpeech:
         return {"pcm": wave.astype("<f4").tobytes(), "rate": rate}
 
     def _bounds(self, part: str) -> dict[str, Any]:
-        """SpeechT5 fails when it does not find an end before its last position."""
-        most = self._pipeline.get_generation_config().maxlenratio
-        return {"maxlenratio": min(most, self._frames / (len(part) + _SPARE) * 0.98)} if self._frames else {}
+        """How long SpeechT5 may go on where it does not find an end, as it sometimes does.
+
+        What each frame costs grows with those before, and beyond its last position it fails. Slow speech has some
+        five frames for a letter.
+        """
+        if not self._frames:
+            return {}
+        digits = sum(character.isdigit() for character in part)
+        wanted = _FRAMES_SPARE + _FRAMES_OF_LETTER * (len(part) + digits * _LETTERS_OF_DIGIT)
+        return {"maxlenratio": min(wanted, self._frames * 0.98) / (len(part) + _SPARE)}
 
     def _voice(self, given: Any) -> Any:
         """A speaker embedding; None means the model's own."""

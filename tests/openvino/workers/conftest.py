@@ -1,0 +1,36 @@
+"""Workers that several tests talk to."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from .running import SAMPLES, RunningWorker, worker
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def llm() -> AsyncIterator[RunningWorker]:
+    """The chat model, with a KV cache of a fixed size."""
+    async with worker("chat", SAMPLES / "tiny-chat", cache_size=1) as running:
+        yield running
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a model of our own of a sample: other files, by name and text, in place of the sample's."""
+
+    def make(sample: str, **files: str) -> Path:
+        folder = tmp_path / sample
+        shutil.copytree(SAMPLES / sample, folder)
+        for name, text in files.items():
+            (folder / name.replace("__", ".")).write_text(text)
+        return folder
+
+    return make
