@@ -164,6 +164,17 @@ async def test_many_streams_are_told_apart(serve: Serve) -> None:
     assert await asyncio.gather(*map(one, words)) == [word * 20 for word in words]
 
 
+async def test_an_answer_of_another_shape_ends_its_own_stream(serve: Serve) -> None:
+    front = await serve()
+    async with contextlib.AsyncExitStack() as stack:
+        held = await stack.enter_async_context(front.streaming(script=HELD))
+        await asyncio.wait_for(held.content.readany(), 10)
+        *_, last = await front.events(script={"parts": [[0, "a", 1, None, None], [0]], "then": "hold"})
+        assert last["error"]["code"] == 500
+        assert (await front.chat(script={"release": True}))[0] == 200
+        assert (await asyncio.wait_for(held.content.read(), 10)).endswith(b"data: [DONE]\n\n")
+
+
 async def test_what_comes_for_a_call_that_has_ended_is_dropped(serve: Serve) -> None:
     front = await serve()
     async with contextlib.AsyncExitStack() as stack:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from engine_plugin.engines.openvino.runner.graph_file import Graph
 
-__all__ = ["Model", "Settings"]
+__all__ = ["AVAILABLE", "END", "LOADING", "UNLOADING", "Model", "Settings"]
 
 LOADING, AVAILABLE, UNLOADING, END = "LOADING", "AVAILABLE", "UNLOADING", "END"
 _CHAT_SEQUENCES = 256  # OVMS's default of max_num_seqs
@@ -151,8 +151,9 @@ class Model:
                     return
                 await asyncio.sleep(self._settings.restart_backoff * 2 ** (deaths - 1))
         except (LoadError, ApiError, OSError) as error:
-            sys.stderr.write(f"E {self.name}: {error}\n")
-            self._change(END, str(error))
+            if self.state != UNLOADING:  # then it was ended because nobody wants it
+                sys.stderr.write(f"E {self.name}: {error}\n")
+                self._change(END, str(error))
         except asyncio.CancelledError:
             raise
         except Exception as error:  # whatever it is, nobody may wait for ever

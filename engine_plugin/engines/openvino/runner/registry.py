@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.openvino.runner.errors import ApiError
 from engine_plugin.engines.openvino.runner.graph_file import Graph, GraphError, read_graph
-from engine_plugin.engines.openvino.runner.model import Model
+from engine_plugin.engines.openvino.runner.model import AVAILABLE, END, Model
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
@@ -137,7 +137,11 @@ class Registry:
             await model.settled()
         if waiting.removals:
             await asyncio.wait(waiting.removals)
-        failed = [f"{model.name}: {model.error}" for model in waiting.models if model.error]
+        failed = [
+            f"{model.name}: {model.error or 'another reload has taken it out again'}"
+            for model in waiting.models
+            if model.state != AVAILABLE
+        ]
         return bool(waiting.models or waiting.removals), failed
 
     def load_soon(self) -> None:
@@ -157,7 +161,7 @@ class Registry:
             waiting.removals.append(self._retire(self._models.pop(name)))
         for name, spec in specs.items():
             known = self._models.get(name)
-            if known is not None and known.state != "END" and self._wanted.get(name) == spec:
+            if known is not None and known.state != END and self._wanted.get(name) == spec:
                 continue
             before = self._leaving_task(name) if known is None else self._retire(known)
             model = Model(name, spec.graph, self._settings, self._argv, self._environ)

@@ -8,13 +8,15 @@ a reader has not taken is kept as bare text, put together; that is bounded, and 
 from __future__ import annotations
 
 import asyncio
+import traceback
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import HttpVersion11, web
 
+from engine_plugin.engines.openvino.runner.errors import ApiError
+
 if TYPE_CHECKING:
-    from engine_plugin.engines.openvino.runner.errors import ApiError
     from engine_plugin.engines.openvino.runner.link import Worker
 
 __all__ = ["DONE", "EventStream"]
@@ -114,10 +116,14 @@ class EventStream(ABC):
 
     def _write(self, transport: asyncio.Transport) -> None:
         data = b""
-        if self._events:
-            data = self.render(self._events)
-            self._events = []
-            self._compacted = 0
+        events, self._events = self._events, []
+        self._compacted = 0
+        if events:
+            try:
+                data = self.render(events)
+            except Exception as error:  # noqa: BLE001  # one stream's trouble; the others are written after it
+                traceback.print_exc()
+                self._error = ApiError(500, f"the worker's answer is not understood: {error}")
         if self._error is not None:
             data += b"data: " + self._error.body() + b"\n\n"
         elif self._result is not None:
