@@ -12,10 +12,8 @@ import asyncio
 import hashlib
 import json
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -72,10 +70,9 @@ def log(logger: str, level: str, text: str) -> None:
 class _Server:
     """The REST side. Owns the embedded server that it asks."""
 
-    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
         self._config = Path(options.config_path)
-        self._socket = folder / "s.sock"
         self._key = self._key_of(options.api_key_file)
         self._loaded = ""
         self._failed = False
@@ -91,10 +88,10 @@ class _Server:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Our embedded server, on a socket of its own; what config.json names is loaded."""
+        """Our embedded server; what config.json names is loaded."""
         self._loaded = self._digest()
         settings: dict[str, Any] = {
-            "host": str(self._socket), "port": 0, "key": KEY, "config": str(self._config), "grpc_port": None,
+            "host": "127.0.0.1", "port": 0, "key": KEY, "config": str(self._config), "grpc_port": None,
             "threads": 0, "max_queue": 256, "cache_dir": self._options.cache_dir, "memory_limit": 0,
         }  # fmt: skip
         argv = [sys.executable, "-P", "-m", RUNNER, "serve"]
@@ -106,12 +103,15 @@ class _Server:
         try:
             child.stdin.write(json.dumps(settings).encode() + b"\n")
             await child.stdin.drain()
-            if not await child.stdout.readline():
+            told = await child.stdout.readline()
+            if not told:
                 log("serving", "error", "the embedded server did not start")
                 sys.exit(1)
-            connector = aiohttp.UnixConnector(str(self._socket), limit=0)
             timeout = aiohttp.ClientTimeout(total=None)
-            async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session:
+            connector = aiohttp.TCPConnector(limit=0)
+            async with aiohttp.ClientSession(
+                json.loads(told)["address"], connector=connector, timeout=timeout, auto_decompress=False
+            ) as session:
                 self._session = session
                 yield
         finally:
@@ -186,7 +186,7 @@ class _Server:
     def _ask(self, method: str, path: str, **more: Any) -> Any:
         assert self._session is not None
         headers = {**more.pop("headers", {}), "Authorization": f"Bearer {KEY}"}
-        return self._session.request(method, f"http://localhost{path}", headers=headers, **more)
+        return self._session.request(method, path, headers=headers, **more)
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         if self._key and request.headers.get("Authorization") != f"Bearer {self._key}":
@@ -224,12 +224,12 @@ def _refusal(status: int, body: bytes) -> web.Response:
     return web.json_response({"error": text}, status=503 if status == 503 else 400)
 
 
-async def _serve(options: argparse.Namespace, folder: Path) -> None:
+async def _serve(options: argparse.Namespace) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    server = _Server(options, folder)
+    server = _Server(options)
     async with server.running():
         runner = web.AppRunner(server.app(), handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
@@ -253,12 +253,9 @@ def main(arguments: list[str], version: str = VERSION) -> int:
     if not options.rest_port or not Path(options.config_path).is_file():
         log("modelmanager", "error", "Couldn't start model manager")
         return 1
-    folder = Path(tempfile.mkdtemp(prefix="ovms-"))
     try:
-        asyncio.run(_serve(options, folder))
+        asyncio.run(_serve(options))
     except OSError as error:
         log("serving", "error", f"Failed to start REST server: {error}")
         return 1
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return 0

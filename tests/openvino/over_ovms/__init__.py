@@ -1,0 +1,1 @@
+"""The driver over the stand-in for ovms: what it may not count on with the OpenVINO Model Server."""

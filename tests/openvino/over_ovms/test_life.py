@@ -1,0 +1,77 @@
+"""A model that cannot be loaded, a crash and an upgrade, with a server that is ovms."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from engine_plugin.engines.software import Workshop
+from engine_plugin.errors import EnginePluginError
+from engine_plugin.models.store import PullRequest
+
+from .calls import HELLO, LIMIT, SAMPLES, call
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.openvino.fake_ovms.archives import Mirror
+
+    from .conftest import Make
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script with a #! line")
+
+
+async def test_a_model_that_cannot_be_loaded(make: Make, scratch: Path) -> None:
+    """ovms leaves such a one in the state LOADING and tells its reason to its log alone; the others go on."""
+    engine = await make()
+    async for _ in engine.pull_model(PullRequest("broken", source=str(SAMPLES / "tiny-chat"))):
+        pass
+    [weights] = (scratch / "data" / "models" / "broken").glob("openvino_model.bin")
+    weights.write_bytes(b"")
+    await engine.load_model("tiny-chat")
+    with pytest.raises(EnginePluginError, match=r"broken cannot be loaded"):
+        async with asyncio.timeout(LIMIT):
+            await engine.load_model("broken")
+    assert (await call(engine, "chat", **HELLO))["choices"]
+    assert [model.name for model in await engine.running_models()] == ["tiny-chat"]
+
+
+async def test_it_comes_back_with_its_models(make: Make) -> None:
+    engine = await make(restart_backoff=0.05)
+    await call(engine, "chat", **HELLO)
+    server = psutil.Process().children(recursive=True)
+    [ovms] = [process for process in server if process.cmdline()[1:2] and process.cmdline()[1].endswith("/bin/ovms")]
+    ovms.kill()
+    async with asyncio.timeout(LIMIT):
+        while True:
+            try:
+                assert (await call(engine, "chat", **HELLO))["choices"]
+                break
+            except EnginePluginError:
+                await asyncio.sleep(0.05)  # until it is back, a call may say that it died
+
+
+async def test_installed_upgraded_and_back(make: Make, mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release answers with a sample before it is used, and a running engine moves to it with its models."""
+
+    async def no_packages(*_arguments: Any, **_options: Any) -> None:
+        """They are beside us."""
+
+    monkeypatch.setattr(Workshop, "install_packages", no_packages)
+    told: list[object] = []
+    mirror.publish("2026.3")
+    release = {"backend": "release", "ovms": "", "mirror": mirror.url}
+    engine = await make(start=False, **release)
+    assert (await engine.install(told.append, cover=False)).endswith("version 2026.3.0")
+    await engine.aclose()
+    mirror.publish("2026.4")
+    engine = await make(version="2026.4", **release)
+    await call(engine, "chat", **HELLO)
+    assert (await engine.upgrade(told.append)).endswith("version 2026.4.0")
+    assert [model.name for model in await engine.running_models()] == ["tiny-chat"]
+    assert (await call(engine, "chat", **HELLO))["choices"]
+    assert await engine.version() == "2026.4.0"
