@@ -70,7 +70,7 @@ async def prepare_engine(plugin: PluginClient) -> None:
     check = await plugin.check_engine()
     say("CheckEngine", check.detail)
     if not check.installed:
-        with step("InstallEngine (pip, about 80 MB the first time)") as outcome:
+        with step("InstallEngine (pip, about 130 MB the first time)") as outcome:
             outcome["result"] = (await plugin.install_engine()).partition(" in ")[0]
     await plugin.init_env()
     with step("StartEngine") as outcome:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engine_plugin.cli.files import pieces
+from engine_plugin.cli.files import STANDARD, pieces
 from engine_plugin.cli.output import print_json
 from engine_plugin.errors import BadGatewayError, EnginePluginError
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["live_transcription"]
 
 _SERVICE = "speech-to-text-ws"
-_FORMATS = ("wav", "mp3", "flac", "ogg", "webm")
+_FORMATS = ("wav", "mp3", "flac", "ogg", "opus", "webm", "mkv", "m4a", "mp4", "aac")
 _FINISH = json.dumps({"action": "finish-task"})
 _CLEAR = "\r\x1b[K"
 
@@ -38,12 +38,7 @@ async def live_transcription(options: Options, source: str, form: str, wanted: M
     """
     from engine_plugin.cli.session import serving
 
-    metadata = {name: str(value) for name, value in wanted.items()}
-    suffix = Path(source).suffix.lower().removeprefix(".")
-    if "sample_rate" in metadata:
-        metadata["format"] = "pcm"
-    elif suffix in _FORMATS:
-        metadata["format"] = suffix
+    metadata = {name: str(value) for name, value in wanted.items()} | _format(source, raw="sample_rate" in wanted)
     printed = _Sentences(form)
     async with serving(options, _SERVICE) as plugin, plugin.invoke_bidi(_SERVICE) as conversation:
         sending = asyncio.create_task(_send(conversation, source, metadata))
@@ -57,6 +52,17 @@ async def live_transcription(options: Options, source: str, form: str, wanted: M
         raise error
     if not printed.finished:
         raise BadGatewayError("the plugin ended the transcription before the sound was over; its log may say why")
+
+
+def _format(source: str, *, raw: bool) -> dict[str, str]:
+    """What the plugin is told of the sound; what comes from standard input it sees for itself. Raises UsageError."""
+    if raw or source == STANDARD:
+        return {"format": "pcm"} if raw else {}
+    suffix = Path(source).suffix.lower().removeprefix(".")
+    if suffix not in _FORMATS:
+        known = ", ".join(_FORMATS)
+        raise click.UsageError(f"{source} is not named like sound ({known}); for raw sound say its rate: --rate HZ")
+    return {"format": suffix}
 
 
 async def _send(conversation: BidiCall, source: str, metadata: Mapping[str, str]) -> None:

@@ -190,6 +190,9 @@ def test_wrong_usage(place: Workplace, tmp_path: Path) -> None:
     file.write_bytes(b"a")
     assert "'/none.wav' does not exist" in place.bad(2, "transcribe", "/none.wav")
     assert "--live prints" in place.bad(2, "transcribe", str(file), "--live", "--translate")
+    text = tmp_path / "a.txt"
+    text.touch()
+    assert "is not named like sound" in place.bad(2, "transcribe", str(text), "--live")
     assert "--rate is for --live" in place.bad(2, "transcribe", str(file), "--rate", "8000")
     assert "there is no directory for" in place.bad(2, "speak", "a", "-o", str(tmp_path / "no" / "a.wav"))
     assert "several pictures need a file name" in place.bad(2, "image", "a", "-o", "-", "-n", "2")
