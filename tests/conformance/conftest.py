@@ -56,6 +56,12 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return executable_of(build_linked(ROOT / "plugins/llamacpp/plugin.yaml", tmp_path_factory.mktemp("plugins dir")))
 
 
+@pytest.fixture(scope="session")
+def eight_services(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The executable of the default plugin, OpenVINO's, linked to this checkout."""
+    return executable_of(build_linked(ROOT / "plugin.yaml", tmp_path_factory.mktemp("plugins dir")))
+
+
 @contextlib.contextmanager
 def short_directory() -> Iterator[Path]:
     """A directory for data and sockets whose path is short enough for a unix socket's."""

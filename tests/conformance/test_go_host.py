@@ -42,7 +42,7 @@ PLAIN = (
 )
 POSIX = ("sigint", "socket-group")
 TLS = ("automtls",)
-SPECIAL = ("stdio", "broken-manifest", "hold", "reattach")
+SPECIAL = ("eight-services", "stdio", "broken-manifest", "hold", "reattach")
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals, groups and unix sockets are of POSIX")
 
@@ -72,6 +72,12 @@ def named(checks: list[Check], name: str) -> Check:
 @pytest.mark.parametrize("scenario", [*PLAIN, *(pytest.param(name, marks=posix) for name in POSIX)])
 def test_scenario(observe: Observe, scenario: str, tls: bool) -> None:
     observe(scenario, tls)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_each_of_the_eight_services_answers(go_host: GoHost, eight_services: Path, scratch: Path, tls: bool) -> None:
+    pytest.importorskip("openvino_genai")
+    go_host.run("eight-services", eight_services, scratch, *(["-automtls"] if tls else []))
 
 
 def test_every_scenario_is_run(go_host: GoHost) -> None:

@@ -34,6 +34,7 @@ var (
 var scenarios = []scenario{
 	{"lifecycle", "all 25 methods, then Kill", lifecycle},
 	{"errors", "wrong calls get the code that says what is wrong", wrongCalls},
+	{"eight-services", "each of the eight services, of a plugin that has them all", allServices},
 	{"kill-streaming", "Kill while a stream is running", killWhileStreaming},
 	{"kill-starting", "Kill while the engine is starting", killWhileStarting},
 	{"kill-idle", "Kill a plugin whose engine was never started", killIdle},

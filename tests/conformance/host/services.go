@@ -29,9 +29,11 @@ func (s *session) services(r *report) {
 func chatRequest(tokens int) object {
 	return object{
 		"model":      chatModel,
-		"messages":   []object{{"role": "user", "content": "Say something."}},
+		"messages":   []object{{"role": "user", "content": "Tell me a story."}},
 		"max_tokens": tokens,
 		"ignore_eos": tokens == longAnswer,
+		// The same words each time: of those by chance there may be none.
+		"temperature": 0,
 	}
 }
 
@@ -243,8 +245,13 @@ func (s *session) cancelStreams() (string, error) {
 
 // quickly sees that nothing of the abandoned calls stands in the way of the next one.
 func (s *session) quickly() (string, error) {
+	return quick(func() (string, error) { return s.chat(8) })
+}
+
+// quick sees that a call does not take long.
+func quick(call func() (string, error)) (string, error) {
 	began := time.Now()
-	detail, err := s.chat(8)
+	detail, err := call()
 	if elapsed := time.Since(began); err == nil && elapsed > soon {
 		err = fmt.Errorf("took %s", elapsed)
 	}

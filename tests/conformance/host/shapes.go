@@ -115,6 +115,48 @@ type rerankJSON struct {
 	} `json:"results"`
 }
 
+type imagesJSON struct {
+	Created int64 `json:"created"`
+	Data    []struct {
+		B64JSON string `json:"b64_json"`
+	} `json:"data"`
+}
+
+type speechJSON struct {
+	URL        string  `json:"url"`
+	Audio      string  `json:"audio"`
+	Format     string  `json:"format"`
+	SampleRate int     `json:"sample_rate"`
+	Duration   float64 `json:"duration"`
+}
+
+type transcriptionJSON struct {
+	Text     *string `json:"text"`
+	Model    string  `json:"model"`
+	Segments []struct {
+		ID    int     `json:"id"`
+		Start float64 `json:"start"`
+		End   float64 `json:"end"`
+		Text  string  `json:"text"`
+	} `json:"segments"`
+}
+
+type liveJSON struct {
+	Header struct {
+		TaskID string `json:"task_id"`
+		Event  string `json:"event"`
+	} `json:"header"`
+	Payload struct {
+		Output struct {
+			Sentence struct {
+				Text      *string `json:"text"`
+				BeginTime *int64  `json:"begin_time"`
+				EndTime   *int64  `json:"end_time"`
+			} `json:"sentence"`
+		} `json:"output"`
+	} `json:"payload"`
+}
+
 // coded is what most answers have in common.
 type coded interface {
 	GetCode() int32
