@@ -44,7 +44,9 @@ class _Image:
         if not isinstance(prompt, str) or not prompt:
             raise RequestError("prompt: must be a string, not empty")
         count = _whole(request, "n", 1, 1, self._most_images)
-        steps = _whole(request, "steps", min(self._steps, self._most_steps), 1, self._most_steps)
+        steps = _whole(
+            request, "steps", min(self._steps, self._most_steps), 1, self._most_steps, "num_inference_steps"
+        )
         seed = _whole(request, "seed", secrets.randbelow(_SEEDS), 0, (1 << 63) - 1)
         options = self._options(request) | {"num_inference_steps": steps, "num_images_per_prompt": 1}
         # One by one: that takes less memory, and a cancel is noticed sooner.
@@ -67,11 +69,11 @@ class _Image:
 
     def _options(self, request: dict[str, Any]) -> dict[str, Any]:
         width, height = self._size or self._own_size
-        width = _whole(request, "width", width, _GRAIN, self._largest[0])
-        height = _whole(request, "height", height, _GRAIN, self._largest[1])
+        width = _whole(request, "width", width, _GRAIN, self._largest[0], "size: width")
+        height = _whole(request, "height", height, _GRAIN, self._largest[1], "size: height")
         for name, value in (("width", width), ("height", height)):
             if value % _GRAIN:
-                raise RequestError(f"{name}: must be a multiple of {_GRAIN}, not {value}")
+                raise RequestError(f"size: {name} must be a multiple of {_GRAIN}, not {value}")
         options: dict[str, Any] = {"width": width, "height": height}
         guidance = request.get("guidance")
         if guidance is not None:
@@ -104,10 +106,10 @@ def _size(text: str, field: str) -> tuple[int, int]:
     return width, height
 
 
-def _whole(request: dict[str, Any], name: str, default: int, least: int, most: int) -> int:
+def _whole(request: dict[str, Any], name: str, default: int, least: int, most: int, field: str = "") -> int:
     value = request.get(name)
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise RequestError(f"{name}: must be a whole number from {least} to {most}, not {value!r}")
+        raise RequestError(f"{field or name}: must be a whole number from {least} to {most}, not {value!r}")
     return value
