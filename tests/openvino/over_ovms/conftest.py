@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
-from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest_asyncio
@@ -23,50 +20,33 @@ from .calls import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
 
     Make = Callable[..., Awaitable[OpenVinoEngine]]
 
 __all__ = ["marked", "nothing_is_left", "scratch"]
 
 
-@asynccontextmanager
-async def making(folder: Path) -> AsyncIterator[Make]:
-    """Makes engines on one data directory, and starts them: `engine = await make(parallel=1)`."""
-    executable = install(folder / "theirs")
+@pytest_asyncio.fixture
+async def make(scratch: Path) -> AsyncIterator[Make]:
+    """Make an engine of one test's own, and start it: `engine = await make(parallel=1)`."""
+    executable = install(scratch / "theirs")
     async with AsyncExitStack() as stack:
 
-        async def make(*, start: bool = True, **options: Any) -> OpenVinoEngine:
+        async def made(*, start: bool = True, **options: Any) -> OpenVinoEngine:
             shape = yaml.safe_load((REPOSITORY / "plugin.yaml").read_text())
             given = {"backend": "ovms", "ovms": str(executable), "threads": 1}
             shape["engine"] = {"name": "openvino", **given, **options}
-            shape["resources"]["data_dir"] = str(folder / "data")
-            (folder / "plugin.yaml").write_text(yaml.safe_dump(shape, sort_keys=False))
-            made = OpenVinoEngine(load_manifest(folder / "plugin.yaml"))
-            stack.push_async_callback(made.aclose)
+            shape["resources"]["data_dir"] = str(scratch / "data")
+            (scratch / "plugin.yaml").write_text(yaml.safe_dump(shape, sort_keys=False))
+            engine = OpenVinoEngine(load_manifest(scratch / "plugin.yaml"))
+            stack.push_async_callback(engine.aclose)
             if start:
                 async with asyncio.timeout(LIMIT):
-                    await made.start("auto")
-            return made
+                    await engine.start("auto")
+            return engine
 
-        yield make
-
-
-@pytest_asyncio.fixture
-async def make(scratch: Path) -> AsyncIterator[Make]:
-    """Make engines of one test's own."""
-    async with making(scratch) as make:
-        yield make
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(nothing_is_left: None) -> AsyncIterator[OpenVinoEngine]:
-    """A started engine for all tests of a module that leave it as it is."""
-    folder = Path(tempfile.mkdtemp(prefix="epl-"))
-    try:
-        async with making(folder) as make:
-            yield await make()
-    finally:
-        shutil.rmtree(folder)
+        yield made
 
 
 @pytest_asyncio.fixture

@@ -40,6 +40,14 @@ async def test_a_model_that_cannot_be_loaded(make: Make, scratch: Path) -> None:
     assert [model.name for model in await engine.running_models()] == ["tiny-chat"]
 
 
+async def test_unloaded_and_loaded_again(make: Make) -> None:
+    engine = await make()
+    for _ in range(2):
+        assert (await call(engine, "embed", model="tiny-embed", input="a"))["data"]
+        await engine.unload_model("tiny-embed")
+        assert "tiny-embed" not in [model.name for model in await engine.running_models()]
+
+
 async def test_it_comes_back_with_its_models(make: Make) -> None:
     engine = await make(restart_backoff=0.05)
     await call(engine, "chat", **HELLO)

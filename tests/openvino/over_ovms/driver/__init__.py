@@ -1,0 +1,1 @@
+"""The driver's own tests of every service, over the stand-in for ovms."""

@@ -1,0 +1,38 @@
+"""What the driver's tests say of the services holds with ovms, too, but for what it does not do."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_plugin.errors import InvalidRequestError
+from engine_plugin.host import events
+from tests.openvino.driver import test_services as embedded
+from tests.openvino.driver.running import PICTURE
+
+if TYPE_CHECKING:
+    from tests.openvino.driver.running import RunningEngine
+
+pytestmark = embedded.pytestmark
+
+_DIFFERENT = {"test_a_picture_streamed", "test_too_long_a_prompt"}
+_TESTS = {name: test for name, test in vars(embedded).items() if name.startswith("test_")}
+assert set(_TESTS) > _DIFFERENT
+globals().update({name: test for name, test in _TESTS.items() if name not in _DIFFERENT})
+
+
+async def test_a_picture_streamed(shared: RunningEngine) -> None:
+    """It comes without its progress."""
+    async with asyncio.timeout(60), shared.client.stream("text-to-image", PICTURE) as chunks:
+        told = [event async for event in events(chunks)]
+    assert [event["type"] for event in told] == ["image_generation.completed"]
+    assert told[0]["data"][0]["b64_json"]
+
+
+async def test_too_long_a_prompt(shared: RunningEngine) -> None:
+    """Its complaint has no kind, only words."""
+    request = {"messages": [{"role": "user", "content": "count " * 3000}]}
+    with pytest.raises(InvalidRequestError, match="18010 tokens, but the model's context holds 1024"):
+        await shared.client.invoke("chat", request)
