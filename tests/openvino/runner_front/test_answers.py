@@ -290,6 +290,21 @@ async def test_any_wav_file_is_heard(serve: Serve, file: bytes, count: int, peak
 
 
 @pytest.mark.parametrize(
+    ("path", "task"), [("transcriptions", "transcribe"), ("translations", "translate")], ids=lambda value: value
+)
+async def test_what_is_said_is_written_down_or_translated(serve: Serve, path: str, task: str) -> None:
+    front = await serve(empty=True)
+    front.config.add("t", "speech-to-text")
+    assert await front.reload() == 201
+    form = aiohttp.FormData({"model": "t"})
+    form.add_field("file", wav_file(b"\0\0" * 400), filename="a.wav")
+    async with front.session.post(f"/v3/audio/{path}", data=form) as response:
+        assert response.status == 200
+        answer = await response.json()
+    assert json.loads(answer["text"])["task"] == task
+
+
+@pytest.mark.parametrize(
     "file",
     [b"", b"ID3", wav_file(b""), wav_file(b"\0\0", code=7), wav_file(b"\0\0", channels=0)],
     ids=["nothing", "MP3", "no sample", "mu-law", "no channel"],

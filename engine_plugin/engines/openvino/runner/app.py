@@ -49,6 +49,7 @@ def make_app(registry: Registry, key: str) -> web.Application:
             web.post("/v3/rerank", vectors_api.rerank),
             web.post("/v3/images/generations", images_api.generate),
             web.post("/v3/audio/transcriptions", audio_api.transcription),
+            web.post("/v3/audio/translations", audio_api.translation),
             web.post("/v3/audio/speech", audio_api.speech),
         ]
     )

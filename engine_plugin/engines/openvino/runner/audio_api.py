@@ -1,4 +1,4 @@
-"""/v3/audio/transcriptions and /v3/audio/speech, and what KServe's calls share with them."""
+"""/v3/audio/transcriptions, /v3/audio/translations and /v3/audio/speech, and what KServe's calls share with them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,19 @@ from engine_plugin.engines.openvino.runner.requests import (
 if TYPE_CHECKING:
     from engine_plugin.engines.openvino.runner.registry import Registry
 
-__all__ = ["say", "speech", "transcribe", "transcription"]
+__all__ = ["say", "speech", "transcribe", "transcription", "translation"]
 
 _FIELD_LIMIT = 64 * 1024
 _FIELDS_LIMIT = 64
 _FORMATS = {"wav": "audio/wav", "pcm": "audio/pcm"}
 
 
-async def transcription(request: web.Request) -> web.Response:
+async def translation(request: web.Request) -> web.Response:
+    """POST /v3/audio/translations: what was said, in English"""
+    return await transcription(request, "translate")
+
+
+async def transcription(request: web.Request, task: str = "transcribe") -> web.Response:
     """POST /v3/audio/transcriptions"""
     fields, file = await _form(request)
     granularities = [
@@ -36,7 +41,7 @@ async def transcription(request: web.Request) -> web.Response:
     for value in granularities:
         if value not in ("segment", "word"):
             raise bad_request("timestamp_granularities", f"must be segment or word, not {value!r}")
-    options: dict[str, Any] = {name: values[-1] for name, values in fields.items()}
+    options: dict[str, Any] = {"task": task} | {name: values[-1] for name, values in fields.items()}
     if file is None:
         raise bad_request("file", "is missing")
     temperature = options.get("temperature")
