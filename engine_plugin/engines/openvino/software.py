@@ -40,7 +40,9 @@ RUNNER = "engine_plugin.engines.openvino.runner"
 _REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 _GENAI = "openvino-genai"
 _OPENVINO = (_GENAI, "openvino", "openvino-tokenizers", "openvino-telemetry")
-_AUDIO = ("av", "numpy", "soxr")
+_AUDIO = ("av",)
+"""What reads audio (engines.audio.decode)."""
+
 _TEMPLATES = ("jinja2", "markupsafe")
 _NEEDED_BYTES = {"embedded": 600 * 1024 * 1024, "release": 1200 * 1024 * 1024, "packages": 250 * 1024 * 1024}
 _PROBE_TIMEOUT = 60.0
