@@ -122,7 +122,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure what the plugin costs.")
     parser.add_argument("--quick", action="store_true", help="one small round: shows that it works, not how fast")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
-    parser.add_argument("--engine", choices=("all", "llamacpp", "openvino"), default="llamacpp")
+    parser.add_argument("--engine", choices=("all", "llamacpp", "openvino"), default="all")
     parser.add_argument("--model", type=Path, default=_TINY, help="OpenVINO: the directory of a chat model")
     parser.add_argument("--threads", type=int, default=_THREADS, help="OpenVINO: threads that compute; 0: its choice")
     parser.add_argument("--rounds", type=int, default=_ROUNDS, help="at most so many")

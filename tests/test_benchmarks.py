@@ -16,6 +16,8 @@ from benchmarks.results import DIRECT, PLUGIN, Results, Row, Spread
 
 REPOSITORY = Path(__file__).parents[1]
 
+PAIRS = (("direct", "plugin"), ("in-process", "server"), ("without text", "server"), ("server", "plugin"))
+
 ADDED = Row("group", "latency", "ms", "added")
 RATIO = Row("group", "tokens/s", "1/s", "ratio")
 
@@ -40,9 +42,14 @@ def _left_over(mark: str) -> list[str]:
     return found
 
 
+def _ways(row: dict[str, Any]) -> tuple[str, ...]:
+    return next(pair for pair in PAIRS if set(pair) <= row.keys())
+
+
 @pytest.mark.slow
-def test_a_quick_run_measures_both_ways_and_leaves_no_process(marked: dict[str, str], tmp_path: Path) -> None:
+def test_a_quick_run_measures_all_ways_and_leaves_no_process(marked: dict[str, str], tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
+    pytest.importorskip("openvino_genai")
     file = tmp_path / "figures.json"
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--quick", "--json", str(file)],
@@ -51,19 +58,21 @@ def test_a_quick_run_measures_both_ways_and_leaves_no_process(marked: dict[str, 
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=60,
+        timeout=120,
     )
 
     assert done.returncode == 0, done.stderr
     figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    assert {"processor", "Python", "grpcio", "xllamacpp"} <= figures["machine"].keys()
+    assert {"processor", "Python", "grpcio", "xllamacpp", "openvino-genai"} <= figures["machine"].keys()
     rows = {(row["group"], row["title"]): row for row in figures["rows"]}
     assert len(rows) == len(figures["rows"])
     both = [row for row in figures["rows"] if "added" in row or "ratio" in row]
-    assert len(both) >= 10
+    compared = {pair: sum(_ways(row) == pair for row in both) for pair in PAIRS}
+    assert min(compared.values()) >= 9, compared
+    assert sum("/v2/health/ready" in row["title"] for row in figures["rows"]) == 2
     for row in figures["rows"]:
         assert row["title"] in done.stdout
-        for way in ("direct", "plugin") if row in both else ():
+        for way in _ways(row) if row in both else ():
             assert row[way]["samples"] > 0
             assert 0 < row[way]["p10"] <= row[way]["median"] <= row[way]["p90"]
     assert str(REPOSITORY) not in done.stdout + file.read_text(encoding="utf-8")
