@@ -137,7 +137,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         await self._pool.drain()
 
     async def end(self) -> None:
-        """End what `begin` started, if it did; the pool is empty already."""
+        """End what `begin` started, if it did, and the requests under way; the pool is closed afterwards."""
 
     # Software
 
@@ -248,8 +248,8 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         await self._starting.cancel()
         async with self._lifecycle:
             self._backend = None
-            await self._pool.close()
             await self.end()
+            await self._pool.close()
             self._sockets = None
             await asyncio.to_thread(self._cleanup.close)
 

@@ -258,6 +258,8 @@ class Resident:
         except BaseException:
             self._loaded = False
             self._residents.forget(self.model.name)
+            if self._server.ready:  # it may be loading still, or keep what failed in its list
+                await self._residents.remove(self.model.name)
             raise
         self._life, self._loaded = life, True
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
 import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,7 +18,9 @@ import pytest
 import pytest_asyncio
 import yaml
 
+from engine_plugin.engines import python
 from engine_plugin.engines.openvino.engine import OpenVinoEngine
+from engine_plugin.engines.openvino.software import RUNNER, Backend, Software
 from engine_plugin.host import PluginClient, connect
 from engine_plugin.manifest import load_manifest
 from engine_plugin.plugin import Plugin
@@ -53,6 +58,27 @@ def _manifest(place: Path, options: dict[str, Any]) -> dict[str, Any]:
         "resources": {"data_dir": str(place / "data")},
         "engine": SWIFT | options,
     }
+
+
+@pytest.fixture(scope="session")
+def probed(marked: None) -> dict[str, Any]:
+    """What the software here says of itself: asked once, since that takes longer than most tests."""
+    argv, environ = python.module_command(RUNNER, "probe"), python.module_environ(os.environ)
+    _, out, _ = asyncio.run(python.run_briefly(argv, environ, timeout=60))
+    shape: dict[str, Any] = json.loads(out)
+    return shape
+
+
+@pytest.fixture(scope="module", autouse=True)
+def known(probed: dict[str, Any]) -> Iterator[None]:
+    """Starts do without asking the software."""
+
+    async def probe(_self: Software, _backend: Backend) -> dict[str, Any]:
+        return probed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Software, "probe", probe)
+        yield
 
 
 class _Plugins:
@@ -97,7 +123,7 @@ async def serve(scratch: Path) -> AsyncIterator[Serve]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(nothing_is_left: None) -> AsyncIterator[RunningEngine]:
+async def shared(nothing_is_left: None, known: None) -> AsyncIterator[RunningEngine]:
     """A started plugin for all tests of a module that leave it as it is."""
     root = Path(tempfile.mkdtemp(prefix="epl-"))
     plugins = _Plugins(root)

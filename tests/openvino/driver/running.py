@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.openvino.server import OpenVinoServer
     from engine_plugin.host import PluginClient
 
-__all__ = ["COUNT", "ENGINE_MARK", "PICTURE", "SERVICES", "RunningEngine", "tone"]
+__all__ = ["COUNT", "ENGINE_MARK", "ONE_STEP", "PICTURE", "SERVICES", "RunningEngine", "tone"]
 
 ENGINE_MARK = "ENGINE_PLUGIN_TEST_OPENVINO"
 SERVICES = {
@@ -35,8 +35,10 @@ SERVICES = {
 """Each service, and the sample that serves it."""
 
 COUNT: dict[str, Any] = {"messages": [{"role": "user", "content": "count"}]}
-PICTURE: dict[str, Any] = {"prompt": "a", "size": "64x64", "num_inference_steps": 100}
+PICTURE: dict[str, Any] = {"prompt": "a", "size": "64x64", "num_inference_steps": 100, "n": 10}
 """What keeps the server busy for seconds, and tells each step."""
+
+ONE_STEP: dict[str, Any] = {**PICTURE, "num_inference_steps": 1, "n": 1}
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from engine_plugin.errors import EnginePluginError, InvalidRequestError, NotFoundError, UnsupportedError
+from engine_plugin.files import in_thread
 from engine_plugin.host import events
 
-from .running import COUNT, PICTURE, SERVICES, RunningEngine, tone
+from .running import COUNT, ONE_STEP, SERVICES, RunningEngine, tone
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -91,7 +92,7 @@ async def test_a_picture(shared: RunningEngine) -> None:
 
 
 async def test_a_picture_streamed(shared: RunningEngine) -> None:
-    async with shared.client.stream("text-to-image", {**PICTURE, "num_inference_steps": 3}) as chunks:
+    async with shared.client.stream("text-to-image", {**ONE_STEP, "num_inference_steps": 3}) as chunks:
         told = [event async for event in events(chunks)]
     assert [event.get("step") for event in told] == [1, 2, 3, None]
     assert told[-1]["type"] == "image_generation.completed"
@@ -102,8 +103,9 @@ async def test_speech(shared: RunningEngine) -> None:
     spoken = await shared.client.invoke("text-to-speech", {"text": "hello"})
     sound = base64.b64decode(spoken["audio"])
     assert sound.startswith(b"RIFF")
-    assert Path(spoken["url"]).read_bytes() == sound
-    assert Path(spoken["url"]).parent == shared.engine.manifest.data_dir / "output"
+    place = Path(spoken["url"])
+    assert place.parent == shared.engine.manifest.data_dir / "output"
+    assert await in_thread(place.read_bytes) == sound
     heard = await shared.client.invoke(
         "speech-to-text", {"audio": spoken["audio"], "response_format": "verbose_json"}
     )
@@ -165,7 +167,7 @@ async def test_too_long_a_prompt(shared: RunningEngine) -> None:
 
 
 async def test_what_the_server_refuses(shared: RunningEngine) -> None:
-    with pytest.raises(InvalidRequestError, match="request_data: the engine refuses it: .*temperature"):
+    with pytest.raises(InvalidRequestError, match=r"request_data: the engine refuses it: .*temperature"):
         await shared.client.invoke("chat", {**COUNT, "temperature": "hot"})
 
 

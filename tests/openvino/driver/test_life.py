@@ -1,0 +1,178 @@
+"""The server or a worker dies, a start is stopped: all are told, what was loaded comes back, nobody is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from engine_plugin.errors import BadGatewayError, EnginePluginError, PreconditionError, UnavailableError
+from engine_plugin.files import in_thread
+from tests.llamacpp.running import eventually
+
+from .running import COUNT, ONE_STEP
+from .test_memory import drawing, served
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .conftest import Serve
+
+
+async def test_the_servers_death_ends_its_streams_and_its_models_come_back(serve: Serve) -> None:
+    running = await serve()
+    await running.client.load_model("tiny-chat")
+    async with drawing(running) as picture:
+        before = running.processes()
+        running.server_process.kill()
+        with pytest.raises(BadGatewayError, match="the OpenVINO server died: SIGKILL"):
+            await picture
+    assert (await running.client.invoke("chat", COUNT))["choices"], "shares the restart"
+    await eventually(lambda: len(running.workers()) == 2)
+    assert served(running) == ["tiny-chat", "tiny-image"]
+    assert not set(before) & set(running.processes()), "nobody of the first life is left"
+    assert await running.client.invoke("text-to-image", ONE_STEP)
+    assert await running.loaded() == ["tiny-chat", "tiny-image"]
+    assert (await running.client.health_check()) == "ready: 2 models loaded"
+
+
+async def test_a_workers_death_is_its_models_alone(serve: Serve) -> None:
+    running = await serve()
+    await running.client.load_model("tiny-chat")
+    [chat] = running.workers()
+    async with drawing(running) as picture:
+        worker = running.workers()[-1]
+        worker.kill()
+        with pytest.raises(BadGatewayError, match="the engine answered 500"):
+            await picture
+    assert (await running.client.invoke("chat", COUNT))["choices"]
+    assert await running.client.invoke("text-to-image", ONE_STEP), "it was started again"
+    assert running.workers()[0] == chat
+    assert running.workers()[-1] != worker
+
+
+async def test_a_server_that_dies_while_it_loads(serve: Serve) -> None:
+    """What it was loading may be what killed it: the next life begins without."""
+    running = await serve()
+    await running.client.load_model("tiny-chat")
+    loading = asyncio.create_task(running.client.load_model("tiny-image"))
+    await eventually(lambda: len(running.workers()) == 2)
+    running.server_process.kill()
+    with pytest.raises(EnginePluginError, match="died"):
+        await loading
+    assert (await running.client.invoke("chat", COUNT))["choices"]
+    assert served(running) == ["tiny-chat"]
+    assert await running.client.invoke("text-to-image", ONE_STEP)
+
+
+async def test_a_server_that_is_not_restarted(serve: Serve) -> None:
+    running = await serve(restart_limit=0)
+    await running.client.load_model("tiny-chat")
+    running.server_process.kill()
+    await eventually(lambda: running.server.dead)
+    assert "SIGKILL" in await running.client.health_check()
+    assert await running.loaded() == []
+    assert (await running.client.invoke("chat", COUNT))["choices"], "whoever asks starts it"
+    assert await running.client.health_check() == "ready: 1 models loaded"
+
+
+async def test_stop_and_start_again(serve: Serve) -> None:
+    running = await serve()
+    async with drawing(running) as picture:
+        await running.client.stop_engine()
+        with pytest.raises(UnavailableError, match="the engine was stopped while it worked"):
+            await picture
+    assert running.processes() == []
+    assert not list((running.engine.manifest.data_dir / "served").iterdir())
+    with pytest.raises(UnavailableError, match="call StartEngine"):
+        await running.client.invoke("chat", COUNT)
+    with pytest.raises(UnavailableError):
+        await running.client.health_check()
+    await running.client.start_engine()
+    assert running.workers() == [], "a fresh start loads nothing"
+    assert (await running.client.invoke("chat", COUNT))["choices"]
+
+
+async def test_stop_while_it_starts(serve: Serve) -> None:
+    running = await serve(start=False)
+    starting = [asyncio.create_task(running.client.start_engine()) for _ in range(3)]
+    await eventually(lambda: bool(running.processes()))
+    await running.client.stop_engine()
+    outcomes = await asyncio.gather(*starting, return_exceptions=True)
+    assert all(isinstance(outcome, UnavailableError) for outcome in outcomes), outcomes
+    assert running.processes() == []
+    await running.client.start_engine()
+    assert await running.client.health_check() == "ready: 0 models loaded"
+
+
+async def test_stop_while_a_model_is_loaded(serve: Serve) -> None:
+    running = await serve()
+    loading = asyncio.create_task(running.client.load_model("tiny-image"))
+    await eventually(lambda: bool(running.workers()))
+    await running.client.stop_engine()
+    with pytest.raises(UnavailableError):
+        await loading
+    assert running.processes() == []
+
+
+async def test_another_mode(serve: Serve) -> None:
+    running = await serve()
+    await running.client.load_model("tiny-chat")
+    [worker], server = running.workers(), running.server_process
+    with pytest.raises(PreconditionError, match=r"sees no NPU \(devices: CPU \("):
+        await running.client.start_engine("npu")
+    assert running.workers() == [worker], "what runs is not disturbed"
+    await running.client.start_engine("daemon")
+    assert running.workers() == [worker]
+    await running.client.start_engine("cpu")
+    assert await running.loaded() == served(running) == ["tiny-chat"]
+    assert worker not in running.workers()
+    assert not server.is_running() or server.status() == psutil.STATUS_ZOMBIE
+    assert (await running.client.get_config())["device_type"] == "cpu"
+
+
+async def test_gpu_where_there_is_none(serve: Serve) -> None:
+    running = await serve(start=False)
+    with pytest.raises(PreconditionError, match="Start in mode auto or cpu"):
+        await running.client.start_engine("gpu")
+    assert running.processes() == []
+
+
+async def test_over_a_port(serve: Serve) -> None:
+    running = await serve(transport="tcp", grpc_port=0)
+    assert (await running.client.invoke("chat", COUNT))["choices"]
+    running.server_process.kill()
+    await eventually(lambda: running.server.crashed)
+    assert (await running.client.invoke("chat", COUNT))["choices"]
+
+
+def holding(folder: Path, text: bytes) -> list[Path]:
+    """The files below a folder that hold a text."""
+    return [path for path in folder.rglob("*") if path.is_file() and text in path.read_bytes()]
+
+
+async def test_the_key_shows_nowhere(serve: Serve) -> None:
+    running = await serve()
+    await running.client.load_model("tiny-chat")
+    key = running.server._key
+    assert key
+    for process in running.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            assert key not in " ".join(process.cmdline())
+            assert key not in "".join(process.environ().values())
+    assert not await in_thread(holding, running.engine.manifest.data_dir, key.encode())
+
+
+async def test_what_a_killed_plugin_left_is_removed(serve: Serve) -> None:
+    running = await serve(start=False)
+    folder = running.engine.manifest.data_dir / "served"
+    stale, living = folder / "999999999-0123abcd", folder / f"{os.getppid()}-0123abcd"
+    for place in (stale, living):
+        place.mkdir(parents=True)
+    await running.client.start_engine()
+    assert not stale.exists()
+    assert living.exists()

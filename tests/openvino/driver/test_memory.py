@@ -1,0 +1,193 @@
+"""Models come into the server's memory once, leave it when others need the room, and never under a request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import engine_plugin
+from engine_plugin.errors import (
+    EnginePluginError,
+    NotFoundError,
+    PreconditionError,
+    UnavailableError,
+)
+from engine_plugin.host import events
+from tests.llamacpp.running import eventually
+
+from .running import COUNT, ONE_STEP, PICTURE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from .conftest import Serve
+    from .running import RunningEngine
+
+SAMPLES = Path(engine_plugin.__file__).parent / "samples" / "openvino"
+
+
+async def draw(running: RunningEngine, begun: asyncio.Event, **request: Any) -> list[str]:
+    """Read a stream of pictures to its end; the types of its events. `begun` is set at the first."""
+    told = []
+    async with running.client.stream("text-to-image", {**PICTURE, **request}) as chunks:
+        async for event in events(chunks):
+            told.append(event["type"])
+            begun.set()
+    return told
+
+
+@contextlib.asynccontextmanager
+async def drawing(running: RunningEngine, **request: Any) -> AsyncIterator[asyncio.Task[list[str]]]:
+    """A stream of pictures that has begun and is read until the end of the block."""
+    begun = asyncio.Event()
+    task = asyncio.create_task(draw(running, begun, **request))
+    try:
+        async with asyncio.timeout(30):
+            await begun.wait()
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def served(running: RunningEngine) -> list[str]:
+    """What config.json names."""
+    shape = json.loads(running.server.residents.config.read_text())
+    return sorted(entry["name"] for entry in shape["mediapipe_config_list"])
+
+
+def lay_in(running: RunningEngine, name: str, sample: str = "tiny-embed") -> Path:
+    """A copy of a sample among the models that one may delete."""
+    folder = running.engine.manifest.data_dir / "models" / name
+    shutil.copytree(SAMPLES / sample, folder)
+    return folder
+
+
+async def test_concurrent_first_use_loads_once(serve: Serve) -> None:
+    running = await serve()
+    assert running.workers() == []
+    await asyncio.gather(
+        *(running.client.invoke("chat", COUNT) for _ in range(5)),
+        *(running.client.load_model("tiny-chat") for _ in range(5)),
+        *(running.client.load_model("tiny-embed") for _ in range(5)),
+    )
+    assert len(running.workers()) == 2
+    assert await running.loaded() == served(running) == ["tiny-chat", "tiny-embed"]
+
+
+async def test_a_second_model_evicts_the_first_after_its_stream(serve: Serve) -> None:
+    running = await serve(max_loaded_models=1)
+    async with drawing(running, num_inference_steps=30, n=1) as picture:
+        assert (await running.client.invoke("embed", {"input": "a"}))["data"]
+        assert picture.done()
+        assert (await picture)[-1] == "image_generation.completed"
+    assert await running.loaded() == served(running) == ["tiny-embed"]
+    assert len(running.workers()) == 1
+
+
+async def test_models_have_only_so_much_memory(serve: Serve) -> None:
+    running = await serve(memory_limit=1)
+    await running.client.invoke("chat", COUNT)
+    with pytest.raises(
+        PreconditionError, match=r"tiny-image has .*, and engine.memory_limit in plugin.yaml allows less"
+    ):
+        await running.client.invoke("text-to-image", PICTURE)
+    assert await running.loaded() == ["tiny-chat"]
+
+
+async def test_unload_waits_for_a_stream(serve: Serve) -> None:
+    running = await serve()
+    async with drawing(running, num_inference_steps=30, n=1) as picture:
+        await running.client.unload_model("tiny-image")
+        assert picture.done()
+        assert (await picture)[-1] == "image_generation.completed"
+    assert await running.loaded() == served(running) == running.workers() == []
+    with pytest.raises(PreconditionError, match="tiny-image is not loaded"):
+        await running.client.unload_model("tiny-image")
+
+
+async def test_unload_breaks_off_what_does_not_end(serve: Serve) -> None:
+    running = await serve(drain_timeout=0.2)
+    async with drawing(running) as picture:
+        await running.client.unload_model("tiny-image")
+        with pytest.raises(UnavailableError, match="taken out of memory while it worked on this request"):
+            await picture
+    assert running.workers() == []
+    assert await running.client.invoke("text-to-image", ONE_STEP)
+
+
+async def test_delete(serve: Serve) -> None:
+    running = await serve()
+    folder = lay_in(running, "owner/mine", "tiny-image")
+    async with drawing(running, model="owner/mine"):
+        with pytest.raises(PreconditionError, match="owner/mine is answering 1 requests"):
+            await running.client.delete_model("owner/mine")
+    await eventually(lambda: running.engine._pool.users("owner/mine") == 0)
+    assert await running.loaded() == served(running) == ["owner/mine"]
+    await running.client.delete_model("owner/mine")
+    assert await running.loaded() == served(running) == running.workers() == []
+    assert not folder.exists()
+    with pytest.raises(NotFoundError):
+        await running.client.invoke("text-to-image", {**ONE_STEP, "model": "owner/mine"})
+
+
+async def test_a_model_that_cannot_be_loaded(serve: Serve) -> None:
+    """It says why, holds up no other, and is tried anew."""
+    running = await serve()
+    folder = lay_in(running, "broken")
+    graph = folder / "openvino_model.xml"
+    good = graph.read_bytes()
+    await running.client.list_models()  # the store looks at a model once
+    graph.write_bytes(good[: len(good) // 2])
+    outcomes = await asyncio.gather(
+        running.client.invoke("embed", {"input": "a", "model": "broken"}),
+        running.client.invoke("embed", {"input": "a"}),
+        return_exceptions=True,
+    )
+    assert isinstance(outcomes[0], EnginePluginError), outcomes[0]
+    assert not isinstance(outcomes[1], BaseException), outcomes[1]
+    assert "broken" in str(outcomes[0])
+    assert await running.loaded() == ["tiny-embed"]
+    assert (await running.client.health_check()).startswith("ready")
+    graph.write_bytes(good)
+    assert await running.client.invoke("embed", {"input": "a", "model": "broken"})
+    assert await running.loaded() == served(running) == ["broken", "tiny-embed"]
+
+
+async def test_a_cancelled_call_stops_the_work(serve: Serve) -> None:
+    running = await serve()
+    async with drawing(running):
+        assert running.engine._pool.users("tiny-image") == 1
+    await eventually(lambda: running.engine._pool.users("tiny-image") == 0)
+    async with asyncio.timeout(5):  # a picture that nobody waits for any longer takes more
+        await running.client.invoke("text-to-image", ONE_STEP)
+    unary = asyncio.create_task(running.client.invoke("text-to-image", PICTURE))
+    await eventually(lambda: running.engine._pool.users("tiny-image") == 1)
+    unary.cancel()
+    await asyncio.gather(unary, return_exceptions=True)
+    await eventually(lambda: running.engine._pool.users("tiny-image") == 0)
+    async with asyncio.timeout(5):
+        await running.client.invoke("text-to-image", ONE_STEP)
+
+
+async def test_nothing_is_answered_before_a_start(serve: Serve) -> None:
+    running = await serve(start=False)
+    for service, request in (("chat", COUNT), ("text-to-image", PICTURE)):
+        with pytest.raises(UnavailableError, match="call StartEngine"):
+            await running.client.invoke(service, request)
+    with pytest.raises(UnavailableError, match="call StartEngine"):
+        await running.client.load_model("tiny-chat")
+
+
+async def test_a_model_that_takes_too_long(serve: Serve) -> None:
+    running = await serve(start_limit=1)
+    running.server.residents._load_limit = 0.05
+    with pytest.raises(UnavailableError, match=r"tiny-image was not loaded in 0.05 s. Raise engine.start_limit"):
+        await running.client.load_model("tiny-image")
+    assert await running.loaded() == served(running) == running.workers() == []
