@@ -133,3 +133,8 @@ async def test_what_is_wrong_has_its_status(client: Client) -> None:
     assert await client.refused(infer, asked("t")) == (code.INVALID_ARGUMENT, "audio: is missing")
     assert "params:" in (await client.refused(infer, asked("t", audio=WAV, params=b"[")))[1]
     assert "file:" in (await client.refused(infer, asked("t", audio=b"mp3")))[1]
+    deep = b"[" * 100_000
+    assert "params:" in (await client.refused(infer, asked("t", audio=WAV, params=deep)))[1]
+    for rate in (-1, 0, 1 << 40):
+        pcm = asked("t", audio=b"\0\0", params={"audio_format": "pcm", "sample_rate": rate})
+        assert (await client.refused(infer, pcm))[1].startswith("params.sample_rate:")

@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aiohttp import web
+from aiohttp import http_exceptions, web
 
 from engine_plugin.engines.openvino.runner import audio_api, chat_api, control_api, images_api, vectors_api
 from engine_plugin.engines.openvino.runner.errors import ApiError
@@ -70,6 +70,8 @@ def _edge(key: str) -> Middleware:
             return _refusal(error)
         except web.HTTPException as error:
             return _refusal(ApiError(error.status, error.reason))
+        except (web.RequestPayloadError, http_exceptions.BadHttpMessage) as error:
+            return _refusal(ApiError(400, f"the body cannot be read: {error}"))
         except ConnectionError:
             raise  # the caller has gone; aiohttp knows
         except Exception as error:  # noqa: BLE001  # the edge that catches all

@@ -118,12 +118,14 @@ async def _form(request: web.Request) -> tuple[dict[str, list[str]], bytes | Non
     file: bytes | None = None
     try:
         parts = await request.multipart()
+        count = 0
         async for part in parts:
+            count += 1
             if not isinstance(part, BodyPartReader) or part.name is None:
                 raise ApiError(400, "the form has a part without a name")
             if part.name == "file":
                 file = await _content(part, BODY_LIMIT)
-            elif len(fields) < _FIELDS_LIMIT:
+            elif count <= _FIELDS_LIMIT:
                 text = (await _content(part, _FIELD_LIMIT)).decode("utf-8", "replace")
                 fields.setdefault(part.name, []).append(text)
             else:

@@ -46,6 +46,8 @@ def tools(given: Any, choice: Any) -> Tools:
         function = tool.get("function") if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             raise RequestError(f'tools[{index}]: must be {{"type": "function", "function": {{"name": …}}}}')
+        if not isinstance(function.get("parameters") or {}, dict):
+            raise RequestError(f"tools[{index}].function.parameters: must be a JSON schema, an object")
     if choice in (None, "auto"):
         return Tools(offered, [])
     if choice == "none":
@@ -77,6 +79,8 @@ def messages(given: Any, sees: bool) -> tuple[list[dict[str, Any]], list[str]]:
         plain = dict(message)
         plain["content"] = _content(message.get("content"), f"messages[{index}].content", pictures)
         if message.get("tool_calls"):
+            if not isinstance(message["tool_calls"], list):
+                raise RequestError(f"messages[{index}].tool_calls: must be a list")
             plain["tool_calls"] = [
                 _past_call(call, f"messages[{index}].tool_calls") for call in message["tool_calls"]
             ]
@@ -116,7 +120,7 @@ def _past_call(call: Any, field: str) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments or "{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RequestError(f"{field}: arguments must be JSON: {error}") from None
     return {**call, "function": {**function, "arguments": arguments}}
 
@@ -146,15 +150,13 @@ class Template:
 
     def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], extra: Any = None) -> str:
         """The prompt. Raises RequestError for what the template refuses."""
-        import jinja2
-
         if extra is not None and not isinstance(extra, dict):
             raise RequestError("chat_template_kwargs: must be an object")
         template = self._template("tool_use" if tools and "tool_use" in self._sources else "default")
         values = {**self._tokens, "add_generation_prompt": True, "tools": tools or None, **(extra or {})}
         try:
             return str(template.render({**values, "messages": messages}))
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        except Exception as error:  # a template is a program, and fails as those do
             raise RequestError(f"messages: the model's chat template refuses them: {error}") from error
 
     def _template(self, name: str) -> Any:

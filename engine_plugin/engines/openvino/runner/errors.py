@@ -8,13 +8,13 @@ from typing import Any
 __all__ = ["ApiError", "bad_request", "error_body"]
 
 _TYPES = {
-    400: "invalid_request_error",
     401: "authentication_error",
     404: "not_found_error",
-    413: "invalid_request_error",
     501: "not_supported_error",
     503: "unavailable_error",
 }
+_LONGEST = 2000
+"""Characters of a message: most quote what was sent."""
 
 
 class ApiError(Exception):
@@ -23,8 +23,8 @@ class ApiError(Exception):
     def __init__(self, status: int, message: str, kind: str = "") -> None:
         super().__init__(message)
         self.status = status
-        self.message = message
-        self.kind = kind or _TYPES.get(status, "server_error")
+        self.message = message if len(message) <= _LONGEST else f"{message[:_LONGEST]}…"
+        self.kind = kind or _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
 
     def body(self) -> bytes:
         """The error as JSON, for an answer and for an event of a stream alike."""

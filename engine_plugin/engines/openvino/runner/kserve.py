@@ -167,8 +167,8 @@ class _Service:
     async def _transcribe(self, name: str, audio: bytes, params: dict[str, Any]) -> dict[str, Any]:
         if str(params.get("audio_format", "wav")).lower() in ("pcm", "raw"):
             rate = params.get("sample_rate", wav.RATE)
-            if not isinstance(rate, int) or isinstance(rate, bool):
-                raise bad_request("params.sample_rate", f"must be a whole number, not {rate!r}")
+            if not isinstance(rate, int) or isinstance(rate, bool) or rate not in wav.RATES:
+                raise bad_request("params.sample_rate", f"must be a rate of samples a second, not {rate!r}")
             audio = wav.with_header(audio, rate)
         return await audio_api.transcribe(self._registry, name, audio, params)
 
@@ -234,7 +234,7 @@ def _params(inputs: dict[str, bytes]) -> dict[str, Any]:
         return {}
     try:
         params = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise bad_request("params", f"is no JSON: {error}") from None
     if not isinstance(params, dict):
         raise bad_request("params", "must be a JSON object")

@@ -152,8 +152,11 @@ class Worker(asyncio.SubprocessProtocol):
         if self.exited.is_set() or self._stopping:
             raise ApiError(503, f"model {self.name} is going away; try again")
         self._last_number += 1
+        try:
+            self._send(("do", self._last_number, request))
+        except RecursionError:
+            raise ApiError(400, "the body is nested too deeply") from None
         self._calls[self._last_number] = sink
-        self._send(("do", self._last_number, request))
         return self._last_number
 
     def cancel(self, number: int) -> None:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.openvino.runner.errors import ApiError
-from engine_plugin.engines.openvino.runner.graph_file import Graph, GraphError, read_graph
+from engine_plugin.engines.openvino.runner.graph_file import Graph, read_graph
 from engine_plugin.engines.openvino.runner.model import AVAILABLE, END, Model
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def read_config(path: Path) -> dict[str, Spec]:
         named = [(str(entry["name"]), entry) for entry in entries]
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path}: not a configuration: {error}") from None
@@ -78,7 +78,7 @@ def _read_spec(name: str, entry: dict[str, Any], folder: Path) -> Spec:
         graph = read_graph(text, path.parent)
     except OSError as error:
         return Spec(name, "", None, f"{path}: cannot be read: {error.strerror}")
-    except (GraphError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         return Spec(name, text, None, f"{path}: {error}")
     if not graph.models_path.is_dir():
         return Spec(name, text, None, f"{path}: models_path: there is no folder {graph.models_path}")

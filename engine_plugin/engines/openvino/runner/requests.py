@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -18,6 +19,8 @@ __all__ = ["BODY_LIMIT", "REGISTRY", "flag", "json_answer", "read_json", "text_f
 BODY_LIMIT = 512 * 1024 * 1024
 """Bytes: an hour of uncompressed 16 kHz audio is 115 MB."""
 _BIG = 1 << 20
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+"""Half of a character beyond the first 65536, which without its other half is no text."""
 
 REGISTRY: web.AppKey[Registry] = web.AppKey("registry")
 
@@ -26,11 +29,22 @@ async def read_json(request: web.Request) -> dict[str, Any]:
     """The body's object. Raises ApiError."""
     data = await request.read()
     try:
-        body = json.loads(data) if len(data) < _BIG else await asyncio.to_thread(json.loads, data)
+        return _parsed(data) if len(data) < _BIG else await asyncio.to_thread(_parsed, data)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is no JSON: {error}") from None
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    """Raises ApiError, ValueError, RecursionError."""
+    body = json.loads(data.decode())
     if not isinstance(body, dict):
         raise ApiError(400, "the body must be a JSON object")
+    if _HALF.search(data):
+        for name, value in body.items():
+            try:
+                json.dumps([name, value], ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                raise bad_request(name, "has half of a surrogate pair, which is no character") from None
     return body
 
 

@@ -10,13 +10,16 @@ from engine_plugin.engines.openvino.runner.errors import bad_request
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["RATE", "read_mono", "with_header", "write"]
+__all__ = ["RATE", "RATES", "read_mono", "with_header", "write"]
 
 RATE = 16000
 """Samples a second that speech-to-text models hear."""
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
-_RATES = range(1000, 768001)
+RATES = range(1000, 768001)
+"""Those that a file may have."""
+_LONGEST = 5 * 3600
+"""Seconds. At a low rate, a body within its limit would become more than fits into memory."""
 
 
 def read_mono(data: bytes) -> bytes:
@@ -27,7 +30,7 @@ def read_mono(data: bytes) -> bytes:
     code, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", form)
     if code == _EXTENSIBLE and len(form) >= 26:
         (code,) = struct.unpack_from("<H", form, 24)
-    if not channels or rate not in _RATES:
+    if not channels or rate not in RATES:
         raise bad_request("file", f"is no usable WAV file: {channels} channels at {rate} Hz")
     return _samples(content, code == _FLOAT if code in (_PCM, _FLOAT) else None, bits, channels, rate)
 
@@ -43,6 +46,8 @@ def _samples(content: bytes, is_float: bool | None, bits: int, channels: int, ra
     content = content[: len(content) // frame * frame]
     if not content:
         raise bad_request("file", "has no audio")
+    if len(content) // frame > _LONGEST * rate:
+        raise bad_request("file", f"is longer than {_LONGEST // 3600} hours; send it in parts")
     if bits == 24:
         whole = np.zeros((len(content) // 3, 4), np.uint8)
         whole[:, 1:] = np.frombuffer(content, np.uint8).reshape(-1, 3)

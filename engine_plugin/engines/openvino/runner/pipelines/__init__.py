@@ -29,6 +29,7 @@ __all__ = [
     "json_file",
     "load",
     "reason",
+    "refusal",
     "text_list",
     "too_long",
 ]
@@ -177,11 +178,8 @@ class OneAtATime:
             return ("done", job.number, self._pipeline.run(job))
         except Cancelled:
             return ("error", job.number, *CANCELLED)
-        except RequestError as error:
-            return ("error", job.number, error.status, error.kind, str(error))
         except Exception as error:  # noqa: BLE001  # one bad call must not end the others
-            traceback.print_exc()
-            return ("error", job.number, 500, "server_error", reason(error))
+            return refusal(job.number, error)
 
 
 def load(settings: dict[str, Any]) -> Server:
@@ -205,6 +203,16 @@ def reason(error: BaseException) -> str:
     ]
     text = " ".join(kept) or " ".join(checks) or str(error).strip()
     return f"{type(error).__name__}: {text}" if not isinstance(error, (RuntimeError, RequestError)) else text
+
+
+def refusal(number: int, error: Exception) -> Frame:
+    """The frame that answers a call with an error; one that is not the caller's doing goes to stderr as well."""
+    if isinstance(error, RequestError):
+        return ("error", number, error.status, error.kind, str(error))
+    if isinstance(error, RecursionError):
+        return ("error", number, 400, "invalid_request_error", "the body is nested too deeply")
+    traceback.print_exception(error)
+    return ("error", number, 500, "server_error", reason(error))
 
 
 def json_file(path: Path) -> dict[str, Any]:

@@ -95,7 +95,7 @@ class Tokens:
         """The text of some tokens. Raises RequestError when the model has no such ones."""
         try:
             return str(self._tokenizer.decode(tokens))
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise RequestError("input: no tokens of this model") from error
 
 

@@ -19,10 +19,16 @@ from engine_plugin.engines.openvino.runner.pipelines import (
     RequestError,
     json_file,
     reason,
+    refusal,
     too_long,
 )
 from engine_plugin.engines.openvino.runner.pipelines.sampling import Grammars, Params, flag
-from engine_plugin.engines.openvino.runner.pipelines.scheduling import context_length, open_pipeline, pool_tokens
+from engine_plugin.engines.openvino.runner.pipelines.scheduling import (
+    context_length,
+    open_pipeline,
+    pool_tokens,
+    vocabulary_size,
+)
 from engine_plugin.engines.openvino.runner.pipelines.streams import Call, Part, Stream
 from engine_plugin.engines.openvino.runner.pipelines.text import Detokenizer
 from engine_plugin.engines.openvino.runner.pipelines.vision import pictures
@@ -67,7 +73,9 @@ class _Llm:
         self._tokens_limit = int(options.get("max_tokens_limit") or 0)
         self._template = chat.Template(settings.path, lambda: self._tokenizer.chat_template)
         self._dialect = chat.Dialect(self._template.source, options)
-        self._context = context_length(json_file(settings.path / "config.json"))
+        config = json_file(settings.path / "config.json")
+        self._context = context_length(config)
+        self._vocabulary = vocabulary_size(config, self._tokenizer)
         pool = pool_tokens(self._pipeline, settings)
         self._room = min(size for size in (self._context, pool, _ROOM) if size)
         self._calls: dict[int, Call] = {}
@@ -108,13 +116,9 @@ class _Llm:
         elif verb == "do":
             try:
                 self._begin(number, rest[0])
-            except RequestError as error:
-                self._drop(number)
-                self._frames.append(("error", number, error.status, error.kind, str(error)))
             except Exception as error:  # noqa: BLE001  # one bad call must not end the others
-                traceback.print_exc()
                 self._drop(number)
-                self._frames.append(("error", number, 500, "server_error", reason(error)))
+                self._frames.append(refusal(number, error))
 
     def _begin(self, number: int, request: dict[str, Any]) -> None:
         params = request.get("params") or {}
@@ -164,8 +168,10 @@ class _Llm:
 
         if isinstance(prompt, str):
             return self._encode(prompt, special=True)
-        if not isinstance(prompt, list) or not all(isinstance(token, int) and token >= 0 for token in prompt):
+        if not isinstance(prompt, list) or not all(isinstance(token, int) for token in prompt):
             raise RequestError("prompt: must be a text, a list of texts or a list of tokens")
+        if not all(0 <= token < self._vocabulary for token in prompt):
+            raise RequestError(f"prompt: the model's tokens are from 0 to {self._vocabulary - 1}")
         return openvino.Tensor(np.array([prompt], dtype=np.int64))
 
     def _encode(self, text: str, special: bool) -> Any:
@@ -228,7 +234,11 @@ class _Llm:
             if stream.ended:  # with a neighbour of the same call that was given up
                 continue
             if handle.can_read():
-                self._read(stream, handle)
+                try:
+                    self._read(stream, handle)
+                except Exception as error:  # noqa: BLE001  # what a model writes is no input to trust
+                    if self._drop(stream.call.number):
+                        self._frames.append(refusal(stream.call.number, error))
                 ended = ended or stream.ended
             elif handle.get_status() != self._is_running:
                 self._ignored(stream)

@@ -50,6 +50,8 @@ class _Rerank:
         documents = text_list(job.request.get("documents"), "documents")
         if len(documents) > self._most:
             raise RequestError(f"documents: {len(documents)} of them, but at most {self._most} are allowed")
+        if not query and not all(documents):
+            raise RequestError("query: is empty, and so is a document; the model needs something to compare")
         scores = [0.0] * len(documents)
         for start in range(0, len(documents), _BATCH):
             job.check()

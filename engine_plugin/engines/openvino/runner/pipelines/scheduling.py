@@ -6,7 +6,7 @@ from typing import Any
 
 from engine_plugin.engines.openvino.runner.pipelines import RequestError, Settings
 
-__all__ = ["context_length", "open_pipeline", "pool_tokens"]
+__all__ = ["context_length", "open_pipeline", "pool_tokens", "vocabulary_size"]
 
 _SEEING = ("openvino_vision_embeddings_model.xml", "openvino_language_model.xml")
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx", "max_seq_len")
@@ -58,8 +58,17 @@ def _eviction(genai: Any, given: dict[str, Any]) -> Any:
 
 def context_length(config: dict[str, Any]) -> int | None:
     """How many tokens a model was made for, by its config.json."""
+    return _first(config, _LENGTHS)
+
+
+def vocabulary_size(config: dict[str, Any], tokenizer: Any) -> int:
+    """How many tokens a model has: by its config.json, else by its tokenizer."""
+    return _first(config, ("vocab_size",)) or max(tokenizer.get_vocab().values()) + 1
+
+
+def _first(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
     for part in (config, config.get("text_config"), config.get("llm_config"), config.get("language_config")):
-        for name in _LENGTHS:
+        for name in names:
             if isinstance(part, dict) and isinstance(part.get(name), int) and part[name] > 0:
                 return int(part[name])
     return None

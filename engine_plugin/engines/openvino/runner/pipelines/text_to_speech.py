@@ -104,7 +104,7 @@ class _TextToSpeech:
                     raise RequestError("voice: this model needs one; configure voices with their files", 412)
                 return next(iter(self._voices.values()))
             return None
-        if given not in self._voices:
+        if not isinstance(given, str) or given not in self._voices:
             raise RequestError(f"voice: {given!r} is none of {', '.join([_DEFAULT, *self._voices])}")
         return self._voices[given]
 
@@ -121,7 +121,7 @@ def pieces(text: str, most: int) -> list[str]:
     """Text in pieces of at most `most` characters, cut at the ends of sentences, else of words, else anywhere."""
     found: list[str] = []
     current = ""
-    for sentence in re.split(r"(?<=[.!?;:。！？；])\s+|\n+", " ".join(text.split(" "))):
+    for sentence in re.split(r"(?<=[.!?;:。！？；])\s+|\n+", text):
         for part in _cut(sentence.strip(), most):
             if current and len(current) + 1 + len(part) > most:
                 found.append(current)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
+import struct
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.openvino.runner.pipelines import RequestError
@@ -25,7 +25,7 @@ def pictures(sources: Sequence[str]) -> list[Any]:
 def _picture(source: str, field: str) -> Any:
     import numpy as np
     import openvino
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     if source.startswith(("http://", "https://", "file:")):
         raise RequestError(f"{field}: send the picture itself as a data: URL; addresses are not followed")
@@ -35,6 +35,6 @@ def _picture(source: str, field: str) -> Any:
             if image.width * image.height > _MOST_PIXELS:
                 raise RequestError(f"{field}: has more than {_MOST_PIXELS} pixels")
             pixels = np.asarray(image.convert("RGB"), dtype=np.uint8)
-    except (binascii.Error, UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except (ValueError, SyntaxError, OSError, struct.error, Image.DecompressionBombError) as error:
         raise RequestError(f"{field}: not a picture in base64: {error}") from error
     return openvino.Tensor(np.ascontiguousarray(pixels[None]))

@@ -1,0 +1,116 @@
+"""What is no request at all, or one that nobody in good faith sends: refused by name, and nothing is harmed."""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engine_plugin.engines.openvino.runner import wav
+from engine_plugin.engines.openvino.runner.errors import ApiError
+from tests.openvino.runner_front.test_answers import wav_file
+
+if TYPE_CHECKING:
+    from tests.openvino.runner_front.conftest import Front, Serve
+
+CHAT = "/v3/chat/completions"
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture
+async def front(serve: Serve) -> Front:
+    return await serve()
+
+
+async def refused(front: Front, body: bytes, path: str = CHAT, status: int = 400, **headers: str) -> str:
+    """The message of a refusal, which must come, and must be JSON."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    async with front.session.post(path, data=body, headers=JSON | named) as response:
+        answer = await response.json()
+        assert response.status == status, answer
+        assert answer["error"]["type"] == "invalid_request_error"
+        message: str = answer["error"]["message"]
+        return message
+
+
+def chat_body(**more: Any) -> dict[str, Any]:
+    return {"model": "m", "messages": [{"role": "user", "content": "hello"}], **more}
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfff", "\ude00\ud83d"])
+async def test_half_a_character_is_no_text(front: Front, text: str) -> None:
+    body = json.dumps(chat_body(messages=[{"role": "user", "content": text}]))
+    assert (await refused(front, body.encode())).startswith("messages: ")
+
+
+async def test_a_whole_character_in_halves_is_text(front: Front) -> None:
+    status, answer = await front.chat(user="\U0001f600", script={"settings": True})
+    assert status == 200
+    assert json.loads(answer["choices"][0]["message"]["content"])["params"]["user"] == "\U0001f600"
+
+
+async def test_bytes_that_are_no_text_are_no_json(front: Front) -> None:
+    assert "JSON" in await refused(front, b'{"model":"m","messages":"\xed\xa0\x80"}')
+
+
+@pytest.mark.parametrize("depth", [600, 900, 100_000])
+async def test_what_is_nested_too_deeply_is_refused_and_forgotten(front: Front, depth: int) -> None:
+    body = json.dumps(chat_body())[:-1] + ', "metadata": ' + "[" * depth + "]" * depth + "}"
+    await refused(front, body.encode())
+    assert front.registry.models["m"]._worker._calls == {}  # type: ignore[union-attr]
+
+
+async def test_a_body_that_is_not_compressed_as_it_says_is_refused(front: Front) -> None:
+    assert "body" in await refused(front, b"nothing", Content_Encoding="gzip")
+
+
+async def test_a_method_that_is_not_allowed_is_the_callers_mistake(front: Front) -> None:
+    await refused(front, b"", "/v3/models", 405)
+
+
+async def test_an_error_does_not_send_all_back_that_was_sent(front: Front) -> None:
+    assert len(await refused(front, json.dumps(chat_body(stream="x" * 100_000)).encode())) < 3000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"--x\r\nnonsense\r\n\r\nabc\r\n--x--\r\n",
+        b"--x\r\nX: " + b"a" * 100_000 + b"\r\n\r\nabc\r\n--x--\r\n",
+        b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n' * 100 + b"--x--\r\n",
+    ],
+    ids=["header", "long", "many"],
+)
+async def test_a_form_that_is_none_is_refused(front: Front, body: bytes) -> None:
+    told = await refused(front, body, "/v3/audio/transcriptions", Content_Type="multipart/form-data; boundary=x")
+    assert not told.startswith("file: is missing")
+
+
+async def test_a_configuration_of_nothing_but_brackets_changes_nothing(front: Front) -> None:
+    front.config.path.write_text("[" * 100_000)
+    status, answer = await front.post("/v1/config/reload")
+    assert (status, await front.state("m")) == (400, ("AVAILABLE", ""))
+    assert "not a configuration" in answer["error"]
+
+
+async def test_a_path_that_is_none_is_told_of_its_model_only(front: Front) -> None:
+    shape = json.loads(front.config.path.read_text())
+    shape["mediapipe_config_list"].append({"name": "odd", "base_path": "a\0b"})
+    front.config.path.write_text(json.dumps(shape))
+    status, _ = await front.post("/v1/config/reload")
+    assert (status, await front.state("m")) == (500, ("AVAILABLE", ""))
+    assert (await front.state("odd"))[0] == "END"
+
+
+def test_audio_that_would_not_fit_into_memory_is_refused_before() -> None:
+    data = wav_file(bytes(1000 * 3600 * 6), rate=1000, bits=8)
+    with pytest.raises(ApiError, match="file: is longer than"):
+        wav.read_mono(data)
+
+
+def test_a_wav_file_may_lie_about_its_length() -> None:
+    data = bytearray(wav_file(struct.pack("<2h", 0, 0)))
+    struct.pack_into("<I", data, len(data) - 8, 0xFFFFFFFF)
+    assert len(wav.read_mono(bytes(data))) == 8

@@ -1,0 +1,106 @@
+"""Calls that nobody in good faith makes: refused with the field's name, and the worker goes on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engine_plugin.engines.openvino.runner.pipelines import RequestError
+from engine_plugin.engines.openvino.runner.pipelines.vision import pictures
+
+from .running import SAMPLES, CallFailed, RunningWorker, worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+DEEP = "[" * 5000 + "]" * 5000
+COUNTED = "one two three four five six seven eight nine ten"
+
+
+def nested(depth: int) -> Any:
+    found: Any = {}
+    for _ in range(depth):
+        found = {"a": found}
+    return found
+
+
+async def refused(running: RunningWorker, op: str, **request: Any) -> str:
+    with pytest.raises(CallFailed) as caught:
+        await running.do(op, **request)
+    assert caught.value.status == 400, caught.value.message
+    return caught.value.message
+
+
+@pytest.mark.parametrize("prompt", [[351], [1, 10**6], [1 << 31], [1 << 63], [1 << 70], [-1], [[3], [352]]])
+async def test_tokens_that_the_model_does_not_have(llm: RunningWorker, prompt: Any) -> None:
+    assert (await refused(llm, "complete", prompt=prompt)).startswith("prompt: the model's tokens are from 0 to 350")
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ({"tool_calls": 5}, "messages[0].tool_calls: must be a list"),
+        ({"tool_calls": {"a": 1}}, "messages[0].tool_calls: must be a list"),
+        ({"tool_calls": [{"function": {"arguments": DEEP}}]}, "messages[0].tool_calls: arguments"),
+    ],
+)
+async def test_past_calls_that_are_none(llm: RunningWorker, message: Any, field: str) -> None:
+    messages = [{"role": "assistant", "content": "x", **message}]
+    assert (await refused(llm, "chat", messages=messages)).startswith(field)
+
+
+@pytest.mark.parametrize("parameters", [5, "x", [1]])
+async def test_a_tools_parameters_are_a_schema(llm: RunningWorker, parameters: Any) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    told = await refused(llm, "chat", messages=[{"role": "user", "content": "x"}], tools=tools)
+    assert told.startswith("tools[0].function.parameters: ")
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{ 1 / 0 }}", "{{ [][messages | length] + 1 }}", "{{ messages | tojson }}", "{{ ''.__class__.__mro__ + 1 }}"],
+)
+async def test_a_template_that_fails_fails_one_call(model: Callable[..., Path], source: str) -> None:
+    folder = model("tiny-chat", chat_template__jinja=source)
+    async with worker("chat", folder) as running:
+        message = {"role": "user", "content": "x", "more": nested(450)}
+        assert await refused(running, "chat", messages=[message])
+        assert (await running.do("complete", prompt="x", params={"max_tokens": 1}))["usage"]
+
+
+async def test_an_answer_that_cannot_be_read_ends_that_call_only(model: Callable[..., Path]) -> None:
+    called = "<tool_call><function=f><parameter=a>1</parameter></function></tool_call>"
+    tool = {"function": {"name": "f", "parameters": {"properties": [1]}}}
+    async with worker("chat", model("tiny-chat"), tool_parser="qwen3coder") as running:
+        other = running.begin("chat", messages=[{"role": "user", "content": "count"}], params={"ignore_eos": True})
+        with pytest.raises(CallFailed, match="AttributeError"):
+            await running.chat("x", tools=[tool], guided_choice=[called])
+        await other.done()
+        assert other.text().startswith(COUNTED)
+
+
+async def test_voices_are_named_by_texts(model: Callable[..., Path]) -> None:
+    folder = model("tiny-speak")
+    (folder / "v.bin").write_bytes(bytes(4 * 512))
+    async with worker("text-to-speech", folder, voices=[{"name": "v", "path": "v.bin"}]) as running:
+        assert (await refused(running, "speak", text="a", voice=["v"])).startswith("voice: ")
+
+
+async def test_tokens_that_are_no_numbers_of_tokens() -> None:
+    async with worker("embed", SAMPLES / "tiny-embed") as running:
+        assert (await refused(running, "embed", input=[[1 << 70]])).startswith("input: ")
+
+
+async def test_nothing_cannot_be_compared_with_nothing() -> None:
+    async with worker("rerank", SAMPLES / "tiny-rerank") as running:
+        assert (await refused(running, "rerank", query="", documents=["", ""])).startswith("query: ")
+
+
+@pytest.mark.parametrize("source", ["é", "data:image/png;base64,é", "AAAA", "data:,iVBORw0KGgo="])
+async def test_what_is_no_picture(source: str) -> None:
+    with pytest.raises(RequestError, match=r"image_url\[0\]: not a picture"):
+        pictures([source])
