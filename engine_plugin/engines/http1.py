@@ -213,19 +213,32 @@ class Response(HttpResponse, HttpExchange):
         self._chunk_open = False  # the current chunk's closing CRLF is still to come
         self._complete = False
         self._reusable = False
+        self._given_up = False
         self.broken = True  # until a connection is there
         self.status = 0
         self.headers: dict[str, str] = {}
+
+    def give_up(self) -> None:
+        """Close the connection now: whoever waits for the answer, or for more of it, gets a BadGatewayError.
+
+        For somebody else than who reads, whom a cancellation would hit whatever he is doing.
+        """
+        self._given_up = True
+        if self._connection is not None:
+            self._connection.abort()
 
     async def __aenter__(self) -> Self:
         connection = self._client._take_idle()
         try:
             if connection is not None and await self._exchange(connection):
                 return self
+            self._require_wanted()
             # No idle connection, or the engine closed it just before our request arrived: no byte of an answer
             # came and the request changes nothing at the engine, so sending it once more is safe.
-            connection = await self._client._connect()
+            connection = self._connection = await self._client._connect()
+            self._require_wanted()
             if not await self._exchange(connection):
+                self._require_wanted()
                 raise BadGatewayError("the engine closed the connection without an answer")
         except BaseException:
             self._release()
@@ -246,6 +259,10 @@ class Response(HttpResponse, HttpExchange):
             self._client._give_back(connection)
         else:
             connection.abort()
+
+    def _require_wanted(self) -> None:
+        if self._given_up:
+            raise BadGatewayError("the request was given up")
 
     async def _exchange(self, connection: _Connection) -> bool:
         self._connection = connection
@@ -317,6 +334,7 @@ class Response(HttpResponse, HttpExchange):
         return b"".join(blocks)
 
     def _end_of_connection(self, *, in_order: bool) -> None:
+        self._require_wanted()
         if self._left != _BODY_ENDS_WITH_CONNECTION or not in_order:
             raise BadGatewayError("the engine broke off in the middle of its answer")
         self._complete = True

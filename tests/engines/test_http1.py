@@ -574,6 +574,41 @@ async def test_a_cancelled_caller_closes_the_connection(kind: str, short_dir: Pa
             await server.gone.wait()
 
 
+@pytest.mark.parametrize("moment", ["before the head", "inside the body", "to its end", "on a kept connection"])
+async def test_given_up_by_somebody_else(kind: str, short_dir: Path, moment: str) -> None:
+    """Whoever waits gets an error, the server sees a closed connection, and nothing is asked again."""
+    asked = asyncio.Event()
+
+    async def answer(call: Call) -> bool:
+        if moment == "on a kept connection" and len(server.calls) == 1:
+            await call.send(PLAIN)
+            return True
+        if moment == "inside the body":
+            await call.send(CHUNKED)
+        elif moment == "to its end":
+            await call.send(b"HTTP/1.1 200 OK\r\n\r\nhel")
+        asked.set()
+        await asyncio.Event().wait()
+        return False
+
+    async def ask(exchange: http1.Response) -> bytes:
+        async with exchange as response:
+            return await response.read(1000)
+
+    async with serving(kind, short_dir, answer) as (server, client):
+        if moment == "on a kept connection":
+            await fetch(client)
+        exchange = client.request("GET", "/")
+        task = asyncio.create_task(ask(exchange))
+        await within(asked.wait())
+        calls = len(server.calls)
+        exchange.give_up()
+        with pytest.raises(BadGatewayError, match="given up"):
+            await within(task)
+        await within(server.gone.wait())
+        assert len(server.calls) == calls
+
+
 @pytest.mark.promise("F24")
 async def test_cancelled_while_connecting(short_dir: Path) -> None:
     """A full backlog lets a connection hang."""

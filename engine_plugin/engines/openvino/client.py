@@ -35,6 +35,14 @@ class ServerClient:
     def __init__(self, http: Http1Client, life: Life | None) -> None:
         self._http = http
         self._life = life
+        self._exchanges: set[Response] = set()
+        self._ended = ""
+
+    def end(self, reason: str) -> None:
+        """Break off what is under way, and refuse what comes: UnavailableError with this reason."""
+        self._ended = reason
+        for exchange in self._exchanges:
+            exchange.give_up()
 
     @asynccontextmanager
     async def get(self, path: str) -> AsyncIterator[HttpResponse]:
@@ -76,13 +84,20 @@ class ServerClient:
 
     @asynccontextmanager
     async def _sent(self, exchange: Response) -> AsyncIterator[HttpResponse]:
+        if self._ended:
+            raise UnavailableError(self._ended)
+        self._exchanges.add(exchange)
         try:
             async with exchange as response:
                 yield response
         except (BadGatewayError, UnavailableError) as error:
+            if self._ended:
+                raise UnavailableError(self._ended) from error
             if not exchange.broken or self._life is None:
                 raise
             raise await explained(error, self._life) from error
+        finally:
+            self._exchanges.discard(exchange)
 
 
 def _form(boundary: str, fields: Mapping[str, str], file: bytes, file_name: str) -> bytes:

@@ -179,16 +179,17 @@ class OpenVinoEngine(Driver[Backend, Resident]):
                 f"service_name: {service} is not bidirectional with this engine; call InvokeService"
             )
         self._require_running()
-        held: list[Resident] = []
+        held: list[ServerClient] = []
 
         @asynccontextmanager
         async def use(name: str) -> AsyncIterator[str]:
-            async with self._pool.use(await self._model_for(service, name)) as resident:
-                held.append(resident)
-                yield resident.model.name
+            model = await self._model_for(service, name)
+            async with self._pool.use(model) as resident, resident.working() as client:
+                held.append(client)
+                yield model.name
 
         def server() -> ServerClient:
-            return held[-1].client()
+            return held[-1]
 
         async with self._speech(server).converse(use, default_model, messages) as answers:
             yield answers

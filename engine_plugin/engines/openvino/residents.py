@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote
 
@@ -240,7 +240,7 @@ class Resident:
         self._stopped = False
         self._life: Life | None = None
         """The life of the server in which the model was seen to be served."""
-        self._calls: set[asyncio.Timeout] = set()
+        self._clients: set[ServerClient] = set()
 
     async def ensure_ready(self) -> None:
         """Load the model, sharing a load that is under way; wait for it in a server that was restarted.
@@ -295,27 +295,21 @@ class Resident:
         """
         if self._stopped:
             raise UnavailableError(_UNLOADED)
+        client = self.client()
+        self._clients.add(client)
         try:
-            async with asyncio.timeout(None) as call:
-                self._calls.add(call)
-                try:
-                    yield self.client()
-                finally:
-                    self._calls.discard(call)
-        except TimeoutError:
-            if not call.expired():
-                raise
-            raise UnavailableError(_UNLOADED) from None
+            yield client
         except (BadGatewayError, UnavailableError):
             self._life = None
             raise
+        finally:
+            self._clients.discard(client)
 
     async def stop(self) -> None:
         """Take the model out of memory; requests under way break off."""
         self._stopped = True
-        for call in self._calls:
-            with suppress(RuntimeError):  # it is ending just now
-                call.reschedule(asyncio.get_running_loop().time())
+        for client in self._clients:
+            client.end(_UNLOADED)
         await self._work.cancel()
         await self._residents.remove(self.model.name)
         self._loaded = False

@@ -1,0 +1,130 @@
+"""What is changed on the way to the server, and what its complaints become."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from engine_plugin.engines.answers import Complaint
+from engine_plugin.engines.http1 import Http1Client
+from engine_plugin.engines.openvino.client import ServerClient, complaint_error
+from engine_plugin.engines.openvino.options import ImageOptions
+from engine_plugin.engines.openvino.requests import completed_event, slots_needed, upstream_body
+from engine_plugin.errors import BadGatewayError, InvalidRequestError, UnavailableError
+
+
+def body(service: str, request: dict[str, Any], *, stream: bool = False, **image: Any) -> dict[str, Any]:
+    shape: dict[str, Any] = json.loads(upstream_body(service, request, ImageOptions(**image), stream=stream))
+    return shape
+
+
+def test_what_is_not_ours_passes_through() -> None:
+    request = {"model": "m", "messages": [{"role": "user", "content": "é\ud800"}], "our_secret_field": {"a": [1]}}
+    assert body("chat", request) == request
+    assert body("chat", {**request, "stream": True, "stream_options": {}, "top_p": None}) == request
+    assert body("chat", request, stream=True) == {**request, "stream": True}
+
+
+def test_documents_are_texts() -> None:
+    request = {"model": "m", "query": "q", "documents": ["a", {"text": "b", "more": 1}], "top_n": 1}
+    assert body("rerank", request)["documents"] == ["a", "b"]
+
+
+def test_a_request_that_is_nested_too_deeply() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(InvalidRequestError, match="nested too deeply"):
+        upstream_body("chat", {"a": deep}, ImageOptions(), stream=False)
+
+
+@pytest.mark.parametrize("size", ["512x768", "512*768", "512X768"])
+def test_sizes(size: str) -> None:
+    assert body("text-to-image", {"prompt": "a", "size": size})["size"] == "512x768"
+
+
+@pytest.mark.parametrize(
+    ("size", "complaint"),
+    [
+        ("512", "must be a width and a height"),
+        ("512x", "must be a width and a height"),
+        ("0x8", "multiples of 8, as in 8x8"),
+        ("513x512", "multiples of 8, as in 512x512, not 513x512"),
+        ("72x64", "72x64 is more than 64x64"),
+        ("64x72", "64x72 is more than 64x64"),
+    ],
+)
+def test_sizes_that_nobody_can_draw(size: str, complaint: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^size: .*{complaint}"):
+        body("text-to-image", {"prompt": "a", "size": size}, max_resolution="64x64")
+
+
+def test_seeds() -> None:
+    assert body("text-to-image", {"prompt": "a", "seed": 4}) == {"prompt": "a", "rng_seed": 4}
+    assert body("text-to-image", {"prompt": "a", "seed": 4, "rng_seed": 5}) == {"prompt": "a", "rng_seed": 5}
+
+
+@pytest.mark.parametrize(
+    ("service", "request_", "count"),
+    [
+        ("chat", {}, 1),
+        ("chat", {"n": 3}, 3),
+        ("chat", {"n": -3}, 1),
+        ("generate", {"prompt": "a", "n": 2}, 2),
+        ("generate", {"prompt": ["a", "b"], "n": 2}, 4),
+        ("generate", {"prompt": [1, 2, 3]}, 1),
+        ("text-to-image", {"n": 4}, 1),
+        ("embed", {"input": ["a", "b"]}, 1),
+    ],
+)
+def test_turns(service: str, request_: dict[str, Any], count: int) -> None:
+    assert slots_needed(service, request_) == count
+
+
+def test_pictures_of_a_server_that_does_not_stream() -> None:
+    event, done, rest = completed_event(b'{"created": 5, "data": [{"b64_json": "aaaa"}], "x": 1}').split(b"\n\n")
+    assert json.loads(event.removeprefix(b"data: ")) == {
+        "type": "image_generation.completed",
+        "created": 5,
+        "data": [{"b64_json": "aaaa"}],
+    }
+    assert (done, rest) == (b"data: [DONE]", b"")
+    with pytest.raises(BadGatewayError, match="not understood"):
+        completed_event(b'{"data": []}')
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "code", "message"),
+    [
+        (400, {"error": {"message": "why"}}, 400, "request_data: the engine refuses it: why"),
+        (400, {"error": "why"}, 400, "request_data: the engine refuses it: why"),
+        (412, {"error": "why"}, 400, "request_data: the engine refuses it: why"),
+        (
+            400,
+            {"error": {"message": "too long", "type": "exceed_context_size_error"}},
+            400,
+            "request_data: too long. Shorten the request, or take a model with more context",
+        ),
+        (401, {"error": "why"}, 502, "the engine answered 401: why"),
+        (404, {"error": "why"}, 503, "the server does not serve the model now: why. Try again"),
+        (500, {"error": {"type": "x"}}, 502, 'the engine answered 500: {"type": "x"}'),
+        (501, {"error": "why"}, 501, "the engine does not support this: why"),
+        (503, {"error": "why"}, 503, "the engine has no room now: why"),
+        (500, ["why"], 502, 'the engine answered 500: ["why"]'),
+    ],
+)
+def test_complaints(status: int, answer: Any, code: int, message: str) -> None:
+    error = complaint_error(Complaint.of_body(status, json.dumps(answer).encode()))
+    assert (error.code, error.message) == (code, message)
+
+
+async def test_a_client_that_was_ended() -> None:
+    client = ServerClient(Http1Client(("127.0.0.1", 1)), None)
+    client.end("the model has left")
+    with pytest.raises(UnavailableError, match="the model has left"):
+        await client.reload()
+    with pytest.raises(UnavailableError, match="the model has left"):
+        async with client.post_json("/", b""):
+            pass
