@@ -104,7 +104,8 @@ class ModelPool(Generic[ServerT]):
         """Drain the model and take it out of memory. Raises ModelNotLoadedError."""
         entry = self._entries.get(name)
         if entry is None or entry.server.dead:
-            self._forget(name, entry)
+            if entry is not None and self._of_no_use(entry):
+                self._forget(name, entry)
             raise ModelNotLoadedError(f"models: {name} is not loaded")
         await self._retire(entry, self._drain_timeout)
 
@@ -142,7 +143,7 @@ class ModelPool(Generic[ServerT]):
                 await entry.gone.wait()
                 continue
             elif entry.server.dead and entry.server.model != model:
-                self._forget(model.name, entry)  # another file has this name now
+                await self._retire(entry, self._drain_timeout)  # another file has this name now
                 continue
             entry.users += 1
             entry.idle.clear()
@@ -150,7 +151,7 @@ class ModelPool(Generic[ServerT]):
                 await entry.server.ensure_ready()
             except BaseException:
                 self._leave(entry)
-                if entry.server.dead and not entry.server.crashed:  # else its deaths must stay counted
+                if self._of_no_use(entry) and not entry.server.crashed:  # else its deaths must stay counted
                     self._forget(model.name, entry)
                 raise
             return entry
@@ -161,8 +162,12 @@ class ModelPool(Generic[ServerT]):
         if not entry.users:
             entry.idle.set()
 
-    def _forget(self, name: str, entry: _Entry[ServerT] | None) -> None:
-        if entry is not None and self._entries.get(name) is entry:
+    def _of_no_use(self, entry: _Entry[ServerT]) -> bool:
+        """Whether it may be forgotten without being stopped: nobody is about to start it either."""
+        return entry.server.dead and not entry.users and not entry.leaving
+
+    def _forget(self, name: str, entry: _Entry[ServerT]) -> None:
+        if self._entries.get(name) is entry:
             del self._entries[name]
             entry.server.clean_up()
             entry.gone.set()
@@ -178,7 +183,7 @@ class ModelPool(Generic[ServerT]):
                 f"model: {model.name} has {byte_size(model.size)}, and engine.memory_limit in plugin.yaml allows less"
             )
         for name, entry in list(self._entries.items()):
-            if entry.server.dead and not entry.leaving:
+            if self._of_no_use(entry):
                 self._forget(name, entry)
         if self._has_room(model):
             return True

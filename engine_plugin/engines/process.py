@@ -66,6 +66,7 @@ class EngineProcess:
         self._restarts = Restarts(spec.restart)
         self._task: asyncio.Task[None] | None = None
         self._settled: asyncio.Future[None]  # from the first start on
+        self._closed = False
         self._stop_wanted = asyncio.Event()
         self._moved = asyncio.Event()
 
@@ -87,6 +88,8 @@ class EngineProcess:
         """
         while self.state is ProcessState.STOPPING or (self._stop_wanted.is_set() and not self.ended.is_set()):
             await self._moved.wait()
+        if self._closed:
+            raise UnavailableError(f"{self.spec.name} was stopped")
         if self.state in _SERVING:
             return
         settled = self._begin() if self.ended.is_set() else self._settled
@@ -105,6 +108,11 @@ class EngineProcess:
             return
         self._stop_wanted.set()
         await asyncio.wait({task})
+
+    async def close(self) -> None:
+        """Stop for good: whoever asks for it, or waits for it by now, gets UnavailableError and no new process."""
+        self._closed = True
+        await self.stop()
 
     async def check(self) -> None:
         """Ask a serving process how it is; `state` follows from the latest answers. Called for HealthCheck."""

@@ -187,8 +187,8 @@ class ServerProcess(ABC):
         await self.process.recovered()
 
     async def stop(self) -> None:
-        """End the process and wait for it; requests under way break off."""
-        await self.process.stop()
+        """End the process for good and wait for it; requests under way break off."""
+        await self.process.close()
 
     def clean_up(self) -> None:
         """Remove what a process that has ended leaves: our idle connections to it, its socket and its key's file."""

@@ -565,6 +565,21 @@ async def test_a_start_right_behind_a_stop_is_a_new_start(stage: Stage, spawned:
     assert state_of(process) is ProcessState.READY
 
 
+async def test_who_waits_while_it_is_closed_starts_it_no_more(stage: Stage, spawned: list[int]) -> None:
+    """Nobody would know of that process, or end it."""
+    process = stage.engine(ready(stage), on_spawn=spawned.append)
+    await within(process.ensure_ready())
+    closing = asyncio.create_task(process.close())
+    await until(process._stop_wanted.is_set, "closing")
+    with pytest.raises(UnavailableError, match="was stopped"):
+        await within(process.ensure_ready())
+    await within(closing)
+    with pytest.raises(UnavailableError, match="was stopped"):
+        await within(process.ensure_ready())
+    assert len(spawned) == 1
+    assert process.ended.is_set()
+
+
 @pytest.mark.promise("F24")
 async def test_a_cancelled_life_leaves_nothing(stage: Stage, spawned: list[int]) -> None:
     """The end of the event loop cancels every task."""

@@ -13,7 +13,7 @@ from engine_plugin.engines.openvino.graphs import device_of, graph_text
 from engine_plugin.engines.openvino.residents import Resident, Residents
 from engine_plugin.engines.process import Command
 from engine_plugin.engines.server import ServerProcess
-from engine_plugin.errors import EnginePluginError, UnavailableError
+from engine_plugin.errors import EnginePluginError
 from engine_plugin.files import in_thread
 
 if TYPE_CHECKING:
@@ -67,7 +67,6 @@ class OpenVinoServer(ServerProcess):
         self._environ = environ
         self._mode = mode
         self._only_cpu = only_cpu
-        self._closed = False
         is_ours = backend.kind == "embedded"
         self.residents = Residents(place.served, self, options.start_limit)
         super().__init__(
@@ -99,14 +98,8 @@ class OpenVinoServer(ServerProcess):
         """What it logged last."""
         return self.process.life.last_words() if self.process.life else ""
 
-    async def ensure_ready(self) -> None:
-        if self._closed:
-            raise UnavailableError("the engine was stopped")
-        await super().ensure_ready()
-
     async def close(self) -> None:
         """End the process and remove what was made for it; requests under way break off."""
-        self._closed = True
         await self.stop()
         self.clean_up()
         await in_thread(self.residents.remove_folder)
