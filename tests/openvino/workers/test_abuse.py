@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 DEEP = "[" * 5000 + "]" * 5000
+GROUPS = "(" * 100_000 + "a" + ")" * 100_000
 COUNTED = "one two three four five six seven eight nine ten"
 
 
@@ -81,6 +82,29 @@ async def test_an_answer_that_cannot_be_read_ends_that_call_only(model: Callable
             await running.chat("x", tools=[tool], guided_choice=[called])
         await other.done()
         assert other.text().startswith(COUNTED)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"guided_regex": "\0"}, {"guided_regex": GROUPS}, {"guided_json": {"type": "string", "pattern": GROUPS}}],
+    ids=["zero", "regex", "schema"],
+)
+async def test_a_grammar_that_breaks_the_compiler_is_refused(llm: RunningWorker, params: dict[str, Any]) -> None:
+    told = await refused(llm, "complete", prompt="a", params=params | {"max_tokens": 1})
+    assert told.startswith(f"{next(iter(params))}: ")
+    assert (await llm.chat("count")).text() == COUNTED
+
+
+async def test_others_go_on_while_a_grammar_keeps_the_compiler_busy(llm: RunningWorker) -> None:
+    endless = llm.begin("complete", prompt="a", params={"guided_regex": "(.*a.{20})"})
+    cancelled = llm.begin("complete", prompt="a", params={"guided_regex": "(.*a.{21})"})
+    assert (await llm.chat("count")).text() == COUNTED
+    llm.cancel(cancelled)
+    with pytest.raises(CallFailed, match="cancelled"):
+        await cancelled.done()
+    assert not endless.result.done()
+    with pytest.raises(CallFailed, match="guided_regex: cannot be followed: the compiler ended"):
+        await endless.done()
 
 
 async def test_voices_are_named_by_texts(model: Callable[..., Path]) -> None:

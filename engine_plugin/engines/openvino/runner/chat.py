@@ -31,11 +31,6 @@ class Tools(NamedTuple):
     offered: list[dict[str, Any]]
     forced: list[dict[str, Any]]
 
-    @property
-    def key(self) -> str:
-        """Stands for the grammar of the forced ones."""
-        return json.dumps(self.forced, sort_keys=True)
-
 
 def tools(given: Any, choice: Any) -> Tools:
     """OpenAI's `tools` and `tool_choice`, checked. Raises RequestError."""
@@ -262,21 +257,20 @@ class Dialect:
         special = name is not None and PARSERS[name].special
         return Plan(name, tools.offered, reasons, thinking, special)
 
-    def grammar(self, kinds: Any, tools: Tools) -> Any:
-        """The grammar that has a model call one of the forced tools, in GenAI's words; None where none is forced."""
+    def forced(self, tools: Tools) -> list[tuple[str, str, str]]:
+        """How a model calls each of the forced tools: text before, JSON schema and text after the arguments."""
         if not tools.forced:
-            return None
+            return []
         frame = PARSERS[self._parser].frame if self._parser else None
         if frame is None:
             raise RequestError("tool_choice: this model's tool calls cannot be forced; use auto")
         before, between, after = frame
-        found: Any = None
+        found = []
         for tool in tools.forced:
             function = tool["function"]
             begin = before + json.dumps(function["name"], ensure_ascii=False) + between
             schema = json.dumps(function.get("parameters") or {"type": "object"}, ensure_ascii=False)
-            one = kinds.Concat(kinds.ConstString(begin), kinds.JSONSchema(schema), kinds.ConstString(after))
-            found = one if found is None else found | one
+            found.append((begin, schema, after))
         return found
 
 

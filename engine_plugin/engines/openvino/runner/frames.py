@@ -14,7 +14,7 @@ import sys
 import threading
 from typing import Any
 
-__all__ = ["Channel", "Frame", "Inbox", "encode"]
+__all__ = ["Channel", "Frame", "Inbox", "encode", "receive"]
 
 Frame = tuple[Any, ...]
 
@@ -27,6 +27,23 @@ def encode(frame: Frame) -> bytes:
     """A frame as it goes over the pipe."""
     body = pickle.dumps(frame, protocol=5)
     return _LENGTH.pack(len(body)) + body
+
+
+def receive(descriptor: int) -> Frame:
+    """The next frame, waited for. Raises EOFError, OSError at the end of the pipe."""
+    (length,) = _LENGTH.unpack(_exactly(descriptor, _LENGTH.size))
+    frame: Frame = pickle.loads(_exactly(descriptor, length))  # noqa: S301  # from the other end, which is ours
+    return frame
+
+
+def _exactly(descriptor: int, count: int) -> bytes:
+    data = bytearray()
+    while len(data) < count:
+        piece = os.read(descriptor, count - len(data))
+        if not piece:
+            raise EOFError
+        data += piece
+    return bytes(data)
 
 
 class Channel:
@@ -58,6 +75,8 @@ class Inbox:
         """Whether `get` would wait."""
         self.get = self._frames.get
         """The next frame, when there is one."""
+        self.put = self._frames.put
+        """Have a frame of our own taken in its turn."""
 
     def start(self) -> None:
         """Read from now on."""
@@ -66,21 +85,11 @@ class Inbox:
     def _read(self) -> None:
         try:
             while True:
-                (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
-                self._frames.put(pickle.loads(self._exactly(length)))  # noqa: S301  # the runner's own
+                self.put(receive(self._descriptor))
         except (OSError, EOFError):
             pass
         finally:
             os._exit(0)
-
-    def _exactly(self, count: int) -> bytes:
-        data = bytearray()
-        while len(data) < count:
-            piece = os.read(self._descriptor, count - len(data))
-            if not piece:
-                raise EOFError
-            data += piece
-        return bytes(data)
 
 
 def _widen(descriptor: int) -> None:

@@ -22,7 +22,8 @@ from engine_plugin.engines.openvino.runner.pipelines import (
     refusal,
     too_long,
 )
-from engine_plugin.engines.openvino.runner.pipelines.sampling import Grammars, Params, flag
+from engine_plugin.engines.openvino.runner.pipelines.grammars import Grammar, Grammars, wanted
+from engine_plugin.engines.openvino.runner.pipelines.sampling import Params, flag
 from engine_plugin.engines.openvino.runner.pipelines.scheduling import (
     context_length,
     open_pipeline,
@@ -53,6 +54,14 @@ def load(settings: Settings) -> _Llm:
     return _Llm(settings)
 
 
+class _NotProvenError(Exception):
+    """A call has to wait until its grammar has been tried out."""
+
+    def __init__(self, grammar: Grammar) -> None:
+        super().__init__()
+        self.grammar = grammar
+
+
 class _Llm:
     """See Server."""
 
@@ -68,7 +77,8 @@ class _Llm:
         self._base = self._pipeline.get_config()
         self._stop_tokens = set(self._base.stop_token_ids) | {self._base.eos_token_id}
         self._detokenizer = Detokenizer(self._tokenizer)
-        self._grammars = Grammars(self._tokenizer)
+        self._path = settings.path
+        self._unproven: dict[int, tuple[Grammar, Frame]] = {}
         self._best_of_limit = int(options.get("best_of_limit") or 20)
         self._tokens_limit = int(options.get("max_tokens_limit") or 0)
         self._template = chat.Template(settings.path, lambda: self._tokenizer.chat_template)
@@ -91,6 +101,7 @@ class _Llm:
 
     def serve(self, inbox: Inbox, channel: Channel) -> None:
         """See Server."""
+        self._grammars = Grammars(self._path, lambda key, complaint: inbox.put(("proven", key, complaint)))
         while True:
             while not inbox.empty() or not self._busy():
                 frame = inbox.get()
@@ -113,12 +124,30 @@ class _Llm:
         verb, number, *rest = frame
         if verb == "cancel":
             self._cancel(number)
+        elif verb == "proven":
+            self._learn(number, rest[0])
         elif verb == "do":
             try:
                 self._begin(number, rest[0])
+            except _NotProvenError as error:
+                self._drop(number)
+                self._unproven[number] = (error.grammar, frame)
             except Exception as error:  # noqa: BLE001  # one bad call must not end the others
                 self._drop(number)
                 self._frames.append(refusal(number, error))
+
+    def _learn(self, key: str, complaint: str) -> None:
+        """Go on with the calls that waited for what there is to say of a grammar."""
+        self._grammars.learn(key, complaint)
+        for number, (grammar, frame) in list(self._unproven.items()):
+            if grammar.key != key:
+                continue
+            del self._unproven[number]
+            if complaint:
+                error = RequestError(f"{grammar.field}: cannot be followed: {complaint}")
+                self._frames.append(refusal(number, error))
+            else:
+                self._take(frame)
 
     def _begin(self, number: int, request: dict[str, Any]) -> None:
         params = request.get("params") or {}
@@ -136,11 +165,8 @@ class _Llm:
         messages, sources = chat.messages(request.get("messages"), self._sees)
         tools = chat.tools(request.get("tools"), request.get("tool_choice"))
         prompt = self._template.render(messages, tools.offered, params.get("chat_template_kwargs"))
-        grammar = self._grammars.wanted(params)
-        forced = self._dialect.grammar(self._genai.StructuredOutputConfig, tools)
-        if forced is not None:
-            grammar = self._genai.StructuredOutputConfig(compound_grammar=forced)
-            self._grammars.prove(grammar, f"tools:{tools.key}", "tools")
+        forced = self._dialect.forced(tools)
+        grammar = self._proven(Grammar("tools", "tools", forced) if forced else wanted(params))
         images = pictures(sources)
         tokens = None if self._sees else self._encode(prompt, special=False)
         plan = self._dialect.plan(tools, prompt, guided=grammar is not None)
@@ -152,7 +178,7 @@ class _Llm:
             prompts = [prompts]
         if not isinstance(prompts, list) or not prompts:
             raise RequestError("prompt: must be a text, a list of texts or a list of tokens, not empty")
-        grammar = self._grammars.wanted(params)
+        grammar = self._proven(wanted(params))
         echo = flag(request, "echo", False)
         for index, prompt in enumerate(prompts):
             given: Any = prompt if isinstance(prompt, str) and self._sees else self._prompt_tokens(prompt)
@@ -161,6 +187,14 @@ class _Llm:
                 first = index * call.params.n
                 call.echoes += [(first + one, text, 0, None, None) for one in range(call.params.n)]
             self._add(call, index * call.params.n, given, grammar, [], None)
+
+    def _proven(self, grammar: Grammar | None) -> Any:
+        """GenAI's config of it. Raises RequestError, and _NotProvenError where the call has to wait."""
+        if grammar is None:
+            return None
+        if not self._grammars.is_good(grammar):
+            raise _NotProvenError(grammar)
+        return grammar.config()
 
     def _prompt_tokens(self, prompt: Any) -> Any:
         import numpy as np
@@ -204,7 +238,7 @@ class _Llm:
             self._live.append(stream)
 
     def _cancel(self, number: int) -> None:
-        if self._drop(number):
+        if self._drop(number) or self._unproven.pop(number, None) is not None:
             self._frames.append(("error", number, *CANCELLED))
 
     def _drop(self, number: int) -> bool:
@@ -218,6 +252,7 @@ class _Llm:
                 stream.ended = True
                 stream.handle.cancel()
         self._live = [stream for stream in self._live if stream.call is not call]
+        call.streams.clear()  # a circle, which would keep the pipeline's memory until it is found
         return True
 
     # Steps
@@ -299,6 +334,7 @@ class _Llm:
                 if best := call.best() if call.params.best_of > call.params.n else None:
                     self._frames.append(("part", [(number, best)]))
                 self._frames.append(("done", number, call.usage()))
+            call.streams.clear()  # a circle, which would keep the pipeline's memory until it is found
 
     def _fail(self, channel: Channel, error: Exception) -> None:
         """A pipeline that has failed once fails ever after. The process ends, and the runner starts a new one."""
