@@ -11,13 +11,13 @@ import os
 import sys
 from abc import abstractmethod
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState
 from engine_plugin.engines.pool import ModelPool, ModelServer
 from engine_plugin.engines.records import ProcessRecords
 from engine_plugin.engines.shared import SharedWork
-from engine_plugin.engines.software import Moves
+from engine_plugin.engines.software import LocalBackend, LocalSoftware, Moves
 from engine_plugin.errors import (
     EnginePluginError,
     InvalidRequestError,
@@ -39,54 +39,15 @@ if TYPE_CHECKING:
     from engine_plugin.manifest import Manifest
     from engine_plugin.models.store import ModelInfo, ModelStore, PullRequest
 
-__all__ = ["Driver", "DriverSoftware"]
+__all__ = ["Driver"]
 
 log = logging.getLogger(__name__)
 
 _NOT_RUNNING = "the engine is not running: call StartEngine (engine-plugin engine start)"
 
 
-class DriverBackend(Protocol):
-    """One usable installation of the software."""
-
-    @property
-    def version(self) -> str:
-        """Its version, "" while it has not been asked."""
-
-    @property
-    def origin(self) -> str:
-        """What and where it is, in words."""
-
-
-BackendT = TypeVar("BackendT", bound=DriverBackend)
+BackendT = TypeVar("BackendT", bound=LocalBackend)
 ServerT = TypeVar("ServerT", bound=ModelServer)
-
-
-class DriverSoftware(Protocol[BackendT]):
-    """Finds, installs and tries a driver's software."""
-
-    @property
-    def folder(self) -> Path:
-        """Where InstallEngine puts versions."""
-
-    @property
-    def wanted_version(self) -> str:
-        """The version that an installation gives."""
-
-    def check(self) -> EngineCheck:
-        """Look for the software without running it. Blocking."""
-
-    def find(self) -> BackendT:
-        """The backend to run. Raises EngineNotInstalledError."""
-
-    async def probe(self, backend: BackendT) -> dict[str, Any]:
-        """Run it once: {"version", "devices"}. Raises EngineStartError."""
-
-    async def install(self, progress: Progress, moves: Moves[BackendT], *, cover: bool) -> str:
-        """Install it unless it is here. Returns what is usable now. Raises InstallError."""
-
-    async def upgrade(self, progress: Progress, moves: Moves[BackendT]) -> bool:
-        """Bring it to the wanted version; False when there was nothing to do. Raises InstallError."""
 
 
 class Driver(Engine, Generic[BackendT, ServerT]):
@@ -98,7 +59,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
     kind_of_service: ClassVar[Mapping[str, str]]
     """The kind of model that each service needs."""
 
-    _software: DriverSoftware[BackendT]
+    _software: LocalSoftware[BackendT]
     _store: ModelStore
     _pool: ModelPool[ServerT]
 

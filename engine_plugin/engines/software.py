@@ -8,14 +8,23 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import sys
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from engine_plugin.download.disk import check_room
+from engine_plugin.engines import python
+from engine_plugin.engines.base import EngineCheck
 from engine_plugin.engines.install import Installation, Steps
 from engine_plugin.engines.pip import install_packages
 from engine_plugin.engines.releases import DownloadRules, Downloads
-from engine_plugin.errors import DownloadError, EnginePluginError, InstallError
+from engine_plugin.errors import (
+    DownloadError,
+    EngineNotInstalledError,
+    EnginePluginError,
+    EngineStartError,
+    InstallError,
+)
 from engine_plugin.files import in_thread
 
 if TYPE_CHECKING:
@@ -25,11 +34,27 @@ if TYPE_CHECKING:
     from engine_plugin.engines.base import Progress
     from engine_plugin.engines.releases import Archive
 
-__all__ = ["Moves", "Workshop", "find_program", "pinned", "version_in"]
+__all__ = ["LocalBackend", "LocalSoftware", "Moves", "Workshop", "find_program", "pinned", "sources", "version_in"]
 
-_BackendT = TypeVar("_BackendT")
 _PINNED = re.compile(r"^([A-Za-z0-9_.-]+)==([^\s;\\]+)", re.MULTILINE)
 _BLOCK = re.compile(r"^(?=\S)", re.MULTILINE)
+_PROBE_TIMEOUT = 60.0
+_LAST_WORDS = 500
+
+
+class LocalBackend(Protocol):
+    """One usable installation of an engine's software."""
+
+    @property
+    def version(self) -> str:
+        """Its version, "" while it has not been asked."""
+
+    @property
+    def origin(self) -> str:
+        """What and where it is, in words."""
+
+
+_BackendT = TypeVar("_BackendT", bound=LocalBackend)
 
 
 @dataclass(frozen=True)
@@ -43,11 +68,122 @@ class Moves(Generic[_BackendT]):
     """Has a running engine use what is installed now. Raises EnginePluginError when it does not come up."""
 
 
-class Workshop:
-    """Fills directories below `root` with software, and switches to it. Owned by a driver's Software.
+class LocalSoftware(ABC, Generic[_BackendT]):
+    """Finds, installs and probes an engine's software for one data directory. Owned by the engine's driver."""
 
-    `requirements` is the driver's pip file: every package with version and hashes.
-    """
+    def __init__(
+        self, data_dir: Path, requirements: Path, environ: Mapping[str, str], *, offline: bool, verify: bool
+    ) -> None:
+        """`requirements` is the driver's pip file: every package with version and hashes. No I/O."""
+        self._environ = environ
+        self._workshop = Workshop(data_dir / "software", requirements, environ, offline=offline, verify=verify)
+        self._installation = self._workshop.installation
+
+    # What a driver says
+
+    @property
+    @abstractmethod
+    def wanted_version(self) -> str:
+        """The version that an installation gives."""
+
+    @abstractmethod
+    async def probe(self, backend: _BackendT) -> dict[str, Any]:
+        """Run the software once: {"version": …, "devices": a list, or None when it tells none}.
+
+        Raises EngineStartError.
+        """
+
+    @abstractmethod
+    def _find(self) -> _BackendT | None:
+        """The software that plugin.yaml asks for, when it is here. Blocking."""
+
+    @abstractmethod
+    def _missing(self) -> str:
+        """What is missing when there is none, in words."""
+
+    @abstractmethod
+    def _lacks(self, backend: _BackendT) -> str:
+        """What keeps the one that is here from being used, in words; "" for nothing. Blocking."""
+
+    @abstractmethod
+    def _not_ours(self) -> str:
+        """What to do when plugin.yaml asks for software that we do not install; "" when we do."""
+
+    @abstractmethod
+    def _up_to_date(self) -> bool:
+        """Whether an upgrade has nothing to do. Blocking."""
+
+    @abstractmethod
+    async def _replace(self, progress: Progress, moves: Moves[_BackendT], needless: Callable[[], bool]) -> bool:
+        """Install the wanted version beside what is here and switch to it. Raises InstallError."""
+
+    # What the driver asks
+
+    @property
+    def folder(self) -> Path:
+        """Where InstallEngine puts versions."""
+        return self._workshop.root
+
+    def check(self) -> EngineCheck:
+        """Look for the software without running it. Blocking."""
+        backend = self._find()
+        if backend is None:
+            return EngineCheck(False, self._missing())
+        if lacking := self._lacks(backend):
+            return EngineCheck(False, f"{backend.origin} is here, but {lacking}")
+        return EngineCheck(True, f"{backend.origin}, version {backend.version or 'unknown until it runs'}")
+
+    def find(self) -> _BackendT:
+        """The backend to run. Raises EngineNotInstalledError."""
+        backend = self._find()
+        if backend is None or self._lacks(backend):
+            raise EngineNotInstalledError(f"{self.check().detail}. Call InstallEngine (engine-plugin engine install)")
+        return backend
+
+    async def install(self, progress: Progress, moves: Moves[_BackendT], *, cover: bool) -> str:
+        """Install below the data directory unless something usable is here. Returns what is usable now.
+
+        Raises InstallError.
+        """
+        before = self._installation.current()  # read first: what changes after this was done by another process
+        check = await in_thread(self.check)
+        if check.installed and not cover:
+            return check.detail
+        if (advice := self._not_ours()) and self._find() is None:
+            raise InstallError(f"{self._missing()}. plugin.yaml asks for one that is here already: {advice}")
+
+        def needless() -> bool:
+            return self.check().installed and self._installation.current() != before
+
+        await self._replace(progress, moves, needless)
+        return (await in_thread(self.check)).detail
+
+    async def upgrade(self, progress: Progress, moves: Moves[_BackendT]) -> bool:
+        """Bring it to the wanted version; False when there was nothing to do. Raises InstallError."""
+        if await in_thread(self._up_to_date):
+            return False
+        return await self._replace(progress, moves, self._up_to_date)
+
+    # How it is done
+
+    async def _run(self, backend: _BackendT, argv: Sequence[str], env: Mapping[str, str]) -> tuple[bytes, bytes]:
+        """What the software prints, and complains of, when it is run once. Raises EngineStartError."""
+        try:
+            status, out, err = await python.run_briefly(argv, env, timeout=_PROBE_TIMEOUT)
+        except OSError as error:
+            raise EngineStartError(f"{backend.origin} cannot be run: {error.strerror or error}") from error
+        if status != 0:
+            words = (err.strip() or out).decode("utf-8", "replace").strip()
+            raise EngineStartError(f"{backend.origin} does not run: {self._explained(status, words)}")
+        return out, err
+
+    def _explained(self, status: int, words: str) -> str:
+        """Why it does not run, by its exit status and its last words."""
+        return f"(exit code {status}) {words[-_LAST_WORDS:]}"
+
+
+class Workshop:
+    """Fills directories below `root` with software, and switches to it. Owned by a driver's Software."""
 
     def __init__(
         self, root: Path, requirements: Path, environ: Mapping[str, str], *, offline: bool, verify: bool
@@ -151,6 +287,14 @@ def find_program(folder: Path, name: str) -> Path:
     program = min(found, key=lambda path: (len(path.parts), path))
     program.chmod(program.stat().st_mode | 0o111)  # a .zip may have lost that
     return program
+
+
+def sources(archives: Sequence[Archive], *, own: bool) -> str:
+    """What tells one release from another: `own` archives by place and digest, a project's by its files' names, which
+    stay the same by whatever way they come here."""
+    if own:
+        return " ".join(f"{archive.label}#{archive.sha256}" for archive in archives)
+    return " ".join(archive.label.rpartition("/")[2] for archive in archives)
 
 
 def version_in(path: Sequence[str] | None, name: str) -> str:

@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from engine_plugin.engines import python, software
-from engine_plugin.engines.base import EngineCheck
 from engine_plugin.engines.install import Steps
 from engine_plugin.engines.llamacpp.releases import find_server, release_archives
 from engine_plugin.engines.releases import choose
-from engine_plugin.engines.software import Workshop, pinned, version_in
-from engine_plugin.errors import EngineNotInstalledError, EngineStartError, InstallError
+from engine_plugin.engines.software import LocalSoftware, pinned, sources, version_in
 from engine_plugin.files import in_thread
 
 if TYPE_CHECKING:
@@ -55,20 +53,12 @@ class Backend:
 Moves: TypeAlias = software.Moves[Backend]
 
 
-class Software:
-    """Finds, installs and probes llama.cpp for one data directory. Owned by the engine driver."""
+class Software(LocalSoftware[Backend]):
+    """llama.cpp for one data directory."""
 
     def __init__(self, options: LlamaCppOptions, data_dir: Path, environ: Mapping[str, str]) -> None:
+        super().__init__(data_dir, _REQUIREMENTS, environ, offline=options.offline, verify=options.verify)
         self._options = options
-        self._root = data_dir / "software"
-        self._environ = environ
-        self._workshop = Workshop(self._root, _REQUIREMENTS, environ, offline=options.offline, verify=options.verify)
-        self._installation = self._workshop.installation
-
-    @property
-    def folder(self) -> Path:
-        """Where InstallEngine puts versions."""
-        return self._root
 
     @property
     def wanted_version(self) -> str:
@@ -77,22 +67,6 @@ class Software:
             return self._options.version
         version = pinned(_REQUIREMENTS)["xllamacpp"]
         return f"b{version.rpartition('.')[2]}" if self._wanted == "release" else version
-
-    def check(self) -> EngineCheck:
-        """Look for the software without running it."""
-        backend = self._find()
-        if backend is None:
-            return EngineCheck(False, self._missing())
-        if not self._can_inspect():
-            return EngineCheck(False, f"{backend.origin} is here, but the Python package gguf is not: InstallEngine")
-        return EngineCheck(True, f"{backend.origin}, version {backend.version or 'unknown until it runs'}")
-
-    def find(self) -> Backend:
-        """The backend to run. Raises EngineNotInstalledError."""
-        backend = self._find()
-        if backend is None or not self._can_inspect():
-            raise EngineNotInstalledError(f"{self.check().detail}. Call InstallEngine (engine-plugin engine install)")
-        return backend
 
     @property
     def _wanted(self) -> str:
@@ -130,9 +104,16 @@ class Software:
         current = self._installation.current()
         return None if current is None else _installed(current.folder, current.facts).site
 
-    def _can_inspect(self) -> bool:
+    def _lacks(self, backend: Backend) -> str:  # noqa: ARG002  # gguf may be beside any of them
         site = self._site()
-        return bool(version_in(None, "gguf") or (site is not None and version_in([str(site)], "gguf")))
+        if version_in(None, "gguf") or (site is not None and version_in([str(site)], "gguf")):
+            return ""
+        return "the Python package gguf is not: InstallEngine"
+
+    def _not_ours(self) -> str:
+        if self._wanted != "llama-server":
+            return ""
+        return "install llama.cpp's llama-server yourself, or set engine.backend to xllamacpp or release"
 
     def helper(self, verb: str) -> tuple[list[str], dict[str, str]]:
         """argv and environment for the runner's `probe` and `inspect`."""
@@ -140,45 +121,14 @@ class Software:
 
     async def probe(self, backend: Backend) -> dict[str, Any]:
         """Run the software once: {"version": …, "devices": [{"name", "type", …}]}. Raises EngineStartError."""
-        environ = python.module_environ(self._environ, backend.site)
         server = backend.kind == "llama-server"
         argv = [backend.executable, "--version"] if server else python.module_command(RUNNER, "probe")
-        try:
-            status, out, err = await python.run_briefly(argv, environ, timeout=_PROBE_TIMEOUT)
-        except OSError as error:
-            raise EngineStartError(f"{backend.origin} cannot be run: {error.strerror or error}") from error
-        words = (err or out).decode("utf-8", "replace").strip()
-        if status != 0:
-            raise EngineStartError(f"{backend.origin} does not run (exit code {status}): {words[-500:]}")
+        out, err = await self._run(backend, argv, python.module_environ(self._environ, backend.site))
         if server:
             found = re.search(r"version:\s*(\S+)", (out + err).decode("utf-8", "replace"))
             return {"version": f"b{found.group(1)}" if found else "unknown", "devices": None}
         shape: dict[str, Any] = json.loads(out)
         return shape
-
-    async def install(self, progress: Progress, moves: Moves, *, cover: bool) -> str:
-        """Install below the data directory unless something usable is here. Returns what is usable now."""
-        before = self._installation.current()  # read first: what changes after this was done by another process
-        check = await in_thread(self.check)
-        if check.installed and not cover:
-            return check.detail
-        if self._wanted == "llama-server" and self._find() is None:
-            raise InstallError(
-                f"{self._missing()}. plugin.yaml asks for one, which this plugin does not install: install "
-                "llama.cpp's llama-server yourself, or set engine.backend to xllamacpp or release"
-            )
-
-        def needless() -> bool:
-            return self.check().installed and self._installation.current() != before
-
-        await self._replace(progress, moves, needless)
-        return (await in_thread(self.check)).detail
-
-    async def upgrade(self, progress: Progress, moves: Moves) -> bool:
-        """Bring our llama.cpp to the wanted version; False when there was nothing to do."""
-        if self._up_to_date():
-            return False
-        return await self._replace(progress, moves, self._up_to_date)
 
     def _up_to_date(self) -> bool:
         backend = self._find()
@@ -218,10 +168,7 @@ class Software:
         )
 
     def _source_of(self, archives: tuple[Archive, ...]) -> str:
-        """What tells one release from another; not by which way llama.cpp's own came here."""
-        if self._options.archives:
-            return " ".join(f"{archive.label}#{archive.sha256}" for archive in archives)
-        return " ".join(archive.label.rpartition("/")[2] for archive in archives)
+        return sources(archives, own=bool(self._options.archives))
 
     async def _fill_with_release(self, folder: Path, archives: tuple[Archive, ...], progress: Progress) -> None:
         await self._workshop.unpack(archives, folder / "llama.cpp", progress)
@@ -231,7 +178,7 @@ class Software:
     async def _fill_with_packages(self, folder: Path, progress: Progress) -> None:
         """Our requirements, by hash; or the version that plugin.yaml asks for."""
         await self._workshop.require_room(folder, _NEEDED_BYTES, "xllamacpp")
-        progress(f"installing xllamacpp {self.wanted_version} into {self._root}")
+        progress(f"installing xllamacpp {self.wanted_version} into {self.folder}")
         if self._options.version:
             names = [f"xllamacpp=={self._options.version}", f"gguf=={pinned(_REQUIREMENTS)['gguf']}"]
             await self._workshop.install_named(folder, names, progress)

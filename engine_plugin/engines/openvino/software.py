@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from engine_plugin.engines import python, software
-from engine_plugin.engines.base import EngineCheck
 from engine_plugin.engines.install import Steps
 from engine_plugin.engines.openvino.releases import RELEASE, Machine, find_ovms, missing_library, release_archive
 from engine_plugin.engines.releases import choose
-from engine_plugin.engines.software import Workshop, pinned, version_in
-from engine_plugin.errors import EngineNotInstalledError, EngineStartError, InstallError
+from engine_plugin.engines.software import LocalSoftware, pinned, sources, version_in
+from engine_plugin.errors import InstallError
 from engine_plugin.files import in_thread
 
 if TYPE_CHECKING:
@@ -74,20 +73,12 @@ class Backend:
 Moves: TypeAlias = software.Moves[Backend]
 
 
-class Software:
-    """Finds, installs and probes OpenVINO for one data directory. Owned by the engine driver."""
+class Software(LocalSoftware[Backend]):
+    """OpenVINO for one data directory."""
 
     def __init__(self, options: OpenVinoOptions, data_dir: Path, environ: Mapping[str, str]) -> None:
+        super().__init__(data_dir, _REQUIREMENTS, environ, offline=options.offline, verify=options.verify)
         self._options = options
-        self._root = data_dir / "software"
-        self._environ = environ
-        self._workshop = Workshop(self._root, _REQUIREMENTS, environ, offline=options.offline, verify=options.verify)
-        self._installation = self._workshop.installation
-
-    @property
-    def folder(self) -> Path:
-        """Where InstallEngine puts versions."""
-        return self._root
 
     @property
     def wanted_version(self) -> str:
@@ -95,23 +86,6 @@ class Software:
         if self._options.version:
             return self._options.version
         return RELEASE if self._wanted == "release" else pinned(_REQUIREMENTS)[_GENAI]
-
-    def check(self) -> EngineCheck:
-        """Look for the software without running it."""
-        backend = self._find()
-        if backend is None:
-            return EngineCheck(False, self._missing())
-        if lacking := _lacking(backend.site):
-            names = ", ".join(lacking)
-            return EngineCheck(False, f"{backend.origin} is here, but Python packages for audio are not ({names})")
-        return EngineCheck(True, f"{backend.origin}, version {backend.version or 'unknown until it runs'}")
-
-    def find(self) -> Backend:
-        """The backend to run. Raises EngineNotInstalledError."""
-        backend = self._find()
-        if backend is None or _lacking(backend.site):
-            raise EngineNotInstalledError(f"{self.check().detail}. Call InstallEngine (engine-plugin engine install)")
-        return backend
 
     @property
     def _wanted(self) -> str:
@@ -150,53 +124,35 @@ class Software:
         current = self._installation.current()
         return backend if current is None else _with_packages(backend, current.folder, current.facts)
 
+    def _lacks(self, backend: Backend) -> str:
+        lacking = ", ".join(_lacking(backend.site))
+        return lacking and f"Python packages for audio are not ({lacking})"
+
+    def _not_ours(self) -> str:
+        if self._wanted != "ovms":
+            return ""
+        return (
+            "install it yourself, or set engine.backend to release (this plugin fetches OpenVINO Model Server) or "
+            "embedded"
+        )
+
     async def probe(self, backend: Backend) -> dict[str, Any]:
         """Run the software once: {"version": …, "devices": [{"name", "description"}] or None when it tells none}.
 
         Raises EngineStartError.
         """
-        ovms = backend.kind == "ovms"
-        argv = [backend.executable, "--version"] if ovms else python.module_command(RUNNER, "probe")
-        environ = (
-            server_environ(backend, self._environ) if ovms else python.module_environ(self._environ, backend.site)
-        )
-        try:
-            status, out, err = await python.run_briefly(argv, environ, timeout=_PROBE_TIMEOUT)
-        except OSError as error:
-            raise EngineStartError(f"{backend.origin} cannot be run: {error.strerror or error}") from error
-        words = (err.strip() or out).decode("utf-8", "replace").strip()
-        if status != 0:
-            why = missing_library(words) or f"(exit code {status}) {words[-_LAST_WORDS:]}"
-            raise EngineStartError(f"{backend.origin} does not run: {why}")
-        if ovms:
+        if backend.kind == "ovms":
+            argv = [backend.executable, "--version"]
+            out, err = await self._run(backend, argv, server_environ(backend, self._environ))
             found = _VERSION.search((out + err).decode("utf-8", "replace"))
             return {"version": found[1] if found else "unknown", "devices": None}
+        environ = python.module_environ(self._environ, backend.site)
+        out, _ = await self._run(backend, python.module_command(RUNNER, "probe"), environ)
         shape: dict[str, Any] = json.loads(out)
         return {**shape, "version": str(shape["version"]).partition("-")[0]}  # as pip calls it, without the build
 
-    async def install(self, progress: Progress, moves: Moves, *, cover: bool) -> str:
-        """Install below the data directory unless something usable is here. Returns what is usable now."""
-        before = self._installation.current()  # read first: what changes after this was done by another process
-        check = await in_thread(self.check)
-        if check.installed and not cover:
-            return check.detail
-        if self._wanted == "ovms" and self._find() is None:
-            raise InstallError(
-                f"{self._missing()}. plugin.yaml asks for one that is here already: install it yourself, or set "
-                "engine.backend to release (this plugin fetches OpenVINO Model Server) or embedded"
-            )
-
-        def needless() -> bool:
-            return self.check().installed and self._installation.current() != before
-
-        await self._replace(progress, moves, needless)
-        return (await in_thread(self.check)).detail
-
-    async def upgrade(self, progress: Progress, moves: Moves) -> bool:
-        """Bring our OpenVINO to the wanted version; False when there was nothing to do."""
-        if await in_thread(self._up_to_date):
-            return False
-        return await self._replace(progress, moves, self._up_to_date)
+    def _explained(self, status: int, words: str) -> str:
+        return missing_library(words) or super()._explained(status, words)
 
     def _up_to_date(self) -> bool:
         if not self.check().installed:
@@ -258,7 +214,7 @@ class Software:
 
     async def _fill_with_genai(self, folder: Path, progress: Progress) -> None:
         """Our requirements, by hash; or the version that plugin.yaml asks for."""
-        progress(f"installing {_GENAI} {self.wanted_version} into {self._root}")
+        progress(f"installing {_GENAI} {self.wanted_version} into {self.folder}")
         if self._options.version:
             also = [f"{_GENAI}=={self._options.version}"]
             await self._workshop.install_packages(folder, progress, without=_OPENVINO, also=also)
@@ -278,10 +234,7 @@ class Software:
         return (release_archive(version, flavour, options.mirror, options.checksums, with_python=with_python),)
 
     def _source_of(self, archives: tuple[Archive, ...]) -> str:
-        """What tells one release from another; not by which way the project's own came here."""
-        if self._options.archives:
-            return " ".join(f"{archive.label}#{archive.sha256}" for archive in archives)
-        return " ".join(archive.label.rpartition("/")[2] for archive in archives)
+        return sources(archives, own=bool(self._options.archives))
 
 
 def server_environ(backend: Backend, environ: Mapping[str, str]) -> dict[str, str]:
