@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"time"
@@ -236,24 +235,19 @@ func (s *session) pullStream(model string) (string, error) {
 	}
 	var last progressJSON
 	messages := 0
-	for {
-		message, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return "", err
-		}
-		if err := success(message); err != nil {
-			return "", err
-		}
+	err = each(stream, func(message *protocol.PullModelStreamResponse) error {
+		var err error
 		if last, err = decode[progressJSON](message.GetData()); err != nil {
-			return "", err
+			return err
 		}
 		if last.Completed > last.Total {
-			return "", fmt.Errorf("completed %d of %d", last.Completed, last.Total)
+			return fmt.Errorf("completed %d of %d", last.Completed, last.Total)
 		}
 		messages++
+		return nil
+	})
+	if err != nil {
+		return "", err
 	}
 	if last.Status != "success" {
 		return "", fmt.Errorf("ended with status %q after %d messages", last.Status, messages)

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"image/png"
-	"io"
 	"math"
 	"os"
 	"strings"
@@ -299,22 +298,13 @@ func (s *session) converse(send func(protocol.ProviderService_InvokeServiceBidiC
 	sent := make(chan error, 1)
 	go func() { sent <- send(stream) }()
 	var events []string
-	for {
-		message, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return "", err
-		}
-		if err := success(message); err != nil {
-			return "", err
-		}
+	err = each(stream, func(message *protocol.InvokeServiceBidiResponse) error {
 		event, err := liveEvent(message)
-		if err != nil {
-			return "", err
-		}
 		events = append(events, event)
+		return err
+	})
+	if err != nil {
+		return "", err
 	}
 	if err := <-sent; err != nil {
 		return "", err

@@ -131,22 +131,16 @@ func (s *session) chatStream() (string, error) {
 	}
 	var body bytes.Buffer
 	chunks, final := 0, false
-	for {
-		message, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return "", err
-		}
-		if err := success(message); err != nil {
-			return "", err
-		}
+	err = each(stream, func(message *protocol.InvokeServiceStreamResponse) error {
 		if final {
-			return "", errors.New("a message after is_final")
+			return errors.New("a message after is_final")
 		}
 		body.Write(message.GetChunkData())
 		chunks, final = chunks+1, message.GetIsFinal()
+		return nil
+	})
+	if err != nil {
+		return "", err
 	}
 	if !final {
 		return "", fmt.Errorf("no is_final in %d chunks", chunks)

@@ -2,7 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"time"
 )
 
@@ -169,6 +171,25 @@ func success(answer coded) error {
 		return fmt.Errorf("code %d: %s", code, answer.GetMessage())
 	}
 	return nil
+}
+
+// each reads a stream of answers to its end; each of them must be good, and so must be what use makes of it.
+func each[T coded](stream interface{ Recv() (T, error) }, use func(T) error) error {
+	for {
+		answer, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := success(answer); err != nil {
+			return err
+		}
+		if err := use(answer); err != nil {
+			return err
+		}
+	}
 }
 
 // failure sees that an answer has the code that is wanted, and words for a person.
