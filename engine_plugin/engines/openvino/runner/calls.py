@@ -14,6 +14,8 @@ import string
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from engine_plugin.engines.openvino.runner.pipelines.text import held_back
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -72,7 +74,7 @@ class ToolParser(ABC):
         hits = [(self._text.find(mark), mark) for mark in self._opens]
         at, mark = min(((at, mark) for at, mark in hits if at >= 0), default=(-1, ""))
         if at < 0:
-            at = len(self._text) - max(_beginning(self._text, mark) for mark in self._opens)
+            at = len(self._text) - max(held_back(self._text, mark) for mark in self._opens)
         before, self._text = self._text[:at], self._text[at:]
         if before and (before.strip() or not self.called):
             found.append(before)
@@ -347,10 +349,3 @@ def parser(name: str, tools: list[dict[str, Any]]) -> ToolParser:
 def _identity() -> str:
     """Nine letters: templates of Mistral's check that."""
     return "".join(secrets.choice(_LETTERS) for _ in range(9))
-
-
-def _beginning(text: str, mark: str) -> int:
-    for length in range(min(len(mark) - 1, len(text)), 0, -1):
-        if text.endswith(mark[:length]):
-            return length
-    return 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from engine_plugin.engines.openvino.runner.calls import PARSERS, ToolParser, guess, parser
 from engine_plugin.engines.openvino.runner.pipelines import RequestError, json_file
+from engine_plugin.engines.openvino.runner.pipelines.text import held_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -312,7 +313,7 @@ class Deltas:
             text = text.lstrip()
         thought, mark, rest = text.partition(_THOUGHT)
         if not mark:
-            keep = _beginning(text, _THOUGHT)
+            keep = held_back(text, _THOUGHT)
             thought, self._held = text[: len(text) - keep], text[len(text) - keep :]
             thought, blank = thought.rstrip(), thought[len(thought.rstrip()) :]
             self._held = blank + self._held
@@ -345,11 +346,3 @@ class Deltas:
             return []
         self._fresh = False
         return self._parser.feed(text) if self._parser is not None else [text]
-
-
-def _beginning(text: str, mark: str) -> int:
-    """How many characters at the end of the text may begin the mark."""
-    for length in range(min(len(mark) - 1, len(text)), 0, -1):
-        if text.endswith(mark[:length]):
-            return length
-    return 0

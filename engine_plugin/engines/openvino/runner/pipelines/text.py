@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Detokenizer", "StopStrings", "TextStream"]
+__all__ = ["Detokenizer", "StopStrings", "TextStream", "held_back"]
 
 _TRIALS = 48  # random texts that a table of tokens must get right
 _TRIAL_TOKENS = 24
@@ -163,7 +163,7 @@ class StopStrings:
             at, length = hits[0]
             self._held = ""
             return text[: at + length if self._keep else at], True
-        held = max((_overlap(text, stop) for stop in self._stops), default=0)
+        held = max((held_back(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held], False
 
@@ -173,9 +173,9 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of the text may begin the string."""
-    for length in range(min(len(stop) - 1, len(text)), 0, -1):
-        if text.endswith(stop[:length]):
+def held_back(text: str, mark: str) -> int:
+    """How many characters at the end of the text may begin the mark."""
+    for length in range(min(len(mark) - 1, len(text)), 0, -1):
+        if text.endswith(mark[:length]):
             return length
     return 0
