@@ -55,7 +55,8 @@ class _Call:
         try:
             if self._over:
                 raise StopAsyncIteration
-            message = await self._link.attempt(self._started().read())
+            # Not `read`: after a write that came too late it forgets what the plugin had sent before.
+            message = await self._link.attempt(anext(aiter(self._started()), grpc.aio.EOF))
             if message is grpc.aio.EOF:
                 raise StopAsyncIteration
             raise_for_code(message)

@@ -25,7 +25,7 @@ from engine_plugin.host import OperateStatus, events
 from engine_plugin.host.link import SERVICE
 
 if TYPE_CHECKING:
-    from engine_plugin.host import PluginClient
+    from engine_plugin.host import BidiCall, PluginClient
 
     from .conftest import Launch
 
@@ -211,6 +211,22 @@ async def test_big_messages_and_slow_readers(launch_fake: Launch) -> None:
 async def test_conversations_end_with_their_error(launch_fake: Launch) -> None:
     async with await launch_fake() as plugin, plugin.invoke_bidi("speech") as conversation:
         await conversation.send("refuse")
+        assert (await anext(conversation)).data == b"esufer"
+        with pytest.raises(EnginePluginError, match="refused"):
+            await anext(conversation)
+
+
+async def send_for_ever(conversation: BidiCall) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            await conversation.send("more")
+
+
+async def test_who_still_sends_when_a_conversation_has_failed_is_told_why(launch_fake: Launch) -> None:
+    async with await launch_fake() as plugin, plugin.invoke_bidi("speech") as conversation:
+        await conversation.send("refuse")
+        with pytest.raises(EnginePluginError):
+            await send_for_ever(conversation)
         assert (await anext(conversation)).data == b"esufer"
         with pytest.raises(EnginePluginError, match="refused"):
             await anext(conversation)
