@@ -35,7 +35,7 @@ def engine() -> None:
 @global_options
 @runs
 async def check(options: Options) -> None:
-    """Say whether the engine's software is installed; exit with 4 when it is not."""
+    """Say whether the engine's software is installed. Exits with 4 when it is not."""
     from engine_plugin.cli.session import plugin
 
     async with plugin(options) as client:
@@ -65,7 +65,7 @@ async def install(options: Options, cover: bool) -> None:
 @global_options
 @runs
 async def upgrade(options: Options) -> None:
-    """Bring the engine's software to the version that plugin.yaml asks for; a running engine moves over."""
+    """Bring the software to the version of plugin.yaml. A running engine moves over."""
     what = await _changed(options, lambda client: client.upgrade_engine())
     if options.json:
         print_json({"detail": what})
@@ -147,7 +147,7 @@ async def stop(options: Options) -> None:
 @global_options
 @runs
 async def status(options: Options) -> None:
-    """Show state, version, address and loaded models; exit with 4 when the engine is not running."""
+    """Show state, version, address and loaded models. Exits with 4 when the engine is not running."""
     from engine_plugin.cli.rendezvous import Rendezvous
     from engine_plugin.host import connect
 

@@ -23,6 +23,18 @@ STANDARD = "-"
 _PIECE = 32 * 1024
 _AHEAD = 8
 _MOST_TEXT = 32 * 1024 * 1024
+_MEDIA = {"png", "jpg", "jpeg", "gif", "webp", "bmp", "tif", "tiff", "svg", "avif"} | {
+    "wav",
+    "mp3",
+    "ogg",
+    "oga",
+    "opus",
+    "flac",
+    "m4a",
+    "aac",
+    "webm",
+    "mp4",
+}
 
 
 async def pieces(source: str) -> AsyncGenerator[bytes, None]:
@@ -103,13 +115,24 @@ async def texts(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-def check_target(target: str) -> None:
-    """Notice before the work what would keep `write_bytes` from writing. Raises click.UsageError."""
+def check_target(target: str, form: str = "") -> None:
+    """Notice before the work what would keep `write_bytes` from writing. Raises click.UsageError.
+
+    `form` is png or wav, which no terminal can show and no other name should be given to; "" is text.
+    """
     if target == STANDARD:
-        if sys.stdout.isatty():
+        if form and sys.stdout.isatty():
             raise click.UsageError("standard output is a terminal, which cannot show this. Name a file: -o FILE")
-    elif not Path(target).absolute().parent.is_dir():
+        return
+    path = Path(target)
+    if target.endswith(("/", os.sep)) or path.is_dir():
+        raise click.UsageError(f"{target} is a directory. Name the file in it that is to be written")
+    if not path.absolute().parent.is_dir():
         raise click.UsageError(f"there is no directory for {target}. Create it, or name another file")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise click.UsageError(f"{target} may not be written by this user. Name another file")
+    if form and path.suffix[1:].lower() in _MEDIA - {form}:
+        raise click.UsageError(f"{target} would hold {form.upper()}. Name it {path.with_suffix('.' + form).name}")
 
 
 def write_bytes(target: str, data: bytes) -> None:

@@ -37,7 +37,7 @@ def host() -> None:
 @global_options
 @runs
 async def list_(options: Options, directory: Path) -> None:
-    """List the plugins in DIR; complaints about them go to standard error."""
+    """List the plugins in DIR. Complaints about them go to standard error."""
     from engine_plugin.host import PluginRegistry
 
     registry = PluginRegistry.discover(directory)
@@ -75,7 +75,7 @@ async def call(
     timeout: float | None,
     start_timeout: float,
 ) -> None:
-    """Launch plugin NAME of DIR, make one RPC and print each message of its answer as a line of JSON.
+    """Call any rpc of a plugin. Launches NAME of DIR and prints each message of the answer as a line of JSON.
 
     JSON has the fields of the request message, or what its request_json holds; "-" reads it from standard input.
     InvokeServiceBidi takes a list of messages.
@@ -119,7 +119,7 @@ async def chat(
     timeout: float | None,
     start_timeout: float,
 ) -> None:
-    """Launch plugin NAME of DIR, start its engine and stream the answer to PROMPT."""
+    """Ask a plugin PROMPT. Launches NAME of DIR, starts its engine and streams the answer."""
     from engine_plugin.host import PluginRegistry
 
     request: dict[str, Any] = {"stream": True, "messages": [{"role": "user", "content": prompt}]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import html
 import json
+import os
 import sys
 from contextlib import aclosing
 from pathlib import Path
@@ -14,7 +15,7 @@ import click
 
 from engine_plugin.cli.files import STANDARD, pieces
 from engine_plugin.cli.output import print_json
-from engine_plugin.errors import BadGatewayError, EnginePluginError
+from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -28,6 +29,7 @@ _SERVICE = "speech-to-text-ws"
 _FORMATS = ("wav", "mp3", "flac", "ogg", "opus", "webm", "mkv", "m4a", "mp4", "aac")
 _FINISH = json.dumps({"action": "finish-task"})
 _CLEAR = "\r\x1b[K"
+_NARROWEST = 20
 
 
 async def live_transcription(options: Options, source: str, form: str, wanted: Mapping[str, Any]) -> None:
@@ -48,8 +50,12 @@ async def live_transcription(options: Options, source: str, form: str, wanted: M
         finally:
             sending.cancel()
             await asyncio.wait({sending})
-    if not sending.cancelled() and isinstance(error := sending.exception(), OSError):
-        raise error
+    if not sending.cancelled():
+        if isinstance(error := sending.exception(), OSError):
+            raise error
+        if not error and not sending.result():
+            name = "standard input" if source == STANDARD else source
+            raise InvalidRequestError(f"{name} is empty: there is no sound to transcribe")
     if not printed.finished:
         raise BadGatewayError("the plugin ended the transcription before the sound was over; its log may say why")
 
@@ -65,18 +71,22 @@ def _format(source: str, *, raw: bool) -> dict[str, str]:
     return {"format": suffix}
 
 
-async def _send(conversation: BidiCall, source: str, metadata: Mapping[str, str]) -> None:
+async def _send(conversation: BidiCall, source: str, metadata: Mapping[str, str]) -> int:
+    """How many bytes of sound there were."""
     first: Mapping[str, str] | None = metadata
+    sent = 0
     try:
         async with aclosing(pieces(source)) as parts:
             async for part in parts:
                 await conversation.send(part, metadata=first)
                 first = None
+                sent += len(part)
         await conversation.send(_FINISH, metadata=first)
         await conversation.done_sending()
     except OSError:
         await conversation.aclose()
         raise
+    return sent
 
 
 async def _events(conversation: BidiCall) -> AsyncIterator[dict[str, Any]]:
@@ -121,7 +131,7 @@ class _Sentences:
         text = str(sentence.get("text", "")).strip()
         if not sentence.get("is_final", True):
             if self._partial:
-                click.echo(f"{_CLEAR}… {text}", err=True, nl=False)
+                click.echo(f"{_CLEAR}… {_end_of(text)}", err=True, nl=False)
             return
         if self._partial:
             click.echo(_CLEAR, err=True, nl=False)
@@ -142,3 +152,13 @@ class _Sentences:
         hours, minutes = divmod(minutes, 60)
         point = "," if self._form == "srt" else "."
         return f"{hours:02}:{minutes:02}:{seconds:02}{point}{rest:03}"
+
+
+def _end_of(text: str) -> str:
+    """As much of it as one line of the terminal holds: of a sentence that wrapped only the last line is erased."""
+    from rich.cells import cell_len
+
+    room = max(_NARROWEST, os.get_terminal_size(sys.stderr.fileno()).columns - len("… ") - 1)
+    while cell_len(text) > room:
+        text = text[max(1, (cell_len(text) - room) // 2) :]
+    return text

@@ -38,7 +38,7 @@ def progress_display(as_json: bool) -> Iterator[Show]:
 def steps_display(what: str) -> Iterator[Callable[[int, int], None]]:
     """What is to be called with the number of each step done, and of how many (0: unknown)."""
     if not sys.stderr.isatty():
-        yield lambda step, total: say(f"{what}: step {step}" + (f" of {total}" if total else ""))
+        yield _step_lines(what)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -47,6 +47,20 @@ def steps_display(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task(what, total=None)
         yield lambda step, total: progress.update(bar, completed=step, total=total or None)
+
+
+def _step_lines(what: str) -> Callable[[int, int], None]:
+    """Says each tenth of the steps, and the last."""
+    said = 0
+
+    def show(step: int, total: int) -> None:
+        nonlocal said
+        percent = 100 * step // total if total else 100
+        if percent // _LINE_EVERY > said or not total:
+            said = percent // _LINE_EVERY
+            say(f"{what}: step {step}" + (f" of {total}" if total else ""))
+
+    return show
 
 
 class _Lines:

@@ -44,7 +44,7 @@ _ENGINE_STOP = 30.0
 @global_options
 @click.pass_obj
 def serve(options: Options, address: str | None, allow_remote: bool) -> None:
-    """Serve the plugin by hand, until Ctrl-C or SIGTERM; then the engine is stopped."""
+    """Serve the plugin by hand, until Ctrl-C or SIGTERM. Then the engine is stopped."""
     from engine_plugin.cli.logs import set_up_logging
 
     if address is not None and not allow_remote and not _is_local(address):

@@ -47,11 +47,12 @@ async def embed(options: Options, inputs: tuple[str, ...], output: str, model: s
     """Turn texts into vectors: a line of JSON for each. "-" takes the lines of standard input as texts."""
     from engine_plugin.cli.session import serving
 
+    check_target(output)
     wanted = await texts(inputs)
     async with serving(options, "embed") as plugin:
         answer = await plugin.invoke("embed", _request(model=model) | {"input": wanted})
     if options.json:
-        print_json(answer)
+        _write(output, f"{json.dumps(answer, ensure_ascii=False)}\n".encode(), "the answer")
         return
     with _shaped("embed"):
         lines = [json.dumps(entry["embedding"]) + "\n" for entry in answer["data"]]
@@ -116,10 +117,9 @@ async def image(
 
     if count > 1 and output == STANDARD:
         raise click.UsageError("several pictures need a file name: -o FILE.png")
-    check_target(output)
+    check_target(output, "png")
     request = _request(
         model=model,
-        prompt=await read_text(STANDARD) if prompt == STANDARD else prompt,
         size=size,
         num_inference_steps=steps,
         seed=seed,
@@ -127,7 +127,7 @@ async def image(
         guidance_scale=guidance,
         n=count if count > 1 else None,
         response_format="b64_json",
-    )
+    ) | {"prompt": await read_text(STANDARD) if prompt == STANDARD else prompt}
     streams = chosen_manifest(options).service("text-to-image").capabilities.support_streaming
     async with serving(options, "text-to-image") as plugin:
         if streams and not options.json:
@@ -186,7 +186,7 @@ async def speak(
     """Read TEXT aloud into a WAV file. A text of "-" is read from standard input."""
     from engine_plugin.cli.session import serving
 
-    check_target(output)
+    check_target(output, "wav")
     if text == STANDARD:
         text = await read_text(STANDARD)
     request = _request(model=model, voice=voice, speed=speed, language=language) | {"text": text}
@@ -202,13 +202,20 @@ async def speak(
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @_OUTPUT
-@click.option("--format", "form", type=click.Choice(["text", "srt", "vtt", "json"]), help="[default: text]")
+@click.option(
+    "--format", "form", type=click.Choice(["text", "srt", "vtt", "json"]), help="What to print. [default: text]"
+)
 @click.option("--language", metavar="CODE", help="What is spoken, such as en. [default: the model finds out]")
 @click.option("--translate", is_flag=True, help="Into English.")
 @click.option(
     "--live", is_flag=True, help="Send the sound piece by piece and print sentences as they are understood."
 )
-@click.option("--rate", type=int, metavar="HZ", help="With --live: FILE is raw 16 bit mono sound of so many samples.")
+@click.option(
+    "--rate",
+    type=click.IntRange(1000, 384_000),
+    metavar="HZ",
+    help="With --live: FILE is raw 16 bit mono sound of so many samples a second.",
+)
 @_MODEL
 @global_options
 @runs
@@ -235,6 +242,7 @@ async def transcribe(
         return
     if rate:
         raise click.UsageError("--rate is for --live; give a file that says its rate, such as WAV")
+    check_target(output)
     sound = await read_bytes(file, _MOST_AUDIO, "Cut it, or stream it: --live")
     request = _request(model=model, language=language, task="translate" if translate else None)
     request |= {"audio": base64.b64encode(sound).decode(), "response_format": form}

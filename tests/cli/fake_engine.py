@@ -160,8 +160,9 @@ class FakeEngine(Engine):
                 yield b'data: {"choices": [{"delta": {"content": "Hi"}}]}\n\n'
             else:
                 self._log(f"{service} {json.dumps(request)}")
-                for step in (1, 2):
-                    progress = {"type": "image_generation.progress", "step": step, "total": 2}
+                total = request.get("num_inference_steps", 2)
+                for step in range(1, total + 1):
+                    progress = {"type": "image_generation.progress", "step": step, "total": total}
                     yield b"data: %s\n\n" % json.dumps(progress).encode()
                 done = {"type": "image_generation.completed", **_answer(service, request)}
                 yield b"data: %s\n\n" % json.dumps(done).encode()
@@ -185,7 +186,8 @@ class FakeEngine(Engine):
                 if heard == b"noise":
                     yield _event("task-failed", error_message="audio: is damaged; send another")
                     return
-                yield _event("result-generated", sentence={"text": "one", "is_final": False})
+                text = "語" * 100 + " last words" if heard.startswith(b"talkative") else "one"
+                yield _event("result-generated", sentence={"text": text, "is_final": False})
             if heard == b"gone":
                 return
             sentence = {"text": f" {len(heard)} bytes", "begin_time": 500, "end_time": 3_661_007, "is_final": True}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import struct
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +69,9 @@ def test_embed(place: Workplace, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, b"")
     assert asked(place, "embed")["input"] == ["one", "three", "x"]
     assert [json.loads(line)[0] for line in (tmp_path / "v.jsonl").read_text().splitlines()] == [3, 5, 1]
+    said = json.loads(place.run("embed", "a", "--json", "-o", str(tmp_path / "v.json")).stdout or "{}")
+    assert said == {}
+    assert json.loads((tmp_path / "v.json").read_text())["data"] == [{"embedding": [1, 0.5]}]
     done = fed(place, b"\xff\n", "embed", "-")
     assert (done.returncode, done.stderr) == (1, b"engine-plugin: standard input is not UTF-8 (byte 0)\n")
 
@@ -111,6 +116,11 @@ def test_image(place: Workplace, tmp_path: Path) -> None:
     assert "stream" not in asked(place, "text-to-image")
     done_ = fed(place, b"a dog", "image", "-", "-o", "-")
     assert (done_.returncode, done_.stdout) == (0, b"picture 0 of a dog")
+
+
+def test_many_steps_are_a_few_lines_where_there_is_no_terminal(place: Workplace, tmp_path: Path) -> None:
+    done = place.run("image", "a cat", "-o", str(tmp_path / "cat.png"), "--steps", "40")
+    assert done.stderr.splitlines() == [f"drawing: step {step} of 40" for step in range(4, 41, 4)]
 
 
 def test_an_image_of_a_plugin_that_does_not_stream(place: Workplace, tmp_path: Path) -> None:
@@ -171,6 +181,11 @@ def test_transcribe_live(place: Workplace, tmp_path: Path) -> None:
 def test_live_transcription_that_fails(place: Workplace) -> None:
     done = fed(place, b"noise", "transcribe", "-", "--live")
     assert (done.returncode, done.stderr) == (1, b"engine-plugin: audio: is damaged; send another\n")
+    done = fed(place, b"", "transcribe", "-", "--live")
+    assert (done.returncode, done.stderr) == (
+        1,
+        b"engine-plugin: standard input is empty: there is no sound to transcribe\n",
+    )
     done = fed(place, b"gone", "transcribe", "-", "--live")
     assert done.returncode == 1
     assert b"the plugin ended the transcription before the sound was over" in done.stderr
@@ -194,10 +209,61 @@ def test_wrong_usage(place: Workplace, tmp_path: Path) -> None:
     text.touch()
     assert "is not named like sound" in place.bad(2, "transcribe", str(text), "--live")
     assert "--rate is for --live" in place.bad(2, "transcribe", str(file), "--rate", "8000")
-    assert "there is no directory for" in place.bad(2, "speak", "a", "-o", str(tmp_path / "no" / "a.wav"))
+    assert "'--rate'" in place.bad(2, "transcribe", str(file), "--live", "--rate", "3")
     assert "several pictures need a file name" in place.bad(2, "image", "a", "-o", "-", "-n", "2")
     assert "Missing option '-o'" in place.bad(2, "image", "a")
     assert place.journal == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("embed", "a"), ("image", "a"), ("speak", "a"), ("transcribe", "talk.wav")],
+    ids=lambda command: command[0],
+)
+def test_where_nothing_can_be_written(place: Workplace, tmp_path: Path, command: tuple[str, str]) -> None:
+    """It is said before the work."""
+    (place.plugin / "talk.wav").write_bytes(b"a")
+    assert "there is no directory for" in place.bad(2, *command, "-o", str(tmp_path / "no" / "a"))
+    for target in (str(tmp_path), f"{tmp_path / 'new'}/"):
+        assert f"{target} is a directory. Name the file in it" in place.bad(2, *command, "-o", target)
+    if os.name == "posix" and os.geteuid():
+        kept = tmp_path / "kept"
+        kept.touch(0o400)
+        assert f"{kept} may not be written by this user" in place.bad(2, *command, "-o", str(kept))
+    assert place.journal == []
+
+
+def test_a_name_that_says_another_format(place: Workplace, tmp_path: Path) -> None:
+    said = place.bad(2, "image", "a", "-o", str(tmp_path / "cat.JPG"))
+    assert "cat.JPG would hold PNG. Name it cat.png" in said
+    assert "a.mp3 would hold WAV. Name it a.wav" in place.bad(2, "speak", "a", "-o", str(tmp_path / "a.mp3"))
+    assert place.journal == []
+    place.good("speak", "a", "-o", str(tmp_path / "take.2"))
+    assert (tmp_path / "take.2").read_bytes() == b"RIFF a"
+
+
+def test_an_unfinished_sentence_keeps_to_one_line_of_the_terminal(place: Workplace) -> None:
+    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
+    terminal, its = os.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    try:
+        with os.fdopen(its, "wb") as stderr:
+            done = subprocess.run(
+                [*COMMAND, "transcribe", "-", "--live"],
+                env=place.env,
+                cwd=place.plugin,
+                input=b"talkative" + b"x" * 200,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                timeout=60,
+            )
+        shown = os.read(terminal, 65536).decode().replace("\x1b[K", "").split("\r")
+    finally:
+        os.close(terminal)
+    assert done.returncode == 0
+    partial = [line for line in shown if line.startswith("… ")]
+    assert [line[-5:] for line in partial] == ["words"]
+    assert all(len(line) + line.count("語") < 40 for line in partial)
 
 
 def test_what_cannot_be_done_says_what_to_do(place: Workplace, tmp_path: Path) -> None:
