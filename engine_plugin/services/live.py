@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["LiveTranscription"]
 
 _MAX_COMMAND = 64 * 1024
-_MAX_RATE = 384_000
+_RATES = range(1000, 384_001)
 
 
 class LiveTranscription(Conversation):
@@ -31,8 +31,10 @@ class LiveTranscription(Conversation):
         elif message_type not in ("binary", ""):
             raise InvalidRequestError(f"message_type: must be text or binary, not {message_type[:60]!r}")
         rate = metadata.get("sample_rate")
-        if rate and not (rate.isascii() and rate.isdigit() and len(rate) < 8 and 0 < int(rate) <= _MAX_RATE):
-            raise InvalidRequestError(f"metadata.sample_rate: must be samples a second, as 16000, not {rate[:60]!r}")
+        if rate and not (rate.isascii() and rate.isdigit() and len(rate) < 8 and int(rate) in _RATES):
+            raise InvalidRequestError(
+                f"metadata.sample_rate: must be 1000 to 384000 samples a second, not {rate[:60]!r}"
+            )
 
 
 def _check_command(data: bytes) -> None:

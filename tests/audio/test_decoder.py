@@ -115,6 +115,14 @@ async def test_each_format_is_decoded_as_it_arrives(decoder: Decoder, files: dic
     assert is_the_tone(b"".join(heard))
 
 
+async def test_a_stream_whose_table_of_contents_is_at_its_end(decoder: Decoder, files: dict[str, bytes]) -> None:
+    async with asyncio.timeout(LIMIT), decoder.stream("m4a", 0, 0) as stream:
+        await stream.write(files["m4a"])
+        stream.end()
+        with pytest.raises(InvalidRequestError, match="streamed since its table of contents is at the end"):
+            await anext(aiter(stream))
+
+
 async def test_a_live_stream_is_heard_before_it_ends(decoder: Decoder) -> None:
     sound = encoded("mp3", "libmp3lame", tone(4, rate=44_100), rate=44_100)
     async with asyncio.timeout(LIMIT), decoder.stream("mp3", 0, 0) as stream:

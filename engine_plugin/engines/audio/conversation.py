@@ -41,8 +41,8 @@ _OF_THE_TASK = frozenset({"model", "language", "task_id"})
 _OF_THE_SOUND = {"format": "pcm", "sample_rate": str(RATE), "channels": "1"}
 """What is settled by the first message, and what is by the first sound, with its defaults."""
 
-_MOST_CHANNELS = 64
-_MOST_SAMPLES = 384_000
+_RATES = range(1000, 384_001)
+_CHANNELS = range(1, 65)
 _SHOWN = 40
 
 _BEGINNINGS = {
@@ -83,12 +83,12 @@ class Conversation:
     @property
     def sample_rate(self) -> int:
         """Of raw samples."""
-        return self._number("sample_rate", _MOST_SAMPLES)
+        return self._number("sample_rate", _RATES)
 
     @property
     def channels(self) -> int:
         """Of raw samples."""
-        return self._number("channels", _MOST_CHANNELS)
+        return self._number("channels", _CHANNELS)
 
     async def begin(self) -> None:
         """Read the first message. Raises InvalidRequestError when it begins nothing."""
@@ -149,10 +149,12 @@ class Conversation:
             elif text != self._settings.get(key):
                 raise InvalidRequestError(f"{place}{name}: cannot change, or come, in the middle of a task")
 
-    def _number(self, key: str, most: int) -> int:
+    def _number(self, key: str, bounds: range) -> int:
         text = self._settings[key]
-        if not (text.isascii() and text.isdigit() and len(text) < 8 and 0 < int(text) <= most):
-            raise InvalidRequestError(f"{key}: must be a whole number from 1 to {most}, not {text[:_SHOWN]!r}")
+        if not (text.isascii() and text.isdigit() and len(text) < 8 and int(text) in bounds):
+            raise InvalidRequestError(
+                f"{key}: must be a whole number from {bounds[0]} to {bounds[-1]}, not {text[:_SHOWN]!r}"
+            )
         return int(text)
 
     # Answers

@@ -216,7 +216,7 @@ def _frames(container: InputContainer) -> Iterator[AudioFrame]:
         good += len(decoded)
         yield from decoded
     if bad > good:
-        streamed = "mp4" in container.format.name and not good
+        streamed = "mov" in container.format.name and not good
         raise _BadAudioError(_UNSTREAMED if streamed else "is damaged: more of it is lost than can be decoded")
 
 
