@@ -24,6 +24,8 @@ async def main(plugins: str, name: str, prompt: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
     try:
         asyncio.run(main(*sys.argv[1:]))
     except EnginePluginError as error:
