@@ -174,12 +174,12 @@ class LocalSoftware(ABC, Generic[_BackendT]):
             raise EngineStartError(f"{backend.origin} cannot be run: {error.strerror or error}") from error
         if status != 0:
             words = (err.strip() or out).decode("utf-8", "replace").strip()
-            raise EngineStartError(f"{backend.origin} does not run: {self._explained(status, words)}")
+            raise EngineStartError(f"{backend.origin} does not run {self._explained(status, words)}")
         return out, err
 
     def _explained(self, status: int, words: str) -> str:
-        """Why it does not run, by its exit status and its last words."""
-        return f"(exit code {status}) {words[-_LAST_WORDS:]}"
+        """Why it does not run, by its exit status and its last words, as the sentence goes on."""
+        return f"(exit code {status}): {words[-_LAST_WORDS:]}"
 
 
 class Workshop:

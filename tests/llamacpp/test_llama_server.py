@@ -79,7 +79,7 @@ async def test_none_anywhere(serve: Serve, scratch: Path) -> None:
     assert check.detail == "no llama-server: none on PATH"
     with pytest.raises(PreconditionError, match="no llama-server: none on PATH"):
         await running.client.start_engine()
-    with pytest.raises(EnginePluginError, match="which this plugin does not install") as refused:
+    with pytest.raises(EnginePluginError, match="asks for one that is here already") as refused:
         await running.client.install_engine()
     assert refused.value.code == InstallError.code
 

@@ -152,7 +152,8 @@ class Software(LocalSoftware[Backend]):
         return {**shape, "version": str(shape["version"]).partition("-")[0]}  # as pip calls it, without the build
 
     def _explained(self, status: int, words: str) -> str:
-        return missing_library(words) or super()._explained(status, words)
+        missing = missing_library(words)
+        return f"here: {missing}" if missing else super()._explained(status, words)
 
     def _up_to_date(self) -> bool:
         if not self.check().installed:
