@@ -70,7 +70,7 @@ async def prepare_engine(plugin: PluginClient) -> None:
     check = await plugin.check_engine()
     say("CheckEngine", check.detail)
     if not check.installed:
-        with step("InstallEngine (pip, about 130 MB the first time)") as outcome:
+        with step("InstallEngine (pip, about 140 MB the first time)") as outcome:
             outcome["result"] = (await plugin.install_engine()).partition(" in ")[0]
     await plugin.init_env()
     with step("StartEngine") as outcome:
@@ -197,6 +197,14 @@ async def send(conversation: BidiCall) -> None:
     await conversation.done_sending()
 
 
+def runs(process: psutil.Process) -> bool:
+    """Whether it still does. One that has ended is listed until its parent, or init, takes note of it."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 async def demonstrate(prompt: str) -> None:
     """The whole tour."""
     registry = PluginRegistry.discover(PLUGINS)
@@ -221,7 +229,7 @@ async def demonstrate(prompt: str) -> None:
         engines = len(family) - 1
         with step("StopEngine"):
             await plugin.stop_engine()
-    left = [process.pid for process in family if process.is_running()]
+    left = [process.pid for process in family if runs(process)]
     if left:
         raise EnginePluginError(f"still running: {left}")
     say(
