@@ -5,6 +5,7 @@ The OpenVINO Model Server and our own server (`runner`) answer alike, so that no
 
 from __future__ import annotations
 
+import re
 import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["ServerClient", "complaint_error"]
 
 _RELOAD_LIMIT = 16 * 1024 * 1024
+_NAMES_A_FIELD = re.compile(r"[a-z_]+(\[\d+\]|\.[A-Za-z_]+)*: ")
 
 
 class ServerClient:
@@ -116,6 +118,8 @@ def complaint_error(complaint: Complaint) -> EnginePluginError:
     message = complaint.message
     if complaint.shape.get("type") == "exceed_context_size_error":
         return InvalidRequestError(f"request_data: {message}. Shorten the request, or take a model with more context")
+    if complaint.status == 400 and complaint.shape and _NAMES_A_FIELD.match(message):
+        return InvalidRequestError(message)  # our own server's words, which need none before them
     if complaint.status == 404:
         return UnavailableError(f"the server does not serve the model now: {message}. Try again")
     return complaint.error()

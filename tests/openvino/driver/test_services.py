@@ -167,7 +167,7 @@ async def test_too_long_a_prompt(shared: RunningEngine) -> None:
 
 
 async def test_what_the_server_refuses(shared: RunningEngine) -> None:
-    with pytest.raises(InvalidRequestError, match=r"request_data: the engine refuses it: .*temperature"):
+    with pytest.raises(InvalidRequestError, match=r"^(request_data: the engine refuses it: .*)?temperature"):
         await shared.client.invoke("chat", {**COUNT, "temperature": "hot"})
 
 
