@@ -1,4 +1,4 @@
-"""`python -m tests.soak [--minutes 3] [--streams 200] [--seed N] [--json FILE]`: load, hurt, look, report.
+"""Load, hurt, look: `python -m tests.soak [--engine E] [--minutes 3] [--streams 200] [--seed N] [--json FILE]`.
 
 The exit status is 0 when nothing is left and nothing surprised, 1 otherwise.
 """
@@ -23,23 +23,29 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 
-_CLEANING_UP = 60.0
+_CLEANING_UP = 120.0
+_STREAMS = {"llamacpp": 200, "openvino": 8}
 
 
-async def _soak(plan: Plan) -> Figures:
+async def _soak(plan: Plan, engine: str) -> Figures:
     task = asyncio.current_task()
     if task is None:
         raise RuntimeError("not in a task")
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    if engine == "openvino":
+        from tests.soak.openvino import soak_openvino
+
+        return await soak_openvino(plan)
     return await soak(plan)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description="Load the plugin, hurt its engines.")
+    parser.add_argument("--engine", choices=sorted(_STREAMS), default="llamacpp", help="whose plugin (llamacpp)")
     parser.add_argument("--minutes", type=float, default=3.0, help="of load, warm-up included (3)")
-    parser.add_argument("--streams", type=int, default=200, help="at once (200)")
+    parser.add_argument("--streams", type=int, default=None, help="at once (200; 8 where a real engine computes)")
     parser.add_argument("--seed", type=int, default=None, help="of all that is left to chance (another each time)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     options = parser.parse_args(arguments)
@@ -48,11 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     seed = int(time.time()) if options.seed is None else options.seed
     print(f"seed {seed}", file=sys.stderr)
-    plan = Plan.of(options.minutes, options.streams, seed)
+    plan = Plan.of(options.minutes, options.streams or _STREAMS[options.engine], seed)
     # Should even the end of it hang: say where, and go. A plugin whose host has gone ends by itself.
     faulthandler.dump_traceback_later(plan.limit + _CLEANING_UP, exit=True)
     try:
-        figures = asyncio.run(_soak(plan))
+        figures = asyncio.run(_soak(plan, options.engine))
     except asyncio.CancelledError:
         return 130
     finally:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tests.soak.rig import Snapshot
     from tests.soak.tally import Tally
 
-__all__ = ["Figures", "Sample"]
+__all__ = ["Figures", "Sample", "at_rest", "compared", "mib", "spread"]
 
 MIB = 1 << 20
 
@@ -90,40 +90,17 @@ class Figures:
         found = [*self.wrong, *(f"{count} × {text}" for text, count in self.tally.surprises.items())]
         found += [f"{count} × the plugin logged: {text}" for text, count in self.complaints.items()]
         found += [f"left behind: {thing}" for thing in self.left]
-        found += self._compared()
+        found += compared(self.before, self.after)
         if self.partials:
             found.append(f"{self.partials} unfinished pulls are left after their models were deleted")
         if self.growth > self.growth_limit:
-            found.append(f"memory grew by {_mib(self.growth)}, allowed are {_mib(self.growth_limit)}")
+            found.append(f"memory grew by {mib(self.growth)}, allowed are {mib(self.growth_limit)}")
         if late := [crash for crash in self._recoveries(frozen=False) if crash > RECOVERY]:
             found.append(f"{len(late)} times it took more than {RECOVERY:g} s from a crash to an answer")
         if self.tally.longest_silence > SILENCE:
             found.append(f"no stream was completed for {self.tally.longest_silence:.1f} s")
         if not self.tally.counts["streams completed"]:
             found.append("no stream was completed at all")
-        return found
-
-    def _compared(self) -> list[str]:
-        before, after = self.before, self.after
-        if before is None or after is None:
-            return ["the plugin was not seen at rest"]
-        found = []
-        for what, then, now in (
-            ("descriptors", before.fds, after.fds),
-            ("tasks", before.tasks, after.tasks),
-            ("threads", _without_pool(before.threads), _without_pool(after.threads)),
-        ):
-            if more := Counter(now) - Counter(then):
-                found.append(f"{what} that were not there before: {dict(more)}")
-        if after.children:
-            found.append(f"{after.children} processes with the engine stopped")
-        if after.native_threads > before.native_threads + NATIVE_THREADS_NOISE:
-            found.append(f"threads went from {before.native_threads} to {after.native_threads}")
-        if after.blocks > before.blocks + BLOCKS_NOISE:
-            found.append(f"blocks of Python's memory went from {before.blocks} to {after.blocks}")
-        if after.objects > before.objects + OBJECTS_NOISE:
-            grown = dict((Counter(after.kinds) - Counter(before.kinds)).most_common(12))
-            found.append(f"live objects went from {before.objects} to {after.objects}: {grown}")
         return found
 
     def _recoveries(self, *, frozen: bool) -> list[float]:
@@ -142,14 +119,14 @@ class Figures:
             "tokens_per_second": round(self.tally.counts["tokens"] / self.seconds, 1) if self.seconds else 0,
             "engine_lives": self.lives,
             "restarts": self.restarts,
-            "crash_to_answer_seconds": _spread(self._recoveries(frozen=False)),
-            "frost_to_answer_seconds": _spread(self._recoveries(frozen=True)),
-            "cancel_to_engine_seconds": _spread(self.cancel_seen),
+            "crash_to_answer_seconds": spread(self._recoveries(frozen=False)),
+            "frost_to_answer_seconds": spread(self._recoveries(frozen=True)),
+            "cancel_to_engine_seconds": spread(self.cancel_seen),
             "longest_silence_seconds": round(self.tally.longest_silence, 2),
             "rss_mib": self._rss(),
             "descriptors_under_load": max((sample.fds for sample in self.samples), default=0),
-            "at_rest_before": _at_rest(self.before),
-            "at_rest_after": _at_rest(self.after),
+            "at_rest_before": at_rest(self.before),
+            "at_rest_after": at_rest(self.after),
             "partials": self.partials,
             "left": self.left,
             "waited_for": self.tally.waited_for,
@@ -215,19 +192,45 @@ class Figures:
         return sum(count for what, count in self.tally.counts.items() if what.startswith("stream, "))
 
 
+def compared(before: Snapshot | None, after: Snapshot | None) -> list[str]:
+    """What is more, at rest, than it was."""
+    if before is None or after is None:
+        return ["the plugin was not seen at rest"]
+    found = []
+    for what, then, now in (
+        ("descriptors", before.fds, after.fds),
+        ("tasks", before.tasks, after.tasks),
+        ("threads", _without_pool(before.threads), _without_pool(after.threads)),
+    ):
+        if more := Counter(now) - Counter(then):
+            found.append(f"{what} that were not there before: {dict(more)}")
+    if after.children:
+        found.append(f"{after.children} processes with the engine stopped")
+    if after.native_threads > before.native_threads + NATIVE_THREADS_NOISE:
+        found.append(f"threads went from {before.native_threads} to {after.native_threads}")
+    if after.blocks > before.blocks + BLOCKS_NOISE:
+        found.append(f"blocks of Python's memory went from {before.blocks} to {after.blocks}")
+    if after.objects > before.objects + OBJECTS_NOISE:
+        grown = dict((Counter(after.kinds) - Counter(before.kinds)).most_common(12))
+        found.append(f"live objects went from {before.objects} to {after.objects}: {grown}")
+    return found
+
+
 def _without_pool(threads: dict[str, int]) -> dict[str, int]:
     """Less those of asyncio's pool, which has as many as were ever busy at once, up to its limit."""
     return {name: count for name, count in threads.items() if name != "asyncio_N"}
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Seconds, their median and the longest."""
     if not values:
         return {}
     shape = {"median": median(values), "max": max(values), "of": len(values)}
     return {name: round(value, 3) for name, value in shape.items()}
 
 
-def _at_rest(snapshot: Snapshot | None) -> dict[str, Any]:
+def at_rest(snapshot: Snapshot | None) -> dict[str, Any]:
+    """A snapshot in few words."""
     if snapshot is None:
         return {}
     return {
@@ -241,5 +244,6 @@ def _at_rest(snapshot: Snapshot | None) -> dict[str, Any]:
     }
 
 
-def _mib(size: float) -> str:
+def mib(size: float) -> str:
+    """A number of bytes for people."""
     return f"{size / MIB:.1f} MiB"

@@ -29,7 +29,7 @@ from tests.soak.watched_plugin import SOCKET_VARIABLE
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-__all__ = ["CHAT_MODELS", "FLOOD", "MARK", "Log", "Rig", "Snapshot", "rig", "sweep"]
+__all__ = ["CHAT_MODELS", "FLOOD", "MARK", "Log", "Observer", "Rig", "Snapshot", "left_behind", "rig", "sweep"]
 
 MARK = "ENGINE_PLUGIN_SOAK"
 CHAT_MODELS = ("tiny-chat", "tiny-random")
@@ -72,7 +72,8 @@ class Snapshot:
 class Log:
     """What the plugin writes."""
 
-    def __init__(self) -> None:
+    def __init__(self, expected: re.Pattern[str] = _EXPECTED_ERRORS) -> None:
+        self._expected = expected
         self.complaints: Counter[str] = Counter()
         """Errors that are none of an engine's."""
         self.restarts = 0
@@ -82,11 +83,51 @@ class Log:
         """The next line."""
         if "restarting in" in line.message:
             self.restarts += 1
-        wrong = line.level == "error" and not _EXPECTED_ERRORS.match(line.message)
+        wrong = line.level == "error" and not self._expected.match(line.message)
         if wrong or "exception" in line.kv or "Warning" in line.message or line.message.startswith("Traceback"):
             text = f"{line.message} {line.kv.get('exception', '')}".strip()
             if text in self.complaints or len(self.complaints) < _KEPT:
                 self.complaints[text] += 1
+
+
+class Observer:
+    """Looks at a process of ours from outside, and inside by its socket."""
+
+    def __init__(self, process: psutil.Process, socket: Path) -> None:
+        self.process = process
+        self._socket = socket
+        self._asking = asyncio.Lock()
+        self._link: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def where(self) -> list[str]:
+        """What each of its tasks waits for."""
+        chains: list[str] = (await self._ask("where"))["where"]
+        return chains
+
+    async def look(self, *, deep: bool = False) -> Snapshot:
+        """How it is now."""
+        inside = await self._ask("deep" if deep else "brief")
+        return Snapshot(
+            rss=self.process.memory_info().rss,
+            fds=_descriptors(self.process),
+            children=len(self.process.children(recursive=True)),
+            native_threads=self.process.num_threads(),
+            **inside,
+        )
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._link is not None:
+            self._link[1].close()
+
+    async def _ask(self, question: str) -> dict[str, Any]:
+        if self._link is None:
+            self._link = await asyncio.open_unix_connection(self._socket, limit=1 << 24)
+        reader, writer = self._link
+        async with self._asking, asyncio.timeout(_LIMIT):
+            writer.write(question.encode() + b"\n")
+            answer: dict[str, Any] = json.loads(await reader.readline())
+        return answer
 
 
 class Rig:
@@ -105,33 +146,15 @@ class Rig:
         if pid is None:
             raise RuntimeError("the plugin has no process")
         self.plugin = psutil.Process(pid)
-        self._asking = asyncio.Lock()
-        self._observer: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._observer = Observer(self.plugin, scratch / "watch")
 
     async def where(self) -> list[str]:
         """What each of the plugin's tasks waits for."""
-        chains: list[str] = (await self._ask("where"))["where"]
-        return chains
-
-    async def _ask(self, question: str) -> dict[str, Any]:
-        if self._observer is None:
-            self._observer = await asyncio.open_unix_connection(self.scratch / "watch", limit=1 << 24)
-        reader, writer = self._observer
-        async with self._asking, asyncio.timeout(_LIMIT):
-            writer.write(question.encode() + b"\n")
-            answer: dict[str, Any] = json.loads(await reader.readline())
-        return answer
+        return await self._observer.where()
 
     async def look(self, *, deep: bool = False) -> Snapshot:
         """How the plugin is now."""
-        inside = await self._ask("deep" if deep else "brief")
-        return Snapshot(
-            rss=self.plugin.memory_info().rss,
-            fds=_descriptors(self.plugin),
-            children=len(self.plugin.children(recursive=True)),
-            native_threads=self.plugin.num_threads(),
-            **inside,
-        )
+        return await self._observer.look(deep=deep)
 
     async def rest(self, goal: Snapshot | None = None) -> Snapshot:
         """Stop the engine and wait, not for ever, until the plugin is at rest, as in `goal`; see how it is then."""
@@ -162,18 +185,21 @@ class Rig:
 
     async def end(self) -> list[str]:
         """End the plugin as a host does; what is left then: processes, files, sockets."""
-        if self._observer is not None:
-            self._observer[1].close()
+        self._observer.close()
         await self.client.kill()
-        left = [f"the plugin's exit status is {self.client.returncode}"] if self.client.returncode else []
-        processes = processes_of(self._mark, MARK)
-        psutil.wait_procs(processes, timeout=0.5)
-        left += [f"process {process.pid}" for process in processes_of(self._mark, MARK)]
-        left += [f"temporary: {path.name}" for path in (self.scratch / "tmp").rglob("*")]
-        data = self.scratch / "data"
-        for pattern in ("run/*", "models/.partial/*.part", "**/*.key", "**/*.sock"):
-            left += [f"data: {path.relative_to(data)}" for path in data.glob(pattern)]
-        return left
+        return left_behind(self.client, self._mark, self.scratch)
+
+
+def left_behind(client: PluginClient, mark: str, scratch: Path) -> list[str]:
+    """What an ended plugin has left: processes, files, sockets."""
+    left = [f"the plugin's exit status is {client.returncode}"] if client.returncode else []
+    psutil.wait_procs(processes_of(mark, MARK), timeout=0.5)
+    left += [f"process {process.pid}" for process in processes_of(mark, MARK)]
+    left += [f"temporary: {path.name}" for path in (scratch / "tmp").rglob("*")]
+    data = scratch / "data"
+    for pattern in ("run/*", "served/*", "models/.partial/*.part", "**/*.key", "**/*.sock"):
+        left += [f"data: {path.relative_to(data)}" for path in data.glob(pattern)]
+    return left
 
 
 @asynccontextmanager

@@ -1,32 +1,27 @@
 """The hosted plugin, as its host spawns it, with one thing more: a private socket that tells how it is inside.
 
-Each line that is written to the socket named by SOAK_SOCKET is answered by one of JSON: the tasks and threads by
-name; after `deep` also the live objects by type and the blocks of memory that Python has given out, when all garbage
-was collected; after `where` what each task waits for.
+It is the one that SOAK_SOCKET names; `inside` says what it tells. An OpenVINO server that this plugin starts does the
+same at the one that SOAK_RUNNER_SOCKET names.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import gc
-import json
 import os
-import re
 import sys
-import threading
-from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine_plugin import hosted
 from engine_plugin.goplugin import serve
+from tests.soak import inside
 
 if TYPE_CHECKING:
     from engine_plugin.goplugin.handshake import HostEnv
 
-__all__ = ["SOCKET_VARIABLE", "main"]
+__all__ = ["RUNNER_SOCKET_VARIABLE", "SOCKET_VARIABLE", "main"]
 
 SOCKET_VARIABLE = "SOAK_SOCKET"
+RUNNER_SOCKET_VARIABLE = "SOAK_RUNNER_SOCKET"
 
 
 class WatchedPlugin(hosted.BuiltPlugin):
@@ -43,61 +38,13 @@ class WatchedPlugin(hosted.BuiltPlugin):
 
 async def _load(host: HostEnv) -> WatchedPlugin:
     path = os.environ[SOCKET_VARIABLE]
+    if RUNNER_SOCKET_VARIABLE in os.environ:
+        from engine_plugin.engines import python
+        from engine_plugin.engines.openvino import command
+
+        vars(command)["runner_command"] = lambda: python.module_command("tests.soak.watched_runner")
     built = await hosted._load(host)
-    return WatchedPlugin(built, await asyncio.start_unix_server(_tell, path))
-
-
-async def _tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while question := await reader.readline():
-            shape: dict[str, Any] = {"where": _where()} if question == b"where\n" else _inside()
-            if question == b"deep\n":
-                shape |= _objects()
-            writer.write(json.dumps(shape).encode() + b"\n")
-            await writer.drain()
-    finally:
-        writer.close()
-
-
-def _inside() -> dict[str, Any]:
-    tasks = Counter(map(_name, asyncio.all_tasks()))
-    threads = Counter(re.sub(r"\d+", "N", thread.name) for thread in threading.enumerate())
-    return {"tasks": tasks, "threads": threads}
-
-
-def _name(task: asyncio.Task[Any]) -> str:
-    """Its name, else that of its coroutine: asyncio's own names are numbers."""
-    name = task.get_name()
-    if not name.startswith("Task-"):
-        return re.sub(r"\d+", "N", name)
-    return str(getattr(task.get_coro(), "__qualname__", "?"))
-
-
-def _where() -> list[str]:
-    """Each task's chain of awaits, outermost first."""
-    chains = []
-    for task in asyncio.all_tasks():
-        steps = [_name(task)]
-        inner: Any = task.get_coro()
-        while inner is not None:
-            frame = getattr(inner, "cr_frame", None) or getattr(inner, "ag_frame", None)
-            if frame is not None:
-                steps.append(f"{getattr(inner, '__qualname__', '?')}:{frame.f_lineno}")
-            elif not hasattr(inner, "cr_await"):
-                steps.append(repr(inner)[:200])
-            inner = getattr(inner, "cr_await", None) or getattr(inner, "ag_await", None)
-        chains.append(" > ".join(steps))
-    return sorted(chains)
-
-
-def _objects() -> dict[str, Any]:
-    for _ in range(3):  # what finalizers have let go of is garbage of the next round
-        gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)  # what is free counts as ours until then
-    blocks = sys.getallocatedblocks()
-    kinds = Counter(f"{type(thing).__module__}.{type(thing).__qualname__}" for thing in gc.get_objects())
-    return {"objects": kinds.total(), "kinds": kinds, "blocks": blocks}
+    return WatchedPlugin(built, await asyncio.start_unix_server(inside.tell, path))
 
 
 def main() -> int:

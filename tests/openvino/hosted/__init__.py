@@ -1,0 +1,1 @@
+"""The default plugin as a host has it: spawned, served over its socket, its real engine below it."""

@@ -1,0 +1,109 @@
+"""A hosted default plugin over the embedded server, and everything that descends from it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import uuid
+from typing import TYPE_CHECKING
+
+import psutil
+import yaml
+
+from engine_plugin.host import launch
+from tests.llamacpp.running import REPOSITORY, eventually, gone, processes_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from engine_plugin.host import LogLine, PluginClient
+
+__all__ = ["HOSTED", "LIMIT", "HostedScene"]
+
+HOSTED = [sys.executable, "-m", "engine_plugin.hosted"]
+MARK = "HOSTED_OPENVINO_TEST"
+LIMIT = 30.0
+"""Seconds that bound every wait."""
+
+
+class HostedScene:
+    """A directory with a plugin.yaml, and everything that descends from the plugins in it."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.data = place / "data"
+        self.temporary = place / "tmp"
+        self.temporary.mkdir()
+        self.mark = uuid.uuid4().hex
+        self.logged: list[LogLine] = []
+        self.env = {MARK: self.mark, "TMPDIR": str(self.temporary), "PYTHONPATH": str(REPOSITORY)}
+        self.configure({})
+
+    def configure(self, timeouts: Mapping[str, float], **options: object) -> None:
+        """Write the default plugin's plugin.yaml, with these timeouts of services and options of the engine."""
+        shape = yaml.safe_load((REPOSITORY / "plugin.yaml").read_text())
+        for service in shape["services"]:
+            if service["service_name"] in timeouts:
+                service["timeout"] = timeouts[service["service_name"]]
+        shape["engine"] |= {"backend": "embedded", "threads": 1, "restart_backoff": 0.02} | options
+        shape["resources"]["data_dir"] = str(self.data)
+        (self.place / "plugin.yaml").write_text(yaml.safe_dump(shape, sort_keys=False))
+
+    async def launch(self) -> PluginClient:
+        """The plugin, hosted by this process."""
+        return await launch(HOSTED, cwd=self.place, env=self.env, start_timeout=LIMIT, on_log=self.logged.append)
+
+    # Who is there
+
+    def family(self, word: str = "") -> list[psutil.Process]:
+        """Every process that bears the mark, is alive, and, given a word, has it in its arguments; oldest first."""
+        found = [process for process in processes_of(self.mark, MARK) if not gone(process)]
+        if word:
+            found = [process for process in found if _holds(process, word)]
+        return sorted(found, key=_age)
+
+    def workers(self) -> list[psutil.Process]:
+        """Those that hold models, in the order of their start."""
+        return self.family("runner.worker")
+
+    def server(self) -> psutil.Process:
+        """The embedded server."""
+        [found] = self.family("serve")
+        return found
+
+    async def gone(self, seconds: float) -> None:
+        """Wait until the whole family is."""
+        try:
+            await eventually(lambda: not self.family(), seconds)
+        except TimeoutError:
+            left = [process.cmdline() for process in self.family() if process.is_running()]
+            raise AssertionError(f"after {seconds:g} s there still are {left}") from None
+
+    def left(self) -> list[str]:
+        """What is on the disk that a plugin which ended does not leave."""
+        found = list(self.temporary.iterdir())
+        for pattern in ("served/*", "run/*.json", "**/*.sock", "**/*.key", "models/.*/*.tmp"):
+            found += self.data.glob(pattern)
+        return sorted(str(path.relative_to(self.place)) for path in found)
+
+    def age(self) -> None:
+        """Make what a plugin left look older than what one may be about to use."""
+        for folder in self.temporary.iterdir():
+            then = time.time() - 60
+            os.utime(folder, (then, then))
+
+
+def _holds(process: psutil.Process, word: str) -> bool:
+    try:
+        return any(word in argument for argument in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def _age(process: psutil.Process) -> float:
+    try:
+        return process.create_time()
+    except psutil.Error:
+        return 0.0

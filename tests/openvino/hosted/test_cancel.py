@@ -1,0 +1,108 @@
+"""A call that its host leaves, or whose time is over, stops the work in the default plugin's engine.
+
+What is looked at is the processor's time that a model's process takes, not how long something lasts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engine_plugin.errors import DeadlineError
+from tests.llamacpp.running import eventually
+from tests.openvino.driver.running import ONE_STEP, tone
+
+from .scene import LIMIT
+from .work import CHAT, LONG_PICTURE, LONG_TEXT, MODELS, draw, talk, write
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    import psutil
+
+    from engine_plugin.host import PluginClient
+
+    from .scene import HostedScene
+
+STILL = 0.15  # seconds in which one who works has taken some of the processor's time
+MUCH = 1.0  # seconds of the processor's time: less than what any of the calls here takes in all
+TIMEOUTS = {"generate": 1, "speech-to-text": 2}
+
+
+def spent(worker: psutil.Process) -> float:
+    """Seconds of the processor's time that it has taken so far."""
+    times = worker.cpu_times()
+    return float(times.user + times.system)
+
+
+async def still(worker: psutil.Process) -> None:
+    """Wait until it does nothing."""
+    async with asyncio.timeout(LIMIT):
+        before = -1.0
+        while (now := spent(worker)) != before:
+            before = now
+            await asyncio.sleep(STILL)
+
+
+async def works(worker: psutil.Process, since: float) -> None:
+    """Wait until it has begun to work."""
+    await eventually(lambda: spent(worker) > since + 0.05, LIMIT)
+
+
+async def left(call: asyncio.Task[Any]) -> None:
+    """Cancel a call that is under way."""
+    assert not call.done()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
+@asynccontextmanager
+async def loaded(scene: HostedScene) -> AsyncIterator[tuple[PluginClient, dict[str, psutil.Process]]]:
+    """A plugin and its models' processes, which rest."""
+    async with await scene.launch() as plugin:
+        await plugin.start_engine()
+        workers: dict[str, psutil.Process] = {}
+        for name in MODELS:
+            await plugin.load_model(name)
+            [workers[name]] = set(scene.workers()) - set(workers.values())
+        for worker in workers.values():
+            await still(worker)
+        yield plugin, workers
+
+
+@pytest.mark.promise("F23", "F24", "P6")
+async def test_the_engine_stops_working(scene: HostedScene) -> None:
+    """One after the other, so that each worker is known to work for one call only."""
+    scene.configure(TIMEOUTS)
+    async with loaded(scene) as (plugin, workers):
+
+        async def stops(
+            model: str, work: Callable[[], Awaitable[Any]], end: Callable[[asyncio.Task[Any]], Awaitable[None]]
+        ) -> None:
+            worker, before = workers[model], spent(workers[model])
+            call = asyncio.ensure_future(work())
+            await works(worker, before)
+            await end(call)
+            then = spent(worker)
+            await still(worker)
+            assert spent(worker) - then < MUCH, f"{model} worked on"
+
+        async def too_late(call: asyncio.Task[Any]) -> None:
+            with pytest.raises(DeadlineError):
+                await call
+
+        await stops("tiny-image", lambda: draw(plugin, asyncio.Event()), left)
+        await stops("tiny-image", lambda: plugin.invoke("text-to-image", LONG_PICTURE), left)
+        assert (await plugin.invoke("text-to-image", ONE_STEP))["data"]
+        await stops("tiny-transcribe", lambda: plugin.invoke("speech-to-text", {"audio": tone(300)}), left)
+        await stops("tiny-transcribe", lambda: plugin.invoke("speech-to-text", {"audio": tone(300)}), too_late)
+        await stops("tiny-transcribe", lambda: talk(plugin, asyncio.Event()), left)
+        await eventually(lambda: scene.family("audio.decode") == [])
+        await stops("tiny-chat", lambda: plugin.invoke("generate", LONG_TEXT), too_late)
+        await stops("tiny-chat", lambda: write(plugin, asyncio.Event()), left)
+        assert (await plugin.invoke("chat", CHAT))["choices"]
+        assert {worker.pid for worker in scene.workers()} == {worker.pid for worker in workers.values()}

@@ -1,0 +1,104 @@
+"""The default plugin's server, or one of its workers, dies or stands still under calls of all kinds."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from engine_plugin.errors import EnginePluginError
+from tests.openvino.driver.running import ONE_STEP, PICTURE, tone
+
+from .scene import LIMIT
+from .test_cancel import loaded
+from .work import CHAT, LONG_TEXT, draw, talk, write
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from engine_plugin.host import PluginClient
+
+    from .scene import HostedScene
+
+TEXT = {**LONG_TEXT, "max_tokens": 100}
+PICTURES = {**PICTURE, "n": 2}
+
+
+@asynccontextmanager
+async def mixed(plugin: PluginClient) -> AsyncIterator[dict[str, asyncio.Task[Any]]]:
+    """Eight callers at once, each of which has had an answer and goes on until its call fails.
+
+    Each call is short, since a server that stands still is known to once its workers have nothing left to compute.
+    """
+    begun = [asyncio.Event() for _ in range(8)]
+    sound = {"audio": tone(5)}
+    calls: dict[str, asyncio.Task[Any]] = {
+        "text": asyncio.create_task(write(plugin, begun[0], again=True)),
+        "talk": asyncio.create_task(talk(plugin, begun[1])),
+        "pictures streamed": asyncio.create_task(_again(lambda: draw(plugin, begun[2], PICTURES), begun[2])),
+        "pictures": asyncio.create_task(_again(lambda: plugin.invoke("text-to-image", PICTURES), begun[3])),
+        "texts": asyncio.create_task(_again(lambda: plugin.invoke("generate", TEXT), begun[4])),
+        "chat": asyncio.create_task(_again(lambda: plugin.invoke("chat", CHAT), begun[5])),
+        "recording": asyncio.create_task(_again(lambda: plugin.invoke("speech-to-text", sound), begun[6])),
+        "another": asyncio.create_task(_again(lambda: plugin.invoke("speech-to-text", sound), begun[7])),
+    }
+    try:
+        async with asyncio.timeout(LIMIT):
+            await asyncio.gather(*(event.wait() for event in begun))
+        yield calls
+    finally:
+        for call in calls.values():
+            call.cancel()
+        await asyncio.gather(*calls.values(), return_exceptions=True)
+
+
+async def _again(call: Callable[[], Awaitable[Any]], begun: asyncio.Event) -> None:
+    while True:
+        await call()
+        begun.set()
+
+
+async def complaints(calls: dict[str, asyncio.Task[Any]]) -> list[str]:
+    """What each call ended with: the code and the words."""
+    _done, unended = await asyncio.wait(calls.values(), timeout=LIMIT)
+    assert not unended, [name for name, call in calls.items() if call in unended]
+    told = []
+    for call in calls.values():
+        with pytest.raises(EnginePluginError) as caught:
+            await call
+        told.append(f"{caught.value.code} {caught.value}")
+    return told
+
+
+async def all_answer(plugin: PluginClient) -> None:
+    """Each kind of call works."""
+    assert (await plugin.invoke("chat", CHAT))["choices"]
+    assert (await plugin.invoke("text-to-image", ONE_STEP))["data"]
+    assert "text" in await plugin.invoke("speech-to-text", {"audio": tone(1)})
+
+
+@pytest.mark.promise("F20", "P2", "P3", "P5")
+async def test_under_eight_calls(scene: HostedScene) -> None:
+    """The death of the server, and its frost, are everybody's; the death of a worker is its model's alone."""
+    scene.configure({}, health_interval=0.2, hung_timeout=1)
+    async with loaded(scene) as (plugin, workers):
+        async with mixed(plugin) as calls:
+            workers["tiny-image"].kill()
+            pictures = {name: calls[name] for name in calls if "pictures" in name}
+            for complaint in await complaints(pictures):
+                assert complaint == "502 the engine answered 500: the process of model tiny-image ended: SIGKILL"
+            assert [name for name, call in calls.items() if call.done()] == list(pictures)
+            assert (await plugin.invoke("text-to-image", ONE_STEP))["data"]
+        for hurt, words in ((psutil.Process.kill, "died: SIGKILL"), (psutil.Process.suspend, "hangs: no answer")):
+            server = scene.server()
+            async with mixed(plugin) as calls:
+                hurt(server)
+                for complaint in await complaints(calls):
+                    assert complaint.startswith(f"502 the OpenVINO server {words}")
+            await all_answer(plugin)
+            assert len(await plugin.running_models()) == 3
+            assert len(scene.workers()) == 3
+            assert server not in scene.family()

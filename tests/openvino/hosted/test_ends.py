@@ -1,0 +1,172 @@
+"""However the default plugin ends, and whatever it was at: nobody and nothing is left, and the next start works.
+
+A host's end of standard input is no sign (G9): each plugin here has had an empty one from the beginning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from engine_plugin.errors import EnginePluginError
+from engine_plugin.host import connect
+from tests.llamacpp.running import eventually
+
+from .scene import HOSTED, LIMIT
+from .work import CHAT, busy, stalled_hub
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from engine_plugin.host import PluginClient
+
+    from .scene import HostedScene
+
+AT_ONCE = 1.5  # seconds; it takes some 30 ms where nothing else is going on
+IN_ORDER = 3.0  # seconds, of which the plugin's own end takes less than 1.6
+
+HOST = """\
+import asyncio, json, sys
+from pathlib import Path
+from engine_plugin.host import launch
+async def main():
+    plugin = await launch(json.loads(sys.argv[1]), cwd=Path(sys.argv[2]))
+    print(plugin.pid, plugin.address, flush=True)
+    await asyncio.sleep(120)
+asyncio.run(main())
+"""
+
+
+class Hosted:
+    """A plugin, a client of it, and the process of its host, if that is not ours."""
+
+    def __init__(self, client: PluginClient, pid: int, host: asyncio.subprocess.Process | None = None) -> None:
+        self.client = client
+        self.pid = pid
+        self.host = host
+
+    async def end(self, how: str) -> None:
+        """One of the ways in which a plugin ends."""
+        if how == "killed":
+            os.kill(self.pid, signal.SIGKILL)
+        elif how == "terminated":
+            os.kill(self.pid, signal.SIGTERM)
+        elif how == "shut down":
+            await self.client.shutdown()
+        else:
+            assert self.host is not None
+            self.host.kill()
+            await self.host.wait()
+
+
+@asynccontextmanager
+async def hosted(scene: HostedScene, *, by_another: bool = False) -> AsyncIterator[Hosted]:
+    """A plugin that this process hosts, or that another one does."""
+    if not by_another:
+        async with await scene.launch() as plugin:
+            assert plugin.pid is not None
+            yield Hosted(plugin, plugin.pid)
+        return
+    command = (sys.executable, "-c", HOST, json.dumps(HOSTED), str(scene.place))
+    host = await asyncio.create_subprocess_exec(
+        *command, env={**os.environ, **scene.env}, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert host.stdout is not None
+        async with asyncio.timeout(LIMIT):
+            pid, address = (await host.stdout.readline()).split()
+        async with await connect(address.decode()) as plugin:
+            yield Hosted(plugin, int(pid), host)
+    finally:
+        if host.returncode is None:
+            host.kill()
+            await host.wait()
+
+
+async def ended(call: asyncio.Task[Any]) -> None:
+    """A call on a plugin that has ended ends with an error of ours."""
+    async with asyncio.timeout(LIMIT):
+        with pytest.raises(EnginePluginError):
+            await call
+
+
+async def next_start_works(scene: HostedScene) -> None:
+    """Another plugin starts over the same data, answers, and removes what a killed one had left."""
+    scene.age()
+    async with await scene.launch() as plugin:
+        await plugin.start_engine()
+        assert len(list((scene.data / "served").iterdir())) == 1, "its own"
+        assert len(list((scene.data / "run").glob("*.json"))) == 1
+        assert len(list(scene.temporary.iterdir())) == 2, "its socket's and its engine's directories"
+        assert (await plugin.invoke("chat", CHAT))["choices"]
+    await scene.gone(IN_ORDER)
+    assert scene.left() == []
+
+
+WAYS = ["killed", "host killed", "terminated", "shut down"]
+
+
+@pytest.mark.promise("F3", "F5", "F7", "G20", "G33", "G36")
+@pytest.mark.parametrize("how", WAYS)
+async def test_while_it_does_everything_at_once(scene: HostedScene, how: str) -> None:
+    async with stalled_hub() as hub:
+        scene.env["HF_ENDPOINT"] = hub.url("").rstrip("/")
+        async with hosted(scene, by_another=how == "host killed") as plugin:
+            await plugin.client.start_engine()
+            async with busy(plugin.client, hub) as calls:
+                loading = asyncio.create_task(plugin.client.load_model("tiny-embed"))
+                await eventually(lambda: len(scene.workers()) == 4)
+                assert [name for name, call in calls.items() if call.done()] == []
+                assert not loading.done()
+                assert len(scene.family("audio.decode")) == 1
+                assert len(scene.family("runner.prover")) == 1
+                await plugin.end(how)
+                await scene.gone(AT_ONCE if how == "killed" else IN_ORDER)
+                for call in (*calls.values(), loading):
+                    await ended(call)
+        if how == "killed":
+            assert {name.partition("/")[0] for name in scene.left()} == {"data", "tmp"}
+        else:
+            assert scene.left() == []
+    if how == "killed":
+        await next_start_works(scene)
+
+
+@pytest.mark.promise("F5", "F7", "F16", "G34")
+@pytest.mark.parametrize(
+    ("how", "phase"), [("killed", "probe"), ("shut down", "probe"), *((how, "serve") for how in WAYS)]
+)
+async def test_while_it_starts(scene: HostedScene, how: str, phase: str) -> None:
+    """The software is tried out; the server comes up."""
+    async with hosted(scene, by_another=how == "host killed") as plugin:
+        starting = asyncio.create_task(plugin.client.start_engine())
+        await eventually(lambda: bool(scene.family(phase)))
+        assert not starting.done()
+        await plugin.end(how)
+        await scene.gone(AT_ONCE if how == "killed" else IN_ORDER)
+        await ended(starting)
+    if how != "killed":
+        assert scene.left() == []
+
+
+@pytest.mark.promise("F5", "F7")
+async def test_a_killed_server_takes_its_workers_along(scene: HostedScene) -> None:
+    """And what these have started."""
+    scene.configure({}, restart_limit=0)
+    async with await scene.launch() as plugin:
+        await plugin.start_engine()
+        await plugin.load_model("tiny-chat")
+        server = scene.server()
+        below = server.children(recursive=True)
+        assert below
+        server.kill()
+        _, alive = await asyncio.to_thread(psutil.wait_procs, below, timeout=AT_ONCE)
+        assert alive == []
