@@ -32,8 +32,8 @@ def option_problems(cls: type[Any], manifest: Manifest) -> list[Problem]:
 
     A field is a str, int, float or bool, or one of these and None; another such dataclass (and None), for a section;
     or a `tuple[Other, ...]` of one, for a list of mappings. Its metadata may hold `min`, `max`, `choices`, and, for
-    a text that is not empty, `pattern` with its `form` in words. One without a default must be given. Called by
-    `read_options` and by lint.
+    a text that is not empty, `pattern` or `valid` (which raises ValueError) with its `form` in words. One without a
+    default must be given. Called by `read_options` and by lint.
     """
     return list(_problems(cls, manifest.engine_options, ("engine",), manifest))
 
@@ -122,8 +122,17 @@ def _complaint(hint: Any, metadata: Mapping[str, Any], value: Any) -> str:
 
 
 def _misfit(metadata: Mapping[str, Any], value: str) -> str:
-    pattern = metadata.get("pattern")
-    return str(metadata["form"]) if pattern and value and not re.fullmatch(pattern, value) else ""
+    pattern, valid = metadata.get("pattern"), metadata.get("valid")
+    if not value:
+        return ""
+    if pattern and not re.fullmatch(pattern, value):
+        return str(metadata["form"])
+    if valid:
+        try:
+            valid(value)
+        except ValueError:
+            return str(metadata["form"])
+    return ""
 
 
 def read_options(cls: type[Options], manifest: Manifest) -> Options:

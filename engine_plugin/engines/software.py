@@ -137,7 +137,10 @@ class LocalSoftware(ABC, Generic[_BackendT]):
         """The backend to run. Raises EngineNotInstalledError."""
         backend = self._find()
         if backend is None or self._lacks(backend):
-            raise EngineNotInstalledError(f"{self.check().detail}. Call InstallEngine (engine-plugin engine install)")
+            advice = "" if backend else self._not_ours()  # what comes with one that is here, we install
+            raise EngineNotInstalledError(
+                f"{self.check().detail}. {advice or 'Call InstallEngine (engine-plugin engine install)'}"
+            )
         return backend
 
     async def install(self, progress: Progress, moves: Moves[_BackendT], *, cover: bool) -> str:
@@ -150,7 +153,7 @@ class LocalSoftware(ABC, Generic[_BackendT]):
         if check.installed and not cover:
             return check.detail
         if (advice := self._not_ours()) and self._find() is None:
-            raise InstallError(f"{self._missing()}. plugin.yaml asks for one that is here already: {advice}")
+            raise InstallError(f"{self._missing()}. plugin.yaml asks for one that is here already. {advice}")
 
         def needless() -> bool:
             return self.check().installed and self._installation.current() != before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ class Options:
     limit: int | None = field(default=None, metadata={"min": 1})
     label: str | None = None
     context_length: int = 8192
+    config: str = field(default="", metadata={"valid": json.loads, "form": "JSON in a text"})
 
 
 @pytest.fixture
@@ -100,7 +102,7 @@ def test_values(manifest: Callable[..., Manifest]) -> None:
         (
             "zzzz: 5",
             "engine.zzzz is not an option of this engine",
-            "Known options: text, count, share, switch, mode, size, limit, label, context_length.",
+            "Known options: text, count, share, switch, mode, size, limit, label, context_length, config.",
         ),
     ],
 )
@@ -222,3 +224,9 @@ def test_complaints_inside_a_section(
 ) -> None:
     [problem] = option_problems(Nested, manifest(*lines))
     assert (problem.what, problem.fix, problem.line - FIRST) == (what, fix, line)
+
+
+def test_a_text_that_must_be_of_a_form(manifest: Callable[..., Manifest]) -> None:
+    assert read_options(Options, manifest("config: '[1]'")).config == "[1]"
+    [problem] = option_problems(Options, manifest("config: '{oops'"))
+    assert (problem.line, problem.fix) == (FIRST, "It must be JSON in a text.")

@@ -113,7 +113,7 @@ class Software(LocalSoftware[Backend]):
     def _not_ours(self) -> str:
         if self._wanted != "llama-server":
             return ""
-        return "install llama.cpp's llama-server yourself, or set engine.backend to xllamacpp or release"
+        return "Install llama.cpp's llama-server yourself, or set engine.backend to xllamacpp or release"
 
     def helper(self, verb: str) -> tuple[list[str], dict[str, str]]:
         """argv and environment for the runner's `probe` and `inspect`."""

@@ -17,6 +17,7 @@ from engine_plugin.engines.audio.decoder import Decoder
 from engine_plugin.engines.driver import Driver
 from engine_plugin.engines.openvino import requests
 from engine_plugin.engines.openvino.client import complaint_error
+from engine_plugin.engines.openvino.graphs import devices_asked
 from engine_plugin.engines.openvino.models import model_store
 from engine_plugin.engines.openvino.options import OpenVinoOptions
 from engine_plugin.engines.openvino.requests import PATHS, STREAMED
@@ -54,7 +55,6 @@ KIND_OF_SERVICE = {
 
 _ANSWER_LIMIT = 512 * 1024 * 1024
 _MB = 1024 * 1024
-_PREFIX_OF = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
 _SERVED = "served"
 """The folder of the servers' configurations, below the data directory."""
 
@@ -87,15 +87,18 @@ class OpenVinoEngine(Driver[Backend, Resident]):
     # Life
 
     def require_device(self, mode: str, devices: list[dict[str, Any]] | None, backend: Backend) -> None:
-        wanted = _PREFIX_OF.get(mode)
-        if wanted is None or devices is None:
+        if devices is None:
             return
-        if not any(device["name"].partition(".")[0] == wanted for device in devices):
-            names = ", ".join(f"{device['name']} ({device['description']})" for device in devices) or "none"
-            raise PreconditionError(
-                f"mode: {mode} was asked for, but {backend.origin} sees no {wanted} (devices: {names}). "
-                f"Start in mode auto or cpu, or install the driver that OpenVINO needs for a {wanted}"
-            )
+        found = [device["name"] for device in devices]
+        for where, device in devices_asked(mode, self._options).items():
+            one_of_them = device.removesuffix(".0")  # one GPU alone is called GPU
+            if not any(name in (device, one_of_them) or name.partition(".")[0] == device for name in found):
+                names = ", ".join(f"{device['name']} ({device['description']})" for device in devices) or "none"
+                way = "Start in mode auto or cpu" if where == "mode" else "Correct plugin.yaml, start in mode cpu"
+                raise PreconditionError(
+                    f"{where}: {device} was asked for, but {backend.origin} sees no {device} (devices: {names}). "
+                    f"{way}, or install the driver that OpenVINO needs for it"
+                )
 
     async def begin(self, backend: Backend, mode: str, devices: list[dict[str, Any]] | None) -> None:
         await in_thread(_remove_stale, self._data / _SERVED)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.openvino.options import OpenVinoOptions
     from engine_plugin.models.store import ModelInfo
 
-__all__ = ["device_of", "graph_text"]
+__all__ = ["device_of", "devices_asked", "graph_text"]
 
 _DEVICES = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
 
@@ -110,6 +110,20 @@ def device_of(kind: str, mode: str, options: OpenVinoOptions, *, only_cpu: bool)
         return "CPU"
     own: str = getattr(options, _CALCULATORS[kind].options).device
     return own or _DEVICES.get(mode) or options.device or ("CPU" if only_cpu else "AUTO")
+
+
+def devices_asked(mode: str, options: OpenVinoOptions) -> dict[str, str]:
+    """Each device that `mode` and plugin.yaml name outright, by what names it; AUTO, and devices that stand together
+    (HETERO:GPU,CPU), are OpenVINO's matter."""
+    asked: dict[str, str] = {}
+    for kind, calculator in _CALCULATORS.items():
+        device = device_of(kind, mode, options, only_cpu=False)
+        own = getattr(options, calculator.options).device
+        by_kind = own and mode != "cpu"
+        where = f"engine.{calculator.options}.device" if by_kind else "mode" if mode in _DEVICES else "engine.device"
+        if device != "AUTO" and ":" not in device:
+            asked[where] = device
+    return asked
 
 
 def graph_text(model: ModelInfo, device: str, options: OpenVinoOptions, *, threads: int = 0) -> str:

@@ -6,6 +6,7 @@ Server gives them; what is None is left to the server.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +46,16 @@ def _size() -> Any:
     return field(default="", metadata={"pattern": r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", "form": form})
 
 
+def _json_object(text: str) -> None:
+    """Raises ValueError for anything else."""
+    if not isinstance(json.loads(text), dict):
+        raise ValueError("no object")
+
+
+def _json() -> Any:
+    return field(default="", metadata={"valid": _json_object, "form": "a JSON object in a text"})
+
+
 @dataclass(frozen=True, slots=True)
 class CacheEvictionConfig:
     """Which tokens leave the cache of a chat model that is full."""
@@ -77,7 +88,7 @@ class ChatOptions:
     device: str = ""
     """Where these models compute, in OpenVINO's words (GPU.1, HETERO:GPU,CPU); empty: where the engine does."""
 
-    plugin_config: str = ""
+    plugin_config: str = _json()
     """What OpenVINO is told besides, as JSON: {"KV_CACHE_PRECISION": "u8"}."""
 
     cache_size: int | None = _count()
@@ -115,7 +126,7 @@ class EmbedOptions:
     """The graph of an embedding model (EmbeddingsCalculatorOVOptions)."""
 
     device: str = ""
-    plugin_config: str = ""
+    plugin_config: str = _json()
     normalize_embeddings: bool | None = None
     pooling: str = _word("CLS", "LAST", "MEAN")
     truncate: bool | None = None
@@ -127,7 +138,7 @@ class RerankOptions:
     """The graph of a reranking model (RerankCalculatorOVOptions)."""
 
     device: str = ""
-    plugin_config: str = ""
+    plugin_config: str = _json()
     max_allowed_chunks: int | None = _count(1)
     max_position_embeddings: int | None = _count(1)
 
@@ -146,7 +157,7 @@ class ImageOptions:
     """The graph of a model that makes pictures (ImageGenCalculatorOptions). Sizes are WIDTHxHEIGHT."""
 
     device: str = ""
-    plugin_config: str = ""
+    plugin_config: str = _json()
     max_resolution: str = _size()
     default_resolution: str = _size()
     max_num_images_per_prompt: int | None = _count(1)
@@ -165,7 +176,7 @@ class TranscribeOptions:
     """The graph of a model that hears (S2tCalculatorOptions)."""
 
     device: str = ""
-    plugin_config: str = ""
+    plugin_config: str = _json()
     enable_word_timestamps: bool | None = None
     """Whether a request may ask for the time of each word."""
 
@@ -183,7 +194,7 @@ class SpeakOptions:
     """The graph of a model that speaks (T2sCalculatorOptions)."""
 
     device: str = ""
-    plugin_config: str = ""
+    plugin_config: str = _json()
     voices: tuple[Voice, ...] = ()
     speed_min: float | None = _count()
     speed_max: float | None = _count()

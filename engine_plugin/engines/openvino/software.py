@@ -132,7 +132,7 @@ class Software(LocalSoftware[Backend]):
         if self._wanted != "ovms":
             return ""
         return (
-            "install it yourself, or set engine.backend to release (this plugin fetches OpenVINO Model Server) or "
+            "Install it yourself, or set engine.backend to release (this plugin fetches OpenVINO Model Server) or "
             "embedded"
         )
 

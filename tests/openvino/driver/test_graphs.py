@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine_plugin.engines.openvino.graphs import device_of, graph_text
+from engine_plugin.engines.openvino.graphs import device_of, devices_asked, graph_text
 from engine_plugin.engines.openvino.options import (
     CacheEvictionConfig,
     ChatOptions,
@@ -142,3 +142,19 @@ def test_threads_for_a_server_that_is_not_told_otherwise(given: str, expected: d
 )
 def test_devices(mode: str, only_cpu: bool, options: OpenVinoOptions, expected: str) -> None:
     assert device_of("embed", mode, options, only_cpu=only_cpu) == expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "asked"),
+    [
+        ("auto", OpenVinoOptions(), {}),
+        ("npu", OpenVinoOptions(), {"mode": "NPU"}),
+        ("auto", OpenVinoOptions(device="GPU.1"), {"engine.device": "GPU.1"}),
+        ("auto", OpenVinoOptions(device="HETERO:GPU,CPU"), {}),
+        ("auto", OpenVinoOptions(embed=EmbedOptions(device="NPU")), {"engine.embed.device": "NPU"}),
+        ("gpu", OpenVinoOptions(embed=EmbedOptions(device="NPU")), {"mode": "GPU", "engine.embed.device": "NPU"}),
+        ("cpu", OpenVinoOptions(device="GPU", embed=EmbedOptions(device="NPU")), {"mode": "CPU"}),
+    ],
+)
+def test_which_devices_are_asked_for(mode: str, options: OpenVinoOptions, asked: dict[str, str]) -> None:
+    assert devices_asked(mode, options) == asked

@@ -142,6 +142,15 @@ async def test_gpu_where_there_is_none(serve: Serve) -> None:
     assert running.processes() == []
 
 
+async def test_a_device_of_plugin_yaml_that_is_not_here(serve: Serve) -> None:
+    running = await serve(start=False, embed={"device": "GPU"})
+    with pytest.raises(PreconditionError, match=r"engine\.embed\.device: GPU was asked for.*Correct plugin\.yaml"):
+        await running.client.start_engine()
+    assert running.processes() == []
+    await running.client.start_engine("cpu")
+    assert (await running.client.invoke("embed", {"input": "a"}))["data"]
+
+
 async def test_over_a_port(serve: Serve) -> None:
     running = await serve(transport="tcp", grpc_port=0)
     assert (await running.client.invoke("chat", COUNT))["choices"]

@@ -74,7 +74,9 @@ async def test_an_ovms_on_path_comes_first(place: Place) -> None:
     assert place.software(ovms=str(executable)).find().executable == str(executable)
     nowhere = place.software(ovms="/nowhere/ovms")
     assert nowhere.check().detail == "no OpenVINO Model Server: /nowhere/ovms"
-    with pytest.raises(InstallError, match=r"asks for one that is here already: .* engine\.backend to release"):
+    with pytest.raises(EngineNotInstalledError, match=r"/nowhere/ovms\. Install it yourself, or set engine\.backend"):
+        nowhere.find()
+    with pytest.raises(InstallError, match=r"asks for one that is here already\. .* engine\.backend to release"):
         await place.install(nowhere)
 
 
