@@ -35,6 +35,8 @@ class ServerSettings:
     cache_dir: str
     memory_limit: int
     load_timeout: float
+    start_timeout: float
+    hung_timeout: float
     drain_timeout: float
     restart_limit: int
     restart_backoff: float

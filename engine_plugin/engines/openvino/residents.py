@@ -40,15 +40,11 @@ _LEAVE_TIMEOUT = 30.0
 
 
 class ModelState(NamedTuple):
-    """What the server says of a model: OVMS's word for it, and what is wrong."""
+    """What the server says of a model: OVMS's word for it, what is wrong, and whether it will not come."""
 
     state: str
     complaint: str
-
-    @property
-    def failed(self) -> bool:
-        """Whether it will not come."""
-        return self.state == "END" or bool(self.complaint)
+    failed: bool
 
 
 class ResidentServer(Protocol):
@@ -204,14 +200,17 @@ class Residents:
                 shutil.rmtree(place, ignore_errors=True)
 
 
-_GONE = ModelState("END", "")
+_GONE = ModelState("END", "", failed=True)
 _NO_REASON = "FAILED_PRECONDITION"
 
 
 def _state(shape: Mapping[str, Any]) -> ModelState:
     status = shape["status"]
     code = str(status.get("error_code") or "OK")
-    return ModelState(str(shape["state"]), "" if code == "OK" else str(status.get("error_message") or code))
+    state, message = str(shape["state"]), str(status.get("error_message") or "")
+    if code == "OK":  # our server then tells what keeps it from answering for a while
+        return ModelState(state, "" if message == "OK" else message, failed=state == "END")
+    return ModelState(state, message or code, failed=True)
 
 
 def _write_text(path: Path, text: str) -> None:

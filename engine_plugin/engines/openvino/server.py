@@ -128,7 +128,9 @@ class OpenVinoServer(ServerProcess):
             if state is None or state.failed:
                 wrong.append(f"{name} is not served: {(state and state.complaint) or 'its process has ended'}")
             elif state.state != "AVAILABLE":
-                wrong.append(f"{name} is being loaded again")
+                wrong.append(f"{name} is being loaded again{f': {state.complaint}' if state.complaint else ''}")
+            elif state.complaint:
+                wrong.append(f"{name} does not answer: {state.complaint}")
         return wrong
 
     def launch(self, address: Address) -> Command:
@@ -156,6 +158,8 @@ class OpenVinoServer(ServerProcess):
             cache_dir=str(self._place.cache) if cached else "",
             memory_limit=options.memory_limit * _MB,
             load_timeout=options.start_limit,
+            start_timeout=options.start_timeout,
+            hung_timeout=options.hung_timeout,
             drain_timeout=options.drain_timeout,
             restart_limit=options.restart_limit,
             restart_backoff=options.restart_backoff,

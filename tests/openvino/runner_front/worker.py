@@ -1,8 +1,9 @@
 """A worker that does what a test wants: run as a file, it speaks the runner's frames and computes nothing.
 
-A model's folder may hold script.json: {"load": "fail" | "crash" | "noise" | "hang"}. A chat's `script` parameter says
-what happens to the call: "parts" to send, and "then": done (the default), hold (until another call says release, or
-it is cancelled), crash, noise, class (a frame that names one), error, flood (parts without end, until it is
+A model's folder may hold script.json: {"load": "fail" | "crash" | "noise" | "hang" | "compute"}. A chat's `script`
+parameter says what happens to the call: "parts" to send, and "then": done (the default), hold (until another call
+says release, or it is cancelled), compute (for "seconds", deaf meanwhile; load does so, too), delegate (the same in a
+process of its own), crash, noise, class (a frame that names one), error, flood (parts without end, until it is
 cancelled). "report" answers with the numbers of cancelled calls, "settings" with the request.
 """
 
@@ -13,7 +14,9 @@ import os
 import pickle
 import select
 import struct
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +68,16 @@ class Worker:
             elif verb == "cancel":
                 self.cancelled.append(rest[0])
                 self.floods.discard(rest[0])
+                self.send("error", rest[0], 499, "cancelled", "the call was cancelled")
             else:
                 self.do(rest[0], rest[1])
 
     def load(self, settings: dict[str, Any]) -> None:
         script = Path(settings["path"]) / "script.json"
-        way = json.loads(script.read_text()).get("load") if script.exists() else None
+        told = json.loads(script.read_text()) if script.exists() else {}
+        way = told.get("load")
+        if way == "compute":
+            compute(told["seconds"])
         if way == "fail":
             self.send("failed", "no such luck")
         elif way == "crash":
@@ -98,10 +105,16 @@ class Worker:
             for held in self.held:
                 self.done(held)
             self.held.clear()
-        self.then(number, script.get("then", "done"))
+        self.then(number, script.get("then", "done"), script.get("seconds", 0))
 
-    def then(self, number: int, what: str) -> None:
+    def then(self, number: int, what: str, seconds: float) -> None:
         if what == "done":
+            self.done(number)
+        elif what == "compute":
+            compute(seconds)
+            self.done(number)
+        elif what == "delegate":
+            subprocess.run([sys.executable, __file__, str(seconds)], check=True)
             self.done(number)
         elif what == "hold":
             self.held.append(number)
@@ -148,7 +161,17 @@ class Worker:
         self.send("done", number, {"pcm": struct.pack("<4f", 0, 0.5, -2, 1), "rate": 16000})
 
 
+def compute(seconds: float) -> None:
+    """Let nobody else in this process run meanwhile."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        sum(range(1_000_000))
+
+
 if __name__ == "__main__":
     guard.arm()
-    Worker().run()
+    if sys.argv[1:]:
+        compute(float(sys.argv[1]))
+    else:
+        Worker().run()
     os._exit(0)

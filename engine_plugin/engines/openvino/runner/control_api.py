@@ -44,7 +44,7 @@ def version() -> str:
 def is_ready(registry: Registry, name: str) -> bool:
     """Whether a model answers now."""
     model = registry.models.get(name)
-    return model is not None and model.state == AVAILABLE
+    return model is not None and model.state == AVAILABLE and not model.complaint
 
 
 async def live(_request: web.Request) -> web.Response:
@@ -53,7 +53,7 @@ async def live(_request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """GET /v2/health/ready: 503 while a worker that died is not there again."""
+    """GET /v2/health/ready: 503 while a worker hangs, or one that died is not there again."""
     return web.Response(status=200 if request.app[REGISTRY].healthy else 503)
 
 

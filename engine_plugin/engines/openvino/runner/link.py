@@ -1,40 +1,37 @@
 """The runner's side of one worker process: frames out and in, running calls, and how the process ends.
 
-A frame is its length (four bytes, big-endian) and a pickle of a tuple, whose first item says what it is. Only plain
-values are unpickled: whatever else arrives, noise included, ends the worker. The tuples are listed in worker.py.
+A frame is a tuple whose first item says what it is. Whatever else arrives, noise included, ends the worker.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 import os
-import pickle
 import signal
-import struct
 import subprocess
 import sys
 from collections import deque
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import psutil
 
 from engine_plugin.engines import guard
 from engine_plugin.engines.openvino.runner.errors import ApiError
 from engine_plugin.engines.openvino.runner.frames import encode
+from engine_plugin.engines.openvino.runner.unpacking import FrameReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["LoadError", "Sink", "Worker", "decode"]
+__all__ = ["LoadError", "Sink", "Worker"]
 
-_LENGTH = struct.Struct(">I")
-_FRAME_LIMIT = 1 << 30
 _TAIL_LINES = 8
 _TAIL_LINE = 500
 _GATHER = 0.004
 """Seconds. Streams of one worker are written out together, at most this often: a step of a fast model takes less."""
 _DRAINED_WITHIN = 0.5
+_KILLED_WITHIN = 2.0
+_CANNOT_BE_KILLED = "it cannot be killed"
 
 
 class LoadError(Exception):
@@ -58,24 +55,6 @@ class Sink(Protocol):
 
     def flush(self) -> None:
         """Nothing more has arrived for now."""
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Knows no class and no function: numbers, strings, bytes and containers only."""
-
-    def find_class(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(f"{module}.{name} in a frame")
-
-
-def decode(data: bytes) -> tuple[Any, ...]:
-    """A frame without its length. Raises ValueError for what is none."""
-    try:
-        frame = _PlainUnpickler(io.BytesIO(data)).load()
-    except Exception as error:  # noqa: BLE001  # pickle raises nearly anything for noise
-        raise ValueError(f"not a frame: {error}") from None
-    if not isinstance(frame, tuple) or not frame:
-        raise ValueError("not a frame: no tuple")
-    return frame
 
 
 class _Asked:
@@ -111,13 +90,14 @@ class Worker(asyncio.SubprocessProtocol):
         self.name = name
         self.exited = asyncio.Event()
         self.ended_because = ""
+        self.heard = False
+        """Whether anything has come from it since this was set to False."""
         self._loop = asyncio.get_running_loop()
         self._loaded: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._loaded.add_done_callback(lambda loaded: loaded.cancelled() or loaded.exception())  # nobody may wait
-        self._calls: dict[int, Sink] = {}
+        self._calls: dict[int, Sink | None] = {}  # what it owes an answer to; None: nobody wants it any longer
         self._last_number = 0
-        self._heard = bytearray()
-        self._need = _LENGTH.size
+        self._frames = FrameReader()
         self._stderr = b""
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._stopping = False
@@ -161,8 +141,9 @@ class Worker(asyncio.SubprocessProtocol):
 
     def cancel(self, number: int) -> None:
         """End a call that nobody waits for any longer; nothing if it has ended."""
-        sink = self._calls.pop(number, None)
+        sink = self._calls.get(number)
         if sink is not None:
+            self._calls[number] = None  # until the worker says that it has ended, it keeps the worker busy
             self._dirty.pop(sink, None)
             self._send(("cancel", number))
 
@@ -177,18 +158,33 @@ class Worker(asyncio.SubprocessProtocol):
         finally:
             self.cancel(number)
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._transport.get_pid()
+
+    @property
+    def loading(self) -> bool:
+        """Whether it has not said yet that its model is loaded, or cannot be."""
+        return not self._loaded.done()
+
+    @property
+    def owes(self) -> bool:
+        """Whether it has something to do."""
+        return self.loading or bool(self._calls)
+
     def rss(self) -> int:
         """Bytes of memory that the process has in use; 0 when it has ended."""
         try:
-            return int(psutil.Process(self._transport.get_pid()).memory_info().rss)
+            return int(psutil.Process(self.pid).memory_info().rss)
         except psutil.Error:
             return 0
 
-    async def stop(self, within: float = 2.0) -> None:
-        """End the process: first asked, then killed. Running calls are told."""
+    async def stop(self, within: float) -> None:
+        """End the process: killed, unless it owes nothing and ends in so many seconds when asked. Calls are told."""
         self._stopping = True
         try:
-            if not self.exited.is_set():
+            if not self.exited.is_set() and not self.owes:
                 self._send(("quit",))
                 self._stdin.close()
                 await asyncio.wait_for(self.exited.wait(), within)
@@ -197,9 +193,15 @@ class Worker(asyncio.SubprocessProtocol):
         finally:
             self.kill()
         try:
-            await asyncio.wait_for(self.exited.wait(), within)
+            await asyncio.wait_for(self.exited.wait(), _KILLED_WITHIN)
         except TimeoutError:
-            self._end("it cannot be killed")
+            self._end(_CANNOT_BE_KILLED)
+
+    def give_up(self, reason: str) -> None:
+        """End a process that is as good as dead; its calls are told the reason."""
+        self.ended_because = self.ended_because or reason
+        self.kill()
+        self._loop.call_later(_KILLED_WITHIN, self._end, _CANNOT_BE_KILLED)
 
     def kill(self) -> None:
         """End the process at once."""
@@ -215,18 +217,20 @@ class Worker(asyncio.SubprocessProtocol):
         self._stdin = cast("asyncio.WriteTransport", self._transport.get_pipe_transport(0))
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self.heard = True
         if fd == 2:
             self._hear_stderr(data)
             return
         if self.ended_because:
             return
-        self._heard += data
-        if len(self._heard) < self._need:
-            return
         try:
-            self._take_frames()
+            for frame in self._frames.feed(data):
+                self._take(frame)
         except ValueError as error:
-            self._break(str(error))
+            self._frames.clear()
+            self.give_up(f"it wrote what is {error}")
+        if self._dirty:
+            self._flush_soon()
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002
         if fd == 1 and not self._stopping:  # nothing it computes could reach us any more
@@ -244,25 +248,6 @@ class Worker(asyncio.SubprocessProtocol):
     def _send(self, frame: tuple[Any, ...]) -> None:
         if not self._stdin.is_closing():
             self._stdin.write(encode(frame))
-
-    def _take_frames(self) -> None:
-        heard, at = self._heard, 0
-        with memoryview(heard) as view:
-            while True:
-                self._need = _LENGTH.size
-                if len(heard) - at < self._need:
-                    break
-                (length,) = _LENGTH.unpack_from(heard, at)
-                if length > _FRAME_LIMIT:
-                    raise ValueError(f"not a frame: {length} bytes")
-                self._need += length
-                if len(heard) - at < self._need:
-                    break
-                self._take(decode(bytes(view[at + _LENGTH.size : at + self._need])))
-                at += self._need
-        del heard[:at]
-        if self._dirty:
-            self._flush_soon()
 
     def _take(self, frame: tuple[Any, ...]) -> None:
         """Raises ValueError for a frame that is none of ours."""
@@ -288,12 +273,16 @@ class Worker(asyncio.SubprocessProtocol):
             self._dirty[sink] = None
 
     def _take_done(self, number: int, payload: dict[str, Any]) -> None:
-        if number in self._calls:
-            self._last(number).done(payload)
+        sink = self._calls.pop(number, None)
+        if sink is not None:
+            sink.done(payload)
+            self._dirty[sink] = None
 
     def _take_error(self, number: int, status: int, kind: str, message: str) -> None:
-        if number in self._calls:
-            self._last(number).failed(ApiError(status, message, kind))
+        sink = self._calls.pop(number, None)
+        if sink is not None:
+            sink.failed(ApiError(status, message, kind))
+            self._dirty[sink] = None
 
     def _take_ready(self, facts: dict[str, Any]) -> None:
         if not self._loaded.done():
@@ -302,11 +291,6 @@ class Worker(asyncio.SubprocessProtocol):
     def _take_failed(self, text: str) -> None:
         if not self._loaded.done():
             self._loaded.set_exception(LoadError(str(text)))
-
-    def _last(self, number: int) -> Sink:
-        sink = self._calls.pop(number)
-        self._dirty[sink] = None
-        return sink
 
     def _flush_soon(self) -> None:
         if self._flush_timer is not None:
@@ -336,12 +320,6 @@ class Worker(asyncio.SubprocessProtocol):
                 sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
-    def _break(self, reason: str) -> None:
-        """It writes what we cannot read: it is as good as dead."""
-        self._heard = bytearray()
-        self.ended_because = self.ended_because or f"it wrote what is {reason}"
-        self.kill()
-
     def _end(self, reason: str = "") -> None:
         if self.exited.is_set():
             return
@@ -358,8 +336,9 @@ class Worker(asyncio.SubprocessProtocol):
             error = ApiError(500, f"the process of model {self.name} ended: {self.ended_because}", "server_error")
         calls, self._calls = self._calls, {}
         for sink in calls.values():
-            sink.failed(error)
-            self._dirty[sink] = None
+            if sink is not None:
+                sink.failed(error)
+                self._dirty[sink] = None
         self._flush()
         self._transport.close()
 

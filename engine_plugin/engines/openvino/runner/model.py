@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.openvino.runner.errors import ApiError
 from engine_plugin.engines.openvino.runner.link import LoadError, Worker
+from engine_plugin.engines.openvino.runner.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -21,17 +22,24 @@ __all__ = ["AVAILABLE", "END", "LOADING", "UNLOADING", "Model", "Settings"]
 
 LOADING, AVAILABLE, UNLOADING, END = "LOADING", "AVAILABLE", "UNLOADING", "END"
 _CHAT_SEQUENCES = 256  # OVMS's default of max_num_seqs
+_STOP_WITHIN = 2.0
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the runner was told, as far as it concerns models. Times in seconds, sizes in bytes."""
+    """What the runner was told, as far as it concerns models. Times in seconds, sizes in bytes.
+
+    A worker that shows no sign of life is ended after `start_timeout` while it loads, after `hung_timeout` (0: never)
+    while it owes answers.
+    """
 
     threads: int = 0
     cache_dir: str = ""
     max_queue: int = 256
     memory_limit: int = 0
     load_timeout: float = 1800.0
+    start_timeout: float = 60.0
+    hung_timeout: float = 120.0
     drain_timeout: float = 30.0
     restart_limit: int = 3
     restart_backoff: float = 0.2
@@ -53,18 +61,20 @@ class Model:
         self.graph = graph
         self.state = LOADING
         self.error = ""
-        self.recovering = False
         self.ready_info: dict[str, Any] = {}
         self._settings = settings
         self._argv = argv
         self._environ = environ
         self._worker: Worker | None = None
+        self._watch: Watch | None = None
+        self._death = ""  # why it is being started again
         self._reserved = 0
         self._calls = 0
         self._life: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         options = graph.options if graph is not None else {}
         at_once = options.get("max_num_seqs", _CHAT_SEQUENCES) if graph and graph.kind == "chat" else 1
+        self._stop_within = _STOP_WITHIN
         self._limit = settings.max_queue + (at_once if isinstance(at_once, int) and at_once > 0 else 1)
 
     def start(self, complaint: str, after: asyncio.Task[None] | None, require_memory: Callable[[int], None]) -> None:
@@ -100,28 +110,38 @@ class Model:
             if not self._calls:
                 self._notify()
 
+    @property
+    def complaint(self) -> str:
+        """Why it does not answer just now, though it was loaded and is to be served; "" when nothing is wrong."""
+        if self._death:
+            return f"its process ended, and is started again: {self._death}"
+        return self._watch.complaint if self._watch is not None and self.state == AVAILABLE else ""
+
     def memory(self) -> int:
         """Bytes: what its process uses, or, while it loads, is going to use at least."""
         used = self._worker.rss() if self._worker is not None else 0
         return max(used, self._reserved)
 
     async def retire(self) -> None:
-        """Let the running calls end (within drain_timeout), then unload. New calls are refused."""
+        """Let the running calls and the worker end, both within drain_timeout, then unload. New calls are refused."""
+        deadline = asyncio.get_running_loop().time() + self._settings.drain_timeout
         loading = self.state == LOADING
         if self.state != END:
             self._change(UNLOADING)
         if loading:
             self.kill()  # nobody wants what it is about to load
         try:
-            async with asyncio.timeout(self._settings.drain_timeout):
+            async with asyncio.timeout_at(deadline):
                 while self._calls and self.state != END:
                     await self._next_change()
         except TimeoutError:
             sys.stderr.write(f"W {self.name}: {self._calls} calls did not end in time and are broken off\n")
-        await self.aclose()
+        left = deadline - asyncio.get_running_loop().time()
+        await self.aclose(max(0.0, min(left, _STOP_WITHIN)))
 
-    async def aclose(self) -> None:
-        """End its worker, whatever it does."""
+    async def aclose(self, within: float = _STOP_WITHIN) -> None:
+        """End its worker, which has so many seconds to end by itself if it has nothing to do."""
+        self._stop_within = within
         if self._life is not None:
             self._life.cancel()
             await asyncio.wait({self._life})
@@ -167,7 +187,7 @@ class Model:
         if deaths > self._settings.restart_limit:
             self._change(END, f"its process ended {deaths} times in a row, at last: {reason}")
             return False
-        self.recovering = True
+        self._death = reason
         self._change(LOADING)
         return True
 
@@ -179,18 +199,20 @@ class Model:
         size = await asyncio.to_thread(_size, self.graph.models_path)
         require_memory(size)
         self._reserved = size
-        worker = await Worker.spawn(self.name, self._argv, self._environ)
-        self._worker = worker
+        self._worker = worker = await Worker.spawn(self.name, self._argv, self._environ)
+        self._watch = Watch(worker, self._settings.start_timeout, self._settings.hung_timeout)
+        watching = asyncio.create_task(self._watch.run())
         try:
             self.ready_info = await worker.load(self._load_settings(self.graph), self._settings.load_timeout)
-            self.recovering = False
+            self._death = ""
             if self.state == LOADING:
                 self._change(AVAILABLE)
             yield worker
         finally:
+            watching.cancel()
             self._reserved = 0
-            self._worker = None
-            await worker.stop(0.0 if self.state == LOADING else 2.0)
+            self._worker = self._watch = None
+            await worker.stop(self._stop_within)
 
     def _load_settings(self, graph: Graph) -> dict[str, Any]:
         return {
@@ -206,7 +228,7 @@ class Model:
         self.state = state
         self.error = error
         if state == END:
-            self.recovering = False
+            self._death = ""
         self._notify()
 
     def _notify(self) -> None:

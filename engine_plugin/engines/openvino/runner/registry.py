@@ -122,8 +122,8 @@ class Registry:
 
     @property
     def healthy(self) -> bool:
-        """Whether every worker that should be there is."""
-        return not any(model.recovering for model in self._models.values())
+        """Whether every worker that should be there is, and none hangs."""
+        return not any(model.complaint for model in self._models.values())
 
     async def reload(self) -> tuple[bool, list[str]]:
         """Make it so: (whether anything changed, what could not be loaded). Raises ConfigError, nothing changed then.
@@ -220,5 +220,7 @@ class Registry:
 
 
 def _shown(model: Model) -> dict[str, Any]:
-    status = {"error_code": "FAILED_PRECONDITION" if model.error else "OK", "error_message": model.error}
+    # With OK, the message tells why it does not answer yet: it still may.
+    code = "FAILED_PRECONDITION" if model.error else "OK"
+    status = {"error_code": code, "error_message": model.error or model.complaint}
     return {"model_version_status": [{"version": "1", "state": model.state, "status": status}]}

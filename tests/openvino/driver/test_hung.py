@@ -1,0 +1,65 @@
+"""A worker that stands still: health tells of it, its requests fail, the model comes back, or leaves in time."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_plugin.errors import BadGatewayError, UnavailableError
+from tests.llamacpp.running import eventually
+
+from .running import COUNT, ONE_STEP
+from .test_memory import drawing, served
+
+if TYPE_CHECKING:
+    from .conftest import Serve
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGSTOP")
+
+LIMIT = 20.0
+
+
+async def test_it_is_degraded_then_started_again(serve: Serve) -> None:
+    running = await serve(hung_timeout=2)
+    await running.client.load_model("tiny-chat")
+    async with drawing(running) as picture:
+        running.workers()[-1].send_signal(signal.SIGSTOP)
+        async with asyncio.timeout(LIMIT):
+            while (health := await running.client.health_check()).startswith("ready"):
+                pass
+        assert health.startswith("degraded: tiny-image does not answer: it seems to hang")
+        assert (await running.client.invoke("chat", COUNT))["choices"], "the other model serves"
+        with pytest.raises(BadGatewayError, match="it hangs: no answer, output or use of the processor for 2 s"):
+            await asyncio.wait_for(picture, LIMIT)
+    assert await asyncio.wait_for(running.client.invoke("text-to-image", ONE_STEP), LIMIT)
+    assert await running.client.health_check() == "ready: 2 models loaded"
+
+
+async def test_while_it_is_started_again_health_says_why(serve: Serve) -> None:
+    running = await serve(restart_backoff=30)
+    await running.client.load_model("tiny-chat")
+    [worker] = running.workers()
+    worker.kill()
+    async with asyncio.timeout(LIMIT):
+        while (health := await running.client.health_check()).startswith("ready"):
+            pass
+    assert health.startswith("degraded: tiny-chat is being loaded again: its process ended, and is started again:")
+    assert "SIGKILL" in health
+
+
+async def test_an_unload_does_not_wait_for_it(serve: Serve) -> None:
+    running = await serve(drain_timeout=0.5)
+    async with drawing(running) as picture:
+        worker = running.workers()[-1]
+        worker.send_signal(signal.SIGSTOP)
+        begun = asyncio.get_running_loop().time()
+        await asyncio.wait_for(running.client.unload_model("tiny-image"), LIMIT)
+        assert asyncio.get_running_loop().time() - begun < 0.5 + 1.5
+        with pytest.raises(UnavailableError, match="taken out of memory"):
+            await picture
+    await eventually(lambda: not running.workers())
+    assert served(running) == []

@@ -1,0 +1,178 @@
+"""Workers that stand still: those that somebody waits for are ended, those that compute or are idle not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engine_plugin.engines.openvino.runner import watch
+from tests.openvino.runner_front.test_calls import HELD, first_bytes
+
+if TYPE_CHECKING:
+    from engine_plugin.engines.openvino.runner.link import Worker
+    from tests.openvino.runner_front.conftest import Front, Serve
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGSTOP")
+
+WITHIN = 15.0
+
+
+async def worker_of(front: Front, model: str = "m") -> Worker:
+    async with front.registry.models[model].use() as worker:
+        return worker
+
+
+def stop(worker: Worker) -> None:
+    os.kill(worker.pid, signal.SIGSTOP)
+
+
+def go_on(worker: Worker) -> None:
+    os.kill(worker.pid, signal.SIGCONT)
+
+
+async def ready(front: Front, status: int) -> None:
+    """Health says so."""
+    async with asyncio.timeout(WITHIN):
+        while (await front.get("/v2/health/ready"))[0] != status:
+            pass
+
+
+async def refused(front: Front, **script: Any) -> str:
+    status, answer = await asyncio.wait_for(front.chat(script=script), WITHIN)
+    assert status == 500
+    message: str = answer["error"]["message"]
+    return message
+
+
+async def test_one_that_waits_for_ever_fails_its_calls_and_is_started_again(serve: Serve) -> None:
+    front = await serve(hung_timeout=0.3, restart_backoff=0.01)
+    before = await worker_of(front)
+    async with front.streaming(script=HELD) as held:
+        assert "hangs: no answer, output or use of the processor for 0.3 s" in await refused(front, then="hold")
+        last = (await held.content.read()).decode().strip().split("data: ")[-1]
+        assert "hangs" in json.loads(last)["error"]["message"]
+    assert (await front.chat())[0] == 200, "of a new worker"
+    assert (await worker_of(front)).pid != before.pid
+
+
+async def test_one_that_is_stopped_while_it_computes_is_ended(serve: Serve) -> None:
+    front = await serve(hung_timeout=0.3, restart_backoff=0.01)
+    async with contextlib.AsyncExitStack() as stack:
+        await first_bytes(front, stack, parts=HELD["parts"], then="compute", seconds=60)
+        call = asyncio.create_task(refused(front))
+        stop(await worker_of(front))
+        assert "hangs" in await call
+    assert (await front.chat())[0] == 200
+
+
+@pytest.mark.parametrize("then", ["compute", "delegate"])
+async def test_one_that_computes_for_long_is_left_alone(serve: Serve, then: str) -> None:
+    front = await serve(hung_timeout=1.0)
+    before = await worker_of(front)
+    status, _ = await asyncio.wait_for(front.chat(script={"parts": [], "then": then, "seconds": 2.5}), WITHIN)
+    assert status == 200
+    assert await worker_of(front) is before
+
+
+async def test_one_that_nobody_waits_for_may_stand_still(serve: Serve) -> None:
+    front = await serve(hung_timeout=0.3, restart_backoff=30.0)
+    front.config.add("other")
+    assert await front.reload() == 201
+    assert (await front.chat())[0] == 200
+    idle = await worker_of(front)
+    stop(idle)
+    status, _ = await asyncio.wait_for(front.chat(model="other", script={"then": "hold"}), WITHIN)
+    assert status == 500, "the time was over for one that was waited for"
+    go_on(idle)
+    assert (await front.chat())[0] == 200
+    assert await worker_of(front) is idle
+
+
+async def test_callers_who_lose_patience_do_not_save_it(serve: Serve) -> None:
+    front = await serve(hung_timeout=0.5, restart_backoff=0.01)
+    worker = await worker_of(front)
+    stop(worker)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(front.chat(), 0.1)
+    await asyncio.wait_for(worker.exited.wait(), WITHIN)
+    assert "hangs" in worker.ended_because
+    assert (await front.chat())[0] == 200
+
+
+async def test_health_tells_of_it_and_one_that_was_only_asleep_goes_on(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "INTERVAL", 0.05)
+    front = await serve(hung_timeout=0)
+    worker = await worker_of(front)
+    async with contextlib.AsyncExitStack() as stack:
+        await first_bytes(front, stack)
+        stop(worker)
+        await ready(front, 503)
+        state, message = await front.state("m")
+        assert state == "AVAILABLE"
+        assert message.startswith("it seems to hang: no answer, output or use of the processor for 0.")
+        assert (await front.get("/v2/models/m/ready"))[0] == 503
+        go_on(worker)
+        assert (await asyncio.wait_for(front.chat(script={"release": True}), WITHIN))[0] == 200
+    await ready(front, 200)
+    assert await front.state("m") == ("AVAILABLE", "")
+    assert await worker_of(front) is worker
+
+
+async def test_health_says_why_it_is_started_again(serve: Serve) -> None:
+    front = await serve(hung_timeout=0.3, restart_backoff=30.0)
+    await refused(front, then="hold")
+    await ready(front, 503)
+    state, message = await front.state("m")
+    assert state == "LOADING"
+    assert message.startswith("its process ended, and is started again: it hangs")
+
+
+@pytest.mark.parametrize("load", ["hang", "compute"])
+async def test_one_that_stands_still_while_it_loads_is_given_up(serve: Serve, load: str) -> None:
+    front = await serve(empty=True, start_timeout=0.5)
+    front.config.add("m", load=load, seconds=60)
+    front.config.write()
+    loading = asyncio.create_task(front.post("/v1/config/reload"))
+    if load == "compute":
+        async with asyncio.timeout(WITHIN):
+            while (model := front.registry.models.get("m")) is None or model._worker is None:
+                await front.get("/v1/config")
+        stop(model._worker)
+    status, answer = await asyncio.wait_for(loading, WITHIN)
+    assert status == 500
+    assert "hangs while it loads: no output or use of the processor for 0.5 s" in answer["error"]
+    assert (await front.state("m"))[0] == "END"
+
+
+async def test_one_that_loads_for_long_is_left_alone(serve: Serve) -> None:
+    front = await serve(empty=True, start_timeout=1.0)
+    front.config.add("m", load="compute", seconds=2.5)
+    assert await asyncio.wait_for(front.reload(), WITHIN) == 201
+
+
+@pytest.mark.parametrize("change", ["unload", "reload"])
+@pytest.mark.parametrize("busy", [True, False])
+async def test_one_that_stands_still_leaves_within_the_drain_timeout(serve: Serve, change: str, busy: bool) -> None:
+    front = await serve(drain_timeout=0.5)
+    worker = await worker_of(front)
+    async with contextlib.AsyncExitStack() as stack:
+        if busy:
+            await first_bytes(front, stack)
+        stop(worker)
+        front.config.graphs.clear()
+        if change == "reload":
+            front.config.add("m", extra="max_num_seqs: 3")
+        began = asyncio.get_running_loop().time()
+        leaving = asyncio.create_task(front.reload())
+        await asyncio.wait_for(worker.exited.wait(), WITHIN)
+        assert asyncio.get_running_loop().time() - began < 0.5 + 1.0
+        assert await asyncio.wait_for(leaving, WITHIN) == 201
