@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin.engines.openvino.runner.calls import guess, parser
-from engine_plugin.engines.openvino.runner.chat import Deltas, Template, messages
+from engine_plugin.engines.openvino.runner.chat import Template, messages
+from engine_plugin.engines.openvino.runner.dialect import Deltas
 from engine_plugin.engines.openvino.runner.pipelines import RequestError
 from engine_plugin.engines.openvino.runner.pipelines.text import Detokenizer, StopStrings
 from engine_plugin.engines.openvino.runner.pipelines.text_to_speech import pieces

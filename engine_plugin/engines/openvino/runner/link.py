@@ -11,19 +11,22 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import psutil
 
 from engine_plugin.engines import guard
 from engine_plugin.engines.openvino.runner.errors import ApiError
 from engine_plugin.engines.openvino.runner.frames import encode
+from engine_plugin.engines.openvino.runner.sinks import OneResult
 from engine_plugin.engines.openvino.runner.unpacking import FrameReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["LoadError", "Sink", "Worker"]
+    from engine_plugin.engines.openvino.runner.sinks import Sink
+
+__all__ = ["LoadError", "Worker"]
 
 _TAIL_LINES = 8
 _TAIL_LINE = 500
@@ -36,51 +39,6 @@ _CANNOT_BE_KILLED = "it cannot be killed"
 
 class LoadError(Exception):
     """A worker could not load its model; the text says why."""
-
-
-class Sink(Protocol):
-    """Who takes the answers to one call. Called on the loop, must not block. `flush` follows each batch of others."""
-
-    def part(self, payload: list[Any]) -> None:
-        """Some tokens: (index, delta, token count, logprobs, finish reason) each."""
-
-    def progress(self, step: int, total: int) -> None:
-        """A step of a call that has steps."""
-
-    def done(self, payload: dict[str, Any]) -> None:
-        """The end, with what is left to be told."""
-
-    def failed(self, error: ApiError) -> None:
-        """The end by an error."""
-
-    def flush(self) -> None:
-        """Nothing more has arrived for now."""
-
-
-class _Asked:
-    """The sink of `Worker.ask`: one result, and progress for those who want it."""
-
-    def __init__(self, on_part: Callable[[list[Any]], None] | None) -> None:
-        self.result: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._on_part = on_part
-
-    def part(self, payload: list[Any]) -> None:
-        if self._on_part is not None:
-            self._on_part(payload)
-
-    def progress(self, step: int, total: int) -> None:
-        pass
-
-    def done(self, payload: dict[str, Any]) -> None:
-        if not self.result.done():
-            self.result.set_result(payload)
-
-    def failed(self, error: ApiError) -> None:
-        if not self.result.done():
-            self.result.set_exception(error)
-
-    def flush(self) -> None:
-        pass
 
 
 class Worker(asyncio.SubprocessProtocol):
@@ -151,7 +109,7 @@ class Worker(asyncio.SubprocessProtocol):
         self, request: dict[str, Any], on_part: Callable[[list[Any]], None] | None = None
     ) -> dict[str, Any]:
         """A whole call; its `done` payload. Cancelling it cancels the call. Raises ApiError."""
-        sink = _Asked(on_part)
+        sink = OneResult(on_part)
         number = self.submit(request, sink)
         try:
             return await sink.result

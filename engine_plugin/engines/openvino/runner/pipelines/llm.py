@@ -14,6 +14,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.openvino.runner import chat
+from engine_plugin.engines.openvino.runner.dialect import Dialect
 from engine_plugin.engines.openvino.runner.pipelines import (
     CANCELLED,
     RequestError,
@@ -37,6 +38,7 @@ from engine_plugin.engines.openvino.runner.pipelines.vision import pictures
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from engine_plugin.engines.openvino.runner.dialect import Plan
     from engine_plugin.engines.openvino.runner.frames import Channel, Frame, Inbox
     from engine_plugin.engines.openvino.runner.pipelines import Settings
 
@@ -82,7 +84,7 @@ class _Llm:
         self._best_of_limit = int(options.get("best_of_limit") or 20)
         self._tokens_limit = int(options.get("max_tokens_limit") or 0)
         self._template = chat.Template(settings.path, lambda: self._tokenizer.chat_template)
-        self._dialect = chat.Dialect(self._template.source, options)
+        self._dialect = Dialect(self._template.source, options)
         config = json_file(settings.path / "config.json")
         self._context = context_length(config)
         self._vocabulary = vocabulary_size(config, self._tokenizer)
@@ -212,7 +214,7 @@ class _Llm:
         return self._tokenizer.encode(text, add_special_tokens=special, max_length=_ALL).input_ids
 
     def _add(
-        self, call: Call, first: int, prompt: Any, grammar: Any, images: Sequence[Any], plan: chat.Plan | None
+        self, call: Call, first: int, prompt: Any, grammar: Any, images: Sequence[Any], plan: Plan | None
     ) -> None:
         """Give the pipeline the streams of one prompt: tokens, or the text where the model sees."""
         params = call.params

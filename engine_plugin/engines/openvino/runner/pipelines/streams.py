@@ -12,7 +12,7 @@ from engine_plugin.engines.openvino.runner.pipelines.text import Detokenizer, St
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engine_plugin.engines.openvino.runner.chat import Deltas
+    from engine_plugin.engines.openvino.runner.dialect import Deltas
     from engine_plugin.engines.openvino.runner.pipelines.sampling import Params
 
 __all__ = ["Call", "Part", "Stream"]
