@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import shutil
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
-
-import psutil
 
 from engine_plugin.engines.answers import stream_events
 from engine_plugin.engines.audio.decoder import Decoder
@@ -21,7 +17,7 @@ from engine_plugin.engines.openvino.graphs import devices_asked
 from engine_plugin.engines.openvino.models import model_store
 from engine_plugin.engines.openvino.options import OpenVinoOptions
 from engine_plugin.engines.openvino.requests import PATHS, STREAMED
-from engine_plugin.engines.openvino.residents import Resident
+from engine_plugin.engines.openvino.residents import Resident, remove_stale
 from engine_plugin.engines.openvino.server import OpenVinoServer, Place
 from engine_plugin.engines.openvino.software import Backend, Software
 from engine_plugin.engines.openvino.speech import Speech
@@ -101,7 +97,7 @@ class OpenVinoEngine(Driver[Backend, Resident]):
                 )
 
     async def begin(self, backend: Backend, mode: str, devices: list[dict[str, Any]] | None) -> None:
-        await in_thread(_remove_stale, self._data / _SERVED)
+        await in_thread(remove_stale, self._data / _SERVED)
         self._only_cpu = devices is not None and all(device["name"] == "CPU" for device in devices)
         self._decoder = Decoder(backend.site, self._environ, self._options.audio)
         self._server = self._new_server(backend, mode, self._sockets)
@@ -228,7 +224,7 @@ class OpenVinoEngine(Driver[Backend, Resident]):
         return self._server.resident(model)
 
     def _new_server(self, backend: Backend, mode: str, sockets: Path | None) -> OpenVinoServer:
-        served = self._data / _SERVED / f"{os.getpid()}-{secrets.token_hex(4)}"
+        served = self._data / _SERVED / secrets.token_hex(8)
         cache = Path(self._options.cache_dir) if self._options.cache_dir else self._data / "cache"
         place = Place(sockets, served, cache)
         return OpenVinoServer(
@@ -239,11 +235,3 @@ class OpenVinoEngine(Driver[Backend, Resident]):
 async def _at_its_end(response: HttpResponse) -> AsyncIterator[bytes]:
     """A stream of one event, from a server that makes pictures without telling how far it is."""
     yield requests.completed_event(await response.read(_ANSWER_LIMIT))
-
-
-def _remove_stale(folder: Path) -> None:
-    """Remove what plugins that were killed left of their servers' configurations. Blocks."""
-    for place in folder.glob("*-*") if folder.is_dir() else ():
-        owner = place.name.partition("-")[0]
-        if owner.isdigit() and int(owner) != os.getpid() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(place, ignore_errors=True)

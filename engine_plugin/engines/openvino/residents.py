@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import shutil
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote
 
@@ -22,14 +23,15 @@ from engine_plugin.files import in_thread, private_folder, write_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
-    from pathlib import Path
+
+    from filelock import BaseFileLock
 
     from engine_plugin.engines.admission import Admission
     from engine_plugin.engines.life import Life
     from engine_plugin.engines.openvino.client import ServerClient
     from engine_plugin.models.store import ModelInfo
 
-__all__ = ["ModelState", "Resident", "ResidentServer", "Residents"]
+__all__ = ["ModelState", "Resident", "ResidentServer", "Residents", "lock_of", "remove_stale"]
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +81,38 @@ class ResidentServer(Protocol):
         """Wait while it is being started or restarted."""
 
 
+def remove_stale(folder: Path) -> None:
+    """Remove what plugins that were killed left of their servers' folders below `folder`. Blocks."""
+    from filelock import Timeout
+
+    for place in folder.iterdir() if folder.is_dir() else ():
+        server = place.with_suffix("")  # a folder, or the lock of one
+        lock = lock_of(server)
+        try:
+            lock.acquire(timeout=0)
+        except (Timeout, OSError):
+            continue  # its plugin lives
+        shutil.rmtree(server, ignore_errors=True)
+        _unlock(lock)
+
+
+def lock_of(folder: Path) -> BaseFileLock:
+    """The lock that the plugin of a server's folder holds. It lies beside it, and goes with the process."""
+    from filelock import FileLock
+
+    return FileLock(folder.with_suffix(".lock"), mode=0o600, thread_local=False)
+
+
+def _unlock(lock: BaseFileLock) -> None:
+    with suppress(OSError):
+        Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+
+
 class Residents:
-    """config.json and graphs of one server, below `folder`, which is made and removed here.
+    """config.json and graphs of one server, below `folder`, which is made and removed here, and locked between.
+
+    A folder whose lock nobody holds was left by a plugin that was killed, wherever that ran.
 
     Each graph lies in a folder of its own, named anew when the graph changes: the model server looks for changes in
     config.json alone.
@@ -95,6 +127,7 @@ class Residents:
         self._bases: dict[str, str] = {}
         self._proved: set[str] = set()
         self._writing = asyncio.Lock()
+        self._lock: BaseFileLock | None = None
 
     @property
     def config(self) -> Path:
@@ -106,11 +139,18 @@ class Residents:
 
         A model that was just being loaded when the server died may be what killed it.
         """
+        if self._lock is None:
+            private_folder(self.folder.parent)
+            self._lock = lock_of(self.folder)
+            self._lock.acquire(timeout=0)
         self._write({name: graph for name, graph in self._graphs.items() if name in self._proved})
 
     def remove_folder(self) -> None:
         """Remove what was written. Blocks; called when the server has ended."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock is not None:
+            _unlock(self._lock)
+            self._lock = None
 
     def forget(self, name: str) -> None:
         """Leave a model out from the next change, or the next life, on."""

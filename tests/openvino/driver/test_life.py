@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
+from engine_plugin.engines.openvino.residents import lock_of
 from engine_plugin.errors import BadGatewayError, EnginePluginError, PreconditionError, UnavailableError
 from engine_plugin.files import in_thread
 from tests.llamacpp.running import eventually
@@ -177,11 +177,16 @@ async def test_the_key_shows_nowhere(serve: Serve) -> None:
 
 
 async def test_what_a_killed_plugin_left_is_removed(serve: Serve) -> None:
+    """By its lock: a number may be another process's now, or that of another container's plugin."""
     running = await serve(start=False)
     folder = running.engine.manifest.data_dir / "served"
-    stale, living = folder / "999999999-0123abcd", folder / f"{os.getppid()}-0123abcd"
+    stale, living = folder / "0123456789abcdef", folder / "fedcba9876543210"
     for place in (stale, living):
         place.mkdir(parents=True)
-    await running.client.start_engine()
-    assert not stale.exists()
-    assert living.exists()
+    lock_of(stale).acquire(timeout=0).lock.release()
+    with lock_of(living).acquire(timeout=0):
+        await running.client.start_engine()
+        mine = running.server.residents.folder
+        assert set(folder.iterdir()) == {living, living.with_suffix(".lock"), mine, mine.with_suffix(".lock")}
+    await running.client.stop_engine()
+    assert set(folder.iterdir()) <= {living, living.with_suffix(".lock")}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import socket
 import stat
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -18,10 +19,22 @@ import pytest
 from tests.openvino.runner_front.conftest import KEY, Config
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+PR_SET_CHILD_SUBREAPER = 36
 RUNNER = "engine_plugin.engines.openvino.runner"
+
+
+@contextmanager
+def inheriting() -> Iterator[None]:
+    """Who loses his parent becomes our child meanwhile."""
+    prctl = ctypes.CDLL(None).prctl
+    assert prctl(PR_SET_CHILD_SUBREAPER, 1) == 0
+    try:
+        yield
+    finally:
+        assert prctl(PR_SET_CHILD_SUBREAPER, 0) == 0
 
 
 @asynccontextmanager
@@ -99,6 +112,18 @@ async def test_nothing_outlives_the_server(scratch: Path, end: str) -> None:
             await process.wait()
         _, left = await asyncio.to_thread(psutil.wait_procs, workers, 5)
         assert left == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a subreaper")
+async def test_the_server_buries_its_workers(scratch: Path) -> None:
+    """Whoever inherits the dead, such as a container's first process, may never do it."""
+    with inheriting():
+        async with running(two_models(scratch)) as (process, told):
+            workers = await workers_of(process, told["address"])
+            assert process.stdin is not None
+            process.stdin.close()
+            assert await asyncio.wait_for(process.wait(), 5) == 0
+        assert [worker.pid for worker in workers if psutil.pid_exists(worker.pid)] == []
 
 
 async def test_stdin_ends_the_server_while_a_model_loads(scratch: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import threading
+import time
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ __all__ = ["WORKER", "serve"]
 
 WORKER = (sys.executable, "-P", "-s", "-m", "engine_plugin.engines.openvino.runner.worker")
 _LAST_MOMENT = 1.0
+_BURIAL = 0.5
 
 
 def serve(settings: dict[str, Any], worker: Sequence[str] = WORKER) -> None:
@@ -70,6 +72,7 @@ def _exit_when_stdin_ends(registry: Registry) -> None:
 
     def end() -> None:
         registry.kill()
+        _bury_children()
         os._exit(0)
 
     def watch() -> None:
@@ -82,3 +85,16 @@ def _exit_when_stdin_ends(registry: Registry) -> None:
             os._exit(0)  # the loop hangs; the workers notice the end of their stdin
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+
+def _bury_children() -> None:
+    """Wait, but not for long, until the killed are gone: who inherits them, such as the first process of a container,
+    may never do that, and Windows need not."""
+    give_up = time.monotonic() + _BURIAL
+    while sys.platform != "win32" and time.monotonic() < give_up:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            time.sleep(0.002)
