@@ -137,7 +137,7 @@ BAD_MESSAGES = [
     (BidiMessage(b"[]", "text"), "data: must hold a JSON object"),
     (BidiMessage(b'{"a":"' + b"x" * 65536 + b'"}', "text"), "data: 65544 bytes are no command"),
     (BidiMessage(b"", "audio"), "message_type: must be text or binary, not 'audio'"),
-    (BidiMessage(b"", "binary", {"sample_rate": "16k"}), "metadata.sample_rate: must be 1000 to 384000 samples a second"),
+    (BidiMessage(b"", "binary", {"sample_rate": "16k"}), "metadata.sample_rate: must be 1000 to 384000 samples"),
     (BidiMessage(b"", "binary", {"sample_rate": "0"}), "metadata.sample_rate: must be"),
     (BidiMessage(b"", "binary", {"sample_rate": "999"}), "metadata.sample_rate: must be"),
     (BidiMessage(b"", "binary", {"sample_rate": "-1"}), "metadata.sample_rate: must be"),
