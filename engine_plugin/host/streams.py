@@ -27,6 +27,7 @@ class _Call:
         self._link = link
         self._begin = begin
         self._call: Any = None
+        self._messages: Any = None
         self._over = False
 
     async def __aenter__(self) -> Self:
@@ -44,6 +45,9 @@ class _Call:
         self._over = True
         if self._call is not None:
             self._call.cancel()
+        if self._messages is not None and not self._messages.ag_running:
+            # It and the call hold each other, and both the connection, also that of a client that was closed.
+            await self._messages.aclose()
 
     def _started(self) -> Any:
         if self._call is None:
@@ -56,7 +60,9 @@ class _Call:
             if self._over:
                 raise StopAsyncIteration
             # Not `read`: after a write that came too late it forgets what the plugin had sent before.
-            message = await self._link.attempt(anext(aiter(self._started()), grpc.aio.EOF))
+            if self._messages is None:
+                self._messages = aiter(self._started())
+            message = await self._link.attempt(anext(self._messages, grpc.aio.EOF))
             if message is grpc.aio.EOF:
                 raise StopAsyncIteration
             raise_for_code(message)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -169,6 +171,22 @@ async def test_leaving_a_stream_cancels_it_in_the_plugin(launch_fake: Launch) ->
             assert await anext(chunks)
         await plugin.invoke("cancelled", {}, timeout=10)
         assert [chunk async for chunk in chunks] == []
+
+
+async def test_a_stream_that_was_left_is_forgotten_at_once(launch_fake: Launch) -> None:
+    """Not when the cycle collector comes by: a call that lingers keeps the connection of a closed client open."""
+    async with await launch_fake() as plugin:
+        gc.collect()
+        gc.disable()
+        try:
+            async with plugin.stream("chat", {"chunks": ["a"], "then": "hang"}) as chunks:
+                assert await anext(chunks)
+                call = weakref.ref(chunks._call)
+            del chunks
+            await plugin.invoke("cancelled", {}, timeout=10)
+            assert call() is None
+        finally:
+            gc.enable()
 
 
 async def test_a_stream_closed_by_another_task_just_ends(launch_fake: Launch) -> None:
