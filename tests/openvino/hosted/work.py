@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
     from engine_plugin.host import PluginClient
 
-__all__ = ["CHAT", "LONG_PICTURE", "LONG_TEXT", "MODELS", "busy", "draw", "stalled_hub", "talk", "write"]
+__all__ = ["CHAT", "LONG_PICTURE", "LONG_TEXT", "MODELS", "busy", "draw", "recording", "stalled_hub", "talk", "write"]
 
 MODELS = ("tiny-chat", "tiny-image", "tiny-transcribe")
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "count"}]}
-LONG_TEXT: dict[str, Any] = {"prompt": ["count"] * 16, "max_tokens": 1000, "ignore_eos": True}
+LONG_TEXT: dict[str, Any] = {"prompt": ["count"] * 64, "max_tokens": 1000, "ignore_eos": True}
 """For generate; seconds of work."""
 
 LONG_PICTURE: dict[str, Any] = {"prompt": "a", "size": "256x256", "num_inference_steps": 100, "n": 10}
@@ -39,14 +39,11 @@ _A_NUMBER = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"typ
 _SAMPLE = Path(engine_plugin.__file__).parent / "samples" / "openvino" / "tiny-embed"
 
 
-async def write(plugin: PluginClient, begun: asyncio.Event, *, again: bool = False) -> None:
-    """Stream texts to their end; and again and again."""
-    while True:
-        async with plugin.stream("generate", LONG_TEXT) as chunks:
-            async for _ in chunks:
-                begun.set()
-        if not again:
-            return
+async def write(plugin: PluginClient, begun: asyncio.Event, request: Mapping[str, Any] = LONG_TEXT) -> None:
+    """Stream texts to their end."""
+    async with plugin.stream("generate", request) as chunks:
+        async for _ in chunks:
+            begun.set()
 
 
 async def draw(plugin: PluginClient, begun: asyncio.Event, request: Mapping[str, Any] = LONG_PICTURE) -> None:
@@ -88,6 +85,11 @@ def recording(seconds: int, rate: int) -> bytes:
     return sound.getvalue()
 
 
+async def _write_on(plugin: PluginClient, begun: asyncio.Event) -> None:
+    while True:
+        await write(plugin, begun)
+
+
 async def _pull(plugin: PluginClient) -> None:
     async with aclosing(plugin.pull_model_stream(f"hf:{FAR_MODEL}")) as steps:
         async for _ in steps:
@@ -111,7 +113,7 @@ async def busy(plugin: PluginClient, hub: HubServer) -> AsyncIterator[dict[str, 
     await plugin.invoke("chat", {**CHAT, "max_tokens": 4, "response_format": _A_NUMBER})  # its helper stays
     begun = {name: asyncio.Event() for name in ("text", "picture", "talk")}
     calls: dict[str, asyncio.Task[Any]] = {
-        "text": asyncio.create_task(write(plugin, begun["text"], again=True)),
+        "text": asyncio.create_task(_write_on(plugin, begun["text"])),
         "picture": asyncio.create_task(draw(plugin, begun["picture"])),
         "talk": asyncio.create_task(talk(plugin, begun["talk"])),
         "recording": asyncio.create_task(plugin.invoke("speech-to-text", {"audio": tone(300)})),
