@@ -10,10 +10,10 @@ import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines import sse
-from engine_plugin.engines.child import STDOUT, ChildProcess
-from engine_plugin.engines.http1 import Http1Client
-from engine_plugin.engines.python import module_command, module_environ
+from engine_plugin.engines.http import sse
+from engine_plugin.engines.http.http1 import Http1Client
+from engine_plugin.engines.processes.child import STDOUT, ChildProcess
+from engine_plugin.engines.processes.python import module_command, module_environ
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

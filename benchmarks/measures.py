@@ -18,7 +18,7 @@ import psutil
 
 from benchmarks.results import DIRECT, PLUGIN, Row
 from benchmarks.targets import COMMAND, EMBEDDER, MODEL
-from engine_plugin.engines.sse import DONE
+from engine_plugin.engines.http.sse import DONE
 from engine_plugin.host import launch
 from engine_plugin.host.handshake import plugin_environment
 from engine_plugin.host.process import PluginProcess

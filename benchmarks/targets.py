@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import yaml
 
 from benchmarks.results import DIRECT, PLUGIN
-from engine_plugin.engines import sse
+from engine_plugin.engines.http import sse
 from engine_plugin.engines.llamacpp.models import model_store
 from engine_plugin.engines.llamacpp.options import LlamaCppOptions
 from engine_plugin.engines.llamacpp.server import ModelServer
 from engine_plugin.engines.llamacpp.software import Software
 from engine_plugin.engines.options import read_options
-from engine_plugin.engines.records import ProcessRecords
+from engine_plugin.engines.processes.records import ProcessRecords
 from engine_plugin.host import launch
 from engine_plugin.manifest import load_manifest
 

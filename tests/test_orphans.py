@@ -64,7 +64,7 @@ PIP = """\
 import asyncio, os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from engine_plugin.engines import pip
+from engine_plugin.engines.installing import pip
 asyncio.run(pip.install_packages(Path(sys.argv[1], "target"), ["x"], os.environ, print))
 """
 

@@ -14,10 +14,10 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState
+from engine_plugin.engines.installing.software import LocalBackend, LocalSoftware, Moves
 from engine_plugin.engines.pool import ModelPool, ModelServer
-from engine_plugin.engines.records import ProcessRecords
+from engine_plugin.engines.processes.records import ProcessRecords
 from engine_plugin.engines.shared import SharedWork
-from engine_plugin.engines.software import LocalBackend, LocalSoftware, Moves
 from engine_plugin.errors import (
     EnginePluginError,
     InvalidRequestError,

@@ -12,20 +12,20 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine_plugin.engines import ports
-from engine_plugin.engines.answers import ERROR_LIMIT
-from engine_plugin.engines.health import HealthPolicy
-from engine_plugin.engines.http1 import Http1Client
+from engine_plugin.engines.http.answers import ERROR_LIMIT
+from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.engines.options import number
-from engine_plugin.engines.process import Command, EngineProcess, ProcessSpec, ProcessState
-from engine_plugin.engines.restarts import RestartPolicy
+from engine_plugin.engines.processes import ports
+from engine_plugin.engines.processes.health import HealthPolicy
+from engine_plugin.engines.processes.process import Command, EngineProcess, ProcessSpec, ProcessState
+from engine_plugin.engines.processes.restarts import RestartPolicy
 from engine_plugin.errors import EnginePluginError, EngineStartError, UnavailableError
 from engine_plugin.files import in_thread, private_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from engine_plugin.engines.records import ProcessRecords
+    from engine_plugin.engines.processes.records import ProcessRecords
 
 __all__ = ["Address", "ServerOptions", "ServerProcess"]
 

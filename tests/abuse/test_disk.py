@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from engine_plugin.cli.rendezvous import ServerRecord, is_server_process, read_record
 from engine_plugin.download.partial import PartialState
-from engine_plugin.engines.install import Installation
-from engine_plugin.engines.records import ProcessRecords
+from engine_plugin.engines.installing.install import Installation
+from engine_plugin.engines.processes.records import ProcessRecords
 from engine_plugin.errors import PullError
 from engine_plugin.models.store import FetchPolicy, ModelStore, PullRequest
 from tests.abuse.examples import JSON, ODD_TEXT, examples

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engine_plugin.engines import sse
+from engine_plugin.engines.http import sse
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.host import EventSplitter, events
 from tests.abuse.examples import JSON, examples

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from engine_plugin.errors import BadGatewayError
 from tests.abuse.examples import examples
-from tests.engines.test_http1 import CHUNKED, fetch, serving
+from tests.engines.http.test_http1 import CHUNKED, fetch, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.engines.test_http1 import Answer, Call
+    from tests.engines.http.test_http1 import Answer, Call
 
 OK = b"HTTP/1.1 200 OK\r\n"
 BLOCK = 64 * 1024

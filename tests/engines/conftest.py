@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psutil
 import pytest
 
-from engine_plugin.engines.process import Command, EngineProcess, ProcessSpec
-from engine_plugin.engines.records import TOKEN_VARIABLE
-from engine_plugin.engines.restarts import RestartPolicy
+from engine_plugin.engines.processes.process import Command, EngineProcess, ProcessSpec
+from engine_plugin.engines.processes.records import TOKEN_VARIABLE
+from engine_plugin.engines.processes.restarts import RestartPolicy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines import answers, server
+from engine_plugin.engines import server
+from engine_plugin.engines.http import answers
 from engine_plugin.errors import EnginePluginError
 from tests.fake_engine.program import TOKENS
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines import answers
+from engine_plugin.engines.http import answers
 from engine_plugin.errors import BadGatewayError, DeadlineError, EnginePluginError, UnavailableError
 from tests.fake_engine.program import TOKENS
 from tests.llamacpp.running import eventually

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin.engines import server
-from engine_plugin.engines.process import ProcessState
+from engine_plugin.engines.processes.process import ProcessState
 from engine_plugin.errors import BadGatewayError
 from tests.fake_engine.program import TOKENS
 from tests.llamacpp.running import eventually

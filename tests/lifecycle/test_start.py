@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines import life
-from engine_plugin.engines.process import ProcessState
+from engine_plugin.engines.processes import life
+from engine_plugin.engines.processes.process import ProcessState
 from engine_plugin.errors import UnavailableError
 from tests.fake_engine.program import TOKENS
 from tests.llamacpp.running import ENDLESS, eventually

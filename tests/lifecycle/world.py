@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.engines.llamacpp.server import ModelServer
-    from engine_plugin.engines.process import ProcessState
+    from engine_plugin.engines.processes.process import ProcessState
 
 __all__ = ["EMBED", "HELLO", "LIMIT", "Begin", "Stranger", "World", "dead", "port_of", "words"]
 

@@ -13,12 +13,12 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from engine_plugin.engines import software as shared_module
+from engine_plugin.engines.installing import software as shared_module
+from engine_plugin.engines.installing.releases import choose
 from engine_plugin.engines.llamacpp import software as software_module
 from engine_plugin.engines.llamacpp.options import LlamaCppOptions
 from engine_plugin.engines.llamacpp.releases import find_server, release_archives
 from engine_plugin.engines.options import option_problems
-from engine_plugin.engines.releases import choose
 from engine_plugin.errors import EnginePluginError, InstallError, PreconditionError
 from engine_plugin.manifest import load_manifest
 from tests.engines.packing import Member, pack

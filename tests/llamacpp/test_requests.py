@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_plugin.engines.answers import Complaint
+from engine_plugin.engines.http.answers import Complaint
 from engine_plugin.engines.llamacpp import requests
 from engine_plugin.engines.llamacpp.requests import upstream_body
 from engine_plugin.engines.llamacpp.server import complaint_error

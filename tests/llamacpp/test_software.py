@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from filelock import FileLock
 
-from engine_plugin.engines import install as install_module
-from engine_plugin.engines import software as shared_module
+from engine_plugin.engines.installing import install as install_module
+from engine_plugin.engines.installing import software as shared_module
 from engine_plugin.engines.llamacpp import software as software_module
 from engine_plugin.engines.llamacpp.software import Software
 from engine_plugin.errors import EnginePluginError, EngineStartError, InstallError, PreconditionError

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import yaml
 
-from engine_plugin.engines import guard
+from engine_plugin.engines.processes import guard
 from engine_plugin.host import LogLine, PluginClient, launch
 from tests.fake_engine import FakeEngine
 from tests.llamacpp.running import ENDLESS, REPOSITORY, processes_of

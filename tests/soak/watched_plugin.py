@@ -39,8 +39,8 @@ class WatchedPlugin(hosted.BuiltPlugin):
 async def _load(host: HostEnv) -> WatchedPlugin:
     path = os.environ[SOCKET_VARIABLE]
     if RUNNER_SOCKET_VARIABLE in os.environ:
-        from engine_plugin.engines import python
         from engine_plugin.engines.openvino import command
+        from engine_plugin.engines.processes import python
 
         vars(command)["runner_command"] = lambda: python.module_command("tests.soak.watched_runner")
     built = await hosted._load(host)

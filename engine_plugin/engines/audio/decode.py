@@ -19,7 +19,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, cast
 
-from engine_plugin.engines import guard
+from engine_plugin.engines.processes import guard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from engine_plugin.engines.audio.decode import too_long
 from engine_plugin.engines.audio.pcm import plain_speech, seconds
-from engine_plugin.engines.child import STDIN, STDOUT, ChildProcess
-from engine_plugin.engines.python import module_command, module_environ
+from engine_plugin.engines.processes.child import STDIN, STDOUT, ChildProcess
+from engine_plugin.engines.processes.python import module_command, module_environ
 from engine_plugin.errors import BadGatewayError, InvalidRequestError, PreconditionError
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine_plugin.engines import sse
-from engine_plugin.engines.answers import stream_events
 from engine_plugin.engines.driver import Driver
+from engine_plugin.engines.http import sse
+from engine_plugin.engines.http.answers import stream_events
 from engine_plugin.engines.llamacpp import assemble, requests
 from engine_plugin.engines.llamacpp.models import model_store
 from engine_plugin.engines.llamacpp.options import LlamaCppOptions
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
-    from engine_plugin.engines.http1 import HttpResponse
+    from engine_plugin.engines.http.http1 import HttpResponse
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest
     from engine_plugin.models.store import ModelInfo

@@ -9,7 +9,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.download.sizes import parameter_size
-from engine_plugin.engines import python
+from engine_plugin.engines.processes import python
 from engine_plugin.errors import EngineNotInstalledError, PullError
 from engine_plugin.models.store import Inspection, ModelStore, bundled_samples
 

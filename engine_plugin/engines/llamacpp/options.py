@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from engine_plugin.engines.installing.releases import Archive  # noqa: TC001  # read_options evaluates the hints
 from engine_plugin.engines.options import number
-from engine_plugin.engines.releases import Archive  # noqa: TC001  # read_options evaluates the hints
 from engine_plugin.engines.server import ServerOptions
 
 __all__ = ["LlamaCppOptions"]

@@ -17,7 +17,7 @@ import sys
 import threading
 from typing import Any
 
-from engine_plugin.engines import guard
+from engine_plugin.engines.processes import guard
 
 __all__ = ["main"]
 

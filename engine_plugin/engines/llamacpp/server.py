@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.admission import Admission
-from engine_plugin.engines.answers import ERROR_LIMIT, Complaint, explained
+from engine_plugin.engines.http.answers import ERROR_LIMIT, Complaint, explained
 from engine_plugin.engines.llamacpp import command
-from engine_plugin.engines.process import Command
+from engine_plugin.engines.processes.process import Command
 from engine_plugin.engines.server import ServerProcess
 from engine_plugin.errors import BadGatewayError, UnavailableError
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
-    from engine_plugin.engines.http1 import HttpResponse, Response
+    from engine_plugin.engines.http.http1 import HttpResponse, Response
     from engine_plugin.engines.llamacpp.options import LlamaCppOptions
     from engine_plugin.engines.llamacpp.software import Backend
-    from engine_plugin.engines.records import ProcessRecords
+    from engine_plugin.engines.processes.records import ProcessRecords
     from engine_plugin.engines.server import Address
     from engine_plugin.errors import EnginePluginError
     from engine_plugin.models.store import ModelInfo

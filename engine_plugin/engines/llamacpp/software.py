@@ -15,19 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from engine_plugin.engines import python, software
-from engine_plugin.engines.install import Steps
+from engine_plugin.engines.installing import software
+from engine_plugin.engines.installing.install import Steps
+from engine_plugin.engines.installing.releases import choose
+from engine_plugin.engines.installing.software import LocalSoftware, pinned, sources, version_in
 from engine_plugin.engines.llamacpp.releases import find_server, release_archives
-from engine_plugin.engines.releases import choose
-from engine_plugin.engines.software import LocalSoftware, pinned, sources, version_in
+from engine_plugin.engines.processes import python
 from engine_plugin.files import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from engine_plugin.engines.base import Progress
+    from engine_plugin.engines.installing.releases import Archive
     from engine_plugin.engines.llamacpp.options import LlamaCppOptions
-    from engine_plugin.engines.releases import Archive
 
 __all__ = ["RUNNER", "Backend", "Moves", "Software"]
 

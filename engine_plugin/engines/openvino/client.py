@@ -10,14 +10,14 @@ import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from engine_plugin.engines.answers import ERROR_LIMIT, Complaint, explained
+from engine_plugin.engines.http.answers import ERROR_LIMIT, Complaint, explained
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from engine_plugin.engines.http1 import Http1Client, HttpResponse, Response
-    from engine_plugin.engines.life import Life
+    from engine_plugin.engines.http.http1 import Http1Client, HttpResponse, Response
+    from engine_plugin.engines.processes.life import Life
 
 __all__ = ["ServerClient", "complaint_error"]
 

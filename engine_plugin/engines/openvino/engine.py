@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine_plugin.engines.answers import stream_events
 from engine_plugin.engines.audio.decoder import Decoder
 from engine_plugin.engines.driver import Driver
+from engine_plugin.engines.http.answers import stream_events
 from engine_plugin.engines.openvino import requests
 from engine_plugin.engines.openvino.client import complaint_error
 from engine_plugin.engines.openvino.graphs import devices_asked
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from engine_plugin.engines.base import BidiMessage
-    from engine_plugin.engines.http1 import HttpResponse
+    from engine_plugin.engines.http.http1 import HttpResponse
     from engine_plugin.engines.openvino.client import ServerClient
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest

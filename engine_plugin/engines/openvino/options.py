@@ -12,8 +12,8 @@ from typing import Any
 
 from engine_plugin.engines.audio.decoder import AudioLimits
 from engine_plugin.engines.audio.live import LiveOptions
+from engine_plugin.engines.installing.releases import Archive  # noqa: TC001  # read_options evaluates the hints
 from engine_plugin.engines.options import number
-from engine_plugin.engines.releases import Archive  # noqa: TC001  # read_options evaluates the hints
 from engine_plugin.engines.server import ServerOptions
 
 __all__ = [

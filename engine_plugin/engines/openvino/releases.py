@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine_plugin.engines.releases import Archive
-from engine_plugin.engines.software import find_program
+from engine_plugin.engines.installing.releases import Archive
+from engine_plugin.engines.installing.software import find_program
 from engine_plugin.errors import InstallError
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
     from engine_plugin.engines.admission import Admission
-    from engine_plugin.engines.life import Life
     from engine_plugin.engines.openvino.client import ServerClient
+    from engine_plugin.engines.processes.life import Life
     from engine_plugin.models.store import ModelInfo
 
 __all__ = ["ModelState", "Resident", "ResidentServer", "Residents", "lock_of", "remove_stale"]

@@ -11,7 +11,7 @@ from engine_plugin.engines.openvino import command
 from engine_plugin.engines.openvino.client import ServerClient
 from engine_plugin.engines.openvino.graphs import device_of, graph_text
 from engine_plugin.engines.openvino.residents import Resident, Residents
-from engine_plugin.engines.process import Command
+from engine_plugin.engines.processes.process import Command
 from engine_plugin.engines.server import ServerProcess
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.files import in_thread
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from engine_plugin.engines.life import Life
     from engine_plugin.engines.openvino.options import OpenVinoOptions
     from engine_plugin.engines.openvino.software import Backend
-    from engine_plugin.engines.records import ProcessRecords
+    from engine_plugin.engines.processes.life import Life
+    from engine_plugin.engines.processes.records import ProcessRecords
     from engine_plugin.engines.server import Address
     from engine_plugin.models.store import ModelInfo
 

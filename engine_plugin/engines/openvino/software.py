@@ -18,11 +18,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from engine_plugin.engines import python, software
-from engine_plugin.engines.install import Steps
+from engine_plugin.engines.installing import software
+from engine_plugin.engines.installing.install import Steps
+from engine_plugin.engines.installing.releases import choose
+from engine_plugin.engines.installing.software import LocalSoftware, pinned, sources, version_in
 from engine_plugin.engines.openvino.releases import RELEASE, Machine, find_ovms, missing_library, release_archive
-from engine_plugin.engines.releases import choose
-from engine_plugin.engines.software import LocalSoftware, pinned, sources, version_in
+from engine_plugin.engines.processes import python
 from engine_plugin.errors import InstallError
 from engine_plugin.files import in_thread
 
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from engine_plugin.engines.base import Progress
+    from engine_plugin.engines.installing.releases import Archive
     from engine_plugin.engines.openvino.options import OpenVinoOptions
-    from engine_plugin.engines.releases import Archive
 
 __all__ = ["RUNNER", "Backend", "Moves", "Software", "server_environ"]
 

@@ -18,9 +18,9 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from engine_plugin.engines import python
 from engine_plugin.engines.openvino.engine import OpenVinoEngine
 from engine_plugin.engines.openvino.software import RUNNER, Backend, Software
+from engine_plugin.engines.processes import python
 from engine_plugin.host import PluginClient, connect
 from engine_plugin.manifest import load_manifest
 from engine_plugin.plugin import Plugin

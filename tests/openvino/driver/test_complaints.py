@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from engine_plugin.engines.answers import Complaint
+from engine_plugin.engines.http.answers import Complaint
 from engine_plugin.engines.openvino.client import complaint_error
 from engine_plugin.errors import InvalidRequestError
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from engine_plugin.engines.answers import Complaint
-from engine_plugin.engines.http1 import Http1Client
+from engine_plugin.engines.http.answers import Complaint
+from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.engines.openvino.client import ServerClient, complaint_error
 from engine_plugin.engines.openvino.options import ImageOptions
 from engine_plugin.engines.openvino.requests import completed_event, slots_needed, upstream_body

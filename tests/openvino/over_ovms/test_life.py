@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from engine_plugin.engines.software import Workshop
+from engine_plugin.engines.installing.software import Workshop
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.models.store import PullRequest
 

@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engine_plugin.engines import guard
 from engine_plugin.engines.openvino.runner.frames import encode
+from engine_plugin.engines.processes import guard
 
 CONTEXT_ERROR = (400, "exceed_context_size_error", "prompt: too long")
 

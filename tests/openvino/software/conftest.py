@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from engine_plugin.engines import software as shared_module
+from engine_plugin.engines.installing import software as shared_module
 from engine_plugin.engines.openvino.options import OpenVinoOptions
 from engine_plugin.engines.openvino.software import Backend, Moves, Software
 from tests.leftovers import marked, nothing_is_left, scratch

@@ -12,7 +12,7 @@ import pytest
 
 from engine_plugin.engines.audio.decoder import Decoder
 from engine_plugin.engines.audio.pcm import plain_speech
-from engine_plugin.engines.http1 import Http1Client
+from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.engines.openvino.client import ServerClient
 from engine_plugin.engines.openvino.speech import Speech
 from tests.audio.sounds import Listener

@@ -352,7 +352,7 @@ async def test_partial_sentences_come_while_somebody_speaks(speech: Speech) -> N
 
 async def test_no_audio_packages_are_needed_for_raw_sound(server: Server, tmp_path: Any) -> None:
     from engine_plugin.engines.audio.decoder import Decoder
-    from engine_plugin.engines.http1 import Http1Client
+    from engine_plugin.engines.http.http1 import Http1Client
     from engine_plugin.engines.openvino.client import ServerClient
     from engine_plugin.engines.openvino.speech import Speech
     from engine_plugin.errors import PreconditionError

@@ -19,9 +19,9 @@ from urllib.request import Request, urlopen
 import pytest
 
 import engine_plugin
-from engine_plugin.engines import guard
-from engine_plugin.engines.http1 import Http1Client
-from engine_plugin.engines.python import module_command, module_environ
+from engine_plugin.engines.http.http1 import Http1Client
+from engine_plugin.engines.processes import guard
+from engine_plugin.engines.processes.python import module_command, module_environ
 from engine_plugin.errors import InvalidRequestError
 from tests.audio.sounds import silence, speech, wav
 from tests.openvino.speech.conftest import speech_on

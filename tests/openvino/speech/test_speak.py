@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines.http1 import Http1Client
+from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError
 from tests.audio.sounds import wav
 from tests.openvino.speech.conftest import LIMIT, SPOKEN_RATE, speech_on

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines import guard
+from engine_plugin.engines.processes import guard
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

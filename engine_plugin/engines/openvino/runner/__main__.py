@@ -15,7 +15,7 @@ import signal
 import sys
 from typing import Any
 
-from engine_plugin.engines import guard
+from engine_plugin.engines.processes import guard
 
 __all__ = ["main"]
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import psutil
 
-from engine_plugin.engines import guard
 from engine_plugin.engines.openvino.runner.errors import ApiError
 from engine_plugin.engines.openvino.runner.frames import encode
 from engine_plugin.engines.openvino.runner.sinks import OneResult
 from engine_plugin.engines.openvino.runner.unpacking import FrameReader
+from engine_plugin.engines.processes import guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

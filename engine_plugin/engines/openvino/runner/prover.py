@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from engine_plugin.engines import guard
 from engine_plugin.engines.openvino.runner.frames import Channel, receive
+from engine_plugin.engines.processes import guard
 
 __all__ = ["main"]
 

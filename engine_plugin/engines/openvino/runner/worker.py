@@ -11,8 +11,8 @@ import os
 import signal
 import sys
 
-from engine_plugin.engines import guard
 from engine_plugin.engines.openvino.runner.frames import Channel, Inbox
+from engine_plugin.engines.processes import guard
 
 __all__ = ["main"]
 

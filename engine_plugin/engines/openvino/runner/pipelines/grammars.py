@@ -17,9 +17,9 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from engine_plugin.engines import guard
 from engine_plugin.engines.openvino.runner.frames import encode, receive
 from engine_plugin.engines.openvino.runner.pipelines import RequestError
+from engine_plugin.engines.processes import guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable

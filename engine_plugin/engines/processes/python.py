@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import engine_plugin
-from engine_plugin.engines import guard
-from engine_plugin.engines.child import STDERR, STDOUT, ChildProcess
+from engine_plugin.engines.processes import guard
+from engine_plugin.engines.processes.child import STDERR, STDOUT, ChildProcess
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.waiting import comes_true
 
@@ -29,7 +29,7 @@ _OURS = f"{engine_plugin.__name__}."
 
 
 def guarded(argv: Sequence[str]) -> list[str]:
-    """argv of the foreign program `argv` below `engines.guard`, so that it ends with us, and all its offspring too.
+    """argv of the foreign program `argv` below the guard, so that it ends with us, and all its offspring too.
 
     Spawn it with `ChildProcess`, which tells the guard who its parent is. On Windows it is `argv` itself: there a
     Job Object does it. The guard runs as a file without the `site` module, which starts sooner than `-m`.

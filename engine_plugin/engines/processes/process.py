@@ -19,8 +19,8 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from engine_plugin.engines.life import Command, Life, ProcessSpec, ProcessState
-from engine_plugin.engines.restarts import Restarts
+from engine_plugin.engines.processes.life import Command, Life, ProcessSpec, ProcessState
+from engine_plugin.engines.processes.restarts import Restarts
 from engine_plugin.errors import EngineStartError, UnavailableError
 from engine_plugin.waiting import comes_true
 

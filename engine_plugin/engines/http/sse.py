@@ -10,7 +10,7 @@ from engine_plugin.errors import BadGatewayError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from engine_plugin.engines.http1 import HttpResponse
+    from engine_plugin.engines.http.http1 import HttpResponse
 
 __all__ = ["DONE", "error_event", "event_data", "whole_events"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from engine_plugin.engines import tree
+from engine_plugin.engines.processes import tree
 
 __all__ = ["free_port", "free_ports", "holder", "listens"]
 

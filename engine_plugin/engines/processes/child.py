@@ -10,7 +10,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any, cast
 
-from engine_plugin.engines import guard, tree
+from engine_plugin.engines.processes import guard, tree
 from engine_plugin.files import in_thread
 from engine_plugin.waiting import comes_true
 

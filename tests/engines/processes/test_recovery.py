@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from engine_plugin.engines.health import HealthPolicy, HealthRecord
-from engine_plugin.engines.process import EngineProcess, ProcessState
-from engine_plugin.engines.restarts import RestartPolicy, Restarts
+from engine_plugin.engines.processes.health import HealthPolicy, HealthRecord
+from engine_plugin.engines.processes.process import EngineProcess, ProcessState
+from engine_plugin.engines.processes.restarts import RestartPolicy, Restarts
 from engine_plugin.errors import EngineStartError, UnavailableError
 from tests.engines.conftest import LIMIT, Stage, alive, until, within
 

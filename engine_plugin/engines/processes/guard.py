@@ -1,6 +1,6 @@
 """Keeps a process from outliving its parent. Runs inside engine processes, so it imports only the stdlib.
 
-`arm()` is for processes of ours. For a foreign program `python guard.py COMMAND…` (`engines.python.guarded`) stays
+`arm()` is for processes of ours. For a foreign program `python guard.py COMMAND…` (`guarded`, beside this) stays
 as its parent, a small supervisor without threads:
 
 - it notices that the plugin has died (on Linux by the kernel's parent-death signal, everywhere by the end of stdin,

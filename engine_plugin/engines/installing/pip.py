@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine_plugin.engines import python
+from engine_plugin.engines.processes import python
 from engine_plugin.errors import InstallError
 
 if TYPE_CHECKING:

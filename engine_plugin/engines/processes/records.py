@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from engine_plugin.engines import tree
+from engine_plugin.engines.processes import tree
 from engine_plugin.files import private_folder, write_json
 
 if TYPE_CHECKING:

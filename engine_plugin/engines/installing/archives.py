@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from engine_plugin.download.disk import check_room
 from engine_plugin.download.sizes import byte_size
-from engine_plugin.engines.member_names import Tree, refusal
+from engine_plugin.engines.installing.member_names import Tree, refusal
 from engine_plugin.errors import DownloadError, InstallError
 from engine_plugin.files import in_thread
 

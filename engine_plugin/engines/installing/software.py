@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from engine_plugin.download.disk import check_room
-from engine_plugin.engines import python
 from engine_plugin.engines.base import EngineCheck
-from engine_plugin.engines.install import Installation, Steps
-from engine_plugin.engines.pip import install_packages
-from engine_plugin.engines.releases import DownloadRules, Downloads
+from engine_plugin.engines.installing.install import Installation, Steps
+from engine_plugin.engines.installing.pip import install_packages
+from engine_plugin.engines.installing.releases import DownloadRules, Downloads
+from engine_plugin.engines.processes import python
 from engine_plugin.errors import (
     DownloadError,
     EngineNotInstalledError,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.engines.base import Progress
-    from engine_plugin.engines.releases import Archive
+    from engine_plugin.engines.installing.releases import Archive
 
 __all__ = ["LocalBackend", "LocalSoftware", "Moves", "Workshop", "find_program", "pinned", "sources", "version_in"]
 
@@ -231,7 +231,7 @@ class Workshop:
 
     async def unpack(self, archives: Sequence[Archive], target: Path, progress: Progress) -> None:
         """Fetch and verify archives, and unpack them into the new directory `target`. Raises InstallError."""
-        from engine_plugin.engines.archives import unpack  # not before the handshake
+        from engine_plugin.engines.installing.archives import unpack  # not before the handshake
 
         files = [await self._downloads.get(archive, progress) for archive in archives]
         progress(f"unpacking {', '.join(archive.label.rpartition('/')[2] for archive in archives)}")

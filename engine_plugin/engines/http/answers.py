@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines import sse
+from engine_plugin.engines.http import sse
 from engine_plugin.errors import (
     BadGatewayError,
     EnginePluginError,
@@ -19,8 +19,8 @@ from engine_plugin.waiting import comes_true
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
-    from engine_plugin.engines.http1 import HttpResponse
-    from engine_plugin.engines.life import Life
+    from engine_plugin.engines.http.http1 import HttpResponse
+    from engine_plugin.engines.processes.life import Life
 
 __all__ = ["ERROR_LIMIT", "Complaint", "explained", "stream_events"]
 

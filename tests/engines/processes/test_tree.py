@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from engine_plugin.engines import python, tree
+from engine_plugin.engines.processes import python, tree
 from tests.engines.conftest import CHILD, Stage, alive, running, until
 
 if TYPE_CHECKING:

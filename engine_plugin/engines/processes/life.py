@@ -1,6 +1,6 @@
 """One life of an engine process: spawn, wait until it can serve, watch it, end it and confirm that it is gone.
 
-`engines.process` owns the states and decides what comes after; this module knows how a life goes.
+`engines.processes.process` owns the states and decides what comes after; this module knows how a life goes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines import tree
-from engine_plugin.engines.child import STDERR, STDOUT, ChildProcess
-from engine_plugin.engines.health import HealthPolicy, HealthRecord
-from engine_plugin.engines.restarts import RestartPolicy
+from engine_plugin.engines.processes import tree
+from engine_plugin.engines.processes.child import STDERR, STDOUT, ChildProcess
+from engine_plugin.engines.processes.health import HealthPolicy, HealthRecord
+from engine_plugin.engines.processes.restarts import RestartPolicy
 from engine_plugin.files import in_thread
 from engine_plugin.waiting import comes_true
 
@@ -40,7 +40,7 @@ _DEATH_NOTICE = 0.5
 
 
 class ProcessState(Enum):
-    """What an engine process is doing; the diagram is in `engines.process`."""
+    """What an engine process is doing; the diagram is in `engines.processes.process`."""
 
     STOPPED = "stopped"
     STARTING = "starting"

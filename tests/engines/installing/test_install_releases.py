@@ -14,8 +14,15 @@ import pytest
 
 from engine_plugin.download.events import ChunkProgress
 from engine_plugin.download.remote import FetchPolicy
-from engine_plugin.engines import releases
-from engine_plugin.engines.releases import Archive, DownloadRules, Downloads, choose, digest_in, likely_accelerators
+from engine_plugin.engines.installing import releases
+from engine_plugin.engines.installing.releases import (
+    Archive,
+    DownloadRules,
+    Downloads,
+    choose,
+    digest_in,
+    likely_accelerators,
+)
 from engine_plugin.errors import AuthError, InstallError
 from tests.models.server import FileServer, Script, file_server
 

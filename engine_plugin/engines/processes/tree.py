@@ -155,7 +155,7 @@ def bind_to_us(pid: int) -> Any:
     Raises OSError, and then a process that was held has to be killed.
     """
     if sys.platform == "win32":
-        from engine_plugin.engines.job_windows import KillOnCloseJob
+        from engine_plugin.engines.processes.job_windows import KillOnCloseJob
 
         job = KillOnCloseJob(pid)
         try:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.engines import install
-from engine_plugin.engines.install import Installation, Steps, Version
+from engine_plugin.engines.installing import install
+from engine_plugin.engines.installing.install import Installation, Steps, Version
 from engine_plugin.errors import EngineStartError, InstallError
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ async def test_a_version_name_that_no_directory_can_have(engine: Engine) -> None
 CHILD = """
 import asyncio, sys
 from pathlib import Path
-from engine_plugin.engines.install import Installation, Steps
+from engine_plugin.engines.installing.install import Installation, Steps
 
 async def main(root):
     async def fill(folder):

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 import engine_plugin
-from engine_plugin.engines import guard, python
-from engine_plugin.engines.records import ProcessRecords
+from engine_plugin.engines.processes import guard, python
+from engine_plugin.engines.processes.records import ProcessRecords
 from tests.engines.conftest import CHILD, Stage, alive, running, until, within
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 GUARD = python.guarded([])
 # Another POSIX system than Linux: no parent-death signal, no subreaper, no /proc.
 AS_ELSEWHERE = (
-    "import os, sys; sys.platform = 'darwin'; from engine_plugin.engines import guard;"
+    "import os, sys; sys.platform = 'darwin'; from engine_plugin.engines.processes import guard;"
     "os._exit(guard.main(sys.argv[1:]))"
 )
 ELSEWHERE = [sys.executable, "-c", AS_ELSEWHERE]
@@ -139,7 +139,7 @@ async def test_elsewhere_somebody_else_may_hold_stdin_open(stage: Stage) -> None
 async def test_a_process_that_armed_itself(stage: Stage) -> None:
     """SIGKILL of the plugin; nobody can react but the kernel."""
     script = (
-        "import os, sys, time; from engine_plugin.engines import guard; guard.arm();"
+        "import os, sys, time; from engine_plugin.engines.processes import guard; guard.arm();"
         "open(sys.argv[1] + '.new', 'w').write(str(os.getpid())); os.replace(sys.argv[1] + '.new', sys.argv[1]);"
         "time.sleep(60)"
     )
@@ -164,7 +164,7 @@ async def test_a_plugin_that_died_before_anything_was_armed(stage: Stage, way: s
     """The kernel sends nothing for a parent that is gone already, hence the look at getppid()."""
     script = (
         "import os, sys, time\n"
-        "from engine_plugin.engines import guard\n"
+        "from engine_plugin.engines.processes import guard\n"
         f"sys.platform = {system!r}\n"
         "open(sys.argv[1] + '/up.new', 'w').write(str(os.getpid()))\n"
         "os.replace(sys.argv[1] + '/up.new', sys.argv[1] + '/up')\n"
@@ -285,7 +285,7 @@ def test_nobody_but_the_guard_forks() -> None:
     package = Path(engine_plugin.__file__).parent
     forks = re.compile(r"\bos\.(fork|forkpty)\b|\bpty\.fork\b|preexec_fn=|\bmultiprocessing\b|\bos\.system\b")
     found = [path.relative_to(package).as_posix() for path in package.rglob("*.py") if forks.search(path.read_text())]
-    assert found == ["engines/guard.py"]
+    assert found == ["engines/processes/guard.py"]
 
 
 # When the program ends
@@ -316,7 +316,7 @@ async def test_what_the_program_leaves_ends_before_the_guard(stage: Stage, ends:
 async def test_one_that_cannot_be_killed_does_not_hide_the_programs_end(stage: Stage) -> None:
     """A process that took on another user's identity, say."""
     script = (
-        "import os, sys; from engine_plugin.engines import guard\n"
+        "import os, sys; from engine_plugin.engines.processes import guard\n"
         "def refused(pid, signal): raise PermissionError\n"
         "os.kill = refused\n"
         "os._exit(guard.main(sys.argv[1:]))\n"
@@ -373,7 +373,7 @@ async def test_a_signal_in_the_moment_of_the_start_is_not_lost(stage: Stage, sta
     script = f"""\
 import os, signal, sys, time
 sys.platform = {"linux" if start is GUARD else "darwin"!r}
-from engine_plugin.engines import guard
+from engine_plugin.engines.processes import guard
 fork = os.fork
 def slow():
     if {moment!r} == "before":

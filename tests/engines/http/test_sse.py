@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_plugin.engines import sse
+from engine_plugin.engines.http import sse
 from engine_plugin.errors import BadGatewayError
 
 if TYPE_CHECKING:

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines import archives
-from engine_plugin.engines.archives import Limits, unpack
+from engine_plugin.engines.installing import archives
+from engine_plugin.engines.installing.archives import Limits, unpack
 from engine_plugin.errors import InstallError
-
-from .packing import Member, pack, tar_bytes, zip_bytes
+from tests.engines.packing import Member, pack, tar_bytes, zip_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
