@@ -36,6 +36,21 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 
 ENGINES = ("llamacpp", "openvino")
+
+# The parts of `engines` and those of them that each may import; the engines themselves may import all but each other.
+ENGINE_PARTS: dict[str, set[str]] = {
+    "base": set(),
+    "admission": set(),
+    "options": set(),
+    "pool": set(),
+    "shared": set(),
+    "processes": set(),
+    "http": {"processes"},
+    "installing": {"base", "processes"},
+    "audio": {"base", "processes"},
+    "server": {"http", "options", "processes"},
+    "driver": {"base", "installing", "pool", "processes", "server", "shared"},
+}
 ENGINE_WORDS = re.compile(r"(?<!o)llama|xllamacpp|openvino(?!:)", re.IGNORECASE)
 
 
@@ -106,6 +121,18 @@ def test_an_engines_words_stay_with_it(path: Path) -> None:
     if part_of(path) == "manifest":  # the host's own flavours of JSON, which it calls after engines
         foreign -= {"ollama", "openvino"}
     assert foreign == set()
+
+
+def test_engines_parts_have_their_order() -> None:
+    used: dict[str, set[str]] = {}
+    for path in sources():
+        place = path.relative_to(PACKAGE).parts
+        if place[0] == "engines" and place[1] != "__init__.py":
+            part = place[1].removesuffix(".py")
+            names = {name.split(".")[2] for name in imports(path) if name.startswith("engine_plugin.engines.")}
+            used.setdefault(part, set()).update(names - {part})
+    assert {part: names for part, names in used.items() if part not in ENGINES} == ENGINE_PARTS
+    assert set(TopologicalSorter(ENGINE_PARTS).static_order()) == set(ENGINE_PARTS)
 
 
 def test_engines_do_not_know_each_other() -> None:
