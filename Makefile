@@ -46,7 +46,7 @@ demo: run-setup  ## see the plugin at work (PROMPT="Tell me a story" asks what y
 test: setup  ## run the tests (ARGS="tests/goplugin -k handshake" chooses)
 	@$(VENV_PYTHON) -m pytest $(ARGS)
 
-soak: setup  ## load the plugin and hurt its engines for three minutes (ARGS="--minutes 60 --seed 1")
+soak: setup  ## load the plugin and hurt its engines for three minutes (ARGS="--minutes 60 --engine openvino")
 	@$(VENV_PYTHON) -m tests.soak $(ARGS)
 
 lint: setup  ## check style and types

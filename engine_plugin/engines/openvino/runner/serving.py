@@ -91,10 +91,11 @@ def _bury_children() -> None:
     """Wait, but not for long, until the killed are gone: who inherits them, such as the first process of a container,
     may never do that, and Windows need not."""
     give_up = time.monotonic() + _BURIAL
-    while sys.platform != "win32" and time.monotonic() < give_up:
-        try:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if not pid:
-            time.sleep(0.002)
+    if sys.platform != "win32":
+        while time.monotonic() < give_up:
+            try:
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                time.sleep(0.002)
