@@ -193,7 +193,11 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         self.require_device(mode, probed["devices"], backend)
         if self._use_unix_sockets() and self._sockets is None:
             self._sockets = await in_thread(self._private_folder, self._cleanup)  # ends before a stop cleans it up
-        await self.begin(backend, mode, probed["devices"])
+        try:
+            await self.begin(backend, mode, probed["devices"])
+        except BaseException:
+            await self.end()
+            raise
         self._mode, self._backend = mode, backend
         log.info("%s is ready: %s, version %s, mode %s", self.title, backend.origin, probed["version"], mode)
 

@@ -39,6 +39,7 @@ _GRAPH = "graph.pbtxt"
 _CONFIG_LIMIT = 16 * 1024 * 1024
 _POLL_FIRST, _POLL_LAST = 0.01, 0.25
 _LEAVE_TIMEOUT = 30.0
+_NO_LOCKS = (OSError, NotImplementedError)
 
 
 class ModelState(NamedTuple):
@@ -90,8 +91,8 @@ def remove_stale(folder: Path) -> None:
         lock = lock_of(server)
         try:
             lock.acquire(timeout=0)
-        except (Timeout, OSError):
-            continue  # its plugin lives
+        except (Timeout, *_NO_LOCKS):
+            continue  # its plugin lives, or nobody can tell
         shutil.rmtree(server, ignore_errors=True)
         _unlock(lock)
 
@@ -142,7 +143,8 @@ class Residents:
         if self._lock is None:
             private_folder(self.folder.parent)
             self._lock = lock_of(self.folder)
-            self._lock.acquire(timeout=0)
+            with suppress(*_NO_LOCKS):  # a file system without locks: nobody can take the folder for stale either
+                self._lock.acquire(timeout=0)
         self._write({name: graph for name, graph in self._graphs.items() if name in self._proved})
 
     def remove_folder(self) -> None:

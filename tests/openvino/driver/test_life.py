@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
+from engine_plugin.engines.openvino import command
 from engine_plugin.engines.openvino.residents import lock_of
 from engine_plugin.errors import BadGatewayError, EnginePluginError, PreconditionError, UnavailableError
 from engine_plugin.files import in_thread
@@ -149,6 +151,18 @@ async def test_a_device_of_plugin_yaml_that_is_not_here(serve: Serve) -> None:
     assert running.processes() == []
     await running.client.start_engine("cpu")
     assert (await running.client.invoke("embed", {"input": "a"}))["data"]
+
+
+async def test_a_start_that_fails_leaves_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = await serve(start=False)
+    with monkeypatch.context() as broken:
+        broken.setattr(command, "runner_command", lambda: [sys.executable, "-c", "raise SystemExit('no luck')"])
+        with pytest.raises(EnginePluginError, match="no luck"):
+            await running.client.start_engine()
+    assert running.processes() == []
+    assert list((running.engine.manifest.data_dir / "served").iterdir()) == []
+    await running.client.start_engine()
+    assert (await running.client.invoke("chat", COUNT))["choices"]
 
 
 async def test_over_a_port(serve: Serve) -> None:
