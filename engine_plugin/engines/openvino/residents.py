@@ -39,7 +39,8 @@ _GRAPH = "graph.pbtxt"
 _CONFIG_LIMIT = 16 * 1024 * 1024
 _POLL_FIRST, _POLL_LAST = 0.01, 0.25
 _LEAVE_TIMEOUT = 30.0
-_NO_LOCKS = (OSError, NotImplementedError)
+_NO_LOCK = (OSError, NotImplementedError)
+"""Somebody has it (filelock's Timeout is an OSError), or the file system knows no locks."""
 
 
 class ModelState(NamedTuple):
@@ -84,14 +85,12 @@ class ResidentServer(Protocol):
 
 def remove_stale(folder: Path) -> None:
     """Remove what plugins that were killed left of their servers' folders below `folder`. Blocks."""
-    from filelock import Timeout
-
     for place in folder.iterdir() if folder.is_dir() else ():
         server = place.with_suffix("")  # a folder, or the lock of one
         lock = lock_of(server)
         try:
             lock.acquire(timeout=0)
-        except (Timeout, *_NO_LOCKS):
+        except _NO_LOCK:
             continue  # its plugin lives, or nobody can tell
         shutil.rmtree(server, ignore_errors=True)
         _unlock(lock)
@@ -143,7 +142,7 @@ class Residents:
         if self._lock is None:
             private_folder(self.folder.parent)
             self._lock = lock_of(self.folder)
-            with suppress(*_NO_LOCKS):  # a file system without locks: nobody can take the folder for stale either
+            with suppress(*_NO_LOCK):  # a file system without locks: nobody can take the folder for stale either
                 self._lock.acquire(timeout=0)
         self._write({name: graph for name, graph in self._graphs.items() if name in self._proved})
 
