@@ -138,10 +138,13 @@ class Driver(Engine, Generic[BackendT, ServerT]):
 
     async def _adopt(self, models: list[str], progress: Progress) -> None:
         """Have a running engine use what is installed now, with `models` loaded; one that is stopped stays so."""
-        if self._backend is None or self._backend == self._software.find():
+        if self._backend is None:
+            return
+        found = await in_thread(self._software.find)
+        if self._backend in (None, found):  # a stop came meanwhile, or it is the same
             return
         progress("moving the running engine to the new version")
-        self._backend = self._software.find()
+        self._backend = found
         await self.renew()
         await self._load_again(models)
 
@@ -160,7 +163,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         await asyncio.to_thread(self._records.reap)
 
     async def version(self) -> str:
-        backend = self._software.find()
+        backend = await in_thread(self._software.find)
         return backend.version or str((await self._software.probe(backend))["version"])
 
     def config(self) -> EngineConfig:
@@ -187,7 +190,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
             await self._make_ready(mode)
 
     async def _make_ready(self, mode: str) -> None:
-        backend = self._software.find()
+        backend = await in_thread(self._software.find)
         await self.init_env()
         probed = await self._software.probe(backend)
         self.require_device(mode, probed["devices"], backend)
