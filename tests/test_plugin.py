@@ -34,6 +34,7 @@ from engine_plugin.errors import (
 from engine_plugin.host import OperateStatus, PluginClient, connect, events
 from engine_plugin.manifest import load_manifest
 from engine_plugin.plugin import Plugin
+from engine_plugin.rpc import servicer
 from engine_plugin.rpc.grpc_aio import AioServer
 from engine_plugin.rpc.servicer import provider_service
 from engine_plugin.rpc.stubs import provider_pb2 as pb
@@ -469,6 +470,21 @@ async def test_an_unexpected_exception_ends_a_stream(serve: Serve, where: str) -
         with pytest.raises(EnginePluginError, match="internal error"):
             await anext(conversation)
     await still_well(client)
+
+
+async def test_who_still_sends_has_time_to_read_why_it_failed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write to a call that has ended can make gRPC forget what came before the end."""
+    monkeypatch.setattr(servicer, "_LEAVE_TAKING", 60.0)
+    client, engine = await serve()
+    async with asyncio.timeout(20):
+        async with client.invoke_bidi("speech-to-text-ws") as conversation:
+            await conversation.send(b"fail")
+            await engine.ended.wait()
+            for _ in range(10):
+                await conversation.send(b"more")
+            with pytest.raises(EnginePluginError, match="does not understand"):
+                await anext(conversation)
+        await still_well(client)
 
 
 async def test_errors_keep_their_code_everywhere(serve: Serve) -> None:

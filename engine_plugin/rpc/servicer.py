@@ -87,6 +87,10 @@ def _models(models: Sequence[ModelInfo]) -> dict[str, Any]:
     return {"response_json": _dump({"models": [model.to_wire() for model in models]})}
 
 
+_LEAVE_TAKING = 0.25
+"""Seconds that a host has to read why its conversation failed, while it still sends."""
+
+
 class ProviderServicer:
     """The 25 methods, each named as its rpc."""
 
@@ -125,11 +129,12 @@ class ProviderServicer:
 
     async def InvokeServiceBidi(self, call: Call) -> None:
         response = pb.InvokeServiceBidiResponse
+        all_heard = asyncio.Event()
         try:
             first = await call.receive()
             if not isinstance(first, pb.InvokeServiceBidiRequest):
                 raise InvalidRequestError("service_name: the conversation ended before its first message")
-            async with self._plugin.converse(first.service_name, _messages(first, call)) as answers:
+            async with self._plugin.converse(first.service_name, _messages(first, call, all_heard)) as answers:
                 async for answer in answers:
                     await call.send(
                         response(
@@ -146,6 +151,10 @@ class ProviderServicer:
         except (Exception, asyncio.CancelledError) as error:  # the edge, as in _answer
             code, message = _failure(error, "InvokeServiceBidi")
             await call.send(response(code=code, message=message))
+            if not all_heard.is_set():
+                # A host that is sending now would learn of the end by a write that fails, and some of gRPC's clients
+                # then lose what they have not read yet: this error. One that has read it leaves, which ends the wait.
+                await asyncio.sleep(_LEAVE_TAKING)
 
     # Health and status
 
@@ -286,9 +295,12 @@ class ProviderServicer:
         return await _answer(pb.GetRunningModelsResponse, "GetRunningModels", work)
 
 
-async def _messages(first: pb.InvokeServiceBidiRequest, call: Call) -> AsyncIterator[BidiMessage]:
-    """The host's messages, from the first on, until it half-closes."""
+async def _messages(
+    first: pb.InvokeServiceBidiRequest, call: Call, all_heard: asyncio.Event
+) -> AsyncIterator[BidiMessage]:
+    """The host's messages, from the first on, until it half-closes, which sets `all_heard`."""
     message: Any = first
     while message is not None:
         yield BidiMessage(message.data, message.message_type, dict(message.metadata))
         message = await call.receive()
+    all_heard.set()
