@@ -5,7 +5,7 @@
     probe     print version and devices as JSON
     inspect   print what a GGUF file's header says as JSON (the path is a JSON line on stdin)
 
-Apart from the guard it imports nothing of ours. A failure is one line on stderr and exit status 3.
+Apart from the guard and its like it imports nothing of ours. A failure is one line on stderr and exit status 3.
 """
 
 from __future__ import annotations
@@ -18,16 +18,9 @@ import threading
 from typing import Any
 
 from engine_plugin.engines.processes import guard
+from engine_plugin.engines.processes.entry import fail, read_settings
 
 __all__ = ["main"]
-
-FAILED = 3
-
-
-def _fail(text: str) -> None:
-    sys.stderr.write(f"E {text}\n")
-    sys.stderr.flush()
-    os._exit(FAILED)
 
 
 def _exit_when_stdin_ends() -> None:
@@ -39,20 +32,8 @@ def _exit_when_stdin_ends() -> None:
         os._exit(0)
 
 
-def _settings() -> dict[str, Any]:
-    """The first line of stdin, read without a buffer, so that the lifeline thread sees all that follows."""
-    line = bytearray()
-    while not line.endswith(b"\n"):
-        byte = os.read(0, 65536)
-        if not byte:
-            os._exit(0)
-        line += byte
-    settings: dict[str, Any] = json.loads(line)
-    return settings
-
-
 def _serve() -> None:
-    settings = _settings()
+    settings = read_settings()
     threading.Thread(target=_exit_when_stdin_ends, daemon=True).start()
     import xllamacpp
 
@@ -78,7 +59,7 @@ def _serve() -> None:
     try:
         server = xllamacpp.Server(params)  # returns when the model is loaded; holds the GIL until then
     except RuntimeError as error:
-        _fail(f"cannot load {settings['model']}: {error}")
+        fail(f"cannot load {settings['model']}: {error}")
     else:
         print(json.dumps({"address": server.listening_address}), flush=True)
         _wait_forever(server)
@@ -120,11 +101,11 @@ _POOLINGS = {0: "NONE", 1: "MEAN", 2: "CLS", 3: "LAST", 4: "RANK"}
 def _inspect() -> None:
     import gguf
 
-    path = _settings()["path"]
+    path = read_settings()["path"]
     try:
         reader = gguf.GGUFReader(path)
     except (OSError, ValueError, KeyError, IndexError, TypeError, AssertionError, OverflowError) as error:
-        _fail(f"not a readable GGUF file, or a truncated one: {error}")
+        fail(f"not a readable GGUF file, or a truncated one: {error}")
 
     def value(key: str) -> Any:
         found = reader.get_field(key)
@@ -132,10 +113,10 @@ def _inspect() -> None:
 
     architecture = value("general.architecture")
     if not isinstance(architecture, str):
-        _fail("not a model: the GGUF file has no general.architecture")
+        fail("not a model: the GGUF file has no general.architecture")
     counts = [int(tensor.n_elements) for tensor in reader.tensors]
     if not counts:
-        _fail("not a model: the GGUF file has no tensors")
+        fail("not a model: the GGUF file has no tensors")
     biggest = max(reader.tensors, key=lambda tensor: int(tensor.n_bytes))
     file_type = value("general.file_type")
     print(
@@ -175,7 +156,7 @@ def main(arguments: list[str]) -> int:
     try:
         verbs[arguments[0]]()
     except ImportError as error:
-        _fail(f"{error}. Install the engine: InstallEngine, or pip install 'engine-plugin[llamacpp]'")
+        fail(f"{error}. Install the engine: InstallEngine, or pip install 'engine-plugin[llamacpp]'")
     return 0
 
 

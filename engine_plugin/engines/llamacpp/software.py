@@ -35,7 +35,6 @@ __all__ = ["RUNNER", "Backend", "Moves", "Software"]
 RUNNER = "engine_plugin.engines.llamacpp.runner"
 _REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 _NEEDED_BYTES = 400 * 1024 * 1024
-_PROBE_TIMEOUT = 60.0
 _PYTHON = "python"
 """Where an installed release keeps gguf."""
 

@@ -45,7 +45,6 @@ _AUDIO = ("av",)
 
 _TEMPLATES = ("jinja2", "markupsafe")
 _NEEDED_BYTES = {"embedded": 600 * 1024 * 1024, "release": 1200 * 1024 * 1024, "packages": 250 * 1024 * 1024}
-_PROBE_TIMEOUT = 60.0
 
 # Below an installed version's directory
 _OVMS_FOLDER = "ovms"
@@ -53,7 +52,6 @@ _AUDIO_FOLDER = "python"
 _TEMPLATES_FOLDER = "templates"
 
 _VERSION = re.compile(r"OpenVINO Model Server (\d+\.\d+(?:\.\d+)?)")
-_LAST_WORDS = 500
 
 
 @dataclass(frozen=True, slots=True)

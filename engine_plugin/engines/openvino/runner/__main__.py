@@ -4,51 +4,31 @@
               plugin is gone or wants us to stop
     probe     print version and devices as JSON
 
-Apart from the guard it imports nothing of ours but this package. A failure is one line on stderr and exit status 3.
+Of ours it imports this package, and the guard and its like. A failure is one line on stderr and exit status 3.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
-from typing import Any
 
+from engine_plugin.engines.openvino.runner.telemetry import block_telemetry
 from engine_plugin.engines.processes import guard
+from engine_plugin.engines.processes.entry import fail, read_settings
 
 __all__ = ["main"]
 
-FAILED = 3
-
-
-def _fail(text: str) -> None:
-    sys.stderr.write(f"E {text}\n")
-    sys.stderr.flush()
-    os._exit(FAILED)
-
-
-def _settings() -> dict[str, Any]:
-    """The first line of stdin, read without a buffer, so that the lifeline's thread sees all that follows."""
-    line = bytearray()
-    while not line.endswith(b"\n"):
-        data = os.read(0, 65536)
-        if not data:
-            os._exit(0)
-        line += data
-    settings: dict[str, Any] = json.loads(line)
-    return settings
-
 
 def _serve() -> None:
-    settings = _settings()
+    settings = read_settings()
     from engine_plugin.engines.openvino.runner.serving import serve
 
     serve(settings)
 
 
 def _probe() -> None:
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # so that importing it fails: it phones home
+    block_telemetry()
     import openvino
     import openvino_genai
 
@@ -71,11 +51,11 @@ def main(arguments: list[str]) -> int:
     try:
         verbs[arguments[0]]()
     except ImportError as error:
-        _fail(f"{error}. Install the engine: InstallEngine, or pip install 'engine-plugin[openvino]'")
+        fail(f"{error}. Install the engine: InstallEngine, or pip install 'engine-plugin[openvino]'")
     except OSError as error:
-        _fail(str(error))
+        fail(str(error))
     except (ValueError, KeyError) as error:
-        _fail(f"{type(error).__name__}: {error}")
+        fail(f"{type(error).__name__}: {error}")
     return 0
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_plugin.engines.openvino.runner.frames import Channel, receive
+from engine_plugin.engines.openvino.runner.telemetry import block_telemetry
 from engine_plugin.engines.processes import guard
 
 __all__ = ["main"]
@@ -28,7 +29,7 @@ def main() -> None:
     channel = Channel(os.dup(1))
     os.dup2(2, 1)
     (folder,) = receive(0)
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # so that importing it fails: it phones home
+    block_telemetry()
     import openvino_genai
 
     tokenizer = openvino_genai.Tokenizer(folder)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import collections
 import importlib
 import json
-import sys
 import threading
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from engine_plugin.engines.openvino.runner.telemetry import block_telemetry
 
 if TYPE_CHECKING:
     from engine_plugin.engines.openvino.runner.frames import Channel, Frame, Inbox
@@ -187,8 +188,7 @@ def load(settings: dict[str, Any]) -> Server:
     kind = settings["kind"]
     if kind not in _MODULES:
         raise RequestError(f"kind: {kind!r} is none of {', '.join(_MODULES)}")
-    # Importing it would look up a host for statistics. None is how Python spells a module that must not be found.
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    block_telemetry()
     module = importlib.import_module(f"{__name__}.{_MODULES[kind]}")
     server: Server = module.load(Settings(settings))
     return server
