@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.openvino.runner.errors import bad_request
@@ -77,7 +78,7 @@ async def _answer(
     return json_answer(shape.whole(whole_answer.choices, result.get("usage")))
 
 
-class _Shape:
+class _Shape(ABC):
     """The JSON around the texts: what does not change within an answer is written once."""
 
     kind = ""
@@ -94,33 +95,33 @@ class _Shape:
         self.shut = '}],"usage":null}\n\n' if with_usage else "}]}\n\n"
         self._usage_head = f'data: {{{top},"choices":[],"usage":'
 
+    @abstractmethod
     def head(self, index: int) -> str:
         """What stands before a text of the choice `index`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tail(self, logprobs: str) -> str:
         """What stands after it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def first(self, index: int) -> str:
         """The event that opens a choice; nothing where there is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def special(self, index: int, delta: dict[str, Any]) -> str:
         """The event of a delta that is no text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, index: int, reason: str) -> str:
         """The event that closes a choice."""
-        raise NotImplementedError
 
+    @abstractmethod
     def logprobs(self, entries: list[dict[str, Any]] | None, index: int) -> Any:
         """As the answer has them, from one entry a token."""
-        raise NotImplementedError
 
+    @abstractmethod
     def choice(self, index: int, collected: _Choice) -> dict[str, Any]:
         """One whole choice."""
-        raise NotImplementedError
 
     def usage(self, usage: Any) -> str:
         """The event that tells it, when it was asked for."""
