@@ -94,7 +94,11 @@ class ServiceNotFoundError(NotFoundError):
 
 
 class ModelNotFoundError(NotFoundError):
-    """No such model is present, nor is it a sample or a source that can be pulled."""
+    """No such model is present. `pull` is what to pull to have it, "" when no pull would bring it."""
+
+    def __init__(self, message: str, *, pull: str = "") -> None:
+        self.pull = pull
+        super().__init__(message)
 
 
 class DeadlineError(EnginePluginError):

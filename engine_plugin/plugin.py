@@ -17,7 +17,7 @@ from engine_plugin.deadlines import deadline
 from engine_plugin.download.sizes import byte_size
 from engine_plugin.engines.base import HealthState
 from engine_plugin.errors import InvalidRequestError, UnavailableError, UnsupportedError
-from engine_plugin.services import CONVERSATIONS, SERVICES, parse_request
+from engine_plugin.services import CONVERSATIONS, parse_request
 from engine_plugin.services.base import optional
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.base import BidiMessage, Engine, EngineCheck, EngineConfig, Health, Progress
     from engine_plugin.manifest import Manifest, ServiceSpec
     from engine_plugin.models.store import ModelInfo, PullRequest
+    from engine_plugin.services import Service
 
 __all__ = ["MODES", "OperateStatus", "Plugin"]
 
@@ -67,8 +68,8 @@ class Plugin:
 
     async def invoke(self, service_name: str, data: bytes) -> bytes:
         """Answer one request with a JSON object. Raises DeadlineError when plugin.yaml's timeout has passed."""
-        service, request = self._prepare(service_name, data)
-        trivial = SERVICES[service_name].trivial_answer(request)
+        service, contract, request = await self._prepare(service_name, data)
+        trivial = contract.trivial_answer(request)
         if trivial is not None:
             return json.dumps(trivial).encode()
         async with deadline(deadlines.allowed(service, "unary"), service_name, _RAISE):
@@ -78,7 +79,7 @@ class Plugin:
     async def stream(self, service_name: str, data: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
         """Answer one request in chunks of whole events. The deadline counts from here to the end of the block;
         leaving the block stops the engine's work."""
-        service, request = self._prepare(service_name, data)
+        service, _contract, request = await self._prepare(service_name, data)
         if not service.capabilities.support_streaming:
             raise UnsupportedError(f"service_name: {service_name} does not stream (plugin.yaml: support_streaming)")
         async with (
@@ -97,7 +98,7 @@ class Plugin:
             raise UnsupportedError(
                 f"service_name: {service_name} is not bidirectional; call InvokeService or InvokeServiceStream"
             )
-        default = service.default_model or self.engine.default_model(service_name)
+        default = service.default_model or await self.engine.default_model(service_name)
         async with (
             deadline(deadlines.allowed(service, "bidi"), service_name, _RAISE),
             aclosing(_checked(service_name, messages)) as checked,
@@ -113,23 +114,23 @@ class Plugin:
             raise UnsupportedError(f"service_name: the engine {self.manifest.engine_name} cannot do {service_name}")
         return service
 
-    def _prepare(self, service_name: str, data: bytes) -> tuple[ServiceSpec, dict[str, Any]]:
+    async def _prepare(self, service_name: str, data: bytes) -> tuple[ServiceSpec, Service, dict[str, Any]]:
         """Look at a request once: the service exists, the JSON is sound, the model is named."""
         spec = self._declared(service_name)
-        service = SERVICES.get(service_name)
-        if service is None:
+        contract = self.engine.contract(spec)
+        if contract is None:
             raise UnsupportedError(
                 f"service_name: {service_name} cannot be called with a JSON request; use InvokeServiceBidi"
             )
         request = parse_request(data)
         if not optional(request, "model", str):
-            request["model"] = spec.default_model or self.engine.default_model(service_name)
+            request["model"] = spec.default_model or await self.engine.default_model(service_name)
             if not request["model"]:
                 raise InvalidRequestError(
                     f"model: is missing, and plugin.yaml has no default_model for {service_name}"
                 )
-        service.check(request)
-        return spec, request
+        contract.check(request)
+        return spec, contract, request
 
     # The engine's life
 

@@ -119,7 +119,7 @@ class SmallEngine(Engine):
         self._step("running_models")
         return []
 
-    def default_model(self, service: str) -> str:
+    async def default_model(self, service: str) -> str:
         return "" if service == "rerank" else "small"
 
     async def call(self, service: str, request: dict[str, Any]) -> bytes:

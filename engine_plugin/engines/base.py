@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin.errors import UnsupportedError
+from engine_plugin.services import SERVICES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
     from engine_plugin.download.events import ChunkProgress, PullEvent
     from engine_plugin.errors import Problem
-    from engine_plugin.manifest import Manifest
+    from engine_plugin.manifest import Manifest, ServiceSpec
     from engine_plugin.models.store import ModelInfo, PullRequest
+    from engine_plugin.services import Service
 
 __all__ = [
     "ENTRY_POINTS",
@@ -196,8 +198,15 @@ class Engine(ABC):
 
     # Service calls, for InvokeService, InvokeServiceStream and InvokeServiceBidi.
 
+    def contract(self, service: ServiceSpec) -> Service | None:
+        """What a request of this service must hold; None for one without requests. `Plugin` checks by it.
+
+        An engine that speaks a second flavour of JSON, which `service.config_ref` names, has a contract for it.
+        """
+        return SERVICES.get(service.service_name)
+
     @abstractmethod
-    def default_model(self, service: str) -> str:
+    async def default_model(self, service: str) -> str:
         """The model for a call that names none when plugin.yaml gives no default_model; "" for none."""
 
     @abstractmethod

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.base import Progress
     from engine_plugin.engines.server import ServerOptions
     from engine_plugin.manifest import Manifest
-    from engine_plugin.models.store import ModelInfo, ModelStore, PullRequest
+    from engine_plugin.models.store import ModelInfo, ModelStore, PullRequest, StoredModel
 
 __all__ = ["Driver"]
 
@@ -87,7 +87,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         """
 
     @abstractmethod
-    async def try_out(self, backend: BackendT, model: ModelInfo, folder: Path | None) -> None:
+    async def try_out(self, backend: BackendT, model: StoredModel, folder: Path | None) -> None:
         """Have new software answer with a sample, beside what runs, and end it. Raises EnginePluginError."""
 
     async def begin(self, backend: BackendT, mode: str, devices: list[dict[str, Any]] | None) -> None:
@@ -120,7 +120,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
 
     def _moves(self, progress: Progress) -> Moves[BackendT]:
         """What an installation asks of us. The models that were loaded are loaded again, after a failure too."""
-        loaded: dict[str, ModelInfo] = {}
+        loaded: dict[str, StoredModel] = {}
 
         async def adopt() -> None:
             loaded.update({server.model.name: server.model for server in self._pool.servers()})
@@ -170,7 +170,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         return EngineConfig(
             host="" if self._use_unix_sockets() else "127.0.0.1",  # a private socket has no host to show
             scheme="http",
-            recommend_model=self.default_model("chat"),
+            recommend_model=self._sample_for("chat"),
             download_path=str(self._software.folder),
             engine_path=str(self._data),
             exec_path=os.path.dirname(sys.executable),  # noqa: PTH120  # the wire wants the text
@@ -251,7 +251,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
             await self._let_go(await self._store.get(name))
         await self._store.delete(name)
 
-    async def _let_go(self, model: ModelInfo) -> None:
+    async def _let_go(self, model: StoredModel) -> None:
         users = self._pool.users(model.name)
         if users:
             raise ModelInUseError(f"model: {model.name} is answering {users} requests; delete it when they are done")
@@ -272,11 +272,14 @@ class Driver(Engine, Generic[BackendT, ServerT]):
 
     # Services
 
-    def default_model(self, service: str) -> str:
+    async def default_model(self, service: str) -> str:
+        return self._sample_for(service)
+
+    def _sample_for(self, service: str) -> str:
         kind = self.kind_of_service.get(service)
         return self._store.default_for(kind) if kind else ""
 
-    async def _model_for(self, service: str, name: str) -> ModelInfo:
+    async def _model_for(self, service: str, name: str) -> StoredModel:
         """The model of that name, which must be of the service's kind. Raises InvalidRequestError, and
         UnavailableError before a start."""
         self._require_running()

@@ -19,6 +19,7 @@ __all__ = ["number", "option_problems", "read_options"]
 
 Options = TypeVar("Options")
 
+_TEXTS = tuple[str, ...]
 _NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -31,9 +32,9 @@ def option_problems(cls: type[Any], manifest: Manifest) -> list[Problem]:
     """What is wrong with the `engine:` section for an engine whose options are the dataclass `cls`.
 
     A field is a str, int, float or bool, or one of these and None; another such dataclass (and None), for a section;
-    or a `tuple[Other, ...]` of one, for a list of mappings. Its metadata may hold `min`, `max`, `choices`, and, for
-    a text that is not empty, `pattern` or `valid` (which raises ValueError) with its `form` in words. One without a
-    default must be given. Called by `read_options` and by lint.
+    a `tuple[Other, ...]` of one, for a list of mappings; or a `tuple[str, ...]`, for a list of texts. Its metadata may
+    hold `min`, `max`, `choices`, and, for a text that is not empty, `pattern` or `valid` (which raises ValueError) with
+    its `form` in words. One without a default must be given. Called by `read_options` and by lint.
     """
     return list(_problems(cls, manifest.engine_options, ("engine",), manifest))
 
@@ -51,6 +52,8 @@ def _problems(cls: type[Any], given: Mapping[str, Any], place: KeyPath, manifest
             yield from _list_problems(inner, value, here, manifest)
         elif inner := _section(hints[key]):
             yield from _section_problems(inner, value, here, manifest)
+        elif hints[key] == _TEXTS:
+            yield from _text_problems(field.metadata, value, here, manifest)
         elif complaint := _complaint(hints[key], field.metadata, value):
             yield manifest.problem(here, f"{_shown(here)} is {value!r}", f"It must be {complaint}.")
     for key, field in fields.items():
@@ -73,6 +76,16 @@ def _section_problems(cls: type[Any], value: Any, place: KeyPath, manifest: Mani
         yield from _problems(cls, value, place, manifest)
     else:
         yield manifest.problem(place, f"{_shown(place)} is {value!r}", "It must be a mapping.")
+
+
+def _text_problems(metadata: Mapping[str, Any], value: Any, place: KeyPath, manifest: Manifest) -> Iterator[Problem]:
+    if not isinstance(value, list):
+        yield manifest.problem(place, f"{_shown(place)} is {value!r}", "It must be a list of texts.")
+        return
+    for index, entry in enumerate(value):
+        if complaint := _complaint(str, metadata, entry):
+            here = (*place, index)
+            yield manifest.problem(here, f"{_shown(here)} is {entry!r}", f"It must be {complaint}.")
 
 
 def _shown(place: KeyPath) -> str:
@@ -150,6 +163,8 @@ def _values(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(hint: Any, value: Any) -> Any:
+    if hint == _TEXTS:
+        return tuple(value)
     if inner := _listed(hint):
         return tuple(inner(**_values(inner, entry)) for entry in value)
     if inner := _section(hint):

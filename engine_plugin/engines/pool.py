@@ -15,7 +15,7 @@ from engine_plugin.waiting import comes_true
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from engine_plugin.models.store import ModelInfo
+    from engine_plugin.models.store import StoredModel
 
 __all__ = ["ModelPool", "ModelServer"]
 
@@ -26,7 +26,7 @@ class ModelServer(Protocol):
     """One model in memory, or on its way there. Made by the driver for the pool, stopped once, then thrown away."""
 
     @property
-    def model(self) -> ModelInfo:
+    def model(self) -> StoredModel:
         """What it serves."""
 
     @property
@@ -75,7 +75,7 @@ class ModelPool(Generic[ServerT]):
     """
 
     def __init__(
-        self, limit: int, drain_timeout: float, make: Callable[[ModelInfo], ServerT], memory: int = 0
+        self, limit: int, drain_timeout: float, make: Callable[[StoredModel], ServerT], memory: int = 0
     ) -> None:
         self._limit = limit
         self._memory = memory
@@ -84,7 +84,7 @@ class ModelPool(Generic[ServerT]):
         self._entries: dict[str, _Entry[ServerT]] = {}
 
     @asynccontextmanager
-    async def use(self, model: ModelInfo) -> AsyncIterator[ServerT]:
+    async def use(self, model: StoredModel) -> AsyncIterator[ServerT]:
         """A ready server for the model, loaded if need be, that is not evicted inside the block.
 
         Raises PreconditionError for one that is larger than all the memory.
@@ -95,7 +95,7 @@ class ModelPool(Generic[ServerT]):
         finally:
             self._leave(entry)
 
-    async def load(self, model: ModelInfo) -> None:
+    async def load(self, model: StoredModel) -> None:
         """Load the model and leave it in memory."""
         async with self.use(model):
             pass
@@ -130,7 +130,7 @@ class ModelPool(Generic[ServerT]):
         """Those that load, are restarted, or crashed once too often as well."""
         return [entry.server for entry in self._entries.values()]
 
-    async def _enter(self, model: ModelInfo) -> _Entry[ServerT]:
+    async def _enter(self, model: StoredModel) -> _Entry[ServerT]:
         while True:
             entry = self._entries.get(model.name)
             if entry is None:
@@ -172,11 +172,11 @@ class ModelPool(Generic[ServerT]):
             entry.server.clean_up()
             entry.gone.set()
 
-    def _has_room(self, model: ModelInfo) -> bool:
+    def _has_room(self, model: StoredModel) -> bool:
         taken = sum(entry.server.model.size for entry in self._entries.values())
         return len(self._entries) < self._limit and not 0 < self._memory < taken + model.size
 
-    async def _make_room(self, model: ModelInfo) -> bool:
+    async def _make_room(self, model: StoredModel) -> bool:
         """True when there is room right now; else wait for one eviction and return False."""
         if 0 < self._memory < model.size:
             raise PreconditionError(

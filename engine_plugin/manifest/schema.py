@@ -61,7 +61,7 @@ _SERVICE_KEYS = (
     "capabilities",
 )
 _CAPABILITIES = ("support_streaming", "support_bidirectional")
-_OLLAMA_KEYS = ("executable", "models_dir", "download_dir")
+_HOSTS_OWN_KEYS = ("executable", "models_dir", "download_dir")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
@@ -254,7 +254,7 @@ def _resources(top: Section, provider: Provider, variables: Variables) -> tuple[
     section = top.section("resources")
     section.warn_near_misses(("data_dir",))
     ollama = section.section("ollama")  # the host decodes these three itself
-    for key in _OLLAMA_KEYS:
+    for key in _HOSTS_OWN_KEYS:
         ollama.text(key)
     text = section.text("data_dir", f"${{AOG_DATA_DIR}}/engines/{provider.name}")
     data_dir = variables.data_dir = _data_dir(section, text, variables)

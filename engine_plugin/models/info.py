@@ -12,12 +12,42 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-__all__ = ["KINDS", "Inspection", "ModelDetails", "ModelInfo", "kind_of_type"]
+__all__ = [
+    "FEATURES",
+    "KINDS",
+    "KIND_OF_SERVICE",
+    "Capabilities",
+    "Inspection",
+    "Loaded",
+    "ModelDetails",
+    "ModelInfo",
+    "StoredModel",
+    "kind_of_type",
+]
 
 KINDS = ("chat", "embed", "rerank", "text-to-image", "speech-to-text", "text-to-speech")
 """What a model is for. A chat model serves generate too, a speech-to-text model also live transcription."""
 
-_KIND_OF_TYPE = {"": "", "generate": "chat", "speech-to-text-ws": "speech-to-text"} | {kind: kind for kind in KINDS}
+KIND_OF_SERVICE = {"generate": "chat", "speech-to-text-ws": "speech-to-text"} | {kind: kind for kind in KINDS}
+"""The kind of model that each service needs."""
+
+FEATURES = (
+    "completion",
+    "insert",
+    "tools",
+    "thinking",
+    "vision",
+    "audio",
+    "embedding",
+    "rerank",
+    "image",
+    "transcription",
+    "speech",
+)
+"""What a model can do, in the words of `Capabilities`: `insert` fills gaps, `audio` hears sound in a chat, `image`
+draws, `speech` reads aloud."""
+
+_KIND_OF_TYPE = {"": ""} | KIND_OF_SERVICE
 
 
 def kind_of_type(model_type: str, field: str = "model_type") -> str:
@@ -76,31 +106,85 @@ class Inspection:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """A model that is on this machine.
+class Capabilities:
+    """What a model can do: words of FEATURES, and how many tokens it takes together (0: nobody knows).
 
-    `digest` is `sha256:…`, or "" for a big file laid into the store by hand while it is still being read.
-    `modified_at` is aware, `size` is in bytes; a `bundled` model is a sample inside the package.
+    `context_source` says who told of the context: configuration, engine, file, family, estimate, or "" for nobody.
+    """
+
+    features: tuple[str, ...] = ()
+    context_length: int = 0
+    context_source: str = ""
+
+    def to_wire(self) -> dict[str, Any]:
+        """The keys that `details` has of it; none of what is not known."""
+        shape: dict[str, Any] = {"capabilities": list(self.features)} if self.features else {}
+        if self.context_length:
+            shape |= {"context_length": self.context_length, "context_source": self.context_source}
+        return shape
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """How a model is in memory: bytes of it, and of these on an accelerator (0: nobody knows, or none).
+
+    `idle` is the seconds since it was last used, `expires_at` (aware) when it leaves by itself; None: not known, or
+    never. `context_length` is what it was loaded with (tokens; 0: not known).
+    """
+
+    memory: int = 0
+    accelerator_memory: int = 0
+    idle: float | None = None
+    expires_at: datetime | None = None
+    context_length: int = 0
+
+    def to_wire(self) -> dict[str, Any]:
+        """`loaded` of an entry of GetRunningModels."""
+        shape: dict[str, Any] = {"memory": self.memory, "accelerator_memory": self.accelerator_memory}
+        if self.idle is not None:
+            shape["idle_s"] = round(self.idle, 1)
+        if self.expires_at is not None:
+            shape["expires_at"] = self.expires_at.isoformat()
+        if self.context_length:
+            shape["context_length"] = self.context_length
+        return shape
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model that a call may name.
+
+    `digest` is `sha256:…`, or "" when nobody knows it, such as for a big file laid into the store by hand while it is
+    still being read. `modified_at` is aware, `size` is in bytes; a `bundled` model is a sample inside the package.
     """
 
     name: str
-    path: Path
     kind: str
     size: int
     digest: str
     modified_at: datetime
     bundled: bool
     details: ModelDetails
+    capabilities: Capabilities = Capabilities()
+    loaded: Loaded | None = None
 
     def to_wire(self) -> dict[str, Any]:
         """One entry of ListModelsResponse."""
-        return {
+        shape = {
             "name": self.name,
             "model": self.name,
             "modified_at": self.modified_at.isoformat(),
             "size": self.size,
             "digest": self.digest,
-            "details": self.details.to_wire(),
+            "details": {**self.details.to_wire(), **self.capabilities.to_wire()},
             "kind": self.kind,
             "bundled": self.bundled,
         }
+        return shape if self.loaded is None else {**shape, "loaded": self.loaded.to_wire()}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel(ModelInfo):
+    """A model in a store of ours: `path` is its file or folder."""
+
+    path: Path = field(kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.models.info import KINDS, ModelDetails, ModelInfo
+from engine_plugin.models.info import KINDS, ModelDetails, StoredModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,9 +77,9 @@ class Record:
             return None
         return record if record.kind in KINDS and record.digest.startswith("sha256:") else None
 
-    def info(self, path: Path) -> ModelInfo:
+    def info(self, path: Path) -> StoredModel:
         """The model at `path` that this record describes."""
-        return ModelInfo(
+        return StoredModel(
             name=self.name,
             path=path,
             kind=self.kind,

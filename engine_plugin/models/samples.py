@@ -9,7 +9,7 @@ from pathlib import Path
 import engine_plugin
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.files import read_json
-from engine_plugin.models.info import ModelDetails, ModelInfo
+from engine_plugin.models.info import ModelDetails, StoredModel
 from engine_plugin.models.records import details_from_json
 
 __all__ = ["Sample", "Samples", "bundled_samples"]
@@ -26,9 +26,9 @@ class Sample:
     size: int
     details: ModelDetails
 
-    def info(self) -> ModelInfo:
+    def info(self) -> StoredModel:
         """The sample as a model of the store."""
-        return ModelInfo(
+        return StoredModel(
             name=self.name,
             path=self.path,
             kind=self.kind,

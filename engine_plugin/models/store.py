@@ -19,7 +19,7 @@ from engine_plugin.download.partial import Partial
 from engine_plugin.download.remote import FetchPolicy
 from engine_plugin.errors import ModelNotFoundError, PreconditionError, PullError
 from engine_plugin.files import in_thread, private_folder
-from engine_plugin.models.info import Inspection, ModelDetails, ModelInfo, kind_of_type
+from engine_plugin.models.info import Inspection, ModelDetails, ModelInfo, StoredModel, kind_of_type
 from engine_plugin.models.layout import FileLayout
 from engine_plugin.models.names import near_names
 from engine_plugin.models.pull import FilePull
@@ -47,6 +47,7 @@ __all__ = [
     "PullRequest",
     "Sample",
     "Samples",
+    "StoredModel",
     "bundled_samples",
 ]
 
@@ -76,7 +77,7 @@ class ModelStore:
         self._shelf = Shelf(layout or FileLayout(root, suffix), inspect)
         self._pulls: dict[str, SharedPull] = {}
 
-    async def list(self) -> builtins.list[ModelInfo]:
+    async def list(self) -> builtins.list[StoredModel]:
         """Every model, sorted by name; a sample only where no model of the store has its name.
 
         A file laid in by hand is inspected once; one that is no model is skipped with a warning.
@@ -88,7 +89,7 @@ class ModelStore:
                 found[name] = sample.info()
         return [found[name] for name in sorted(found)]
 
-    async def get(self, name: str) -> ModelInfo:
+    async def get(self, name: str) -> StoredModel:
         """One model. Raises ModelNotFoundError. Cheap when the model was seen before: one stat."""
         if self._shelf.layout.is_name(name):
             record = await self._shelf.get(name)

@@ -98,7 +98,7 @@ class FakeEngine(Engine):
             raise ModelNotFoundError(f"model: no model is called {name!r}")
         when = datetime.fromtimestamp(path.stat().st_mtime, UTC)
         details = ModelDetails("bin", "fake", ("fake",), "1M", "Q4_0")
-        return ModelInfo(name, path, "chat", path.stat().st_size, "sha256:00", when, False, details)
+        return ModelInfo(name, "chat", path.stat().st_size, "sha256:00", when, False, details)
 
     async def list_models(self) -> list[ModelInfo]:
         return [self._info(path.name) for path in sorted(self._models.iterdir())]
@@ -128,7 +128,7 @@ class FakeEngine(Engine):
         yield Success(request.model, 10_000, "sha256:00")
 
     async def delete_model(self, name: str) -> None:
-        self._info(name).path.unlink()
+        (self._models / self._info(name).name).unlink()
 
     async def load_model(self, name: str) -> None:
         self._info(name)
@@ -142,7 +142,7 @@ class FakeEngine(Engine):
     async def running_models(self) -> list[ModelInfo]:
         return [self._info(name) for name in self._loaded]
 
-    def default_model(self, service: str) -> str:
+    async def default_model(self, service: str) -> str:
         return "tiny"
 
     async def call(self, service: str, request: dict[str, Any]) -> bytes:

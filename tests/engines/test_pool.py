@@ -10,14 +10,15 @@ import pytest
 
 from engine_plugin.engines.pool import ModelPool
 from engine_plugin.errors import EngineStartError
-from engine_plugin.models.info import ModelDetails, ModelInfo
+from engine_plugin.models.info import ModelDetails, StoredModel
 from tests.engines.conftest import until
 
 LIMIT = 10.0
 
 
-def model(name: str) -> ModelInfo:
-    return ModelInfo(name, Path(name), "chat", 1, "", datetime(2026, 1, 1, tzinfo=UTC), False, ModelDetails())
+def model(name: str) -> StoredModel:
+    when = datetime(2026, 1, 1, tzinfo=UTC)
+    return StoredModel(name, "chat", 1, "", when, False, ModelDetails(), path=Path(name))
 
 
 class Scripted:
@@ -25,7 +26,7 @@ class Scripted:
 
     crashed = False
 
-    def __init__(self, of: ModelInfo) -> None:
+    def __init__(self, of: StoredModel) -> None:
         self.model = of
         self.dead = True
         self.stopped = self.cleaned_up = 0
@@ -57,7 +58,7 @@ def made() -> list[Scripted]:
 
 @pytest.fixture
 def pool(made: list[Scripted]) -> ModelPool[Scripted]:
-    def make(of: ModelInfo) -> Scripted:
+    def make(of: StoredModel) -> Scripted:
         made.append(Scripted(of))
         return made[-1]
 

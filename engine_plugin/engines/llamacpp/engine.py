@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.http.http1 import HttpResponse
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest
-    from engine_plugin.models.store import ModelInfo
+    from engine_plugin.models.store import StoredModel
 
 __all__ = ["LlamaCppEngine"]
 
@@ -69,7 +69,7 @@ class LlamaCppEngine(Driver[Backend, ModelServer]):
                 "Start in mode auto or cpu, or configure a llama-server built for your GPU (engine.llama_server)"
             )
 
-    async def try_out(self, backend: Backend, model: ModelInfo, folder: Path | None) -> None:
+    async def try_out(self, backend: Backend, model: StoredModel, folder: Path | None) -> None:
         server = self._new_server(model, backend, folder)
         try:
             await server.ensure_ready()
@@ -114,10 +114,10 @@ class LlamaCppEngine(Driver[Backend, ModelServer]):
             async with server.post(service, body) as response:
                 yield response
 
-    def _server_of_ours(self, model: ModelInfo) -> ModelServer:
+    def _server_of_ours(self, model: StoredModel) -> ModelServer:
         return self._new_server(model, self._require_running(), self._sockets)
 
-    def _new_server(self, model: ModelInfo, backend: Backend, folder: Path | None) -> ModelServer:
+    def _new_server(self, model: StoredModel, backend: Backend, folder: Path | None) -> ModelServer:
         return ModelServer(
             model,
             backend,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.processes.records import ProcessRecords
     from engine_plugin.engines.server import Address
     from engine_plugin.errors import EnginePluginError
-    from engine_plugin.models.store import ModelInfo
+    from engine_plugin.models.store import StoredModel
 
 __all__ = ["PATHS", "ModelServer", "complaint_error"]
 
@@ -50,7 +50,7 @@ class ModelServer(ServerProcess):
 
     def __init__(
         self,
-        model: ModelInfo,
+        model: StoredModel,
         backend: Backend,
         options: LlamaCppOptions,
         *,

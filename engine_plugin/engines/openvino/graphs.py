@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from engine_plugin.engines.openvino.options import OpenVinoOptions
-    from engine_plugin.models.store import ModelInfo
+    from engine_plugin.models.store import StoredModel
 
 __all__ = ["device_of", "devices_asked", "graph_text"]
 
@@ -126,7 +126,7 @@ def devices_asked(mode: str, options: OpenVinoOptions) -> dict[str, str]:
     return asked
 
 
-def graph_text(model: ModelInfo, device: str, options: OpenVinoOptions, *, threads: int = 0) -> str:
+def graph_text(model: StoredModel, device: str, options: OpenVinoOptions, *, threads: int = 0) -> str:
     """The text of the graph that serves a model. `threads` is for a server that is not told by another way."""
     calculator = _CALCULATORS[model.kind]
     section = getattr(options, calculator.options)

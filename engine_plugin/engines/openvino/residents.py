@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.admission import Admission
     from engine_plugin.engines.openvino.client import ServerClient
     from engine_plugin.engines.processes.life import Life
-    from engine_plugin.models.store import ModelInfo
+    from engine_plugin.models.store import StoredModel
 
 __all__ = ["ModelState", "Resident", "ResidentServer", "Residents", "lock_of", "remove_stale"]
 
@@ -268,7 +268,7 @@ class Resident:
     """One model in a server's memory, or on its way there. Owned by the pool; stopped once, then thrown away."""
 
     def __init__(
-        self, model: ModelInfo, graph: str, server: ResidentServer, residents: Residents, admission: Admission
+        self, model: StoredModel, graph: str, server: ResidentServer, residents: Residents, admission: Admission
     ) -> None:
         self.model = model
         self.admission = admission

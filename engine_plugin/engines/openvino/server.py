@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.processes.life import Life
     from engine_plugin.engines.processes.records import ProcessRecords
     from engine_plugin.engines.server import Address
-    from engine_plugin.models.store import ModelInfo
+    from engine_plugin.models.store import StoredModel
 
 __all__ = ["OpenVinoServer", "Place"]
 
@@ -104,7 +104,7 @@ class OpenVinoServer(ServerProcess):
         self.clean_up()
         await in_thread(self.residents.remove_folder)
 
-    def resident(self, model: ModelInfo) -> Resident:
+    def resident(self, model: StoredModel) -> Resident:
         """A model for the pool. Nothing is loaded yet."""
         options = self._openvino
         device = device_of(model.kind, self._mode, options, only_cpu=self._only_cpu)

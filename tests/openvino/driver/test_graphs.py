@@ -23,11 +23,11 @@ from engine_plugin.engines.openvino.options import (
     Voice,
 )
 from engine_plugin.engines.openvino.runner.graph_file import Graph, read_graph
-from engine_plugin.models.info import KINDS, ModelDetails, ModelInfo
+from engine_plugin.models.info import KINDS, ModelDetails, StoredModel
 
 
-def model(kind: str, folder: str = "/models/of mine/ä") -> ModelInfo:
-    return ModelInfo("owner/mine", Path(folder), kind, 1, "", datetime.now(UTC), False, ModelDetails())
+def model(kind: str, folder: str = "/models/of mine/ä") -> StoredModel:
+    return StoredModel("owner/mine", kind, 1, "", datetime.now(UTC), False, ModelDetails(), path=Path(folder))
 
 
 def read(kind: str, options: OpenVinoOptions, device: str = "CPU", **more: Any) -> Graph:

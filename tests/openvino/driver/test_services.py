@@ -196,5 +196,5 @@ async def test_it_tells_how_it_is(shared: RunningEngine) -> None:
 
 
 async def test_default_models(shared: RunningEngine) -> None:
-    assert {service: shared.engine.default_model(service) for service in SERVICES} == SERVICES
-    assert shared.engine.default_model("sing") == ""
+    assert {service: await shared.engine.default_model(service) for service in SERVICES} == SERVICES
+    assert await shared.engine.default_model("sing") == ""
