@@ -6,11 +6,11 @@ The OpenVINO Model Server and our own server (`runner`) answer alike, so that no
 from __future__ import annotations
 
 import re
-import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from engine_plugin.engines.http.answers import ERROR_LIMIT, Complaint, explained
+from engine_plugin.engines.http.forms import form_with_file
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError, UnavailableError
 
 if TYPE_CHECKING:
@@ -63,9 +63,7 @@ class ServerClient:
         self, path: str, fields: Mapping[str, str], file: bytes, file_name: str
     ) -> AsyncIterator[HttpResponse]:
         """Send a form with a file, which is its field `file`."""
-        boundary = secrets.token_hex(16)
-        body = _form(boundary, fields, file, file_name)
-        kind = f"multipart/form-data; boundary={boundary}"
+        kind, body = form_with_file(fields, file, file_name)
         async with self._answered(self._http.request("POST", path, body, kind)) as response:
             yield response
 
@@ -100,17 +98,6 @@ class ServerClient:
             raise await explained(error, self._life) from error
         finally:
             self._exchanges.discard(exchange)
-
-
-def _form(boundary: str, fields: Mapping[str, str], file: bytes, file_name: str) -> bytes:
-    """multipart/form-data (RFC 7578). Names are ours; a boundary of 128 random bits is in no value."""
-    parts = [
-        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
-        for name, value in fields.items()
-    ]
-    head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{file_name}"\r\n'
-    parts += [head.encode(), b"Content-Type: application/octet-stream\r\n\r\n", file, b"\r\n"]
-    return b"".join([*parts, f"--{boundary}--\r\n".encode()])
 
 
 def complaint_error(complaint: Complaint) -> EnginePluginError:

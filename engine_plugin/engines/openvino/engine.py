@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin.engines.audio.decoder import Decoder
+from engine_plugin.engines.audio.speech import Speech
 from engine_plugin.engines.driver import Driver
 from engine_plugin.engines.http.answers import stream_events
 from engine_plugin.engines.openvino import requests
@@ -16,11 +17,10 @@ from engine_plugin.engines.openvino.client import complaint_error
 from engine_plugin.engines.openvino.graphs import devices_asked
 from engine_plugin.engines.openvino.models import model_store
 from engine_plugin.engines.openvino.options import OpenVinoOptions
-from engine_plugin.engines.openvino.requests import PATHS, STREAMED
+from engine_plugin.engines.openvino.requests import PATHS, SPEECH, STREAMED
 from engine_plugin.engines.openvino.residents import Resident, remove_stale
 from engine_plugin.engines.openvino.server import OpenVinoServer, Place
 from engine_plugin.engines.openvino.software import Backend, Software
-from engine_plugin.engines.openvino.speech import Speech
 from engine_plugin.engines.options import option_problems, read_options
 from engine_plugin.engines.pool import ModelPool
 from engine_plugin.errors import PreconditionError, UnavailableError, UnsupportedError
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.openvino.client import ServerClient
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest
-    from engine_plugin.models.store import ModelInfo
+    from engine_plugin.models.store import StoredModel
 
 __all__ = ["KIND_OF_SERVICE", "OpenVinoEngine"]
 
@@ -125,7 +125,7 @@ class OpenVinoEngine(Driver[Backend, Resident]):
         if self._mode != before:
             await self._load_again(loaded)
 
-    async def try_out(self, backend: Backend, model: ModelInfo, folder: Path | None) -> None:
+    async def try_out(self, backend: Backend, model: StoredModel, folder: Path | None) -> None:
         server = self._new_server(backend, "cpu", folder)
         try:
             resident = server.resident(model)
@@ -194,7 +194,7 @@ class OpenVinoEngine(Driver[Backend, Resident]):
             yield answers
 
     def _speech(self, client: Callable[[], ServerClient]) -> Speech:
-        return Speech(client, self._decoder, self._data / "output", self._options.live)
+        return Speech(client, SPEECH, self._decoder, self._data / "output", self._options.live)
 
     @asynccontextmanager
     async def _exchange(self, service: str, request: dict[str, Any], *, stream: bool) -> AsyncIterator[HttpResponse]:
@@ -216,7 +216,7 @@ class OpenVinoEngine(Driver[Backend, Resident]):
             async with resident.working() as client:
                 yield client
 
-    def _resident(self, model: ModelInfo) -> Resident:
+    def _resident(self, model: StoredModel) -> Resident:
         """A model for the pool. Raises UnavailableError when the engine does not run."""
         self._require_running()
         if self._server is None:

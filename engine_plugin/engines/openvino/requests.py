@@ -6,12 +6,13 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.engines.audio.speech import Dialect
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
 
 if TYPE_CHECKING:
     from engine_plugin.engines.openvino.options import ImageOptions
 
-__all__ = ["PATHS", "STREAMED", "completed_event", "slots_needed", "upstream_body"]
+__all__ = ["PATHS", "SPEECH", "STREAMED", "completed_event", "slots_needed", "upstream_body"]
 
 PATHS = {
     "chat": "/v3/chat/completions",
@@ -21,6 +22,14 @@ PATHS = {
     "text-to-image": "/v3/images/generations",
 }
 """The services whose request and answer are the server's own, but for a few fields."""
+
+SPEECH = Dialect(
+    {
+        "transcribe": "/v3/audio/transcriptions",
+        "translate": "/v3/audio/translations",
+        "speak": "/v3/audio/speech",
+    }
+)
 
 STREAMED = frozenset({"chat", "generate", "text-to-image"})
 

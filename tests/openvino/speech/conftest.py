@@ -12,9 +12,10 @@ import pytest
 
 from engine_plugin.engines.audio.decoder import Decoder
 from engine_plugin.engines.audio.pcm import plain_speech
+from engine_plugin.engines.audio.speech import Speech
 from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.engines.openvino.client import ServerClient
-from engine_plugin.engines.openvino.speech import Speech
+from engine_plugin.engines.openvino.requests import SPEECH
 from tests.audio.sounds import Listener
 
 if TYPE_CHECKING:
@@ -132,6 +133,6 @@ async def speech_on(http: Http1Client, output: Path, **changes: Any) -> AsyncIte
 
     client = ServerClient(http, None)
     try:
-        yield Speech(lambda: client, Decoder(None, os.environ), output, **changes)
+        yield Speech(lambda: client, SPEECH, Decoder(None, os.environ), output, **changes)
     finally:
         http.close()

@@ -19,7 +19,7 @@ from tests.openvino.speech.conftest import LIMIT
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
-    from engine_plugin.engines.openvino.speech import Speech
+    from engine_plugin.engines.audio.speech import Speech
     from tests.openvino.speech.conftest import Server
 
 FINISH = BidiMessage(b'{"action": "finish-task"}')
@@ -352,15 +352,16 @@ async def test_partial_sentences_come_while_somebody_speaks(speech: Speech) -> N
 
 async def test_no_audio_packages_are_needed_for_raw_sound(server: Server, tmp_path: Any) -> None:
     from engine_plugin.engines.audio.decoder import Decoder
+    from engine_plugin.engines.audio.speech import Speech
     from engine_plugin.engines.http.http1 import Http1Client
     from engine_plugin.engines.openvino.client import ServerClient
-    from engine_plugin.engines.openvino.speech import Speech
+    from engine_plugin.engines.openvino.requests import SPEECH
     from engine_plugin.errors import PreconditionError
 
     (tmp_path / "av.py").write_text("raise ModuleNotFoundError(name='av')")
     http = Http1Client(("127.0.0.1", server.port))
     client = ServerClient(http, None)
-    speech = Speech(lambda: client, Decoder(tmp_path, os.environ), tmp_path / "output")
+    speech = Speech(lambda: client, SPEECH, Decoder(tmp_path, os.environ), tmp_path / "output")
     try:
         assert (await held(speech, *cut(SOUND), FINISH)).words == WORDS
         assert "InstallEngine" in await failed(speech, PreconditionError, binary(wav(SOUND, 8000)), FINISH)

@@ -30,7 +30,7 @@ from tests.openvino.speech.test_live import ALL, FINISH, Talk, cut, run, sent
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from engine_plugin.engines.openvino.speech import Speech
+    from engine_plugin.engines.audio.speech import Speech
 
 pytest.importorskip("openvino_genai")
 

@@ -22,7 +22,7 @@ from tests.audio.sounds import wav
 from tests.openvino.speech.conftest import LIMIT, SPOKEN_RATE, speech_on
 
 if TYPE_CHECKING:
-    from engine_plugin.engines.openvino.speech import Speech
+    from engine_plugin.engines.audio.speech import Speech
     from tests.openvino.speech.conftest import Server
 
 

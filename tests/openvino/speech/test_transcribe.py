@@ -14,7 +14,7 @@ from tests.audio.sounds import encoded, spoken, tone, wav
 from tests.openvino.speech.conftest import LIMIT
 
 if TYPE_CHECKING:
-    from engine_plugin.engines.openvino.speech import Speech
+    from engine_plugin.engines.audio.speech import Speech
     from tests.openvino.speech.conftest import Server
 
 SOUND = spoken(0, 3)

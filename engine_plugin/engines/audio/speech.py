@@ -1,4 +1,7 @@
-"""Speech: recordings and live streams to text, text to speech. The driver holds the model, this module the sound."""
+"""Speech: recordings and live streams to text, text to speech, on any server with OpenAI's audio paths.
+
+The engine holds the model and knows the server (`Dialect`), this module the sound.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ import os
 import secrets
 import time
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from engine_plugin.engines.audio import pcm
 from engine_plugin.engines.audio.conversation import Conversation
@@ -20,26 +24,67 @@ from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequ
 from engine_plugin.files import in_thread, private_folder
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from engine_plugin.engines.audio.decoder import DecodedStream, Decoder
     from engine_plugin.engines.base import BidiMessage
-    from engine_plugin.engines.openvino.client import ServerClient
 
-__all__ = ["KEPT", "Speech"]
+__all__ = ["KEPT", "Answer", "Dialect", "Speech", "SpeechClient"]
 
 KEPT = 100
 """How many spoken files stay: the newest. They are `speech-<UTC time>-<random>.wav`; nothing else is touched."""
 
-_PATHS = {"transcribe": "/v3/audio/transcriptions", "translate": "/v3/audio/translations"}
-_SPEECH_PATH = "/v3/audio/speech"
 _TEXT_LIMIT = 64 * 1024 * 1024
 _SOUND_LIMIT = 512 * 1024 * 1024
 _SHORTEST = pcm.BYTES_A_SECOND // 10  # a model wants some sound to look at
 _RAW = ("pcm", "s16le", "raw")
 _STALE = 3600.0
+
+# How recordings begin, and the name's ending by which servers know them.
+_ENDINGS = (
+    (0, b"RIFF", "wav"),
+    (0, b"fLaC", "flac"),
+    (0, b"OggS", "ogg"),
+    (0, b"\x1aE\xdf\xa3", "webm"),
+    (4, b"ftyp", "m4a"),
+    (0, b"ID3", "mp3"),
+)
+
+
+class Answer(Protocol):
+    """A server's answer whose head has arrived and is good."""
+
+    async def read(self, limit: int) -> bytes:
+        """The whole body; BadGatewayError when it is longer than `limit` bytes."""
+
+
+class SpeechClient(Protocol):
+    """How the server is reached. Each method's block holds an answer; leaving it early ends the server's work.
+
+    What the server complains of is raised as one of `errors`.
+    """
+
+    def post_json(self, path: str, body: bytes) -> AbstractAsyncContextManager[Answer]:
+        """Send JSON."""
+
+    def post_form(
+        self, path: str, fields: Mapping[str, str], file: bytes, file_name: str
+    ) -> AbstractAsyncContextManager[Answer]:
+        """Send a form with a file, which is its field `file`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one kind of server is asked for speech."""
+
+    paths: Mapping[str, str]
+    """Where `transcribe`, `translate` and `speak` are. The engine refuses what its server has no path for."""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """What goes into every form beside the request's own fields, such as a response_format that has segments."""
+    original: bool = False
+    """Whether a recording is sent as it came; otherwise as a WAV of 16 kHz mono s16le, which every server reads."""
 
 
 class Speech:
@@ -51,13 +96,15 @@ class Speech:
 
     def __init__(
         self,
-        client: Callable[[], ServerClient],
+        client: Callable[[], SpeechClient],
+        dialect: Dialect,
         decoder: Decoder,
         output: Path,
         live: LiveOptions | None = None,
         kept: int = KEPT,
     ) -> None:
         self._client = client
+        self._dialect = dialect
         self._decoder = decoder
         self._output = output
         self._live = live or LiveOptions()
@@ -67,14 +114,22 @@ class Speech:
 
     async def transcribe(self, model: str, request: dict[str, Any]) -> bytes:
         """Answer a speech-to-text request, with a model that is loaded. Errors name the field."""
-        samples = await self._decoder.decode(await sound_of(request["audio"]))
+        sound = await sound_of(request["audio"])
+        if not self._dialect.original:
+            sound = await self._decoder.decode(sound)
         task = request.get("task") or "transcribe"
         words = "word" in (request.get("timestamp_granularities") or ())
         fields = _form_fields(model, request, words=words)
         if task != "transcribe":
             fields["task"] = task
-        heard = await self._post(task, fields, samples)
-        duration = pcm.seconds(len(samples))
+        if self._dialect.original:
+            heard = await self._post(task, fields, sound, f"audio.{_ending(sound)}")
+            plain = pcm.plain_speech(sound)
+            duration = _duration(heard) if plain is None else pcm.seconds(len(plain))
+        else:
+            heard = await self._post_samples(task, fields, sound)
+            duration = pcm.seconds(len(sound))
+        segments = _segments(heard, duration)
         more: dict[str, Any] = {
             "task": task,
             "language": str(heard.get("language") or request.get("language") or ""),
@@ -84,13 +139,16 @@ class Speech:
             more["words"] = heard.get("words") or []
         text = str(heard.get("text") or "").strip()
         form = request.get("response_format") or "json"
-        shape = answer(form, request["model"], text, _segments(heard, duration), more)
+        shape = answer(form, request["model"], text, segments, more)
         return json.dumps(shape, ensure_ascii=False).encode("utf-8", "replace")
 
-    async def _post(self, task: str, fields: dict[str, str], samples: bytes) -> dict[str, Any]:
+    async def _post_samples(self, task: str, fields: dict[str, str], samples: bytes) -> dict[str, Any]:
         padded = samples + bytes(max(0, _SHORTEST - len(samples)))
-        wav = pcm.wav_header(len(padded)) + padded
-        async with self._client().post_form(_PATHS[task], fields, wav, "audio.wav") as response:
+        return await self._post(task, fields, pcm.wav_header(len(padded)) + padded, "audio.wav")
+
+    async def _post(self, task: str, fields: dict[str, str], file: bytes, name: str) -> dict[str, Any]:
+        sent = {**fields, **self._dialect.fields}
+        async with self._client().post_form(self._dialect.paths[task], sent, file, name) as response:
             data = await response.read(_TEXT_LIMIT)
         try:
             heard = json.loads(data)
@@ -107,7 +165,7 @@ class Speech:
         asked = {name: request[name] for name in ("voice", "speed", "language") if request.get(name) is not None}
         text = request.get("text") or request.get("input")
         body = json.dumps({"model": model, "input": text, **asked, "response_format": "wav"}).encode()
-        async with self._client().post_json(_SPEECH_PATH, body) as response:
+        async with self._client().post_json(self._dialect.paths["speak"], body) as response:
             data = await response.read(_SOUND_LIMIT)
         return await in_thread(self._spoken, request["model"], data)
 
@@ -194,7 +252,7 @@ class Speech:
                 fields = _form_fields(served, {"language": talk.language}, words=False)
 
                 async def transcribe(samples: bytes) -> list[Segment]:
-                    heard = await self._post("transcribe", fields, samples)
+                    heard = await self._post_samples("transcribe", fields, samples)
                     return _segments(heard, pcm.seconds(len(samples)))
 
                 async with (
@@ -265,7 +323,7 @@ def _form_fields(model: str, request: dict[str, Any], *, words: bool) -> dict[st
 def _segments(heard: dict[str, Any], duration: float) -> list[Segment]:
     """The engine's segments, inside the audio and in order; without any, the text is one.
 
-    A model that does not say when a segment ends is understood to mean the audio's end.
+    A model that does not say when a segment ends is understood to mean the audio's end. A duration of 0 is unknown.
     """
     found: list[Segment] = []
     for shape in heard.get("segments") or ():
@@ -273,7 +331,28 @@ def _segments(heard: dict[str, Any], duration: float) -> list[Segment]:
             start, end, text = float(shape["start"]), float(shape["end"]), str(shape["text"]).strip()
         except (KeyError, TypeError, ValueError):
             raise BadGatewayError(f"the engine's transcription has a segment like {str(shape)[:80]!r}") from None
-        start = min(max(0.0, start), duration)
-        found.append(Segment(start, duration if end < start else min(end, duration), text))
+        latest = duration or max(start, end)
+        start = min(max(0.0, start), latest)
+        found.append(Segment(start, latest if end < start else min(end, latest), text))
     text = str(heard.get("text") or "").strip()
     return found or ([Segment(0.0, duration, text)] if text else [])
+
+
+def _duration(heard: dict[str, Any]) -> float:
+    """Seconds of a recording that only the server has read: what it says, else where the last segment ends; or 0."""
+    ends = [shape.get("end") for shape in heard.get("segments") or () if isinstance(shape, dict)]
+    for value in (heard.get("duration"), ends[-1] if ends else None):
+        try:
+            seconds = float(value or 0)
+        except (TypeError, ValueError):
+            continue
+        if 0 < seconds < float("inf"):
+            return seconds
+    return 0.0
+
+
+def _ending(sound: bytes) -> str:
+    for at, magic, ending in _ENDINGS:
+        if sound.startswith(magic, at):
+            return ending
+    return "mp3"  # one without a tag begins with any of many headers

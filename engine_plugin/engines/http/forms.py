@@ -1,0 +1,23 @@
+"""Forms with a file (multipart/form-data, RFC 7578), as servers take recordings."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["form_with_file"]
+
+
+def form_with_file(fields: Mapping[str, str], file: bytes, file_name: str) -> tuple[str, bytes]:
+    """The content type and the body of a form whose field `file` is the file. Names are plain ones of ours."""
+    boundary = secrets.token_hex(16)  # 128 random bits are in no value
+    parts = [
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in fields.items()
+    ]
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{file_name}"\r\n'
+    parts += [head.encode(), b"Content-Type: application/octet-stream\r\n\r\n", file, b"\r\n"]
+    return f"multipart/form-data; boundary={boundary}", b"".join([*parts, f"--{boundary}--\r\n".encode()])
