@@ -1,0 +1,177 @@
+"""What a model can do, and how long its context is: who is asked, in which order, and how long that holds.
+
+plugin.yaml wins, then what the engine says, then the model's own file, then the table of families, and for the
+context, at last, an estimate by the number of parameters. Every engine calls `resolve`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from engine_plugin.models.families import estimated_context, family_of, parameters_of
+from engine_plugin.models.info import FEATURES, Capabilities
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+__all__ = ["FEATURE_OF_KIND", "DigestCache", "ModelOverride", "features_of_template", "override_for", "resolve"]
+
+FEATURE_OF_KIND = {
+    "chat": "completion",
+    "embed": "embedding",
+    "rerank": "rerank",
+    "text-to-image": "image",
+    "speech-to-text": "transcription",
+    "text-to-speech": "speech",
+}
+"""What each kind of model can do in any case."""
+
+_LONGEST = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOverride:
+    """One entry of `engine.models` in plugin.yaml: what its author knows better of some models.
+
+    Used by every engine's options; the first entry whose `name` fits counts.
+    """
+
+    name: str
+    """A model's name, in which `*` and `?` stand for others, in any case; `:latest` need not be written."""
+
+    context_length: int = field(default=0, metadata={"min": 0, "max": _LONGEST})
+    """Tokens; 0: as found."""
+
+    capabilities: tuple[str, ...] = field(default=(), metadata={"choices": FEATURES})
+    """All that it can do, in the place of what was found; empty: as found."""
+
+
+def override_for(name: str, overrides: Iterable[ModelOverride]) -> ModelOverride | None:
+    """The first entry that speaks of the model of that name."""
+    names = {name.casefold(), name.casefold().removesuffix(":latest")}
+    for override in overrides:
+        if any(fnmatchcase(one, override.name.casefold()) for one in names):
+            return override
+    return None
+
+
+def resolve(
+    name: str,
+    family: str = "",
+    parameter_size: str = "",
+    *,
+    kind: str = "chat",
+    engine: Capabilities | None = None,
+    file: Capabilities | None = None,
+    overrides: Sequence[ModelOverride] = (),
+) -> Capabilities:
+    """What is known of a model, from the first who says something, apart for its features and its context.
+
+    `family` and `parameter_size` are those of its details ("" when not known), `kind` one of KINDS. `engine` and
+    `file` are what these said; the `context_source` in them counts for nothing. What its kind can do in any case is
+    always among the features. Only a chat model has a family's context or an estimate.
+    """
+    said: list[tuple[str, Capabilities]] = []
+    override = override_for(name, overrides)
+    if override is not None:
+        said.append(("configuration", Capabilities(override.capabilities, override.context_length)))
+    said += [(source, told) for source, told in (("engine", engine), ("file", file)) if told is not None]
+    if kind == "chat":
+        said += _guesses(name, family, parameter_size)
+    features = next((told.features for _, told in said if told.features), ())
+    source, context = next(
+        ((source, told.context_length) for source, told in said if told.context_length > 0), ("", 0)
+    )
+    return Capabilities(_ordered({*features, FEATURE_OF_KIND.get(kind, "completion")}), context, source)
+
+
+def _guesses(name: str, family: str, parameter_size: str) -> list[tuple[str, Capabilities]]:
+    found = family_of(name, family)
+    size = parameters_of(parameter_size) or parameters_of(name)
+    known = [] if found is None else [("family", Capabilities(found.features, found.context_length))]
+    return [*known, ("estimate", Capabilities((), estimated_context(size)))]
+
+
+def _ordered(features: Iterable[str]) -> tuple[str, ...]:
+    """Words of FEATURES, each once, in that order; others are nobody's."""
+    given = set(features)
+    return tuple(feature for feature in FEATURES if feature in given)
+
+
+_THINKING_MARKS = ("<think>", "</think>", "enable_thinking", "reasoning_content", "<|channel|>analysis")
+_TOOL_MARKS = ("tools", "tool_calls")
+
+
+def features_of_template(template: str) -> tuple[str, ...]:
+    """What a chat template (Jinja, as in model files) is prepared for: completion, and perhaps tools and thinking.
+
+    It is searched, not run. "" (no template) still completes.
+    """
+    found = {"completion"}
+    if any(mark in template for mark in _TOOL_MARKS):
+        found.add("tools")
+    if any(mark in template for mark in _THINKING_MARKS):
+        found.add("thinking")
+    return _ordered(found)
+
+
+T = TypeVar("T")
+
+
+class DigestCache(Generic[T]):
+    """What was once asked of a model: for good while its digest stays, for `ttl` seconds of one without digest.
+
+    Callers who ask for the same model at once share one question; one that failed is asked again by the next.
+    Used from one event loop.
+    """
+
+    def __init__(self, ttl: float = 300.0, limit: int = 1000) -> None:
+        """At most `limit` models are remembered, those asked for last."""
+        self._ttl = ttl
+        self._limit = limit
+        self._known: OrderedDict[tuple[str, str], tuple[float, T]] = OrderedDict()
+        self._asking: dict[tuple[str, str], asyncio.Lock] = {}
+
+    async def get(self, name: str, digest: str, ask: Callable[[], Awaitable[T]]) -> T:
+        """What `ask` returned when it was last needed. Raises what it raises."""
+        key = (name, digest)
+        if (known := self._fresh(key)) is not None:
+            return known[1]
+        lock = self._asking.setdefault(key, asyncio.Lock())
+        try:
+            async with lock:
+                if (known := self._fresh(key)) is not None:
+                    return known[1]
+                value = await ask()
+                self._keep(key, value)
+                return value
+        finally:
+            if not lock.locked() and self._asking.get(key) is lock:
+                del self._asking[key]
+
+    def peek(self, name: str, digest: str) -> T | None:
+        """What is known now, without asking."""
+        known = self._fresh((name, digest))
+        return None if known is None else known[1]
+
+    def forget(self) -> None:
+        """Ask anew from now on: another server may have the same names."""
+        self._known.clear()
+
+    def _fresh(self, key: tuple[str, str]) -> tuple[float, T] | None:
+        known = self._known.get(key)
+        if known is None or (not key[1] and time.monotonic() - known[0] >= self._ttl):
+            return None
+        self._known.move_to_end(key)
+        return known
+
+    def _keep(self, key: tuple[str, str], value: T) -> None:
+        self._known[key] = (time.monotonic(), value)
+        self._known.move_to_end(key)
+        while len(self._known) > self._limit:
+            self._known.popitem(last=False)
