@@ -1,0 +1,1 @@
+"""Ollama: a server that somebody runs on this machine or elsewhere, or one of our own."""
