@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from engine_plugin import manifest as package
 from engine_plugin.manifest import PLATFORM_KEYS, SERVICE_NAMES, lint, load_manifest
 from tests.manifest.conftest import GOOD, HERE, WITH_PROGRAM, changed
@@ -84,14 +86,26 @@ def test_the_default_manifest_is_right(environ: dict[str, str]) -> None:
     assert manifest.data_dir == Path(environ["AOG_DATA_DIR"], "engines", "openvino")
 
 
-def test_the_manifest_for_llamacpp_is_right(environ: dict[str, str]) -> None:
-    path = ROOT / "plugins" / "llamacpp" / "plugin.yaml"
+OTHERS = {
+    "llamacpp": ["chat", "generate", "embed", "rerank"],
+    "ollama": ["chat", "generate", "embed", "speech-to-text", "speech-to-text-ws"],
+    "openai": list(SERVICE_NAMES),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_manifests_for_other_engines_are_right(name: str, environ: dict[str, str]) -> None:
+    path = ROOT / "plugins" / name / "plugin.yaml"
     assert lint(path, environ=environ) == []
     manifest = load_manifest(path, environ)
-    assert list(manifest.services) == ["chat", "generate", "embed", "rerank"]
+    assert list(manifest.services) == OTHERS[name]
     assert set(manifest.platforms) == set(PLATFORM_KEYS)
-    assert (manifest.provider.name, manifest.engine_name) == ("llamacpp-plugin", "llamacpp")
-    assert manifest.data_dir == Path(environ["AOG_DATA_DIR"], "engines", "llamacpp")
+    assert (manifest.provider.name, manifest.engine_name) == (f"{name}-plugin", name)
+    assert manifest.data_dir == Path(environ["AOG_DATA_DIR"], "engines", name)
+
+
+def test_every_manifest_of_this_repository_is_known_here() -> None:
+    assert {path.parent.name for path in ROOT.glob("plugins/*/plugin.yaml")} == set(OTHERS)
 
 
 def test_all_names_what_the_package_offers() -> None:

@@ -160,7 +160,12 @@ def test_every_manifest_of_this_repository_builds_a_plugin_of_its_own(plugins: P
     built = [build.build_linked(manifest, plugins) for manifest in build.manifests()]
     assert build.manifests()[0] == ROOT / "plugin.yaml"
     assert [path.name for path in built] == ["openvino-plugin", "llamacpp-plugin"]
-    assert sorted(path.name for path in plugins.iterdir()) == ["llamacpp-plugin", "openvino-plugin"]
+    assert sorted(path.name for path in plugins.iterdir()) == [
+        "llamacpp-plugin",
+        "ollama-plugin",
+        "openai-plugin",
+        "openvino-plugin",
+    ]
     assert all(executable(path).name.removesuffix(".exe") == path.name for path in built)
 
 
