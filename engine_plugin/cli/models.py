@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
-from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,11 +124,10 @@ async def pull(
     username: str | None,
 ) -> None:
     """Fetch a model by name, URL or path. Interrupted, it keeps what has arrived and resumes the next time."""
-    from engine_plugin.cli.progress import progress_display
+    from engine_plugin.cli.progress import show_pull
     from engine_plugin.cli.session import plugin
 
     model = _from_here(model)
-    pulled = name or model
     wanted: PullOptions = {}
     if name:
         wanted["source"] = model
@@ -144,18 +141,8 @@ async def pull(
         wanted["username"] = username
     if password := os.environ.get(PASSWORD_VARIABLE):
         wanted["password"] = password
-    try:
-        with progress_display(options.json) as show:
-            async with (
-                plugin(options) as client,
-                aclosing(client.pull_model_stream(name or model, **wanted)) as steps,
-            ):
-                async for step in steps:
-                    show(step)
-                    pulled = step.get("model") or pulled
-    except asyncio.CancelledError:
-        say("what has arrived is kept: the same command resumes it")
-        raise
+    async with plugin(options) as client:
+        pulled = await show_pull(client, name or model, as_json=options.json, **wanted)
     if not options.json:
         click.echo(f"pulled {pulled}")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeAlias
+from contextlib import aclosing, contextmanager
+from typing import TYPE_CHECKING, TypeAlias, Unpack
 
 from engine_plugin.cli.output import human_size, print_json, say
 
@@ -13,13 +14,15 @@ if TYPE_CHECKING:
 
     from rich.progress import TaskID
 
-    from engine_plugin.host import PullProgress
+    from engine_plugin.host import PluginClient, PullOptions, PullProgress
 
     Show: TypeAlias = Callable[[PullProgress], None]
 
-__all__ = ["progress_display", "steps_display"]
+__all__ = ["progress_display", "show_pull", "steps_display"]
 
 _LINE_EVERY = 10  # percent
+_DOWNLOADING = "downloading"
+_QUIET = "pulling manifest"  # Ollama says it at the beginning and again after a model's list of layers is here
 
 
 @contextmanager
@@ -28,7 +31,7 @@ def progress_display(as_json: bool) -> Iterator[Show]:
     if as_json:
         yield print_json
     elif sys.stderr.isatty():
-        with _bars() as show:
+        with _bar() as show:
             yield show
     else:
         yield _Lines().show
@@ -63,28 +66,64 @@ def _step_lines(what: str) -> Callable[[int, int], None]:
     return show
 
 
-class _Lines:
-    """A line for each new status, and for each tenth of a file."""
+class _Layers:
+    """The sum of what a pull has told of its files. A model of many layers tells of each, as it comes to it."""
 
     def __init__(self) -> None:
+        self._known: dict[str, tuple[int, int]] = {}
+
+    def add(self, step: PullProgress) -> bool:
+        """Take a step. False when it tells of no bytes."""
+        completed, total = step.get("completed", 0), step.get("total", 0)
+        if not completed and not total:
+            return False
+        self._known[step.get("digest", "")] = completed, total
+        return True
+
+    @property
+    def completed(self) -> int:
+        """Bytes that are here."""
+        return sum(completed for completed, _ in self._known.values())
+
+    @property
+    def total(self) -> int:
+        """Bytes that there are in all; 0 while one of the files does not say."""
+        totals = [total for _, total in self._known.values()]
+        return sum(totals) if all(totals) else 0
+
+
+def _is_news(status: str, last: str) -> bool:
+    """Whether a person should read a status: the end has its own line, and a list of layers interests nobody."""
+    return bool(status) and status not in (last, "success", _QUIET)
+
+
+class _Lines:
+    """A line for each new status, and for each tenth of all files together."""
+
+    def __init__(self) -> None:
+        self._layers = _Layers()
         self._status = ""
-        self._tenth: dict[str, int] = {}
+        self._tenth = 0
 
     def show(self, step: PullProgress) -> None:
-        total, done = step.get("total", 0), step.get("completed", 0)
-        digest, status = step.get("digest", ""), step.get("status", "")
-        if status not in (self._status, "success"):
+        status = step.get("status", "")
+        if status == "success":
+            return
+        counted = self._layers.add(step)
+        status = _DOWNLOADING if counted else status
+        if _is_news(status, self._status):
             say(status)
-        self._status = status
-        if total and status != "success":
-            percent = 100 * done // total
-            if percent // _LINE_EVERY > self._tenth.get(digest, 0):
-                self._tenth[digest] = percent // _LINE_EVERY
+            self._status = status
+        if counted and (total := self._layers.total):
+            percent = 100 * self._layers.completed // total
+            if percent // _LINE_EVERY > self._tenth:
+                self._tenth = percent // _LINE_EVERY
                 say(f"{percent}% of {human_size(total)}")
 
 
 @contextmanager
-def _bars() -> Iterator[Show]:
+def _bar() -> Iterator[Show]:
+    """One bar for all files of a pull; other steps are lines above it."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -105,18 +144,40 @@ def _bars() -> Iterator[Show]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        bars: dict[str, TaskID] = {}
+        layers, last = _Layers(), ""
+        bar: TaskID | None = None
 
         def show(step: PullProgress) -> None:
-            total, status = step.get("total", 0), step.get("status", "")
-            digest = step.get("digest", "")
+            nonlocal bar, last
+            status = step.get("status", "")
             if status == "success":
                 return
-            if not total and not step.get("completed"):
+            if layers.add(step):
+                if bar is None:
+                    bar = progress.add_task(_DOWNLOADING, total=None)
+                progress.update(bar, completed=layers.completed, total=layers.total or None)
+            elif _is_news(status, last):
                 progress.console.print(status, markup=False, highlight=False)
-                return
-            if digest not in bars:
-                bars[digest] = progress.add_task(status, total=None)
-            progress.update(bars[digest], completed=step.get("completed", 0), total=total or None)
+                last = status
 
         yield show
+
+
+async def show_pull(
+    client: PluginClient, model: str, *, as_json: bool = False, **options: Unpack[PullOptions]
+) -> str:
+    """Have a plugin pull a model, or copy one, and show how it goes; the name that the model has now.
+
+    Called by `models pull`, `models copy` and `--auto-pull`. Raises PullError and what else a pull raises.
+    """
+    pulled = model
+    try:
+        with progress_display(as_json) as show:
+            async with aclosing(client.pull_model_stream(model, **options)) as steps:
+                async for step in steps:
+                    show(step)
+                    pulled = step.get("model") or pulled
+    except asyncio.CancelledError:
+        say("what has arrived is kept: the same command resumes it")
+        raise
+    return pulled

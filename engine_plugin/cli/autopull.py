@@ -1,0 +1,59 @@
+"""`--auto-pull`: a model that a call needs and that is not here is pulled before the call, with a bar."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from engine_plugin.cli.options import chosen_manifest
+from engine_plugin.cli.output import say
+from engine_plugin.cli.progress import show_pull
+from engine_plugin.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine_plugin.cli.options import Options
+    from engine_plugin.host import PluginClient
+
+__all__ = ["auto_pull_option", "is_model", "model_to_call"]
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+_LATEST = ":latest"
+_CLOUD = (":cloud", "-cloud")
+
+
+def auto_pull_option(command: F) -> F:
+    """Give a click command `--auto-pull`, which it takes as `auto_pull: bool` and hands to `model_to_call`."""
+    return click.option("--auto-pull", is_flag=True, help="Pull the model first when it is not here.")(command)
+
+
+def is_model(listed: str, wanted: str) -> bool:
+    """Whether a model that a list names is the wanted one: the same name, or without the tag that Ollama adds."""
+    return listed.removesuffix(_LATEST) == wanted.removesuffix(_LATEST)
+
+
+async def model_to_call(
+    client: PluginClient, options: Options, service: str, model: str | None, *, auto_pull: bool
+) -> str | None:
+    """The model that a request of `service` should name; None to leave it to the plugin, as it was given.
+
+    Called by commands, with the engine running, before their request. With `auto_pull` the model (else the service's
+    default) is looked for and, when it is not here, pulled; progress goes to standard error. An engine that cannot
+    pull is left to say itself what it has not. Raises what a pull raises.
+    """
+    wanted = model or chosen_manifest(options).service(service).default_model
+    # A name in the cloud is no file that a pull could bring.
+    if not auto_pull or not wanted or wanted.endswith(_CLOUD):
+        return model
+    if any(is_model(entry.get("name", ""), wanted) for entry in await client.list_models()):
+        return model
+    say(f"{wanted} is not here: pulling it")
+    try:
+        pulled = await show_pull(client, wanted)
+    except UnsupportedError as error:
+        say(str(error))
+        return model
+    return model if is_model(pulled, wanted) else pulled
