@@ -1,0 +1,419 @@
+"""The failures that a person can mend: each with what is said, why it happens, and what to do.
+
+A message is `what. fix`, both with the numbers, names and commands of the moment. Who raises one takes the entry:
+`catalogue.PORT_TAKEN.error(port=8000, holder="nginx (pid 7)")`. The entries are neutral: an engine fills in its own
+words, such as how its server is started on this system. docs/troubleshooting.md lists them
+(scripts/troubleshooting.py writes it).
+"""
+
+from __future__ import annotations
+
+import string
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from engine_plugin.errors import (
+    AuthError,
+    DeadlineError,
+    DownloadError,
+    EngineNotInstalledError,
+    EnginePluginError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    PreconditionError,
+    UnavailableError,
+    UnsupportedError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+__all__ = [
+    "ADDRESS_TAKEN",
+    "BUSY",
+    "CATALOGUE",
+    "CHECKSUM",
+    "CLOUD_OFF",
+    "CONTEXT",
+    "DEADLINE",
+    "DISK_FULL",
+    "DISK_REFUSES",
+    "ENGINE_STOPPED",
+    "FAMILIES",
+    "HUB_DOWN",
+    "HUB_REFUSES",
+    "KEY_MISSING",
+    "KEY_REFUSED",
+    "KEY_UNSAFE",
+    "MEMORY",
+    "MODEL_KIND",
+    "MODEL_MISSING",
+    "NOT_INSTALLED",
+    "NO_DEVICE",
+    "NO_SERVICE",
+    "NO_STREAM",
+    "PORT_TAKEN",
+    "SERVER_DOWN",
+    "SIGN_IN",
+    "TOO_OLD",
+    "Entry",
+    "Family",
+    "model_missing",
+    "on_this_system",
+]
+
+_MOST_NAMES = 20
+_LONGEST_NAME = 128
+
+ErrorT = TypeVar("ErrorT", bound=EnginePluginError)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry(Generic[ErrorT]):
+    """One failure. `what` and `fix` are templates with the same kind of fields as `str.format`; `cause` and `remedy`
+    are prose for docs/troubleshooting.md."""
+
+    id: str
+    raises: type[ErrorT]
+    what: str
+    fix: str
+    cause: str
+    remedy: str
+
+    @property
+    def template(self) -> str:
+        """The message with its fields unfilled."""
+        return f"{self.what}. {self.fix}"
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The names of the fields that a message needs."""
+        return frozenset(name for _, name, _, _ in string.Formatter().parse(self.template) if name)
+
+    def text(self, **fields: Any) -> str:
+        """The message, for an error of another class. Raises TypeError unless the fields are just those needed."""
+        if fields.keys() != self.fields:
+            raise TypeError(f"{self.id} needs {sorted(self.fields)}, not {sorted(fields)}")
+        return self.template.format(**fields)
+
+    def error(self, **fields: Any) -> ErrorT:
+        """The exception to raise. Raises TypeError as `text` does."""
+        return self.raises(self.text(**fields))
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Entries about one thing, in the order of docs/troubleshooting.md."""
+
+    title: str
+    entries: tuple[Entry[Any], ...]
+
+
+# The engine
+
+ENGINE_STOPPED = Entry(
+    "engine-stopped",
+    UnavailableError,
+    "the engine is not running",
+    "Call StartEngine (engine-plugin engine start)",
+    "Nobody has started the engine yet, or somebody stopped it. A server of somebody else's that was let go counts "
+    "as stopped too.",
+    "Start it. A host does so by itself when it starts the plugin; `engine-plugin engine start` does it by hand.",
+)
+
+SERVER_DOWN = Entry(
+    "server-down",
+    UnavailableError,
+    "no {server} answers at {address} ({reason})",
+    "Start it: {start}. Or {otherwise}",
+    "The engine is a server of its own that this plugin only talks to, and nothing listens at its address, or what "
+    "listens there is something else.",
+    "Start the server by the command that the message names for this system, have the plugin run one of its own "
+    "(`engine-plugin engine install`) where it can, or correct the address (`engine_host` under `provider`, or the "
+    "option of `engine` that the message names).",
+)
+
+NOT_INSTALLED = Entry(
+    "not-installed",
+    EngineNotInstalledError,
+    "{found}",
+    "{advice}",
+    "The software that computes is no part of this package, and it is neither below the data directory nor where "
+    "plugin.yaml says that it is.",
+    "`engine-plugin engine install` fetches and verifies it. Where plugin.yaml names software of your own, correct "
+    "its path: that is never installed for you.",
+)
+
+TOO_OLD = Entry(
+    "too-old",
+    PreconditionError,
+    "{software} {found} is too old; {wanted} or newer is needed",
+    "{upgrade}",
+    "What is installed lacks interfaces that this plugin calls.",
+    "Upgrade it: `engine-plugin engine upgrade` for software that the plugin installed, its own installer for "
+    "everything else.",
+)
+
+NO_DEVICE = Entry(
+    "no-device",
+    PreconditionError,
+    "{where}: {device} was asked for, but {software} sees none (devices: {devices})",
+    "{way}",
+    "The mode of the start, or plugin.yaml, asks for a processor that the engine cannot see: it is not there, has no "
+    "driver, or the engine was built without support for it.",
+    "Start in mode auto or cpu, install the driver, or configure a build of the engine that knows the device.",
+)
+
+# Models
+
+MODEL_MISSING = Entry(
+    "model-missing",
+    ModelNotFoundError,
+    "model: no model is called {name!r}",
+    "{hint}{pull}",
+    "The name is misspelt, or the model has not been pulled to this machine. A name without a tag means `:latest` "
+    "where models have tags.",
+    "Take one of the names that the message proposes, pull the model by the command in it, or set `auto_pull: true` "
+    "in plugin.yaml (`--auto-pull` for one command) to have missing models pulled before the call.",
+)
+
+MODEL_KIND = Entry(
+    "model-kind",
+    InvalidRequestError,
+    "model: {model} is a model for {kind}; {service} needs one for {wanted}",
+    "Name another: engine-plugin models list shows what each is for",
+    "Each service needs models of one kind: chat and generate those for chat, embed those for embeddings.",
+    "Name a model of that kind, or set the service's `default_model` (`engine-plugin models use NAME`). A pull with "
+    "`--type` says what a model is for when its files leave that open.",
+)
+
+# Room
+
+DISK_FULL = Entry(
+    "disk-full",
+    DownloadError,
+    "{folder} has {free} free, {what} needs {needed} more and {spare} to spare",
+    "Free some space or move the data directory",
+    "The disk below the data directory is too small for what is being fetched; that is looked at before the first "
+    "byte, and again while bytes arrive.",
+    "Delete models that are not needed (`engine-plugin models rm NAME`), or name a directory on a larger disk: "
+    "`engine.data_dir` in plugin.yaml. What has arrived is kept, and the next attempt goes on from there.",
+)
+
+DISK_REFUSES = Entry(
+    "disk-refuses",
+    DownloadError,
+    "{place}: {reason}",
+    "Correct the permissions of the data directory, or move it",
+    "A file below the data directory cannot be written: the directory belongs to another user, the file system is "
+    "mounted read-only, or the disk fails.",
+    "Give the plugin's user the directory (`chown`), or name another one: `engine.data_dir` in plugin.yaml.",
+)
+
+MEMORY = Entry(
+    "memory",
+    PreconditionError,
+    "model: {model} needs {needed} of memory, and {limit}",
+    "Take a smaller model, unload others (engine-plugin models unload NAME), or raise the limit",
+    "The model's weights are larger than the memory that may be used for models, or than what is free.",
+    "Take a smaller model or a stronger quantization, unload others, shorten the context length, or raise the limit "
+    "that the message names.",
+)
+
+BUSY = Entry(
+    "busy",
+    UnavailableError,
+    "the model is busy: {waiting}",
+    "Try again later",
+    "More requests came than the model answers at once and than may wait for it.",
+    "Send fewer at a time, or allow more to wait: `engine.max_queue` in plugin.yaml. More requests at once "
+    "(`engine.parallel`) cost memory. For more machines see scaling.md.",
+)
+
+CONTEXT = Entry(
+    "context",
+    InvalidRequestError,
+    "request_data: {said}",
+    "Shorten the request, or take a model with more context",
+    "The request, with what the model would answer, has more tokens than the model's context.",
+    "Send fewer or shorter messages, set a smaller `max_tokens`, raise the engine's context length in plugin.yaml "
+    "(it costs memory) where the model was trained for more, or take another model: `engine-plugin models list` "
+    "shows the context of each.",
+)
+
+# Ports
+
+PORT_TAKEN = Entry(
+    "port-taken",
+    UnavailableError,
+    "port {port} is held by {holder}",
+    "{fix}",
+    "Another process took the port on which the engine was to listen. Ports are chosen free, so that this is rare "
+    "and mends itself at the next start, unless plugin.yaml names a port.",
+    "Start again, end the process that the message names, or take the port out of plugin.yaml.",
+)
+
+ADDRESS_TAKEN = Entry(
+    "address-taken",
+    PreconditionError,
+    "{address}: {holder}",
+    "Choose another --address",
+    "`engine-plugin serve` was given an address where another program listens, or a path where something else lies.",
+    "Choose another address, or end the program that uses this one.",
+)
+
+# Keys
+
+KEY_MISSING = Entry(
+    "key-missing",
+    AuthError,
+    "{server} at {address} asks for a key, and {variable} is not set",
+    "Set {variable} in the environment of the plugin, and start it again",
+    "The server answers nobody without a key. Keys are read from the environment of the plugin's process, never from "
+    "plugin.yaml.",
+    "Export the variable before the host, or `engine-plugin engine start`, is started. `engine.key_variable` in "
+    "plugin.yaml names another variable.",
+)
+
+KEY_REFUSED = Entry(
+    "key-refused",
+    AuthError,
+    "{server} at {address} refuses the key ({reason})",
+    "Correct {variable} in the environment of the plugin, and start it again",
+    "The key is wrong, has expired, or may not be used for what was asked.",
+    "Make a new key where the server's are made, and export it before the plugin is started.",
+)
+
+KEY_UNSAFE = Entry(
+    "key-unsafe",
+    PreconditionError,
+    "{address}: the key in {variable} would go to another machine unencrypted",
+    "Use https, unset {variable}, or set {option} in plugin.yaml if you must",
+    "Whoever is on the way between the two machines could read the key, and use it.",
+    "Give the server a certificate and its address as https://. On a network that you trust wholly, plugin.yaml can "
+    "allow it.",
+)
+
+SIGN_IN = Entry(
+    "sign-in",
+    AuthError,
+    "model: {model} needs a sign-in at {server}",
+    "Open {url} in a browser, then try again",
+    "The model is not computed on this machine but by the maker of the server, for people who have an account there.",
+    "Open the address in a browser and connect this machine with your account, or take a model of this machine.",
+)
+
+CLOUD_OFF = Entry(
+    "cloud-off",
+    PreconditionError,
+    "model: {model} is computed in the cloud, and {server} has that switched off ({said})",
+    "Take a model of this machine, or allow the cloud: {option}",
+    "The name belongs to a model that the server would hand to its maker's machines. No request leaves the machine "
+    "while that is switched off.",
+    "Take a model of this machine, or allow it by the setting that the message names.",
+)
+
+# The network
+
+HUB_DOWN = Entry(
+    "hub-down",
+    DownloadError,
+    "{source}: cannot connect ({reason})",
+    "Check {settings} and, for a certificate of your own, SSL_CERT_FILE",
+    "The machine has no way to the server: no network, a proxy that is not set, a name that does not resolve, or a "
+    "certificate that this machine does not trust.",
+    "Try the address in a browser of the same machine. Set HTTPS_PROXY for a proxy, SSL_CERT_FILE for a certificate "
+    "of your own, and the hub's own variable for a mirror. What has arrived is kept.",
+)
+
+HUB_REFUSES = Entry(
+    "hub-refuses",
+    AuthError,
+    "{source}: {said}",
+    "Give username and password (for Hugging Face: any username and an access token), and accept the licence there",
+    "The model is private, or its licence must be accepted first.",
+    "Open the model's page, accept its licence, make an access token, and give it with the pull: "
+    "`engine-plugin models pull NAME --username NAME` asks for it; HF_TOKEN works too.",
+)
+
+CHECKSUM = Entry(
+    "checksum",
+    DownloadError,
+    "{place}: the file has {found}, expected is {wanted}",
+    "{fix}",
+    "What arrived is not what was asked for: the file changed at its source, was damaged on the way, or the digest "
+    "was copied wrongly. It is never used.",
+    "Try again. If it stays so, compare the digest with the one that the source publishes, and correct it or the "
+    "source.",
+)
+
+# Calls
+
+NO_SERVICE = Entry(
+    "no-service",
+    UnsupportedError,
+    "service_name: {engine} cannot do {service}",
+    "It can do: {able}",
+    "The engine, or the server that it talks to, has nothing for this service.",
+    "Call another service, or run a plugin whose engine has it.",
+)
+
+NO_STREAM = Entry(
+    "no-stream",
+    UnsupportedError,
+    "service_name: {service} does not stream with {engine}",
+    "Call InvokeService",
+    "Not every service has an answer in parts.",
+    "Ask for the whole answer at once.",
+)
+
+DEADLINE = Entry(
+    "deadline",
+    DeadlineError,
+    "{what}: not done in {seconds:g} s",
+    "{remedy}",
+    "The call took longer than plugin.yaml allows its service, or a step of the engine's life longer than such a "
+    "step may take. The engine's work on it has been stopped.",
+    "Raise the service's `timeout` in plugin.yaml (negative: no deadline), take a smaller model, or ask for fewer "
+    "tokens. For a start look at the engine's last words: `engine-plugin logs`.",
+)
+
+FAMILIES = (
+    Family("The engine", (ENGINE_STOPPED, SERVER_DOWN, NOT_INSTALLED, TOO_OLD, NO_DEVICE)),
+    Family("Models", (MODEL_MISSING, MODEL_KIND)),
+    Family("Room: disk, memory, queue, context", (DISK_FULL, DISK_REFUSES, MEMORY, BUSY, CONTEXT)),
+    Family("Ports and addresses", (PORT_TAKEN, ADDRESS_TAKEN)),
+    Family("Keys and accounts", (KEY_MISSING, KEY_REFUSED, KEY_UNSAFE, SIGN_IN, CLOUD_OFF)),
+    Family("The network", (HUB_DOWN, HUB_REFUSES, CHECKSUM)),
+    Family("Calls", (NO_SERVICE, NO_STREAM, DEADLINE)),
+)
+
+CATALOGUE: Mapping[str, Entry[Any]] = {entry.id: entry for family in FAMILIES for entry in family.entries}
+"""Every entry by its id."""
+
+
+def model_missing(
+    name: object, *, near: Sequence[str] = (), here: Sequence[str] = (), pull: str = "", sources: str = ""
+) -> ModelNotFoundError:
+    """The error for a model that is not here.
+
+    `near` are names like it, else `here` the names that there are. `pull` is what `models pull` would take to bring
+    it, "" when nothing would; then `sources` says what can be pulled, as the sentence goes on after "Others must be
+    pulled first: ".
+    """
+    names = ", ".join(here[:_MOST_NAMES]) or "none"
+    hint = f"Did you mean {' or '.join(near)}? " if near else f"Here are: {names}. "
+    if pull:
+        way = f"Pull it: engine-plugin models pull {pull}"
+    elif sources:
+        way = f"Others must be pulled first: {sources}"
+    else:
+        way = "engine-plugin models list shows the names"
+    return ModelNotFoundError(MODEL_MISSING.text(name=str(name)[:_LONGEST_NAME], hint=hint, pull=way), pull=pull)
+
+
+def on_this_system(*, linux: str, macos: str, windows: str) -> str:
+    """The words for the system that this runs on, such as how a server is started here."""
+    return {"darwin": macos, "win32": windows}.get(sys.platform, linux)
