@@ -1,4 +1,4 @@
-"""The token's way to the engine: a lean HTTP/1.1 client over a unix socket or loopback TCP.
+"""The token's way to the engine: a lean HTTP/1.1 client over a unix socket, or TCP with or without TLS.
 
 It reads what has arrived, undoes the chunked encoding, and nothing more: no event is parsed and no byte is
 copied twice. A caller that reads slowly stops the socket (`_HIGH_WATER`), so a slow host holds the engine
@@ -10,6 +10,8 @@ Protocol errors raise BadGatewayError; an engine that cannot be reached raises U
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import socket
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
@@ -17,7 +19,8 @@ from typing import TYPE_CHECKING, Protocol
 from engine_plugin.errors import BadGatewayError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import ssl
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -27,6 +30,8 @@ _HIGH_WATER = 256 * 1024
 _MAX_HEAD = 64 * 1024
 _FIRST_BYTES = b"HTTP/1."
 _CONNECT_TIMEOUT = 5.0
+_LONGEST_PAUSE = 5.0
+_SAFE_METHODS = ("GET", "HEAD")
 _BODY_ENDS_WITH_CONNECTION = -1
 
 
@@ -143,15 +148,33 @@ class Http1Client(HttpClient):
 
     `address` is a unix socket's path or (host, port); `headers` go with every request (the key). An idle
     connection is dropped after `keep_alive` seconds, below the engine's own expiry, so that a request seldom
-    meets a connection that the engine is just closing.
+    meets a connection that the engine is just closing. `tls` is for a server that speaks it; the certificate must be
+    the host's.
+
+    `resend` says whether a request may be sent once more when the engine closed an idle connection just before it
+    came. Without it nothing but GET and HEAD goes over a connection that was used before, and nothing is sent twice.
+    A connection that is refused, so that nothing was sent, is tried `connect_retries` times more, after `backoff`
+    seconds and then twice as many each time.
     """
 
     def __init__(
-        self, address: str | tuple[str, int], headers: Mapping[str, str] | None = None, keep_alive: float = 4.0
+        self,
+        address: str | tuple[str, int],
+        headers: Mapping[str, str] | None = None,
+        keep_alive: float = 4.0,
+        *,
+        tls: ssl.SSLContext | None = None,
+        resend: bool = True,
+        connect_retries: int = 0,
+        backoff: float = 0.25,
     ) -> None:
         self._address = address
         self._keep_alive = keep_alive
-        host = "localhost" if isinstance(address, str) else f"{address[0]}:{address[1]}"
+        self._tls = tls
+        self._resend = resend
+        self._connect_retries = connect_retries
+        self._backoff = backoff
+        host = "localhost" if isinstance(address, str) else _host_field(*address, tls=tls is not None)
         lines = [f"host: {host}", *(f"{name}: {value}" for name, value in (headers or {}).items())]
         self._common = ("\r\n".join(lines) + "\r\n").encode("latin-1")
         self._idle: deque[_Connection] = deque()
@@ -162,10 +185,11 @@ class Http1Client(HttpClient):
         self, method: str, path: str, body: bytes | None = None, content_type: str = "application/json"
     ) -> Response:
         head = f"{method} {path} HTTP/1.1\r\n".encode("latin-1") + self._common
+        over_idle = self._resend or method in _SAFE_METHODS
         if body is None:
-            return Response(self, head + b"\r\n")
+            return Response(self, head + b"\r\n", over_idle=over_idle)
         fields = f"content-type: {content_type}\r\ncontent-length: {len(body)}\r\n\r\n"
-        return Response(self, head + fields.encode("latin-1") + body)
+        return Response(self, head + fields.encode("latin-1") + body, over_idle=over_idle)
 
     def close(self) -> None:
         while self._idle:
@@ -187,26 +211,49 @@ class Http1Client(HttpClient):
             self._idle.popleft().abort()
 
     async def _connect(self) -> _Connection:
+        """A new connection. Raises UnavailableError; its cause is the OSError."""
+        pause = self._backoff
+        for left in range(self._connect_retries, -1, -1):
+            try:
+                async with asyncio.timeout(_CONNECT_TIMEOUT):
+                    return await self._connect_once()
+            except TimeoutError:
+                raise UnavailableError(f"the engine did not accept a connection in {_CONNECT_TIMEOUT:g} s") from None
+            except OSError as error:
+                if not left or not isinstance(error, ConnectionRefusedError):
+                    why = getattr(error, "verify_message", "") or error.strerror or error
+                    raise UnavailableError(f"the engine cannot be reached: {why}") from error
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _connect_once(self) -> _Connection:
         loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(_CONNECT_TIMEOUT):
-                if isinstance(self._address, str):
-                    _, connection = await loop.create_unix_connection(lambda: _Connection(self), self._address)
-                else:
-                    _, connection = await loop.create_connection(lambda: _Connection(self), *self._address)
-        except TimeoutError:
-            raise UnavailableError(f"the engine did not accept a connection in {_CONNECT_TIMEOUT:g} s") from None
-        except OSError as error:
-            raise UnavailableError(f"the engine cannot be reached: {error.strerror or error}") from error
-        return connection
+        if isinstance(self._address, str):
+            return (await loop.create_unix_connection(lambda: _Connection(self), self._address))[1]
+        host, port = self._address
+        name = host if self._tls is not None else None
+        errors: list[OSError] = []
+        for address in await _addresses(host, port):  # one by one: asyncio would hide which of them refused
+            try:
+                made = await loop.create_connection(
+                    lambda: _Connection(self), address, port, ssl=self._tls, server_hostname=name
+                )
+            except OSError as error:
+                errors.append(error)
+            else:
+                return made[1]
+        # One that refuses may be starting; another failure of any address stands for them all.
+        raise next((error for error in errors if not isinstance(error, ConnectionRefusedError)), errors[0])
 
 
 class Response(HttpResponse, HttpExchange):
     """One exchange. Entering sends the request and waits for the answer's head."""
 
-    def __init__(self, client: Http1Client, message: bytes) -> None:
+    def __init__(self, client: Http1Client, message: bytes, *, over_idle: bool = True) -> None:
         self._client = client
         self._message = message
+        self._over_idle = over_idle
         self._connection: _Connection | None = None
         self._chunked = False
         self._left = 0  # bytes of the body (or of the current chunk) still to come
@@ -228,7 +275,7 @@ class Response(HttpResponse, HttpExchange):
             self._connection.abort()
 
     async def __aenter__(self) -> Self:
-        connection = self._client._take_idle()
+        connection = self._client._take_idle() if self._over_idle else None
         try:
             if connection is not None and await self._exchange(connection):
                 return self
@@ -385,6 +432,23 @@ class Response(HttpResponse, HttpExchange):
             self._left, self._chunk_open = size, True
         del buffer[:position]
         return b"".join(out) if len(out) != 1 else out[0]
+
+
+async def _addresses(host: str, port: int) -> Sequence[str]:
+    """The IP addresses of a host, at least one. Raises OSError."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return list(dict.fromkeys(str(address[0]) for *_kind, address in found))
+    return [host]
+
+
+def _host_field(host: str, port: int, *, tls: bool) -> str:
+    """The Host of a request (RFC 9110): brackets around IPv6, no port where it goes without saying."""
+    name = f"[{host}]" if ":" in host else host
+    return name if port == (443 if tls else 80) else f"{name}:{port}"
 
 
 def _not_http(said: bytes | bytearray) -> BadGatewayError:
