@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from engine_plugin.cli.autopull import model_to_call
 from engine_plugin.cli.files import STANDARD, pieces
 from engine_plugin.cli.output import print_json
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError
@@ -32,24 +33,30 @@ _CLEAR = "\r\x1b[K"
 _NARROWEST = 20
 
 
-async def live_transcription(options: Options, source: str, form: str, wanted: Mapping[str, Any]) -> None:
+async def live_transcription(
+    options: Options, source: str, form: str, wanted: Mapping[str, Any], *, auto_pull: bool = False
+) -> None:
     """Stream a file, or standard input, and print its sentences (`form`: text, srt, vtt or json) as they come.
 
-    `wanted` has `model`, `language` and, for raw sound, `sample_rate`. At a terminal an unfinished sentence is shown
-    on standard error while it grows.
+    `wanted` has `model`, `language` and, for raw sound, `sample_rate`; `auto_pull` fetches that model first. At a
+    terminal an unfinished sentence is shown on standard error while it grows.
     """
     from engine_plugin.cli.session import serving
 
     metadata = {name: str(value) for name, value in wanted.items()} | _format(source, raw="sample_rate" in wanted)
     printed = _Sentences(form)
-    async with serving(options, _SERVICE) as plugin, plugin.invoke_bidi(_SERVICE) as conversation:
-        sending = asyncio.create_task(_send(conversation, source, metadata))
-        try:
-            async for event in _events(conversation):
-                printed.show(event)
-        finally:
-            sending.cancel()
-            await asyncio.wait({sending})
+    async with serving(options, _SERVICE) as plugin:
+        model = await model_to_call(plugin, options, _SERVICE, metadata.get("model"), auto_pull=auto_pull)
+        if model:
+            metadata["model"] = model
+        async with plugin.invoke_bidi(_SERVICE) as conversation:
+            sending = asyncio.create_task(_send(conversation, source, metadata))
+            try:
+                async for event in _events(conversation):
+                    printed.show(event)
+            finally:
+                sending.cancel()
+                await asyncio.wait({sending})
     if not sending.cancelled():
         if isinstance(error := sending.exception(), OSError):
             raise error

@@ -5,19 +5,20 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from engine_plugin.cli.autopull import auto_pull_option, model_to_call
 from engine_plugin.cli.files import STANDARD, check_target, read_bytes, read_text, texts, write_bytes
 from engine_plugin.cli.options import Options, chosen_manifest, global_options, runs
 from engine_plugin.cli.output import print_json, print_table, say
 from engine_plugin.errors import BadGatewayError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from engine_plugin.host import PluginClient
 
@@ -37,20 +38,34 @@ def _request(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value not in (None, "", ())}
 
 
+@asynccontextmanager
+async def _calling(
+    options: Options, service: str, request: dict[str, Any], auto_pull: bool
+) -> AsyncIterator[PluginClient]:
+    """The plugin with its engine running and, if it may be pulled, with the model of `request`, which names it."""
+    from engine_plugin.cli.session import serving
+
+    async with serving(options, service) as plugin:
+        request |= _request(
+            model=await model_to_call(plugin, options, service, request.get("model"), auto_pull=auto_pull)
+        )
+        yield plugin
+
+
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="TEXT...")
 @_OUTPUT
 @_MODEL
+@auto_pull_option
 @global_options
 @runs
-async def embed(options: Options, inputs: tuple[str, ...], output: str, model: str | None) -> None:
+async def embed(options: Options, inputs: tuple[str, ...], output: str, model: str | None, auto_pull: bool) -> None:
     """Turn texts into vectors: a line of JSON for each. "-" takes the lines of standard input as texts."""
-    from engine_plugin.cli.session import serving
-
     check_target(output)
     wanted = await texts(inputs)
-    async with serving(options, "embed") as plugin:
-        answer = await plugin.invoke("embed", _request(model=model) | {"input": wanted})
+    request = _request(model=model) | {"input": wanted}
+    async with _calling(options, "embed", request, auto_pull) as plugin:
+        answer = await plugin.invoke("embed", request)
     if options.json:
         _write(output, f"{json.dumps(answer, ensure_ascii=False)}\n".encode(), "the answer")
         return
@@ -64,17 +79,16 @@ async def embed(options: Options, inputs: tuple[str, ...], output: str, model: s
 @click.argument("documents", nargs=-1, required=True, metavar="DOCUMENT...")
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="Only the best N.")
 @_MODEL
+@auto_pull_option
 @global_options
 @runs
 async def rerank(
-    options: Options, query: str, documents: tuple[str, ...], top: int | None, model: str | None
+    options: Options, query: str, documents: tuple[str, ...], top: int | None, model: str | None, auto_pull: bool
 ) -> None:
     """Order documents by how well they answer QUERY, best first. "-" takes the lines of standard input."""
-    from engine_plugin.cli.session import serving
-
     wanted = await texts(documents)
     request = _request(model=model, query=query, top_n=top) | {"documents": wanted}
-    async with serving(options, "rerank") as plugin:
+    async with _calling(options, "rerank", request, auto_pull) as plugin:
         answer = await plugin.invoke("rerank", request)
     if options.json:
         print_json(answer)
@@ -98,6 +112,7 @@ async def rerank(
     "-n", "--count", type=click.IntRange(1, 10), default=1, help="So many pictures: FILE-1.png, FILE-2.png…"
 )
 @_MODEL
+@auto_pull_option
 @global_options
 @runs
 async def image(
@@ -111,10 +126,9 @@ async def image(
     guidance: float | None,
     count: int,
     model: str | None,
+    auto_pull: bool,
 ) -> None:
     """Draw what PROMPT describes. A prompt of "-" is read from standard input."""
-    from engine_plugin.cli.session import serving
-
     if count > 1 and output == STANDARD:
         raise click.UsageError("several pictures need a file name: -o FILE.png")
     check_target(output, "png")
@@ -129,7 +143,7 @@ async def image(
         response_format="b64_json",
     ) | {"prompt": await read_text(STANDARD) if prompt == STANDARD else prompt}
     streams = chosen_manifest(options).service("text-to-image").capabilities.support_streaming
-    async with serving(options, "text-to-image") as plugin:
+    async with _calling(options, "text-to-image", request, auto_pull) as plugin:
         if streams and not options.json:
             answer = await _draw(plugin, request)
         else:
@@ -172,6 +186,7 @@ def _numbered(output: str, count: int) -> list[str]:
 @click.option("--speed", type=float, metavar="X", help="1 is normal, 2 twice as fast.")
 @click.option("--language", metavar="CODE", help="The text's language, such as en.")
 @_MODEL
+@auto_pull_option
 @global_options
 @runs
 async def speak(
@@ -182,15 +197,14 @@ async def speak(
     speed: float | None,
     language: str | None,
     model: str | None,
+    auto_pull: bool,
 ) -> None:
     """Read TEXT aloud into a WAV file. A text of "-" is read from standard input."""
-    from engine_plugin.cli.session import serving
-
     check_target(output, "wav")
     if text == STANDARD:
         text = await read_text(STANDARD)
     request = _request(model=model, voice=voice, speed=speed, language=language) | {"text": text}
-    async with serving(options, "text-to-speech") as plugin:
+    async with _calling(options, "text-to-speech", request, auto_pull) as plugin:
         answer = await plugin.invoke("text-to-speech", request)
     with _shaped("text-to-speech"):
         sound = base64.b64decode(answer.pop("audio"), validate=True)
@@ -217,6 +231,7 @@ async def speak(
     help="With --live: FILE is raw 16 bit mono sound of so many samples a second.",
 )
 @_MODEL
+@auto_pull_option
 @global_options
 @runs
 async def transcribe(
@@ -229,16 +244,17 @@ async def transcribe(
     live: bool,
     rate: int | None,
     model: str | None,
+    auto_pull: bool,
 ) -> None:
     """Write down what is said in FILE: WAV, MP3, FLAC, OGG or WebM. "-" is standard input."""
     from engine_plugin.cli.live import live_transcription
-    from engine_plugin.cli.session import serving
 
     form = "json" if options.json else form or "text"
     if live:
         if translate or output != STANDARD:
             raise click.UsageError("--live prints sentences in the language that is spoken: no --translate, no -o")
-        await live_transcription(options, file, form, _request(model=model, language=language, sample_rate=rate))
+        heard = _request(model=model, language=language, sample_rate=rate)
+        await live_transcription(options, file, form, heard, auto_pull=auto_pull)
         return
     if rate:
         raise click.UsageError("--rate is for --live; give a file that says its rate, such as WAV")
@@ -246,7 +262,7 @@ async def transcribe(
     sound = await read_bytes(file, _MOST_AUDIO, "Cut it, or stream it: --live")
     request = _request(model=model, language=language, task="translate" if translate else None)
     request |= {"audio": base64.b64encode(sound).decode(), "response_format": form}
-    async with serving(options, "speech-to-text") as plugin:
+    async with _calling(options, "speech-to-text", request, auto_pull) as plugin:
         answer = await plugin.invoke("speech-to-text", request)
     with _shaped("speech-to-text"):
         shown = json.dumps(answer, ensure_ascii=False) if form == "json" else str(answer["text"]).strip()
