@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,15 @@ from engine_plugin import deadlines
 from engine_plugin.deadlines import deadline
 from engine_plugin.download.sizes import byte_size
 from engine_plugin.engines.base import HealthState
-from engine_plugin.errors import InvalidRequestError, UnavailableError, UnsupportedError
+from engine_plugin.errors import (
+    EnginePluginError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    UnavailableError,
+    UnsupportedError,
+)
+from engine_plugin.models.missing import MissingModels
+from engine_plugin.models.offer import Offer, names_for
 from engine_plugin.services import CONVERSATIONS, parse_request
 from engine_plugin.services.base import optional
 
@@ -40,6 +48,9 @@ _LINE_S = 0.5
 _LINE_BYTES = 16 * 1024 * 1024
 """How often a download is told of in the log: at most so often, and, of an unknown size, every so many bytes."""
 
+_MOST_HEARD = 64
+"""Messages of a conversation that are kept until its first answer, in case that its model must be pulled first."""
+
 _RAISE = "Raise services[].timeout in plugin.yaml, or make it negative for no deadline"
 
 
@@ -59,15 +70,39 @@ class Plugin:
         self.engine = engine
         # A host's keep-alive passes over a plugin that says STOPPED, so a fresh one says RUNNING: revive me.
         self._status = OperateStatus.RUNNING
+        self._offer = Offer(engine.list_models)
+        self._missing = MissingModels(engine.pull_model, lambda: _progress_log("PullModel"))
 
     async def aclose(self) -> None:
         """Stop the engine for good."""
+        await self._offer.aclose()
         await self.engine.aclose()
+
+    async def manifest_json(self) -> bytes:
+        """plugin.yaml as GetManifest answers it; where it names no models of a service, those that can serve it."""
+        services = self.manifest.services.values()
+        models = () if all(service.support_models for service in services) else await self._offer.models()
+        return self.manifest.to_json(
+            {
+                service.service_name: names_for(service.service_name, service.default_model, models)
+                for service in services
+            }
+        )
 
     # Services
 
     async def invoke(self, service_name: str, data: bytes) -> bytes:
-        """Answer one request with a JSON object. Raises DeadlineError when plugin.yaml's timeout has passed."""
+        """Answer one request with a JSON object. Raises DeadlineError when plugin.yaml's timeout has passed.
+
+        With `auto_pull` in plugin.yaml a model that is missing is pulled first, which no timeout counts.
+        """
+        try:
+            return await self._invoke(service_name, data)
+        except ModelNotFoundError as error:
+            await self._fetch_missing(error)
+        return await self._invoke(service_name, data)
+
+    async def _invoke(self, service_name: str, data: bytes) -> bytes:
         service, contract, request = await self._prepare(service_name, data)
         trivial = contract.trivial_answer(request)
         if trivial is not None:
@@ -78,7 +113,17 @@ class Plugin:
     @asynccontextmanager
     async def stream(self, service_name: str, data: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
         """Answer one request in chunks of whole events. The deadline counts from here to the end of the block;
-        leaving the block stops the engine's work."""
+        leaving the block stops the engine's work. A model that is missing is pulled as for `invoke`."""
+        async with AsyncExitStack() as stack:
+            try:
+                chunks = await stack.enter_async_context(self._stream(service_name, data))
+            except ModelNotFoundError as error:
+                await self._fetch_missing(error)
+                chunks = await stack.enter_async_context(self._stream(service_name, data))
+            yield chunks
+
+    @asynccontextmanager
+    async def _stream(self, service_name: str, data: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
         service, _contract, request = await self._prepare(service_name, data)
         if not service.capabilities.support_streaming:
             raise UnsupportedError(f"service_name: {service_name} does not stream (plugin.yaml: support_streaming)")
@@ -92,19 +137,47 @@ class Plugin:
     async def converse(
         self, service_name: str, messages: AsyncIterator[BidiMessage]
     ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
-        """Hold a conversation. Without a positive timeout in plugin.yaml it has no deadline."""
+        """Hold a conversation. Without a positive timeout in plugin.yaml it has no deadline.
+
+        A model that is missing is pulled as for `invoke`, before the host hears anything.
+        """
         service = self._declared(service_name)
         if not service.capabilities.support_bidirectional:
             raise UnsupportedError(
                 f"service_name: {service_name} is not bidirectional; call InvokeService or InvokeServiceStream"
             )
         default = service.default_model or await self.engine.default_model(service_name)
+        async with aclosing(_checked(service_name, messages)) as checked, AsyncExitStack() as stack:
+            heard = _Heard(checked)
+            if not self.manifest.auto_pull:
+                heard.forget()
+            answers = await stack.enter_async_context(self._conversation(service, heard, default))
+            if self.manifest.auto_pull:
+                said, failure = await _opening(service_name, answers)
+                if isinstance(failure, ModelNotFoundError) and failure.pull and heard.rewind():
+                    await stack.aclose()
+                    await self._fetch_missing(failure)
+                    answers = await stack.enter_async_context(self._conversation(service, heard, default))
+                else:
+                    answers = await stack.enter_async_context(aclosing(_going_on(said, failure, answers)))
+                heard.forget()
+            yield answers
+
+    @asynccontextmanager
+    async def _conversation(
+        self, service: ServiceSpec, messages: AsyncIterator[BidiMessage], default: str
+    ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
         async with (
-            deadline(deadlines.allowed(service, "bidi"), service_name, _RAISE),
-            aclosing(_checked(service_name, messages)) as checked,
-            self.engine.converse(service_name, checked, default) as answers,
+            deadline(deadlines.allowed(service, "bidi"), service.service_name, _RAISE),
+            self.engine.converse(service.service_name, messages, default) as answers,
         ):
             yield answers
+
+    async def _fetch_missing(self, error: ModelNotFoundError) -> None:
+        """Pull the model that a call missed, if plugin.yaml allows that and a pull would bring it; else raise."""
+        if not (self.manifest.auto_pull and error.pull):
+            raise error
+        await self._missing.fetch(error.pull)
 
     def _declared(self, service_name: str) -> ServiceSpec:
         if not service_name:
@@ -245,6 +318,68 @@ async def _checked(service_name: str, messages: AsyncIterator[BidiMessage]) -> A
         if conversation is not None:
             conversation.check(message.data, message.message_type, message.metadata)
         yield message
+
+
+class _Heard:
+    """A conversation's messages, which an engine can be given once more as long as it has answered nothing."""
+
+    def __init__(self, messages: AsyncIterator[BidiMessage]) -> None:
+        self._messages = messages
+        self._said: list[BidiMessage] = []
+        self._again: list[BidiMessage] = []
+        self._all = True
+
+    def __aiter__(self) -> AsyncIterator[BidiMessage]:
+        return self
+
+    async def __anext__(self) -> BidiMessage:
+        if self._again:
+            return self._again.pop(0)
+        message = await anext(self._messages)
+        self._all = self._all and len(self._said) < _MOST_HEARD
+        if self._all:
+            self._said.append(message)
+        else:
+            self._said.clear()
+        return message
+
+    def rewind(self) -> bool:
+        """Begin again; False when too much was said to remember it."""
+        self._again = list(self._said)
+        return self._all
+
+    def forget(self) -> None:
+        """Remember nothing more."""
+        self._all = False
+        self._said.clear()
+
+
+async def _opening(
+    service_name: str, answers: AsyncIterator[BidiMessage]
+) -> tuple[list[BidiMessage], EnginePluginError | None]:
+    """What the engine says first, and, when that is that the conversation fails, why."""
+    conversation = CONVERSATIONS.get(service_name)
+    said: list[BidiMessage] = []
+    try:
+        async for answer in answers:
+            said.append(answer)
+            if conversation is None or not conversation.tells_failure(answer.data):
+                break
+    except EnginePluginError as error:
+        return said, error
+    return said, None
+
+
+async def _going_on(
+    said: Sequence[BidiMessage], failure: EnginePluginError | None, answers: AsyncIterator[BidiMessage]
+) -> AsyncGenerator[BidiMessage, None]:
+    """The answers of a conversation whose opening was looked at."""
+    for answer in said:
+        yield answer
+    if failure is not None:
+        raise failure
+    async for answer in answers:
+        yield answer
 
 
 def _progress_log(operation: str) -> Progress:

@@ -11,7 +11,7 @@ from engine_plugin.errors import ManifestError, Problem, ServiceNotFoundError
 from engine_plugin.manifest.paths import is_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from engine_plugin.manifest.document import KeyPath, Source
@@ -117,6 +117,8 @@ class Manifest:
     engine_options: Mapping[str, Any]
     resources: Mapping[str, Any]
     source: Source = field(repr=False, compare=False)
+    auto_pull: bool = False
+    """Whether a call that names a model which is not here has it pulled first."""
 
     def service(self, name: str) -> ServiceSpec:
         """The declared service of that name. Raises ServiceNotFoundError. Called for each service call."""
@@ -157,17 +159,21 @@ class Manifest:
             raise ManifestError([self.problem(place, what, f"Run chmod +x {path}")])
         return path
 
-    def to_json(self) -> bytes:
+    def to_json(self, offered: Mapping[str, Sequence[str]] | None = None) -> bytes:
         """The manifest as GetManifest answers it: the keys of plugin.yaml in JSON that a Go host decodes.
 
-        The `engine` section stays out: its options are between plugin.yaml and the engine, and may be secret.
+        `offered` has, for each service, the models to name where plugin.yaml names none. The `engine` section stays
+        out: its options are between plugin.yaml and the engine, and may be secret.
         """
         import json
 
+        services = [asdict(service) for service in self.services.values()]
+        for service in services:
+            service["support_models"] = service["support_models"] or (offered or {}).get(service["service_name"], ())
         body = {
             "version": self.version,
             "provider": asdict(self.provider),
-            "services": [asdict(service) for service in self.services.values()],
+            "services": services,
             "platforms": {key: asdict(platform) for key, platform in self.platforms.items()},
             "resources": {**self.resources, "data_dir": str(self.data_dir)},
         }

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["read_manifest"]
 
-_TOP_KEYS = ("version", "provider", "services", "platforms", "resources", "engine")
+_TOP_KEYS = ("version", "provider", "services", "platforms", "resources", "engine", "auto_pull")
 _PROVIDER_KEYS = (
     "name",
     "display_name",
@@ -98,6 +98,7 @@ def read_manifest(path: Path, environ: Mapping[str, str]) -> tuple[Manifest | No
     variables = Variables(path.parent, environ)
     data_dir, resources = _resources(top, provider, variables)
     engine_name, engine_options = _engine(top, provider, variables)
+    auto_pull = top.flag("auto_pull")
     if variables.ignored_data_dir:
         given = quoted(variables.ignored_data_dir)
         what = f"gets the default ${{AOG_DATA_DIR}}, because the environment's {given} is relative"
@@ -117,6 +118,7 @@ def read_manifest(path: Path, environ: Mapping[str, str]) -> tuple[Manifest | No
         engine_options=MappingProxyType(engine_options),
         resources=MappingProxyType(resources),
         source=source,
+        auto_pull=auto_pull,
     )
     return manifest, problems
 

@@ -99,7 +99,7 @@ class ProviderServicer:
 
     async def GetManifest(self, _request: pb.GetManifestRequest, _call: Call) -> pb.GetManifestResponse:
         async def work() -> dict[str, Any]:
-            return {"manifest_json": self._plugin.manifest.to_json()}
+            return {"manifest_json": await self._plugin.manifest_json()}
 
         return await _answer(pb.GetManifestResponse, "GetManifest", work)
 

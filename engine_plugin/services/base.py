@@ -60,6 +60,10 @@ class Conversation(ABC):
     def check(self, data: bytes, message_type: str, metadata: Mapping[str, str]) -> None:
         """Raise InvalidRequestError, naming what is wrong, when no engine could understand this message."""
 
+    @abstractmethod
+    def tells_failure(self, answer: bytes) -> bool:
+        """Whether this answer says that the conversation fails; the engine then raises why."""
+
 
 def parse_request(data: bytes, field: str = "request_data") -> dict[str, Any]:
     """A request's JSON object. Raises InvalidRequestError for anything else; `field` is the rpc's field."""

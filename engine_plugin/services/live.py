@@ -20,10 +20,16 @@ _MAX_COMMAND = 64 * 1024
 _RATES = range(1000, 384_001)
 
 
+_FAILED = b'"task-failed"'
+
+
 class LiveTranscription(Conversation):
     """Sound in, sentences with their milliseconds out."""
 
     name: ClassVar[str] = "speech-to-text-ws"
+
+    def tells_failure(self, answer: bytes) -> bool:
+        return _FAILED in answer
 
     def check(self, data: bytes, message_type: str, metadata: Mapping[str, str]) -> None:
         if message_type == "text":
