@@ -1,0 +1,85 @@
+"""Lines of JSON, however they arrive."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine_plugin.engines.http.ndjson import as_events, line_objects, read_line, whole_lines
+from engine_plugin.engines.http.sse import event_data
+from engine_plugin.errors import BadGatewayError
+
+OBJECTS = st.lists(st.dictionaries(st.text(max_size=4), st.text(max_size=8) | st.integers(), max_size=3), max_size=6)
+
+
+class Body:
+    """An answer that arrives in these blocks."""
+
+    status = 200
+
+    def __init__(self, *blocks: bytes) -> None:
+        self._blocks = [block for block in blocks if block]
+
+    async def read_some(self) -> bytes:
+        return self._blocks.pop(0) if self._blocks else b""
+
+    async def read(self, limit: int) -> bytes:
+        raise NotImplementedError
+
+
+async def collected(*blocks: bytes, longest: int = 0) -> list[bytes]:
+    return [block async for block in whole_lines(Body(*blocks), longest)]
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
+    return [data[start:end] for start, end in pairwise(edges)]
+
+
+@given(OBJECTS, st.lists(st.integers(0, 10_000), max_size=8), st.booleans())
+async def test_lines_are_the_same_however_they_arrive(objects: list[object], places: list[int], ended: bool) -> None:
+    data = "".join(json.dumps(shape, ensure_ascii=False) + "\n" for shape in objects).encode()
+    if not ended:
+        data = data.removesuffix(b"\n")
+    blocks = await collected(*cut(data, places))
+    assert all(block.endswith(b"\n") for block in blocks)
+    joined = b"".join(blocks)
+    assert list(line_objects(joined)) == objects
+    if joined:
+        assert list(event_data(as_events(joined))) == objects
+
+
+async def test_every_cut_of_a_stream() -> None:
+    data = '{"a":"\\n é"}\n{"b":{}}\n'.encode()
+    for place in range(len(data) + 1):
+        assert b"".join(await collected(data[:place], data[place:])) == data
+    assert b"".join(await collected(*(data[at : at + 1] for at in range(len(data))))) == data
+
+
+async def test_what_has_arrived_leaves_together() -> None:
+    assert await collected(b'{"a":1}\n{"b":2}\n{"c"', b":3}\n") == [b'{"a":1}\n{"b":2}\n', b'{"c":3}\n']
+
+
+async def test_empty_lines_and_returns_are_dropped() -> None:
+    assert await collected(b"\n\n", b'{"a":1}\r\n\r\n\n{"b":2}\n\n') == [b'{"a":1}\n{"b":2}\n']
+
+
+async def test_a_body_that_ends_inside_a_line() -> None:
+    assert await collected(b'{"a":1}') == [b'{"a":1}\n']
+    with pytest.raises(BadGatewayError, match="inside a line"):
+        await collected(b'{"a":1}\n{"b"')
+
+
+async def test_a_line_without_an_end() -> None:
+    with pytest.raises(BadGatewayError, match="a line of over 10 bytes"):
+        await collected(b'{"a":"', b"xxxxxxxxx", longest=10)
+
+
+@pytest.mark.parametrize("line", [b"", b"{", b"[1]", b"null", b"\xff", b"[" * 100_000])
+def test_what_is_no_object(line: bytes) -> None:
+    with pytest.raises(BadGatewayError, match="the engine's line is not"):
+        read_line(line)

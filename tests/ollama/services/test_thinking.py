@@ -1,0 +1,89 @@
+"""Thinking told apart by tags, at every cut of the text."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine_plugin.engines.ollama.thinking import ThinkParser, divided
+
+PIECES = st.lists(
+    st.sampled_from(("<think>", "</think>", "<", "</", "<think", "think>", ">", " ", "\n", "a", "so ", "<b>", "é")),
+    max_size=12,
+)
+
+
+def parts(pieces: list[str]) -> tuple[str, str]:
+    parser = ThinkParser()
+    told = [parser.feed(piece) for piece in pieces]
+    told.append(parser.end())
+    return "".join(thought for thought, _ in told), "".join(said for _, said in told)
+
+
+@pytest.mark.parametrize(
+    ("text", "thought", "said"),
+    [
+        ("", "", ""),
+        ("hello", "", "hello"),
+        ("  hello", "", "  hello"),
+        (" \n", "", " \n"),
+        ("<think>why</think>because", "why", "because"),
+        ("\n<think>\nwhy\n</think>\n\nbecause ", "why\n", "because "),
+        ("<think>a</think>b<think>c</think>d", "ac", "bd"),
+        ("<think>never closed", "never closed", ""),
+        ("<think>a <b> c</think>d", "a <b> c", "d"),
+        ("<think></think>\n\nhello", "", "hello"),
+        ("</think>\nhello", "", "hello"),
+        ("\n\n</think>\nhello", "", "hello"),
+        ("a < b", "", "a < b"),
+        ("  <the end", "", "  <the end"),
+        ("hello <thi", "", "hello <thi"),
+        ("<think>hello </thi", "hello </thi", ""),
+        ("<think>a<think>b</think>c", "ab", "c"),
+    ],
+)
+def test_every_cut_gives_the_same_parts(text: str, thought: str, said: str) -> None:
+    assert parts([text]) == (thought, said)
+    assert parts(list(text)) == (thought, said)
+    for cut in range(len(text) + 1):
+        assert parts([text[:cut], text[cut:]]) == (thought, said)
+
+
+@given(PIECES)
+def test_any_text_is_divided_alike_however_it_is_cut(pieces: list[str]) -> None:
+    whole = "".join(pieces)
+    assert parts(pieces) == parts([whole]) == parts(list(whole))
+
+
+@given(PIECES)
+def test_nothing_is_lost_but_tags_and_white_space(pieces: list[str]) -> None:
+    thought, said = parts(pieces)
+    left = "".join(pieces).replace("<think>", "").replace("</think>", "")
+    told = sorted((thought + said).replace(" ", "").replace("\n", ""))
+    assert told == sorted(left.replace(" ", "").replace("\n", ""))
+
+
+@given(st.text())
+def test_a_text_without_tags_stays(text: str) -> None:
+    if "think>" not in text:
+        assert parts(list(text)) == ("", text)
+        assert divided(text) == ("", text)
+
+
+def test_text_is_told_as_soon_as_it_can_be_no_tag() -> None:
+    parser = ThinkParser()
+    assert parser.feed("hello ") == ("", "hello ")
+    assert parser.plain
+    assert parser.feed("<thi") == ("", "")
+    assert not parser.plain
+    assert parser.feed("s> ") == ("", "<this> ")
+    assert parser.plain
+    assert parser.feed("a</think>b") == ("", "ab")
+
+
+def test_in_a_whole_text_all_before_a_first_end_was_thought() -> None:
+    assert divided("so then\n</think>\n\nhello") == ("so then", "hello")
+    assert divided("so</think>hello<think>hm</think>!") == ("sohm", "hello!")
+    assert divided("<think>so</think>hello</think>!") == ("so", "hello!")
+    assert divided("</think>hello") == ("", "hello")
