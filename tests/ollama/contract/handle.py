@@ -1,0 +1,133 @@
+"""A contract server as a process of a test: started, asked, told what to do wrong, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+from typing import IO, Any
+
+__all__ = ["ContractServer"]
+
+_REPOSITORY = Path(__file__).resolve().parents[3]
+_LISTENING = re.compile(rb"Listening on (\S+):(\d+) ")
+_SLACK = 5.0
+
+
+class ContractServer:
+    """One process. It ends with `close`, or when the test's process ends."""
+
+    def __init__(self, models: Path, *options: str, environ: dict[str, str] | None = None, port: int = 0) -> None:
+        """Start it and wait until it listens. `models` is its OLLAMA_MODELS, `options` the program's."""
+        variables = {key: value for key, value in os.environ.items() if not key.startswith("OLLAMA_")}
+        variables |= {"OLLAMA_HOST": f"127.0.0.1:{port}", "OLLAMA_MODELS": str(models)} | (environ or {})
+        argv = [sys.executable, "-m", "tests.ollama.contract", "serve", "--until-stdin-ends", *options]
+        self.process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=_REPOSITORY, env=variables
+        )
+        said = b""
+        for line in _of(self.process.stderr):
+            said += line
+            if found := _LISTENING.search(line):
+                self.port = int(found[2])
+                # Nobody reads on otherwise, and a full pipe would stop it.
+                threading.Thread(target=_of(self.process.stderr).read, daemon=True).start()
+                return
+        self.close()
+        raise RuntimeError(f"the contract server did not start: {said.decode()}")
+
+    @property
+    def address(self) -> str:
+        """host:port."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """The root of its URLs, without a slash at the end."""
+        return f"http://{self.address}"
+
+    def ask(self, method: str, path: str, body: Any = None, seconds: float = _SLACK) -> Any:
+        """One of its JSON answers, None when it is empty; not for what fails. Blocking."""
+        data = None if body is None else json.dumps(body).encode()
+        head = {"content-type": "application/json"}
+        request = urllib.request.Request(self.url + path, data, head, method=method)  # noqa: S310  # our own URL
+        with urllib.request.urlopen(request, timeout=seconds) as response:  # noqa: S310
+            raw = response.read()
+        return json.loads(raw) if raw else None
+
+    def requests(self, path: str = "", **facts: str) -> list[dict[str, Any]]:
+        """What it was asked so far: {method, path, headers, body, status, state}; state is open, done, left, broken.
+
+        `path`, `method` and `state` choose. Blocking.
+        """
+        return self._entries(facts | ({"path": path} if path else {}))
+
+    async def wait(self, path: str, *, count: int = 1, seconds: float = 10.0, **facts: str) -> dict[str, Any]:
+        """The last of `count` such requests, as soon as there are so many. Raises TimeoutError."""
+        query = facts | {"path": path, "count": str(count), "seconds": str(seconds)}
+        found = await asyncio.to_thread(self._entries, query, seconds + _SLACK)
+        if len(found) < count:
+            raise TimeoutError(f"no {count} × {path} {facts}: {self.requests()}")
+        return found[count - 1]
+
+    def bodies(self, path: str) -> list[Any]:
+        """The bodies of the requests to `path`. Blocking."""
+        return [entry["body"] for entry in self.requests(path)]
+
+    def forget(self) -> None:
+        """Begin the journal anew. Blocking."""
+        self.ask("DELETE", "/contract/requests")
+
+    def add(self, name: str, **facts: Any) -> None:
+        """Have a model more; `facts` are fields of `library.Model`. Blocking."""
+        self.ask("POST", "/contract/models", {"name": name} | facts)
+
+    def fail(self, fault: str, *, path: str = "", model: str = "", times: int = 0) -> None:
+        """A rule, as `faults` says. Blocking."""
+        self.ask("POST", "/contract/rules", {"fault": fault, "path": path, "model": model, "times": times})
+
+    def mend(self) -> None:
+        """No rules any more. Blocking."""
+        self.ask("DELETE", "/contract/rules")
+
+    def be_version(self, version: str) -> None:
+        """Say from now on that it has this version. Blocking."""
+        self.ask("POST", "/contract/version", {"version": version})
+
+    def open_gate(self) -> None:
+        """Have go on what is gated. Blocking."""
+        self.ask("POST", "/contract/open")
+
+    def names(self) -> list[str]:
+        """The names of its models. Blocking."""
+        return [model["name"] for model in self.ask("GET", "/api/tags")["models"]]
+
+    def close(self) -> None:
+        """End it, and wait for that. Blocking."""
+        if self.process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self.process.stdin.close()
+        try:
+            self.process.wait(_SLACK)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+
+    def _entries(self, query: dict[str, str], seconds: float = _SLACK) -> list[dict[str, Any]]:
+        text = "&".join(f"{key}={value}" for key, value in query.items())
+        found: list[dict[str, Any]] = self.ask("GET", f"/contract/requests?{text}", seconds=seconds)
+        return found
+
+
+def _of(stream: IO[bytes] | None) -> IO[bytes]:
+    assert stream is not None
+    return stream

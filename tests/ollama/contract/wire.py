@@ -1,0 +1,96 @@
+"""How a contract server reads requests and writes answers: Go's JSON, gin's headers, lines of NDJSON in chunks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from .faults import REFUSALS
+from .state import Refusal, State
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+__all__ = ["STATE", "Break", "encoded", "json_answer", "json_body", "refuse_by", "stream_lines"]
+
+STATE = web.AppKey("state", State)
+_JSON = "application/json; charset=utf-8"
+_CRUMB = 7
+
+
+class Break(Exception):  # noqa: N818  # an instruction of a stream
+    """The connection shall break off now."""
+
+
+def encoded(shape: Any) -> bytes:
+    """As Go encodes: no spaces, no bytes beyond its escapes."""
+    text = json.dumps(shape, ensure_ascii=False, separators=(",", ":"))
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text.encode()
+
+
+def json_answer(shape: Any, status: int = 200) -> web.Response:
+    """What gin's c.JSON sends."""
+    return web.Response(body=encoded(shape), status=status, headers={"Content-Type": _JSON})
+
+
+async def json_body(request: web.Request) -> dict[str, Any]:
+    """The request's object. Raises Refusal as Ollama refuses."""
+    raw = await request.read()
+    if not raw.strip():
+        raise Refusal(400, "missing request body")
+    try:
+        shape = json.loads(raw)
+    except ValueError:
+        text = raw.decode("utf-8", "replace").strip()
+        sign = next((sign for sign in text if sign not in "{[ \n"), text[0])
+        raise Refusal(400, f"invalid character '{sign}' looking for beginning of value") from None
+    if not isinstance(shape, dict):
+        raise Refusal(400, "json: cannot unmarshal array into Go value of type api.ChatRequest")
+    return shape
+
+
+async def refuse_by(fault: str, request: web.Request) -> None:
+    """Raise or break what a fault says that happens before an answer begins."""
+    if fault in REFUSALS:
+        raise Refusal(*REFUSALS[fault])
+    if fault == "hang-up":
+        raise Break
+    if fault == "silent":
+        await asyncio.Event().wait()
+    if fault == "html":
+        raise web.HTTPBadGateway(text="<html><h1>502 Bad Gateway</h1></html>", content_type="text/html")
+
+
+async def stream_lines(request: web.Request, lines: AsyncIterator[Any], fault: str = "") -> web.StreamResponse:
+    """Send objects as lines, each in a chunk of its own; bytes go as they are. An error before all else has a status.
+
+    Raises Break when the connection shall break off.
+    """
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    response.enable_chunked_encoding()
+    held = b""
+    async for line in lines:
+        if not response.prepared and isinstance(line, dict) and "error" in line and "status" not in line:
+            return web.Response(body=encoded(line), status=500, headers={"Content-Type": "application/json"})
+        data = line if isinstance(line, bytes) else encoded(line) + b"\n"
+        if not response.prepared:
+            await response.prepare(request)
+        if fault == "burst":
+            held += data
+        elif fault == "crumbs":
+            for start in range(0, len(data), _CRUMB):
+                await response.write(data[start : start + _CRUMB])
+                await asyncio.sleep(0)
+        else:
+            await response.write(data)
+    if not response.prepared:
+        await response.prepare(request)
+    if held:
+        await response.write(held)
+    await response.write_eof()
+    return response
