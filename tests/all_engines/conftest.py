@@ -1,0 +1,76 @@
+"""One spawned plugin for each engine, shared by all tests here."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+
+from tests.leftovers import marked
+from tests.llamacpp.running import MARK, processes_of
+
+from .embedded import embedded_server
+from .world import World, spawned
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+__all__ = ["marked"]
+
+SAMPLES = {
+    "chat": "tiny-chat",
+    "embed": "tiny-embed",
+    "rerank": "tiny-rerank",
+    "text-to-image": "tiny-image",
+    "speech-to-text": "tiny-transcribe",
+    "text-to-speech": "tiny-speak",
+}
+THREE = {kind: SAMPLES[kind] for kind in ("chat", "embed", "rerank")}
+ENGINES = ("llamacpp", "openvino")
+
+
+async def _llamacpp(stack: AsyncExitStack, place: Path) -> World:
+    pytest.importorskip("xllamacpp", reason="llama.cpp comes with the extra `llamacpp`")
+    world = spawned("llamacpp", place, THREE, {}, backend="xllamacpp")
+    return await stack.enter_async_context(world)
+
+
+async def _openvino(stack: AsyncExitStack, place: Path) -> World:
+    pytest.importorskip("openvino_genai", reason="OpenVINO comes with the extra `openvino`")
+    return await stack.enter_async_context(spawned("openvino", place, SAMPLES, {}, backend="embedded", threads=1))
+
+
+async def _openai(stack: AsyncExitStack, place: Path) -> World:
+    """Attached to our own embedded server, which listens on a loopback port."""
+    pytest.importorskip("openvino_genai", reason="OpenVINO comes with the extra `openvino`")
+    key = secrets.token_urlsafe(16)
+    address = await stack.enter_async_context(embedded_server(place / "server", SAMPLES.values(), key))
+    changes = {"engine_host": f"{address}/v3", "key_variable": "EMBEDDED_KEY", "send_key": "always"}
+    return await stack.enter_async_context(spawned("openai", place, SAMPLES, {"EMBEDDED_KEY": key}, **changes))
+
+
+MAKE: dict[str, Any] = {"llamacpp": _llamacpp, "openvino": _openvino, "openai": _openai}
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="package", params=ENGINES)
+async def world(request: pytest.FixtureRequest, marked: None) -> AsyncIterator[World]:
+    """The plugin of one engine after the other; nothing may be left of any."""
+    if sys.platform != "linux":
+        pytest.skip("elsewhere offspring is not seen as a whole")
+    place = Path(tempfile.mkdtemp(prefix="epa-"))
+    try:
+        async with AsyncExitStack() as stack:
+            yield await MAKE[request.param](stack, place)
+        left = [process for process in processes_of(os.environ[MARK]) if process.pid != os.getpid()]
+        assert left == [], json.dumps([process.cmdline() for process in left])
+    finally:
+        shutil.rmtree(place)

@@ -1,0 +1,76 @@
+"""Our embedded server by itself, as a stranger would run it: on a loopback port, with a key and with the samples."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from engine_plugin.engines.openvino.command import ServerSettings, runner_command, runner_stdin
+from engine_plugin.engines.openvino.graphs import graph_text
+from engine_plugin.engines.openvino.options import OpenVinoOptions
+from engine_plugin.engines.processes import python
+from engine_plugin.models.samples import bundled_samples
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+    from pathlib import Path
+
+__all__ = ["embedded_server"]
+
+_START = 30.0
+
+
+@asynccontextmanager
+async def embedded_server(place: Path, models: Iterable[str], key: str) -> AsyncIterator[str]:
+    """The address of a server that has these samples in memory; it ends with the block."""
+    settings = ServerSettings(
+        host="127.0.0.1",
+        port=0,
+        key=key,
+        config=str(_configuration(place, models)),
+        grpc_port=None,
+        threads=1,
+        max_queue=256,
+        cache_dir="",
+        memory_limit=0,
+        load_timeout=_START,
+        start_timeout=_START,
+        hung_timeout=_START,
+        drain_timeout=1.0,
+        restart_limit=3,
+        restart_backoff=0.02,
+        stable_time=60.0,
+    )
+    process = await asyncio.create_subprocess_exec(
+        *runner_command(),
+        env=python.module_environ(os.environ),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(runner_stdin(settings))
+        line = await asyncio.wait_for(process.stdout.readline(), _START)
+        yield str(json.loads(line)["address"])
+    finally:
+        process.stdin.close()
+        await asyncio.wait_for(process.wait(), _START)
+
+
+def _configuration(place: Path, models: Iterable[str]) -> Path:
+    samples, options = bundled_samples("openvino"), OpenVinoOptions()
+    entries = []
+    for name in models:
+        sample = samples.get(name)
+        assert sample is not None
+        folder = place / name
+        folder.mkdir(parents=True)
+        (folder / "graph.pbtxt").write_text(graph_text(sample.info(), "CPU", options), encoding="utf-8")
+        entries.append({"name": name, "base_path": str(folder), "graph_path": "graph.pbtxt"})
+    config = place / "config.json"
+    config.write_text(json.dumps({"mediapipe_config_list": entries, "model_config_list": []}), encoding="utf-8")
+    return config

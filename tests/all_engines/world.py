@@ -1,0 +1,96 @@
+"""A plugin of ours as it is shipped, spawned as a host does it, and what its engine can do here."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from engine_plugin.host import PluginClient, events, launch
+from engine_plugin.models.info import KIND_OF_SERVICE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+__all__ = ["ROOT", "World", "spawned"]
+
+ROOT = Path(__file__).parents[2]
+_START = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A started plugin. `models` has the model for each kind that the engine can do."""
+
+    engine: str
+    plugin: PluginClient
+    models: Mapping[str, str]
+    place: Path
+
+    def model(self, service: str) -> str:
+        """The model that answers a service."""
+        return self.models[KIND_OF_SERVICE[service]]
+
+    def can(self, service: str) -> bool:
+        """Whether this engine has the service."""
+        return KIND_OF_SERVICE[service] in self.models
+
+    def request(self, service: str, **fields: Any) -> dict[str, Any]:
+        """A request of a service to its model."""
+        return {"model": self.model(service), **fields}
+
+    def chat(self, text: str = "Hello", **fields: Any) -> dict[str, Any]:
+        """A chat of one message."""
+        message = {"role": "user", "content": text}
+        return self.request("chat", messages=[message], **({"max_tokens": 16, "temperature": 0} | fields))
+
+    async def streamed(self, service: str, request: dict[str, Any]) -> list[dict[str, Any]]:
+        """All events of a stream, which must come to its proper end."""
+        async with self.plugin.stream(service, request) as chunks:
+            return [event async for event in events(chunks)]
+
+    async def raw(self, service: str, request: dict[str, Any]) -> bytes:
+        """A stream's bytes, as they come."""
+        async with self.plugin.stream(service, request) as chunks:
+            return b"".join([chunk async for chunk in chunks])
+
+
+@asynccontextmanager
+async def spawned(
+    engine: str, place: Path, models: Mapping[str, str], environ: Mapping[str, str], **changes: Any
+) -> AsyncIterator[World]:
+    """The plugin of `engine` with its shipped plugin.yaml, in which only `engine_host` and options are `changes`d."""
+    shipped = ROOT / "plugin.yaml" if engine == "openvino" else ROOT / "plugins" / engine / "plugin.yaml"
+    manifest = yaml.safe_load(shipped.read_text(encoding="utf-8"))
+    manifest["provider"]["engine_host"] = changes.pop("engine_host", "")
+    manifest["engine"] |= changes
+    folder = place / manifest["provider"]["name"]
+    folder.mkdir()
+    (folder / "plugin.yaml").write_text(yaml.safe_dump(manifest, sort_keys=False), encoding="utf-8")
+    environment = {"AOG_DATA_DIR": str(place / "data"), **environ}
+    python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    client = await launch(
+        [sys.executable, "-m", "engine_plugin.hosted"],
+        name=f"{engine}-{secrets.token_hex(2)}",
+        cwd=folder,
+        env=environment | {"PYTHONPATH": python_path},
+        start_timeout=_START,
+    )
+    async with client:
+        await client.start_engine()
+        yield World(engine, client, models, place)
+
+
+def text_of(answer: Mapping[str, Any]) -> str:
+    """What a chat.completion says."""
+    content = answer["choices"][0]["message"]["content"]
+    if not isinstance(content, str):
+        raise TypeError(json.dumps(answer))
+    return content
