@@ -38,6 +38,7 @@ __all__ = [
     "CLOUD_OFF",
     "CONTEXT",
     "DEADLINE",
+    "DISK_FILLED",
     "DISK_FULL",
     "DISK_REFUSES",
     "ENGINE_STOPPED",
@@ -54,6 +55,7 @@ __all__ = [
     "NO_DEVICE",
     "NO_SERVICE",
     "NO_STREAM",
+    "OWN_SOFTWARE",
     "PORT_TAKEN",
     "SERVER_DOWN",
     "SIGN_IN",
@@ -139,11 +141,20 @@ NOT_INSTALLED = Entry(
     "not-installed",
     EngineNotInstalledError,
     "{found}",
+    "Call InstallEngine (engine-plugin engine install)",
+    "The software that computes is no part of this package, and it is not below the data directory yet, or lacks a "
+    "part.",
+    "`engine-plugin engine install` fetches and verifies it; `engine.offline` in plugin.yaml names the way for "
+    "machines without a network.",
+)
+
+OWN_SOFTWARE = Entry(
+    "own-software",
+    EngineNotInstalledError,
+    "{found}",
     "{advice}",
-    "The software that computes is no part of this package, and it is neither below the data directory nor where "
-    "plugin.yaml says that it is.",
-    "`engine-plugin engine install` fetches and verifies it. Where plugin.yaml names software of your own, correct "
-    "its path: that is never installed for you.",
+    "plugin.yaml names software of your own, which is not there or cannot be used. It is never installed for you.",
+    "Correct its path in plugin.yaml, put the software there, or take the line out to have it installed.",
 )
 
 TOO_OLD = Entry(
@@ -194,12 +205,22 @@ MODEL_KIND = Entry(
 DISK_FULL = Entry(
     "disk-full",
     DownloadError,
-    "{folder} has {free} free, {what} needs {needed} more and {spare} to spare",
+    "{folder} has {free} free ({free_bytes} bytes), {what} needs {needed} more ({needed_bytes} bytes) and {spare} to "
+    "spare",
     "Free some space or move the data directory",
     "The disk below the data directory is too small for what is being fetched; that is looked at before the first "
     "byte, and again while bytes arrive.",
     "Delete models that are not needed (`engine-plugin models rm NAME`), or name a directory on a larger disk: "
     "`engine.data_dir` in plugin.yaml. What has arrived is kept, and the next attempt goes on from there.",
+)
+
+DISK_FILLED = Entry(
+    "disk-filled",
+    DownloadError,
+    "{folder}: {reason} after {arrived} bytes; {free}",
+    "Free some space or move the data directory, then try again: what arrived is kept",
+    "Something else filled the disk, or a quota was reached, while a file was being written.",
+    "As for `disk-full`.",
 )
 
 DISK_REFUSES = Entry(
@@ -331,7 +352,7 @@ HUB_DOWN = Entry(
 HUB_REFUSES = Entry(
     "hub-refuses",
     AuthError,
-    "{source}: {said}",
+    "{said}",
     "Give username and password (for Hugging Face: any username and an access token), and accept the licence there",
     "The model is private, or its licence must be accepted first.",
     "Open the model's page, accept its licence, make an access token, and give it with the pull: "
@@ -341,7 +362,7 @@ HUB_REFUSES = Entry(
 CHECKSUM = Entry(
     "checksum",
     DownloadError,
-    "{place}: the file has {found}, expected is {wanted}",
+    "{source}: {where} has sha256:{found}, expected is sha256:{wanted}",
     "{fix}",
     "What arrived is not what was asked for: the file changed at its source, was damaged on the way, or the digest "
     "was copied wrongly. It is never used.",
@@ -381,9 +402,9 @@ DEADLINE = Entry(
 )
 
 FAMILIES = (
-    Family("The engine", (ENGINE_STOPPED, SERVER_DOWN, NOT_INSTALLED, TOO_OLD, NO_DEVICE)),
+    Family("The engine", (ENGINE_STOPPED, SERVER_DOWN, NOT_INSTALLED, OWN_SOFTWARE, TOO_OLD, NO_DEVICE)),
     Family("Models", (MODEL_MISSING, MODEL_KIND)),
-    Family("Room: disk, memory, queue, context", (DISK_FULL, DISK_REFUSES, MEMORY, BUSY, CONTEXT)),
+    Family("Room: disk, memory, queue, context", (DISK_FULL, DISK_FILLED, DISK_REFUSES, MEMORY, BUSY, CONTEXT)),
     Family("Ports and addresses", (PORT_TAKEN, ADDRESS_TAKEN)),
     Family("Keys and accounts", (KEY_MISSING, KEY_REFUSED, KEY_UNSAFE, SIGN_IN, CLOUD_OFF)),
     Family("The network", (HUB_DOWN, HUB_REFUSES, CHECKSUM)),

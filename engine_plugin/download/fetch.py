@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engine_plugin import catalogue
 from engine_plugin.download.disk import check_room
 from engine_plugin.download.events import ChunkProgress, Status
 from engine_plugin.download.partial import PartialState
@@ -175,9 +176,10 @@ class Fetch:
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
             if self._answered:
                 raise DroppedError(f"the server cannot be reached any more ({_cause(error)})") from error
-            raise DownloadError(
-                f"{self._source.label}: cannot connect ({_cause(error)}). Check the address, the network, "
-                "HTTPS_PROXY and, for a certificate of your own, SSL_CERT_FILE."
+            raise catalogue.HUB_DOWN.error(
+                source=self._source.label,
+                reason=_cause(error),
+                settings="the address, the network, HTTPS_PROXY",
             ) from error
         except httpx.TimeoutException as error:
             raise DroppedError(f"no byte came for {self._policy.stall_s:.0f} s") from error
@@ -229,9 +231,12 @@ class Fetch:
         """Bring the partial to the byte at which the body begins, and remember whose bytes it holds."""
         partial = self._partial
         if self._asked and remote.linked_sha256 not in {"", self._asked}:
-            raise DownloadError(
-                f"{self._source.label}: the server has sha256:{remote.linked_sha256}, expected is "
-                f"sha256:{self._asked}. Correct the digest or the URL."
+            raise catalogue.CHECKSUM.error(
+                source=self._source.label,
+                where="the server",
+                found=remote.linked_sha256,
+                wanted=self._asked,
+                fix="Correct the digest or the URL",
             )
         if answer.response.status_code == 206:
             await self._check_rest(answer, remote)

@@ -7,6 +7,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
+from engine_plugin import catalogue
 from engine_plugin.download.disk import check_room
 from engine_plugin.download.events import ChunkProgress, Status
 from engine_plugin.download.fetch import Fetch, ProgressReport
@@ -258,8 +259,13 @@ class FolderPull(Pull):
         if plan.sha256 and digest != plan.sha256:
             await in_thread(staging.discard)
             raise PullError(
-                f"{plan.source.label}: the model has sha256:{digest}, expected is sha256:{plan.sha256}. "
-                "What arrived was deleted; pull again, and correct the digest or the source if it stays so."
+                catalogue.CHECKSUM.text(
+                    source=plan.source.label,
+                    where="the model",
+                    found=digest,
+                    wanted=plan.sha256,
+                    fix="What arrived was deleted; pull again, and correct the digest or the source if it stays so",
+                )
             )
         await in_thread(staging.sync)
         return await self._install(staging.files, self._bytes, digest, validator)

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
+from engine_plugin import catalogue
 from engine_plugin.download.remote import DroppedError
 from engine_plugin.errors import AuthError, DownloadError, InvalidRequestError, NotFoundError
 from engine_plugin.models.repository import Hub, Listing, RemoteFile, patiently
@@ -84,9 +85,10 @@ class HuggingFace(Hub):
             except HfHubHTTPError as error:
                 raise _refusal(error, source) from error
             except (http.ConnectError, http.ProxyError) as error:
-                raise DownloadError(
-                    f"{source.label}: cannot connect to {self.endpoint} ({error}). Check the network, HF_ENDPOINT, "
-                    "HTTPS_PROXY and, for a certificate of your own, SSL_CERT_FILE."
+                raise catalogue.HUB_DOWN.error(
+                    source=source.label,
+                    reason=f"to {self.endpoint}: {error}",
+                    settings="the network, HF_ENDPOINT, HTTPS_PROXY",
                 ) from error
             except http.TransportError as error:
                 raise DroppedError(f"the hub's answer was lost ({error or type(error).__name__})") from error

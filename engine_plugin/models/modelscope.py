@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from engine_plugin import catalogue
 from engine_plugin.download.remote import DroppedError, http_client, open_url
 from engine_plugin.download.source import HttpSource
 from engine_plugin.errors import AuthError, DownloadError, NotFoundError
@@ -74,9 +75,10 @@ async def _ask(client: httpx.AsyncClient, source: HttpSource, *, insecure: bool)
                 if len(body) > _LONGEST_ANSWER:
                     raise DownloadError(f"{source.label}: the hub's list of files does not end.")
     except (httpx.ConnectError, httpx.ProxyError) as error:
-        raise DownloadError(
-            f"{source.label}: cannot connect ({error or type(error).__name__}). Check the network, "
-            "MODELSCOPE_ENDPOINT, HTTPS_PROXY and, for a certificate of your own, SSL_CERT_FILE."
+        raise catalogue.HUB_DOWN.error(
+            source=source.label,
+            reason=error or type(error).__name__,
+            settings="the network, MODELSCOPE_ENDPOINT, HTTPS_PROXY",
         ) from error
     except httpx.TransportError as error:
         raise DroppedError(f"the hub's answer was lost ({error or type(error).__name__})") from error

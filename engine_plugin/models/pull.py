@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
+from engine_plugin import catalogue
 from engine_plugin.download.disk import check_room, disk_error
 from engine_plugin.download.events import Status, Success
 from engine_plugin.download.fetch import Fetch, ProgressReport
@@ -121,10 +122,7 @@ class Pull(ABC):
         except DownloadError as error:
             raise PullError(str(error)) from error
         except AuthError as error:
-            raise AuthError(
-                f"{error} Give username and password (for Hugging Face: any username and an access token), and "
-                "accept the licence there."
-            ) from error
+            raise catalogue.HUB_REFUSES.error(said=str(error).rstrip(".")) from error
         except NotFoundError as error:
             raise ModelNotFoundError(str(error)) from error
 
@@ -286,8 +284,13 @@ class FilePull(Pull):
         if arrived.sha256 and digest != arrived.sha256:
             await in_thread(partial.discard)
             raise PullError(
-                f"{plan.source.label}: the file has sha256:{digest}, expected is sha256:{arrived.sha256}. "
-                "What arrived was deleted; pull again, and correct the digest or the source if it stays so."
+                catalogue.CHECKSUM.text(
+                    source=plan.source.label,
+                    where="the file",
+                    found=digest,
+                    wanted=arrived.sha256,
+                    fix="What arrived was deleted; pull again, and correct the digest or the source if it stays so",
+                )
             )
         success = await self._install(partial.path, partial.size, digest, arrived.validator)
         await in_thread(partial.forget)

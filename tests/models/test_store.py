@@ -373,7 +373,7 @@ async def test_a_full_disk_is_told_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=len(data)))
     with pytest.raises(PullError, match=rf"\({len(data)} bytes\)") as caught:
         await pull(store, PullRequest("copy", source=str(SAMPLES / "tiny-chat.gguf")))
-    assert "free some space" in caught.value.message
+    assert "Free some space" in caught.value.message
     assert files_below(root) == set()
 
 

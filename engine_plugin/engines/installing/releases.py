@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
+from engine_plugin import catalogue
 from engine_plugin.download.disk import disk_error
 from engine_plugin.download.events import ChunkProgress, Status
 from engine_plugin.download.fetch import Fetch
@@ -190,7 +191,9 @@ class Downloads:
         digest = (await sha256_of(path)).removeprefix("sha256:")
         if expected and digest != expected:
             raise InstallError(
-                f"{path}: the file has sha256:{digest}, expected is sha256:{expected}. Replace it by the right one"
+                catalogue.CHECKSUM.text(
+                    source=path, where="the file", found=digest, wanted=expected, fix="Replace it by the right one"
+                )
             )
         return path
 
@@ -203,8 +206,13 @@ class Downloads:
                 return partial.path
             await in_thread(partial.discard)
             raise InstallError(
-                f"{source.label}: the file has sha256:{digest}, expected is sha256:{expected}. What arrived was "
-                "deleted; try again, and correct the digest or the source if it stays so"
+                catalogue.CHECKSUM.text(
+                    source=source.label,
+                    where="the file",
+                    found=digest,
+                    wanted=expected,
+                    fix="What arrived was deleted; try again, and correct the digest or the source if it stays so",
+                )
             )
 
     async def _digest(self, archive: Archive, name: str, guesses: Sequence[str], progress: Progress) -> str:

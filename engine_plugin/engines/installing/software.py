@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from engine_plugin import catalogue
 from engine_plugin.download.disk import check_room
 from engine_plugin.engines.base import EngineCheck
 from engine_plugin.engines.installing.install import Installation, Steps
@@ -20,7 +21,6 @@ from engine_plugin.engines.installing.releases import DownloadRules, Downloads
 from engine_plugin.engines.processes import python
 from engine_plugin.errors import (
     DownloadError,
-    EngineNotInstalledError,
     EnginePluginError,
     EngineStartError,
     InstallError,
@@ -138,9 +138,9 @@ class LocalSoftware(ABC, Generic[_BackendT]):
         backend = self._find()
         if backend is None or self._lacks(backend):
             advice = "" if backend else self._not_ours()  # what comes with one that is here, we install
-            raise EngineNotInstalledError(
-                f"{self.check().detail}. {advice or 'Call InstallEngine (engine-plugin engine install)'}"
-            )
+            if advice:
+                raise catalogue.OWN_SOFTWARE.error(found=self.check().detail, advice=advice)
+            raise catalogue.NOT_INSTALLED.error(found=self.check().detail)
         return backend
 
     async def install(self, progress: Progress, moves: Moves[_BackendT], *, cover: bool) -> str:
