@@ -11,6 +11,7 @@ import os
 import sys
 from abc import abstractmethod
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState
@@ -28,6 +29,8 @@ from engine_plugin.errors import (
     UnsupportedError,
 )
 from engine_plugin.files import in_thread
+from engine_plugin.models.capabilities import DigestCache, resolve, told_by_file
+from engine_plugin.models.info import Loaded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.base import Progress
     from engine_plugin.engines.server import ServerOptions
     from engine_plugin.manifest import Manifest
+    from engine_plugin.models.info import Capabilities
     from engine_plugin.models.store import ModelInfo, ModelStore, PullRequest, StoredModel
 
 __all__ = ["Driver"]
@@ -76,6 +80,9 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         self._cleanup = ExitStack()
         self._lifecycle = asyncio.Lock()
         self._transport = options.transport
+        self._overrides = options.models
+        self._told: DigestCache[Capabilities] = DigestCache()
+        """What running engines said of models, which holds when they are out of memory, too."""
 
     # What a driver says
 
@@ -241,7 +248,19 @@ class Driver(Engine, Generic[BackendT, ServerT]):
     # Models
 
     async def list_models(self) -> Sequence[ModelInfo]:
-        return await self._store.list()
+        return [replace(model, capabilities=self.capabilities(model)) for model in await self._store.list()]
+
+    def capabilities(self, model: ModelInfo) -> Capabilities:
+        """What is known of a model. Cheap: it is asked of each in a list."""
+        return resolve(
+            model.name,
+            model.details.family,
+            model.details.parameter_size,
+            kind=model.kind,
+            engine=self._told.peek(model.name, model.digest),
+            file=told_by_file(model.kind, model.details),
+            overrides=self._overrides,
+        )
 
     def pull_model(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
         return self._store.pull(request)
@@ -268,7 +287,25 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         await self._pool.unload(model.name)
 
     async def running_models(self) -> Sequence[ModelInfo]:
-        return [server.model for server in self._pool.servers()]
+        memory = await self.memory()
+        return [self._running(server.model, memory) for server in self._pool.servers()]
+
+    def _running(self, model: StoredModel, memory: Mapping[str, int]) -> ModelInfo:
+        loaded = Loaded(
+            memory=memory.get(model.name, 0),
+            idle=self._pool.idle(model.name),
+            context_length=self.loaded_context(model),
+        )
+        return replace(model, capabilities=self.capabilities(model), loaded=loaded)
+
+    async def memory(self) -> Mapping[str, int]:
+        """The bytes that the models in memory take, by name; nothing of one that cannot be told. Bounded to some
+        seconds."""
+        return {}
+
+    def loaded_context(self, model: StoredModel) -> int:  # noqa: ARG002  # for engines that know
+        """The tokens of context that a model is loaded with, 0 when nobody knows."""
+        return 0
 
     # Services
 

@@ -122,6 +122,13 @@ class ModelPool(Generic[ServerT]):
         entry = self._entries.get(name)
         return entry.users if entry else 0
 
+    def idle(self, name: str) -> float | None:
+        """The seconds since the model was last used, 0 while it is; None when it is not here."""
+        entry = self._entries.get(name)
+        if entry is None:
+            return None
+        return 0.0 if entry.users else time.monotonic() - entry.last_used
+
     def servers(self) -> list[ServerT]:
         """The servers whose model is in memory: no longer loading, and alive."""
         return [server for server in self.all_servers() if server.ready]

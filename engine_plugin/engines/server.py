@@ -21,6 +21,7 @@ from engine_plugin.engines.processes.process import Command, EngineProcess, Proc
 from engine_plugin.engines.processes.restarts import RestartPolicy
 from engine_plugin.errors import EnginePluginError, EngineStartError, UnavailableError
 from engine_plugin.files import in_thread, private_folder
+from engine_plugin.models.capabilities import ModelOverride  # noqa: TC001  # read_options evaluates the hints
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,6 +77,9 @@ class ServerOptions:
 
     drain_timeout: float = number(30, 0, 86_400)
     """How long an unload waits for running requests before it ends them."""
+
+    models: tuple[ModelOverride, ...] = ()
+    """What you know better of some models than what is found; docs/models.md has the keys."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,17 @@ from engine_plugin.models.info import FEATURES, Capabilities
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-__all__ = ["FEATURE_OF_KIND", "DigestCache", "ModelOverride", "features_of_template", "override_for", "resolve"]
+    from engine_plugin.models.info import ModelDetails
+
+__all__ = [
+    "FEATURE_OF_KIND",
+    "DigestCache",
+    "ModelOverride",
+    "features_of_template",
+    "override_for",
+    "resolve",
+    "told_by_file",
+]
 
 FEATURE_OF_KIND = {
     "chat": "completion",
@@ -103,6 +113,14 @@ def _ordered(features: Iterable[str]) -> tuple[str, ...]:
     return tuple(feature for feature in FEATURES if feature in given)
 
 
+def told_by_file(kind: str, details: ModelDetails) -> Capabilities:
+    """What an engine read of a model's own file into its details: features as booleans, and `context_length`."""
+    told = {feature: details.extra[feature] for feature in FEATURES if isinstance(details.extra.get(feature), bool)}
+    features = {FEATURE_OF_KIND.get(kind, "completion"), *(feature for feature, has in told.items() if has)}
+    length = details.extra.get("context_length")
+    return Capabilities(_ordered(features) if told else (), length if type(length) is int and length > 0 else 0)
+
+
 _THINKING_MARKS = ("<think>", "</think>", "enable_thinking", "reasoning_content", "<|channel|>analysis")
 _TOOL_MARKS = ("tools", "tool_calls")
 
@@ -153,6 +171,10 @@ class DigestCache(Generic[T]):
         finally:
             if not lock.locked() and self._asking.get(key) is lock:
                 del self._asking[key]
+
+    def put(self, name: str, digest: str, value: T) -> None:
+        """Remember what somebody learned without being asked."""
+        self._keep((name, digest), value)
 
     def peek(self, name: str, digest: str) -> T | None:
         """What is known now, without asking."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin.engines.driver import Driver
@@ -11,12 +12,14 @@ from engine_plugin.engines.http import sse
 from engine_plugin.engines.http.answers import stream_events
 from engine_plugin.engines.llamacpp import assemble, requests
 from engine_plugin.engines.llamacpp.models import model_store
-from engine_plugin.engines.llamacpp.options import LlamaCppOptions
+from engine_plugin.engines.llamacpp.options import LlamaCppOptions, served_context
 from engine_plugin.engines.llamacpp.server import PATHS, ModelServer, complaint_error
 from engine_plugin.engines.llamacpp.software import Backend, Software
 from engine_plugin.engines.options import option_problems, read_options
 from engine_plugin.engines.pool import ModelPool
+from engine_plugin.engines.processes import tree
 from engine_plugin.errors import PreconditionError, UnsupportedError
+from engine_plugin.files import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.http.http1 import HttpResponse
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest
+    from engine_plugin.models.info import Capabilities, ModelInfo
     from engine_plugin.models.store import StoredModel
 
 __all__ = ["LlamaCppEngine"]
@@ -81,6 +85,26 @@ class LlamaCppEngine(Driver[Backend, ModelServer]):
         said = await asyncio.gather(*(server.complaint() for server in self._pool.all_servers()))
         return [complaint for complaint in said if complaint]
 
+    # Models
+
+    def capabilities(self, model: ModelInfo) -> Capabilities:
+        found, served = super().capabilities(model), served_context(model, self._options)
+        if found.context_source in ("configuration", "engine") or 0 < found.context_length <= served:
+            return found
+        return replace(found, context_length=served, context_source="configuration")
+
+    async def memory(self) -> Mapping[str, int]:
+        pids = {server.model.name: server.process.pid for server in self._pool.servers()}
+        return await in_thread(lambda: {name: tree.memory(pid) for name, pid in pids.items() if pid is not None})
+
+    def loaded_context(self, model: StoredModel) -> int:
+        return served_context(model, self._options)
+
+    def _learn(self, model: StoredModel, told: Capabilities) -> None:
+        """Remember what a server said of its model. Only chat models have a template that tells of features."""
+        features = told.features if model.kind == "chat" else ()
+        self._told.put(model.name, model.digest, replace(told, features=features))
+
     # Services
 
     async def call(self, service: str, request: dict[str, Any]) -> bytes:
@@ -126,4 +150,5 @@ class LlamaCppEngine(Driver[Backend, ModelServer]):
             folder=folder,
             records=self._records,
             environ=self._environ,
+            told=self._learn,
         )

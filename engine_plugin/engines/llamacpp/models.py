@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.download.sizes import parameter_size
 from engine_plugin.engines.processes import python
 from engine_plugin.errors import EngineNotInstalledError, PullError
+from engine_plugin.models.capabilities import features_of_template
 from engine_plugin.models.store import Inspection, ModelStore, bundled_samples
 
 if TYPE_CHECKING:
@@ -44,15 +45,21 @@ def model_store(root: Path, software: Software) -> ModelStore:
 
 
 def _inspection(header: dict[str, Any]) -> Inspection:
-    kept = ("context_length", "embedding_length", "pooling", "parameters", "chat_template")
+    kept = ("context_length", "embedding_length", "pooling", "parameters")
+    kind = kind_of(header)
+    template = header["chat_template"]
+    extra = {key: header[key] for key in kept} | {"chat_template": template is not None}
+    if kind == "chat" and template is not None:
+        found = features_of_template(template + (header["tool_template"] or ""))
+        extra |= {feature: feature in found for feature in ("tools", "thinking")}
     return Inspection(
-        kind=kind_of(header),
+        kind=kind,
         format="gguf",
         family=header["architecture"],
         families=(header["architecture"],),
         parameter_size=parameter_size(header["parameters"]),
         quantization_level=header["quantization"],
-        extra={key: header[key] for key in kept},
+        extra=extra,
     )
 
 

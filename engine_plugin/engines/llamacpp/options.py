@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from engine_plugin.engines.installing.releases import Archive  # noqa: TC001  # read_options evaluates the hints
 from engine_plugin.engines.options import number
 from engine_plugin.engines.server import ServerOptions
+from engine_plugin.models.capabilities import override_for
 
-__all__ = ["LlamaCppOptions"]
+if TYPE_CHECKING:
+    from engine_plugin.models.info import ModelInfo
+
+__all__ = ["LlamaCppOptions", "served_context"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +59,13 @@ class LlamaCppOptions(ServerOptions):
 
     gpu_layers: int = number(-1, -1, 1000)
     """Layers put on a GPU in mode auto and gpu; -1: as many as fit."""
+
+
+def served_context(model: ModelInfo, options: LlamaCppOptions) -> int:
+    """The tokens of context that a model is loaded with: what plugin.yaml says of this model in particular, else of
+    all models, but then no more than it was made for."""
+    override = override_for(model.name, options.models)
+    if override is not None and override.context_length:
+        return override.context_length
+    trained = int(model.details.extra.get("context_length") or 0)
+    return min(options.context_length, trained) if trained else options.context_length

@@ -130,10 +130,18 @@ def _inspect() -> None:
                 "embedding_length": value(f"{architecture}.embedding_length") or 0,
                 "pooling": _POOLINGS.get(value(f"{architecture}.pooling_type") or 0, "NONE"),
                 "causal": value(f"{architecture}.attention.causal") is not False,
-                "chat_template": isinstance(value("tokenizer.chat_template"), str),
+                "chat_template": _template(value("tokenizer.chat_template")),
+                "tool_template": _template(value("tokenizer.chat_template.tool_use")),
             }
         )
     )
+
+
+_LARGEST_TEMPLATE = 1024 * 1024
+
+
+def _template(text: Any) -> str | None:
+    return text[:_LARGEST_TEMPLATE] if isinstance(text, str) else None
 
 
 def _file_type(number: Any) -> str:

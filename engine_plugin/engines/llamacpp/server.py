@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.engines.admission import Admission
 from engine_plugin.engines.http.answers import ERROR_LIMIT, Complaint, explained
 from engine_plugin.engines.llamacpp import command
+from engine_plugin.engines.llamacpp.options import served_context
+from engine_plugin.engines.llamacpp.properties import capabilities_told
 from engine_plugin.engines.processes.process import Command
 from engine_plugin.engines.server import ServerProcess
-from engine_plugin.errors import BadGatewayError, UnavailableError
+from engine_plugin.errors import BadGatewayError, EnginePluginError, UnavailableError
+from engine_plugin.models.info import Capabilities
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
     from engine_plugin.engines.http.http1 import HttpResponse, Response
@@ -24,10 +28,11 @@ if TYPE_CHECKING:
     from engine_plugin.engines.llamacpp.software import Backend
     from engine_plugin.engines.processes.records import ProcessRecords
     from engine_plugin.engines.server import Address
-    from engine_plugin.errors import EnginePluginError
     from engine_plugin.models.store import StoredModel
 
 __all__ = ["PATHS", "ModelServer", "complaint_error"]
+
+log = logging.getLogger(__name__)
 
 PATHS = {
     "chat": "/v1/chat/completions",
@@ -42,6 +47,8 @@ _PROBES: dict[str, tuple[str, dict[str, Any]]] = {
     "rerank": ("rerank", {"query": "a", "documents": ["a"]}),
 }
 _PROBE_TIMEOUT = 30.0
+_PROPERTIES_TIMEOUT = 2.0
+_PROPERTIES_LIMIT = 4 * 1024 * 1024  # the chat template is among them
 _TOO_LARGE = "is too large to process"
 
 
@@ -58,13 +65,18 @@ class ModelServer(ServerProcess):
         folder: Path | None,
         records: ProcessRecords,
         environ: Mapping[str, str],
+        told: Callable[[StoredModel, Capabilities], None],
     ) -> None:
-        """`folder` is a private directory for the socket; None: serve on a loopback port."""
+        """`folder` is a private directory for the socket; None: serve on a loopback port.
+
+        `told` is called with what the server says of its model, each time it has been started.
+        """
         self.model = model
         self._backend = backend
         self._llama_options = options
         self._environ = environ
         self._gpu_layers = gpu_layers
+        self._told = told
         self.admission = Admission(options.parallel, options.max_queue)
         super().__init__(
             f"llama.cpp for {model.name}",
@@ -113,8 +125,6 @@ class ModelServer(ServerProcess):
 
     def _settings(self, address: Address) -> command.ServerSettings:
         options, details = self._llama_options, self.model.details.extra
-        trained = int(details.get("context_length") or 0)
-        wanted = options.context_length
         rerank = self.model.kind == "rerank"
         pooling = str(details.get("pooling") or "NONE")
         if address.socket is not None:
@@ -129,7 +139,7 @@ class ModelServer(ServerProcess):
             host=host,
             port=port,
             key=address.key,
-            context_length=min(wanted, trained) if trained else wanted,
+            context_length=served_context(self.model, options),
             parallel=options.parallel,
             threads=options.threads,
             gpu_layers=self._gpu_layers,
@@ -142,6 +152,20 @@ class ModelServer(ServerProcess):
             body = await response.read(ERROR_LIMIT)
             if response.status != 200:
                 raise complaint_error(Complaint.of_body(response.status, body))
+        self._told(self.model, await self._properties())
+
+    async def _properties(self) -> Capabilities:
+        """What the server says that it can do with its model; nothing when it does not say that."""
+        try:
+            async with (
+                asyncio.timeout(_PROPERTIES_TIMEOUT),
+                self._require_client().request("GET", "/props") as response,
+            ):
+                body = await response.read(_PROPERTIES_LIMIT)
+                return capabilities_told(body) if response.status == 200 else Capabilities()
+        except (EnginePluginError, TimeoutError) as error:
+            log.debug("%s does not tell what it can do: %s", self.model.name, error)
+            return Capabilities()
 
     def _ask(self, service: str, request: dict[str, Any]) -> Response:
         return self._require_client().request("POST", PATHS[service], json.dumps(request).encode())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import secrets
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,7 +25,7 @@ from engine_plugin.engines.openvino.server import OpenVinoServer, Place
 from engine_plugin.engines.openvino.software import Backend, Software
 from engine_plugin.engines.options import option_problems, read_options
 from engine_plugin.engines.pool import ModelPool
-from engine_plugin.errors import PreconditionError, UnavailableError, UnsupportedError
+from engine_plugin.errors import EnginePluginError, PreconditionError, UnavailableError, UnsupportedError
 from engine_plugin.files import in_thread
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["KIND_OF_SERVICE", "OpenVinoEngine"]
 
+log = logging.getLogger(__name__)
+
 KIND_OF_SERVICE = {
     "chat": "chat",
     "generate": "chat",
@@ -49,6 +53,7 @@ KIND_OF_SERVICE = {
     "text-to-speech": "text-to-speech",
 }
 
+_MEMORY_TIMEOUT = 2.0
 _ANSWER_LIMIT = 512 * 1024 * 1024
 _MB = 1024 * 1024
 _SERVED = "served"
@@ -141,6 +146,18 @@ class OpenVinoEngine(Driver[Backend, Resident]):
         if server is None:
             return ["the OpenVINO server is not running"]
         return await server.complaints([r.model.name for r in self._pool.all_servers() if r.loaded])
+
+    async def memory(self) -> Mapping[str, int]:
+        server = self._server
+        if server is None or not server.ready:
+            return {}
+        try:
+            async with asyncio.timeout(_MEMORY_TIMEOUT):
+                states = await server.residents.states()
+        except (EnginePluginError, TimeoutError) as error:
+            log.debug("the server does not tell how much memory its models take: %s", error)
+            return {}
+        return {name: state.memory for name, state in states.items()}
 
     # Services
 

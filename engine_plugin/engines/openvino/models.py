@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from engine_plugin.download.sizes import parameter_size
 from engine_plugin.errors import PullError
 from engine_plugin.files import in_thread, read_json
+from engine_plugin.models.capabilities import features_of_template
 from engine_plugin.models.folders import FolderStore
 from engine_plugin.models.info import Inspection
 from engine_plugin.models.samples import bundled_samples
@@ -337,5 +338,6 @@ def _extra(files: _Files, parameters: int) -> dict[str, Any]:
             extra[name] = number
     if kind_of(files) == "chat":
         extra["vision"] = any("vision_embeddings" in path for path in files.paths)
-        extra["tools"] = "tools" in files.template
+        found = features_of_template(files.template)
+        extra |= {feature: feature in found for feature in ("tools", "thinking")}
     return extra

@@ -44,11 +44,13 @@ _NO_LOCK = (OSError, NotImplementedError)
 
 
 class ModelState(NamedTuple):
-    """What the server says of a model: OVMS's word for it, what is wrong, and whether it will not come."""
+    """What the server says of a model: OVMS's word for it, what is wrong, and whether it will not come; and the bytes
+    of memory that it takes, 0 where the server does not tell."""
 
     state: str
     complaint: str
     failed: bool
+    memory: int = 0
 
 
 class ResidentServer(Protocol):
@@ -250,7 +252,8 @@ def _state(shape: Mapping[str, Any]) -> ModelState:
     code = str(status.get("error_code") or "OK")
     state, message = str(shape["state"]), str(status.get("error_message") or "")
     if code == "OK":  # our server then tells what keeps it from answering for a while
-        return ModelState(state, "" if message == "OK" else message, failed=state == "END")
+        memory = int(shape.get("memory") or 0)
+        return ModelState(state, "" if message == "OK" else message, failed=state == "END", memory=memory)
     return ModelState(state, message or code, failed=True)
 
 

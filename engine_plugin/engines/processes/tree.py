@@ -22,6 +22,7 @@ __all__ = [
     "is_alive",
     "kill",
     "kill_tree",
+    "memory",
     "processor_seconds",
     "same_process",
     "session_members",
@@ -60,6 +61,16 @@ def descendants(pid: int) -> list[psutil.Process]:
     with contextlib.suppress(psutil.Error):
         return psutil.Process(pid).children(recursive=True)
     return []
+
+
+def memory(pid: int) -> int:
+    """The bytes of memory that a process and its descendants have in use, files mapped into it among them."""
+    used = 0
+    with contextlib.suppress(psutil.Error):
+        for process in [psutil.Process(pid), *descendants(pid)]:
+            with contextlib.suppress(psutil.Error):
+                used += process.memory_info().rss
+    return used
 
 
 def session_members(pid: int) -> list[psutil.Process]:

@@ -223,4 +223,5 @@ def _shown(model: Model) -> dict[str, Any]:
     # With OK, the message tells why it does not answer yet: it still may.
     code = "FAILED_PRECONDITION" if model.error else "OK"
     status = {"error_code": code, "error_message": model.error or model.complaint}
-    return {"model_version_status": [{"version": "1", "state": model.state, "status": status}]}
+    shown = {"version": "1", "state": model.state, "status": status, "memory": model.memory()}  # bytes; not of OVMS
+    return {"model_version_status": [shown]}
