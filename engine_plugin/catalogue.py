@@ -362,7 +362,7 @@ HUB_REFUSES = Entry(
 CHECKSUM = Entry(
     "checksum",
     DownloadError,
-    "{source}: {where} has sha256:{found}, expected is sha256:{wanted}",
+    "{place} has {found}, expected is {wanted}",
     "{fix}",
     "What arrived is not what was asked for: the file changed at its source, was damaged on the way, or the digest "
     "was copied wrongly. It is never used.",

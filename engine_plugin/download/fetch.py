@@ -232,10 +232,9 @@ class Fetch:
         partial = self._partial
         if self._asked and remote.linked_sha256 not in {"", self._asked}:
             raise catalogue.CHECKSUM.error(
-                source=self._source.label,
-                where="the server",
-                found=remote.linked_sha256,
-                wanted=self._asked,
+                place=f"{self._source.label}: the server",
+                found=f"sha256:{remote.linked_sha256}",
+                wanted=f"sha256:{self._asked}",
                 fix="Correct the digest or the URL",
             )
         if answer.response.status_code == 206:

@@ -260,10 +260,9 @@ class FolderPull(Pull):
             await in_thread(staging.discard)
             raise PullError(
                 catalogue.CHECKSUM.text(
-                    source=plan.source.label,
-                    where="the model",
-                    found=digest,
-                    wanted=plan.sha256,
+                    place=f"{plan.source.label}: the model",
+                    found=f"sha256:{digest}",
+                    wanted=f"sha256:{plan.sha256}",
                     fix="What arrived was deleted; pull again, and correct the digest or the source if it stays so",
                 )
             )

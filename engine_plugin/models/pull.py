@@ -285,10 +285,9 @@ class FilePull(Pull):
             await in_thread(partial.discard)
             raise PullError(
                 catalogue.CHECKSUM.text(
-                    source=plan.source.label,
-                    where="the file",
-                    found=digest,
-                    wanted=arrived.sha256,
+                    place=f"{plan.source.label}: the file",
+                    found=f"sha256:{digest}",
+                    wanted=f"sha256:{arrived.sha256}",
                     fix="What arrived was deleted; pull again, and correct the digest or the source if it stays so",
                 )
             )

@@ -192,7 +192,10 @@ class Downloads:
         if expected and digest != expected:
             raise InstallError(
                 catalogue.CHECKSUM.text(
-                    source=path, where="the file", found=digest, wanted=expected, fix="Replace it by the right one"
+                    place=f"{path}: the file",
+                    found=f"sha256:{digest}",
+                    wanted=f"sha256:{expected}",
+                    fix="Replace it by the right one",
                 )
             )
         return path
@@ -207,10 +210,9 @@ class Downloads:
             await in_thread(partial.discard)
             raise InstallError(
                 catalogue.CHECKSUM.text(
-                    source=source.label,
-                    where="the file",
-                    found=digest,
-                    wanted=expected,
+                    place=f"{source.label}: the file",
+                    found=f"sha256:{digest}",
+                    wanted=f"sha256:{expected}",
                     fix="What arrived was deleted; try again, and correct the digest or the source if it stays so",
                 )
             )
