@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from engine_plugin.download.events import ChunkProgress, Status, Success
 from engine_plugin.errors import UnavailableError
@@ -13,9 +13,19 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from engine_plugin.download.events import PullEvent
-    from engine_plugin.models.request import PullPlan
 
 __all__ = ["SharedPull"]
+
+
+class _Plan(Protocol):
+    """What a pull does."""
+
+    @property
+    def name(self) -> str:
+        """The model that it brings."""
+
+
+PlanT = TypeVar("PlanT", bound=_Plan)
 
 
 class _Watcher:
@@ -26,20 +36,25 @@ class _Watcher:
         self.wake = asyncio.Event()
 
     def put(self, event: PullEvent) -> None:
-        if isinstance(event, ChunkProgress) and self.events and isinstance(self.events[-1], ChunkProgress):
+        if self._continues(event):
             self.events[-1] = event
         else:
             self.events.append(event)
         self.wake.set()
 
+    def _continues(self, event: PullEvent) -> bool:
+        """Whether it is the same file that goes on: of another one, the last that was told must stay."""
+        last = self.events[-1] if self.events else None
+        return isinstance(event, ChunkProgress) and isinstance(last, ChunkProgress) and event.digest == last.digest
 
-class SharedPull:
+
+class SharedPull(Generic[PlanT]):
     """A running pull. The task is started at once; `abandoned` is set when its last watcher has left it."""
 
     def __init__(
         self,
-        plan: PullPlan,
-        run: Callable[[PullPlan, Callable[[PullEvent], None]], Awaitable[Success]],
+        plan: PlanT,
+        run: Callable[[PlanT, Callable[[PullEvent], None]], Awaitable[Success]],
         ended: Callable[[], object],
     ) -> None:
         """Begin; `ended` is called when the pull is over, before anybody who waits for that goes on."""
@@ -52,7 +67,7 @@ class SharedPull:
         self._task.add_done_callback(lambda _: ended())
         self._task.add_done_callback(self._ended)
 
-    async def _drive(self, run: Callable[[PullPlan, Callable[[PullEvent], None]], Awaitable[Success]]) -> Success:
+    async def _drive(self, run: Callable[[PlanT, Callable[[PullEvent], None]], Awaitable[Success]]) -> Success:
         return await run(self.plan, self._publish)
 
     def _publish(self, event: PullEvent) -> None:

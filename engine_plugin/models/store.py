@@ -75,7 +75,7 @@ class ModelStore:
         self._inspect = inspect
         self._policy = policy or FetchPolicy()
         self._shelf = Shelf(layout or FileLayout(root, suffix), inspect)
-        self._pulls: dict[str, SharedPull] = {}
+        self._pulls: dict[str, SharedPull[PullPlan]] = {}
 
     async def list(self) -> builtins.list[StoredModel]:
         """Every model, sorted by name; a sample only where no model of the store has its name.
@@ -188,7 +188,7 @@ class ModelStore:
         """What an unfinished pull of that model left."""
         return Partial(self._shelf.partials, name)
 
-    async def _join(self, plan: PullPlan) -> SharedPull:
+    async def _join(self, plan: PullPlan) -> SharedPull[PullPlan]:
         """The running pull of that model, else a new one. Its caller watches it without awaiting in between."""
         key = plan.name.casefold()
         while (shared := self._pulls.get(key)) is not None:
