@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from importlib import import_module
@@ -37,7 +38,10 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
 """The exit status of an error: the first line that fits. 2 is wrong usage, 130 Ctrl-C."""
 
 _MAX_LINES = 2
+_COMPLETE = "_ENGINE_PLUGIN_COMPLETE"  # where click looks for a shell that asks for names
 _COMMANDS = {
+    "chat": "engine_plugin.cli.chat:chat",
+    "completion": "engine_plugin.cli.completion:completion",
     "embed": "engine_plugin.cli.services:embed",
     "engine": "engine_plugin.cli.engine:engine",
     "host": "engine_plugin.cli.host:host",
@@ -47,6 +51,7 @@ _COMMANDS = {
     "rerank": "engine_plugin.cli.services:rerank",
     "serve": "engine_plugin.cli.serve:serve",
     "speak": "engine_plugin.cli.services:speak",
+    "status": "engine_plugin.cli.status:status",
     "transcribe": "engine_plugin.cli.services:transcribe",
 }
 
@@ -75,6 +80,10 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. Exits with 0, or a status of docs/cli.md and one or two lines on standard error."""
     options = Options()
+    if _COMPLETE in os.environ:
+        from engine_plugin.cli.completion import offer_shells
+
+        offer_shells()
     try:
         status = cli.main(args=arguments, prog_name="engine-plugin", obj=options, standalone_mode=False)
     except click.exceptions.ClickException as error:

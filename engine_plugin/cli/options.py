@@ -19,9 +19,20 @@ from engine_plugin.waiting import handle_signal
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from click.shell_completion import CompletionItem
+
     from engine_plugin.manifest import Manifest
 
-__all__ = ["PLUGIN_DIR", "Options", "chosen_manifest", "chosen_manifest_file", "global_options", "run", "runs"]
+__all__ = [
+    "PLUGIN_DIR",
+    "Options",
+    "chosen_manifest",
+    "chosen_manifest_file",
+    "global_options",
+    "package_places",
+    "run",
+    "runs",
+]
 
 PLUGIN_DIR = "ENGINE_PLUGIN_DIR"
 
@@ -42,7 +53,7 @@ class _PluginPlace(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and re.fullmatch(r"\w+", value) and not Path(value).exists():
-            for place in _package_places():
+            for place in package_places():
                 if (place / "plugins" / value / "plugin.yaml").is_file():
                     return place / "plugins" / value
         return super().convert(value, param, ctx)
@@ -67,11 +78,18 @@ def global_options(command: F) -> F:
             metavar="DIR",
             expose_value=False,
             callback=keep("plugin"),
+            shell_complete=_plugin_names,
             help=f"The plugin's directory, or name. [default: {PLUGIN_DIR}, the nearest plugin.yaml, the bundled]",
         ),
     ):
         command = decorate(command)
     return command
+
+
+def _plugin_names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    from engine_plugin.cli.names import plugin_names  # which is only for a shell that asks
+
+    return plugin_names(ctx, parameter, incomplete)
 
 
 def runs(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -125,7 +143,7 @@ def chosen_manifest_file(options: Options) -> Path:
         return _bundled()
 
 
-def _package_places() -> tuple[Path, Path]:
+def package_places() -> tuple[Path, Path]:
     """Where plugins may lie that come with us: a wheel carries them in the package, a checkout beside it."""
     import engine_plugin
 
@@ -134,7 +152,7 @@ def _package_places() -> tuple[Path, Path]:
 
 
 def _bundled() -> Path:
-    for place in _package_places():
+    for place in package_places():
         if (place / "plugin.yaml").is_file():
             return place / "plugin.yaml"
     raise NotFoundError(

@@ -93,6 +93,11 @@ class ServiceSpec:
     timeout: int
     capabilities: Capabilities
 
+    @property
+    def native(self) -> bool:
+        """Whether a host speaks Ollama's own JSON with this service, in the place of OpenAI's: config_ref says so."""
+        return self.config_ref.partition(":")[0] == "ollama"
+
 
 @dataclass(frozen=True, slots=True)
 class Platform:

@@ -1,0 +1,117 @@
+"""`engine-plugin chat`: one question, or a conversation at a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import click
+
+from engine_plugin.cli.autopull import auto_pull_option, model_to_call
+from engine_plugin.cli.conversation import SERVICE, Conversation, Picture, Settings, answer
+from engine_plugin.cli.files import STANDARD, read_bytes, read_text
+from engine_plugin.cli.names import model_names
+from engine_plugin.cli.options import Options, chosen_manifest, global_options, runs
+from engine_plugin.cli.output import print_json
+from engine_plugin.cli.terminal import AnswerPrinter, print_answer, waiting
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["chat"]
+
+# A request may have 64 MiB, and base64 makes three bytes four.
+_MOST_PICTURE = 47 * 1024 * 1024
+
+
+@click.command()
+@click.argument("prompt", nargs=-1, metavar="[PROMPT]...")
+@click.option("--model", shell_complete=model_names, help="The model. [default: the service's]")
+@click.option("--system", metavar="TEXT", help="What the model is to be: a message before all others.")
+@click.option("--think/--no-think", default=None, help="Ask a model that can think to do so, or not to.")
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="A picture to show with the first message; may be given several times.",
+)
+@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="The most tokens of an answer.")
+@click.option("--temperature", type=click.FloatRange(min=0), metavar="X", help="0 takes the likeliest words.")
+@auto_pull_option
+@global_options
+@runs
+async def chat(
+    options: Options,
+    prompt: tuple[str, ...],
+    model: str | None,
+    system: str | None,
+    think: bool | None,
+    images: tuple[str, ...],
+    max_tokens: int | None,
+    temperature: float | None,
+    auto_pull: bool,
+) -> None:
+    """Talk with a model. With PROMPT, or something on standard input, it answers that and ends.
+
+    "-" in PROMPT stands for standard input: git diff | engine-plugin chat "What is new here?" -
+    """
+    spec = chosen_manifest(options).service(SERVICE)
+    conversation = Conversation(spec, Settings(model, system, max_tokens, temperature, think))
+    if prompt or not sys.stdin.isatty():
+        text = await _text(prompt or (STANDARD,))
+        await _answer_once(options, conversation, text, await _pictures(images), auto_pull)
+        return
+    if options.json or not sys.stdout.isatty():
+        raise click.UsageError("there is nothing to answer. Give a PROMPT, or - to read it from standard input")
+    from engine_plugin.cli.talk import talk
+
+    await talk(options, conversation, await _pictures(images), auto_pull)
+
+
+async def _text(prompt: Sequence[str]) -> str:
+    """The words of the command line as one text, what standard input holds on lines of its own. Raises UsageError."""
+    read = f"\n\n{await read_text(STANDARD)}\n\n" if STANDARD in prompt else ""
+    text = " ".join(read if word == STANDARD else word for word in prompt).strip()
+    if not text:
+        raise click.UsageError("the prompt is empty. Give a PROMPT, or write one to standard input")
+    return text
+
+
+async def _pictures(names: Sequence[str]) -> list[Picture]:
+    return [Picture(name, await read_bytes(name, _MOST_PICTURE, "Make it smaller")) for name in names]
+
+
+async def _answer_once(
+    options: Options, conversation: Conversation, prompt: str, pictures: Sequence[Picture], auto_pull: bool
+) -> None:
+    from engine_plugin.cli.session import serving
+
+    settings = conversation.settings
+    with waiting("starting the engine") as started:
+        async with serving(options, SERVICE) as client:
+            started()
+            settings.model = await model_to_call(client, options, SERVICE, settings.model, auto_pull=auto_pull)
+            try:
+                if not options.json:
+                    await print_answer(client, conversation, prompt, pictures, AnswerPrinter())
+                    return
+                async with aclosing(
+                    answer(client, conversation.spec, conversation.request(prompt, pictures))
+                ) as events:
+                    async for event in events:
+                        print_json(event)
+            except BrokenPipeError:
+                _stop_writing()
+
+
+def _stop_writing() -> None:
+    """Who reads has had enough, such as `head`; what is still in Python's buffer must not fail once more."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, sys.stdout.fileno())
+    finally:
+        os.close(null)

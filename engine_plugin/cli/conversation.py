@@ -1,0 +1,143 @@
+"""A conversation with a chat model: its requests, and what the events of its answers say. Nothing is shown here."""
+
+from __future__ import annotations
+
+import base64
+import mimetypes
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.errors import BadGatewayError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping, Sequence
+
+    from engine_plugin.host import PluginClient
+    from engine_plugin.manifest import ServiceSpec
+
+__all__ = ["SERVICE", "Conversation", "Picture", "Piece", "Settings", "answer", "piece_of"]
+
+SERVICE = "chat"
+"""The service that is talked with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture that a message shows: the name of its file, and what is in it."""
+
+    name: str
+    data: bytes
+
+
+@dataclass(slots=True)
+class Settings:
+    """How answers are to be made. None leaves a thing to the plugin and its model.
+
+    `think` asks a model that can think to do so, or not to.
+    """
+
+    model: str | None = None
+    system: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    think: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one event of an answer brings. `finish` is why the answer ends, "" before its end."""
+
+    thinking: str = ""
+    text: str = ""
+    finish: str = ""
+
+
+@dataclass
+class Conversation:
+    """What has been said so far, as messages in the flavour of JSON that the service speaks."""
+
+    spec: ServiceSpec
+    settings: Settings
+    _said: list[dict[str, Any]] = field(default_factory=list)
+
+    def request(self, prompt: str, pictures: Sequence[Picture] = ()) -> dict[str, Any]:
+        """The request that says `prompt` next. Changes nothing."""
+        settings = self.settings
+        system = [{"role": "system", "content": settings.system}] if settings.system else []
+        request: dict[str, Any] = {"messages": [*system, *self._said, self._message(prompt, pictures)]}
+        if settings.model:
+            request["model"] = settings.model
+        if settings.think is not None:
+            # The first is what an engine is asked; the second is what most chat templates look for.
+            request |= {"think": settings.think, "chat_template_kwargs": {"enable_thinking": settings.think}}
+        limits = {
+            "num_predict" if self.spec.native else "max_tokens": settings.max_tokens,
+            "temperature": settings.temperature,
+        }
+        given = {name: value for name, value in limits.items() if value is not None}
+        if self.spec.native:
+            request |= {"options": given} if given else {}
+        else:
+            request |= given
+        return request
+
+    def keep(self, prompt: str, pictures: Sequence[Picture], text: str) -> None:
+        """Remember a turn: what was said, and what of the answer has come. What was only thought is forgotten."""
+        self._said += [self._message(prompt, pictures), {"role": "assistant", "content": text}]
+
+    def clear(self) -> None:
+        """Forget what has been said; the settings stay."""
+        self._said.clear()
+
+    def _message(self, prompt: str, pictures: Sequence[Picture]) -> dict[str, Any]:
+        if not pictures:
+            return {"role": "user", "content": prompt}
+        if self.spec.native:
+            return {"role": "user", "content": prompt, "images": [_base64(picture) for picture in pictures]}
+        parts = [{"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in pictures]
+        return {"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}
+
+
+async def answer(
+    client: PluginClient, spec: ServiceSpec, request: Mapping[str, Any]
+) -> AsyncGenerator[dict[str, Any], None]:
+    """The events of an answer, as they come; one, the whole, from a service that does not stream.
+
+    Closing the iterator (`contextlib.aclosing`), or cancelling who waits for it, ends the engine's work.
+    """
+    from engine_plugin.host import events
+
+    if not spec.capabilities.support_streaming:
+        yield await client.invoke(SERVICE, dict(request))
+        return
+    async with client.stream(SERVICE, {**request, "stream": True}) as chunks:
+        async for event in events(chunks):
+            yield event
+
+
+def piece_of(event: Mapping[str, Any]) -> Piece:
+    """What an event says, in either flavour. Raises BadGatewayError for an event that tells of a failure."""
+    if error := event.get("error"):
+        said = error.get("message") if isinstance(error, dict) else error
+        raise BadGatewayError(f"the answer broke off: {said or 'the engine does not say why'}")
+    try:
+        if "message" in event:
+            message, finish = event["message"], event.get("done_reason") if event.get("done") else ""
+        else:
+            choice = (event.get("choices") or [{}])[0]
+            message, finish = choice.get("delta") or choice.get("message") or {}, choice.get("finish_reason")
+        thinking = next(
+            (message[key] for key in ("thinking", "reasoning_content", "reasoning") if message.get(key)), ""
+        )
+        return Piece(str(thinking), str(message.get("content") or ""), str(finish or ""))
+    except (AttributeError, TypeError, KeyError, IndexError) as error:
+        raise BadGatewayError("an event of the answer has not the shape of one") from error
+
+
+def _base64(picture: Picture) -> str:
+    return base64.b64encode(picture.data).decode()
+
+
+def _data_url(picture: Picture) -> str:
+    kind = mimetypes.guess_type(picture.name)[0] or "image/png"
+    return f"data:{kind};base64,{_base64(picture)}"

@@ -1,0 +1,61 @@
+"""The names that a shell may complete: models, services, plugins. Late is never, wrong is silent."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from engine_plugin.cli.options import Options, chosen_manifest, package_places
+
+if TYPE_CHECKING:
+    import click
+    from click.shell_completion import CompletionItem
+
+__all__ = ["model_names", "plugin_names", "service_names"]
+
+_PATIENCE = 1.0
+"""Seconds that a person waits for a name."""
+
+
+def model_names(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The models on this machine. Asks the running server, else a plugin launched for it."""
+    from engine_plugin.cli.logs import set_up_logging
+    from engine_plugin.errors import EnginePluginError
+
+    set_up_logging()
+    try:
+        names = asyncio.run(_models(_options(ctx)))
+    except (EnginePluginError, OSError):
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+async def _models(options: Options) -> list[str]:
+    from engine_plugin.cli.session import plugin
+
+    async with asyncio.timeout(_PATIENCE), plugin(options) as client:
+        return sorted(entry.get("name", "") for entry in await client.list_models())
+
+
+def service_names(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The services that the chosen plugin declares."""
+    from engine_plugin.errors import EnginePluginError
+
+    try:
+        services = chosen_manifest(_options(ctx)).services
+    except (EnginePluginError, OSError):
+        return []
+    return [name for name in services if name.startswith(incomplete)]
+
+
+def plugin_names(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    """The plugins that come with this package; the shell adds the directories."""
+    from click.shell_completion import CompletionItem
+
+    found = {file.parent.name for place in package_places() for file in place.glob("plugins/*/plugin.yaml")}
+    names = [CompletionItem(name) for name in sorted(found) if name.startswith(incomplete)]
+    return names or [CompletionItem(incomplete, type="dir")]
+
+
+def _options(ctx: click.Context) -> Options:
+    return ctx.find_object(Options) or Options()
