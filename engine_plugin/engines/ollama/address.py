@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from typing import Self
 
 __all__ = ["DEFAULT_PORT", "ServerAddress", "attach_address"]
+
+log = logging.getLogger(__name__)
 
 DEFAULT_PORT = 11434
 _PORTS = {"http": 80, "https": 443}
@@ -107,17 +110,19 @@ def _prefix(path: str) -> str:
 def attach_address(configured: str, engine_host: str, environ: Mapping[str, str]) -> ServerAddress:
     """Where to look for a server: `engine.address`, else provider.engine_host, else OLLAMA_HOST, else the usual.
 
-    Raises ValueError, naming what is wrong, for an address that is none.
+    Raises ValueError for one of plugin.yaml's that is none. An OLLAMA_HOST that is none is passed over with a warning,
+    for Ollama itself does not stop at that either.
     """
-    named = (
-        ("engine.address in plugin.yaml", configured),
-        ("provider.engine_host in plugin.yaml", engine_host),
-        ("OLLAMA_HOST", environ.get("OLLAMA_HOST", "").strip().strip("\"'")),
-    )
-    for source, text in named:
+    for source, text in (("engine.address", configured), ("provider.engine_host", engine_host)):
         if text:
             try:
-                return ServerAddress.parse(text, source)
+                return ServerAddress.parse(text, f"{source} in plugin.yaml")
             except ValueError as error:
                 raise ValueError(f"{source} is {text[:128]!r}: {error}") from None
+    text = environ.get("OLLAMA_HOST", "").strip().strip("\"'")
+    if text:
+        try:
+            return ServerAddress.parse(text, "OLLAMA_HOST")
+        except ValueError as error:
+            log.warning("OLLAMA_HOST is %r, which is passed over: %s", text[:128], error)
     return ServerAddress("http", "127.0.0.1", DEFAULT_PORT, source="the default address")

@@ -1,27 +1,48 @@
-"""The way to an Ollama server: one exchange each, and what a refusal means."""
+"""The way to an Ollama server: one exchange each, and what a refusal or a broken connection means."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from engine_plugin.engines.http.answers import ERROR_LIMIT
 from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_body
+from engine_plugin.errors import BadGatewayError, EnginePluginError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-    from engine_plugin.engines.http.http1 import Http1Client, HttpResponse
+    from engine_plugin.engines.http.http1 import Http1Client, HttpResponse, Response
 
 __all__ = ["OllamaClient"]
 
+_PATIENCE = 30.0
+"""Seconds for an answer that takes no computing."""
+_SHAPE_LIMIT = 64 * 1024 * 1024
+
 
 class OllamaClient:
-    """Talks to one server, below `prefix`. Made by the engine; whoever answers a request is handed one."""
+    """Talks to one server. Made by whoever owns the server, and handed to whoever answers a request."""
 
-    def __init__(self, http: Http1Client, prefix: str = "") -> None:
+    def __init__(
+        self,
+        http: Http1Client,
+        url: str = "",
+        explain: Callable[[EnginePluginError], Awaitable[EnginePluginError]] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """`http` connects to the server at `url`, with these `headers`, which both are for clients of other kinds;
+        below the path of `url` is the server. `explain` is asked why a connection failed or broke."""
+        self.url = url.rstrip("/")
+        self.headers = dict(headers or {})
         self._http = http
-        self._prefix = prefix
+        self._prefix = urlsplit(self.url).path
+        self._explain = explain
+        self._live: set[Response] = set()
+        self._closed = False
 
     @asynccontextmanager
     async def request(
@@ -35,10 +56,59 @@ class OllamaClient:
     ) -> AsyncIterator[HttpResponse]:
         """One exchange: yields the answer once its head has arrived and is 200, else raises the mapped error.
 
-        `model` is what the request names, for the message. Leaving the block early tells the server to stop.
+        `model` is what the request names, for messages. Leaving the block early tells the server to stop. Raises
+        UnavailableError when there is no server, or `close` came meanwhile.
         """
-        async with self._http.request(method, self._prefix + path, body, content_type) as response:
-            if response.status != 200:
-                said = complaint_of_body(response.status, await response.read(ERROR_LIMIT))
-                raise complaint_error(said, model)
-            yield response
+        exchange = self._http.request(method, self._prefix + path, body, content_type)
+        self._live.add(exchange)
+        try:
+            self._require_open()
+            async with exchange as response:
+                if response.status != 200:
+                    said = complaint_of_body(response.status, await response.read(ERROR_LIMIT))
+                    raise complaint_error(said, model)
+                yield response
+        except (BadGatewayError, UnavailableError) as error:
+            self._require_open()
+            if not exchange.broken or self._explain is None:
+                raise
+            raise await self._explain(error) from error
+        finally:
+            self._live.discard(exchange)
+
+    async def ask(
+        self, method: str, path: str, shape: Mapping[str, Any] | None = None, *, model: str = "", within: float = 0
+    ) -> dict[str, Any]:
+        """One exchange of JSON objects, {} for an empty answer, within so many seconds (0: 30).
+
+        Raises UnavailableError when it takes longer, BadGatewayError for an answer that is no JSON object.
+        """
+        body = None if shape is None else json.dumps(shape).encode()
+        limit = within or _PATIENCE
+        try:
+            async with asyncio.timeout(limit), self.request(method, path, body, model=model) as response:
+                answer = await response.read(_SHAPE_LIMIT)
+        except TimeoutError:
+            raise UnavailableError(f"the Ollama server did not answer {path} in {limit:g} s") from None
+        return _object(answer, path)
+
+    def close(self) -> None:
+        """Break off what is under way, which is told so as UnavailableError, and drop the connections."""
+        self._closed = True
+        for exchange in list(self._live):
+            exchange.give_up()
+        self._http.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise UnavailableError("the engine was stopped while it worked on this request")
+
+
+def _object(answer: bytes, path: str) -> dict[str, Any]:
+    try:
+        shape = json.loads(answer) if answer.strip() else {}
+    except (ValueError, RecursionError):
+        shape = None
+    if not isinstance(shape, dict):
+        raise BadGatewayError(f"the server's answer to {path} is no JSON object: {answer[:120]!r}")
+    return shape

@@ -1,10 +1,55 @@
-"""The models of an Ollama server: what is there, what it can do, how it gets there and goes."""
+"""The models of an Ollama server: what is there, what each can do, which one answers, and how one goes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["ModelFacts"]
+from engine_plugin import catalogue
+from engine_plugin.engines.ollama.entries import (
+    EPOCH,
+    capabilities_shown,
+    capabilities_told,
+    entries_of,
+    loaded_of,
+    model_of,
+)
+from engine_plugin.engines.ollama.errors import is_cloud_name
+from engine_plugin.errors import EnginePluginError, ModelNotLoadedError
+from engine_plugin.models.capabilities import DigestCache, override_for, resolve
+from engine_plugin.models.info import Capabilities, ModelDetails, ModelInfo
+from engine_plugin.models.names import near_names
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from engine_plugin.engines.ollama.connection import OllamaClient
+    from engine_plugin.engines.ollama.options import OllamaOptions
+
+__all__ = ["FEATURE_OF_SERVICE", "ModelFacts", "ServerModels", "full_name"]
+
+log = logging.getLogger(__name__)
+
+FEATURE_OF_SERVICE = {
+    "chat": "completion",
+    "generate": "completion",
+    "embed": "embedding",
+    "speech-to-text": "audio",
+    "speech-to-text-ws": "audio",
+}
+"""What a model must be able to do for each service: a recording is heard by a chat model with `audio`."""
+
+_AT_ONCE = 4
+"""Models that a server is asked about at the same time."""
+_LISTING_HOLDS = 20.0
+_LOAD_PATIENCE = 3600.0
+"""Seconds for a load where no deadline of the caller comes first."""
+_POLL = 0.1
+_HOSTS = ("registry.ollama.ai/", "ollama.com/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +69,220 @@ class ModelFacts:
     num_ctx: int | None
     parameter_size: str
     native: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """The models as they were at a moment, by their full names in small letters."""
+
+    models: Mapping[str, ModelInfo]
+    at: float
+
+
+def full_name(name: str) -> str:
+    """The name with its tag and without the parts that Ollama adds by itself, in small letters, to compare it."""
+    name = name.strip().lower()
+    for host in _HOSTS:
+        name = name.removeprefix(host)
+    name = name.removeprefix("library/")
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+class ServerModels:
+    """What is known of a server's models. Owned by the engine, used from one event loop.
+
+    Every method is handed the server's client, since the server may be another one the next time. A listing holds
+    for 20 s, so that a call costs no question of its own; whoever changes the models calls `forget`.
+    """
+
+    def __init__(self, options: OllamaOptions) -> None:
+        self._options = options
+        self._shown: DigestCache[Capabilities] = DigestCache()
+        self._listing: _Listing | None = None
+        self._client: OllamaClient | None = None
+
+    def forget(self) -> None:
+        """The models have changed, or may have."""
+        self._listing = None
+
+    # What is there
+
+    async def all(self, client: OllamaClient) -> list[ModelInfo]:
+        """Every model, sorted by name, asked for anew."""
+        self.forget()
+        return sorted((await self._listed(client)).values(), key=lambda model: model.name)
+
+    async def running(self, client: OllamaClient) -> list[ModelInfo]:
+        """The models in memory, the one used last first."""
+        entries = entries_of(await client.ask("GET", "/api/ps"))
+        listed = await self._listed(client)
+        found = [
+            replace(listed.get(full_name(entry["name"])) or model_of(entry, Capabilities()), loaded=loaded_of(entry))
+            for entry in entries
+        ]
+        return sorted(found, key=_leaves, reverse=True)
+
+    async def get(self, client: OllamaClient, name: str) -> ModelInfo:
+        """The model of that name, or of `name:latest`. Raises ModelNotFoundError with near names.
+
+        A cloud model needs not be listed: the server hands the request on.
+        """
+        for fresh in (False, True):
+            if fresh:
+                if time.monotonic() - self._asked_at < _POLL:  # it was asked just now
+                    break
+                self.forget()
+            found = (await self._listed(client)).get(full_name(name))
+            if found is not None:
+                return found
+        if is_cloud_name(name):
+            return self._cloud(name)
+        names = [model.name for model in (await self._listed(client)).values()]
+        raise catalogue.model_missing(name, near=near_names(name, names), here=sorted(names), pull=name)
+
+    async def default(self, client: OllamaClient, service: str) -> str:
+        """The model that answers when nobody names one: one in memory, else the newest that can do it.
+
+        Raises ModelNotFoundError when there is none.
+        """
+        wanted = FEATURE_OF_SERVICE[service]
+        for model in await self.running(client):
+            if wanted in model.capabilities.features:
+                return model.name
+        able = [model for model in (await self._listed(client)).values() if wanted in model.capabilities.features]
+        if able:
+            return max(able, key=lambda model: (not is_cloud_name(model.name), model.modified_at)).name
+        raise catalogue.model_missing(
+            f"(any for {service})",
+            here=sorted(model.name for model in (await self._listed(client)).values()),
+            sources=f"engine-plugin models pull {_PROPOSED[wanted]}",
+        )
+
+    def facts(self, model: ModelInfo, *, native: bool) -> ModelFacts:
+        """What a request's translation must know."""
+        can = model.capabilities
+        known = can.context_length if can.context_source in ("configuration", "engine") else 0
+        return ModelFacts(
+            name=model.name,
+            kind=model.kind,
+            features=frozenset(can.features),
+            context_length=known or None,
+            num_ctx=self._num_ctx(model, known),
+            parameter_size=model.details.parameter_size,
+            native=native,
+        )
+
+    # What is done with one
+
+    async def delete(self, client: OllamaClient, name: str) -> None:
+        """Delete it from the server. Raises ModelNotFoundError."""
+        model = await self.get(client, name)
+        try:
+            await client.ask("DELETE", "/api/delete", {"model": model.name}, model=model.name)
+        finally:
+            self.forget()
+
+    async def load(self, client: OllamaClient, name: str) -> None:
+        """Bring it into memory: a request that asks nothing. Raises ModelNotFoundError."""
+        model = await self.get(client, name)
+        shape: dict[str, Any] = {"model": model.name, "stream": False}
+        if self._options.keep_alive:
+            shape["keep_alive"] = self._options.keep_alive
+        num_ctx = self.facts(model, native=False).num_ctx
+        if num_ctx:
+            shape["options"] = {"num_ctx": num_ctx}
+        path, nothing = ("/api/embed", "input") if model.kind == "embed" else ("/api/chat", "messages")
+        await client.ask("POST", path, {**shape, nothing: []}, model=model.name, within=_LOAD_PATIENCE)
+
+    async def unload(self, client: OllamaClient, name: str, within: float) -> None:
+        """Have it leave memory when its running requests have ended, and wait for that up to `within` seconds.
+
+        Raises ModelNotFoundError and ModelNotLoadedError.
+        """
+        model = await self.get(client, name)
+        if not await self._is_loaded(client, model):
+            raise ModelNotLoadedError(f"models: {model.name} is not loaded")
+        # Unlike the request without messages, the one without a prompt is understood for every kind of model.
+        shape = {"model": model.name, "keep_alive": 0, "stream": False}
+        await client.ask("POST", "/api/generate", shape, model=model.name)
+        end = time.monotonic() + within
+        while await self._is_loaded(client, model):
+            if time.monotonic() > end:
+                log.warning("%s: its requests did not end in %g s", model.name, within)
+                return
+            await asyncio.sleep(_POLL)
+
+    async def _is_loaded(self, client: OllamaClient, model: ModelInfo) -> bool:
+        names = {full_name(entry["name"]) for entry in entries_of(await client.ask("GET", "/api/ps"))}
+        return full_name(model.name) in names
+
+    # How it is known
+
+    @property
+    def _asked_at(self) -> float:
+        return self._listing.at if self._listing else 0.0
+
+    async def _listed(self, client: OllamaClient) -> Mapping[str, ModelInfo]:
+        if client is not self._client:
+            self._client, self._listing = client, None
+        listing = self._listing
+        if listing is None or time.monotonic() - listing.at > _LISTING_HOLDS:
+            models = await self._ask_for_all(client)
+            listing = self._listing = _Listing({full_name(model.name): model for model in models}, time.monotonic())
+        return listing.models
+
+    async def _ask_for_all(self, client: OllamaClient) -> list[ModelInfo]:
+        turns = asyncio.Semaphore(_AT_ONCE)
+        entries = entries_of(await client.ask("GET", "/api/tags"))
+        return await asyncio.gather(*(self._info(client, entry, turns) for entry in entries))
+
+    async def _info(self, client: OllamaClient, entry: dict[str, Any], turns: asyncio.Semaphore) -> ModelInfo:
+        told = capabilities_told(entry)
+        if not told.features or not told.context_length:
+            told = await self._shown_capabilities(client, entry, turns)
+        bare = model_of(entry, told)
+        can = resolve(
+            bare.name,
+            bare.details.family,
+            bare.details.parameter_size,
+            kind=bare.kind,
+            engine=told,
+            overrides=self._options.models,
+        )
+        return replace(bare, capabilities=can)
+
+    async def _shown_capabilities(
+        self, client: OllamaClient, entry: dict[str, Any], turns: asyncio.Semaphore
+    ) -> Capabilities:
+        """What `show` tells, for servers whose list does not; nothing when it fails, and it is asked again."""
+        name, digest = entry["name"], str(entry.get("digest") or "")
+
+        async def ask() -> Capabilities:
+            async with turns:
+                return capabilities_shown(await client.ask("POST", "/api/show", {"model": name}, model=name))
+
+        try:
+            return await self._shown.get(name, digest, ask)
+        except EnginePluginError as error:
+            log.debug("%s: the server does not tell what it can do: %s", name, error)
+            return Capabilities()
+
+    def _num_ctx(self, model: ModelInfo, known: int) -> int | None:
+        override = override_for(model.name, self._options.models)
+        if override is not None and override.context_length:
+            return override.context_length
+        wanted = self._options.context_length
+        return (min(wanted, known) if known else wanted) or None
+
+    def _cloud(self, name: str) -> ModelInfo:
+        can = resolve(name, overrides=self._options.models)
+        return ModelInfo(name, "chat", 0, "", EPOCH, bundled=False, details=ModelDetails(), capabilities=can)
+
+
+_PROPOSED = {"completion": "llama3.2:1b", "embedding": "nomic-embed-text", "audio": "gemma3n"}
+
+
+def _leaves(model: ModelInfo) -> datetime:
+    """When it leaves memory; the one used last leaves last."""
+    expires = model.loaded.expires_at if model.loaded else None
+    return expires or datetime.max.replace(tzinfo=UTC)

@@ -8,6 +8,7 @@ from engine_plugin.engines.installing.releases import Archive  # noqa: TC001  # 
 from engine_plugin.engines.ollama.address import ServerAddress
 from engine_plugin.engines.options import number
 from engine_plugin.engines.server import ServerOptions
+from engine_plugin.models.capabilities import ModelOverride  # noqa: TC001
 
 __all__ = ["OllamaOptions"]
 
@@ -43,6 +44,9 @@ class OllamaOptions(ServerOptions):
     key_variable: str = "OLLAMA_API_KEY"
     """The environment variable with the key for a server on another machine; a server on this one gets none."""
 
+    allow_plain_http: bool = False
+    """Whether the key may go to another machine without https, where anybody on the way can read it."""
+
     minimum_version: str = field(
         default="0.5.0", metadata={"pattern": r"\d+(\.\d+)*", "form": "a version such as 0.9.0"}
     )
@@ -55,6 +59,9 @@ class OllamaOptions(ServerOptions):
 
     context_length: int = number(0, 0, 10_000_000)
     """Tokens of context to ask for (num_ctx), never more than the model was made for; 0: as the server has it."""
+
+    models: tuple[ModelOverride, ...] = ()
+    """What you know better of some models than the server tells."""
 
     # Our own server
 

@@ -1,0 +1,226 @@
+"""How a model gets to an Ollama server: the server pulls or copies it, or is handed a file of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin import catalogue
+from engine_plugin.download.events import ChunkProgress, Status, Success
+from engine_plugin.engines.http.ndjson import line_objects, whole_lines
+from engine_plugin.engines.ollama.blobs import sha256_of, upload
+from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_line
+from engine_plugin.engines.ollama.models import full_name
+from engine_plugin.errors import (
+    BadGatewayError,
+    EnginePluginError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    PreconditionError,
+    PullError,
+)
+from engine_plugin.files import in_thread
+from engine_plugin.models.info import kind_of_type
+from engine_plugin.models.request import local_path, read_request
+from engine_plugin.models.shared import SharedPull
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from engine_plugin.download.events import PullEvent
+    from engine_plugin.engines.http.http1 import HttpResponse
+    from engine_plugin.engines.ollama.connection import OllamaClient
+    from engine_plugin.engines.ollama.models import ServerModels
+    from engine_plugin.models.request import PullRequest
+
+__all__ = ["Pulls"]
+
+_SILENCE = 900.0
+"""Seconds without a line after which a pull is given up: a large layer is verified in silence."""
+_COPY = "model:"
+_NO_HOST = ("no such host", "connection refused", "i/o timeout", "network is unreachable", "dial tcp")
+_FORMS = (
+    "Give the name of a model at ollama.com (llama3.2, qwen3:8b) or of a GGUF repository (hf.co/OWNER/NAME), the "
+    "path of a .gguf file with a name to keep it under, or model:NAME to copy one that is here"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a pull does. Two pulls of one name with equal plans are one."""
+
+    name: str
+    source: str
+    """"" to have the server pull it, `model:OLD` to copy one, else the path of a file."""
+    sha256: str
+    insecure: bool
+
+
+class Pulls:
+    """The pulls that run. Owned by the engine, used from one event loop."""
+
+    def __init__(self, models: ServerModels) -> None:
+        self._models = models
+        self._running: dict[str, SharedPull[_Plan]] = {}
+
+    async def pull(self, client: OllamaClient, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
+        """Bring a model to the server and yield what happens; ends after Success or raises.
+
+        Concurrent pulls of one model are one; closing the iterator leaves it, and the last to leave ends it: the
+        server keeps what arrived. Raises InvalidRequestError, ModelNotFoundError, PullError and what the server's
+        refusals mean.
+        """
+        plan = await in_thread(_plan, request)
+        async with aclosing((await self._join(client, plan)).watch()) as events:
+            async for event in events:
+                yield event
+
+    async def aclose(self) -> None:
+        """End the pulls that run."""
+        for shared in list(self._running.values()):
+            await shared.stop()
+
+    async def _join(self, client: OllamaClient, plan: _Plan) -> SharedPull[_Plan]:
+        """The running pull of that model, else a new one. Its caller watches it without awaiting in between."""
+        key = full_name(plan.name)
+        while (shared := self._running.get(key)) is not None:
+            if not shared.abandoned and shared.plan == plan:
+                return shared
+            if not shared.abandoned:
+                raise PreconditionError(
+                    f"model: {shared.plan.name} is being pulled now from elsewhere; wait for that pull or cancel it"
+                )
+            await shared.ended()
+
+        async def run(plan: _Plan, publish: Callable[[PullEvent], None]) -> Success:
+            return await self._run(client, plan, publish)
+
+        shared = SharedPull(plan, run, ended=lambda: self._running.pop(key, None))
+        self._running[key] = shared
+        return shared
+
+    async def _run(self, client: OllamaClient, plan: _Plan, publish: Callable[[PullEvent], None]) -> Success:
+        try:
+            if plan.source.startswith(_COPY):
+                await self._copy(client, plan, publish)
+            elif plan.source:
+                await _create(client, plan, publish)
+            else:
+                shape = {"model": plan.name, "insecure": plan.insecure, "stream": True}
+                await _watched(client, "/api/pull", shape, plan.name, publish)
+        finally:
+            self._models.forget()
+        model = await self._models.get(client, plan.name)
+        if plan.sha256 and not plan.source and model.digest.removeprefix("sha256:") != plan.sha256:
+            raise catalogue.CHECKSUM.error(
+                place=model.name,
+                found=model.digest,
+                wanted=f"sha256:{plan.sha256}",
+                fix=f"Correct sha256, or delete it: engine-plugin models rm {model.name}",
+            )
+        return Success(model.name, model.size, model.digest)
+
+    async def _copy(self, client: OllamaClient, plan: _Plan, publish: Callable[[PullEvent], None]) -> None:
+        old = await self._models.get(client, plan.source.removeprefix(_COPY))
+        publish(Status(f"copying {old.name}"))
+        shape = {"source": old.name, "destination": plan.name}
+        await client.ask("POST", "/api/copy", shape, model=old.name, within=_SILENCE)
+
+
+def _plan(request: PullRequest) -> _Plan:
+    """What a request means. Stats a local file: call it in a thread."""
+    kind_of_type(request.model_type)  # the server knows what a model is for; a wrong word is still wrong
+    text, where, digest = read_request(request)
+    name = request.model
+    if text.startswith(_COPY) and request.source:
+        if len(text) == len(_COPY):
+            raise InvalidRequestError(f"{where}: model: must be followed by the name of a model. {_FORMS}.")
+        return _Plan(name, text, digest, insecure=False)
+    if text.lower().endswith(".gguf") and not text.startswith(("http://", "https://", "hf.co/")):
+        path = local_path(text, where).expanduser().absolute()
+        if not path.is_file():
+            raise ModelNotFoundError(f"{where}: there is no file {str(path)!r}.")
+        return _Plan(name if request.source else path.stem, str(path), digest, insecure=False)
+    if request.source or "://" in text:
+        raise InvalidRequestError(f"{where}: {text[:128]!r} is nothing that Ollama pulls. {_FORMS}.")
+    return _Plan(name, "", digest, request.insecure)
+
+
+async def _create(client: OllamaClient, plan: _Plan, publish: Callable[[PullEvent], None]) -> None:
+    """Hand the server a file: its bytes unless it has them, then what to make of them."""
+    path = Path(plan.source)
+    publish(Status(f"reading {path.name}"))
+    digest = await sha256_of(path)
+    if plan.sha256 and plan.sha256 != digest:
+        raise catalogue.CHECKSUM.error(
+            place=path, found=f"sha256:{digest}", wanted=f"sha256:{plan.sha256}", fix="Correct sha256, or the file"
+        )
+    await upload(client, path, digest, publish)
+    shape = {"model": plan.name, "files": {path.name: f"sha256:{digest}"}, "stream": True}
+    await _watched(client, "/api/create", shape, plan.name, publish)
+
+
+async def _watched(
+    client: OllamaClient, path: str, shape: dict[str, Any], model: str, publish: Callable[[PullEvent], None]
+) -> None:
+    """Ask for something that tells of itself line by line, up to its `success`."""
+    said = ""
+    async with client.request("POST", path, json.dumps(shape).encode(), model=model) as response:
+        async for line in _lines(response):
+            if "error" in line:
+                raise _failure(line, model)
+            status = str(line.get("status") or "")
+            if status == "success":
+                return
+            digest = line.get("digest")
+            if isinstance(digest, str) and digest and line.get("total"):
+                publish(ChunkProgress(digest, int(line.get("completed") or 0), int(line["total"])))
+            elif status and status != said and not status.startswith("pulling sha256"):
+                said = status
+                publish(Status(status))
+    raise PullError(
+        f"model: the server stopped pulling {model} without saying why. Pull it again; it keeps what came"
+    )
+
+
+async def _lines(response: HttpResponse) -> AsyncGenerator[dict[str, Any], None]:
+    blocks = aiter(whole_lines(response))
+    while True:
+        try:
+            async with asyncio.timeout(_SILENCE):
+                block = await anext(blocks)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise PullError(
+                f"model: the server said nothing for {_SILENCE:g} s. Pull again; it keeps what came"
+            ) from None
+        for line in line_objects(block):
+            yield line
+
+
+def _failure(line: dict[str, Any], model: str) -> EnginePluginError:
+    """A failure told inside the stream, where the HTTP status was 200 long ago."""
+    complaint = complaint_of_line(line)
+    said = complaint.message
+    if "file does not exist" in said:
+        return ModelNotFoundError(
+            f"model: neither ollama.com nor a host in its name has {model!r} ({said}). Look for its name at "
+            "https://ollama.com/search"
+        )
+    if any(mark in said for mark in _NO_HOST):
+        return catalogue.HUB_DOWN.error(
+            source=model, reason=said, settings="the network and HTTPS_PROXY of the Ollama server"
+        )
+    if "no space left" in said:
+        return PullError(
+            f"model: the disk of the Ollama server is full ({said}). Delete models: engine-plugin models rm NAME"
+        )
+    if "digest mismatch" in said:
+        return PullError(f"model: what came of {model} is not what was asked for ({said}). Pull it again")
+    mapped = complaint_error(complaint, model)
+    return PullError(f"model: {model} cannot be pulled: {said}") if isinstance(mapped, BadGatewayError) else mapped
