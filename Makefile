@@ -43,8 +43,9 @@ lock-setup:
 demo: run-setup  ## see the plugin at work (PROMPT="Tell me a story" asks what you like)
 	@$(VENV_PYTHON) scripts/demo.py $${PROMPT:+"$$PROMPT"}
 
+# Tests wait more than they compute, so that three at a time suit two processors.
 test: setup  ## run the tests (ARGS="tests/goplugin -k handshake" chooses)
-	@$(VENV_PYTHON) -m pytest $(ARGS)
+	@$(VENV_PYTHON) -m pytest $(or $(ARGS),-n 3 --dist loadfile)
 
 soak: setup  ## load the plugin and hurt its engines for three minutes (ARGS="--minutes 60 --engine openvino")
 	@$(VENV_PYTHON) -m tests.soak $(ARGS)

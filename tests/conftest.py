@@ -3,9 +3,39 @@
 from __future__ import annotations
 
 import signal
+from typing import Any
+
+import pytest
+
+REPORT = pytest.StashKey[list[str]]()
+"""Lines that tests want to be shown at the end of the run."""
 
 # A shell, nohup or a service manager may start us with some signals ignored, and our children would inherit that.
 for _name in ("SIGINT", "SIGQUIT", "SIGHUP"):
     _number = getattr(signal, _name, None)
     if _number is not None and signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, signal.default_int_handler if _name == "SIGINT" else signal.SIG_DFL)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[REPORT] = []
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist hands its lines to the one that reports."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["report"] = session.config.stash[REPORT]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker has to report; one that crashed has nothing."""
+    node.config.stash[REPORT] += getattr(node, "workeroutput", {}).get("report", [])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.stash[REPORT]:
+        terminalreporter.section("measured")
+        for line in config.stash[REPORT]:
+            terminalreporter.write_line(line)

@@ -14,6 +14,7 @@ import pytest
 from build import build_linked
 from pins import ROOT
 from tests.conformance.gohost import Check, GoHost, executable_of, run_go
+from tests.conftest import REPORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,33 +22,26 @@ if TYPE_CHECKING:
 
     Observe: TypeAlias = Callable[..., dict[str, Check]]
 
-SEEN = pytest.StashKey[list[Check]]()
+
+@pytest.fixture(scope="session")
+def go_host(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[GoHost]:
+    binary = tmp_path_factory.mktemp("go-host") / "conformance-host"
+    run_go("build", "-mod=readonly", "-o", str(binary), ".")
+    seen: list[Check] = []
+    yield GoHost(binary, seen)
+    request.config.stash[REPORT] += _lines(seen)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[SEEN] = []
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print what the Go host saw: its run is a result in itself."""
-    checks = config.stash[SEEN]
-    if not checks:
-        return
-    terminalreporter.section("a Go host (hashicorp/go-plugin) and this plugin")
+def _lines(checks: list[Check]) -> Iterator[str]:
+    """What the Go host saw, which is a result in itself."""
+    yield "a Go host (hashicorp/go-plugin) and this plugin:"
     for check in checks:
         verdict = "ok  " if check.ok else "FAIL"
         detail = " ".join(check.detail.split())
         line = f"{verdict} {check.scenario:18} {check.name:32} {check.millis:8.1f} ms  {detail}"
-        terminalreporter.write_line(line if not check.ok else line[:150])
+        yield line if not check.ok else line[:150]
     failed = sum(not check.ok for check in checks)
-    terminalreporter.write_line(f"{len(checks) - failed} checks passed, {failed} failed")
-
-
-@pytest.fixture(scope="session")
-def go_host(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> GoHost:
-    binary = tmp_path_factory.mktemp("go-host") / "conformance-host"
-    run_go("build", "-mod=readonly", "-o", str(binary), ".")
-    return GoHost(binary, request.config.stash[SEEN])
+    yield f"{len(checks) - failed} checks passed, {failed} failed"
 
 
 @pytest.fixture(scope="session")
