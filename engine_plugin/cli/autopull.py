@@ -40,13 +40,14 @@ async def model_to_call(
 ) -> str | None:
     """The model that a request of `service` should name; None to leave it to the plugin, as it was given.
 
-    Called by commands, with the engine running, before their request. With `auto_pull` the model (else the service's
-    default) is looked for and, when it is not here, pulled; progress goes to standard error. An engine that cannot
-    pull is left to say itself what it has not. Raises what a pull raises.
+    Called by commands, with the engine running, before their request. With `auto_pull`, or when plugin.yaml says so,
+    the model (else the service's default) is looked for and, when it is not here, pulled; progress goes to standard
+    error. An engine that cannot pull is left to say itself what it has not. Raises what a pull raises.
     """
-    wanted = model or chosen_manifest(options).service(service).default_model
+    manifest = chosen_manifest(options)
+    wanted = model or manifest.service(service).default_model
     # A name in the cloud is no file that a pull could bring.
-    if not auto_pull or not wanted or wanted.endswith(_CLOUD):
+    if not (auto_pull or manifest.auto_pull) or not wanted or wanted.endswith(_CLOUD):
         return model
     if any(is_model(entry.get("name", ""), wanted) for entry in await client.list_models()):
         return model
