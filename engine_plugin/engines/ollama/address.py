@@ -110,8 +110,8 @@ def _prefix(path: str) -> str:
 def attach_address(configured: str, engine_host: str, environ: Mapping[str, str]) -> ServerAddress:
     """Where to look for a server: `engine.address`, else provider.engine_host, else OLLAMA_HOST, else the usual.
 
-    Raises ValueError for one of plugin.yaml's that is none. An OLLAMA_HOST that is none is passed over with a warning,
-    for Ollama itself does not stop at that either.
+    Raises ValueError for one of plugin.yaml's that is none. An OLLAMA_HOST that is none is passed over with a
+    warning, for Ollama itself does not stop at that either.
     """
     for source, text in (("engine.address", configured), ("provider.engine_host", engine_host)):
         if text:
