@@ -16,9 +16,9 @@ from engine_plugin.errors import InvalidRequestError, PullError
 from engine_plugin.files import BLOCK, in_thread, opened
 from engine_plugin.models.pull import Pull
 from engine_plugin.models.repository import RemoteFile, RepositorySource, checked_files
-from engine_plugin.models.request import LocalSource
+from engine_plugin.models.request import LocalSource, StoredSource
 from engine_plugin.models.staging import Staging, digests_of
-from engine_plugin.models.tree import digest_of_files, files_of
+from engine_plugin.models.tree import digest_of_files, extent_of_folder, files_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -123,6 +123,8 @@ class FolderPull(Pull):
                 return await self._fetch(plan.source)
             if isinstance(plan.source, LocalSource):
                 await in_thread(staging.discard)  # a copy is quick: it always begins anew
+                if isinstance(plan.source, StoredSource) and await in_thread(self._link, plan.source):
+                    return await self._share(plan.source, staging.files, extent_of_folder(staging.files))
                 return await self._copy(plan.source)
             raise TypeError(f"{plan.source.label} is no source of a folder")
         finally:
@@ -212,6 +214,18 @@ class FolderPull(Pull):
         await in_thread(self._staging.arrived, partial, file.path)
         return digest
 
+    def _link(self, source: StoredSource) -> bool:
+        """Have the model's files here without copying them; False where the file system cannot."""
+        self._staging.prepare(())
+        try:
+            for path, _ in files_of(source.path):
+                os.link(os.path.realpath(source.path / path), self._staging.place(path))
+        except OSError:
+            self._staging.discard()
+            return False
+        self._staging.sync()
+        return True
+
     async def _copy(self, source: LocalSource) -> Success:
         if self._present is not None and self._shelf.path(self._plan.name).samefile(source.path):
             return await self._already(self._present)
@@ -219,7 +233,7 @@ class FolderPull(Pull):
             found = dict(await in_thread(lambda: list(files_of(source.path))))
         except OSError as error:
             raise PullError(f"{source.label}: cannot be read ({error.strerror}).") from error
-        paths = self._chosen(list(found))
+        paths = list(found) if isinstance(source, StoredSource) else self._chosen(list(found))
         checked_files([RemoteFile(path, found[path].st_size) for path in paths], source.label)
         validator = _fingerprint({path: found[path] for path in paths})
         if self._present is not None and self._is_from_here(validator):

@@ -72,6 +72,13 @@ class FolderStore(ModelStore):
     def _is_bare(self, name: str) -> bool:
         return self._layout.is_name(name)
 
+    def _validate_name(self, name: object) -> str:
+        return validate_repository_name(name)
+
+    def _pullable(self, name: str) -> str:
+        """A model of a hub is called as its repository."""
+        return name if "/" in name and self._layout.is_name(name) else ""
+
     def _plan(self, request: PullRequest, present: builtins.list[str]) -> PullPlan:
         return plan_folder_pull(request, self._samples, self._hubs, self._default_hub, present)
 

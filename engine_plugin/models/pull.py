@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,8 +24,9 @@ from engine_plugin.errors import (
     PullError,
 )
 from engine_plugin.files import BLOCK, in_thread, opened, private_folder
+from engine_plugin.models.layout import Extent
 from engine_plugin.models.records import Record
-from engine_plugin.models.request import LocalSource
+from engine_plugin.models.request import LocalSource, StoredSource
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -171,6 +173,28 @@ class Pull(ABC):
         )
         return Success(record.name, record.size, record.digest)
 
+    async def _share(self, source: StoredSource, part: Path, extent: Extent | None) -> Success:
+        """Put what shares its bytes with another model of the store into its place."""
+        if extent is None or not source.record.describes(extent):
+            await in_thread(self._left.discard)
+            raise PullError(f"{source.label}: it changed while it was copied; try again when it is complete.")
+        self._publish(Status(f"copying {source.label}"))
+        old = source.record
+        kind = self._plan.kind or old.kind
+        record = await self._shelf.put(
+            part,
+            replace(
+                old,
+                name=self._plan.name,
+                kind=kind,
+                kind_given=old.kind_given or kind != old.kind,
+                source=source.label,
+                validator=old.digest,
+                pulled_at=datetime.now(UTC).isoformat(),
+            ),
+        )
+        return Success(record.name, record.size, record.digest)
+
 
 class FilePull(Pull):
     """A pull of a model that is one file."""
@@ -202,6 +226,8 @@ class FilePull(Pull):
             return await self._already(self._present)
         if not isinstance(plan.source, HttpSource):
             await in_thread(partial.discard)  # a copy is quick: it always begins anew
+        if isinstance(plan.source, StoredSource) and await in_thread(self._link, plan.source):
+            return await self._share(plan.source, partial.path, Extent.of(partial.path.stat()))
         try:
             async with partial.opened():
                 arrived = await self._arrive()
@@ -235,6 +261,14 @@ class FilePull(Pull):
         if self._present is not None and not fetched:
             return self._present
         return _Arrived(fetch.sha256, fetch.validator)
+
+    def _link(self, source: StoredSource) -> bool:
+        """Have the model's file here without copying it; False where the file system cannot."""
+        try:
+            os.link(os.path.realpath(source.path), self._partial.path)
+        except OSError:
+            return False
+        return True
 
     def _is_present(self, remote: Remote) -> bool:
         if self._plan.sha256:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,24 @@ from engine_plugin.models.info import kind_of_type
 from engine_plugin.models.names import near_names, validate_model_name
 
 if TYPE_CHECKING:
+    from engine_plugin.models.records import Record
     from engine_plugin.models.repository import RepositorySource
     from engine_plugin.models.samples import Sample, Samples
 
-__all__ = ["LocalSource", "PullPlan", "PullRequest", "agreed", "local_path", "plan_pull", "read_request"]
+__all__ = [
+    "COPY",
+    "LocalSource",
+    "PullPlan",
+    "PullRequest",
+    "StoredSource",
+    "agreed",
+    "local_path",
+    "plan_pull",
+    "read_request",
+]
+
+COPY = "model:"
+"""How a source begins that is a model which is here: `model:OLD` copies it."""
 
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
@@ -25,10 +39,10 @@ _HEX64 = re.compile(r"[0-9a-f]{64}")
 class PullRequest:
     """PullModelRequest of the wire, and `source` and `sha256` of our own.
 
-    `model` is a sample's name, a local path, a file:// or an http(s) URL; or, when `source` is one of these, the
-    name to store it under. `sha256` is 64 hex digits, with or without `sha256:`. `insecure` switches the check of
-    TLS certificates off and lets credentials go over plain http. `model_type` is a service's name and decides
-    the model's kind. The repr shows no secrets.
+    `model` is a sample's name, a local path, a file:// or an http(s) URL; or, when `source` is one of these, or
+    `model:OLD` for a model that is here, the name to store it under. `sha256` is 64 hex digits, with or without
+    `sha256:`. `insecure` switches the check of TLS certificates off and lets credentials go over plain http.
+    `model_type` is a service's name and decides the model's kind. The repr shows no secrets.
     """
 
     model: str
@@ -54,6 +68,18 @@ class LocalSource:
     def label(self) -> str:
         """The source for people and records."""
         return f"sample:{self.sample.name}" if self.sample else str(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSource(LocalSource):
+    """A model that is in the store already, by its record: a copy of it shares its bytes where the system lets it."""
+
+    record: Record = field(kw_only=True, compare=False)
+
+    @property
+    def label(self) -> str:
+        """The source for people and records, in the form that a pull takes."""
+        return f"{COPY}{self.record.name}"
 
 
 @dataclass(frozen=True, slots=True)

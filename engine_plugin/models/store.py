@@ -14,6 +14,7 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+from engine_plugin import catalogue
 from engine_plugin.download.events import Success
 from engine_plugin.download.partial import Partial
 from engine_plugin.download.remote import FetchPolicy
@@ -21,9 +22,18 @@ from engine_plugin.errors import ModelNotFoundError, PreconditionError, PullErro
 from engine_plugin.files import in_thread, private_folder
 from engine_plugin.models.info import Inspection, ModelDetails, ModelInfo, StoredModel, kind_of_type
 from engine_plugin.models.layout import FileLayout
-from engine_plugin.models.names import near_names
+from engine_plugin.models.names import near_names, validate_model_name
 from engine_plugin.models.pull import FilePull
-from engine_plugin.models.request import PullRequest, plan_pull
+from engine_plugin.models.request import (
+    COPY,
+    LocalSource,
+    PullPlan,
+    PullRequest,
+    StoredSource,
+    agreed,
+    plan_pull,
+    read_request,
+)
 from engine_plugin.models.samples import Sample, Samples, bundled_samples
 from engine_plugin.models.shared import SharedPull
 from engine_plugin.models.shelf import Shelf
@@ -36,7 +46,6 @@ if TYPE_CHECKING:
     from engine_plugin.download.events import PullEvent
     from engine_plugin.models.layout import Layout
     from engine_plugin.models.pull import Leftovers, Pull
-    from engine_plugin.models.request import PullPlan
 
 __all__ = [
     "FetchPolicy",
@@ -140,9 +149,7 @@ class ModelStore:
         if present is not None:
             yield present
             return
-        names = await in_thread(self._shelf.names)
-        plan = await in_thread(self._plan, request, names)
-        async with aclosing((await self._join(plan)).watch()) as events:
+        async with aclosing((await self._join(await self._planned(request))).watch()) as events:
             async for event in events:
                 yield event
 
@@ -172,6 +179,39 @@ class ModelStore:
     def _is_bare(self, name: str) -> bool:
         """Whether a pull of `name` without a source names a model, not a source."""
         return self._shelf.layout.is_name(name) and not name.lower().endswith(self._suffix)
+
+    async def _planned(self, request: PullRequest) -> PullPlan:
+        if request.source.startswith(COPY):
+            return await self._plan_copy(request)
+        names = await in_thread(self._shelf.names)
+        return await in_thread(self._plan, request, names)
+
+    async def _plan_copy(self, request: PullRequest) -> PullPlan:
+        """A copy of a model that is here, which serves as what that one serves unless the request says otherwise."""
+        kind = kind_of_type(request.model_type)
+        text, where, digest = read_request(request)
+        name = self._validate_name(request.model)
+        old = text.removeprefix(COPY)
+        record = await self._shelf.get(old) if self._shelf.layout.is_name(old) else None
+        sample = self._sample(old)
+        source: LocalSource
+        if record is not None:
+            path, known, its_kind = self._shelf.path(old), record.digest, record.kind
+            source = StoredSource(path, record=record) if known else LocalSource(path)  # else it is hashed meanwhile
+        elif sample is not None:
+            source, known, its_kind = LocalSource(sample.path, sample), sample.sha256, sample.kind
+        else:
+            raise await self._not_found(old, where)
+        digest = agreed(digest, known.removeprefix("sha256:"))
+        return PullPlan(name, source, digest, kind or its_kind, request.insecure)
+
+    def _validate_name(self, name: object) -> str:
+        """The name when a model may be called so. Raises InvalidRequestError."""
+        return validate_model_name(name)
+
+    def _pullable(self, name: str) -> str:  # noqa: ARG002  # for stores whose names say where a model comes from
+        """What to pull to have a model of that name, "" when only its source would tell."""
+        return ""
 
     def _plan(self, request: PullRequest, present: builtins.list[str]) -> PullPlan:
         """What a request means. Called in a thread."""
@@ -213,11 +253,14 @@ class ModelStore:
     def _sample(self, name: str) -> Sample | None:
         return self._samples.get(name) if self._samples else None
 
-    async def _not_found(self, name: object) -> ModelNotFoundError:
+    async def _not_found(self, name: object, where: str = "model") -> ModelNotFoundError:
         names = sorted({*await in_thread(self._shelf.names), *self._sample_names()})
         shown = str(name)[:128]
-        near = near_names(shown, names)
-        hint = f" Did you mean {' or '.join(near)}?" if near else f" Here are: {', '.join(names[:20]) or 'none'}."
-        return ModelNotFoundError(
-            f"model: no model is called {shown!r}.{hint} Others must be pulled first: {self._sources()}."
+        error = catalogue.model_missing(
+            shown,
+            near=near_names(shown, names),
+            here=names,
+            pull=self._pullable(shown),
+            sources=self._sources(),
         )
+        return error if where == "model" else ModelNotFoundError(f"{where}: {error}")

@@ -144,6 +144,7 @@ def test_details(tmp_path: Path) -> None:
         "parameters": 1_000_000,
         "context_length": 32768,
         "embedding_length": 640,
+        "thinking": False,
         "vision": False,
         "tools": True,
     }
