@@ -14,34 +14,19 @@ import urllib.request
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["ContractServer"]
+__all__ = ["ContractClient", "ContractServer"]
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
 _LISTENING = re.compile(rb"Listening on (\S+):(\d+) ")
 _SLACK = 5.0
 
 
-class ContractServer:
-    """One process. It ends with `close`, or when the test's process ends."""
+class ContractClient:
+    """What a test asks of a contract server, and tells it, past everything of ours."""
 
-    def __init__(self, models: Path, *options: str, environ: dict[str, str] | None = None, port: int = 0) -> None:
-        """Start it and wait until it listens. `models` is its OLLAMA_MODELS, `options` the program's."""
-        variables = {key: value for key, value in os.environ.items() if not key.startswith("OLLAMA_")}
-        variables |= {"OLLAMA_HOST": f"127.0.0.1:{port}", "OLLAMA_MODELS": str(models)} | (environ or {})
-        argv = [sys.executable, "-m", "tests.ollama.contract", "serve", "--until-stdin-ends", *options]
-        self.process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=_REPOSITORY, env=variables
-        )
-        said = b""
-        for line in _of(self.process.stderr):
-            said += line
-            if found := _LISTENING.search(line):
-                self.port = int(found[2])
-                # Nobody reads on otherwise, and a full pipe would stop it.
-                threading.Thread(target=_of(self.process.stderr).read, daemon=True).start()
-                return
-        self.close()
-        raise RuntimeError(f"the contract server did not start: {said.decode()}")
+    def __init__(self, port: int) -> None:
+        """The port of 127.0.0.1 on which one listens."""
+        self.port = port
 
     @property
     def address(self) -> str:
@@ -109,6 +94,34 @@ class ContractServer:
         """The names of its models. Blocking."""
         return [model["name"] for model in self.ask("GET", "/api/tags")["models"]]
 
+    def _entries(self, query: dict[str, str], seconds: float = _SLACK) -> list[dict[str, Any]]:
+        text = "&".join(f"{key}={value}" for key, value in query.items())
+        found: list[dict[str, Any]] = self.ask("GET", f"/contract/requests?{text}", seconds=seconds)
+        return found
+
+
+class ContractServer(ContractClient):
+    """One process. It ends with `close`, or when the test's process ends."""
+
+    def __init__(self, models: Path, *options: str, environ: dict[str, str] | None = None, port: int = 0) -> None:
+        """Start it and wait until it listens. `models` is its OLLAMA_MODELS, `options` the program's."""
+        variables = {key: value for key, value in os.environ.items() if not key.startswith("OLLAMA_")}
+        variables |= {"OLLAMA_HOST": f"127.0.0.1:{port}", "OLLAMA_MODELS": str(models)} | (environ or {})
+        argv = [sys.executable, "-m", "tests.ollama.contract", "serve", "--until-stdin-ends", *options]
+        self.process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=_REPOSITORY, env=variables
+        )
+        said = b""
+        for line in _of(self.process.stderr):
+            said += line
+            if found := _LISTENING.search(line):
+                super().__init__(int(found[2]))
+                # Nobody reads on otherwise, and a full pipe would stop it.
+                threading.Thread(target=_of(self.process.stderr).read, daemon=True).start()
+                return
+        self.close()
+        raise RuntimeError(f"the contract server did not start: {said.decode()}")
+
     def close(self) -> None:
         """End it, and wait for that. Blocking."""
         if self.process.stdin is not None:
@@ -121,11 +134,6 @@ class ContractServer:
             self.process.wait()
         if self.process.stderr is not None:
             self.process.stderr.close()
-
-    def _entries(self, query: dict[str, str], seconds: float = _SLACK) -> list[dict[str, Any]]:
-        text = "&".join(f"{key}={value}" for key, value in query.items())
-        found: list[dict[str, Any]] = self.ask("GET", f"/contract/requests?{text}", seconds=seconds)
-        return found
 
 
 def _of(stream: IO[bytes] | None) -> IO[bytes]:

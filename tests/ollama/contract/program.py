@@ -31,6 +31,7 @@ class _Wish:
     bare: bool
     runners: bool
     until_stdin_ends: bool
+    device: str
 
 
 def main(argv: list[str]) -> int:
@@ -42,6 +43,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--bare", action="store_true", help="begin without models")
     parser.add_argument("--runners", action="store_true", help="a process for each loaded model")
     parser.add_argument("--until-stdin-ends", action="store_true")
+    parser.add_argument("--device", default="", help="compute on one of these, such as CUDA, unless it is hidden")
+    parser.add_argument("--fail", default="", help="do not serve, but end with these words")
     given = parser.parse_args(argv)
     if given.version:
         print("Warning: could not connect to a running Ollama instance")
@@ -50,7 +53,12 @@ def main(argv: list[str]) -> int:
     if given.command != "serve":
         parser.print_help()
         return 0
-    wish = _Wish(given.be_version, given.bare, given.runners, given.until_stdin_ends)
+    if given.fail:
+        print(f"Error: {given.fail}", file=sys.stderr)
+        return 1
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == "-1"
+    device = given.device if given.device and not hidden else "cpu"
+    wish = _Wish(given.be_version, given.bare, given.runners, given.until_stdin_ends, device)
     return asyncio.run(_serve(wish))
 
 
@@ -91,13 +99,17 @@ async def _serve(wish: _Wish) -> int:
         return 1
     try:
         bound = runner.addresses[0]
-        message = f'"Listening on {bound[0]}:{bound[1]} (version {wish.version})"'
-        print(f"time={now()} level=INFO source=routes.go:2006 msg={message}", file=sys.stderr, flush=True)
+        _log("routes.go:2006", f'msg="Listening on {bound[0]}:{bound[1]} (version {wish.version})"')
+        _log("types.go:60", f'msg="inference compute" id=0 library={wish.device} compute="" name={wish.device}')
         await _ended(wish)
     finally:
         state.memory.clear()
         await runner.cleanup()
     return 0
+
+
+def _log(place: str, words: str) -> None:
+    print(f"time={now()} level=INFO source={place} {words}", file=sys.stderr, flush=True)
 
 
 async def _ended(wish: _Wish) -> None:

@@ -1,0 +1,87 @@
+"""A release of Ollama whose ollama is the contract server: its files, and a mirror that has it."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine_plugin.engines.installing.releases import choose
+from engine_plugin.engines.ollama.releases import release_archives
+from tests.engines.packing import Member, pack
+
+if TYPE_CHECKING:
+    from tests.models.server import FileServer
+
+__all__ = ["Mirror", "members", "program", "write_program"]
+
+_REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def program(*options: str) -> bytes:
+    """The text of an executable `ollama`: the contract server with these options. POSIX only."""
+    lines = (
+        f"#!{sys.executable} -P",
+        "import sys",
+        f"sys.path.insert(0, {str(_REPOSITORY)!r})",
+        "from tests.ollama.contract.program import main",
+        f"sys.exit(main([*{list(options)!r}, *sys.argv[1:]]))",
+        "",
+    )
+    return "\n".join(lines).encode()
+
+
+def write_program(folder: Path, *options: str) -> Path:
+    """The executable in a folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "ollama"
+    path.write_bytes(program(*options))
+    path.chmod(0o755)
+    return path
+
+
+def members(*options: str) -> list[Member]:
+    """What a release's archive for Linux holds."""
+    return [
+        Member("bin/"),
+        Member("bin/ollama", program(*options), mode=0o755),
+        Member("lib/"),
+        Member("lib/ollama/"),
+        Member("lib/ollama/libggml-base.so", link="libggml-base.so.0"),
+        Member("lib/ollama/libggml-base.so.0", b"library" * 1000),
+        Member("lib/ollama/cuda_v13/libggml-cuda.so", b"kernels" * 1000),
+    ]
+
+
+class Mirror:
+    """Ollama's releases as a mirror on loopback has them, for this machine only."""
+
+    def __init__(self, server: FileServer, scratch: Path) -> None:
+        """`scratch` is where archives are made."""
+        self._server = server
+        self._scratch = scratch
+        self.url = server.url("/mirror")
+
+    def name(self, version: str) -> str:
+        """The name of the archive for this machine."""
+        return choose(release_archives(version, self.url, ""), "cpu")[0].url.rpartition("/")[2]
+
+    def publish(self, version: str, *options: str, digest: str = "") -> bytes:
+        """Have a release, whose server is given these options; its bytes. `digest` is told in the place of its own."""
+        name = self.name(version)
+        data = pack(self._scratch / name, members("--be-version", version, "--bare", *options)).read_bytes()
+        self.publish_file(version, name, data)
+        listed = digest or hashlib.sha256(data).hexdigest()
+        sums = f"{'0' * 64}  ./ollama-windows-amd64.zip\n{listed}  ./{name}\n"
+        self.publish_file(version, "sha256sum.txt", sums.encode())
+        return data
+
+    def publish_file(self, version: str, name: str, data: bytes) -> None:
+        """Have one file of a release."""
+        self._server.files[f"/mirror/v{version}/{name}"] = data
+
+    def fetched(self) -> list[str]:
+        """The archives that were asked for, in order, as <tag>/<file>."""
+        paths = [request.path.removeprefix("/mirror/") for request in self._server.requests]
+        return [path for path in paths if not path.endswith(".txt")]
