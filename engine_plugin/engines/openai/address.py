@@ -1,0 +1,88 @@
+"""Where a server's REST is: base URLs as people write them."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = ["VERSIONS", "BaseUrl"]
+
+VERSIONS = ("/v1", "/v3", "")
+"""Where the interface may lie below a root, in the order in which a base URL that does not say is tried."""
+
+_PORTS = {"http": 80, "https": 443}
+_PATH = re.compile(
+    r"(?P<prefix>.*?)(?P<version>/v[0-9]+)?"
+    r"(?:/(?:chat/completions|completions|embeddings|models|rerank|responses))?"
+)
+_LOCAL = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # where servers listen, not we
+
+
+@dataclass(frozen=True, slots=True)
+class BaseUrl:
+    """A server's root and, below it, its interface: `http://host:8000` + `prefix` + `version` + `/models`.
+
+    `version` is `/v1`, `/v3` or the like; "" when the interface lies at the root, None when nobody has said.
+    `source` says in words who named it.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    prefix: str = ""
+    version: str | None = None
+    source: str = ""
+
+    @classmethod
+    def parse(cls, text: str, source: str = "") -> Self:
+        """From `host:8000`, `https://host/llm/v1/` or the URL of one of its calls. Raises ValueError."""
+        text = text.strip()
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        if parts.scheme not in _PORTS:
+            raise ValueError(f"{parts.scheme[:32]}:// is no scheme of such servers: use http or https")
+        host, port = parts.hostname, parts.port  # the port may raise ValueError
+        if not host or any(character.isspace() for character in text):
+            raise ValueError("it names no host")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError("a base URL has neither credentials nor a query: keys come from the environment")
+        found = _PATH.fullmatch(re.sub(r"/+", "/", parts.path).rstrip("/"))
+        prefix, version = (found["prefix"], found["version"]) if found else ("", None)
+        port = _PORTS[parts.scheme] if port is None else port
+        return cls(parts.scheme, _LOCAL.get(host, host), port, prefix, version, source)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is on this machine, for certain."""
+        if self.host == "localhost" or self.host.endswith(".localhost"):
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def root(self) -> str:
+        """The server's root, for people: `https://host/llm`."""
+        name = f"[{self.host}]" if ":" in self.host else self.host
+        port = "" if self.port == _PORTS[self.scheme] else f":{self.port}"
+        return f"{self.scheme}://{name}{port}{self.prefix}"
+
+    @property
+    def path(self) -> str:
+        """The path below which the interface lies: `/llm/v1`."""
+        return self.prefix + (self.version or "")
+
+    @property
+    def url(self) -> str:
+        """The base URL, for people."""
+        return self.root + (self.version or "")
+
+    def at_version(self, version: str) -> Self:
+        """The same root with the interface at `version`."""
+        return replace(self, version=version)

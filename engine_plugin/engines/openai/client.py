@@ -1,0 +1,70 @@
+"""The way to one server: one exchange each, and what goes wrong in the words of who must mend it."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from engine_plugin.engines.http.answers import ERROR_LIMIT
+from engine_plugin.engines.http.forms import form_with_file
+from engine_plugin.engines.openai.errors import complaint_of_body
+from engine_plugin.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from engine_plugin.engines.http.answers import Complaint
+    from engine_plugin.engines.http.http1 import Http1Client, HttpResponse
+    from engine_plugin.errors import EnginePluginError
+
+__all__ = ["ApiClient", "Errors"]
+
+
+class Errors(Protocol):
+    """Who makes exceptions of what goes wrong: the engine, for one request."""
+
+    def down(self, reason: UnavailableError) -> EnginePluginError:
+        """For a server that cannot be reached."""
+
+    def of(self, complaint: Complaint) -> EnginePluginError:
+        """For what the server complained of."""
+
+
+class ApiClient:
+    """Asks one server for one request's sake; paths are those below its interface (`/chat/completions`).
+
+    Each method's block holds an answer that is good and whose head has arrived; leaving it before the answer was read
+    to its end closes the connection, on which servers stop their work.
+    """
+
+    def __init__(self, http: Http1Client, path: str, errors: Errors) -> None:
+        self._http = http
+        self._path = path
+        self._errors = errors
+
+    @asynccontextmanager
+    async def post_json(self, path: str, body: bytes) -> AsyncIterator[HttpResponse]:
+        """Send JSON."""
+        async with self._answered(path, body, "application/json") as response:
+            yield response
+
+    @asynccontextmanager
+    async def post_form(
+        self, path: str, fields: Mapping[str, str], file: bytes, file_name: str
+    ) -> AsyncIterator[HttpResponse]:
+        """Send a form with a file, which is its field `file`."""
+        kind, body = form_with_file(fields, file, file_name)
+        async with self._answered(path, body, kind) as response:
+            yield response
+
+    @asynccontextmanager
+    async def _answered(self, path: str, body: bytes, kind: str) -> AsyncIterator[HttpResponse]:
+        async with AsyncExitStack() as stack:
+            try:
+                exchange = self._http.request("POST", self._path + path, body, kind)
+                response = await stack.enter_async_context(exchange)
+            except UnavailableError as error:
+                raise self._errors.down(error) from error
+            if not 200 <= response.status < 300:
+                raise self._errors.of(complaint_of_body(response.status, await response.read(ERROR_LIMIT)))
+            yield response

@@ -1,0 +1,272 @@
+"""Where the server is, what kind it is, and what it says of itself: a few cheap questions, none of which may hang."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin import catalogue
+from engine_plugin.engines.http.http1 import Http1Client
+from engine_plugin.engines.openai.address import VERSIONS, BaseUrl
+from engine_plugin.engines.openai.errors import complaint_of_body
+from engine_plugin.engines.openai.keys import key_headers
+from engine_plugin.engines.openai.servers import SERVERS, WELL_KNOWN_PORTS
+from engine_plugin.engines.openai.servers.base import Glance
+from engine_plugin.errors import BadGatewayError, EnginePluginError, PreconditionError, UnavailableError
+from engine_plugin.files import in_thread
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Mapping, Sequence
+
+    from engine_plugin.engines.openai.options import OpenAIOptions
+    from engine_plugin.engines.openai.servers.base import Seen, Server
+
+__all__ = ["PROBE_TIMEOUT", "Attachment", "Finder"]
+
+PROBE_TIMEOUT = "ENGINE_PLUGIN_PROBE_TIMEOUT"
+"""The environment variable with the seconds that a server may take to say what it is."""
+
+_ANSWER_LIMIT = 16 * 1024 * 1024
+_NO_SERVER = "OpenAI-compatible server"
+_WHERE = "correct its address: engine_host under provider in plugin.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A server that answered. `lacks` collects the services that it turned out not to have."""
+
+    base: BaseUrl
+    server: Server
+    seen: Seen
+    headers: Mapping[str, str]
+    http: Http1Client
+    lacks: set[str] = field(default_factory=set)
+    at: float = field(default_factory=time.monotonic)
+
+    @property
+    def title(self) -> str:
+        """Who it is, for people."""
+        return f"{self.server.title} at {self.base.url}"
+
+    def able(self, services: Sequence[str]) -> list[str]:
+        """Those of the services that it has, as far as is known."""
+        return [
+            service
+            for service in services
+            if service not in self.lacks and (self.seen.able is None or service in self.seen.able)
+        ]
+
+    def down(self, error: UnavailableError) -> UnavailableError:
+        """For a connection that could not be made."""
+        return _down(self.base, error, self.server)
+
+
+class Finder:
+    """Finds the server that the options, the manifest or this machine's ports name. Used from one event loop."""
+
+    def __init__(
+        self,
+        options: OpenAIOptions,
+        engine_host: str,
+        environ: Mapping[str, str],
+        ports: Sequence[int] = tuple(WELL_KNOWN_PORTS),
+    ) -> None:
+        """No I/O. `engine_host` is the manifest's. Raises ValueError for an address that is none."""
+        self._options = options
+        self._environ = environ
+        self._ports = ports
+        self._tls: ssl.SSLContext | None = None
+        self._timeout = _seconds(environ.get(PROBE_TIMEOUT, "")) or options.probe_timeout
+        self.named: BaseUrl | None = None
+        """The server that somebody named; None: the well-known ports of this machine are tried."""
+        if options.base_url:
+            self.named = BaseUrl.parse(options.base_url, "engine.base_url in plugin.yaml")
+        elif engine_host:
+            self.named = BaseUrl.parse(engine_host, "provider.engine_host in plugin.yaml")
+
+    async def find(self) -> Attachment:
+        """The server. Raises UnavailableError when none answers, AuthError and PreconditionError about the key."""
+        if self.named is not None:
+            return await self._attach(self.named, certain=True)
+        bases = [BaseUrl("http", "127.0.0.1", port, source="a port that such servers use") for port in self._ports]
+        tried = await asyncio.gather(*(self._tried(base) for base in bases))
+        found = next((one for one in tried if isinstance(one, Attachment)), None)
+        if found is not None:
+            return found
+        # One that wants a key is there; else nothing is.
+        refusals = (one for one in tried if not isinstance(one, (Attachment, UnavailableError)))
+        raise next(refusals, self._nothing())
+
+    async def _tried(self, base: BaseUrl) -> Attachment | EnginePluginError:
+        try:
+            return await self._attach(base, certain=False)
+        except EnginePluginError as error:
+            return error
+
+    async def look_again(self, attachment: Attachment) -> Attachment:
+        """The same server with what it says now. Raises as `find` does."""
+        return await self._attach(attachment.base, certain=self.named is not None)
+
+    def native(self, attachment: Attachment, port: int) -> Http1Client:
+        """A client of another port of the same host. The caller closes it."""
+        base = attachment.base
+        return Http1Client((base.host, port), attachment.headers, tls=self._tls if base.scheme == "https" else None)
+
+    async def _attach(self, base: BaseUrl, *, certain: bool) -> Attachment:
+        headers = key_headers(self._options, self._environ, base)
+        if base.scheme == "https" and self._tls is None:
+            self._tls = await in_thread(_tls_context, self._options.ca_file)
+        tls = self._tls if base.scheme == "https" else None
+        probe = Http1Client((base.host, base.port), headers, tls=tls)
+        try:
+            base, listing = await self._listed(probe, base, headers, certain=certain)
+            server, seen = await self._recognised(probe, base, listing, headers)
+        finally:
+            probe.close()
+        http = Http1Client(
+            (base.host, base.port),
+            headers,
+            tls=tls,
+            resend=False,
+            connect_retries=self._options.connect_retries,
+            backoff=self._options.connect_backoff,
+        )
+        return Attachment(base, server, seen, headers, http)
+
+    async def _listed(
+        self, http: Http1Client, base: BaseUrl, headers: Mapping[str, str], *, certain: bool
+    ) -> tuple[BaseUrl, list[dict[str, Any]]]:
+        """Where the interface is, and its list of models. `certain`: a server that lists none is one, too."""
+        for version in VERSIONS if base.version is None else (base.version,):
+            here = base.at_version(version)
+            try:
+                status, body = await self._get(http, f"{here.path}/models")
+            except UnavailableError as error:
+                raise _down(base, error) from error
+            if status in (401, 403):
+                raise self._about_key(here, complaint_of_body(status, body).message, headers)
+            if status >= 500:
+                what = complaint_of_body(status, body).message
+                raise _down(base, UnavailableError(f"it answers {status}: {what}"))
+            listing = _listing(body) if status == 200 else None
+            if listing is not None:
+                return here, listing
+        if not certain:
+            raise UnavailableError(f"{base.url} is no such server")
+        return base.at_version(base.version or VERSIONS[0]), []
+
+    def _about_key(self, base: BaseUrl, reason: str, headers: Mapping[str, str]) -> EnginePluginError:
+        """For a server that refuses us: why, and which variable to mend."""
+        variable = self._options.key_variable
+        if headers:
+            return catalogue.KEY_REFUSED.error(
+                server="the server", address=base.url, reason=reason, variable=variable
+            )
+        if self._environ.get(variable) and self._options.send_key != "always":
+            return PreconditionError(
+                f"the server at {base.url} asks for a key, which engine.send_key keeps from it. "
+                "Set send_key: always in plugin.yaml"
+            )
+        return catalogue.KEY_MISSING.error(server="the server", address=base.url, variable=variable)
+
+    def key_error(self, attachment: Attachment, reason: str) -> EnginePluginError:
+        """For a server that refuses a request for its key."""
+        return self._about_key(attachment.base, reason, attachment.headers)
+
+    async def _recognised(
+        self, http: Http1Client, base: BaseUrl, listing: Sequence[Mapping[str, Any]], headers: Mapping[str, str]
+    ) -> tuple[Server, Seen]:
+        async def ask(path: str, *, port: int = 0) -> Any:
+            if not port:
+                return await self._json(http, base.prefix + path)
+            other = Http1Client((base.host, port), headers, tls=self._tls if base.scheme == "https" else None)
+            try:
+                return await self._json(other, path)
+            finally:
+                other.close()
+
+        chosen, glance = self._options.server, Glance(base, listing, ask)
+        for server in SERVERS:
+            if server.name == chosen or (chosen == "auto" and server.may_be(glance)):
+                seen = await server.look(glance)
+                if seen is not None:
+                    return server, seen
+        raise _down(base, UnavailableError(f"it is no {chosen}"))
+
+    async def _json(self, http: Http1Client, path: str) -> Any:
+        try:
+            status, body = await self._get(http, path)
+            return json.loads(body) if status == 200 else None
+        except (EnginePluginError, ValueError, RecursionError):
+            return None
+
+    async def _get(self, http: Http1Client, path: str) -> tuple[int, bytes]:
+        try:
+            async with asyncio.timeout(self._timeout), http.request("GET", path) as response:
+                return response.status, await response.read(_ANSWER_LIMIT)
+        except TimeoutError:
+            raise UnavailableError(f"it does not answer in {self._timeout:g} s") from None
+        except BadGatewayError as error:
+            raise UnavailableError(str(error)) from error
+
+    def _nothing(self) -> UnavailableError:
+        ports = ", ".join(f"{port} ({WELL_KNOWN_PORTS.get(port, 'given')})" for port in self._ports)
+        return catalogue.SERVER_DOWN.error(
+            server=_NO_SERVER,
+            address=f"the ports {ports} of this machine",
+            reason="none of them speaks that interface",
+            start="lms server start, vllm serve MODEL or llama-server -m MODEL.gguf, for example",
+            otherwise="name the address of yours: engine_host under provider in plugin.yaml",
+        )
+
+
+def _down(base: BaseUrl, error: UnavailableError, server: Server | None = None) -> UnavailableError:
+    reason = str(error).removeprefix("the engine cannot be reached: ")
+    otherwise = _WHERE
+    if "certificate" in reason:
+        otherwise = "name the authority of its certificate: engine.ca_file in plugin.yaml"
+    return catalogue.SERVER_DOWN.error(
+        server=server.title.removeprefix("the ") if server is not None and server.name != "other" else _NO_SERVER,
+        address=base.url,
+        reason=reason,
+        start="as its maker says" if server is None else server.start,
+        otherwise=otherwise,
+    )
+
+
+def _listing(body: bytes) -> list[dict[str, Any]] | None:
+    """The entries of a list of models; None when it is none."""
+    try:
+        shape = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    entries = shape.get("data") if isinstance(shape, dict) else shape
+    if not isinstance(entries, list):
+        return None
+    return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        return 0.0
+    return value if 0 < value < 600 else 0.0
+
+
+def _tls_context(ca_file: str) -> ssl.SSLContext:
+    import ssl
+
+    context = ssl.create_default_context()
+    if ca_file:
+        try:
+            context.load_verify_locations(cafile=ca_file)
+        except OSError as error:
+            raise PreconditionError(
+                f"engine.ca_file: {ca_file} cannot be used ({error.strerror or error}). Name a PEM file"
+            ) from error
+    return context

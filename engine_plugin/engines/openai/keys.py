@@ -1,0 +1,37 @@
+"""The server's key: from the environment, only to whom it may go, and never in a message."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine_plugin import catalogue
+from engine_plugin.errors import PreconditionError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from engine_plugin.engines.openai.address import BaseUrl
+    from engine_plugin.engines.openai.options import OpenAIOptions
+
+__all__ = ["key_headers"]
+
+
+def key_headers(options: OpenAIOptions, environ: Mapping[str, str], base: BaseUrl) -> dict[str, str]:
+    """The headers that carry the key to this server; none where it gets no key.
+
+    Raises PreconditionError for a key that would go to another machine unencrypted, or that no header can carry.
+    """
+    if options.send_key == "never" or (options.send_key == "auto" and base.is_loopback):
+        return {}
+    key = environ.get(options.key_variable, "").strip()
+    if not key:
+        return {}
+    if base.scheme != "https" and not base.is_loopback and not options.allow_plain_http:
+        raise catalogue.KEY_UNSAFE.error(
+            address=base.url, variable=options.key_variable, option="engine.allow_plain_http"
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise PreconditionError(
+            f"{options.key_variable}: holds characters that no key has, such as a line's end. Export it again"
+        )
+    return {"authorization": f"Bearer {key}"}

@@ -1,0 +1,61 @@
+"""llama.cpp's llama-server: one model in memory, of which /props tells all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from engine_plugin.engines.openai.servers.base import Found, Glance, Seen, Server, number_of, text_of
+from engine_plugin.models.capabilities import features_of_template
+from engine_plugin.models.info import Capabilities, Loaded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["LlamaServer"]
+
+_UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
+
+
+class LlamaServer(Server):
+    """Its context is that of a slot."""
+
+    name: ClassVar[str] = "llama-server"
+    title: ClassVar[str] = "llama-server"
+    start: ClassVar[str] = "llama-server -m MODEL.gguf --port 8080"
+    raw_scores: ClassVar[bool] = True
+
+    def may_be(self, glance: Glance) -> bool:
+        return any(text_of(entry, "owned_by") == "llamacpp" for entry in glance.models)
+
+    async def look(self, glance: Glance) -> Seen | None:
+        props = await glance.ask("/props")
+        props = props if isinstance(props, dict) else {}
+        return Seen(tuple(_found(entry, props) for entry in glance.models), text_of(props, "build_info"))
+
+
+def _found(entry: Mapping[str, Any], props: Mapping[str, Any]) -> Found:
+    meta = entry.get("meta")
+    meta = meta if isinstance(meta, dict) else {}
+    settings = props.get("default_generation_settings")
+    context = number_of(settings, "n_ctx") if isinstance(settings, dict) else 0
+    count = number_of(meta, "n_params")
+    return Found.of(
+        entry,
+        size=number_of(meta, "size"),
+        format="gguf",
+        parameter_size=_parameters(count),
+        engine=Capabilities(_features(props), context or number_of(meta, "n_ctx_train")),
+        loaded=Loaded(context_length=context),
+    )
+
+
+def _features(props: Mapping[str, Any]) -> tuple[str, ...]:
+    template, senses = text_of(props, "chat_template"), props.get("modalities")
+    if not template:
+        return ()
+    heard = [name for name in ("vision", "audio") if isinstance(senses, dict) and senses.get(name) is True]
+    return (*features_of_template(template), *heard)
+
+
+def _parameters(count: int) -> str:
+    return next((f"{count / unit:.3g}{name}" for unit, name in _UNITS if count >= unit), "")

@@ -1,0 +1,39 @@
+"""The OpenVINO Model Server, and this package's own server for OpenVINO, which answers alike: below /v3."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from engine_plugin.engines.openai.servers.base import Found, Glance, Seen, Server, text_of
+from engine_plugin.models.info import Loaded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Ovms"]
+
+
+class Ovms(Server):
+    """All its models are in memory."""
+
+    name: ClassVar[str] = "ovms"
+    title: ClassVar[str] = "the OpenVINO Model Server"
+    start: ClassVar[str] = "ovms --rest_port 8000 --config_path config.json"
+    form_fields: ClassVar[Mapping[str, str]] = {}
+    reads_wav_only: ClassVar[bool] = True
+
+    def may_be(self, glance: Glance) -> bool:
+        return glance.base.version == "/v3" or any(text_of(entry, "owned_by") == "OVMS" for entry in glance.models)
+
+    async def look(self, glance: Glance) -> Seen | None:
+        told = await glance.ask("/v2")
+        version = text_of(told, "version") if isinstance(told, dict) else ""
+        return Seen(tuple(Found.of(entry, loaded=Loaded()) for entry in glance.models), version)
+
+    def adapt(self, service: str, body: dict[str, Any], *, stream: bool) -> bool:
+        if service == "text-to-image":
+            body.pop("response_format", None)  # it gives base64 and knows no field for that
+            if "seed" in body:
+                seed = body.pop("seed")
+                body.setdefault("rng_seed", seed)
+        return stream
