@@ -1,0 +1,71 @@
+"""What Ollama's own JSON must hold, where `config_ref` says that the host speaks it (`ollama:chat` and so on)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from engine_plugin.errors import InvalidRequestError
+from engine_plugin.services.base import Service, optional, require
+
+__all__ = ["NativeChat", "NativeEmbed", "NativeGenerate", "native_contract"]
+
+
+def _check_common(request: dict[str, Any]) -> None:
+    optional(request, "options", dict)
+    optional(request, "keep_alive", str, int, float)
+    optional(request, "format", str, dict)
+
+
+class NativeChat(Service):
+    """/api/chat: `messages` in, `message` out. No messages at all bring the model into memory."""
+
+    name: ClassVar[str] = "chat"
+
+    def check(self, request: dict[str, Any]) -> None:
+        for index, message in enumerate(optional(request, "messages", list) or ()):
+            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+                raise InvalidRequestError(f"messages[{index}]: must be an object with a role and content")
+        optional(request, "tools", list)
+        optional(request, "think", bool, str)
+        _check_common(request)
+
+
+class NativeGenerate(Service):
+    """/api/generate: `prompt` in, `response` out. No prompt at all brings the model into memory."""
+
+    name: ClassVar[str] = "generate"
+
+    def check(self, request: dict[str, Any]) -> None:
+        for field in ("prompt", "suffix", "system", "template"):
+            optional(request, field, str)
+        for field in ("images", "context"):
+            optional(request, field, list)
+        optional(request, "raw", bool)
+        optional(request, "think", bool, str)
+        _check_common(request)
+
+
+class NativeEmbed(Service):
+    """/api/embed: `input` (a text or a list of texts) in, `embeddings` out."""
+
+    name: ClassVar[str] = "embed"
+
+    def check(self, request: dict[str, Any]) -> None:
+        texts = require(request, "input", str, list)
+        for index, text in enumerate(texts if isinstance(texts, list) else ()):
+            if not isinstance(text, str):
+                raise InvalidRequestError(f"input[{index}]: must be a string")
+        optional(request, "dimensions", int)
+        optional(request, "truncate", bool)
+        _check_common(request)
+
+    def trivial_answer(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        return {"model": request["model"], "embeddings": []} if request["input"] == [] else None
+
+
+_NATIVE: dict[str, Service] = {service.name: service for service in (NativeChat(), NativeGenerate(), NativeEmbed())}
+
+
+def native_contract(service_name: str) -> Service | None:
+    """The native service of that name; None for those that Ollama has no JSON of its own for."""
+    return _NATIVE.get(service_name)

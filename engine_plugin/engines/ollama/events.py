@@ -1,0 +1,185 @@
+"""OpenAI's stream of events from Ollama's lines.
+
+A line that holds a piece of text and nothing else, as nearly all do, is not parsed: its text, which is JSON already,
+is set between bytes that were made once for the answer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.engines.http.ndjson import read_line, whole_lines
+from engine_plugin.engines.ollama import metrics
+from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_line
+from engine_plugin.engines.ollama.lines import NOT_DONE, finish_reason, openai_call, openai_logprobs, piece_of
+from engine_plugin.engines.ollama.thinking import ThinkParser
+from engine_plugin.errors import BadGatewayError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from engine_plugin.engines.http.http1 import HttpResponse
+    from engine_plugin.engines.ollama.lines import Piece
+
+__all__ = ["DONE", "ChoiceWriter", "choice_events", "usage_event"]
+
+DONE = b"data: [DONE]\n\n"
+
+_TEXT = rb'"(?:[^"\\]|\\.)[^"\\]*(?:\\.[^"\\]*)*"'  # not an empty one
+_HEAD = rb'^\{"model":' + _TEXT + rb',"created_at":"[^"\\]*",(?:"remote_\w+":' + _TEXT + rb",)*"
+_MESSAGE = rb'"message":\{"role":"assistant","content":'
+_END = rb',"done":false\}\n'
+
+
+def _lines(middle: bytes) -> re.Pattern[bytes]:
+    return re.compile(_HEAD + middle + _END, re.MULTILINE)
+
+
+# Lines as Ollama writes them, by what they hold; all others are parsed.
+_SAID = {
+    "chat": _lines(_MESSAGE + b"(" + _TEXT + rb")\}"),
+    "generate": _lines(rb'"response":(' + _TEXT + b")"),
+}
+_THOUGHT = {
+    "chat": _lines(_MESSAGE + rb'"","thinking":(' + _TEXT + rb")\}"),
+    "generate": _lines(rb'"response":"","thinking":(' + _TEXT + b")"),
+}
+_TAG_MARKS = (b"<", b"\\u003")  # Go writes `<` as \u003c
+
+
+class ChoiceWriter:
+    """One choice of a stream. `head` are the fields with which each event begins; `tags` says whether `<think>` tells
+    thinking from what is said, as long as the server does not."""
+
+    def __init__(self, service: str, head: dict[str, Any], index: int, *, tags: bool) -> None:
+        self.last: dict[str, Any] = {}
+        """The line that said done; {} before it came."""
+        self.error: dict[str, Any] | None = None
+        """The line that said what went wrong."""
+        self._service = service
+        self._head, self._index = head, index
+        self._parser = ThinkParser() if tags else None
+        self._calls = 0
+        self._begun = False
+        self._logprobs: list[dict[str, Any]] = []  # of text that is held back
+        self._field = "content" if service == "chat" else "text"
+        self._said = self._template(self._field)
+        self._thought = self._template("reasoning_content")
+
+    def write(self, lines: bytes) -> bytes:
+        """The events of a block of whole lines, up to that with done or an error."""
+        if self._begun and (self._parser is None or (self._parser.plain and not _has_tag(lines))):
+            left = lines.count(b"\n")
+            for pattern, template in ((_SAID, self._said), (_THOUGHT, self._thought)):
+                lines, replaced = pattern[self._service].subn(template, lines)
+                left -= replaced
+                if not left:
+                    return lines
+                if self._parser is not None:
+                    break  # with the first thinking that the server tells apart, tags are text
+        events: list[bytes] = []
+        for line in lines.split(b"\n"):
+            if line.startswith(b"{"):
+                events += self._line(read_line(line))
+                if self.last or self.error is not None:
+                    break
+            elif line:
+                events.append(line + b"\n\n")  # an event that was made above
+        return b"".join(events)
+
+    def _line(self, line: dict[str, Any]) -> list[bytes]:
+        if "error" in line:
+            self.error = line
+            return self._texts(*self._parser.end()) if self._parser is not None else []
+        piece = piece_of(self._service, line)
+        events = [] if self._begun or self._service != "chat" else [self._event({"role": "assistant", "content": ""})]
+        self._begun = True
+        self._logprobs += piece.logprobs
+        events += self._texts(*self._divided(piece))
+        if piece.calls and self._service == "chat":
+            calls = [openai_call(call, self._calls + number) for number, call in enumerate(piece.calls)]
+            self._calls += len(calls)
+            events.append(self._event({"tool_calls": calls}))
+        if piece.done:
+            self.last = line
+            events.append(self._finish(line))
+        return events
+
+    def _divided(self, piece: Piece) -> tuple[str, str]:
+        """What the piece adds to thinking and to what is said."""
+        if self._parser is None:
+            return piece.thought, piece.said
+        if piece.thought:
+            thought, said = self._parser.end()
+            self._parser = None
+            return thought + piece.thought, said + piece.said
+        thought, said = self._parser.feed(piece.said)
+        if piece.done:
+            last_thought, last_said = self._parser.end()
+            thought, said = thought + last_thought, said + last_said
+        return thought, said
+
+    def _texts(self, thought: str, said: str) -> list[bytes]:
+        events: list[bytes] = []
+        for text, field in ((thought, "reasoning_content"), (said, self._field)):
+            if text:
+                events.append(self._event({field: text}, self._logprobs))
+                self._logprobs = []
+        return events
+
+    def _finish(self, line: dict[str, Any]) -> bytes:
+        reason = finish_reason(line, called=self._calls > 0)
+        timings = metrics.timings(line)
+        return self._event({}, self._logprobs, reason, {"timings": timings} if timings else {})
+
+    def _event(
+        self,
+        delta: dict[str, Any],
+        logprobs: Sequence[dict[str, Any]] = (),
+        reason: str | None = None,
+        more: Mapping[str, Any] = MappingProxyType({}),
+    ) -> bytes:
+        choice: dict[str, Any] = {"index": self._index}
+        choice |= {"delta": delta} if self._service == "chat" else {"text": ""} | delta
+        choice |= {"logprobs": openai_logprobs(logprobs), "finish_reason": reason}
+        return _encoded({**self._head, "choices": [choice], **more})
+
+    def _template(self, field: str) -> bytes:
+        """The event of a text, which `re` puts in the place of its group."""
+        mark = secrets.token_hex(16)
+        before, after = self._event({field: mark}).split(f'"{mark}"'.encode())
+        return before.replace(b"\\", b"\\\\") + rb"\1" + after.replace(b"\\", b"\\\\")
+
+
+def _has_tag(lines: bytes) -> bool:
+    return any(mark in lines for mark in _TAG_MARKS)
+
+
+def _encoded(shape: Mapping[str, Any]) -> bytes:
+    return (
+        b"data: " + json.dumps(shape, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"
+    )
+
+
+async def choice_events(writer: ChoiceWriter, response: HttpResponse, model: str) -> AsyncIterator[bytes]:
+    """One choice's events as they come, up to that with its finish_reason.
+
+    An error's line becomes an exception, after what came before it; an end without done a BadGatewayError.
+    """
+    async for lines in whole_lines(response):
+        if events := writer.write(lines):
+            yield events
+        if writer.error is not None:
+            raise complaint_error(complaint_of_line(writer.error), model)
+        if writer.last:
+            return
+    raise BadGatewayError(NOT_DONE)
+
+
+def usage_event(head: Mapping[str, Any], lasts: Sequence[Mapping[str, Any]], choices_each: int) -> bytes:
+    """The event that `stream_options.include_usage` asks for, from the last line of each choice."""
+    return _encoded({**head, "choices": [], "usage": metrics.usage(lasts, choices_each)})

@@ -1,0 +1,142 @@
+"""The messages of a chat as Ollama takes them: one text each, bare images, arguments of tools as objects.
+
+OpenAI's messages are translated; native ones, which have the same fields or fewer, come through as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from engine_plugin.engines.ollama.models import ModelFacts
+
+__all__ = ["native_images", "native_messages"]
+
+_ROLES = {"developer": "system", "function": "tool"}
+_BASE64 = ";base64"
+_LONGEST_HEAD = 200
+_TAKES = "give it as a data: URL, as in data:image/png;base64,…"
+
+
+def native_messages(messages: list[Any], facts: ModelFacts) -> list[dict[str, Any]]:
+    """The messages to send. Raises InvalidRequestError, naming the place, for what Ollama cannot take."""
+    names: dict[str, str] = {}
+    """Of tools, by the ids of their calls."""
+    return [_message(message, f"messages[{index}]", names, facts) for index, message in enumerate(messages)]
+
+
+def _message(message: dict[str, Any], place: str, names: dict[str, str], facts: ModelFacts) -> dict[str, Any]:
+    role = message["role"]
+    native = {key: value for key, value in message.items() if value is not None} if facts.native else {}
+    native["role"] = _ROLES.get(role, role)
+    native["content"], images = _content(message.get("content"), f"{place}.content", facts)
+    if message.get("images"):
+        images += native_images(message["images"], f"{place}.images", facts)
+    if images:
+        native["images"] = images
+    thinking = message.get("thinking") or message.get("reasoning_content") or message.get("reasoning")
+    if thinking:
+        native["thinking"] = thinking
+    if message.get("tool_calls"):
+        native["tool_calls"] = _calls(message["tool_calls"], f"{place}.tool_calls", names)
+    if native["role"] == "tool":
+        call = message.get("tool_call_id")
+        name = message.get("tool_name") or message.get("name") or names.get(str(call))
+        native |= {key: value for key, value in (("tool_name", name), ("tool_call_id", call)) if value}
+    return native
+
+
+def _content(content: Any, place: str, facts: ModelFacts) -> tuple[str, list[str]]:
+    """The text, and the images and sounds in base64, of what OpenAI divides into parts."""
+    if content is None or isinstance(content, str):
+        return content or "", []
+    if not isinstance(content, list):
+        raise InvalidRequestError(f"{place}: must be a text or a list of parts")
+    texts: list[str] = []
+    media: list[str] = []
+    for index, part in enumerate(content):
+        here = f"{place}[{index}]"
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind == "image_url":
+            url = part.get("image_url")
+            url = url.get("url") if isinstance(url, dict) else url
+            media += native_images([url], f"{here}.image_url", facts)
+        elif kind == "input_audio":
+            media.append(_sound(part.get("input_audio"), f"{here}.input_audio", facts))
+        else:
+            raise InvalidRequestError(f"{here}: must be a part of type text, image_url or input_audio")
+    return "\n".join(texts), media
+
+
+def native_images(images: Any, place: str, facts: ModelFacts) -> list[str]:
+    """Images as bare base64, from that or from data: URLs."""
+    if not isinstance(images, list):
+        raise InvalidRequestError(f"{place}: must be a list of images")
+    _require(facts, "vision", "see images", place)
+    return [_image(image, place) for image in images]
+
+
+def _image(image: Any, place: str) -> str:
+    if not isinstance(image, str) or not image:
+        raise InvalidRequestError(f"{place}: must be an image; {_TAKES}")
+    if image.startswith("data:"):
+        head, comma, data = image[:_LONGEST_HEAD].partition(",")
+        if not comma or not head.endswith(_BASE64) or not data:
+            raise InvalidRequestError(f"{place}: a data: URL must say base64; {_TAKES}")
+        return image[len(head) + 1 :]
+    if "://" in image[:16]:
+        raise InvalidRequestError(f"{place}: Ollama does not fetch images; {_TAKES}")
+    return image
+
+
+def _sound(sound: Any, place: str, facts: ModelFacts) -> str:
+    data = sound.get("data") if isinstance(sound, dict) else None
+    if not isinstance(data, str) or not data:
+        raise InvalidRequestError(f"{place}.data: is missing; it must be a sound file in base64")
+    _require(facts, "audio", "hear", place)
+    return data.partition(",")[2] if data.startswith("data:") else data
+
+
+def _require(facts: ModelFacts, feature: str, what: str, place: str) -> None:
+    """A model that cannot would answer as if there were nothing. One of which nothing is known may be able to."""
+    if facts.features and feature not in facts.features:
+        raise InvalidRequestError(
+            f"{place}: {facts.name} cannot {what}; take a model that can (if this one can, say so in engine.models "
+            "of plugin.yaml)"
+        )
+
+
+def _calls(calls: Any, place: str, names: dict[str, str]) -> list[dict[str, Any]]:
+    if not isinstance(calls, list):
+        raise InvalidRequestError(f"{place}: must be a list")
+    native: list[dict[str, Any]] = []
+    for index, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise InvalidRequestError(f"{place}[{index}].function: must be an object with a name and arguments")
+        arguments = _arguments(function.get("arguments"), f"{place}[{index}].function.arguments")
+        told: dict[str, Any] = {"function": {"index": index, "name": function["name"], "arguments": arguments}}
+        if call.get("id"):
+            told["id"] = call["id"]
+            names[str(call["id"])] = function["name"]
+        native.append(told)
+    return native
+
+
+def _arguments(arguments: Any, place: str) -> dict[str, Any]:
+    """OpenAI has them as a text with JSON, Ollama as the object."""
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except (ValueError, RecursionError):
+            raise InvalidRequestError(f"{place}: is not JSON") from None
+    if arguments is None:
+        return {}
+    if not isinstance(arguments, dict):
+        raise InvalidRequestError(f"{place}: must be an object")
+    return arguments

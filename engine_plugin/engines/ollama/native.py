@@ -1,0 +1,71 @@
+"""Ollama's own JSON for a host that speaks it: lines framed as they are, and put together for a unary call."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.engines.http.ndjson import as_events, read_line, whole_lines
+from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_line
+from engine_plugin.engines.ollama.lines import NOT_DONE, drained
+from engine_plugin.errors import BadGatewayError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from engine_plugin.engines.http.http1 import HttpResponse
+    from engine_plugin.engines.ollama.gather import Whole
+
+__all__ = ["native_answer", "native_events"]
+
+# In a JSON string a quote is escaped, so that these stand where a field is. `done` may also be inside of a tool's
+# arguments, which is why its line is then read.
+_ERROR_LINE = re.compile(rb'^\{\s?"error"', re.MULTILINE)
+_DONE_FIELD = re.compile(rb'"done"\s?:\s?true')
+
+
+async def native_events(response: HttpResponse, model: str) -> AsyncGenerator[bytes, None]:
+    """The lines as events, up to that with `"done": true`.
+
+    An error's line becomes an exception, after what came before it; an end without done a BadGatewayError.
+    """
+    async for lines in whole_lines(response):
+        failed = _ERROR_LINE.search(lines)
+        good = lines[: failed.start()] if failed else lines
+        end = _end_of_done(good)
+        if end:
+            yield as_events(good[:end])
+            await drained(response)
+            return
+        if good:
+            yield as_events(good)
+        if failed:
+            line = lines[failed.start() :].partition(b"\n")[0]
+            raise complaint_error(complaint_of_line(read_line(line)), model)
+    raise BadGatewayError(NOT_DONE)
+
+
+def _end_of_done(lines: bytes) -> int:
+    """Where the line that says done ends; 0 when none does."""
+    for found in _DONE_FIELD.finditer(lines):
+        start, end = lines.rfind(b"\n", 0, found.start()) + 1, lines.index(b"\n", found.end()) + 1
+        if read_line(lines[start:end]).get("done") is True:
+            return end
+    return 0
+
+
+def native_answer(service: str, whole: Whole) -> bytes:
+    """The answer that the server gives when it does not stream: its last line with all texts in it."""
+    answer = dict(whole.last)
+    source: dict[str, Any] = answer
+    if service == "chat":
+        source = answer["message"] = {"role": "assistant"} | (answer.get("message") or {})
+    source["content" if service == "chat" else "response"] = "".join(whole.said)
+    if whole.thought:
+        source["thinking"] = "".join(whole.thought)
+    if whole.calls:
+        source["tool_calls"] = whole.calls
+    if whole.logprobs:
+        answer["logprobs"] = whole.logprobs
+    return json.dumps(answer, ensure_ascii=False).encode("utf-8", "surrogatepass")

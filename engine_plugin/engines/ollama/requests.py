@@ -1,0 +1,299 @@
+"""From a service's request to Ollama's own: OpenAI's JSON translated, native JSON filled in.
+
+`upstream` is called by `exchange` for each request to the server.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.engines.ollama import messages
+from engine_plugin.errors import InvalidRequestError
+from engine_plugin.models.families import parameters_of
+
+if TYPE_CHECKING:
+    from engine_plugin.engines.ollama.models import ModelFacts
+    from engine_plugin.engines.ollama.options import OllamaOptions
+
+__all__ = ["PATHS", "STREAMED", "single_requests", "upstream"]
+
+log = logging.getLogger(__name__)
+
+PATHS = {"chat": "/api/chat", "generate": "/api/generate", "embed": "/api/embed"}
+"""The services that have a path of Ollama's own."""
+
+STREAMED = frozenset({"chat", "generate"})
+
+_MOST_CHOICES = 128
+_FEW_PARAMETERS = 7e9
+
+# Fields of OpenAI's requests, and what options Ollama has for them; the others have the same names.
+_RENAMED = {
+    "max_tokens": "num_predict",
+    "max_completion_tokens": "num_predict",
+    "repetition_penalty": "repeat_penalty",
+}
+_WHOLE = ("num_predict", "top_k", "seed", "num_ctx", "repeat_last_n", "num_keep")
+_NUMBERS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repeat_penalty",
+)
+_LIFTED = (*_RENAMED, *_WHOLE, *_NUMBERS)
+_TOP = frozenset({*_LIFTED, "stop", "options", "tool_choice", "messages"})
+
+# Fields that both flavours have and that the server reads.
+_COMMON = ("format", "keep_alive", "truncate", "shift")
+_OF_SERVICE = {
+    "chat": ("tools",),
+    "generate": ("prompt", "suffix", "system", "template", "context", "raw"),
+    "embed": ("dimensions",),
+}
+
+_EFFORTS: dict[str, bool | str] = {
+    "none": False,
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "max",
+    "max": "max",
+}
+
+_warned: set[tuple[str, str]] = set()
+
+
+def single_requests(service: str, request: dict[str, Any], *, native: bool) -> list[dict[str, Any]]:
+    """The request as those that the server can answer: one for each prompt and choice, in the order of the choices.
+
+    Raises InvalidRequestError for what it cannot: tokens, `echo`, `logit_bias`.
+    """
+    if native or service == "embed":
+        return [request]
+    for field, why in (("echo", "repeat the prompt"), ("logit_bias", "be told which tokens to prefer")):
+        if request.get(field):
+            raise InvalidRequestError(f"{field}: Ollama cannot {why}; leave it out")
+    prompts = _prompts(request["prompt"]) if service == "generate" else [""]
+    count = _choices(request)
+    if len(prompts) * count == 1:
+        return [request | ({"prompt": prompts[0]} if service == "generate" else {})]
+    singles: list[dict[str, Any]] = []
+    for prompt in prompts:
+        for number in range(count):
+            single = request | ({"prompt": prompt} if service == "generate" else {})
+            if number and isinstance(request.get("seed"), int):
+                single["seed"] = request["seed"] + number  # the same seed would give the same answer again
+            singles.append(single)
+    return singles
+
+
+def _choices(request: dict[str, Any]) -> int:
+    count = request.get("n")
+    if count is None:
+        count = 1
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= _MOST_CHOICES:
+        raise InvalidRequestError(f"n: must be a whole number from 1 to {_MOST_CHOICES}")
+    if (request.get("best_of") or 1) != 1 and request.get("best_of") != count:
+        raise InvalidRequestError("best_of: Ollama does not choose among answers; leave it out")
+    return count
+
+
+def _prompts(prompt: Any) -> list[str]:
+    """`prompt` as texts. The server takes no tokens."""
+    prompts = prompt if isinstance(prompt, list) else [prompt]
+    for index, text in enumerate(prompts):
+        if not isinstance(text, str):
+            raise InvalidRequestError(f"prompt[{index}]: Ollama takes no tokens; give a text")
+    return prompts
+
+
+def upstream(service: str, request: dict[str, Any], facts: ModelFacts, options: OllamaOptions) -> tuple[str, bytes]:
+    """The path and the JSON to send. Raises InvalidRequestError, naming the field, for what Ollama cannot do.
+
+    Chat and generate always stream: only a stream notices that its caller has gone.
+    """
+    body = _native_body(request) if facts.native else _translated(service, request)
+    body["model"] = facts.name
+    if service == "chat":
+        body["messages"] = messages.native_messages(request.get("messages") or [], facts)
+        _tools(body, request, facts)
+    elif service == "generate" and request.get("images"):
+        body["images"] = messages.native_images(request["images"], "images", facts)
+    if service in STREAMED:
+        body["stream"] = True
+        _think(body, request, facts)
+    settings = _settings(request)
+    if facts.num_ctx is not None:
+        settings.setdefault("num_ctx", facts.num_ctx)
+    if settings:
+        body["options"] = settings
+    _keep_alive(body, options)
+    try:
+        return PATHS[service], json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    except RecursionError:  # what can be read cannot always be written: the stack is deeper here
+        raise InvalidRequestError("request_data: is nested too deeply") from None
+
+
+def _native_body(request: dict[str, Any]) -> dict[str, Any]:
+    """Everything as it is but for what belongs into `options`. A null is as good as nothing."""
+    return {field: value for field, value in request.items() if value is not None and field not in _TOP}
+
+
+def _translated(service: str, request: dict[str, Any]) -> dict[str, Any]:
+    fields = (*_COMMON, *_OF_SERVICE[service])
+    body = {field: request[field] for field in fields if request.get(field) is not None}
+    if service == "embed":
+        body["input"] = _texts(request["input"])
+        return body
+    form = request.get("response_format")
+    if form is not None:
+        _format(body, form)
+    _logprobs(body, request)
+    return body
+
+
+def _texts(given: Any) -> list[str]:
+    texts = given if isinstance(given, list) else [given]
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidRequestError(f"input[{index}]: Ollama takes no tokens; give a text")
+    return texts
+
+
+def _format(body: dict[str, Any], form: Any) -> None:
+    """OpenAI's response_format as Ollama's `format`."""
+    kind = form.get("type") if isinstance(form, dict) else None
+    if kind == "text":
+        return
+    if kind == "json_object":
+        body["format"] = form.get("schema") or "json"
+        return
+    if kind == "json_schema":
+        wrapped = form.get("json_schema")
+        schema = wrapped.get("schema") if isinstance(wrapped, dict) else None
+        if not isinstance(schema, dict):
+            raise InvalidRequestError("response_format.json_schema.schema: is missing; it must be a JSON schema")
+        body["format"] = schema
+        return
+    raise InvalidRequestError("response_format.type: must be text, json_object or json_schema")
+
+
+def _logprobs(body: dict[str, Any], request: dict[str, Any]) -> None:
+    """Chat has `logprobs: true` and `top_logprobs`, completions have `logprobs` as the number of the latter."""
+    asked, top = request.get("logprobs"), request.get("top_logprobs")
+    if isinstance(asked, int) and not isinstance(asked, bool):
+        asked, top = True, asked
+    if asked:
+        body["logprobs"] = True
+        if top:
+            body["top_logprobs"] = top
+
+
+def _settings(request: dict[str, Any]) -> dict[str, Any]:
+    """Ollama's `options`: what stands there, and what stands in the request itself, which yields to it."""
+    given = request.get("options") or {}
+    if not isinstance(given, dict):
+        raise InvalidRequestError("options: must be an object")
+    settings: dict[str, Any] = {}
+    for field in _LIFTED:
+        value = request.get(field)
+        if value is not None:
+            name = _RENAMED.get(field, field)
+            settings[name] = _number(field, value, whole=name in _WHOLE)
+    stop = request.get("stop")
+    if stop is not None:
+        settings["stop"] = _stops(stop)
+    return settings | {name: value for name, value in given.items() if value is not None}
+
+
+def _number(field: str, value: Any, *, whole: bool) -> Any:
+    """The server's own complaint would come as an error of its own making."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or (whole and value != int(value)):
+        raise InvalidRequestError(f"{field}: must be a {'whole ' if whole else ''}number")
+    return int(value) if whole else value
+
+
+def _stops(stop: Any) -> list[str]:
+    stops = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stops, list) or not all(isinstance(one, str) for one in stops):
+        raise InvalidRequestError("stop: must be a text or a list of texts")
+    return stops
+
+
+def _tools(body: dict[str, Any], request: dict[str, Any], facts: ModelFacts) -> None:
+    """Ollama has no tool_choice: "none" leaves the tools out, a function's name the others; nothing forces a call."""
+    choice = request.get("tool_choice")
+    if choice == "none" or not body.get("tools"):
+        body.pop("tools", None)
+        return
+    if isinstance(choice, dict):
+        name = _tool_name(choice)
+        body["tools"] = [tool for tool in body["tools"] if _tool_name(tool) == name]
+        if name is None or not body["tools"]:
+            raise InvalidRequestError(f"tool_choice: names the function {name!r}, which is not among tools")
+    if choice not in (None, "auto"):
+        _warn_once(facts.name, "Ollama cannot be made to call a tool: tool_choice only says which ones it may call")
+    if 0 < parameters_of(facts.parameter_size) < _FEW_PARAMETERS:
+        _warn_once(
+            facts.name, f"a model of {facts.parameter_size} parameters seldom calls tools well; take a larger one"
+        )
+
+
+def _tool_name(tool: Any) -> Any:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    return function.get("name") if isinstance(function, dict) else None
+
+
+def _warn_once(model: str, what: str) -> None:
+    if (model, what) not in _warned:
+        _warned.add((model, what))
+        log.warning("%s: %s", model, what)
+
+
+def _think(body: dict[str, Any], request: dict[str, Any], facts: ModelFacts) -> None:
+    """`think` goes only to a model that can: the server refuses even what says nothing new to another one."""
+    field, wanted = _wanted_thinking(request)
+    body.pop("think", None)
+    if wanted is None:
+        return
+    if not facts.features or "thinking" in facts.features:
+        body["think"] = wanted
+    elif wanted is not False:
+        raise InvalidRequestError(
+            f'{field}: "{facts.name}" does not support thinking; leave it out, or take a model that does'
+        )
+
+
+def _wanted_thinking(request: dict[str, Any]) -> tuple[str, bool | str | None]:
+    """By which field, and how much: the native one, OpenAI's effort, or the template's argument."""
+    think = request.get("think")
+    if think is not None:
+        if not isinstance(think, bool | str):
+            raise InvalidRequestError("think: must be true, false, or how much: low, medium, high or max")
+        return "think", think
+    reasoning = request.get("reasoning")
+    effort, field = request.get("reasoning_effort"), "reasoning_effort"
+    if effort is None and isinstance(reasoning, dict):
+        effort, field = reasoning.get("effort"), "reasoning.effort"
+    if effort is not None:
+        if not isinstance(effort, str) or effort not in _EFFORTS:
+            raise InvalidRequestError(f"{field}: must be one of {', '.join(_EFFORTS)}")
+        return field, _EFFORTS[effort]
+    template = request.get("chat_template_kwargs")
+    enabled = template.get("enable_thinking") if isinstance(template, dict) else None
+    return "chat_template_kwargs.enable_thinking", enabled if isinstance(enabled, bool) else None
+
+
+def _keep_alive(body: dict[str, Any], options: OllamaOptions) -> None:
+    """A number is seconds; as a text the server would want a unit."""
+    value = body.get("keep_alive", options.keep_alive)
+    if isinstance(value, str):
+        value = int(value) if value.removeprefix("-").isdecimal() else value
+    if value != "":
+        body["keep_alive"] = value

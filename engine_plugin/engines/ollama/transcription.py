@@ -1,0 +1,112 @@
+"""Speech to text on an Ollama server: a model that hears, asked by OpenAI's path, which servers have from 0.20 on."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.engines.audio.speech import Dialect, Speech
+from engine_plugin.engines.http.forms import form_with_file
+from engine_plugin.errors import UnavailableError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
+
+    from engine_plugin.engines.audio.decoder import Decoder
+    from engine_plugin.engines.audio.live import LiveOptions
+    from engine_plugin.engines.base import BidiMessage
+    from engine_plugin.engines.http.http1 import HttpResponse
+    from engine_plugin.engines.ollama.connection import OllamaClient
+    from engine_plugin.engines.ollama.models import ModelFacts
+
+__all__ = ["PATH", "converse", "transcribe"]
+
+PATH = "/v1/audio/transcriptions"
+
+_PATHS = {"transcribe": PATH}
+_AS_IT_IS = Dialect(_PATHS, original=True)
+_AS_WAV = Dialect(_PATHS)
+_NOTHING_SPOKEN = Path()
+_BASE64_OF_12_BYTES = 16
+
+
+class _Forms:
+    """The server as `Speech` asks it. `served` is set while a model is held."""
+
+    def __init__(self, served: tuple[OllamaClient, ModelFacts] | None = None) -> None:
+        self.served = served
+
+    def __call__(self) -> _Forms:
+        return self
+
+    @asynccontextmanager
+    async def post_form(
+        self, path: str, fields: Mapping[str, str], file: bytes, file_name: str
+    ) -> AsyncIterator[HttpResponse]:
+        kind, body = form_with_file(fields, file, file_name)
+        async with self._request(path, body, kind) as response:
+            yield response
+
+    @asynccontextmanager
+    async def post_json(self, path: str, body: bytes) -> AsyncIterator[HttpResponse]:
+        async with self._request(path, body, "application/json") as response:
+            yield response
+
+    @asynccontextmanager
+    async def _request(self, path: str, body: bytes, kind: str) -> AsyncIterator[HttpResponse]:
+        if self.served is None:
+            raise UnavailableError("the Ollama server is not at hand")
+        client, facts = self.served
+        async with client.request("POST", path, body, kind, model=facts.name) as response:
+            yield response
+
+
+async def transcribe(client: OllamaClient, request: dict[str, Any], facts: ModelFacts, decoder: Decoder) -> bytes:
+    """Answer a speech-to-text request. WAV and MP3 are what the server reads; all else becomes a WAV here."""
+    if (request.get("task") or "transcribe") != "transcribe":
+        raise UnsupportedError("task: Ollama transcribes and does not translate; leave task out")
+    dialect = _AS_IT_IS if _server_reads(request["audio"]) else _AS_WAV
+    speech = Speech(_Forms((client, facts)), dialect, decoder, _NOTHING_SPOKEN)
+    return await speech.transcribe(facts.name, request)
+
+
+def _server_reads(audio: str) -> bool:
+    """Whether a recording, in base64 or a data: URL, is a WAV or an MP3. What is no base64 is told of later."""
+    start = audio.find(",", 0, 200) + 1 if audio.startswith("data:") else 0
+    try:
+        head = base64.b64decode(audio[start : start + _BASE64_OF_12_BYTES])
+    except (binascii.Error, ValueError):
+        return False
+    if head.startswith(b"RIFF"):
+        return head[8:12] == b"WAVE"
+    return head.startswith(b"ID3") or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2)
+
+
+@asynccontextmanager
+async def converse(
+    use: Callable[[str], AbstractAsyncContextManager[tuple[OllamaClient, ModelFacts]]],
+    default_model: str,
+    messages: AsyncIterator[BidiMessage],
+    decoder: Decoder,
+    live: LiveOptions | None = None,
+) -> AsyncIterator[AsyncIterator[BidiMessage]]:
+    """Answer live transcription; see `Speech.converse`. `use` holds a model of a name and gives server and facts."""
+    forms = _Forms()
+
+    @asynccontextmanager
+    async def served(name: str) -> AsyncIterator[str]:
+        async with use(name) as held:
+            forms.served = held
+            try:
+                yield held[1].name
+            finally:
+                forms.served = None
+
+    async with Speech(forms, _AS_WAV, decoder, _NOTHING_SPOKEN, live).converse(
+        served, default_model, messages
+    ) as answers:
+        yield answers
