@@ -148,8 +148,9 @@ class DigestCache(Generic[T]):
     Used from one event loop.
     """
 
-    def __init__(self, ttl: float = 300.0, limit: int = 1000) -> None:
-        """At most `limit` models are remembered, those asked for last."""
+    def __init__(self, ttl: float = 300.0, limit: int = 1000, clock: Callable[[], float] = time.monotonic) -> None:
+        """At most `limit` models are remembered, those asked for last. `clock` tells seconds."""
+        self._clock = clock
         self._ttl = ttl
         self._limit = limit
         self._known: OrderedDict[tuple[str, str], tuple[float, T]] = OrderedDict()
@@ -187,13 +188,13 @@ class DigestCache(Generic[T]):
 
     def _fresh(self, key: tuple[str, str]) -> tuple[float, T] | None:
         known = self._known.get(key)
-        if known is None or (not key[1] and time.monotonic() - known[0] >= self._ttl):
+        if known is None or (not key[1] and self._clock() - known[0] >= self._ttl):
             return None
         self._known.move_to_end(key)
         return known
 
     def _keep(self, key: tuple[str, str], value: T) -> None:
-        self._known[key] = (time.monotonic(), value)
+        self._known[key] = (self._clock(), value)
         self._known.move_to_end(key)
         while len(self._known) > self._limit:
             self._known.popitem(last=False)

@@ -1,0 +1,57 @@
+"""Plugins in the test's own process, whose models are looked at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from engine_plugin.manifest import load_manifest
+from tests.leftovers import marked, nothing_is_left, scratch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from engine_plugin.manifest import Manifest
+
+__all__ = ["described", "manifested", "marked", "nothing_is_left", "scratch"]
+
+STREAMING = ("chat", "generate")
+
+
+def described(place: Path, services: dict[str, dict[str, Any]], **top: Any) -> Manifest:
+    """The manifest of a plugin in `place`, which is made; each service with these keys beside the usual ones."""
+    shape: dict[str, Any] = {
+        "version": "1.0",
+        "provider": {"name": place.name, "version": "1.0.0", "type": "local"},
+        "services": [
+            {
+                "service_name": name,
+                "config_ref": f"openvino:{name}",
+                "capabilities": {
+                    "support_streaming": name in STREAMING,
+                    "support_bidirectional": name.endswith("-ws"),
+                },
+                **keys,
+            }
+            for name, keys in services.items()
+        ],
+        "resources": {"data_dir": str(place / "data")},
+        "engine": {"name": "small"},
+        **top,
+    }
+    place.mkdir(exist_ok=True)
+    (place / "plugin.yaml").write_text(yaml.safe_dump(shape, sort_keys=False))
+    return load_manifest(place / "plugin.yaml")
+
+
+@pytest.fixture
+def manifested(tmp_path: Path) -> Callable[..., Manifest]:
+    """`described` in a directory of the test's own."""
+
+    def make(services: dict[str, dict[str, Any]], **top: Any) -> Manifest:
+        return described(tmp_path / "p", services, **top)
+
+    return make

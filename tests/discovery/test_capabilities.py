@@ -1,0 +1,172 @@
+"""Who is believed about a model, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from engine_plugin.models import capabilities
+from engine_plugin.models.capabilities import (
+    DigestCache,
+    ModelOverride,
+    features_of_template,
+    override_for,
+    resolve,
+    told_by_file,
+)
+from engine_plugin.models.info import KINDS, Capabilities, ModelDetails
+
+ENGINE = Capabilities(("tools",), 1000)
+FILE = Capabilities(("thinking",), 2000)
+OVERRIDES = (ModelOverride("qwen3*", 3000, ("vision",)),)
+
+
+def test_configuration_wins_then_engine_file_family_and_estimate() -> None:
+    def found(
+        name: str = "qwen3:8b",
+        engine: Capabilities | None = ENGINE,
+        file: Capabilities | None = FILE,
+        overrides: tuple[ModelOverride, ...] = OVERRIDES,
+    ) -> tuple[tuple[str, ...], int, str]:
+        told = resolve(name, engine=engine, file=file, overrides=overrides)
+        return told.features, told.context_length, told.context_source
+
+    assert found() == (("completion", "vision"), 3000, "configuration")
+    assert found(overrides=()) == (("completion", "tools"), 1000, "engine")
+    assert found(overrides=(), engine=None) == (("completion", "thinking"), 2000, "file")
+    assert found(overrides=(), engine=None, file=None) == (("completion", "tools", "thinking"), 131_072, "family")
+    assert found("own:8b", None, None, ()) == (("completion",), 16_384, "estimate")
+    assert found("own", None, None, ()) == (("completion",), 0, "")
+
+
+def test_who_says_nothing_of_one_thing_is_believed_about_the_other() -> None:
+    told = resolve(
+        "own",
+        engine=Capabilities((), 1000),
+        file=Capabilities(("tools",), 2000),
+        overrides=(ModelOverride("own", capabilities=("thinking",)),),
+    )
+    assert told == Capabilities(("completion", "thinking"), 1000, "engine")
+
+
+def test_words_that_nobody_knows_are_dropped_and_the_others_in_order() -> None:
+    told = resolve("own", engine=Capabilities(("vision", "telepathy", "tools", "completion")))
+    assert told.features == ("completion", "tools", "vision")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "chat"])
+def test_only_chat_models_are_guessed_about(kind: str) -> None:
+    told = resolve("qwen3-embedding:8b", "qwen3", "8B", kind=kind)
+    assert told == Capabilities((capabilities.FEATURE_OF_KIND[kind],))
+
+
+def test_the_details_family_and_size_count_where_the_name_says_nothing() -> None:
+    assert resolve("own", "qwen2", "7B").context_length == 131_072
+    assert resolve("own", "gpt-oss", "20.9B") == Capabilities(("completion",), 32_768, "estimate")
+
+
+@pytest.mark.parametrize("pattern", ["qwen3:8b", "QWEN3*", "qwen3:8b:latest*", "*8b", "qwen3:?b"])
+def test_an_entry_names_models_by_a_pattern(pattern: str) -> None:
+    fits = pattern != "qwen3:8b:latest*"
+    assert (override_for("Qwen3:8b", [ModelOverride(pattern)]) is not None) == fits
+
+
+def test_the_first_entry_that_fits_counts_and_latest_need_not_be_written() -> None:
+    entries = [ModelOverride("embed", 1), ModelOverride("*", 2)]
+    assert [(override_for(name, entries) or entries[0]).context_length for name in ("embed:latest", "x")] == [1, 2]
+
+
+def test_what_a_file_says_and_what_it_leaves_open() -> None:
+    said = ModelDetails(extra={"tools": True, "thinking": False, "vision": False, "context_length": 4096})
+    assert told_by_file("chat", said) == Capabilities(("completion", "tools"), 4096)
+    nothing_more = ModelDetails(extra={"tools": False, "context_length": True})
+    assert told_by_file("chat", nothing_more) == Capabilities(("completion",))
+    assert resolve("qwen3", file=told_by_file("chat", nothing_more)).features == ("completion",)
+    assert told_by_file("embed", ModelDetails(extra={"context_length": 512})) == Capabilities((), 512)
+
+
+@pytest.mark.parametrize(
+    ("template", "features"),
+    [
+        ("", ("completion",)),
+        ("{{ messages[0].content }}", ("completion",)),
+        ("{% if tools %}{{ tools | tojson }}{% endif %}", ("completion", "tools")),
+        ("{% if enable_thinking %}x{% endif %}", ("completion", "thinking")),
+        ("{{ '<think>' }}{{ message.tool_calls }}", ("completion", "tools", "thinking")),
+    ],
+)
+def test_a_chat_template_shows_what_it_is_prepared_for(template: str, features: tuple[str, ...]) -> None:
+    assert features_of_template(template) == features
+
+
+class Server:
+    """What is asked of a model, counted."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.failing = False
+        self.began = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def __call__(self) -> int:
+        self.asked += 1
+        self.began.set()
+        await self.gate.wait()
+        if self.failing:
+            raise ConnectionError
+        return self.asked
+
+
+async def test_a_digest_is_asked_for_once() -> None:
+    now = [0.0]
+    cache: DigestCache[int] = DigestCache(ttl=10, clock=lambda: now[0])
+    server = Server()
+    assert [await cache.get("a", "sha256:1", server) for _ in range(3)] == [1, 1, 1]
+    now[0] = 1e6
+    assert await cache.get("a", "sha256:1", server) == 1
+    assert await cache.get("a", "sha256:2", server) == 2
+    assert cache.peek("a", "sha256:2") == 2
+    assert cache.peek("b", "sha256:2") is None
+
+
+async def test_without_a_digest_it_holds_for_a_while() -> None:
+    now = [0.0]
+    cache: DigestCache[int] = DigestCache(ttl=10, clock=lambda: now[0])
+    server = Server()
+    assert [await cache.get("a", "", server), await cache.get("a", "", server)] == [1, 1]
+    now[0] = 9.9
+    assert cache.peek("a", "") == 1
+    now[0] = 10.0
+    assert cache.peek("a", "") is None
+    assert await cache.get("a", "", server) == 2
+    cache.forget()
+    assert await cache.get("a", "", server) == 3
+
+
+async def test_callers_share_a_question_and_a_failure_is_asked_again() -> None:
+    cache: DigestCache[int] = DigestCache()
+    server = Server()
+    server.gate.clear()
+    asking = [asyncio.create_task(cache.get("a", "1", server)) for _ in range(3)]
+    await server.began.wait()
+    server.failing = True
+    asking[0].cancel()
+    server.gate.set()
+    assert [type(end) for end in await asyncio.gather(*asking, return_exceptions=True)] == [
+        asyncio.CancelledError,
+        ConnectionError,
+        ConnectionError,
+    ]
+    server.failing = False
+    before = server.asked
+    assert await asyncio.gather(*(cache.get("a", "1", server) for _ in range(3))) == [before + 1] * 3
+    assert cache._asking == {}
+
+
+async def test_only_so_many_are_remembered() -> None:
+    cache: DigestCache[int] = DigestCache(limit=2)
+    for name in "abc":
+        cache.put(name, "1", 0)
+    assert [cache.peek(name, "1") for name in "abc"] == [None, 0, 0]
