@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
@@ -13,7 +14,14 @@ from engine_plugin.catalogue import on_this_system
 from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.engines.ollama.connection import OllamaClient
 from engine_plugin.engines.shared import SharedWork
-from engine_plugin.errors import AuthError, EnginePluginError, UnavailableError
+from engine_plugin.errors import (
+    AuthError,
+    BadGatewayError,
+    EnginePluginError,
+    InvalidRequestError,
+    UnavailableError,
+    UnsupportedError,
+)
 from engine_plugin.files import in_thread
 
 if TYPE_CHECKING:
@@ -47,7 +55,7 @@ class Attachment:
         """Why none was found, in words."""
         self._options = options
         self._patience = _patience(options, environ)
-        self._headers = _key(address, options, environ)
+        self.headers = _key(address, options, environ)
         self._http: Http1Client | None = None
         self._client: OllamaClient | None = None
         self._good_until = 0.0
@@ -112,7 +120,7 @@ class Attachment:
         if self._client is None or version != self.version:
             log.info("found Ollama %s at %s (%s)", version, self.address.url, self.address.source)
         if self._client is None:
-            self._http, self._client = http, OllamaClient(http, self.address.url, self._lost, self._headers)
+            self._http, self._client = http, OllamaClient(http, self.address.url, self._lost, self.headers)
         self.version, self._good_until = version, time.monotonic() + _HOLDS
         return self._client
 
@@ -126,7 +134,7 @@ class Attachment:
 
     async def _connection(self) -> Http1Client:
         tls = await in_thread(_tls) if self.address.scheme == "https" else None
-        return Http1Client((self.address.host, self.address.port), self._headers, tls=tls)
+        return Http1Client((self.address.host, self.address.port), self.headers, tls=tls)
 
 
 def _tls() -> ssl.SSLContext:
@@ -137,22 +145,16 @@ def _tls() -> ssl.SSLContext:
 
 async def _hello(client: OllamaClient) -> str:
     """The version of the server. Raises UnavailableError when what answers is no Ollama."""
-    try:
+    greeting = b""
+    with suppress(InvalidRequestError, UnsupportedError):  # behind a proxy of its own the root may be something else
         async with client.request("GET", "/") as response:
             greeting = await response.read(_GREETING_LIMIT)
-    except (AuthError, UnavailableError):
-        raise
-    except EnginePluginError:
-        greeting = b""  # behind a proxy of its own the root may be something else
-    try:
+    version: object = None
+    with suppress(InvalidRequestError, UnsupportedError, BadGatewayError):
         version = (await client.ask("GET", "/api/version")).get("version")
-    except (AuthError, UnavailableError):
-        raise
-    except EnginePluginError:
-        version = None
-    if _GREETING not in greeting and not isinstance(version, str):
-        raise UnavailableError("what answers there is not Ollama")
-    return str(version or _DEVELOPMENT)
+    if isinstance(version, str) or _GREETING in greeting:
+        return str(version or _DEVELOPMENT)
+    raise UnavailableError("what answers there is not Ollama")
 
 
 def is_older(found: str, wanted: str) -> bool:

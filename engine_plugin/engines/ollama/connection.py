@@ -43,6 +43,8 @@ class OllamaClient:
         self._explain = explain
         self._live: set[Response] = set()
         self._closed = False
+        self._quiet = asyncio.Event()
+        self._quiet.set()
 
     @asynccontextmanager
     async def request(
@@ -61,6 +63,7 @@ class OllamaClient:
         """
         exchange = self._http.request(method, self._prefix + path, body, content_type)
         self._live.add(exchange)
+        self._quiet.clear()
         try:
             self._require_open()
             async with exchange as response:
@@ -75,6 +78,8 @@ class OllamaClient:
             raise await self._explain(error) from error
         finally:
             self._live.discard(exchange)
+            if not self._live:
+                self._quiet.set()
 
     async def ask(
         self, method: str, path: str, shape: Mapping[str, Any] | None = None, *, model: str = "", within: float = 0
@@ -91,6 +96,10 @@ class OllamaClient:
         except TimeoutError:
             raise UnavailableError(f"the Ollama server did not answer {path} in {limit:g} s") from None
         return _object(answer, path)
+
+    async def quiet(self) -> None:
+        """Wait until nothing is under way."""
+        await self._quiet.wait()
 
     def close(self) -> None:
         """Break off what is under way, which is told so as UnavailableError, and drop the connections."""

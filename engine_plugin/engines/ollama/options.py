@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from engine_plugin.engines.audio.decoder import AudioLimits
+from engine_plugin.engines.audio.live import LiveOptions
 from engine_plugin.engines.installing.releases import Archive  # noqa: TC001  # read_options evaluates the hints
 from engine_plugin.engines.ollama.address import ServerAddress
 from engine_plugin.engines.options import number
@@ -62,6 +64,12 @@ class OllamaOptions(ServerOptions):
 
     models: tuple[ModelOverride, ...] = ()
     """What you know better of some models than the server tells."""
+
+    live: LiveOptions = field(default_factory=LiveOptions)
+    """How what is spoken live is cut and told."""
+
+    audio: AudioLimits = field(default_factory=AudioLimits)
+    """What a recording may be, and how long it may take to decode."""
 
     # Our own server
 

@@ -113,7 +113,7 @@ class ManagedServer(ServerProcess):
             async def explain(error: EnginePluginError) -> EnginePluginError:
                 return error if life is None else await explained(error, life)
 
-            self._spoken = (http, OllamaClient(http, explain=explain))
+            self._spoken = (http, OllamaClient(http, f"http://127.0.0.1:{self._ports[0]}", explain))
         return self._spoken[1]
 
     async def stop(self) -> None:

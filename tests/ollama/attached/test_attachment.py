@@ -1,0 +1,245 @@
+"""Finding somebody else's server: quickly, again after a failure, and never more than that."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_plugin.engines.ollama.attachment import is_older
+from engine_plugin.engines.processes.ports import free_ports
+from engine_plugin.errors import AuthError, BadGatewayError, PreconditionError, UnavailableError
+
+from .conftest import attachment_to
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.ollama.contract.handle import ContractServer
+
+
+@asynccontextmanager
+async def peer(answer: bytes | None) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """Something that answers each request with the same bytes (None: with nothing at all), and what it was sent."""
+    heard: list[bytes] = []
+    over = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                heard.append(head)
+                if answer is None:
+                    await over.wait()
+                    return
+                writer.write(answer)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", heard
+    finally:
+        over.set()
+        server.close()
+
+
+def ok(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+
+
+async def test_a_server_that_runs_is_found_with_its_version(contract_server: ContractServer) -> None:
+    contract_server.be_version("0.33.1")
+    attachment = attachment_to(contract_server.url)
+    try:
+        first, second = await asyncio.gather(attachment.find(), attachment.find())
+        assert first is not None
+        assert first is second
+        assert attachment.version == "0.33.1"
+        assert await attachment.find() is first
+        assert [entry["path"] for entry in contract_server.requests()] == ["/", "/api/version"]
+    finally:
+        await attachment.detach()
+
+
+async def test_none_is_found_where_nobody_listens() -> None:
+    [port] = free_ports(1)
+    attachment = attachment_to(f"127.0.0.1:{port}")
+    began = time.monotonic()
+    assert await attachment.find() is None
+    assert time.monotonic() - began < 1.0
+    said = str(attachment.down())
+    assert f"no Ollama server answers at http://127.0.0.1:{port} (" in said
+    assert "ollama serve" in said
+    assert "the test" in said
+
+
+async def test_who_takes_a_connection_and_says_nothing_costs_the_probes_time_only() -> None:
+    async with peer(None) as (url, heard):
+        attachment = attachment_to(url, {"ENGINE_PLUGIN_PROBE_TIMEOUT": "0.2"}, probe_timeout=30.0)
+        began = time.monotonic()
+        assert await attachment.find() is None
+        assert 0.15 < time.monotonic() - began < 2.0
+        assert len(heard) == 1
+        assert "no answer in 0.2 s" in str(attachment.down())
+
+
+async def test_a_wrong_probe_timeout_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    for text in ("soon", "-1", "nan", "0"):
+        caplog.clear()
+        attachment_to("127.0.0.1:9", {"ENGINE_PLUGIN_PROBE_TIMEOUT": text})
+        assert f"ENGINE_PLUGIN_PROBE_TIMEOUT is {text!r}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "answer", [ok(b"<html>a router</html>"), ok(b'{"version": 7}'), b"HTTP/1.1 404 No\r\ncontent-length: 0\r\n\r\n"]
+)
+async def test_what_is_no_ollama_is_not_taken_for_one(answer: bytes) -> None:
+    async with peer(answer) as (url, _):
+        attachment = attachment_to(url)
+        assert await attachment.find() is None
+        assert "what answers there is not Ollama" in str(attachment.down())
+
+
+async def test_what_does_not_speak_http_is_not_taken_for_one() -> None:
+    async with peer(b"220 mail.example.com ESMTP\r\n") as (url, _):
+        attachment = attachment_to(url)
+        assert await attachment.find() is None
+        assert "does not answer in HTTP" in attachment.absence
+
+
+async def test_a_server_that_is_too_old_is_named_with_both_versions(contract_server: ContractServer) -> None:
+    contract_server.be_version("0.4.7")
+    attachment = attachment_to(contract_server.url)
+    try:
+        with pytest.raises(PreconditionError, match=r"0\.4\.7 is too old; 0\.5\.0 or newer is needed.*Upgrade it"):
+            await attachment.find()
+        contract_server.be_version("0.5.0")
+        assert await attachment.find(anew=True) is not None
+    finally:
+        await attachment.detach()
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "older"),
+    [
+        ("0.9.0", "0.10", True),
+        ("0.10.0-rc1", "0.10", False),
+        ("0.33.0", "0.5.0", False),
+        ("0.5", "0.5.0", False),
+        ("v0.4", "0.5", True),
+        ("1", "0.99.9", False),
+        ("0.0.0", "0.5", False),
+        ("0.0.0-dirty", "0.5", False),
+        ("unknown", "0.5", True),
+    ],
+)
+def test_which_version_is_older(found: str, wanted: str, *, older: bool) -> None:
+    assert is_older(found, wanted) is older
+
+
+async def test_after_a_failure_it_is_looked_for_at_once(contract_server: ContractServer, tmp_path: Path) -> None:
+    attachment = attachment_to(contract_server.url)
+    try:
+        client = await attachment.find()
+        assert client is not None
+        port = contract_server.port
+        contract_server.close()
+        assert attachment.seen
+        with pytest.raises(UnavailableError, match="no Ollama server answers at"):
+            await client.ask("GET", "/api/tags")
+        assert not attachment.seen
+        assert await attachment.find() is None
+        from tests.ollama.contract.handle import ContractServer as Another
+
+        again = await asyncio.to_thread(Another, tmp_path, port=port)
+        try:
+            found = await attachment.find()
+            assert found is not None
+            assert (await found.ask("GET", "/api/tags"))["models"]
+        finally:
+            await asyncio.to_thread(again.close)
+    finally:
+        await attachment.detach()
+
+
+async def test_a_server_that_breaks_off_is_looked_for_anew(contract_server: ContractServer) -> None:
+    attachment = attachment_to(contract_server.url)
+    try:
+        client = await attachment.find()
+        assert client is not None
+        contract_server.fail("hang-up", path="/api/ps", times=2)
+        with pytest.raises(BadGatewayError, match="closed the connection"):
+            await client.ask("GET", "/api/ps")
+        assert not attachment.seen
+        assert await attachment.find() is client
+    finally:
+        await attachment.detach()
+
+
+async def test_letting_it_go_breaks_off_what_is_under_way_and_leaves_the_server(
+    contract_server: ContractServer,
+) -> None:
+    attachment = attachment_to(contract_server.url)
+    client = await attachment.find()
+    assert client is not None
+    body = b'{"model": "fault-stall:latest", "messages": [{"role": "user", "content": "hi"}]}'
+    begun = asyncio.Event()
+
+    async def chat() -> None:
+        async with client.request("POST", "/api/chat", body) as response:
+            begun.set()
+            while await response.read_some():
+                pass
+
+    contract_server.add("fault-stall:latest")
+    chatting = asyncio.create_task(chat())
+    try:
+        await asyncio.wait_for(begun.wait(), 10)
+        await attachment.detach()
+        with pytest.raises(UnavailableError, match="the engine was stopped while it worked on this request"):
+            await asyncio.wait_for(chatting, 10)
+    finally:
+        chatting.cancel()
+    await contract_server.wait("/api/chat", state="left")
+    assert contract_server.process.poll() is None
+    with pytest.raises(UnavailableError, match="was stopped"):
+        await client.ask("GET", "/api/tags")
+
+
+# The key
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "sent"),
+    [
+        ("http://127.0.0.1:1", {}, False),
+        ("https://localhost", {}, False),
+        ("https://ollama.example.com", {}, True),
+        ("http://ollama.example.com", {}, False),
+        ("http://ollama.example.com", {"allow_plain_http": True}, True),
+        ("https://ollama.example.com", {"key_variable": ""}, False),
+        ("https://ollama.example.com", {"key_variable": "OTHER"}, False),
+    ],
+)
+def test_who_gets_the_key(
+    url: str, options: dict[str, object], *, sent: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    attachment = attachment_to(url, {"OLLAMA_API_KEY": "very-secret"}, **options)
+    assert attachment.headers == ({"authorization": "Bearer very-secret"} if sent else {})
+    assert "very-secret" not in caplog.text
+    assert ("is not sent to" in caplog.text) is (url == "http://ollama.example.com" and not options)
+
+
+async def test_a_server_behind_a_gate_says_how_to_open_it() -> None:
+    refusal = b'HTTP/1.1 401 No\r\ncontent-length: 24\r\n\r\n{"error":"unauthorized"}'
+    async with peer(refusal) as (url, _):
+        attachment = attachment_to(url)
+        with pytest.raises(AuthError, match="OLLAMA_API_KEY"):
+            await attachment.find()
