@@ -9,6 +9,7 @@ import click
 from engine_plugin.cli.options import chosen_manifest
 from engine_plugin.cli.output import say
 from engine_plugin.cli.progress import show_pull
+from engine_plugin.cli.wanted import is_model
 from engine_plugin.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -17,22 +18,16 @@ if TYPE_CHECKING:
     from engine_plugin.cli.options import Options
     from engine_plugin.host import PluginClient
 
-__all__ = ["auto_pull_option", "is_model", "model_to_call"]
+__all__ = ["auto_pull_option", "model_to_call"]
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-_LATEST = ":latest"
 _CLOUD = (":cloud", "-cloud")
 
 
 def auto_pull_option(command: F) -> F:
     """Give a click command `--auto-pull`, which it takes as `auto_pull: bool` and hands to `model_to_call`."""
     return click.option("--auto-pull", is_flag=True, help="Pull the model first when it is not here.")(command)
-
-
-def is_model(listed: str, wanted: str) -> bool:
-    """Whether a model that a list names is the wanted one: the same name, or without the tag that Ollama adds."""
-    return listed.removesuffix(_LATEST) == wanted.removesuffix(_LATEST)
 
 
 async def model_to_call(

@@ -1,4 +1,4 @@
-"""`engine-plugin models`: list, pull, rm, ps, load, unload."""
+"""`engine-plugin models`: list, show, pull, rm, ps, load, unload, copy, use."""
 
 from __future__ import annotations
 
@@ -9,23 +9,29 @@ from typing import TYPE_CHECKING
 
 import click
 
-from engine_plugin.cli.options import Options, global_options, run, runs
-from engine_plugin.cli.output import human_size, print_json, print_table, say
+from engine_plugin.cli import cells
+from engine_plugin.cli.options import Options, chosen_manifest, global_options, run, runs
+from engine_plugin.cli.output import human_size, print_fields, print_json, print_table, say
+from engine_plugin.cli.usemodel import use
+from engine_plugin.cli.wanted import entry_of, is_model
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from engine_plugin.host import ModelEntry, PullOptions
+    from engine_plugin.host import LoadedModel, ModelEntry, PullOptions
 
 __all__ = ["PASSWORD_VARIABLE", "models"]
 
 PASSWORD_VARIABLE = "ENGINE_PLUGIN_PULL_PASSWORD"  # noqa: S105 - the name of a variable, not a password
 
+_LISTED = ("NAME", "KIND", "SIZE", "CONTEXT", "CAPABILITIES", "QUANT", "MODIFIED")
+_RUNNING = ("NAME", "KIND", "MEMORY", "VRAM", "CONTEXT", "IDLE")
+
 
 @click.group()
 @global_options
 def models() -> None:
-    """The models: list, pull, rm, ps, load, unload."""
+    """The models: list, show, pull, rm, ps, load, unload, copy, use."""
 
 
 @models.command("list")
@@ -36,7 +42,30 @@ async def list_(options: Options) -> None:
     from engine_plugin.cli.session import plugin
 
     async with plugin(options) as client:
-        _show(options, await client.list_models())
+        _print_entries(options, await client.list_models(), _LISTED, _listed_row)
+
+
+@models.command()
+@click.argument("name")
+@global_options
+@runs
+async def show(options: Options, name: str) -> None:
+    """Show all that is known about a model."""
+    from engine_plugin.cli.session import plugin
+
+    async with plugin(options) as client:
+        entry = await entry_of(client, name)
+        running = await client.running_models()
+    loaded = next((one.get("loaded", {}) for one in running if one.get("name") == entry["name"]), None)
+    services = [
+        spec.service_name
+        for spec in chosen_manifest(options).services.values()
+        if spec.default_model and is_model(entry["name"], spec.default_model)
+    ]
+    if options.json:
+        print_json({**entry, "running": loaded is not None, "loaded": loaded or {}, "default_for": services})
+        return
+    print_fields(_facts(entry, loaded, services))
 
 
 @models.command()
@@ -47,7 +76,7 @@ async def ps(options: Options) -> None:
     from engine_plugin.cli.session import running_plugin
 
     async with running_plugin(options) as client:
-        _show(options, await client.running_models())
+        _print_entries(options, await client.running_models(), _RUNNING, _running_row)
 
 
 @models.command()
@@ -147,21 +176,84 @@ async def pull(
         click.echo(f"pulled {pulled}")
 
 
-def _show(options: Options, found: Sequence[ModelEntry]) -> None:
+@models.command()
+@click.argument("old")
+@click.argument("new")
+@global_options
+@runs
+async def copy(options: Options, old: str, new: str) -> None:
+    """Give a model that is here a second name, NEW. It takes no further room where the engine can share the file."""
+    from engine_plugin.cli.progress import show_pull
+    from engine_plugin.cli.session import plugin
+
+    async with plugin(options) as client:
+        copied = await show_pull(client, new, as_json=options.json, source=f"model:{old}")
+    if not options.json:
+        click.echo(f"copied {old} to {copied}")
+
+
+models.add_command(use)
+
+
+def _print_entries(
+    options: Options,
+    entries: Sequence[ModelEntry],
+    heads: Sequence[str],
+    row: Callable[[ModelEntry], Sequence[str]],
+) -> None:
     if options.json:
-        print_json(found)
-        return
-    rows = [
-        (
-            entry.get("name", ""),
-            str(entry.get("kind", "")),
-            human_size(entry.get("size", 0)),
-            entry.get("details", {}).get("quantization_level", ""),
-            entry.get("modified_at", "")[:10],
-        )
-        for entry in found
-    ]
-    print_table(("NAME", "KIND", "SIZE", "QUANT", "MODIFIED"), rows)
+        print_json(entries)
+    else:
+        print_table(heads, [row(entry) for entry in entries])
+
+
+def _listed_row(entry: ModelEntry) -> Sequence[str]:
+    details = entry.get("details", {})
+    return (
+        entry.get("name", ""),
+        entry.get("kind", ""),
+        human_size(entry.get("size", 0)),
+        cells.context(details),
+        cells.can_do(entry),
+        details.get("quantization_level", ""),
+        entry.get("modified_at", "")[:10],
+    )
+
+
+def _running_row(entry: ModelEntry) -> Sequence[str]:
+    loaded = entry.get("loaded", {})
+    return (
+        entry.get("name", ""),
+        entry.get("kind", ""),
+        cells.memory(loaded),
+        cells.vram(loaded),
+        cells.context(loaded),
+        cells.idle(loaded),
+    )
+
+
+def _facts(entry: ModelEntry, loaded: LoadedModel | None, services: Sequence[str]) -> dict[str, str]:
+    """What `show` says of a model; loaded is None when it is not in memory."""
+    details = entry.get("details", {})
+    source = details.get("context_source", "")
+    memory = ", ".join(filter(None, (cells.memory(loaded), cells.vram(loaded), cells.idle(loaded)))) if loaded else ""
+    facts = {
+        "name": entry.get("name", ""),
+        "kind": entry.get("kind", ""),
+        "size": human_size(entry.get("size", 0)),
+        "capabilities": ", ".join(details.get("capabilities", ())),
+        "context": f"{cells.context(details)} tokens" + (f" ({source})" if source else "") if source else "",
+        "format": details.get("format", ""),
+        "family": ", ".join(details.get("families", ())) or details.get("family", ""),
+        "parameters": details.get("parameter_size", ""),
+        "quantization": details.get("quantization_level", ""),
+        "digest": entry.get("digest", ""),
+        "modified": entry.get("modified_at", ""),
+        "origin": "a sample that comes with the plugin" if entry.get("bundled") else "",
+        "in memory": (memory or "yes") if loaded is not None else "no",
+        "default for": ", ".join(services),
+    }
+    return {name: fact for name, fact in facts.items() if fact}
 
 
 def _done(options: Options, what: str, names: Sequence[str]) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["human_size", "print_json", "print_table", "say"]
+__all__ = ["human_size", "print_fields", "print_json", "print_table", "say"]
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -27,11 +27,23 @@ def say(text: str) -> None:
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Aligned columns on standard output; nothing is cut off."""
-    lines = [heads, *rows]
+    lines = [[_harmless(cell) for cell in line] for line in (heads, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         click.echo("  ".join(cells).rstrip())
+
+
+def print_fields(fields: Mapping[str, str]) -> None:
+    """A line for each field on standard output, their values aligned."""
+    width = max((len(name) for name in fields), default=0) + 1
+    for name, value in fields.items():
+        click.echo(f"{name + ':':<{width}}  {_harmless(value)}")
+
+
+def _harmless(text: str) -> str:
+    """A text as one line that moves no cursor: names come from servers that are somebody else's."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def human_size(size: float) -> str:

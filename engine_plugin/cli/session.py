@@ -57,14 +57,20 @@ async def serving(options: Options, service: str) -> AsyncIterator[PluginClient]
 
 @asynccontextmanager
 async def running_plugin(options: Options) -> AsyncIterator[PluginClient]:
-    """The running server's plugin. Raises UnavailableError, saying how to start it, when there is none."""
-    from engine_plugin.host import connect
+    """A plugin whose engine runs already: the running server's, else that of a server which is somebody else's.
 
+    Raises UnavailableError, saying how to start it, when there is none.
+    """
     manifest = chosen_manifest(options)
-    record = Rendezvous(manifest).find()
-    if record is None:
-        raise UnavailableError(
-            f"{manifest.provider.name} is not running, so no model is in memory. Start it: engine-plugin engine start"
-        )
-    async with await connect(record.address) as client:
+    served = Rendezvous(manifest).find() is not None
+    async with plugin(options) as client:
+        if not served:
+            # An engine of ours was not started by the launch, and has nothing in memory; another's may have.
+            try:
+                await client.health_check(timeout=_QUICK)
+            except UnavailableError as error:
+                raise UnavailableError(
+                    f"{manifest.provider.name} is not running, so no model is in memory. "
+                    f"Start it: engine-plugin engine start\n({error})"
+                ) from None
         yield client

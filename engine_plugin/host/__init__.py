@@ -18,6 +18,7 @@ from engine_plugin.host.registry import PluginRegistry
 from engine_plugin.host.shapes import (
     EngineCheck,
     EngineConfig,
+    LoadedModel,
     ModelDetails,
     ModelEntry,
     OperateStatus,
@@ -34,6 +35,7 @@ __all__ = [
     "EngineCheck",
     "EngineConfig",
     "EventSplitter",
+    "LoadedModel",
     "LogLine",
     "ModelDetails",
     "ModelEntry",

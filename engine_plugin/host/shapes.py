@@ -9,6 +9,7 @@ from typing import TypedDict
 __all__ = [
     "EngineCheck",
     "EngineConfig",
+    "LoadedModel",
     "ModelDetails",
     "ModelEntry",
     "OperateStatus",
@@ -52,17 +53,33 @@ class EngineConfig(TypedDict, total=False):
 
 
 class ModelDetails(TypedDict, total=False):
-    """What a model's file says of itself."""
+    """What is known of a model; `context_length` in tokens, and who said so."""
 
     format: str
     family: str
     families: list[str]
     parameter_size: str
     quantization_level: str
+    capabilities: list[str]
+    context_length: int
+    context_source: str
+
+
+class LoadedModel(TypedDict, total=False):
+    """How a model is in memory: bytes, seconds since its last use, RFC 3339 for when it leaves, tokens."""
+
+    memory: int
+    accelerator_memory: int
+    idle_s: float
+    expires_at: str
+    context_length: int
 
 
 class ModelEntry(TypedDict, total=False):
-    """A model in ListModels and GetRunningModels; `modified_at` is RFC 3339, `size` in bytes."""
+    """A model in ListModels and GetRunningModels; `modified_at` is RFC 3339, `size` in bytes.
+
+    `kind` is what it is for, a `bundled` one a sample; GetRunningModels has `loaded`.
+    """
 
     name: str
     model: str
@@ -70,6 +87,9 @@ class ModelEntry(TypedDict, total=False):
     size: int
     digest: str
     details: ModelDetails
+    kind: str
+    bundled: bool
+    loaded: LoadedModel
 
 
 class PullProgress(TypedDict, total=False):
