@@ -170,7 +170,7 @@ TOO_OLD = Entry(
 NO_DEVICE = Entry(
     "no-device",
     PreconditionError,
-    "{where}: {device} was asked for, but {software} sees none (devices: {devices})",
+    "{where}: {asked} was asked for, but {software} sees no {device} (devices: {devices})",
     "{way}",
     "The mode of the start, or plugin.yaml, asks for a processor that the engine cannot see: it is not there, has no "
     "driver, or the engine was built without support for it.",
@@ -398,7 +398,8 @@ DEADLINE = Entry(
     "The call took longer than plugin.yaml allows its service, or a step of the engine's life longer than such a "
     "step may take. The engine's work on it has been stopped.",
     "Raise the service's `timeout` in plugin.yaml (negative: no deadline), take a smaller model, or ask for fewer "
-    "tokens. For a start look at the engine's last words: `engine-plugin logs`.",
+    "tokens. For a start look at the engine's last words in the plugin's log: `engine-plugin engine status` "
+    "says where that is.",
 )
 
 FAMILIES = (

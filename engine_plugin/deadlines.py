@@ -10,7 +10,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from engine_plugin.errors import DeadlineError
+from engine_plugin import catalogue
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -29,6 +29,8 @@ LOAD = 3600.0
 START = 300.0
 STOP = 60.0
 
+_LOOK = "Try again; the log of the plugin may say what took so long"
+
 
 def allowed(service: ServiceSpec, mode: str) -> float | None:
     """Seconds that plugin.yaml allows a call of `service`; None: no deadline. `mode`: unary, stream or bidi."""
@@ -40,7 +42,7 @@ def allowed(service: ServiceSpec, mode: str) -> float | None:
 
 
 @asynccontextmanager
-async def deadline(seconds: float | None, what: str, remedy: str = "") -> AsyncIterator[None]:
+async def deadline(seconds: float | None, what: str, remedy: str = _LOOK) -> AsyncIterator[None]:
     """Cancel the block after `seconds` and raise DeadlineError instead."""
     try:
         async with asyncio.timeout(seconds) as timeout:
@@ -48,4 +50,4 @@ async def deadline(seconds: float | None, what: str, remedy: str = "") -> AsyncI
     except TimeoutError:
         if not timeout.expired():
             raise
-        raise DeadlineError(f"{what}: not done in {seconds:g} s{'. ' + remedy if remedy else ''}") from None
+        raise catalogue.DEADLINE.error(what=what, seconds=seconds, remedy=remedy) from None

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin import deadlines
+from engine_plugin import catalogue, deadlines
 from engine_plugin.deadlines import deadline
 from engine_plugin.download.sizes import byte_size
 from engine_plugin.engines.base import HealthState
@@ -126,7 +126,7 @@ class Plugin:
     async def _stream(self, service_name: str, data: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
         service, _contract, request = await self._prepare(service_name, data)
         if not service.capabilities.support_streaming:
-            raise UnsupportedError(f"service_name: {service_name} does not stream (plugin.yaml: support_streaming)")
+            raise catalogue.NO_STREAM.error(service=service_name, engine="this plugin.yaml (support_streaming)")
         async with (
             deadline(deadlines.allowed(service, "stream"), service_name, _RAISE),
             self.engine.stream(service_name, request) as chunks,
@@ -184,7 +184,11 @@ class Plugin:
             raise InvalidRequestError(f"service_name: is empty; this plugin has {', '.join(self.manifest.services)}")
         service = self.manifest.service(service_name)
         if service_name not in self.engine.services:
-            raise UnsupportedError(f"service_name: the engine {self.manifest.engine_name} cannot do {service_name}")
+            raise catalogue.NO_SERVICE.error(
+                engine=f"the engine {self.manifest.engine_name}",
+                service=service_name,
+                able=", ".join(sorted(self.engine.services)) or "nothing",
+            )
         return service
 
     async def _prepare(self, service_name: str, data: bytes) -> tuple[ServiceSpec, Service, dict[str, Any]]:

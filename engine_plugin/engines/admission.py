@@ -7,7 +7,7 @@ from collections import deque
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from engine_plugin.errors import UnavailableError
+from engine_plugin import catalogue
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -43,9 +43,8 @@ class Admission:
             self._free -= count
             return
         if len(self._waiting) >= self._max_waiting:
-            raise UnavailableError(
-                f"the model is busy: {len(self._waiting)} requests wait already (engine.max_queue in plugin.yaml). "
-                "Try again later"
+            raise catalogue.BUSY.error(
+                waiting=f"{len(self._waiting)} requests wait already (engine.max_queue in plugin.yaml)"
             )
         turn = asyncio.get_running_loop().create_future()
         place = (count, turn)

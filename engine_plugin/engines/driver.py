@@ -14,6 +14,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from engine_plugin import catalogue
 from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState
 from engine_plugin.engines.installing.software import LocalBackend, LocalSoftware, Moves
 from engine_plugin.engines.pool import ModelPool, ModelServer
@@ -21,11 +22,9 @@ from engine_plugin.engines.processes.records import ProcessRecords
 from engine_plugin.engines.shared import SharedWork
 from engine_plugin.errors import (
     EnginePluginError,
-    InvalidRequestError,
     ModelInUseError,
     ModelNotFoundError,
     ModelNotLoadedError,
-    UnavailableError,
     UnsupportedError,
 )
 from engine_plugin.files import in_thread
@@ -46,8 +45,6 @@ if TYPE_CHECKING:
 __all__ = ["Driver"]
 
 log = logging.getLogger(__name__)
-
-_NOT_RUNNING = "the engine is not running: call StartEngine (engine-plugin engine start)"
 
 
 BackendT = TypeVar("BackendT", bound=LocalBackend)
@@ -235,7 +232,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
 
     async def health(self) -> Health:
         if self._backend is None:
-            return Health(HealthState.DEAD, "the engine is not running: call StartEngine")
+            return Health(HealthState.DEAD, catalogue.ENGINE_STOPPED.text())
         wrong = await self.complaints()
         if wrong:
             return Health(HealthState.DEGRADED, "; ".join(wrong))
@@ -323,15 +320,13 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         model = await self._store.get(name)
         wanted = self.kind_of_service[service]
         if model.kind != wanted:
-            raise InvalidRequestError(
-                f"model: {model.name} is a model for {model.kind}; {service} needs one for {wanted}"
-            )
+            raise catalogue.MODEL_KIND.error(model=model.name, kind=model.kind, service=service, wanted=wanted)
         return model
 
     def _require_running(self) -> BackendT:
         """What runs. Raises UnavailableError before a start and after a stop."""
         if self._backend is None:
-            raise UnavailableError(_NOT_RUNNING)
+            raise catalogue.ENGINE_STOPPED.error()
         return self._backend
 
     def _private_folder(self, cleanup: ExitStack) -> Path:

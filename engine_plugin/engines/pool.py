@@ -8,8 +8,9 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from engine_plugin import catalogue
 from engine_plugin.download.sizes import byte_size
-from engine_plugin.errors import ModelNotLoadedError, PreconditionError
+from engine_plugin.errors import ModelNotLoadedError
 from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:
@@ -186,8 +187,10 @@ class ModelPool(Generic[ServerT]):
     async def _make_room(self, model: StoredModel) -> bool:
         """True when there is room right now; else wait for one eviction and return False."""
         if 0 < self._memory < model.size:
-            raise PreconditionError(
-                f"model: {model.name} has {byte_size(model.size)}, and engine.memory_limit in plugin.yaml allows less"
+            raise catalogue.MEMORY.error(
+                model=model.name,
+                needed=byte_size(model.size),
+                limit=f"engine.memory_limit in plugin.yaml allows {byte_size(self._memory)}",
             )
         for name, entry in list(self._entries.items()):
             if self._of_no_use(entry):

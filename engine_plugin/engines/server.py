@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from engine_plugin import catalogue
 from engine_plugin.engines.http.answers import ERROR_LIMIT
 from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.engines.options import number
@@ -32,6 +33,7 @@ __all__ = ["Address", "ServerOptions", "ServerProcess"]
 
 _HEALTH_TIMEOUT = 2.0
 _PORT_ATTEMPTS = 3
+_OTHER_PORT = "Start again, which takes another port, or end that process"
 _ADDRESS = re.compile(r'"address": "http://127\.0\.0\.1:(\d+)')
 
 
@@ -157,7 +159,8 @@ class ServerProcess(ABC):
                 if not rival:
                     raise
                 if attempt == _PORT_ATTEMPTS - 1:
-                    raise EngineStartError(f"port {port} is held by {rival}. {error}") from error
+                    taken = catalogue.PORT_TAKEN.text(port=port, holder=rival, fix=_OTHER_PORT)
+                    raise EngineStartError(f"{taken}. {error}") from error
 
     @property
     def dead(self) -> bool:
@@ -313,7 +316,7 @@ class ServerProcess(ABC):
         rival = await in_thread(ports.holder, port)
         if not rival or (pid is not None and await in_thread(ports.listens, pid, port)):
             return False  # nobody, or our own, which came between the two looks
-        raise UnavailableError(f"port {port} is held by {rival}")
+        raise catalogue.PORT_TAKEN.error(port=port, holder=rival, fix=_OTHER_PORT)
 
     async def _rival(self) -> tuple[int, str]:
         """A port of ours that somebody else holds, and who; (0, "") when there is none."""

@@ -122,7 +122,7 @@ async def caller(world: World, dice: random.Random) -> None:
         try:
             await calling
         except (asyncio.CancelledError, EnginePluginError, StopAsyncIteration) as error:
-            if "call StartEngine" in str(error):
+            if "Call StartEngine" in str(error):
                 await start(world)
 
 

@@ -40,10 +40,10 @@ async def test_before_the_start_every_call_says_what_to_do(serve: Serve) -> None
     running = await serve(start=False)
     client = running.client
     for attempt in (client.invoke("chat", HELLO), client.load_model("tiny-chat"), client.health_check()):
-        with pytest.raises(UnavailableError, match="the engine is not running: call StartEngine"):
+        with pytest.raises(UnavailableError, match=r"the engine is not running\. Call StartEngine"):
             await attempt
     async with client.stream("chat", HELLO) as chunks:
-        with pytest.raises(UnavailableError, match="call StartEngine"):
+        with pytest.raises(UnavailableError, match="Call StartEngine"):
             await anext(chunks)
     with pytest.raises(InvalidRequestError, match=r"^messages: "):  # a wrong request is wrong at any time
         await client.invoke("chat", {})
@@ -88,7 +88,7 @@ async def test_stop_start_stop(serve: Serve, record_property: Callable[[str, obj
         assert running.processes() == []
         assert await client.get_operate_status() is OperateStatus.STOPPED
         await client.stop_engine()
-        with pytest.raises(UnavailableError, match="call StartEngine"):
+        with pytest.raises(UnavailableError, match="Call StartEngine"):
             await client.invoke("chat", HELLO)
         await client.start_engine()
         assert (await client.invoke("chat", HELLO))["choices"]
@@ -145,7 +145,7 @@ async def test_a_stop_aborts_a_start(serve: Serve) -> None:
     await running.client.stop_engine()
     with suppress(UnavailableError):  # "interrupted by a stop", unless the start was quicker
         await starting
-    with pytest.raises(UnavailableError, match="call StartEngine"):
+    with pytest.raises(UnavailableError, match="Call StartEngine"):
         await running.client.health_check()
 
 

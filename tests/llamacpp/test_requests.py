@@ -152,7 +152,7 @@ def test_an_answer_that_is_none(answer: bytes) -> None:
     ("status", "shape", "code", "message"),
     [
         (400, {}, 400, "request_data: the engine refuses it: why"),
-        (400, {"type": "exceed_context_size_error"}, 400, "raise engine.context_length in plugin.yaml"),
+        (400, {"type": "exceed_context_size_error"}, 400, "engine.context_length in plugin.yaml"),
         (401, {}, 502, "the engine answered 401: why"),
         (404, {}, 502, "the engine answered 404: why"),
         (422, {}, 400, "request_data: "),
@@ -173,6 +173,6 @@ def test_an_input_that_is_too_large_is_the_callers() -> None:
     error = complaint_error(Complaint(500, told, {"type": "server_error"}))
     assert error.code == 400
     assert error.message.startswith(
-        "request_data: the engine refuses it: input (3002 tokens) is too large to process. "
+        "request_data: input (3002 tokens) is too large to process (engine.context_length"
     )
     assert "batch" not in error.message

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from engine_plugin import catalogue
 from engine_plugin.engines.driver import Driver
 from engine_plugin.engines.http import sse
 from engine_plugin.engines.http.answers import stream_events
@@ -18,7 +19,7 @@ from engine_plugin.engines.llamacpp.software import Backend, Software
 from engine_plugin.engines.options import option_problems, read_options
 from engine_plugin.engines.pool import ModelPool
 from engine_plugin.engines.processes import tree
-from engine_plugin.errors import PreconditionError, UnsupportedError
+from engine_plugin.errors import UnsupportedError
 from engine_plugin.files import in_thread
 
 if TYPE_CHECKING:
@@ -68,9 +69,13 @@ class LlamaCppEngine(Driver[Backend, ModelServer]):
             raise UnsupportedError("mode: llama.cpp does not compute on an NPU; start in mode auto, cpu or gpu")
         if mode == "gpu" and devices is not None and all(device["type"] == "CPU" for device in devices):
             names = ", ".join(device["description"] for device in devices) or "none"
-            raise PreconditionError(
-                f"mode: gpu was asked for, but {backend.origin} sees no GPU (devices: {names}). "
-                "Start in mode auto or cpu, or configure a llama-server built for your GPU (engine.llama_server)"
+            raise catalogue.NO_DEVICE.error(
+                where="mode",
+                asked="gpu",
+                software=backend.origin,
+                device="GPU",
+                devices=names,
+                way="Start in mode auto or cpu, or configure a llama-server built for your GPU (engine.llama_server)",
             )
 
     async def try_out(self, backend: Backend, model: StoredModel, folder: Path | None) -> None:
@@ -121,7 +126,7 @@ class LlamaCppEngine(Driver[Backend, ModelServer]):
     @asynccontextmanager
     async def stream(self, service: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
         if service not in ("chat", "generate"):
-            raise UnsupportedError(f"{service}: llama.cpp does not stream this service; call InvokeService")
+            raise catalogue.NO_STREAM.error(service=service, engine="llama.cpp")
         async with self._exchange(service, request, stream=True) as response:
             yield stream_events(response, complaint_error, _NULL_EVENT)
 

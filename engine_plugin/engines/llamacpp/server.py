@@ -6,9 +6,9 @@ import asyncio
 import json
 import logging
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin import catalogue
 from engine_plugin.engines.admission import Admission
 from engine_plugin.engines.http.answers import ERROR_LIMIT, Complaint, explained
 from engine_plugin.engines.llamacpp import command
@@ -50,6 +50,7 @@ _PROBE_TIMEOUT = 30.0
 _PROPERTIES_TIMEOUT = 2.0
 _PROPERTIES_LIMIT = 4 * 1024 * 1024  # the chat template is among them
 _TOO_LARGE = "is too large to process"
+_CONTEXT_LENGTH = "engine.context_length in plugin.yaml sets the limit, up to what the model knows"
 
 
 class ModelServer(ServerProcess):
@@ -175,9 +176,7 @@ def complaint_error(complaint: Complaint) -> EnginePluginError:
     """The exception for an error that llama.cpp reported, before or inside a stream."""
     message = complaint.message
     if complaint.shape.get("type") == "exceed_context_size_error":
-        message += ". Shorten the request, or raise engine.context_length in plugin.yaml"
-        return replace(complaint, message=message).error()
+        return catalogue.CONTEXT.error(said=f"{message.rstrip('.')} ({_CONTEXT_LENGTH})")
     if _TOO_LARGE in message:  # a 500, and its advice is not for our user
-        message = f"{message.partition('. ')[0]}. Shorten it; the model, or engine.context_length, allows no more"
-        return replace(complaint, message=message, status=400).error()
+        return catalogue.CONTEXT.error(said=f"{message.partition('. ')[0]} ({_CONTEXT_LENGTH})")
     return complaint.error()

@@ -9,6 +9,7 @@ import re
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from engine_plugin import catalogue
 from engine_plugin.engines.http.answers import ERROR_LIMIT, Complaint, explained
 from engine_plugin.engines.http.forms import form_with_file
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError, UnavailableError
@@ -104,7 +105,7 @@ def complaint_error(complaint: Complaint) -> EnginePluginError:
     """The exception for what the server complained of, before or inside a stream."""
     message = complaint.message
     if complaint.shape.get("type") == "exceed_context_size_error":
-        return InvalidRequestError(f"request_data: {message}. Shorten the request, or take a model with more context")
+        return catalogue.CONTEXT.error(said=message)
     if complaint.status == 400 and complaint.shape and _NAMES_A_FIELD.match(message):
         return InvalidRequestError(message)  # our own server's words, which need none before them
     if complaint.status == 404:

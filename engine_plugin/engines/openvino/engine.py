@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from engine_plugin import catalogue
 from engine_plugin.engines.audio.decoder import Decoder
 from engine_plugin.engines.audio.speech import Speech
 from engine_plugin.engines.driver import Driver
@@ -25,7 +26,7 @@ from engine_plugin.engines.openvino.server import OpenVinoServer, Place
 from engine_plugin.engines.openvino.software import Backend, Software
 from engine_plugin.engines.options import option_problems, read_options
 from engine_plugin.engines.pool import ModelPool
-from engine_plugin.errors import EnginePluginError, PreconditionError, UnavailableError, UnsupportedError
+from engine_plugin.errors import EnginePluginError, UnavailableError, UnsupportedError
 from engine_plugin.files import in_thread
 
 if TYPE_CHECKING:
@@ -96,9 +97,13 @@ class OpenVinoEngine(Driver[Backend, Resident]):
             if not any(name in (device, one_of_them) or name.partition(".")[0] == device for name in found):
                 names = ", ".join(f"{device['name']} ({device['description']})" for device in devices) or "none"
                 way = "Start in mode auto or cpu" if where == "mode" else "Correct plugin.yaml, start in mode cpu"
-                raise PreconditionError(
-                    f"{where}: {device} was asked for, but {backend.origin} sees no {device} (devices: {names}). "
-                    f"{way}, or install the driver that OpenVINO needs for it"
+                raise catalogue.NO_DEVICE.error(
+                    where=where,
+                    asked=device,
+                    software=backend.origin,
+                    device=device,
+                    devices=names,
+                    way=f"{way}, or install the driver that OpenVINO needs for it",
                 )
 
     async def begin(self, backend: Backend, mode: str, devices: list[dict[str, Any]] | None) -> None:
@@ -178,7 +183,7 @@ class OpenVinoEngine(Driver[Backend, Resident]):
     @asynccontextmanager
     async def stream(self, service: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
         if service not in STREAMED:
-            raise UnsupportedError(f"{service}: OpenVINO does not stream this service; call InvokeService")
+            raise catalogue.NO_STREAM.error(service=service, engine="OpenVINO")
         streams = service != "text-to-image" or (self._server is not None and self._server.is_ours)
         async with self._exchange(service, request, stream=streams) as response:
             if streams:

@@ -90,7 +90,7 @@ async def test_stop_and_start_again(serve: Serve) -> None:
             await picture
     assert running.processes() == []
     assert not list((running.engine.manifest.data_dir / "served").iterdir())
-    with pytest.raises(UnavailableError, match="call StartEngine"):
+    with pytest.raises(UnavailableError, match="Call StartEngine"):
         await running.client.invoke("chat", COUNT)
     with pytest.raises(UnavailableError):
         await running.client.health_check()

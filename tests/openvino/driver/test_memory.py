@@ -95,7 +95,7 @@ async def test_models_have_only_so_much_memory(serve: Serve) -> None:
     running = await serve(memory_limit=1)
     await running.client.invoke("chat", COUNT)
     with pytest.raises(
-        PreconditionError, match=r"tiny-image has .*, and engine.memory_limit in plugin.yaml allows less"
+        PreconditionError, match=r"tiny-image needs .* of memory, and engine.memory_limit in plugin.yaml allows 1"
     ):
         await running.client.invoke("text-to-image", PICTURE)
     assert await running.loaded() == ["tiny-chat"]
@@ -179,9 +179,9 @@ async def test_a_cancelled_call_stops_the_work(serve: Serve) -> None:
 async def test_nothing_is_answered_before_a_start(serve: Serve) -> None:
     running = await serve(start=False)
     for service, request in (("chat", COUNT), ("text-to-image", PICTURE)):
-        with pytest.raises(UnavailableError, match="call StartEngine"):
+        with pytest.raises(UnavailableError, match="Call StartEngine"):
             await running.client.invoke(service, request)
-    with pytest.raises(UnavailableError, match="call StartEngine"):
+    with pytest.raises(UnavailableError, match="Call StartEngine"):
         await running.client.load_model("tiny-chat")
 
 

@@ -176,7 +176,7 @@ async def test_what_does_not_stream(shared: RunningEngine, service: str) -> None
     with pytest.raises(UnsupportedError):
         async with shared.client.stream(service, _GOOD[service]) as chunks:
             [chunk async for chunk in chunks]
-    with pytest.raises(UnsupportedError, match="call InvokeService"):
+    with pytest.raises(UnsupportedError, match="Call InvokeService"):
         async with shared.engine.stream(service, {**_GOOD[service], "model": SERVICES[service]}) as chunks:
             [chunk async for chunk in chunks]
 
