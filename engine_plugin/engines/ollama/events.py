@@ -20,7 +20,7 @@ from engine_plugin.engines.ollama.thinking import ThinkParser
 from engine_plugin.errors import BadGatewayError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from engine_plugin.engines.http.http1 import HttpResponse
     from engine_plugin.engines.ollama.lines import Piece
@@ -67,28 +67,32 @@ class ChoiceWriter:
         self._begun = False
         self._logprobs: list[dict[str, Any]] = []  # of text that is held back
         self._field = "content" if service == "chat" else "text"
-        self._said = self._template(self._field)
-        self._thought = self._template("reasoning_content")
+        self._around = {field: self._around_text(field) for field in (self._field, "reasoning_content")}
+        self._forms = (
+            (_SAID[service], _setter(*self._around[self._field])),
+            (_THOUGHT[service], _setter(*self._around["reasoning_content"])),
+        )
 
     def write(self, lines: bytes) -> bytes:
         """The events of a block of whole lines, up to that with done or an error."""
+        made = 0
         if self._begun and (self._parser is None or (self._parser.plain and not _has_tag(lines))):
-            left = lines.count(b"\n")
-            for pattern, template in ((_SAID, self._said), (_THOUGHT, self._thought)):
-                lines, replaced = pattern[self._service].subn(template, lines)
-                left -= replaced
-                if not left:
+            wanted = lines.count(b"\n")
+            for pattern, set_text in self._forms:
+                lines, made_so = pattern.subn(set_text, lines)
+                made += made_so
+                if made == wanted:
                     return lines
                 if self._parser is not None:
                     break  # with the first thinking that the server tells apart, tags are text
         events: list[bytes] = []
         for line in lines.split(b"\n"):
-            if line.startswith(b"{"):
+            if made and line.startswith(b"data: "):
+                events.append(line + b"\n\n")
+            elif line:
                 events += self._line(read_line(line))
                 if self.last or self.error is not None:
                     break
-            elif line:
-                events.append(line + b"\n\n")  # an event that was made above
         return b"".join(events)
 
     def _line(self, line: dict[str, Any]) -> list[bytes]:
@@ -126,9 +130,12 @@ class ChoiceWriter:
     def _texts(self, thought: str, said: str) -> list[bytes]:
         events: list[bytes] = []
         for text, field in ((thought, "reasoning_content"), (said, self._field)):
-            if text:
+            if text and self._logprobs:
                 events.append(self._event({field: text}, self._logprobs))
                 self._logprobs = []
+            elif text:
+                before, after = self._around[field]
+                events.append(before + json.dumps(text, ensure_ascii=False).encode("utf-8", "replace") + after)
         return events
 
     def _finish(self, line: dict[str, Any]) -> bytes:
@@ -148,11 +155,20 @@ class ChoiceWriter:
         choice |= {"logprobs": openai_logprobs(logprobs), "finish_reason": reason}
         return _encoded({**self._head, "choices": [choice], **more})
 
-    def _template(self, field: str) -> bytes:
-        """The event of a text, which `re` puts in the place of its group."""
+    def _around_text(self, field: str) -> tuple[bytes, bytes]:
+        """What stands before and behind the text in an event that has nothing else."""
         mark = secrets.token_hex(16)
         before, after = self._event({field: mark}).split(f'"{mark}"'.encode())
-        return before.replace(b"\\", b"\\\\") + rb"\1" + after.replace(b"\\", b"\\\\")
+        return before, after
+
+
+def _setter(before: bytes, after: bytes) -> Callable[[re.Match[bytes]], bytes]:
+    """What makes an event of a line that holds a text, for `re`."""
+
+    def set_text(found: re.Match[bytes]) -> bytes:
+        return before + found[1] + after
+
+    return set_text
 
 
 def _has_tag(lines: bytes) -> bool:
