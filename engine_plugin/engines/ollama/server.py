@@ -17,7 +17,7 @@ from engine_plugin.engines.ollama.connection import OllamaClient
 from engine_plugin.engines.processes import python
 from engine_plugin.engines.processes.process import Command
 from engine_plugin.engines.server import ServerProcess
-from engine_plugin.errors import EngineStartError, PreconditionError
+from engine_plugin.errors import EngineStartError, PreconditionError, UnsupportedError
 from engine_plugin.files import in_thread, private_folder
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class ManagedServer(ServerProcess):
         self._environ = environ
         self._mode = mode
         self._spoken: tuple[Http1Client, OllamaClient] | None = None
-        self._refused: PreconditionError | None = None
+        self._refused: EnginePluginError | None = None
         """Why a server that runs is not one to be used."""
 
     @property
@@ -92,8 +92,8 @@ class ManagedServer(ServerProcess):
     async def ensure_ready(self) -> None:
         """Start it, sharing a start that is under way.
 
-        Raises EngineStartError when it does not serve, PreconditionError when it is too old, or cannot compute where
-        `mode` says; no process is left then.
+        Raises EngineStartError when it does not serve; PreconditionError when it is too old, or sees no GPU for mode
+        gpu; UnsupportedError when it cannot be kept from one in mode cpu. No process is left then.
         """
         await in_thread(self._make_folders)
         self._refused = None
@@ -129,10 +129,10 @@ class ManagedServer(ServerProcess):
         return Command(argv, self._environment(address.ports[0]))
 
     async def prove(self) -> None:
-        """Have it say what it is. Raises PreconditionError for one that is too old, or computes elsewhere."""
+        """Have it say what it is. Raises PreconditionError or UnsupportedError for one that is not to be used."""
         try:
             await self._require_fit()
-        except PreconditionError as error:
+        except (PreconditionError, UnsupportedError) as error:
             self._refused = error
             raise
 
@@ -149,16 +149,19 @@ class ManagedServer(ServerProcess):
 
     def _require_mode(self) -> None:
         kinds = self.computes_on
-        only_cpu = set(kinds) == {"cpu"}
-        if not kinds or (self._mode == "gpu") is not only_cpu or self._mode == "auto":
-            return
-        raise catalogue.NO_DEVICE.error(
-            where="mode",
-            device=self._mode,
-            software=self._backend.origin,
-            devices=", ".join(kinds),
-            way="Start the engine in mode auto",
-        )
+        if self._mode == "gpu" and set(kinds) == {"cpu"}:
+            raise catalogue.NO_DEVICE.error(
+                where="mode",
+                asked="gpu",
+                software=self._backend.origin,
+                device="GPU",
+                devices="cpu",
+                way="Start in mode auto or cpu, or install its driver and a release for it (engine.accelerator)",
+            )
+        if self._mode == "cpu" and kinds and "cpu" not in kinds:
+            raise UnsupportedError(
+                f"mode: on this machine Ollama computes on {', '.join(kinds)} whatever it is told; start in mode auto"
+            )
 
     def _make_folders(self) -> None:
         for name in (_MODELS, _HOME):

@@ -68,7 +68,7 @@ class Mirror:
         return choose(release_archives(version, self.url, ""), "cpu")[0].url.rpartition("/")[2]
 
     def publish(self, version: str, *options: str, digest: str = "") -> bytes:
-        """Have a release, whose server is given these options; its bytes. `digest` is told in the place of its own."""
+        """Have a release, whose server is given these options; its bytes. `digest`: the one told, if not its own."""
         name = self.name(version)
         data = pack(self._scratch / name, members("--be-version", version, "--bare", *options)).read_bytes()
         self.publish_file(version, name, data)

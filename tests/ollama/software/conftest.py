@@ -1,0 +1,47 @@
+"""Ollama's software and servers of our own below one directory, of which nothing is left."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import pytest_asyncio
+
+from tests.leftovers import marked, nothing_is_left, scratch
+from tests.models.server import file_server
+from tests.ollama.contract.release import Mirror
+
+from .place import Place
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    import pytest
+
+__all__ = ["marked", "mirror", "nothing_is_left", "place", "scratch"]
+
+collect_ignore = ["test_installing.py", "test_managed.py"] if sys.platform == "win32" else []
+"""The contract server as a program is a script with a #! line."""
+
+
+@pytest_asyncio.fixture
+async def mirror(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mirror]:
+    """Ollama's releases on loopback; none is there yet."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    async with file_server(b"") as server:
+        yield Mirror(server, scratch)
+
+
+@pytest_asyncio.fixture
+async def place(scratch: Path, marked: None) -> AsyncIterator[Place]:
+    """A data directory; the servers that were begun on it are ended, and then nothing of them may be there."""
+    place = Place(scratch, dict(os.environ))
+    try:
+        yield place
+    finally:
+        await place.close()
+    assert list((place.data / "run").glob("*")) == []

@@ -1,0 +1,34 @@
+"""A process that has a server of our own, to be killed: tells who it is, and lives until then.
+
+python -m tests.ollama.software.plugin FOLDER OLLAMA
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+from engine_plugin.engines.ollama.options import OllamaOptions
+from engine_plugin.engines.ollama.server import ManagedServer
+from engine_plugin.engines.ollama.software import Backend
+from engine_plugin.engines.processes.records import ProcessRecords
+
+
+async def _run(folder: Path, program: str) -> None:
+    records = ProcessRecords(folder / "run")
+    server = ManagedServer(Backend("", program, program), OllamaOptions(), records, folder, dict(os.environ))
+    try:
+        await server.ensure_ready()
+        await server.client().ask("POST", "/api/pull", {"model": "fresh", "stream": False})
+        await server.client().ask("POST", "/api/chat", {"model": "fresh", "messages": []})
+        print(json.dumps({"address": server.address}), flush=True)
+        await asyncio.get_running_loop().create_future()
+    finally:
+        await server.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(_run(Path(sys.argv[1]), sys.argv[2]))

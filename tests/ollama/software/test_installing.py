@@ -1,0 +1,195 @@
+"""Ollama's releases: fetched from loopback, verified, proved by serving, switched to; back when one is no good."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_plugin.engines.installing.releases import Archive
+from engine_plugin.engines.ollama.software import Backend
+from engine_plugin.errors import EngineNotInstalledError, EngineStartError, InstallError
+from tests.engines.packing import Member, pack
+from tests.ollama.contract.release import Mirror, members, program, write_program
+
+if TYPE_CHECKING:
+    from .place import Place
+
+
+def snapshot(place: Place) -> set[str]:
+    """What lies below the software directory."""
+    folder = place.data / "software"
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")} - {"install.lock"}
+
+
+async def test_installed_and_asked(place: Place, mirror: Mirror) -> None:
+    mirror.publish("0.33.0")
+    software = place.software(version="0.33.0", mirror=mirror.url)
+    assert ((check := software.check()).installed, check.detail) == (False, "Ollama is not installed")
+    with pytest.raises(EngineNotInstalledError, match=r"Ollama is not installed\. Call InstallEngine"):
+        software.find()
+    said = await place.install(software)
+    assert said.startswith(f"Ollama in {place.data / 'software' / 'versions'}")
+    assert said.endswith("version 0.33.0")
+    assert place.versions() == ["ollama-0.33.0"]
+    assert place.switched == ["0.33.0"]
+    assert any(step.startswith("unpacking ollama-linux") for step in place.progress)
+    backend = software.find()
+    assert await software.probe(backend) == {"version": "0.33.0", "devices": None}
+    assert backend.folder is not None
+    library = backend.folder / "ollama" / "lib" / "ollama" / "libggml-base.so"
+    assert library.read_bytes().startswith(b"library")
+    assert {path.name for path in backend.folder.iterdir()} == {"ollama"}
+    assert await place.install(software) == said
+    assert await place.upgrade(software) is False
+    assert len(mirror.fetched()) == 1
+
+
+async def test_an_upgrade_and_a_way_back(place: Place, mirror: Mirror) -> None:
+    """Every release's file has the same name; the version tells them apart."""
+    mirror.publish("0.33.0")
+    await place.install(place.software(version="0.33.0", mirror=mirror.url))
+    mirror.publish("0.33.1")
+    newer = place.software(version="v0.33.1", mirror=mirror.url)
+    assert await place.upgrade(newer) is True
+    assert newer.find().version == "0.33.1"
+    assert place.versions() == ["ollama-0.33.1"]
+    assert await place.upgrade(newer) is False
+    assert await place.upgrade(place.software(version="0.33.0", mirror=mirror.url)) is True
+    assert place.switched == ["0.33.0", "0.33.1", "0.33.0"]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--fail", "libcudart.so is missing"], r"nothing was changed: .*libcudart\.so is missing"),
+        (["--be-version", "0.4.2"], r"nothing was changed: .* 0\.4\.2 is too old; 0\.5\.0 or newer is needed"),
+    ],
+)
+async def test_one_that_does_not_serve_changes_nothing(
+    place: Place, mirror: Mirror, options: list[str], complaint: str
+) -> None:
+    mirror.publish("0.33.0")
+    await place.install(place.software(version="0.33.0", mirror=mirror.url))
+    before = snapshot(place)
+    mirror.publish("0.33.1", *options)
+    newer = place.software(version="0.33.1", mirror=mirror.url)
+    with pytest.raises(InstallError, match=complaint):
+        await place.upgrade(newer)
+    assert {path for path in snapshot(place) if not path.startswith("downloads")} == before
+    assert newer.find().version == "0.33.0"
+    assert place.switched == ["0.33.0"]
+
+
+async def test_one_that_does_not_run_at_all(place: Place, mirror: Mirror) -> None:
+    mirror.publish("0.33.0")
+    broken = pack(place.root / "x.tar.zst", [Member("bin/ollama", b"#!/bin/sh\nexit 127\n", mode=0o755)]).read_bytes()
+    mirror.publish_file("0.33.0", mirror.name("0.33.0"), broken)
+    mirror.publish_file("0.33.0", "sha256sum.txt", hashlib.sha256(broken).hexdigest().encode())
+    software = place.software(version="0.33.0", mirror=mirror.url)
+    with pytest.raises(InstallError, match=r"nothing was changed: .* does not run \(exit code 127\)"):
+        await place.install(software)
+    assert place.versions() == []
+    assert not software.check().installed
+
+
+async def test_what_is_not_what_was_meant(place: Place, mirror: Mirror) -> None:
+    mirror.publish("0.33.0", digest="1" * 64)
+    with pytest.raises(InstallError, match="1" * 64):
+        await place.install(place.software(version="0.33.0", mirror=mirror.url))
+    assert place.versions() == []
+    mirror.publish_file("0.33.0", "sha256sum.txt", b"nothing")
+    software = place.software(version="0.33.0", mirror=mirror.url)
+    with pytest.raises(InstallError, match=r"no SHA-256 of ollama-\S+ is known"):
+        await place.install(software)
+    await place.install(place.software(version="0.33.0", mirror=mirror.url, verify=False))
+    assert software.find().version == "0.33.0"
+
+
+async def test_two_archives_become_one_tree(place: Place, mirror: Mirror) -> None:
+    """As for AMD's graphics cards; in archives of ones own, one of them flat as macOS' is."""
+    flat = [Member("ollama", program("--be-version", "0.33.7", "--bare"), mode=0o755), Member("libggml.dylib", b"x")]
+    first = pack(place.root / "ollama-darwin.tgz", flat)
+    second = pack(place.root / "extra.zip", [Member("lib/ollama/rocm_v7/librocblas.so", b"kernels")])
+    archives = tuple(
+        Archive(str(path), accelerator="rocm", sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in (first, second)
+    )
+    software = place.software(archives=archives, accelerator="rocm")
+    await place.install(software)
+    backend = software.find()
+    assert backend.version == "0.33.7"
+    assert backend.folder is not None
+    assert (backend.folder / "ollama/lib/ollama/rocm_v7/librocblas.so").read_bytes() == b"kernels"
+    assert Path(backend.executable) == backend.folder / "ollama" / "ollama"
+    assert await place.upgrade(software) is False
+
+
+async def test_without_a_network(place: Place, mirror: Mirror) -> None:
+    data = mirror.publish("0.33.0")
+    software = place.software(version="0.33.0", offline=True)
+    name = mirror.name("0.33.0")
+    shelf = place.data / "software" / "offline"
+    with pytest.raises(InstallError, match=rf"engine\.offline is true, and {shelf / name} is not there"):
+        await place.install(software)
+    shelf.mkdir(parents=True, exist_ok=True)
+    (shelf / name).write_bytes(data)
+    (shelf / "sha256sum.txt").write_text(f"{hashlib.sha256(data).hexdigest()}  ./{name}\n")
+    assert "version 0.33.0" in await place.install(software)
+    assert mirror.fetched() == []
+
+
+async def test_a_cancelled_installation_leaves_nothing(place: Place, mirror: Mirror) -> None:
+    mirror.publish("0.33.0")
+    software = place.software(version="0.33.0", mirror=mirror.url)
+    checking = asyncio.Event()
+
+    def tell(step: object) -> None:
+        if step == "checking that it runs":
+            checking.set()
+
+    work = asyncio.create_task(software.install(tell, place._moves(software, {}), cover=False))
+    await asyncio.wait_for(checking.wait(), 15)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert place.versions() == []
+    assert not software.check().installed
+
+
+async def test_one_that_plugin_yaml_names(place: Place) -> None:
+    path = write_program(place.root / "own", "--be-version", "0.31.2")
+    software = place.software(ollama=str(path))
+    assert software.check().detail == f"ollama at {path}, version unknown until it runs"
+    assert (await software.probe(software.find()))["version"] == "0.31.2"
+    assert await place.upgrade(software) is False
+    path.unlink()
+    with pytest.raises(EngineNotInstalledError, match=rf"no ollama: {path}\. Correct engine\.ollama, or leave"):
+        software.find()
+    with pytest.raises(InstallError, match=r"plugin\.yaml asks for one that is here already\. Correct"):
+        await place.install(software)
+
+
+async def test_one_on_path_is_taken_only_when_it_is_to_be_ours(place: Place) -> None:
+    folder = write_program(place.root / "bin").parent
+    place.environ["PATH"] = f"{folder}:{place.environ['PATH']}"
+    assert not place.software().check().installed
+    assert not place.software(server="attach").check().installed
+    assert place.software(server="manage").find() == Backend("", f"ollama at {folder}/ollama", f"{folder}/ollama")
+    assert await place.upgrade(place.software(server="manage")) is False
+
+
+async def test_what_cannot_be_run(place: Place) -> None:
+    path = write_program(place.root / "own")
+    software = place.software(ollama=str(path))
+    backend = software.find()
+    path.write_bytes(b"#!/nonexistent\n")
+    with pytest.raises(EngineStartError, match=r"ollama at .* (cannot be run|does not run)"):
+        await software.probe(backend)
+
+
+def test_the_members_of_a_release_are_those_of_ollama() -> None:
+    assert {"bin/ollama", "lib/ollama/libggml-base.so"} <= {member.name for member in members()}

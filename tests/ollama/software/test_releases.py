@@ -1,0 +1,60 @@
+"""What Ollama's archives are called, and which belong together."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine_plugin.engines.installing.releases import choose
+from engine_plugin.engines.ollama.options import OllamaOptions
+from engine_plugin.engines.ollama.releases import RELEASE, release_archives
+from engine_plugin.errors import InstallError
+
+HUB = "https://github.com/ollama/ollama/releases/download"
+
+
+@pytest.mark.parametrize(
+    ("platform", "accelerator", "names"),
+    [
+        ("linux_amd64", "cpu", ["ollama-linux-amd64.tar.zst"]),
+        ("linux_amd64", "cuda", ["ollama-linux-amd64.tar.zst"]),
+        ("linux_amd64", "rocm", ["ollama-linux-amd64.tar.zst", "ollama-linux-amd64-rocm.tar.zst"]),
+        ("linux_arm64", "cpu", ["ollama-linux-arm64.tar.zst"]),
+        ("linux_arm64", "jetpack6", ["ollama-linux-arm64.tar.zst", "ollama-linux-arm64-jetpack6.tar.zst"]),
+        ("darwin_arm64", "auto", ["ollama-darwin.tgz"]),
+        ("darwin_amd64", "auto", ["ollama-darwin.tgz"]),
+        ("windows_amd64", "auto", ["ollama-windows-amd64.zip"]),
+        ("windows_amd64", "rocm", ["ollama-windows-amd64.zip", "ollama-windows-amd64-rocm.zip"]),
+        ("windows_arm64", "cpu", ["ollama-windows-arm64.zip"]),
+    ],
+)
+def test_the_archives_of_each_machine(platform: str, accelerator: str, names: list[str]) -> None:
+    chosen = choose(release_archives(RELEASE, "", ""), accelerator, platform)
+    assert [entry.url for entry in chosen] == [f"{HUB}/v{RELEASE}/{name}" for name in names]
+    assert {entry.checksums for entry in chosen} == {f"{HUB}/v{RELEASE}/sha256sum.txt"}
+
+
+def test_older_releases_end_otherwise() -> None:
+    [entry] = choose(release_archives("0.13.5", "", ""), "cpu", "linux_amd64")
+    assert entry.url == f"{HUB}/v0.13.5/ollama-linux-amd64.tgz"
+
+
+def test_a_mirror_and_checksums_of_ones_own() -> None:
+    [entry] = choose(release_archives("v0.33.0-rc1", "https://host/olla/", "/srv/sums"), "cpu", "linux_arm64")
+    assert entry.url == "https://host/olla/v0.33.0-rc1/ollama-linux-arm64.tar.zst"
+    assert entry.checksums == "/srv/sums"
+
+
+@pytest.mark.parametrize("version", ["0.5.13", "latest", "", "0.32", "b1234", "../../0.32.15"])
+def test_what_is_no_release(version: str) -> None:
+    with pytest.raises(InstallError, match=r"engine\.version: .* is no release of Ollama .* such as 0\.\d+\.\d+"):
+        release_archives(version, "", "")
+
+
+def test_there_is_none_for_every_accelerator() -> None:
+    with pytest.raises(InstallError, match=r"no archive for rocm on linux_arm64, only for cpu, cuda, jetpack5"):
+        choose(release_archives(RELEASE, "", ""), "rocm", "linux_arm64")
+
+
+def test_the_release_of_this_version_is_new_enough_for_us() -> None:
+    wanted = tuple(map(int, OllamaOptions().minimum_version.split(".")))
+    assert tuple(map(int, RELEASE.split("."))) >= wanted
