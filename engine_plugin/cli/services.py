@@ -13,6 +13,7 @@ import click
 
 from engine_plugin.cli.autopull import auto_pull_option, model_to_call
 from engine_plugin.cli.files import STANDARD, check_target, read_bytes, read_text, texts, write_bytes
+from engine_plugin.cli.names import model_names
 from engine_plugin.cli.options import Options, chosen_manifest, global_options, runs
 from engine_plugin.cli.output import print_json, print_table, say
 from engine_plugin.errors import BadGatewayError
@@ -27,7 +28,7 @@ __all__ = ["embed", "image", "rerank", "speak", "transcribe"]
 # A request may have 64 MiB, and base64 makes three bytes four.
 _MOST_AUDIO = 47 * 1024 * 1024
 
-_MODEL = click.option("--model", help="The model. [default: the service's]")
+_MODEL = click.option("--model", shell_complete=model_names, help="The model. [default: the service's]")
 _OUTPUT = click.option(
     "-o", "--output", default=STANDARD, metavar="FILE", help="Where to write. [default: standard output]"
 )

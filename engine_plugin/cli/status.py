@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from engine_plugin.catalogue import ENGINE_STOPPED
+from engine_plugin.cli import cells
 from engine_plugin.cli.options import Options, chosen_manifest, global_options, runs
 from engine_plugin.cli.output import human_size, print_json, print_table, say
 from engine_plugin.errors import EnginePluginError, UnavailableError
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["status"]
 
 _QUICK = 10.0
-_MINUTE = 60
 _STOPPED = "stopped"
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 @click.command()
@@ -51,31 +52,36 @@ async def status(options: Options) -> None:
 
 async def _found(client: PluginClient, record: ServerRecord | None) -> dict[str, Any]:
     """What the plugin tells; what it cannot tell is left empty, and the state says why."""
+    running, state = await _health(client)
     config = await client.get_config(timeout=_QUICK)
     check = await client.check_engine(timeout=_QUICK)
-    # An engine that has a program is one of ours; one that has an address only is somebody else's.
-    attached = bool(config.get("host")) and not config.get("exec_file")
-    try:
-        running, state = True, await client.health_check(timeout=_QUICK)
-    except UnavailableError as error:
-        running, state = False, f"down: {error}" if record or attached else _STOPPED
+    server = "managed" if config.get("exec_file") else "attached" if running else ""
+    shows = server != "managed" and config.get("host")
     return {
         "version": await _or(client.get_version(timeout=_QUICK), ""),
         "software": check.detail,
         "installed": check.installed,
-        "server": "attached" if attached else "managed",
-        "address": f"{config.get('scheme') or 'http'}://{config.get('host')}" if attached else "",
+        "server": server,
+        "address": f"{config.get('scheme') or 'http'}://{config['host']}" if shows else "",
         "running": running,
         "state": state,
         "plugin_address": record.address if record else "",
         "pid": record.pid if record else None,
         "log": record.log if record else "",
-        "loaded": await _or(client.running_models(timeout=_QUICK), []) if running else [],
-        "available": await _or(client.list_models(timeout=_QUICK), []),
+        "loaded": await _or(client.running_models(timeout=_QUICK), None) if running else [],
+        "available": await _or(client.list_models(timeout=_QUICK), None),
     }
 
 
-async def _or(asked: Awaitable[T], otherwise: T) -> T:
+async def _health(client: PluginClient) -> tuple[bool, str]:
+    """Whether the engine serves, and how it is, in words."""
+    try:
+        return True, await client.health_check(timeout=_QUICK)
+    except UnavailableError as error:
+        return False, _STOPPED if str(error) == str(ENGINE_STOPPED.error()) else f"down: {error}"
+
+
+async def _or(asked: Awaitable[T], otherwise: U) -> T | U:
     try:
         return await asked
     except EnginePluginError:
@@ -84,9 +90,10 @@ async def _or(asked: Awaitable[T], otherwise: T) -> T:
 
 def _print(shown: Mapping[str, Any]) -> None:
     version = shown["version"] or ("" if shown["installed"] else "not installed")
+    whose = f"({shown['server']})" if shown["server"] else ""
     served = f" at {shown['plugin_address']} (pid {shown['pid']})" if shown["plugin_address"] else ""
     lines = {
-        "engine": f"{shown['engine']} {version} ({shown['server']})".replace("  ", " "),
+        "engine": " ".join(filter(None, (shown["engine"], version, whose))),
         "state": shown["state"],
         "address": shown["address"],
         "plugin": f"{shown['plugin']}{served}",
@@ -95,47 +102,24 @@ def _print(shown: Mapping[str, Any]) -> None:
     for name, value in lines.items():
         if value:
             click.echo(f"{name + ':':<9}{value}")
-    click.echo()
     if shown["loaded"]:
+        click.echo()
         print_table(("LOADED", "MEMORY", "VRAM", "IDLE"), [_loaded_row(entry) for entry in shown["loaded"]])
-    else:
-        click.echo("no model is in memory")
-    click.echo()
+    elif shown["running"]:
+        click.echo("\nno model is in memory")
     if shown["available"]:
+        click.echo()
         heads = ("AVAILABLE", "SIZE", "CONTEXT", "CAPABILITIES")
         print_table(heads, [_available_row(entry) for entry in shown["available"]])
-    else:
-        click.echo("no model is here; engine-plugin models pull MODEL brings one")
+    elif shown["available"] is not None:
+        click.echo("\nno model is here; engine-plugin models pull MODEL brings one")
 
 
 def _loaded_row(entry: Mapping[str, Any]) -> tuple[str, str, str, str]:
     loaded: Mapping[str, Any] = entry.get("loaded") or {}
-    memory, accelerator = loaded.get("memory") or 0, loaded.get("accelerator_memory") or 0
-    where = human_size(accelerator) if accelerator else ("CPU" if memory else "")
-    return entry.get("name", ""), human_size(memory) if memory else "", where, _idle(loaded)
-
-
-def _idle(loaded: Mapping[str, Any]) -> str:
-    """How long nobody has used it, or how long it stays."""
-    if loaded.get("expires_at"):
-        try:
-            left = (datetime.fromisoformat(loaded["expires_at"]) - datetime.now(UTC)).total_seconds()
-        except (TypeError, ValueError):
-            return ""
-        return f"{_time(left)} left" if left > 0 else "leaving"
-    return _time(loaded["idle_s"]) if isinstance(loaded.get("idle_s"), int | float) else ""
-
-
-def _time(seconds: float) -> str:
-    """Seconds as a person reads them."""
-    if seconds < _MINUTE:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / _MINUTE)
-    return f"{minutes} min" if minutes < 2 * _MINUTE else f"{minutes / _MINUTE:.0f} h"
+    return entry.get("name", ""), cells.memory(loaded), cells.vram(loaded), cells.idle(loaded)
 
 
 def _available_row(entry: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    details: Mapping[str, Any] = entry.get("details") or {}
-    context = details.get("context_length") or 0
-    capabilities = ", ".join(details.get("capabilities") or [entry.get("kind", "")])
-    return entry.get("name", ""), human_size(entry.get("size", 0)), str(context or ""), f"[{capabilities}]"
+    size, tokens = human_size(entry.get("size", 0)), cells.context(entry.get("details") or {})
+    return entry.get("name", ""), size, tokens, f"[{cells.can_do(entry)}]"

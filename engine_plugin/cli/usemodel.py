@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from engine_plugin import catalogue
+from engine_plugin.cli.names import model_names, service_names
 from engine_plugin.cli.options import Options, chosen_manifest, global_options, runs
 from engine_plugin.cli.output import print_json, say
 from engine_plugin.cli.wanted import entry_of
@@ -25,11 +26,12 @@ __all__ = ["use"]
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=model_names)
 @click.option(
     "--service",
     "services",
     multiple=True,
+    shell_complete=service_names,
     metavar="SERVICE",
     help="Only for this service; may be given again. [default: each that needs such a model]",
 )
