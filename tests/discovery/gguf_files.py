@@ -1,0 +1,29 @@
+"""GGUF files that have a header and next to nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import gguf
+import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["write_header"]
+
+
+def write_header(path: Path, architecture: str, context_length: int, template: str | None, tools: str = "") -> Path:
+    """A file that can be inspected, not loaded. `tools` is the template for requests with tools, if it is another."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_context_length(context_length)
+    if template is not None and tools:
+        writer.add_chat_template([{"name": "default", "template": template}, {"name": "tool_use", "template": tools}])
+    elif template is not None:
+        writer.add_chat_template(template)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 8), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
