@@ -186,8 +186,8 @@ class ServerModels:
         """Bring it into memory: a request that asks nothing. Raises ModelNotFoundError."""
         model = await self.get(client, name)
         shape: dict[str, Any] = {"model": model.name, "stream": False}
-        if self._options.keep_alive:
-            shape["keep_alive"] = self._options.keep_alive
+        if keep_alive := self._options.keep_alive:
+            shape["keep_alive"] = int(keep_alive) if keep_alive in ("-1", "0") else keep_alive
         num_ctx = self.facts(model, native=False).num_ctx
         if num_ctx:
             shape["options"] = {"num_ctx": num_ctx}

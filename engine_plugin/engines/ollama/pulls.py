@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,8 @@ __all__ = ["Pulls"]
 _SILENCE = 900.0
 """Seconds without a line after which a pull is given up: a large layer is verified in silence."""
 _COPY = "model:"
+_SUCCESS = "success"
+_STATUS = re.compile(r"^the engine answered \d+: ")
 _NO_HOST = ("no such host", "connection refused", "i/o timeout", "network is unreachable", "dial tcp")
 _FORMS = (
     "Give the name of a model at ollama.com (llama3.2, qwen3:8b) or of a GGUF repository (hf.co/OWNER/NAME), the "
@@ -169,22 +172,30 @@ async def _watched(
 ) -> None:
     """Ask for something that tells of itself line by line, up to its `success`."""
     said = ""
-    async with client.request("POST", path, json.dumps(shape).encode(), model=model) as response:
-        async for line in _lines(response):
-            if "error" in line:
-                raise _failure(line, model)
-            status = str(line.get("status") or "")
-            if status == "success":
-                return
-            digest = line.get("digest")
-            if isinstance(digest, str) and digest and line.get("total"):
-                publish(ChunkProgress(digest, int(line.get("completed") or 0), int(line["total"])))
-            elif status and status != said and not status.startswith("pulling sha256"):
-                said = status
-                publish(Status(status))
+    try:
+        async with client.request("POST", path, json.dumps(shape).encode(), model=model) as response:
+            async for line in _lines(response):
+                if "error" in line:
+                    raise complaint_error(complaint_of_line(line), model)
+                said = _told(line, said, publish)
+                if said == _SUCCESS:
+                    return
+    except BadGatewayError as error:
+        raise _failure(_STATUS.sub("", str(error)), model) from error
     raise PullError(
         f"model: the server stopped pulling {model} without saying why. Pull it again; it keeps what came"
     )
+
+
+def _told(line: dict[str, Any], said: str, publish: Callable[[PullEvent], None]) -> str:
+    """Tell of a line, but not twice in a row of one step; returns the step."""
+    status, digest = str(line.get("status") or ""), line.get("digest")
+    if isinstance(digest, str) and digest and line.get("total"):
+        publish(ChunkProgress(digest, int(line.get("completed") or 0), int(line["total"])))
+        return status
+    if status not in ("", said, _SUCCESS):
+        publish(Status(status))
+    return status or said
 
 
 async def _lines(response: HttpResponse) -> AsyncGenerator[dict[str, Any], None]:
@@ -203,10 +214,8 @@ async def _lines(response: HttpResponse) -> AsyncGenerator[dict[str, Any], None]
             yield line
 
 
-def _failure(line: dict[str, Any], model: str) -> EnginePluginError:
-    """A failure told inside the stream, where the HTTP status was 200 long ago."""
-    complaint = complaint_of_line(line)
-    said = complaint.message
+def _failure(said: str, model: str) -> EnginePluginError:
+    """What the server's words for a failure mean, told inside the stream or not, or the end of the connection."""
     if "file does not exist" in said:
         return ModelNotFoundError(
             f"model: neither ollama.com nor a host in its name has {model!r} ({said}). Look for its name at "
@@ -222,5 +231,4 @@ def _failure(line: dict[str, Any], model: str) -> EnginePluginError:
         )
     if "digest mismatch" in said:
         return PullError(f"model: what came of {model} is not what was asked for ({said}). Pull it again")
-    mapped = complaint_error(complaint, model)
-    return PullError(f"model: {model} cannot be pulled: {said}") if isinstance(mapped, BadGatewayError) else mapped
+    return PullError(f"model: {model} did not come: {said}. Pull it again; the server keeps what came")

@@ -9,14 +9,14 @@ import pytest
 from engine_plugin.engines.ollama.address import ServerAddress
 from engine_plugin.engines.ollama.attachment import Attachment
 from engine_plugin.engines.ollama.options import OllamaOptions
+from tests.ollama.contract.handle import ContractServer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from engine_plugin.engines.ollama.connection import OllamaClient
-    from tests.ollama.contract.handle import ContractServer
 
-__all__ = ["attached", "attachment_to"]
+__all__ = ["attached", "attachment_to", "shared_client", "shared_server"]
 
 
 def attachment_to(url: str, environ: dict[str, str] | None = None, **options: object) -> Attachment:
@@ -33,4 +33,28 @@ async def attached(contract_server: ContractServer) -> AsyncIterator[OllamaClien
         assert client is not None
         yield client
     finally:
+        await attachment.detach()
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContractServer]:
+    """A contract server for those tests of a module that leave its models as they are."""
+    server = ContractServer(tmp_path_factory.mktemp("shared"))
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+async def shared_client(shared_server: ContractServer) -> AsyncIterator[OllamaClient]:
+    """A client of it; what it was asked is counted from here."""
+    attachment = attachment_to(shared_server.url)
+    try:
+        client = await attachment.find()
+        assert client is not None
+        shared_server.forget()
+        yield client
+    finally:
+        shared_server.mend()
         await attachment.detach()

@@ -1,0 +1,217 @@
+"""How models get to a server: every shape of a pull, copies, and files of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_plugin.download.events import ChunkProgress, PullEvent, Status, Success
+from engine_plugin.engines.ollama.models import ServerModels
+from engine_plugin.engines.ollama.options import OllamaOptions
+from engine_plugin.engines.ollama.pulls import Pulls
+from engine_plugin.errors import (
+    AuthError,
+    DownloadError,
+    EnginePluginError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    PreconditionError,
+    PullError,
+    UnavailableError,
+)
+from engine_plugin.models.request import PullRequest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from engine_plugin.engines.ollama.connection import OllamaClient
+    from tests.ollama.contract.handle import ContractServer
+
+
+@pytest.fixture
+async def pulls() -> AsyncIterator[Pulls]:
+    found = Pulls(ServerModels(OllamaOptions()))
+    yield found
+    await found.aclose()
+
+
+async def events_of(pulls: Pulls, client: OllamaClient, request: PullRequest) -> list[PullEvent]:
+    async with aclosing(pulls.pull(client, request)) as events:
+        return [event async for event in events]
+
+
+async def test_a_pull_tells_steps_layers_and_what_came(
+    pulls: Pulls, attached: OllamaClient, contract_server: ContractServer
+) -> None:
+    events = await events_of(pulls, attached, PullRequest("fresh"))
+    said = [event.text for event in events if isinstance(event, Status)]
+    assert said == ["pulling manifest", "verifying sha256 digest", "writing manifest"]
+    layers: dict[str, ChunkProgress] = {}
+    for event in events:
+        if isinstance(event, ChunkProgress):
+            assert event.digest not in layers or event.completed >= layers[event.digest].completed
+            layers[event.digest] = event
+    assert [(layer.completed, layer.total) for layer in layers.values()] == [
+        (size, size) for size in (40_000_000, 8_000_000, 1_500, 480)
+    ]
+    last = events[-1]
+    assert isinstance(last, Success)
+    assert (last.model, last.size) == ("fresh:latest", 48_001_980)
+    assert last.digest.startswith("sha256:")
+    assert "fresh:latest" in contract_server.names()
+    assert contract_server.bodies("/api/pull") == [{"model": "fresh", "insecure": False, "stream": True}]
+
+
+async def test_what_is_here_already_has_no_layers_to_tell_of(pulls: Pulls, shared_client: OllamaClient) -> None:
+    events = await events_of(pulls, shared_client, PullRequest("fault-pull-quiet"))
+    assert not any(isinstance(event, ChunkProgress) for event in events)
+    assert isinstance(events[-1], Success)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        ("nobody-has-this", ModelNotFoundError, "https://ollama.com/search"),
+        ("fault-pull-breaks", PullError, "max retries exceeded: unexpected EOF"),
+        ("fault-pull-no-success", PullError, "stopped pulling fault-pull-no-success without saying why"),
+        ("fault-pull-cut", PullError, "did not come: the engine broke off.*Pull it again"),
+        ("fault-pull-digest", PullError, "is not what was asked for.*digest mismatch"),
+        ("fault-pull-disk", PullError, "disk of the Ollama server is full.*models rm"),
+        ("fault-pull-unauthorized", PullError, "unauthorized: access denied"),
+        ("fault-sign-in", AuthError, "Open https://ollama.com/connect"),
+        ("fault-forbidden", PreconditionError, "OLLAMA_NO_CLOUD"),
+        ("fault-busy", UnavailableError, "busy"),
+        ("fault-crashed", PullError, "did not come: model runner has unexpectedly stopped"),
+        ("not a name", InvalidRequestError, "invalid model name"),
+    ],
+)
+async def test_how_a_pull_fails(
+    pulls: Pulls, shared_client: OllamaClient, name: str, error: type[EnginePluginError], said: str
+) -> None:
+    with pytest.raises(error, match=f"(?s){said}") as caught:
+        await events_of(pulls, shared_client, PullRequest(name))
+    assert type(caught.value) is error
+    if isinstance(caught.value, ModelNotFoundError):
+        assert caught.value.pull == "", "no other pull would help"
+    assert isinstance((await events_of(pulls, shared_client, PullRequest("fresh:1b")))[-1], Success), (
+        "nothing is stuck"
+    )
+
+
+async def test_a_registry_that_cannot_be_reached_names_the_servers_network(
+    pulls: Pulls, shared_client: OllamaClient, shared_server: ContractServer
+) -> None:
+    shared_server.fail("gateway", path="/api/pull")
+    with pytest.raises(DownloadError, match=r"cannot connect.*no such host.*network.*of the Ollama server"):
+        await events_of(pulls, shared_client, PullRequest("fresh"))
+
+
+async def test_concurrent_pulls_are_one(
+    pulls: Pulls, attached: OllamaClient, contract_server: ContractServer
+) -> None:
+    both = await asyncio.gather(
+        events_of(pulls, attached, PullRequest("fresh")), events_of(pulls, attached, PullRequest("fresh"))
+    )
+    assert all(isinstance(events[-1], Success) for events in both)
+    assert len(contract_server.requests("/api/pull")) == 1
+
+
+async def test_leaving_a_pull_closes_it_when_nobody_watches_any_more(
+    pulls: Pulls, attached: OllamaClient, contract_server: ContractServer
+) -> None:
+    first = pulls.pull(attached, PullRequest("fault-pull-gated"))
+    second = pulls.pull(attached, PullRequest("fault-pull-gated"))
+    assert await anext(first) == await anext(second) == Status("pulling manifest")
+    await first.aclose()
+    assert [entry["state"] for entry in contract_server.requests("/api/pull")] == ["open"]
+    await second.aclose()
+    await contract_server.wait("/api/pull", state="left")
+    assert isinstance((await events_of(pulls, attached, PullRequest("fresh")))[-1], Success)
+
+
+async def test_two_sources_for_one_name_do_not_mix(pulls: Pulls, shared_client: OllamaClient) -> None:
+    first = pulls.pull(shared_client, PullRequest("fault-pull-gated"))
+    try:
+        await anext(first)
+        with pytest.raises(PreconditionError, match="is being pulled now from elsewhere"):
+            await events_of(pulls, shared_client, PullRequest("fault-pull-gated", source="model:tiny-chat"))
+    finally:
+        await first.aclose()
+
+
+async def test_a_digest_that_was_asked_for_is_compared(pulls: Pulls, shared_client: OllamaClient) -> None:
+    with pytest.raises(DownloadError, match="expected is sha256:0000"):
+        await events_of(pulls, shared_client, PullRequest("fresh", sha256="0" * 64))
+
+
+async def test_a_copy(pulls: Pulls, shared_client: OllamaClient, shared_server: ContractServer) -> None:
+    [status, done] = await events_of(pulls, shared_client, PullRequest("mine", source="model:tiny-chat"))
+    assert status == Status("copying tiny-chat:latest")
+    assert isinstance(done, Success)
+    assert done.model == "mine:latest"
+    assert {"mine:latest", "tiny-chat:latest"} <= set(shared_server.names())
+    with pytest.raises(ModelNotFoundError, match="nobody"):
+        await events_of(pulls, shared_client, PullRequest("mine", source="model:nobody"))
+
+
+# Files of this machine
+
+BYTES = b"GGUF" + bytes(range(256)) * 40_000
+
+
+@pytest.fixture
+def gguf(tmp_path: Path) -> Path:
+    path = tmp_path / "Some Model.gguf"
+    path.write_bytes(BYTES)
+    return path
+
+
+async def test_a_file_becomes_a_model(
+    pulls: Pulls, shared_client: OllamaClient, shared_server: ContractServer, gguf: Path
+) -> None:
+    digest = hashlib.sha256(BYTES).hexdigest()
+    size = len(BYTES)
+    events = await events_of(pulls, shared_client, PullRequest("own", source=str(gguf), sha256=digest))
+    assert events[0] == Status("reading Some Model.gguf")
+    assert ChunkProgress(f"sha256:{digest}", size, size) in events
+    assert isinstance(events[-1], Success)
+    assert "own:latest" in shared_server.names()
+    [create] = shared_server.bodies("/api/create")
+    assert create == {"model": "own", "files": {"Some Model.gguf": f"sha256:{digest}"}, "stream": True}
+    assert len(shared_server.requests(f"/api/blobs/sha256:{digest}", method="POST")) == 1
+
+    again = await events_of(pulls, shared_client, PullRequest("twin", source=gguf.as_uri()))
+    assert not any(isinstance(event, ChunkProgress) for event in again), "the server has these bytes"
+    assert isinstance(again[-1], Success)
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "said"),
+    [
+        (PullRequest("own", source="/nowhere/x.gguf"), ModelNotFoundError, "there is no file"),
+        (PullRequest("own", source="llama3.2"), InvalidRequestError, "is nothing that Ollama pulls"),
+        (PullRequest("https://example.com/x.gguf"), InvalidRequestError, "is nothing that Ollama pulls"),
+        (PullRequest("own", source="model:"), InvalidRequestError, "the name of a model"),
+        (PullRequest(""), InvalidRequestError, "model: must be a string that is not empty"),
+        (PullRequest("fresh", model_type="levitate"), InvalidRequestError, "model_type"),
+        (PullRequest("fresh", sha256="abc"), InvalidRequestError, "sha256"),
+    ],
+)
+async def test_what_cannot_be_pulled(
+    pulls: Pulls, shared_client: OllamaClient, request_: PullRequest, error: type[EnginePluginError], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        await events_of(pulls, shared_client, request_)
+
+
+async def test_a_file_with_another_digest_is_not_sent(
+    pulls: Pulls, shared_client: OllamaClient, shared_server: ContractServer, gguf: Path
+) -> None:
+    with pytest.raises(DownloadError, match="expected is sha256:0000"):
+        await events_of(pulls, shared_client, PullRequest("own", source=str(gguf), sha256="0" * 64))
+    assert not shared_server.requests("/api/create")
