@@ -68,17 +68,11 @@ class Attachment:
 class Finder:
     """Finds the server that the options, the manifest or this machine's ports name. Used from one event loop."""
 
-    def __init__(
-        self,
-        options: OpenAIOptions,
-        engine_host: str,
-        environ: Mapping[str, str],
-        ports: Sequence[int] = tuple(WELL_KNOWN_PORTS),
-    ) -> None:
+    def __init__(self, options: OpenAIOptions, engine_host: str, environ: Mapping[str, str]) -> None:
         """No I/O. `engine_host` is the manifest's. Raises ValueError for an address that is none."""
         self._options = options
         self._environ = environ
-        self._ports = ports
+        self._ports = WELL_KNOWN_PORTS
         self._tls: ssl.SSLContext | None = None
         self._timeout = _seconds(environ.get(PROBE_TIMEOUT, "")) or options.probe_timeout
         self.named: BaseUrl | None = None
@@ -214,7 +208,7 @@ class Finder:
             raise UnavailableError(str(error)) from error
 
     def _nothing(self) -> UnavailableError:
-        ports = ", ".join(f"{port} ({WELL_KNOWN_PORTS.get(port, 'given')})" for port in self._ports)
+        ports = ", ".join(f"{port} ({whose})" for port, whose in self._ports.items())
         return catalogue.SERVER_DOWN.error(
             server=_NO_SERVER,
             address=f"the ports {ports} of this machine",

@@ -1,0 +1,262 @@
+"""Where the server is, who gets a key, what happens when it is not there, and that it is left as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import ssl
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engine_plugin.certificates import Identity, load_identity
+from engine_plugin.engines.base import HealthState
+from engine_plugin.engines.openai import discovery
+from engine_plugin.engines.openai.address import BaseUrl
+from engine_plugin.engines.openai.engine import OpenAIEngine
+from engine_plugin.engines.openai.keys import key_headers
+from engine_plugin.engines.openai.options import OpenAIOptions
+from engine_plugin.errors import AuthError, ManifestError, PreconditionError, UnavailableError
+from tests.openai.conftest import LIMIT, manifest_of
+from tests.openai.contract import Contract, free_pair
+from tests.openai.test_servers import HELLO, call, models
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.openai.conftest import Attach, Serve
+
+KEY = "sk-only-for-this-test"
+
+
+@pytest.mark.parametrize(
+    ("text", "root", "path"),
+    [
+        ("127.0.0.1:8000", "http://127.0.0.1:8000", ""),
+        ("http://host:8000/", "http://host:8000", ""),
+        ("http://host:8000/v1", "http://host:8000", "/v1"),
+        ("http://host:8000/v1//", "http://host:8000", "/v1"),
+        ("http://host:8000/v3/chat/completions", "http://host:8000", "/v3"),
+        ("https://gate.example/llm/v1", "https://gate.example/llm", "/llm/v1"),
+        ("https://gate.example:443/openai", "https://gate.example/openai", "/openai"),
+        ("HTTP://[::1]:8000/v1", "http://[::1]:8000", "/v1"),
+        ("http://0.0.0.0:8000", "http://127.0.0.1:8000", ""),
+    ],
+)
+def test_base_urls(text: str, root: str, path: str) -> None:
+    base = BaseUrl.parse(text)
+    assert (base.root, base.path) == (root, path)
+
+
+@pytest.mark.parametrize(
+    "text", ["ftp://host", "http://", "http://u:p@host", "http://host:port", "http://host?x=1", "http://host:99999"]
+)
+def test_what_is_no_base_url(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        BaseUrl.parse(text)
+    with pytest.raises(ManifestError, match="base_url"):
+        OpenAIEngine(manifest_of(tmp_path / "p", base_url=text))
+    manifest = manifest_of(tmp_path / "q", text)
+    [problem] = OpenAIEngine.check_options(manifest)
+    assert "provider.engine_host" in problem.what
+    with pytest.raises(ManifestError):
+        OpenAIEngine(manifest)
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "sent"),
+    [
+        ("http://127.0.0.1:8000", {}, False),
+        ("http://localhost:8000", {}, False),
+        ("http://[::1]:8000", {}, False),
+        ("http://127.0.0.1:8000", {"send_key": "always"}, True),
+        ("https://api.example", {}, True),
+        ("https://api.example", {"send_key": "never"}, False),
+        ("https://api.example", {"key_variable": "OTHER"}, False),
+        ("http://10.0.0.7:8000", {"allow_plain_http": True}, True),
+        ("http://10.0.0.7:8000", {"send_key": "never"}, False),
+        ("http://127.0.0.1.example:8000", {"allow_plain_http": True}, True),
+    ],
+)
+def test_who_gets_the_key(url: str, options: dict[str, Any], sent: bool) -> None:
+    headers = key_headers(OpenAIOptions(**options), {"OPENAI_API_KEY": KEY}, BaseUrl.parse(url))
+    assert headers == ({"authorization": f"Bearer {KEY}"} if sent else {})
+
+
+@pytest.mark.parametrize("host", ["10.0.0.7", "localhost.example", "127.0.0.1.example"])
+def test_a_key_goes_to_nobody_in_plain_sight(host: str) -> None:
+    with pytest.raises(PreconditionError, match=r"OPENAI_API_KEY would go .* engine\.allow_plain_http") as caught:
+        key_headers(OpenAIOptions(), {"OPENAI_API_KEY": KEY}, BaseUrl.parse(f"http://{host}:8000"))
+    assert KEY not in str(caught.value)
+
+
+def test_a_key_that_no_header_can_carry() -> None:
+    with pytest.raises(PreconditionError, match="OPENAI_API_KEY: holds characters") as caught:
+        key_headers(OpenAIOptions(), {"OPENAI_API_KEY": f"{KEY}\r\nx: y"}, BaseUrl.parse("https://api.example"))
+    assert KEY not in str(caught.value)
+
+
+async def test_a_key_on_this_machine(serve: Serve, attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = await serve("gateway", key=KEY)
+    with pytest.raises(AuthError, match="OPENAI_API_KEY is not set"):
+        await attach(server).start("")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with pytest.raises(PreconditionError, match="send_key: always"):
+        await attach(server).start("")
+    plugin = attach(server, send_key="always")
+    assert len(await models(plugin)) == 4
+    assert (await call(plugin, "chat", **HELLO))["model"] == "gpt-x"
+    monkeypatch.setenv("OPENAI_API_KEY", "wrong")
+    with pytest.raises(AuthError, match=r"refuses the key \(Incorrect API key provided\)") as caught:
+        await attach(server, send_key="always").start("")
+    assert "wrong" not in str(caught.value)
+
+
+async def test_no_key_is_sent_unasked(serve: Serve, attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    server = await serve("vllm")
+    await call(attach(server), "chat", **HELLO)
+    assert not [head for head in server.heads if "Authorization" in head]
+
+
+async def test_tls(serve: Serve, attach: Attach, tmp_path: Path) -> None:
+    identity = Identity.create()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    load_identity(context, identity, tmp_path)
+    server = await serve("gateway", tls=context)
+    url = f"https://localhost:{server.port}/v1"
+    with pytest.raises(UnavailableError, match=r"self-signed certificate.* engine\.ca_file"):
+        await attach(url).start("")
+    (tmp_path / "ca.pem").write_bytes(identity.certificate_pem)
+    plugin = attach(url, ca_file=str(tmp_path / "ca.pem"))
+    assert (await call(plugin, "chat", **HELLO))["model"] == "gpt-x"
+    with pytest.raises(PreconditionError, match=r"engine\.ca_file"):
+        await attach(url, ca_file=str(tmp_path / "none.pem")).start("")
+
+
+async def test_well_known_ports(serve: Serve, attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
+    silent, other, vllm = free_pair(), await serve("llama-server"), await serve("vllm")
+    other.models[0]["id"] = 7  # no model's list
+    monkeypatch.setattr(other, "root", "/elsewhere")
+    monkeypatch.setattr(discovery, "WELL_KNOWN_PORTS", {silent: "A", other.port: "B", vllm.port: "C"})
+    assert "vLLM" in (await attach("").check()).detail
+    await vllm.stop()
+    with pytest.raises(UnavailableError, match=rf"answers at the ports {silent} \(A\), .*engine_host"):
+        await attach("").start("")
+
+
+async def test_nobody_answers(attach: Attach) -> None:
+    port = free_pair()
+    plugin = attach(f"http://127.0.0.1:{port}/v1")
+    check = await plugin.check()
+    assert check.installed
+    assert "nothing is to be installed, but" in check.detail
+    expected = rf"no OpenAI-compatible server answers at http://127\.0\.0\.1:{port}/v1 \(.+\)\. Start it"
+    with pytest.raises(UnavailableError, match=expected):
+        await plugin.start("")
+    with pytest.raises(UnavailableError, match=expected):
+        await call(plugin, "chat", **HELLO)
+    assert (await plugin.engine.health()).state is HealthState.DEAD
+
+
+async def test_a_server_that_says_nothing(attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(discovery.PROBE_TIMEOUT, "0.1")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        plugin = attach(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
+        with pytest.raises(UnavailableError, match=r"does not answer in 0\.1 s"):
+            await plugin.start("")
+
+
+async def test_the_server_ends_and_comes_back(serve: Serve, attach: Attach) -> None:
+    server = await serve("vllm")
+    plugin = attach(server, connect_retries=0)
+    await call(plugin, "chat", **HELLO)
+    await server.stop()
+    with pytest.raises(UnavailableError, match=r"no vLLM answers at .* Start it: vllm serve MODEL"):
+        await call(plugin, "chat", **HELLO)
+    assert (await plugin.engine.health()).state is HealthState.DEAD
+    await server.start(server.port)
+    assert (await call(plugin, "chat", **HELLO))["model"] == "qwen3-8b"
+    assert (await plugin.health()).state is HealthState.READY
+
+
+async def test_a_short_absence_is_waited_for(serve: Serve, attach: Attach) -> None:
+    server = await serve("vllm")
+    plugin = attach(server, connect_retries=8)
+    await call(plugin, "chat", **HELLO)
+    await server.stop()
+    calling = asyncio.create_task(call(plugin, "chat", **HELLO))
+    await asyncio.sleep(0.03)
+    await server.start(server.port)
+    assert (await calling)["model"] == "qwen3-8b"
+    assert len(server.bodies) == 2
+
+
+async def test_no_request_is_sent_twice(attach: Attach) -> None:
+    """The server takes the request and ends without a word."""
+    posts = 0
+
+    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal posts
+        head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"POST"):
+            posts += 1
+        elif head.startswith(b"GET /v1/models"):
+            body = json.dumps({"data": [{"id": "m"}]}).encode()
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        writer.close()
+
+    listener = await asyncio.start_server(serve_one, "127.0.0.1", 0)
+    async with listener:
+        plugin = attach(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1")
+        with pytest.raises(Exception, match="without an answer"):
+            await call(plugin, "chat", **HELLO)
+    assert posts == 1
+
+
+async def test_a_stop_lets_go(serve: Serve, attach: Attach) -> None:
+    server = await serve("vllm")
+    plugin = attach(server)
+    await call(plugin, "chat", **HELLO)
+    await plugin.stop()
+    with pytest.raises(UnavailableError, match="StartEngine"):
+        await call(plugin, "chat", **HELLO)
+    assert (await plugin.engine.health()).state is HealthState.DEAD
+    assert list(await models(plugin)) == ["qwen3-8b"], "looking is free"
+    await plugin.start("gpu")
+    assert (await call(plugin, "chat", **HELLO))["model"] == "qwen3-8b"
+
+
+async def test_callers_at_once_look_once(serve: Serve, attach: Attach) -> None:
+    server = await serve("vllm")
+    plugin = attach(server)
+    async with asyncio.timeout(LIMIT):
+        await asyncio.gather(*(call(plugin, "chat", **HELLO) for _ in range(20)))
+    assert len(server.bodies) == 20
+    assert len([head for head in server.heads if "Content-Length" not in head]) == 1
+
+
+async def test_no_more_at_once_than_allowed(serve: Serve, attach: Attach) -> None:
+    server = await serve("vllm")
+    server.gate.clear()
+    plugin = attach(server, parallel=1, max_queue=0)
+    first = asyncio.create_task(call(plugin, "chat", **HELLO))
+    async with asyncio.timeout(LIMIT):
+        await server.asked.wait()
+        with pytest.raises(UnavailableError, match="busy"):
+            await call(plugin, "chat", **HELLO)
+        server.gate.set()
+        assert (await first)["model"] == "qwen3-8b"
+
+
+async def test_a_server_without_a_list(attach: Attach) -> None:
+    server = Contract("gateway")
+    server.models = []
+    await server.start()
+    try:
+        plugin = attach(server)
+        assert await models(plugin) == {}
+        assert (await call(plugin, "chat", **HELLO, model="any"))["model"] == "any"
+    finally:
+        await server.stop()

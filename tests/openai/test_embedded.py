@@ -1,0 +1,198 @@
+"""All services attached to our own server for OpenVINO, a process of its own with the samples, a key and TCP."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import pytest
+
+import engine_plugin
+from engine_plugin.engines.base import BidiMessage
+from engine_plugin.engines.openai.engine import OpenAIEngine
+from engine_plugin.engines.processes import guard
+from engine_plugin.engines.processes.python import module_command, module_environ
+from engine_plugin.errors import ModelNotFoundError
+from engine_plugin.plugin import Plugin
+from tests.audio.sounds import speech
+from tests.openai.conftest import manifest_of
+from tests.openai.test_servers import HELLO, call, models, streamed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+pytest.importorskip("openvino_genai")
+
+SAMPLES = Path(engine_plugin.__file__).parent / "samples" / "openvino"
+KEY = "only-for-this-test"
+START_LIMIT = 60.0
+LIMIT = 60.0
+CALCULATORS = {
+    "tiny-chat": ("HttpLLMCalculator", "LLMCalculatorOptions"),
+    "tiny-embed": ("EmbeddingsCalculatorOV", "EmbeddingsCalculatorOVOptions"),
+    "tiny-rerank": ("RerankCalculatorOV", "RerankCalculatorOVOptions"),
+    "tiny-image": ("ImageGenCalculator", "ImageGenCalculatorOptions"),
+    "tiny-transcribe": ("S2tCalculator", "S2tCalculatorOptions"),
+    "tiny-speak": ("T2sCalculator", "T2sCalculatorOptions"),
+}
+
+
+def served(folder: Path) -> Path:
+    """A config.json of all samples."""
+    entries = []
+    for name, (calculator, options) in CALCULATORS.items():
+        path = json.dumps(str(SAMPLES / name))
+        graph = (
+            f'node {{ calculator: "{calculator}" node_options: {{ '
+            f"[type.googleapis.com / mediapipe.{options}]: {{ models_path: {path} }} }} }}"
+        )
+        (folder / f"{name}.pbtxt").write_text(graph)
+        entries.append({"name": name, "base_path": str(folder), "graph_path": f"{name}.pbtxt"})
+    config = folder / "config.json"
+    config.write_text(json.dumps({"mediapipe_config_list": entries, "model_config_list": []}))
+    return config
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """The server, all samples loaded."""
+    folder = Path(tempfile.mkdtemp(prefix="epo-"))
+    settings = {
+        "host": "127.0.0.1",
+        "port": 0,
+        "key": KEY,
+        "config": str(served(folder)),
+        "grpc_port": None,
+        "threads": 1,
+        "max_queue": 64,
+        "cache_dir": "",
+        "memory_limit": 0,
+    }
+    argv = module_command("engine_plugin.engines.openvino.runner", "serve")
+    environ = {**module_environ(os.environ), guard.PARENT_VARIABLE: str(os.getpid())}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, env=environ, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as process:
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(json.dumps(settings).encode() + b"\n")
+            process.stdin.flush()
+            address = json.loads(process.stdout.readline())["address"]
+            number = int(address.rpartition(":")[2])
+            wait_until_loaded(number)
+            yield number
+        finally:
+            process.kill()
+            shutil.rmtree(folder)
+
+
+def wait_until_loaded(port: int) -> None:
+    request = Request(f"http://127.0.0.1:{port}/v3/models", headers={"Authorization": f"Bearer {KEY}"})
+    give_up = time.monotonic() + START_LIMIT
+    found: set[str] = set()
+    while time.monotonic() < give_up:
+        with suppress(URLError, TimeoutError), urlopen(request, timeout=5) as response:  # noqa: S310  # loopback
+            found = {entry["id"] for entry in json.load(response)["data"]}
+            if found == set(CALCULATORS):
+                return
+        time.sleep(0.05)
+    pytest.fail(f"not loaded: {set(CALCULATORS) - found}")
+
+
+@pytest.fixture
+async def plugin(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Plugin]:
+    """Attached; the base URL does not say that the interface is below /v3."""
+    monkeypatch.setenv("THE_KEY", KEY)
+    options = {"key_variable": "THE_KEY", "send_key": "always", "base_url": f"127.0.0.1:{port}"}
+    engine = OpenAIEngine(manifest_of(tmp_path / "p", **options))
+    attached = Plugin(engine.manifest, engine)
+    try:
+        yield attached
+    finally:
+        await attached.aclose()
+
+
+async def test_what_it_is(plugin: Plugin, port: int) -> None:
+    await plugin.start("")
+    assert f"http://127.0.0.1:{port}/v3 serves 6 models" in (await plugin.health()).detail
+    assert {name: model.kind for name, model in (await models(plugin)).items()} == {
+        "tiny-chat": "chat",
+        "tiny-embed": "embed",
+        "tiny-rerank": "rerank",
+        "tiny-image": "text-to-image",
+        "tiny-transcribe": "speech-to-text",
+        "tiny-speak": "text-to-speech",
+    }
+    assert len(await plugin.running_models()) == 6
+
+
+async def test_chat(plugin: Plugin) -> None:
+    answer = await call(plugin, "chat", **HELLO)
+    text = answer["choices"][0]["message"]["content"]
+    assert (answer["object"], answer["model"]) == ("chat.completion", "tiny-chat")
+    told = await streamed(plugin, "chat", **HELLO, stream_options={"include_usage": True})
+    pieces = [choice["delta"].get("content") or "" for event in told for choice in event["choices"]]
+    assert "".join(pieces) == text
+    assert told[-1]["usage"]["completion_tokens"] == answer["usage"]["completion_tokens"]
+
+
+async def test_generate(plugin: Plugin) -> None:
+    answer = await call(plugin, "generate", prompt=["a", "b"], max_tokens=3)
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+    assert len(await streamed(plugin, "generate", prompt="a", max_tokens=3)) > 1
+
+
+async def test_embed(plugin: Plugin) -> None:
+    answer = await call(plugin, "embed", input=["a", "b"])
+    assert [len(entry["embedding"]) for entry in answer["data"]] == [32, 32]
+
+
+async def test_rerank(plugin: Plugin) -> None:
+    request = {"query": "a", "documents": ["b", {"text": "c"}, "d"], "top_n": 2, "return_documents": True}
+    results = (await call(plugin, "rerank", **request))["results"]
+    scores = [result["relevance_score"] for result in results]
+    assert len(scores) == 2
+    assert scores == sorted(scores, reverse=True)
+    assert {result["document"]["text"] for result in results} <= {"b", "c", "d"}
+
+
+async def test_a_picture(plugin: Plugin) -> None:
+    answer = await call(plugin, "text-to-image", prompt="a", size="64*32", num_inference_steps=1, seed=5)
+    assert base64.b64decode(answer["data"][0]["b64_json"]).startswith(b"\x89PNG")
+
+
+async def test_speech(plugin: Plugin) -> None:
+    said = await call(plugin, "text-to-speech", text="hello")
+    heard = await call(plugin, "speech-to-text", audio=said["audio"], response_format="verbose_json")
+    assert heard["duration"] == pytest.approx(said["duration"], abs=0.1)
+    assert isinstance(heard["segments"], list)
+
+
+async def test_live(plugin: Plugin) -> None:
+    async def messages() -> AsyncIterator[BidiMessage]:
+        yield BidiMessage(speech(1.5), "binary", {"format": "pcm", "sample_rate": "16000"})
+        yield BidiMessage(b'{"action": "finish-task"}')
+
+    async with asyncio.timeout(LIMIT), plugin.converse("speech-to-text-ws", messages()) as answers:
+        told = [json.loads(answer.data)["header"]["event"] async for answer in answers]
+    assert (told[0], told[-1]) == ("task-started", "task-finished")
+
+
+@pytest.mark.parametrize(
+    ("service", "request_"), [("chat", HELLO), ("embed", {"input": "a"}), ("text-to-speech", {"text": "a"})]
+)
+async def test_a_model_that_is_not_there(plugin: Plugin, service: str, request_: dict[str, Any]) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"tiny-chats'.* Did you mean tiny-chat\?"):
+        await call(plugin, service, **request_, model="tiny-chats")
+    assert "model" in await call(plugin, "embed", input="a")

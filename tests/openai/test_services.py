@@ -1,0 +1,186 @@
+"""The services on servers of several makers: what is streamed, cancelled, heard and said."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engine_plugin.engines.base import BidiMessage
+from engine_plugin.errors import BadGatewayError, InvalidRequestError, UnavailableError, UnsupportedError
+from tests.audio.sounds import silence, spoken, wav
+from tests.openai.conftest import LIMIT
+from tests.openai.test_servers import HELLO, call, streamed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from engine_plugin.plugin import Plugin
+    from tests.openai.conftest import Attach, Serve
+
+RECORDING = base64.b64encode(wav(bytes(48_000))).decode()
+
+
+async def test_a_stream_passes_untouched(serve: Serve, attach: Attach) -> None:
+    server = await serve("vllm")
+    server.stream = b'data: {"a":  1}\n\n: a comment\n\ndata: [DONE]\n\n'
+    async with attach(server).stream("chat", json.dumps(HELLO).encode()) as chunks:
+        assert b"".join([chunk async for chunk in chunks]) == server.stream
+    assert server.bodies[0]["stream"] is True
+
+
+async def test_generate_streamed(serve: Serve, attach: Attach) -> None:
+    told = await streamed(attach(await serve("vllm")), "generate", prompt="a")
+    assert [event["choices"][0]["text"] for event in told] == ["one ", "two"]
+
+
+@pytest.mark.parametrize(
+    ("stream", "words"),
+    [
+        (
+            b'data: {"a": 1}\n\ndata: {"error": {"message": "it broke", "trace": "x.py"}}\n\ndata: [DONE]\n\n',
+            "it broke",
+        ),
+        (b'data: {"a": 1}\n\n', "before it was done"),
+        (b'data: {"a": 1}\n\ndata: {"b"', "inside an event"),
+    ],
+)
+async def test_a_stream_that_fails(serve: Serve, attach: Attach, stream: bytes, words: str) -> None:
+    server = await serve("vllm")
+    server.stream = stream
+    chunks = b""
+    with pytest.raises(BadGatewayError, match=words) as caught:  # noqa: PT012  # what came before counts
+        async with attach(server).stream("chat", json.dumps(HELLO).encode()) as told:
+            async for chunk in told:
+                chunks += chunk
+    assert chunks == b'data: {"a": 1}\n\n'
+    assert "x.py" not in str(caught.value)
+
+
+async def test_what_does_not_stream(serve: Serve, attach: Attach) -> None:
+    plugin = attach(await serve("gateway"))
+    with pytest.raises(UnsupportedError, match="InvokeService"):
+        await streamed(plugin, "text-to-image", prompt="a", model="m")
+
+
+async def test_nothing_of_the_request_is_lost(serve: Serve, attach: Attach) -> None:
+    server = await serve("vllm")
+    more = {"top_k": 3, "chat_template_kwargs": {"enable_thinking": False}, "seed": 7}
+    await call(attach(server), "chat", **HELLO, **more, keep_alive=None, stream=True)
+    assert server.bodies == [{**HELLO, **more, "model": "qwen3-8b"}]
+
+
+@pytest.mark.parametrize("kind", ["chat", "speech-to-text"])
+async def test_a_cancelled_call_reaches_the_server(serve: Serve, attach: Attach, kind: str) -> None:
+    server = await serve("gateway")
+    server.gate.clear()
+    plugin = attach(server)
+    request: dict[str, Any] = HELLO if kind == "chat" else {"audio": RECORDING}
+    task = asyncio.create_task(call(plugin, kind, **request))
+    async with asyncio.timeout(LIMIT):
+        await server.asked.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await server.cancelled.wait()
+
+
+@pytest.mark.parametrize(
+    ("status", "shape", "error", "words"),
+    [
+        (400, {"error": {"message": "temperature is wrong"}}, InvalidRequestError, "temperature is wrong"),
+        (
+            400,
+            {"error": {"message": "This model's maximum context length is 10 tokens", "code": 400}},
+            InvalidRequestError,
+            "Shorten the request",
+        ),
+        (429, {"error": {"message": "slow down"}}, UnavailableError, "slow down"),
+        (503, {"error": "loading"}, UnavailableError, "loading"),
+        (500, "<html><body>oh</body></html>", BadGatewayError, "500"),
+    ],
+)
+async def test_what_servers_complain_of(
+    serve: Serve, attach: Attach, status: int, shape: Any, error: type[Exception], words: str
+) -> None:
+    server = await serve("vllm")
+    server.refusal = (status, shape)
+    with pytest.raises(error, match=words):
+        await call(attach(server), "chat", **HELLO)
+
+
+# Speech
+
+
+async def test_a_recording(serve: Serve, attach: Attach) -> None:
+    server = await serve("gateway")
+    plugin = attach(server)
+    answer = await call(plugin, "speech-to-text", audio=RECORDING, language="en", response_format="verbose_json")
+    assert (answer["text"], answer["language"], answer["duration"]) == ("one", "english", 1.5)
+    assert answer["segments"] == [{"id": 0, "start": 0.0, "end": 0.5, "text": "one"}]
+    assert server.paths == ["/v1/audio/transcriptions"]
+    assert server.forms[0] == {
+        "model": "whisper-1",
+        "language": "en",
+        "response_format": "verbose_json",
+        "timestamp_granularities[]": "segment",
+        "file": "audio.wav",
+    }
+    ogg = base64.b64encode(b"OggS" + bytes(100)).decode()
+    await call(plugin, "speech-to-text", audio=ogg, task="translate")
+    assert (server.forms[1]["file"], server.paths[1]) == ("audio.ogg", "/v1/audio/translations")
+
+
+async def test_a_model_that_gives_the_text_alone(serve: Serve, attach: Attach) -> None:
+    server = await serve("gateway")
+    server.refuses_details = True
+    plugin = attach(server)
+    for _ in range(2):
+        answer = await call(plugin, "speech-to-text", audio=RECORDING)
+        assert answer["segments"] == [{"id": 0, "start": 0.0, "end": 1.5, "text": "one"}]
+    forms = [form["response_format"] for form in server.forms]
+    assert forms == ["verbose_json", "json", "json"], "it is remembered"
+    assert "timestamp_granularities[]" not in server.forms[1]
+
+
+async def test_live(serve: Serve, attach: Attach) -> None:
+    server = await serve("gateway")
+    plugin = attach(server)
+    sound = silence(0.5) + spoken(0, 6) + silence(1)
+
+    async def messages() -> AsyncIterator[BidiMessage]:
+        yield BidiMessage(sound, "binary", {"format": "pcm", "sample_rate": "16000"})
+        yield BidiMessage(b'{"action": "finish-task"}')
+
+    told = await _converse(plugin, messages())
+    assert (told[0], told[-1]) == ("task-started", "task-finished")
+    assert "result-generated" in told
+    assert server.forms[0]["model"] == "whisper-1"
+
+
+async def _converse(plugin: Plugin, messages: AsyncIterator[BidiMessage]) -> list[str]:
+    async with asyncio.timeout(LIMIT), plugin.converse("speech-to-text-ws", messages) as answers:
+        return [json.loads(answer.data)["header"]["event"] async for answer in answers]
+
+
+async def test_a_voice(serve: Serve, attach: Attach) -> None:
+    server = await serve("gateway")
+    plugin = attach(server, voice="alloy")
+    answer = await call(plugin, "text-to-speech", text="hello")
+    assert answer["duration"] == 0.1
+    assert Path(answer["url"]).parent == plugin.manifest.data_dir / "output"
+    assert server.bodies == [{"model": "tts-1", "input": "hello", "voice": "alloy", "response_format": "wav"}]
+    await call(plugin, "text-to-speech", text="hello", voice="own")
+    assert server.bodies[1]["voice"] == "own"
+
+
+async def test_speech_that_the_server_lacks(serve: Serve, attach: Attach) -> None:
+    plugin = attach(await serve("llama-server"))
+    with pytest.raises(UnsupportedError, match="cannot do speech-to-text"):
+        await call(plugin, "speech-to-text", audio=RECORDING)
+    with pytest.raises(UnsupportedError, match="cannot do text-to-speech"):
+        await call(plugin, "text-to-speech", text="x")
