@@ -197,7 +197,7 @@ def _logprobs(body: dict[str, Any], request: dict[str, Any]) -> None:
 
 def _settings(request: dict[str, Any]) -> dict[str, Any]:
     """Ollama's `options`: what stands there, and what stands in the request itself, which yields to it."""
-    given = request.get("options") or {}
+    given = {} if request.get("options") is None else request["options"]
     if not isinstance(given, dict):
         raise InvalidRequestError("options: must be an object")
     settings: dict[str, Any] = {}

@@ -1,0 +1,71 @@
+"""A server for all tests of a module, and a client of it."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+
+from engine_plugin.engines.audio.decoder import Decoder
+from engine_plugin.engines.http.http1 import Http1Client
+from engine_plugin.engines.ollama import services
+from engine_plugin.engines.ollama.connection import OllamaClient
+from engine_plugin.engines.ollama.options import OllamaOptions
+from tests.ollama.contract.handle import ContractServer
+
+from .shapes import facts_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from engine_plugin.engines.ollama.models import ModelFacts
+
+
+@pytest.fixture(scope="package")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContractServer]:
+    """One contract server for the tests of this package; a test that changes its ways has one of its own."""
+    server = ContractServer(tmp_path_factory.mktemp("ollama"))
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+class Asker:
+    """The services as the engine calls them."""
+
+    def __init__(self, server: ContractServer) -> None:
+        self.server = server
+        self.http = Http1Client(("127.0.0.1", server.port))
+        self.client = OllamaClient(self.http)
+        self.decoder = Decoder(None, {})
+        self.options = OllamaOptions()
+
+    async def call(self, service: str, request: dict[str, Any], facts: ModelFacts | None = None) -> bytes:
+        """One answer."""
+        facts = facts or facts_of(request["model"])
+        return await services.call(self.client, service, request, facts, self.options, self.decoder)
+
+    async def blocks(
+        self, service: str, request: dict[str, Any], facts: ModelFacts | None = None
+    ) -> AsyncIterator[bytes]:
+        """A stream's blocks, to the end."""
+        facts = facts or facts_of(request["model"])
+        async with services.stream(self.client, service, request, facts, self.options) as blocks:
+            async for block in blocks:
+                yield block
+
+    async def collected(self, service: str, request: dict[str, Any], facts: ModelFacts | None = None) -> bytes:
+        """All of a stream."""
+        async with aclosing(self.blocks(service, request, facts)) as blocks:  # type: ignore[type-var]
+            return b"".join([block async for block in blocks])
+
+
+@pytest_asyncio.fixture
+async def ask(server: ContractServer) -> AsyncIterator[Asker]:
+    """The services on the common server."""
+    asker = Asker(server)
+    yield asker
+    asker.http.close()

@@ -1,0 +1,50 @@
+"""Requests, facts and lines as the tests need them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from engine_plugin.engines.http.sse import event_data
+from engine_plugin.engines.ollama.models import ModelFacts
+
+__all__ = ["chat", "chat_line", "data_of", "facts_of", "joined", "line"]
+
+
+def facts_of(name: str = "tiny-chat:latest", *features: str, native: bool = False, **more: Any) -> ModelFacts:
+    """Facts of a model; without features nothing is known of what it can do."""
+    known = {"context_length": None, "num_ctx": None, "parameter_size": ""} | more
+    return ModelFacts(name, "chat", frozenset(features), native=native, **known)
+
+
+def chat(content: Any = "hello", model: str = "tiny-chat:latest", **more: Any) -> dict[str, Any]:
+    """A chat request of one message."""
+    return {"model": model, "messages": [{"role": "user", "content": content}], **more}
+
+
+def line(**fields: Any) -> bytes:
+    """A line as Ollama writes it."""
+    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text.encode() + b"\n"
+
+
+def chat_line(content: str = "", *, done: bool = False, thinking: str = "", **more: Any) -> bytes:
+    """A line of a chat."""
+    message: dict[str, Any] = {"role": "assistant", "content": content}
+    if thinking:
+        message["thinking"] = thinking
+    created = "2026-11-21T10:46:49.782701123Z"
+    return line(model="tiny-chat:latest", created_at=created, message=message, done=done, **more)
+
+
+def data_of(events: bytes) -> list[dict[str, Any]]:
+    """The objects of a stream's events."""
+    return list(event_data(events))
+
+
+def joined(events: bytes, field: str = "content", index: int = 0) -> str:
+    """A text of one choice, put together from its deltas."""
+    choices = [choice for event in data_of(events) for choice in event["choices"] if choice["index"] == index]
+    return "".join(choice.get("delta", choice).get(field) or "" for choice in choices)
