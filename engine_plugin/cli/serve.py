@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from engine_plugin import catalogue
 from engine_plugin.cli.options import Options, chosen_manifest, global_options
 from engine_plugin.cli.output import print_json, say
 from engine_plugin.errors import DeadlineError, PreconditionError
@@ -194,8 +195,8 @@ def _refuse_taken(address: str) -> None:
         return
     path = Path(address.removeprefix("unix:"))
     if path.exists() and not path.is_socket():
-        raise PreconditionError(f"{path} exists and is no socket. Choose another --address.")
+        raise catalogue.ADDRESS_TAKEN.error(address=address, holder="something lies there that is no socket")
     with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
         probe.settimeout(1)
         probe.connect(str(path))
-        raise PreconditionError(f"somebody serves at {address} already. Choose another --address.")
+        raise catalogue.ADDRESS_TAKEN.error(address=address, holder="somebody serves at it already")

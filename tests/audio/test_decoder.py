@@ -277,7 +277,7 @@ async def with_av(folder: Path, code: str, audio: bytes) -> EnginePluginError:
 async def test_no_audio_packages(tmp_path: Path) -> None:
     error = await with_av(tmp_path, "raise ModuleNotFoundError('av', name='av')", b"RIFF")
     assert isinstance(error, PreconditionError)
-    assert "av, which reads audio, is not installed: call InstallEngine" in error.message
+    assert "av, which reads audio, is not installed. Call InstallEngine" in error.message
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")

@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from engine_plugin import catalogue
 from engine_plugin.engines.audio.decode import too_long
 from engine_plugin.engines.audio.pcm import plain_speech, seconds
 from engine_plugin.engines.processes.child import STDIN, STDOUT, ChildProcess
 from engine_plugin.engines.processes.python import module_command, module_environ
-from engine_plugin.errors import BadGatewayError, InvalidRequestError, PreconditionError
+from engine_plugin.errors import BadGatewayError, InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -175,7 +176,7 @@ class Decoder:
 
     async def decode(self, audio: bytes) -> bytes:
         """A whole recording. Raises InvalidRequestError when it is none, too long, or takes too long to decode, and
-        PreconditionError where no audio packages are installed: a WAV of 16 kHz mono s16le needs none."""
+        EngineNotInstalledError where no audio packages are installed: a WAV of 16 kHz mono s16le needs none."""
         if not audio:
             raise InvalidRequestError("audio: is empty")
         plain = plain_speech(audio)
@@ -231,9 +232,8 @@ async def _failure(process: _DecoderProcess, kind: bytes, payload: bytes) -> Exc
     if kind == b"e":
         return InvalidRequestError(f"audio: {text}")
     if kind == b"m":
-        return PreconditionError(
-            f"audio: the Python package {text}, which reads audio, is not installed: "
-            "call InstallEngine (engine-plugin engine install)"
+        return catalogue.NOT_INSTALLED.error(
+            found=f"audio: the Python package {text}, which reads audio, is not installed"
         )
     with suppress(TimeoutError):
         async with asyncio.timeout(1):

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin import catalogue
 from engine_plugin.download.sizes import parameter_size
 from engine_plugin.engines.processes import python
-from engine_plugin.errors import EngineNotInstalledError, PullError
+from engine_plugin.errors import PullError
 from engine_plugin.models.capabilities import features_of_template
 from engine_plugin.models.store import Inspection, ModelStore, bundled_samples
 
@@ -32,7 +33,7 @@ def model_store(root: Path, software: Software) -> ModelStore:
     async def inspect(path: Path) -> Inspection:
         check = software.check()
         if not check.installed:
-            raise EngineNotInstalledError(f"{check.detail}; a model cannot be read before: call InstallEngine")
+            raise catalogue.NOT_INSTALLED.error(found=f"{check.detail}, and a model cannot be read before")
         argv, environ = software.helper("inspect")
         asked = json.dumps({"path": str(path)}).encode() + b"\n"
         status, out, err = await python.run_briefly(argv, environ, asked, _INSPECT_TIMEOUT)
