@@ -250,6 +250,20 @@ async def test_no_more_at_once_than_allowed(serve: Serve, attach: Attach) -> Non
         assert (await first)["model"] == "qwen3-8b"
 
 
+@pytest.mark.parametrize(("status", "words"), [(302, "redirection"), (500, "it answers 500: oh no")])
+async def test_a_server_that_cannot_serve(attach: Attach, status: int, words: str) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = f"HTTP/1.1 {status} X\r\nlocation: https://elsewhere.example/\r\ncontent-length: 5\r\n\r\n"
+        writer.write(head.encode() + b"oh no")
+        writer.close()
+
+    listener = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with listener:
+        with pytest.raises(UnavailableError, match=words):
+            await attach(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}").start("")
+
+
 async def test_a_server_without_a_list(attach: Attach) -> None:
     server = Contract("gateway")
     server.models = []

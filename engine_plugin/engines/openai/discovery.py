@@ -105,8 +105,21 @@ class Finder:
         """The same server with what it says now. Raises as `find` does."""
         return await self._attach(attachment.base, certain=self.named is not None)
 
-    def native(self, attachment: Attachment, port: int) -> Http1Client:
-        """A client of another port of the same host. The caller closes it."""
+    async def require_alive(self, attachment: Attachment) -> None:
+        """Ask the server for its models once more. Raises UnavailableError when it does not answer."""
+        base = attachment.base
+        probe = self.client(attachment, base.port)
+        try:
+            status, body = await self._get(probe, f"{base.path}/models")
+        except UnavailableError as error:
+            raise attachment.down(error) from error
+        finally:
+            probe.close()
+        if status >= 500:
+            raise attachment.down(UnavailableError(_said(status, body)))
+
+    def client(self, attachment: Attachment, port: int) -> Http1Client:
+        """A client of a port of the same host. The caller closes it."""
         base = attachment.base
         return Http1Client((base.host, port), attachment.headers, tls=self._tls if base.scheme == "https" else None)
 
@@ -143,9 +156,8 @@ class Finder:
                 raise _down(base, error) from error
             if status in (401, 403):
                 raise self._about_key(here, complaint_of_body(status, body).message, headers)
-            if status >= 500:
-                what = complaint_of_body(status, body).message
-                raise _down(base, UnavailableError(f"it answers {status}: {what}"))
+            if status >= 500 or 300 <= status < 400:
+                raise _down(base, UnavailableError(_said(status, body)))
             listing = _listing(body) if status == 200 else None
             if listing is not None:
                 return here, listing
@@ -230,6 +242,12 @@ def _down(base: BaseUrl, error: UnavailableError, server: Server | None = None) 
         start="as its maker says" if server is None else server.start,
         otherwise=otherwise,
     )
+
+
+def _said(status: int, body: bytes) -> str:
+    if status < 400:
+        return "it is somewhere else: it answers with a redirection, which is not followed"
+    return f"it answers {status}: {complaint_of_body(status, body).message}"
 
 
 def _listing(body: bytes) -> list[dict[str, Any]] | None:

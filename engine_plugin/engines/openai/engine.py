@@ -142,8 +142,10 @@ class OpenAIEngine(Engine):
         if self._let_go:
             return Health(HealthState.DEAD, str(catalogue.ENGINE_STOPPED.error()))
         try:
-            attachment = await self._look()
+            attachment = await self._attached()
+            await self._finder.require_alive(attachment)
         except EnginePluginError as error:
+            self._forget()
             return Health(HealthState.DEAD, str(error))
         return Health(HealthState.READY, f"{attachment.title} serves {len(attachment.seen.models)} models")
 
@@ -237,7 +239,7 @@ class OpenAIEngine(Engine):
                 f"model: {attachment.title} has its own models, and nothing can be pulled to it from here. Add "
                 f"{name} with the server's own commands; engine-plugin models list shows what there is"
             )
-        http = self._finder.native(attachment, attachment.base.port + 1)
+        http = self._finder.client(attachment, attachment.base.port + 1)
         errors = _Errors(self, attachment, "", name)
 
         async def native(method: str, path: str, body: bytes | None = None) -> Any:
@@ -421,7 +423,6 @@ def _missing(attachment: Attachment, name: str) -> EnginePluginError:
         near=near_names(name, names),
         here=names,
         pull=pull,
-        sources=f"with the own commands of {attachment.title}",
     )
 
 
