@@ -138,7 +138,7 @@ _HEAD = """\
 
 A failure that a person can mend says what it is and what to do, in one line, with the numbers and the commands of the
 moment. This page lists all of them, with an example of each; the numbers are the codes that the host gets. `lint`
-finds what is wrong in a plugin.yaml before anything is started; `status` shows what runs, where, and with which models.
+finds what is wrong in a plugin.yaml before anything is started; `status` shows what runs, where, and which models.
 
 """
 
