@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import secrets
@@ -17,6 +18,7 @@ import pytest_asyncio
 
 from tests.leftovers import marked
 from tests.llamacpp.running import MARK, processes_of
+from tests.ollama.contract.handle import ContractServer
 
 from .embedded import embedded_server
 from .world import World, spawned
@@ -35,7 +37,7 @@ SAMPLES = {
     "text-to-speech": "tiny-speak",
 }
 THREE = {kind: SAMPLES[kind] for kind in ("chat", "embed", "rerank")}
-ENGINES = ("llamacpp", "openvino")
+ENGINES = ("llamacpp", "openvino", "ollama", "openai")
 
 
 async def _llamacpp(stack: AsyncExitStack, place: Path) -> World:
@@ -49,6 +51,14 @@ async def _openvino(stack: AsyncExitStack, place: Path) -> World:
     return await stack.enter_async_context(spawned("openvino", place, SAMPLES, {}, backend="embedded", threads=1))
 
 
+async def _ollama(stack: AsyncExitStack, place: Path) -> World:
+    """Attached to a server that keeps Ollama's contract, found as OLLAMA_HOST says."""
+    server = await asyncio.to_thread(ContractServer, place / "ollama")
+    stack.callback(server.close)
+    models = {"chat": "tiny-chat:latest", "embed": "embed:latest", "speech-to-text": "audio:latest"}
+    return await stack.enter_async_context(spawned("ollama", place, models, {"OLLAMA_HOST": server.address}))
+
+
 async def _openai(stack: AsyncExitStack, place: Path) -> World:
     """Attached to our own embedded server, which listens on a loopback port."""
     pytest.importorskip("openvino_genai", reason="OpenVINO comes with the extra `openvino`")
@@ -58,7 +68,7 @@ async def _openai(stack: AsyncExitStack, place: Path) -> World:
     return await stack.enter_async_context(spawned("openai", place, SAMPLES, {"EMBEDDED_KEY": key}, **changes))
 
 
-MAKE: dict[str, Any] = {"llamacpp": _llamacpp, "openvino": _openvino, "openai": _openai}
+MAKE: dict[str, Any] = {"llamacpp": _llamacpp, "openvino": _openvino, "ollama": _ollama, "openai": _openai}
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package", params=ENGINES)
