@@ -22,10 +22,12 @@ from engine_plugin.engines.ollama.pulls import Pulls
 from engine_plugin.engines.options import option_problems, read_options
 from engine_plugin.engines.shared import SharedWork
 from engine_plugin.errors import (
+    AuthError,
     EngineNotInstalledError,
     EnginePluginError,
     ManifestError,
     ModelInUseError,
+    PreconditionError,
     UnsupportedError,
 )
 
@@ -117,7 +119,7 @@ class OllamaEngine(Engine):
     # Software
 
     async def check(self) -> EngineCheck:
-        if not self._own.running and await self._attached() is not None:
+        if await self._is_theirs():
             return EngineCheck(installed=True, detail=self._whose())
         return await self._own.check() if self._options.server != "attach" else EngineCheck(False, str(self._down()))
 
@@ -133,16 +135,16 @@ class OllamaEngine(Engine):
 
     async def _leaves_software_alone(self) -> bool:
         """Whether the server that is used is installed by somebody else."""
-        if self._options.server == "attach":
-            return True
-        return not self._own.running and await self._attached() is not None
+        return self._options.server == "attach" or await self._is_theirs()
 
-    async def _attached(self) -> OllamaClient | None:
-        """Somebody else's server, whether or not it was let go; one that we cannot talk to is one, too."""
+    async def _is_theirs(self) -> bool:
+        """Whether somebody else's server is there to be used, also one that we were told to let go."""
+        if self._own.running:
+            return False
         try:
-            return await self._found(anew=True)
-        except EnginePluginError:
-            return None
+            return await self._found(anew=True) is not None
+        except (AuthError, PreconditionError):  # there is one, though it does not serve us
+            return True
 
     def _whose(self) -> str:
         """Whose server it is, for who asks about our software."""
@@ -154,11 +156,10 @@ class OllamaEngine(Engine):
         await self._own.init_env()
 
     async def version(self) -> str:
-        if self._own.running or await self._attached() is None:
-            return await self._version_of_ours()
-        return self._attachment.version
-
-    async def _version_of_ours(self) -> str:
+        if await self._is_theirs():
+            if not self._attachment.version:
+                await self._found()  # says why it tells none
+            return self._attachment.version
         if self._options.server == "attach":
             raise EngineNotInstalledError(str(self._down()))
         return await self._own.version()
