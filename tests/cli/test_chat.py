@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,9 +16,11 @@ from engine_plugin.errors import BadGatewayError
 from engine_plugin.manifest import load_manifest
 
 from .conftest import COMMAND, REPOSITORY
+from .showing import use_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from .conftest import Workplace
 
@@ -35,9 +35,7 @@ ENDLESS = REPOSITORY / "tests" / "data" / "gguf" / "tiny-random.gguf"
 @pytest.fixture
 def place(workplace: Workplace) -> Workplace:
     """A workplace whose engine chats, and is installed."""
-    site = Path(workplace.env["PYTHONPATH"].split(os.pathsep)[0])
-    for points in site.glob("*/entry_points.txt"):
-        points.write_text("[engine_plugin.engines]\nfake = tests.cli.chatting:ChattingEngine\n")
+    use_engine(workplace, "chatting:ChattingEngine")
     workplace.data.mkdir(parents=True)
     (workplace.data / "installed").touch()
     return workplace
@@ -324,7 +322,7 @@ def test_ctrl_c_with_a_real_engine(workplace: Workplace) -> None:
         for _ in range(2):
             screen.prompt()
             screen.type("go on" + ENTER)
-            screen.more(2000)
+            screen.more(500)
             screen.type(CTRL_C)
             pressed = time.monotonic()
             screen.until("(interrupted)", 5)
