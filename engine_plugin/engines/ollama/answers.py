@@ -138,6 +138,6 @@ def _base64(vector: bytes) -> bytes:
     try:
         numbers = json.loads(_listed(vector))
         packed = struct.pack(f"<{len(numbers)}f", *numbers)
-    except (ValueError, struct.error):
+    except (ValueError, OverflowError, struct.error):
         raise _strange(vector) from None
     return b'"' + base64.b64encode(packed) + b'"'

@@ -12,7 +12,9 @@ __all__ = ["NativeChat", "NativeEmbed", "NativeGenerate", "native_contract"]
 
 def _check_common(request: dict[str, Any]) -> None:
     optional(request, "options", dict)
-    optional(request, "keep_alive", str, int, float)
+    keep_alive = request.get("keep_alive")
+    if isinstance(keep_alive, bool) or not isinstance(keep_alive, str | int | float | None):
+        raise InvalidRequestError('keep_alive: must be a duration such as "5m", or a number of seconds')
     optional(request, "format", str, dict)
 
 

@@ -17,7 +17,7 @@ from engine_plugin.engines.ollama import metrics
 from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_line
 from engine_plugin.engines.ollama.lines import NOT_DONE, finish_reason, openai_call, openai_logprobs, piece_of
 from engine_plugin.engines.ollama.thinking import ThinkParser
-from engine_plugin.errors import BadGatewayError
+from engine_plugin.errors import BadGatewayError, EnginePluginError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -53,13 +53,14 @@ _TAG_MARKS = (b"<", b"\\u003")  # Go writes `<` as \u003c
 
 class ChoiceWriter:
     """One choice of a stream. `head` are the fields with which each event begins; `tags` says whether `<think>` tells
-    thinking from what is said, as long as the server does not."""
+    thinking from what is said, as long as the server does not; `model` is the server's name of it, for complaints."""
 
-    def __init__(self, service: str, head: dict[str, Any], index: int, *, tags: bool) -> None:
+    def __init__(self, service: str, head: dict[str, Any], index: int, *, tags: bool, model: str = "") -> None:
         self.last: dict[str, Any] = {}
         """The line that said done; {} before it came."""
-        self.error: dict[str, Any] | None = None
-        """The line that said what went wrong."""
+        self.failure: EnginePluginError | None = None
+        """What went wrong: after the events that were written."""
+        self._model = model
         self._service = service
         self._head, self._index = head, index
         self._parser = ThinkParser() if tags else None
@@ -68,6 +69,7 @@ class ChoiceWriter:
         self._logprobs: list[dict[str, Any]] = []  # of text that is held back
         self._field = "content" if service == "chat" else "text"
         self._around = {field: self._around_text(field) for field in (self._field, "reasoning_content")}
+        self._made = tuple(before for before, _ in self._around.values())
         self._forms = (
             (_SAID[service], _setter(*self._around[self._field])),
             (_THOUGHT[service], _setter(*self._around["reasoning_content"])),
@@ -87,19 +89,25 @@ class ChoiceWriter:
                     break  # with the first thinking that the server tells apart, tags are text
         events: list[bytes] = []
         for line in lines.split(b"\n"):
-            if made and line.startswith(b"data: "):
+            if made and line.startswith(self._made):
                 events.append(line + b"\n\n")
             elif line:
-                events += self._line(read_line(line))
-                if self.last or self.error is not None:
+                events += self._line(line)
+                if self.last or self.failure is not None:
                     break
         return b"".join(events)
 
-    def _line(self, line: dict[str, Any]) -> list[bytes]:
-        if "error" in line:
-            self.error = line
+    def _line(self, line: bytes) -> list[bytes]:
+        try:
+            shape = read_line(line)
+            if "error" in shape:
+                raise complaint_error(complaint_of_line(shape), self._model)
+            return self._events(shape, piece_of(self._service, shape))
+        except EnginePluginError as error:
+            self.failure = error
             return self._texts(*self._parser.end()) if self._parser is not None else []
-        piece = piece_of(self._service, line)
+
+    def _events(self, line: dict[str, Any], piece: Piece) -> list[bytes]:
         events = [] if self._begun or self._service != "chat" else [self._event({"role": "assistant", "content": ""})]
         self._begun = True
         self._logprobs += piece.logprobs
@@ -181,7 +189,7 @@ def _encoded(shape: Mapping[str, Any]) -> bytes:
     )
 
 
-async def choice_events(writer: ChoiceWriter, response: HttpResponse, model: str) -> AsyncIterator[bytes]:
+async def choice_events(writer: ChoiceWriter, response: HttpResponse) -> AsyncIterator[bytes]:
     """One choice's events as they come, up to that with its finish_reason.
 
     An error's line becomes an exception, after what came before it; an end without done a BadGatewayError.
@@ -189,8 +197,8 @@ async def choice_events(writer: ChoiceWriter, response: HttpResponse, model: str
     async for lines in whole_lines(response):
         if events := writer.write(lines):
             yield events
-        if writer.error is not None:
-            raise complaint_error(complaint_of_line(writer.error), model)
+        if writer.failure is not None:
+            raise writer.failure
         if writer.last:
             return
     raise BadGatewayError(NOT_DONE)

@@ -28,11 +28,11 @@ _DONE_FIELD = re.compile(rb'"done"\s?:\s?true')
 async def native_events(response: HttpResponse, model: str) -> AsyncGenerator[bytes, None]:
     """The lines as events, up to that with `"done": true`.
 
-    An error's line becomes an exception, after what came before it; an end without done a BadGatewayError.
+    An error's line becomes an exception, after what came before it; so does a line that is no object. An end without
+    done is a BadGatewayError.
     """
     async for lines in whole_lines(response):
-        failed = _ERROR_LINE.search(lines)
-        good = lines[: failed.start()] if failed else lines
+        good = lines[: _first_bad(lines)]
         end = _end_of_done(good)
         if end:
             yield as_events(good[:end])
@@ -40,10 +40,23 @@ async def native_events(response: HttpResponse, model: str) -> AsyncGenerator[by
             return
         if good:
             yield as_events(good)
-        if failed:
-            line = lines[failed.start() :].partition(b"\n")[0]
-            raise complaint_error(complaint_of_line(read_line(line)), model)
+        if len(good) < len(lines):
+            line = read_line(lines[len(good) :].partition(b"\n")[0])
+            raise complaint_error(complaint_of_line(line), model)
     raise BadGatewayError(NOT_DONE)
+
+
+def _first_bad(lines: bytes) -> int:
+    """Where the first line begins that is an error or no object; the lines' length when none does."""
+    failed = _ERROR_LINE.search(lines)
+    if lines.count(b"}\n") != lines.count(b"\n"):
+        start = 0
+        for line in lines.splitlines(keepends=True):
+            if not line.endswith(b"}\n"):
+                break
+            start += len(line)
+        return min(start, failed.start()) if failed else start
+    return failed.start() if failed else len(lines)
 
 
 def _end_of_done(lines: bytes) -> int:

@@ -103,12 +103,15 @@ class _Exchange:
         """The first choice's events, then those of the others, each asked for when the one before it is done."""
         head = answers.answer_head(self._service, request["model"], stream=True)
         tags = answers.parses_tags(request)
-        writers = [ChoiceWriter(self._service, head, index, tags=tags) for index in range(len(others) + 1)]
-        async for block in choice_events(writers[0], first, self._facts.name):
+        writers = [
+            ChoiceWriter(self._service, head, index, tags=tags, model=self._facts.name)
+            for index in range(len(others) + 1)
+        ]
+        async for block in choice_events(writers[0], first):
             yield block
         for writer, single in zip(writers[1:], others, strict=True):
             async with self.sent(single) as response:
-                async for block in choice_events(writer, response, self._facts.name):
+                async for block in choice_events(writer, response):
                     yield block
                 await drained(response)
         wanted = request.get("stream_options")

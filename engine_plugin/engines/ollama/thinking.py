@@ -14,9 +14,9 @@ _CLOSE = "</think>"
 class ThinkParser:
     """Divides a text that comes in pieces; the same text gives the same parts, however it was cut.
 
-    Several blocks are joined, and one that is not closed goes to the end. White space behind a tag is not told, nor
-    is that before a block with which the text begins. Tags are never told, also a `</think>` without a beginning, as
-    a template causes that has opened the block itself.
+    Several blocks are joined, and one that is not closed goes to the end. White space at the beginning of a block is
+    not told, nor is that around a block before anything was said. Tags are never told, also a `</think>` without a
+    beginning, as a template causes that has opened the block itself.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,8 @@ class ThinkParser:
                 self._held = text[at:]
                 return "".join(thought), "".join(said)
             position = at + len(tag)
-            self._thinking, self._after_tag, self._lead = tag == _OPEN, True, ""
+            self._thinking, self._lead = tag == _OPEN, ""
+            self._after_tag = self._thinking or not self._begun
 
     def end(self) -> tuple[str, str]:
         """What was held back: it is no tag."""

@@ -18,7 +18,7 @@ from tests.ollama.contract.handle import ContractServer
 from .shapes import facts_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
     from engine_plugin.engines.ollama.models import ModelFacts
 
@@ -50,7 +50,7 @@ class Asker:
 
     async def blocks(
         self, service: str, request: dict[str, Any], facts: ModelFacts | None = None
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """A stream's blocks, to the end."""
         facts = facts or facts_of(request["model"])
         async with services.stream(self.client, service, request, facts, self.options) as blocks:
@@ -59,7 +59,7 @@ class Asker:
 
     async def collected(self, service: str, request: dict[str, Any], facts: ModelFacts | None = None) -> bytes:
         """All of a stream."""
-        async with aclosing(self.blocks(service, request, facts)) as blocks:  # type: ignore[type-var]
+        async with aclosing(self.blocks(service, request, facts)) as blocks:
             return b"".join([block async for block in blocks])
 
 

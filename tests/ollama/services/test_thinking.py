@@ -31,6 +31,7 @@ def parts(pieces: list[str]) -> tuple[str, str]:
         ("<think>why</think>because", "why", "because"),
         ("\n<think>\nwhy\n</think>\n\nbecause ", "why\n", "because "),
         ("<think>a</think>b<think>c</think>d", "ac", "bd"),
+        ("a <think> b</think> c", "b", "a  c"),
         ("<think>never closed", "never closed", ""),
         ("<think>a <b> c</think>d", "a <b> c", "d"),
         ("<think></think>\n\nhello", "", "hello"),

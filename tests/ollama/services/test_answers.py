@@ -1,0 +1,170 @@
+"""Whole answers: chat completions, completions, embeddings, metrics."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine_plugin.engines.ollama.answers import embeddings_answer, openai_answer
+from engine_plugin.engines.ollama.gather import Whole
+from engine_plugin.engines.ollama.metrics import timings, usage
+from engine_plugin.engines.ollama.native import native_answer
+from engine_plugin.errors import BadGatewayError, InvalidRequestError
+
+FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=32)
+
+
+def completion(service: str, *wholes: Whole, **request: Any) -> dict[str, Any]:
+    shape: dict[str, Any] = json.loads(openai_answer(service, wholes, {"model": "m"} | request))
+    return shape
+
+
+def test_a_chat() -> None:
+    call = {"function": {"name": "look", "arguments": {"a": 1}}}
+    logprob = {"token": "a", "logprob": -1.5, "bytes": [97]}
+    last = {"done_reason": "stop", "prompt_eval_count": 2, "eval_count": 3}
+    answer = completion("chat", Whole(["a", "b"], ["c", "d"], [call], [logprob], last))
+    [choice] = answer["choices"]
+    [told] = choice["message"].pop("tool_calls")
+    assert told.pop("id").startswith("call_")
+    assert told == {"type": "function", "function": {"name": "look", "arguments": '{"a": 1}'}}
+    assert choice == {
+        "index": 0,
+        "message": {"role": "assistant", "content": "ab", "reasoning_content": "cd"},
+        "logprobs": {"content": [{"bytes": [97], "top_logprobs": [], "token": "a", "logprob": -1.5}]},
+        "finish_reason": "tool_calls",
+    }
+    assert answer["object"] == "chat.completion"
+    assert answer["model"] == "m"
+    assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+
+
+def test_completions_of_several_prompts() -> None:
+    first, second = (Whole([text], last={"prompt_eval_count": 2, "eval_count": 1}) for text in "ab")
+    answer = completion("generate", first, first, second, second, n=2)
+    assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == [
+        (0, "a"), (1, "a"), (2, "b"), (3, "b")
+    ]  # fmt: skip
+    assert answer["usage"] == {"prompt_tokens": 4, "completion_tokens": 4, "total_tokens": 8}
+    assert answer["object"] == "text_completion"
+
+
+@pytest.mark.parametrize(
+    ("request_has", "thought", "said"),
+    [
+        ({}, "hm", "yes"),
+        ({"raw": True}, None, "hm</think>yes"),
+        ({"format": "json"}, None, "hm</think>yes"),
+        ({"response_format": {"type": "json_object"}}, None, "hm</think>yes"),
+    ],
+)
+def test_tags(request_has: dict[str, Any], thought: str | None, said: str) -> None:
+    [choice] = completion("generate", Whole(["hm</th", "ink>yes"]), **request_has)["choices"]
+    assert (choice.get("reasoning_content"), choice["text"]) == (thought, said)
+
+
+@pytest.mark.parametrize(
+    ("reason", "wanted"), [("stop", "stop"), ("length", "length"), ("load", "stop"), (None, "stop")]
+)
+def test_why_it_ended(reason: str | None, wanted: str) -> None:
+    [choice] = completion("chat", Whole(last={"done_reason": reason}))["choices"]
+    assert choice["finish_reason"] == wanted
+    assert choice["message"] == {"role": "assistant", "content": ""}
+
+
+def test_native_answers_have_all_in_the_last_line() -> None:
+    call = {"function": {"name": "look", "arguments": {}}}
+    last = {"model": "m", "message": {"role": "assistant", "content": "b", "new": 1}, "done": True, "eval_count": 3}
+    assert json.loads(native_answer("chat", Whole(["a", "b"], ["c"], [call], [{"token": "a"}], last))) == {
+        "model": "m",
+        "message": {"role": "assistant", "content": "ab", "new": 1, "thinking": "c", "tool_calls": [call]},
+        "done": True,
+        "eval_count": 3,
+        "logprobs": [{"token": "a"}],
+    }
+    last = {"model": "m", "response": "", "done": True, "context": [1]}
+    assert json.loads(native_answer("generate", Whole(["a", "b"], last=last))) == last | {"response": "ab"}
+
+
+def test_speeds_are_never_divided_by_zero() -> None:
+    assert timings({}) == {}
+    assert timings({"eval_count": 0, "eval_duration": 0}) == {}
+    assert timings({"eval_count": 5})["predicted_per_second"] == 0
+    told = timings({"eval_count": 5, "eval_duration": 500_000_000, "load_duration": 1_500_000, "total_duration": 9})
+    assert told["predicted_per_second"] == 10
+    assert told["predicted_ms"] == 500
+    assert told["load_ms"] == 1.5
+    assert told["prompt_per_second"] == 0
+
+
+@pytest.mark.parametrize("value", ["5", True, [1]])
+def test_counts_that_are_none(value: Any) -> None:
+    with pytest.raises(BadGatewayError, match="the engine's eval_count"):
+        usage([{"eval_count": value}])
+
+
+# Embeddings
+
+
+def embedded(vectors: list[list[float]], separators: tuple[str, str] = (",", ":"), **more: Any) -> bytes:
+    return json.dumps({"model": "x", "embeddings": vectors, **more}, separators=separators).encode()
+
+
+@given(
+    st.lists(st.lists(FLOATS, min_size=1, max_size=4), min_size=1, max_size=4),
+    st.sampled_from(((",", ":"), (", ", ": "))),
+)
+def test_vectors_stay(vectors: list[list[float]], separators: tuple[str, str]) -> None:
+    request: dict[str, Any] = {"model": "m", "input": ["a"] * len(vectors)}
+    data = embedded(vectors, separators, prompt_eval_count=7, note="]]")
+    answer = json.loads(embeddings_answer(data, request))
+    assert answer == {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)
+        ],
+        "model": "m",
+        "usage": {"prompt_tokens": 7, "total_tokens": 7},
+    }
+    packed = json.loads(embeddings_answer(data, request | {"encoding_format": "base64"}))
+    for entry, vector in zip(packed["data"], vectors, strict=True):
+        assert list(struct.unpack(f"<{len(vector)}f", base64.b64decode(entry["embedding"]))) == vector
+
+
+def test_dimensions_that_a_server_does_not_know() -> None:
+    request = {"model": "m", "input": "a", "dimensions": 3}
+    assert embeddings_answer(embedded([[1, 2, 3]]), request)
+    with pytest.raises(InvalidRequestError, match=r"dimensions: this model gives 2 .* 3"):
+        embeddings_answer(embedded([[1, 2]]), request)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b'{"embeddings":5}',
+        b'{"embeddings":[[1,2]',
+        b'{"embeddings":[[1,2],[3',
+        b'{"embeddings":[[1,2],5]}',
+        b'{"embeddings":[[1,[2]]]}',
+        embedded([]),
+        embedded([[1.0], [2.0]]),
+    ],
+)
+def test_embeddings_that_are_none(data: bytes) -> None:
+    with pytest.raises(BadGatewayError, match="the engine"):
+        embeddings_answer(data, {"model": "m", "input": ["a"]})
+
+
+@pytest.mark.parametrize("data", [b'{"embeddings":[[1e300]]}', b'{"embeddings":[[1,"a"]]}', b'{"embeddings":[[x]]}'])
+def test_numbers_that_are_none(data: bytes) -> None:
+    with pytest.raises(BadGatewayError, match="the engine's embeddings are not understood"):
+        embeddings_answer(data, {"model": "m", "input": "a", "encoding_format": "base64"})

@@ -1,0 +1,74 @@
+"""What native requests must hold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engine_plugin.engines.ollama.contract import native_contract
+from engine_plugin.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from engine_plugin.services import Service
+
+
+def contract_of(service: str) -> Service:
+    contract = native_contract(service)
+    assert contract is not None
+    assert contract.name == service
+    return contract
+
+
+@pytest.mark.parametrize(
+    ("service", "request_data"),
+    [
+        ("chat", {}),
+        ("chat", {"messages": []}),
+        ("chat", {"messages": [{"role": "user", "content": "a", "images": ["aGk="]}], "think": "low"}),
+        ("chat", {"messages": None, "keep_alive": 0, "options": {"seed": 1}, "format": "json", "tools": []}),
+        ("generate", {}),
+        ("generate", {"prompt": "", "keep_alive": "5m"}),
+        ("generate", {"prompt": "a", "suffix": "b", "images": [], "context": [1], "raw": True, "think": False}),
+        ("embed", {"input": "a", "truncate": False, "dimensions": 5}),
+        ("embed", {"input": ["a", "b"], "options": {}, "keep_alive": 1.5}),
+    ],
+)
+def test_what_is_taken(service: str, request_data: dict[str, Any]) -> None:
+    contract = contract_of(service)
+    contract.check(request_data)
+    assert contract.trivial_answer({"model": "m"} | request_data | {"input": ["a"]}) is None
+
+
+@pytest.mark.parametrize(
+    ("service", "request_data", "field"),
+    [
+        ("chat", {"messages": "a"}, "messages"),
+        ("chat", {"messages": [{"content": "a"}]}, r"messages\[0\]"),
+        ("chat", {"tools": {}}, "tools"),
+        ("chat", {"think": 1}, "think"),
+        ("chat", {"options": [1]}, "options"),
+        ("generate", {"prompt": ["a"]}, "prompt"),
+        ("generate", {"images": "a"}, "images"),
+        ("generate", {"keep_alive": True}, "keep_alive"),
+        ("generate", {"format": 5}, "format"),
+        ("embed", {}, "input"),
+        ("embed", {"input": [1]}, r"input\[0\]"),
+        ("embed", {"input": "a", "truncate": "no"}, "truncate"),
+    ],
+)
+def test_what_is_not(service: str, request_data: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^{field}: "):
+        contract_of(service).check(request_data)
+
+
+def test_no_texts_need_no_server() -> None:
+    contract = contract_of("embed")
+    request = {"model": "m", "input": []}
+    contract.check(request)
+    assert contract.trivial_answer(request) == {"model": "m", "embeddings": []}
+
+
+def test_services_without_native_json() -> None:
+    assert native_contract("speech-to-text") is None
+    assert native_contract("rerank") is None
