@@ -48,7 +48,7 @@ async def test_installed_and_asked(place: Place, mirror: Mirror) -> None:
     assert len(mirror.fetched()) == 1
 
 
-async def test_an_upgrade_and_a_way_back(place: Place, mirror: Mirror) -> None:
+async def test_an_upgrade(place: Place, mirror: Mirror) -> None:
     """Every release's file has the same name; the version tells them apart."""
     mirror.publish("0.33.0")
     await place.install(place.software(version="0.33.0", mirror=mirror.url))
@@ -58,8 +58,7 @@ async def test_an_upgrade_and_a_way_back(place: Place, mirror: Mirror) -> None:
     assert newer.find().version == "0.33.1"
     assert place.versions() == ["ollama-0.33.1"]
     assert await place.upgrade(newer) is False
-    assert await place.upgrade(place.software(version="0.33.0", mirror=mirror.url)) is True
-    assert place.switched == ["0.33.0", "0.33.1", "0.33.0"]
+    assert place.switched == ["0.33.0", "0.33.1"]
 
 
 @pytest.mark.parametrize(

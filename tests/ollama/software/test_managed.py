@@ -93,16 +93,6 @@ async def test_it_is_private(place: Place, contract_server: ContractServer, tmp_
     assert not theirs.exists()
 
 
-async def test_models_outlive_it(place: Place) -> None:
-    first = place.own("--bare")
-    await first.server.ensure_ready()
-    await first.server.client().ask("POST", "/api/pull", {"model": "fresh", "stream": False})
-    await first.server.stop()
-    second = place.own("--bare")
-    await second.server.ensure_ready()
-    assert await second.names() == ["fresh:latest"]
-
-
 async def test_options_become_its_environment(place: Place) -> None:
     own = place.own(
         keep_alive="30m", context_length=8192, num_parallel=2, max_loaded_models=3, max_queue=7,
@@ -137,13 +127,8 @@ async def test_it_is_restarted_when_it_dies(place: Place) -> None:
     assert (await own.server.client().ask("GET", "/api/ps"))["models"] == []
     assert (await chat(own, "tiny-chat"))[-1]["done"] is True
     assert "think:8b" in await own.names()
-
-
-async def test_one_that_is_terminated_by_somebody(place: Place) -> None:
-    own = place.own()
-    await own.server.ensure_ready()
-    own.process.terminate()
-    await eventually(lambda: own.server.process.restarts == 1 and own.server.ready)
+    own.process.terminate()  # by somebody who means well
+    await eventually(lambda: own.server.process.restarts == 2 and own.server.ready)
 
 
 async def test_a_death_amid_an_answer_is_named(place: Place) -> None:
@@ -188,13 +173,11 @@ async def test_one_that_is_too_old(place: Place) -> None:
     assert own.server.dead
 
 
-@pytest.mark.parametrize(
-    ("device", "mode", "hidden"), [("CUDA", "auto", None), ("CUDA", "gpu", None), ("CUDA", "cpu", "-1")]
-)
-async def test_it_computes_where_it_should(place: Place, device: str, mode: str, hidden: str | None) -> None:
-    own = place.own("--device", device, mode=mode)
+@pytest.mark.parametrize(("mode", "hidden"), [("gpu", None), ("cpu", "-1")])
+async def test_it_computes_where_it_should(place: Place, mode: str, hidden: str | None) -> None:
+    own = place.own("--device", "CUDA", mode=mode)
     await own.server.ensure_ready()
-    assert own.server.computes_on == (("cpu",) if hidden else (device.lower(),))
+    assert own.server.computes_on == (("cpu",) if hidden else ("cuda",))
     environ = own.process.environ()
     assert environ.get("CUDA_VISIBLE_DEVICES") == environ.get("GGML_VK_VISIBLE_DEVICES") == hidden
 

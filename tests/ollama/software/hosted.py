@@ -1,0 +1,69 @@
+"""The shipped Ollama plugin as a host starts it, over a data directory of the test's own."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from engine_plugin.host import launch
+from tests.llamacpp.running import MARK, REPOSITORY, processes_of
+from tests.ollama.contract.handle import ContractClient
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import psutil
+
+    from engine_plugin.host import PluginClient
+
+__all__ = ["Hosted", "hosted"]
+
+_ARGV = [sys.executable, "-m", "engine_plugin.hosted"]
+_LIMIT = 30.0
+
+
+@dataclass(frozen=True)
+class Hosted:
+    """A plugin's process and its host's side."""
+
+    client: PluginClient
+    environ: dict[str, str]
+
+    async def contract(self) -> ContractClient:
+        """The server of its own that it runs."""
+        host = (await self.client.get_config())["host"]
+        return ContractClient(int(host.rpartition(":")[2]))
+
+    def offspring(self) -> list[psutil.Process]:
+        """Every process below the plugin, wherever it went."""
+        return [each for each in processes_of(self.environ[MARK]) if each.pid != self.client.pid]
+
+    def server(self) -> psutil.Process:
+        """The server itself, below its guard."""
+        return next(
+            each for each in self.offspring() if any(word.endswith("/bin/ollama") for word in each.cmdline()[:3])
+        )
+
+    async def loaded(self) -> list[str]:
+        """The names in GetRunningModels."""
+        return sorted(entry["name"] for entry in await self.client.running_models())
+
+    async def say(self, words: str) -> str:
+        """What chat answers."""
+        request = {"model": "fresh", "messages": [{"role": "user", "content": f"say {words}"}]}
+        text: str = (await self.client.invoke("chat", request))["choices"][0]["message"]["content"]
+        return text
+
+
+async def hosted(root: Path, environ: dict[str, str], **options: Any) -> Hosted:
+    """Launch the plugin; `options` go to the `engine:` section. Whoever asks kills it."""
+    shape = yaml.safe_load((REPOSITORY / "plugins/ollama/plugin.yaml").read_text())
+    shape["engine"] |= {"start_timeout": 15, "stop_timeout": 5, "restart_backoff": 0.02} | options
+    shape["resources"]["data_dir"] = str(root / "data")
+    folder = root / "ollama-plugin"
+    folder.mkdir(exist_ok=True)
+    (folder / "plugin.yaml").write_text(yaml.safe_dump(shape, sort_keys=False))
+    return Hosted(await launch(_ARGV, cwd=folder, env=environ, start_timeout=_LIMIT), environ)

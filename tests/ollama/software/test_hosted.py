@@ -1,0 +1,106 @@
+"""The shipped plugin with an Ollama of its own, as a host has it: nothing, installed, used, upgraded, killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import uuid
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engine_plugin.errors import EnginePluginError, UnavailableError
+from tests.llamacpp.running import MARK, eventually, gone
+
+from .hosted import Hosted, hosted
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.ollama.contract.handle import ContractServer
+    from tests.ollama.contract.release import Mirror
+
+
+@asynccontextmanager
+async def plugin(scratch: Path, **options: Any) -> AsyncIterator[Hosted]:
+    """A plugin for a while; afterwards nothing of it is left."""
+    environ = dict(os.environ) | {MARK: uuid.uuid4().hex}
+    running = await hosted(scratch, environ, **options)
+    try:
+        yield running
+    finally:
+        offspring = running.offspring()
+        await running.client.kill()
+        await eventually(lambda: all(gone(process) for process in offspring))
+
+
+async def test_from_nothing_to_an_answer_and_to_the_next_version(scratch: Path, mirror: Mirror) -> None:
+    mirror.publish("0.33.0", "--runners")
+    async with plugin(scratch, version="0.33.0", mirror=mirror.url) as running:
+        with pytest.raises(UnavailableError, match=r"no Ollama server answers at .*engine-plugin engine install"):
+            await running.client.start_engine()
+        assert not await running.client.check_engine()
+        assert "version 0.33.0" in await running.client.install_engine()
+        assert await running.client.check_engine()
+        await running.client.start_engine()
+        assert await running.client.get_version() == "0.33.0"
+        await running.client.pull_model("fresh")
+        assert [entry["name"] for entry in await running.client.list_models()] == ["fresh:latest"]
+        assert await running.say("good morning") == "good morning"
+        assert await running.loaded() == ["fresh:latest"]
+        assert len(running.offspring()) == 3, "the guard, the server, the process with the model"
+        await running.client.stop_engine()
+        await eventually(lambda: running.offspring() == [])
+
+    mirror.publish("0.33.1", "--fail", "this machine is not for me")
+    async with plugin(scratch, version="0.33.1", mirror=mirror.url) as running:
+        await running.client.start_engine()
+        await running.client.load_model("fresh")
+        former = running.offspring()
+        with pytest.raises(EnginePluginError, match=r"nothing was changed: .*this machine is not for me"):
+            await running.client.upgrade_engine()
+        assert running.offspring() == former
+        assert await running.client.get_version() == "0.33.0"
+        assert await running.say("still here") == "still here"
+        mirror.publish("0.33.1", "--runners")
+        assert "upgraded: " in await running.client.upgrade_engine()
+        assert await running.client.get_version() == "0.33.1"
+        assert all(gone(process) for process in former)
+        assert await running.loaded() == ["fresh:latest"]
+        assert await running.say("good evening") == "good evening"
+
+
+async def test_crashes_and_the_plugins_own_end(
+    scratch: Path, mirror: Mirror, contract_server: ContractServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is killed comes back; a plugin that is killed leaves none, while it answers, too. And the user's
+    own server, which listens elsewhere, is not so much as asked."""
+    monkeypatch.setenv("OLLAMA_HOST", contract_server.address)
+    mirror.publish("0.33.0", "--runners")
+    async with plugin(scratch, server="manage", version="0.33.0", mirror=mirror.url) as running:
+        await running.client.install_engine()
+        await running.client.start_engine()
+        await running.client.pull_model("fault-stall")
+        family = running.offspring()
+        running.server().kill()
+        await eventually(lambda: all(gone(process) for process in family))
+        await running.client.pull_model("fresh")
+        assert await running.say("back again") == "back again"
+        assert (await running.client.health_check()).startswith("ready")
+        await running.client.unload_model("fresh")
+
+        request = {"model": "fault-stall", "messages": [{"role": "user", "content": "hello"}]}
+        asking = asyncio.create_task(running.client.invoke("chat", request))
+        await (await running.contract()).wait("/api/chat", state="open")
+        family = running.offspring()
+        assert len(family) == 3, "the guard, the server, the process with the model"
+        assert running.client.pid is not None
+        os.kill(running.client.pid, signal.SIGKILL)
+        with pytest.raises(EnginePluginError):
+            await asking
+        await eventually(lambda: all(gone(process) for process in family))
+    assert contract_server.process.poll() is None
+    assert contract_server.requests() == []
