@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from engine_plugin.cli import cells
+from engine_plugin.cli.names import model_names
 from engine_plugin.cli.options import Options, chosen_manifest, global_options, run, runs
 from engine_plugin.cli.output import human_size, print_fields, print_json, print_table, say
 from engine_plugin.cli.usemodel import use
@@ -27,6 +28,9 @@ PASSWORD_VARIABLE = "ENGINE_PLUGIN_PULL_PASSWORD"  # noqa: S105 - the name of a 
 _LISTED = ("NAME", "KIND", "SIZE", "CONTEXT", "CAPABILITIES", "QUANT", "MODIFIED")
 _RUNNING = ("NAME", "KIND", "MEMORY", "VRAM", "CONTEXT", "IDLE")
 
+_NONE_HERE = "no model is here; engine-plugin models pull MODEL brings one"
+_NONE_LOADED = "no model is in memory"
+
 
 @click.group()
 @global_options
@@ -42,11 +46,11 @@ async def list_(options: Options) -> None:
     from engine_plugin.cli.session import plugin
 
     async with plugin(options) as client:
-        _print_entries(options, await client.list_models(), _LISTED, _listed_row)
+        _print_entries(options, await client.list_models(), _LISTED, _listed_row, _NONE_HERE)
 
 
 @models.command()
-@click.argument("name")
+@click.argument("name", shell_complete=model_names)
 @global_options
 @runs
 async def show(options: Options, name: str) -> None:
@@ -76,11 +80,11 @@ async def ps(options: Options) -> None:
     from engine_plugin.cli.session import running_plugin
 
     async with running_plugin(options) as client:
-        _print_entries(options, await client.running_models(), _RUNNING, _running_row)
+        _print_entries(options, await client.running_models(), _RUNNING, _running_row, _NONE_LOADED)
 
 
 @models.command()
-@click.argument("name")
+@click.argument("name", shell_complete=model_names)
 @global_options
 @runs
 async def load(options: Options, name: str) -> None:
@@ -93,7 +97,7 @@ async def load(options: Options, name: str) -> None:
 
 
 @models.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=model_names)
 @global_options
 @runs
 async def unload(options: Options, names: tuple[str, ...]) -> None:
@@ -106,7 +110,7 @@ async def unload(options: Options, names: tuple[str, ...]) -> None:
 
 
 @models.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=model_names)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @global_options
 @click.pass_obj
@@ -177,7 +181,7 @@ async def pull(
 
 
 @models.command()
-@click.argument("old")
+@click.argument("old", shell_complete=model_names)
 @click.argument("new")
 @global_options
 @runs
@@ -200,9 +204,12 @@ def _print_entries(
     entries: Sequence[ModelEntry],
     heads: Sequence[str],
     row: Callable[[ModelEntry], Sequence[str]],
+    none: str,
 ) -> None:
     if options.json:
         print_json(entries)
+    elif not entries:
+        say(none)
     else:
         print_table(heads, [row(entry) for entry in entries])
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["progress_display", "show_pull", "steps_display"]
 
-_LINE_EVERY = 10  # percent
+_TENTHS = 10
 _DOWNLOADING = "downloading"
 _QUIET = "pulling manifest"  # Ollama says it at the beginning and again after a model's list of layers is here
 
@@ -59,8 +59,9 @@ def _step_lines(what: str) -> Callable[[int, int], None]:
     def show(step: int, total: int) -> None:
         nonlocal said
         percent = 100 * step // total if total else 100
-        if percent // _LINE_EVERY > said or not total:
-            said = percent // _LINE_EVERY
+        tenth = percent * _TENTHS // 100
+        if tenth > said or not total:
+            said = tenth
             say(f"{what}: step {step}" + (f" of {total}" if total else ""))
 
     return show
@@ -102,8 +103,8 @@ class _Lines:
 
     def __init__(self) -> None:
         self._layers = _Layers()
-        self._status = ""
-        self._tenth = 0
+        self._status = self._share = ""
+        self._total = self._completed = self._tenth = 0
 
     def show(self, step: PullProgress) -> None:
         status = step.get("status", "")
@@ -115,10 +116,19 @@ class _Lines:
             say(status)
             self._status = status
         if counted and (total := self._layers.total):
-            percent = 100 * self._layers.completed // total
-            if percent // _LINE_EVERY > self._tenth:
-                self._tenth = percent // _LINE_EVERY
-                say(f"{percent}% of {human_size(total)}")
+            self._tell(self._layers.completed, total)
+
+    def _tell(self, completed: int, total: int) -> None:
+        if total > self._total:  # one file more is known of: the share falls, and is told of as it grows again
+            self._tenth = min(self._tenth, _TENTHS * self._completed // total)
+        self._completed, self._total = completed, total
+        percent = 100 * completed // total
+        share = f"{percent}% of {human_size(total)}"
+        if percent * _TENTHS // 100 > self._tenth:
+            self._tenth = percent * _TENTHS // 100
+            if share != self._share:
+                say(share)
+                self._share = share
 
 
 @contextmanager

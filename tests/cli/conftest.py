@@ -147,3 +147,16 @@ def workplace(tmp_path: Path) -> Iterator[Workplace]:
             process.kill()
             process.wait(10)
         shutil.rmtree(runtime)
+
+
+@pytest.fixture
+def managed(workplace: Workplace) -> Workplace:
+    """A workplace whose engine is that of managing.py, installed, with models of several kinds."""
+    site = Path(workplace.env["PYTHONPATH"].split(os.pathsep)[0])
+    for points in site.glob("*/entry_points.txt"):
+        points.write_text("[engine_plugin.engines]\nfake = tests.cli.managing:ManagingEngine\n")
+    (workplace.data / "models").mkdir(parents=True)
+    (workplace.data / "installed").touch()
+    for name in ("embedder", "guessed", "nobody-knows", "painter", "tagged:latest"):
+        (workplace.data / "models" / name).write_bytes(b"x" * 10_000)
+    return workplace

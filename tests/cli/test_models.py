@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,13 +28,15 @@ def test_pull_list_rm(workplace: Workplace) -> None:
     assert lines[0].startswith("resolving tiny")
     assert lines[1:] == ["downloading", *(f"{10 * part}% of 10.0 kB" for part in (1, 2, 3, 4, 5, 10))]
     heads, row = workplace.good("models", "list").splitlines()
-    assert heads.split() == ["NAME", "KIND", "SIZE", "QUANT", "MODIFIED"]
-    assert row.split()[:5] == ["tiny", "chat", "10.0", "kB", "Q4_0"]
+    assert heads.split() == ["NAME", "KIND", "SIZE", "CONTEXT", "CAPABILITIES", "QUANT", "MODIFIED"]
+    assert row.split()[:6] == ["tiny", "chat", "10.0", "kB", "chat", "Q4_0"]
     [entry] = json.loads(workplace.good("--json", "models", "list"))
     assert entry["size"] == 10_000
     assert workplace.good("models", "rm", "tiny") == "deleted tiny\n"
     assert workplace.bad(3, "models", "rm", "tiny") == "engine-plugin: model: no model is called 'tiny'\n"
     assert json.loads(workplace.good("models", "list", "--json")) == []
+    done = workplace.run("models", "list")
+    assert (done.stdout, done.stderr) == ("", "no model is here; engine-plugin models pull MODEL brings one\n")
 
 
 def test_pull_options_reach_the_engine(workplace: Workplace) -> None:
@@ -133,3 +136,104 @@ def test_rm_asks_at_a_terminal(workplace: Workplace) -> None:
     assert "tiny" in workplace.good("models", "list")
     assert at_terminal(workplace, "models", "rm", "tiny", typed="y\n")[0] == 0
     assert "tiny" not in workplace.good("models", "list")
+
+
+def rows(table: str) -> list[list[str]]:
+    """The lines of a table, and their cells: two spaces or more stand between them."""
+    return [[cell for cell in re.split(r"  +", line.strip()) if cell] for line in table.splitlines()]
+
+
+def test_list_tells_what_models_can_do(managed: Workplace) -> None:
+    table = managed.good("models", "list")
+    assert [row[:5] for row in rows(table)[:3]] == [
+        ["NAME", "KIND", "SIZE", "CONTEXT", "CAPABILITIES"],
+        ["embedder", "embed", "10.0 kB", "512", "embedding"],
+        ["guessed", "chat", "10.0 kB", "~8192", "completion"],
+    ]
+    assert rows(table)[5][:5] == ["tagged:latest", "chat", "10.0 kB", "40960", "completion, tools"]
+    starts = {line.index("10.0 kB") for line in table.splitlines()[1:]}
+    assert starts == {table.index("SIZE")}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such file name there")
+def test_a_name_moves_no_cursor(managed: Workplace) -> None:
+    (managed.data / "models" / "\x1b[2Jevil\n").touch()
+    table = managed.good("models", "list")
+    assert "\x1b" not in table
+    assert len(table.splitlines()) == 7
+    assert "\N{REPLACEMENT CHARACTER}[2Jevil" in table
+
+
+def test_show(managed: Workplace) -> None:
+    manifest = managed.plugin / "plugin.yaml"
+    manifest.write_text(manifest.read_text().replace("default_model: tiny", "default_model: guessed"))
+    shown = dict(line.split(":", 1) for line in managed.good("models", "show", "guessed").splitlines())
+    facts = {name: value.strip() for name, value in shown.items()}
+    assert facts | {"modified": ""} == {
+        "name": "guessed",
+        "kind": "chat",
+        "size": "10.0 kB",
+        "capabilities": "completion",
+        "context": "~8192 tokens (estimate)",
+        "format": "bin",
+        "family": "fake",
+        "parameters": "1M",
+        "quantization": "Q4_0",
+        "digest": "sha256:00",
+        "modified": "",
+        "in memory": "2.0 GB, 1.5 GB, 5 min left",
+        "default for": "chat",
+    }
+    entry = json.loads(managed.good("models", "show", "tagged", "--json"))
+    assert (entry["name"], entry["running"], entry["loaded"], entry["default_for"]) == (
+        "tagged:latest",
+        False,
+        {},
+        [],
+    )
+    assert entry["details"]["capabilities"] == ["completion", "tools"]
+
+
+def test_copy(managed: Workplace) -> None:
+    assert managed.good("models", "copy", "tagged", "mine") == "copied tagged to mine\n"
+    assert (managed.data / "models" / "mine").stat().st_size == 10_000
+    assert managed.bad(3, "models", "copy", "gone", "new") == "engine-plugin: model: no model is called 'gone'\n"
+
+
+def test_the_layers_of_a_pull_are_summed(managed: Workplace) -> None:
+    done = managed.run("models", "pull", "new")
+    assert (done.returncode, done.stdout) == (0, "pulled new\n")
+    # A layer is known of when its turn comes.
+    assert done.stderr.splitlines() == [
+        "downloading",
+        *("25% of 6.0 kB", "50% of 6.0 kB", "75% of 6.0 kB", "100% of 6.0 kB"),
+        *("75% of 9.0 kB", "83% of 9.0 kB", "91% of 9.0 kB", "100% of 9.0 kB"),
+        "100% of 10.0 kB",
+        "verifying sha256 digest",
+    ]
+
+
+def test_memory_needs_an_engine_that_runs(managed: Workplace) -> None:
+    said = managed.bad(4, "models", "ps")
+    assert "is not running, so no model is in memory. Start it: engine-plugin engine start" in said
+    managed.good("engine", "start")
+    try:
+        assert rows(managed.good("models", "ps")) == [
+            ["NAME", "KIND", "MEMORY", "VRAM", "CONTEXT", "IDLE"],
+            ["embedder", "embed", "500.0 kB", "CPU", "12 s"],
+            ["guessed", "chat", "2.0 GB", "1.5 GB", "4096", "5 min left"],
+        ]
+        assert managed.good("models", "load", "tagged") == "loaded tagged\n"
+        assert json.loads(managed.good("models", "unload", "tagged", "--json")) == {"unloaded": ["tagged"]}
+    finally:
+        managed.good("engine", "stop")
+
+
+@posix
+def test_a_terminal_gets_one_bar_for_all_layers(managed: Workplace) -> None:
+    status, shown = at_terminal(managed, "models", "pull", "new")
+    assert status == 0
+    assert "10.0/10.0 kB" in shown
+    assert shown.count("verifying sha256 digest") == 1
+    assert "pulling manifest" not in shown
+    assert "3.0 kB" not in shown

@@ -1,0 +1,66 @@
+"""The models of an Ollama that is somebody else's, without a server of ours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_plugin.manifest import load_manifest
+from tests.ollama.contract.handle import ContractServer
+
+from .conftest import REPOSITORY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from .conftest import Workplace
+
+
+@pytest.fixture
+def ollama(workplace: Workplace, tmp_path: Path) -> Iterator[ContractServer]:
+    """A contract server, and the workplace's plugin as the one for Ollama."""
+    shutil.copy(REPOSITORY / "plugins" / "ollama" / "plugin.yaml", workplace.plugin / "plugin.yaml")
+    for name in [name for name in workplace.env if name.startswith("OLLAMA_")]:
+        del workplace.env[name]
+    server = ContractServer(tmp_path / "ollama")
+    try:
+        workplace.env["OLLAMA_HOST"] = server.address
+        yield server
+    finally:
+        server.close()
+
+
+def test_memory_of_an_engine_that_is_somebody_elses(workplace: Workplace, ollama: ContractServer) -> None:
+    assert workplace.good("models", "load", "tiny-chat") == "loaded tiny-chat\n"
+    [entry] = json.loads(workplace.good("models", "ps", "--json"))
+    assert entry["name"] == "tiny-chat:latest"
+    assert entry["loaded"]["memory"] > 0
+    assert workplace.good("models", "unload", "tiny-chat") == "unloaded tiny-chat\n"
+    assert ollama.ask("GET", "/api/ps")["models"] == []
+    ollama.close()
+    assert "ollama" in workplace.bad(4, "models", "ps").lower()
+
+
+def test_pull_copy_use_and_pull_before_a_call(workplace: Workplace, ollama: ContractServer) -> None:
+    done = workplace.run("models", "pull", "fresh")
+    assert (done.returncode, done.stdout) == (0, "pulled fresh:latest\n")
+    assert "pulling manifest" not in done.stderr
+    assert "100% of 48.0 MB" in done.stderr.splitlines()
+    assert workplace.good("models", "copy", "fresh", "mine:1b") == "copied fresh to mine:1b\n"
+    assert "mine:1b" in ollama.names()
+    before = (workplace.plugin / "plugin.yaml").read_text()
+    workplace.good("models", "use", "mine:1b")
+    services = load_manifest(workplace.plugin / "plugin.yaml").services
+    assert {name: spec.default_model for name, spec in services.items() if spec.default_model} == {
+        "chat": "mine:1b",
+        "generate": "mine:1b",
+    }
+    now = (workplace.plugin / "plugin.yaml").read_text().splitlines(keepends=True)
+    assert "".join(line for line in now if line != "    default_model: mine:1b\n") == before
+    done = workplace.run("embed", "a", "--model", "fresh:1b", "--auto-pull")
+    assert done.stderr.startswith("fresh:1b is not here: pulling it\n")
+    assert "fresh:1b" in ollama.names()
