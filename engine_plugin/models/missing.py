@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -17,7 +15,23 @@ if TYPE_CHECKING:
 
 __all__ = ["MissingModels"]
 
-log = logging.getLogger(__name__)
+
+class _Wait:
+    """The calls that wait for one model: what one of them hears of its pull is told once."""
+
+    def __init__(self, tell: Callable[[str | ChunkProgress], None]) -> None:
+        self.callers = 0
+        self._tell = tell
+        self._told: set[str] = set()
+
+    def tell(self, event: PullEvent | str) -> None:
+        if isinstance(event, ChunkProgress):  # how often these are worth a line is for `tell` to know
+            self._tell(event)
+        elif isinstance(event, Status | str):
+            text = event if isinstance(event, str) else event.text
+            if text not in self._told:
+                self._told.add(text)
+                self._tell(text)
 
 
 class MissingModels:
@@ -31,26 +45,25 @@ class MissingModels:
         """`teller` makes one that is told each step of one pull, and how far it is."""
         self._pull = pull
         self._teller = teller
-        self._waiting: Counter[str] = Counter()
+        self._waiting: dict[str, _Wait] = {}
 
     async def fetch(self, name: str) -> None:
-        """Pull the model, or wait for the pull of it that another call began; only the first tells of it.
+        """Pull the model, or wait for the pull of it that another call began.
 
         A caller that is cancelled leaves the pull to the others; when the last one leaves, what arrived is kept.
         Raises what the pull raises.
         """
-        tell = None if self._waiting[name] else self._teller()
-        self._waiting[name] += 1
+        wait = self._waiting.get(name)
+        if wait is None:
+            wait = self._waiting[name] = _Wait(self._teller())
+        wait.callers += 1
         try:
-            if tell is not None:
-                tell(f"{name} is not here: pulling it for the call that needs it")
+            wait.tell(f"{name} is not here: pulling it for the call that needs it")
             async with aclosing(self._pull(PullRequest(model=name))) as events:
                 async for event in events:
-                    if tell is not None and isinstance(event, Status | ChunkProgress):
-                        tell(event if isinstance(event, ChunkProgress) else event.text)
-            if tell is not None:
-                tell(f"{name} is here")
+                    wait.tell(event)
+            wait.tell(f"{name} is here")
         finally:
-            self._waiting[name] -= 1
-            if not self._waiting[name]:
+            wait.callers -= 1
+            if not wait.callers:
                 del self._waiting[name]
