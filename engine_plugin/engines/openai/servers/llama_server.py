@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine_plugin.engines.openai.servers.base import Found, Glance, Seen, Server, number_of, text_of
+from engine_plugin.engines.openai.servers.base import Found, Glance, Seen, Server, kind_by_name, number_of, text_of
 from engine_plugin.models.capabilities import features_of_template
 from engine_plugin.models.info import Capabilities, Loaded
 
@@ -39,12 +39,14 @@ def _found(entry: Mapping[str, Any], props: Mapping[str, Any]) -> Found:
     settings = props.get("default_generation_settings")
     context = number_of(settings, "n_ctx") if isinstance(settings, dict) else 0
     count = number_of(meta, "n_params")
+    chats = kind_by_name(text_of(entry, "id")) == "chat"  # models of other kinds may have a chat template, too
+    features = _features(props) if chats else ()
     return Found.of(
         entry,
         size=number_of(meta, "size"),
         format="gguf",
         parameter_size=_parameters(count),
-        engine=Capabilities(_features(props), context or number_of(meta, "n_ctx_train")),
+        engine=Capabilities(features, context or number_of(meta, "n_ctx_train")),
         loaded=Loaded(context_length=context),
     )
 
