@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
+
+from engine_plugin.engines.ollama.address import ServerAddress
 
 from .contract.handle import ContractServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["contract_server", "ollama_environment"]
+__all__ = ["Ollama", "any_ollama", "contract_server", "ollama_environment"]
+
+_HOST, _MODEL = "OLLAMA_TEST_HOST", "OLLAMA_TEST_MODEL"
 
 
 @pytest.fixture(autouse=True)
@@ -30,5 +35,46 @@ def contract_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contra
     server = ContractServer(tmp_path_factory.mktemp("ollama"))
     try:
         yield server
+    finally:
+        server.close()
+
+
+@dataclass(frozen=True)
+class Ollama:
+    """A server that speaks Ollama's contract, and a chat model that it has."""
+
+    url: str
+    model: str
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", f"real_ollama: asks the Ollama that {_HOST} names, with model ${_MODEL}")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "contract",
+        pytest.param(
+            "real",
+            marks=[
+                pytest.mark.real_ollama,
+                pytest.mark.skipif(not os.environ.get(_HOST), reason=f"{_HOST} names no Ollama"),
+            ],
+        ),
+    ],
+)
+def any_ollama(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ollama]:
+    """The contract server, and after it the real one when there is one: the same must hold for both.
+
+    Nothing is pulled there, and what a test makes there it deletes.
+    """
+    if request.param == "real":
+        address = ServerAddress.parse(os.environ[_HOST])
+        yield Ollama(address.url, os.environ.get(_MODEL, "smollm2:135m"))
+        return
+    server = ContractServer(tmp_path_factory.mktemp("any"))
+    try:
+        yield Ollama(server.url, "tiny-chat:latest")
     finally:
         server.close()
