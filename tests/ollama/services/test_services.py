@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines.audio.pcm import wav_header
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError, UnsupportedError
 
 from .shapes import chat, data_of, facts_of, joined
@@ -152,7 +150,6 @@ async def test_a_model_that_is_not_there(ask: Asker) -> None:
         ("chat", chat("hello", "missing:latest")),
         ("generate", {"model": "missing:latest", "prompt": "a"}),
         ("embed", {"model": "missing:latest", "input": "a"}),
-        ("speech-to-text", {"model": "missing:latest", "audio": RECORDING}),
     ):
         with pytest.raises(ModelNotFoundError) as caught:
             await ask.call(service, request)
@@ -171,31 +168,3 @@ async def test_the_server_gets_what_it_wants(ask: Asker, server: ContractServer)
         "options": {"num_predict": 2, "num_ctx": 4096},
         "keep_alive": -1,
     }
-
-
-# Speech to text
-
-SAMPLES = bytes(range(256)) * 200
-RECORDING = base64.b64encode(wav_header(len(SAMPLES)) + SAMPLES).decode()
-
-
-@pytest.mark.parametrize("audio", [RECORDING, f"data:audio/wav;base64,{RECORDING}"])
-async def test_a_wav_goes_as_it_is(ask: Asker, server: ContractServer, audio: str) -> None:
-    request = {"model": "audio:latest", "audio": audio, "language": "en"}
-    got = await answer(ask, "speech-to-text", request)
-    size = len(base64.b64decode(RECORDING))
-    assert got["text"] == f"I heard {size} bytes in en"
-    assert got["segments"] == [{"id": 0, "start": 0.0, "end": 1.6, "text": got["text"]}]
-    assert server.bodies("/v1/audio/transcriptions")[-1]["model"] == "audio:latest"
-    subtitles = await answer(ask, "speech-to-text", request | {"response_format": "srt"})
-    assert subtitles["text"].startswith("1\n00:00:00,000 --> 00:00:01,600\nI heard")
-
-
-async def test_ollama_does_not_translate(ask: Asker) -> None:
-    with pytest.raises(UnsupportedError, match="task: Ollama transcribes"):
-        await ask.call("speech-to-text", {"model": "audio:latest", "audio": RECORDING, "task": "translate"})
-
-
-async def test_what_is_no_sound(ask: Asker) -> None:
-    with pytest.raises(InvalidRequestError, match="audio: "):
-        await ask.call("speech-to-text", {"model": "audio:latest", "audio": "!!!"})
