@@ -58,8 +58,9 @@ class ModelFacts:
 
     `name` is the server's name of it, `features` are words of FEATURES. `context_length` is what it was made for in
     tokens, when the server or plugin.yaml says so (never an estimate). `num_ctx` is what to ask for, None for
-    whatever the server has: asking for all that a model can take would cost memory nobody wanted spent. `native`
-    says that the host speaks Ollama's own JSON.
+    whatever the server has: asking for all that a model can take would cost memory nobody wanted spent; `num_thread`
+    is of that kind, too. A load and the calls after it must ask for the same, or the server loads the model again.
+    `native` says that the host speaks Ollama's own JSON.
     """
 
     name: str
@@ -69,6 +70,7 @@ class ModelFacts:
     num_ctx: int | None
     parameter_size: str
     native: bool
+    num_thread: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,7 @@ class ServerModels:
             num_ctx=self._num_ctx(model, known),
             parameter_size=model.details.parameter_size,
             native=native,
+            num_thread=self._options.threads or None,
         )
 
     # What is done with one
@@ -188,9 +191,10 @@ class ServerModels:
         shape: dict[str, Any] = {"model": model.name, "stream": False}
         if keep_alive := self._options.keep_alive:
             shape["keep_alive"] = int(keep_alive) if keep_alive in ("-1", "0") else keep_alive
-        num_ctx = self.facts(model, native=False).num_ctx
-        if num_ctx:
-            shape["options"] = {"num_ctx": num_ctx}
+        facts = self.facts(model, native=False)
+        asked = {"num_ctx": facts.num_ctx, "num_thread": facts.num_thread}
+        if settings := {key: value for key, value in asked.items() if value is not None}:
+            shape["options"] = settings
         path, nothing = ("/api/embed", "input") if model.kind == "embed" else ("/api/chat", "messages")
         await client.ask("POST", path, {**shape, nothing: []}, model=model.name, within=_LOAD_PATIENCE)
 

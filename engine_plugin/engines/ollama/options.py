@@ -28,6 +28,9 @@ def _duration() -> str:
 class OllamaOptions(ServerOptions):
     """Each field is a key below `engine:`. Times are seconds; docs/ollama.md explains each to a packager."""
 
+    transport: str = field(default="auto", metadata={"choices": ("auto", "tcp")})
+    """Ollama listens on TCP only: our own server has a loopback port."""
+
     # Which server
 
     server: str = field(default="auto", metadata={"choices": ("auto", "attach", "manage")})

@@ -131,6 +131,8 @@ def upstream(service: str, request: dict[str, Any], facts: ModelFacts, options: 
     settings = _settings(request)
     if facts.num_ctx is not None:
         settings.setdefault("num_ctx", facts.num_ctx)
+    if facts.num_thread is not None:
+        settings.setdefault("num_thread", facts.num_thread)
     if settings:
         body["options"] = settings
     _keep_alive(body, options)

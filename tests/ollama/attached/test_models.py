@@ -270,9 +270,11 @@ async def test_one_that_stays_for_ever_has_no_end(attached: OllamaClient) -> Non
 async def test_a_load_asks_for_the_context_that_calls_will_ask_for(
     attached: OllamaClient, contract_server: ContractServer
 ) -> None:
-    models = models_with(context_length=2048)
+    models = models_with(context_length=2048, threads=3)
     await models.load(attached, "tiny-chat")
-    assert contract_server.bodies("/api/chat")[0]["options"] == {"num_ctx": 2048}
+    assert contract_server.bodies("/api/chat")[0]["options"] == {"num_ctx": 2048, "num_thread": 3}
+    facts = models.facts(await models.get(attached, "tiny-chat"), native=False)
+    assert (facts.num_ctx, facts.num_thread) == (2048, 3)
     [model] = await models.running(attached)
     assert model.loaded is not None
     assert model.loaded.context_length == 2048
