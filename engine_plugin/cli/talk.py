@@ -146,8 +146,8 @@ class _Talk:
             self._pictures.clear()
 
     async def _change_model(self, name: str) -> None:
-        if name and await self._interrupts.run(self._load(name)):
-            self._conversation.settings.model = name
+        if name:
+            await self._interrupts.run(self._load(name))
         say(f"{self._model()} answers")
 
     async def _load(self, name: str) -> None:
@@ -157,6 +157,7 @@ class _Talk:
                 await self._client.load_model(name)
             except UnsupportedError:
                 pass  # somebody else's server, which loads what is asked
+        self._conversation.settings.model = name
 
     def _change_system(self, text: str) -> None:
         settings = self._conversation.settings

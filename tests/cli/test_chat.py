@@ -14,6 +14,7 @@ import yaml
 from engine_plugin.cli.conversation import Conversation, Picture, Piece, Settings, piece_of
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.manifest import load_manifest
+from tests.ollama.contract.handle import ContractServer
 
 from .conftest import COMMAND, REPOSITORY
 from .showing import use_engine
@@ -332,6 +333,42 @@ def test_ctrl_c_with_a_real_engine(workplace: Workplace) -> None:
         screen.type(CTRL_D)
         assert screen.end() == 0
         assert screen.modes_now == screen.modes
+
+
+@terminal
+@pytest.mark.parametrize("flavor", ["openai", "ollama"])
+async def test_a_conversation_with_an_ollama(workplace: Workplace, tmp_path: Path, flavor: str) -> None:
+    """In both flavours: what it thinks comes before what it says, and Ctrl-C closes what it is asked."""
+    manifest = (REPOSITORY / "plugins/ollama/plugin.yaml").read_text()
+    (workplace.plugin / "plugin.yaml").write_text(
+        manifest.replace("config_ref: openai:chat", f"config_ref: {flavor}:chat")
+    )
+    server = ContractServer(tmp_path / "ollama")
+    env = workplace.env | {"OLLAMA_HOST": server.address}
+    try:
+        with Screen([*COMMAND, "chat", "--model", "think:8b"], env, workplace.plugin) as screen:
+            screen.prompt()
+            screen.type("hello" + ENTER)
+            screen.until("\r\n\r\nYou said: hello\r\n")
+            screen.prompt()
+            server.fail("endless")
+            screen.type("go on" + ENTER)
+            screen.more(200)
+            screen.type(CTRL_C)
+            screen.until("(interrupted)")
+            await server.wait("/api/chat", state="left")
+            server.mend()
+            screen.prompt()
+            screen.type("again" + ENTER)
+            screen.until("\r\n\r\nYou said: again\r\n")
+            screen.prompt()
+            screen.type(CTRL_D)
+            assert screen.end() == 0
+        said = [message["role"] for message in server.bodies("/api/chat")[-1]["messages"]]
+    finally:
+        server.close()
+    assert b"\x1b[2mThe" in screen.raw
+    assert said == ["user", "assistant", "user", "assistant", "user"]
 
 
 def computing(place: Workplace) -> bool:
