@@ -79,6 +79,11 @@ def test_num_ctx_is_what_the_facts_say_unless_the_request_does() -> None:
     assert "options" not in sent("chat", chat(), facts_of(context_length=131_072))
 
 
+def test_threads() -> None:
+    assert sent("chat", chat(), threads=3)["options"] == {"num_thread": 3}
+    assert sent("chat", chat(options={"num_thread": 1}), threads=3)["options"] == {"num_thread": 1}
+
+
 @pytest.mark.parametrize(
     ("request_has", "options_have", "wanted"),
     [
