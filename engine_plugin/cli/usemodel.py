@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,6 @@ from engine_plugin.cli.options import Options, chosen_manifest, global_options, 
 from engine_plugin.cli.output import print_json, say
 from engine_plugin.cli.wanted import entry_of
 from engine_plugin.errors import PreconditionError
-from engine_plugin.files import in_thread
-from engine_plugin.models.info import KIND_OF_SERVICE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +21,10 @@ if TYPE_CHECKING:
     from engine_plugin.host import ModelEntry
     from engine_plugin.manifest import Manifest
 
-__all__ = ["use"]
+__all__ = ["KINDS", "use"]
+
+KINDS = {"generate": "chat", "speech-to-text-ws": "speech-to-text"}
+"""The kind of model that a service needs, where it has not the service's own name."""
 
 
 @click.command()
@@ -51,7 +53,7 @@ async def use(options: Options, name: str, services: tuple[str, ...]) -> None:
     model = entry["name"]
     chosen = tuple(dict.fromkeys(services)) or _services_for(entry, manifest)
     _refuse_other_kinds(entry, chosen)
-    changed = await in_thread(set_default_models, manifest.path, dict.fromkeys(chosen, model))
+    changed = await asyncio.to_thread(set_default_models, manifest.path, dict.fromkeys(chosen, model))
     restart = bool(changed) and Rendezvous(manifest).find() is not None
     if options.json:
         print_json(
@@ -72,7 +74,7 @@ def _services_for(entry: ModelEntry, manifest: Manifest) -> tuple[str, ...]:
         raise PreconditionError(
             f"nobody knows what {name} is for. Say it: --service, with one of {', '.join(manifest.services)}"
         )
-    found = tuple(service for service in manifest.services if KIND_OF_SERVICE[service] == kind)
+    found = tuple(service for service in manifest.services if KINDS.get(service, service) == kind)
     if not found:
         raise PreconditionError(
             f"{name} is a model for {kind}, and {manifest.path} declares no service that needs one; "
@@ -84,7 +86,7 @@ def _services_for(entry: ModelEntry, manifest: Manifest) -> tuple[str, ...]:
 def _refuse_other_kinds(entry: ModelEntry, services: Sequence[str]) -> None:
     kind = entry.get("kind", "")
     for service in services:
-        wanted = KIND_OF_SERVICE[service]
+        wanted = KINDS.get(service, service)
         if kind not in ("", wanted):
             raise catalogue.MODEL_KIND.error(model=entry["name"], kind=kind, service=service, wanted=wanted)
 

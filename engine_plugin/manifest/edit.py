@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import yaml
 
 from engine_plugin.errors import PreconditionError, ServiceNotFoundError
-from engine_plugin.files import sync_folder
 from engine_plugin.manifest.document import INVALID, read_document
 from engine_plugin.manifest.load import load_manifest
 
@@ -110,7 +109,6 @@ def _rewrite(file: Path, models: Mapping[str, str]) -> None:
         draft.replace(file)
     finally:
         draft.unlink(missing_ok=True)
-    sync_folder(file.parent)
 
 
 def _take_over(status: os.stat_result, draft: Path) -> None:
