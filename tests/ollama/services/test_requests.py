@@ -80,8 +80,9 @@ def test_num_ctx_is_what_the_facts_say_unless_the_request_does() -> None:
 
 
 def test_threads() -> None:
-    assert sent("chat", chat(), threads=3)["options"] == {"num_thread": 3}
-    assert sent("chat", chat(options={"num_thread": 1}), threads=3)["options"] == {"num_thread": 1}
+    facts = facts_of(num_thread=3)
+    assert sent("chat", chat(), facts)["options"] == {"num_thread": 3}
+    assert sent("chat", chat(options={"num_thread": 1}), facts)["options"] == {"num_thread": 1}
 
 
 @pytest.mark.parametrize(
