@@ -385,7 +385,7 @@ NO_STREAM = Entry(
     "no-stream",
     UnsupportedError,
     "service_name: {service} does not stream with {engine}",
-    "Call InvokeService",
+    "Call InvokeService for the whole answer",
     "Not every service has an answer in parts.",
     "Ask for the whole answer at once.",
 )

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import signal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests import provoked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 REPORT = pytest.StashKey[list[str]]()
 """Lines that tests want to be shown at the end of the run."""
@@ -15,6 +20,18 @@ for _name in ("SIGINT", "SIGQUIT", "SIGHUP"):
     _number = getattr(signal, _name, None)
     if _number is not None and signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, signal.default_int_handler if _name == "SIGINT" else signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
+def _provokes_what_it_should(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where the catalogue's page of tests names this one, that failure must really have been told."""
+    due = provoked.due(request.node.nodeid)
+    if not due:
+        yield
+        return
+    with provoked.listening() as said:
+        yield
+    assert due <= said, f"not provoked: {', '.join(sorted(due - said))}"
 
 
 def pytest_configure(config: pytest.Config) -> None:

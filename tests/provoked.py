@@ -1,0 +1,72 @@
+"""Which test provokes each entry of the catalogue for real: over sockets, with processes, on disks.
+
+tests/conftest.py listens while one of these runs, and fails it when its entry was not said; tests/test_catalogue.py
+sees to it that every entry has one, and that the tests are there.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from engine_plugin.catalogue import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["PROVOKED", "due", "listening"]
+
+PROVOKED: Mapping[str, str] = {
+    "engine-stopped": "tests/openvino/driver/test_life.py::test_stop_and_start_again",
+    "server-down": "tests/ollama/attached/test_attachment.py::test_none_is_found_where_nobody_listens",
+    "not-installed": "tests/openvino/software/test_software.py::test_nothing_there",
+    "own-software": "tests/ollama/software/test_installing.py::test_one_that_plugin_yaml_names",
+    "too-old": "tests/ollama/attached/test_attachment.py::test_a_server_that_is_too_old_is_named_with_both_versions",
+    "no-device": "tests/openvino/driver/test_life.py::test_gpu_where_there_is_none",
+    "model-missing": "tests/models/test_store.py::test_not_found_says_what_was_meant",
+    "model-kind": "tests/openvino/driver/test_services.py::test_a_model_of_another_kind",
+    "disk-full": "tests/models/test_store.py::test_a_full_disk_is_told_before_anything_is_written",
+    "disk-filled": "tests/models/test_folders.py::test_a_disk_that_is_full_in_the_middle",
+    "disk-refuses": "tests/test_catalogue.py::test_a_directory_that_cannot_be_written",
+    "memory": "tests/openvino/driver/test_memory.py::test_models_have_only_so_much_memory",
+    "busy": "tests/engines/test_admission.py::test_too_many_are_refused",
+    "context": "tests/openvino/driver/test_services.py::test_too_long_a_prompt",
+    "port-taken": "tests/lifecycle/test_start.py::test_who_holds_the_port_is_named_at_last",
+    "address-taken": "tests/test_catalogue.py::test_an_address_that_is_taken",
+    "key-missing": "tests/openai/test_attaching.py::test_a_key_on_this_machine",
+    "key-refused": "tests/openai/test_attaching.py::test_a_key_on_this_machine",
+    "key-unsafe": "tests/openai/test_attaching.py::test_a_key_goes_to_nobody_in_plain_sight",
+    "sign-in": "tests/ollama/attached/test_pulls.py::test_how_a_pull_fails[fault-sign-in",
+    "cloud-off": "tests/ollama/attached/test_pulls.py::test_how_a_pull_fails[fault-forbidden",
+    "hub-down": "tests/models/test_hubs.py::test_nobody_listens",
+    "hub-refuses": "tests/models/test_hubs.py::test_a_gated_repository_says_what_to_do",
+    "checksum": "tests/models/test_store.py::test_a_wrong_digest_leaves_nothing",
+    "no-service": "tests/openai/test_services.py::test_speech_that_the_server_lacks",
+    "no-stream": "tests/openvino/driver/test_services.py::test_what_does_not_stream",
+    "deadline": "tests/test_plugin.py::test_lifecycle_calls_are_bounded_too",
+}
+"""An entry's id and a test; one that ends inside `[` means the cases that begin so, any other all of its cases."""
+
+
+def due(node: str) -> frozenset[str]:
+    """The entries that the test of that node id must provoke."""
+    return frozenset(
+        name
+        for name, test in PROVOKED.items()
+        if node == test or node.startswith(test if "[" in test else f"{test}[")
+    )
+
+
+@contextmanager
+def listening() -> Iterator[set[str]]:
+    """The ids of the entries whose messages are made in this process until the block ends."""
+    said: set[str] = set()
+    text = Entry.text
+
+    def told(entry: Entry[Any], **fields: Any) -> str:
+        said.add(entry.id)
+        return text(entry, **fields)
+
+    with mock.patch.object(Entry, "text", told):
+        yield said

@@ -1,0 +1,230 @@
+"""The catalogue of failures: each says what and how to fix it, is used rightly everywhere, and happens in a test."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import engine_plugin
+import troubleshooting
+from engine_plugin import catalogue
+from engine_plugin.catalogue import CATALOGUE, FAMILIES, Entry
+from engine_plugin.cli.main import main as cli
+from engine_plugin.errors import EnginePluginError, ModelNotFoundError, PullError
+from engine_plugin.models.store import ModelStore, PullRequest, bundled_samples
+from tests.models.fakes import SAMPLES, Inspector
+from tests.provoked import PROVOKED, due, listening
+
+PACKAGE = Path(engine_plugin.__file__).parent
+REPOSITORY = Path(__file__).parent.parent
+
+ENTRIES = pytest.mark.parametrize("entry", CATALOGUE.values(), ids=CATALOGUE)
+
+
+def example(entry: Entry[Any]) -> dict[str, Any]:
+    return dict(troubleshooting.EXAMPLES[entry.id])
+
+
+# What an entry is
+
+
+def test_each_entry_has_one_name() -> None:
+    listed = [entry for family in FAMILIES for entry in family.entries]
+    assert list(CATALOGUE.values()) == listed
+    assert len(CATALOGUE) == len(listed)
+    constants = {name: value for name, value in vars(catalogue).items() if isinstance(value, Entry)}
+    assert {name.lower().replace("_", "-"): value for name, value in constants.items()} == CATALOGUE
+    assert set(constants) <= set(catalogue.__all__)
+
+
+@ENTRIES
+def test_an_entry_says_what_and_how_to_fix_it(entry: Entry[Any]) -> None:
+    error = entry.error(**example(entry))
+    assert type(error) is entry.raises
+    what, fix = entry.what.format(**example(entry)), entry.fix.format(**example(entry))
+    assert error.message == f"{what}. {fix}"
+    assert len(fix.split()) >= 3
+    for part in (what, fix):
+        assert part == part.strip()
+        assert not part.endswith("."), "the message's end is the CLI's and the log's"
+    assert entry.cause.endswith(".")
+    assert entry.remedy.endswith(".")
+
+
+@ENTRIES
+def test_all_fields_are_shown(entry: Entry[Any]) -> None:
+    told = entry.text(**example(entry))
+    for name in entry.fields:
+        other: Any = 123456789 if isinstance(example(entry)[name], int | float) else "something else"
+        assert entry.text(**{**example(entry), name: other}) != told, name
+
+
+@ENTRIES
+def test_other_fields_are_refused(entry: Entry[Any]) -> None:
+    with pytest.raises(TypeError, match=f"^{entry.id} needs"):
+        entry.error(**example(entry), another=1)
+    for name in entry.fields:
+        fewer = example(entry)
+        del fewer[name]
+        with pytest.raises(TypeError, match=f"^{entry.id} needs"):
+            entry.text(**fewer)
+
+
+def test_what_a_value_holds_is_no_template() -> None:
+    assert "'{place}'" in catalogue.model_missing("{place}").message
+    assert "{0.__class__}" in catalogue.DISK_REFUSES.text(place="{0.__class__}", reason="")
+
+
+# A model that is missing
+
+
+def test_a_missing_model_has_a_command() -> None:
+    error = catalogue.model_missing("qwen3:7b", near=["qwen3:8b", "qwen3:4b"], pull="qwen3:7b")
+    assert type(error) is ModelNotFoundError
+    assert error.pull == "qwen3:7b"
+    assert error.message == (
+        "model: no model is called 'qwen3:7b'. Did you mean qwen3:8b or qwen3:4b? "
+        "Pull it: engine-plugin models pull qwen3:7b"
+    )
+
+
+def test_a_missing_model_that_no_pull_brings() -> None:
+    error = catalogue.model_missing("a", here=[f"m{number}" for number in range(30)], sources="by a path")
+    assert error.pull == ""
+    assert "Here are: m0, " in error.message
+    assert "m19" in error.message
+    assert "m20" not in error.message
+    assert error.message.endswith("Others must be pulled first: by a path")
+    alone = catalogue.model_missing("a" * 500).message
+    assert "Here are: none. engine-plugin models list" in alone
+    assert len(alone) < 300
+
+
+@pytest.mark.parametrize(
+    ("platform", "words"), [("linux", "systemctl"), ("freebsd14", "systemctl"), ("darwin", "open"), ("win32", "menu")]
+)
+def test_words_for_a_system(platform: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    assert catalogue.on_this_system(linux="systemctl", macos="open", windows="menu") == words
+
+
+# How entries are used
+
+
+def uses() -> list[tuple[str, Entry[Any], set[str]]]:
+    """Each message that the package makes from an entry: where, of which, and the fields that it gives."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in {"error", "text"}
+                and isinstance(node.func.value, ast.Attribute | ast.Name)
+            ):
+                name = ast.unparse(node.func.value).removeprefix("catalogue.")
+                entry = getattr(catalogue, name, None)
+                if isinstance(entry, Entry):
+                    place = f"{path.relative_to(PACKAGE)}:{node.lineno}"
+                    found.append((place, entry, {keyword.arg or "**" for keyword in node.keywords}))
+    return found
+
+
+def test_every_use_gives_the_fields_that_are_needed() -> None:
+    for place, entry, given in uses():
+        assert given == entry.fields, f"{place}: {entry.id}"
+
+
+def test_every_entry_is_used() -> None:
+    assert {entry.id for _, entry, _ in uses()} == set(CATALOGUE)
+
+
+# Every failure happens
+
+
+def function(module: ast.Module, name: str) -> ast.FunctionDef | ast.AsyncFunctionDef:
+    for node in ast.walk(module):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name:
+            return node
+    raise AssertionError(f"there is no test {name}")
+
+
+def test_every_entry_has_a_test() -> None:
+    assert PROVOKED.keys() == CATALOGUE.keys()
+
+
+@pytest.mark.parametrize("test", sorted(set(PROVOKED.values())))
+def test_the_tests_that_provoke_are_there(test: str) -> None:
+    """tests/conftest.py sees to it that they provoke what they should."""
+    path, _, name = test.partition("::")
+    name, _, case = name.partition("[")
+    found = function(ast.parse((REPOSITORY / path).read_bytes()), name)
+    if case:
+        assert case in ast.unparse(found).partition("def ")[0], "no case of that test is called so"
+
+
+def test_who_must_provoke_what() -> None:
+    test = PROVOKED["model-kind"]
+    assert due(test) == due(f"{test}[chat]") == {"model-kind"}
+    assert due(f"{test}_too") == frozenset()
+    assert due(f"{PROVOKED['sign-in']}-AuthError]") == {"sign-in"}
+    with listening() as said:
+        catalogue.ENGINE_STOPPED.error()
+    catalogue.NO_STREAM.error(service="embed", engine="this")
+    assert said == {"engine-stopped"}
+
+
+async def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    """A file lies where the directory should be, which stops root too."""
+    root = tmp_path / "models"
+    root.mkdir()
+    (root / ".partial").write_text("")
+    store = ModelStore(root, inspect=Inspector(), samples=bundled_samples())
+    try:
+        with pytest.raises(PullError, match=r"models.* Correct the permissions of the data directory"):
+            [event async for event in store.pull(PullRequest("copy", source=str(SAMPLES / "tiny-chat.gguf")))]
+    finally:
+        await store.aclose()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="serves on a port there")
+def test_an_address_that_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("HOME", "AOG_DATA_DIR", "XDG_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    taken = tmp_path / "a"
+    taken.write_text("")
+    with pytest.raises(SystemExit):
+        cli(["serve", "--address", f"unix:{taken}"])
+    assert "something lies there that is no socket. Choose another --address" in capsys.readouterr().err
+    assert taken.exists()
+
+
+# The page
+
+
+def test_the_page_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert troubleshooting.EXAMPLES.keys() == CATALOGUE.keys()
+    assert troubleshooting.main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_a_page_that_is_out_of_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "troubleshooting.md"
+    monkeypatch.setattr(troubleshooting, "PAGE", page)
+    assert troubleshooting.main(["--check"]) == 1
+    assert "out of date: run python scripts/troubleshooting.py" in capsys.readouterr().err
+    assert not page.exists()
+    assert troubleshooting.main([]) == 0
+    assert troubleshooting.main(["--check"]) == 0
+    assert all(f"### {name}\n" in page.read_text() for name in CATALOGUE)
+
+
+def test_every_entry_is_an_error_of_ours() -> None:
+    assert all(issubclass(entry.raises, EnginePluginError) for entry in CATALOGUE.values())
