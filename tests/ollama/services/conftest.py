@@ -36,9 +36,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContractServer]
 class Asker:
     """The services as the engine calls them."""
 
-    def __init__(self, server: ContractServer) -> None:
-        self.server = server
-        self.http = Http1Client(("127.0.0.1", server.port))
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.http = Http1Client(address)
         self.client = OllamaClient(self.http)
         self.decoder = Decoder(None, {})
         self.options = OllamaOptions()
@@ -66,6 +65,6 @@ class Asker:
 @pytest_asyncio.fixture
 async def ask(server: ContractServer) -> AsyncIterator[Asker]:
     """The services on the common server."""
-    asker = Asker(server)
+    asker = Asker(("127.0.0.1", server.port))
     yield asker
     asker.http.close()

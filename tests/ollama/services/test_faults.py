@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,11 @@ from engine_plugin.errors import (
     UnavailableError,
 )
 
+from .conftest import Asker
 from .shapes import chat, data_of, facts_of, joined
 
 if TYPE_CHECKING:
     from tests.ollama.contract.handle import ContractServer
-
-    from .conftest import Asker
 
 
 def told(events: bytes, *, native: bool) -> str:
@@ -157,6 +157,34 @@ async def test_who_leaves_a_stream_stops_the_server(ask: Asker, server: Contract
         async for _ in blocks:
             break
     await server.wait("/api/chat", count=before + 1, state="left")
+
+
+async def test_who_leaves_a_call_stops_the_server(ask: Asker, server: ContractServer, native: bool) -> None:
+    name = f"fault-endless:call-{'n' if native else 'o'}"
+    server.add(name)
+    count = len(server.requests("/api/chat", state="left"))
+    seen = len(server.requests("/api/chat"))
+    calling = asyncio.create_task(ask.call("chat", chat("a", name), facts_of(name, native=native)))
+    await server.wait("/api/chat", count=seen + 1)
+    calling.cancel()
+    await asyncio.wait({calling})
+    await server.wait("/api/chat", count=count + 1, state="left")
+
+
+async def test_tokens_are_told_as_they_come(contract_server: ContractServer, native: bool) -> None:
+    contract_server.add("fault-gated:latest")
+    asker = Asker(("127.0.0.1", contract_server.port))
+    request, facts = chat("a b", "fault-gated:latest"), facts_of("fault-gated:latest", native=native)
+    came = b""
+    try:
+        async with asyncio.timeout(10), aclosing(asker.blocks("chat", request, facts)) as blocks:
+            async for block in blocks:
+                came += block
+                if told(came, native=native) == "You said:":  # and no more comes before the gate is open
+                    contract_server.open_gate()
+    finally:
+        asker.http.close()
+    assert told(came, native=native) == "You said: a b"
 
 
 async def test_one_choice_after_the_other_and_none_after_an_error(ask: Asker, server: ContractServer) -> None:
