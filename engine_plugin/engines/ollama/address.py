@@ -39,6 +39,8 @@ class ServerAddress:
         whoever asks it uses the loopback address.
         """
         text = text.strip()
+        if not text.isprintable() or " " in text or not text.isascii():
+            raise ValueError("an address has neither spaces nor characters beyond ASCII")
         scheme, separator, rest = text.rpartition("://")
         scheme = scheme.lower()
         if not separator:
@@ -68,8 +70,8 @@ class ServerAddress:
 
 
 def _host_and_port(authority: str, default: int) -> tuple[str, int]:
-    if "@" in authority or any(character.isspace() for character in authority):
-        raise ValueError("an address has neither credentials nor spaces")
+    if "@" in authority:
+        raise ValueError("an address has no credentials: put a key into OLLAMA_API_KEY")
     if authority.startswith("["):
         host, bracket, rest = authority[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import time
 from contextlib import suppress
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
 from engine_plugin.catalogue import on_this_system
+from engine_plugin.download.partial import is_header_value
 from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.engines.ollama.connection import OllamaClient
 from engine_plugin.engines.shared import SharedWork
@@ -171,6 +173,10 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _cause(error: Exception) -> str:
+    """Why there is no server, in the system's words where these are short."""
+    reason = error.__cause__
+    if isinstance(reason, ConnectionError) and reason.errno:
+        return os.strerror(reason.errno)
     return str(error).removeprefix("the engine cannot be reached: ")
 
 
@@ -190,6 +196,9 @@ def _key(address: ServerAddress, options: OllamaOptions, environ: Mapping[str, s
     """The header with the key, for a server on another machine, and where nobody on the way can read it."""
     key = environ.get(options.key_variable, "").strip() if options.key_variable else ""
     if not key or address.is_loopback:
+        return {}
+    if not is_header_value(key):
+        log.warning("the key in %s is not sent: it holds characters that no header may have", options.key_variable)
         return {}
     if address.scheme != "https" and not options.allow_plain_http:
         log.warning(

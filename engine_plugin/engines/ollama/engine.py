@@ -165,7 +165,7 @@ class OllamaEngine(Engine):
         return await self._own.version()
 
     def config(self) -> EngineConfig:
-        if self._own.running:
+        if self._own.running or self._options.server == "manage":
             return self._own.config()
         address: ServerAddress = self._attachment.address
         return EngineConfig(

@@ -168,7 +168,7 @@ class OwnServer:
         """
         async with self._moving:
             before, was = self._server, (self._backend, self._mode)
-            if before is None:
+            if before is None or was == (backend, mode):  # a stop, or another who wanted the same, came first
                 return
             loaded = await _loaded(before)
             if not await comes_true(before.client().quiet(), within=self._options.drain_timeout):

@@ -44,7 +44,19 @@ def test_what_an_address_means(text: str, url: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["ftp://box", "box:0", "box:65536", "box:http", "http://user:key@box", "a b", "[::1", "[::1]x", "unix:///x"],
+    [
+        "ftp://box",
+        "box:0",
+        "box:65536",
+        "box:http",
+        "http://user:key@box",
+        "a b",
+        "box/a\r\nx: y",
+        "b\N{LATIN SMALL LETTER O WITH DIAERESIS}x",
+        "[::1",
+        "[::1]x",
+        "unix:///x",
+    ],
 )
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):

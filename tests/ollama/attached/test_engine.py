@@ -34,35 +34,46 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 async def plugin(
+    shared_server: ContractServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Plugin]:
+    """The plugin as it is shipped, on a machine where Ollama runs, which the tests leave as it is."""
+    monkeypatch.setenv("OLLAMA_HOST", shared_server.address)
+    shared_server.forget()
+    async with plugin_in(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+async def alone(
     contract_server: ContractServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Plugin]:
-    """The plugin as it is shipped, on a machine where Ollama runs."""
+    """The same with a server for this test only."""
     monkeypatch.setenv("OLLAMA_HOST", contract_server.address)
     async with plugin_in(tmp_path) as found:
         yield found
 
 
 async def test_who_has_ollama_running_needs_no_configuration_and_no_start(
-    plugin: Plugin, contract_server: ContractServer, tmp_path: Path
+    alone: Plugin, contract_server: ContractServer, tmp_path: Path
 ) -> None:
     contract_server.add("young:latest", modified_at="2099-01-01T00:00:00Z")
-    said = await answer(plugin, "chat", messages=HELLO, max_tokens=4)
+    said = await answer(alone, "chat", messages=HELLO, max_tokens=4)
     assert said["object"] == "chat.completion"
     assert said["choices"][0]["message"]["content"]
     assert said["model"] == "young:latest"
-    vectors = await answer(plugin, "embed", input="Hello")
+    vectors = await answer(alone, "embed", input="Hello")
     assert vectors["model"] == "embed:latest"
     assert vectors["data"][0]["embedding"]
-    text = await answer(plugin, "generate", prompt="Hello", max_tokens=4)
+    text = await answer(alone, "generate", prompt="Hello", max_tokens=4)
     assert text["object"] == "text_completion"
-    health = await plugin.health()
+    health = await alone.health()
     assert health.state is HealthState.READY
-    assert health.detail == f"attached to Ollama {await plugin.version()} at {contract_server.url}"
-    assert (await plugin.check()).installed
-    names = {model.name for model in await plugin.list_models()}
+    assert health.detail == f"attached to Ollama {await alone.version()} at {contract_server.url}"
+    assert (await alone.check()).installed
+    names = {model.name for model in await alone.list_models()}
     assert {"young:latest", "embed:latest"} <= names
-    assert {model.name for model in await plugin.running_models()} == {"young:latest", "embed:latest"}
-    assert plugin.config().host == contract_server.address
+    assert {model.name for model in await alone.running_models()} == {"young:latest", "embed:latest"}
+    assert alone.config().host == contract_server.address
     assert not (tmp_path / "data").exists(), "nothing of ours was needed"
 
 
@@ -89,40 +100,40 @@ def test_an_address_that_is_none_is_told_with_its_line(tmp_path: Path) -> None:
         asyncio.run(begin(engine_host="ftp://box"))
 
 
-async def test_start_and_stop_attach_and_detach(plugin: Plugin, contract_server: ContractServer) -> None:
-    await plugin.start("auto")
-    await answer(plugin, "chat", messages=HELLO, max_tokens=2)
-    await plugin.stop()
+async def test_start_and_stop_attach_and_detach(alone: Plugin, contract_server: ContractServer) -> None:
+    await alone.start("auto")
+    await answer(alone, "chat", messages=HELLO, max_tokens=2)
+    await alone.stop()
     for refused in (
-        answer(plugin, "chat", messages=HELLO),
-        answer(plugin, "chat", model="tiny-chat", messages=HELLO),
-        plugin.list_models(),
-        plugin.load_model("tiny-chat"),
-        plugin.delete_model("tiny-chat"),
-        plugin.health(),
+        answer(alone, "chat", messages=HELLO),
+        answer(alone, "chat", model="tiny-chat", messages=HELLO),
+        alone.list_models(),
+        alone.load_model("tiny-chat"),
+        alone.delete_model("tiny-chat"),
+        alone.health(),
     ):
         with pytest.raises(UnavailableError, match="StartEngine"):
             await refused
-    assert await plugin.running_models() == ()
+    assert await alone.running_models() == ()
     assert contract_server.process.poll() is None
     assert contract_server.names(), "it goes on, with its models"
-    await plugin.stop()
-    await plugin.start("auto")
-    assert (await plugin.health()).state is HealthState.READY
-    await answer(plugin, "chat", messages=HELLO, max_tokens=2)
+    await alone.stop()
+    await alone.start("auto")
+    assert (await alone.health()).state is HealthState.READY
+    await answer(alone, "chat", messages=HELLO, max_tokens=2)
     assert not [entry for entry in contract_server.requests() if entry["body"] and "keep_alive" in entry["body"]], (
         "nothing of somebody else's is unloaded"
     )
 
 
-async def test_software_of_somebody_else_is_left_alone(plugin: Plugin, contract_server: ContractServer) -> None:
+async def test_software_of_somebody_else_is_left_alone(plugin: Plugin, shared_server: ContractServer) -> None:
     for said in (
         await plugin.install(cover=False),
         await plugin.install(cover=True),
         await plugin.upgrade(),
         (await plugin.check()).detail,
     ):
-        assert f"at {contract_server.url} is somebody else's, and is used as it is" in said
+        assert f"at {shared_server.url} is somebody else's, and is used as it is" in said
     assert "engine.server: manage" in await plugin.upgrade()
 
 
@@ -143,11 +154,11 @@ async def test_nobody_there_costs_no_time_at_the_start_and_says_what_to_do(
             with pytest.raises(UnavailableError) as caught:
                 await failing
             said = str(caught.value)
-            assert said.startswith(f"no Ollama server answers at http://127.0.0.1:{port} (")
+            assert said.startswith(f"no Ollama server answers at http://127.0.0.1:{port} (Connection refused). ")
             assert "ollama serve" in said
             assert "engine-plugin engine install" in said
         assert await plugin.running_models() == ()
-        assert time.monotonic() - began < 3.0
+        assert time.monotonic() - began < 10.0, "no look takes its time where nobody listens"
         # It is there as soon as somebody starts it: no start of ours, no waiting.
         server = await asyncio.to_thread(ContractServer, tmp_path / "theirs", port=port)
         try:
@@ -171,33 +182,33 @@ async def test_where_only_somebody_elses_server_may_be_used_nothing_is_installed
             await plugin.version()
 
 
-async def test_many_at_once_look_once(plugin: Plugin, contract_server: ContractServer) -> None:
+async def test_many_at_once_look_once(plugin: Plugin, shared_server: ContractServer) -> None:
     await asyncio.gather(*(answer(plugin, "chat", messages=HELLO, max_tokens=1) for _ in range(8)))
-    paths = [entry["path"] for entry in contract_server.requests()]
+    paths = [entry["path"] for entry in shared_server.requests()]
     assert paths.count("/") == 1
     assert paths.count("/api/chat") == 8
 
 
-async def test_a_call_with_a_model_costs_one_request_only(plugin: Plugin, contract_server: ContractServer) -> None:
+async def test_a_call_with_a_model_costs_one_request_only(plugin: Plugin, shared_server: ContractServer) -> None:
     await answer(plugin, "chat", model="tiny-chat", messages=HELLO, max_tokens=1)
-    contract_server.forget()
+    shared_server.forget()
     await answer(plugin, "chat", model="tiny-chat", messages=HELLO, max_tokens=1)
-    assert [entry["path"] for entry in contract_server.requests()] == ["/api/chat"]
+    assert [entry["path"] for entry in shared_server.requests()] == ["/api/chat"]
 
 
 async def test_a_server_that_is_too_old_is_named_by_everything(
-    plugin: Plugin, contract_server: ContractServer
+    alone: Plugin, contract_server: ContractServer
 ) -> None:
     contract_server.be_version("0.3.12")
     for failing in (
-        plugin.start("auto"),
-        plugin.health(),
-        plugin.list_models(),
-        answer(plugin, "chat", messages=HELLO),
+        alone.start("auto"),
+        alone.health(),
+        alone.list_models(),
+        answer(alone, "chat", messages=HELLO),
     ):
         with pytest.raises(PreconditionError, match=r"0\.3\.12 is too old; 0\.5\.0 or newer is needed"):
             await failing
-    assert "0.3.12" in (await plugin.check()).detail
+    assert "0.3.12" in (await alone.check()).detail
 
 
 async def test_modes(plugin: Plugin, caplog: pytest.LogCaptureFixture) -> None:
@@ -221,15 +232,15 @@ async def test_the_wrong_kind_of_model(plugin: Plugin) -> None:
         await answer(plugin, "speech-to-text", model="tiny-chat", audio="AAAA")
 
 
-async def test_a_missing_model_and_one_that_goes_meanwhile(plugin: Plugin, contract_server: ContractServer) -> None:
+async def test_a_missing_model_and_one_that_goes_meanwhile(alone: Plugin, contract_server: ContractServer) -> None:
     with pytest.raises(ModelNotFoundError, match="engine-plugin models pull nobody") as caught:
-        await answer(plugin, "chat", model="nobody", messages=HELLO)
+        await answer(alone, "chat", model="nobody", messages=HELLO)
     assert caught.value.pull == "nobody"
-    await answer(plugin, "chat", model="tools:7b", messages=HELLO, max_tokens=1)
+    await answer(alone, "chat", model="tools:7b", messages=HELLO, max_tokens=1)
     await asyncio.to_thread(contract_server.ask, "DELETE", "/api/delete", {"model": "tools:7b"})
     for _ in range(2):
         with pytest.raises(ModelNotFoundError) as caught:
-            await answer(plugin, "chat", model="tools:7b", messages=HELLO)
+            await answer(alone, "chat", model="tools:7b", messages=HELLO)
         assert caught.value.pull == "tools:7b"
 
 
@@ -244,12 +255,12 @@ async def test_other_services_are_not_ollamas(plugin: Plugin) -> None:
 
 
 @pytest.mark.parametrize("native", [False, True])
-async def test_streams_in_both_flavours(contract_server: ContractServer, tmp_path: Path, *, native: bool) -> None:
+async def test_streams_in_both_flavours(shared_server: ContractServer, tmp_path: Path, *, native: bool) -> None:
     request = {"messages": HELLO, "max_tokens": 4, "options": {"num_predict": 4}}
     if native:
         del request["max_tokens"]
     async with (
-        plugin_in(tmp_path, engine_host=contract_server.url, native=native) as plugin,
+        plugin_in(tmp_path, engine_host=shared_server.url, native=native) as plugin,
         plugin.stream("chat", json.dumps({**request, "stream": True}).encode()) as chunks,
     ):
         blocks = b"".join([chunk async for chunk in chunks]).decode()
@@ -263,27 +274,27 @@ async def test_streams_in_both_flavours(contract_server: ContractServer, tmp_pat
         assert json.loads(events[0])["object"] == "chat.completion.chunk"
 
 
-async def test_leaving_a_stream_stops_the_servers_work(plugin: Plugin, contract_server: ContractServer) -> None:
+async def test_leaving_a_stream_stops_the_servers_work(alone: Plugin, contract_server: ContractServer) -> None:
     contract_server.add("fault-endless:latest")
     request = json.dumps({"model": "fault-endless", "messages": HELLO}).encode()
-    async with plugin.stream("chat", request) as chunks:
+    async with alone.stream("chat", request) as chunks:
         await anext(aiter(chunks))
     await contract_server.wait("/api/chat", state="left")
 
 
-async def test_a_model_in_use_is_not_deleted(plugin: Plugin, contract_server: ContractServer) -> None:
+async def test_a_model_in_use_is_not_deleted(alone: Plugin, contract_server: ContractServer) -> None:
     contract_server.add("fault-endless:latest")
     request = json.dumps({"model": "fault-endless", "messages": HELLO}).encode()
-    async with plugin.stream("chat", request) as chunks:
+    async with alone.stream("chat", request) as chunks:
         await anext(aiter(chunks))
         with pytest.raises(ModelInUseError, match="is answering 1 requests"):
-            await plugin.delete_model("fault-endless")
-    await plugin.delete_model("fault-endless")
+            await alone.delete_model("fault-endless")
+    await alone.delete_model("fault-endless")
     assert "fault-endless:latest" not in contract_server.names()
 
 
 async def test_a_stop_ends_streams_and_pulls_and_not_the_server(
-    plugin: Plugin, contract_server: ContractServer
+    alone: Plugin, contract_server: ContractServer
 ) -> None:
     from engine_plugin.models.request import PullRequest
 
@@ -291,19 +302,19 @@ async def test_a_stop_ends_streams_and_pulls_and_not_the_server(
 
     async def chat() -> None:
         request = json.dumps({"model": "fault-endless", "messages": HELLO}).encode()
-        async with plugin.stream("chat", request) as chunks:
+        async with alone.stream("chat", request) as chunks:
             async for _ in chunks:
                 pass
 
     async def pull() -> None:
-        async for _ in plugin.pull_model(PullRequest("fault-pull-gated")):
+        async for _ in alone.pull_model(PullRequest("fault-pull-gated")):
             pass
 
     working = [asyncio.create_task(chat()), asyncio.create_task(pull())]
     try:
         await contract_server.wait("/api/chat")
         await contract_server.wait("/api/pull")
-        await plugin.stop()
+        await alone.stop()
         ended = await asyncio.wait_for(asyncio.gather(*working, return_exceptions=True), 10)
     finally:
         for task in working:

@@ -1,0 +1,71 @@
+"""What must hold on every Ollama: our contract server, and the one that OLLAMA_TEST_HOST names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_plugin.engines.base import HealthState
+from engine_plugin.errors import ModelNotFoundError
+from engine_plugin.models.request import PullRequest
+
+from .engine import HELLO, answer, plugin_in
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from engine_plugin.plugin import Plugin
+    from tests.ollama.conftest import Ollama
+
+
+@pytest.fixture
+async def plugin(any_ollama: Ollama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Plugin]:
+    monkeypatch.setenv("OLLAMA_HOST", any_ollama.url)
+    async with plugin_in(tmp_path) as found:
+        yield found
+
+
+async def test_it_is_attached_to(plugin: Plugin, any_ollama: Ollama) -> None:
+    assert (await plugin.health()).state is HealthState.READY
+    assert await plugin.version()
+    listed = {model.name: model for model in await plugin.list_models()}
+    model = listed[any_ollama.model]
+    assert model.kind == "chat"
+    assert model.size > 0
+    assert len(model.digest) == len("sha256:") + 64
+    assert "completion" in model.capabilities.features
+    assert model.capabilities.context_length >= 512
+    assert model.capabilities.context_source == "engine"
+
+
+async def test_a_model_comes_into_memory_and_leaves_it(plugin: Plugin, any_ollama: Ollama) -> None:
+    await plugin.load_model(any_ollama.model)
+    running = {model.name: model.loaded for model in await plugin.running_models()}
+    loaded = running[any_ollama.model]
+    assert loaded is not None
+    assert loaded.memory > 0
+    assert (await answer(plugin, "chat", messages=HELLO, max_tokens=2))["choices"], "one that is loaded answers"
+    await plugin.unload_model(any_ollama.model)
+    assert any_ollama.model not in {model.name for model in await plugin.running_models()}
+
+
+async def test_a_copy_is_made_and_deleted(plugin: Plugin, any_ollama: Ollama) -> None:
+    name = "engine-plugin-test-copy:latest"
+    events = [e async for e in plugin.pull_model(PullRequest(name, source=f"model:{any_ollama.model}"))]
+    try:
+        assert events
+        listed = {model.name: model for model in await plugin.list_models()}
+        assert listed[name].digest == listed[any_ollama.model].digest
+        said = await answer(plugin, "chat", model=name.removesuffix(":latest"), messages=HELLO, max_tokens=2)
+        assert said["choices"]
+    finally:
+        await plugin.delete_model(name)
+    assert name not in {model.name for model in await plugin.list_models()}
+
+
+async def test_a_missing_model(plugin: Plugin) -> None:
+    with pytest.raises(ModelNotFoundError) as caught:
+        await answer(plugin, "chat", model="nobody-has-this-model:0b", messages=HELLO)
+    assert caught.value.pull == "nobody-has-this-model:0b"
