@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING
 
 from engine_plugin.cli.options import Options, chosen_manifest, package_places
@@ -11,10 +12,12 @@ if TYPE_CHECKING:
     import click
     from click.shell_completion import CompletionItem
 
-__all__ = ["model_names", "plugin_names", "service_names"]
+__all__ = ["PATIENCE_VARIABLE", "model_names", "plugin_names", "service_names"]
+
+PATIENCE_VARIABLE = "ENGINE_PLUGIN_COMPLETION_TIMEOUT"
+"""Seconds that a person waits for the names of models, where that is not one."""
 
 _PATIENCE = 1.0
-"""Seconds that a person waits for a name."""
 
 
 def model_names(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -33,8 +36,15 @@ def model_names(ctx: click.Context, _parameter: click.Parameter, incomplete: str
 async def _models(options: Options) -> list[str]:
     from engine_plugin.cli.session import plugin
 
-    async with asyncio.timeout(_PATIENCE), plugin(options) as client:
+    async with asyncio.timeout(_patience()), plugin(options) as client:
         return sorted(entry.get("name", "") for entry in await client.list_models())
+
+
+def _patience() -> float:
+    try:
+        return float(os.environ[PATIENCE_VARIABLE])
+    except (KeyError, ValueError):
+        return _PATIENCE
 
 
 def service_names(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -320,10 +320,12 @@ def test_ctrl_c_with_a_real_engine(workplace: Workplace) -> None:
     workplace.good("models", "pull", str(ENDLESS))
     chatting = [*COMMAND, "chat", "--model", ENDLESS.stem, "--max-tokens", "1000000"]
     with Screen(chatting, workplace.env, workplace.plugin) as screen:
+        screen.until("answers. /help")
         for _ in range(2):
             screen.prompt()
             screen.type("go on" + ENTER)
-            screen.more(500)
+            screen.until(" tiny")  # a word that it likes
+            screen.more(300)
             screen.type(CTRL_C)
             pressed = time.monotonic()
             screen.until("(interrupted)", 5)
@@ -353,7 +355,7 @@ async def test_a_conversation_with_an_ollama(workplace: Workplace, tmp_path: Pat
             screen.prompt()
             server.fail("endless")
             screen.type("go on" + ENTER)
-            screen.more(200)
+            screen.until("more more more")
             screen.type(CTRL_C)
             screen.until("(interrupted)")
             await server.wait("/api/chat", state="left")

@@ -15,6 +15,7 @@ from click.shell_completion import shell_complete
 
 from engine_plugin.cli.completion import PROGRAM, VARIABLE, offer_shells
 from engine_plugin.cli.main import cli
+from engine_plugin.cli.names import PATIENCE_VARIABLE
 from engine_plugin.cli.options import Options
 
 from .conftest import COMMAND
@@ -34,6 +35,7 @@ MODELS = ("gemma3:4b", "gemma3:12b", "tiny")
 def place(workplace: Workplace) -> Workplace:
     """A workplace with models."""
     use_engine(workplace, "showing:ShownEngine")
+    workplace.env[PATIENCE_VARIABLE] = "30"  # a machine that is busy with other tests is no slow plugin
     (workplace.data / "models").mkdir(parents=True)
     for name in MODELS:
         (workplace.data / "models" / name).touch()
@@ -111,11 +113,11 @@ def test_what_fails_is_silent(place: Workplace) -> None:
 
 
 def test_a_slow_plugin_is_not_waited_for(place: Workplace) -> None:
-    """The whole command: a second for the names, and what Python takes."""
+    del place.env[PATIENCE_VARIABLE]
     (place.data / "slow").touch()
     begun = time.monotonic()
     assert bash_names(place, "engine-plugin models rm ") == []
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 15  # a second, and what Python and a busy machine take
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="bash is no shell of Windows")
