@@ -17,7 +17,7 @@ from engine_plugin.engines.openai.address import BaseUrl
 from engine_plugin.engines.openai.engine import OpenAIEngine
 from engine_plugin.engines.openai.keys import key_headers
 from engine_plugin.engines.openai.options import OpenAIOptions
-from engine_plugin.errors import AuthError, ManifestError, PreconditionError, UnavailableError
+from engine_plugin.errors import AuthError, ManifestError, ModelNotFoundError, PreconditionError, UnavailableError
 from tests.openai.conftest import LIMIT, manifest_of
 from tests.openai.contract import Contract, free_pair
 from tests.openai.test_servers import HELLO, call, models
@@ -274,3 +274,43 @@ async def test_a_server_without_a_list(attach: Attach) -> None:
         assert (await call(plugin, "chat", **HELLO, model="any"))["model"] == "any"
     finally:
         await server.stop()
+
+
+async def test_a_server_that_is_still_loading_its_models(attach: Attach) -> None:
+    server = Contract("gateway")
+    all_models, server.models = server.models, server.models[:1]
+    await server.start()
+    try:
+        plugin = attach(server)
+        await plugin.start("")
+        assert list(await models(plugin)) == ["gpt-x"]
+        server.models = all_models
+        assert len(await models(plugin)) == 4, "it is asked each time"
+        server.models = []
+        assert await models(plugin) == {}
+        server.models = all_models
+        assert (await call(plugin, "embed", input="a"))["model"] == "text-embedding-x", "a miss asks again"
+    finally:
+        await server.stop()
+
+
+async def test_a_missing_models_near_names_are_those_of_now(serve: Serve, attach: Attach) -> None:
+    server = await serve("vllm")
+    plugin = attach(server)
+    await plugin.start("")
+    server.models = [{**server.models[0], "id": "llama-8b"}]
+    server.refusal = (404, {"error": {"message": "The model `llama-8` does not exist."}})
+    with pytest.raises(ModelNotFoundError, match=r"Did you mean llama-8b\?"):
+        await call(plugin, "chat", **HELLO, model="llama-8")
+    server.refusal = None
+    assert (await call(plugin, "chat", **HELLO))["model"] == "llama-8b"
+
+
+async def test_another_server_at_the_same_address(serve: Serve, attach: Attach) -> None:
+    first = await serve("vllm")
+    plugin = attach(first)
+    await call(plugin, "chat", **HELLO)
+    await first.stop()
+    await serve("llama-server", port=first.port)
+    assert list(await models(plugin)) == ["m.gguf"]
+    assert "llama-server" in (await plugin.check()).detail

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from engine_plugin.engines.openai.options import OpenAIOptions
-    from engine_plugin.engines.openai.servers.base import Seen, Server
+    from engine_plugin.engines.openai.servers.base import Ask, Seen, Server
 
 __all__ = ["PROBE_TIMEOUT", "Attachment", "Finder"]
 
@@ -35,13 +35,14 @@ _NO_SERVER = "OpenAI-compatible server"
 _WHERE = "correct its address: engine_host under provider in plugin.yaml"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Attachment:
     """A server that answered. `lacks` collects the services that it turned out not to have."""
 
     base: BaseUrl
     server: Server
     seen: Seen
+    """What it says of itself, as of the last time that it was asked for its models."""
     headers: Mapping[str, str]
     http: Http1Client
     lacks: set[str] = field(default_factory=set)
@@ -103,7 +104,28 @@ class Finder:
 
     async def look_again(self, attachment: Attachment) -> Attachment:
         """The same server with what it says now. Raises as `find` does."""
-        return await self._attach(attachment.base, certain=self.named is not None)
+        return await self._attach(self.named or attachment.base, certain=self.named is not None)
+
+    async def list_again(self, attachment: Attachment) -> bool:
+        """Have the server say again which models it has; False when it is to be looked at anew. Raises as `find`."""
+        base, headers, server = attachment.base, attachment.headers, attachment.server
+        probe = self.client(attachment, base.port)
+        try:
+            _base, listing = await self._listed(probe, base, headers, certain=self.named is not None, server=server)
+            glance = Glance(base, listing, self._asker(probe, base, headers))
+            if not listing or not (self._options.server == server.name or server.may_be(glance)):
+                return False
+            seen = await server.look(glance)
+        finally:
+            probe.close()
+        if seen is None:
+            return False
+        if {found.name for found in seen.models} != {found.name for found in attachment.seen.models}:
+            if server.name == "other":
+                return False  # these may say more of what it is
+            attachment.lacks.clear()  # a service may have come with its model
+        attachment.seen = seen
+        return True
 
     async def require_alive(self, attachment: Attachment) -> None:
         """Ask the server for its models once more. Raises UnavailableError when it does not answer."""
@@ -145,7 +167,13 @@ class Finder:
         return Attachment(base, server, seen, headers, http)
 
     async def _listed(
-        self, http: Http1Client, base: BaseUrl, headers: Mapping[str, str], *, certain: bool
+        self,
+        http: Http1Client,
+        base: BaseUrl,
+        headers: Mapping[str, str],
+        *,
+        certain: bool,
+        server: Server | None = None,
     ) -> tuple[BaseUrl, list[dict[str, Any]]]:
         """Where the interface is, and its list of models. `certain`: a server that lists none is one, too."""
         for version in VERSIONS if base.version is None else (base.version,):
@@ -153,11 +181,11 @@ class Finder:
             try:
                 status, body = await self._get(http, f"{here.path}/models")
             except UnavailableError as error:
-                raise _down(base, error) from error
+                raise _down(base, error, server) from error
             if status in (401, 403):
                 raise self._about_key(here, complaint_of_body(status, body).message, headers)
             if status >= 500 or 300 <= status < 400:
-                raise _down(base, UnavailableError(_said(status, body)))
+                raise _down(base, UnavailableError(_said(status, body)), server)
             listing = _listing(body) if status == 200 else None
             if listing is not None:
                 return here, listing
@@ -186,6 +214,15 @@ class Finder:
     async def _recognised(
         self, http: Http1Client, base: BaseUrl, listing: Sequence[Mapping[str, Any]], headers: Mapping[str, str]
     ) -> tuple[Server, Seen]:
+        chosen, glance = self._options.server, Glance(base, listing, self._asker(http, base, headers))
+        for server in SERVERS:
+            if server.name == chosen or (chosen == "auto" and server.may_be(glance)):
+                seen = await server.look(glance)
+                if seen is not None:
+                    return server, seen
+        raise _down(base, UnavailableError(f"it is no {chosen}"))
+
+    def _asker(self, http: Http1Client, base: BaseUrl, headers: Mapping[str, str]) -> Ask:
         async def ask(path: str, *, port: int = 0) -> Any:
             if not port:
                 return await self._json(http, base.prefix + path)
@@ -195,13 +232,7 @@ class Finder:
             finally:
                 other.close()
 
-        chosen, glance = self._options.server, Glance(base, listing, ask)
-        for server in SERVERS:
-            if server.name == chosen or (chosen == "auto" and server.may_be(glance)):
-                seen = await server.look(glance)
-                if seen is not None:
-                    return server, seen
-        raise _down(base, UnavailableError(f"it is no {chosen}"))
+        return ask
 
     async def _json(self, http: Http1Client, path: str) -> Any:
         try:

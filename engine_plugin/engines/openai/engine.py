@@ -33,7 +33,14 @@ from engine_plugin.engines.openai.servers.ovo import pulled
 from engine_plugin.engines.openai.voices import AudioClient
 from engine_plugin.engines.options import option_problems, read_options
 from engine_plugin.engines.shared import SharedWork
-from engine_plugin.errors import BadGatewayError, EnginePluginError, ManifestError, UnavailableError, UnsupportedError
+from engine_plugin.errors import (
+    BadGatewayError,
+    EnginePluginError,
+    ManifestError,
+    ModelNotFoundError,
+    UnavailableError,
+    UnsupportedError,
+)
 from engine_plugin.files import in_thread
 from engine_plugin.models.capabilities import resolve
 from engine_plugin.models.info import KIND_OF_SERVICE, ModelDetails, ModelInfo
@@ -56,7 +63,6 @@ __all__ = ["OpenAIEngine"]
 
 _ANSWER_LIMIT = 512 * 1024 * 1024
 _STALE = 300.0
-_LIST_STALE = 10.0
 _LATEST = 253_402_300_799  # the last second that a datetime has
 _PATHS = {"transcribe": "/audio/transcriptions", "translate": "/audio/translations", "speak": "/audio/speech"}
 _ERRORS = (b'{"error"', b'{ "error"')
@@ -80,6 +86,7 @@ class OpenAIEngine(Engine):
         self._decoder = Decoder(None, environ, options.audio)
         self._admission = Admission(options.parallel, options.max_queue)
         self._finding: SharedWork[Attachment] = SharedWork("looking for the server")
+        self._listing: SharedWork[Attachment] = SharedWork("asking the server for its models")
         self._attachment: Attachment | None = None
         self._let_go = False
         self._plain_models: set[str] = set()
@@ -136,6 +143,7 @@ class OpenAIEngine(Engine):
     async def stop(self) -> None:
         self._let_go = True
         await self._finding.cancel()
+        await self._listing.cancel()
         self._forget()
 
     async def health(self) -> Health:
@@ -149,14 +157,31 @@ class OpenAIEngine(Engine):
             return Health(HealthState.DEAD, str(error))
         return Health(HealthState.READY, f"{attachment.title} serves {len(attachment.seen.models)} models")
 
-    async def _attached(self, *, oldest: float = _STALE, for_call: bool = True) -> Attachment:
-        """The server, looked at no longer ago than `oldest` seconds. `for_call`: not after a stop."""
+    async def _attached(self, *, for_call: bool = True) -> Attachment:
+        """The server, looked at not too long ago. `for_call`: not after a stop."""
         if for_call and self._let_go:
             raise catalogue.ENGINE_STOPPED.error()
         found = self._attachment
-        if found is not None and time.monotonic() - found.at < oldest:
+        if found is not None and time.monotonic() - found.at < _STALE:
             return found
         return await self._look()
+
+    async def _listed(self, *, for_call: bool = True) -> Attachment:
+        """The server with the models that it has now: it may load and lose some at any time."""
+        if for_call and self._let_go:
+            raise catalogue.ENGINE_STOPPED.error()
+        return await self._listing.run(self._list)
+
+    async def _list(self) -> Attachment:
+        known = self._attachment
+        if known is None or time.monotonic() - known.at >= _STALE:
+            return await self._look()
+        try:
+            same = await self._finder.list_again(known)
+        except EnginePluginError:
+            self._forget(known)
+            raise
+        return known if same else await self._look()
 
     async def _look(self) -> Attachment:
         return await self._finding.run(self._find)
@@ -189,7 +214,7 @@ class OpenAIEngine(Engine):
     # Models
 
     async def list_models(self) -> Sequence[ModelInfo]:
-        attachment = await self._attached(oldest=_LIST_STALE, for_call=False)
+        attachment = await self._listed(for_call=False)
         return [self._info(found) for found in attachment.seen.models]
 
     async def running_models(self) -> Sequence[ModelInfo]:
@@ -227,7 +252,7 @@ class OpenAIEngine(Engine):
         )
 
     async def pull_model(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
-        attachment = await self._attached(oldest=_LIST_STALE)
+        attachment = await self._listed()
         name = request.model
         here = next((found for found in attachment.seen.models if found.name == name), None)
         if here is not None and not request.source:
@@ -266,7 +291,7 @@ class OpenAIEngine(Engine):
 
     async def load_model(self, name: str) -> None:
         """Servers load their models themselves, at their start or when a request comes: then one is sent."""
-        attachment = await self._attached(oldest=_LIST_STALE)
+        attachment = await self._listed()
         found = next((found for found in attachment.seen.models if found.name == name), None)
         if found is None:
             raise _missing(attachment, name)
@@ -286,14 +311,9 @@ class OpenAIEngine(Engine):
     # Services
 
     async def default_model(self, service: str) -> str:
-        attachment = await self._attached()
-        models = attachment.seen.models
-        wanted = KIND_OF_SERVICE.get(service)
-        fitting = [found for found in models if (found.kind or kind_by_name(found.name)) == wanted]
-        fitting.sort(key=lambda found: found.loaded is None)
-        if not fitting and len(models) == 1:
-            fitting = list(models)  # its name says nothing of what it is for
-        return fitting[0].name if fitting else ""
+        wanted = KIND_OF_SERVICE.get(service, "")
+        known = _first_of_kind((await self._attached()).seen.models, wanted)
+        return known or _first_of_kind((await self._listed()).seen.models, wanted)
 
     async def call(self, service: str, request: dict[str, Any]) -> bytes:
         if service in ("speech-to-text", "text-to-speech"):
@@ -366,12 +386,21 @@ class OpenAIEngine(Engine):
         attachment = await self._attached()
         if service not in attachment.able([service]):
             raise self._no_service(attachment, service)
-        async with self._admission.slots(1):
-            try:
+        try:
+            async with self._admission.slots(1):
                 yield _Errors(self, attachment, service, model)
-            finally:
-                if self._attachment is not attachment:
-                    attachment.http.close()  # nobody else will
+        except ModelNotFoundError as error:
+            raise await self._missing_now(model, error) from None
+        finally:
+            if self._attachment is not attachment:
+                attachment.http.close()  # nobody else will
+
+    async def _missing_now(self, model: str, before: ModelNotFoundError) -> ModelNotFoundError:
+        """Told with the models that there are now; with those known `before` if the server says nothing more."""
+        try:
+            return _missing(await self._listed(), model)
+        except EnginePluginError:
+            return before
 
     def _no_service(self, attachment: Attachment, service: str) -> UnsupportedError:
         able = ", ".join(attachment.able(sorted(self.services))) or "nothing that is known"
@@ -415,7 +444,16 @@ class _Errors:
             raise self.of(complaint_of_body(200, answer))
 
 
-def _missing(attachment: Attachment, name: str) -> EnginePluginError:
+def _first_of_kind(models: Sequence[Found], kind: str) -> str:
+    """The model for a call that names none: one in memory, if there is one; "" for none."""
+    fitting = [found for found in models if (found.kind or kind_by_name(found.name)) == kind]
+    fitting.sort(key=lambda found: found.loaded is None)
+    if not fitting and len(models) == 1 and not models[0].kind:
+        fitting = list(models)  # its name says nothing of what it is for
+    return fitting[0].name if fitting else ""
+
+
+def _missing(attachment: Attachment, name: str) -> ModelNotFoundError:
     names = [found.name for found in attachment.seen.models]
     pull = name if attachment.server.name == "ovo" and "/" in name else ""
     return catalogue.model_missing(
