@@ -121,6 +121,8 @@ def test_an_engines_words_stay_with_it(path: Path) -> None:
     foreign = {word for word in code_words(path) if ENGINE_WORDS.search(word)}
     if part_of(path) == "manifest":  # the host's own flavours of JSON, which it calls after engines
         foreign -= {"ollama", "openai", "openvino"}
+    if place == ("models", "families.py"):  # families of models, after one of which an engine is called
+        foreign.clear()
     assert foreign == set()
 
 
