@@ -27,6 +27,7 @@ from engine_plugin.errors import (
     EnginePluginError,
     ManifestError,
     ModelInUseError,
+    ModelNotFoundError,
     PreconditionError,
     UnsupportedError,
 )
@@ -302,8 +303,8 @@ class OllamaEngine(Engine):
         with self._in_use(model.name):
             try:
                 yield client, self._models.facts(model, native=_is_native(self.manifest.service(service)))
-            except EnginePluginError:
-                self._models.forget()  # what we took for granted may be gone
+            except ModelNotFoundError:
+                self._models.forget()  # somebody has deleted it
                 raise
 
     @contextmanager

@@ -11,7 +11,7 @@ from engine_plugin.models.info import Capabilities, Loaded, ModelDetails, ModelI
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["EPOCH", "capabilities_shown", "capabilities_told", "entries_of", "loaded_of", "model_of"]
+__all__ = ["EPOCH", "capabilities_shown", "capabilities_told", "entries_of", "loaded_of", "model_of", "number_of"]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 """When a model was changed whose server does not say it."""
@@ -36,12 +36,12 @@ def model_of(entry: Mapping[str, Any], told: Capabilities) -> ModelInfo:
     family = _text(details.get("family"))
     digest = _text(entry.get("digest")).removeprefix("sha256:")
     extra = {key: entry[key] for key in ("remote_model", "remote_host") if entry.get(key)}
-    if embedding := _number(details.get("embedding_length")):
+    if embedding := number_of(details.get("embedding_length")):
         extra["embedding_length"] = embedding
     return ModelInfo(
         name=entry["name"],
         kind=_kind(told, family),
-        size=_number(entry.get("size")),
+        size=number_of(entry.get("size")),
         digest=f"sha256:{digest}" if digest else "",
         modified_at=_time(entry.get("modified_at")) or EPOCH,
         bundled=False,
@@ -66,7 +66,7 @@ def _kind(told: Capabilities, family: str) -> str:
 def capabilities_told(entry: Mapping[str, Any]) -> Capabilities:
     """What an entry of the list tells itself."""
     return Capabilities(
-        _texts(entry.get("capabilities")), _number(_mapping(entry.get("details")).get("context_length"))
+        _texts(entry.get("capabilities")), number_of(_mapping(entry.get("details")).get("context_length"))
     )
 
 
@@ -74,7 +74,7 @@ def capabilities_shown(answer: Mapping[str, Any]) -> Capabilities:
     """What `show` tells."""
     about = _mapping(answer.get("model_info"))
     architecture = _text(about.get("general.architecture"))
-    return Capabilities(_texts(answer.get("capabilities")), _number(about.get(f"{architecture}.context_length")))
+    return Capabilities(_texts(answer.get("capabilities")), number_of(about.get(f"{architecture}.context_length")))
 
 
 def loaded_of(entry: Mapping[str, Any]) -> Loaded:
@@ -83,10 +83,10 @@ def loaded_of(entry: Mapping[str, Any]) -> Loaded:
     if expires is not None and not EPOCH < expires < datetime.now(UTC) + _FOR_EVER:
         expires = None  # it stays for ever
     return Loaded(
-        memory=_number(entry.get("size")),
-        accelerator_memory=_number(entry.get("size_vram")),
+        memory=number_of(entry.get("size")),
+        accelerator_memory=number_of(entry.get("size_vram")),
         expires_at=expires,
-        context_length=_number(entry.get("context_length")),
+        context_length=number_of(entry.get("context_length")),
     )
 
 
@@ -98,8 +98,9 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(text for text in value if isinstance(text, str)) if isinstance(value, list) else ()
 
 
-def _number(value: object) -> int:
-    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else 0
+def number_of(value: object) -> int:
+    """A count or a length; 0 for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
 def _mapping(value: object) -> dict[str, Any]:

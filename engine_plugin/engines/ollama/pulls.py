@@ -14,6 +14,7 @@ from engine_plugin import catalogue
 from engine_plugin.download.events import ChunkProgress, Status, Success
 from engine_plugin.engines.http.ndjson import line_objects, whole_lines
 from engine_plugin.engines.ollama.blobs import sha256_of, upload
+from engine_plugin.engines.ollama.entries import number_of
 from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_line
 from engine_plugin.engines.ollama.models import full_name
 from engine_plugin.errors import (
@@ -189,9 +190,9 @@ async def _watched(
 
 def _told(line: dict[str, Any], said: str, publish: Callable[[PullEvent], None]) -> str:
     """Tell of a line, but not twice in a row of one step; returns the step."""
-    status, digest = str(line.get("status") or ""), line.get("digest")
-    if isinstance(digest, str) and digest and line.get("total"):
-        publish(ChunkProgress(digest, int(line.get("completed") or 0), int(line["total"])))
+    status, digest, total = str(line.get("status") or ""), line.get("digest"), number_of(line.get("total"))
+    if isinstance(digest, str) and digest and total:
+        publish(ChunkProgress(digest, min(number_of(line.get("completed")), total), total))
         return status
     if status not in ("", said, _SUCCESS):
         publish(Status(status))
