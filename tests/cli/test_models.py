@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from engine_plugin.cli.progress import progress_display
+
 from .conftest import COMMAND
 
 if TYPE_CHECKING:
@@ -211,6 +213,15 @@ def test_the_layers_of_a_pull_are_summed(managed: Workplace) -> None:
         "100% of 10.0 kB",
         "verifying sha256 digest",
     ]
+
+
+def test_a_file_of_unknown_size_has_no_share(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_display(as_json=False) as show:
+        show({"status": "downloading", "digest": "a", "completed": 5, "total": 10})
+        show({"status": "downloading", "digest": "b", "completed": 5, "total": 0})
+        show({"status": "downloading", "digest": "a", "completed": 10, "total": 10})
+        show({"status": "downloading", "digest": "b", "completed": 6, "total": 10})
+    assert capsys.readouterr().err.splitlines() == ["downloading", "50% of 10 B", "80% of 20 B"]
 
 
 def test_memory_needs_an_engine_that_runs(managed: Workplace) -> None:
