@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from engine_plugin.models.capabilities import FEATURE_OF_KIND
 from engine_plugin.models.info import KIND_OF_SERVICE
 
 if TYPE_CHECKING:
@@ -19,9 +20,13 @@ log = logging.getLogger(__name__)
 
 
 def names_for(service: str, default: str, models: Sequence[ModelInfo]) -> list[str]:
-    """The names of the models that can serve a service, its default model first, the others as they are listed."""
-    kind = KIND_OF_SERVICE.get(service)
-    names = [model.name for model in models if model.kind == kind]
+    """The names of the models that can serve a service, its default model first, the others as they are listed.
+
+    A model of another kind may serve it besides, as a chat model that hears transcribes with some engines.
+    """
+    kind = KIND_OF_SERVICE.get(service, "")
+    feature = FEATURE_OF_KIND.get(kind)
+    names = [model.name for model in models if model.kind == kind or feature in model.capabilities.features]
     return sorted(names, key=lambda name: name not in (default, f"{default}:latest"))
 
 
