@@ -137,6 +137,20 @@ async def test_what_it_is(plugin: Plugin, port: int) -> None:
     assert len(await plugin.running_models()) == 6
 
 
+async def test_what_it_tells_of_its_models(plugin: Plugin) -> None:
+    found = {name: model.capabilities for name, model in (await models(plugin)).items()}
+    assert (found["tiny-chat"].context_length, found["tiny-chat"].context_source) == (1024, "engine")
+    assert "completion" in found["tiny-chat"].features
+    assert found["tiny-image"].context_length == 0
+    assert {name: list(found[name].features) for name in found if name != "tiny-chat"} == {
+        "tiny-embed": ["embedding"],
+        "tiny-rerank": ["rerank"],
+        "tiny-image": ["image"],
+        "tiny-transcribe": ["transcription"],
+        "tiny-speak": ["speech"],
+    }
+
+
 async def test_chat(plugin: Plugin) -> None:
     answer = await call(plugin, "chat", **HELLO)
     text = answer["choices"][0]["message"]["content"]

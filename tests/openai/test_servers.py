@@ -198,6 +198,16 @@ async def test_ovms(serve: Serve, attach: Attach) -> None:
     assert server.bodies == [{"model": "tiny", "prompt": "a", "size": "64x32", "rng_seed": 3}]
 
 
+async def test_kinds_that_are_told_are_not_guessed(serve: Serve, attach: Attach) -> None:
+    server = await serve("ovms")
+    told = {"kind": "embed", "capabilities": ["embedding", 7], "max_model_len": 512}
+    server.models = [{**server.models[0], **told, "id": "whisper"}, {"id": "tiny-embed", "kind": ["chat"]}]
+    found = await models(attach(server))
+    assert (found["whisper"].kind, found["whisper"].capabilities.context_length) == ("embed", 512)
+    assert found["whisper"].capabilities.features == ("embedding",)
+    assert found["tiny-embed"].kind == "embed", "what it says is no kind"
+
+
 async def test_any_other_server(serve: Serve, attach: Attach) -> None:
     server = await serve("gateway", prefix="/llm")
     plugin = attach(server)

@@ -190,7 +190,9 @@ async def test_models_and_metadata(front: Front) -> None:
     front.config.add("bad", load="fail")
     assert await front.reload() == 500
     _, listed = await front.get("/v3/models")
-    assert [model["id"] for model in listed["data"]] == ["m"]
+    [model] = listed["data"]
+    assert (model["id"], model["kind"], model["capabilities"]) == ("m", "chat", ["completion"])
+    assert model["max_model_len"] == 64
     assert (await front.get("/v2/models/m/ready"))[0] == 200
     assert (await front.get("/v2/models/bad/ready"))[0] == 503
     assert (await front.get("/v2/models/none/ready"))[0] == 404

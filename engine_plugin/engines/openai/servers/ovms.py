@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine_plugin.engines.openai.servers.base import Found, Glance, Seen, Server, text_of
-from engine_plugin.models.info import Loaded
+from engine_plugin.engines.openai.servers.base import Found, Glance, Seen, Server, number_of, text_of
+from engine_plugin.models.info import KINDS, Capabilities, Loaded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,7 @@ class Ovms(Server):
     async def look(self, glance: Glance) -> Seen | None:
         told = await glance.ask("/v2")
         version = text_of(told, "version") if isinstance(told, dict) else ""
-        return Seen(tuple(Found.of(entry, loaded=Loaded()) for entry in glance.models), version)
+        return Seen(tuple(_found(entry) for entry in glance.models), version)
 
     def adapt(self, service: str, body: dict[str, Any], *, stream: bool) -> bool:
         if service == "text-to-image":
@@ -37,3 +37,15 @@ class Ovms(Server):
                 seed = body.pop("seed")
                 body.setdefault("rng_seed", seed)
         return stream
+
+
+def _found(entry: Mapping[str, Any]) -> Found:
+    """Our own server says what a model is for, what it can do and how long its context is; OVMS does not."""
+    kind, given, context = text_of(entry, "kind"), entry.get("capabilities"), number_of(entry, "max_model_len")
+    features = tuple(word for word in given if isinstance(word, str)) if isinstance(given, list) else ()
+    return Found.of(
+        entry,
+        kind=kind if kind in KINDS else "",
+        engine=Capabilities(features, context),
+        loaded=Loaded(context_length=context),
+    )

@@ -22,6 +22,8 @@ class VLlm(Server):
     start: ClassVar[str] = "vllm serve MODEL"
 
     def may_be(self, glance: Glance) -> bool:
+        if glance.base.version == "/v3":  # our own server tells contexts by the same key
+            return False
         return any(text_of(entry, "owned_by") == "vllm" or "max_model_len" in entry for entry in glance.models)
 
     async def look(self, glance: Glance) -> Seen | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -12,8 +12,11 @@ from engine_plugin.engines.openvino.runner.errors import ApiError
 from engine_plugin.engines.openvino.runner.model import AVAILABLE
 from engine_plugin.engines.openvino.runner.registry import ConfigError
 from engine_plugin.engines.openvino.runner.requests import REGISTRY, json_answer
+from engine_plugin.models.capabilities import FEATURE_OF_KIND
+from engine_plugin.models.info import FEATURES
 
 if TYPE_CHECKING:
+    from engine_plugin.engines.openvino.runner.model import Model
     from engine_plugin.engines.openvino.runner.registry import Registry
 
 __all__ = [
@@ -71,14 +74,26 @@ async def model_ready(request: web.Request) -> web.Response:
 
 
 async def models(request: web.Request) -> web.Response:
-    """GET /v3/models: those that answer now."""
+    """GET /v3/models: those that answer now, with what is known of each."""
     registry = request.app[REGISTRY]
-    data = [
-        {"id": name, "object": "model", "created": _STARTED, "owned_by": "local"}
-        for name in sorted(registry.models)
-        if is_ready(registry, name)
-    ]
+    data = [_entry(name, registry.models[name]) for name in sorted(registry.models) if is_ready(registry, name)]
     return json_answer({"object": "list", "data": data})
+
+
+def _entry(name: str, model: Model) -> dict[str, Any]:
+    """OpenAI's entry, vLLM's key for the tokens of the context, and two keys of our own: `kind`, `capabilities`."""
+    kind = model.graph.kind if model.graph is not None else ""
+    told = {FEATURE_OF_KIND.get(kind), *model.ready_info.get("capabilities", ())}
+    context = model.ready_info.get("context_length")
+    return {
+        "id": name,
+        "object": "model",
+        "created": _STARTED,
+        "owned_by": "local",
+        **({"max_model_len": context} if context else {}),
+        "kind": kind,
+        "capabilities": [feature for feature in FEATURES if feature in told],
+    }
 
 
 async def config(request: web.Request) -> web.Response:
