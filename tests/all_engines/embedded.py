@@ -8,6 +8,8 @@ import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import aiohttp
+
 from engine_plugin.engines.openvino.command import ServerSettings, runner_command, runner_stdin
 from engine_plugin.engines.openvino.graphs import graph_text
 from engine_plugin.engines.openvino.options import OpenVinoOptions
@@ -15,7 +17,7 @@ from engine_plugin.engines.processes import python
 from engine_plugin.models.samples import bundled_samples
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Collection
     from pathlib import Path
 
 __all__ = ["embedded_server"]
@@ -24,7 +26,7 @@ _START = 30.0
 
 
 @asynccontextmanager
-async def embedded_server(place: Path, models: Iterable[str], key: str) -> AsyncIterator[str]:
+async def embedded_server(place: Path, models: Collection[str], key: str) -> AsyncIterator[str]:
     """The address of a server that has these samples in memory; it ends with the block."""
     settings = ServerSettings(
         host="127.0.0.1",
@@ -55,13 +57,26 @@ async def embedded_server(place: Path, models: Iterable[str], key: str) -> Async
     try:
         process.stdin.write(runner_stdin(settings))
         line = await asyncio.wait_for(process.stdout.readline(), _START)
-        yield str(json.loads(line)["address"])
+        address = str(json.loads(line)["address"])
+        await asyncio.wait_for(_loaded(address, key, set(models)), _START)
+        yield address
     finally:
         process.stdin.close()
         await asyncio.wait_for(process.wait(), _START)
 
 
-def _configuration(place: Path, models: Iterable[str]) -> Path:
+async def _loaded(address: str, key: str, models: set[str]) -> None:
+    """Return when the server lists the models: it listens before it has them."""
+    async with aiohttp.ClientSession(address, headers={"Authorization": f"Bearer {key}"}) as session:
+        while True:
+            async with session.get("/v3/models") as response:
+                listed = {entry["id"] for entry in (await response.json())["data"]}
+            if models <= listed:
+                return
+            await asyncio.sleep(0.05)
+
+
+def _configuration(place: Path, models: Collection[str]) -> Path:
     samples, options = bundled_samples("openvino"), OpenVinoOptions()
     entries = []
     for name in models:
