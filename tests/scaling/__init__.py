@@ -1,0 +1,1 @@
+"""One plugin, a cluster behind it: opt-in tests on Ray Serve."""
