@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin import catalogue
 from engine_plugin.engines.http.answers import Complaint
-from engine_plugin.errors import AuthError, EnginePluginError, PreconditionError, UnavailableError, UnsupportedError
+from engine_plugin.errors import (
+    AuthError,
+    EnginePluginError,
+    InvalidRequestError,
+    PreconditionError,
+    UnavailableError,
+    UnsupportedError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,6 +107,8 @@ def _of_words(complaint: Complaint, model: str) -> EnginePluginError:
         return catalogue.MEMORY.error(model=model or "it", needed=short[1], limit=f"{short[2]} is free")
     if any(mark in message for mark in _CONTEXT):
         return catalogue.CONTEXT.error(said=message)
+    if complaint.status == 400 and "model name" in message:
+        return InvalidRequestError(f"model: {model!r}: {message}")
     if "newer version of Ollama" in message:
         return PreconditionError(
             f"model: {model or 'it'} needs a newer Ollama than this server is. Upgrade it: "

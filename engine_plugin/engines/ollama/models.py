@@ -148,15 +148,16 @@ class ServerModels:
         Raises ModelNotFoundError when there is none.
         """
         wanted = FEATURE_OF_SERVICE[service]
-        for model in await self.running(client):
-            if wanted in model.capabilities.features:
+        running, listed = await self.running(client), await self._listed(client)
+        for model in running:
+            if wanted in model.capabilities.features and full_name(model.name) in listed:  # not one that was deleted
                 return model.name
-        able = [model for model in (await self._listed(client)).values() if wanted in model.capabilities.features]
+        able = [model for model in listed.values() if wanted in model.capabilities.features]
         if able:
             return max(able, key=lambda model: (not is_cloud_name(model.name), model.modified_at)).name
         raise catalogue.model_missing(
             f"(any for {service})",
-            here=sorted(model.name for model in (await self._listed(client)).values()),
+            here=sorted(model.name for model in listed.values()),
             sources=f"engine-plugin models pull {_PROPOSED[wanted]}",
         )
 
@@ -178,9 +179,11 @@ class ServerModels:
     # What is done with one
 
     async def delete(self, client: OllamaClient, name: str) -> None:
-        """Delete it from the server. Raises ModelNotFoundError."""
+        """Delete it from the server, and from its memory, where it would stay. Raises ModelNotFoundError."""
         model = await self.get(client, name)
         try:
+            if await self._is_loaded(client, model):
+                await self._expire(client, model)
             await client.ask("DELETE", "/api/delete", {"model": model.name}, model=model.name)
         finally:
             self.forget()
@@ -206,15 +209,19 @@ class ServerModels:
         model = await self.get(client, name)
         if not await self._is_loaded(client, model):
             raise ModelNotLoadedError(f"models: {model.name} is not loaded")
-        # Unlike the request without messages, the one without a prompt is understood for every kind of model.
-        shape = {"model": model.name, "keep_alive": 0, "stream": False}
-        await client.ask("POST", "/api/generate", shape, model=model.name)
+        await self._expire(client, model)
         end = time.monotonic() + within
         while await self._is_loaded(client, model):
             if time.monotonic() > end:
                 log.warning("%s: its requests did not end in %g s", model.name, within)
                 return
             await asyncio.sleep(_POLL)
+
+    async def _expire(self, client: OllamaClient, model: ModelInfo) -> None:
+        """Have it leave memory as soon as nobody uses it."""
+        # Unlike the request without messages, the one without a prompt is understood for every kind of model.
+        shape = {"model": model.name, "keep_alive": 0, "stream": False}
+        await client.ask("POST", "/api/generate", shape, model=model.name)
 
     async def _is_loaded(self, client: OllamaClient, model: ModelInfo) -> bool:
         names = {full_name(entry["name"]) for entry in entries_of(await client.ask("GET", "/api/ps"))}

@@ -288,3 +288,19 @@ async def test_delete(attached: OllamaClient, contract_server: ContractServer) -
         await models.get(attached, "tiny-chat")
     with pytest.raises(ModelNotFoundError):
         await models.delete(attached, "tiny-chat")
+
+
+async def test_a_deleted_model_does_not_stay_in_memory_nor_answer(
+    attached: OllamaClient, contract_server: ContractServer
+) -> None:
+    """Seen with Ollama 0.32: what is deleted while it is loaded is still told as running, and answers 404."""
+    models = models_with()
+    await models.load(attached, "tiny-chat")
+    await models.delete(attached, "tiny-chat")
+    assert contract_server.bodies("/api/generate") == [
+        {"model": "tiny-chat:latest", "keep_alive": 0, "stream": False}
+    ]
+    await models.load(attached, "vision:7b")
+    await asyncio.to_thread(contract_server.ask, "DELETE", "/api/delete", {"model": "vision:7b"})
+    models.forget()
+    assert await models.default(attached, "chat") != "vision:7b"

@@ -87,7 +87,7 @@ async def test_what_is_here_already_has_no_layers_to_tell_of(pulls: Pulls, share
         ("fault-forbidden", PreconditionError, "OLLAMA_NO_CLOUD"),
         ("fault-busy", UnavailableError, "busy"),
         ("fault-crashed", PullError, "did not come: model runner has unexpectedly stopped"),
-        ("not a name", InvalidRequestError, "invalid model name"),
+        ("not a name", InvalidRequestError, "model: 'not a name': invalid model name"),
     ],
 )
 async def test_how_a_pull_fails(
