@@ -157,6 +157,7 @@ def test_blobs(ours: httpx.Client) -> None:
     steps = lines(ours.post("/api/create", json={"model": "mine", "files": {"m.gguf": digest}}))
     assert [step["status"] for step in steps] == [
         "parsing GGUF",
+        "verifying conversion",
         f"using existing layer {digest}",
         "writing manifest",
         "success",

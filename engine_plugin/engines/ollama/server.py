@@ -69,6 +69,8 @@ class ManagedServer(ServerProcess):
         )
         self.version = ""
         """What the server says that it is, once it serves."""
+        self.computes_on: tuple[str, ...] = ()
+        """The kinds of devices that it said it uses, such as cpu or cuda; none when it did not say."""
         self._backend = backend
         self._ollama = options
         self._data = data_dir
@@ -82,12 +84,6 @@ class ManagedServer(ServerProcess):
     def address(self) -> str:
         """The root of its URLs, for people; "" while there is none."""
         return f"http://127.0.0.1:{self._ports[0]}" if self._ports and self.ready else ""
-
-    @property
-    def computes_on(self) -> tuple[str, ...]:
-        """The kinds of devices that it said it uses, such as cpu or cuda; none when it did not say."""
-        life = self.process.life
-        return tuple(kind.lower() for kind in _COMPUTES.findall(life.last_words())) if life else ()
 
     async def ensure_ready(self) -> None:
         """Start it, sharing a start that is under way.
@@ -145,6 +141,8 @@ class ManagedServer(ServerProcess):
                 wanted=self._ollama.minimum_version,
                 upgrade="Call UpgradeEngine (engine-plugin engine upgrade), or name another in engine.ollama",
             )
+        said = "\n".join(self.process.life.lines() if self.process.life else ())
+        self.computes_on = tuple(kind.lower() for kind in _COMPUTES.findall(said))  # it says so before it answers
         self._require_mode()
 
     def _require_mode(self) -> None:
@@ -176,6 +174,7 @@ class ManagedServer(ServerProcess):
             "USERPROFILE" if sys.platform == "win32" else "HOME": home,
             "OLLAMA_HOST": f"127.0.0.1:{port}",
             "OLLAMA_MODELS": str(self._data / _MODELS),
+            "GIN_MODE": "release",  # else it begins by listing its routes
             **_settings(self._ollama),
             **_devices(self._mode),
             **self._ticket.environ,

@@ -146,6 +146,10 @@ class Life:
         marked = [line for line in self._tail if any(mark in line for mark in self._spec.error_marks)]
         return " | ".join((marked or list(self._tail))[-_TAIL_SHOWN:])
 
+    def lines(self) -> list[str]:
+        """What the process wrote last, some thirty lines, the oldest first."""
+        return list(self._tail)
+
     async def check(self) -> None:
         """Ask a serving process how it is, now; its state follows from the latest answers, not from this alone."""
         healthy, health = self._spec.healthy, self._health

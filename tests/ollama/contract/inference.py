@@ -27,6 +27,19 @@ _INTEGERS = ("num_keep", "seed", "num_predict", "top_k", "repeat_last_n", "num_c
 _FLOATS = ("top_p", "min_p", "typical_p", "temperature", "repeat_penalty", "presence_penalty", "frequency_penalty")
 _NANOSECONDS_A_TOKEN = 10_000_000
 _SLOW = 0.05
+_BLIND = json.dumps(
+    {
+        "error": {
+            "code": 500,
+            "message": "image input is not supported - hint: if this is unexpected, you may need to provide the "
+            "mmproj",
+            "type": "server_error",
+        }
+    },
+    separators=(",", ":"),
+)
+"""What Ollama hands on as a text: an answer of the llama.cpp that computes."""
+
 _BEFORE = 2
 """How many tokens come before anything goes wrong."""
 
@@ -84,7 +97,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
         return json_answer(_chat_object(shape["model"], "", done_reason="load"))
     images = sum(len(message.get("images") or []) for message in messages)
     if images and not {"vision", "audio"} & set(model.capabilities):
-        raise Refusal(500, "this model is missing data required for image input")
+        raise Refusal(500, _BLIND)
     last = messages[-1]
     told = next((each for each in reversed(messages) if each.get("role") in ("user", "tool")), last)
     work = _work(shape, fault, str(told.get("content", "")), images=images, thinks=thinks)
@@ -196,7 +209,7 @@ async def transcribe(request: web.Request) -> web.StreamResponse:
     model = locate(state, fields["model"], lambda name: _openai(404, f"model '{name}' not found"))
     await refuse_by(state.rules.take("/v1/audio/transcriptions", model.name), request)
     if "audio" not in model.capabilities:
-        raise _openai(500, "this model is missing data required for image input")
+        raise _openai(500, _BLIND)
     _load(state, model, {})
     language = f" in {fields['language']}" if fields.get("language") else ""
     text = f"I heard {len(sound)} bytes{language}"
@@ -218,11 +231,11 @@ def _messages(shape: dict[str, Any]) -> list[dict[str, Any]]:
         if not isinstance(message.get("content", ""), str | None):
             kind = "array" if isinstance(message["content"], list) else "object"
             raise Refusal(
-                400, f"json: cannot unmarshal {kind} into Go struct field ChatRequest.messages of type string"
+                400, f"json: cannot unmarshal {kind} into Go struct field ChatRequest.messages.content of type string"
             )
         for call in message.get("tool_calls") or []:
             if not isinstance(call.get("function", {}).get("arguments", {}), dict):
-                raise Refusal(400, "json: cannot unmarshal string into Go value of type map[string]interface {}")
+                raise Refusal(400, "Value looks like object, but can't find closing '}' symbol")
         _check_images(message.get("images"), "ChatRequest.messages.images")
     return list(messages)
 
@@ -230,7 +243,7 @@ def _messages(shape: dict[str, Any]) -> list[dict[str, Any]]:
 def _check_images(images: Any, place: str) -> None:
     for image in images or []:
         if not isinstance(image, str):
-            raise Refusal(400, f"json: cannot unmarshal object into Go struct field {place} of type []uint8")
+            raise Refusal(400, f"json: cannot unmarshal object into Go struct field {place} of type api.ImageData")
         try:
             base64.b64decode(image, validate=True)
         except (binascii.Error, ValueError):
@@ -378,9 +391,11 @@ async def _lines(state: State, work: _Work, part: _Part) -> AsyncIterator[Any]:
     while fault == "endless":
         yield part(" more")
         await asyncio.sleep(0.002)
-    for calls in _calls(work):
-        yield part("", calls=calls)
-    yield part(kept[1] if kept else "", **end)
+    calls = _calls(work)
+    last = calls.pop() if fault == "tool-last" and calls else None
+    for call in calls:
+        yield part("", calls=call)
+    yield part(kept[1] if kept else "", calls=last, **end)
 
 
 def _calls(work: _Work) -> list[list[dict[str, Any]]]:

@@ -123,7 +123,7 @@ class Library:
         """Write it, as of now unless it says when."""
         name = ModelName.parse(model.name)
         assert name is not None, model.name
-        now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "467Z"
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(f".{path.name}.new")

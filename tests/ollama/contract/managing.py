@@ -34,6 +34,10 @@ __all__ = [
 ]
 
 _STEPS = 4
+_OFFLINE = (
+    'pull model manifest: Get "https://registry.ollama.ai/v2/library/x/manifests/latest": dial tcp: lookup '
+    "registry.ollama.ai on 127.0.0.53:53: no such host"
+)
 _VRAM = {"7.6B": 1.0, "7B": 0.5}
 """What part of a model of this size lies in a GPU's memory; of others, none."""
 
@@ -88,7 +92,7 @@ async def show(request: web.Request) -> web.StreamResponse:
     name = shape.get("model") or shape.get("name")
     if not name:
         raise Refusal(400, "model is required")
-    model = locate(state, name, lambda missing: Refusal(404, f"model '{missing}' not found"))
+    model = locate(state, name, lambda missing: Refusal(404, f"model '{_tagged(missing)}' not found"))
     await refuse_by(state.rules.take("/api/show", model.name), request)
     count = int(float(model.parameters[:-1]) * {"M": 1_000_000, "B": 1_000_000_000}[model.parameters[-1]])
     info: dict[str, Any] = {
@@ -116,6 +120,11 @@ async def show(request: web.Request) -> web.StreamResponse:
             "modified_at": model.modified_at,
         }
     )
+
+
+def _tagged(name: str) -> str:
+    parsed = ModelName.parse(name)
+    return parsed.shortest if parsed else name
 
 
 async def pull(request: web.Request) -> web.StreamResponse:
@@ -149,6 +158,9 @@ async def _pulled(state: State, name: ModelName, fault: str) -> AsyncIterator[di
     yield {"status": "pulling manifest"}
     if fault == "pull-unauthorized":
         yield {"error": "pull model manifest: unauthorized: access denied"}
+        return
+    if fault == "pull-offline":
+        yield {"error": _OFFLINE}
         return
     if model is None:
         yield {"error": "pull model manifest: file does not exist"}
@@ -233,8 +245,9 @@ async def _created(library: Library, name: ModelName, shape: dict[str, Any]) -> 
     if shape.get("from"):
         parsed = ModelName.parse(shape["from"])
         base = library.find(parsed) if parsed else None
-        if base is None:
-            yield {"error": f"model {shape['from']!r} not found", "status": 400}
+        if base is None:  # it is pulled then
+            yield {"status": "pulling manifest"}
+            yield {"error": "pull model manifest: file does not exist"}
             return
         library.add(replace(base, name=name.shortest, modified_at=""))
     else:
@@ -247,6 +260,7 @@ async def _created(library: Library, name: ModelName, shape: dict[str, Any]) -> 
             yield {"error": "unknown type", "status": 400}
             return
         yield {"status": "parsing GGUF"}
+        yield {"status": "verifying conversion"}
         yield {"status": f"using existing layer {digest}"}
         library.add(Model(name.shortest, layers=(blob.stat().st_size, 480), quantization="unknown"))
     yield {"status": "writing manifest"}
@@ -270,16 +284,15 @@ async def copy(request: web.Request) -> web.StreamResponse:
 
 
 async def delete(request: web.Request) -> web.StreamResponse:
-    """DELETE /api/delete."""
+    """DELETE /api/delete. What is in memory stays there, as at Ollama."""
     state, shape = request.app[STATE], await json_body(request)
     given = str(shape.get("model") or shape.get("name") or "")
     name = ModelName.parse(given)
     if name is None:
-        raise Refusal(400, f'name "{given}" is invalid')
+        raise Refusal(400, f'name "{given}" is invalid' if given else "model is required")
     await refuse_by(state.rules.take("/api/delete", name.shortest), request)
     if not state.library.remove(name):
         raise Refusal(404, f"model '{given}' not found")
-    state.memory.unload(name.shortest)
     return web.Response()
 
 
@@ -330,7 +343,12 @@ async def openai_model(request: web.Request) -> web.StreamResponse:
     """GET /v1/models/:model."""
 
     def missing(name: str) -> Refusal:
-        error = {"message": f"model '{name}' not found", "type": "not_found_error", "param": None, "code": None}
+        error = {
+            "message": f"model '{_tagged(name)}' not found",
+            "type": "not_found_error",
+            "param": None,
+            "code": None,
+        }
         return Refusal(404, {"error": error})
 
     return json_answer(_openai_shape(locate(request.app[STATE], request.match_info["model"], missing)))

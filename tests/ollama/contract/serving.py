@@ -61,6 +61,7 @@ async def serve(wish: Wish) -> int:
         return 1
     try:
         bound = runner.addresses[0]
+        _log("images.go:919", 'msg="total blobs: 0"')
         _log("routes.go:2006", f'msg="Listening on {bound[0]}:{bound[1]} (version {wish.version})"')
         _log("types.go:60", f'msg="inference compute" id=0 library={wish.device} compute="" name={wish.device}')
         await _ended(wish)

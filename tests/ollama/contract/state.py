@@ -156,7 +156,8 @@ class State:
 def duration(value: Any) -> float:
     """Seconds of a keep_alive: a number of seconds, or Go's notation; below zero is for ever. Raises Refusal."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise Refusal(400, f"Unsupported type: {value!r}")
+        kind = "bool" if isinstance(value, bool) else "map[string]interface {}"
+        raise Refusal(400, f"Unsupported type: '{kind}'")
     if isinstance(value, str) and not re.fullmatch(r"-?\d+", value):
         parts = re.findall(r"([0-9.]+)(ns|us|ms|s|m|h)", value)
         if not parts or "".join(number + unit for number, unit in parts) != value.lstrip("-+"):
@@ -167,9 +168,9 @@ def duration(value: Any) -> float:
 
 
 def moment(stamp: float) -> str:
-    """A time as Go writes it."""
+    """A time as Go writes it: to the nanosecond."""
     when = datetime.fromtimestamp(0, UTC) + timedelta(seconds=stamp)
-    return when.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return when.strftime("%Y-%m-%dT%H:%M:%S.%f") + "467Z"
 
 
 def now() -> str:

@@ -48,7 +48,8 @@ async def json_body(request: web.Request) -> dict[str, Any]:
     except ValueError:
         text = raw.decode("utf-8", "replace").strip()
         sign = next((sign for sign in text if sign not in "{[ \n"), text[0])
-        raise Refusal(400, f"invalid character '{sign}' looking for beginning of value") from None
+        wanted = "object key string" if text.startswith("{") else "value"
+        raise Refusal(400, f"invalid character '{sign}' looking for beginning of {wanted}") from None
     if not isinstance(shape, dict):
         raise Refusal(400, "json: cannot unmarshal array into Go value of type api.ChatRequest")
     return shape

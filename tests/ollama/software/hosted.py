@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import yaml
 
 from engine_plugin.host import launch
@@ -14,8 +16,6 @@ from tests.ollama.contract.handle import ContractClient
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import psutil
 
     from engine_plugin.host import PluginClient
 
@@ -41,11 +41,13 @@ class Hosted:
         """Every process below the plugin, wherever it went."""
         return [each for each in processes_of(self.environ[MARK]) if each.pid != self.client.pid]
 
-    def server(self) -> psutil.Process:
-        """The server itself, below its guard."""
-        return next(
-            each for each in self.offspring() if any(word.endswith("/bin/ollama") for word in each.cmdline()[:3])
-        )
+    def server(self) -> psutil.Process | None:
+        """The server itself, below its guard, when there is one."""
+        for each in self.offspring():
+            with contextlib.suppress(psutil.Error):
+                if any(word.endswith("/bin/ollama") for word in each.cmdline()[:3]):
+                    return each
+        return None
 
     async def loaded(self) -> list[str]:
         """The names in GetRunningModels."""

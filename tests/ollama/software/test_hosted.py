@@ -62,7 +62,8 @@ async def test_from_nothing_to_an_answer_and_to_the_next_version(scratch: Path, 
         former = running.offspring()
         with pytest.raises(EnginePluginError, match=r"nothing was changed: .*this machine is not for me"):
             await running.client.upgrade_engine()
-        assert running.offspring() == former
+        after = running.offspring()
+        assert after == former, [(each.pid, each.ppid(), each.cmdline()) for each in after if each not in former]
         assert await running.client.get_version() == "0.33.0"
         assert await running.say("still here") == "still here"
         mirror.publish("0.33.1", "--runners")
@@ -85,8 +86,11 @@ async def test_crashes_and_the_plugins_own_end(
         await running.client.start_engine()
         await running.client.pull_model("fault-stall")
         family = running.offspring()
-        running.server().kill()
+        server = running.server()
+        assert server is not None
+        server.kill()
         await eventually(lambda: all(gone(process) for process in family))
+        await eventually(lambda: running.server() is not None)
         await running.client.pull_model("fresh")
         assert await running.say("back again") == "back again"
         assert (await running.client.health_check()).startswith("ready")
