@@ -45,8 +45,8 @@ def complaint_of_body(status: int, body: bytes) -> Complaint:
 
 def complaint_of_line(line: Mapping[str, Any]) -> Complaint:
     """From a line `{"error": …}` inside a stream, whose HTTP status was 200. Called by who reads streams."""
-    code = line.get("status_code")
-    return _complaint(code if isinstance(code, int) else 500, line)
+    codes = (line.get("status_code"), line.get("status"))
+    return _complaint(next((code for code in codes if isinstance(code, int)), 500), line)
 
 
 def _complaint(status: int, shape: Mapping[str, Any]) -> Complaint:

@@ -1,0 +1,63 @@
+"""What a server's refusals mean, where no answer of the contract server shows it."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_body, complaint_of_line
+from engine_plugin.errors import (
+    AuthError,
+    BadGatewayError,
+    EnginePluginError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    PreconditionError,
+    UnavailableError,
+    UnsupportedError,
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error", "said"),
+    [
+        (400, b'{"error":"\\"x\\" does not support chat"}', InvalidRequestError, "does not support chat"),
+        (400, b'{"error":{"message":"bad","type":"api_error"}}', InvalidRequestError, "refuses it: bad"),
+        (401, b'{"error":"unauthorized","signin_url":"https://o/x"}', AuthError, "Open https://o/x"),
+        (401, b"go away", AuthError, "go away.*OLLAMA_API_KEY"),
+        (403, b'{"error":"ollama cloud is disabled"}', PreconditionError, "no_cloud: false"),
+        (403, b'{"error":"not for you"}', AuthError, "not for you"),
+        (404, b'{"error":"model \'m\' not found"}', ModelNotFoundError, "models pull m"),
+        (404, b"404 page not found", UnsupportedError, "Upgrade it"),
+        (499, b'{"error":"request canceled"}', UnavailableError, "gave the request up"),
+        (500, b'{"error":"the input length exceeds the context length"}', InvalidRequestError, "Shorten"),
+        (
+            500,
+            b'{"error":"model requires more system memory (9.5 GiB) than is available (3.2 GiB)"}',
+            PreconditionError,
+            r"m needs 9\.5 GiB of memory, and 3\.2 GiB is free",
+        ),
+        (500, b'{"error":"this model requires a newer version of Ollama"}', PreconditionError, "newer Ollama"),
+        (500, b"[1]", BadGatewayError, r"answered 500: \[1\]"),
+        (502, b"", BadGatewayError, "answered 502: nothing"),
+        (503, b'{"error":"server busy.  maximum pending requests exceeded"}', UnavailableError, "Try again later"),
+    ],
+)
+def test_refusals(status: int, body: bytes, error: type[EnginePluginError], said: str) -> None:
+    mapped = complaint_error(complaint_of_body(status, body), "m")
+    assert type(mapped) is error
+    with pytest.raises(error, match=said):
+        raise mapped
+
+
+def test_cloud_models_are_not_to_be_pulled() -> None:
+    missing = complaint_error(complaint_of_body(404, b'{"error":"model not found"}'), "gpt-oss:120b-cloud")
+    assert isinstance(missing, ModelNotFoundError)
+    assert missing.pull == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [({"error": "x"}, 500), ({"error": "x", "status": 400}, 400), ({"error": "x", "status_code": 401}, 401)],
+)
+def test_errors_inside_streams(line: dict[str, object], status: int) -> None:
+    assert complaint_of_line(line).status == status
