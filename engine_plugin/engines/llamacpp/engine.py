@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin import catalogue
 from engine_plugin.engines.driver import Driver
-from engine_plugin.engines.http import sse
+from engine_plugin.engines.http import assemble, sse
 from engine_plugin.engines.http.answers import stream_events
-from engine_plugin.engines.llamacpp import assemble, requests
+from engine_plugin.engines.llamacpp import requests
 from engine_plugin.engines.llamacpp.models import model_store
 from engine_plugin.engines.llamacpp.options import LlamaCppOptions, served_context
 from engine_plugin.engines.llamacpp.server import PATHS, ModelServer, complaint_error
@@ -121,7 +121,7 @@ class LlamaCppEngine(Driver[Backend, ModelServer]):
             blocks = [block async for block in stream_events(response, complaint_error, _NULL_EVENT)]
         events = sse.event_data(b"".join(blocks))
         assembled = assemble.chat_completion if service == "chat" else assemble.text_completion
-        return assembled(events, requests.choices_wanted(request))
+        return assembled(events, assemble.choices_wanted(request))
 
     @asynccontextmanager
     async def stream(self, service: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:

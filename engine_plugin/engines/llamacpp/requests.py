@@ -7,9 +7,10 @@ import json
 import math
 from typing import Any
 
+from engine_plugin.engines.http.assemble import choices_wanted
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
 
-__all__ = ["choices_wanted", "embeddings_answer", "rerank_answer", "slots_needed", "upstream_body"]
+__all__ = ["embeddings_answer", "rerank_answer", "slots_needed", "upstream_body"]
 
 
 def upstream_body(service: str, request: dict[str, Any], *, stream: bool) -> bytes:
@@ -51,12 +52,6 @@ def _tool_name(tool: Any) -> Any:
 
 def _text(document: Any) -> str:
     return str(document["text"] if isinstance(document, dict) else document)
-
-
-def choices_wanted(request: dict[str, Any]) -> int:
-    """How many choices a chat or a completion gives for each prompt."""
-    count = request.get("n")
-    return count if isinstance(count, int) and count > 0 else 1
 
 
 def slots_needed(service: str, request: dict[str, Any]) -> int:

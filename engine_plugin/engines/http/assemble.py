@@ -1,6 +1,7 @@
-"""A unary answer from the events of a stream, equal to what llama.cpp gives when it does not stream.
+"""A unary answer from the events of a stream, for engines that notice only in a stream that their caller has gone.
 
-But for `usage`: llama.cpp then counts the first choice alone, here all choices count, and each prompt once.
+It is equal to what llama.cpp gives when it does not stream. But for `usage`: llama.cpp then counts the first choice
+alone, here all choices count, and each prompt once.
 """
 
 from __future__ import annotations
@@ -11,13 +12,19 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.errors import BadGatewayError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["chat_completion", "text_completion"]
+__all__ = ["chat_completion", "choices_wanted", "text_completion"]
 
 _COPIED = ("created", "model", "system_fingerprint", "id")
 # Texts of a chat delta that grow piece by piece.
 _TEXTS = ("content", "reasoning_content", "refusal")
+
+
+def choices_wanted(request: Mapping[str, Any]) -> int:
+    """How many choices a chat or a completion gives for each prompt."""
+    count = request.get("n")
+    return count if isinstance(count, int) and count > 0 else 1
 
 
 def chat_completion(events: Iterable[dict[str, Any]], choices_each: int = 1) -> bytes:

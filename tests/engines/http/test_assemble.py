@@ -1,4 +1,4 @@
-"""Events put together again; the real engine's are compared in test_answers.py."""
+"""Events put together again; a real engine's are compared in tests/llamacpp/test_answers.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_plugin.engines.llamacpp.assemble import chat_completion, text_completion
+from engine_plugin.engines.http.assemble import chat_completion, text_completion
 from engine_plugin.errors import BadGatewayError
 
 PIECES = st.lists(st.text(max_size=5), max_size=8)
