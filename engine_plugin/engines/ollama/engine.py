@@ -319,7 +319,7 @@ class OllamaEngine(Engine):
 
 
 _MANAGE = "set engine.server: manage in plugin.yaml to have one of our own"
-_KIND_WORDS = {"completion": "chat", "embedding": "embed", "audio": "chat that hears audio"}
+_KIND_WORDS = {"completion": "chat", "embedding": "embed", "transcription": "chat that hears audio"}
 
 
 def _is_native(service: ServiceSpec) -> bool:

@@ -38,10 +38,10 @@ FEATURE_OF_SERVICE = {
     "chat": "completion",
     "generate": "completion",
     "embed": "embedding",
-    "speech-to-text": "audio",
-    "speech-to-text-ws": "audio",
+    "speech-to-text": "transcription",
+    "speech-to-text-ws": "transcription",
 }
-"""What a model must be able to do for each service: a recording is heard by a chat model with `audio`."""
+"""What a model must be able to do for each service: whatever hears (`audio`), which are chat models, transcribes."""
 
 _AT_ONCE = 4
 """Models that a server is asked about at the same time."""
@@ -260,6 +260,8 @@ class ServerModels:
             engine=told,
             overrides=self._options.models,
         )
+        if "audio" in can.features:
+            can = replace(can, features=(*can.features, "transcription"))
         return replace(bare, capabilities=can)
 
     async def _shown_capabilities(
@@ -290,7 +292,7 @@ class ServerModels:
         return ModelInfo(name, "chat", 0, "", EPOCH, bundled=False, details=ModelDetails(), capabilities=can)
 
 
-_PROPOSED = {"completion": "llama3.2:1b", "embedding": "nomic-embed-text", "audio": "gemma3n"}
+_PROPOSED = {"completion": "llama3.2:1b", "embedding": "nomic-embed-text", "transcription": "gemma3n"}
 
 
 def _leaves(model: ModelInfo) -> datetime:

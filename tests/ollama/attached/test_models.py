@@ -61,7 +61,7 @@ async def test_the_list_has_kinds_capabilities_and_sizes(shared_client: OllamaCl
     assert re.fullmatch("sha256:[0-9a-f]{64}", think.digest)
     assert datetime.now(UTC) - think.modified_at < timedelta(hours=1)
     assert think.to_wire()["details"]["context_length"] == 40960
-    assert found["audio:latest"].capabilities.features == ("completion", "audio")
+    assert found["audio:latest"].capabilities.features == ("completion", "audio", "transcription")
 
 
 @asynccontextmanager
