@@ -43,6 +43,7 @@ PLAIN = (
 POSIX = ("sigint", "socket-group")
 TLS = ("automtls",)
 SPECIAL = ("eight-services", "stdio", "broken-manifest", "hold", "reattach")
+OLLAMA = ("ollama", "ollama-managed", "ollama-hold")  # test_ollama.py
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals, groups and unix sockets are of POSIX")
 
@@ -81,7 +82,7 @@ def test_each_of_the_eight_services_answers(go_host: GoHost, eight_services: Pat
 
 
 def test_every_scenario_is_run(go_host: GoHost) -> None:
-    assert sorted(go_host.scenarios()) == sorted((*PLAIN, *POSIX, *TLS, *SPECIAL))
+    assert sorted(go_host.scenarios()) == sorted((*PLAIN, *POSIX, *TLS, *SPECIAL, *OLLAMA))
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,9 @@ var scenarios = []scenario{
 	{"socket-group", "a host that names the group of the socket", socketGroup},
 	{"wrong-version", "a host that speaks another protocol version", wrongVersion},
 	{"wrong-cookie", "a start by something that is not the host", wrongCookie},
+	{"ollama", "the Ollama of somebody else at OLLAMA_HOST, in the flavours that config_ref names", ollama},
+	{"ollama-managed", "an Ollama of the plugin's own, from InstallEngine to Kill", ollamaManaged},
+	{"ollama-hold", "the same up to a stream without an end; say so, then wait for the plugin to be killed", ollamaHold},
 	{"hold", "start the engine and a stream, say so, then wait to be killed", hold},
 }
 

@@ -38,23 +38,34 @@ func killWhileStreaming(r *report) {
 		return
 	}
 	r.check("Kill", s.kill)
-	r.check("the stream ends with an error", func() (string, error) {
-		select {
-		case err := <-ended:
-			if errors.Is(err, io.EOF) {
-				return "", errors.New("a clean end, as if the answer were whole")
-			}
-			return err.Error(), nil
-		case <-time.After(soon):
-			return "", errors.New("it hangs")
+	r.check("the stream ends with an error", func() (string, error) { return endsWithError(ended) })
+}
+
+// endsWithError waits for the end of a stream whose plugin is gone.
+func endsWithError(ended <-chan error) (string, error) {
+	select {
+	case err := <-ended:
+		if errors.Is(err, io.EOF) {
+			return "", errors.New("a clean end, as if the answer were whole")
 		}
-	})
+		return err.Error(), nil
+	case <-time.After(soon):
+		return "", errors.New("it hangs")
+	}
 }
 
 // keepStreaming opens a long stream and goes on reading it; its end comes on `ended`, never nil.
 func (s *session) keepStreaming(ended chan<- error) (string, error) {
+	return s.keepReading(ended, func(ctx context.Context) (protocol.ProviderService_InvokeServiceStreamClient, error) {
+		return s.openStream(ctx, longAnswer)
+	})
+}
+
+// keepReading does so with any stream.
+func (s *session) keepReading(ended chan<- error,
+	open func(context.Context) (protocol.ProviderService_InvokeServiceStreamClient, error)) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), streamLimit)
-	stream, err := s.openStream(ctx, longAnswer)
+	stream, err := open(ctx)
 	if err == nil {
 		var first *protocol.InvokeServiceStreamResponse
 		if first, err = stream.Recv(); err == nil {
