@@ -101,6 +101,7 @@ class Contract:
         self.refusal: tuple[int, Any] | None = None
         self.refuses_details = False
         self.stream: bytes | None = None
+        self.streams = True
         self.downloads = [
             {"status": "downloading", "downloaded_bytes": 10, "total_bytes": 40},
             {"status": "completed", "downloaded_bytes": 40, "total_bytes": 40},
@@ -166,7 +167,7 @@ class Contract:
             return await self._transcription(request)
         body = await request.json()
         self.bodies.append(body)
-        await self._pass_gate()
+        await self._pass_gate(hears=self.kind != "llama-server" or body.get("stream") is True)
         if self.refusal is not None:
             return web.json_response(self.refusal[1], status=self.refusal[0])
         answers = {"chat/completions": self._chat, "completions": self._completion, "audio/speech": self._speech}
@@ -184,16 +185,18 @@ class Contract:
             return web.json_response({"error": error}, status=404)
         return web.json_response(_FASTAPI_404, status=404)
 
-    async def _pass_gate(self) -> None:
+    async def _pass_gate(self, *, hears: bool = True) -> None:
+        """Wait; who leaves meanwhile is noticed only if we do hear that."""
         self.asked.set()
         try:
             await self.gate.wait()
         except asyncio.CancelledError:
-            self.cancelled.set()
+            if hears:
+                self.cancelled.set()
             raise
 
     async def _chat(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        if body.get("stream"):
+        if body.get("stream") and self.streams:
             return await self._events(request, [{"delta": {"content": word}} for word in ("one ", "two")])
         message: dict[str, Any] = {"role": "assistant", "content": "one two"}
         if body.get("tools"):
@@ -206,7 +209,7 @@ class Contract:
         return web.json_response({**shape, "usage": usage})
 
     async def _completion(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        if body.get("stream"):
+        if body.get("stream") and self.streams:
             return await self._events(request, [{"text": word} for word in ("one ", "two")])
         choice = {"index": 0, "text": "one two", "finish_reason": "stop"}
         return web.json_response(

@@ -74,19 +74,63 @@ async def test_nothing_of_the_request_is_lost(serve: Serve, attach: Attach) -> N
     assert server.bodies == [{**HELLO, **more, "model": "qwen3-8b"}]
 
 
-@pytest.mark.parametrize("kind", ["chat", "speech-to-text"])
-async def test_a_cancelled_call_reaches_the_server(serve: Serve, attach: Attach, kind: str) -> None:
-    server = await serve("gateway")
+@pytest.mark.parametrize(
+    ("maker", "service", "request_"),
+    [
+        ("gateway", "chat", HELLO),
+        ("gateway", "speech-to-text", {"audio": RECORDING}),
+        ("llama-server", "chat", HELLO),
+        ("llama-server", "generate", {"prompt": "a"}),
+    ],
+)
+async def test_a_cancelled_call_reaches_the_server(
+    serve: Serve, attach: Attach, maker: str, service: str, request_: dict[str, Any]
+) -> None:
+    server = await serve(maker)
     server.gate.clear()
     plugin = attach(server)
-    request: dict[str, Any] = HELLO if kind == "chat" else {"audio": RECORDING}
-    task = asyncio.create_task(call(plugin, kind, **request))
+    task = asyncio.create_task(call(plugin, service, **request_))
     async with asyncio.timeout(LIMIT):
         await server.asked.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         await server.cancelled.wait()
+
+
+@pytest.mark.parametrize("options", [{}, {"assemble": "always"}, {"assemble": "never"}])
+@pytest.mark.parametrize("maker", ["llama-server", "gateway"])
+async def test_a_whole_answer_is_the_same_however_it_is_asked_for(
+    serve: Serve, attach: Attach, maker: str, options: dict[str, Any]
+) -> None:
+    server = await serve(maker)
+    plugin = attach(server, **options)
+    for service, request, text in (("chat", HELLO, "one two"), ("generate", {"prompt": "a"}, "one two")):
+        answer = await call(plugin, service, **request)
+        [choice] = answer["choices"]
+        assert (choice["message"]["content"] if service == "chat" else choice["text"]) == text
+        streamed_ = options.get("assemble") == "always" or (maker == "llama-server" and not options)
+        assert server.bodies[-1].get("stream") is (True if streamed_ else None)
+        assert ("stream_options" in server.bodies[-1]) is streamed_
+
+
+async def test_a_server_that_does_not_know_how_to_stream(serve: Serve, attach: Attach) -> None:
+    server = await serve("gateway")
+    server.streams = False
+    assert (await call(attach(server, assemble="always"), "chat", **HELLO))["model"] == "gpt-x"
+    told = await streamed(attach(server), "chat", **HELLO)
+    assert told[0]["choices"][0]["delta"]["content"] == "one two"
+    server.refusal = (200, {"error": {"message": "no room", "code": 503}})
+    with pytest.raises(BadGatewayError, match="no room"):
+        await streamed(attach(server), "chat", **HELLO)
+
+
+async def test_noise_in_a_stream_is_left_out(serve: Serve, attach: Attach) -> None:
+    server = await serve("llama-server")
+    piece = b'data: {"choices": [{"index": 0, "text": "a"}]}\n\n'
+    server.stream = piece + b"data: null\n\n" + piece + b"data: [DONE]\n\n"
+    assert (await call(attach(server), "generate", prompt="a"))["choices"][0]["text"] == "aa"
+    assert len(await streamed(attach(server), "generate", prompt="a")) == 2
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from engine_plugin.errors import (
 from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from engine_plugin.engines.http.http1 import HttpResponse
     from engine_plugin.engines.processes.life import Life
@@ -78,7 +78,7 @@ async def stream_events(
     error_of: Callable[[Complaint], EnginePluginError] = Complaint.error,
     unwanted: bytes = b"",
     longest: int = 0,
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Whole events as they come, up to `[DONE]`, without those that are exactly `unwanted`.
 
     An error event becomes an exception, after what came before it; an end without `[DONE]` a BadGatewayError.

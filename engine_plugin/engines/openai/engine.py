@@ -15,9 +15,11 @@ from engine_plugin.engines.admission import Admission
 from engine_plugin.engines.audio.decoder import Decoder
 from engine_plugin.engines.audio.speech import Dialect, Speech
 from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState
+from engine_plugin.engines.http import assemble, sse
 from engine_plugin.engines.http.answers import ERROR_LIMIT, stream_events
 from engine_plugin.engines.openai import requests
 from engine_plugin.engines.openai.address import BaseUrl
+from engine_plugin.engines.openai.begun import Begun
 from engine_plugin.engines.openai.client import ApiClient
 from engine_plugin.engines.openai.discovery import Finder
 from engine_plugin.engines.openai.errors import (
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.http.answers import Complaint
     from engine_plugin.engines.http.http1 import HttpResponse
     from engine_plugin.engines.openai.discovery import Attachment
-    from engine_plugin.engines.openai.servers.base import Found
+    from engine_plugin.engines.openai.servers.base import Found, Server
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest
     from engine_plugin.models.store import PullRequest
@@ -322,9 +324,8 @@ class OpenAIEngine(Engine):
                     return await speech.transcribe(request["model"], request)
                 voice = request.get("voice") or self._options.voice
                 return await speech.speak(request["model"], {**request, "voice": voice or None})
-        async with self._exchange(service, request, stream=False) as (response, use, _streams):
-            answer = await response.read(_ANSWER_LIMIT)
-        use.require_answer(answer)
+        async with self._exchange(service, request, stream=False) as (begun, use):
+            answer = await _whole(service, begun, use, request)
         if service == "rerank":
             return requests.rerank_answer(answer, request, raw=use.attachment.server.raw_scores)
         return answer
@@ -333,11 +334,8 @@ class OpenAIEngine(Engine):
     async def stream(self, service: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
         if service not in STREAMED:
             raise catalogue.NO_STREAM.error(service=service, engine="an OpenAI-compatible server")
-        async with self._exchange(service, request, stream=True) as (response, use, streams):
-            if streams:
-                yield stream_events(response, use.of, longest=_ANSWER_LIMIT)
-            else:
-                yield _told_at_once(response, use, request)
+        async with self._exchange(service, request, stream=True) as (begun, use):
+            yield _told_at_once(begun, use, request) if begun.is_whole else use.events(begun)
 
     @asynccontextmanager
     async def converse(
@@ -371,14 +369,19 @@ class OpenAIEngine(Engine):
     @asynccontextmanager
     async def _exchange(
         self, service: str, request: dict[str, Any], *, stream: bool
-    ) -> AsyncIterator[tuple[HttpResponse, _Errors, bool]]:
-        """From the request to the head of the server's answer, and whether that is a stream."""
+    ) -> AsyncIterator[tuple[Begun, _Errors]]:
+        """From the request to the beginning of the server's answer."""
         async with self._using(service, request["model"]) as use:
-            body = requests.request_body(service, request)
-            streams = use.attachment.server.adapt(service, body, stream=stream)
-            sent = requests.json_body(body, stream=streams)
+            server, body = use.attachment.server, requests.request_body(service, request)
+            streams = server.adapt(service, body, stream=stream or self._assembles(service, server))
+            sent = requests.json_body(body, stream=streams, whole=not stream)
             async with use.client().post_json(PATHS[service], sent) as response:
-                yield response, use, streams
+                yield await Begun.of(response, streams=streams), use
+
+    def _assembles(self, service: str, server: Server) -> bool:
+        """Whether the server must be asked for a stream where a whole answer is wanted."""
+        wanted = self._options.assemble
+        return service in STREAMED and (wanted == "always" or (wanted == "auto" and not server.hears_leaving))
 
     @asynccontextmanager
     async def _using(self, service: str, model: str) -> AsyncIterator[_Errors]:
@@ -438,6 +441,10 @@ class _Errors:
             return self._engine._no_service(self.attachment, self._service)
         return other_error(complaint)
 
+    def events(self, response: HttpResponse) -> AsyncGenerator[bytes, None]:
+        """The events of its stream, up to `[DONE]`."""
+        return stream_events(response, self.of, self.attachment.server.noise, longest=_ANSWER_LIMIT)
+
     def require_answer(self, answer: bytes) -> None:
         """Raise for an error that came with the status of a good answer, as LM Studio sends it."""
         if answer.startswith(_ERRORS):
@@ -462,6 +469,23 @@ def _missing(attachment: Attachment, name: str) -> ModelNotFoundError:
         here=names,
         pull=pull,
     )
+
+
+async def _whole(service: str, begun: Begun, use: _Errors, request: Mapping[str, Any]) -> bytes:
+    """The answer that the server gives at once, or in the pieces of a stream."""
+    if begun.is_whole:
+        answer = await begun.read(_ANSWER_LIMIT)
+        use.require_answer(answer)
+        return answer
+    told, size = [], 0
+    async with aclosing(use.events(begun)) as blocks:
+        async for block in blocks:
+            told.append(block)
+            size += len(block)
+            if size > _ANSWER_LIMIT:
+                raise BadGatewayError(f"the server's answer is longer than {_ANSWER_LIMIT} bytes")
+    assembled = assemble.chat_completion if service == "chat" else assemble.text_completion
+    return assembled(sse.event_data(b"".join(told)), assemble.choices_wanted(request))
 
 
 async def _told_at_once(response: HttpResponse, use: _Errors, request: Mapping[str, Any]) -> AsyncIterator[bytes]:

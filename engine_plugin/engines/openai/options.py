@@ -60,6 +60,9 @@ class OpenAIOptions:
     voice: str = ""
     """The voice for speech when a request names none."""
 
+    assemble: str = field(default="auto", metadata={"choices": ("auto", "always", "never")})
+    """Whether whole answers are asked for as streams, so that a cancel reaches the server; auto: if it must be so."""
+
     models: tuple[ModelOverride, ...] = ()
     """What is known better of models than the server says."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
 
-__all__ = ["PATHS", "STREAMED", "as_stream", "json_body", "request_body", "rerank_answer"]
+__all__ = ["PATHS", "STREAMED", "as_stream", "is_json", "json_body", "request_body", "rerank_answer"]
 
 PATHS = {
     "chat": "/chat/completions",
@@ -44,10 +44,12 @@ def request_body(service: str, request: dict[str, Any]) -> dict[str, Any]:
     return body
 
 
-def json_body(body: dict[str, Any], *, stream: bool) -> bytes:
-    """The bytes to send."""
+def json_body(body: dict[str, Any], *, stream: bool, whole: bool = False) -> bytes:
+    """The bytes to send. `whole`: what is streamed will be put together, and is to have its usage."""
     if stream:
         body["stream"] = True
+        if whole:
+            body["stream_options"] = {"include_usage": True}
     else:
         body.pop("stream_options", None)
     try:
@@ -99,6 +101,11 @@ def _logistic(value: float) -> float:
         return 1 / (1 + math.exp(-value))
     power = math.exp(value)
     return power / (1 + power)
+
+
+def is_json(begin: bytes) -> bool:
+    """Whether an answer that begins so is JSON, whatever its content type: no event of a stream begins like that."""
+    return begin[:1] in (b"{", b"[")
 
 
 def as_stream(answer: bytes, *, usage: bool) -> bytes:

@@ -78,6 +78,10 @@ class Server(ABC):
     """How a person starts one."""
     raw_scores: ClassVar[bool] = False
     """Whether rerank gives a classifier's logits in the place of probabilities."""
+    hears_leaving: ClassVar[bool] = True
+    """Whether it notices that its caller has gone where it does not stream."""
+    noise: ClassVar[bytes] = b""
+    """An event that it sends among the others and that says nothing."""
     form_fields: ClassVar[Mapping[str, str]] = {"response_format": "verbose_json"}
     """What a transcription's form says beside the request's fields."""
     reads_wav_only: ClassVar[bool] = False

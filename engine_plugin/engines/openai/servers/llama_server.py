@@ -23,6 +23,8 @@ class LlamaServer(Server):
     title: ClassVar[str] = "llama-server"
     start: ClassVar[str] = "llama-server -m MODEL.gguf --port 8080"
     raw_scores: ClassVar[bool] = True
+    hears_leaving: ClassVar[bool] = False
+    noise: ClassVar[bytes] = b"data: null\n\n"
 
     def may_be(self, glance: Glance) -> bool:
         return any(text_of(entry, "owned_by") == "llamacpp" for entry in glance.models)
