@@ -15,7 +15,7 @@ from engine_plugin.engines.audio.decode import too_long
 from engine_plugin.engines.audio.pcm import plain_speech, seconds
 from engine_plugin.engines.processes.child import STDIN, STDOUT, ChildProcess
 from engine_plugin.engines.processes.python import module_command, module_environ
-from engine_plugin.errors import BadGatewayError, InvalidRequestError
+from engine_plugin.errors import BadGatewayError, InvalidRequestError, PreconditionError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -137,8 +137,10 @@ class _DecoderProcess(ChildProcess):
 class DecodedStream:
     """A live stream on its way through the decoder. `write`, then `end`, in one task; iterated in another."""
 
-    def __init__(self, process: _DecoderProcess) -> None:
+    def __init__(self, process: _DecoderProcess, *, is_ours: bool) -> None:
+        """`is_ours`: InstallEngine installs what it needs."""
         self._process = process
+        self._is_ours = is_ours
 
     async def write(self, data: bytes) -> None:
         """Hand over encoded audio; waits while the decoded audio is not fetched."""
@@ -158,13 +160,14 @@ class DecodedStream:
             elif kind == b"d":
                 return
             else:
-                raise await _failure(self._process, kind, payload)
+                raise await _failure(self._process, kind, payload, is_ours=self._is_ours)
 
 
 class Decoder:
     """Makes 16 kHz mono s16le of any WAV, MP3, FLAC, OGG, WebM or M4A.
 
-    `site` is the package directory that has `av`; None: beside this package. Each call has a process of its own,
+    `site` is the package directory where InstallEngine put `av`; None: it is beside this package, if anybody has
+    installed it there. Each call has a process of its own,
     which is killed when the call is cancelled. Errors name the field `audio`.
     """
 
@@ -176,7 +179,7 @@ class Decoder:
 
     async def decode(self, audio: bytes) -> bytes:
         """A whole recording. Raises InvalidRequestError when it is none, too long, or takes too long to decode, and
-        EngineNotInstalledError where no audio packages are installed: a WAV of 16 kHz mono s16le needs none."""
+        PreconditionError where no audio packages are installed: a WAV of 16 kHz mono s16le needs none."""
         if not audio:
             raise InvalidRequestError("audio: is empty")
         plain = plain_speech(audio)
@@ -216,7 +219,7 @@ class Decoder:
         command, environ = module_command(_MODULE), module_environ(self._environ, self._site)
         process = await _DecoderProcess.spawn(command, environ, lambda _fd, _data: None, stdin=head)
         try:
-            yield DecodedStream(cast("_DecoderProcess", process))
+            yield DecodedStream(cast("_DecoderProcess", process), is_ours=self._site is not None)
         finally:
             await process.kill()
 
@@ -226,14 +229,18 @@ async def _feed(stream: DecodedStream, audio: bytes) -> None:
     stream.end()
 
 
-async def _failure(process: _DecoderProcess, kind: bytes, payload: bytes) -> Exception:
+async def _failure(process: _DecoderProcess, kind: bytes, payload: bytes, *, is_ours: bool) -> Exception:
     """What a frame that is no audio means."""
     text = payload.decode("utf-8", "replace")
     if kind == b"e":
         return InvalidRequestError(f"audio: {text}")
     if kind == b"m":
-        return catalogue.NOT_INSTALLED.error(
-            found=f"audio: the Python package {text}, which reads audio, is not installed"
+        found = f"audio: the Python package {text}, which reads audio, is not installed"
+        if is_ours:
+            return catalogue.NOT_INSTALLED.error(found=found)
+        return PreconditionError(
+            f"{found} beside engine-plugin. Install it into the same Python: pip install 'av>=16'. Or send 16-bit "
+            "mono samples of 16 kHz, as WAV or as they are: these need no package"
         )
     with suppress(TimeoutError):
         async with asyncio.timeout(1):
