@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from engine_plugin.engines.audio import decoder
+from engine_plugin.engines.audio import decoder as decoder_module
 from engine_plugin.engines.audio.decoder import FORMATS, AudioLimits, Decoder
 from engine_plugin.engines.processes.python import module_environ
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError, PreconditionError
@@ -285,7 +285,7 @@ async def test_no_audio_packages(tmp_path: Path) -> None:
 async def test_no_audio_packages_where_nobody_installs_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "av.py").write_text("raise ModuleNotFoundError('av', name='av')")
     lacking = module_environ(os.environ, tmp_path)
-    monkeypatch.setattr(decoder, "module_environ", lambda _environ, site: lacking if site is None else {})
+    monkeypatch.setattr(decoder_module, "module_environ", lambda _environ, site: lacking if site is None else {})
     with pytest.raises(PreconditionError) as caught:
         await decode(Decoder(None, os.environ), b"RIFF")
     assert "av, which reads audio, is not installed beside engine-plugin" in caught.value.message
