@@ -10,6 +10,8 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from engine_plugin.engines.llamacpp.options import LlamaCppOptions
+from engine_plugin.engines.ollama.options import OllamaOptions
+from engine_plugin.engines.openai.options import OpenAIOptions
 from engine_plugin.engines.openvino.options import OpenVinoOptions
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -67,7 +69,15 @@ def number_or_text(text: str) -> str | float:
         return text
 
 
-@pytest.mark.parametrize(("page", "cls"), [("llamacpp.md", LlamaCppOptions), ("openvino.md", OpenVinoOptions)])
+@pytest.mark.parametrize(
+    ("page", "cls"),
+    [
+        ("llamacpp.md", LlamaCppOptions),
+        ("openvino.md", OpenVinoOptions),
+        ("ollama.md", OllamaOptions),
+        ("openai.md", OpenAIOptions),
+    ],
+)
 def test_the_page_has_every_option_with_its_default(page: str, cls: type[Any]) -> None:
     there = pages_options(page)
     wanted = sections(cls)
