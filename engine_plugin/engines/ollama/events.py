@@ -29,8 +29,8 @@ __all__ = ["DONE", "ChoiceWriter", "choice_events", "usage_event"]
 
 DONE = b"data: [DONE]\n\n"
 
-_TEXT = rb'"(?:[^"\\]|\\.)[^"\\]*(?:\\.[^"\\]*)*"'  # not an empty one
-_HEAD = rb'^\{"model":' + _TEXT + rb',"created_at":"[^"\\]*",(?:"remote_\w+":' + _TEXT + rb",)*"
+_TEXT = rb'"(?:[^"\\]|\\.)[^"\\]*+(?:\\.[^"\\]*+)*+"'  # not an empty one
+_HEAD = rb'^\{"model":' + _TEXT + rb',"created_at":"[^"\\]*+",(?:"remote_\w+":' + _TEXT + rb",)*+"
 _MESSAGE = rb'"message":\{"role":"assistant","content":'
 _END = rb',"done":false\}\n'
 
@@ -48,7 +48,6 @@ _THOUGHT = {
     "chat": _lines(_MESSAGE + rb'"","thinking":(' + _TEXT + rb")\}"),
     "generate": _lines(rb'"response":"","thinking":(' + _TEXT + b")"),
 }
-_TAG_MARKS = (b"<", b"\\u003")  # Go writes `<` as \u003c
 
 
 class ChoiceWriter:
@@ -180,7 +179,7 @@ def _setter(before: bytes, after: bytes) -> Callable[[re.Match[bytes]], bytes]:
 
 
 def _has_tag(lines: bytes) -> bool:
-    return any(mark in lines for mark in _TAG_MARKS)
+    return b"<" in lines or b"\\u003" in lines  # Go writes `<` as \u003c
 
 
 def _encoded(shape: Mapping[str, Any]) -> bytes:
