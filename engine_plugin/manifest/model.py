@@ -56,8 +56,8 @@ def platform_key() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """Who the plugin is. `type` is local or remote. `engine_host` is the engine's base URL: hosts show it, and an engine
-    of somebody else is looked for there."""
+    """Who the plugin is. `type` is local or remote. `engine_host` is the engine's base URL: hosts show it, and an
+    engine of somebody else is looked for there."""
 
     name: str
     display_name: str
