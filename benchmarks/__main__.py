@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks import machine
 from benchmarks.measures import Sizes, memory, real_round, start_round, synthetic_round
+from benchmarks.ollama import flavours, ollama_round
 from benchmarks.openvino import Load, lineup, loads, openvino_round
 from benchmarks.report import table
 from benchmarks.results import Results, Spread
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from benchmarks.targets import Rig
 
-__all__ = ["main", "measure_llamacpp", "measure_openvino"]
+__all__ = ["main", "measure_llamacpp", "measure_ollama", "measure_openvino"]
 
 FULL = Sizes(
     calls=30,
@@ -45,6 +46,7 @@ QUICK = Sizes(
     idle_seconds=0.1,
     streaming_seconds=0.1,
 )
+_ENGINES = ("llamacpp", "ollama", "openvino")
 _ROUNDS = 12
 _NO_NEW_ROUND_AFTER = 180.0  # seconds; a slow machine gets fewer rounds
 _LIMIT = 240.0
@@ -100,20 +102,35 @@ async def measure_openvino(sizes: Sizes, rounds: int, model: Path, threads: int)
     results = Results()
     async with _scratch() as (scratch, sockets), lineup(scratch, sockets, model, threads) as line:
         work = await loads(line.ways[0], sizes.streaming_seconds)
-        warm_up = Results()
-        warm_up.begin_round()
-        await openvino_round(warm_up, line, [Load(load.width, 16) for load in work], 1, model.name)
+        await openvino_round(_thrown_away(), line, [Load(load.width, 16) for load in work], 1, model.name)
         async for _ in _rounds(results, sizes, rounds):
             await openvino_round(results, line, work, sizes.calls, model.name)
     return results
 
 
-async def _warm_up(sizes: Sizes, real: Rig, synthetic: Rig) -> None:
-    """A round whose samples are thrown away: caches, connections and first imports do not count."""
-    if sizes is QUICK:
-        return
+async def measure_ollama(sizes: Sizes, rounds: int) -> Results:
+    """A run with a stand-in for Ollama, its processes and files gone afterwards. Raises TimeoutError after four
+    minutes."""
+    results = Results()
+    async with _scratch() as (scratch, _), flavours(scratch) as both:
+        if sizes is not QUICK:
+            await ollama_round(_thrown_away(), both, QUICK)
+        async for _ in _rounds(results, sizes, rounds):
+            await ollama_round(results, both, sizes)
+    return results
+
+
+def _thrown_away() -> Results:
+    """For a round whose samples do not count: caches, connections and first imports."""
     results = Results()
     results.begin_round()
+    return results
+
+
+async def _warm_up(sizes: Sizes, real: Rig, synthetic: Rig) -> None:
+    if sizes is QUICK:
+        return
+    results = _thrown_away()
     await real_round(results, real, QUICK)
     await synthetic_round(results, synthetic, QUICK)
 
@@ -122,7 +139,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure what the plugin costs.")
     parser.add_argument("--quick", action="store_true", help="one small round: shows that it works, not how fast")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
-    parser.add_argument("--engine", choices=("all", "llamacpp", "openvino"), default="all")
+    parser.add_argument("--engine", choices=("all", *_ENGINES), default="all")
     parser.add_argument("--model", type=Path, default=_TINY, help="OpenVINO: the directory of a chat model")
     parser.add_argument("--threads", type=int, default=_THREADS, help="OpenVINO: threads that compute; 0: its choice")
     parser.add_argument("--rounds", type=int, default=_ROUNDS, help="at most so many")
@@ -133,9 +150,11 @@ async def _measure(options: argparse.Namespace) -> list[Results]:
     """What was asked for, one engine after the other."""
     sizes, rounds = (QUICK, 1) if options.quick else (FULL, options.rounds)
     found = []
-    if options.engine != "openvino":
+    if options.engine in ("all", "llamacpp"):
         found.append(await measure_llamacpp(sizes, rounds))
-    if options.engine != "llamacpp":
+    if options.engine in ("all", "ollama"):
+        found.append(await measure_ollama(sizes, rounds))
+    if options.engine in ("all", "openvino"):
         found.append(await measure_openvino(sizes, rounds, options.model.resolve(), options.threads))
     return found
 
@@ -156,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
         "rounds": ", ".join(str(results.rounds) for results in measured),
         "processor in use by others before a round": f"{Spread.of(busy).median:.0f} %, at most {max(busy):.0f} %",
     }
-    if options.engine != "llamacpp":
+    if options.engine in ("all", "openvino"):
         about["OpenVINO's threads"] = str(options.threads or "its choice")
     print(table(measured, about), end="")
     if options.json:

@@ -12,20 +12,22 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 
+from benchmarks.dialects import SENT
 from benchmarks.results import DIRECT, PLUGIN, Row
-from benchmarks.targets import COMMAND, EMBEDDER, MODEL
-from engine_plugin.engines.http.sse import DONE
+from benchmarks.targets import COMMAND, EMBEDDER
 from engine_plugin.host import launch
 from engine_plugin.host.handshake import plugin_environment
 from engine_plugin.host.process import PluginProcess
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from benchmarks.results import Results
-    from benchmarks.targets import Rig, Target
+    from benchmarks.targets import Measured, Rig
 
 __all__ = ["Sizes", "memory", "real_round", "start_round", "synthetic_round"]
 
@@ -34,7 +36,6 @@ STAND_IN = "stand-in engine"
 START = "the plugin's process"
 
 _MIB = 1024 * 1024
-_SENT = re.compile(rb'"sent":(\d+)')
 _START_TIMEOUT = 30.0
 
 
@@ -62,21 +63,7 @@ class Received:
     delays: list[float]
 
 
-def chat(tokens: int, **more: Any) -> bytes:
-    """A chat request for exactly that many tokens, the same ones every time."""
-    shape = {
-        "model": MODEL,
-        "messages": [{"role": "user", "content": "Tell me a story."}],
-        "max_tokens": tokens,
-        "ignore_eos": True,
-        "temperature": 0,
-        "seed": 1,
-        "stream": True,
-    }
-    return json.dumps(shape | more).encode()
-
-
-async def receive(target: Target, body: bytes) -> Received:
+async def receive(target: Measured, body: bytes) -> Received:
     """Read one stream to its end. Raises RuntimeError when it was not complete."""
     received = Received(0.0, 0, 0, [])
     last = b""
@@ -87,15 +74,15 @@ async def receive(target: Target, body: bytes) -> Received:
                 received.first = time.perf_counter() - began
             now = time.monotonic_ns()
             received.blocks += 1
-            received.events += block.count(b"data: {")
-            received.delays += [(now - int(sent)) / 1e6 for sent in _SENT.findall(block)]
+            received.events += block.count(target.dialect.token)
+            received.delays += [(now - int(sent)) / 1e6 for sent in SENT.findall(block)]
             last = block
-    if DONE not in last:
+    if target.dialect.end not in last:
         raise RuntimeError(f"{target.name}: a stream ended early")
     return received
 
 
-async def streams(target: Target, bodies: list[bytes]) -> tuple[float, list[Received]]:
+async def streams(target: Measured, bodies: Sequence[bytes]) -> tuple[float, list[Received]]:
     """Read streams side by side; the seconds that all took, and what they brought."""
     began = time.perf_counter()
     async with asyncio.TaskGroup() as group:
@@ -103,7 +90,7 @@ async def streams(target: Target, bodies: list[bytes]) -> tuple[float, list[Rece
     return time.perf_counter() - began, [task.result() for task in tasks]
 
 
-async def latencies(target: Target, service: str, body: bytes, calls: int) -> list[float]:
+async def latencies(target: Measured, service: str, body: bytes, calls: int) -> list[float]:
     """Milliseconds of calls one after the other, after one that does not count."""
     found = []
     for _ in range(calls + 1):
@@ -113,7 +100,7 @@ async def latencies(target: Target, service: str, body: bytes, calls: int) -> li
     return found[1:]
 
 
-async def requests_per_second(target: Target, body: bytes, width: int, calls: int) -> float:
+async def requests_per_second(target: Measured, body: bytes, width: int, calls: int) -> float:
     """`width` callers that call without a pause, until `calls` were made."""
     left = iter(range(calls))
 
@@ -136,16 +123,17 @@ def processor_seconds(pid: int | None) -> float:
 
 async def real_round(results: Results, rig: Rig, sizes: Sizes) -> None:
     """One round against llama.cpp itself."""
-    one, embedding = chat(1), json.dumps({"model": EMBEDDER, "input": "Tell me a story."}).encode()
+    embedding = json.dumps({"model": EMBEDDER, "input": "Tell me a story."}).encode()
     add = results.add
     for target in rig.targets(results.rounds):
+        one = target.chat(1)
         row = Row(REAL, "chat of 1 token", "ms", "added")
         add(row, target.name, await latencies(target, "chat", one, sizes.calls))
         if target.name == DIRECT:
-            whole = await latencies(target, "chat", chat(1, stream=False), sizes.calls)
+            whole = await latencies(target, "chat", target.chat(1, stream=False), sizes.calls)
             add(Row(REAL, "the same, asked for as one answer", "ms"), target.name, whole)
         row = Row(REAL, "first token of a stream", "ms", "added")
-        firsts = [(await receive(target, chat(8))).first * 1000 for _ in range(sizes.calls)]
+        firsts = [(await receive(target, target.chat(8))).first * 1000 for _ in range(sizes.calls)]
         add(row, target.name, firsts)
         row = Row(REAL, "embed", "ms", "added")
         add(row, target.name, await latencies(target, "embed", embedding, sizes.calls))
@@ -154,51 +142,54 @@ async def real_round(results: Results, rig: Rig, sizes: Sizes) -> None:
     for count in (1, 4, 16):
         tokens = max(8, sizes.real_tokens // min(count, 4))
         for target in rig.targets(results.rounds):
-            seconds, received = await streams(target, [chat(tokens)] * count)
+            seconds, received = await streams(target, [target.chat(tokens)] * count)
             row = Row(REAL, f"tokens/s, {_parallel(count)}", "1/s", "ratio")
             results.add(row, target.name, [count * tokens / seconds])
             results.add(Row(REAL, f"events a message, {_parallel(count)}", ""), target.name, [_coalesced(received)])
 
 
-async def synthetic_round(results: Results, rig: Rig, sizes: Sizes) -> None:
-    """One round against the stand-in."""
+async def synthetic_round(results: Results, rig: Rig, sizes: Sizes, group: str = STAND_IN) -> None:
+    """One round against a stand-in."""
     add = results.add
-    one = chat(1)
     for target in rig.targets(results.rounds):
-        row = Row(STAND_IN, "chat of 1 token", "ms", "added")
+        one = target.chat(1)
+        row = Row(group, "chat of 1 token", "ms", "added")
         add(row, target.name, await latencies(target, "chat", one, sizes.calls))
-        row = Row(STAND_IN, "requests/s, 16 callers, chat of 1 token", "1/s", "ratio")
+        row = Row(group, "first token of a stream", "ms", "added")
+        firsts = [(await receive(target, target.chat(8))).first * 1000 for _ in range(sizes.calls)]
+        add(row, target.name, firsts)
+        row = Row(group, "requests/s, 16 callers, chat of 1 token", "1/s", "ratio")
         add(row, target.name, [await requests_per_second(target, one, 16, sizes.concurrent_calls)])
-    row = Row(STAND_IN, "an rpc that does nothing (GetOperateStatus)", "ms")
+    row = Row(group, "an rpc that does nothing (GetOperateStatus)", "ms")
     add(row, PLUGIN, await _empty_calls(rig, sizes.calls))
     for count in (1, 16, 64):
         tokens = max(8, sizes.synthetic_tokens * min(count, 4) // count)
         for target in rig.targets(results.rounds):
             used = processor_seconds(rig.client.pid)
-            seconds, received = await streams(target, [chat(tokens)] * count)
+            seconds, received = await streams(target, [target.chat(tokens)] * count)
             used = processor_seconds(rig.client.pid) - used
-            row = Row(STAND_IN, f"1000 tokens/s, {_parallel(count)}", "1000/s", "ratio")
+            row = Row(group, f"1000 tokens/s, {_parallel(count)}", "1000/s", "ratio")
             add(row, target.name, [count * tokens / seconds / 1000])
             if target.name == PLUGIN:
-                row = Row(STAND_IN, f"events a message, {_parallel(count)}", "")
+                row = Row(group, f"events a message, {_parallel(count)}", "")
                 add(row, PLUGIN, [_coalesced(received)])
-                row = Row(STAND_IN, f"plugin's processor seconds a million tokens, {_parallel(count)}", "s")
+                row = Row(group, f"plugin's processor seconds a million tokens, {_parallel(count)}", "s")
                 add(row, PLUGIN, [used / (count * tokens) * 1e6])
-    await _paced(results, rig, sizes.paced_tokens)
+    await _paced(results, rig, sizes.paced_tokens, group)
 
 
-async def _paced(results: Results, rig: Rig, tokens: int) -> None:
+async def _paced(results: Results, rig: Rig, tokens: int, group: str) -> None:
     """64 streams of a token every 20 ms each, evenly apart: the way of a token when nobody is in a hurry."""
     count, interval = 64, 20
-    bodies = [chat(tokens, interval_ms=interval, delay_ms=n * interval / count) for n in range(count)]
+    paces = [{"interval_ms": interval, "delay_ms": n * interval / count} for n in range(count)]
     for target in rig.targets(results.rounds):
         used = processor_seconds(rig.client.pid)
-        seconds, received = await streams(target, bodies)
+        seconds, received = await streams(target, [target.chat(tokens, pace=pace) for pace in paces])
         used = processor_seconds(rig.client.pid) - used
-        row = Row(STAND_IN, "a token's way, 64 streams, one each 20 ms", "ms", "added")
+        row = Row(group, "a token's way, 64 streams, one each 20 ms", "ms", "added")
         results.add(row, target.name, [delay for one in received for delay in one.delays])
         if target.name == PLUGIN:
-            row = Row(STAND_IN, "plugin's share of one core meanwhile", "%")
+            row = Row(group, "plugin's share of one core meanwhile", "%")
             results.add(row, PLUGIN, [100 * used / seconds])
 
 

@@ -12,10 +12,12 @@ import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
+from benchmarks.dialects import OPENAI
 from benchmarks.results import DIRECT, PLUGIN
 from engine_plugin.engines.http import sse
 from engine_plugin.engines.llamacpp.models import model_store
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from benchmarks.dialects import Dialect
     from engine_plugin.host import PluginClient
     from engine_plugin.manifest import Manifest
 
@@ -39,6 +42,7 @@ __all__ = [
     "EMBEDDER",
     "MODEL",
     "REPOSITORY",
+    "Measured",
     "Plugged",
     "Rig",
     "Target",
@@ -67,14 +71,27 @@ class Target(Protocol):
         """Stream a chat in blocks of whole events."""
 
 
+class Measured(Target, Protocol):
+    """One that is compared with another."""
+
+    dialect: Dialect
+
+    def chat(self, tokens: int, *, pace: dict[str, float] | None = None, stream: bool = True) -> bytes:
+        """A chat request for exactly that many tokens; see Dialect."""
+
+
 class Direct:
     """Straight to llama.cpp's HTTP server."""
 
     name = DIRECT
+    dialect = OPENAI
 
     def __init__(self, servers: Mapping[str, ModelServer]) -> None:
         """`servers` by service."""
         self._servers = servers
+
+    def chat(self, tokens: int, *, pace: dict[str, float] | None = None, stream: bool = True) -> bytes:
+        return self.dialect.chat(MODEL, tokens, pace=pace, stream=stream)
 
     async def call(self, service: str, body: bytes) -> bytes:
         async with self._servers[service].post(service, body) as response:
@@ -91,8 +108,14 @@ class Plugged:
 
     name = PLUGIN
 
-    def __init__(self, client: PluginClient) -> None:
+    def __init__(self, client: PluginClient, dialect: Dialect = OPENAI, model: str = MODEL) -> None:
+        """`dialect` is what its chat service speaks."""
         self._client = client
+        self._model = model
+        self.dialect = dialect
+
+    def chat(self, tokens: int, *, pace: dict[str, float] | None = None, stream: bool = True) -> bytes:
+        return self.dialect.chat(self._model, tokens, pace=pace, stream=stream)
 
     async def call(self, service: str, body: bytes) -> bytes:
         return await self._client.invoke_raw(service, body)
@@ -105,23 +128,27 @@ class Plugged:
 class Rig:
     """Both ways to one kind of engine, ready. `client` is the plugin's own, for its other rpcs and its pid."""
 
-    direct: Direct
-    plugged: Plugged
+    direct: Measured
+    plugged: Measured
     client: PluginClient
 
-    def targets(self, turn: int) -> Sequence[Target]:
+    def targets(self, turn: int) -> Sequence[Measured]:
         """Both, the other one first in every other round."""
-        both: tuple[Target, Target] = (self.direct, self.plugged)
+        both = (self.direct, self.plugged)
         return both if turn % 2 else both[::-1]
 
 
-def write_plugin(folder: Path, engine: Mapping[str, Any]) -> Path:
-    """A plugin.yaml in `folder`: the llama.cpp plugin's, with these engine options. Returns the file.
+def write_plugin(
+    folder: Path, engine: Mapping[str, Any], *, base: str = "llamacpp", refs: Mapping[str, str] = MappingProxyType({})
+) -> Path:
+    """A plugin.yaml in `folder`: that of the plugin `base`, with these engine options. Returns the file.
 
-    Another engine is among them as `name`.
+    Another engine than llama.cpp is among them as `name`. `refs` are the config_ref of some services.
     """
-    shape = yaml.safe_load((REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text(encoding="utf-8"))
+    shape = yaml.safe_load((REPOSITORY / f"plugins/{base}/plugin.yaml").read_text(encoding="utf-8"))
     shape["engine"] = {"name": "llamacpp", **engine}
+    for service in shape["services"]:
+        service["config_ref"] = refs.get(service["service_name"], service["config_ref"])
     shape["resources"]["data_dir"] = str(folder / "data")
     folder.mkdir(parents=True)
     file = folder / "plugin.yaml"
@@ -181,6 +208,7 @@ async def _servers(
             folder=None if sys.platform == "win32" else sockets,
             records=ProcessRecords(manifest.data_dir / "direct"),
             environ=environ,
+            told=lambda _model, _capabilities: None,
         )
         cleanup.push_async_callback(server.stop)
         await server.ensure_ready()

@@ -46,13 +46,11 @@ def _ways(row: dict[str, Any]) -> tuple[str, ...]:
     return next(pair for pair in PAIRS if set(pair) <= row.keys())
 
 
-@pytest.mark.slow
-def test_a_quick_run_measures_all_ways_and_leaves_no_process(marked: dict[str, str], tmp_path: Path) -> None:
-    pytest.importorskip("xllamacpp")
-    pytest.importorskip("openvino_genai")
+def _quick_run(marked: dict[str, str], tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    """The figures of a quick run that went well: each stands in the table, and is possible."""
     file = tmp_path / "figures.json"
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--quick", "--json", str(file)],
+        [sys.executable, "-m", "benchmarks", "--quick", "--json", str(file), *arguments],
         cwd=REPOSITORY,
         env=marked,
         capture_output=True,
@@ -60,23 +58,49 @@ def test_a_quick_run_measures_all_ways_and_leaves_no_process(marked: dict[str, s
         encoding="utf-8",
         timeout=120,
     )
-
     assert done.returncode == 0, done.stderr
     figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    assert {"processor", "Python", "grpcio", "xllamacpp", "openvino-genai"} <= figures["machine"].keys()
     rows = {(row["group"], row["title"]): row for row in figures["rows"]}
     assert len(rows) == len(figures["rows"])
-    both = [row for row in figures["rows"] if "added" in row or "ratio" in row]
-    compared = {pair: sum(_ways(row) == pair for row in both) for pair in PAIRS}
-    assert min(compared.values()) >= 9, compared
-    assert sum("/v2/health/ready" in row["title"] for row in figures["rows"]) == 2
     for row in figures["rows"]:
         assert row["title"] in done.stdout
-        for way in _ways(row) if row in both else ():
+        for way in _ways(row) if row in _compared(figures) else ():
             assert row[way]["samples"] > 0
             assert 0 < row[way]["p10"] <= row[way]["median"] <= row[way]["p90"]
     assert str(REPOSITORY) not in done.stdout + file.read_text(encoding="utf-8")
     assert _left_over(marked["BENCHMARK_TEST"]) == []
+    return figures
+
+
+def _compared(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for row in figures["rows"] if "added" in row or "ratio" in row]
+
+
+@pytest.mark.slow
+def test_a_quick_run_measures_all_ways_and_leaves_no_process(marked: dict[str, str], tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    pytest.importorskip("openvino_genai")
+    figures = _quick_run(marked, tmp_path)
+
+    assert {"processor", "Python", "grpcio", "xllamacpp", "openvino-genai"} <= figures["machine"].keys()
+    compared = {pair: sum(_ways(row) == pair for row in _compared(figures)) for pair in PAIRS}
+    assert min(compared.values()) >= 9, compared
+    assert sum("/v2/health/ready" in row["title"] for row in figures["rows"]) == 2
+
+
+def test_ollama_is_measured_in_both_flavours(marked: dict[str, str], tmp_path: Path) -> None:
+    figures = _quick_run(marked, tmp_path, "--engine", "ollama")
+
+    groups = [row["group"] for row in figures["rows"]]
+    assert sorted(set(groups)) == ["Ollama's stand-in, Ollama's own JSON", "Ollama's stand-in, OpenAI's JSON"]
+    for group in set(groups):
+        titles = [row["title"] for row in _compared(figures) if row["group"] == group]
+        assert {"first token of a stream", "a token's way, 64 streams, one each 20 ms"} < set(titles)
+        assert [title for title in titles if title.startswith("1000 tokens/s")] == [
+            "1000 tokens/s, 1 stream",
+            "1000 tokens/s, 16 streams",
+            "1000 tokens/s, 64 streams",
+        ]
 
 
 def test_the_plugin_is_compared_within_a_round() -> None:
