@@ -47,10 +47,6 @@ class Ollama:
     model: str
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", f"real_ollama: asks the Ollama that {_HOST} names, with model ${_MODEL}")
-
-
 @pytest.fixture(
     scope="module",
     params=[

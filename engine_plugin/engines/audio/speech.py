@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import secrets
+import threading
 import time
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ _SOUND_LIMIT = 512 * 1024 * 1024
 _SHORTEST = pcm.BYTES_A_SECOND // 10  # a model wants some sound to look at
 _RAW = ("pcm", "s16le", "raw")
 _STALE = 3600.0
+_KEEPING = threading.Lock()  # two at once would each delete what the other keeps
 
 # How recordings begin, and the name's ending by which servers know them.
 _ENDINGS = (
@@ -198,10 +200,11 @@ class Speech:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(wav)
-            temporary.replace(path)
+            with _KEEPING:
+                temporary.replace(path)
+                self._prune(path)
         finally:
             temporary.unlink(missing_ok=True)
-        self._prune(path)
         return path
 
     def _prune(self, newest: Path) -> None:
