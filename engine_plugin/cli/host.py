@@ -66,7 +66,7 @@ async def list_(options: Options, directory: Path) -> None:
 @global_options
 @runs
 async def call(
-    _options: Options,
+    options: Options,
     directory: Path,
     name: str,
     rpc: str,
@@ -84,6 +84,7 @@ async def call(
     from engine_plugin.host import PluginRegistry
 
     fields = _parse(request)
+    options.named = str(directory / name)
     async with await PluginRegistry.discover(directory).launch(name, start_timeout=start_timeout) as plugin:
         if start:
             await plugin.start_engine()
@@ -120,18 +121,16 @@ async def chat(
     start_timeout: float,
 ) -> None:
     """Ask a plugin PROMPT. Launches NAME of DIR, starts its engine and streams the answer."""
+    from engine_plugin.cli.conversation import SERVICE, Conversation, Settings
     from engine_plugin.host import PluginRegistry
 
-    request: dict[str, Any] = {"stream": True, "messages": [{"role": "user", "content": prompt}]}
-    if system:
-        request["messages"].insert(0, {"role": "system", "content": system})
-    if model:
-        request["model"] = model
-    if max_tokens:
-        request["max_tokens"] = max_tokens
-    async with await PluginRegistry.discover(directory).launch(name, start_timeout=start_timeout) as plugin:
+    options.named = str(directory / name)
+    registry = PluginRegistry.discover(directory)
+    spec = registry.manifest(name).service(SERVICE)
+    request = Conversation(spec, Settings(model, system, max_tokens)).request(prompt) | {"stream": True}
+    async with await registry.launch(name, start_timeout=start_timeout) as plugin:
         await plugin.start_engine()
-        async with plugin.stream("chat", request, timeout=timeout) as chunks:
+        async with plugin.stream(SERVICE, request, timeout=timeout) as chunks:
             async for event in _shown(chunks, options.json):
                 click.echo(event, nl=False)
     if not options.json:
@@ -140,15 +139,11 @@ async def chat(
 
 async def _shown(chunks: ChunkStream, as_json: bool) -> AsyncIterator[str]:
     """The answer's text as it comes, or its events as lines of JSON."""
+    from engine_plugin.cli.conversation import piece_of
     from engine_plugin.host import events
 
     async for event in events(chunks):
-        if as_json:
-            yield json.dumps(event, ensure_ascii=False) + "\n"
-            continue
-        for choice in event.get("choices") or ():
-            if text := (choice.get("delta") or {}).get("content"):
-                yield text
+        yield json.dumps(event, ensure_ascii=False) + "\n" if as_json else piece_of(event).text
 
 
 def _parse(text: str) -> Any:

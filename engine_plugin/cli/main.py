@@ -109,11 +109,13 @@ def _explain(error: Exception) -> str:
 def _report(options: Options, error: BaseException, text: str) -> None:
     if options.verbose:
         traceback.print_exception(error)
-    lines = text.splitlines()
+    from engine_plugin.cli.output import harmless
+
+    lines = options.advice(text).splitlines()
     if len(lines) > _MAX_LINES and not options.verbose:
         lines = [*lines[: _MAX_LINES - 1], f"(and {len(lines) - _MAX_LINES + 1} more; -v shows them)"]
     for line in lines:
-        click.echo(f"engine-plugin: {line}", err=True)
+        click.echo(f"engine-plugin: {harmless(line)}", err=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
-from engine_plugin.cli.options import Options, chosen_manifest, package_places
+from engine_plugin.cli.options import Options, chosen_manifest, packaged_plugins
 
 if TYPE_CHECKING:
     import click
@@ -62,8 +62,7 @@ def plugin_names(_ctx: click.Context, _parameter: click.Parameter, incomplete: s
     """The plugins that come with this package; the shell adds the directories."""
     from click.shell_completion import CompletionItem
 
-    found = {file.parent.name for place in package_places() for file in place.glob("plugins/*/plugin.yaml")}
-    names = [CompletionItem(name) for name in sorted(found) if name.startswith(incomplete)]
+    names = [CompletionItem(name) for name in packaged_plugins() if name.startswith(incomplete)]
     return names or [CompletionItem(incomplete, type="dir")]
 
 

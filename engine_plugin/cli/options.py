@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shlex
 import signal
 from dataclasses import dataclass
 from functools import wraps
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
 __all__ = [
     "PLUGIN_DIR",
     "Options",
+    "advised",
     "chosen_manifest",
     "chosen_manifest_file",
     "global_options",
     "package_places",
+    "packaged_plugins",
     "run",
     "runs",
 ]
@@ -38,25 +41,59 @@ PLUGIN_DIR = "ENGINE_PLUGIN_DIR"
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
+# A command of ours within a sentence. It works on the chosen plugin only when it names that, too.
+_COMMANDS = "chat|embed|engine|image|models|rerank|serve|speak|status|transcribe"
+_OURS = re.compile(rf"(?<![\w/.-])engine-plugin(?= (?:{_COMMANDS})\b)")
+
 
 @dataclass
 class Options:
     """The global options, wherever on the command line they stood."""
 
     plugin: Path | None = None
+    named: str = ""
+    """The plugin as a command line names it, "" when it need not be named."""
     json: bool = False
     verbose: bool = False
+
+    def advice(self, text: str) -> str:
+        """A message whose commands work on the chosen plugin: with the --plugin that this command has."""
+        if not self.named:
+            return text
+        return _OURS.sub(lambda _: f"engine-plugin --plugin {shlex.quote(self.named)}", text)
+
+
+def advised(text: str) -> str:
+    """`Options.advice` of the command that runs now."""
+    ctx = click.get_current_context(silent=True)
+    options = ctx.find_object(Options) if ctx else None
+    return options.advice(text) if options else text
 
 
 class _PluginPlace(click.Path):
     """A directory, or the name of a plugin that comes with this package beside the default one."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, str) and re.fullmatch(r"\w+", value) and not Path(value).exists():
-            for place in package_places():
-                if (place / "plugins" / value / "plugin.yaml").is_file():
-                    return place / "plugins" / value
+        if isinstance(value, str):
+            if ctx is not None:
+                ctx.ensure_object(Options).named = value
+            if not Path(value).exists():
+                if place := _packaged(value):
+                    return place
+                names = ", ".join(packaged_plugins())
+                self.fail(f"directory {value!r} does not exist, and with this package come {names}", param, ctx)
         return super().convert(value, param, ctx)
+
+
+def _packaged(name: str) -> Path | None:
+    """The directory of a plugin that comes with this package beside the default one, by its name."""
+    found = (place / "plugins" / name for place in package_places() if re.fullmatch(r"\w+", name))
+    return next((place for place in found if (place / "plugin.yaml").is_file()), None)
+
+
+def packaged_plugins() -> list[str]:
+    """The names that --plugin takes for the plugins that come with this package beside the default one."""
+    return sorted({file.parent.name for place in package_places() for file in place.glob("plugins/*/plugin.yaml")})
 
 
 def global_options(command: F) -> F:
@@ -130,17 +167,27 @@ def chosen_manifest_file(options: Options) -> Path:
     """The file that `chosen_manifest` reads."""
     from engine_plugin.manifest import find_manifest, manifest_file
 
-    named = options.plugin or (Path(os.environ[PLUGIN_DIR]) if os.environ.get(PLUGIN_DIR) else None)
+    named = options.plugin or _in_the_environment()
     if named is not None:
         file = manifest_file(named.absolute())
         if file is None:
             said = "--plugin" if options.plugin else PLUGIN_DIR
-            raise NotFoundError(f"there is no plugin.yaml in {named}. Name a plugin's directory with {said}.")
+            raise NotFoundError(
+                f"there is no plugin.yaml in {named}. Name a plugin's directory with {said}, or one of those that "
+                f"come with this package: {', '.join(packaged_plugins())}."
+            )
         return file
     try:
         return find_manifest([Path.cwd()])
     except ManifestError:
         return _bundled()
+
+
+def _in_the_environment() -> Path | None:
+    named = os.environ.get(PLUGIN_DIR, "")
+    if not named or Path(named).exists():
+        return Path(named) if named else None
+    return _packaged(named) or Path(named)
 
 
 def package_places() -> tuple[Path, Path]:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from engine_plugin.cli.options import advised
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["human_size", "print_fields", "print_json", "print_table", "say"]
+__all__ = ["harmless", "human_size", "print_fields", "print_json", "print_table", "say"]
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -21,13 +23,14 @@ def print_json(value: Any) -> None:
 
 
 def say(text: str) -> None:
-    """A line for the person at the terminal, on standard error: output stays clean."""
-    click.echo(text, err=True)
+    """Lines for the person at the terminal, on standard error: output stays clean. Commands in them are advised."""
+    for line in text.split("\n"):
+        click.echo(harmless(advised(line)), err=True)
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Aligned columns on standard output; nothing is cut off."""
-    lines = [[_harmless(cell) for cell in line] for line in (heads, *rows)]
+    lines = [[harmless(cell) for cell in line] for line in (heads, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
@@ -38,10 +41,10 @@ def print_fields(fields: Mapping[str, str]) -> None:
     """A line for each field on standard output, their values aligned."""
     width = max((len(name) for name in fields), default=0) + 1
     for name, value in fields.items():
-        click.echo(f"{name + ':':<{width}}  {_harmless(value)}")
+        click.echo(f"{name + ':':<{width}}  {harmless(value)}")
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     """A text as one line that moves no cursor: names come from servers that are somebody else's."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 

@@ -8,7 +8,7 @@ import click
 
 from engine_plugin.catalogue import ENGINE_STOPPED
 from engine_plugin.cli import cells
-from engine_plugin.cli.options import Options, chosen_manifest, global_options, runs
+from engine_plugin.cli.options import Options, advised, chosen_manifest, global_options, runs
 from engine_plugin.cli.output import human_size, print_json, print_table, say
 from engine_plugin.errors import EnginePluginError, UnavailableError
 
@@ -94,7 +94,7 @@ def _print(shown: Mapping[str, Any]) -> None:
     served = f" at {shown['plugin_address']} (pid {shown['pid']})" if shown["plugin_address"] else ""
     lines = {
         "engine": " ".join(filter(None, (shown["engine"], version, whose))),
-        "state": shown["state"],
+        "state": advised(shown["state"]),
         "address": shown["address"],
         "plugin": f"{shown['plugin']}{served}",
         "log": shown["log"],
@@ -112,7 +112,7 @@ def _print(shown: Mapping[str, Any]) -> None:
         heads = ("AVAILABLE", "SIZE", "CONTEXT", "CAPABILITIES")
         print_table(heads, [_available_row(entry) for entry in shown["available"]])
     elif shown["available"] is not None:
-        click.echo("\nno model is here; engine-plugin models pull MODEL brings one")
+        click.echo(advised("\nno model is here; engine-plugin models pull MODEL brings one"))
 
 
 def _loaded_row(entry: Mapping[str, Any]) -> tuple[str, str, str, str]:

@@ -95,6 +95,7 @@ def _say_when(manifest: Manifest, restart: bool) -> None:
     import engine_plugin
 
     if restart:
-        say("the running server keeps to the old one until a restart: engine-plugin engine stop, then engine start")
+        restart_it = "engine-plugin engine stop && engine-plugin engine start"
+        say(f"the running server keeps to the old one until a restart: {restart_it}")
     if Path(engine_plugin.__file__).parent in manifest.path.parents:
         say("this file came with the package, and an upgrade replaces it: keep a copy of your own (--plugin DIR)")

@@ -65,7 +65,8 @@ def test_use_for_one_service_and_a_server_that_runs(managed: Workplace) -> None:
         managed.good("engine", "stop")
     assert done.stdout == f"guessed is now the default model for generate ({file})\n"
     assert done.stderr == (
-        "the running server keeps to the old one until a restart: engine-plugin engine stop, then engine start\n"
+        "the running server keeps to the old one until a restart: "
+        "engine-plugin engine stop && engine-plugin engine start\n"
     )
     assert file.read_text() == before.replace("[tiny]", "[tiny, guessed]").replace(
         "# as chat, without roles\n", "# as chat, without roles\n    default_model: guessed\n"
