@@ -67,7 +67,8 @@ def any_ollama(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     """
     if request.param == "real":
         address = ServerAddress.parse(os.environ[_HOST])
-        yield Ollama(address.url, os.environ.get(_MODEL, "smollm2:135m"))
+        name = os.environ.get(_MODEL, "smollm2:135m")
+        yield Ollama(address.url, name if ":" in name.rpartition("/")[2] else f"{name}:latest")
         return
     server = ContractServer(tmp_path_factory.mktemp("any"))
     try:
