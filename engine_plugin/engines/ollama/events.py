@@ -76,9 +76,15 @@ class ChoiceWriter:
 
     def write(self, lines: bytes) -> bytes:
         """The events of a block of whole lines, up to that with done or an error."""
-        made = 0
-        if self._begun and (self._parser is None or (self._parser.plain and not _has_tag(lines))):
-            wanted = lines.count(b"\n")
+        if self._begun or not lines:
+            return self._write(lines)
+        first, _, others = lines.partition(b"\n")
+        begin = b"".join(self._line(first))
+        return begin + self._write(others) if others and self._goes_on else begin
+
+    def _write(self, lines: bytes) -> bytes:
+        wanted, made = lines.count(b"\n"), 0
+        if self._parser is None or (self._parser.plain and not _has_tag(lines)):
             for pattern, set_text in self._forms:
                 lines, made_so = pattern.subn(set_text, lines)
                 made += made_so
@@ -86,15 +92,22 @@ class ChoiceWriter:
                     return lines
                 if self._parser is not None:
                     break  # with the first thinking that the server tells apart, tags are text
+        if made == wanted - 1 and not lines.endswith(b"\n\n"):  # as where the last line says done
+            cut = lines.rfind(b"\n", 0, -1) + 1
+            return b"".join([lines[:cut], *self._line(lines[cut:-1])])
         events: list[bytes] = []
         for line in lines.split(b"\n"):
             if made and line.startswith(self._made):
                 events.append(line + b"\n\n")
             elif line:
                 events += self._line(line)
-                if self.last or self.failure is not None:
+                if not self._goes_on:
                     break
         return b"".join(events)
+
+    @property
+    def _goes_on(self) -> bool:
+        return not self.last and self.failure is None
 
     def _line(self, line: bytes) -> list[bytes]:
         try:
