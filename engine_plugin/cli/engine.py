@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from engine_plugin.cli.options import Options, chosen_manifest, global_options, runs
+from engine_plugin.cli.options import Options, advised, chosen_manifest, global_options, runs
 from engine_plugin.cli.output import human_size, print_json, say
+from engine_plugin.cli.status import STOPPED, health_of
 from engine_plugin.errors import EngineNotInstalledError, EnginePluginError, UnavailableError
 
 if TYPE_CHECKING:
@@ -149,45 +150,37 @@ async def stop(options: Options) -> None:
 async def status(options: Options) -> None:
     """Show state, version, address and loaded models. Exits with 4 when the engine is not running."""
     from engine_plugin.cli.rendezvous import Rendezvous
-    from engine_plugin.host import connect
+    from engine_plugin.cli.session import plugin
 
     manifest = chosen_manifest(options)
     record = Rendezvous(manifest).find()
-    shown: dict[str, object] = {"plugin": manifest.provider.name, "running": False, "state": "stopped"}
-    if record is not None:
-        async with await connect(record.address) as client:
-            shown |= await _running(client, record)
+    async with plugin(options) as client:  # launched for it without a server: somebody else's engine may run
+        shown: dict[str, object] = {"plugin": manifest.provider.name, **await _found(client, record)}
     if options.json:
         print_json(shown)
     else:
         _print_status(shown)
     if not shown["running"]:
-        if record is None and not options.json:
+        if shown["state"] == STOPPED and record is None and not options.json:
             say("start it: engine-plugin engine start")
         click.get_current_context().exit(_NOT_RUNNING)
 
 
-async def _running(client: PluginClient, record: ServerRecord) -> dict[str, object]:
-    try:
-        state, running = await client.health_check(timeout=_QUICK), True
-    except UnavailableError as error:
-        state, running = f"down: {error}", False
-    return {
-        "running": running,
-        "state": state,
-        "version": await client.get_version(timeout=_QUICK),
-        "address": record.address,
-        "pid": record.pid,
-        "log": record.log,
-        "models": await client.running_models(timeout=_QUICK) if running else [],
-    }
+async def _found(client: PluginClient, record: ServerRecord | None) -> dict[str, object]:
+    running, state = await health_of(client)
+    found: dict[str, object] = {"running": running, "state": state}
+    if running or record is not None:
+        found["version"] = await client.get_version(timeout=_QUICK)
+    if record is not None:
+        found |= {"address": record.address, "pid": record.pid, "log": record.log}
+    return found | {"models": await client.running_models(timeout=_QUICK) if running else []}
 
 
 def _print_status(shown: dict[str, object]) -> None:
     models = shown.pop("models", [])
     for key, value in shown.items():
         if key != "running" and value:
-            click.echo(f"{key + ':':<9}{value}")
+            click.echo(f"{key + ':':<9}{advised(str(value))}")
     if isinstance(models, list):
         for model in models:
             click.echo(f"model:   {model.get('name', '?')} ({human_size(model.get('size', 0))})")

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from engine_plugin.cli.rendezvous import ServerRecord
     from engine_plugin.host import PluginClient
 
-__all__ = ["status"]
+__all__ = ["STOPPED", "health_of", "status"]
 
 _QUICK = 10.0
-_STOPPED = "stopped"
+STOPPED = "stopped"
+"""The state of an engine that nobody has started, and that is not somebody else's."""
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -46,13 +47,13 @@ async def status(options: Options) -> None:
         print_json(shown)
         return
     _print(shown)
-    if shown["state"] == _STOPPED:
+    if shown["state"] == STOPPED:
         say(f"start it: engine-plugin engine {'start' if shown['installed'] else 'install'}")
 
 
 async def _found(client: PluginClient, record: ServerRecord | None) -> dict[str, Any]:
     """What the plugin tells; what it cannot tell is left empty, and the state says why."""
-    running, state = await _health(client)
+    running, state = await health_of(client)
     config = await client.get_config(timeout=_QUICK)
     check = await client.check_engine(timeout=_QUICK)
     server = "managed" if config.get("exec_file") else "attached" if running else ""
@@ -73,12 +74,12 @@ async def _found(client: PluginClient, record: ServerRecord | None) -> dict[str,
     }
 
 
-async def _health(client: PluginClient) -> tuple[bool, str]:
+async def health_of(client: PluginClient) -> tuple[bool, str]:
     """Whether the engine serves, and how it is, in words."""
     try:
         return True, await client.health_check(timeout=_QUICK)
     except UnavailableError as error:
-        return False, _STOPPED if str(error) == str(ENGINE_STOPPED.error()) else f"down: {error}"
+        return False, STOPPED if str(error) == str(ENGINE_STOPPED.error()) else f"down: {error}"
 
 
 async def _or(asked: Awaitable[T], otherwise: U) -> T | U:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from engine_plugin.catalogue import ENGINE_STOPPED
 from engine_plugin.download.events import ChunkProgress, PullEvent, Status, Success
 from engine_plugin.engines.base import BidiMessage, Engine, EngineCheck, EngineConfig, Health, HealthState
 from engine_plugin.errors import (
@@ -90,7 +91,9 @@ class FakeEngine(Engine):
         self._started = False
 
     async def health(self) -> Health:
-        return Health(HealthState.READY if self._started else HealthState.DEAD, "as the test wants it")
+        if not self._started:
+            return Health(HealthState.DEAD, str(ENGINE_STOPPED.error()))
+        return Health(HealthState.READY, "as the test wants it")
 
     def _info(self, name: str) -> ModelInfo:
         path = self._models / name

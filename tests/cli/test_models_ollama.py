@@ -64,3 +64,15 @@ def test_pull_copy_use_and_pull_before_a_call(workplace: Workplace, ollama: Cont
     done = workplace.run("embed", "a", "--model", "fresh:1b", "--auto-pull")
     assert done.stderr.startswith("fresh:1b is not here: pulling it\n")
     assert "fresh:1b" in ollama.names()
+
+
+def test_engine_status_sees_an_engine_that_is_somebody_elses(workplace: Workplace, ollama: ContractServer) -> None:
+    workplace.good("models", "load", "tiny-chat")
+    said = workplace.good("engine", "status")
+    assert f"at http://{ollama.address}" in said
+    assert "model:   tiny-chat:latest" in said
+    ollama.close()
+    done = workplace.run("engine", "status")
+    assert done.returncode == 4
+    assert "ollama serve" in done.stdout
+    assert "engine start" not in done.stderr

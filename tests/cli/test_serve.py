@@ -123,7 +123,7 @@ def test_a_runtime_directory_that_others_can_enter_is_not_used(workplace: Workpl
     with serving(workplace, "--plugin", str(workplace.plugin)) as record:
         assert record["address"].startswith(f"unix:{data}/engines/fake/run/")
         assert workplace.run("engine", "status").returncode == 4  # found there, too: served, not started
-        assert "down" in workplace.run("engine", "status").stdout
+        assert "stopped" in workplace.run("engine", "status").stdout
 
 
 @pytest.mark.skipif(
