@@ -37,7 +37,10 @@ SAMPLES = {
     "text-to-speech": "tiny-speak",
 }
 THREE = {kind: SAMPLES[kind] for kind in ("chat", "embed", "rerank")}
-ENGINES = ("llamacpp", "openvino", "ollama", "openai")
+REAL_OLLAMA = ("OLLAMA_TEST_HOST", "OLLAMA_TEST_MODEL", "OLLAMA_TEST_EMBED_MODEL")
+ENGINES = ["llamacpp", "openvino", "ollama", "openai"]
+if all(map(os.environ.get, REAL_OLLAMA)):
+    ENGINES.append("real-ollama")
 
 
 async def _llamacpp(stack: AsyncExitStack, place: Path) -> World:
@@ -59,6 +62,13 @@ async def _ollama(stack: AsyncExitStack, place: Path) -> World:
     return await stack.enter_async_context(spawned("ollama", place, models, {"OLLAMA_HOST": server.address}))
 
 
+async def _real_ollama(stack: AsyncExitStack, place: Path) -> World:
+    """Attached to the Ollama that OLLAMA_TEST_HOST names, with models that it has."""
+    host, chat, embed = (os.environ[name] for name in REAL_OLLAMA)
+    world = spawned("ollama", place, {"chat": chat, "embed": embed}, {"OLLAMA_HOST": host})
+    return await stack.enter_async_context(world)
+
+
 async def _openai(stack: AsyncExitStack, place: Path) -> World:
     """Attached to our own embedded server, which listens on a loopback port."""
     pytest.importorskip("openvino_genai", reason="OpenVINO comes with the extra `openvino`")
@@ -68,7 +78,13 @@ async def _openai(stack: AsyncExitStack, place: Path) -> World:
     return await stack.enter_async_context(spawned("openai", place, SAMPLES, {"EMBEDDED_KEY": key}, **changes))
 
 
-MAKE: dict[str, Any] = {"llamacpp": _llamacpp, "openvino": _openvino, "ollama": _ollama, "openai": _openai}
+MAKE: dict[str, Any] = {
+    "llamacpp": _llamacpp,
+    "openvino": _openvino,
+    "ollama": _ollama,
+    "real-ollama": _real_ollama,
+    "openai": _openai,
+}
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package", params=ENGINES)

@@ -26,7 +26,7 @@ async def test_the_list_tells_what_each_model_can_do(world: World) -> None:
         details = entry["details"]
         assert set(details) >= {"format", "family", "families", "parameter_size", "quantization_level"}
         if kind in FEATURES:
-            assert FEATURES[kind] in details["capabilities"]  # type: ignore[typeddict-item]  # a key of our own
+            assert FEATURES[kind] in details["capabilities"]
 
 
 async def test_a_chat_models_context_is_told_with_its_source(world: World) -> None:
