@@ -58,6 +58,7 @@ def names(checks: list[Check]) -> list[str]:
     return [check.name for check in checks]
 
 
+@pytest.mark.promise("F23", "G20", "G34", "P32")
 @pytest.mark.parametrize("native", [False, True], ids=["openai", "native"])
 def test_somebody_elses_server_is_used_and_outlives_the_plugin(go_host: GoHost, scratch: Path, native: bool) -> None:
     executable = ollama_plugin(scratch, native=native)
@@ -72,6 +73,7 @@ def test_somebody_elses_server_is_used_and_outlives_the_plugin(go_host: GoHost, 
         server.close()
 
 
+@pytest.mark.promise("F5", "G20", "G34")
 @posix
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_a_server_of_our_own_ends_with_kill(go_host: GoHost, scratch: Path, tls: bool) -> None:
@@ -80,6 +82,7 @@ def test_a_server_of_our_own_ends_with_kill(go_host: GoHost, scratch: Path, tls:
     assert {"InstallEngine", "LoadModel again", "the server is gone"} <= set(names(checks))
 
 
+@pytest.mark.promise("F5", "F7")
 @posix
 def test_a_server_of_our_own_ends_with_a_plugin_that_is_killed(go_host: GoHost, scratch: Path) -> None:
     with go_host.start("ollama-hold", managed_plugin(scratch), scratch, OLLAMA_HOST=NOWHERE) as running:

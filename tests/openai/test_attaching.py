@@ -64,6 +64,7 @@ def test_what_is_no_base_url(text: str, tmp_path: Path) -> None:
         OpenAIEngine(manifest)
 
 
+@pytest.mark.promise("P21")
 @pytest.mark.parametrize(
     ("url", "options", "sent"),
     [
@@ -84,6 +85,7 @@ def test_who_gets_the_key(url: str, options: dict[str, Any], sent: bool) -> None
     assert headers == ({"authorization": f"Bearer {KEY}"} if sent else {})
 
 
+@pytest.mark.promise("P21")
 @pytest.mark.parametrize("host", ["10.0.0.7", "localhost.example", "127.0.0.1.example"])
 def test_a_key_goes_to_nobody_in_plain_sight(host: str) -> None:
     with pytest.raises(PreconditionError, match=r"OPENAI_API_KEY would go .* engine\.allow_plain_http") as caught:
@@ -91,12 +93,14 @@ def test_a_key_goes_to_nobody_in_plain_sight(host: str) -> None:
     assert KEY not in str(caught.value)
 
 
+@pytest.mark.promise("P21")
 def test_a_key_that_no_header_can_carry() -> None:
     with pytest.raises(PreconditionError, match="OPENAI_API_KEY: holds characters") as caught:
         key_headers(OpenAIOptions(), {"OPENAI_API_KEY": f"{KEY}\r\nx: y"}, BaseUrl.parse("https://api.example"))
     assert KEY not in str(caught.value)
 
 
+@pytest.mark.promise("P21")
 async def test_a_key_on_this_machine(serve: Serve, attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
     server = await serve("gateway", key=KEY)
     with pytest.raises(AuthError, match="OPENAI_API_KEY is not set"):
@@ -113,6 +117,7 @@ async def test_a_key_on_this_machine(serve: Serve, attach: Attach, monkeypatch: 
     assert "wrong" not in str(caught.value)
 
 
+@pytest.mark.promise("P21")
 async def test_no_key_is_sent_unasked(serve: Serve, attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     server = await serve("vllm")
@@ -120,6 +125,7 @@ async def test_no_key_is_sent_unasked(serve: Serve, attach: Attach, monkeypatch:
     assert not [head for head in server.heads if "Authorization" in head]
 
 
+@pytest.mark.promise("P21")
 async def test_tls(serve: Serve, attach: Attach, tmp_path: Path) -> None:
     identity = Identity.create()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -168,6 +174,7 @@ async def test_a_server_that_says_nothing(attach: Attach, monkeypatch: pytest.Mo
             await plugin.start("")
 
 
+@pytest.mark.promise("F20", "P32")
 async def test_the_server_ends_and_comes_back(serve: Serve, attach: Attach) -> None:
     server = await serve("vllm")
     plugin = attach(server, connect_retries=0)
@@ -215,6 +222,7 @@ async def test_no_request_is_sent_twice(attach: Attach) -> None:
     assert posts == 1
 
 
+@pytest.mark.promise("P7", "P32")
 async def test_a_stop_lets_go(serve: Serve, attach: Attach) -> None:
     server = await serve("vllm")
     plugin = attach(server)
@@ -237,6 +245,7 @@ async def test_callers_at_once_look_once(serve: Serve, attach: Attach) -> None:
     assert len([head for head in server.heads if "Content-Length" not in head]) == 1
 
 
+@pytest.mark.promise("P8")
 async def test_no_more_at_once_than_allowed(serve: Serve, attach: Attach) -> None:
     server = await serve("vllm")
     server.gate.clear()

@@ -246,6 +246,7 @@ async def test_a_model_that_is_not_there(serve: Serve, attach: Attach) -> None:
         await plugin.load_model("qwen3-8")
 
 
+@pytest.mark.promise("P32")
 async def test_what_belongs_to_somebody_else(serve: Serve, attach: Attach) -> None:
     plugin = attach(await serve("vllm"))
     assert "attached to vLLM" in (await plugin.check()).detail

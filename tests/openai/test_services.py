@@ -74,6 +74,7 @@ async def test_nothing_of_the_request_is_lost(serve: Serve, attach: Attach) -> N
     assert server.bodies == [{**HELLO, **more, "model": "qwen3-8b"}]
 
 
+@pytest.mark.promise("F23")
 @pytest.mark.parametrize(
     ("maker", "service", "request_"),
     [

@@ -53,6 +53,7 @@ async def alone(
         yield found
 
 
+@pytest.mark.promise("P32")
 async def test_who_has_ollama_running_needs_no_configuration_and_no_start(
     alone: Plugin, contract_server: ContractServer, tmp_path: Path
 ) -> None:
@@ -100,6 +101,7 @@ def test_an_address_that_is_none_is_told_with_its_line(tmp_path: Path) -> None:
         asyncio.run(begin(engine_host="ftp://box"))
 
 
+@pytest.mark.promise("P7", "P32")
 async def test_start_and_stop_attach_and_detach(alone: Plugin, contract_server: ContractServer) -> None:
     await alone.start("auto")
     await answer(alone, "chat", messages=HELLO, max_tokens=2)
@@ -126,6 +128,7 @@ async def test_start_and_stop_attach_and_detach(alone: Plugin, contract_server: 
     )
 
 
+@pytest.mark.promise("P32")
 async def test_software_of_somebody_else_is_left_alone(plugin: Plugin, shared_server: ContractServer) -> None:
     for said in (
         await plugin.install(cover=False),
@@ -137,6 +140,7 @@ async def test_software_of_somebody_else_is_left_alone(plugin: Plugin, shared_se
     assert "engine.server: manage" in await plugin.upgrade()
 
 
+@pytest.mark.promise("P32")
 async def test_nobody_there_costs_no_time_at_the_start_and_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +175,7 @@ async def test_nobody_there_costs_no_time_at_the_start_and_says_what_to_do(
             await plugin.health()
 
 
+@pytest.mark.promise("P32")
 async def test_where_only_somebody_elses_server_may_be_used_nothing_is_installed(tmp_path: Path) -> None:
     async with plugin_in(tmp_path, server="attach") as plugin:
         assert not (await plugin.check()).installed
@@ -274,6 +279,7 @@ async def test_streams_in_both_flavours(shared_server: ContractServer, tmp_path:
         assert json.loads(events[0])["object"] == "chat.completion.chunk"
 
 
+@pytest.mark.promise("F23")
 async def test_leaving_a_stream_stops_the_servers_work(alone: Plugin, contract_server: ContractServer) -> None:
     contract_server.add("fault-endless:latest")
     request = json.dumps({"model": "fault-endless", "messages": HELLO}).encode()
@@ -293,6 +299,7 @@ async def test_a_model_in_use_is_not_deleted(alone: Plugin, contract_server: Con
     assert "fault-endless:latest" not in contract_server.names()
 
 
+@pytest.mark.promise("P5", "P32")
 async def test_a_stop_ends_streams_and_pulls_and_not_the_server(
     alone: Plugin, contract_server: ContractServer
 ) -> None:

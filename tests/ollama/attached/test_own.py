@@ -58,6 +58,7 @@ def servers(program: str) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.promise("F5", "P7")
 async def test_start_runs_it_and_stop_ends_it(plugin: Plugin, ollama: str) -> None:
     assert (await plugin.check()).installed
     for waiting in (answer(plugin, "chat", messages=HELLO), plugin.list_models(), plugin.health()):
@@ -80,6 +81,7 @@ async def test_start_runs_it_and_stop_ends_it(plugin: Plugin, ollama: str) -> No
         await answer(plugin, "chat", messages=HELLO)
 
 
+@pytest.mark.promise("P7")
 async def test_a_pull_starts_it_since_models_get_there_only_through_it(plugin: Plugin, ollama: str) -> None:
     events = [event async for event in plugin.pull_model(PullRequest("fresh"))]
     assert events
@@ -143,6 +145,7 @@ async def test_another_mode_moves_it_with_its_models(plugin: Plugin, ollama: str
     assert plugin.config().device_type == "cpu"
 
 
+@pytest.mark.promise("F20", "P2")
 async def test_its_death_is_mended(plugin: Plugin, ollama: str) -> None:
     await plugin.start("auto")
     host = plugin.config().host

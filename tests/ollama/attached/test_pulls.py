@@ -111,6 +111,7 @@ async def test_a_registry_that_cannot_be_reached_names_the_servers_network(
         await events_of(pulls, shared_client, PullRequest("fresh"))
 
 
+@pytest.mark.promise("P17")
 async def test_concurrent_pulls_are_one(
     pulls: Pulls, attached: OllamaClient, contract_server: ContractServer
 ) -> None:
@@ -121,6 +122,7 @@ async def test_concurrent_pulls_are_one(
     assert len(contract_server.requests("/api/pull")) == 1
 
 
+@pytest.mark.promise("P17")
 async def test_leaving_a_pull_closes_it_when_nobody_watches_any_more(
     pulls: Pulls, attached: OllamaClient, contract_server: ContractServer
 ) -> None:
@@ -209,6 +211,7 @@ async def test_what_cannot_be_pulled(
         await events_of(pulls, shared_client, request_)
 
 
+@pytest.mark.promise("P18")
 async def test_a_file_with_another_digest_is_not_sent(
     pulls: Pulls, shared_client: OllamaClient, shared_server: ContractServer, gguf: Path
 ) -> None:

@@ -40,6 +40,7 @@ def test_what_is_taken(service: str, request_data: dict[str, Any]) -> None:
     assert contract.trivial_answer({"model": "m"} | request_data | {"input": ["a"]}) is None
 
 
+@pytest.mark.promise("P23")
 @pytest.mark.parametrize(
     ("service", "request_data", "field"),
     [

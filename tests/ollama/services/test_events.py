@@ -32,6 +32,7 @@ def encode(pieces: list[tuple[str, str]]) -> list[bytes]:
     return [*lines, chat_line(done=True, done_reason="stop")]
 
 
+@pytest.mark.promise("P25")
 @given(LINES, st.booleans(), st.integers(0, 12))
 def test_blocks_of_any_size_say_the_same(pieces: list[tuple[str, str]], tags: bool, cut: int) -> None:
     lines = encode(pieces)

@@ -93,6 +93,7 @@ async def test_streams_that_break(ask: Asker, server: ContractServer, fault: str
         await ask.call("chat", chat("a b c", name), facts_of(name, native=native))
 
 
+@pytest.mark.promise("P25")
 @pytest.mark.parametrize(
     ("fault", "wanted"),
     [
@@ -149,6 +150,7 @@ async def test_calls_without_ids(ask: Asker, server: ContractServer, fault: str,
     assert len({call["id"] for call in calls if call["id"].startswith("call_")}) == count
 
 
+@pytest.mark.promise("F23")
 async def test_who_leaves_a_stream_stops_the_server(ask: Asker, server: ContractServer, native: bool) -> None:
     name = f"fault-endless:{'n' if native else 'o'}"
     server.add(name)
@@ -159,6 +161,7 @@ async def test_who_leaves_a_stream_stops_the_server(ask: Asker, server: Contract
     await server.wait("/api/chat", count=before + 1, state="left")
 
 
+@pytest.mark.promise("F23")
 async def test_who_leaves_a_call_stops_the_server(ask: Asker, server: ContractServer, native: bool) -> None:
     name = f"fault-endless:call-{'n' if native else 'o'}"
     server.add(name)

@@ -68,6 +68,7 @@ def test_sounds_are_handed_over_as_images() -> None:
         native_messages([user(sound)], SEES)
 
 
+@pytest.mark.promise("P23")
 @pytest.mark.parametrize(
     ("message", "complaint"),
     [

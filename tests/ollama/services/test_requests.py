@@ -51,6 +51,7 @@ def test_settings_go_into_options(given: dict[str, Any], wanted: dict[str, Any] 
     assert set(body) - {"messages", "options"} == set()
 
 
+@pytest.mark.promise("P23")
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -23,6 +23,7 @@ def parts(pieces: list[str]) -> tuple[str, str]:
     return "".join(thought for thought, _ in told), "".join(said for _, said in told)
 
 
+@pytest.mark.promise("P25")
 @pytest.mark.parametrize(
     ("text", "thought", "said"),
     [
@@ -53,6 +54,7 @@ def test_every_cut_gives_the_same_parts(text: str, thought: str, said: str) -> N
         assert parts([text[:cut], text[cut:]]) == (thought, said)
 
 
+@pytest.mark.promise("P25")
 @given(PIECES)
 def test_any_text_is_divided_alike_however_it_is_cut(pieces: list[str]) -> None:
     whole = "".join(pieces)

@@ -37,6 +37,7 @@ async def plugin(scratch: Path, **options: Any) -> AsyncIterator[Hosted]:
         await eventually(lambda: all(gone(process) for process in offspring))
 
 
+@pytest.mark.promise("F5", "P13")
 async def test_from_nothing_to_an_answer_and_to_the_next_version(scratch: Path, mirror: Mirror) -> None:
     mirror.publish("0.33.0", "--runners")
     async with plugin(scratch, version="0.33.0", mirror=mirror.url) as running:
@@ -74,6 +75,7 @@ async def test_from_nothing_to_an_answer_and_to_the_next_version(scratch: Path, 
         assert await running.say("good evening") == "good evening"
 
 
+@pytest.mark.promise("F5", "F7", "P2", "P11")
 async def test_crashes_and_the_plugins_own_end(
     scratch: Path, mirror: Mirror, contract_server: ContractServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ async def test_an_upgrade(place: Place, mirror: Mirror) -> None:
     assert place.switched == ["0.33.0", "0.33.1"]
 
 
+@pytest.mark.promise("P13")
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
@@ -83,6 +84,7 @@ async def test_one_that_does_not_serve_changes_nothing(
     assert place.switched == ["0.33.0"]
 
 
+@pytest.mark.promise("P13")
 async def test_one_that_does_not_run_at_all(place: Place, mirror: Mirror) -> None:
     mirror.publish("0.33.0")
     broken = pack(place.root / "x.tar.zst", [Member("bin/ollama", b"#!/bin/sh\nexit 127\n", mode=0o755)]).read_bytes()
@@ -95,6 +97,7 @@ async def test_one_that_does_not_run_at_all(place: Place, mirror: Mirror) -> Non
     assert not software.check().installed
 
 
+@pytest.mark.promise("P16")
 async def test_what_is_not_what_was_meant(place: Place, mirror: Mirror) -> None:
     mirror.publish("0.33.0", digest="1" * 64)
     with pytest.raises(InstallError, match="1" * 64):
@@ -141,6 +144,7 @@ async def test_without_a_network(place: Place, mirror: Mirror) -> None:
     assert mirror.fetched() == []
 
 
+@pytest.mark.promise("P13")
 async def test_a_cancelled_installation_leaves_nothing(place: Place, mirror: Mirror) -> None:
     mirror.publish("0.33.0")
     software = place.software(version="0.33.0", mirror=mirror.url)

@@ -44,6 +44,7 @@ async def chat(own: Own, model: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (await response.read(1 << 20)).splitlines()]
 
 
+@pytest.mark.promise("F5", "F17")
 async def test_it_starts_and_ends(place: Place) -> None:
     own = place.own("--be-version", "0.32.9")
     assert own.server.address == ""
@@ -66,6 +67,7 @@ async def test_it_starts_and_ends(place: Place) -> None:
         await own.server.ensure_ready()
 
 
+@pytest.mark.promise("P11", "P21")
 async def test_it_is_private(place: Place, contract_server: ContractServer, tmp_path: Path) -> None:
     """The user's server and what is meant for it are his: the address, the models, the key, the home."""
     theirs = tmp_path / "theirs"
@@ -115,6 +117,7 @@ async def test_what_is_left_out_is_left_to_it(place: Place) -> None:
     assert own.process.environ()["OLLAMA_KEEP_ALIVE"] == "1h"
 
 
+@pytest.mark.promise("F5", "F20", "P2")
 async def test_it_is_restarted_when_it_dies(place: Place) -> None:
     """With what was in its memory gone, and no process of the former life left."""
     own = place.own()
@@ -131,6 +134,7 @@ async def test_it_is_restarted_when_it_dies(place: Place) -> None:
     await eventually(lambda: own.server.process.restarts == 2 and own.server.ready)
 
 
+@pytest.mark.promise("P5")
 async def test_a_death_amid_an_answer_is_named(place: Place) -> None:
     own = place.own()
     await own.server.ensure_ready()
@@ -142,6 +146,7 @@ async def test_a_death_amid_an_answer_is_named(place: Place) -> None:
         await asyncio.wait_for(asking, 15)
 
 
+@pytest.mark.promise("P5")
 async def test_a_stop_amid_an_answer(place: Place) -> None:
     own = place.own()
     await own.server.ensure_ready()
@@ -153,6 +158,7 @@ async def test_a_stop_amid_an_answer(place: Place) -> None:
         await asyncio.wait_for(asking, 15)
 
 
+@pytest.mark.promise("F16")
 async def test_one_that_does_not_come_up(place: Place) -> None:
     own = place.own("--fail", "no room for the kv cache")
     with pytest.raises(EngineStartError, match=r"ended during its start: exit code 1.*no room for the kv cache"):
@@ -192,6 +198,7 @@ async def test_it_is_not_used_when_it_cannot(place: Place) -> None:
     assert own.server.dead
 
 
+@pytest.mark.promise("F12", "F13")
 async def test_a_port_that_somebody_takes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the choice and the bind: the next life has another one, and nothing was said to the stranger."""
     from engine_plugin.engines.processes import ports
@@ -216,6 +223,7 @@ async def test_a_port_that_somebody_takes(place: Place, monkeypatch: pytest.Monk
         assert said == b""
 
 
+@pytest.mark.promise("F5", "F7", "F11", "P11")
 async def test_killed_the_plugin_leaves_nothing(place: Place, contract_server: ContractServer) -> None:
     """Neither the server, nor what holds its models; the user's own server goes on."""
     program = write_program(place.root / "bin", "--runners", "--bare")
