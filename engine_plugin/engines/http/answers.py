@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ ERROR_LIMIT = 256 * 1024
 """Bytes of an error's body that are read."""
 
 _DEATH_NOTICE = 1.0
+_LAST_BYTES = 0.5
 _SHOWN = 500
 
 
@@ -38,6 +41,11 @@ class Complaint:
     status: int
     message: str
     shape: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Its words end up in a person's terminal and on the wire: one line, and nothing that is no character."""
+        words = "".join(char if char.isprintable() else " " for char in self.message)
+        object.__setattr__(self, "message", " ".join(words.split()) if words != self.message else words)
 
     @classmethod
     def of_body(cls, status: int, body: bytes) -> Complaint:
@@ -51,6 +59,8 @@ class Complaint:
     def of_event(cls, block: bytes) -> Complaint:
         """From a stream's error event, with which `block` begins. Raises BadGatewayError for anything else."""
         error = next(iter(sse.event_data(block)), {}).get("error")
+        if isinstance(error, str):
+            return cls(500, error)
         if not isinstance(error, dict):
             raise BadGatewayError(f"the engine reported an error inside its stream: {block[:300]!r}")
         code = error.get("code")
@@ -82,8 +92,8 @@ async def stream_events(
     """Whole events as they come, up to `[DONE]`, without those that are exactly `unwanted`.
 
     An error event becomes an exception, after what came before it; an end without `[DONE]` a BadGatewayError.
+    Whatever comes after `[DONE]` is nobody's.
     """
-    last = b""
     async for arrived in sse.whole_events(response, longest):
         block = arrived.replace(unwanted, b"") if unwanted else arrived
         if not block:
@@ -93,10 +103,21 @@ async def stream_events(
             if error_at:
                 yield block[:error_at]
             raise error_of(Complaint.of_event(block[error_at:]))
+        done = sse.after_done(block)
+        if done >= 0:
+            yield block[:done]
+            await _end(response)
+            return
         yield block
-        last = block
-    if sse.DONE not in last:
-        raise BadGatewayError("the engine's stream ended before it was done")
+    raise BadGatewayError("the engine's stream ended before it was done")
+
+
+async def _end(response: HttpResponse) -> None:
+    """Read an answer, of which all is known, to its end, so that its connection can be used again."""
+    with suppress(TimeoutError, BadGatewayError):
+        async with asyncio.timeout(_LAST_BYTES):
+            while await response.read_some():
+                pass
 
 
 async def explained(error: EnginePluginError, life: Life) -> EnginePluginError:

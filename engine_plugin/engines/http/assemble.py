@@ -18,7 +18,8 @@ __all__ = ["chat_completion", "choices_wanted", "text_completion"]
 
 _COPIED = ("created", "model", "system_fingerprint", "id")
 # Texts of a chat delta that grow piece by piece.
-_TEXTS = ("content", "reasoning_content", "refusal")
+_TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
+_MOST_TOOL_CALLS = 1024
 
 
 def choices_wanted(request: Mapping[str, Any]) -> int:
@@ -112,6 +113,8 @@ def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
 
 def _add_tool_call(calls: list[dict[str, Any]], piece: dict[str, Any]) -> None:
     index = piece.get("index", len(calls))
+    if not 0 <= index < _MOST_TOOL_CALLS:
+        raise IndexError(f"a tool call's index is {index}")
     while len(calls) <= index:
         calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
     call, function = calls[index], piece.get("function") or {}
@@ -131,5 +134,8 @@ def _sum_usage(usages: list[dict[str, Any]], choices_each: int) -> dict[str, Any
 
 
 def _dump(answer: dict[str, Any], choices: dict[int, dict[str, Any]]) -> bytes:
-    answer["choices"] = [choices[index] for index in sorted(choices)]
+    try:
+        answer["choices"] = [choices[index] for index in sorted(choices)]
+    except TypeError as error:
+        raise BadGatewayError(f"the engine's choices cannot be told apart: {list(choices)!r:.200}") from error
     return json.dumps(answer, ensure_ascii=False).encode("utf-8", "surrogatepass")

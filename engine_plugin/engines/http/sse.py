@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import BadGatewayError
@@ -12,14 +13,17 @@ if TYPE_CHECKING:
 
     from engine_plugin.engines.http.http1 import HttpResponse
 
-__all__ = ["DONE", "error_event", "event_data", "whole_events"]
+__all__ = ["DONE", "after_done", "error_event", "event_data", "whole_events"]
 
 DONE = b"data: [DONE]"
 # Lines may end in LF, CRLF or CR.
 _EMPTY_LINES = (b"\n\n", b"\n\r\n", b"\r\r")
 _MAX_EVENT = 16 * 1024 * 1024
-# Inside a JSON string a quote is escaped, so these bytes can only stand where an event begins.
-_ERROR_MARKS = (b'data: {"error"', b"error: {")
+# Inside a JSON string line ends and quotes are escaped: only where a line begins can these bytes stand.
+_OBJECT = re.compile(rb"(?:\A|[\r\n])(data|error): ?(\{[^\r\n]*)")
+_DONE_LINE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\](?=[\r\n])")
+_DONE_ALONE = re.compile(rb"data: ?\[DONE\]")
+_NO_ERROR = (None, False, "")
 
 
 async def whole_events(response: HttpResponse, longest: int = 0) -> AsyncIterator[bytes]:
@@ -40,7 +44,9 @@ async def whole_events(response: HttpResponse, longest: int = 0) -> AsyncIterato
             raise BadGatewayError(f"the engine sent an event of over {longest} bytes")
         if cut:
             yield data[:cut]
-    if rest.strip():
+    if _DONE_ALONE.fullmatch(rest.strip()):
+        yield rest.strip() + b"\n\n"  # said, but for the empty line
+    elif rest.strip():
         raise BadGatewayError("the engine's stream ended inside an event")
 
 
@@ -53,13 +59,29 @@ def _last_boundary(data: bytes) -> int:
 
 def error_event(block: bytes) -> int:
     """Where an error event begins in a block of whole events; -1 when there is none."""
-    for mark in _ERROR_MARKS:
-        if block.startswith(mark):
-            return 0
-        newline = block.find(b"\n" + mark)
-        if newline >= 0:
-            return _last_boundary(block[: newline + 1])  # the event may have lines before this one
+    if b"error" not in block:
+        return -1
+    for line in _OBJECT.finditer(block):
+        if line[1] == b"error" or (b'"error"' in line[2] and _tells_error(line[2])):
+            return _last_boundary(block[: line.start() + 1])  # the event may have lines before this one
     return -1
+
+
+def _tells_error(data: bytes) -> bool:
+    try:
+        shape = json.loads(data)
+    except (ValueError, RecursionError):
+        return data.startswith(b'{"error"')
+    return isinstance(shape, dict) and shape.get("error") not in _NO_ERROR
+
+
+def after_done(block: bytes) -> int:
+    """The index after the first `[DONE]` event in a block of whole events; -1 when there is none."""
+    found = _DONE_LINE.search(block) if b"[DONE]" in block else None
+    if found is None:
+        return -1
+    ends = [at + len(mark) for mark in _EMPTY_LINES if (at := block.find(mark, found.end())) >= 0]
+    return min(ends, default=len(block))
 
 
 def event_data(block: bytes) -> Iterator[dict[str, Any]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin import catalogue
@@ -14,7 +16,7 @@ from engine_plugin.engines.openai.address import VERSIONS, BaseUrl
 from engine_plugin.engines.openai.errors import complaint_of_body
 from engine_plugin.engines.openai.keys import key_headers
 from engine_plugin.engines.openai.servers import SERVERS, WELL_KNOWN_PORTS
-from engine_plugin.engines.openai.servers.base import Glance
+from engine_plugin.engines.openai.servers.base import Glance, text_of
 from engine_plugin.errors import BadGatewayError, EnginePluginError, PreconditionError, UnavailableError
 from engine_plugin.files import in_thread
 
@@ -30,6 +32,9 @@ __all__ = ["PROBE_TIMEOUT", "Attachment", "Finder"]
 PROBE_TIMEOUT = "ENGINE_PLUGIN_PROBE_TIMEOUT"
 """The environment variable with the seconds that a server may take to say what it is."""
 
+log = logging.getLogger(__name__)
+
+_MOST_MODELS = 5000
 _ANSWER_LIMIT = 16 * 1024 * 1024
 _NO_SERVER = "OpenAI-compatible server"
 _WHERE = "correct its address: engine_host under provider in plugin.yaml"
@@ -290,7 +295,11 @@ def _listing(body: bytes) -> list[dict[str, Any]] | None:
     entries = shape.get("data") if isinstance(shape, dict) else shape
     if not isinstance(entries, list):
         return None
-    return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
+    found = {text_of(entry, "id"): entry for entry in entries if isinstance(entry, dict)}
+    found.pop("", None)  # no name, or none that anybody could write
+    if len(found) > _MOST_MODELS:
+        log.warning("the server lists %d models; only the first %d are looked at", len(found), _MOST_MODELS)
+    return list(islice(found.values(), _MOST_MODELS))
 
 
 def _seconds(text: str) -> float:

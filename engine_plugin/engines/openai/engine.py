@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 __all__ = ["OpenAIEngine"]
 
 _ANSWER_LIMIT = 512 * 1024 * 1024
+_PARSED = 256 * 1024  # longer ones are not read by us: that would hold up all others
 _STALE = 300.0
 _LATEST = 253_402_300_799  # the last second that a datetime has
 _PATHS = {"transcribe": "/audio/transcriptions", "translate": "/audio/translations", "speak": "/audio/speech"}
@@ -446,9 +447,13 @@ class _Errors:
         return stream_events(response, self.of, self.attachment.server.noise, longest=_ANSWER_LIMIT)
 
     def require_answer(self, answer: bytes) -> None:
-        """Raise for an error that came with the status of a good answer, as LM Studio sends it."""
-        if answer.startswith(_ERRORS):
+        """Raise for an error that came with the status of a good answer, as LM Studio sends it, and for no object."""
+        short = len(answer) <= _PARSED
+        wrong = bool(_json_object(answer).get("error")) if short else answer.startswith(_ERRORS)
+        if wrong:
             raise self.of(complaint_of_body(200, answer))
+        if not (answer.lstrip()[:1] == b"{" and answer.rstrip()[-1:] == b"}"):
+            raise _no_object(answer)
 
 
 def _first_of_kind(models: Sequence[Found], kind: str) -> str:
@@ -502,8 +507,12 @@ def _json_object(data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         shape = None
     if not isinstance(shape, dict):
-        raise BadGatewayError(f"the server's answer is no JSON object: {data[:200]!r}")
+        raise _no_object(data)
     return shape
+
+
+def _no_object(data: bytes) -> BadGatewayError:
+    return BadGatewayError(f"the server's answer is no JSON object: {data[:200]!r}")
 
 
 def _host_problem(manifest: Manifest) -> Problem | None:

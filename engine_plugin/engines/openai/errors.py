@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin import catalogue
 from engine_plugin.engines.http.answers import Complaint
-from engine_plugin.errors import DeadlineError, EnginePluginError, UnavailableError
+from engine_plugin.errors import BadGatewayError, DeadlineError, EnginePluginError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,6 +87,11 @@ def other_error(complaint: Complaint) -> EnginePluginError:
     """The exception for what needs to know neither the server nor the request."""
     if is_about_context(complaint):
         return catalogue.CONTEXT.error(said=complaint.message)
+    if 300 <= complaint.status < 400:
+        return BadGatewayError(
+            f"the server answers {complaint.status}, a redirection, which is not followed: the key is for it alone. "
+            "Name the address where it is: engine_host under provider in plugin.yaml"
+        )
     if complaint.status in (408, 504):
         return DeadlineError(f"the server gave up: {complaint.message}")
     if complaint.status == 429:

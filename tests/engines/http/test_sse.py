@@ -123,12 +123,33 @@ async def test_an_event_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
         (b'data: {"text":"data: {\\"error\\""}\n\n', -1),
         (b'data: {"text":"\\nerror: {"}\n\n', -1),
         (b'data: {"choices":[],"error":null}\n\n', -1),
+        (b'data: {"a":1,"error":{"code":400}}\n\n', 0),
+        (b'data: {"a":1}\r\rdata:{"error": "x"}\r\r', 15),
+        (b'data: {"a":{"error":{}}}\n\n', -1),
+        (b'data: {"token":"error"}\n\n', -1),
+        (b'data: {"error":{"cut\n\n', 0),
         (b": error\n\n", -1),
         (b"", -1),
     ],
 )
 def test_where_an_error_event_begins(block: bytes, place: int) -> None:
     assert sse.error_event(block) == place
+
+
+@pytest.mark.parametrize(
+    ("block", "place"),
+    [
+        (b"data: [DONE]\n\n", 14),
+        (b"data:[DONE]\r\n\r\ndata: 1\n\n", 15),
+        (b"data: 1\r\rdata: [DONE]\r\rdata: 2\r\r", 23),
+        (b"data: [DONE]\n\ndata: [DONE]\n\n", 14),
+        (b'data: {"a":"data: [DONE]"}\n\n', -1),
+        (b": data: [DONE]\n\n", -1),
+        (b"", -1),
+    ],
+)
+def test_where_the_end_is_said(block: bytes, place: int) -> None:
+    assert sse.after_done(block) == place
 
 
 def test_event_data() -> None:

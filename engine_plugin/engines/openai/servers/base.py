@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["Ask", "Found", "Glance", "Seen", "Server", "kind_by_name", "number_of", "text_of"]
 
 
+_LONGEST = 512
+
+
 class Ask(Protocol):
     """Asks the server a cheap question."""
 
@@ -103,15 +106,15 @@ class Server(ABC):
 
 
 def text_of(entry: Mapping[str, Any], name: str) -> str:
-    """A field's text; "" for everything else."""
+    """A field's text; "" for everything else, and for what is too long, or no text that can be shown to anybody."""
     value = entry.get(name)
-    return value if isinstance(value, str) else ""
+    return value if isinstance(value, str) and len(value) <= _LONGEST and value.isprintable() else ""
 
 
 def number_of(entry: Mapping[str, Any], name: str) -> int:
     """A field's number, whole and not negative; 0 for everything else."""
     value = entry.get(name)
-    return int(value) if isinstance(value, int | float) and 0 < value < 1 << 62 else 0
+    return int(value) if isinstance(value, int | float) and value is not True and 0 < value < 1 << 62 else 0
 
 
 _KINDS = (

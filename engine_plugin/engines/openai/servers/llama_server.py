@@ -54,8 +54,8 @@ def _found(entry: Mapping[str, Any], props: Mapping[str, Any]) -> Found:
 
 
 def _features(props: Mapping[str, Any]) -> tuple[str, ...]:
-    template, senses = text_of(props, "chat_template"), props.get("modalities")
-    if not template:
+    template, senses = props.get("chat_template"), props.get("modalities")
+    if not isinstance(template, str) or not template:
         return ()
     heard = [name for name in ("vision", "audio") if isinstance(senses, dict) and senses.get(name) is True]
     return (*features_of_template(template), *heard)
