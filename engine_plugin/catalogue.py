@@ -8,6 +8,7 @@ words, such as how its server is started on this system. docs/troubleshooting.md
 
 from __future__ import annotations
 
+import shlex
 import string
 import sys
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from engine_plugin.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
 __all__ = [
@@ -63,11 +64,14 @@ __all__ = [
     "Entry",
     "Family",
     "model_missing",
+    "near_names",
     "on_this_system",
 ]
 
 _MOST_NAMES = 20
 _LONGEST_NAME = 128
+_MOST_NEAR = 3
+_LIST = "engine-plugin models list shows the names"
 
 ErrorT = TypeVar("ErrorT", bound=EnginePluginError)
 
@@ -428,12 +432,31 @@ def model_missing(
     names = ", ".join(here[:_MOST_NAMES]) or "none"
     hint = f"Did you mean {' or '.join(near)}? " if near else f"Here are: {names}. "
     if pull:
-        way = f"Pull it: engine-plugin models pull {pull}"
+        way = f"Pull it: engine-plugin models pull {shlex.quote(pull)}" if len(pull) <= _LONGEST_NAME else _LIST
     elif sources:
         way = f"Others must be pulled first: {sources}"
     else:
-        way = "engine-plugin models list shows the names"
+        way = _LIST
     return ModelNotFoundError(MODEL_MISSING.text(name=str(name)[:_LONGEST_NAME], hint=hint, pull=way), pull=pull)
+
+
+def near_names(name: str, existing: Iterable[str]) -> list[str]:
+    """At most three existing names that look like `name`, the nearest first.
+
+    Those that are it but for a tag or an owner come before those that are spelt like it.
+    """
+    import difflib
+
+    wanted = name[:_LONGEST_NAME].casefold()
+    by_folded = {other.casefold(): other for other in existing}
+    same = [other for other in by_folded if _stem(other) == _stem(wanted)]
+    alike = difflib.get_close_matches(wanted, by_folded)
+    return [by_folded[near] for near in dict.fromkeys([*same, *alike])][:_MOST_NEAR]
+
+
+def _stem(name: str) -> str:
+    """A name without its owner and its tag."""
+    return name.rpartition("/")[2].partition(":")[0]
 
 
 def on_this_system(*, linux: str, macos: str, windows: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,13 @@ def test_a_missing_model_that_no_pull_brings() -> None:
     alone = catalogue.model_missing("a" * 500).message
     assert "Here are: none. engine-plugin models list" in alone
     assert len(alone) < 300
+    assert len(catalogue.model_missing("a" * 500, pull="a" * 500).message) < 300
+
+
+def test_a_pulls_command_can_be_pasted() -> None:
+    said = catalogue.model_missing("my model; rm -r x", pull="my model; rm -r x").message
+    command = said.partition("Pull it: ")[2]
+    assert shlex.split(command) == ["engine-plugin", "models", "pull", "my model; rm -r x"]
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ async def _wait_ready(process: subprocess.Popen[bytes], meeting: Rendezvous, log
     deadline = time.monotonic() + _READY
     while (record := meeting.find()) is None:
         # Polled: a file and a process of another session; neither can be awaited on every system.
-        if process.poll() is not None:
+        if process.poll() is not None and not meeting.is_taken():  # by the server of a command beside this one
             raise PreconditionError(f"the server exited with code {process.returncode}: {_tail(log)} (log: {log})")
         if time.monotonic() > deadline:
             raise DeadlineError(f"the server was not ready within {_READY:g} s and was ended. See its log: {log}")

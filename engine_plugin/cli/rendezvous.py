@@ -18,6 +18,8 @@ import psutil
 from engine_plugin.errors import PreconditionError
 
 if TYPE_CHECKING:
+    from filelock import FileLock
+
     from engine_plugin.manifest import Manifest
 
 __all__ = ["Rendezvous", "ServerRecord", "is_server_process", "read_record", "record_file", "write_record"]
@@ -82,6 +84,29 @@ class Rendezvous:
                 continue
             return stem
         raise PreconditionError(f"no private place for the socket: {'; '.join(reasons)}. Use serve --address.")
+
+    @property
+    def lock(self) -> FileLock:
+        """The lock that a server holds from before its record is written until after it is gone. Waits for nobody.
+
+        Raises PreconditionError as `prepare`.
+        """
+        from filelock import FileLock
+
+        stem = self.prepare()
+        return FileLock(stem.with_name(f"{stem.name}.lock"), timeout=0)
+
+    def is_taken(self) -> bool:
+        """Whether a server holds the place, though it may not have written its record yet."""
+        from filelock import Timeout
+
+        lock = self.lock
+        try:
+            lock.acquire()
+        except Timeout:
+            return True
+        lock.release()
+        return False
 
     def find(self) -> ServerRecord | None:
         """The record of the server that runs now. Called by every command that can use one."""

@@ -105,13 +105,12 @@ def _place(manifest: Manifest, address: str | None) -> Iterator[tuple[str, Path 
     if address is not None:
         yield address, None
         return
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     from engine_plugin.cli.rendezvous import Rendezvous
 
     meeting = Rendezvous(manifest)
-    stem = meeting.prepare()
-    lock = FileLock(stem.with_name(f"{stem.name}.lock"), timeout=0)
+    stem, lock = meeting.prepare(), meeting.lock
     try:
         lock.acquire()
     except Timeout:

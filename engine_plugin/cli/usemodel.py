@@ -21,10 +21,20 @@ if TYPE_CHECKING:
     from engine_plugin.host import ModelEntry
     from engine_plugin.manifest import Manifest
 
-__all__ = ["KINDS", "use"]
+__all__ = ["FEATURES", "KINDS", "use"]
 
 KINDS = {"generate": "chat", "speech-to-text-ws": "speech-to-text"}
 """The kind of model that a service needs, where it has not the service's own name."""
+
+FEATURES = {
+    "chat": "completion",
+    "embed": "embedding",
+    "rerank": "rerank",
+    "text-to-image": "image",
+    "speech-to-text": "transcription",
+    "text-to-speech": "speech",
+}
+"""What a model of each kind can do."""
 
 
 @click.command()
@@ -85,9 +95,11 @@ def _services_for(entry: ModelEntry, manifest: Manifest) -> tuple[str, ...]:
 
 def _refuse_other_kinds(entry: ModelEntry, services: Sequence[str]) -> None:
     kind = entry.get("kind", "")
+    can = entry.get("details", {}).get("capabilities", ())
     for service in services:
         wanted = KINDS.get(service, service)
-        if kind not in ("", wanted):
+        # A model of another kind may serve it besides, as a chat model that hears transcribes with some engines.
+        if kind not in ("", wanted) and FEATURES.get(wanted) not in can:
             raise catalogue.MODEL_KIND.error(model=entry["name"], kind=kind, service=service, wanted=wanted)
 
 

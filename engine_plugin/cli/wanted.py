@@ -20,12 +20,10 @@ def is_model(listed: str, wanted: str) -> bool:
 async def entry_of(client: PluginClient, name: str) -> ModelEntry:
     """A model's entry in ListModels. Raises ModelNotFoundError, with near names and how to pull it."""
     from engine_plugin import catalogue
-    from engine_plugin.manifest.sections import near
 
     entries = await client.list_models()
     for entry in entries:
         if is_model(entry.get("name", ""), name):
             return entry
-    here = {entry.get("name", "").removesuffix(_LATEST): entry.get("name", "") for entry in entries}
-    meant = near(name.removesuffix(_LATEST), here)
-    raise catalogue.model_missing(name, near=[here[meant]] if meant else (), here=list(here.values()), pull=name)
+    here = [entry.get("name", "") for entry in entries]
+    raise catalogue.model_missing(name, near=catalogue.near_names(name, here), here=here, pull=name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from engine_plugin.catalogue import near_names
 from engine_plugin.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -93,11 +94,3 @@ def other_case(name: str, existing: Iterable[str]) -> str:
     """
     folded = name.casefold()
     return next((other for other in existing if other != name and other.casefold() == folded), "")
-
-
-def near_names(name: str, existing: Iterable[str]) -> list[str]:
-    """At most three existing names that look like `name`, the nearest first."""
-    import difflib
-
-    by_folded = {other.casefold(): other for other in existing}
-    return [by_folded[near] for near in difflib.get_close_matches(name[:128].casefold(), by_folded)]

@@ -24,6 +24,7 @@ CAPABILITIES = {
     "embedder": Capabilities(("embedding",), 512, "file"),
     "guessed": Capabilities(("completion",), 8192, "estimate"),
     "tagged:latest": Capabilities(("completion", "tools"), 40960, "engine"),
+    "listener": Capabilities(("completion", "transcription"), 40960, "engine"),
 }
 LAYERS = {"a": 6000, "b": 3000, "c": 1000}
 

@@ -80,6 +80,17 @@ def test_a_start_that_fails_leaves_no_server(workplace: Workplace) -> None:
     assert "there is no GPU" in workplace.bad(4, "engine", "start", "--mode", "gpu")
 
 
+def test_commands_that_start_at_once_share_one_server(workplace: Workplace) -> None:
+    workplace.good("engine", "install")
+    begun = [workplace.start("engine", "start", "--json") for _ in range(3)]
+    try:
+        said = [process.communicate(timeout=60) for process in begun]
+        assert [process.returncode for process in begun] == [0, 0, 0], said
+        assert len({json.loads(output)["pid"] for output, _ in said}) == 1
+    finally:
+        workplace.run("engine", "stop")
+
+
 def test_a_server_that_cannot_start_shows_its_log(workplace: Workplace) -> None:
     manifest = workplace.plugin / "plugin.yaml"
     manifest.write_text(manifest.read_text().replace("name: fake\n", "name: unknown\n"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from engine_plugin.cli.usemodel import KINDS
+from engine_plugin.cli.usemodel import FEATURES, KINDS
+from engine_plugin.models.capabilities import FEATURE_OF_KIND
 from engine_plugin.models.info import KIND_OF_SERVICE
 
 from .conftest import MANIFEST
@@ -34,6 +35,7 @@ def manifest_of(place: Workplace) -> Path:
 
 def test_kinds_are_those_of_the_plugin() -> None:
     assert {service: KINDS.get(service, service) for service in KIND_OF_SERVICE} == KIND_OF_SERVICE
+    assert FEATURES == FEATURE_OF_KIND
 
 
 def test_use_sets_every_service_of_that_kind(managed: Workplace) -> None:
@@ -95,3 +97,14 @@ def test_use_says_why_not(managed: Workplace) -> None:
         "Write it there yourself: default_model: embedder for embed.\n"
     )
     assert file.read_text() == before
+
+
+def test_a_model_of_another_kind_that_can_serve_it_too(managed: Workplace) -> None:
+    (managed.data / "models" / "listener").write_bytes(b"x")
+    file = manifest_of(managed)
+    hearing = "  - service_name: speech-to-text\n    config_ref: openvino:speech-to-text\n"
+    file.write_text(file.read_text().replace("platforms:\n", f"{hearing}platforms:\n"))
+    said = managed.good("models", "use", "listener", "--service", "speech-to-text")
+    assert said == f"listener is now the default model for speech-to-text ({file})\n"
+    assert "is a model for chat" in managed.bad(1, "models", "use", "tagged", "--service", "speech-to-text")
+    assert "for chat, generate (" in managed.good("models", "use", "listener")

@@ -71,6 +71,15 @@ def test_near_names_come_nearest_first() -> None:
     assert near_names("zzz", ["tiny-chat"]) == []
 
 
+def test_the_same_model_with_another_tag_or_owner_is_near() -> None:
+    names = ["llama3.2:1b", "hf.co/somebody/Think-GGUF:Q4_K_M", "think:8b", "thing:latest"]
+    assert near_names("think", names)[0] == "think:8b"
+    assert near_names("think:70b-instruct-q8_0", names)[0] == "think:8b"
+    assert near_names("think-gguf", names)[0] == "hf.co/somebody/Think-GGUF:Q4_K_M"
+    assert near_names("llama3.2", names) == ["llama3.2:1b"]
+    assert len(near_names("a", ["a:1", "a:2", "a:3", "a:4"])) == 3
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [

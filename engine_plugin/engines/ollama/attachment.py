@@ -14,6 +14,7 @@ from engine_plugin import catalogue
 from engine_plugin.catalogue import on_this_system
 from engine_plugin.download.partial import is_header_value
 from engine_plugin.engines.http.http1 import Http1Client
+from engine_plugin.engines.ollama.address import DEFAULT_PORT
 from engine_plugin.engines.ollama.connection import OllamaClient
 from engine_plugin.engines.shared import SharedWork
 from engine_plugin.errors import (
@@ -213,7 +214,12 @@ def _key(address: ServerAddress, options: OllamaOptions, environ: Mapping[str, s
 
 def _how_to_start(address: ServerAddress) -> str:
     if not address.is_loopback:
-        return f"`OLLAMA_HOST=0.0.0.0 ollama serve` on {address.host}"
+        port = "" if address.port == DEFAULT_PORT else f":{address.port}"
+        return f"`OLLAMA_HOST=0.0.0.0{port} ollama serve` on {address.host}"
+    if address.port != DEFAULT_PORT:  # it would not listen there without being told
+        place = f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
+        here = f"`OLLAMA_HOST={place} ollama serve`"
+        return on_this_system(linux=here, macos=here, windows=f"`$env:OLLAMA_HOST='{place}'; ollama serve`")
     return on_this_system(
         linux="`ollama serve`, or `systemctl start ollama`",
         macos="the Ollama app, or `ollama serve`",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import sys
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -78,8 +79,24 @@ async def test_none_is_found_where_nobody_listens() -> None:
     assert time.monotonic() - began < 1.4
     said = str(attachment.down())
     assert f"no Ollama server answers at http://127.0.0.1:{port} (" in said
-    assert "ollama serve" in said
     assert "the test" in said
+
+
+@pytest.mark.parametrize(
+    ("address", "command"),
+    [
+        ("127.0.0.1:11434", "`ollama serve`"),
+        ("127.0.0.1:11500", "`OLLAMA_HOST=127.0.0.1:11500 ollama serve`"),
+        ("[::1]:11500", "`OLLAMA_HOST=[::1]:11500 ollama serve`"),
+        ("10.0.0.7:11434", "`OLLAMA_HOST=0.0.0.0 ollama serve` on 10.0.0.7"),
+        ("10.0.0.7:11500", "`OLLAMA_HOST=0.0.0.0:11500 ollama serve` on 10.0.0.7"),
+    ],
+)
+def test_the_command_that_is_told_starts_one_at_that_address(
+    address: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert command in str(attachment_to(address).down())
 
 
 async def test_who_takes_a_connection_and_says_nothing_costs_the_probes_time_only() -> None:
@@ -109,6 +126,7 @@ async def test_what_is_no_ollama_is_not_taken_for_one(answer: bytes) -> None:
         assert "what answers there is not Ollama" in str(attachment.down())
 
 
+@pytest.mark.promise("P26")
 async def test_what_does_not_speak_http_is_not_taken_for_one() -> None:
     async with peer(b"220 mail.example.com ESMTP\r\n") as (url, _):
         attachment = attachment_to(url)
@@ -146,6 +164,7 @@ def test_which_version_is_older(found: str, wanted: str, *, older: bool) -> None
     assert is_older(found, wanted) is older
 
 
+@pytest.mark.promise("F20")
 async def test_after_a_failure_it_is_looked_for_at_once(contract_server: ContractServer, tmp_path: Path) -> None:
     attachment = attachment_to(contract_server.url)
     try:
@@ -185,6 +204,7 @@ async def test_a_server_that_breaks_off_is_looked_for_anew(contract_server: Cont
         await attachment.detach()
 
 
+@pytest.mark.promise("P5", "P32")
 async def test_letting_it_go_breaks_off_what_is_under_way_and_leaves_the_server(
     contract_server: ContractServer,
 ) -> None:
@@ -218,6 +238,7 @@ async def test_letting_it_go_breaks_off_what_is_under_way_and_leaves_the_server(
 # The key
 
 
+@pytest.mark.promise("P21")
 @pytest.mark.parametrize(
     ("url", "options", "sent"),
     [
@@ -239,6 +260,7 @@ def test_who_gets_the_key(
     assert ("is not sent to" in caplog.text) is (url == "http://ollama.example.com" and not options)
 
 
+@pytest.mark.promise("P21")
 def test_a_key_that_no_header_may_have_is_not_sent(caplog: pytest.LogCaptureFixture) -> None:
     attachment = attachment_to("https://box", {"OLLAMA_API_KEY": "secret\r\nx: y"})
     assert attachment.headers == {}
@@ -246,6 +268,7 @@ def test_a_key_that_no_header_may_have_is_not_sent(caplog: pytest.LogCaptureFixt
     assert "secret" not in caplog.text
 
 
+@pytest.mark.promise("P21")
 async def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A certificate is always checked; one of a person's own is trusted as OpenSSL is told to."""
     identity = Identity.create()
