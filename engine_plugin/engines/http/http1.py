@@ -32,6 +32,7 @@ _FIRST_BYTES = b"HTTP/1."
 _CONNECT_TIMEOUT = 5.0
 _LONGEST_PAUSE = 5.0
 _SAFE_METHODS = ("GET", "HEAD")
+_HEX = b"0123456789abcdefABCDEF"
 _BODY_ENDS_WITH_CONNECTION = -1
 
 
@@ -402,29 +403,30 @@ class Response(HttpResponse, HttpExchange):
 
     def _take_chunked(self, buffer: bytearray) -> bytes:
         """Decode every chunk, and part of one, that is in the buffer."""
+        data = bytes(buffer)  # of which slices are copied once
         out: list[bytes] = []
-        position, end = 0, len(buffer)
+        position, end = 0, len(data)
         while True:
             if self._left:
-                take = min(self._left, end - position)
-                out.append(bytes(buffer[position : position + take]))
-                position += take
-                self._left -= take
+                piece = data[position : position + self._left]
+                out.append(piece)
+                position += len(piece)
+                self._left -= len(piece)
                 if self._left:
                     break
             if self._chunk_open:
                 if end - position < 2:
                     break
-                if buffer[position : position + 2] != b"\r\n":
+                if not data.startswith(b"\r\n", position):
                     raise BadGatewayError("the engine's chunked encoding is broken")
                 position += 2
                 self._chunk_open = False
-            line_end = buffer.find(b"\r\n", position)
+            line_end = data.find(b"\r\n", position)
             if line_end < 0:
                 if end - position > 1024:
                     raise BadGatewayError("the engine's chunked encoding is broken")
                 break
-            size = _chunk_size(buffer[position:line_end])
+            size = _chunk_size(data[position:line_end])
             if size == 0:
                 after = _after_trailer(buffer, line_end + 2)
                 if after < 0:
@@ -464,9 +466,9 @@ def _is_number(text: str, digits: int) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= digits
 
 
-def _chunk_size(line: bytearray) -> int:
-    digits = bytes(line).partition(b";")[0].strip()
-    if not digits or len(digits) > 8 or not all(byte in b"0123456789abcdefABCDEF" for byte in digits):
+def _chunk_size(line: bytes) -> int:
+    digits = line if line.isalnum() else line.partition(b";")[0].strip()
+    if not digits or len(digits) > 8 or digits.translate(None, _HEX):
         raise BadGatewayError("the engine's chunked encoding is broken")
     return int(digits, 16)
 
