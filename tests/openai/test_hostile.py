@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gzip
 import json
 import time
@@ -19,6 +20,7 @@ from engine_plugin.errors import (
     ModelNotFoundError,
     UnavailableError,
 )
+from tests.audio.sounds import wav
 from tests.openai.conftest import LIMIT
 from tests.openai.test_servers import HELLO, call, models, streamed
 
@@ -241,6 +243,55 @@ async def test_errors_in_good_answers(hostile: Hostile, plugin: Plugin, body: di
         await call(plugin, "chat", **HELLO)
     hostile.answer = whole(json.dumps({"error": None, "choices": []}).encode())
     assert (await call(plugin, "chat", **HELLO))["choices"] == []
+
+
+HEARD: list[Any] = [
+    [],
+    7,
+    {},
+    {"text": 7},
+    {"text": None},
+    {"text": "a", "segments": 7},
+    {"text": "a", "segments": [7, None]},
+    {"text": "a", "segments": [{"start": "x", "end": None, "text": 7}]},
+    {"text": "a", "segments": [{"start": float("nan"), "end": -1, "text": "a"}]},
+    {"text": "a", "segments": [{"start": 1e400, "end": 1, "text": "a"}]},
+    {"text": "a", "duration": "long", "language": 7, "words": 7},
+    {"text": "\ud800"},
+]
+
+
+@pytest.mark.parametrize("shape", HEARD, ids=str)
+async def test_what_is_heard_wrongly(hostile: Hostile, plugin: Plugin, shape: Any) -> None:
+    hostile.answer = whole(json.dumps(shape).encode())
+    recording = base64.b64encode(wav(bytes(48_000))).decode()
+    for more in ({}, {"response_format": "verbose_json"}):
+        try:
+            answer = await call(plugin, "speech-to-text", audio=recording, model="m", **more)
+        except BadGatewayError:
+            continue
+        assert isinstance(answer["text"], str)
+        assert json.dumps(answer, allow_nan=False)
+        for segment in answer["segments"]:
+            assert 0 <= segment["start"] <= segment["end"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"RIFF", b"{}", wav(bytes(320))[:40], b"RIFF\xff\xff\xff\xffWAVEfmt \xff\xff\xff\xff"]
+)
+async def test_what_is_said_wrongly(hostile: Hostile, plugin: Plugin, body: bytes) -> None:
+    hostile.answer = whole(body, "content-type: audio/wav")
+    with pytest.raises(BadGatewayError):
+        await call(plugin, "text-to-speech", text="a", model="m")
+
+
+@pytest.mark.parametrize(
+    "results", [7, [7], [{}], [{"index": 9, "relevance_score": 1}], [{"index": -1, "relevance_score": 1}]]
+)
+async def test_what_is_ranked_wrongly(hostile: Hostile, plugin: Plugin, results: Any) -> None:
+    hostile.answer = whole(json.dumps({"results": results}).encode())
+    with pytest.raises(BadGatewayError):
+        await call(plugin, "rerank", query="a", documents=["b", "c"], model="m")
 
 
 # Streams

@@ -173,8 +173,8 @@ async def test_ovo_fetches_models(serve: Serve, attach: Attach) -> None:
         Success(name, 40, ""),
     ]
     assert server.bodies == [{"repo_id": name}]
-    server.downloads = [{"status": "failed", "error": "404 from the hub"}]
-    with pytest.raises(PullError, match="404 from the hub"):
+    server.downloads = [{"status": "failed", "error": "404\x1b[2J\nfrom the hub"}]
+    with pytest.raises(PullError, match=r"404 \[2J from the hub"):
         await pull(plugin, model=name)
     here = "mlx-community/Qwen3-4B-4bit"
     assert (await pull(plugin, model=here))[-1] == Success(here, 2_300_000_000, "")

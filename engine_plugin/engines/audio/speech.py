@@ -14,6 +14,7 @@ import threading
 import time
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Protocol
 
 from engine_plugin.engines.audio import pcm
@@ -329,9 +330,11 @@ def _segments(heard: dict[str, Any], duration: float) -> list[Segment]:
     A model that does not say when a segment ends is understood to mean the audio's end. A duration of 0 is unknown.
     """
     found: list[Segment] = []
-    for shape in heard.get("segments") or ():
+    for shape in _told_segments(heard):
         try:
             start, end, text = float(shape["start"]), float(shape["end"]), str(shape["text"]).strip()
+            if not (isfinite(start) and isfinite(end)):
+                raise ValueError
         except (KeyError, TypeError, ValueError):
             raise BadGatewayError(f"the engine's transcription has a segment like {str(shape)[:80]!r}") from None
         latest = duration or max(start, end)
@@ -341,9 +344,16 @@ def _segments(heard: dict[str, Any], duration: float) -> list[Segment]:
     return found or ([Segment(0.0, duration, text)] if text else [])
 
 
+def _told_segments(heard: dict[str, Any]) -> list[Any]:
+    found = heard.get("segments") or []
+    if not isinstance(found, list):
+        raise BadGatewayError(f"the engine's transcription has segments like {str(found)[:80]!r}")
+    return found
+
+
 def _duration(heard: dict[str, Any]) -> float:
     """Seconds of a recording that only the server has read: what it says, else where the last segment ends; or 0."""
-    ends = [shape.get("end") for shape in heard.get("segments") or () if isinstance(shape, dict)]
+    ends = [shape.get("end") for shape in _told_segments(heard) if isinstance(shape, dict)]
     for value in (heard.get("duration"), ends[-1] if ends else None):
         try:
             seconds = float(value or 0)

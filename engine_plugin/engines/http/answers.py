@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.http.http1 import HttpResponse
     from engine_plugin.engines.processes.life import Life
 
-__all__ = ["ERROR_LIMIT", "Complaint", "explained", "stream_events"]
+__all__ = ["ERROR_LIMIT", "Complaint", "explained", "one_line", "stream_events"]
 
 ERROR_LIMIT = 256 * 1024
 """Bytes of an error's body that are read."""
@@ -44,8 +44,7 @@ class Complaint:
 
     def __post_init__(self) -> None:
         """Its words end up in a person's terminal and on the wire: one line, and nothing that is no character."""
-        words = "".join(char if char.isprintable() else " " for char in self.message)
-        object.__setattr__(self, "message", " ".join(words.split()) if words != self.message else words)
+        object.__setattr__(self, "message", one_line(self.message))
 
     @classmethod
     def of_body(cls, status: int, body: bytes) -> Complaint:
@@ -118,6 +117,13 @@ async def _end(response: HttpResponse) -> None:
         async with asyncio.timeout(_LAST_BYTES):
             while await response.read_some():
                 pass
+
+
+def one_line(words: str) -> str:
+    """What somebody else said, without what is no character that can be shown."""
+    if words.isprintable():
+        return words
+    return " ".join("".join(char if char.isprintable() else " " for char in words).split())
 
 
 async def explained(error: EnginePluginError, life: Life) -> EnginePluginError:

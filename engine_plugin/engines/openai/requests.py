@@ -71,6 +71,8 @@ def rerank_answer(answer: bytes, request: dict[str, Any], *, raw: bool) -> bytes
     try:
         results = [(float(item["relevance_score"]), int(item["index"])) for item in shape["results"]]
         documents = [_text(request["documents"][index]) for _score, index in results]
+        if any(index < 0 for _score, index in results):
+            raise ValueError
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise BadGatewayError(f"the server's rerank answer is not understood: {answer[:200]!r}") from error
     raw = raw or any(not 0 <= score <= 1 for score, _index in results)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from urllib.parse import quote
 
 from engine_plugin.download.events import ChunkProgress, Status, Success
+from engine_plugin.engines.http.answers import one_line
 from engine_plugin.engines.openai.servers.base import Found, Glance, Seen, Server, number_of, text_of
 from engine_plugin.errors import PullError, UnsupportedError
 
@@ -29,6 +30,7 @@ _BAD = ("failed", "failure", "error", "cancelled", "canceled")
 _POLL = 0.5
 _STALL = 900.0
 _MISSES = 5
+_SHOWN = 300
 
 
 class Ovo(Server):
@@ -98,6 +100,7 @@ async def pulled(native: NativeApi, name: str, body: bytes) -> AsyncGenerator[Pu
         state = (text_of(told, "status") or text_of(told, "state")).lower()
         if state in _BAD:
             why = told.get("error") or told.get("message") or state
+            why = one_line(str(why)[:_SHOWN])
             raise PullError(f"model: OVO could not fetch {name}: {why}. Look whether Hugging Face has it")
         progress = _progress(name, told)
         if state in _GOOD:
