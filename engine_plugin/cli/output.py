@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from typing import TYPE_CHECKING, Any
+from unicodedata import combining, east_asian_width
 
 import click
 
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["harmless", "human_size", "print_fields", "print_json", "print_table", "say"]
 
+_GAP = "  "
+_FEWEST_COLUMNS = 2
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -29,12 +34,29 @@ def say(text: str) -> None:
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Aligned columns on standard output; nothing is cut off."""
+    """Aligned columns on standard output. No cell is cut off; a narrow terminal shows the first columns only."""
     lines = [[harmless(cell) for cell in line] for line in (heads, *rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    widths = [max(_width(line[column]) for line in lines) for column in range(len(heads))]
+    shown = _fitting(widths) if sys.stdout.isatty() else len(widths)
     for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+        cells = (cell + " " * (width - _width(cell)) for cell, width in zip(line[:shown], widths, strict=False))
+        click.echo(_GAP.join(cells).rstrip())
+
+
+def _fitting(widths: Sequence[int]) -> int:
+    """How many columns fit the terminal's width: two at least, and all when it has no width."""
+    room = shutil.get_terminal_size().columns
+    count = len(widths)
+    while count > _FEWEST_COLUMNS and sum(widths[:count]) + len(_GAP) * (count - 1) > room:
+        count -= 1
+    return count
+
+
+def _width(text: str) -> int:
+    """The cells of a terminal that a text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text)
 
 
 def print_fields(fields: Mapping[str, str]) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["progress_display", "show_pull", "steps_display"]
 
 _TENTHS = 10
+_WIDE = 60  # columns of a terminal that a bar and the speed have room in
 _DOWNLOADING = "downloading"
 _QUIET = "pulling manifest"  # Ollama says it at the beginning and again after a model's list of layers is here
 
@@ -145,15 +146,17 @@ def _bar() -> Iterator[Show]:
         TransferSpeedColumn,
     )
 
+    console = Console(stderr=True)
+    wide = console.width >= _WIDE
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        *([BarColumn()] if wide else []),
         TaskProgressColumn(),
         DownloadColumn(),
-        TransferSpeedColumn(),
+        *([TransferSpeedColumn()] if wide else []),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=console) as progress:
         layers, last = _Layers(), ""
         bar: TaskID | None = None
 

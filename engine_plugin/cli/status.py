@@ -57,7 +57,7 @@ async def _found(client: PluginClient, record: ServerRecord | None) -> dict[str,
     config = await client.get_config(timeout=_QUICK)
     check = await client.check_engine(timeout=_QUICK)
     server = "managed" if config.get("exec_file") else "attached" if running else ""
-    shows = server != "managed" and config.get("host")
+    shows = server != "managed" and ":" in config.get("host", "")  # without a port nobody knows where it would be
     return {
         "version": await _or(client.get_version(timeout=_QUICK), ""),
         "software": check.detail,

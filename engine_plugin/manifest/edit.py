@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import stat
 import tempfile
 from copy import deepcopy
@@ -93,7 +94,8 @@ def _rewrite(file: Path, models: Mapping[str, str]) -> None:
         return
     status = file.stat()
     if not status.st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH) or not os.access(file, os.W_OK):
-        raise PermissionError(None, "it may not be written")  # a rename would pass over that
+        # A rename would pass over that.
+        raise PermissionError(None, f"it may not be written (allow it: chmod u+w {shlex.quote(str(file))})")
     descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=file.suffix, dir=file.parent)
     draft = Path(name)
     try:

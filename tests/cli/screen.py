@@ -28,9 +28,9 @@ _TAKE = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); o
 class Screen:
     """A context manager: the command runs on a terminal of its own; leaving it kills what still runs."""
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str], cwd: Path) -> None:
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], cwd: Path, columns: int = 100) -> None:
         self._ours, theirs = os.openpty()
-        termios.tcsetwinsize(theirs, (40, 100))
+        termios.tcsetwinsize(theirs, (40, columns))
         self.modes = termios.tcgetattr(theirs)
         self.raw = b""
         """All that was written to the terminal."""

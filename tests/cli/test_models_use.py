@@ -93,7 +93,7 @@ def test_use_says_why_not(managed: Workplace) -> None:
     finally:
         file.chmod(0o644)
     assert said == (
-        f"engine-plugin: {file} was not changed: it may not be written. "
+        f"engine-plugin: {file} was not changed: it may not be written (allow it: chmod u+w {file}). "
         "Write it there yourself: default_model: embedder for embed.\n"
     )
     assert file.read_text() == before

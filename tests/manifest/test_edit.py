@@ -328,7 +328,7 @@ def test_a_file_that_may_not_be_written(write: Callable[..., Path]) -> None:
     file.chmod(0o444)
     try:
         assert refused(file, {"chat": "new: 8b"}) == (
-            f"{file} was not changed: it may not be written. "
+            f"{file} was not changed: it may not be written (allow it: chmod u+w {file}). "
             'Write it there yourself: default_model: "new: 8b" for chat.'
         )
         assert set_default_models(file, {}) == ()
