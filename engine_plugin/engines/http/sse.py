@@ -59,7 +59,7 @@ def _last_boundary(data: bytes) -> int:
 
 def error_event(block: bytes) -> int:
     """Where an error event begins in a block of whole events; -1 when there is none."""
-    if b"error" not in block:
+    if b'"error"' not in block and b"error: {" not in block and b"error:{" not in block:
         return -1
     for line in _OBJECT.finditer(block):
         if line[1] == b"error" or (b'"error"' in line[2] and _tells_error(line[2])):
