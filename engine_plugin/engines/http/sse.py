@@ -23,6 +23,7 @@ _MAX_EVENT = 16 * 1024 * 1024
 _OBJECT = re.compile(rb"(?:\A|[\r\n])(data|error): ?(\{[^\r\n]*)")
 _DONE_LINE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\](?=[\r\n])")
 _DONE_ALONE = re.compile(rb"data: ?\[DONE\]")
+_ERROR_MARKS = (b'"error"', b"error: {", b"error:{")
 _NO_ERROR = (None, False, "")
 
 
@@ -59,7 +60,7 @@ def _last_boundary(data: bytes) -> int:
 
 def error_event(block: bytes) -> int:
     """Where an error event begins in a block of whole events; -1 when there is none."""
-    if b'"error"' not in block and b"error: {" not in block and b"error:{" not in block:
+    if b"error" not in block or not any(mark in block for mark in _ERROR_MARKS):
         return -1
     for line in _OBJECT.finditer(block):
         if line[1] == b"error" or (b'"error"' in line[2] and _tells_error(line[2])):
