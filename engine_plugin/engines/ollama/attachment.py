@@ -137,7 +137,7 @@ class Attachment:
 
     async def _connection(self) -> Http1Client:
         tls = await in_thread(_tls) if self.address.scheme == "https" else None
-        return Http1Client((self.address.host, self.address.port), self.headers, tls=tls)
+        return Http1Client((self.address.host, self.address.port), self.headers, tls=tls, resend=False)
 
 
 def _tls() -> ssl.SSLContext:

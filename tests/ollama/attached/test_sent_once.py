@@ -1,0 +1,41 @@
+"""What changes something at a server of somebody else is asked of it once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from engine_plugin.errors import EnginePluginError
+
+from .conftest import attachment_to
+
+VERSION = b'{"version": "0.30.0"}'
+
+
+async def test_no_post_is_sent_twice() -> None:
+    """The server takes the request on a connection that was idle, and closes it without a word."""
+    posts = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal posts
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            if head.startswith(b"POST"):
+                posts += 1
+                break
+            body = VERSION if b"/api/version" in head else b"Ollama is running"
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        writer.close()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with listener:
+        attachment = attachment_to(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}")
+        try:
+            client = await attachment.find()
+            assert client is not None
+            with pytest.raises(EnginePluginError):
+                async with client.request("POST", "/api/pull", b"{}"):
+                    pass
+        finally:
+            await attachment.detach()
+    assert posts == 1
