@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import sys
@@ -428,6 +429,17 @@ async def test_an_unexpected_exception_is_500_and_the_plugin_lives_on(
         assert "a secret path" in caplog.text
     engine.failing = {}
     await still_well(client)
+
+
+async def test_a_directory_that_may_not_be_written_is_no_internal_error(serve: Serve) -> None:
+    client, engine = await serve()
+    engine.failing = {"start": PermissionError(errno.EACCES, "Permission denied", "/srv/data")}
+    with pytest.raises(EnginePluginError) as it:
+        await client.start_engine()
+    assert it.value.code == 500
+    assert it.value.message == (
+        "/srv/data: Permission denied. Correct the permissions of the data directory, or move it"
+    )
 
 
 @pytest.mark.promise("P5", "P30")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from engine_plugin import catalogue
 from engine_plugin.cli.rendezvous import Rendezvous, ServerRecord, is_server_process
 from engine_plugin.cli.serve import LOG_VARIABLE
 from engine_plugin.errors import DeadlineError, PreconditionError
@@ -32,11 +33,15 @@ _LOG_TAIL = 5
 async def start_server(manifest: Manifest) -> ServerRecord:
     """Run `serve` in the background and return its record once it serves.
 
-    Raises PreconditionError, with the end of its log, when it exits instead, DeadlineError when it takes too long.
+    Raises PreconditionError, with the end of its log, when it exits instead, DeadlineError when it takes too long,
+    and DownloadError when its log cannot be written.
     """
     log = manifest.data_dir / "logs" / "server.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    process = _spawn(manifest, log)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        process = _spawn(manifest, log)
+    except OSError as error:
+        raise catalogue.DISK_REFUSES.error(place=error.filename or log, reason=error.strerror or error) from error
     try:
         record = await _wait_ready(process, Rendezvous(manifest), log)
     except BaseException:

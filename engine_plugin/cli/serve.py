@@ -36,6 +36,7 @@ LOG_VARIABLE = "ENGINE_PLUGIN_SERVER_LOG"
 
 # Seconds: calls that run may end, then the engine must stop; its own stop is bounded well below that.
 _GRACE = 1.0
+_SERVED = "somebody serves at it already"
 _ENGINE_STOP = 30.0
 
 
@@ -190,7 +191,10 @@ def _is_local(address: str) -> bool:
 
 def _refuse_taken(address: str) -> None:
     """gRPC would remove the socket of a server that lives and put its own there. Raises PreconditionError."""
-    if sys.platform == "win32" or not address.startswith("unix:"):
+    if not address.startswith("unix:"):
+        _refuse_taken_port(address)
+        return
+    if sys.platform == "win32":
         return
     path = Path(address.removeprefix("unix:"))
     if path.exists() and not path.is_socket():
@@ -198,4 +202,13 @@ def _refuse_taken(address: str) -> None:
     with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
         probe.settimeout(1)
         probe.connect(str(path))
-        raise catalogue.ADDRESS_TAKEN.error(address=address, holder="somebody serves at it already")
+        raise catalogue.ADDRESS_TAKEN.error(address=address, holder=_SERVED)
+
+
+def _refuse_taken_port(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    with (
+        contextlib.suppress(OSError, ValueError, OverflowError),
+        socket.create_connection((host.strip("[]"), int(port)), timeout=1),
+    ):
+        raise catalogue.ADDRESS_TAKEN.error(address=address, holder=_SERVED)

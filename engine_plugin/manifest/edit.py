@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import stat
+import sys
 import tempfile
 from copy import deepcopy
 from dataclasses import dataclass
@@ -82,6 +83,13 @@ def _refuse(path: Path, models: Mapping[str, str], why: str) -> NoReturn:
     raise PreconditionError(f"{path} was not changed: {why}. Write it there yourself: {wanted}.") from None
 
 
+def _way(file: Path, status: os.stat_result) -> str:
+    """How who may not write a file comes to do so."""
+    if sys.platform != "win32" and os.geteuid() not in (0, status.st_uid):
+        return "it belongs to another user"
+    return f"allow it: chmod u+w {shlex.quote(str(file))}"
+
+
 def _rewrite(file: Path, models: Mapping[str, str]) -> None:
     """Change the real file. Raises OSError, _UnforeseenError, yaml.YAMLError."""
     before = file.read_bytes()
@@ -94,8 +102,7 @@ def _rewrite(file: Path, models: Mapping[str, str]) -> None:
         return
     status = file.stat()
     if not status.st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH) or not os.access(file, os.W_OK):
-        # A rename would pass over that.
-        raise PermissionError(None, f"it may not be written (allow it: chmod u+w {shlex.quote(str(file))})")
+        raise PermissionError(None, f"it may not be written ({_way(file, status)})")  # a rename would pass over that
     descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=file.suffix, dir=file.parent)
     draft = Path(name)
     try:

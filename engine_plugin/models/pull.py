@@ -118,7 +118,7 @@ class Pull(ABC):
                 return await self._pull()
         except OSError as error:
             told = disk_error(error, self._shelf.root, self._left.size, self._total)
-            raise PullError(f"{told} Deleting the model removes it.") from error
+            raise PullError(f"{told}. Deleting the model removes it") from error
         except PullError:
             raise
         except DownloadError as error:

@@ -7,6 +7,7 @@ stream is a gRPC status (the contract of the AOG plugin SDK).
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 from contextlib import aclosing
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
 
+from engine_plugin import catalogue
 from engine_plugin.download.events import Error, Success, progress_json
 from engine_plugin.engines.base import BidiMessage
 from engine_plugin.errors import DeadlineError, EnginePluginError, InvalidRequestError, UnsupportedError
@@ -37,6 +39,9 @@ Response = TypeVar("Response", bound=Message)
 
 OK = 200
 
+_REFUSALS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
+"""What a file system says that is not ours, read-only or full: nothing is wrong with the plugin then."""
+
 
 def provider_service(plugin: Plugin) -> RpcService:
     """ProviderService for an RpcServer."""
@@ -57,6 +62,9 @@ def _failure(error: BaseException, where: str) -> tuple[int, str]:
         message = _sendable(error.message)
         log.info("%s: %d %s", where, error.code, message, extra={"rpc": where, "code": error.code})
         return error.code, message
+    if isinstance(error, OSError) and error.filename and error.errno in _REFUSALS:
+        log.error("%s: %s", where, error, exc_info=error)
+        return 500, _sendable(catalogue.DISK_REFUSES.text(place=error.filename, reason=error.strerror))
     log.error("%s: unexpected %s", where, type(error).__name__, exc_info=error)
     return 500, f"{where}: internal error ({type(error).__name__}); the plugin's log has the details"
 

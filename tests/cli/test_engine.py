@@ -80,6 +80,14 @@ def test_a_start_that_fails_leaves_no_server(workplace: Workplace) -> None:
     assert "there is no GPU" in workplace.bad(4, "engine", "start", "--mode", "gpu")
 
 
+def test_a_data_directory_that_cannot_be_made(workplace: Workplace) -> None:
+    workplace.data.parent.mkdir(parents=True)
+    workplace.data.write_text("a file in its place")
+    said = workplace.bad(1, "engine", "start")
+    assert f"{workplace.data}" in said
+    assert said.endswith("Correct the permissions of the data directory, or move it\n")
+
+
 def test_commands_that_start_at_once_share_one_server(workplace: Workplace) -> None:
     workplace.good("engine", "install")
     begun = [workplace.start("engine", "start", "--json") for _ in range(3)]
