@@ -35,6 +35,7 @@ __all__ = [
     "HealthState",
     "Progress",
     "engine_class",
+    "not_bidirectional",
 ]
 
 ENTRY_POINTS = "engine_plugin.engines"
@@ -232,7 +233,12 @@ class Engine(ABC):
         `default_model` is for a conversation that names none. An error raised out of `messages` is the host's.
         Leaving the context stops the engine's work. Engines without bidirectional services keep this default.
         """
-        raise UnsupportedError(f"service_name: {service} is not bidirectional with this engine; call InvokeService")
+        raise not_bidirectional(service)
+
+
+def not_bidirectional(service: str) -> UnsupportedError:
+    """The error of an engine that does not converse, or not for this service."""
+    return UnsupportedError(f"service_name: {service} is not bidirectional with this engine; call InvokeService")
 
 
 def engine_class(name: str) -> type[Engine]:

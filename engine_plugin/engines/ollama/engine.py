@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin import catalogue
 from engine_plugin.engines.audio.decoder import Decoder
-from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState
+from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState, not_bidirectional
 from engine_plugin.engines.ollama import services, transcription
 from engine_plugin.engines.ollama.address import attach_address
 from engine_plugin.engines.ollama.attachment import Attachment
@@ -122,7 +122,12 @@ class OllamaEngine(Engine):
     async def check(self) -> EngineCheck:
         if await self._is_theirs():
             return EngineCheck(installed=True, detail=self._whose())
-        return await self._own.check() if self._options.server != "attach" else EngineCheck(False, str(self._down()))
+        own = await self._own.check()
+        if self._options.server == "attach" or not (
+            own.installed or self._options.server == "manage" or self._options.ollama
+        ):
+            return EngineCheck(False, str(self._down()))
+        return own
 
     async def install(self, progress: Progress, *, cover: bool) -> str:
         if await self._leaves_software_alone():
@@ -280,9 +285,7 @@ class OllamaEngine(Engine):
         self, service: str, messages: AsyncIterator[BidiMessage], default_model: str
     ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
         if service != "speech-to-text-ws":
-            raise UnsupportedError(
-                f"service_name: {service} is not bidirectional with this engine; call InvokeService"
-            )
+            raise not_bidirectional(service)
 
         def use(name: str) -> AbstractAsyncContextManager[tuple[OllamaClient, ModelFacts]]:
             return self._client_for(service, name)

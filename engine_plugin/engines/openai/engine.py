@@ -14,7 +14,7 @@ from engine_plugin.download.events import Status, Success
 from engine_plugin.engines.admission import Admission
 from engine_plugin.engines.audio.decoder import Decoder
 from engine_plugin.engines.audio.speech import Dialect, Speech
-from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState
+from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState, not_bidirectional
 from engine_plugin.engines.http import assemble, sse
 from engine_plugin.engines.http.answers import ERROR_LIMIT, stream_events
 from engine_plugin.engines.openai import requests
@@ -343,9 +343,7 @@ class OpenAIEngine(Engine):
         self, service: str, messages: AsyncIterator[BidiMessage], default_model: str
     ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
         if service != "speech-to-text-ws":
-            raise UnsupportedError(
-                f"service_name: {service} is not bidirectional with this engine; call InvokeService"
-            )
+            raise not_bidirectional(service)
 
         @asynccontextmanager
         async def use(name: str) -> AsyncIterator[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine_plugin import catalogue
 from engine_plugin.engines.audio.decoder import Decoder
 from engine_plugin.engines.audio.speech import Speech
+from engine_plugin.engines.base import not_bidirectional
 from engine_plugin.engines.driver import Driver
 from engine_plugin.engines.http.answers import stream_events
 from engine_plugin.engines.openvino import requests
@@ -26,7 +27,7 @@ from engine_plugin.engines.openvino.server import OpenVinoServer, Place
 from engine_plugin.engines.openvino.software import Backend, Software
 from engine_plugin.engines.options import option_problems, read_options
 from engine_plugin.engines.pool import ModelPool
-from engine_plugin.errors import EnginePluginError, UnavailableError, UnsupportedError
+from engine_plugin.errors import EnginePluginError, UnavailableError
 from engine_plugin.files import in_thread
 
 if TYPE_CHECKING:
@@ -196,9 +197,7 @@ class OpenVinoEngine(Driver[Backend, Resident]):
         self, service: str, messages: AsyncIterator[BidiMessage], default_model: str
     ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
         if service != "speech-to-text-ws":
-            raise UnsupportedError(
-                f"service_name: {service} is not bidirectional with this engine; call InvokeService"
-            )
+            raise not_bidirectional(service)
         self._require_running()
         held: list[ServerClient] = []
 
