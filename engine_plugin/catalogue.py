@@ -71,6 +71,8 @@ __all__ = [
 _MOST_NAMES = 20
 _LONGEST_NAME = 128
 _MOST_NEAR = 3
+_ROOM = 300
+"""Characters that a list of names may have."""
 _LIST = "engine-plugin models list shows the names"
 
 ErrorT = TypeVar("ErrorT", bound=EnginePluginError)
@@ -429,8 +431,7 @@ def model_missing(
     it, "" when nothing would; then `sources` says what can be pulled, as the sentence goes on after "Others must be
     pulled first: ".
     """
-    names = ", ".join(here[:_MOST_NAMES]) or "none"
-    hint = f"Did you mean {' or '.join(near)}? " if near else f"Here are: {names}. "
+    hint = f"Did you mean {' or '.join(near)}? " if near else f"Here are: {_some(here)}. "
     if pull:
         way = f"Pull it: engine-plugin models pull {shlex.quote(pull)}" if len(pull) <= _LONGEST_NAME else _LIST
     elif sources:
@@ -438,6 +439,18 @@ def model_missing(
     else:
         way = _LIST
     return ModelNotFoundError(MODEL_MISSING.text(name=str(name)[:_LONGEST_NAME], hint=hint, pull=way), pull=pull)
+
+
+def _some(names: Sequence[str]) -> str:
+    """As many names as a person may read, and how many more there are."""
+    shown, room = [], _ROOM
+    for name in names[:_MOST_NAMES]:
+        room -= len(name)
+        if room < 0:
+            break
+        shown.append(name)
+    more = len(names) - len(shown)
+    return ", ".join([*shown, *([f"{more} more"] if more else [])]) or "none"
 
 
 def near_names(name: str, existing: Iterable[str]) -> list[str]:

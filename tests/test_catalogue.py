@@ -99,6 +99,10 @@ def test_a_missing_model_that_no_pull_brings() -> None:
     assert "Here are: m0, " in error.message
     assert "m19" in error.message
     assert "m20" not in error.message
+    assert "m19, 10 more. " in error.message
+    long = catalogue.model_missing("a", here=[f"{number}{'m' * 98}" for number in range(10)]).message
+    assert "m, 7 more. " in long
+    assert len(long) < 500
     assert error.message.endswith("Others must be pulled first: by a path")
     alone = catalogue.model_missing("a" * 500).message
     assert "Here are: none. engine-plugin models list" in alone

@@ -46,7 +46,8 @@ async def check(options: Options) -> None:
     elif found:
         click.echo(f"installed: {found.detail}")
     if not found:
-        raise EngineNotInstalledError(f"not installed: {found.detail}. Install it: engine-plugin engine install")
+        way = "" if ". " in found.detail else ". Install it: engine-plugin engine install"  # it may say it itself
+        raise EngineNotInstalledError(f"not installed: {found.detail}{way}")
 
 
 @engine.command()

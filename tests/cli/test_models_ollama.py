@@ -72,6 +72,9 @@ def test_engine_status_sees_an_engine_that_is_somebody_elses(workplace: Workplac
     assert f"at http://{ollama.address}" in said
     assert "model:   tiny-chat:latest" in said
     ollama.close()
+    said = workplace.bad(4, "engine", "check")
+    assert said.count("engine-plugin engine install") == 1
+    assert "ollama serve" in said
     done = workplace.run("engine", "status")
     assert done.returncode == 4
     assert "ollama serve" in done.stdout

@@ -230,6 +230,11 @@ def _failure(said: str, model: str) -> EnginePluginError:
         return PullError(
             f"model: the disk of the Ollama server is full ({said}). Delete models: engine-plugin models rm NAME"
         )
+    if "unauthorized" in said or "access denied" in said:
+        return PullError(
+            f"model: the Ollama server may not have {model} ({said}). Look for its name at "
+            "https://ollama.com/search; for a model of your own, sign the server in: ollama signin"
+        )
     if "digest mismatch" in said:
         return PullError(f"model: what came of {model} is not what was asked for ({said}). Pull it again")
     return PullError(f"model: {model} did not come: {said}. Pull it again; the server keeps what came")

@@ -148,7 +148,10 @@ async def test_nobody_there_costs_no_time_at_the_start_and_says_what_to_do(
     monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{port}")
     began = time.monotonic()
     async with plugin_in(tmp_path) as plugin:
-        assert not (await plugin.check()).installed
+        found = await plugin.check()
+        assert not found.installed
+        assert "ollama serve" in found.detail
+        assert "engine-plugin engine install" in found.detail
         for failing in (
             answer(plugin, "chat", messages=HELLO),
             plugin.list_models(),

@@ -82,7 +82,7 @@ async def test_what_is_here_already_has_no_layers_to_tell_of(pulls: Pulls, share
         ("fault-pull-cut", PullError, "did not come: the engine broke off.*Pull it again"),
         ("fault-pull-digest", PullError, "is not what was asked for.*digest mismatch"),
         ("fault-pull-disk", PullError, "disk of the Ollama server is full.*models rm"),
-        ("fault-pull-unauthorized", PullError, "unauthorized: access denied"),
+        ("fault-pull-unauthorized", PullError, "ollama signin"),
         ("fault-sign-in", AuthError, "Open https://ollama.com/connect"),
         ("fault-forbidden", PreconditionError, "OLLAMA_NO_CLOUD"),
         ("fault-busy", UnavailableError, "busy"),
