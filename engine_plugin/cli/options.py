@@ -39,6 +39,9 @@ __all__ = [
 
 PLUGIN_DIR = "ENGINE_PLUGIN_DIR"
 
+_DEFAULT = "openvino"
+"""The plugin that is taken when none is chosen."""
+
 F = TypeVar("F", bound="Callable[..., Any]")
 
 # A command of ours within a sentence. It works on the chosen plugin only when it names that, too.
@@ -86,14 +89,17 @@ class _PluginPlace(click.Path):
 
 
 def _packaged(name: str) -> Path | None:
-    """The directory of a plugin that comes with this package beside the default one, by its name."""
+    """The directory of a plugin that comes with this package, by its name."""
+    if name == _DEFAULT:
+        return _bundled().parent
     found = (place / "plugins" / name for place in package_places() if re.fullmatch(r"\w+", name))
     return next((place for place in found if (place / "plugin.yaml").is_file()), None)
 
 
 def packaged_plugins() -> list[str]:
-    """The names that --plugin takes for the plugins that come with this package beside the default one."""
-    return sorted({file.parent.name for place in package_places() for file in place.glob("plugins/*/plugin.yaml")})
+    """The names that --plugin takes for the plugins that come with this package."""
+    beside = {file.parent.name for place in package_places() for file in place.glob("plugins/*/plugin.yaml")}
+    return sorted({_DEFAULT, *beside})
 
 
 def global_options(command: F) -> F:

@@ -10,7 +10,7 @@ from engine_plugin.catalogue import ENGINE_STOPPED
 from engine_plugin.cli import cells
 from engine_plugin.cli.options import Options, advised, chosen_manifest, global_options, runs
 from engine_plugin.cli.output import human_size, print_json, print_table, say
-from engine_plugin.errors import EnginePluginError, UnavailableError
+from engine_plugin.errors import AuthError, EnginePluginError, PreconditionError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
@@ -55,13 +55,13 @@ async def _found(client: PluginClient, record: ServerRecord | None) -> dict[str,
     """What the plugin tells; what it cannot tell is left empty, and the state says why."""
     running, state = await health_of(client)
     config = await client.get_config(timeout=_QUICK)
-    check = await client.check_engine(timeout=_QUICK)
+    check = await _or(client.check_engine(timeout=_QUICK), None)
     server = "managed" if config.get("exec_file") else "attached" if running else ""
     shows = server != "managed" and ":" in config.get("host", "")  # without a port nobody knows where it would be
     return {
         "version": await _or(client.get_version(timeout=_QUICK), ""),
-        "software": check.detail,
-        "installed": check.installed,
+        "software": check.detail if check is not None else "",  # one that is false tells, too
+        "installed": bool(check),
         "server": server,
         "address": f"{config.get('scheme') or 'http'}://{config['host']}" if shows else "",
         "running": running,
@@ -78,7 +78,7 @@ async def health_of(client: PluginClient) -> tuple[bool, str]:
     """Whether the engine serves, and how it is, in words."""
     try:
         return True, await client.health_check(timeout=_QUICK)
-    except UnavailableError as error:
+    except (UnavailableError, PreconditionError, AuthError) as error:
         return False, STOPPED if str(error) == str(ENGINE_STOPPED.error()) else f"down: {error}"
 
 
@@ -90,7 +90,8 @@ async def _or(asked: Awaitable[T], otherwise: U) -> T | U:
 
 
 def _print(shown: Mapping[str, Any]) -> None:
-    version = shown["version"] or ("" if shown["installed"] else "not installed")
+    missing = shown["state"] == STOPPED and not shown["installed"]  # elsewhere the state says what is missing
+    version = shown["version"] or ("not installed" if missing else "")
     whose = f"({shown['server']})" if shown["server"] else ""
     served = f" at {shown['plugin_address']} (pid {shown['pid']})" if shown["plugin_address"] else ""
     lines = {

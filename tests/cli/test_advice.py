@@ -71,7 +71,11 @@ def test_a_host_s_plugin_is_named_by_its_place(workplace: Workplace, tmp_path: P
 
 
 def test_the_environment_may_name_a_plugin_of_the_package(workplace: Workplace) -> None:
-    assert "ollama-plugin" in workplace.run("status", ENGINE_PLUGIN_DIR="ollama", OLLAMA_HOST="[::1]:9").stdout
+    chosen = {"ENGINE_PLUGIN_DIR": "ollama", "OLLAMA_HOST": "[::1]:9"}
+    said = workplace.good("status", **chosen)
+    assert "plugin:  ollama-plugin" in said
+    assert "address: http://[::1]:9\n" in said
+    assert "plugin:  openvino-plugin" in workplace.good("status", "--plugin", "openvino", **chosen)
 
 
 def test_a_plugin_that_is_none_is_answered_with_those_that_there_are(workplace: Workplace) -> None:
@@ -79,7 +83,7 @@ def test_a_plugin_that_is_none_is_answered_with_those_that_there_are(workplace: 
         workplace.bad(2, "--plugin", "olama", "status"),
         workplace.bad(3, "status", ENGINE_PLUGIN_DIR="olama"),
     ):
-        assert "llamacpp, ollama, openai" in said
+        assert "llamacpp, ollama, openai, openvino" in said
 
 
 def test_what_moves_a_cursor_is_not_shown(workplace: Workplace) -> None:

@@ -66,6 +66,14 @@ def test_pull_copy_use_and_pull_before_a_call(workplace: Workplace, ollama: Cont
     assert "fresh:1b" in ollama.names()
 
 
+def test_status_of_a_server_that_is_too_old(workplace: Workplace, ollama: ContractServer) -> None:
+    ollama.be_version("0.3.12")
+    said = workplace.good("status")
+    assert "0.3.12 is too old" in said
+    assert "plugin:  ollama-plugin" in said
+    assert "0.3.12 is too old" in workplace.run("engine", "status").stdout
+
+
 def test_engine_status_sees_an_engine_that_is_somebody_elses(workplace: Workplace, ollama: ContractServer) -> None:
     workplace.good("models", "load", "tiny-chat")
     said = workplace.good("engine", "status")

@@ -175,7 +175,7 @@ class OllamaEngine(Engine):
             return self._own.config()
         address: ServerAddress = self._attachment.address
         return EngineConfig(
-            host=f"{address.host}:{address.port}",
+            host=f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}",
             scheme=address.scheme,
             engine_path=str(self.manifest.data_dir),
             download_url="https://ollama.com/download",
