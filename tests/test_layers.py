@@ -47,7 +47,7 @@ ENGINE_PARTS: dict[str, set[str]] = {
     "shared": set(),
     "processes": set(),
     "http": {"processes"},
-    "installing": {"base", "processes"},
+    "installing": {"base", "processes", "server"},
     "audio": {"base", "processes"},
     "server": {"http", "options", "processes"},
     "driver": {"base", "installing", "pool", "processes", "server", "shared"},

@@ -33,8 +33,8 @@ def option_problems(cls: type[Any], manifest: Manifest) -> list[Problem]:
 
     A field is a str, int, float or bool, or one of these and None; another such dataclass (and None), for a section;
     a `tuple[Other, ...]` of one, for a list of mappings; or a `tuple[str, ...]`, for a list of texts. Its metadata
-    may hold `min`, `max`, `choices`, and, for a text that is not empty, `pattern` or `valid` (which raises ValueError)
-    with its `form` in words. One without a default must be given. Called by `read_options` and by lint.
+    may hold `min`, `max`, `choices`, and, for a text that is not empty, `pattern` or `valid` (raises ValueError) with
+    its `form` in words. One without a default must be given. Called by `read_options` and by lint.
     """
     return list(_problems(cls, manifest.engine_options, ("engine",), manifest))
 

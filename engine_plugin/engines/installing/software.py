@@ -32,9 +32,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.engines.base import Progress
+    from engine_plugin.engines.installing.options import SoftwareOptions
     from engine_plugin.engines.installing.releases import Archive
 
-__all__ = ["LocalBackend", "LocalSoftware", "Moves", "Workshop", "find_program", "pinned", "sources", "version_in"]
+__all__ = [
+    "LocalBackend",
+    "LocalSoftware",
+    "Moves",
+    "Workshop",
+    "find_program",
+    "pinned",
+    "sources",
+    "version_in",
+    "wanted_backend",
+]
 
 _PINNED = re.compile(r"^([A-Za-z0-9_.-]+)==([^\s;\\]+)", re.MULTILINE)
 _BLOCK = re.compile(r"^(?=\S)", re.MULTILINE)
@@ -72,12 +83,15 @@ class LocalSoftware(ABC, Generic[_BackendT]):
     """Finds, installs and probes an engine's software for one data directory. Owned by the engine's driver."""
 
     def __init__(
-        self, data_dir: Path, requirements: Path, environ: Mapping[str, str], *, offline: bool, verify: bool
+        self, data_dir: Path, requirements: Path, environ: Mapping[str, str], options: SoftwareOptions
     ) -> None:
         """`requirements` is the driver's pip file: every package with version and hashes. No I/O."""
         self._environ = environ
-        self._workshop = Workshop(data_dir / "software", requirements, environ, offline=offline, verify=verify)
+        self._workshop = Workshop(
+            data_dir / "software", requirements, environ, offline=options.offline, verify=options.verify
+        )
         self._installation = self._workshop.installation
+        self._own_archives = bool(options.archives)
 
     # What a driver says
 
@@ -108,6 +122,10 @@ class LocalSoftware(ABC, Generic[_BackendT]):
     @abstractmethod
     def _not_ours(self) -> str:
         """What to do when plugin.yaml asks for software that we do not install; "" when we do."""
+
+    @abstractmethod
+    def _archives(self) -> tuple[Archive, ...]:
+        """The archives of the wanted release for this machine. Raises InstallError. Blocking."""
 
     @abstractmethod
     def _up_to_date(self) -> bool:
@@ -168,6 +186,15 @@ class LocalSoftware(ABC, Generic[_BackendT]):
         return await self._replace(progress, moves, self._up_to_date)
 
     # How it is done
+
+    def _source_of(self, archives: Sequence[Archive]) -> str:
+        """What is remembered of an installed release, to tell it from another one."""
+        return sources(archives, own=self._own_archives)
+
+    def _has_wanted_release(self) -> bool:
+        """Whether the archives that are wanted are those installed last. Raises InstallError. Blocking."""
+        current = self._installation.current()
+        return current is not None and current.facts.get("source") == self._source_of(self._archives())
 
     async def _run(self, backend: _BackendT, argv: Sequence[str], env: Mapping[str, str]) -> tuple[bytes, bytes]:
         """What the software prints, and complains of, when it is run once. Raises EngineStartError."""
@@ -276,6 +303,14 @@ class Workshop:
         except EnginePluginError as error:
             raise InstallError(f"the new {name} does not run, nothing was changed: {error}") from error
         return version
+
+
+def wanted_backend(asked: str, named: Mapping[str, object]) -> str:
+    """The kind of software that `engine.backend` asks for; in mode auto, what plugin.yaml names is not passed over.
+
+    `named` has what it names by its kind, the first before the second. "auto" when it names nothing.
+    """
+    return asked if asked != "auto" else next((kind for kind, what in named.items() if what), "auto")
 
 
 def find_program(folder: Path, name: str) -> Path:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine_plugin.engines.installing.releases import Archive  # noqa: TC001  # read_options evaluates the hints
+from engine_plugin.engines.installing.options import SoftwareOptions
 from engine_plugin.engines.options import number
-from engine_plugin.engines.server import ServerOptions
 from engine_plugin.models.capabilities import override_for
 
 if TYPE_CHECKING:
@@ -17,8 +16,11 @@ __all__ = ["LlamaCppOptions", "served_context"]
 
 
 @dataclass(frozen=True, slots=True)
-class LlamaCppOptions(ServerOptions):
-    """Each field is a key below `engine:`. Times are seconds; docs/llamacpp.md explains each to a packager."""
+class LlamaCppOptions(SoftwareOptions):
+    """Each field is a key below `engine:`. Times are seconds; docs/llamacpp.md explains each to a packager.
+
+    `version` is one of xllamacpp, or the tag of a release of llama.cpp, by the backend.
+    """
 
     backend: str = field(default="auto", metadata={"choices": ("auto", "xllamacpp", "llama-server", "release")})
     """auto: `llama_server` when given or found on PATH, else what is installed; release: llama.cpp's own archives."""
@@ -26,27 +28,8 @@ class LlamaCppOptions(ServerOptions):
     llama_server: str = ""
     """Path of a llama-server binary; empty: look on PATH."""
 
-    version: str = ""
-    """What InstallEngine and UpgradeEngine install: an xllamacpp version, or the tag of a release of llama.cpp.
-    Empty: the one that goes with this version of engine-plugin."""
-
     accelerator: str = "auto"
     """What a release shall compute on: cpu, cuda, metal, rocm, vulkan; auto takes what is certain to be here."""
-
-    archives: tuple[Archive, ...] = ()
-    """A release of one's own in the place of llama.cpp's: what to install on which machine."""
-
-    mirror: str = ""
-    """Where llama.cpp's releases are copied to, as <mirror>/<tag>/<file>."""
-
-    checksums: str = ""
-    """URL or path of a file with the SHA-256 of a release's archives; empty: GitHub's, or the mirror's SHA256SUMS."""
-
-    verify: bool = True
-    """Whether an archive without a known SHA-256 is refused."""
-
-    offline: bool = False
-    """Never touch the network to install: everything is looked for in <data_dir>/software/offline."""
 
     max_loaded_models: int = number(3, 1, 64)
     """How many models stay in memory; loading one more evicts the least recently used, after draining it."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from engine_plugin.engines.installing import software
 from engine_plugin.engines.installing.install import Steps
 from engine_plugin.engines.installing.releases import choose
-from engine_plugin.engines.installing.software import LocalSoftware, pinned, sources, version_in
+from engine_plugin.engines.installing.software import LocalSoftware, pinned, version_in, wanted_backend
 from engine_plugin.engines.llamacpp.releases import find_server, release_archives
 from engine_plugin.engines.processes import python
 from engine_plugin.files import in_thread
@@ -57,7 +57,7 @@ class Software(LocalSoftware[Backend]):
     """llama.cpp for one data directory."""
 
     def __init__(self, options: LlamaCppOptions, data_dir: Path, environ: Mapping[str, str]) -> None:
-        super().__init__(data_dir, _REQUIREMENTS, environ, offline=options.offline, verify=options.verify)
+        super().__init__(data_dir, _REQUIREMENTS, environ, options)
         self._options = options
 
     @property
@@ -70,10 +70,8 @@ class Software(LocalSoftware[Backend]):
 
     @property
     def _wanted(self) -> str:
-        """The backend that is asked for; in mode auto, what plugin.yaml names is not passed over."""
-        if self._options.backend != "auto":
-            return self._options.backend
-        return "llama-server" if self._options.llama_server else "release" if self._options.archives else "auto"
+        options = self._options
+        return wanted_backend(options.backend, {"llama-server": options.llama_server, "release": options.archives})
 
     def _missing(self) -> str:
         if self._wanted == "llama-server":
@@ -136,8 +134,7 @@ class Software(LocalSoftware[Backend]):
             return False
         if self._wanted != "release":
             return backend.kind == "llama-server" or backend.version == self.wanted_version
-        current = self._installation.current()
-        return current is not None and current.facts.get("source") == self._source_of(self._archives())
+        return self._has_wanted_release()
 
     async def _replace(self, progress: Progress, moves: Moves, needless: Callable[[], bool]) -> bool:
         release = self._wanted == "release"
@@ -160,15 +157,9 @@ class Software(LocalSoftware[Backend]):
         return await self._workshop.replace(Steps(fill, check, moves.adopt, needless), progress)
 
     def _archives(self) -> tuple[Archive, ...]:
-        """The archives of the wanted release for this machine. Raises InstallError."""
         options = self._options
-        return choose(
-            options.archives or release_archives(self.wanted_version, options.mirror, options.checksums),
-            options.accelerator,
-        )
-
-    def _source_of(self, archives: tuple[Archive, ...]) -> str:
-        return sources(archives, own=bool(self._options.archives))
+        known = options.archives or release_archives(self.wanted_version, options.mirror, options.checksums)
+        return choose(known, options.accelerator)
 
     async def _fill_with_release(self, folder: Path, archives: tuple[Archive, ...], progress: Progress) -> None:
         await self._workshop.unpack(archives, folder / "llama.cpp", progress)

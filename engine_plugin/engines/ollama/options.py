@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 
 from engine_plugin.engines.audio.decoder import AudioLimits
 from engine_plugin.engines.audio.live import LiveOptions
-from engine_plugin.engines.installing.releases import Archive  # noqa: TC001  # read_options evaluates the hints
+from engine_plugin.engines.installing.options import SoftwareOptions
 from engine_plugin.engines.ollama.address import ServerAddress
 from engine_plugin.engines.options import number
-from engine_plugin.engines.server import ServerOptions
-from engine_plugin.models.capabilities import ModelOverride  # noqa: TC001
 
 __all__ = ["OllamaOptions"]
 
@@ -25,7 +23,7 @@ def _duration() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class OllamaOptions(ServerOptions):
+class OllamaOptions(SoftwareOptions):
     """Each field is a key below `engine:`. Times are seconds; docs/ollama.md explains each to a packager."""
 
     transport: str = field(default="auto", metadata={"choices": ("auto", "tcp")})
@@ -65,9 +63,6 @@ class OllamaOptions(ServerOptions):
     context_length: int = number(0, 0, 10_000_000)
     """Tokens of context to ask for (num_ctx), never more than the model was made for; 0: as the server has it."""
 
-    models: tuple[ModelOverride, ...] = ()
-    """What you know better of some models than the server tells."""
-
     live: LiveOptions = field(default_factory=LiveOptions)
     """How what is spoken live is cut and told."""
 
@@ -79,27 +74,8 @@ class OllamaOptions(ServerOptions):
     ollama: str = ""
     """Path of an ollama binary for our own server; empty: what is installed, else (server: manage) look on PATH."""
 
-    version: str = ""
-    """The release of Ollama that InstallEngine and UpgradeEngine install; empty: the one that goes with this version
-    of engine-plugin."""
-
     accelerator: str = "auto"
     """What a release shall compute on: cpu, cuda, rocm, metal; auto takes what is certain to be here."""
-
-    archives: tuple[Archive, ...] = ()
-    """A release of one's own in the place of Ollama's: what to install on which machine."""
-
-    mirror: str = ""
-    """Where Ollama's releases are copied to, as <mirror>/<tag>/<file>."""
-
-    checksums: str = ""
-    """URL or path of a file with the SHA-256 of a release's archives; empty: the release's own sha256sum.txt."""
-
-    verify: bool = True
-    """Whether an archive without a known SHA-256 is refused."""
-
-    offline: bool = False
-    """Never touch the network to install: everything is looked for in <data_dir>/software/offline."""
 
     num_parallel: int = number(0, 0, 1024)
     """Requests that one model answers at once; 0: as Ollama decides."""

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from engine_plugin.engines.installing import software
 from engine_plugin.engines.installing.install import Steps
 from engine_plugin.engines.installing.releases import choose
-from engine_plugin.engines.installing.software import LocalSoftware, sources
+from engine_plugin.engines.installing.software import LocalSoftware
 from engine_plugin.engines.ollama.releases import RELEASE, find_ollama, release_archives
 from engine_plugin.files import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from engine_plugin.engines.base import Progress
     from engine_plugin.engines.installing.releases import Archive
@@ -59,7 +59,7 @@ class Software(LocalSoftware[Backend]):
 
     def __init__(self, options: OllamaOptions, data_dir: Path, environ: Mapping[str, str]) -> None:
         """No I/O."""
-        super().__init__(data_dir, _NO_PACKAGES, environ, offline=options.offline, verify=options.verify)
+        super().__init__(data_dir, _NO_PACKAGES, environ, options)
         self._options = options
 
     @property
@@ -109,8 +109,7 @@ class Software(LocalSoftware[Backend]):
             return False
         if backend.folder is None:
             return True  # whoever put it there upgrades it
-        current = self._installation.current()
-        return current is not None and current.facts.get("source") == self._source_of(self._archives())
+        return self._has_wanted_release()
 
     async def _replace(self, progress: Progress, moves: Moves, needless: Callable[[], bool]) -> bool:
         archives = await in_thread(self._archives)
@@ -127,18 +126,14 @@ class Software(LocalSoftware[Backend]):
         return await self._workshop.replace(Steps(fill, check, moves.adopt, needless), progress)
 
     def _archives(self) -> tuple[Archive, ...]:
-        """The archives of the wanted release for this machine. Raises InstallError."""
         options = self._options
-        return choose(
-            options.archives or release_archives(self.wanted_version, options.mirror, options.checksums),
-            options.accelerator,
-        )
+        known = options.archives or release_archives(self.wanted_version, options.mirror, options.checksums)
+        return choose(known, options.accelerator)
 
-    def _source_of(self, archives: tuple[Archive, ...]) -> str:
+    def _source_of(self, archives: Sequence[Archive]) -> str:
         """Every release's files have the same names, so that these alone do not tell one from another."""
-        if self._options.archives:
-            return sources(archives, own=True)
-        return f"{self.wanted_version} {sources(archives, own=False)}"
+        source = super()._source_of(archives)
+        return source if self._options.archives else f"{self.wanted_version} {source}"
 
 
 def _installed(folder: Path, facts: Mapping[str, str]) -> Backend:

@@ -12,9 +12,8 @@ from typing import Any
 
 from engine_plugin.engines.audio.decoder import AudioLimits
 from engine_plugin.engines.audio.live import LiveOptions
-from engine_plugin.engines.installing.releases import Archive  # noqa: TC001  # read_options evaluates the hints
+from engine_plugin.engines.installing.options import SoftwareOptions
 from engine_plugin.engines.options import number
-from engine_plugin.engines.server import ServerOptions
 
 __all__ = [
     "CacheEvictionConfig",
@@ -201,10 +200,11 @@ class SpeakOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenVinoOptions(ServerOptions):
+class OpenVinoOptions(SoftwareOptions):
     """Each field is a key below `engine:`. Times are seconds; docs/openvino.md explains each to a packager.
 
-    `transport` is how our own server is reached; the model server always has a port and a key.
+    `transport` is how our own server is reached; the model server always has a port and a key. `version` is one of
+    openvino-genai, or a release of the model server, by the backend.
     """
 
     backend: str = field(default="auto", metadata={"choices": ("auto", "embedded", "ovms", "release")})
@@ -214,10 +214,6 @@ class OpenVinoOptions(ServerOptions):
     ovms: str = ""
     """Path of the OpenVINO Model Server's program; empty: look on PATH."""
 
-    version: str = ""
-    """What InstallEngine and UpgradeEngine install: an openvino-genai version, or a release of the model server.
-    Empty: the one that goes with this version of engine-plugin."""
-
     ovms_flavour: str = field(
         default="auto", metadata={"choices": ("auto", "ubuntu22", "ubuntu24", "redhat", "windows")}
     )
@@ -225,21 +221,6 @@ class OpenVinoOptions(ServerOptions):
 
     ovms_python: str = field(default="auto", metadata={"choices": ("auto", "on", "off")})
     """Whether the model server shall have Python in it, for chat templates with tools; auto: where it can run."""
-
-    archives: tuple[Archive, ...] = ()
-    """A release of one's own in the place of the model server's: what to install on which machine."""
-
-    mirror: str = ""
-    """Where the model server's releases are copied to, as <mirror>/<tag>/<file>."""
-
-    checksums: str = ""
-    """URL or path of a file with the SHA-256 of a release's archives; empty: GitHub's, or the mirror's SHA256SUMS."""
-
-    verify: bool = True
-    """Whether an archive without a known SHA-256 is refused."""
-
-    offline: bool = False
-    """Never touch the network to install: everything is looked for in <data_dir>/software/offline."""
 
     hub: str = field(default="huggingface", metadata={"choices": ("huggingface", "modelscope")})
     """Where a pull of owner/name looks."""

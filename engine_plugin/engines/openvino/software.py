@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from engine_plugin.engines.installing import software
 from engine_plugin.engines.installing.install import Steps
 from engine_plugin.engines.installing.releases import choose
-from engine_plugin.engines.installing.software import LocalSoftware, pinned, sources, version_in
+from engine_plugin.engines.installing.software import LocalSoftware, pinned, version_in, wanted_backend
 from engine_plugin.engines.openvino.releases import RELEASE, Machine, find_ovms, missing_library, release_archive
 from engine_plugin.engines.processes import python
 from engine_plugin.errors import InstallError
@@ -76,7 +76,7 @@ class Software(LocalSoftware[Backend]):
     """OpenVINO for one data directory."""
 
     def __init__(self, options: OpenVinoOptions, data_dir: Path, environ: Mapping[str, str]) -> None:
-        super().__init__(data_dir, _REQUIREMENTS, environ, offline=options.offline, verify=options.verify)
+        super().__init__(data_dir, _REQUIREMENTS, environ, options)
         self._options = options
 
     @property
@@ -88,10 +88,8 @@ class Software(LocalSoftware[Backend]):
 
     @property
     def _wanted(self) -> str:
-        """The backend that is asked for; in mode auto, what plugin.yaml names is not passed over."""
-        if self._options.backend != "auto":
-            return self._options.backend
-        return "ovms" if self._options.ovms else "release" if self._options.archives else "auto"
+        options = self._options
+        return wanted_backend(options.backend, {"ovms": options.ovms, "release": options.archives})
 
     def _missing(self) -> str:
         if self._wanted == "ovms":
@@ -163,8 +161,7 @@ class Software(LocalSoftware[Backend]):
         if kind == "embedded":
             backend = self._find()
             return backend is not None and backend.version == self.wanted_version
-        current = self._installation.current()
-        return current is not None and current.facts.get("source") == self._source_of(self._archives())
+        return self._has_wanted_release()
 
     def _kind(self) -> str:
         """What an installation consists of: release, embedded, or only the packages that an ovms here lacks."""
@@ -222,7 +219,6 @@ class Software(LocalSoftware[Backend]):
             await self._workshop.install_packages(folder, progress)
 
     def _archives(self) -> tuple[Archive, ...]:
-        """The archives of the wanted release for this machine. Raises InstallError. Blocking."""
         options = self._options
         if options.archives:
             return choose(options.archives, "auto")
@@ -232,9 +228,6 @@ class Software(LocalSoftware[Backend]):
         with_python = machine.has_python_for(flavour) if auto else options.ovms_python == "on"
         version = self.wanted_version
         return (release_archive(version, flavour, options.mirror, options.checksums, with_python=with_python),)
-
-    def _source_of(self, archives: tuple[Archive, ...]) -> str:
-        return sources(archives, own=bool(self._options.archives))
 
 
 def server_environ(backend: Backend, environ: Mapping[str, str]) -> dict[str, str]:
