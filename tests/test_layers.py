@@ -48,7 +48,7 @@ ENGINE_PARTS: dict[str, set[str]] = {
     "processes": set(),
     "http": {"processes"},
     "installing": {"base", "processes", "server"},
-    "audio": {"base", "processes"},
+    "audio": {"base", "http", "processes"},
     "server": {"http", "options", "processes"},
     "driver": {"base", "installing", "pool", "processes", "server", "shared"},
 }

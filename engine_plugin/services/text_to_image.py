@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.services.base import Service, choice, integer, number, optional, words
 
-__all__ = ["TextToImage"]
+__all__ = ["TextToImage", "picture_size"]
 
 _MAX_SIDE = 16384
 _MAX_IMAGES = 10
@@ -25,7 +25,9 @@ class TextToImage(Service):
     def check(self, request: dict[str, Any]) -> None:
         words(request, "prompt")
         optional(request, "negative_prompt", str)
-        _check_size(optional(request, "size", str))
+        size = optional(request, "size", str)
+        if size is not None and not all(1 <= side <= _MAX_SIDE for side in picture_size(size)):
+            raise InvalidRequestError(f"size: width and height must be from 1 to {_MAX_SIDE} pixels, not {size}")
         integer(request, "n", 1, _MAX_IMAGES)
         integer(request, "num_inference_steps", 1, _MAX_STEPS)
         for field in ("seed", "rng_seed"):
@@ -34,13 +36,11 @@ class TextToImage(Service):
         choice(request, "response_format", ("b64_json",))
 
 
-def _check_size(size: str | None) -> None:
-    if size is None:
-        return
+def picture_size(size: str) -> tuple[int, int]:
+    """Width and height in pixels, of `512x512` or `512*512`. Raises InvalidRequestError, naming the field."""
     found = _SIZE.fullmatch(size)
     if found is None:
         raise InvalidRequestError(
             f'size: must be a width and a height in pixels, such as "512x512", not {size[:60]!r}'
         )
-    if not all(1 <= int(side) <= _MAX_SIDE for side in found.groups()):
-        raise InvalidRequestError(f"size: width and height must be from 1 to {_MAX_SIDE} pixels, not {size}")
+    return int(found[1]), int(found[2])

@@ -42,7 +42,7 @@ AMID: list[Fault] = [
     ({"do": "cut", "after": 2}, BadGatewayError, "stream ended before it was done"),
     ({"do": "event", "after": 2, "data": {"error": {"code": 500, "message": "NaN"}}}, BadGatewayError, "500: NaN"),
     ({"do": "event", "after": 0, "data": {"error": {"code": 503, "message": "full"}}}, UnavailableError, "full"),
-    ({"do": "event", "after": 2, "data": {"error": "what"}}, BadGatewayError, "error inside its stream"),
+    ({"do": "event", "after": 2, "data": {"error": "what"}}, BadGatewayError, "the engine answered 500: what"),
 ]
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import struct
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from engine_plugin.engines.http.answers import Complaint
 from engine_plugin.engines.llamacpp import requests
@@ -79,27 +76,6 @@ def test_what_is_too_deep_to_be_written_is_the_callers_fault() -> None:
         deep = deep.pop()
 
 
-@pytest.mark.parametrize(
-    ("service", "request_", "slots"),
-    [
-        ("chat", {}, 1),
-        ("chat", {"n": 3}, 3),
-        ("chat", {"n": None}, 1),
-        ("chat", {"n": "3"}, 1),
-        ("chat", {"n": -1}, 1),
-        ("chat", {"prompt": ["a", "b"]}, 1),
-        ("generate", {"prompt": "a"}, 1),
-        ("generate", {"prompt": [1, 2, 3]}, 1),
-        ("generate", {"prompt": ["a", "b"]}, 2),
-        ("generate", {"prompt": [[1], [2]], "n": 2}, 4),
-        ("embed", {"input": ["a", "b"], "n": 5}, 1),
-        ("rerank", {"documents": ["a", "b"]}, 1),
-    ],
-)
-def test_slots(service: str, request_: dict[str, Any], slots: int) -> None:
-    assert requests.slots_needed(service, request_) == slots
-
-
 def test_dimensions() -> None:
     plain = json.dumps({"data": [{"embedding": [0.1, 0.2]}]}).encode()
     packed = json.dumps({"data": [{"embedding": base64.b64encode(struct.pack("<2f", 1, 2)).decode()}]}).encode()
@@ -118,34 +94,6 @@ def test_dimensions() -> None:
     ):
         with pytest.raises(BadGatewayError, match="embeddings are not understood"):
             requests.embeddings_answer(wrong, {"dimensions": 2})
-
-
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20), st.integers(1, 30))
-def test_ranks(logits: list[float], top: int) -> None:
-    results = [{"index": index, "relevance_score": logit} for index, logit in enumerate(logits)]
-    answer = json.dumps({"model": "m", "results": results}).encode()
-    request = {"documents": [str(logit) for logit in logits], "top_n": top, "return_documents": True}
-    ranked = json.loads(requests.rerank_answer(answer, request))
-    assert ranked["model"] == "m"
-    got = ranked["results"]
-    assert len(got) == min(top, len(logits))
-    assert [result["index"] for result in got] == sorted(range(len(logits)), key=lambda i: (-logits[i], i))[:top]
-    assert all(0 <= result["relevance_score"] <= 1 for result in got)
-    scores = [result["relevance_score"] for result in got]
-    assert scores == sorted(scores, reverse=True)
-    assert all(result["document"] == {"text": str(logits[result["index"]])} for result in got)
-
-
-def test_a_score_is_the_logits_probability() -> None:
-    answer = b'{"results":[{"index":0,"relevance_score":0},{"index":1,"relevance_score":-2}]}'
-    scores = [result["relevance_score"] for result in json.loads(requests.rerank_answer(answer, {}))["results"]]
-    assert scores == pytest.approx([0.5, 1 / (1 + math.exp(2))])
-
-
-@pytest.mark.parametrize("answer", [b"", b"[]", b"{}", b'{"results":[{}]}', b'{"results":[{"index":0}]}', b"null"])
-def test_an_answer_that_is_none(answer: bytes) -> None:
-    with pytest.raises(BadGatewayError, match="rerank answer is not understood"):
-        requests.rerank_answer(answer, {"documents": ["a"]})
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from engine_plugin.engines.audio.conversation import Conversation
 from engine_plugin.engines.audio.incoming import sound_of
 from engine_plugin.engines.audio.live import LiveOptions, transcribed_live
 from engine_plugin.engines.audio.subtitles import Segment, answer
+from engine_plugin.engines.http.bodies import answer_object
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError
 from engine_plugin.files import in_thread, private_folder
 
@@ -153,13 +154,7 @@ class Speech:
         sent = {**fields, **self._dialect.fields}
         async with self._client().post_form(self._dialect.paths[task], sent, file, name) as response:
             data = await response.read(_TEXT_LIMIT)
-        try:
-            heard = json.loads(data)
-        except (ValueError, RecursionError):
-            heard = None
-        if not isinstance(heard, dict):
-            raise BadGatewayError(f"the engine's transcription is no JSON object: {data[:80]!r}")
-        return heard
+        return answer_object(data, "the engine's transcription")
 
     # Text to speech
 

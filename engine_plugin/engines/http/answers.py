@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.http.http1 import HttpResponse
     from engine_plugin.engines.processes.life import Life
 
-__all__ = ["ERROR_LIMIT", "Complaint", "explained", "one_line", "stream_events"]
+__all__ = ["ERROR_LIMIT", "Complaint", "drained", "explained", "one_line", "stream_events"]
 
 ERROR_LIMIT = 256 * 1024
 """Bytes of an error's body that are read."""
@@ -105,13 +105,13 @@ async def stream_events(
         done = sse.after_done(block)
         if done >= 0:
             yield block[:done]
-            await _end(response)
+            await drained(response)
             return
         yield block
     raise BadGatewayError("the engine's stream ended before it was done")
 
 
-async def _end(response: HttpResponse) -> None:
+async def drained(response: HttpResponse) -> None:
     """Read an answer, of which all is known, to its end, so that its connection can be used again."""
     with suppress(TimeoutError, BadGatewayError):
         async with asyncio.timeout(_LAST_BYTES):

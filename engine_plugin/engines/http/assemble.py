@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.engines.http import sse
+from engine_plugin.engines.http.bodies import choices_wanted
 from engine_plugin.errors import BadGatewayError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["chat_completion", "choices_wanted", "text_completion"]
+__all__ = ["assembled", "chat_completion", "text_completion"]
 
 _COPIED = ("created", "model", "system_fingerprint", "id")
 # Texts of a chat delta that grow piece by piece.
@@ -22,10 +24,10 @@ _TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
 _MOST_TOOL_CALLS = 1024
 
 
-def choices_wanted(request: Mapping[str, Any]) -> int:
-    """How many choices a chat or a completion gives for each prompt."""
-    count = request.get("n")
-    return count if isinstance(count, int) and count > 0 else 1
+def assembled(service: str, blocks: Iterable[bytes], request: Mapping[str, Any]) -> bytes:
+    """The answer to a chat or generate request from all blocks of its stream. Raises BadGatewayError."""
+    assemble = chat_completion if service == "chat" else text_completion
+    return assemble(sse.event_data(b"".join(blocks)), choices_wanted(request))
 
 
 def chat_completion(events: Iterable[dict[str, Any]], choices_each: int = 1) -> bytes:

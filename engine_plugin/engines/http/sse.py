@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.errors import BadGatewayError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
     from engine_plugin.engines.http.http1 import HttpResponse
 
-__all__ = ["DONE", "after_done", "error_event", "event_data", "whole_events"]
+__all__ = ["DONE", "after_done", "error_event", "event_data", "event_of", "whole_events"]
 
-DONE = b"data: [DONE]"
+DONE = b"data: [DONE]\n\n"
+"""The event that ends a stream."""
+
 # Lines may end in LF, CRLF or CR.
 _EMPTY_LINES = (b"\n\n", b"\n\r\n", b"\r\r")
 _MAX_EVENT = 16 * 1024 * 1024
@@ -83,6 +85,11 @@ def after_done(block: bytes) -> int:
         return -1
     ends = [at + len(mark) for mark in _EMPTY_LINES if (at := block.find(mark, found.end())) >= 0]
     return min(ends, default=len(block))
+
+
+def event_of(shape: Mapping[str, Any]) -> bytes:
+    """The event that carries an object."""
+    return b"data: " + json.dumps(shape, ensure_ascii=False).encode("utf-8", "replace") + b"\n\n"
 
 
 def event_data(block: bytes) -> Iterator[dict[str, Any]]:

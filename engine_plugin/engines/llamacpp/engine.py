@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin import catalogue
 from engine_plugin.engines.driver import Driver
-from engine_plugin.engines.http import assemble, sse
 from engine_plugin.engines.http.answers import stream_events
+from engine_plugin.engines.http.assemble import assembled
+from engine_plugin.engines.http.bodies import slots_needed
+from engine_plugin.engines.http.ranking import ranked_answer
 from engine_plugin.engines.llamacpp import requests
 from engine_plugin.engines.llamacpp.models import model_store
 from engine_plugin.engines.llamacpp.options import LlamaCppOptions, served_context
@@ -114,14 +116,12 @@ class LlamaCppEngine(Driver[Backend, ModelServer]):
 
     async def call(self, service: str, request: dict[str, Any]) -> bytes:
         async with self._exchange(service, request, stream=False) as response:
-            if service in ("embed", "rerank"):
-                answer = await response.read(_ANSWER_LIMIT)
-                shape = requests.embeddings_answer if service == "embed" else requests.rerank_answer
-                return shape(answer, request)
+            if service == "embed":
+                return requests.embeddings_answer(await response.read(_ANSWER_LIMIT), request)
+            if service == "rerank":
+                return ranked_answer(await response.read(_ANSWER_LIMIT), request, raw=True)
             blocks = [block async for block in stream_events(response, complaint_error, _NULL_EVENT)]
-        events = sse.event_data(b"".join(blocks))
-        assembled = assemble.chat_completion if service == "chat" else assemble.text_completion
-        return assembled(events, assemble.choices_wanted(request))
+        return assembled(service, blocks, request)
 
     @asynccontextmanager
     async def stream(self, service: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -137,7 +137,7 @@ class LlamaCppEngine(Driver[Backend, ModelServer]):
         body = requests.upstream_body(service, request, stream=stream)
         async with (
             self._pool.use(model) as server,
-            server.admission.slots(requests.slots_needed(service, request)),
+            server.admission.slots(slots_needed(service, request)),
         ):
             await server.recovered()
             async with server.post(service, body) as response:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from engine_plugin.engines.http.answers import ERROR_LIMIT
+from engine_plugin.engines.http.bodies import answer_object
 from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_body
 from engine_plugin.errors import BadGatewayError, EnginePluginError, UnavailableError
 
@@ -95,7 +96,7 @@ class OllamaClient:
                 answer = await response.read(_SHAPE_LIMIT)
         except TimeoutError:
             raise UnavailableError(f"the Ollama server did not answer {path} in {limit:g} s") from None
-        return _object(answer, path)
+        return answer_object(answer, f"the server's answer to {path}") if answer.strip() else {}
 
     async def quiet(self) -> None:
         """Wait until nothing is under way."""
@@ -111,13 +112,3 @@ class OllamaClient:
     def _require_open(self) -> None:
         if self._closed:
             raise UnavailableError("the engine was stopped while it worked on this request")
-
-
-def _object(answer: bytes, path: str) -> dict[str, Any]:
-    try:
-        shape = json.loads(answer) if answer.strip() else {}
-    except (ValueError, RecursionError):
-        shape = None
-    if not isinstance(shape, dict):
-        raise BadGatewayError(f"the server's answer to {path} is no JSON object: {answer[:120]!r}")
-    return shape

@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.http.http1 import HttpResponse
     from engine_plugin.engines.ollama.lines import Piece
 
-__all__ = ["DONE", "ChoiceWriter", "choice_events", "usage_event"]
-
-DONE = b"data: [DONE]\n\n"
+__all__ = ["ChoiceWriter", "choice_events", "usage_event"]
 
 _TEXT = rb'"(?:[^"\\]|\\.)[^"\\]*+(?:\\.[^"\\]*+)*+"'  # not an empty one
 _HEAD = rb'^\{"model":' + _TEXT + rb',"created_at":"[^"\\]*+",(?:"remote_\w+":' + _TEXT + rb",)*+"

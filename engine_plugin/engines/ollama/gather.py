@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.engines.http.answers import drained
 from engine_plugin.engines.http.ndjson import line_objects, whole_lines
 from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_line
-from engine_plugin.engines.ollama.lines import NOT_DONE, drained, piece_of
+from engine_plugin.engines.ollama.lines import NOT_DONE, piece_of
 from engine_plugin.errors import BadGatewayError
 
 if TYPE_CHECKING:

@@ -5,10 +5,8 @@ chat has its texts in `message`, generate in `response`; all else is alike.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +15,10 @@ from engine_plugin.errors import BadGatewayError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from engine_plugin.engines.http.http1 import HttpResponse
-
-__all__ = ["NOT_DONE", "Piece", "drained", "finish_reason", "openai_call", "openai_logprobs", "piece_of"]
+__all__ = ["NOT_DONE", "Piece", "finish_reason", "openai_call", "openai_logprobs", "piece_of"]
 
 NOT_DONE = "the Ollama server's stream ended before it was done"
 
-_TAIL = 0.25
 _REASONS = {"stop": "stop", "length": "length"}
 
 
@@ -88,11 +83,3 @@ def openai_logprobs(logprobs: Sequence[dict[str, Any]]) -> dict[str, Any] | None
     if not logprobs:
         return None
     return {"content": [{"bytes": None, "top_logprobs": []} | token for token in logprobs]}
-
-
-async def drained(response: HttpResponse) -> None:
-    """Read the end of a body of which everything was told, so that the connection can serve another request."""
-    with suppress(BadGatewayError, TimeoutError):
-        async with asyncio.timeout(_TAIL):
-            while await response.read_some():
-                pass

@@ -6,9 +6,10 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.engines.http.answers import drained
 from engine_plugin.engines.http.ndjson import as_events, read_line, whole_lines
 from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_line
-from engine_plugin.engines.ollama.lines import NOT_DONE, drained
+from engine_plugin.engines.ollama.lines import NOT_DONE
 from engine_plugin.errors import BadGatewayError
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.engines.http.bodies import request_json
 from engine_plugin.engines.ollama import messages
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.models.families import parameters_of
@@ -136,10 +136,7 @@ def upstream(service: str, request: dict[str, Any], facts: ModelFacts, options: 
     if settings:
         body["options"] = settings
     _keep_alive(body, options)
-    try:
-        return PATHS[service], json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    except RecursionError:  # what can be read cannot always be written: the stack is deeper here
-        raise InvalidRequestError("request_data: is nested too deeply") from None
+    return PATHS[service], request_json(body)
 
 
 def _native_body(request: dict[str, Any]) -> dict[str, Any]:

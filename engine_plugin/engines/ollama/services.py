@@ -9,11 +9,12 @@ from __future__ import annotations
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.engines.http.answers import drained
+from engine_plugin.engines.http.sse import DONE
 from engine_plugin.engines.ollama import answers, native, requests, transcription
 from engine_plugin.engines.ollama.contract import native_contract
-from engine_plugin.engines.ollama.events import DONE, ChoiceWriter, choice_events, usage_event
+from engine_plugin.engines.ollama.events import ChoiceWriter, choice_events, usage_event
 from engine_plugin.engines.ollama.gather import gathered
-from engine_plugin.engines.ollama.lines import drained
 from engine_plugin.errors import UnsupportedError
 
 if TYPE_CHECKING:

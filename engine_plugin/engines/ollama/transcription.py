@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.audio.speech import Dialect, Speech
-from engine_plugin.engines.http.forms import form_with_file
+from engine_plugin.engines.http.posting import PostingClient
 from engine_plugin.errors import UnavailableError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
     from engine_plugin.engines.audio.decoder import Decoder
@@ -34,35 +34,20 @@ _NOTHING_SPOKEN = Path()
 _BASE64_OF_12_BYTES = 16
 
 
-class _Forms:
+class _AudioClient(PostingClient):
     """The server as `Speech` asks it. `served` is set while a model is held."""
 
     def __init__(self, served: tuple[OllamaClient, ModelFacts] | None = None) -> None:
         self.served = served
 
-    def __call__(self) -> _Forms:
+    def __call__(self) -> _AudioClient:
         return self
 
-    @asynccontextmanager
-    async def post_form(
-        self, path: str, fields: Mapping[str, str], file: bytes, file_name: str
-    ) -> AsyncIterator[HttpResponse]:
-        kind, body = form_with_file(fields, file, file_name)
-        async with self._request(path, body, kind) as response:
-            yield response
-
-    @asynccontextmanager
-    async def post_json(self, path: str, body: bytes) -> AsyncIterator[HttpResponse]:
-        async with self._request(path, body, "application/json") as response:
-            yield response
-
-    @asynccontextmanager
-    async def _request(self, path: str, body: bytes, kind: str) -> AsyncIterator[HttpResponse]:
+    def _posted(self, path: str, body: bytes, content_type: str) -> AbstractAsyncContextManager[HttpResponse]:
         if self.served is None:
             raise UnavailableError("the Ollama server is not at hand")
         client, facts = self.served
-        async with client.request("POST", path, body, kind, model=facts.name) as response:
-            yield response
+        return client.request("POST", path, body, content_type, model=facts.name)
 
 
 async def transcribe(client: OllamaClient, request: dict[str, Any], facts: ModelFacts, decoder: Decoder) -> bytes:
@@ -70,7 +55,7 @@ async def transcribe(client: OllamaClient, request: dict[str, Any], facts: Model
     if (request.get("task") or "transcribe") != "transcribe":
         raise UnsupportedError("task: Ollama transcribes and does not translate; leave task out")
     dialect = _AS_IT_IS if _server_reads(request["audio"]) else _AS_WAV
-    speech = Speech(_Forms((client, facts)), dialect, decoder, _NOTHING_SPOKEN)
+    speech = Speech(_AudioClient((client, facts)), dialect, decoder, _NOTHING_SPOKEN)
     return await speech.transcribe(facts.name, request)
 
 
@@ -95,18 +80,18 @@ async def converse(
     live: LiveOptions | None = None,
 ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
     """Answer live transcription; see `Speech.converse`. `use` holds a model of a name and gives server and facts."""
-    forms = _Forms()
+    server = _AudioClient()
 
     @asynccontextmanager
     async def served(name: str) -> AsyncIterator[str]:
         async with use(name) as held:
-            forms.served = held
+            server.served = held
             try:
                 yield held[1].name
             finally:
-                forms.served = None
+                server.served = None
 
-    async with Speech(forms, _AS_WAV, decoder, _NOTHING_SPOKEN, live).converse(
+    async with Speech(server, _AS_WAV, decoder, _NOTHING_SPOKEN, live).converse(
         served, default_model, messages
     ) as answers:
         yield answers

@@ -6,12 +6,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from engine_plugin.engines.http.answers import ERROR_LIMIT
-from engine_plugin.engines.http.forms import form_with_file
+from engine_plugin.engines.http.posting import PostingClient
 from engine_plugin.engines.openai.errors import complaint_of_body
 from engine_plugin.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator
 
     from engine_plugin.engines.http.answers import Complaint
     from engine_plugin.engines.http.http1 import Http1Client, HttpResponse
@@ -30,12 +30,8 @@ class Errors(Protocol):
         """For what the server complained of."""
 
 
-class ApiClient:
-    """Asks one server for one request's sake; paths are those below its interface (`/chat/completions`).
-
-    Each method's block holds an answer that is good and whose head has arrived; leaving it before the answer was read
-    to its end closes the connection, on which servers stop their work.
-    """
+class ApiClient(PostingClient):
+    """Asks one server for one request's sake; paths are those below its interface (`/chat/completions`)."""
 
     def __init__(self, http: Http1Client, path: str, errors: Errors) -> None:
         self._http = http
@@ -43,25 +39,10 @@ class ApiClient:
         self._errors = errors
 
     @asynccontextmanager
-    async def post_json(self, path: str, body: bytes) -> AsyncIterator[HttpResponse]:
-        """Send JSON."""
-        async with self._answered(path, body, "application/json") as response:
-            yield response
-
-    @asynccontextmanager
-    async def post_form(
-        self, path: str, fields: Mapping[str, str], file: bytes, file_name: str
-    ) -> AsyncIterator[HttpResponse]:
-        """Send a form with a file, which is its field `file`."""
-        kind, body = form_with_file(fields, file, file_name)
-        async with self._answered(path, body, kind) as response:
-            yield response
-
-    @asynccontextmanager
-    async def _answered(self, path: str, body: bytes, kind: str) -> AsyncIterator[HttpResponse]:
+    async def _posted(self, path: str, body: bytes, content_type: str) -> AsyncIterator[HttpResponse]:
         async with AsyncExitStack() as stack:
             try:
-                exchange = self._http.request("POST", self._path + path, body, kind)
+                exchange = self._http.request("POST", self._path + path, body, content_type)
                 response = await stack.enter_async_context(exchange)
             except UnavailableError as error:
                 raise self._errors.down(error) from error

@@ -15,8 +15,10 @@ from engine_plugin.engines.admission import Admission
 from engine_plugin.engines.audio.decoder import Decoder
 from engine_plugin.engines.audio.speech import Dialect, Speech
 from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState, not_bidirectional
-from engine_plugin.engines.http import assemble, sse
 from engine_plugin.engines.http.answers import ERROR_LIMIT, stream_events
+from engine_plugin.engines.http.assemble import assembled
+from engine_plugin.engines.http.bodies import answer_object
+from engine_plugin.engines.http.ranking import ranked_answer
 from engine_plugin.engines.openai import requests
 from engine_plugin.engines.openai.address import BaseUrl
 from engine_plugin.engines.openai.begun import Begun
@@ -275,7 +277,7 @@ class OpenAIEngine(Engine):
                 data = await response.read(ERROR_LIMIT)
             if response.status not in (200, 201, 202):
                 raise errors.of(complaint_of_body(response.status, data))
-            return _json_object(data)
+            return answer_object(data)
 
         body = json.dumps({"repo_id": request.source or name}).encode()
         try:
@@ -328,7 +330,7 @@ class OpenAIEngine(Engine):
         async with self._exchange(service, request, stream=False) as (begun, use):
             answer = await _whole(service, begun, use, request)
         if service == "rerank":
-            return requests.rerank_answer(answer, request, raw=use.attachment.server.raw_scores)
+            return ranked_answer(answer, request, raw=use.attachment.server.raw_scores)
         return answer
 
     @asynccontextmanager
@@ -447,11 +449,11 @@ class _Errors:
     def require_answer(self, answer: bytes) -> None:
         """Raise for an error that came with the status of a good answer, as LM Studio sends it, and for no object."""
         short = len(answer) <= _PARSED
-        wrong = bool(_json_object(answer).get("error")) if short else answer.startswith(_ERRORS)
+        wrong = bool(answer_object(answer).get("error")) if short else answer.startswith(_ERRORS)
         if wrong:
             raise self.of(complaint_of_body(200, answer))
         if not (answer.lstrip()[:1] == b"{" and answer.rstrip()[-1:] == b"}"):
-            raise _no_object(answer)
+            raise BadGatewayError(f"the server's answer is no JSON object: {answer[:200]!r}")
 
 
 def _first_of_kind(models: Sequence[Found], kind: str) -> str:
@@ -487,8 +489,7 @@ async def _whole(service: str, begun: Begun, use: _Errors, request: Mapping[str,
             size += len(block)
             if size > _ANSWER_LIMIT:
                 raise BadGatewayError(f"the server's answer is longer than {_ANSWER_LIMIT} bytes")
-    assembled = assemble.chat_completion if service == "chat" else assemble.text_completion
-    return assembled(sse.event_data(b"".join(told)), assemble.choices_wanted(request))
+    return assembled(service, told, request)
 
 
 async def _told_at_once(response: HttpResponse, use: _Errors, request: Mapping[str, Any]) -> AsyncIterator[bytes]:
@@ -497,20 +498,6 @@ async def _told_at_once(response: HttpResponse, use: _Errors, request: Mapping[s
     use.require_answer(answer)
     options = request.get("stream_options")
     yield requests.as_stream(answer, usage=isinstance(options, dict) and bool(options.get("include_usage")))
-
-
-def _json_object(data: bytes) -> dict[str, Any]:
-    try:
-        shape = json.loads(data)
-    except (ValueError, RecursionError):
-        shape = None
-    if not isinstance(shape, dict):
-        raise _no_object(data)
-    return shape
-
-
-def _no_object(data: bytes) -> BadGatewayError:
-    return BadGatewayError(f"the server's answer is no JSON object: {data[:200]!r}")
 
 
 def _host_problem(manifest: Manifest) -> Problem | None:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
 from engine_plugin.engines.http.answers import ERROR_LIMIT, Complaint, explained
-from engine_plugin.engines.http.forms import form_with_file
+from engine_plugin.engines.http.posting import PostingClient
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
 
     from engine_plugin.engines.http.http1 import Http1Client, HttpResponse, Response
     from engine_plugin.engines.processes.life import Life
@@ -26,13 +27,10 @@ _RELOAD_LIMIT = 16 * 1024 * 1024
 _NAMES_A_FIELD = re.compile(r"[a-z_]+(\[\d+\]|\.[A-Za-z_]+)*: ")
 
 
-class ServerClient:
+class ServerClient(PostingClient):
     """A client of one life of the server. Made by the driver; used by it and by `Speech`.
 
-    Each method's block holds an answer whose head has arrived and is good; leaving it before the answer was read
-    to its end closes the connection, on which the server stops its work. Raises InvalidRequestError,
-    UnavailableError and so on for what the server complains of, BadGatewayError with the server's last words when
-    it dies.
+    Raises BadGatewayError with the server's last words when it dies.
     """
 
     def __init__(self, http: Http1Client, life: Life | None) -> None:
@@ -47,26 +45,12 @@ class ServerClient:
         for exchange in self._exchanges:
             exchange.give_up()
 
-    @asynccontextmanager
-    async def get(self, path: str) -> AsyncIterator[HttpResponse]:
+    def get(self, path: str) -> AbstractAsyncContextManager[HttpResponse]:
         """Ask for what is at `path`."""
-        async with self._answered(self._http.request("GET", path)) as response:
-            yield response
+        return self._answered(self._http.request("GET", path))
 
-    @asynccontextmanager
-    async def post_json(self, path: str, body: bytes) -> AsyncIterator[HttpResponse]:
-        """Send JSON."""
-        async with self._answered(self._http.request("POST", path, body)) as response:
-            yield response
-
-    @asynccontextmanager
-    async def post_form(
-        self, path: str, fields: Mapping[str, str], file: bytes, file_name: str
-    ) -> AsyncIterator[HttpResponse]:
-        """Send a form with a file, which is its field `file`."""
-        kind, body = form_with_file(fields, file, file_name)
-        async with self._answered(self._http.request("POST", path, body, kind)) as response:
-            yield response
+    def _posted(self, path: str, body: bytes, content_type: str) -> AbstractAsyncContextManager[HttpResponse]:
+        return self._answered(self._http.request("POST", path, body, content_type))
 
     async def reload(self) -> str:
         """Have the server read its configuration again, and wait until it follows it; what it complains of, or ""."""

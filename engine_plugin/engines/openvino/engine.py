@@ -16,6 +16,7 @@ from engine_plugin.engines.audio.speech import Speech
 from engine_plugin.engines.base import not_bidirectional
 from engine_plugin.engines.driver import Driver
 from engine_plugin.engines.http.answers import stream_events
+from engine_plugin.engines.http.bodies import slots_needed
 from engine_plugin.engines.openvino import requests
 from engine_plugin.engines.openvino.client import complaint_error
 from engine_plugin.engines.openvino.graphs import devices_asked
@@ -231,7 +232,7 @@ class OpenVinoEngine(Driver[Backend, Resident]):
         model = await self._model_for(service, request["model"])
         async with (
             self._pool.use(model) as resident,
-            resident.admission.slots(requests.slots_needed(service, request)),
+            resident.admission.slots(slots_needed(service, request)),
         ):
             await resident.ensure_ready()  # the server may have died while this one waited for its turn
             async with resident.working() as client:

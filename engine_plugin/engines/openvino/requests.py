@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.audio.speech import Dialect
+from engine_plugin.engines.http.bodies import request_json
+from engine_plugin.engines.http.ranking import document_texts
+from engine_plugin.engines.http.sse import DONE, event_of
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
+from engine_plugin.services.text_to_image import picture_size
 
 if TYPE_CHECKING:
     from engine_plugin.engines.openvino.options import ImageOptions
 
-__all__ = ["PATHS", "SPEECH", "STREAMED", "completed_event", "slots_needed", "upstream_body"]
+__all__ = ["PATHS", "SPEECH", "STREAMED", "completed_event", "upstream_body"]
 
 PATHS = {
     "chat": "/v3/chat/completions",
@@ -33,10 +36,8 @@ SPEECH = Dialect(
 
 STREAMED = frozenset({"chat", "generate", "text-to-image"})
 
-_SIZE = re.compile(r"([0-9]{1,6})[xX*]([0-9]{1,6})")
 _MAX_RESOLUTION = "4096x4096"
 _MULTIPLE = 8
-_DONE = b"data: [DONE]\n\n"
 
 
 def upstream_body(service: str, request: dict[str, Any], image: ImageOptions, *, stream: bool) -> bytes:
@@ -48,17 +49,10 @@ def upstream_body(service: str, request: dict[str, Any], image: ImageOptions, *,
     else:
         body.pop("stream_options", None)
     if service == "rerank":
-        body["documents"] = [_text(document) for document in request["documents"]]
+        body["documents"] = document_texts(request)
     elif service == "text-to-image":
         _picture(body, image)
-    try:
-        return json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    except RecursionError:  # what can be read cannot always be written: the stack is deeper here
-        raise InvalidRequestError("request_data: is nested too deeply") from None
-
-
-def _text(document: Any) -> str:
-    return str(document["text"] if isinstance(document, dict) else document)
+    return request_json(body)
 
 
 def _picture(body: dict[str, Any], image: ImageOptions) -> None:
@@ -72,12 +66,7 @@ def _picture(body: dict[str, Any], image: ImageOptions) -> None:
 
 def _size(size: str, largest: str) -> str:
     """The size as the server writes it. Raises InvalidRequestError, saying which ones there are."""
-    found = _SIZE.fullmatch(size)
-    if found is None:
-        raise InvalidRequestError(
-            f'size: must be a width and a height in pixels, such as "512x512", not {size[:60]!r}'
-        )
-    width, height = int(found[1]), int(found[2])
+    width, height = picture_size(size)
     if width % _MULTIPLE or height % _MULTIPLE or not width or not height:
         near = "x".join(str(max(_MULTIPLE, round(side / _MULTIPLE) * _MULTIPLE)) for side in (width, height))
         raise InvalidRequestError(
@@ -91,16 +80,6 @@ def _size(size: str, largest: str) -> str:
     return f"{width}x{height}"
 
 
-def slots_needed(service: str, request: dict[str, Any]) -> int:
-    """How many of a model's turns the request takes at once."""
-    if service not in ("chat", "generate"):
-        return 1
-    prompts = request.get("prompt") if service == "generate" else None
-    texts = [prompt for prompt in prompts if not isinstance(prompt, int)] if isinstance(prompts, list) else ()
-    choices = request.get("n")
-    return max(1, len(texts)) * (choices if isinstance(choices, int) and choices > 0 else 1)
-
-
 def completed_event(answer: bytes) -> bytes:
     """The one event, and the end, of a stream of pictures whose server cannot stream them."""
     try:
@@ -108,4 +87,4 @@ def completed_event(answer: bytes) -> bytes:
         event = {"type": "image_generation.completed", "created": shape["created"], "data": shape["data"]}
     except (ValueError, KeyError, TypeError) as error:
         raise BadGatewayError(f"the engine's pictures are not understood: {answer[:200]!r}") from error
-    return b"data: " + json.dumps(event).encode() + b"\n\n" + _DONE
+    return event_of(event) + DONE

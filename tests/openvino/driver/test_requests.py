@@ -11,7 +11,7 @@ from engine_plugin.engines.http.answers import Complaint
 from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.engines.openvino.client import ServerClient, complaint_error
 from engine_plugin.engines.openvino.options import ImageOptions
-from engine_plugin.engines.openvino.requests import completed_event, slots_needed, upstream_body
+from engine_plugin.engines.openvino.requests import completed_event, upstream_body
 from engine_plugin.errors import BadGatewayError, InvalidRequestError, UnavailableError
 
 
@@ -64,23 +64,6 @@ def test_sizes_that_nobody_can_draw(size: str, complaint: str) -> None:
 def test_seeds() -> None:
     assert body("text-to-image", {"prompt": "a", "seed": 4}) == {"prompt": "a", "rng_seed": 4}
     assert body("text-to-image", {"prompt": "a", "seed": 4, "rng_seed": 5}) == {"prompt": "a", "rng_seed": 5}
-
-
-@pytest.mark.parametrize(
-    ("service", "request_", "count"),
-    [
-        ("chat", {}, 1),
-        ("chat", {"n": 3}, 3),
-        ("chat", {"n": -3}, 1),
-        ("generate", {"prompt": "a", "n": 2}, 2),
-        ("generate", {"prompt": ["a", "b"], "n": 2}, 4),
-        ("generate", {"prompt": [1, 2, 3]}, 1),
-        ("text-to-image", {"n": 4}, 1),
-        ("embed", {"input": ["a", "b"]}, 1),
-    ],
-)
-def test_turns(service: str, request_: dict[str, Any], count: int) -> None:
-    assert slots_needed(service, request_) == count
 
 
 def test_pictures_of_a_server_that_does_not_stream() -> None:

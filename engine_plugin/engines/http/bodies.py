@@ -1,0 +1,49 @@
+"""What the bodies of requests and answers have in common, whatever the engine."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.errors import BadGatewayError, InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["answer_object", "choices_wanted", "request_json", "slots_needed"]
+
+_SHOWN = 200
+
+
+def request_json(body: Mapping[str, Any]) -> bytes:
+    """A service's request as it is sent. Raises InvalidRequestError for what is nested too deeply."""
+    try:
+        return json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    except RecursionError:  # what can be read cannot always be written: the stack is deeper here
+        raise InvalidRequestError("request_data: is nested too deeply") from None
+
+
+def choices_wanted(request: Mapping[str, Any]) -> int:
+    """How many choices a chat or a completion gives for each prompt."""
+    count = request.get("n")
+    return count if isinstance(count, int) and count > 0 else 1
+
+
+def slots_needed(service: str, request: Mapping[str, Any]) -> int:
+    """How many of a model's turns the request takes at once: one for each prompt and choice."""
+    if service not in ("chat", "generate"):
+        return 1
+    prompts = request.get("prompt") if service == "generate" else None
+    texts = [prompt for prompt in prompts if not isinstance(prompt, int)] if isinstance(prompts, list) else ()
+    return max(1, len(texts)) * choices_wanted(request)
+
+
+def answer_object(answer: bytes, what: str = "the server's answer") -> dict[str, Any]:
+    """The JSON object in an answer. Raises BadGatewayError, beginning with `what` it is, for anything else."""
+    try:
+        shape = json.loads(answer)
+    except (ValueError, RecursionError):
+        shape = None
+    if not isinstance(shape, dict):
+        raise BadGatewayError(f"{what} is no JSON object: {answer[:_SHOWN]!r}")
+    return shape
