@@ -19,20 +19,25 @@ from tests.soak.run import Plan, soak
 
 if TYPE_CHECKING:
     from tests.soak.figures import Figures
+    from tests.soak.ollama import BothLives
 
 __all__ = ["main"]
 
 
 _CLEANING_UP = 120.0
-_STREAMS = {"llamacpp": 200, "openvino": 8}
+_STREAMS = {"llamacpp": 200, "ollama": 80, "openvino": 8}
 
 
-async def _soak(plan: Plan, engine: str) -> Figures:
+async def _soak(plan: Plan, engine: str) -> Figures | BothLives:
     task = asyncio.current_task()
     if task is None:
         raise RuntimeError("not in a task")
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    if engine == "ollama":
+        from tests.soak.ollama import soak_ollama
+
+        return await soak_ollama(plan)
     if engine == "openvino":
         from tests.soak.openvino import soak_openvino
 
@@ -45,7 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description="Load the plugin, hurt its engines.")
     parser.add_argument("--engine", choices=sorted(_STREAMS), default="llamacpp", help="whose plugin (llamacpp)")
     parser.add_argument("--minutes", type=float, default=3.0, help="of load, warm-up included (3)")
-    parser.add_argument("--streams", type=int, default=None, help="at once (200; 8 where a real engine computes)")
+    parser.add_argument(
+        "--streams", type=int, default=None, help="at once (200; ollama: 80 in both lives; openvino: 8)"
+    )
     parser.add_argument("--seed", type=int, default=None, help="of all that is left to chance (another each time)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     options = parser.parse_args(arguments)

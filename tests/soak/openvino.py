@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import EnginePluginError
 from tests.openvino.driver.running import ONE_STEP, tone
-from tests.soak.figures import Figures, Sample, at_rest, compared, mib
+from tests.soak.figures import Figures, at_rest, compared, mib
 from tests.soak.openvino_load import OpenVinoLoad
 from tests.soak.openvino_rig import MODELS, OpenVinoRig, openvino_rig
+from tests.soak.phase import under_load
 from tests.soak.tally import Tally
 
 if TYPE_CHECKING:
+    import psutil
+
     from tests.soak.rig import Snapshot
     from tests.soak.run import Plan
 
 __all__ = ["OpenVinoFigures", "soak_openvino"]
 
-_LOOK = 0.5
-_TELL = 10
 _SLOWEST = 60.0
 _SERVER_NOISE = 20 << 20
 _WORKER_NOISE = 40 << 20
@@ -109,25 +109,12 @@ async def _phase(plan: Plan, made: OpenVinoRig, name: str, seconds: float, figur
         await made.client.load_model(model, timeout=_SLOWEST)
     load = OpenVinoLoad(made, figures.tally, f"{plan.seed} {name}")
     chat = next(iter(made.workers().values()))
-    loop = asyncio.get_running_loop()
-    figures.tally.loaded()
-    began = loop.time()
-    async with asyncio.TaskGroup() as group:
-        for work in load.workers(plan.streams):
-            group.create_task(work)
-        while (passed := loop.time() - began) < seconds:
-            plugin = made.plugin.process
-            begun = figures.tally.counts["streams begun"]
-            sample = Sample(loop.time(), begun, plugin.memory_info().rss, plugin.num_fds())
-            if not figures.samples or passed // _TELL != (figures.samples[-1].at - began) // _TELL:
-                counts = Counter({what: count for what, count in figures.tally.counts.items() if ": " not in what})
-                sys.stderr.write(f"{name} {passed:4.0f} s: {dict(counts)}, {mib(sample.rss)}\n")
-            figures.samples.append(sample)
-            figures.worker.append(chat.memory_info().rss)
-            await asyncio.sleep(_LOOK)
-        figures.tally.heard()
-        figures.seconds = loop.time() - began
-        load.over.set()
+    look = partial(_look_at, chat, figures)
+    await under_load(name, seconds, load.workers(plan.streams), load.over, made.plugin.process, figures, look)
+
+
+def _look_at(chat: psutil.Process, figures: OpenVinoFigures) -> None:
+    figures.worker.append(chat.memory_info().rss)
 
 
 async def _still_answers(made: OpenVinoRig, figures: OpenVinoFigures) -> None:

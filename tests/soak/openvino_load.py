@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import random
 import shutil
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -16,17 +14,19 @@ import engine_plugin
 from engine_plugin.errors import EnginePluginError, NotFoundError
 from engine_plugin.files import in_thread
 from engine_plugin.host import events
-from engine_plugin.waiting import comes_true
 from tests.openvino.driver.running import PICTURE, tone
 from tests.openvino.hosted.work import recording
 from tests.soak.openvino_rig import MODELS
+from tests.soak.working import Working
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    import random
+    from collections.abc import Coroutine
 
     from engine_plugin.host import ChunkStream
     from tests.soak.openvino_rig import OpenVinoRig
     from tests.soak.tally import Tally
+    from tests.soak.working import Kind
 
 __all__ = ["OpenVinoLoad"]
 
@@ -40,20 +40,18 @@ _UNLUCKY = tuple(name for name in MODELS.values() if name != "tiny-chat")
 """Models whose processes are killed. That of chat lives on, so that one can see whether it grows."""
 
 
-class OpenVinoLoad:
-    """Runs until `over` is set."""
+class OpenVinoLoad(Working):
+    """Everything at once."""
 
     def __init__(self, rig: OpenVinoRig, tally: Tally, seed: str) -> None:
-        self.over = asyncio.Event()
+        super().__init__(rig.where, tally, seed, _BROKEN)
         self._rig = rig
-        self._tally = tally
-        self._seed = seed
         self._plain = tone(2.0)
         self._other = recording(3, rate=44_100)
 
     def workers(self, streams: int) -> list[Coroutine[Any, Any, None]]:
         """What to run: as many streams at once, and the other calls and mishaps beside them."""
-        kinds: list[tuple[str, Callable[[random.Random], Awaitable[None]], float]] = [
+        kinds: list[Kind] = [
             *(("stream", self._text, 0.05) for _ in range(streams)),
             *(("picture", self._picture, 0.2) for _ in range(2)),
             *(("talk", self._talk, 0.3) for _ in range(2)),
@@ -63,20 +61,7 @@ class OpenVinoLoad:
             ("unload", self._unload, 6.0),
             ("pull", self._pull, 3.0),
         ]
-        return [self._again(f"{name} {number}", work, pause) for number, (name, work, pause) in enumerate(kinds)]
-
-    async def _again(self, name: str, work: Callable[[random.Random], Awaitable[None]], pause: float) -> None:
-        chance = random.Random(f"{self._seed} {name}")  # noqa: S311  # chance that can be repeated is what is wanted
-        what = name.partition(" ")[0]
-        while not await comes_true(self.over.wait(), within=chance.uniform(0.2, 2) * pause):
-            try:
-                async with asyncio.timeout(_LIMIT):
-                    await work(chance)
-            except TimeoutError:
-                self._tally.surprise(f"{what}: had not ended after {_LIMIT:g} s")
-                self._tally.waited_for = self._tally.waited_for or await self._rig.where()
-            except EnginePluginError as error:
-                self._tally.failed(what, error, _BROKEN)
+        return self.each(kinds)
 
     # Streams
 
@@ -118,22 +103,9 @@ class OpenVinoLoad:
         self._tally.completed()
 
     async def _talk(self, chance: random.Random) -> None:
-        self._tally.counts["conversations"] += 1
         encoded = chance.random() < 0.5
         sound = self._other if encoded else bytes(64_000)
-        last = ""
-        async with self._rig.client.invoke_bidi("speech-to-text-ws") as talk:
-            await talk.send(sound, metadata={"format": "wav" if encoded else "pcm"})
-            if chance.random() < 0.3:
-                await asyncio.sleep(chance.uniform(0, 0.5))
-                self._tally.counts["conversations left"] += 1
-                return
-            await (talk.send('{"action": "finish-task"}') if chance.random() < 0.5 else talk.done_sending())
-            async for message in talk:
-                last = json.loads(message.data)["header"]["event"]
-        if last != "task-finished":
-            self._tally.surprise(f"talk: ended in order with {last}")
-        self._tally.counts["conversations completed"] += 1
+        await self._conversed(self._rig.client, sound, "wav" if encoded else "pcm", chance)
 
     # Calls
 
@@ -162,22 +134,6 @@ class OpenVinoLoad:
             ("text-to-speech", {"text": "hello"}),
             ("chat", {**_HELLO, "temperature": "hot", "bad": True}),
         ]
-
-    async def _left_or_whole(self, work: Coroutine[Any, Any, Any], chance: random.Random) -> None:
-        self._tally.counts["unary calls"] += 1
-        call = asyncio.ensure_future(work)
-        try:
-            if chance.random() < 0.25:
-                await asyncio.wait({call}, timeout=chance.uniform(0, 0.4))
-                call.cancel()
-                await asyncio.wait({call})
-                if call.cancelled():
-                    self._tally.counts["unary calls cancelled"] += 1
-                    return
-            await call
-        finally:
-            call.cancel()
-        self._tally.counts["unary calls completed"] += 1
 
     async def _question(self, chance: random.Random) -> None:
         await getattr(self._rig.client, chance.choice(_QUESTIONS))()

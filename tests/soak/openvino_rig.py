@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import sys
 import tempfile
 import uuid
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -15,14 +14,14 @@ import psutil
 import yaml
 
 from engine_plugin.errors import ModelNotLoadedError
-from engine_plugin.host import PluginClient, launch
 from tests.llamacpp.running import REPOSITORY
-from tests.soak.rig import MARK, Log, Observer, left_behind, sweep
-from tests.soak.watched_plugin import RUNNER_SOCKET_VARIABLE, SOCKET_VARIABLE
+from tests.soak.rig import Log, Observer, launched, left_behind, sweep
+from tests.soak.watched_plugin import RUNNER_SOCKET_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
+    from engine_plugin.host import PluginClient
     from tests.soak.rig import Snapshot
 
 __all__ = ["MODELS", "OpenVinoRig", "openvino_rig"]
@@ -127,21 +126,8 @@ async def openvino_rig(engine: Mapping[str, Any]) -> AsyncIterator[OpenVinoRig]:
     try:
         async with AsyncExitStack() as cleanup:
             _lay_out(scratch, engine)
-            client = await launch(
-                [sys.executable, "-W", "always::ResourceWarning", "-m", "tests.soak.watched_plugin"],
-                name="plugin",
-                cwd=scratch,
-                env={
-                    MARK: mark,
-                    SOCKET_VARIABLE: str(scratch / "watch"),
-                    RUNNER_SOCKET_VARIABLE: str(scratch / "watch-runner"),
-                    "TMPDIR": str(scratch / "tmp"),
-                    "PYTHONPATH": str(REPOSITORY),
-                },
-                start_timeout=_LIMIT,
-                on_log=log.take,
-            )
-            await cleanup.enter_async_context(client)
+            watch = {RUNNER_SOCKET_VARIABLE: str(scratch / "watch-runner")}
+            client = await cleanup.enter_async_context(await launched(scratch, mark, log, **watch))
             made = OpenVinoRig(scratch, mark, client, log)
             await client.start_engine(timeout=_LIMIT)
             yield made

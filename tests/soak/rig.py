@@ -29,7 +29,20 @@ from tests.soak.watched_plugin import SOCKET_VARIABLE
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-__all__ = ["CHAT_MODELS", "FLOOD", "MARK", "Log", "Observer", "Rig", "Snapshot", "left_behind", "rig", "sweep"]
+__all__ = [
+    "CHAT_MODELS",
+    "FLOOD",
+    "MARK",
+    "Hosted",
+    "Log",
+    "Observer",
+    "Rig",
+    "Snapshot",
+    "launched",
+    "left_behind",
+    "rig",
+    "sweep",
+]
 
 MARK = "ENGINE_PLUGIN_SOAK"
 CHAT_MODELS = ("tiny-chat", "tiny-random")
@@ -130,18 +143,15 @@ class Observer:
         return answer
 
 
-class Rig:
-    """A launched plugin. Made by `rig`."""
+class Hosted:
+    """A launched plugin, whatever its engine."""
 
-    def __init__(
-        self, scratch: Path, mark: str, client: PluginClient, fake: FakeEngine, files: FileServer, log: Log
-    ) -> None:
+    def __init__(self, scratch: Path, mark: str, client: PluginClient, log: Log) -> None:
+        """`scratch` has its plugin.yaml and all that it writes; whatever it starts bears the mark."""
         self.scratch = scratch
         self.client = client
-        self.fake = fake
-        self.files = files
         self.log = log
-        self._mark = mark
+        self.mark = mark
         pid = client.pid
         if pid is None:
             raise RuntimeError("the plugin has no process")
@@ -171,6 +181,23 @@ class Rig:
             before = now
         return await self.look(deep=True)
 
+    async def end(self) -> list[str]:
+        """End the plugin as a host does; what is left then."""
+        self._observer.close()
+        await self.client.kill()
+        return left_behind(self.client, self.mark, self.scratch)
+
+
+class Rig(Hosted):
+    """The llama.cpp plugin on the fake engine. Made by `rig`."""
+
+    def __init__(
+        self, scratch: Path, mark: str, client: PluginClient, fake: FakeEngine, files: FileServer, log: Log
+    ) -> None:
+        super().__init__(scratch, mark, client, log)
+        self.fake = fake
+        self.files = files
+
     def engines(self, *, guards: bool = False) -> list[tuple[psutil.Process, str]]:
         """The running engines, or their guards, and their models."""
         found = []
@@ -182,12 +209,6 @@ class Rig:
             if "--alias" in argv and (guard.__file__ in argv) is guards:
                 found.append((process, argv[argv.index("--alias") + 1]))
         return found
-
-    async def end(self) -> list[str]:
-        """End the plugin as a host does; what is left then: processes, files, sockets."""
-        self._observer.close()
-        await self.client.kill()
-        return left_behind(self.client, self._mark, self.scratch)
 
 
 def left_behind(client: PluginClient, mark: str, scratch: Path) -> list[str]:
@@ -213,20 +234,7 @@ async def rig(engine: Mapping[str, Any], lifetime: float) -> AsyncIterator[Rig]:
         async with AsyncExitStack() as cleanup:
             files = await cleanup.enter_async_context(file_server(ENDLESS.read_bytes()))
             fake = _lay_out(scratch, engine, lifetime)
-            client = await launch(
-                [sys.executable, "-W", "always::ResourceWarning", "-m", "tests.soak.watched_plugin"],
-                name="plugin",
-                cwd=scratch,
-                env={
-                    MARK: mark,
-                    SOCKET_VARIABLE: str(scratch / "watch"),
-                    "TMPDIR": str(scratch / "tmp"),
-                    "PYTHONPATH": str(REPOSITORY),
-                },
-                start_timeout=_LIMIT,
-                on_log=log.take,
-            )
-            await cleanup.enter_async_context(client)
+            client = await cleanup.enter_async_context(await launched(scratch, mark, log))
             made = Rig(scratch, mark, client, fake, files, log)
             await client.start_engine(timeout=_LIMIT)
             await client.pull_model(str(ENDLESS), timeout=_LIMIT)
@@ -235,6 +243,24 @@ async def rig(engine: Mapping[str, Any], lifetime: float) -> AsyncIterator[Rig]:
             yield made
     finally:
         sweep(mark, scratch)
+
+
+async def launched(scratch: Path, mark: str, log: Log, **environ: str) -> PluginClient:
+    """The plugin of the plugin.yaml in `scratch`, with a socket for observers at `watch` there."""
+    return await launch(
+        [sys.executable, "-W", "always::ResourceWarning", "-m", "tests.soak.watched_plugin"],
+        name="plugin",
+        cwd=scratch,
+        env={
+            MARK: mark,
+            SOCKET_VARIABLE: str(scratch / "watch"),
+            "TMPDIR": str(scratch / "tmp"),
+            "PYTHONPATH": str(REPOSITORY),
+            **environ,
+        },
+        start_timeout=_LIMIT,
+        on_log=log.take,
+    )
 
 
 def sweep(mark: str, scratch: Path) -> None:

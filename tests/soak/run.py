@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import EnginePluginError
-from tests.soak.figures import Figures, Sample
+from tests.soak.figures import Figures
 from tests.soak.load import Load
 from tests.soak.mishaps import Mishaps, lives
+from tests.soak.phase import under_load
 from tests.soak.rig import CHAT_MODELS, FLOOD, rig
 from tests.soak.tally import Tally
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan", "soak"]
 
-_LOOK = 0.25
-_TELL = 10
 _ENDING = 150.0  # seconds for all but the load
 _SLOWEST = 30.0
 
@@ -104,30 +102,9 @@ def _write_script(plan: Plan, made: Rig) -> None:
 async def _phase(plan: Plan, made: Rig, name: str, seconds: float, figures: Figures) -> None:
     load = Load(made, figures.tally, f"{plan.seed} {name}", plan.longest)
     mishaps = Mishaps(made, load, figures.tally, plan.pace)
-    figures.tally.loaded()
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    async with asyncio.TaskGroup() as group:
-        for work in (*load.workers(plan.streams), *mishaps.workers(min(seconds, plan.warm_up))):
-            group.create_task(work)
-        while (passed := loop.time() - began) < seconds:
-            memory, fds = made.plugin.memory_info().rss, made.plugin.num_fds()
-            sample = Sample(loop.time(), figures.tally.counts["streams begun"], memory, fds)
-            if not figures.samples or passed // _TELL != (figures.samples[-1].at - began) // _TELL:
-                _tell(name, passed, sample, figures.tally)
-            figures.samples.append(sample)
-            await asyncio.sleep(_LOOK)
-        figures.tally.heard()
-        figures.seconds = loop.time() - began
-        load.over.set()
+    works = (*load.workers(plan.streams), *mishaps.workers(min(seconds, plan.warm_up)))
+    await under_load(name, seconds, works, load.over, made.plugin, figures)
     await mishaps.tidy_up()
-
-
-def _tell(name: str, passed: float, sample: Sample, tally: Tally) -> None:
-    line = f"{name} {passed:4.0f} s: {sample.streams} streams begun, {tally.counts['streams completed']} completed"
-    sys.stderr.write(
-        f"{line}, {tally.counts['engines killed']} kills, {sample.rss >> 20} MiB, {sample.fds} descriptors\n"
-    )
 
 
 async def _still_answers(made: Rig, figures: Figures) -> None:

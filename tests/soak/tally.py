@@ -36,6 +36,8 @@ class Tally:
     crashes: list[Crash] = field(default_factory=list)
     cancelled: dict[str, float] = field(default_factory=dict)
     """When the client left a stream that had begun, by the stream's tag; comparable with the engine's clock."""
+    noticed: list[float] = field(default_factory=list)
+    """Seconds from leaving a stream until the engine noticed, where somebody looked."""
     surprises: Counter[str] = field(default_factory=Counter)
     """What must not happen: a text, and how often."""
     messages: Counter[str] = field(default_factory=Counter)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from . import words
-from .faults import SIGN_IN
+from .faults import REFUSALS, SIGN_IN
 from .names import ModelName
 from .state import Refusal, State, duration, now
 from .wire import STATE, Break, json_answer, json_body, refuse_by, stream_lines
@@ -50,6 +50,8 @@ class _Work:
 
     model: str
     """As the request named it."""
+    name: str
+    """As it is listed."""
     fault: str
     text: list[str]
     thoughts: list[str]
@@ -100,7 +102,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
         raise Refusal(500, _BLIND)
     last = messages[-1]
     told = next((each for each in reversed(messages) if each.get("role") in ("user", "tool")), last)
-    work = _work(shape, fault, str(told.get("content", "")), images=images, thinks=thinks)
+    work = _work(shape, model, fault, str(told.get("content", "")), images=images, thinks=thinks)
     work.loaded = loaded
     work.prompt_count = sum(len(str(message.get("content", "")).split()) + 1 for message in messages)
     if tools and last.get("role") != "tool":
@@ -134,7 +136,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
         return json_answer(_generate_object(name, "", done_reason="load"))
     if shape.get("suffix"):
         prompt = f"say {prompt.split()[-1]} joins {shape['suffix'].split()[0]}"
-    work = _work(shape, fault, prompt, images=len(shape.get("images") or []), thinks=thinks)
+    work = _work(shape, model, fault, prompt, images=len(shape.get("images") or []), thinks=thinks)
     work.loaded, work.prompt_count = loaded, len(prompt.split()) + 1
 
     def part(content: str, **more: Any) -> dict[str, Any]:
@@ -287,13 +289,13 @@ def _load(state: State, model: Model, shape: dict[str, Any]) -> bool:
     return state.memory.load(model, shape.get("keep_alive"), options.get("num_ctx"))
 
 
-def _work(shape: dict[str, Any], fault: str, prompt: str, *, images: int, thinks: bool) -> _Work:
+def _work(shape: dict[str, Any], model: Model, fault: str, prompt: str, *, images: int, thinks: bool) -> _Work:
     options = shape.get("options") or {}
     text = words.answer(prompt, images=images, seed=options.get("seed"), shape=shape.get("format"))
     for stop in options.get("stop") or []:
         text = text.partition(stop)[0]
     work = _Work(
-        shape["model"], fault, words.pieces(text), list(words.THOUGHTS) if thinks else [], [], 0,
+        shape["model"], model.name, fault, words.pieces(text), list(words.THOUGHTS) if thinks else [], [], 0,
         logprobs=shape.get("top_logprobs", 0) if shape.get("logprobs") else None,
     )  # fmt: skip
     limit = options.get("num_predict")
@@ -387,6 +389,9 @@ async def _lines(state: State, work: _Work, part: _Part) -> AsyncIterator[Any]:
     if fault in ("error", "no-done"):
         return
     for kind, token in tokens[_BEFORE:]:
+        if state.memory.crashed(work.name):
+            yield REFUSALS["crashed"][1]
+            return
         yield await _token(work, part, kind, token)
     while fault == "endless":
         yield part(" more")

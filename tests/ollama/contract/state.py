@@ -103,6 +103,8 @@ class Memory:
     def load(self, model: Model, keep_alive: Any, num_ctx: int | None) -> bool:
         """Have it in memory, for so long; whether it was not there."""
         context = min(num_ctx or self._context, model.context)
+        if self.crashed(model.name):
+            self.unload(model.name)
         loaded = self._loaded.get(model.name)
         if loaded is not None and num_ctx and loaded.context != context:
             self.unload(model.name)
@@ -119,6 +121,11 @@ class Memory:
         if seconds < 86_400:
             loaded.timer = asyncio.get_running_loop().call_later(seconds, self.unload, model.name)
         return new
+
+    def crashed(self, name: str) -> bool:
+        """Whether the process that holds a model has died."""
+        loaded = self._loaded.get(name)
+        return loaded is not None and loaded.runner is not None and loaded.runner.poll() is not None
 
     def unload(self, name: str) -> None:
         """Have it out of memory."""
