@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
-from engine_plugin.rpc.server import RpcError, RpcServer, Status
+from engine_plugin.rpc.server import HostGone, RpcError, RpcServer, Status
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -32,6 +32,9 @@ _OPTIONS = (
     # Without this two servers can bind one TCP port without an error.
     ("grpc.so_reuseport", 0),
 )
+
+_GONE = (grpc.aio.InternalError, grpc.aio.UsageError)
+"""What grpcio says to who sends, receives or ends when nobody listens any more, before it cancels the call."""
 
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -60,13 +63,23 @@ class _AioCall:
     __slots__ = ("receive", "send", "time_remaining")
 
     def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        self.send: Callable[[Message], Awaitable[None]] = context.write
+        self.send: Callable[[Message], Awaitable[None]] = lambda message: _write(context, message)
         self.time_remaining: Callable[[], float | None] = context.time_remaining
         self.receive = lambda: _read(context)
 
 
+async def _write(context: grpc.aio.ServicerContext[Any, Any], message: Message) -> None:
+    try:
+        await context.write(message)
+    except _GONE as gone:
+        raise HostGone(str(gone)) from gone
+
+
 async def _read(context: grpc.aio.ServicerContext[Any, Any]) -> Message | None:
-    message = await context.read()
+    try:
+        message = await context.read()
+    except _GONE as gone:
+        raise HostGone(str(gone)) from gone
     if isinstance(message, _UnreadableMessage):
         raise message.error
     return None if message is grpc.aio.EOF else message
@@ -81,10 +94,12 @@ def _guard(handler: Callable[..., Awaitable[Any]], takes_request: bool) -> Calla
             if isinstance(request, _UnreadableMessage):
                 raise request.error
             return await (handler(request, call) if takes_request else handler(call))
+        except HostGone as gone:
+            raise asyncio.CancelledError from gone
         except RpcError as error:
             try:
                 await context.abort(_STATUS[error.status.value], error.details)
-            except grpc.aio.InternalError as gone:  # nobody listens any more, which grpcio was about to tell us
+            except grpc.aio.InternalError as gone:
                 raise asyncio.CancelledError from gone
 
     return serve

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor
     from google.protobuf.message import Message
 
-__all__ = ["Call", "Method", "RpcError", "RpcServer", "RpcService", "Status", "bind"]
+__all__ = ["Call", "HostGone", "Method", "RpcError", "RpcServer", "RpcService", "Status", "bind"]
 
 
 class Status(Enum):
@@ -43,6 +43,10 @@ class RpcError(Exception):
         self.details = details
 
 
+class HostGone(Exception):  # noqa: N818  # nothing is wrong
+    """Nobody listens to a call any more, which its task will be told by its cancellation. A handler lets it pass."""
+
+
 class Call(Protocol):
     """One call as its handler sees it. A call cancelled by the host cancels the handler's task."""
 
@@ -50,10 +54,13 @@ class Call(Protocol):
         """Seconds until the host's own deadline, None when it set none."""
 
     async def send(self, message: Message) -> None:
-        """Send one message of a streamed answer; returns when the transport has room for the next."""
+        """Send one message of a streamed answer; returns when the transport has room for the next.
+
+        Raises HostGone.
+        """
 
     async def receive(self) -> Message | None:
-        """The next message of a streamed request; None when the host has half-closed."""
+        """The next message of a streamed request; None when the host has half-closed. Raises HostGone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from engine_plugin.download.events import Error, Success, progress_json
 from engine_plugin.engines.base import BidiMessage
 from engine_plugin.errors import DeadlineError, EnginePluginError, InvalidRequestError, UnsupportedError
 from engine_plugin.rpc.payloads import model_name, model_names, pull_request
-from engine_plugin.rpc.server import RpcError, Status, bind
+from engine_plugin.rpc.server import HostGone, RpcError, Status, bind
 from engine_plugin.rpc.stubs import provider_pb2 as pb
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def _failure(error: BaseException, where: str) -> tuple[int, str]:
     A cancelled call ends without an answer, which nobody waits for. But a CancelledError may come from other work
     that this call waited for; then its host still waits, and would for ever.
     """
+    if isinstance(error, HostGone):
+        raise error
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()
         if task is not None and task.cancelling():

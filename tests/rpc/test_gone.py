@@ -1,0 +1,96 @@
+"""A host that leaves in the very moment in which something is sent to it: gRPC says so before it cancels the call."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import grpc.aio
+import pytest
+
+from engine_plugin.download.events import Status
+from engine_plugin.engines.base import BidiMessage
+from engine_plugin.rpc import grpc_aio
+from engine_plugin.rpc.servicer import provider_service
+from engine_plugin.rpc.stubs import provider_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from engine_plugin.plugin import Plugin
+
+
+class Talker:
+    """A plugin that always has something to say."""
+
+    def __init__(self) -> None:
+        self.left = False
+
+    @asynccontextmanager
+    async def stream(self, *_: object) -> AsyncIterator[AsyncIterator[bytes]]:
+        async with self._said(b"data: {}\n\n") as said:
+            yield said
+
+    @asynccontextmanager
+    async def converse(self, *_: object) -> AsyncIterator[AsyncIterator[BidiMessage]]:
+        async with self._said(BidiMessage(b"", "text", {})) as said:
+            yield said
+
+    async def pull_model(self, _request: object) -> AsyncIterator[Status]:
+        async with self._said(Status("pulling")) as said:
+            async for status in said:
+                yield status
+
+    @asynccontextmanager
+    async def _said(self, what: Any) -> AsyncIterator[AsyncIterator[Any]]:
+        async def ever() -> AsyncIterator[Any]:
+            while True:
+                yield what
+
+        try:
+            yield ever()
+        finally:
+            self.left = True
+
+
+class Gone:
+    """gRPC's side of a call whose host has just left. Everything sent is counted."""
+
+    def __init__(self, error: type[Exception], request: object) -> None:
+        self._error = error
+        self._request = request
+        self.sends = 0
+
+    async def read(self) -> object:
+        return self._request
+
+    def time_remaining(self) -> None:
+        return None
+
+    async def write(self, _message: object) -> None:
+        self.sends += 1
+        raise self._error("Failed grpc_call_start_batch")
+
+
+@pytest.mark.parametrize("error", [grpc.aio.InternalError, grpc.aio.UsageError])
+@pytest.mark.parametrize(
+    ("rpc", "request_"),
+    [
+        ("InvokeServiceStream", pb.InvokeServiceRequest(service_name="chat", request_data=b"{}")),
+        ("InvokeServiceBidi", pb.InvokeServiceBidiRequest(service_name="speech-to-text-ws")),
+        ("PullModelStream", pb.PullModelStreamRequest(request_json=b'{"model": "a"}')),
+    ],
+)
+async def test_who_leaves_amid_a_send_is_no_failure(
+    rpc: str, request_: object, error: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    plugin, context = Talker(), Gone(error, request_)
+    method = provider_service(cast("Plugin", plugin)).methods[rpc]
+    serve = grpc_aio._guard(method.handler, takes_request=not method.streams_request)
+    with caplog.at_level(logging.INFO), pytest.raises(asyncio.CancelledError):
+        await serve(request_, cast("Any", context))
+    assert context.sends == 1, "nothing more is said to nobody"
+    assert plugin.left
+    assert caplog.records == []
