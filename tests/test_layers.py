@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "goplugin": {"rpc", "socketdir"} | BASE,
     "hosted": {"goplugin", "rpc", "plugin", "engines", "manifest"} | BASE,
     "host": {"rpc", "manifest"} | BASE,
-    "cli": {"host", "hosted", "rpc", "engines", "manifest"} | BASE,
+    "cli": {"host", "hosted", "rpc", "engines", "models", "manifest"} | BASE,
 }
 
 ENGINES = ("llamacpp", "ollama", "openai", "openvino")

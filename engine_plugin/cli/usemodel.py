@@ -14,6 +14,7 @@ from engine_plugin.cli.options import Options, chosen_manifest, global_options, 
 from engine_plugin.cli.output import print_json, say
 from engine_plugin.cli.wanted import entry_of
 from engine_plugin.errors import PreconditionError
+from engine_plugin.models.info import KIND_OF_SERVICE, can_serve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,20 +22,7 @@ if TYPE_CHECKING:
     from engine_plugin.host import ModelEntry
     from engine_plugin.manifest import Manifest
 
-__all__ = ["FEATURES", "KINDS", "use"]
-
-KINDS = {"generate": "chat", "speech-to-text-ws": "speech-to-text"}
-"""The kind of model that a service needs, where it has not the service's own name."""
-
-FEATURES = {
-    "chat": "completion",
-    "embed": "embedding",
-    "rerank": "rerank",
-    "text-to-image": "image",
-    "speech-to-text": "transcription",
-    "text-to-speech": "speech",
-}
-"""What a model of each kind can do."""
+__all__ = ["use"]
 
 
 @click.command()
@@ -84,7 +72,7 @@ def _services_for(entry: ModelEntry, manifest: Manifest) -> tuple[str, ...]:
         raise PreconditionError(
             f"nobody knows what {name} is for. Say it: --service, with one of {', '.join(manifest.services)}"
         )
-    found = tuple(service for service in manifest.services if KINDS.get(service, service) == kind)
+    found = tuple(service for service in manifest.services if KIND_OF_SERVICE.get(service) == kind)
     if not found:
         raise PreconditionError(
             f"{name} is a model for {kind}, and {manifest.path} declares no service that needs one; "
@@ -97,9 +85,8 @@ def _refuse_other_kinds(entry: ModelEntry, services: Sequence[str]) -> None:
     kind = entry.get("kind", "")
     can = entry.get("details", {}).get("capabilities", ())
     for service in services:
-        wanted = KINDS.get(service, service)
-        # A model of another kind may serve it besides, as a chat model that hears transcribes with some engines.
-        if kind not in ("", wanted) and FEATURES.get(wanted) not in can:
+        if kind and not can_serve(service, kind, can):
+            wanted = KIND_OF_SERVICE.get(service, service)
             raise catalogue.MODEL_KIND.error(model=entry["name"], kind=kind, service=service, wanted=wanted)
 
 

@@ -29,7 +29,7 @@ from engine_plugin.errors import (
 )
 from engine_plugin.files import in_thread
 from engine_plugin.models.capabilities import DigestCache, resolve, told_by_file
-from engine_plugin.models.info import Loaded
+from engine_plugin.models.info import KIND_OF_SERVICE, Loaded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -56,9 +56,6 @@ class Driver(Engine, Generic[BackendT, ServerT]):
 
     title: ClassVar[str]
     """The engine's name in messages."""
-
-    kind_of_service: ClassVar[Mapping[str, str]]
-    """The kind of model that each service needs."""
 
     _software: LocalSoftware[BackendT]
     _store: ModelStore
@@ -310,7 +307,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         return self._sample_for(service)
 
     def _sample_for(self, service: str) -> str:
-        kind = self.kind_of_service.get(service)
+        kind = KIND_OF_SERVICE.get(service) if service in self.services else None
         return self._store.default_for(kind) if kind else ""
 
     async def _model_for(self, service: str, name: str) -> StoredModel:
@@ -318,7 +315,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         UnavailableError before a start."""
         self._require_running()
         model = await self._store.get(name)
-        wanted = self.kind_of_service[service]
+        wanted = KIND_OF_SERVICE[service]
         if model.kind != wanted:
             raise catalogue.MODEL_KIND.error(model=model.name, kind=model.kind, service=service, wanted=wanted)
         return model

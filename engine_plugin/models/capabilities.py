@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from engine_plugin.models.families import estimated_context, family_of, parameters_of
-from engine_plugin.models.info import FEATURES, Capabilities
+from engine_plugin.models.info import FEATURE_OF_KIND, FEATURES, Capabilities
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from engine_plugin.models.info import ModelDetails
 
 __all__ = [
-    "FEATURE_OF_KIND",
     "DigestCache",
     "ModelOverride",
     "features_of_template",
@@ -30,16 +29,6 @@ __all__ = [
     "resolve",
     "told_by_file",
 ]
-
-FEATURE_OF_KIND = {
-    "chat": "completion",
-    "embed": "embedding",
-    "rerank": "rerank",
-    "text-to-image": "image",
-    "speech-to-text": "transcription",
-    "text-to-speech": "speech",
-}
-"""What each kind of model can do in any case."""
 
 _LONGEST = 100_000_000
 

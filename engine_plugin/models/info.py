@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from datetime import datetime
     from pathlib import Path
 
 __all__ = [
     "FEATURES",
+    "FEATURE_OF_KIND",
     "KINDS",
     "KIND_OF_SERVICE",
     "Capabilities",
@@ -22,6 +23,7 @@ __all__ = [
     "ModelDetails",
     "ModelInfo",
     "StoredModel",
+    "can_serve",
     "kind_of_type",
 ]
 
@@ -47,7 +49,26 @@ FEATURES = (
 """What a model can do, in the words of `Capabilities`: `insert` fills gaps, `audio` hears sound in a chat, `image`
 draws, `speech` reads aloud."""
 
+FEATURE_OF_KIND = {
+    "chat": "completion",
+    "embed": "embedding",
+    "rerank": "rerank",
+    "text-to-image": "image",
+    "speech-to-text": "transcription",
+    "text-to-speech": "speech",
+}
+"""What each kind of model can do in any case."""
+
 _KIND_OF_TYPE = {"": ""} | KIND_OF_SERVICE
+
+
+def can_serve(service: str, kind: str, features: Collection[str]) -> bool:
+    """Whether a model of that kind and with these features may answer a service.
+
+    One of another kind may serve it besides, as a chat model that hears transcribes with some engines.
+    """
+    wanted = KIND_OF_SERVICE.get(service, "")
+    return kind == wanted or FEATURE_OF_KIND.get(wanted) in features
 
 
 def kind_of_type(model_type: str, field: str = "model_type") -> str:

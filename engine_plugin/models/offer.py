@@ -6,8 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from engine_plugin.models.capabilities import FEATURE_OF_KIND
-from engine_plugin.models.info import KIND_OF_SERVICE
+from engine_plugin.models.info import can_serve
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -20,13 +19,8 @@ log = logging.getLogger(__name__)
 
 
 def names_for(service: str, default: str, models: Sequence[ModelInfo]) -> list[str]:
-    """The names of the models that can serve a service, its default model first, the others as they are listed.
-
-    A model of another kind may serve it besides, as a chat model that hears transcribes with some engines.
-    """
-    kind = KIND_OF_SERVICE.get(service, "")
-    feature = FEATURE_OF_KIND.get(kind)
-    names = [model.name for model in models if model.kind == kind or feature in model.capabilities.features]
+    """The names of the models that can serve a service, its default model first, the others as they are listed."""
+    names = [model.name for model in models if can_serve(service, model.kind, model.capabilities.features)]
     return sorted(names, key=lambda name: name not in (default, f"{default}:latest"))
 
 

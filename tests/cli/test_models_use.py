@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from engine_plugin.cli.usemodel import FEATURES, KINDS
-from engine_plugin.models.capabilities import FEATURE_OF_KIND
-from engine_plugin.models.info import KIND_OF_SERVICE
-
 from .conftest import MANIFEST
 
 if TYPE_CHECKING:
@@ -31,11 +27,6 @@ def manifest_of(place: Workplace) -> Path:
     file = place.plugin / "plugin.yaml"
     file.write_text(MANIFEST.replace("platforms:\n", f"{GENERATE}platforms:\n"))
     return file
-
-
-def test_kinds_are_those_of_the_plugin() -> None:
-    assert {service: KINDS.get(service, service) for service in KIND_OF_SERVICE} == KIND_OF_SERVICE
-    assert FEATURES == FEATURE_OF_KIND
 
 
 def test_use_sets_every_service_of_that_kind(managed: Workplace) -> None:

@@ -6,7 +6,6 @@ import asyncio
 
 import pytest
 
-from engine_plugin.models import capabilities
 from engine_plugin.models.capabilities import (
     DigestCache,
     ModelOverride,
@@ -15,7 +14,7 @@ from engine_plugin.models.capabilities import (
     resolve,
     told_by_file,
 )
-from engine_plugin.models.info import KINDS, Capabilities, ModelDetails
+from engine_plugin.models.info import FEATURE_OF_KIND, KINDS, Capabilities, ModelDetails
 
 ENGINE = Capabilities(("tools",), 1000)
 FILE = Capabilities(("thinking",), 2000)
@@ -58,7 +57,7 @@ def test_words_that_nobody_knows_are_dropped_and_the_others_in_order() -> None:
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "chat"])
 def test_only_chat_models_are_guessed_about(kind: str) -> None:
     told = resolve("qwen3-embedding:8b", "qwen3", "8B", kind=kind)
-    assert told == Capabilities((capabilities.FEATURE_OF_KIND[kind],))
+    assert told == Capabilities((FEATURE_OF_KIND[kind],))
 
 
 def test_the_details_family_and_size_count_where_the_name_says_nothing() -> None:

@@ -46,12 +46,6 @@ class LlamaCppEngine(Driver[Backend, ModelServer]):
 
     services: ClassVar[frozenset[str]] = frozenset(PATHS)
     title: ClassVar[str] = "llama.cpp"
-    kind_of_service: ClassVar[Mapping[str, str]] = {
-        "chat": "chat",
-        "generate": "chat",
-        "embed": "embed",
-        "rerank": "rerank",
-    }
 
     def __init__(self, manifest: Manifest) -> None:
         options = read_options(LlamaCppOptions, manifest)

@@ -30,6 +30,7 @@ from engine_plugin.engines.options import option_problems, read_options
 from engine_plugin.engines.pool import ModelPool
 from engine_plugin.errors import EnginePluginError, UnavailableError
 from engine_plugin.files import in_thread
+from engine_plugin.models.info import KIND_OF_SERVICE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -41,20 +42,9 @@ if TYPE_CHECKING:
     from engine_plugin.manifest import Manifest
     from engine_plugin.models.store import StoredModel
 
-__all__ = ["KIND_OF_SERVICE", "OpenVinoEngine"]
+__all__ = ["OpenVinoEngine"]
 
 log = logging.getLogger(__name__)
-
-KIND_OF_SERVICE = {
-    "chat": "chat",
-    "generate": "chat",
-    "embed": "embed",
-    "rerank": "rerank",
-    "text-to-image": "text-to-image",
-    "speech-to-text": "speech-to-text",
-    "speech-to-text-ws": "speech-to-text",
-    "text-to-speech": "text-to-speech",
-}
 
 _MEMORY_TIMEOUT = 2.0
 _ANSWER_LIMIT = 512 * 1024 * 1024
@@ -68,7 +58,6 @@ class OpenVinoEngine(Driver[Backend, Resident]):
 
     services: ClassVar[frozenset[str]] = frozenset(KIND_OF_SERVICE)
     title: ClassVar[str] = "OpenVINO"
-    kind_of_service: ClassVar[Mapping[str, str]] = KIND_OF_SERVICE
 
     def __init__(self, manifest: Manifest) -> None:
         options = read_options(OpenVinoOptions, manifest)

@@ -12,8 +12,7 @@ from engine_plugin.engines.openvino.runner.errors import ApiError
 from engine_plugin.engines.openvino.runner.model import AVAILABLE
 from engine_plugin.engines.openvino.runner.registry import ConfigError
 from engine_plugin.engines.openvino.runner.requests import REGISTRY, json_answer
-from engine_plugin.models.capabilities import FEATURE_OF_KIND
-from engine_plugin.models.info import FEATURES
+from engine_plugin.models.info import FEATURE_OF_KIND, FEATURES
 
 if TYPE_CHECKING:
     from engine_plugin.engines.openvino.runner.model import Model
