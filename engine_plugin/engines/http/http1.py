@@ -32,6 +32,8 @@ _FIRST_BYTES = b"HTTP/1."
 _CONNECT_TIMEOUT = 5.0
 _LONGEST_PAUSE = 5.0
 _SAFE_METHODS = ("GET", "HEAD")
+_SPARE = 2
+"""Idle connections that are kept where only GET and HEAD go over them: of the others each needs a new one."""
 _HEX = b"0123456789abcdefABCDEF"
 _BODY_ENDS_WITH_CONNECTION = -1
 
@@ -206,6 +208,9 @@ class Http1Client(HttpClient):
         return None
 
     def _give_back(self, connection: _Connection) -> None:
+        if not self._resend and len(self._idle) >= _SPARE:
+            connection.abort()
+            return
         connection.idle_since = time.monotonic()
         self._idle.append(connection)
         while self._idle and self._idle[0].idle_since < connection.idle_since - self._keep_alive:

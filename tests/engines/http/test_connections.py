@@ -13,7 +13,7 @@ import pytest
 from engine_plugin.certificates import Identity, load_identity
 from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.errors import BadGatewayError, UnavailableError
-from tests.engines.conftest import within
+from tests.engines.conftest import descriptors, until, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -190,6 +190,22 @@ async def test_what_may_not_be_sent_twice_takes_a_connection_of_its_own() -> Non
         finally:
             client.close()
     assert server.connections == 3
+
+
+async def test_connections_that_nothing_more_goes_over_are_not_kept() -> None:
+    """A hundred requests a second would hold hundreds of descriptors until these expire."""
+    server = Server()
+    async with listening(server) as port:
+        client = Http1Client(("127.0.0.1", port), resend=False)
+        try:
+            assert await within(fetch(client, "POST")) == b"hello"
+            before = descriptors()
+            for _ in range(50):
+                assert await within(fetch(client, "POST")) == b"hello"
+            assert server.connections == 51
+            await until(lambda: descriptors() <= before + 10, "descriptors pile up")
+        finally:
+            client.close()
 
 
 @pytest.mark.parametrize(("resend", "posts"), [(True, 2), (False, 1)])
