@@ -39,9 +39,6 @@ __all__ = [
 
 PLUGIN_DIR = "ENGINE_PLUGIN_DIR"
 
-_DEFAULT = "openvino"
-"""The plugin that is taken when none is chosen."""
-
 F = TypeVar("F", bound="Callable[..., Any]")
 
 # A command of ours within a sentence. It works on the chosen plugin only when it names that, too.
@@ -90,7 +87,7 @@ class _PluginPlace(click.Path):
 
 def _packaged(name: str) -> Path | None:
     """The directory of a plugin that comes with this package, by its name."""
-    if name == _DEFAULT:
+    if name == _default_name():
         return _bundled().parent
     found = (place / "plugins" / name for place in package_places() if re.fullmatch(r"\w+", name))
     return next((place for place in found if (place / "plugin.yaml").is_file()), None)
@@ -99,7 +96,17 @@ def _packaged(name: str) -> Path | None:
 def packaged_plugins() -> list[str]:
     """The names that --plugin takes for the plugins that come with this package."""
     beside = {file.parent.name for place in package_places() for file in place.glob("plugins/*/plugin.yaml")}
-    return sorted({_DEFAULT, *beside})
+    return sorted({*filter(None, [_default_name()]), *beside})
+
+
+def _default_name() -> str:
+    """The name of the plugin that is taken when none is chosen, which is its engine's; "" when there is none."""
+    from engine_plugin.manifest import load_manifest
+
+    try:
+        return load_manifest(_bundled()).engine_name
+    except (ManifestError, NotFoundError):
+        return ""
 
 
 def global_options(command: F) -> F:
