@@ -19,8 +19,8 @@ import pytest_asyncio
 from tests.leftovers import marked
 from tests.llamacpp.running import MARK, processes_of
 from tests.ollama.contract.handle import ContractServer
+from tests.openvino.embedded import embedded_server
 
-from .embedded import embedded_server
 from .world import World, spawned
 
 if TYPE_CHECKING:

@@ -5,109 +5,36 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
-import shutil
-import subprocess
-import tempfile
-import time
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.error import URLError
-from urllib.request import Request, urlopen
 
 import pytest
+import pytest_asyncio
 
-import engine_plugin
 from engine_plugin.engines.base import BidiMessage
 from engine_plugin.engines.openai.engine import OpenAIEngine
-from engine_plugin.engines.processes import guard
-from engine_plugin.engines.processes.python import module_command, module_environ
 from engine_plugin.errors import ModelNotFoundError
 from engine_plugin.plugin import Plugin
 from tests.audio.sounds import speech
 from tests.openai.conftest import manifest_of
 from tests.openai.test_servers import HELLO, call, models, streamed
+from tests.openvino.embedded import embedded_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
+    from pathlib import Path
 
 pytest.importorskip("openvino_genai")
 
-SAMPLES = Path(engine_plugin.__file__).parent / "samples" / "openvino"
+MODELS = ("tiny-chat", "tiny-embed", "tiny-rerank", "tiny-image", "tiny-transcribe", "tiny-speak")
 KEY = "only-for-this-test"
-START_LIMIT = 60.0
 LIMIT = 60.0
-CALCULATORS = {
-    "tiny-chat": ("HttpLLMCalculator", "LLMCalculatorOptions"),
-    "tiny-embed": ("EmbeddingsCalculatorOV", "EmbeddingsCalculatorOVOptions"),
-    "tiny-rerank": ("RerankCalculatorOV", "RerankCalculatorOVOptions"),
-    "tiny-image": ("ImageGenCalculator", "ImageGenCalculatorOptions"),
-    "tiny-transcribe": ("S2tCalculator", "S2tCalculatorOptions"),
-    "tiny-speak": ("T2sCalculator", "T2sCalculatorOptions"),
-}
 
 
-def served(folder: Path) -> Path:
-    """A config.json of all samples."""
-    entries = []
-    for name, (calculator, options) in CALCULATORS.items():
-        path = json.dumps(str(SAMPLES / name))
-        graph = (
-            f'node {{ calculator: "{calculator}" node_options: {{ '
-            f"[type.googleapis.com / mediapipe.{options}]: {{ models_path: {path} }} }} }}"
-        )
-        (folder / f"{name}.pbtxt").write_text(graph)
-        entries.append({"name": name, "base_path": str(folder), "graph_path": f"{name}.pbtxt"})
-    config = folder / "config.json"
-    config.write_text(json.dumps({"mediapipe_config_list": entries, "model_config_list": []}))
-    return config
-
-
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def port(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[int]:
     """The server, all samples loaded."""
-    folder = Path(tempfile.mkdtemp(prefix="epo-"))
-    settings = {
-        "host": "127.0.0.1",
-        "port": 0,
-        "key": KEY,
-        "config": str(served(folder)),
-        "grpc_port": None,
-        "threads": 1,
-        "max_queue": 64,
-        "cache_dir": "",
-        "memory_limit": 0,
-    }
-    argv = module_command("engine_plugin.engines.openvino.runner", "serve")
-    environ = {**module_environ(os.environ), guard.PARENT_VARIABLE: str(os.getpid())}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(argv, env=environ, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as process:
-        try:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write(json.dumps(settings).encode() + b"\n")
-            process.stdin.flush()
-            address = json.loads(process.stdout.readline())["address"]
-            number = int(address.rpartition(":")[2])
-            wait_until_loaded(number)
-            yield number
-        finally:
-            process.kill()
-            shutil.rmtree(folder)
-
-
-def wait_until_loaded(port: int) -> None:
-    request = Request(f"http://127.0.0.1:{port}/v3/models", headers={"Authorization": f"Bearer {KEY}"})
-    give_up = time.monotonic() + START_LIMIT
-    found: set[str] = set()
-    while time.monotonic() < give_up:
-        with suppress(URLError, TimeoutError), urlopen(request, timeout=5) as response:  # noqa: S310  # loopback
-            found = {entry["id"] for entry in json.load(response)["data"]}
-            if found == set(CALCULATORS):
-                return
-        time.sleep(0.05)
-    pytest.fail(f"not loaded: {set(CALCULATORS) - found}")
+    async with embedded_server(tmp_path_factory.mktemp("served"), MODELS, KEY) as address:
+        yield int(address.rpartition(":")[2])
 
 
 @pytest.fixture

@@ -5,104 +5,36 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
-import shutil
-import subprocess
-import tempfile
-import time
-from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.error import URLError
-from urllib.request import Request, urlopen
+from typing import TYPE_CHECKING
 
 import pytest
+import pytest_asyncio
 
-import engine_plugin
 from engine_plugin.engines.http.http1 import Http1Client
-from engine_plugin.engines.processes import guard
-from engine_plugin.engines.processes.python import module_command, module_environ
 from engine_plugin.errors import InvalidRequestError
 from tests.audio.sounds import silence, speech, wav
+from tests.openvino.embedded import embedded_server
 from tests.openvino.speech.conftest import speech_on
 from tests.openvino.speech.test_live import ALL, FINISH, Talk, cut, run, sent
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from engine_plugin.engines.audio.speech import Speech
 
 pytest.importorskip("openvino_genai")
 
-SAMPLES = Path(engine_plugin.__file__).parent / "samples" / "openvino"
+MODELS = ("tiny-transcribe", "tiny-speak")
 KEY = "only-for-this-test"
-START_LIMIT = 60.0
 LIMIT = 60.0
-CALCULATORS = {"tiny-transcribe": "S2tCalculator", "tiny-speak": "T2sCalculator"}
 
 
-def served(folder: Path) -> Path:
-    """A config.json of both models."""
-    entries = []
-    for name, calculator in CALCULATORS.items():
-        options = f"mediapipe.{calculator}Options"
-        graph = (
-            f'node {{ calculator: "{calculator}" node_options: {{ [type.googleapis.com / {options}]: '
-            f'{{ models_path: {json.dumps(str(SAMPLES / name))} target_device: "CPU" }} }} }}'
-        )
-        (folder / name).mkdir()
-        (folder / name / "graph.pbtxt").write_text(graph)
-        entries.append({"name": name, "base_path": str(folder / name), "graph_path": "graph.pbtxt"})
-    config = folder / "config.json"
-    config.write_text(json.dumps({"mediapipe_config_list": entries, "model_config_list": []}))
-    return config
-
-
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def port(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[int]:
     """The server, both models loaded."""
-    folder = Path(tempfile.mkdtemp(prefix="eps-"))
-    settings = {
-        "host": "127.0.0.1",
-        "port": 0,
-        "key": KEY,
-        "config": str(served(folder)),
-        "grpc_port": None,
-        "threads": 1,
-        "max_queue": 64,
-        "cache_dir": "",
-        "memory_limit": 0,
-    }
-    argv = module_command("engine_plugin.engines.openvino.runner", "serve")
-    environ = {**module_environ(os.environ), guard.PARENT_VARIABLE: str(os.getpid())}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(argv, env=environ, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as process:
-        try:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write(json.dumps(settings).encode() + b"\n")
-            process.stdin.flush()
-            address = json.loads(process.stdout.readline())["address"]
-            number = int(address.rpartition(":")[2])
-            wait_until_loaded(number)
-            yield number
-        finally:
-            process.kill()
-            shutil.rmtree(folder)
-
-
-def wait_until_loaded(port: int) -> None:
-    request = Request(f"http://127.0.0.1:{port}/v1/config", headers={"Authorization": f"Bearer {KEY}"})
-    give_up = time.monotonic() + START_LIMIT
-    states: dict[str, Any] = {}
-    while time.monotonic() < give_up:
-        with suppress(URLError, TimeoutError), urlopen(request, timeout=5) as response:  # noqa: S310  # loopback
-            states = json.load(response)
-            found = {name: shape["model_version_status"][0]["state"] for name, shape in states.items()}
-            if found == dict.fromkeys(CALCULATORS, "AVAILABLE"):
-                return
-        time.sleep(0.05)
-    pytest.fail(f"not loaded: {states}")
+    async with embedded_server(tmp_path_factory.mktemp("served"), MODELS, KEY) as address:
+        yield int(address.rpartition(":")[2])
 
 
 @pytest.fixture

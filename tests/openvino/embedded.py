@@ -1,4 +1,7 @@
-"""Our embedded server by itself, as a stranger would run it: on a loopback port, with a key and with the samples."""
+"""Our embedded server by itself, as a stranger would run it: on a loopback port, with a key and samples.
+
+For tests of what talks to such a server; those of the server itself start it as they need it.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ _START = 30.0
 
 @asynccontextmanager
 async def embedded_server(place: Path, models: Collection[str], key: str) -> AsyncIterator[str]:
-    """The address of a server that has these samples in memory; it ends with the block."""
+    """The address (`http://127.0.0.1:PORT`) of a server that has these samples in memory; it ends with the block.
+
+    `place` is a folder for its files, made when it is not there.
+    """
     settings = ServerSettings(
         host="127.0.0.1",
         port=0,
