@@ -28,8 +28,7 @@ __all__ = ["LIVES", "BothLives", "OllamaFigures", "soak_ollama"]
 
 LIVES: tuple[Life, ...] = ("managed", "attached")
 _SLOWEST = 60.0
-_DEATHS = 3
-_UNDER_LOAD = 2.0  # seconds, after which a plugin is killed
+_UNDER_LOAD = 1.0  # seconds, after which a plugin is killed
 _AT_ONCE = 10.0  # seconds, in which everything of a plugin that is gone must be gone
 _SETTLE = 15.0
 _LOOK = 0.1
@@ -110,7 +109,7 @@ async def _soak(plan: Plan, made: OllamaRig, figures: OllamaFigures) -> None:
     await _nothing_open(made, figures)
     figures.after = await made.rest(figures.before)
     figures.left = await made.end()
-    for number in range(1, _DEATHS + 1):
+    for number in range(1, plan.deaths + 1):
         await _death(plan, await made.anew(number), figures, f"death {number}")
     await _host_gone(made, figures)
     figures.complaints = made.log.complaints
@@ -135,11 +134,13 @@ async def _still_answers(made: OllamaRig, figures: OllamaFigures) -> None:
     ]
     server = await made.contract()
     await asyncio.to_thread(server.mend)
-    for service, request in asked:
+    load = OllamaLoad(made, figures.tally, "afterwards", 1)
+    works = [(service, made.client.invoke(service, request, timeout=_SLOWEST)) for service, request in asked]
+    for what, work in (*works, ("leaving", load.leave(load.chance()))):
         try:
-            await made.client.invoke(service, request, timeout=_SLOWEST)
+            await work
         except EnginePluginError as error:
-            figures.wrong.append(f"afterwards, {service}: {type(error).__name__}: {error}")
+            figures.wrong.append(f"afterwards, {what}: {type(error).__name__}: {error}")
 
 
 async def _nothing_open(made: OllamaRig, figures: OllamaFigures) -> None:

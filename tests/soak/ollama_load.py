@@ -57,7 +57,7 @@ class OllamaLoad(Working):
             *(("call", self._call, 0.1) for _ in range(max(2, streams // 8))),
             ("bad request", self._bad_request, 1.0),
             ("question", self._question, 0.3),
-            ("leaver", self._leaver, 1.0),
+            ("leaver", self.leave, 0.4),
             ("talk", self._talk, 0.5),
         ]
         return self.each(kinds)
@@ -72,6 +72,7 @@ class OllamaLoad(Working):
         except EnginePluginError as error:
             allowed = (*BROKEN, LATE) if way == "deadline" else BROKEN
             self._tally.failed(f"stream, {way}", error, allowed)
+            await self.pause(chance)
 
     async def _stream_of(self, way: str, chance: random.Random) -> None:
         service = chance.choice(("chat", "generate"))
@@ -117,7 +118,7 @@ class OllamaLoad(Working):
         except TimeoutError:
             self._tally.counts["streams cancelled"] += 1
 
-    async def _leaver(self, chance: random.Random) -> None:
+    async def leave(self, chance: random.Random) -> None:
         """Leave a stream that stands still, and see how long the server goes on with it."""
         server = await self._rig.contract()
         self._number += 1

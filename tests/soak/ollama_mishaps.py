@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections import Counter
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,8 @@ class OllamaMishaps(Working):
         self._rig = rig
         self._pace = pace
         self._lock = asyncio.Lock()
+        self._pulling: Counter[str] = Counter()
+        self._deleting: set[str] = set()
 
     def workers(self) -> list[Coroutine[Any, Any, None]]:
         """What to run."""
@@ -146,10 +149,12 @@ class OllamaMishaps(Working):
         source = ""
         if chance.random() < 0.2:
             model, source, codes = "copied", "model:tiny-chat", ()
+        if model in self._deleting:  # it would be gone when it has come
+            return
         seconds = chance.choice((5.0, chance.uniform(0, 0.4))) if model != "fault-pull-stall" else 0.5
         if await self._pull_for(model, source, seconds, codes) and codes:
             self._tally.surprise(f"pull {model}: came to its end")
-        if chance.random() < 0.5:
+        if chance.random() < 0.5 and not self._pulling[model]:
             await self._delete(model)
 
     async def _pull_a_file(self, chance: random.Random) -> None:
@@ -160,7 +165,11 @@ class OllamaMishaps(Working):
         """Pull, and leave after so many seconds. True when it came to its end."""
         came: list[str] = []
         self._tally.counts["pulls"] += 1
-        await self._done(f"pull {model}", self._pulled(model, source, seconds, came), (*_BROKEN_PULL, *codes))
+        self._pulling[model] += 1
+        try:
+            await self._done(f"pull {model}", self._pulled(model, source, seconds, came), (*_BROKEN_PULL, *codes))
+        finally:
+            self._pulling[model] -= 1
         return bool(came)
 
     async def _pulled(self, model: str, source: str, seconds: float, came: list[str]) -> None:
@@ -175,7 +184,11 @@ class OllamaMishaps(Working):
 
     async def _delete(self, model: str) -> None:
         """It may not have come (404), or be used (412)."""
-        await self._done("delete", self._rig.client.delete_model(model, timeout=_LIMIT), (*BROKEN, 404, 412))
+        self._deleting.add(model)
+        try:
+            await self._done("delete", self._rig.client.delete_model(model, timeout=_LIMIT), (*BROKEN, 404, 412))
+        finally:
+            self._deleting.discard(model)
 
     async def _done(self, what: str, call: Awaitable[Any], allowed: tuple[int, ...]) -> bool:
         try:

@@ -34,6 +34,8 @@ class Plan:
     pace: float = 1.0
     longest: int = 60
     interval: float = 0.1
+    deaths: int = 3
+    """How often the plugin itself is killed in the end, where that is done."""
 
     @classmethod
     def of(cls, minutes: float, streams: int, seed: int) -> Plan:

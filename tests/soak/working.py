@@ -41,8 +41,12 @@ class Working:
         """What to run."""
         return [self._again(f"{name} {number}", work, pause) for number, (name, work, pause) in enumerate(kinds)]
 
+    def chance(self, who: str = "") -> random.Random:
+        """Chance of somebody's own, so that it does not depend on who is quicker."""
+        return random.Random(f"{self._seed} {who}")  # noqa: S311  # chance that can be repeated is what is wanted
+
     async def _again(self, name: str, work: Callable[[random.Random], Awaitable[None]], pause: float) -> None:
-        chance = random.Random(f"{self._seed} {name}")  # noqa: S311  # chance that can be repeated is what is wanted
+        chance = self.chance(name)
         what = name.partition(" ")[0]
         while not await comes_true(self.over.wait(), within=chance.uniform(0.2, 2) * pause):
             try:
@@ -53,6 +57,11 @@ class Working:
                 self._tally.waited_for = self._tally.waited_for or await self._where()
             except EnginePluginError as error:
                 self._tally.failed(what, error, self._broken)
+                await self.pause(chance)
+
+    async def pause(self, chance: random.Random) -> None:
+        """What a caller does whose call failed."""
+        await comes_true(self.over.wait(), within=chance.uniform(0.05, 0.6))
 
     async def _left_or_whole(self, work: Coroutine[Any, Any, Any], chance: random.Random) -> None:
         self._tally.counts["unary calls"] += 1
