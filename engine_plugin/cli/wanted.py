@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from engine_plugin.errors import EnginePluginError, NotFoundError
+
 if TYPE_CHECKING:
     from engine_plugin.host import ModelEntry, PluginClient
 
@@ -18,12 +20,26 @@ def is_model(listed: str, wanted: str) -> bool:
 
 
 async def entry_of(client: PluginClient, name: str) -> ModelEntry:
-    """A model's entry in ListModels. Raises ModelNotFoundError, with near names and how to pull it."""
-    from engine_plugin import catalogue
-
+    """A model's entry in ListModels. Raises NotFoundError, with near names and how to have it."""
     entries = await client.list_models()
     for entry in entries:
         if is_model(entry.get("name", ""), name):
             return entry
-    here = [entry.get("name", "") for entry in entries]
-    raise catalogue.model_missing(name, near=catalogue.near_names(name, here), here=here, pull=name)
+    raise await _missing(client, name, [entry.get("name", "") for entry in entries])
+
+
+async def _missing(client: PluginClient, name: str, here: list[str]) -> NotFoundError:
+    """The plugin's own words for a model that is not here: only its engine knows how one gets here.
+
+    It is asked for what does nothing to a model that is not there; not every engine has the first.
+    """
+    from engine_plugin import catalogue
+
+    for asking in (client.unload_model, client.load_model):
+        try:
+            await asking(name)
+        except NotFoundError as error:
+            return error
+        except EnginePluginError:
+            continue
+    return catalogue.model_missing(name, near=catalogue.near_names(name, here), here=here)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from engine_plugin.catalogue import model_missing, near_names
 from engine_plugin.download.events import ChunkProgress, PullEvent, Status, Success
 from engine_plugin.errors import ModelNotFoundError, UnsupportedError
 from engine_plugin.models.info import Capabilities, Loaded
@@ -35,6 +36,9 @@ class ManagingEngine(FakeEngine):
     def _info(self, name: str) -> ModelInfo:
         if not (self._models / name).exists() and (self._models / f"{name}:latest").exists():
             name = f"{name}:latest"
+        if not (self._models / name).exists():
+            names = sorted(path.name for path in self._models.iterdir())
+            raise model_missing(name, near=near_names(name, names), here=names, sources="by letter")
         info = super()._info(name)
         kind, capabilities = KINDS.get(name, "chat"), CAPABILITIES.get(name, Capabilities())
         return replace(info, kind=kind, capabilities=capabilities)

@@ -199,7 +199,15 @@ def test_show(managed: Workplace) -> None:
 def test_copy(managed: Workplace) -> None:
     assert managed.good("models", "copy", "tagged", "mine") == "copied tagged to mine\n"
     assert (managed.data / "models" / "mine").stat().st_size == 10_000
-    assert managed.bad(3, "models", "copy", "gone", "new") == "engine-plugin: model: no model is called 'gone'\n"
+    assert "no model is called 'gone'. Here are: embedder" in managed.bad(3, "models", "copy", "gone", "new")
+
+
+def test_what_no_pull_of_its_name_would_bring(managed: Workplace) -> None:
+    """Only the plugin knows how a model gets to its engine."""
+    said = managed.bad(3, "models", "show", "gone", "--plugin", "llamacpp")
+    assert "no model is called 'gone'" in said
+    assert "by a path or file:// URL ending in .gguf" in said
+    assert "models pull gone" not in said
 
 
 def test_the_layers_of_a_pull_are_summed(managed: Workplace) -> None:

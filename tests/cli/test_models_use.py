@@ -70,7 +70,7 @@ def test_use_says_why_not(managed: Workplace) -> None:
     file = manifest_of(managed)
     before = file.read_text()
     said = managed.bad(3, "models", "use", "embeder")
-    assert "no model is called 'embeder'. Did you mean embedder?" in said
+    assert "no model is called 'embeder'. Did you mean embedder? Others must be pulled first: by letter" in said
     said = managed.bad(1, "models", "use", "embedder", "--service", "chat")
     assert "embedder is a model for embed; chat needs one for chat" in said
     said = managed.bad(4, "models", "use", "painter")
