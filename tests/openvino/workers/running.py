@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 SAMPLES = Path(__file__).resolve().parents[3] / "engine_plugin/samples/openvino"
-WITHIN = 20.0
+WITHIN = 60.0
 
 _LENGTH = struct.Struct(">I")
 
