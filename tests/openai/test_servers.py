@@ -261,6 +261,6 @@ async def test_what_belongs_to_somebody_else(serve: Serve, attach: Attach) -> No
     with pytest.raises(UnsupportedError, match="nothing can be pulled to it"):
         await pull(plugin, model="other")
     assert await pull(plugin, model="qwen3-8b") == [
-        Status(f"{plugin.engine._attachment.title} has qwen3-8b"),  # type: ignore[attr-defined]  # of this engine
+        Status(f"{plugin.engine._held.where} has qwen3-8b"),  # type: ignore[attr-defined]  # of this engine
         Success("qwen3-8b", 0, ""),
     ]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from engine_plugin.engines.openai.options import OpenAIOptions
-    from engine_plugin.engines.openai.servers.base import Ask, Seen, Server
+    from engine_plugin.engines.openai.servers.base import Ask, Found, Seen, Server
 
 __all__ = ["PROBE_TIMEOUT", "Attachment", "Finder"]
 
@@ -57,6 +57,10 @@ class Attachment:
     def title(self) -> str:
         """Who it is, for people."""
         return f"{self.server.title} at {self.base.url}"
+
+    def model(self, name: str) -> Found | None:
+        """What the server says of the model of that name; None when it has none."""
+        return next((found for found in self.seen.models if found.name == name), None)
 
     def able(self, services: Sequence[str]) -> list[str]:
         """Those of the services that it has, as far as is known."""

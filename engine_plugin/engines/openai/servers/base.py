@@ -52,6 +52,11 @@ class Found:
         extra = {"owned_by": owner} if owner else {}
         return cls(text_of(entry, "id"), created=number_of(entry, "created"), extra=extra, **known)
 
+    @property
+    def likely_kind(self) -> str:
+        """What it is for, as the server says or by its name."""
+        return self.kind or kind_by_name(self.name)
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -88,6 +93,11 @@ class Server(ABC):
     form_fields: ClassVar[Mapping[str, str]] = {"response_format": "verbose_json"}
     """What a transcription's form says beside the request's fields."""
     reads_wav_only: ClassVar[bool] = False
+    """Whether a recording must come as a WAV."""
+    loads_when_asked: ClassVar[bool] = False
+    """Whether a model comes into memory with the first request for it."""
+    pulls: ClassVar[bool] = False
+    """Whether it fetches models when it is told to."""
 
     def may_be(self, glance: Glance) -> bool:  # noqa: ARG002  # for kinds that can be told at first sight
         """Whether it is worth a question, by its models' list and its address."""

@@ -17,11 +17,12 @@ _ABLE = frozenset({"chat", "generate", "embed"})
 
 
 class LmStudio(Server):
-    """It loads a model when it is first asked for it."""
+    """Its OpenAI face says little of its models, its own one much."""
 
     name: ClassVar[str] = "lmstudio"
     title: ClassVar[str] = "LM Studio"
     start: ClassVar[str] = "lms server start"
+    loads_when_asked: ClassVar[bool] = True
 
     def may_be(self, glance: Glance) -> bool:
         return glance.base.port == 1234 or any(

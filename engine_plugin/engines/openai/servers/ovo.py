@@ -39,6 +39,7 @@ class Ovo(Server):
     name: ClassVar[str] = "ovo"
     title: ClassVar[str] = "OVO"
     start: ClassVar[str] = "open the OVO app and switch its server on"
+    pulls: ClassVar[bool] = True
 
     def may_be(self, glance: Glance) -> bool:
         return glance.base.port == _PORT
