@@ -48,7 +48,10 @@ async def whole_lines(response: HttpResponse, longest: int = 0) -> AsyncIterator
 def _without_empty(lines: bytes) -> bytes:
     if b"\r" not in lines and b"\n\n" not in lines and not lines.startswith(b"\n"):
         return lines  # as good as always
-    return b"".join(line.strip() + b"\n" for line in lines.split(b"\n") if not line.isspace() and line)
+    # A CR within a line is white space in JSON, but would end the line of an event.
+    return b"".join(
+        line.strip().replace(b"\r", b" ") + b"\n" for line in lines.split(b"\n") if not line.isspace() and line
+    )
 
 
 def _is_json(line: bytes) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 DEFAULT_PORT = 11434
 _PORTS = {"http": 80, "https": 443}
 _CLOUD = "ollama.com"
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class ServerAddress:
         text = text.strip()
         if not text.isprintable() or " " in text or not text.isascii():
             raise ValueError("an address has neither spaces nor characters beyond ASCII")
+        if set(text) & set("?#\\"):
+            raise ValueError("an address has no query and no fragment")
         scheme, separator, rest = text.rpartition("://")
         scheme = scheme.lower()
         if not separator:
@@ -86,15 +90,18 @@ def _host_and_port(authority: str, default: int) -> tuple[str, int]:
 def _port(text: str, default: int) -> int:
     if not text:
         return default
-    if not (text.isascii() and text.isdigit() and 0 < int(text[:6]) <= 65535):
+    number = text.lstrip("0")
+    if not (number.isascii() and number.isdigit() and len(number) <= 5 and int(number) <= 65535):
         raise ValueError(f"{text[:32]!r} is no port")
-    return int(text)
+    return int(number)
 
 
 def _connectable(host: str) -> str:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
+        if not _NAME.fullmatch(host) or len(host) > 253:
+            raise ValueError(f"{host[:64]!r} is no host") from None
         return host
     if address.is_unspecified:
         return "127.0.0.1" if address.version == 4 else "::1"

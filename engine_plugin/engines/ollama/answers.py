@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.ollama import metrics
-from engine_plugin.engines.ollama.lines import finish_reason, openai_call, openai_logprobs
+from engine_plugin.engines.ollama.lines import finish_reason, json_of, openai_call, openai_logprobs
 from engine_plugin.engines.ollama.thinking import divided
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
 
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
     from engine_plugin.engines.ollama.gather import Whole
 
-__all__ = ["answer_head", "embeddings_answer", "openai_answer", "parses_tags"]
+__all__ = ["answer_head", "embeddings_answer", "native_embeddings", "openai_answer", "parses_tags"]
 
 _OBJECTS = {"chat": ("chatcmpl", "chat.completion"), "generate": ("cmpl", "text_completion")}
 _VECTORS = re.compile(rb'"embeddings"\s*:\s*\[(?=\s*\[)')
+_NUMBER = rb"-?(?:0|[1-9]\d*+)(?:\.\d++)?+(?:[eE][+-]?\d++)?+"
+_NUMBERS = re.compile(rb"\s*(?:" + _NUMBER + rb"\s*(?:,\s*" + _NUMBER + rb"\s*)*+)?")
 _VECTOR = re.compile(rb"\s*\[([^\[\]]*)\]\s*([,\]])")
 
 
@@ -48,7 +50,7 @@ def openai_answer(service: str, wholes: Sequence[Whole], request: dict[str, Any]
     answer["usage"] = metrics.usage(lasts, request.get("n") or 1)
     if timings := metrics.timings(metrics.added(lasts)):
         answer["timings"] = timings
-    return json.dumps(answer, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return json_of(answer)
 
 
 def _choice(service: str, index: int, whole: Whole, request: dict[str, Any]) -> dict[str, Any]:
@@ -85,8 +87,7 @@ def embeddings_answer(answer: bytes, request: dict[str, Any]) -> bytes:
     Raises InvalidRequestError when the model has not as many `dimensions` as were asked for.
     """
     vectors, rest = _vectors(answer)
-    count = len(request["input"]) if isinstance(request["input"], list) else 1
-    if len(vectors) != count:
+    if len(vectors) != (count := _count_of(request["input"])):
         raise BadGatewayError(f"the engine gave {len(vectors)} embeddings for {count} texts")
     wanted = request.get("dimensions")
     if wanted is not None and vectors and (given := vectors[0].count(b",") + 1) != wanted:
@@ -98,8 +99,20 @@ def embeddings_answer(answer: bytes, request: dict[str, Any]) -> bytes:
     )
     tokens = metrics.usage([rest])["prompt_tokens"]
     tail = {"model": request["model"], "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
-    end = json.dumps(tail, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    end = json_of(tail)
     return b'{"object":"list","data":[' + data + b"]," + end[1:]
+
+
+def native_embeddings(answer: bytes, request: dict[str, Any]) -> bytes:
+    """The server's answer as it is, once it is seen to be one. Raises BadGatewayError."""
+    vectors, _rest = _vectors(answer)
+    if vectors and request["input"] and len(vectors) != (wanted := _count_of(request["input"])):
+        raise BadGatewayError(f"the engine gave {len(vectors)} embeddings for {wanted} texts")
+    return answer
+
+
+def _count_of(texts: Any) -> int:
+    return len(texts) if isinstance(texts, list) else 1
 
 
 def _vectors(answer: bytes) -> tuple[list[bytes], dict[str, Any]]:
@@ -112,6 +125,8 @@ def _vectors(answer: bytes) -> tuple[list[bytes], dict[str, Any]]:
         while more:
             vector = _VECTOR.match(answer, position)
             if vector is None:
+                raise _strange(answer)
+            if not _NUMBERS.fullmatch(vector[1]):
                 raise _strange(answer)
             vectors.append(vector[1])
             position, more = vector.end(), vector[2] == b","

@@ -42,6 +42,7 @@ _HOLDS = 300.0
 """Seconds for which a server that was seen is taken to be there, unless a connection fails."""
 _GREETING = b"Ollama is running"
 _GREETING_LIMIT = 64 * 1024
+_VERSION = re.compile(r"[0-9A-Za-z.+_-]{1,64}")
 _DEVELOPMENT = "0.0.0"
 """What an Ollama that somebody built himself says its version is."""
 
@@ -116,7 +117,7 @@ class Attachment:
         except (EnginePluginError, TimeoutError) as error:
             self.absence = _cause(error) or f"no answer in {self._patience:g} s"
             http.close()
-            self._close()
+            self._good_until = 0.0  # what is under way there goes on: the server may only be slow to say hello
             if isinstance(error, AuthError):
                 raise
             return None
@@ -156,7 +157,7 @@ async def _hello(client: OllamaClient) -> str:
     with suppress(InvalidRequestError, UnsupportedError, BadGatewayError):
         version = (await client.ask("GET", "/api/version")).get("version")
     if isinstance(version, str) or _GREETING in greeting:
-        return str(version or _DEVELOPMENT)
+        return version if isinstance(version, str) and _VERSION.fullmatch(version) else _DEVELOPMENT
     raise UnavailableError("what answers there is not Ollama")
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+import ssl
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
 
 from engine_plugin.download.events import ChunkProgress, Status
+from engine_plugin.engines.http.answers import one_line
 from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_body
 from engine_plugin.errors import PullError
 from engine_plugin.files import in_thread
@@ -13,6 +16,8 @@ from engine_plugin.files import in_thread
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
+
+    import httpx
 
     from engine_plugin.download.events import PullEvent
     from engine_plugin.engines.ollama.connection import OllamaClient
@@ -22,13 +27,16 @@ __all__ = ["sha256_of", "upload"]
 _PIECE = 4 * 1024 * 1024
 _STALL = 120.0
 _ABSENT = 404
+_SAID = 4096
+_SHOWN = 300
 
 
 async def sha256_of(path: Path) -> str:
     """The digest of a file, in hex. Raises PullError when it cannot be read."""
     found = hashlib.sha256()
-    async for piece in _pieces(path):
-        await in_thread(found.update, piece)
+    async with aclosing(_pieces(path)) as pieces:
+        async for piece in pieces:
+            await in_thread(found.update, piece)
     return found.hexdigest()
 
 
@@ -41,22 +49,44 @@ async def upload(client: OllamaClient, path: Path, digest: str, publish: Callabl
 
     async def told() -> AsyncGenerator[bytes, None]:
         sent = 0
-        async for piece in _pieces(path):
-            yield piece
-            sent += len(piece)
-            publish(ChunkProgress(f"sha256:{digest}", sent, size))
+        async with aclosing(_pieces(path)) as pieces:
+            async for piece in pieces:
+                yield piece
+                sent += len(piece)
+                publish(ChunkProgress(f"sha256:{digest}", sent, size))
 
+    head = {**client.headers, "accept-encoding": "identity"}
+    tls = await in_thread(ssl.create_default_context) if place.startswith("https:") else False
     try:
-        async with httpx.AsyncClient(timeout=_STALL, trust_env=False, headers=client.headers) as http:
-            answer = await http.head(place)
-            if answer.status_code == _ABSENT:
+        async with (
+            httpx.AsyncClient(timeout=_STALL, trust_env=False, headers=head, verify=tls) as http,
+            aclosing(told()) as content,  # which holds the file
+        ):
+            status, said = await _answer(http, "HEAD", place)
+            if status == _ABSENT:
                 publish(Status(f"sending {path.name}"))
-                answer = await http.post(place, content=told(), headers={"content-length": str(size)})
+                status, said = await _answer(http, "POST", place, content=content, headers=_length(size))
     except httpx.HTTPError as error:
-        reason = str(error) or type(error).__name__
+        reason = one_line(str(error))[:_SHOWN] or type(error).__name__
         raise PullError(f"model: {path.name} could not be sent to the Ollama server: {reason}") from error
-    if not answer.is_success:
-        raise complaint_error(complaint_of_body(answer.status_code, answer.content))
+    if not 200 <= status < 300:
+        raise complaint_error(complaint_of_body(status, said))
+
+
+def _length(size: int) -> dict[str, str]:
+    return {"content-length": str(size)}
+
+
+async def _answer(http: httpx.AsyncClient, method: str, place: str, **more: Any) -> tuple[int, bytes]:
+    """The status, and the beginning of what is said to it: nobody has to read what does not end."""
+    said = b""
+    async with http.stream(method, place, **more) as answer:
+        if not answer.is_success:
+            async for piece in answer.aiter_raw():
+                said += piece
+                if len(said) >= _SAID:
+                    break
+    return answer.status_code, said
 
 
 async def _pieces(path: Path) -> AsyncGenerator[bytes, None]:

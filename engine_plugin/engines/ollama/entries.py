@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,10 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _FOR_EVER = timedelta(days=365 * 20)
 _ENCODERS = ("bert", "nomic-bert")
+_DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
+_LONGEST = 512
+_MOST_FAMILIES = 32
+_TOO_MUCH = 1 << 63
 
 
 def entries_of(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -31,24 +36,23 @@ def entries_of(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
 def model_of(entry: Mapping[str, Any], told: Capabilities) -> ModelInfo:
     """The model of an entry, of which the server has `told` what it can do; its capabilities are left open."""
     details = _mapping(entry.get("details"))
-    families = details.get("families")
-    listed = tuple(str(family) for family in families) if isinstance(families, list) else ()
     family = _text(details.get("family"))
-    digest = _text(entry.get("digest")).removeprefix("sha256:")
-    extra = {key: entry[key] for key in ("remote_model", "remote_host") if entry.get(key)}
+    digest = _DIGEST.fullmatch(_text(entry.get("digest")))
+    told_elsewhere = {key: _text(entry.get(key)) for key in ("remote_model", "remote_host")}
+    extra: dict[str, Any] = {key: value for key, value in told_elsewhere.items() if value}
     if embedding := number_of(details.get("embedding_length")):
         extra["embedding_length"] = embedding
     return ModelInfo(
         name=entry["name"],
         kind=_kind(told, family),
         size=number_of(entry.get("size")),
-        digest=f"sha256:{digest}" if digest else "",
+        digest=f"sha256:{digest[1]}" if digest else "",
         modified_at=_time(entry.get("modified_at")) or EPOCH,
         bundled=False,
         details=ModelDetails(
             format=_text(details.get("format")),
             family=family,
-            families=listed,
+            families=_texts(details.get("families"))[:_MOST_FAMILIES],
             parameter_size=_text(details.get("parameter_size")),
             quantization_level=_text(details.get("quantization_level")),
             extra=extra,
@@ -91,16 +95,17 @@ def loaded_of(entry: Mapping[str, Any]) -> Loaded:
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
+    """A text; "" for anything else, and for what is too long, or no text that can be shown to anybody."""
+    return value if isinstance(value, str) and len(value) <= _LONGEST and value.isprintable() else ""
 
 
 def _texts(value: object) -> tuple[str, ...]:
-    return tuple(text for text in value if isinstance(text, str)) if isinstance(value, list) else ()
+    return tuple(filter(None, map(_text, value))) if isinstance(value, list) else ()
 
 
 def number_of(value: object) -> int:
     """A count or a length; 0 for anything else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < _TOO_MUCH else 0
 
 
 def _mapping(value: object) -> dict[str, Any]:

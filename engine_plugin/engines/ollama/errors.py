@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from engine_plugin import catalogue
 from engine_plugin.engines.http.answers import Complaint
 from engine_plugin.errors import (
     AuthError,
+    BadGatewayError,
     EnginePluginError,
     InvalidRequestError,
     PreconditionError,
@@ -20,10 +22,24 @@ from engine_plugin.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["complaint_error", "complaint_of_body", "complaint_of_line", "is_cloud_name"]
+__all__ = ["complains", "complaint_error", "complaint_of_body", "complaint_of_line", "is_cloud_name"]
 
 _SHOWN = 500
 _MEMORY = re.compile(r"requires more (?:system )?memory \((.+?)\) than is available \((.+?)\)")
+_FIELDS = (
+    (re.compile(r'^option "(\w+)" (must be of .+)'), r"options.\1: \2"),
+    (
+        re.compile(r"^json: cannot unmarshal (\w+) into Go struct field \w+\.([\w.]+) of type .+"),
+        r"\2: cannot be a \1",
+    ),
+    (re.compile(r"^(invalid format: .+)"), r"format: \1"),
+    (re.compile(r"^(template: .+)"), r"template: \1"),
+    (re.compile(r"^(illegal base64 data at .+)"), r"images: one is not base64 (\1)"),
+    (re.compile(r"^(time: invalid duration .+)"), r"keep_alive: \1"),
+    (re.compile(r"^(invalid think value: .+)"), r"think: \1"),
+)
+"""What a server says of a request that it does not understand, some of it as a failure of its own, and of which field
+that is."""
 _CONTEXT = ("exceeds the context length", "exceeds maximum context length", "exceeded the context")
 
 
@@ -38,7 +54,7 @@ def complaint_of_body(status: int, body: bytes) -> Complaint:
         shape = json.loads(body)
     except (ValueError, RecursionError):
         shape = None
-    if isinstance(shape, dict) and "error" in shape:
+    if isinstance(shape, dict) and complains(shape):
         return _complaint(status, shape)
     return Complaint(status, body[:_SHOWN].decode("utf-8", "replace").strip() or "nothing")
 
@@ -46,13 +62,29 @@ def complaint_of_body(status: int, body: bytes) -> Complaint:
 def complaint_of_line(line: Mapping[str, Any]) -> Complaint:
     """From a line `{"error": …}` inside a stream, whose HTTP status was 200. Called by who reads streams."""
     codes = (line.get("status_code"), line.get("status"))
-    return _complaint(next((code for code in codes if isinstance(code, int)), 500), line)
+    return _complaint(next((code for code in codes if _is_failure(code)), 500), line)
+
+
+def complains(shape: Mapping[str, Any]) -> bool:
+    """Whether an answer, or a line of a stream, is an error; an empty one is none, as for Ollama's own client."""
+    return shape.get("error") not in (None, "")
+
+
+def _is_failure(code: object) -> TypeGuard[int]:
+    return isinstance(code, int) and 400 <= code <= 599
 
 
 def _complaint(status: int, shape: Mapping[str, Any]) -> Complaint:
     error = shape["error"]
-    words = error.get("message") if isinstance(error, dict) else error
-    return Complaint(status, str(words or json.dumps(error)), shape)
+    if isinstance(error, str) and error.startswith('{"error":'):  # what computes for the server said it
+        with contextlib.suppress(ValueError, RecursionError):
+            error = json.loads(error)["error"]
+    if isinstance(error, dict):
+        code = error.get("code")
+        status = code if _is_failure(code) else status
+        error = error.get("message")
+    words = error[:_SHOWN] if isinstance(error, str) else ""
+    return Complaint(status, words or "an error without words", shape)
 
 
 def complaint_error(complaint: Complaint, model: str = "") -> EnginePluginError:
@@ -62,6 +94,11 @@ def complaint_error(complaint: Complaint, model: str = "") -> EnginePluginError:
     """
     message = complaint.message
     match complaint.status:
+        case 301 | 302 | 303 | 307 | 308:
+            return BadGatewayError(
+                f"the Ollama server answers {complaint.status}, a redirection, which is not followed: give the "
+                "address that it leads to (engine.address in plugin.yaml)"
+            )
         case 401:
             return _sign_in(complaint, model)
         case 403 if "cloud" in message:
@@ -84,7 +121,7 @@ _CLOUD_OPTION = "take OLLAMA_NO_CLOUD from its environment, or set engine.no_clo
 
 def _sign_in(complaint: Complaint, model: str) -> AuthError:
     url = complaint.shape.get("signin_url")
-    if isinstance(url, str) and url:
+    if isinstance(url, str) and url.startswith("https://") and url.isascii() and url.isprintable():
         return catalogue.SIGN_IN.error(model=model or "it", server="ollama.com", url=url)
     return AuthError(
         f"the Ollama server answers nobody without a key or a sign-in ({complaint.message}). Run `ollama signin` on "
@@ -107,6 +144,9 @@ def _of_words(complaint: Complaint, model: str) -> EnginePluginError:
         return catalogue.MEMORY.error(model=model or "it", needed=short[1], limit=f"{short[2]} is free")
     if any(mark in message for mark in _CONTEXT):
         return catalogue.CONTEXT.error(said=message)
+    for said, told in _FIELDS:
+        if said.search(message):
+            return InvalidRequestError(said.sub(told, message))
     if complaint.status == 400 and "model name" in message:
         return InvalidRequestError(f"model: {model!r}: {message}")
     if "newer version of Ollama" in message:

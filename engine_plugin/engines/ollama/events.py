@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.http.ndjson import read_line, whole_lines
 from engine_plugin.engines.ollama import metrics
-from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_line
-from engine_plugin.engines.ollama.lines import NOT_DONE, finish_reason, openai_call, openai_logprobs, piece_of
+from engine_plugin.engines.ollama.errors import complains, complaint_error, complaint_of_line
+from engine_plugin.engines.ollama.lines import (
+    NOT_DONE,
+    finish_reason,
+    json_of,
+    openai_call,
+    openai_logprobs,
+    piece_of,
+)
 from engine_plugin.engines.ollama.thinking import ThinkParser
 from engine_plugin.errors import BadGatewayError, EnginePluginError
 
@@ -27,8 +34,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ChoiceWriter", "choice_events", "usage_event"]
 
-_TEXT = rb'"(?:[^"\\]|\\.)[^"\\]*+(?:\\.[^"\\]*+)*+"'  # not an empty one
-_HEAD = rb'^\{"model":' + _TEXT + rb',"created_at":"[^"\\]*+",(?:"remote_\w+":' + _TEXT + rb",)*+"
+_PLAIN = rb'[^"\\\x00-\x1f]'
+_ESCAPED = rb'\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4})'
+_TEXT = (
+    b'"(?:' + _PLAIN + b"|" + _ESCAPED + b")" + _PLAIN + b"*+(?:" + _ESCAPED + _PLAIN + b'*+)*+"'
+)  # not an empty one
+_HEAD = rb'^\{"model":' + _TEXT + rb',"created_at":"' + _PLAIN + rb'*+",(?:"remote_\w+":' + _TEXT + rb",)*+"
 _MESSAGE = rb'"message":\{"role":"assistant","content":'
 _END = rb',"done":false\}\n'
 
@@ -82,7 +93,7 @@ class ChoiceWriter:
 
     def _write(self, lines: bytes) -> bytes:
         wanted, made = lines.count(b"\n"), 0
-        if self._parser is None or (self._parser.plain and not _has_tag(lines)):
+        if (self._parser is None or (self._parser.plain and not _has_tag(lines))) and _is_text(lines):
             for pattern, set_text in self._forms:
                 lines, made_so = pattern.subn(set_text, lines)
                 made += made_so
@@ -110,7 +121,7 @@ class ChoiceWriter:
     def _line(self, line: bytes) -> list[bytes]:
         try:
             shape = read_line(line)
-            if "error" in shape:
+            if complains(shape):
                 raise complaint_error(complaint_of_line(shape), self._model)
             return self._events(shape, piece_of(self._service, shape))
         except EnginePluginError as error:
@@ -193,10 +204,16 @@ def _has_tag(lines: bytes) -> bool:
     return b"<" in lines or b"\\u003" in lines  # Go writes `<` as \u003c
 
 
+def _is_text(lines: bytes) -> bool:
+    try:
+        return lines.isascii() or bool(lines.decode())
+    except UnicodeDecodeError:
+        return False
+
+
 def _encoded(shape: Mapping[str, Any]) -> bytes:
-    return (
-        b"data: " + json.dumps(shape, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"
-    )
+    """One event. Raises BadGatewayError for what no JSON can hold, though the server had it in its own."""
+    return b"data: " + json_of(shape, separators=(",", ":")) + b"\n\n"
 
 
 async def choice_events(writer: ChoiceWriter, response: HttpResponse) -> AsyncIterator[bytes]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.http.answers import drained
 from engine_plugin.engines.http.ndjson import line_objects, whole_lines
-from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_line
+from engine_plugin.engines.ollama.errors import complains, complaint_error, complaint_of_line
 from engine_plugin.engines.ollama.lines import NOT_DONE, piece_of
 from engine_plugin.errors import BadGatewayError
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from engine_plugin.engines.http.http1 import HttpResponse
 
 __all__ = ["Whole", "gathered"]
+
+_ANSWER_LIMIT = 512 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -31,12 +33,17 @@ class Whole:
 async def gathered(service: str, response: HttpResponse, model: str) -> Whole:
     """A stream's lines up to that with done. Raises what an error's line means; BadGatewayError without done."""
     whole = Whole()
+    size = 0
     async for lines in whole_lines(response):
+        size += len(lines)
+        if size > _ANSWER_LIMIT:
+            raise BadGatewayError(f"the engine's answer is longer than {_ANSWER_LIMIT} bytes")
         for line in line_objects(lines):
-            if "error" in line:
+            if complains(line):
                 raise complaint_error(complaint_of_line(line), model)
             piece = piece_of(service, line)
-            whole.said.append(piece.said)
+            if piece.said:
+                whole.said.append(piece.said)
             if piece.thought:
                 whole.thought.append(piece.thought)
             whole.calls += piece.calls

@@ -6,16 +6,18 @@ chat has its texts in `message`, generate in `response`; all else is alike.
 from __future__ import annotations
 
 import json
+import reprlib
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.engines.http.answers import one_line
 from engine_plugin.errors import BadGatewayError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["NOT_DONE", "Piece", "finish_reason", "openai_call", "openai_logprobs", "piece_of"]
+__all__ = ["NOT_DONE", "Piece", "finish_reason", "json_of", "openai_call", "openai_logprobs", "piece_of"]
 
 NOT_DONE = "the Ollama server's stream ended before it was done"
 
@@ -52,8 +54,17 @@ def piece_of(service: str, line: Mapping[str, Any]) -> Piece:
     return Piece(said, thought, calls, logprobs, line.get("done") is True)
 
 
-def _strange(line: Mapping[str, Any]) -> BadGatewayError:
-    return BadGatewayError(f"the engine's line is not understood: {str(line)[:200]}")
+def _strange(shape: Mapping[str, Any], what: str = "line") -> BadGatewayError:
+    return BadGatewayError(f"the engine's {what} is not understood: {one_line(reprlib.repr(shape))}")
+
+
+def json_of(shape: Any, separators: tuple[str, str] = (", ", ": ")) -> bytes:
+    """What is made of a server's words, as JSON. Raises BadGatewayError for what no JSON can hold."""
+    try:
+        text = json.dumps(shape, ensure_ascii=False, allow_nan=False, separators=separators)
+    except (ValueError, RecursionError) as error:
+        raise BadGatewayError(f"the engine's answer cannot be told as JSON: {error}") from None
+    return text.encode("utf-8", "replace")
 
 
 def finish_reason(last: Mapping[str, Any], *, called: bool) -> str:
@@ -65,16 +76,17 @@ def finish_reason(last: Mapping[str, Any], *, called: bool) -> str:
 def openai_call(call: Mapping[str, Any], index: int) -> dict[str, Any]:
     """A tool's call with its arguments as a text, and an id also where the server gives none."""
     function = call.get("function")
-    if not isinstance(function, dict):
-        raise BadGatewayError(f"the engine's tool call is not understood: {str(call)[:200]}")
-    arguments = function.get("arguments")
+    name = function.get("name") or "" if isinstance(function, dict) else None
+    if not isinstance(function, dict) or not isinstance(name, str):
+        raise _strange(call, "tool call")
+    arguments, told = function.get("arguments"), call.get("id")
     if not isinstance(arguments, str):
-        arguments = json.dumps(arguments if arguments is not None else {}, ensure_ascii=False)
+        arguments = json_of({} if arguments is None else arguments).decode()
     return {
         "index": index,
-        "id": str(call.get("id") or f"call_{secrets.token_hex(12)}"),
+        "id": told if isinstance(told, str) and told else f"call_{secrets.token_hex(12)}",
         "type": "function",
-        "function": {"name": str(function.get("name") or ""), "arguments": arguments},
+        "function": {"name": name, "arguments": arguments},
     }
 
 

@@ -19,13 +19,15 @@ _FIELDS = (
     "eval_count",
     "eval_duration",
 )
+_TOO_MUCH = 1 << 63
 
 
 def _count(last: Mapping[str, Any], field: str) -> int:
+    """One below zero, as of a clock that was set back, is none."""
     value = last.get(field) or 0
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise BadGatewayError(f"the engine's {field} is {value!r}")
-    return int(value)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < _TOO_MUCH:
+        raise BadGatewayError(f"the engine's {field} is no count")
+    return max(0, int(value))
 
 
 def usage(lasts: Sequence[Mapping[str, Any]], choices_each: int = 1) -> dict[str, int]:

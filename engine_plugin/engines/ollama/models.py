@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,10 @@ FEATURE_OF_SERVICE = {
 
 _AT_ONCE = 4
 """Models that a server is asked about at the same time."""
+_SHOWS = 5.0
+"""Seconds for what is asked about single models; of those that are not told of by then, the list must do."""
+_MOST_MODELS = 10_000
+_BATCH = 500
 _LISTING_HOLDS = 20.0
 _LOAD_PATIENCE = 3600.0
 """Seconds for a load where no deadline of the caller comes first."""
@@ -243,14 +248,36 @@ class ServerModels:
         return listing.models
 
     async def _ask_for_all(self, client: OllamaClient) -> list[ModelInfo]:
-        turns = asyncio.Semaphore(_AT_ONCE)
         entries = entries_of(await client.ask("GET", "/api/tags"))
-        return await asyncio.gather(*(self._info(client, entry, turns) for entry in entries))
+        entries, others = entries[:_MOST_MODELS], len(entries) - _MOST_MODELS
+        asked = await self._ask_about(client, [entry for entry in entries if not _tells_all(entry)])
+        if others > 0:
+            log.warning("the server has %d models more than the %d that are looked at", others, _MOST_MODELS)
+        models: list[ModelInfo] = []
+        for entry in entries:
+            models.append(self._info(entry, asked.get(entry["name"]) or capabilities_told(entry)))
+            if not len(models) % _BATCH:
+                await asyncio.sleep(0)  # others go on meanwhile
+        return models
 
-    async def _info(self, client: OllamaClient, entry: dict[str, Any], turns: asyncio.Semaphore) -> ModelInfo:
-        told = capabilities_told(entry)
-        if not told.features or not told.context_length:
-            told = await self._shown_capabilities(client, entry, turns)
+    async def _ask_about(self, client: OllamaClient, entries: list[dict[str, Any]]) -> dict[str, Capabilities]:
+        """What `show` tells of models, for servers whose list does not, as far as it comes in time."""
+        told: dict[str, Capabilities] = {}
+        left = iter(entries)
+
+        async def ask() -> None:
+            for entry in left:
+                shown = await self._shown_capabilities(client, entry)
+                if shown is not None:
+                    told[entry["name"]] = shown
+
+        if entries:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_SHOWS):
+                    await asyncio.gather(*(ask() for _ in range(_AT_ONCE)))
+        return told
+
+    def _info(self, entry: dict[str, Any], told: Capabilities) -> ModelInfo:
         bare = model_of(entry, told)
         can = resolve(
             bare.name,
@@ -264,21 +291,18 @@ class ServerModels:
             can = replace(can, features=(*can.features, "transcription"))
         return replace(bare, capabilities=can)
 
-    async def _shown_capabilities(
-        self, client: OllamaClient, entry: dict[str, Any], turns: asyncio.Semaphore
-    ) -> Capabilities:
-        """What `show` tells, for servers whose list does not; nothing when it fails, and it is asked again."""
+    async def _shown_capabilities(self, client: OllamaClient, entry: dict[str, Any]) -> Capabilities | None:
+        """What `show` tells; None when it fails, and it is asked again."""
         name, digest = entry["name"], str(entry.get("digest") or "")
 
         async def ask() -> Capabilities:
-            async with turns:
-                return capabilities_shown(await client.ask("POST", "/api/show", {"model": name}, model=name))
+            return capabilities_shown(await client.ask("POST", "/api/show", {"model": name}, model=name))
 
         try:
             return await self._shown.get(name, digest, ask)
         except EnginePluginError as error:
             log.debug("%s: the server does not tell what it can do: %s", name, error)
-            return Capabilities()
+            return None
 
     def _num_ctx(self, model: ModelInfo, known: int) -> int | None:
         override = override_for(model.name, self._options.models)
@@ -290,6 +314,11 @@ class ServerModels:
     def _cloud(self, name: str) -> ModelInfo:
         can = resolve(name, overrides=self._options.models)
         return ModelInfo(name, "chat", 0, "", EPOCH, bundled=False, details=ModelDetails(), capabilities=can)
+
+
+def _tells_all(entry: dict[str, Any]) -> bool:
+    told = capabilities_told(entry)
+    return bool(told.features and told.context_length)
 
 
 _PROPOSED = {"completion": "llama3.2:1b", "embedding": "nomic-embed-text", "transcription": "gemma3n"}

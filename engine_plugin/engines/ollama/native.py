@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.http.answers import drained
 from engine_plugin.engines.http.ndjson import as_events, read_line, whole_lines
-from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_line
-from engine_plugin.engines.ollama.lines import NOT_DONE
+from engine_plugin.engines.ollama.errors import complains, complaint_error, complaint_of_line
+from engine_plugin.engines.ollama.lines import NOT_DONE, json_of
 from engine_plugin.errors import BadGatewayError
 
 if TYPE_CHECKING:
@@ -22,8 +21,8 @@ __all__ = ["native_answer", "native_events"]
 
 # In a JSON string a quote is escaped, so that these stand where a field is. `done` may also be inside of a tool's
 # arguments, which is why its line is then read.
-_ERROR_LINE = re.compile(rb'^\{\s?"error"', re.MULTILINE)
-_DONE_FIELD = re.compile(rb'"done"\s?:\s?true')
+_ERROR_FIELD = re.compile(rb'"error"\s*:')
+_DONE_FIELD = re.compile(rb'"done"\s*:\s*true')
 
 
 async def native_events(response: HttpResponse, model: str) -> AsyncGenerator[bytes, None]:
@@ -49,15 +48,14 @@ async def native_events(response: HttpResponse, model: str) -> AsyncGenerator[by
 
 def _first_bad(lines: bytes) -> int:
     """Where the first line begins that is an error or no object; the lines' length when none does."""
-    failed = _ERROR_LINE.search(lines) if b'"error"' in lines else None
-    if lines.count(b"}\n") != lines.count(b"\n"):
-        start = 0
-        for line in lines.splitlines(keepends=True):
-            if not line.endswith(b"}\n"):
-                break
-            start += len(line)
-        return min(start, failed.start()) if failed else start
-    return failed.start() if failed else len(lines)
+    if b'"error"' not in lines and lines.count(b"}\n") == lines.count(b"\n"):
+        return len(lines)
+    start = 0
+    for line in lines.split(b"\n")[:-1]:
+        if not line.endswith(b"}") or (_ERROR_FIELD.search(line) and complains(read_line(line))):
+            break
+        start += len(line) + 1
+    return start
 
 
 def _end_of_done(lines: bytes) -> int:
@@ -84,4 +82,4 @@ def native_answer(service: str, whole: Whole) -> bytes:
         source["tool_calls"] = whole.calls
     if whole.logprobs:
         answer["logprobs"] = whole.logprobs
-    return json.dumps(answer, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return json_of(answer)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin import catalogue
 from engine_plugin.download.events import ChunkProgress, Status, Success
+from engine_plugin.engines.http.answers import one_line
 from engine_plugin.engines.http.ndjson import line_objects, whole_lines
 from engine_plugin.engines.ollama.blobs import sha256_of, upload
 from engine_plugin.engines.ollama.entries import number_of
-from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_line
+from engine_plugin.engines.ollama.errors import complains, complaint_error, complaint_of_line
 from engine_plugin.engines.ollama.models import full_name
 from engine_plugin.errors import (
     BadGatewayError,
@@ -44,6 +45,7 @@ __all__ = ["Pulls"]
 _SILENCE = 900.0
 """Seconds without a line after which a pull is given up: a large layer is verified in silence."""
 _COPY = "model:"
+_SHOWN = 200
 _SUCCESS = "success"
 _STATUS = re.compile(r"^the engine answered \d+: ")
 _NO_HOST = ("no such host", "connection refused", "i/o timeout", "network is unreachable", "dial tcp")
@@ -176,7 +178,7 @@ async def _watched(
     try:
         async with client.request("POST", path, json.dumps(shape).encode(), model=model) as response:
             async for line in _lines(response):
-                if "error" in line:
+                if complains(line):
                     raise complaint_error(complaint_of_line(line), model)
                 said = _told(line, said, publish)
                 if said == _SUCCESS:
@@ -190,13 +192,18 @@ async def _watched(
 
 def _told(line: dict[str, Any], said: str, publish: Callable[[PullEvent], None]) -> str:
     """Tell of a line, but not twice in a row of one step; returns the step."""
-    status, digest, total = str(line.get("status") or ""), line.get("digest"), number_of(line.get("total"))
-    if isinstance(digest, str) and digest and total:
+    status, digest, total = _words(line.get("status")), _words(line.get("digest")), number_of(line.get("total"))
+    if digest and total:
         publish(ChunkProgress(digest, min(number_of(line.get("completed")), total), total))
         return status
     if status not in ("", said, _SUCCESS):
         publish(Status(status))
     return status or said
+
+
+def _words(said: object) -> str:
+    """What a person can be shown of it."""
+    return one_line(said[:_SHOWN]) if isinstance(said, str) else ""
 
 
 async def _lines(response: HttpResponse) -> AsyncGenerator[dict[str, Any], None]:

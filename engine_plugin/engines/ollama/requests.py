@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.http.bodies import request_json
@@ -27,7 +28,9 @@ PATHS = {"chat": "/api/chat", "generate": "/api/generate", "embed": "/api/embed"
 STREAMED = frozenset({"chat", "generate"})
 
 _MOST_CHOICES = 128
+_MOST_ANSWERS = 1024
 _FEW_PARAMETERS = 7e9
+_SECONDS = re.compile(r"-?[0-9]{1,18}")
 
 # Fields of OpenAI's requests, and what options Ollama has for them; the others have the same names.
 _RENAMED = {
@@ -81,6 +84,10 @@ def single_requests(service: str, request: dict[str, Any], *, native: bool) -> l
             raise InvalidRequestError(f"{field}: Ollama cannot {why}; leave it out")
     prompts = _prompts(request["prompt"]) if service == "generate" else [""]
     count = _choices(request)
+    if len(prompts) * count > _MOST_ANSWERS:
+        raise InvalidRequestError(
+            f"prompt: {len(prompts)} prompts with {count} choices each are too many; at most {_MOST_ANSWERS} answers"
+        )
     if len(prompts) * count == 1:
         return [request | ({"prompt": prompts[0]} if service == "generate" else {})]
     singles: list[dict[str, Any]] = []
@@ -293,6 +300,6 @@ def _keep_alive(body: dict[str, Any], options: OllamaOptions) -> None:
     """A number is seconds; as a text the server would want a unit."""
     value = body.get("keep_alive", options.keep_alive)
     if isinstance(value, str):
-        value = int(value) if value.removeprefix("-").isdecimal() else value
+        value = int(value) if _SECONDS.fullmatch(value) else value
     if value != "":
         body["keep_alive"] = value

@@ -55,7 +55,8 @@ async def call(
     if service not in requests.STREAMED:
         async with exchange.sent(request) as response:
             data = await response.read(_ANSWER_LIMIT)
-        return data if facts.native else answers.embeddings_answer(data, request)
+        make = answers.native_embeddings if facts.native else answers.embeddings_answer
+        return make(data, request)
     wholes: list[Whole] = []
     for single in requests.single_requests(service, request, native=facts.native):
         async with exchange.sent(single) as response:

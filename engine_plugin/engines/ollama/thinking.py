@@ -21,7 +21,7 @@ class ThinkParser:
 
     def __init__(self) -> None:
         self._held = ""  # maybe the beginning of a tag
-        self._lead = ""  # white space before anything was said
+        self._lead: list[str] = []  # white space before anything was said
         self._thinking = False
         self._begun = False
         self._after_tag = False
@@ -45,13 +45,13 @@ class ThinkParser:
                 self._held = text[at:]
                 return "".join(thought), "".join(said)
             position = at + len(tag)
-            self._thinking, self._lead = tag == _OPEN, ""
+            self._thinking, self._lead = tag == _OPEN, []
             self._after_tag = self._thinking or not self._begun
 
     def end(self) -> tuple[str, str]:
         """What was held back: it is no tag."""
-        held, self._held = self._lead + self._held, ""
-        self._lead = ""
+        held, self._held = "".join([*self._lead, self._held]), ""
+        self._lead = []
         return (held, "") if self._thinking else ("", held)
 
     def _tell(self, text: str, thought: list[str], said: list[str]) -> None:
@@ -60,11 +60,10 @@ class ThinkParser:
         if not text:
             return
         if not self._thinking and not self._begun:
-            text, self._lead = self._lead + text, ""
             if text.isspace():
-                self._lead = text
+                self._lead.append(text)
                 return
-            self._begun = True
+            text, self._lead, self._begun = "".join([*self._lead, text]), [], True
         self._after_tag = False
         (thought if self._thinking else said).append(text)
 
@@ -76,7 +75,7 @@ def _next_tag(text: str, start: int) -> tuple[int, str]:
         for tag in (_OPEN, _CLOSE):
             if text.startswith(tag, at):
                 return at, tag
-            if tag.startswith(text[at:]):
+            if tag.startswith(text[at : at + len(tag)]):  # a copy of all that follows would cost much for many `<`
                 return at, ""
         at = text.find("<", at + 1)
     return len(text), ""
