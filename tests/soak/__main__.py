@@ -25,7 +25,7 @@ __all__ = ["main"]
 
 
 _CLEANING_UP = 120.0
-_STREAMS = {"llamacpp": 200, "ollama": 80, "openvino": 8}
+_STREAMS = {"llamacpp": 200, "ollama": 80, "openai": 40, "openvino": 8}
 
 
 async def _soak(plan: Plan, engine: str) -> Figures | BothLives:
@@ -34,10 +34,10 @@ async def _soak(plan: Plan, engine: str) -> Figures | BothLives:
         raise RuntimeError("not in a task")
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    if engine == "ollama":
-        from tests.soak.ollama import soak_ollama
+    if engine in ("ollama", "openai"):
+        from tests.soak.ollama import LIVES, soak_ollama
 
-        return await soak_ollama(plan)
+        return await soak_ollama(plan, LIVES if engine == "ollama" else ("openai",))
     if engine == "openvino":
         from tests.soak.openvino import soak_openvino
 
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--engine", choices=sorted(_STREAMS), default="llamacpp", help="whose plugin (llamacpp)")
     parser.add_argument("--minutes", type=float, default=3.0, help="of load, warm-up included (3)")
     parser.add_argument(
-        "--streams", type=int, default=None, help="at once (200; ollama: 80 in both lives; openvino: 8)"
+        "--streams", type=int, default=None, help="at once (200; ollama: 80 in both lives; openai: 40; openvino: 8)"
     )
     parser.add_argument("--seed", type=int, default=None, help="of all that is left to chance (another each time)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")

@@ -103,7 +103,7 @@ async def _soak(plan: Plan, made: OllamaRig, figures: OllamaFigures) -> None:
     made.log.restarts = 0
     await _phase(plan, made, "load", plan.seconds, figures)
     figures.restarts, figures.cancel_seen = made.log.restarts, figures.tally.noticed
-    begun = ("engines killed",) if made.life == "attached" else ("engine stopped and started",)
+    begun = ("engine stopped and started",) if made.life == "managed" else ("engines killed",)
     figures.lives = figures.restarts + sum(figures.tally.counts[what] for what in begun)
     await _still_answers(made, figures)
     await _nothing_open(made, figures)
@@ -127,10 +127,10 @@ async def _phase(plan: Plan, made: OllamaRig, name: str, seconds: float, figures
 
 async def _still_answers(made: OllamaRig, figures: OllamaFigures) -> None:
     """After all that, every service does as on the first day."""
-    asked = [
-        ("chat", ask_for("chat", "tiny-chat", "say one")),
-        ("generate", ask_for("generate", "tiny-chat", "say one")),
-        ("embed", {"model": "embed", "input": "one"}),
+    model = "gpt-x" if made.life == "openai" else "tiny-chat"
+    asked: list[tuple[str, dict[str, Any]]] = [
+        *((service, ask_for(service, model, "say one")) for service in ("chat", "generate")),
+        ("embed", {"input": "one"}),
     ]
     server = await made.contract()
     await asyncio.to_thread(server.mend)
@@ -206,7 +206,7 @@ async def _all_gone(made: OllamaRig, figures: OllamaFigures, name: str) -> None:
             break
         await asyncio.sleep(_LOOK)
     figures.ends.append(loop.time() - began)
-    if made.life == "attached":
+    if made.life != "managed":
         await _nothing_open(made, figures)
 
 

@@ -11,6 +11,7 @@ from engine_plugin.errors import EnginePluginError, error_for_code
 from engine_plugin.host import events
 from tests.openvino.driver.running import tone
 from tests.openvino.hosted.work import recording
+from tests.soak import openai_server
 from tests.soak.ollama_rig import FAULTS, GOOD
 from tests.soak.working import Working
 
@@ -32,6 +33,8 @@ SERVER = "server"
 """As what its deaths and answers are noted: there is one."""
 
 _WAV_HEAD = 44
+_SERVICES = ("chat", "generate", "embed", "speech-to-text")
+_OPENAI_SERVICES = ("text-to-speech",)
 _QUESTIONS = ("list_models", "health_check", "running_models", "get_operate_status", "get_config", "check_engine")
 _WAYS = {"whole": 46, "before": 10, "middle": 15, "deadline": 10, "bad": 9, "stalled": 6, "endless": 4}
 """How a stream ends, and how often in a hundred: by itself, left at once or amid its words, at its deadline, by a
@@ -46,6 +49,9 @@ class OllamaLoad(Working):
         super().__init__(rig.where, tally, seed, BROKEN)
         self._rig = rig
         self._longest = longest
+        is_openai = rig.life == "openai"
+        self._good: tuple[str, ...] = openai_server.GOOD if is_openai else GOOD
+        self._faults = openai_server.FAULTS if is_openai else FAULTS
         self._sound = tone(0.2)
         self._spoken = recording(3, rate=16_000)[_WAV_HEAD:]
         self._number = 0
@@ -84,17 +90,17 @@ class OllamaLoad(Working):
                 chunks = self._rig.client.stream(service, ask_for(service, chance.choice(names), "count 9"))
                 await self._left(chunks, chance.uniform(0.05, 1.5))
             case "before":
-                chunks = self._rig.client.stream(service, ask_for(service, chance.choice(GOOD), "count 9"))
+                chunks = self._rig.client.stream(service, ask_for(service, chance.choice(self._good), "count 9"))
                 await self._left(chunks, chance.choice((0, 0.001, chance.uniform(0, 0.05))))
             case _:
-                reading = _Reading(self._tally, service, chance, self._longest)
+                reading = _Reading(self._tally, service, chance.choice(self._good), chance.randint(1, self._longest))
                 timeout = chance.uniform(0.02, 2) if way == "deadline" else None
                 chunks = self._rig.client.stream(service, reading.request, timeout=timeout)
                 await reading.read(chunks, chance.randint(1, self._longest) if way == "middle" else None)
 
     async def _bad(self, service: str, chance: random.Random) -> None:
         """One whose model fails; the caller must be told what that means."""
-        name = chance.choice(list(FAULTS))
+        name = chance.choice(list(self._faults))
         request = ask_for(service, name, "count 9")
         try:
             if chance.random() < 0.3:
@@ -104,7 +110,7 @@ class OllamaLoad(Working):
                     async for _ in events(chunks):
                         pass
         except EnginePluginError as error:
-            self._tally.failed(f"{service} of {name}", error, (*BROKEN, FAULTS[name]))
+            self._tally.failed(f"{service} of {name}", error, (*BROKEN, self._faults[name]))
         else:
             self._tally.surprise(f"{service} of {name}: ended in order")
         self._tally.counts["streams that fail"] += 1
@@ -132,7 +138,7 @@ class OllamaLoad(Working):
         began = asyncio.get_running_loop().time()
         for _ in range(100):
             open_now = await _of_server(server.requests, state="open")
-            if all((entry["body"] or {}).get("options", {}).get("seed") != self._number for entry in open_now):
+            if all(_seed_of(entry["body"] or {}) != self._number for entry in open_now):
                 self._tally.noticed.append(asyncio.get_running_loop().time() - began)
                 return
             await asyncio.sleep(0.02)
@@ -141,14 +147,19 @@ class OllamaLoad(Working):
     # Calls
 
     async def _call(self, chance: random.Random) -> None:
-        service = chance.choice(("chat", "generate", "embed", "speech-to-text"))
-        model = chance.choice(GOOD)
-        if service == "embed":
-            request: dict[str, Any] = {"model": "embed", "input": ["one", "two"]}
-        elif service == "speech-to-text":
-            request = {"model": "audio", "audio": self._sound}
-        else:
-            request = ask_for(service, model, f"count {chance.randint(1, self._longest)}")
+        services = [*_SERVICES, *(_OPENAI_SERVICES if self._rig.life == "openai" else ())]
+        service = chance.choice(services)
+        request: dict[str, Any]
+        match service:
+            case "embed":
+                request = {"input": "one"}
+            case "text-to-speech":
+                request = {"text": "one"}
+            case "speech-to-text":
+                request = {"audio": self._sound}
+            case _:
+                count = chance.randint(1, self._longest)
+                request = ask_for(service, chance.choice(self._good), f"count {count}")
         await self._left_or_whole(self._rig.client.invoke(service, request), chance)
 
     async def _talk(self, chance: random.Random) -> None:
@@ -157,15 +168,19 @@ class OllamaLoad(Working):
     async def _bad_request(self, chance: random.Random) -> None:
         """One that is not to be served, and says why."""
         self._tally.counts["bad requests"] += 1
-        service, request, code = chance.choice(
-            (
+        one = [{"role": "user", "content": "one"}]
+        asked: list[tuple[str, dict[str, Any], int]] = [
+            ("embed", {"model": "embed"}, 400),
+            ("chat", {"messages": "one"}, 400),
+        ]
+        if self._rig.life != "openai":
+            asked += [
                 ("embed", {"model": "tiny-chat", "input": "one"}, 400),
-                ("chat", {"model": "embed", "messages": [{"role": "user", "content": "one"}]}, 400),
-                ("chat", {"model": "nobody", "messages": [{"role": "user", "content": "one"}]}, 404),
-                ("embed", {"model": "embed"}, 400),
+                ("chat", {"model": "embed", "messages": one}, 400),
+                ("chat", {"model": "nobody", "messages": one}, 404),
                 ("rerank", {"query": "one", "documents": ["two"]}, 404),
-            )
-        )
+            ]
+        service, request, code = chance.choice(asked)
         try:
             await self._rig.client.invoke(service, request)
         except EnginePluginError as error:
@@ -182,7 +197,12 @@ def ask_for(service: str, model: str, prompt: str, seed: int | None = None) -> d
     what: dict[str, Any] = {"messages": [{"role": "user", "content": prompt}]}
     if service == "generate":
         what = {"prompt": prompt}
-    return {"model": model, **what, **({} if seed is None else {"options": {"seed": seed}})}
+    return {"model": model, **what, **({} if seed is None else {"seed": seed})}
+
+
+def _seed_of(body: dict[str, Any]) -> Any:
+    """As OpenAI has it, or Ollama."""
+    return body.get("seed", (body.get("options") or {}).get("seed"))
 
 
 async def _of_server(ask: Any, **facts: str) -> Any:
@@ -196,10 +216,9 @@ async def _of_server(ask: Any, **facts: str) -> Any:
 class _Reading:
     """One stream of words, and whether what comes is what was asked for."""
 
-    def __init__(self, tally: Tally, service: str, chance: random.Random, longest: int) -> None:
+    def __init__(self, tally: Tally, service: str, model: str, count: int) -> None:
         self._tally = tally
-        self._model = chance.choice(GOOD)
-        count = chance.randint(1, longest)
+        self._model = model
         self._wanted = " ".join(str(number) for number in range(1, count + 1))
         self._came = ""
         self._last: dict[str, Any] = {}

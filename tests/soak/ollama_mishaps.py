@@ -47,7 +47,7 @@ _PULLS: dict[str, tuple[int, ...]] = {
 }
 """What is pulled, and for those that never come, how that is told."""
 _BROKEN_PULL = (*BROKEN, 500)
-_RULES = ("error", "no-done", "cut", "garbage", "busy", "crashed", "hang-up", "html", "canceled", "slow", "zero")
+_RULES = ("error", "no-done", "cut", "garbage", "busy", "crashed", "hang-up", "html", "canceled")
 _PATHS = ("/api/chat", "/api/generate", "/api/embed", "/api/tags", "/api/ps", "/api/version", "/")
 
 
@@ -68,15 +68,18 @@ class OllamaMishaps(Working):
         """What to run."""
         kinds: list[Kind] = [
             ("kill", self._kill, 7.0),
-            ("kill a runner", self._kill_a_runner, 3.0),
             ("freeze", self._freeze, 8.0),
-            ("rule", self._rule, 0.7),
-            ("unload", self._unload, 4.0),
             ("stop", self._stop_and_start, 17.0),
-            ("pull", self._pull, 0.5),
-            ("pull", self._pull, 0.5),
-            ("pull a file", self._pull_a_file, 6.0),
         ]
+        if self._rig.life != "openai":  # whose models are its own affair
+            kinds += [
+                ("kill a runner", self._kill_a_runner, 3.0),
+                ("rule", self._rule, 0.7),
+                ("unload", self._unload, 4.0),
+                ("pull", self._pull, 0.5),
+                ("pull", self._pull, 0.5),
+                ("pull a file", self._pull_a_file, 6.0),
+            ]
         return self.each((name, work, pause * self._pace) for name, work, pause in kinds)
 
     # The server
@@ -84,7 +87,7 @@ class OllamaMishaps(Working):
     async def _kill(self, chance: random.Random) -> None:
         self._tally.crashed(SERVER)
         self._tally.counts["engines killed"] += 1
-        if self._rig.life == "attached":
+        if self._rig.life != "managed":
             async with self._lock:
                 await self._rig.theirs.die()
                 await asyncio.sleep(chance.uniform(0, 2))
@@ -201,5 +204,7 @@ class OllamaMishaps(Working):
 
     async def tidy_up(self) -> None:
         """Delete what pulls have left, as a host would."""
+        if self._rig.life == "openai":
+            return
         for model in ("copied", "from-a-file", *_PULLS):
             await self._delete(model)

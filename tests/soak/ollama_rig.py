@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import sys
 import tempfile
 import uuid
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FAULTS", "GOOD", "Life", "OllamaRig", "Theirs", "ollama_rig"]
 
-Life: TypeAlias = Literal["managed", "attached"]
+Life: TypeAlias = Literal["managed", "attached", "openai"]
+"""With an Ollama of its own, with somebody else's, and with somebody else's server that speaks OpenAI's REST."""
 
 GOOD = ("tiny-chat", "think:8b", "tools:7b", "fault-slow", "fault-crumbs", "fault-burst", "fault-last-words")
 """Models that answer to the last word, each in its own way."""
@@ -54,10 +57,12 @@ _WAITING = ("fault-stall", "fault-silent", "fault-endless")
 _FLAVOURS: dict[Life, dict[str, str]] = {
     "managed": {"chat": "ollama:chat", "generate": "openvino:generate", "embed": "ollama:embed"},
     "attached": {"chat": "openai:chat", "generate": "ollama:generate", "embed": "openvino:embed"},
+    "openai": {},
 }
 _OPTIONS: dict[Life, dict[str, object]] = {
     "managed": {
         "server": "manage",
+        "drain_timeout": 2,
         "start_timeout": 20,
         "stop_timeout": 1,
         "health_interval": 0.5,
@@ -66,7 +71,8 @@ _OPTIONS: dict[Life, dict[str, object]] = {
         "restart_backoff": 0.05,
         "stable_time": 1,
     },
-    "attached": {},
+    "attached": {"drain_timeout": 2},
+    "openai": {"connect_backoff": 0.02},
 }
 _LIMIT = 30.0  # seconds for any single step of setting up and ending
 _EXPECTED_ERRORS = re.compile(r"our Ollama server( (died|ended|hangs|cannot serve|did not)|: no sign of progress)")
@@ -115,6 +121,40 @@ class Theirs:
             await asyncio.to_thread(server.close)
 
 
+class TheirOpenAI(Theirs):
+    """Somebody else's server of the other kind."""
+
+    def __init__(self) -> None:
+        super().__init__(Path())
+        self._program: asyncio.subprocess.Process | None = None
+
+    @property
+    def process(self) -> psutil.Process:
+        if self._program is None:
+            raise psutil.NoSuchProcess(0)
+        return psutil.Process(self._program.pid)
+
+    async def start(self) -> None:
+        pipe = asyncio.subprocess.PIPE
+        self._program = program = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.soak.openai_server", str(self.port)),
+            stdin=pipe,
+            stdout=pipe,
+            stderr=asyncio.subprocess.DEVNULL,
+            cwd=REPOSITORY,
+            env=os.environ | {MARK: self.mark},
+        )
+        if program.stdout is None:
+            raise RuntimeError("the server has no output")
+        self.port = int(await program.stdout.readline())
+
+    async def die(self) -> None:
+        program, self._program = self._program, None
+        if program is not None:
+            program.kill()
+            await program.communicate()
+
+
 class OllamaRig(Hosted):
     """A launched plugin in one of its two lives. Made by `ollama_rig`."""
 
@@ -126,7 +166,7 @@ class OllamaRig(Hosted):
 
     async def contract(self) -> ContractClient:
         """The server that is used. Raises EnginePluginError while there is none."""
-        if self.life == "attached":
+        if self.life != "managed":
             return ContractClient(self.theirs.port)
         host = (await self.client.get_config())["host"]
         return ContractClient(int(host.rpartition(":")[2] or 0))
@@ -134,7 +174,7 @@ class OllamaRig(Hosted):
     def server(self, *, guards: bool = False) -> psutil.Process | None:
         """The process of the server that is used, or of its guard, if there is one."""
         with suppress(psutil.Error):
-            if self.life == "attached":
+            if self.life != "managed":
                 return self.theirs.process
             for process in self.plugin.children(recursive=True):
                 argv = process.cmdline()
@@ -169,29 +209,30 @@ async def ollama_rig(life: Life, engine: Mapping[str, Any]) -> AsyncIterator[Oll
     scratch = Path(tempfile.mkdtemp(prefix="eps-"))
     mark = uuid.uuid4().hex
     log = Log(_EXPECTED_ERRORS)
-    theirs = Theirs(scratch / "theirs")
+    theirs = TheirOpenAI() if life == "openai" else Theirs(scratch / "theirs")
     try:
         async with AsyncExitStack() as cleanup:
             for folder in (scratch / "theirs", scratch / "data" / "models"):
                 _fill(folder)
             cleanup.push_async_callback(theirs.die)
             await theirs.start()
-            _lay_out(scratch, life, engine)
+            _lay_out(scratch, life, engine, theirs)
             client = await launched(scratch, mark, log, **environment(scratch, theirs))
             await cleanup.enter_async_context(client)
             await client.start_engine(timeout=_LIMIT)
-            await _prime(client)
+            await _prime(client, life)
             yield OllamaRig(scratch, mark, client, log, life, theirs)
     finally:
         sweep(theirs.mark, scratch)
         sweep(mark, scratch)
 
 
-async def _prime(client: PluginClient) -> None:
+async def _prime(client: PluginClient, life: Life) -> None:
     """What is imported when it is needed is imported now."""
-    await client.pull_model("from-a-file", source=str(ENDLESS), timeout=_LIMIT)
-    await client.delete_model("from-a-file", timeout=_LIMIT)
-    await client.invoke("speech-to-text", {"model": "audio", "audio": tone(0.2)}, timeout=_LIMIT)
+    if life != "openai":
+        await client.pull_model("from-a-file", source=str(ENDLESS), timeout=_LIMIT)
+        await client.delete_model("from-a-file", timeout=_LIMIT)
+    await client.invoke("speech-to-text", {"audio": tone(0.2)}, timeout=_LIMIT)
     async with client.invoke_bidi("speech-to-text-ws", timeout=_LIMIT) as talk:
         await talk.send(bytes(8_000), metadata={"format": "pcm"})
         await talk.done_sending()
@@ -206,11 +247,14 @@ def _fill(folder: Path) -> None:
             library.add(Model(f"{name}:latest"))
 
 
-def _lay_out(scratch: Path, life: Life, engine: Mapping[str, Any]) -> None:
-    options = {"drain_timeout": 2, **_OPTIONS[life], **engine}
+def _lay_out(scratch: Path, life: Life, engine: Mapping[str, Any], theirs: Theirs) -> None:
+    options = {**_OPTIONS[life], **engine}
     if life == "managed":
         options["ollama"] = str(write_program(scratch / "bin", "--runners"))
-    shape = yaml.safe_load((REPOSITORY / "plugins/ollama/plugin.yaml").read_text())
+    plugin = "openai" if life == "openai" else "ollama"
+    shape = yaml.safe_load((REPOSITORY / f"plugins/{plugin}/plugin.yaml").read_text())
+    if life == "openai":
+        shape["provider"]["engine_host"] = f"http://127.0.0.1:{theirs.port}/v1"
     shape["engine"] |= options
     for service in shape["services"]:
         service["config_ref"] = _FLAVOURS[life].get(service["service_name"], service["config_ref"])

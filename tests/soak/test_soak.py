@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="engines are hurt by signals")
 
 SHORT = Plan(seconds=6.0, warm_up=4.0, streams=50, seed=7, pace=0.2, longest=20, interval=0.05)
-SHORT_OLLAMA = Plan(seconds=3.0, warm_up=1.0, streams=12, seed=7, pace=0.1, longest=20, deaths=1)
+SHORT_OF_OTHERS = Plan(seconds=3.0, warm_up=1.0, streams=12, seed=7, pace=0.1, longest=20, deaths=1)
 REST = Snapshot(60 << 20, {"sockets": 8}, 0, 14, {"a": 2}, {"MainThread": 1, "asyncio_N": 3}, 1000, {"x": 1000})
 
 
@@ -62,17 +62,18 @@ async def test_a_short_soak_is_clean(scratch: Path) -> None:
 @pytest.mark.promise("P2", "P5", "P11", "P12", "P32")
 @pytest.mark.slow
 @posix_only
-@pytest.mark.parametrize("life", LIVES)
-async def test_a_short_soak_of_an_ollama_is_clean(life: Life, scratch: Path) -> None:
-    both = await soak_ollama(SHORT_OLLAMA, (life,))
+@pytest.mark.parametrize("life", [*LIVES, "openai"])
+async def test_a_short_soak_of_other_servers_is_clean(life: Life, scratch: Path) -> None:
+    both = await soak_ollama(SHORT_OF_OTHERS, (life,))
     assert both.problems() == [], both.text()
     figures = both.lives[life]
     counts = figures.tally.counts
-    for what in ("streams completed", "streams cancelled", "streams that fail", "unary calls completed", "pulls"):
+    for what in ("streams completed", "streams cancelled", "streams that fail", "unary calls completed"):
         assert counts[what] > 0, both.text()
+    assert counts["pulls"] > 0 or life == "openai"
     assert counts["engines killed"] > 0, both.text()
     assert figures.cancel_seen
-    assert len(figures.ends) == SHORT_OLLAMA.deaths + 1
+    assert len(figures.ends) == SHORT_OF_OTHERS.deaths + 1
     assert json.loads(json.dumps(both.to_json()))[life]["seed"] == 7
     assert both.text().endswith("CLEAN")
 
