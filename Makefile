@@ -47,7 +47,7 @@ demo: run-setup  ## see the plugin at work (PROMPT="Tell me a story" asks what y
 test: setup  ## run the tests (ARGS="tests/goplugin -k handshake" chooses)
 	@$(VENV_PYTHON) -m pytest $(or $(ARGS),-n 3 --dist loadfile)
 
-soak: setup  ## load the plugin and hurt its engines for three minutes (ARGS="--minutes 60 --engine openvino")
+soak: setup  ## load the plugin and hurt its engines for three minutes (ARGS="--engine ollama --minutes 60")
 	@$(VENV_PYTHON) -m tests.soak $(ARGS)
 
 lint: setup  ## check style and types

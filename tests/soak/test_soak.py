@@ -59,7 +59,7 @@ async def test_a_short_soak_is_clean(scratch: Path) -> None:
     assert figures.text().endswith("CLEAN")
 
 
-@pytest.mark.promise("P2", "P5", "P11", "P12", "P32")
+@pytest.mark.promise("F3", "P2", "P5", "P11", "P12", "P32")
 @pytest.mark.slow
 @posix_only
 @pytest.mark.parametrize("life", [*LIVES, "openai"])

@@ -192,6 +192,7 @@ async def test_what_may_not_be_sent_twice_takes_a_connection_of_its_own() -> Non
     assert server.connections == 3
 
 
+@pytest.mark.promise("P12")
 async def test_connections_that_nothing_more_goes_over_are_not_kept() -> None:
     """A hundred requests a second would hold hundreds of descriptors until these expire."""
     server = Server()
