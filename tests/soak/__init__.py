@@ -11,3 +11,4 @@ side by side, one with an Ollama of its own and one with somebody else's, which 
 `--engine openai` one with somebody else's server that speaks OpenAI's REST (`openai_server`). These end by the plugin
 being killed again and again under load, and at last by the death of its host: nothing of it may be left, nothing may
 go on at a server of somebody else, and that server must live.
+"""
