@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from engine_plugin.cli.autopull import model_to_call
+from engine_plugin.cli.autopull import CLOUD, model_to_call
 from engine_plugin.cli.conversation import SERVICE
 from engine_plugin.cli.output import say
 from engine_plugin.cli.terminal import AnswerPrinter, print_answer, waiting
+from engine_plugin.cli.wanted import is_model, missing
 from engine_plugin.errors import EnginePluginError, PluginProcessError, UnsupportedError
 from engine_plugin.waiting import handle_signal
 
@@ -90,7 +91,8 @@ class _Talk:
         """Read lines and answer them, to the end of the conversation."""
         names = await self._names()
         session = _prompt_session(names)
-        say(f"{self._model()} answers. /help tells more; /bye or Ctrl-D ends.")
+        if not await self._say_missing(names):
+            say(f"{self._model()} answers. /help tells more; /bye or Ctrl-D ends.")
         while True:
             try:
                 line = (await session.prompt_async(_PROMPT, handle_sigint=False)).strip()
@@ -110,6 +112,15 @@ class _Talk:
             return [entry.get("name", "") for entry in await self._client.list_models(timeout=_QUICK)]
         except EnginePluginError:
             return []  # they are only for the Tab key
+
+    async def _say_missing(self, names: list[str]) -> bool:
+        """Whether the model that is to answer is none of `names`, which is said: another may be named then."""
+        wanted = self._conversation.settings.model or self._conversation.spec.default_model
+        # Who lists none may have it all the same, and a name in the cloud needs not be listed.
+        if not names or not wanted or wanted.endswith(CLOUD) or any(is_model(name, wanted) for name in names):
+            return False
+        say(f"{await missing(self._client, wanted, names)}\n/model NAME takes another.")
+        return True
 
     def _model(self) -> str:
         named = self._conversation.settings.model or self._conversation.spec.default_model
@@ -152,11 +163,8 @@ class _Talk:
 
     async def _load(self, name: str) -> None:
         name = await model_to_call(self._client, self._options, SERVICE, name, auto_pull=self._auto_pull) or name
-        with waiting(f"loading {name}"):
-            try:
-                await self._client.load_model(name)
-            except UnsupportedError:
-                pass  # somebody else's server, which loads what is asked
+        with waiting(f"loading {name}"), suppress(UnsupportedError):  # of a server that loads what is asked
+            await self._client.load_model(name)
         self._conversation.settings.model = name
 
     def _change_system(self, text: str) -> None:

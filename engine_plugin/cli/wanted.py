@@ -9,7 +9,7 @@ from engine_plugin.errors import EnginePluginError, NotFoundError
 if TYPE_CHECKING:
     from engine_plugin.host import ModelEntry, PluginClient
 
-__all__ = ["entry_of", "is_model"]
+__all__ = ["entry_of", "is_model", "missing"]
 
 _LATEST = ":latest"
 
@@ -25,11 +25,11 @@ async def entry_of(client: PluginClient, name: str) -> ModelEntry:
     for entry in entries:
         if is_model(entry.get("name", ""), name):
             return entry
-    raise await _missing(client, name, [entry.get("name", "") for entry in entries])
+    raise await missing(client, name, [entry.get("name", "") for entry in entries])
 
 
-async def _missing(client: PluginClient, name: str, here: list[str]) -> NotFoundError:
-    """The plugin's own words for a model that is not here: only its engine knows how one gets here.
+async def missing(client: PluginClient, name: str, here: list[str]) -> NotFoundError:
+    """The plugin's own words for a model that is not `here`: only its engine knows how one gets here.
 
     It is asked for what does nothing to a model that is not there; not every engine has the first.
     """

@@ -264,6 +264,25 @@ def test_a_conversation_at_a_terminal(place: Workplace) -> None:
 
 
 @terminal
+def test_a_model_that_is_not_here_is_told_of_before_the_first_line(place: Workplace) -> None:
+    (place.data / "models").mkdir()
+    (place.data / "models" / "tiny").touch()
+    with Screen([*COMMAND, "chat", "--model", "tinny"], place.env, place.plugin) as screen:
+        screen.until("no model is called 'tinny'")
+        screen.until("/model NAME takes another.")
+        screen.prompt()
+        screen.type("/model tiny" + ENTER)
+        screen.until("tiny answers")
+        screen.prompt()
+        screen.type("hi" + ENTER)
+        screen.until("1: hi\r\n")
+        screen.prompt()
+        screen.type(CTRL_D)
+        assert screen.end() == 0
+    assert "tinny answers" not in screen.raw.decode()
+
+
+@terminal
 def test_what_ctrl_c_ends(place: Workplace) -> None:
     """Answers only, and the engine's work on them; also one that has not begun."""
     with Screen([*COMMAND, "chat", "--model", "endless"], place.env, place.plugin) as screen:
