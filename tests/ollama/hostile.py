@@ -69,6 +69,7 @@ class Hostile:
         self.hangs: set[str] = set()
         self.pause = 0.0
         self.stays = False
+        self.reads_no_body = False
         self.heads: list[bytes] = []
         self.bodies: list[tuple[str, bytes]] = []
         self.sent = 0
@@ -94,7 +95,7 @@ class Hostile:
         assert task is not None
         self._tasks.add(task)
         try:
-            with suppress(ConnectionError, asyncio.IncompleteReadError):
+            with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 await self._serve(reader, writer)
         finally:
             self._tasks.discard(task)
@@ -104,12 +105,12 @@ class Hostile:
         head = await reader.readuntil(b"\r\n\r\n")
         path = head.split(b" ", 2)[1].decode()
         found = _LENGTH.search(head)
-        body = await reader.readexactly(int(found[1])) if found else b""
+        body = await reader.readexactly(int(found[1])) if found and not self.reads_no_body else b""
         async with self.asked:
             self.heads.append(head)
             self.bodies.append((path, body))
             self.asked.notify_all()
-        if path in self.hangs:
+        if path in self.hangs or (found and self.reads_no_body):
             await reader.read()
             self.gone.set()
             return
@@ -122,7 +123,7 @@ class Hostile:
             writer.write(self.endless)
             await writer.drain()
             self.sent += len(self.endless)
-        if self.stays:
+        if self.stays and head.startswith(b"POST"):
             await reader.read()
             self.gone.set()
 

@@ -321,7 +321,6 @@ async def test_words_that_look_like_an_end_or_an_error(hostile: Hostile, plugin:
 
 
 async def test_a_server_that_stays_after_the_end(hostile: Hostile, plugin: Plugin) -> None:
-    await plugin.list_models()
     hostile.stays = True
     hostile.answers["/api/chat"] = until_end(lines(said("one"), DONE))
     began = time.monotonic()

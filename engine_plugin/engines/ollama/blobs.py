@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ssl
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.download.events import ChunkProgress, Status
@@ -91,11 +91,9 @@ async def _answer(http: httpx.AsyncClient, method: str, place: str, **more: Any)
 
 async def _pieces(path: Path) -> AsyncGenerator[bytes, None]:
     try:
-        file = await in_thread(path.open, "rb")
-        try:
+        with ExitStack() as held:  # the thread puts the file there, also for a caller that is cancelled meanwhile
+            file = await in_thread(lambda: held.enter_context(path.open("rb")))
             while piece := await in_thread(file.read, _PIECE):
                 yield piece
-        finally:
-            await in_thread(file.close)
     except OSError as error:
         raise PullError(f"model: {path} cannot be read: {error.strerror or error}") from error

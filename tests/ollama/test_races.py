@@ -1,0 +1,340 @@
+"""What happens at the same time: stops, servers that go and come, models that change, callers that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from engine_plugin.engines.base import HealthState
+from engine_plugin.engines.ollama import blobs
+from engine_plugin.errors import BadGatewayError, EnginePluginError, ModelNotFoundError, UnavailableError
+from engine_plugin.models.request import PullRequest
+
+from .attached.engine import plugin_in
+from .contract.release import write_program
+from .hostile import DONE, Hostile, entry, lines, said, until_end, whole
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable
+    from pathlib import Path
+
+    from engine_plugin.download.events import PullEvent
+    from engine_plugin.plugin import Plugin
+
+LIMIT = 10.0
+HELLO = json.dumps({"model": "m", "messages": [{"role": "user", "content": "a"}]}).encode()
+OTHERS = json.dumps({"model": "new", "messages": [{"role": "user", "content": "a"}]}).encode()
+STEP = {"status": "pulling x", "digest": "sha256:a", "total": 10, "completed": 5}
+
+
+@pytest.fixture
+async def hostile() -> AsyncIterator[Hostile]:
+    async with Hostile().serving() as server:
+        yield server
+
+
+@pytest.fixture
+async def plugin(hostile: Hostile, tmp_path: Path) -> AsyncIterator[Plugin]:
+    async with plugin_in(tmp_path, engine_host=hostile.url, probe_timeout=0.5) as found:
+        yield found
+
+
+async def streamed(plugin: Plugin, first: asyncio.Event | None = None) -> bytes:
+    heard = b""
+    async with plugin.stream("chat", HELLO) as chunks:
+        async for chunk in chunks:
+            heard += chunk
+            if first is not None:
+                first.set()
+    return heard
+
+
+async def pulled(plugin: Plugin, name: str = "m", first: asyncio.Event | None = None) -> list[PullEvent]:
+    events = []
+    async for event in plugin.pull_model(PullRequest(name)):
+        events.append(event)
+        if first is not None:
+            first.set()
+    return events
+
+
+async def within(waiting: Awaitable[Any], seconds: float = LIMIT) -> Any:
+    async with asyncio.timeout(seconds):
+        return await waiting
+
+
+# Looking for it
+
+
+async def test_many_first_calls_look_once(hostile: Hostile, plugin: Plugin) -> None:
+    answers = await within(asyncio.gather(*(plugin.invoke("chat", HELLO) for _ in range(200))), 20)
+    assert len(answers) == 200
+    assert hostile.count("/") == 1
+    assert hostile.count("/api/version") == 1
+
+
+async def test_who_accepts_and_never_answers_holds_nobody_up(hostile: Hostile, plugin: Plugin) -> None:
+    hostile.hangs |= {"/", "/api/version", "/api/tags", "/api/ps"}
+    began = time.monotonic()
+    shapes = await within(asyncio.gather(*(plugin.manifest_json() for _ in range(10))))
+    assert all(json.loads(shape)["services"] for shape in shapes)
+    with pytest.raises(UnavailableError, match=r"no answer in 0\.5 s"):
+        await within(plugin.health())
+    with pytest.raises(UnavailableError):
+        await within(plugin.invoke("chat", HELLO))
+    assert not (await within(plugin.check())).installed
+    assert time.monotonic() - began < 8
+    hostile.hangs -= {"/", "/api/version"}
+    began = time.monotonic()
+    assert json.loads(await within(plugin.manifest_json()))["services"]
+    assert time.monotonic() - began < 4, "GetManifest waits 2 s for the models"
+
+
+async def test_a_slow_hello_breaks_nothing_off(hostile: Hostile, plugin: Plugin) -> None:
+    """A server that computes may have no time for whoever asks whether it is there."""
+    hostile.answers["/api/chat"], hostile.stays = until_end(lines(said("one"))), True
+    first = asyncio.Event()
+    streaming = asyncio.create_task(streamed(plugin, first))
+    await within(first.wait())
+    hostile.hangs |= {"/", "/api/version"}
+    with pytest.raises(UnavailableError):
+        await within(plugin.health())
+    assert not streaming.done()
+    hostile.hangs.clear()
+    assert (await within(plugin.health())).state is HealthState.READY
+    assert not streaming.done()
+    await within(plugin.stop())
+    with pytest.raises(UnavailableError, match="stopped"):
+        await within(streaming)
+
+
+# Stops
+
+
+async def test_a_stop_ends_streams_and_the_servers_work(hostile: Hostile, plugin: Plugin) -> None:
+    hostile.answers["/api/chat"], hostile.stays = until_end(lines(said("one"))), True
+    firsts = [asyncio.Event() for _ in range(32)]
+    streams = [asyncio.create_task(streamed(plugin, first)) for first in firsts]
+    await within(asyncio.gather(*(first.wait() for first in firsts)))
+    began = time.monotonic()
+    await within(plugin.stop())
+    ends = await within(asyncio.gather(*streams, return_exceptions=True))
+    assert time.monotonic() - began < 3
+    assert all(isinstance(end, UnavailableError) for end in ends)
+    await within(hostile.gone.wait())
+    with pytest.raises(UnavailableError, match="StartEngine"):
+        await within(plugin.invoke("chat", HELLO))
+    hostile.stays = False
+    hostile.answers["/api/chat"] = until_end(lines(said("one"), DONE))
+    await within(plugin.start("auto"))
+    assert await within(plugin.invoke("chat", HELLO))
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/", lambda plugin: plugin.invoke("chat", HELLO)),
+        ("/", lambda plugin: plugin.start("auto")),
+        ("/api/tags", lambda plugin: plugin.invoke("chat", HELLO)),
+        ("/api/chat", lambda plugin: plugin.invoke("chat", HELLO)),
+        ("/api/chat", lambda plugin: plugin.load_model("m")),
+        ("/api/pull", pulled),
+        ("/api/delete", lambda plugin: plugin.delete_model("m")),
+        ("/api/tags", lambda plugin: plugin.list_models()),
+        ("/api/ps", lambda plugin: plugin.running_models()),
+    ],
+)
+async def test_a_stop_at_any_moment(hostile: Hostile, tmp_path: Path, path: str, asked: Any) -> None:
+    async with plugin_in(tmp_path, engine_host=hostile.url, probe_timeout=30.0) as plugin:
+        hostile.hangs.add(path)
+        asking = asyncio.create_task(asked(plugin))
+        await hostile.wait_for(path)
+        began = time.monotonic()
+        await within(plugin.stop())
+        with pytest.raises(UnavailableError):
+            await within(asking)
+        assert time.monotonic() - began < 3
+        await within(hostile.gone.wait())
+
+
+async def test_starts_and_stops_in_a_crowd(hostile: Hostile, plugin: Plugin) -> None:
+    async def one(number: int) -> None:
+        if number % 5 == 0:
+            await plugin.stop()
+        elif number % 5 == 1:
+            await plugin.start(("auto", "cpu", "gpu")[number % 3])
+        else:
+            await plugin.invoke("chat", HELLO)
+
+    ends = await within(asyncio.gather(*(one(number) for number in range(100)), return_exceptions=True))
+    assert all(end is None or isinstance(end, UnavailableError) for end in ends)
+    await within(plugin.start("auto"))
+    assert await within(plugin.invoke("chat", HELLO))
+    await within(plugin.stop())
+    with pytest.raises(UnavailableError, match="StartEngine"):
+        await within(plugin.invoke("chat", HELLO))
+
+
+# Servers that go and come
+
+
+async def test_a_server_that_dies_and_comes_back(hostile: Hostile, plugin: Plugin) -> None:
+    for service in ("stream", "call", "pull", "load", "list"):
+        hostile.stays, hostile.hangs = True, {"list": {"/api/tags"}, "load": {"/api/chat"}}.get(service, set())
+        hostile.answers["/api/chat"] = until_end(lines(said("one")))
+        hostile.answers["/api/pull"] = until_end(lines(STEP))
+        asked = {
+            "stream": lambda: streamed(plugin),
+            "call": lambda: plugin.invoke("chat", HELLO),
+            "pull": lambda: pulled(plugin),
+            "load": lambda: plugin.load_model("m"),
+            "list": plugin.list_models,
+        }[service]
+        path = {"pull": "/api/pull", "list": "/api/tags"}.get(service, "/api/chat")
+        seen = hostile.count(path)
+        asking = asyncio.create_task(asked())
+        await hostile.wait_for(path, seen + 1)
+        await hostile.die()
+        with pytest.raises(EnginePluginError) as caught:
+            await within(asking)
+        assert caught.value.code != 500 or service == "pull"
+        with pytest.raises(UnavailableError, match="no Ollama server answers"):
+            await within(plugin.invoke("chat", HELLO))
+        await hostile.listen()
+        hostile.stays, hostile.hangs = False, set()
+        hostile.answers["/api/chat"] = until_end(lines(said("one"), DONE))
+        assert await within(plugin.invoke("chat", HELLO))
+
+
+async def test_a_model_that_goes_during_a_call(hostile: Hostile, plugin: Plugin) -> None:
+    assert await within(plugin.invoke("chat", HELLO))
+    hostile.answers["/api/chat"] = whole({"error": "model 'm' not found"}, status="404 Not Found")
+    hostile.answers["/api/tags"] = whole({"models": [entry("new:latest")]})
+    with pytest.raises(ModelNotFoundError, match="models pull m"):
+        await within(plugin.invoke("chat", HELLO))
+    hostile.answers["/api/chat"] = until_end(lines(said("one"), DONE))
+    assert await within(plugin.invoke("chat", OTHERS)), "the list is asked for anew"
+
+
+async def test_a_model_that_is_replaced(hostile: Hostile, plugin: Plugin) -> None:
+    hostile.answers["/api/tags"] = whole({"models": [entry(capabilities=None)]})
+    await within(plugin.list_models())
+    hostile.answers["/api/show"] = whole({"capabilities": ["embedding"], "model_info": {}})
+    hostile.answers["/api/tags"] = whole({"models": [entry(capabilities=None, digest="cd" * 32)]})
+    [model] = await within(plugin.list_models())
+    assert model.kind == "embed"
+
+
+# Pulls
+
+
+async def test_who_leaves_a_pull_leaves_it_to_the_others(hostile: Hostile, plugin: Plugin) -> None:
+    hostile.answers["/api/pull"], hostile.stays = until_end(lines(STEP)), True
+    firsts = [asyncio.Event() for _ in range(3)]
+    pulls = [asyncio.create_task(pulled(plugin, first=first)) for first in firsts]
+    await within(asyncio.gather(*(first.wait() for first in firsts)))
+    assert hostile.count("/api/pull") == 1
+    for pull in pulls[:2]:
+        pull.cancel()
+    await within(asyncio.wait(pulls[:2]))
+    assert not hostile.gone.is_set()
+    pulls[2].cancel()
+    await within(asyncio.wait(pulls))
+    await within(hostile.gone.wait())
+    hostile.answers["/api/pull"], hostile.stays = until_end(lines(STEP, {"status": "success"})), False
+    assert await within(pulled(plugin))
+
+
+def is_open(path: Path) -> bool:
+    return str(path) in {file.path for file in psutil.Process().open_files()}
+
+
+@pytest.mark.parametrize("phase", ["reading", "asking", "sending", "creating"])
+async def test_an_upload_that_is_cancelled_lets_go_of_the_file(
+    hostile: Hostile, plugin: Plugin, tmp_path: Path, phase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when it is just being opened."""
+    monkeypatch.setattr(blobs, "_PIECE", 64 * 1024)
+    path = tmp_path / "big.gguf"
+    path.write_bytes(b"GGUF" + bytes(24 << 20))
+    digest = await blobs.sha256_of(path)
+    place = f"/api/blobs/sha256:{digest}"
+    hostile.answers[place] = whole(b"", status="404 Not Found" if phase == "sending" else "200 OK")
+    waiting_at = {"asking": place, "sending": place, "creating": "/api/create"}.get(phase, "")
+    if phase in ("asking", "creating"):
+        hostile.hangs.add(waiting_at)
+    if phase == "sending":
+        hostile.reads_no_body = True
+    first = asyncio.Event()
+    pulling = asyncio.create_task(pulled(plugin, str(path), first))
+    if phase == "reading":
+        await within(first.wait())
+    else:
+        await hostile.wait_for(waiting_at, 2 if phase == "sending" else 1)
+    pulling.cancel()
+    await within(asyncio.wait({pulling}))
+    assert pulling.cancelled()
+    assert not is_open(path)
+    assert hostile.count("/api/create") == (phase == "creating")
+
+
+async def test_what_is_said_to_an_upload_is_not_read_for_ever(
+    hostile: Hostile, plugin: Plugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF")
+    place = f"/api/blobs/sha256:{await blobs.sha256_of(path)}"
+    hostile.answers[place] = [b"HTTP/1.1 500 No\r\ncontent-encoding: gzip\r\n\r\n"]
+    hostile.answers["/api/blobs/head"] = b""
+    hostile.endless, hostile.endless_at = b"no" * 10_000, place
+    with pytest.raises(EnginePluginError):
+        await within(pulled(plugin, str(path)))
+    assert hostile.sent < 64 << 20
+    assert not is_open(path)
+
+
+# Ours and theirs
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for ollama is a script with #!")
+async def test_a_server_that_appears_while_ours_starts(tmp_path: Path) -> None:
+    """Each call is answered by one of the two, and a stop ends ours and leaves theirs."""
+    theirs = Hostile()
+    async with theirs.serving():
+        url = theirs.url
+        await theirs.die()
+        async with plugin_in(
+            tmp_path, engine_host=url, probe_timeout=0.5, ollama=str(write_program(tmp_path / "bin"))
+        ) as plugin:
+            starting = asyncio.create_task(plugin.start("auto"))
+            await asyncio.sleep(0)
+            await theirs.listen()
+            tiny = json.dumps({"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}).encode()
+            while not starting.done():
+                with suppress(UnavailableError):  # neither is there yet
+                    assert await within(plugin.invoke("chat", tiny))
+            await within(starting)
+            assert await within(plugin.invoke("chat", tiny))
+            assert (await within(plugin.health())).state is HealthState.READY
+            children = psutil.Process().children(recursive=True)
+            await within(plugin.stop())
+            assert not [child for child in children if child.is_running() and str(tmp_path) in str(child.cmdline())]
+            with pytest.raises(UnavailableError):
+                await within(plugin.invoke("chat", tiny))
+
+
+async def test_garbage_in_the_middle_of_many(hostile: Hostile, plugin: Plugin) -> None:
+    """What breaks one call breaks no other that runs beside it."""
+    hostile.answers["/api/generate"] = until_end(b"no JSON\n")
+    prompt = json.dumps({"model": "m", "prompt": "a"}).encode()
+    asked = [plugin.invoke(*pair) for pair in (("chat", HELLO), ("generate", prompt)) for _ in range(20)]
+    ends = await within(asyncio.gather(*asked, return_exceptions=True))
+    assert all(isinstance(end, bytes) for end in ends[:20])
+    assert all(isinstance(end, BadGatewayError) for end in ends[20:])
