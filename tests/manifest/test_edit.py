@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from engine_plugin.errors import ManifestError, PreconditionError, ServiceNotFoundError
-from engine_plugin.manifest import edit, load_manifest
+from engine_plugin.manifest import load_manifest, surgery
 from engine_plugin.manifest.document import INVALID, read_document
 from engine_plugin.manifest.edit import set_default_models
 from tests.manifest.conftest import GOOD
@@ -184,7 +184,7 @@ def test_every_other_byte_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: str, marked: str, models: dict[str, str]
 ) -> None:
     assume(loader == "CSafeLoader" or "\t" not in marked)  # the parser in Python has no tabs in JSON
-    monkeypatch.setattr(edit, "_LOADER", getattr(yaml, loader))
+    monkeypatch.setattr(surgery, "_LOADER", getattr(yaml, loader))
     monkeypatch.setattr(os, "fsync", lambda _: None)  # hundreds of examples would wait for the disk
     old = without_values(marked, touched=False)
     file = tmp_path / ("plugin.json" if old.lstrip("\ufeff").startswith("{") else "plugin.yaml")
