@@ -22,7 +22,7 @@ from engine_plugin.engines.options import option_problems
 from engine_plugin.errors import EnginePluginError, InstallError, PreconditionError
 from engine_plugin.manifest import load_manifest
 from tests.engines.packing import Member, pack
-from tests.models.server import FileServer, Script, file_server
+from tests.models.server import FileServer, Script, file_server, without_proxies
 
 from .running import HELLO, REPOSITORY, eventually
 
@@ -79,9 +79,7 @@ class Mirror:
 
 @pytest_asyncio.fixture
 async def mirror(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mirror]:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
+    without_proxies(monkeypatch)
     async with file_server(b"") as server:
         yield Mirror(server, scratch)
 

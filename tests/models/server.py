@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator
 
-__all__ = ["FileServer", "Request", "Script", "file_server"]
+    import pytest
+
+__all__ = ["FileServer", "Request", "Script", "file_server", "without_proxies"]
 
 
 @dataclass(frozen=True)
@@ -180,3 +182,10 @@ async def file_server(data: bytes, tls: ssl.SSLContext | None = None) -> AsyncIt
         server.close()
         await files.close_connections()
         await server.wait_closed()
+
+
+def without_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing stands between us and the server."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from engine_plugin.engines.openai.engine import OpenAIEngine
-from engine_plugin.engines.processes.ports import free_port
+from engine_plugin.engines.processes.ports import free_ports
 from engine_plugin.plugin import Plugin
 from tests.openai.conftest import manifest_of
 
@@ -32,7 +32,7 @@ def cluster() -> Iterator[str]:
     python = os.environ.get(PYTHON)
     if not python:
         pytest.skip(f"{PYTHON} names no Python with ray[serve]")
-    port = free_port()
+    [port] = free_ports(1)
     command = [python, str(Path(__file__).with_name("app.py")), "--port", str(port), "--replicas", "2"]
     with ExitStack() as stack:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -13,7 +13,7 @@ from engine_plugin.errors import BadGatewayError, DeadlineError, EnginePluginErr
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["complaint_of_body", "is_about_context", "is_about_model", "is_about_path", "other_error"]
+__all__ = ["complaint_of_body", "is_about_model", "is_about_path", "other_error"]
 
 _SHOWN = 500
 _CONTEXT_CODES = ("context_length_exceeded", "exceed_context_size_error")
@@ -61,7 +61,7 @@ def _field_words(item: Any) -> str:
     return f"{place}: {item.get('msg', 'is wrong')}" if place else str(item.get("msg", "is wrong"))
 
 
-def is_about_context(complaint: Complaint) -> bool:
+def _is_about_context(complaint: Complaint) -> bool:
     """Whether the request has more tokens than the model takes."""
     named = (complaint.shape.get("code"), complaint.shape.get("type"))
     return any(code in _CONTEXT_CODES for code in named) or bool(_CONTEXT_WORDS.search(complaint.message.lower()))
@@ -85,7 +85,7 @@ def is_about_path(complaint: Complaint) -> bool:
 
 def other_error(complaint: Complaint) -> EnginePluginError:
     """The exception for what needs to know neither the server nor the request."""
-    if is_about_context(complaint):
+    if _is_about_context(complaint):
         return catalogue.CONTEXT.error(said=complaint.message)
     if 300 <= complaint.status < 400:
         return BadGatewayError(

@@ -14,14 +14,9 @@ import psutil
 
 from engine_plugin.engines.processes import tree
 
-__all__ = ["free_port", "free_ports", "holder", "listens"]
+__all__ = ["free_ports", "holder", "listens"]
 
 _CONNECT_TIMEOUT = 0.5
-
-
-def free_port() -> int:
-    """A port that is free at this moment."""
-    return free_ports(1)[0]
 
 
 def free_ports(count: int) -> tuple[int, ...]:

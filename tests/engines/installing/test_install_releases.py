@@ -24,7 +24,7 @@ from engine_plugin.engines.installing.releases import (
     likely_accelerators,
 )
 from engine_plugin.errors import AuthError, InstallError
-from tests.models.server import FileServer, Script, file_server
+from tests.models.server import FileServer, Script, file_server, without_proxies
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -142,9 +142,7 @@ class Place:
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
+    without_proxies(monkeypatch)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest_asyncio
 
 from tests.leftovers import marked, nothing_is_left, scratch
-from tests.models.server import file_server
+from tests.models.server import file_server, without_proxies
 from tests.ollama.contract.release import Mirror
 
 from .place import Place
@@ -29,9 +29,7 @@ collect_ignore = ["test_installing.py", "test_managed.py"] if sys.platform == "w
 @pytest_asyncio.fixture
 async def mirror(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mirror]:
     """Ollama's releases on loopback; none is there yet."""
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
+    without_proxies(monkeypatch)
     async with file_server(b"") as server:
         yield Mirror(server, scratch)
 

@@ -13,7 +13,7 @@ from engine_plugin.engines.installing import software as shared_module
 from engine_plugin.engines.openvino.options import OpenVinoOptions
 from engine_plugin.engines.openvino.software import Backend, Moves, Software
 from tests.leftovers import marked, nothing_is_left, scratch
-from tests.models.server import file_server
+from tests.models.server import file_server, without_proxies
 from tests.openvino.fake_ovms.archives import Mirror
 
 if TYPE_CHECKING:
@@ -93,8 +93,6 @@ def pip(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest_asyncio.fixture
 async def mirror(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mirror]:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
+    without_proxies(monkeypatch)
     async with file_server(b"") as server:
         yield Mirror(server, scratch)
