@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from engine_plugin.cli.options import Options, advised, chosen_manifest, global_options, runs
-from engine_plugin.cli.output import human_size, print_json, say
+from engine_plugin.cli.output import human_size, print_json, print_line, say
 from engine_plugin.cli.status import STOPPED, health_of
 from engine_plugin.errors import EngineNotInstalledError, EnginePluginError, UnavailableError
 
@@ -44,7 +44,7 @@ async def check(options: Options) -> None:
     if options.json:
         print_json({"installed": found.installed, "detail": found.detail})
     elif found:
-        click.echo(f"installed: {found.detail}")
+        print_line(f"installed: {found.detail}")
     if not found:
         way = "" if ". " in found.detail else ". Install it: engine-plugin engine install"  # it may say it itself
         raise EngineNotInstalledError(f"not installed: {found.detail}{way}")
@@ -60,7 +60,7 @@ async def install(options: Options, cover: bool) -> None:
     if options.json:
         print_json({"installed": True, "detail": what})
     else:
-        click.echo(f"installed: {what}")
+        print_line(f"installed: {what}")
 
 
 @engine.command()
@@ -72,7 +72,7 @@ async def upgrade(options: Options) -> None:
     if options.json:
         print_json({"detail": what})
     else:
-        click.echo(what)
+        print_line(what)
 
 
 async def _changed(options: Options, change: Callable[[PluginClient], Awaitable[str]]) -> str:
@@ -181,10 +181,10 @@ def _print_status(shown: dict[str, object]) -> None:
     models = shown.pop("models", [])
     for key, value in shown.items():
         if key != "running" and value:
-            click.echo(f"{key + ':':<9}{advised(str(value))}")
+            print_line(f"{key + ':':<9}{advised(str(value))}")
     if isinstance(models, list):
         for model in models:
-            click.echo(f"model:   {model.get('name', '?')} ({human_size(model.get('size', 0))})")
+            print_line(f"model:   {model.get('name', '?')} ({human_size(model.get('size', 0))})")
 
 
 def _tell(line: LogLine, show: Show) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engine_plugin.cli.options import Options, global_options, runs
-from engine_plugin.cli.output import print_json, print_table, say
+from engine_plugin.cli.output import as_json, as_shown, print_json, print_table, say
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -137,13 +137,13 @@ async def chat(
         click.echo()
 
 
-async def _shown(chunks: ChunkStream, as_json: bool) -> AsyncIterator[str]:
+async def _shown(chunks: ChunkStream, in_json: bool) -> AsyncIterator[str]:
     """The answer's text as it comes, or its events as lines of JSON."""
     from engine_plugin.cli.conversation import piece_of
     from engine_plugin.host import events
 
     async for event in events(chunks):
-        yield json.dumps(event, ensure_ascii=False) + "\n" if as_json else piece_of(event).text
+        yield f"{as_json(event)}\n" if in_json else as_shown(piece_of(event).text)
 
 
 def _parse(text: str) -> Any:

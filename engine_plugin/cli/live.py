@@ -15,7 +15,7 @@ import click
 
 from engine_plugin.cli.autopull import model_to_call
 from engine_plugin.cli.files import STANDARD, pieces
-from engine_plugin.cli.output import print_json
+from engine_plugin.cli.output import as_shown, harmless, print_json
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError
 
 if TYPE_CHECKING:
@@ -135,10 +135,10 @@ class _Sentences:
         sentence = ((event.get("payload") or {}).get("output") or {}).get("sentence")
         if not sentence:
             return
-        text = str(sentence.get("text", "")).strip()
+        text = as_shown(str(sentence.get("text", ""))).strip()
         if not sentence.get("is_final", True):
             if self._partial:
-                click.echo(f"{_CLEAR}… {_end_of(text)}", err=True, nl=False)
+                click.echo(f"{_CLEAR}… {_end_of(harmless(text))}", err=True, nl=False)
             return
         if self._partial:
             click.echo(_CLEAR, err=True, nl=False)

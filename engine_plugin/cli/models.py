@@ -12,7 +12,7 @@ import click
 from engine_plugin.cli import cells
 from engine_plugin.cli.names import model_names
 from engine_plugin.cli.options import Options, chosen_manifest, global_options, run, runs
-from engine_plugin.cli.output import human_size, print_fields, print_json, print_table, say
+from engine_plugin.cli.output import human_size, print_fields, print_json, print_line, print_table, say
 from engine_plugin.cli.usemodel import use
 from engine_plugin.cli.wanted import entry_of, is_model
 
@@ -177,7 +177,7 @@ async def pull(
     async with plugin(options) as client:
         pulled = await show_pull(client, name or model, as_json=options.json, **wanted)
     if not options.json:
-        click.echo(f"pulled {pulled}")
+        print_line(f"pulled {pulled}")
 
 
 @models.command()
@@ -193,7 +193,7 @@ async def copy(options: Options, old: str, new: str) -> None:
     async with plugin(options) as client:
         copied = await show_pull(client, new, as_json=options.json, source=f"model:{old}")
     if not options.json:
-        click.echo(f"copied {old} to {copied}")
+        print_line(f"copied {old} to {copied}")
 
 
 models.add_command(use)
@@ -267,4 +267,4 @@ def _done(options: Options, what: str, names: Sequence[str]) -> None:
     if options.json:
         print_json({what: list(names)})
     else:
-        click.echo(f"{what} {', '.join(names)}")
+        print_line(f"{what} {', '.join(names)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any
@@ -15,22 +16,55 @@ from engine_plugin.cli.options import advised
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["harmless", "human_size", "print_fields", "print_json", "print_table", "say"]
+__all__ = [
+    "as_json",
+    "as_shown",
+    "harmless",
+    "human_size",
+    "print_fields",
+    "print_json",
+    "print_line",
+    "print_table",
+    "say",
+]
 
 _GAP = "  "
 _FEWEST_COLUMNS = 2
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
+# What JSON leaves as it is, and a terminal obeys (C1), shows in another order, or no encoding can write (surrogates).
+_UNSHOWN = re.compile(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_COMMANDS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")})
+
 
 def print_json(value: Any) -> None:
     """One line of JSON on standard output."""
-    click.echo(json.dumps(value, ensure_ascii=False))
+    click.echo(as_json(value))
+
+
+def as_json(value: Any) -> str:
+    """A value as a line of JSON that a terminal shows as it is."""
+    return _UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
+
+
+def as_shown(text: str) -> str:
+    """A text of many lines for standard output: a terminal is shown nothing that it would obey, a pipe gets it all.
+
+    What is no character, such as one half of a pair, becomes a mark.
+    """
+    text = text.encode(errors="replace").decode()
+    return text.translate(_COMMANDS) if sys.stdout.isatty() else text
 
 
 def say(text: str) -> None:
     """Lines for the person at the terminal, on standard error: output stays clean. Commands in them are advised."""
     for line in text.split("\n"):
         click.echo(harmless(advised(line)), err=True)
+
+
+def print_line(text: str) -> None:
+    """One line on standard output, with names that are somebody else's in it."""
+    click.echo(harmless(text))
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

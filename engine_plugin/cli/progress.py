@@ -7,7 +7,7 @@ import sys
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, TypeAlias, Unpack
 
-from engine_plugin.cli.output import human_size, print_json, say
+from engine_plugin.cli.output import harmless, human_size, print_json, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -170,7 +170,7 @@ def _bar() -> Iterator[Show]:
                     bar = progress.add_task(_DOWNLOADING, total=None)
                 progress.update(bar, completed=layers.completed, total=layers.total or None)
             elif _is_news(status, last):
-                progress.console.print(status, markup=False, highlight=False)
+                progress.console.print(harmless(status), markup=False, highlight=False)
                 last = status
 
         yield show

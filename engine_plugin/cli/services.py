@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import sys
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from engine_plugin.cli.autopull import auto_pull_option, model_to_call
 from engine_plugin.cli.files import STANDARD, check_target, read_bytes, read_text, texts, write_bytes
 from engine_plugin.cli.names import model_names
 from engine_plugin.cli.options import Options, chosen_manifest, global_options, runs
-from engine_plugin.cli.output import print_json, print_table, say
+from engine_plugin.cli.output import as_json, as_shown, print_json, print_table, say
 from engine_plugin.errors import BadGatewayError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ async def embed(options: Options, inputs: tuple[str, ...], output: str, model: s
     async with _calling(options, "embed", request, auto_pull) as plugin:
         answer = await plugin.invoke("embed", request)
     if options.json:
-        _write(output, f"{json.dumps(answer, ensure_ascii=False)}\n".encode(), "the answer")
+        _write(output, f"{as_json(answer)}\n".encode(), "the answer")
         return
     with _shaped("embed"):
         lines = [json.dumps(entry["embedding"]) + "\n" for entry in answer["data"]]
@@ -266,8 +267,8 @@ async def transcribe(
     async with _calling(options, "speech-to-text", request, auto_pull) as plugin:
         answer = await plugin.invoke("speech-to-text", request)
     with _shaped("speech-to-text"):
-        shown = json.dumps(answer, ensure_ascii=False) if form == "json" else str(answer["text"]).strip()
-    _write(output, f"{shown}\n".encode(), "the transcript")
+        shown = as_json(answer) if form == "json" else str(answer["text"]).strip()
+    _write(output, f"{shown}\n".encode(errors="replace"), "the transcript")
 
 
 @contextmanager
@@ -282,7 +283,7 @@ def _shaped(service: str) -> Iterator[None]:
 def _write(output: str, data: bytes, what: str) -> None:
     """Text to a file or to standard output, a terminal too."""
     if output == STANDARD:
-        click.echo(data, nl=False)
+        click.echo(as_shown(data.decode()) if sys.stdout.isatty() else data, nl=False)
         return
     write_bytes(output, data)
     say(f"wrote {what} to {output}")

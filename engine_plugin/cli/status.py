@@ -9,7 +9,7 @@ import click
 from engine_plugin.catalogue import ENGINE_STOPPED
 from engine_plugin.cli import cells
 from engine_plugin.cli.options import Options, advised, chosen_manifest, global_options, runs
-from engine_plugin.cli.output import human_size, print_json, print_table, say
+from engine_plugin.cli.output import human_size, print_json, print_line, print_table, say
 from engine_plugin.errors import AuthError, EnginePluginError, PreconditionError, UnavailableError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _print(shown: Mapping[str, Any]) -> None:
     }
     for name, value in lines.items():
         if value:
-            click.echo(f"{name + ':':<9}{value}")
+            print_line(f"{name + ':':<9}{value}")
     if shown["loaded"]:
         click.echo()
         print_table(("LOADED", "MEMORY", "VRAM", "IDLE"), [_loaded_row(entry) for entry in shown["loaded"]])

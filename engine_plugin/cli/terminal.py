@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from engine_plugin.cli.conversation import answer, piece_of
-from engine_plugin.cli.output import say
+from engine_plugin.cli.output import as_shown, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["AnswerPrinter", "print_answer", "waiting"]
 
 _CUT_OFF = "length"
-
-# A model may write whatever it likes; what a terminal takes for a command is not shown to one.
-_HARMLESS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")})
 
 
 class AnswerPrinter:
@@ -45,7 +42,7 @@ class AnswerPrinter:
         if self._console is None:
             if piece.text:
                 self._line_begun = not piece.text.endswith("\n")
-                click.echo(_encodable(piece.text), nl=False)
+                click.echo(as_shown(piece.text), nl=False)
             return
         if piece.thinking:
             self._write(self._console, piece.thinking, dim=True)
@@ -66,15 +63,10 @@ class AnswerPrinter:
             self._line_begun = False
 
     def _write(self, console: Console, text: str, *, dim: bool) -> None:
-        text = _encodable(text).translate(_HARMLESS)
+        text = as_shown(text)
         if text:
             self._line_begun = not text.endswith("\n")
             console.out(text, style="dim" if dim else None, highlight=False, end="")
-
-
-def _encodable(text: str) -> str:
-    """The text with a mark in the place of what is no character, such as one half of a pair."""
-    return text.encode(errors="replace").decode()
 
 
 @contextmanager

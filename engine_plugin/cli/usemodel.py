@@ -11,7 +11,7 @@ import click
 from engine_plugin import catalogue
 from engine_plugin.cli.names import model_names, service_names
 from engine_plugin.cli.options import Options, chosen_manifest, global_options, runs
-from engine_plugin.cli.output import print_json, say
+from engine_plugin.cli.output import print_json, print_line, say
 from engine_plugin.cli.wanted import entry_of
 from engine_plugin.errors import PreconditionError
 from engine_plugin.models.info import KIND_OF_SERVICE, can_serve
@@ -58,9 +58,9 @@ async def use(options: Options, name: str, services: tuple[str, ...]) -> None:
             {"model": model, "file": str(manifest.path), "services": chosen, "changed": changed, "restart": restart}
         )
     elif changed:
-        click.echo(f"{model} is now the default model for {', '.join(changed)} ({manifest.path})")
+        print_line(f"{model} is now the default model for {', '.join(changed)} ({manifest.path})")
     else:
-        click.echo(f"{model} was the default model for {', '.join(chosen)} already ({manifest.path})")
+        print_line(f"{model} was the default model for {', '.join(chosen)} already ({manifest.path})")
     if changed:
         _say_when(manifest, restart)
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.host.conftest import FAKE_PLUGIN
 from tests.host.plugins import make_plugin
+
+from .chatting import NASTY
+from .conftest import COMMAND
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,3 +77,15 @@ def test_chat(workplace: Workplace, plugins: str) -> None:
     assert workplace.good("host", "chat", plugins, "fake", "Hello?") == "Hello\n"
     lines = workplace.good("host", "chat", plugins, "fake", "Hello?", "--json").splitlines()
     assert [json.loads(line)["choices"][0]["delta"]["content"] for line in lines] == ["Hel", "lo"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals of this kind")
+def test_chat_moves_no_cursor(workplace: Workplace, plugins: str) -> None:
+    from .screen import Screen
+
+    with Screen(
+        [*COMMAND, "host", "chat", plugins, "fake", "Hi"], workplace.env | {"FAKE_SAYS": NASTY}, workplace.plugin
+    ) as screen:
+        screen.until("Hello]0;title\r\n")
+        assert screen.end() == 0
+    assert NASTY.encode() not in screen.raw

@@ -166,6 +166,15 @@ def test_a_name_moves_no_cursor(managed: Workplace) -> None:
     assert "\N{REPLACEMENT CHARACTER}[2Jevil" in table
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such file name there")
+def test_json_moves_no_cursor_and_turns_no_text_around(managed: Workplace) -> None:
+    evil = "\x9b2J\u202eevil\u2066é"
+    (managed.data / "models" / evil).touch()
+    said = managed.good("models", "list", "--json")
+    assert "\\u009b2J\\u202eevil\\u2066é" in said
+    assert evil in [entry["name"] for entry in json.loads(said)]
+
+
 def test_show(managed: Workplace) -> None:
     manifest = managed.plugin / "plugin.yaml"
     manifest.write_text(manifest.read_text().replace("default_model: tiny", "default_model: guessed"))

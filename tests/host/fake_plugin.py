@@ -80,7 +80,7 @@ class Fake:
     async def InvokeServiceStream(self, request: pb.InvokeServiceRequest, call: Call) -> None:
         asked = json.loads(request.request_data)
         try:
-            for text in asked.get("chunks", ["Hel", "lo"]):
+            for text in asked.get("chunks", ["Hel", "lo" + os.environ.get("FAKE_SAYS", "")]):
                 event = {"choices": [{"delta": {"content": text}}]}
                 data = f"data: {json.dumps(event)}\n\n".encode()
                 await call.send(pb.InvokeServiceStreamResponse(chunk_data=data, metadata={"flavor": "openai"}))
