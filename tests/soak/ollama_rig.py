@@ -115,6 +115,7 @@ class Theirs:
         """Be killed, and what it started with it."""
         server, self._server = self._server, None
         if server is not None:
+            server.process.kill()  # first, lest it start one more
             for process in self.all():
                 with suppress(psutil.Error):
                     process.kill()
