@@ -39,7 +39,7 @@ HELLO = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
 HUGE = 10**400
 ESCAPES = "\x1b]0;title\x07\x1b[2J\x9b1m\u202e"
 FUZZ = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none()
@@ -652,7 +652,7 @@ async def test_nonsense_in_ollama_host_keeps_nobody_from_starting(
 ADDRESS = r"(https?://)?(\[[0-9a-f:%]*\]|[a-z.:-]*)(:[0-9]*)?(/[a-z?#]*)?"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.text(max_size=40) | st.from_regex(ADDRESS, fullmatch=True))
 def test_any_address_is_one_or_is_passed_over(text: str) -> None:
     found = attach_address("", "", {"OLLAMA_HOST": text})
