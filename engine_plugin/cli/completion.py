@@ -22,9 +22,9 @@ from engine_plugin.cli.options import global_options
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["VARIABLE", "completion", "offer_shells"]
+__all__ = ["PROGRAM", "VARIABLE", "completion", "offer_shells"]
 
-_PROGRAM = "engine-plugin"
+PROGRAM = "engine-plugin"
 VARIABLE = "_ENGINE_PLUGIN_COMPLETE"
 """What the scripts set to have names printed in the place of running a command; click reads it."""
 
@@ -135,4 +135,4 @@ def completion(ctx: click.Context, shell: str) -> None:
     fish, ~/.config/fish/config.fish       engine-plugin completion fish | source
     powershell, the file $PROFILE          engine-plugin completion powershell | Out-String | Invoke-Expression
     """
-    click.echo(_SHELLS[shell](ctx.find_root().command, {}, _PROGRAM, VARIABLE).source(), nl=False)
+    click.echo(_SHELLS[shell](ctx.find_root().command, {}, PROGRAM, VARIABLE).source(), nl=False)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
+    "is_cloud_name",
     "is_device_name",
     "is_model_name",
     "is_repository_name",
@@ -30,6 +31,11 @@ _RESERVED = frozenset(
     {"CON", "PRN", "AUX", "NUL"} | {f"{device}{number}" for device in ("COM", "LPT") for number in range(10)}
 )
 """Windows opens a device for these, with any extension (Microsoft, Naming Files, Paths, and Namespaces)."""
+
+
+def is_cloud_name(name: str) -> bool:
+    """Whether a model of that name computes somewhere else, as those of Ollama's cloud do: nothing can be pulled."""
+    return name.endswith((":cloud", "-cloud"))
 
 
 def is_device_name(name: str) -> bool:

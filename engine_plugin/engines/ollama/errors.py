@@ -18,11 +18,12 @@ from engine_plugin.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from engine_plugin.models.names import is_cloud_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["complains", "complaint_error", "complaint_of_body", "complaint_of_line", "is_cloud_name"]
+__all__ = ["complains", "complaint_error", "complaint_of_body", "complaint_of_line"]
 
 _SHOWN = 500
 _MEMORY = re.compile(r"requires more (?:system )?memory \((.+?)\) than is available \((.+?)\)")
@@ -41,11 +42,6 @@ _FIELDS = (
 """What a server says of a request that it does not understand, some of it as a failure of its own, and of which field
 that is."""
 _CONTEXT = ("exceeds the context length", "exceeds maximum context length", "exceeded the context")
-
-
-def is_cloud_name(name: str) -> bool:
-    """Whether a model of that name computes at ollama.com: there is nothing to pull."""
-    return name.endswith((":cloud", "-cloud"))
 
 
 def complaint_of_body(status: int, body: bytes) -> Complaint:

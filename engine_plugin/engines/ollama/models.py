@@ -19,11 +19,10 @@ from engine_plugin.engines.ollama.entries import (
     loaded_of,
     model_of,
 )
-from engine_plugin.engines.ollama.errors import is_cloud_name
 from engine_plugin.errors import EnginePluginError, ModelNotLoadedError
 from engine_plugin.models.capabilities import DigestCache, override_for, resolve
 from engine_plugin.models.info import Capabilities, ModelDetails, ModelInfo
-from engine_plugin.models.names import near_names
+from engine_plugin.models.names import is_cloud_name, near_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
