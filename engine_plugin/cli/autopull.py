@@ -11,6 +11,7 @@ from engine_plugin.cli.output import say
 from engine_plugin.cli.progress import show_pull
 from engine_plugin.cli.wanted import is_model
 from engine_plugin.errors import UnsupportedError
+from engine_plugin.models.names import is_cloud_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,12 +19,9 @@ if TYPE_CHECKING:
     from engine_plugin.cli.options import Options
     from engine_plugin.host import PluginClient
 
-__all__ = ["CLOUD", "auto_pull_option", "model_to_call"]
+__all__ = ["auto_pull_option", "model_to_call"]
 
 F = TypeVar("F", bound="Callable[..., Any]")
-
-CLOUD = (":cloud", "-cloud")
-"""How the names end of models that are computed elsewhere, and that no pull brings."""
 
 
 def auto_pull_option(command: F) -> F:
@@ -43,7 +41,7 @@ async def model_to_call(
     manifest = chosen_manifest(options)
     wanted = model or manifest.service(service).default_model
     # A name in the cloud is no file that a pull could bring.
-    if not (auto_pull or manifest.auto_pull) or not wanted or wanted.endswith(CLOUD):
+    if not (auto_pull or manifest.auto_pull) or not wanted or is_cloud_name(wanted):
         return model
     if any(is_model(entry.get("name", ""), wanted) for entry in await client.list_models()):
         return model

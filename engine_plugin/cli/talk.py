@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engine_plugin.cli.autopull import CLOUD, model_to_call
+from engine_plugin.cli.autopull import model_to_call
 from engine_plugin.cli.conversation import SERVICE
 from engine_plugin.cli.output import say
 from engine_plugin.cli.terminal import AnswerPrinter, print_answer, waiting
 from engine_plugin.cli.wanted import is_model, missing
 from engine_plugin.errors import EnginePluginError, PluginProcessError, UnsupportedError
+from engine_plugin.models.names import is_cloud_name
 from engine_plugin.waiting import handle_signal
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class _Talk:
         """Whether the model that is to answer is none of `names`, which is said: another may be named then."""
         wanted = self._conversation.settings.model or self._conversation.spec.default_model
         # Who lists none may have it all the same, and a name in the cloud needs not be listed.
-        if not names or not wanted or wanted.endswith(CLOUD) or any(is_model(name, wanted) for name in names):
+        if not names or not wanted or is_cloud_name(wanted) or any(is_model(name, wanted) for name in names):
             return False
         say(f"{await missing(self._client, wanted, names)}\n/model NAME takes another.")
         return True
