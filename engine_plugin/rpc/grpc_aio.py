@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -37,6 +38,14 @@ _GONE = (grpc.aio.InternalError, grpc.aio.UsageError)
 """What grpcio says to who sends, receives or ends when nobody listens any more, before it cancels the call."""
 
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def _is_wrong(record: logging.LogRecord) -> bool:
+    """Whether grpcio complains of more than of a host that left before it was told a call's end."""
+    return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
+
+
+logging.getLogger("grpc._cython.cygrpc").addFilter(_is_wrong)
 
 
 class _UnreadableMessage:

@@ -94,3 +94,12 @@ async def test_who_leaves_amid_a_send_is_no_failure(
     assert context.sends == 1, "nothing more is said to nobody"
     assert plugin.left
     assert caplog.records == []
+
+
+@pytest.mark.parametrize(("error", "told"), [(grpc.aio.InternalError("Failed"), False), (ValueError("odd"), True)])
+def test_grpcio_tells_nobody_that_who_left_was_not_told_the_end(
+    error: Exception, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It sends a status when our handler is done, and calls it an error when nobody is there to take it."""
+    logging.getLogger("grpc._cython.cygrpc").error("%s raised in core", "x", exc_info=error)
+    assert bool(caplog.records) is told
