@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import ssl
 from typing import TYPE_CHECKING, Any
@@ -11,16 +12,23 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin.certificates import Identity, load_identity
-from engine_plugin.engines.base import HealthState
+from engine_plugin.engines.base import EngineConfig, HealthState
 from engine_plugin.engines.openai import discovery
 from engine_plugin.engines.openai.address import BaseUrl
 from engine_plugin.engines.openai.engine import OpenAIEngine
 from engine_plugin.engines.openai.keys import key_headers
 from engine_plugin.engines.openai.options import OpenAIOptions
-from engine_plugin.errors import AuthError, ManifestError, ModelNotFoundError, PreconditionError, UnavailableError
+from engine_plugin.errors import (
+    AuthError,
+    BadGatewayError,
+    ManifestError,
+    ModelNotFoundError,
+    PreconditionError,
+    UnavailableError,
+)
 from tests.openai.conftest import LIMIT, manifest_of
 from tests.openai.contract import Contract, free_pair
-from tests.openai.test_servers import HELLO, call, models
+from tests.openai.test_servers import HELLO, call, models, streamed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -148,8 +156,73 @@ async def test_well_known_ports(serve: Serve, attach: Attach, monkeypatch: pytes
     monkeypatch.setattr(discovery, "WELL_KNOWN_PORTS", {silent: "A", other.port: "B", vllm.port: "C"})
     assert "vLLM" in (await attach("").check()).detail
     await vllm.stop()
-    with pytest.raises(UnavailableError, match=rf"answers at the ports {silent} \(A\), .*engine_host"):
+    expected = (
+        rf"at the ports {silent} \(A\), .*\(what is at {other.port} does not speak that interface\).*engine_host"
+    )
+    with pytest.raises(UnavailableError, match=expected):
         await attach("").start("")
+    await other.stop()
+    nobody = attach("")
+    with pytest.raises(UnavailableError, match=r"of this machine \(nobody listens there\)"):
+        await nobody.start("")
+    assert nobody.engine.config() == EngineConfig(), "where nothing is known, nothing is told"
+
+
+def test_the_address_that_the_host_is_told(attach: Attach) -> None:
+    config = attach("http://[::1]:8000/v1").engine.config()
+    assert (config.host, config.scheme, config.origin) == ("[::1]:8000", "http", "http://[::1]:8000")
+
+
+async def test_a_server_that_still_loads(attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so of everything, or of what is asked of its model."""
+    listed = json.dumps({"data": [{"id": "m"}]}).encode()
+    loading = json.dumps({"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}).encode()
+    lists = False
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        get = (await reader.readuntil(b"\r\n\r\n")).startswith(b"GET /v1/models")
+        status, body = (b"200 OK", listed) if get and lists else (b"503 X", loading)
+        writer.write(b"HTTP/1.1 %s\r\ncontent-length: %d\r\n\r\n" % (status, len(body)) + body)
+        writer.close()
+
+    listener = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with listener:
+        port = listener.sockets[0].getsockname()[1]
+        expected = (
+            rf"the server at http://127\.0\.0\.1:{port}\S* is still loading its model \(Loading model\)\. Try again"
+        )
+        plugin = attach(f"http://127.0.0.1:{port}/v1")
+        with pytest.raises(UnavailableError, match=expected):
+            await plugin.start("")
+        monkeypatch.setattr(discovery, "WELL_KNOWN_PORTS", {port: "A"})
+        with pytest.raises(UnavailableError, match=expected):
+            await attach("").start("")
+        lists = True
+        await plugin.start("")
+        with pytest.raises(UnavailableError, match=expected):
+            await call(plugin, "chat", **HELLO)
+        lists = False
+        assert re.search(expected, (await plugin.engine.health()).detail)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_broke_off_is_said(attach: Attach, stream: bool) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if (await reader.readuntil(b"\r\n\r\n")).startswith(b"GET /v1/models"):
+            body = json.dumps({"data": [{"id": "m"}]}).encode()
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        else:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 999\r\n\r\n{")
+        writer.close()
+
+    listener = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with listener:
+        at = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        plugin = attach(f"{at}/v1")
+        ask = streamed if stream else call
+        expected = rf"^the server at {at}/v1 broke off in the middle of its answer\. Its own log may say why; try"
+        with pytest.raises(BadGatewayError, match=expected):
+            await ask(plugin, "chat", **HELLO)
 
 
 async def test_nobody_answers(attach: Attach) -> None:

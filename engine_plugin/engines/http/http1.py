@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["Http1Client", "HttpClient", "HttpExchange", "HttpResponse", "Response"]
+__all__ = ["BrokenOffError", "Http1Client", "HttpClient", "HttpExchange", "HttpResponse", "Response"]
 
 _HIGH_WATER = 256 * 1024
 _MAX_HEAD = 64 * 1024
@@ -36,6 +36,10 @@ _SPARE = 2
 """Idle connections that are kept where only GET and HEAD go over them: of the others each needs a new one."""
 _HEX = b"0123456789abcdefABCDEF"
 _BODY_ENDS_WITH_CONNECTION = -1
+
+
+class BrokenOffError(BadGatewayError):
+    """The engine ended the connection before its answer was complete. Who knows whose engine it is says so."""
 
 
 class HttpResponse(Protocol):
@@ -292,7 +296,7 @@ class Response(HttpResponse, HttpExchange):
             self._require_wanted()
             if not await self._exchange(connection):
                 self._require_wanted()
-                raise BadGatewayError("the engine closed the connection without an answer")
+                raise BrokenOffError("the engine closed the connection without an answer")
         except BaseException:
             self._release()
             raise
@@ -338,7 +342,7 @@ class Response(HttpResponse, HttpExchange):
                 raise BadGatewayError(f"the engine's answer has a head of over {_MAX_HEAD} bytes")
             if not await connection.more():
                 if connection.buffer:
-                    raise BadGatewayError("the engine closed the connection inside the head of its answer")
+                    raise BrokenOffError("the engine closed the connection inside the head of its answer")
                 connection.abort()
                 return False
 
@@ -392,7 +396,7 @@ class Response(HttpResponse, HttpExchange):
     def _end_of_connection(self, *, in_order: bool) -> None:
         self._require_wanted()
         if self._left != _BODY_ENDS_WITH_CONNECTION or not in_order:
-            raise BadGatewayError("the engine broke off in the middle of its answer")
+            raise BrokenOffError("the engine broke off in the middle of its answer")
         self._complete = True
 
     def _take_plain(self, buffer: bytearray) -> bytes:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from engine_plugin import catalogue
 from engine_plugin.catalogue import on_this_system
 from engine_plugin.download.partial import is_header_value
-from engine_plugin.engines.http.http1 import Http1Client
+from engine_plugin.engines.http.http1 import BrokenOffError, Http1Client
 from engine_plugin.engines.ollama.address import DEFAULT_PORT
 from engine_plugin.engines.ollama.connection import OllamaClient
 from engine_plugin.engines.shared import SharedWork
@@ -131,6 +131,11 @@ class Attachment:
     async def _lost(self, error: EnginePluginError) -> EnginePluginError:
         """A connection failed or broke: the next one who needs the server looks for it."""
         self._good_until = 0.0
+        if isinstance(error, BrokenOffError):
+            said, its_log = str(error).removeprefix("the engine "), _where_its_log_is(self.address)
+            return BadGatewayError(
+                f"the Ollama at {self.address.url} {said}. Its log says why ({its_log}); try again"
+            )
         if not isinstance(error, UnavailableError):
             return error
         self.absence = _cause(error)
@@ -211,6 +216,16 @@ def _key(address: ServerAddress, options: OllamaOptions, environ: Mapping[str, s
         )
         return {}
     return {"authorization": f"Bearer {key}"}
+
+
+def _where_its_log_is(address: ServerAddress) -> str:
+    if not address.is_loopback:
+        return f"on {address.host}"
+    return on_this_system(
+        linux="`journalctl -u ollama`, or where `ollama serve` runs",
+        macos="~/.ollama/logs/server.log",
+        windows=r"%LOCALAPPDATA%\Ollama\server.log",
+    )
 
 
 def _how_to_start(address: ServerAddress) -> str:

@@ -67,11 +67,19 @@ class BaseUrl:
             return False
 
     @property
+    def authority(self) -> str:
+        """Host and port, as a URL has them: `[::1]:8000`."""
+        return f"{self._name}:{self.port}"
+
+    @property
+    def _name(self) -> str:
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    @property
     def root(self) -> str:
         """The server's root, for people: `https://host/llm`."""
-        name = f"[{self.host}]" if ":" in self.host else self.host
         port = "" if self.port == _PORTS[self.scheme] else f":{self.port}"
-        return f"{self.scheme}://{name}{port}{self.prefix}"
+        return f"{self.scheme}://{self._name}{port}{self.prefix}"
 
     @property
     def path(self) -> str:

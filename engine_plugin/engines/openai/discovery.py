@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin import catalogue
 from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.engines.openai.address import VERSIONS, BaseUrl
-from engine_plugin.engines.openai.errors import complaint_of_body
+from engine_plugin.engines.openai.errors import StillLoadingError, complaint_of_body, is_about_loading
 from engine_plugin.engines.openai.keys import key_headers
 from engine_plugin.engines.openai.servers import SERVERS, WELL_KNOWN_PORTS
 from engine_plugin.engines.openai.servers.base import Glance, text_of
@@ -101,9 +101,11 @@ class Finder:
         found = next((one for one in tried if isinstance(one, Attachment)), None)
         if found is not None:
             return found
-        # One that wants a key is there; else nothing is.
-        refusals = (one for one in tried if not isinstance(one, (Attachment, UnavailableError)))
-        raise next(refusals, self._nothing())
+        # One that wants a key is there, as is one that loads its model; else nothing is.
+        failures = [one for one in tried if isinstance(one, EnginePluginError)]
+        there = (one for one in failures if type(one) is not UnavailableError)
+        taken = [base.port for base, one in zip(bases, tried, strict=True) if not _refused(one)]
+        raise next(there, None) or self._nothing(taken)
 
     async def _tried(self, base: BaseUrl) -> Attachment | EnginePluginError:
         try:
@@ -147,7 +149,7 @@ class Finder:
         finally:
             probe.close()
         if status >= 500:
-            raise attachment.down(UnavailableError(_said(status, body)))
+            raise _cannot(base, status, body, attachment.server)
 
     def client(self, attachment: Attachment, port: int) -> Http1Client:
         """A client of a port of the same host. The caller closes it."""
@@ -194,7 +196,7 @@ class Finder:
             if status in (401, 403):
                 raise self._about_key(here, complaint_of_body(status, body).message, headers)
             if status >= 500 or 300 <= status < 400:
-                raise _down(base, UnavailableError(_said(status, body)), server)
+                raise _cannot(base, status, body, server)
             listing = _listing(body) if status == 200 else None
             if listing is not None:
                 return here, listing
@@ -259,15 +261,27 @@ class Finder:
         except BadGatewayError as error:
             raise UnavailableError(str(error)) from error
 
-    def _nothing(self) -> UnavailableError:
+    def _nothing(self, taken: Sequence[int]) -> UnavailableError:
+        """`taken` are the ports where somebody is, who is no such server."""
         ports = ", ".join(f"{port} ({whose})" for port, whose in self._ports.items())
         return catalogue.SERVER_DOWN.error(
             server=_NO_SERVER,
             address=f"the ports {ports} of this machine",
-            reason="none of them speaks that interface",
+            reason=f"what is at {' and '.join(map(str, taken))} does not speak that interface"
+            if taken
+            else "nobody listens there",
             start="lms server start, vllm serve MODEL or llama-server -m MODEL.gguf, for example",
             otherwise="name the address of yours: engine_host under provider in plugin.yaml",
         )
+
+
+def _refused(error: object) -> bool:
+    """Whether it says that nobody listens."""
+    while isinstance(error, Exception):
+        if isinstance(error, ConnectionRefusedError):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _down(base: BaseUrl, error: UnavailableError, server: Server | None = None) -> UnavailableError:
@@ -282,6 +296,14 @@ def _down(base: BaseUrl, error: UnavailableError, server: Server | None = None) 
         start="as its maker says" if server is None else server.start,
         otherwise=otherwise,
     )
+
+
+def _cannot(base: BaseUrl, status: int, body: bytes, server: Server | None) -> UnavailableError:
+    """For a server that answers, but does not serve."""
+    complaint = complaint_of_body(status, body)
+    if is_about_loading(complaint):
+        return StillLoadingError.of(f"{'the server' if server is None else server.title} at {base.url}", complaint)
+    return _down(base, UnavailableError(_said(status, body)), server)
 
 
 def _said(status: int, body: bytes) -> str:

@@ -17,6 +17,7 @@ from engine_plugin.engines.audio.speech import Dialect, Speech
 from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState, not_bidirectional
 from engine_plugin.engines.http.answers import ERROR_LIMIT
 from engine_plugin.engines.http.bodies import answer_object
+from engine_plugin.engines.http.http1 import BrokenOffError
 from engine_plugin.engines.http.ranking import ranked_answer
 from engine_plugin.engines.openai import requests
 from engine_plugin.engines.openai.address import BaseUrl
@@ -31,6 +32,7 @@ from engine_plugin.engines.openai.turn import Turn, model_missing, no_service
 from engine_plugin.engines.openai.voices import AudioClient
 from engine_plugin.engines.options import option_problems, read_options
 from engine_plugin.errors import (
+    BadGatewayError,
     EnginePluginError,
     ManifestError,
     ModelNotFoundError,
@@ -121,8 +123,8 @@ class OpenAIEngine(Engine):
         attachment = self._held.attachment
         base = self._finder.named if attachment is None else attachment.base
         if base is None:
-            return EngineConfig(host="127.0.0.1", scheme="http")
-        return EngineConfig(host=f"{base.host}:{base.port}", origin=base.root, scheme=base.scheme)
+            return EngineConfig()
+        return EngineConfig(host=base.authority, origin=base.root, scheme=base.scheme)
 
     # Life
 
@@ -325,6 +327,9 @@ class OpenAIEngine(Engine):
                 yield Turn(self._held, self._finder, attachment, service, model)
         except ModelNotFoundError as error:
             raise await self._missing_now(model, error) from None
+        except BrokenOffError as error:
+            said = str(error).removeprefix("the engine ")
+            raise BadGatewayError(f"{attachment.title} {said}. Its own log may say why; try again") from error
         finally:
             self._held.close_if_lost(attachment)
 

@@ -12,8 +12,16 @@ from engine_plugin.errors import BadGatewayError, DeadlineError, EnginePluginErr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Self
 
-__all__ = ["complaint_of_body", "is_about_model", "is_about_path", "other_error"]
+__all__ = [
+    "StillLoadingError",
+    "complaint_of_body",
+    "is_about_loading",
+    "is_about_model",
+    "is_about_path",
+    "other_error",
+]
 
 _SHOWN = 500
 _CONTEXT_CODES = ("context_length_exceeded", "exceed_context_size_error")
@@ -24,6 +32,15 @@ _PATH_WORDS = re.compile(
     r"^(?:not found|method not allowed|file not found|404 page not found)$|unexpected endpoint", re.IGNORECASE
 )
 _HTML = re.compile(rb"\s*<(?:!doctype|html)", re.IGNORECASE)
+
+
+class StillLoadingError(UnavailableError):
+    """The server is there, and will answer when its model is in memory."""
+
+    @classmethod
+    def of(cls, title: str, complaint: Complaint) -> Self:
+        """For what it says to that."""
+        return cls(f"{title} is still loading its model ({complaint.message}). Try again in a moment")
 
 
 def complaint_of_body(status: int, body: bytes) -> Complaint:
@@ -81,6 +98,11 @@ def is_about_path(complaint: Complaint) -> bool:
         return True
     plain = complaint.status == 404 and complaint.message in ("(nothing)", "Not Found")
     return plain or bool(_PATH_WORDS.search(complaint.message.strip()))
+
+
+def is_about_loading(complaint: Complaint) -> bool:
+    """Whether a server says that it is there, but not ready yet."""
+    return complaint.status == 503 and "loading" in complaint.message.lower()
 
 
 def other_error(complaint: Complaint) -> EnginePluginError:

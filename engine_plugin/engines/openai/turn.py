@@ -10,7 +10,14 @@ from engine_plugin.engines.http.answers import stream_events
 from engine_plugin.engines.http.assemble import assembled
 from engine_plugin.engines.http.bodies import answer_object
 from engine_plugin.engines.openai.client import ApiClient
-from engine_plugin.engines.openai.errors import complaint_of_body, is_about_model, is_about_path, other_error
+from engine_plugin.engines.openai.errors import (
+    StillLoadingError,
+    complaint_of_body,
+    is_about_loading,
+    is_about_model,
+    is_about_path,
+    other_error,
+)
 from engine_plugin.engines.openai.requests import as_stream
 from engine_plugin.errors import BadGatewayError, UnsupportedError
 from engine_plugin.models.info import KIND_OF_SERVICE
@@ -56,6 +63,8 @@ class Turn:
         """The server's answer is no good one, or its stream had an error."""
         if complaint.status in (401, 403):
             return self._finder.key_error(self.attachment, complaint.message)
+        if is_about_loading(complaint):
+            return StillLoadingError.of(self.attachment.title, complaint)
         if is_about_model(complaint, self._model):
             return model_missing(self.attachment, self._model)
         if self._service and is_about_path(complaint):
