@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["SharedPull"]
 
 
+_MOST = 1000
+"""Events that wait for one caller at most: a server may tell ever new ones."""
+
+
 class _Plan(Protocol):
     """What a pull does."""
 
@@ -39,6 +43,8 @@ class _Watcher:
         if self._continues(event):
             self.events[-1] = event
         else:
+            if len(self.events) == _MOST:  # who reads so slowly is better served with the end than with the beginning
+                self.events.popleft()
             self.events.append(event)
         self.wake.set()
 

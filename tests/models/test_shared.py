@@ -19,6 +19,7 @@ from tests.models.server import FileServer, Script
 from tests.models.test_resume import until_progress
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 PLAN = PullPlan("m", HttpSource("http://h/m.gguf"), "", "", insecure=False)
@@ -138,3 +139,21 @@ async def test_a_slow_watcher_sees_every_status_but_only_the_latest_progress() -
         Success("m", 1000, ""),
     ]
     assert [event async for event in shared.watch()][-1] == Success("m", 1000, "")
+
+
+async def test_a_slow_caller_misses_the_beginning_of_endless_news_not_the_end() -> None:
+    told = asyncio.Event()
+
+    async def run(_plan: PullPlan, publish: Callable[[PullEvent], None]) -> Success:
+        for number in range(5000):
+            publish(Status(f"step {number}"))
+        told.set()
+        return Success("m", 1, "sha256:00")
+
+    shared = SharedPull(PLAN, run, ended=lambda: None)
+    async with asyncio.timeout(PATIENCE), aclosing(shared.watch()) as events:
+        seen = [await anext(events)]
+        await told.wait()
+        seen += [event async for event in events]
+    assert seen[-2:] == [Status("step 4999"), Success("m", 1, "sha256:00")]
+    assert len(seen) < 1100
