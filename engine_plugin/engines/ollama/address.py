@@ -32,6 +32,8 @@ class ServerAddress:
     port: int
     prefix: str = ""
     source: str = ""
+    passed_over: str = ""
+    """What somebody named, and why it could not be used, in words."""
 
     @classmethod
     def parse(cls, text: str, source: str = "") -> Self:
@@ -120,7 +122,7 @@ def attach_address(configured: str, engine_host: str, environ: Mapping[str, str]
     """Where to look for a server: `engine.address`, else provider.engine_host, else OLLAMA_HOST, else the usual.
 
     Raises ValueError for one of plugin.yaml's that is none. An OLLAMA_HOST that is none is passed over with a
-    warning, for Ollama itself does not stop at that either.
+    warning, for Ollama itself does not stop at that either; the address that is used instead tells of it.
     """
     for source, text in (("engine.address", configured), ("provider.engine_host", engine_host)):
         if text:
@@ -128,10 +130,13 @@ def attach_address(configured: str, engine_host: str, environ: Mapping[str, str]
                 return ServerAddress.parse(text, f"{source} in plugin.yaml")
             except ValueError as error:
                 raise ValueError(f"{source} is {text[:128]!r}: {error}") from None
+    passed_over = ""
     text = environ.get("OLLAMA_HOST", "").strip().strip("\"'")
     if text:
         try:
             return ServerAddress.parse(text, "OLLAMA_HOST")
         except ValueError as error:
-            log.warning("OLLAMA_HOST is %r, which is passed over: %s", text[:128], error)
-    return ServerAddress("http", "127.0.0.1", DEFAULT_PORT, source="the default address")
+            shown = f"…@{text.rpartition('@')[2]}" if "@" in text else text  # credentials are nobody's business
+            passed_over = f"OLLAMA_HOST is {shown[:128]!r}, which cannot be used: {error}"
+            log.warning("%s", passed_over)
+    return ServerAddress("http", "127.0.0.1", DEFAULT_PORT, source="the default address", passed_over=passed_over)

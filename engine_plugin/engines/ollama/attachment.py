@@ -103,7 +103,7 @@ class Attachment:
         return catalogue.SERVER_DOWN.error(
             server="Ollama server",
             address=self.address.url,
-            reason=self.absence,
+            reason="; ".join(filter(None, (self.absence, self.address.passed_over))),
             start=_how_to_start(self.address),
             otherwise=otherwise
             or f"correct its address ({self.address.source}): engine.address in plugin.yaml, or OLLAMA_HOST",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.download.events import ChunkProgress, Status
 from engine_plugin.engines.http.answers import one_line
 from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_body
-from engine_plugin.errors import PullError
+from engine_plugin.errors import InvalidRequestError, PullError
 from engine_plugin.files import in_thread
 
 if TYPE_CHECKING:
@@ -22,13 +22,26 @@ if TYPE_CHECKING:
     from engine_plugin.download.events import PullEvent
     from engine_plugin.engines.ollama.connection import OllamaClient
 
-__all__ = ["sha256_of", "upload"]
+__all__ = ["require_gguf", "sha256_of", "upload"]
 
 _PIECE = 4 * 1024 * 1024
 _STALL = 120.0
 _ABSENT = 404
+_MAGIC = (b"GGUF", b"FUGG")
+"""How GGUF files begin, of machines of both byte orders."""
 _SAID = 4096
 _SHOWN = 300
+
+
+async def require_gguf(path: Path) -> None:
+    """Raise InvalidRequestError unless a file begins as GGUF files do: it need not be sent to hear that from the
+    server. Raises PullError when it cannot be read."""
+    async with aclosing(_pieces(path)) as pieces:
+        begins = await anext(pieces, b"")
+    if not begins.startswith(_MAGIC):
+        raise InvalidRequestError(
+            f"model: {path} is no GGUF file: it begins with {begins[:4]!r}. Take another, or convert it to GGUF"
+        )
 
 
 async def sha256_of(path: Path) -> str:

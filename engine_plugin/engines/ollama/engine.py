@@ -130,18 +130,18 @@ class OllamaEngine(Engine):
         return own
 
     async def install(self, progress: Progress, *, cover: bool) -> str:
-        if await self._leaves_software_alone():
+        if await self._is_theirs():
             return f"{self._whose()}; {_MANAGE}"
+        if self._options.server == "attach":
+            raise self._down()
         return await self._installing.run(lambda: self._own.install(progress, cover=cover))
 
     async def upgrade(self, progress: Progress) -> str:
-        if await self._leaves_software_alone():
+        if await self._is_theirs():
             return f"nothing to upgrade: {self._whose()}; {_MANAGE}"
+        if self._options.server == "attach":
+            return f"nothing to upgrade: {self._down()}"
         return await self._installing.run(lambda: self._own.upgrade(progress))
-
-    async def _leaves_software_alone(self) -> bool:
-        """Whether the server that is used is installed by somebody else."""
-        return self._options.server == "attach" or await self._is_theirs()
 
     async def _is_theirs(self) -> bool:
         """Whether somebody else's server is there to be used, also one that we were told to let go."""
@@ -224,9 +224,9 @@ class OllamaEngine(Engine):
             return await self._own.health()
         if await self._found(anew=True) is None:
             return Health(HealthState.DEAD, str(await self._nobody()))
-        return Health(
-            HealthState.READY, f"attached to Ollama {self._attachment.version} at {self._attachment.address.url}"
-        )
+        address = self._attachment.address
+        where = f"{address.url} ({address.passed_over})" if address.passed_over else address.url
+        return Health(HealthState.READY, f"attached to Ollama {self._attachment.version} at {where}")
 
     # Models
 

@@ -14,7 +14,7 @@ from engine_plugin import catalogue
 from engine_plugin.download.events import ChunkProgress, Status, Success
 from engine_plugin.engines.http.answers import one_line
 from engine_plugin.engines.http.ndjson import line_objects, whole_lines
-from engine_plugin.engines.ollama.blobs import sha256_of, upload
+from engine_plugin.engines.ollama.blobs import require_gguf, sha256_of, upload
 from engine_plugin.engines.ollama.entries import number_of
 from engine_plugin.engines.ollama.errors import complains, complaint_error, complaint_of_line
 from engine_plugin.engines.ollama.models import full_name
@@ -52,6 +52,11 @@ _NO_HOST = ("no such host", "connection refused", "i/o timeout", "network is unr
 _FORMS = (
     "Give the name of a model at ollama.com (llama3.2, qwen3:8b) or of a GGUF repository (hf.co/OWNER/NAME), the "
     "path of a .gguf file with a name to keep it under, or model:NAME to copy one that is here"
+)
+
+_NO_CREDENTIALS = (
+    "an Ollama server takes none with a pull. Leave it out, and sign the server in: run `ollama signin` on its "
+    "machine (for Hugging Face: add the key in ~/.ollama/id_ed25519.pub there to your account)"
 )
 
 
@@ -142,6 +147,8 @@ def _plan(request: PullRequest) -> _Plan:
     kind_of_type(request.model_type)  # the server knows what a model is for; a wrong word is still wrong
     text, where, digest = read_request(request)
     name = request.model
+    if request.username:
+        raise InvalidRequestError(f"username: {_NO_CREDENTIALS}")
     if text.startswith(_COPY) and request.source:
         if len(text) == len(_COPY):
             raise InvalidRequestError(f"{where}: model: must be followed by the name of a model. {_FORMS}.")
@@ -159,6 +166,7 @@ def _plan(request: PullRequest) -> _Plan:
 async def _create(client: OllamaClient, plan: _Plan, publish: Callable[[PullEvent], None]) -> None:
     """Hand the server a file: its bytes unless it has them, then what to make of them."""
     path = Path(plan.source)
+    await require_gguf(path)
     publish(Status(f"reading {path.name}"))
     digest = await sha256_of(path)
     if plan.sha256 and plan.sha256 != digest:

@@ -103,4 +103,6 @@ def test_a_wrong_address_of_the_manifest_is_an_error_and_one_of_the_environment_
     with pytest.raises(ValueError, match=r"provider\.engine_host is 'box:x': 'x' is no port"):
         attach_address("", "box:x", {})
     assert attach_address("", "", {"OLLAMA_HOST": "box:x"}).url == "http://127.0.0.1:11434"
-    assert "OLLAMA_HOST is 'box:x', which is passed over" in caplog.text
+    assert "OLLAMA_HOST is 'box:x', which cannot be used: 'x' is no port" in caplog.text
+    told = attach_address("", "", {"OLLAMA_HOST": "me:secret@box"}).passed_over
+    assert told.startswith("OLLAMA_HOST is '…@box', which cannot be used: an address has no credentials")

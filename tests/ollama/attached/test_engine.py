@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine_plugin.engines.base import HealthState
+from engine_plugin.engines.ollama import address
 from engine_plugin.engines.processes.ports import free_ports
 from engine_plugin.errors import (
     InvalidRequestError,
@@ -182,12 +183,30 @@ async def test_nobody_there_costs_no_time_at_the_start_and_says_what_to_do(
 async def test_where_only_somebody_elses_server_may_be_used_nothing_is_installed(tmp_path: Path) -> None:
     async with plugin_in(tmp_path, server="attach") as plugin:
         assert not (await plugin.check()).installed
-        assert "nothing to upgrade" in await plugin.upgrade()
+        assert "nothing to upgrade: no Ollama server answers" in await plugin.upgrade()
+        with pytest.raises(UnavailableError, match="no Ollama server answers"):
+            await plugin.install(cover=False)
         with pytest.raises(UnavailableError, match="no Ollama server answers") as caught:
             await plugin.start("auto")
         assert "engine install" not in str(caught.value)
         with pytest.raises(PreconditionError, match="no Ollama server answers"):
             await plugin.version()
+
+
+async def test_an_ollama_host_that_cannot_be_used_is_told_of(
+    tmp_path: Path, shared_server: ContractServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", "box:x")
+    [port] = free_ports(1)
+    monkeypatch.setattr(address, "DEFAULT_PORT", port)
+    async with plugin_in(tmp_path) as plugin:
+        expected = r"\(Connection refused; OLLAMA_HOST is 'box:x', which cannot be used: 'x' is no port\)\. Start it"
+        with pytest.raises(UnavailableError, match=expected):
+            await answer(plugin, "chat", messages=HELLO)
+    monkeypatch.setattr(address, "DEFAULT_PORT", int(shared_server.address.rpartition(":")[2]))
+    async with plugin_in(tmp_path) as plugin:
+        detail = (await plugin.health()).detail
+        assert f"at {shared_server.url} (OLLAMA_HOST is 'box:x', which cannot be used: 'x' is no port)" in detail
 
 
 async def test_many_at_once_look_once(plugin: Plugin, shared_server: ContractServer) -> None:

@@ -202,6 +202,7 @@ async def test_a_file_becomes_a_model(
         (PullRequest(""), InvalidRequestError, "model: must be a string that is not empty"),
         (PullRequest("fresh", model_type="levitate"), InvalidRequestError, "model_type"),
         (PullRequest("fresh", sha256="abc"), InvalidRequestError, "sha256"),
+        (PullRequest("fresh", username="me", password="x"), InvalidRequestError, "^username: .*`ollama signin`"),
     ],
 )
 async def test_what_cannot_be_pulled(
@@ -209,6 +210,16 @@ async def test_what_cannot_be_pulled(
 ) -> None:
     with pytest.raises(error, match=said):
         await events_of(pulls, shared_client, request_)
+
+
+@pytest.mark.parametrize("content", [b"", b"GG", b"PK\x03\x04 and much more"])
+async def test_a_file_that_is_no_gguf_is_not_sent(
+    pulls: Pulls, shared_client: OllamaClient, shared_server: ContractServer, gguf: Path, content: bytes
+) -> None:
+    await asyncio.to_thread(gguf.write_bytes, content)
+    with pytest.raises(InvalidRequestError, match="is no GGUF file: it begins with"):
+        await events_of(pulls, shared_client, PullRequest("own", source=str(gguf)))
+    assert not [entry for entry in shared_server.requests() if entry["path"].startswith("/api/blobs")]
 
 
 @pytest.mark.promise("P18")
