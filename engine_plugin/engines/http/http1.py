@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import socket
 import time
 from collections import deque
@@ -231,8 +232,7 @@ class Http1Client(HttpClient):
                 raise UnavailableError(f"the engine did not accept a connection in {_CONNECT_TIMEOUT:g} s") from None
             except OSError as error:
                 if not left or not isinstance(error, ConnectionRefusedError):
-                    why = getattr(error, "verify_message", "") or error.strerror or error
-                    raise UnavailableError(f"the engine cannot be reached: {why}") from error
+                    raise UnavailableError(f"the engine cannot be reached: {_reason(error)}") from error
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
         raise AssertionError("the last attempt returns or raises")
@@ -457,6 +457,13 @@ async def _addresses(host: str, port: int) -> Sequence[str]:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         return list(dict.fromkeys(str(address[0]) for *_kind, address in found))
     return [host]
+
+
+def _reason(error: OSError) -> object:
+    """Why no connection was made, in the system's words: asyncio's hold addresses and no reason."""
+    if isinstance(error, ConnectionError) and error.errno:
+        return os.strerror(error.errno)
+    return getattr(error, "verify_message", "") or error.strerror or error
 
 
 def _host_field(host: str, port: int, *, tls: bool) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
 import time
 from contextlib import suppress
@@ -180,10 +179,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _cause(error: Exception) -> str:
-    """Why there is no server, in the system's words where these are short."""
-    reason = error.__cause__
-    if isinstance(reason, ConnectionError) and reason.errno:
-        return os.strerror(reason.errno)
+    """Why there is no server."""
     return str(error).removeprefix("the engine cannot be reached: ")
 
 
