@@ -454,7 +454,10 @@ async def _addresses(host: str, port: int) -> Sequence[str]:
         ipaddress.ip_address(host)
     except ValueError:
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        try:
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except UnicodeError:  # it cannot be written as IDNA (RFC 5890) wants it
+            raise OSError(f"{host[:64]!a} is no host's name") from None
         return list(dict.fromkeys(str(address[0]) for *_kind, address in found))
     return [host]
 
@@ -468,7 +471,11 @@ def _reason(error: OSError) -> object:
 
 def _host_field(host: str, port: int, *, tls: bool) -> str:
     """The Host of a request (RFC 9110): brackets around IPv6, no port where it goes without saying."""
-    name = f"[{host}]" if ":" in host else host
+    try:
+        name = host if host.isascii() else host.encode("idna").decode("ascii")
+    except UnicodeError:  # it will not be found
+        name = ascii(host)
+    name = f"[{name}]" if ":" in name else name
     return name if port == (443 if tls else 80) else f"{name}:{port}"
 
 

@@ -239,3 +239,9 @@ async def test_a_connection_that_ends_before_the_answer(resend: bool, posts: int
 def test_the_host_field(address: tuple[str, int], secure: bool, field: bytes) -> None:
     client = Http1Client(address, tls=ssl.create_default_context() if secure else None)
     assert field in client.request("GET", "/")._message
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 300, "\udcff", "例" * 64])
+async def test_a_host_that_cannot_be_one_is_not_reached(host: str) -> None:
+    with pytest.raises(UnavailableError, match=r"cannot be reached: .*no host's name"):
+        await within(fetch(Http1Client((host, 80))))
