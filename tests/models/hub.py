@@ -144,6 +144,6 @@ async def hub_server(tls: ssl.SSLContext | None = None) -> AsyncIterator[HubServ
     try:
         yield hub
     finally:
-        server.close()
         await hub.close_connections()
+        server.close()
         await server.wait_closed()

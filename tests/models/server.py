@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FileServer", "Request", "Script", "file_server", "without_proxies"]
 
+_TURNS = 5
+"""Turns of the loop from one who comes to `connected`, and one to spare: meanwhile only the loop knows of him."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -71,26 +74,33 @@ class FileServer:
     def url(self, path: str = "/model.gguf", credentials: str = "") -> str:
         return f"{self.scheme}://{credentials}127.0.0.1:{self.port}{path}"
 
-    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one who came. No coroutine: a task that is cancelled before it began closes nothing."""
+        task = asyncio.create_task(self._serve(reader, writer))
         self._connections.add(task)
-        try:
-            with suppress(ConnectionError, asyncio.IncompleteReadError):  # a client may leave before it asks
-                await self._serve(reader, writer)
-        finally:
+
+        def ended(task: asyncio.Task[None]) -> None:
             self._connections.discard(task)
             writer.close()
-            with suppress(ConnectionError):
-                await writer.wait_closed()
+
+        task.add_done_callback(ended)
 
     async def close_connections(self) -> None:
+        """To be called before the server is closed: the loop would lose whom it is just letting in."""
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
         for task in list(self._connections):
             task.cancel()
         if self._connections:
             await asyncio.wait(set(self._connections))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):  # a client may leave before it asks
+            await self._answer_one(reader, writer)
+            writer.close()
+            await writer.wait_closed()
+
+    async def _answer_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         headers = dict(line.split(": ", 1) for line in head[1:] if line)
         request = Request(head[0].split(" ")[1], {key.lower(): value for key, value in headers.items()})
@@ -179,8 +189,8 @@ async def file_server(data: bytes, tls: ssl.SSLContext | None = None) -> AsyncIt
     try:
         yield files
     finally:
-        server.close()
         await files.close_connections()
+        server.close()
         await server.wait_closed()
 
 
