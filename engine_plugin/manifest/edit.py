@@ -104,11 +104,10 @@ def _rewrite(file: Path, models: Mapping[str, str]) -> None:
 
 def _take_over(status: os.stat_result, draft: Path) -> None:
     """Give the draft the mode and the owner of the file that it replaces."""
-    if os.name == "nt":
-        return
-    if (status.st_uid, status.st_gid) != (draft.stat().st_uid, draft.stat().st_gid):
-        os.chown(draft, status.st_uid, status.st_gid)
-    draft.chmod(stat.S_IMODE(status.st_mode))
+    if sys.platform != "win32":
+        if (status.st_uid, status.st_gid) != (draft.stat().st_uid, draft.stat().st_gid):
+            os.chown(draft, status.st_uid, status.st_gid)
+        draft.chmod(stat.S_IMODE(status.st_mode))
 
 
 def _data_of(file: Path) -> Any:
