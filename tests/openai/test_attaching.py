@@ -231,9 +231,7 @@ async def test_nobody_answers(attach: Attach) -> None:
     check = await plugin.check()
     assert check.installed
     assert "nothing is to be installed, but" in check.detail
-    expected = (
-        rf"no OpenAI-compatible server answers at http://\S+:{port}/v1 \(Connection refused\)\. Start it"
-    )
+    expected = rf"no OpenAI-compatible server answers at http://\S+:{port}/v1 \(Connection refused\)\. Start it"
     with pytest.raises(UnavailableError, match=expected):
         await plugin.start("")
     with pytest.raises(UnavailableError, match=expected):
