@@ -97,7 +97,7 @@ def _models(models: Sequence[ModelInfo]) -> dict[str, Any]:
     return {"response_json": _dump({"models": [model.to_wire() for model in models]})}
 
 
-_LEAVE_TAKING = 0.25
+_LEAVE_TAKING = 2.0
 """Seconds that a host has to read why its conversation failed, while it still sends."""
 
 
