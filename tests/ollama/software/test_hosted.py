@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def plugin(scratch: Path, **options: Any) -> AsyncIterator[Hosted]:
     """A plugin for a while; afterwards nothing of it is left."""
-    environ = dict(os.environ) | {MARK: uuid.uuid4().hex}
+    temporary = scratch / "tmp"  # a plugin that is killed leaves its socket there
+    temporary.mkdir(exist_ok=True)
+    environ = dict(os.environ) | {MARK: uuid.uuid4().hex, "TMPDIR": str(temporary)}
     running = await hosted(scratch, environ, **options)
     try:
         yield running
