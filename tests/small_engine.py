@@ -164,6 +164,8 @@ class SmallEngine(Engine):
                     message.message_type,
                     {"service": service, "model": default_model, **message.metadata},
                 )
+                if message.data == b"enough":
+                    return
 
         try:
             yield answers()

@@ -32,7 +32,7 @@ from engine_plugin.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from engine_plugin.host import OperateStatus, PluginClient, connect, events
+from engine_plugin.host import BidiCall, OperateStatus, PluginClient, connect, events
 from engine_plugin.manifest import load_manifest
 from engine_plugin.plugin import Plugin
 from engine_plugin.rpc import servicer
@@ -497,6 +497,24 @@ async def test_who_still_sends_has_time_to_read_why_it_failed(serve: Serve, monk
             with pytest.raises(EnginePluginError, match="does not understand"):
                 await anext(conversation)
         await still_well(client)
+
+
+async def test_who_sends_into_an_end_still_reads_what_came_before_it(serve: Serve) -> None:
+    """gRPC tells of the write that came too late in the place of the end."""
+    client, _engine = await serve()
+
+    async def send_on(conversation: BidiCall) -> None:
+        while True:
+            await conversation.send(bytes(3_000_000))
+
+    for _ in range(20):
+        async with asyncio.timeout(20), client.invoke_bidi("speech-to-text-ws") as conversation:
+            await conversation.send(b"enough")
+            sending = asyncio.create_task(send_on(conversation))
+            assert [message.data async for message in conversation] == [b"hguone"]
+            with pytest.raises(BadGatewayError, match="the conversation has ended"):
+                await sending
+    await still_well(client)
 
 
 async def test_errors_keep_their_code_everywhere(serve: Serve) -> None:

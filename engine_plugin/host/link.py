@@ -47,6 +47,8 @@ CHANNEL_OPTIONS = (
 
 T = TypeVar("T")
 
+_TOO_LATE = 'Failed "execute_batch": (<grpc._cython.cygrpc.Send'
+
 _ERRORS: dict[grpc.StatusCode, type[EnginePluginError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
     grpc.StatusCode.UNAUTHENTICATED: AuthError,
@@ -130,6 +132,20 @@ class Link:
         elif error.code() is grpc.StatusCode.UNAVAILABLE and process is None:
             details = f"nothing answers at {self.address}: {details}"
         return _ERRORS.get(error.code(), EnginePluginError)(details)
+
+    def ended_before(self, error: EnginePluginError) -> bool:
+        """Whether an error says only that we wrote to a call which the plugin had ended.
+
+        gRPC tells of it in the place of the call's own end, to who reads as well as to who writes.
+        """
+        cause = error.__cause__
+        return (
+            type(error) is EnginePluginError  # the plugin has not died
+            and isinstance(cause, grpc.aio.AioRpcError)
+            and cause.code() is grpc.StatusCode.INTERNAL
+            and (cause.debug_error_string() or "").startswith(_TOO_LATE)
+            and self.channel.get_state() is grpc.ChannelConnectivity.READY
+        )
 
     def _stopped(self) -> PluginProcessError:
         return PluginProcessError(f"plugin {self.name!r} has been stopped by this host; launch it again")

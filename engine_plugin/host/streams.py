@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import grpc.aio
 
-from engine_plugin.errors import BadGatewayError
+from engine_plugin.errors import BadGatewayError, EnginePluginError
 from engine_plugin.host.link import raise_for_code
 from engine_plugin.rpc.stubs import provider_pb2 as pb
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from engine_plugin.host.link import Link
 
 __all__ = ["BidiCall", "BidiMessage", "ChunkStream"]
+
+
+_ENDED = "the conversation has ended; what the plugin sent last says why"
 
 
 class _Call:
@@ -71,6 +74,11 @@ class _Call:
             if self._over and not (task and task.cancelling()):
                 raise StopAsyncIteration from None  # another task has closed this stream under us
             await self.aclose()
+            raise
+        except EnginePluginError as error:
+            await self.aclose()
+            if self._link.ended_before(error):
+                raise StopAsyncIteration from None
             raise
         except BaseException:
             await self.aclose()
@@ -132,7 +140,11 @@ class BidiCall(_Call):
         try:
             await self._link.attempt(self._started().write(message))
         except asyncio.InvalidStateError:
-            raise BadGatewayError("the conversation has ended; what the plugin sent last says why") from None
+            raise BadGatewayError(_ENDED) from None
+        except EnginePluginError as error:
+            if self._link.ended_before(error):
+                raise BadGatewayError(_ENDED) from None
+            raise
 
     async def done_sending(self) -> None:
         """Tell the plugin that no more messages come; its answers may still."""
