@@ -8,13 +8,14 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
 from engine_plugin.host import ChunkStream, events
 from engine_plugin.rpc.stubs import provider_pb2 as pb
 
-from .running import ENDLESS, HELLO, RunningPlugin
+from .running import ENDLESS, HELLO, RunningPlugin, eventually
 
 if TYPE_CHECKING:
     from .conftest import Serve
@@ -111,13 +112,22 @@ async def test_a_host_that_does_not_read_loses_nothing(serve: Serve) -> None:
     assert contents(whole) >= 700
 
 
+async def rests(process: psutil.Process) -> bool:
+    """Whether a process uses no processor for a moment."""
+    before = process.cpu_times()
+    await asyncio.sleep(0.2)
+    return process.cpu_times() == before
+
+
 async def test_what_comes_while_nobody_reads_leaves_in_few_chunks(serve: Serve) -> None:
     running = await serve()
     model = ENDLESS.stem
     request = json.dumps(STEADY | {"prompt": "a", "model": model, "max_tokens": 700}).encode()
     async with running.plugin.stream("generate", request) as chunks:
         first = await anext(chunks)
+        pid = await running.engine_pid(model)
         await running.until_idle(model)
+        await eventually(lambda: rests(psutil.Process(pid)), 30)  # it may still write what it has computed
         rest = [chunk async for chunk in chunks]
     assert all(chunk.endswith(b"\n\n") for chunk in rest)
     count = contents(first + b"".join(rest))
