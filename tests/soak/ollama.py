@@ -123,6 +123,8 @@ async def _phase(plan: Plan, made: OllamaRig, name: str, seconds: float, figures
     works = (*load.workers(figures.about["streams"]), *mishaps.workers())
     await under_load(f"{made.life} {name}", seconds, works, load.over, made.plugin, figures)
     await mishaps.tidy_up()
+    if made.life != "managed":  # a rule that is left would meet the next start
+        await asyncio.to_thread((await made.contract()).mend)
 
 
 async def _still_answers(made: OllamaRig, figures: OllamaFigures) -> None:
