@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import time
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def pace(request: dict[str, Any]) -> tuple[float, float]:
     return float(wanted.get("interval_ms", 0)) / 1000, float(wanted.get("delay_ms", 0)) / 1000
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol, ABC):
     """One connection, one request at a time. What it says to one is a subclass's: `answer` and these three."""
 
     head: bytes
@@ -84,13 +85,13 @@ class Connection(asyncio.Protocol):
         self._tokens = self.token * _EVENTS_A_WRITE
         self._transport: asyncio.Transport
 
+    @abstractmethod
     def answer(self, path: str, request: dict[str, Any], /) -> None:
         """Call `whole` or `begin`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stamped(self) -> bytes:
         """A token's chunk with the time at which it leaves."""
-        raise NotImplementedError
 
     def whole(self, body: bytes) -> None:
         """Answer in one piece."""
