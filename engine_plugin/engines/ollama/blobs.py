@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import ssl
-from contextlib import ExitStack, aclosing
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.download.events import ChunkProgress, Status
 from engine_plugin.engines.http.answers import one_line
 from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_body
 from engine_plugin.errors import InvalidRequestError, PullError
-from engine_plugin.files import in_thread
+from engine_plugin.files import in_thread, opened
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -104,8 +104,7 @@ async def _answer(http: httpx.AsyncClient, method: str, place: str, **more: Any)
 
 async def _pieces(path: Path) -> AsyncGenerator[bytes, None]:
     try:
-        with ExitStack() as held:  # the thread puts the file there, also for a caller that is cancelled meanwhile
-            file = await in_thread(lambda: held.enter_context(path.open("rb")))
+        async with opened(path) as file:
             while piece := await in_thread(file.read, _PIECE):
                 yield piece
     except OSError as error:
