@@ -2,7 +2,7 @@
 
     plugin.yaml                    the manifest
     bin/<platform>/<executable>    the launcher, where the manifest says
-    lib/                           the package, what it needs at the pinned versions, and pip for InstallEngine
+    lib/                           the package and what it needs, at the pinned versions
 
 A directory may be moved or copied, also to a path with spaces. It needs a Python of the minor version that built it:
 the one that ENGINE_PLUGIN_PYTHON names, else the one that built it, else `python3.X` on PATH.
@@ -129,13 +129,13 @@ def elsewhere(platform: str, scratch: Path) -> list[str]:
 
 
 def fill_lib(lib: Path, platform: str) -> None:
-    """Put the package, its dependencies and pip into lib/."""
+    """Put the package and its dependencies into lib/."""
     arguments = ["--target", str(lib), "--no-compile", "--require-hashes", "--only-binary", ":all:"]
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         if platform != platform_key():
             arguments += elsewhere(platform, scratch)
-        pip("install", *arguments, "--constraint", str(CONSTRAINTS), *declared("core"), "pip")
+        pip("install", *arguments, "--constraint", str(CONSTRAINTS), *declared("core"))
         shutil.rmtree(lib / "bin", ignore_errors=True)  # scripts with this machine's paths in them
         pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, str(ROOT))
         for wheel in scratch.glob("*.whl"):

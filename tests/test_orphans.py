@@ -65,7 +65,8 @@ import asyncio, os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from engine_plugin.engines.installing import pip
-asyncio.run(pip.install_packages(Path(sys.argv[1], "target"), ["x"], os.environ, print))
+here = Path(sys.argv[1])
+asyncio.run(pip.install_packages(here / "target", ["x"], os.environ, print, scratch=here))
 """
 
 

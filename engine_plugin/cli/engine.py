@@ -85,7 +85,7 @@ async def _changed(options: Options, change: Callable[[PluginClient], Awaitable[
             async with plugin(options, on_log=lambda line: _tell(line, show)) as client:
                 return await change(client)
     except asyncio.CancelledError:
-        say("what has arrived is kept: the same command resumes it")
+        say("cancelled: the installed software is unchanged. The same command starts again; archives resume")
         raise
 
 

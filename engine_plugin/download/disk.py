@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
     from engine_plugin.errors import DownloadError
 
-__all__ = ["check_room", "disk_error"]
+__all__ = ["NO_ROOM", "check_room", "disk_error"]
 
 _MARGIN = 64 * 1024 * 1024
 """Bytes that stay free: a disk filled to the last byte breaks more than this download."""
 
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
+NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
+"""The error numbers of a full disk and of a used-up quota."""
 
 
 def check_room(folder: Path, needed: int, what: str = "the download") -> None:
@@ -39,7 +40,7 @@ def check_room(folder: Path, needed: int, what: str = "the download") -> None:
 
 def disk_error(error: OSError, folder: Path, arrived: int, total: int) -> DownloadError:
     """The DownloadError for a failure while writing below `folder`."""
-    if error.errno not in _NO_ROOM:
+    if error.errno not in NO_ROOM:
         return catalogue.DISK_REFUSES.error(place=error.filename or folder, reason=error.strerror or error)
     whole = f" of {total}" if total else ""
     try:

@@ -2,7 +2,8 @@
 
     <root>/current.json                    names the version that is used
     <root>/versions/<kind>-<version>-…/    a whole, checked version
-    <root>/versions/staging-…/             one that is being made; removed if that fails, or by the next installation
+    <root>/versions/staging-…/             one that is being made, or temporary files of that; removed if that fails,
+                                           or by the next installation
     <root>/install.lock                    one installation at a time, between processes too
 
 Knows no engine: what fills a directory, and what proves it, comes from the caller.
@@ -152,6 +153,15 @@ class Installation:
                 f"with it: {second}. Call StartEngine."
             )
         return InstallError(f"the new version failed, {before} is used again: {error}")
+
+    @asynccontextmanager
+    async def scratch(self) -> AsyncIterator[Path]:
+        """A directory for temporary files on the versions' disk, for what `Steps.fill` runs."""
+        folder = Path(await in_thread(tempfile.mkdtemp, prefix=_STAGING, dir=self._versions))
+        try:
+            yield folder
+        finally:
+            await in_thread(shutil.rmtree, folder, ignore_errors=True)
 
     # Blocking
 

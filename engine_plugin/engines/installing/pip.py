@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine_plugin.download.disk import NO_ROOM
+from engine_plugin.download.events import ChunkProgress
 from engine_plugin.engines.processes import python
 from engine_plugin.errors import InstallError
 
@@ -18,8 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["install_packages"]
 
-_TOLD = ("Collecting", "Downloading", "Installing", "Using cached")
 _LAST_WORDS = 4
+_FILE = re.compile(r"Downloading (?:\S*/)?([^\s/]+)")
+_ARRIVED = re.compile(r"Progress (\d{1,18}) of (\d{1,18})")
+_INSTALLING = re.compile(r"Installing collected packages: (.+)")
+_ERRNO = re.compile(r"\[Errno (\d{1,4})\]")
 
 
 async def install_packages(
@@ -28,32 +34,58 @@ async def install_packages(
     environ: Mapping[str, str],
     progress: Progress,
     *,
+    scratch: Path,
     wheels: Path | None = None,
 ) -> None:
     """Install wheels into `target`. `requirements` are pip's arguments: names, or `-r` and a file.
 
-    With `wheels` nothing but that directory is looked at. Raises InstallError with pip's last words.
+    pip keeps its temporary files in `scratch`, a directory on the same disk that the caller removes. With `wheels`
+    nothing but that directory is looked at. `progress` gets the bytes of each download, by the file's name.
+    Raises InstallError with pip's last words.
     """
     argv = [sys.executable, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--target"]
-    argv += [str(target), "--only-binary", ":all:", "--progress-bar", "off", "--no-warn-conflicts"]
+    argv += [str(target), "--only-binary", ":all:", "--progress-bar", "raw", "--no-warn-conflicts"]
     if wheels is not None:
         argv += ["--no-index", "--find-links", str(wheels)]
-    said: list[str] = []
-
-    def tell(line: str) -> None:
-        text = line.strip()
-        if text:
-            said.append(text)
-        if text.startswith(_TOLD):
-            progress(text.partition(" (from")[0])
-
+    output = _Output(progress)
+    env = {**python.module_environ(environ, _pip_home()), **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))}
     try:
-        status = await python.run_telling([*argv, *requirements], python.module_environ(environ, _pip_home()), tell)
+        status = await python.run_telling([*argv, *requirements], env, output.take)
     except OSError as error:
         raise InstallError(f"pip cannot be run: {error.strerror or error}") from error
     if status != 0:
         fix = f"Put the wheels into {wheels}" if wheels else "Check the network, or pip's own settings (`pip config`)"
-        raise InstallError(f"pip could not install it: {' | '.join(said[-_LAST_WORDS:])}. {fix}")
+        if output.errnos & NO_ROOM:
+            fix = f"A disk or quota is full: free some space below {target}, or move the data directory"
+        raise InstallError(f"pip could not install it: {output.last_words()}. {fix}")
+
+
+class _Output:
+    """pip's output, line by line: its downloads become progress, its last lines the reason of a failure."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.errnos: set[int] = set()
+        self._progress = progress
+        self._file = ""
+        self._said: list[str] = []
+
+    def take(self, line: str) -> None:
+        """Called with each line of stdout and stderr."""
+        text = line.strip()
+        if arrived := _ARRIVED.fullmatch(text):
+            self._progress(ChunkProgress(self._file, int(arrived[1]), int(arrived[2])))
+            return
+        if file := _FILE.match(text):
+            self._file = file[1]
+        elif packages := _INSTALLING.fullmatch(text):
+            self._progress(f"installing {packages[1]}")
+        if text:
+            self._said = [*self._said[1 - _LAST_WORDS :], text]
+            self.errnos |= {int(number) for number in _ERRNO.findall(text)}
+
+    def last_words(self) -> str:
+        """What pip said at the end."""
+        return " | ".join(self._said)
 
 
 def _pip_home() -> Path:
@@ -61,6 +93,7 @@ def _pip_home() -> Path:
     spec = importlib.util.find_spec("pip")
     if spec is None or spec.origin is None:
         raise InstallError(
-            f"pip is missing in {sys.executable}: install it (python -m ensurepip), or the packages themselves"
+            f"pip, which engine-plugin depends on, is not beside it ({sys.executable}). Install engine-plugin again, "
+            "with its dependencies"
         )
     return Path(os.fspath(spec.origin)).parent.parent

@@ -243,18 +243,17 @@ class Workshop:
         lines = await in_thread(_some_of, self._requirements, only, without)
         if also:
             lines = "\n".join([*(line.rstrip(" \\") for line in lines.splitlines() if "--hash=" not in line), *also])
-        chosen = self.root / f"{target.parent.name}-{target.name}.requirements.txt"
-        try:
+        async with self.installation.scratch() as scratch:
+            chosen = scratch / "requirements.txt"
             await in_thread(chosen.write_text, lines, encoding="utf-8")
             hashes = [] if also else ["--require-hashes"]
             await self.install_named(target, [*hashes, "-r", str(chosen)], progress)
-        finally:
-            await in_thread(chosen.unlink, missing_ok=True)
 
     async def install_named(self, target: Path, arguments: Sequence[str], progress: Progress) -> None:
         """What pip makes of `arguments`. Raises InstallError."""
         wheels = self._shelf if self._offline else None
-        await install_packages(target, arguments, self._environ, progress, wheels=wheels)
+        async with self.installation.scratch() as scratch:
+            await install_packages(target, arguments, self._environ, progress, scratch=scratch, wheels=wheels)
 
     async def unpack(self, archives: Sequence[Archive], target: Path, progress: Progress) -> None:
         """Fetch and verify archives, and unpack them into the new directory `target`. Raises InstallError."""

@@ -220,15 +220,18 @@ from pathlib import Path
 from engine_plugin.engines.installing.install import Installation, Steps
 
 async def main(root):
+    installation = Installation(Path(root))
     async def fill(folder):
         (folder / "version").write_text("child")
-        print("filling", flush=True)
-        await asyncio.to_thread(sys.stdin.readline)
+        async with installation.scratch() as scratch:
+            (scratch / "half-a-wheel").write_text("")
+            print("filling", flush=True)
+            await asyncio.to_thread(sys.stdin.readline)
     async def check(folder):
         return {"kind": "engine", "version": "child"}
     async def adopt():
         pass
-    print(await Installation(Path(root)).replace(Steps(fill, check, adopt), lambda step: None), flush=True)
+    print(await installation.replace(Steps(fill, check, adopt), lambda step: None), flush=True)
 
 asyncio.run(main(sys.argv[1]))
 """
@@ -287,6 +290,7 @@ async def test_what_another_process_has_just_done_is_not_done_again(engine: Engi
 
 
 @pytest.mark.promise("P13")
+@pytest.mark.promise("U4")
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 async def test_what_a_killed_installation_left_goes_with_the_next_one(engine: Engine) -> None:
     await engine.install("1")
@@ -294,7 +298,7 @@ async def test_what_a_killed_installation_left_goes_with_the_next_one(engine: En
     process.send_signal(signal.SIGKILL)
     await process.communicate()
     assert engine.version() == "1"
-    assert engine.folders() == ["engine-1", "staging"]
+    assert engine.folders() == ["engine-1", "staging", "staging"]
     await engine.install("2")
     assert engine.folders() == ["engine-2"]
 

@@ -1,0 +1,98 @@
+"""pip, run as a helper: its downloads are told as bytes, its temporary files and its failures as what they are."""
+
+from __future__ import annotations
+
+import http.server
+import importlib.metadata
+import os
+import threading
+import zipfile
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_plugin.download.events import ChunkProgress
+from engine_plugin.engines.installing.pip import install_packages
+from engine_plugin.engines.processes import python
+from engine_plugin.errors import InstallError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+SIZE = 3 * 1024 * 1024
+WHEEL = "heavy-1.0-py3-none-any.whl"
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a package index on loopback with one wheel of 3 MiB; it needs no network."""
+    folder = tmp_path_factory.mktemp("index")
+    (folder / "heavy").mkdir()
+    information = "heavy-1.0.dist-info"
+    with zipfile.ZipFile(folder / "heavy" / WHEEL, "w") as wheel:
+        wheel.writestr("heavy/data", os.urandom(SIZE))
+        wheel.writestr(f"{information}/METADATA", "Metadata-Version: 2.1\nName: heavy\nVersion: 1.0\n")
+        wheel.writestr(f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{information}/RECORD", "")
+    (folder / "heavy" / "index.html").write_text(f'<!DOCTYPE html><a href="{WHEEL}">{WHEEL}</a>')
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    serving = threading.Thread(target=server.serve_forever)
+    serving.start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    serving.join()
+    server.server_close()
+
+
+def environ(index: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    return {**kept, "PIP_INDEX_URL": index, "PIP_NO_CACHE_DIR": "1", "PIP_CONFIG_FILE": os.devnull}
+
+
+@pytest.mark.promise("L8")
+def test_a_wheel_of_ours_brings_pip() -> None:
+    """An environment of pipx or uv has no pip but for a package that depends on it."""
+    assert any(each.startswith("pip>=") for each in importlib.metadata.requires("engine-plugin") or ())
+
+
+@pytest.mark.promise("T5")
+@pytest.mark.promise("U4")
+async def test_downloads_are_told_as_bytes_and_temporary_files_stay_in_the_scratch_directory(
+    index: str, tmp_path: Path
+) -> None:
+    told: list[str | ChunkProgress] = []
+    scratch, nowhere = tmp_path / "scratch", tmp_path / "nowhere"
+    scratch.mkdir()
+    env = environ(index) | {"TMPDIR": str(nowhere), "TEMP": str(nowhere), "TMP": str(nowhere)}
+    await install_packages(tmp_path / "target", ["heavy==1.0"], env, told.append, scratch=scratch)
+    assert (tmp_path / "target" / "heavy" / "data").stat().st_size == SIZE
+    assert not nowhere.exists()
+    chunks = [step for step in told if isinstance(step, ChunkProgress)]
+    assert {chunk.digest for chunk in chunks} == {WHEEL}
+    assert chunks[0].completed < chunks[-1].completed == chunks[-1].total > SIZE
+    assert [step for step in told if isinstance(step, str)] == ["installing heavy"]
+
+
+@pytest.mark.promise("U4")
+async def test_a_full_disk_is_not_taken_for_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip's own words, as it printed them on a full file system of 60 MB."""
+
+    async def run(_argv: object, _env: object, tell: Callable[[str], None]) -> int:
+        tell("Collecting heavy==1.0")
+        tell("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device")
+        tell("")
+        return 1
+
+    monkeypatch.setattr(python, "run_telling", run)
+    with pytest.raises(
+        InstallError, match=r"No space left on device\. A disk or quota is full: free some space"
+    ) as it:
+        await install_packages(tmp_path / "target", ["heavy"], os.environ, print, scratch=tmp_path)
+    assert "network" not in str(it.value)
