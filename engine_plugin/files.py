@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextvars
+import functools
 import hashlib
 import json
 import os
+import threading
 from contextlib import ExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -26,9 +30,14 @@ T = TypeVar("T")
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run `work` in a thread; it is over when this returns or raises, also when the caller is cancelled.
 
-    A thread cannot be cancelled, so a file that it uses must not be closed or renamed before it has ended.
+    A thread cannot be cancelled, so a file that it uses must not be closed or renamed before it has ended. Where the
+    system refuses another thread (a full pids cgroup, `ulimit -v`), the work is done here: a stop must go on.
     """
-    task = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    once = _Once(functools.partial(contextvars.copy_context().run, functools.partial(work, *args, **kwargs)))
+    try:
+        task = asyncio.get_running_loop().run_in_executor(None, once)
+    except RuntimeError:
+        return once()
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
@@ -40,6 +49,27 @@ async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
         if not task.cancelled():
             task.exception()  # retrieved: the cancellation is what the caller hears of
         raise
+
+
+class _Once(Generic[T]):
+    """Work that is done by the first thread that calls it; every caller gets its outcome.
+
+    An executor that could not create a thread keeps the work in its queue, where a thread that lives may find it.
+    """
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self._lock = threading.Lock()
+        self._outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def __call__(self) -> T:
+        with self._lock:
+            if not self._outcome.done():
+                try:
+                    self._outcome.set_result(self._work())
+                except BaseException as error:  # noqa: BLE001  # raised by `result`
+                    self._outcome.set_exception(error)
+        return self._outcome.result()
 
 
 def private_folder(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -14,7 +14,28 @@ if TYPE_CHECKING:
 
     Handler: TypeAlias = Callable[[int, FrameType | None], Any] | int | None
 
-__all__ = ["comes_true", "handle_signal"]
+__all__ = ["comes_true", "handle_signal", "run_to_the_end"]
+
+_T = TypeVar("_T")
+
+
+def run_to_the_end(main: Coroutine[Any, Any, _T]) -> _T:
+    """`asyncio.run` for a process that must end in order on a machine that refuses it another thread.
+
+    asyncio joins its executor's threads in a thread of its own. When that cannot be created, `main` has ended all
+    the same, and the interpreter joins them as it exits.
+    """
+    results: list[_T] = []
+
+    async def keep() -> None:
+        results.append(await main)
+
+    try:
+        asyncio.run(keep())
+    except RuntimeError:
+        if not results:
+            raise
+    return results[0]
 
 
 async def comes_true(event: Coroutine[Any, Any, object], within: float) -> bool:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from engine_plugin.files import in_thread, opened, read_json, sha256_of, write_j
 from tests.models.fakes import PATIENCE, digest_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -36,6 +38,30 @@ async def test_cancelled_work_in_a_thread_is_over_when_the_caller_goes_on() -> N
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, PATIENCE)
     assert over.is_set()
+
+
+@pytest.mark.promise("U2")
+@pytest.mark.parametrize("finds_it", [False, True], ids=["alone", "a living thread finds the work too"])
+async def test_work_is_done_once_where_no_thread_can_be_created(finds_it: bool) -> None:
+    done = []
+    queued: list[Callable[[], object]] = []
+
+    class Full(ThreadPoolExecutor):
+        """As Python's own, which keeps the work in its queue when it fails to create a thread."""
+
+        def submit(self, work: Callable[..., Any], /, *args: Any, **_options: Any) -> Any:
+            queued.append(lambda: work(*args))
+            if finds_it:
+                queued[0]()
+            raise RuntimeError("can't start new thread")
+
+    with Full() as full:
+        asyncio.get_running_loop().set_default_executor(full)
+        assert await in_thread(lambda: done.append(1) or len(done)) == 1
+        queued[0]()
+        assert done == [1]
+        with pytest.raises(ZeroDivisionError):
+            await in_thread(divmod, 1, 0)
 
 
 async def test_work_in_a_thread_raises_what_it_raises() -> None:

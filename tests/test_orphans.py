@@ -60,6 +60,13 @@ async def main():
     await asyncio.sleep(60)
 asyncio.run(main())
 """
+THREADLESS = """\
+import signal, sys
+from engine_plugin.hosted import main
+from tests.goplugin.plugin import refuse_threads
+signal.signal(signal.SIGUSR1, lambda _number, _frame: (refuse_threads(), sys.stderr.write("no threads\\n")))
+sys.exit(main())
+"""
 PIP = """\
 import asyncio, os, sys
 from pathlib import Path
@@ -247,6 +254,41 @@ async def test_a_killed_host_takes_all_along(scene: Scene) -> None:
     host.kill()
     await host.wait()
     await scene.gone(3.0)
+
+
+@pytest.mark.promise("U2")
+@pytest.mark.parametrize("way", ["Shutdown", "the host is killed"])
+async def test_an_engine_ends_with_a_plugin_that_can_create_no_thread(scene: Scene, way: str) -> None:
+    import json
+
+    scene.configure(stop_timeout=0.2)
+    command = [sys.executable, "-c", THREADLESS]
+    if way == "Shutdown":
+        refused = asyncio.Event()
+        hear = lambda line: refused.set() if "no threads" in line.message else None  # noqa: E731
+        async with await launch(command, cwd=scene.place, env=scene.env, start_timeout=LIMIT, on_log=hear) as plugin:
+            await plugin.start_engine()
+            await plugin.load_model("tiny-chat")
+            assert plugin.pid is not None
+            os.kill(plugin.pid, signal.SIGUSR1)
+            async with asyncio.timeout(LIMIT):
+                await refused.wait()
+            await plugin.kill()
+            assert plugin.returncode == 0
+            assert scene.records() == []
+    else:
+        host = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", HOST, json.dumps(command), str(scene.place)),
+            env={**os.environ, **scene.env},
+            stdout=subprocess.PIPE,
+        )
+        assert host.stdout is not None
+        async with asyncio.timeout(LIMIT):
+            pid = int(await host.stdout.readline())
+        os.kill(pid, signal.SIGUSR1)
+        host.kill()
+        await host.wait()
+    await scene.gone(LIMIT)
 
 
 # A plugin comes back

@@ -20,7 +20,7 @@ from engine_plugin import catalogue
 from engine_plugin.cli.options import Options, chosen_manifest, global_options
 from engine_plugin.cli.output import print_json, say
 from engine_plugin.errors import DeadlineError, PreconditionError
-from engine_plugin.waiting import handle_signal
+from engine_plugin.waiting import handle_signal, run_to_the_end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -55,7 +55,7 @@ def serve(options: Options, address: str | None, allow_remote: bool) -> None:
             "Use 127.0.0.1, or say --allow-remote."
         )
     set_up_logging("DEBUG" if options.verbose else "INFO")
-    asyncio.run(_serve(options, chosen_manifest(options), address))
+    run_to_the_end(_serve(options, chosen_manifest(options), address))
 
 
 async def _serve(options: Options, manifest: Manifest, address: str | None) -> None:

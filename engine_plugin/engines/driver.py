@@ -220,7 +220,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
             await self.end()
             await self._pool.close()
             self._sockets = None
-            await asyncio.to_thread(self._cleanup.close)
+            await in_thread(self._cleanup.close)
 
     async def aclose(self) -> None:
         await self._installing.cancel()

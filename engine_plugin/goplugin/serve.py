@@ -77,14 +77,13 @@ def _run_session(load: Load, parent: int, last_resort: LastResort) -> None:
     stdout = StandardOutput()
     try:
         host = HostEnv.from_environ(os.environ)
-        import asyncio
-
         from engine_plugin.goplugin.session import Session
+        from engine_plugin.waiting import run_to_the_end
 
         async def main() -> None:
             await Session(host, stdout, last_resort).run(load, parent)
 
-        asyncio.run(main())
+        run_to_the_end(main())
     finally:
         stdout.close()
 

@@ -60,9 +60,9 @@ class Session:
 
     def stop(self, reason: str) -> None:
         """Ask for the end; the first reason counts. Any thread, or a signal handler."""
-        self._last_resort.arm(_END_LIMIT)
         with contextlib.suppress(RuntimeError):  # the loop has ended already
             self._loop.call_soon_threadsafe(self._set_stopped, reason)
+        self._last_resort.arm(_END_LIMIT)
 
     async def run(self, load: Load, parent: int) -> None:
         """The whole session. `parent` is the host's pid. Raises what `load` raises, and EnginePluginError."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import select
 import sys
 import threading
@@ -82,22 +83,23 @@ if sys.platform == "win32":
 class LastResort:
     """Ends the process when its end hangs: a stuck loop, an executor's thread, a library's exit handler.
 
-    `exit_code` is what the process then exits with; `flush` is called first and must be bounded.
+    `exit_code` is what the process then exits with; `flush` is called first and must be bounded. Its thread waits
+    from the beginning: when the end comes, the system may refuse to create one (a full pids cgroup, `ulimit -v`).
     """
 
     def __init__(self, flush: Callable[[], None]) -> None:
         self.exit_code = 1
         self._flush = flush
-        self._armed = threading.Lock()
+        self._armed: queue.SimpleQueue[float] = queue.SimpleQueue()  # its `put` may interrupt itself, in a handler
+        threading.Thread(target=self._wait, name="last-resort", daemon=True).start()
 
     def arm(self, seconds: float) -> None:
         """End the process `seconds` from now. Only the first call counts. Any thread, or a signal handler."""
-        if self._armed.acquire(blocking=False):
-            timer = threading.Timer(seconds, self._end, args=(seconds,))
-            timer.daemon = True
-            timer.start()
+        self._armed.put(seconds)
 
-    def _end(self, seconds: float) -> None:
+    def _wait(self) -> None:
+        seconds = self._armed.get()
+        time.sleep(seconds)
         if self.exit_code:
             _log.error("the plugin did not end within %.1f s and is cut off", seconds)
         self._flush()

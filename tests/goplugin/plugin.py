@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,17 @@ if TYPE_CHECKING:
 
 def hold_the_loop(seconds: float) -> None:
     time.sleep(seconds)
+
+
+def refuse_threads() -> None:
+    """From now on no thread can be created, as where the pids cgroup is full or address space is limited."""
+
+    def refuse(*_args: object, **_more: object) -> int:
+        raise RuntimeError("can't start new thread")
+
+    for name in ("_start_new_thread", "_start_joinable_thread"):
+        if hasattr(threading, name):
+            setattr(threading, name, refuse)
 
 
 def make_noise() -> None:
@@ -82,6 +94,9 @@ class Provider:
 
     def _do_block(self, seconds: float) -> None:
         hold_the_loop(seconds)
+
+    def _do_refuse_threads(self, _: None) -> None:
+        refuse_threads()
 
     def _do_executor(self, seconds: float) -> None:
         asyncio.get_running_loop().run_in_executor(None, time.sleep, seconds)

@@ -334,6 +334,35 @@ async def test_a_thread_that_will_not_end(launch: Launch) -> None:
     assert await end_in_time(plugin) == 0
 
 
+@pytest.mark.promise("U2")
+@posix
+@pytest.mark.parametrize(("way", "busy"), [("Shutdown", False), ("SIGTERM", True)])
+async def test_it_stops_where_no_thread_can_be_created(launch: Launch, short_dir: Path, way: str, busy: bool) -> None:
+    """Whether a worker thread of the executor lives, and is `busy`, or there is none."""
+    plugin = await launch()
+    if busy:
+        await plugin.do("executor", 30)
+    await plugin.do("refuse_threads")
+    if way == "Shutdown":
+        await plugin.shutdown()
+    else:
+        plugin.process.send_signal(signal.SIGTERM)
+    assert await plugin.ended() == 0
+    await plugin.logged("closed")
+    assert names(short_dir) == []
+    assert not [line for line in plugin.log if line["@level"] == "error"]
+
+
+@pytest.mark.promise("U2")
+@posix
+async def test_a_loop_that_stands_is_cut_off_where_no_thread_can_be_created(launch: Launch) -> None:
+    plugin = await launch(TEST_ACLOSE="block")
+    await plugin.do("refuse_threads")
+    await plugin.shutdown()
+    assert await plugin.ended() == 1
+    await plugin.logged("did not end within")
+
+
 @pytest.mark.promise("G34")
 @posix
 async def test_a_loop_that_stands_is_cut_off(launch: Launch) -> None:

@@ -84,7 +84,10 @@ class Watch:
         self._used = None
         if worker.owes and not worker.heard:
             # Its descendants count, too, and they are found by looking at every process there is.
-            self._used = await asyncio.to_thread(_processor_seconds, worker.pid)
+            try:
+                self._used = await asyncio.to_thread(_processor_seconds, worker.pid)
+            except RuntimeError:  # the system refuses another thread; a worker that hangs must end all the same
+                self._used = _processor_seconds(worker.pid)
         if before is None or self._used is None or worker.heard or self._used > before + _EFFORT * self._interval:
             self._silent, self._looks = 0.0, 0
         else:

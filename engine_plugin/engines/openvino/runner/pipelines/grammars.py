@@ -89,8 +89,9 @@ class Grammars:
             self._asked.add(key)
             self._waiting.put(grammar)
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="grammars", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._work, name="grammars", daemon=True)
+            thread.start()  # may fail, and is tried again with the next grammar
+            self._thread = thread
         return False
 
     def learn(self, key: str, complaint: str) -> None:
