@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests import provoked
+from tests import patience, provoked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +36,11 @@ def _provokes_what_it_should(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[REPORT] = []
+
+
+def pytest_report_header() -> str:
+    spawn, factor = patience.SPAWN_SECONDS * 1000, patience.slowness()
+    return f"machine: Python starts in {spawn:.0f} ms; what a test allows is {factor:.1f} times what it takes at rest"
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

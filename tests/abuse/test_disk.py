@@ -24,7 +24,8 @@ from engine_plugin.engines.installing.install import Installation
 from engine_plugin.engines.processes.records import ProcessRecords
 from engine_plugin.errors import PullError
 from engine_plugin.models.store import FetchPolicy, ModelStore, PullRequest
-from tests.abuse.examples import JSON, ODD_TEXT, examples
+from tests.abuse.examples import JSON, ODD_TEXT
+from tests.examples import FEW
 from tests.models.fakes import SAMPLES, Inspector, files_below, pull
 from tests.models.server import file_server
 
@@ -89,7 +90,6 @@ PROCESS_RECORD: dict[str, st.SearchStrategy[Any]] = {
 
 
 @pytest.mark.promise("P27", "F11", "P11")
-@examples(120)
 @given(content(PROCESS_RECORD), st.booleans())
 def test_records_of_processes(stranger: psutil.Process, written: bytes, of_stranger: bool) -> None:
     """Nobody is killed, whoever is named."""
@@ -118,7 +118,6 @@ MODEL_RECORD: dict[str, st.SearchStrategy[Any]] = {
 
 
 @pytest.mark.promise("P27")
-@examples(120)
 @given(content(MODEL_RECORD), st.fixed_dictionaries({}, optional=MODEL_RECORD), st.booleans())
 def test_records_of_models(written: bytes, fields: dict[str, Any], fits: bool) -> None:
     """The model is listed, and what is said of it is JSON."""
@@ -155,7 +154,6 @@ PARTIAL_STATE: dict[str, st.SearchStrategy[Any]] = {
 
 
 @pytest.mark.promise("P27")
-@examples(200)
 @given(content(PARTIAL_STATE))
 def test_the_state_of_a_partial(written: bytes) -> None:
     try:
@@ -168,7 +166,7 @@ def test_the_state_of_a_partial(written: bytes) -> None:
 
 
 @pytest.mark.promise("P27", "F25")
-@examples(25)
+@FEW
 @given(st.fixed_dictionaries({}, optional=PARTIAL_STATE) | content(PARTIAL_STATE), st.binary(max_size=300))
 def test_a_pull_upon_what_an_earlier_one_left(left: dict[str, Any] | bytes, part: bytes) -> None:
     """The whole model in the end, or an error that says what is wrong; the next pull gets it in any case."""
@@ -198,7 +196,6 @@ def test_a_pull_upon_what_an_earlier_one_left(left: dict[str, Any] | bytes, part
 
 
 @pytest.mark.promise("P27")
-@examples(150)
 @given(content({"folder": ODD_TEXT | st.sampled_from(["..", "../..", "/", "v", "c:", "v/", "./v"]), "facts": JSON}))
 @example(LONG[-1])
 def test_which_version_is_switched_on(written: bytes) -> None:
@@ -220,7 +217,6 @@ SERVER_RECORD: dict[str, st.SearchStrategy[Any]] = {
 
 
 @pytest.mark.promise("P27", "P11")
-@examples(200)
 @given(content(SERVER_RECORD))
 def test_the_record_of_a_server(written: bytes) -> None:
     """No server is found, whatever is named."""

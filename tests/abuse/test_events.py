@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from engine_plugin.engines.http import sse
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.host import EventSplitter, events
-from tests.abuse.examples import JSON, examples
+from tests.abuse.examples import JSON
+from tests.examples import FEW
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -76,7 +77,7 @@ def split(pieces: list[bytes]) -> list[bytes]:
 
 
 @pytest.mark.promise("P25")
-@examples(60)
+@FEW
 @given(streams())
 @example(b"data: 1\r\r\ndata: 2\r\n\r\r\n\ndata: 3\n\r\ndata: 4")
 @example(b"\xef\xbb")
@@ -87,7 +88,6 @@ def test_the_hosts_events_are_the_standards_wherever_they_are_cut(stream: bytes)
 
 
 @pytest.mark.promise("P25")
-@examples(200)
 @given(st.binary(max_size=200) | st.text("data: \r\n{}1\ufeff").map(str.encode), CUTS)
 def test_any_bytes_split_as_the_standard_says(stream: bytes, places: list[int]) -> None:
     assert split(cut(stream, places)) == by_the_standard(stream)
@@ -125,7 +125,7 @@ def passed_on(pieces: list[bytes]) -> tuple[list[bytes], bool]:
 
 
 @pytest.mark.promise("P25")
-@examples(60)
+@FEW
 @given(streams())
 @example(b"data: 1\n\r\ndata: 2\r\n\ndata: 3\r\r")
 def test_the_engines_events_pass_whole_wherever_they_are_cut(stream: bytes) -> None:
@@ -155,7 +155,6 @@ def as_events(shapes: list[str]) -> bytes:
 
 
 @pytest.mark.promise("P26")
-@examples(300)
 @given(st.binary(max_size=100) | streams() | st.lists(JSON.map(json.dumps)).map(as_events))
 def test_any_event_is_an_object_or_a_bad_gateway(block: bytes) -> None:
     """On both sides of the plugin."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.goplugin.handshake import HostEnv, engine_environ, handshake_line, is_hosted
 from engine_plugin.goplugin.hclog import HclogFormatter, HclogHandler
-from tests.abuse.examples import JSON, ODD_TEXT, examples
+from tests.abuse.examples import JSON, ODD_TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +58,6 @@ VARIABLES = {
 
 
 @pytest.mark.promise("P29")
-@examples(400)
 @given(st.fixed_dictionaries({}, optional=VARIABLES), st.booleans())
 def test_any_environment_is_a_host_or_an_error_that_names_the_variable(
     environ: dict[str, str], windows: bool
@@ -131,7 +130,6 @@ def refuse(name: str) -> None:
 
 
 @pytest.mark.promise("P28", "G28", "G29")
-@examples(300)
 @given(RECORDS)
 @example({"name": "n", "levelno": 20, "msg": "m", "extra": {"@" + "k" * 70_000: 1}})
 @example({"name": "n" * 100_000, "levelno": 20, "msg": "%s", "args": (Hostile(),)})

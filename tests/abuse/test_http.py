@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_plugin.errors import BadGatewayError
-from tests.abuse.examples import examples
 from tests.engines.http.test_http1 import CHUNKED, fetch, serving
+from tests.examples import FEW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 OK = b"HTTP/1.1 200 OK\r\n"
 BLOCK = 64 * 1024
 LOT = 48 * 1024 * 1024
-FEW = 12 * 1024 * 1024
+LITTLE = 12 * 1024 * 1024
 
 
 def endless(head: bytes, block: bytes, sent: list[int]) -> Answer:
@@ -68,7 +68,7 @@ async def test_a_bomb_is_a_bad_gateway_in_bounded_memory(name: str) -> None:
         try:
             with pytest.raises(BadGatewayError, match="the engine") as refused:
                 await fetch(client, limit=1 << 16)
-            assert tracemalloc.get_traced_memory()[1] < FEW
+            assert tracemalloc.get_traced_memory()[1] < LITTLE
         finally:
             tracemalloc.stop()
         assert len(refused.value.message) < 400
@@ -110,7 +110,7 @@ def pieces(wire: bytes, sizes: list[int]) -> Iterator[bytes]:
 
 
 @pytest.mark.promise("P25", "P26")
-@examples(120)
+@FEW
 @given(st.lists(TOKENS, max_size=10).map(b"".join), st.lists(st.integers(1, 20), max_size=12))
 def test_nearly_http_is_judged_the_same_wherever_it_is_cut(wire: bytes, sizes: list[int]) -> None:
     async def outcome(*parts: bytes) -> tuple[int, bytes] | None:
@@ -131,7 +131,7 @@ def test_nearly_http_is_judged_the_same_wherever_it_is_cut(wire: bytes, sizes: l
 
 
 @pytest.mark.promise("P26")
-@examples(80)
+@FEW
 @given(st.lists(TOKENS, max_size=6).map(b"".join))
 def test_no_answer_leaks_into_the_next_one(first: bytes) -> None:
     """An engine that sends more or less than it says harms its own call only."""

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_plugin.manifest import Manifest, document, inspect_manifest, lint
-from tests.abuse.examples import JSON, examples
+from tests.abuse.examples import JSON
 from tests.host.conftest import REPOSITORY
 
 if TYPE_CHECKING:
@@ -97,7 +97,6 @@ def changed(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @pytest.mark.promise("P22")
-@examples(150)
 @given(changed(), st.booleans())
 def test_the_real_one_changed(tmp_path: Path, shape: dict[str, Any], as_json: bool) -> None:
     if as_json:
@@ -176,7 +175,6 @@ def damaged(draw: st.DrawFn) -> str:
 
 @pytest.mark.promise("P22")
 @pytest.mark.usefixtures("parser")
-@examples(120)
 @given(damaged())
 def test_the_real_text_damaged(tmp_path: Path, text: str) -> None:
     judge(tmp_path / "plugin.yaml", text.encode("utf-8", "surrogatepass"))

@@ -16,7 +16,7 @@ from engine_plugin.errors import InvalidRequestError, ModelNotFoundError, NotFou
 from engine_plugin.models.names import is_model_name, validate_model_name
 from engine_plugin.models.request import LocalSource, PullRequest, plan_pull
 from engine_plugin.models.store import ModelStore, bundled_samples
-from tests.abuse.examples import ODD_TEXT, examples
+from tests.abuse.examples import ODD_TEXT
 from tests.models.fakes import Inspector
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ STORES = [PurePosixPath("/srv/models"), PureWindowsPath("C:/models"), PureWindow
 
 
 @pytest.mark.promise("P20")
-@examples(400)
 @given(NAMES)
 @example("a" * 128)
 def test_an_accepted_name_is_one_file_of_the_store_on_every_system(name: str) -> None:
@@ -71,7 +70,6 @@ def outside(root: Path) -> set[str]:
 
 
 @pytest.mark.promise("P20")
-@examples(120)
 @given(NAMES)
 def test_no_call_with_any_name_leaves_the_store(tmp_path: Path, name: str) -> None:
     """Found, deleted, pulled: only what the caller may name, and never what lies beside the store."""
@@ -135,7 +133,6 @@ DIGESTS = st.sampled_from(["", "0" * 64, "sha256:" + "A" * 64, "0", "x" * 64, "s
 
 
 @pytest.mark.promise("P31", "P21")
-@examples(500)
 @given(SOURCES, st.sampled_from(["", "name", "../name"]), DIGESTS, st.sampled_from(["", "chat", "x"]))
 @example("file://[/x.gguf", "", "", "")
 @example("file://h℀/x.gguf", "name", "", "")

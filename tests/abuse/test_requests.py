@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.rpc.payloads import model_name, model_names, pull_request
 from engine_plugin.services import SERVICES, parse_request
-from tests.abuse.examples import JSON, examples
+from tests.abuse.examples import JSON
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,7 +91,6 @@ def requests(draw: st.DrawFn) -> tuple[str, bytes]:
 
 
 @pytest.mark.promise("P23")
-@examples(400)
 @given(requests())
 def test_fields_that_hold_anything(request_: tuple[str, bytes]) -> None:
     take_or_refuse(*request_)
@@ -114,7 +113,6 @@ def damaged(draw: st.DrawFn) -> tuple[str, bytes]:
 
 
 @pytest.mark.promise("P23")
-@examples(400)
 @given(damaged())
 def test_requests_that_were_damaged(request_: tuple[str, bytes]) -> None:
     take_or_refuse(*request_)

@@ -28,7 +28,7 @@ from engine_plugin.plugin import Plugin
 from engine_plugin.rpc.grpc_aio import AioServer
 from engine_plugin.rpc.servicer import provider_service
 from engine_plugin.rpc.stubs import provider_pb2 as pb
-from tests.abuse.examples import MORE
+from tests.examples import MORE
 from tests.host.conftest import REPOSITORY
 from tests.host.conftest import sockets as sockets  # noqa: PLC0414  # a fixture
 from tests.small_engine import SmallEngine

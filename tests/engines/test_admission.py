@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_plugin.engines.admission import Admission
@@ -218,7 +218,6 @@ STEPS = st.lists(
 
 
 @pytest.mark.promise("P8")
-@settings(max_examples=150, deadline=None)
 @given(capacity=st.integers(1, 5), max_waiting=st.integers(0, 8), steps=STEPS)
 def test_whatever_happens(capacity: int, max_waiting: int, steps: list[tuple[str, int]]) -> None:
     """Never more than there is, in the order of arrival, nothing lost, nobody forgotten."""

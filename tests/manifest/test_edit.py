@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from engine_plugin.errors import ManifestError, PreconditionError, ServiceNotFoundError
@@ -173,12 +173,6 @@ def without_values(marked: str, touched: bool) -> str:
 
 
 @pytest.mark.parametrize("loader", ["CSafeLoader", "SafeLoader"])
-@settings(
-    database=None,
-    deadline=None,
-    max_examples=150,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # each example rewrites the same file
-)
 @given(marked=manifests(), models=st.dictionaries(st.sampled_from(SERVICES), st.sampled_from(NAMES), min_size=1))
 def test_every_other_byte_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: str, marked: str, models: dict[str, str]

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_plugin.errors import ManifestError
@@ -33,12 +33,6 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES | st.text(max_size=8), inner, max_size=8),
     max_leaves=40,
 )
-ANYTHING = settings(
-    database=None,
-    deadline=None,
-    max_examples=150,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # each example rewrites the same file
-)
 
 
 def load_or_explain(path: Path, content: bytes) -> None:
@@ -59,21 +53,18 @@ def load_or_explain(path: Path, content: bytes) -> None:
 
 
 @pytest.mark.promise("P22")
-@ANYTHING
 @given(text=st.text() | st.text(alphabet=" \n\t-:?[]{}&*!|>'\"%@`#,~<=.\\0aé"), before=st.booleans())
 def test_any_text_is_loaded_or_explained(tmp_path: Path, text: str, before: bool) -> None:
     load_or_explain(tmp_path / "plugin.yaml", f"{GOOD if before else ''}{text}".encode(errors="surrogatepass"))
 
 
 @pytest.mark.promise("P22")
-@ANYTHING
 @given(content=st.binary())
 def test_any_bytes_are_loaded_or_explained(tmp_path: Path, content: bytes) -> None:
     load_or_explain(tmp_path / "plugin.yaml", content)
 
 
 @pytest.mark.promise("P22")
-@ANYTHING
 @given(value=VALUES, key=NAMES)
 def test_any_structure_is_loaded_or_explained(tmp_path: Path, value: Any, key: str) -> None:
     good = {

@@ -9,11 +9,12 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_plugin.errors import EnginePluginError, InvalidRequestError
 from tests.audio.sounds import wav
+from tests.examples import FEW
 
 from .attached.engine import plugin_in
 from .hostile import Hostile, whole
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 LIMIT = 15.0
 FIELD = re.compile(r"[a-z_]+[\w.\[\]]*: ")
-FUZZ = settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none()
     | st.booleans()
@@ -109,7 +107,7 @@ async def plugin(hostile: Hostile, tmp_path: Path, request: pytest.FixtureReques
 
 
 @pytest.mark.parametrize("service", list(REQUIRED))
-@FUZZ
+@FEW
 @given(data=st.data())
 async def test_any_request(hostile: Hostile, plugin: Plugin, service: str, data: st.DataObject) -> None:
     request = {"model": "m"} | data.draw(SETTINGS) | data.draw(REQUIRED[service])
@@ -155,7 +153,7 @@ async def refusal(plugin: Plugin, service: str, raw: bytes, *, stream: bool) -> 
 
 
 @pytest.mark.parametrize("service", list(REQUIRED))
-@settings(parent=FUZZ, max_examples=20)
+@FEW
 @given(raw=st.binary(max_size=30) | JSON.map(lambda shape: json.dumps(shape).encode()))
 async def test_any_bytes(plugin: Plugin, service: str, raw: bytes) -> None:
     await answered(plugin, service, raw)

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_plugin.engines.ollama import gather, models
@@ -23,6 +23,7 @@ from engine_plugin.errors import (
 )
 from engine_plugin.models.request import PullRequest
 from engine_plugin.plugin import Plugin
+from tests.examples import FEW
 
 from .attached.engine import plugin_in
 from .hostile import DONE, Hostile, entry, lines, said, until_end, whole
@@ -38,9 +39,6 @@ LIMIT = 15.0
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
 HUGE = 10**400
 ESCAPES = "\x1b]0;title\x07\x1b[2J\x9b1m\u202e"
-FUZZ = settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none()
     | st.booleans()
@@ -442,7 +440,7 @@ LINES = st.lists(
 )
 
 
-@FUZZ
+@FEW
 @given(told=LINES, service=st.sampled_from(["chat", "generate"]), ending=st.sampled_from([b"", lines(DONE)]))
 async def test_any_lines(hostile: Hostile, plugin: Plugin, told: list[Any], service: str, ending: bytes) -> None:
     request = HELLO if service == "chat" else {"model": "m", "prompt": "a"}
@@ -459,7 +457,7 @@ async def test_any_lines(hostile: Hostile, plugin: Plugin, told: list[Any], serv
         told_well(error)
 
 
-@FUZZ
+@FEW
 @given(
     path=st.sampled_from(["/api/tags", "/api/ps", "/api/show", "/api/version", "/api/embed"]),
     shape=st.dictionaries(
@@ -490,7 +488,7 @@ async def test_any_answer(hostile: Hostile, openai: Plugin, path: str, shape: An
     hostile.answers = good
 
 
-@FUZZ
+@FEW
 @given(
     shapes=st.lists(
         st.dictionaries(
@@ -652,7 +650,6 @@ async def test_nonsense_in_ollama_host_keeps_nobody_from_starting(
 ADDRESS = r"(https?://)?(\[[0-9a-f:%]*\]|[a-z.:-]*)(:[0-9]*)?(/[a-z?#]*)?"
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.text(max_size=40) | st.from_regex(ADDRESS, fullmatch=True))
 def test_any_address_is_one_or_is_passed_over(text: str) -> None:
     found = attach_address("", "", {"OLLAMA_HOST": text})

@@ -16,13 +16,14 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_plugin.engines.http import http1
 from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.errors import BadGatewayError, UnavailableError
 from tests.engines.conftest import LIMIT, descriptors, until, within
+from tests.examples import FEW
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -234,7 +235,7 @@ async def test_an_answer_byte_by_byte(kind: str, short_dir: Path, name: str) -> 
 
 
 @pytest.mark.promise("P25")
-@settings(max_examples=60, deadline=None)
+@FEW
 @given(
     chunks=st.lists(st.binary(min_size=1, max_size=40), max_size=8),
     cuts=st.lists(st.integers(0, 1000), max_size=8),
@@ -379,7 +380,6 @@ async def test_what_is_no_http_is_refused_at_its_first_bytes(kind: str, short_di
 
 
 @pytest.mark.promise("P26")
-@settings(max_examples=150, deadline=None)
 @given(wire=st.binary(max_size=60), head=st.sampled_from([b"", b"HTTP/1.1 200 OK\r\n", CHUNKED]))
 def test_any_garbage_is_an_error_of_ours(wire: bytes, head: bytes) -> None:
     async def play() -> None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_plugin.engines.http import sse
@@ -77,7 +77,6 @@ EVENTS = st.lists(
 
 
 @pytest.mark.promise("P25")
-@settings(max_examples=200, deadline=None)
 @given(events=EVENTS, cuts=st.lists(st.integers(0, 400), max_size=12))
 def test_any_events_cut_anywhere(events: list[tuple[str, bool]], cuts: list[int]) -> None:
     end = {True: b"\r\n\r\n", False: b"\n\n"}

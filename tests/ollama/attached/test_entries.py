@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_plugin.engines.ollama.entries import (
@@ -38,7 +38,6 @@ DETAILS = st.dictionaries(
 ENTRIES = st.dictionaries(st.sampled_from(ENTRY_FIELDS), VALUES | DETAILS)
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.fixed_dictionaries({"models": VALUES | st.lists(ENTRIES | VALUES, max_size=4)}) | DETAILS)
 def test_any_list_is_read(answer: dict[str, Any]) -> None:
     for entry in entries_of(answer):
@@ -52,7 +51,6 @@ def test_any_list_is_read(answer: dict[str, Any]) -> None:
         json.dumps([model.details.to_wire(), loaded.to_wire()])
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.sampled_from(["capabilities", "model_info", "details"]), VALUES))
 def test_any_show_is_read(answer: dict[str, Any]) -> None:
     told = capabilities_shown(answer)
