@@ -1,7 +1,7 @@
 """Turns audio of any common format into 16 kHz mono s16le. Runs as a process of its own.
 
 `python -m engine_plugin.engines.audio.decode`: the media libraries that read what strangers send run here and not
-in the plugin, with the memory that they may take bounded. It imports the stdlib and PyAV (`av`), nothing else.
+in the plugin, with the memory that they may take bounded. It imports the stdlib, the guard and its like, and PyAV.
 
 stdin: one line of JSON, {"live": bool, "format": ffmpeg's name or "", "rate", "channels": of raw samples, "longest":
 seconds}, then the audio until the end of stdin. A file is read wholly first, since some formats have their table of
@@ -17,9 +17,10 @@ import io
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.processes import guard
+from engine_plugin.engines.processes.entry import own_stdin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,8 +58,8 @@ class _BadAudioError(Exception):
 class _Incoming:
     """stdin as a live stream: what has arrived is read at once, and nothing can be sought."""
 
-    def __init__(self) -> None:
-        self._stdin = cast("io.BufferedReader", sys.stdin.buffer)
+    def __init__(self, stdin: io.BufferedReader) -> None:
+        self._stdin = stdin
         self.empty = True
 
     def read(self, size: int) -> bytes:
@@ -98,7 +99,8 @@ def main() -> int:
     guard.arm()
     out = os.dup(1)
     os.dup2(2, 1)  # what a library prints is no frame
-    settings = json.loads(sys.stdin.buffer.readline())
+    stdin = open(own_stdin(), "rb")  # noqa: SIM115, PTH123  # until the process ends
+    settings = json.loads(stdin.readline())
     frames = _Outgoing(out, _LIVE_BATCH if settings["live"] else _BATCH)
     _bound_memory()
     try:
@@ -107,7 +109,7 @@ def main() -> int:
         frames.frame(b"m", (error.name or "av").encode())
         return 0
     try:
-        _decode(settings, frames)
+        _decode(settings, stdin, frames)
         frames.flush()
     except _BadAudioError as error:
         frames.flush()
@@ -129,11 +131,11 @@ def _bound_memory() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
-def _decode(settings: dict[str, Any], out: _Outgoing) -> None:
+def _decode(settings: dict[str, Any], stdin: io.BufferedReader, out: _Outgoing) -> None:
     import av
 
     live = settings["live"]
-    source: Any = _Incoming() if live else io.BytesIO(sys.stdin.buffer.read())
+    source: Any = _Incoming(stdin) if live else io.BytesIO(stdin.read())
     options = {"format_whitelist": _FORMATS, "codec_whitelist": _CODECS, "protocol_whitelist": ""}
     if live:
         options |= {"probesize": "32768", "analyzeduration": "100000"}

@@ -18,23 +18,24 @@ import threading
 from typing import Any
 
 from engine_plugin.engines.processes import guard
-from engine_plugin.engines.processes.entry import fail, read_settings
+from engine_plugin.engines.processes.entry import fail, own_stdin, read_settings
 
 __all__ = ["main"]
 
 
-def _exit_when_stdin_ends() -> None:
+def _exit_when_ended(stdin: int) -> None:
     """Never `del server`: its destructor waits for requests in flight. The kernel frees everything at once."""
     try:
-        while os.read(0, 4096):
+        while os.read(stdin, 4096):
             pass
     finally:
         os._exit(0)
 
 
 def _serve() -> None:
-    settings = read_settings()
-    threading.Thread(target=_exit_when_stdin_ends, daemon=True).start()
+    stdin = own_stdin()
+    settings = read_settings(stdin)
+    threading.Thread(target=_exit_when_ended, args=(stdin,), daemon=True).start()
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -101,7 +102,7 @@ _POOLINGS = {0: "NONE", 1: "MEAN", 2: "CLS", 3: "LAST", 4: "RANK"}
 def _inspect() -> None:
     import gguf
 
-    path = read_settings()["path"]
+    path = read_settings(own_stdin())["path"]
     try:
         reader = gguf.GGUFReader(path)
     except (OSError, ValueError, KeyError, IndexError, TypeError, AssertionError, OverflowError) as error:

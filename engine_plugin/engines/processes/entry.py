@@ -1,4 +1,4 @@
-"""How a program of ours that an engine's process runs gets its settings, and fails. Imports only the stdlib."""
+"""How a program of ours that runs in a process of its own reads its stdin, and fails. Imports only the stdlib."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any, NoReturn
 
-__all__ = ["FAILED", "fail", "read_settings"]
+__all__ = ["FAILED", "fail", "own_stdin", "read_settings"]
 
 FAILED = 3
 
@@ -19,12 +19,29 @@ def fail(text: str) -> NoReturn:
     os._exit(FAILED)
 
 
-def read_settings() -> dict[str, Any]:
-    """The first line of stdin, a JSON object, read without a buffer, so that whoever waits for stdin's end sees all
-    that follows. Without a line the process ends."""
+def own_stdin() -> int:
+    """Move stdin to a descriptor of its own and leave the null device in its place; the descriptor.
+
+    Every program that reads its stdin reads this descriptor. On Windows a library that looks at the standard handles
+    while it is loaded, as numpy does, waits for a read of stdin in another thread to end: a process that is told to
+    go on by its stdin would never do so. Call it once, before any thread is started. Child processes inherit the null
+    device.
+    """
+    own = os.dup(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    return own
+
+
+def read_settings(stdin: int) -> dict[str, Any]:
+    """The first line of `stdin`, a JSON object, read without a buffer: a later reader sees all that follows it.
+
+    Without a line the process ends.
+    """
     line = bytearray()
     while not line.endswith(b"\n"):
-        data = os.read(0, 65536)
+        data = os.read(stdin, 65536)
         if not data:
             os._exit(0)
         line += data

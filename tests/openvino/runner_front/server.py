@@ -15,5 +15,5 @@ if __name__ == "__main__":
     line = b""
     while not line.endswith(b"\n"):
         line += os.read(0, 1)
-    serve(json.loads(line), WORKER)
+    serve(json.loads(line), 0, WORKER)
     sys.exit(1)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,10 +15,11 @@ from .running import SAMPLES, WITHIN, CallFailed, RunningWorker, WorkerFailed, w
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+PROCESSES = Path("/proc")
 COUNTED = "one two three four five six seven eight nine ten"
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"const": {"word": "blue"}}}}
 HERMES = (
@@ -26,6 +30,13 @@ HERMES = (
 
 async def test_it_tells_what_it_has_loaded(llm: RunningWorker) -> None:
     assert llm.facts == {"context_length": 1024, "capabilities": ["completion", "chat"]}
+
+
+@pytest.mark.promise("U11")
+@pytest.mark.skipif(sys.platform != "linux", reason="the descriptors of a process are files of /proc")
+async def test_frames_arrive_while_standard_input_is_the_null_device(llm: RunningWorker) -> None:
+    assert (PROCESSES / f"{llm.process.pid}/fd/0").readlink() == Path(os.devnull)  # not a disk
+    assert (await llm.chat("count")).text() == COUNTED
 
 
 async def test_an_answer_comes_in_parts_and_ends_with_usage(llm: RunningWorker) -> None:

@@ -15,16 +15,17 @@ import sys
 
 from engine_plugin.engines.openvino.runner.telemetry import block_telemetry
 from engine_plugin.engines.processes import guard
-from engine_plugin.engines.processes.entry import fail, read_settings
+from engine_plugin.engines.processes.entry import fail, own_stdin, read_settings
 
 __all__ = ["main"]
 
 
 def _serve() -> None:
-    settings = read_settings()
+    stdin = own_stdin()
+    settings = read_settings(stdin)
     from engine_plugin.engines.openvino.runner.serving import serve
 
-    serve(settings)
+    serve(settings, stdin)
 
 
 def _probe() -> None:

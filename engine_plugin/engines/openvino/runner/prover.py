@@ -16,6 +16,7 @@ from typing import Any
 from engine_plugin.engines.openvino.runner.frames import Channel, receive
 from engine_plugin.engines.openvino.runner.telemetry import block_telemetry
 from engine_plugin.engines.processes import guard
+from engine_plugin.engines.processes.entry import own_stdin
 
 __all__ = ["main"]
 
@@ -28,7 +29,8 @@ def main() -> None:
     guard.arm()
     channel = Channel(os.dup(1))
     os.dup2(2, 1)
-    (folder,) = receive(0)
+    stdin = own_stdin()
+    (folder,) = receive(stdin)
     block_telemetry()
     import openvino_genai
 
@@ -37,7 +39,7 @@ def main() -> None:
     _bound_memory()
     channel.send(("",))
     while True:
-        (grammar,) = receive(0)
+        (grammar,) = receive(stdin)
         channel.send((_complaint_about(grammar, tokenizer, model),))
 
 

@@ -27,15 +27,16 @@ _LAST_MOMENT = 1.0
 _BURIAL = 0.5
 
 
-def serve(settings: dict[str, Any], worker: Sequence[str] = WORKER) -> None:
-    """Serve until stdin ends, then exit at once. `settings` come from the driver; `worker` runs a worker.
+def serve(settings: dict[str, Any], stdin: int, worker: Sequence[str] = WORKER) -> None:
+    """Serve until the descriptor `stdin` ends, then exit at once. `settings` come from the driver; `worker` runs a
+    worker.
 
     Raises OSError when it cannot listen.
     """
-    asyncio.run(_serve(settings, worker))
+    asyncio.run(_serve(settings, stdin, worker))
 
 
-async def _serve(settings: dict[str, Any], worker: Sequence[str]) -> None:
+async def _serve(settings: dict[str, Any], stdin: int, worker: Sequence[str]) -> None:
     known = {field.name for field in fields(Settings)}
     registry = Registry(
         Path(settings["config"]),
@@ -43,7 +44,7 @@ async def _serve(settings: dict[str, Any], worker: Sequence[str]) -> None:
         worker,
         os.environ,
     )
-    _exit_when_stdin_ends(registry)
+    _exit_when_stdin_ends(registry, stdin)
     host = settings["host"]
     try:
         http, address = await serve_http(make_app(registry, settings["key"]), host, settings.get("port", 0))
@@ -66,8 +67,8 @@ async def _serve(settings: dict[str, Any], worker: Sequence[str]) -> None:
             await grpc.stop(None)
 
 
-def _exit_when_stdin_ends(registry: Registry) -> None:
-    """End all workers and this process when nobody holds our stdin any longer."""
+def _exit_when_stdin_ends(registry: Registry, stdin: int) -> None:
+    """End all workers and this process when the other end of `stdin` is closed."""
     loop = asyncio.get_running_loop()
 
     def end() -> None:
@@ -77,7 +78,7 @@ def _exit_when_stdin_ends(registry: Registry) -> None:
 
     def watch() -> None:
         try:
-            while os.read(0, 4096):
+            while os.read(stdin, 4096):
                 pass
         finally:
             loop.call_soon_threadsafe(end)

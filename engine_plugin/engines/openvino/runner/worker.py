@@ -13,6 +13,7 @@ import sys
 
 from engine_plugin.engines.openvino.runner.frames import Channel, Inbox
 from engine_plugin.engines.processes import guard
+from engine_plugin.engines.processes.entry import own_stdin
 
 __all__ = ["main"]
 
@@ -28,7 +29,7 @@ def main() -> int:
     channel = Channel(os.dup(1))
     os.dup2(2, 1)
     sys.setswitchinterval(_SWITCH)
-    inbox = Inbox(0)
+    inbox = Inbox(own_stdin())
     inbox.start()
     verb, *rest = inbox.get()
     if verb != "load":
