@@ -31,6 +31,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from engine_plugin.redaction import redacted
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -67,8 +69,8 @@ class EnginePluginError(Exception):
 
     @property
     def message(self) -> str:
-        """The text as the wire carries it."""
-        return str(self)
+        """The text as the wire, a log and a terminal show it: without secrets."""
+        return redacted(str(self))
 
 
 class InvalidRequestError(EnginePluginError):

@@ -14,9 +14,10 @@ import engine_plugin
 PACKAGE = Path(engine_plugin.__file__).parent
 
 # Each part and the parts that it may import. `goplugin` knows no engine: `hosted` puts the two together.
-BASE = {"errors", "catalogue", "waiting", "certificates"}
+BASE = {"redaction", "errors", "catalogue", "waiting", "certificates"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
+    "redaction": set(),
+    "errors": {"redaction"},
     "catalogue": {"errors"},
     "waiting": set(),
     "certificates": set(),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from engine_plugin.redaction import RedactingFormatter
+
 __all__ = ["set_up_logging"]
 
 
@@ -12,5 +14,7 @@ def set_up_logging(level: str = "") -> None:
     if not level:
         logging.basicConfig(handlers=[logging.NullHandler()])  # else logging's last resort prints warnings
         return
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("engine_plugin").setLevel(level)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -19,6 +20,7 @@ from engine_plugin.errors import (
     PreconditionError,
     UnavailableError,
 )
+from engine_plugin.redaction import redacted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,7 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         status = cli.main(args=arguments, prog_name="engine-plugin", obj=options, standalone_mode=False)
     except click.exceptions.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(redacted(shown.getvalue()), err=True, nl=False)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt) as error:
         _report(options, error, "interrupted")
@@ -108,10 +112,10 @@ def _explain(error: Exception) -> str:
 
 def _report(options: Options, error: BaseException, text: str) -> None:
     if options.verbose:
-        traceback.print_exception(error)
+        click.echo(redacted("".join(traceback.format_exception(error))), err=True, nl=False)
     from engine_plugin.cli.output import harmless
 
-    lines = options.advice(text).splitlines()
+    lines = options.advice(redacted(text)).splitlines()
     if len(lines) > _MAX_LINES and not options.verbose:
         lines = [*lines[: _MAX_LINES - 1], f"(and {len(lines) - _MAX_LINES + 1} more; -v shows them)"]
     for line in lines:

@@ -10,6 +10,8 @@ import json
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from engine_plugin.redaction import redacted
+
 __all__ = ["ChunkProgress", "Error", "PullEvent", "Status", "Success", "progress_json"]
 
 
@@ -56,11 +58,11 @@ def progress_json(event: PullEvent) -> bytes:
     """
     match event:
         case Status(text):
-            shape: dict[str, object] = {"status": text}
+            shape: dict[str, object] = {"status": redacted(text)}
         case ChunkProgress(digest, completed, total):
             shape = {"status": "downloading", "digest": digest, "total": total, "completed": completed}
         case Success(model, size, digest):
             shape = {"status": "success", "digest": digest, "total": size, "completed": size, "model": model}
         case Error(text):
-            shape = {"status": f"error: {text}"}
+            shape = {"status": f"error: {redacted(text)}"}
     return json.dumps(shape).encode()

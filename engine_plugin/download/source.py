@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from engine_plugin.redaction import entered
+
 __all__ = ["HttpSource", "file_path", "without_secrets"]
 
 
@@ -42,7 +44,8 @@ class HttpSource:
         if any(character.isspace() or not character.isprintable() for character in url):
             raise ValueError("a URL has no blanks")
         bare = urlunsplit((parts.scheme.lower(), parts.netloc.rpartition("@")[2], parts.path, parts.query, ""))
-        return cls(bare, username or unquote(parts.username or ""), password or unquote(parts.password or ""))
+        username = username.strip() or unquote(parts.username or "")
+        return cls(bare, username, entered(password or unquote(parts.password or ""), username))
 
     @property
     def file_name(self) -> str:

@@ -16,6 +16,8 @@ from collections import deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.redaction import redacted
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -50,7 +52,7 @@ class HclogFormatter(logging.Formatter):
             fields["exception"] = self.formatException(record.exc_info)
         if record.stack_info:
             fields["stack"] = record.stack_info
-        return _fit(fields)
+        return _fit({key: redacted(value) if isinstance(value, str) else value for key, value in fields.items()})
 
 
 class HclogHandler(logging.Handler):

@@ -14,6 +14,7 @@ from engine_plugin.download.remote import DroppedError
 from engine_plugin.download.source import HttpSource
 from engine_plugin.errors import DownloadError, InvalidRequestError, PullError
 from engine_plugin.models.names import is_device_name, is_repository_name
+from engine_plugin.redaction import entered
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -85,11 +86,11 @@ class Hub(ABC):
 
     def __init__(self, environ: Mapping[str, str], policy: FetchPolicy) -> None:
         """Endpoint and token as the environment has them. No I/O."""
-        self.endpoint = (environ.get(self.endpoint_variable) or self.default_endpoint).rstrip("/")
+        self.endpoint = (environ.get(self.endpoint_variable, "").strip() or self.default_endpoint).rstrip("/")
         if "://" not in self.endpoint:
             self.endpoint = f"https://{self.endpoint}"
         self.policy = policy
-        self._token = environ.get(self.token_variable, "")
+        self._token = entered(environ.get(self.token_variable, ""))
 
     @abstractmethod
     async def listing(
@@ -110,7 +111,7 @@ class Hub(ABC):
         revision = revision or self.default_revision
         if not _REVISION.fullmatch(revision):
             raise InvalidRequestError(f"{where}: {revision[:64]!r} is no branch, tag or commit.")
-        token = token or self._token
+        token = entered(token) or self._token
         if not token.isascii() or not token.isprintable():
             raise InvalidRequestError(f"password: it is no access token of {self.title}.")
         parts = urlsplit(self.endpoint)

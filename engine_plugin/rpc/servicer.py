@@ -20,6 +20,7 @@ from engine_plugin import catalogue
 from engine_plugin.download.events import Error, Success, progress_json
 from engine_plugin.engines.base import BidiMessage
 from engine_plugin.errors import DeadlineError, EnginePluginError, InvalidRequestError, UnsupportedError
+from engine_plugin.redaction import redacted
 from engine_plugin.rpc.payloads import model_name, model_names, pull_request
 from engine_plugin.rpc.server import HostGone, RpcError, Status, bind
 from engine_plugin.rpc.stubs import provider_pb2 as pb
@@ -72,8 +73,8 @@ def _failure(error: BaseException, where: str) -> tuple[int, str]:
 
 
 def _sendable(text: str) -> str:
-    """`text` as protobuf takes it: a path in no known encoding may be in it."""
-    return text.encode("utf-8", "replace").decode()
+    """`text` without secrets, and as protobuf takes it: a path in no known encoding may be in it."""
+    return redacted(text).encode("utf-8", "replace").decode()
 
 
 async def _answer(

@@ -240,10 +240,26 @@ async def test_a_token_goes_to_its_hub_and_no_further(world: FolderWorld, caplog
 
 
 @pytest.mark.parametrize(("source", "variable"), [(SOURCES[0], "HF_TOKEN"), (SOURCES[1], "MODELSCOPE_API_TOKEN")])
+@pytest.mark.promise("L1")
 async def test_a_token_may_come_from_the_environment(world: FolderWorld, source: str, variable: str) -> None:
     world.hub.token, world.hub.refusal = "t0ken", Script(status=401, body=b"{}")
-    world.environ[variable] = "t0ken"
+    world.environ[variable] = " t0ken\n"
     assert (await pull(world.another(), PullRequest(source)))[-1] == DONE
+
+
+@pytest.mark.promise("L1")
+@pytest.mark.parametrize("source", SOURCES)
+async def test_white_space_around_a_password_goes(world: FolderWorld, source: str) -> None:
+    world.hub.token, world.hub.refusal = "t0ken", Script(status=401, body=b"{}")
+    assert (await pull(world.store, PullRequest(source, password="\tt0ken \r\n")))[-1] == DONE
+
+
+@pytest.mark.promise("L1")
+@pytest.mark.parametrize("source", ["http:/me:pa55w@host/{}", "https:me:pa55w@host/{}", "http://me:pa55w/x@host/{}"])
+async def test_a_misspelt_url_does_not_show_its_password(world: FolderWorld, source: str) -> None:
+    with pytest.raises((InvalidRequestError, ModelNotFoundError)) as caught:
+        await pull(world.store, PullRequest(source.format(REPOSITORY)))
+    assert "pa55w" not in caught.value.message
 
 
 async def test_a_redirect_of_the_list_takes_no_token_along(world: FolderWorld) -> None:

@@ -25,6 +25,7 @@ from engine_plugin.errors import (
     UnsupportedError,
 )
 from engine_plugin.files import in_thread
+from engine_plugin.redaction import entered
 
 if TYPE_CHECKING:
     import ssl
@@ -197,7 +198,7 @@ def _patience(options: OllamaOptions, environ: Mapping[str, str]) -> float:
 
 def _key(address: ServerAddress, options: OllamaOptions, environ: Mapping[str, str]) -> dict[str, str]:
     """The header with the key, for a server on another machine, and where nobody on the way can read it."""
-    key = environ.get(options.key_variable, "").strip() if options.key_variable else ""
+    key = entered(environ.get(options.key_variable, "")) if options.key_variable else ""
     if not key or address.is_loopback:
         return {}
     if not is_header_value(key):

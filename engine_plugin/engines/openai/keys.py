@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
 from engine_plugin.errors import PreconditionError
+from engine_plugin.redaction import entered
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +24,7 @@ def key_headers(options: OpenAIOptions, environ: Mapping[str, str], base: BaseUr
     """
     if options.send_key == "never" or (options.send_key == "auto" and base.is_loopback):
         return {}
-    key = environ.get(options.key_variable, "").strip()
+    key = entered(environ.get(options.key_variable, ""))
     if not key:
         return {}
     if base.scheme != "https" and not base.is_loopback and not options.allow_plain_http:

@@ -1,0 +1,104 @@
+"""Keeps secrets out of text: error messages, log records and progress events.
+
+A secret enters through `entered`, which also removes the white space around it. `redacted` replaces every secret that
+has entered, and whatever has the form of one, where an error, a record or an event becomes text.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import re
+from collections import OrderedDict
+from urllib.parse import quote, quote_plus
+
+__all__ = ["RedactingFormatter", "entered", "redacted"]
+
+_MARK = "***"
+_INVISIBLE = "\ufeff\u200b\u2060"
+_SHORTEST = 4
+"""Characters of a secret that is looked for in any text; a shorter one would blank ordinary words."""
+_MOST = 256
+"""Spellings of secrets that are remembered; the oldest ones go first."""
+
+_PARAMETERS = (
+    r"[\w.-]*(?:token|signature|secret|passw(?:or)?d|credential|api[_-]?key|access[_-]?key(?:id)?|auth[_-]?key)"
+    r"|sig|pwd|policy|key-pair-id|googleaccessid|jwt|auth"
+)
+_FORMS: tuple[tuple[re.Pattern[str], str], ...] = (
+    # user:password@ in a URL, also in one with too few or too many slashes
+    (re.compile(r"\b((?:https?|ftp|socks5h?|wss?):[/\\]*)[^\s/\\'\"<>]+@", re.IGNORECASE), rf"\1{_MARK}@"),
+    # the same with a slash in the password, which no port number can be
+    (
+        re.compile(r"\b(https?:[/\\]*)[^\s/\\@:'\"<>]+:(?!\d{1,5}(?:[/?#]|$))[^\s@'\"<>]*@", re.IGNORECASE),
+        rf"\1{_MARK}@",
+    ),
+    (re.compile(rf"([?&;](?:{_PARAMETERS})=)[^&;\s'\"<>#]+", re.IGNORECASE), rf"\1{_MARK}"),
+    (re.compile(r"\b((?:proxy-)?authorization['\"]?\s*[:=,]\s*b?['\"]?)[^'\",)\r\n]+", re.IGNORECASE), rf"\1{_MARK}"),
+    (re.compile(r"\b(bearer|basic)(\s+)(?=[^\s'\",;]*[\d_=])[^\s'\",;]+", re.IGNORECASE), rf"\1\2{_MARK}"),
+    (
+        re.compile(
+            r"\b(?:hf_[A-Za-z0-9]{10,}|api_org_[A-Za-z0-9]{10,}|sk-[A-Za-z0-9_-]{16,}|ms-[0-9a-f-]{30,}"
+            r"|gh[opsur]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]+\.[\w-]*)"
+        ),
+        _MARK,
+    ),
+)
+
+
+class _Known:
+    """The secrets that have entered this process."""
+
+    def __init__(self) -> None:
+        self._spellings: OrderedDict[str, None] = OrderedDict()
+        self.pattern: re.Pattern[str] | None = None
+
+    def add(self, secret: str) -> None:
+        if len(secret) < _SHORTEST or secret in self._spellings:
+            return
+        for spelling in _spellings(secret):
+            self._spellings[spelling] = None
+            self._spellings.move_to_end(spelling)
+        while len(self._spellings) > _MOST:
+            self._spellings.popitem(last=False)
+        longest_first = sorted(self._spellings, key=len, reverse=True)
+        alternatives = "|".join(re.escape(spelling) for spelling in longest_first)
+        self.pattern = re.compile(rf"(?<![A-Za-z0-9])(?:{alternatives})(?![A-Za-z0-9])")
+
+
+_KNOWN = _Known()
+
+
+def _spellings(secret: str) -> set[str]:
+    """How a secret may be written in a message: as it is, quoted for a URL, and as `repr` shows it."""
+    return {secret, quote(secret, safe=""), quote_plus(secret), repr(secret)[1:-1], ascii(secret)[1:-1]}
+
+
+def entered(secret: str, user: str = "") -> str:
+    """The secret without white space around it, remembered so that `redacted` finds it.
+
+    Called where a token, key or password enters. `user` is the user name of a password: both together go over the
+    wire in base64, which is remembered too.
+    """
+    secret = secret.strip().strip(_INVISIBLE).strip()
+    if secret:
+        _KNOWN.add(secret)
+        pair = base64.b64encode(f"{user}:{secret}".encode("utf-8", "replace")).decode()
+        _KNOWN.add(pair)
+    return secret
+
+
+def redacted(text: str) -> str:
+    """`text` with `***` in the place of every secret."""
+    if _KNOWN.pattern is not None:
+        text = _KNOWN.pattern.sub(_MARK, text)
+    for form, replacement in _FORMS:
+        text = form.sub(replacement, text)
+    return text
+
+
+class RedactingFormatter(logging.Formatter):
+    """A formatter of log records without secrets in message, exception and stack."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
