@@ -26,12 +26,22 @@ if TYPE_CHECKING:
 
 __all__ = ["AioServer"]
 
+_NO_LIMIT = 2**31 - 1
+
 _OPTIONS = (
     # Hosts send up to 2 GiB; grpcio's 4 MiB default would refuse them (go-plugin's own limit is MaxInt32).
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     # Without this two servers can bind one TCP port without an error.
     ("grpc.so_reuseport", 0),
+    # A host may ping as often as it likes (gRPC's keepalive), also while nothing is sent: the default hangs up on
+    # the third ping within five minutes.
+    ("grpc.http2.max_ping_strikes", 0),
+    # Else calls that wait for this process to take them are cancelled: some of more than 1,000 at random, all of more
+    # than 3,000, and those that have waited for 30 s. How many may wait for a model the engine decides (max_queue).
+    ("grpc.server.max_pending_requests", _NO_LIMIT),
+    ("grpc.server.max_pending_requests_hard_limit", _NO_LIMIT),
+    ("grpc.server_max_unrequested_time_in_server", _NO_LIMIT),
 )
 
 _GONE = (grpc.aio.InternalError, grpc.aio.UsageError)
