@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from benchmarks.results import DIRECT, PLUGIN, Results, Row, Spread
+from tests.patience import patience
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -56,7 +57,7 @@ def _quick_run(marked: dict[str, str], tmp_path: Path, *arguments: str) -> dict[
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=120,
+        timeout=patience(30),
     )
     assert done.returncode == 0, done.stderr
     figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

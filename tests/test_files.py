@@ -12,7 +12,8 @@ from engine_plugin.download.events import ChunkProgress, PullEvent
 from engine_plugin.download.fetch import ProgressReport
 from engine_plugin.download.partial import Partial
 from engine_plugin.files import in_thread, opened, read_json, sha256_of, write_json
-from tests.models.fakes import PATIENCE, digest_of
+from tests.models.fakes import digest_of
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,18 +26,18 @@ async def test_cancelled_work_in_a_thread_is_over_when_the_caller_goes_on() -> N
 
     def work() -> None:
         begun.set()
-        assert go.wait(PATIENCE)
+        assert go.wait(LIMIT)
         over.set()
 
     task = asyncio.create_task(in_thread(work))
-    assert await asyncio.to_thread(begun.wait, PATIENCE)
+    assert await asyncio.to_thread(begun.wait, LIMIT)
     for _ in range(3):  # a second cancellation does not let it go earlier
         task.cancel()
         done, _ = await asyncio.wait({task}, timeout=0.01)
         assert not done
     go.set()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, PATIENCE)
+        await asyncio.wait_for(task, LIMIT)
     assert over.is_set()
 
 
@@ -128,7 +129,7 @@ async def test_a_partial_that_is_opened_too_late_is_closed(tmp_path: Path, monke
 
     def open_late() -> None:
         begun.set()
-        assert go.wait(PATIENCE)
+        assert go.wait(LIMIT)
         really_open()
 
     monkeypatch.setattr(partial, "_open", open_late)
@@ -138,7 +139,7 @@ async def test_a_partial_that_is_opened_too_late_is_closed(tmp_path: Path, monke
             raise AssertionError("cancelled before it was open")
 
     using = asyncio.create_task(use())
-    await asyncio.to_thread(begun.wait, PATIENCE)
+    await asyncio.to_thread(begun.wait, LIMIT)
     using.cancel()
     await asyncio.sleep(0)
     go.set()

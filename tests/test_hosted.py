@@ -15,6 +15,7 @@ from engine_plugin.errors import ManifestError, UnsupportedError
 from engine_plugin.hosted import build
 from engine_plugin.manifest import load_manifest
 from engine_plugin.rpc.stubs import provider_pb2
+from tests.patience import LIMIT
 
 from .host.conftest import REPOSITORY
 
@@ -52,7 +53,7 @@ def test_before_the_handshake_nothing_heavy_is_imported(tmp_path: Path) -> None:
         env=os.environ | {"AOG_DATA_DIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT,
     )
     assert done.returncode == 0, done.stderr
     modules = set(json.loads(done.stdout))
@@ -111,7 +112,7 @@ def hosted(cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT,
     )
 
 

@@ -24,6 +24,7 @@ import yaml
 
 from engine_plugin.host import PluginClient, launch
 from tests.fake_engine import FakeEngine
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -35,7 +36,6 @@ pytestmark = pytest.mark.skipif(
 REPOSITORY = Path(__file__).parents[1]
 HOSTED = [sys.executable, "-m", "engine_plugin.hosted"]
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
-LIMIT = 15.0  # seconds; bounds every wait
 AT_ONCE = 1.0  # seconds; it takes some 20 ms where nothing else is going on
 
 # A program that spawns another in a session of its own, says that both are up, and stays, whatever it is asked for.

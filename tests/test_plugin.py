@@ -39,6 +39,7 @@ from engine_plugin.rpc import servicer
 from engine_plugin.rpc.grpc_aio import AioServer
 from engine_plugin.rpc.servicer import provider_service
 from engine_plugin.rpc.stubs import provider_pb2 as pb
+from tests.patience import LIMIT
 
 from .host.conftest import REPOSITORY
 from .host.conftest import sockets as sockets  # noqa: PLC0414  # a fixture
@@ -91,7 +92,7 @@ async def still_well(client: PluginClient) -> None:
 
 async def gone(engine: SmallEngine) -> None:
     """The engine's work was cancelled: its `finally` ran."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         await engine.ended.wait()
     engine.ended.clear()
 
@@ -446,7 +447,7 @@ async def test_a_directory_that_may_not_be_written_is_no_internal_error(serve: S
 async def test_a_cancellation_that_the_host_did_not_ask_for_is_told(serve: Serve) -> None:
     """Work that others share is cancelled, and the error of it comes up in a call: its host still waits."""
     client, engine = await serve()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LIMIT):
         for name, attempt in every_call(client).items():
             engine.failing = {name: asyncio.CancelledError()}
             with pytest.raises(EnginePluginError, match=r"internal error \(CancelledError\)"):
@@ -488,7 +489,7 @@ async def test_who_still_sends_has_time_to_read_why_it_failed(serve: Serve, monk
     """A write to a call that has ended can make gRPC forget what came before the end."""
     monkeypatch.setattr(servicer, "_LEAVE_TAKING", 60.0)
     client, engine = await serve()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(LIMIT):
         async with client.invoke_bidi("speech-to-text-ws") as conversation:
             await conversation.send(b"fail")
             await engine.ended.wait()
@@ -508,7 +509,7 @@ async def test_who_sends_into_an_end_still_reads_what_came_before_it(serve: Serv
             await conversation.send(bytes(3_000_000))
 
     for _ in range(20):
-        async with asyncio.timeout(20), client.invoke_bidi("speech-to-text-ws") as conversation:
+        async with asyncio.timeout(LIMIT), client.invoke_bidi("speech-to-text-ws") as conversation:
             await conversation.send(b"enough")
             sending = asyncio.create_task(send_on(conversation))
             assert [message.data async for message in conversation] == [b"hguone"]

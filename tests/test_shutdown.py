@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.test_orphans import HELLO, LIMIT, Scene
+from tests.patience import LIMIT
+from tests.test_orphans import HELLO, Scene
 from tests.test_orphans import scene as scene  # noqa: PLC0414  # a fixture
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from engine_plugin.waiting import comes_true, handle_signal
+from tests.patience import LIMIT
 
 
 async def test_in_time_and_late() -> None:
@@ -57,7 +58,7 @@ async def test_a_late_event_is_cancelled() -> None:
             ended.set()
 
     assert not await comes_true(wait(), 0.01)
-    await asyncio.wait_for(ended.wait(), 10)
+    await asyncio.wait_for(ended.wait(), LIMIT)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there every signal wakes the loop, and none comes from a thread")
@@ -69,7 +70,7 @@ async def test_a_signal_wakes_a_loop_that_sleeps() -> None:
     going_to_sleep = threading.Event()
 
     def send() -> None:
-        going_to_sleep.wait(10)
+        going_to_sleep.wait(LIMIT)
         time.sleep(0.2)  # nothing tells that the main thread has begun to wait
         signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
 
@@ -78,7 +79,7 @@ async def test_a_signal_wakes_a_loop_that_sleeps() -> None:
     try:
         began = loop.time()
         loop.call_soon(going_to_sleep.set)
-        await asyncio.wait_for(heard.wait(), 10)
+        await asyncio.wait_for(heard.wait(), LIMIT)
         assert loop.time() - began < 9, "the end of the wait woke the loop, not the signal"
     finally:
         sender.join(10)

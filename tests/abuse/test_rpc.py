@@ -31,6 +31,7 @@ from engine_plugin.rpc.stubs import provider_pb2 as pb
 from tests.examples import MORE
 from tests.host.conftest import REPOSITORY
 from tests.host.conftest import sockets as sockets  # noqa: PLC0414  # a fixture
+from tests.patience import LIMIT
 from tests.small_engine import SmallEngine
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ CODES = {0, 200, 400, 404, 412, 501, 503}
 
 CALLS = MORE or 1200
 TOGETHER = 12
-PATIENCE = 20.0
 TEXTS = [
     "",
     "chat",
@@ -197,7 +197,7 @@ class Attempt:
         return f"{self.method.name}, left at: {self.moment}, sent: {[data[:300] for data in self.sent]}"
 
     async def run(self) -> None:
-        timeout = self.chance.choice([0.0001, 0.001, 0.01]) if self.moment == "deadline" else PATIENCE
+        timeout = self.chance.choice([0.0001, 0.001, 0.01]) if self.moment == "deadline" else LIMIT
         call = self._begin(timeout)
         allowed = {grpc.StatusCode.INVALID_ARGUMENT, *ALLOWED[self.moment]}
         try:
@@ -258,7 +258,7 @@ async def healthy(channel: grpc.aio.Channel) -> bool:
         request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
         response_deserializer=health_pb2.HealthCheckResponse.FromString,
     )
-    answer = await check(health_pb2.HealthCheckRequest(service="plugin"), timeout=PATIENCE)
+    answer = await check(health_pb2.HealthCheckRequest(service="plugin"), timeout=LIMIT)
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
@@ -269,7 +269,7 @@ async def in_groups(attempts: Iterable[tuple[str, Attempt]]) -> None:
 
     async def one(seed: str, attempt: Attempt) -> None:
         try:
-            async with asyncio.timeout(2 * PATIENCE):
+            async with asyncio.timeout(2 * LIMIT):
                 await attempt.run()
         except Exception as error:  # noqa: BLE001  # raised below
             error.add_note(f"ABUSE_SEED={seed}: {attempt}")
@@ -294,7 +294,7 @@ def running() -> Counter[str]:
 
 async def tasks_end(known: Counter[str]) -> None:
     """Wait until there are no more tasks than those."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(LIMIT):
         while running() - known:  # noqa: ASYNC110  # there is no event for it
             await asyncio.sleep(0.01)
 

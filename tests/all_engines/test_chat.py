@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from engine_plugin.host import events
+from tests.patience import LIMIT
 
 from .world import World, text_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
-LIMIT = 30.0
 DONE = b"data: [DONE]\n\n"
 
 

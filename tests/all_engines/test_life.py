@@ -8,12 +8,11 @@ import pytest
 
 from engine_plugin.errors import InvalidRequestError, NotFoundError, UnavailableError
 from engine_plugin.host import OperateStatus
+from tests.patience import LIMIT
 
 from .world import World, text_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
-
-LIMIT = 30.0
 
 
 async def test_it_is_ready_and_has_a_version(world: World) -> None:

@@ -15,6 +15,7 @@ import yaml
 
 from engine_plugin.host import PluginClient, events, launch
 from engine_plugin.models.info import KIND_OF_SERVICE
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["ROOT", "World", "spawned"]
 
 ROOT = Path(__file__).parents[2]
-_START = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ async def spawned(
         name=f"{engine}-{secrets.token_hex(2)}",
         cwd=folder,
         env=environment | {"PYTHONPATH": python_path},
-        start_timeout=_START,
+        start_timeout=LIMIT,
     )
     async with client:
         await client.start_engine()

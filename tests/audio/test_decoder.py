@@ -19,6 +19,7 @@ from engine_plugin.engines.audio.decoder import FORMATS, AudioLimits, Decoder
 from engine_plugin.engines.processes.python import module_environ
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError, PreconditionError
 from tests.audio.sounds import encoded, silence, speech, tone, wav
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 av = pytest.importorskip("av")
 
-LIMIT = 20.0
 FILES = {
     "wav": ("wav", "pcm_f32le", 48_000, "5.1"),
     "mp3": ("mp3", "libmp3lame", 44_100, "stereo"),

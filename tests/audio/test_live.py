@@ -15,11 +15,11 @@ from engine_plugin.engines.audio.live import LiveOptions, Sentence, transcribed_
 from engine_plugin.engines.audio.subtitles import Segment
 from engine_plugin.errors import BadGatewayError
 from tests.audio.sounds import GAP, WORD, Listener, noise, silence, speech, spoken, tone
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-LIMIT = 20.0
 A_WORD = (WORD + GAP) * 0.02
 OPTIONS = LiveOptions()
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from tests.patience import LIMIT
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -78,7 +80,7 @@ class Workplace:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=LIMIT,
         )
 
     def good(self, *arguments: str, **env: str) -> str:
@@ -145,7 +147,7 @@ def workplace(tmp_path: Path) -> Iterator[Workplace]:
     finally:
         for process in place.processes():
             process.kill()
-            process.wait(10)
+            process.wait(LIMIT)
         shutil.rmtree(runtime)
 
 

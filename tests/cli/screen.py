@@ -11,12 +11,13 @@ import termios
 import time
 from typing import TYPE_CHECKING, Self
 
+from tests.patience import LIMIT
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 CTRL_C, CTRL_D, ENTER = "\x03", "\x04", "\r"
-PATIENCE = 20.0
 
 _WHERE = b"\x1b[6n"  # a terminal is asked for the place of its cursor
 _ASKING = b"\x1b[?2004h"  # who reads a line wants pastes to be marked
@@ -55,7 +56,7 @@ class Screen:
         try:
             if self.process.poll() is None:  # a test has failed
                 self.process.terminate()
-            self.process.wait(PATIENCE)
+            self.process.wait(LIMIT)
         finally:
             os.close(self._theirs)
             os.close(self._ours)
@@ -64,7 +65,7 @@ class Screen:
         """Press keys."""
         os.write(self._ours, keys.encode())
 
-    def until(self, text: str, seconds: float = PATIENCE) -> str:
+    def until(self, text: str, seconds: float = LIMIT) -> str:
         """Read until `text` appears (styles aside) behind what the last call has seen; what appeared till then."""
         ends = time.monotonic() + seconds
         while (place := self.plain.find(text, self._seen)) < 0:
@@ -74,7 +75,7 @@ class Screen:
         seen, self._seen = self._seen, place + len(text)
         return self.plain[seen : self._seen]
 
-    def more(self, count: int, seconds: float = PATIENCE) -> None:
+    def more(self, count: int, seconds: float = LIMIT) -> None:
         """Wait until so many more bytes have been written, whatever they are."""
         wanted, ends = len(self.raw) + count, time.monotonic() + seconds
         while len(self.raw) < wanted:
@@ -82,7 +83,7 @@ class Screen:
             assert left > 0, f"it is silent: {self._last()}"
             self._read(left)
 
-    def prompt(self, seconds: float = PATIENCE) -> None:
+    def prompt(self, seconds: float = LIMIT) -> None:
         """Wait until one more line than at the last call has been asked for: what is typed is its then."""
         ends = time.monotonic() + seconds
         while self.raw.count(_ASKING) <= self._prompts:
@@ -91,7 +92,7 @@ class Screen:
             self._read(left)
         self._prompts += 1
 
-    def end(self, seconds: float = PATIENCE) -> int:
+    def end(self, seconds: float = LIMIT) -> int:
         """Wait for the command's end; its status. All that it wrote has been read then."""
         ends = time.monotonic() + seconds
         while self.process.poll() is None:

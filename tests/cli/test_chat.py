@@ -15,6 +15,7 @@ from engine_plugin.cli.conversation import Conversation, Picture, Piece, Setting
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.manifest import load_manifest
 from tests.ollama.contract.handle import ContractServer
+from tests.patience import LIMIT
 
 from .conftest import COMMAND, REPOSITORY
 from .showing import use_engine
@@ -59,7 +60,12 @@ def asked(place: Workplace) -> dict[str, Any]:
 
 def fed(place: Workplace, stdin: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [*COMMAND, "chat", *arguments], env=place.env, cwd=place.plugin, input=stdin, capture_output=True, timeout=60
+        [*COMMAND, "chat", *arguments],
+        env=place.env,
+        cwd=place.plugin,
+        input=stdin,
+        capture_output=True,
+        timeout=LIMIT,
     )
 
 
@@ -168,7 +174,7 @@ def test_who_reads_has_had_enough(place: Workplace) -> None:
         assert process.stderr is not None
         assert process.stdout.read(5) == b"more "
         process.stdout.close()
-        assert process.wait(20) == 0
+        assert process.wait(LIMIT) == 0
         assert process.stderr.read() == b""
     assert "the answer was cut short" in place.journal
 

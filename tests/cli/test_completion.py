@@ -17,6 +17,7 @@ from engine_plugin.cli.completion import PROGRAM, VARIABLE, offer_shells
 from engine_plugin.cli.main import cli
 from engine_plugin.cli.names import PATIENCE_VARIABLE
 from engine_plugin.cli.options import Options
+from tests.patience import LIMIT
 
 from .conftest import COMMAND
 from .showing import use_engine
@@ -140,7 +141,7 @@ def test_in_bash(place: Workplace, tmp_path: Path) -> None:
         cwd=place.plugin,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT,
     )
     assert done.stderr == ""
     replies, _, registered = done.stdout.rpartition("|")

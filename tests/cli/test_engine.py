@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from tests.patience import LIMIT
+
 if TYPE_CHECKING:
     from .conftest import Workplace
 
@@ -92,7 +94,7 @@ def test_commands_that_start_at_once_share_one_server(workplace: Workplace) -> N
     workplace.good("engine", "install")
     begun = [workplace.start("engine", "start", "--json") for _ in range(3)]
     try:
-        said = [process.communicate(timeout=60) for process in begun]
+        said = [process.communicate(timeout=LIMIT) for process in begun]
         assert [process.returncode for process in begun] == [0, 0, 0], said
         assert len({json.loads(output)["pid"] for output, _ in said}) == 1
     finally:
@@ -113,7 +115,7 @@ def test_the_record_of_a_killed_server_misleads_nobody(workplace: Workplace) -> 
     started = json.loads(workplace.good("engine", "start", "--json"))
     server = psutil.Process(started["pid"])
     server.kill()
-    psutil.wait_procs([server], timeout=10)
+    psutil.wait_procs([server], timeout=LIMIT)
     assert list(workplace.runtime.rglob("*.json"))
     assert "not running" in workplace.bad(4, "engine", "stop")
     again = json.loads(workplace.good("engine", "start", "--json"))

@@ -12,6 +12,7 @@ import pytest
 
 from engine_plugin import __version__
 from engine_plugin.cli.main import EXIT_CODES, cli
+from tests.patience import LIMIT
 
 from .conftest import REPOSITORY
 
@@ -42,7 +43,9 @@ def test_help_imports_nothing_heavy() -> None:
         "heavy = {'grpc', 'rich', 'httpx', 'yaml', 'google.protobuf', 'platformdirs'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=LIMIT
+    )
     assert done.returncode == 0, done.stderr
 
 

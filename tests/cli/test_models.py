@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine_plugin.cli.progress import progress_display
+from tests.patience import LIMIT
 
 from .conftest import COMMAND
 
@@ -82,7 +83,7 @@ def test_ctrl_c_keeps_what_has_arrived(workplace: Workplace) -> None:
             if line == "waiting for more\n":
                 break
         pull.send_signal(signal.SIGINT)
-        said = pull.communicate(timeout=30)[1]
+        said = pull.communicate(timeout=LIMIT)[1]
     finally:
         pull.kill()
         pull.communicate()
@@ -115,7 +116,7 @@ def at_terminal(workplace: Workplace, *arguments: str, typed: str = "") -> tuple
                 shown += part
         except OSError:
             pass  # Linux's way of saying that nobody holds the other end
-        return process.wait(60), shown.decode()
+        return process.wait(LIMIT), shown.decode()
     finally:
         os.close(ours)
 

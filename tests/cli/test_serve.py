@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin.host import connect
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,10 +33,10 @@ def serving(workplace: Workplace, *arguments: str, stop: signal.Signals = signal
     assert server.stdout is not None
     try:
         line = server.stdout.readline()
-        assert line, server.communicate(timeout=30)
+        assert line, server.communicate(timeout=LIMIT)
         yield json.loads(line)
         server.send_signal(stop)
-        _out, said = server.communicate(timeout=30)
+        _out, said = server.communicate(timeout=LIMIT)
         assert server.returncode == 0, said
         assert "Traceback" not in said
     finally:
@@ -103,7 +104,7 @@ def test_text_for_people(workplace: Workplace) -> None:
         assert server.stdout.readline().startswith("serving fake-plugin at unix:")
         assert server.stdout.readline().startswith("try: grpcurl -plaintext unix://")
         server.terminate()
-        assert "stopping the engine" in server.communicate(timeout=30)[1]
+        assert "stopping the engine" in server.communicate(timeout=LIMIT)[1]
         assert server.returncode == 0
     finally:
         server.kill()

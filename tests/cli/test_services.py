@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.patience import LIMIT
+
 from .conftest import COMMAND
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def asked(place: Workplace, service: str) -> dict[str, Any]:
 def fed(place: Workplace, stdin: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Run a command with something on its standard input."""
     return subprocess.run(
-        [*COMMAND, *arguments], env=place.env, cwd=place.plugin, input=stdin, capture_output=True, timeout=60
+        [*COMMAND, *arguments], env=place.env, cwd=place.plugin, input=stdin, capture_output=True, timeout=LIMIT
     )
 
 
@@ -255,7 +257,7 @@ def test_an_unfinished_sentence_keeps_to_one_line_of_the_terminal(place: Workpla
                 input=b"talkative" + b"x" * 200,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                timeout=60,
+                timeout=LIMIT,
             )
         shown = os.read(terminal, 65536).decode().replace("\x1b[K", "").split("\r")
     finally:

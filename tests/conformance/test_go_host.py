@@ -19,6 +19,7 @@ import pytest
 from build import build, build_linked
 from pins import ROOT
 from tests.conformance.gohost import SOURCES, executable_of, run_go
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -198,7 +199,7 @@ def test_everything_ends_when_the_host_is_killed(go_host: GoHost, plugin: Path, 
         ]
         assert told == [], "an engine has heard what the host told the plugin alone"
         running.process.kill()
-        _, alive = psutil.wait_procs(family, timeout=10)
+        _, alive = psutil.wait_procs(family, timeout=LIMIT)
         assert alive == []
 
 
@@ -216,7 +217,7 @@ def test_reattaching(go_host: GoHost, scratch: Path) -> None:
         assert named(checks, "Kill does nothing again").ok
         assert server.poll() is None
         server.send_signal(signal.SIGINT)
-        assert server.wait(30) == 0
+        assert server.wait(LIMIT) == 0
 
 
 @contextlib.contextmanager

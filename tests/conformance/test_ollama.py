@@ -19,6 +19,7 @@ from tests.conformance.gohost import executable_of
 from tests.engines.packing import pack
 from tests.ollama.contract.handle import ContractServer
 from tests.ollama.contract.release import members
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,6 +104,6 @@ def test_a_server_of_our_own_ends_with_a_plugin_that_is_killed(go_host: GoHost, 
         [plugin] = [process for process in family if process.ppid() == running.process.pid]
         assert len(family) >= 4, "the plugin, the guard, the server and a model's process"
         plugin.kill()
-        assert running.process.wait(30) == 0
-        _, alive = psutil.wait_procs(family, timeout=10)
+        assert running.process.wait(LIMIT) == 0
+        _, alive = psutil.wait_procs(family, timeout=LIMIT)
         assert alive == []

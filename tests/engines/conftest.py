@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -19,28 +19,13 @@ import pytest
 from engine_plugin.engines.processes.process import Command, EngineProcess, ProcessSpec
 from engine_plugin.engines.processes.records import TOKEN_VARIABLE
 from engine_plugin.engines.processes.restarts import RestartPolicy
+from tests.patience import LIMIT, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 CHILD = [sys.executable, "-I", "-S", str(Path(__file__).with_name("child.py"))]
 ROOT = Path(__file__).parents[2]
-T = TypeVar("T")
-LIMIT = 20.0  # seconds; bounds every wait
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for something that nobody announces: a file, another process's end."""
-    async with asyncio.timeout(LIMIT):
-        while not condition():  # noqa: ASYNC110  # there is no event to wait for
-            await asyncio.sleep(0.005)
-    assert condition(), what
-
-
-async def within(awaitable: Awaitable[T]) -> T:
-    """The outcome of something that must not hang."""
-    async with asyncio.timeout(LIMIT):
-        return await awaitable
 
 
 def alive(pid: int) -> bool:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine_plugin.engines.admission import Admission
 from engine_plugin.errors import UnavailableError
-from tests.engines.conftest import within
+from tests.patience import within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -11,9 +11,7 @@ import pytest
 from engine_plugin.engines.pool import ModelPool
 from engine_plugin.errors import EngineStartError
 from engine_plugin.models.info import ModelDetails, StoredModel
-from tests.engines.conftest import until
-
-LIMIT = 10.0
+from tests.patience import LIMIT, until
 
 
 def model(name: str) -> StoredModel:

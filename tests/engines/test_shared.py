@@ -10,7 +10,7 @@ import pytest
 
 from engine_plugin.engines.shared import SharedWork
 from engine_plugin.errors import InstallError, UnavailableError
-from tests.engines.conftest import until, within
+from tests.patience import until, within
 
 
 class Work:

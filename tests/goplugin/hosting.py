@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import grpc
@@ -18,15 +18,14 @@ from google.protobuf import empty_pb2
 from engine_plugin.certificates import Identity, der_to_pem
 from engine_plugin.rpc.stubs import provider_pb2
 from engine_plugin.rpc.stubs.goplugin import controller_pb2, stdio_pb2
+from tests.patience import LIMIT, within
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable
+    from collections.abc import AsyncIterator
 
     from google.protobuf.message import Message
 
 ROOT = Path(__file__).resolve().parents[2]
-_T = TypeVar("_T")
-LIMIT = 15.0  # seconds; bounds every wait
 
 
 def environ(**changes: str) -> dict[str, str]:
@@ -168,8 +167,3 @@ class Hosted:
                 self.plain.append(line.decode())
             self._grown.set()
         self._grown.set()
-
-
-async def within(work: Awaitable[_T], seconds: float = LIMIT) -> _T:
-    """Wait for `work`, at most so many seconds."""
-    return await asyncio.wait_for(work, seconds)

@@ -8,6 +8,7 @@ import pytest
 from engine_plugin.errors import EnginePluginError, UnsupportedError
 from engine_plugin.goplugin.handshake import HostEnv, engine_environ, handshake_line, is_hosted
 from tests.goplugin.hosting import ROOT, environ
+from tests.patience import LIMIT
 
 
 @pytest.mark.promise("G1")
@@ -25,7 +26,7 @@ def test_run_by_hand(cookie: str) -> None:
     """Nothing on stdout, an explanation on stderr, exit 1, nothing slow imported."""
     command = [sys.executable, "-X", "importtime", "-m", "tests.goplugin.plugin"]
     ended = subprocess.run(
-        command, env=environ(AOG_PLUGIN=cookie), cwd=ROOT, capture_output=True, text=True, timeout=30
+        command, env=environ(AOG_PLUGIN=cookie), cwd=ROOT, capture_output=True, text=True, timeout=LIMIT
     )
     assert (ended.returncode, ended.stdout) == (1, "")
     imports, text = ended.stderr.split("This program is a plugin", 1)

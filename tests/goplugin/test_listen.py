@@ -20,7 +20,8 @@ from engine_plugin.errors import EnginePluginError
 from engine_plugin.goplugin.handshake import HostEnv
 from engine_plugin.goplugin.listen import listening
 from engine_plugin.rpc.grpc_aio import AioServer
-from tests.goplugin.hosting import ROOT, environ, within
+from tests.goplugin.hosting import ROOT, environ
+from tests.patience import LIMIT, within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +43,7 @@ async def healthy(target: str) -> bool:
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
-        answer = await check(health_pb2.HealthCheckRequest(service="plugin"), timeout=10)
+        answer = await check(health_pb2.HealthCheckRequest(service="plugin"), timeout=LIMIT)
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
@@ -209,7 +210,7 @@ def test_what_a_killed_plugin_leaves_is_swept(owner: tuple[subprocess.Popen[str]
     process, directory = owner
     assert remove_stale(short_dir) == 0
     process.kill()
-    process.wait(10)
+    process.wait(LIMIT)
     assert directory.is_dir()
     with private_directory(str(short_dir), "") as ours:
         assert names(short_dir) == [ours.name]
@@ -219,7 +220,7 @@ def test_what_a_killed_plugin_leaves_is_swept(owner: tuple[subprocess.Popen[str]
 def test_an_owner_that_ends_leaves_nothing(owner: tuple[subprocess.Popen[str], Path], short_dir: Path) -> None:
     process, directory = owner
     assert directory.is_dir()
-    process.communicate(timeout=10)
+    process.communicate(timeout=LIMIT)
     assert names(short_dir) == []
 
 

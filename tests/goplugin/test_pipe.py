@@ -15,8 +15,8 @@ from engine_plugin.certificates import Identity
 from engine_plugin.goplugin import pipe as pipe_module
 from engine_plugin.goplugin.pipe import Pipe, Pipes
 from engine_plugin.goplugin.tls import outer_context
-from tests.goplugin.hosting import within
 from tests.goplugin.tls_client import TlsClient, client_context, host_identity
+from tests.patience import within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from engine_plugin.rpc.stubs.goplugin import broker_pb2
-from tests.goplugin.hosting import LIMIT, Hosted, within
+from tests.goplugin.hosting import Hosted
+from tests.patience import LIMIT, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from engine_plugin.goplugin.stdout import OutputBuffer
-from tests.goplugin.hosting import within
+from tests.patience import within
 
 
 async def read_all(buffer: OutputBuffer) -> list[bytes]:

@@ -22,10 +22,10 @@ from engine_plugin.errors import EnginePluginError
 from engine_plugin.goplugin.handshake import HostEnv
 from engine_plugin.goplugin.listen import listening
 from engine_plugin.goplugin.tls import TlsServer, host_certificates
-from tests.goplugin.hosting import within
 from tests.goplugin.test_listen import gid, healthy, host, mode, names, taken_port
 from tests.goplugin.test_serve import end_in_time
 from tests.goplugin.tls_client import SETTINGS, TlsClient, client_context, host_identity
+from tests.patience import LIMIT, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -199,7 +199,7 @@ async def test_another_user_of_the_group(served: Served, short_dir: Path, tls: b
                     [sys.executable, "-I", "-c", CONNECT, path, str(group)],
                     capture_output=True,
                     text=True,
-                    timeout=30,
+                    timeout=LIMIT,
                 )
                 assert done.stdout == f"{outcome}\n", done.stderr
     finally:

@@ -12,6 +12,7 @@ import pytest
 from engine_plugin.goplugin import watchdog
 from engine_plugin.goplugin.watchdog import wait_until_host_gone, watch_host
 from tests.goplugin.hosting import ROOT, environ
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,9 +61,9 @@ def test_a_parent_that_was_gone_before_the_watch_began() -> None:
     """Between reading the parent's pid and watching it, it may die and its pid be reused."""
     gone = threading.Event()
     sleeper = subprocess.Popen([sys.executable, "-c", ""])
-    sleeper.wait(10)
+    sleeper.wait(LIMIT)
     watch_host(sleeper.pid, gone.set)
-    assert gone.wait(5)
+    assert gone.wait(LIMIT)
 
 
 @pytest.mark.promise("G36")
@@ -71,7 +72,7 @@ def test_a_living_process_that_is_not_our_parent() -> None:
     """Its pid was given to another."""
     gone = threading.Event()
     watch_host(os.getpid(), gone.set)
-    assert gone.wait(5)
+    assert gone.wait(LIMIT)
 
 
 @pytest.mark.promise("G36", "F4")
@@ -110,7 +111,7 @@ print("still here", flush=True)
 time.sleep(60)
 """
     ended = subprocess.run(
-        [sys.executable, "-c", program], env=environ(), cwd=ROOT, capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", program], env=environ(), cwd=ROOT, capture_output=True, text=True, timeout=LIMIT
     )
     assert (ended.returncode, ended.stdout) == (code, "still here\nflushed\n")
     assert ("did not end within 0.2 s" in ended.stderr) == bool(code)

@@ -11,6 +11,7 @@ import pytest
 from engine_plugin.errors import PluginProcessError, UnavailableError
 from engine_plugin.host import PluginRegistry, connect, launch
 from engine_plugin.host.handshake import parse_handshake
+from tests.patience import LIMIT
 
 from .conftest import REPOSITORY, Launch
 from .plugins import make_plugin
@@ -30,10 +31,10 @@ def contents(directory: Path) -> list[Path]:
 @pytest.mark.parametrize("transport", ["", "tcp"])
 async def test_a_plugin_that_serves_tls(sockets: Path, transport: str) -> None:
     env = {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(sockets), "ENGINE_PLUGIN_TRANSPORT": transport}
-    async with await launch([sys.executable, str(PLUGIN)], env=env, start_timeout=20, auto_mtls=True) as plugin:
+    async with await launch([sys.executable, str(PLUGIN)], env=env, start_timeout=LIMIT, auto_mtls=True) as plugin:
         assert await plugin.invoke_raw("echo", b"8388608") == b'"' + b"y" * 8388608 + b'"'
         with pytest.raises(UnavailableError):
-            await connect(plugin.address, timeout=5)
+            await connect(plugin.address, timeout=LIMIT)
     assert plugin.returncode == 0
     assert no_children()
     assert contents(sockets) == []
@@ -43,7 +44,7 @@ async def test_by_way_of_the_registry(tmp_path: Path, sockets: Path) -> None:
     make_plugin(tmp_path, "fake", program=PLUGIN)
     registry = PluginRegistry.discover(tmp_path)
     env = {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(sockets)}
-    async with await registry.launch("fake", env=env, start_timeout=20, auto_mtls=True) as plugin:
+    async with await registry.launch("fake", env=env, start_timeout=LIMIT, auto_mtls=True) as plugin:
         assert await plugin.invoke_raw("echo", b"1") == b'"y"'
 
 

@@ -25,6 +25,7 @@ from engine_plugin.errors import (
 )
 from engine_plugin.host import OperateStatus, events
 from engine_plugin.host.link import SERVICE
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from engine_plugin.host import BidiCall, PluginClient
@@ -169,7 +170,7 @@ async def test_leaving_a_stream_cancels_it_in_the_plugin(launch_fake: Launch) ->
     async with await launch_fake() as plugin:
         async with plugin.stream("chat", {"then": "hang"}) as chunks:
             assert await anext(chunks)
-        await plugin.invoke("cancelled", {}, timeout=10)
+        await plugin.invoke("cancelled", {}, timeout=LIMIT)
         assert [chunk async for chunk in chunks] == []
 
 
@@ -183,7 +184,7 @@ async def test_a_stream_that_was_left_is_forgotten_at_once(launch_fake: Launch) 
                 assert await anext(chunks)
                 call = weakref.ref(chunks._call)
             del chunks
-            await plugin.invoke("cancelled", {}, timeout=10)
+            await plugin.invoke("cancelled", {}, timeout=LIMIT)
             assert call() is None
         finally:
             gc.enable()
@@ -202,9 +203,9 @@ async def test_a_stream_closed_by_another_task_just_ends(launch_fake: Launch) ->
             return count
 
         reading = asyncio.ensure_future(read())
-        await asyncio.wait_for(first.wait(), 10)
+        await asyncio.wait_for(first.wait(), LIMIT)
         await stream.aclose()
-        assert await asyncio.wait_for(reading, 10) == 1
+        assert await asyncio.wait_for(reading, LIMIT) == 1
 
 
 @pytest.mark.parametrize("then", ["error", "abort"])
@@ -235,7 +236,7 @@ async def test_conversations_end_with_their_error(launch_fake: Launch) -> None:
 
 
 async def send_for_ever(conversation: BidiCall) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(LIMIT):
         while True:
             await conversation.send("more")
 

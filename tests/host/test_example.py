@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
+from tests.patience import LIMIT
+
 from .conftest import FAKE_PLUGIN, REPOSITORY
 from .plugins import make_plugin
 
@@ -22,7 +24,7 @@ EXAMPLE = REPOSITORY / "examples" / "chat.py"
 
 def run_example(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(EXAMPLE), *arguments]
-    return subprocess.run(command, env=os.environ | env, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=os.environ | env, capture_output=True, text=True, timeout=LIMIT)
 
 
 def test_the_example_answers(tmp_path: Path, fake_environment: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from engine_plugin.errors import PluginProcessError, UnavailableError
 from engine_plugin.host import LogLine, PluginClient, connect, launch
+from tests.patience import LIMIT
 
 from .conftest import FAKE_PLUGIN, Launch
 
@@ -56,7 +57,7 @@ async def test_everything_a_plugin_writes_is_logged(launch_fake: Launch) -> None
             raise RuntimeError("an on_log that fails stops nothing")
 
     async with await launch_fake(on_log=on_log) as plugin:
-        await asyncio.wait_for(last.wait(), 10)
+        await asyncio.wait_for(last.wait(), LIMIT)
         await plugin.get_version()
     serving = next(line for line in lines if line.message == "serving")
     assert serving.level == "debug"
@@ -89,7 +90,7 @@ async def test_no_handshake_in_time(launch_fake: Launch) -> None:
     ready = asyncio.Event()
     # Long enough that the interpreter is up and has said what it has to say.
     starting = asyncio.ensure_future(launch_fake("hang", start_timeout=3, on_log=lambda _line: ready.set()))
-    await asyncio.wait_for(ready.wait(), 10)
+    await asyncio.wait_for(ready.wait(), LIMIT)
     with pytest.raises(PluginProcessError, match=r"not through its handshake 3 s after .*misbehaves"):
         await starting
     assert no_children()
@@ -99,7 +100,7 @@ async def test_no_handshake_in_time(launch_fake: Launch) -> None:
 async def test_cancelled_launch_leaves_nothing(launch_fake: Launch) -> None:
     ready = asyncio.Event()
     starting = asyncio.ensure_future(launch_fake("hang", on_log=lambda _line: ready.set()))
-    await asyncio.wait_for(ready.wait(), 10)
+    await asyncio.wait_for(ready.wait(), LIMIT)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
@@ -166,7 +167,7 @@ def test_a_host_that_ends_early_leaves_nothing(fake_environment: dict[str, str])
         plugin = await launch(
             [sys.executable, str(FAKE_PLUGIN)],
             env=fake_environment | {"FAKE_MODE": "slow-shutdown"},
-            start_timeout=20,
+            start_timeout=LIMIT,
         )
         killing = asyncio.ensure_future(plugin.kill())
         await asyncio.sleep(0)
@@ -175,7 +176,7 @@ def test_a_host_that_ends_early_leaves_nothing(fake_environment: dict[str, str])
 
     plugin = asyncio.run(main())
     assert plugin.pid is not None
-    psutil.wait_procs([psutil.Process(plugin.pid)] if psutil.pid_exists(plugin.pid) else [], timeout=5)
+    psutil.wait_procs([psutil.Process(plugin.pid)] if psutil.pid_exists(plugin.pid) else [], timeout=LIMIT)
     assert not psutil.pid_exists(plugin.pid) or psutil.Process(plugin.pid).status() == psutil.STATUS_ZOMBIE
 
 
@@ -190,7 +191,7 @@ async def test_connect_by_hand(launch_fake: Launch) -> None:
         async with await connect(launched.address) as plugin:
             await plugin.shutdown()
         assert launched._link.process is not None
-        assert await launched._link.process.wait(10)
+        assert await launched._link.process.wait(LIMIT)
         assert launched.returncode == 0
 
 

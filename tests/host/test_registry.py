@@ -11,6 +11,7 @@ import yaml
 from engine_plugin.errors import ManifestError, NotFoundError
 from engine_plugin.host import PluginRegistry
 from engine_plugin.manifest import platform_key
+from tests.patience import LIMIT
 
 from .conftest import FAKE_PLUGIN
 from .plugins import make_plugin
@@ -75,7 +76,7 @@ def test_unknown_names_and_places(tmp_path: Path) -> None:
 async def test_launch_runs_the_executable_in_bin(tmp_path: Path, fake_environment: dict[str, str]) -> None:
     place = make_plugin(tmp_path, "one", program=FAKE_PLUGIN)
     registry = PluginRegistry.discover(tmp_path)
-    async with await registry.launch("one", env=fake_environment, start_timeout=20) as plugin:
+    async with await registry.launch("one", env=fake_environment, start_timeout=LIMIT) as plugin:
         assert plugin.name == "one"
         answer = await plugin.invoke("chat", {})
         assert answer["cwd"] == str((place / "bin").resolve())

@@ -19,8 +19,9 @@ from engine_plugin.engines import server
 from engine_plugin.engines.http import answers
 from engine_plugin.errors import EnginePluginError
 from tests.fake_engine.program import TOKENS
+from tests.patience import LIMIT
 
-from .world import EMBED, HELLO, LIMIT, words
+from .world import EMBED, HELLO, words
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

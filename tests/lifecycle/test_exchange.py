@@ -14,8 +14,9 @@ from engine_plugin.engines.http import answers
 from engine_plugin.errors import BadGatewayError, DeadlineError, EnginePluginError, UnavailableError
 from tests.fake_engine.program import TOKENS
 from tests.llamacpp.running import eventually
+from tests.patience import LIMIT
 
-from .world import EMBED, HELLO, LIMIT, words
+from .world import EMBED, HELLO, words
 
 if TYPE_CHECKING:
     from .world import Begin, World

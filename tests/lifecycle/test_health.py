@@ -14,8 +14,9 @@ from engine_plugin.engines.processes.process import ProcessState
 from engine_plugin.errors import BadGatewayError
 from tests.fake_engine.program import TOKENS
 from tests.llamacpp.running import eventually
+from tests.patience import LIMIT
 
-from .world import HELLO, LIMIT, words
+from .world import HELLO, words
 
 if TYPE_CHECKING:
     from .world import Begin, World

@@ -16,8 +16,9 @@ from engine_plugin.errors import UnavailableError
 from tests.fake_engine.program import TOKENS
 from tests.llamacpp.running import ENDLESS, eventually
 from tests.models.server import Script, file_server
+from tests.patience import LIMIT
 
-from .world import EMBED, LIMIT, Stranger, dead, port_of, words
+from .world import EMBED, Stranger, dead, port_of, words
 
 if TYPE_CHECKING:
     from .world import Begin, World
@@ -108,7 +109,7 @@ async def test_progress_extends_the_time_to_start(begin: Begin) -> None:
 async def test_an_engine_that_only_logs_our_questions_makes_no_progress(begin: Begin) -> None:
     world = await begin({"never_ready": True, "log_requests": True}, {}, start_timeout=1.5)
     with pytest.raises(UnavailableError, match=r"no sign of progress for 1.5 s .*/health.*start_timeout"):
-        await asyncio.wait_for(world.client.load_model("tiny-chat"), 10)
+        await asyncio.wait_for(world.client.load_model("tiny-chat"), LIMIT)
     assert len(world.fake.events("request", service="health")) > 2
     assert world.leftovers() == []
     # What was too slow once may be tried again.
@@ -134,7 +135,7 @@ async def test_progress_that_coincides_with_our_questions_counts(begin: Begin) -
 async def test_even_progress_ends_at_the_limit(begin: Begin) -> None:
     world = await begin({"never_ready": True, "load_lines": 0.1, "load_seconds": 100}, {}, start_limit=2)
     with pytest.raises(UnavailableError, match=r"not ready after 2 s while starting.*start_limit"):
-        await asyncio.wait_for(world.client.load_model("tiny-chat"), 10)
+        await asyncio.wait_for(world.client.load_model("tiny-chat"), LIMIT)
     assert world.leftovers() == []
     assert await world.chat() == words(TOKENS)
 

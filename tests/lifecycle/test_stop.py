@@ -18,8 +18,9 @@ from engine_plugin.manifest import load_manifest
 from tests.fake_engine import FakeEngine
 from tests.fake_engine.program import TOKENS
 from tests.llamacpp.running import REPOSITORY, eventually
+from tests.patience import LIMIT
 
-from .world import EMBED, HELLO, LIMIT, dead, words
+from .world import EMBED, HELLO, dead, words
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -208,7 +209,7 @@ async def launched(place: Path, fake: FakeEngine) -> PluginClient:
     [linked] = (place / "plugins").iterdir()
     executable = load_manifest(linked / "plugin.yaml").executable()
     env = {"AOG_DATA_DIR": str(place / "data"), "TMPDIR": str(place / "tmp")}
-    return await launch([str(executable)], cwd=linked, env=env, start_timeout=30)
+    return await launch([str(executable)], cwd=linked, env=env, start_timeout=LIMIT)
 
 
 @pytest.mark.promise("F7", "F11")

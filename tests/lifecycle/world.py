@@ -21,6 +21,7 @@ from engine_plugin.rpc.grpc_aio import AioServer
 from engine_plugin.rpc.servicer import provider_service
 from tests.fake_engine import FakeEngine
 from tests.llamacpp.running import REPOSITORY, gone
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EMBED", "HELLO", "LIMIT", "Begin", "Stranger", "World", "dead", "port_of", "words"]
 
-LIMIT = 15.0  # seconds; bounds every wait
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
 EMBED: dict[str, Any] = {"input": "Hello"}
 # Quick where nothing is to be waited for.

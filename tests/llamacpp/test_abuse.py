@@ -10,6 +10,7 @@ import pytest
 
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.rpc.stubs import provider_pb2 as pb
+from tests.patience import LIMIT
 
 from .running import HELLO
 
@@ -39,7 +40,7 @@ GARBAGE = [b"", b"\xff\xfe\x00", b"[]", b"null", b"{", b'{"model":5}', b'{"a":Na
 
 async def code_of(running: RunningPlugin, rpc: str, message: Any) -> tuple[int, str]:
     """The code and message of a unary answer, whatever they are."""
-    response = await running.client._link.attempt(running.client._link.open(rpc, message, timeout=60))
+    response = await running.client._link.attempt(running.client._link.open(rpc, message, timeout=LIMIT))
     return response.code, response.message
 
 
@@ -55,7 +56,7 @@ async def test_garbage_for_a_service(shared: RunningPlugin, data: bytes) -> None
         code, message = await code_of(shared, "InvokeService", request)
         assert code == 400
         assert message.startswith(("request_data: ", "messages: ", "prompt: ", "input: ", "query: ", "model: "))
-        parts = [part async for part in shared.client._link.open("InvokeServiceStream", request, timeout=60)]
+        parts = [part async for part in shared.client._link.open("InvokeServiceStream", request, timeout=LIMIT)]
         assert len(parts) == 1
         assert parts[0].is_final
         assert parts[0].code in ((400, 501) if service in ("embed", "rerank") else (400,))
@@ -156,7 +157,7 @@ async def test_two_hundred_calls_of_all_kinds_at_once(shared: RunningPlugin) -> 
     ]
     # 3 has no divisor in common with their number: neighbours differ in kind.
     calls = [kinds[number * 3 % len(kinds)]() for number in range(200)]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(LIMIT):
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
     failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
     assert all(isinstance(failure, EnginePluginError) and failure.code in (400, 404) for failure in failed), failed

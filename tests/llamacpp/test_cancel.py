@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin.errors import DeadlineError
+from tests.patience import LIMIT
 
 from .running import ENDLESS, eventually
 
@@ -89,7 +90,7 @@ async def test_who_waits_for_a_slot_may_go_too(serve: Serve) -> None:
         for task in queue:
             task.cancel()
         await asyncio.gather(*queue, return_exceptions=True)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         assert (await last)["choices"]
     await running.until_idle(model)
     assert not admission._waiting

@@ -21,6 +21,7 @@ from engine_plugin.engines.processes.records import TOKEN_VARIABLE
 from engine_plugin.errors import EnginePluginError, InvalidRequestError, PreconditionError, UnavailableError
 from engine_plugin.host import OperateStatus, PluginClient, launch
 from engine_plugin.manifest import load_manifest
+from tests.patience import LIMIT
 
 from .running import ENDLESS, HELLO, MARK, REPOSITORY, eventually, gone, processes_of
 
@@ -240,7 +241,11 @@ async def test_what_a_killed_plugin_left_is_reaped_at_the_next_start(serve: Serv
         "    print(left.pid)\n"
     )
     done = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", leave, str(data / "run")], capture_output=True, text=True, timeout=30
+        subprocess.run,
+        [sys.executable, "-c", leave, str(data / "run")],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
     )
     assert done.returncode == 0, done.stderr
     ours, foreign = (psutil.Process(int(pid)) for pid in done.stdout.split())
@@ -272,7 +277,7 @@ async def launched(scratch: Path, pulled: Path) -> PluginClient:
     (scratch / "tmp").mkdir()
     # Where the engine's sockets go, which a killed plugin cannot remove.
     env = {"AOG_DATA_DIR": str(scratch / "data"), "TMPDIR": str(scratch / "tmp")}
-    return await launch([str(executable)], cwd=executable.parents[1], env=env, start_timeout=30)
+    return await launch([str(executable)], cwd=executable.parents[1], env=env, start_timeout=LIMIT)
 
 
 def family(plugin: PluginClient) -> list[psutil.Process]:

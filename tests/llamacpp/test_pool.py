@@ -21,6 +21,7 @@ from engine_plugin.errors import (
     UnavailableError,
 )
 from engine_plugin.host import events
+from tests.patience import LIMIT
 
 from .running import ENDLESS, HELLO, eventually
 
@@ -87,7 +88,7 @@ async def test_more_models_than_fit_take_turns(serve: Serve) -> None:
         ("embed", {"input": "a"}),
         ("rerank", {"query": "a", "documents": ["a"]}),
     )
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(LIMIT):
         answers = await asyncio.gather(*(running.client.invoke(*asked[number % 3]) for number in range(9)))
     assert len(answers) == 9
     assert len(running.processes()) == 1

@@ -17,6 +17,7 @@ from engine_plugin.engines.installing import software as shared_module
 from engine_plugin.engines.llamacpp import software as software_module
 from engine_plugin.engines.llamacpp.software import Software
 from engine_plugin.errors import EnginePluginError, EngineStartError, InstallError, PreconditionError
+from tests.patience import LIMIT, patience
 
 from .running import HELLO, eventually
 
@@ -72,7 +73,7 @@ async def test_cover_installs_and_replaces(serve: Serve, monkeypatch: pytest.Mon
     fake_pip(monkeypatch)
     running = await serve(start=False)
     folder = running.engine._software.folder
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(LIMIT):
         assert "version 9.1" in await running.client.install_engine(cover=True)
         assert "version 9.2" in await running.client.install_engine(cover=True)
     current = json.loads((folder / "current.json").read_text())["folder"]
@@ -190,7 +191,7 @@ async def test_pips_own_complaint(serve: Serve) -> None:
 async def test_a_real_installation(serve: Serve, scratch: Path) -> None:
     """With pip, from the registry, by hash; then chat runs from it alone."""
     running = await serve(start=False)
-    said = await running.client.install_engine(cover=True, timeout=300)
+    said = await running.client.install_engine(cover=True, timeout=patience(60))
     folder = running.engine._software.folder
     assert f"xllamacpp in {folder}" in said
     assert await running.client.get_version() == running.engine._software.wanted_version

@@ -14,6 +14,7 @@ import pytest
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
 from engine_plugin.host import ChunkStream, events
 from engine_plugin.rpc.stubs import provider_pb2 as pb
+from tests.patience import LIMIT
 
 from .running import ENDLESS, HELLO, RunningPlugin, eventually
 
@@ -26,7 +27,7 @@ STEADY: dict[str, Any] = {"temperature": 0, "seed": 1, "cache_prompt": False}
 async def messages(running: RunningPlugin, service: str, request: bytes) -> list[pb.InvokeServiceStreamResponse]:
     """The messages of a streamed answer as they are on the wire."""
     wanted = pb.InvokeServiceRequest(service_name=service, request_data=request)
-    call = running.client._link.open("InvokeServiceStream", wanted, timeout=20)
+    call = running.client._link.open("InvokeServiceStream", wanted, timeout=LIMIT)
     return [message async for message in call]
 
 

@@ -14,6 +14,7 @@ import pytest
 from engine_plugin import manifest as package
 from engine_plugin.manifest import PLATFORM_KEYS, SERVICE_NAMES, lint, load_manifest
 from tests.manifest.conftest import GOOD, HERE, WITH_PROGRAM, changed
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,6 +129,6 @@ def test_loading_imports_nothing_heavy(write: Callable[..., Path], environ: dict
         env={**inherited, **environ, "PYTHONPATH": paths},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT,
     )
     assert (child.returncode, child.stdout.strip()) == (0, "[]"), child.stderr

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import engine_plugin
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.models.store import Inspection
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from engine_plugin.download.events import PullEvent
     from engine_plugin.models.store import ModelStore, PullRequest
 
-__all__ = ["PATIENCE", "SAMPLES", "Inspector", "digest_of", "files_below", "pull"]
+__all__ = ["SAMPLES", "Inspector", "digest_of", "files_below", "pull"]
 
 SAMPLES = Path(engine_plugin.__file__).parent / "samples" / "gguf"
-PATIENCE = 30.0
 
 
 class Inspector:
@@ -47,5 +47,5 @@ def files_below(root: Path) -> set[str]:
 
 async def pull(store: ModelStore, request: PullRequest) -> list[PullEvent]:
     """Run a pull to its end and return its events."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(LIMIT):
         return [event async for event in store.pull(request)]

@@ -24,9 +24,10 @@ from engine_plugin.models.samples import bundled_samples
 from engine_plugin.models.staging import Staging
 from engine_plugin.models.store import PullRequest
 from engine_plugin.models.tree import FolderLayout, digest_of_folder
-from tests.models.fakes import PATIENCE, pull
+from tests.models.fakes import pull
 from tests.models.folderworld import NEEDED, SIZE, FolderWorld, below, folder_world, lay_out, tree_digest
 from tests.models.hub import MODEL, REPOSITORY
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -185,7 +186,7 @@ async def test_a_disk_that_is_full_in_the_middle(
 
 
 async def test_a_cancelled_copy_leaves_nothing(world: FolderWorld, origin: Path) -> None:
-    async with asyncio.timeout(PATIENCE), aclosing(world.store.pull(PullRequest(str(origin)))) as events:
+    async with asyncio.timeout(LIMIT), aclosing(world.store.pull(PullRequest(str(origin)))) as events:
         async for event in events:
             if isinstance(event, ChunkProgress):
                 break

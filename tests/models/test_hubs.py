@@ -25,11 +25,12 @@ from engine_plugin.errors import (
     PullError,
 )
 from engine_plugin.models.store import PullRequest
-from tests.models.fakes import PATIENCE, pull
+from tests.models.fakes import pull
 from tests.models.folderworld import NEEDED, POLICY, SIZE, FolderWorld, folder_world, tree_digest
 from tests.models.hub import COMMIT, MODEL, REPOSITORY, hub_server
 from tests.models.server import Script
 from tests.models.test_resume import until_progress
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -102,7 +103,7 @@ async def test_dropped_connections_go_on_where_they_stopped(world: FolderWorld, 
 @pytest.mark.parametrize("source", SOURCES)
 async def test_a_cancelled_pull_is_resumed_after_a_restart(world: FolderWorld, source: str) -> None:
     world.hub.troubles["weights.bin"].append(Script(stall_after=200_000))
-    async with asyncio.timeout(PATIENCE), aclosing(world.store.pull(PullRequest(source))) as events:
+    async with asyncio.timeout(LIMIT), aclosing(world.store.pull(PullRequest(source))) as events:
         async for event in events:
             if isinstance(event, ChunkProgress) and event.completed > SIZE - len(MODEL["weights.bin"]):
                 break
@@ -212,7 +213,7 @@ async def test_a_hub_that_says_nothing_is_given_up(world: FolderWorld) -> None:
 async def test_who_cancels_does_not_wait_for_a_silent_hub(world: FolderWorld) -> None:
     world.hub.troubles["list"].append(Script(status=200, body=b"{}", stall_after=1))
     store = world.another(replace(POLICY, stall_s=3600))
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(LIMIT):
         async with aclosing(store.pull(PullRequest(SOURCES[0]))) as events:
             await anext(events)
             await world.hub.asked.wait()
@@ -351,7 +352,7 @@ async def test_two_pulls_of_one_model_are_one(world: FolderWorld) -> None:
     world.hub.troubles["weights.bin"].append(script)
     request = PullRequest(SOURCES[0])
     async with (
-        asyncio.timeout(PATIENCE),
+        asyncio.timeout(LIMIT),
         aclosing(world.store.pull(request)) as first,
         aclosing(world.store.pull(request)) as second,
     ):
@@ -369,7 +370,7 @@ async def test_two_pulls_of_one_model_are_one(world: FolderWorld) -> None:
 
 async def test_deleting_takes_what_a_cancelled_pull_left(world: FolderWorld) -> None:
     world.hub.troubles["weights.bin"].append(Script(stall_after=100_000))
-    async with asyncio.timeout(PATIENCE), aclosing(world.store.pull(PullRequest(SOURCES[0]))) as events:
+    async with asyncio.timeout(LIMIT), aclosing(world.store.pull(PullRequest(SOURCES[0]))) as events:
         await until_progress(events)
     assert world.leftovers()
     await world.store.delete(REPOSITORY)
@@ -405,4 +406,4 @@ from huggingface_hub import constants
 assert constants.HF_HUB_DISABLE_TELEMETRY and constants.HF_HUB_DISABLE_IMPLICIT_TOKEN
 """
     environ = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE, env=environ)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=LIMIT, env=environ)

@@ -14,9 +14,10 @@ import pytest
 
 from engine_plugin.download.events import Status, Success
 from engine_plugin.models.store import ModelStore, PullRequest
-from tests.models.fakes import PATIENCE, SAMPLES, digest_of, files_below, pull
+from tests.models.fakes import SAMPLES, digest_of, files_below, pull
 from tests.models.server import FileServer, Script
 from tests.models.test_resume import until_progress
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -43,7 +44,7 @@ async def child(*arguments: object) -> AsyncIterator[asyncio.subprocess.Process]
 async def said(process: asyncio.subprocess.Process, status: str) -> dict[str, Any]:
     """The first event with a status that begins so."""
     assert process.stdout is not None
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(LIMIT):
         async for line in process.stdout:
             event: dict[str, Any] = json.loads(line)
             if event["status"].startswith(status):
@@ -75,7 +76,7 @@ async def test_a_second_process_waits_and_finds_the_model_there(
     script = Script(stall_after=300_000)
     server.scripts.append(script)
     request = PullRequest("model", source=server.url(), sha256=digest_of(data))
-    async with asyncio.timeout(PATIENCE), child(root, f"{server.url()}#sha256={digest_of(data)}", "model") as process:
+    async with asyncio.timeout(LIMIT), child(root, f"{server.url()}#sha256={digest_of(data)}", "model") as process:
         await said(process, "downloading")
         async with aclosing(store.pull(request)) as events:
             async for event in events:

@@ -11,8 +11,9 @@ import pytest
 from engine_plugin.download.events import ChunkProgress, Status, Success
 from engine_plugin.errors import ModelNotFoundError, PullError
 from engine_plugin.models.store import FetchPolicy, ModelStore, PullRequest
-from tests.models.fakes import PATIENCE, Inspector, digest_of, files_below, pull
+from tests.models.fakes import Inspector, digest_of, files_below, pull
 from tests.models.server import FileServer, Script
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -300,4 +301,4 @@ async def test_deleting_removes_what_an_unfinished_pull_left(
 
 
 def test_patience_is_longer_than_any_policy_here(policy: FetchPolicy) -> None:
-    assert policy.stall_s * policy.attempts < PATIENCE
+    assert policy.stall_s * policy.attempts < LIMIT

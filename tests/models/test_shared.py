@@ -14,9 +14,10 @@ from engine_plugin.errors import ModelNotFoundError, PreconditionError, Unavaila
 from engine_plugin.models.request import PullPlan
 from engine_plugin.models.shared import SharedPull
 from engine_plugin.models.store import ModelStore, PullRequest
-from tests.models.fakes import PATIENCE, digest_of, files_below, pull
+from tests.models.fakes import digest_of, files_below, pull
 from tests.models.server import FileServer, Script
 from tests.models.test_resume import until_progress
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,7 @@ async def test_two_callers_share_one_download(store: ModelStore, server: FileSer
     server.scripts.append(script)
     request = PullRequest(server.url())
     async with (
-        asyncio.timeout(PATIENCE),
+        asyncio.timeout(LIMIT),
         aclosing(store.pull(request)) as first,
         aclosing(store.pull(request)) as second,
     ):
@@ -52,7 +53,7 @@ async def test_the_download_outlives_one_caller_but_not_the_last(
     server.scripts.append(Script(stall_after=100_000))
     request = PullRequest(server.url())
     second = store.pull(request)
-    async with asyncio.timeout(PATIENCE), aclosing(second):
+    async with asyncio.timeout(LIMIT), aclosing(second):
         async with aclosing(store.pull(request)) as first:
             await until_progress(first)
             await anext(second)
@@ -75,7 +76,7 @@ async def test_a_cancelled_task_leaves_the_pull(store: ModelStore, server: FileS
                 pass
 
     task = asyncio.create_task(watch())
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(LIMIT):
         await progressed.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -151,7 +152,7 @@ async def test_a_slow_caller_misses_the_beginning_of_endless_news_not_the_end() 
         return Success("m", 1, "sha256:00")
 
     shared = SharedPull(PLAN, run, ended=lambda: None)
-    async with asyncio.timeout(PATIENCE), aclosing(shared.watch()) as events:
+    async with asyncio.timeout(LIMIT), aclosing(shared.watch()) as events:
         seen = [await anext(events)]
         await told.wait()
         seen += [event async for event in events]

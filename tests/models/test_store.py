@@ -26,7 +26,8 @@ from engine_plugin.errors import (
 from engine_plugin.files import write_json
 from engine_plugin.models import shelf
 from engine_plugin.models.store import Inspection, ModelStore, PullRequest, bundled_samples
-from tests.models.fakes import PATIENCE, SAMPLES, Inspector, digest_of, files_below, pull
+from tests.models.fakes import SAMPLES, Inspector, digest_of, files_below, pull
+from tests.patience import LIMIT
 
 
 def lay_in(root: Path, name: str, data: bytes) -> Path:
@@ -251,7 +252,7 @@ async def test_who_lists_a_model_that_is_deleted_meanwhile_gets_the_others(root:
     lay_in(root, "other", data)
     store = ModelStore(root, inspect=inspect)
     asking = [asyncio.create_task(store.list()), asyncio.create_task(store.get("m"))]
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(LIMIT):
         await begun.wait()
         await store.delete("m")
         listed, got = await asyncio.gather(*asking, return_exceptions=True)
@@ -261,7 +262,7 @@ async def test_who_lists_a_model_that_is_deleted_meanwhile_gets_the_others(root:
     begun.clear()
     lay_in(root, "m", data)
     late = asyncio.create_task(store.list())
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(LIMIT):
         await begun.wait()
         await store.aclose()
         with pytest.raises(UnavailableError, match="the plugin is stopping"):
@@ -278,13 +279,13 @@ async def test_who_lists_a_model_that_is_put_in_place_just_now_waits_for_its_rec
 
     def slowly(*arguments: Any) -> None:
         replaced.set()
-        assert go.wait(PATIENCE)
+        assert go.wait(LIMIT)
         write_json(*arguments)
 
     monkeypatch.setattr(shelf, "write_json", slowly)
     pulling = asyncio.create_task(pull(store, PullRequest(str(source), model_type="embed")))
-    async with asyncio.timeout(PATIENCE):
-        await asyncio.to_thread(replaced.wait, PATIENCE)
+    async with asyncio.timeout(LIMIT):
+        await asyncio.to_thread(replaced.wait, LIMIT)
         listing = asyncio.create_task(store.list())
         await asyncio.wait({listing}, timeout=0.2)
         go.set()

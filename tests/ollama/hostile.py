@@ -8,6 +8,8 @@ import re
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from tests.patience import LIMIT
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -87,7 +89,7 @@ class Hostile:
 
     async def wait_for(self, path: str, count: int = 1) -> None:
         """Until it was asked for so often. Raises TimeoutError."""
-        async with asyncio.timeout(10), self.asked:
+        async with asyncio.timeout(LIMIT), self.asked:
             await self.asked.wait_for(lambda: self.count(path) >= count)
 
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.patience import LIMIT, patience
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -17,19 +19,18 @@ if TYPE_CHECKING:
 
 HELLO = [{"role": "user", "content": "Tell me of rivers and of hills, please."}]
 JSON, LINES, TEXT = "application/json", "application/x-ndjson", "text/plain"
-PATIENCE = 120.0
 
 
 @pytest.fixture
 def asking(any_ollama: Ollama) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=any_ollama.url, timeout=PATIENCE, trust_env=False) as client:
+    with httpx.Client(base_url=any_ollama.url, timeout=patience(60), trust_env=False) as client:
         yield client
 
 
 @pytest.fixture
 def ours(contract_server: ContractServer) -> Iterator[httpx.Client]:
     """For what a real one would have to be broken for."""
-    with httpx.Client(base_url=contract_server.url, timeout=10, trust_env=False) as client:
+    with httpx.Client(base_url=contract_server.url, timeout=LIMIT, trust_env=False) as client:
         yield client
 
 

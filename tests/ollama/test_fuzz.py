@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from engine_plugin.errors import EnginePluginError, InvalidRequestError
 from tests.audio.sounds import wav
 from tests.examples import FEW
+from tests.patience import LIMIT
 
 from .attached.engine import plugin_in
 from .hostile import Hostile, whole
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from engine_plugin.plugin import Plugin
 
-LIMIT = 15.0
 FIELD = re.compile(r"[a-z_]+[\w.\[\]]*: ")
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none()

@@ -24,6 +24,7 @@ from engine_plugin.errors import (
 from engine_plugin.models.request import PullRequest
 from engine_plugin.plugin import Plugin
 from tests.examples import FEW
+from tests.patience import LIMIT
 
 from .attached.engine import plugin_in
 from .hostile import DONE, Hostile, entry, lines, said, until_end, whole
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from engine_plugin.download.events import PullEvent
 
 KEY = "sk-only-for-this-test"
-LIMIT = 15.0
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
 HUGE = 10**400
 ESCAPES = "\x1b]0;title\x07\x1b[2J\x9b1m\u202e"
@@ -572,7 +572,7 @@ async def test_who_does_not_tell_of_single_models_holds_nobody_up(
     monkeypatch.setattr(models, "_SHOWS", 0.3)
     hostile.answers["/api/tags"] = whole({"models": [entry(f"m{number}", capabilities=None) for number in range(50)]})
     hostile.hangs.add("/api/show")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT):
         assert len(await openai.list_models()) == 50
         assert (await call(openai, model="m7", messages=HELLO["messages"]))["choices"]
 

@@ -16,19 +16,19 @@ from engine_plugin.engines.base import HealthState
 from engine_plugin.engines.ollama import blobs
 from engine_plugin.errors import BadGatewayError, EnginePluginError, ModelNotFoundError, UnavailableError
 from engine_plugin.models.request import PullRequest
+from tests.patience import within
 
 from .attached.engine import plugin_in
 from .contract.release import write_program
 from .hostile import DONE, Hostile, entry, lines, said, until_end, whole
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from engine_plugin.download.events import PullEvent
     from engine_plugin.plugin import Plugin
 
-LIMIT = 10.0
 HELLO = json.dumps({"model": "m", "messages": [{"role": "user", "content": "a"}]}).encode()
 OTHERS = json.dumps({"model": "new", "messages": [{"role": "user", "content": "a"}]}).encode()
 STEP = {"status": "pulling x", "digest": "sha256:a", "total": 10, "completed": 5}
@@ -63,11 +63,6 @@ async def pulled(plugin: Plugin, name: str = "m", first: asyncio.Event | None = 
         if first is not None:
             first.set()
     return events
-
-
-async def within(waiting: Awaitable[Any], seconds: float = LIMIT) -> Any:
-    async with asyncio.timeout(seconds):
-        return await waiting
 
 
 # Looking for it

@@ -20,12 +20,11 @@ from tests.openai.contract import Contract, free_pair
 if TYPE_CHECKING:
     from pathlib import Path
 
-LIMIT = 20.0
 
 Serve: TypeAlias = Callable[..., Awaitable[Contract]]
 Attach: TypeAlias = Callable[..., Plugin]
 
-__all__ = ["LIMIT", "Attach", "Serve", "manifest_of"]
+__all__ = ["Attach", "Serve", "manifest_of"]
 
 
 def manifest_of(folder: Path, engine_host: str = "", **options: Any) -> Any:

@@ -26,9 +26,10 @@ from engine_plugin.errors import (
     PreconditionError,
     UnavailableError,
 )
-from tests.openai.conftest import LIMIT, manifest_of
+from tests.openai.conftest import manifest_of
 from tests.openai.contract import Contract, free_pair
 from tests.openai.test_servers import HELLO, call, models, streamed
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,6 +18,7 @@ from tests.audio.sounds import speech
 from tests.openai.conftest import manifest_of
 from tests.openai.test_servers import HELLO, call, models, streamed
 from tests.openvino.embedded import embedded_server
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,7 +28,6 @@ pytest.importorskip("openvino_genai")
 
 MODELS = ("tiny-chat", "tiny-embed", "tiny-rerank", "tiny-image", "tiny-transcribe", "tiny-speak")
 KEY = "only-for-this-test"
-LIMIT = 60.0
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -21,8 +21,8 @@ from engine_plugin.errors import (
     UnavailableError,
 )
 from tests.audio.sounds import wav
-from tests.openai.conftest import LIMIT
 from tests.openai.test_servers import HELLO, call, models, streamed
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -363,7 +363,7 @@ async def test_an_end_that_is_said_twice(hostile: Hostile, plugin: Plugin) -> No
 async def test_a_server_that_stays_after_the_end(hostile: Hostile, plugin: Plugin) -> None:
     hostile.answer, hostile.stays = until_end(PIECE % b"one" + b"\n\n" + DONE), True
     hostile.models = listing({"id": "m"})
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT):
         assert (await raw(plugin)).endswith(DONE)
 
 

@@ -13,7 +13,7 @@ from engine_plugin.download.events import ChunkProgress, Status, Success
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError, PullError, UnsupportedError
 from engine_plugin.host import events
 from engine_plugin.models.request import PullRequest
-from tests.openai.conftest import LIMIT
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from engine_plugin.models.info import ModelInfo

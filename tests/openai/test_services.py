@@ -13,8 +13,8 @@ import pytest
 from engine_plugin.engines.base import BidiMessage
 from engine_plugin.errors import BadGatewayError, InvalidRequestError, UnavailableError, UnsupportedError
 from tests.audio.sounds import silence, spoken, wav
-from tests.openai.conftest import LIMIT
 from tests.openai.test_servers import HELLO, call, streamed
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

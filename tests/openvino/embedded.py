@@ -18,14 +18,13 @@ from engine_plugin.engines.openvino.graphs import graph_text
 from engine_plugin.engines.openvino.options import OpenVinoOptions
 from engine_plugin.engines.processes import python
 from engine_plugin.models.samples import bundled_samples
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
     from pathlib import Path
 
 __all__ = ["embedded_server"]
-
-_START = 30.0
 
 
 @asynccontextmanager
@@ -44,9 +43,9 @@ async def embedded_server(place: Path, models: Collection[str], key: str) -> Asy
         max_queue=256,
         cache_dir="",
         memory_limit=0,
-        load_timeout=_START,
-        start_timeout=_START,
-        hung_timeout=_START,
+        load_timeout=LIMIT,
+        start_timeout=LIMIT,
+        hung_timeout=LIMIT,
         drain_timeout=1.0,
         restart_limit=3,
         restart_backoff=0.02,
@@ -62,13 +61,13 @@ async def embedded_server(place: Path, models: Collection[str], key: str) -> Asy
     assert process.stdout is not None
     try:
         process.stdin.write(runner_stdin(settings))
-        line = await asyncio.wait_for(process.stdout.readline(), _START)
+        line = await asyncio.wait_for(process.stdout.readline(), LIMIT)
         address = str(json.loads(line)["address"])
-        await asyncio.wait_for(_loaded(address, key, set(models)), _START)
+        await asyncio.wait_for(_loaded(address, key, set(models)), LIMIT)
         yield address
     finally:
         process.stdin.close()
-        await asyncio.wait_for(process.wait(), _START)
+        await asyncio.wait_for(process.wait(), LIMIT)
 
 
 async def _loaded(address: str, key: str, models: set[str]) -> None:

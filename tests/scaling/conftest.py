@@ -17,13 +17,12 @@ from engine_plugin.engines.openai.engine import OpenAIEngine
 from engine_plugin.engines.processes.ports import free_ports
 from engine_plugin.plugin import Plugin
 from tests.openai.conftest import manifest_of
+from tests.patience import LIMIT, patience
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 PYTHON = "ENGINE_PLUGIN_RAY_PYTHON"
-_START = 120.0
-_END = 60.0
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +37,7 @@ def cluster() -> Iterator[str]:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         stack.callback(_end, process)
         assert process.stdout is not None
-        late = threading.Timer(_START, process.kill)
+        late = threading.Timer(patience(60), process.kill)
         late.start()
         ready = any(line.strip() == "ready" for line in process.stdout)
         late.cancel()
@@ -53,8 +52,8 @@ def _end(process: subprocess.Popen[str]) -> None:
     except psutil.NoSuchProcess:
         began = []
     try:
-        process.communicate(timeout=_END)
-        _, left = psutil.wait_procs(began, timeout=_END)
+        process.communicate(timeout=LIMIT)
+        _, left = psutil.wait_procs(began, timeout=LIMIT)
     finally:
         process.kill()  # nothing when it has ended
         process.wait()

@@ -11,13 +11,13 @@ import httpx
 import pytest
 
 from tests.conftest import REPORT
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from engine_plugin.plugin import Plugin
 
-LIMIT = 60
 WORDS = 50
 
 pytestmark = pytest.mark.slow

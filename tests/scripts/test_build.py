@@ -16,6 +16,7 @@ import pytest
 import build
 from engine_plugin.manifest import load_manifest, platform_key
 from pins import ROOT
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +57,7 @@ def launch(command: Path | str, *arguments: str, cwd: Path | None = None, **envi
     """Start a launcher; asserts that no process stood between it and Python."""
     env = {**os.environ, "CDPATH": "/", "PYTHONPATH": "/nowhere", **environ}
     with subprocess.Popen([command, *arguments], cwd=cwd, env=env, stdout=subprocess.PIPE) as process:
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=LIMIT)
         told: dict[str, object] = json.loads(output)
     assert process.returncode == 0
     assert told["pid"] == process.pid
@@ -66,7 +67,7 @@ def launch(command: Path | str, *arguments: str, cwd: Path | None = None, **envi
 
 def refusal(command: Path, **environ: str) -> str:
     """What a launcher that cannot start Python says on stderr."""
-    done = subprocess.run([command], env={**os.environ, **environ}, capture_output=True, text=True, timeout=30)
+    done = subprocess.run([command], env={**os.environ, **environ}, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 1
     assert done.stdout == ""
     return done.stderr
@@ -151,7 +152,7 @@ def test_another_python_than_the_builders_is_refused(linked: Path) -> None:
 
 
 def test_a_linked_plugin_run_by_hand_says_what_it_is(linked: Path) -> None:
-    done = subprocess.run([executable(linked)], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([executable(linked)], capture_output=True, text=True, timeout=LIMIT)
     assert (done.returncode, done.stdout) == (1, "")
     assert "This program is a plugin" in done.stderr
 
@@ -220,5 +221,5 @@ def test_a_windows_launcher_holds_a_program_that_finds_the_start_file(tmp_path: 
     assert r"..\..\lib\start_plugin.py" in program
     inside = launcher.with_suffix(".py")
     inside.write_text(program.replace("\\", os.sep), encoding="utf-8")
-    done = subprocess.run([sys.executable, inside], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, inside], capture_output=True, text=True, timeout=LIMIT, check=True)
     assert json.loads(done.stdout)["arguments"] == [str(start)]

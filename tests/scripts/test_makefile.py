@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import pins
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 
 def make(folder: Path, *arguments: str) -> str:
     command = ["make", "--no-print-directory", f"PYTHON={sys.executable}", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

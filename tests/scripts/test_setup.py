@@ -12,6 +12,7 @@ import pytest
 
 import pins
 import setup
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,7 +101,7 @@ def test_pip_enforces_the_hashes(tmp_path: Path) -> None:
     command = [sys.executable, "-I", "-m", "pip", "install", "--no-index", "--find-links", str(tmp_path)]
     command += ["--require-hashes", "--only-binary", ":all:", "--target", str(tmp_path / "target")]
     command += ["-c", str(constraints), "sample>=1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode != 0
     assert "DO NOT MATCH THE HASHES" in done.stderr
 

@@ -13,7 +13,8 @@ import pytest
 from engine_plugin.certificates import Identity, load_identity
 from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.errors import BadGatewayError, UnavailableError
-from tests.engines.conftest import descriptors, until, within
+from tests.engines.conftest import descriptors
+from tests.patience import until, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from engine_plugin.engines.http import http1
 from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.errors import BadGatewayError, UnavailableError
-from tests.engines.conftest import LIMIT, descriptors, until, within
+from tests.engines.conftest import descriptors
 from tests.examples import FEW
+from tests.patience import LIMIT, until, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

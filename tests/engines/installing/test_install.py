@@ -17,6 +17,7 @@ import pytest
 from engine_plugin.engines.installing import install
 from engine_plugin.engines.installing.install import Installation, Steps, Version
 from engine_plugin.errors import EngineStartError, InstallError
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,7 +70,7 @@ class Engine:
         return Steps(fill, check, adopt)
 
     async def install(self, version: str) -> bool:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT):
             return await self.installation.replace(self.steps(version), self.told.append)
 
     def folders(self) -> list[str]:
@@ -256,7 +257,7 @@ async def test_two_processes_take_turns(engine: Engine) -> None:
     process = await child(engine.installation.root)
     try:
         installing = asyncio.create_task(engine.install("mine"))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT):
             while "waiting for another installation" not in engine.told:  # noqa: ASYNC110  # a list, no event
                 await asyncio.sleep(0.01)
         assert engine.journal == []
@@ -276,7 +277,7 @@ async def test_what_another_process_has_just_done_is_not_done_again(engine: Engi
     try:
         steps = replace(engine.steps("mine"), needless=lambda: engine.version() == "child")
         installing = asyncio.create_task(engine.installation.replace(steps, engine.told.append))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT):
             while "waiting for another installation" not in engine.told:  # noqa: ASYNC110  # a list, no event
                 await asyncio.sleep(0.01)
             await process.communicate(b"\n")

@@ -25,6 +25,7 @@ from engine_plugin.engines.installing.releases import (
 )
 from engine_plugin.errors import AuthError, InstallError
 from tests.models.server import FileServer, Script, file_server, without_proxies
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -133,7 +134,7 @@ class Place:
         self.rules = DownloadRules(self.shelf, policy=POLICY, **rules)
 
     async def get(self, archive: Archive) -> Path:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT):
             return await Downloads(self.folder, self.rules).get(archive, self.told.append)
 
     def left(self) -> set[str]:
@@ -284,7 +285,7 @@ async def test_a_file_that_changes_while_it_comes(place: Place, server: FileServ
     server.scripts.append(script)
     server.data = DATA[::-1]
     getting = asyncio.create_task(place.get(archive_at(server, sha256=SHA256)))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(LIMIT):
         while not any(isinstance(step, ChunkProgress) and step.completed for step in place.told):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     server.data, server.etag = DATA, '"version-2"'
@@ -304,7 +305,7 @@ async def test_a_server_that_stalls(tmp_path: Path, server: FileServer) -> None:
 async def test_a_cancelled_download_is_kept(place: Place, server: FileServer) -> None:
     server.scripts.append(Script(stall_after=200_000))
     getting = asyncio.create_task(place.get(archive_at(server, sha256=SHA256)))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(LIMIT):
         while not any(isinstance(step, ChunkProgress) and step.completed for step in place.told):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     getting.cancel()

@@ -18,7 +18,8 @@ import pytest
 import engine_plugin
 from engine_plugin.engines.processes import guard, python
 from engine_plugin.engines.processes.records import ProcessRecords
-from tests.engines.conftest import CHILD, Stage, alive, running, until, within
+from tests.engines.conftest import CHILD, Stage, alive, running
+from tests.patience import LIMIT, until, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -173,7 +174,7 @@ async def test_a_plugin_that_died_before_anything_was_armed(stage: Stage, way: s
     )
     argv = [sys.executable, "-c", script, str(stage.folder), "touch", stage.path("ran")]
     with running(stage, plugin_of(*argv), LIVES="") as plugin:
-        assert plugin.wait(10) == 0
+        assert plugin.wait(LIMIT) == 0
         await until((stage.folder / "up").exists, "the child is up")
         (stage.folder / "go").touch()
         await until(lambda: not alive(stage.pid("up")), "the child has ended")
@@ -185,10 +186,10 @@ async def test_a_plugin_that_died_before_anything_was_armed(stage: Stage, way: s
 def test_another_parent_than_the_named_one(stage: Stage, start: list[str]) -> None:
     ran = stage.folder / "ran"
     with running(stage, [*start, "touch", str(ran)], ENGINE_PLUGIN_PARENT="1") as process:
-        assert process.wait(10) == 0
+        assert process.wait(LIMIT) == 0
     assert not ran.exists()
     with running(stage, [*start, "touch", str(ran)], ENGINE_PLUGIN_PARENT=str(os.getpid())) as process:
-        assert process.wait(10) == 0
+        assert process.wait(LIMIT) == 0
     assert ran.exists()
 
 
@@ -298,7 +299,7 @@ def test_nobody_but_the_guard_forks() -> None:
 )
 def test_the_guard_ends_as_the_program_ended(stage: Stage, start: list[str], action: str, status: int) -> None:
     with running(stage, [*start, *CHILD, action]) as process:
-        assert process.wait(10) == status
+        assert process.wait(LIMIT) == status
 
 
 @linux_only
@@ -413,7 +414,7 @@ def test_the_program_finds_everything_as_a_child_of_the_plugin_would(stage: Stag
     """Signals at their defaults (Python ignores two), nothing blocked, no descriptor of ours, and no stdin."""
     script = "cat /proc/self/status; ls /proc/self/fd; readlink /proc/$$/fd/0; echo parent=$ENGINE_PLUGIN_PARENT"
     with running(stage, [*GUARD, "sh", "-c", script], ENGINE_PLUGIN_PARENT=str(os.getpid())) as process:
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=LIMIT)
     assert (process.returncode, err) == (0, "")
     status = dict(line.split(":\t") for line in out.splitlines() if ":\t" in line)
     # Others may be ignored by whoever started the tests: a shell ignores some for what is in its background.
@@ -430,19 +431,19 @@ def test_signals_that_were_blocked_by_whoever_spawned_the_guard(stage: Stage, st
     script = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals());"
     script += "os.execv(sys.argv[1], sys.argv[1:])"
     with running(stage, [sys.executable, "-c", script, *start, *CHILD, "exit:4"]) as process:
-        assert process.wait(10) == 4
+        assert process.wait(LIMIT) == 4
 
 
 @everywhere
 def test_what_is_no_command(stage: Stage, start: list[str]) -> None:
     with running(stage, start) as process:
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=LIMIT)
         assert (process.returncode, out) == (2, "")
         assert err.startswith("usage: ")
     missing = stage.path("no-such-command")
     for command, why in ((missing, "No such file or directory"), (str(stage.folder), "Permission denied")):
         with running(stage, [*start, command]) as process:
-            out, err = process.communicate(timeout=10)
+            out, err = process.communicate(timeout=LIMIT)
             assert (process.returncode, out, err) == (127, "", f"cannot run {command}: {why}\n")
 
 

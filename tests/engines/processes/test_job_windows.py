@@ -13,7 +13,8 @@ import pytest
 
 from engine_plugin.engines.processes import job_windows, tree
 from engine_plugin.engines.processes.child import ChildProcess
-from tests.engines.conftest import CHILD, Stage, alive, running, until, within
+from tests.engines.conftest import CHILD, Stage, alive, running
+from tests.patience import until, within
 
 if TYPE_CHECKING:
     from collections.abc import Callable

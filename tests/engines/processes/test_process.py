@@ -19,7 +19,8 @@ import pytest
 from engine_plugin.engines.processes.process import MOVES, EngineProcess, ProcessState
 from engine_plugin.engines.processes.restarts import RestartPolicy
 from engine_plugin.errors import EngineStartError, InvalidRequestError, UnavailableError
-from tests.engines.conftest import CHILD, LIMIT, Stage, alive, descriptors, until, within
+from tests.engines.conftest import CHILD, Stage, alive, descriptors
+from tests.patience import LIMIT, until, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

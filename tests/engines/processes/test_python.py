@@ -13,7 +13,8 @@ import pytest
 import engine_plugin
 from engine_plugin.engines.processes import guard, python
 from engine_plugin.errors import BadGatewayError
-from tests.engines.conftest import CHILD, Stage, alive, descriptors, running, until, within
+from tests.engines.conftest import CHILD, Stage, alive, descriptors, running
+from tests.patience import until, within
 
 ROOT = Path(engine_plugin.__file__).resolve().parent.parent
 

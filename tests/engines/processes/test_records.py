@@ -17,7 +17,8 @@ from engine_plugin.engines.processes import records as records_module
 from engine_plugin.engines.processes import tree
 from engine_plugin.engines.processes.child import ChildProcess
 from engine_plugin.engines.processes.records import TOKEN_VARIABLE, ProcessRecords, ProcessTicket
-from tests.engines.conftest import CHILD, Stage, alive, until, within
+from tests.engines.conftest import CHILD, Stage, alive
+from tests.patience import until, within
 
 Left = Callable[..., Any]
 

@@ -15,7 +15,8 @@ from engine_plugin.engines.processes.health import HealthPolicy, HealthRecord
 from engine_plugin.engines.processes.process import EngineProcess, ProcessState
 from engine_plugin.engines.processes.restarts import RestartPolicy, Restarts
 from engine_plugin.errors import EngineStartError, UnavailableError
-from tests.engines.conftest import LIMIT, Stage, alive, until, within
+from tests.engines.conftest import Stage, alive
+from tests.patience import LIMIT, until, within
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 

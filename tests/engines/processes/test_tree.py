@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from engine_plugin.engines.processes import python, tree
-from tests.engines.conftest import CHILD, Stage, alive, running, until
+from tests.engines.conftest import CHILD, Stage, alive, running
+from tests.patience import LIMIT, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,7 +93,7 @@ async def test_one_that_only_waits_to_be_reaped_is_not_alive(stage: Stage) -> No
         if sys.platform != "win32":
             assert tree.start_time(process.pid) is None
         assert tree.kill([watched]) == []
-        process.wait(10)
+        process.wait(LIMIT)
         assert not tree.is_alive(watched)
         assert tree.start_time(process.pid) is None
         assert tree.processor_seconds(process.pid) == 0

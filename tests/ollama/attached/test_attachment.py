@@ -15,6 +15,7 @@ from engine_plugin.certificates import Identity, load_identity
 from engine_plugin.engines.ollama.attachment import is_older
 from engine_plugin.engines.processes.ports import free_ports
 from engine_plugin.errors import AuthError, BadGatewayError, PreconditionError, UnavailableError
+from tests.patience import LIMIT
 
 from .conftest import attachment_to
 
@@ -224,10 +225,10 @@ async def test_letting_it_go_breaks_off_what_is_under_way_and_leaves_the_server(
     contract_server.add("fault-stall:latest")
     chatting = asyncio.create_task(chat())
     try:
-        await asyncio.wait_for(begun.wait(), 10)
+        await asyncio.wait_for(begun.wait(), LIMIT)
         await attachment.detach()
         with pytest.raises(UnavailableError, match="the engine was stopped while it worked on this request"):
-            await asyncio.wait_for(chatting, 10)
+            await asyncio.wait_for(chatting, LIMIT)
     finally:
         chatting.cancel()
     await contract_server.wait("/api/chat", state="left")

@@ -23,6 +23,7 @@ from engine_plugin.errors import (
     UnsupportedError,
 )
 from tests.ollama.contract.handle import ContractServer
+from tests.patience import LIMIT
 
 from .engine import HELLO, answer, plugin_in
 
@@ -344,7 +345,7 @@ async def test_a_stop_ends_streams_and_pulls_and_not_the_server(
         await contract_server.wait("/api/chat")
         await contract_server.wait("/api/pull")
         await alone.stop()
-        ended = await asyncio.wait_for(asyncio.gather(*working, return_exceptions=True), 10)
+        ended = await asyncio.wait_for(asyncio.gather(*working, return_exceptions=True), LIMIT)
     finally:
         for task in working:
             task.cancel()

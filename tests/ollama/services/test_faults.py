@@ -15,6 +15,7 @@ from engine_plugin.errors import (
     InvalidRequestError,
     UnavailableError,
 )
+from tests.patience import LIMIT
 
 from .conftest import Asker
 from .shapes import chat, data_of, facts_of, joined
@@ -180,7 +181,7 @@ async def test_tokens_are_told_as_they_come(contract_server: ContractServer, nat
     request, facts = chat("a b", "fault-gated:latest"), facts_of("fault-gated:latest", native=native)
     came = b""
     try:
-        async with asyncio.timeout(10), aclosing(asker.blocks("chat", request, facts)) as blocks:
+        async with asyncio.timeout(LIMIT), aclosing(asker.blocks("chat", request, facts)) as blocks:
             async for block in blocks:
                 came += block
                 if told(came, native=native) == "You said:":  # and no more comes before the gate is open

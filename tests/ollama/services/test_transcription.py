@@ -16,6 +16,7 @@ from engine_plugin.engines.ollama import transcription
 from engine_plugin.engines.ollama.connection import OllamaClient
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError, UnavailableError, UnsupportedError
 from tests.audio.sounds import encoded, silence, speech, wav
+from tests.patience import LIMIT
 
 from .shapes import facts_of
 
@@ -31,7 +32,6 @@ SAMPLES = silence(1.6)
 RECORDING = base64.b64encode(wav(SAMPLES)).decode()
 AUDIO = facts_of("audio:latest", "completion", "audio")
 PATH = "/v1/audio/transcriptions"
-LIMIT = 10.0
 
 
 async def heard(ask: Asker, audio: str, **more: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import yaml
 from engine_plugin.host import launch
 from tests.llamacpp.running import MARK, REPOSITORY, processes_of
 from tests.ollama.contract.handle import ContractClient
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["Hosted", "hosted"]
 
 _ARGV = [sys.executable, "-m", "engine_plugin.hosted"]
-_LIMIT = 30.0
 
 
 @dataclass(frozen=True)
@@ -68,4 +68,4 @@ async def hosted(root: Path, environ: dict[str, str], **options: Any) -> Hosted:
     folder = root / "ollama-plugin"
     folder.mkdir(exist_ok=True)
     (folder / "plugin.yaml").write_text(yaml.safe_dump(shape, sort_keys=False))
-    return Hosted(await launch(_ARGV, cwd=folder, env=environ, start_timeout=_LIMIT), environ)
+    return Hosted(await launch(_ARGV, cwd=folder, env=environ, start_timeout=LIMIT), environ)

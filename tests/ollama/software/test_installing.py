@@ -14,6 +14,7 @@ from engine_plugin.engines.ollama.software import Backend
 from engine_plugin.errors import EngineNotInstalledError, EngineStartError, InstallError
 from tests.engines.packing import Member, pack
 from tests.ollama.contract.release import Mirror, members, program, write_program
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from .place import Place
@@ -155,7 +156,7 @@ async def test_a_cancelled_installation_leaves_nothing(place: Place, mirror: Mir
             checking.set()
 
     work = asyncio.create_task(software.install(tell, place._moves(software, {}), cover=False))
-    await asyncio.wait_for(checking.wait(), 15)
+    await asyncio.wait_for(checking.wait(), LIMIT)
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
         await work

@@ -24,6 +24,7 @@ from engine_plugin.errors import (
 )
 from tests.llamacpp.running import REPOSITORY, eventually, gone
 from tests.ollama.contract.release import write_program
+from tests.patience import LIMIT
 
 from .place import token_of
 
@@ -143,7 +144,7 @@ async def test_a_death_amid_an_answer_is_named(place: Place) -> None:
     await own.contract.wait("/api/chat", state="open")
     own.process.kill()
     with pytest.raises(BadGatewayError, match=r"our Ollama server died: SIGKILL"):
-        await asyncio.wait_for(asking, 15)
+        await asyncio.wait_for(asking, LIMIT)
 
 
 @pytest.mark.promise("P5")
@@ -155,7 +156,7 @@ async def test_a_stop_amid_an_answer(place: Place) -> None:
     await own.contract.wait("/api/chat", state="open")
     await own.server.stop()
     with pytest.raises(UnavailableError, match="the engine was stopped while it worked on this request"):
-        await asyncio.wait_for(asking, 15)
+        await asyncio.wait_for(asking, LIMIT)
 
 
 @pytest.mark.promise("F16")
@@ -232,7 +233,7 @@ async def test_killed_the_plugin_leaves_nothing(place: Place, contract_server: C
     with subprocess.Popen(argv, cwd=REPOSITORY, env=environ, stdout=subprocess.PIPE) as plugin:  # noqa: ASYNC220
         assert plugin.stdout is not None
         try:
-            line = await asyncio.wait_for(asyncio.to_thread(plugin.stdout.readline), 20)
+            line = await asyncio.wait_for(asyncio.to_thread(plugin.stdout.readline), LIMIT)
             assert json.loads(line)["address"] != contract_server.url
             family = psutil.Process(plugin.pid).children(recursive=True)
             assert len(family) == 3, "the guard, the server, the process with the model"

@@ -11,6 +11,7 @@ import pytest
 
 from engine_plugin.errors import BadGatewayError, UnavailableError
 from tests.llamacpp.running import eventually
+from tests.patience import LIMIT
 
 from .running import COUNT, ONE_STEP
 from .test_memory import drawing, served
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from .conftest import Serve
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGSTOP")
-
-LIMIT = 20.0
 
 
 async def test_it_is_degraded_then_started_again(serve: Serve) -> None:

@@ -20,6 +20,7 @@ from engine_plugin.errors import (
 )
 from engine_plugin.host import events
 from tests.llamacpp.running import eventually
+from tests.patience import LIMIT
 
 from .running import COUNT, ONE_STEP, PICTURE
 
@@ -48,7 +49,7 @@ async def drawing(running: RunningEngine, **request: Any) -> AsyncIterator[async
     begun = asyncio.Event()
     task = asyncio.create_task(draw(running, begun, **request))
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(LIMIT):
             await begun.wait()
         yield task
     finally:
@@ -165,14 +166,14 @@ async def test_a_cancelled_call_stops_the_work(serve: Serve) -> None:
     async with drawing(running):
         assert running.engine._pool.users("tiny-image") == 1
     await eventually(lambda: running.engine._pool.users("tiny-image") == 0)
-    async with asyncio.timeout(5):  # a picture that nobody waits for any longer takes more
+    async with asyncio.timeout(LIMIT):  # a picture that nobody waits for any longer takes more
         await running.client.invoke("text-to-image", ONE_STEP)
     unary = asyncio.create_task(running.client.invoke("text-to-image", PICTURE))
     await eventually(lambda: running.engine._pool.users("tiny-image") == 1)
     unary.cancel()
     await asyncio.gather(unary, return_exceptions=True)
     await eventually(lambda: running.engine._pool.users("tiny-image") == 0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT):
         await running.client.invoke("text-to-image", ONE_STEP)
 
 

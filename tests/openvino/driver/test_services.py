@@ -13,6 +13,7 @@ import pytest
 from engine_plugin.errors import EnginePluginError, InvalidRequestError, NotFoundError, UnsupportedError
 from engine_plugin.files import in_thread
 from engine_plugin.host import events
+from tests.patience import LIMIT
 
 from .running import COUNT, ONE_STEP, SERVICES, RunningEngine, tone
 
@@ -116,7 +117,7 @@ async def test_speech(shared: RunningEngine) -> None:
 
 async def test_live_transcription(shared: RunningEngine) -> None:
     sound = base64.b64decode(tone(1.5))[44:]
-    async with asyncio.timeout(30), shared.client.invoke_bidi("speech-to-text-ws") as talk:
+    async with asyncio.timeout(LIMIT), shared.client.invoke_bidi("speech-to-text-ws") as talk:
         await talk.send(sound, metadata={"format": "pcm", "sample_rate": "16000"})
         await talk.send('{"action": "finish-task"}')
         told = [json.loads(message.data)["header"]["event"] async for message in talk]
@@ -131,7 +132,7 @@ async def test_a_model_of_another_kind(shared: RunningEngine, service: str) -> N
 
 
 async def test_a_conversation_with_a_model_of_another_kind(shared: RunningEngine) -> None:
-    async with asyncio.timeout(30), shared.client.invoke_bidi("speech-to-text-ws") as talk:
+    async with asyncio.timeout(LIMIT), shared.client.invoke_bidi("speech-to-text-ws") as talk:
         await talk.send(bytes(320), metadata={"model": "tiny-chat"})
         await talk.done_sending()
         with pytest.raises(InvalidRequestError, match="tiny-chat is a model for chat"):

@@ -13,6 +13,7 @@ import yaml
 
 from engine_plugin.host import launch
 from tests.llamacpp.running import REPOSITORY, eventually, gone, processes_of
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +25,6 @@ __all__ = ["HOSTED", "LIMIT", "HostedScene"]
 
 HOSTED = [sys.executable, "-m", "engine_plugin.hosted"]
 MARK = "HOSTED_OPENVINO_TEST"
-LIMIT = 30.0
 """Seconds that bound every wait."""
 
 

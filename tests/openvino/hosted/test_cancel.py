@@ -14,8 +14,8 @@ import pytest
 from engine_plugin.errors import DeadlineError
 from tests.llamacpp.running import eventually
 from tests.openvino.driver.running import ONE_STEP, tone
+from tests.patience import LIMIT
 
-from .scene import LIMIT
 from .work import CHAT, LONG_PICTURE, LONG_TEXT, MODELS, draw, talk, write
 
 if TYPE_CHECKING:

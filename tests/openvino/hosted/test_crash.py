@@ -11,8 +11,8 @@ import pytest
 
 from engine_plugin.errors import EnginePluginError
 from tests.openvino.driver.running import ONE_STEP, PICTURE, tone
+from tests.patience import LIMIT
 
-from .scene import LIMIT
 from .test_cancel import loaded
 from .work import CHAT, LONG_TEXT, draw, talk, write
 

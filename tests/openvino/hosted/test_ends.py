@@ -18,8 +18,9 @@ import pytest
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.host import connect
 from tests.llamacpp.running import eventually
+from tests.patience import LIMIT
 
-from .scene import HOSTED, LIMIT
+from .scene import HOSTED
 from .work import CHAT, busy, stalled_hub
 
 if TYPE_CHECKING:

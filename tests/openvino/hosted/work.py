@@ -17,8 +17,7 @@ from tests.models.hub import REPOSITORY as FAR_MODEL
 from tests.models.hub import HubServer, hub_server
 from tests.models.server import Script
 from tests.openvino.driver.running import tone
-
-from .scene import LIMIT
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import engine_plugin
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from engine_plugin.engines.openvino.engine import OpenVinoEngine
 
 __all__ = ["HELLO", "LIMIT", "SAMPLES", "call"]
 
-LIMIT = 60.0
 SAMPLES = Path(engine_plugin.__file__).parent / "samples" / "openvino"
 HELLO = {"model": "tiny-chat", "messages": [{"role": "user", "content": "count"}]}
 

@@ -15,8 +15,7 @@ from tests.leftovers import marked, nothing_is_left, scratch
 from tests.llamacpp.running import REPOSITORY
 from tests.models.server import file_server
 from tests.openvino.fake_ovms.archives import Mirror, install
-
-from .calls import LIMIT
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -12,8 +12,9 @@ import pytest
 from engine_plugin.engines.installing.software import Workshop
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.models.store import PullRequest
+from tests.patience import LIMIT
 
-from .calls import HELLO, LIMIT, SAMPLES, call
+from .calls import HELLO, SAMPLES, call
 
 if TYPE_CHECKING:
     from pathlib import Path

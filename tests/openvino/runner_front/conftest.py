@@ -19,6 +19,7 @@ from engine_plugin.engines.openvino.runner.graph_file import KINDS
 from engine_plugin.engines.openvino.runner.model import Settings
 from engine_plugin.engines.openvino.runner.registry import Registry
 from tests.leftovers import marked, nothing_is_left, scratch
+from tests.patience import LIMIT
 
 __all__ = ["KEY", "WORKER", "Config", "Front", "marked", "nothing_is_left", "scratch"]
 
@@ -108,7 +109,7 @@ class Front:
         return status["state"], status["status"]["error_message"]
 
     async def settled(self, name: str = "m") -> tuple[str, str]:
-        await asyncio.wait_for(self.registry.models[name].settled(), 10)
+        await asyncio.wait_for(self.registry.models[name].settled(), LIMIT)
         return await self.state(name)
 
     async def cancelled(self) -> list[int]:

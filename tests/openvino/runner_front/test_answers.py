@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 
 from tests.openvino.runner_front.conftest import parsed
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from tests.openvino.runner_front.conftest import Front, Serve
@@ -339,7 +340,7 @@ async def test_an_http_1_0_client_gets_a_stream_that_ends_with_the_connection(fr
         body = json.dumps({"model": "m", "messages": [{}], "stream": True}).encode()
         head = f"POST /v3/chat/completions HTTP/1.0\r\nAuthorization: Bearer a-key\r\nContent-Length: {len(body)}"
         writer.write(f"{head}\r\n\r\n".encode() + body)
-        _, _, answer = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
+        _, _, answer = (await asyncio.wait_for(reader.read(), LIMIT)).partition(b"\r\n\r\n")
     finally:
         writer.close()
     assert parsed(answer)[-1] == "[DONE]"

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.patience import LIMIT
+
 if TYPE_CHECKING:
     from engine_plugin.engines.openvino.runner.link import Worker
     from tests.openvino.runner_front.conftest import Front, Serve
@@ -22,12 +24,12 @@ HELD = {"parts": [[0, "a", 1, None, None]], "then": "hold"}
 async def first_bytes(front: Front, stack: contextlib.AsyncExitStack, **script: object) -> None:
     """A stream of which the first event has come."""
     response = await stack.enter_async_context(front.streaming(script=script or HELD))
-    await asyncio.wait_for(response.content.readany(), 10)
+    await asyncio.wait_for(response.content.readany(), LIMIT)
 
 
 async def until_cancelled(front: Front, count: int = 1) -> None:
     """The worker has been told of as many cancels."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         while len(await front.cancelled()) < count:
             pass
 
@@ -59,7 +61,7 @@ async def test_more_calls_than_may_wait_are_refused_and_the_others_answered(serv
         await first_bytes(front, stack)
         status, answer = await front.chat()
         assert (status, answer["error"]["type"]) == (503, "unavailable_error")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         while (await front.chat())[0] != 200:
             pass
 
@@ -71,7 +73,7 @@ async def test_a_worker_that_dies_or_talks_nonsense_fails_its_calls_and_is_start
     front = await serve(restart_backoff=0.01)
     async with contextlib.AsyncExitStack() as stack:
         held = await stack.enter_async_context(front.streaming(script=HELD))
-        await asyncio.wait_for(held.content.readany(), 10)
+        await asyncio.wait_for(held.content.readany(), LIMIT)
         status, answer = await front.chat(script={"parts": [], "then": then})
         assert status == 500
         assert "process of model m ended" in answer["error"]["message"]
@@ -88,12 +90,12 @@ async def test_a_worker_that_dies_does_not_touch_other_models(serve: Serve) -> N
     assert await front.reload() == 201
     async with contextlib.AsyncExitStack() as stack:
         held = await stack.enter_async_context(front.streaming(model="other", script=HELD))
-        await asyncio.wait_for(held.content.readany(), 10)
+        await asyncio.wait_for(held.content.readany(), LIMIT)
         assert (await front.chat(script={"then": "crash"}))[0] == 500
         assert (await front.get("/v2/health/ready"))[0] == 503
         assert (await front.state("m"))[0] == "LOADING"
         assert (await front.chat(model="other", script={"release": True}))[0] == 200
-        assert (await asyncio.wait_for(held.content.read(), 10)).endswith(b"data: [DONE]\n\n")
+        assert (await asyncio.wait_for(held.content.read(), LIMIT)).endswith(b"data: [DONE]\n\n")
 
 
 async def test_a_worker_that_dies_again_and_again_is_given_up(serve: Serve) -> None:
@@ -145,7 +147,7 @@ async def test_a_reader_that_was_behind_misses_nothing(serve: Serve) -> None:
     async with front.streaming(script={"parts": parts}) as response:
         assert (await front.chat(script={"parts": []}))[0] == 200  # the worker has sent all of it
         texts: dict[int, str] = {0: "", 1: ""}
-        for line in (await asyncio.wait_for(response.read(), 10)).decode().split("\n\n"):
+        for line in (await asyncio.wait_for(response.read(), LIMIT)).decode().split("\n\n"):
             if line.startswith("data: {"):
                 choice = json.loads(line.removeprefix("data: "))["choices"][0]
                 texts[choice["index"]] += choice["delta"].get("content", "")
@@ -168,11 +170,11 @@ async def test_an_answer_of_another_shape_ends_its_own_stream(serve: Serve) -> N
     front = await serve()
     async with contextlib.AsyncExitStack() as stack:
         held = await stack.enter_async_context(front.streaming(script=HELD))
-        await asyncio.wait_for(held.content.readany(), 10)
+        await asyncio.wait_for(held.content.readany(), LIMIT)
         *_, last = await front.events(script={"parts": [[0, "a", 1, None, None], [0]], "then": "hold"})
         assert last["error"]["code"] == 500
         assert (await front.chat(script={"release": True}))[0] == 200
-        assert (await asyncio.wait_for(held.content.read(), 10)).endswith(b"data: [DONE]\n\n")
+        assert (await asyncio.wait_for(held.content.read(), LIMIT)).endswith(b"data: [DONE]\n\n")
 
 
 async def test_what_comes_for_a_call_that_has_ended_is_dropped(serve: Serve) -> None:

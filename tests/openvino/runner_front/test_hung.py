@@ -14,14 +14,13 @@ import pytest
 
 from engine_plugin.engines.openvino.runner import watch
 from tests.openvino.runner_front.test_calls import HELD, first_bytes
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from engine_plugin.engines.openvino.runner.link import Worker
     from tests.openvino.runner_front.conftest import Front, Serve
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGSTOP")
-
-WITHIN = 15.0
 
 
 async def worker_of(front: Front, model: str = "m") -> Worker:
@@ -39,13 +38,13 @@ def go_on(worker: Worker) -> None:
 
 async def ready(front: Front, status: int) -> None:
     """Health says so."""
-    async with asyncio.timeout(WITHIN):
+    async with asyncio.timeout(LIMIT):
         while (await front.get("/v2/health/ready"))[0] != status:
             pass
 
 
 async def refused(front: Front, **script: Any) -> str:
-    status, answer = await asyncio.wait_for(front.chat(script=script), WITHIN)
+    status, answer = await asyncio.wait_for(front.chat(script=script), LIMIT)
     assert status == 500
     message: str = answer["error"]["message"]
     return message
@@ -76,7 +75,7 @@ async def test_one_that_is_stopped_while_it_computes_is_ended(serve: Serve) -> N
 async def test_one_that_computes_for_long_is_left_alone(serve: Serve, then: str) -> None:
     front = await serve(hung_timeout=1.0)
     before = await worker_of(front)
-    status, _ = await asyncio.wait_for(front.chat(script={"parts": [], "then": then, "seconds": 2.5}), WITHIN)
+    status, _ = await asyncio.wait_for(front.chat(script={"parts": [], "then": then, "seconds": 2.5}), LIMIT)
     assert status == 200
     assert await worker_of(front) is before
 
@@ -88,7 +87,7 @@ async def test_one_that_nobody_waits_for_may_stand_still(serve: Serve) -> None:
     assert (await front.chat())[0] == 200
     idle = await worker_of(front)
     stop(idle)
-    status, _ = await asyncio.wait_for(front.chat(model="other", script={"then": "hold"}), WITHIN)
+    status, _ = await asyncio.wait_for(front.chat(model="other", script={"then": "hold"}), LIMIT)
     assert status == 500, "the time was over for one that was waited for"
     go_on(idle)
     assert (await front.chat())[0] == 200
@@ -101,7 +100,7 @@ async def test_callers_who_lose_patience_do_not_save_it(serve: Serve) -> None:
     stop(worker)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(front.chat(), 0.1)
-    await asyncio.wait_for(worker.exited.wait(), WITHIN)
+    await asyncio.wait_for(worker.exited.wait(), LIMIT)
     assert "hangs" in worker.ended_because
     assert (await front.chat())[0] == 200
 
@@ -121,7 +120,7 @@ async def test_health_tells_of_it_and_one_that_was_only_asleep_goes_on(
         assert message.startswith("it seems to hang: no answer, output or use of the processor for 0.")
         assert (await front.get("/v2/models/m/ready"))[0] == 503
         go_on(worker)
-        assert (await asyncio.wait_for(front.chat(script={"release": True}), WITHIN))[0] == 200
+        assert (await asyncio.wait_for(front.chat(script={"release": True}), LIMIT))[0] == 200
     await ready(front, 200)
     assert await front.state("m") == ("AVAILABLE", "")
     assert await worker_of(front) is worker
@@ -143,11 +142,11 @@ async def test_one_that_stands_still_while_it_loads_is_given_up(serve: Serve, lo
     front.config.write()
     loading = asyncio.create_task(front.post("/v1/config/reload"))
     if load == "compute":
-        async with asyncio.timeout(WITHIN):
+        async with asyncio.timeout(LIMIT):
             while (model := front.registry.models.get("m")) is None or model._worker is None:
                 await front.get("/v1/config")
         stop(model._worker)
-    status, answer = await asyncio.wait_for(loading, WITHIN)
+    status, answer = await asyncio.wait_for(loading, LIMIT)
     assert status == 500
     assert "hangs while it loads: no output or use of the processor for 0.5 s" in answer["error"]
     assert (await front.state("m"))[0] == "END"
@@ -156,7 +155,7 @@ async def test_one_that_stands_still_while_it_loads_is_given_up(serve: Serve, lo
 async def test_one_that_loads_for_long_is_left_alone(serve: Serve) -> None:
     front = await serve(empty=True, start_timeout=1.0)
     front.config.add("m", load="compute", seconds=2.5)
-    assert await asyncio.wait_for(front.reload(), WITHIN) == 201
+    assert await asyncio.wait_for(front.reload(), LIMIT) == 201
 
 
 @pytest.mark.parametrize("change", ["unload", "reload"])
@@ -173,6 +172,6 @@ async def test_one_that_stands_still_leaves_within_the_drain_timeout(serve: Serv
             front.config.add("m", extra="max_num_seqs: 3")
         began = asyncio.get_running_loop().time()
         leaving = asyncio.create_task(front.reload())
-        await asyncio.wait_for(worker.exited.wait(), WITHIN)
+        await asyncio.wait_for(worker.exited.wait(), LIMIT)
         assert asyncio.get_running_loop().time() - began < 0.5 + 1.0
-        assert await asyncio.wait_for(leaving, WITHIN) == 201
+        assert await asyncio.wait_for(leaving, LIMIT) == 201

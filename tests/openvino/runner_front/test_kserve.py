@@ -15,6 +15,7 @@ from engine_plugin.engines.openvino.runner.kserve import serve_grpc
 from engine_plugin.engines.openvino.stubs import kserve_pb2 as pb
 from tests.openvino.runner_front.conftest import KEY
 from tests.openvino.runner_front.test_answers import wav_file
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,7 +37,7 @@ class Client:
             request_serializer=type(request).SerializeToString,
             response_deserializer=getattr(pb, described.output_type.name).FromString,
         )
-        return await call(request, metadata=metadata, timeout=10)
+        return await call(request, metadata=metadata, timeout=LIMIT)
 
     async def refused(self, method: str, request: Any, metadata: Any = AUTHORIZED) -> tuple[grpc.StatusCode, str]:
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
@@ -48,7 +49,7 @@ class Client:
             "/inference.GRPCInferenceService/ModelStreamInfer",
             request_serializer=pb.ModelInferRequest.SerializeToString,
             response_deserializer=pb.ModelStreamInferResponse.FromString,
-        )(iter(requests), metadata=AUTHORIZED, timeout=10)
+        )(iter(requests), metadata=AUTHORIZED, timeout=LIMIT)
         return [response async for response in call]
 
 

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from tests.openvino.runner_front.conftest import KEY, Config
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -52,7 +53,7 @@ async def running(
     try:
         given = {"host": str(config.root / "s.sock"), "key": KEY, "config": str(config.path), "grpc_port": None}
         process.stdin.write(json.dumps({**given, **settings}).encode() + b"\n")
-        line = await asyncio.wait_for(process.stdout.readline(), 20)
+        line = await asyncio.wait_for(process.stdout.readline(), LIMIT)
         yield process, json.loads(line)
     finally:
         if process.returncode is None:
@@ -74,7 +75,7 @@ async def client(address: str) -> AsyncIterator[aiohttp.ClientSession]:
 
 async def available(session: aiohttp.ClientSession) -> None:
     """All models have been loaded, which nobody but the server itself began."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(LIMIT):
         while True:
             async with session.get("/v1/config") as response:
                 states = [model["model_version_status"][0]["state"] for model in (await response.json()).values()]
@@ -106,7 +107,7 @@ async def test_nothing_outlives_the_server(scratch: Path, end: str) -> None:
         if end == "stdin":
             assert process.stdin is not None
             process.stdin.close()
-            assert await asyncio.wait_for(process.wait(), 5) == 0
+            assert await asyncio.wait_for(process.wait(), LIMIT) == 0
         else:
             process.kill()
             await process.wait()
@@ -122,7 +123,7 @@ async def test_the_server_buries_its_workers(scratch: Path) -> None:
             workers = await workers_of(process, told["address"])
             assert process.stdin is not None
             process.stdin.close()
-            assert await asyncio.wait_for(process.wait(), 5) == 0
+            assert await asyncio.wait_for(process.wait(), LIMIT) == 0
         assert [worker.pid for worker in workers if psutil.pid_exists(worker.pid)] == []
 
 
@@ -133,7 +134,7 @@ async def test_stdin_ends_the_server_while_a_model_loads(scratch: Path) -> None:
     async with running(config) as (process, _):
         assert process.stdin is not None
         process.stdin.close()
-        assert await asyncio.wait_for(process.wait(), 5) == 0
+        assert await asyncio.wait_for(process.wait(), LIMIT) == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no unix sockets")
@@ -168,8 +169,8 @@ async def test_where_it_cannot_listen_it_says_so(scratch: Path, way: str) -> Non
         assert process.stdin is not None
         assert process.stderr is not None
         process.stdin.write(line)
-        words = await asyncio.wait_for(process.stderr.read(), 20)
-        assert await asyncio.wait_for(process.wait(), 5) == 3
+        words = await asyncio.wait_for(process.stderr.read(), LIMIT)
+        assert await asyncio.wait_for(process.wait(), LIMIT) == 3
     assert words.startswith(b"E cannot listen on " + host.encode())
 
 
@@ -180,7 +181,7 @@ async def test_a_probe_tells_version_and_devices() -> None:
         stdout=asyncio.subprocess.PIPE,
         env={**os.environ, "ENGINE_PLUGIN_PARENT": str(os.getpid())},
     )
-    output, _ = await asyncio.wait_for(process.communicate(), 60)
+    output, _ = await asyncio.wait_for(process.communicate(), LIMIT)
     told = json.loads(output)
     assert told["version"].startswith("2")
     assert "CPU" in [device["name"] for device in told["devices"]]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.openvino.runner_front.test_calls import HELD
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from tests.openvino.runner_front.conftest import Front, Serve
@@ -41,19 +42,19 @@ async def test_a_changed_graph_gets_a_new_worker(serve: Serve) -> None:
 async def test_a_removed_model_ends_its_calls_first_and_takes_no_new_ones(serve: Serve) -> None:
     front = await serve()
     async with front.streaming(script=HELD) as held:
-        await asyncio.wait_for(held.content.readany(), 10)
+        await asyncio.wait_for(held.content.readany(), LIMIT)
         worker = await pid(front)
         kept = front.registry.models["m"]
         front.config.graphs.clear()
         removal = asyncio.create_task(front.reload())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LIMIT):
             while (await front.state("m"))[0] != "UNLOADING":
                 pass
         assert (await front.chat())[0] == 404
         assert not removal.done()
         kept._worker._send(("do", 9, {"op": "chat", "params": {"script": {"release": True}}}))  # type: ignore[union-attr]  # it is there: it serves
-        assert (await asyncio.wait_for(held.content.read(), 10)).endswith(b"data: [DONE]\n\n")
-    assert await asyncio.wait_for(removal, 10) == 201
+        assert (await asyncio.wait_for(held.content.read(), LIMIT)).endswith(b"data: [DONE]\n\n")
+    assert await asyncio.wait_for(removal, LIMIT) == 201
     assert (await front.get("/v1/config"))[1] == {}
     assert not alive(worker)
 
@@ -61,10 +62,10 @@ async def test_a_removed_model_ends_its_calls_first_and_takes_no_new_ones(serve:
 async def test_calls_that_do_not_end_are_broken_off_after_the_drain_timeout(serve: Serve) -> None:
     front = await serve(drain_timeout=0.05)
     async with front.streaming(script=HELD) as held:
-        await asyncio.wait_for(held.content.readany(), 10)
+        await asyncio.wait_for(held.content.readany(), LIMIT)
         front.config.graphs.clear()
         assert await front.reload() == 201
-        assert b"was unloaded" in await asyncio.wait_for(held.content.read(), 10)
+        assert b"was unloaded" in await asyncio.wait_for(held.content.read(), LIMIT)
 
 
 async def test_a_model_that_fails_to_load_is_told_and_the_others_go_on(serve: Serve) -> None:
@@ -122,7 +123,7 @@ async def test_a_model_that_takes_long_holds_up_no_other_and_can_be_given_up(ser
     front = await serve()
     front.config.add("slow", load="hang")
     slow = asyncio.create_task(front.reload())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         while "slow" not in (await front.get("/v1/config"))[1]:
             pass
     front.config.add("quick")
@@ -132,8 +133,8 @@ async def test_a_model_that_takes_long_holds_up_no_other_and_can_be_given_up(ser
     assert not slow.done()
     del front.config.graphs["slow"]
     assert await front.reload() == 201
-    assert await asyncio.wait_for(slow, 10) == 500  # for it was not loaded
-    assert (await asyncio.wait_for(waiting, 10))[0] in (404, 503)
+    assert await asyncio.wait_for(slow, LIMIT) == 500  # for it was not loaded
+    assert (await asyncio.wait_for(waiting, LIMIT))[0] in (404, 503)
     assert "slow" not in (await front.get("/v1/config"))[1]
 
 
@@ -151,7 +152,7 @@ async def test_reloads_at_the_same_time_agree(serve: Serve) -> None:
     front.config.write()
     answers: list[Any] = await asyncio.gather(*(front.post("/v1/config/reload") for _ in range(4)))
     assert sorted(status for status, _ in answers) == [200, 200, 200, 201]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         await asyncio.gather(*(model.settled() for model in front.registry.models.values()))
     _, states = await front.get("/v1/config")
     assert [state["model_version_status"][0]["state"] for state in states.values()] == ["AVAILABLE"] * 4

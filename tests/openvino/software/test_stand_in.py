@@ -17,6 +17,7 @@ import pytest
 import engine_plugin
 from engine_plugin.engines.openvino.software import Backend, server_environ
 from tests.openvino.fake_ovms.archives import install
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -41,7 +42,7 @@ async def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
     executable = install(folder)
     pipe = asyncio.subprocess.PIPE
     child = await asyncio.create_subprocess_exec(executable, *arguments, stdout=pipe, stderr=pipe)
-    out, err = await asyncio.wait_for(child.communicate(), 20)
+    out, err = await asyncio.wait_for(child.communicate(), LIMIT)
     assert child.returncode is not None
     return child.returncode, out.decode(), err.decode()
 
@@ -70,7 +71,7 @@ class Served:
         return [(version["state"], version["status"]["error_code"]) for version in found]
 
     async def available(self) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT):
             while True:
                 try:
                     if await self.states() == [("AVAILABLE", "OK")]:
@@ -99,7 +100,7 @@ async def serving(folder: Path) -> AsyncIterator[Served]:
             yield served
     finally:
         child.terminate()
-        await asyncio.wait_for(child.wait(), 20)
+        await asyncio.wait_for(child.wait(), LIMIT)
 
 
 async def test_its_command_line(scratch: Path) -> None:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 aiohttp = pytest.importorskip("aiohttp")
 web = pytest.importorskip("aiohttp.web")
 
-LIMIT = 20.0
 SPOKEN_RATE = 24_000
 
 

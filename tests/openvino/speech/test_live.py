@@ -14,7 +14,7 @@ import pytest
 from engine_plugin.engines.base import BidiMessage
 from engine_plugin.errors import EnginePluginError, InvalidRequestError, ModelNotFoundError, UnavailableError
 from tests.audio.sounds import encoded, silence, spoken, tone, wav
-from tests.openvino.speech.conftest import LIMIT
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable

@@ -16,6 +16,7 @@ from tests.audio.sounds import silence, speech, wav
 from tests.openvino.embedded import embedded_server
 from tests.openvino.speech.conftest import speech_on
 from tests.openvino.speech.test_live import ALL, FINISH, Talk, cut, run, sent
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,7 +28,6 @@ pytest.importorskip("openvino_genai")
 
 MODELS = ("tiny-transcribe", "tiny-speak")
 KEY = "only-for-this-test"
-LIMIT = 60.0
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -19,7 +19,8 @@ import pytest
 from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError
 from tests.audio.sounds import wav
-from tests.openvino.speech.conftest import LIMIT, SPOKEN_RATE, speech_on
+from tests.openvino.speech.conftest import SPOKEN_RATE, speech_on
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from engine_plugin.engines.audio.speech import Speech

@@ -11,7 +11,7 @@ import pytest
 
 from engine_plugin.errors import BadGatewayError, InvalidRequestError, UnavailableError
 from tests.audio.sounds import encoded, spoken, tone, wav
-from tests.openvino.speech.conftest import LIMIT
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from engine_plugin.engines.audio.speech import Speech

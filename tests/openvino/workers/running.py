@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.processes import guard
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 SAMPLES = Path(__file__).resolve().parents[3] / "engine_plugin/samples/openvino"
-WITHIN = 60.0
 
 _LENGTH = struct.Struct(">I")
 
@@ -45,10 +45,10 @@ class Call:
         self.result: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
 
     async def done(self) -> dict[str, Any]:
-        return await asyncio.wait_for(self.result, WITHIN)
+        return await asyncio.wait_for(self.result, LIMIT)
 
     async def begun(self) -> None:
-        await asyncio.wait_for(self.arrived.wait(), WITHIN)
+        await asyncio.wait_for(self.arrived.wait(), LIMIT)
 
     def text(self, index: int = 0) -> str:
         return "".join(part[1] for part in self.parts if part[0] == index and isinstance(part[1], str))
@@ -102,7 +102,7 @@ class RunningWorker:
             "cache_dir": "",
         }
         self.send("load", settings)
-        verb, what = await asyncio.wait_for(self._frame(), WITHIN)
+        verb, what = await asyncio.wait_for(self._frame(), LIMIT)
         if verb == "failed":
             raise WorkerFailed(what)
         assert verb == "ready"
@@ -145,7 +145,7 @@ class RunningWorker:
         try:
             if self.process.returncode is None:
                 self.process.kill()
-            await asyncio.wait_for(self.process.wait(), WITHIN)
+            await asyncio.wait_for(self.process.wait(), LIMIT)
         finally:
             if self._reader is not None:
                 self._reader.cancel()

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .running import SAMPLES, WITHIN, CallFailed, RunningWorker, WorkerFailed, worker
+from tests.patience import LIMIT
+
+from .running import SAMPLES, CallFailed, RunningWorker, WorkerFailed, worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -273,6 +275,6 @@ async def test_the_end_of_stdin_ends_it_while_it_computes() -> None:
         await call.begun()
         assert running.process.stdin is not None
         running.process.stdin.close()
-        assert await asyncio.wait_for(running.process.wait(), WITHIN) == 0
+        assert await asyncio.wait_for(running.process.wait(), LIMIT) == 0
         with pytest.raises(EOFError):
             await call.done()
