@@ -20,7 +20,7 @@ import psutil
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-__all__ = ["LIMIT", "pace", "patience", "slowness", "until", "within"]
+__all__ = ["LIMIT", "NEVER", "pace", "patience", "slowness", "until", "within"]
 
 T = TypeVar("T")
 _SPAWN_AT_REST = 0.02  # seconds that an ordinary machine takes to start Python with nothing else to do
@@ -59,6 +59,8 @@ def patience(seconds: float = 10.0) -> float:
 
 LIMIT = patience()
 """Bounds every wait that has no bound of its own."""
+NEVER = 86_400.0
+"""A time limit of the product that must play no part: a test that lasts until then fails by its own bound."""
 
 
 async def within(awaitable: Awaitable[T], seconds: float = 10.0) -> T:

@@ -19,7 +19,7 @@ import pytest
 from engine_plugin.engines.processes.process import Command, EngineProcess, ProcessSpec
 from engine_plugin.engines.processes.records import TOKEN_VARIABLE
 from engine_plugin.engines.processes.restarts import RestartPolicy
-from tests.patience import LIMIT, until
+from tests.patience import LIMIT, pace, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -73,7 +73,7 @@ class Stage:
         run: dict[str, Any] = {"argv": [*CHILD, *actions], "env": self.env}
         run |= {key: changes.pop(key) for key in ("argv", "stdin", "cwd") if key in changes}
         given: dict[str, Any] = {"name": "child", "command": lambda: Command(**run), "ready": is_ready}
-        given |= {"on_end": forget, "start_timeout": 10.0, "start_limit": 20.0, "stop_timeout": 5.0}
+        given |= {"on_end": forget, "start_timeout": LIMIT, "start_limit": 2 * LIMIT, "stop_timeout": pace(5.0)}
         given |= {"restart": RestartPolicy(limit=0)}
         return ProcessSpec(**(given | changes))
 

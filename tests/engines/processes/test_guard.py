@@ -19,7 +19,7 @@ import engine_plugin
 from engine_plugin.engines.processes import guard, python
 from engine_plugin.engines.processes.records import ProcessRecords
 from tests.engines.conftest import CHILD, Stage, alive, running
-from tests.patience import LIMIT, until, within
+from tests.patience import LIMIT, NEVER, until, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -35,7 +35,7 @@ ELSEWHERE = [sys.executable, "-c", AS_ELSEWHERE]
 PLUGIN = """\
 import os, subprocess, sys, time
 child = subprocess.Popen(sys.argv[1:], env=os.environ | {"ENGINE_PLUGIN_PARENT": str(os.getpid())}, stdin=-1)
-time.sleep(60 if os.environ["LIVES"] else 0)
+time.sleep(1000 if os.environ["LIVES"] else 0)
 os._exit(0)
 """
 
@@ -50,8 +50,7 @@ everywhere = pytest.mark.parametrize(
 async def _nothing_is_left(stage: Stage) -> AsyncIterator[None]:
     """A guard ends a moment after the last of its program's offspring."""
     yield
-    async with asyncio.timeout(1):
-        await until(lambda: stage.left() == [], "the guards have ended")
+    await until(lambda: stage.left() == [], "the guards have ended")
 
 
 def plugin_of(*argv: str) -> list[str]:
@@ -70,8 +69,7 @@ async def test_a_killed_plugin_takes_its_engine_along(stage: Stage, start: list[
         pid = stage.pid("ready")
         assert alive(pid)
         plugin.kill()
-        async with asyncio.timeout(1):
-            await until(lambda: not alive(pid), "the engine has ended")
+        await until(lambda: not alive(pid), "the engine has ended")
 
 
 @linux_only
@@ -95,9 +93,8 @@ async def test_a_killed_plugin_takes_the_engines_offspring_along(stage: Stage) -
         guards = psutil.Process(plugin.pid).children()
         assert all(alive(pid) for pid in pids)
         plugin.kill()
-        async with asyncio.timeout(1):
-            await until(lambda: not any(alive(pid) for pid in pids), "all have ended")
-            await until(lambda: not any(alive(process.pid) for process in guards), "the guard has ended")
+        await until(lambda: not any(alive(pid) for pid in pids), "all have ended")
+        await until(lambda: not any(alive(process.pid) for process in guards), "the guard has ended")
 
 
 @pytest.mark.promise("F7")
@@ -108,8 +105,7 @@ async def test_elsewhere_the_program_is_killed_with_its_group(stage: Stage) -> N
         await until((stage.folder / "ready").exists, "all are up")
         pids = [stage.pid("ready"), stage.pid("kin")]
         plugin.kill()
-        async with asyncio.timeout(1):
-            await until(lambda: not any(alive(pid) for pid in pids), "all have ended")
+        await until(lambda: not any(alive(pid) for pid in pids), "all have ended")
 
 
 @pytest.mark.promise("F7")
@@ -122,7 +118,7 @@ async def test_elsewhere_somebody_else_may_hold_stdin_open(stage: Stage) -> None
         "subprocess.Popen(sys.argv[1:split], stdin=-3, pass_fds=[send])\n"
         "env = os.environ | {'ENGINE_PLUGIN_PARENT': str(os.getpid())}\n"
         "subprocess.Popen(sys.argv[split + 1:], stdin=receive, env=env)\n"
-        "time.sleep(60)\n"
+        "time.sleep(1000)\n"
     )
     holder = [*CHILD, "ignore-stdin", f"ready:{stage.path('holder')}"]
     engine = [*ELSEWHERE, *CHILD, "ignore-stdin", f"ready:{stage.path('ready')}"]
@@ -142,14 +138,13 @@ async def test_a_process_that_armed_itself(stage: Stage) -> None:
     script = (
         "import os, sys, time; from engine_plugin.engines.processes import guard; guard.arm();"
         "open(sys.argv[1] + '.new', 'w').write(str(os.getpid())); os.replace(sys.argv[1] + '.new', sys.argv[1]);"
-        "time.sleep(60)"
+        "time.sleep(1000)"
     )
     with running(stage, plugin_of(sys.executable, "-c", script, stage.path("up")), LIVES="yes") as plugin:
         await until((stage.folder / "up").exists, "the child is up")
         pid = stage.pid("up")
         plugin.kill()
-        async with asyncio.timeout(1):
-            await until(lambda: not alive(pid), "the child has ended")
+        await until(lambda: not alive(pid), "the child has ended")
 
 
 @pytest.mark.promise("F8")
@@ -207,7 +202,7 @@ async def test_the_end_of_the_thread_that_spawned_is_not_the_plugins(stage: Stag
         "thread.start()\n"
         "thread.join()\n"
         "print('ended', flush=True)\n"
-        "time.sleep(60)\n"
+        "time.sleep(1000)\n"
     )
     argv = [*GUARD, *CHILD, "ignore-stdin", f"ready:{stage.path('ready')}"]
     with running(stage, [sys.executable, "-c", plugin, stage.path("ready"), *argv]) as process:
@@ -254,12 +249,10 @@ async def test_the_actor_names_the_end_of_what_it_guards(stage: Stage, ends: str
 async def test_the_actor_stops_what_it_guards(stage: Stage, obeys: bool) -> None:
     actions = ["ignore-stdin", f"loner:{stage.path('loner')}", f"ready:{stage.path('ready')}"]
     command = [*CHILD, *actions] if obeys else [*CHILD, "ignore-term", *actions]
-    process = stage.engine(argv=python.guarded(command), stop_timeout=10.0 if obeys else 0.1)
+    process = stage.engine(argv=python.guarded(command), stop_timeout=NEVER if obeys else 0.1)
     await within(process.ensure_ready())
     pids = [stage.pid("ready"), stage.pid("loner")]
-    began = time.monotonic()
     await within(process.stop())
-    assert time.monotonic() - began < 3
     assert not any(alive(pid) for pid in pids)
     assert process.failure == ""
 
@@ -308,7 +301,7 @@ def test_the_guard_ends_as_the_program_ended(stage: Stage, start: list[str], act
 async def test_what_the_program_leaves_ends_before_the_guard(stage: Stage, ends: str) -> None:
     actions = [f"grandchild:{stage.path('kin')}", f"loner:{stage.path('loner')}", ends]
     with running(stage, [*GUARD, *CHILD, *actions]) as process:
-        assert await asyncio.to_thread(process.wait, 10) == (3 if ends == "exit:3" else -signal.SIGSEGV)
+        assert await asyncio.to_thread(process.wait, LIMIT) == (3 if ends == "exit:3" else -signal.SIGSEGV)
         assert not alive(stage.pid("kin"))
         assert not alive(stage.pid("loner"))
 
@@ -323,7 +316,7 @@ async def test_one_that_cannot_be_killed_does_not_hide_the_programs_end(stage: S
         "os._exit(guard.main(sys.argv[1:]))\n"
     )
     with running(stage, [sys.executable, "-c", script, *CHILD, f"loner:{stage.path('loner')}", "exit:3"]) as process:
-        assert await asyncio.to_thread(process.wait, 10) == 3
+        assert await asyncio.to_thread(process.wait, LIMIT) == 3
         assert alive(stage.pid("loner"))
         os.kill(stage.pid("loner"), signal.SIGKILL)
 
@@ -338,14 +331,14 @@ async def test_those_who_lost_their_parent_are_waited_for(stage: Stage) -> None:
         "        if not os.fork(): os._exit(0)\n"
         "        os._exit(0)\n"
         "    os.wait()\n"
-        "open(sys.argv[1], 'w').close(); time.sleep(50)\n"
+        "open(sys.argv[1], 'w').close(); time.sleep(1000)\n"
     )
     with running(stage, [*GUARD, sys.executable, "-I", "-S", "-c", script, stage.path("done")]) as process:
         await until((stage.folder / "done").exists, "all have ended")
         watched = psutil.Process(process.pid)
         await until(lambda: len(watched.children()) == 1, "only the program is left")
         process.terminate()
-        assert await asyncio.to_thread(process.wait, 10) == -signal.SIGTERM
+        assert await asyncio.to_thread(process.wait, LIMIT) == -signal.SIGTERM
 
 
 # Signals, and what else passes between the plugin and the program
@@ -357,13 +350,13 @@ async def test_those_who_lost_their_parent_are_waited_for(stage: Stage) -> None:
 async def test_the_polite_signals_are_passed_on(stage: Stage, start: list[str], number: signal.Signals) -> None:
     script = (
         f"import os, signal, sys, time; signal.signal({int(number)}, lambda *_: os._exit(5));"
-        "open(sys.argv[1], 'w').close(); time.sleep(50)"
+        "open(sys.argv[1], 'w').close(); time.sleep(1000)"
     )
     command = [sys.executable, "-I", "-S", "-c", script, stage.path("ready")]
     with running(stage, [*start, *command]) as process:
         await until((stage.folder / "ready").exists, "the program is up")
         process.send_signal(number)
-        assert await asyncio.to_thread(process.wait, 10) == 5
+        assert await asyncio.to_thread(process.wait, LIMIT) == 5
 
 
 @pytest.mark.promise("F17")
@@ -388,8 +381,8 @@ def slow():
 os.fork = slow
 os._exit(guard.main(sys.argv[1:]))
 """
-    with running(stage, [sys.executable, "-c", script, *CHILD, "idle:50"]) as process:
-        assert await asyncio.to_thread(process.wait, 10) == -signal.SIGTERM
+    with running(stage, [sys.executable, "-c", script, *CHILD, "idle:1000"]) as process:
+        assert await asyncio.to_thread(process.wait, LIMIT) == -signal.SIGTERM
     assert stage.left() == []
 
 
@@ -404,7 +397,7 @@ async def test_the_end_of_stdin_alone_is_no_order(stage: Stage, start: list[str]
         with pytest.raises(subprocess.TimeoutExpired):
             await asyncio.to_thread(process.wait, 0.3)
         (stage.folder / "go").touch()
-        assert await asyncio.to_thread(process.wait, 10) == 4
+        assert await asyncio.to_thread(process.wait, LIMIT) == 4
         assert process.stdout is not None
         assert process.stdout.read() == "done\n"
 
@@ -466,4 +459,4 @@ async def test_the_guard_is_small_and_does_nothing_meanwhile(stage: Stage) -> No
             await asyncio.to_thread(process.wait, end - time.monotonic())
         assert watched.num_ctx_switches().voluntary - before.voluntary <= 2, "it sleeps"
         process.terminate()
-        assert await asyncio.to_thread(process.wait, 10) == -signal.SIGTERM
+        assert await asyncio.to_thread(process.wait, LIMIT) == -signal.SIGTERM

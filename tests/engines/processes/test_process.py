@@ -20,7 +20,7 @@ from engine_plugin.engines.processes.process import MOVES, EngineProcess, Proces
 from engine_plugin.engines.processes.restarts import RestartPolicy
 from engine_plugin.errors import EngineStartError, InvalidRequestError, UnavailableError
 from tests.engines.conftest import CHILD, Stage, alive, descriptors
-from tests.patience import LIMIT, until, within
+from tests.patience import LIMIT, NEVER, pace, until, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -261,11 +261,9 @@ async def test_a_probe_that_fails_because_the_process_died_gives_the_death(stage
 @pytest.mark.promise("F14")
 async def test_no_progress_ends_a_start_and_names_the_option(stage: Stage, spawned: list[int]) -> None:
     """(14) The timeout says which option to raise, and a later start may succeed."""
-    process = stage.engine("err:mapping", on_spawn=spawned.append, start_timeout=0.3)
-    began = time.monotonic()
-    with pytest.raises(EngineStartError, match=r"no sign of progress for 0\.3 s .*mapping.*engine\.start_timeout"):
+    process = stage.engine("err:mapping", on_spawn=spawned.append, start_timeout=pace(0.3))
+    with pytest.raises(EngineStartError, match=r"no sign of progress for [\d.]+ s .*mapping.*engine\.start_timeout"):
         await within(process.ensure_ready())
-    assert time.monotonic() - began < 5
     assert not alive(spawned[0])
     (stage.folder / "ready").touch()
     await within(process.ensure_ready())
@@ -275,14 +273,14 @@ async def test_no_progress_ends_a_start_and_names_the_option(stage: Stage, spawn
 
 @pytest.mark.promise("F14")
 async def test_output_is_progress(stage: Stage) -> None:
-    process = stage.engine("slow:12:0.1", ready(stage), start_timeout=0.6)
+    process = stage.engine(f"slow:12:{pace(0.1)}", ready(stage), start_timeout=pace(0.6))
     await within(process.ensure_ready())
 
 
 @pytest.mark.promise("F14")
 async def test_computing_is_progress(stage: Stage) -> None:
     """(14) A big model loads in silence."""
-    process = stage.engine("burn:1.5", ready(stage), start_timeout=0.5)
+    process = stage.engine(f"burn:{pace(1.5)}", ready(stage), start_timeout=pace(0.5))
     await within(process.ensure_ready())
 
 
@@ -290,20 +288,18 @@ async def test_computing_is_progress(stage: Stage) -> None:
 @posix_only
 async def test_a_childs_computing_is_progress(stage: Stage) -> None:
     """Where the guard stays in between, the engine is a child of the process that we know."""
-    child = [*CHILD, "burn:1.5", ready(stage)]
+    child = [*CHILD, f"burn:{pace(1.5)}", ready(stage)]
     program = f"import subprocess, sys; subprocess.call({child!r})"
-    process = stage.engine(argv=[sys.executable, "-I", "-S", "-c", program], start_timeout=0.5)
+    process = stage.engine(argv=[sys.executable, "-I", "-S", "-c", program], start_timeout=pace(0.5))
     await within(process.ensure_ready())
 
 
 @pytest.mark.promise("F14")
-@pytest.mark.parametrize("show", ["slow:100:0.05", "burn:10"])
+@pytest.mark.parametrize("show", ["slow:100000:0.05", "burn:600"])
 async def test_no_progress_extends_a_start_for_ever(stage: Stage, show: str) -> None:
-    process = stage.engine(show, ready(stage), start_timeout=0.4, start_limit=0.9)
-    began = time.monotonic()
+    process = stage.engine(show, start_timeout=NEVER, start_limit=0.9)
     with pytest.raises(EngineStartError, match=r"not ready after 0\.9 s .*engine\.start_limit"):
         await within(process.ensure_ready())
-    assert 0.8 < time.monotonic() - began < 8
 
 
 async def test_a_probe_that_hangs_is_bounded(stage: Stage) -> None:
@@ -414,11 +410,9 @@ async def test_one_who_asks_while_the_dead_is_buried_gets_a_new_process(stage: S
 @posix_only
 async def test_stop_asks_first(stage: Stage) -> None:
     """(17) SIGTERM, and no waiting for one who obeys it."""
-    process = stage.engine(ready(stage), "ignore-stdin", stop_timeout=15.0)
+    process = stage.engine(ready(stage), "ignore-stdin", stop_timeout=NEVER)
     await within(process.ensure_ready())
-    began = time.monotonic()
     await within(process.stop())
-    assert time.monotonic() - began < 5
 
 
 @pytest.mark.promise("F17")
@@ -429,7 +423,7 @@ async def test_who_ignores_sigterm_is_killed(stage: Stage, spawned: list[int]) -
     await within(process.ensure_ready())
     began = time.monotonic()
     await within(process.stop())
-    assert 0.25 < time.monotonic() - began < 5
+    assert time.monotonic() - began > 0.25, "it was given its time"
     assert state_of(process) is ProcessState.STOPPED
     assert not alive(spawned[0])
 
@@ -443,11 +437,9 @@ async def test_stop_by_stdin_sends_no_signal(stage: Stage) -> None:
     )
     heard: list[str] = []
     argv = [sys.executable, "-I", "-S", "-c", script, stage.path("ready")]
-    process = stage.engine(argv=argv, stop_by_stdin=True, on_output=heard.append, stop_timeout=15.0)
+    process = stage.engine(argv=argv, stop_by_stdin=True, on_output=heard.append, stop_timeout=NEVER)
     await within(process.ensure_ready())
-    began = time.monotonic()
     await within(process.stop())
-    assert time.monotonic() - began < 5
     assert heard == ["end of stdin"]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,12 @@ import engine_plugin
 from engine_plugin.engines.processes import guard, python
 from engine_plugin.errors import BadGatewayError
 from tests.engines.conftest import CHILD, Stage, alive, descriptors, running
-from tests.patience import until, within
+from tests.patience import LIMIT, pace, until, within
 
 ROOT = Path(engine_plugin.__file__).resolve().parent.parent
 
 
-async def run(stage: Stage, *actions: str, stdin: bytes = b"", timeout: float = 10.0) -> tuple[int, bytes, bytes]:
+async def run(stage: Stage, *actions: str, stdin: bytes = b"", timeout: float = LIMIT) -> tuple[int, bytes, bytes]:
     return await within(python.run_briefly([*CHILD, *actions], stage.env, stdin, timeout))
 
 
@@ -65,16 +64,14 @@ async def test_one_that_does_not_read_its_input(stage: Stage) -> None:
 
 
 async def test_too_slow(stage: Stage) -> None:
-    began = time.monotonic()
     with pytest.raises(BadGatewayError, match=r"gave no answer in 0\.3 s"):
-        await run(stage, "ignore-term", "ignore-stdin", f"ready:{stage.path('up')}", "idle:50", timeout=0.3)
-    assert time.monotonic() - began < 5
+        await run(stage, "ignore-term", "ignore-stdin", f"ready:{stage.path('up')}", "idle:1000", timeout=0.3)
     assert stage.left() == []
 
 
 @pytest.mark.promise("F24")
 async def test_cancelled(stage: Stage) -> None:
-    task = asyncio.create_task(run(stage, "ignore-term", f"ready:{stage.path('up')}", "idle:50"))
+    task = asyncio.create_task(run(stage, "ignore-term", f"ready:{stage.path('up')}", "idle:1000"))
     await until((stage.folder / "up").exists, "up")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -94,7 +91,7 @@ async def test_a_grandchild_is_ended_too(stage: Stage, where: str, ends: bool) -
         assert await run(stage, *actions, "exit:0") == (0, b"answer\n", b"")
     else:
         with pytest.raises(BadGatewayError):
-            await run(stage, *actions, "idle:50", timeout=0.5)
+            await run(stage, *actions, "idle:1000", timeout=pace(0.5))
     assert not alive(stage.pid("grandchild"))
 
 
@@ -141,16 +138,15 @@ asyncio.run(getattr(python, sys.argv[1])(sys.argv[3:], dict(os.environ), *([prin
 @pytest.mark.parametrize("way", ["run_briefly", "run_telling"])
 async def test_a_helper_ends_with_a_killed_plugin(stage: Stage, way: str) -> None:
     """pip, `llama-server --version`: in whatever moment the plugin dies."""
-    actions = ["ignore-term", f"loner:{stage.path('loner')}", f"ready:{stage.path('up')}", "idle:50"]
+    actions = ["ignore-term", f"loner:{stage.path('loner')}", f"ready:{stage.path('up')}", "idle:1000"]
     telling = "yes" if way == "run_telling" else ""
     with running(stage, [sys.executable, "-c", PLUGIN, way, telling, *CHILD, *actions]) as plugin:
         await until((stage.folder / "up").exists, "the helper is up")
         pids = [stage.pid("up"), stage.pid("loner")]
         assert all(alive(pid) for pid in pids)
         plugin.kill()
-        async with asyncio.timeout(1):
-            await until(lambda: not any(alive(pid) for pid in pids), "both have ended")
-            await until(lambda: stage.left() == [], "and their guard")
+        await until(lambda: not any(alive(pid) for pid in pids), "both have ended")
+        await until(lambda: stage.left() == [], "and their guard")
 
 
 @pytest.mark.promise("F7")
@@ -166,14 +162,13 @@ async def main():
     child = await ChildProcess.spawn(argv, python.module_environ(os.environ), lambda *_: None)
     open(sys.argv[1] + ".new", "w").write(str(child.pid))
     os.replace(sys.argv[1] + ".new", sys.argv[1])
-    await asyncio.sleep(60)
+    await asyncio.sleep(1000)
 asyncio.run(main())
 """
     with running(stage, [sys.executable, "-c", plugin, stage.path("up")]) as process:
         await until((stage.folder / "up").exists, "the helper is up")
         process.kill()
-        async with asyncio.timeout(1):
-            await until(lambda: not alive(stage.pid("up")), "it has ended")
+        await until(lambda: not alive(stage.pid("up")), "it has ended")
 
 
 async def test_the_guard_of_a_helper_knows_its_parent(stage: Stage) -> None:
@@ -189,5 +184,5 @@ async def test_helpers_leave_no_descriptor(stage: Stage) -> None:
     for _ in range(10):
         await run(stage, "exit:0")
         with pytest.raises(BadGatewayError):
-            await run(stage, "idle:50", timeout=0.02, stdin=b"x" * (1 << 20))
+            await run(stage, "idle:1000", timeout=0.02, stdin=b"x" * (1 << 20))
     await until(lambda: descriptors() <= before, "descriptors leak")

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import sys
-import time
 from typing import Any
 
 import pytest
@@ -16,11 +15,11 @@ from engine_plugin.engines.processes.process import EngineProcess, ProcessState
 from engine_plugin.engines.processes.restarts import RestartPolicy, Restarts
 from engine_plugin.errors import EngineStartError, UnavailableError
 from tests.engines.conftest import Stage, alive
-from tests.patience import LIMIT, until, within
+from tests.patience import LIMIT, NEVER, pace, until, within
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 
-SWIFT = RestartPolicy(limit=3, backoff=0.02, longest=0.1, stable=60.0)
+SWIFT = RestartPolicy(limit=3, backoff=0.02, longest=0.1, stable=NEVER)
 
 
 class Watched:
@@ -74,7 +73,7 @@ async def test_one_that_died_is_restarted_without_being_asked(stage: Stage, capl
 
 @pytest.mark.promise("F20", "P2")
 async def test_who_asks_meanwhile_shares_the_restart(stage: Stage) -> None:
-    watched = Watched(stage, restart=RestartPolicy(limit=1, backoff=0.3, stable=60))
+    watched = Watched(stage, restart=RestartPolicy(limit=1, backoff=0.3, stable=NEVER))
     await within(watched.process.ensure_ready())
     watched.kill()
     await watched.reach(ProcessState.RECOVERING)
@@ -111,7 +110,7 @@ async def test_waiters_hear_of_the_last_failure(stage: Stage) -> None:
         "open(sys.argv[1], 'w').close(); open(sys.argv[2], 'w').close(); os.read(0, 1)\n"
     )
     argv = [sys.executable, "-I", "-S", "-c", script, str(first), stage.path("ready")]
-    watched = Watched(stage, argv=argv, restart=RestartPolicy(limit=2, backoff=0.2, stable=60))
+    watched = Watched(stage, argv=argv, restart=RestartPolicy(limit=2, backoff=0.2, stable=NEVER))
     await within(watched.process.ensure_ready())
     watched.kill()
     await watched.reach(ProcessState.RECOVERING)
@@ -142,15 +141,13 @@ async def test_a_stable_time_makes_good(stage: Stage) -> None:
 
 @pytest.mark.promise("F18", "P2", "P4")
 async def test_a_stop_during_the_back_off(stage: Stage) -> None:
-    watched = Watched(stage, restart=RestartPolicy(limit=1, backoff=30.0, stable=60))
+    watched = Watched(stage, restart=RestartPolicy(limit=1, backoff=NEVER, stable=NEVER))
     await within(watched.process.ensure_ready())
     watched.kill()
     await watched.reach(ProcessState.RECOVERING)
     waiter = asyncio.create_task(watched.process.ensure_ready())
     await asyncio.sleep(0)
-    began = time.monotonic()
     await within(watched.process.stop())
-    assert time.monotonic() - began < 5
     with pytest.raises(UnavailableError, match="was stopped"):
         await within(waiter)
     assert watched.state is ProcessState.STOPPED
@@ -181,7 +178,7 @@ async def test_offspring_in_a_session_of_its_own_ends_before_the_restart(stage: 
 @pytest.mark.promise("F18")
 @pytest.mark.parametrize("limit", [0, 2])
 async def test_every_order_of_deaths_and_stops_ends(stage: Stage, limit: int) -> None:
-    watched = Watched(stage, restart=RestartPolicy(limit=limit, backoff=0.01, stable=60))
+    watched = Watched(stage, restart=RestartPolicy(limit=limit, backoff=0.01, stable=NEVER))
     for _ in range(4):
         await within(watched.process.ensure_ready())
         watched.kill()
@@ -307,10 +304,11 @@ async def test_a_process_that_stands_still_is_restarted(stage: Stage) -> None:
 
 
 @pytest.mark.promise("F21")
-@pytest.mark.parametrize("sign", ["burn:1.2", "slow:60:0.02"])
+@pytest.mark.parametrize("sign", ["burn", "slow:60"])
 async def test_a_busy_process_is_not_taken_for_one_that_hangs(stage: Stage, sign: str) -> None:
     """It misses every answer for three times the patience, but it computes, or says something."""
-    policy = HealthPolicy(interval=0.05, failures=2, successes=2, hung_after=0.4)
+    policy = HealthPolicy(interval=0.05, failures=2, successes=2, hung_after=pace(0.4))
+    sign = f"{sign}:{pace(1.2 if sign == 'burn' else 0.02)}"
     watched = Watched(stage, f"ready:{stage.path('ready')}", sign, f"ready:{stage.path('done')}", health=policy)
     await within(watched.process.ensure_ready())
     watched.answers = False
@@ -363,7 +361,7 @@ async def test_the_echo_of_our_own_probes_is_no_progress(stage: Stage) -> None:
         return False
 
     argv = [sys.executable, "-I", "-S", "-c", script, str(listening)]
-    process = stage.engine(argv=argv, ready=ready, start_timeout=0.8)
-    with pytest.raises(EngineStartError, match=r"no sign of progress for 0\.8 s.*GET /health 503"):
+    process = stage.engine(argv=argv, ready=ready, start_timeout=pace(0.8))
+    with pytest.raises(EngineStartError, match=r"no sign of progress for [\d.]+ s.*GET /health 503"):
         await within(process.ensure_ready())
     assert len(probes) > 3

@@ -61,7 +61,7 @@ async def test_what_a_dead_leader_left_is_killed(stage: Stage, leader: subproces
     pids = await is_up(stage)
     kin = tree.descendants(leader.pid)
     leader.kill()
-    await asyncio.to_thread(leader.wait, 10)
+    await asyncio.to_thread(leader.wait, LIMIT)
     left = tree.kill_tree(leader.pid, leader_gone=True)
     assert {process.pid for process in left} <= {pids[1]}, "it may have died at once"
     await until(lambda: not alive(pids[1]), "it is gone")
@@ -128,10 +128,10 @@ async def test_a_name_cannot_disguise_a_start_time(stage: Stage) -> None:
 @posix_only
 async def test_computing_below_the_guard_counts(stage: Stage) -> None:
     """A model that loads in silence is known by the processor's time, whoever computes."""
-    with running(stage, [*python.guarded(CHILD), "burn:10", "ignore-stdin"]) as process:
+    with running(stage, [*python.guarded(CHILD), "burn:1000", "ignore-stdin"]) as process:
         await until(lambda: tree.processor_seconds(process.pid) > 0.2, "it computes")
         tree.ask_to_stop(process.pid)
-        await asyncio.to_thread(process.wait, 10)
+        await asyncio.to_thread(process.wait, LIMIT)
 
 
 @posix_only
@@ -142,7 +142,7 @@ async def test_asking_to_stop(stage: Stage, guarded: bool) -> None:
     with running(stage, python.guarded(command) if guarded else command) as process:
         await until((stage.folder / "up").exists, "it is up")
         tree.ask_to_stop(process.pid)
-        assert await asyncio.to_thread(process.wait, 10) == -signal.SIGTERM
+        assert await asyncio.to_thread(process.wait, LIMIT) == -signal.SIGTERM
     tree.ask_to_stop(process.pid)  # gone is fine
 
 
