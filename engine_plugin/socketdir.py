@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine_plugin.addresses import SOCKET_PATH_LIMIT
 from engine_plugin.errors import EnginePluginError
 
 if sys.platform == "win32":
@@ -38,19 +39,27 @@ _SETTLED = 10.0  # seconds, in which a new directory's owner has surely locked i
 
 
 @contextlib.contextmanager
-def private_directory(base: str, group: str) -> Iterator[Path]:
+def private_directory(base: str, group: str, *, longest: str = "sock") -> Iterator[Path]:
     """Make a directory below `base` (empty: the temporary directory) for us and, if given, `group`; then remove it.
 
-    Stale ones are removed first. Raises EnginePluginError naming the variable that the host must change.
+    Stale ones are removed first. `longest` is the longest name that a socket in it will have. Raises
+    EnginePluginError naming the variable that the host must change.
     """
     parent = Path(base or tempfile.gettempdir()).absolute()
+    variable = "PLUGIN_UNIX_SOCKET_DIR" if base else "TMPDIR"
+    size = len(os.fsencode(parent / f"{_PREFIX}xxxxxxxx" / longest))  # as tempfile names it
+    if size > SOCKET_PATH_LIMIT:
+        raise EnginePluginError(
+            f"the path of a socket in {parent} would have {size} bytes, and the system allows {SOCKET_PATH_LIMIT}. "
+            f"Set {variable} to a shorter directory."
+        )
     remove_stale(parent)
     try:
         directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
     except OSError as error:
         raise EnginePluginError(
             f"cannot make a directory for the socket in {parent}: {error.strerror}. "
-            f"Set {'PLUGIN_UNIX_SOCKET_DIR' if base else 'TMPDIR'} to a directory that this user can write."
+            f"Set {variable} to a directory that this user can write."
         ) from error
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(_remove, directory)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from engine_plugin import catalogue
+from engine_plugin.addresses import SOCKET_PATH_LIMIT, grpc_target, unix_path
 from engine_plugin.cli.options import Options, chosen_manifest, global_options
 from engine_plugin.cli.output import print_json, say
 from engine_plugin.errors import DeadlineError, PreconditionError
@@ -38,6 +39,7 @@ LOG_VARIABLE = "ENGINE_PLUGIN_SERVER_LOG"
 _GRACE = 1.0
 _SERVED = "somebody serves at it already"
 _ENGINE_STOP = 30.0
+_LAST_PORT = 65535
 
 
 @click.command()
@@ -49,6 +51,8 @@ def serve(options: Options, address: str | None, allow_remote: bool) -> None:
     """Serve the plugin by hand, until Ctrl-C or SIGTERM. Then the engine is stopped."""
     from engine_plugin.cli.logs import set_up_logging
 
+    if address is not None:
+        _check_form(address)
     if address is not None and not allow_remote and not _is_local(address):
         raise click.UsageError(
             f"{address} can be reached from other machines, which could then use and stop the engine. "
@@ -88,9 +92,11 @@ async def _close(plugin: BuiltPlugin) -> None:
 @asynccontextmanager
 async def _listening(server: AioServer, address: str) -> AsyncIterator[str]:
     _refuse_taken(address)
-    before = os.umask(0o077) if address.startswith("unix:") else None
+    before = os.umask(0o077) if unix_path(address) is not None else None
     try:
         bound = await server.start(address)
+    except OSError as error:
+        raise PreconditionError(f"{address}: {str(error.strerror).rstrip('.')}. Choose another --address") from error
     finally:
         if before is not None:
             os.umask(before)
@@ -169,8 +175,10 @@ def _stop_signals() -> Iterator[asyncio.Event]:
 
 
 def _announce(options: Options, manifest: Manifest, address: str) -> None:
-    unix = address.startswith("unix:")
-    where = shlex.quote(f"unix://{address.removeprefix('unix:')}") if unix else address
+    path = unix_path(address)
+    if path is not None:
+        address = f"unix:{Path(path).absolute()}"
+    where = address if path is None else grpc_target(address).replace("unix:", "unix://", 1)
     grpcurl = f"grpcurl -plaintext {where} protocol.ProviderService/GetManifest"
     if options.json:
         print_json({"plugin": manifest.provider.name, "address": address, "pid": os.getpid(), "grpcurl": grpcurl})
@@ -179,8 +187,17 @@ def _announce(options: Options, manifest: Manifest, address: str) -> None:
     click.echo(f"try: {grpcurl}")
 
 
+def _check_form(address: str) -> None:
+    """Raise UsageError for what is no address; gRPC would take a port of 99999 for another one."""
+    path = unix_path(address)
+    _, colon, port = address.rpartition(":")
+    is_port = colon and port.isascii() and port.isdecimal() and int(port) <= _LAST_PORT
+    if not (is_port if path is None else path):
+        raise click.UsageError(f"--address {address}: must be unix:/path, or host:port with a port from 0 to 65535")
+
+
 def _is_local(address: str) -> bool:
-    if address.startswith("unix:"):
+    if unix_path(address) is not None:
         return True
     host = address.rpartition(":")[0].strip("[]")
     try:
@@ -191,18 +208,35 @@ def _is_local(address: str) -> bool:
 
 def _refuse_taken(address: str) -> None:
     """gRPC would remove the socket of a server that lives and put its own there. Raises PreconditionError."""
-    if not address.startswith("unix:"):
+    name = unix_path(address)
+    if name is None:
         _refuse_taken_port(address)
         return
     if sys.platform == "win32":
         return
-    path = Path(address.removeprefix("unix:"))
+    path = Path(name)
+    _check_place(address, path)
     if path.exists() and not path.is_socket():
         raise catalogue.ADDRESS_TAKEN.error(address=address, holder="something lies there that is no socket")
     with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
         probe.settimeout(1)
         probe.connect(str(path))
         raise catalogue.ADDRESS_TAKEN.error(address=address, holder=_SERVED)
+
+
+def _check_place(address: str, path: Path) -> None:
+    """Raise PreconditionError when no socket can be made there: gRPC says little of why."""
+    size = len(os.fsencode(path))
+    if size > SOCKET_PATH_LIMIT:
+        raise PreconditionError(
+            f"{address}: the socket's path has {size} bytes, and the system allows {SOCKET_PATH_LIMIT}. "
+            "Choose a shorter --address"
+        )
+    if not path.parent.is_dir():
+        folder = shlex.quote(str(path.parent))
+        raise PreconditionError(f"{address}: {path.parent} is no directory. Make it: mkdir -p -m 700 {folder}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PreconditionError(f"{address}: this user cannot write in {path.parent}. Choose another --address")
 
 
 def _refuse_taken_port(address: str) -> None:

@@ -19,6 +19,7 @@ from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health
 from engine_plugin.engines.installing.software import LocalBackend, LocalSoftware, Moves
 from engine_plugin.engines.pool import ModelPool, ModelServer
 from engine_plugin.engines.processes.records import ProcessRecords
+from engine_plugin.engines.server import socket_name
 from engine_plugin.engines.shared import SharedWork
 from engine_plugin.errors import (
     EnginePluginError,
@@ -331,7 +332,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         if sys.platform != "win32":
             from engine_plugin.socketdir import private_directory
 
-            return cleanup.enter_context(private_directory(base="", group=""))
+            return cleanup.enter_context(private_directory(base="", group="", longest=socket_name()))
         raise UnsupportedError("engine.transport: there are no unix sockets on Windows; use auto or tcp")
 
     def _use_unix_sockets(self) -> bool:

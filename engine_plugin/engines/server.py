@@ -29,12 +29,17 @@ if TYPE_CHECKING:
 
     from engine_plugin.engines.processes.records import ProcessRecords
 
-__all__ = ["Address", "ServerOptions", "ServerProcess"]
+__all__ = ["Address", "ServerOptions", "ServerProcess", "socket_name"]
 
 _HEALTH_TIMEOUT = 2.0
 _PORT_ATTEMPTS = 3
 _OTHER_PORT = "Start again, which takes another port, or end that process"
 _ADDRESS = re.compile(r'"address": "http://127\.0\.0\.1:(\d+)')
+
+
+def socket_name() -> str:
+    """A name for a server's socket, always of the same length; servers of both kinds know a socket by its ending."""
+    return f"{secrets.token_hex(4)}.sock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +129,7 @@ class ServerProcess(ABC):
         self._options = options
         self._ticket = records.ticket()
         self._key_folder = folder or records.folder
-        self._socket = None if folder is None else folder / f"{secrets.token_hex(4)}.sock"
+        self._socket = None if folder is None else folder / socket_name()
         self._key = ""
         self._key_file: Path | None = None
         self._health_path = health_path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,9 +15,7 @@ if TYPE_CHECKING:
     from engine_plugin.goplugin.handshake import HostEnv
     from engine_plugin.rpc.server import RpcServer
 
-__all__ = ["Address", "check_path", "listening"]
-
-_PATH_LIMIT = 103 if sys.platform == "darwin" else 107  # bytes: sockaddr_un less the final zero
+__all__ = ["Address", "listening"]
 
 
 class Address(NamedTuple):
@@ -41,7 +38,7 @@ async def listening(server: RpcServer, host: HostEnv) -> AsyncIterator[Address]:
 
     with private_directory(host.socket_dir, host.socket_group) as directory:
         path = directory / "sock"
-        check_path(path, host.socket_dir)
+        _check_path(path, host.socket_dir)
         try:
             await server.start(f"unix:{path}")
         except OSError as error:
@@ -61,20 +58,13 @@ async def _listen_tcp(server: RpcServer, low: int, high: int) -> str:
     )
 
 
-def check_path(path: Path, base: str) -> None:
-    """Refuse a socket's path that cannot be had or announced; `base` is the directory that the host named, if it did.
+def _check_path(path: Path, base: str) -> None:
+    """Refuse a socket's path that cannot be announced; `base` is the directory that the host named, if it did.
 
     Raises EnginePluginError naming the variable that the host must change.
     """
-    variable = "PLUGIN_UNIX_SOCKET_DIR" if base else "TMPDIR"
-    size = len(os.fsencode(path))
-    if size > _PATH_LIMIT:
-        raise EnginePluginError(
-            f"the socket's path {path} has {size} bytes; the system allows {_PATH_LIMIT}. "
-            f"Set {variable} to a shorter directory."
-        )
     if "|" in str(path) or "\n" in str(path):
         raise EnginePluginError(
             f"the socket's path {str(path)!r} holds a | or a line end, which the handshake line cannot carry. "
-            f"Set {variable} to another directory."
+            f"Set {'PLUGIN_UNIX_SOCKET_DIR' if base else 'TMPDIR'} to another directory."
         )

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from engine_plugin.certificates import NAME, Identity, load_identity, pem_to_ders
 from engine_plugin.errors import EnginePluginError
-from engine_plugin.goplugin.listen import check_path
 from engine_plugin.goplugin.pipe import Pipe, Pipes
 from engine_plugin.rpc.grpc_aio import AioServer
 from engine_plugin.rpc.server import RpcServer
@@ -112,7 +111,6 @@ class TlsServer(RpcServer):
 
     async def _on_socket(self, directory: Path) -> Dial:
         path = directory / "sock"
-        check_path(path, self._base)
         await self._server.start(f"unix:{path}")
         return lambda protocol: asyncio.get_running_loop().create_unix_connection(protocol, str(path))
 

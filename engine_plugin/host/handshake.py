@@ -25,7 +25,7 @@ _SHOWN = 200
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """Where a plugin listens, as a gRPC target: `unix:/path` or `host:port`; and its certificate (DER), if any."""
+    """Where a plugin listens: `unix:/path` or `host:port`; and its certificate (DER), if any."""
 
     address: str
     certificate: bytes = b""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import sys
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +15,7 @@ import grpc.aio
 from google.protobuf.empty_pb2 import Empty
 from grpc_health.v1 import health_pb2
 
+from engine_plugin.addresses import grpc_target, unix_path
 from engine_plugin.errors import NotFoundError, PluginProcessError, UnavailableError, UnsupportedError
 from engine_plugin.host.client import PluginClient
 from engine_plugin.host.handshake import plugin_environment
@@ -83,11 +87,11 @@ async def launch(
 
 
 async def connect(address: str, *, timeout: float = 5.0) -> PluginClient:
-    """Connect to a plugin that somebody else runs, at `unix:/path` or `host:port`.
+    """Connect to a plugin that somebody else runs, at `unix:/path` (any path, not escaped) or `host:port`.
 
     Its `kill` only closes the connection. Raises UnavailableError when nothing healthy answers in `timeout` seconds.
     """
-    channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    channel = _open(address, CHANNEL_OPTIONS)
     link = Link(address, address, channel, None)
     try:
         try:
@@ -109,7 +113,7 @@ def _identity() -> Identity:
 
 def _channel(name: str, handshake: Handshake, identity: Identity | None) -> grpc.aio.Channel:
     if identity is None:
-        return grpc.aio.insecure_channel(handshake.address, options=CHANNEL_OPTIONS)
+        return _open(handshake.address, CHANNEL_OPTIONS)
     from engine_plugin.certificates import NAME, der_to_pem
 
     try:
@@ -118,7 +122,28 @@ def _channel(name: str, handshake: Handshake, identity: Identity | None) -> grpc
         raise PluginProcessError(f"plugin {name!r} cannot be used: its TLS certificate is none: {error}") from error
     credentials = grpc.ssl_channel_credentials(trusted, identity.key_pem(), identity.certificate_pem)
     options = (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", NAME))
-    return grpc.aio.secure_channel(handshake.address, credentials, options=options)
+    return _open(handshake.address, options, credentials)
+
+
+def _open(
+    address: str, options: Sequence[tuple[str, str | int]], credentials: grpc.ChannelCredentials | None = None
+) -> grpc.aio.Channel:
+    """A channel to `unix:/path` or `host:port`."""
+    path = unix_path(address)
+    folder: int | None = None
+    if path is not None and "," in path and sys.platform == "linux":
+        # gRPC takes it for several addresses, however it is escaped; so the path goes around its folder's name.
+        with contextlib.suppress(OSError):  # gRPC says that nothing is there
+            folder = os.open(Path(path).parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            address = f"unix:/proc/self/fd/{folder}/{Path(path).name}"
+    target = grpc_target(address)
+    if credentials is None:
+        channel = grpc.aio.insecure_channel(target, options=options)
+    else:
+        channel = grpc.aio.secure_channel(target, credentials, options=options)
+    if folder is not None:
+        weakref.finalize(channel, os.close, folder)
+    return channel
 
 
 async def _wait_healthy(link: Link) -> None:

@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
+from engine_plugin.addresses import grpc_target
 from engine_plugin.rpc.server import HostGone, RpcError, RpcServer, Status
 
 if TYPE_CHECKING:
@@ -179,12 +180,11 @@ class AioServer(RpcServer):
         await self._server.stop(grace)
 
     def _bind(self, address: str) -> int:
-        if address.startswith("unix:"):
-            address = address.replace("%", "%25")  # gRPC reads the path as a URI's
+        target = grpc_target(address)
         try:
             if self._credentials is not None:
-                return self._server.add_secure_port(address, self._credentials)
-            return self._server.add_insecure_port(address)
+                return self._server.add_secure_port(target, self._credentials)
+            return self._server.add_insecure_port(target)
         except RuntimeError as error:  # grpcio raises this for every reason and keeps the errno to itself
             raise OSError(errno.EADDRINUSE, f"cannot listen on {address}: {error}") from error
 

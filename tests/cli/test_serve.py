@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import socket
 import stat
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grpc.aio
 import pytest
 
 from engine_plugin.host import connect
@@ -84,6 +86,36 @@ async def test_addresses_by_hand(workplace: Workplace) -> None:
         for taken in (unix, f"127.0.0.1:{port}"):
             said = workplace.bad(4, "serve", "--address", taken)
             assert said == f"engine-plugin: {taken}: somebody serves at it already. Choose another --address\n"
+
+
+@pytest.mark.promise("L3")
+@pytest.mark.parametrize("relative", [False, True])
+async def test_the_command_to_try_finds_the_socket(workplace: Workplace, relative: bool) -> None:
+    folder = workplace.plugin if relative else workplace.runtime
+    path = folder / "C# a?b %41"
+    with serving(workplace, "--address", f"unix:{path.name if relative else path}") as said:
+        assert said["address"] == f"unix:{path}"
+        program, flag, target, method = shlex.split(said["grpcurl"])
+        assert (program, flag) == ("grpcurl", "-plaintext")
+        async with grpc.aio.insecure_channel(target) as channel:
+            call: Any = channel.unary_unary(f"/{method}")
+            answer = await call(b"", timeout=30)
+        assert b"fake-plugin" in answer
+
+
+@pytest.mark.promise("L9")
+def test_an_address_that_cannot_be_had_is_refused_with_the_reason(workplace: Workplace) -> None:
+    long = f"unix:{workplace.runtime}/{'x' * 100}"
+    said = workplace.bad(4, "serve", "--address", long)
+    assert f"the socket's path has {len(long) - 5} bytes, and the system allows" in said
+    nowhere = workplace.runtime / "no such" / "sock"
+    said = workplace.bad(4, "serve", "--address", f"unix:{nowhere}")
+    assert f"Make it: mkdir -p -m 700 '{nowhere.parent}'" in said
+    for wrong in ("unix:", "127.0.0.1:99999", "127.0.0.1", "localhost:http"):
+        assert f"--address {wrong}: must be" in workplace.bad(2, "serve", "--address", wrong)
+    said = workplace.bad(4, "serve", "--address", "203.0.113.1:5000", "--allow-remote")
+    assert "203.0.113.1:5000: " in said
+    assert said.endswith(". Choose another --address\n")
 
 
 @pytest.mark.promise("P10")

@@ -1,0 +1,26 @@
+"""Addresses as this package writes them, `unix:PATH` or `host:port`, and as gRPC reads them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from urllib.parse import quote
+
+__all__ = ["SOCKET_PATH_LIMIT", "grpc_target", "unix_path"]
+
+SOCKET_PATH_LIMIT = 107 if sys.platform == "linux" else 103
+"""The most bytes of a unix socket's path: sockaddr_un less the final zero."""
+
+
+def unix_path(address: str) -> str | None:
+    """The socket's path as it is on the disk; None for `host:port`. `unix:///x`, as gRPC writes it, is /x."""
+    if not address.startswith("unix:"):
+        return None
+    path = address.removeprefix("unix:")
+    return f"/{path.lstrip('/')}" if path.startswith("//") else path
+
+
+def grpc_target(address: str) -> str:
+    """The URI by which gRPC finds `address`, whatever characters the path of a socket has (gRPC's naming.md)."""
+    path = unix_path(address)
+    return address if path is None else f"unix:{quote(os.fsencode(path))}"
