@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
 from engine_plugin.download.sizes import byte_size
+from engine_plugin.errors import DownloadError
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from engine_plugin.errors import DownloadError
 
 __all__ = ["NO_ROOM", "check_room", "disk_error"]
 
@@ -21,6 +20,7 @@ _MARGIN = 64 * 1024 * 1024
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 """The error numbers of a full disk and of a used-up quota."""
+_NO_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 def check_room(folder: Path, needed: int, what: str = "the download") -> None:
@@ -40,6 +40,11 @@ def check_room(folder: Path, needed: int, what: str = "the download") -> None:
 
 def disk_error(error: OSError, folder: Path, arrived: int, total: int) -> DownloadError:
     """The DownloadError for a failure while writing below `folder`."""
+    if error.errno in _NO_FILES:
+        return DownloadError(
+            f"{error.filename or folder}: {error.strerror}. Raise the limit of open files (ulimit -n), or run fewer "
+            "pulls at once"
+        )
     if error.errno not in NO_ROOM:
         return catalogue.DISK_REFUSES.error(place=error.filename or folder, reason=error.strerror or error)
     whole = f" of {total}" if total else ""

@@ -15,7 +15,13 @@ from engine_plugin import catalogue
 from engine_plugin.download.disk import check_room
 from engine_plugin.download.events import ChunkProgress, Status
 from engine_plugin.download.partial import PartialState
-from engine_plugin.download.remote import DroppedError, FetchPolicy, http_client, open_url
+from engine_plugin.download.remote import (
+    DroppedError,
+    FetchPolicy,
+    UnreachableError,
+    http_client,
+    open_url,
+)
 from engine_plugin.download.sizes import byte_size
 from engine_plugin.errors import DownloadError
 from engine_plugin.files import in_thread
@@ -164,27 +170,19 @@ class Fetch:
         await asyncio.sleep(wait)
 
     async def _attempt(self, client: httpx.AsyncClient) -> bool:
-        import httpx
-
         if self._partial.size and not self._resumable(self._partial.state):
             await in_thread(self._partial.restart)
         try:
-            async with open_url(client, self._source, self._headers(), insecure=self._insecure) as answer:
+            async with open_url(
+                client, self._source, self._headers(), policy=self._policy, insecure=self._insecure
+            ) as answer:
                 self._answered = True
                 answer.check_status()
                 return await self._receive(answer)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+        except UnreachableError as error:
             if self._answered:
-                raise DroppedError(f"the server cannot be reached any more ({_cause(error)})") from error
-            raise catalogue.HUB_DOWN.error(
-                source=self._source.label,
-                reason=_cause(error),
-                settings="the address, the network, HTTPS_PROXY",
-            ) from error
-        except httpx.TimeoutException as error:
-            raise DroppedError(f"no byte came for {self._policy.stall_s:.0f} s") from error
-        except httpx.TransportError as error:
-            raise DroppedError(f"the connection was lost ({_cause(error)})") from error
+                raise DroppedError("the server cannot be reached any more") from error
+            raise
 
     async def _receive(self, answer: Answer) -> bool:
         remote = answer.remote()
@@ -317,7 +315,3 @@ class _Buffer:
         self.size = 0
         self.written_at = time.monotonic()
         return data
-
-
-def _cause(error: BaseException) -> str:
-    return str(error) or type(error).__name__

@@ -5,26 +5,39 @@ from __future__ import annotations
 import base64
 import logging
 import re
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engine_plugin import catalogue
 from engine_plugin.download.partial import is_header_value
 from engine_plugin.download.source import without_secrets
 from engine_plugin.errors import AuthError, DownloadError, InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
     import httpx
 
     from engine_plugin.download.source import HttpSource
 
-__all__ = ["Answer", "DroppedError", "FetchPolicy", "Remote", "http_client", "open_url"]
+__all__ = [
+    "Answer",
+    "DroppedError",
+    "FetchPolicy",
+    "Remote",
+    "UnreachableError",
+    "http_client",
+    "next_url",
+    "open_url",
+]
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 10
-_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)")
+_LENGTH = re.compile(r"[0-9]{1,18}")
+_LONGEST_WAIT = 366 * 86400.0
+"""Seconds; whatever a server asks for beyond is as good as never."""
 _HEX64 = re.compile(r'"?([0-9a-fA-F]{64})"?')
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -87,7 +100,7 @@ class Answer:
             value if is_header_value(value) else ""
             for value in (headers.get("etag", ""), headers.get("last-modified", ""))
         )
-        length = int(headers.get("content-length") or 0)
+        length = self._length(headers.get("content-length", ""))
         start, total = 0, length
         if self.response.status_code != 200:
             start, total = self._range(headers.get("content-range", ""), length)
@@ -98,6 +111,13 @@ class Answer:
             start=start,
             linked_sha256=self.linked_sha256,
         )
+
+    def _length(self, text: str) -> int:
+        if not text:
+            return 0
+        if not _LENGTH.fullmatch(text):
+            raise DownloadError(f"{self.place}: the server answered with an invalid Content-Length.")
+        return int(text)
 
     def _range(self, text: str, length: int) -> tuple[int, int]:
         match = _CONTENT_RANGE.fullmatch(text)
@@ -154,18 +174,18 @@ def _hex64(etag: str) -> str:
 
 def _seconds(retry_after: str) -> float | None:
     """Retry-After in seconds (RFC 9110, 10.2.3), or None."""
-    if retry_after.strip().isdecimal():
-        return float(retry_after)
-    if not retry_after:
+    if not retry_after or len(retry_after) > 100:
         return None
+    if retry_after.strip().isdecimal():
+        return min(float(retry_after), _LONGEST_WAIT)
     from datetime import UTC, datetime
     from email.utils import parsedate_to_datetime
 
     try:
-        when = parsedate_to_datetime(retry_after)
-    except ValueError:
+        when = parsedate_to_datetime(retry_after).astimezone(UTC)
+    except (ValueError, TypeError, IndexError, OverflowError):  # all of these, for one date or another
         return None
-    return max(0.0, (when.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+    return min(max(0.0, (when - datetime.now(UTC)).total_seconds()), _LONGEST_WAIT)
 
 
 class _NoSecrets(logging.Filter):
@@ -214,13 +234,18 @@ def _authorization(source: HttpSource, *, insecure: bool) -> dict[str, str]:
     return {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
 
 
-def _next_url(here: httpx.URL, location: str, *, insecure: bool) -> httpx.URL:
+def next_url(here: httpx.URL, location: str, *, insecure: bool) -> httpx.URL:
+    """Where a redirect leads. Raises DownloadError for a place to which none may lead."""
     import httpx
 
     try:
         url = here.join(location).copy_with(username=None, password=None, fragment=None)
-    except (httpx.InvalidURL, UnicodeError) as error:
-        raise DownloadError(f"{without_secrets(str(here))}: the server redirects to no valid URL.") from error
+    except (httpx.InvalidURL, ValueError) as error:
+        raise DownloadError(f"{without_secrets(str(here))}: the server redirects to an invalid URL.") from error
+    if url.port is not None and not 0 < url.port < 65536:
+        raise DownloadError(
+            f"{without_secrets(str(here))}: the server redirects to an invalid URL (port {url.port})."
+        )
     if url.scheme not in {"http", "https"} or not url.host:
         raise DownloadError(f"{without_secrets(str(here))}: the server redirects to {url.scheme!r}, not to http(s).")
     if here.scheme == "https" and url.scheme == "http" and not insecure:
@@ -231,17 +256,71 @@ def _next_url(here: httpx.URL, location: str, *, insecure: bool) -> httpx.URL:
     return url
 
 
+class UnreachableError(DownloadError):
+    """No connection to the server could be made."""
+
+
+@contextmanager
+def _reaching(source: str, policy: FetchPolicy, settings: str) -> Iterator[None]:
+    """Errors of httpx in this block, as errors of this package.
+
+    `source` names what is fetched; `settings` are what a person checks when there is no connection. Raises
+    UnreachableError, DownloadError, or DroppedError where asking again may help.
+    """
+    import httpx
+
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+        told = catalogue.HUB_DOWN.text(source=source, reason=_cause(error), settings=settings)
+        raise UnreachableError(told) from error
+    except httpx.TimeoutException as error:
+        raise DroppedError(f"no byte came for {policy.stall_s:.0f} s") from error
+    except httpx.TransportError as error:
+        raise DroppedError(f"the connection was lost ({_cause(error)})") from error
+    except httpx.HTTPError as error:
+        raise DownloadError(f"{source}: the server's answer is not valid HTTP ({_cause(error)}).") from error
+
+
+def _cause(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port
 
 
+async def _sent(client: httpx.AsyncClient, url: httpx.URL, headers: Mapping[str, str]) -> httpx.Response:
+    """The answer's head. An address or a header that cannot be used fails at once: asking again would not help."""
+    import httpx
+
+    try:
+        return await client.send(client.build_request("GET", url, headers=headers), stream=True)
+    except (
+        httpx.InvalidURL,
+        httpx.LocalProtocolError,
+        httpx.UnsupportedProtocol,
+        ValueError,
+        OverflowError,
+    ) as error:
+        raise DownloadError(f"{without_secrets(str(url))}: it cannot be asked ({_cause(error)}).") from error
+
+
 @asynccontextmanager
 async def open_url(
-    client: httpx.AsyncClient, source: HttpSource, headers: Mapping[str, str], *, insecure: bool
+    client: httpx.AsyncClient,
+    source: HttpSource,
+    headers: Mapping[str, str],
+    *,
+    policy: FetchPolicy,
+    insecure: bool,
+    settings: str = "the address, the network, HTTPS_PROXY",
 ) -> AsyncIterator[Answer]:
     """GET a URL and follow redirects; credentials go to the first origin only (scheme, host and port).
 
-    Raises httpx's errors as they come, DownloadError for a redirect that is not followed. Leaving closes the answer.
+    `settings` are what a person checks when there is no connection. Raises UnreachableError; DroppedError where
+    asking again may help; DownloadError for a redirect that is not followed and for an answer that is not valid HTTP,
+    also while the body is read. Leaving closes the answer.
     """
     import httpx
 
@@ -251,17 +330,17 @@ async def open_url(
     except httpx.InvalidURL as error:
         raise InvalidRequestError(f"source: {source.label!r} is no valid URL.") from error
     linked = ""
-    for _ in range(_MOST_REDIRECTS + 1):
-        own = authorization if _origin(url) == _origin(first) else {}
-        request = client.build_request("GET", url, headers={"Accept-Encoding": "identity", **headers, **own})
-        response = await client.send(request, stream=True)
-        try:
-            linked = linked or _hex64(response.headers.get("x-linked-etag", ""))
-            location = response.extensions["location"]
-            if response.status_code not in _REDIRECTS or not location:
-                yield Answer(response, linked)
-                return
-            url = _next_url(url, location, insecure=insecure)
-        finally:
-            await response.aclose()
+    with _reaching(source.label, policy, settings):
+        for _ in range(_MOST_REDIRECTS + 1):
+            own = authorization if _origin(url) == _origin(first) else {}
+            response = await _sent(client, url, {"Accept-Encoding": "identity", **headers, **own})
+            try:
+                linked = linked or _hex64(response.headers.get("x-linked-etag", ""))
+                location = response.extensions["location"]
+                if response.status_code not in _REDIRECTS or not location:
+                    yield Answer(response, linked)
+                    return
+                url = next_url(url, location, insecure=insecure)
+            finally:
+                await response.aclose()
     raise DownloadError(f"{source.label}: more than {_MOST_REDIRECTS} redirects.")

@@ -6,7 +6,6 @@ repository on a hub, whose id is then its name.
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,9 +63,9 @@ class FolderStore(ModelStore):
         """
         policy = policy or FetchPolicy()
         self._layout = FolderLayout(root)
-        super().__init__(root, inspect=inspect, samples=samples, policy=policy, layout=self._layout)
+        super().__init__(root, inspect=inspect, samples=samples, policy=policy, layout=self._layout, environ=environ)
         self._choose = choose
-        self._hubs = hubs_of(os.environ if environ is None else environ, policy)
+        self._hubs = hubs_of(self._environ, policy)
         self._default_hub = default_hub
 
     def _is_bare(self, name: str) -> bool:

@@ -6,18 +6,22 @@ import asyncio
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from engine_plugin.download.events import Status
-from engine_plugin.download.remote import DroppedError
+from engine_plugin.download.remote import DroppedError, http_client, open_url
+from engine_plugin.download.sizes import byte_size
 from engine_plugin.download.source import HttpSource
 from engine_plugin.errors import DownloadError, InvalidRequestError, PullError
+from engine_plugin.files import LARGEST_JSON, in_thread, parse_json
 from engine_plugin.models.names import is_device_name, is_repository_name
 from engine_plugin.redaction import entered
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+    import httpx
 
     from engine_plugin.download.events import PullEvent
     from engine_plugin.download.remote import FetchPolicy
@@ -30,6 +34,8 @@ _HEX40 = re.compile(r"[0-9a-f]{40}")
 _SEGMENT = re.compile(r"[A-Za-z0-9_+(\[=-](?:[A-Za-z0-9 _+()\[\]=.,@&~-]{0,198}[A-Za-z0-9_+)\]=-])?")
 """A file name that every system stores as it is, and that is not hidden."""
 _MOST_FILES = 10_000
+_LARGEST = 2**63
+"""Bytes that no file has."""
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 T = TypeVar("T")
@@ -90,13 +96,87 @@ class Hub(ABC):
         if "://" not in self.endpoint:
             self.endpoint = f"https://{self.endpoint}"
         self.policy = policy
+        self._environ = environ
         self._token = entered(environ.get(self.token_variable, ""))
 
-    @abstractmethod
+    def refuse(self) -> None:  # noqa: B027  # most hubs have no such variable
+        """Raise PreconditionError where the environment keeps this machine from the hub."""
+
     async def listing(
         self, source: RepositorySource, publish: Callable[[PullEvent], None], *, insecure: bool
     ) -> Listing:
-        """What is in a repository now. Raises DownloadError, AuthError, NotFoundError, InvalidRequestError."""
+        """What is in a repository now, by one call of the hub's API.
+
+        Raises DownloadError, AuthError, NotFoundError, InvalidRequestError.
+        """
+        where = HttpSource(self._list_url(source), token=source.token)
+        client = await in_thread(http_client, self.policy, insecure=insecure)
+        async with client:
+            answer = await patiently(
+                lambda: self._ask(client, where, source, insecure=insecure), self.policy, publish, source.label
+            )
+        return self.read_listing(answer, source)
+
+    def read_listing(self, answer: Any, source: RepositorySource) -> Listing:
+        """The list in the JSON of a hub's answer. Raises DownloadError, and what a refusal in it means."""
+        try:
+            listing = self._listing(answer, source)
+            if not isinstance(listing.commit, str) or not listing.commit:
+                raise ValueError("no commit")
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise DownloadError(self._no_list(source, type(error).__name__)) from error
+        return listing
+
+    @abstractmethod
+    def _list_url(self, source: RepositorySource, /) -> str:
+        """The address of the list of a repository's files."""
+
+    def _check(self, response: httpx.Response, source: RepositorySource) -> None:  # noqa: B027  # the status says all
+        """Raise what a refusal of the list means, where this hub says more than the status."""
+
+    @abstractmethod
+    def _listing(self, answer: Any, source: RepositorySource, /) -> Listing:
+        """The list in a hub's JSON. Another answer raises AttributeError, LookupError, TypeError or ValueError."""
+
+    async def _ask(
+        self, client: httpx.AsyncClient, where: HttpSource, source: RepositorySource, *, insecure: bool
+    ) -> Any:
+        """The JSON of an answer, bounded in bytes and time. Raises DroppedError where asking again may help."""
+        bound = self.policy.connect_s + 2 * self.policy.stall_s
+        try:
+            async with (
+                asyncio.timeout(bound),
+                open_url(
+                    client,
+                    where,
+                    {"Accept": "application/json"},
+                    policy=self.policy,
+                    insecure=insecure,
+                    settings=f"the network, {self.endpoint_variable}, HTTPS_PROXY",
+                ) as answer,
+            ):
+                if answer.response.status_code != 200:
+                    self._check(answer.response, source)
+                answer.check_status()
+                body = bytearray()
+                async for chunk in answer.response.aiter_raw():
+                    body += chunk
+                    if len(body) > LARGEST_JSON:
+                        raise DownloadError(
+                            f"{where.label}: the hub's list of files is larger than {byte_size(LARGEST_JSON)}."
+                        )
+        except TimeoutError:
+            raise DroppedError(f"{self.endpoint} gave no answer within {bound:.0f} s") from None
+        try:
+            return await in_thread(parse_json, body)
+        except ValueError as error:
+            raise DownloadError(self._no_list(source, str(error))) from None
+
+    def _no_list(self, source: RepositorySource, why: str) -> str:
+        return (
+            f"{source.label}: {self.endpoint} gave no list of files ({why}). Is {self.endpoint_variable} a "
+            f"{self.title} hub?"
+        )
 
     @abstractmethod
     def file_url(self, source: RepositorySource, commit: str, path: str, /) -> str:
@@ -108,6 +188,7 @@ class Hub(ABC):
             raise InvalidRequestError(
                 f"{where}: {repository[:128]!r} is no repository of {self.title}: write owner/name."
             )
+        self.refuse()
         revision = revision or self.default_revision
         if not _REVISION.fullmatch(revision):
             raise InvalidRequestError(f"{where}: {revision[:64]!r} is no branch, tag or commit.")
@@ -165,9 +246,11 @@ def checked_files(files: Iterable[RemoteFile], label: str) -> list[RemoteFile]:
 
 
 def _check_entry(file: RemoteFile, label: str) -> None:
+    if not isinstance(file.path, str) or not isinstance(file.sha256, str) or not isinstance(file.blob, str):
+        raise PullError(f"{label}: the hub's list has an entry whose path or digest is not text.")
     if not all(_SEGMENT.fullmatch(segment) and not is_device_name(segment) for segment in file.path.split("/")):
         raise PullError(f"{label}: a file is called {file.path[:200]!r} there, which cannot be stored safely.")
-    if not isinstance(file.size, int) or file.size < 0:
+    if type(file.size) is not int or not 0 <= file.size < _LARGEST:
         raise PullError(f"{label}: the hub does not say how big {file.path} is.")
     if (file.sha256 and not _HEX64.fullmatch(file.sha256)) or (file.blob and not _HEX40.fullmatch(file.blob)):
         raise PullError(f"{label}: the hub gives no valid digest for {file.path}.")

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
     from engine_plugin.download.events import PullEvent
 
-__all__ = ["SharedPull"]
+__all__ = ["MOST_PULLS", "SharedPull"]
+
+MOST_PULLS = 16
+"""Pulls that run at once in one store, the others wait for their turn: each holds some files open."""
 
 
 _MOST = 1000
@@ -61,20 +64,27 @@ class SharedPull(Generic[PlanT]):
         self,
         plan: PlanT,
         run: Callable[[PlanT, Callable[[PullEvent], None]], Awaitable[Success]],
+        turns: asyncio.Semaphore,
         ended: Callable[[], object],
     ) -> None:
-        """Begin; `ended` is called when the pull is over, before anybody who waits for that goes on."""
+        """Begin when one of the `turns` is free. `ended` is called when the pull is over, before
+        anybody who waits for that goes on."""
         self.plan = plan
         self.abandoned = False
         self._watchers: list[_Watcher] = []
         self._status: Status | None = None
         self._progress: ChunkProgress | None = None
-        self._task = asyncio.create_task(self._drive(run), name=f"pull {plan.name}")
+        self._task = asyncio.create_task(self._drive(run, turns), name=f"pull {plan.name}")
         self._task.add_done_callback(lambda _: ended())
         self._task.add_done_callback(self._ended)
 
-    async def _drive(self, run: Callable[[PlanT, Callable[[PullEvent], None]], Awaitable[Success]]) -> Success:
-        return await run(self.plan, self._publish)
+    async def _drive(
+        self, run: Callable[[PlanT, Callable[[PullEvent], None]], Awaitable[Success]], turns: asyncio.Semaphore
+    ) -> Success:
+        if turns.locked():
+            self._publish(Status("waiting for other pulls to end"))
+        async with turns:
+            return await run(self.plan, self._publish)
 
     def _publish(self, event: PullEvent) -> None:
         if isinstance(event, ChunkProgress):

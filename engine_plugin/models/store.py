@@ -11,6 +11,8 @@ An engine owns one store, gives it an `inspect` that reads a model file, and clo
 
 from __future__ import annotations
 
+import asyncio
+import os
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -18,8 +20,10 @@ from engine_plugin import catalogue
 from engine_plugin.download.events import Success
 from engine_plugin.download.partial import Partial
 from engine_plugin.download.remote import FetchPolicy
+from engine_plugin.download.source import HttpSource
 from engine_plugin.errors import ModelNotFoundError, PreconditionError, PullError
 from engine_plugin.files import in_thread, private_folder
+from engine_plugin.models.huggingface import refuse_offline
 from engine_plugin.models.info import Inspection, ModelDetails, ModelInfo, StoredModel, kind_of_type
 from engine_plugin.models.layout import FileLayout
 from engine_plugin.models.names import near_names, validate_model_name
@@ -35,12 +39,12 @@ from engine_plugin.models.request import (
     read_request,
 )
 from engine_plugin.models.samples import Sample, Samples, bundled_samples
-from engine_plugin.models.shared import SharedPull
+from engine_plugin.models.shared import MOST_PULLS, SharedPull
 from engine_plugin.models.shelf import Shelf
 
 if TYPE_CHECKING:
     import builtins
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
     from pathlib import Path
 
     from engine_plugin.download.events import PullEvent
@@ -73,10 +77,12 @@ class ModelStore:
         samples: Samples | None = None,
         policy: FetchPolicy | None = None,
         layout: Layout | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         """No I/O. `inspect` reads a file (of any name) and raises InvalidRequestError or PullError for no model.
 
-        `layout` is how models lie below the root, in the place of files that end in `suffix`.
+        `layout` is how models lie below the root, in the place of files that end in `suffix`. `environ` (default: the
+        process's) may forbid pulls from Hugging Face.
         """
         self.root = root
         self._suffix = suffix
@@ -85,6 +91,8 @@ class ModelStore:
         self._policy = policy or FetchPolicy()
         self._shelf = Shelf(layout or FileLayout(root, suffix), inspect)
         self._pulls: dict[str, SharedPull[PullPlan]] = {}
+        self._environ = os.environ if environ is None else environ
+        self._turns = asyncio.Semaphore(MOST_PULLS)
 
     async def list(self) -> builtins.list[StoredModel]:
         """Every model, sorted by name; a sample only where no model of the store has its name.
@@ -184,7 +192,10 @@ class ModelStore:
         if request.source.startswith(COPY):
             return await self._plan_copy(request)
         names = await in_thread(self._shelf.names)
-        return await in_thread(self._plan, request, names)
+        plan = await in_thread(self._plan, request, names)
+        if isinstance(plan.source, HttpSource):
+            refuse_offline(self._environ, plan.source.url)
+        return plan
 
     async def _plan_copy(self, request: PullRequest) -> PullPlan:
         """A copy of a model that is here, which serves as what that one serves unless the request says otherwise."""
@@ -240,7 +251,7 @@ class ModelStore:
                     "settings; wait for that pull or cancel it."
                 )
             await shared.ended()
-        shared = SharedPull(plan, self._run, ended=lambda: self._pulls.pop(key, None))
+        shared = SharedPull(plan, self._run, self._turns, ended=lambda: self._pulls.pop(key, None))
         self._pulls[key] = shared
         return shared
 

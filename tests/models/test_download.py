@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine_plugin.download.events import ChunkProgress, Success
+from engine_plugin.download.remote import Answer, DroppedError, next_url
 from engine_plugin.errors import AuthError, EnginePluginError, ModelNotFoundError, PullError
 from engine_plugin.models.store import PullRequest
 from tests.models.fakes import digest_of, files_below, pull
@@ -187,3 +192,46 @@ async def test_redirects_lead_to_http_only(store: ModelStore, server: FileServer
     server.redirects["/model.gguf"] = location
     await fails(store, PullRequest(server.url()), PullError, "redirects to")
     assert len(server.requests) == 1
+
+
+@pytest.mark.promise("X15")
+@pytest.mark.parametrize(
+    ("headers", "status", "text"),
+    [
+        ({"Content-Range": f"bytes 0-{'9' * 5000}/{'9' * 5000}"}, 206, "valid Content-Range"),
+        ({"Content-Range": f"bytes */{'9' * 5000}"}, 416, "attempts brought no progress"),
+        ({"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}, 503, "come back in"),
+        ({"Retry-After": "Fri, 31 Dec 9999 23:59:59 -2359"}, 503, "attempts brought no progress|come back in"),
+        ({"Retry-After": "9" * 90}, 503, "come back in 31622400 seconds"),
+        ({"Retry-After": "9" * 5000}, 503, "attempts brought no progress"),
+        ({"Retry-After": "Mon, 99 Foo 1 1:1:1 GMT"}, 503, "attempts brought no progress"),
+        ({"Location": "http://127.0.0.1:99999/"}, 302, "invalid URL|cannot be asked"),
+        ({"Location": "http://127.0.0.1:0x50/"}, 302, "invalid URL"),
+        ({"Location": "http://" + "a" * 300 + "/"}, 302, "invalid URL|cannot be asked|cannot connect"),
+    ],
+)
+async def test_a_head_that_makes_no_sense_is_a_bad_answer(
+    store: ModelStore, server: FileServer, headers: dict[str, str], status: int, text: str
+) -> None:
+    server.scripts.extend(Script(status=status, headers=dict(headers), body=b"") for _ in range(8))
+    await fails(store, PullRequest(server.url()), PullError, text)
+
+
+HEADERS = ("Content-Range", "Retry-After", "ETag", "Last-Modified", "Location", "Content-Type", "X-Linked-ETag")
+ODD = ("", "bytes 5-1/3", "bytes 0-9/10", "bytes */*", "1e999", "//", "http://:0", "https://[", 'W/"x"', "-1", "²")
+VALUES = st.sampled_from(ODD) | st.text("abytes 019:/-[].%²\t", max_size=20)
+
+
+@pytest.mark.promise("X15")
+@given(
+    status=st.sampled_from([200, 206, 301, 302, 307, 416, 429, 503]),
+    headers=st.dictionaries(st.sampled_from(HEADERS), VALUES, max_size=3),
+)
+def test_any_head_is_a_file_or_a_refusal(status: int, headers: dict[str, str]) -> None:
+    request = httpx.Request("GET", "http://127.0.0.1/model.gguf")
+    raw = [(key.encode(), value.encode("latin-1")) for key, value in headers.items()]
+    answer = Answer(httpx.Response(status, headers=raw, request=request), "")
+    with suppress(EnginePluginError, DroppedError):
+        answer.check_status()
+        assert answer.remote().total >= 0
+        next_url(request.url, headers.get("Location", "/"), insecure=False)

@@ -130,7 +130,7 @@ async def test_a_slow_watcher_sees_every_status_but_only_the_latest_progress() -
         publish(ChunkProgress("", 1000, 1000))
         return Success("m", 1000, "")
 
-    shared = SharedPull(PLAN, run, ended=lambda: None)
+    shared = SharedPull(PLAN, run, asyncio.Semaphore(), ended=lambda: None)
     seen: list[PullEvent] = [event async for event in shared.watch()]
     assert seen == [
         Status("one"),
@@ -151,7 +151,7 @@ async def test_a_slow_caller_misses_the_beginning_of_endless_news_not_the_end() 
         told.set()
         return Success("m", 1, "sha256:00")
 
-    shared = SharedPull(PLAN, run, ended=lambda: None)
+    shared = SharedPull(PLAN, run, asyncio.Semaphore(), ended=lambda: None)
     async with asyncio.timeout(LIMIT), aclosing(shared.watch()) as events:
         seen = [await anext(events)]
         await told.wait()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from engine_plugin.download.disk import disk_error
 from engine_plugin.download.events import ChunkProgress, Status, Success
 from engine_plugin.errors import (
     EngineNotInstalledError,
@@ -384,3 +386,34 @@ async def test_samples_are_those_given(root: Path, inspector: Inspector) -> None
     assert replace(model, bundled=False) != model
     assert model.to_wire()["name"] == model.to_wire()["model"] == "tiny-rerank"
     assert datetime.fromisoformat(model.to_wire()["modified_at"]).tzinfo is not None
+
+
+def _highest_descriptor() -> int:
+    return max(int(entry.name) for entry in Path("/dev/fd").iterdir())
+
+
+@pytest.mark.promise("X12")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+async def test_hundreds_of_pulls_at_once_need_few_open_files(store: ModelStore, tmp_path: Path) -> None:
+    import resource
+
+    paths = [tmp_path / f"model-{number}.gguf" for number in range(200)]
+    for number, path in enumerate(paths):
+        path.write_bytes(b"GGUF %d" % number)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    await pull(store, PullRequest("tiny-embed"))  # all threads are there
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_highest_descriptor() + 100, limits[1]))
+    try:
+        pulled = await asyncio.gather(*(pull(store, PullRequest(str(path))) for path in paths))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert {events[-1].model for events in pulled if isinstance(events[-1], Success)} == {path.stem for path in paths}
+    assert Status("waiting for other pulls to end") in pulled[-1]
+
+
+@pytest.mark.promise("X12")
+@pytest.mark.parametrize(
+    ("number", "advice"), [(errno.EMFILE, "ulimit -n"), (errno.ENFILE, "ulimit -n"), (errno.EACCES, "permissions")]
+)
+def test_the_advice_fits_the_error(tmp_path: Path, number: int, advice: str) -> None:
+    assert advice in disk_error(OSError(number, os.strerror(number)), tmp_path, 0, 0).message

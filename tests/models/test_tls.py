@@ -16,7 +16,7 @@ from engine_plugin.models.store import FetchPolicy, ModelStore, PullRequest
 from tests.models.fakes import digest_of, pull
 from tests.models.folderworld import choose
 from tests.models.hub import REPOSITORY, hub_server
-from tests.models.server import FileServer, file_server
+from tests.models.server import FileServer, Script, file_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -90,3 +90,24 @@ async def test_hubs_are_asked_as_strictly(
             await pull(store, PullRequest(source))
         monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
         assert isinstance((await pull(store, PullRequest(source)))[-1], Success)
+
+
+@pytest.mark.promise("X11")
+@pytest.mark.parametrize("hub_name", ["hf", "ms"])
+async def test_a_hubs_list_is_not_followed_from_https_to_http(
+    root: Path, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, hub_name: str
+) -> None:
+    async def inspect(_: Path) -> Inspection:
+        return Inspection("chat")
+
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    async with hub_server(context) as hub, hub_server() as plain:
+        hub.troubles["list"].append(
+            Script(status=307, body=b"", headers={"Location": plain.url("/api/x?token=hidden")})
+        )
+        environ = {"HF_ENDPOINT": hub.url(""), "MODELSCOPE_ENDPOINT": hub.url("")}
+        store = FolderStore(root, inspect=inspect, choose=choose, policy=POLICY, environ=environ)
+        with pytest.raises(PullError, match="from https to http") as caught:
+            await pull(store, PullRequest(f"{hub_name}:{REPOSITORY}"))
+        assert "hidden" not in caught.value.message
+        assert plain.requests == []

@@ -6,7 +6,7 @@ used only if its SHA-256 is the expected one. Knows no engine; drivers say which
 
 from __future__ import annotations
 
-import json
+import asyncio
 import re
 import sys
 from contextlib import asynccontextmanager
@@ -23,7 +23,7 @@ from engine_plugin.download.partial import Partial
 from engine_plugin.download.remote import FetchPolicy
 from engine_plugin.download.source import HttpSource, file_path, without_secrets
 from engine_plugin.errors import AuthError, DownloadError, InstallError, NotFoundError
-from engine_plugin.files import in_thread, private_folder, sha256_of
+from engine_plugin.files import in_thread, parse_json, private_folder, sha256_of
 from engine_plugin.manifest import platform_key
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ _HEX64 = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})")
 _LISTED = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})\s+[ *]?(\S.*)")
 _BSD = re.compile(r"SHA256\s*\((.+)\)\s*=\s*([0-9a-fA-F]{64})", re.IGNORECASE)
 _CHECKSUMS_LIMIT = 8 * 1024 * 1024
+_CHECKSUMS_PATIENCE = 300.0
+"""Seconds in which it must have arrived: a server that drips could hold up an installation for ever."""
 _BESIDE = ("SHA256SUMS", "checksums.txt")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 _NVIDIA = Path("/proc/driver/nvidia/version")
@@ -119,8 +121,8 @@ def digest_in(content: bytes, name: str) -> str:
 
 def _digest_in_json(text: str, name: str) -> str:
     try:
-        assets = json.loads(text).get("assets")
-    except ValueError:
+        assets = parse_json(text.encode())["assets"]
+    except (ValueError, LookupError):
         return ""
     for asset in assets if isinstance(assets, list) else ():
         if isinstance(asset, dict) and asset.get("name") == name:
@@ -247,11 +249,19 @@ class Downloads:
         if isinstance(source, Path):
             return await in_thread(_head, source) if source.is_file() else b""
         try:
-            async with self._arrived(source, "checksums", words_only, limit=_CHECKSUMS_LIMIT) as partial:
+            async with (
+                asyncio.timeout(_CHECKSUMS_PATIENCE),
+                self._arrived(source, "checksums", words_only, limit=_CHECKSUMS_LIMIT) as partial,
+            ):
                 try:
                     return await in_thread(_head, partial.path)
                 finally:
                     await in_thread(partial.discard)
+        except TimeoutError:
+            raise InstallError(
+                f"{source.label}: the file did not arrive in {_CHECKSUMS_PATIENCE:g} s. Check the network and try "
+                "again"
+            ) from None
         except NotFoundError:
             if needed:
                 raise

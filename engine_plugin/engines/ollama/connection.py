@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from engine_plugin.engines.http.answers import ERROR_LIMIT
-from engine_plugin.engines.http.bodies import answer_object
 from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_body
 from engine_plugin.errors import BadGatewayError, EnginePluginError, UnavailableError
+from engine_plugin.files import LARGEST_JSON, in_thread, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -22,7 +22,7 @@ __all__ = ["OllamaClient"]
 
 _PATIENCE = 30.0
 """Seconds for an answer that takes no computing."""
-_SHAPE_LIMIT = 64 * 1024 * 1024
+_SHOWN = 200
 
 
 class OllamaClient:
@@ -93,10 +93,18 @@ class OllamaClient:
         limit = within or _PATIENCE
         try:
             async with asyncio.timeout(limit), self.request(method, path, body, model=model) as response:
-                answer = await response.read(_SHAPE_LIMIT)
+                answer = await response.read(LARGEST_JSON)
         except TimeoutError:
             raise UnavailableError(f"the Ollama server did not answer {path} in {limit:g} s") from None
-        return answer_object(answer, f"the server's answer to {path}") if answer.strip() else {}
+        if not answer.strip():
+            return {}
+        try:
+            found = await in_thread(parse_json, answer)
+        except ValueError as error:
+            raise BadGatewayError(f"the server's answer to {path} cannot be read: {error}") from None
+        if not isinstance(found, dict):
+            raise BadGatewayError(f"the server's answer to {path} is no JSON object: {answer[:_SHOWN]!r}")
+        return found
 
     async def quiet(self) -> None:
         """Wait until nothing is under way."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -27,9 +28,10 @@ from engine_plugin.errors import (
     PullError,
 )
 from engine_plugin.files import in_thread
+from engine_plugin.models.huggingface import refuse_offline
 from engine_plugin.models.info import kind_of_type
 from engine_plugin.models.request import local_path, read_request
-from engine_plugin.models.shared import SharedPull
+from engine_plugin.models.shared import MOST_PULLS, SharedPull
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -45,6 +47,7 @@ __all__ = ["Pulls"]
 _SILENCE = 900.0
 """Seconds without a line after which a pull is given up: a large layer is verified in silence."""
 _COPY = "model:"
+_HUGGING_FACE = ("hf.co/", "huggingface.co/")
 _SHOWN = 200
 _SUCCESS = "success"
 _STATUS = re.compile(r"^the engine answered \d+: ")
@@ -77,6 +80,7 @@ class Pulls:
     def __init__(self, models: ServerModels) -> None:
         self._models = models
         self._running: dict[str, SharedPull[_Plan]] = {}
+        self._turns = asyncio.Semaphore(MOST_PULLS)
 
     async def pull(self, client: OllamaClient, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
         """Bring a model to the server and yield what happens; ends after Success or raises.
@@ -110,7 +114,7 @@ class Pulls:
         async def run(plan: _Plan, publish: Callable[[PullEvent], None]) -> Success:
             return await self._run(client, plan, publish)
 
-        shared = SharedPull(plan, run, ended=lambda: self._running.pop(key, None))
+        shared = SharedPull(plan, run, self._turns, ended=lambda: self._running.pop(key, None))
         self._running[key] = shared
         return shared
 
@@ -160,6 +164,8 @@ def _plan(request: PullRequest) -> _Plan:
         return _Plan(name if request.source else path.stem, str(path), digest, insecure=False)
     if request.source or "://" in text:
         raise InvalidRequestError(f"{where}: {text[:128]!r} is nothing that Ollama pulls. {_FORMS}.")
+    if name.startswith(_HUGGING_FACE):
+        refuse_offline(os.environ, f"https://{name}")
     return _Plan(name, "", digest, request.insecure)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from engine_plugin.engines.openai.keys import key_headers
 from engine_plugin.engines.openai.servers import SERVERS, WELL_KNOWN_PORTS
 from engine_plugin.engines.openai.servers.base import Glance, text_of
 from engine_plugin.errors import BadGatewayError, EnginePluginError, PreconditionError, UnavailableError
-from engine_plugin.files import in_thread
+from engine_plugin.files import LARGEST_JSON, in_thread, parse_json
 
 if TYPE_CHECKING:
     import ssl
@@ -35,7 +34,6 @@ PROBE_TIMEOUT = "ENGINE_PLUGIN_PROBE_TIMEOUT"
 log = logging.getLogger(__name__)
 
 _MOST_MODELS = 5000
-_ANSWER_LIMIT = 16 * 1024 * 1024
 _NO_SERVER = "OpenAI-compatible server"
 _WHERE = "correct its address: engine_host under provider in plugin.yaml"
 
@@ -197,7 +195,7 @@ class Finder:
                 raise self._about_key(here, complaint_of_body(status, body).message, headers)
             if status >= 500 or 300 <= status < 400:
                 raise _cannot(base, status, body, server)
-            listing = _listing(body) if status == 200 else None
+            listing = await in_thread(_listing, body) if status == 200 else None
             if listing is not None:
                 return here, listing
         if not certain:
@@ -248,14 +246,14 @@ class Finder:
     async def _json(self, http: Http1Client, path: str) -> Any:
         try:
             status, body = await self._get(http, path)
-            return json.loads(body) if status == 200 else None
-        except (EnginePluginError, ValueError, RecursionError):
+            return await in_thread(parse_json, body) if status == 200 else None
+        except (EnginePluginError, ValueError):
             return None
 
     async def _get(self, http: Http1Client, path: str) -> tuple[int, bytes]:
         try:
             async with asyncio.timeout(self._timeout), http.request("GET", path) as response:
-                return response.status, await response.read(_ANSWER_LIMIT)
+                return response.status, await response.read(LARGEST_JSON)
         except TimeoutError:
             raise UnavailableError(f"it does not answer in {self._timeout:g} s") from None
         except BadGatewayError as error:
@@ -315,8 +313,8 @@ def _said(status: int, body: bytes) -> str:
 def _listing(body: bytes) -> list[dict[str, Any]] | None:
     """The entries of a list of models; None when it is none."""
     try:
-        shape = json.loads(body)
-    except (ValueError, RecursionError):
+        shape = parse_json(body)
+    except ValueError:
         return None
     entries = shape.get("data") if isinstance(shape, dict) else shape
     if not isinstance(entries, list):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from engine_plugin.engines.openvino.runner.telemetry import block_telemetry
+from engine_plugin.files import read_json
 
 if TYPE_CHECKING:
     from engine_plugin.engines.openvino.runner.frames import Channel, Frame, Inbox
@@ -217,11 +218,7 @@ def refusal(number: int, error: Exception) -> Frame:
 
 def json_file(path: Path) -> dict[str, Any]:
     """A JSON object's file of a model's folder; nothing when it is missing or no such thing."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_json(path) or {}
 
 
 def text_list(value: Any, field: str) -> list[str]:
