@@ -2,7 +2,8 @@
 
 A message is `what. fix`, both with the numbers, names and commands of the moment. Who raises one takes the entry:
 `catalogue.PORT_TAKEN.error(port=8000, holder="nginx (pid 7)")`. The entries are neutral: an engine fills in its own
-words, such as how its server is started on this system. docs/troubleshooting.md lists them
+words, such as how its server is started on this system, and a step that a caller can take is named by its rpc
+(StartEngine, PullModel NAME), for which the command line puts its own command. docs/troubleshooting.md lists them
 (scripts/troubleshooting.py writes it).
 """
 
@@ -39,6 +40,7 @@ __all__ = [
     "CLOUD_OFF",
     "CONTEXT",
     "DEADLINE",
+    "DEFAULT_MISSING",
     "DISK_FILLED",
     "DISK_FULL",
     "DISK_REFUSES",
@@ -63,6 +65,7 @@ __all__ = [
     "TOO_OLD",
     "Entry",
     "Family",
+    "default_missing",
     "model_missing",
     "near_names",
     "on_this_system",
@@ -73,7 +76,7 @@ _LONGEST_NAME = 128
 _MOST_NEAR = 3
 _ROOM = 300
 """Characters that a list of names may have."""
-_LIST = "engine-plugin models list shows the names"
+_LIST = "ListModels shows the names"
 
 ErrorT = TypeVar("ErrorT", bound=EnginePluginError)
 
@@ -125,7 +128,7 @@ ENGINE_STOPPED = Entry(
     "engine-stopped",
     UnavailableError,
     "the engine is not running",
-    "Call StartEngine (engine-plugin engine start)",
+    "Call StartEngine",
     "Nobody has started the engine yet, or somebody stopped it. A server of somebody else's that was let go counts "
     "as stopped too.",
     "Start it. A host does so by itself when it starts the plugin; `engine-plugin engine start` does it by hand.",
@@ -147,7 +150,7 @@ NOT_INSTALLED = Entry(
     "not-installed",
     EngineNotInstalledError,
     "{found}",
-    "Call InstallEngine (engine-plugin engine install)",
+    "Call InstallEngine",
     "The software that computes is no part of this package, and it is not below the data directory yet, or lacks a "
     "part.",
     "`engine-plugin engine install` fetches and verifies it; `engine.offline` in plugin.yaml names the way for "
@@ -196,13 +199,23 @@ MODEL_MISSING = Entry(
     "in plugin.yaml (`--auto-pull` for one command) to have missing models pulled before the call.",
 )
 
+DEFAULT_MISSING = Entry(
+    "default-missing",
+    ModelNotFoundError,
+    "model: {name!r}, the default model for {service}, is not on this machine; {place} names it",
+    "Choose another default{pull}",
+    "The request names no model, and the service's default model was deleted or never pulled.",
+    "Choose another default (`engine-plugin models use NAME`), return to plugin.yaml's (`engine-plugin models use "
+    "--reset`), or pull the model again. `default_model` in plugin.yaml is edited by hand.",
+)
+
 MODEL_KIND = Entry(
     "model-kind",
     InvalidRequestError,
     "model: {model} is a model for {kind}; {service} needs one for {wanted}",
-    "Name another: engine-plugin models list shows what each is for",
+    "Name another: ListModels shows what each is for",
     "Each service needs models of one kind: chat and generate those for chat, embed those for embeddings.",
-    "Name a model of that kind, or set the service's `default_model` (`engine-plugin models use NAME`). A pull with "
+    "Name a model of that kind, or choose the service's default (`engine-plugin models use NAME`). A pull with "
     "`--type` says what a model is for when its files leave that open.",
 )
 
@@ -217,7 +230,7 @@ DISK_FULL = Entry(
     "The disk below the data directory is too small for what is being fetched; that is looked at before the first "
     "byte, and again while bytes arrive.",
     "Delete models that are not needed (`engine-plugin models rm NAME`), or name a directory on a larger disk: "
-    "`engine.data_dir` in plugin.yaml. What has arrived is kept, and the next attempt goes on from there.",
+    "`resources.data_dir` in plugin.yaml. What has arrived is kept, and the next attempt goes on from there.",
 )
 
 DISK_FILLED = Entry(
@@ -236,14 +249,14 @@ DISK_REFUSES = Entry(
     "Correct the permissions of the data directory, or move it",
     "A file below the data directory cannot be written: the directory belongs to another user, the file system is "
     "mounted read-only, or the disk fails.",
-    "Give the plugin's user the directory (`chown`), or name another one: `engine.data_dir` in plugin.yaml.",
+    "Give the plugin's user the directory (`chown`), or name another one: `resources.data_dir` in plugin.yaml.",
 )
 
 MEMORY = Entry(
     "memory",
     PreconditionError,
     "model: {model} needs {needed} of memory, and {limit}",
-    "Take a smaller model, unload others (engine-plugin models unload NAME), or raise the limit",
+    "Take a smaller model, unload others (UnloadModel NAME), or raise the limit",
     "The model's weights are larger than the memory that may be used for models, or than what is free.",
     "Take a smaller model or a stronger quantization, unload others, shorten the context length, or raise the limit "
     "that the message names.",
@@ -410,7 +423,7 @@ DEADLINE = Entry(
 
 FAMILIES = (
     Family("The engine", (ENGINE_STOPPED, SERVER_DOWN, NOT_INSTALLED, OWN_SOFTWARE, TOO_OLD, NO_DEVICE)),
-    Family("Models", (MODEL_MISSING, MODEL_KIND)),
+    Family("Models", (MODEL_MISSING, DEFAULT_MISSING, MODEL_KIND)),
     Family("Room: disk, memory, queue, context", (DISK_FULL, DISK_FILLED, DISK_REFUSES, MEMORY, BUSY, CONTEXT)),
     Family("Ports and addresses", (PORT_TAKEN, ADDRESS_TAKEN)),
     Family("Keys and accounts", (KEY_MISSING, KEY_REFUSED, KEY_UNSAFE, SIGN_IN, CLOUD_OFF)),
@@ -433,12 +446,20 @@ def model_missing(
     """
     hint = f"Did you mean {' or '.join(near)}? " if near else f"Here are: {_some(here)}. "
     if pull:
-        way = f"Pull it: engine-plugin models pull {shlex.quote(pull)}" if len(pull) <= _LONGEST_NAME else _LIST
+        way = f"Pull it: PullModel {shlex.quote(pull)}" if len(pull) <= _LONGEST_NAME else _LIST
     elif sources:
         way = f"Others must be pulled first: {sources}"
     else:
         way = _LIST
-    return ModelNotFoundError(MODEL_MISSING.text(name=str(name)[:_LONGEST_NAME], hint=hint, pull=way), pull=pull)
+    text = MODEL_MISSING.text(name=str(name)[:_LONGEST_NAME], hint=hint, pull=way)
+    return ModelNotFoundError(text, model=str(name), pull=pull)
+
+
+def default_missing(name: str, service: str, place: str, *, pull: str = "") -> ModelNotFoundError:
+    """The error for a default model that is not here; `place` is the file that names it, `pull` as above."""
+    way = f", or pull it: PullModel {shlex.quote(pull)}" if pull and len(pull) <= _LONGEST_NAME else ""
+    text = DEFAULT_MISSING.text(name=name[:_LONGEST_NAME], service=service, place=place, pull=way)
+    return ModelNotFoundError(text, model=name, pull=pull)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -96,9 +96,10 @@ class ServiceNotFoundError(NotFoundError):
 
 
 class ModelNotFoundError(NotFoundError):
-    """No such model is present. `pull` is what to pull to have it, "" when no pull would bring it."""
+    """No such model is present: `model` as it was named, `pull` what to pull to have it, "" for no such source."""
 
-    def __init__(self, message: str, *, pull: str = "") -> None:
+    def __init__(self, message: str, *, model: str = "", pull: str = "") -> None:
+        self.model = model
         self.pull = pull
         super().__init__(message)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +23,14 @@ from engine_plugin.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from engine_plugin.models.defaults import DefaultModels
 from engine_plugin.models.missing import MissingModels
 from engine_plugin.models.offer import Offer, names_for
 from engine_plugin.services import CONVERSATIONS, parse_request
 from engine_plugin.services.base import optional
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 
     from engine_plugin.download.events import ChunkProgress, PullEvent
     from engine_plugin.engines.base import BidiMessage, Engine, EngineCheck, EngineConfig, Health, Progress
@@ -70,6 +71,7 @@ class Plugin:
         self.engine = engine
         # A host's keep-alive passes over a plugin that says STOPPED, so a fresh one says RUNNING: revive me.
         self._status = OperateStatus.RUNNING
+        self._defaults = DefaultModels(manifest.data_dir)
         self._offer = Offer(engine.list_models)
         self._missing = MissingModels(engine.pull_model, lambda: _progress_log("PullModel"))
 
@@ -79,14 +81,15 @@ class Plugin:
         await self.engine.aclose()
 
     async def manifest_json(self) -> bytes:
-        """plugin.yaml as GetManifest answers it; where it names no models of a service, those that can serve it."""
+        """plugin.yaml as GetManifest answers it, with the default models that count now.
+
+        Where plugin.yaml names no models of a service, those that can serve it are named.
+        """
         services = self.manifest.services.values()
+        defaults = {service.service_name: await self._configured_model(service) for service in services}
         models = () if all(service.support_models for service in services) else await self._offer.models()
         return self.manifest.to_json(
-            {
-                service.service_name: names_for(service.service_name, service.default_model, models)
-                for service in services
-            }
+            {name: names_for(name, default, models) for name, default in defaults.items()}, defaults
         )
 
     # Services
@@ -103,12 +106,13 @@ class Plugin:
         return await self._invoke(service_name, data)
 
     async def _invoke(self, service_name: str, data: bytes) -> bytes:
-        service, contract, request = await self._prepare(service_name, data)
+        service, contract, request, default = await self._prepare(service_name, data)
         trivial = contract.trivial_answer(request)
         if trivial is not None:
             return json.dumps(trivial).encode()
-        async with deadline(deadlines.allowed(service, "unary"), service_name, _RAISE):
-            return await self.engine.call(service_name, request)
+        with self._naming_default(service, default):
+            async with deadline(deadlines.allowed(service, "unary"), service_name, _RAISE):
+                return await self.engine.call(service_name, request)
 
     @asynccontextmanager
     async def stream(self, service_name: str, data: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -124,14 +128,15 @@ class Plugin:
 
     @asynccontextmanager
     async def _stream(self, service_name: str, data: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
-        service, _contract, request = await self._prepare(service_name, data)
+        service, _contract, request, default = await self._prepare(service_name, data)
         if not service.capabilities.support_streaming:
             raise catalogue.NO_STREAM.error(service=service_name, engine="this plugin.yaml (support_streaming)")
-        async with (
-            deadline(deadlines.allowed(service, "stream"), service_name, _RAISE),
-            self.engine.stream(service_name, request) as chunks,
-        ):
-            yield chunks
+        with self._naming_default(service, default):
+            async with (
+                deadline(deadlines.allowed(service, "stream"), service_name, _RAISE),
+                self.engine.stream(service_name, request) as chunks,
+            ):
+                yield chunks
 
     @asynccontextmanager
     async def converse(
@@ -146,7 +151,7 @@ class Plugin:
             raise UnsupportedError(
                 f"service_name: {service_name} is not bidirectional; call InvokeService or InvokeServiceStream"
             )
-        default = service.default_model or await self.engine.default_model(service_name)
+        default = await self._default_model(service)
         async with aclosing(_checked(service_name, messages)) as checked, AsyncExitStack() as stack:
             heard = _Heard(checked)
             if not self.manifest.auto_pull:
@@ -167,11 +172,12 @@ class Plugin:
     async def _conversation(
         self, service: ServiceSpec, messages: AsyncIterator[BidiMessage], default: str
     ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
-        async with (
-            deadline(deadlines.allowed(service, "bidi"), service.service_name, _RAISE),
-            self.engine.converse(service.service_name, messages, default) as answers,
-        ):
-            yield answers
+        with self._naming_default(service, default):
+            async with (
+                deadline(deadlines.allowed(service, "bidi"), service.service_name, _RAISE),
+                self.engine.converse(service.service_name, messages, default) as answers,
+            ):
+                yield answers
 
     async def _fetch_missing(self, error: ModelNotFoundError) -> None:
         """Pull the model that a call missed, if plugin.yaml allows that and a pull would bring it; else raise."""
@@ -191,8 +197,34 @@ class Plugin:
             )
         return service
 
-    async def _prepare(self, service_name: str, data: bytes) -> tuple[ServiceSpec, Service, dict[str, Any]]:
-        """Look at a request once: the service exists, the JSON is sound, the model is named."""
+    async def _configured_model(self, service: ServiceSpec) -> str:
+        """The default model that the user, plugin.yaml or the models on this machine give a service, else "".
+
+        A model of the user's own comes before a sample, even one that plugin.yaml names.
+        """
+        chosen, declared = await self._defaults.of(service.service_name), service.default_model
+        if chosen or not declared or not await self.engine.is_sample(declared):
+            return chosen or declared
+        return await self.engine.default_model(service.service_name) or declared
+
+    async def _default_model(self, service: ServiceSpec) -> str:
+        """The model for a call that names none: the configured one, else the engine's choice, else ""."""
+        return await self._configured_model(service) or await self.engine.default_model(service.service_name)
+
+    @contextmanager
+    def _naming_default(self, service: ServiceSpec, default: str) -> Iterator[None]:
+        """Say of a missing model that it is the default one; "" for a call that names its model itself."""
+        try:
+            yield
+        except ModelNotFoundError as error:
+            if error.model != default or not default:
+                raise
+            place = self.manifest.path if default == service.default_model else self._defaults.path
+            raise catalogue.default_missing(default, service.service_name, str(place), pull=error.pull) from error
+
+    async def _prepare(self, service_name: str, data: bytes) -> tuple[ServiceSpec, Service, dict[str, Any], str]:
+        """Check a request once: the service, its contract, the JSON with a model in it, and that model if the
+        request itself named none, else ""."""
         spec = self._declared(service_name)
         contract = self.engine.contract(spec)
         if contract is None:
@@ -200,14 +232,15 @@ class Plugin:
                 f"service_name: {service_name} cannot be called with a JSON request; use InvokeServiceBidi"
             )
         request = parse_request(data)
+        default = ""
         if not optional(request, "model", str):
-            request["model"] = spec.default_model or await self.engine.default_model(service_name)
-            if not request["model"]:
+            default = request["model"] = await self._default_model(spec)
+            if not default:
                 raise InvalidRequestError(
                     f"model: is missing, and plugin.yaml has no default_model for {service_name}"
                 )
         contract.check(request)
-        return spec, contract, request
+        return spec, contract, request, default
 
     # The engine's life
 

@@ -33,7 +33,7 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
         "address": "http://127.0.0.1:11434",
         "reason": "connection refused",
         "start": "`ollama serve`",
-        "otherwise": "install one of the plugin's own: engine-plugin engine install",
+        "otherwise": "have the plugin run its own: call InstallEngine",
     },
     "not-installed": {"found": "llama.cpp is not installed"},
     "own-software": {
@@ -57,7 +57,13 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "model-missing": {
         "name": "qwen3:7b",
         "hint": "Did you mean qwen3:8b? ",
-        "pull": "Pull it: engine-plugin models pull qwen3:7b",
+        "pull": "Pull it: PullModel qwen3:7b",
+    },
+    "default-missing": {
+        "name": "qwen3:8b",
+        "service": "chat",
+        "place": "/home/me/.local/share/engine-plugin/engines/ollama/default-models.json",
+        "pull": ", or pull it: PullModel qwen3:8b",
     },
     "model-kind": {"model": "bge-m3", "kind": "embed", "service": "chat", "wanted": "chat"},
     "disk-full": {
@@ -136,9 +142,10 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
 _HEAD = """\
 # When something goes wrong
 
-A failure that a person can mend says what it is and what to do, in one line, with the numbers and the commands of the
-moment. This page lists all of them, with an example of each; the numbers are the codes that the host gets. `lint`
-finds what is wrong in a plugin.yaml before anything is started; `status` shows what runs, where, and which models.
+A failure that a person can mend says what it is and what to do, in one line, with the numbers of the moment. This
+page lists all of them, each with an example as a host gets it and the code on the wire. The command line replaces the
+name of an rpc by its own command: PullModel X becomes `engine-plugin models pull X`. `lint` finds what is wrong in a
+plugin.yaml before anything is started; `status` shows what runs, where, and which models.
 
 """
 

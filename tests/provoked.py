@@ -25,6 +25,7 @@ PROVOKED: Mapping[str, str] = {
     "too-old": "tests/ollama/attached/test_attachment.py::test_a_server_that_is_too_old_is_named_with_both_versions",
     "no-device": "tests/openvino/driver/test_life.py::test_gpu_where_there_is_none",
     "model-missing": "tests/models/test_store.py::test_not_found_says_what_was_meant",
+    "default-missing": "tests/models/test_defaults.py::test_a_missing_default_model_is_named_with_its_file",
     "model-kind": "tests/openvino/driver/test_services.py::test_a_model_of_another_kind",
     "disk-full": "tests/models/test_store.py::test_a_full_disk_is_told_before_anything_is_written",
     "disk-filled": "tests/models/test_folders.py::test_a_disk_that_is_full_in_the_middle",

@@ -9,7 +9,7 @@ import click
 from engine_plugin.cli.options import chosen_manifest
 from engine_plugin.cli.output import say
 from engine_plugin.cli.progress import show_pull
-from engine_plugin.cli.wanted import is_model
+from engine_plugin.cli.wanted import default_model, is_model
 from engine_plugin.errors import UnsupportedError
 from engine_plugin.models.names import is_cloud_name
 
@@ -38,10 +38,10 @@ async def model_to_call(
     the model (else the service's default) is looked for and, when it is not here, pulled; progress goes to standard
     error. An engine that cannot pull is left to say itself what it has not. Raises what a pull raises.
     """
-    manifest = chosen_manifest(options)
-    wanted = model or manifest.service(service).default_model
-    # A name in the cloud is no file that a pull could bring.
-    if not (auto_pull or manifest.auto_pull) or not wanted or is_cloud_name(wanted):
+    if not (auto_pull or chosen_manifest(options).auto_pull):
+        return model
+    wanted = model or await default_model(client, service)
+    if not wanted or is_cloud_name(wanted):  # a name in the cloud is no file that a pull could bring
         return model
     if any(is_model(entry.get("name", ""), wanted) for entry in await client.list_models()):
         return model

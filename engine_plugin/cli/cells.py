@@ -34,9 +34,8 @@ def memory(loaded: Mapping[str, Any]) -> str:
 
 
 def vram(loaded: Mapping[str, Any]) -> str:
-    """How much of it is an accelerator's."""
-    size = loaded.get("accelerator_memory") or 0
-    return human_size(size) if size else ("CPU" if loaded.get("memory") else "")
+    """How much of it is an accelerator's; nothing where the memory itself is unknown."""
+    return human_size(loaded.get("accelerator_memory") or 0) if loaded.get("memory") else ""
 
 
 def idle(loaded: Mapping[str, Any]) -> str:

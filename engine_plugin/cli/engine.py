@@ -163,13 +163,14 @@ async def status(options: Options) -> None:
         _print_status(shown)
     if not shown["running"]:
         if shown["state"] == STOPPED and record is None and not options.json:
-            say("start it: engine-plugin engine start")
+            say(f"start it: engine-plugin engine {'start' if shown['installed'] else 'install'}")
         click.get_current_context().exit(_NOT_RUNNING)
 
 
 async def _found(client: PluginClient, record: ServerRecord | None) -> dict[str, object]:
     running, state = await health_of(client)
     found: dict[str, object] = {"running": running, "state": state}
+    found["installed"] = running or bool(await client.check_engine(timeout=_QUICK))
     if running or record is not None:
         found["version"] = await client.get_version(timeout=_QUICK)
     if record is not None:
@@ -180,7 +181,7 @@ async def _found(client: PluginClient, record: ServerRecord | None) -> dict[str,
 def _print_status(shown: dict[str, object]) -> None:
     models = shown.pop("models", [])
     for key, value in shown.items():
-        if key != "running" and value:
+        if key not in {"running", "installed"} and value:
             print_line(f"{key + ':':<9}{advised(str(value))}")
     if isinstance(models, list):
         for model in models:

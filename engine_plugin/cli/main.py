@@ -59,7 +59,16 @@ _COMMANDS = {
 
 
 class _Commands(click.Group):
-    """Imports a command's module when it is asked for."""
+    """Imports a command's module when it is called for."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does; it knows no names of commands that are not imported, so they are given to its suggestion."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.exceptions.NoSuchCommand as error:
+            raise click.exceptions.NoSuchCommand(error.command_name, possibilities=_COMMANDS, ctx=ctx) from None
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return sorted(_COMMANDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,15 +12,16 @@ import click
 
 from engine_plugin.cli import cells
 from engine_plugin.cli.names import model_names
-from engine_plugin.cli.options import Options, chosen_manifest, global_options, run, runs
+from engine_plugin.cli.options import Options, global_options, runs
 from engine_plugin.cli.output import human_size, print_fields, print_json, print_line, print_table, say
 from engine_plugin.cli.usemodel import use
 from engine_plugin.cli.wanted import entry_of, is_model
+from engine_plugin.errors import EnginePluginError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from engine_plugin.host import LoadedModel, ModelEntry, PullOptions
+    from engine_plugin.host import LoadedModel, ModelEntry, PluginClient, PullOptions
 
 __all__ = ["PASSWORD_VARIABLE", "models"]
 
@@ -60,12 +62,9 @@ async def show(options: Options, name: str) -> None:
     async with plugin(options) as client:
         entry = await entry_of(client, name)
         running = await client.running_models()
+        declared = (await client.get_manifest())["services"]
     loaded = next((one.get("loaded", {}) for one in running if one.get("name") == entry["name"]), None)
-    services = [
-        spec.service_name
-        for spec in chosen_manifest(options).services.values()
-        if spec.default_model and is_model(entry["name"], spec.default_model)
-    ]
+    services = [one["service_name"] for one in declared if is_model(entry["name"], one["default_model"])]
     if options.json:
         print_json({**entry, "running": loaded is not None, "loaded": loaded or {}, "default_for": services})
         return
@@ -113,29 +112,50 @@ async def unload(options: Options, names: tuple[str, ...]) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=model_names)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @global_options
-@click.pass_obj
-def rm(options: Options, names: tuple[str, ...], yes: bool) -> None:
-    """Delete models from this machine. Asks first when at a terminal."""
-    # Asked before there is an event loop, which would take the first Ctrl-C for itself.
-    if not yes and sys.stdin.isatty() and not click.confirm(f"Delete {', '.join(names)}?", err=True):
-        say("nothing was deleted")
-        click.get_current_context().exit(1)
-    run(options, _rm(options, names))
-
-
-async def _rm(options: Options, names: tuple[str, ...]) -> None:
+@runs
+async def rm(options: Options, names: tuple[str, ...], yes: bool) -> None:
+    """Delete models, or what is left of their unfinished pulls. Asks first when at a terminal."""
     from engine_plugin.cli.session import plugin
 
     async with plugin(options) as client:
+        asked = [] if yes or not sys.stdin.isatty() else await _present(client, names)
+        if asked and not await _confirmed(f"Delete {', '.join(asked)}?"):
+            say("nothing was deleted")
+            click.get_current_context().exit(1)
         for name in names:
             await client.delete_model(name)
             _done(options, "deleted", [name])
 
 
+async def _confirmed(question: str) -> bool:
+    """Ask on standard error. Ctrl-C and the end of input count as a no."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.output import create_output
+
+    session = PromptSession[str](output=create_output(sys.stderr))
+    try:
+        answer = await session.prompt_async(f"{question} [y/N] ", handle_sigint=False)
+    except (EOFError, KeyboardInterrupt):  # at the prompt Ctrl-C is a key
+        return False
+    return answer.strip().lower() in {"y", "yes"}
+
+
+async def _present(client: PluginClient, names: Sequence[str]) -> list[str]:
+    """Those of the names that are models on this machine, and so worth a question before they are deleted."""
+    listed = [entry.get("name", "") for entry in await client.list_models()]
+    return [name for name in names if any(is_model(one, name) for one in listed)]
+
+
 def _from_here(source: str) -> str:
-    """The absolute path of a file, since the plugin may run in another directory; other sources as they are."""
-    local = Path(source)
-    return str(local.absolute()) if local.is_file() else source
+    """The absolute path of a file or folder, since the plugin runs in another directory; other sources as they are.
+
+    A file's name is a path. A folder must look like one, `./name` or `name/`, since models may have a folder's name.
+    """
+    local = Path(source).expanduser()
+    begins_as_path = source.startswith(("./", "../", "~", ".\\", "..\\")) or source in (".", "..")
+    if begins_as_path or source.endswith(("/", os.sep)) or local.is_absolute() or local.is_file():
+        return os.path.abspath(local)  # noqa: PTH100  # pathlib keeps the dots, which messages should not show
+    return source
 
 
 @models.command()
@@ -160,10 +180,10 @@ async def pull(
     from engine_plugin.cli.progress import show_pull
     from engine_plugin.cli.session import plugin
 
-    model = _from_here(model)
+    source = _from_here(model)
     wanted: PullOptions = {}
     if name:
-        wanted["source"] = model
+        wanted["source"] = source
     if sha256:
         wanted["sha256"] = sha256
     if model_type:
@@ -174,10 +194,37 @@ async def pull(
         wanted["username"] = username
     if password := os.environ.get(PASSWORD_VARIABLE):
         wanted["password"] = password
-    async with plugin(options) as client:
-        pulled = await show_pull(client, name or model, as_json=options.json, **wanted)
+    try:
+        async with plugin(options) as client:
+            pulled = await show_pull(client, name or source, as_json=options.json, **wanted)
+            kind = "" if options.json else await _kind_of(client, pulled)
+    except NotFoundError:
+        if source == model and os.path.isdir(model):  # noqa: ASYNC240, PTH112  # after the end of all work
+            say(f"To pull the folder {model} of this directory: engine-plugin models pull ./{model}")
+        raise
     if not options.json:
         print_line(f"pulled {pulled}")
+        if command := _TRIED_BY.get(kind):
+            say(f"Try it: engine-plugin {command.format(shlex.quote(pulled))}")
+
+
+_TRIED_BY = {
+    "chat": "chat --model {}",
+    "embed": "embed --model {} TEXT",
+    "rerank": "rerank --model {} QUERY DOCUMENT DOCUMENT",
+    "text-to-image": "image --model {} PROMPT -o FILE.png",
+    "speech-to-text": "transcribe --model {} FILE",
+    "text-to-speech": "speak --model {} TEXT -o FILE.wav",
+}
+"""The command that calls a model of each kind; {} is its name."""
+
+
+async def _kind_of(client: PluginClient, name: str) -> str:
+    """What a model that was just pulled is for, "" when the engine cannot tell."""
+    try:
+        return (await entry_of(client, name)).get("kind", "")
+    except EnginePluginError:
+        return ""
 
 
 @models.command()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shlex
 import signal
 from dataclasses import dataclass
 from functools import wraps
@@ -41,10 +40,6 @@ PLUGIN_DIR = "ENGINE_PLUGIN_DIR"
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-# A command of ours within a sentence. It works on the chosen plugin only when it names that, too.
-_COMMANDS = "chat|embed|engine|image|models|rerank|serve|speak|status|transcribe"
-_OURS = re.compile(rf"(?<![\w/.-])engine-plugin(?= (?:{_COMMANDS})\b)")
-
 
 @dataclass
 class Options:
@@ -57,10 +52,10 @@ class Options:
     verbose: bool = False
 
     def advice(self, text: str) -> str:
-        """A message whose commands work on the chosen plugin: with the --plugin that this command has."""
-        if not self.named:
-            return text
-        return _OURS.sub(lambda _: f"engine-plugin --plugin {shlex.quote(self.named)}", text)
+        """A message whose commands can be run here, on the chosen plugin."""
+        from engine_plugin.cli.advice import advice  # only messages need it
+
+        return advice(text, self.named)
 
 
 def advised(text: str) -> str:

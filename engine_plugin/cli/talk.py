@@ -14,7 +14,7 @@ from engine_plugin.cli.autopull import model_to_call
 from engine_plugin.cli.conversation import SERVICE
 from engine_plugin.cli.output import say
 from engine_plugin.cli.terminal import AnswerPrinter, print_answer, waiting
-from engine_plugin.cli.wanted import is_model, missing
+from engine_plugin.cli.wanted import default_model, is_model, missing
 from engine_plugin.errors import EnginePluginError, PluginProcessError, UnsupportedError
 from engine_plugin.models.names import is_cloud_name
 from engine_plugin.waiting import handle_signal
@@ -87,9 +87,11 @@ class _Talk:
         self._pictures = pictures
         self._auto_pull = auto_pull
         self._interrupts = interrupts
+        self._default = ""
 
     async def run(self) -> None:
         """Read lines and answer them, to the end of the conversation."""
+        self._default = await default_model(self._client, SERVICE)
         names = await self._names()
         session = _prompt_session(names)
         if not await self._say_missing(names):
@@ -116,7 +118,7 @@ class _Talk:
 
     async def _say_missing(self, names: list[str]) -> bool:
         """Whether the model that is to answer is none of `names`, which is said: another may be named then."""
-        wanted = self._conversation.settings.model or self._conversation.spec.default_model
+        wanted = self._conversation.settings.model or self._default
         # Who lists none may have it all the same, and a name in the cloud needs not be listed.
         if not names or not wanted or is_cloud_name(wanted) or any(is_model(name, wanted) for name in names):
             return False
@@ -124,7 +126,7 @@ class _Talk:
         return True
 
     def _model(self) -> str:
-        named = self._conversation.settings.model or self._conversation.spec.default_model
+        named = self._conversation.settings.model or self._default
         return named or "the model that the plugin chooses"
 
     async def _take(self, line: str) -> None:

@@ -1,9 +1,8 @@
-"""`engine-plugin models use`: a model becomes the default of its services, in the plugin's manifest."""
+"""`engine-plugin models use`: a model becomes the user's default for its services."""
 
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,9 +10,10 @@ import click
 from engine_plugin import catalogue
 from engine_plugin.cli.names import model_names, service_names
 from engine_plugin.cli.options import Options, chosen_manifest, global_options, runs
-from engine_plugin.cli.output import print_json, print_line, say
+from engine_plugin.cli.output import print_json, print_line
 from engine_plugin.cli.wanted import entry_of
 from engine_plugin.errors import PreconditionError
+from engine_plugin.models.defaults import DefaultModels
 from engine_plugin.models.info import KIND_OF_SERVICE, can_serve
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ __all__ = ["use"]
 
 
 @click.command()
-@click.argument("name", shell_complete=model_names)
+@click.argument("name", required=False, shell_complete=model_names)
 @click.option(
     "--service",
     "services",
@@ -35,34 +35,45 @@ __all__ = ["use"]
     metavar="SERVICE",
     help="Only for this service; may be given again. [default: each that needs such a model]",
 )
+@click.option("--reset", is_flag=True, help="Return to the default models of plugin.yaml.")
 @global_options
 @runs
-async def use(options: Options, name: str, services: tuple[str, ...]) -> None:
-    """Make a model the default of its services: set default_model in plugin.yaml and change nothing else there."""
-    from engine_plugin.cli.rendezvous import Rendezvous
-    from engine_plugin.cli.session import plugin
-    from engine_plugin.manifest.edit import set_default_models
+async def use(options: Options, name: str | None, services: tuple[str, ...], reset: bool) -> None:
+    """Make a model the default for its services, from the next call on.
 
+    The choice is kept in the data directory; plugin.yaml stays as it is.
+    """
+    if (name is None) is not reset:
+        raise click.UsageError("name a model, or give --reset to return to plugin.yaml's, not both")
     manifest = chosen_manifest(options)
     for service in services:
-        manifest.service(service)  # a misspelt one is said before a plugin is launched
+        manifest.service(service)  # a misspelt one is refused before a plugin is launched
+    defaults = DefaultModels(manifest.data_dir)
+    chosen = tuple(dict.fromkeys(services))
+    if name is None:
+        model, chosen = "", chosen or tuple(manifest.services)
+        said = f"plugin.yaml names the default model for {', '.join(chosen)} again"
+    else:
+        model, chosen = await _fitting(options, manifest, name, chosen)
+        said = f"{model} is now the default model for {', '.join(chosen)}"
+    await asyncio.to_thread(defaults.write, dict.fromkeys(chosen, model))
+    if options.json:
+        print_json({"model": model, "services": chosen, "file": str(defaults.path)})
+    else:
+        print_line(said)
+
+
+async def _fitting(
+    options: Options, manifest: Manifest, name: str, services: tuple[str, ...]
+) -> tuple[str, tuple[str, ...]]:
+    """The model as its list names it, and the services for which it becomes the default."""
+    from engine_plugin.cli.session import plugin
+
     async with plugin(options) as client:
         entry = await entry_of(client, name)
-    model = entry["name"]
-    chosen = tuple(dict.fromkeys(services)) or _services_for(entry, manifest)
-    _refuse_other_kinds(entry, chosen)
-    changed = await asyncio.to_thread(set_default_models, manifest.path, dict.fromkeys(chosen, model))
-    restart = bool(changed) and Rendezvous(manifest).find() is not None
-    if options.json:
-        print_json(
-            {"model": model, "file": str(manifest.path), "services": chosen, "changed": changed, "restart": restart}
-        )
-    elif changed:
-        print_line(f"{model} is now the default model for {', '.join(changed)} ({manifest.path})")
-    else:
-        print_line(f"{model} was the default model for {', '.join(chosen)} already ({manifest.path})")
-    if changed:
-        _say_when(manifest, restart)
+    services = services or _services_for(entry, manifest)
+    _refuse_other_kinds(entry, services)
+    return entry["name"], services
 
 
 def _services_for(entry: ModelEntry, manifest: Manifest) -> tuple[str, ...]:
@@ -70,7 +81,7 @@ def _services_for(entry: ModelEntry, manifest: Manifest) -> tuple[str, ...]:
     name, kind = entry["name"], entry.get("kind", "")
     if not kind:
         raise PreconditionError(
-            f"nobody knows what {name} is for. Say it: --service, with one of {', '.join(manifest.services)}"
+            f"the kind of {name} is unknown. Give the service: --service, with one of {', '.join(manifest.services)}"
         )
     found = tuple(service for service in manifest.services if KIND_OF_SERVICE.get(service) == kind)
     if not found:
@@ -88,13 +99,3 @@ def _refuse_other_kinds(entry: ModelEntry, services: Sequence[str]) -> None:
         if kind and not can_serve(service, kind, can):
             wanted = KIND_OF_SERVICE.get(service, service)
             raise catalogue.MODEL_KIND.error(model=entry["name"], kind=kind, service=service, wanted=wanted)
-
-
-def _say_when(manifest: Manifest, restart: bool) -> None:
-    import engine_plugin
-
-    if restart:
-        restart_it = "engine-plugin engine stop && engine-plugin engine start"
-        say(f"the running server keeps to the old one until a restart: {restart_it}")
-    if Path(engine_plugin.__file__).parent in manifest.path.parents:
-        say("this file came with the package, and an upgrade replaces it: keep a copy of your own (--plugin DIR)")

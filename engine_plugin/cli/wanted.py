@@ -1,4 +1,4 @@
-"""Which of the models here a name on the command line means."""
+"""Which model a command means: a name among those here, or a service's default."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from engine_plugin.errors import EnginePluginError, NotFoundError
 if TYPE_CHECKING:
     from engine_plugin.host import ModelEntry, PluginClient
 
-__all__ = ["entry_of", "is_model", "missing"]
+__all__ = ["default_model", "entry_of", "is_model", "missing"]
 
 _LATEST = ":latest"
 
@@ -17,6 +17,14 @@ _LATEST = ":latest"
 def is_model(listed: str, wanted: str) -> bool:
     """Whether a model that a list names is the wanted one: the same name, or without the tag that Ollama adds."""
     return listed.removesuffix(_LATEST) == wanted.removesuffix(_LATEST)
+
+
+async def default_model(client: PluginClient, service: str) -> str:
+    """The model that answers a call of `service` which names none, "" when the engine chooses one at the call."""
+    for declared in (await client.get_manifest()).get("services", ()):
+        if declared.get("service_name") == service:
+            return str(declared.get("default_model") or "")
+    return ""
 
 
 async def entry_of(client: PluginClient, name: str) -> ModelEntry:

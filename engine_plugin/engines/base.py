@@ -208,7 +208,11 @@ class Engine(ABC):
 
     @abstractmethod
     async def default_model(self, service: str) -> str:
-        """The model for a call that names none when plugin.yaml gives no default_model; "" for none."""
+        """The model for a call that names none, when neither the user nor plugin.yaml has chosen one; "" for none."""
+
+    async def is_sample(self, name: str) -> bool:  # noqa: ARG002  # for engines with samples
+        """Whether a name means a sample of the package, which a model of the user's own replaces as the default."""
+        return False
 
     @abstractmethod
     async def call(self, service: str, request: dict[str, Any]) -> bytes:

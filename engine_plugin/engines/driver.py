@@ -132,7 +132,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
 
     async def _trial(self, backend: BackendT) -> None:
         """Have new software answer with a sample, beside what runs. Raises EnginePluginError."""
-        model = await self._store.get(self._store.default_for("chat"))
+        model = await self._store.get(self._store.sample_for("chat"))
         await self.init_env()
         with ExitStack() as cleanup:
             folder = await in_thread(self._private_folder, cleanup) if self._use_unix_sockets() else None
@@ -172,7 +172,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         return EngineConfig(
             host="" if self._use_unix_sockets() else "127.0.0.1",  # a private socket has no host to show
             scheme="http",
-            recommend_model=self._sample_for("chat"),
+            recommend_model=self._store.sample_for("chat"),
             download_path=str(self._software.folder),
             engine_path=str(self._data),
             exec_path=os.path.dirname(sys.executable),  # noqa: PTH120  # the wire wants the text
@@ -305,11 +305,11 @@ class Driver(Engine, Generic[BackendT, ServerT]):
     # Services
 
     async def default_model(self, service: str) -> str:
-        return self._sample_for(service)
-
-    def _sample_for(self, service: str) -> str:
         kind = KIND_OF_SERVICE.get(service) if service in self.services else None
-        return self._store.default_for(kind) if kind else ""
+        return await self._store.default_for(kind) if kind else ""
+
+    async def is_sample(self, name: str) -> bool:
+        return await self._store.is_sample(name)
 
     async def _model_for(self, service: str, name: str) -> StoredModel:
         """The model of that name, which must be of the service's kind. Raises InvalidRequestError, and

@@ -7,7 +7,6 @@
     model.py       the Manifest itself
     paths.py       questions about the file system that never raise
     load.py        finding, loading, inspecting and linting the file
-    edit.py        a service's default model set in the file, every other byte kept
 
 This package is on the way to the handshake: beyond the standard library it imports PyYAML and nothing else.
 """

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 import yaml
@@ -54,10 +54,14 @@ _NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Which file a manifest came from, and the 1-based line of everything in it."""
+    """Which file a manifest came from, and the 1-based line of everything in it.
+
+    `written` has the text of each number and boolean, such as 1.10 for 1.1.
+    """
 
     file: str
     lines: Mapping[KeyPath, int]
+    written: Mapping[KeyPath, str] = field(default_factory=dict)
 
     def line(self, path: KeyPath) -> int:
         """The line of `path`, or of its nearest parent that exists."""
@@ -89,7 +93,7 @@ def read_document(path: Path) -> tuple[Source, Any, list[Problem]]:
         # The pure Python parser lets ValueError and OverflowError of bad escapes and directives through.
         builder.problems.append(_syntax_problem(file, text, error))
         builder.root = INVALID
-    source = Source(file, builder.lines)
+    source = Source(file, builder.lines, builder.written)
     if builder.root is None:
         builder.problems.append(
             Problem(file, 0, "the file is empty", 'Begin with version: "1.0" and a provider: section')
@@ -164,6 +168,7 @@ class _Builder:
         self.file = file
         self.root: Any = None
         self.lines: dict[KeyPath, int] = {}
+        self.written: dict[KeyPath, str] = {}
         self.problems: list[Problem] = []
         self._stack: list[_Frame] = []
         self._documents = 0
@@ -199,6 +204,8 @@ class _Builder:
         path = _place(frame)
         self.lines.setdefault(path, line)
         value = self._value(event, line)
+        if isinstance(event, yaml.ScalarEvent) and isinstance(value, int | float):
+            self.written.setdefault(path, event.value)
         if frame is None:
             self.root = value
         elif isinstance(frame.items, list):

@@ -165,17 +165,22 @@ class Manifest:
             raise ManifestError([self.problem(place, what, f"Run chmod +x {path}")])
         return path
 
-    def to_json(self, offered: Mapping[str, Sequence[str]] | None = None) -> bytes:
+    def to_json(
+        self, offered: Mapping[str, Sequence[str]] | None = None, defaults: Mapping[str, str] | None = None
+    ) -> bytes:
         """The manifest as GetManifest answers it: the keys of plugin.yaml in JSON that a Go host decodes.
 
-        `offered` has, for each service, the models to name where plugin.yaml names none. The `engine` section stays
-        out: its options are between plugin.yaml and the engine, and may be secret.
+        For each service `offered` has the models to name where plugin.yaml names none, and `defaults` the default
+        model that counts in the place of plugin.yaml's. The `engine` section stays out: its options are between
+        plugin.yaml and the engine, and may be secret.
         """
         import json
 
         services = [asdict(service) for service in self.services.values()]
         for service in services:
-            service["support_models"] = service["support_models"] or (offered or {}).get(service["service_name"], ())
+            name = service["service_name"]
+            service["support_models"] = service["support_models"] or (offered or {}).get(name, ())
+            service["default_model"] = (defaults or {}).get(name) or service["default_model"]
         body = {
             "version": self.version,
             "provider": asdict(self.provider),

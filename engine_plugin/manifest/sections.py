@@ -45,15 +45,16 @@ def near(name: str, known: Collection[str]) -> str:
     return ""
 
 
-def _kind(value: object) -> str:
+def _kind(value: object, written: str = "") -> str:
+    """What a value is, in words; `written` is the text of a number or boolean in the file."""
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):
         return "a list"
     if isinstance(value, bool):
-        return f"the boolean {str(value).lower()}"
+        return f"the boolean {written or str(value).lower()}"
     if isinstance(value, (int, float)):
-        return f"the number {value}"
+        return f"the number {written or value}"
     return "empty" if value is None else f"the text {quoted(value)}"
 
 
@@ -90,9 +91,9 @@ class Section:
             return default
         if not isinstance(value, str):
             scalar = not isinstance(value, (dict, list))
-            shown = str(value).lower() if isinstance(value, bool) else value
-            fix = f'Write it in quotes: {key}: "{shown}"' if scalar else "Write one text"
-            self.complain((key,), f"is {_kind(value)}, not a text", fix)
+            written = self.source.written.get((*self.path, key), "")
+            fix = f'Write it in quotes: {key}: "{written}"' if scalar else "Write one text"
+            self.complain((key,), f"is {_kind(value, written)}, not a text", fix)
             return default
         return value
 

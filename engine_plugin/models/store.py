@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from engine_plugin.download.events import PullEvent
     from engine_plugin.models.layout import Layout
     from engine_plugin.models.pull import Leftovers, Pull
+    from engine_plugin.models.records import Record
 
 __all__ = [
     "FetchPolicy",
@@ -142,9 +143,24 @@ class ModelStore:
             await self._shelf.remove(name)
             await in_thread(partial.discard)
 
-    def default_for(self, kind: str) -> str:
-        """The name of the sample that serves a kind when nobody chose a model, or ""."""
+    def sample_for(self, kind: str) -> str:
+        """The name of the first sample of a kind, or ""."""
         return self._samples.default_for(kind) if self._samples else ""
+
+    async def default_for(self, kind: str) -> str:
+        """The name of the model of a kind that was pulled last, else of a sample, else ""."""
+        own = [one for one in await self._shelf.all() if one.kind == kind and not self._holds_sample(one)]
+        return max(own, key=lambda one: one.mtime_ns).name if own else self.sample_for(kind)
+
+    async def is_sample(self, name: str) -> bool:
+        """Whether a name means a sample of the package, pulled or not."""
+        record = await self._shelf.get(name) if self._shelf.layout.is_name(name) else None
+        return self._sample(name) is not None if record is None else self._holds_sample(record)
+
+    def _holds_sample(self, record: Record) -> bool:
+        """Whether a model of the store is a pulled sample, under whatever name."""
+        samples = filter(None, map(self._sample, self._sample_names()))
+        return record.digest in {f"sha256:{sample.sha256}" for sample in samples}
 
     async def pull(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
         """Bring a model here and yield what happens; ends after Success or raises.

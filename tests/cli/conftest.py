@@ -139,6 +139,7 @@ def workplace(tmp_path: Path) -> Iterator[Workplace]:
         "AOG_DATA_DIR": str(home / "aog"),
         "XDG_RUNTIME_DIR": str(runtime),
         "PYTHONPATH": os.pathsep.join([str(site.parent), str(REPOSITORY)]),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     }
     place = Workplace(home, runtime, plugin, env)
     try:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine_plugin.catalogue import model_missing, near_names
 from engine_plugin.download.events import ChunkProgress, PullEvent, Status, Success
@@ -15,7 +16,7 @@ from engine_plugin.models.info import Capabilities, Loaded
 from .fake_engine import FakeEngine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from engine_plugin.models.info import ModelInfo
     from engine_plugin.models.store import PullRequest
@@ -51,6 +52,13 @@ class ManagingEngine(FakeEngine):
         }
         here = {info.name: info for info in await self.list_models()}
         return [replace(here[name], loaded=what) for name, what in loaded.items() if name in here]
+
+    @asynccontextmanager
+    async def stream(self, service: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
+        self._log(f"{service} {request['model']}")
+        self._info(request["model"])
+        async with super().stream(service, request) as chunks:
+            yield chunks
 
     async def pull_model(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
         if request.source.startswith("model:"):

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+import engine_plugin
+from engine_plugin import catalogue
+from engine_plugin.cli import advice
 from engine_plugin.cli.options import Options
 from tests.host.conftest import FAKE_PLUGIN
 from tests.host.plugins import make_plugin
 
+from .conftest import COMMAND
+
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from .conftest import Workplace
 
@@ -32,12 +41,69 @@ if TYPE_CHECKING:
         ("my-engine-plugin engine start", "my-engine-plugin engine start"),
     ],
 )
-def test_commands_name_the_plugin(text: str, advised: str) -> None:
+def test_commands_name_the_plugin(text: str, advised: str, on_path: None) -> None:
     assert Options(named="ollama").advice(text) == advised
     assert Options().advice(text) == text
 
 
-def test_a_directory_with_a_space_is_quoted() -> None:
+@pytest.fixture
+def on_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This Python's scripts are on PATH."""
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    advice.program.cache_clear()
+    yield
+    advice.program.cache_clear()
+
+
+@pytest.mark.promise("T5")
+@pytest.mark.parametrize(
+    ("text", "advised"),
+    [
+        ("Call StartEngine", "Run engine-plugin engine start"),
+        ("have it run its own: call InstallEngine.", "have it run its own: run engine-plugin engine install."),
+        ("Pull it: PullModel 'a b'", "Pull it: engine-plugin models pull 'a b'"),
+        ("ListModels shows the names", "engine-plugin models list shows the names"),
+        ("unload others (UnloadModel NAME)", "unload others (engine-plugin models unload NAME)"),
+        ("Choose another default", "Choose another default: engine-plugin models use NAME"),
+        ("PullModelStream failed", "PullModelStream failed"),
+    ],
+)
+def test_a_person_reads_commands_where_a_host_reads_rpcs(text: str, advised: str, on_path: None) -> None:
+    assert advice.advice(text) == advised
+
+
+@pytest.mark.promise("T5")
+def test_no_message_of_the_plugin_has_a_command_line() -> None:
+    package = Path(engine_plugin.__file__).parent
+    for entry in catalogue.CATALOGUE.values():
+        assert "engine-plugin" not in entry.template
+    for file in package.rglob("*.py"):
+        if file.parts[len(package.parts)] in {"cli", "catalogue.py"}:
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise | ast.Return) and (text := ast.unparse(node)):
+                assert "engine-plugin engine" not in text, (file, text)
+                assert "engine-plugin models" not in text, (file, text)
+
+
+@pytest.mark.promise("T5")
+@pytest.mark.skipif(sys.platform == "win32", reason="a script of POSIX")
+@pytest.mark.parametrize("named", ["relative", "absolute", "module"])
+def test_commands_begin_with_the_program_as_it_was_called(workplace: Workplace, named: str) -> None:
+    script = Path(sys.executable).with_name("engine-plugin")
+    workplace.env["PATH"] = os.defpath
+    link = workplace.plugin / "bin" / "engine-plugin"
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(script)
+    program = {"relative": ["bin/engine-plugin"], "absolute": [str(script)], "module": COMMAND}[named]
+    done = subprocess.run(
+        [*program, "engine", "check"], env=workplace.env, cwd=workplace.plugin, capture_output=True, text=True
+    )
+    shown = {"relative": "./bin/engine-plugin", "absolute": str(script), "module": str(script)}[named]
+    assert f"{shown} engine install\n" in done.stderr
+
+
+def test_a_directory_with_a_space_is_quoted(on_path: None) -> None:
     said = Options(named="my plugin").advice("engine-plugin models list")
     assert shlex.split(said) == ["engine-plugin", "--plugin", "my plugin", "models", "list"]
 

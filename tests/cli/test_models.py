@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and terminals of POSIX")
 
 
+@pytest.mark.promise("T3")
 def test_pull_list_rm(workplace: Workplace) -> None:
     done = workplace.run("models", "pull", "tiny")
     assert (done.returncode, done.stdout) == (0, "pulled tiny\n")
     lines = done.stderr.splitlines()
     assert lines[0].startswith("resolving tiny")
-    assert lines[1:] == ["downloading", *(f"{10 * part}% of 10.0 kB" for part in (1, 2, 3, 4, 5, 10))]
+    assert lines[1:-1] == ["downloading", *(f"{10 * part}% of 10.0 kB" for part in (1, 2, 3, 4, 5, 10))]
+    assert lines[-1] == "Try it: engine-plugin chat --model tiny"
     heads, row = workplace.good("models", "list").splitlines()
     assert heads.split() == ["NAME", "KIND", "SIZE", "CONTEXT", "CAPABILITIES", "QUANT", "MODIFIED"]
     assert row.split()[:6] == ["tiny", "chat", "10.0", "kB", "chat", "Q4_0"]
@@ -67,6 +69,25 @@ def test_a_file_is_named_from_where_the_person_is(workplace: Workplace) -> None:
     steps = [json.loads(line) for line in workplace.good("models", "pull", "mine.gguf", "--json").splitlines()]
     assert steps[0]["status"].startswith(f"resolving {workplace.plugin / 'mine.gguf'} ")
     assert workplace.good("models", "pull", "mine.gguf") == f"pulled {steps[-1]['model']}\n"
+
+
+@pytest.mark.promise("T2")
+@pytest.mark.parametrize("named", ["./folder", "folder/", "../here/folder", "{here}/folder"])
+def test_a_folder_is_named_from_where_the_person_is(workplace: Workplace, named: str) -> None:
+    here = workplace.plugin.with_name("here")
+    (here / "folder").mkdir(parents=True)
+    workplace.plugin = here
+    workplace.env["ENGINE_PLUGIN_DIR"] = str(here.with_name("fake-plugin"))
+    said = workplace.good("models", "pull", named.format(here=here), "--name", "mine", "--json")
+    steps = [json.loads(line) for line in said.splitlines()]
+    assert json.loads(steps[0]["status"].removeprefix("resolving mine "))["source"] == str(here / "folder")
+
+
+@pytest.mark.promise("T2")
+def test_a_name_that_is_also_a_folder_here_stays_a_name(managed: Workplace) -> None:
+    (managed.plugin / "nowhere").mkdir()
+    said = managed.bad(3, "models", "pull", "nowhere")
+    assert "To pull the folder nowhere of this directory: engine-plugin models pull ./nowhere\n" in said
 
 
 def test_a_pull_that_fails(workplace: Workplace) -> None:
@@ -129,6 +150,7 @@ def test_a_terminal_gets_a_bar(workplace: Workplace) -> None:
     assert "10.0/10.0 kB" in shown
 
 
+@pytest.mark.promise("T5")
 @posix
 def test_rm_asks_at_a_terminal(workplace: Workplace) -> None:
     workplace.good("models", "pull", "tiny")
@@ -139,6 +161,10 @@ def test_rm_asks_at_a_terminal(workplace: Workplace) -> None:
     assert "tiny" in workplace.good("models", "list")
     assert at_terminal(workplace, "models", "rm", "tiny", typed="y\n")[0] == 0
     assert "tiny" not in workplace.good("models", "list")
+    status, shown = at_terminal(workplace, "models", "rm", "tiny")
+    assert status == 3
+    assert "Delete" not in shown
+    assert "no model is called 'tiny'" in shown
 
 
 def rows(table: str) -> list[list[str]]:
@@ -230,6 +256,7 @@ def test_the_layers_of_a_pull_are_summed(managed: Workplace) -> None:
         *("75% of 9.0 kB", "83% of 9.0 kB", "91% of 9.0 kB", "100% of 9.0 kB"),
         "100% of 10.0 kB",
         "verifying sha256 digest",
+        "Try it: engine-plugin chat --model new",
     ]
 
 
@@ -249,7 +276,7 @@ def test_memory_needs_an_engine_that_runs(managed: Workplace) -> None:
     try:
         assert rows(managed.good("models", "ps")) == [
             ["NAME", "KIND", "MEMORY", "VRAM", "CONTEXT", "IDLE"],
-            ["embedder", "embed", "500.0 kB", "CPU", "12 s"],
+            ["embedder", "embed", "500.0 kB", "0 B", "12 s"],
             ["guessed", "chat", "2.0 GB", "1.5 GB", "4096", "5 min left"],
         ]
         assert managed.good("models", "load", "tagged") == "loaded tagged\n"

@@ -1,9 +1,11 @@
-"""A model becomes the default of its services in the plugin's own manifest."""
+"""A model becomes the user's default for its services."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING
+
+import pytest
 
 from .conftest import MANIFEST
 
@@ -23,52 +25,64 @@ GENERATE = """\
 
 
 def manifest_of(place: Workplace) -> Path:
-    """The plugin's manifest, with services more."""
+    """The plugin's manifest, with more services."""
     file = place.plugin / "plugin.yaml"
     file.write_text(MANIFEST.replace("platforms:\n", f"{GENERATE}platforms:\n"))
     return file
 
 
+def defaults_of(place: Workplace) -> dict[str, str]:
+    """What the user has chosen."""
+    models: dict[str, str] = json.loads((place.data / "default-models.json").read_text())
+    return models
+
+
+@pytest.mark.promise("T4")
 def test_use_sets_every_service_of_that_kind(managed: Workplace) -> None:
     file = manifest_of(managed)
     before = file.read_text()
     said = managed.good("models", "use", "tagged")
-    assert said == f"tagged:latest is now the default model for chat, generate ({file})\n"
-    assert file.read_text() == before.replace("default_model: tiny", "default_model: tagged:latest").replace(
-        "# as chat, without roles\n", "# as chat, without roles\n    default_model: tagged:latest\n"
-    ).replace("[tiny]", '[tiny, "tagged:latest"]')
-    assert "already" in managed.good("models", "use", "tagged:latest", "--service", "generate")
-    said = managed.good("models", "use", "tagged:latest", "--json")
+    assert said == "tagged:latest is now the default model for chat, generate\n"
+    assert defaults_of(managed) == {"chat": "tagged:latest", "generate": "tagged:latest"}
+    assert "default for:   chat, generate\n" in managed.good("models", "show", "tagged")
+    said = managed.good("models", "use", "guessed", "--service", "generate", "--json")
     assert json.loads(said) == {
-        "model": "tagged:latest",
-        "file": str(file),
-        "services": ["chat", "generate"],
-        "changed": [],
-        "restart": False,
+        "model": "guessed",
+        "services": ["generate"],
+        "file": str(managed.data / "default-models.json"),
     }
+    assert defaults_of(managed) == {"chat": "tagged:latest", "generate": "guessed"}
+    assert file.read_text() == before
+    assert managed.good("models", "use", "--reset", "--service", "chat").endswith("for chat again\n")
+    assert defaults_of(managed) == {"generate": "guessed"}
+    managed.good("models", "use", "--reset")
+    assert not (managed.data / "default-models.json").exists()
 
 
-def test_use_for_one_service_and_a_server_that_runs(managed: Workplace) -> None:
-    file = manifest_of(managed)
-    before = file.read_text()
+@pytest.mark.promise("T4")
+def test_a_running_server_uses_the_new_default_for_its_next_call(managed: Workplace) -> None:
+    manifest_of(managed)
     managed.good("engine", "start")
     try:
-        done = managed.run("models", "use", "guessed", "--service", "generate")
+        assert "is now the default" in managed.good("models", "use", "guessed")
+        managed.good("chat", "Hello")
+        managed.good("models", "use", "tagged", "--service", "chat")
+        managed.good("chat", "Hello")
+        managed.good("models", "rm", "-y", "tagged:latest")
+        said = managed.bad(3, "chat", "Hello")
     finally:
         managed.good("engine", "stop")
-    assert done.stdout == f"guessed is now the default model for generate ({file})\n"
-    assert done.stderr == (
-        "the running server keeps to the old one until a restart: "
-        "engine-plugin engine stop && engine-plugin engine start\n"
-    )
-    assert file.read_text() == before.replace("[tiny]", "[tiny, guessed]").replace(
-        "# as chat, without roles\n", "# as chat, without roles\n    default_model: guessed\n"
+    called = [line for line in managed.journal if line.startswith("chat ")]
+    assert called == ["chat guessed", "chat tagged:latest", "chat tagged:latest"]
+    assert said == (
+        "engine-plugin: model: 'tagged:latest', the default model for chat, is not on this machine; "
+        f"{managed.data / 'default-models.json'} names it. Choose another default: engine-plugin models use NAME\n"
     )
 
 
+@pytest.mark.promise("T4")
 def test_use_says_why_not(managed: Workplace) -> None:
     file = manifest_of(managed)
-    before = file.read_text()
     said = managed.bad(3, "models", "use", "embeder")
     assert "no model is called 'embeder'. Did you mean embedder? Others must be pulled first: by letter" in said
     said = managed.bad(1, "models", "use", "embedder", "--service", "chat")
@@ -76,18 +90,21 @@ def test_use_says_why_not(managed: Workplace) -> None:
     said = managed.bad(4, "models", "use", "painter")
     assert f"painter is a model for text-to-image, and {file} declares no service that needs one" in said
     said = managed.bad(4, "models", "use", "nobody-knows")
-    assert "nobody knows what nobody-knows is for. Say it: --service" in said
+    assert "the kind of nobody-knows is unknown. Give the service: --service" in said
     assert "has no service 'chatt'" in managed.bad(3, "models", "use", "guessed", "--service", "chatt")
-    file.chmod(0o444)
-    try:
-        said = managed.bad(4, "models", "use", "embedder")
-    finally:
-        file.chmod(0o644)
-    assert said == (
-        f"engine-plugin: {file} was not changed: it may not be written (allow it: chmod u+w {file}). "
-        "Write it there yourself: default_model: embedder for embed.\n"
-    )
-    assert file.read_text() == before
+    assert "not both" in managed.bad(2, "models", "use", "guessed", "--reset")
+    assert "name a model" in managed.bad(2, "models", "use")
+    assert not (managed.data / "default-models.json").exists()
+
+
+@pytest.mark.promise("T4")
+@pytest.mark.parametrize("content", ["{", "[]", '{"chat": 1}', ""])
+def test_a_damaged_file_of_defaults_is_named(managed: Workplace, content: str) -> None:
+    file = managed.data / "default-models.json"
+    file.write_text(content)
+    for command in (["models", "use", "guessed"], ["chat", "Hello"]):
+        assert f"{file} is damaged" in managed.bad(4, *command)
+    assert file.read_text() == content
 
 
 def test_a_model_of_another_kind_that_can_serve_it_too(managed: Workplace) -> None:
@@ -96,6 +113,6 @@ def test_a_model_of_another_kind_that_can_serve_it_too(managed: Workplace) -> No
     hearing = "  - service_name: speech-to-text\n    config_ref: openvino:speech-to-text\n"
     file.write_text(file.read_text().replace("platforms:\n", f"{hearing}platforms:\n"))
     said = managed.good("models", "use", "listener", "--service", "speech-to-text")
-    assert said == f"listener is now the default model for speech-to-text ({file})\n"
+    assert said == "listener is now the default model for speech-to-text\n"
     assert "is a model for chat" in managed.bad(1, "models", "use", "tagged", "--service", "speech-to-text")
-    assert "for chat, generate (" in managed.good("models", "use", "listener")
+    assert "for chat, generate\n" in managed.good("models", "use", "listener")

@@ -63,7 +63,7 @@ def test_running(place: Workplace) -> None:
         "",
         "LOADED    MEMORY    VRAM    IDLE",
         "guessed   2.0 GB    1.5 GB  5 min left",
-        "embedder  500.0 kB  CPU     12 s",
+        "embedder  500.0 kB  0 B     12 s",
         "",
         *AVAILABLE,
     ]

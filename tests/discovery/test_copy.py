@@ -154,7 +154,7 @@ async def test_a_model_of_a_hub_that_is_missing_names_its_pull(store: ModelStore
         await store.get("OpenVINO/olt")
     folders = isinstance(store, FolderStore)
     assert raised.value.pull == ("OpenVINO/olt" if folders else "")
-    assert ("engine-plugin models pull OpenVINO/olt" in str(raised.value)) == folders
+    assert ("PullModel OpenVINO/olt" in str(raised.value)) == folders
     with pytest.raises(ModelNotFoundError, match="Did you mean old") as raised:
         await store.get("olt")
     assert raised.value.pull == ""

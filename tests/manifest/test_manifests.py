@@ -37,6 +37,11 @@ BAD: list[tuple[str, int, str]] = [
     (changed("sample-plugin", "true"), 3, 'boolean true, not a text. Write it in quotes: name: "true"'),
     (changed("  version: 1.0.0\n", ""), 2, "provider.version is missing"),
     (changed("1.0.0", "1.0"), 4, "provider.version is the number 1.0"),
+    *(
+        (changed("1.0.0", number), 4, f'is the number {number}, not a text. Write it in quotes: version: "{number}"')
+        for number in ("1.10", "2.0", "0x1F", "1e3", "-0", "123456789012345678", ".5")
+    ),
+    (changed("1.0.0", "True"), 4, 'is the boolean True, not a text. Write it in quotes: version: "True"'),
     (changed("  type: local\n", ""), 2, "provider.type is missing"),
     (changed("local", "Local"), 5, "Did you mean local? It must be one of: local, remote"),
     (changed("type: local", "type: local\n  author: [me]"), 6, "provider.author is a list"),

@@ -111,7 +111,7 @@ def test_every_manifest_of_this_repository_is_known_here() -> None:
 
 def test_all_names_what_the_package_offers() -> None:
     offered = {name for name in vars(package) if not name.startswith("_")}
-    modules = {"document", "edit", "load", "model", "paths", "schema", "sections", "surgery", "variables"}
+    modules = {"document", "load", "model", "paths", "schema", "sections", "variables"}
     assert set(package.__all__) == offered - modules
 
 

@@ -42,14 +42,31 @@ def lay_in(root: Path, name: str, data: bytes) -> Path:
 async def test_a_fresh_store_lists_the_samples_and_creates_nothing(store: ModelStore, root: Path) -> None:
     assert [model.name for model in await store.list()] == ["tiny-chat", "tiny-embed", "tiny-rerank"]
     assert (await store.get("tiny-chat")).bundled
-    assert store.default_for("rerank") == "tiny-rerank"
+    assert await store.default_for("rerank") == "tiny-rerank"
     assert list(root.parent.iterdir()) == []
+
+
+@pytest.mark.promise("T3")
+async def test_the_model_that_was_pulled_last_is_the_default_of_its_kind(
+    store: ModelStore, tmp_path: Path, data: bytes
+) -> None:
+    await pull(store, PullRequest("tiny-chat"))
+    assert await store.is_sample("tiny-chat")
+    assert await store.default_for("chat") == "tiny-chat"
+    for name in ("zebra", "antelope"):
+        await pull(store, PullRequest(str(lay_in(tmp_path / "elsewhere", name, data + name.encode()))))
+    assert not await store.is_sample("zebra")
+    assert await store.default_for("chat") == "antelope"
+    await store.delete("antelope")
+    assert await store.default_for("chat") == "zebra"
+    await pull(store, PullRequest("copy", source="model:tiny-chat"))
+    assert await store.default_for("chat") == "zebra"
 
 
 async def test_a_store_without_samples_is_empty(root: Path, inspector: Inspector) -> None:
     store = ModelStore(root, inspect=inspector)
     assert await store.list() == []
-    assert store.default_for("chat") == ""
+    assert await store.default_for("chat") == ""
 
 
 async def test_a_pulled_sample_is_copied_verified_and_shadows_the_bundled_one(

@@ -186,7 +186,7 @@ async def test_ovo_tells_where_a_model_comes_from(serve: Serve, attach: Attach) 
     with pytest.raises(ModelNotFoundError) as caught:
         await call(attach(server), "chat", **HELLO, model="mlx-community/Other")
     assert caught.value.pull == "mlx-community/Other"
-    assert "engine-plugin models pull mlx-community/Other" in str(caught.value)
+    assert "PullModel mlx-community/Other" in str(caught.value)
 
 
 async def test_ovms(serve: Serve, attach: Attach) -> None:

@@ -115,7 +115,7 @@ class OllamaEngine(Engine):
     def _down(self) -> EnginePluginError:
         if self._options.server == "attach":
             return self._attachment.down()
-        return self._attachment.down("install one of our own: engine-plugin engine install")
+        return self._attachment.down("have the plugin run its own: call InstallEngine")
 
     # Software
 

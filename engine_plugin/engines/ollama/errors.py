@@ -148,6 +148,6 @@ def _of_words(complaint: Complaint, model: str) -> EnginePluginError:
     if "newer version of Ollama" in message:
         return PreconditionError(
             f"model: {model or 'it'} needs a newer Ollama than this server is. Upgrade it: "
-            "https://ollama.com/download, or engine-plugin engine upgrade for one of our own"
+            "https://ollama.com/download, or call UpgradeEngine for one that this plugin installed"
         )
     return complaint.error()

@@ -162,7 +162,7 @@ class ServerModels:
         raise catalogue.model_missing(
             f"(any for {service})",
             here=sorted(model.name for model in listed.values()),
-            sources=f"engine-plugin models pull {_PROPOSED[wanted]}",
+            sources=f"PullModel {_PROPOSED[wanted]}",
         )
 
     def facts(self, model: ModelInfo, *, native: bool) -> ModelFacts:

@@ -135,7 +135,7 @@ class Pulls:
                 place=model.name,
                 found=model.digest,
                 wanted=f"sha256:{plan.sha256}",
-                fix=f"Correct sha256, or delete it: engine-plugin models rm {model.name}",
+                fix=f"Correct sha256, or delete it: DeleteModel {model.name}",
             )
         return Success(model.name, model.size, model.digest)
 
@@ -248,9 +248,7 @@ def _failure(said: str, model: str) -> EnginePluginError:
             source=model, reason=said, settings="the network and HTTPS_PROXY of the Ollama server"
         )
     if "no space left" in said:
-        return PullError(
-            f"model: the disk of the Ollama server is full ({said}). Delete models: engine-plugin models rm NAME"
-        )
+        return PullError(f"model: the disk of the Ollama server is full ({said}). Delete models: DeleteModel NAME")
     if "unauthorized" in said or "access denied" in said:
         return PullError(
             f"model: the Ollama server may not have {model} ({said}). Look for its name at "

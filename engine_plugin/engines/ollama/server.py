@@ -139,7 +139,7 @@ class ManagedServer(ServerProcess):
                 software=self._backend.origin,
                 found=self.version,
                 wanted=self._ollama.minimum_version,
-                upgrade="Call UpgradeEngine (engine-plugin engine upgrade), or name another in engine.ollama",
+                upgrade="Call UpgradeEngine, or name another in engine.ollama",
             )
         said = "\n".join(self.process.life.lines() if self.process.life else ())
         self.computes_on = tuple(kind.lower() for kind in _COMPUTES.findall(said))  # it says so before it answers

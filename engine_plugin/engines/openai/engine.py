@@ -196,7 +196,7 @@ class OpenAIEngine(Engine):
         if not attachment.server.pulls:
             raise UnsupportedError(
                 f"model: {attachment.title} has its own models, and nothing can be pulled to it from here. Add "
-                f"{name} with the server's own commands; engine-plugin models list shows what there is"
+                f"{name} with the server's own commands; ListModels shows what there is"
             )
         http = self._finder.client(attachment, attachment.base.port + 1)
         turn = Turn(self._held, self._finder, attachment, "", name)

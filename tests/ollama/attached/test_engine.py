@@ -153,7 +153,7 @@ async def test_nobody_there_costs_no_time_at_the_start_and_says_what_to_do(
         found = await plugin.check()
         assert not found.installed
         assert "ollama serve" in found.detail
-        assert "engine-plugin engine install" in found.detail
+        assert "call InstallEngine" in found.detail
         for failing in (
             answer(plugin, "chat", messages=HELLO),
             plugin.list_models(),
@@ -165,7 +165,7 @@ async def test_nobody_there_costs_no_time_at_the_start_and_says_what_to_do(
             said = str(caught.value)
             assert said.startswith(f"no Ollama server answers at http://127.0.0.1:{port} (Connection refused). ")
             assert "ollama serve" in said
-            assert "engine-plugin engine install" in said
+            assert "call InstallEngine" in said
         assert await plugin.running_models() == ()
         assert time.monotonic() - began < 10.0, "no look takes its time where nobody listens"
         # It is there as soon as somebody starts it: no start of ours, no waiting.
@@ -261,7 +261,7 @@ async def test_the_wrong_kind_of_model(plugin: Plugin) -> None:
 
 
 async def test_a_missing_model_and_one_that_goes_meanwhile(alone: Plugin, contract_server: ContractServer) -> None:
-    with pytest.raises(ModelNotFoundError, match="engine-plugin models pull nobody") as caught:
+    with pytest.raises(ModelNotFoundError, match="PullModel nobody") as caught:
         await answer(alone, "chat", model="nobody", messages=HELLO)
     assert caught.value.pull == "nobody"
     await answer(alone, "chat", model="tools:7b", messages=HELLO, max_tokens=1)

@@ -177,7 +177,7 @@ async def test_a_missing_model_is_told_with_near_names_and_the_pull(shared_clien
         await models_with().get(shared_client, "tinychat")
     assert caught.value.pull == "tinychat"
     assert "Did you mean tiny-chat:latest?" in str(caught.value)
-    assert "engine-plugin models pull tinychat" in str(caught.value)
+    assert "PullModel tinychat" in str(caught.value)
 
 
 async def test_a_model_that_came_meanwhile_is_found(attached: OllamaClient, contract_server: ContractServer) -> None:
@@ -225,7 +225,7 @@ async def test_no_model_for_a_service_says_what_to_pull(
     for name in contract_server.names():
         if name != "embed:latest":
             await models.delete(attached, name)
-    with pytest.raises(ModelNotFoundError, match=r"for chat.*embed:latest.*engine-plugin models pull llama3.2:1b"):
+    with pytest.raises(ModelNotFoundError, match=r"for chat.*embed:latest.*PullModel llama3.2:1b"):
         await models.default(attached, "chat")
 
 

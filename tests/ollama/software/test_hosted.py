@@ -43,7 +43,7 @@ async def plugin(scratch: Path, **options: Any) -> AsyncIterator[Hosted]:
 async def test_from_nothing_to_an_answer_and_to_the_next_version(scratch: Path, mirror: Mirror) -> None:
     mirror.publish("0.33.0", "--runners")
     async with plugin(scratch, version="0.33.0", mirror=mirror.url) as running:
-        with pytest.raises(UnavailableError, match=r"no Ollama server answers at .*engine-plugin engine install"):
+        with pytest.raises(UnavailableError, match=r"no Ollama server answers at .*call InstallEngine"):
             await running.client.start_engine()
         assert not await running.client.check_engine()
         assert "version 0.33.0" in await running.client.install_engine()

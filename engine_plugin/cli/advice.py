@@ -1,0 +1,73 @@
+"""The commands in messages, as the person at this terminal can run them.
+
+A plugin's messages name the steps by their rpc, since hosts read them too; the command line's own messages have
+`engine-plugin …`. Both become the program as it was started, with the plugin that was chosen.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from functools import cache
+from pathlib import Path
+
+__all__ = ["advice", "program"]
+
+_NAME = "engine-plugin"
+
+_COMMAND_OF_RPC = {
+    "StartEngine": "engine start",
+    "StopEngine": "engine stop",
+    "InstallEngine": "engine install",
+    "UpgradeEngine": "engine upgrade",
+    "PullModel": "models pull",
+    "DeleteModel": "models rm",
+    "LoadModel": "models load",
+    "UnloadModel": "models unload",
+    "ListModels": "models list",
+    "GetRunningModels": "models ps",
+}
+_RPC = re.compile(rf"\b(?:(?P<call>[Cc])all )?(?P<rpc>{'|'.join(_COMMAND_OF_RPC)})\b")
+
+_DEFAULT = re.compile(r"\bChoose another default\b")
+_USE = f"Choose another default: {_NAME} models use NAME"
+
+# A command of ours within a sentence. It works on the chosen plugin only when it names that, too.
+_COMMANDS = "chat|embed|engine|image|models|rerank|serve|speak|status|transcribe"
+_OURS = re.compile(rf"(?<![\w/.-]){_NAME}(?= (?:{_COMMANDS})\b)")
+
+
+def advice(text: str, plugin: str = "") -> str:
+    """A message with commands that work here. `plugin` is how --plugin named it, "" when it need not be named."""
+    text = _DEFAULT.sub(_USE, _RPC.sub(_command, text))
+    ours = f"{program()} --plugin {shlex.quote(plugin)}" if plugin else program()
+    return _OURS.sub(lambda _: ours, text)
+
+
+def _command(found: re.Match[str]) -> str:
+    run = {"C": "Run ", "c": "run ", None: ""}[found["call"]]
+    return f"{run}{_NAME} {_COMMAND_OF_RPC[found['rpc']]}"
+
+
+@cache
+def program() -> str:
+    """How to start this program again: its name where that is on PATH, else its path, else the module."""
+    script = Path(sys.argv[0])
+    if script.stem != _NAME:  # python -m
+        script = Path(sys.executable).with_name(_NAME + (".exe" if sys.platform == "win32" else ""))
+    on_path = shutil.which(_NAME)
+    if on_path and script.exists() and Path(on_path).samefile(script):
+        return _NAME
+    if not script.exists():
+        return f"{shlex.quote(sys.executable)} -m engine_plugin.cli.main"
+    return shlex.quote(_from_here(script))
+
+
+def _from_here(path: Path) -> str:
+    """The path as a person would type it: relative when it is below the working directory."""
+    if not path.absolute().is_relative_to(Path.cwd()):
+        return str(path)
+    return os.path.join(".", path.absolute().relative_to(Path.cwd()))  # noqa: PTH118  # pathlib drops the dot
