@@ -18,7 +18,7 @@ from google.protobuf import empty_pb2
 from engine_plugin.certificates import Identity, der_to_pem
 from engine_plugin.rpc.stubs import provider_pb2
 from engine_plugin.rpc.stubs.goplugin import controller_pb2, stdio_pb2
-from tests.patience import LIMIT, within
+from tests.patience import LIMIT, pace, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -32,7 +32,8 @@ def environ(**changes: str) -> dict[str, str]:
     """This environment as a host of our protocol would hand it on, with `changes`."""
     base = {key: value for key, value in os.environ.items() if not key.startswith(("PLUGIN_", "ENGINE_PLUGIN_"))}
     base |= {"AOG_PLUGIN": "aog-provider-plugin-v1", "PLUGIN_PROTOCOL_VERSIONS": "1", "PYTHONPATH": str(ROOT)}
-    return base | {"PLUGIN_MIN_PORT": "10000", "PLUGIN_MAX_PORT": "25000"} | changes
+    base |= {"PLUGIN_MIN_PORT": "10000", "PLUGIN_MAX_PORT": "25000", "TEST_PACE": str(pace(0.6))}
+    return base | changes
 
 
 class Hosted:

@@ -1,7 +1,8 @@
 """A hosted plugin for the tests, run as `python -m tests.goplugin.plugin`.
 
 It serves ProviderService, of which it answers InvokeService alone: the request's service name says what to do
-inside the plugin. TEST_LOAD and TEST_ACLOSE say how loading and closing go.
+inside the plugin. TEST_LOAD and TEST_ACLOSE say how loading and closing go; TEST_PACE is what the time limits of its
+end are multiplied by.
 """
 
 from __future__ import annotations
@@ -126,13 +127,21 @@ class Plugin:
                     except asyncio.CancelledError:
                         continue
             case "block":
-                hold_the_loop(30)
+                hold_the_loop(1000)
         logging.getLogger("test").info("closed")
+
+
+def set_pace(factor: float) -> None:
+    from engine_plugin.goplugin import session
+
+    for name in ("_STOP_LIMIT", "_END_LIMIT"):
+        setattr(session, name, getattr(session, name) * factor)
 
 
 async def load(host: HostEnv) -> Plugin:
     from engine_plugin.errors import EngineNotInstalledError
 
+    set_pace(float(os.environ.get("TEST_PACE", "1")))
     match os.environ.get("TEST_LOAD"):
         case "refuse":
             raise EngineNotInstalledError("the engine is not installed. Run: engine-plugin install")

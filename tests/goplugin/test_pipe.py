@@ -16,7 +16,7 @@ from engine_plugin.goplugin import pipe as pipe_module
 from engine_plugin.goplugin.pipe import Pipe, Pipes
 from engine_plugin.goplugin.tls import outer_context
 from tests.goplugin.tls_client import TlsClient, client_context, host_identity
-from tests.patience import within
+from tests.patience import pace, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -214,7 +214,7 @@ async def test_a_slow_server_slows_the_host(way: Way) -> None:
     client, reader, writer = await way.let_in()
     async with client:
         sending = asyncio.create_task(client.send(MUCH))
-        _, late = await asyncio.wait({sending}, timeout=0.5)
+        _, late = await asyncio.wait({sending}, timeout=pace(0.2))
         assert late
         [pipe] = way.pipes._all
         assert pipe._inside._transport is not None
@@ -230,7 +230,7 @@ async def test_a_slow_host_slows_the_server(way: Way) -> None:
     async with client:
         writer.write(MUCH)
         draining = asyncio.create_task(writer.drain())
-        _, late = await asyncio.wait({draining}, timeout=0.5)
+        _, late = await asyncio.wait({draining}, timeout=pace(0.2))
         assert late
         [pipe] = way.pipes._all
         assert 0 < pipe._transport.get_write_buffer_size() < 1 << 20

@@ -18,7 +18,7 @@ import pytest
 
 from engine_plugin.rpc.stubs.goplugin import broker_pb2
 from tests.goplugin.hosting import Hosted
-from tests.patience import LIMIT, within
+from tests.patience import LIMIT, pace, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -33,12 +33,12 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-async def end_in_time(plugin: Hosted, seconds: float = 2.0) -> int:
+async def end_in_time(plugin: Hosted) -> int:
     """As Kill does: Shutdown, then wait; go-plugin kills after 2 s."""
     asked = time.monotonic()
     await plugin.shutdown()
     code = await plugin.ended()
-    assert time.monotonic() - asked < seconds
+    assert time.monotonic() - asked < pace(2.0)
     return code
 
 
@@ -235,7 +235,7 @@ async def test_the_log_reaches_the_host_on_stderr(launch: Launch) -> None:
 async def child(launch: Launch) -> AsyncIterator[tuple[Hosted, psutil.Process]]:
     """A plugin, and a child that it started without a thought for its standard output and error."""
     plugin = await launch()
-    process = psutil.Process(await plugin.do("child", [sys.executable, "-c", "import time; time.sleep(60)"]))
+    process = psutil.Process(await plugin.do("child", [sys.executable, "-c", "import time; time.sleep(1000)"]))
     try:
         yield plugin, process
     finally:
@@ -289,7 +289,7 @@ async def test_a_graceful_signal(launch: Launch, short_dir: Path, number: signal
     sent = time.monotonic()
     plugin.process.send_signal(number)
     assert await plugin.ended() == 0
-    assert time.monotonic() - sent < 2
+    assert time.monotonic() - sent < pace(2.0)
     assert [line["@message"] for line in plugin.log] == [f"stopping: {number.name}", "closed"]
     assert names(short_dir) == []
 
@@ -311,10 +311,10 @@ async def test_a_signal_while_loading(start: Launch, short_dir: Path, when: str)
 @pytest.mark.parametrize(
     ("aclose", "code", "said"),
     [
-        ("hang", 0, "the plugin did not stop within 1.2 s"),
+        ("hang", 0, "the plugin did not stop within"),
         ("error", 0, "the plugin did not stop cleanly: the engine would not stop"),
-        ("swallow", 0, "the plugin did not stop within 1.2 s"),
-        ("block", 1, "the plugin did not end within 1.6 s and is cut off"),
+        ("swallow", 0, "the plugin did not stop within"),
+        ("block", 1, "the plugin did not end within"),
     ],
 )
 async def test_an_engine_that_will_not_stop(
@@ -331,7 +331,7 @@ async def test_an_engine_that_will_not_stop(
 async def test_a_thread_that_will_not_end(launch: Launch) -> None:
     """Asyncio and the interpreter wait for an executor's threads; we do not."""
     plugin = await launch()
-    await plugin.do("executor", 30)
+    await plugin.do("executor", 1000)
     assert await end_in_time(plugin) == 0
 
 
@@ -342,7 +342,7 @@ async def test_it_stops_where_no_thread_can_be_created(launch: Launch, short_dir
     """Whether a worker thread of the executor lives, and is `busy`, or there is none."""
     plugin = await launch()
     if busy:
-        await plugin.do("executor", 30)
+        await plugin.do("executor", 1000)
     await plugin.do("refuse_threads")
     if way == "Shutdown":
         await plugin.shutdown()
@@ -368,7 +368,7 @@ async def test_a_loop_that_stands_is_cut_off_where_no_thread_can_be_created(laun
 @posix
 async def test_a_loop_that_stands_is_cut_off(launch: Launch) -> None:
     plugin = await launch()
-    blocked = asyncio.create_task(plugin.do("block", 30))
+    blocked = asyncio.create_task(plugin.do("block", 1000))
     await plugin_is_blocked(plugin)
     plugin.process.send_signal(signal.SIGTERM)
     plugin.process.send_signal(signal.SIGTERM)
@@ -398,7 +398,7 @@ async def test_the_host_is_killed(short_dir: Path, aclose: str) -> None:
         host.process.kill()
         killed = time.monotonic()
         await host.ended()  # stderr is the plugin's too, so it has ended as well
-        assert time.monotonic() - killed < 2.5
+        assert time.monotonic() - killed < pace(2.5)
         await host.logged("stopping: the host has died")
         assert names(short_dir) == []
     finally:

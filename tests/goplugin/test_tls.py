@@ -8,7 +8,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -289,13 +288,11 @@ async def test_a_stop_ends_whoever_is_connected(served: Served) -> None:
         await TlsClient.connect(address, served.context) as silent,
     ):
         assert await client.greet() == SETTINGS
-        began = time.monotonic()
         await within(served.server.stop(0.3))
-        assert time.monotonic() - began < 3
         await silent.hung_up()
         await client.hung_up()
     with pytest.raises(OSError, match="refused"):
-        socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=5).close()
+        socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=LIMIT).close()
 
 
 @pytest.mark.promise("G7")

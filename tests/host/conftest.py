@@ -11,12 +11,20 @@ from typing import TypeAlias
 
 import pytest
 
-from engine_plugin.host import LogLine, PluginClient, launch
+from engine_plugin.host import LogLine, PluginClient, client, launch
+from tests.patience import LIMIT, pace
 
 REPOSITORY = Path(__file__).parents[2]
 FAKE_PLUGIN = Path(__file__).with_name("fake_plugin.py")
 
 Launch: TypeAlias = Callable[..., Awaitable[PluginClient]]
+
+
+@pytest.fixture(autouse=True)
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host gives a plugin the time to end that this machine needs for it, and no more."""
+    monkeypatch.setattr(client, "_SHUTDOWN_RPC", pace(1.0))
+    monkeypatch.setattr(client, "_EXIT", pace(1.0))
 
 
 @pytest.fixture
@@ -43,7 +51,7 @@ def launch_fake(fake_environment: dict[str, str]) -> Launch:
     async def start(
         mode: str = "normal",
         *,
-        start_timeout: float = 20.0,
+        start_timeout: float = LIMIT,
         on_log: Callable[[LogLine], None] | None = None,
         env: dict[str, str] | None = None,
         auto_mtls: bool = False,

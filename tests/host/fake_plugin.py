@@ -226,7 +226,7 @@ class GoPlugin:
 
     async def Shutdown(self, _request: controller_pb2.Empty, _call: Call) -> controller_pb2.Empty:
         if MODE == "slow-shutdown":
-            await asyncio.sleep(30)
+            await asyncio.sleep(1000)
         if MODE != "ignores-shutdown":
             self.shutdown.set()
         return controller_pb2.Empty()
@@ -279,7 +279,7 @@ def say(level: str, message: str, **kv: object) -> None:
 
 def start_grandchild() -> None:
     """It holds our standard output and error open for much longer than we live. The test ends it."""
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
     say("info", "grandchild", pid=child.pid)
     child.returncode = 0  # nobody waits for it here
 

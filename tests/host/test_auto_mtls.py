@@ -11,7 +11,7 @@ import pytest
 from engine_plugin.errors import PluginProcessError, UnavailableError
 from engine_plugin.host import PluginRegistry, connect, launch
 from engine_plugin.host.handshake import parse_handshake
-from tests.patience import LIMIT
+from tests.patience import LIMIT, pace
 
 from .conftest import REPOSITORY, Launch
 from .plugins import make_plugin
@@ -34,7 +34,7 @@ async def test_a_plugin_that_serves_tls(sockets: Path, transport: str) -> None:
     async with await launch([sys.executable, str(PLUGIN)], env=env, start_timeout=LIMIT, auto_mtls=True) as plugin:
         assert await plugin.invoke_raw("echo", b"8388608") == b'"' + b"y" * 8388608 + b'"'
         with pytest.raises(UnavailableError):
-            await connect(plugin.address, timeout=LIMIT)
+            await connect(plugin.address, timeout=pace(0.5))
     assert plugin.returncode == 0
     assert no_children()
     assert contents(sockets) == []

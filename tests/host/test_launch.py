@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import psutil
@@ -14,7 +13,7 @@ import pytest
 
 from engine_plugin.errors import PluginProcessError, UnavailableError
 from engine_plugin.host import LogLine, PluginClient, connect, launch
-from tests.patience import LIMIT
+from tests.patience import LIMIT, pace, within
 
 from .conftest import FAKE_PLUGIN, Launch
 
@@ -89,9 +88,9 @@ async def test_wrong_starts(launch_fake: Launch, mode: str, told: str) -> None:
 async def test_no_handshake_in_time(launch_fake: Launch) -> None:
     ready = asyncio.Event()
     # Long enough that the interpreter is up and has said what it has to say.
-    starting = asyncio.ensure_future(launch_fake("hang", start_timeout=3, on_log=lambda _line: ready.set()))
+    starting = asyncio.ensure_future(launch_fake("hang", start_timeout=pace(2), on_log=lambda _line: ready.set()))
     await asyncio.wait_for(ready.wait(), LIMIT)
-    with pytest.raises(PluginProcessError, match=r"not through its handshake 3 s after .*misbehaves"):
+    with pytest.raises(PluginProcessError, match=r"not through its handshake [\d.]+ s after .*misbehaves"):
         await starting
     assert no_children()
 
@@ -117,14 +116,10 @@ async def test_what_cannot_be_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("P1")
-@pytest.mark.parametrize(
-    ("mode", "most"), [("normal", 3), ("slow-shutdown", 6), ("ignores-shutdown", 4), ("plain", 4)]
-)
-async def test_kill_is_bounded(launch_fake: Launch, mode: str, most: float) -> None:
+@pytest.mark.parametrize("mode", ["normal", "slow-shutdown", "ignores-shutdown", "plain"])
+async def test_kill_is_bounded(launch_fake: Launch, mode: str) -> None:
     plugin = await launch_fake(mode)
-    start = time.monotonic()
-    await asyncio.gather(plugin.kill(), plugin.kill())
-    assert time.monotonic() - start < most
+    await within(asyncio.gather(plugin.kill(), plugin.kill()))
     assert (plugin.returncode == 0) is (mode == "normal")
     await plugin.kill()
     assert no_children()
@@ -139,9 +134,7 @@ async def test_kill_does_not_wait_for_a_grandchild_that_holds_the_pipes(launch_f
 
     plugin = await launch_fake("grandchild", on_log=on_log)
     try:
-        start = time.monotonic()
-        await plugin.kill()
-        assert time.monotonic() - start < 3
+        await within(plugin.kill())
         assert plugin.returncode == 0
         assert psutil.pid_exists(pids[0])
     finally:
@@ -197,4 +190,4 @@ async def test_connect_by_hand(launch_fake: Launch) -> None:
 
 async def test_connect_to_nobody(sockets: Path) -> None:
     with pytest.raises(UnavailableError, match="nothing answers at unix:"):
-        await connect(f"unix:{sockets}/nobody.sock", timeout=2)
+        await connect(f"unix:{sockets}/nobody.sock", timeout=pace(0.5))
