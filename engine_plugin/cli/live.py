@@ -15,7 +15,7 @@ import click
 
 from engine_plugin.cli.autopull import model_to_call
 from engine_plugin.cli.files import STANDARD, pieces
-from engine_plugin.cli.output import as_shown, harmless, print_json
+from engine_plugin.cli.output import as_shown, harmless, print_json, say
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ async def live_transcription(
             raise InvalidRequestError(f"{name} is empty: there is no sound to transcribe")
     if not printed.finished:
         raise BadGatewayError("the plugin ended the transcription before the sound was over; its log may say why")
+    if not printed.sentences:
+        say("no speech was heard. Without --live the whole file is given to the model")
 
 
 def _format(source: str, *, raw: bool) -> dict[str, str]:
@@ -120,7 +122,7 @@ class _Sentences:
 
     def __init__(self, form: str) -> None:
         self._form = form
-        self._number = 0
+        self.sentences = 0
         self.finished = False
         self._partial = sys.stderr.isatty() and form == "text"
         if form == "vtt":
@@ -129,26 +131,27 @@ class _Sentences:
     def show(self, event: dict[str, Any]) -> None:
         """Print a sentence when it is final."""
         self.finished = self.finished or event["header"]["event"] == "task-finished"
+        sentence = ((event.get("payload") or {}).get("output") or {}).get("sentence")
+        final = sentence is not None and sentence.get("is_final", True)
+        self.sentences += final
         if self._form == "json":
             print_json(event)
             return
-        sentence = ((event.get("payload") or {}).get("output") or {}).get("sentence")
-        if not sentence:
+        if sentence is None:
             return
         text = as_shown(str(sentence.get("text", ""))).strip()
-        if not sentence.get("is_final", True):
+        if not final:
             if self._partial:
                 click.echo(f"{_CLEAR}… {_end_of(harmless(text))}", err=True, nl=False)
             return
         if self._partial:
             click.echo(_CLEAR, err=True, nl=False)
-        self._number += 1
         if self._form == "text":
             click.echo(text)
             return
         begin, end = (self._stamp(sentence.get(name) or 0) for name in ("begin_time", "end_time"))
         srt = self._form == "srt"
-        number = f"{self._number}\n" if srt else ""
+        number = f"{self.sentences}\n" if srt else ""
         # Neither a tag nor the arrow of a cue's times may be read into what somebody said.
         text = text.replace("-->", "->") if srt else html.escape(text, quote=False)
         click.echo(f"{number}{begin} --> {end}\n{text}\n")

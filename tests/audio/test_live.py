@@ -113,6 +113,14 @@ async def test_where_nobody_speaks_there_is_no_sentence(sound: bytes) -> None:
     assert model.listener.windows == []
 
 
+@pytest.mark.promise("T5")
+@pytest.mark.parametrize("seconds", [0.5, 4, 11])
+async def test_a_stream_without_any_background_is_one_sentence(seconds: float) -> None:
+    model = Model()
+    await heard(tone(seconds, 440, 0.05), model=model)
+    assert sum(model.listener.windows) >= seconds
+
+
 async def test_the_end_flushes_what_is_being_said() -> None:
     told = await heard(silence(0.5) + spoken(0, 2))
     assert [sentence.text.split() for sentence in final(told)] == [words(0, 2)]

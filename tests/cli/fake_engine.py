@@ -193,6 +193,9 @@ class FakeEngine(Engine):
                 yield _event("result-generated", sentence={"text": text, "is_final": False})
             if heard == b"gone":
                 return
+            if heard == b"hush":
+                yield _event("task-finished")
+                return
             sentence = {"text": f" {len(heard)} bytes", "begin_time": 500, "end_time": 3_661_007, "is_final": True}
             yield _event("result-generated", sentence=sentence)
             yield _event("task-finished")

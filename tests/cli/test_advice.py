@@ -122,8 +122,8 @@ def test_what_is_said_beside_the_answer_names_it_too(workplace: Workplace) -> No
     named = ["--plugin", str(workplace.plugin)]
     done = workplace.run(*named, "status")
     assert f"engine-plugin --plugin {workplace.plugin} models pull" in done.stdout
-    start = f"start it: engine-plugin --plugin {workplace.plugin} engine start"
-    assert start in workplace.bad(4, *named, "engine", "status")
+    install = f"start it: engine-plugin --plugin {workplace.plugin} engine install"
+    assert install in workplace.bad(4, *named, "engine", "status")
 
 
 def test_a_host_s_plugin_is_named_by_its_place(workplace: Workplace, tmp_path: Path) -> None:

@@ -180,6 +180,14 @@ def test_transcribe_live(place: Workplace, tmp_path: Path) -> None:
     assert asked(place, "speech-to-text-ws") == {"sample_rate": "8000", "format": "pcm", "default": "tiny"}
 
 
+@pytest.mark.promise("T5")
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_live_transcription_without_speech_says_so(place: Workplace, form: str) -> None:
+    done = fed(place, b"hush", "transcribe", "-", "--live", "--format", form)
+    assert done.returncode == 0
+    assert done.stderr.decode() == "no speech was heard. Without --live the whole file is given to the model\n"
+
+
 def test_live_transcription_that_fails(place: Workplace) -> None:
     done = fed(place, b"noise", "transcribe", "-", "--live")
     assert (done.returncode, done.stderr) == (1, b"engine-plugin: audio: is damaged; send another\n")
@@ -275,7 +283,7 @@ def test_what_cannot_be_done_says_what_to_do(place: Workplace, tmp_path: Path) -
     assert "has not the shape of one" in place.bad(1, "rerank", "a", "b", "--model", "odd")
     assert "has not the shape of one" in place.bad(1, "speak", "a", "-o", str(tmp_path / "a.wav"), "--model", "odd")
     (place.data / "installed").unlink()
-    assert "Install it with InstallEngine" in place.bad(4, "embed", "a")
+    assert "Install it with engine-plugin engine install" in place.bad(4, "embed", "a")
 
 
 def test_a_plugin_without_the_service(workplace: Workplace, tmp_path: Path) -> None:

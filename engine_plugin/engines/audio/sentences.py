@@ -6,9 +6,17 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from engine_plugin.engines.audio.agreement import Agreement
-from engine_plugin.engines.audio.voice import FRAME_BYTES, FRAME_SECONDS, VoiceDetector, level
+from engine_plugin.engines.audio.voice import (
+    FRAME_BYTES,
+    FRAME_SECONDS,
+    LOUDEST_FIRST_BACKGROUND,
+    VoiceDetector,
+    level,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from engine_plugin.engines.audio.live import LiveOptions
 
 __all__ = ["Cutter", "Spoken", "frames", "overlap_of"]
@@ -112,6 +120,9 @@ class Cutter:
         self._count = 0
         self._open: Spoken | None = None
         self._open_since = 0
+        # A recording that is speech from its first to its last frame shows no background to tell speech from. What
+        # came before the first sentence is kept, so that a stream without any is heard as one.
+        self._unspoken: deque[tuple[float, bytes]] = deque(maxlen=frames(options.window))
         self.sentences: deque[Spoken] = deque()
 
     @property
@@ -128,9 +139,11 @@ class Cutter:
         self._rest = data[whole:]
 
     def finish(self) -> None:
-        """The stream is over: what is being said is a sentence."""
+        """The stream is over: what is being said is a sentence, and so is all of a loud stream that had none."""
         if len(self._rest) > 1:
             self.hear(bytes(FRAME_BYTES - len(self._rest)))
+        if any(loudness >= LOUDEST_FIRST_BACKGROUND for loudness, _ in self._unspoken):
+            self._begin([frame for _, frame in self._unspoken], len(self._unspoken))
         if self._open is not None:
             self._close(self._open)
 
@@ -140,8 +153,10 @@ class Cutter:
         self._now += 1
         if self._open is None:
             self._before.append(frame)
+            if not self._count:
+                self._unspoken.append((loudness, frame))
             if speech:
-                self._begin()
+                self._begin(self._before, self._attack)
             return
         self._open.add(frame, loudness, speech=speech)
         if self._now - max(self._open.voiced_until, self._open.begin) >= self._silence:
@@ -149,11 +164,13 @@ class Cutter:
         elif self._now - self._open_since >= self._longest:
             self._go_on(self._open.split())
 
-    def _begin(self) -> None:
-        audio = b"".join(self._before)
+    def _begin(self, before: Iterable[bytes], voiced: int) -> None:
+        """A sentence begins with the frames `before` now, the last `voiced` of which are speech."""
+        audio = b"".join(before)
         self._before.clear()
+        self._unspoken.clear()
         start = self._now - len(audio) // FRAME_BYTES
-        begin = max(start, self._now - self._attack)
+        begin = max(start, self._now - voiced)
         spoken = Spoken(self._count, start, begin, audio, self._tail)
         spoken.voiced_until = self._now
         self._go_on(spoken)

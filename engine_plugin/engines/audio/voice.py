@@ -12,7 +12,7 @@ from collections import deque
 from operator import add, mul
 from sys import byteorder
 
-__all__ = ["FRAME_BYTES", "FRAME_SECONDS", "VoiceDetector", "level"]
+__all__ = ["FRAME_BYTES", "FRAME_SECONDS", "LOUDEST_FIRST_BACKGROUND", "VoiceDetector", "level"]
 
 RATE = 16_000
 FRAME_BYTES = 640
@@ -28,7 +28,9 @@ _BINS = 8  # so the background is what was there in the last 4 s
 _SMOOTHING = 0.4
 _STEADY = 3.0  # decibels: speech is never so even for two bins
 _LOUDEST_BACKGROUND = -20.0
-_LOUDEST_FIRST_BACKGROUND = -45.0  # while so little was heard that all of it may have been speech
+LOUDEST_FIRST_BACKGROUND = -45.0
+"""Decibels. No background is taken to be louder while so little was heard that all of it may have been speech."""
+
 _UNSURE = 50  # frames
 
 
@@ -77,7 +79,7 @@ class VoiceDetector:
     def background(self) -> float:
         """The level of what is always there."""
         lowest = min((*self._bins, self._lowest))
-        cap = _LOUDEST_FIRST_BACKGROUND if self._heard < _UNSURE else _LOUDEST_BACKGROUND
+        cap = LOUDEST_FIRST_BACKGROUND if self._heard < _UNSURE else _LOUDEST_BACKGROUND
         return max(self._quietest, min(lowest, cap))
 
     def hear(self, loudness: float) -> bool:
