@@ -116,7 +116,7 @@ async def test_voices_are_named_by_texts(model: Callable[..., Path]) -> None:
 
 async def test_tokens_that_are_no_numbers_of_tokens() -> None:
     async with worker("embed", SAMPLES / "tiny-embed") as running:
-        assert (await refused(running, "embed", input=[[1 << 70]])).startswith("input: ")
+        assert (await refused(running, "embed", input=[[1 << 70]])).startswith("input[0][0]: ")
 
 
 async def test_nothing_cannot_be_compared_with_nothing() -> None:

@@ -63,7 +63,7 @@ async def test_normalising_can_be_left_out() -> None:
         assert abs(np.linalg.norm(np.frombuffer(vector, "<f4")) - 1) > 0.01
 
 
-@pytest.mark.parametrize("given", [None, [], "hello", [5], [[]], [["a"]]])
+@pytest.mark.parametrize("given", [None, [], "hello", [None], [[]], [["a"]]])
 async def test_bad_input_is_refused(embed: RunningWorker, given: Any) -> None:
     with pytest.raises(CallFailed, match="input") as told:
         await embed.do("embed", input=given)

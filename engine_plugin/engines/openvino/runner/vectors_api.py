@@ -52,14 +52,14 @@ async def embed(request: web.Request) -> web.Response:
     return web.Response(body=text.encode("utf-8", "replace"), content_type="application/json", charset="utf-8")
 
 
-def _inputs(given: Any) -> list[str | list[int]]:
-    """A text, texts, tokens or lists of tokens: always as a list of inputs."""
+def _inputs(given: Any) -> list[str | int | list[int]]:
+    """Texts, tokens or lists of tokens; one text becomes a list of it."""
     if isinstance(given, str):
         return [given]
     if not isinstance(given, list) or not given:
         raise bad_request("input", "must be a string, a list of strings, or tokens, and not empty")
     if _are_tokens(given):
-        return [given]
+        return given
     for index, item in enumerate(given):
         if not isinstance(item, str) and not (isinstance(item, list) and item and _are_tokens(item)):
             raise bad_request(f"input[{index}]", "must be a string or a list of tokens, not empty")

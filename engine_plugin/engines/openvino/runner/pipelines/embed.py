@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from engine_plugin.engines.openvino.runner.pipelines import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 __all__ = ["load"]
@@ -37,8 +39,9 @@ class _Embed:
         config = openvino_genai.TextEmbeddingPipeline.Config()
         config.pooling_type = getattr(openvino_genai.TextEmbeddingPipeline.PoolingType, pooling)
         config.normalize = bool(options.get("normalize_embeddings", True))
-        if pooling == "LAST_TOKEN":
-            config.padding_side = "left"
+        # Padding in front would move a text's positions by what its neighbours are longer; the pooling finds the last
+        # token by the attention mask.
+        config.padding_side = "right"
         self._limit = json_file(settings.path / "config.json").get("max_position_embeddings")
         self._truncate = bool(options.get("truncate", False))
         if self._truncate and self._limit:
@@ -59,19 +62,36 @@ class _Embed:
                         raise too_long(f"input[{index}]", count, self._limit)
                     counts[index] = self._limit
         vectors: list[bytes] = []
-        for start in range(0, len(texts), _BATCH):
+        for start, end in self._batches(counts):
             job.check()
-            found = self._pipeline.embed_documents(texts[start : start + _BATCH])
+            found = self._pipeline.embed_documents(texts[start:end])
             vectors += [row.tobytes() for row in np.asarray(found, dtype="<f4")]
         return {"vectors": vectors, "prompt_tokens": sum(counts)}
 
+    def _batches(self, counts: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Ranges of texts that are computed together. A text without tokens of its own is computed alone:
+        openvino_tokenizers 2026.4 makes one row of a batch of such texts, however many they are."""
+        start = 0
+        for place, count in enumerate(counts):
+            is_empty = self._tokens.is_empty(count)
+            if start < place and (is_empty or place - start == _BATCH):
+                yield start, place
+                start = place
+            if is_empty:
+                yield place, place + 1
+                start = place + 1
+        if start < len(counts):
+            yield start, len(counts)
+
     def _texts(self, given: Any) -> list[str]:
         if not isinstance(given, list) or not given:
-            raise RequestError("input: must be a list of at least one text or list of tokens")
+            raise RequestError("input: must be a list of texts, of tokens or of lists of tokens, and not empty")
+        if all(isinstance(item, int) for item in given):
+            return [self._tokens.text(given, "input")]
         texts = []
         for index, item in enumerate(given):
             if isinstance(item, list) and item and all(isinstance(token, int) for token in item):
-                texts.append(self._tokens.text(item))
+                texts.append(self._tokens.text(item, f"input[{index}]"))
             elif isinstance(item, str):
                 texts.append(item)
             else:
@@ -85,18 +105,36 @@ class Tokens:
     def __init__(self, path: Path) -> None:
         import openvino_genai
 
+        self._path = path
         self._tokenizer = openvino_genai.Tokenizer(path)
+        self._of_nothing = self.count("")
+
+    @functools.cached_property
+    def _vocabulary(self) -> frozenset[int] | range:
+        """The numbers of the tokens: what the tokenizer says, else as many as the model has."""
+        try:
+            return frozenset(self._tokenizer.get_vocab().values())
+        except RuntimeError:
+            return range(json_file(self._path / "config.json").get("vocab_size") or _ALL)
 
     def count(self, text: str) -> int:
         """How many tokens a text has, the special ones that the model wants among them."""
         return int(self._tokenizer.encode(text, max_length=_ALL).input_ids.shape[1])
 
-    def text(self, tokens: list[int]) -> str:
-        """The text of some tokens. Raises RequestError when the model has no such ones."""
-        try:
-            return str(self._tokenizer.decode(tokens))
-        except (RuntimeError, TypeError) as error:
-            raise RequestError("input: no tokens of this model") from error
+    def is_empty(self, count: int) -> bool:
+        """Whether a text with this count has no tokens but the special ones."""
+        return count <= self._of_nothing
+
+    def text(self, tokens: Sequence[int], field: str) -> str:
+        """The text of some tokens. Raises RequestError, naming the field and the place, for one that the model does
+        not have: the detokenizer would leave it out."""
+        for place, token in enumerate(tokens):
+            if token not in self._vocabulary:
+                raise RequestError(
+                    f"{field}[{place}]: {token} is not a token of this model; its vocabulary has "
+                    f"{len(self._vocabulary)} tokens, from {min(self._vocabulary)} to {max(self._vocabulary)}"
+                )
+        return str(self._tokenizer.decode(list(tokens)))
 
 
 _ALL = 1 << 30

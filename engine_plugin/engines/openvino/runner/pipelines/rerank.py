@@ -16,7 +16,6 @@ from engine_plugin.engines.openvino.runner.pipelines.embed import Tokens
 
 __all__ = ["load"]
 
-_BATCH = 32  # documents computed together: a cancel is noticed between two batches, and memory stays bounded
 _EVERY = 1 << 20  # the pipeline's own default returns the best three only
 
 
@@ -50,12 +49,15 @@ class _Rerank:
         documents = text_list(job.request.get("documents"), "documents")
         if len(documents) > self._most:
             raise RequestError(f"documents: {len(documents)} of them, but at most {self._most} are allowed")
-        if not query and not all(documents):
-            raise RequestError("query: is empty, and so is a document; the model needs something to compare")
-        scores = [0.0] * len(documents)
-        for start in range(0, len(documents), _BATCH):
-            job.check()
-            for index, score in self._pipeline.rerank(query, documents[start : start + _BATCH]):
-                scores[start + index] = min(max(float(score), 0.0), 1.0)
         of_query = self._tokens.count(query)
-        return {"scores": scores, "prompt_tokens": sum(of_query + self._tokens.count(text) for text in documents)}
+        counts = [self._tokens.count(document) for document in documents]
+        if self._tokens.is_empty(of_query) and any(map(self._tokens.is_empty, counts)):
+            raise RequestError("query: is empty, and so is a document; the model needs something to compare")
+        scores = []
+        for document in documents:
+            job.check()
+            # One pair at a time: openvino_tokenizers 2026.4 sizes CombineSegments' buffer for one copy of the query,
+            # so a batch of three or more pairs with a long query and short documents writes past its end.
+            ((_, score),) = self._pipeline.rerank(query, [document])
+            scores.append(min(max(float(score), 0.0), 1.0))
+        return {"scores": scores, "prompt_tokens": of_query * len(documents) + sum(counts)}
