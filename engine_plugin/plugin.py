@@ -23,11 +23,12 @@ from engine_plugin.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from engine_plugin.files import in_thread
+from engine_plugin.jsontext import BRIEF
 from engine_plugin.models.defaults import DefaultModels
 from engine_plugin.models.missing import MissingModels
 from engine_plugin.models.offer import Offer, names_for
-from engine_plugin.services import CONVERSATIONS, parse_request
-from engine_plugin.services.base import optional
+from engine_plugin.services import CONVERSATIONS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
@@ -231,15 +232,14 @@ class Plugin:
             raise UnsupportedError(
                 f"service_name: {service_name} cannot be called with a JSON request; use InvokeServiceBidi"
             )
-        request = parse_request(data)
+        request = contract.read(data) if len(data) <= BRIEF else await in_thread(contract.read, data)
         default = ""
-        if not optional(request, "model", str):
+        if not request.get("model"):
             default = request["model"] = await self._default_model(spec)
             if not default:
                 raise InvalidRequestError(
                     f"model: is missing, and plugin.yaml has no default_model for {service_name}"
                 )
-        contract.check(request)
         return spec, contract, request, default
 
     # The engine's life

@@ -14,13 +14,15 @@ import engine_plugin
 PACKAGE = Path(engine_plugin.__file__).parent
 
 # Each part and the parts that it may import. `goplugin` knows no engine: `hosted` puts the two together.
-BASE = {"redaction", "errors", "catalogue", "waiting", "certificates"}
+BASE = {"redaction", "errors", "catalogue", "waiting", "certificates", "jsontext", "addresses"}
 MAY_IMPORT: dict[str, set[str]] = {
     "redaction": set(),
     "errors": {"redaction"},
     "catalogue": {"errors"},
     "waiting": set(),
     "certificates": set(),
+    "jsontext": set(),
+    "addresses": set(),
     "socketdir": BASE,
     "manifest": BASE,
     "files": BASE,
@@ -29,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "services": BASE,
     "engines": {"services", "models", "download", "files", "manifest", "socketdir"} | BASE,
     "deadlines": {"manifest"} | BASE,
-    "plugin": {"deadlines", "services", "engines", "models", "download", "manifest"} | BASE,
+    "plugin": {"deadlines", "services", "engines", "models", "download", "files", "manifest"} | BASE,
     "rpc": {"plugin", "services", "engines", "models", "download"} | BASE,
     "goplugin": {"rpc", "socketdir"} | BASE,
     "hosted": {"goplugin", "rpc", "plugin", "engines", "manifest"} | BASE,

@@ -22,6 +22,7 @@ from engine_plugin.errors import (
     UnsupportedError,
     error_for_code,
 )
+from engine_plugin.jsontext import MOST_BYTES, MOST_MESSAGE
 from engine_plugin.rpc.stubs import provider_pb2
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from engine_plugin.host.process import PluginProcess
 
-__all__ = ["CHANNEL_OPTIONS", "SERVICE", "Link", "is_success", "raise_for_code"]
+__all__ = ["CHANNEL_OPTIONS", "SERVICE", "Link", "is_success", "raise_for_code", "sendable"]
 
 SERVICE = provider_pb2.DESCRIPTOR.services_by_name["ProviderService"]
 
@@ -78,6 +79,16 @@ def raise_for_code(response: Any) -> None:
         raise error_for_code(response.code, response.message or f"the plugin answered with code {response.code}")
 
 
+def sendable(message: Message) -> Message:
+    """The message, which a plugin takes. Raises InvalidRequestError for one that is too long."""
+    size = message.ByteSize()
+    if size > MOST_MESSAGE:
+        raise InvalidRequestError(
+            f"{message.DESCRIPTOR.name}: has {size} bytes; a plugin takes messages of at most {MOST_BYTES >> 20} MiB"
+        )
+    return message
+
+
 class Link:
     """One channel, and the process behind it when we own it. Closed by its PluginClient."""
 
@@ -93,7 +104,7 @@ class Link:
         """Begin a call and return grpc.aio's object for it. Raises PluginProcessError when it cannot begin."""
         if self.closed:
             raise self._stopped()
-        return self._rpcs[rpc](*request, timeout=timeout)
+        return self._rpcs[rpc](*map(sendable, request), timeout=timeout)
 
     async def unary(self, rpc: str, request: Message, timeout: float | None) -> Any:
         """Make a unary call and return its response, whose `code`, if it has one, means success."""

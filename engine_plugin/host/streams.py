@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc.aio
 
 from engine_plugin.errors import BadGatewayError, EnginePluginError
-from engine_plugin.host.link import raise_for_code
+from engine_plugin.host.link import raise_for_code, sendable
 from engine_plugin.rpc.stubs import provider_pb2 as pb
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class BidiCall(_Call):
         )
         self._first = False
         try:
-            await self._link.attempt(self._started().write(message))
+            await self._link.attempt(self._started().write(sendable(message)))
         except asyncio.InvalidStateError:
             raise BadGatewayError(_ENDED) from None
         except EnginePluginError as error:

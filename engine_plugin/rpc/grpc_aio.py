@@ -15,6 +15,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from engine_plugin.addresses import grpc_target
+from engine_plugin.jsontext import MOST_MESSAGE
 from engine_plugin.rpc.server import HostGone, RpcError, RpcServer, Status
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ __all__ = ["AioServer"]
 _NO_LIMIT = 2**31 - 1
 
 _OPTIONS = (
-    # Hosts send up to 2 GiB; grpcio's 4 MiB default would refuse them (go-plugin's own limit is MaxInt32).
-    ("grpc.max_receive_message_length", -1),
+    # A longer message ends its call with RESOURCE_EXHAUSTED before it is read. grpcio's default is 4 MiB.
+    ("grpc.max_receive_message_length", MOST_MESSAGE),
     ("grpc.max_send_message_length", -1),
     # Without this two servers can bind one TCP port without an error.
     ("grpc.so_reuseport", 0),
@@ -64,7 +65,7 @@ class _UnreadableMessage:
 
     def __init__(self, kind: type[Message]) -> None:
         name = kind.DESCRIPTOR.full_name
-        self.error = RpcError(Status.INVALID_ARGUMENT, f"what was sent as {name} is none")
+        self.error = RpcError(Status.INVALID_ARGUMENT, f"not a valid {name} message")
 
 
 def _reader(kind: type[Message]) -> Callable[[bytes], Message | _UnreadableMessage]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import InvalidRequestError
+from engine_plugin.jsontext import BRIEF
 from engine_plugin.models.store import PullRequest
 from engine_plugin.services import parse_request
 from engine_plugin.services.base import optional, require
@@ -20,13 +21,13 @@ _MOST_NAMES = 1000  # each is unloaded by a task of its own
 
 def model_name(request_json: bytes) -> str:
     """`{"model": …}`. Raises InvalidRequestError."""
-    name: str = require(parse_request(request_json, _FIELD), "model", str)
+    name: str = require(parse_request(request_json, _FIELD, BRIEF), "model", str)
     return name
 
 
 def model_names(request_json: bytes) -> Sequence[str]:
     """`{"models": […]}`, each name once. Raises InvalidRequestError."""
-    names: list[Any] = require(parse_request(request_json, _FIELD), "models", list)
+    names: list[Any] = require(parse_request(request_json, _FIELD, BRIEF), "models", list)
     if len(names) > _MOST_NAMES:
         raise InvalidRequestError(f"models: {len(names)} are too many; at most {_MOST_NAMES} can be named at once")
     if not names or not all(isinstance(name, str) for name in names):
@@ -36,7 +37,7 @@ def model_names(request_json: bytes) -> Sequence[str]:
 
 def pull_request(request_json: bytes) -> PullRequest:
     """PullModelRequest; `name` is the old word for `model`. Raises InvalidRequestError."""
-    shape = parse_request(request_json, _FIELD)
+    shape = parse_request(request_json, _FIELD, BRIEF)
     if not shape.get("model"):
         shape["model"] = shape.get("name")
     texts = {field: optional(shape, field, str) or "" for field in ("source", "sha256", "model_type")}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import logging
 from contextlib import aclosing
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from engine_plugin import catalogue
 from engine_plugin.download.events import Error, Success, progress_json
 from engine_plugin.engines.base import BidiMessage
 from engine_plugin.errors import DeadlineError, EnginePluginError, InvalidRequestError, UnsupportedError
+from engine_plugin.jsontext import write_json
 from engine_plugin.redaction import redacted
 from engine_plugin.rpc.payloads import model_name, model_names, pull_request
 from engine_plugin.rpc.server import HostGone, RpcError, Status, bind
@@ -91,7 +91,7 @@ async def _answer(
 
 
 def _dump(shape: Any) -> bytes:
-    return json.dumps(shape, ensure_ascii=False).encode("utf-8", "replace")
+    return write_json(shape)
 
 
 def _models(models: Sequence[ModelInfo]) -> dict[str, Any]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin.errors import InvalidRequestError
+from engine_plugin.jsontext import MOST_BYTES, JsonError, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = [
-    "MAX_REQUEST_BYTES",
     "Conversation",
     "Service",
     "choice",
@@ -22,11 +21,12 @@ __all__ = [
     "optional",
     "parse_request",
     "require",
+    "without_nulls",
     "words",
 ]
 
-MAX_REQUEST_BYTES = 64 * 1024 * 1024
 _SHOWN = 60
+_OPAQUE = frozenset({"parameters", "schema", "arguments"})
 
 _TYPE_NAMES: dict[type, str] = {
     str: "a string",
@@ -41,6 +41,22 @@ class Service(ABC):
     """One service's contract with its caller. Stateless."""
 
     name: ClassVar[str]
+    nested: ClassVar[frozenset[str]] = frozenset()
+    """Fields in whose objects null means "not given", as it does in the request itself."""
+
+    def read(self, data: bytes) -> dict[str, Any]:
+        """The request in these bytes, checked, with the fields that are given. Raises InvalidRequestError.
+
+        Belongs in a thread for more than `jsontext.BRIEF` bytes.
+        """
+        request = {
+            name: without_nulls(value) if name in self.nested else value
+            for name, value in parse_request(data).items()
+            if value is not None
+        }
+        optional(request, "model", str)
+        self.check(request)
+        return request
 
     @abstractmethod
     def check(self, request: dict[str, Any]) -> None:
@@ -65,40 +81,32 @@ class Conversation(ABC):
         """Whether this answer says that the conversation fails; the engine then raises why."""
 
 
-def parse_request(data: bytes, field: str = "request_data") -> dict[str, Any]:
+def parse_request(data: bytes, field: str = "request_data", most_bytes: int = MOST_BYTES) -> dict[str, Any]:
     """A request's JSON object. Raises InvalidRequestError for anything else; `field` is the rpc's field."""
     if not data:
         raise InvalidRequestError(f"{field}: is empty; it must hold a JSON object")
-    if len(data) > MAX_REQUEST_BYTES:
-        raise InvalidRequestError(
-            f"{field}: {len(data)} bytes are too many; at most {MAX_REQUEST_BYTES >> 20} MiB are taken"
-        )
     try:
-        # Decoded here: json.loads would guess at UTF-16 and let half surrogate pairs pass.
-        request = json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant, parse_float=_finite)
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError(f"{field}: is not UTF-8 (byte {error.start})") from None
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise InvalidRequestError(f"{field}: is not JSON: {error.msg} at {place}") from None
-    except RecursionError:
-        raise InvalidRequestError(f"{field}: is nested too deeply") from None
-    except ValueError as error:
-        raise InvalidRequestError(f"{field}: is not JSON: {error}") from None
+        request = read_json(data, most_bytes)
+    except JsonError as error:
+        raise InvalidRequestError(f"{field}: {error}") from None
     if not isinstance(request, dict):
         raise InvalidRequestError(f"{field}: must hold a JSON object, not {_kind(request)}")
     return request
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
+def without_nulls(value: Any) -> Any:
+    """The value without object members that are null, which means "not given" in every request.
 
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if math.isinf(number):  # it could not be written as JSON again
-        raise ValueError(f"{digits[:_SHOWN]} is too large a number")
-    return number
+    What a JSON schema, a template or a function is given keeps them, and so does a message's `content`, which some
+    servers want to see.
+    """
+    if isinstance(value, dict):
+        return {
+            name: item if name in _OPAQUE else without_nulls(item)
+            for name, item in value.items()
+            if item is not None or name == "content"
+        }
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def require(request: dict[str, Any], field: str, *types: type) -> Any:

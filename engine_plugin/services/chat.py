@@ -14,6 +14,9 @@ class Chat(Service):
     """`messages` in, a chat.completion (or its chunks) out."""
 
     name: ClassVar[str] = "chat"
+    nested: ClassVar[frozenset[str]] = frozenset(
+        {"messages", "tools", "tool_choice", "response_format", "stream_options"}
+    )
 
     def check(self, request: dict[str, Any]) -> None:
         messages = require(request, "messages", list)

@@ -14,6 +14,7 @@ class Generate(Service):
     """`prompt` in, a text_completion (or its chunks) out."""
 
     name: ClassVar[str] = "generate"
+    nested: ClassVar[frozenset[str]] = frozenset({"response_format", "stream_options"})
 
     def check(self, request: dict[str, Any]) -> None:
         prompt = require(request, "prompt", str, list)

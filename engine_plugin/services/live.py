@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from engine_plugin.errors import InvalidRequestError
+from engine_plugin.jsontext import BRIEF
 from engine_plugin.services.base import Conversation, parse_request
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveTranscription"]
 
-_MAX_COMMAND = 64 * 1024
 _RATES = range(1000, 384_001)
 
 
@@ -44,6 +44,8 @@ class LiveTranscription(Conversation):
 
 
 def _check_command(data: bytes) -> None:
-    if len(data) > _MAX_COMMAND:
-        raise InvalidRequestError(f"data: {len(data)} bytes are no command; send sound as binary messages")
+    if len(data) > BRIEF:
+        raise InvalidRequestError(
+            f"data: a command has at most {BRIEF >> 10} KiB, not {len(data)} bytes; send sound as binary messages"
+        )
     parse_request(data, "data")

@@ -250,8 +250,18 @@ async def test_embeddings_do_not_stream(shared: RunningPlugin) -> None:
             await anext(chunks)
 
 
-async def test_text_that_is_no_unicode_is_the_callers_fault(shared: RunningPlugin) -> None:
+@pytest.mark.promise("S11")
+@pytest.mark.parametrize(
+    ("service", "body"),
+    [
+        ("chat", b'{"messages":[{"role":"user","content":"%b"}],"max_tokens":1}'),
+        ("generate", b'{"prompt":["%b","a"],"max_tokens":1}'),
+        ("embed", b'{"input":["%b"]}'),
+        ("rerank", b'{"query":"%b","documents":["%b"]}'),
+    ],
+)
+async def test_half_a_surrogate_pair_reaches_the_engine_as_the_replacement_character(
+    shared: RunningPlugin, service: str, body: bytes
+) -> None:
     """JSON can name half a surrogate pair, UTF-8 cannot hold it."""
-    half = b'{"messages":[{"role":"user","content":"\\ud800"}]}'
-    with pytest.raises(InvalidRequestError, match=r"^request_data: "):
-        await shared.client.invoke("chat", half)
+    await shared.client.invoke(service, body.replace(b"%b", rb"a\ud83d"))

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 import pytest
 
+from engine_plugin.errors import InvalidRequestError
+from engine_plugin.host import connect, link
+from engine_plugin.jsontext import MOST_MESSAGE
+from engine_plugin.rpc import grpc_aio
 from engine_plugin.rpc.grpc_aio import AioServer
 from engine_plugin.rpc.server import bind
 from engine_plugin.rpc.stubs import provider_pb2 as pb
@@ -88,7 +92,7 @@ async def test_pings_through_tls_are_answered(launch: Launch) -> None:
 
 
 class Provider:
-    """Answers InvokeServiceStream."""
+    """Answers InvokeServiceStream, and any other rpc alike."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -99,13 +103,13 @@ class Provider:
         await call.send(pb.InvokeServiceStreamResponse(code=200, chunk_data=b"x"))
 
 
-async def streamed(channel: grpc.aio.Channel) -> str:
+async def streamed(channel: grpc.aio.Channel, data: bytes = b"") -> str:
     """The status that a stream ended with."""
     call: Any = channel.unary_stream(
         "/protocol.ProviderService/InvokeServiceStream",
         request_serializer=pb.InvokeServiceRequest.SerializeToString,
         response_deserializer=pb.InvokeServiceStreamResponse.FromString,
-    )(pb.InvokeServiceRequest(service_name="chat"))
+    )(pb.InvokeServiceRequest(service_name="chat", request_data=data))
     try:
         async for _ in call:
             pass
@@ -124,5 +128,32 @@ async def test_many_streams_at_once_are_all_answered(short_dir: Path) -> None:
         async with grpc.aio.insecure_channel(f"unix:{short_dir}/sock") as channel, asyncio.timeout(LIMIT):
             ends = await asyncio.gather(*(streamed(channel) for _ in range(STREAMS)))
         assert Counter(ends) == {"OK": STREAMS}
+    finally:
+        await server.stop(0)
+
+
+@pytest.mark.promise("X8")
+async def test_a_message_that_is_too_long_ends_its_call_and_no_other(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any host's gRPC gets the status; ours says it before it sends."""
+    assert ("grpc.max_receive_message_length", MOST_MESSAGE) in grpc_aio._OPTIONS
+    limit = 8 << 20
+    monkeypatch.setattr(grpc_aio, "_OPTIONS", (("grpc.max_receive_message_length", limit),))
+    monkeypatch.setattr(link, "MOST_MESSAGE", limit)
+    server = AioServer()
+    server.add(bind(pb.DESCRIPTOR.services_by_name["ProviderService"], Provider()))
+    address = await server.start(f"unix:{short_dir}/sock")
+    try:
+        async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(LIMIT):
+            assert await streamed(channel, b"x" * limit) == "RESOURCE_EXHAUSTED"
+            assert await streamed(channel, b"x" * (limit - 100)) == "OK"
+        async with await connect(address) as client, asyncio.timeout(LIMIT):
+            with pytest.raises(InvalidRequestError, match=r"InvokeServiceRequest: has \d+ bytes; .* at most 256 MiB"):
+                async with client.stream("chat", b"x" * limit):
+                    pass
+            async with client.invoke_bidi("chat") as talk:
+                with pytest.raises(InvalidRequestError, match="InvokeServiceBidiRequest: has"):
+                    await talk.send(b"x" * limit)
     finally:
         await server.stop(0)

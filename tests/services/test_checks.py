@@ -135,7 +135,7 @@ BAD_MESSAGES = [
     (BidiMessage(b"", "text"), "data: is empty"),
     (BidiMessage(b"finish-task", "text"), "data: is not JSON"),
     (BidiMessage(b"[]", "text"), "data: must hold a JSON object"),
-    (BidiMessage(b'{"a":"' + b"x" * 65536 + b'"}', "text"), "data: 65544 bytes are no command"),
+    (BidiMessage(b'{"a":"' + b"x" * 65536 + b'"}', "text"), "data: a command has at most 64 KiB"),
     (BidiMessage(b"", "audio"), "message_type: must be text or binary, not 'audio'"),
     (BidiMessage(b"", "binary", {"sample_rate": "16k"}), "metadata.sample_rate: must be 1000 to 384000 samples"),
     (BidiMessage(b"", "binary", {"sample_rate": "0"}), "metadata.sample_rate: must be"),

@@ -11,11 +11,16 @@ from hypothesis import strategies as st
 
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.services import parse_request
-from engine_plugin.services.base import MAX_REQUEST_BYTES, optional, require
+from engine_plugin.services.base import optional, require
 
+WHOLE = st.characters(codec="utf-8")
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(alphabet=WHOLE),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(alphabet=WHOLE), inner, max_size=4),
     max_leaves=20,
 )
 
@@ -39,8 +44,8 @@ JSON = st.recursive(
         (b'{"a":1e999}', "is not JSON: 1e999 is too large a number"),
         (b'{"a":-1e999}', "is not JSON: -1e999 is too large a number"),
         (b'{"a":' + b"1" * 5000 + b"}", "is not JSON: .*digits"),
-        (b'{"a":' * 100_000, "is nested too deeply"),
-        (b"[" * 100_000 + b"]" * 100_000, "is nested too deeply"),
+        (b'{"a":' * 100_000, "is nested more than 100 deep"),
+        (b"[" * 100_000 + b"]" * 100_000, "is nested more than 100 deep"),
         (b"[]", "must hold a JSON object, not a list"),
         (b'"a"', "must hold a JSON object, not a string"),
         (b"1", "must hold a JSON object, not an integer"),
@@ -52,14 +57,6 @@ JSON = st.recursive(
 def test_what_is_no_object_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"^request_data: {message}"):
         parse_request(data)
-
-
-def test_a_request_may_have_its_limit_and_no_more() -> None:
-    frame = b'{"a":"%s"}'
-    fill = MAX_REQUEST_BYTES - len(frame) + 2
-    assert len(parse_request(frame % (b"x" * fill))["a"]) == fill
-    with pytest.raises(InvalidRequestError, match=r"request_data: .* bytes are too many; at most 64 MiB are taken"):
-        parse_request(frame % (b"x" * (fill + 1)))
 
 
 def test_a_byte_order_mark_is_passed_over() -> None:
@@ -93,12 +90,10 @@ def test_broken_objects(noise: bytes, place: int) -> None:
     assert_object_or_complaint(good[:place] + noise + good[place:])
 
 
-@given(st.dictionaries(st.text(), JSON, max_size=5))
+@given(st.dictionaries(st.text(alphabet=WHOLE), JSON, max_size=5))
 def test_every_object_is_read_as_it_was_written(request_: dict[str, Any]) -> None:
     for ascii_only in (True, False):
-        data = json.dumps(request_, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
-        if b"\xed" in data:  # text() may hold half a surrogate pair, which is no UTF-8
-            continue
+        data = json.dumps(request_, ensure_ascii=ascii_only).encode()
         assert parse_request(data) == request_
 
 

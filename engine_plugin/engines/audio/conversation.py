@@ -8,7 +8,6 @@ messages: task-started, result-generated for each sentence as it grows, task-fin
 
 from __future__ import annotations
 
-import json
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from engine_plugin.engines.audio.decoder import FORMATS
 from engine_plugin.engines.audio.pcm import RATE
 from engine_plugin.engines.base import BidiMessage
 from engine_plugin.errors import InvalidRequestError
+from engine_plugin.jsontext import JsonError, read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -187,15 +187,15 @@ class Conversation:
     def _event(self, event: str, output: dict[str, Any] | None = None, **header: Any) -> BidiMessage:
         payload = {} if output is None else {"output": output}
         shape = {"header": {"task_id": self.task_id, "event": event, **header}, "payload": payload}
-        return BidiMessage(json.dumps(shape, ensure_ascii=False).encode("utf-8", "replace"))
+        return BidiMessage(write_json(shape))
 
 
 def _command(data: bytes) -> dict[str, Any]:
     """A text message as one flat object: hosts put what they say at the top, or below `header`, `payload` and
     `parameters`."""
     try:
-        command = json.loads(data)
-    except (ValueError, RecursionError):
+        command = read_json(data)
+    except JsonError:
         command = None
     if not isinstance(command, dict):
         raise InvalidRequestError(f'data: a text message must be a JSON object such as {{"action": "{_FINISH}"}}')

@@ -25,6 +25,7 @@ from engine_plugin.engines.audio.subtitles import Segment, answer
 from engine_plugin.engines.http.bodies import answer_object
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError
 from engine_plugin.files import in_thread, private_folder
+from engine_plugin.jsontext import write_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -144,7 +145,7 @@ class Speech:
         text = str(heard.get("text") or "").strip()
         form = request.get("response_format") or "json"
         shape = answer(form, request["model"], text, segments, more)
-        return json.dumps(shape, ensure_ascii=False).encode("utf-8", "replace")
+        return write_json(shape)
 
     async def _post_samples(self, task: str, fields: dict[str, str], samples: bytes) -> dict[str, Any]:
         padded = samples + bytes(max(0, _SHORTEST - len(samples)))
@@ -184,7 +185,7 @@ class Speech:
             "duration": round(wave.duration, 3),
             "model": model,
         }
-        return json.dumps(shape, ensure_ascii=False).encode("utf-8", "replace")
+        return write_json(shape)
 
     def _keep(self, wav: bytes) -> Path:
         """Write a file that is never seen half written, and delete the oldest ones."""

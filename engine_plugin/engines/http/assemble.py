@@ -6,12 +6,12 @@ alone, here all choices count, and each prompt once.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.http import sse
 from engine_plugin.engines.http.bodies import choices_wanted
 from engine_plugin.errors import BadGatewayError
+from engine_plugin.jsontext import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -140,4 +140,4 @@ def _dump(answer: dict[str, Any], choices: dict[int, dict[str, Any]]) -> bytes:
         answer["choices"] = [choices[index] for index in sorted(choices)]
     except TypeError as error:
         raise BadGatewayError(f"the engine's choices cannot be told apart: {list(choices)!r:.200}") from error
-    return json.dumps(answer, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return write_json(answer)

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import BadGatewayError
+from engine_plugin.jsontext import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,7 +44,7 @@ def ranked_answer(answer: bytes, request: Mapping[str, Any], *, raw: bool) -> by
         }
         for score, index in results[: request.get("top_n") or len(results)]
     ]
-    return json.dumps(shape, ensure_ascii=False).encode("utf-8", "replace")
+    return write_json(shape)
 
 
 def _logistic(value: float) -> float:

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import BadGatewayError
+from engine_plugin.jsontext import write_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
@@ -89,7 +90,7 @@ def after_done(block: bytes) -> int:
 
 def event_of(shape: Mapping[str, Any]) -> bytes:
     """The event that carries an object."""
-    return b"data: " + json.dumps(shape, ensure_ascii=False).encode("utf-8", "replace") + b"\n\n"
+    return b"data: " + write_json(shape) + b"\n\n"
 
 
 def event_data(block: bytes) -> Iterator[dict[str, Any]]:

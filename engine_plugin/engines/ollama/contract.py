@@ -22,6 +22,7 @@ class NativeChat(Service):
     """/api/chat: `messages` in, `message` out. No messages at all bring the model into memory."""
 
     name: ClassVar[str] = "chat"
+    nested: ClassVar[frozenset[str]] = frozenset({"messages", "tools", "options"})
 
     def check(self, request: dict[str, Any]) -> None:
         for index, message in enumerate(optional(request, "messages", list) or ()):
@@ -36,6 +37,7 @@ class NativeGenerate(Service):
     """/api/generate: `prompt` in, `response` out. No prompt at all brings the model into memory."""
 
     name: ClassVar[str] = "generate"
+    nested: ClassVar[frozenset[str]] = frozenset({"options"})
 
     def check(self, request: dict[str, Any]) -> None:
         for field in ("prompt", "suffix", "system", "template"):
@@ -51,6 +53,7 @@ class NativeEmbed(Service):
     """/api/embed: `input` (a text or a list of texts) in, `embeddings` out."""
 
     name: ClassVar[str] = "embed"
+    nested: ClassVar[frozenset[str]] = frozenset({"options"})
 
     def check(self, request: dict[str, Any]) -> None:
         texts = require(request, "input", str, list)

@@ -6,7 +6,6 @@ is set between bytes that were made once for the answer.
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from types import MappingProxyType
@@ -25,6 +24,7 @@ from engine_plugin.engines.ollama.lines import (
 )
 from engine_plugin.engines.ollama.thinking import ThinkParser
 from engine_plugin.errors import BadGatewayError, EnginePluginError
+from engine_plugin.jsontext import write_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -164,7 +164,7 @@ class ChoiceWriter:
                 self._logprobs = []
             elif text:
                 before, after = self._around[field]
-                events.append(before + json.dumps(text, ensure_ascii=False).encode("utf-8", "replace") + after)
+                events.append(before + write_json(text) + after)
         return events
 
     def _finish(self, line: dict[str, Any]) -> bytes:

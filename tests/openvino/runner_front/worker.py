@@ -138,7 +138,9 @@ class Worker:
         self.send("done", number, {"usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}})
 
     def embed(self, number: int, request: dict[str, Any]) -> None:
-        vectors = [struct.pack("<3f", 1, 0.5, len(item)) for item in request["input"]]
+        given = request["input"]
+        inputs = [given] if isinstance(given[0], int) else given
+        vectors = [struct.pack("<3f", 1, 0.5, len(item)) for item in inputs]
         self.send("done", number, {"vectors": vectors, "prompt_tokens": len(vectors)})
 
     def rerank(self, number: int, request: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from engine_plugin.engines.openvino.runner.requests import (
     BODY_LIMIT,
     REGISTRY,
     json_answer,
-    read_json,
+    read_object,
     text_field,
 )
 
@@ -85,7 +85,7 @@ async def transcribe(
 
 async def speech(request: web.Request) -> web.Response:
     """POST /v3/audio/speech"""
-    body = await read_json(request)
+    body = await read_object(request)
     form = text_field(body, "response_format", "wav")
     if form not in _FORMATS:
         raise bad_request("response_format", f"must be {' or '.join(_FORMATS)}, not {form!r}")

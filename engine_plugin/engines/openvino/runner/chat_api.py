@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.openvino.runner.errors import bad_request
-from engine_plugin.engines.openvino.runner.requests import REGISTRY, flag, json_answer, read_json, whole
+from engine_plugin.engines.openvino.runner.requests import REGISTRY, flag, json_answer, read_object, whole
 from engine_plugin.engines.openvino.runner.stream import DONE, EventStream
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def _dumps(value: Any) -> str:
 
 async def chat(request: web.Request) -> web.StreamResponse:
     """POST /v3/chat/completions"""
-    body = await read_json(request)
+    body = await read_object(request)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise bad_request("messages", "must be a list of at least one message")
@@ -42,7 +42,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
 
 async def complete(request: web.Request) -> web.StreamResponse:
     """POST /v3/completions"""
-    body = await read_json(request)
+    body = await read_object(request)
     if not isinstance(body.get("prompt"), (str, list)) or body["prompt"] == []:
         raise bad_request("prompt", "must be a string, a list of strings, or tokens")
     call: dict[str, Any] = {"op": "complete", "prompt": body["prompt"], "params": _params(body)}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+from engine_plugin.jsontext import write_json
 
 __all__ = ["ApiError", "bad_request", "error_body"]
 
@@ -39,4 +40,4 @@ def bad_request(field: str, complaint: str) -> ApiError:
 def error_body(status: int, message: str, kind: str) -> bytes:
     """See `ApiError.body`."""
     error: dict[str, Any] = {"message": message, "type": kind, "code": status}
-    return json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "replace")
+    return write_json({"error": error})

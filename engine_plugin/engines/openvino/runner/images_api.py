@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.openvino.runner.errors import bad_request
-from engine_plugin.engines.openvino.runner.requests import REGISTRY, flag, json_answer, read_json, text_field, whole
+from engine_plugin.engines.openvino.runner.requests import REGISTRY, flag, json_answer, read_object, text_field, whole
 from engine_plugin.engines.openvino.runner.stream import DONE, EventStream
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _SIZE = re.compile(r"(\d{1,5})[xX*](\d{1,5})")
 
 async def generate(request: web.Request) -> web.StreamResponse:
     """POST /v3/images/generations"""
-    body = await read_json(request)
+    body = await read_object(request)
     call = _call(body)
     if text_field(body, "response_format", "b64_json") != "b64_json":
         raise bad_request("response_format", "only b64_json can be had")

@@ -3,57 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from engine_plugin.engines.openvino.runner.errors import ApiError, bad_request
+from engine_plugin.jsontext import BRIEF, JsonError, read_json, write_json
 
 if TYPE_CHECKING:
     from engine_plugin.engines.openvino.runner.registry import Registry
 
-__all__ = ["BODY_LIMIT", "REGISTRY", "flag", "json_answer", "read_json", "text_field", "whole"]
+__all__ = ["BODY_LIMIT", "REGISTRY", "flag", "json_answer", "read_object", "text_field", "whole"]
 
 BODY_LIMIT = 512 * 1024 * 1024
 """Bytes: an hour of uncompressed 16 kHz audio is 115 MB."""
-_BIG = 1 << 20
-_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
-"""Half of a character beyond the first 65536, which without its other half is no text."""
-
 REGISTRY: web.AppKey[Registry] = web.AppKey("registry")
 
 
-async def read_json(request: web.Request) -> dict[str, Any]:
-    """The body's object. Raises ApiError."""
+async def read_object(request: web.Request) -> dict[str, Any]:
+    """The body's JSON object. Raises ApiError."""
     data = await request.read()
     try:
-        return _parsed(data) if len(data) < _BIG else await asyncio.to_thread(_parsed, data)
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is no JSON: {error}") from None
-
-
-def _parsed(data: bytes) -> dict[str, Any]:
-    """Raises ApiError, ValueError, RecursionError."""
-    body = json.loads(data.decode())
+        body = (
+            read_json(data, BODY_LIMIT)
+            if len(data) <= BRIEF
+            else await asyncio.to_thread(read_json, data, BODY_LIMIT)
+        )
+    except JsonError as error:
+        raise ApiError(400, f"the body {error}") from None
     if not isinstance(body, dict):
         raise ApiError(400, "the body must be a JSON object")
-    if _HALF.search(data):
-        for name, value in body.items():
-            try:
-                json.dumps([name, value], ensure_ascii=False).encode()
-            except UnicodeEncodeError:
-                raise bad_request(name, "has half of a surrogate pair, which is no character") from None
     return body
 
 
 def json_answer(shape: dict[str, Any], status: int = 200) -> web.Response:
     """JSON without escapes."""
-    text = json.dumps(shape, ensure_ascii=False, separators=(",", ":"))
-    return web.Response(
-        body=text.encode("utf-8", "replace"), status=status, content_type="application/json", charset="utf-8"
-    )
+    return web.Response(body=write_json(shape), status=status, content_type="application/json", charset="utf-8")
 
 
 def text_field(body: dict[str, Any], name: str, default: str | None = None) -> str:

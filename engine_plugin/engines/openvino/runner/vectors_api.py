@@ -16,7 +16,7 @@ from engine_plugin.engines.openvino.runner.requests import (
     REGISTRY,
     flag,
     json_answer,
-    read_json,
+    read_object,
     text_field,
     whole,
 )
@@ -33,7 +33,7 @@ _AT_A_TIME = 16384
 
 async def embed(request: web.Request) -> web.Response:
     """POST /v3/embeddings"""
-    body = await read_json(request)
+    body = await read_object(request)
     texts = _inputs(body.get("input"))
     encoding = text_field(body, "encoding_format", "float")
     if encoding not in ("float", "base64"):
@@ -87,7 +87,7 @@ async def _pieces(vectors: list[bytes], as_base64: bool) -> AsyncIterator[str]:
 
 async def rerank(request: web.Request) -> web.Response:
     """POST /v3/rerank"""
-    body = await read_json(request)
+    body = await read_object(request)
     query = text_field(body, "query")
     documents = _documents(body.get("documents"))
     most = whole(body, "top_n", 1)

@@ -1,0 +1,163 @@
+"""JSON from outside: how much is read, how deep, and what becomes of characters that are none.
+
+Whatever a host, a file or a server hands over is read by `read_json`. `write_json` is the way out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from json import scanner
+from json.decoder import JSONArray, JSONObject  # type: ignore[attr-defined]  # typeshed leaves them out
+from typing import Any, NoReturn
+
+__all__ = ["BRIEF", "MOST_BYTES", "MOST_DEPTH", "MOST_MESSAGE", "MOST_VALUES", "JsonError", "read_json", "write_json"]
+
+MOST_BYTES = 256 << 20
+"""Of one text: an hour of 16 kHz WAV in base64 is 154 MB."""
+
+MOST_DEPTH = 100
+"""Objects and lists inside each other."""
+
+MOST_VALUES = 1_000_000
+"""In one text. A value takes up to a hundred bytes of memory, whatever it takes in the text."""
+
+BRIEF = 64 << 10
+"""Bytes that are read in less than 10 ms, whatever they are. Longer texts are read in a thread."""
+
+MOST_MESSAGE = MOST_BYTES + BRIEF
+"""Bytes of a gRPC message that brings such a text: there is room for the fields beside it."""
+
+_SHOWN = 60
+_ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+_HALVES = re.compile("[\ud800-\udfff]")
+_REPLACEMENT = "\ufffd"
+
+
+class JsonError(ValueError):
+    """The text is not JSON that is read here; says why, as the predicate of a sentence."""
+
+
+def read_json(data: bytes, most_bytes: int = MOST_BYTES) -> Any:
+    """The value of a JSON text in UTF-8, with or without a byte order mark. Raises JsonError.
+
+    Half of a surrogate pair, which JSON can escape and no text can hold, becomes U+FFFD. A text longer than BRIEF
+    belongs in a thread: it is read in Python, which lets other threads run between two values.
+    """
+    if len(data) > most_bytes:
+        limit = f"{most_bytes >> 20} MiB" if most_bytes >> 20 else f"{most_bytes >> 10} KiB"
+        raise JsonError(f"has {len(data)} bytes; the limit is {limit}")
+    try:
+        # Decoded here: json.loads would guess at UTF-16 and let surrogates in UTF-8 pass.
+        value = (_BriefDecoder() if len(data) <= BRIEF else _LongDecoder()).decode(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise JsonError(f"is not UTF-8 (byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise JsonError(f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except RecursionError:
+        raise _too_deep() from None
+    except JsonError:
+        raise
+    except ValueError as error:
+        raise JsonError(f"is not JSON: {error}") from None
+    return _whole(value) if _ESCAPED_HALF.search(data) else value
+
+
+def write_json(value: Any) -> bytes:
+    """The value as JSON in UTF-8, without escapes that it can do without; half a surrogate pair becomes U+FFFD."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return _HALVES.sub(_REPLACEMENT, text).encode()
+
+
+def _too_deep() -> JsonError:
+    return JsonError(f"is nested more than {MOST_DEPTH} deep")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):  # it could not be written as JSON again
+        raise ValueError(f"{digits[:_SHOWN]} is too large a number")
+    return number
+
+
+class _BriefDecoder(json.JSONDecoder):
+    """The standard library's decoder in C, and a look at the depth afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__(parse_constant=_refuse_constant, parse_float=_finite)
+
+    def decode(self, s: str, *args: Any) -> Any:
+        value = super().decode(s, *args)
+        if s.count("[") + s.count("{") > MOST_DEPTH:
+            _check_depth(value)
+        return value
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return
+    raise _too_deep()
+
+
+class _LongDecoder(json.JSONDecoder):
+    """The standard library's decoder in Python, which counts values and depth as it reads.
+
+    The one in C would keep every other thread from running until it has read all: half a second for a million lists.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(parse_constant=_refuse_constant, parse_float=_finite)
+        self._values = self._depth = 0
+        self.parse_object = self._object
+        self.parse_array = self._array
+        self.scan_once = scanner.py_make_scanner(self)  # type: ignore[attr-defined]  # likewise
+
+    def _object(self, place: Any, strict: bool, scan_once: Any, *rest: Any) -> Any:
+        return self._nested(JSONObject, place, strict, self._counted(scan_once), *rest)
+
+    def _array(self, place: Any, scan_once: Any, *rest: Any) -> Any:
+        return self._nested(JSONArray, place, self._counted(scan_once), *rest)
+
+    def _nested(self, read: Any, *arguments: Any) -> Any:
+        self._depth += 1
+        if self._depth > MOST_DEPTH:
+            raise _too_deep()
+        found = read(*arguments)
+        self._depth -= 1
+        return found
+
+    def _counted(self, scan_once: Any) -> Any:
+        def scan(text: str, place: int) -> Any:
+            self._values += 1
+            if self._values > MOST_VALUES:
+                raise JsonError(f"holds more than {MOST_VALUES} values")
+            return scan_once(text, place)
+
+        return scan
+
+
+def _whole(value: Any) -> Any:
+    """The value without halves of surrogate pairs."""
+    if isinstance(value, str):
+        return _HALVES.sub(_REPLACEMENT, value)
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    if isinstance(value, dict):
+        return {_whole(name): _whole(item) for name, item in value.items()}
+    return value

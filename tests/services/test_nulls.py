@@ -1,0 +1,75 @@
+"""null means "not given", in every optional field of every service."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from engine_plugin.engines.ollama.contract import native_contract
+from engine_plugin.jsontext import BRIEF
+from engine_plugin.services import SERVICES
+
+GIVEN: dict[str, dict[str, Any]] = {
+    "chat": {"messages": [{"role": "user", "content": "a"}]},
+    "generate": {"prompt": "a"},
+    "embed": {"input": "a"},
+    "rerank": {"query": "a", "documents": ["b"]},
+    "text-to-image": {"prompt": "a"},
+    "speech-to-text": {"audio": "UklGRg=="},
+    "text-to-speech": {"text": "a"},
+}
+OPTIONAL = {
+    "chat": "temperature top_p top_k min_p max_tokens stop seed n logprobs top_logprobs frequency_penalty tools "
+    "presence_penalty repetition_penalty tool_choice response_format stream stream_options logit_bias user",
+    "generate": "temperature max_tokens stop seed n logprobs echo suffix best_of stream stream_options logit_bias",
+    "embed": "encoding_format dimensions user",
+    "rerank": "top_n return_documents",
+    "text-to-image": "negative_prompt size n num_inference_steps seed rng_seed guidance_scale response_format",
+    "speech-to-text": "language task response_format temperature timestamp_granularities",
+    "text-to-speech": "input voice language speed response_format",
+}
+
+
+@pytest.mark.promise("S7")
+@pytest.mark.parametrize("service", GIVEN)
+def test_a_null_field_is_a_field_that_is_not_given(service: str) -> None:
+    given = GIVEN[service]
+    nulls = dict.fromkeys(["model", "no_such_field", *OPTIONAL[service].split()])
+    assert SERVICES[service].read(json.dumps(nulls | given).encode()) == given
+    assert SERVICES[service].read(b" " * BRIEF + json.dumps(nulls | given).encode()) == given
+
+
+@pytest.mark.promise("S7")
+def test_a_null_inside_a_chat_is_nothing_but_in_schemas_and_contents() -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": ["x", None], "default": None}}}
+    call = {"id": "1", "function": {"name": "f", "arguments": {"a": None}}}
+    part = {"type": "image_url", "image_url": {"url": "data:,"}}
+    wanted = {
+        "messages": [
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "user", "content": [part]},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+        "stream_options": {},
+    }
+    given = json.loads(json.dumps(wanted))
+    given["messages"][0] |= {"name": None, "tool_call_id": None, "refusal": None}
+    given["messages"][0]["tool_calls"][0]["index"] = None
+    given["messages"][1]["content"][0]["image_url"]["detail"] = None
+    given["tools"][0]["function"] |= {"description": None, "strict": None}
+    given["response_format"]["json_schema"]["strict"] = None
+    given["stream_options"]["include_usage"] = None
+    assert SERVICES["chat"].read(json.dumps(given).encode()) == wanted
+
+
+@pytest.mark.promise("S7")
+@pytest.mark.parametrize("service", ["chat", "generate", "embed"])
+def test_a_null_of_ollamas_own_json_is_nothing(service: str) -> None:
+    contract = native_contract(service)
+    assert contract is not None
+    given = GIVEN[service] | {"options": {"seed": 1}}
+    nulls = {"format": None, "keep_alive": None, "think": None, "model": None, "options": {"seed": 1, "top_k": None}}
+    assert contract.read(json.dumps(given | nulls).encode()) == given
