@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BLOCK",
     "LARGEST_JSON",
+    "LFS_POINTER",
     "in_thread",
     "load_json",
     "opened",
@@ -35,6 +36,9 @@ __all__ = [
 
 BLOCK = 8 * 1024 * 1024
 """Bytes read, hashed or copied by one call in a thread: some milliseconds of work."""
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that a clone without Git LFS has in the place of a large one."""
 
 LARGEST_JSON = 16 * 1024 * 1024
 """Bytes of a JSON text that is read from a file or a hub."""

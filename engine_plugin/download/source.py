@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from engine_plugin.redaction import entered
 
@@ -51,6 +51,12 @@ class HttpSource:
     def file_name(self) -> str:
         """The last piece of the path, as the file is called there."""
         return unquote(urlsplit(self.url).path.rpartition("/")[2])
+
+    def beside(self, file_name: str) -> HttpSource:
+        """Another file in the same folder there, with the same query and credentials."""
+        parts = urlsplit(self.url)
+        path = f"{parts.path.rpartition('/')[0]}/{quote(file_name)}"
+        return replace(self, url=urlunsplit(parts._replace(path=path)))
 
     @property
     def label(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from engine_plugin.models.pull import Pull
 from engine_plugin.models.repository import RemoteFile, RepositorySource, checked_files
 from engine_plugin.models.request import LocalSource, StoredSource
 from engine_plugin.models.staging import Staging, digests_of
-from engine_plugin.models.tree import digest_of_files, extent_of_folder, files_of
+from engine_plugin.models.tree import digest_of_files, extent_of_folder, files_of, fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from engine_plugin.models.shelf import Shelf
     from engine_plugin.models.tree import FolderLayout
 
-__all__ = ["Choose", "FolderPull"]
+__all__ = ["Choose", "FolderPull", "WholeProgress"]
 
 if TYPE_CHECKING:
     Choose = Callable[[Sequence[str]], Sequence[str]]
@@ -45,7 +44,7 @@ _SMALL = 64 * 1024
 """Bytes of a file of which the progress is not worth an event of its own."""
 
 
-class _Sum:
+class WholeProgress:
     """One progress over all files: what one file's pull says is told as part of the whole."""
 
     def __init__(self, publish: Callable[[PullEvent], None], completed: int, total: int, staging: Staging) -> None:
@@ -144,7 +143,7 @@ class FolderPull(Pull):
         kept = sum(by_path[path].size for path in digests)
         here = await in_thread(staging.here)
         await in_thread(check_room, self._shelf.partials, max(self._bytes - kept - here, 0))
-        total = _Sum(self._publish, kept, self._bytes, staging)
+        total = WholeProgress(self._publish, kept, self._bytes, staging)
         for file in files:
             if file.path not in digests:
                 digests[file.path] = await self._fetch_file(hub, source, listing.commit, file, total)
@@ -187,7 +186,7 @@ class FolderPull(Pull):
         return True
 
     async def _fetch_file(
-        self, hub: Hub, source: RepositorySource, commit: str, file: RemoteFile, total: _Sum
+        self, hub: Hub, source: RepositorySource, commit: str, file: RemoteFile, total: WholeProgress
     ) -> str:
         partial = self._staging.arriving(file.path)
         async with partial.opened():
@@ -235,14 +234,14 @@ class FolderPull(Pull):
             raise PullError(f"{source.label}: cannot be read ({error.strerror}).") from error
         paths = list(found) if isinstance(source, StoredSource) else self._chosen(list(found))
         checked_files([RemoteFile(path, found[path].st_size) for path in paths], source.label)
-        validator = _fingerprint({path: found[path] for path in paths})
+        validator = fingerprint({path: found[path] for path in paths})
         if self._present is not None and self._is_from_here(validator):
             return await self._already(self._present)
         self._bytes = sum(found[path].st_size for path in paths)
         await in_thread(check_room, self._shelf.partials, self._bytes)
         await in_thread(self._staging.prepare, paths)
         self._publish(Status(f"copying {source.label}"))
-        total = _Sum(self._publish, 0, self._bytes, self._staging)
+        total = WholeProgress(self._publish, 0, self._bytes, self._staging)
         try:
             digests = {path: await self._copy_file(source, path, found[path], total) for path in paths}
         except BaseException:
@@ -250,7 +249,7 @@ class FolderPull(Pull):
             raise
         return await self._finish(digests, validator)
 
-    async def _copy_file(self, source: LocalSource, path: str, stat: os.stat_result, total: _Sum) -> str:
+    async def _copy_file(self, source: LocalSource, path: str, stat: os.stat_result, total: WholeProgress) -> str:
         partial = self._staging.arriving(path)
         origin = source.path / path
         async with partial.opened():
@@ -284,7 +283,7 @@ class FolderPull(Pull):
         return await self._install(staging.files, self._bytes, digest, validator)
 
 
-async def _copy_blocks(origin: Path, partial: Partial, total: _Sum) -> None:
+async def _copy_blocks(origin: Path, partial: Partial, total: WholeProgress) -> None:
     async with opened(origin) as file:
         while block := await in_thread(file.read, BLOCK):
             await in_thread(partial.write, block)
@@ -296,9 +295,3 @@ async def _verified(path: Path, file: RemoteFile) -> str:
     size, sha256, blob = await digests_of(path)
     fits = size == file.size and file.sha256 in {"", sha256} and file.blob in {"", blob}
     return sha256 if fits else ""
-
-
-def _fingerprint(stats: Mapping[str, os.stat_result]) -> str:
-    """What tells one state of a folder from another one, without reading it."""
-    lines = [f"{path} {stat.st_size} {stat.st_mtime_ns}\n" for path, stat in sorted(stats.items())]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from engine_plugin.download.source import HttpSource, file_path, without_secrets
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError
+from engine_plugin.models.gguf import GgufError, part_names, whole_name
 from engine_plugin.models.info import kind_of_type
 from engine_plugin.models.names import near_names, validate_model_name
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COPY",
     "LocalSource",
+    "PartsSource",
     "PullPlan",
     "PullRequest",
     "StoredSource",
@@ -33,6 +35,8 @@ COPY = "model:"
 """How a source begins that is a model which is here: `model:OLD` copies it."""
 
 _HEX64 = re.compile(r"[0-9a-f]{64}")
+_SHOWN = 5
+"""Missing parts that a message names."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -83,11 +87,23 @@ class StoredSource(LocalSource):
 
 
 @dataclass(frozen=True, slots=True)
+class PartsSource:
+    """All parts of a model in several files, in their order, none of which is a model by itself."""
+
+    parts: tuple[LocalSource, ...] | tuple[HttpSource, ...]
+
+    @property
+    def label(self) -> str:
+        """The first part, for people and records."""
+        return self.parts[0].label
+
+
+@dataclass(frozen=True, slots=True)
 class PullPlan:
     """What a pull does. Two pulls of one name with equal plans are one; credentials do not count."""
 
     name: str
-    source: LocalSource | HttpSource | RepositorySource
+    source: LocalSource | HttpSource | PartsSource | RepositorySource
     sha256: str
     """64 hex digits, or "" when unknown."""
     kind: str
@@ -169,6 +185,28 @@ def _local(path: Path, suffix: str, where: str) -> LocalSource:
     raise ModelNotFoundError(f"{where}: there is no file {str(path)!r}.")
 
 
+def _parts(source: LocalSource | HttpSource, where: str) -> PartsSource | None:
+    """All parts of the model of which a source is one; None for a whole model. Stats local files."""
+    file = source.path.name if isinstance(source, LocalSource) else source.file_name
+    try:
+        names = part_names(file)
+    except GgufError as error:
+        raise InvalidRequestError(f"{where}: {error}.") from None
+    if not names:
+        return None
+    if isinstance(source, HttpSource):
+        return PartsSource(tuple(source.beside(name) for name in names))
+    paths = [source.path.with_name(name) for name in names]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        shown = ", ".join(missing[:_SHOWN]) + (f" and {len(missing) - _SHOWN} more" if missing[_SHOWN:] else "")
+        raise ModelNotFoundError(
+            f"{where}: {file} is one of {len(names)} parts of a model, and beside it are missing: {shown}. Put all "
+            "parts into one folder and pull any of them."
+        )
+    return PartsSource(tuple(LocalSource(path) for path in paths))
+
+
 def _forms(samples: Samples | None, suffix: str) -> str:
     listed = f"a sample ({', '.join(samples.names)}), " if samples and samples.names else ""
     return f"A pull takes {listed}a path or file:// URL ending in {suffix}, or an http(s) URL."
@@ -199,5 +237,10 @@ def plan_pull(request: PullRequest, suffix: str, samples: Samples | None, presen
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ModelNotFoundError(f"{where}: {text[:128]!r} is not known here.{hint} {_forms(samples, suffix)}")
     digest = agreed(digest, inline)
+    parts = None if sample is not None else _parts(source, where)
+    if parts is not None:
+        if digest:
+            raise InvalidRequestError("sha256: a model in parts has a digest for each of them; leave this one out.")
+        file = whole_name(file)
     name = validate_model_name(request.model) if request.source else _stem(file, suffix, request)
-    return PullPlan(name, source, digest, kind, request.insecure)
+    return PullPlan(name, parts or source, digest, kind, request.insecure)

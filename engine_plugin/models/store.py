@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
 from engine_plugin.download.events import Success
-from engine_plugin.download.partial import Partial
 from engine_plugin.download.remote import FetchPolicy
 from engine_plugin.download.source import HttpSource
 from engine_plugin.errors import ModelNotFoundError, PreconditionError, PullError
@@ -27,10 +26,12 @@ from engine_plugin.models.huggingface import refuse_offline
 from engine_plugin.models.info import Inspection, ModelDetails, ModelInfo, StoredModel, kind_of_type
 from engine_plugin.models.layout import FileLayout
 from engine_plugin.models.names import near_names, validate_model_name
+from engine_plugin.models.partspull import PartsLeftovers, PartsPull
 from engine_plugin.models.pull import FilePull
 from engine_plugin.models.request import (
     COPY,
     LocalSource,
+    PartsSource,
     PullPlan,
     PullRequest,
     StoredSource,
@@ -209,8 +210,8 @@ class ModelStore:
             return await self._plan_copy(request)
         names = await in_thread(self._shelf.names)
         plan = await in_thread(self._plan, request, names)
-        if isinstance(plan.source, HttpSource):
-            refuse_offline(self._environ, plan.source.url)
+        if isinstance(plan.source, HttpSource | PartsSource):
+            refuse_offline(self._environ, plan.source.label)
         return plan
 
     async def _plan_copy(self, request: PullRequest) -> PullPlan:
@@ -245,7 +246,8 @@ class ModelStore:
         return plan_pull(request, self._suffix, self._samples, present)
 
     def _pull(self, plan: PullPlan, publish: Callable[[PullEvent], None]) -> Pull:
-        return FilePull(plan, self._shelf, self._inspect, self._policy, publish, self._sample_names())
+        kind = PartsPull if isinstance(plan.source, PartsSource) else FilePull
+        return kind(plan, self._shelf, self._inspect, self._policy, publish, self._sample_names())
 
     def _sources(self) -> str:
         """What a model can be pulled by, for messages."""
@@ -253,7 +255,7 @@ class ModelStore:
 
     def _leftovers(self, name: str) -> Leftovers:
         """What an unfinished pull of that model left."""
-        return Partial(self._shelf.partials, name)
+        return PartsLeftovers(self._shelf.partials, name)
 
     async def _join(self, plan: PullPlan) -> SharedPull[PullPlan]:
         """The running pull of that model, else a new one. Its caller watches it without awaiting in between."""

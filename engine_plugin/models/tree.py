@@ -26,7 +26,15 @@ from engine_plugin.models.names import is_repository_name
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["FolderLayout", "digest_of_files", "digest_of_folder", "extent_of_folder", "files_of", "throw_away"]
+__all__ = [
+    "FolderLayout",
+    "digest_of_files",
+    "digest_of_folder",
+    "extent_of_folder",
+    "files_of",
+    "fingerprint",
+    "throw_away",
+]
 
 
 def files_of(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
@@ -63,6 +71,12 @@ def extent_of_folder(folder: Path) -> Extent | None:
 def digest_of_files(digests: Mapping[str, str]) -> str:
     """64 hex digits for a model, given those of each file: SHA-256 over sorted lines as `sha256sum` prints them."""
     lines = sorted(f"{digest}  {path}\n" for path, digest in digests.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def fingerprint(stats: Mapping[str, os.stat_result]) -> str:
+    """What tells one state of a folder from another one, without reading it."""
+    lines = [f"{path} {stat.st_size} {stat.st_mtime_ns}\n" for path, stat in sorted(stats.items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

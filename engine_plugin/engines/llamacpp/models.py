@@ -39,7 +39,8 @@ def model_store(root: Path, software: Software) -> ModelStore:
         status, out, err = await python.run_briefly(argv, environ, asked, _INSPECT_TIMEOUT)
         if status != 0:
             reason = err.decode("utf-8", "replace").strip().rpartition("\n")[2].removeprefix("E ")
-            raise PullError(f"{path.name} is not a model that llama.cpp can load: {reason or f'exit code {status}'}")
+            name = path.name.removesuffix(".part")  # of a pull that is not complete
+            raise PullError(f"{name} is not a model that llama.cpp can load: {reason or f'exit code {status}'}")
         return _inspection(json.loads(out))
 
     return ModelStore(root, suffix=".gguf", samples=bundled_samples("gguf"), inspect=inspect)

@@ -5,7 +5,8 @@
     probe     print version and devices as JSON
     inspect   print what a GGUF file's header says as JSON (the path is a JSON line on stdin)
 
-Apart from the guard and its like it imports nothing of ours. A failure is one line on stderr and exit status 3.
+Apart from the guard, its like and the reader of GGUF files it imports nothing of ours. A failure is one line on
+stderr and exit status 3.
 """
 
 from __future__ import annotations
@@ -15,10 +16,15 @@ import os
 import signal
 import sys
 import threading
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.processes import guard
 from engine_plugin.engines.processes.entry import fail, own_stdin, read_settings
+from engine_plugin.models.gguf import GgufError, Tensor, read_header
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["main"]
 
@@ -102,47 +108,63 @@ _POOLINGS = {0: "NONE", 1: "MEAN", 2: "CLS", 3: "LAST", 4: "RANK"}
 def _inspect() -> None:
     import gguf
 
-    path = read_settings(own_stdin())["path"]
+    path = Path(read_settings(own_stdin())["path"])
     try:
-        reader = gguf.GGUFReader(path)
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AssertionError, OverflowError) as error:
-        fail(f"not a readable GGUF file, or a truncated one: {error}")
-
-    def value(key: str) -> Any:
-        found = reader.get_field(key)
-        return None if found is None else found.contents()
-
+        header = read_header(path)
+    except (OSError, GgufError) as error:
+        fail(f"not a readable GGUF file: {error}")
+    value = header.values.get
+    if header.parts > 1:
+        fail(
+            f"this is part {header.number('split.no') + 1} of {header.parts} of a model. Pull the first part by its "
+            f"path or URL, NAME-00001-of-{header.parts:05}.gguf: the pull joins all of them"
+        )
     architecture = value("general.architecture")
     if not isinstance(architecture, str):
         fail("not a model: the GGUF file has no general.architecture")
-    counts = [int(tensor.n_elements) for tensor in reader.tensors]
-    if not counts:
+    if not header.tensors:
         fail("not a model: the GGUF file has no tensors")
-    biggest = max(reader.tensors, key=lambda tensor: int(tensor.n_bytes))
-    file_type = value("general.file_type")
+    known = {int(kind): sizes for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
+    sizes = [_bytes_of(tensor, known) for tensor in header.tensors]
+    end = max(header.data + tensor.offset + size for tensor, size in zip(header.tensors, sizes, strict=True))
+    if end > header.size:
+        fail(f"truncated: its tensors need {end} bytes, the file has {header.size}")
+    biggest = header.tensors[sizes.index(max(sizes))]
     print(
         json.dumps(
             {
                 "architecture": architecture,
-                "name": value("general.name") or "",
-                "parameters": sum(counts),
-                "quantization": _file_type(file_type) or biggest.tensor_type.name,
-                "context_length": value(f"{architecture}.context_length") or 0,
-                "embedding_length": value(f"{architecture}.embedding_length") or 0,
-                "pooling": _POOLINGS.get(value(f"{architecture}.pooling_type") or 0, "NONE"),
+                "name": _text(value("general.name")) or "",
+                "parameters": sum(tensor.elements for tensor in header.tensors),
+                "quantization": _file_type(value("general.file_type")) or _type_name(biggest.kind),
+                "context_length": header.number(f"{architecture}.context_length"),
+                "embedding_length": header.number(f"{architecture}.embedding_length"),
+                "pooling": _POOLINGS.get(header.number(f"{architecture}.pooling_type"), "NONE"),
                 "causal": value(f"{architecture}.attention.causal") is not False,
-                "chat_template": _template(value("tokenizer.chat_template")),
-                "tool_template": _template(value("tokenizer.chat_template.tool_use")),
+                "chat_template": _text(value("tokenizer.chat_template")),
+                "tool_template": _text(value("tokenizer.chat_template.tool_use")),
             }
         )
     )
 
 
-_LARGEST_TEMPLATE = 1024 * 1024
+def _bytes_of(tensor: Tensor, sizes: Mapping[int, tuple[int, int]]) -> int:
+    """Bytes of a tensor's data; 0 for a type that this version of the gguf package does not know."""
+    block, size = sizes.get(tensor.kind, (1, 0))
+    return -(-tensor.elements // block) * size
 
 
-def _template(text: Any) -> str | None:
-    return text[:_LARGEST_TEMPLATE] if isinstance(text, str) else None
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _type_name(kind: int) -> str:
+    import gguf
+
+    try:
+        return gguf.GGMLQuantizationType(kind).name
+    except ValueError:
+        return ""
 
 
 def _file_type(number: Any) -> str:

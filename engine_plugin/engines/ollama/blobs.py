@@ -11,7 +11,7 @@ from engine_plugin.download.events import ChunkProgress, Status
 from engine_plugin.engines.http.answers import one_line
 from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_body
 from engine_plugin.errors import InvalidRequestError, PullError
-from engine_plugin.files import in_thread, opened
+from engine_plugin.files import LFS_POINTER, in_thread, opened
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -38,6 +38,10 @@ async def require_gguf(path: Path) -> None:
     server. Raises PullError when it cannot be read."""
     async with aclosing(_pieces(path)) as pieces:
         begins = await anext(pieces, b"")
+    if begins.startswith(LFS_POINTER):
+        raise InvalidRequestError(
+            f"model: {path} is a Git LFS pointer, not the file: run `git lfs pull` in its clone, or download it"
+        )
     if not begins.startswith(_MAGIC):
         raise InvalidRequestError(
             f"model: {path} is no GGUF file: it begins with {begins[:4]!r}. Take another, or convert it to GGUF"

@@ -28,6 +28,7 @@ from engine_plugin.errors import (
     PullError,
 )
 from engine_plugin.files import in_thread
+from engine_plugin.models.gguf import whole_name
 from engine_plugin.models.huggingface import refuse_offline
 from engine_plugin.models.info import kind_of_type
 from engine_plugin.models.request import local_path, read_request
@@ -161,12 +162,23 @@ def _plan(request: PullRequest) -> _Plan:
         path = local_path(text, where).expanduser().absolute()
         if not path.is_file():
             raise ModelNotFoundError(f"{where}: there is no file {str(path)!r}.")
+        _refuse_part(path.name, where)
         return _Plan(name if request.source else path.stem, str(path), digest, insecure=False)
     if request.source or "://" in text:
         raise InvalidRequestError(f"{where}: {text[:128]!r} is nothing that Ollama pulls. {_FORMS}.")
     if name.startswith(_HUGGING_FACE):
         refuse_offline(os.environ, f"https://{name}")
     return _Plan(name, "", digest, request.insecure)
+
+
+def _refuse_part(name: str, where: str) -> None:
+    """Raise InvalidRequestError for a file that is one of several parts of a model: the server takes whole ones."""
+    whole = whole_name(name)
+    if whole:
+        raise InvalidRequestError(
+            f"{where}: {name} is one part of a model, and an Ollama server takes whole files. Join the parts by "
+            f"`llama-gguf-split --merge FIRST-PART {whole}`, then pull {whole}."
+        )
 
 
 async def _create(client: OllamaClient, plan: _Plan, publish: Callable[[PullEvent], None]) -> None:

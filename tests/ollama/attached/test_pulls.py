@@ -229,3 +229,22 @@ async def test_a_file_with_another_digest_is_not_sent(
     with pytest.raises(DownloadError, match="expected is sha256:0000"):
         await events_of(pulls, shared_client, PullRequest("own", source=str(gguf), sha256="0" * 64))
     assert not shared_server.requests("/api/create")
+
+
+@pytest.mark.promise("S8")
+async def test_a_part_of_a_model_is_refused_with_the_way_to_join_it(
+    pulls: Pulls, shared_client: OllamaClient, tmp_path: Path
+) -> None:
+    path = tmp_path / "big-00002-of-00003.gguf"
+    await asyncio.to_thread(path.write_bytes, b"GGUF")
+    with pytest.raises(InvalidRequestError, match=r"--merge FIRST-PART big\.gguf"):
+        await events_of(pulls, shared_client, PullRequest("own", source=str(path)))
+
+
+@pytest.mark.promise("L6")
+async def test_an_environment_that_is_offline_keeps_the_server_from_hugging_face(
+    pulls: Pulls, shared_client: OllamaClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(PreconditionError, match="HF_HUB_OFFLINE=1"):
+        await events_of(pulls, shared_client, PullRequest("hf.co/owner/name"))
