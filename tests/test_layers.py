@@ -49,6 +49,7 @@ ENGINE_PARTS: dict[str, set[str]] = {
     "pool": set(),
     "shared": set(),
     "processes": set(),
+    "templates": {"processes"},
     "http": {"processes"},
     "installing": {"base", "processes", "server"},
     "audio": {"base", "http", "processes"},

@@ -7,10 +7,14 @@ import json
 from typing import Any
 
 from engine_plugin.engines.http.bodies import request_json
+from engine_plugin.engines.http.conversation import CANNOT_HEAR, CANNOT_SEE, make_plain
 from engine_plugin.engines.http.ranking import document_texts
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
 
 __all__ = ["embeddings_answer", "upstream_body"]
+
+_REFUSED = {"image_url": CANNOT_SEE, "input_audio": CANNOT_HEAR}
+"""Models are loaded without the projector that images and audio need."""
 
 
 def upstream_body(service: str, request: dict[str, Any], *, stream: bool) -> bytes:
@@ -21,6 +25,7 @@ def upstream_body(service: str, request: dict[str, Any], *, stream: bool) -> byt
         if not stream:
             body["stream_options"] = {"include_usage": True}
         if service == "chat":
+            make_plain(body, _REFUSED)
             _tool_choice(body)
     elif service == "rerank":
         body["documents"] = document_texts(request)

@@ -5,9 +5,9 @@ OpenAI's messages are translated; native ones, which have the same fields or few
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.engines.http.conversation import call_arguments, joined
 from engine_plugin.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _content(content: Any, place: str, facts: ModelFacts) -> tuple[str, list[str
             media.append(_sound(part.get("input_audio"), f"{here}.input_audio", facts))
         else:
             raise InvalidRequestError(f"{here}: must be a part of type text, image_url or input_audio")
-    return "\n".join(texts), media
+    return joined(texts), media
 
 
 def native_images(images: Any, place: str, facts: ModelFacts) -> list[str]:
@@ -119,24 +119,10 @@ def _calls(calls: Any, place: str, names: dict[str, str]) -> list[dict[str, Any]
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise InvalidRequestError(f"{place}[{index}].function: must be an object with a name and arguments")
-        arguments = _arguments(function.get("arguments"), f"{place}[{index}].function.arguments")
+        arguments = call_arguments(function.get("arguments"), f"{place}[{index}].function.arguments")
         told: dict[str, Any] = {"function": {"index": index, "name": function["name"], "arguments": arguments}}
         if call.get("id"):
             told["id"] = call["id"]
             names[str(call["id"])] = function["name"]
         native.append(told)
     return native
-
-
-def _arguments(arguments: Any, place: str) -> dict[str, Any]:
-    """OpenAI has them as a text with JSON, Ollama as the object."""
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments or "{}")
-        except (ValueError, RecursionError):
-            raise InvalidRequestError(f"{place}: is not JSON") from None
-    if arguments is None:
-        return {}
-    if not isinstance(arguments, dict):
-        raise InvalidRequestError(f"{place}: must be an object")
-    return arguments

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engine_plugin.engines.http.bodies import answer_object, request_json
+from engine_plugin.engines.http.conversation import make_plain
 from engine_plugin.engines.http.ranking import document_texts
 from engine_plugin.engines.http.sse import DONE, event_of
 from engine_plugin.errors import BadGatewayError
@@ -30,7 +31,9 @@ def request_body(service: str, request: dict[str, Any]) -> dict[str, Any]:
     """The body to send; whether it streams is for the kind of server to say."""
     body = {name: value for name, value in request.items() if value is not None}
     body.pop("stream", None)
-    if service == "rerank":
+    if service == "chat":
+        make_plain(body, {})
+    elif service == "rerank":
         body["documents"] = document_texts(request)
         body.pop("top_n", None)  # the cut comes after the sort, in `ranked_answer`
         body.pop("return_documents", None)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.audio.speech import Dialect
 from engine_plugin.engines.http.bodies import request_json
+from engine_plugin.engines.http.conversation import make_plain
 from engine_plugin.engines.http.ranking import document_texts
 from engine_plugin.engines.http.sse import DONE, event_of
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
@@ -48,7 +49,9 @@ def upstream_body(service: str, request: dict[str, Any], image: ImageOptions, *,
         body["stream"] = True
     else:
         body.pop("stream_options", None)
-    if service == "rerank":
+    if service == "chat":
+        make_plain(body, {})
+    elif service == "rerank":
         body["documents"] = document_texts(request)
     elif service == "text-to-image":
         _picture(body, image)

@@ -126,19 +126,22 @@ async def test_completions_have_text(front: Front) -> None:
     assert chunks[0]["choices"] == [{"index": 0, "text": "a", "logprobs": None, "finish_reason": None}]
 
 
+OFFERED = {"type": "function", "function": {"name": "f"}}
+
+
 async def test_parameters_reach_the_worker_and_our_own_fields_do_not(front: Front) -> None:
     body: dict[str, Any] = {
         "script": {"settings": True},
         "max_completion_tokens": 5,
-        "tools": [{"type": "function"}],
+        "tools": [OFFERED],
         "top_k": 3,
         "seed": None,
     }
     _, answer = await front.chat(**body)
     request = json.loads(answer["choices"][0]["message"]["content"])
     assert request["params"] == {"script": {"settings": True}, "max_tokens": 5, "top_k": 3}
-    assert request["tools"] == [{"type": "function"}]
-    assert request["messages"] == [{"role": "user", "content": "hello"}]
+    assert request["tools"] == [OFFERED]
+    assert (request["prompt"], request["pictures"]) == ("hello", [])
 
 
 async def test_an_error_before_the_first_token_is_a_status_and_after_it_an_event(front: Front) -> None:
@@ -337,7 +340,7 @@ async def test_speech_is_a_wav_file(serve: Serve) -> None:
 async def test_an_http_1_0_client_gets_a_stream_that_ends_with_the_connection(front: Front) -> None:
     reader, writer = await asyncio.open_unix_connection(front.address.removeprefix("unix:"))
     try:
-        body = json.dumps({"model": "m", "messages": [{}], "stream": True}).encode()
+        body = json.dumps({"model": "m", "messages": [{"role": "user"}], "stream": True}).encode()
         head = f"POST /v3/chat/completions HTTP/1.0\r\nAuthorization: Bearer a-key\r\nContent-Length: {len(body)}"
         writer.write(f"{head}\r\n\r\n".encode() + body)
         _, _, answer = (await asyncio.wait_for(reader.read(), LIMIT)).partition(b"\r\n\r\n")

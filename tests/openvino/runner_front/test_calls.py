@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.llamacpp.running import eventually
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:
@@ -25,6 +26,12 @@ async def first_bytes(front: Front, stack: contextlib.AsyncExitStack, **script: 
     """A stream of which the first event has come."""
     response = await stack.enter_async_context(front.streaming(script=script or HELD))
     await asyncio.wait_for(response.content.readany(), LIMIT)
+
+
+async def until_owed(front: Front) -> None:
+    """The worker has a call to answer."""
+    async with front.registry.models["m"].use() as worker:
+        await eventually(lambda: worker.owes)
 
 
 async def until_cancelled(front: Front, count: int = 1) -> None:
@@ -46,7 +53,7 @@ async def test_a_client_that_leaves_while_it_waits_cancels_the_call(serve: Serve
     front = await serve()
     for stream in (False, True):
         call = asyncio.create_task(front.chat(stream=stream, script={"parts": [], "then": "hold"}))
-        await front.cancelled()  # answered by the worker behind the call
+        await until_owed(front)
         call.cancel()
         await asyncio.wait({call})
         await until_cancelled(front, 1 + stream)
@@ -123,7 +130,9 @@ async def test_deaths_long_apart_are_not_in_a_row(serve: Serve) -> None:
 
 async def test_a_reader_that_has_stopped_neither_grows_memory_nor_holds_up_others(serve: Serve) -> None:
     front = await serve()
-    body = json.dumps({"model": "m", "messages": [{}], "stream": True, "script": {"parts": [], "then": "flood"}})
+    body = json.dumps(
+        {"model": "m", "messages": [{"role": "user"}], "stream": True, "script": {"parts": [], "then": "flood"}}
+    )
     head = (
         f"POST /v3/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer a-key\r\nContent-Length: {len(body)}"
     )

@@ -1,6 +1,7 @@
 """A worker that does what a test wants: run as a file, it speaks the runner's frames and computes nothing.
 
-A model's folder may hold script.json: {"load": "fail" | "crash" | "noise" | "hang" | "compute"}. A chat's `script`
+A model's folder may hold script.json: {"load": "fail" | "crash" | "noise" | "hang" | "compute",
+"template": a chat template}. A chat's `script`
 parameter says what happens to the call: "parts" to send, and "then": done (the default), hold (until another call
 says release, or it is cancelled), compute (for "seconds", deaf meanwhile; load does so, too), delegate (the same in a
 process of its own), crash, noise, class (a frame that names one), error, flood (parts without end, until it is
@@ -86,7 +87,8 @@ class Worker:
         elif way == "noise":
             self.write(b"Hello, I am a library, and I print what I like to print\n")
         elif way != "hang":
-            self.send("ready", {"context_length": 64, "capabilities": [settings["kind"]]})
+            templates: tuple[Any, Any] = ({"default": told.get("template", "{{ messages[0].content }}")}, {})
+            self.send("ready", {"context_length": 64, "capabilities": [settings["kind"]], "templates": templates})
 
     def do(self, number: int, request: dict[str, Any]) -> None:
         getattr(self, request["op"])(number, request)

@@ -11,7 +11,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.engines.openvino.runner import chat
+from engine_plugin.engines.openvino.runner.pipelines import RequestError
 from engine_plugin.engines.processes import guard
+from engine_plugin.engines.templates.jinja import ChatTemplate, Templates
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:
@@ -74,8 +77,22 @@ class RunningWorker:
     def begin(self, op: str, **request: Any) -> Call:
         self._last += 1
         call = self._calls[self._last] = Call(self._last)
-        self.send("do", self._last, {"op": op, **request})
+        try:
+            if op == "chat":
+                request = self._rendered(**request)
+        except RequestError as error:
+            call.result.set_exception(CallFailed(error.status, error.kind, str(error)))
+        else:
+            self.send("do", self._last, {"op": op, **request})
         return call
+
+    def _rendered(self, messages: Any, params: Any = None, **others: Any) -> dict[str, Any]:
+        """What the server makes of a conversation before a worker gets it."""
+        plain, pictures = chat.messages(messages, "vision" in self.facts["capabilities"])
+        tools = chat.tools(others.get("tools"), others.get("tool_choice"))
+        extra = (params or {}).get("chat_template_kwargs") or {}
+        prompt = ChatTemplate(Templates(*self.facts["templates"])).render(plain, tools.offered, extra)
+        return {"prompt": prompt, "pictures": pictures, "params": params or {}, **others}
 
     def cancel(self, call: Call) -> None:
         self.send("cancel", call.number)

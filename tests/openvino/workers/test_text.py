@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin.engines.openvino.runner.calls import guess, parser
-from engine_plugin.engines.openvino.runner.chat import Template, messages
+from engine_plugin.engines.openvino.runner.chat import capabilities, messages, read_templates
 from engine_plugin.engines.openvino.runner.dialect import Deltas
 from engine_plugin.engines.openvino.runner.pipelines import RequestError
 from engine_plugin.engines.openvino.runner.pipelines.text import Detokenizer, StopStrings
 from engine_plugin.engines.openvino.runner.pipelines.text_to_speech import pieces
+from engine_plugin.engines.templates.jinja import ChatTemplate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -180,42 +181,77 @@ def test_the_template_shows_how_calls_are_written(template: str, name: str | Non
     assert guess(template) == name
 
 
+def rendered(folder: Path, tools: list[dict[str, Any]], **extra: Any) -> str:
+    template = ChatTemplate(read_templates(folder, lambda: "built in"))
+    return template.render([{"role": "user", "content": "hi"}], tools, extra)
+
+
+@pytest.mark.promise("S12")
 def test_templates_come_from_any_of_a_models_files(tmp_path: Path) -> None:
-    asked = [{"role": "user", "content": "hi"}]
-    assert Template(tmp_path, lambda: "built in").render(asked, []) == "built in"
+    assert rendered(tmp_path, []) == "built in"
     (tmp_path / "chat_template.json").write_text('{"chat_template": "json"}')
-    assert Template(tmp_path).render(asked, []) == "json"
+    assert rendered(tmp_path, []) == "json"
     several = [{"name": "default", "template": "plain {{ bos_token }}"}, {"name": "tool_use", "template": "tools"}]
-    config = {"chat_template": several, "bos_token": {"content": "<s>"}}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    assert Template(tmp_path).render(asked, []) == "plain <s>"
-    assert Template(tmp_path).render(asked, TOOLS) == "tools"
+    for given in (several, {one["name"]: one["template"] for one in several}):
+        config = {"chat_template": given, "bos_token": {"content": "<s>"}}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        assert rendered(tmp_path, []) == "plain <s>"
+        assert rendered(tmp_path, TOOLS) == "tools"
     (tmp_path / "chat_template.jinja").write_text(
         "{% generation %}{{ tools | tojson }}{% endgeneration %}{% for m in messages %}{{ m.content }}{% break %}"
         "{% endfor %}{{ strftime_now('%Y') | length }}{{ mood }}"
     )
-    assert Template(tmp_path).render(asked, [{"é": 1}], {"mood": "good"}) == '[{"é": 1}]hi4good'
+    assert rendered(tmp_path, [{"é": 1}], mood="good") == '[{"é": 1}]hi4good'
+
+
+@pytest.mark.promise("S12")
+@pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json", None])
+def test_tools_are_told_by_a_models_template_for_them(tmp_path: Path, place: str | None) -> None:
+    """Beside a default template from wherever that is."""
+    if place:
+        default = "plain" if place.endswith(".jinja") else json.dumps({"chat_template": "plain"})
+        (tmp_path / place).write_text(default)
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates/tool_use.jinja").write_text("<tool_call>{{ tools[0].function.name }}")
+    assert rendered(tmp_path, []) == ("plain" if place else "built in")
+    assert rendered(tmp_path, TOOLS) == "<tool_call>add"
+    templates = read_templates(tmp_path)
+    assert "tools" in capabilities(templates)
+    assert guess(templates.text) == "hermes3"
+
+
+def test_a_template_of_many_megabytes_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "chat_template.jinja").open("wb") as file:
+        file.truncate(17 << 20)
+    with pytest.raises(RequestError, match=r"^chat_template\.jinja: has more than 16 MiB"):
+        read_templates(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "template",
-    ["{{ raise_exception('no') }}", "{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{{ 1 / x }}"],
+    ("arguments", "plain"),
+    [('{"a": 1}', {"a": 1}), ({"a": 1}, {"a": 1}), ("", {}), ("  ", {}), (None, {}), ("{}", {})],
 )
-def test_a_template_that_refuses_or_misbehaves_is_an_error_of_the_call(tmp_path: Path, template: str) -> None:
-    (tmp_path / "chat_template.jinja").write_text(template)
-    with pytest.raises(RequestError, match="chat template refuses"):
-        Template(tmp_path).render([], [])
+@pytest.mark.promise("S6")
+def test_arguments_of_past_calls_are_objects(arguments: Any, plain: dict[str, Any]) -> None:
+    call = {"id": "1", "function": {"name": "add", "arguments": arguments}}
+    found, _ = messages([{"role": "assistant", "content": None, "tool_calls": [call]}], False)
+    assert found[0]["tool_calls"] == [{"id": "1", "function": {"name": "add", "arguments": plain}}]
 
 
-def test_past_calls_and_pictures_are_as_templates_want_them() -> None:
-    call = {"id": "1", "function": {"name": "add", "arguments": '{"a": 1}'}}
-    seen = [{"type": "image_url", "image_url": {"url": "data:,x"}}, {"type": "text", "text": "what?"}]
-    found, pictures = messages(
-        [{"role": "user", "content": seen}, {"role": "assistant", "content": None, "tool_calls": [call]}], True
-    )
-    assert found[0]["content"] == "<ov_genai_image_0>\nwhat?"
-    assert found[1]["tool_calls"][0]["function"]["arguments"] == {"a": 1}
-    assert pictures == ["data:,x"]
+def test_parts_become_one_text_in_their_order() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:,x"}}
+    one, two, three = ({"type": "text", "text": text} for text in ("one", "two", "three"))
+    found, pictures = messages([{"role": "user", "content": [one, two, picture, three, picture]}], True)
+    assert found[0]["content"] == "one\ntwo<ov_genai_image_0>\nthree<ov_genai_image_1>\n"
+    assert pictures == ["data:,x", "data:,x"]
+
+
+@pytest.mark.promise("S3")
+def test_a_developer_speaks_as_the_system() -> None:
+    given = [{"role": role, "content": "x"} for role in ("developer", "system", "user", "assistant", "tool")]
+    found, _ = messages(given, False)
+    assert [message["role"] for message in found] == ["system", "system", "user", "assistant", "tool"]
+    assert given[0]["role"] == "developer"
 
 
 def test_text_is_cut_where_it_hurts_least() -> None:

@@ -8,12 +8,18 @@ import uuid
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines.openvino.runner.errors import bad_request
+from engine_plugin.engines.openvino.runner import chat as conversation
+from engine_plugin.engines.openvino.runner.errors import ApiError, bad_request
+from engine_plugin.engines.openvino.runner.pipelines import RequestError
 from engine_plugin.engines.openvino.runner.requests import REGISTRY, flag, json_answer, read_object, whole
 from engine_plugin.engines.openvino.runner.stream import DONE, EventStream
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from aiohttp import web
+
+    from engine_plugin.engines.openvino.runner.model import Model
 
 __all__ = ["chat", "complete"]
 
@@ -30,14 +36,26 @@ def _dumps(value: Any) -> str:
 async def chat(request: web.Request) -> web.StreamResponse:
     """POST /v3/chat/completions"""
     body = await read_object(request)
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise bad_request("messages", "must be a list of at least one message")
-    call: dict[str, Any] = {"op": "chat", "messages": messages, "params": _params(body)}
-    for name in ("tools", "tool_choice"):
-        if body.get(name) is not None:
-            call[name] = body[name]
+    params = _params(body)
+
+    async def call(model: Model) -> dict[str, Any]:
+        prompt, pictures = await _rendered(model, body, params.get("chat_template_kwargs"))
+        given = {name: body[name] for name in ("tools", "tool_choice") if body.get(name) is not None}
+        return {"op": "chat", "prompt": prompt, "pictures": pictures, "params": params, **given}
+
     return await _answer(request, body, call, _ChatShape)
+
+
+async def _rendered(model: Model, body: dict[str, Any], extra: Any) -> tuple[str, list[str]]:
+    """The conversation as the model's template writes it, and the pictures that it shows. Raises ApiError."""
+    if extra is not None and not isinstance(extra, dict):
+        raise bad_request("chat_template_kwargs", "must be an object")
+    try:
+        messages, pictures = conversation.messages(body.get("messages"), model.sees)
+        tools = conversation.tools(body.get("tools"), body.get("tool_choice"))
+    except RequestError as error:
+        raise ApiError(error.status, str(error), error.kind) from None
+    return await model.render(messages, tools.offered, extra or {}), pictures
 
 
 async def complete(request: web.Request) -> web.StreamResponse:
@@ -45,9 +63,13 @@ async def complete(request: web.Request) -> web.StreamResponse:
     body = await read_object(request)
     if not isinstance(body.get("prompt"), (str, list)) or body["prompt"] == []:
         raise bad_request("prompt", "must be a string, a list of strings, or tokens")
-    call: dict[str, Any] = {"op": "complete", "prompt": body["prompt"], "params": _params(body)}
+    asked: dict[str, Any] = {"op": "complete", "prompt": body["prompt"], "params": _params(body)}
     if flag(body, "echo"):
-        call["echo"] = True
+        asked["echo"] = True
+
+    async def call(_model: Model) -> dict[str, Any]:
+        return asked
+
     return await _answer(request, body, call, _TextShape)
 
 
@@ -61,7 +83,10 @@ def _params(body: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _answer(
-    request: web.Request, body: dict[str, Any], call: dict[str, Any], make_shape: type[_Shape]
+    request: web.Request,
+    body: dict[str, Any],
+    make_call: Callable[[Model], Awaitable[dict[str, Any]]],
+    make_shape: type[_Shape],
 ) -> web.StreamResponse:
     model = request.app[REGISTRY].find(body.get("model"), "chat")
     stream_options = body.get("stream_options") or {}
@@ -71,6 +96,7 @@ async def _answer(
     shape = make_shape(body["model"], with_usage)
     streamed = flag(body, "stream")
     async with model.use() as worker:
+        call = await make_call(model)
         if streamed:
             return await _TokenStream(request, shape).run(worker, call)
         whole_answer = _Collected()

@@ -131,6 +131,11 @@ class Worker(asyncio.SubprocessProtocol):
         """Whether it has something to do."""
         return self.loading or bool(self._calls)
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether it has not ended yet what was cancelled."""
+        return any(sink is None for sink in self._calls.values())
+
     def rss(self) -> int:
         """Bytes of memory that the process has in use; 0 when it has ended."""
         try:

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.engines.openvino.runner.errors import ApiError
 from engine_plugin.engines.openvino.runner.link import LoadError, Worker
 from engine_plugin.engines.openvino.runner.watch import Watch
+from engine_plugin.engines.processes.python import module_command
+from engine_plugin.engines.templates.jinja import BROKEN, TemplateError, Templates
+from engine_plugin.engines.templates.renderer import PROGRAM, WITHIN, Renderer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -67,6 +70,7 @@ class Model:
         self._environ = environ
         self._worker: Worker | None = None
         self._watch: Watch | None = None
+        self._renderer: Renderer | None = None
         self._death = ""  # why it is being started again
         self._reserved = 0
         self._calls = 0
@@ -111,6 +115,24 @@ class Model:
                 self._notify()
 
     @property
+    def sees(self) -> bool:
+        """Whether its messages may show pictures."""
+        return "vision" in self.ready_info.get("capabilities", ())
+
+    async def render(self, messages: list[Any], tools: list[Any], extra: dict[str, Any]) -> str:
+        """The prompt of a conversation, by the model's chat template. Raises ApiError."""
+        if self._renderer is None:
+            raise ApiError(503, f"model {self.name} is going away; try again")
+        try:
+            return await self._renderer.render(messages, tools, extra)
+        except TemplateError as error:
+            if error.kind == BROKEN:
+                raise ApiError(400, f"messages: {error}") from None
+            raise ApiError(400, f"messages: the model's chat template refuses them: {error}") from None
+        except (OSError, ImportError) as error:
+            raise ApiError(500, f"messages: the model's chat template cannot be rendered: {error}") from error
+
+    @property
     def complaint(self) -> str:
         """Why it does not answer just now, though it was loaded and is to be served; "" when nothing is wrong."""
         if self._death:
@@ -151,6 +173,8 @@ class Model:
         """End its process at once; it is not started again when the model is UNLOADING."""
         if self._worker is not None:
             self._worker.kill()
+        if self._renderer is not None:
+            self._renderer.kill()
 
     # Its life
 
@@ -179,6 +203,9 @@ class Model:
         except Exception as error:  # whatever it is, nobody may wait for ever
             self._change(END, f"{type(error).__name__}: {error}")
             raise
+        finally:
+            if self._renderer is not None:
+                await self._renderer.aclose()
 
     def _may_restart(self, deaths: int, reason: str) -> bool:
         if self.state == UNLOADING:
@@ -204,6 +231,9 @@ class Model:
         watching = asyncio.create_task(self._watch.run())
         try:
             self.ready_info = await worker.load(self._load_settings(self.graph), self._settings.load_timeout)
+            if self._renderer is None:  # else of a worker that died
+                templates = Templates(*self.ready_info.get("templates", ({}, {})))
+                self._renderer = Renderer(templates, module_command(PROGRAM), self._environ, WITHIN)
             self._death = ""
             if self.state == LOADING:
                 self._change(AVAILABLE)

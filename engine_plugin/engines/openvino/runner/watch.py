@@ -5,6 +5,8 @@ counted for it. It is not asked to send signs of life, for they would say less. 
 Python's lock for seconds, so no thread of the worker could send one while it works hardest; and one that did arrive
 would not say whether the pipeline is stuck. Nothing of this is done per token: what comes sets a flag, and the system
 is asked only after an interval in which nothing came.
+
+A worker that uses its processor is let be, unless it goes on with what was cancelled and says nothing meanwhile.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ __all__ = ["INTERVAL", "Watch", "Watched"]
 
 INTERVAL = 5.0
 """Seconds between two looks, at most."""
+
+ABANDONED = 30.0
+"""Seconds in which a worker says that a cancelled call has ended, or anything else: a step, a batch of texts."""
 
 _LOOKS = 8  # within the time after which it hangs, at least
 _SUSPECT = 3  # looks in a row that found nothing: health tells of it
@@ -43,6 +48,10 @@ class Watched(Protocol):
     def owes(self) -> bool:
         """Whether it has something to do."""
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether it has not ended yet what was cancelled."""
+
     def give_up(self, reason: str) -> None:
         """End it."""
 
@@ -55,14 +64,19 @@ class Watch:
         self._worker = worker
         self._loading = loading
         self._working = working
-        self._interval = min([INTERVAL, *(patience / _LOOKS for patience in (loading, working) if patience)])
+        self._interval = min(
+            [INTERVAL, *(patience / _LOOKS for patience in (loading, working, ABANDONED) if patience)]
+        )
         self._silent = 0.0  # counted in looks: time in which this process was stopped itself does not count
+        self._wasted = 0.0
         self._looks = 0
         self._used: float | None = None
 
     @property
     def complaint(self) -> str:
         """What speaks for it that the worker hangs, in words; "" when nothing does."""
+        if self._wasted > ABANDONED / 2:
+            return f"it has not ended a cancelled call for {self._wasted:.2g} s"
         if self._looks < _SUSPECT:
             return ""
         return f"it seems to hang: no answer, output or use of the processor for {self._silent:.2g} s"
@@ -78,10 +92,14 @@ class Watch:
             if patience and self._silent >= patience and self._worker.loading is loading:
                 self._worker.give_up(_verdict(patience, loading=loading))
                 return
+            if self._wasted >= ABANDONED:
+                self._worker.give_up(f"it did not end a cancelled call in {ABANDONED:g} s")
+                return
 
     async def _look(self) -> None:
         worker, before = self._worker, self._used
         self._used = None
+        self._wasted = self._wasted + self._interval if worker.abandoned and not worker.heard else 0.0
         if worker.owes and not worker.heard:
             # Its descendants count, too, and they are found by looking at every process there is.
             try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from engine_plugin.engines.openvino.runner.telemetry import block_telemetry
-from engine_plugin.files import read_json
+from engine_plugin.files import LARGEST_JSON, read_json
 
 if TYPE_CHECKING:
     from engine_plugin.engines.openvino.runner.frames import Channel, Frame, Inbox
@@ -32,6 +32,7 @@ __all__ = [
     "load",
     "reason",
     "refusal",
+    "text_file",
     "text_list",
     "too_long",
 ]
@@ -214,6 +215,19 @@ def refusal(number: int, error: Exception) -> Frame:
         return ("error", number, 400, "invalid_request_error", "the body is nested too deeply")
     traceback.print_exception(error)
     return ("error", number, 500, "server_error", reason(error))
+
+
+def text_file(path: Path) -> str | None:
+    """A file of a model's folder; None when it is missing or no text. Raises RequestError when it is too large."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST_JSON + 1)
+        text = data.decode()
+    except (OSError, ValueError):
+        return None
+    if len(data) > LARGEST_JSON:
+        raise RequestError(f"{path.name}: has more than {LARGEST_JSON >> 20} MiB, which no model needs; pull it anew")
+    return text
 
 
 def json_file(path: Path) -> dict[str, Any]:

@@ -83,8 +83,8 @@ class _Llm:
         self._unproven: dict[int, tuple[Grammar, Frame]] = {}
         self._best_of_limit = int(options.get("best_of_limit") or 20)
         self._tokens_limit = int(options.get("max_tokens_limit") or 0)
-        self._template = chat.Template(settings.path, lambda: self._tokenizer.chat_template)
-        self._dialect = Dialect(self._template.source, options)
+        templates = chat.read_templates(settings.path, lambda: self._tokenizer.chat_template)
+        self._dialect = Dialect(templates.text, options)
         config = json_file(settings.path / "config.json")
         self._context = context_length(config)
         self._vocabulary = vocabulary_size(config, self._tokenizer)
@@ -98,7 +98,8 @@ class _Llm:
         self._told = 0.0
         self.facts: dict[str, Any] = {
             "context_length": self._context,
-            "capabilities": ["completion", *self._template.capabilities(), *(["vision"] if self._sees else [])],
+            "capabilities": ["completion", *chat.capabilities(templates), *(["vision"] if self._sees else [])],
+            "templates": tuple(templates),
         }
 
     def serve(self, inbox: Inbox, channel: Channel) -> None:
@@ -164,12 +165,11 @@ class _Llm:
             self._frames.append(("part", [(number, call.echoes)]))
 
     def _begin_chat(self, call: Call, request: dict[str, Any], params: dict[str, Any]) -> None:
-        messages, sources = chat.messages(request.get("messages"), self._sees)
+        prompt: str = request["prompt"]  # the model's template rendered it, in a process of its own
         tools = chat.tools(request.get("tools"), request.get("tool_choice"))
-        prompt = self._template.render(messages, tools.offered, params.get("chat_template_kwargs"))
         forced = self._dialect.forced(tools)
         grammar = self._proven(Grammar("tools", "tools", forced) if forced else wanted(params))
-        images = pictures(sources)
+        images = pictures(request.get("pictures") or [])
         tokens = None if self._sees else self._encode(prompt, special=False)
         plan = self._dialect.plan(tools, prompt, guided=grammar is not None)
         self._add(call, 0, prompt if tokens is None else tokens, grammar, images, plan)

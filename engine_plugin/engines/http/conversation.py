@@ -1,0 +1,96 @@
+"""What OpenAI's chat messages become for any engine: one name for a role, one text, arguments that are JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["CANNOT_HEAR", "CANNOT_SEE", "call_arguments", "joined", "make_plain", "plain_role"]
+
+CANNOT_SEE = "this model reads text only and cannot see images; use a vision model"
+CANNOT_HEAR = "this model reads text only and cannot hear audio; use a model that can, or transcribe it first"
+
+_SHOWN = 80
+
+
+def make_plain(body: dict[str, Any], refused: Mapping[str, str]) -> None:
+    """Replace the messages of a chat by those for a server that speaks OpenAI's REST. Called for each chat.
+
+    `developer` is called `system`, parts that hold nothing but text become one text, and arguments of past calls are
+    the text of a JSON object. `refused` maps a type of part to the reason why the model cannot take it. Raises
+    InvalidRequestError that names the place.
+    """
+    if "messages" in body:
+        body["messages"] = [
+            _plain(message, f"messages[{index}]", refused) for index, message in enumerate(body["messages"])
+        ]
+
+
+def plain_role(role: str) -> str:
+    """The role by the name that every template knows: many render nothing at all for `developer`."""
+    return "system" if role == "developer" else role
+
+
+def joined(texts: list[str]) -> str:
+    """The text parts of one message as one text."""
+    return "\n".join(texts)
+
+
+def call_arguments(arguments: Any, place: str) -> dict[str, Any]:
+    """The arguments of a past call, which OpenAI has as the text of a JSON object; an empty one stands for none.
+
+    Raises InvalidRequestError that begins with `place`, also for the arguments of a call that was cut off.
+    """
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments) if arguments.strip() else {}
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequestError(f"{place}: must be the text of a JSON object: {error}") from None
+    if arguments is None:
+        return {}
+    if not isinstance(arguments, dict):
+        raise InvalidRequestError(f"{place}: must be a JSON object, not {json.dumps(arguments)[:_SHOWN]}")
+    return arguments
+
+
+def _plain(message: dict[str, Any], place: str, refused: Mapping[str, str]) -> dict[str, Any]:
+    plain = message | {"role": plain_role(message["role"])}
+    content = message.get("content")
+    if isinstance(content, list):
+        for index, part in enumerate(content):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind in refused:
+                raise InvalidRequestError(f"{place}.content[{index}]: {refused[kind]}")
+        if content and all(_is_text(part) for part in content):
+            plain["content"] = joined([part["text"] for part in content])
+    calls = message.get("tool_calls")
+    if calls:
+        if not isinstance(calls, list):
+            raise InvalidRequestError(f"{place}.tool_calls: must be a list")
+        plain["tool_calls"] = [_call(call, f"{place}.tool_calls[{index}]") for index, call in enumerate(calls)]
+    return plain
+
+
+def _is_text(part: Any) -> bool:
+    """Whether a part is text and no more: another server may know further fields."""
+    return (
+        isinstance(part, dict)
+        and part.keys() == {"type", "text"}
+        and part["type"] == "text"
+        and isinstance(part["text"], str)
+    )
+
+
+def _call(call: Any, place: str) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        raise InvalidRequestError(f"{place}.function: must be an object with a name and arguments")
+    given = function.get("arguments")
+    arguments = call_arguments(given, f"{place}.function.arguments")
+    text = given if isinstance(given, str) and given.strip() else json.dumps(arguments, ensure_ascii=False)
+    return {**call, "function": function | {"arguments": text}}

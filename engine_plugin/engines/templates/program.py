@@ -1,0 +1,101 @@
+"""Renders one model's chat templates: `python -m engine_plugin.engines.templates.program`, spawned by `renderer`.
+
+Frames on stdin and stdout are a length of four bytes, big end first, and that many bytes of JSON. The first one is
+`[sources, tokens]`, answered by `{}`, or by `{"missing": …}` where a Python package is; each other one is a
+conversation, `[messages, tools, extra]`, answered by `{"prompt": …}` or `{"kind": …, "error": …}`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+from engine_plugin.engines.processes import guard
+from engine_plugin.engines.processes.entry import own_stdin
+from engine_plugin.engines.templates.jinja import LIMIT, ChatTemplate, TemplateError, Templates
+
+__all__ = ["MEMORY", "answer", "bound_memory", "encode", "main"]
+
+MEMORY = 512 << 20
+"""Bytes of address space that rendering may take (Linux). A prompt of a million tokens is some megabytes."""
+_LAST_RESORT = 60  # seconds: whoever spawned us ends us much earlier, if it still lives
+
+
+def encode(shape: Any) -> bytes:
+    """A frame."""
+    body = json.dumps(shape, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return len(body).to_bytes(4, "big") + body
+
+
+def main() -> None:
+    """Answer until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the plugin
+    guard.arm()
+    stdin, out = own_stdin(), os.dup(1)
+    os.dup2(2, 1)
+    template = ChatTemplate(Templates(*_receive(stdin)))
+    try:
+        import jinja2  # noqa: F401
+    except ImportError as error:
+        _send(out, {"missing": error.name or "jinja2"})
+        return
+    bound_memory()
+    _send(out, {})
+    while True:
+        conversation = _receive(stdin)
+        if sys.platform != "win32":
+            signal.alarm(_LAST_RESORT)
+        _send(out, answer(template, *conversation))
+
+
+def answer(template: ChatTemplate, messages: list[Any], tools: list[Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """What a conversation is answered by."""
+    try:
+        return {"prompt": template.render(messages, tools, extra)}
+    except TemplateError as error:
+        return {"kind": error.kind, "error": str(error)}
+
+
+def bound_memory() -> None:
+    """Have more than MEMORY bytes beyond what is in use now raise MemoryError."""
+    if sys.platform == "linux":
+        import resource
+        from pathlib import Path
+
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        wanted = used + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (wanted if most < 0 else min(wanted, most), most))
+
+
+def _send(descriptor: int, shape: dict[str, Any]) -> None:
+    try:
+        data = memoryview(encode(shape))
+    except (MemoryError, RecursionError):
+        data = memoryview(encode({"kind": LIMIT, "error": "takes too much memory"}))
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _receive(descriptor: int) -> list[Any]:
+    length = int.from_bytes(_exactly(descriptor, 4), "big")
+    frame: list[Any] = json.loads(_exactly(descriptor, length).decode("utf-8", "surrogatepass"))
+    return frame
+
+
+def _exactly(descriptor: int, count: int) -> bytes:
+    data = bytearray()
+    while len(data) < count:
+        piece = os.read(descriptor, count - len(data))
+        if not piece:
+            os._exit(0)
+        data += piece
+    return bytes(data)
+
+
+if __name__ == "__main__":
+    main()
+    os._exit(0)

@@ -1,0 +1,119 @@
+"""What is made of OpenAI's messages before any engine gets them."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engine_plugin.engines.llamacpp.requests import upstream_body as llamacpp_body
+from engine_plugin.engines.ollama.messages import native_messages
+from engine_plugin.engines.openai.requests import request_body as openai_body
+from engine_plugin.engines.openvino.options import ImageOptions
+from engine_plugin.engines.openvino.requests import upstream_body as openvino_body
+from engine_plugin.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Messages = list[dict[str, Any]]
+
+
+def llamacpp(messages: Messages) -> Messages:
+    found: Messages = json.loads(llamacpp_body("chat", {"messages": messages}, stream=True))["messages"]
+    return found
+
+
+def openvino(messages: Messages) -> Messages:
+    body = openvino_body("chat", {"messages": messages}, ImageOptions(), stream=True)
+    found: Messages = json.loads(body)["messages"]
+    return found
+
+
+def openai(messages: Messages) -> Messages:
+    found: Messages = openai_body("chat", {"messages": messages})["messages"]
+    return found
+
+
+def ollama(messages: Messages) -> Messages:
+    facts: Any = SimpleNamespace(features=("completion",), name="m", native=False)
+    return native_messages(messages, facts)
+
+
+every_engine = pytest.mark.parametrize("plain", [llamacpp, openvino, openai, ollama])
+
+
+def called(arguments: Any) -> Messages:
+    call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": arguments}}
+    return [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": [call, call]}]
+
+
+@every_engine
+@pytest.mark.promise("S3")
+def test_a_developer_speaks_as_the_system(plain: Callable[[Messages], Messages]) -> None:
+    given = [{"role": "developer", "content": "x"}, {"role": "user", "content": "y"}]
+    assert [message["role"] for message in plain(given)] == ["system", "user"]
+    assert given[0]["role"] == "developer"
+
+
+@every_engine
+def test_parts_of_text_are_joined_by_a_newline(plain: Callable[[Messages], Messages]) -> None:
+    parts = [{"type": "text", "text": text} for text in ("one", "", "two")]
+    assert plain([{"role": "user", "content": parts}])[0]["content"] == "one\n\ntwo"
+
+
+@every_engine
+@pytest.mark.promise("S6")
+@pytest.mark.parametrize("arguments", ["", " \n", None, "{}", {}])
+def test_no_arguments_of_a_past_call_are_an_empty_object(
+    plain: Callable[[Messages], Messages], arguments: Any
+) -> None:
+    (_, message) = plain(called(arguments))
+    for call in message["tool_calls"]:
+        found = call["function"]["arguments"]
+        assert (json.loads(found) if isinstance(found, str) else found) == {}
+
+
+@every_engine
+@pytest.mark.parametrize("arguments", ['{"a": [1, "é"]}', {"a": [1, "é"]}])
+def test_arguments_of_a_past_call_are_kept(plain: Callable[[Messages], Messages], arguments: Any) -> None:
+    call = plain(called(arguments))[1]["tool_calls"][1]
+    found = call["function"]["arguments"]
+    assert (json.loads(found) if isinstance(found, str) else found) == {"a": [1, "é"]}
+    assert call["function"]["name"] == "add"
+
+
+@every_engine
+@pytest.mark.promise("S6")
+@pytest.mark.parametrize("arguments", ['{"a": ', "get it", "[1]", "5", '"x"', [1], 5, "[" * 100_000])
+def test_arguments_that_are_no_object_are_refused_by_their_place(
+    plain: Callable[[Messages], Messages], arguments: Any
+) -> None:
+    messages = called("{}")
+    messages[1]["tool_calls"][1] = {"id": "2", "function": {"name": "add", "arguments": arguments}}
+    with pytest.raises(InvalidRequestError, match=r"^messages\[1\]\.tool_calls\[1\]\.function\.arguments: must be "):
+        plain(messages)
+
+
+@pytest.mark.parametrize("plain", [llamacpp, ollama])
+@pytest.mark.promise("S6")
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+    ],
+)
+def test_what_a_model_cannot_take_is_refused_by_its_place(
+    plain: Callable[[Messages], Messages], part: dict[str, Any]
+) -> None:
+    messages = [{"role": "user", "content": [{"type": "text", "text": "what is it?"}, part]}]
+    with pytest.raises(InvalidRequestError, match=r"^messages\[0\]\.content\[1\].*: .*cannot (see|hear)"):
+        plain(messages)
+
+
+def test_parts_that_say_more_than_text_reach_another_server_as_they_are() -> None:
+    parts = [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}, {"type": "text", "text": "y"}]
+    assert openai([{"role": "user", "content": parts}])[0]["content"] == parts
