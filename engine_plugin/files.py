@@ -9,10 +9,12 @@ import functools
 import hashlib
 import json
 import os
-import re
 import threading
 from contextlib import ExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+from engine_plugin import jsontext
+from engine_plugin.jsontext import JsonError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -26,7 +28,6 @@ __all__ = [
     "in_thread",
     "load_json",
     "opened",
-    "parse_json",
     "private_folder",
     "read_json",
     "sha256_of",
@@ -42,10 +43,6 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 LARGEST_JSON = 16 * 1024 * 1024
 """Bytes of a JSON text that is read from a file or a hub."""
-_MOST_VALUES = 500_000
-_DEEPEST = 100
-_BRACKETS = re.compile(rb'[\[\]{}]|"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z|\\)', re.DOTALL)
-"""Brackets, and strings, which may hold some; one without end goes to the end."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -133,53 +130,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file, or None when there is none or it cannot be read."""
     try:
         value = load_json(path)
-    except (OSError, ValueError):
+    except (OSError, JsonError):
         return None
     return value if isinstance(value, dict) else None
 
 
 def load_json(path: Path) -> Any:
-    """The JSON value in a file. Raises OSError, and ValueError as `parse_json` does."""
+    """The JSON value in a file. Blocks. Raises OSError, and JsonError, which also tells a file that is too large."""
     with path.open("rb") as file:
-        return parse_json(file.read(LARGEST_JSON + 1))
-
-
-def parse_json(data: bytes | bytearray) -> Any:
-    """The value of a JSON text that came from outside: a model's file, a hub's answer.
-
-    Raises ValueError, which says why, for what is not JSON or exceeds a bound: 16 MiB, 500,000 values, 100 levels.
-    The parser holds Python's lock, and with it the event loop: the bounds keep that below a second.
-    """
-    if len(data) > LARGEST_JSON:
-        raise ValueError(f"it is larger than {LARGEST_JSON >> 20} MiB")
-    openings = data.count(b"[") + data.count(b"{")
-    if openings + data.count(b",") > _MOST_VALUES:
-        raise ValueError(f"it has more than {_MOST_VALUES} values")
-    if openings > _DEEPEST and _depth(data) > _DEEPEST:
-        raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
-    try:
-        return json.loads(data, parse_constant=_refuse_constant)
-    except ValueError as error:
-        raise ValueError(f"it is not valid JSON ({error})") from None
-    except RecursionError:  # a depth that an encoding other than UTF-8 hides
-        raise ValueError(f"it is nested more than {_DEEPEST} levels deep") from None
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")  # a host that is told it could read nothing of the answer
-
-
-def _depth(data: bytes | bytearray) -> int:
-    """The most brackets that are open at once, apart from those inside strings."""
-    deepest = depth = 0
-    for found in _BRACKETS.finditer(data):
-        bracket = found[0]
-        if bracket in (b"[", b"{"):
-            depth += 1
-            deepest = max(deepest, depth)
-        elif bracket in (b"]", b"}"):
-            depth -= 1
-    return deepest
+        return jsontext.read_json(file.read(LARGEST_JSON + 1), LARGEST_JSON)
 
 
 @asynccontextmanager

@@ -14,7 +14,8 @@ from engine_plugin.download.remote import DroppedError, http_client, open_url
 from engine_plugin.download.sizes import byte_size
 from engine_plugin.download.source import HttpSource
 from engine_plugin.errors import DownloadError, InvalidRequestError, PullError
-from engine_plugin.files import LARGEST_JSON, in_thread, parse_json
+from engine_plugin.files import LARGEST_JSON, in_thread
+from engine_plugin.jsontext import JsonError, read_json
 from engine_plugin.models.names import is_device_name, is_repository_name
 from engine_plugin.redaction import entered
 
@@ -168,9 +169,9 @@ class Hub(ABC):
         except TimeoutError:
             raise DroppedError(f"{self.endpoint} gave no answer within {bound:.0f} s") from None
         try:
-            return await in_thread(parse_json, body)
-        except ValueError as error:
-            raise DownloadError(self._no_list(source, str(error))) from None
+            return await in_thread(read_json, bytes(body), LARGEST_JSON)
+        except JsonError as error:
+            raise DownloadError(self._no_list(source, f"its answer {error}")) from None
 
     def _no_list(self, source: RepositorySource, why: str) -> str:
         return (

@@ -23,7 +23,8 @@ from engine_plugin.download.partial import Partial
 from engine_plugin.download.remote import FetchPolicy
 from engine_plugin.download.source import HttpSource, file_path, without_secrets
 from engine_plugin.errors import AuthError, DownloadError, InstallError, NotFoundError
-from engine_plugin.files import in_thread, parse_json, private_folder, sha256_of
+from engine_plugin.files import in_thread, private_folder, sha256_of
+from engine_plugin.jsontext import JsonError, read_json
 from engine_plugin.manifest import platform_key
 
 if TYPE_CHECKING:
@@ -121,8 +122,8 @@ def digest_in(content: bytes, name: str) -> str:
 
 def _digest_in_json(text: str, name: str) -> str:
     try:
-        assets = parse_json(text.encode())["assets"]
-    except (ValueError, LookupError):
+        assets = read_json(text.encode())["assets"]
+    except (JsonError, LookupError):
         return ""
     for asset in assets if isinstance(assets, list) else ():
         if isinstance(asset, dict) and asset.get("name") == name:

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 from engine_plugin.engines.http.answers import ERROR_LIMIT
 from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_body
 from engine_plugin.errors import BadGatewayError, EnginePluginError, UnavailableError
-from engine_plugin.files import LARGEST_JSON, in_thread, parse_json
+from engine_plugin.files import LARGEST_JSON, in_thread
+from engine_plugin.jsontext import JsonError, read_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -99,9 +100,9 @@ class OllamaClient:
         if not answer.strip():
             return {}
         try:
-            found = await in_thread(parse_json, answer)
-        except ValueError as error:
-            raise BadGatewayError(f"the server's answer to {path} cannot be read: {error}") from None
+            found = await in_thread(read_json, answer, LARGEST_JSON)
+        except JsonError as error:
+            raise BadGatewayError(f"the server's answer to {path} {error}") from None
         if not isinstance(found, dict):
             raise BadGatewayError(f"the server's answer to {path} is no JSON object: {answer[:_SHOWN]!r}")
         return found

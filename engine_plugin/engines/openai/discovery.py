@@ -17,7 +17,8 @@ from engine_plugin.engines.openai.keys import key_headers
 from engine_plugin.engines.openai.servers import SERVERS, WELL_KNOWN_PORTS
 from engine_plugin.engines.openai.servers.base import Glance, text_of
 from engine_plugin.errors import BadGatewayError, EnginePluginError, PreconditionError, UnavailableError
-from engine_plugin.files import LARGEST_JSON, in_thread, parse_json
+from engine_plugin.files import LARGEST_JSON, in_thread
+from engine_plugin.jsontext import JsonError, read_json
 
 if TYPE_CHECKING:
     import ssl
@@ -246,8 +247,8 @@ class Finder:
     async def _json(self, http: Http1Client, path: str) -> Any:
         try:
             status, body = await self._get(http, path)
-            return await in_thread(parse_json, body) if status == 200 else None
-        except (EnginePluginError, ValueError):
+            return await in_thread(read_json, body, LARGEST_JSON) if status == 200 else None
+        except (EnginePluginError, JsonError):
             return None
 
     async def _get(self, http: Http1Client, path: str) -> tuple[int, bytes]:
@@ -313,8 +314,8 @@ def _said(status: int, body: bytes) -> str:
 def _listing(body: bytes) -> list[dict[str, Any]] | None:
     """The entries of a list of models; None when it is none."""
     try:
-        shape = parse_json(body)
-    except ValueError:
+        shape = read_json(body, LARGEST_JSON)
+    except JsonError:
         return None
     entries = shape.get("data") if isinstance(shape, dict) else shape
     if not isinstance(entries, list):
