@@ -6,11 +6,13 @@ serves the same plugin in another way (`engine-plugin serve`).
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine_plugin import PLUGIN_DIR
 from engine_plugin.goplugin import serve
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from engine_plugin.plugin import Plugin
     from engine_plugin.rpc.server import RpcService
 
-__all__ = ["BuiltPlugin", "build", "main"]
+__all__ = ["BuiltPlugin", "build", "from_here", "main"]
 
 
 class BuiltPlugin:
@@ -46,25 +48,49 @@ def build(manifest: Manifest) -> BuiltPlugin:
     return BuiltPlugin(plugin, (provider_service(plugin),))
 
 
-async def _load(_host: HostEnv) -> BuiltPlugin:
-    return _from_here()
+def from_here(plugin_dir: Path | None) -> BuiltPlugin:
+    """The plugin of this program; `plugin_dir` is its directory, if known. Blocks for some milliseconds.
 
-
-def _from_here() -> BuiltPlugin:
-    """The plugin of the nearest plugin.yaml. Blocks for some milliseconds, before anything is served."""
+    Raises ManifestError or UnsupportedError.
+    """
     from engine_plugin.goplugin.handshake import engine_environ
-    from engine_plugin.manifest import find_manifest, load_manifest
+    from engine_plugin.manifest import load_manifest
 
     # What the host told the plugin is not for the engine, which inherits our environment.
     for name in set(os.environ) - set(engine_environ(os.environ)):
         del os.environ[name]
-    # AOG runs us in <plugin>/bin; a host of another mind may run us anywhere.
-    return build(load_manifest(find_manifest((Path.cwd(), Path(sys.argv[0]).resolve().parent))))
+    return build(load_manifest(_manifest_file(plugin_dir)))
 
 
-def main() -> int:
-    """Be a host's plugin. Returns the exit status."""
-    return serve.run(_load)
+def _manifest_file(plugin_dir: Path | None) -> Path:
+    """The manifest to serve. The working directory counts last: it may lie in another plugin, or be anybody's."""
+    from engine_plugin.manifest import find_manifest, manifest_file
+
+    log = logging.getLogger(__name__)
+    override = Path(os.environ.get(PLUGIN_DIR, ""))
+    if override.is_absolute():  # a mere name is meant for the command line
+        log.info("serving %s, which %s names", override, PLUGIN_DIR)
+        return manifest_file(override) or override / "plugin.yaml"
+    if plugin_dir is not None and (own := manifest_file(plugin_dir)):
+        return own
+    package = Path(__file__).parent
+    program = Path(sys.argv[0]).resolve().parent
+    # `python -m engine_plugin.hosted` is no plugin's program; its own place has only the default plugin's manifest.
+    places = (Path.cwd(), program) if program == package else (program, Path.cwd())
+    return find_manifest(places, passed_over=log.warning)
+
+
+def main(plugin_dir: str = "") -> int:
+    """Be a host's plugin. Returns the exit status.
+
+    `plugin_dir` is the plugin's directory; the launcher of a built plugin knows it. Without one, the manifest is
+    looked for from the program on upwards.
+    """
+
+    async def load(_host: HostEnv) -> BuiltPlugin:
+        return from_here(Path(plugin_dir) if plugin_dir else None)
+
+    return serve.run(load)
 
 
 if __name__ == "__main__":

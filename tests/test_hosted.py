@@ -100,14 +100,15 @@ def test_a_wrong_option_names_its_line(tmp_path: Path) -> None:
         build(load_manifest(path))
 
 
-def hosted(cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run the plugin where a host would, by a program in that place, to its end."""
-    program = cwd / "program.py"
+def hosted(place: Path, *, cwd: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run the plugin by a program in `place`, there unless `cwd` is given, to its end."""
+    place.mkdir(exist_ok=True)
+    program = place / "program.py"
     program.write_text("import sys\nfrom engine_plugin.hosted import main\nsys.exit(main())\n")
     cookie = {"AOG_PLUGIN": "aog-provider-plugin-v1", "PLUGIN_PROTOCOL_VERSIONS": "1"}
     return subprocess.run(
         [sys.executable, str(program)],
-        cwd=cwd,
+        cwd=cwd or place,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | cookie | environ,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -139,3 +140,43 @@ def test_run_by_hand_it_says_what_it_is(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert "plugin" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.promise("T1")
+def test_the_programs_own_manifest_counts_before_that_of_the_working_directory(tmp_path: Path) -> None:
+    own, other = tmp_path / "own", tmp_path / "other"
+    for place, wrong in ((own, "own"), (other, "other")):
+        place.mkdir()
+        changed(place, name="llamacpp", parallel=wrong)
+    assert "engine.parallel is 'own'" in hosted(own / "bin", cwd=other).stderr
+    assert "engine.parallel is 'other'" in hosted(own, ENGINE_PLUGIN_DIR=str(other)).stderr
+    assert "engine.parallel is 'own'" in hosted(own, cwd=other, ENGINE_PLUGIN_DIR="llamacpp").stderr
+    (own / "plugin.yaml").unlink()
+    assert "engine.parallel is 'other'" in hosted(own, cwd=other).stderr
+
+
+@pytest.mark.promise("T1")
+def test_a_foreign_plugin_yaml_is_passed_over(tmp_path: Path) -> None:
+    changed(tmp_path, name="llamacpp", parallel="mine")
+    inner = tmp_path / "chart"
+    inner.mkdir()
+    (inner / "plugin.yaml").write_text("name: helm-diff\nversion: 3.9\nusage: helm diff\n")
+    done = hosted(tmp_path / "bin", cwd=inner)
+    assert "engine.parallel is 'mine'" in done.stderr
+    (tmp_path / "plugin.yaml").unlink()
+    done = hosted(tmp_path / "bin", cwd=inner)
+    assert f"{inner / 'plugin.yaml'} is ignored, because it is not a plugin manifest" in done.stderr
+
+
+@pytest.mark.promise("X1")
+@pytest.mark.skipif(sys.platform == "win32", reason="the permissions of Windows are not looked at")
+def test_a_manifest_that_another_user_could_change_is_not_served(tmp_path: Path) -> None:
+    path = changed(tmp_path, name="llamacpp", parallel="evil")
+    path.chmod(0o666)
+    beside = hosted(tmp_path)
+    assert beside.returncode == 1
+    assert f"{path} can be written by every user" in beside.stderr
+    assert f"Run: chmod o-w {path}" in beside.stderr
+    assert "evil" not in beside.stderr
+    with pytest.raises(ManifestError, match="another user could change this file"):
+        load_manifest(path)

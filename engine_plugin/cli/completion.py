@@ -17,16 +17,14 @@ from click.shell_completion import (
     split_arg_string,
 )
 
-from engine_plugin.cli.options import global_options
+from engine_plugin.cli.options import COMPLETE, global_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["PROGRAM", "VARIABLE", "completion", "offer_shells"]
+__all__ = ["PROGRAM", "completion", "offer_shells"]
 
 PROGRAM = "engine-plugin"
-VARIABLE = "_ENGINE_PLUGIN_COMPLETE"
-"""What the scripts set to have names printed in the place of running a command; click reads it."""
 
 _BASH = """\
 %(complete_func)s() {
@@ -135,4 +133,4 @@ def completion(ctx: click.Context, shell: str) -> None:
     fish, ~/.config/fish/config.fish       engine-plugin completion fish | source
     powershell, the file $PROFILE          engine-plugin completion powershell | Out-String | Invoke-Expression
     """
-    click.echo(_SHELLS[shell](ctx.find_root().command, {}, PROGRAM, VARIABLE).source(), nl=False)
+    click.echo(_SHELLS[shell](ctx.find_root().command, {}, PROGRAM, COMPLETE).source(), nl=False)

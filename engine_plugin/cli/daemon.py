@@ -14,6 +14,7 @@ import psutil
 from engine_plugin import catalogue
 from engine_plugin.cli.rendezvous import Rendezvous, ServerRecord, is_server_process
 from engine_plugin.cli.serve import LOG_VARIABLE
+from engine_plugin.engines.processes.python import own_command, own_environ
 from engine_plugin.errors import DeadlineError, PreconditionError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ async def _wait_ready(process: subprocess.Popen[bytes], meeting: Rendezvous, log
 
 
 def _spawn(manifest: Manifest, log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "engine_plugin.cli.main", "serve", "--plugin", str(manifest.plugin_dir)]
+    command = own_command("engine_plugin.cli.main", "serve", "--plugin", str(manifest.plugin_dir))
     apart: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
         apart = {"creationflags": subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP}
@@ -77,7 +78,7 @@ def _spawn(manifest: Manifest, log: Path) -> subprocess.Popen[bytes]:
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=manifest.plugin_dir,
-            env=os.environ | {LOG_VARIABLE: str(log)},
+            env=own_environ(os.environ) | {LOG_VARIABLE: str(log)},
             **apart,
         )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from engine_plugin import __version__
-from engine_plugin.cli.options import Options, global_options
+from engine_plugin.cli.options import COMPLETE, Options, global_options
 from engine_plugin.errors import (
     DeadlineError,
     EnginePluginError,
@@ -40,7 +40,6 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
 """The exit status of an error: the first line that fits. 2 is wrong usage, 130 Ctrl-C."""
 
 _MAX_LINES = 2
-_COMPLETE = "_ENGINE_PLUGIN_COMPLETE"  # where click looks for a shell that asks for names
 _COMMANDS = {
     "chat": "engine_plugin.cli.chat:chat",
     "completion": "engine_plugin.cli.completion:completion",
@@ -91,7 +90,7 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. Exits with 0, or a status of docs/cli.md and one or two lines on standard error."""
     options = Options()
-    if _COMPLETE in os.environ:
+    if COMPLETE in os.environ:
         from engine_plugin.cli.completion import offer_shells
 
         offer_shells()

@@ -6,13 +6,14 @@ import asyncio
 import os
 import re
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from engine_plugin import PLUGIN_DIR
 from engine_plugin.errors import ManifestError, NotFoundError
 from engine_plugin.waiting import handle_signal
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from engine_plugin.manifest import Manifest
 
 __all__ = [
-    "PLUGIN_DIR",
+    "COMPLETE",
     "Options",
     "advised",
     "chosen_manifest",
@@ -36,9 +37,10 @@ __all__ = [
     "runs",
 ]
 
-PLUGIN_DIR = "ENGINE_PLUGIN_DIR"
-
 F = TypeVar("F", bound="Callable[..., Any]")
+
+COMPLETE = "_ENGINE_PLUGIN_COMPLETE"
+"""The variable that a shell sets when it asks click for names."""
 
 
 @dataclass
@@ -50,6 +52,15 @@ class Options:
     """The plugin as a command line names it, "" when it need not be named."""
     json: bool = False
     verbose: bool = False
+    _noted: set[str] = field(default_factory=set, repr=False)
+
+    def note(self, text: str) -> None:
+        """Say something about the choice of the plugin on standard error, once, and not to a shell that completes."""
+        from engine_plugin.cli.output import say
+
+        if text not in self._noted and COMPLETE not in os.environ:
+            say(text)
+        self._noted.add(text)
 
     def advice(self, text: str) -> str:
         """A message whose commands can be run here, on the chosen plugin."""
@@ -186,8 +197,8 @@ def chosen_manifest_file(options: Options) -> Path:
             )
         return file
     try:
-        return find_manifest([Path.cwd()])
-    except ManifestError:
+        return find_manifest([Path.cwd()], passed_over=options.note)
+    except (ManifestError, OSError):
         return _bundled()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,8 @@ _QUICK = 10.0
 @asynccontextmanager
 async def plugin(options: Options, on_log: Callable[[LogLine], None] | None = None) -> AsyncIterator[PluginClient]:
     """The running server's plugin, else one launched for this command and ended with it."""
+    from engine_plugin import PLUGIN_DIR
+    from engine_plugin.engines.processes.python import own_command, own_environ
     from engine_plugin.host import connect, launch
 
     manifest = chosen_manifest(options)
@@ -34,9 +36,10 @@ async def plugin(options: Options, on_log: Callable[[LogLine], None] | None = No
         client = await connect(record.address)
     else:
         client = await launch(
-            [sys.executable, "-m", "engine_plugin.hosted"],
+            own_command("engine_plugin.hosted"),
             name=manifest.provider.name,
             cwd=manifest.plugin_dir,
+            env={**own_environ(os.environ), PLUGIN_DIR: str(manifest.plugin_dir)},
             start_timeout=_START_TIMEOUT,
             on_log=on_log,
         )

@@ -18,6 +18,7 @@ from engine_plugin import catalogue
 from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState
 from engine_plugin.engines.installing.software import LocalBackend, LocalSoftware, Moves
 from engine_plugin.engines.pool import ModelPool, ModelServer
+from engine_plugin.engines.processes.environ import child_environ
 from engine_plugin.engines.processes.records import ProcessRecords
 from engine_plugin.engines.server import socket_name
 from engine_plugin.engines.shared import SharedWork
@@ -65,7 +66,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
     def __init__(self, manifest: Manifest, options: ServerOptions) -> None:
         super().__init__(manifest)
         self._data = manifest.data_dir
-        self._environ = dict(os.environ)
+        self._environ = child_environ(os.environ)
         self._records = ProcessRecords(self._data / "run")
         self._starting: SharedWork[None] = SharedWork(f"starting {self.title}")
         self._installing: SharedWork[str] = SharedWork(f"installing {self.title}")

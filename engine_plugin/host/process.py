@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from engine_plugin.errors import PluginProcessError
 from engine_plugin.host.handshake import parse_handshake
 from engine_plugin.host.logs import LineSplitter, PluginLog
+from engine_plugin.programs import program_doubt
 from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from engine_plugin.host.handshake import Handshake
     from engine_plugin.host.logs import LogLine
@@ -171,6 +172,9 @@ class PluginProcess(asyncio.SubprocessProtocol):
 
 
 def _cannot_run(name: str, command: Sequence[str], cwd: Path | None, error: OSError) -> str:
+    program = Path(command[0])
+    if program.is_file() and (doubt := program_doubt(program)):
+        return f"plugin {name!r} cannot be run: {doubt}."
     advice = {
         FileNotFoundError: "Check the executable's path in plugin.yaml's platforms and the working directory",
         PermissionError: "Make it executable (chmod +x)",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from engine_plugin.errors import ManifestError, Problem
+from engine_plugin.manifest.document import MAX_BYTES
 from engine_plugin.manifest.paths import absolute, exists, is_directory, is_file
 from engine_plugin.manifest.schema import read_manifest
+from engine_plugin.trust import distrust
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from engine_plugin.manifest.model import Manifest
 
@@ -27,6 +30,10 @@ __all__ = [
 MANIFEST_NAMES = ("plugin.yaml", "plugin.json")
 """What a manifest may be called; the first that exists counts."""
 
+# A manifest with mistakes is still one: two of its sections tell it from another program's file, by the text alone.
+_OUR_KEYS = re.compile(rb"""(?:^["']?|")(provider|services|platforms|engine)["']?[ \t]*:""", re.MULTILINE)
+_ENOUGH_KEYS = 2
+
 
 def manifest_file(directory: Path) -> Path | None:
     """The manifest right in `directory`, if there is one. Called by hosts that scan a plugins directory."""
@@ -37,24 +44,48 @@ def manifest_file(directory: Path) -> Path | None:
     return None
 
 
-def find_manifest(starts: Iterable[Path]) -> Path:
+def find_manifest(starts: Iterable[Path], *, passed_over: Callable[[str], None] = lambda _why: None) -> Path:
     """The nearest manifest in or above each start, tried in turn.
 
-    A hosted plugin calls it with its working directory, then with its executable's: AOG starts a plugin two
-    directories above its executable, which is <plugin>/bin and not <plugin>. Raises ManifestError, naming the
-    places looked at.
+    A file that another user could change, or that is the plugin.yaml of another program (Helm has one, too), is not
+    taken; `passed_over` gets a sentence about it. Called by a plugin whose program has no manifest beside it, and by
+    the command line. Raises ManifestError, naming the places looked at and the files passed over.
     """
-    places = []
+    places, ignored = [], []
     for start in starts:
         directory = absolute(start)
         places.append(str(directory))
-        for candidate in (directory, *directory.parents):
-            if found := manifest_file(candidate):
-                return found
+        for path in _candidates(directory):
+            why = _unfit(path)
+            if not why:
+                return path
+            ignored.append(why)
+            passed_over(why)
     looked = " nor ".join(f"{place} or above it" for place in places) or "no directory at all"
-    what = f"there is neither {' nor '.join(MANIFEST_NAMES)} in {looked}"
+    what = "; ".join([f"there is neither {' nor '.join(MANIFEST_NAMES)} in {looked}", *ignored])
     fix = "Put the manifest at the top of the plugin's directory, beside bin/"
     raise ManifestError([Problem(MANIFEST_NAMES[0], 0, what, fix)])
+
+
+def _candidates(directory: Path) -> Iterator[Path]:
+    for place in (directory, *directory.parents):
+        for name in MANIFEST_NAMES:
+            if is_file(place / name):
+                yield place / name
+
+
+def _unfit(path: Path) -> str:
+    """Why a file that only bears a manifest's name is not taken; "" when it is."""
+    if doubt := distrust(path):
+        return f"{path} is ignored, because another user could change it: {doubt}"
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES)
+    except OSError as error:
+        return f"{path} is ignored: {error.strerror}"
+    if len(set(_OUR_KEYS.findall(text))) < _ENOUGH_KEYS:
+        return f"{path} is ignored, because it is not a plugin manifest: it lacks provider, services and engine"
+    return ""
 
 
 def load_manifest(path: Path, environ: Mapping[str, str] | None = None, *, check_files: bool = False) -> Manifest:
@@ -75,9 +106,13 @@ def inspect_manifest(
 ) -> tuple[Manifest | None, list[Problem]]:
     """Read one manifest and return it with all problems, errors and warnings, in the order of their lines.
 
-    The manifest is None when what the file says is wrong. `check_files` adds an error, and leaves the manifest,
+    The manifest is None when what the file says is wrong, or when another user could change it: it names programs and
+    options that run as this user. `check_files` adds an error, and leaves the manifest,
     when the executable for this machine is not declared, absent, or may not be executed. Never raises.
     """
+    if is_file(path) and (doubt := distrust(path)):
+        what = f"another user could change this file, so it is not used: {doubt.what}"
+        return None, [Problem(str(absolute(path)), 0, what, doubt.fix)]
     manifest, problems = read_manifest(path, os.environ if environ is None else environ)
     if manifest is not None and check_files:
         problems += _executable_problems(manifest)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import ManifestError, Problem, ServiceNotFoundError
 from engine_plugin.manifest.paths import is_file
+from engine_plugin.programs import program_doubt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -147,7 +147,8 @@ class Manifest:
     def executable(self) -> Path:
         """The plugin's program for this machine. Called by a host before it launches it.
 
-        Raises ManifestError when none is declared, it is absent, or may not be executed.
+        Raises ManifestError when none is declared, it is absent, it cannot be executed, or another user could change
+        it.
         """
         key = platform_key()
         platform = self.platforms.get(key)
@@ -160,9 +161,9 @@ class Manifest:
         if not is_file(path):
             what = f"platforms.{key}.executable does not exist: {path}"
             raise ManifestError([self.problem(place, what, "Build the plugin for this machine, or correct the path")])
-        if not os.access(path, os.X_OK):
-            what = f"platforms.{key}.executable may not be executed: {path}"
-            raise ManifestError([self.problem(place, what, f"Run chmod +x {path}")])
+        if doubt := program_doubt(path):
+            what = f"platforms.{key}.executable cannot be run: {doubt.what}"
+            raise ManifestError([self.problem(place, what, doubt.fix)])
         return path
 
     def to_json(

@@ -16,7 +16,7 @@ def main() -> int:
     sys.path.insert(0, os.path.normpath(os.path.join(here, PACKAGES)))
     from engine_plugin.hosted import main as serve
 
-    return serve()
+    return serve(os.path.dirname(here))
 
 
 if __name__ == "__main__":

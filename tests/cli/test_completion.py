@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 from click.shell_completion import shell_complete
 
-from engine_plugin.cli.completion import PROGRAM, VARIABLE, offer_shells
+from engine_plugin.cli.completion import PROGRAM, offer_shells
 from engine_plugin.cli.main import cli
 from engine_plugin.cli.names import PATIENCE_VARIABLE
-from engine_plugin.cli.options import Options
+from engine_plugin.cli.options import COMPLETE, Options
 from tests.patience import LIMIT
 
 from .conftest import COMMAND
@@ -45,7 +45,7 @@ def place(workplace: Workplace) -> Workplace:
 
 def bash_names(place: Workplace, line: str, **env: str) -> list[str]:
     """What bash would be told at the end of that line."""
-    asking = {VARIABLE: "bash_complete", "COMP_LINE": line, "COMP_WORDBREAKS": " \t\n\"'><=;|&(:"}
+    asking = {COMPLETE: "bash_complete", "COMP_LINE": line, "COMP_WORDBREAKS": " \t\n\"'><=;|&(:"}
     return [entry.partition(",")[2] for entry in place.good(**asking | env).splitlines() if entry]
 
 
@@ -57,7 +57,7 @@ def names(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     def ask(*words: str) -> list[list[str]]:
         monkeypatch.setenv("COMP_WORDS", "\n".join(["engine-plugin", *words[:-1]]))
         monkeypatch.setenv("COMP_WORD", words[-1])
-        assert shell_complete(cli, {"obj": Options()}, PROGRAM, VARIABLE, "powershell_complete") == 0
+        assert shell_complete(cli, {"obj": Options()}, PROGRAM, COMPLETE, "powershell_complete") == 0
         return [line.split("\t") for line in capfd.readouterr().out.splitlines() if line]
 
     return ask
@@ -67,7 +67,7 @@ def names(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 def test_a_script_for_each_shell(workplace: Workplace, shell: str) -> None:
     script = workplace.good("completion", shell)
     assert PROGRAM in script
-    assert f"{VARIABLE}" in script
+    assert f"{COMPLETE}" in script
     assert f"{shell}_complete" in script
     assert "%(" not in script
 
@@ -98,18 +98,18 @@ def test_bash_takes_a_colon_for_the_end_of_a_word(place: Workplace) -> None:
 def test_services_and_plugins(place: Workplace) -> None:
     assert bash_names(place, "engine-plugin models use tiny --service ch") == ["chat"]
     assert {"llamacpp", "ollama"} <= set(bash_names(place, "engine-plugin --plugin "))
-    asking = {VARIABLE: "bash_complete", "COMP_LINE": "engine-plugin --plugin ./x"}
+    asking = {COMPLETE: "bash_complete", "COMP_LINE": "engine-plugin --plugin ./x"}
     assert place.good(**asking) == "dir,./x\n"
 
 
 def test_what_fails_is_silent(place: Workplace) -> None:
-    (place.plugin / "plugin.yaml").write_text("nonsense")
+    (place.plugin / "plugin.yaml").write_text("provider:\nengine: [")
     for line in (
         "engine-plugin models rm ",
         "engine-plugin models use tiny --service ",
         "engine-plugin chat --model ",
     ):
-        done = place.run(**{VARIABLE: "bash_complete", "COMP_LINE": line})
+        done = place.run(**{COMPLETE: "bash_complete", "COMP_LINE": line})
         assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
 
 

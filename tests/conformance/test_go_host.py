@@ -43,7 +43,7 @@ PLAIN = (
 )
 POSIX = ("sigint", "socket-group")
 TLS = ("automtls",)
-SPECIAL = ("eight-services", "stdio", "broken-manifest", "hold", "reattach")
+SPECIAL = ("eight-services", "stdio", "identity", "broken-manifest", "hold", "reattach")
 OLLAMA = ("ollama", "ollama-managed", "ollama-hold")  # test_ollama.py
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals, groups and unix sockets are of POSIX")
@@ -157,6 +157,14 @@ def test_a_broken_manifest_is_told_to_the_host(go_host: GoHost, scratch: Path) -
     text = manifest.read_text(encoding="utf-8")
     manifest.write_text(text.replace("type: local", "type: distant"), encoding="utf-8")
     go_host.run("broken-manifest", executable, scratch)
+
+
+@pytest.mark.promise("T1")
+def test_a_plugin_serves_its_own_manifest_in_any_working_directory(
+    go_host: GoHost, plugin: Path, scratch: Path
+) -> None:
+    other = build_linked(ROOT / "plugins/ollama/plugin.yaml", scratch)
+    go_host.run("identity", plugin, scratch, "-dir", str(other))
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -88,3 +89,19 @@ async def test_launch_without_an_executable(tmp_path: Path) -> None:
     registry = PluginRegistry.discover(tmp_path)
     with pytest.raises(ManifestError, match=f"platforms.{platform_key()}.executable does not exist"):
         await registry.launch("one")
+
+
+@pytest.mark.promise("X1")
+@pytest.mark.skipif(sys.platform == "win32", reason="the permissions of Windows are not looked at")
+async def test_a_plugin_that_another_user_could_change_is_neither_read_nor_run(tmp_path: Path) -> None:
+    mine = make_plugin(tmp_path, "mine", program=FAKE_PLUGIN)
+    open_to_all = make_plugin(tmp_path, "open", program=FAKE_PLUGIN)
+    (open_to_all / "plugin.yaml").chmod(0o666)
+    registry = PluginRegistry.discover(tmp_path)
+    assert registry.names == ["mine"]
+    [what] = [problem.what for problem in registry.problems if problem.severity == "error"]
+    assert what.startswith("another user could change this file, so it is not used: ")
+    assert what.endswith(f"{open_to_all / 'plugin.yaml'} can be written by every user")
+    (mine / "bin").chmod(0o777)
+    with pytest.raises(ManifestError, match=r"executable cannot be run: .*/bin can be written by every user"):
+        await registry.launch("mine")

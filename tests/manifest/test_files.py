@@ -34,14 +34,14 @@ def test_found_from_where_aog_starts_a_plugin(write: Callable[..., Path]) -> Non
 
 
 def test_yaml_is_preferred_and_the_nearest_wins(write: Callable[..., Path], tmp_path: Path) -> None:
-    as_json = write("{}", "plugin.json")
+    as_json = write('{"provider": {}, "engine": {}}', "plugin.json")
     assert find_manifest([as_json.parent]) == as_json
     assert manifest_file(as_json.parent) == as_json
     as_yaml = write()
     assert find_manifest([as_json.parent]) == as_yaml
     inner = as_yaml.parent / "inner"
     inner.mkdir()
-    (inner / "plugin.json").write_text("{}")
+    (inner / "plugin.json").write_text(as_json.read_text())
     (inner / "plugin.yaml").mkdir()
     assert find_manifest([inner]) == inner / "plugin.json", "a directory is no manifest"
     assert manifest_file(tmp_path) is None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine_plugin import hosted
@@ -36,14 +37,14 @@ class WatchedPlugin(hosted.BuiltPlugin):
         await super().aclose()
 
 
-async def _load(host: HostEnv) -> WatchedPlugin:
+async def _load(_host: HostEnv) -> WatchedPlugin:
     path = os.environ[SOCKET_VARIABLE]
     if RUNNER_SOCKET_VARIABLE in os.environ:
         from engine_plugin.engines.openvino import command
         from engine_plugin.engines.processes import python
 
         vars(command)["runner_command"] = lambda: python.module_command("tests.soak.watched_runner")
-    built = await hosted._load(host)
+    built = hosted.from_here(Path.cwd())
     return WatchedPlugin(built, await asyncio.start_unix_server(inside.tell, path))
 
 

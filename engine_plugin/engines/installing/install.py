@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.errors import EnginePluginError, InstallError
+from engine_plugin.errors import EnginePluginError, InstallError, PreconditionError
 from engine_plugin.files import in_thread, private_folder, read_json, sync_folder, write_json
 from engine_plugin.manifest.paths import is_directory
+from engine_plugin.trust import distrust
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -75,7 +76,10 @@ class Installation:
         self._versions = root / "versions"
 
     def current(self) -> Version | None:
-        """The version that is switched on, None when there is none. Reads a small file."""
+        """The version that is switched on, None when there is none. Reads a small file.
+
+        Raises PreconditionError when another user could change it, or what it names.
+        """
         found = self._pointed()
         while found is not None and not is_directory(found.folder):
             again = self._pointed()
@@ -85,12 +89,19 @@ class Installation:
         return found
 
     def _pointed(self) -> Version | None:
-        shape = read_json(self.root / _CURRENT) or {}
+        pointer = self.root / _CURRENT
+        self._require_trust(pointer)
+        shape = read_json(pointer) or {}
         name, facts = shape.get("folder"), shape.get("facts")
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
             return None
+        self._require_trust(self._versions / name)
         known = facts if isinstance(facts, dict) else {}
         return Version(self._versions / name, {str(key): str(value) for key, value in known.items()})
+
+    def _require_trust(self, path: Path) -> None:
+        if doubt := distrust(path):
+            raise PreconditionError(f"the installation in {self.root} is not used: {doubt}")
 
     async def replace(self, steps: Steps, progress: Progress) -> bool:
         """Install a version beside what is there, prove it, switch to it, remove the others.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from engine_plugin.download.disk import NO_ROOM
 from engine_plugin.download.events import ChunkProgress
+from engine_plugin.engines.installing.pipsettings import pip_environ
 from engine_plugin.engines.processes import python
 from engine_plugin.errors import InstallError
 
@@ -43,13 +44,14 @@ async def install_packages(
     nothing but that directory is looked at. `progress` gets the bytes of each download, by the file's name.
     Raises InstallError with pip's last words.
     """
-    argv = [sys.executable, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--target"]
+    home = _pip_home()
+    argv = python.module_command("pip", "install", "--no-input", "--disable-pip-version-check", "--target")
     argv += [str(target), "--only-binary", ":all:", "--progress-bar", "raw", "--no-warn-conflicts"]
     if wheels is not None:
         argv += ["--no-index", "--find-links", str(wheels)]
     output = _Output(progress)
-    env = {**python.module_environ(environ, _pip_home()), **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))}
     try:
+        env = {**await pip_environ(environ, home), **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))}
         status = await python.run_telling([*argv, *requirements], env, output.take)
     except OSError as error:
         raise InstallError(f"pip cannot be run: {error.strerror or error}") from error

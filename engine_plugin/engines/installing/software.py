@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import shutil
 import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from engine_plugin import catalogue
@@ -24,16 +26,19 @@ from engine_plugin.errors import (
     EnginePluginError,
     EngineStartError,
     InstallError,
+    PreconditionError,
 )
 from engine_plugin.files import in_thread
+from engine_plugin.manifest.paths import is_file
+from engine_plugin.programs import noexec_doubt, program_doubt
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-    from pathlib import Path
 
     from engine_plugin.engines.base import Progress
     from engine_plugin.engines.installing.options import SoftwareOptions
     from engine_plugin.engines.installing.releases import Archive
+    from engine_plugin.trust import Doubt
 
 __all__ = [
     "LocalBackend",
@@ -41,6 +46,7 @@ __all__ = [
     "Moves",
     "Workshop",
     "find_program",
+    "on_this_machine",
     "pinned",
     "sources",
     "version_in",
@@ -63,6 +69,14 @@ class LocalBackend(Protocol):
     @property
     def origin(self) -> str:
         """What and where it is, in words."""
+
+    @property
+    def executable(self) -> str:
+        """The program's path, "" for Python packages."""
+
+    @property
+    def site(self) -> Path | None:
+        """The directory of Python packages that an installation gave it."""
 
 
 _BackendT = TypeVar("_BackendT", bound=LocalBackend)
@@ -143,17 +157,21 @@ class LocalSoftware(ABC, Generic[_BackendT]):
         return self._workshop.root
 
     def check(self) -> EngineCheck:
-        """Look for the software without running it. Blocking."""
+        """Look for the software without running it. Blocking. Raises PreconditionError as `_find`."""
         backend = self._find()
         if backend is None:
             return EngineCheck(False, self._missing())
+        if doubt := _unfit(backend):
+            return EngineCheck(False, f"{backend.origin} cannot be used: {doubt}")
         if lacking := self._lacks(backend):
             return EngineCheck(False, f"{backend.origin} is here, but {lacking}")
         return EngineCheck(True, f"{backend.origin}, version {backend.version or 'unknown until it runs'}")
 
     def find(self) -> _BackendT:
-        """The backend to run. Raises EngineNotInstalledError."""
+        """The backend to run. Raises EngineNotInstalledError, PreconditionError when it cannot or must not be run."""
         backend = self._find()
+        if _unfit(backend):
+            raise PreconditionError(self.check().detail)
         if backend is None or self._lacks(backend):
             advice = "" if backend else self._not_ours()  # what comes with one that is here, we install
             if advice:
@@ -166,11 +184,16 @@ class LocalSoftware(ABC, Generic[_BackendT]):
 
         Raises InstallError.
         """
+        await in_thread(self._require_executable_disk)
         before = self._installation.current()  # read first: what changes after this was done by another process
         check = await in_thread(self.check)
         if check.installed and not cover:
             return check.detail
-        if (advice := self._not_ours()) and self._find() is None:
+        present = await in_thread(self._find)
+        doubt = await in_thread(_unfit, present)
+        if doubt:
+            raise InstallError(check.detail)
+        if (advice := self._not_ours()) and present is None:
             raise InstallError(f"{self._missing()}. plugin.yaml asks for one that is here already. {advice}")
 
         def needless() -> bool:
@@ -181,11 +204,17 @@ class LocalSoftware(ABC, Generic[_BackendT]):
 
     async def upgrade(self, progress: Progress, moves: Moves[_BackendT]) -> bool:
         """Bring it to the wanted version; False when there was nothing to do. Raises InstallError."""
+        await in_thread(self._require_executable_disk)
         if await in_thread(self._up_to_date):
             return False
         return await self._replace(progress, moves, self._up_to_date)
 
     # How it is done
+
+    def _require_executable_disk(self) -> None:
+        """Refuse, before anything is fetched, a data directory in which nothing could run. Raises InstallError."""
+        if doubt := noexec_doubt(self.folder):
+            raise InstallError(str(doubt))
 
     def _source_of(self, archives: Sequence[Archive]) -> str:
         """What is remembered of an installed release, to tell it from another one."""
@@ -310,6 +339,31 @@ def wanted_backend(asked: str, named: Mapping[str, object]) -> str:
     `named` has what it names by its kind, the first before the second. "auto" when it names nothing.
     """
     return asked if asked != "auto" else next((kind for kind, what in named.items() if what), "auto")
+
+
+def on_this_machine(name: str, environ: Mapping[str, str]) -> str:
+    """The absolute path of the program `name`, a path or a name on PATH; "" when there is none. Blocking.
+
+    A file that is named by its path is found even if it may not be executed: `_unfit` says why. On Windows the
+    working directory, which may be anybody's, is not searched for a mere name.
+    """
+    found = shutil.which(name, path=environ.get("PATH"))
+    if found is None:
+        named = Path(name)
+        return str(named.absolute()) if named.parent.parts and is_file(named) else ""
+    program = Path(found).absolute()
+    if sys.platform == "win32" and not Path(name).parent.parts and program.parent == Path.cwd():
+        return ""
+    return str(program)
+
+
+def _unfit(backend: LocalBackend | None) -> Doubt | None:
+    """Why what is here cannot be used: whom it belongs to, its permissions, or its mount."""
+    if backend is None:
+        return None
+    if backend.executable:
+        return program_doubt(Path(backend.executable))
+    return None if backend.site is None else noexec_doubt(backend.site)
 
 
 def find_program(folder: Path, name: str) -> Path:

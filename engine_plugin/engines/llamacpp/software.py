@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -18,7 +17,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from engine_plugin.engines.installing import software
 from engine_plugin.engines.installing.install import Steps
 from engine_plugin.engines.installing.releases import choose
-from engine_plugin.engines.installing.software import LocalSoftware, pinned, version_in, wanted_backend
+from engine_plugin.engines.installing.software import (
+    LocalSoftware,
+    on_this_machine,
+    pinned,
+    version_in,
+    wanted_backend,
+)
 from engine_plugin.engines.llamacpp.releases import find_server, release_archives
 from engine_plugin.engines.processes import python
 from engine_plugin.files import in_thread
@@ -82,7 +87,7 @@ class Software(LocalSoftware[Backend]):
         wanted = self._wanted
         if wanted in ("auto", "llama-server"):
             name = self._options.llama_server or "llama-server"
-            executable = shutil.which(name, path=self._environ.get("PATH"))
+            executable = on_this_machine(name, self._environ)
             if executable:
                 return Backend("llama-server", "", f"llama-server at {executable}", self._site(), executable)
             if wanted == "llama-server":

@@ -20,6 +20,7 @@ from engine_plugin.engines.ollama.models import FEATURE_OF_SERVICE, ServerModels
 from engine_plugin.engines.ollama.options import OllamaOptions
 from engine_plugin.engines.ollama.pulls import Pulls
 from engine_plugin.engines.options import option_problems, read_options
+from engine_plugin.engines.processes.environ import child_environ
 from engine_plugin.engines.shared import SharedWork
 from engine_plugin.errors import (
     AuthError,
@@ -62,7 +63,7 @@ class OllamaEngine(Engine):
         options = read_options(OllamaOptions, manifest)
         super().__init__(manifest)
         self._options = options
-        environ = dict(os.environ)
+        environ = child_environ(os.environ)
         self._attachment = Attachment(_address(manifest, options, environ), options, environ)
         self._own = OwnServer(options, manifest.data_dir, environ)
         self._models = ServerModels(options)

@@ -15,6 +15,7 @@ from engine_plugin.engines.http.answers import explained
 from engine_plugin.engines.ollama.attachment import is_older
 from engine_plugin.engines.ollama.connection import OllamaClient
 from engine_plugin.engines.processes import python
+from engine_plugin.engines.processes.environ import child_environ
 from engine_plugin.engines.processes.process import Command
 from engine_plugin.engines.server import ServerProcess
 from engine_plugin.errors import EngineStartError, PreconditionError, UnsupportedError
@@ -167,7 +168,7 @@ class ManagedServer(ServerProcess):
 
     def _environment(self, port: int) -> dict[str, str]:
         """What our server is told. It would write below the user's home otherwise, and take what is meant for his."""
-        base = {key: value for key, value in self._environ.items() if key not in _OTHERS}
+        base = {key: value for key, value in child_environ(self._environ).items() if key not in _OTHERS}
         home = str(self._data / _HOME)
         return {
             **base,

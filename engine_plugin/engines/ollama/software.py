@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from engine_plugin.engines.installing import software
 from engine_plugin.engines.installing.install import Steps
 from engine_plugin.engines.installing.releases import choose
-from engine_plugin.engines.installing.software import LocalSoftware
+from engine_plugin.engines.installing.software import LocalSoftware, on_this_machine
 from engine_plugin.engines.ollama.releases import RELEASE, find_ollama, release_archives
+from engine_plugin.engines.processes.environ import child_environ
 from engine_plugin.files import in_thread
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ class Backend:
     executable: str
     folder: Path | None = None
     """The directory that an installation gave it; None for one that somebody else put on this machine."""
+
+    site: ClassVar[Path | None] = None
+    """It needs no Python packages."""
 
 
 Moves: TypeAlias = software.Moves[Backend]
@@ -82,7 +85,7 @@ class Software(LocalSoftware[Backend]):
 
     def _theirs(self, name: str) -> Backend | None:
         """The program that somebody else put on this machine."""
-        executable = shutil.which(name, path=self._environ.get("PATH"))
+        executable = on_this_machine(name, self._environ)
         return Backend("", f"ollama at {executable}", executable) if executable else None
 
     def _lacks(self, backend: Backend) -> str:  # noqa: ARG002  # the program is all there is
@@ -98,7 +101,7 @@ class Software(LocalSoftware[Backend]):
 
         Raises EngineStartError.
         """
-        environ = {**self._environ, "OLLAMA_HOST": _NOWHERE}
+        environ = {**child_environ(self._environ), "OLLAMA_HOST": _NOWHERE}
         out, err = await self._run(backend, [backend.executable, "--version"], environ)
         found = _VERSION.search((out + err).decode("utf-8", "replace"))
         return {"version": found[1] if found else "unknown", "devices": None}

@@ -31,6 +31,7 @@ from engine_plugin.engines.openai.servers.ovo import pulled
 from engine_plugin.engines.openai.turn import Turn, model_missing, no_service
 from engine_plugin.engines.openai.voices import AudioClient
 from engine_plugin.engines.options import option_problems, read_options
+from engine_plugin.engines.processes.environ import child_environ
 from engine_plugin.errors import (
     BadGatewayError,
     EnginePluginError,
@@ -77,7 +78,7 @@ class OpenAIEngine(Engine):
         self._options = options = read_options(OpenAIOptions, manifest)
         if problem := _host_problem(manifest):
             raise ManifestError([problem])
-        environ = dict(os.environ)
+        environ = child_environ(os.environ)
         self._finder = Finder(options, manifest.provider.engine_host, environ)
         self._decoder = Decoder(None, environ, options.audio)
         self._admission = Admission(options.parallel, options.max_queue)

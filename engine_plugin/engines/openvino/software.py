@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +20,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from engine_plugin.engines.installing import software
 from engine_plugin.engines.installing.install import Steps
 from engine_plugin.engines.installing.releases import choose
-from engine_plugin.engines.installing.software import LocalSoftware, pinned, version_in, wanted_backend
+from engine_plugin.engines.installing.software import (
+    LocalSoftware,
+    on_this_machine,
+    pinned,
+    version_in,
+    wanted_backend,
+)
 from engine_plugin.engines.openvino.releases import RELEASE, Machine, find_ovms, missing_library, release_archive
 from engine_plugin.engines.processes import python
+from engine_plugin.engines.processes.environ import child_environ
 from engine_plugin.errors import InstallError
 from engine_plugin.files import in_thread
 
@@ -114,7 +120,7 @@ class Software(LocalSoftware[Backend]):
 
     def _theirs(self) -> Backend | None:
         """The ovms that somebody else put on this machine."""
-        executable = shutil.which(self._options.ovms or "ovms", path=self._environ.get("PATH"))
+        executable = on_this_machine(self._options.ovms or "ovms", self._environ)
         if not executable:
             return None
         backend = Backend("ovms", "", f"OpenVINO Model Server at {executable}", executable=executable)
@@ -233,8 +239,8 @@ class Software(LocalSoftware[Backend]):
 def server_environ(backend: Backend, environ: Mapping[str, str]) -> dict[str, str]:
     """The environment for an ovms: its libraries, its Python packages, and nothing of our own Python's."""
     home = _home_of(backend.executable)
-    ours = {"PYTHONPATH", "PYTHONHOME", "API_KEY", "OVMS_MODEL_REPOSITORY_PATH"}  # it would obey each
-    env = {name: value for name, value in environ.items() if name not in ours}
+    obeyed = {"API_KEY", "OVMS_MODEL_REPOSITORY_PATH"}
+    env = {name: value for name, value in child_environ(environ).items() if name not in obeyed}
     before, places, speech = env.get("PATH", ""), [], home / "share" / "espeak-ng-data"
     if sys.platform == "win32":
         interpreter, speech = home / "python", home / "espeak-ng-data"

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from engine_plugin.engines.processes import guard, tree
@@ -24,6 +26,8 @@ __all__ = ["STDERR", "STDOUT", "ChildProcess"]
 STDIN, STDOUT, STDERR = 0, 1, 2
 _KILL_CONFIRM = 5.0
 _KILL_PAUSE = 0.01
+# A program may load what lies in its working directory, as llama.cpp does its back ends; ours may be anybody's.
+_NEUTRAL = Path(sys.executable).anchor
 
 
 class ChildProcess(asyncio.SubprocessProtocol):
@@ -54,7 +58,7 @@ class ChildProcess(asyncio.SubprocessProtocol):
     ) -> ChildProcess:
         """Run `argv` with `env`; `take` gets (STDOUT or STDERR, bytes) as they come. Raises OSError.
 
-        `stdin` is written; then stdin stays open until `close_stdin`.
+        `stdin` is written; then stdin stays open until `close_stdin`. Without `cwd` it runs in the root directory.
         """
         pipe = asyncio.subprocess.PIPE
         _, child = await asyncio.get_running_loop().subprocess_exec(
@@ -64,7 +68,7 @@ class ChildProcess(asyncio.SubprocessProtocol):
             stdout=pipe,
             stderr=pipe,
             env={**env, guard.PARENT_VARIABLE: str(os.getpid())},
-            cwd=cwd,
+            cwd=cwd or _NEUTRAL,
             **tree.spawn_options(held=True),
         )
         try:

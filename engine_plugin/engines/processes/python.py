@@ -14,13 +14,22 @@ from typing import TYPE_CHECKING
 import engine_plugin
 from engine_plugin.engines.processes import guard
 from engine_plugin.engines.processes.child import STDERR, STDOUT, ChildProcess
+from engine_plugin.engines.processes.environ import child_environ
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-__all__ = ["guarded", "module_command", "module_environ", "run_briefly", "run_telling"]
+__all__ = [
+    "guarded",
+    "module_command",
+    "module_environ",
+    "own_command",
+    "own_environ",
+    "run_briefly",
+    "run_telling",
+]
 
 _LAST_WORDS = 0.5
 _LINE_LIMIT = 16 * 1024
@@ -45,11 +54,39 @@ def module_command(module: str, *arguments: str) -> list[str]:
 
 
 def module_environ(environ: Mapping[str, str], site: Path | None = None) -> dict[str, str]:
-    """`environ` for `module_command`: our package, then `site` (an extra package directory), come first."""
+    """The environment for `module_command`: our package, then `site` (an extra package directory), come first.
+
+    `environ` is that of this process, or of another child. The module gets paths from us, so it has our encoding of
+    file names.
+    """
+    utf8 = "1" if sys.getfilesystemencoding() == "utf-8" else "0"
     places = [str(Path(engine_plugin.__file__).resolve().parent.parent)]
     if site is not None:
         places.append(str(site))
-    return {**environ, "PYTHONPATH": os.pathsep.join(places), "PYTHONDONTWRITEBYTECODE": "1"}
+    ours = {"PYTHONPATH": os.pathsep.join(places), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": utf8}
+    return {**child_environ(environ), **ours}
+
+
+def own_command(module: str, *arguments: str) -> list[str]:
+    """The argv that runs another part of this very program, such as the plugin for the command line.
+
+    It finds the packages that we find, in the user's own directory of packages too if we use that.
+    """
+    site = [] if _uses_user_site() else ["-s"]
+    return [sys.executable, "-P", *site, "-m", module, *arguments]
+
+
+def own_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment for `own_command`: what PYTHONPATH holds counts, but for relative directories."""
+    given = [place for place in environ.get("PYTHONPATH", "").split(os.pathsep) if Path(place).is_absolute()]
+    places = [str(Path(engine_plugin.__file__).resolve().parent.parent), *given]
+    return {**environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(places))}
+
+
+def _uses_user_site() -> bool:
+    import site
+
+    return bool(site.ENABLE_USER_SITE) and site.getusersitepackages() in sys.path
 
 
 async def run_briefly(

@@ -43,6 +43,7 @@ var scenarios = []scenario{
 	{"tcp", "serving on a TCP port", tcp},
 	{"automtls", "a host with AutoMTLS is served, and nobody else", autoMTLS},
 	{"reattach", "a plugin that is served by hand (-server, -server-pid), in go-plugin's test mode", reattach},
+	{"identity", "a plugin serves its own manifest whatever the working directory (-dir: another plugin's)", identity},
 	{"broken-manifest", "a plugin whose plugin.yaml is wrong", brokenManifest},
 	{"multiplex", "a host that asks for broker multiplexing is told that there is none", multiplex},
 	{"socket-group", "a host that names the group of the socket", socketGroup},

@@ -16,7 +16,7 @@ import pytest
 
 from engine_plugin.engines.installing import install
 from engine_plugin.engines.installing.install import Installation, Steps, Version
-from engine_plugin.errors import EngineStartError, InstallError
+from engine_plugin.errors import EngineStartError, InstallError, PreconditionError
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:
@@ -321,3 +321,16 @@ async def test_a_data_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file where the directory should be")
     with pytest.raises(InstallError, match=r"data.*: .*Nothing was changed; check the data directory's permissions"):
         await Engine(tmp_path / "data" / "software").install("1")
+
+
+@pytest.mark.promise("X3")
+@pytest.mark.skipif(sys.platform == "win32", reason="the permissions of Windows are not looked at")
+@pytest.mark.parametrize("place", [".", "current.json", "versions", "versions/engine-1"])
+def test_a_version_that_another_user_could_change_is_not_used(tmp_path: Path, place: str) -> None:
+    (tmp_path / "versions" / "engine-1").mkdir(parents=True)
+    (tmp_path / "current.json").write_text(json.dumps({"folder": "engine-1", "facts": {}}))
+    installation = Installation(tmp_path)
+    assert installation.current() is not None
+    (tmp_path / place).chmod(0o777)
+    with pytest.raises(PreconditionError, match=f"is not used: .*{tmp_path.name}.* can be written by every user"):
+        installation.current()

@@ -96,3 +96,47 @@ async def test_a_full_disk_is_not_taken_for_the_network(tmp_path: Path, monkeypa
     ) as it:
         await install_packages(tmp_path / "target", ["heavy"], os.environ, print, scratch=tmp_path)
     assert "network" not in str(it.value)
+
+
+HOSTILE = """\
+[global]
+quiet = 2
+require-virtualenv = true
+index-url = {index}
+no-cache-dir = true
+[install]
+user = true
+prefix = /nowhere
+dry-run = true
+constraint = /nowhere.txt
+"""
+
+
+@pytest.mark.promise("L5", "X2")
+@pytest.mark.parametrize("by_file", [False, True], ids=["variables", "pip.conf"])
+async def test_settings_that_choose_another_place_do_not_count_and_the_index_does(
+    index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_file: bool
+) -> None:
+    """Nor does a pip.py in the working directory, or a Python that the environment moves elsewhere."""
+    (tmp_path / "pip.py").write_text("raise SystemExit('pip.py of the working directory')\n")
+    monkeypatch.chdir(tmp_path)
+    env = environ(index) | {"PYTHONHOME": "/nowhere", "PYTHONSTARTUP": "/nowhere"}
+    if by_file:
+        settings = tmp_path / "pip.conf"
+        settings.write_text(HOSTILE.format(index=index))
+        env = {name: value for name, value in env.items() if not name.startswith("PIP_")}
+        env["PIP_CONFIG_FILE"] = str(settings)
+    else:
+        env |= {"PIP_USER": "1", "PIP_REQUIRE_VIRTUALENV": "1", "PIP_PREFIX": "/nowhere", "PIP_TARGET": "/nowhere"}
+        env |= {"PIP_PYTHON": "/nowhere", "PIP_DRY_RUN": "1", "PIP_CONSTRAINT": "/nowhere"}
+    await install_packages(tmp_path / "target", ["heavy==1.0"], env, lambda _step: None, scratch=tmp_path)
+    assert (tmp_path / "target" / "heavy" / "data").is_file()
+
+
+@pytest.mark.promise("L5")
+async def test_a_broken_pip_conf_is_named(index: str, tmp_path: Path) -> None:
+    settings = tmp_path / "pip.conf"
+    settings.write_text("no section\n")
+    env = environ(index) | {"PIP_CONFIG_FILE": str(settings)}
+    with pytest.raises(InstallError, match=r"pip cannot read its settings: .*pip\.conf.* Correct the file"):
+        await install_packages(tmp_path / "target", ["heavy"], env, lambda _step: None, scratch=tmp_path)
