@@ -6,7 +6,7 @@ import os
 import sys
 from urllib.parse import quote
 
-__all__ = ["SOCKET_PATH_LIMIT", "grpc_target", "unix_path"]
+__all__ = ["SOCKET_PATH_LIMIT", "grpc_target", "socket_is_gone", "unix_path"]
 
 SOCKET_PATH_LIMIT = 107 if sys.platform == "linux" else 103
 """The most bytes of a unix socket's path: sockaddr_un less the final zero."""
@@ -18,6 +18,12 @@ def unix_path(address: str) -> str | None:
         return None
     path = address.removeprefix("unix:")
     return f"/{path.lstrip('/')}" if path.startswith("//") else path
+
+
+def socket_is_gone(address: str) -> bool:
+    """Whether `address` is a socket's that is not on the disk (any more)."""
+    path = unix_path(address)
+    return path is not None and not os.path.lexists(path)
 
 
 def grpc_target(address: str) -> str:

@@ -1,13 +1,16 @@
 """Private directories for unix sockets: the plugin's own and its engine's. POSIX only.
 
 grpcio makes a socket that everybody may see (0755), and llama.cpp does too, so they lie in a directory of ours
-alone. A plugin that was killed leaves its directories; the next one removes them. The owner holds a lock on a
-file in it, which the kernel lets go with the process: unlike a recorded pid it cannot be given to another
-process, and it holds between containers that share a temporary directory.
+alone. A plugin that was killed leaves its directories; the next one removes them. The owner holds a lock on the
+directory itself, which the kernel lets go with the process: unlike a recorded pid it cannot be given to another
+process, and it holds between containers that share a temporary directory. systemd-tmpfiles passes over a directory
+that is locked so, with all that is in it (systemd.io/TEMPORARY_DIRECTORIES); for cleaners that look at the time only,
+the owner has it touched (`keep_fresh`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -30,19 +33,19 @@ import grp
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["give_to_group", "private_directory", "remove_stale"]
+__all__ = ["give_to_group", "keep_fresh", "private_directory", "remove_stale"]
 
 _PREFIX = "engine-plugin-"
-_LOCK = "lock"
-_OURS = re.compile(rf"sock|{_LOCK}|[0-9a-f]+\.(sock|key)")
+_OURS = re.compile(r"sock|[0-9a-f]+\.(sock|key)")
 _SETTLED = 10.0  # seconds, in which a new directory's owner has surely locked it
 
 
 @contextlib.contextmanager
-def private_directory(base: str, group: str, *, longest: str = "sock") -> Iterator[Path]:
+def private_directory(base: str, group: str, *, longest: str = "sock", again: Path | None = None) -> Iterator[Path]:
     """Make a directory below `base` (empty: the temporary directory) for us and, if given, `group`; then remove it.
 
-    Stale ones are removed first. `longest` is the longest name that a socket in it will have. Raises
+    Stale ones are removed first. `longest` is the longest name that a socket in it will have; `again` is a directory
+    made earlier, which was removed meanwhile: it gets the same path. Raises
     EnginePluginError naming the variable that the host must change.
     """
     parent = Path(base or tempfile.gettempdir()).absolute()
@@ -55,7 +58,11 @@ def private_directory(base: str, group: str, *, longest: str = "sock") -> Iterat
         )
     remove_stale(parent)
     try:
-        directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        if again is None:
+            directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        else:
+            directory = again
+            directory.mkdir(mode=0o700)
     except OSError as error:
         raise EnginePluginError(
             f"cannot make a directory for the socket in {parent}: {error.strerror}. "
@@ -63,13 +70,26 @@ def private_directory(base: str, group: str, *, longest: str = "sock") -> Iterat
         ) from error
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(_remove, directory)
-        lock = os.open(directory / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         cleanup.callback(os.close, lock)
         with contextlib.suppress(OSError):  # a file system without locks: nobody can take it for stale either
             fcntl.flock(lock, fcntl.LOCK_EX)
         if group:
             give_to_group(directory, group, 0o750)
         yield directory
+
+
+async def keep_fresh(directory: Path, interval: float = 3600.0) -> None:
+    """Touch the directory and what is in it every so many seconds, until this is cancelled. Called by its owner."""
+    while True:
+        await asyncio.sleep(interval)
+        _touch(directory)
+
+
+def _touch(directory: Path) -> None:
+    with contextlib.suppress(OSError):  # removed: there is nothing to keep
+        for path in [directory, *directory.iterdir()]:
+            os.utime(path)
 
 
 def give_to_group(path: Path, group: str, mode: int) -> None:
@@ -109,7 +129,7 @@ def _is_stale(directory: Path) -> bool:
             return False
         if time.time() - info.st_mtime < _SETTLED or not all(_OURS.fullmatch(p.name) for p in directory.iterdir()):
             return False
-        lock = os.open(directory / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
         return False
     try:

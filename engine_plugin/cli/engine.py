@@ -97,15 +97,15 @@ async def start(options: Options, mode: str) -> None:
     """Serve the plugin in the background and start its engine. Running already: nothing changes."""
     from engine_plugin.cli.daemon import end_server, start_server
     from engine_plugin.cli.rendezvous import Rendezvous
-    from engine_plugin.host import connect
 
     manifest = chosen_manifest(options)
-    record = Rendezvous(manifest).find()
+    meeting = Rendezvous(manifest)
+    record = meeting.find()
     ours = record is None
     if record is None:
         record = await start_server(manifest)
     try:
-        async with await connect(record.address) as client:
+        async with await meeting.reach(record) as client:
             await client.start_engine(mode)
     except BaseException:
         if ours:
@@ -126,14 +126,14 @@ async def stop(options: Options) -> None:
     """Stop the engine and end the server behind it."""
     from engine_plugin.cli.daemon import end_server
     from engine_plugin.cli.rendezvous import Rendezvous
-    from engine_plugin.host import connect
 
     manifest = chosen_manifest(options)
-    record = Rendezvous(manifest).find()
+    meeting = Rendezvous(manifest)
+    record = meeting.find()
     if record is None:
         raise UnavailableError(f"{manifest.provider.name} is not running; there is nothing to stop.")
     try:
-        async with await connect(record.address) as client:
+        async with await meeting.reach(record) as client:
             await client.stop_engine(timeout=_STOP_ENGINE)
     except EnginePluginError as error:
         say(f"the engine did not stop by itself ({error}); its server is ended all the same")
@@ -154,8 +154,8 @@ async def status(options: Options) -> None:
     from engine_plugin.cli.session import plugin
 
     manifest = chosen_manifest(options)
-    record = Rendezvous(manifest).find()
     async with plugin(options) as client:  # launched for it without a server: somebody else's engine may run
+        record = Rendezvous(manifest).find()  # by now: its socket may have been made anew
         shown: dict[str, object] = {"plugin": manifest.provider.name, **await _found(client, record)}
     if options.json:
         print_json(shown)

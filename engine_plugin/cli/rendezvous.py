@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
 import stat
 import sys
-import warnings
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import platformdirs
 import psutil
 
-from engine_plugin.errors import PreconditionError
+from engine_plugin import catalogue
+from engine_plugin.addresses import SOCKET_PATH_LIMIT, socket_is_gone
+from engine_plugin.files import private_folder, write_json
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
+
     from filelock import FileLock
 
+    from engine_plugin.host import PluginClient
     from engine_plugin.manifest import Manifest
 
-__all__ = ["Rendezvous", "ServerRecord", "is_server_process", "read_record", "record_file", "write_record"]
+__all__ = ["Rendezvous", "ServerRecord", "is_server_process", "read_record", "record_file"]
 
-# sun_path holds 108 bytes on Linux and 104 elsewhere, the closing zero included.
-_MAX_SOCKET_PATH = 103
+# Seconds: how long a server may take to open a new socket, and how often its client looks.
+_NEW_SOCKET = 5.0
+_LOOK_AGAIN = 0.05
 # psutil's start times come from two clocks on some systems; they agree within a second.
 _SAME_START = 1.0
 
@@ -57,44 +63,61 @@ def is_server_process(record: ServerRecord) -> psutil.Process | None:
 
 
 class Rendezvous:
-    """The place where the one server of a plugin (its name and data directory) and its clients meet."""
+    """The place where the one server of a plugin (its name and data directory) and its clients meet.
+
+    Record and lock lie in the data directory, which no cleaner of temporary files visits, so that a server is found
+    though its socket may be gone.
+    """
 
     def __init__(self, manifest: Manifest) -> None:
-        name = manifest.provider.name
-        key = hashlib.sha256(str(manifest.data_dir).encode()).hexdigest()[:8]
-        self._stem = f"{name}-{key}"
-        self._places = (_runtime_directory(), manifest.data_dir / "run")
-
-    def prepare(self) -> Path:
-        """Make the directory, private to us, and return the stem of its files. Called by the server.
-
-        The runtime directory when it can be had and its path is short enough, else the data directory.
-        Raises PreconditionError when neither can.
-        """
-        reasons = []
-        for place in self._places:
-            stem = place / self._stem
-            try:
-                if len(os.fsencode(f"{stem}.sock")) > _MAX_SOCKET_PATH and sys.platform != "win32":
-                    raise OSError(f"{place}: the path is too long for a socket")
-                place.mkdir(mode=0o700, parents=True, exist_ok=True)
-                _check_private(place)
-            except OSError as error:
-                reasons.append(str(error))
-                continue
-            return stem
-        raise PreconditionError(f"no private place for the socket: {'; '.join(reasons)}. Use serve --address.")
+        # A home on the network is shared by machines, whose processes are not each other's.
+        key = hashlib.sha256(f"{_machine()}{manifest.data_dir}".encode()).hexdigest()[:8]
+        self._folder = manifest.data_dir / "run"
+        self._stem = self._folder / f"{manifest.provider.name}-{key}"
 
     @property
     def lock(self) -> FileLock:
         """The lock that a server holds from before its record is written until after it is gone. Waits for nobody.
 
-        Raises PreconditionError as `prepare`.
+        Raises DownloadError when there can be no private place for it.
         """
         from filelock import FileLock
 
-        stem = self.prepare()
-        return FileLock(stem.with_name(f"{stem.name}.lock"), timeout=0)
+        try:
+            private_folder(self._folder)
+            _check_private(self._folder)
+        except OSError as error:
+            raise catalogue.DISK_REFUSES.error(place=self._folder, reason=error.strerror or error) from error
+        return FileLock(self._stem.with_name(f"{self._stem.name}.lock"), timeout=0, mode=0o600)
+
+    def choose(self, cleanup: ExitStack) -> str:
+        """An address for the server, which holds the lock: a socket that only its user can reach; it is removed by
+        `cleanup`. Called by the server. Raises EnginePluginError.
+
+        It lies in the user's runtime directory when there is one, else in the data directory, or, where the path is
+        too long for a socket, in a temporary directory that is locked against cleaners.
+        """
+        if sys.platform == "win32":
+            return "127.0.0.1:0"
+        for folder in (_runtime_folder(), self._folder):
+            sock = folder / f"{self._stem.name}.sock" if folder is not None else None
+            if sock is not None and len(os.fsencode(sock)) <= SOCKET_PATH_LIMIT:
+                sock.unlink(missing_ok=True)  # what a killed server left; we hold its lock
+                break
+        else:
+            from engine_plugin.socketdir import private_directory
+
+            sock = cleanup.enter_context(private_directory("", "")) / "sock"
+        cleanup.callback(sock.unlink, missing_ok=True)
+        return f"unix:{sock}"
+
+    def write(self, record: ServerRecord) -> None:
+        """Tell the commands where the server is; a reader sees all of it or nothing."""
+        write_json(record_file(self._stem), asdict(record), self._folder)
+
+    def forget(self) -> None:
+        """The server has ended."""
+        record_file(self._stem).unlink(missing_ok=True)
 
     def is_taken(self) -> bool:
         """Whether a server holds the place, though it may not have written its record yet."""
@@ -110,22 +133,51 @@ class Rendezvous:
 
     def find(self) -> ServerRecord | None:
         """The record of the server that runs now. Called by every command that can use one."""
-        for place in self._places:
-            try:
-                _check_private(place)
-            except OSError:
-                continue
-            record = read_record(place / self._stem)
-            if record is not None and is_server_process(record):
-                return record
+        try:
+            _check_private(self._folder)
+        except OSError:
+            return None
+        record = read_record(self._stem)
+        return record if record is not None and is_server_process(record) else None
+
+    async def reach(self, record: ServerRecord) -> PluginClient:
+        """Connect to the recorded server, which opens a new socket within a moment when its own was removed.
+
+        Raises UnavailableError.
+        """
+        from engine_plugin.host import connect
+
+        give_up = time.monotonic() + _NEW_SOCKET
+        while socket_is_gone(record.address) and time.monotonic() < give_up:
+            await asyncio.sleep(_LOOK_AGAIN)
+            record = self.find() or record
+        return await connect(record.address)
+
+
+def _runtime_folder() -> Path | None:
+    """Our folder in the user's runtime directory; None when that is not there, or is not the user's alone.
+
+    Without one platformdirs names /tmp/runtime-UID, which anybody may make, and cleaners empty.
+    """
+    if sys.platform == "win32":
         return None
+    base = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
+    try:
+        _check_private(base)
+        folder = base / "engine-plugin"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        _check_private(folder)
+    except OSError:
+        return None
+    return folder
 
 
-def _runtime_directory() -> Path:
-    with warnings.catch_warnings():
-        # It warns where a Linux session has no runtime directory; its fallback is as good when it is private.
-        warnings.simplefilter("ignore")
-        return Path(platformdirs.user_runtime_dir("engine-plugin", appauthor=False))
+def _machine() -> str:
+    """What tells this machine from others, "" when nothing does."""
+    try:
+        return Path("/etc/machine-id").read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def read_record(stem: Path) -> ServerRecord | None:
@@ -136,13 +188,6 @@ def read_record(stem: Path) -> ServerRecord | None:
         return None
     numbers = isinstance(record.pid, int) and isinstance(record.started, int | float)
     return record if numbers and 0 < record.pid < 2**31 and isinstance(record.address, str) else None
-
-
-def write_record(stem: Path, record: ServerRecord) -> None:
-    """Tell the commands where the server is; a reader sees all of it or nothing."""
-    draft = stem.with_name(f"{stem.name}.json.new")
-    draft.write_text(json.dumps(asdict(record)))
-    draft.replace(record_file(stem))
 
 
 def record_file(stem: Path) -> Path:

@@ -10,35 +10,33 @@ import shlex
 import signal
 import socket
 import sys
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from engine_plugin import catalogue
 from engine_plugin.addresses import SOCKET_PATH_LIMIT, grpc_target, unix_path
+from engine_plugin.cli.door import opened
 from engine_plugin.cli.options import Options, chosen_manifest, global_options
 from engine_plugin.cli.output import print_json, say
 from engine_plugin.errors import DeadlineError, PreconditionError
 from engine_plugin.waiting import handle_signal, run_to_the_end
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Callable, Iterator
 
     from engine_plugin.hosted import BuiltPlugin
     from engine_plugin.manifest import Manifest
-    from engine_plugin.rpc.grpc_aio import AioServer
 
 __all__ = ["LOG_VARIABLE", "serve"]
 
 # Set by `engine start`, so that the record names the log for `engine status`.
 LOG_VARIABLE = "ENGINE_PLUGIN_SERVER_LOG"
 
-# Seconds: calls that run may end, then the engine must stop; its own stop is bounded well below that.
-_GRACE = 1.0
 _SERVED = "somebody serves at it already"
-_ENGINE_STOP = 30.0
+_ENGINE_STOP = 30.0  # seconds; its own stop is bounded well below that
 _LAST_PORT = 65535
 
 
@@ -64,19 +62,14 @@ def serve(options: Options, address: str | None, allow_remote: bool) -> None:
 
 async def _serve(options: Options, manifest: Manifest, address: str | None) -> None:
     from engine_plugin.hosted import build
-    from engine_plugin.rpc.grpc_aio import AioServer
 
-    with _place(manifest, address) as (address_, stem), _stop_signals() as stopped:
+    with _place(manifest, address) as place, _stop_signals() as stopped:
         plugin = build(manifest)
-        server = AioServer()
-        for service in plugin.services:
-            server.add(service)
         try:
-            async with _listening(server, address_) as bound:
-                with _record(stem, bound):
-                    _announce(options, manifest, bound)
-                    await stopped.wait()
-                    say("stopping the engine")
+            async with opened(plugin.services, place.choose, place.told) as bound:
+                _announce(options, manifest, bound)
+                await stopped.wait()
+                say("stopping the engine")
         finally:
             await _close(plugin)
 
@@ -89,35 +82,25 @@ async def _close(plugin: BuiltPlugin) -> None:
         raise DeadlineError(f"the engine did not stop within {_ENGINE_STOP:g} s; it ends with this process") from None
 
 
-@asynccontextmanager
-async def _listening(server: AioServer, address: str) -> AsyncIterator[str]:
-    _refuse_taken(address)
-    before = os.umask(0o077) if unix_path(address) is not None else None
-    try:
-        bound = await server.start(address)
-    except OSError as error:
-        raise PreconditionError(f"{address}: {str(error.strerror).rstrip('.')}. Choose another --address") from error
-    finally:
-        if before is not None:
-            os.umask(before)
-    try:
-        yield bound
-    finally:
-        await server.stop(_GRACE)
+class _Place(NamedTuple):
+    """How an address is chosen, each time that one is needed, and what is done with the one that is bound."""
+
+    choose: Callable[[], str]
+    told: Callable[[str], None]
 
 
 @contextmanager
-def _place(manifest: Manifest, address: str | None) -> Iterator[tuple[str, Path | None]]:
-    """The address to listen on and, for the default one, the stem of the files that lead others to it."""
+def _place(manifest: Manifest, address: str | None) -> Iterator[_Place]:
+    """The address to listen at; others are led to the default one by a record, until the end of the block."""
     if address is not None:
-        yield address, None
+        yield _Place(lambda: _free(address), lambda _bound: None)
         return
     from filelock import Timeout
 
-    from engine_plugin.cli.rendezvous import Rendezvous
+    from engine_plugin.cli.rendezvous import Rendezvous, ServerRecord
 
     meeting = Rendezvous(manifest)
-    stem, lock = meeting.prepare(), meeting.lock
+    lock = meeting.lock
     try:
         lock.acquire()
     except Timeout:
@@ -127,30 +110,14 @@ def _place(manifest: Manifest, address: str | None) -> Iterator[tuple[str, Path 
             f"{manifest.provider.name} is being served already{who}. Use it, stop it (engine-plugin engine stop), "
             "or serve this one at another --address."
         ) from None
-    sock = stem.with_name(f"{stem.name}.sock")
-    try:
-        if sys.platform == "win32":
-            yield "127.0.0.1:0", stem
-        else:
-            sock.unlink(missing_ok=True)  # what a killed server left; we hold its lock
-            yield f"unix:{sock}", stem
-    finally:
-        sock.unlink(missing_ok=True)
-        lock.release()
+    with ExitStack() as cleanup:
+        cleanup.callback(lock.release)
+        cleanup.callback(meeting.forget)
 
+        def told(bound: str) -> None:
+            meeting.write(ServerRecord.of_this_process(bound, os.environ.get(LOG_VARIABLE, "")))
 
-@contextmanager
-def _record(stem: Path | None, address: str) -> Iterator[None]:
-    if stem is None:
-        yield
-        return
-    from engine_plugin.cli.rendezvous import ServerRecord, record_file, write_record
-
-    write_record(stem, ServerRecord.of_this_process(address, os.environ.get(LOG_VARIABLE, "")))
-    try:
-        yield
-    finally:
-        record_file(stem).unlink(missing_ok=True)
+        yield _Place(lambda: meeting.choose(cleanup), told)
 
 
 @contextmanager
@@ -206,14 +173,17 @@ def _is_local(address: str) -> bool:
         return host == "localhost"
 
 
-def _refuse_taken(address: str) -> None:
-    """gRPC would remove the socket of a server that lives and put its own there. Raises PreconditionError."""
+def _free(address: str) -> str:
+    """The address, unless it is taken or cannot be had. Raises PreconditionError.
+
+    gRPC would remove the socket of a server that lives and put its own there.
+    """
     name = unix_path(address)
     if name is None:
         _refuse_taken_port(address)
-        return
+        return address
     if sys.platform == "win32":
-        return
+        return address
     path = Path(name)
     _check_place(address, path)
     if path.exists() and not path.is_socket():
@@ -222,6 +192,7 @@ def _refuse_taken(address: str) -> None:
         probe.settimeout(1)
         probe.connect(str(path))
         raise catalogue.ADDRESS_TAKEN.error(address=address, holder=_SERVED)
+    return address
 
 
 def _check_place(address: str, path: Path) -> None:

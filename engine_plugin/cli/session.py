@@ -28,12 +28,13 @@ async def plugin(options: Options, on_log: Callable[[LogLine], None] | None = No
     """The running server's plugin, else one launched for this command and ended with it."""
     from engine_plugin import PLUGIN_DIR
     from engine_plugin.engines.processes.python import own_command, own_environ
-    from engine_plugin.host import connect, launch
+    from engine_plugin.host import launch
 
     manifest = chosen_manifest(options)
-    record = Rendezvous(manifest).find()
+    meeting = Rendezvous(manifest)
+    record = meeting.find()
     if record is not None:
-        client = await connect(record.address)
+        client = await meeting.reach(record)
     else:
         client = await launch(
             own_command("engine_plugin.hosted"),

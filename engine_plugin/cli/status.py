@@ -40,8 +40,8 @@ async def status(options: Options) -> None:
     from engine_plugin.cli.session import plugin
 
     manifest = chosen_manifest(options)
-    record = Rendezvous(manifest).find()
     async with plugin(options) as client:
+        record = Rendezvous(manifest).find()  # by now: its socket may have been made anew
         shown = {"plugin": manifest.provider.name, "engine": manifest.engine_name} | await _found(client, record)
     if options.json:
         print_json(shown)

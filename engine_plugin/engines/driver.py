@@ -12,7 +12,7 @@ import sys
 from abc import abstractmethod
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from engine_plugin import catalogue
 from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState
@@ -44,13 +44,20 @@ if TYPE_CHECKING:
     from engine_plugin.models.info import Capabilities
     from engine_plugin.models.store import ModelInfo, ModelStore, PullRequest, StoredModel
 
-__all__ = ["Driver"]
+__all__ = ["Condition", "Driver"]
 
 log = logging.getLogger(__name__)
 
 
 BackendT = TypeVar("BackendT", bound=LocalBackend)
 ServerT = TypeVar("ServerT", bound=ModelServer)
+
+
+class Condition(NamedTuple):
+    """How an engine is: what is wrong with it, in words, and whether anything of it can answer, or soon will."""
+
+    complaints: Sequence[str]
+    serves: bool = True
 
 
 class Driver(Engine, Generic[BackendT, ServerT]):
@@ -73,6 +80,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         self._backend: BackendT | None = None
         self._mode = "auto"
         self._sockets: Path | None = None
+        self._keeping: asyncio.Task[None] | None = None
         self._cleanup = ExitStack()
         self._lifecycle = asyncio.Lock()
         self._transport = options.transport
@@ -186,6 +194,8 @@ class Driver(Engine, Generic[BackendT, ServerT]):
     async def start(self, mode: str) -> None:
         if self._backend is None:
             await self._starting.run(lambda: self._start(mode))
+        else:
+            await self._starting.run(self._heal)
         await self._change_mode(mode)  # also for one who joined the start of another
 
     async def _start(self, mode: str) -> None:
@@ -199,6 +209,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         self.require_device(mode, probed["devices"], backend)
         if self._use_unix_sockets() and self._sockets is None:
             self._sockets = await in_thread(self._private_folder, self._cleanup)  # ends before a stop cleans it up
+            self._keep_sockets(self._sockets)
         try:
             await self.begin(backend, mode, probed["devices"])
         except BaseException:
@@ -206,6 +217,23 @@ class Driver(Engine, Generic[BackendT, ServerT]):
             raise
         self._mode, self._backend = mode, backend
         log.info("%s is ready: %s, version %s, mode %s", self.title, backend.origin, probed["version"], mode)
+
+    async def _heal(self) -> None:
+        """Have everything serve again that failed, or whose socket was removed. Raises EnginePluginError when nothing
+        does."""
+        async with self._lifecycle:
+            if self._backend is None:
+                return
+            if self._sockets is not None and not await in_thread(self._sockets.is_dir):
+                log.warning("%s: the directory of its sockets was removed; it is made again", self.title)
+                await in_thread(self._private_folder, self._cleanup, self._sockets)
+            await self.condition()  # looks at each server: one that nobody can reach is started anew
+            missing = await self.revive()
+            done = await asyncio.gather(*map(self._pool.load, missing), return_exceptions=True)
+        failures = [failure for failure in done if isinstance(failure, BaseException)]
+        for failure in failures:
+            if not isinstance(failure, EnginePluginError) or len(failures) == len(self._pool.all_servers()):
+                raise failure
 
     async def _change_mode(self, mode: str) -> None:
         """An explicit other device moves the engine there; auto is content with what runs."""
@@ -222,6 +250,8 @@ class Driver(Engine, Generic[BackendT, ServerT]):
             await self.end()
             await self._pool.close()
             self._sockets = None
+            if self._keeping is not None:
+                self._keeping.cancel()
             await in_thread(self._cleanup.close)
 
     async def aclose(self) -> None:
@@ -232,14 +262,19 @@ class Driver(Engine, Generic[BackendT, ServerT]):
     async def health(self) -> Health:
         if self._backend is None:
             return Health(HealthState.DEAD, catalogue.ENGINE_STOPPED.text())
-        wrong = await self.complaints()
-        if wrong:
-            return Health(HealthState.DEGRADED, "; ".join(wrong))
+        found = await self.condition()
+        if found.complaints:
+            state = HealthState.DEGRADED if found.serves else HealthState.DEAD
+            return Health(state, "; ".join(found.complaints))
         return Health(HealthState.READY, f"{len(self._pool.servers())} models loaded")
 
     @abstractmethod
-    async def complaints(self) -> Sequence[str]:
-        """What is wrong with what runs, in words; nothing when all is well. Bounded to a few seconds."""
+    async def condition(self) -> Condition:
+        """How what runs is. Bounded to a few seconds."""
+
+    @abstractmethod
+    async def revive(self) -> Sequence[StoredModel]:
+        """Start what serves the models, if it has failed; then the models that were served and are not."""
 
     # Models
 
@@ -328,13 +363,19 @@ class Driver(Engine, Generic[BackendT, ServerT]):
             raise catalogue.ENGINE_STOPPED.error()
         return self._backend
 
-    def _private_folder(self, cleanup: ExitStack) -> Path:
+    def _private_folder(self, cleanup: ExitStack, again: Path | None = None) -> Path:
         """A directory for the engine's sockets, until `cleanup`. Sweeps what killed plugins left, too."""
         if sys.platform != "win32":
             from engine_plugin.socketdir import private_directory
 
-            return cleanup.enter_context(private_directory(base="", group="", longest=socket_name()))
+            return cleanup.enter_context(private_directory("", "", longest=socket_name(), again=again))
         raise UnsupportedError("engine.transport: there are no unix sockets on Windows; use auto or tcp")
+
+    def _keep_sockets(self, folder: Path) -> None:
+        if sys.platform != "win32":
+            from engine_plugin.socketdir import keep_fresh
+
+            self._keeping = asyncio.create_task(keep_fresh(folder))
 
     def _use_unix_sockets(self) -> bool:
         return self._transport == "unix" or (self._transport == "auto" and sys.platform != "win32")

@@ -173,6 +173,17 @@ class ServerProcess(ABC):
         return self.process.ended.is_set()
 
     @property
+    def failed(self) -> bool:
+        """Whether it died too often, or could not be started, and stays so unless somebody asks."""
+        return self.process.state is ProcessState.FAILED
+
+    @property
+    def broken(self) -> bool:
+        """Whether it failed and does not serve, though it may be on its way back."""
+        life = self.process.life
+        return not self.ready and (self.crashed or (life is not None and bool(life.failure)))
+
+    @property
     def crashed(self) -> bool:
         """Whether it served and died, and has not proved itself since."""
         return self.process.restarts > 0
@@ -250,6 +261,7 @@ class ServerProcess(ABC):
             on_spawn=self._ticket.add,
             on_end=self._ticket.remove,
             stragglers=self._ticket.stragglers,
+            lost=self._lost,
         )
 
     def _require_client(self) -> Http1Client:
@@ -264,6 +276,11 @@ class ServerProcess(ABC):
         if client is not None:
             client.heard = False
         return heard
+
+    def _lost(self) -> str:
+        """Why nobody can connect to a server that serves; "" when somebody can."""
+        gone = self._socket is not None and not self._socket.exists()
+        return f"its socket {self._socket} was removed; is there a cleaner of temporary files?" if gone else ""
 
     def _next_command(self) -> Command:
         """What to run for one life, with a key and, where it needs some, ports of its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
 from typing import TYPE_CHECKING, NamedTuple
@@ -34,7 +35,7 @@ async def listening(server: RpcServer, host: HostEnv) -> AsyncIterator[Address]:
     if host.transport == "tcp" or sys.platform == "win32":
         yield Address("tcp", await _listen_tcp(server, host.min_port, host.max_port))
         return
-    from engine_plugin.socketdir import give_to_group, private_directory
+    from engine_plugin.socketdir import give_to_group, keep_fresh, private_directory
 
     with private_directory(host.socket_dir, host.socket_group) as directory:
         path = directory / "sock"
@@ -45,7 +46,11 @@ async def listening(server: RpcServer, host: HostEnv) -> AsyncIterator[Address]:
             raise EnginePluginError(f"cannot listen on {path}: {error}") from error
         if host.socket_group:
             give_to_group(path, host.socket_group, 0o660)
-        yield Address("unix", str(path))
+        keeping = asyncio.create_task(keep_fresh(directory))
+        try:
+            yield Address("unix", str(path))
+        finally:
+            keeping.cancel()
 
 
 async def _listen_tcp(server: RpcServer, low: int, high: int) -> str:

@@ -18,7 +18,13 @@ from google.protobuf.message import Message
 from engine_plugin import catalogue
 from engine_plugin.download.events import Error, Success, progress_json
 from engine_plugin.engines.base import BidiMessage
-from engine_plugin.errors import DeadlineError, EnginePluginError, InvalidRequestError, UnsupportedError
+from engine_plugin.errors import (
+    DeadlineError,
+    EnginePluginError,
+    InvalidRequestError,
+    UnavailableError,
+    UnsupportedError,
+)
 from engine_plugin.jsontext import write_json
 from engine_plugin.redaction import redacted
 from engine_plugin.rpc.payloads import model_name, model_names, pull_request
@@ -49,45 +55,9 @@ def provider_service(plugin: Plugin) -> RpcService:
     return bind(pb.DESCRIPTOR.services_by_name["ProviderService"], ProviderServicer(plugin))
 
 
-def _failure(error: BaseException, where: str) -> tuple[int, str]:
-    """Code and message for whatever was raised: the one place where an error becomes the wire's.
-
-    A cancelled call ends without an answer, which nobody waits for. But a CancelledError may come from other work
-    that this call waited for; then its host still waits, and would for ever.
-    """
-    if isinstance(error, HostGone):
-        raise error
-    if isinstance(error, asyncio.CancelledError):
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise error
-    if isinstance(error, EnginePluginError):
-        message = _sendable(error.message)
-        log.info("%s: %d %s", where, error.code, message, extra={"rpc": where, "code": error.code})
-        return error.code, message
-    if isinstance(error, OSError) and error.filename and error.errno in _REFUSALS:
-        log.error("%s: %s", where, error, exc_info=error)
-        return 500, _sendable(catalogue.DISK_REFUSES.text(place=error.filename, reason=error.strerror))
-    log.error("%s: unexpected %s", where, type(error).__name__, exc_info=error)
-    return 500, f"{where}: internal error ({type(error).__name__}); the plugin's log has the details"
-
-
 def _sendable(text: str) -> str:
     """`text` without secrets, and as protobuf takes it: a path in no known encoding may be in it."""
     return redacted(text).encode("utf-8", "replace").decode()
-
-
-async def _answer(
-    response: type[Response], where: str, work: Callable[[], Awaitable[dict[str, Any] | None]]
-) -> Response:
-    """Run one unary rpc: `work` returns the response's fields beside code and message (or `message` itself)."""
-    try:
-        fields = await work() or {}
-    except (Exception, asyncio.CancelledError) as error:  # the edge: a plugin answers and lives on, whatever happened
-        code, message = _failure(error, where)
-        return response(code=code, message=message)
-    message = _sendable(fields.pop("message", "ok"))
-    return response(code=OK, message=message, **fields)
 
 
 def _dump(shape: Any) -> bytes:
@@ -107,12 +77,14 @@ class ProviderServicer:
 
     def __init__(self, plugin: Plugin) -> None:
         self._plugin = plugin
+        self._unavailable: dict[str, str] = {}
+        """What was said last by each rpc that found the engine unavailable, until it finds otherwise."""
 
     async def GetManifest(self, _request: pb.GetManifestRequest, _call: Call) -> pb.GetManifestResponse:
         async def work() -> dict[str, Any]:
             return {"manifest_json": await self._plugin.manifest_json()}
 
-        return await _answer(pb.GetManifestResponse, "GetManifest", work)
+        return await self._answer(pb.GetManifestResponse, "GetManifest", work)
 
     # Services
 
@@ -120,7 +92,7 @@ class ProviderServicer:
         async def work() -> dict[str, Any]:
             return {"response_data": await self._plugin.invoke(request.service_name, request.request_data)}
 
-        return await _answer(pb.InvokeServiceResponse, "InvokeService", work)
+        return await self._answer(pb.InvokeServiceResponse, "InvokeService", work)
 
     async def InvokeServiceStream(self, request: pb.InvokeServiceRequest, call: Call) -> None:
         response = pb.InvokeServiceStreamResponse
@@ -133,9 +105,10 @@ class ProviderServicer:
         except DeadlineError as error:
             raise RpcError(Status.DEADLINE_EXCEEDED, error.message) from error
         except (Exception, asyncio.CancelledError) as error:  # the edge, as in _answer
-            code, message = _failure(error, "InvokeServiceStream")
+            code, message = self._failure(error, "InvokeServiceStream")
             await call.send(response(code=code, message=message, is_final=True))
         else:
+            self._unavailable.pop("InvokeServiceStream", None)
             await call.send(response(code=OK, is_final=True))
 
     async def InvokeServiceBidi(self, call: Call) -> None:
@@ -160,7 +133,7 @@ class ProviderServicer:
         except RpcError:  # what was received is no message
             raise
         except (Exception, asyncio.CancelledError) as error:  # the edge, as in _answer
-            code, message = _failure(error, "InvokeServiceBidi")
+            code, message = self._failure(error, "InvokeServiceBidi")
             await call.send(response(code=code, message=message))
             if not all_heard.is_set():
                 # A host that is sending now would learn of the end by a write that fails, and some of gRPC's clients
@@ -174,7 +147,7 @@ class ProviderServicer:
             health = await self._plugin.health()
             return {"message": f"{health.state.value}: {health.detail}"}
 
-        return await _answer(pb.HealthCheckResponse, "HealthCheck", work)
+        return await self._answer(pb.HealthCheckResponse, "HealthCheck", work)
 
     async def GetOperateStatus(
         self, _request: pb.GetOperateStatusRequest, _call: Call
@@ -191,13 +164,13 @@ class ProviderServicer:
     # Authentication: only plugins of remote providers have any
 
     async def SetAuth(self, _request: pb.SetAuthRequest, _call: Call) -> pb.SetAuthResponse:
-        return await _answer(pb.SetAuthResponse, "SetAuth", self._no_auth)
+        return await self._answer(pb.SetAuthResponse, "SetAuth", self._no_auth)
 
     async def ValidateAuth(self, _request: pb.ValidateAuthRequest, _call: Call) -> pb.ValidateAuthResponse:
-        return await _answer(pb.ValidateAuthResponse, "ValidateAuth", self._no_auth)
+        return await self._answer(pb.ValidateAuthResponse, "ValidateAuth", self._no_auth)
 
     async def RefreshAuth(self, _request: pb.RefreshAuthRequest, _call: Call) -> pb.RefreshAuthResponse:
-        return await _answer(pb.RefreshAuthResponse, "RefreshAuth", self._no_auth)
+        return await self._answer(pb.RefreshAuthResponse, "RefreshAuth", self._no_auth)
 
     async def _no_auth(self) -> None:
         name = self._plugin.manifest.provider.name
@@ -206,44 +179,44 @@ class ProviderServicer:
     # The engine's life and software
 
     async def StartEngine(self, request: pb.StartEngineRequest, _call: Call) -> pb.StartEngineResponse:
-        return await _answer(pb.StartEngineResponse, "StartEngine", lambda: self._plugin.start(request.mode))
+        return await self._answer(pb.StartEngineResponse, "StartEngine", lambda: self._plugin.start(request.mode))
 
     async def StopEngine(self, _request: pb.StopEngineRequest, _call: Call) -> pb.StopEngineResponse:
-        return await _answer(pb.StopEngineResponse, "StopEngine", self._plugin.stop)
+        return await self._answer(pb.StopEngineResponse, "StopEngine", self._plugin.stop)
 
     async def GetConfig(self, _request: pb.GetConfigRequest, _call: Call) -> pb.GetConfigResponse:
         async def work() -> dict[str, Any]:
             return {"config_json": _dump(asdict(self._plugin.config()))}
 
-        return await _answer(pb.GetConfigResponse, "GetConfig", work)
+        return await self._answer(pb.GetConfigResponse, "GetConfig", work)
 
     async def CheckEngine(self, _request: pb.CheckEngineRequest, _call: Call) -> pb.CheckEngineResponse:
         async def work() -> dict[str, Any]:
             check = await self._plugin.check()
             return {"installed": check.installed, "message": check.detail}
 
-        return await _answer(pb.CheckEngineResponse, "CheckEngine", work)
+        return await self._answer(pb.CheckEngineResponse, "CheckEngine", work)
 
     async def InstallEngine(self, request: pb.InstallEngineRequest, _call: Call) -> pb.InstallEngineResponse:
         async def work() -> dict[str, Any]:
             return {"message": await self._plugin.install(cover=request.cover)}
 
-        return await _answer(pb.InstallEngineResponse, "InstallEngine", work)
+        return await self._answer(pb.InstallEngineResponse, "InstallEngine", work)
 
     async def InitEnv(self, _request: pb.InitEnvRequest, _call: Call) -> pb.InitEnvResponse:
-        return await _answer(pb.InitEnvResponse, "InitEnv", self._plugin.init_env)
+        return await self._answer(pb.InitEnvResponse, "InitEnv", self._plugin.init_env)
 
     async def UpgradeEngine(self, _request: pb.UpgradeEngineRequest, _call: Call) -> pb.UpgradeEngineResponse:
         async def work() -> dict[str, Any]:
             return {"message": await self._plugin.upgrade()}
 
-        return await _answer(pb.UpgradeEngineResponse, "UpgradeEngine", work)
+        return await self._answer(pb.UpgradeEngineResponse, "UpgradeEngine", work)
 
     async def GetVersion(self, _request: pb.GetVersionRequest, _call: Call) -> pb.GetVersionResponse:
         async def work() -> dict[str, Any]:
             return {"response_json": _dump({"version": await self._plugin.version()})}
 
-        return await _answer(pb.GetVersionResponse, "GetVersion", work)
+        return await self._answer(pb.GetVersionResponse, "GetVersion", work)
 
     # Models
 
@@ -256,7 +229,7 @@ class ProviderServicer:
                         return {"response_json": progress_json(event)}
             raise EnginePluginError("the pull ended without a result")
 
-        return await _answer(pb.PullModelResponse, "PullModel", work)
+        return await self._answer(pb.PullModelResponse, "PullModel", work)
 
     async def PullModelStream(self, request: pb.PullModelStreamRequest, call: Call) -> None:
         response = pb.PullModelStreamResponse
@@ -266,26 +239,26 @@ class ProviderServicer:
                 async for event in events:
                     await call.send(response(code=OK, data=progress_json(event)))
         except (Exception, asyncio.CancelledError) as error:  # the edge, as in _answer
-            code, message = _failure(error, "PullModelStream")
+            code, message = self._failure(error, "PullModelStream")
             await call.send(response(code=code, message=message, data=progress_json(Error(message, code))))
 
     async def DeleteModel(self, request: pb.DeleteModelRequest, _call: Call) -> pb.DeleteModelResponse:
         async def work() -> None:
             await self._plugin.delete_model(model_name(request.request_json))
 
-        return await _answer(pb.DeleteModelResponse, "DeleteModel", work)
+        return await self._answer(pb.DeleteModelResponse, "DeleteModel", work)
 
     async def ListModels(self, _request: pb.ListModelsRequest, _call: Call) -> pb.ListModelsResponse:
         async def work() -> dict[str, Any]:
             return _models(await self._plugin.list_models())
 
-        return await _answer(pb.ListModelsResponse, "ListModels", work)
+        return await self._answer(pb.ListModelsResponse, "ListModels", work)
 
     async def LoadModel(self, request: pb.LoadModelRequest, _call: Call) -> pb.LoadModelResponse:
         async def work() -> None:
             await self._plugin.load_model(model_name(request.request_json))
 
-        return await _answer(pb.LoadModelResponse, "LoadModel", work)
+        return await self._answer(pb.LoadModelResponse, "LoadModel", work)
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, _call: Call) -> pb.UnloadModelResponse:
         async def work() -> None:
@@ -295,7 +268,7 @@ class ProviderServicer:
             for failed in filter(None, ends):
                 raise failed
 
-        return await _answer(pb.UnloadModelResponse, "UnloadModel", work)
+        return await self._answer(pb.UnloadModelResponse, "UnloadModel", work)
 
     async def GetRunningModels(
         self, _request: pb.GetRunningModelsRequest, _call: Call
@@ -303,7 +276,51 @@ class ProviderServicer:
         async def work() -> dict[str, Any]:
             return _models(await self._plugin.running_models())
 
-        return await _answer(pb.GetRunningModelsResponse, "GetRunningModels", work)
+        return await self._answer(pb.GetRunningModelsResponse, "GetRunningModels", work)
+
+    # How every rpc ends
+
+    async def _answer(
+        self, response: type[Response], where: str, work: Callable[[], Awaitable[dict[str, Any] | None]]
+    ) -> Response:
+        """Run one unary rpc: `work` returns the response's fields beside code and message (or `message` itself)."""
+        try:
+            fields = await work() or {}
+        except (
+            Exception,
+            asyncio.CancelledError,
+        ) as error:  # the edge: a plugin answers and lives on, whatever happened
+            code, message = self._failure(error, where)
+            return response(code=code, message=message)
+        self._unavailable.pop(where, None)
+        message = _sendable(fields.pop("message", "ok"))
+        return response(code=OK, message=message, **fields)
+
+    def _failure(self, error: BaseException, where: str) -> tuple[int, str]:
+        """Code and message for whatever was raised: the one place where an error becomes the wire's.
+
+        A cancelled call ends without an answer, which nobody waits for. But a CancelledError may come from other work
+        that this call waited for; then its host still waits, and would for ever.
+        """
+        if isinstance(error, HostGone):
+            raise error
+        if isinstance(error, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise error
+        if isinstance(error, EnginePluginError):
+            message = _sendable(error.message)
+            # Hosts ask a stopped plugin again and again how it is: the log tells only of a change.
+            again = error.code == UnavailableError.code and self._unavailable.get(where) == message
+            self._unavailable[where] = message
+            level = logging.DEBUG if again else logging.INFO
+            log.log(level, "%s: %d %s", where, error.code, message, extra={"rpc": where, "code": error.code})
+            return error.code, message
+        if isinstance(error, OSError) and error.filename and error.errno in _REFUSALS:
+            log.error("%s: %s", where, error, exc_info=error)
+            return 500, _sendable(catalogue.DISK_REFUSES.text(place=error.filename, reason=error.strerror))
+        log.error("%s: unexpected %s", where, type(error).__name__, exc_info=error)
+        return 500, f"{where}: internal error ({type(error).__name__}); the plugin's log has the details"
 
 
 async def _messages(

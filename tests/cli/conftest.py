@@ -96,11 +96,11 @@ class Workplace:
         assert "Traceback" not in done.stderr
         return done.stderr
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
         """Begin a command; the test ends it."""
         return subprocess.Popen(
             [*COMMAND, *arguments],
-            env=self.env,
+            env=self.env | env,
             cwd=self.plugin,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -62,7 +64,7 @@ def test_a_life_in_the_background(workplace: Workplace) -> None:
     assert workplace.journal[-1] == "stop"
     assert not psutil.pid_exists(started["pid"]) or not workplace.processes()
     assert workplace.bad(4, "engine", "status") == "start it: engine-plugin engine start\n"
-    assert not list(workplace.runtime.rglob("*.json"))
+    assert not list((workplace.data / "run").glob("*.json"))
     assert not list(workplace.runtime.rglob("*.sock"))
 
 
@@ -116,7 +118,7 @@ def test_the_record_of_a_killed_server_misleads_nobody(workplace: Workplace) -> 
     server = psutil.Process(started["pid"])
     server.kill()
     psutil.wait_procs([server], timeout=LIMIT)
-    assert list(workplace.runtime.rglob("*.json"))
+    assert list((workplace.data / "run").glob("*.json"))
     assert "not running" in workplace.bad(4, "engine", "stop")
     again = json.loads(workplace.good("engine", "start", "--json"))
     assert again["pid"] != started["pid"]
@@ -128,7 +130,7 @@ def test_the_pid_of_another_process_is_left_alone(workplace: Workplace) -> None:
     workplace.good("engine", "install")
     started = json.loads(workplace.good("engine", "start", "--json"))
     try:
-        [record] = workplace.runtime.rglob("*.json")
+        [record] = (workplace.data / "run").glob("*.json")
         good = record.read_text()
         record.write_text(json.dumps(json.loads(good) | {"pid": psutil.Process().pid}))
         assert "not running" in workplace.bad(4, "engine", "stop")
@@ -136,3 +138,26 @@ def test_the_pid_of_another_process_is_left_alone(workplace: Workplace) -> None:
     finally:
         workplace.good("engine", "stop")
     assert not [process for process in workplace.processes() if process.pid == started["pid"]]
+
+
+@pytest.mark.promise("L2")
+@pytest.mark.parametrize("lost", ["the socket", "its directory"])
+def test_a_server_whose_socket_was_removed_is_still_the_one(workplace: Workplace, lost: str) -> None:
+    """As a cleaner of temporary files does it, or the end of a login session, with the whole runtime directory."""
+    workplace.good("engine", "install")
+    started = json.loads(workplace.good("engine", "start", "--json"))
+    try:
+        path = Path(started["address"].removeprefix("unix:"))
+        if lost == "the socket":
+            path.unlink()
+        else:
+            path.parent.parent.chmod(0o755)  # no longer the user's alone: the server moves
+            shutil.rmtree(path.parent)
+        status = json.loads(workplace.good("engine", "status", "--json"))
+        assert (status["pid"], status["running"]) == (started["pid"], True)
+        assert (status["address"] == started["address"]) is (lost == "the socket")
+        assert json.loads(workplace.good("engine", "start", "--json"))["pid"] == started["pid"]
+        assert f"by process {started['pid']}" in workplace.bad(4, "serve")
+    finally:
+        workplace.good("engine", "stop")
+    assert workplace.processes() == []

@@ -29,9 +29,11 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sockets and sig
 
 
 @contextmanager
-def serving(workplace: Workplace, *arguments: str, stop: signal.Signals = signal.SIGTERM) -> Iterator[dict[str, Any]]:
+def serving(
+    workplace: Workplace, *arguments: str, stop: signal.Signals = signal.SIGTERM, env: dict[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
     """`serve --json` until the block ends; it must then end well."""
-    server = workplace.start("serve", "--json", *arguments)
+    server = workplace.start("serve", "--json", *arguments, **(env or {}))
     assert server.stdout is not None
     try:
         line = server.stdout.readline()
@@ -147,9 +149,14 @@ def test_text_for_people(workplace: Workplace) -> None:
 def test_a_runtime_directory_that_others_can_enter_is_not_used(workplace: Workplace) -> None:
     (workplace.runtime / "engine-plugin").mkdir(mode=0o755)
     (workplace.runtime / "engine-plugin").chmod(0o755)
-    said = workplace.bad(4, "serve", AOG_DATA_DIR=str(workplace.home / ("long" * 25)))
-    assert "is open to other users; run: chmod 700" in said
-    assert "the path is too long for a socket" in said
+    temporary = workplace.runtime / "tmp"
+    temporary.mkdir()
+    workplace.env["TMPDIR"] = str(temporary)
+    with serving(workplace, env={"AOG_DATA_DIR": str(workplace.home / ("long" * 25))}) as record:
+        path = Path(record["address"].removeprefix("unix:"))
+        assert path.parent.parent == temporary
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert list(temporary.iterdir()) == []
     data = workplace.runtime / "aog"
     workplace.env["AOG_DATA_DIR"] = str(data)
     with serving(workplace, "--plugin", str(workplace.plugin)) as record:
@@ -171,6 +178,26 @@ def test_a_session_without_a_runtime_directory(workplace: Workplace) -> None:
         done = workplace.run("engine", "status", "--json")
         assert json.loads(done.stdout)["address"] == record["address"]
         assert done.stderr == ""
+
+
+@pytest.mark.promise("L2", "X14")
+@pytest.mark.skipif(
+    Path(f"/run/user/{os.getuid() if hasattr(os, 'getuid') else 0}").exists(),
+    reason="a session's directory that is not the test's",
+)
+def test_nothing_of_a_server_lies_where_others_may_put_things(workplace: Workplace) -> None:
+    """Without a runtime directory no foreseeable name in /tmp is used, nor another user's directory."""
+    temporary = workplace.runtime / "tmp"
+    temporary.mkdir()
+    workplace.env |= {"AOG_DATA_DIR": str(workplace.runtime / "aog"), "TMPDIR": str(temporary)}
+    for environ in ({"XDG_RUNTIME_DIR": ""}, {"XDG_RUNTIME_DIR": str(temporary / "theirs")}):
+        if os.getuid() == 0 and environ["XDG_RUNTIME_DIR"]:
+            (temporary / "theirs").mkdir(mode=0o700)
+            os.chown(temporary / "theirs", 12345, -1)
+        before = sorted(temporary.rglob("*"))
+        with serving(workplace, env=environ) as record:
+            assert record["address"].startswith(f"unix:{workplace.runtime}/aog/")
+            assert sorted(temporary.rglob("*")) == before
 
 
 @pytest.mark.promise("P11")

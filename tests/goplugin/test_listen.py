@@ -226,14 +226,17 @@ def test_an_owner_that_ends_leaves_nothing(owner: tuple[subprocess.Popen[str], P
 
 @unix
 def test_what_may_be_somebody_else_s_is_not_swept(short_dir: Path) -> None:
+    import fcntl
+
     from engine_plugin.socketdir import remove_stale
 
-    made = ["other-1", "engine-plugin-new", "engine-plugin-data", "engine-plugin-unlocked", "engine-plugin-theirs"]
+    made = ["other-1", "engine-plugin-new", "engine-plugin-data", "engine-plugin-locked", "engine-plugin-theirs"]
     for name in made:
         (short_dir / name).mkdir()
-        (short_dir / name / "lock").touch()
+        (short_dir / name / "sock").touch()
     (short_dir / "engine-plugin-data" / "model.gguf").touch()
-    (short_dir / "engine-plugin-unlocked" / "lock").unlink()
+    lock = os.open(short_dir / "engine-plugin-locked", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_SH)
     (short_dir / "engine-plugin-link").symlink_to(short_dir / "other-1")
     (short_dir / "engine-plugin-file").touch()
     for name in set(made) - {"engine-plugin-new"}:
@@ -248,6 +251,7 @@ def test_what_may_be_somebody_else_s_is_not_swept(short_dir: Path) -> None:
         assert remove_stale(short_dir / "none") == 0
         assert names(short_dir) == before
     finally:
+        os.close(lock)
         (short_dir / "engine-plugin-theirs").chmod(0o700)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import signal
@@ -132,14 +133,52 @@ async def test_one_that_dies_again_and_again(begin: Begin) -> None:
     await eventually(lambda: world.state() is ProcessState.FAILED)
     assert world.life == 3
     assert await world.loaded() == []
-    health = await world.health()
-    assert health.startswith("degraded: ")
-    assert "died: exit code 3" in health
+    with pytest.raises(UnavailableError, match="died: exit code 3") as told:
+        await world.health()
+    health = str(told.value)
     assert LAST_LINE in health
     assert "died 3 times in a row" in health
     assert await world.chat() == words(TOKENS)
     assert (await world.health()).startswith("ready")
     assert world.life == 4
+
+
+@pytest.mark.promise("H7", "H8")
+async def test_where_nothing_serves_health_is_503_until_a_start(
+    begin: Begin, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A host revives what is not healthy by StartEngine, and asks often: the log has a line for each change."""
+    caplog.set_level(logging.INFO, "engine_plugin.rpc.servicer")
+    deadly = {"rules": [{"on": "health", "from": 2, "do": "die", "code": 3}]}
+    world = await begin(of={"tiny_chat": [deadly, {}]}, restart_limit=0, health_interval=0.05)
+    await world.client.load_model("tiny-embed")
+    await world.client.load_model("tiny-chat")
+    await eventually(lambda: world.state() is ProcessState.FAILED)
+    assert (await world.health()).startswith("degraded: "), "another model serves"
+    await world.client.unload_model("tiny-embed")
+    for _ in range(3):
+        with pytest.raises(UnavailableError, match="died: exit code 3"):
+            await world.health()
+    assert len([record for record in caplog.records if "HealthCheck" in record.message]) == 1
+    await world.client.start_engine()
+    assert await world.health() == "ready: 1 models loaded"
+    await world.client.stop_engine()
+    for _ in range(3):
+        with pytest.raises(UnavailableError, match="StartEngine"):
+            await world.health()
+    assert len([record for record in caplog.records if "HealthCheck" in record.message]) == 2
+
+
+@pytest.mark.promise("H7")
+async def test_a_start_says_why_nothing_can_be_revived(begin: Begin) -> None:
+    deadly = {"rules": [{"on": "health", "from": 2, "do": "die", "code": 3}]}
+    world = await begin(deadly, {"load_exit": {"code": 4}}, {}, restart_limit=0, health_interval=0.05)
+    await world.client.load_model("tiny-chat")
+    await eventually(lambda: world.state() is ProcessState.FAILED)
+    with pytest.raises(UnavailableError, match="exit code 4"):
+        await world.client.start_engine()
+    await world.client.start_engine()
+    assert await world.chat() == words(TOKENS)
 
 
 @pytest.mark.promise("F20")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin import catalogue
-from engine_plugin.engines.driver import Driver
+from engine_plugin.engines.driver import Condition, Driver
 from engine_plugin.engines.http.answers import stream_events
 from engine_plugin.engines.http.assemble import assembled
 from engine_plugin.engines.http.bodies import slots_needed
@@ -82,9 +82,14 @@ class LlamaCppEngine(Driver[Backend, ModelServer]):
             await server.stop()
             server.clean_up()
 
-    async def complaints(self) -> Sequence[str]:
-        said = await asyncio.gather(*(server.complaint() for server in self._pool.all_servers()))
-        return [complaint for complaint in said if complaint]
+    async def condition(self) -> Condition:
+        servers = self._pool.all_servers()
+        said = await asyncio.gather(*(server.complaint() for server in servers))
+        serves = not servers or not all(server.failed for server in servers)
+        return Condition([complaint for complaint in said if complaint], serves)
+
+    async def revive(self) -> Sequence[StoredModel]:
+        return [server.model for server in self._pool.all_servers() if server.broken]
 
     # Models
 

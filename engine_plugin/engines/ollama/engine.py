@@ -203,6 +203,8 @@ class OllamaEngine(Engine):
                 if self._options.server == "auto" and not (await self._own.check()).installed:
                     raise self._down()
                 await self._own.start(mode)
+            else:
+                await self._own.revive()
             self._stopped = False
 
     async def stop(self) -> None:

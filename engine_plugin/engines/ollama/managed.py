@@ -119,6 +119,11 @@ class OwnServer:
         self._server, self._backend, self._mode = server, backend, mode
         log.info("our own Ollama %s is ready at %s, mode %s", server.version, server.address, mode)
 
+    async def revive(self) -> None:
+        """Have a server that failed serve again. Raises EnginePluginError when it does not."""
+        if self._server is not None:
+            await self._server.ensure_ready()
+
     async def change_mode(self, mode: str) -> None:
         """An explicit other device moves the server there; auto is content with what runs."""
         if mode not in ("auto", self._mode) and self._backend is not None:
@@ -137,7 +142,7 @@ class OwnServer:
         if server is None:
             return Health(HealthState.DEAD, str(catalogue.ENGINE_STOPPED.error()))
         if wrong := await server.complaint():
-            return Health(HealthState.DEGRADED, wrong)
+            return Health(HealthState.DEAD if server.failed else HealthState.DEGRADED, wrong)
         return Health(HealthState.READY, f"our own Ollama {server.version} at {server.address}")
 
     # How it is done

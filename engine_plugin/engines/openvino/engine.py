@@ -14,7 +14,7 @@ from engine_plugin import catalogue
 from engine_plugin.engines.audio.decoder import Decoder
 from engine_plugin.engines.audio.speech import Speech
 from engine_plugin.engines.base import not_bidirectional
-from engine_plugin.engines.driver import Driver
+from engine_plugin.engines.driver import Condition, Driver
 from engine_plugin.engines.http.answers import stream_events
 from engine_plugin.engines.http.bodies import slots_needed
 from engine_plugin.engines.openvino import requests
@@ -137,11 +137,23 @@ class OpenVinoEngine(Driver[Backend, Resident]):
         finally:
             await server.close()
 
-    async def complaints(self) -> Sequence[str]:
+    async def condition(self) -> Condition:
         server = self._server
         if server is None:
-            return ["the OpenVINO server is not running"]
-        return await server.complaints([r.model.name for r in self._pool.all_servers() if r.loaded])
+            return Condition(["the OpenVINO server is not running"], serves=False)
+        return await server.condition([r.model.name for r in self._pool.all_servers() if r.loaded])
+
+    async def revive(self) -> Sequence[StoredModel]:
+        server = self._server
+        if server is None:
+            raise UnavailableError("the engine is being stopped")
+        await server.ensure_ready()
+        states = await server.residents.states()
+        loaded = [resident for resident in self._pool.all_servers() if resident.loaded]
+        for resident in loaded:
+            if resident.model.name not in states or states[resident.model.name].failed:
+                resident.doubt()
+        return [resident.model for resident in loaded if not resident.ready]
 
     async def memory(self) -> Mapping[str, int]:
         server = self._server

@@ -311,6 +311,10 @@ class Resident:
         """Whether it was loaded, also when its server is just being restarted."""
         return self._loaded
 
+    def doubt(self) -> None:
+        """It turned out not to be served: the next request, or load, looks at it again."""
+        self._life = None
+
     def client(self) -> ServerClient:
         """A client of the server that has it. Raises UnavailableError."""
         return self._server.client()
@@ -343,7 +347,7 @@ class Resident:
         try:
             yield client
         except (BadGatewayError, UnavailableError):
-            self._life = None
+            self.doubt()
             raise
         finally:
             self._clients.discard(client)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine_plugin.engines.admission import Admission
+from engine_plugin.engines.driver import Condition
 from engine_plugin.engines.openvino import command
 from engine_plugin.engines.openvino.client import ServerClient
 from engine_plugin.engines.openvino.graphs import device_of, graph_text
@@ -113,25 +114,27 @@ class OpenVinoServer(ServerProcess):
         at_once = options.parallel if model.kind in ("chat", "embed", "rerank") else min(options.parallel, _AT_ONCE)
         return Resident(model, graph, self, self.residents, Admission(at_once, options.max_queue))
 
-    async def complaints(self, served: Sequence[str]) -> list[str]:
-        """What is wrong with it and with the models that it should serve, in words."""
+    async def condition(self, served: Sequence[str]) -> Condition:
+        """How it is, with the models that it should serve."""
         own = await self.complaint()
         if own:
-            return [own]
+            return Condition([own], serves=not self.failed)
         try:
             states = await self.residents.states() if served else {}
         except EnginePluginError as error:
-            return [f"{self.label} does not tell what it serves: {error}"]
+            return Condition([f"{self.label} does not tell what it serves: {error}"])
         wrong = []
+        lost = 0
         for name in served:
             state = states.get(name)
             if state is None or state.failed:
+                lost += 1
                 wrong.append(f"{name} is not served: {(state and state.complaint) or 'its process has ended'}")
             elif state.state != "AVAILABLE":
                 wrong.append(f"{name} is being loaded again{f': {state.complaint}' if state.complaint else ''}")
             elif state.complaint:
                 wrong.append(f"{name} does not answer: {state.complaint}")
-        return wrong
+        return Condition(wrong, serves=not served or lost < len(served))
 
     def launch(self, address: Address) -> Command:
         self.residents.begin_life()

@@ -69,6 +69,10 @@ def _nothing() -> bool:
     return False
 
 
+def _not_lost() -> str:
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
     """How to run one engine process, life after life. Seconds.
@@ -80,6 +84,7 @@ class ProcessSpec:
     `start_timeout` is how long a start may show no progress (output, or use of the processor), `start_limit`
     bounds the whole start, `stop_timeout` the wait between asking and killing. With `stop_by_stdin` closing stdin
     is how the process is asked to stop. `on_output` gets the lines of stdout; `on_spawn` and `on_end` get the pid.
+    `lost` says why nothing can reach a process that serves, "" while it can be reached: it is started anew then.
     `stragglers` finds, in a thread, offspring that has left the tree. Lines that hold one of `error_marks` are the
     ones that explain a failure.
     """
@@ -100,6 +105,7 @@ class ProcessSpec:
     on_spawn: Callable[[int], None] = field(default=lambda _pid: None)
     on_end: Callable[[int], None] = field(default=lambda _pid: None)
     stragglers: Callable[[], list[psutil.Process]] = _no_stragglers
+    lost: Callable[[], str] = _not_lost
 
 
 class Life:
@@ -128,6 +134,7 @@ class Life:
         self._effort = 0.0
         self._health: HealthRecord | None = None
         self._asking = asyncio.Lock()
+        self._lost = asyncio.Event()
 
     async def run(self) -> None:
         """Live. Raises nothing but CancelledError, which ends the process too."""
@@ -151,7 +158,17 @@ class Life:
         return list(self._tail)
 
     async def check(self) -> None:
-        """Ask a serving process how it is, now; its state follows from the latest answers, not from this alone."""
+        """Ask a serving process how it is, now; its state follows from the latest answers, not from this alone.
+
+        One that cannot be reached any more serves no longer when this returns.
+        """
+        if self._health is not None and self._spec.lost():
+            self._lost.set()
+            await self.over.wait()
+        else:
+            await self._ask()
+
+    async def _ask(self) -> None:
         healthy, health = self._spec.healthy, self._health
         if healthy is None or health is None:
             return
@@ -286,13 +303,14 @@ class Life:
         """Ask again and again. Returns only when the process is hung, with the words for it."""
         health, policy = self._health, self._spec.health
         if health is None or self._spec.healthy is None:
-            await asyncio.Event().wait()
-            return ""
+            await self._lost.wait()
+            return self._lost_words()
         looked = False  # what it had computed by then is known only from the second look in a row on
         while True:
             self._progress.clear()
-            await asyncio.sleep(policy.interval)
-            await self.check()
+            if await comes_true(self._lost.wait(), within=policy.interval) or self._spec.lost():
+                return self._lost_words()
+            await self._ask()
             heard = self._spec.heard()
             if health.silent:
                 worked = await self._worked(policy.interval)
@@ -304,6 +322,9 @@ class Life:
                     f"{self._spec.name} hangs: no answer, output or use of the processor for "
                     f"{policy.hung_after:g} s. Last lines: {self.last_words() or 'none'}"
                 )
+
+    def _lost_words(self) -> str:
+        return f"{self._spec.name} cannot be reached: {self._spec.lost() or 'what led to it was removed'}"
 
     # Ending
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import sys
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from engine_plugin.engines.openvino.residents import lock_of
 from engine_plugin.errors import BadGatewayError, EnginePluginError, PreconditionError, UnavailableError
 from engine_plugin.files import in_thread
 from tests.llamacpp.running import eventually
+from tests.patience import LIMIT
 
 from .running import COUNT, ONE_STEP
 from .test_memory import drawing, served
@@ -76,9 +78,42 @@ async def test_a_server_that_is_not_restarted(serve: Serve) -> None:
     await running.client.load_model("tiny-chat")
     running.server_process.kill()
     await eventually(lambda: running.server.dead)
-    assert "SIGKILL" in await running.client.health_check()
+    with pytest.raises(UnavailableError, match="SIGKILL"):
+        await running.client.health_check()
     assert await running.loaded() == []
     assert (await running.client.invoke("chat", COUNT))["choices"], "whoever asks starts it"
+    assert await running.client.health_check() == "ready: 1 models loaded"
+
+
+@pytest.mark.promise("H7", "L2")
+async def test_a_start_revives_what_does_not_serve(serve: Serve) -> None:
+    """A model's process that died too often, then the server's, then its socket."""
+    running = await serve(restart_limit=0)
+    await running.client.load_model("tiny-chat")
+    running.workers()[0].kill()
+
+    async def dead() -> str:
+        try:
+            return await running.client.health_check()
+        except UnavailableError as error:
+            return str(error)
+
+    async with asyncio.timeout(LIMIT):
+        while "tiny-chat is not served" not in await dead():  # noqa: ASYNC110  # nobody tells
+            await asyncio.sleep(0.02)
+    with pytest.raises(UnavailableError, match="tiny-chat is not served"):
+        await running.client.health_check()
+    await running.client.start_engine()
+    assert await running.client.health_check() == "ready: 1 models loaded"
+    running.server_process.kill()
+    await eventually(lambda: running.server.failed)
+    await running.client.start_engine()
+    assert await running.client.health_check() == "ready: 1 models loaded"
+    assert running.engine._sockets is not None
+    shutil.rmtree(running.engine._sockets)
+    assert "was removed" in await dead()
+    await running.client.start_engine()
+    assert (await running.client.invoke("chat", COUNT))["choices"]
     assert await running.client.health_check() == "ready: 1 models loaded"
 
 

@@ -1,0 +1,102 @@
+"""Where a plugin that is served by hand can be reached: opened, and opened anew when its socket is removed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+from engine_plugin.addresses import socket_is_gone, unix_path
+from engine_plugin.errors import EnginePluginError, PreconditionError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from engine_plugin.rpc.grpc_aio import AioServer
+    from engine_plugin.rpc.server import RpcService
+
+__all__ = ["Door", "opened"]
+
+_LOOK = 1.0  # seconds between two looks at the socket
+_TOUCH = 3600.0  # seconds; cleaners take what has not been touched for days, or in a runtime directory for six hours
+_GRACE = 1.0  # seconds in which calls that run may end
+
+log = logging.getLogger(__name__)
+
+
+class Door:
+    """The servers of one plugin's services. `choose` names an address, `told` is called with the one that is bound.
+
+    A server whose socket was removed keeps its connections; a further one takes the new ones. Used by `opened`.
+    """
+
+    def __init__(
+        self, services: Sequence[RpcService], choose: Callable[[], str], told: Callable[[str], None]
+    ) -> None:
+        self.address = ""
+        self._services = services
+        self._choose = choose
+        self._told = told
+        self._servers: list[AioServer] = []
+        self._touched = time.monotonic()
+
+    async def open(self) -> None:
+        """Listen at the address that `choose` names. Raises EnginePluginError, saying what to do."""
+        from engine_plugin.rpc.grpc_aio import AioServer
+
+        address = self._choose()
+        server = AioServer()
+        for service in self._services:
+            server.add(service)
+        self._servers.append(server)
+        before = os.umask(0o077) if unix_path(address) is not None else None
+        try:
+            self.address = await server.start(address)
+        except OSError as error:
+            reason = str(error.strerror).rstrip(".")
+            raise PreconditionError(f"{address}: {reason}. Choose another --address") from error
+        finally:
+            if before is not None:
+                os.umask(before)
+        self._told(self.address)
+
+    async def watch(self) -> None:
+        """Keep the socket where it is; runs until it is cancelled."""
+        path = unix_path(self.address)
+        while path is not None:
+            await asyncio.sleep(_LOOK)
+            try:
+                if time.monotonic() - self._touched > _TOUCH:
+                    os.utime(path)
+                    self._touched = time.monotonic()
+                if socket_is_gone(self.address):
+                    log.warning("the socket %s was removed; serving at a new one", path)
+                    await self.open()
+                    path = unix_path(self.address)
+            except (OSError, EnginePluginError) as error:
+                log.warning("cannot be reached: %s", error)
+
+    async def close(self) -> None:
+        """Refuse new calls, and end."""
+        await asyncio.gather(*(server.stop(_GRACE) for server in self._servers))
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    services: Sequence[RpcService], choose: Callable[[], str], told: Callable[[str], None]
+) -> AsyncIterator[str]:
+    """Serve inside the block; the address that was bound first. Raises EnginePluginError."""
+    door = Door(services, choose, told)
+    try:
+        await door.open()
+        watching = asyncio.create_task(door.watch())
+        try:
+            yield door.address
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})
+    finally:
+        await door.close()
