@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
+import errno
 import functools
 import hashlib
 import json
 import os
+import stat
 import threading
 from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
@@ -17,7 +19,7 @@ from engine_plugin import jsontext
 from engine_plugin.jsontext import JsonError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
     from io import FileIO
     from pathlib import Path
 
@@ -43,6 +45,9 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 LARGEST_JSON = 16 * 1024 * 1024
 """Bytes of a JSON text that is read from a file or a hub."""
+
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+"""How a file is opened for reading: a FIFO in its place holds nobody up."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -94,10 +99,11 @@ class _Once(Generic[T]):
 
 
 def private_folder(path: Path) -> None:
-    """Create a folder, and its parent, for this user only; one that exists keeps its permissions."""
+    """Create a folder, and its parents, for this user only; those that exist keep their permissions."""
     if path.is_dir():
         return
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.parent != path:
+        private_folder(path.parent)
     path.mkdir(mode=0o700, exist_ok=True)
 
 
@@ -142,13 +148,38 @@ def load_json(path: Path) -> Any:
 
 
 @asynccontextmanager
-async def opened(path: Path) -> AsyncIterator[FileIO]:
+async def opened(path: Path, below: Path | None = None) -> AsyncIterator[FileIO]:
     """A file to be read in threads; closed in the end, also if the caller is cancelled while it is being opened.
 
-    Raises OSError.
+    `below` is the folder that the file must be in, whatever becomes of it meanwhile: no link in it is followed, and
+    `path` has none. Raises OSError, also for what is not a regular file.
     """
     with ExitStack() as files:
-        yield await in_thread(lambda: files.enter_context(path.open("rb", buffering=0)))
+        yield await in_thread(lambda: files.enter_context(_open_file(path, below)))
+
+
+def _open_file(path: Path, below: Path | None) -> FileIO:
+    if below is None or os.open not in os.supports_dir_fd:  # Windows
+        descriptor = os.open(path, _READ)
+    else:
+        descriptor = _open_below(below, path.relative_to(below).parts)
+    file = os.fdopen(descriptor, "rb", buffering=0)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+
+def _open_below(folder: Path, parts: Sequence[str]) -> int:
+    """The descriptor of a file, reached step by step from a folder's."""
+    here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for name in parts[:-1]:
+            here, last = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here), here
+            os.close(last)
+        return os.open(parts[-1], _READ | os.O_NOFOLLOW, dir_fd=here)
+    finally:
+        os.close(here)
 
 
 async def sha256_of(path: Path) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
@@ -17,11 +19,17 @@ from engine_plugin.models.pull import Pull
 from engine_plugin.models.repository import RemoteFile, RepositorySource, checked_files
 from engine_plugin.models.request import LocalSource, StoredSource
 from engine_plugin.models.staging import Staging, digests_of
-from engine_plugin.models.tree import digest_of_files, extent_of_folder, files_of, fingerprint
+from engine_plugin.models.tree import (
+    Found,
+    digest_of_files,
+    extent_of_folder,
+    files_of,
+    files_to_copy,
+    fingerprint,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
-    from pathlib import Path
 
     from engine_plugin.download.events import PullEvent, Success
     from engine_plugin.download.partial import Partial
@@ -39,6 +47,9 @@ if TYPE_CHECKING:
     Choose = Callable[[Sequence[str]], Sequence[str]]
     """Of the paths in a folder, those that an engine needs. Raises PullError when that is no model for it."""
 
+
+_REPLACED = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.EMLINK, errno.ENXIO})
+"""What opening a file says when it has vanished, or a link or something else is in its place."""
 
 _SMALL = 64 * 1024
 """Bytes of a file of which the progress is not worth an event of its own."""
@@ -183,6 +194,7 @@ class FolderPull(Pull):
             os.link(present, staged)
         except OSError:
             shutil.copyfile(present, staged)
+            staged.chmod(0o600)
         return True
 
     async def _fetch_file(
@@ -229,38 +241,40 @@ class FolderPull(Pull):
         if self._present is not None and self._shelf.path(self._plan.name).samefile(source.path):
             return await self._already(self._present)
         try:
-            found = dict(await in_thread(lambda: list(files_of(source.path))))
+            found = await in_thread(_files_at, source)
         except OSError as error:
             raise PullError(f"{source.label}: cannot be read ({error.strerror}).") from error
         paths = list(found) if isinstance(source, StoredSource) else self._chosen(list(found))
-        checked_files([RemoteFile(path, found[path].st_size) for path in paths], source.label)
-        validator = fingerprint({path: found[path] for path in paths})
+        checked_files([RemoteFile(path, found[path].stat.st_size) for path in paths], source.label)
+        validator = fingerprint({path: found[path].stat for path in paths})
         if self._present is not None and self._is_from_here(validator):
             return await self._already(self._present)
-        self._bytes = sum(found[path].st_size for path in paths)
+        self._bytes = sum(found[path].stat.st_size for path in paths)
         await in_thread(check_room, self._shelf.partials, self._bytes)
         await in_thread(self._staging.prepare, paths)
         self._publish(Status(f"copying {source.label}"))
         total = WholeProgress(self._publish, 0, self._bytes, self._staging)
         try:
-            digests = {path: await self._copy_file(source, path, found[path], total) for path in paths}
+            digests = {path: await self._copy_file(path, found[path], total) for path in paths}
         except BaseException:
             await in_thread(self._staging.discard)
             raise
         return await self._finish(digests, validator)
 
-    async def _copy_file(self, source: LocalSource, path: str, stat: os.stat_result, total: WholeProgress) -> str:
+    async def _copy_file(self, path: str, found: Found, total: WholeProgress) -> str:
         partial = self._staging.arriving(path)
-        origin = source.path / path
         async with partial.opened():
             try:
-                await _copy_blocks(origin, partial, total)
-            except FileNotFoundError as error:
-                raise PullError(f"{origin}: it vanished while it was copied.") from error
+                await _copy_blocks(found, partial, total)
+                after = await in_thread(found.path.lstat)
+            except OSError as error:
+                if error.errno not in _REPLACED:
+                    raise
+                raise PullError(f"{found.path}: it was replaced while it was copied; pull again.") from error
             await in_thread(partial.sync)
-        after = origin.stat()
-        if (after.st_mtime_ns, after.st_size) != (stat.st_mtime_ns, stat.st_size) or partial.size != stat.st_size:
-            raise PullError(f"{origin}: it changed while it was copied; pull again when it is complete.")
+        before = found.stat
+        if (after.st_mtime_ns, partial.size) != (before.st_mtime_ns, before.st_size):
+            raise PullError(f"{found.path}: it changed while it was copied; pull again when it is complete.")
         total.add(partial.size)
         await in_thread(self._staging.arrived, partial, path)
         return partial.hexdigest()
@@ -283,8 +297,19 @@ class FolderPull(Pull):
         return await self._install(staging.files, self._bytes, digest, validator)
 
 
-async def _copy_blocks(origin: Path, partial: Partial, total: WholeProgress) -> None:
-    async with opened(origin) as file:
+def _files_at(source: LocalSource) -> dict[str, Found]:
+    """The files of a source. What is in the package or the store is trusted: links in it are followed."""
+    if source.sample is None and not isinstance(source, StoredSource):
+        return files_to_copy(source.path)
+    return {
+        path: Found(stat, place, place.parent)
+        for path, stat in files_of(source.path)
+        for place in [Path(os.path.realpath(source.path / path))]
+    }
+
+
+async def _copy_blocks(found: Found, partial: Partial, total: WholeProgress) -> None:
+    async with opened(found.path, found.root) as file:
         while block := await in_thread(file.read, BLOCK):
             await in_thread(partial.write, block)
             total.at(partial.size)

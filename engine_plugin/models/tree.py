@@ -12,13 +12,17 @@ is ever written into a model's folder.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING
 
+from engine_plugin.errors import InvalidRequestError
 from engine_plugin.files import private_folder, sha256_of, sync_folder
 from engine_plugin.models.layout import Extent, Layout
 from engine_plugin.models.names import is_repository_name
@@ -28,10 +32,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FolderLayout",
+    "Found",
     "digest_of_files",
     "digest_of_folder",
     "extent_of_folder",
     "files_of",
+    "files_to_copy",
     "fingerprint",
     "throw_away",
 ]
@@ -55,6 +61,52 @@ def files_of(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
                 elif entry.is_file():
                     found.append((f"{prefix}{entry.name}", entry.stat()))
     return iter(sorted(found, key=lambda file: file[0]))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file in a folder that is pulled: its stat, and where it is, below `root`, without any link on the way."""
+
+    stat: os.stat_result
+    path: Path
+    root: Path
+
+
+def files_to_copy(folder: Path) -> dict[str, Found]:
+    """Each file of a folder that came from elsewhere, by its path below the folder with `/`.
+
+    A link may lead to a file inside the folder; or, in a snapshot of huggingface_hub's cache, to the blobs beside it.
+    Raises InvalidRequestError for any other link, and for a FIFO, a socket or a device; OSError.
+    """
+    root = Path(os.path.realpath(folder))
+    roots = [root]
+    if root.parent.name == "snapshots" and (root.parent.parent / "blobs").is_dir():
+        roots.append(Path(os.path.realpath(root.parent.parent / "blobs")))
+    found: dict[str, Found] = {}
+    waiting = [(root, "")]
+    while waiting:
+        here, prefix = waiting.pop()
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                name = f"{prefix}{entry.name}"
+                place = Path(os.path.realpath(entry.path))
+                home = next((one for one in roots if place.is_relative_to(one)), None)
+                if home is None:
+                    raise InvalidRequestError(
+                        f"source: {name} in {str(folder)!r} is a link that leaves the folder. Replace it by the file "
+                        "itself, then pull again."
+                    )
+                stat = place.lstat()
+                if S_ISDIR(stat.st_mode):
+                    if not entry.is_symlink():
+                        waiting.append((place, f"{name}/"))
+                elif S_ISREG(stat.st_mode):
+                    found[name] = Found(stat, place, home)
+                else:
+                    raise InvalidRequestError(f"source: {name} in {str(folder)!r} is not a regular file. Remove it.")
+    return dict(sorted(found.items()))
 
 
 def extent_of_folder(folder: Path) -> Extent | None:
@@ -136,8 +188,9 @@ class FolderLayout(Layout):
         private_folder(target.parent)
         throw_away(old)
         taken = os.path.lexists(target)
-        if taken:
-            target.rename(old)
+        if taken and not _set_aside(target, old):
+            throw_away(target)
+            taken = False
         try:
             part.rename(target)
         except OSError:
@@ -152,9 +205,8 @@ class FolderLayout(Layout):
         target, gone = self.path(name), self._aside(name, "deleted")
         throw_away(gone)
         if os.path.lexists(target):
-            target.rename(gone)
+            throw_away(gone if _set_aside(target, gone) else target)
             sync_folder(target.parent)
-            throw_away(gone)
         _leave(name, target.parent)
 
     def forget(self, name: str) -> None:
@@ -187,6 +239,21 @@ class FolderLayout(Layout):
 
     def _aside(self, name: str, what: str) -> Path:
         return self.partials / f"{name.replace('/', '=')}.{what}"
+
+
+def _set_aside(folder: Path, place: Path) -> bool:
+    """Rename a model's folder; False where the file system cannot and it must be deleted where it is.
+
+    overlayfs renames no folder that is in a lower layer, such as a model that came with a container's image.
+    """
+    try:
+        folder.rename(place)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return False
+    sync_folder(folder.parent)
+    return True
 
 
 def _leave(name: str, owner: Path) -> None:

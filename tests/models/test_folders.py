@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import stat
+import subprocess
 import sys
 from contextlib import aclosing
 from dataclasses import replace
@@ -30,7 +31,7 @@ from tests.models.hub import MODEL, REPOSITORY
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 DIGEST = tree_digest(NEEDED)
 
@@ -103,17 +104,185 @@ async def test_the_same_folder_is_not_copied_again_until_it_changes(world: Folde
     assert (model.kind, world.content(model.path)) == ("embed", changed)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows lets only privileged users link")
-async def test_links_to_files_are_followed_those_to_folders_are_not(
-    world: FolderWorld, origin: Path, tmp_path: Path
+LINKS = pytest.mark.skipif(sys.platform == "win32", reason="Windows lets only privileged users link")
+
+
+@LINKS
+@pytest.mark.promise("X5")
+async def test_links_that_stay_in_the_folder_are_followed(world: FolderWorld, origin: Path) -> None:
+    (origin / "real").mkdir()
+    (origin / "weights.bin").rename(origin / "real" / "blob")
+    (origin / "weights.bin").symlink_to("real/blob")
+    (origin / "itself").symlink_to(".")
+    await pull(world.store, PullRequest(str(origin)))
+    copied = (await world.store.get("My-Model")).path
+    assert (copied / "weights.bin").read_bytes() == MODEL["weights.bin"]
+    assert not (copied / "weights.bin").is_symlink()
+    assert not (copied / "itself").exists()
+
+
+@LINKS
+@pytest.mark.promise("X5")
+async def test_a_snapshot_in_the_cache_of_hugging_face_is_a_folder(world: FolderWorld, tmp_path: Path) -> None:
+    cache = tmp_path / "models--owner--name"
+    lay_out(cache / "blobs", {f"blob{number}": data for number, data in enumerate(MODEL.values())})
+    snapshot = cache / "snapshots" / "0123"
+    for number, path in enumerate(MODEL):
+        (snapshot / path).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / path).symlink_to("../" * path.count("/") + f"../../blobs/blob{number}")
+    assert (await pull(world.store, PullRequest("own", source=str(snapshot))))[-1] == Success("own", SIZE, DIGEST)
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InvalidRequestError, match=r"config\.json .* link that leaves the folder"):
+        await pull(world.store, PullRequest("own", source=str(snapshot)))
+
+
+@LINKS
+@pytest.mark.promise("X5")
+@pytest.mark.parametrize("name", ["config.json", "notes.txt", "unet/deep/x.json"])
+@pytest.mark.parametrize("target", ["file", "folder", "nothing", "chain", "dots"])
+async def test_links_that_leave_the_folder_are_refused(
+    world: FolderWorld, origin: Path, tmp_path: Path, name: str, target: str
 ) -> None:
-    """So is the cache of huggingface_hub built."""
-    blob = (origin / "weights.bin").rename(tmp_path / "blob")
-    (origin / "weights.bin").symlink_to(blob)
-    (origin / "up").symlink_to(tmp_path)
-    assert (await pull(world.store, PullRequest(str(origin))))[-1] == Success("My-Model", SIZE, DIGEST)
-    copied = (await world.store.get("My-Model")).path / "weights.bin"
-    assert not copied.is_symlink()
+    secret = tmp_path / "id_ed25519"
+    secret.write_text("PRIVATE KEY")
+    link = origin / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    (origin / "chain").symlink_to(secret if target == "chain" else "config.json")
+    link.symlink_to(
+        {
+            "file": secret,
+            "folder": tmp_path,
+            "nothing": tmp_path / "gone",
+            "chain": origin / "chain",
+            "dots": Path("../" * name.count("/") + "../../id_ed25519"),
+        }[target]
+    )
+    with pytest.raises(InvalidRequestError, match="is a link that leaves the folder"):
+        await pull(world.store, PullRequest(str(origin)))
+    assert not any(b"PRIVATE" in path.read_bytes() for path in world.root.rglob("*") if path.is_file())
+    assert world.leftovers() == set()
+
+
+@LINKS
+@pytest.mark.promise("X5")
+async def test_what_is_not_a_regular_file_is_refused(world: FolderWorld, origin: Path) -> None:
+    os.mkfifo(origin / "extra.json")
+    with pytest.raises(InvalidRequestError, match=r"extra\.json .* is not a regular file"):
+        await pull(world.store, PullRequest(str(origin)))
+
+
+@LINKS
+@pytest.mark.promise("X5")
+@pytest.mark.parametrize("swapped", ["file", "folder", "fifo"])
+async def test_a_link_that_comes_after_the_look_is_not_followed(
+    world: FolderWorld, origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swapped: str
+) -> None:
+    lay_out(tmp_path / "outside", {"weights.bin": b"PRIVATE" + bytes(len(MODEL["unet/weights.bin"]) - 7)})
+    look = tree.files_to_copy
+
+    def looked(folder: Path) -> dict[str, tree.Found]:
+        found = look(folder)
+        if swapped == "folder":
+            (origin / "unet").rename(tmp_path / "moved")
+            (origin / "unet").symlink_to(tmp_path / "outside")
+        else:
+            (origin / "unet" / "weights.bin").unlink()
+            if swapped == "file":
+                (origin / "unet" / "weights.bin").symlink_to(tmp_path / "outside" / "weights.bin")
+            else:
+                os.mkfifo(origin / "unet" / "weights.bin")
+        return found
+
+    monkeypatch.setattr(folderpull, "files_to_copy", looked)
+    with pytest.raises(PullError, match="was replaced while it was copied"):
+        await pull(world.store, PullRequest(str(origin)))
+    assert world.leftovers() == set()
+
+
+@pytest.fixture
+def overlay(tmp_path: Path) -> Iterator[Path]:
+    """A file system whose lower layer has a model, as a container's image may."""
+    place, merged = tmp_path / "layers", tmp_path / "merged"
+    place.mkdir()
+    merged.mkdir()
+    if sys.platform != "linux" or not _mounted("tmpfs", place, "size=200m"):
+        pytest.skip("mounting is not permitted here")
+    try:
+        for name in ("lower", "upper", "work"):
+            (place / name).mkdir()
+        lay_out(place / "lower" / "me" / "baked", NEEDED)
+        layers = f"lowerdir={place}/lower,upperdir={place}/upper,workdir={place}/work"
+        if not _mounted("overlay", merged, f"{layers},redirect_dir=off"):
+            pytest.skip("overlayfs is not available here")
+        try:
+            yield merged
+        finally:
+            subprocess.run(["umount", str(merged)], check=True)
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def _mounted(kind: str, place: Path, options: str) -> bool:
+    try:
+        done = subprocess.run(
+            ["mount", "-t", kind, kind, "-o", options, str(place)], capture_output=True, check=False
+        )
+    except FileNotFoundError:
+        return False
+    return done.returncode == 0
+
+
+@pytest.mark.promise("U3")
+async def test_a_model_in_a_lower_layer_is_deleted_and_replaced(overlay: Path, origin: Path) -> None:
+    with pytest.raises(OSError, match="cross-device"):
+        (overlay / "me" / "baked").rename(overlay / "me" / "other")  # what this file system cannot do
+    async with folder_world(overlay) as world:
+        assert [model.name for model in await world.store.list()] == ["me/baked"]
+        (origin / "config.json").write_bytes(b"{}")
+        assert isinstance((await pull(world.store, PullRequest("me/baked", source=str(origin))))[-1], Success)
+        assert (overlay / "me" / "baked" / "config.json").read_bytes() == b"{}"
+        await world.store.delete("me/baked")
+        assert await world.store.list() == []
+        assert not (overlay / "me").exists()
+
+
+@pytest.mark.promise("U3")
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_folder_that_cannot_be_renamed_is_deleted_where_it_is(
+    world: FolderWorld, origin: Path, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    await pull(world.store, PullRequest("mine", source=str(origin)))
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path == world.root / "mine":
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    if replaced:
+        (origin / "config.json").write_bytes(b"{}")
+        await pull(world.store, PullRequest("mine", source=str(origin)))
+        assert (world.root / "mine" / "config.json").read_bytes() == b"{}"
+    await world.store.delete("mine")
+    assert world.leftovers() == set()
+    assert await world.store.list() == []
+
+
+@pytest.mark.promise("X3")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no permission bits")
+async def test_folders_and_files_are_this_users_only_whatever_the_umask(tmp_path: Path, origin: Path) -> None:
+    before = os.umask(0)
+    try:
+        async with folder_world(tmp_path / "a" / "b" / "models") as world:
+            await pull(world.store, PullRequest("me/mine", source=str(origin)))
+            await pull(world.store, PullRequest(f"hf:{REPOSITORY}"))
+            modes = {stat.S_IMODE(path.stat().st_mode) & 0o077 for path in (tmp_path / "a").rglob("*")}
+            assert modes | {stat.S_IMODE((tmp_path / "a").stat().st_mode) & 0o077} == {0}
+    finally:
+        os.umask(before)
 
 
 @pytest.mark.promise("P18")
