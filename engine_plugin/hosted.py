@@ -42,10 +42,11 @@ def build(manifest: Manifest) -> BuiltPlugin:
     """The plugin that a manifest describes. Raises ManifestError or UnsupportedError; starts nothing."""
     from engine_plugin.engines.base import engine_class
     from engine_plugin.plugin import Plugin
+    from engine_plugin.rpc.hosts import host_of
     from engine_plugin.rpc.servicer import provider_service
 
     plugin = Plugin(manifest, engine_class(manifest.engine_name)(manifest))
-    return BuiltPlugin(plugin, (provider_service(plugin),))
+    return BuiltPlugin(plugin, (provider_service(plugin, host_of(os.environ)),))
 
 
 def from_here(plugin_dir: Path | None) -> BuiltPlugin:

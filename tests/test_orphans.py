@@ -55,7 +55,7 @@ from engine_plugin.host import launch
 async def main():
     plugin = await launch(json.loads(sys.argv[1]), cwd=Path(sys.argv[2]))
     await plugin.start_engine()
-    await plugin.load_model("tiny-chat")
+    await plugin.load_model("tiny-chat-gguf")
     print(plugin.pid, flush=True)
     await asyncio.sleep(60)
 asyncio.run(main())
@@ -190,7 +190,7 @@ async def test_while_a_model_is_loaded(scene: Scene) -> None:
     scene.fake.behave({"grandchild": "own", "ignore_term": True, "load_until": str(scene.fake.gate("never"))})
     async with await scene.launch() as plugin:
         await plugin.start_engine()
-        loading = asyncio.create_task(plugin.load_model("tiny-chat"))
+        loading = asyncio.create_task(plugin.load_model("tiny-chat-gguf"))
         await scene.fake.event("grandchild")
         kill(plugin)
         await scene.gone()
@@ -201,7 +201,7 @@ async def test_while_a_model_is_loaded(scene: Scene) -> None:
 async def test_while_two_models_are_ready(scene: Scene, record_property: Callable[[str, object], None]) -> None:
     async with await scene.launch() as plugin:
         await plugin.start_engine()
-        await asyncio.gather(plugin.load_model("tiny-chat"), plugin.load_model("tiny-embed"))
+        await asyncio.gather(plugin.load_model("tiny-chat-gguf"), plugin.load_model("tiny-embed-gguf"))
         assert len(scene.family()) == 7, "the plugin, and two of guard, engine, its child"
         began = time.monotonic()
         kill(plugin)
@@ -225,7 +225,7 @@ async def test_in_the_middle_of_a_stream(scene: Scene) -> None:
 async def test_while_it_waits_for_an_engine_that_does_not_stop(scene: Scene) -> None:
     async with await scene.launch() as plugin:
         await plugin.start_engine()
-        await plugin.load_model("tiny-chat")
+        await plugin.load_model("tiny-chat-gguf")
         stopping = asyncio.create_task(plugin.stop_engine())
         await scene.fake.event("sigterm")
         kill(plugin)
@@ -268,7 +268,7 @@ async def test_an_engine_ends_with_a_plugin_that_can_create_no_thread(scene: Sce
         hear = lambda line: refused.set() if "no threads" in line.message else None  # noqa: E731
         async with await launch(command, cwd=scene.place, env=scene.env, start_timeout=LIMIT, on_log=hear) as plugin:
             await plugin.start_engine()
-            await plugin.load_model("tiny-chat")
+            await plugin.load_model("tiny-chat-gguf")
             assert plugin.pid is not None
             os.kill(plugin.pid, signal.SIGUSR1)
             async with asyncio.timeout(LIMIT):
@@ -301,7 +301,7 @@ async def test_a_new_plugin_ends_what_a_killed_one_left(scene: Scene) -> None:
     async with await scene.launch() as other, await scene.launch() as plugin:
         for each in (other, plugin):
             await each.start_engine()
-            await each.load_model("tiny-chat")
+            await each.load_model("tiny-chat-gguf")
         [guard] = psutil.Process(plugin.pid).children()
         left = [guard, *guard.children(recursive=True)]
         assert len(left) == 3
@@ -327,7 +327,7 @@ async def test_an_engine_that_is_not_ours_is_left_alone(scene: Scene) -> None:
     scene.configure(stop_timeout=0.2)
     async with await scene.launch() as plugin:
         await plugin.start_engine()
-        await plugin.load_model("tiny-chat")
+        await plugin.load_model("tiny-chat-gguf")
         [engine] = psutil.Process(plugin.pid).children()[0].children()
         command = engine.cmdline()
         key = scene.place / "key"
@@ -344,7 +344,7 @@ async def test_an_engine_that_is_not_ours_is_left_alone(scene: Scene) -> None:
             kill(plugin)
             async with await scene.launch() as successor:
                 await successor.start_engine()
-                await successor.load_model("tiny-chat")
+                await successor.load_model("tiny-chat-gguf")
                 await successor.stop_engine()
                 assert theirs.returncode is None
                 assert socket.exists()
@@ -366,11 +366,11 @@ async def test_one_model_is_wholly_gone_before_the_next_is_loaded(scene: Scene) 
     scene.fake.behave(life, tiny_embed=[{**life, "load_until": str(gate)}])
     async with await scene.launch() as plugin:
         await plugin.start_engine()
-        await plugin.load_model("tiny-chat")
+        await plugin.load_model("tiny-chat-gguf")
         first = [process for process in scene.family() if process.pid not in (plugin.pid, os.getpid())]
         assert len(first) == 3, "guard, engine, its child"
-        loading = asyncio.create_task(plugin.load_model("tiny-embed"))
-        await scene.fake.event("started", model="tiny-embed")
+        loading = asyncio.create_task(plugin.load_model("tiny-embed-gguf"))
+        await scene.fake.event("started", model="tiny-embed-gguf")
         assert not set(first) & set(scene.family())
         gate.touch()
         await loading

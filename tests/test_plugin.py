@@ -554,7 +554,8 @@ async def test_pulls(serve: Serve) -> None:
             pass
     engine.failing = {"pull_model": PullError("no such host")}
     answers = [part async for part in client.call_json("PullModelStream", {"request_json": {"model": "m"}})]
-    [last] = answers
+    first, last = answers
+    assert (first.get("code", 0), first["data"]) == (0, {"error": "no such host"})
     assert (last["code"], last["message"]) == (500, "no such host")
     assert last["data"]["status"] == "error: no such host"
 

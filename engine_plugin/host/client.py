@@ -251,6 +251,8 @@ class PluginClient:
             while (response := await self._link.attempt(call.read())) is not grpc.aio.EOF:
                 raise_for_code(response)
                 step = progress(response.data)
+                if "error" in step:  # the message with its code follows
+                    continue
                 yield step
                 if step.get("status") == "success":
                     return

@@ -188,6 +188,8 @@ class ModelInfo:
     details: ModelDetails
     capabilities: Capabilities = Capabilities()
     loaded: Loaded | None = None
+    references: tuple[str, ...] = ()
+    """What else a call may name it by: what its pulls asked for."""
 
     def to_wire(self) -> dict[str, Any]:
         """One entry of ListModelsResponse."""
@@ -201,6 +203,8 @@ class ModelInfo:
             "kind": self.kind,
             "bundled": self.bundled,
         }
+        if self.references:
+            shape["references"] = list(self.references)
         return shape if self.loaded is None else {**shape, "loaded": self.loaded.to_wire()}
 
 

@@ -149,7 +149,7 @@ class Pull(ABC):
 
     async def _install(self, part: Path, size: int, digest: str, validator: str) -> Success:
         """Inspect what is whole and verified, and put it into its place. `digest` is 64 hex digits."""
-        plan = self._plan
+        plan, present = self._plan, self._present
         self._publish(Status("inspecting the model"))
         try:
             found = await self._inspect(part)
@@ -168,6 +168,7 @@ class Pull(ABC):
                 validator=validator,
                 pulled_at=datetime.now(UTC).isoformat(),
                 kind_given=bool(plan.kind),
+                references=present.references if present and present.source == plan.source.label else (),
                 details=found.details,
             ),
         )
@@ -191,6 +192,7 @@ class Pull(ABC):
                 source=source.label,
                 validator=old.digest,
                 pulled_at=datetime.now(UTC).isoformat(),
+                references=(),
             ),
         )
         return Success(record.name, record.size, record.digest)

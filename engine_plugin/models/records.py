@@ -33,7 +33,8 @@ def details_from_json(value: Mapping[str, Any]) -> ModelDetails:
 class Record:
     """One model's metadata. `source` and `validator` (ETag and the like) are "" for a file laid in by hand.
 
-    `kind_given` says that a person chose the kind, so that inspecting the file again does not undo it.
+    `kind_given` says that a person chose the kind, so that inspecting the file again does not undo it. `references`
+    are what pulls of this model asked for where that is not its name (`hf:owner/name`, a path), without secrets.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Record:
     validator: str = ""
     pulled_at: str = ""
     kind_given: bool = False
+    references: tuple[str, ...] = ()
     details: ModelDetails = field(default_factory=ModelDetails)
 
     def describes(self, extent: Extent) -> bool:
@@ -71,6 +73,7 @@ class Record:
                 validator=str(value.get("validator", "")),
                 pulled_at=str(value.get("pulled_at", "")),
                 kind_given=value.get("kind_given") is True,
+                references=tuple(str(reference) for reference in value.get("references", ())),
                 details=details_from_json(value["details"]),
             )
         except (AttributeError, KeyError, TypeError, ValueError):
@@ -88,4 +91,5 @@ class Record:
             modified_at=datetime.fromtimestamp(self.mtime_ns / 1e9, UTC),
             bundled=False,
             details=self.details,
+            references=self.references,
         )

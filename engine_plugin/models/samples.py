@@ -17,7 +17,10 @@ __all__ = ["Sample", "Samples", "bundled_samples"]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One entry of a samples.json. `sha256` is 64 hex digits, `path` the file inside the package."""
+    """One entry of a samples.json. `sha256` is 64 hex digits, `path` the file inside the package.
+
+    `aliases` are names that it had before; calls may still use them.
+    """
 
     name: str
     path: Path
@@ -25,6 +28,7 @@ class Sample:
     sha256: str
     size: int
     details: ModelDetails
+    aliases: tuple[str, ...] = ()
 
     def info(self) -> StoredModel:
         """The sample as a model of the store."""
@@ -56,9 +60,11 @@ class Samples:
                 sha256=entry["sha256"],
                 size=entry["size"],
                 details=details_from_json(entry["details"]),
+                aliases=tuple(entry.get("aliases", ())),
             )
             for entry in index["samples"]
         }
+        self._by_alias = {alias: sample for sample in self._by_name.values() for alias in sample.aliases}
 
     @property
     def names(self) -> list[str]:
@@ -66,8 +72,8 @@ class Samples:
         return list(self._by_name)
 
     def get(self, name: str) -> Sample | None:
-        """The sample of that name."""
-        return self._by_name.get(name)
+        """The sample of that name, present or former."""
+        return self._by_name.get(name) or self._by_alias.get(name)
 
     def default_for(self, kind: str) -> str:
         """The name of the first sample of a kind, or ""."""

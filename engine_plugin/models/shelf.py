@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 _DIGEST_PATIENCE = 5.0
 """Seconds that a listing waits for the digest of a file laid in by hand; a big one is listed without it."""
+_MOST_REFERENCES = 64
+"""References that a model keeps: the latest."""
 
 
 def _refused(path: Path, what: str, error: PermissionError) -> PreconditionError:
@@ -111,10 +113,21 @@ class Shelf:
         """Give a model the kind that a person chose ("": leave it). Raises OSError."""
         if kind in {"", record.kind}:
             return record
-        record = replace(record, kind=kind, kind_given=True)
-        await self._write(record)
-        self._remember(record)
-        return record
+        return await self._changed(replace(record, kind=kind, kind_given=True))
+
+    async def refer(self, name: str, reference: str) -> None:
+        """Have a model answer to a reference, and no other model. Raises OSError."""
+        for record in await in_thread(self._records):
+            rest = tuple(known for known in record.references if known != reference)
+            if record.name == name:
+                await self._changed(replace(record, references=(*rest, reference)[-_MOST_REFERENCES:]))
+            elif rest != record.references:
+                await self._changed(replace(record, references=rest))
+
+    async def referred(self, reference: str) -> str:
+        """The name of the model that answers to a reference, or ""."""
+        records = await in_thread(self._records)
+        return next((record.name for record in records if reference in record.references), "")
 
     async def remove(self, name: str) -> None:
         """Delete a model, its file first: a crash between leaves a record without a model, which is nothing."""
@@ -132,6 +145,20 @@ class Shelf:
         self._closed = True
         for name in {*self._taking_in, *self._hashing}:
             await self._stop_taking_in(name)
+
+    def _records(self) -> list[Record]:
+        """What is known of the models without reading them. Reads the folder: call it in a thread."""
+        found = (
+            self._known.get(name) or Record.from_json(name, read_json(self.layout.record(name)))
+            for name in self.names()
+        )
+        return [record for record in found if record is not None]
+
+    async def _changed(self, record: Record) -> Record:
+        """Write a record anew."""
+        await self._write(record)
+        self._remember(record)
+        return record
 
     def _remember(self, record: Record) -> None:
         self._known[record.name] = record
@@ -202,6 +229,7 @@ class Shelf:
             mtime_ns=extent.mtime_ns,
             digest="",
             kind_given=keep_kind,
+            references=old.references if old is not None and old.size == extent.size else (),
             details=found.details,
         )
         self._remember(record)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from engine_plugin import catalogue
 from engine_plugin.download.events import Success
 from engine_plugin.download.remote import FetchPolicy
-from engine_plugin.download.source import HttpSource
+from engine_plugin.download.source import HttpSource, without_secrets
 from engine_plugin.errors import ModelNotFoundError, PreconditionError, PullError
 from engine_plugin.files import in_thread, private_folder
 from engine_plugin.models.huggingface import refuse_offline
@@ -109,7 +109,11 @@ class ModelStore:
         return [found[name] for name in sorted(found)]
 
     async def get(self, name: str) -> StoredModel:
-        """One model. Raises ModelNotFoundError. Cheap when the model was seen before: one stat."""
+        """One model, by its name or by what a pull of it asked for. Raises ModelNotFoundError.
+
+        Cheap by the name of a model that was seen before: one stat.
+        """
+        name = await self._meant(name)
         if self._shelf.layout.is_name(name):
             record = await self._shelf.get(name)
             if record is not None:
@@ -123,11 +127,12 @@ class ModelStore:
         raise await self._not_found(name)
 
     async def delete(self, name: str) -> None:
-        """Delete a model, its record, and what an unfinished pull of it left.
+        """Delete a model, by name or reference, its record, and what an unfinished pull of it left.
 
         Raises ModelNotFoundError; PreconditionError for a sample of the package and while it is being pulled;
         ModelInUseError where the system keeps an open file from being deleted.
         """
+        name = await self._meant(name)
         if not self._shelf.layout.is_name(name):
             raise await self._not_found(name)
         partial = self._leftovers(name)
@@ -176,6 +181,8 @@ class ModelStore:
             return
         async with aclosing((await self._join(await self._planned(request))).watch()) as events:
             async for event in events:
+                if isinstance(event, Success):
+                    await self._refer(event.model, request)
                 yield event
 
     async def aclose(self) -> None:
@@ -183,6 +190,21 @@ class ModelStore:
         for shared in list(self._pulls.values()):
             await shared.stop()
         await self._shelf.aclose()
+
+    async def _refer(self, name: str, request: PullRequest) -> None:
+        """Have a pulled model answer to what its pull asked for, which some hosts call it by from then on."""
+        reference = without_secrets(request.model)
+        if not request.source and reference != name:
+            await self._shelf.refer(name, reference)
+
+    async def _meant(self, name: str) -> str:
+        """The name of the model that a name, a sample's old name or a reference means; itself when it means none."""
+        if self._shelf.layout.is_name(name) and self._shelf.path(name).exists():
+            return name
+        sample = self._sample(name)
+        if sample is not None:
+            return sample.name
+        return await self._shelf.referred(without_secrets(str(name))) or name
 
     async def _present(self, request: PullRequest) -> Success | None:
         """A bare name that the store has needs no pull: there may be no source to ask."""

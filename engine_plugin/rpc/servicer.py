@@ -27,6 +27,7 @@ from engine_plugin.errors import (
 )
 from engine_plugin.jsontext import write_json
 from engine_plugin.redaction import redacted
+from engine_plugin.rpc.hosts import Host
 from engine_plugin.rpc.payloads import model_name, model_names, pull_request
 from engine_plugin.rpc.server import HostGone, RpcError, Status, bind
 from engine_plugin.rpc.stubs import provider_pb2 as pb
@@ -50,9 +51,9 @@ _REFUSALS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, get
 """What a file system says that is not ours, read-only or full: nothing is wrong with the plugin then."""
 
 
-def provider_service(plugin: Plugin) -> RpcService:
-    """ProviderService for an RpcServer."""
-    return bind(pb.DESCRIPTOR.services_by_name["ProviderService"], ProviderServicer(plugin))
+def provider_service(plugin: Plugin, host: Host | None = None) -> RpcService:
+    """ProviderService for an RpcServer, with what `host` needs beyond the contract."""
+    return bind(pb.DESCRIPTOR.services_by_name["ProviderService"], ProviderServicer(plugin, host or Host()))
 
 
 def _sendable(text: str) -> str:
@@ -75,8 +76,9 @@ _LEAVE_TAKING = 2.0
 class ProviderServicer:
     """The 25 methods, each named as its rpc."""
 
-    def __init__(self, plugin: Plugin) -> None:
+    def __init__(self, plugin: Plugin, host: Host) -> None:
         self._plugin = plugin
+        self._host = host
         self._unavailable: dict[str, str] = {}
         """What was said last by each rpc that found the engine unavailable, until it finds otherwise."""
 
@@ -90,7 +92,8 @@ class ProviderServicer:
 
     async def InvokeService(self, request: pb.InvokeServiceRequest, _call: Call) -> pb.InvokeServiceResponse:
         async def work() -> dict[str, Any]:
-            return {"response_data": await self._plugin.invoke(request.service_name, request.request_data)}
+            answer = await self._plugin.invoke(request.service_name, request.request_data)
+            return {"response_data": self._host.answer(request.service_name, answer)}
 
         return await self._answer(pb.InvokeServiceResponse, "InvokeService", work)
 
@@ -101,7 +104,8 @@ class ProviderServicer:
                 # While `send` waits for a slow host nobody reads from the engine, and what has come meanwhile
                 # leaves together in the next chunk.
                 async for chunk in chunks:
-                    await call.send(response(code=OK, chunk_data=chunk))
+                    if events := self._host.events(request.service_name, chunk):
+                        await call.send(response(code=OK, chunk_data=events))
         except DeadlineError as error:
             raise RpcError(Status.DEADLINE_EXCEEDED, error.message) from error
         except (Exception, asyncio.CancelledError) as error:  # the edge, as in _answer
@@ -120,6 +124,8 @@ class ProviderServicer:
                 raise InvalidRequestError("service_name: the conversation ended before its first message")
             async with self._plugin.converse(first.service_name, _messages(first, call, all_heard)) as answers:
                 async for answer in answers:
+                    if not self._host.takes(first.service_name, answer.data):
+                        continue
                     await call.send(
                         response(
                             code=OK,
@@ -238,8 +244,11 @@ class ProviderServicer:
             async with aclosing(self._plugin.pull_model(wanted)) as events:
                 async for event in events:
                     await call.send(response(code=OK, data=progress_json(event)))
+            await asyncio.sleep(self._host.last_pause)
         except (Exception, asyncio.CancelledError) as error:  # the edge, as in _answer
             code, message = self._failure(error, "PullModelStream")
+            await call.send(response(data=_dump({"error": message})))  # for a host that reads nothing but data
+            await asyncio.sleep(self._host.last_pause)
             await call.send(response(code=code, message=message, data=progress_json(Error(message, code))))
 
     async def DeleteModel(self, request: pb.DeleteModelRequest, _call: Call) -> pb.DeleteModelResponse:
@@ -250,7 +259,7 @@ class ProviderServicer:
 
     async def ListModels(self, _request: pb.ListModelsRequest, _call: Call) -> pb.ListModelsResponse:
         async def work() -> dict[str, Any]:
-            return _models(await self._plugin.list_models())
+            return _models(self._host.listed(await self._plugin.list_models()))
 
         return await self._answer(pb.ListModelsResponse, "ListModels", work)
 
@@ -263,9 +272,10 @@ class ProviderServicer:
     async def UnloadModel(self, request: pb.UnloadModelRequest, _call: Call) -> pb.UnloadModelResponse:
         async def work() -> None:
             names = model_names(request.request_json)
-            # The answer comes when every model is unloaded or has failed; the first failure is reported.
+            # The answer comes when every model is unloaded or has failed; the first failure is reported, those that
+            # the host does not handle last.
             ends = await asyncio.gather(*map(self._plugin.unload_model, names), return_exceptions=True)
-            for failed in filter(None, ends):
+            for failed in sorted(filter(None, ends), key=lambda end: self._host.tolerates("UnloadModel", end)):
                 raise failed
 
         return await self._answer(pb.UnloadModelResponse, "UnloadModel", work)
@@ -283,14 +293,20 @@ class ProviderServicer:
     async def _answer(
         self, response: type[Response], where: str, work: Callable[[], Awaitable[dict[str, Any] | None]]
     ) -> Response:
-        """Run one unary rpc: `work` returns the response's fields beside code and message (or `message` itself)."""
+        """Run one unary rpc: `work` returns the response's fields beside code and message (or `message` itself).
+
+        A failure that the host cannot handle has code 0 and keeps its message.
+        """
         try:
             fields = await work() or {}
-        except (
-            Exception,
-            asyncio.CancelledError,
-        ) as error:  # the edge: a plugin answers and lives on, whatever happened
+        # The edge: a plugin answers and lives on, whatever happened.
+        except (Exception, asyncio.CancelledError) as error:
             code, message = self._failure(error, where)
+            if self._host.tolerates(where, error):
+                log.warning(
+                    "%s failed; %s gets code 0, since it cannot handle a failure here", where, self._host.name
+                )
+                return response(message=message)
             return response(code=code, message=message)
         self._unavailable.pop(where, None)
         message = _sendable(fields.pop("message", "ok"))

@@ -80,6 +80,10 @@ class Conversation(ABC):
     def tells_failure(self, answer: bytes) -> bool:
         """Whether this answer says that the conversation fails; the engine then raises why."""
 
+    @abstractmethod
+    def tells_start(self, answer: bytes) -> bool:
+        """Whether this answer only says that the conversation has begun."""
+
 
 def parse_request(data: bytes, field: str = "request_data", most_bytes: int = MOST_BYTES) -> dict[str, Any]:
     """A request's JSON object. Raises InvalidRequestError for anything else; `field` is the rpc's field."""

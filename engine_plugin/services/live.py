@@ -19,8 +19,8 @@ __all__ = ["LiveTranscription"]
 
 _RATES = range(1000, 384_001)
 
-
-_FAILED = b'"task-failed"'
+# Quotes inside a sentence's text are escaped: only the event's name can match.
+_STARTED, _FAILED = b'"task-started"', b'"task-failed"'
 
 
 class LiveTranscription(Conversation):
@@ -30,6 +30,9 @@ class LiveTranscription(Conversation):
 
     def tells_failure(self, answer: bytes) -> bool:
         return _FAILED in answer
+
+    def tells_start(self, answer: bytes) -> bool:
+        return _STARTED in answer
 
     def check(self, data: bytes, message_type: str, metadata: Mapping[str, str]) -> None:
         if message_type == "text":

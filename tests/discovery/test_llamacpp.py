@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TOOLS = "{% if tools %}{{ tools | tojson }}{% endif %}"
-SERVICES: dict[str, dict[str, Any]] = {"chat": {"default_model": "tiny-chat"}, "embed": {}}
+SERVICES: dict[str, dict[str, Any]] = {"chat": {"default_model": "tiny-chat-gguf"}, "embed": {}}
 
 
 @asynccontextmanager
@@ -64,13 +64,13 @@ async def test_a_file_tells_its_context_and_by_its_template_what_it_can_do(tmp_p
 
 async def test_the_samples_tell_the_same_as_their_files(tmp_path: Path) -> None:
     async with engine(tmp_path / "p") as llamacpp:
-        for sample in ("tiny-chat", "tiny-embed", "tiny-rerank"):
+        for sample in ("tiny-chat-gguf", "tiny-embed-gguf", "tiny-rerank-gguf"):
             async for _ in llamacpp.pull_model(PullRequest(model=f"my-{sample}", source=f"model:{sample}")):
                 pass
         found = await listed(llamacpp)
-    for sample in ("tiny-chat", "tiny-embed", "tiny-rerank"):
+    for sample in ("tiny-chat-gguf", "tiny-embed-gguf", "tiny-rerank-gguf"):
         assert found[sample] == found[f"my-{sample}"]
-    assert found["tiny-chat"] == Capabilities(("completion", "tools"), 8_192, "file")
+    assert found["tiny-chat-gguf"] == Capabilities(("completion", "tools"), 8_192, "file")
 
 
 async def test_plugin_yaml_knows_better(tmp_path: Path) -> None:
@@ -81,23 +81,23 @@ async def test_plugin_yaml_knows_better(tmp_path: Path) -> None:
     async with engine(tmp_path / "p", models=corrections) as llamacpp:
         found = await listed(llamacpp)
         await llamacpp.start("cpu")
-        await llamacpp.load_model("tiny-chat")
+        await llamacpp.load_model("tiny-chat-gguf")
         [running] = await llamacpp.running_models()
-    assert found["tiny-chat"] == Capabilities(("completion",), 512, "configuration")
-    assert found["tiny-embed"] == Capabilities(("vision", "embedding"), 512, "file")
+    assert found["tiny-chat-gguf"] == Capabilities(("completion",), 512, "configuration")
+    assert found["tiny-embed-gguf"] == Capabilities(("vision", "embedding"), 512, "file")
     assert running.loaded is not None
     assert running.loaded.context_length == 512
-    assert running.capabilities == found["tiny-chat"]
+    assert running.capabilities == found["tiny-chat-gguf"]
 
 
 async def test_a_model_in_memory_tells_what_it_takes_and_what_it_can_do(tmp_path: Path) -> None:
     async with engine(tmp_path / "p", context_length=1024) as llamacpp:
         await llamacpp.start("cpu")
         assert await llamacpp.running_models() == []
-        await llamacpp.load_model("tiny-chat")
-        await llamacpp.load_model("tiny-embed")
+        await llamacpp.load_model("tiny-chat-gguf")
+        await llamacpp.load_model("tiny-embed-gguf")
         running = {model.name: model for model in await llamacpp.running_models()}
-        chat, embed = running["tiny-chat"], running["tiny-embed"]
+        chat, embed = running["tiny-chat-gguf"], running["tiny-embed-gguf"]
         assert chat.loaded is not None
         assert embed.loaded is not None
         assert 10_000_000 < chat.loaded.memory < 2_000_000_000
@@ -106,15 +106,15 @@ async def test_a_model_in_memory_tells_what_it_takes_and_what_it_can_do(tmp_path
         assert (chat.loaded.context_length, embed.loaded.context_length) == (1024, 512)
         assert chat.capabilities == Capabilities(("completion", "tools"), 1024, "engine")
         assert embed.capabilities.features == ("embedding",)
-        request: dict[str, Any] = {"model": "tiny-chat", "messages": [{"role": "user", "content": "count"}]}
+        request: dict[str, Any] = {"model": "tiny-chat-gguf", "messages": [{"role": "user", "content": "count"}]}
         async with llamacpp.stream("chat", request) as chunks:
             await anext(aiter(chunks))
-            [busy] = [model for model in await llamacpp.running_models() if model.name == "tiny-chat"]
+            [busy] = [model for model in await llamacpp.running_models() if model.name == "tiny-chat-gguf"]
             assert busy.loaded is not None
             assert busy.loaded.idle == 0
-        await llamacpp.unload_model("tiny-chat")
+        await llamacpp.unload_model("tiny-chat-gguf")
         found = await listed(llamacpp)
-        assert found["tiny-chat"] == Capabilities(("completion", "tools"), 1024, "engine")
+        assert found["tiny-chat-gguf"] == Capabilities(("completion", "tools"), 1024, "engine")
 
 
 async def test_get_manifest_names_what_can_serve(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ async def test_get_manifest_names_what_can_serve(tmp_path: Path) -> None:
         shape = json.loads(await plugin.manifest_json())
         await plugin.aclose()
     offered = {service["service_name"]: service["support_models"] for service in shape["services"]}
-    assert offered == {"chat": ["tiny-chat"], "embed": ["tiny-embed"]}
+    assert offered == {"chat": ["tiny-chat-gguf"], "embed": ["tiny-embed-gguf"]}
 
 
 # What a server says

@@ -88,9 +88,9 @@ def calls(world: World) -> list[Callable[[], Awaitable[Any]]]:
     ask = [lambda: client.invoke("chat", HELLO, timeout=1), lambda: client.invoke("embed", EMBED, timeout=1)]
     rest: list[Callable[[], Awaitable[Any]]] = [
         lambda: abandon(world),
-        lambda: client.load_model("tiny-chat"),
-        lambda: client.unload_model("tiny-chat"),
-        lambda: client.unload_model("tiny-embed"),
+        lambda: client.load_model("tiny-chat-gguf"),
+        lambda: client.unload_model("tiny-chat-gguf"),
+        lambda: client.unload_model("tiny-embed-gguf"),
         client.health_check,
         client.running_models,
         client.start_engine,

@@ -34,15 +34,15 @@ def dies(**how: Any) -> dict[str, Any]:
 async def test_one_that_dies_unobserved_is_restarted(begin: Begin) -> None:
     """Nobody asks for anything; the next to ask finds an engine that lives."""
     world = await begin({})
-    await world.client.load_model("tiny-chat")
+    await world.client.load_model("tiny-chat-gguf")
     first = world.processes()
     os.kill(first[0], signal.SIGKILL)
     await world.fake.event("loaded", life=2)
     await eventually(lambda: world.state() is ProcessState.READY)
-    await world.client.load_model("tiny-chat")
+    await world.client.load_model("tiny-chat-gguf")
     assert world.processes() != first
     assert world.life == 2
-    assert await world.loaded() == ["tiny-chat"]
+    assert await world.loaded() == ["tiny-chat-gguf"]
     assert await world.health() == "ready: 1 models loaded"
     assert await world.chat() == words(TOKENS)
 
@@ -59,7 +59,9 @@ async def test_one_that_dies_unobserved_is_restarted(begin: Begin) -> None:
 )
 async def test_a_death_before_the_answer_is_named(begin: Begin, how: dict[str, Any], named: str) -> None:
     world = await begin(dies(**how), {})
-    with pytest.raises(BadGatewayError, match=rf"tiny-chat died: {named}\. Last lines: .*{re.escape(LAST_LINE)}"):
+    with pytest.raises(
+        BadGatewayError, match=rf"tiny-chat-gguf died: {named}\. Last lines: .*{re.escape(LAST_LINE)}"
+    ):
         await asyncio.wait_for(world.chat(), LIMIT)
     assert await world.chat() == words(TOKENS)
     assert world.life == 2
@@ -86,11 +88,13 @@ async def test_while_it_is_restarted_everybody_is_told_the_truth(begin: Begin) -
     world = await begin({})
     gate = world.fake.gate("load")
     world.fake.behave({}, {"load_until": str(gate)})
-    await world.client.load_model("tiny-chat")
+    await world.client.load_model("tiny-chat-gguf")
     os.kill(world.processes()[0], signal.SIGKILL)
     await world.fake.event("listening", life=2)
     assert await world.loaded() == []
-    waiting: list[asyncio.Task[Any]] = [asyncio.create_task(world.client.load_model("tiny-chat")) for _ in range(25)]
+    waiting: list[asyncio.Task[Any]] = [
+        asyncio.create_task(world.client.load_model("tiny-chat-gguf")) for _ in range(25)
+    ]
     waiting += [asyncio.create_task(world.chat()) for _ in range(25)]
     await eventually(lambda: world.users() == 50)
     gate.touch()
@@ -102,14 +106,14 @@ async def test_while_it_is_restarted_everybody_is_told_the_truth(begin: Begin) -
 @pytest.mark.promise("F20", "F18", "P2", "P4")
 async def test_health_says_that_it_is_being_restarted(begin: Begin) -> None:
     world = await begin({}, restart_backoff=60)
-    await world.client.load_model("tiny-chat")
+    await world.client.load_model("tiny-chat-gguf")
     os.kill(world.processes()[0], signal.SIGKILL)
     await eventually(lambda: world.state() is ProcessState.RECOVERING)
-    assert re.search("^degraded: tiny-chat is being restarted: .* died: SIGKILL", await world.health())
+    assert re.search("^degraded: tiny-chat-gguf is being restarted: .* died: SIGKILL", await world.health())
     assert await world.loaded() == []
     # Neither a stop nor an unload waits for the end of the back-off.
     async with asyncio.timeout(LIMIT):
-        await world.client.unload_model("tiny-chat")
+        await world.client.unload_model("tiny-chat-gguf")
     assert world.life == 1
     assert await world.chat() == words(TOKENS)
     os.kill(world.processes()[0], signal.SIGKILL)
@@ -128,7 +132,7 @@ async def test_one_that_dies_again_and_again(begin: Begin) -> None:
     """Restarted so many times; then it is left dead, says why, and whoever asks has one more try."""
     deadly = {"rules": [{"on": "health", "from": 2, "do": "die", "code": 3, "lines": [LAST_LINE]}]}
     world = await begin(deadly, deadly, deadly, {}, restart_limit=2, health_interval=0.05)
-    await world.client.load_model("tiny-chat")
+    await world.client.load_model("tiny-chat-gguf")
     await world.fake.event("exiting", life=3)
     await eventually(lambda: world.state() is ProcessState.FAILED)
     assert world.life == 3
@@ -187,7 +191,7 @@ async def test_the_death_of_one_model_is_not_the_others(begin: Begin) -> None:
     world = await begin(of={"tiny_embed": [gate_free, {}]})
     async with world.client.stream("chat", HELLO | {"max_tokens": -1}) as chunks:
         await anext(chunks)
-        with pytest.raises(BadGatewayError, match="tiny-embed died: exit code 1"):
+        with pytest.raises(BadGatewayError, match="tiny-embed-gguf died: exit code 1"):
             await world.client.invoke("embed", {"input": "x"})
         for _ in range(3):
             assert await anext(chunks)
@@ -228,7 +232,7 @@ async def test_deaths_at_every_moment(begin: Begin) -> None:
     async with asyncio.timeout(LIMIT):
         while True:
             outcomes = await asyncio.gather(
-                world.chat(), world.client.load_model("tiny-chat"), world.stream(), return_exceptions=True
+                world.chat(), world.client.load_model("tiny-chat-gguf"), world.stream(), return_exceptions=True
             )
             assert all(not isinstance(one, BaseException) or isinstance(one, EnginePluginError) for one in outcomes)
             if outcomes[0] == words(TOKENS) and isinstance(outcomes[2], bytes):

@@ -73,7 +73,7 @@ async def test_faults_before_the_answer(
 ) -> None:
     monkeypatch.setattr(answers, "_DEATH_NOTICE", 0.05)  # each broken connection may mean a death, but none does
     world = await begin({}, transport=transport)
-    await world.client.load_model("tiny-embed" if service == "embed" else "tiny-chat")
+    await world.client.load_model("tiny-embed-gguf" if service == "embed" else "tiny-chat-gguf")
     await play(world, service, BEFORE, stream=stream)
 
 
@@ -81,7 +81,7 @@ async def test_faults_before_the_answer(
 @pytest.mark.parametrize("stream", [False, True])
 async def test_faults_amid_the_answer(begin: Begin, stream: bool) -> None:
     world = await begin({})
-    await world.client.load_model("tiny-chat")
+    await world.client.load_model("tiny-chat-gguf")
     await play(world, "chat", AMID, stream=stream)
 
 
@@ -125,7 +125,7 @@ async def test_one_that_never_answers_is_given_up_at_the_deadline(begin: Begin) 
     faults: list[dict[str, Any]] = [{"do": "hang"}, {"do": "head"}, {"do": "deaf"}, {"do": "hang", "after": 2}]
     rules = [{"on": "chat", "from": number + 1, "count": 1} | fault for number, fault in enumerate(faults)]
     world = await begin({"rules": rules})
-    await world.client.load_model("tiny-chat")
+    await world.client.load_model("tiny-chat-gguf")
     began = time.monotonic()
     for_all = (world.client.invoke("chat", HELLO, timeout=0.5) for _ in faults)
     outcomes = await asyncio.wait_for(asyncio.gather(*for_all, return_exceptions=True), LIMIT)
@@ -143,7 +143,7 @@ async def test_a_cancelled_call_is_closed_upstream(begin: Begin, transport: str)
     hang = {"do": "hang"}
     rules = [{"on": "chat", "from": 2} | hang | {"after": 2}, {"on": "chat"} | hang, {"on": "embed"} | hang]
     world = await begin({"rules": rules}, transport=transport)
-    await asyncio.gather(*(world.client.load_model(model) for model in ("tiny-chat", "tiny-embed")))
+    await asyncio.gather(*(world.client.load_model(model) for model in ("tiny-chat-gguf", "tiny-embed-gguf")))
     calls = [world.chat(), world.stream(), world.chat(), world.client.invoke("embed", EMBED)]
     for number, call in enumerate(calls):
         service = "embed" if number == 3 else "chat"
@@ -155,7 +155,7 @@ async def test_a_cancelled_call_is_closed_upstream(begin: Begin, transport: str)
             await asking
         await world.fake.event("client_gone", count=number + 1)
         assert time.monotonic() - cancelled < 2
-    await eventually(lambda: world.users() == 0 == world.users("tiny-embed"))
+    await eventually(lambda: world.users() == 0 == world.users("tiny-embed-gguf"))
     assert world.life == 2
 
 
@@ -179,6 +179,6 @@ async def test_a_call_cancelled_during_the_load_is_never_sent(begin: Begin) -> N
     asking.cancel()
     await eventually(lambda: world.users() == 0)
     gate.touch()
-    await world.client.load_model("tiny-chat")
+    await world.client.load_model("tiny-chat-gguf")
     assert world.fake.events("request", service="chat") == []
     assert world.life == 1

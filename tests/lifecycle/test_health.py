@@ -43,8 +43,8 @@ async def test_a_busy_engine_is_degraded_and_comes_back(begin: Begin) -> None:
     asking = asyncio.create_task(world.chat())
     await world.fake.event("blocked")
     await reach(world, ProcessState.DEGRADED)
-    assert (await world.health()).startswith("degraded: tiny-chat does not answer")
-    assert await world.loaded() == ["tiny-chat"]
+    assert (await world.health()).startswith("degraded: tiny-chat-gguf does not answer")
+    assert await world.loaded() == ["tiny-chat-gguf"]
     # For longer than a hung one would have lived; the probes count the time.
     await asyncio.wait_for(_probes(world, 6), LIMIT)
     assert not asking.done()
@@ -66,7 +66,7 @@ async def test_one_missed_answer_and_one_good_one_change_nothing(begin: Begin) -
     silence = {"on": "health", "do": "status", "status": 503}
     missed = {"rules": [silence | {"from": number, "count": 2} for number in (3, 6, 9)]}
     world = await begin(missed, health_interval=3600, health_failures=3)
-    await world.client.load_model("tiny-chat")
+    await world.client.load_model("tiny-chat-gguf")
     for _ in range(10):
         assert (await world.health()).startswith("ready")
     world.fake.behave({"rules": [silence]})
@@ -83,12 +83,12 @@ async def test_one_missed_answer_and_one_good_one_change_nothing(begin: Begin) -
 async def test_a_degraded_engine_serves(begin: Begin) -> None:
     """It misses the probes and answers requests: nobody is turned away."""
     world = await begin({"rules": [{"on": "health", "from": 2, "do": "hang"}]}, **QUICK, hung_timeout=0)
-    await world.client.load_model("tiny-chat")
+    await world.client.load_model("tiny-chat-gguf")
     await reach(world, ProcessState.DEGRADED)
     async with asyncio.timeout(LIMIT):
         assert await asyncio.gather(*(world.chat() for _ in range(4))) == [words(TOKENS)] * 4
-        await world.client.load_model("tiny-chat")
-        await world.client.unload_model("tiny-chat")
+        await world.client.load_model("tiny-chat-gguf")
+        await world.client.unload_model("tiny-chat-gguf")
     assert world.leftovers() == []
 
 
@@ -99,7 +99,7 @@ async def test_a_hung_engine_is_killed_and_restarted(begin: Begin, how: str) -> 
     rules = [{"on": "chat", "from": 3, "do": how}]
     world = await begin({"rules": rules}, {}, **QUICK, hung_timeout=0.5, stop_timeout=0.2)
     assert await world.chat() == await world.chat()
-    with pytest.raises(BadGatewayError, match="tiny-chat hangs: no answer, output or use of the processor"):
+    with pytest.raises(BadGatewayError, match="tiny-chat-gguf hangs: no answer, output or use of the processor"):
         await asyncio.wait_for(world.chat(), LIMIT)
     assert await asyncio.wait_for(world.chat(), LIMIT) == words(TOKENS)
     assert world.life == 2
@@ -139,7 +139,7 @@ async def test_a_chatty_engine_is_not_hung(begin: Begin) -> None:
     world = await begin({}, **QUICK, hung_timeout=0.5)
     rules = [{"on": "health", "from": 2, "do": "hang"}]
     world.fake.behave({"rules": rules, "log_requests": True})
-    await world.client.load_model("tiny-chat")
+    await world.client.load_model("tiny-chat-gguf")
     await reach(world, ProcessState.DEGRADED)
     await world.fake.event("request", service="health", count=6)
     assert world.life == 1

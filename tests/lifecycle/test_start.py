@@ -31,7 +31,7 @@ async def test_a_port_taken_before_the_engine_binds_it_is_passed_over(begin: Beg
     world = await begin({}, transport="tcp")
     gate = world.fake.gate("bind")
     world.fake.behave({"bind_until": str(gate)}, {})
-    loading = asyncio.create_task(world.client.load_model("tiny-chat"))
+    loading = asyncio.create_task(world.client.load_model("tiny-chat-gguf"))
     taken = port_of(await world.fake.event("started"))
     async with Stranger(404).at(taken):
         gate.touch()
@@ -56,7 +56,7 @@ async def test_who_holds_the_port_is_named_at_last(begin: Begin) -> None:
     rivals = [asyncio.create_task(take(number)) for number in range(10)]
     try:
         with pytest.raises(UnavailableError, match=rf"port \d+ is held by \S+ \(pid {os.getpid()}\)"):
-            await asyncio.wait_for(world.client.load_model("tiny-chat"), LIMIT)
+            await asyncio.wait_for(world.client.load_model("tiny-chat-gguf"), LIMIT)
     finally:
         for rival in rivals:
             rival.cancel()
@@ -72,7 +72,7 @@ async def test_a_stranger_on_the_port_is_never_taken_for_the_engine(begin: Begin
     world = await begin({}, transport="tcp")
     gate = world.fake.gate("bind")
     world.fake.behave({"bind_until": str(gate)}, {})
-    loading = asyncio.create_task(world.client.load_model("tiny-chat"))
+    loading = asyncio.create_task(world.client.load_model("tiny-chat-gguf"))
     taken = port_of(await world.fake.event("started"))
     async with Stranger(status).at(taken) as stranger:
         if status != 200:
@@ -100,7 +100,7 @@ async def test_progress_extends_the_time_to_start(begin: Begin) -> None:
     world = await begin(of=lives, start_timeout=1)
     began = time.monotonic()
     async with asyncio.timeout(LIMIT):
-        await asyncio.gather(*(world.client.load_model(model) for model in ("tiny-chat", "tiny-embed")))
+        await asyncio.gather(*(world.client.load_model(model) for model in ("tiny-chat-gguf", "tiny-embed-gguf")))
     assert time.monotonic() - began > 2.5
     assert world.life == 2
 
@@ -109,11 +109,11 @@ async def test_progress_extends_the_time_to_start(begin: Begin) -> None:
 async def test_an_engine_that_only_logs_our_questions_makes_no_progress(begin: Begin) -> None:
     world = await begin({"never_ready": True, "log_requests": True}, {}, start_timeout=1.5)
     with pytest.raises(UnavailableError, match=r"no sign of progress for 1.5 s .*/health.*start_timeout"):
-        await asyncio.wait_for(world.client.load_model("tiny-chat"), LIMIT)
+        await asyncio.wait_for(world.client.load_model("tiny-chat-gguf"), LIMIT)
     assert len(world.fake.events("request", service="health")) > 2
     assert world.leftovers() == []
     # What was too slow once may be tried again.
-    await world.client.load_model("tiny-chat")
+    await world.client.load_model("tiny-chat-gguf")
     assert await world.chat() == words(TOKENS)
 
 
@@ -124,7 +124,7 @@ async def test_progress_that_coincides_with_our_questions_counts(begin: Begin) -
     world = await begin({}, start_timeout=1)
     gate = world.fake.gate("load")
     world.fake.behave({"load_until": str(gate), "rules": steps})
-    loading = asyncio.create_task(world.client.load_model("tiny-chat"))
+    loading = asyncio.create_task(world.client.load_model("tiny-chat-gguf"))
     await world.fake.event("request", service="health", number=16)
     gate.touch()
     await asyncio.wait_for(loading, LIMIT)
@@ -135,7 +135,7 @@ async def test_progress_that_coincides_with_our_questions_counts(begin: Begin) -
 async def test_even_progress_ends_at_the_limit(begin: Begin) -> None:
     world = await begin({"never_ready": True, "load_lines": 0.1, "load_seconds": 100}, {}, start_limit=2)
     with pytest.raises(UnavailableError, match=r"not ready after 2 s while starting.*start_limit"):
-        await asyncio.wait_for(world.client.load_model("tiny-chat"), LIMIT)
+        await asyncio.wait_for(world.client.load_model("tiny-chat-gguf"), LIMIT)
     assert world.leftovers() == []
     assert await world.chat() == words(TOKENS)
 
@@ -150,7 +150,7 @@ async def test_a_download_has_no_part_in_the_time_to_start(begin: Begin) -> None
         pulling = asyncio.create_task(world.client.pull_model("mine", source=server.url()))
         await eventually(lambda: server.sent > 0)
         with pytest.raises(UnavailableError, match="while starting"):
-            await world.client.load_model("tiny-chat")
+            await world.client.load_model("tiny-chat-gguf")
         assert await world.chat() == words(TOKENS)
         assert not pulling.done()
         stalled.go.set()
@@ -177,7 +177,7 @@ async def test_a_download_has_no_part_in_the_time_to_start(begin: Begin) -> None
 async def test_a_failed_load_leaves_no_process(begin: Begin, session: str, end: dict[str, Any], named: str) -> None:
     world = await begin({"grandchild": session, "load_exit": end}, {})
     with pytest.raises(UnavailableError, match=f"ended during its start: {named}"):
-        await asyncio.wait_for(world.client.load_model("tiny-chat"), LIMIT)
+        await asyncio.wait_for(world.client.load_model("tiny-chat-gguf"), LIMIT)
     assert dead((await world.fake.event("grandchild"))["child"])
     assert world.leftovers() == []
     assert await world.loaded() == []
@@ -214,7 +214,7 @@ async def test_a_first_request_that_is_never_answered(begin: Begin) -> None:
     world = await begin(of={"tiny_chat": hang, "tiny_embed": head}, start_timeout=1)
     async with asyncio.timeout(LIMIT):
         for _ in range(2):
-            loads = [world.client.load_model(model) for model in ("tiny-chat", "tiny-embed")]
+            loads = [world.client.load_model(model) for model in ("tiny-chat-gguf", "tiny-embed-gguf")]
             outcomes = await asyncio.gather(*loads, return_exceptions=True)
             if outcomes == [None, None]:
                 break
@@ -243,7 +243,9 @@ async def test_fifty_who_wait_are_woken_by_one_load(begin: Begin) -> None:
     world = await begin({}, parallel=64)
     gate = world.fake.gate("load")
     world.fake.behave({"load_until": str(gate)})
-    waiting: list[asyncio.Task[Any]] = [asyncio.create_task(world.client.load_model("tiny-chat")) for _ in range(25)]
+    waiting: list[asyncio.Task[Any]] = [
+        asyncio.create_task(world.client.load_model("tiny-chat-gguf")) for _ in range(25)
+    ]
     waiting += [asyncio.create_task(world.chat()) for _ in range(25)]
     await world.fake.event("listening")
     await eventually(lambda: world.users() == 50)
@@ -259,7 +261,7 @@ async def test_fifty_who_wait_hear_of_the_failure(begin: Begin) -> None:
     world = await begin({})
     gate = world.fake.gate("load")
     world.fake.behave({"load_until": str(gate), "load_exit": {"code": 4, "lines": ["0.1 E bad magic"]}}, {})
-    waiting = [asyncio.create_task(world.client.load_model("tiny-chat")) for _ in range(50)]
+    waiting = [asyncio.create_task(world.client.load_model("tiny-chat-gguf")) for _ in range(50)]
     await eventually(lambda: world.users() == 50)
     gate.touch()
     async with asyncio.timeout(LIMIT):
@@ -267,18 +269,18 @@ async def test_fifty_who_wait_hear_of_the_failure(begin: Begin) -> None:
     assert {type(outcome) for outcome in outcomes} == {UnavailableError}
     assert all(re.search("exit code 4.*bad magic", str(outcome)) for outcome in outcomes)
     assert world.life == 1
-    await world.client.load_model("tiny-chat")
+    await world.client.load_model("tiny-chat-gguf")
 
 
 @pytest.mark.promise("F18")
 @pytest.mark.parametrize("how", ["stop", "unload"])
 async def test_fifty_who_wait_hear_of_the_stop(begin: Begin, how: str) -> None:
     world = await begin({"load_until": "/nowhere"}, {}, drain_timeout=0.1)
-    waiting = [asyncio.create_task(world.client.load_model("tiny-chat")) for _ in range(50)]
+    waiting = [asyncio.create_task(world.client.load_model("tiny-chat-gguf")) for _ in range(50)]
     await eventually(lambda: world.users() == 50)
     await world.fake.event("listening")
     async with asyncio.timeout(LIMIT):
-        await (world.client.stop_engine() if how == "stop" else world.client.unload_model("tiny-chat"))
+        await (world.client.stop_engine() if how == "stop" else world.client.unload_model("tiny-chat-gguf"))
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {UnavailableError}
     assert all("stopped while it was starting" in str(outcome) for outcome in outcomes)
@@ -292,7 +294,9 @@ async def test_those_who_give_up_leave_the_load_to_the_others(begin: Begin) -> N
     world = await begin({})
     gate = world.fake.gate("load")
     world.fake.behave({"load_until": str(gate)})
-    waiting: list[asyncio.Task[Any]] = [asyncio.create_task(world.client.load_model("tiny-chat")) for _ in range(20)]
+    waiting: list[asyncio.Task[Any]] = [
+        asyncio.create_task(world.client.load_model("tiny-chat-gguf")) for _ in range(20)
+    ]
     waiting += [asyncio.create_task(world.chat()) for _ in range(20)]
     await eventually(lambda: world.users() == 40)
     for quitter in waiting[1:]:
@@ -317,7 +321,7 @@ async def test_a_flood_of_output_blocks_nothing(begin: Begin, fd: int, solid: bo
     flood = {"do": "flood", "fd": fd, "mib": 4, "solid": solid}
     world = await begin({"rules": [{"on": "probe", **flood}, {"on": "chat", **flood}]})
     assert await asyncio.wait_for(world.chat(), LIMIT) == words(TOKENS)
-    assert len(world.server("tiny-chat").process.life.last_words()) < 100_000  # type: ignore[union-attr]
+    assert len(world.server("tiny-chat-gguf").process.life.last_words()) < 100_000  # type: ignore[union-attr]
 
 
 @pytest.mark.promise("F2")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @pytest.mark.promise("F17")
 async def test_an_engine_is_asked_before_it_is_killed(begin: Begin) -> None:
     world = await begin(stop_timeout=LIMIT)
-    await world.client.load_model("tiny-chat")
+    await world.client.load_model("tiny-chat-gguf")
     await world.client.stop_engine()
     assert world.fake.events("exiting", code=0)
     assert world.leftovers() == []
@@ -43,9 +43,9 @@ async def test_an_engine_is_asked_before_it_is_killed(begin: Begin) -> None:
 @pytest.mark.parametrize("session", ["same", "own"])
 async def test_one_that_ignores_sigterm_is_killed_with_its_offspring(begin: Begin, session: str) -> None:
     world = await begin({"ignore_term": True, "grandchild": session}, stop_timeout=0.3)
-    await world.client.load_model("tiny-chat")
+    await world.client.load_model("tiny-chat-gguf")
     began = time.monotonic()
-    await asyncio.wait_for(world.client.unload_model("tiny-chat"), LIMIT)
+    await asyncio.wait_for(world.client.unload_model("tiny-chat-gguf"), LIMIT)
     assert time.monotonic() - began > 0.3
     await world.fake.event("sigterm")
     assert dead((await world.fake.event("grandchild"))["child"])
@@ -82,11 +82,11 @@ async def test_offspring_of_an_engine_that_died_by_itself(begin: Begin) -> None:
 async def test_a_stop_while_the_stop_is_under_way(begin: Begin) -> None:
     """Stops, unloads and starts that meet: each is answered, and the last word holds."""
     world = await begin({"ignore_term": True}, stop_timeout=0.2)
-    await world.client.load_model("tiny-chat")
+    await world.client.load_model("tiny-chat-gguf")
     async with asyncio.timeout(LIMIT):
         first = asyncio.create_task(world.client.stop_engine())
         await world.fake.event("sigterm")
-        unload = world.client.unload_model("tiny-chat")
+        unload = world.client.unload_model("tiny-chat-gguf")
         outcomes = await asyncio.gather(world.client.stop_engine(), unload, return_exceptions=True)
         await first
     assert all(outcome is None or isinstance(outcome, EnginePluginError) for outcome in outcomes)
@@ -105,7 +105,7 @@ async def test_a_swap_waits_for_the_work_under_way(begin: Begin) -> None:
     streaming = asyncio.create_task(world.stream())
     await world.fake.event("begun")
     swapping = asyncio.create_task(world.client.invoke("embed", EMBED))
-    await eventually(lambda: world.engine._pool._entries["tiny-chat"].leaving)
+    await eventually(lambda: world.engine._pool._entries["tiny-chat-gguf"].leaving)
     returning = asyncio.create_task(world.chat())  # for the model that is on its way out
     assert world.life == 1
     assert not world.fake.events("sigterm")
@@ -114,7 +114,7 @@ async def test_a_swap_waits_for_the_work_under_way(begin: Begin) -> None:
         assert (await streaming).endswith(b"data: [DONE]\n\n")
         assert (await swapping)["data"]
         assert await returning == words(TOKENS)
-    told = [event["event"] for event in world.fake.events(model="tiny-chat", life=1)]
+    told = [event["event"] for event in world.fake.events(model="tiny-chat-gguf", life=1)]
     assert told.index("begun") < told.index("sigterm")  # and the answer came whole
     assert len(world.processes()) == 1
 
@@ -221,7 +221,7 @@ async def test_what_outlives_a_killed_plugin_is_ended_by_the_next(scratch: Path,
     try:
         async with await launched(scratch, fake) as plugin:
             await plugin.start_engine()
-            await plugin.load_model("tiny-chat")
+            await plugin.load_model("tiny-chat-gguf")
             child = (await fake.event("grandchild"))["child"]
             assert plugin.pid is not None
             psutil.Process(plugin.pid).kill()

@@ -56,11 +56,11 @@ class World:
         events = self.fake.events("started") + self.fake.events("grandchild")
         return [pid for event in events if not dead(pid := event.get("child", event["pid"]))]
 
-    def server(self, model: str = "tiny-chat") -> ModelServer:
+    def server(self, model: str = "tiny-chat-gguf") -> ModelServer:
         """The server of a model that is loaded, or is being loaded."""
         return self.engine._pool._entries[model].server
 
-    def users(self, model: str = "tiny-chat") -> int:
+    def users(self, model: str = "tiny-chat-gguf") -> int:
         """How many requests hold the model, or wait for it."""
         return self.engine._pool.users(model)
 
@@ -68,7 +68,7 @@ class World:
         """The names in GetRunningModels."""
         return sorted(model["name"] for model in await self.client.running_models())
 
-    def state(self, model: str = "tiny-chat") -> ProcessState:
+    def state(self, model: str = "tiny-chat-gguf") -> ProcessState:
         """What the driver thinks of the model's process."""
         return self.server(model).process.state
 

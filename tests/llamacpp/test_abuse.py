@@ -30,7 +30,7 @@ TRAVERSALS = [
     "",
     "\0",
     "x" * 5000,
-    "tiny-chat\n",
+    "tiny-chat-gguf\n",
     "CON",
     ".partial",
 ]
@@ -115,7 +115,7 @@ async def test_a_hundred_megabytes(shared: RunningPlugin) -> None:
 @pytest.mark.parametrize("depth", [100, 900])
 async def test_deep_nesting_does_not_take_the_engine_down(shared: RunningPlugin, depth: int) -> None:
     """Where it is read at all: the engine converts schemas and renders messages by recursion."""
-    pid = await shared.engine_pid("tiny-chat") if await shared.loaded() else None
+    pid = await shared.engine_pid("tiny-chat-gguf") if await shared.loaded() else None
     schema: dict[str, Any] = {"type": "string"}
     for _ in range(depth // 3):
         schema = {"type": "object", "properties": {"a": schema}}
@@ -133,7 +133,7 @@ async def test_deep_nesting_does_not_take_the_engine_down(shared: RunningPlugin,
         code, message = await code_of(shared, "InvokeService", request)
         assert code in (200, 400), message
     await well(shared)
-    assert pid in (None, await shared.engine_pid("tiny-chat"))
+    assert pid in (None, await shared.engine_pid("tiny-chat-gguf"))
 
 
 @pytest.mark.promise("P24")
@@ -151,7 +151,7 @@ async def test_two_hundred_calls_of_all_kinds_at_once(shared: RunningPlugin) -> 
         client.list_models,
         client.running_models,
         client.health_check,
-        lambda: client.load_model("tiny-embed"),
+        lambda: client.load_model("tiny-embed-gguf"),
         lambda: client.start_engine("daemon"),
         client.get_version,
     ]

@@ -75,7 +75,7 @@ def asking(**fields: Any) -> dict[str, Any]:
 async def test_a_chat_is_answered_as_the_engine_answers_it(shared: RunningPlugin, request_: dict[str, Any]) -> None:
     ours = await shared.client.invoke("chat", request_)
     asked = {key: value for key, value in request_.items() if key != "stream_options"} | {"stream": False}
-    theirs = await shared.direct("tiny-chat", "/v1/chat/completions", asked)
+    theirs = await shared.direct("tiny-chat-gguf", "/v1/chat/completions", asked)
     assert comparable(ours) == comparable(theirs)
 
 
@@ -97,7 +97,7 @@ async def test_a_completion_is_answered_as_the_engine_answers_it(
 ) -> None:
     body = STEADY | {"max_tokens": 6} | fields
     ours = await shared.client.invoke("generate", body)
-    theirs = await shared.direct("tiny-chat", "/v1/completions", body | {"stream": False})
+    theirs = await shared.direct("tiny-chat-gguf", "/v1/completions", body | {"stream": False})
     assert comparable(ours) == comparable(theirs)
 
 
@@ -168,7 +168,7 @@ async def test_tool_choice_of_an_unknown_tool_is_refused(shared: RunningPlugin, 
 
 async def test_embeddings(shared: RunningPlugin) -> None:
     answer = await shared.client.invoke("embed", {"input": ["one", "two"]})
-    theirs = await shared.direct("tiny-embed", "/v1/embeddings", {"input": ["one", "two"]})
+    theirs = await shared.direct("tiny-embed-gguf", "/v1/embeddings", {"input": ["one", "two"]})
     assert answer["data"] == theirs["data"]
     assert [len(item["embedding"]) for item in answer["data"]] == [64, 64]
     assert sum(x * x for x in answer["data"][0]["embedding"]) == pytest.approx(1, abs=1e-3)
@@ -221,14 +221,24 @@ async def test_empty_lists_need_no_engine(shared: RunningPlugin) -> None:
     [
         (
             "embed",
-            HELLO | {"input": "a", "model": "tiny-chat"},
+            HELLO | {"input": "a", "model": "tiny-chat-gguf"},
             InvalidRequestError,
-            r"^model: tiny-chat is a model",
+            r"^model: tiny-chat-gguf is a model",
         ),
-        ("chat", HELLO | {"model": "tiny-embed"}, InvalidRequestError, "^model: tiny-embed is a model for embed"),
-        ("generate", {"prompt": "a", "model": "tiny-rerank"}, InvalidRequestError, "^model: tiny-rerank is a model"),
-        ("rerank", {"query": "a", "documents": ["b"], "model": "tiny-embed"}, InvalidRequestError, "^model: "),
-        ("chat", HELLO | {"model": "tiny-chap"}, NotFoundError, "Did you mean tiny-chat"),
+        (
+            "chat",
+            HELLO | {"model": "tiny-embed-gguf"},
+            InvalidRequestError,
+            "^model: tiny-embed-gguf is a model for embed",
+        ),
+        (
+            "generate",
+            {"prompt": "a", "model": "tiny-rerank-gguf"},
+            InvalidRequestError,
+            "^model: tiny-rerank-gguf is a model",
+        ),
+        ("rerank", {"query": "a", "documents": ["b"], "model": "tiny-embed-gguf"}, InvalidRequestError, "^model: "),
+        ("chat", HELLO | {"model": "tiny-chap"}, NotFoundError, "Did you mean tiny-chat-gguf"),
         ("chat", HELLO | {"model": "../../etc/passwd"}, NotFoundError, "^model: "),
         ("chat", HELLO | {"model": 5}, InvalidRequestError, "^model: must be a string"),
         ("chat", HELLO | {"temperature": "hot"}, InvalidRequestError, "^request_data: the engine refuses it"),

@@ -40,7 +40,7 @@ ENDLESS_REQUEST: dict[str, Any] = {"prompt": "a", "model": ENDLESS.stem, "max_to
 async def test_before_the_start_every_call_says_what_to_do(serve: Serve) -> None:
     running = await serve(start=False)
     client = running.client
-    for attempt in (client.invoke("chat", HELLO), client.load_model("tiny-chat"), client.health_check()):
+    for attempt in (client.invoke("chat", HELLO), client.load_model("tiny-chat-gguf"), client.health_check()):
         with pytest.raises(UnavailableError, match=r"the engine is not running\. Call StartEngine"):
             await attempt
     async with client.stream("chat", HELLO) as chunks:
@@ -50,7 +50,7 @@ async def test_before_the_start_every_call_says_what_to_do(serve: Serve) -> None
         await client.invoke("chat", {})
     assert await client.running_models() == []
     with pytest.raises(PreconditionError, match="not loaded"):
-        await client.unload_model("tiny-chat")
+        await client.unload_model("tiny-chat-gguf")
     await client.pull_model("mine", source=str(ENDLESS))
     assert "mine" in [model["name"] for model in await client.list_models()]
     await client.delete_model("mine")
@@ -82,7 +82,7 @@ async def test_stop_start_stop(serve: Serve, record_property: Callable[[str, obj
     client = running.client
     times = []
     for _ in range(3):
-        await asyncio.gather(client.load_model("tiny-chat"), client.load_model("tiny-embed"))
+        await asyncio.gather(client.load_model("tiny-chat-gguf"), client.load_model("tiny-embed-gguf"))
         began = time.monotonic()
         await client.stop_engine()
         times.append(time.monotonic() - began)
@@ -103,7 +103,7 @@ async def test_starts_and_stops_at_once_end_well(serve: Serve) -> None:
     running = await serve()
     client = running.client
     for _ in range(5):
-        await client.load_model("tiny-chat")
+        await client.load_model("tiny-chat-gguf")
         steps = [client.stop_engine(), client.start_engine(), client.stop_engine(), client.start_engine()]
         await asyncio.gather(*steps, return_exceptions=True)
         await client.start_engine()
@@ -130,7 +130,7 @@ async def test_a_stop_ends_streams_with_the_reason(serve: Serve) -> None:
 @pytest.mark.promise("P4")
 async def test_a_stop_aborts_a_load(serve: Serve) -> None:
     running = await serve()
-    loading = asyncio.create_task(running.client.load_model("tiny-chat"))
+    loading = asyncio.create_task(running.client.load_model("tiny-chat-gguf"))
     await eventually(lambda: bool(running.processes()))
     await running.client.stop_engine()
     assert running.processes() == []
@@ -168,14 +168,14 @@ async def test_no_gpu_no_gpu_mode(serve: Serve) -> None:
 @posix
 async def test_the_sockets_directory_is_ours_alone_and_goes(serve: Serve) -> None:
     running = await serve()
-    await running.client.load_model("tiny-chat")
+    await running.client.load_model("tiny-chat-gguf")
     folder = running.engine._sockets
     assert folder is not None
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert len(list(folder.glob("*.sock"))) == 1
-    await running.client.unload_model("tiny-chat")
+    await running.client.unload_model("tiny-chat-gguf")
     assert list(folder.glob("*.sock")) == []
-    await running.client.load_model("tiny-chat")
+    await running.client.load_model("tiny-chat-gguf")
     await running.client.stop_engine()
     assert not folder.exists()
 
@@ -184,10 +184,10 @@ async def test_the_sockets_directory_is_ours_alone_and_goes(serve: Serve) -> Non
 async def test_the_key_is_seen_nowhere(serve: Serve) -> None:
     environ = {"LLAMA_ARG_CTX_SIZE": "99", "LLAMA_API_KEY": "foreign"}
     running = await serve(environ=environ)
-    await running.client.load_model("tiny-chat")
-    key = running.server("tiny-chat")._key
+    await running.client.load_model("tiny-chat-gguf")
+    key = running.server("tiny-chat-gguf")._key
     [process] = running.processes()
-    assert process.pid == await running.engine_pid("tiny-chat")
+    assert process.pid == await running.engine_pid("tiny-chat-gguf")
     variables = process.environ()
     assert len(variables[TOKEN_VARIABLE]) == 32
     assert not any(name.startswith(("PLUGIN_", "AOG_", "LLAMA_")) for name in variables)
@@ -198,15 +198,15 @@ async def test_the_key_is_seen_nowhere(serve: Serve) -> None:
 @pytest.mark.promise("F13")
 async def test_tcp_needs_the_key(serve: Serve) -> None:
     running = await serve(transport="tcp")
-    await running.client.load_model("tiny-chat")
-    client = running.server("tiny-chat")._client
+    await running.client.load_model("tiny-chat-gguf")
+    client = running.server("tiny-chat-gguf")._client
     assert client is not None
     address = client._address
     assert isinstance(address, tuple)
     assert address[0] == "127.0.0.1"
     listening = [
         connection.laddr.ip
-        for connection in psutil.Process(await running.engine_pid("tiny-chat")).net_connections("inet")
+        for connection in psutil.Process(await running.engine_pid("tiny-chat-gguf")).net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     ]
     assert listening == ["127.0.0.1"]
@@ -263,10 +263,10 @@ async def test_what_a_killed_plugin_left_is_reaped_at_the_next_start(serve: Serv
 @pytest.mark.promise("P12")
 async def test_records_come_and_go_with_the_processes(serve: Serve) -> None:
     running = await serve()
-    await running.client.load_model("tiny-chat")
-    pid = await running.engine_pid("tiny-chat")
+    await running.client.load_model("tiny-chat-gguf")
+    pid = await running.engine_pid("tiny-chat-gguf")
     assert [path.name.partition("-")[0] for path in running.engine._records.folder.glob("*.json")] == [str(pid)]
-    await running.client.unload_model("tiny-chat")
+    await running.client.unload_model("tiny-chat-gguf")
     assert list(running.engine._records.folder.glob("*.json")) == []
 
 
@@ -292,7 +292,7 @@ async def test_the_engine_goes_with_a_killed_plugin(
 ) -> None:
     async with await launched(scratch, pulled) as plugin:
         await plugin.start_engine("daemon")
-        await asyncio.gather(plugin.load_model("tiny-chat"), plugin.load_model("tiny-embed"))
+        await asyncio.gather(plugin.load_model("tiny-chat-gguf"), plugin.load_model("tiny-embed-gguf"))
         engines = family(plugin)
         assert len(engines) == 2
         for engine in engines:
@@ -309,7 +309,7 @@ async def test_the_engine_goes_with_a_killed_plugin(
 async def test_the_engine_goes_with_a_plugin_killed_during_a_load(scratch: Path, pulled: Path) -> None:
     async with await launched(scratch, pulled) as plugin:
         await plugin.start_engine()
-        loading = asyncio.create_task(plugin.load_model("tiny-chat"))
+        loading = asyncio.create_task(plugin.load_model("tiny-chat-gguf"))
         await eventually(lambda: bool(family(plugin)))
         await kill_and_wait(plugin)
         with pytest.raises(EnginePluginError):

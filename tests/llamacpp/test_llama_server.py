@@ -49,10 +49,10 @@ async def test_every_service(serve: Serve, llama_server: Path, transport: str) -
     assert (await client.invoke("rerank", {"query": "a", "documents": ["a", "b"], "top_n": 1}))["results"]
     async with client.stream("chat", HELLO) as chunks:
         assert b"".join([chunk async for chunk in chunks]).endswith(b"data: [DONE]\n\n")
-    [process] = psutil.Process(await running.engine_pid("tiny-chat")).children()  # of the guard
+    [process] = psutil.Process(await running.engine_pid("tiny-chat-gguf")).children()  # of the guard
     assert str(llama_server) in process.cmdline()
     assert process.children() == []
-    key = running.server("tiny-chat")._key
+    key = running.server("tiny-chat-gguf")._key
     assert key not in " ".join([*process.cmdline(), *process.environ().values()])
     left = [*running.engine._data.rglob("*.key"), *(running.engine._sockets or scratch_of(running)).rglob("*.key")]
     assert left == []

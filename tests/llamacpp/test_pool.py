@@ -48,11 +48,11 @@ async def test_concurrent_first_use_loads_once(serve: Serve) -> None:
     running = await serve(parallel=8)
     answers = await asyncio.gather(
         *(running.client.invoke("chat", HELLO) for _ in range(6)),
-        *(running.client.load_model("tiny-chat") for _ in range(6)),
+        *(running.client.load_model("tiny-chat-gguf") for _ in range(6)),
     )
     assert sum(answer is not None for answer in answers) == 6
     assert len(running.processes()) == 1
-    assert await running.loaded() == ["tiny-chat"]
+    assert await running.loaded() == ["tiny-chat-gguf"]
 
 
 @pytest.mark.promise("F19")
@@ -67,17 +67,17 @@ async def test_a_second_model_evicts_the_first_after_its_stream(serve: Serve) ->
     assert embedding["data"]
     assert streaming.done()
     assert await streaming >= 200
-    assert await running.loaded() == ["tiny-embed"]
+    assert await running.loaded() == ["tiny-embed-gguf"]
     assert len(running.processes()) == 1
 
 
 async def test_the_model_that_was_not_used_for_longest_leaves(serve: Serve) -> None:
     running = await serve(max_loaded_models=2)
-    await running.client.load_model("tiny-chat")
-    await running.client.load_model("tiny-embed")
+    await running.client.load_model("tiny-chat-gguf")
+    await running.client.load_model("tiny-embed-gguf")
     await running.client.invoke("chat", HELLO)
     await running.client.invoke("rerank", {"query": "a", "documents": ["a"]})
-    assert await running.loaded() == ["tiny-chat", "tiny-rerank"]
+    assert await running.loaded() == ["tiny-chat-gguf", "tiny-rerank-gguf"]
 
 
 async def test_more_models_than_fit_take_turns(serve: Serve) -> None:
@@ -102,7 +102,7 @@ async def test_a_stream_that_outlasts_the_drain_is_told_why_it_ends(serve: Serve
     request: dict[str, object] = {"prompt": "a", "model": model, "max_tokens": 1_000_000, "ignore_eos": True}
     streaming = asyncio.create_task(count_stream(running, request, started))
     await started.wait()
-    await running.client.load_model("tiny-embed")
+    await running.client.load_model("tiny-embed-gguf")
     with pytest.raises(UnavailableError, match="the engine was stopped while it worked on this request"):
         await streaming
 
@@ -127,17 +127,17 @@ async def test_a_full_queue_refuses(serve: Serve) -> None:
 async def test_load_and_unload(serve: Serve) -> None:
     running = await serve()
     client = running.client
-    await client.load_model("tiny-chat")
-    pid = await running.engine_pid("tiny-chat")
-    await client.load_model("tiny-chat")
-    assert await running.engine_pid("tiny-chat") == pid
-    await client.load_model("tiny-embed")
-    assert await running.loaded() == ["tiny-chat", "tiny-embed"]
-    await client.unload_model("tiny-chat", "tiny-embed")
+    await client.load_model("tiny-chat-gguf")
+    pid = await running.engine_pid("tiny-chat-gguf")
+    await client.load_model("tiny-chat-gguf")
+    assert await running.engine_pid("tiny-chat-gguf") == pid
+    await client.load_model("tiny-embed-gguf")
+    assert await running.loaded() == ["tiny-chat-gguf", "tiny-embed-gguf"]
+    await client.unload_model("tiny-chat-gguf", "tiny-embed-gguf")
     assert await running.loaded() == []
     assert running.processes() == []
-    with pytest.raises(PreconditionError, match=r"^models: tiny-chat is not loaded$"):
-        await client.unload_model("tiny-chat")
+    with pytest.raises(PreconditionError, match=r"^models: tiny-chat-gguf is not loaded$"):
+        await client.unload_model("tiny-chat-gguf")
     with pytest.raises(NotFoundError, match=r"^model: no model is called 'nope'"):
         await client.load_model("nope")
     with pytest.raises(NotFoundError, match=r"no model is called 'nope'"):
@@ -146,9 +146,9 @@ async def test_load_and_unload(serve: Serve) -> None:
 
 async def test_one_unload_that_fails_does_not_hide_the_others(serve: Serve) -> None:
     running = await serve()
-    await running.client.load_model("tiny-chat")
-    with pytest.raises(PreconditionError, match="tiny-embed is not loaded"):
-        await running.client.unload_model("tiny-embed", "tiny-chat")
+    await running.client.load_model("tiny-chat-gguf")
+    with pytest.raises(PreconditionError, match="tiny-embed-gguf is not loaded"):
+        await running.client.unload_model("tiny-embed-gguf", "tiny-chat-gguf")
     # The answer comes when all is done, not while the other model still drains.
     assert await running.loaded() == []
     assert running.processes() == []
@@ -170,12 +170,12 @@ async def test_an_unload_waits_for_requests(serve: Serve) -> None:
 @pytest.mark.promise("F22")
 async def test_a_model_that_loads_is_not_yet_running(serve: Serve) -> None:
     running = await serve()
-    loading = asyncio.create_task(running.client.load_model("tiny-chat"))
-    await eventually(lambda: "tiny-chat" in running.engine._pool._entries)
+    loading = asyncio.create_task(running.client.load_model("tiny-chat-gguf"))
+    await eventually(lambda: "tiny-chat-gguf" in running.engine._pool._entries)
     assert await running.loaded() == []
     assert (await running.client.health_check()).startswith("ready")
     await loading
-    assert await running.loaded() == ["tiny-chat"]
+    assert await running.loaded() == ["tiny-chat-gguf"]
 
 
 async def test_deletion(serve: Serve) -> None:
@@ -199,10 +199,10 @@ async def test_deletion(serve: Serve) -> None:
     half.write_bytes(b"GGUF")
     await client.delete_model(model)
     assert not half.exists(), "what an unfinished pull left is part of it"
-    await client.load_model("tiny-chat")
+    await client.load_model("tiny-chat-gguf")
     with pytest.raises(PreconditionError, match="comes with the plugin's package"):
-        await client.delete_model("tiny-chat")
-    assert await running.loaded() == ["tiny-chat"]
+        await client.delete_model("tiny-chat-gguf")
+    assert await running.loaded() == ["tiny-chat-gguf"]
 
 
 async def test_pulls(serve: Serve, scratch: Path) -> None:
@@ -213,12 +213,12 @@ async def test_pulls(serve: Serve, scratch: Path) -> None:
     assert steps[-1]["status"] == "success"
     assert steps[-1]["total"] == ENDLESS.stat().st_size
     await client.pull_model("mine", source=str(ENDLESS))
-    await client.pull_model("tiny-chat")  # a sample: nothing to fetch
+    await client.pull_model("tiny-chat-gguf")  # a sample: nothing to fetch
     by_name = {entry["name"]: entry for entry in await client.list_models()}
-    assert {"other", "mine", "tiny-chat", "tiny-embed", "tiny-rerank"} <= set(by_name)
+    assert {"other", "mine", "tiny-chat-gguf", "tiny-embed-gguf", "tiny-rerank-gguf"} <= set(by_name)
     assert by_name["mine"]["details"]["family"] == "llama"
     assert (await client.invoke("generate", {"model": "mine", "prompt": "a", "max_tokens": 2}))["model"] == "mine"
-    assert (await client.invoke("generate", {"model": "tiny-chat", "prompt": "a", "max_tokens": 2}))["choices"]
+    assert (await client.invoke("generate", {"model": "tiny-chat-gguf", "prompt": "a", "max_tokens": 2}))["choices"]
 
 
 @contextlib.contextmanager

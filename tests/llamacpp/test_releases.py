@@ -130,7 +130,7 @@ async def test_installed_started_and_asked(serve: Serve, mirror: Mirror, caplog:
 
     await running.client.start_engine()
     assert (await running.client.invoke("chat", HELLO))["choices"][0]["message"]["content"].startswith("Hello")
-    command = psutil.Process(await running.engine_pid("tiny-chat")).cmdline()
+    command = psutil.Process(await running.engine_pid("tiny-chat-gguf")).cmdline()
     assert any(word.startswith(str(software(running) / "versions" / "release-b2000-")) for word in command)
     assert "version b2000" in await running.client.install_engine()
     assert "nothing to upgrade" in await running.client.upgrade_engine()
@@ -224,12 +224,12 @@ async def test_a_stopped_engine_is_upgraded_and_stays_stopped(serve: Serve, mirr
 async def test_a_version_that_does_not_run_never_disturbs_the_engine(serve: Serve, mirror: Mirror) -> None:
     running = await upgradable(serve, mirror, BROKEN)
     await running.client.start_engine()
-    await running.client.load_model("tiny-chat")
-    pid = await running.engine_pid("tiny-chat")
+    await running.client.load_model("tiny-chat-gguf")
+    pid = await running.engine_pid("tiny-chat-gguf")
     with pytest.raises(EnginePluginError, match=r"does not run, nothing was changed: .*libgomp is missing") as caught:
         await running.client.upgrade_engine()
     assert caught.value.code == InstallError.code
-    assert await running.engine_pid("tiny-chat") == pid
+    assert await running.engine_pid("tiny-chat-gguf") == pid
     assert versions(running) == ["release-b2000"]
     assert (await running.client.invoke("chat", HELLO))["choices"]
 

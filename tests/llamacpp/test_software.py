@@ -151,10 +151,10 @@ async def test_too_little_room(serve: Serve, monkeypatch: pytest.MonkeyPatch) ->
 async def test_a_running_engine_moves_to_what_was_installed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """The old version's files are gone: a load from there could only fail."""
     running = await serve()
-    await running.client.load_model("tiny-chat")
+    await running.client.load_model("tiny-chat-gguf")
     fake_pip(monkeypatch)
     await running.client.install_engine(cover=True)
-    assert await running.loaded() == ["tiny-chat"]
+    assert await running.loaded() == ["tiny-chat-gguf"]
     assert running.engine._backend is not None
     assert running.engine._backend.version == "9.1"
     # The fake package holds no module, so that the one beside us still answers.

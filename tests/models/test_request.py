@@ -40,11 +40,13 @@ def test_with_a_source_the_model_is_the_name() -> None:
 
 
 def test_a_sample_brings_its_digest_and_kind() -> None:
-    found = plan(PullRequest("tiny-rerank"))
-    sample = bundled_samples().get("tiny-rerank")
+    found = plan(PullRequest("tiny-rerank-gguf"))
+    sample = bundled_samples().get("tiny-rerank-gguf")
     assert sample is not None
-    assert found == PullPlan("tiny-rerank", LocalSource(sample.path, sample), sample.sha256, "rerank", insecure=False)
-    assert plan(PullRequest("copy", source="tiny-rerank")).name == "copy"
+    assert found == PullPlan(
+        "tiny-rerank-gguf", LocalSource(sample.path, sample), sample.sha256, "rerank", insecure=False
+    )
+    assert plan(PullRequest("copy", source="tiny-rerank-gguf")).name == "copy"
 
 
 def test_a_path_and_a_file_url_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +74,7 @@ def test_a_path_and_a_file_url_are_the_same(tmp_path: Path, monkeypatch: pytest.
         (PullRequest("https://h/x.gguf", sha256="xyz"), "sha256"),
         (PullRequest(f"https://h/x.gguf#sha256={HEX}", sha256="0" * 64), "sha256"),
         (PullRequest("https://h/x.gguf", model_type="text-to-music"), "model_type"),
-        (PullRequest("tiny-chat", sha256="0" * 64), "sha256"),
+        (PullRequest("tiny-chat-gguf", sha256="0" * 64), "sha256"),
         (PullRequest("x", source="file://other-host/x.gguf"), "source"),
         (PullRequest("x", source="file:///etc/passwd"), "source"),
     ],
@@ -97,7 +99,7 @@ def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
 def test_an_unknown_name_lists_what_can_be_pulled_and_what_was_meant() -> None:
     with pytest.raises(ModelNotFoundError) as caught:
         plan(PullRequest("tiny-chatt"))
-    for part in ("Did you mean tiny-chat", "tiny-embed", "tiny-rerank", ".gguf", "http(s) URL"):
+    for part in ("Did you mean tiny-chat-gguf", "tiny-embed-gguf", "tiny-rerank-gguf", ".gguf", "http(s) URL"):
         assert part in caught.value.message
 
 
@@ -113,7 +115,7 @@ def test_no_repr_shows_a_secret() -> None:
     ("url", "shown"),
     [
         ("https://u:p@h:8/a.gguf?x=1#y", "https://h:8/a.gguf"),
-        ("tiny-chat", "tiny-chat"),
+        ("tiny-chat-gguf", "tiny-chat-gguf"),
         ("https://[bad/a?secret", "https://…"),
         ("no_scheme://u:secret@h/a.gguf", "no_scheme://…"),
     ],

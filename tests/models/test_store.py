@@ -40,9 +40,9 @@ def lay_in(root: Path, name: str, data: bytes) -> Path:
 
 
 async def test_a_fresh_store_lists_the_samples_and_creates_nothing(store: ModelStore, root: Path) -> None:
-    assert [model.name for model in await store.list()] == ["tiny-chat", "tiny-embed", "tiny-rerank"]
-    assert (await store.get("tiny-chat")).bundled
-    assert await store.default_for("rerank") == "tiny-rerank"
+    assert [model.name for model in await store.list()] == ["tiny-chat-gguf", "tiny-embed-gguf", "tiny-rerank-gguf"]
+    assert (await store.get("tiny-chat-gguf")).bundled
+    assert await store.default_for("rerank") == "tiny-rerank-gguf"
     assert list(root.parent.iterdir()) == []
 
 
@@ -72,18 +72,23 @@ async def test_a_store_without_samples_is_empty(root: Path, inspector: Inspector
 async def test_a_pulled_sample_is_copied_verified_and_shadows_the_bundled_one(
     store: ModelStore, root: Path, data: bytes
 ) -> None:
-    events = await pull(store, PullRequest("tiny-chat"))
+    events = await pull(store, PullRequest("tiny-chat-gguf"))
     digest = f"sha256:{digest_of(data)}"
-    assert events[-1] == Success("tiny-chat", len(data), digest)
+    assert events[-1] == Success("tiny-chat-gguf", len(data), digest)
     assert ChunkProgress(digest, len(data), len(data)) in events
     assert isinstance(events[0], Status)
-    model = await store.get("tiny-chat")
-    assert (model.bundled, model.path, model.digest, model.kind) == (False, root / "tiny-chat.gguf", digest, "chat")
+    model = await store.get("tiny-chat-gguf")
+    assert (model.bundled, model.path, model.digest, model.kind) == (
+        False,
+        root / "tiny-chat-gguf.gguf",
+        digest,
+        "chat",
+    )
     assert model.path.read_bytes() == data
-    assert [found.name for found in await store.list()].count("tiny-chat") == 1
-    assert files_below(root) == {"tiny-chat.gguf", "tiny-chat.json"}
-    await store.delete("tiny-chat")
-    assert (await store.get("tiny-chat")).bundled
+    assert [found.name for found in await store.list()].count("tiny-chat-gguf") == 1
+    assert files_below(root) == {"tiny-chat-gguf.gguf", "tiny-chat-gguf.json"}
+    await store.delete("tiny-chat-gguf")
+    assert (await store.get("tiny-chat-gguf")).bundled
 
 
 async def test_a_local_file_is_copied_under_its_own_or_another_name(
@@ -329,8 +334,8 @@ async def test_delete_removes_the_model_and_its_record(
 
 async def test_a_bundled_sample_is_not_deleted(store: ModelStore) -> None:
     with pytest.raises(PreconditionError, match="comes with the plugin's package"):
-        await store.delete("tiny-chat")
-    assert (await store.get("tiny-chat")).path.exists()
+        await store.delete("tiny-chat-gguf")
+    assert (await store.get("tiny-chat-gguf")).path.exists()
 
 
 @pytest.mark.promise("P27")
@@ -357,9 +362,9 @@ async def test_what_is_not_there_is_not_found_and_nothing_is_touched(
 
 
 async def test_not_found_says_what_was_meant(store: ModelStore) -> None:
-    with pytest.raises(ModelNotFoundError, match="Did you mean tiny-rerank"):
+    with pytest.raises(ModelNotFoundError, match="Did you mean tiny-rerank-gguf"):
         await store.get("tiny-rrank")
-    with pytest.raises(ModelNotFoundError, match="Here are: tiny-chat, tiny-embed, tiny-rerank"):
+    with pytest.raises(ModelNotFoundError, match="Here are: tiny-chat-gguf, tiny-embed-gguf, tiny-rerank-gguf"):
         await store.get("zzzzzz")
 
 
@@ -368,7 +373,7 @@ async def test_a_name_that_differs_by_case_is_refused(
 ) -> None:
     source = lay_in(tmp_path / "elsewhere", "Model", data)
     await pull(store, PullRequest(str(source)))
-    for name, other in (("mODEL", "Model"), ("Tiny-Chat", "tiny-chat")):
+    for name, other in (("mODEL", "Model"), ("Tiny-Chat-GGUF", "tiny-chat-gguf")):
         with pytest.raises(InvalidRequestError, match=f"differs only by case from '{other}'"):
             await pull(store, PullRequest(name, source=str(source)))
     assert files_below(root) == {"Model.gguf", "Model.json"}
@@ -377,9 +382,9 @@ async def test_a_name_that_differs_by_case_is_refused(
 @pytest.mark.promise("P10")
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no permission bits")
 async def test_only_this_user_can_read_the_store(store: ModelStore, root: Path) -> None:
-    await pull(store, PullRequest("tiny-embed"))
+    await pull(store, PullRequest("tiny-embed-gguf"))
     assert [stat.S_IMODE(path.stat().st_mode) for path in (root, root / ".partial")] == [0o700, 0o700]
-    files = [*files_below(root), ".partial/tiny-embed.lock"]
+    files = [*files_below(root), ".partial/tiny-embed-gguf.lock"]
     assert {stat.S_IMODE((root / file).stat().st_mode) for file in files} == {0o600}
 
 
@@ -399,9 +404,9 @@ async def test_a_full_disk_is_told_before_anything_is_written(
 
 async def test_samples_are_those_given(root: Path, inspector: Inspector) -> None:
     store = ModelStore(root, inspect=inspector, samples=bundled_samples())
-    model = await store.get("tiny-rerank")
+    model = await store.get("tiny-rerank-gguf")
     assert replace(model, bundled=False) != model
-    assert model.to_wire()["name"] == model.to_wire()["model"] == "tiny-rerank"
+    assert model.to_wire()["name"] == model.to_wire()["model"] == "tiny-rerank-gguf"
     assert datetime.fromisoformat(model.to_wire()["modified_at"]).tzinfo is not None
 
 
@@ -418,7 +423,7 @@ async def test_hundreds_of_pulls_at_once_need_few_open_files(store: ModelStore, 
     for number, path in enumerate(paths):
         path.write_bytes(b"GGUF %d" % number)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    await pull(store, PullRequest("tiny-embed"))  # all threads are there
+    await pull(store, PullRequest("tiny-embed-gguf"))  # all threads are there
     resource.setrlimit(resource.RLIMIT_NOFILE, (_highest_descriptor() + 100, limits[1]))
     try:
         pulled = await asyncio.gather(*(pull(store, PullRequest(str(path))) for path in paths))

@@ -4,10 +4,14 @@ A conversation is one task. It begins with the text message `{"action": "run-tas
 needs to know stands in the command or in a message's metadata: `model`, `language`, `format`, `sample_rate`,
 `channels`, `task_id`. `{"action": "finish-task"}` or the host's half-close ends the sound. The answers are text
 messages: task-started, result-generated for each sentence as it grows, task-finished or task-failed.
+
+AOG strips commands of their action: a text message without one is run-task when it is the first message, and
+finish-task when sound has been heard. In between it may be either, and ends the task if nothing follows soon.
 """
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -34,16 +38,19 @@ _NAMES = {
     "sample_rate": "sample_rate",
     "channels": "channels",
     "task_id": "task_id",
+    "ws_conn_id": "ws_conn_id",
 }
 """What may be set, as it may be called."""
 
-_OF_THE_TASK = frozenset({"model", "language", "task_id"})
+_OF_THE_TASK = frozenset({"model", "language", "task_id", "ws_conn_id"})
 _OF_THE_SOUND = {"format": "pcm", "sample_rate": str(RATE), "channels": "1"}
 """What is settled by the first message, and what is by the first sound, with its defaults."""
 
 _RATES = range(1000, 384_001)
 _CHANNELS = range(1, 65)
 _SHOWN = 40
+_DOUBT = 10.0
+"""Seconds after a text that may mean the end, within which sound says that it did not."""
 
 _BEGINNINGS = {
     b"RIFF": "wav",
@@ -63,6 +70,8 @@ class Conversation:
         self._settings: dict[str, str] = {}
         self._settled: frozenset[str] = frozenset()
         self._over = False
+        self._heard = False
+        self._in_doubt = False  # whether the last message may have meant the end
         self._waiting: bytes | None = None  # sound that was read already
 
     @property
@@ -93,7 +102,8 @@ class Conversation:
     async def begin(self) -> None:
         """Read the first message. Raises InvalidRequestError when it begins nothing."""
         self._waiting = await self._next()
-        self.task_id = self._settings.get("task_id", self.task_id)
+        # AOG has told its client the connection's id as the task's.
+        self.task_id = self._settings.get("ws_conn_id") or self._settings.get("task_id") or self.task_id
         self._settled |= _OF_THE_TASK
 
     async def sound_begins(self) -> None:
@@ -117,15 +127,21 @@ class Conversation:
 
     async def _next(self) -> bytes | None:
         """The next message's sound; b"" of a command, None at the end."""
-        message = await anext(self._messages, None)
+        message = await self._message()
         if message is None:
             self._over = True
             return None
         self._learn(message.metadata, "metadata.")
         if message.message_type != "text":
+            self._heard |= bool(message.data)
             return message.data
         command = _command(message.data)
         action = command.get("action")
+        if action is None and self._settled and not self._heard:
+            self._in_doubt = True
+            return b""
+        if action is None:
+            action = _FINISH if self._heard else _RUN
         if action == _FINISH:
             self._over = True
             return None
@@ -135,6 +151,16 @@ class Conversation:
             raise InvalidRequestError(f"action: {_RUN} came in the middle of a task; one conversation is one task")
         self._learn(command, "")
         return b""
+
+    async def _message(self) -> BidiMessage | None:
+        """The next message; None at the end, and when none came although the last may have meant the end."""
+        try:
+            async with asyncio.timeout(_DOUBT if self._in_doubt else None):
+                return await anext(self._messages, None)
+        except TimeoutError:
+            return None
+        finally:
+            self._in_doubt = False
 
     def _learn(self, given: Mapping[str, Any], place: str) -> None:
         for name, key in _NAMES.items():
@@ -182,7 +208,8 @@ class Conversation:
 
     def failed(self, error: EnginePluginError) -> BidiMessage:
         """The task ends before its time."""
-        return self._event("task-failed", error_code=error.code, error_message=error.message)
+        # AOG's clients read the code as text.
+        return self._event("task-failed", error_code=str(error.code), error_message=error.message)
 
     def _event(self, event: str, output: dict[str, Any] | None = None, **header: Any) -> BidiMessage:
         payload = {} if output is None else {"output": output}

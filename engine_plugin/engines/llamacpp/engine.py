@@ -133,6 +133,7 @@ class LlamaCppEngine(Driver[Backend, ModelServer]):
     async def _exchange(self, service: str, request: dict[str, Any], *, stream: bool) -> AsyncIterator[HttpResponse]:
         """From the model's name to the head of the engine's answer, holding the model and its slots."""
         model = await self._model_for(service, request["model"])
+        request["model"] = model.name  # the caller may have named it otherwise
         body = requests.upstream_body(service, request, stream=stream)
         async with (
             self._pool.use(model) as server,

@@ -32,6 +32,7 @@ from engine_plugin.errors import (
     PreconditionError,
     UnsupportedError,
 )
+from engine_plugin.models.references import References
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
@@ -66,7 +67,7 @@ class OllamaEngine(Engine):
         environ = child_environ(os.environ)
         self._attachment = Attachment(_address(manifest, options, environ), options, environ)
         self._own = OwnServer(options, manifest.data_dir, environ)
-        self._models = ServerModels(options)
+        self._models = ServerModels(options, References(manifest.data_dir / "references.json"))
         self._pulls = Pulls(self._models)
         self._decoder = Decoder(None, environ, options.audio)
         self._users: Counter[str] = Counter()

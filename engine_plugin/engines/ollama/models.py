@@ -23,6 +23,7 @@ from engine_plugin.errors import EnginePluginError, ModelNotLoadedError
 from engine_plugin.models.capabilities import DigestCache, override_for, resolve
 from engine_plugin.models.info import Capabilities, ModelDetails, ModelInfo
 from engine_plugin.models.names import is_cloud_name, near_names
+from engine_plugin.models.references import Reference, References
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,8 +102,9 @@ class ServerModels:
     for 20 s, so that a call costs no question of its own; whoever changes the models calls `forget`.
     """
 
-    def __init__(self, options: OllamaOptions) -> None:
+    def __init__(self, options: OllamaOptions, references: References | None = None) -> None:
         self._options = options
+        self._references = references or References()
         self._shown: DigestCache[Capabilities] = DigestCache()
         self._listing: _Listing | None = None
         self._client: OllamaClient | None = None
@@ -116,7 +118,12 @@ class ServerModels:
     async def all(self, client: OllamaClient) -> list[ModelInfo]:
         """Every model, sorted by name, asked for anew."""
         self.forget()
-        return sorted((await self._listed(client)).values(), key=lambda model: model.name)
+        references = await self._references.by_model()
+        models = [
+            replace(model, references=references.get(Reference(full_name(model.name), model.digest), ()))
+            for model in (await self._listed(client)).values()
+        ]
+        return sorted(models, key=lambda model: model.name)
 
     async def running(self, client: OllamaClient) -> list[ModelInfo]:
         """The models in memory, the one used last first."""
@@ -129,7 +136,8 @@ class ServerModels:
         return sorted(found, key=_leaves, reverse=True)
 
     async def get(self, client: OllamaClient, name: str) -> ModelInfo:
-        """The model of that name, or of `name:latest`. Raises ModelNotFoundError with near names.
+        """The model of that name, of `name:latest`, or that a pull of this name brought. Raises ModelNotFoundError
+        with near names.
 
         A cloud model needs not be listed: the server hands the request on.
         """
@@ -138,7 +146,8 @@ class ServerModels:
                 if time.monotonic() - self._asked_at < _POLL:  # it was asked just now
                     break
                 self.forget()
-            found = (await self._listed(client)).get(full_name(name))
+            listed = await self._listed(client)
+            found = listed.get(full_name(name)) or await self._referred(name, listed)
             if found is not None:
                 return found
         if is_cloud_name(name):
@@ -180,6 +189,20 @@ class ServerModels:
             num_thread=self._options.threads or None,
         )
 
+    async def refer(self, reference: str, model: ModelInfo) -> None:
+        """Have a model answer to what its pull asked for."""
+        if full_name(reference) == full_name(model.name):
+            return
+        try:
+            await self._references.put(reference, Reference(full_name(model.name), model.digest))
+        except OSError as error:  # the model is at the server, whatever is wrong with our folder
+            log.warning("%s answers to %r only until the plugin ends: %s", model.name, reference, error)
+
+    async def _referred(self, reference: str, listed: Mapping[str, ModelInfo]) -> ModelInfo | None:
+        known = await self._references.get(reference)
+        found = listed.get(known.name) if known else None
+        return found if found is not None and known is not None and found.digest == known.digest else None
+
     # What is done with one
 
     async def delete(self, client: OllamaClient, name: str) -> None:
@@ -189,6 +212,7 @@ class ServerModels:
             if await self._is_loaded(client, model):
                 await self._expire(client, model)
             await client.ask("DELETE", "/api/delete", {"model": model.name}, model=model.name)
+            await self._references.forget(full_name(model.name))
         finally:
             self.forget()
 

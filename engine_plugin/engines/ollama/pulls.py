@@ -93,6 +93,8 @@ class Pulls:
         plan = await in_thread(_plan, request)
         async with aclosing((await self._join(client, plan)).watch()) as events:
             async for event in events:
+                if isinstance(event, Success) and not request.source:
+                    await self._models.refer(request.model, await self._models.get(client, event.model))
                 yield event
 
     async def aclose(self) -> None:

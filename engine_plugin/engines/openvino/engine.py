@@ -231,6 +231,7 @@ class OpenVinoEngine(Driver[Backend, Resident]):
     async def _client_for(self, service: str, request: dict[str, Any]) -> AsyncIterator[ServerClient]:
         """A client of the server that has the request's model in memory, for as long as the request takes."""
         model = await self._model_for(service, request["model"])
+        request["model"] = model.name  # the caller may have named it otherwise
         async with (
             self._pool.use(model) as resident,
             resident.admission.slots(slots_needed(service, request)),

@@ -23,6 +23,7 @@ from engine_plugin.errors import (
     PullError,
     UnavailableError,
 )
+from engine_plugin.models.references import References
 from engine_plugin.models.request import PullRequest
 
 if TYPE_CHECKING:
@@ -71,6 +72,32 @@ async def test_what_is_here_already_has_no_layers_to_tell_of(pulls: Pulls, share
     events = await events_of(pulls, shared_client, PullRequest("fault-pull-quiet"))
     assert not any(isinstance(event, ChunkProgress) for event in events)
     assert isinstance(events[-1], Success)
+
+
+@pytest.mark.promise("H3")
+@pytest.mark.parametrize("form", ["path", "file URL"])
+async def test_a_model_answers_to_the_path_it_was_pulled_by(
+    attached: OllamaClient, contract_server: ContractServer, tmp_path: Path, form: str
+) -> None:
+    models = ServerModels(OllamaOptions(), References(tmp_path / "references.json"))
+    pulls = Pulls(models)
+    path = tmp_path / "mine.gguf"
+    path.write_bytes(BYTES)
+    reference = path.as_uri() if form == "file URL" else str(path)
+    try:
+        await events_of(pulls, attached, PullRequest(reference))
+    finally:
+        await pulls.aclose()
+    for known in (models, ServerModels(OllamaOptions(), References(tmp_path / "references.json"))):
+        assert (await known.get(attached, reference)).name == "mine:latest"
+    [listed] = [model for model in await models.all(attached) if model.name == "mine:latest"]
+    assert listed.references == (reference,)
+    await models.load(attached, reference)
+    await models.unload(attached, reference, 5)
+    await models.delete(attached, reference)
+    assert "mine:latest" not in contract_server.names()
+    with pytest.raises(ModelNotFoundError):
+        await models.get(attached, reference)
 
 
 @pytest.mark.parametrize(
