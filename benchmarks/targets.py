@@ -53,7 +53,7 @@ __all__ = [
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMAND = (sys.executable, "-m", "engine_plugin.hosted")
-MODEL, EMBEDDER = "tiny-random", "tiny-embed"
+MODEL, EMBEDDER = "tiny-random", "tiny-embed-gguf"
 _MODEL_FILE = REPOSITORY / "tests" / "data" / "gguf" / f"{MODEL}.gguf"
 _ANSWER_LIMIT = 64 * 1024 * 1024
 _START_TIMEOUT = 30.0

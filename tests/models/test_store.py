@@ -50,16 +50,16 @@ async def test_a_fresh_store_lists_the_samples_and_creates_nothing(store: ModelS
 async def test_the_model_that_was_pulled_last_is_the_default_of_its_kind(
     store: ModelStore, tmp_path: Path, data: bytes
 ) -> None:
-    await pull(store, PullRequest("tiny-chat"))
-    assert await store.is_sample("tiny-chat")
-    assert await store.default_for("chat") == "tiny-chat"
+    await pull(store, PullRequest("tiny-chat-gguf"))
+    assert await store.is_sample("tiny-chat-gguf")
+    assert await store.default_for("chat") == "tiny-chat-gguf"
     for name in ("zebra", "antelope"):
         await pull(store, PullRequest(str(lay_in(tmp_path / "elsewhere", name, data + name.encode()))))
     assert not await store.is_sample("zebra")
     assert await store.default_for("chat") == "antelope"
     await store.delete("antelope")
     assert await store.default_for("chat") == "zebra"
-    await pull(store, PullRequest("copy", source="model:tiny-chat"))
+    await pull(store, PullRequest("copy", source="model:tiny-chat-gguf"))
     assert await store.default_for("chat") == "zebra"
 
 

@@ -143,7 +143,7 @@ class Mishaps:
         return gone(process)
 
     async def _unload(self, chance: random.Random) -> None:
-        model = chance.choice((*CHAT_MODELS, FLOOD, "tiny-embed", "tiny-rerank"))
+        model = chance.choice((*CHAT_MODELS, FLOOD, "tiny-embed-gguf", "tiny-rerank-gguf"))
         # It may not be loaded (412).
         if await self._done("unload", self._rig.client.unload_model(model, timeout=_LIMIT), (*BROKEN, 412)):
             self._tally.counts["models unloaded"] += 1

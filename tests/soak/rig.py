@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 MARK = "ENGINE_PLUGIN_SOAK"
-CHAT_MODELS = ("tiny-chat", "tiny-random")
+CHAT_MODELS = ("tiny-chat-gguf", "tiny-random")
 FLOOD = "flood"
 """A model that answers as fast as it is read."""
 
