@@ -37,8 +37,8 @@ def plugin_environment(extra: Mapping[str, str] | None = None, client_cert: str 
     `client_cert` (PEM) asks it for AutoMTLS.
     `PLUGIN_*` of our own are left out: when we are a plugin ourselves they speak of our host's connection
     (a certificate, a socket directory), not of the one we are about to make. So are ENGINE_PLUGIN_DIR, which chooses
-    a plugin for the command line: the one that is launched serves itself; and AOG_VERSION, by which a plugin knows AOG
-    and hides from it the failures that AOG cannot handle. `extra` may have either.
+    a plugin for the command line: the one that is launched serves itself; and AOG_VERSION, by which a plugin knows
+    AOG and hides from it the failures that AOG cannot handle. `extra` may have either.
     """
     ours = (PLUGIN_DIR, "AOG_VERSION")
     environment = {
