@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine_plugin.errors import InvalidRequestError
 
@@ -48,7 +48,7 @@ def call_arguments(arguments: Any, place: str) -> dict[str, Any]:
     """
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments) if arguments.strip() else {}
+            arguments = json.loads(arguments, parse_constant=_refuse_constant) if arguments.strip() else {}
         except (ValueError, RecursionError) as error:
             raise InvalidRequestError(f"{place}: must be the text of a JSON object: {error}") from None
     if arguments is None:
@@ -56,6 +56,10 @@ def call_arguments(arguments: Any, place: str) -> dict[str, Any]:
     if not isinstance(arguments, dict):
         raise InvalidRequestError(f"{place}: must be a JSON object, not {json.dumps(arguments)[:_SHOWN]}")
     return arguments
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON value")
 
 
 def _plain(message: dict[str, Any], place: str, refused: Mapping[str, str]) -> dict[str, Any]:

@@ -6,8 +6,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from engine_plugin.engines.openvino.runner.calls import guess, parser
+from engine_plugin.engines.openvino.runner.calls import PARSERS, guess, parser
 from engine_plugin.engines.openvino.runner.chat import capabilities, messages, read_templates
 from engine_plugin.engines.openvino.runner.dialect import Deltas
 from engine_plugin.engines.openvino.runner.pipelines import RequestError
@@ -100,6 +102,8 @@ WRITTEN = {
     "qwen3coder": "Well. <tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n"
     '<parameter=b>\n}"]<é\n</parameter>\n'
     "</function>\n</tool_call>",
+    "glm4": "Well. <tool_call>add\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n"
+    '<arg_key>b</arg_key>\n<arg_value>}"]<é</arg_value>\n</tool_call>',
     "lfm2": """Well. <|tool_call_start|>[add(a=1, b='}"]<é')]<|tool_call_end|>""",
 }
 
@@ -139,6 +143,188 @@ def test_several_calls_are_numbered(size: int) -> None:
         assert told(found + deltas.end())[2] == CALLED * 2, name
 
 
+def cut(text: str, size: int, name: str, tools: list[dict[str, Any]]) -> tuple[str, str, list[tuple[str, Any]]]:
+    """What a parser makes of a text that comes in pieces."""
+    deltas = Deltas(parser(name, tools), False, False)
+    found = [delta for at in range(0, len(text), size) for delta in deltas.feed(text[at : at + size])]
+    return told(found + deltas.end())
+
+
+GOOD = f'{{"name": "add", "arguments": {ARGUMENTS}}}'
+NO_CALLS = [
+    ("phi4", "Use Python functools to cache."),
+    ("phi4", "functools[0] is no call"),
+    ("hermes3", "<tool_call> is a tag."),
+    ("hermes3", "<tool_call>\n{'name': 'add'}\n</tool_call> and more"),
+    ("hermes3", '<tool_call>{"nom": "add"}</tool_call>'),
+    ("hermes3", '<tool_call>{"name": "add", "arguments": "Paris"}</tool_call>'),
+    ("hermes3", "```json\n" + GOOD + "\n```"),
+    ("hermes3", "<tool_call>\n```json\nno call\n```\n</tool_call>"),
+    ("hermes3", '<tool_call>{"name": "add"'),
+    ("hermes3", "<tool_call>hello</tool_call>"),
+    ("hermes3", "<function=nope></function>"),
+    ("mistral", "[TOOL_CALLS] I cannot call."),
+    ("mistral", "[TOOL_CALLS][1, 2]"),
+    ("devstral", "[TOOL_CALLS]add[ARGS] nothing"),
+    ("llama3", "<|python_tag|>print(1)"),
+    ("llama3", '{"name": "Bob", "parameters": {"age": 5}}'),
+    ("llama3", '{"name": "add", "param'),
+    ("qwen3coder", "<tool_call><function=add><parameter=a>1</parameter>"),
+    ("qwen3coder", "<tool_call><function=add>just text</function></tool_call>"),
+    ("qwen3coder", "See <function=other> there."),
+    ("glm4", "<tool_call>add\n<arg_key>a</arg_key>\n</tool_call>"),
+    ("lfm2", "<|tool_call_start|>add(1, 2)<|tool_call_end|>"),
+    ("lfm2", "<|tool_call_start|>[add(a=1), 5]<|tool_call_end|>"),
+    ("lfm2", "<|tool_call_start|>[add(a=1)]"),
+]
+
+
+@pytest.mark.promise("S4")
+@pytest.mark.parametrize(("name", "text"), NO_CALLS)
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_what_is_no_call_is_text(name: str, text: str, size: int) -> None:
+    assert cut(text, size, name, TOOLS) == (text, "", [])
+
+
+FAR = [
+    ("hermes3", f"<tool_call>\n```json\n{GOOD}\n```\n</tool_call>", ""),
+    ("hermes3", f"<tool_call>[{GOOD}]</tool_call> Done.", "Done."),
+    ("hermes3", f"<tool_call>{GOOD} So be it.", "So be it."),
+    ("hermes3", f"<tool_call>{GOOD[:-1]}</tool_call> Done.", "Done."),
+    ("hermes3", f'<tool_call>{GOOD[:-1]}, "id": "x{{"}}</tool_call> Done.', "Done."),
+    ("hermes3", f"<tool_call> no <tool_call>{GOOD}</tool_call>", "<tool_call> no"),
+    ("hermes3", WRITTEN["qwen3coder"], "Well."),
+    ("qwen3", WRITTEN["glm4"], "Well."),
+    ("qwen3coder", f"<tool_call>{GOOD}</tool_call>", ""),
+    ("qwen3coder", WRITTEN["qwen3coder"].replace("<tool_call>\n", ""), "Well."),
+    ("qwen3coder", WRITTEN["qwen3coder"].replace("<tool_call>\n", "").replace("\n</tool_call>", ""), "Well."),
+    ("qwen3coder", f"<function=add>{ARGUMENTS}</function> Done.", "Done."),
+    ("phi4", f"functools or functools[{GOOD}] Done.", "functools or  Done."),
+    ("phi4", f"<|tool_call|>[{GOOD}]<|/tool_call|>", ""),
+    ("mistral", f"[TOOL_CALLS][{GOOD}] [1]", "[1]"),
+    ("devstral", f"[TOOL_CALLS]add{ARGUMENTS}", ""),
+    ("devstral", f"[TOOL_CALLS]add[CALL_ID]abc[ARGS]{ARGUMENTS}", ""),
+    ("llama3", f" {GOOD} and {{1}}", "and {1}"),
+    ("lfm2", WRITTEN["lfm2"] + " Done.", "Well.  Done."),
+]
+
+
+@pytest.mark.promise("S4")
+@pytest.mark.promise("S5")
+@pytest.mark.parametrize(("name", "text", "content"), FAR)
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_calls_in_other_ways_are_found_and_the_text_around_them_is_kept(
+    name: str, text: str, content: str, size: int
+) -> None:
+    found, _, calls = cut(text, size, name, TOOLS)
+    assert (found.strip(), calls) == (content, CALLED)
+
+
+MARKS = [
+    "<tool_call>",
+    "</tool_call>",
+    "<function=add>",
+    "<parameter=a>",
+    "</parameter>",
+    "</function>",
+    "functools[",
+]
+MARKS += [
+    "[TOOL_CALLS]",
+    "[ARGS]",
+    "<|python_tag|>",
+    "<arg_key>",
+    "</arg_key>",
+    "<arg_value>",
+    "</arg_value>",
+    "add(",
+]
+MARKS += [
+    "<|tool_call_start|>",
+    "<|tool_call_end|>",
+    '{"name": "add"',
+    ', "arguments": {',
+    '"a": 1',
+    "}",
+    "]",
+    "```json",
+]
+PIECES = st.one_of(st.sampled_from(MARKS), st.text(st.sampled_from('789 {}[]"\\,\n<>'), max_size=6), st.just("add"))
+
+
+@pytest.mark.promise("S4")
+@given(st.sampled_from(sorted(PARSERS)), st.lists(PIECES, max_size=12), st.integers(1, 9), st.booleans())
+def test_content_and_calls_account_for_all_of_any_text(name: str, parts: list[str], size: int, cuts: bool) -> None:
+    """However it is cut. The digits of a text that are no part of a call are among its content and its calls."""
+    text = "".join(parts)
+    deltas = Deltas(parser(name, TOOLS), False, False)
+    pieces = [text[at : at + size] for at in range(0, len(text), size)] if cuts else parts
+    found = [delta for piece in pieces for delta in deltas.feed(piece)] + deltas.end()
+    content = "".join(delta for delta in found if isinstance(delta, str))
+    functions = [delta["tool_calls"][0]["function"] for delta in found if not isinstance(delta, str)]
+    said = content + "".join(function.get("name", "") + function["arguments"] for function in functions)
+    for letter in "789":
+        assert said.count(letter) == text.count(letter)
+    if not functions:
+        assert content == text
+    assert content.strip() or functions or not text.strip()
+
+
+@pytest.mark.promise("S5")
+@pytest.mark.parametrize("size", [1, 1000])
+@pytest.mark.parametrize(
+    "value",
+    ["a </tool_call> b", "</parameter>", "</function>", "<parameter=a>", "x</parameter>y", " two\nlines ", ""],
+)
+def test_a_parameters_value_may_hold_any_tag(size: int, value: str) -> None:
+    coder = f"<tool_call>\n<function=add>\n<parameter=b>\n{value}\n</parameter>\n</function>\n</tool_call>"
+    glm = f"<tool_call>add\n<arg_key>b</arg_key>\n<arg_value>{value}</arg_value>\n</tool_call>"
+    for name, text in (("qwen3coder", coder), ("glm4", glm)):
+        assert cut(text, size, name, TOOLS) == ("", "", [("add", {"b": value})]), name
+
+
+NULLABLE = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+
+
+@pytest.mark.promise("S5")
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        ({"type": "string"}, "75001", "75001"),
+        (NULLABLE, "75001", "75001"),
+        (NULLABLE, "null", None),
+        (NULLABLE, "None", None),
+        (NULLABLE, '{"a": 1}', '{"a": 1}'),
+        ({"type": ["string", "null"]}, "75001", "75001"),
+        ({"type": "string", "nullable": True}, "null", None),
+        ({"type": "string"}, "null", "null"),
+        ({"oneOf": [{"$ref": "#/$defs/Zip"}, {"type": "null"}]}, "75001", "75001"),
+        ({"allOf": [{"type": "string"}]}, "true", "true"),
+        ({"enum": ["1", "2"]}, "1", "1"),
+        ({"const": "5"}, "5", "5"),
+        ({"anyOf": [{"type": "string"}, {"type": "array"}]}, '["a"]', ["a"]),
+        ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "75001", 75001),
+        ({"type": "integer"}, "many", "many"),
+        ({"type": "boolean"}, "True", True),
+        ({"type": "number"}, "NaN", "NaN"),
+        ({"type": "object"}, '{"a": [1]}', {"a": [1]}),
+        ({}, "75001", 75001),
+        ({"$ref": "#/$defs/Loop"}, "75001", 75001),
+        ({"anyOf": 5, "type": 7, "enum": "x"}, "x", "x"),
+    ],
+)
+def test_a_parameters_text_is_read_by_its_schema(schema: dict[str, Any], text: str, value: Any) -> None:
+    root = {
+        "properties": {"p": schema},
+        "$defs": {"Zip": {"type": "string"}, "Loop": {"anyOf": [{"$ref": "#/$defs/Loop"}]}},
+    }
+    tools = [{"function": {"name": "f", "parameters": root}}]
+    coder = f"<tool_call><function=f><parameter=p>{text}</parameter></function></tool_call>"
+    glm = f"<tool_call>f<arg_key>p</arg_key><arg_value>{text}</arg_value></tool_call>"
+    for written in (coder, glm):
+        assert cut(written, 1000, "glm4", tools) == ("", "", [("f", {"p": value})])
+
+
 def test_arguments_are_told_while_they_come() -> None:
     deltas = Deltas(parser("hermes3", TOOLS), False, False)
     first = deltas.feed('<tool_call>{"name": "add", "arguments": {"a": ')
@@ -173,6 +359,7 @@ def test_thoughts_are_told_apart(size: int, text: str, thinking: bool, content: 
     [
         ("<tool_call>", "hermes3"),
         ("<tool_call><function=", "qwen3coder"),
+        ("<tool_call><arg_key>", "glm4"),
         ("[TOOL_CALLS]", "mistral"),
         ("plain", None),
     ],
@@ -192,8 +379,8 @@ def test_templates_come_from_any_of_a_models_files(tmp_path: Path) -> None:
     (tmp_path / "chat_template.json").write_text('{"chat_template": "json"}')
     assert rendered(tmp_path, []) == "json"
     several = [{"name": "default", "template": "plain {{ bos_token }}"}, {"name": "tool_use", "template": "tools"}]
-    for given in (several, {one["name"]: one["template"] for one in several}):
-        config = {"chat_template": given, "bos_token": {"content": "<s>"}}
+    for named in (several, {one["name"]: one["template"] for one in several}):
+        config = {"chat_template": named, "bos_token": {"content": "<s>"}}
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
         assert rendered(tmp_path, []) == "plain <s>"
         assert rendered(tmp_path, TOOLS) == "tools"

@@ -1,0 +1,196 @@
+"""Tool calls that are written in tags, as Qwen3-Coder and GLM-4.5 write them.
+
+    <tool_call><function=name><parameter=key>value</parameter>…</function></tool_call>
+    <tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value>…</tool_call>
+
+A value ends at the closing tag that another tag follows which may stand there: it may hold any text, closing tags
+included. What a value's text stands for depends on the function's JSON schema.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["DECODER", "begins", "calls", "typed"]
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(constant)
+
+
+DECODER = json.JSONDecoder(strict=False, parse_constant=_refuse)
+"""Reads what a model writes: a text may hold line ends as they are, and NaN is no JSON."""
+
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_FUNCTION = re.compile(r"\s*<function=([^>\n]+)>\s*")
+_FUNCTION_ENDS = re.compile(r"\s*</function>")
+_PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>\n?")
+_PARAMETER_ENDS = re.compile(r"\n?</parameter>(?=\s*(?:<parameter=[^>\n]+>|</function>))")
+_NAME = re.compile(r"\s*([\w.-]+)\s*(?=<arg_key>|</tool_call>)")
+_NAME_BEGINS = re.compile(r"\s*(?:[\w.-]+\s*)?(?:<[/\w]*)?\Z")
+_KEY = re.compile(r"\s*<arg_key>(.*?)</arg_key>\s*<arg_value>\n?", re.DOTALL)
+_VALUE_ENDS = re.compile(r"\n?</arg_value>(?=\s*(?:<arg_key>|</tool_call>))")
+_CLOSED = re.compile(r"\s*</tool_call>")
+_UNSURE = re.compile(r"\s*(?:<[/\w=]*)?\Z")
+
+Calls = list[tuple[str, str]]
+Schemas = dict[str, dict[str, Any]]
+
+
+def begins(text: str, at: int) -> bool:
+    """Whether calls may begin there."""
+    start = text[at:].lstrip()
+    tag = "<function="
+    return (
+        start.startswith(tag)
+        or tag.startswith(start)
+        or _NAME_BEGINS.match(text, at) is not None
+        or _NAME.match(text, at) is not None
+    )
+
+
+def calls(text: str, schemas: Schemas, *, alone: bool, over: bool) -> tuple[Calls | None, int]:
+    """The calls that begin the text, and where they end; none for text that is no call, None as long as that depends
+    on what comes.
+
+    `alone`: it begins with `<function=`, and only functions of `schemas` count. `over`: no more text will come.
+    """
+    at = 0 if alone else len(_OPEN)
+    if _FUNCTION.match(text, at):
+        return _functions(text, at, schemas, alone=alone, over=over)
+    if alone or not begins(text, at):
+        return [], 0
+    found = _named(text, at, schemas)
+    if found is not None:
+        return found
+    return ([], 0) if over else (None, 0)
+
+
+def _functions(text: str, at: int, schemas: Schemas, *, alone: bool, over: bool) -> tuple[Calls | None, int]:
+    found: Calls = []
+    while (head := _FUNCTION.match(text, at)) is not None:
+        name = head[1].strip()
+        if alone and not found and name not in schemas:
+            return [], 0
+        read = _parameters(text, head.end())
+        if read is None:
+            break
+        values, at = read
+        found.append((name, _arguments(values, schemas.get(name))))
+    if not found:
+        return ([], 0) if over else (None, 0)
+    closed = _CLOSED.match(text, at)
+    if closed is not None:
+        return found, closed.end()
+    if not over and (_UNSURE.match(text, at) or _FUNCTION.match(text, at)):
+        return None, 0
+    return found, at
+
+
+def _parameters(text: str, at: int) -> tuple[dict[str, Any], int] | None:
+    """The values of a function's parameters, by name, and where it ends; None while it has not."""
+    if text.startswith("{", at):  # Llama's way
+        try:
+            value, end = DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            return None
+        closed = _FUNCTION_ENDS.match(text, end)
+        return (value, closed.end()) if closed is not None else None
+    values: dict[str, Any] = {}
+    while (head := _PARAMETER.match(text, at)) is not None:
+        ends = _PARAMETER_ENDS.search(text, head.end())
+        if ends is None:
+            return None
+        values[head[1].strip()] = text[head.end() : max(head.end(), ends.start())]
+        at = ends.end()
+    closed = _FUNCTION_ENDS.match(text, at)
+    return (values, closed.end()) if closed is not None else None
+
+
+def _named(text: str, at: int, schemas: Schemas) -> tuple[Calls, int] | None:
+    """A call by a bare name. A name without arguments counts only if it is a function's."""
+    head = _NAME.match(text, at)
+    if head is None:
+        return None
+    name, at = head[1], head.end()
+    values: dict[str, Any] = {}
+    while (key := _KEY.match(text, at)) is not None:
+        ends = _VALUE_ENDS.search(text, key.end())
+        if ends is None:
+            return None
+        values[key[1].strip()] = text[key.end() : max(key.end(), ends.start())]
+        at = ends.end()
+    closed = _CLOSED.match(text, at)
+    if closed is None:
+        return None
+    if not values and name not in schemas:
+        return [], 0
+    return [(name, _arguments(values, schemas.get(name)))], closed.end()
+
+
+def _arguments(values: dict[str, Any], schema: Any) -> str:
+    schema = schema if isinstance(schema, dict) else {}
+    properties = schema.get("properties")
+    properties = properties if isinstance(properties, dict) else {}
+    found = {
+        key: typed(value, properties.get(key), schema) if isinstance(value, str) else value
+        for key, value in values.items()
+    }
+    return json.dumps(found, ensure_ascii=False)
+
+
+_WORDS = {"True": True, "False": False, "None": None}
+
+
+def typed(value: str, schema: Any, root: dict[str, Any]) -> Any:
+    """What a parameter's text stands for by its schema, inside `root`.
+
+    Where the schema allows a string it is one, unless it is null, a list or an object, which is allowed as well.
+    """
+    types = set(_types(schema, root, 0))
+    try:
+        parsed = _WORDS[value] if value in _WORDS else json.loads(value, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return value
+    if "string" not in types:
+        return parsed
+    kind = _kind(parsed)
+    return parsed if kind in types and kind in ("null", "array", "object") else value
+
+
+def _kind(value: Any) -> str:
+    kinds = {type(None): "null", bool: "boolean", list: "array", dict: "object", str: "string"}
+    return kinds.get(type(value), "number")
+
+
+_DEEPEST = 16
+
+
+def _types(schema: Any, root: dict[str, Any], depth: int) -> Iterator[str]:
+    """The types that a schema allows, as far as it says so."""
+    if not isinstance(schema, dict) or depth > _DEEPEST:
+        return
+    if schema.get("nullable") is True:
+        yield "null"
+    named = schema.get("type")
+    yield from (one for one in (named if isinstance(named, list) else [named]) if isinstance(one, str))
+    if named is None:
+        listed = schema.get("enum")
+        yield from map(_kind, listed if isinstance(listed, list) else [schema["const"]] if "const" in schema else [])
+    for key in ("anyOf", "oneOf", "allOf"):
+        for one in schema[key] if isinstance(schema.get(key), list) else []:
+            yield from _types(one, root, depth + 1)
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#/"):
+        yield from _types(_at(root, reference[2:].split("/")), root, depth + 1)
+
+
+def _at(shape: Any, path: list[str]) -> Any:
+    for key in path:
+        shape = shape.get(key) if isinstance(shape, dict) else None
+    return shape
