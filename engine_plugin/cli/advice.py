@@ -21,6 +21,7 @@ _NAME = "engine-plugin"
 _COMMAND_OF_RPC = {
     "StartEngine": "engine start",
     "StopEngine": "engine stop",
+    "InstallEngine with cover": "engine install --cover",
     "InstallEngine": "engine install",
     "UpgradeEngine": "engine upgrade",
     "PullModel": "models pull",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from engine_plugin import catalogue
 from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState
+from engine_plugin.engines.installing.holds import Hold
 from engine_plugin.engines.installing.software import LocalBackend, LocalSoftware, Moves
 from engine_plugin.engines.pool import ModelPool, ModelServer
 from engine_plugin.engines.processes.environ import child_environ
@@ -78,6 +79,8 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         self._starting: SharedWork[None] = SharedWork(f"starting {self.title}")
         self._installing: SharedWork[str] = SharedWork(f"installing {self.title}")
         self._backend: BackendT | None = None
+        self._hold = Hold()
+        """Of the installed version that `_backend` needs."""
         self._mode = "auto"
         self._sockets: Path | None = None
         self._keeping: asyncio.Task[None] | None = None
@@ -151,13 +154,18 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         """Have a running engine use what is installed now, with `models` loaded; one that is stopped stays so."""
         if self._backend is None:
             return
-        found = await in_thread(self._software.find)
+        found, hold = await in_thread(self._software.take)
         if self._backend in (None, found):  # a stop came meanwhile, or it is the same
+            hold.release()
             return
         progress("moving the running engine to the new version")
         self._backend = found
-        await self.renew()
-        await self._load_again(models)
+        old, self._hold = self._hold, hold
+        try:
+            await self.renew()
+            await self._load_again(models)
+        finally:
+            old.release()
 
     async def _load_again(self, models: Sequence[str]) -> None:
         for name in models:
@@ -174,7 +182,8 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         await asyncio.to_thread(self._records.reap)
 
     async def version(self) -> str:
-        backend = await in_thread(self._software.find)
+        running = self._backend
+        backend = running if running is not None else await in_thread(self._software.find)
         return backend.version or str((await self._software.probe(backend))["version"])
 
     def config(self) -> EngineConfig:
@@ -203,8 +212,16 @@ class Driver(Engine, Generic[BackendT, ServerT]):
             await self._make_ready(mode)
 
     async def _make_ready(self, mode: str) -> None:
-        backend = await in_thread(self._software.find)
-        await self.init_env()
+        backend, self._hold = await in_thread(self._software.take)
+        try:
+            await self.init_env()
+            await self._software.sweep()
+            await self._begin(backend, mode)
+        except BaseException:
+            self._hold.release()
+            raise
+
+    async def _begin(self, backend: BackendT, mode: str) -> None:
         probed = await self._software.probe(backend)
         self.require_device(mode, probed["devices"], backend)
         if self._use_unix_sockets() and self._sockets is None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from engine_plugin.download.partial import Partial
-from engine_plugin.files import BLOCK, in_thread, opened, private_folder, sync_folder
+from engine_plugin.files import BLOCK, in_thread, opened, private_folder, sync_tree
 from engine_plugin.models.tree import files_of, throw_away
 
 if TYPE_CHECKING:
@@ -79,9 +79,8 @@ class Staging:
         partial.forget()
 
     def sync(self) -> None:
-        """Make the names survive a loss of power."""
-        for folder in {(self.files / path).parent for path, _ in files_of(self.files)}:
-            sync_folder(folder)
+        """Have all of it on the disk, names included."""
+        sync_tree(self.files)
 
     def sweep(self) -> None:
         """Delete what is empty: nothing arrived, or the model is in its place."""

@@ -61,6 +61,7 @@ def on_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     [
         ("Call StartEngine", "Run engine-plugin engine start"),
         ("have it run its own: call InstallEngine.", "have it run its own: run engine-plugin engine install."),
+        ("damaged: call InstallEngine with cover", "damaged: run engine-plugin engine install --cover"),
         ("Pull it: PullModel 'a b'", "Pull it: engine-plugin models pull 'a b'"),
         ("ListModels shows the names", "engine-plugin models list shows the names"),
         ("unload others (UnloadModel NAME)", "unload others (engine-plugin models unload NAME)"),

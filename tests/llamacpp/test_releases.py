@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,8 @@ from engine_plugin.engines.installing.releases import choose
 from engine_plugin.engines.llamacpp import software as software_module
 from engine_plugin.engines.llamacpp.options import LlamaCppOptions
 from engine_plugin.engines.llamacpp.releases import find_server, release_archives
+from engine_plugin.engines.openvino.options import OpenVinoOptions
+from engine_plugin.engines.openvino.software import Software as OpenVinoSoftware
 from engine_plugin.engines.options import option_problems
 from engine_plugin.errors import EnginePluginError, InstallError, PreconditionError
 from engine_plugin.manifest import load_manifest
@@ -182,6 +186,78 @@ async def test_two_plugins_install_once(serve: Serve, mirror: Mirror) -> None:
     script.go.set()
     assert len(set(await asyncio.gather(*installing))) == 1
     assert len(mirror.fetched()) == 1
+
+
+def lose_power(running: RunningPlugin) -> None:
+    """Leave of each installed file what a power cut leaves of one that was never synced: its name."""
+    files = [path for path in (software(running) / "versions").rglob("*") if path.is_file() and not path.is_symlink()]
+    for path in files:
+        if path.name != ".installed.json":
+            path.write_bytes(b"")
+
+
+@pytest.mark.promise("U1")
+async def test_a_damaged_installation_is_noticed_and_repaired(serve: Serve, mirror: Mirror) -> None:
+    mirror.publish("b2000")
+    running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
+    await running.client.install_engine()
+    for repair in (running.client.install_engine, running.client.upgrade_engine):
+        lose_power(running)
+        check = await running.client.check_engine()
+        assert not check
+        assert re.search(
+            r"cannot run: .*/versions/.* has 0 of \d+ bytes \(\d of \d files are damaged\)", check.detail
+        )
+        with pytest.raises(PreconditionError, match=r"files are damaged\)\. Call InstallEngine"):
+            await running.client.start_engine()
+        assert "version b2000" in await repair()
+        assert await running.client.check_engine()
+    await running.client.start_engine()
+    assert (await running.client.invoke("chat", HELLO))["choices"]
+
+
+@pytest.mark.promise("U1")
+async def test_a_program_that_the_system_does_not_run_says_what_to_do(serve: Serve, mirror: Mirror) -> None:
+    mirror.publish("b2000")
+    running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
+    await running.client.install_engine()
+    [program] = (software(running) / "versions").rglob("llama-server")
+    program.write_bytes(b"\0" * program.stat().st_size)
+    with pytest.raises(
+        EnginePluginError, match=r"Exec format error\. If it is damaged, call InstallEngine with cover"
+    ):
+        await running.client.start_engine()
+    await running.client.install_engine(cover=True)
+    await running.client.start_engine()
+
+
+@pytest.mark.promise("U6", "U7")
+async def test_a_version_that_another_plugin_replaced_serves_until_it_stops(serve: Serve, mirror: Mirror) -> None:
+    newer = await upgradable(serve, mirror)
+    older = await serve(data=newer.engine._data, backend="release", version="b2000", mirror=mirror.url)
+    assert "version b2001" in await newer.client.upgrade_engine()
+    assert versions(newer) == ["release-b2000", "release-b2001"]
+    assert await older.client.get_version() == "b2000"
+    await older.client.load_model("tiny-random")
+    assert (await older.client.invoke("chat", HELLO))["choices"]
+    await older.client.stop_engine()
+    (left := software(older) / "downloads").mkdir()
+    (left / "old.part").touch()
+    os.utime(left / "old.part", (0, 0))
+    await older.client.start_engine()
+    assert await older.client.get_version() == "b2001"
+    assert versions(newer) == ["release-b2001"]
+    assert list(left.iterdir()) == []
+
+
+@pytest.mark.promise("U5")
+async def test_no_other_engine_takes_what_this_one_installed(serve: Serve, mirror: Mirror) -> None:
+    mirror.publish("b2000")
+    running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
+    await running.client.install_engine()
+    other = OpenVinoSoftware(OpenVinoOptions(backend="release"), running.engine._data, {"PATH": "/nothing"})
+    assert not other.check().installed
+    assert other.check().detail == "OpenVINO is not installed"
 
 
 async def test_a_running_engine_is_upgraded_and_runs_afterwards(serve: Serve, mirror: Mirror) -> None:

@@ -76,7 +76,7 @@ async def test_cover_installs_and_replaces(serve: Serve, monkeypatch: pytest.Mon
     async with asyncio.timeout(LIMIT):
         assert "version 9.1" in await running.client.install_engine(cover=True)
         assert "version 9.2" in await running.client.install_engine(cover=True)
-    current = json.loads((folder / "current.json").read_text())["folder"]
+    current = json.loads((folder / "current-llamacpp.json").read_text())["folder"]
     assert current.startswith("xllamacpp-9.2-")
     assert [path.name for path in (folder / "versions").iterdir()] == [current]
     assert (await running.client.check_engine()).detail.startswith(f"xllamacpp in {folder / 'versions' / current}")

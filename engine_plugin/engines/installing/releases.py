@@ -156,6 +156,13 @@ class Downloads:
         """Forget everything that was downloaded."""
         await in_thread(_remove_files, self._folder)
 
+    def forget_older(self, than: float) -> None:
+        """Delete what arrived before a time, in seconds since the epoch: a switch since has used it. Blocking."""
+        if self._folder.is_dir():
+            for entry in self._folder.iterdir():
+                if entry.stat().st_mtime <= than:
+                    entry.unlink(missing_ok=True)
+
     async def get(self, archive: Archive, progress: Progress) -> Path:
         """The archive's file, whole and verified. Raises InstallError or AuthError."""
         try:

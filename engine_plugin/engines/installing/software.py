@@ -12,11 +12,12 @@ import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from engine_plugin import catalogue
 from engine_plugin.download.disk import check_room
 from engine_plugin.engines.base import EngineCheck
+from engine_plugin.engines.installing.holds import Hold
 from engine_plugin.engines.installing.install import Installation, Steps
 from engine_plugin.engines.installing.pip import install_packages
 from engine_plugin.engines.installing.releases import DownloadRules, Downloads
@@ -78,6 +79,10 @@ class LocalBackend(Protocol):
     def site(self) -> Path | None:
         """The directory of Python packages that an installation gave it."""
 
+    @property
+    def folder(self) -> Path | None:
+        """The installed version of which it needs anything, None when it needs none."""
+
 
 _BackendT = TypeVar("_BackendT", bound=LocalBackend)
 
@@ -96,13 +101,21 @@ class Moves(Generic[_BackendT]):
 class LocalSoftware(ABC, Generic[_BackendT]):
     """Finds, installs and probes an engine's software for one data directory. Owned by the engine's driver."""
 
+    engine: ClassVar[str]
+    """The engine's name in plugin.yaml, by which it finds its own versions in a data directory of several."""
+
     def __init__(
         self, data_dir: Path, requirements: Path, environ: Mapping[str, str], options: SoftwareOptions
     ) -> None:
         """`requirements` is the driver's pip file: every package with version and hashes. No I/O."""
         self._environ = environ
         self._workshop = Workshop(
-            data_dir / "software", requirements, environ, offline=options.offline, verify=options.verify
+            data_dir / "software",
+            self.engine,
+            requirements,
+            environ,
+            offline=options.offline,
+            verify=options.verify,
         )
         self._installation = self._workshop.installation
         self._own_archives = bool(options.archives)
@@ -165,19 +178,39 @@ class LocalSoftware(ABC, Generic[_BackendT]):
             return EngineCheck(False, f"{backend.origin} cannot be used: {doubt}")
         if lacking := self._lacks(backend):
             return EngineCheck(False, f"{backend.origin} is here, but {lacking}")
+        if backend.folder is not None and (damage := self._installation.damage(backend.folder)):
+            return EngineCheck(False, f"{backend.origin} cannot run: {damage}")
         return EngineCheck(True, f"{backend.origin}, version {backend.version or 'unknown until it runs'}")
 
     def find(self) -> _BackendT:
-        """The backend to run. Raises EngineNotInstalledError, PreconditionError when it cannot or must not be run."""
-        backend = self._find()
+        """The backend to run. Raises EngineNotInstalledError, PreconditionError when it cannot or must not be run.
+
+        Blocking.
+        """
+        backend, check = self._find(), self.check()
         if _unfit(backend):
-            raise PreconditionError(self.check().detail)
-        if backend is None or self._lacks(backend):
+            raise PreconditionError(check.detail)
+        if backend is None or not check.installed:
             advice = "" if backend else self._not_ours()  # what comes with one that is here, we install
             if advice:
-                raise catalogue.OWN_SOFTWARE.error(found=self.check().detail, advice=advice)
-            raise catalogue.NOT_INSTALLED.error(found=self.check().detail)
+                raise catalogue.OWN_SOFTWARE.error(found=check.detail, advice=advice)
+            raise catalogue.NOT_INSTALLED.error(found=check.detail)
         return backend
+
+    def take(self) -> tuple[_BackendT, Hold]:
+        """The backend to run, and what keeps others from removing it while it runs.
+
+        Raises EngineNotInstalledError. Blocking.
+        """
+        while True:
+            backend = self.find()
+            hold = Hold() if backend.folder is None else self._installation.hold(backend.folder)
+            if hold is not None:  # else another version was switched on between the two
+                return backend, hold
+
+    async def sweep(self) -> None:
+        """Remove what a killed installation left and versions that are no longer in use."""
+        await self._workshop.sweep()
 
     async def install(self, progress: Progress, moves: Moves[_BackendT], *, cover: bool) -> str:
         """Install below the data directory unless something usable is here. Returns what is usable now.
@@ -188,6 +221,7 @@ class LocalSoftware(ABC, Generic[_BackendT]):
         before = self._installation.current()  # read first: what changes after this was done by another process
         check = await in_thread(self.check)
         if check.installed and not cover:
+            await self.sweep()
             return check.detail
         present = await in_thread(self._find)
         doubt = await in_thread(_unfit, present)
@@ -205,9 +239,14 @@ class LocalSoftware(ABC, Generic[_BackendT]):
     async def upgrade(self, progress: Progress, moves: Moves[_BackendT]) -> bool:
         """Bring it to the wanted version; False when there was nothing to do. Raises InstallError."""
         await in_thread(self._require_executable_disk)
-        if await in_thread(self._up_to_date):
+
+        def needless() -> bool:
+            return self.check().installed and self._up_to_date()
+
+        if await in_thread(needless):
+            await self.sweep()
             return False
-        return await self._replace(progress, moves, self._up_to_date)
+        return await self._replace(progress, moves, needless)
 
     # How it is done
 
@@ -230,11 +269,20 @@ class LocalSoftware(ABC, Generic[_BackendT]):
         try:
             status, out, err = await python.run_briefly(argv, env, timeout=_PROBE_TIMEOUT)
         except OSError as error:
-            raise EngineStartError(f"{backend.origin} cannot be run: {error.strerror or error}") from error
+            why = f"cannot be run: {error.strerror or error}"
+            raise EngineStartError(f"{backend.origin} {why}{self._mending(backend)}") from error
         if status != 0:
             words = (err.strip() or out).decode("utf-8", "replace").strip()
-            raise EngineStartError(f"{backend.origin} does not run {self._explained(status, words)}")
+            why = f"does not run {self._explained(status, words)}"
+            raise EngineStartError(f"{backend.origin} {why}{self._mending(backend)}")
         return out, err
+
+    def _mending(self, backend: _BackendT) -> str:
+        """What to do about an installed version that does not run, as the sentence goes on."""
+        current = self._installation.current()
+        if backend.folder is None or current is None or backend.folder != current.folder:
+            return ""
+        return ". If it is damaged, call InstallEngine with cover"
 
     def _explained(self, status: int, words: str) -> str:
         """Why it does not run, by its exit status and its last words, as the sentence goes on."""
@@ -245,16 +293,27 @@ class Workshop:
     """Fills directories below `root` with software, and switches to it. Owned by a driver's Software."""
 
     def __init__(
-        self, root: Path, requirements: Path, environ: Mapping[str, str], *, offline: bool, verify: bool
+        self,
+        root: Path,
+        engine: str,
+        requirements: Path,
+        environ: Mapping[str, str],
+        *,
+        offline: bool,
+        verify: bool,
     ) -> None:
         self.root = root
-        self.installation = Installation(root)
+        self.installation = Installation(root, engine)
         self._requirements = requirements
         self._environ = environ
         self._offline = offline
         self._verify = verify
         self._shelf = root / "offline"
         self._downloads = Downloads(root / "downloads", DownloadRules(self._shelf, offline, verify))
+
+    async def sweep(self) -> None:
+        """Remove what a killed installation left, downloads too, and versions that are no longer in use."""
+        await in_thread(self.installation.sweep, self._downloads.forget_older)
 
     async def install_packages(
         self,

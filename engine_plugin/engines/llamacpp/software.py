@@ -53,6 +53,8 @@ class Backend:
     origin: str
     site: Path | None = None
     executable: str = ""
+    folder: Path | None = None
+    """The installed version of which it needs anything."""
 
 
 Moves: TypeAlias = software.Moves[Backend]
@@ -60,6 +62,8 @@ Moves: TypeAlias = software.Moves[Backend]
 
 class Software(LocalSoftware[Backend]):
     """llama.cpp for one data directory."""
+
+    engine = "llamacpp"
 
     def __init__(self, options: LlamaCppOptions, data_dir: Path, environ: Mapping[str, str]) -> None:
         super().__init__(data_dir, _REQUIREMENTS, environ, options)
@@ -89,7 +93,9 @@ class Software(LocalSoftware[Backend]):
             name = self._options.llama_server or "llama-server"
             executable = on_this_machine(name, self._environ)
             if executable:
-                return Backend("llama-server", "", f"llama-server at {executable}", self._site(), executable)
+                current, site = self._installation.current(), self._site()
+                folder = current.folder if current is not None and site is not None else None
+                return Backend("llama-server", "", f"llama-server at {executable}", site, executable, folder)
             if wanted == "llama-server":
                 return None
         current = self._installation.current()
@@ -189,5 +195,6 @@ def _installed(folder: Path, facts: Mapping[str, str]) -> Backend:
         site = folder / _PYTHON
         executable = str(folder / facts.get("executable", "llama-server"))
         origin = f"llama-server in {folder}"
-        return Backend("llama-server", version, origin, site if site.is_dir() else None, executable)
-    return Backend("xllamacpp", version or version_in([str(folder)], "xllamacpp"), f"xllamacpp in {folder}", folder)
+        return Backend("llama-server", version, origin, site if site.is_dir() else None, executable, folder)
+    version = version or version_in([str(folder)], "xllamacpp")
+    return Backend("xllamacpp", version, f"xllamacpp in {folder}", folder, folder=folder)

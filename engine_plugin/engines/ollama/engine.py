@@ -181,7 +181,7 @@ class OllamaEngine(Engine):
             scheme=address.scheme,
             engine_path=str(self.manifest.data_dir),
             download_url="https://ollama.com/download",
-            download_path=str(self.manifest.data_dir / "software"),
+            download_path=self._own.config().download_path,
         )
 
     # Life

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
 from engine_plugin.engines.base import EngineConfig, Health, HealthState
+from engine_plugin.engines.installing.holds import Hold
 from engine_plugin.engines.installing.software import Moves
 from engine_plugin.engines.ollama.entries import entries_of
 from engine_plugin.engines.ollama.server import ManagedServer, try_out
@@ -46,6 +47,8 @@ class OwnServer:
         self._records = ProcessRecords(data_dir / "run")
         self._server: ManagedServer | None = None
         self._backend: Backend | None = None
+        self._hold = Hold()
+        """Of the installed version that `_backend` is."""
         self._mode = "auto"
         self._moving = asyncio.Lock()
 
@@ -82,7 +85,7 @@ class OwnServer:
         """The version of what runs, else of what is installed. Raises EngineNotInstalledError."""
         if self._server is not None and self._server.version:
             return self._server.version
-        backend = await in_thread(self._software.find)
+        backend = self._backend if self._backend is not None else await in_thread(self._software.find)
         return backend.version or str((await self._software.probe(backend))["version"])
 
     async def init_env(self) -> None:
@@ -108,16 +111,25 @@ class OwnServer:
 
     async def start(self, mode: str) -> None:
         """Start the server. Raises EngineNotInstalledError, EngineStartError."""
-        backend = await in_thread(self._software.find)
-        await self.init_env()
+        backend, self._hold = await in_thread(self._software.take)
+        try:
+            await self.init_env()
+            await self._software.sweep()
+            server = await self._started(backend, mode)
+        except BaseException:
+            self._hold.release()
+            raise
+        self._server, self._backend, self._mode = server, backend, mode
+        log.info("our own Ollama %s is ready at %s, mode %s", server.version, server.address, mode)
+
+    async def _started(self, backend: Backend, mode: str) -> ManagedServer:
         server = self._new(backend, mode)
         try:
             await server.ensure_ready()
         except BaseException:
             await server.stop()
             raise
-        self._server, self._backend, self._mode = server, backend, mode
-        log.info("our own Ollama %s is ready at %s, mode %s", server.version, server.address, mode)
+        return server
 
     async def revive(self) -> None:
         """Have a server that failed serve again. Raises EnginePluginError when it does not."""
@@ -135,6 +147,7 @@ class OwnServer:
         self._backend = None
         if server is not None:
             await server.stop()
+        self._hold.release()
 
     async def health(self) -> Health:
         """How the server is."""
@@ -159,10 +172,19 @@ class OwnServer:
             before = self._backend
             if before is None:
                 return
-            found = await in_thread(self._software.find)
-            if self._backend is not None and found != before:
-                progress("moving the running server to the new version")
+            found, hold = await in_thread(self._software.take)
+            if self._backend is None or found == before:
+                hold.release()
+                return
+            progress("moving the running server to the new version")
+            old, self._hold = self._hold, hold
+            try:
                 await self._move(found, self._mode)
+            except BaseException:  # the old one runs again
+                self._hold = old
+                hold.release()
+                raise
+            old.release()
 
         return adopt
 

@@ -60,6 +60,8 @@ Moves: TypeAlias = software.Moves[Backend]
 class Software(LocalSoftware[Backend]):
     """Ollama's program for one data directory."""
 
+    engine = "ollama"
+
     def __init__(self, options: OllamaOptions, data_dir: Path, environ: Mapping[str, str]) -> None:
         """No I/O."""
         super().__init__(data_dir, _NO_PACKAGES, environ, options)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import shutil
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ from urllib.parse import quote
 
 from engine_plugin.engines.shared import SharedWork
 from engine_plugin.errors import BadGatewayError, EnginePluginError, EngineStartError, UnavailableError
-from engine_plugin.files import in_thread, private_folder, write_json
+from engine_plugin.files import in_thread, private_folder, write_json, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -234,7 +233,7 @@ class Residents:
         for name, graph in graphs.items():
             base = self.folder / self._bases[name]
             private_folder(base)
-            _write_text(base / _GRAPH, graph)
+            write_whole(base / _GRAPH, graph.encode(), base)
             entries.append({"name": name, "base_path": str(base), "graph_path": _GRAPH})
         write_json(self.config, {"mediapipe_config_list": entries, "model_config_list": []}, self.folder)
         used = {entry["base_path"] for entry in entries}
@@ -255,16 +254,6 @@ def _state(shape: Mapping[str, Any]) -> ModelState:
         memory = int(shape.get("memory") or 0)
         return ModelState(state, "" if message == "OK" else message, failed=state == "END", memory=memory)
     return ModelState(state, message or code, failed=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    """A file that is never seen half written."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Resident:

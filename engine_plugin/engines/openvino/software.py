@@ -73,6 +73,8 @@ class Backend:
     """ovms."""
     templates: Path | None = None
     """The Python packages that ovms imports: apart, since its Python may be another than ours."""
+    folder: Path | None = None
+    """The installed version of which it needs anything."""
 
 
 Moves: TypeAlias = software.Moves[Backend]
@@ -80,6 +82,8 @@ Moves: TypeAlias = software.Moves[Backend]
 
 class Software(LocalSoftware[Backend]):
     """OpenVINO for one data directory."""
+
+    engine = "openvino"
 
     def __init__(self, options: OpenVinoOptions, data_dir: Path, environ: Mapping[str, str]) -> None:
         super().__init__(data_dir, _REQUIREMENTS, environ, options)
@@ -272,11 +276,12 @@ def _installed(folder: Path, facts: Mapping[str, str]) -> Backend | None:
     """The backend in an installation's directory; None when it holds only packages."""
     kind, version = facts.get("kind"), facts.get("version", "")
     if kind == "embedded":
-        return Backend("embedded", version or version_in([str(folder)], _GENAI), f"{_GENAI} in {folder}", folder)
+        version = version or version_in([str(folder)], _GENAI)
+        return Backend("embedded", version, f"{_GENAI} in {folder}", folder, folder=folder)
     if kind != "release":
         return None
     executable = str(folder / facts.get("executable", "ovms"))
-    backend = Backend("ovms", version, f"OpenVINO Model Server in {folder}", executable=executable)
+    backend = Backend("ovms", version, f"OpenVINO Model Server in {folder}", executable=executable, folder=folder)
     return _with_packages(backend, folder, facts)
 
 
@@ -287,10 +292,12 @@ def _with_packages(backend: Backend, folder: Path, facts: Mapping[str, str]) -> 
     site, templates = folder / _AUDIO_FOLDER, folder / _TEMPLATES_FOLDER
     if facts.get("kind") == "embedded":
         site = folder
+    used = backend.folder is not None or site.is_dir() or templates.is_dir()
     return replace(
         backend,
         site=site if site.is_dir() else None,
         templates=templates if templates.is_dir() else None,
+        folder=folder if used else None,
     )
 
 

@@ -43,7 +43,7 @@ async def test_installed_and_asked(place: Place, mirror: Mirror) -> None:
     assert backend.folder is not None
     library = backend.folder / "ollama" / "lib" / "ollama" / "libggml-base.so"
     assert library.read_bytes().startswith(b"library")
-    assert {path.name for path in backend.folder.iterdir()} == {"ollama"}
+    assert {path.name for path in backend.folder.iterdir()} == {"ollama", ".installed.json"}
     assert await place.install(software) == said
     assert await place.upgrade(software) is False
     assert len(mirror.fetched()) == 1

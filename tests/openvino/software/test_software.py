@@ -135,7 +135,7 @@ async def test_openvino_genai_is_installed_and_upgraded(place: Place, pip: list[
     assert "\\" not in chosen
     assert "aiohttp==" in chosen
     assert place.versions() == [f"embedded-{software.wanted_version}"]
-    assert place.left() == {"current.json", "install.lock", "versions"}
+    assert place.left() == {"current-openvino.json", "install.lock", "versions"}
 
 
 @pytest.mark.slow
@@ -149,7 +149,7 @@ async def test_a_real_installation(place: Place) -> None:
     assert {"av", "soxr", "numpy", "openvino_genai"} <= {path.name for path in backend.site.iterdir()}
     assert (await software.probe(backend))["version"] == software.wanted_version
     assert not await place.upgrade(software)
-    assert place.left() == {"current.json", "install.lock", "versions"}
+    assert place.left() == {"current-openvino.json", "install.lock", "versions"}
 
 
 async def test_the_embedded_server_cannot_be_run(place: Place) -> None:
@@ -183,7 +183,7 @@ async def test_a_release_is_installed(place: Place, mirror: Mirror, pip: list[st
     [templates] = pip  # audio's are beside us
     assert "jinja2==" in templates
     assert place.versions() == ["release-2026.3.0"]
-    assert place.left() == {"current.json", "install.lock", "versions"}
+    assert place.left() == {"current-openvino.json", "install.lock", "versions"}
     before = len(mirror.server.requests)
     assert not await place.upgrade(software)
     assert await place.install(software) == said
