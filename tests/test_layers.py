@@ -14,7 +14,18 @@ import engine_plugin
 PACKAGE = Path(engine_plugin.__file__).parent
 
 # Each part and the parts that it may import. `goplugin` knows no engine: `hosted` puts the two together.
-BASE = {"redaction", "errors", "catalogue", "waiting", "certificates", "jsontext", "addresses", "trust", "programs"}
+BASE = {
+    "redaction",
+    "errors",
+    "limits",
+    "catalogue",
+    "waiting",
+    "certificates",
+    "jsontext",
+    "addresses",
+    "trust",
+    "programs",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "redaction": set(),
     "errors": {"redaction"},
@@ -25,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "certificates": set(),
     "jsontext": set(),
     "addresses": set(),
+    "limits": set(),
     "socketdir": BASE,
     "manifest": BASE,
     "files": BASE,
@@ -38,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "goplugin": {"rpc", "socketdir"} | BASE,
     "hosted": {"goplugin", "rpc", "plugin", "engines", "manifest"} | BASE,
     "host": {"rpc", "manifest"} | BASE,
-    "cli": {"host", "hosted", "rpc", "engines", "models", "manifest"} | BASE,
+    "cli": {"host", "hosted", "rpc", "engines", "models", "manifest", "files", "socketdir"} | BASE,
 }
 
 ENGINES = ("llamacpp", "ollama", "openai", "openvino")

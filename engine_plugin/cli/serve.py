@@ -61,9 +61,12 @@ def serve(options: Options, address: str | None, allow_remote: bool) -> None:
 
 
 async def _serve(options: Options, manifest: Manifest, address: str | None) -> None:
+    from engine_plugin.cli.orphans import reaped
     from engine_plugin.hosted import build
+    from engine_plugin.limits import raise_file_limit
 
-    with _place(manifest, address) as place, _stop_signals() as stopped:
+    raise_file_limit()
+    with _place(manifest, address) as place, _stop_signals() as stopped, reaped():
         plugin = build(manifest)
         try:
             async with opened(plugin.services, place.choose, place.told) as bound:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from engine_plugin import catalogue
 from engine_plugin.download.sizes import byte_size
 from engine_plugin.errors import DownloadError
+from engine_plugin.limits import NO_FILES, files_in_use
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +21,6 @@ _MARGIN = 64 * 1024 * 1024
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 """The error numbers of a full disk and of a used-up quota."""
-_NO_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 def check_room(folder: Path, needed: int, what: str = "the download") -> None:
@@ -40,11 +40,8 @@ def check_room(folder: Path, needed: int, what: str = "the download") -> None:
 
 def disk_error(error: OSError, folder: Path, arrived: int, total: int) -> DownloadError:
     """The DownloadError for a failure while writing below `folder`."""
-    if error.errno in _NO_FILES:
-        return DownloadError(
-            f"{error.filename or folder}: {error.strerror}. Raise the limit of open files (ulimit -n), or run fewer "
-            "pulls at once"
-        )
+    if error.errno in NO_FILES:
+        return DownloadError(f"{error.filename or folder}: {files_in_use(error)}")
     if error.errno not in NO_ROOM:
         return catalogue.DISK_REFUSES.error(place=error.filename or folder, reason=error.strerror or error)
     whole = f" of {total}" if total else ""

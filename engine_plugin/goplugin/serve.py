@@ -78,7 +78,10 @@ def _run_session(load: Load, parent: int, last_resort: LastResort) -> None:
     try:
         host = HostEnv.from_environ(os.environ)
         from engine_plugin.goplugin.session import Session
+        from engine_plugin.limits import raise_file_limit
         from engine_plugin.waiting import run_to_the_end
+
+        raise_file_limit()
 
         async def main() -> None:
             await Session(host, stdout, last_resort).run(load, parent)

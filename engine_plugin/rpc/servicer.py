@@ -26,6 +26,7 @@ from engine_plugin.errors import (
     UnsupportedError,
 )
 from engine_plugin.jsontext import write_json
+from engine_plugin.limits import NO_FILES, files_in_use
 from engine_plugin.redaction import redacted
 from engine_plugin.rpc.hosts import Host
 from engine_plugin.rpc.payloads import model_name, model_names, pull_request
@@ -312,6 +313,15 @@ class ProviderServicer:
         message = _sendable(fields.pop("message", "ok"))
         return response(code=OK, message=message, **fields)
 
+    def _refusal(self, error: EnginePluginError, where: str) -> tuple[int, str]:
+        message = _sendable(error.message)
+        # Hosts ask a stopped plugin again and again how it is: the log tells only of a change.
+        again = error.code == UnavailableError.code and self._unavailable.get(where) == message
+        self._unavailable[where] = message
+        level = logging.DEBUG if again else logging.INFO
+        log.log(level, "%s: %d %s", where, error.code, message, extra={"rpc": where, "code": error.code})
+        return error.code, message
+
     def _failure(self, error: BaseException, where: str) -> tuple[int, str]:
         """Code and message for whatever was raised: the one place where an error becomes the wire's.
 
@@ -324,14 +334,10 @@ class ProviderServicer:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise error
+        if isinstance(error, OSError) and error.errno in NO_FILES:
+            error = UnavailableError(files_in_use(error))
         if isinstance(error, EnginePluginError):
-            message = _sendable(error.message)
-            # Hosts ask a stopped plugin again and again how it is: the log tells only of a change.
-            again = error.code == UnavailableError.code and self._unavailable.get(where) == message
-            self._unavailable[where] = message
-            level = logging.DEBUG if again else logging.INFO
-            log.log(level, "%s: %d %s", where, error.code, message, extra={"rpc": where, "code": error.code})
-            return error.code, message
+            return self._refusal(error, where)
         if isinstance(error, OSError) and error.filename and error.errno in _REFUSALS:
             log.error("%s: %s", where, error, exc_info=error)
             return 500, _sendable(catalogue.DISK_REFUSES.text(place=error.filename, reason=error.strerror))

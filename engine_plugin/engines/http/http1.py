@@ -18,6 +18,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from engine_plugin.errors import BadGatewayError, UnavailableError
+from engine_plugin.limits import NO_FILES, files_in_use
 
 if TYPE_CHECKING:
     import ssl
@@ -466,6 +467,8 @@ def _reason(error: OSError) -> object:
     """Why no connection was made, in the system's words: asyncio's hold addresses and no reason."""
     if isinstance(error, ConnectionError) and error.errno:
         return os.strerror(error.errno)
+    if error.errno in NO_FILES:
+        return files_in_use(error)
     return getattr(error, "verify_message", "") or error.strerror or error
 
 

@@ -19,6 +19,7 @@ from engine_plugin.engines.processes.child import STDERR, STDOUT, ChildProcess
 from engine_plugin.engines.processes.health import HealthPolicy, HealthRecord
 from engine_plugin.engines.processes.restarts import RestartPolicy
 from engine_plugin.files import in_thread
+from engine_plugin.limits import NO_FILES, files_in_use
 from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ class Life:
         try:
             self.failure = await self._live()
         except OSError as error:
-            self.failure = f"{self._spec.name}: {error}"
+            self.failure = f"{self._spec.name}: {files_in_use(error) if error.errno in NO_FILES else error}"
         except Exception as error:  # the edge of a life: whoever waits must be told, whatever it was
             log.exception("%s: unexpected error", self._spec.name)
             self.failure = f"{self._spec.name}: unexpected {type(error).__name__}: {error}"
@@ -193,7 +194,8 @@ class Life:
                 command.argv, command.env, self._hear, stdin=command.stdin, cwd=command.cwd
             )
         except OSError as error:
-            return f"{spec.name}: cannot run {error.filename or command.argv[0]}: {error.strerror or error}"
+            reason = files_in_use(error) if error.errno in NO_FILES else error.strerror or error
+            return f"{spec.name}: cannot run {error.filename or command.argv[0]}: {reason}"
         self.pid = child.pid
         try:
             spec.on_spawn(child.pid)

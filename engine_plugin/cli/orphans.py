@@ -1,0 +1,69 @@
+"""Processes that `serve` inherits where it is the first one of a container."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["reaped"]
+
+_SETTLED = 1.0  # seconds; whoever spawned a process here has waited for it by then
+
+
+@contextlib.contextmanager
+def reaped() -> Iterator[None]:
+    """Inside the block, wait for inherited processes that end, which would stay zombies.
+
+    An orphan becomes the child of process 1. What this process has spawned itself is waited for by asyncio at once;
+    a child that is still a zombie a second later is an inherited one.
+    """
+    if sys.platform == "win32" or not _inherits():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    looking: list[asyncio.TimerHandle] = []
+
+    def look_soon() -> None:
+        if not looking:
+            looking.append(loop.call_later(_SETTLED, look, _zombies()))
+
+    def look(before: set[int]) -> None:
+        looking.clear()
+        now = _zombies()
+        for pid in before & now:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        if now - before:
+            look_soon()
+
+    loop.add_signal_handler(signal.SIGCHLD, look_soon)
+    look_soon()
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGCHLD)
+        for handle in looking:
+            handle.cancel()
+
+
+def _inherits() -> bool:
+    return os.getpid() == 1
+
+
+def _zombies() -> set[int]:
+    """Our children that have ended and were not waited for."""
+    found = set()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if child.status() == psutil.STATUS_ZOMBIE:
+                found.add(child.pid)
+    return found

@@ -1,0 +1,80 @@
+"""What the system lets a process have, and what is said where that is not enough."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from typing import Any
+
+import psutil
+import pytest
+
+from engine_plugin.rpc.servicer import ProviderServicer
+from engine_plugin.rpc.stubs import provider_pb2 as pb
+from tests.goplugin.conftest import launch as launch  # noqa: PLC0414  # fixtures
+from tests.goplugin.conftest import short_dir as short_dir  # noqa: PLC0414
+from tests.goplugin.conftest import start as start  # noqa: PLC0414
+from tests.goplugin.hosting import ROOT, environ
+
+# The child ends and leaves a process, which becomes the script's; what the script spawns itself keeps its status.
+HEIR = """
+import asyncio, ctypes, subprocess, sys
+import psutil
+from engine_plugin.cli import orphans
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+orphans._inherits = lambda: True
+orphans._SETTLED = 0.05
+STAYS = "import sys; sys.stdin.read()"
+LEAVES = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {STAYS!r}]).pid, flush=True)"
+async def main():
+    with orphans.reaped():
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", LEAVES, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        orphan = psutil.Process(int(await child.stdout.readline()))
+        child.stdin.close()
+        while orphan.is_running() and psutil.pid_exists(orphan.pid):
+            await asyncio.sleep(0.01)
+        await child.wait()
+        own = await asyncio.create_subprocess_exec(sys.executable, "-c", "raise SystemExit(7)")
+        print("reaped", await own.wait())
+asyncio.run(main())
+"""
+
+
+@pytest.mark.promise("L9")
+@pytest.mark.skipif(sys.platform != "linux", reason="psutil reads another process's limits on Linux only")
+async def test_a_plugin_may_open_as_many_files_as_the_system_allows(launch: Any) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        plugin = await launch()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert psutil.Process(plugin.process.pid).rlimit(psutil.RLIMIT_NOFILE) == (min(hard, 65_536), hard)
+
+
+@pytest.mark.promise("L9")
+async def test_a_call_that_needs_one_file_too_many_is_503_with_what_to_do() -> None:
+    class Full:
+        async def running_models(self) -> None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/data/models")
+
+    plugin: Any = Full()
+    call: Any = None
+    answer = await ProviderServicer(plugin).GetRunningModels(pb.GetRunningModelsRequest(), call)
+    assert answer.code == 503
+    assert "Raise the limit of open files (ulimit -n)" in answer.message
+
+
+@pytest.mark.promise("L9")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux hands orphans to a process that asks for them")
+def test_what_serve_inherits_as_the_first_process_is_reaped() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HEIR], env=environ(), cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert (done.stdout, done.stderr) == ("reaped 7\n", "")
