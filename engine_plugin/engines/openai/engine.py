@@ -306,7 +306,9 @@ class OpenAIEngine(Engine):
     ) -> AsyncIterator[tuple[Begun, Turn]]:
         """From the request to the beginning of the server's answer."""
         async with self._using(service, request["model"]) as turn:
-            server, body = turn.attachment.server, requests.request_body(service, request)
+            server, found = turn.attachment.server, turn.attachment.model(request["model"])
+            told = found.engine if found is not None else None
+            body = requests.request_body(service, request, told.features if told is not None else ())
             streams = server.adapt(service, body, stream=stream or self._assembles(service, server))
             sent = requests.json_body(body, stream=streams, whole=not stream)
             async with turn.client().post_json(PATHS[service], sent) as response:

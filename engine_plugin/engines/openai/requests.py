@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.http.bodies import answer_object, request_json
-from engine_plugin.engines.http.conversation import make_plain
+from engine_plugin.engines.http.conversation import CANNOT_HEAR, CANNOT_SEE, make_plain
 from engine_plugin.engines.http.ranking import document_texts
 from engine_plugin.engines.http.sse import DONE, event_of
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.services.text_to_image import picture_size
 
-__all__ = ["PATHS", "STREAMED", "as_stream", "is_json", "json_body", "request_body"]
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+__all__ = ["PATHS", "STREAMED", "as_stream", "is_json", "json_body", "refused", "request_body"]
 
 PATHS = {
     "chat": "/chat/completions",
@@ -27,12 +30,19 @@ PATHS = {
 STREAMED = frozenset({"chat", "generate"})
 
 
-def request_body(service: str, request: dict[str, Any]) -> dict[str, Any]:
-    """The body to send; whether it streams is for the kind of server to say."""
+def refused(features: Collection[str]) -> dict[str, str]:
+    """Which parts of messages a model cannot take, and why, by what its server says of it; nothing where it says
+    nothing."""
+    lacking = {"vision": ("image_url", CANNOT_SEE), "audio": ("input_audio", CANNOT_HEAR)}
+    return dict(part for feature, part in lacking.items() if features and feature not in features)
+
+
+def request_body(service: str, request: dict[str, Any], features: Collection[str] = ()) -> dict[str, Any]:
+    """The body to send; whether it streams is for the kind of server to say. `features`: the model's, if known."""
     body = {name: value for name, value in request.items() if value is not None}
     body.pop("stream", None)
     if service == "chat":
-        make_plain(body, {})
+        make_plain(body, refused(features))
     elif service == "rerank":
         body["documents"] = document_texts(request)
         body.pop("top_n", None)  # the cut comes after the sort, in `ranked_answer`

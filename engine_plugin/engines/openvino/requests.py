@@ -49,6 +49,8 @@ def upstream_body(service: str, request: dict[str, Any], image: ImageOptions, *,
         body["stream"] = True
     else:
         body.pop("stream_options", None)
+    if service in ("chat", "generate"):
+        _generation(body)
     if service == "chat":
         make_plain(body, {})
     elif service == "rerank":
@@ -56,6 +58,15 @@ def upstream_body(service: str, request: dict[str, Any], image: ImageOptions, *,
     elif service == "text-to-image":
         _picture(body, image)
     return request_json(body)
+
+
+def _generation(body: dict[str, Any]) -> None:
+    """Refuse what an `ovms` would ignore, and leave out what stands for no limit, which it would refuse."""
+    if body.get("logit_bias"):
+        raise InvalidRequestError("logit_bias: OpenVINO cannot be told which tokens to prefer; leave it out")
+    for name in ("max_tokens", "max_completion_tokens"):
+        if body.get(name) == -1:
+            del body[name]
 
 
 def _picture(body: dict[str, Any], image: ImageOptions) -> None:

@@ -97,7 +97,12 @@ def test_arguments_that_are_no_object_are_refused_by_their_place(
         plain(messages)
 
 
-@pytest.mark.parametrize("plain", [llamacpp, ollama])
+def blind(messages: Messages) -> Messages:
+    found: Messages = openai_body("chat", {"messages": messages}, ("tools",))["messages"]
+    return found
+
+
+@pytest.mark.parametrize("plain", [llamacpp, ollama, blind])
 @pytest.mark.promise("S6")
 @pytest.mark.parametrize(
     "part",

@@ -21,7 +21,7 @@ def body(service: str, request: dict[str, Any], *, stream: bool = False, **image
 
 
 def test_what_is_not_ours_passes_through() -> None:
-    request = {"model": "m", "messages": [{"role": "user", "content": "é\ud800"}], "our_secret_field": {"a": [1]}}
+    request = {"model": "m", "messages": [{"role": "user", "content": "é"}], "our_secret_field": {"a": [1]}}
     assert body("chat", request) == request
     assert body("chat", {**request, "stream": True, "stream_options": {}, "top_p": None}) == request
     assert body("chat", request, stream=True) == {**request, "stream": True}
@@ -30,6 +30,16 @@ def test_what_is_not_ours_passes_through() -> None:
 def test_documents_are_texts() -> None:
     request = {"model": "m", "query": "q", "documents": ["a", {"text": "b", "more": 1}], "top_n": 1}
     assert body("rerank", request)["documents"] == ["a", "b"]
+
+
+@pytest.mark.promise("S13")
+@pytest.mark.parametrize("service", ["chat", "generate"])
+def test_what_an_ovms_ignores_or_refuses_does_not_reach_it(service: str) -> None:
+    asked = {"max_tokens": -1, "max_completion_tokens": -1, "logit_bias": {}, "x": 1}
+    body = json.loads(upstream_body(service, asked, ImageOptions(), stream=True))
+    assert body == {"logit_bias": {}, "x": 1, "stream": True}
+    with pytest.raises(InvalidRequestError, match=r"^logit_bias: "):
+        upstream_body(service, {"logit_bias": {"1": 5}}, ImageOptions(), stream=True)
 
 
 def test_a_request_that_is_nested_too_deeply() -> None:

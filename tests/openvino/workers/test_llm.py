@@ -61,6 +61,13 @@ async def test_max_tokens_ends_an_answer(llm: RunningWorker) -> None:
     assert (await call.done())["usage"]["completion_tokens"] == 4
 
 
+@pytest.mark.promise("S13")
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+async def test_minus_one_is_no_limit(llm: RunningWorker, name: str) -> None:
+    call = await llm.chat("count", **{name: -1}, logit_bias={}, suffix="")
+    assert (call.text(), call.finish()) == (COUNTED, "stop")
+
+
 async def test_ignore_eos_goes_on(llm: RunningWorker) -> None:
     call = await llm.chat("count", max_tokens=100, ignore_eos=True)
     assert (await call.done())["usage"]["completion_tokens"] == 100
@@ -107,7 +114,7 @@ async def test_the_best_of_some_is_the_likeliest(llm: RunningWorker) -> None:
 
 
 async def test_logprobs_name_each_token(llm: RunningWorker) -> None:
-    call = await llm.chat("count", logprobs=True, top_logprobs=2, max_tokens=5)
+    call = await llm.chat("count", logprobs=True, top_logprobs=1, max_tokens=5)
     told = [entry for part in call.parts for entry in part[3] or []]
     assert "".join(entry["token"] for entry in told) == call.text()
     assert all(-0.1 < entry["logprob"] <= 0 for entry in told)
@@ -133,7 +140,12 @@ async def test_penalties_and_other_ways_to_choose_are_taken(llm: RunningWorker) 
         ({"stop": 5}, "stop"),
         ({"seed": "x"}, "seed"),
         ({"ignore_eos": 1}, "ignore_eos"),
-        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"top_logprobs": 1}, "top_logprobs"),
+        pytest.param({"logprobs": True, "top_logprobs": 2}, "top_logprobs", marks=pytest.mark.promise("S13")),
+        pytest.param({"logprobs": 2}, "logprobs", marks=pytest.mark.promise("S13")),
+        pytest.param({"logit_bias": {"5": 1}}, "logit_bias", marks=pytest.mark.promise("S13")),
+        pytest.param({"suffix": "x"}, "suffix", marks=pytest.mark.promise("S13")),
+        ({"max_tokens": -2}, "max_tokens"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
     ],

@@ -21,6 +21,9 @@ class Params:
     """What a call wants, checked. Raises RequestError that names the field."""
 
     def __init__(self, params: Parameters, best_of_limit: int, tokens_limit: int) -> None:
+        for name, why in _UNKNOWN:
+            if params.get(name):
+                raise RequestError(f"{name}: OpenVINO cannot {why}; leave it out")
         self.n = whole(params, "n", 1, 128, 1)
         self.best_of = whole(params, "best_of", 1, 128, self.n)
         if self.best_of < self.n:
@@ -28,7 +31,8 @@ class Params:
         if self.best_of > best_of_limit:
             raise RequestError(f"{'best_of' if params.get('best_of') else 'n'}: at most {best_of_limit} are allowed")
         name = "max_completion_tokens" if params.get("max_completion_tokens") is not None else "max_tokens"
-        self.max_tokens = whole(params, name, 1, (1 << 31) - 1, 0)
+        unlimited = params.get(name) == -1
+        self.max_tokens = 0 if unlimited else whole(params, name, 1, (1 << 31) - 1, 0)
         if tokens_limit:
             if self.max_tokens > tokens_limit:
                 raise RequestError(f"{name}: at most {tokens_limit} are allowed")
@@ -48,12 +52,16 @@ class Params:
 
     @staticmethod
     def _logprobs(params: Parameters) -> bool:
-        """Whether to tell them. More candidates than the chosen token the pipeline does not know."""
+        """Whether to tell them. The pipeline knows that of the chosen token only."""
         wanted = params.get("logprobs")
+        name = "top_logprobs"
         if wanted is not None and not isinstance(wanted, bool):
-            return whole(params, "logprobs", 0, 20, 0) is not None  # of completions: how many candidates
-        if whole(params, "top_logprobs", 0, 20, 0) and not wanted:
+            name, wanted = "logprobs", True  # of completions: how many candidates
+        count = whole(params, name, 0, 20, 0)
+        if count and not wanted:
             raise RequestError("top_logprobs: needs logprobs to be true")
+        if count > 1:
+            raise RequestError(f"{name}: OpenVINO tells the chosen token's only, so that 1 is the most, not {count}")
         return bool(wanted)
 
     def config(self, base: Any, room: int, grammar: Any, seed: int) -> Any:
@@ -85,6 +93,8 @@ class Params:
             raise RequestError(f"params: {reason(error)}") from error
         return base
 
+
+_UNKNOWN = (("logit_bias", "be told which tokens to prefer"), ("suffix", "write what comes before a text"))
 
 _RANGES = (
     ("temperature", 0.0, 100.0),
