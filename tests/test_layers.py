@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "download": {"files"} | BASE,
     "models": {"download", "files"} | BASE,
     "services": BASE,
-    "engines": {"services", "models", "download", "files", "manifest", "socketdir"} | BASE,
+    "engines": {"deadlines", "services", "models", "download", "files", "manifest", "socketdir"} | BASE,
     "deadlines": {"manifest"} | BASE,
     "plugin": {"deadlines", "services", "engines", "models", "download", "files", "manifest"} | BASE,
     "rpc": {"plugin", "services", "engines", "models", "download"} | BASE,

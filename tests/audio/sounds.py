@@ -97,12 +97,20 @@ class Listener:
         return (loudest - _QUIET) // _STEP if loudest >= _QUIET else None
 
 
-def encoded(form: str, codec: str, samples: bytes, *, rate: int = RATE, layout: str = "mono") -> bytes:
-    """A file of ffmpeg's format `form`; `samples` are mono s16le of `rate`."""
+def encoded(
+    form: str,
+    codec: str,
+    samples: bytes,
+    *,
+    rate: int = RATE,
+    layout: str = "mono",
+    options: dict[str, str] | None = None,
+) -> bytes:
+    """A file of ffmpeg's format `form`, with its muxer's options; `samples` are mono s16le of `rate`."""
     import av
 
     file = io.BytesIO()
-    with av.open(file, "w", format=form) as container:
+    with av.open(file, "w", format=form, options=options or {}) as container:
         stream = container.add_stream(codec, rate=rate, options={"strict": "-2"})
         assert isinstance(stream, av.AudioStream)
         stream.layout = layout

@@ -75,11 +75,9 @@ def test_other_chunks_are_passed_over() -> None:
     [
         b"",
         b"RIFF",
-        wav(speech(0.1))[:-2],
         wav(speech(0.1), rate=8000),
         wav(speech(0.1), channels=2),
         wav(b""),
-        wav(b"abc"),
         floats(0, 0),
         b"fLaC" + bytes(100),
     ],

@@ -81,7 +81,7 @@ def test_the_default_manifest_is_right(environ: dict[str, str]) -> None:
     both_ways = {service.service_name for service in services if service.capabilities.support_bidirectional}
     assert both_ways == {"speech-to-text-ws"}
     timeouts = {service.service_name: service.timeout for service in services if service.timeout}
-    assert timeouts == {"text-to-image": -1, "speech-to-text-ws": -1}
+    assert timeouts == {"text-to-image": -1, "speech-to-text": -1, "speech-to-text-ws": -1}
     assert set(manifest.platforms) == set(PLATFORM_KEYS)
     assert (manifest.provider.name, manifest.engine_name) == ("openvino-plugin", "openvino")
     assert manifest.data_dir == Path(environ["AOG_DATA_DIR"], "engines", "openvino")
@@ -94,12 +94,15 @@ OTHERS = {
 }
 
 
+@pytest.mark.promise("S10")
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_manifests_for_other_engines_are_right(name: str, environ: dict[str, str]) -> None:
     path = ROOT / "plugins" / name / "plugin.yaml"
     assert lint(path, environ=environ) == []
     manifest = load_manifest(path, environ)
     assert list(manifest.services) == OTHERS[name]
+    if "speech-to-text" in manifest.services:
+        assert manifest.service("speech-to-text").timeout == -1
     assert set(manifest.platforms) == set(PLATFORM_KEYS)
     assert (manifest.provider.name, manifest.engine_name) == (f"{name}-plugin", name)
     assert manifest.data_dir == Path(environ["AOG_DATA_DIR"], "engines", name)

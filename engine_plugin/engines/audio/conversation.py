@@ -2,7 +2,8 @@
 
 A conversation is one task. It begins with the text message `{"action": "run-task", …}`, or just with sound; what it
 needs to know stands in the command or in a message's metadata: `model`, `language`, `format`, `sample_rate`,
-`channels`, `task_id`. `{"action": "finish-task"}` or the host's half-close ends the sound. The answers are text
+`channels`, `task_id`. Without `format` the sound's container is recognised by its first bytes; raw samples need
+`format` or `sample_rate`. `{"action": "finish-task"}` or the host's half-close ends the sound. The answers are text
 messages: task-started, result-generated for each sentence as it grows, task-finished or task-failed.
 
 AOG strips commands of their action: a text message without one is run-task when it is the first message, and
@@ -15,6 +16,7 @@ import asyncio
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.engines.audio.containers import HEAD, container_of
 from engine_plugin.engines.audio.decoder import FORMATS
 from engine_plugin.engines.audio.pcm import RATE
 from engine_plugin.engines.base import BidiMessage
@@ -51,14 +53,6 @@ _CHANNELS = range(1, 65)
 _SHOWN = 40
 _DOUBT = 10.0
 """Seconds after a text that may mean the end, within which sound says that it did not."""
-
-_BEGINNINGS = {
-    b"RIFF": "wav",
-    b"OggS": "ogg",
-    b"fLaC": "flac",
-    b"ID3": "mp3",
-    b"\x1aE\xdf\xa3": "webm",
-}
 
 
 class Conversation:
@@ -107,14 +101,28 @@ class Conversation:
         self._settled |= _OF_THE_TASK
 
     async def sound_begins(self) -> None:
-        """Read until there is sound, or the end. Raises InvalidRequestError for an unknown format."""
-        while not self._waiting and not self._over:
-            self._waiting = await self._next()
-        found = (form for start, form in _BEGINNINGS.items() if (self._waiting or b"").startswith(start))
-        self._settings = {**_OF_THE_SOUND, "format": next(found, "pcm"), **self._settings}
+        """Read until there is enough sound to know its format, or the end. Raises InvalidRequestError for an unknown
+        format."""
+        head = self._waiting or b""
+        while len(head) < (1 if "format" in self._settings else HEAD) and not self._over:
+            head += await self._next() or b""
+        self._waiting = head or None
+        form = self._settings.get("format") or self._recognised(head)
+        self._settings = {**_OF_THE_SOUND, **self._settings, "format": form}
         self._settled |= _OF_THE_SOUND.keys()
         if self.form not in FORMATS:
             raise InvalidRequestError(f"format: {self.form[:_SHOWN]!r} is unknown; use one of {', '.join(FORMATS)}")
+
+    def _recognised(self, head: bytes) -> str:
+        """The format that nobody named: by its first bytes, or raw samples whose rate is known."""
+        is_raw = "sample_rate" in self._settings
+        form = container_of(head, by_frames=not is_raw)
+        if form or is_raw or not head:
+            return form or "pcm"
+        raise InvalidRequestError(
+            f"format: is missing, and the sound's first bytes ({head[:8].hex(' ')}) are those of no known container. "
+            "Raw samples need format pcm or sample_rate"
+        )
 
     async def sound(self) -> AsyncGenerator[bytes, None]:
         """The sound as it comes, to its end."""

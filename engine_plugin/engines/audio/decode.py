@@ -7,8 +7,9 @@ stdin: one line of JSON, {"live": bool, "format": ffmpeg's name or "", "rate", "
 seconds}, then the audio until the end of stdin. A file is read wholly first, since some formats have their table of
 contents at the end; a live stream is decoded as it arrives.
 
-stdout: frames of one letter, a 4-byte big-endian length and so many bytes: "a" audio, and at last one of "d" (done),
-"e" (the audio is at fault: a sentence for its sender) and "m" (a package is missing: its name).
+stdout: frames of one letter, a 4-byte big-endian length and so many bytes: "a" audio, and at last one of "d" (done;
+`CUT_OFF` where the recording's end is missing), "e" (the audio is at fault: a sentence for its sender) and "m" (a
+package is missing: its name).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.engines.audio.containers import HEAD, UNKNOWN_LENGTH, container_of, is_cut_off
 from engine_plugin.engines.processes import guard
 from engine_plugin.engines.processes.entry import own_stdin
 
@@ -29,22 +31,27 @@ if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
     from av.container import InputContainer
 
-__all__ = ["RATE", "main", "too_long"]
+__all__ = ["CUT_OFF", "RATE", "SPARE", "main", "too_long"]
 
 RATE = 16_000
 _WIDTH = 2
 _BATCH = 64 * 1024  # bytes in a frame of a file's audio
 _LIVE_BATCH = 640  # of a live stream's: 20 ms
 _MEMORY = 1 << 30
-_UNKNOWN_LENGTH = 0x7FFFF000  # bytes: who writes a WAV into a pipe claims to write as many, or more
-_MAY_LACK = 1.0  # seconds by which a file may be shorter than it says
+_LIVE_MEMORY = 256 << 20
+_MAY_LACK = 0.25  # seconds by which a whole file may be shorter than it says
+
+CUT_OFF = b"cut off"
+
+SPARE = 1.0
+"""Seconds by which a recording may be longer than `longest`: encoders pad."""
 
 # What may be opened, by ffmpeg's names. Playlists, and whatever else names other files, stay out.
-_FORMATS = "wav,w64,mp3,flac,ogg,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,aac,aiff,au,amr,s16le"
+_FORMATS = "wav,w64,mp3,flac,ogg,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,aac,aiff,au,amr,caf,s16le"
 _CODECS = (
-    "pcm_s16le,pcm_s16be,pcm_s8,pcm_u8,pcm_s24le,pcm_s24be,pcm_s32le,pcm_s32be,pcm_f32le,pcm_f32be,pcm_f64le,"
-    "pcm_alaw,pcm_mulaw,adpcm_ms,adpcm_ima_wav,adpcm_ima_qt,mp3float,mp3,mp2,mp2float,flac,vorbis,libvorbis,opus,"
-    "libopus,aac,aac_latm,alac,amrnb,amrwb,amr_nb,amr_wb"
+    "pcm_s16le,pcm_s16be,pcm_s8,pcm_u8,pcm_s24le,pcm_s24be,pcm_s32le,pcm_s32be,pcm_f32le,pcm_f32be,pcm_f64le,pcm_f64be,"
+    "pcm_alaw,pcm_mulaw,adpcm_ms,adpcm_ima_wav,adpcm_ima_qt,mp3float,mp3,mp2,mp2float,mp1,mp1float,flac,vorbis,libvorbis,"
+    "opus,libopus,aac,aac_latm,alac,amrnb,amrwb,amr_nb,amr_wb"
 )
 _NO_FORMAT = "is in no format that is read here (WAV, MP3, FLAC, OGG, WebM, M4A), or damaged"
 
@@ -102,14 +109,14 @@ def main() -> int:
     stdin = open(own_stdin(), "rb")  # noqa: SIM115, PTH123  # until the process ends
     settings = json.loads(stdin.readline())
     frames = _Outgoing(out, _LIVE_BATCH if settings["live"] else _BATCH)
-    _bound_memory()
+    _bound_memory(_LIVE_MEMORY if settings["live"] else _MEMORY)
     try:
         import av  # noqa: F401
     except ImportError as error:
         frames.frame(b"m", (error.name or "av").encode())
         return 0
     try:
-        _decode(settings, stdin, frames)
+        cut_off = _decode(settings, stdin, frames)
         frames.flush()
     except _BadAudioError as error:
         frames.flush()
@@ -117,21 +124,22 @@ def main() -> int:
     except MemoryError:
         frames.frame(b"e", b"takes too much memory to be decoded")
     else:
-        frames.frame(b"d")
+        frames.frame(b"d", CUT_OFF if cut_off else b"")
     return 0
 
 
-def _bound_memory() -> None:
+def _bound_memory(most: int) -> None:
     """A header may ask for any amount of it."""
     if sys.platform == "linux":
         import resource
 
         _soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        limit = _MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard)
+        limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
-def _decode(settings: dict[str, Any], stdin: io.BufferedReader, out: _Outgoing) -> None:
+def _decode(settings: dict[str, Any], stdin: io.BufferedReader, out: _Outgoing) -> bool:
+    """Write all of the audio to `out`; whether a recording's end is missing. Raises _BadAudioError."""
     import av
 
     live = settings["live"]
@@ -145,30 +153,36 @@ def _decode(settings: dict[str, Any], stdin: io.BufferedReader, out: _Outgoing) 
         container = av.open(source, "r", format=settings["format"] or None, options=options)
     except av.FFmpegError as error:
         if live and source.empty:
-            return  # a stream of nothing is a stream that said nothing
+            return False  # a stream of nothing is a stream that said nothing
         raise _BadAudioError(_reason(error, source)) from None
     with container:
-        _decode_container(container, settings, out)
+        is_short = _decode_container(container, settings, out)
+    return not live and (is_short or is_cut_off(source.getvalue()))
 
 
 def _reason(error: av.FFmpegError, source: Any) -> str:
     """Why ffmpeg could not open it."""
-    if isinstance(source, io.BytesIO) and not source.getbuffer():
-        return "is empty"
+    if isinstance(source, io.BytesIO):
+        data = source.getvalue()
+        if not data:
+            return "is empty"
+        if container_of(data[:HEAD]) == "m4a" and is_cut_off(data):
+            return "is an M4A file that is cut off before its table of contents, without which nothing can be decoded"
     if "moov" in str(error).lower():
         return _UNSTREAMED
     return _NO_FORMAT
 
 
-def _decode_container(container: InputContainer, settings: dict[str, Any], out: _Outgoing) -> None:
-    """Resample every frame of the first audio stream. Raises _BadAudioError."""
+def _decode_container(container: InputContainer, settings: dict[str, Any], out: _Outgoing) -> bool:
+    """Resample every frame of the first audio stream; whether there is less than it says. Raises _BadAudioError."""
     import av
 
     if not container.streams.audio:
         raise _BadAudioError("holds no audio, only video" if container.streams.video else "holds no audio")
+    _check_codec(container.streams.audio[0].codec_context)
     said = _said_length(container)
     longest = settings["longest"]
-    if not settings["live"] and said > longest:
+    if not settings["live"] and said > longest + SPARE:
         raise _BadAudioError(too_long(longest))
     mixer: av.AudioResampler | None = None
     shape: tuple[object, ...] = ()
@@ -179,16 +193,19 @@ def _decode_container(container: InputContainer, settings: dict[str, Any], out: 
             mixer, shape = av.AudioResampler(format="s16", layout="mono", rate=RATE), now
         for done in mixer.resample(frame):
             _give(done, out)
-        if longest and out.samples > longest * RATE:
+        if longest and out.samples > (longest + SPARE) * RATE:
             raise _BadAudioError(too_long(longest))
     _drain(mixer, out)
-    if settings["live"]:
-        return
-    if not out.samples:
+    if not out.samples and not settings["live"]:
         raise _BadAudioError("holds no sound: its length is zero")
-    heard = out.samples / RATE
-    if heard < said - max(_MAY_LACK, said / 20):
-        raise _BadAudioError(f"is cut off: it says that it is {said:.1f} s long, and {heard:.1f} s are there")
+    return out.samples / RATE < said - _MAY_LACK
+
+
+def _check_codec(context: Any) -> None:
+    """ffmpeg's own whitelist counts while a file is opened, not for what is decoded then."""
+    codec = context.codec.name if context is not None else "unknown"
+    if codec not in _CODECS.split(","):
+        raise _BadAudioError(f"has sound of a kind that is not read here ({codec}). Send WAV, MP3, FLAC, Opus or AAC")
 
 
 def too_long(longest: float) -> str:
@@ -230,7 +247,7 @@ def _said_length(container: InputContainer) -> float:
     seconds = float(stream.duration * stream.time_base)
     context = stream.codec_context
     size = seconds * (context.rate or 0) * context.channels * max(1, context.format.bytes if context.format else 1)
-    return 0.0 if container.format.name == "wav" and size >= _UNKNOWN_LENGTH else seconds
+    return 0.0 if container.format.name == "wav" and size >= UNKNOWN_LENGTH else seconds
 
 
 def _drain(mixer: av.AudioResampler | None, out: _Outgoing) -> None:

@@ -8,26 +8,28 @@ import os
 import signal
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from engine_plugin import catalogue
-from engine_plugin.engines.audio.decode import too_long
+from engine_plugin.engines.audio.containers import is_cut_off
+from engine_plugin.engines.audio.decode import CUT_OFF, SPARE, too_long
 from engine_plugin.engines.audio.pcm import plain_speech, seconds
 from engine_plugin.engines.processes.child import STDIN, STDOUT, ChildProcess
 from engine_plugin.engines.processes.python import module_command, module_environ
-from engine_plugin.errors import BadGatewayError, InvalidRequestError, PreconditionError
+from engine_plugin.errors import BadGatewayError, InvalidRequestError, PreconditionError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
-__all__ = ["FORMATS", "AudioLimits", "DecodedStream", "Decoder"]
+__all__ = ["FORMATS", "AudioLimits", "DecodedStream", "Decoder", "Recording"]
 
 _MODULE = "engine_plugin.engines.audio.decode"
 _BLOCK = 256 * 1024
 _HIGH_WATER = 256 * 1024
 _LAST_WORDS = 2000
 _BUSY = max(2, os.cpu_count() or 2)  # files decoded at once
+_WAITING = 100  # files that wait for that
 
 FORMATS = {
     "pcm": "s16le",
@@ -44,6 +46,11 @@ FORMATS = {
     "m4a": "mov",
     "mp4": "mov",
     "aac": "aac",
+    "aiff": "aiff",
+    "au": "au",
+    "amr": "amr",
+    "caf": "caf",
+    "w64": "w64",
 }
 """The formats that a live stream may name, and ffmpeg's names for them."""
 
@@ -61,6 +68,17 @@ class AudioLimits:
 
     timeout: float = _number(120.0, 1, 86_400)
     """How long decoding one recording may take."""
+
+    max_live: int = _number(16, 1, 1000)
+    """How many live streams are decoded at once; one more is refused with 503. Each takes about 40 MB of memory; raw
+    samples of 16 kHz need no decoder and are not counted."""
+
+
+class Recording(NamedTuple):
+    """A decoded recording: 16 kHz mono s16le, and whether its end is missing."""
+
+    samples: bytes
+    is_cut_off: bool
 
 
 class _DecoderProcess(ChildProcess):
@@ -139,6 +157,7 @@ class DecodedStream:
 
     def __init__(self, process: _DecoderProcess, *, is_ours: bool) -> None:
         """`is_ours`: InstallEngine installs what it needs."""
+        self.is_cut_off = False
         self._process = process
         self._is_ours = is_ours
 
@@ -152,12 +171,16 @@ class DecodedStream:
         self._process.close_stdin()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """16 kHz mono s16le as it comes. Raises InvalidRequestError for audio that cannot be decoded."""
+        """16 kHz mono s16le as it comes. Raises InvalidRequestError for audio that cannot be decoded.
+
+        Afterwards `is_cut_off` says whether the end of a recording is missing.
+        """
         while True:
             kind, payload = await self._process.frame()
             if kind == b"a":
                 yield payload
             elif kind == b"d":
+                self.is_cut_off = payload == CUT_OFF
                 return
             else:
                 raise await _failure(self._process, kind, payload, is_ours=self._is_ours)
@@ -176,17 +199,33 @@ class Decoder:
         self._environ = environ
         self._limits = limits or AudioLimits()
         self._turns = asyncio.Semaphore(_BUSY)
+        self._files = self._streams = 0
 
-    async def decode(self, audio: bytes) -> bytes:
-        """A whole recording. Raises InvalidRequestError when it is none, too long, or takes too long to decode, and
-        PreconditionError where no audio packages are installed: a WAV of 16 kHz mono s16le needs none."""
+    @property
+    def longest(self) -> float:
+        """Seconds of the longest recording that is taken."""
+        return self._limits.longest
+
+    async def decode(self, audio: bytes) -> Recording:
+        """A whole recording. Raises InvalidRequestError when it is none, too long, or takes too long to decode,
+        UnavailableError when too many wait, and PreconditionError where no audio packages are installed: a WAV of
+        16 kHz mono s16le needs none."""
         if not audio:
             raise InvalidRequestError("audio: is empty")
         plain = plain_speech(audio)
         if plain is not None:
-            if seconds(len(plain)) > self._limits.longest:
+            if seconds(len(plain)) > self._limits.longest + SPARE:
                 raise InvalidRequestError(f"audio: {too_long(self._limits.longest)}")
-            return plain
+            return Recording(plain, is_cut_off(audio))
+        if self._files >= _BUSY + _WAITING:
+            raise UnavailableError(f"audio: {_WAITING} recordings wait to be decoded; try again later")
+        self._files += 1
+        try:
+            return await self._decoded(audio)
+        finally:
+            self._files -= 1
+
+    async def _decoded(self, audio: bytes) -> Recording:
         limit = self._limits.timeout
         pieces: list[bytes] = []
         try:
@@ -199,15 +238,27 @@ class Decoder:
                     await asyncio.wait({feeding})
         except TimeoutError:
             raise InvalidRequestError(f"audio: takes longer than {limit:g} s to decode; send a shorter one") from None
-        return await asyncio.to_thread(b"".join, pieces)
+        return Recording(await asyncio.to_thread(b"".join, pieces), stream.is_cut_off)
 
     @asynccontextmanager
     async def stream(self, form: str, rate: int, channels: int) -> AsyncIterator[DecodedStream]:
-        """Decode audio as it arrives. `form` is one of FORMATS; `rate` and `channels` are those of raw samples."""
+        """Decode audio as it arrives. `form` is one of FORMATS; `rate` and `channels` are those of raw samples.
+
+        Raises UnavailableError when as many streams are decoded as may be.
+        """
         if form not in FORMATS:
             raise InvalidRequestError(f"format: {form[:40]!r} is unknown; use one of {', '.join(FORMATS)}")
-        async with self._stream(live=True, form=FORMATS[form], rate=rate, channels=channels) as stream:
-            yield stream
+        if self._streams >= self._limits.max_live:
+            raise UnavailableError(
+                f"{self._streams} live streams are being decoded, as many as engine.audio.max_live in plugin.yaml "
+                "allows. Try again later, or send raw samples of 16 kHz (format pcm), which need no decoder"
+            )
+        self._streams += 1
+        try:
+            async with self._stream(live=True, form=FORMATS[form], rate=rate, channels=channels) as stream:
+                yield stream
+        finally:
+            self._streams -= 1
 
     @asynccontextmanager
     async def _stream(

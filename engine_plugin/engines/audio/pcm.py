@@ -9,6 +9,7 @@ from itertools import repeat
 from operator import mul
 from sys import byteorder
 
+from engine_plugin.engines.audio.containers import UNKNOWN_LENGTH
 from engine_plugin.errors import BadGatewayError
 
 __all__ = ["BYTES_A_SECOND", "RATE", "Wave", "plain_speech", "read_wave", "seconds", "wav_header"]
@@ -55,14 +56,16 @@ def wav_header(size: int, rate: int = RATE, channels: int = 1) -> bytes:
 
 
 def plain_speech(audio: bytes) -> bytes | None:
-    """The samples of a WAV that is 16 kHz mono s16le already; None for any other, and for one that is cut off."""
+    """The samples of a WAV that is 16 kHz mono s16le already, as far as they are there; None for any other."""
     try:
         (kind, channels, rate, bits), place, size = _chunks(audio)
     except ValueError:
         return None
-    whole = 0 < size <= len(audio) - place and not size % 2
-    fits = (kind, channels, rate, bits) == (_PCM, 1, RATE, 16)
-    return audio[place : place + size] if fits and whole else None
+    if (kind, channels, rate, bits) != (_PCM, 1, RATE, 16):
+        return None
+    there = len(audio) - place
+    size = there if size == 0 or size >= UNKNOWN_LENGTH else min(size, there)
+    return audio[place : place + size - size % 2] or None
 
 
 def read_wave(audio: bytes) -> Wave:

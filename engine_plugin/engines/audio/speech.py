@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Protocol
 
-from engine_plugin.engines.audio import pcm
+from engine_plugin.deadlines import deadline
+from engine_plugin.engines.audio import containers, pcm
 from engine_plugin.engines.audio.conversation import Conversation
 from engine_plugin.engines.audio.incoming import sound_of
 from engine_plugin.engines.audio.live import LiveOptions, transcribed_live
@@ -47,15 +48,10 @@ _RAW = ("pcm", "s16le", "raw")
 _STALE = 3600.0
 _KEEPING = threading.Lock()  # two at once would each delete what the other keeps
 
-# How recordings begin, and the name's ending by which servers know them.
-_ENDINGS = (
-    (0, b"RIFF", "wav"),
-    (0, b"fLaC", "flac"),
-    (0, b"OggS", "ogg"),
-    (0, b"\x1aE\xdf\xa3", "webm"),
-    (4, b"ftyp", "m4a"),
-    (0, b"ID3", "mp3"),
-)
+_PATIENCE = 60.0
+"""Seconds that a transcription may take beside the recording's length."""
+_SLOWEST = 500
+"""Bytes a second of a recording whose length only the server knows: fewer no codec makes of speech."""
 
 
 class Answer(Protocol):
@@ -120,20 +116,25 @@ class Speech:
     async def transcribe(self, model: str, request: dict[str, Any]) -> bytes:
         """Answer a speech-to-text request, with a model that is loaded. Errors name the field."""
         sound = await sound_of(request["audio"])
-        if not self._dialect.original:
-            sound = await self._decoder.decode(sound)
+        if self._dialect.original:
+            plain, is_cut_off = None, await in_thread(containers.is_cut_off, sound)
+            most = min(len(sound) / _SLOWEST, self._decoder.longest)
+        else:
+            plain, is_cut_off = await self._decoder.decode(sound)
+            most = pcm.seconds(len(plain))
         task = request.get("task") or "transcribe"
         words = "word" in (request.get("timestamp_granularities") or ())
         fields = _form_fields(model, request, words=words)
         if task != "transcribe":
             fields["task"] = task
-        if self._dialect.original:
-            heard = await self._post(task, fields, sound, f"audio.{_ending(sound)}")
-            plain = pcm.plain_speech(sound)
-            duration = _duration(heard) if plain is None else pcm.seconds(len(plain))
-        else:
-            heard = await self._post_samples(task, fields, sound)
-            duration = pcm.seconds(len(sound))
+        async with deadline(_PATIENCE + most, "speech-to-text", "Try again, or send the recording in parts"):
+            if plain is not None:
+                heard = await self._post_samples(task, fields, plain)
+            else:
+                name = containers.container_of(sound[: containers.HEAD]) or "mp3"
+                heard = await self._post(task, fields, sound, f"audio.{name}")
+                plain = pcm.plain_speech(sound)
+        duration = _duration(heard) if plain is None else pcm.seconds(len(plain))
         segments = _segments(heard, duration)
         more: dict[str, Any] = {
             "task": task,
@@ -145,6 +146,8 @@ class Speech:
         text = str(heard.get("text") or "").strip()
         form = request.get("response_format") or "json"
         shape = answer(form, request["model"], text, segments, more)
+        if is_cut_off:
+            shape["truncated"] = True
         return write_json(shape)
 
     async def _post_samples(self, task: str, fields: dict[str, str], samples: bytes) -> dict[str, Any]:
@@ -358,10 +361,3 @@ def _duration(heard: dict[str, Any]) -> float:
         if 0 < seconds < float("inf"):
             return seconds
     return 0.0
-
-
-def _ending(sound: bytes) -> str:
-    for at, magic, ending in _ENDINGS:
-        if sound.startswith(magic, at):
-            return ending
-    return "mp3"  # one without a tag begins with any of many headers

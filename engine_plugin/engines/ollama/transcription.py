@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.engines.audio.containers import container_of
 from engine_plugin.engines.audio.speech import Dialect, Speech
 from engine_plugin.engines.http.posting import PostingClient
 from engine_plugin.errors import UnavailableError, UnsupportedError
@@ -31,7 +32,7 @@ _PATHS = {"transcribe": PATH}
 _AS_IT_IS = Dialect(_PATHS, original=True)
 _AS_WAV = Dialect(_PATHS)
 _NOTHING_SPOKEN = Path()
-_BASE64_OF_12_BYTES = 16
+_BASE64_OF_18_BYTES = 24
 
 
 class _AudioClient(PostingClient):
@@ -63,12 +64,10 @@ def _server_reads(audio: str) -> bool:
     """Whether a recording, in base64 or a data: URL, is a WAV or an MP3. What is no base64 is told of later."""
     start = audio.find(",", 0, 200) + 1 if audio.startswith("data:") else 0
     try:
-        head = base64.b64decode(audio[start : start + _BASE64_OF_12_BYTES])
+        head = base64.b64decode(audio[start : start + _BASE64_OF_18_BYTES])
     except (binascii.Error, ValueError):
         return False
-    if head.startswith(b"RIFF"):
-        return head[8:12] == b"WAVE"
-    return head.startswith(b"ID3") or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2)
+    return container_of(head) in ("wav", "mp3")
 
 
 @asynccontextmanager

@@ -41,6 +41,11 @@ def cut(sound: bytes, **metadata: str) -> list[BidiMessage]:
     return [binary(sound[place : place + size], **metadata) for place in range(0, len(sound), size)]
 
 
+def raw(samples: bytes) -> list[BidiMessage]:
+    """Raw samples, named so."""
+    return cut(samples, format="pcm")
+
+
 async def sent(messages: Iterable[BidiMessage]) -> AsyncIterator[BidiMessage]:
     for message in messages:
         yield message
@@ -105,7 +110,7 @@ async def held(speech: Speech, *messages: BidiMessage, default: str = "default")
 
 
 async def test_a_task_from_its_beginning_to_its_end(speech: Speech, server: Server) -> None:
-    talk = await held(speech, run(model="mine", language="en", task_id="t1"), *cut(SOUND), FINISH)
+    talk = await held(speech, run(model="mine", language="en", task_id="t1"), *raw(SOUND), FINISH)
     assert talk.kinds == ALL
     assert talk.words == WORDS
     assert {event["header"]["task_id"] for event in talk.events} == {"t1"}
@@ -129,14 +134,14 @@ async def test_sound_alone_is_a_task_too(speech: Speech) -> None:
 
 
 async def test_a_first_message_without_sound(speech: Speech) -> None:
-    talk = await held(speech, binary(b"", model="m", task_id="7"), *cut(SOUND), FINISH)
+    talk = await held(speech, binary(b"", model="m", task_id="7"), *raw(SOUND), FINISH)
     assert (talk.words, talk.used) == (WORDS, ["m"])
 
 
 async def test_the_default_model(speech: Speech) -> None:
-    assert (await held(speech, *cut(SOUND), FINISH)).used == ["default"]
+    assert (await held(speech, *raw(SOUND), FINISH)).used == ["default"]
     with pytest.raises(InvalidRequestError, match="model: is missing"):
-        await held(speech, *cut(SOUND), FINISH, default="")
+        await held(speech, *raw(SOUND), FINISH, default="")
 
 
 async def test_commands_with_header_and_payload(speech: Speech) -> None:
@@ -193,11 +198,13 @@ async def test_a_second_command_without_an_action_ends_a_task_when_no_sound_foll
 async def test_the_connections_id_is_the_tasks(speech: Speech) -> None:
     """AOG has told its client that one, whatever stands in the command."""
     first = BidiMessage(run(model="m", task_id="t1").data, "text", {"ws_conn_id": "c1"})
-    talk = await held(speech, first, *cut(SOUND), FINISH)
+    talk = await held(speech, first, *raw(SOUND), FINISH)
     assert {event["header"]["task_id"] for event in talk.events} == {"c1"}
 
 
-@pytest.mark.parametrize("messages", [[], [FINISH], [run(model="m"), FINISH], [run(), binary(b""), binary(b"\x01")]])
+@pytest.mark.parametrize(
+    "messages", [[], [FINISH], [run(model="m"), FINISH], [run(), binary(b""), binary(b"\x01", format="pcm")]]
+)
 async def test_a_task_without_sound(speech: Speech, server: Server, messages: list[BidiMessage]) -> None:
     talk = await held(speech, *messages)
     assert talk.kinds == ["task-started", "task-finished"]
@@ -205,7 +212,7 @@ async def test_a_task_without_sound(speech: Speech, server: Server, messages: li
 
 
 async def test_silence_is_no_sentence(speech: Speech, server: Server) -> None:
-    assert (await held(speech, *cut(silence(5)), FINISH)).kinds == ["task-started", "task-finished"]
+    assert (await held(speech, *raw(silence(5)), FINISH)).kinds == ["task-started", "task-finished"]
     assert server.forms == []
 
 
@@ -213,7 +220,7 @@ async def test_what_comes_after_the_end_is_not_read(speech: Speech) -> None:
     read: list[BidiMessage] = []
 
     async def messages() -> AsyncIterator[BidiMessage]:
-        for message in (*cut(SOUND), FINISH, binary(SOUND)):
+        for message in (*raw(SOUND), FINISH, binary(SOUND)):
             read.append(message)
             yield message
 
@@ -251,6 +258,51 @@ async def test_encoded_sound(speech: Speech, server: Server, form: str, named: b
     assert sentence["end_time"] == pytest.approx(2700, abs=200)
 
 
+@pytest.mark.promise("S9")
+@pytest.mark.parametrize(
+    ("form", "codec", "options"),
+    [
+        ("mp4", "aac", {"movflags": "frag_keyframe+empty_moov+default_base_moof", "frag_duration": "200000"}),
+        ("mp3", "libmp3lame", {"id3v2_version": "0"}),
+        ("adts", "aac", {}),
+        ("matroska", "libopus", {}),
+        ("webm", "libopus", {"live": "1"}),
+        ("wav", "pcm_s16le", {"rf64": "always"}),
+        ("aiff", "pcm_s16be", {}),
+        ("caf", "pcm_s16be", {}),
+        ("au", "pcm_s16be", {}),
+    ],
+)
+async def test_a_container_without_a_name_is_heard_as_what_it_is(
+    speech: Speech, server: Server, form: str, codec: str, options: dict[str, str]
+) -> None:
+    """In small messages, the first of which is too short to tell."""
+    pytest.importorskip("av")
+    server.answer = {"text": "hello", "segments": []}
+    sound = bytes(48_000) + tone(0.5, 300, 0.4, 48_000) + tone(0.5, 700, 0.4, 48_000) + bytes(96_000)
+    data = encoded(form, codec, sound, rate=48_000, options=options)
+    pieces = [data[:3], data[3:10], *(data[place : place + 3201] for place in range(10, len(data), 3201))]
+    talk = await held(speech, run(model="m"), *map(binary, pieces), FINISH)
+    (sentence,) = talk.final
+    assert sentence["begin_time"] == pytest.approx(500, abs=150)
+
+
+@pytest.mark.promise("S9")
+@pytest.mark.parametrize("sound", [SOUND, b"0&\xb2u\x8ef\xcf\x11" + bytes(99), b"GIF89a" + bytes(99), b"\0"])
+async def test_sound_that_is_not_recognised_is_refused(speech: Speech, sound: bytes) -> None:
+    message = await failed(speech, InvalidRequestError, *map(binary, (sound[:5], sound[5:])), FINISH)
+    assert message.startswith("format: is missing, and the sound's first bytes")
+
+
+@pytest.mark.promise("S9")
+async def test_samples_whose_rate_is_known_are_raw(speech: Speech, server: Server) -> None:
+    """Also those that begin as a frame of MPEG audio would; a file that says what it is is no samples."""
+    server.answer = {"text": "hello", "segments": []}
+    for sound in (b"\xff\xfb\x90\x64" + SOUND[4:], SOUND, wav(SOUND)):
+        talk = await held(speech, *cut(sound, sample_rate="16000"), FINISH)
+        assert talk.final
+
+
 async def test_raw_sound_of_another_rate(speech: Speech, server: Server) -> None:
     pytest.importorskip("av")
     server.answer = {"text": "hello", "segments": []}
@@ -286,13 +338,16 @@ async def failed(speech: Speech, kind: type[EnginePluginError], *messages: BidiM
         ([binary(b"ab", sample_rate="fast")], "sample_rate: must be a whole number from 1000 to 384000, not 'fast'"),
         ([binary(b"ab", sample_rate="999")], "sample_rate: must be a whole number from 1000"),
         ([binary(b"ab", sample_rate="0")], "sample_rate: must be a whole number"),
-        ([binary(b"ab", channels="65")], "channels: must be a whole number from 1 to 64"),
+        ([binary(b"ab", format="pcm", channels="65")], "channels: must be a whole number from 1 to 64"),
         ([run(model="m"), run(model="m")], "action: run-task came in the middle"),
         ([run(model="m"), binary(b"ab", model="n")], "metadata.model: cannot change"),
         ([binary(b"ab"), binary(b"ab", language="fr")], "metadata.language: cannot change, or come"),
-        ([binary(b"abcd" * 999), binary(b"ab", format="mp3")], "metadata.format: cannot change"),
-        ([binary(b"abcd" * 999), binary(b"ab", sample_rate="8000")], "metadata.sample_rate: cannot change"),
-        ([binary(b"abcd" * 999), BidiMessage(b'{"action": "pause"}')], "action: 'pause' is unknown"),
+        ([binary(b"abcd" * 999, format="pcm"), binary(b"ab", format="mp3")], "metadata.format: cannot change"),
+        (
+            [binary(b"abcd" * 999, format="pcm"), binary(b"ab", sample_rate="8000")],
+            "metadata.sample_rate: cannot",
+        ),
+        ([binary(b"abcd" * 999, format="pcm"), BidiMessage(b'{"action": "pause"}')], "action: 'pause' is unknown"),
     ],
 )
 async def test_what_is_no_conversation(speech: Speech, messages: list[BidiMessage], said: str) -> None:
@@ -312,12 +367,12 @@ async def test_an_unknown_model(speech: Speech) -> None:
 
 async def test_what_the_server_complains_of(speech: Speech, server: Server) -> None:
     server.refusal = (503, "the queue is full")
-    assert "the queue is full" in await failed(speech, UnavailableError, *cut(SOUND), FINISH)
+    assert "the queue is full" in await failed(speech, UnavailableError, *raw(SOUND), FINISH)
 
 
 async def test_an_error_of_the_host_is_passed_on(speech: Speech) -> None:
     async def messages() -> AsyncIterator[BidiMessage]:
-        yield binary(SOUND)
+        yield binary(SOUND, format="pcm")
         raise InvalidRequestError("message_type: must be text or binary")
 
     talk = Talk(speech)
@@ -367,8 +422,8 @@ async def test_leaving_ends_everything(speech: Speech, server: Server, form: str
 
 async def test_two_speakers_at_once(speech: Speech) -> None:
     one, two = await asyncio.gather(
-        held(speech, run(model="a"), *cut(SOUND), FINISH),
-        held(speech, run(model="b"), *cut(spoken(50, 8) + silence(1)), FINISH),
+        held(speech, run(model="a"), *raw(SOUND), FINISH),
+        held(speech, run(model="b"), *raw(spoken(50, 8) + silence(1)), FINISH),
     )
     assert one.words == WORDS
     assert two.words == [f"word{number}" for number in range(50, 58)]
@@ -380,7 +435,7 @@ async def test_partial_sentences_come_while_somebody_speaks(speech: Speech) -> N
 
     async def messages() -> AsyncIterator[BidiMessage]:
         yield run(model="m")
-        yield binary(spoken(0, 8))
+        yield binary(spoken(0, 8), format="pcm")
         await told.wait()
         yield binary(spoken(8, 2) + silence(1))
 
@@ -408,7 +463,7 @@ async def test_no_audio_packages_are_needed_for_raw_sound(server: Server, tmp_pa
     client = ServerClient(http, None)
     speech = Speech(lambda: client, SPEECH, Decoder(tmp_path, os.environ), tmp_path / "output")
     try:
-        assert (await held(speech, *cut(SOUND), FINISH)).words == WORDS
+        assert (await held(speech, *raw(SOUND), FINISH)).words == WORDS
         assert "InstallEngine" in await failed(speech, PreconditionError, binary(wav(SOUND, 8000)), FINISH)
     finally:
         http.close()

@@ -75,7 +75,7 @@ async def test_a_voice_is_a_recording_again(real: Speech) -> None:
 async def test_a_live_conversation(real: Speech) -> None:
     talk = Talk(real, "{}")
     sound = silence(0.5) + speech(2) + silence(1.2) + speech(1.5) + silence(1)
-    await talk.hold(sent([run(model="tiny-transcribe", language="en"), *cut(sound), FINISH]))
+    await talk.hold(sent([run(model="tiny-transcribe", language="en"), *cut(sound, format="pcm"), FINISH]))
     assert talk.kinds in (ALL, ["task-started", "task-finished"])
     times = [(sentence["begin_time"], sentence["end_time"]) for sentence in talk.final]
     assert all(400 <= begin <= end <= 6200 for begin, end in times)
@@ -84,7 +84,7 @@ async def test_a_live_conversation(real: Speech) -> None:
 
 async def test_two_conversations_and_a_recording_at_once(real: Speech) -> None:
     talks = [Talk(real, "{}"), Talk(real, "{}")]
-    messages = [run(model="tiny-transcribe"), *cut(speech(3) + silence(1)), FINISH]
+    messages = [run(model="tiny-transcribe"), *cut(speech(3) + silence(1), format="pcm"), FINISH]
     request = {"model": "tiny-transcribe", "audio": base64.b64encode(wav(speech(1.0))).decode()}
     recording = asyncio.create_task(real.transcribe("tiny-transcribe", request))
     await asyncio.gather(recording, *(talk.hold(sent(messages)) for talk in talks))

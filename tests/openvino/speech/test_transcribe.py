@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.errors import BadGatewayError, InvalidRequestError, UnavailableError
-from tests.audio.sounds import encoded, spoken, tone, wav
+from engine_plugin import deadlines
+from engine_plugin.engines.audio import speech as speech_module
+from engine_plugin.errors import BadGatewayError, DeadlineError, InvalidRequestError, UnavailableError
+from tests.audio.sounds import encoded, silence, spoken, tone, wav
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from engine_plugin.engines.audio.speech import Speech
     from tests.openvino.speech.conftest import Server
 
@@ -44,6 +48,32 @@ async def test_other_formats_are_decoded_first(speech: Speech, server: Server) -
     pytest.importorskip("av")
     await transcribe(speech, encoded("mp3", "libmp3lame", tone(1, rate=44_100), rate=44_100, layout="stereo"))
     assert len(server.samples[0]) == pytest.approx(32_000, abs=2000)
+
+
+@pytest.mark.promise("S13")
+@pytest.mark.parametrize("form", ["json", "verbose_json", "text", "srt", "vtt"])
+async def test_a_recording_without_its_end_is_said_to_be_truncated(speech: Speech, form: str) -> None:
+    assert (await transcribe(speech, wav(SOUND)[:-3200], response_format=form))["truncated"] is True
+    assert "truncated" not in await transcribe(speech, wav(SOUND), response_format=form)
+
+
+@pytest.mark.promise("S10")
+async def test_a_transcription_may_take_a_minute_beyond_the_recordings_length(
+    speech: Speech, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed: list[float | None] = []
+
+    def deadline(seconds: float | None, what: str, remedy: str) -> AbstractAsyncContextManager[None]:
+        allowed.append(seconds)
+        return deadlines.deadline(seconds, what, remedy)
+
+    monkeypatch.setattr(speech_module, "deadline", deadline)
+    await transcribe(speech, wav(silence(120)))
+    assert allowed == [180]
+    monkeypatch.setattr(speech_module, "_PATIENCE", -119.9)
+    server.gate.clear()
+    with pytest.raises(DeadlineError, match="speech-to-text"):
+        await transcribe(speech, wav(silence(120)))
 
 
 async def test_what_is_asked_for_is_passed_on(speech: Speech, server: Server) -> None:
