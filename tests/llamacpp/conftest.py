@@ -19,6 +19,7 @@ import yaml
 from engine_plugin.engines.llamacpp.engine import LlamaCppEngine
 from engine_plugin.host import PluginClient, connect
 from engine_plugin.manifest import load_manifest
+from engine_plugin.models.defaults import DefaultModels
 from engine_plugin.models.store import PullRequest
 from engine_plugin.plugin import Plugin
 from engine_plugin.rpc.grpc_aio import AioServer
@@ -87,6 +88,9 @@ class _Server:
             engine = LlamaCppEngine(manifest)
         if not manifest.data_dir.exists():
             shutil.copytree(self._models, manifest.data_dir / "models")
+            DefaultModels(manifest.data_dir).write(
+                {"chat": "tiny-chat", "generate": "tiny-chat"}
+            )
         plugin = Plugin(manifest, engine)
         self._stack.push_async_callback(plugin.aclose)
         server = AioServer()
