@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from engine_plugin.rpc.hosts import Host
 from engine_plugin.rpc.servicer import ProviderServicer
 from engine_plugin.rpc.stubs import provider_pb2 as pb
 from tests.goplugin.conftest import launch as launch  # noqa: PLC0414  # fixtures
@@ -66,7 +67,7 @@ async def test_a_call_that_needs_one_file_too_many_is_503_with_what_to_do() -> N
 
     plugin: Any = Full()
     call: Any = None
-    answer = await ProviderServicer(plugin).GetRunningModels(pb.GetRunningModelsRequest(), call)
+    answer = await ProviderServicer(plugin, Host()).GetRunningModels(pb.GetRunningModelsRequest(), call)
     assert answer.code == 503
     assert "Raise the limit of open files (ulimit -n)" in answer.message
 

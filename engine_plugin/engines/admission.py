@@ -12,7 +12,11 @@ from engine_plugin import catalogue
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "ClosedError"]
+
+
+class ClosedError(Exception):
+    """The engine's process leaves. Who waited for a turn has not begun, and may turn to its successor."""
 
 
 class Admission:
@@ -27,10 +31,20 @@ class Admission:
         self._free = capacity
         self._max_waiting = max_waiting
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._closed = False
+
+    def close(self) -> None:
+        """Give no more turns; all that wait for one get ClosedError."""
+        self._closed = True
+        while self._waiting:
+            _count, turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_exception(ClosedError())
 
     @asynccontextmanager
     async def slots(self, count: int) -> AsyncIterator[None]:
-        """Hold `count` slots (no more than there are). Raises UnavailableError when too many wait already."""
+        """Hold `count` slots (no more than there are). Raises UnavailableError when too many wait already, and
+        ClosedError."""
         count = max(1, min(count, self._capacity))
         await self._take(count)
         try:
@@ -39,6 +53,8 @@ class Admission:
             self._release(count)
 
     async def _take(self, count: int) -> None:
+        if self._closed:
+            raise ClosedError
         if self._free >= count and not self._waiting:
             self._free -= count
             return
@@ -52,7 +68,7 @@ class Admission:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
                 self._release(count)  # it was our turn at the very moment we were cancelled
             else:
                 if place in self._waiting:  # `_admit` drops the cancelled ones that it meets

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from engine_plugin import catalogue
 from engine_plugin.download.sizes import byte_size
+from engine_plugin.engines.admission import ClosedError
 from engine_plugin.errors import ModelNotLoadedError
 from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from engine_plugin.engines.admission import Admission
     from engine_plugin.models.store import StoredModel
 
 __all__ = ["ModelPool", "ModelServer"]
@@ -44,6 +46,10 @@ class ModelServer(Protocol):
 
     async def ensure_ready(self) -> None:
         """Load the model, sharing a load that is under way. Raises EnginePluginError with the engine's reason."""
+
+    @property
+    def admission(self) -> Admission:
+        """Who may use it at once, and who waits; closed by `stop`."""
 
     async def stop(self) -> None:
         """Take the model out of memory; requests under way break off."""
@@ -83,6 +89,23 @@ class ModelPool(Generic[ServerT]):
         self._drain_timeout = drain_timeout
         self._make = make
         self._entries: dict[str, _Entry[ServerT]] = {}
+
+    @asynccontextmanager
+    async def turn(self, model: StoredModel, slots: int) -> AsyncIterator[ServerT]:
+        """As `use`, with so many slots of the server. Who still waits for them when the model leaves memory waits for
+        the model's next server: after an upgrade, that of the new version.
+
+        Raises UnavailableError when too many wait already.
+        """
+        while True:
+            async with AsyncExitStack() as held:
+                server = await held.enter_async_context(self.use(model))
+                try:
+                    await held.enter_async_context(server.admission.slots(slots))
+                except ClosedError:
+                    continue
+                yield server
+                return
 
     @asynccontextmanager
     async def use(self, model: StoredModel) -> AsyncIterator[ServerT]:

@@ -10,12 +10,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_plugin.engines.admission import Admission
+from engine_plugin.engines.admission import Admission, ClosedError
 from engine_plugin.errors import UnavailableError
 from tests.patience import within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+
+@pytest.mark.promise("U10")
+async def test_who_waits_when_it_closes_is_told_and_who_runs_goes_on() -> None:
+    crowd = Crowd(1)
+    running, *waiting = [crowd.come() for _ in range(3)]
+    while not crowd.held:  # noqa: ASYNC110  # a step of the loop or two
+        await asyncio.sleep(0)
+    crowd.admission.close()
+    for number in [*waiting, crowd.come()]:
+        with pytest.raises(ClosedError):
+            await within(crowd.tasks[number])
+    assert list(crowd.held) == [running]
+    crowd.tasks[running].cancel()
 
 
 class Crowd:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from engine_plugin.engines.admission import Admission
 from engine_plugin.engines.pool import ModelPool
 from engine_plugin.errors import EngineStartError
 from engine_plugin.models.info import ModelDetails, StoredModel
@@ -26,6 +27,7 @@ class Scripted:
 
     def __init__(self, of: StoredModel) -> None:
         self.model = of
+        self.admission = Admission(1, 1)
         self.dead = True
         self.stopped = self.cleaned_up = 0
         self.starts: list[asyncio.Future[None]] = []
@@ -42,6 +44,7 @@ class Scripted:
         self.dead = False
 
     async def stop(self) -> None:
+        self.admission.close()
         self.stopped += 1
         self.dead = True
 

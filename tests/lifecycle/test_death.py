@@ -216,6 +216,40 @@ async def test_those_who_wait_for_their_turn_survive_a_death(begin: Begin) -> No
     assert world.life == 2
 
 
+@pytest.mark.promise("U10")
+@pytest.mark.parametrize("way", ["another mode", "an unload"])
+async def test_those_who_wait_for_their_turn_go_on_to_what_comes_next(begin: Begin, way: str) -> None:
+    """As in an upgrade: what runs breaks off when the time to drain is over, what has not begun is answered."""
+    gates = {"rules": [{"on": "chat", "do": "hold", "after": 1, "until": "/nowhere"}]}
+    world = await begin(gates, {}, parallel=2, drain_timeout=0.2)
+    asking = [asyncio.create_task(world.chat()) for _ in range(8)]
+    await world.fake.event("begun", count=2)
+    await eventually(lambda: world.users() == 8)
+    async with asyncio.timeout(LIMIT):
+        if way == "another mode":
+            await world.client.start_engine("cpu")
+        else:
+            await world.client.unload_model("tiny-chat")
+        outcomes = await asyncio.gather(*asking, return_exceptions=True)
+    assert sum(isinstance(outcome, EnginePluginError) for outcome in outcomes) == 2
+    assert sum(outcome == words(TOKENS) for outcome in outcomes) == 6
+    assert world.life == 2
+
+
+@pytest.mark.promise("U10")
+async def test_a_stop_ends_those_who_wait_for_their_turn(begin: Begin) -> None:
+    gates = {"rules": [{"on": "chat", "do": "hold", "after": 1, "until": "/nowhere"}]}
+    world = await begin(gates, {}, parallel=1)
+    asking = [asyncio.create_task(world.chat()) for _ in range(4)]
+    await world.fake.event("begun")
+    await eventually(lambda: world.users() == 4)
+    async with asyncio.timeout(LIMIT):
+        await world.client.stop_engine()
+        outcomes = await asyncio.gather(*asking, return_exceptions=True)
+    assert all(isinstance(outcome, UnavailableError | BadGatewayError) for outcome in outcomes)
+    assert world.life == 1
+
+
 @pytest.mark.promise("F20", "F24", "P4")
 async def test_deaths_at_every_moment(begin: Begin) -> None:
     """Each life dies at another moment, among requests, loads and unloads; in the end it serves."""

@@ -135,10 +135,7 @@ class LlamaCppEngine(Driver[Backend, ModelServer]):
         model = await self._model_for(service, request["model"])
         request["model"] = model.name  # the caller may have named it otherwise
         body = requests.upstream_body(service, request, stream=stream)
-        async with (
-            self._pool.use(model) as server,
-            server.admission.slots(slots_needed(service, request)),
-        ):
+        async with self._pool.turn(model, slots_needed(service, request)) as server:
             await server.recovered()
             async with server.post(service, body) as response:
                 yield response

@@ -110,6 +110,10 @@ class ModelServer(ServerProcess):
                 raise
             raise await explained(error, life) from error
 
+    async def stop(self) -> None:
+        self.admission.close()
+        await super().stop()
+
     @property
     def _is_ours(self) -> bool:
         """Whether our own runner serves, not a llama-server."""

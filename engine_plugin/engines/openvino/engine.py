@@ -232,10 +232,7 @@ class OpenVinoEngine(Driver[Backend, Resident]):
         """A client of the server that has the request's model in memory, for as long as the request takes."""
         model = await self._model_for(service, request["model"])
         request["model"] = model.name  # the caller may have named it otherwise
-        async with (
-            self._pool.use(model) as resident,
-            resident.admission.slots(slots_needed(service, request)),
-        ):
+        async with self._pool.turn(model, slots_needed(service, request)) as resident:
             await resident.ensure_ready()  # the server may have died while this one waited for its turn
             async with resident.working() as client:
                 yield client

@@ -344,6 +344,7 @@ class Resident:
     async def stop(self) -> None:
         """Take the model out of memory; requests under way break off."""
         self._stopped = True
+        self.admission.close()
         for client in self._clients:
             client.end(_UNLOADED)
         await self._work.cancel()

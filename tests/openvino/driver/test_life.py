@@ -172,6 +172,19 @@ async def test_another_mode(serve: Serve) -> None:
     assert (await running.client.get_config())["device_type"] == "cpu"
 
 
+@pytest.mark.promise("U10")
+async def test_those_who_wait_for_their_turn_go_on_to_the_next_server(serve: Serve) -> None:
+    running = await serve(parallel=1, drain_timeout=0.2)
+    async with drawing(running) as picture:
+        waiting = asyncio.create_task(running.client.invoke("text-to-image", ONE_STEP))
+        await eventually(lambda: running.engine._pool.users("tiny-image") == 2)
+        await running.client.start_engine("cpu")
+        with pytest.raises(UnavailableError):
+            await picture
+        async with asyncio.timeout(LIMIT):
+            assert (await waiting)["data"]
+
+
 async def test_gpu_where_there_is_none(serve: Serve) -> None:
     running = await serve(start=False)
     with pytest.raises(PreconditionError, match="Start in mode auto or cpu"):
