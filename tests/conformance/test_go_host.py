@@ -45,6 +45,7 @@ POSIX = ("sigint", "socket-group")
 TLS = ("automtls",)
 SPECIAL = ("eight-services", "stdio", "identity", "broken-manifest", "hold", "reattach")
 OLLAMA = ("ollama", "ollama-managed", "ollama-hold")  # test_ollama.py
+AOG = ("aog",)  # test_aog.py
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals, groups and unix sockets are of POSIX")
 
@@ -83,7 +84,7 @@ def test_each_of_the_eight_services_answers(go_host: GoHost, eight_services: Pat
 
 
 def test_every_scenario_is_run(go_host: GoHost) -> None:
-    assert sorted(go_host.scenarios()) == sorted((*PLAIN, *POSIX, *TLS, *SPECIAL, *OLLAMA))
+    assert sorted(go_host.scenarios()) == sorted((*PLAIN, *POSIX, *TLS, *SPECIAL, *OLLAMA, *AOG))
 
 
 @pytest.mark.parametrize(

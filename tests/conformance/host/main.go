@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -29,6 +30,8 @@ var (
 	automtls   bool
 	server     string
 	serverPid  int
+	pullable   string
+	models     = map[string]string{} // by service
 )
 
 var scenarios = []scenario{
@@ -52,6 +55,7 @@ var scenarios = []scenario{
 	{"ollama", "the Ollama of somebody else at OLLAMA_HOST, in the flavours that config_ref names", ollama},
 	{"ollama-managed", "an Ollama of the plugin's own, from InstallEngine to Kill", ollamaManaged},
 	{"ollama-hold", "the same up to a stream without an end; say so, then wait for the plugin to be killed", ollamaHold},
+	{"aog", "what the AOG server does to messages: -models, -pull", aog},
 	{"hold", "start the engine and a stream, say so, then wait to be killed", hold},
 }
 
@@ -62,6 +66,17 @@ func main() {
 	flag.BoolVar(&automtls, "automtls", false, "be a host with AutoMTLS")
 	flag.StringVar(&server, "server", "", "the unix socket's `path` of a plugin that is served by hand")
 	flag.IntVar(&serverPid, "server-pid", 0, "the `pid` of that plugin")
+	flag.StringVar(&pullable, "pull", "", "a model's `reference` to pull and to call by (aog)")
+	flag.Func("models", "the models to call, as `service=model,…` (aog)", func(text string) error {
+		for pair := range strings.SplitSeq(text, ",") {
+			service, model, found := strings.Cut(pair, "=")
+			if !found {
+				return fmt.Errorf("%q has no model", pair)
+			}
+			models[service] = model
+		}
+		return nil
+	})
 	flag.Parse()
 	if *name == "list" {
 		for _, each := range scenarios {

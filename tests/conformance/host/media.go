@@ -228,6 +228,19 @@ func voice(seconds float64) []byte {
 	return samples
 }
 
+// wavOf is samples of voice as a WAV file.
+func wavOf(samples []byte) []byte {
+	file := []byte("RIFF\x00\x00\x00\x00WAVEfmt ")
+	binary.LittleEndian.PutUint32(file[4:], uint32(len(samples)+36))
+	for _, field := range []any{
+		uint32(16), uint16(1), uint16(1), uint32(pcmRate), uint32(2 * pcmRate), uint16(2), uint16(16),
+	} {
+		file, _ = binary.Append(file, binary.LittleEndian, field)
+	}
+	file = append(file, "data"...)
+	return append(binary.LittleEndian.AppendUint32(file, uint32(len(samples))), samples...)
+}
+
 func liveMetadata(model string) map[string]string {
 	return map[string]string{"model": model, "language": "en", "format": "pcm", "sample_rate": fmt.Sprint(pcmRate)}
 }

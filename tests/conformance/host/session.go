@@ -85,7 +85,6 @@ func spawn(change func(*plugin.ClientConfig)) *session {
 	s := &session{called: map[string]bool{}}
 	s.cmd = exec.Command(executable)
 	s.cmd.Dir = workingDir
-	s.cmd.Env = []string{"AOG_VERSION=0.7.7"} // go-plugin appends this process's environment
 	config := &plugin.ClientConfig{
 		HandshakeConfig:  handshake,
 		Plugins:          plugin.PluginSet{pluginKey: providerPlugin{}},
