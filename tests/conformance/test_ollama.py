@@ -66,7 +66,8 @@ def test_somebody_elses_server_is_used_and_outlives_the_plugin(go_host: GoHost, 
     server = ContractServer(scratch / "models")
     try:
         checks = go_host.run("ollama", executable, scratch, OLLAMA_HOST=server.address)
-        assert ("ollama:chat" if native else "openai:chat") in checks[2].detail
+        [manifest] = [check for check in checks if check.name == "GetManifest"]
+        assert ("ollama:chat" if native else "openai:chat") in manifest.detail
         assert server.process.poll() is None
         [endless] = [each for each in server.requests("/api/chat") if "endless" in each["body"]["model"]]
         assert asyncio.run(server.wait("/api/chat", state="left"))["body"] == endless["body"]

@@ -13,10 +13,10 @@ import (
 	"google.golang.org/grpc/status"
 )
 
+// The plugin's default models, known once it has begun.
+var chatModel, embedModel, rerankModel string
+
 const (
-	chatModel   = "tiny-chat"
-	embedModel  = "tiny-embed"
-	rerankModel = "tiny-rerank"
 	streamLimit = 300 * time.Second
 	soon        = 5 * time.Second
 
@@ -108,7 +108,11 @@ func (s *session) getManifest() (string, error) {
 		return "", fmt.Errorf("provider %+v", manifest.Provider)
 	}
 	var names []string
+	defaults := map[string]*string{"chat": &chatModel, "embed": &embedModel, "rerank": &rerankModel}
 	for _, service := range manifest.Services {
+		if known, wanted := defaults[service.ServiceName]; wanted {
+			*known = service.DefaultModel
+		}
 		if service.TaskType == "" || service.ExposeProtocol == "" {
 			return "", fmt.Errorf("service %+v", service)
 		}

@@ -159,7 +159,7 @@ func (s *session) ping() (string, error) {
 
 // begin reports the start of the plugin; false when there is nothing to go on with.
 func (s *session) begin(r *report) bool {
-	return r.check("dispense", s.dispense) && r.check("ping", s.ping)
+	return r.check("dispense", s.dispense) && r.check("ping", s.ping) && r.check("first GetManifest", s.getManifest)
 }
 
 // kill ends the plugin as AOG does and sees that it went by itself, with exit code 0 and no complaint.
