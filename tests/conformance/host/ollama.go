@@ -231,7 +231,7 @@ func (s *speaker) speaking(r *report) {
 		if err != nil {
 			return "", err
 		}
-		if !strings.Contains(answer.GetMessage(), "pull absent:1b") {
+		if !strings.Contains(answer.GetMessage(), "PullModel absent:1b") {
 			return "", fmt.Errorf("it is not said how to get it: %s", answer.GetMessage())
 		}
 		return failure(answer, 404)
