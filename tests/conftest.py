@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests import patience, provoked
+from engine_plugin.host import client
+from tests import examples, patience, provoked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,8 +35,16 @@ def _provokes_what_it_should(request: pytest.FixtureRequest) -> Iterator[None]:
     assert due <= said, f"not provoked: {', '.join(sorted(due - said))}"
 
 
+@pytest.fixture(autouse=True)
+def _the_host_waits_as_long_as_this_machine_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would kill plugins that are on their way out."""
+    for name in ("_SHUTDOWN_RPC", "_EXIT"):
+        monkeypatch.setattr(client, name, patience.pace(2.0))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[REPORT] = []
+    examples.load_profile()
 
 
 def pytest_report_header() -> str:

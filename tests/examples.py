@@ -16,23 +16,23 @@ MORE = int(os.environ.get("ABUSE", "0"))
 """So many random examples in each test; 0: the usual ones."""
 
 
-def load_profile() -> None:
-    settings.register_profile(
-        "suite",
-        max_examples=MORE or 150,
-        derandomize=not MORE,
-        database=None,
-        deadline=None,
-        print_blob=True,
-        suppress_health_check=[
-            HealthCheck.too_slow,
-            HealthCheck.data_too_large,
-            HealthCheck.function_scoped_fixture,  # examples of a test share its directory and its plugin on purpose
-        ],
-    )
-    settings.load_profile("suite")
-
-
-load_profile()
-FEW = settings(max_examples=MORE or 40)
+SUITE = settings(
+    max_examples=MORE or 150,
+    derandomize=not MORE,
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.function_scoped_fixture,  # examples of a test share its directory and its plugin on purpose
+    ],
+)
+FEW = settings(SUITE, max_examples=MORE or 40)
 """For tests whose examples cost milliseconds each: a call to a plugin, a start."""
+
+
+def load_profile() -> None:
+    """Make SUITE the profile of all tests that name no other."""
+    settings.register_profile("suite", SUITE)
+    settings.load_profile("suite")

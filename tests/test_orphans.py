@@ -24,7 +24,8 @@ import yaml
 
 from engine_plugin.host import PluginClient, launch
 from tests.fake_engine import FakeEngine
-from tests.patience import LIMIT
+from tests.hosted_at_pace import HOSTED
+from tests.patience import LIMIT, pace, patience
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -34,19 +35,18 @@ pytestmark = pytest.mark.skipif(
 )
 
 REPOSITORY = Path(__file__).parents[1]
-HOSTED = [sys.executable, "-m", "engine_plugin.hosted"]
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
-AT_ONCE = 1.0  # seconds; it takes some 20 ms where nothing else is going on
+AT_ONCE = 1.0  # seconds at rest; it takes some 20 ms
 
 # A program that spawns another in a session of its own, says that both are up, and stays, whatever it is asked for.
 STUBBORN = """\
 import os, pathlib, signal, subprocess, sys, time
-signal.alarm(60)
+signal.alarm(1000)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-stays = "import signal, time; signal.alarm(60); signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+stays = "import signal, time; signal.alarm(1000); signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)"
 subprocess.Popen([sys.executable, "-I", "-S", "-c", stays], start_new_session=True)
 pathlib.Path({up!r}).touch()
-time.sleep(60)
+time.sleep(1000)
 """
 HOST = """\
 import asyncio, json, sys
@@ -57,7 +57,7 @@ async def main():
     await plugin.start_engine()
     await plugin.load_model("tiny-chat-gguf")
     print(plugin.pid, flush=True)
-    await asyncio.sleep(60)
+    await asyncio.sleep(1000)
 asyncio.run(main())
 """
 THREADLESS = """\
@@ -83,7 +83,12 @@ class Scene:
     def __init__(self, place: Path) -> None:
         self.place = place
         self.mark = uuid.uuid4().hex
-        self.env = {"ORPHANS_TEST": self.mark, "TMPDIR": str(place / "tmp"), "PYTHONPATH": str(REPOSITORY)}
+        self.env = {
+            "ORPHANS_TEST": self.mark,
+            "TMPDIR": str(place / "tmp"),
+            "PYTHONPATH": str(REPOSITORY),
+            "TEST_PACE": str(pace(1.0)),
+        }
         (place / "tmp").mkdir()
         self.fake = FakeEngine.install(place / "bin", {"grandchild": "own", "ignore_term": True, "tokens": -1})
         self.configure()
@@ -110,7 +115,7 @@ class Scene:
 
     async def gone(self, seconds: float = AT_ONCE) -> None:
         """Wait until the whole family is."""
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(patience(seconds)):
             while self.family():  # noqa: ASYNC110  # nobody tells
                 await asyncio.sleep(0.002)
 
@@ -288,7 +293,7 @@ async def test_an_engine_ends_with_a_plugin_that_can_create_no_thread(scene: Sce
         os.kill(pid, signal.SIGUSR1)
         host.kill()
         await host.wait()
-    await scene.gone(LIMIT)
+    await scene.gone()
 
 
 # A plugin comes back

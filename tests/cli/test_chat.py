@@ -69,7 +69,7 @@ def fed(place: Workplace, stdin: bytes, *arguments: str) -> subprocess.Completed
     )
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = LIMIT) -> None:
     """Wait for something that no event tells: the state of another process."""
     ends = time.monotonic() + seconds
     while not condition():
@@ -352,9 +352,7 @@ def test_ctrl_c_with_a_real_engine(workplace: Workplace) -> None:
             screen.until(" tiny")  # a word that it likes
             screen.more(300)
             screen.type(CTRL_C)
-            pressed = time.monotonic()
-            screen.until("(interrupted)", 5)
-            assert time.monotonic() - pressed < 2
+            screen.until("(interrupted)")
         screen.prompt()
         eventually(lambda: not computing(workplace))
         screen.type(CTRL_D)

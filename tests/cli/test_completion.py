@@ -7,7 +7,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -116,9 +115,7 @@ def test_what_fails_is_silent(place: Workplace) -> None:
 def test_a_slow_plugin_is_not_waited_for(place: Workplace) -> None:
     del place.env[PATIENCE_VARIABLE]
     (place.data / "slow").touch()
-    begun = time.monotonic()
     assert bash_names(place, "engine-plugin models rm ") == []
-    assert time.monotonic() - begun < 15  # a second, and what Python and a busy machine take
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="bash is no shell of Windows")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from engine_plugin.manifest import load_manifest
+from tests.patience import pace, patience
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,8 +23,8 @@ __all__ = ["SOURCES", "Check", "GoHost", "RunningHost", "executable_of", "run_go
 
 SOURCES = Path(__file__).parent / "host"
 _MARK = "ENGINE_PLUGIN_CONFORMANCE_RUN"
-_LIMIT = 180.0  # seconds, for a scenario
-_BUILD_LIMIT = 600.0
+_LIMIT = patience(60)  # for a scenario
+_BUILD_LIMIT = patience(100)
 # The host kills the plugin for its handshake line, and the next one removes its socket; or the test still serves.
 _SOCKETS_STAY = ("multiplex", "wrong-version", "reattach")
 
@@ -103,7 +104,13 @@ class GoHost:
         """Start a scenario with data and sockets below `scratch`; whatever is left of it at the end is killed."""
         mark = uuid.uuid4().hex
         log = scratch / f"{scenario}.log"
-        variables = {_MARK: mark, "AOG_DATA_DIR": str(scratch / "data"), "TMPDIR": str(scratch), **environ}
+        variables = {
+            _MARK: mark,
+            "AOG_DATA_DIR": str(scratch / "data"),
+            "TMPDIR": str(scratch),
+            "TEST_PACE": str(pace(1.0)),
+        }
+        variables |= environ
         with log.open("wb") as stderr:
             process = subprocess.Popen(
                 [self.binary, "-plugin", executable, "-scenario", scenario, *arguments],

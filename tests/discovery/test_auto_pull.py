@@ -15,6 +15,7 @@ from engine_plugin.download.events import ChunkProgress, Status, Success
 from engine_plugin.engines.base import BidiMessage
 from engine_plugin.errors import DeadlineError, InvalidRequestError, ManifestError, ModelNotFoundError, PullError
 from engine_plugin.plugin import Plugin
+from tests.patience import pace
 from tests.small_engine import SmallEngine
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from engine_plugin.models.store import PullRequest
 
 SERVICES: dict[str, dict[str, Any]] = {"chat": {}, "speech-to-text-ws": {}}
-ALLOWED = 0.2
+ALLOWED = pace(0.2)
 ASK = json.dumps({"model": "acme/m", "messages": [{"role": "user", "content": "a"}]}).encode()
 FAILED = b'{"header": {"event": "task-failed"}}'
 

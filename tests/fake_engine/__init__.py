@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.patience import patience
+
 __all__ = ["FakeEngine"]
 
 _PAUSE = 0.003
@@ -74,11 +76,11 @@ class FakeEngine:
         wanted = {"event": event, **facts} if event else facts
         return [line for line in lines if wanted.items() <= line.items()]
 
-    async def event(self, event: str, *, count: int = 1, seconds: float = 15.0, **facts: Any) -> dict[str, Any]:
+    async def event(self, event: str, *, count: int = 1, seconds: float = 10.0, **facts: Any) -> dict[str, Any]:
         """Wait until the journal has `count` such events; the last of those. Raises TimeoutError with the journal."""
         size = -1
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(patience(seconds)):
                 while True:
                     now = self._journal_size()
                     if now != size:

@@ -73,7 +73,7 @@ from typing import Any, NoReturn, cast
 
 __all__ = ["main"]
 
-LIFETIME = 115
+LIFETIME = 1000
 VALUES = (
     "--model", "--alias", "--api-key-file", "--host", "--port", "--ctx-size", "--parallel", "--threads-http",
     "--cache-ram", "--batch-size", "--ubatch-size", "--threads", "--n-gpu-layers", "--pooling",
@@ -296,7 +296,7 @@ class FakeServer:
         self.story.tell("exiting", code=how["signal"])
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), getattr(signal, how["signal"]))
-        time.sleep(10)
+        time.sleep(LIFETIME)
         os._exit(99)
 
     def block(self, rule: dict[str, Any]) -> None:
@@ -308,7 +308,7 @@ class FakeServer:
             if rule.get("burn"):
                 sum(range(20_000))
             else:
-                time.sleep(_PAUSE)
+                time.sleep(_PAUSE if path else LIFETIME)  # looking for a file would be use of the processor
 
     def stop_the_world(self) -> None:
         argv = [sys.executable, "-I", "-S", __file__, "--outlive", str(os.getpid())]

@@ -19,7 +19,7 @@ from engine_plugin.engines import server
 from engine_plugin.engines.http import answers
 from engine_plugin.errors import EnginePluginError
 from tests.fake_engine.program import TOKENS
-from tests.patience import LIMIT
+from tests.patience import LIMIT, pace
 
 from .world import EMBED, HELLO, words
 
@@ -116,9 +116,9 @@ async def caller(world: World, dice: random.Random) -> None:
     of ours."""
     for _ in range(CALLS):
         calling = asyncio.ensure_future(dice.choice(calls(world))())
-        patience = dice.choice([LIMIT, LIMIT, LIMIT, 0.02, 0.2])
-        done, _pending = await asyncio.wait({calling}, timeout=patience)
-        assert done or patience < LIMIT, calling
+        wait = dice.choice([LIMIT, LIMIT, LIMIT, 0.02, 0.2])
+        done, _pending = await asyncio.wait({calling}, timeout=wait)
+        assert done or wait < LIMIT, calling
         calling.cancel()
         try:
             await calling
@@ -132,7 +132,7 @@ async def caller(world: World, dice: random.Random) -> None:
 async def test_whatever_happens_it_ends_well(
     begin: Begin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, round_: int
 ) -> None:
-    monkeypatch.setattr(server, "_HEALTH_TIMEOUT", 0.1)
+    monkeypatch.setattr(server, "_HEALTH_TIMEOUT", pace(0.1))
     monkeypatch.setattr(answers, "_DEATH_NOTICE", 0.2)
     dice = random.Random(round_)  # noqa: S311  # to be repeated, not to be secret
     world = await begin(
@@ -143,10 +143,10 @@ async def test_whatever_happens_it_ends_well(
         parallel=2,
         drain_timeout=0.3,
         stop_timeout=0.2,
-        start_timeout=1,
+        start_timeout=pace(1),
         health_interval=0.05,
         health_failures=2,
-        hung_timeout=0.5,
+        hung_timeout=pace(0.5),
         restart_limit=dice.choice([0, 2]),
     )
     own_dice = [random.Random(dice.random()) for _ in range(CALLERS)]  # noqa: S311  # as above

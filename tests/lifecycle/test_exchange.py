@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from engine_plugin.engines.http import answers
 from engine_plugin.errors import BadGatewayError, DeadlineError, EnginePluginError, UnavailableError
 from tests.fake_engine.program import TOKENS
 from tests.llamacpp.running import eventually
-from tests.patience import LIMIT
+from tests.patience import LIMIT, pace
 
 from .world import EMBED, HELLO, words
 
@@ -126,10 +125,8 @@ async def test_one_that_never_answers_is_given_up_at_the_deadline(begin: Begin) 
     rules = [{"on": "chat", "from": number + 1, "count": 1} | fault for number, fault in enumerate(faults)]
     world = await begin({"rules": rules})
     await world.client.load_model("tiny-chat-gguf")
-    began = time.monotonic()
-    for_all = (world.client.invoke("chat", HELLO, timeout=0.5) for _ in faults)
+    for_all = (world.client.invoke("chat", HELLO, timeout=pace(0.5)) for _ in faults)
     outcomes = await asyncio.wait_for(asyncio.gather(*for_all, return_exceptions=True), LIMIT)
-    assert time.monotonic() - began < 5
     assert {type(outcome) for outcome in outcomes} == {DeadlineError}
     await world.fake.event("client_gone", count=len(faults) - 1)  # who is deaf hears of nothing
     assert await world.chat() == words(TOKENS)
@@ -150,11 +147,9 @@ async def test_a_cancelled_call_is_closed_upstream(begin: Begin, transport: str)
         asking = asyncio.create_task(call)
         await world.fake.event("request", service=service, number=1 if number == 3 else number + 1)
         asking.cancel()
-        cancelled = time.monotonic()
         with suppress(asyncio.CancelledError):
             await asking
         await world.fake.event("client_gone", count=number + 1)
-        assert time.monotonic() - cancelled < 2
     await eventually(lambda: world.users() == 0 == world.users("tiny-embed-gguf"))
     assert world.life == 2
 

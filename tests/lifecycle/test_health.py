@@ -14,7 +14,7 @@ from engine_plugin.engines.processes.process import ProcessState
 from engine_plugin.errors import BadGatewayError
 from tests.fake_engine.program import TOKENS
 from tests.llamacpp.running import eventually
-from tests.patience import LIMIT
+from tests.patience import LIMIT, pace
 
 from .world import HELLO, words
 
@@ -27,7 +27,7 @@ QUICK: dict[str, Any] = {"health_interval": 0.05, "health_failures": 2}
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A probe without an answer costs two seconds otherwise."""
-    monkeypatch.setattr(server, "_HEALTH_TIMEOUT", 0.15)
+    monkeypatch.setattr(server, "_HEALTH_TIMEOUT", pace(0.15))
 
 
 async def reach(world: World, state: ProcessState) -> None:
@@ -37,7 +37,7 @@ async def reach(world: World, state: ProcessState) -> None:
 @pytest.mark.promise("F21")
 async def test_a_busy_engine_is_degraded_and_comes_back(begin: Begin) -> None:
     """It computes and answers nobody. Its work is not disturbed, and it is not called dead."""
-    world = await begin({}, **QUICK, hung_timeout=0.5)
+    world = await begin({}, **QUICK, hung_timeout=pace(0.5))
     gate = world.fake.gate("busy")
     world.fake.behave({"rules": [{"on": "chat", "count": 1, "do": "block", "until": str(gate), "burn": True}]})
     asking = asyncio.create_task(world.chat())
@@ -97,7 +97,7 @@ async def test_a_degraded_engine_serves(begin: Begin) -> None:
 async def test_a_hung_engine_is_killed_and_restarted(begin: Begin, how: str) -> None:
     """It neither answers nor computes nor says anything, for ever."""
     rules = [{"on": "chat", "from": 3, "do": how}]
-    world = await begin({"rules": rules}, {}, **QUICK, hung_timeout=0.5, stop_timeout=0.2)
+    world = await begin({"rules": rules}, {}, **QUICK, hung_timeout=pace(0.5), stop_timeout=0.2)
     assert await world.chat() == await world.chat()
     with pytest.raises(BadGatewayError, match="tiny-chat-gguf hangs: no answer, output or use of the processor"):
         await asyncio.wait_for(world.chat(), LIMIT)
@@ -110,7 +110,7 @@ async def test_a_hung_engine_is_killed_and_restarted(begin: Begin, how: str) -> 
 async def test_one_that_answers_requests_is_not_hung(begin: Begin) -> None:
     """It computes elsewhere, has no thread left for questions about its health, and streams."""
     rules = [{"on": "health", "from": 2, "do": "hang"}]
-    world = await begin({"interval": 0.2, "rules": rules}, **QUICK, hung_timeout=0.5)
+    world = await begin({"interval": pace(0.2), "rules": rules}, **QUICK, hung_timeout=pace(0.5))
     assert await asyncio.wait_for(world.chat(), LIMIT) == words(TOKENS)
     assert world.life == 1
 
@@ -136,7 +136,7 @@ async def test_one_that_was_only_asleep_goes_on(begin: Begin) -> None:
 @pytest.mark.promise("F21")
 async def test_a_chatty_engine_is_not_hung(begin: Begin) -> None:
     """No answer and no computing to speak of, but it still writes its log."""
-    world = await begin({}, **QUICK, hung_timeout=0.5)
+    world = await begin({}, **QUICK, hung_timeout=pace(0.5))
     rules = [{"on": "health", "from": 2, "do": "hang"}]
     world.fake.behave({"rules": rules, "log_requests": True})
     await world.client.load_model("tiny-chat-gguf")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +15,7 @@ from engine_plugin.errors import UnavailableError
 from tests.fake_engine.program import TOKENS
 from tests.llamacpp.running import ENDLESS, eventually
 from tests.models.server import Script, file_server
-from tests.patience import LIMIT
+from tests.patience import LIMIT, pace
 
 from .world import EMBED, Stranger, dead, port_of, words
 
@@ -94,21 +93,19 @@ async def test_a_stranger_on_the_port_is_never_taken_for_the_engine(begin: Begin
 async def test_progress_extends_the_time_to_start(begin: Begin) -> None:
     """Lines of output are progress, and so is a processor in use."""
     lives = {
-        "tiny_chat": [{"load_seconds": 2.5, "load_lines": 0.05}],
-        "tiny_embed": [{"load_seconds": 2.5, "load_burns": True}],
+        "tiny_chat": [{"load_seconds": pace(2), "load_lines": 0.05}],
+        "tiny_embed": [{"load_seconds": pace(2), "load_burns": True}],
     }
-    world = await begin(of=lives, start_timeout=1)
-    began = time.monotonic()
+    world = await begin(of=lives, start_timeout=pace(0.8))
     async with asyncio.timeout(LIMIT):
         await asyncio.gather(*(world.client.load_model(model) for model in ("tiny-chat-gguf", "tiny-embed-gguf")))
-    assert time.monotonic() - began > 2.5
     assert world.life == 2
 
 
 @pytest.mark.promise("F14", "F16")
 async def test_an_engine_that_only_logs_our_questions_makes_no_progress(begin: Begin) -> None:
-    world = await begin({"never_ready": True, "log_requests": True}, {}, start_timeout=1.5)
-    with pytest.raises(UnavailableError, match=r"no sign of progress for 1.5 s .*/health.*start_timeout"):
+    world = await begin({"never_ready": True, "log_requests": True}, {}, start_timeout=pace(1))
+    with pytest.raises(UnavailableError, match=r"no sign of progress for [\d.]+ s .*/health.*start_timeout"):
         await asyncio.wait_for(world.client.load_model("tiny-chat-gguf"), LIMIT)
     assert len(world.fake.events("request", service="health")) > 2
     assert world.leftovers() == []
@@ -121,7 +118,7 @@ async def test_an_engine_that_only_logs_our_questions_makes_no_progress(begin: B
 async def test_progress_that_coincides_with_our_questions_counts(begin: Begin) -> None:
     """Now and then a line comes just after a question: an engine that logs questions would log each of them."""
     steps = [{"on": "health", "from": at, "count": 1, "do": "say", "text": f"step {at}"} for at in range(8, 60, 3)]
-    world = await begin({}, start_timeout=1)
+    world = await begin({}, start_timeout=pace(1))
     gate = world.fake.gate("load")
     world.fake.behave({"load_until": str(gate), "rules": steps})
     loading = asyncio.create_task(world.client.load_model("tiny-chat-gguf"))
@@ -133,8 +130,8 @@ async def test_progress_that_coincides_with_our_questions_counts(begin: Begin) -
 
 @pytest.mark.promise("F14", "F16")
 async def test_even_progress_ends_at_the_limit(begin: Begin) -> None:
-    world = await begin({"never_ready": True, "load_lines": 0.1, "load_seconds": 100}, {}, start_limit=2)
-    with pytest.raises(UnavailableError, match=r"not ready after 2 s while starting.*start_limit"):
+    world = await begin({"never_ready": True, "load_lines": 0.1, "load_seconds": 1000}, {}, start_limit=pace(1.5))
+    with pytest.raises(UnavailableError, match=r"not ready after [\d.]+ s while starting.*start_limit"):
         await asyncio.wait_for(world.client.load_model("tiny-chat-gguf"), LIMIT)
     assert world.leftovers() == []
     assert await world.chat() == words(TOKENS)
@@ -143,7 +140,7 @@ async def test_even_progress_ends_at_the_limit(begin: Begin) -> None:
 @pytest.mark.promise("F15")
 async def test_a_download_has_no_part_in_the_time_to_start(begin: Begin) -> None:
     """It stalls for longer than a start may take; models load and fail to load meanwhile."""
-    world = await begin(of={"tiny_chat": [{"never_ready": True}, {}]}, start_timeout=1, start_limit=4)
+    world = await begin(of={"tiny_chat": [{"never_ready": True}, {}]}, start_timeout=pace(0.8), start_limit=pace(4))
     stalled = Script(stall_after=1000)
     async with file_server(ENDLESS.read_bytes()) as server:
         server.scripts.append(stalled)
@@ -211,14 +208,14 @@ async def test_an_engine_that_cannot_answer_is_not_ready(begin: Begin, monkeypat
 async def test_a_first_request_that_is_never_answered(begin: Begin) -> None:
     """Neither with nor without a head of an answer."""
     hang, head = ([{"rules": [{"on": "probe", "do": what}]}, {}] for what in ("hang", "head"))
-    world = await begin(of={"tiny_chat": hang, "tiny_embed": head}, start_timeout=1)
+    world = await begin(of={"tiny_chat": hang, "tiny_embed": head}, start_timeout=pace(0.8))
     async with asyncio.timeout(LIMIT):
         for _ in range(2):
             loads = [world.client.load_model(model) for model in ("tiny-chat-gguf", "tiny-embed-gguf")]
             outcomes = await asyncio.gather(*loads, return_exceptions=True)
             if outcomes == [None, None]:
                 break
-            assert ["no sign of progress for 1 s" in str(outcome) for outcome in outcomes] == [True, True]
+            assert ["no sign of progress for " in str(outcome) for outcome in outcomes] == [True, True]
             assert world.leftovers() == []
     assert world.life == 4
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.promise("F17")
 async def test_an_engine_is_asked_before_it_is_killed(begin: Begin) -> None:
-    world = await begin(stop_timeout=LIMIT)
+    world = await begin(stop_timeout=60)
     await world.client.load_model("tiny-chat-gguf")
     await world.client.stop_engine()
     assert world.fake.events("exiting", code=0)

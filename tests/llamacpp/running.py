@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from tests.patience import patience
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -63,7 +65,7 @@ def gone(process: psutil.Process) -> bool:
 
 async def eventually(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 10.0) -> None:
     """Wait for something that no event tells: the state of another process."""
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(patience(seconds)):
         while True:
             met = condition()
             if met is True or (isinstance(met, Awaitable) and await met):
@@ -114,7 +116,7 @@ class RunningPlugin:
         async def idle() -> bool:
             return not await self.busy(model)
 
-        await eventually(idle, 30)
+        await eventually(idle)
 
     async def until_busy(self, model: str) -> None:
         """Wait until the engine computes."""

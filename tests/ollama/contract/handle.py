@@ -14,11 +14,13 @@ import urllib.request
 from pathlib import Path
 from typing import IO, Any
 
+from tests.patience import patience
+
 __all__ = ["ContractClient", "ContractServer"]
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
 _LISTENING = re.compile(rb"Listening on (\S+):(\d+) ")
-_SLACK = 5.0
+_SLACK = patience(5.0)
 
 
 class ContractClient:

@@ -187,7 +187,7 @@ async def test_nothing_is_answered_before_a_start(serve: Serve) -> None:
 
 
 async def test_a_model_that_takes_too_long(serve: Serve) -> None:
-    running = await serve(start_limit=1)
+    running = await serve()
     running.server.residents._load_limit = 0.05
     with pytest.raises(UnavailableError, match=r"tiny-image was not loaded in 0.05 s. Raise engine.start_limit"):
         await running.client.load_model("tiny-image")

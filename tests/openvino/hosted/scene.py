@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 import uuid
 from typing import TYPE_CHECKING
@@ -12,8 +11,9 @@ import psutil
 import yaml
 
 from engine_plugin.host import launch
+from tests.hosted_at_pace import HOSTED
 from tests.llamacpp.running import REPOSITORY, eventually, gone, processes_of
-from tests.patience import LIMIT
+from tests.patience import LIMIT, pace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,11 +21,9 @@ if TYPE_CHECKING:
 
     from engine_plugin.host import LogLine, PluginClient
 
-__all__ = ["HOSTED", "LIMIT", "HostedScene"]
+__all__ = ["HostedScene"]
 
-HOSTED = [sys.executable, "-m", "engine_plugin.hosted"]
 MARK = "HOSTED_OPENVINO_TEST"
-"""Seconds that bound every wait."""
 
 
 class HostedScene:
@@ -39,6 +37,7 @@ class HostedScene:
         self.mark = uuid.uuid4().hex
         self.logged: list[LogLine] = []
         self.env = {MARK: self.mark, "TMPDIR": str(self.temporary), "PYTHONPATH": str(REPOSITORY)}
+        self.env["TEST_PACE"] = str(pace(1.0))
         self.configure({})
 
     def configure(self, timeouts: Mapping[str, float], **options: object) -> None:

@@ -6,6 +6,7 @@ What is looked at is the processor's time that a model's process takes, not how 
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import pytest
 from engine_plugin.errors import DeadlineError
 from tests.llamacpp.running import eventually
 from tests.openvino.driver.running import ONE_STEP, tone
-from tests.patience import LIMIT
+from tests.patience import LIMIT, pace
 
 from .work import CHAT, LONG_PICTURE, LONG_TEXT, MODELS, draw, talk, write
 
@@ -27,9 +28,8 @@ if TYPE_CHECKING:
 
     from .scene import HostedScene
 
-STILL = 0.15  # seconds in which one who works has taken some of the processor's time
+STILL = 0.15  # seconds at rest in which a worker that works has taken some of the processor's time
 MUCH = 1.0  # seconds of the processor's time: less than what any of the calls here takes in all
-TIMEOUTS = {"generate": 1, "speech-to-text": 2}
 
 
 def spent(worker: psutil.Process) -> float:
@@ -44,12 +44,12 @@ async def still(worker: psutil.Process) -> None:
         before = -1.0
         while (now := spent(worker)) != before:
             before = now
-            await asyncio.sleep(STILL)
+            await asyncio.sleep(pace(STILL))
 
 
 async def works(worker: psutil.Process, since: float) -> None:
     """Wait until it has begun to work."""
-    await eventually(lambda: spent(worker) > since + 0.05, LIMIT)
+    await eventually(lambda: spent(worker) > since + 0.05)
 
 
 async def left(call: asyncio.Task[Any]) -> None:
@@ -77,7 +77,7 @@ async def loaded(scene: HostedScene) -> AsyncIterator[tuple[PluginClient, dict[s
 @pytest.mark.promise("F23", "F24", "P6")
 async def test_the_engine_stops_working(scene: HostedScene) -> None:
     """One after the other, so that each worker is known to work for one call only."""
-    scene.configure(TIMEOUTS)
+    scene.configure({"generate": math.ceil(pace(0.7)), "speech-to-text": math.ceil(pace(1.5))})
     async with loaded(scene) as (plugin, workers):
 
         async def stops(

