@@ -12,9 +12,10 @@ from fnmatch import fnmatchcase
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
-from engine_plugin.download.sizes import parameter_size
+from engine_plugin.download.sizes import byte_size, parameter_size
 from engine_plugin.errors import PullError
-from engine_plugin.files import in_thread, read_json
+from engine_plugin.files import LFS_POINTER, in_thread, load_json
+from engine_plugin.jsontext import JsonError
 from engine_plugin.models.capabilities import features_of_template
 from engine_plugin.models.folders import FolderStore
 from engine_plugin.models.info import Inspection
@@ -33,10 +34,16 @@ _HUBS = {"huggingface": "hf", "modelscope": "ms"}
 
 _WANTED = ("*.xml", "*.bin", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.npy", "LICENSE*", "NOTICE*")
 _UNWANTED = ("*.safetensors.index.json", "*.bin.index.json", "onnx/*", "README*", "requirements*.txt", "*/README*")
+_READERS = {"openvino_model.xml", "openvino_language_model.xml", "openvino_decoder_model.xml"}
+"""Graphs that read or write tokens."""
+_WRITERS = ("chat", "speech-to-text")
+"""Kinds of models whose tokens must become text."""
 _VOICE_FOLDERS = ("voices", "speaker_embeddings")
 
-_LARGEST_JSON = 64 * 1024 * 1024
+_MOST_ELEMENTS = 2**53
+_LARGEST_GRAPH = 256 * 1024 * 1024
 _LARGEST_TEMPLATE = 1024 * 1024
+_LONGEST_POINTER = 1024
 
 _CONVERT = (
     "pull a converted one, for example from hf:OpenVINO/…, or convert it with optimum-intel: "
@@ -104,13 +111,28 @@ def _missing(paths: set[str]) -> str:
             return f"this OpenVINO model is not complete, {path.removesuffix('.xml')}.bin is missing"
     if not {"config.json", "model_index.json"} & paths:
         return "this OpenVINO model is not complete, config.json is missing"
-    if "openvino_model.xml" in paths and not {"openvino_tokenizer.xml", "tokenizer.json"} & paths:
-        return "this OpenVINO model is not complete, openvino_tokenizer.xml is missing"
+    for folder in _tokenizer_folders(paths):
+        if f"{folder}openvino_tokenizer.xml" not in paths:
+            return f"this OpenVINO model is not complete, {folder}openvino_tokenizer.xml is missing"
     return ""
+
+
+def _tokenizer_folders(paths: set[str]) -> list[str]:
+    """Where a model needs a tokenizer in OpenVINO's form, for which tokenizer.json is no substitute.
+
+    That is beside graphs that read or write tokens, unless a voice reads phonemes, and in the folders that an image
+    model has for tokenizers.
+    """
+    folders = {f"{path.partition('/')[0]}/" for path in paths if path.startswith("tokenizer") and "/" in path}
+    if _READERS & paths and not any(path.startswith("voices/") for path in paths):
+        folders.add("")
+    return sorted(folders)
 
 
 def _other_format(there: set[str]) -> str:
     forms = {".safetensors": "safetensors", ".gguf": "GGUF", ".onnx": "ONNX", ".pt": "PyTorch", ".bin": "PyTorch"}
+    if any(path.endswith(".xml") for path in there):
+        return ""
     found = next((form for end, form in forms.items() if any(path.endswith(end) for path in there)), "")
     return f" (its weights are {found})" if found else ""
 
@@ -124,12 +146,17 @@ class _Graph:
     parameters: int = 0
     weights: dict[str, int] = field(default_factory=dict)
     """Bytes of constants by their type (u4, f16)."""
+    end: int = 0
+    """The first byte behind all constants in the weights' file."""
     compression: str = ""
     """NNCF's word for how weights were compressed (int4_asym)."""
 
 
 _LAYER = re.compile(r'<layer id="\d+" name="([^"]*)" type="([A-Za-z]+)"')
-_CONSTANT = re.compile(r'<data element_type="([a-z0-9]+)" shape="([0-9, ]*)" offset="\d+" size="(\d+)"')
+_CONSTANT = re.compile(
+    r'<data element_type="([a-z0-9]+)" shape="([0-9, ]{0,200})" '
+    r'offset="([0-9]{1,18})" size="([0-9]{1,18})"'
+)
 _NAMES = re.compile(r' names="([^"]*)"')
 _MODE = re.compile(r'<mode value="([a-z0-9_]+)"')
 _SCALES = ("/scale", "/zero_point", "/zero_point_convert")
@@ -147,9 +174,11 @@ def _read_graph(path: Path) -> _Graph:
                 if kind == "Parameter":
                     graph.inputs.add(name)
             elif kind == "Const" and (found := _CONSTANT.search(line)):
-                graph.weights[found[1]] = graph.weights.get(found[1], 0) + int(found[3])
+                graph.weights[found[1]] = graph.weights.get(found[1], 0) + int(found[4])
+                graph.end = max(graph.end, int(found[3]) + int(found[4]))
                 if not name.endswith(_SCALES):
-                    graph.parameters += prod(int(edge) for edge in found[2].split(",") if edge.strip())
+                    elements = prod(int(edge) for edge in found[2].replace(",", " ").split())
+                    graph.parameters += min(elements, _MOST_ELEMENTS)
             elif kind in {"Parameter", "Result"} or " names=" in line:
                 if found := _NAMES.search(line):
                     (graph.inputs if kind == "Parameter" else graph.outputs).update(found[1].split(","))
@@ -206,7 +235,11 @@ def inspect_folder(path: Path) -> Inspection:
     except FileNotFoundError as error:
         raise PullError(f"{path.name}: {error.filename} vanished while it was read.") from error
     if not files.config and not files.index:
-        raise PullError(f"{path.name}: config.json (or model_index.json) cannot be read.")
+        raise PullError(f"{path.name}: config.json (or model_index.json) cannot be read: it is not a JSON object.")
+    if kind_of(files) in _WRITERS and "openvino_detokenizer.xml" not in paths:
+        raise PullError(
+            f"{path.name}: this OpenVINO model is not complete, openvino_detokenizer.xml is missing: {_CONVERT}."
+        )
     family = _family(files)
     parameters = sum(graph.parameters for name, graph in files.graphs.items() if "with_past" not in name)
     return Inspection(
@@ -222,11 +255,15 @@ def inspect_folder(path: Path) -> Inspection:
 
 def _read(path: Path, paths: set[str]) -> _Files:
     def json_of(name: str) -> dict[str, Any]:
-        if name not in paths or (path / name).stat().st_size > _LARGEST_JSON:
-            return {}
-        return read_json(path / name) or {}
+        try:
+            found = load_json(path / name) if name in paths else {}
+        except JsonError as error:
+            raise PullError(f"{path.name}: {name} cannot be read: it {error}.") from None
+        return found if isinstance(found, dict) else {}
 
-    models = [name for name in paths if name.endswith(".xml") and "tokenizer" not in name.rpartition("/")[2]]
+    for name in sorted(paths):
+        _refuse_pointer(path, name)
+    graphs = {name: _checked_graph(path, name) for name in sorted(paths) if name.endswith(".xml")}
     template = ""
     if "chat_template.jinja" in paths:
         with (path / "chat_template.jinja").open(encoding="utf-8", errors="replace") as file:
@@ -242,9 +279,37 @@ def _read(path: Path, paths: set[str]) -> _Files:
         config=json_of("config.json"),
         index=json_of("model_index.json"),
         openvino=json_of("openvino_config.json"),
-        graphs={name: _read_graph(path / name) for name in sorted(models)},
+        graphs={name: graph for name, graph in graphs.items() if "tokenizer" not in name.rpartition("/")[2]},
         template=template,
     )
+
+
+def _refuse_pointer(folder: Path, name: str) -> None:
+    """Raise PullError for a small text that Git LFS leaves in the place of a file."""
+    if (folder / name).stat().st_size > _LONGEST_POINTER:
+        return
+    with (folder / name).open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise PullError(
+                f"{folder.name}: {name} is a Git LFS pointer, not the file. Run `git lfs pull` in its clone, then "
+                "pull the folder again."
+            )
+
+
+def _checked_graph(folder: Path, name: str) -> _Graph:
+    """A graph's text, when its weights are all there. Raises PullError."""
+    size = (folder / name).stat().st_size
+    if size > _LARGEST_GRAPH:
+        raise PullError(f"{folder.name}: {name} has {byte_size(size)}; the limit is {byte_size(_LARGEST_GRAPH)}.")
+    graph = _read_graph(folder / name)
+    weights = f"{name.removesuffix('.xml')}.bin"
+    there = (folder / weights).stat().st_size
+    if there < graph.end:
+        raise PullError(
+            f"{folder.name}: {weights} is truncated: {name} needs {graph.end} bytes of it, it has {there}. Fetch "
+            "it again."
+        )
+    return graph
 
 
 def _text(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -55,15 +56,16 @@ def lay(
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / f"{name}.xml").write_text(text or graph())
         (folder / f"{name}.bin").write_bytes(b"weights")
+        os.truncate(folder / f"{name}.bin", 1_000_000)
     first: dict[str, Any] = {} if config is None else {"config.json": config}
     for name, content in {**first, **(files or {})}.items():
         (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
     return folder
 
 
-SPEECH = ("openvino_encoder_model", "openvino_decoder_model", "openvino_tokenizer")
+SPEECH = ("openvino_encoder_model", "openvino_decoder_model", *TEXT[1:])
 IMAGE = ("unet/openvino_model", "text_encoder/openvino_model", "tokenizer/openvino_tokenizer")
-VISION = ("openvino_language_model", "openvino_vision_embeddings_model", "openvino_tokenizer")
+VISION = ("openvino_language_model", "openvino_vision_embeddings_model", *TEXT[1:])
 
 
 @pytest.mark.parametrize(
@@ -158,6 +160,7 @@ def test_details(tmp_path: Path) -> None:
         (["openvino_model.xml", "openvino_model.bin"], "openvino_model.xml is missing"),
         (["openvino_model.bin"], "openvino_model.bin is missing"),
         (["openvino_tokenizer.xml", "openvino_tokenizer.bin"], "openvino_tokenizer.xml is missing"),
+        (["openvino_detokenizer.xml", "openvino_detokenizer.bin"], "openvino_detokenizer.xml is missing"),
         (["config.json"], "config.json is missing"),
     ],
 )
@@ -247,3 +250,70 @@ def test_a_repository_of_another_format_says_so(paths: list[str], form: str) -> 
     with pytest.raises(PullError, match=f"its weights are {form}") as caught:
         choose_files(paths)
     assert "optimum-cli" in caught.value.message
+
+
+@pytest.mark.promise("S12")
+@pytest.mark.parametrize(
+    "name", ["openvino_model.bin", "openvino_tokenizer.bin", "config.json", "openvino_model.xml"]
+)
+def test_a_git_lfs_pointer_is_named(tmp_path: Path, name: str) -> None:
+    folder = lay(tmp_path / "m", {"model_type": "x"})
+    (folder / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n")
+    with pytest.raises(PullError, match=rf"{name} is a Git LFS pointer.*git lfs pull"):
+        inspect_folder(folder)
+
+
+@pytest.mark.promise("S12")
+@pytest.mark.parametrize("name", ["openvino_model", "openvino_tokenizer"])
+def test_truncated_weights_are_named(tmp_path: Path, name: str) -> None:
+    folder = lay(tmp_path / "m", {"model_type": "x"})
+    os.truncate(folder / f"{name}.bin", 499_999)
+    with pytest.raises(PullError, match=rf"{name}\.bin is truncated: {name}\.xml needs 500000 bytes.* it has 499999"):
+        inspect_folder(folder)
+
+
+@pytest.mark.promise("S12")
+def test_a_tokenizer_of_another_form_is_none() -> None:
+    text = ["config.json", "openvino_model.xml", "openvino_model.bin", "tokenizer.json"]
+    sight = ["config.json", "openvino_language_model.xml", "openvino_language_model.bin"]
+    image = ["model_index.json", "unet/openvino_model.xml", "unet/openvino_model.bin", "tokenizer_2/vocab.json"]
+    for paths, missing in (
+        (text, "openvino_tokenizer.xml"),
+        (sight, "openvino_tokenizer.xml"),
+        (image, "tokenizer_2/openvino_tokenizer.xml"),
+    ):
+        with pytest.raises(PullError, match=f", {missing} is missing"):
+            choose_files(paths)
+    assert choose_files([*text[:3], "voices/af.bin"])
+
+
+@pytest.mark.promise("X8")
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("config.json", "[" + "[]," * 1_000_000 + "1]", "holds more than 1000000 values"),
+        ("tokenizer_config.json", '{"a": "' + "x" * (17 << 20) + '"}', "the limit is 16 MiB"),
+        ("openvino_config.json", '{"a":' * 200 + "1" + "}" * 200, "nested more than 100 deep"),
+    ],
+)
+def test_settings_beyond_the_bounds_are_refused_with_the_reason(
+    tmp_path: Path, name: str, content: str, why: str
+) -> None:
+    folder = lay(tmp_path / "m", {"model_type": "x"}, files={name: content})
+    with pytest.raises(PullError, match=rf"{name} cannot be read: it .*{why}"):
+        inspect_folder(folder)
+
+
+@pytest.mark.promise("X15")
+@pytest.mark.parametrize(
+    "data",
+    [
+        f'shape="{"9" * 5000}" offset="0" size="1"',
+        f'shape="1" offset="0" size="{"9" * 5000}"',
+        f'shape="{"999999999999, " * 3000}1" offset="0" size="1"',
+    ],
+)
+def test_endless_numbers_in_a_graph_are_survived(tmp_path: Path, data: str) -> None:
+    text = f'<layer id="1" name="w" type="Const">\n<data element_type="u8" {data}/>\n'
+    found = inspect_folder(lay(tmp_path / "m", {"model_type": "x"}, text=text))
+    assert json.loads(json.dumps(found.details.to_wire()))
