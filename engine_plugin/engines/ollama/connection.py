@@ -19,11 +19,18 @@ if TYPE_CHECKING:
 
     from engine_plugin.engines.http.http1 import Http1Client, HttpResponse, Response
 
-__all__ = ["OllamaClient"]
+__all__ = ["NotBegunError", "OllamaClient"]
 
 _PATIENCE = 30.0
 """Seconds for an answer that takes no computing."""
 _SHOWN = 200
+
+
+_STOPPED = "the engine was stopped while it worked on this request"
+
+
+class NotBegunError(UnavailableError):
+    """The server was ended before it answered the first word; its successor, if there is one, may be asked."""
 
 
 class OllamaClient:
@@ -66,15 +73,17 @@ class OllamaClient:
         exchange = self._http.request(method, self._prefix + path, body, content_type)
         self._live.add(exchange)
         self._quiet.clear()
+        begun = False
         try:
-            self._require_open()
+            self._require_open(begun)
             async with exchange as response:
+                begun = True
                 if response.status != 200:
                     said = complaint_of_body(response.status, await response.read(ERROR_LIMIT))
                     raise complaint_error(said, model)
                 yield response
         except (BadGatewayError, UnavailableError) as error:
-            self._require_open()
+            self._require_open(begun)
             if not exchange.broken or self._explain is None:
                 raise
             raise await self._explain(error) from error
@@ -118,6 +127,6 @@ class OllamaClient:
             exchange.give_up()
         self._http.close()
 
-    def _require_open(self) -> None:
+    def _require_open(self, begun: bool) -> None:
         if self._closed:
-            raise UnavailableError("the engine was stopped while it worked on this request")
+            raise UnavailableError(_STOPPED) if begun else NotBegunError(_STOPPED)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin import catalogue
@@ -15,6 +15,7 @@ from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health
 from engine_plugin.engines.ollama import services, transcription
 from engine_plugin.engines.ollama.address import attach_address
 from engine_plugin.engines.ollama.attachment import Attachment
+from engine_plugin.engines.ollama.connection import NotBegunError, OllamaClient
 from engine_plugin.engines.ollama.managed import OwnServer
 from engine_plugin.engines.ollama.models import FEATURE_OF_SERVICE, ServerModels
 from engine_plugin.engines.ollama.options import OllamaOptions
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from engine_plugin.download.events import PullEvent
     from engine_plugin.engines.base import BidiMessage, Progress
     from engine_plugin.engines.ollama.address import ServerAddress
-    from engine_plugin.engines.ollama.connection import OllamaClient
     from engine_plugin.engines.ollama.models import ModelFacts
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest, ServiceSpec
@@ -271,18 +271,30 @@ class OllamaEngine(Engine):
         return await self._models.default(await self._client(), service)
 
     async def call(self, service: str, request: dict[str, Any]) -> bytes:
-        async with self._client_for(service, request["model"]) as (client, facts):
-            return await services.call(client, service, request, facts, self._options, self._decoder)
+        while True:
+            try:
+                async with self._client_for(service, request["model"]) as (client, facts):
+                    return await services.call(client, service, request, facts, self._options, self._decoder)
+            except NotBegunError:
+                if not self._own.running:
+                    raise
 
     @asynccontextmanager
     async def stream(self, service: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
         if service not in ("chat", "generate"):
             raise catalogue.NO_STREAM.error(service=service, engine="Ollama")
-        async with (
-            self._client_for(service, request["model"]) as (client, facts),
-            services.stream(client, service, request, facts, self._options) as chunks,
-        ):
-            yield chunks
+        while True:
+            async with AsyncExitStack() as held:
+                try:
+                    client, facts = await held.enter_async_context(self._client_for(service, request["model"]))
+                    answer = services.stream(client, service, request, facts, self._options)
+                    chunks = await held.enter_async_context(answer)
+                except NotBegunError:  # it waited in a server that gave way to another
+                    if not self._own.running:
+                        raise
+                    continue
+                yield chunks
+                return
 
     @asynccontextmanager
     async def converse(

@@ -13,6 +13,7 @@ import pytest
 
 from engine_plugin.errors import EnginePluginError, UnavailableError
 from tests.llamacpp.running import MARK, eventually, gone
+from tests.patience import LIMIT
 
 from .hosted import Hosted, hosted
 
@@ -75,6 +76,22 @@ async def test_from_nothing_to_an_answer_and_to_the_next_version(scratch: Path, 
         assert all(gone(process) for process in former)
         assert await running.loaded() == ["fresh:latest"]
         assert await running.say("good evening") == "good evening"
+
+
+@pytest.mark.promise("U10")
+async def test_a_request_that_has_not_begun_goes_on_to_the_next_server(scratch: Path, mirror: Mirror) -> None:
+    mirror.publish("0.33.0", "--runners")
+    async with plugin(scratch, server="manage", version="0.33.0", mirror=mirror.url, drain_timeout=0.2) as running:
+        await running.client.install_engine()
+        await running.client.start_engine()
+        await running.client.pull_model("fresh")
+        contract = await running.contract()
+        await asyncio.to_thread(contract.fail, "silent", path="/api/chat", times=1)
+        asking = asyncio.create_task(running.say("at last"))
+        await contract.wait("/api/chat", state="open")
+        await running.client.start_engine("cpu")
+        async with asyncio.timeout(LIMIT):
+            assert await asking == "at last"
 
 
 @pytest.mark.promise("F5", "F7", "P2", "P11")
