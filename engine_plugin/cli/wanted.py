@@ -28,10 +28,14 @@ async def default_model(client: PluginClient, service: str) -> str:
 
 
 async def entry_of(client: PluginClient, name: str) -> ModelEntry:
-    """A model's entry in ListModels. Raises NotFoundError, with near names and how to have it."""
+    """A model's entry in ListModels, by its name or a reference. Raises NotFoundError, with near names and how to
+    have it."""
     entries = await client.list_models()
     for entry in entries:
         if is_model(entry.get("name", ""), name):
+            return entry
+    for entry in entries:
+        if name in entry.get("references", ()):
             return entry
     raise await missing(client, name, [entry.get("name", "") for entry in entries])
 

@@ -78,7 +78,8 @@ class LoadedModel(TypedDict, total=False):
 class ModelEntry(TypedDict, total=False):
     """A model in ListModels and GetRunningModels; `modified_at` is RFC 3339, `size` in bytes.
 
-    `kind` is what it is for, a `bundled` one a sample; GetRunningModels has `loaded`.
+    `kind` is what it is for, a `bundled` one a sample; GetRunningModels has `loaded`. Calls may name it by one of
+    `references`, too.
     """
 
     name: str
@@ -90,6 +91,7 @@ class ModelEntry(TypedDict, total=False):
     kind: str
     bundled: bool
     loaded: LoadedModel
+    references: list[str]
 
 
 class PullProgress(TypedDict, total=False):

@@ -189,7 +189,7 @@ class ModelInfo:
     capabilities: Capabilities = Capabilities()
     loaded: Loaded | None = None
     references: tuple[str, ...] = ()
-    """What else a call may name it by: what its pulls asked for."""
+    """What else a call may name it by: what its pulls asked for, a sample's former names."""
 
     def to_wire(self) -> dict[str, Any]:
         """One entry of ListModelsResponse."""

@@ -41,6 +41,7 @@ class Sample:
             modified_at=datetime.fromtimestamp(self.path.stat().st_mtime, UTC),
             bundled=True,
             details=self.details,
+            references=self.aliases,
         )
 
 

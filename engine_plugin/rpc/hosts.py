@@ -92,10 +92,11 @@ class AogHost(Host):
 
     def listed(self, models: Sequence[ModelInfo]) -> Sequence[ModelInfo]:
         """AOG looks for the very name that it pulled a model by, so each reference is an entry of its own."""
+        pulled = [(model, () if model.bundled else model.references) for model in models]
         return [
             entry
-            for model in models
-            for entry in (model, *(replace(model, name=name, references=()) for name in model.references))
+            for model, references in pulled
+            for entry in (model, *(replace(model, name=name, references=()) for name in references))
         ]
 
 

@@ -9,11 +9,12 @@ import re
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from engine_plugin.cli.progress import progress_display
+from engine_plugin.cli.wanted import entry_of
 from tests.patience import LIMIT
 
 from .conftest import COMMAND
@@ -293,3 +294,14 @@ def test_a_terminal_gets_one_bar_for_all_layers(managed: Workplace) -> None:
     assert shown.count("verifying sha256 digest") == 1
     assert "pulling manifest" not in shown
     assert "3.0 kB" not in shown
+
+
+@pytest.mark.promise("H3")
+async def test_a_model_is_found_by_what_it_was_pulled_by() -> None:
+    class Listing:
+        async def list_models(self) -> list[dict[str, Any]]:
+            return [{"name": "other"}, {"name": "me/mine", "references": ["hf:me/mine@v1"]}]
+
+    client: Any = Listing()
+    assert (await entry_of(client, "hf:me/mine@v1"))["name"] == "me/mine"
+    assert (await entry_of(client, "me/mine"))["name"] == "me/mine"

@@ -55,6 +55,16 @@ async def test_concurrent_first_use_loads_once(serve: Serve) -> None:
     assert await running.loaded() == ["tiny-chat-gguf"]
 
 
+@pytest.mark.promise("H9")
+async def test_a_sample_is_called_by_its_former_name(serve: Serve) -> None:
+    running = await serve()
+    await running.client.load_model("tiny-chat")
+    assert (await running.client.invoke("chat", HELLO | {"model": "tiny-chat"}))["model"] == "tiny-chat-gguf"
+    assert await running.loaded() == ["tiny-chat-gguf"]
+    await running.client.unload_model("tiny-chat")
+    assert await running.loaded() == []
+
+
 @pytest.mark.promise("F19")
 async def test_a_second_model_evicts_the_first_after_its_stream(serve: Serve) -> None:
     running = await serve(max_loaded_models=1)

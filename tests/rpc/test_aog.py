@@ -45,7 +45,8 @@ class Engine(SmallEngine):
 
     async def list_models(self) -> Sequence[ModelInfo]:
         model = ModelInfo("me/m", "chat", 1, "", datetime.fromtimestamp(NOON, UTC), False, ModelDetails())
-        return [replace(model, references=("hf:me/m@v1", "/models/m"))]
+        sample = replace(model, name="tiny", bundled=True, references=("former",))
+        return [replace(model, references=("hf:me/m@v1", "/models/m")), sample]
 
     async def unload_model(self, name: str) -> None:
         if name in self.failing:
@@ -209,6 +210,12 @@ async def test_aog_finds_a_model_in_the_list_by_what_it_pulled(engine: Engine) -
         return models
 
     assert [(entry["name"], entry["references"]) for entry in await listed(Host())] == [
-        ("me/m", ["hf:me/m@v1", "/models/m"])
+        ("me/m", ["hf:me/m@v1", "/models/m"]),
+        ("tiny", ["former"]),
     ]
-    assert [entry["name"] for entry in await listed(AogHost())] == ["me/m", "hf:me/m@v1", "/models/m"]
+    assert [entry["name"] for entry in await listed(AogHost())] == [
+        "me/m",
+        "hf:me/m@v1",
+        "/models/m",
+        "tiny",
+    ]
