@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.services.base import Service, optional, require
+from engine_plugin.services.pictures import check_pictures, pictures_of
 
 __all__ = ["Chat"]
 
@@ -25,6 +26,7 @@ class Chat(Service):
         for index, message in enumerate(messages):
             if not isinstance(message, dict) or not isinstance(message.get("role"), str):
                 raise InvalidRequestError(f"messages[{index}]: must be an object with a role and content")
+        check_pictures(pictures_of(messages))
         optional(request, "tools", list)
         optional(request, "tool_choice", str, dict)
         optional(request, "response_format", dict)

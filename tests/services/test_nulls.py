@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from engine_plugin.engines.ollama.contract import native_contract
+from engine_plugin.errors import InvalidRequestError
 from engine_plugin.jsontext import BRIEF
 from engine_plugin.services import SERVICES
 
@@ -73,3 +74,12 @@ def test_a_null_of_ollamas_own_json_is_nothing(service: str) -> None:
     given = GIVEN[service] | {"options": {"seed": 1}}
     nulls = {"format": None, "keep_alive": None, "think": None, "model": None, "options": {"seed": 1, "top_k": None}}
     assert contract.read(json.dumps(given | nulls).encode()) == given
+
+
+@pytest.mark.promise("S13")
+def test_other_ways_to_leave_fields_of_a_picture_out() -> None:
+    read = SERVICES["text-to-image"].read
+    assert read(b'{"prompt":"a","seed":-1,"rng_seed":-1,"size":"auto"}') == {"prompt": "a"}
+    for wrong in (b'"seed":-2', b'"size":"huge"', b'"output_format":"gif"'):
+        with pytest.raises(InvalidRequestError):
+            read(b'{"prompt":"a",%b}' % wrong)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.services.base import Service, optional, require
+from engine_plugin.services.pictures import check_pictures, listed, pictures_of
 
 __all__ = ["NativeChat", "NativeEmbed", "NativeGenerate", "native_contract"]
 
@@ -25,9 +26,11 @@ class NativeChat(Service):
     nested: ClassVar[frozenset[str]] = frozenset({"messages", "tools", "options"})
 
     def check(self, request: dict[str, Any]) -> None:
-        for index, message in enumerate(optional(request, "messages", list) or ()):
+        messages = optional(request, "messages", list) or []
+        for index, message in enumerate(messages):
             if not isinstance(message, dict) or not isinstance(message.get("role"), str):
                 raise InvalidRequestError(f"messages[{index}]: must be an object with a role and content")
+        check_pictures(pictures_of(messages))
         optional(request, "tools", list)
         optional(request, "think", bool, str)
         _check_common(request)
@@ -44,6 +47,7 @@ class NativeGenerate(Service):
             optional(request, field, str)
         for field in ("images", "context"):
             optional(request, field, list)
+        check_pictures(listed(request.get("images"), "images"))
         optional(request, "raw", bool)
         optional(request, "think", bool, str)
         _check_common(request)

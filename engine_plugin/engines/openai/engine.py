@@ -18,6 +18,7 @@ from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health
 from engine_plugin.engines.http.answers import ERROR_LIMIT
 from engine_plugin.engines.http.bodies import answer_object
 from engine_plugin.engines.http.http1 import BrokenOffError
+from engine_plugin.engines.http.pictures import require_format
 from engine_plugin.engines.http.ranking import ranked_answer
 from engine_plugin.engines.openai import requests
 from engine_plugin.engines.openai.address import BaseUrl
@@ -262,6 +263,7 @@ class OpenAIEngine(Engine):
                 return await speech.speak(request["model"], {**request, "voice": voice or None})
         async with self._exchange(service, request, stream=False) as (begun, turn):
             answer = await turn.whole(begun, request)
+            require_format(answer, request.get("output_format"), turn.attachment.title)
         if service == "rerank":
             return ranked_answer(answer, request, raw=turn.attachment.server.raw_scores)
         return answer

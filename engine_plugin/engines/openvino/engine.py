@@ -17,6 +17,7 @@ from engine_plugin.engines.base import not_bidirectional
 from engine_plugin.engines.driver import Condition, Driver
 from engine_plugin.engines.http.answers import stream_events
 from engine_plugin.engines.http.bodies import slots_needed
+from engine_plugin.engines.http.pictures import require_format
 from engine_plugin.engines.openvino import requests
 from engine_plugin.engines.openvino.client import complaint_error
 from engine_plugin.engines.openvino.graphs import devices_asked
@@ -172,7 +173,7 @@ class OpenVinoEngine(Driver[Backend, Resident]):
     async def call(self, service: str, request: dict[str, Any]) -> bytes:
         if service in PATHS:
             async with self._exchange(service, request, stream=False) as response:
-                return await response.read(_ANSWER_LIMIT)
+                return await _answer(response, request)
         async with self._client_for(service, request) as client:
 
             def server() -> ServerClient:
@@ -192,7 +193,7 @@ class OpenVinoEngine(Driver[Backend, Resident]):
             if streams:
                 yield stream_events(response, complaint_error, longest=_ANSWER_LIMIT)
             else:
-                yield _at_its_end(response)
+                yield _at_its_end(response, request)
 
     @asynccontextmanager
     async def converse(
@@ -253,6 +254,13 @@ class OpenVinoEngine(Driver[Backend, Resident]):
         )
 
 
-async def _at_its_end(response: HttpResponse) -> AsyncIterator[bytes]:
+async def _at_its_end(response: HttpResponse, request: dict[str, Any]) -> AsyncIterator[bytes]:
     """A stream of one event, from a server that makes pictures without telling how far it is."""
-    yield requests.completed_event(await response.read(_ANSWER_LIMIT))
+    yield requests.completed_event(await _answer(response, request))
+
+
+async def _answer(response: HttpResponse, request: dict[str, Any]) -> bytes:
+    """The whole answer, whose pictures are in the format that was asked for."""
+    data = await response.read(_ANSWER_LIMIT)
+    require_format(data, request.get("output_format"), "this OpenVINO Model Server")
+    return data

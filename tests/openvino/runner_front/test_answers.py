@@ -249,7 +249,7 @@ async def test_images_whole_and_with_progress(serve: Serve) -> None:
     _, answer = await front.post("/v3/images/generations", body)
     asked = json.loads(base64.b64decode(answer["data"][0]["b64_json"]))
     wanted = {"op": "image", "prompt": "p", "negative_prompt": "", "width": 64, "height": 32, "steps": 2, "seed": 5}
-    assert asked == {**wanted, "n": None, "guidance": None}
+    assert asked == {**wanted, "n": None, "guidance": None, "format": "png"}
     *progress, completed, end = await front.events("/v3/images/generations", **body)
     assert progress == [{"type": "image_generation.progress", "step": step, "total": 2} for step in (1, 2)]
     assert completed["type"] == "image_generation.completed"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from PIL import Image
 
 from engine_plugin.engines.openvino.runner.pipelines import RequestError
 from engine_plugin.engines.openvino.runner.pipelines.vision import pictures
@@ -110,3 +113,27 @@ async def test_nothing_cannot_be_compared_with_nothing() -> None:
 async def test_what_is_no_picture(source: str) -> None:
     with pytest.raises(RequestError, match=r"image_url\[0\]: not a picture"):
         pictures([source])
+
+
+def picture(form: str = "PNG", size: tuple[int, int] = (8, 8)) -> str:
+    file = io.BytesIO()
+    Image.new("1" if form == "PNG" else "RGB", size).save(file, form)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.mark.promise("X6")
+async def test_only_formats_that_are_named_are_opened() -> None:
+    """Pillow would start Ghostscript for an EPS."""
+    for form in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
+        assert len(pictures([picture(form)])) == 1
+    for form in ("EPS", "TIFF", "PPM", "ICO", "PCX"):
+        with pytest.raises(RequestError, match=r"image_url\[0\]: not a picture"):
+            pictures([picture(form, (16, 16))])
+
+
+@pytest.mark.promise("X6")
+async def test_pictures_are_few_and_small_together() -> None:
+    with pytest.raises(RequestError, match=r"image_url\[16\]: is one picture too many"):
+        pictures([picture()] * 17)
+    with pytest.raises(RequestError, match=r"image_url\[1\]: has 8000 x 8000 pixels"):
+        pictures([picture(), picture(size=(8000, 8000))])

@@ -117,6 +117,14 @@ async def test_pictures_are_png_of_the_wanted_size(image: RunningWorker) -> None
     assert pictures[0] != pictures[1]
 
 
+@pytest.mark.promise("S13")
+@pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
+async def test_pictures_are_in_the_format_that_was_asked_for(image: RunningWorker, form: str) -> None:
+    (picture,) = (await image.do("image", prompt="a cat", width=64, height=64, steps=1, format=form))["images"]
+    with Image.open(io.BytesIO(picture)) as opened:
+        assert (opened.format, opened.size) == (form.upper(), (64, 64))
+
+
 async def test_a_seed_makes_the_same_picture(image: RunningWorker) -> None:
     first = await image.do("image", prompt="a cat", seed=7, steps=1)
     again = await image.do("image", prompt="a cat", seed=7, steps=1)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.engines.openvino.runner.errors import bad_request
 from engine_plugin.engines.openvino.runner.requests import REGISTRY, flag, json_answer, read_object, text_field, whole
 from engine_plugin.engines.openvino.runner.stream import DONE, EventStream
+from engine_plugin.services.text_to_image import IMAGE_FORMATS
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -37,7 +38,10 @@ async def generate(request: web.Request) -> web.StreamResponse:
 
 def _call(body: dict[str, Any]) -> dict[str, Any]:
     width, height = _size(body)
-    seed = whole(body, "rng_seed", 0)
+    seed = _seed(body, "rng_seed")
+    form = text_field(body, "output_format", IMAGE_FORMATS[0])
+    if form not in IMAGE_FORMATS:
+        raise bad_request("output_format", f"must be {' or '.join(IMAGE_FORMATS)}, not {form!r}")
     return {
         "op": "image",
         "prompt": text_field(body, "prompt"),
@@ -45,10 +49,17 @@ def _call(body: dict[str, Any]) -> dict[str, Any]:
         "width": width,
         "height": height,
         "steps": whole(body, "num_inference_steps", 1),
-        "seed": whole(body, "seed", 0) if seed is None else seed,
+        "seed": _seed(body, "seed") if seed is None else seed,
         "n": whole(body, "n", 1),
         "guidance": body.get("guidance_scale"),
+        "format": form,
     }
+
+
+def _seed(body: dict[str, Any], field: str) -> int | None:
+    """The seed; None for any, which -1 says as well."""
+    seed = whole(body, field, -1)
+    return None if seed == -1 else seed
 
 
 def _size(body: dict[str, Any]) -> tuple[int | None, int | None]:

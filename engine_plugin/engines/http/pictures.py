@@ -1,0 +1,23 @@
+"""Pictures in answers: whether they are in the format that was asked for, which some servers do not know."""
+
+from __future__ import annotations
+
+import re
+
+from engine_plugin.errors import InvalidRequestError
+
+__all__ = ["require_format"]
+
+_BEGINNINGS = {"png": b"iVBORw0KGgo", "jpeg": b"/9j/", "webp": b"UklGR"}
+"""Of files in base64."""
+
+_PICTURE = re.compile(rb'"b64_json"\s*:\s*"([^"]{0,16})')
+
+
+def require_format(answer: bytes, wanted: str | None, server: str) -> None:
+    """Raise InvalidRequestError when a picture in the answer to a text-to-image request has another format."""
+    beginning = _BEGINNINGS.get(wanted or "", b"")
+    if not all(found[1].replace(b"\\/", b"/").startswith(beginning) for found in _PICTURE.finditer(answer)):
+        raise InvalidRequestError(
+            f"output_format: {server} gives pictures in its own format only, not {wanted}; leave output_format out"
+        )
