@@ -93,8 +93,8 @@ async def test_a_stranger_on_the_port_is_never_taken_for_the_engine(begin: Begin
 async def test_progress_extends_the_time_to_start(begin: Begin) -> None:
     """Lines of output are progress, and so is a processor in use."""
     lives = {
-        "tiny_chat": [{"load_seconds": pace(2), "load_lines": 0.05}],
-        "tiny_embed": [{"load_seconds": pace(2), "load_burns": True}],
+        "tiny_chat_gguf": [{"load_seconds": pace(2), "load_lines": 0.05}],
+        "tiny_embed_gguf": [{"load_seconds": pace(2), "load_burns": True}],
     }
     world = await begin(of=lives, start_timeout=pace(0.8))
     async with asyncio.timeout(LIMIT):
@@ -140,7 +140,9 @@ async def test_even_progress_ends_at_the_limit(begin: Begin) -> None:
 @pytest.mark.promise("F15")
 async def test_a_download_has_no_part_in_the_time_to_start(begin: Begin) -> None:
     """It stalls for longer than a start may take; models load and fail to load meanwhile."""
-    world = await begin(of={"tiny_chat": [{"never_ready": True}, {}]}, start_timeout=pace(0.8), start_limit=pace(4))
+    world = await begin(
+        of={"tiny_chat_gguf": [{"never_ready": True}, {}]}, start_timeout=pace(0.8), start_limit=pace(4)
+    )
     stalled = Script(stall_after=1000)
     async with file_server(ENDLESS.read_bytes()) as server:
         server.scripts.append(stalled)
@@ -208,7 +210,7 @@ async def test_an_engine_that_cannot_answer_is_not_ready(begin: Begin, monkeypat
 async def test_a_first_request_that_is_never_answered(begin: Begin) -> None:
     """Neither with nor without a head of an answer."""
     hang, head = ([{"rules": [{"on": "probe", "do": what}]}, {}] for what in ("hang", "head"))
-    world = await begin(of={"tiny_chat": hang, "tiny_embed": head}, start_timeout=pace(0.8))
+    world = await begin(of={"tiny_chat_gguf": hang, "tiny_embed_gguf": head}, start_timeout=pace(0.8))
     async with asyncio.timeout(LIMIT):
         for _ in range(2):
             loads = [world.client.load_model(model) for model in ("tiny-chat-gguf", "tiny-embed-gguf")]
@@ -223,7 +225,7 @@ async def test_a_first_request_that_is_never_answered(begin: Begin) -> None:
 @pytest.mark.promise("F22")
 async def test_each_kind_of_model_is_asked_for_what_it_is_for(begin: Begin) -> None:
     refusal = [{"rules": [{"on": "probe", "do": "status", "status": 500, "message": "cannot pool"}]}, {}]
-    world = await begin(of={"tiny_embed": refusal, "tiny_rerank": refusal})
+    world = await begin(of={"tiny_embed_gguf": refusal, "tiny_rerank_gguf": refusal})
     for service, request in (("embed", EMBED), ("rerank", {"query": "q", "documents": ["d"]})):
         with pytest.raises(UnavailableError, match="cannot serve: the engine answered 500: cannot pool"):
             await world.client.invoke(service, request)
