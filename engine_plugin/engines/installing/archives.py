@@ -16,7 +16,6 @@ import sys
 import tarfile
 import time
 import zipfile
-import zlib
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -38,6 +37,9 @@ _TURN_S = 0.1
 
 _HEADER_LIMIT = 1024 * 1024
 """Longest piece that a tar's reader may ask for at once: names and attributes are shorter."""
+
+_DIRECTORY_LIMIT = 4 * 1024 * 1024
+"""Longest list of members that a .zip may have, or piece that its reader may ask for: 20,000 take half of that."""
 
 _MOST_ENDS = 8
 """How often the end of a tar may be met: a reader that goes on asking is lost in a hostile header."""
@@ -104,10 +106,12 @@ class _Unpacking:
             kind = _kind(archive)
             try:
                 yield from self._zip(archive) if kind == "zip" else self._tar(archive, kind)
-            except _breakage(kind) as error:
+            except Exception as error:  # the readers of archives raise whatever a hostile one makes them
+                if isinstance(error, InstallError) or (isinstance(error, OSError) and error.errno is not None):
+                    raise
                 raise InstallError(
-                    f"{archive.name}: the archive is damaged ({error}). Install again; if it stays so, the release "
-                    "itself is damaged."
+                    f"{archive.name}: the archive is damaged ({error or type(error).__name__}). Install again; if it "
+                    "stays so, the release itself is damaged."
                 ) from error
         yield from self._make_links()
 
@@ -191,7 +195,7 @@ class _Unpacking:
     # .zip
 
     def _zip(self, archive: Path) -> Iterator[None]:
-        with zipfile.ZipFile(archive) as file:
+        with archive.open("rb") as packed, zipfile.ZipFile(cast("IO[bytes]", _Directory(packed))) as file:
             for info in file.infolist():
                 yield from self._zip_member(archive, file, info)
 
@@ -280,10 +284,21 @@ class _BrokenError(Exception):
     """The archive contradicts itself."""
 
 
-def _breakage(kind: str) -> tuple[type[Exception], ...]:
-    """What the readers of a kind of archive raise for a damaged one."""
-    known = (_BrokenError, EOFError, ValueError, zlib.error, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile)
-    return (*known, _zstd().ZstdError) if kind == "zstd" else known
+class _Directory:
+    """The file of a .zip as zipfile wants it, whose list of members is not read whole if it is longer than any
+    release's."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        if size > _DIRECTORY_LIMIT:
+            raise _BrokenError(f"its list of members has {size} bytes")
+        return self._file.read(_DIRECTORY_LIMIT if size < 0 else size)
 
 
 class _Tape:

@@ -87,7 +87,7 @@ class Tree:
         """The file or directory at a link's end, or why the link is refused."""
         parts: tuple[str, ...] = tuple(name.split("/"))
         for _ in range(_MOST_LINKS):
-            kind = self.kind("/".join(parts))
+            kind = self.kind("/".join(parts)) if parts else "directory"
             if kind not in ("link", "copy"):
                 return parts
             found = self._walk(parts[:-1] if kind == "link" else (), self._targets[parts])

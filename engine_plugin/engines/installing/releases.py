@@ -232,7 +232,8 @@ class Downloads:
         if archive.sha256:
             return archive.sha256.lower().removeprefix("sha256:")
         for place in (archive.checksums,) if archive.checksums else guesses:
-            found = digest_in(await self._small(place, progress, needed=bool(archive.checksums)), name)
+            listed = await self._small(place, progress, needed=bool(archive.checksums))
+            found = await in_thread(digest_in, listed, name)
             if found:
                 return found
         if not self._rules.verify:

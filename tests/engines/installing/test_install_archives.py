@@ -10,10 +10,15 @@ import shutil
 import stat
 import sys
 import tarfile
+import tempfile
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine_plugin.engines.installing import archives
 from engine_plugin.engines.installing.archives import Limits, unpack
@@ -261,6 +266,96 @@ async def test_a_way_of_packing_that_is_unknown(tmp_path: Path) -> None:
         data[at : at + 2] = (99).to_bytes(2, "little")
     (tmp_path / "odd.zip").write_bytes(data)
     await refused(tmp_path, tmp_path / "odd.zip", "packed in a way")
+
+
+def chained(kind: bytes, data: bytes, depth: int) -> bytes:
+    """A tar of headers about the next header: tarfile reads each inside the one before."""
+    header = tarfile.TarInfo("././@LongLink" if kind == tarfile.GNUTYPE_LONGNAME else "pax")
+    header.type, header.size = kind, len(data)
+    block = header.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
+    return block * depth + tar_bytes([Member("x", b"x")])
+
+
+@pytest.mark.promise("X15")
+@pytest.mark.parametrize(
+    "kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK]
+)
+async def test_a_chain_of_headers_is_damage(tmp_path: Path, kind: bytes) -> None:
+    data = b"12 path=abc\n" if kind in (tarfile.XHDTYPE, tarfile.XGLTYPE) else b"name\0"
+    (tmp_path / "chain.tar.gz").write_bytes(gzip.compress(chained(kind, data, 5000)))
+    await refused(
+        tmp_path, tmp_path / "chain.tar.gz", r"chain\.tar\.gz: the archive is damaged \(.+\)\. Install again"
+    )
+
+
+@pytest.mark.promise("X15")
+@pytest.mark.parametrize(
+    ("place", "bits", "why"),
+    [(4, 112, "zip file version"), (6, 0x20, "patch"), (6, 0x40, "encrypt")],
+    ids=["version needed", "patch data", "strong encryption"],
+)
+async def test_a_zip_that_its_reader_does_not_know_is_damage(tmp_path: Path, place: int, bits: int, why: str) -> None:
+    """`place` is a byte of a member's own header; the list of members has each two bytes later."""
+    data = bytearray(zip_bytes([Member("odd", b"x")]))
+    data[data.index(b"PK\x03\x04") + place] |= bits
+    data[data.index(b"PK\x01\x02") + place + 2] |= bits
+    (tmp_path / "odd.zip").write_bytes(data)
+    await refused(tmp_path, tmp_path / "odd.zip", rf"odd\.zip: the archive is damaged \(.*{why}")
+
+
+@pytest.mark.promise("X15")
+async def test_a_zip_with_more_members_than_any_release_is_not_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as file:
+        file.writestr("x", b"")
+        file.filelist *= 90_000
+    await refused(tmp_path, tmp_path / "many.zip", r"many\.zip: the archive is damaged \(its list of members has")
+
+
+@posix
+@pytest.mark.promise("X15")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("link", [".", "./", "a/..", "a/../."])
+async def test_a_link_to_the_top_is_a_link_to_a_directory(tmp_path: Path, kind: str, link: str) -> None:
+    await unpack(
+        [pack(tmp_path / f"x.{kind}", [Member("a/f", b"x"), Member("here", link=link)])], tmp_path / "target"
+    )
+    assert (tmp_path / "target" / "here" / "a" / "f").read_bytes() == b"x"
+
+
+@pytest.mark.promise("X15")
+async def test_a_hard_link_to_the_top_is_refused(tmp_path: Path) -> None:
+    await refused(tmp_path, pack(tmp_path / "x.tar.gz", [Member("here", hard=".")]), "leads to a directory")
+
+
+MUTABLE = {
+    kind: [
+        Member("a/"),
+        Member("a/lib.so", link="lib.so.1"),
+        Member("a/lib.so.1", b"library" * 40),
+        Member("ü/" + "long" * 60, b"x"),
+    ]
+    for kind in KINDS
+}
+
+
+@pytest.mark.promise("X15")
+@pytest.mark.parametrize("kind", KINDS)
+@given(cuts=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 40), st.binary(max_size=40)), min_size=1, max_size=5))
+def test_a_mutated_archive_is_unpacked_or_refused(kind: str, cuts: list[tuple[float, int, bytes]]) -> None:
+    """Bytes are replaced, removed and inserted, in the archive or in the tar inside; only InstallError is raised."""
+    with tempfile.TemporaryDirectory() as folder:
+        archive, target = Path(folder, f"x.{kind}"), Path(folder, "target")
+        pack(archive, MUTABLE[kind])
+        data = archive.read_bytes() if kind != "tar.gz" else gzip.decompress(archive.read_bytes())
+        for where, length, new in cuts:
+            at = int(where * len(data))
+            data = data[:at] + new + data[at + length :]
+        archive.write_bytes(data if kind != "tar.gz" else gzip.compress(data))
+        with suppress(InstallError):
+            asyncio.run(unpack([archive], target))
+        if target.exists():
+            shutil.rmtree(target)
+        assert [path.name for path in Path(folder).iterdir()] == [archive.name]
 
 
 async def test_a_disk_that_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
