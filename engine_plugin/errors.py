@@ -10,6 +10,7 @@
     ├── PreconditionError                 412  something must be done first
     │   ├── EngineNotInstalledError
     │   ├── ModelNotLoadedError
+    │   ├── ModelUnusableError
     │   └── ModelInUseError
     ├── UnsupportedError                  501  this plugin or engine cannot do that
     ├── BadGatewayError                   502  the engine answered wrongly or broke off
@@ -50,6 +51,7 @@ __all__ = [
     "ModelInUseError",
     "ModelNotFoundError",
     "ModelNotLoadedError",
+    "ModelUnusableError",
     "NotFoundError",
     "PluginProcessError",
     "PreconditionError",
@@ -122,6 +124,10 @@ class EngineNotInstalledError(PreconditionError):
 
 class ModelNotLoadedError(PreconditionError):
     """The model is not in memory."""
+
+
+class ModelUnusableError(PreconditionError):
+    """The engine cannot load the model's files, now or later; the message holds the engine's reason."""
 
 
 class ModelInUseError(PreconditionError):

@@ -279,6 +279,7 @@ async def test_a_damaged_file_is_not_taken(serve: Serve, scratch: Path, how: str
     assert [path for path in (running.engine._store.root / ".partial").glob("*") if path.stat().st_size] == []
 
 
+@pytest.mark.promise("S12")
 async def test_a_model_that_was_damaged_later_gives_llama_cpps_reason(serve: Serve) -> None:
     running = await serve()
     model = ENDLESS.stem
@@ -289,11 +290,11 @@ async def test_a_model_that_was_damaged_later_gives_llama_cpps_reason(serve: Ser
     # As a failing disk leaves it: the size and the time are as they were.
     stored.write_bytes(bytes(data[:4]) + b"\xff" * cut + bytes(data[cut + 4 :]))
     os.utime(stored, ns=(info.st_atime_ns, info.st_mtime_ns))
-    with pytest.raises(UnavailableError, match=rf"llama.cpp for {model} ended during its start: exit code 3.* E "):
+    with pytest.raises(PreconditionError, match=rf"llama.cpp for {model} ended during its start: exit code 4.* E "):
         await running.client.load_model(model)
     assert running.processes() == []
     assert await running.loaded() == []
-    with pytest.raises(UnavailableError, match="ended during its start"):
+    with pytest.raises(PreconditionError, match=r"ended during its start.*pull it again"):
         await running.client.invoke("generate", {"model": model, "prompt": "a"})
     shutil.copyfile(ENDLESS, stored)
     assert (await running.client.invoke("generate", {"model": model, "prompt": "a", "max_tokens": 1}))["choices"]

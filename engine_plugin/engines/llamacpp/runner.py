@@ -6,7 +6,7 @@
     inspect   print what a GGUF file's header says as JSON (the path is a JSON line on stdin)
 
 Apart from the guard, its like and the reader of GGUF files it imports nothing of ours. A failure is one line on
-stderr and exit status 3.
+stderr and exit status 3, or 4 for a model that cannot be loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.processes import guard
-from engine_plugin.engines.processes.entry import fail, own_stdin, read_settings
+from engine_plugin.engines.processes.entry import UNUSABLE, fail, own_stdin, read_settings
 from engine_plugin.models.gguf import GgufError, Tensor, read_header
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _serve() -> None:
     try:
         server = xllamacpp.Server(params)  # returns when the model is loaded; holds the GIL until then
     except RuntimeError as error:
-        fail(f"cannot load {settings['model']}: {error}")
+        fail(f"cannot load {settings['model']}: {error}", UNUSABLE)
     else:
         print(json.dumps({"address": server.listening_address}), flush=True)
         _wait_forever(server)

@@ -14,9 +14,16 @@ from engine_plugin.engines.http.answers import ERROR_LIMIT, Complaint, explained
 from engine_plugin.engines.llamacpp import command
 from engine_plugin.engines.llamacpp.options import served_context
 from engine_plugin.engines.llamacpp.properties import capabilities_told
+from engine_plugin.engines.processes.entry import UNUSABLE
 from engine_plugin.engines.processes.process import Command
 from engine_plugin.engines.server import ServerProcess
-from engine_plugin.errors import BadGatewayError, EnginePluginError, UnavailableError
+from engine_plugin.errors import (
+    BadGatewayError,
+    EnginePluginError,
+    EngineStartError,
+    ModelUnusableError,
+    UnavailableError,
+)
 from engine_plugin.models.info import Capabilities
 
 if TYPE_CHECKING:
@@ -90,6 +97,19 @@ class ModelServer(ServerProcess):
             serves=model.name,
             error_marks=(" E ", "E cannot", "error", "Error"),
         )
+
+    async def ensure_ready(self) -> None:
+        """Start the server, sharing a start that is under way.
+
+        Raises ModelUnusableError when llama.cpp cannot load the model, EngineStartError for any other reason.
+        """
+        try:
+            await super().ensure_ready()
+        except EngineStartError as error:
+            life = self.process.life
+            if life is not None and life.exit_code == UNUSABLE:
+                raise ModelUnusableError(f"{error}. Delete the model and pull it again, or pull another") from error
+            raise
 
     @asynccontextmanager
     async def post(self, service: str, body: bytes) -> AsyncIterator[HttpResponse]:

@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote
 
 from engine_plugin.engines.shared import SharedWork
-from engine_plugin.errors import BadGatewayError, EnginePluginError, EngineStartError, UnavailableError
+from engine_plugin.errors import (
+    BadGatewayError,
+    EnginePluginError,
+    EngineStartError,
+    ModelUnusableError,
+    UnavailableError,
+)
 from engine_plugin.files import in_thread, private_folder, write_json, write_whole
 
 if TYPE_CHECKING:
@@ -50,6 +56,8 @@ class ModelState(NamedTuple):
     complaint: str
     failed: bool
     memory: int = 0
+    unusable: bool = False
+    """Whether it failed because of its files, so that another attempt would fail as well."""
 
 
 class ResidentServer(Protocol):
@@ -162,7 +170,7 @@ class Residents:
     async def add(self, name: str, graph: str) -> None:
         """Have the server load a model, unless it has, and wait until it can answer.
 
-        Raises EngineStartError with the server's reason, BadGatewayError when it dies meanwhile.
+        Raises ModelUnusableError or EngineStartError with the server's reason, BadGatewayError when the server dies.
         """
         if self._graphs.get(name) != graph or name not in self._proved:
             self._attempts += 1  # a graph that failed is tried again when its place is another
@@ -205,7 +213,7 @@ class Residents:
             raise BadGatewayError(f"the engine's list of models is not understood: {body[:200]!r}") from error
 
     async def _follow(self, name: str) -> None:
-        """Tell the server, and watch what becomes of one model. Raises EngineStartError."""
+        """Tell the server, and watch what becomes of one model. Raises ModelUnusableError and EngineStartError."""
         complaint = await self._apply()
         pause = _POLL_FIRST
         while True:
@@ -216,8 +224,11 @@ class Residents:
                 raise UnavailableError(f"{name} was unloaded while it was being loaded")
             if state is None or state.failed:
                 why = (state.complaint if state else "") or complaint or "it gives no reason"
-                said = self._server.last_words() if why == _NO_REASON or not state else ""
-                raise EngineStartError(f"{name} cannot be loaded: {why}{f'. Last lines: {said}' if said else ''}")
+                said = self._server.last_words() if why == _PRECONDITION or not state else ""
+                text = f"{name} cannot be loaded: {why}{f'. Last lines: {said}' if said else ''}"
+                if state is not None and state.unusable:
+                    raise ModelUnusableError(f"{text}. Delete the model and pull it again, or pull another")
+                raise EngineStartError(text)
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, _POLL_LAST)
 
@@ -243,7 +254,7 @@ class Residents:
 
 
 _GONE = ModelState("END", "", failed=True)
-_NO_REASON = "FAILED_PRECONDITION"
+_PRECONDITION = "FAILED_PRECONDITION"
 
 
 def _state(shape: Mapping[str, Any]) -> ModelState:
@@ -253,7 +264,7 @@ def _state(shape: Mapping[str, Any]) -> ModelState:
     if code == "OK":  # our server then tells what keeps it from answering for a while
         memory = int(shape.get("memory") or 0)
         return ModelState(state, "" if message == "OK" else message, failed=state == "END", memory=memory)
-    return ModelState(state, message or code, failed=True)
+    return ModelState(state, message or code, failed=True, unusable=code == _PRECONDITION)
 
 
 class Resident:
@@ -277,7 +288,7 @@ class Resident:
     async def ensure_ready(self) -> None:
         """Load the model, sharing a load that is under way; wait for it in a server that was restarted.
 
-        Raises EngineStartError with the server's reason.
+        Raises ModelUnusableError or EngineStartError with the server's reason.
         """
         if not self.ready:
             await self._work.run(self._load)

@@ -7,16 +7,18 @@ import os
 import sys
 from typing import Any, NoReturn
 
-__all__ = ["FAILED", "fail", "own_stdin", "read_settings"]
+__all__ = ["FAILED", "UNUSABLE", "fail", "own_stdin", "read_settings"]
 
 FAILED = 3
+UNUSABLE = 4
+"""The exit status of a program that cannot load the model that it was given."""
 
 
-def fail(text: str) -> NoReturn:
-    """End this process: one line on stderr, exit status 3. Nothing is cleaned up; the kernel frees everything."""
+def fail(text: str, status: int = FAILED) -> NoReturn:
+    """End this process: one line on stderr and an exit status. Nothing is cleaned up; the kernel frees everything."""
     sys.stderr.write(f"E {text}\n")
     sys.stderr.flush()
-    os._exit(FAILED)
+    os._exit(status)
 
 
 def own_stdin() -> int:

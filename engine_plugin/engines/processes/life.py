@@ -113,14 +113,15 @@ class Life:
     """From spawn to the confirmed end. Made and run once, by EngineProcess.
 
     `enter` is told each state as it begins: READY, DEGRADED, STOPPING. `over` is set as soon as the process no
-    longer serves, before it is cleaned up; `failure` then says why, "" after a stop. `served` is for how many
-    seconds it did serve, None if it never did.
+    longer serves, before it is cleaned up; `failure` then says why, "" after a stop. `exit_code` is that of a process
+    that ended by itself. `served` is for how many seconds it did serve, None if it never did.
     """
 
     def __init__(self, spec: ProcessSpec, stop_wanted: asyncio.Event, enter: Callable[[ProcessState], None]) -> None:
         self.pid: int | None = None
         self.failure = ""
         self.served: float | None = None
+        self.exit_code: int | None = None
         self.over = asyncio.Event()
         self._spec = spec
         self._stop_wanted = stop_wanted
@@ -355,7 +356,7 @@ class Life:
         await comes_true(child.drained.wait(), within=_DEATH_NOTICE)  # a grandchild may hold the pipes
         for stream in self._unended:
             self._hear(stream, b"\n")
-        code = child.exited.result()
+        code = self.exit_code = child.exited.result()
         cause = f"exit code {code}"
         if code < 0:
             with contextlib.suppress(ValueError):

@@ -16,10 +16,11 @@ from engine_plugin.engines.openvino.residents import lock_of
 from engine_plugin.errors import BadGatewayError, EnginePluginError, PreconditionError, UnavailableError
 from engine_plugin.files import in_thread
 from tests.llamacpp.running import eventually
+from tests.openvino.spoiling import spoil
 from tests.patience import LIMIT
 
 from .running import COUNT, ONE_STEP
-from .test_memory import drawing, served
+from .test_memory import SAMPLES, drawing, served
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -252,3 +253,14 @@ async def test_what_a_killed_plugin_left_is_removed(serve: Serve) -> None:
         assert set(folder.iterdir()) == {living, living.with_suffix(".lock"), mine, mine.with_suffix(".lock")}
     await running.client.stop_engine()
     assert set(folder.iterdir()) <= {living, living.with_suffix(".lock")}
+
+
+@pytest.mark.promise("S12")
+async def test_a_model_that_can_never_be_loaded_is_no_reason_to_try_again(serve: Serve) -> None:
+    running = await serve()
+    await running.client.pull_model("broken", source=str(SAMPLES / "tiny-embed"))
+    spoil(running.engine.manifest.data_dir / "models" / "broken" / "openvino_model.xml")
+    for _ in range(2):
+        with pytest.raises(PreconditionError, match=r"broken cannot be loaded: .*pull it again"):
+            await running.client.invoke("embed", {"model": "broken", "input": "a"})
+    assert (await running.client.invoke("embed", {"input": "a"}))["data"]

@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 from engine_plugin.engines.installing.software import Workshop
-from engine_plugin.errors import EnginePluginError
+from engine_plugin.errors import PreconditionError
 from engine_plugin.models.store import PullRequest
+from tests.openvino.spoiling import spoil
 from tests.patience import LIMIT
 
 from .calls import HELLO, SAMPLES, call
@@ -26,15 +27,15 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script with a #! line")
 
 
+@pytest.mark.promise("S12")
 async def test_a_model_that_cannot_be_loaded(make: Make, scratch: Path) -> None:
     """ovms leaves such a one in the state LOADING and tells its reason to its log alone; the others go on."""
     engine = await make()
     async for _ in engine.pull_model(PullRequest("broken", source=str(SAMPLES / "tiny-chat"))):
         pass
-    [weights] = (scratch / "data" / "models" / "broken").glob("openvino_model.bin")
-    weights.write_bytes(b"")
+    spoil(scratch / "data" / "models" / "broken" / "openvino_model.xml")
     await engine.load_model("tiny-chat")
-    with pytest.raises(EnginePluginError, match=r"broken cannot be loaded"):
+    with pytest.raises(PreconditionError, match=r"broken cannot be loaded"):
         async with asyncio.timeout(LIMIT):
             await engine.load_model("broken")
     assert (await call(engine, "chat", **HELLO))["choices"]
@@ -60,7 +61,7 @@ async def test_it_comes_back_with_its_models(make: Make) -> None:
             try:
                 assert (await call(engine, "chat", **HELLO))["choices"]
                 break
-            except EnginePluginError:
+            except PreconditionError:
                 await asyncio.sleep(0.05)  # until it is back, a call may say that it died
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from engine_plugin.engines.openvino.runner.sinks import Sink
 
-__all__ = ["LoadError", "Worker"]
+__all__ = ["BadModelError", "LoadError", "Worker"]
 
 _TAIL_LINES = 8
 _TAIL_LINE = 500
@@ -39,6 +39,10 @@ _CANNOT_BE_KILLED = "it cannot be killed"
 
 class LoadError(Exception):
     """A worker could not load its model; the text says why."""
+
+
+class BadModelError(LoadError):
+    """The model's files cannot be loaded: another attempt would end in the same way."""
 
 
 class Worker(asyncio.SubprocessProtocol):
@@ -251,9 +255,9 @@ class Worker(asyncio.SubprocessProtocol):
         if not self._loaded.done():
             self._loaded.set_result(dict(facts))
 
-    def _take_failed(self, text: str) -> None:
+    def _take_failed(self, text: str, memory: bool) -> None:
         if not self._loaded.done():
-            self._loaded.set_exception(LoadError(str(text)))
+            self._loaded.set_exception(LoadError(str(text)) if memory else BadModelError(str(text)))
 
     def _flush_soon(self) -> None:
         if self._flush_timer is not None:

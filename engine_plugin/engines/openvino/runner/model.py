@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.openvino.runner.errors import ApiError
-from engine_plugin.engines.openvino.runner.link import LoadError, Worker
+from engine_plugin.engines.openvino.runner.link import BadModelError, LoadError, Worker
 from engine_plugin.engines.openvino.runner.watch import Watch
 from engine_plugin.engines.processes.python import module_command
 from engine_plugin.engines.templates.jinja import BROKEN, TemplateError, Templates
@@ -64,6 +64,8 @@ class Model:
         self.graph = graph
         self.state = LOADING
         self.error = ""
+        self.unusable = False
+        """Whether its files are what is wrong."""
         self.ready_info: dict[str, Any] = {}
         self._settings = settings
         self._argv = argv
@@ -197,6 +199,7 @@ class Model:
         except (LoadError, ApiError, OSError) as error:
             if self.state != UNLOADING:  # then it was ended because nobody wants it
                 sys.stderr.write(f"E {self.name}: {error}\n")
+                self.unusable = isinstance(error, BadModelError)
                 self._change(END, str(error))
         except asyncio.CancelledError:
             raise

@@ -221,7 +221,7 @@ class Registry:
 
 def _shown(model: Model) -> dict[str, Any]:
     # With OK, the message tells why it does not answer yet: it still may.
-    code = "FAILED_PRECONDITION" if model.error else "OK"
+    code = "OK" if not model.error else "FAILED_PRECONDITION" if model.unusable else "UNAVAILABLE"
     status = {"error_code": code, "error_message": model.error or model.complaint}
     shown = {"version": "1", "state": model.state, "status": status, "memory": model.memory()}  # bytes; not of OVMS
     return {"model_version_status": [shown]}

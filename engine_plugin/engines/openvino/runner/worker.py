@@ -39,7 +39,7 @@ def main() -> int:
     try:
         server = pipelines.load(rest[0])
     except Exception as error:  # noqa: BLE001  # whatever keeps a model from loading is told, not raised
-        channel.send(("failed", pipelines.reason(error)))
+        channel.send(("failed", pipelines.reason(error), isinstance(error, MemoryError)))
         return FAILED
     channel.send(("ready", server.facts))
     server.serve(inbox, channel)
