@@ -75,8 +75,10 @@ class FolderStore(ModelStore):
         return validate_repository_name(name)
 
     def _pullable(self, name: str) -> str:
-        """A model of a hub is called as its repository."""
-        return name if "/" in name and self._layout.is_name(name) else ""
+        """A model of a hub is called as its repository, or as the reference that a pull of it takes."""
+        named = _HUB_SOURCE.fullmatch(name)
+        repository = named[2] if named else name.partition("@")[0]
+        return name if "/" in repository and self._layout.is_name(repository) else ""
 
     def _plan(self, request: PullRequest, present: builtins.list[str]) -> PullPlan:
         return plan_folder_pull(request, self._samples, self._hubs, self._default_hub, present)

@@ -58,6 +58,7 @@ class Shelf:
         self._taking_in: dict[str, asyncio.Task[None]] = {}
         self._hashing: dict[str, asyncio.Task[None]] = {}
         self._changing: dict[str, asyncio.Event] = {}
+        self._referring = asyncio.Lock()
         self._closed = False
 
     def path(self, name: str) -> Path:
@@ -117,12 +118,13 @@ class Shelf:
 
     async def refer(self, name: str, reference: str) -> None:
         """Have a model answer to a reference, and no other model. Raises OSError."""
-        for record in await in_thread(self._records):
-            rest = tuple(known for known in record.references if known != reference)
-            if record.name == name:
-                await self._changed(replace(record, references=(*rest, reference)[-_MOST_REFERENCES:]))
-            elif rest != record.references:
-                await self._changed(replace(record, references=rest))
+        async with self._referring:
+            for record in await in_thread(self._records):
+                rest = tuple(known for known in record.references if known != reference)
+                if record.name == name:
+                    await self._changed(replace(record, references=(*rest, reference)[-_MOST_REFERENCES:]))
+                elif rest != record.references:
+                    await self._changed(replace(record, references=rest))
 
     async def referred(self, reference: str) -> str:
         """The name of the model that answers to a reference, or ""."""

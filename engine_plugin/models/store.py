@@ -199,12 +199,14 @@ class ModelStore:
 
     async def _meant(self, name: str) -> str:
         """The name of the model that a name, a sample's old name or a reference means; itself when it means none."""
+        if not isinstance(name, str):
+            return name
         if self._shelf.layout.is_name(name) and self._shelf.path(name).exists():
             return name
         sample = self._sample(name)
         if sample is not None:
             return sample.name
-        return await self._shelf.referred(without_secrets(str(name))) or name
+        return await self._shelf.referred(without_secrets(name)) or name
 
     async def _present(self, request: PullRequest) -> Success | None:
         """A bare name that the store has needs no pull: there may be no source to ask."""

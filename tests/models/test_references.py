@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,25 @@ async def test_a_repository(root: Path, reference: str) -> None:
                 await world.store.get(gone)
 
 
+@pytest.mark.parametrize(
+    ("reference", "pull"),
+    [
+        (REPOSITORY, REPOSITORY),
+        (f"{REPOSITORY}@v1", f"{REPOSITORY}@v1"),
+        (f"ms:{REPOSITORY}", f"ms:{REPOSITORY}"),
+        ("hf:alone", ""),
+        ("hf:../x", ""),
+        ("/nowhere/x", ""),
+        ("x@v1", ""),
+    ],
+)
+async def test_a_reference_that_is_missing_can_be_pulled(root: Path, reference: str, pull: str) -> None:
+    async with folder_world(root) as world:
+        with pytest.raises(ModelNotFoundError) as raised:
+            await world.store.get(reference)
+        assert raised.value.pull == pull
+
+
 async def test_a_folder(root: Path, tmp_path: Path) -> None:
     folder = lay_out(tmp_path / "elsewhere" / "mine", MODEL)
     async with folder_world(root) as world:
@@ -113,6 +133,13 @@ async def test_a_name_goes_before_a_reference(store: ModelStore, root: Path, tmp
     assert (await store.get("tiny-chat")).name == "tiny-chat"
     await store.delete("tiny-chat")
     assert (await store.get("tiny-chat")).name == "tiny-chat-gguf"
+
+
+async def test_references_that_come_together_are_all_kept(store: ModelStore) -> None:
+    await pull(store, PullRequest("tiny-chat-gguf"))
+    names = [str(number) for number in range(20)]
+    await asyncio.gather(*(store._shelf.refer("tiny-chat-gguf", name) for name in names))
+    assert set((await store.get("tiny-chat-gguf")).references) == set(names)
 
 
 async def test_a_reference_is_one_models_at_a_time(store: ModelStore) -> None:
