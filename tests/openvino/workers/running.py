@@ -119,7 +119,7 @@ class RunningWorker:
             "cache_dir": "",
         }
         self.send("load", settings)
-        verb, what = await asyncio.wait_for(self._frame(), LIMIT)
+        verb, what, *_ = await asyncio.wait_for(self._frame(), LIMIT)
         if verb == "failed":
             raise WorkerFailed(what)
         assert verb == "ready"
