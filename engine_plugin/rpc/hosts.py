@@ -29,7 +29,7 @@ __all__ = ["AogHost", "Host", "host_of"]
 
 
 class Host:
-    """A host that takes answers as they are. Stateless; used by every call."""
+    """A host that takes answers as they are. Used by every call, from one event loop."""
 
     name: ClassVar[str] = "the host"
     tolerated: ClassVar[Mapping[str, tuple[type[BaseException], ...]]] = {}
@@ -71,6 +71,10 @@ class AogHost(Host):
     # It reads data and the stream's end from two channels, in no order: only the pause keeps them in order.
     last_pause: ClassVar[float] = 0.25
 
+    def __init__(self) -> None:
+        self._number, self._text = b'"created":0,', b'"created":"1970-01-01T00:00:00Z",'
+        """The latest time of an event, as it came and as it goes."""
+
     def answer(self, service: str, data: bytes) -> bytes:
         """`created` becomes ISO 8601 text: AOG's own OpenAI routes refuse a number there."""
         return _CREATED.sub(_as_text, data) if service in _CONVERTED else data
@@ -81,8 +85,17 @@ class AogHost(Host):
             return block
         if b"\r" in block:  # inside JSON it is escaped
             block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        if _OTHER_LINE.search(block):
+        if not _is_data_alone(block):
             block = _only_data(block)
+        return self._dated(block)
+
+    def _dated(self, block: bytes) -> bytes:
+        """The times of a block's events as text. Nearly all blocks hold but the second that the last one held."""
+        times = block.count(b'"created"')
+        if times == block.count(self._number):
+            return block.replace(self._number, self._text) if times else block
+        if found := _CREATED.search(block):
+            self._number, self._text = found[0] + b",", _as_text(found) + b","
         return _CREATED.sub(_as_text, block)
 
     def takes(self, service: str, event: bytes) -> bool:
@@ -110,7 +123,6 @@ _CONVERTED = ("chat", "generate")
 
 # Quotes inside JSON strings are escaped, so that only a key can match.
 _CREATED = re.compile(rb'("created"\s*:\s*)(null|-?\d[\d.eE+-]*)')
-_OTHER_LINE = re.compile(rb"^(?!data: )[^\n]", re.MULTILINE)
 _LATEST = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 
 
@@ -126,6 +138,15 @@ def _iso(number: bytes) -> bytes:
     except ValueError:
         seconds = 0.0
     return datetime.fromtimestamp(seconds, UTC).strftime('"%Y-%m-%dT%H:%M:%SZ"').encode()
+
+
+def _is_data_alone(block: bytes) -> bool:
+    """Whether every event is one line that begins with `data: `: no line ends elsewhere than where events do."""
+    return (
+        block.startswith(b"data: ")
+        and block.endswith(b"\n\n")
+        and block.count(b"\n") == 2 * block.count(b"\n\ndata: ") + 2
+    )
 
 
 def _only_data(block: bytes) -> bytes:

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine_plugin.download.events import Success
 from engine_plugin.errors import (
@@ -165,6 +167,21 @@ def test_aog_gets_the_time_of_an_answer_as_text(service: str, given: str, made: 
     assert aog.answer(service, given.encode()) == made.encode()
     assert aog.events(service, f"data: {given}\n\n".encode()) == f"data: {made}\n\n".encode()
     assert json.loads(made).keys() == json.loads(given).keys()
+
+
+@pytest.mark.promise("H4")
+@given(st.lists(st.tuples(st.integers(0, 4_000_000_000), st.sampled_from(["", " "]), st.booleans()), max_size=6))
+def test_whatever_the_seconds_of_a_stream_each_event_gets_its_own(events: list[tuple[int, str, bool]]) -> None:
+    aog = AogHost()
+    for together in (True, False):
+        blocks = []
+        for number, space, last in events:
+            created = f'"created":{space}{number}'
+            shape = f'{{"x":1,{created}}}' if last else f'{{{created},"x":1}}'
+            blocks.append(f"data: {shape}\n\n".encode())
+        sent = aog.events("chat", b"".join(blocks)) if together else b"".join(aog.events("chat", b) for b in blocks)
+        made = [json.loads(line.removeprefix("data: ")) for line in sent.decode().split("\n\n") if line]
+        assert [datetime.fromisoformat(shape["created"]).timestamp() for shape in made] == [n for n, _, _ in events]
 
 
 @pytest.mark.promise("H4")
