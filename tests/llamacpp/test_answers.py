@@ -15,6 +15,7 @@ from engine_plugin.errors import (
     NotFoundError,
     UnsupportedError,
 )
+from engine_plugin.host import events as events_of
 
 from .running import HELLO
 
@@ -85,9 +86,7 @@ async def test_a_chat_is_answered_as_the_engine_answers_it(shared: RunningPlugin
         pytest.param({"prompt": "Once"}, id="plain"),
         pytest.param({"prompt": [1, 2, 3]}, id="tokens"),
         pytest.param({"prompt": ["a", 5]}, id="text and tokens"),
-        pytest.param({"prompt": "Once", "logprobs": 2}, id="logprobs"),
         pytest.param({"prompt": "Once", "stop": "e"}, id="stop"),
-        pytest.param({"prompt": "Once", "echo": True}, id="echo"),
         pytest.param({"prompt": ["Once"]}, id="a list of one"),
         pytest.param({"prompt": ""}, id="empty"),
     ],
@@ -258,6 +257,33 @@ async def test_embeddings_do_not_stream(shared: RunningPlugin) -> None:
     with pytest.raises(UnsupportedError, match=r"^service_name: embed does not stream"):
         async with shared.client.stream("embed", {"input": "a"}) as chunks:
             await anext(chunks)
+
+
+@pytest.mark.promise("S13")
+async def test_a_completion_has_log_probabilities_in_its_own_shape(shared: RunningPlugin) -> None:
+    for asked, most in ((2, 2), (0, 0)):
+        request = {"prompt": "one two", "max_tokens": 3, "logprobs": asked} | STEADY
+        (choice,) = (await shared.client.invoke("generate", request))["choices"]
+        told = choice["logprobs"]
+        assert told.keys() == {"tokens", "token_logprobs", "top_logprobs", "text_offset"}
+        assert "".join(told["tokens"]) == choice["text"]
+        assert [len(top) for top in told["top_logprobs"]] == [most] * 3
+    async with shared.client.stream("generate", request | {"logprobs": 1}) as chunks:
+        events = [event async for event in events_of(chunks)]
+    streamed = [event["choices"][0]["logprobs"] for event in events if event["choices"][0].get("logprobs")]
+    assert [text for part in streamed for text in part["tokens"]] == told["tokens"]
+    assert [place for part in streamed for place in part["text_offset"]] == told["text_offset"]
+
+
+@pytest.mark.promise("S13")
+@pytest.mark.parametrize("ignored", [{"suffix": "x"}, {"echo": True}, {"best_of": 2}])
+async def test_what_llama_cpp_ignores_of_a_completion_is_refused(
+    shared: RunningPlugin, ignored: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^{next(iter(ignored))}: "):
+        await shared.client.invoke("generate", {"prompt": "a", "max_tokens": 1} | ignored)
+    nothing = {"suffix": "", "echo": False, "best_of": 1}
+    await shared.client.invoke("generate", {"prompt": "a", "max_tokens": 1} | nothing)
 
 
 @pytest.mark.promise("S11")

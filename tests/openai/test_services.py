@@ -229,3 +229,27 @@ async def test_speech_that_the_server_lacks(serve: Serve, attach: Attach) -> Non
         await call(plugin, "speech-to-text", audio=RECORDING)
     with pytest.raises(UnsupportedError, match="cannot do text-to-speech"):
         await call(plugin, "text-to-speech", text="x")
+
+
+@pytest.mark.promise("S13")
+@pytest.mark.parametrize(
+    ("maker", "sent"), [("llama-server", [-1]), ("lmstudio", [-1]), ("vllm", [None]), ("gateway", [])]
+)
+@pytest.mark.parametrize(("service", "field"), [("generate", "max_tokens"), ("chat", "max_completion_tokens")])
+async def test_no_limit_of_tokens_is_told_as_each_server_wants_it(
+    serve: Serve, attach: Attach, maker: str, sent: list[int | None], service: str, field: str
+) -> None:
+    """A completion of vLLM without the field would have 16 tokens."""
+    server = await serve(maker)
+    request = {"prompt": "a"} if service == "generate" else HELLO
+    await call(attach(server), service, **request, **{field: -1})
+    (body,) = server.bodies
+    assert [value for name, value in body.items() if name.startswith("max_")] == sent
+
+
+@pytest.mark.promise("S13")
+async def test_a_suffix_that_a_server_ignores_is_refused(serve: Serve, attach: Attach) -> None:
+    plugin = attach(await serve("llama-server"))
+    with pytest.raises(InvalidRequestError, match=r"^suffix: llama-server does not support it"):
+        await call(plugin, "generate", prompt="a", suffix="b")
+    await call(plugin, "generate", prompt="a", suffix="")

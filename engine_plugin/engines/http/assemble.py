@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.http import sse
 from engine_plugin.engines.http.bodies import choices_wanted
+from engine_plugin.engines.http.completions import CompletionLogprobs, wants_logprobs
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.jsontext import write_json
 
@@ -27,7 +28,10 @@ _MOST_TOOL_CALLS = 1024
 def assembled(service: str, blocks: Iterable[bytes], request: Mapping[str, Any]) -> bytes:
     """The answer to a chat or generate request from all blocks of its stream. Raises BadGatewayError."""
     assemble = chat_completion if service == "chat" else text_completion
-    return assemble(sse.event_data(b"".join(blocks)), choices_wanted(request))
+    events = sse.event_data(b"".join(blocks))
+    if wants_logprobs(service, request):
+        events = map(CompletionLogprobs(request["logprobs"]).reshape, events)
+    return assemble(events, choices_wanted(request))
 
 
 def chat_completion(events: Iterable[dict[str, Any]], choices_each: int = 1) -> bytes:

@@ -12,6 +12,7 @@ from engine_plugin.engines.driver import Condition, Driver
 from engine_plugin.engines.http.answers import stream_events
 from engine_plugin.engines.http.assemble import assembled
 from engine_plugin.engines.http.bodies import slots_needed
+from engine_plugin.engines.http.completions import CompletionLogprobs, wants_logprobs
 from engine_plugin.engines.http.ranking import ranked_answer
 from engine_plugin.engines.llamacpp import requests
 from engine_plugin.engines.llamacpp.models import model_store
@@ -127,7 +128,10 @@ class LlamaCppEngine(Driver[Backend, ModelServer]):
         if service not in ("chat", "generate"):
             raise catalogue.NO_STREAM.error(service=service, engine="llama.cpp")
         async with self._exchange(service, request, stream=True) as response:
-            yield stream_events(response, complaint_error, _NULL_EVENT)
+            events = stream_events(response, complaint_error, _NULL_EVENT)
+            if wants_logprobs(service, request):
+                events = CompletionLogprobs(request["logprobs"]).stream(events)
+            yield events
 
     @asynccontextmanager
     async def _exchange(self, service: str, request: dict[str, Any], *, stream: bool) -> AsyncIterator[HttpResponse]:

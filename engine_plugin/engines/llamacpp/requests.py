@@ -6,12 +6,14 @@ import base64
 import json
 from typing import Any
 
-from engine_plugin.engines.http.bodies import request_json
+from engine_plugin.engines.http.bodies import choices_wanted, request_json
 from engine_plugin.engines.http.conversation import CANNOT_HEAR, CANNOT_SEE, make_plain
 from engine_plugin.engines.http.ranking import document_texts
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
 
 __all__ = ["embeddings_answer", "upstream_body"]
+
+_IGNORED = ("suffix", "echo")
 
 _REFUSED = {"image_url": CANNOT_SEE, "input_audio": CANNOT_HEAR}
 """Models are loaded without the projector that images and audio need."""
@@ -27,10 +29,23 @@ def upstream_body(service: str, request: dict[str, Any], *, stream: bool) -> byt
         if service == "chat":
             make_plain(body, _REFUSED)
             _tool_choice(body)
+        else:
+            _completion(body)
     elif service == "rerank":
         body["documents"] = document_texts(request)
         body.pop("top_n", None)  # the cut comes after the sort, in `ranked_answer`
     return request_json(body)
+
+
+def _completion(body: dict[str, Any]) -> None:
+    """Refuse what llama.cpp would ignore of a completion, and ask for log probabilities for `logprobs: 0` as well."""
+    for field in _IGNORED:
+        if body.get(field):
+            raise InvalidRequestError(f"{field}: llama.cpp does not support it in completions; leave it out")
+    if (body.get("best_of") or 1) > choices_wanted(body):
+        raise InvalidRequestError("best_of: llama.cpp does not choose among answers; leave it out")
+    if body.get("logprobs") == 0 and body["logprobs"] is not False:
+        body["logprobs"] = 1
 
 
 def _tool_choice(body: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.engines.http.completions import CompletionLogprobs
 from engine_plugin.engines.ollama import metrics
 from engine_plugin.engines.ollama.lines import finish_reason, json_of, openai_call, openai_logprobs
 from engine_plugin.engines.ollama.thinking import divided
@@ -68,6 +69,8 @@ def _choice(service: str, index: int, whole: Whole, request: dict[str, Any]) -> 
     if thought:
         source["reasoning_content"] = thought
     choice["logprobs"] = openai_logprobs(whole.logprobs)
+    if service == "generate":
+        CompletionLogprobs(request.get("logprobs")).reshape({"choices": [choice]})
     choice["finish_reason"] = finish_reason(whole.last, called=bool(whole.calls))
     return choice
 

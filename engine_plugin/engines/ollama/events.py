@@ -11,6 +11,7 @@ import secrets
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.engines.http.completions import CompletionLogprobs
 from engine_plugin.engines.http.ndjson import read_line, whole_lines
 from engine_plugin.engines.ollama import metrics
 from engine_plugin.engines.ollama.errors import complains, complaint_error, complaint_of_line
@@ -75,6 +76,7 @@ class ChoiceWriter:
         self._calls = 0
         self._begun = False
         self._logprobs: list[dict[str, Any]] = []  # of text that is held back
+        self._completion = CompletionLogprobs()
         self._field = "content" if service == "chat" else "text"
         self._around = {field: self._around_text(field) for field in (self._field, "reasoning_content")}
         self._made = tuple(before for before, _ in self._around.values())
@@ -182,6 +184,8 @@ class ChoiceWriter:
         choice: dict[str, Any] = {"index": self._index}
         choice |= {"delta": delta} if self._service == "chat" else {"text": ""} | delta
         choice |= {"logprobs": openai_logprobs(logprobs), "finish_reason": reason}
+        if self._service == "generate":
+            self._completion.reshape({"choices": [choice]})
         return _encoded({**self._head, "choices": [choice], **more})
 
     def _around_text(self, field: str) -> tuple[bytes, bytes]:

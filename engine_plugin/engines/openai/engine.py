@@ -311,6 +311,7 @@ class OpenAIEngine(Engine):
             server, found = turn.attachment.server, turn.attachment.model(request["model"])
             told = found.engine if found is not None else None
             body = requests.request_body(service, request, told.features if told is not None else ())
+            requests.generation(service, body, server)
             streams = server.adapt(service, body, stream=stream or self._assembles(service, server))
             sent = requests.json_body(body, stream=streams, whole=not stream)
             async with turn.client().post_json(PATHS[service], sent) as response:

@@ -8,13 +8,15 @@ from engine_plugin.engines.http.bodies import answer_object, request_json
 from engine_plugin.engines.http.conversation import CANNOT_HEAR, CANNOT_SEE, make_plain
 from engine_plugin.engines.http.ranking import document_texts
 from engine_plugin.engines.http.sse import DONE, event_of
-from engine_plugin.errors import BadGatewayError
+from engine_plugin.errors import BadGatewayError, InvalidRequestError
 from engine_plugin.services.text_to_image import picture_size
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["PATHS", "STREAMED", "as_stream", "is_json", "json_body", "refused", "request_body"]
+    from engine_plugin.engines.openai.servers.base import Server
+
+__all__ = ["PATHS", "STREAMED", "as_stream", "generation", "is_json", "json_body", "refused", "request_body"]
 
 PATHS = {
     "chat": "/chat/completions",
@@ -54,6 +56,18 @@ def request_body(service: str, request: dict[str, Any], features: Collection[str
         if not request["model"].startswith("gpt-image"):  # those give nothing but base64, and refuse the field
             body.setdefault("response_format", "b64_json")
     return body
+
+
+def generation(service: str, body: dict[str, Any], server: Server) -> None:
+    """Refuse what this server would ignore of a completion, and tell it in its way that -1 tokens are no limit."""
+    for field in server.ignores if service == "generate" else ():
+        if body.get(field):
+            raise InvalidRequestError(f"{field}: {server.title} does not support it; leave it out")
+    for field in ("max_tokens", "max_completion_tokens"):
+        if body.get(field) == -1:
+            del body[field]
+            if server.no_limit:
+                body["max_tokens"] = server.no_limit[0]
 
 
 def json_body(body: dict[str, Any], *, stream: bool, whole: bool = False) -> bytes:

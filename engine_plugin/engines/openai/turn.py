@@ -9,6 +9,7 @@ from engine_plugin import catalogue
 from engine_plugin.engines.http.answers import stream_events
 from engine_plugin.engines.http.assemble import assembled
 from engine_plugin.engines.http.bodies import answer_object
+from engine_plugin.engines.http.completions import CompletionLogprobs, wants_logprobs
 from engine_plugin.engines.openai.client import ApiClient
 from engine_plugin.engines.openai.errors import (
     StillLoadingError,
@@ -20,6 +21,7 @@ from engine_plugin.engines.openai.errors import (
 )
 from engine_plugin.engines.openai.requests import as_stream
 from engine_plugin.errors import BadGatewayError, UnsupportedError
+from engine_plugin.jsontext import write_json
 from engine_plugin.models.info import KIND_OF_SERVICE
 from engine_plugin.models.names import near_names
 
@@ -81,7 +83,10 @@ class Turn:
     async def whole(self, begun: Begun, request: Mapping[str, Any]) -> bytes:
         """The answer that the server gives at once, or in the pieces of a stream."""
         if begun.is_whole:
-            return await self._at_once(begun)
+            answer = await self._at_once(begun)
+            if wants_logprobs(self._service, request):
+                return write_json(CompletionLogprobs(request["logprobs"]).reshape(answer_object(answer)))
+            return answer
         told, size = [], 0
         async with aclosing(self.events(begun)) as blocks:
             async for block in blocks:
@@ -93,7 +98,10 @@ class Turn:
 
     def streamed(self, begun: Begun, request: Mapping[str, Any]) -> AsyncIterator[bytes]:
         """The events that the server streams, or those of what it says at once."""
-        return self._told_at_once(begun, request) if begun.is_whole else self.events(begun)
+        events = self._told_at_once(begun, request) if begun.is_whole else self.events(begun)
+        if wants_logprobs(self._service, request):
+            return CompletionLogprobs(request["logprobs"]).stream(events)
+        return events
 
     async def _told_at_once(self, begun: Begun, request: Mapping[str, Any]) -> AsyncIterator[bytes]:
         answer = await self._at_once(begun)

@@ -98,6 +98,10 @@ class Server(ABC):
     """Whether a model comes into memory with the first request for it."""
     pulls: ClassVar[bool] = False
     """Whether it fetches models when it is told to."""
+    ignores: ClassVar[frozenset[str]] = frozenset()
+    """Fields of a completion that it takes and that change nothing."""
+    no_limit: ClassVar[tuple[int | None, ...]] = ()
+    """What `max_tokens` is for answers of any length; empty: it is left out."""
 
     def may_be(self, glance: Glance) -> bool:  # noqa: ARG002  # for kinds that can be told at first sight
         """Whether it is worth a question, by its models' list and its address."""

@@ -25,6 +25,8 @@ class LlamaServer(Server):
     raw_scores: ClassVar[bool] = True
     hears_leaving: ClassVar[bool] = False
     noise: ClassVar[bytes] = b"data: null\n\n"
+    ignores: ClassVar[frozenset[str]] = frozenset({"suffix", "echo"})
+    no_limit: ClassVar[tuple[int | None, ...]] = (-1,)
 
     def may_be(self, glance: Glance) -> bool:
         return any(text_of(entry, "owned_by") == "llamacpp" for entry in glance.models)

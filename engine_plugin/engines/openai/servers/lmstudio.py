@@ -23,6 +23,7 @@ class LmStudio(Server):
     title: ClassVar[str] = "LM Studio"
     start: ClassVar[str] = "lms server start"
     loads_when_asked: ClassVar[bool] = True
+    no_limit: ClassVar[tuple[int | None, ...]] = (-1,)
 
     def may_be(self, glance: Glance) -> bool:
         return glance.base.port == 1234 or any(

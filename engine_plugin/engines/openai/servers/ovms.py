@@ -20,6 +20,7 @@ class Ovms(Server):
     title: ClassVar[str] = "the OpenVINO Model Server"
     start: ClassVar[str] = "ovms --rest_port 8000 --config_path config.json"
     form_fields: ClassVar[Mapping[str, str]] = {}
+    ignores: ClassVar[frozenset[str]] = frozenset({"suffix"})
     reads_wav_only: ClassVar[bool] = True
 
     def may_be(self, glance: Glance) -> bool:

@@ -20,6 +20,7 @@ class VLlm(Server):
     name: ClassVar[str] = "vllm"
     title: ClassVar[str] = "vLLM"
     start: ClassVar[str] = "vllm serve MODEL"
+    no_limit: ClassVar[tuple[int | None, ...]] = (None,)  # a completion without the field has 16 tokens
 
     def may_be(self, glance: Glance) -> bool:
         if glance.base.version == "/v3":  # our own server tells contexts by the same key

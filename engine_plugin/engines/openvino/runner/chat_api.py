@@ -8,6 +8,7 @@ import uuid
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.engines.http.completions import CompletionLogprobs
 from engine_plugin.engines.openvino.runner import chat as conversation
 from engine_plugin.engines.openvino.runner.errors import ApiError, bad_request
 from engine_plugin.engines.openvino.runner.pipelines import RequestError
@@ -209,7 +210,7 @@ class _TextShape(_Shape):
 
     def __init__(self, model: str, with_usage: bool) -> None:
         super().__init__(model, with_usage)
-        self._offsets: dict[int, int] = {}
+        self._completion = CompletionLogprobs()
 
     def head(self, index: int) -> str:
         return f'{self.open}{index},"text":'
@@ -227,22 +228,7 @@ class _TextShape(_Shape):
         return f'{self.open}{index},"text":"","logprobs":null,"finish_reason":{_string(reason)}{self.shut}'
 
     def logprobs(self, entries: list[dict[str, Any]] | None, index: int) -> Any:
-        if entries is None:
-            return None
-        offset = self._offsets.get(index, 0)
-        offsets = []
-        for entry in entries:
-            offsets.append(offset)
-            offset += len(entry["token"])
-        self._offsets[index] = offset
-        return {
-            "tokens": [entry["token"] for entry in entries],
-            "token_logprobs": [entry["logprob"] for entry in entries],
-            "top_logprobs": [
-                {top["token"]: top["logprob"] for top in entry.get("top_logprobs") or ()} for entry in entries
-            ],
-            "text_offset": offsets,
-        }
+        return None if entries is None else self._completion.of(entries, index)
 
     def choice(self, index: int, collected: _Choice) -> dict[str, Any]:
         return {
