@@ -60,7 +60,7 @@ ENGINE_PARTS: dict[str, set[str]] = {
     "base": set(),
     "admission": set(),
     "options": set(),
-    "pool": set(),
+    "pool": {"admission"},
     "shared": set(),
     "processes": set(),
     "templates": {"processes"},

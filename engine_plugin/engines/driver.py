@@ -15,10 +15,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from engine_plugin import catalogue
+from engine_plugin.download.sizes import byte_size
 from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState
 from engine_plugin.engines.installing.holds import Hold
 from engine_plugin.engines.installing.software import LocalBackend, LocalSoftware, Moves
 from engine_plugin.engines.pool import ModelPool, ModelServer
+from engine_plugin.engines.processes import memory
 from engine_plugin.engines.processes.environ import child_environ
 from engine_plugin.engines.processes.records import ProcessRecords
 from engine_plugin.engines.server import socket_name
@@ -393,6 +395,19 @@ class Driver(Engine, Generic[BackendT, ServerT]):
             from engine_plugin.socketdir import keep_fresh
 
             self._keeping = asyncio.create_task(keep_fresh(folder))
+
+    def _require_memory(self, model: StoredModel, process: int, weights: int) -> None:
+        """Refuse a model for which there is no memory, before its process is ended in the middle of something.
+
+        `process` are the bytes that a process takes at least, `weights` those of files that it holds in memory of its
+        own. Raises PreconditionError.
+        """
+        room, space = memory.room(), memory.address_space()
+        if process + weights > room.free:
+            raise catalogue.MEMORY.error(model=model.name, needed=byte_size(process + weights), limit=room)
+        if 0 < space < process + model.size:
+            limit = f"ulimit -v lets each process have {byte_size(space)}"
+            raise catalogue.MEMORY.error(model=model.name, needed=byte_size(process + model.size), limit=limit)
 
     def _use_unix_sockets(self) -> bool:
         return self._transport == "unix" or (self._transport == "auto" and sys.platform != "win32")

@@ -84,6 +84,7 @@ class ModelPool(Generic[ServerT]):
     def __init__(
         self, limit: int, drain_timeout: float, make: Callable[[StoredModel], ServerT], memory: int = 0
     ) -> None:
+        """`make` raises EnginePluginError for a model that cannot be loaded now."""
         self._limit = limit
         self._memory = memory
         self._drain_timeout = drain_timeout

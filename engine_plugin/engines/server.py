@@ -115,8 +115,10 @@ class ServerProcess(ABC):
         is_ours: bool,
         error_marks: tuple[str, ...],
         serves: str = "",
+        needs: int = 0,
     ) -> None:
-        """`serves` is what stands for it in complaints about its health; the label when it is not given.
+        """`serves` is what stands for it in complaints about its health; the label when it is not given. `needs` are
+        the bytes of its model's files.
 
         `folder` is a private directory for the socket; None: serve on a loopback port.
 
@@ -138,7 +140,7 @@ class ServerProcess(ABC):
         self._own_port = 0
         """The port of this life, once the process was seen to listen there."""
         self._client: Http1Client | None = None
-        self.process = EngineProcess(self._spec(is_ours, error_marks))
+        self.process = EngineProcess(self._spec(is_ours, error_marks, needs))
 
     # What a driver says
 
@@ -236,7 +238,7 @@ class ServerProcess(ABC):
 
     # How it is done
 
-    def _spec(self, is_ours: bool, error_marks: tuple[str, ...]) -> ProcessSpec:
+    def _spec(self, is_ours: bool, error_marks: tuple[str, ...], needs: int) -> ProcessSpec:
         options = self._options
         return ProcessSpec(
             name=self.label,
@@ -262,6 +264,7 @@ class ServerProcess(ABC):
             on_end=self._ticket.remove,
             stragglers=self._ticket.stragglers,
             lost=self._lost,
+            needs=needs,
         )
 
     def _require_client(self) -> Http1Client:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from engine_plugin.engines.processes import memory
 from engine_plugin.engines.processes.process import ProcessState
-from engine_plugin.errors import BadGatewayError, EnginePluginError, UnavailableError
+from engine_plugin.errors import BadGatewayError, EnginePluginError, PreconditionError, UnavailableError
 from tests.fake_engine.program import TOKENS
 from tests.llamacpp.running import eventually
 from tests.patience import LIMIT
@@ -273,3 +274,29 @@ async def test_deaths_at_every_moment(begin: Begin) -> None:
                 break
     assert world.life >= len(moments)
     assert [dead(event["pid"]) for event in world.fake.events("started")] == [True] * (world.life - 1) + [False]
+
+
+@pytest.mark.promise("U8")
+@pytest.mark.parametrize("space", [False, True], ids=["of the container", "of a process's addresses"])
+async def test_a_model_that_finds_no_memory_is_refused_before_it_starts(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, space: bool
+) -> None:
+    world = await begin({})
+    if space:
+        monkeypatch.setattr(memory, "address_space", lambda: 1024)
+    else:
+        monkeypatch.setattr(memory, "room", lambda: memory.Room(1024 * 1024, 256 * 1024 * 1024, "container"))
+    limit = "ulimit -v lets each process have 1 KiB" if space else "1 MiB of the container's 256 MiB are free"
+    with pytest.raises(PreconditionError, match=rf"tiny-chat-gguf needs 1\d MiB of memory, and {limit}"):
+        await world.client.load_model("tiny-chat")
+    assert world.life == 0
+    monkeypatch.undo()
+    assert await world.chat() == words(TOKENS)
+
+
+@pytest.mark.promise("U8")
+async def test_a_process_that_dies_for_lack_of_memory_says_so_with_numbers(begin: Begin) -> None:
+    lines = ["terminate called after throwing an instance of 'std::bad_alloc'"]
+    world = await begin({"load_exit": {"signal": "SIGABRT", "lines": lines}}, {})
+    with pytest.raises(UnavailableError, match=r"SIGABRT.*It got too little memory: [\d,]+ MiB of the .* are free"):
+        await world.client.load_model("tiny-chat")

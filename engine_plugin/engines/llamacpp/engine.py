@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 __all__ = ["LlamaCppEngine"]
 
 _ANSWER_LIMIT = 512 * 1024 * 1024
+_PROCESS = 16 * 1024 * 1024
+"""Bytes that a process of the smallest model takes for itself, measured."""
+
 _NULL_EVENT = b"data: null\n\n"
 """llama.cpp sends it among the events of a list of prompts."""
 
@@ -145,6 +148,7 @@ class LlamaCppEngine(Driver[Backend, ModelServer]):
                 yield response
 
     def _server_of_ours(self, model: StoredModel) -> ModelServer:
+        self._require_memory(model, _PROCESS, 0)  # the weights are pages of a file, which the system may drop
         return self._new_server(model, self._require_running(), self._sockets)
 
     def _new_server(self, model: StoredModel, backend: Backend, folder: Path | None) -> ModelServer:

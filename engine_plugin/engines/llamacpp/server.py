@@ -95,6 +95,7 @@ class ModelServer(ServerProcess):
             chosen_ports=0 if self._is_ours else 1,
             is_ours=self._is_ours,
             serves=model.name,
+            needs=model.size,
             error_marks=(" E ", "E cannot", "error", "Error"),
         )
 

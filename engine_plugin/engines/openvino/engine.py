@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 _MEMORY_TIMEOUT = 2.0
 _ANSWER_LIMIT = 512 * 1024 * 1024
 _MB = 1024 * 1024
+_PROCESS = 48 * _MB
+"""Bytes that a worker of the smallest model takes for itself, measured."""
 _SERVED = "served"
 """The folder of the servers' configurations, below the data directory."""
 
@@ -243,6 +245,8 @@ class OpenVinoEngine(Driver[Backend, Resident]):
         self._require_running()
         if self._server is None:
             raise UnavailableError("the engine is being stopped")
+        if self._server.is_ours:
+            self._require_memory(model, _PROCESS, model.size if self._only_cpu or self._mode == "cpu" else 0)
         return self._server.resident(model)
 
     def _new_server(self, backend: Backend, mode: str, sockets: Path | None) -> OpenVinoServer:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines.processes import tree
+from engine_plugin.engines.processes import memory, tree
 from engine_plugin.engines.processes.child import STDERR, STDOUT, ChildProcess
 from engine_plugin.engines.processes.health import HealthPolicy, HealthRecord
 from engine_plugin.engines.processes.restarts import RestartPolicy
@@ -86,8 +86,8 @@ class ProcessSpec:
     bounds the whole start, `stop_timeout` the wait between asking and killing. With `stop_by_stdin` closing stdin
     is how the process is asked to stop. `on_output` gets the lines of stdout; `on_spawn` and `on_end` get the pid.
     `lost` says why nothing can reach a process that serves, "" while it can be reached: it is started anew then.
-    `stragglers` finds, in a thread, offspring that has left the tree. Lines that hold one of `error_marks` are the
-    ones that explain a failure.
+    `needs` are the bytes of the files that it loads. `stragglers` finds, in a thread, offspring that has left the
+    tree. Lines that hold one of `error_marks` are the ones that explain a failure.
     """
 
     name: str
@@ -107,6 +107,7 @@ class ProcessSpec:
     on_end: Callable[[int], None] = field(default=lambda _pid: None)
     stragglers: Callable[[], list[psutil.Process]] = _no_stragglers
     lost: Callable[[], str] = _not_lost
+    needs: int = 0
 
 
 class Life:
@@ -137,6 +138,7 @@ class Life:
         self._health: HealthRecord | None = None
         self._asking = asyncio.Lock()
         self._lost = asyncio.Event()
+        self._kills: int | None = None
 
     async def run(self) -> None:
         """Live. Raises nothing but CancelledError, which ends the process too."""
@@ -198,6 +200,7 @@ class Life:
             reason = files_in_use(error) if error.errno in NO_FILES else error.strerror or error
             return f"{spec.name}: cannot run {error.filename or command.argv[0]}: {reason}"
         self.pid = child.pid
+        self._kills = memory.kills()
         try:
             spec.on_spawn(child.pid)
             self.failure = await self._start(child) or await self._serve(child)
@@ -357,11 +360,12 @@ class Life:
         for stream in self._unended:
             self._hear(stream, b"\n")
         code = self.exit_code = child.exited.result()
+        lack = memory.shortage(code, " ".join(self._tail), self._kills, self._spec.needs)
         cause = f"exit code {code}"
         if code < 0:
             with contextlib.suppress(ValueError):
                 cause = f"{signal.Signals(-code).name} (exit code {code})"
-        return f"{cause}. Last lines: {self.last_words() or 'none'}"
+        return f"{cause}. Last lines: {self.last_words() or 'none'}{f'. {lack}' if lack else ''}"
 
     # What it says
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import resource
 import socket
 import sys
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from engine_plugin.engines.processes import memory
 from tests.llamacpp.running import eventually
 from tests.patience import LIMIT
 
@@ -89,6 +91,26 @@ async def test_a_worker_that_dies_or_talks_nonsense_fails_its_calls_and_is_start
             assert "Segmentation fault, nearly" in answer["error"]["message"]
         assert json.loads((await held.content.read()).decode().strip().removeprefix("data: "))["error"]["code"] == 500
     assert (await front.chat())[0] == 200  # waits for the new one
+
+
+@pytest.mark.promise("U8")
+@pytest.mark.parametrize(("before", "after"), [(7, 8), (8, 8)])
+async def test_a_worker_that_was_ended_for_lack_of_memory_says_so(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, before: int, after: int
+) -> None:
+    """The system's count of such ends tells it from any other SIGKILL."""
+    count = before
+    monkeypatch.setattr(memory, "kills", lambda: count)
+    front = await serve(restart_backoff=0.01)
+    async with front.registry.models["m"].use() as worker:
+        count = after
+        worker.kill()
+        await asyncio.wait_for(worker.exited.wait(), LIMIT)
+    lack = re.search(
+        r"SIGKILL.*\. It was ended for lack of memory: [\d,]+ MiB of the \w+'s [\d,]+ MiB are free.*smaller model",
+        worker.ended_because,
+    )
+    assert bool(lack) is (after > before), worker.ended_because
 
 
 async def test_a_worker_that_dies_does_not_touch_other_models(serve: Serve) -> None:

@@ -19,7 +19,7 @@ from engine_plugin.engines.openvino.runner.errors import ApiError
 from engine_plugin.engines.openvino.runner.frames import encode
 from engine_plugin.engines.openvino.runner.sinks import OneResult
 from engine_plugin.engines.openvino.runner.unpacking import FrameReader
-from engine_plugin.engines.processes import guard
+from engine_plugin.engines.processes import guard, memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -48,8 +48,10 @@ class BadModelError(LoadError):
 class Worker(asyncio.SubprocessProtocol):
     """One worker process, from its spawn to its end. Made by `spawn`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, size: int = 0) -> None:
         self.name = name
+        self._size = size
+        self._kills = memory.kills()
         self.exited = asyncio.Event()
         self.ended_because = ""
         self.heard = False
@@ -68,9 +70,9 @@ class Worker(asyncio.SubprocessProtocol):
         self._flush_timer: asyncio.TimerHandle | None = None
 
     @classmethod
-    async def spawn(cls, name: str, argv: Sequence[str], environ: Mapping[str, str]) -> Worker:
-        """Start a process that ends with us. Raises OSError."""
-        worker = cls(name)
+    async def spawn(cls, name: str, argv: Sequence[str], environ: Mapping[str, str], size: int = 0) -> Worker:
+        """Start a process that ends with us, for a model whose files have `size` bytes. Raises OSError."""
+        worker = cls(name, size)
         await worker._loop.subprocess_exec(
             lambda: worker,
             *argv,
@@ -248,7 +250,7 @@ class Worker(asyncio.SubprocessProtocol):
     def _take_error(self, number: int, status: int, kind: str, message: str) -> None:
         sink = self._calls.pop(number, None)
         if sink is not None:
-            sink.failed(ApiError(status, message, kind))
+            sink.failed(ApiError(status, self._with_shortage(message, None), kind))
             self._dirty[sink] = None
 
     def _take_ready(self, facts: dict[str, Any]) -> None:
@@ -257,7 +259,8 @@ class Worker(asyncio.SubprocessProtocol):
 
     def _take_failed(self, text: str, memory: bool) -> None:
         if not self._loaded.done():
-            self._loaded.set_exception(LoadError(str(text)) if memory else BadModelError(str(text)))
+            told = self._with_shortage(str(text), None)
+            self._loaded.set_exception(LoadError(told) if memory else BadModelError(told))
 
     def _flush_soon(self) -> None:
         if self._flush_timer is not None:
@@ -287,13 +290,20 @@ class Worker(asyncio.SubprocessProtocol):
                 sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
+    def _with_shortage(self, text: str, code: int | None) -> str:
+        """`text`, and what there is to say of memory when it, or the exit status, points there."""
+        lack = memory.shortage(code, text, self._kills, self._size)
+        return f"{text}. {lack}" if lack else text
+
     def _end(self, reason: str = "") -> None:
         if self.exited.is_set():
             return
         if self._stderr:
             self._hear_stderr(b"\n")
-        told = self.ended_because or reason or _status(self._transport.get_returncode())
-        self.ended_because = "; ".join([told, *self._tail])
+        code = self._transport.get_returncode()
+        told = self.ended_because or reason
+        said = "; ".join([told or _status(code), *self._tail])
+        self.ended_because = self._with_shortage(said, None if told else code)
         self.exited.set()
         if not self._loaded.done():
             self._loaded.set_exception(LoadError(f"its process ended: {self.ended_because}"))

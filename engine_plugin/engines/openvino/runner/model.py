@@ -229,7 +229,7 @@ class Model:
         size = await asyncio.to_thread(_size, self.graph.models_path)
         require_memory(size)
         self._reserved = size
-        self._worker = worker = await Worker.spawn(self.name, self._argv, self._environ)
+        self._worker = worker = await Worker.spawn(self.name, self._argv, self._environ, size)
         self._watch = Watch(worker, self._settings.start_timeout, self._settings.hung_timeout)
         watching = asyncio.create_task(self._watch.run())
         try:

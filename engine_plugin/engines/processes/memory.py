@@ -1,0 +1,133 @@
+"""How much memory there is for another process, and whether one that ended had too little.
+
+Runs inside engine processes too, so it imports only the stdlib and psutil. Sources: cgroups(7) and the kernel's
+cgroup-v2.rst and cgroup-v1/memory.rst.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+__all__ = ["Room", "address_space", "kills", "room", "shortage"]
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_PROC = Path("/proc")
+_SIGNS = ("bad_alloc", "memoryerror", "cannot allocate memory", "failed to allocate", "out of memory")
+"""What programs write when they get no memory, in lower case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes that are free of what `whose` has in all: the machine, or the container (its cgroup)."""
+
+    free: int
+    total: int
+    whose: str
+
+    def __str__(self) -> str:
+        return f"{_mib(self.free)} of the {self.whose}'s {_mib(self.total)} are free"
+
+
+def room() -> Room:
+    """What is free, of the machine or of the tightest of our cgroups. Reads some small files of the kernel."""
+    machine = psutil.virtual_memory()
+    free = machine.available + (psutil.swap_memory().free if sys.platform == "linux" else 0)
+    rooms = [Room(free, machine.total, "machine")]
+    for group in _groups():
+        limit = _number(group / "memory.max") or _number(group / "memory.limit_in_bytes")
+        used = _number(group / "memory.current") or _number(group / "memory.usage_in_bytes")
+        if 0 < limit < machine.total:
+            stat = _fields(group / "memory.stat")
+            cache = sum(
+                stat.get(f"total_{kind}_file", stat.get(f"{kind}_file", 0)) for kind in ("inactive", "active")
+            )
+            rooms.append(Room(max(0, limit - max(0, used - cache)), limit, "container"))
+    return min(rooms, key=lambda one: one.free)
+
+
+def address_space() -> int:
+    """The most bytes of addresses that a process may have (`ulimit -v`), 0 when that is unlimited."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return 0 if limit == resource.RLIM_INFINITY else limit
+
+
+def kills() -> int | None:
+    """How many processes the system has ended for lack of memory; None: it does not tell. Our cgroup counts first."""
+    for group in _groups():
+        for name in ("memory.events", "memory.oom_control"):
+            if (count := _fields(group / name).get("oom_kill")) is not None:
+                return count
+    return _fields(_PROC / "vmstat").get("oom_kill")
+
+
+def shortage(code: int | None, said: str, kills_before: int | None, needs: int = 0) -> str:
+    """What to say of memory when a process has ended with `code` (None: it lives) and `said` something last.
+
+    `needs` are the bytes of its model's files. "" when nothing points to a lack of memory.
+    """
+    count = kills()
+    if code == -signal.SIGKILL if sys.platform != "win32" else False:
+        if count is not None and count == kills_before:
+            return ""  # somebody else has ended it
+        begins = f"It {'may have been' if count is None else 'was'} ended for lack of memory"
+    elif any(sign in said.lower() for sign in _SIGNS):
+        begins = "It got too little memory"
+    else:
+        return ""
+    facts = [str(room())]
+    if limit := address_space():
+        facts.append(f"ulimit -v lets each process have {_mib(limit)} of addresses")
+    if needs:
+        facts.append(f"the model's files have {_mib(needs)}")
+    return f"{begins}: {'; '.join(facts)}. Take a smaller model, unload others, or raise the limit"
+
+
+def _groups() -> list[Path]:
+    """The folders of our cgroup and those above it, which limit memory; none where there are no cgroups."""
+    try:
+        lines = (_PROC / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number != "0" and "memory" not in controllers.split(","):
+            continue
+        root = _CGROUPS if number == "0" else _CGROUPS / "memory"
+        here = root / path.lstrip("/")
+        # In a container the path may be the host's, of which nothing is to be seen here but the root.
+        above = [here, *here.parents] if here.is_dir() else [root]
+        found += [folder for folder in above if folder == root or root in folder.parents]
+    return found
+
+
+def _number(path: Path) -> int:
+    """The number in a file; 0 when there is none ("max" among others)."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """The lines `name number` of a file."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    pairs = (line.split() for line in lines)
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"

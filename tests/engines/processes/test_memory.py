@@ -1,0 +1,88 @@
+"""What is said of memory, from files as the kernel has them."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_plugin.engines.processes import memory
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.promise("U8"),
+    pytest.mark.skipif(sys.platform != "linux", reason="cgroups are Linux's"),
+]
+
+MIB = 1024 * 1024
+STAT = f"anon 1\ninactive_file {20 * MIB}\nactive_file {10 * MIB}\nfile 3\n"
+
+
+class Kernel:
+    """A /proc and a /sys/fs/cgroup of the test's own."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.proc, self.groups = root / "proc", root / "cgroup"
+        (self.proc / "self").mkdir(parents=True)
+        self.groups.mkdir()
+        monkeypatch.setattr(memory, "_PROC", self.proc)
+        monkeypatch.setattr(memory, "_CGROUPS", self.groups)
+
+    def write(self, path: str, text: str) -> None:
+        file = self.groups / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    def place(self, text: str) -> None:
+        (self.proc / "self" / "cgroup").write_text(text)
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    return Kernel(tmp_path, monkeypatch)
+
+
+def test_the_tightest_group_decides_and_its_cache_is_free(kernel: Kernel) -> None:
+    kernel.place("0::/a/b\n")
+    kernel.write("a/memory.max", f"{256 * MIB}\n")
+    kernel.write("a/memory.current", f"{200 * MIB}\n")
+    kernel.write("a/memory.stat", STAT)
+    kernel.write("a/b/memory.max", "max\n")
+    kernel.write("a/b/memory.events", "low 0\noom_kill 2\n")
+    assert memory.room() == memory.Room(86 * MIB, 256 * MIB, "container")
+    assert str(memory.room()) == "86 MiB of the container's 256 MiB are free"
+    assert memory.kills() == 2
+    said = memory.shortage(-signal.SIGKILL, "", 1, 5 * MIB)
+    assert said.startswith("It was ended for lack of memory: 86 MiB of the container's 256 MiB are free")
+    assert "the model's files have 5 MiB" in said
+    assert memory.shortage(-signal.SIGKILL, "", 2) == "", "somebody else has ended it"
+
+
+def test_the_first_version_of_cgroups(kernel: Kernel) -> None:
+    """As in a container, where the path is the host's and only the root is seen."""
+    kernel.place("4:cpu,cpuacct:/x\n3:memory:/docker/123\n0::/\n")
+    kernel.write("memory/memory.limit_in_bytes", f"{256 * MIB}\n")
+    kernel.write("memory/memory.usage_in_bytes", f"{250 * MIB}\n")
+    kernel.write("memory/memory.stat", f"total_inactive_file {6 * MIB}\ntotal_active_file 0\n")
+    kernel.write("memory/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n")
+    assert memory.room() == memory.Room(12 * MIB, 256 * MIB, "container")
+    assert memory.kills() == 3
+
+
+def test_without_groups_the_machine_is_told_of(kernel: Kernel) -> None:
+    assert memory.room().whose == "machine"
+    assert memory.kills() is None
+    assert memory.shortage(-signal.SIGKILL, "", None).startswith("It may have been ended for lack of memory: ")
+    (kernel.proc / "vmstat").write_text("nr_free_pages 5\noom_kill 4\n")
+    assert memory.kills() == 4
+
+
+@pytest.mark.parametrize("said", ["terminate called: std::bad_alloc", "MemoryError", "mmap: Cannot allocate memory"])
+def test_a_program_that_got_too_little_says_so_in_many_ways(said: str) -> None:
+    assert memory.shortage(-signal.SIGABRT, said, 0).startswith("It got too little memory: ")
+    assert memory.shortage(None, said, 0)
+    assert memory.shortage(3, "cannot read the file", 0) == ""
