@@ -281,7 +281,7 @@ class ServerProcess(ABC):
         return heard
 
     def _lost(self) -> str:
-        """Why nobody can connect to a server that serves; "" when somebody can."""
+        """Why a server that serves is of no use; "" when it is."""
         gone = self._socket is not None and not self._socket.exists()
         return f"its socket {self._socket} was removed; is there a cleaner of temporary files?" if gone else ""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from engine_plugin.engines.templates.renderer import PROGRAM
 from tests.patience import patience
 
 if TYPE_CHECKING:
@@ -87,6 +88,10 @@ class RunningPlugin:
     def processes(self) -> list[psutil.Process]:
         """The engine's processes."""
         return processes_of(self.mark, ENGINE_MARK)
+
+    def servers(self) -> list[psutil.Process]:
+        """Those that serve a model, without those that try out chat templates."""
+        return [process for process in self.processes() if PROGRAM not in process.cmdline()]
 
     def server(self, model: str) -> ModelServer:
         """The server of a loaded model."""

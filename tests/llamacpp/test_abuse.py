@@ -162,7 +162,7 @@ async def test_two_hundred_calls_of_all_kinds_at_once(shared: RunningPlugin) -> 
     failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
     assert all(isinstance(failure, EnginePluginError) and failure.code in (400, 404) for failure in failed), failed
     assert len(failed) == sum(number * 3 % len(kinds) in (4, 5) for number in range(200))
-    assert len(shared.processes()) == 3
+    assert len(shared.servers()) == 3
     await well(shared)
 
 

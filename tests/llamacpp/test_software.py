@@ -200,7 +200,7 @@ async def test_a_real_installation(serve: Serve, scratch: Path) -> None:
     assert snapshot(folder) == before
     await running.client.start_engine()
     assert (await running.client.invoke("chat", HELLO))["choices"]
-    [process] = running.processes()
+    [process] = running.servers()
     if sys.platform == "linux":
         assert str(folder) in "".join(mapped.path for mapped in process.memory_maps())
     again = await serve(start=False, data=running.engine._data, version="0.0.0-nope")

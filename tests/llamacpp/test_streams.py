@@ -168,7 +168,7 @@ async def test_the_engines_death_ends_its_streams_and_the_next_call_shares_the_r
         await read_on_too_late()
     # The call that broke off with the old engine has not taken the new one with it.
     assert (await running.client.invoke("generate", brief))["choices"]
-    assert len(running.processes()) == 1
+    assert len(running.servers()) == 1
 
 
 @pytest.mark.promise("P5")

@@ -11,7 +11,7 @@ from engine_plugin import catalogue
 from engine_plugin.engines.driver import Condition, Driver
 from engine_plugin.engines.http.answers import stream_events
 from engine_plugin.engines.http.assemble import assembled
-from engine_plugin.engines.http.bodies import slots_needed
+from engine_plugin.engines.http.bodies import request_json, slots_needed
 from engine_plugin.engines.http.completions import CompletionLogprobs, wants_logprobs
 from engine_plugin.engines.http.ranking import ranked_answer
 from engine_plugin.engines.llamacpp import requests
@@ -141,9 +141,12 @@ class LlamaCppEngine(Driver[Backend, ModelServer]):
         """From the model's name to the head of the engine's answer, holding the model and its slots."""
         model = await self._model_for(service, request["model"])
         request["model"] = model.name  # the caller may have named it otherwise
-        body = requests.upstream_body(service, request, stream=stream)
+        asked = requests.upstream(service, request, stream=stream)
+        body = request_json(asked)
         async with self._pool.turn(model, slots_needed(service, request)) as server:
             await server.recovered()
+            if service == "chat":
+                await server.require_renderable(asked)
             async with server.post(service, body) as response:
                 yield response
 

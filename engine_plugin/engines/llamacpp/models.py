@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin import catalogue
 from engine_plugin.download.sizes import parameter_size
+from engine_plugin.engines.llamacpp.runner import TEMPLATE_WITHIN
 from engine_plugin.engines.processes import python
 from engine_plugin.errors import PullError
 from engine_plugin.models.capabilities import features_of_template
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["kind_of", "model_store"]
 
 _INSPECT_TIMEOUT = 60.0
+_SIGALRM = 14
 # Architectures that only encode. Their embedders may lack a pooling type in the header.
 _ENCODERS = ("bert", "nomic-bert", "jina-bert", "modern-bert", "neo-bert", "eurobert", "t5encoder", "gemma-embedding")
 
@@ -39,6 +41,8 @@ def model_store(root: Path, software: Software) -> ModelStore:
         status, out, err = await python.run_briefly(argv, environ, asked, _INSPECT_TIMEOUT)
         if status != 0:
             reason = err.decode("utf-8", "replace").strip().rpartition("\n")[2].removeprefix("E ")
+            if status == -_SIGALRM:
+                reason = f"its chat template takes more than {TEMPLATE_WITHIN} s to render a word"
             name = path.name.removesuffix(".part")  # of a pull that is not complete
             raise PullError(f"{name} is not a model that llama.cpp can load: {reason or f'exit code {status}'}")
         return _inspection(json.loads(out))

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from engine_plugin.engines.templates.jinja import Templates
 from engine_plugin.models.capabilities import features_of_template
 from engine_plugin.models.info import Capabilities
 
-__all__ = ["capabilities_told"]
+__all__ = ["capabilities_told", "templates_told"]
 
 
 def capabilities_told(body: bytes) -> Capabilities:
@@ -23,6 +24,21 @@ def capabilities_told(body: bytes) -> Capabilities:
         return Capabilities()
     length = _part(_part(shape, "default_generation_settings"), "n_ctx")
     return Capabilities(_features(shape), length if type(length) is int and length > 0 else 0)
+
+
+def templates_told(body: bytes) -> Templates:
+    """The chat templates in an answer of /props."""
+    try:
+        shape = json.loads(body)
+    except (ValueError, RecursionError):
+        shape = None
+    named = {"default": _part(shape, "chat_template"), "tool_use": _part(shape, "chat_template_tool_use")}
+    tokens = {name: _part(shape, name) for name in ("bos_token", "eos_token")}
+    return Templates(_texts(named), _texts(tokens))
+
+
+def _texts(named: dict[str, Any]) -> dict[str, str]:
+    return {name: text for name, text in named.items() if isinstance(text, str) and text}
 
 
 def _features(shape: Any) -> tuple[str, ...]:

@@ -9,9 +9,10 @@ from typing import Any
 from engine_plugin.engines.http.bodies import choices_wanted, request_json
 from engine_plugin.engines.http.conversation import CANNOT_HEAR, CANNOT_SEE, make_plain
 from engine_plugin.engines.http.ranking import document_texts
+from engine_plugin.engines.llamacpp.grammars import check_grammars
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
 
-__all__ = ["embeddings_answer", "upstream_body"]
+__all__ = ["embeddings_answer", "upstream", "upstream_body"]
 
 _IGNORED = ("suffix", "echo")
 
@@ -20,12 +21,19 @@ _REFUSED = {"image_url": CANNOT_SEE, "input_audio": CANNOT_HEAR}
 
 
 def upstream_body(service: str, request: dict[str, Any], *, stream: bool) -> bytes:
-    """The JSON to send. Chat and generate always stream: only a stream notices that its caller has gone."""
+    """The JSON to send. Raises InvalidRequestError."""
+    return request_json(upstream(service, request, stream=stream))
+
+
+def upstream(service: str, request: dict[str, Any], *, stream: bool) -> dict[str, Any]:
+    """What to send. Chat and generate always stream: only a stream notices that its caller has gone. Raises
+    InvalidRequestError."""
     body = dict(request)
     if service in ("chat", "generate"):
         body["stream"] = True
         if not stream:
             body["stream_options"] = {"include_usage": True}
+        check_grammars(body)
         if service == "chat":
             make_plain(body, _REFUSED)
             _tool_choice(body)
@@ -34,7 +42,7 @@ def upstream_body(service: str, request: dict[str, Any], *, stream: bool) -> byt
     elif service == "rerank":
         body["documents"] = document_texts(request)
         body.pop("top_n", None)  # the cut comes after the sort, in `ranked_answer`
-    return request_json(body)
+    return body
 
 
 def _completion(body: dict[str, Any]) -> None:

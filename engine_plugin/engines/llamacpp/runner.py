@@ -11,6 +11,7 @@ stderr and exit status 3, or 4 for a model that cannot be loaded.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -21,12 +22,17 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.processes import guard
 from engine_plugin.engines.processes.entry import UNUSABLE, fail, own_stdin, read_settings
+from engine_plugin.engines.templates.jinja import LIMIT, ChatTemplate, Templates
+from engine_plugin.engines.templates.program import MEMORY, answer, bound_memory
 from engine_plugin.models.gguf import GgufError, Tensor, read_header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["main"]
+__all__ = ["TEMPLATE_WITHIN", "main"]
+
+TEMPLATE_WITHIN = 5
+"""Seconds in which `inspect` must have rendered a model's chat templates, else SIGALRM ends it."""
 
 
 def _exit_when_ended(stdin: int) -> None:
@@ -129,6 +135,7 @@ def _inspect() -> None:
     end = max(header.data + tensor.offset + size for tensor, size in zip(header.tensors, sizes, strict=True))
     if end > header.size:
         fail(f"truncated: its tensors need {end} bytes, the file has {header.size}")
+    _try_templates([value("tokenizer.chat_template"), value("tokenizer.chat_template.tool_use")])
     biggest = header.tensors[sizes.index(max(sizes))]
     print(
         json.dumps(
@@ -146,6 +153,22 @@ def _inspect() -> None:
             }
         )
     )
+
+
+def _try_templates(sources: list[Any]) -> None:
+    """Render a word: llama.cpp does so without any bound when it loads the model. What fails is for it to say."""
+    if importlib.util.find_spec("jinja2") is None:
+        return
+    bound_memory()
+    if sys.platform != "win32":
+        signal.alarm(TEMPLATE_WITHIN)  # which ends this process
+    for source in filter(None, map(_text, sources)):
+        template = ChatTemplate(Templates({"default": source}, {}))
+        told = answer(template, [{"role": "user", "content": "a"}], [], {}, told=False)
+        if told.get("kind") == LIMIT:
+            fail(f"its chat template takes more than {MEMORY >> 20} MiB to render a word")
+    if sys.platform != "win32":
+        signal.alarm(0)
 
 
 def _bytes_of(tensor: Tensor, sizes: Mapping[int, tuple[int, int]]) -> int:

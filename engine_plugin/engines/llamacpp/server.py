@@ -12,19 +12,23 @@ from engine_plugin import catalogue
 from engine_plugin.engines.admission import Admission
 from engine_plugin.engines.http.answers import ERROR_LIMIT, Complaint, explained
 from engine_plugin.engines.llamacpp import command
+from engine_plugin.engines.llamacpp.abandoned import Abandoned
 from engine_plugin.engines.llamacpp.options import served_context
-from engine_plugin.engines.llamacpp.properties import capabilities_told
+from engine_plugin.engines.llamacpp.properties import capabilities_told, templates_told
+from engine_plugin.engines.processes import python
 from engine_plugin.engines.processes.entry import UNUSABLE
 from engine_plugin.engines.processes.process import Command
 from engine_plugin.engines.server import ServerProcess
+from engine_plugin.engines.templates.jinja import LIMIT, TemplateError
+from engine_plugin.engines.templates.renderer import PROGRAM, WITHIN, Renderer
 from engine_plugin.errors import (
     BadGatewayError,
     EnginePluginError,
     EngineStartError,
+    InvalidRequestError,
     ModelUnusableError,
     UnavailableError,
 )
-from engine_plugin.models.info import Capabilities
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
     from engine_plugin.engines.llamacpp.software import Backend
     from engine_plugin.engines.processes.records import ProcessRecords
     from engine_plugin.engines.server import Address
+    from engine_plugin.engines.templates.jinja import Templates
+    from engine_plugin.models.info import Capabilities
     from engine_plugin.models.store import StoredModel
 
 __all__ = ["PATHS", "ModelServer", "complaint_error"]
@@ -85,6 +91,9 @@ class ModelServer(ServerProcess):
         self._environ = environ
         self._gpu_layers = gpu_layers
         self._told = told
+        self._templates: Templates | None = None
+        self._renderer: Renderer | None = None
+        self._abandoned = Abandoned()
         self.admission = Admission(options.parallel, options.max_queue)
         super().__init__(
             f"llama.cpp for {model.name}",
@@ -122,10 +131,12 @@ class ModelServer(ServerProcess):
         exchange = self._require_client().request("POST", PATHS[service], body)
         life = self.process.life
         try:
-            async with exchange as response:
-                if response.status != 200:
-                    raise complaint_error(Complaint.of_body(response.status, await response.read(ERROR_LIMIT)))
-                yield response
+            with self._abandoned.exchange() as begun:
+                async with exchange as response:
+                    begun.append(True)
+                    if response.status != 200:
+                        raise complaint_error(Complaint.of_body(response.status, await response.read(ERROR_LIMIT)))
+                    yield response
         except (BadGatewayError, UnavailableError) as error:
             if not exchange.broken or life is None:
                 raise
@@ -133,7 +144,13 @@ class ModelServer(ServerProcess):
 
     async def stop(self) -> None:
         self.admission.close()
-        await super().stop()
+        try:
+            await super().stop()
+        finally:
+            await self._take_templates(None)
+
+    def _lost(self) -> str:
+        return super()._lost() or self._abandoned.complaint(self.process.pid)
 
     @property
     def _is_ours(self) -> bool:
@@ -178,20 +195,52 @@ class ModelServer(ServerProcess):
             body = await response.read(ERROR_LIMIT)
             if response.status != 200:
                 raise complaint_error(Complaint.of_body(response.status, body))
-        self._told(self.model, await self._properties())
+        properties = await self._properties()
+        self._told(self.model, capabilities_told(properties))
+        await self._take_templates(templates_told(properties))
 
-    async def _properties(self) -> Capabilities:
-        """What the server says that it can do with its model; nothing when it does not say that."""
+    async def require_renderable(self, body: Mapping[str, Any]) -> None:
+        """Raise InvalidRequestError where the model's chat template takes too much to render a chat.
+
+        llama.cpp would render it without any bound. It has a renderer of its own, which decides about all else.
+        """
+        if self._renderer is None:
+            return
+        extra = body.get("chat_template_kwargs")
+        try:
+            await self._renderer.render(
+                body["messages"], body.get("tools") or [], extra if isinstance(extra, dict) else {}, told=False
+            )
+        except TemplateError as error:
+            if error.kind == LIMIT:
+                raise InvalidRequestError(f"messages: the model's chat template refuses them: {error}") from None
+        except (ImportError, OSError) as error:
+            log.warning("chat templates are not tried out before llama.cpp renders them: %s", error)
+            await self._take_templates(None)
+
+    async def _take_templates(self, templates: Templates | None) -> None:
+        """Try out these from now on; None: nothing more."""
+        if templates is not None and templates == self._templates:
+            return  # of an earlier life
+        before, self._renderer, self._templates = self._renderer, None, templates
+        if templates is not None and templates.sources and self.model.kind == "chat":
+            environ = python.module_environ(self._environ, self._backend.site)
+            self._renderer = Renderer(templates, python.module_command(PROGRAM), environ, WITHIN)
+        if before is not None:
+            await before.aclose()
+
+    async def _properties(self) -> bytes:
+        """What the server says of its model; nothing when it does not say that."""
         try:
             async with (
                 asyncio.timeout(_PROPERTIES_TIMEOUT),
                 self._require_client().request("GET", "/props") as response,
             ):
                 body = await response.read(_PROPERTIES_LIMIT)
-                return capabilities_told(body) if response.status == 200 else Capabilities()
+                return body if response.status == 200 else b""
         except (EnginePluginError, TimeoutError) as error:
             log.debug("%s does not tell what it can do: %s", self.model.name, error)
-            return Capabilities()
+            return b""
 
     def _ask(self, service: str, request: dict[str, Any]) -> Response:
         return self._require_client().request("POST", PATHS[service], json.dumps(request).encode())

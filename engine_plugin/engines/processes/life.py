@@ -85,7 +85,7 @@ class ProcessSpec:
     `start_timeout` is how long a start may show no progress (output, or use of the processor), `start_limit`
     bounds the whole start, `stop_timeout` the wait between asking and killing. With `stop_by_stdin` closing stdin
     is how the process is asked to stop. `on_output` gets the lines of stdout; `on_spawn` and `on_end` get the pid.
-    `lost` says why nothing can reach a process that serves, "" while it can be reached: it is started anew then.
+    `lost` says why a process that serves is of no use, "" while it is: it is started anew then.
     `needs` are the bytes of the files that it loads. `stragglers` finds, in a thread, offspring that has left the
     tree. Lines that hold one of `error_marks` are the ones that explain a failure.
     """
@@ -330,7 +330,7 @@ class Life:
                 )
 
     def _lost_words(self) -> str:
-        return f"{self._spec.name} cannot be reached: {self._spec.lost() or 'what led to it was removed'}"
+        return f"{self._spec.name} is given up: {self._spec.lost() or 'what led to it was removed'}"
 
     # Ending
 

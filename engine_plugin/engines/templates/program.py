@@ -2,7 +2,8 @@
 
 Frames on stdin and stdout are a length of four bytes, big end first, and that many bytes of JSON. The first one is
 `[sources, tokens]`, answered by `{}`, or by `{"missing": …}` where a Python package is; each other one is a
-conversation, `[messages, tools, extra]`, answered by `{"prompt": …}` or `{"kind": …, "error": …}`.
+conversation, `[messages, tools, extra, told]`, answered by `{"prompt": …}`, empty unless `told`, or by
+`{"kind": …, "error": …}`.
 """
 
 from __future__ import annotations
@@ -51,10 +52,13 @@ def main() -> None:
         _send(out, answer(template, *conversation))
 
 
-def answer(template: ChatTemplate, messages: list[Any], tools: list[Any], extra: dict[str, Any]) -> dict[str, Any]:
+def answer(
+    template: ChatTemplate, messages: list[Any], tools: list[Any], extra: dict[str, Any], told: bool
+) -> dict[str, Any]:
     """What a conversation is answered by."""
     try:
-        return {"prompt": template.render(messages, tools, extra)}
+        prompt = template.render(messages, tools, extra)
+        return {"prompt": prompt if told else ""}
     except TemplateError as error:
         return {"kind": error.kind, "error": str(error)}
 

@@ -43,13 +43,16 @@ class Renderer:
         self._process: _Process | None = None
         self._rendering: asyncio.Task[str] | None = None
 
-    async def render(self, messages: list[Any], tools: list[Any], extra: Mapping[str, Any]) -> str:
-        """See ChatTemplate. Raises TemplateError, OSError; ImportError where the process has no Jinja.
+    async def render(
+        self, messages: list[Any], tools: list[Any], extra: Mapping[str, Any], *, told: bool = True
+    ) -> str:
+        """See ChatTemplate; an empty text unless `told`. Raises TemplateError, OSError, and ImportError where the
+        process has no Jinja.
 
         A caller that is cancelled leaves at once. What it asked for goes on, within the bounds, before the next one.
         """
         await self._turn.acquire()
-        self._rendering = asyncio.create_task(self._render([messages, tools, dict(extra)]))
+        self._rendering = asyncio.create_task(self._render([messages, tools, dict(extra), told]))
         self._rendering.add_done_callback(self._done)
         return await asyncio.shield(self._rendering)
 

@@ -1,0 +1,153 @@
+"""What a model's file or a request has llama.cpp compute is bounded, and holds up no other call."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Any
+
+import gguf
+import pytest
+from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
+
+from engine_plugin.engines.llamacpp import abandoned, server
+from engine_plugin.engines.llamacpp.grammars import check_grammars
+from engine_plugin.errors import EnginePluginError, InvalidRequestError, PullError
+from engine_plugin.models.store import PullRequest
+from tests.patience import LIMIT
+
+from .running import HELLO, REPOSITORY
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .conftest import Serve
+    from .running import RunningPlugin
+
+pytestmark = pytest.mark.promise("X4")
+
+SAMPLE = REPOSITORY / "engine_plugin/samples/gguf/tiny-chat.gguf"
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}" + "{% endfor %}" * 3
+GROWING = "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}"
+BURN = {"messages": [{"role": "user", "content": "burn"}], "model": "hostile", "max_tokens": 4}
+
+
+def model_with(template: str, path: Path) -> Path:
+    """The sample with another chat template."""
+    reader = gguf.GGUFReader(SAMPLE)
+    architecture = reader.get_field("general.architecture")
+    assert architecture is not None
+    writer = gguf.GGUFWriter(path, architecture.contents())
+    template_key = gguf.Keys.Tokenizer.CHAT_TEMPLATE
+    new = {template_key: MetadataDetails(gguf.GGUFValueType.STRING, template)}
+    copy_with_new_metadata(reader, writer, new, [])
+    return path
+
+
+async def pull(running: RunningPlugin, path: Path) -> None:
+    async for _ in running.engine.pull_model(PullRequest(model=str(path))):
+        pass
+
+
+def behind(hostile: str) -> str:
+    """A template that is hostile to some only."""
+    return f"{{% if messages[0]['content'] == 'burn' %}}{hostile}{{% endif %}}{{{{ messages[0]['content'] }}}}"
+
+
+@pytest.mark.parametrize("hostile", [ENDLESS, GROWING], ids=["endless", "growing"])
+async def test_a_template_without_end_is_refused_before_llama_cpp_renders_it(
+    serve: Serve, scratch: Path, monkeypatch: pytest.MonkeyPatch, hostile: str
+) -> None:
+    monkeypatch.setattr(server, "WITHIN", 1.5)
+    running = await serve()
+    await pull(running, model_with(behind(hostile), scratch / "hostile.gguf"))
+    assert (await running.client.invoke("chat", HELLO | {"model": "hostile", "max_tokens": 4}))["choices"]
+    burning = asyncio.create_task(running.client.invoke("chat", BURN))
+    assert (await running.client.invoke("generate", {"model": "hostile", "prompt": "a", "max_tokens": 1}))["choices"]
+    with pytest.raises(InvalidRequestError, match=r"^messages: the model's chat template refuses them: "):
+        await burning
+    assert (await running.client.invoke("chat", HELLO | {"model": "hostile", "max_tokens": 4}))["choices"]
+
+
+@pytest.mark.parametrize("hostile", [ENDLESS, GROWING], ids=["endless", "growing"])
+async def test_a_template_without_end_is_refused_when_its_model_is_pulled(
+    serve: Serve, scratch: Path, hostile: str
+) -> None:
+    running = await serve(start=False)
+    with pytest.raises(PullError, match=r"its chat template takes more than (5 s|512 MiB) to render a word"):
+        await pull(running, model_with(hostile, scratch / "hostile.gguf"))
+
+
+async def test_a_server_that_goes_on_for_callers_that_have_left_is_started_anew(
+    serve: Serve, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a template that is cheap where it is tried out, and endless in llama.cpp."""
+    monkeypatch.setattr(abandoned, "WITHIN", 1.0)
+    running = await serve(health_interval=0.2, restart_backoff=0.01)
+    await pull(running, model_with(behind(ENDLESS), scratch / "hostile.gguf"))
+    await running.client.load_model("hostile")
+    held = running.server("hostile")
+    await held._take_templates(None)
+    life = held.process.life
+    assert life is not None
+    with pytest.raises(EnginePluginError):
+        await running.client.invoke("chat", BURN, timeout=0.5)
+    await asyncio.wait_for(life.over.wait(), LIMIT)
+    assert re.search(r"it has computed for \S+ s for callers that had left", life.failure)
+    assert (await running.client.invoke("chat", HELLO | {"model": "hostile", "max_tokens": 4}))["choices"]
+
+
+def schema(shape: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"schema": shape}}}
+
+
+MANY = [f"v{number}" for number in range(100_000)]
+TOO_MUCH = {
+    "enum": (schema({"type": "string", "enum": MANY}), "response_format: "),
+    "branches": (schema({"anyOf": [{"const": value} for value in MANY[:1001]]}), "response_format: 1001 values"),
+    "object": ({"response_format": {"type": "json_object", "schema": {"enum": MANY[:1001]}}}, "response_format: "),
+    "bare": ({"json_schema": {"enum": MANY[:1001]}}, "json_schema: "),
+    "properties": (schema({"properties": {key: {} for key in MANY[:501]}}), "response_format: 501 properties"),
+    "in parts": (schema({"items": [{"enum": MANY[:600]}, {"enum": MANY[:600]}]}), "response_format: 1200 values"),
+    "pattern": (schema({"type": "string", "pattern": "^(a{0,1000}){0,1000}$"}), "response_format: pattern: "),
+    "open pattern": (schema({"pattern": "((ab|c){300,}x){300}"}), "response_format: pattern: "),
+    "grammar": ({"grammar": "root ::= " + " | ".join(f'"{value}"' for value in MANY[:1001])}, "grammar: 1001 alter"),
+    "loops": ({"grammar": 'root ::= (("a"{0,300}){0,300})'}, "grammar: "),
+    "tool": (
+        {"tools": [{}, {"type": "function", "function": {"name": "f", "parameters": {"enum": MANY[:1001]}}}]},
+        "tools[1].function.parameters: 1001 values",
+    ),
+    "text": (schema({"description": "x" * 300_000}), "response_format: 3"),
+}
+
+
+@pytest.mark.parametrize("name", TOO_MUCH)
+def test_a_grammar_that_would_hold_up_other_calls_is_refused_by_its_field(name: str) -> None:
+    request, begin = TOO_MUCH[name]
+    with pytest.raises(InvalidRequestError, match=f"^{re.escape(begin)}.*at most "):
+        check_grammars(request)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        schema({"enum": MANY[:1000]}),
+        schema({"type": "string", "pattern": r"^[a-z]{1,64}(\.[a-z]{1,64}){0,8}@\(x\){2}$"}),
+        schema({"type": "array", "items": {"type": "string", "maxLength": 100_000}, "maxItems": 100_000}),
+        {"grammar": 'root ::= "a"{0,1000} b{2}\nb ::= [a-z]+'},
+        {"response_format": {"type": "text"}, "tools": [{"function": {"name": "f"}}], "json_schema": None},
+        {"response_format": 5, "tools": 5, "grammar": 5, "json_schema": "x"},
+        schema({"properties": 5, "enum": 5, "pattern": 5}),
+        {"grammar": "{5}{{)(("},
+    ],
+)
+def test_a_grammar_of_usual_size_is_taken(request_: dict[str, Any]) -> None:
+    check_grammars(request_)
+
+
+async def test_an_enum_of_100_000_values_is_refused_at_once(serve: Serve) -> None:
+    running = await serve()
+    with pytest.raises(InvalidRequestError, match=r"^response_format: .*at most "):
+        await running.client.invoke("chat", HELLO | schema({"type": "string", "enum": MANY}))
+    assert (await running.client.invoke("chat", HELLO | schema({"enum": ["blue"]})))["choices"]
