@@ -36,7 +36,7 @@ SAMPLES = {
     "speech-to-text": "tiny-transcribe",
     "text-to-speech": "tiny-speak",
 }
-THREE = {kind: SAMPLES[kind] for kind in ("chat", "embed", "rerank")}
+THREE = {kind: f"{SAMPLES[kind]}-gguf" for kind in ("chat", "embed", "rerank")}
 REAL_OLLAMA = ("OLLAMA_TEST_HOST", "OLLAMA_TEST_MODEL", "OLLAMA_TEST_EMBED_MODEL")
 ENGINES = ["llamacpp", "openvino", "ollama", "openai"]
 if all(map(os.environ.get, REAL_OLLAMA)):

@@ -25,7 +25,7 @@ async def test_it_is_ready_and_has_a_version(world: World) -> None:
 async def test_a_stopped_engine_says_how_to_start_it_and_starts_again(world: World) -> None:
     await world.plugin.stop_engine()
     assert await world.plugin.get_operate_status() is OperateStatus.STOPPED
-    with pytest.raises(UnavailableError, match="engine start"):
+    with pytest.raises(UnavailableError, match="StartEngine"):
         await world.plugin.invoke("chat", world.chat())
     with pytest.raises(UnavailableError):
         await world.plugin.health_check()
