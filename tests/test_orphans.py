@@ -368,7 +368,7 @@ async def test_one_model_is_wholly_gone_before_the_next_is_loaded(scene: Scene) 
     scene.configure(max_loaded_models=1, stop_timeout=0.1)
     gate = scene.fake.gate("loaded")
     life = {"grandchild": "own", "ignore_term": True}
-    scene.fake.behave(life, tiny_embed=[{**life, "load_until": str(gate)}])
+    scene.fake.behave(life, tiny_embed_gguf=[{**life, "load_until": str(gate)}])
     async with await scene.launch() as plugin:
         await plugin.start_engine()
         await plugin.load_model("tiny-chat-gguf")

@@ -155,7 +155,7 @@ async def test_where_nothing_serves_health_is_503_until_a_start(
     """A host revives what is not healthy by StartEngine, and asks often: the log has a line for each change."""
     caplog.set_level(logging.INFO, "engine_plugin.rpc.servicer")
     deadly = {"rules": [{"on": "health", "from": 2, "do": "die", "code": 3}]}
-    world = await begin(of={"tiny_chat": [deadly, {}]}, restart_limit=0, health_interval=0.05)
+    world = await begin(of={"tiny_chat_gguf": [deadly, {}]}, restart_limit=0, health_interval=0.05)
     await world.client.load_model("tiny-embed")
     await world.client.load_model("tiny-chat")
     await eventually(lambda: world.state() is ProcessState.FAILED)
@@ -189,7 +189,7 @@ async def test_a_start_says_why_nothing_can_be_revived(begin: Begin) -> None:
 @pytest.mark.promise("F20")
 async def test_the_death_of_one_model_is_not_the_others(begin: Begin) -> None:
     gate_free = {"rules": [{"on": "embed", "do": "die", "code": 1}]}
-    world = await begin(of={"tiny_embed": [gate_free, {}]})
+    world = await begin(of={"tiny_embed_gguf": [gate_free, {}]})
     async with world.client.stream("chat", HELLO | {"max_tokens": -1}) as chunks:
         await anext(chunks)
         with pytest.raises(BadGatewayError, match="tiny-embed-gguf died: exit code 1"):
