@@ -237,9 +237,10 @@ DISK_FILLED = Entry(
     "disk-filled",
     DownloadError,
     "{folder}: {reason} after {arrived} bytes; {free}",
-    "Free some space or move the data directory, then try again: what arrived is kept",
-    "Something else filled the disk, or a quota was reached, while a file was being written.",
-    "As for `disk-full`.",
+    "Delete files that are not needed or move the data directory, then try again",
+    "The disk filled up, or a quota or the number of files was reached, while a file was being written. A download "
+    "whose size the server does not say ends while 64 MiB are still free, and what arrived of it is deleted.",
+    "As for `disk-full`. `df -i` shows how many files (inodes) a file system still holds.",
 )
 
 DISK_REFUSES = Entry(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
-from engine_plugin.download.disk import check_room
+from engine_plugin.download.disk import ROOM_EVERY, check_reserve, check_room, disk_error
 from engine_plugin.download.events import ChunkProgress, Status
 from engine_plugin.download.partial import PartialState
 from engine_plugin.download.remote import (
@@ -100,6 +100,7 @@ class Fetch:
         self._present = present
         self._progress = ProgressReport(publish, sha256)
         self._answered = False
+        self._room_checked = 0
 
     @property
     def sha256(self) -> str:
@@ -197,8 +198,14 @@ class Fetch:
         self._publish(Status(f"downloading {self._source.label}"))
         try:
             await self._store_body(answer, total)
-        finally:
-            self._progress.last(self._partial.size, total)
+        except (DownloadError, OSError) as error:
+            if total:
+                raise
+            arrived = self._partial.size
+            await in_thread(self._partial.restart)  # nothing says that a file of unknown size would ever fit
+            if isinstance(error, OSError):
+                raise disk_error(error, self._partial.folder, arrived, total) from error
+            raise
         if total and self._partial.size < total:
             raise DroppedError(f"the server ended after {self._partial.size} of {total} bytes")
         return True
@@ -287,11 +294,23 @@ class Fetch:
                     )
                 buffer.add(chunk)
                 if buffer.due():
-                    await in_thread(self._partial.write, buffer.take())
+                    await in_thread(self._write, buffer.take(), total)
                 self._progress.at(here, total)
         finally:
             if buffer.size:
                 await in_thread(self._partial.write, buffer.take())
+            self._progress.last(self._partial.size, total)
+
+    def _write(self, data: bytes, total: int) -> None:
+        """Append; from time to time see that the disk does not fill up to the last byte. Blocking."""
+        partial = self._partial
+        partial.write(data)
+        if partial.size >= self._room_checked + ROOM_EVERY:
+            self._room_checked = partial.size
+            if total:
+                check_room(partial.folder, total - partial.size)
+            else:
+                check_reserve(partial.folder, partial.size)
 
 
 @dataclass(slots=True)

@@ -11,11 +11,13 @@ import errno
 import logging
 from contextlib import aclosing
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
 
 from engine_plugin import catalogue
+from engine_plugin.download.disk import disk_reason
 from engine_plugin.download.events import Error, Success, progress_json
 from engine_plugin.engines.base import BidiMessage
 from engine_plugin.errors import (
@@ -340,7 +342,8 @@ class ProviderServicer:
             return self._refusal(error, where)
         if isinstance(error, OSError) and error.filename and error.errno in _REFUSALS:
             log.error("%s: %s", where, error, exc_info=error)
-            return 500, _sendable(catalogue.DISK_REFUSES.text(place=error.filename, reason=error.strerror))
+            reason = disk_reason(error, Path(error.filename).parent)
+            return 500, _sendable(catalogue.DISK_REFUSES.text(place=error.filename, reason=reason))
         log.error("%s: unexpected %s", where, type(error).__name__, exc_info=error)
         return 500, f"{where}: internal error ({type(error).__name__}); the plugin's log has the details"
 

@@ -19,7 +19,7 @@ import zipfile
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from engine_plugin.download.disk import check_room
+from engine_plugin.download.disk import check_room, disk_reason
 from engine_plugin.download.sizes import byte_size
 from engine_plugin.engines.installing.member_names import Tree, refusal
 from engine_plugin.errors import DownloadError, InstallError
@@ -75,7 +75,8 @@ async def unpack(archives: Sequence[Path], target: Path, limits: Limits | None =
         await in_thread(work.close)
         await in_thread(shutil.rmtree, target, ignore_errors=True)
         if isinstance(error, OSError):
-            raise InstallError(f"{error.filename or target}: {error.strerror or error}. Nothing was kept.") from error
+            reason = disk_reason(error, target.parent)
+            raise InstallError(f"{error.filename or target}: {reason}. Nothing was kept.") from error
         raise
 
 

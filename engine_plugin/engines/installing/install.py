@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.download.disk import disk_reason
 from engine_plugin.engines.installing.holds import Hold, hold, remove_unless_held
 from engine_plugin.errors import EnginePluginError, InstallError, PreconditionError
 from engine_plugin.files import in_thread, private_folder, read_json, sync_folder, sync_tree, write_json
@@ -158,8 +159,8 @@ class Installation:
                 return True
         except OSError as error:
             raise InstallError(
-                f"{error.filename or self.root}: {error.strerror or error}. Nothing was changed; check the data "
-                "directory's permissions and the room on its disk."
+                f"{error.filename or self.root}: {disk_reason(error, self.root)}. Nothing was changed; check the "
+                "data directory's permissions and the room on its disk."
             ) from error
 
     async def _replace(self, steps: Steps, progress: Progress) -> None:

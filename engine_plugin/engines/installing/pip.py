@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine_plugin.download.disk import NO_ROOM
+from engine_plugin.download.disk import NO_ROOM, disk_reason
 from engine_plugin.download.events import ChunkProgress
 from engine_plugin.engines.installing.pipsettings import pip_environ
 from engine_plugin.engines.processes import python
@@ -57,8 +57,10 @@ async def install_packages(
         raise InstallError(f"pip cannot be run: {error.strerror or error}") from error
     if status != 0:
         fix = f"Put the wheels into {wheels}" if wheels else "Check the network, or pip's own settings (`pip config`)"
-        if output.errnos & NO_ROOM:
-            fix = f"A disk or quota is full: free some space below {target}, or move the data directory"
+        if full := output.errnos & NO_ROOM:
+            number = full.pop()
+            reason = disk_reason(OSError(number, os.strerror(number)), scratch)
+            fix = f"{target}: {reason}. Free some space there or in pip's cache, or move the data directory"
         raise InstallError(f"pip could not install it: {output.last_words()}. {fix}")
 
 

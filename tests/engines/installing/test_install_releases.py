@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
+import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from engine_plugin.download import fetch
+from engine_plugin.download.disk import disk_error, disk_reason
 from engine_plugin.download.events import ChunkProgress
+from engine_plugin.download.partial import Partial
 from engine_plugin.download.remote import FetchPolicy
 from engine_plugin.engines.installing import releases
 from engine_plugin.engines.installing.releases import (
@@ -324,6 +330,61 @@ async def test_no_room_for_it(place: Place, server: FileServer, monkeypatch: pyt
     with pytest.raises(InstallError, match=r"has 1 MiB free .* the download needs 750 KiB more"):
         await place.get(archive_at(server, sha256=SHA256))
     assert place.left() == set()
+
+
+@pytest.mark.promise("X10")
+@pytest.mark.parametrize(("chunked", "words"), [(True, "does not say how long the file is"), (False, "to spare")])
+async def test_a_disk_that_fills_up_keeps_a_reserve(
+    place: Place, server: FileServer, monkeypatch: pytest.MonkeyPatch, chunked: bool, words: str
+) -> None:
+    """What is of unknown size is deleted, for it may never fit; the rest of a known size can follow later."""
+    usage = shutil.disk_usage(place.shelf.parent)
+    arriving = place.folder / f"{NAME}.part"
+
+    def free(_path: Path) -> Any:
+        full = arriving.exists() and arriving.stat().st_size >= 200_000
+        return usage._replace(free=(1 << 20) if full else (1 << 40))
+
+    monkeypatch.setattr(shutil, "disk_usage", free)
+    monkeypatch.setattr(fetch, "ROOM_EVERY", 100_000)
+    monkeypatch.setattr(fetch, "_FLUSH_BYTES", 50_000)
+    server.scripts.append(Script(chunked=chunked))
+    with pytest.raises(InstallError, match=words):
+        await place.get(archive_at(server, sha256=SHA256))
+    assert bool(place.left()) is not chunked
+    assert not arriving.exists() or 200_000 <= arriving.stat().st_size < len(DATA)
+
+
+@pytest.mark.promise("X10")
+@pytest.mark.parametrize("chunked", [True, False])
+async def test_a_disk_that_takes_no_more_bytes(
+    place: Place, server: FileServer, monkeypatch: pytest.MonkeyPatch, chunked: bool
+) -> None:
+    write = Partial.write
+
+    def full(partial: Partial, data: bytes) -> None:
+        if partial.size >= 200_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(partial, data)
+
+    monkeypatch.setattr(Partial, "write", full)
+    monkeypatch.setattr(fetch, "_FLUSH_BYTES", 50_000)
+    server.scripts.append(Script(chunked=chunked))
+    with pytest.raises(
+        InstallError, match=r"No space left on device after [1-9]\d* .*\d+ bytes are free\. Delete files"
+    ):
+        await place.get(archive_at(server, sha256=SHA256))
+    assert bool(place.left()) is not chunked
+
+
+@pytest.mark.promise("L9")
+@pytest.mark.skipif(sys.platform == "win32", reason="NTFS creates inodes as it needs them")
+def test_a_file_system_without_free_inodes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    none = os.statvfs_result((4096, 4096, 1000, 500, 500, 1000, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _path: none)
+    error = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "x"))
+    assert "bytes are free, but no inode is free" in str(disk_error(error, tmp_path, 0, 0))
+    assert disk_reason(error, tmp_path).startswith("No space left on device (no inode is free")
 
 
 async def test_nobody_answers(place: Place) -> None:
