@@ -16,8 +16,9 @@ __all__ = ["RedactingFormatter", "entered", "redacted"]
 
 _MARK = "***"
 _INVISIBLE = "\ufeff\u200b\u2060"
-_SHORTEST = 4
-"""Characters of a secret that is looked for in any text; a shorter one would blank ordinary words."""
+_SHORTEST, _SHORTEST_WORD = 4, 6
+"""Characters of a secret, and of one that is a plain word, that is looked for in any text: a shorter one would blank
+ordinary words."""
 _MOST = 256
 """Spellings of secrets that are remembered; the oldest ones go first."""
 
@@ -54,7 +55,8 @@ class _Known:
         self.pattern: re.Pattern[str] | None = None
 
     def add(self, secret: str) -> None:
-        if len(secret) < _SHORTEST or secret in self._spellings:
+        plain = secret.isalpha() and secret.islower()
+        if len(secret) < (_SHORTEST_WORD if plain else _SHORTEST) or secret in self._spellings:
             return
         for spelling in _spellings(secret):
             self._spellings[spelling] = None

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
+from engine_plugin import redaction
 from engine_plugin.cli.main import _explain, main
 from engine_plugin.download.events import Error, Status, progress_json
 from engine_plugin.errors import DownloadError
@@ -16,6 +17,11 @@ from engine_plugin.goplugin.hclog import HclogFormatter
 from engine_plugin.redaction import RedactingFormatter, entered, redacted
 
 pytestmark = pytest.mark.promise("L1")
+
+
+@pytest.fixture(autouse=True)
+def no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redaction, "_KNOWN", redaction._Known())
 
 
 @pytest.mark.parametrize(

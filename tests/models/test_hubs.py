@@ -342,7 +342,6 @@ async def test_an_environment_that_is_not_offline_lets_a_pull_go_out(world: Fold
     [
         (Script(status=200, body=gzip.compress(bytes(64 << 20)), headers={"Content-Encoding": "gzip"}), "compressed"),
         (Script(status=200, body=b" " * (17 << 20), chunked=True), "larger than 16 MiB"),
-        (Script(status=200, body=b'{"siblings": [' + b"[]," * 1_000_000 + b"1]}"), "more than 1000000 values"),
         (Script(status=200, body=b'{"siblings": ' + b"[" * 5000 + b"]" * 5000 + b"}"), "nested more than 100 deep"),
         (
             Script(status=302, body=b"", headers={"Location": "http://127.0.0.1:99999/"}),
@@ -350,7 +349,7 @@ async def test_an_environment_that_is_not_offline_lets_a_pull_go_out(world: Fold
         ),
         (Script(status=302, body=b"", headers={"Location": "http://[::1/"}), "invalid URL"),
     ],
-    ids=["bomb", "endless", "values", "depth", "port", "brackets"],
+    ids=["bomb", "endless", "depth", "port", "brackets"],
 )
 async def test_a_hubs_list_is_bounded(world: FolderWorld, source: str, script: Script, text: str) -> None:
     world.hub.troubles["list"].append(replace(script))
