@@ -118,7 +118,8 @@ class Pull(ABC):
                 return await self._pull()
         except OSError as error:
             told = disk_error(error, self._shelf.root, self._left.size, self._total)
-            raise PullError(f"{told}. Deleting the model removes it") from error
+            kept = await in_thread(self._left.leftovers)
+            raise PullError(f"{told}. Deleting the model removes it" if kept else str(told)) from error
         except PullError:
             raise
         except DownloadError as error:
@@ -235,6 +236,10 @@ class FilePull(Pull):
                 arrived = await self._arrive()
                 if isinstance(arrived, _Arrived):
                     await in_thread(partial.sync)
+        except BaseException:
+            if not isinstance(plan.source, HttpSource):  # a copy does not go on from there
+                await in_thread(partial.discard)
+            raise
         finally:
             if not partial.size:
                 await in_thread(partial.discard)

@@ -17,6 +17,7 @@ import pytest
 
 from engine_plugin.download.disk import disk_error
 from engine_plugin.download.events import ChunkProgress, Status, Success
+from engine_plugin.download.partial import Partial
 from engine_plugin.errors import (
     EngineNotInstalledError,
     InvalidRequestError,
@@ -439,3 +440,17 @@ async def test_hundreds_of_pulls_at_once_need_few_open_files(store: ModelStore, 
 )
 def test_the_advice_fits_the_error(tmp_path: Path, number: int, advice: str) -> None:
     assert advice in disk_error(OSError(number, os.strerror(number)), tmp_path, 0, 0).message
+
+
+@pytest.mark.promise("X10")
+async def test_a_copy_that_fills_the_disk_leaves_nothing(
+    store: ModelStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_partial: Partial) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Partial, "sync", full)
+    with pytest.raises(PullError, match="No space left") as caught:
+        await pull(store, PullRequest("copy", source=str(SAMPLES / "tiny-chat.gguf")))
+    assert "Deleting the model" not in caught.value.message
+    assert files_below(root) == set()
