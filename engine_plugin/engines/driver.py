@@ -214,10 +214,10 @@ class Driver(Engine, Generic[BackendT, ServerT]):
             await self._make_ready(mode)
 
     async def _make_ready(self, mode: str) -> None:
+        await self._software.sweep()
         backend, self._hold = await in_thread(self._software.take)
         try:
             await self.init_env()
-            await self._software.sweep()
             await self._begin(backend, mode)
         except BaseException:
             self._hold.release()

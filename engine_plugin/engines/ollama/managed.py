@@ -111,10 +111,10 @@ class OwnServer:
 
     async def start(self, mode: str) -> None:
         """Start the server. Raises EngineNotInstalledError, EngineStartError."""
+        await self._software.sweep()
         backend, self._hold = await in_thread(self._software.take)
         try:
             await self.init_env()
-            await self._software.sweep()
             server = await self._started(backend, mode)
         except BaseException:
             self._hold.release()
