@@ -110,7 +110,6 @@ async def embedded_server(
         "port": 0,
         "key": key,
         "config": str(_write_config(folder / "served", model, scheduler)),
-        "grpc_port": None,
         "threads": threads,
         "max_queue": 256,
         "cache_dir": str(folder / "cache"),

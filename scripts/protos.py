@@ -23,11 +23,10 @@ from grpc_tools import protoc
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["GO", "KSERVE", "PYTHON", "Target", "main", "stale"]
+__all__ = ["GO", "PYTHON", "Target", "main", "stale"]
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
-OPENVINO = PROTOS / "openvino"
 GO_HOST = ROOT / "tests" / "conformance" / "host"
 GO_MODULE = "engineplugin.invalid/conformance"
 GO_GENERATORS = (
@@ -54,16 +53,10 @@ def run_protoc(arguments: list[str], sources: list[Path]) -> None:
 
 
 def generate_python(out: Path) -> None:
-    """Write the `_pb2.py` and `_pb2.pyi` of every proto below `out`, engines' own protocols left out."""
+    """Write the `_pb2.py` and `_pb2.pyi` of every proto below `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    sources = sorted(path for path in PROTOS.rglob("*.proto") if OPENVINO not in path.parents)
+    sources = sorted(PROTOS.rglob("*.proto"))
     run_protoc([f"--python_out={out}", f"--pyi_out={out}"], sources)
-
-
-def generate_kserve(out: Path) -> None:
-    """Write the stubs of what the OpenVINO engine's server speaks."""
-    out.mkdir(parents=True, exist_ok=True)
-    run_protoc([f"-I{OPENVINO}", f"--python_out={out}", f"--pyi_out={out}"], sorted(OPENVINO.glob("*.proto")))
 
 
 def generate_go(out: Path) -> None:
@@ -88,7 +81,6 @@ def generate_go(out: Path) -> None:
 
 
 PYTHON = Target("Python", ROOT / "engine_plugin" / "rpc" / "stubs", "*_pb2.py*", generate_python)
-KSERVE = Target("KServe", ROOT / "engine_plugin" / "engines" / "openvino" / "stubs", "*_pb2.py*", generate_kserve)
 GO = Target("Go", GO_HOST / "protocol", "*.pb.go", generate_go)
 
 
@@ -112,7 +104,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
     parser.add_argument("--go", action="store_true", help="the conformance host's Go stubs too")
     options = parser.parse_args()
-    for target in (PYTHON, KSERVE, GO) if options.go else (PYTHON, KSERVE):
+    for target in (PYTHON, GO) if options.go else (PYTHON,):
         if not options.check:
             target.generate(target.committed)
         elif different := stale(target):

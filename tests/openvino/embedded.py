@@ -38,7 +38,6 @@ async def embedded_server(place: Path, models: Collection[str], key: str) -> Asy
         port=0,
         key=key,
         config=str(_configuration(place, models)),
-        grpc_port=None,
         threads=1,
         max_queue=256,
         cache_dir="",

@@ -22,14 +22,13 @@ __all__ = ["ServerSettings", "environ_of", "ovms_command", "runner_command", "ru
 class ServerSettings:
     """One life of a server. `host` is a socket's path ending in .sock, or a loopback address with `port` (0: any).
 
-    `grpc_port` None: no gRPC; 0: any. Sizes in bytes (0: no limit), times in seconds.
+    Sizes in bytes (0: no limit), times in seconds.
     """
 
     host: str
     port: int
     key: str
     config: str
-    grpc_port: int | None
     threads: int
     max_queue: int
     cache_dir: str
@@ -53,11 +52,11 @@ def runner_stdin(settings: ServerSettings) -> bytes:
     return json.dumps(asdict(settings)).encode() + b"\n"
 
 
-def ovms_command(backend: Backend, settings: ServerSettings, key_file: Path) -> list[str]:
-    """argv of an ovms behind the guard; the key is read from `key_file`. `grpc_port` must be a port."""
+def ovms_command(backend: Backend, settings: ServerSettings, key_file: Path, grpc_port: int) -> list[str]:
+    """argv of an ovms behind the guard. It reads the key from `key_file`; its port for gRPC has no use."""
     argv = python.guarded([backend.executable])
     argv += ["--rest_port", str(settings.port), "--rest_bind_address", settings.host]
-    argv += ["--port", str(settings.grpc_port), "--grpc_bind_address", "127.0.0.1"]
+    argv += ["--port", str(grpc_port), "--grpc_bind_address", "127.0.0.1"]
     # 0: the configuration is read when we say so, not from time to time.
     argv += ["--config_path", settings.config, "--file_system_poll_wait_seconds", "0"]
     argv += ["--api_key_file", str(key_file)]

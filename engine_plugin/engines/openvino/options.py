@@ -225,9 +225,6 @@ class OpenVinoOptions(SoftwareOptions):
     hub: str = field(default="huggingface", metadata={"choices": ("huggingface", "modelscope")})
     """Where a pull of owner/name looks."""
 
-    grpc_port: int = number(-1, -1, 65535)
-    """A port of 127.0.0.1 on which the server speaks KServe's gRPC, too; 0: any; -1: none."""
-
     device: str = ""
     """Where models compute in mode auto, in OpenVINO's words; empty: AUTO, or CPU where there is nothing else."""
 

@@ -142,20 +142,17 @@ class OpenVinoServer(ServerProcess):
         env = command.environ_of(self._environ, self._backend, self._ticket.environ)
         if self.is_ours:
             return Command(command.runner_command(), env, command.runner_stdin(settings))
-        return Command(command.ovms_command(self._backend, settings, self._write_key_file()), env)
+        argv = command.ovms_command(self._backend, settings, self._write_key_file(), address.ports[1])
+        return Command(argv, env)
 
     def _settings(self, address: Address) -> command.ServerSettings:
         options = self._openvino
-        grpc_port = None if options.grpc_port < 0 else options.grpc_port
-        if address.ports:
-            grpc_port = grpc_port or address.ports[1]
         cached = options.cache_dir or not (self._mode == "cpu" or self._only_cpu)
         return command.ServerSettings(
             host=str(address.socket) if address.socket is not None else "127.0.0.1",
             port=address.ports[0] if address.ports else 0,
             key=address.key,
             config=str(self.residents.config),
-            grpc_port=grpc_port,
             threads=options.threads,
             max_queue=options.max_queue,
             cache_dir=str(self._place.cache) if cached else "",

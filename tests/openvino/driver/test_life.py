@@ -215,7 +215,7 @@ async def test_a_start_that_fails_leaves_nothing(serve: Serve, monkeypatch: pyte
 
 
 async def test_over_a_port(serve: Serve) -> None:
-    running = await serve(transport="tcp", grpc_port=0)
+    running = await serve(transport="tcp")
     assert (await running.client.invoke("chat", COUNT))["choices"]
     running.server_process.kill()
     await eventually(lambda: running.server.crashed)

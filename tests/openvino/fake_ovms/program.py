@@ -91,7 +91,7 @@ class _Server:
         """Our embedded server; what config.json names is loaded."""
         self._loaded = self._digest()
         settings: dict[str, Any] = {
-            "host": "127.0.0.1", "port": 0, "key": KEY, "config": str(self._config), "grpc_port": None,
+            "host": "127.0.0.1", "port": 0, "key": KEY, "config": str(self._config),
             "threads": 0, "max_queue": 256, "cache_dir": self._options.cache_dir, "memory_limit": 0,
         }  # fmt: skip
         argv = [sys.executable, "-P", "-m", RUNNER, "serve"]

@@ -51,7 +51,7 @@ async def running(
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        given = {"host": str(config.root / "s.sock"), "key": KEY, "config": str(config.path), "grpc_port": None}
+        given = {"host": str(config.root / "s.sock"), "key": KEY, "config": str(config.path)}
         process.stdin.write(json.dumps({**given, **settings}).encode() + b"\n")
         line = await asyncio.wait_for(process.stdout.readline(), LIMIT)
         yield process, json.loads(line)
@@ -154,6 +154,17 @@ async def test_a_port_of_its_own_choosing(scratch: Path) -> None:
             assert response.status == 200
 
 
+@pytest.mark.promise("X13")
+async def test_it_listens_at_its_address_and_nowhere_else(scratch: Path) -> None:
+    """A port for KServe's gRPC would take 2 GB of anybody before it asks for the key."""
+    async with running(two_models(scratch), host="127.0.0.1", grpc_port=0) as (process, told):
+        await workers_of(process, told["address"])
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        sockets = [found for one in family for found in one.net_connections() if found.status == psutil.CONN_LISTEN]
+        assert [f"http://127.0.0.1:{found.laddr[1]}" for found in sockets] == [told["address"]]
+        assert told.keys() == {"address"}
+
+
 @pytest.mark.parametrize("way", ["folder", "port"])
 async def test_where_it_cannot_listen_it_says_so(scratch: Path, way: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -164,7 +175,7 @@ async def test_where_it_cannot_listen_it_says_so(scratch: Path, way: str) -> Non
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        settings = {"host": host, "port": port, "key": KEY, "config": str(scratch / "config.json"), "grpc_port": None}
+        settings = {"host": host, "port": port, "key": KEY, "config": str(scratch / "config.json")}
         line = json.dumps(settings).encode() + b"\n"
         assert process.stdin is not None
         assert process.stderr is not None

@@ -1,4 +1,4 @@
-"""/v3/audio/transcriptions, /v3/audio/translations and /v3/audio/speech, and what KServe's calls share with them."""
+"""/v3/audio/transcriptions, /v3/audio/translations and /v3/audio/speech."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from engine_plugin.engines.openvino.runner.requests import (
 if TYPE_CHECKING:
     from engine_plugin.engines.openvino.runner.registry import Registry
 
-__all__ = ["say", "speech", "transcribe", "transcription", "translation"]
+__all__ = ["speech", "transcription", "translation"]
 
 _FIELD_LIMIT = 64 * 1024
 _FIELDS_LIMIT = 64
@@ -51,11 +51,11 @@ async def transcription(request: web.Request, task: str = "transcribe") -> web.R
         except ValueError:
             raise bad_request("temperature", f"must be a number, not {temperature!r}") from None
     return json_answer(
-        await transcribe(request.app[REGISTRY], options.get("model"), file, options, "word" in granularities)
+        await _transcribe(request.app[REGISTRY], options.get("model"), file, options, "word" in granularities)
     )
 
 
-async def transcribe(
+async def _transcribe(
     registry: Registry, name: object, data: bytes, options: dict[str, Any], words: bool = False
 ) -> dict[str, Any]:
     """What is said in a WAV file, as OpenAI's verbose JSON tells it. Raises ApiError."""
@@ -89,11 +89,11 @@ async def speech(request: web.Request) -> web.Response:
     form = text_field(body, "response_format", "wav")
     if form not in _FORMATS:
         raise bad_request("response_format", f"must be {' or '.join(_FORMATS)}, not {form!r}")
-    data = await say(request.app[REGISTRY], body.get("model"), text_field(body, "input"), body, form)
+    data = await _say(request.app[REGISTRY], body.get("model"), text_field(body, "input"), body, form)
     return web.Response(body=data, content_type=_FORMATS[form])
 
 
-async def say(registry: Registry, name: object, text: str, options: dict[str, Any], form: str = "wav") -> bytes:
+async def _say(registry: Registry, name: object, text: str, options: dict[str, Any], form: str = "wav") -> bytes:
     """A spoken text as a WAV file, or its bare samples (16 bits). Raises ApiError."""
     if not text.strip():
         raise bad_request("input", "has nothing to say")

@@ -50,21 +50,13 @@ async def _serve(settings: dict[str, Any], stdin: int, worker: Sequence[str]) ->
         http, address = await serve_http(make_app(registry, settings["key"]), host, settings.get("port", 0))
     except OSError as error:
         raise OSError(f"cannot listen on {host}: {error.strerror or error}") from error
-    told = {"address": address}
-    grpc = None
-    if settings.get("grpc_port") is not None:
-        from engine_plugin.engines.openvino.runner.kserve import serve_grpc
-
-        grpc, told["grpc"] = await serve_grpc(registry, settings["key"], settings["grpc_port"])
-    print(json.dumps(told), flush=True)
+    print(json.dumps({"address": address}), flush=True)
     registry.load_soon()
     gc.freeze()  # what is there now stays; it need not be looked through again and again
     try:
         await asyncio.Event().wait()
     finally:
         await http.cleanup()
-        if grpc is not None:
-            await grpc.stop(None)
 
 
 def _exit_when_stdin_ends(registry: Registry, stdin: int) -> None:

@@ -10,13 +10,13 @@ from engine_plugin.engines.openvino.runner.errors import bad_request
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["RATE", "RATES", "read_mono", "with_header", "write"]
+__all__ = ["RATE", "read_mono", "write"]
 
 RATE = 16000
 """Samples a second that speech-to-text models hear."""
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
-RATES = range(1000, 768001)
+_RATES = range(1000, 768001)
 """Those that a file may have."""
 _LONGEST = 5 * 3600
 """Seconds. At a low rate, a body within its limit would become more than fits into memory."""
@@ -30,7 +30,7 @@ def read_mono(data: bytes) -> bytes:
     code, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", form)
     if code == _EXTENSIBLE and len(form) >= 26:
         (code,) = struct.unpack_from("<H", form, 24)
-    if not channels or rate not in RATES:
+    if not channels or rate not in _RATES:
         raise bad_request("file", f"is no usable WAV file: {channels} channels at {rate} Hz")
     return _samples(content, code == _FLOAT if code in (_PCM, _FLOAT) else None, bits, channels, rate)
 
@@ -82,10 +82,10 @@ def write(pcm: bytes, rate: int, as_file: bool = True) -> bytes:
 
     samples = np.nan_to_num(np.frombuffer(pcm, "<f4"))
     data: bytes = (np.clip(samples, -1, 1) * 32767).round().astype("<i2").tobytes()
-    return with_header(data, rate) if as_file else data
+    return _with_header(data, rate) if as_file else data
 
 
-def with_header(data: bytes, rate: int) -> bytes:
+def _with_header(data: bytes, rate: int) -> bytes:
     """Bare 16-bit samples of one channel as a WAV file."""
     head = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + len(data), b"WAVE", b"fmt ", 16, _PCM, 1, rate,
                        rate * 2, 2, 16, b"data", len(data))  # fmt: skip
