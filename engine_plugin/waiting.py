@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
+import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -30,12 +32,21 @@ def run_to_the_end(main: Coroutine[Any, Any, _T]) -> _T:
     async def keep() -> None:
         results.append(await main)
 
+    _watch_children_without_threads()
     try:
         asyncio.run(keep())
     except RuntimeError:
         if not results:
             raise
     return results[0]
+
+
+def _watch_children_without_threads() -> None:
+    """As Python 3.12 does by itself: 3.11 creates a thread for each child, and loses the child when it cannot."""
+    if sys.platform == "linux" and sys.version_info < (3, 12):
+        with contextlib.suppress(OSError):  # no such call in this kernel or sandbox
+            os.close(os.pidfd_open(os.getpid()))
+            asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
 
 
 async def comes_true(event: Coroutine[Any, Any, object], within: float) -> bool:

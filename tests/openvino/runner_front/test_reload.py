@@ -89,6 +89,16 @@ async def test_a_model_that_fails_to_load_is_told_and_the_others_go_on(serve: Se
     assert await pid(front) == before
 
 
+@pytest.mark.promise("U8")
+async def test_a_model_that_got_too_little_memory_is_not_taken_for_a_bad_one(serve: Serve) -> None:
+    """C++'s bad_alloc reaches Python as another exception."""
+    front = await serve(empty=True)
+    front.config.add("m", load="fail", text="Exception from src/core.cpp: std::bad_alloc")
+    assert await front.reload() == 500
+    assert "bad_alloc. It got too little memory: " in (await front.state("m"))[1]
+    assert not front.registry.models["m"].unusable
+
+
 async def test_a_model_that_failed_is_tried_again_by_the_next_reload(serve: Serve) -> None:
     front = await serve(empty=True)
     front.config.add("m", load="fail")

@@ -80,7 +80,7 @@ class Worker:
         if way == "compute":
             compute(told["seconds"])
         if way == "fail":
-            self.send("failed", "no such luck", False)
+            self.send("failed", told.get("text", "no such luck"), False)
         elif way == "crash":
             sys.stderr.write("libvery.so: cannot open\n")
             os._exit(7)

@@ -257,10 +257,11 @@ class Worker(asyncio.SubprocessProtocol):
         if not self._loaded.done():
             self._loaded.set_result(dict(facts))
 
-    def _take_failed(self, text: str, memory: bool) -> None:
+    def _take_failed(self, text: str, short: bool) -> None:
         if not self._loaded.done():
             told = self._with_shortage(str(text), None)
-            self._loaded.set_exception(LoadError(told) if memory else BadModelError(told))
+            # C++'s bad_alloc arrives as an exception of another type.
+            self._loaded.set_exception(LoadError(told) if short or told != text else BadModelError(told))
 
     def _flush_soon(self) -> None:
         if self._flush_timer is not None:
@@ -293,7 +294,7 @@ class Worker(asyncio.SubprocessProtocol):
     def _with_shortage(self, text: str, code: int | None) -> str:
         """`text`, and what there is to say of memory when it, or the exit status, points there."""
         lack = memory.shortage(code, text, self._kills, self._size)
-        return f"{text}. {lack}" if lack else text
+        return f"{text.rstrip(': .')}. {lack}" if lack else text
 
     def _end(self, reason: str = "") -> None:
         if self.exited.is_set():
