@@ -268,6 +268,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
             self._backend = None
             await self.end()
             await self._pool.close()
+            self._hold.release()
             self._sockets = None
             if self._keeping is not None:
                 self._keeping.cancel()
