@@ -30,6 +30,7 @@ from engine_plugin.errors import (
     ModelInUseError,
     ModelNotFoundError,
     ModelNotLoadedError,
+    ModelUnusableError,
     UnsupportedError,
 )
 from engine_plugin.files import in_thread
@@ -172,7 +173,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
     async def _load_again(self, models: Sequence[str]) -> None:
         for name in models:
             try:
-                with suppress(ModelNotFoundError):  # deleted meanwhile
+                with suppress(ModelNotFoundError, ModelUnusableError):  # deleted or damaged meanwhile
                     await self._pool.load(await self._store.get(name))
             except EnginePluginError:
                 if self._backend is not None:  # else a stop ended it
@@ -317,7 +318,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         return self._store.pull(request)
 
     async def delete_model(self, name: str) -> None:
-        with suppress(ModelNotFoundError):  # there may be an unfinished pull of it, which the store deletes too
+        with suppress(ModelNotFoundError, ModelUnusableError):  # the store deletes what is no model, too
             await self._let_go(await self._store.get(name))
         await self._store.delete(name)
 

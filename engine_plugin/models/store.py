@@ -20,7 +20,7 @@ from engine_plugin import catalogue
 from engine_plugin.download.events import Success
 from engine_plugin.download.remote import FetchPolicy
 from engine_plugin.download.source import HttpSource, without_secrets
-from engine_plugin.errors import ModelNotFoundError, PreconditionError, PullError
+from engine_plugin.errors import ModelNotFoundError, ModelUnusableError, PreconditionError, PullError
 from engine_plugin.files import in_thread, private_folder
 from engine_plugin.models.huggingface import refuse_offline
 from engine_plugin.models.info import Inspection, ModelDetails, ModelInfo, StoredModel, kind_of_type
@@ -109,7 +109,8 @@ class ModelStore:
         return [found[name] for name in sorted(found)]
 
     async def get(self, name: str) -> StoredModel:
-        """One model, by its name or by what a pull of it asked for. Raises ModelNotFoundError.
+        """One model, by its name or by what a pull of it asked for. Raises ModelNotFoundError, and ModelUnusableError
+        with the reason for files that are no model.
 
         Cheap by the name of a model that was seen before: one stat.
         """
@@ -123,7 +124,7 @@ class ModelStore:
                 return sample.info()
             complaint = self._shelf.complaint(name)
             if complaint:
-                raise ModelNotFoundError(f"model: {self._shelf.path(name)} cannot be used: {complaint}")
+                raise ModelUnusableError(f"model: {self._shelf.path(name)} cannot be used: {complaint}")
         raise await self._not_found(name)
 
     async def delete(self, name: str) -> None:

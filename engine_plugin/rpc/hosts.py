@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from engine_plugin.errors import (
     ModelNotFoundError,
     ModelNotLoadedError,
+    ModelUnusableError,
     UnavailableError,
     UnsupportedError,
 )
@@ -66,7 +67,13 @@ class AogHost(Host):
         # Its queue never goes on after a load that failed; the call that needs the model reports the error instead.
         "LoadModel": (Exception, asyncio.CancelledError),
         # Its cleaner asks again every minute until the answer is a success: what holds no memory is unloaded.
-        "UnloadModel": (ModelNotLoadedError, ModelNotFoundError, UnavailableError, UnsupportedError),
+        "UnloadModel": (
+            ModelNotLoadedError,
+            ModelNotFoundError,
+            ModelUnusableError,
+            UnavailableError,
+            UnsupportedError,
+        ),
     }
     # It reads data and the stream's end from two channels, in no order: only the pause keeps them in order.
     last_pause: ClassVar[float] = 0.25

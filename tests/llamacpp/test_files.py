@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.errors import EnginePluginError, NotFoundError
+from engine_plugin.errors import EnginePluginError, NotFoundError, PreconditionError
 from tests.models.fakes import SAMPLES
 from tests.models.splitting import split
 from tests.patience import LIMIT
@@ -56,7 +56,7 @@ async def test_files_that_cannot_be_models_hold_up_no_list_and_can_be_deleted(se
         assert not {model["name"] for model in await running.client.list_models()} & set(bad)
         reasons = {"count": "claims", "part": "part 2 of 2", "short": "truncated", "pointer": "git lfs pull"}
         for name, reason in reasons.items():
-            with pytest.raises(EnginePluginError, match=reason):
+            with pytest.raises(PreconditionError, match=reason):
                 await running.client.invoke("chat", {**GREEDY, "model": name})
             with pytest.raises(EnginePluginError, match=reason):
                 await running.client.pull_model("other", source=str(models / f"{name}.gguf"))

@@ -14,15 +14,13 @@ from hypothesis import strategies as st
 
 from engine_plugin.download.events import ChunkProgress, Success
 from engine_plugin.download.remote import Answer, DroppedError, next_url
-from engine_plugin.errors import AuthError, EnginePluginError, ModelNotFoundError, PullError
-from engine_plugin.models.store import PullRequest
-from tests.models.fakes import digest_of, files_below, pull
+from engine_plugin.errors import AuthError, EnginePluginError, ModelNotFoundError, PreconditionError, PullError
+from engine_plugin.models.store import FetchPolicy, ModelStore, PullRequest
+from tests.models.fakes import Inspector, digest_of, files_below, pull
 from tests.models.server import FileServer, Script, file_server
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from engine_plugin.models.store import ModelStore
 
 
 async def fails(store: ModelStore, request: PullRequest, error: type[EnginePluginError], text: str) -> str:
@@ -235,3 +233,19 @@ def test_any_head_is_a_file_or_a_refusal(status: int, headers: dict[str, str]) -
         answer.check_status()
         assert answer.remote().total >= 0
         next_url(request.url, headers.get("Location", "/"), insecure=False)
+
+
+@pytest.mark.promise("L6")
+async def test_an_environment_that_is_offline_refuses_files_of_hugging_face(
+    root: Path, inspector: Inspector, policy: FetchPolicy, server: FileServer
+) -> None:
+    environ = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": server.url("").replace("127.0.0.1", "localhost")}
+    store = ModelStore(root, inspect=inspector, policy=policy, environ=environ)
+    for url in (
+        "https://huggingface.co/o/n/resolve/main/x.gguf",
+        f"{environ['HF_ENDPOINT']}/o/n/resolve/main/x.gguf",
+    ):
+        with pytest.raises(PreconditionError, match="HF_HUB_OFFLINE=1"):
+            await pull(store, PullRequest(url))
+    assert server.requests == []
+    assert isinstance((await pull(store, PullRequest(server.url())))[-1], Success)

@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine_plugin.download.events import ChunkProgress, Success
-from engine_plugin.errors import InvalidRequestError, ModelNotFoundError, PreconditionError, PullError
+from engine_plugin.errors import (
+    InvalidRequestError,
+    ModelNotFoundError,
+    ModelUnusableError,
+    PreconditionError,
+    PullError,
+)
 from engine_plugin.models import folderpull, tree
 from engine_plugin.models.samples import bundled_samples
 from engine_plugin.models.staging import Staging
@@ -381,7 +387,7 @@ async def test_folders_laid_in_by_hand_are_taken_in_once(
     assert len(world.inspected) == 3
     model = await world.store.get("owner/nested")
     assert (model.digest, model.size, model.kind) == (DIGEST, SIZE, "chat")
-    with pytest.raises(ModelNotFoundError, match="says so"):
+    with pytest.raises(ModelUnusableError, match="says so"):
         await world.store.get("owner/broken")
     assert await world.another().get("owner/nested") == model
     assert len(world.inspected) == 3

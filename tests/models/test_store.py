@@ -22,6 +22,7 @@ from engine_plugin.errors import (
     EngineNotInstalledError,
     InvalidRequestError,
     ModelNotFoundError,
+    ModelUnusableError,
     PreconditionError,
     PullError,
     UnavailableError,
@@ -235,12 +236,12 @@ async def test_broken_files_are_skipped_with_one_warning_each(
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert sorted(Path(text.split(" is skipped: ")[0]).name for text in warnings) == ["broken.gguf", "no name.gguf"]
     assert inspector.seen.count(broken) == 1
-    with pytest.raises(ModelNotFoundError, match="does not begin with GGUF"):
+    with pytest.raises(ModelUnusableError, match="does not begin with GGUF"):
         await store.get("broken")
     broken.write_bytes(data)
     assert (await store.get("broken")).kind == "chat"
     broken.unlink()
-    with pytest.raises(ModelNotFoundError, match="no model is called"):
+    with pytest.raises(ModelUnusableError, match="no model is called"):
         await store.get("broken")
     broken.write_bytes(b"nothing at all")
     await store.delete("broken")

@@ -263,6 +263,8 @@ def _read(path: Path, paths: set[str]) -> _Files:
 
     for name in sorted(paths):
         _refuse_pointer(path, name)
+        if name.endswith("config.json"):  # also those that only the engine reads
+            json_of(name)
     graphs = {name: _checked_graph(path, name) for name in sorted(paths) if name.endswith(".xml")}
     template = ""
     if "chat_template.jinja" in paths:

@@ -293,7 +293,7 @@ def test_a_tokenizer_of_another_form_is_none() -> None:
     [
         ("config.json", "[" + "[]," * 1_000_000 + "1]", "holds more than 1000000 values"),
         ("tokenizer_config.json", '{"a": "' + "x" * (17 << 20) + '"}', "the limit is 16 MiB"),
-        ("openvino_config.json", '{"a":' * 200 + "1" + "}" * 200, "nested more than 100 deep"),
+        ("generation_config.json", '{"a":' * 200 + "1" + "}" * 200, "nested more than 100 deep"),
     ],
 )
 def test_settings_beyond_the_bounds_are_refused_with_the_reason(
