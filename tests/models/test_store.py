@@ -241,7 +241,7 @@ async def test_broken_files_are_skipped_with_one_warning_each(
     broken.write_bytes(data)
     assert (await store.get("broken")).kind == "chat"
     broken.unlink()
-    with pytest.raises(ModelUnusableError, match="no model is called"):
+    with pytest.raises(ModelNotFoundError, match="no model is called"):
         await store.get("broken")
     broken.write_bytes(b"nothing at all")
     await store.delete("broken")
