@@ -16,6 +16,7 @@ from engine_plugin.cli.rendezvous import Rendezvous, ServerRecord, is_server_pro
 from engine_plugin.cli.serve import LOG_VARIABLE
 from engine_plugin.engines.processes.python import own_command, own_environ
 from engine_plugin.errors import DeadlineError, PreconditionError
+from engine_plugin.files import in_thread
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +48,7 @@ async def start_server(manifest: Manifest) -> ServerRecord:
         record = await _wait_ready(process, Rendezvous(manifest), log)
     except BaseException:
         process.terminate()
-        await asyncio.to_thread(process.wait, _END)
+        await in_thread(process.wait, _END)
         raise
     if process.poll() is None:
         process.returncode = 0  # it is to live on; Popen would complain of that when it is collected
@@ -90,10 +91,10 @@ async def end_server(record: ServerRecord) -> None:
         return
     try:
         process.terminate()
-        await asyncio.to_thread(process.wait, _END)
+        await in_thread(process.wait, _END)
     except psutil.TimeoutExpired:
         process.kill()
-        await asyncio.to_thread(process.wait, _END)
+        await in_thread(process.wait, _END)
     except psutil.NoSuchProcess:
         pass
 

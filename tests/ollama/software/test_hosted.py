@@ -94,6 +94,27 @@ async def test_a_request_that_has_not_begun_goes_on_to_the_next_server(scratch: 
             assert await asking == "at last"
 
 
+async def asked_again(running: Hosted) -> None:
+    """Ask for its health until that is an error: until the server's end is confirmed it is degraded."""
+    while True:
+        await running.client.health_check()
+
+
+@pytest.mark.promise("H7")
+async def test_where_our_server_died_too_often_health_is_503_until_a_start(scratch: Path, mirror: Mirror) -> None:
+    mirror.publish("0.33.0")
+    async with plugin(scratch, server="manage", version="0.33.0", mirror=mirror.url, restart_limit=0) as running:
+        await running.client.install_engine()
+        await running.client.start_engine()
+        server = running.server()
+        assert server is not None
+        server.kill()
+        with pytest.raises(UnavailableError, match="our Ollama server died: SIGKILL"):
+            await asyncio.wait_for(asked_again(running), LIMIT)
+        await running.client.start_engine()
+        assert (await running.client.health_check()).startswith("ready")
+
+
 @pytest.mark.promise("F5", "F7", "P2", "P11")
 async def test_crashes_and_the_plugins_own_end(
     scratch: Path, mirror: Mirror, contract_server: ContractServer, monkeypatch: pytest.MonkeyPatch
