@@ -5,40 +5,35 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import os
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-import pytest_asyncio
 
 from engine_plugin.engines.installing import software as shared_module
 from engine_plugin.engines.installing.releases import choose
 from engine_plugin.engines.llamacpp import software as software_module
 from engine_plugin.engines.llamacpp.options import LlamaCppOptions
 from engine_plugin.engines.llamacpp.releases import find_server, release_archives
-from engine_plugin.engines.openvino.options import OpenVinoOptions
-from engine_plugin.engines.openvino.software import Software as OpenVinoSoftware
 from engine_plugin.engines.options import option_problems
 from engine_plugin.errors import EnginePluginError, InstallError, PreconditionError
 from engine_plugin.manifest import load_manifest
 from tests.engines.packing import Member, pack
-from tests.models.server import FileServer, Script, file_server, without_proxies
+from tests.models.server import Script
 
+from .mirror import SHIM, Mirror, mirror, software, upgradable, versions
 from .running import HELLO, REPOSITORY, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from .conftest import Serve
     from .running import RunningPlugin
 
+__all__ = ["mirror"]
+
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script with a #! line")
 
-SHIM = Path(__file__).with_name("shim.py").read_text()
 # One that does not run at all, and one that cannot load a certain model.
 BROKEN = SHIM.replace("def main() -> NoReturn:\n", 'def main() -> NoReturn:\n    sys.exit("libgomp is missing")\n')
 PICKY = SHIM.replace(
@@ -46,69 +41,10 @@ PICKY = SHIM.replace(
 )
 
 
-class Mirror:
-    """llama.cpp's releases as a mirror has them, for this machine only."""
-
-    def __init__(self, server: FileServer, root: Path) -> None:
-        self.server = server
-        self.url = server.url("/mirror")
-        self._root = root
-
-    def name(self, tag: str) -> str:
-        [archive] = choose(release_archives(tag, self.url, ""), "auto")
-        assert archive.url.startswith(f"{self.url}/{tag}/")
-        return archive.url.rpartition("/")[2]
-
-    def publish(self, tag: str, program: str = SHIM) -> bytes:
-        program = f"#!{sys.executable}\n{program.replace('version: 1234', f'version: {tag[1:]}')}"
-        members = [
-            Member(f"llama-{tag}/"),
-            Member(f"llama-{tag}/LICENSE", b"MIT"),
-            Member(f"llama-{tag}/libllama.so", link="libllama.so.0"),
-            Member(f"llama-{tag}/libllama.so.0", b"library" * 10_000),
-            Member(f"llama-{tag}/llama-server", program.encode(), mode=0o755),
-        ]
-        data = pack(self._root / self.name(tag), members).read_bytes()
-        self.server.files[f"/mirror/{tag}/SHA256SUMS"] = (
-            f"{'0' * 64}  another.zip\n{hashlib.sha256(data).hexdigest()}  {self.name(tag)}\n".encode()
-        )
-        self.server.data = data
-        return data
-
-    def fetched(self) -> list[str]:
-        """The archives that were asked for."""
-        paths = [request.path for request in self.server.requests]
-        return [path.rpartition("/")[2] for path in paths if not path.endswith("SHA256SUMS")]
-
-
-@pytest_asyncio.fixture
-async def mirror(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mirror]:
-    without_proxies(monkeypatch)
-    async with file_server(b"") as server:
-        yield Mirror(server, scratch)
-
-
-def software(running: RunningPlugin) -> Path:
-    return running.engine._software.folder
-
-
-def versions(running: RunningPlugin) -> list[str]:
-    return sorted(path.name.rpartition("-")[0] for path in (software(running) / "versions").iterdir())
-
-
 def origin(running: RunningPlugin) -> str:
     backend = running.engine._backend
     assert backend is not None
     return backend.version
-
-
-async def upgradable(serve: Serve, mirror: Mirror, new: str = SHIM) -> RunningPlugin:
-    """A plugin on b2000 whose plugin.yaml asks for b2001."""
-    mirror.publish("b2000")
-    first = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
-    await first.client.install_engine()
-    mirror.publish("b2001", new)
-    return await serve(start=False, data=first.engine._data, backend="release", version="b2001", mirror=mirror.url)
 
 
 @pytest.mark.promise("F25")
@@ -186,78 +122,6 @@ async def test_two_plugins_install_once(serve: Serve, mirror: Mirror) -> None:
     script.go.set()
     assert len(set(await asyncio.gather(*installing))) == 1
     assert len(mirror.fetched()) == 1
-
-
-def lose_power(running: RunningPlugin) -> None:
-    """Leave of each installed file what a power cut leaves of one that was never synced: its name."""
-    files = [path for path in (software(running) / "versions").rglob("*") if path.is_file() and not path.is_symlink()]
-    for path in files:
-        if path.name != ".installed.json":
-            path.write_bytes(b"")
-
-
-@pytest.mark.promise("U1")
-async def test_a_damaged_installation_is_noticed_and_repaired(serve: Serve, mirror: Mirror) -> None:
-    mirror.publish("b2000")
-    running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
-    await running.client.install_engine()
-    for repair in (running.client.install_engine, running.client.upgrade_engine):
-        lose_power(running)
-        check = await running.client.check_engine()
-        assert not check
-        assert re.search(
-            r"cannot run: .*/versions/.* has 0 of \d+ bytes \(\d of \d files are damaged\)", check.detail
-        )
-        with pytest.raises(PreconditionError, match=r"files are damaged\)\. Call InstallEngine"):
-            await running.client.start_engine()
-        assert "version b2000" in await repair()
-        assert await running.client.check_engine()
-    await running.client.start_engine()
-    assert (await running.client.invoke("chat", HELLO))["choices"]
-
-
-@pytest.mark.promise("U1")
-async def test_a_program_that_the_system_does_not_run_says_what_to_do(serve: Serve, mirror: Mirror) -> None:
-    mirror.publish("b2000")
-    running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
-    await running.client.install_engine()
-    [program] = (software(running) / "versions").rglob("llama-server")
-    program.write_bytes(b"\0" * program.stat().st_size)
-    with pytest.raises(
-        EnginePluginError, match=r"Exec format error\. If it is damaged, call InstallEngine with cover"
-    ):
-        await running.client.start_engine()
-    await running.client.install_engine(cover=True)
-    await running.client.start_engine()
-
-
-@pytest.mark.promise("U6", "U7")
-async def test_a_version_that_another_plugin_replaced_serves_until_it_stops(serve: Serve, mirror: Mirror) -> None:
-    newer = await upgradable(serve, mirror)
-    older = await serve(data=newer.engine._data, backend="release", version="b2000", mirror=mirror.url)
-    assert "version b2001" in await newer.client.upgrade_engine()
-    assert versions(newer) == ["release-b2000", "release-b2001"]
-    assert await older.client.get_version() == "b2000"
-    await older.client.load_model("tiny-random")
-    assert (await older.client.invoke("chat", HELLO))["choices"]
-    await older.client.stop_engine()
-    (left := software(older) / "downloads").mkdir()
-    (left / "old.part").touch()
-    os.utime(left / "old.part", (0, 0))
-    await older.client.start_engine()
-    assert await older.client.get_version() == "b2001"
-    assert versions(newer) == ["release-b2001"]
-    assert list(left.iterdir()) == []
-
-
-@pytest.mark.promise("U5")
-async def test_no_other_engine_takes_what_this_one_installed(serve: Serve, mirror: Mirror) -> None:
-    mirror.publish("b2000")
-    running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
-    await running.client.install_engine()
-    other = OpenVinoSoftware(OpenVinoOptions(backend="release"), running.engine._data, {"PATH": "/nothing"})
-    assert not other.check().installed
-    assert other.check().detail == "OpenVINO is not installed"
 
 
 async def test_a_running_engine_is_upgraded_and_runs_afterwards(serve: Serve, mirror: Mirror) -> None:

@@ -9,6 +9,7 @@ import importlib.metadata
 import re
 import shutil
 import sys
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from engine_plugin.errors import (
     EngineStartError,
     InstallError,
     PreconditionError,
+    UnavailableError,
 )
 from engine_plugin.files import in_thread
 from engine_plugin.manifest.paths import is_file
@@ -58,6 +60,7 @@ _PINNED = re.compile(r"^([A-Za-z0-9_.-]+)==([^\s;\\]+)", re.MULTILINE)
 _BLOCK = re.compile(r"^(?=\S)", re.MULTILINE)
 _PROBE_TIMEOUT = 60.0
 _LAST_WORDS = 500
+_TAKES, _TAKE_PAUSE = 50, 0.1
 
 
 class LocalBackend(Protocol):
@@ -200,13 +203,15 @@ class LocalSoftware(ABC, Generic[_BackendT]):
     def take(self) -> tuple[_BackendT, Hold]:
         """The backend to run, and what keeps others from removing it while it runs.
 
-        Raises EngineNotInstalledError. Blocking.
+        Raises EngineNotInstalledError, PreconditionError, UnavailableError. Blocking.
         """
-        while True:
+        for _ in range(_TAKES):
             backend = self.find()
             hold = Hold() if backend.folder is None else self._installation.hold(backend.folder)
-            if hold is not None:  # else another version was switched on between the two
+            if hold is not None:
                 return backend, hold
+            time.sleep(_TAKE_PAUSE)  # another version was just switched on, or this one is looked at for removal
+        raise UnavailableError(f"{backend.origin} is locked by another program; call StartEngine again later")
 
     async def sweep(self) -> None:
         """Remove what a killed installation left and versions that are no longer in use."""
@@ -225,7 +230,7 @@ class LocalSoftware(ABC, Generic[_BackendT]):
             return check.detail
         present = await in_thread(self._find)
         doubt = await in_thread(_unfit, present)
-        if doubt:
+        if doubt and present is not None and present.folder is None:  # what we installed, we can replace
             raise InstallError(check.detail)
         if (advice := self._not_ours()) and present is None:
             raise InstallError(f"{self._missing()}. plugin.yaml asks for one that is here already. {advice}")
