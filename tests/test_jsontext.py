@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_plugin import jsontext
-from engine_plugin.jsontext import BRIEF, MOST_BYTES, MOST_DEPTH, JsonError, read_json, write_json
+from engine_plugin.jsontext import BRIEF, MOST_BYTES, MOST_DEPTH, JsonError, read_json, write_json, write_request
 
 LONG = b" " * BRIEF
 """White space in front makes a text one that is read as long ones are."""
@@ -89,6 +89,15 @@ def test_every_value_is_read_as_it_was_written(value: Any, before: bytes, ascii_
 )
 def test_half_a_surrogate_pair_becomes_the_replacement_character(before: bytes, written: bytes, read: Any) -> None:
     assert read_json(before + written) == read
+
+
+@pytest.mark.promise("X8")
+def test_long_texts_are_written_as_they_are() -> None:
+    plain, other = "A" * (1 << 20), "B/+=" * (1 << 18)
+    value = {"a": [plain, "x", {"b": other, plain: plain}], "c": plain + "\n", "d": plain + "ä\ud83d", "e": 1}
+    written = write_request(value)
+    assert written == write_json(value)
+    assert write_request([1, "a"]) == b'[1, "a"]'
 
 
 @pytest.mark.promise("S11")

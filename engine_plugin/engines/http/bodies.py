@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
-from engine_plugin.jsontext import write_json
+from engine_plugin.jsontext import write_request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +19,7 @@ _SHOWN = 200
 def request_json(body: Mapping[str, Any]) -> bytes:
     """A service's request as it is sent. Raises InvalidRequestError for what is nested too deeply."""
     try:
-        return write_json(body)
+        return write_request(body)
     except RecursionError:  # what can be read cannot always be written: the stack is deeper here
         raise InvalidRequestError("request_data: is nested too deeply") from None
 
