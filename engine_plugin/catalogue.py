@@ -151,10 +151,10 @@ NOT_INSTALLED = Entry(
     EngineNotInstalledError,
     "{found}",
     "Call InstallEngine",
-    "The software that computes is no part of this package, and it is not below the data directory yet, or lacks a "
-    "part.",
-    "`engine-plugin engine install` fetches and verifies it; `engine.offline` in plugin.yaml names the way for "
-    "machines without a network.",
+    "The software that computes is no part of this package, and it is not below the data directory yet, lacks a "
+    "part, or has files that are not as they were installed: a loss of power or another program damaged them.",
+    "`engine-plugin engine install` fetches and verifies it, also in the place of one that is damaged; "
+    "`engine.offline` in plugin.yaml names the way for machines without a network.",
 )
 
 OWN_SOFTWARE = Entry(

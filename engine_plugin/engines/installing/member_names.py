@@ -11,6 +11,7 @@ _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\\ud800-\udfff]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(\..*)?", re.IGNORECASE)
 _LONGEST_PART = 255
 _LONGEST = 1024
+_DEEPEST = 64
 _MOST_LINKS = 16
 
 
@@ -28,6 +29,8 @@ def _parts(name: str) -> tuple[str, ...] | str:
         return "climbs out of its directory"
     if len(name) > _LONGEST:
         return "has too long a path"
+    if len(parts) > _DEEPEST:
+        return "lies too deep"
     for part in parts:
         if _FORBIDDEN.search(part) or part[-1] in ". " or _RESERVED.fullmatch(part):
             return "has a name that not every system can have"

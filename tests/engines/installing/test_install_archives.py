@@ -114,6 +114,7 @@ EVIL_NAMES = [
     ("a/b\x1b[31m", "not every system"),
     ("a/" + "n" * 300, "too long a name"),
     ("/".join(["deep"] * 300), "too long a path"),
+    ("/".join(["d"] * 100), "too deep"),
 ]
 
 
