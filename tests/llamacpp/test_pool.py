@@ -290,7 +290,7 @@ async def test_a_model_that_was_damaged_later_gives_llama_cpps_reason(serve: Ser
     # As a failing disk leaves it: the size and the time are as they were.
     stored.write_bytes(bytes(data[:4]) + b"\xff" * cut + bytes(data[cut + 4 :]))
     os.utime(stored, ns=(info.st_atime_ns, info.st_mtime_ns))
-    with pytest.raises(PreconditionError, match=rf"llama.cpp for {model} ended during its start: exit code 4.* E "):
+    with pytest.raises(PreconditionError, match=rf"llama.cpp for {model} ended during its start: exit code 65.* E "):
         await running.client.load_model(model)
     assert running.processes() == []
     assert await running.loaded() == []

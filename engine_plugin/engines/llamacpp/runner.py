@@ -6,7 +6,7 @@
     inspect   print what a GGUF file's header says as JSON (the path is a JSON line on stdin)
 
 Apart from the guard, its like and the reader of GGUF files it imports nothing of ours. A failure is one line on
-stderr and exit status 3, or 4 for a model that cannot be loaded.
+stderr and exit status 3, or 65 for a model that cannot be loaded.
 """
 
 from __future__ import annotations

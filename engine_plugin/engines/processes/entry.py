@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 __all__ = ["FAILED", "UNUSABLE", "fail", "own_stdin", "read_settings"]
 
 FAILED = 3
-UNUSABLE = 4
-"""The exit status of a program that cannot load the model that it was given."""
+UNUSABLE = 65
+"""The exit status of a program that cannot load the model that it was given: EX_DATAERR of sysexits.h."""
 
 
 def fail(text: str, status: int = FAILED) -> NoReturn:

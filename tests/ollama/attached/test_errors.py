@@ -26,7 +26,7 @@ from engine_plugin.errors import (
         (401, b"go away", AuthError, "go away.*OLLAMA_API_KEY"),
         (403, b'{"error":"ollama cloud is disabled"}', PreconditionError, "no_cloud: false"),
         (403, b'{"error":"not for you"}', AuthError, "not for you"),
-        (404, b'{"error":"model \'m\' not found"}', ModelNotFoundError, "models pull m"),
+        (404, b'{"error":"model \'m\' not found"}', ModelNotFoundError, "PullModel m"),
         (404, b"404 page not found", UnsupportedError, "Upgrade it"),
         (499, b'{"error":"request canceled"}', UnavailableError, "gave the request up"),
         (500, b'{"error":"the input length exceeds the context length"}', InvalidRequestError, "Shorten"),

@@ -108,7 +108,7 @@ async def test_a_model_answers_to_the_path_it_was_pulled_by(
         ("fault-pull-no-success", PullError, "stopped pulling fault-pull-no-success without saying why"),
         ("fault-pull-cut", PullError, "did not come: the Ollama at http://.* broke off.*Pull it again"),
         ("fault-pull-digest", PullError, "is not what was asked for.*digest mismatch"),
-        ("fault-pull-disk", PullError, "disk of the Ollama server is full.*models rm"),
+        ("fault-pull-disk", PullError, "disk of the Ollama server is full.*DeleteModel"),
         ("fault-pull-unauthorized", PullError, "ollama signin"),
         ("fault-sign-in", AuthError, "Open https://ollama.com/connect"),
         ("fault-forbidden", PreconditionError, "OLLAMA_NO_CLOUD"),
