@@ -31,6 +31,7 @@ from engine_plugin.errors import (
     ModelNotFoundError,
     ModelNotLoadedError,
     ModelUnusableError,
+    UnavailableError,
     UnsupportedError,
 )
 from engine_plugin.files import in_thread
@@ -284,9 +285,9 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         if self._backend is None:
             return Health(HealthState.DEAD, catalogue.ENGINE_STOPPED.text())
         found = await self.condition()
-        if found.complaints:
+        if complaints := [*found.complaints, *filter(None, [self._removed()])]:
             state = HealthState.DEGRADED if found.serves else HealthState.DEAD
-            return Health(state, "; ".join(found.complaints))
+            return Health(state, "; ".join(complaints))
         return Health(HealthState.READY, f"{len(self._pool.servers())} models loaded")
 
     @abstractmethod
@@ -332,6 +333,8 @@ class Driver(Engine, Generic[BackendT, ServerT]):
 
     async def load_model(self, name: str) -> None:
         self._require_running()
+        if removed := self._removed():
+            raise UnavailableError(removed)
         await self._pool.load(await self._store.get(name))
 
     async def unload_model(self, name: str) -> None:
@@ -383,6 +386,13 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         if self._backend is None:
             raise catalogue.ENGINE_STOPPED.error()
         return self._backend
+
+    def _removed(self) -> str:
+        """Says that the software was deleted while it runs, which no lock keeps a person from; "" otherwise."""
+        backend = self._backend
+        if backend is None or backend.folder is None or backend.folder.is_dir():
+            return ""
+        return f"{backend.origin} was deleted: call StopEngine, InstallEngine and StartEngine"
 
     def _private_folder(self, cleanup: ExitStack, again: Path | None = None) -> Path:
         """A directory for the engine's sockets, until `cleanup`. Sweeps what killed plugins left, too."""

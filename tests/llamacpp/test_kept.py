@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from typing import TYPE_CHECKING
 
@@ -120,6 +121,23 @@ async def test_a_version_that_another_plugin_replaced_serves_until_it_stops(serv
     assert await older.client.get_version() == "b2001"
     assert versions(newer) == ["release-b2001"]
     assert list(left.iterdir()) == []
+
+
+@pytest.mark.promise("U6")
+async def test_software_that_was_deleted_while_it_runs_is_named(serve: Serve, mirror: Mirror) -> None:
+    mirror.publish("b2000")
+    running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
+    await running.client.install_engine()
+    await running.client.start_engine()
+    shutil.rmtree(software(running) / "versions")
+    words = "was deleted: call StopEngine, InstallEngine and StartEngine"
+    assert words in await running.client.health_check()
+    with pytest.raises(UnavailableError, match=words):
+        await running.client.load_model("tiny-random")
+    await running.client.stop_engine()
+    await running.client.install_engine()
+    await running.client.start_engine()
+    await running.client.load_model("tiny-random")
 
 
 @pytest.mark.promise("U5")
