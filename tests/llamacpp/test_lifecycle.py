@@ -186,7 +186,7 @@ async def test_the_key_is_seen_nowhere(serve: Serve) -> None:
     running = await serve(environ=environ)
     await running.client.load_model("tiny-chat-gguf")
     key = running.server("tiny-chat-gguf")._key
-    [process] = running.processes()
+    [process] = running.servers()
     assert process.pid == await running.engine_pid("tiny-chat-gguf")
     variables = process.environ()
     assert len(variables[TOKEN_VARIABLE]) == 32

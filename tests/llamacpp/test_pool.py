@@ -51,7 +51,7 @@ async def test_concurrent_first_use_loads_once(serve: Serve) -> None:
         *(running.client.load_model("tiny-chat-gguf") for _ in range(6)),
     )
     assert sum(answer is not None for answer in answers) == 6
-    assert len(running.processes()) == 1
+    assert len(running.servers()) == 1
     assert await running.loaded() == ["tiny-chat-gguf"]
 
 
@@ -78,7 +78,7 @@ async def test_a_second_model_evicts_the_first_after_its_stream(serve: Serve) ->
     assert streaming.done()
     assert await streaming >= 200
     assert await running.loaded() == ["tiny-embed-gguf"]
-    assert len(running.processes()) == 1
+    assert len(running.servers()) == 1
 
 
 async def test_the_model_that_was_not_used_for_longest_leaves(serve: Serve) -> None:
@@ -101,7 +101,7 @@ async def test_more_models_than_fit_take_turns(serve: Serve) -> None:
     async with asyncio.timeout(LIMIT):
         answers = await asyncio.gather(*(running.client.invoke(*asked[number % 3]) for number in range(9)))
     assert len(answers) == 9
-    assert len(running.processes()) == 1
+    assert len(running.servers()) == 1
 
 
 @pytest.mark.promise("F19", "P5")
