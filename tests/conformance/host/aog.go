@@ -436,8 +436,12 @@ func (g *gateway) byReference() (string, error) {
 
 // clean asks again and again to unload what is not loaded.
 func (g *gateway) clean() (string, error) {
-	for _, model := range []string{models["chat"], models["chat"], absentModel, pullable} {
-		if err := g.unload(model); model != "" && err != nil {
+	unloaded := []string{models["chat"], models["chat"], absentModel}
+	if pullable != "" {
+		unloaded = append(unloaded, pullable)
+	}
+	for _, model := range unloaded {
+		if err := g.unload(model); err != nil {
 			return "", fmt.Errorf("%s: %w", model, err)
 		}
 	}
