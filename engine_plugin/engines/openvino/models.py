@@ -42,6 +42,7 @@ _VOICE_FOLDERS = ("voices", "speaker_embeddings")
 
 _MOST_ELEMENTS = 2**53
 _LARGEST_GRAPH = 256 * 1024 * 1024
+_TEMPLATE, _MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates/"
 _LARGEST_TEMPLATE = 1024 * 1024
 _LONGEST_POINTER = 1024
 
@@ -266,15 +267,18 @@ def _read(path: Path, paths: set[str]) -> _Files:
         if name.endswith("config.json"):  # also those that only the engine reads
             json_of(name)
     graphs = {name: _checked_graph(path, name) for name in sorted(paths) if name.endswith(".xml")}
-    template = ""
-    if "chat_template.jinja" in paths:
-        with (path / "chat_template.jinja").open(encoding="utf-8", errors="replace") as file:
-            template = file.read(_LARGEST_TEMPLATE)
+    written = sorted(name for name in paths if name.startswith(_MORE_TEMPLATES) and name.endswith(".jinja"))
+    if _TEMPLATE in paths:
+        written.append(_TEMPLATE)
+        template = ""
     else:
         told = json_of("chat_template.json").get("chat_template") or json_of("tokenizer_config.json").get(
             "chat_template"
         )
         template = told if isinstance(told, str) else str(told or "")
+    for name in written:
+        with (path / name).open(encoding="utf-8", errors="replace") as file:
+            template += file.read(_LARGEST_TEMPLATE)
     return _Files(
         name=path.name,
         paths=paths,

@@ -152,6 +152,11 @@ def test_details(tmp_path: Path) -> None:
     }
     inline = lay(tmp_path / "n", config, files={"tokenizer_config.json": {"chat_template": template}})
     assert inspect_folder(inline).extra["tools"]
+    beside = lay(tmp_path / "o", config, files={"chat_template.jinja": "plain"})
+    assert not inspect_folder(beside).extra["tools"]
+    (beside / "additional_chat_templates").mkdir()
+    (beside / "additional_chat_templates/tool_use.jinja").write_text(template)
+    assert inspect_folder(beside).extra["tools"]
 
 
 @pytest.mark.parametrize(

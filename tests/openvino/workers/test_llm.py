@@ -177,6 +177,20 @@ async def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(llm: Runn
     assert "1024" in told.value.message
 
 
+@pytest.mark.promise("X4")
+@pytest.mark.parametrize("op", ["complete", "chat"])
+async def test_a_prompt_of_many_megabytes_is_refused_before_it_is_divided_into_tokens(
+    llm: RunningWorker, op: str
+) -> None:
+    """Which would take a second for a megabyte or two, in which no other call goes on."""
+    text = "hello " * (1 << 22)
+    given = {"prompt": text} if op == "complete" else {"messages": [{"role": "user", "content": text}]}
+    with pytest.raises(CallFailed) as told:
+        await llm.do(op, params={}, **given)
+    assert told.value.kind == "exceed_context_size_error"
+    assert told.value.message.startswith("prompt: at least ")
+
+
 async def test_an_answer_ends_where_the_context_does(llm: RunningWorker) -> None:
     call = llm.begin("complete", prompt="hello " * 500, params={"ignore_eos": True})
     usage = (await call.done())["usage"]

@@ -242,9 +242,9 @@ def text_list(value: Any, field: str) -> list[str]:
     return value
 
 
-def too_long(what: str, tokens: int, limit: int) -> RequestError:
-    """The answer to more tokens than the model can take."""
+def too_long(what: str, tokens: int, limit: int, *, least: bool = False) -> RequestError:
+    """The answer to more tokens than the model can take; `least`: there may be more of them."""
     return RequestError(
-        f"{what}: {tokens} tokens, but the model's context holds {limit}; shorten it",
+        f"{what}: {'at least ' if least else ''}{tokens} tokens, but the model's context holds {limit}; shorten it",
         kind="exceed_context_size_error",
     )

@@ -211,6 +211,9 @@ class _Llm:
         return openvino.Tensor(np.array([prompt], dtype=np.int64))
 
     def _encode(self, text: str, special: bool) -> Any:
+        least = len(text) // self._detokenizer.longest  # the tokenizer is slow, and stops all calls meanwhile
+        if least > self._room:
+            raise too_long("prompt", least, self._room, least=True)
         return self._tokenizer.encode(text, add_special_tokens=special, max_length=_ALL).input_ids
 
     def _add(

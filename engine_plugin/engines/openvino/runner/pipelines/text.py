@@ -16,6 +16,7 @@ _TRIAL_TOKENS = 24
 _BROKEN = "\ufffd"
 _WINDOW = 24  # tokens that are decoded again with each new one
 _OVERLAP = 6
+_LONGEST = 256  # bytes of a token, where the tokenizer does not tell its tokens
 _PATIENCE = 8  # tokens of a character that does not become whole
 
 
@@ -41,6 +42,8 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._visible: list[bytes] | None = None
         self._raw: list[bytes] = []
+        self.longest = _LONGEST
+        """Bytes of the longest token: a text has at least as many tokens as it is times longer."""
         self._read_vocabulary()
 
     @property
@@ -73,6 +76,7 @@ class Detokenizer:
         raw = [b""] * (numbers[-1] + 1)
         for data, number in vocabulary.items():
             raw[number] = data if isinstance(data, bytes) else str(data).encode()
+        self.longest = max(1, *map(len, raw))
         shown = self._tokenizer.decode([[number] for number in numbers])
         visible = list(raw)
         for number, text in zip(numbers, shown, strict=True):
