@@ -37,6 +37,8 @@ class Host:
     """By rpc: the errors that are logged and answered with code 0, because the host cannot handle a failure there."""
     last_pause: ClassVar[float] = 0.0
     """Seconds between the last data of a pull and what ends its stream."""
+    silence: ClassVar[float | None] = None
+    """Seconds without a message after which a conversation ends; None: it ends when the host says so."""
 
     def tolerates(self, rpc: str, error: BaseException) -> bool:
         """Whether this failure of an rpc must reach the host as a success."""
@@ -77,6 +79,8 @@ class AogHost(Host):
     }
     # It reads data and the stream's end from two channels, in no order: only the pause keeps them in order.
     last_pause: ClassVar[float] = 0.25
+    # It keeps the conversation of a client that has gone, whose model could then never be deleted.
+    silence: ClassVar[float | None] = 600.0
 
     def __init__(self) -> None:
         self._number, self._text = b'"created":0,', b'"created":"1970-01-01T00:00:00Z",'

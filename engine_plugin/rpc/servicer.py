@@ -125,7 +125,8 @@ class ProviderServicer:
             first = await call.receive()
             if not isinstance(first, pb.InvokeServiceBidiRequest):
                 raise InvalidRequestError("service_name: the conversation ended before its first message")
-            async with self._plugin.converse(first.service_name, _messages(first, call, all_heard)) as answers:
+            messages = _messages(first, call, all_heard, self._host.silence)
+            async with self._plugin.converse(first.service_name, messages) as answers:
                 async for answer in answers:
                     if not self._host.takes(first.service_name, answer.data):
                         continue
@@ -349,11 +350,16 @@ class ProviderServicer:
 
 
 async def _messages(
-    first: pb.InvokeServiceBidiRequest, call: Call, all_heard: asyncio.Event
+    first: pb.InvokeServiceBidiRequest, call: Call, all_heard: asyncio.Event, silence: float | None
 ) -> AsyncIterator[BidiMessage]:
-    """The host's messages, from the first on, until it half-closes, which sets `all_heard`."""
+    """The host's messages, from the first on, until it half-closes, which sets `all_heard`, or is silent too long."""
     message: Any = first
     while message is not None:
         yield BidiMessage(message.data, message.message_type, dict(message.metadata))
-        message = await call.receive()
+        try:
+            async with asyncio.timeout(silence):
+                message = await call.receive()
+        except TimeoutError:
+            log.info("a conversation ends after %g s without a message", silence)
+            message = None
     all_heard.set()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -29,13 +31,15 @@ from engine_plugin.rpc.hosts import AogHost, Host, host_of
 from engine_plugin.rpc.servicer import ProviderServicer
 from engine_plugin.rpc.stubs import provider_pb2 as pb
 from pins import ROOT
+from tests.patience import LIMIT
 from tests.small_engine import SmallEngine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
     from pathlib import Path
 
     from engine_plugin.download.events import PullEvent
+    from engine_plugin.engines.base import BidiMessage
     from engine_plugin.models.request import PullRequest
 
 NOON, ISO = 1_796_040_000, "2026-11-30T12:00:00Z"
@@ -49,6 +53,13 @@ class Engine(SmallEngine):
         model = ModelInfo("me/m", "chat", 1, "", datetime.fromtimestamp(NOON, UTC), False, ModelDetails())
         sample = replace(model, name="tiny", bundled=True, references=("former",))
         return [replace(model, references=("hf:me/m@v1", "/models/m")), sample]
+
+    @asynccontextmanager
+    async def conversing(
+        self, service: str, messages: AsyncIterator[BidiMessage]
+    ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
+        async with self.converse(service, messages, "small") as answers:
+            yield answers
 
     async def unload_model(self, name: str) -> None:
         if name in self.failing:
@@ -217,6 +228,24 @@ def test_aog_tells_its_client_itself_that_a_task_has_started() -> None:
     assert [Host().takes(live, event) for event in (started, said)] == [True, True]
     assert [AogHost().takes(live, event) for event in (started, said)] == [False, True]
     assert AogHost().takes("chat", started)
+
+
+class Silent(Recorder):
+    """A call whose host sends what it was given, and then nothing, but goes on holding the stream."""
+
+    async def receive(self) -> Any:
+        return await super().receive() or await asyncio.Event().wait()
+
+
+@pytest.mark.promise("H1")
+async def test_a_conversation_whose_client_has_left_aog_ends(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AOG neither closes nor cancels it, and its model would count as used for ever."""
+    monkeypatch.setattr(AogHost, "silence", 0.05)
+    plugin = Plugin(engine.manifest, engine)
+    monkeypatch.setattr(plugin, "converse", engine.conversing)
+    call = Silent(pb.InvokeServiceBidiRequest(service_name="speech-to-text-ws", data=b"abc", message_type="binary"))
+    await asyncio.wait_for(ProviderServicer(plugin, AogHost()).InvokeServiceBidi(call), LIMIT)
+    assert [message.data for message in call.sent] == [b"cba"]
 
 
 @pytest.mark.promise("H3")
