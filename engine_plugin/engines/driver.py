@@ -54,6 +54,8 @@ __all__ = ["Condition", "Driver"]
 log = logging.getLogger(__name__)
 
 
+_LOOK = 5.0  # seconds for servers to say how they are
+
 BackendT = TypeVar("BackendT", bound=LocalBackend)
 ServerT = TypeVar("ServerT", bound=ModelServer)
 
@@ -248,7 +250,9 @@ class Driver(Engine, Generic[BackendT, ServerT]):
             if self._sockets is not None and not await in_thread(self._sockets.is_dir):
                 log.warning("%s: the directory of its sockets was removed; it is made again", self.title)
                 await in_thread(self._private_folder, self._cleanup, self._sockets)
-            await self.condition()  # looks at each server: one that nobody can reach is started anew
+            with suppress(TimeoutError):  # what does not answer is busy, or hangs and is ended for that
+                async with asyncio.timeout(_LOOK):
+                    await self.condition()  # looks at each server: one that nobody can reach is started anew
             missing = await self.revive()
             done = await asyncio.gather(*map(self._pool.load, missing), return_exceptions=True)
         failures = [failure for failure in done if isinstance(failure, BaseException)]

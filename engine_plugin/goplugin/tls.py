@@ -104,10 +104,12 @@ class TlsServer(RpcServer):
         if self._loopback or sys.platform == "win32":
             name = self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="engine-plugin-"))
             return Path(name)
-        from engine_plugin.socketdir import private_directory
+        from engine_plugin.socketdir import keep_fresh, private_directory
 
         # One of its own: the group that may have the announced socket must not have this one.
-        return self._cleanup.enter_context(private_directory(self._base, ""))
+        directory = self._cleanup.enter_context(private_directory(self._base, ""))
+        self._cleanup.callback(asyncio.create_task(keep_fresh(directory)).cancel)
+        return directory
 
     async def _on_socket(self, directory: Path) -> Dial:
         path = directory / "sock"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin.engines.processes import memory
+from engine_plugin.engines.processes.entry import UNUSABLE
 from engine_plugin.engines.processes.process import ProcessState
 from engine_plugin.errors import BadGatewayError, EnginePluginError, PreconditionError, UnavailableError
 from tests.fake_engine.program import TOKENS
@@ -177,10 +178,10 @@ async def test_where_nothing_serves_health_is_503_until_a_start(
 @pytest.mark.promise("H7")
 async def test_a_start_says_why_nothing_can_be_revived(begin: Begin) -> None:
     deadly = {"rules": [{"on": "health", "from": 2, "do": "die", "code": 3}]}
-    world = await begin(deadly, {"load_exit": {"code": 4}}, {}, restart_limit=0, health_interval=0.05)
+    world = await begin(deadly, {"load_exit": {"code": 5}}, {}, restart_limit=0, health_interval=0.05)
     await world.client.load_model("tiny-chat")
     await eventually(lambda: world.state() is ProcessState.FAILED)
-    with pytest.raises(UnavailableError, match="exit code 4"):
+    with pytest.raises(UnavailableError, match="exit code 5"):
         await world.client.start_engine()
     await world.client.start_engine()
     assert await world.chat() == words(TOKENS)
@@ -295,8 +296,10 @@ async def test_a_model_that_finds_no_memory_is_refused_before_it_starts(
 
 
 @pytest.mark.promise("U8")
-async def test_a_process_that_dies_for_lack_of_memory_says_so_with_numbers(begin: Begin) -> None:
+@pytest.mark.parametrize("how", [{"signal": "SIGABRT"}, {"code": UNUSABLE}], ids=["ended", "told"])
+async def test_a_process_that_dies_for_lack_of_memory_says_so_with_numbers(begin: Begin, how: dict[str, Any]) -> None:
+    """It is never taken for a bad model, which would be 412."""
     lines = ["terminate called after throwing an instance of 'std::bad_alloc'"]
-    world = await begin({"load_exit": {"signal": "SIGABRT", "lines": lines}}, {})
-    with pytest.raises(UnavailableError, match=r"SIGABRT.*It got too little memory: [\d,]+ MiB of the .* are free"):
+    world = await begin({"load_exit": {**how, "lines": lines}}, {})
+    with pytest.raises(UnavailableError, match=r"It got too little memory: [\d,]+ MiB of the .* are free"):
         await world.client.load_model("tiny-chat")

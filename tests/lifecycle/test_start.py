@@ -259,14 +259,14 @@ async def test_fifty_who_wait_are_woken_by_one_load(begin: Begin) -> None:
 async def test_fifty_who_wait_hear_of_the_failure(begin: Begin) -> None:
     world = await begin({})
     gate = world.fake.gate("load")
-    world.fake.behave({"load_until": str(gate), "load_exit": {"code": 4, "lines": ["0.1 E bad magic"]}}, {})
+    world.fake.behave({"load_until": str(gate), "load_exit": {"code": 7, "lines": ["0.1 E bad magic"]}}, {})
     waiting = [asyncio.create_task(world.client.load_model("tiny-chat-gguf")) for _ in range(50)]
     await eventually(lambda: world.users() == 50)
     gate.touch()
     async with asyncio.timeout(LIMIT):
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {UnavailableError}
-    assert all(re.search("exit code 4.*bad magic", str(outcome)) for outcome in outcomes)
+    assert all(re.search("exit code 7.*bad magic", str(outcome)) for outcome in outcomes)
     assert world.life == 1
     await world.client.load_model("tiny-chat-gguf")
 

@@ -117,7 +117,7 @@ class ModelServer(ServerProcess):
             await super().ensure_ready()
         except EngineStartError as error:
             life = self.process.life
-            if life is not None and life.exit_code == UNUSABLE:
+            if life is not None and life.exit_code == UNUSABLE and not life.lacked_memory:
                 raise ModelUnusableError(f"{error}. Delete the model and pull it again, or pull another") from error
             raise
 

@@ -47,7 +47,7 @@ __all__ = ["OpenVinoEngine"]
 
 log = logging.getLogger(__name__)
 
-_MEMORY_TIMEOUT = 2.0
+_STATES_TIMEOUT = 2.0
 _ANSWER_LIMIT = 512 * 1024 * 1024
 _MB = 1024 * 1024
 _PROCESS = 48 * _MB
@@ -151,7 +151,11 @@ class OpenVinoEngine(Driver[Backend, Resident]):
         if server is None:
             raise UnavailableError("the engine is being stopped")
         await server.ensure_ready()
-        states = await server.residents.states()
+        try:
+            async with asyncio.timeout(_STATES_TIMEOUT):
+                states = await server.residents.states()
+        except (EnginePluginError, TimeoutError):
+            return []  # it is busy, or hangs and is ended for that
         loaded = [resident for resident in self._pool.all_servers() if resident.loaded]
         for resident in loaded:
             if resident.model.name not in states or states[resident.model.name].failed:
@@ -163,7 +167,7 @@ class OpenVinoEngine(Driver[Backend, Resident]):
         if server is None or not server.ready:
             return {}
         try:
-            async with asyncio.timeout(_MEMORY_TIMEOUT):
+            async with asyncio.timeout(_STATES_TIMEOUT):
                 states = await server.residents.states()
         except (EnginePluginError, TimeoutError) as error:
             log.debug("the server does not tell how much memory its models take: %s", error)

@@ -115,7 +115,8 @@ class Life:
 
     `enter` is told each state as it begins: READY, DEGRADED, STOPPING. `over` is set as soon as the process no
     longer serves, before it is cleaned up; `failure` then says why, "" after a stop. `exit_code` is that of a process
-    that ended by itself. `served` is for how many seconds it did serve, None if it never did.
+    that ended by itself, `lacked_memory` whether it had too little. `served` is for how many seconds it did serve,
+    None if it never did.
     """
 
     def __init__(self, spec: ProcessSpec, stop_wanted: asyncio.Event, enter: Callable[[ProcessState], None]) -> None:
@@ -123,6 +124,7 @@ class Life:
         self.failure = ""
         self.served: float | None = None
         self.exit_code: int | None = None
+        self.lacked_memory = False
         self.over = asyncio.Event()
         self._spec = spec
         self._stop_wanted = stop_wanted
@@ -361,6 +363,7 @@ class Life:
             self._hear(stream, b"\n")
         code = self.exit_code = child.exited.result()
         lack = memory.shortage(code, " ".join(self._tail), self._kills, self._spec.needs)
+        self.lacked_memory = bool(lack)
         cause = f"exit code {code}"
         if code < 0:
             with contextlib.suppress(ValueError):
