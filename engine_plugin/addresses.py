@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import sys
 from urllib.parse import quote
 
-__all__ = ["SOCKET_PATH_LIMIT", "grpc_target", "socket_is_gone", "unix_path"]
+__all__ = ["SOCKET_PATH_LIMIT", "grpc_target", "host_of", "is_loopback", "socket_is_gone", "unix_path"]
 
 SOCKET_PATH_LIMIT = 107 if sys.platform == "linux" else 103
 """The most bytes of a unix socket's path: sockaddr_un less the final zero."""
@@ -30,3 +31,19 @@ def grpc_target(address: str) -> str:
     """The URI by which gRPC finds `address`, whatever characters the path of a socket has (gRPC's naming.md)."""
     path = unix_path(address)
     return address if path is None else f"unix:{quote(os.fsencode(path))}"
+
+
+def host_of(address: str) -> str:
+    """The host of a `host:port`, an IPv6 address without its brackets."""
+    return address.rpartition(":")[0].strip("[]")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether `address` is a TCP address that only processes of this machine can reach."""
+    if unix_path(address) is not None:
+        return False
+    host = host_of(address)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

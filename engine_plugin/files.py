@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import stat
+import sys
 import threading
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -29,7 +30,9 @@ __all__ = [
     "LFS_POINTER",
     "in_thread",
     "load_json",
+    "make_private",
     "opened",
+    "private_data_dir",
     "private_folder",
     "read_json",
     "sha256_of",
@@ -44,6 +47,10 @@ BLOCK = 8 * 1024 * 1024
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How a file begins that a clone without Git LFS has in the place of a large one."""
+
+_IN_A_DATA_DIR = frozenset(
+    ("cache", "default-models.json", "home", "logs", "models", "output", "run", "served", "software")
+)
 
 LARGEST_JSON = 16 * 1024 * 1024
 """Bytes of a JSON text that is read from a file or a hub."""
@@ -107,16 +114,36 @@ class _Once(Generic[T]):
 
 
 def private_folder(path: Path) -> None:
-    """Create a folder, and its parents, for this user only; those that exist keep their permissions.
+    """Create a folder of ours, and what is missing above it, for this user only, whatever the umask.
 
-    Like every name that this module makes, the new ones survive a loss of power.
+    One that exists and belongs to this user becomes private. Like every name that this module makes, the new ones
+    survive a loss of power. Raises OSError.
     """
-    if path.is_dir():
+    for place in (*reversed(path.parents), path):
+        if not place.exists():
+            place.mkdir(mode=0o700, exist_ok=True)
+            place.chmod(0o700)  # the umask may have taken away more
+            sync_folder(place.parent)
+    make_private(path)
+
+
+def private_data_dir(path: Path) -> None:
+    """Create a data directory for this user only; one that exists becomes private when all in it is ours.
+
+    Called when an engine prepares to start. Raises OSError.
+    """
+    ours = path.is_dir() and {entry.name for entry in path.iterdir()} <= _IN_A_DATA_DIR
+    if ours or not path.is_dir():
+        private_folder(path)
+
+
+def make_private(path: Path) -> None:
+    """Take every permission on a file or folder of this user's from all others. Raises OSError."""
+    if sys.platform == "win32":
         return
-    if path.parent != path:
-        private_folder(path.parent)
-    path.mkdir(mode=0o700, exist_ok=True)
-    sync_folder(path.parent)
+    status = path.stat()
+    if status.st_uid == os.geteuid() and status.st_mode & 0o077:
+        path.chmod(stat.S_IMODE(status.st_mode) & 0o700)
 
 
 def sync_folder(path: Path) -> None:

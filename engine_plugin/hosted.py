@@ -39,12 +39,17 @@ class BuiltPlugin:
 
 
 def build(manifest: Manifest) -> BuiltPlugin:
-    """The plugin that a manifest describes. Raises ManifestError or UnsupportedError; starts nothing."""
+    """The plugin that a manifest describes; starts nothing.
+
+    Raises ManifestError, UnsupportedError, or PreconditionError for a data directory that cannot be trusted.
+    """
     from engine_plugin.engines.base import engine_class
     from engine_plugin.plugin import Plugin
     from engine_plugin.rpc.hosts import host_of
     from engine_plugin.rpc.servicer import provider_service
+    from engine_plugin.trust import require_data_dir
 
+    require_data_dir(manifest.data_dir)
     plugin = Plugin(manifest, engine_class(manifest.engine_name)(manifest))
     return BuiltPlugin(plugin, (provider_service(plugin, host_of(os.environ)),))
 
@@ -87,6 +92,8 @@ def main(plugin_dir: str = "") -> int:
     `plugin_dir` is the plugin's directory; the launcher of a built plugin knows it. Without one, the manifest is
     looked for from the program on upwards.
     """
+
+    os.umask(0o077)  # whatever is made from here on, by engines too, is for this user only
 
     async def load(_host: HostEnv) -> BuiltPlugin:
         return from_here(Path(plugin_dir) if plugin_dir else None)

@@ -34,7 +34,7 @@ def noexec_doubt(path: Path) -> Doubt | None:
         if not flags & getattr(os, "ST_NOEXEC", 0):
             return None
         mount = path.resolve()
-        while not mount.is_mount():
+        while not os.path.ismount(mount):
             mount = mount.parent
     except OSError:
         return None

@@ -25,10 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine_plugin.errors import PreconditionError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Doubt", "distrust"]
+__all__ = ["Doubt", "distrust", "require_data_dir"]
 
 _MOST_LINKS = 40  # as Linux
 _SYSTEM_GROUPS = 1000  # numbers below are those of the system
@@ -44,6 +46,18 @@ class Doubt:
 
     def __str__(self) -> str:
         return f"{self.what}. {self.fix}"
+
+
+def require_data_dir(path: Path) -> None:
+    """Refuse a data directory that another user could change: what is in it names programs.
+
+    Called before a plugin is made of a manifest, and by each command. Raises PreconditionError.
+    """
+    if doubt := distrust(path):
+        raise PreconditionError(
+            f"the data directory {path} is not used: {doubt}; or name another directory: resources.data_dir in "
+            "plugin.yaml, or AOG_DATA_DIR in the environment."
+        )
 
 
 def _hops(path: Path) -> Iterator[tuple[Path, os.stat_result, bool]]:

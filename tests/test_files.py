@@ -11,7 +11,15 @@ import pytest
 from engine_plugin.download.events import ChunkProgress, PullEvent
 from engine_plugin.download.fetch import ProgressReport
 from engine_plugin.download.partial import Partial
-from engine_plugin.files import in_thread, opened, read_json, sha256_of, write_json
+from engine_plugin.files import (
+    in_thread,
+    opened,
+    private_data_dir,
+    private_folder,
+    read_json,
+    sha256_of,
+    write_json,
+)
 from tests.models.fakes import digest_of
 from tests.patience import LIMIT
 
@@ -147,3 +155,26 @@ async def test_a_partial_that_is_opened_too_late_is_closed(tmp_path: Path, monke
         await using
     with pytest.raises(ValueError, match="not open"):
         partial.write(b"x")
+
+
+@pytest.mark.promise("X3")
+@pytest.mark.skipif(os.name == "nt", reason="the permissions of Windows are ACLs")
+def test_folders_of_ours_are_private_and_a_directory_with_other_things_is_left_alone(tmp_path: Path) -> None:
+    def mode(path: Path) -> int:
+        return path.stat().st_mode & 0o777
+
+    before = os.umask(0)
+    try:
+        private_folder(tmp_path / "new" / "data" / "run")
+        assert [mode(tmp_path / place) for place in ("new", "new/data", "new/data/run")] == [0o700] * 3
+        old = tmp_path / "old"
+        (old / "run").mkdir(parents=True)
+        private_data_dir(old)
+        private_folder(old / "run")
+        assert (mode(old), mode(old / "run")) == (0o700, 0o700)
+        shared = tmp_path / "shared"
+        (shared / "of another program").mkdir(parents=True)
+        private_data_dir(shared)
+        assert mode(shared) == 0o777
+    finally:
+        os.umask(before)

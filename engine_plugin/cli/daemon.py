@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -16,11 +17,9 @@ from engine_plugin.cli.rendezvous import Rendezvous, ServerRecord, is_server_pro
 from engine_plugin.cli.serve import LOG_VARIABLE
 from engine_plugin.engines.processes.python import own_command, own_environ
 from engine_plugin.errors import DeadlineError, PreconditionError
-from engine_plugin.files import in_thread
+from engine_plugin.files import in_thread, make_private, private_folder
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from engine_plugin.manifest import Manifest
 
 __all__ = ["end_server", "start_server"]
@@ -40,7 +39,7 @@ async def start_server(manifest: Manifest) -> ServerRecord:
     """
     log = manifest.data_dir / "logs" / "server.log"
     try:
-        log.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(log.parent)
         process = _spawn(manifest, log)
     except OSError as error:
         raise catalogue.DISK_REFUSES.error(place=error.filename or log, reason=error.strerror or error) from error
@@ -72,7 +71,7 @@ def _spawn(manifest: Manifest, log: Path) -> subprocess.Popen[bytes]:
     apart: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
         apart = {"creationflags": subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP}
-    with log.open("wb") as output:
+    with open(log, "wb", opener=_private) as output:  # Path.open takes no opener
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -82,6 +81,12 @@ def _spawn(manifest: Manifest, log: Path) -> subprocess.Popen[bytes]:
             env=own_environ(os.environ) | {LOG_VARIABLE: str(log)},
             **apart,
         )
+
+
+def _private(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags, 0o600)
+    make_private(Path(path))
+    return descriptor
 
 
 async def end_server(record: ServerRecord) -> None:

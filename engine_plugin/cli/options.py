@@ -175,11 +175,15 @@ def run(options: Options, work: Coroutine[Any, Any, None]) -> None:
 def chosen_manifest(options: Options) -> Manifest:
     """The manifest that --plugin, the environment, the working directory or this package gives, in this order.
 
-    Raises NotFoundError when a directory that was named holds none, ManifestError when it is wrong.
+    Raises NotFoundError when a directory that was named holds none, ManifestError when it is wrong, PreconditionError
+    for a data directory that cannot be trusted.
     """
     from engine_plugin.manifest import load_manifest
+    from engine_plugin.trust import require_data_dir
 
-    return load_manifest(chosen_manifest_file(options))
+    manifest = load_manifest(chosen_manifest_file(options))
+    require_data_dir(manifest.data_dir)
+    return manifest
 
 
 def chosen_manifest_file(options: Options) -> Path:

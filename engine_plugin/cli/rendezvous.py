@@ -18,6 +18,7 @@ import psutil
 from engine_plugin import catalogue
 from engine_plugin.addresses import SOCKET_PATH_LIMIT, socket_is_gone
 from engine_plugin.files import private_folder, write_json
+from engine_plugin.trust import distrust
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -196,7 +197,10 @@ def record_file(stem: Path) -> Path:
 
 
 def _check_private(place: Path) -> None:
-    """Raise OSError unless the directory is ours alone: a record in it is believed, a socket in it is trusted."""
+    """Raise OSError unless the directory is ours alone, and no other user could put another one in its place.
+
+    A record in it is believed, a socket in it is trusted.
+    """
     status = place.lstat()
     if not stat.S_ISDIR(status.st_mode):
         raise OSError(f"{place} is not a directory")
@@ -205,3 +209,5 @@ def _check_private(place: Path) -> None:
             raise OSError(f"{place} belongs to another user")
         if status.st_mode & 0o077:
             raise OSError(f"{place} is open to other users; run: chmod 700 {place}")
+    if doubt := distrust(place):
+        raise OSError(str(doubt))

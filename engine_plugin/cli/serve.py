@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import shlex
 import signal
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from engine_plugin import catalogue
-from engine_plugin.addresses import SOCKET_PATH_LIMIT, grpc_target, unix_path
+from engine_plugin.addresses import SOCKET_PATH_LIMIT, grpc_target, is_loopback, unix_path
 from engine_plugin.cli.door import opened
 from engine_plugin.cli.options import Options, chosen_manifest, global_options
 from engine_plugin.cli.output import print_json, say
@@ -51,12 +50,13 @@ def serve(options: Options, address: str | None, allow_remote: bool) -> None:
 
     if address is not None:
         _check_form(address)
-    if address is not None and not allow_remote and not _is_local(address):
+    if address is not None and not allow_remote and unix_path(address) is None and not is_loopback(address):
         raise click.UsageError(
             f"{address} can be reached from other machines, which could then use and stop the engine. "
             "Use 127.0.0.1, or say --allow-remote."
         )
     set_up_logging("DEBUG" if options.verbose else "INFO")
+    os.umask(0o077)  # whatever is made from here on, by engines too, is for this user only
     run_to_the_end(_serve(options, chosen_manifest(options), address))
 
 
@@ -164,16 +164,6 @@ def _check_form(address: str) -> None:
     is_port = colon and port.isascii() and port.isdecimal() and int(port) <= _LAST_PORT
     if not (is_port if path is None else path):
         raise click.UsageError(f"--address {address}: must be unix:/path, or host:port with a port from 0 to 65535")
-
-
-def _is_local(address: str) -> bool:
-    if unix_path(address) is not None:
-        return True
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _free(address: str) -> str:

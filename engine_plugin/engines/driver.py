@@ -34,7 +34,7 @@ from engine_plugin.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from engine_plugin.files import in_thread
+from engine_plugin.files import in_thread, private_data_dir, private_folder
 from engine_plugin.models.capabilities import DigestCache, resolve, told_by_file
 from engine_plugin.models.info import KIND_OF_SERVICE, Loaded
 
@@ -183,8 +183,9 @@ class Driver(Engine, Generic[BackendT, ServerT]):
                     raise
 
     async def init_env(self) -> None:
-        for folder in (self._data, self._data / "models", self._data / "run"):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await in_thread(private_data_dir, self._data)
+        for folder in (self._data / "models", self._data / "run"):
+            await in_thread(private_folder, folder)
         await asyncio.to_thread(self._records.reap)
 
     async def version(self) -> str:

@@ -14,8 +14,10 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
-from engine_plugin.addresses import grpc_target
+from engine_plugin.addresses import grpc_target, host_of, is_loopback
 from engine_plugin.jsontext import MOST_MESSAGE
+from engine_plugin.rpc.gate import Gate
+from engine_plugin.rpc.peers import LocalPeers
 from engine_plugin.rpc.server import HostGone, RpcError, RpcServer, Status
 
 if TYPE_CHECKING:
@@ -154,7 +156,8 @@ class AioServer(RpcServer):
     """
 
     def __init__(self, health_service: str = "plugin", only_for: Identity | None = None) -> None:
-        self._server = grpc.aio.server(options=_OPTIONS)
+        self._gate = Gate()
+        self._server = grpc.aio.server(options=_OPTIONS, interceptors=(self._gate,))
         self._credentials = _mutual_tls(only_for) if only_for is not None else None
         self._names: list[str] = []
         self._health = HealthServicer()
@@ -169,7 +172,11 @@ class AioServer(RpcServer):
     async def start(self, address: str) -> str:
         port = self._bind(address)
         self._add_reflection()  # after what may fail: the caller may try another address
+        if self._credentials is None and is_loopback(address):
+            self._gate.peers = LocalPeers(port)
         await self._server.start()
+        if self._gate.peers is not None:
+            await self._gate.peers.prepare(host_of(address))
         for name in ("", self._health_service):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         if address.startswith("unix:"):

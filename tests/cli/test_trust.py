@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -76,3 +77,45 @@ def test_neither_a_manifest_nor_a_module_of_another_user_runs(workplace: Workpla
     done = installed(workplace, "models", "list")
     assert done.returncode == 0, done.stderr
     assert not trace.exists(), "a module beside the manifest was imported"
+
+
+@posix
+@pytest.mark.promise("X3")
+@pytest.mark.parametrize("umask", [0, 0o277])
+def test_whatever_the_umask_the_data_directory_is_for_its_user_only(workplace: Workplace, umask: int) -> None:
+    if umask:  # what an earlier version made
+        (workplace.data / "logs").mkdir(parents=True)
+        (workplace.data / "logs" / "server.log").touch(0o644)
+        workplace.data.chmod(0o700)
+    for command in ("install", "start"):
+        done = subprocess.run(
+            [*COMMAND, "engine", command],
+            env=workplace.env,
+            cwd=workplace.plugin,
+            umask=umask,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+        )
+        assert done.returncode == 0, done.stderr
+    workplace.good("engine", "stop")
+    everything = [workplace.data, *workplace.data.rglob("*")]
+    assert {path.name for path in everything} >= {"fake", "logs", "server.log"}
+    assert {path: oct(path.lstat().st_mode) for path in everything if path.lstat().st_mode & 0o077} == {}
+
+
+@posix
+@pytest.mark.promise("X3", "L9")
+def test_a_data_directory_that_another_user_could_change_is_refused(workplace: Workplace) -> None:
+    (workplace.data / "software").mkdir(parents=True)
+    workplace.data.chmod(0o777)
+    for command in (["status"], ["engine", "check"], ["serve"]):
+        said = workplace.bad(4, *command)
+        assert (
+            f"the data directory {workplace.data} is not used: {workplace.data} can be written by every user" in said
+        )
+        assert f"chmod o-w {workplace.data}; or name another directory: resources.data_dir" in said
+    workplace.data.chmod(0o700)
+    if os.geteuid() == 0:
+        os.chown(workplace.data, 54321, -1)
+        assert f"{workplace.data} belongs to another user (54321)" in workplace.bad(4, "status")

@@ -16,7 +16,7 @@ from engine_plugin.engines.ollama.server import ManagedServer, try_out
 from engine_plugin.engines.ollama.software import Software
 from engine_plugin.engines.processes.records import ProcessRecords
 from engine_plugin.errors import EnginePluginError, InvalidRequestError
-from engine_plugin.files import in_thread, private_folder
+from engine_plugin.files import in_thread, private_data_dir, private_folder
 from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ class OwnServer:
 
     async def init_env(self) -> None:
         """Make the directories, and end what a killed plugin left."""
-        for folder in (self._data, self._data / "models", self._data / "run"):
+        await in_thread(private_data_dir, self._data)
+        for folder in (self._data / "models", self._data / "run"):
             await in_thread(private_folder, folder)
         await in_thread(self._records.reap)
 

@@ -41,7 +41,7 @@ from engine_plugin.errors import (
     PullError,
     UnsupportedError,
 )
-from engine_plugin.files import in_thread, private_folder
+from engine_plugin.files import in_thread, private_data_dir
 from engine_plugin.models.capabilities import resolve
 from engine_plugin.models.info import KIND_OF_SERVICE, ModelDetails, ModelInfo
 
@@ -115,7 +115,7 @@ class OpenAIEngine(Engine):
         )
 
     async def init_env(self) -> None:
-        await in_thread(private_folder, self.manifest.data_dir)
+        await in_thread(private_data_dir, self.manifest.data_dir)
 
     async def version(self) -> str:
         attachment = await self._held.get(for_call=False)
