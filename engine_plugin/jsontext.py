@@ -19,6 +19,7 @@ __all__ = [
     "MOST_DEPTH",
     "MOST_MESSAGE",
     "MOST_VALUES",
+    "REPLACEMENT",
     "JsonError",
     "read_json",
     "write_json",
@@ -46,7 +47,8 @@ _ESCAPED = bytes(range(32)) + b'"\\'
 """What JSON does not take as it is in a string."""
 _ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 _HALVES = re.compile("[\ud800-\udfff]")
-_REPLACEMENT = "\ufffd"
+REPLACEMENT = "\ufffd"
+"""Stands for half of a surrogate pair; a name that holds it is not the name that was meant."""
 
 
 class JsonError(ValueError):
@@ -84,7 +86,7 @@ def write_json(value: Any) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
-        return _HALVES.sub(_REPLACEMENT, text).encode()
+        return _HALVES.sub(REPLACEMENT, text).encode()
 
 
 def write_request(value: Any) -> bytes:
@@ -199,7 +201,7 @@ class _LongDecoder(json.JSONDecoder):
 def _whole(value: Any) -> Any:
     """The value without halves of surrogate pairs."""
     if isinstance(value, str):
-        return _HALVES.sub(_REPLACEMENT, value)
+        return _HALVES.sub(REPLACEMENT, value)
     if isinstance(value, list):
         return [_whole(item) for item in value]
     if isinstance(value, dict):

@@ -152,7 +152,7 @@ async def test_an_answer_without_end(hostile: Hostile, plugin: Plugin, monkeypat
 
 
 async def test_a_list_without_end(hostile: Hostile, openai: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine_plugin.engines.ollama.connection._SHAPE_LIMIT", 1 << 20)
+    monkeypatch.setattr("engine_plugin.engines.ollama.connection.LARGEST_JSON", 1 << 20)
     hostile.answers["/api/tags"] = until_end(b'{"models": [')
     hostile.endless, hostile.endless_at = b'{"name": "m"},' * 1000, "/api/tags"
     with pytest.raises(BadGatewayError, match="longer than"):
@@ -550,10 +550,10 @@ async def test_details_that_nobody_could_read(hostile: Hostile, openai: Plugin) 
     assert (model.digest, model.size) == ("", 0)
 
 
-async def test_a_hundred_thousand_models(hostile: Hostile, openai: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_more_models_than_are_listed(hostile: Hostile, openai: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
     """The list is passed over from some length on."""
     monkeypatch.setattr(models, "_SHOWS", 0.2)
-    names = [f"m{number}" for number in range(100_000)]
+    names = [f"m{number}" for number in range(2 * models._MOST_MODELS)]
     hostile.answers["/api/tags"] = whole({"models": [{**entry(), "name": name, "details": {}} for name in names]})
     hostile.hangs.add("/api/show")
     async with asyncio.timeout(LIMIT):

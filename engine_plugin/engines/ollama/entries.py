@@ -7,6 +7,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from engine_plugin.jsontext import REPLACEMENT
 from engine_plugin.models.info import Capabilities, Loaded, ModelDetails, ModelInfo
 
 if TYPE_CHECKING:
@@ -96,7 +97,9 @@ def loaded_of(entry: Mapping[str, Any]) -> Loaded:
 
 def _text(value: object) -> str:
     """A text; "" for anything else, and for what is too long, or no text that can be shown to anybody."""
-    return value if isinstance(value, str) and len(value) <= _LONGEST and value.isprintable() else ""
+    if not isinstance(value, str) or len(value) > _LONGEST or REPLACEMENT in value:
+        return ""
+    return value if value.isprintable() else ""
 
 
 def _texts(value: object) -> tuple[str, ...]:

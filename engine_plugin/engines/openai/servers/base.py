@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from engine_plugin.jsontext import REPLACEMENT
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -122,7 +124,9 @@ class Server(ABC):
 def text_of(entry: Mapping[str, Any], name: str) -> str:
     """A field's text; "" for everything else, and for what is too long, or no text that can be shown to anybody."""
     value = entry.get(name)
-    return value if isinstance(value, str) and len(value) <= _LONGEST and value.isprintable() else ""
+    if not isinstance(value, str) or len(value) > _LONGEST or REPLACEMENT in value:
+        return ""
+    return value if value.isprintable() else ""
 
 
 def number_of(entry: Mapping[str, Any], name: str) -> int:
