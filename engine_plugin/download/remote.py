@@ -201,16 +201,29 @@ _NO_SECRETS = _NoSecrets()
 
 
 def http_client(policy: FetchPolicy, *, insecure: bool) -> httpx.AsyncClient:
-    """A client that follows nothing and keeps no credentials by itself."""
+    """A client that follows nothing and keeps no credentials by itself.
+
+    Raises DownloadError for settings of the environment that cannot be used.
+    """
     import httpx
 
     logging.getLogger("httpx").addFilter(_NO_SECRETS)
-    return httpx.AsyncClient(
-        verify=not insecure,
-        timeout=httpx.Timeout(policy.stall_s, connect=policy.connect_s),
-        follow_redirects=False,
-        event_hooks={"response": [_take_location]},
-    )
+    try:
+        return httpx.AsyncClient(
+            verify=not insecure,
+            timeout=httpx.Timeout(policy.stall_s, connect=policy.connect_s),
+            follow_redirects=False,
+            event_hooks={"response": [_take_location]},
+        )
+    except (ValueError, ImportError, httpx.InvalidURL) as error:  # an unknown scheme, SOCKS, no URL at all
+        raise DownloadError(
+            f"the proxy in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY cannot be used ({_cause(error)}). Set it to the "
+            "http:// address of a proxy, or unset it."
+        ) from error
+    except OSError as error:
+        raise DownloadError(
+            f"the certificates in SSL_CERT_FILE or SSL_CERT_DIR cannot be read ({_cause(error)}). Correct the path."
+        ) from error
 
 
 async def _take_location(response: httpx.Response) -> None:

@@ -30,6 +30,7 @@ _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _ALIGNMENT = 32
 _MOST_DIMENSIONS = 8
+_MOST_ELEMENTS = 1 << 50
 _DEEPEST_ARRAY = 4
 _LONGEST_NAME = 65535
 _LONGEST_TEXT = 1024 * 1024
@@ -170,7 +171,10 @@ class _Reader:
         if dimensions > _MOST_DIMENSIONS:
             self._fail(f"tensor {name[:64]!r} has {dimensions} dimensions")
         *shape, kind, offset = self._unpack(f"{dimensions}QIQ", name)
-        return Tensor(name, tuple(shape), kind, offset)
+        tensor = Tensor(name, tuple(shape), kind, offset)
+        if tensor.elements > _MOST_ELEMENTS:
+            self._fail(f"tensor {name[:64]!r} has {tensor.elements} elements")
+        return tensor
 
     def _value(self, kind: int, key: str, depth: int) -> Any:
         """A scalar or a text; None for an array, which is skipped."""

@@ -249,3 +249,21 @@ async def test_an_environment_that_is_offline_refuses_files_of_hugging_face(
             await pull(store, PullRequest(url))
     assert server.requests == []
     assert isinstance((await pull(store, PullRequest(server.url())))[-1], Success)
+
+
+@pytest.mark.promise("X15")
+@pytest.mark.parametrize(
+    ("variable", "value", "text"),
+    [
+        ("ALL_PROXY", "socks5://me:pa55w0rd@127.0.0.1:1", "ALL_PROXY cannot be used"),
+        ("HTTP_PROXY", "gopher://me:pa55w0rd@127.0.0.1:1", "HTTP_PROXY or ALL_PROXY cannot be used"),
+        ("HTTP_PROXY", "http://me:pa55w0rd@[::1", "HTTP_PROXY or ALL_PROXY cannot be used"),
+        ("SSL_CERT_FILE", "/nowhere/ca.pem", "SSL_CERT_FILE or SSL_CERT_DIR cannot be read"),
+    ],
+)
+async def test_settings_of_the_environment_that_cannot_be_used_are_named(
+    store: ModelStore, server: FileServer, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, text: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    message = await fails(store, PullRequest(server.url()), PullError, text)
+    assert "pa55w0rd" not in message

@@ -65,6 +65,7 @@ def test_a_header_is_read_as_the_formats_own_library_reads_it(name: str) -> None
         (head() + field("x", 9, struct.pack("<IQ", 9, 1) * 20), "depth 4"),
         (head(0, 1) + text("t") + struct.pack("<I", 2**31) + bytes(64), "2147483648 dimensions"),
         (head(0, 1) + text("t") + struct.pack("<IQIQ", 1, 8, 0, HUGE), "truncated"),
+        (head(0, 1) + text("t") + struct.pack("<I2QIQ", 2, HUGE, HUGE, 999, 0), "has 1208925819614629174706176 elem"),
         (head() + field("general.alignment", U32, struct.pack("<I", 0)), "power of two"),
         (head(version=1), "version 1"),
         (b"GGUF", "truncated"),

@@ -241,6 +241,10 @@ def inspect_folder(path: Path) -> Inspection:
         raise PullError(
             f"{path.name}: this OpenVINO model is not complete, openvino_detokenizer.xml is missing: {_CONVERT}."
         )
+    for part, how in files.index.items():
+        graph = f"{part}/openvino_tokenizer.xml"
+        if part.startswith("tokenizer") and isinstance(how, list) and any(how) and graph not in paths:
+            raise PullError(f"{path.name}: this OpenVINO model is not complete, {graph} is missing: {_CONVERT}.")
     family = _family(files)
     parameters = sum(graph.parameters for name, graph in files.graphs.items() if "with_past" not in name)
     return Inspection(

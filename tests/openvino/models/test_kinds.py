@@ -322,3 +322,16 @@ def test_endless_numbers_in_a_graph_are_survived(tmp_path: Path, data: str) -> N
     text = f'<layer id="1" name="w" type="Const">\n<data element_type="u8" {data}/>\n'
     found = inspect_folder(lay(tmp_path / "m", {"model_type": "x"}, text=text))
     assert json.loads(json.dumps(found.details.to_wire()))
+
+
+@pytest.mark.promise("S12")
+def test_an_image_model_needs_the_tokenizers_that_its_index_names(tmp_path: Path) -> None:
+    index = {
+        "_class_name": "StableDiffusion3Pipeline",
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": [None, None],
+        "tokenizer_3": ["transformers", "T5TokenizerFast"],
+    }
+    folder = lay(tmp_path / "m", None, IMAGE, files={"model_index.json": index})
+    with pytest.raises(PullError, match=r"tokenizer_3/openvino_tokenizer\.xml is missing"):
+        inspect_folder(folder)
