@@ -36,13 +36,12 @@ def plugin_environment(extra: Mapping[str, str] | None = None, client_cert: str 
 
     `client_cert` (PEM) asks it for AutoMTLS.
     `PLUGIN_*` of our own are left out: when we are a plugin ourselves they speak of our host's connection
-    (a certificate, a socket directory), not of the one we are about to make. So are ENGINE_PLUGIN_DIR, which chooses
-    a plugin for the command line: the one that is launched serves itself; and AOG_VERSION, by which a plugin knows
-    AOG and hides from it the failures that AOG cannot handle. `extra` may have either.
+    (a certificate, a socket directory), not of the one we are about to make. So is ENGINE_PLUGIN_DIR, which chooses
+    a plugin for the command line: the one that is launched serves itself. `extra` may give it one, or AOG_VERSION,
+    which makes it behave as AOG needs.
     """
-    ours = (PLUGIN_DIR, "AOG_VERSION")
     environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("PLUGIN_") and name not in ours
+        name: value for name, value in os.environ.items() if not name.startswith("PLUGIN_") and name != PLUGIN_DIR
     }
     environment.update(extra or {})
     environment |= {

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 __all__ = ["Record", "details_from_json"]
 
 
+def _texts(value: object) -> tuple[str, ...]:
+    """The texts of a list; none of anything else."""
+    return tuple(text for text in value if isinstance(text, str)) if isinstance(value, list) else ()
+
+
 def details_from_json(value: Mapping[str, Any]) -> ModelDetails:
     """ModelDetails as `asdict` wrote them; what is missing is empty."""
     return ModelDetails(
@@ -73,7 +78,7 @@ class Record:
                 validator=str(value.get("validator", "")),
                 pulled_at=str(value.get("pulled_at", "")),
                 kind_given=value.get("kind_given") is True,
-                references=tuple(str(reference) for reference in value.get("references", ())),
+                references=_texts(value.get("references")),
                 details=details_from_json(value["details"]),
             )
         except (AttributeError, KeyError, TypeError, ValueError):
