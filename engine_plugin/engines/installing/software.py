@@ -179,10 +179,10 @@ class LocalSoftware(ABC, Generic[_BackendT]):
             return EngineCheck(False, self._missing())
         if doubt := _unfit(backend):
             return EngineCheck(False, f"{backend.origin} cannot be used: {doubt}")
-        if lacking := self._lacks(backend):
-            return EngineCheck(False, f"{backend.origin} is here, but {lacking}")
         if backend.folder is not None and (damage := self._installation.damage(backend.folder)):
             return EngineCheck(False, f"{backend.origin} cannot run: {damage}")
+        if lacking := self._lacks(backend):
+            return EngineCheck(False, f"{backend.origin} is here, but {lacking}")
         return EngineCheck(True, f"{backend.origin}, version {backend.version or 'unknown until it runs'}")
 
     def find(self) -> _BackendT:

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from engine_plugin.engines.installing.software import Workshop
-from engine_plugin.errors import PreconditionError
+from engine_plugin.errors import BadGatewayError, PreconditionError
 from engine_plugin.models.store import PullRequest
 from tests.openvino.spoiling import spoil
 from tests.patience import LIMIT
@@ -61,7 +61,7 @@ async def test_it_comes_back_with_its_models(make: Make) -> None:
             try:
                 assert (await call(engine, "chat", **HELLO))["choices"]
                 break
-            except PreconditionError:
+            except (BadGatewayError, PreconditionError):
                 await asyncio.sleep(0.05)  # until it is back, a call may say that it died
 
 
