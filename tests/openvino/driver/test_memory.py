@@ -148,7 +148,7 @@ async def test_a_model_that_cannot_be_loaded(serve: Serve) -> None:
     graph.write_bytes(good[: len(good) // 2])
     outcomes = await asyncio.gather(
         running.client.invoke("embed", {"input": "a", "model": "broken"}),
-        running.client.invoke("embed", {"input": "a"}),
+        running.client.invoke("embed", {"input": "a", "model": "tiny-embed"}),
         return_exceptions=True,
     )
     assert isinstance(outcomes[0], EnginePluginError), outcomes[0]
