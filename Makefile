@@ -24,7 +24,7 @@ override PROMPT :=
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run-setup lock-setup demo test soak lint protos lock build bench clean
+.PHONY: help setup run-setup lock-setup demo check test soak lint protos lock build bench clean
 
 help:  ## what can be made
 	@echo "engine-plugin: a local AI engine under an orchestrator's control"
@@ -42,6 +42,13 @@ lock-setup:
 
 demo: run-setup  ## see the plugin at work (PROMPT="Tell me a story" asks what you like)
 	@$(VENV_PYTHON) scripts/demo.py $${PROMPT:+"$$PROMPT"}
+
+# What spawns little and decides most.
+FAST := tests/services tests/manifest tests/rpc tests/models tests/engines/http tests/engines/test_*.py \
+	tests/openvino/models tests/test_*.py --ignore tests/models/test_hubs.py
+
+check: lint  ## check style and types, and run the fast tests, within a minute (ARGS="tests/cli" runs others)
+	@$(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile -m "not slow" $(or $(ARGS),$(FAST))
 
 # Tests wait more than they compute, so that three at a time suit two processors.
 test: setup  ## run the tests (ARGS="tests/goplugin -k handshake" chooses)

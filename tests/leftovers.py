@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.llamacpp.running import MARK, processes_of
+from tests.patience import patience
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +33,7 @@ def marked() -> Iterator[None]:
 def nothing_is_left(marked: None) -> Iterator[None]:
     """After each module no process of ours is left."""
     yield
-    psutil.wait_procs(processes_of(os.environ[MARK]), timeout=3)
+    psutil.wait_procs(processes_of(os.environ[MARK]), timeout=patience(1))
     left = processes_of(os.environ[MARK])
     for process in left:
         process.kill()

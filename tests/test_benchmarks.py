@@ -15,6 +15,8 @@ import pytest
 from benchmarks.results import DIRECT, PLUGIN, Results, Row, Spread
 from tests.patience import patience
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[1]
 
 PAIRS = (("direct", "plugin"), ("in-process", "server"), ("without text", "server"), ("server", "plugin"))
@@ -77,7 +79,6 @@ def _compared(figures: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in figures["rows"] if "added" in row or "ratio" in row]
 
 
-@pytest.mark.slow
 def test_a_quick_run_measures_all_ways_and_leaves_no_process(marked: dict[str, str], tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
     pytest.importorskip("openvino_genai")

@@ -18,6 +18,7 @@ from tests.goplugin.conftest import launch as launch  # noqa: PLC0414  # fixture
 from tests.goplugin.conftest import short_dir as short_dir  # noqa: PLC0414
 from tests.goplugin.conftest import start as start  # noqa: PLC0414
 from tests.goplugin.hosting import ROOT, environ
+from tests.patience import LIMIT
 
 # The child ends and leaves a process, which becomes the script's; what the script spawns itself keeps its status.
 HEIR = """
@@ -76,6 +77,6 @@ async def test_a_call_that_needs_one_file_too_many_is_503_with_what_to_do() -> N
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux hands orphans to a process that asks for them")
 def test_what_serve_inherits_as_the_first_process_is_reaped() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", HEIR], env=environ(), cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", HEIR], env=environ(), cwd=ROOT, capture_output=True, text=True, timeout=LIMIT
     )
     assert (done.stdout, done.stderr) == ("reaped 7\n", "")

@@ -30,9 +30,10 @@ from tests.patience import LIMIT, pace, patience
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="elsewhere offspring outside of the group is not seen"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="elsewhere offspring outside of the group is not seen"),
+]
 
 REPOSITORY = Path(__file__).parents[1]
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}

@@ -18,6 +18,7 @@ def of_load(monkeypatch: pytest.MonkeyPatch, *, spawn: float, load: float) -> No
     monkeypatch.setattr("os.cpu_count", lambda: 2)
 
 
+@pytest.mark.promise("T6")
 @pytest.mark.parametrize(
     ("spawn", "load", "factor"),
     [
@@ -44,6 +45,7 @@ async def test_what_hangs_ends_with_what_was_awaited(monkeypatch: pytest.MonkeyP
         await patience.within(asyncio.Event().wait(), 0.001)
 
 
+@pytest.mark.promise("T6")
 def test_hypothesis_has_one_profile() -> None:
     assert settings().deadline is None
     assert settings().derandomize == (not MORE)

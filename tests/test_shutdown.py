@@ -17,7 +17,10 @@ from tests.test_orphans import scene as scene  # noqa: PLC0414  # a fixture
 if TYPE_CHECKING:
     from engine_plugin.host import PluginClient
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere offspring is not seen as a whole")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="elsewhere offspring is not seen as a whole"),
+]
 
 PATIENCE = 2.0
 """Seconds at rest that a go-plugin host gives its plugin before it kills it."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine_plugin.engines.admission import Admission, ClosedError
 from engine_plugin.errors import UnavailableError
-from tests.patience import within
+from tests.patience import LIMIT, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -78,7 +78,7 @@ class Crowd:
         for number in self.tasks:
             self.go(number)
         await within(asyncio.gather(*self.tasks.values(), return_exceptions=True))
-        async with asyncio.timeout(1), self.admission.slots(self.capacity):
+        async with asyncio.timeout(LIMIT), self.admission.slots(self.capacity):
             assert self.held == {}
 
 

@@ -381,7 +381,7 @@ async def plugin_is_blocked(plugin: Hosted) -> None:
     """Return once a call finds the plugin's loop held."""
     while True:
         try:
-            await asyncio.wait_for(plugin.do("echo", 1), 0.3)
+            await asyncio.wait_for(plugin.do("echo", 1), pace(0.3))
         except TimeoutError:
             return
 

@@ -316,10 +316,9 @@ async def main() -> None:
     try:
         parent = os.getppid()
         while not go_plugin.shutdown.is_set() and os.getppid() == parent:
-            try:
-                await asyncio.wait_for(go_plugin.shutdown.wait(), 0.5)
-            except TimeoutError:
-                continue
+            waiting = asyncio.ensure_future(go_plugin.shutdown.wait())
+            await asyncio.wait({waiting}, timeout=0.5)
+            waiting.cancel()
     finally:
         await server.stop(0.1)
 

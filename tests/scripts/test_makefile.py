@@ -53,5 +53,5 @@ def test_without_a_prompt_the_demo_has_no_argument(checkout: Path) -> None:
 
 def test_help_is_the_default_and_names_every_target(checkout: Path) -> None:
     said = make(checkout)
-    for target in ("setup", "demo", "test", "soak", "lint", "protos", "lock", "build", "bench", "clean"):
+    for target in ("setup", "demo", "check", "test", "soak", "lint", "protos", "lock", "build", "bench", "clean"):
         assert f"make {target}" in said

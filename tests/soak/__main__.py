@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.patience import patience
 from tests.soak.run import Plan, soak
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 
-_CLEANING_UP = 120.0
+_CLEANING_UP = patience(20)
 _STREAMS = {"llamacpp": 200, "ollama": 80, "openai": 40, "openvino": 8}
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from statistics import linear_regression, median
 from typing import TYPE_CHECKING, Any
 
+from tests.patience import patience
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -26,8 +28,8 @@ OBJECTS_NOISE = 1500
 BLOCKS_NOISE = 4000
 NATIVE_THREADS_NOISE = 6
 _MESSAGES = 25
-RECOVERY = 30.0
-SILENCE = 20.0
+RECOVERY = patience(5)
+SILENCE = patience(3.5)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.errors import EnginePluginError, PluginProcessError
 from engine_plugin.host import connect
 from engine_plugin.waiting import comes_true
+from tests.patience import patience
 from tests.soak.rig import CHAT_MODELS, FLOOD
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ BROKEN = (502, 503)
 """What a call may end with while engines die and are stopped."""
 LATE = 408
 
-_LIMIT = 45.0  # seconds, in which any call must have ended, one way or another
+_LIMIT = patience(7.5)  # seconds, in which any call must have ended, one way or another
 _QUESTIONS = ("list_models", "health_check", "running_models", "get_operate_status", "get_config", "check_engine")
 _WORD = re.compile(rb'"content": "w(\d+) "')
 _DONE = b"data: [DONE]"

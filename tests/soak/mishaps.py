@@ -13,6 +13,7 @@ import psutil
 from engine_plugin.errors import EnginePluginError
 from tests.llamacpp.running import ENDLESS, gone
 from tests.models.server import Script
+from tests.patience import patience
 from tests.soak.load import BROKEN, LATE
 from tests.soak.rig import CHAT_MODELS, FLOOD
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Mishaps", "lives"]
 
-_LIMIT = 45.0
-_FROST = 15.0  # seconds, in which a plugin must have ended an engine that does nothing at all
+_LIMIT = patience(7.5)
+_FROST = patience(2.5)  # seconds, in which a plugin must have ended an engine that does nothing at all
 _SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM)
 _PULLED = 3
 _FAULTS: tuple[dict[str, Any], ...] = (

@@ -13,6 +13,7 @@ import psutil
 from engine_plugin.errors import EnginePluginError
 from tests.llamacpp.running import REPOSITORY, gone, processes_of
 from tests.ollama.contract.handle import ContractClient
+from tests.patience import patience
 from tests.soak.figures import Figures
 from tests.soak.ollama_load import OllamaLoad, ask_for
 from tests.soak.ollama_mishaps import OllamaMishaps
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 __all__ = ["LIVES", "BothLives", "OllamaFigures", "soak_ollama"]
 
 LIVES: tuple[Life, ...] = ("managed", "attached")
-_SLOWEST = 60.0
+_SLOWEST = patience(10)
 _UNDER_LOAD = 1.0  # seconds, after which a plugin is killed
-_AT_ONCE = 10.0  # seconds, in which everything of a plugin that is gone must be gone
-_SETTLE = 15.0
+_AT_ONCE = patience(2)  # seconds, in which everything of a plugin that is gone must be gone
+_SETTLE = patience(2.5)
 _LOOK = 0.1
 
 

@@ -12,6 +12,7 @@ import psutil
 
 from engine_plugin.errors import EnginePluginError
 from tests.llamacpp.running import ENDLESS
+from tests.patience import patience
 from tests.soak.ollama_load import BROKEN, LATE, SERVER
 from tests.soak.ollama_rig import GOOD
 from tests.soak.working import Working
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OllamaMishaps"]
 
-_LIMIT = 45.0
+_LIMIT = patience(7.5)
 _TRIES = 50
 _SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM)
 _PULLS: dict[str, tuple[int, ...]] = {

@@ -21,6 +21,7 @@ from tests.ollama.contract.handle import ContractClient, ContractServer
 from tests.ollama.contract.library import MODELS, Library, Model
 from tests.ollama.contract.release import write_program
 from tests.openvino.driver.running import tone
+from tests.patience import patience
 from tests.soak.rig import MARK, Hosted, Log, launched, sweep
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ _OPTIONS: dict[Life, dict[str, object]] = {
     "attached": {"drain_timeout": 2},
     "openai": {"connect_backoff": 0.02},
 }
-_LIMIT = 30.0  # seconds for any single step of setting up and ending
+_LIMIT = patience(5)  # seconds for any single step of setting up and ending
 _EXPECTED_ERRORS = re.compile(r"our Ollama server( (died|ended|hangs|cannot serve|did not)|: no sign of progress)")
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import EnginePluginError
 from tests.openvino.driver.running import ONE_STEP, tone
+from tests.patience import patience
 from tests.soak.figures import Figures, at_rest, compared, mib
 from tests.soak.openvino_load import OpenVinoLoad
 from tests.soak.openvino_rig import MODELS, OpenVinoRig, openvino_rig
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenVinoFigures", "soak_openvino"]
 
-_SLOWEST = 60.0
+_SLOWEST = patience(10)
 _SERVER_NOISE = 20 << 20
 _WORKER_NOISE = 40 << 20
 ENGINE = {"threads": 1, "restart_backoff": 0.05, "restart_limit": 1000, "stable_time": 1, "drain_timeout": 3}

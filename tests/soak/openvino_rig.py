@@ -15,6 +15,7 @@ import yaml
 
 from engine_plugin.errors import ModelNotLoadedError
 from tests.llamacpp.running import REPOSITORY
+from tests.patience import patience
 from tests.soak.rig import Log, Observer, launched, left_behind, sweep
 from tests.soak.watched_plugin import RUNNER_SOCKET_VARIABLE
 
@@ -34,8 +35,8 @@ MODELS = {
     "speech-to-text": "tiny-transcribe",
     "text-to-speech": "tiny-speak",
 }
-_LIMIT = 30.0  # seconds for any single step of setting up and ending
-_SETTLE = 30.0
+_LIMIT = patience(5)  # seconds for any single step of setting up and ending
+_SETTLE = patience(5)
 _LOOK = 0.5
 _IDLE = 5.0  # seconds after which a connection that nobody uses is closed, at the next question for its health
 _EXPECTED_ERRORS = re.compile(r"the OpenVINO server (died|ended|hangs)")

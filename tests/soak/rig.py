@@ -23,6 +23,7 @@ from engine_plugin.host import LogLine, PluginClient, launch
 from tests.fake_engine import FakeEngine
 from tests.llamacpp.running import ENDLESS, REPOSITORY, processes_of
 from tests.models.server import FileServer, file_server
+from tests.patience import patience
 from tests.soak import timed_engine
 from tests.soak.watched_plugin import SOCKET_VARIABLE
 
@@ -49,8 +50,8 @@ CHAT_MODELS = ("tiny-chat-gguf", "tiny-random")
 FLOOD = "flood"
 """A model that answers as fast as it is read."""
 
-_LIMIT = 30.0  # seconds for any single step of setting up and ending
-_SETTLE = 15.0
+_LIMIT = patience(5)  # seconds for any single step of setting up and ending
+_SETTLE = patience(2.5)
 _LOOK = 0.25
 _KEPT = 20
 # One that is frozen while it starts shows no progress.
@@ -214,7 +215,7 @@ class Rig(Hosted):
 def left_behind(client: PluginClient, mark: str, scratch: Path) -> list[str]:
     """What an ended plugin has left: processes, files, sockets."""
     left = [f"the plugin's exit status is {client.returncode}"] if client.returncode else []
-    psutil.wait_procs(processes_of(mark, MARK), timeout=0.5)
+    psutil.wait_procs(processes_of(mark, MARK), timeout=patience(0.1))
     left += [f"process {process.pid}" for process in processes_of(mark, MARK)]
     left += [f"temporary: {path.name}" for path in (scratch / "tmp").rglob("*")]
     data = scratch / "data"

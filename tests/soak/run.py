@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import EnginePluginError
+from tests.patience import patience
 from tests.soak.figures import Figures
 from tests.soak.load import Load
 from tests.soak.mishaps import Mishaps, lives
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan", "soak"]
 
-_ENDING = 150.0  # seconds for all but the load
-_SLOWEST = 30.0
+_ENDING = patience(25)  # seconds for all but the load
+_SLOWEST = patience(5)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.llamacpp.running import REPOSITORY, eventually, processes_of
+from tests.patience import LIMIT
 from tests.soak.figures import Figures, Sample
 from tests.soak.ollama import LIVES, soak_ollama
 from tests.soak.rig import Snapshot
@@ -88,7 +89,7 @@ async def test_one_that_is_interrupted_leaves_nothing(scratch: Path) -> None:
     try:
         await eventually(lambda: len(processes_of(str(scratch), "SOAK_TEST")) > 3, 30)
         process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(LIMIT):
             assert await process.wait() == 130
     finally:
         if process.returncode is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.waiting import comes_true
+from tests.patience import patience
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Kind", "Working"]
 
-_LIMIT = 60.0  # seconds, in which any call must have ended, one way or another
+_LIMIT = patience(10)  # seconds, in which any call must have ended, one way or another
 
 Kind: TypeAlias = "tuple[str, Callable[[random.Random], Awaitable[None]], float]"
 """What its failures are noted as, what is done, and the seconds between two times."""

@@ -541,8 +541,7 @@ async def test_leaving_early_tells_the_server_at_once(kind: str, short_dir: Path
     async with serving(kind, short_dir, answer) as (server, client):
         async with client.request("GET", "/") as response:
             assert await within(response.read_some()) == b"a"
-        async with asyncio.timeout(0.1):
-            await server.gone.wait()
+        await within(server.gone.wait())
 
 
 @pytest.mark.promise("F23", "F24")
@@ -571,8 +570,7 @@ async def test_a_cancelled_caller_closes_the_connection(kind: str, short_dir: Pa
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        async with asyncio.timeout(0.1):
-            await server.gone.wait()
+        await within(server.gone.wait())
 
 
 @pytest.mark.parametrize("moment", ["before the head", "inside the body", "to its end", "on a kept connection"])
@@ -656,8 +654,7 @@ async def test_closing_the_client_drops_what_is_idle(kind: str, short_dir: Path)
     async with serving(kind, short_dir, says(PLAIN, keep=True)) as (server, client):
         await fetch(client)
         client.close()
-        async with asyncio.timeout(0.1):
-            await server.gone.wait()
+        await within(server.gone.wait())
         assert await fetch(client) == (200, b"hello")
 
 

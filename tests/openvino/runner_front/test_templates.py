@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin.engines.openvino.runner import model, watch
+from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from tests.openvino.runner_front.conftest import Front, Serve
@@ -80,7 +81,7 @@ async def test_who_leaves_a_template_without_end_leaves_at_once(serve: Serve) ->
         call.cancel()
     await asyncio.wait(burning)
     unloaded = asyncio.create_task(front.registry.models["m"].retire())
-    await asyncio.wait_for(unloaded, 20)  # which waits until all calls have left
+    await asyncio.wait_for(unloaded, LIMIT)  # which waits until all calls have left
 
 
 @pytest.mark.parametrize(
@@ -127,6 +128,6 @@ async def test_a_worker_that_goes_on_with_what_was_cancelled_is_ended(
     call = asyncio.create_task(front.chat(script={"parts": [], "then": "compute", "seconds": 600}))
     await asyncio.wait({call}, timeout=0.2)
     call.cancel()
-    await asyncio.wait_for(worker.exited.wait(), 30)
+    await asyncio.wait_for(worker.exited.wait(), LIMIT)
     assert worker.ended_because.startswith("it did not end a cancelled call in 0.8 s")
     assert (await front.chat())[0] == 200
