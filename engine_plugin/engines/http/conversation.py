@@ -22,8 +22,8 @@ def make_plain(body: dict[str, Any], refused: Mapping[str, str]) -> None:
     """Replace the messages of a chat by those for a server that speaks OpenAI's REST. Called for each chat.
 
     `developer` is called `system`, parts that hold nothing but text become one text, and arguments of past calls are
-    the text of a JSON object. `refused` maps a type of part to the reason why the model cannot take it. Raises
-    InvalidRequestError that names the place.
+    the text of a JSON object. `refused` maps a type of part to the reason why the model cannot take it, "" to the
+    reason for all types but text. Raises InvalidRequestError that names the place.
     """
     if "messages" in body:
         body["messages"] = [
@@ -68,8 +68,9 @@ def _plain(message: dict[str, Any], place: str, refused: Mapping[str, str]) -> d
     if isinstance(content, list):
         for index, part in enumerate(content):
             kind = part.get("type") if isinstance(part, dict) else None
-            if isinstance(kind, str) and kind in refused:
-                raise InvalidRequestError(f"{place}.content[{index}]: {refused[kind]}")
+            why = refused.get(kind if isinstance(kind, str) else "") or (refused.get("") if kind != "text" else None)
+            if why:
+                raise InvalidRequestError(f"{place}.content[{index}]: {why}")
         if content and all(_is_text(part) for part in content):
             plain["content"] = joined([part["text"] for part in content])
     calls = message.get("tool_calls")

@@ -16,7 +16,7 @@ __all__ = ["embeddings_answer", "upstream", "upstream_body"]
 
 _IGNORED = ("suffix", "echo")
 
-_REFUSED = {"image_url": CANNOT_SEE, "input_audio": CANNOT_HEAR}
+_REFUSED = {"image_url": CANNOT_SEE, "input_audio": CANNOT_HEAR, "": "this model takes parts of type text only"}
 """Models are loaded without the projector that images and audio need."""
 
 

@@ -119,6 +119,14 @@ def test_what_a_model_cannot_take_is_refused_by_its_place(
         plain(messages)
 
 
+@pytest.mark.parametrize("plain", [llamacpp, ollama])
+@pytest.mark.promise("S6")
+@pytest.mark.parametrize("part", [{"type": "video_url", "video_url": {"url": "x"}}, {"type": 5}, {}, "x", None])
+def test_parts_of_another_type_are_refused_by_their_place(plain: Callable[[Messages], Messages], part: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=r"^messages\[0\]\.content\[0\]: "):
+        plain([{"role": "user", "content": [part]}])
+
+
 def test_parts_that_say_more_than_text_reach_another_server_as_they_are() -> None:
     parts = [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}, {"type": "text", "text": "y"}]
     assert openai([{"role": "user", "content": parts}])[0]["content"] == parts
