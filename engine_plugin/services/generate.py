@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.services.base import Service, require
+from engine_plugin.services.pictures import check_pictures, listed
 
 __all__ = ["Generate"]
 
@@ -20,3 +21,4 @@ class Generate(Service):
         prompt = require(request, "prompt", str, list)
         if isinstance(prompt, list) and not prompt:
             raise InvalidRequestError("prompt: is an empty list; give at least one prompt")
+        check_pictures(listed(request.get("images"), "images"))
