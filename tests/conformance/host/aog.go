@@ -18,6 +18,7 @@ import (
 const (
 	absentModel = "no-such-model"
 	failedPulls = 12
+	writing     = 20 * time.Millisecond // what AOG needs for its database after each step of a pull
 )
 
 // A gateway does to messages what the AOG server does on their way between its clients and a plugin; docs/protocol.md,
@@ -128,6 +129,7 @@ func (g *gateway) pull(reference, service string) (string, error) {
 	}()
 	g.stored[reference] = "downloading"
 	for {
+		time.Sleep(writing)
 		select {
 		case step, open := <-data:
 			if !open {
