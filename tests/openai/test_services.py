@@ -253,3 +253,13 @@ async def test_a_suffix_that_a_server_ignores_is_refused(serve: Serve, attach: A
     with pytest.raises(InvalidRequestError, match=r"^suffix: llama-server does not support it"):
         await call(plugin, "generate", prompt="a", suffix="b")
     await call(plugin, "generate", prompt="a", suffix="")
+
+
+@pytest.mark.promise("S13")
+async def test_a_recording_without_its_end_is_said_to_be_truncated(serve: Serve, attach: Attach) -> None:
+    """Also where the server gets it as it came."""
+    plugin = attach(await serve("gateway"))
+    whole = wav(spoken(0, 3))
+    for sound, truncated in ((whole, None), (whole[:-2000], True), (b"\xff\xfb\x90\x64" + bytes(100), True)):
+        answer = await call(plugin, "speech-to-text", audio=base64.b64encode(sound).decode())
+        assert answer.get("truncated") is truncated
