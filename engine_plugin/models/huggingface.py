@@ -1,6 +1,6 @@
 """Hugging Face: what is in a repository, asked by one call of its API.
 
-https://huggingface.co/docs/hub/api has the call; the headers X-Error-Code and X-Error-Message say why one is refused.
+https://huggingface.co/docs/hub/api has the call; the header X-Error-Code says why one is refused.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
+from engine_plugin.download.remote import FetchPolicy
 from engine_plugin.errors import AuthError, NotFoundError, PreconditionError
 from engine_plugin.models.repository import Hub, Listing, RemoteFile
 
@@ -34,9 +35,8 @@ def refuse_offline(environ: Mapping[str, str], url: str = "") -> None:
     variable = next((name for name in _OFFLINE if environ.get(name)), "")
     if not variable or environ[variable].strip().upper() not in _TRUE:
         return
-    endpoint = environ.get(HuggingFace.endpoint_variable, "").strip()
-    hosts = {*_PAGES, urlsplit(endpoint if "://" in endpoint else f"https://{endpoint}").hostname}
-    if url and urlsplit(url).hostname not in hosts:
+    mirror = HuggingFace(environ, FetchPolicy()).host
+    if url and urlsplit(url).hostname not in {*_PAGES, mirror}:
         return
     raise PreconditionError(
         f"{variable}={environ[variable].strip()} is set in the environment of the plugin: nothing is pulled from "
@@ -73,7 +73,7 @@ class HuggingFace(Hub):
             raise AuthError(f"{place}access to this repository must be asked for on its page at Hugging Face.")
         if code == "RevisionNotFound":
             raise NotFoundError(f"{place}the repository has no revision {source.revision!r}.")
-        unknown = code == "RepoNotFound" or (status == 401 and "Invalid" not in _said(response))
+        unknown = code == "RepoNotFound" or status == 401
         if unknown and (status != 401 or not source.token):
             raise NotFoundError(
                 f"{place}there is no such repository at Hugging Face, or it is not public: then give an access token "
@@ -93,8 +93,3 @@ class HuggingFace(Hub):
             size = lfs["size"] if sha256 else entry.get("size")
             files.append(RemoteFile(entry["rfilename"], size, sha256, "" if sha256 else entry.get("blobId") or ""))
         return Listing(answer["sha"], tuple(files))
-
-
-def _said(response: httpx.Response) -> str:
-    said: str = response.headers.get("x-error-message", "")
-    return said

@@ -12,8 +12,8 @@ from urllib.parse import quote, unquote, urlsplit
 from engine_plugin.download.events import Status
 from engine_plugin.download.remote import DroppedError, http_client, open_url
 from engine_plugin.download.sizes import byte_size
-from engine_plugin.download.source import HttpSource
-from engine_plugin.errors import DownloadError, InvalidRequestError, PullError
+from engine_plugin.download.source import HttpSource, without_secrets
+from engine_plugin.errors import DownloadError, InvalidRequestError, PreconditionError, PullError
 from engine_plugin.files import LARGEST_JSON, in_thread
 from engine_plugin.jsontext import JsonError, read_json
 from engine_plugin.models.names import is_device_name, is_repository_name
@@ -179,6 +179,14 @@ class Hub(ABC):
             f"{self.title} hub?"
         )
 
+    @property
+    def host(self) -> str:
+        """The name of the machine in the endpoint; "" when the environment names no http(s) URL."""
+        try:
+            return urlsplit(HttpSource.parse(self.endpoint).url).hostname or ""
+        except ValueError:
+            return ""
+
     @abstractmethod
     def file_url(self, source: RepositorySource, commit: str, path: str, /) -> str:
         """Where one of its files is."""
@@ -190,6 +198,11 @@ class Hub(ABC):
                 f"{where}: {repository[:128]!r} is no repository of {self.title}: write owner/name."
             )
         self.refuse()
+        if not self.host:
+            raise PreconditionError(
+                f"{self.endpoint_variable}: {without_secrets(self.endpoint)!r} is not an http(s) URL. Correct it in "
+                "the environment of the plugin, or unset it."
+            )
         revision = revision or self.default_revision
         if not _REVISION.fullmatch(revision):
             raise InvalidRequestError(f"{where}: {revision[:64]!r} is no branch, tag or commit.")

@@ -335,6 +335,18 @@ async def test_an_environment_that_is_not_offline_lets_a_pull_go_out(world: Fold
     assert (await pull(world.another(), PullRequest(SOURCES[0])))[-1] == DONE
 
 
+@pytest.mark.promise("X15")
+@pytest.mark.parametrize(("source", "variable"), [(SOURCES[0], "HF_ENDPOINT"), (SOURCES[1], "MODELSCOPE_ENDPOINT")])
+@pytest.mark.parametrize("endpoint", ["http://[::1", "ftp://me:pa55w0rd@hub", "http://hub:99999", "hub x"])
+async def test_an_endpoint_that_is_not_a_url_is_named(
+    world: FolderWorld, source: str, variable: str, endpoint: str
+) -> None:
+    world.environ[variable] = endpoint
+    with pytest.raises(PreconditionError, match=f"{variable}: .* is not an http.* URL") as caught:
+        await pull(world.another(), PullRequest(source))
+    assert "pa55w0rd" not in caught.value.message
+
+
 @pytest.mark.promise("X11")
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize(
