@@ -75,8 +75,11 @@ async def test_a_text_beyond_the_context_is_refused_or_cut(embed: RunningWorker)
         await embed.do("embed", input=["ok", "hello " * 1000])
     assert (told.value.status, told.value.kind) == (400, "exceed_context_size_error")
     assert "input[1]: 2002 tokens" in told.value.message
+    with pytest.raises(CallFailed, match=r"input\[0\]: at least \d+ tokens"):
+        await embed.do("embed", input=["hello " * (1 << 20)])
     async with worker("embed", SAMPLES / "tiny-embed", truncate=True) as running:
-        assert (await running.do("embed", input=["hello " * 1000]))["prompt_tokens"] == 512
+        for length in (1000, 1 << 20):
+            assert (await running.do("embed", input=["hello " * length]))["prompt_tokens"] == 512
 
 
 async def test_a_pooling_that_is_none_keeps_it_from_loading() -> None:

@@ -15,6 +15,7 @@ from engine_plugin.engines.openvino.runner.pipelines import (
     json_file,
     too_long,
 )
+from engine_plugin.engines.openvino.runner.pipelines.text import LONGEST_TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,19 +55,28 @@ class _Embed:
 
     def run(self, job: Job) -> dict[str, Any]:
         texts = self._texts(job.request.get("input"))
-        counts = [self._tokens.count(text) for text in texts]
-        if self._limit:
-            for index, count in enumerate(counts):
-                if count > self._limit:
-                    if not self._truncate:
-                        raise too_long(f"input[{index}]", count, self._limit)
-                    counts[index] = self._limit
+        if self._truncate and self._limit:
+            texts = [text[: self._limit * LONGEST_TOKEN] for text in texts]
+        counts: list[int] = []
+        for index, text in enumerate(texts):
+            job.check()
+            counts.append(self._count(text, f"input[{index}]"))
         vectors: list[bytes] = []
         for start, end in self._batches(counts):
             job.check()
             found = self._pipeline.embed_documents(texts[start:end])
             vectors += [row.tobytes() for row in np.asarray(found, dtype="<f4")]
         return {"vectors": vectors, "prompt_tokens": sum(counts)}
+
+    def _count(self, text: str, field: str) -> int:
+        """How many tokens of a text are computed. Raises RequestError when it has more than it may."""
+        if not self._limit:
+            return self._tokens.count(text)
+        least = (len(text) - 1) // LONGEST_TOKEN  # dividing it into tokens takes a second for some megabytes
+        count = least if least > self._limit else self._tokens.count(text)
+        if count > self._limit and not self._truncate:
+            raise too_long(field, count, self._limit, least=least > self._limit)
+        return min(count, self._limit)
 
     def _batches(self, counts: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Ranges of texts that are computed together. A text without tokens of its own is computed alone:

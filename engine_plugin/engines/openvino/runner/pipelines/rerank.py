@@ -50,7 +50,10 @@ class _Rerank:
         if len(documents) > self._most:
             raise RequestError(f"documents: {len(documents)} of them, but at most {self._most} are allowed")
         of_query = self._tokens.count(query)
-        counts = [self._tokens.count(document) for document in documents]
+        counts: list[int] = []
+        for document in documents:
+            job.check()
+            counts.append(self._tokens.count(document))
         if self._tokens.is_empty(of_query) and any(map(self._tokens.is_empty, counts)):
             raise RequestError("query: is empty, and so is a document; the model needs something to compare")
         scores = []

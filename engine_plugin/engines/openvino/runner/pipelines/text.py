@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Detokenizer", "StopStrings", "TextStream", "held_back"]
+__all__ = ["LONGEST_TOKEN", "Detokenizer", "StopStrings", "TextStream", "held_back"]
+
+LONGEST_TOKEN = 1024
+"""Characters that a token stands for, at most, where the tokenizer does not tell."""
 
 _TRIALS = 48  # random texts that a table of tokens must get right
 _TRIAL_TOKENS = 24
 _BROKEN = "\ufffd"
 _WINDOW = 24  # tokens that are decoded again with each new one
 _OVERLAP = 6
-_LONGEST = 256  # bytes of a token, where the tokenizer does not tell its tokens
 _PATIENCE = 8  # tokens of a character that does not become whole
 
 
@@ -42,7 +44,7 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._visible: list[bytes] | None = None
         self._raw: list[bytes] = []
-        self.longest = _LONGEST
+        self.longest = LONGEST_TOKEN
         """Bytes of the longest token: a text has at least as many tokens as it is times longer."""
         self._read_vocabulary()
 
