@@ -50,9 +50,9 @@ FAST := tests/services tests/manifest tests/rpc tests/models tests/engines/http 
 check: lint  ## check style and types, and run the fast tests, within a minute (ARGS="tests/cli" runs others)
 	@$(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile -m "not slow" $(or $(ARGS),$(FAST))
 
-# Tests wait more than they compute, so that three at a time suit two processors.
+# tests/conftest.py says how many workers there are, and which files come first.
 test: setup  ## run the tests (ARGS="tests/goplugin -k handshake" chooses)
-	@$(VENV_PYTHON) -m pytest $(or $(ARGS),-n 3 --dist loadfile)
+	@$(VENV_PYTHON) -m pytest $(or $(ARGS),-n auto --dist loadfile --no-loadscope-reorder)
 
 soak: setup  ## load the plugin and hurt its engines for three minutes (ARGS="--engine ollama --minutes 60")
 	@$(VENV_PYTHON) -m tests.soak $(ARGS)

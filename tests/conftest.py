@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,18 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header() -> str:
     spawn, factor = patience.SPAWN_SECONDS * 1000, patience.slowness()
     return f"machine: Python starts in {spawn:.0f} ms; what a test allows is {factor:.1f} times what it takes at rest"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Tests wait about as much as they compute."""
+    return (os.cpu_count() or 1) + 2
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no worker begins the longest when the others have ended."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

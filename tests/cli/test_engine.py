@@ -15,6 +15,8 @@ from tests.patience import LIMIT
 if TYPE_CHECKING:
     from .conftest import Workplace
 
+pytestmark = pytest.mark.slow
+
 
 def test_check_and_install(workplace: Workplace) -> None:
     said = workplace.bad(4, "engine", "check")

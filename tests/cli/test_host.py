@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from .conftest import Workplace
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def plugins(workplace: Workplace, tmp_path: Path) -> str:

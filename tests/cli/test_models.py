@@ -22,6 +22,8 @@ from .conftest import COMMAND
 if TYPE_CHECKING:
     from .conftest import Workplace
 
+pytestmark = pytest.mark.slow
+
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and terminals of POSIX")
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from .conftest import Workplace
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def ollama(workplace: Workplace, tmp_path: Path) -> Iterator[ContractServer]:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from .conftest import Workplace
 
+pytestmark = pytest.mark.slow
+
 GENERATE = """\
   # Continues a text.
   - service_name: generate      # as chat, without roles

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from .conftest import Workplace
 
+pytestmark = pytest.mark.slow
+
 SERVICE = """\
   - service_name: {name}
     config_ref: openvino:{name}

@@ -12,6 +12,8 @@ from .showing import use_engine
 if TYPE_CHECKING:
     from .conftest import Workplace
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def place(workplace: Workplace) -> Workplace:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from tests.conformance.gohost import Check, GoHost
 
+pytestmark = pytest.mark.slow
+
 if shutil.which("go") is None:
     pytest.skip("Go is not installed: the Go host was not run", allow_module_level=True)
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from .world import Begin, World
 
+pytestmark = pytest.mark.slow
+
 MORE = int(os.environ.get("CHAOS", "0"))
 ROUNDS = random.SystemRandom().sample(range(1 << 32), MORE) if MORE else [1, 2]
 CALLERS, CALLS = 6, 20

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tests.ollama.contract.handle import ContractServer
     from tests.ollama.contract.release import Mirror
 
+pytestmark = pytest.mark.slow
+
 
 @asynccontextmanager
 async def plugin(scratch: Path, **options: Any) -> AsyncIterator[Hosted]:

@@ -19,7 +19,7 @@ from .test_memory import drawing, served
 if TYPE_CHECKING:
     from .conftest import Serve
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGSTOP")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGSTOP")]
 
 
 async def test_it_is_degraded_then_started_again(serve: Serve) -> None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from .conftest import Serve
 
+pytestmark = pytest.mark.slow
+
 
 async def test_the_servers_death_ends_its_streams_and_its_models_come_back(serve: Serve) -> None:
     running = await serve()

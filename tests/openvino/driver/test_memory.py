@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .conftest import Serve
     from .running import RunningEngine
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = Path(engine_plugin.__file__).parent / "samples" / "openvino"
 
 

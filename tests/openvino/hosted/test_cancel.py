@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from .scene import HostedScene
 
+pytestmark = pytest.mark.slow
+
 STILL = 0.15  # seconds at rest in which a worker that works has taken some of the processor's time
 MUCH = 1.0  # seconds of the processor's time: less than what any of the calls here takes in all
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from .scene import HostedScene
 
+pytestmark = pytest.mark.slow
+
 TEXT = {**LONG_TEXT, "prompt": ["count"] * 16, "max_tokens": 100}
 PICTURES = {**PICTURE, "num_inference_steps": 50, "n": 1}
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from .scene import HostedScene
 
+pytestmark = pytest.mark.slow
+
 AT_ONCE = 1.5  # seconds at rest; it takes some 30 ms
 IN_ORDER = 3.0  # seconds at rest, of which the plugin's own end takes less than 1.6
 

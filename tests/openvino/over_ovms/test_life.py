@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
     from .conftest import Make
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script with a #! line")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script with a #! line"),
+]
 
 
 @pytest.mark.promise("S12")

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 import engine_plugin
 from tests.openvino.runner_front.conftest import Config, parsed
 from tests.openvino.runner_front.test_process import RUNNER, available, client, running
+
+pytestmark = pytest.mark.slow
 
 SAMPLES = Path(engine_plugin.__file__).parent / "samples" / "openvino"
 KINDS = {

@@ -22,7 +22,10 @@ from tests.patience import LIMIT
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script with a #! line")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script with a #! line"),
+]
 
 CHAT = Path(engine_plugin.__file__).parent / "samples" / "openvino" / "tiny-chat"
 HELLO = {"model": "tiny/chat", "messages": [{"role": "user", "content": "count"}]}
