@@ -21,6 +21,7 @@ from engine_plugin.models.request import LocalSource, PullPlan, agreed, local_pa
 from engine_plugin.models.staging import Staging
 from engine_plugin.models.store import FetchPolicy, ModelStore
 from engine_plugin.models.tree import FolderLayout
+from engine_plugin.redaction import redacted
 
 if TYPE_CHECKING:
     import builtins
@@ -126,7 +127,7 @@ def plan_folder_pull(
         if found is None:
             near = near_names(text, [*present, *(samples.names if samples else ())])
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            raise ModelNotFoundError(f"{where}: {text[:128]!r} is not known here.{hint} {_forms(samples)}")
+            raise ModelNotFoundError(f"{where}: {redacted(text)[:128]!r} is not known here.{hint} {_forms(samples)}")
         source, name = found, found.repository
     return PullPlan(_name(name, request), source, digest, kind, request.insecure)
 

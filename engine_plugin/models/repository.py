@@ -17,7 +17,7 @@ from engine_plugin.errors import DownloadError, InvalidRequestError, Preconditio
 from engine_plugin.files import LARGEST_JSON, in_thread
 from engine_plugin.jsontext import JsonError, read_json
 from engine_plugin.models.names import is_device_name, is_repository_name
-from engine_plugin.redaction import entered
+from engine_plugin.redaction import entered, redacted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -195,7 +195,7 @@ class Hub(ABC):
         """A repository here; `token` "" takes the environment's. Raises InvalidRequestError, about `where`."""
         if "/" not in repository or not is_repository_name(repository):
             raise InvalidRequestError(
-                f"{where}: {repository[:128]!r} is no repository of {self.title}: write owner/name."
+                f"{where}: {redacted(repository)[:128]!r} is no repository of {self.title}: write owner/name."
             )
         self.refuse()
         if not self.host:

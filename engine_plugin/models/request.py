@@ -12,6 +12,7 @@ from engine_plugin.errors import InvalidRequestError, ModelNotFoundError
 from engine_plugin.models.gguf import GgufError, part_names, whole_name
 from engine_plugin.models.info import kind_of_type
 from engine_plugin.models.names import near_names, validate_model_name
+from engine_plugin.redaction import redacted
 
 if TYPE_CHECKING:
     from engine_plugin.models.records import Record
@@ -235,7 +236,9 @@ def plan_pull(request: PullRequest, suffix: str, samples: Samples | None, presen
     else:
         near = near_names(text, [*present, *(samples.names if samples else ())])
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ModelNotFoundError(f"{where}: {text[:128]!r} is not known here.{hint} {_forms(samples, suffix)}")
+        raise ModelNotFoundError(
+            f"{where}: {redacted(text)[:128]!r} is not known here.{hint} {_forms(samples, suffix)}"
+        )
     digest = agreed(digest, inline)
     parts = None if sample is not None else _parts(source, where)
     if parts is not None:

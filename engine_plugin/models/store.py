@@ -42,6 +42,7 @@ from engine_plugin.models.request import (
 from engine_plugin.models.samples import Sample, Samples, bundled_samples
 from engine_plugin.models.shared import MOST_PULLS, SharedPull
 from engine_plugin.models.shelf import Shelf
+from engine_plugin.redaction import redacted
 
 if TYPE_CHECKING:
     import builtins
@@ -309,7 +310,7 @@ class ModelStore:
 
     async def _not_found(self, name: object, where: str = "model") -> ModelNotFoundError:
         names = sorted({*await in_thread(self._shelf.names), *self._sample_names()})
-        shown = str(name)[:128]
+        shown = redacted(str(name))[:128]
         error = catalogue.model_missing(
             shown,
             near=near_names(shown, names),

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+MISSPELT = ("http:/me:pa55w", "https:me:pa55w", "http://me:pa55w/x")
+LONG = f"http:/me:{'pa55w' * 50}@host/{{}}"
 SOURCES = (f"hf:{REPOSITORY}", f"ms:{REPOSITORY}")
 DONE = Success(REPOSITORY, SIZE, tree_digest(NEEDED))
 
@@ -258,7 +260,9 @@ async def test_white_space_around_a_password_goes(world: FolderWorld, source: st
 
 
 @pytest.mark.promise("L1")
-@pytest.mark.parametrize("source", ["http:/me:pa55w@host/{}", "https:me:pa55w@host/{}", "http://me:pa55w/x@host/{}"])
+@pytest.mark.parametrize(
+    "source", ["http:/me:pa55w@host/{}", "https:me:pa55w@host/{}", "http://me:pa55w/x@host/{}", LONG]
+)
 async def test_a_misspelt_url_does_not_show_its_password(world: FolderWorld, source: str) -> None:
     with pytest.raises((InvalidRequestError, ModelNotFoundError)) as caught:
         await pull(world.store, PullRequest(source.format(REPOSITORY)))

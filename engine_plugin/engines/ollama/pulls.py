@@ -33,6 +33,7 @@ from engine_plugin.models.huggingface import refuse_offline
 from engine_plugin.models.info import kind_of_type
 from engine_plugin.models.request import local_path, read_request
 from engine_plugin.models.shared import MOST_PULLS, SharedPull
+from engine_plugin.redaction import redacted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -167,7 +168,7 @@ def _plan(request: PullRequest) -> _Plan:
         _refuse_part(path.name, where)
         return _Plan(name if request.source else path.stem, str(path), digest, insecure=False)
     if request.source or "://" in text:
-        raise InvalidRequestError(f"{where}: {text[:128]!r} is nothing that Ollama pulls. {_FORMS}.")
+        raise InvalidRequestError(f"{where}: {redacted(text)[:128]!r} is nothing that Ollama pulls. {_FORMS}.")
     if name.startswith(_HUGGING_FACE):
         refuse_offline(os.environ, f"https://{name}")
     return _Plan(name, "", digest, request.insecure)
