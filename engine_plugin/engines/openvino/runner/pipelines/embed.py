@@ -43,7 +43,8 @@ class _Embed:
         # Padding in front would move a text's positions by what its neighbours are longer; the pooling finds the last
         # token by the attention mask.
         config.padding_side = "right"
-        self._limit = json_file(settings.path / "config.json").get("max_position_embeddings")
+        limit = json_file(settings.path / "config.json").get("max_position_embeddings")
+        self._limit: int | None = limit if isinstance(limit, int) else None
         self._truncate = bool(options.get("truncate", False))
         if self._truncate and self._limit:
             config.max_length = self._limit
