@@ -17,7 +17,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.audio.containers import HEAD, container_of
-from engine_plugin.engines.audio.decoder import FORMATS
+from engine_plugin.engines.audio.decoder import FORMATS, RAW
 from engine_plugin.engines.audio.pcm import RATE
 from engine_plugin.engines.base import BidiMessage
 from engine_plugin.errors import InvalidRequestError
@@ -51,6 +51,7 @@ _OF_THE_SOUND = {"format": "pcm", "sample_rate": str(RATE), "channels": "1"}
 _RATES = range(1000, 384_001)
 _CHANNELS = range(1, 65)
 _SHOWN = 40
+_TAG = b"ID3"  # may stand before sound of several formats
 _DOUBT = 10.0
 """Seconds after a text that may mean the end, within which sound says that it did not."""
 
@@ -81,7 +82,7 @@ class Conversation:
     @property
     def form(self) -> str:
         """The sound's format, one of FORMATS; as the rest of the sound's, known once `sound_begins` has returned."""
-        return self._settings["format"]
+        return self._form
 
     @property
     def sample_rate(self) -> int:
@@ -104,19 +105,23 @@ class Conversation:
         """Read until there is enough sound to know its format, or the end. Raises InvalidRequestError for an unknown
         format."""
         head = self._waiting or b""
-        while len(head) < (1 if "format" in self._settings else HEAD) and not self._over:
+        while len(head) < HEAD and self._settings.get("format") not in RAW and not self._over:
             head += await self._next() or b""
         self._waiting = head or None
-        form = self._settings.get("format") or self._recognised(head)
-        self._settings = {**_OF_THE_SOUND, **self._settings, "format": form}
+        self._form = self._recognised(head)
+        self._settings = {**_OF_THE_SOUND, "format": self._form, **self._settings}
         self._settled |= _OF_THE_SOUND.keys()
-        if self.form not in FORMATS:
-            raise InvalidRequestError(f"format: {self.form[:_SHOWN]!r} is unknown; use one of {', '.join(FORMATS)}")
 
     def _recognised(self, head: bytes) -> str:
-        """The format that nobody named: by its first bytes, or raw samples whose rate is known."""
-        is_raw = "sample_rate" in self._settings
-        form = container_of(head, by_frames=not is_raw)
+        """The format: raw where that is said, else by the first bytes, else as it is named, or raw samples whose rate
+        is known."""
+        named = self._settings.get("format", "")
+        if named and named not in FORMATS:
+            raise InvalidRequestError(f"format: {named[:_SHOWN]!r} is unknown; use one of {', '.join(FORMATS)}")
+        is_raw = named in RAW or (not named and "sample_rate" in self._settings)
+        form = "" if named in RAW else container_of(head, by_frames=not is_raw)
+        if named and (not form or head.startswith(_TAG)):
+            return named
         if form or is_raw or not head:
             return form or "pcm"
         raise InvalidRequestError(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
-__all__ = ["FORMATS", "AudioLimits", "DecodedStream", "Decoder", "Recording"]
+__all__ = ["FORMATS", "RAW", "AudioLimits", "DecodedStream", "Decoder", "Recording"]
 
 _MODULE = "engine_plugin.engines.audio.decode"
 _BLOCK = 256 * 1024
@@ -53,6 +53,9 @@ FORMATS = {
     "w64": "w64",
 }
 """The formats that a live stream may name, and ffmpeg's names for them."""
+
+RAW = frozenset(name for name, form in FORMATS.items() if form == "s16le")
+"""Those of samples without a container."""
 
 
 def _number(default: Any, low: float, high: float) -> Any:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from engine_plugin.deadlines import deadline
 from engine_plugin.engines.audio import containers, pcm
 from engine_plugin.engines.audio.conversation import Conversation
+from engine_plugin.engines.audio.decoder import RAW
 from engine_plugin.engines.audio.incoming import sound_of
 from engine_plugin.engines.audio.live import LiveOptions, transcribed_live
 from engine_plugin.engines.audio.subtitles import Segment, answer
@@ -44,7 +45,6 @@ KEPT = 100
 _TEXT_LIMIT = 64 * 1024 * 1024
 _SOUND_LIMIT = 512 * 1024 * 1024
 _SHORTEST = pcm.BYTES_A_SECOND // 10  # a model wants some sound to look at
-_RAW = ("pcm", "s16le", "raw")
 _STALE = 3600.0
 _KEEPING = threading.Lock()  # two at once would each delete what the other keeps
 
@@ -273,7 +273,7 @@ class Speech:
         """The conversation's sound as 16 kHz mono s16le. Raw samples of this kind need no decoder."""
         await talk.sound_begins()
         async with aclosing(talk.sound()) as sound:
-            if talk.form in _RAW and (talk.sample_rate, talk.channels) == (pcm.RATE, 1):
+            if talk.form in RAW and (talk.sample_rate, talk.channels) == (pcm.RATE, 1):
                 odd = b""
                 async for data in sound:  # a message may end in the middle of a sample
                     samples = odd + data

@@ -77,7 +77,7 @@ class _Embed:
         count = least if least > self._limit else self._tokens.count(text)
         if count > self._limit and not self._truncate:
             raise too_long(field, count, self._limit, least=least > self._limit)
-        return min(count, self._limit)
+        return int(min(count, self._limit))
 
     def _batches(self, counts: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Ranges of texts that are computed together. A text without tokens of its own is computed alone:
