@@ -58,6 +58,9 @@ LARGEST_JSON = 16 * 1024 * 1024
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """How a file is opened for reading: a FIFO in its place holds nobody up."""
 
+_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+
 _SYNCING = 8
 """Threads of `sync_tree`."""
 
@@ -254,12 +257,12 @@ def _open_file(path: Path, below: Path | None) -> FileIO:
 
 def _open_below(folder: Path, parts: Sequence[str]) -> int:
     """The descriptor of a file, reached step by step from a folder's."""
-    here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    here = os.open(folder, _FOLDER)
     try:
         for name in parts[:-1]:
-            here, last = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here), here
+            here, last = os.open(name, _FOLDER | _NO_LINK, dir_fd=here), here
             os.close(last)
-        return os.open(parts[-1], _READ | os.O_NOFOLLOW, dir_fd=here)
+        return os.open(parts[-1], _READ | _NO_LINK, dir_fd=here)
     finally:
         os.close(here)
 

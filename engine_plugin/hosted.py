@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from engine_plugin import PLUGIN_DIR
 from engine_plugin.goplugin import serve
+from engine_plugin.utf8 import begin_in_utf8
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,6 +94,7 @@ def main(plugin_dir: str = "") -> int:
     looked for from the program on upwards.
     """
 
+    begin_in_utf8()
     os.umask(0o077)  # whatever is made from here on, by engines too, is for this user only
 
     async def load(_host: HostEnv) -> BuiltPlugin:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from engine_plugin import files
 from engine_plugin.download.events import ChunkProgress, PullEvent
 from engine_plugin.download.fetch import ProgressReport
 from engine_plugin.download.partial import Partial
@@ -25,6 +26,7 @@ from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from io import FileIO
     from pathlib import Path
 
 
@@ -107,26 +109,34 @@ def test_progress_is_told_rarely_but_the_last_always() -> None:
 
 @pytest.mark.promise("F24")
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes in its file system")
-async def test_a_file_that_is_opened_too_late_is_closed(tmp_path: Path) -> None:
+async def test_a_file_that_is_opened_too_late_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its opening takes a while, as on a slow disk; whoever wanted it has left meanwhile."""
     slow = tmp_path / "slow"
-    os.mkfifo(slow)
+    slow.touch()
+    begun, go = threading.Event(), threading.Event()
+    late: list[FileIO] = []
+    really_open = files._open_file
+
+    def open_late(path: Path, below: Path | None) -> FileIO:
+        begun.set()
+        assert go.wait(LIMIT)
+        late.append(really_open(path, below))
+        return late[0]
+
+    monkeypatch.setattr(files, "_open_file", open_late)
 
     async def use() -> None:
         async with opened(slow):
             raise AssertionError("cancelled before it was open")
 
     using = asyncio.create_task(use())
-    await asyncio.sleep(0)
+    await asyncio.to_thread(begun.wait, LIMIT)
     using.cancel()
-    descriptor = await asyncio.to_thread(os.open, slow, os.O_WRONLY)  # when the reader is there
-    try:
-        with pytest.raises(asyncio.CancelledError):
-            await using
-        with pytest.raises(BrokenPipeError):
-            os.write(descriptor, b"nobody reads")
-    finally:
-        os.close(descriptor)
+    await asyncio.sleep(0)
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await using
+    assert late[0].closed
 
 
 @pytest.mark.promise("F24")

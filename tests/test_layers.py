@@ -25,6 +25,7 @@ BASE = {
     "addresses",
     "trust",
     "programs",
+    "utf8",
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "redaction": set(),
@@ -32,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "catalogue": {"errors"},
     "waiting": set(),
     "trust": {"errors"},
+    "utf8": set(),
     "programs": {"errors", "trust"},
     "certificates": set(),
     "jsontext": set(),

@@ -21,6 +21,7 @@ from engine_plugin.errors import (
     UnavailableError,
 )
 from engine_plugin.redaction import redacted
+from engine_plugin.utf8 import begin_in_utf8, speak_utf8
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,6 +90,9 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. Exits with 0, or a status of docs/cli.md and one or two lines on standard error."""
+    if arguments is None:
+        begin_in_utf8()
+    speak_utf8()
     options = Options()
     if COMPLETE in os.environ:
         from engine_plugin.cli.completion import offer_shells

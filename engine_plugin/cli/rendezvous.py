@@ -17,6 +17,7 @@ import psutil
 
 from engine_plugin import catalogue
 from engine_plugin.addresses import SOCKET_PATH_LIMIT, socket_is_gone
+from engine_plugin.errors import PreconditionError
 from engine_plugin.files import private_folder, write_json
 from engine_plugin.trust import distrust
 
@@ -48,9 +49,14 @@ class ServerRecord:
 
     @classmethod
     def of_this_process(cls, address: str, log: str) -> ServerRecord:
-        """The record of a server in this process."""
-        process = psutil.Process()
-        return cls(process.pid, process.create_time(), address, log)
+        """The record of a server in this process. Raises PreconditionError where the system shows no processes."""
+        try:
+            process = psutil.Process()
+            return cls(process.pid, process.create_time(), address, log)
+        except (psutil.Error, OSError) as error:
+            raise PreconditionError(
+                f"the system does not show this process ({error}), so no command could find the server. Mount /proc."
+            ) from error
 
 
 def is_server_process(record: ServerRecord) -> psutil.Process | None:

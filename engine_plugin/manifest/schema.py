@@ -276,6 +276,12 @@ def _data_dir(section: Section, text: str, variables: Variables) -> Path:
         fix = "Begin it with ${AOG_DATA_DIR}, ${HOME} or ${PLUGIN_DIR}"
         section.complain(("data_dir",), f"is {quoted(expanded)}, not an absolute path", fix)
         return stand_in
+    try:
+        expanded.encode()
+    except UnicodeEncodeError:
+        what = f"is {expanded!a}, which is not UTF-8"
+        section.complain(("data_dir",), what, "Name a directory in UTF-8, here or in AOG_DATA_DIR")
+        return stand_in
     return Path(os.path.normpath(expanded))
 
 

@@ -90,4 +90,13 @@ class Variables:
         self.ignored_data_dir = given
         import platformdirs  # not on the way to the handshake when the host says where to
 
-        return platformdirs.user_data_dir("engine-plugin", appauthor=False)
+        try:
+            found = platformdirs.user_data_dir("engine-plugin", appauthor=False)
+        except (OSError, RuntimeError, KeyError):
+            found = ""
+        if not Path(found).is_absolute():
+            what = "uses ${AOG_DATA_DIR}, but this user has no home directory"
+            raise VariableError(
+                what, "Set HOME or AOG_DATA_DIR in the environment, or resources.data_dir in this file"
+            )
+        return found

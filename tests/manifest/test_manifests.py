@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import platformdirs
 import pytest
 
 from engine_plugin.errors import ManifestError, Problem, ServiceNotFoundError
@@ -282,3 +283,25 @@ def test_a_relative_path_and_links_keep_the_hosts_way(
     write()
     monkeypatch.chdir(tmp_path)
     assert load_manifest(Path("x/../sample-plugin/plugin.yaml"), environ).plugin_dir == tmp_path / "sample-plugin"
+
+
+@pytest.mark.promise("L7")
+@pytest.mark.parametrize(
+    "found", ["~/.local/share/engine-plugin", RuntimeError("Could not determine home directory.")]
+)
+def test_a_user_without_a_home_is_told_what_to_set(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, found: str | Exception
+) -> None:
+    """What platformdirs says where HOME is not set and the user has no entry in passwd."""
+
+    def user_data_dir(*_arguments: object, **_named: object) -> str:
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(platformdirs, "user_data_dir", user_data_dir)
+    with pytest.raises(ManifestError) as caught:
+        load_manifest(write(), {})
+    said = str(caught.value)
+    assert "resources.data_dir uses ${AOG_DATA_DIR}, but this user has no home directory" in said
+    assert "Set HOME or AOG_DATA_DIR in the environment, or resources.data_dir in this file" in said

@@ -75,7 +75,7 @@ def shortage(code: int | None, said: str, kills_before: int | None, needs: int =
     `needs` are the bytes of its model's files. "" when nothing points to a lack of memory.
     """
     count = kills()
-    if code == -signal.SIGKILL if sys.platform != "win32" else False:
+    if sys.platform != "win32" and code == -signal.SIGKILL:
         if count is not None and count == kills_before:
             return ""  # somebody else has ended it
         begins = f"It {'may have been' if count is None else 'was'} ended for lack of memory"

@@ -80,7 +80,7 @@ def own_environ(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment for `own_command`: what PYTHONPATH holds counts, but for relative directories."""
     given = [place for place in environ.get("PYTHONPATH", "").split(os.pathsep) if Path(place).is_absolute()]
     places = [str(Path(engine_plugin.__file__).resolve().parent.parent), *given]
-    return {**environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(places))}
+    return {**environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(places)), "PYTHONUTF8": "1"}
 
 
 def _uses_user_site() -> bool:

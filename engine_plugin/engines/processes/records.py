@@ -164,7 +164,7 @@ def _bearers(tokens: Collection[str]) -> dict[str, list[psutil.Process]]:
     Those whose environment cannot be read are nobody's: another user's, and on macOS the system's own programs.
     """
     found: dict[str, list[psutil.Process]] = {}
-    for pid in psutil.pids():
+    for pid in tree.pids():
         with contextlib.suppress(psutil.Error, OSError):
             if pid != os.getpid() and _token_of(pid) in tokens:
                 process = psutil.Process(pid)  # from here on the number cannot pass to another unnoticed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ __all__ = [
     "kill",
     "kill_tree",
     "memory",
+    "pids",
     "processor_seconds",
     "same_process",
     "session_members",
@@ -51,9 +53,18 @@ def ask_to_stop(pid: int) -> None:
     """The polite signal: SIGTERM, or CTRL_BREAK to the process group on Windows. A process gone is fine."""
     with contextlib.suppress(OSError):  # on Windows the event also fails between two consoles
         if sys.platform == "win32":
-            os.kill(pid, signal.CTRL_BREAK_EVENT)
+            # Not os.kill, which ends the process at once when it has a console of its own (CPython's issue 87128).
+            ctypes.windll.kernel32.GenerateConsoleCtrlEvent(signal.CTRL_BREAK_EVENT, pid)
         else:
             os.kill(pid, signal.SIGTERM)
+
+
+def pids() -> list[int]:
+    """The processes of this machine; none where the system shows none, as Linux does without /proc."""
+    try:
+        return psutil.pids()
+    except IndexError:  # what psutil raises then
+        return []
 
 
 def descendants(pid: int) -> list[psutil.Process]:
@@ -81,7 +92,7 @@ def session_members(pid: int) -> list[psutil.Process]:
     """
     found: list[psutil.Process] = []
     if sys.platform != "win32":
-        for other in psutil.pids():
+        for other in pids():
             with contextlib.suppress(OSError, psutil.Error):
                 if os.getsid(other) == pid:
                     found.append(psutil.Process(other))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import subprocess
@@ -150,3 +151,38 @@ async def test_asking_to_stop(stage: Stage, guarded: bool) -> None:
 def test_nothing_is_bound_where_the_guard_does_it() -> None:
     assert tree.bind_to_us(os.getpid()) is None
     assert tree.spawn_options(held=True) == tree.spawn_options()
+
+
+@pytest.mark.promise("L11")
+def test_windows_is_asked_to_stop_by_an_event_and_never_by_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """os.kill ends a process that has a console of its own, where the event cannot be sent."""
+    sent: list[tuple[int, int]] = []
+
+    class Kernel:
+        def GenerateConsoleCtrlEvent(self, event: int, group: int) -> int:  # noqa: N802  # Windows' name
+            sent.append((event, group))
+            return 0  # it could not be sent
+
+    class Dlls:
+        kernel32 = Kernel()
+
+    def kill(*_arguments: int) -> None:
+        raise AssertionError("os.kill")
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(signal, "CTRL_BREAK_EVENT", 1, raising=False)
+    monkeypatch.setattr(ctypes, "windll", Dlls, raising=False)
+    monkeypatch.setattr(os, "kill", kill)
+    tree.ask_to_stop(4711)
+    assert sent == [(1, 4711)]
+
+
+@pytest.mark.promise("L7")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows shows its processes in another way")
+def test_a_system_that_shows_no_processes_has_none_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_to_see() -> list[int]:
+        raise IndexError("list index out of range")  # psutil's word for an empty /proc
+
+    monkeypatch.setattr(psutil, "pids", none_to_see)
+    assert tree.pids() == []
+    assert tree.session_members(os.getpid()) == []
