@@ -6,6 +6,7 @@ import asyncio
 import json
 from contextlib import suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.http import sse
@@ -52,7 +53,7 @@ class Complaint:
         try:
             return cls._of_error(status, json.loads(body)["error"])
         except (ValueError, KeyError, TypeError, RecursionError):
-            return cls(status, body[:_SHOWN].decode("utf-8", "replace"))
+            return cls(status, body[:_SHOWN].decode("utf-8", "replace").strip() or _phrase(status))
 
     @classmethod
     def of_event(cls, block: bytes) -> Complaint:
@@ -80,6 +81,14 @@ class Complaint:
         if self.status == 503:
             return UnavailableError(f"the engine has no room now: {self.message}")
         return BadGatewayError(f"the engine answered {self.status}: {self.message}")
+
+
+def _phrase(status: int) -> str:
+    """What a status without any words says."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return f"status {status}"
 
 
 async def stream_events(
