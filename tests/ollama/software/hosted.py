@@ -13,7 +13,7 @@ import yaml
 from engine_plugin.host import launch
 from tests.llamacpp.running import MARK, REPOSITORY, processes_of
 from tests.ollama.contract.handle import ContractClient
-from tests.patience import LIMIT
+from tests.patience import LIMIT, pace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +63,7 @@ class Hosted:
 async def hosted(root: Path, environ: dict[str, str], **options: Any) -> Hosted:
     """Launch the plugin; `options` go to the `engine:` section. Whoever asks kills it."""
     shape = yaml.safe_load((REPOSITORY / "plugins/ollama/plugin.yaml").read_text())
-    shape["engine"] |= {"start_timeout": 15, "stop_timeout": 5, "restart_backoff": 0.02} | options
+    shape["engine"] |= {"start_timeout": pace(15), "stop_timeout": 5, "restart_backoff": 0.02} | options
     shape["resources"]["data_dir"] = str(root / "data")
     folder = root / "ollama-plugin"
     folder.mkdir(exist_ok=True)

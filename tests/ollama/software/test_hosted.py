@@ -57,7 +57,7 @@ async def test_from_nothing_to_an_answer_and_to_the_next_version(scratch: Path, 
         assert [entry["name"] for entry in await running.client.list_models()] == ["fresh:latest"]
         assert await running.say("good morning") == "good morning"
         assert await running.loaded() == ["fresh:latest"]
-        assert len(running.offspring()) == 3, "the guard, the server, the process with the model"
+        await eventually(lambda: len(running.offspring()) == 3)  # the guard, the server, the process with the model
         await running.client.stop_engine()
         await eventually(lambda: running.offspring() == [])
 
@@ -65,6 +65,7 @@ async def test_from_nothing_to_an_answer_and_to_the_next_version(scratch: Path, 
     async with plugin(scratch, version="0.33.1", mirror=mirror.url) as running:
         await running.client.start_engine()
         await running.client.load_model("fresh")
+        await eventually(lambda: len(running.offspring()) == 3)
         former = running.offspring()
         with pytest.raises(EnginePluginError, match=r"nothing was changed: .*this machine is not for me"):
             await running.client.upgrade_engine()
