@@ -43,7 +43,7 @@ async def model_to_call(
     wanted = model or await default_model(client, service)
     if not wanted or is_cloud_name(wanted):  # a name in the cloud is no file that a pull could bring
         return model
-    if any(is_model(entry.get("name", ""), wanted) for entry in await client.list_models()):
+    if any(is_model(entry, wanted) for entry in await client.list_models()):
         return model
     say(f"{wanted} is not here: pulling it")
     try:
@@ -51,4 +51,4 @@ async def model_to_call(
     except UnsupportedError as error:
         say(str(error))
         return model
-    return model if is_model(pulled, wanted) else pulled
+    return model if is_model({"name": pulled}, wanted) else pulled

@@ -64,7 +64,7 @@ async def show(options: Options, name: str) -> None:
         running = await client.running_models()
         declared = (await client.get_manifest())["services"]
     loaded = next((one.get("loaded", {}) for one in running if one.get("name") == entry["name"]), None)
-    services = [one["service_name"] for one in declared if is_model(entry["name"], one["default_model"])]
+    services = [one["service_name"] for one in declared if is_model(entry, one["default_model"])]
     if options.json:
         print_json({**entry, "running": loaded is not None, "loaded": loaded or {}, "default_for": services})
         return
@@ -142,8 +142,8 @@ async def _confirmed(question: str) -> bool:
 
 async def _present(client: PluginClient, names: Sequence[str]) -> list[str]:
     """Those of the names that are models on this machine, and so worth a question before they are deleted."""
-    listed = [entry.get("name", "") for entry in await client.list_models()]
-    return [name for name in names if any(is_model(one, name) for one in listed)]
+    listed = await client.list_models()
+    return [name for name in names if any(is_model(entry, name) for entry in listed)]
 
 
 def _from_here(source: str) -> str:

@@ -112,7 +112,8 @@ class _Talk:
 
     async def _names(self) -> list[str]:
         try:
-            return [entry.get("name", "") for entry in await self._client.list_models(timeout=_QUICK)]
+            entries = await self._client.list_models(timeout=_QUICK)
+            return [name for entry in entries for name in (entry.get("name", ""), *entry.get("references", ()))]
         except EnginePluginError:
             return []  # they are only for the Tab key
 
@@ -120,7 +121,12 @@ class _Talk:
         """Whether the model that is to answer is none of `names`, which is said: another may be named then."""
         wanted = self._conversation.settings.model or self._default
         # Who lists none may have it all the same, and a name in the cloud needs not be listed.
-        if not names or not wanted or is_cloud_name(wanted) or any(is_model(name, wanted) for name in names):
+        if (
+            not names
+            or not wanted
+            or is_cloud_name(wanted)
+            or any(is_model({"name": name}, wanted) for name in names)
+        ):
             return False
         say(f"{await missing(self._client, wanted, names)}\n/model NAME takes another.")
         return True

@@ -14,9 +14,11 @@ __all__ = ["default_model", "entry_of", "is_model", "missing"]
 _LATEST = ":latest"
 
 
-def is_model(listed: str, wanted: str) -> bool:
-    """Whether a model that a list names is the wanted one: the same name, or without the tag that Ollama adds."""
-    return listed.removesuffix(_LATEST) == wanted.removesuffix(_LATEST)
+def is_model(entry: ModelEntry, wanted: str) -> bool:
+    """Whether a model of a list is the wanted one: by its name, with or without the tag that Ollama adds, or by a
+    reference."""
+    name = entry.get("name", "").removesuffix(_LATEST)
+    return name == wanted.removesuffix(_LATEST) or wanted in entry.get("references", ())
 
 
 async def default_model(client: PluginClient, service: str) -> str:
@@ -31,11 +33,9 @@ async def entry_of(client: PluginClient, name: str) -> ModelEntry:
     """A model's entry in ListModels, by its name or a reference. Raises NotFoundError, with near names and how to
     have it."""
     entries = await client.list_models()
-    for entry in entries:
-        if is_model(entry.get("name", ""), name):
-            return entry
-    for entry in entries:
-        if name in entry.get("references", ()):
+    # A name goes before a reference of the same text, as it does in the plugin.
+    for entry in sorted(entries, key=lambda entry: entry.get("name") != name):
+        if is_model(entry, name):
             return entry
     raise await missing(client, name, [entry.get("name", "") for entry in entries])
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from engine_plugin.cli.models import _present
 from engine_plugin.cli.progress import progress_display
 from engine_plugin.cli.wanted import entry_of
 from tests.patience import LIMIT
@@ -305,5 +306,6 @@ async def test_a_model_is_found_by_what_it_was_pulled_by() -> None:
             return [{"name": "other"}, {"name": "me/mine", "references": ["hf:me/mine@v1"]}]
 
     client: Any = Listing()
+    assert await _present(client, ["hf:me/mine@v1", "hf:me/gone"]) == ["hf:me/mine@v1"], "rm asks before it deletes"
     assert (await entry_of(client, "hf:me/mine@v1"))["name"] == "me/mine"
     assert (await entry_of(client, "me/mine"))["name"] == "me/mine"
