@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.manifest import load_manifest
 from tests.ollama.contract.handle import ContractServer
 
 from .conftest import REPOSITORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from .conftest import Workplace
 
@@ -55,14 +54,9 @@ def test_pull_copy_use_and_pull_before_a_call(workplace: Workplace, ollama: Cont
     assert workplace.good("models", "copy", "fresh", "mine:1b") == "copied fresh to mine:1b\n"
     assert "mine:1b" in ollama.names()
     before = (workplace.plugin / "plugin.yaml").read_text()
-    workplace.good("models", "use", "mine:1b")
-    services = load_manifest(workplace.plugin / "plugin.yaml").services
-    assert {name: spec.default_model for name, spec in services.items() if spec.default_model} == {
-        "chat": "mine:1b",
-        "generate": "mine:1b",
-    }
-    now = (workplace.plugin / "plugin.yaml").read_text().splitlines(keepends=True)
-    assert "".join(line for line in now if line != "    default_model: mine:1b\n") == before
+    used = json.loads(workplace.good("models", "use", "mine:1b", "--json"))
+    assert json.loads(Path(used["file"]).read_text()) == {"chat": "mine:1b", "generate": "mine:1b"}
+    assert (workplace.plugin / "plugin.yaml").read_text() == before
     done = workplace.run("embed", "a", "--model", "fresh:1b", "--auto-pull")
     assert done.stderr.startswith("fresh:1b is not here: pulling it\n")
     assert "fresh:1b" in ollama.names()
