@@ -17,7 +17,7 @@ import pytest
 
 from tests.llamacpp.running import REPOSITORY, eventually, processes_of
 from tests.patience import LIMIT
-from tests.soak.figures import Figures, Sample
+from tests.soak.figures import SILENCE, Figures, Sample
 from tests.soak.ollama import LIVES, soak_ollama
 from tests.soak.rig import Snapshot
 from tests.soak.run import Plan, soak
@@ -145,9 +145,9 @@ def test_what_must_not_happen_is_kept_with_its_text() -> None:
     found = figures(children=0)
     found.tally.failed("stream, whole", ValueError("odd"), (502, 503))
     found.left = ["temporary: engine-plugin-x"]
-    found.tally.longest_silence = 60
+    found.tally.longest_silence = 2 * SILENCE
     assert found.problems() == [
         "1 × stream, whole: ValueError (0): odd",
         "left behind: temporary: engine-plugin-x",
-        "no stream was completed for 60.0 s",
+        f"no stream was completed for {2 * SILENCE:.1f} s",
     ]
