@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import stat
 import sys
 import threading
@@ -48,8 +49,8 @@ BLOCK = 8 * 1024 * 1024
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How a file begins that a clone without Git LFS has in the place of a large one."""
 
-_IN_A_DATA_DIR = frozenset(
-    ("cache", "default-models.json", "home", "logs", "models", "output", "run", "served", "software")
+_IN_A_DATA_DIR = re.compile(
+    r"cache|home|logs|models|output|run|served|software|references\.json|default-models-[\w-]+\.(json|lock)"
 )
 
 LARGEST_JSON = 16 * 1024 * 1024
@@ -135,7 +136,7 @@ def private_data_dir(path: Path) -> None:
 
     Called when an engine prepares to start. Raises OSError.
     """
-    ours = path.is_dir() and {entry.name for entry in path.iterdir()} <= _IN_A_DATA_DIR
+    ours = path.is_dir() and all(_IN_A_DATA_DIR.fullmatch(entry.name) for entry in path.iterdir())
     if ours or not path.is_dir():
         private_folder(path)
 

@@ -72,7 +72,7 @@ class Plugin:
         self.engine = engine
         # A host's keep-alive passes over a plugin that says STOPPED, so a fresh one says RUNNING: revive me.
         self._status = OperateStatus.RUNNING
-        self._defaults = DefaultModels(manifest.data_dir)
+        self._defaults = DefaultModels(manifest.data_dir, manifest.engine_name)
         self._offer = Offer(engine.list_models)
         self._missing = MissingModels(engine.pull_model, lambda: _progress_log("PullModel"))
 

@@ -62,7 +62,7 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "default-missing": {
         "name": "qwen3:8b",
         "service": "chat",
-        "place": "/home/me/.local/share/engine-plugin/engines/ollama/default-models.json",
+        "place": "/home/me/.local/share/engine-plugin/engines/ollama/default-models-ollama.json",
         "pull": ", or pull it: PullModel qwen3:8b",
     },
     "model-kind": {"model": "bge-m3", "kind": "embed", "service": "chat", "wanted": "chat"},

@@ -48,7 +48,7 @@ async def use(options: Options, name: str | None, services: tuple[str, ...], res
     manifest = chosen_manifest(options)
     for service in services:
         manifest.service(service)  # a misspelt one is refused before a plugin is launched
-    defaults = DefaultModels(manifest.data_dir)
+    defaults = DefaultModels(manifest.data_dir, manifest.engine_name)
     chosen = tuple(dict.fromkeys(services))
     if name is None:
         model, chosen = "", chosen or tuple(manifest.services)

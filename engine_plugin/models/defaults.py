@@ -1,6 +1,6 @@
 """The user's default model of each service, kept in the plugin's data directory.
 
-    <data_dir>/default-models.json      {"chat": "qwen3", "generate": "qwen3"}
+    <data_dir>/default-models-<engine>.json      {"chat": "qwen3", "generate": "qwen3"}
 
 `engine-plugin models use` writes the file, the plugin reads it: a change counts for the next call, without a restart.
 plugin.yaml belongs to whoever made the plugin and is replaced with it; this file belongs to the user.
@@ -17,16 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["FILE_NAME", "DefaultModels"]
-
-FILE_NAME = "default-models.json"
+__all__ = ["DefaultModels"]
 
 
 class DefaultModels:
-    """The defaults of one data directory. `of` is for the plugin's event loop, the other methods block."""
+    """The defaults of one engine in a data directory. `of` is for the event loop, the other methods block."""
 
-    def __init__(self, data_dir: Path) -> None:
-        self.path = data_dir / FILE_NAME
+    def __init__(self, data_dir: Path, engine: str) -> None:
+        self.path = data_dir / f"default-models-{engine}.json"
         self._seen: tuple[int, int, int] | None = None
         self._models: Mapping[str, str] = {}
 

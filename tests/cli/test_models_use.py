@@ -35,7 +35,7 @@ def manifest_of(place: Workplace) -> Path:
 
 def defaults_of(place: Workplace) -> dict[str, str]:
     """What the user has chosen."""
-    models: dict[str, str] = json.loads((place.data / "default-models.json").read_text())
+    models: dict[str, str] = json.loads((place.data / "default-models-fake.json").read_text())
     return models
 
 
@@ -51,14 +51,14 @@ def test_use_sets_every_service_of_that_kind(managed: Workplace) -> None:
     assert json.loads(said) == {
         "model": "guessed",
         "services": ["generate"],
-        "file": str(managed.data / "default-models.json"),
+        "file": str(managed.data / "default-models-fake.json"),
     }
     assert defaults_of(managed) == {"chat": "tagged:latest", "generate": "guessed"}
     assert file.read_text() == before
     assert managed.good("models", "use", "--reset", "--service", "chat").endswith("for chat again\n")
     assert defaults_of(managed) == {"generate": "guessed"}
     managed.good("models", "use", "--reset")
-    assert not (managed.data / "default-models.json").exists()
+    assert not (managed.data / "default-models-fake.json").exists()
 
 
 @pytest.mark.promise("T4")
@@ -78,7 +78,8 @@ def test_a_running_server_uses_the_new_default_for_its_next_call(managed: Workpl
     assert called == ["chat guessed", "chat tagged:latest", "chat tagged:latest"]
     assert said == (
         "engine-plugin: model: 'tagged:latest', the default model for chat, is not on this machine; "
-        f"{managed.data / 'default-models.json'} names it. Choose another default: engine-plugin models use NAME\n"
+        f"{managed.data / 'default-models-fake.json'} names it. "
+        "Choose another default: engine-plugin models use NAME\n"
     )
 
 
@@ -96,13 +97,13 @@ def test_use_says_why_not(managed: Workplace) -> None:
     assert "has no service 'chatt'" in managed.bad(3, "models", "use", "guessed", "--service", "chatt")
     assert "not both" in managed.bad(2, "models", "use", "guessed", "--reset")
     assert "name a model" in managed.bad(2, "models", "use")
-    assert not (managed.data / "default-models.json").exists()
+    assert not (managed.data / "default-models-fake.json").exists()
 
 
 @pytest.mark.promise("T4")
 @pytest.mark.parametrize("content", ["{", "[]", '{"chat": 1}', ""])
 def test_a_damaged_file_of_defaults_is_named(managed: Workplace, content: str) -> None:
-    file = managed.data / "default-models.json"
+    file = managed.data / "default-models-fake.json"
     file.write_text(content)
     for command in (["models", "use", "guessed"], ["chat", "Hello"]):
         assert f"{file} is damaged" in managed.bad(4, *command)

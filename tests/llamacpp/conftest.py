@@ -88,7 +88,7 @@ class _Server:
             engine = LlamaCppEngine(manifest)
         if not manifest.data_dir.exists():
             shutil.copytree(self._models, manifest.data_dir / "models")
-            DefaultModels(manifest.data_dir).write({"chat": "tiny-chat", "generate": "tiny-chat"})
+            DefaultModels(manifest.data_dir, "llamacpp").write({"chat": "tiny-chat", "generate": "tiny-chat"})
         plugin = Plugin(manifest, engine)
         self._stack.push_async_callback(plugin.aclose)
         server = AioServer()

@@ -65,7 +65,7 @@ async def test_the_order_of_defaults(tmp_path: Path) -> None:
     assert await model_of(plugin) == "sample"
     engine.pulled = "mine"
     assert await model_of(plugin) == "mine"
-    defaults = DefaultModels(plugin.manifest.data_dir)
+    defaults = DefaultModels(plugin.manifest.data_dir, "llamacpp")
     defaults.write({"chat": "chosen", "embed": "other"})
     assert await model_of(plugin) == "chosen"
     defaults.write({"chat": ""})
@@ -79,7 +79,7 @@ async def test_the_order_of_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize("chosen", [True, False])
 async def test_a_missing_default_model_is_named_with_its_file(tmp_path: Path, chosen: bool) -> None:
     plugin, _engine = plugin_with(tmp_path, "sample" if chosen else "deleted")
-    defaults = DefaultModels(plugin.manifest.data_dir)
+    defaults = DefaultModels(plugin.manifest.data_dir, "llamacpp")
     if chosen:
         defaults.write({"chat": "deleted"})
     with pytest.raises(ModelNotFoundError) as told:
@@ -95,18 +95,18 @@ async def test_a_missing_default_model_is_named_with_its_file(tmp_path: Path, ch
 
 
 async def test_a_change_is_seen_at_once(tmp_path: Path) -> None:
-    defaults, other = DefaultModels(tmp_path), DefaultModels(tmp_path)
+    defaults, other = DefaultModels(tmp_path, "x"), DefaultModels(tmp_path, "x")
     for number in range(20):
         other.write({"chat": f"model-{number}"})
         assert await defaults.of("chat") == f"model-{number}"
     other.write({"chat": ""})
     assert await defaults.of("chat") == ""
-    assert os.listdir(tmp_path) == ["default-models.lock"]  # noqa: PTH208
+    assert os.listdir(tmp_path) == ["default-models-x.lock"]  # noqa: PTH208
 
 
 @pytest.mark.skipif(os.name == "nt", reason="modes of POSIX")
 def test_the_file_is_private(tmp_path: Path) -> None:
-    defaults = DefaultModels(tmp_path / "data")
+    defaults = DefaultModels(tmp_path / "data", "x")
     defaults.write({"chat": "x"})
     assert stat.S_IMODE(defaults.path.stat().st_mode) == 0o600
     assert stat.S_IMODE(defaults.path.parent.stat().st_mode) == 0o700
@@ -114,7 +114,7 @@ def test_the_file_is_private(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"{", b"[1]", b'{"chat": null}', b"\xff"])
 async def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
-    defaults = DefaultModels(tmp_path)
+    defaults = DefaultModels(tmp_path, "x")
     defaults.path.write_bytes(content)
     with pytest.raises(PreconditionError, match="is damaged"):
         await defaults.of("chat")
