@@ -10,6 +10,7 @@ Protocol errors raise BadGatewayError; an engine that cannot be reached raises U
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import os
 import socket
@@ -465,6 +466,8 @@ async def _addresses(host: str, port: int) -> Sequence[str]:
 
 def _reason(error: OSError) -> object:
     """Why no connection was made, in the system's words: asyncio's hold addresses and no reason."""
+    if isinstance(error, ConnectionRefusedError):
+        return os.strerror(errno.ECONNREFUSED)  # on Windows it has the number of an invalid argument
     if isinstance(error, ConnectionError) and error.errno:
         return os.strerror(error.errno)
     if error.errno in NO_FILES:

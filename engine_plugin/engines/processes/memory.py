@@ -6,6 +6,7 @@ cgroup-v2.rst and cgroup-v1/memory.rst.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -35,9 +36,8 @@ class Room:
 
 def room() -> Room:
     """What is free, of the machine or of the tightest of our cgroups. Reads some small files of the kernel."""
-    machine = psutil.virtual_memory()
-    free = machine.available + (psutil.swap_memory().free if sys.platform == "linux" else 0)
-    rooms = [Room(free, machine.total, "machine")]
+    machine = _machine()
+    rooms = [machine]
     for group in _groups():
         limit = _number(group / "memory.max") or _number(group / "memory.limit_in_bytes")
         used = _number(group / "memory.current") or _number(group / "memory.usage_in_bytes")
@@ -48,6 +48,18 @@ def room() -> Room:
             )
             rooms.append(Room(max(0, limit - max(0, used - cache)), limit, "container"))
     return min(rooms, key=lambda one: one.free)
+
+
+def _machine() -> Room:
+    try:
+        memory = psutil.virtual_memory()
+        free = memory.available + (psutil.swap_memory().free if sys.platform == "linux" else 0)
+        return Room(free, memory.total, "machine")
+    except FileNotFoundError:  # Linux without /proc: what is free is not told, so all of it is taken for free
+        if sys.platform == "win32":
+            raise
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return Room(total, total, "machine")
 
 
 def address_space() -> int:

@@ -6,6 +6,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from engine_plugin.engines.processes import memory
@@ -86,3 +87,16 @@ def test_a_program_that_got_too_little_says_so_in_many_ways(said: str) -> None:
     assert memory.shortage(-signal.SIGABRT, said, 0).startswith("It got too little memory: ")
     assert memory.shortage(None, said, 0)
     assert memory.shortage(3, "cannot read the file", 0) == ""
+
+
+@pytest.mark.promise("L7")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory is not counted by files")
+def test_a_system_that_does_not_tell_refuses_no_model(monkeypatch: pytest.MonkeyPatch, kernel: Kernel) -> None:
+    def untold() -> None:
+        raise FileNotFoundError(2, "No such file or directory", "/proc/meminfo")
+
+    monkeypatch.setattr(psutil, "virtual_memory", untold)
+    room = memory.room()
+    assert room.free == room.total > 0
+    assert room.whose == "machine"
+    assert kernel.proc.is_dir()
