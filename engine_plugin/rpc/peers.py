@@ -115,10 +115,13 @@ def _same_user(address: tuple[str, int], port: int) -> bool:
 
 def _user_of(address: tuple[str, int], port: int) -> int:
     """The uid of a client's socket, -1 for none that a process holds. Raises OSError."""
+    ends = b":%04X " % address[1]  # most lines hold other ports, and need not be read further
     for table in _TABLES:
         if table.name == "tcp6" and not table.exists():
             continue  # a system without IPv6
         for line in table.read_bytes().splitlines()[1:]:
+            if ends not in line:
+                continue
             fields = line.split()
             if fields[3] in _HELD and _endpoint(fields[1]) == address and _endpoint(fields[2])[1] == port:
                 return int(fields[7])
