@@ -22,7 +22,7 @@ def unix_path(address: str) -> str | None:
 
 
 def socket_is_gone(address: str) -> bool:
-    """Whether `address` is a socket's that is not on the disk (any more)."""
+    """Whether `address` names a unix socket that does not exist, or no longer does."""
     path = unix_path(address)
     return path is not None and not os.path.lexists(path)
 

@@ -57,7 +57,7 @@ LARGEST_JSON = 16 * 1024 * 1024
 """Bytes of a JSON text that is read from a file or a hub."""
 
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-"""How a file is opened for reading: a FIFO in its place holds nobody up."""
+"""Flags to open a file for reading: a FIFO in its place does not block."""
 
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -118,7 +118,7 @@ class _Once(Generic[T]):
 
 
 def private_folder(path: Path) -> None:
-    """Create a folder of ours, and what is missing above it, for this user only, whatever the umask.
+    """Create a private folder, and missing folders above it, for this user only, whatever the umask.
 
     One that exists and belongs to this user becomes private. Like every name that this module makes, the new ones
     survive a loss of power. Raises OSError.

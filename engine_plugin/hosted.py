@@ -70,7 +70,7 @@ def from_here(plugin_dir: Path | None) -> BuiltPlugin:
 
 
 def _manifest_file(plugin_dir: Path | None) -> Path:
-    """The manifest to serve. The working directory counts last: it may lie in another plugin, or be anybody's."""
+    """The manifest to serve. The working directory counts last: it may be another plugin's or user's."""
     from engine_plugin.manifest import find_manifest, manifest_file
 
     log = logging.getLogger(__name__)

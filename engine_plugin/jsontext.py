@@ -1,4 +1,4 @@
-"""JSON from outside: how much is read, how deep, and what becomes of characters that are none.
+"""JSON from outside: how much is read, how deep, and how invalid characters are replaced.
 
 Whatever a host, a file or a server hands over is read by `read_json`. `write_json` is the way out.
 """
@@ -52,7 +52,7 @@ REPLACEMENT = "\ufffd"
 
 
 class JsonError(ValueError):
-    """The text is not JSON that is read here; says why, as the predicate of a sentence."""
+    """The text is not acceptable JSON; the message is the predicate of a sentence."""
 
 
 def read_json(data: bytes, most_bytes: int = MOST_BYTES) -> Any:

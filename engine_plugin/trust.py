@@ -1,7 +1,7 @@
 """Whether another user of this machine could change a file that names a program, or is one.
 
 A file is trusted when it and every directory on the way to it, through each symbolic link, belong to this user, to
-root, or to the owner of this package, and can be written by nobody else:
+root, or to the owner of this package, and no other user can write it:
 
 - The owner of the package, and of `/`, can run code as us already. This lets root use a checkout that an account
   owns, and a container use files that its user namespace shows as those of `nobody`.

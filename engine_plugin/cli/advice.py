@@ -36,7 +36,7 @@ _RPC = re.compile(rf"\b(?:(?P<call>[Cc])all )?(?P<rpc>{'|'.join(_COMMAND_OF_RPC)
 _DEFAULT = re.compile(r"\bChoose another default\b")
 _USE = f"Choose another default: {_NAME} models use NAME"
 
-# A command of ours within a sentence. It works on the chosen plugin only when it names that, too.
+# One of this program's commands within a sentence. It reaches the chosen plugin only with --plugin.
 _COMMANDS = "chat|embed|engine|image|models|rerank|serve|speak|status|transcribe"
 _OURS = re.compile(rf"(?<![\w/.-]){_NAME}(?= (?:{_COMMANDS})\b)")
 

@@ -34,7 +34,7 @@ def memory(loaded: Mapping[str, Any]) -> str:
 
 
 def vram(loaded: Mapping[str, Any]) -> str:
-    """How much of it is an accelerator's; nothing where the memory itself is unknown."""
+    """The part of it on an accelerator; empty where the memory itself is unknown."""
     return human_size(loaded.get("accelerator_memory") or 0) if loaded.get("memory") else ""
 
 

@@ -1,4 +1,4 @@
-"""Where a plugin that is served by hand can be reached: opened, and opened anew when its socket is removed."""
+"""The address of a plugin that `serve` serves, opened again when its socket is removed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = ["Door", "opened"]
 
 _LOOK = 1.0  # seconds between two looks at the socket
 _TOUCH = 3600.0  # seconds; cleaners take what has not been touched for days, or in a runtime directory for six hours
-_GRACE = 1.0  # seconds in which calls that run may end
+_GRACE = 1.0  # seconds for running calls to end
 
 log = logging.getLogger(__name__)
 
 
 class Door:
-    """The servers of one plugin's services. `choose` names an address, `told` is called with the one that is bound.
+    """The servers of one plugin's services. `choose` names an address, `told` receives the bound one.
 
     A server whose socket was removed keeps its connections; a further one takes the new ones. Used by `opened`.
     """

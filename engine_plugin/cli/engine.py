@@ -155,7 +155,7 @@ async def status(options: Options) -> None:
 
     manifest = chosen_manifest(options)
     async with plugin(options) as client:  # launched for it without a server: somebody else's engine may run
-        record = Rendezvous(manifest).find()  # by now: its socket may have been made anew
+        record = Rendezvous(manifest).find()  # again: its socket may have been replaced
         shown: dict[str, object] = {"plugin": manifest.provider.name, **await _found(client, record)}
     if options.json:
         print_json(shown)

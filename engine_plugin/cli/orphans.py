@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["reaped"]
 
-_SETTLED = 1.0  # seconds; whoever spawned a process here has waited for it by then
+_SETTLED = 1.0  # seconds, after which any process spawned here has been waited for
 
 
 @contextlib.contextmanager

@@ -77,7 +77,7 @@ class Rendezvous:
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        # A home on the network is shared by machines, whose processes are not each other's.
+        # Machines may share a home on the network, but not their processes.
         key = hashlib.sha256(f"{_machine()}{manifest.data_dir}".encode()).hexdigest()[:8]
         self._folder = manifest.data_dir / "run"
         self._stem = self._folder / f"{manifest.provider.name}-{key}"
@@ -162,9 +162,9 @@ class Rendezvous:
 
 
 def _runtime_folder() -> Path | None:
-    """Our folder in the user's runtime directory; None when that is not there, or is not the user's alone.
+    """This program's folder in the user's runtime directory; None when that is missing, or not the user's alone.
 
-    Without one platformdirs names /tmp/runtime-UID, which anybody may make, and cleaners empty.
+    Without one platformdirs names /tmp/runtime-UID, which any user can create, and cleaners empty.
     """
     if sys.platform == "win32":
         return None
@@ -180,7 +180,7 @@ def _runtime_folder() -> Path | None:
 
 
 def _machine() -> str:
-    """What tells this machine from others, "" when nothing does."""
+    """An identifier of this machine, "" where the system has none."""
     try:
         return Path("/etc/machine-id").read_text(encoding="ascii", errors="replace").strip()
     except OSError:

@@ -167,7 +167,7 @@ def _check_form(address: str) -> None:
 
 
 def _free(address: str) -> str:
-    """The address, unless it is taken or cannot be had. Raises PreconditionError.
+    """The address, if it is free and usable. Raises PreconditionError.
 
     gRPC would remove the socket of a server that lives and put its own there.
     """
@@ -189,7 +189,7 @@ def _free(address: str) -> str:
 
 
 def _check_place(address: str, path: Path) -> None:
-    """Raise PreconditionError when no socket can be made there: gRPC says little of why."""
+    """Raise PreconditionError when no socket can be created there: gRPC's own error does not give the reason."""
     size = len(os.fsencode(path))
     if size > SOCKET_PATH_LIMIT:
         raise PreconditionError(
@@ -198,9 +198,9 @@ def _check_place(address: str, path: Path) -> None:
         )
     if not path.parent.is_dir():
         folder = shlex.quote(str(path.parent))
-        raise PreconditionError(f"{address}: {path.parent} is no directory. Make it: mkdir -p -m 700 {folder}")
+        raise PreconditionError(f"{address}: {path.parent} is not a directory. Create it: mkdir -p -m 700 {folder}")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise PreconditionError(f"{address}: this user cannot write in {path.parent}. Choose another --address")
+        raise PreconditionError(f"{address}: this user cannot write to {path.parent}. Choose another --address")
 
 
 def _refuse_taken_port(address: str) -> None:

@@ -41,7 +41,7 @@ async def status(options: Options) -> None:
 
     manifest = chosen_manifest(options)
     async with plugin(options) as client:
-        record = Rendezvous(manifest).find()  # by now: its socket may have been made anew
+        record = Rendezvous(manifest).find()  # again: its socket may have been replaced
         shown = {"plugin": manifest.provider.name, "engine": manifest.engine_name} | await _found(client, record)
     if options.json:
         print_json(shown)

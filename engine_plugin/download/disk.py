@@ -21,10 +21,10 @@ __all__ = ["NO_ROOM", "ROOM_EVERY", "check_reserve", "check_room", "disk_error",
 _MARGIN = 64 * 1024 * 1024
 """Bytes that stay free: a disk filled to the last byte breaks more than this download."""
 
-_NO_INODE = "no inode is free: the file system can hold no further file"
+_NO_INODE = "no inode is free: the file system cannot hold another file"
 
 ROOM_EVERY = 16 * 1024 * 1024
-"""After so many bytes the room is looked at again: far less than the margin."""
+"""Bytes between two checks of the free space: far fewer than the reserve."""
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 """The error numbers of a full disk and of a used-up quota."""
@@ -63,7 +63,7 @@ def disk_error(error: OSError, folder: Path, arrived: int, total: int) -> Downlo
 
 
 def disk_reason(error: OSError, folder: Path) -> str:
-    """Why a file below `folder` could not be written; a disk without a free inode is told from a full one."""
+    """Why a file below `folder` could not be written; a disk without free inodes is distinguished from a full one."""
     reason = str(error.strerror or error)
     return f"{reason} ({_NO_INODE})" if error.errno in NO_ROOM and _without_inodes(folder) else reason
 

@@ -37,7 +37,7 @@ _MOST_REDIRECTS = 10
 _CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _LONGEST_WAIT = 366 * 86400.0
-"""Seconds; whatever a server asks for beyond is as good as never."""
+"""Seconds; a longer wait amounts to a refusal."""
 _HEX64 = re.compile(r'"?([0-9a-fA-F]{64})"?')
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -316,7 +316,7 @@ async def _sent(client: httpx.AsyncClient, url: httpx.URL, headers: Mapping[str,
         ValueError,
         OverflowError,
     ) as error:
-        raise DownloadError(f"{without_secrets(str(url))}: it cannot be asked ({_cause(error)}).") from error
+        raise DownloadError(f"{without_secrets(str(url))}: the request cannot be sent ({_cause(error)}).") from error
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ __all__ = ["Admission", "ClosedError"]
 
 
 class ClosedError(Exception):
-    """The engine's process leaves. Who waited for a turn has not begun, and may turn to its successor."""
+    """The engine's process is leaving. A call in the queue has not begun, and may go to its successor."""
 
 
 class Admission:

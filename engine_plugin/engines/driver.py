@@ -243,7 +243,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         log.info("%s is ready: %s, version %s, mode %s", self.title, backend.origin, probed["version"], mode)
 
     async def _heal(self) -> None:
-        """Have everything serve again that failed, or whose socket was removed. Raises EnginePluginError when nothing
+        """Restart everything that failed, or whose socket was removed. Raises EnginePluginError when nothing
         does."""
         async with self._lifecycle:
             if self._backend is None:
@@ -251,9 +251,9 @@ class Driver(Engine, Generic[BackendT, ServerT]):
             if self._sockets is not None and not await in_thread(self._sockets.is_dir):
                 log.warning("%s: the directory of its sockets was removed; it is made again", self.title)
                 await in_thread(self._private_folder, self._cleanup, self._sockets)
-            with suppress(TimeoutError):  # what does not answer is busy, or hangs and is ended for that
+            with suppress(TimeoutError):  # a server that does not answer is busy, or hangs and will be ended
                 async with asyncio.timeout(_LOOK):
-                    await self.condition()  # looks at each server: one that nobody can reach is started anew
+                    await self.condition()  # restarts servers that cannot be reached
             missing = await self.revive()
             done = await asyncio.gather(*map(self._pool.load, missing), return_exceptions=True)
         failures = [failure for failure in done if isinstance(failure, BaseException)]
@@ -393,7 +393,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         return self._backend
 
     def _removed(self) -> str:
-        """Says that the software was deleted while it runs, which no lock keeps a person from; "" otherwise."""
+        """A complaint that the software was deleted while it runs, which no lock prevents; "" otherwise."""
         backend = self._backend
         if backend is None or backend.folder is None or backend.folder.is_dir():
             return ""

@@ -176,7 +176,7 @@ class ServerProcess(ABC):
 
     @property
     def failed(self) -> bool:
-        """Whether it died too often, or could not be started, and stays so unless somebody asks."""
+        """Whether it died too often, or could not be started, and is restarted only on request."""
         return self.process.state is ProcessState.FAILED
 
     @property
@@ -281,7 +281,7 @@ class ServerProcess(ABC):
         return heard
 
     def _lost(self) -> str:
-        """Why a server that serves is of no use; "" when it is."""
+        """Why a server that runs cannot be reached; "" when it can."""
         gone = self._socket is not None and not self._socket.exists()
         return f"its socket {self._socket} was removed; is there a cleaner of temporary files?" if gone else ""
 

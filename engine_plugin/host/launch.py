@@ -87,7 +87,7 @@ async def launch(
 
 
 async def connect(address: str, *, timeout: float = 5.0) -> PluginClient:
-    """Connect to a plugin that somebody else runs, at `unix:/path` (any path, not escaped) or `host:port`.
+    """Connect to a plugin that another program runs, at `unix:/path` (any path, not escaped) or `host:port`.
 
     Its `kill` only closes the connection. Raises UnavailableError when nothing healthy answers in `timeout` seconds.
     """

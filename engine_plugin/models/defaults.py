@@ -3,7 +3,7 @@
     <data_dir>/default-models-<engine>.json      {"chat": "qwen3", "generate": "qwen3"}
 
 `engine-plugin models use` writes the file, the plugin reads it: a change counts for the next call, without a restart.
-plugin.yaml belongs to whoever made the plugin and is replaced with it; this file belongs to the user.
+plugin.yaml belongs to the plugin's author and is replaced with it; this file belongs to the user.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What pulls asked for, for models that no store of ours has: a file of references, each with its model."""
+"""The references by which models outside the plugin's store were pulled: a file of them, each with its model."""
 
 from __future__ import annotations
 

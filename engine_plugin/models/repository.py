@@ -195,7 +195,7 @@ class Hub(ABC):
         """A repository here; `token` "" takes the environment's. Raises InvalidRequestError, about `where`."""
         if "/" not in repository or not is_repository_name(repository):
             raise InvalidRequestError(
-                f"{where}: {redacted(repository)[:128]!r} is no repository of {self.title}: write owner/name."
+                f"{where}: {redacted(repository)[:128]!r} is not a repository of {self.title}: write owner/name."
             )
         self.refuse()
         if not self.host:

@@ -68,7 +68,7 @@ class SharedPull(Generic[PlanT]):
         ended: Callable[[], object],
     ) -> None:
         """Begin when one of the `turns` is free. `ended` is called when the pull is over, before
-        anybody who waits for that goes on."""
+        its waiters resume."""
         self.plan = plan
         self.abandoned = False
         self._watchers: list[_Watcher] = []

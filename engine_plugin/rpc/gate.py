@@ -17,7 +17,7 @@ __all__ = ["Gate"]
 
 
 class Gate(grpc.aio.ServerInterceptor):
-    """Stands before every method, health's and reflection's too. With `peers` it asks whose each call is."""
+    """Stands before every method, health's and reflection's too. `peers` checks the owner of each call."""
 
     def __init__(self) -> None:
         self.peers: LocalPeers | None = None

@@ -1,7 +1,7 @@
 """Whose process is at the other end of a connection to a TCP port of this machine.
 
 Any user may connect to a port of 127.0.0.1. Linux tells the user of a socket in /proc/net/tcp, Windows its process in
-the table of connections. On macOS only root is told, so there every local user is let in, and a warning says so.
+the table of connections. macOS tells only root, so there every local user is let in, with a warning.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class LocalPeers:
         self._known: dict[str, tuple[bool, float]] = {}
 
     async def prepare(self, host: str) -> None:
-        """Find out, by a connection of our own to `host`, whether the system tells whose one is.
+        """Find out, by a test connection to `host`, whether the system reveals the owner of a connection.
 
         Called once the server listens. If not, every local user is let in, and a warning says so.
         """
@@ -69,9 +69,9 @@ class LocalPeers:
         return admitted
 
     def _untold(self, host: str) -> str:
-        """Why the system does not tell whose a connection is; "" when it does. Blocking."""
+        """Why the system does not reveal the owner of a connection; "" when it does. Blocking."""
         if sys.platform not in ("linux", "win32"):
-            return "this system does not say whose a connection is"
+            return "this system does not reveal the owner of a connection"
         try:
             with socket.create_connection((host, self._port), timeout=_OWN_CONNECTION) as own:
                 name = own.getsockname()
@@ -84,7 +84,7 @@ class LocalPeers:
         try:
             admitted = address is not None and _same_user(address, self._port)
         except OSError as error:  # it could be asked when the server began
-            _log.error("whose the connection from %s is cannot be told: %s", peer, error)
+            _log.error("the owner of the connection from %s is unknown: %s", peer, error)
             admitted = False
         if not admitted:
             _log.warning("a call from %s is refused: the connection does not belong to this user", peer)

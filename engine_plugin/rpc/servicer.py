@@ -328,7 +328,7 @@ class ProviderServicer:
     def _failure(self, error: BaseException, where: str) -> tuple[int, str]:
         """Code and message for whatever was raised: the one place where an error becomes the wire's.
 
-        A cancelled call ends without an answer, which nobody waits for. But a CancelledError may come from other work
+        A cancelled call ends without an answer: its caller has gone. But a CancelledError may come from other work
         that this call waited for; then its host still waits, and would for ever.
         """
         if isinstance(error, HostGone):

@@ -51,7 +51,7 @@ def container_of(head: bytes, *, by_frames: bool = True) -> str:
 
 
 def is_cut_off(audio: bytes) -> bool:
-    """Whether a whole recording ends before it says that it does. Takes up to a second for an hour of MP3."""
+    """Whether a complete recording is shorter than its headers say. Takes up to a second for an hour of MP3."""
     check = _CHECKS.get(container_of(audio[:HEAD]))
     try:
         return check is not None and check(audio)
@@ -109,7 +109,7 @@ _SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
 
 
 def _webm(audio: bytes) -> bool:
-    """A live recorder leaves the sizes of segment and clusters open; then what is inside them tells."""
+    """Live recorders leave the sizes of segments and clusters open; then their contents decide."""
     place = 0
     while place < len(audio):
         name, place = _ebml(audio, place, keep_mark=True)

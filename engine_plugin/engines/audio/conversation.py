@@ -125,7 +125,7 @@ class Conversation:
         if form or is_raw or not head:
             return form or "pcm"
         raise InvalidRequestError(
-            f"format: is missing, and the sound's first bytes ({head[:8].hex(' ')}) are those of no known container. "
+            f"format: is missing, and the sound's first bytes ({head[:8].hex(' ')}) match no known container. "
             "Raw samples need format pcm or sample_rate"
         )
 
@@ -166,7 +166,7 @@ class Conversation:
         return b""
 
     async def _message(self) -> BidiMessage | None:
-        """The next message; None at the end, and when none came although the last may have meant the end."""
+        """The next message; None at the end, and when none follows a message that may have meant the end."""
         try:
             async with asyncio.timeout(_DOUBT if self._in_doubt else None):
                 return await anext(self._messages, None)

@@ -205,7 +205,7 @@ def _check_codec(context: Any) -> None:
     """ffmpeg's own whitelist counts while a file is opened, not for what is decoded then."""
     codec = context.codec.name if context is not None else "unknown"
     if codec not in _CODECS.split(","):
-        raise _BadAudioError(f"has sound of a kind that is not read here ({codec}). Send WAV, MP3, FLAC, Opus or AAC")
+        raise _BadAudioError(f"has an unsupported codec ({codec}). Send WAV, MP3, FLAC, Opus or AAC")
 
 
 def too_long(longest: float) -> str:

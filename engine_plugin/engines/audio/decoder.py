@@ -210,7 +210,7 @@ class Decoder:
         return self._limits.longest
 
     async def decode(self, audio: bytes) -> Recording:
-        """A whole recording. Raises InvalidRequestError when it is none, too long, or takes too long to decode,
+        """A whole recording. Raises InvalidRequestError when it is not audio, too long, or slow to decode,
         UnavailableError when too many wait, and PreconditionError where no audio packages are installed: a WAV of
         16 kHz mono s16le needs none."""
         if not audio:

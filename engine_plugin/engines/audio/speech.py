@@ -51,7 +51,7 @@ _KEEPING = threading.Lock()  # two at once would each delete what the other keep
 _PATIENCE = 60.0
 """Seconds that a transcription may take beside the recording's length."""
 _SLOWEST = 500
-"""Bytes a second of a recording whose length only the server knows: fewer no codec makes of speech."""
+"""Bytes per second assumed for a recording whose length only the server knows; speech codecs produce more."""
 
 
 class Answer(Protocol):

@@ -29,7 +29,7 @@ _SMOOTHING = 0.4
 _STEADY = 3.0  # decibels: speech is never so even for two bins
 _LOUDEST_BACKGROUND = -20.0
 LOUDEST_FIRST_BACKGROUND = -45.0
-"""Decibels. No background is taken to be louder while so little was heard that all of it may have been speech."""
+"""Decibels. The most that counts as background as long as everything heard may have been speech."""
 
 _UNSURE = 50  # frames
 

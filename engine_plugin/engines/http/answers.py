@@ -84,7 +84,7 @@ class Complaint:
 
 
 def _phrase(status: int) -> str:
-    """What a status without any words says."""
+    """The message for a status without a body."""
     try:
         return HTTPStatus(status).phrase
     except ValueError:

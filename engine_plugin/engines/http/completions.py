@@ -1,4 +1,4 @@
-"""Log probabilities of completions in OpenAI's shape of completions, which several servers give in that of chats."""
+"""Log probabilities in OpenAI's completions format, which several servers send in the chat format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["CompletionLogprobs", "wants_logprobs"]
 
 
 def wants_logprobs(service: str, request: Mapping[str, Any]) -> bool:
-    """Whether a request's answer has log probabilities in the shape of completions."""
+    """Whether a request's answer has log probabilities in the completions format."""
     asked = request.get("logprobs")
     return service == "generate" and isinstance(asked, int) and not isinstance(asked, bool)
 
@@ -27,7 +27,7 @@ class CompletionLogprobs:
         self._offsets: dict[int, int] = {}
 
     def of(self, entries: Sequence[Mapping[str, Any]], index: int = 0) -> dict[str, Any]:
-        """The shape of completions for the next tokens of a choice; `entries` are as chats have them."""
+        """The completions format for the next tokens of a choice; `entries` have the chat format."""
         offset = self._offsets.get(index, 0)
         offsets: list[int] = []
         for entry in entries:
@@ -43,7 +43,7 @@ class CompletionLogprobs:
         }
 
     def reshape(self, shape: dict[str, Any]) -> dict[str, Any]:
-        """An answer, or an event of one, whose choices have the shape of completions. Raises BadGatewayError."""
+        """An answer, or an event of one, with choices in the completions format. Raises BadGatewayError."""
         try:
             for place, choice in enumerate(shape.get("choices") or ()):
                 told = choice.get("logprobs")
@@ -54,7 +54,7 @@ class CompletionLogprobs:
         return shape
 
     async def stream(self, blocks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-        """Blocks of whole events, each with the shape of completions."""
+        """Blocks of whole events, each in the completions format."""
         async for block in blocks:
             events = b"".join(sse.event_of(self.reshape(shape)) for shape in sse.event_data(block))
             yield events + (sse.DONE if sse.after_done(block) >= 0 else b"")

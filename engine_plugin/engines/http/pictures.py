@@ -1,4 +1,4 @@
-"""Pictures in answers: whether they are in the format that was asked for, which some servers do not know."""
+"""Pictures in answers: a check of their format, since some servers ignore `output_format`."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def require_format(answer: bytes, wanted: str | None, server: str) -> None:
     beginning = _BEGINNINGS.get(wanted or "", b"")
     if not all(found[1].replace(b"\\/", b"/").startswith(beginning) for found in _PICTURE.finditer(answer)):
         raise InvalidRequestError(
-            f"output_format: {server} gives pictures in its own format only, not {wanted}; leave output_format out"
+            f"output_format: {server} returns pictures in its own format only, not {wanted}; leave output_format out"
         )

@@ -107,7 +107,7 @@ class _Unpacking:
             kind = _kind(archive)
             try:
                 yield from self._zip(archive) if kind == "zip" else self._tar(archive, kind)
-            except Exception as error:  # the readers of archives raise whatever a hostile one makes them
+            except Exception as error:  # archive readers raise any type of exception on hostile input
                 if isinstance(error, InstallError) or (isinstance(error, OSError) and error.errno is not None):
                     raise
                 raise InstallError(

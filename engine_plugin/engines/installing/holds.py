@@ -1,4 +1,4 @@
-"""Who uses an installed version: whoever runs it holds its directory, and a directory that is held is not removed.
+"""Holds on installed versions: a process that runs a version holds its directory, which is then not removed.
 
 On POSIX a hold is a shared lock (flock) on the directory itself, which ends with the process. Windows renames no
 directory in which a file is open. A file system without locks protects nothing.

@@ -51,7 +51,7 @@ _CURRENT = "current"
 _LOCK = "install.lock"
 _STAGING = "staging-"
 _FILES = ".installed.json"
-_CACHES = ".pyc"  # Python makes these anew when they are damaged
+_CACHES = ".pyc"  # Python recreates damaged ones
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
@@ -85,7 +85,7 @@ class Installation:
     """The software below `root`. Used by one event loop; other processes may use the same directory."""
 
     def __init__(self, root: Path, engine: str = "") -> None:
-        """`engine` is whose versions are meant: several engines may use the same data directory. No I/O."""
+        """`engine` owns the versions: several engines may use the same data directory. No I/O."""
         self.root = root
         self._versions = root / "versions"
         self._pointer = root / (f"{_CURRENT}-{engine}.json" if engine else f"{_CURRENT}.json")

@@ -1,7 +1,7 @@
-"""Which of a user's pip settings count for an installation of ours: how packages are reached, and nothing else.
+"""Which of a user's pip settings apply to the installation of an engine: how packages are reached, nothing else.
 
 pip takes settings from variables (`PIP_USER`) and from files (pip.conf). Those that choose where it installs, or
-whether it does, would break an installation into a directory of ours; indexes, proxies and certificates are needed.
+whether it does, would break an installation into the data directory; indexes, proxies and certificates are needed.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ _LISTED = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})\s+[ *]?(\S.*)")
 _BSD = re.compile(r"SHA256\s*\((.+)\)\s*=\s*([0-9a-fA-F]{64})", re.IGNORECASE)
 _CHECKSUMS_LIMIT = 8 * 1024 * 1024
 _CHECKSUMS_PATIENCE = 300.0
-"""Seconds in which it must have arrived: a server that drips could hold up an installation for ever."""
+"""Seconds in which it must have arrived: a dripping server could block an installation for ever."""
 _BESIDE = ("SHA256SUMS", "checksums.txt")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 _NVIDIA = Path("/proc/driver/nvidia/version")

@@ -230,7 +230,7 @@ class LocalSoftware(ABC, Generic[_BackendT]):
             return check.detail
         present = await in_thread(self._find)
         doubt = await in_thread(_unfit, present)
-        if doubt and present is not None and present.folder is None:  # what we installed, we can replace
+        if doubt and present is not None and present.folder is None:  # the plugin can replace its own installation
             raise InstallError(check.detail)
         if (advice := self._not_ours()) and present is None:
             raise InstallError(f"{self._missing()}. plugin.yaml asks for one that is here already. {advice}")
@@ -409,7 +409,7 @@ def on_this_machine(name: str, environ: Mapping[str, str]) -> str:
     """The absolute path of the program `name`, a path or a name on PATH; "" when there is none. Blocking.
 
     A file that is named by its path is found even if it may not be executed: `_unfit` says why. On Windows the
-    working directory, which may be anybody's, is not searched for a mere name.
+    working directory, which may belong to another user, is not searched for a mere name.
     """
     found = shutil.which(name, path=environ.get("PATH"))
     if found is None:
@@ -422,7 +422,7 @@ def on_this_machine(name: str, environ: Mapping[str, str]) -> str:
 
 
 def _unfit(backend: LocalBackend | None) -> Doubt | None:
-    """Why what is here cannot be used: whom it belongs to, its permissions, or its mount."""
+    """Why the software cannot be used: its owner, its permissions, or its mount."""
     if backend is None:
         return None
     if backend.executable:

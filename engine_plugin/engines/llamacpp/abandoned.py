@@ -1,4 +1,4 @@
-"""Noticing that a server goes on for callers that have left."""
+"""Detects a server that keeps computing for callers that have left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["WITHIN", "Abandoned"]
 
 WITHIN = 30.0
-"""Seconds that a server may compute for nobody."""
+"""Seconds that a server may compute without a caller."""
 
 _SHARE = 0.05  # of a processor: one that is idle takes next to none, one that computes may share it with others
 _GLANCE = 0.2  # seconds below which the figure says nothing
@@ -27,7 +27,7 @@ class Abandoned:
     def __init__(self) -> None:
         self._running = 0
         self._left = False
-        self._since: tuple[float, float] | None = None  # when nobody waited, and the processor time used by then
+        self._since: tuple[float, float] | None = None  # when no caller was left, and the processor time by then
 
     @contextmanager
     def exchange(self) -> Iterator[list[bool]]:

@@ -26,7 +26,7 @@ _REPEATED = re.compile(r"\{(\d{0,9})(?:,(\d{0,9}))?\}")
 
 
 def check_grammars(request: Mapping[str, Any]) -> None:
-    """Raise InvalidRequestError, naming the field, for a schema or grammar that would hold up other calls."""
+    """Raise InvalidRequestError, naming the field, for a schema or grammar that would block other calls."""
     count = _Count()
     for field, schema in _schemas(request):
         count.add(field, schema)
@@ -89,7 +89,7 @@ class _Count:
 def _require(field: str, what: str, count: int, most: int) -> None:
     if count > most:
         raise InvalidRequestError(
-            f"{field}: {count} {what} would hold up the model's other calls; at most {most} are taken"
+            f"{field}: {count} {what} would block the model's other calls; at most {most} are allowed"
         )
 
 

@@ -156,7 +156,7 @@ def _inspect() -> None:
 
 
 def _try_templates(sources: list[Any]) -> None:
-    """Render a word: llama.cpp does so without any bound when it loads the model. What fails is for it to say."""
+    """Render a word: llama.cpp does so without any bound when it loads the model. llama.cpp reports failures."""
     if importlib.util.find_spec("jinja2") is None:
         return
     bound_memory()

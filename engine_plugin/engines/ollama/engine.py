@@ -289,7 +289,7 @@ class OllamaEngine(Engine):
                     client, facts = await held.enter_async_context(self._client_for(service, request["model"]))
                     answer = services.stream(client, service, request, facts, self._options)
                     chunks = await held.enter_async_context(answer)
-                except NotBegunError:  # it waited in a server that gave way to another
+                except NotBegunError:  # it waited for a server that was replaced
                     if not self._own.running:
                         raise
                     continue

@@ -168,7 +168,7 @@ def _plan(request: PullRequest) -> _Plan:
         _refuse_part(path.name, where)
         return _Plan(name if request.source else path.stem, str(path), digest, insecure=False)
     if request.source or "://" in text:
-        raise InvalidRequestError(f"{where}: {redacted(text)[:128]!r} is nothing that Ollama pulls. {_FORMS}.")
+        raise InvalidRequestError(f"{where}: {redacted(text)[:128]!r} is no source that Ollama can pull. {_FORMS}.")
     if name.startswith(_HUGGING_FACE):
         refuse_offline(os.environ, f"https://{name}")
     return _Plan(name, "", digest, request.insecure)

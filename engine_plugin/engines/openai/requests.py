@@ -59,7 +59,7 @@ def request_body(service: str, request: dict[str, Any], features: Collection[str
 
 
 def generation(service: str, body: dict[str, Any], server: Server) -> None:
-    """Refuse what this server would ignore of a completion, and tell it in its way that -1 tokens are no limit."""
+    """Refuse fields of completions that this server would ignore, and translate `max_tokens: -1` (no limit)."""
     for field in server.ignores if service == "generate" else ():
         if body.get(field):
             raise InvalidRequestError(f"{field}: {server.title} does not support it; leave it out")

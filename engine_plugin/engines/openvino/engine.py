@@ -155,7 +155,7 @@ class OpenVinoEngine(Driver[Backend, Resident]):
             async with asyncio.timeout(_STATES_TIMEOUT):
                 states = await server.residents.states()
         except (EnginePluginError, TimeoutError):
-            return []  # it is busy, or hangs and is ended for that
+            return []  # it is busy, or hangs and will be ended
         loaded = [resident for resident in self._pool.all_servers() if resident.loaded]
         for resident in loaded:
             if resident.model.name not in states or states[resident.model.name].failed:

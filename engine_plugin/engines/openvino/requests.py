@@ -61,11 +61,10 @@ def upstream_body(service: str, request: dict[str, Any], image: ImageOptions, *,
 
 
 def _generation(body: dict[str, Any]) -> None:
-    """Refuse what an `ovms` would ignore, and leave out what stands for no limit, which it would refuse."""
-    if body.get("logit_bias"):
-        raise InvalidRequestError("logit_bias: OpenVINO cannot be told which tokens to prefer; leave it out")
-    if body.get("suffix"):
-        raise InvalidRequestError("suffix: OpenVINO cannot write what comes before a text; leave it out")
+    """Refuse fields that an `ovms` would ignore, and omit `max_tokens: -1` (no limit), which it would refuse."""
+    for name in ("logit_bias", "suffix"):
+        if body.get(name):
+            raise InvalidRequestError(f"{name}: OpenVINO does not support it; leave it out")
     for name in ("max_tokens", "max_completion_tokens"):
         if body.get(name) == -1:
             del body[name]

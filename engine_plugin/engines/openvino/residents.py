@@ -312,7 +312,7 @@ class Resident:
         return self._loaded
 
     def doubt(self) -> None:
-        """It turned out not to be served: the next request, or load, looks at it again."""
+        """The server does not serve it after all: the next request, or load, checks it again."""
         self._life = None
 
     def client(self) -> ServerClient:

@@ -122,7 +122,7 @@ class OpenVinoServer(ServerProcess):
         try:
             states = await self.residents.states() if served else {}
         except EnginePluginError as error:
-            return Condition([f"{self.label} does not tell what it serves: {error}"])
+            return Condition([f"{self.label} does not report its models: {error}"])
         wrong = []
         lost = 0
         for name in served:

@@ -26,7 +26,7 @@ __all__ = ["STDERR", "STDOUT", "ChildProcess"]
 STDIN, STDOUT, STDERR = 0, 1, 2
 _KILL_CONFIRM = 5.0
 _KILL_PAUSE = 0.01
-# A program may load what lies in its working directory, as llama.cpp does its back ends; ours may be anybody's.
+# Programs load files from their working directory, as llama.cpp does its back ends; others may write to the plugin's.
 _NEUTRAL = Path(sys.executable).anchor
 
 

@@ -1,4 +1,4 @@
-"""How a program of ours that runs in a process of its own reads its stdin, and fails. Imports only the stdlib."""
+"""How this package's helper programs read their stdin and report failures. Imports only the stdlib."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The environment of every process that we start: the user's, less what would change how it runs behind our back."""
+"""The environment of every process that the plugin starts: the user's, without what would change how it runs."""
 
 from __future__ import annotations
 

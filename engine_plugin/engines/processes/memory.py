@@ -55,7 +55,7 @@ def _machine() -> Room:
         memory = psutil.virtual_memory()
         free = memory.available + (psutil.swap_memory().free if sys.platform == "linux" else 0)
         return Room(free, memory.total, "machine")
-    except FileNotFoundError:  # Linux without /proc: what is free is not told, so all of it is taken for free
+    except FileNotFoundError:  # Linux without /proc: what is free is unknown, so all of it counts as free
         if sys.platform == "win32":
             raise
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -73,7 +73,7 @@ def address_space() -> int:
 
 
 def kills() -> int | None:
-    """How many processes the system has ended for lack of memory; None: it does not tell. Our cgroup counts first."""
+    """How many processes the system has ended for lack of memory; None if unknown. Our cgroup comes first."""
     for group in _groups():
         for name in ("memory.events", "memory.oom_control"):
             if (count := _fields(group / name).get("oom_kill")) is not None:
@@ -89,7 +89,7 @@ def shortage(code: int | None, said: str, kills_before: int | None, needs: int =
     count = kills()
     if sys.platform != "win32" and code == -signal.SIGKILL:
         if count is not None and count == kills_before:
-            return ""  # somebody else has ended it
+            return ""  # another program ended it
         begins = f"It {'may have been' if count is None else 'was'} ended for lack of memory"
     elif any(sign in said.lower() for sign in _SIGNS):
         begins = "It got too little memory"
@@ -124,7 +124,7 @@ def _groups() -> list[Path]:
 
 
 def _number(path: Path) -> int:
-    """The number in a file; 0 when there is none ("max" among others)."""
+    """The number in a file; 0 for any other content ("max", for one)."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):

@@ -1,1 +1,1 @@
-"""Chat templates of models: programs from somebody else, rendered in a process of their own within bounds."""
+"""Chat templates of models: untrusted programs, rendered in a process of their own within bounds."""

@@ -22,7 +22,7 @@ __all__ = ["MEMORY", "answer", "bound_memory", "encode", "main"]
 
 MEMORY = 512 << 20
 """Bytes of address space that rendering may take (Linux). A prompt of a million tokens is some megabytes."""
-_LAST_RESORT = 60  # seconds: whoever spawned us ends us much earlier, if it still lives
+_LAST_RESORT = 60  # seconds: the parent ends this process much earlier, if it still lives
 
 
 def encode(shape: Any) -> bytes:

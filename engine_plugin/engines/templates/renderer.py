@@ -28,7 +28,7 @@ _ANSWER_LIMIT = 256 << 20  # bytes
 class Renderer:
     """Renders conversations one at a time. Its process is started by the first one, and again after it was ended.
 
-    Made by whoever serves a model, which awaits `aclose` at last.
+    Its owner is the model's server, which awaits `aclose` at the end.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class _Process(ChildProcess):
         self._answer: asyncio.Future[dict[str, Any] | None] | None = None
 
     async def ask(self, frame: bytes, within: float) -> dict[str, Any] | None:
-        """The answer to a frame; None when there is none in so many seconds, or none that is understood."""
+        """The answer to a frame; None after so many seconds, or for a malformed one."""
         self._answer = asyncio.get_running_loop().create_future()
         if self.exited.done():
             return None

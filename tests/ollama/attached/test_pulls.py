@@ -223,8 +223,8 @@ async def test_a_file_becomes_a_model(
     ("request_", "error", "said"),
     [
         (PullRequest("own", source="/nowhere/x.gguf"), ModelNotFoundError, "there is no file"),
-        (PullRequest("own", source="llama3.2"), InvalidRequestError, "is nothing that Ollama pulls"),
-        (PullRequest("https://example.com/x.gguf"), InvalidRequestError, "is nothing that Ollama pulls"),
+        (PullRequest("own", source="llama3.2"), InvalidRequestError, "is no source that Ollama can pull"),
+        (PullRequest("https://example.com/x.gguf"), InvalidRequestError, "is no source that Ollama can pull"),
         (PullRequest("own", source="model:"), InvalidRequestError, "the name of a model"),
         (PullRequest(""), InvalidRequestError, "model: must be a string that is not empty"),
         (PullRequest("fresh", model_type="levitate"), InvalidRequestError, "model_type"),

@@ -129,7 +129,7 @@ class ToolParser(ABC):
         return bool(mark)
 
     def _say(self, text: str, found: list[Delta]) -> None:
-        """Tell text, but no blank space between calls."""
+        """Emit text, but not the blank space between calls."""
         if self._after_call and not text.strip():
             self._blank += text
         elif text:
@@ -190,7 +190,7 @@ class _JsonCalls(ToolParser):
         if not self._over and _FENCE_BEGINS.fullmatch(self._text, len(self._mark or "")):
             return _Found.WAIT
         lead = _LEAD.match(self._text, len(self._mark or ""))
-        assert lead is not None  # noqa: S101
+        assert lead is not None  # noqa: S101  # the pattern matches any text
         self._list = bool(lead[1]) or (self._mark or "").endswith("[")
         verdict = self._item(lead.end(), found)
         if verdict in (_Found.TEXT, _Found.MORE):
@@ -200,7 +200,7 @@ class _JsonCalls(ToolParser):
     def _next(self, found: list[Delta]) -> _Found:
         """What follows a call."""
         between = _BETWEEN.match(self._text)
-        assert between is not None  # noqa: S101
+        assert between is not None  # noqa: S101  # likewise
         at = between.end()
         if self._closes and self._text.startswith(self._closes, at):
             self._text = self._text[at + len(self._closes) :]

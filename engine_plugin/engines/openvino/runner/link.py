@@ -292,7 +292,7 @@ class Worker(asyncio.SubprocessProtocol):
         sys.stderr.flush()
 
     def _with_shortage(self, text: str, code: int | None) -> str:
-        """`text`, and what there is to say of memory when it, or the exit status, points there."""
+        """`text`, with the figures of memory where it, or the exit status, points to a lack of memory."""
         lack = memory.shortage(code, text, self._kills, self._size)
         return f"{text.rstrip(': .')}. {lack}" if lack else text
 

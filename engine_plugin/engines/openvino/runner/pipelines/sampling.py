@@ -21,9 +21,9 @@ class Params:
     """What a call wants, checked. Raises RequestError that names the field."""
 
     def __init__(self, params: Parameters, best_of_limit: int, tokens_limit: int) -> None:
-        for name, why in _UNKNOWN:
+        for name in _UNSUPPORTED:
             if params.get(name):
-                raise RequestError(f"{name}: OpenVINO cannot {why}; leave it out")
+                raise RequestError(f"{name}: OpenVINO does not support it; leave it out")
         self.n = whole(params, "n", 1, 128, 1)
         self.best_of = whole(params, "best_of", 1, 128, self.n)
         if self.best_of < self.n:
@@ -52,7 +52,7 @@ class Params:
 
     @staticmethod
     def _logprobs(params: Parameters) -> bool:
-        """Whether to tell them. The pipeline knows that of the chosen token only."""
+        """Whether to return them. The pipeline knows that of the chosen token only."""
         wanted = params.get("logprobs")
         name = "top_logprobs"
         if wanted is not None and not isinstance(wanted, bool):
@@ -61,7 +61,7 @@ class Params:
         if count and not wanted:
             raise RequestError("top_logprobs: needs logprobs to be true")
         if count > 1:
-            raise RequestError(f"{name}: OpenVINO tells the chosen token's only, so that 1 is the most, not {count}")
+            raise RequestError(f"{name}: OpenVINO returns the chosen token's only; the maximum is 1, not {count}")
         return bool(wanted)
 
     def config(self, base: Any, room: int, grammar: Any, seed: int) -> Any:
@@ -94,7 +94,7 @@ class Params:
         return base
 
 
-_UNKNOWN = (("logit_bias", "be told which tokens to prefer"), ("suffix", "write what comes before a text"))
+_UNSUPPORTED = ("logit_bias", "suffix")
 
 _RANGES = (
     ("temperature", 0.0, 100.0),
