@@ -27,6 +27,14 @@ __all__ = ["mirror"]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script with a #! line")
 
 
+async def installed(serve: Serve, mirror: Mirror) -> RunningPlugin:
+    """A plugin that has installed version b2000 and not started it."""
+    mirror.publish("b2000")
+    running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
+    await running.client.install_engine()
+    return running
+
+
 def lose_power(running: RunningPlugin) -> None:
     """Leave of each installed file what a power cut leaves of one that was never synced: its name."""
     files = [path for path in (software(running) / "versions").rglob("*") if path.is_file() and not path.is_symlink()]
@@ -37,9 +45,7 @@ def lose_power(running: RunningPlugin) -> None:
 
 @pytest.mark.promise("U1")
 async def test_a_damaged_installation_is_noticed_and_repaired(serve: Serve, mirror: Mirror) -> None:
-    mirror.publish("b2000")
-    running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
-    await running.client.install_engine()
+    running = await installed(serve, mirror)
     for repair in (running.client.install_engine, running.client.upgrade_engine):
         lose_power(running)
         check = await running.client.check_engine()
@@ -57,9 +63,7 @@ async def test_a_damaged_installation_is_noticed_and_repaired(serve: Serve, mirr
 
 @pytest.mark.promise("U1")
 async def test_a_program_that_the_system_does_not_run_says_what_to_do(serve: Serve, mirror: Mirror) -> None:
-    mirror.publish("b2000")
-    running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
-    await running.client.install_engine()
+    running = await installed(serve, mirror)
     [program] = (software(running) / "versions").rglob("llama-server")
     program.write_bytes(b"\0" * program.stat().st_size)
     with pytest.raises(
@@ -72,9 +76,7 @@ async def test_a_program_that_the_system_does_not_run_says_what_to_do(serve: Ser
 
 @pytest.mark.promise("U1")
 async def test_an_installed_program_that_may_not_be_run_is_repaired(serve: Serve, mirror: Mirror) -> None:
-    mirror.publish("b2000")
-    running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
-    await running.client.install_engine()
+    running = await installed(serve, mirror)
     [program] = (software(running) / "versions").rglob("llama-server")
     program.chmod(0o600)
     assert not await running.client.check_engine()
@@ -90,9 +92,7 @@ async def test_a_version_that_another_program_locks_is_waited_for(
     import fcntl
 
     monkeypatch.setattr(shared_module, "_TAKES", 2)
-    mirror.publish("b2000")
-    running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
-    await running.client.install_engine()
+    running = await installed(serve, mirror)
     [folder] = (software(running) / "versions").iterdir()
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -125,9 +125,7 @@ async def test_a_version_that_another_plugin_replaced_serves_until_it_stops(serv
 
 @pytest.mark.promise("U6")
 async def test_software_that_was_deleted_while_it_runs_is_named(serve: Serve, mirror: Mirror) -> None:
-    mirror.publish("b2000")
-    running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
-    await running.client.install_engine()
+    running = await installed(serve, mirror)
     await running.client.start_engine()
     shutil.rmtree(software(running) / "versions")
     words = "was deleted: call StopEngine, InstallEngine and StartEngine"
@@ -142,9 +140,7 @@ async def test_software_that_was_deleted_while_it_runs_is_named(serve: Serve, mi
 
 @pytest.mark.promise("U5")
 async def test_no_other_engine_takes_what_this_one_installed(serve: Serve, mirror: Mirror) -> None:
-    mirror.publish("b2000")
-    running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
-    await running.client.install_engine()
+    running = await installed(serve, mirror)
     other = OpenVinoSoftware(OpenVinoOptions(backend="release"), running.engine._data, {"PATH": "/nothing"})
     assert not other.check().installed
     assert other.check().detail == "OpenVINO is not installed"

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any, NoReturn
 
-__all__ = ["FAILED", "UNUSABLE", "fail", "own_stdin", "read_settings"]
+__all__ = ["FAILED", "UNUSABLE", "fail", "own_stdin", "read_exactly", "read_settings"]
 
 FAILED = 3
 UNUSABLE = 65
@@ -25,8 +25,8 @@ def own_stdin() -> int:
     """Move stdin to a descriptor of its own and leave the null device in its place; the descriptor.
 
     Every program that reads its stdin reads this descriptor. On Windows a library that looks at the standard handles
-    while it is loaded, as numpy does, waits for a read of stdin in another thread to end: a process that is told to
-    go on by its stdin would never do so. Call it once, before any thread is started. Child processes inherit the null
+    while it is loaded, as numpy does, waits for a read of stdin in another thread to end: the process would hang
+    until its next request. Call it once, before any thread is started. Child processes inherit the null
     device.
     """
     own = os.dup(0)
@@ -34,6 +34,17 @@ def own_stdin() -> int:
     os.dup2(null, 0)
     os.close(null)
     return own
+
+
+def read_exactly(descriptor: int, count: int) -> bytes:
+    """The next `count` bytes of a pipe, waited for. Raises EOFError, OSError at its end."""
+    data = bytearray()
+    while len(data) < count:
+        piece = os.read(descriptor, count - len(data))
+        if not piece:
+            raise EOFError
+        data += piece
+    return bytes(data)
 
 
 def read_settings(stdin: int) -> dict[str, Any]:

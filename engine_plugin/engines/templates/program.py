@@ -15,7 +15,7 @@ import sys
 from typing import Any
 
 from engine_plugin.engines.processes import guard
-from engine_plugin.engines.processes.entry import own_stdin
+from engine_plugin.engines.processes.entry import own_stdin, read_exactly
 from engine_plugin.engines.templates.jinja import LIMIT, ChatTemplate, TemplateError, Templates
 
 __all__ = ["MEMORY", "answer", "bound_memory", "encode", "main"]
@@ -85,19 +85,12 @@ def _send(descriptor: int, shape: dict[str, Any]) -> None:
 
 
 def _receive(descriptor: int) -> list[Any]:
-    length = int.from_bytes(_exactly(descriptor, 4), "big")
-    frame: list[Any] = json.loads(_exactly(descriptor, length).decode("utf-8", "surrogatepass"))
+    try:
+        data = read_exactly(descriptor, int.from_bytes(read_exactly(descriptor, 4), "big"))
+    except EOFError:  # the plugin needs this process no longer
+        os._exit(0)
+    frame: list[Any] = json.loads(data.decode("utf-8", "surrogatepass"))
     return frame
-
-
-def _exactly(descriptor: int, count: int) -> bytes:
-    data = bytearray()
-    while len(data) < count:
-        piece = os.read(descriptor, count - len(data))
-        if not piece:
-            os._exit(0)
-        data += piece
-    return bytes(data)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ import sys
 import threading
 from typing import Any
 
+from engine_plugin.engines.processes.entry import read_exactly
+
 __all__ = ["Channel", "Frame", "Inbox", "encode", "receive"]
 
 Frame = tuple[Any, ...]
@@ -31,19 +33,9 @@ def encode(frame: Frame) -> bytes:
 
 def receive(descriptor: int) -> Frame:
     """The next frame, waited for. Raises EOFError, OSError at the end of the pipe."""
-    (length,) = _LENGTH.unpack(_exactly(descriptor, _LENGTH.size))
-    frame: Frame = pickle.loads(_exactly(descriptor, length))  # noqa: S301  # from the other end, which is ours
+    (length,) = _LENGTH.unpack(read_exactly(descriptor, _LENGTH.size))
+    frame: Frame = pickle.loads(read_exactly(descriptor, length))  # noqa: S301  # from the other end, which is ours
     return frame
-
-
-def _exactly(descriptor: int, count: int) -> bytes:
-    data = bytearray()
-    while len(data) < count:
-        piece = os.read(descriptor, count - len(data))
-        if not piece:
-            raise EOFError
-        data += piece
-    return bytes(data)
 
 
 class Channel:

@@ -101,14 +101,21 @@ def _parameters(text: str, at: int) -> tuple[dict[str, Any], int] | None:
             return None
         closed = _FUNCTION_ENDS.match(text, end)
         return (value, closed.end()) if closed is not None else None
+    return _values(text, at, _PARAMETER, _PARAMETER_ENDS, _FUNCTION_ENDS)
+
+
+def _values(
+    text: str, at: int, begins: re.Pattern[str], ends: re.Pattern[str], closes: re.Pattern[str]
+) -> tuple[dict[str, Any], int] | None:
+    """Values in tags by the name in `begins`, and where `closes` ends them all; None while it has not."""
     values: dict[str, Any] = {}
-    while (head := _PARAMETER.match(text, at)) is not None:
-        ends = _PARAMETER_ENDS.search(text, head.end())
-        if ends is None:
+    while (head := begins.match(text, at)) is not None:
+        end = ends.search(text, head.end())
+        if end is None:
             return None
-        values[head[1].strip()] = text[head.end() : max(head.end(), ends.start())]
-        at = ends.end()
-    closed = _FUNCTION_ENDS.match(text, at)
+        values[head[1].strip()] = text[head.end() : max(head.end(), end.start())]
+        at = end.end()
+    closed = closes.match(text, at)
     return (values, closed.end()) if closed is not None else None
 
 
@@ -117,20 +124,13 @@ def _named(text: str, at: int, schemas: Schemas) -> tuple[Calls, int] | None:
     head = _NAME.match(text, at)
     if head is None:
         return None
-    name, at = head[1], head.end()
-    values: dict[str, Any] = {}
-    while (key := _KEY.match(text, at)) is not None:
-        ends = _VALUE_ENDS.search(text, key.end())
-        if ends is None:
-            return None
-        values[key[1].strip()] = text[key.end() : max(key.end(), ends.start())]
-        at = ends.end()
-    closed = _CLOSED.match(text, at)
-    if closed is None:
+    name, found = head[1], _values(text, head.end(), _KEY, _VALUE_ENDS, _CLOSED)
+    if found is None:
         return None
+    values, end = found
     if not values and name not in schemas:
         return [], 0
-    return [(name, _arguments(values, schemas.get(name)))], closed.end()
+    return [(name, _arguments(values, schemas.get(name)))], end
 
 
 def _arguments(values: dict[str, Any], schema: Any) -> str:
