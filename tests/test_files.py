@@ -169,7 +169,7 @@ async def test_a_partial_that_is_opened_too_late_is_closed(tmp_path: Path, monke
 
 @pytest.mark.promise("X3")
 @pytest.mark.skipif(os.name == "nt", reason="the permissions of Windows are ACLs")
-def test_folders_of_ours_are_private_and_a_directory_with_other_things_is_left_alone(tmp_path: Path) -> None:
+def test_new_folders_are_private_and_a_directory_with_other_things_is_left_alone(tmp_path: Path) -> None:
     def mode(path: Path) -> int:
         return path.stat().st_mode & 0o777
 

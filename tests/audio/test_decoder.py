@@ -203,7 +203,7 @@ def fragmented(samples: bytes) -> bytes:
 
 @pytest.mark.promise("S13")
 @pytest.mark.parametrize("name", sorted(FILES.keys() - {"m4a"}))
-async def test_a_recording_without_its_end_is_decoded_and_said_to_be_cut_off(decoder: Decoder, name: str) -> None:
+async def test_a_recording_without_its_end_is_decoded_and_marked_as_cut_off(decoder: Decoder, name: str) -> None:
     form, codec, rate, layout = FILES[name]
     data = encoded(form, codec, tone(6, rate=rate), rate=rate, layout=layout)
     async with asyncio.timeout(LIMIT):

@@ -40,7 +40,7 @@ def test_a_data_directory_of_any_name_works_in_the_plainest_locale(workplace: Wo
 
 @pytest.mark.promise("U9")
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are Unicode there")
-def test_a_data_directory_whose_name_is_no_utf8_is_refused(workplace: Workplace) -> None:
+def test_a_data_directory_whose_name_is_not_utf8_is_refused(workplace: Workplace) -> None:
     workplace.env["AOG_DATA_DIR"] = os.fsdecode(bytes(workplace.home) + b"/d\xe4t")
     said = workplace.bad(1, "status")
     assert "resources.data_dir is" in said

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.promise("U10")
-async def test_who_waits_when_it_closes_is_told_and_who_runs_goes_on() -> None:
+async def test_closing_refuses_queued_calls_and_lets_running_ones_end() -> None:
     crowd = Crowd(1)
     running, *waiting = [crowd.come() for _ in range(3)]
     while not crowd.held:  # noqa: ASYNC110  # a step of the loop or two

@@ -220,7 +220,7 @@ async def test_those_who_wait_for_their_turn_survive_a_death(begin: Begin) -> No
 
 @pytest.mark.promise("U10")
 @pytest.mark.parametrize("way", ["another mode", "an unload"])
-async def test_those_who_wait_for_their_turn_go_on_to_what_comes_next(begin: Begin, way: str) -> None:
+async def test_queued_requests_go_on_to_what_comes_next(begin: Begin, way: str) -> None:
     """As in an upgrade: what runs breaks off when the time to drain is over, what has not begun is answered."""
     gates = {"rules": [{"on": "chat", "do": "hold", "after": 1, "until": "/nowhere"}]}
     world = await begin(gates, {}, parallel=2, drain_timeout=0.2)
@@ -239,7 +239,7 @@ async def test_those_who_wait_for_their_turn_go_on_to_what_comes_next(begin: Beg
 
 
 @pytest.mark.promise("U10")
-async def test_a_stop_ends_those_who_wait_for_their_turn(begin: Begin) -> None:
+async def test_a_stop_ends_queued_requests(begin: Begin) -> None:
     gates = {"rules": [{"on": "chat", "do": "hold", "after": 1, "until": "/nowhere"}]}
     world = await begin(gates, {}, parallel=1)
     asking = [asyncio.create_task(world.chat()) for _ in range(4)]

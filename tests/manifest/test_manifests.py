@@ -289,7 +289,7 @@ def test_a_relative_path_and_links_keep_the_hosts_way(
 @pytest.mark.parametrize(
     "found", ["~/.local/share/engine-plugin", RuntimeError("Could not determine home directory.")]
 )
-def test_a_user_without_a_home_is_told_what_to_set(
+def test_without_a_home_directory_the_message_says_what_to_set(
     write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, found: str | Exception
 ) -> None:
     """What platformdirs says where HOME is not set and the user has no entry in passwd."""

@@ -180,7 +180,7 @@ async def test_references_in_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', '{"a": {"name": "m"}}'])
-async def test_a_file_of_references_that_is_damaged_holds_none(tmp_path: Path, content: str) -> None:
+async def test_a_damaged_file_of_references_counts_as_empty(tmp_path: Path, content: str) -> None:
     path = tmp_path / "references.json"
     path.write_text(content)
     references = References(path)

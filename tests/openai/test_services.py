@@ -236,7 +236,7 @@ async def test_speech_that_the_server_lacks(serve: Serve, attach: Attach) -> Non
     ("maker", "sent"), [("llama-server", [-1]), ("lmstudio", [-1]), ("vllm", [None]), ("gateway", [])]
 )
 @pytest.mark.parametrize(("service", "field"), [("generate", "max_tokens"), ("chat", "max_completion_tokens")])
-async def test_no_limit_of_tokens_is_told_as_each_server_wants_it(
+async def test_no_limit_of_tokens_is_sent_in_each_servers_form(
     serve: Serve, attach: Attach, maker: str, sent: list[int | None], service: str, field: str
 ) -> None:
     """A completion of vLLM without the field would have 16 tokens."""
@@ -256,7 +256,7 @@ async def test_a_suffix_that_a_server_ignores_is_refused(serve: Serve, attach: A
 
 
 @pytest.mark.promise("S13")
-async def test_a_recording_without_its_end_is_said_to_be_truncated(serve: Serve, attach: Attach) -> None:
+async def test_a_recording_without_its_end_is_marked_as_truncated(serve: Serve, attach: Attach) -> None:
     """Also where the server gets it as it came."""
     plugin = attach(await serve("gateway"))
     whole = wav(spoken(0, 3))

@@ -114,7 +114,7 @@ def test_the_environment_tells_which_host_it_is() -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_a_load_that_fails_is_told_to_every_host_but_aog(engine: Engine, error: Exception) -> None:
+async def test_a_failed_load_is_an_error_for_every_host_but_aog(engine: Engine, error: Exception) -> None:
     engine.failing = {"load_model": error}
     request = pb.LoadModelRequest(request_json=MODEL)
     told = await under(AogHost(), engine).LoadModel(request, Recorder())
@@ -147,7 +147,7 @@ async def test_for_aog_a_model_that_is_not_in_memory_is_unloaded(
 
 @pytest.mark.promise("H5")
 @pytest.mark.parametrize("host", [Host(), AogHost()], ids=["any host", "AOG"])
-async def test_a_pull_that_fails_tells_its_error_as_data_before_its_code(engine: Engine, host: Host) -> None:
+async def test_a_failed_pull_sends_its_error_as_data_before_its_code(engine: Engine, host: Host) -> None:
     engine.failing = {"pull_model": PullError("no such host")}
     call = Recorder()
     await under(host, engine).PullModelStream(pb.PullModelStreamRequest(request_json=MODEL), call)

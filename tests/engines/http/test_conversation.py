@@ -52,7 +52,7 @@ def called(arguments: Any) -> Messages:
 
 @every_engine
 @pytest.mark.promise("S3")
-def test_a_developer_speaks_as_the_system(plain: Callable[[Messages], Messages]) -> None:
+def test_developer_messages_become_system_messages(plain: Callable[[Messages], Messages]) -> None:
     given = [{"role": "developer", "content": "x"}, {"role": "user", "content": "y"}]
     assert [message["role"] for message in plain(given)] == ["system", "user"]
     assert given[0]["role"] == "developer"

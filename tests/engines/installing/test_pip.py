@@ -57,14 +57,14 @@ def environ(index: str) -> dict[str, str]:
 
 
 @pytest.mark.promise("L8")
-def test_a_wheel_of_ours_brings_pip() -> None:
+def test_the_wheel_requires_pip() -> None:
     """An environment of pipx or uv has no pip but for a package that depends on it."""
     assert any(each.startswith("pip>=") for each in importlib.metadata.requires("engine-plugin") or ())
 
 
 @pytest.mark.promise("T5")
 @pytest.mark.promise("U4")
-async def test_downloads_are_told_as_bytes_and_temporary_files_stay_in_the_scratch_directory(
+async def test_downloads_are_reported_in_bytes_and_temporary_files_stay_in_the_scratch_directory(
     index: str, tmp_path: Path
 ) -> None:
     told: list[str | ChunkProgress] = []

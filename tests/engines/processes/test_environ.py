@@ -33,7 +33,9 @@ def test_proxies_and_the_loaders_settings_stay_and_pythons_go() -> None:
 
 
 @pytest.mark.promise("X1", "L5")
-async def test_a_module_of_ours_runs_with_our_packages_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_module_of_this_package_runs_with_its_own_packages_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "this.py").write_text("raise SystemExit('a module of the working directory')\n")
     monkeypatch.chdir(tmp_path)
     environ = dict(os.environ) | {"PYTHONHOME": "/nowhere", "PYTHONPATH": str(tmp_path), "PYTHONWARNINGS": "error"}

@@ -74,7 +74,7 @@ def test_the_first_version_of_cgroups(kernel: Kernel) -> None:
     assert memory.kills() == 3
 
 
-def test_without_groups_the_machine_is_told_of(kernel: Kernel) -> None:
+def test_without_cgroups_the_figures_are_the_machines(kernel: Kernel) -> None:
     assert memory.room().whose == "machine"
     assert memory.kills() is None
     assert memory.shortage(-signal.SIGKILL, "", None).startswith("It may have been ended for lack of memory: ")
@@ -91,7 +91,7 @@ def test_a_program_that_got_too_little_says_so_in_many_ways(said: str) -> None:
 
 @pytest.mark.promise("L7")
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory is not counted by files")
-def test_a_system_that_does_not_tell_refuses_no_model(monkeypatch: pytest.MonkeyPatch, kernel: Kernel) -> None:
+def test_a_system_without_memory_figures_refuses_no_model(monkeypatch: pytest.MonkeyPatch, kernel: Kernel) -> None:
     def untold() -> None:
         raise FileNotFoundError(2, "No such file or directory", "/proc/meminfo")
 

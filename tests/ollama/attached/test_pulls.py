@@ -269,7 +269,7 @@ async def test_a_part_of_a_model_is_refused_with_the_way_to_join_it(
 
 
 @pytest.mark.promise("L6")
-async def test_an_environment_that_is_offline_keeps_the_server_from_hugging_face(
+async def test_an_offline_environment_keeps_the_server_from_hugging_face(
     pulls: Pulls, shared_client: OllamaClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -176,7 +176,7 @@ async def test_another_mode(serve: Serve) -> None:
 
 
 @pytest.mark.promise("U10")
-async def test_those_who_wait_for_their_turn_go_on_to_the_next_server(serve: Serve) -> None:
+async def test_queued_requests_go_on_to_the_next_server(serve: Serve) -> None:
     running = await serve(parallel=1, drain_timeout=0.2)
     async with drawing(running) as picture:
         waiting = asyncio.create_task(running.client.invoke("text-to-image", ONE_STEP))
@@ -258,7 +258,7 @@ async def test_what_a_killed_plugin_left_is_removed(serve: Serve) -> None:
 
 
 @pytest.mark.promise("S12")
-async def test_a_model_that_can_never_be_loaded_is_no_reason_to_try_again(serve: Serve) -> None:
+async def test_a_model_that_can_never_be_loaded_is_not_retried(serve: Serve) -> None:
     running = await serve()
     await running.client.pull_model("broken", source=str(SAMPLES / "tiny-embed"))
     spoil(running.engine.manifest.data_dir / "models" / "broken" / "openvino_model.xml")

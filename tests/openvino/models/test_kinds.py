@@ -278,7 +278,7 @@ def test_truncated_weights_are_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.promise("S12")
-def test_a_tokenizer_of_another_form_is_none() -> None:
+def test_a_tokenizer_in_another_format_is_no_substitute() -> None:
     text = ["config.json", "openvino_model.xml", "openvino_model.bin", "tokenizer.json"]
     sight = ["config.json", "openvino_language_model.xml", "openvino_language_model.bin"]
     image = ["model_index.json", "unet/openvino_model.xml", "unet/openvino_model.bin", "tokenizer_2/vocab.json"]

@@ -70,7 +70,7 @@ async def test_a_template_without_end_is_refused_and_hurts_no_other_call(
     assert (await asked(front, "well"))[0] == 200
 
 
-async def test_who_leaves_a_template_without_end_leaves_at_once(serve: Serve) -> None:
+async def test_cancelling_an_endless_template_returns_at_once(serve: Serve) -> None:
     front = await serve(empty=True)
     front.config.add("m", template=behind(HOSTILE["loop"]))
     assert await front.reload() == 201

@@ -52,7 +52,7 @@ async def test_other_formats_are_decoded_first(speech: Speech, server: Server) -
 
 @pytest.mark.promise("S13")
 @pytest.mark.parametrize("form", ["json", "verbose_json", "text", "srt", "vtt"])
-async def test_a_recording_without_its_end_is_said_to_be_truncated(speech: Speech, form: str) -> None:
+async def test_a_recording_without_its_end_is_marked_as_truncated(speech: Speech, form: str) -> None:
     assert (await transcribe(speech, wav(SOUND)[:-3200], response_format=form))["truncated"] is True
     assert "truncated" not in await transcribe(speech, wav(SOUND), response_format=form)
 

@@ -182,7 +182,7 @@ NO_CALLS = [
 @pytest.mark.promise("S4")
 @pytest.mark.parametrize(("name", "text"), NO_CALLS)
 @pytest.mark.parametrize("size", [1, 5, 1000])
-def test_what_is_no_call_is_text(name: str, text: str, size: int) -> None:
+def test_text_that_is_not_a_call_stays_text(name: str, text: str, size: int) -> None:
     assert cut(text, size, name, TOOLS) == (text, "", [])
 
 
@@ -393,7 +393,7 @@ def test_templates_come_from_any_of_a_models_files(tmp_path: Path) -> None:
 
 @pytest.mark.promise("S12")
 @pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json", None])
-def test_tools_are_told_by_a_models_template_for_them(tmp_path: Path, place: str | None) -> None:
+def test_tools_use_a_models_template_for_tools(tmp_path: Path, place: str | None) -> None:
     """Beside a default template from wherever that is."""
     if place:
         default = "plain" if place.endswith(".jinja") else json.dumps({"chat_template": "plain"})
@@ -434,7 +434,7 @@ def test_parts_become_one_text_in_their_order() -> None:
 
 
 @pytest.mark.promise("S3")
-def test_a_developer_speaks_as_the_system() -> None:
+def test_developer_messages_become_system_messages() -> None:
     given = [{"role": role, "content": "x"} for role in ("developer", "system", "user", "assistant", "tool")]
     found, _ = messages(given, False)
     assert [message["role"] for message in found] == ["system", "system", "user", "assistant", "tool"]
