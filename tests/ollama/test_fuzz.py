@@ -168,9 +168,8 @@ async def test_any_bytes(plugin: Plugin, service: str, raw: bytes) -> None:
         b'{"temperature": 1e999, "input": "a", "prompt": "a", "messages": [{"role": "user"}]}',
         b'{"seed": ' + b"1" * 5000 + b"}",
         b"\xff\xfe{}",
-        b'{"a": "' + b"x" * (64 << 20) + b'"}',
     ],
-    ids=["deep", "nan", "inf", "digits", "utf-16", "64 MiB"],
+    ids=["deep", "nan", "inf", "digits", "utf-16"],
 )
 async def test_what_is_no_request(plugin: Plugin, service: str, raw: bytes) -> None:
     with pytest.raises(InvalidRequestError, match="request_data: "):

@@ -203,7 +203,7 @@ async def test_a_model_that_goes_during_a_call(hostile: Hostile, plugin: Plugin)
     assert await within(plugin.invoke("chat", HELLO))
     hostile.answers["/api/chat"] = whole({"error": "model 'm' not found"}, status="404 Not Found")
     hostile.answers["/api/tags"] = whole({"models": [entry("new:latest")]})
-    with pytest.raises(ModelNotFoundError, match="models pull m"):
+    with pytest.raises(ModelNotFoundError, match="PullModel m"):
         await within(plugin.invoke("chat", HELLO))
     hostile.answers["/api/chat"] = until_end(lines(said("one"), DONE))
     assert await within(plugin.invoke("chat", OTHERS)), "the list is asked for anew"

@@ -53,6 +53,7 @@ _STAGING = "staging-"
 _FILES = ".installed.json"
 _CACHES = ".pyc"  # Python recreates damaged ones
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
+_LONGEST_NAME = 255  # bytes of a directory's name, on every file system that matters
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,8 @@ class Installation:
         shape = read_json(pointer) or {}
         name, facts = shape.get("folder"), shape.get("facts")
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+            return None
+        if len(os.fsencode(name)) > _LONGEST_NAME:
             return None
         self._require_trust(self._versions / name)
         known = facts if isinstance(facts, dict) else {}
