@@ -53,7 +53,7 @@ def ask_to_stop(pid: int) -> None:
     """The polite signal: SIGTERM, or CTRL_BREAK to the process group on Windows. A process gone is fine."""
     with contextlib.suppress(OSError):  # on Windows the event also fails between two consoles
         if sys.platform == "win32":
-            # Not os.kill, which ends the process at once when it has a console of its own (CPython's issue 87128).
+            # Not os.kill, which ends the process at once when it has a console of its own.
             ctypes.windll.kernel32.GenerateConsoleCtrlEvent(signal.CTRL_BREAK_EVENT, pid)
         else:
             os.kill(pid, signal.SIGTERM)
