@@ -38,7 +38,7 @@ def _provokes_what_it_should(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _the_host_waits_as_long_as_this_machine_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else it would kill plugins that are on their way out."""
+    """Otherwise it would kill plugins that are about to end."""
     for name in ("_SHUTDOWN_RPC", "_EXIT"):
         monkeypatch.setattr(client, name, patience.pace(2.0))
 
@@ -50,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header() -> str:
     spawn, factor = patience.SPAWN_SECONDS * 1000, patience.slowness()
-    return f"machine: Python starts in {spawn:.0f} ms; what a test allows is {factor:.1f} times what it takes at rest"
+    return f"machine: Python starts in {spawn:.0f} ms; time limits are {factor:.1f} times those of a machine at rest"
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,4 +1,4 @@
-"""JSON files of models and of ours are read within bounds."""
+"""JSON files of models and of the package are read within bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recording is by its bytes, and whether its end is missing."""
+"""A recording's container by its bytes, and whether its end is missing."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_raw_samples_are_no_container() -> None:
 @pytest.mark.promise("S13")
 @pytest.mark.parametrize("name", sorted(FORMS.keys() - {"flac", "w64"}))
 def test_a_missing_end_is_seen(files: dict[str, bytes], name: str) -> None:
-    """Wherever the cut is, but between two frames that nobody has counted."""
+    """At any cut except between two frames, where no header counts them."""
     data = files[name]
     assert not is_cut_off(data)
     chance = random.Random(1)  # noqa: S311  # the same cuts each time

@@ -69,7 +69,7 @@ def on_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("PullModelStream failed", "PullModelStream failed"),
     ],
 )
-def test_a_person_reads_commands_where_a_host_reads_rpcs(text: str, advised: str, on_path: None) -> None:
+def test_the_terminal_shows_commands_where_a_host_gets_rpcs(text: str, advised: str, on_path: None) -> None:
     assert advice.advice(text) == advised
 
 

@@ -144,7 +144,7 @@ def test_the_pid_of_another_process_is_left_alone(workplace: Workplace) -> None:
 
 @pytest.mark.promise("L2")
 @pytest.mark.parametrize("lost", ["the socket", "its directory"])
-def test_a_server_whose_socket_was_removed_is_still_the_one(workplace: Workplace, lost: str) -> None:
+def test_a_server_is_found_after_its_socket_was_removed(workplace: Workplace, lost: str) -> None:
     """As a cleaner of temporary files does it, or the end of a login session, with the whole runtime directory."""
     workplace.good("engine", "install")
     started = json.loads(workplace.good("engine", "start", "--json"))

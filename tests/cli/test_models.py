@@ -77,7 +77,7 @@ def test_a_file_is_named_from_where_the_person_is(workplace: Workplace) -> None:
 
 @pytest.mark.promise("T2")
 @pytest.mark.parametrize("named", ["./folder", "folder/", "../here/folder", "{here}/folder"])
-def test_a_folder_is_named_from_where_the_person_is(workplace: Workplace, named: str) -> None:
+def test_a_folder_is_read_from_the_working_directory(workplace: Workplace, named: str) -> None:
     here = workplace.plugin.with_name("here")
     (here / "folder").mkdir(parents=True)
     workplace.plugin = here

@@ -106,7 +106,7 @@ async def test_the_command_to_try_finds_the_socket(workplace: Workplace, relativ
 
 
 @pytest.mark.promise("L9")
-def test_an_address_that_cannot_be_had_is_refused_with_the_reason(workplace: Workplace) -> None:
+def test_an_unavailable_address_is_refused_with_the_reason(workplace: Workplace) -> None:
     long = f"unix:{workplace.runtime}/{'x' * 100}"
     said = workplace.bad(4, "serve", "--address", long)
     assert f"the socket's path has {len(long) - 5} bytes, and the system allows" in said
@@ -185,7 +185,7 @@ def test_a_session_without_a_runtime_directory(workplace: Workplace) -> None:
     Path(f"/run/user/{os.getuid() if hasattr(os, 'getuid') else 0}").exists(),
     reason="a session's directory that is not the test's",
 )
-def test_nothing_of_a_server_lies_where_others_may_put_things(workplace: Workplace) -> None:
+def test_a_server_keeps_its_files_out_of_shared_directories(workplace: Workplace) -> None:
     """Without a runtime directory no foreseeable name in /tmp is used, nor another user's directory."""
     temporary = workplace.runtime / "tmp"
     temporary.mkdir()

@@ -339,7 +339,7 @@ async def test_a_thread_that_will_not_end(launch: Launch) -> None:
 @posix
 @pytest.mark.parametrize(("way", "busy"), [("Shutdown", False), ("SIGTERM", True)])
 async def test_it_stops_where_no_thread_can_be_created(launch: Launch, short_dir: Path, way: str, busy: bool) -> None:
-    """Whether a worker thread of the executor lives, and is `busy`, or there is none."""
+    """Whether the executor has a live worker thread, and whether that is `busy`."""
     plugin = await launch()
     if busy:
         await plugin.do("executor", 1000)

@@ -22,7 +22,7 @@ Launch: TypeAlias = Callable[..., Awaitable[PluginClient]]
 
 @pytest.fixture(autouse=True)
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host gives a plugin the time to end that this machine needs for it, and no more."""
+    """The host waits for a plugin's end as long as this machine needs, and no longer."""
     monkeypatch.setattr(client, "_SHUTDOWN_RPC", pace(1.0))
     monkeypatch.setattr(client, "_EXIT", pace(1.0))
 

@@ -153,7 +153,7 @@ async def test_one_that_dies_again_and_again(begin: Begin) -> None:
 async def test_where_nothing_serves_health_is_503_until_a_start(
     begin: Begin, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A host revives what is not healthy by StartEngine, and asks often: the log has a line for each change."""
+    """A host revives an unhealthy engine by StartEngine, and polls often: the log has a line for each change."""
     caplog.set_level(logging.INFO, "engine_plugin.rpc.servicer")
     deadly = {"rules": [{"on": "health", "from": 2, "do": "die", "code": 3}]}
     world = await begin(of={"tiny_chat_gguf": [deadly, {}]}, restart_limit=0, health_interval=0.05)
@@ -221,7 +221,7 @@ async def test_those_who_wait_for_their_turn_survive_a_death(begin: Begin) -> No
 @pytest.mark.promise("U10")
 @pytest.mark.parametrize("way", ["another mode", "an unload"])
 async def test_queued_requests_go_on_to_what_comes_next(begin: Begin, way: str) -> None:
-    """As in an upgrade: what runs breaks off when the time to drain is over, what has not begun is answered."""
+    """As in an upgrade: running requests break off at the end of drain_timeout, queued ones are answered."""
     gates = {"rules": [{"on": "chat", "do": "hold", "after": 1, "until": "/nowhere"}]}
     world = await begin(gates, {}, parallel=2, drain_timeout=0.2)
     asking = [asyncio.create_task(world.chat()) for _ in range(8)]
@@ -298,7 +298,7 @@ async def test_a_model_that_finds_no_memory_is_refused_before_it_starts(
 @pytest.mark.promise("U8")
 @pytest.mark.parametrize("how", [{"signal": "SIGABRT"}, {"code": UNUSABLE}], ids=["ended", "told"])
 async def test_a_process_that_dies_for_lack_of_memory_says_so_with_numbers(begin: Begin, how: dict[str, Any]) -> None:
-    """It is never taken for a bad model, which would be 412."""
+    """It is not reported as a bad model, which would be 412."""
     lines = ["terminate called after throwing an instance of 'std::bad_alloc'"]
     world = await begin({"load_exit": {**how, "lines": lines}}, {})
     with pytest.raises(UnavailableError, match=r"It got too little memory: [\d,]+ MiB of the .* are free"):

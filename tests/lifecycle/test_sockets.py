@@ -1,4 +1,4 @@
-"""An engine whose sockets are removed under it is started anew, at once when StartEngine is called."""
+"""An engine whose sockets are removed is restarted, at once when StartEngine is called."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.promise("L2")
 async def test_a_socket_that_is_removed_is_made_again(begin: Begin) -> None:
-    """Nobody asks for anything; what the engine says of it names the cause."""
+    """Without any request; the engine's health names the cause."""
     world = await begin({}, health_interval=0.05)
     await world.client.load_model("tiny-chat")
     assert world.engine._sockets is not None

@@ -1,4 +1,4 @@
-"""What a model's file or a request has llama.cpp compute is bounded, and holds up no other call."""
+"""Computation that a model's file or a request causes in llama.cpp is bounded and blocks no other call."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def pull(running: RunningPlugin, path: Path) -> None:
 
 
 def behind(hostile: str) -> str:
-    """A template that is hostile to some only."""
+    """A template that is hostile to some conversations only."""
     return f"{{% if messages[0]['content'] == 'burn' %}}{hostile}{{% endif %}}{{{{ messages[0]['content'] }}}}"
 
 
@@ -78,7 +78,7 @@ async def test_a_template_without_end_is_refused_when_its_model_is_pulled(
         await pull(running, model_with(hostile, scratch / "hostile.gguf"))
 
 
-async def test_a_server_that_goes_on_for_callers_that_have_left_is_started_anew(
+async def test_a_server_that_computes_for_departed_callers_is_restarted(
     serve: Serve, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a template that is cheap where it is tried out, and endless in llama.cpp."""
@@ -122,7 +122,7 @@ TOO_MUCH = {
 
 
 @pytest.mark.parametrize("name", TOO_MUCH)
-def test_a_grammar_that_would_hold_up_other_calls_is_refused_by_its_field(name: str) -> None:
+def test_a_grammar_that_would_block_other_calls_is_refused_by_its_field(name: str) -> None:
     request, begin = TOO_MUCH[name]
     with pytest.raises(InvalidRequestError, match=f"^{re.escape(begin)}.*at most "):
         check_grammars(request)

@@ -1,4 +1,4 @@
-"""What keeps an installed llama.cpp: damage, other plugins, and other engines on the same data directory."""
+"""An installed llama.cpp under damage, other plugins, and other engines on the same data directory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def installed(serve: Serve, mirror: Mirror) -> RunningPlugin:
 
 
 def lose_power(running: RunningPlugin) -> None:
-    """Leave of each installed file what a power cut leaves of one that was never synced: its name."""
+    """Empty each installed file, as a power cut leaves a file that was never synced."""
     files = [path for path in (software(running) / "versions").rglob("*") if path.is_file() and not path.is_symlink()]
     for path in files:
         if path.name != ".installed.json":

@@ -74,7 +74,7 @@ def test_a_header_is_read_as_the_formats_own_library_reads_it(name: str) -> None
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "git lfs pull"),
     ],
 )
-def test_what_cannot_be_is_refused_at_once(tmp_path: Path, data: bytes, why: str) -> None:
+def test_impossible_headers_are_refused_at_once(tmp_path: Path, data: bytes, why: str) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(data + (bytes(94 - len(data)) if data.startswith(b"GGUF") and 4 < len(data) < 94 else b""))
     tracemalloc.start()

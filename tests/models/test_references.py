@@ -1,4 +1,4 @@
-"""A model answers to what its pull asked for, wherever it answers to its name."""
+"""A pulled model can be called by its pull's reference wherever it can be called by its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that are damaged after they were looked at."""
+"""Models that are damaged after their check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log probabilities of completions, from the shape in which servers give them to that of OpenAI's completions."""
+"""Log probabilities of completions, converted from the servers' format to OpenAI's."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SHAPE = {
 }
 
 
-def test_a_whole_answer_has_the_shape_of_completions() -> None:
+def test_a_whole_answer_has_the_completions_format() -> None:
     blocks = [b"".join(map(event_of, EVENTS)) + DONE]
     answer = json.loads(assembled("generate", blocks, {"logprobs": 2}))
     assert [choice["logprobs"] for choice in answer["choices"]] == [
@@ -47,7 +47,7 @@ def test_a_whole_answer_has_the_shape_of_completions() -> None:
     assert none["choices"][0]["logprobs"]["top_logprobs"] == [{}, {}, {}]
 
 
-async def test_a_stream_has_it_event_by_event() -> None:
+async def test_each_event_of_a_stream_has_the_completions_format() -> None:
     async def blocks() -> AsyncIterator[bytes]:
         yield event_of(EVENTS[0]) + event_of(EVENTS[1])
         yield event_of(EVENTS[2]) + event_of({"choices": [], "usage": {}}) + DONE
@@ -62,13 +62,13 @@ async def test_a_stream_has_it_event_by_event() -> None:
     assert usage == {"choices": [], "usage": {}}
 
 
-def test_what_has_the_shape_already_stays() -> None:
+def test_answers_in_the_completions_format_stay_as_they_are() -> None:
     answer = {"choices": [{"index": 0, "text": "abc", "logprobs": SHAPE}, {"index": 1, "logprobs": None}]}
     assert CompletionLogprobs(2).reshape(answer) == answer
 
 
 @pytest.mark.parametrize("wrong", [[1], {"a": 1}, [{"index": 0, "logprobs": {"content": [1]}}]])
-def test_what_is_no_answer_is_the_servers_fault(wrong: Any) -> None:
+def test_malformed_log_probabilities_are_the_servers_fault(wrong: Any) -> None:
     with pytest.raises(BadGatewayError):
         CompletionLogprobs().reshape({"choices": wrong})
 

@@ -1,4 +1,4 @@
-"""What is made of OpenAI's messages before any engine gets them."""
+"""OpenAI's messages as engines receive them."""
 
 from __future__ import annotations
 

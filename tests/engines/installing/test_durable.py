@@ -1,4 +1,4 @@
-"""What a loss of power, a kill and other plugins leave of an installation: one whole version, and nothing else."""
+"""After a loss of power, a kill or another plugin's work, an installation is one whole version and nothing else."""
 
 from __future__ import annotations
 

@@ -343,7 +343,7 @@ MUTABLE = {
 @pytest.mark.parametrize("kind", KINDS)
 @given(cuts=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 40), st.binary(max_size=40)), min_size=1, max_size=5))
 def test_a_mutated_archive_is_unpacked_or_refused(kind: str, cuts: list[tuple[float, int, bytes]]) -> None:
-    """Bytes are replaced, removed and inserted, in the archive or in the tar inside; only InstallError is raised."""
+    """Replace, remove and insert bytes, in the archive or in the tar inside; only InstallError may be raised."""
     with tempfile.TemporaryDirectory() as folder:
         archive, target = Path(folder, f"x.{kind}"), Path(folder, "target")
         pack(archive, MUTABLE[kind])

@@ -1,4 +1,4 @@
-"""pip, run as a helper: its downloads are told as bytes, its temporary files and its failures as what they are."""
+"""pip, run as a helper: its progress in bytes, its temporary files and its failures."""
 
 from __future__ import annotations
 

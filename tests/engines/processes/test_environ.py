@@ -1,4 +1,4 @@
-"""What children are started with: the user's environment, but neither his Python's settings nor his directory."""
+"""Child processes get the user's environment, without Python's settings and the working directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of memory, from files as the kernel has them."""
+"""Memory figures from files in the kernel's format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STAT = f"anon 1\ninactive_file {20 * MIB}\nactive_file {10 * MIB}\nfile 3\n"
 
 
 class Kernel:
-    """A /proc and a /sys/fs/cgroup of the test's own."""
+    """A private /proc and /sys/fs/cgroup."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.proc, self.groups = root / "proc", root / "cgroup"

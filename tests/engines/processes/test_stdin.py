@@ -1,4 +1,4 @@
-"""Programs of ours read their stdin where no library looks for it."""
+"""The package's programs read their stdin from a descriptor that no library uses."""
 
 from __future__ import annotations
 

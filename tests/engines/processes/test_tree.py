@@ -154,7 +154,7 @@ def test_nothing_is_bound_where_the_guard_does_it() -> None:
 
 
 @pytest.mark.promise("L11")
-def test_windows_is_asked_to_stop_by_an_event_and_never_by_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_gets_a_stop_event_and_no_termination(monkeypatch: pytest.MonkeyPatch) -> None:
     """os.kill ends a process that has a console of its own, where the event cannot be sent."""
     sent: list[tuple[int, int]] = []
 

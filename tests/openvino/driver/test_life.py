@@ -102,7 +102,7 @@ async def test_a_start_revives_what_does_not_serve(serve: Serve) -> None:
             return str(error)
 
     async with asyncio.timeout(LIMIT):
-        while "tiny-chat is not served" not in await dead():  # noqa: ASYNC110  # nobody tells
+        while "tiny-chat is not served" not in await dead():  # noqa: ASYNC110  # no event says so
             await asyncio.sleep(0.02)
     with pytest.raises(UnavailableError, match="tiny-chat is not served"):
         await running.client.health_check()

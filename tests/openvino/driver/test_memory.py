@@ -168,7 +168,7 @@ async def test_a_cancelled_call_stops_the_work(serve: Serve) -> None:
     async with drawing(running):
         assert running.engine._pool.users("tiny-image") == 1
     await eventually(lambda: running.engine._pool.users("tiny-image") == 0)
-    async with asyncio.timeout(LIMIT):  # a picture that nobody waits for any longer takes more
+    async with asyncio.timeout(LIMIT):  # the cancelled picture would take longer
         await running.client.invoke("text-to-image", ONE_STEP)
     unary = asyncio.create_task(running.client.invoke("text-to-image", PICTURE))
     await eventually(lambda: running.engine._pool.users("tiny-image") == 1)

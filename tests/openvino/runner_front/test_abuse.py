@@ -43,7 +43,7 @@ def chat_body(**more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("text", "read"), [("\ud800", "\ufffd"), ("a\udfff", "a\ufffd"), ("\ude00\ud83d", "\ufffd\ufffd")]
 )
-async def test_half_a_character_is_the_replacement_character(front: Front, text: str, read: str) -> None:
+async def test_an_unpaired_surrogate_becomes_the_replacement_character(front: Front, text: str, read: str) -> None:
     status, answer = await front.chat(user=text, script={"settings": True})
     assert status == 200
     assert json.loads(answer["choices"][0]["message"]["content"])["params"]["user"] == read

@@ -156,7 +156,7 @@ async def test_a_port_of_its_own_choosing(scratch: Path) -> None:
 
 @pytest.mark.promise("X13")
 async def test_it_listens_at_its_address_and_nowhere_else(scratch: Path) -> None:
-    """A port for KServe's gRPC would take 2 GB of anybody before it asks for the key."""
+    """A port for KServe's gRPC would accept 2 GB before it checks the key."""
     async with running(two_models(scratch), host="127.0.0.1", grpc_port=0) as (process, told):
         await workers_of(process, told["address"])
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]

@@ -1,4 +1,4 @@
-"""Chat templates, which come with a model, take neither the model nor the machine."""
+"""A model's chat templates cannot bring down the model or the machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HOSTILE = {
 
 
 def behind(hostile: str) -> str:
-    """A template that is hostile only to some."""
+    """A template that is hostile to some conversations only."""
     return f"{{% if messages[0].content == 'burn' %}}{hostile}{{% endif %}}{{{{ messages[0].content }}}}"
 
 
@@ -115,10 +115,8 @@ async def test_variables_of_a_template_are_an_object(serve: Serve, extra: Any) -
     assert (status, answer["error"]["message"]) == (400, "chat_template_kwargs: must be an object")
 
 
-async def test_a_worker_that_goes_on_with_what_was_cancelled_is_ended(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One that computes for those who wait is left alone, however long."""
+async def test_a_worker_that_continues_cancelled_work_is_ended(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that computes for waiting callers is left alone, however long."""
     monkeypatch.setattr(watch, "ABANDONED", 0.8)
     front = await serve(restart_backoff=0.01)
     worker = front.registry.models["m"]._worker

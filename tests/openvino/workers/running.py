@@ -87,7 +87,7 @@ class RunningWorker:
         return call
 
     def _rendered(self, messages: Any, params: Any = None, **others: Any) -> dict[str, Any]:
-        """What the server makes of a conversation before a worker gets it."""
+        """A conversation as the server renders it for a worker."""
         plain, pictures = chat.messages(messages, "vision" in self.facts["capabilities"])
         tools = chat.tools(others.get("tools"), others.get("tool_choice"))
         extra = (params or {}).get("chat_template_kwargs") or {}

@@ -59,7 +59,7 @@ async def test_documents_score_together_as_they_do_alone(rerank: RunningWorker, 
 
 
 @pytest.mark.promise("S1")
-async def test_texts_have_together_the_vectors_that_they_have_alone(embed: RunningWorker) -> None:
+async def test_texts_have_the_same_vectors_together_and_alone(embed: RunningWorker) -> None:
     for count in (*COUNTS, 65):
         given = texts(count, count)
         together = (await embed.do("embed", input=given))["vectors"]
