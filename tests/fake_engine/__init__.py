@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.patience import patience
-
 __all__ = ["FakeEngine"]
 
 _PAUSE = 0.003
@@ -78,6 +76,8 @@ class FakeEngine:
 
     async def event(self, event: str, *, count: int = 1, seconds: float = 10.0, **facts: Any) -> dict[str, Any]:
         """Wait until the journal has `count` such events; the last of those. Raises TimeoutError with the journal."""
+        from tests.patience import patience  # a soak's engine, without site-packages, imports this package
+
         size = -1
         try:
             async with asyncio.timeout(patience(seconds)):

@@ -80,7 +80,11 @@ func (s *session) keepReading(ended chan<- error,
 		defer cancel()
 		var err error
 		for err == nil {
-			_, err = stream.Recv()
+			var chunk *protocol.InvokeServiceStreamResponse
+			// A plugin that was asked to stop before it is killed says so in a last message.
+			if chunk, err = stream.Recv(); err == nil {
+				err = success(chunk)
+			}
 		}
 		ended <- err
 	}()
