@@ -151,9 +151,9 @@ NOT_INSTALLED = Entry(
     EngineNotInstalledError,
     "{found}",
     "Call InstallEngine",
-    "The software that computes is no part of this package, and it is not below the data directory yet, lacks a "
-    "part, or has files that are not as they were installed: a loss of power or another program damaged them.",
-    "`engine-plugin engine install` fetches and verifies it, also in the place of one that is damaged; "
+    "The engine's software is not part of this package. It is not installed below the data directory, lacks a part, "
+    "or was damaged after its installation, for example by a loss of power or another program.",
+    "`engine-plugin engine install` fetches and verifies it, and replaces a damaged installation; "
     "`engine.offline` in plugin.yaml names the way for machines without a network.",
 )
 
@@ -230,7 +230,7 @@ DISK_FULL = Entry(
     "The disk below the data directory is too small for what is being fetched; that is looked at before the first "
     "byte, and again while bytes arrive.",
     "Delete models that are not needed (`engine-plugin models rm NAME`), or name a directory on a larger disk: "
-    "`resources.data_dir` in plugin.yaml. What has arrived is kept, and the next attempt goes on from there.",
+    "`resources.data_dir` in plugin.yaml. What has arrived is kept, and the next attempt resumes from there.",
 )
 
 DISK_FILLED = Entry(
@@ -239,7 +239,7 @@ DISK_FILLED = Entry(
     "{folder}: {reason} after {arrived} bytes; {free}",
     "Delete files that are not needed or move the data directory, then try again",
     "The disk filled up, or a quota or the number of files was reached, while a file was being written. A download "
-    "whose size the server does not say ends while 64 MiB are still free, and what arrived of it is deleted.",
+    "of unknown size stops while 64 MiB are still free, and is deleted.",
     "As for `disk-full`. `df -i` shows how many files (inodes) a file system still holds.",
 )
 

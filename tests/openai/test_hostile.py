@@ -223,13 +223,13 @@ async def test_answers_that_are_no_objects(hostile: Hostile, plugin: Plugin, bod
         ("embed", {"input": "a"}),
         ("rerank", {"query": "a", "documents": ["b"]}),
     ):
-        with pytest.raises(BadGatewayError, match="no JSON object"):
+        with pytest.raises(BadGatewayError, match="not a JSON object"):
             await call(plugin, service, **request)
 
 
 async def test_a_large_answer_that_is_no_object(hostile: Hostile, plugin: Plugin) -> None:
     hostile.answer = whole(b"[" + b"1," * 200_000 + b"1]")
-    with pytest.raises(BadGatewayError, match="no JSON object"):
+    with pytest.raises(BadGatewayError, match="not a JSON object"):
         await call(plugin, "embed", input="a")
 
 

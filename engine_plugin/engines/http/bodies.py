@@ -46,5 +46,5 @@ def answer_object(answer: bytes, what: str = "the server's answer") -> dict[str,
     except (ValueError, RecursionError):
         shape = None
     if not isinstance(shape, dict):
-        raise BadGatewayError(f"{what} is no JSON object: {answer[:_SHOWN]!r}")
+        raise BadGatewayError(f"{what} is not a JSON object: {answer[:_SHOWN]!r}")
     return shape

@@ -97,7 +97,7 @@ class OllamaClient:
     ) -> dict[str, Any]:
         """One exchange of JSON objects, {} for an empty answer, within so many seconds (0: 30).
 
-        Raises UnavailableError when it takes longer, BadGatewayError for an answer that is no JSON object.
+        Raises UnavailableError when it takes longer, BadGatewayError for an answer that is not a JSON object.
         """
         body = None if shape is None else json.dumps(shape).encode()
         limit = within or _PATIENCE
@@ -113,7 +113,7 @@ class OllamaClient:
         except JsonError as error:
             raise BadGatewayError(f"the server's answer to {path} {error}") from None
         if not isinstance(found, dict):
-            raise BadGatewayError(f"the server's answer to {path} is no JSON object: {answer[:_SHOWN]!r}")
+            raise BadGatewayError(f"the server's answer to {path} is not a JSON object: {answer[:_SHOWN]!r}")
         return found
 
     async def quiet(self) -> None:

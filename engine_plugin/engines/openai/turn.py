@@ -117,7 +117,7 @@ class Turn:
         if wrong:
             raise self.of(complaint_of_body(200, answer))
         if not (answer.lstrip()[:1] == b"{" and answer.rstrip()[-1:] == b"}"):
-            raise BadGatewayError(f"the server's answer is no JSON object: {answer[:200]!r}")
+            raise BadGatewayError(f"the server's answer is not a JSON object: {answer[:200]!r}")
         return answer
 
 

@@ -114,7 +114,7 @@ class _Process(ChildProcess):
     @classmethod
     async def spawn(cls, *args: Any, **others: Any) -> _Process:
         process = await super().spawn(*args, **others)
-        assert isinstance(process, cls)  # noqa: S101
+        assert isinstance(process, cls)  # noqa: S101  # made by `cls`; for the type checker
         return process
 
     def __init__(self, take: Any) -> None:

@@ -50,7 +50,7 @@ def test_a_request_that_cannot_be_written() -> None:
 
 @pytest.mark.parametrize("answer", [b"", b"[]", b"null", b'"a"', b"{", b"[" * 100_000, b"\xff"])
 def test_an_answer_that_is_no_object(answer: bytes) -> None:
-    with pytest.raises(BadGatewayError, match=r"^its answer is no JSON object: "):
+    with pytest.raises(BadGatewayError, match=r"^its answer is not a JSON object: "):
         answer_object(answer, "its answer")
 
 

@@ -410,7 +410,7 @@ def test_tools_use_a_models_template_for_tools(tmp_path: Path, place: str | None
 def test_a_template_of_many_megabytes_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "chat_template.jinja").open("wb") as file:
         file.truncate(17 << 20)
-    with pytest.raises(RequestError, match=r"^chat_template\.jinja: has more than 16 MiB"):
+    with pytest.raises(RequestError, match=r"^chat_template\.jinja: is larger than 16 MiB"):
         read_templates(tmp_path)
 
 

@@ -218,7 +218,7 @@ def refusal(number: int, error: Exception) -> Frame:
 
 
 def text_file(path: Path) -> str | None:
-    """A file of a model's folder; None when it is missing or no text. Raises RequestError when it is too large."""
+    """A text file of a model's folder; None when missing or not UTF-8. Raises RequestError when it is too large."""
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST_JSON + 1)
@@ -226,12 +226,14 @@ def text_file(path: Path) -> str | None:
     except (OSError, ValueError):
         return None
     if len(data) > LARGEST_JSON:
-        raise RequestError(f"{path.name}: has more than {LARGEST_JSON >> 20} MiB, which no model needs; pull it anew")
+        raise RequestError(
+            f"{path.name}: is larger than {LARGEST_JSON >> 20} MiB, more than any model needs; pull the model again"
+        )
     return text
 
 
 def json_file(path: Path) -> dict[str, Any]:
-    """A JSON object's file of a model's folder; nothing when it is missing or no such thing."""
+    """The JSON object in a file of a model's folder; empty when it is missing or not a JSON object."""
     return read_json(path) or {}
 
 
