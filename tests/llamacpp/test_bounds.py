@@ -111,6 +111,19 @@ TOO_MUCH = {
     "in parts": (schema({"items": [{"enum": MANY[:600]}, {"enum": MANY[:600]}]}), "response_format: 1200 values"),
     "pattern": (schema({"type": "string", "pattern": "^(a{0,1000}){0,1000}$"}), "response_format: pattern: "),
     "open pattern": (schema({"pattern": "((ab|c){300,}x){300}"}), "response_format: pattern: "),
+    "references": (
+        schema(
+            {
+                "$defs": {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(30)},
+                "$ref": "#/$defs/d0",
+            }
+        ),
+        "response_format: 1073741824 alternatives",
+    ),
+    "rules": (
+        {"grammar": "\n".join(["root ::= r0", *(f"r{i} ::= r{i + 1} | r{i + 1}" for i in range(30)), 'r30 ::= "a"'])},
+        "grammar: 2147483648 rules",
+    ),
     "grammar": ({"grammar": "root ::= " + " | ".join(f'"{value}"' for value in MANY[:1001])}, "grammar: 1001 alter"),
     "loops": ({"grammar": 'root ::= (("a"{0,300}){0,300})'}, "grammar: "),
     "tool": (
@@ -129,9 +142,39 @@ def test_a_grammar_that_would_block_other_calls_is_refused_by_its_field(name: st
 
 
 @pytest.mark.parametrize(
+    ("request_", "begin"),
+    [
+        (schema({"pattern": "^a{5,3}$"}), "response_format: pattern: {5,3} asks for"),
+        ({"grammar": 'root ::= "a"{5,3}'}, "grammar: {5,3} asks for"),
+        (
+            schema({"$defs": {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(4000)}, "$ref": "#/$defs/d0"}),
+            "response_format: too many references follow each other",
+        ),
+        ({"grammar": "\n".join(f"r{i} ::= r{i + 1}" for i in range(4000))}, "grammar: too many rules follow each"),
+        (schema({"minItems": 5, "maxItems": 3}), "response_format: minItems is 5, more than maxItems, 3"),
+        (
+            schema({"properties": {"a": {"minLength": 2, "maxLength": 1}}}),
+            "response_format: minLength is 2, more than",
+        ),
+    ],
+)
+def test_a_grammar_that_llama_cpp_would_not_survive_is_refused(request_: dict[str, Any], begin: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^{re.escape(begin)}"):
+        check_grammars(request_)
+
+
+NODE = {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}}}
+
+
+@pytest.mark.parametrize(
     "request_",
     [
         {},
+        schema({"$defs": {"node": NODE}, "$ref": "#/$defs/node"}),
+        schema({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}),
+        schema({"pattern": r"^[{5,3}]\{5,3\}$"}),
+        schema({"$ref": "#/nowhere/at/all", "minLength": 2.5, "maxLength": "x"}),
+        {"grammar": 'root ::= value\nvalue ::= "[" value ("," value)* "]" | "{5,3}" | [{5,3}] # {5,3}'},
         schema({"enum": MANY[:1000]}),
         schema({"type": "string", "pattern": r"^[a-z]{1,64}(\.[a-z]{1,64}){0,8}@\(x\){2}$"}),
         schema({"type": "array", "items": {"type": "string", "maxLength": 100_000}, "maxItems": 100_000}),

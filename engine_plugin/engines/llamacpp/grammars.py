@@ -1,7 +1,8 @@
 """How much a request's grammars may ask of llama.cpp, which computes them on the thread that all its calls share.
 
 The bounds were measured with llama.cpp b11549 on one core: an enum of 1,000 values holds up the other calls for 0.2
-s, one of 10,000 for 10 s, and 2,000 optional properties are converted for 40 s.
+s, one of 10,000 for 10 s, and 2,000 optional properties are converted for 40 s. It follows each alternative of a
+schema or rule at once, those behind references as well, and writes out `{5,3}` until memory ends.
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ _PROPERTIES = 500
 _SCHEMAS = 5000
 _TEXT = 256 * 1024
 _EXPANDED = 20_000
+_RULES = 100_000
+_RULE = re.compile(r"^[ \t]*([\w-]+)[ \t]*::=", re.MULTILINE)
+_WORD = re.compile(r"[\w-]+")
+_LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|#.*')
+_CLASS = re.compile(r"\\.|\[(?:[^\]\\]|\\.)*\]", re.DOTALL)
+_LENGTHS = (("minItems", "maxItems"), ("minLength", "maxLength"))
 _REPEATED = re.compile(r"\{(\d{0,9})(?:,(\d{0,9}))?\}")
 
 
@@ -29,18 +36,30 @@ def check_grammars(request: Mapping[str, Any]) -> None:
     """Raise InvalidRequestError, naming the field, for a schema or grammar that would block other calls."""
     count = _Count()
     for field, schema in _schemas(request):
-        count.add(field, schema)
+        try:
+            count.add(field, schema)
+        except RecursionError:
+            raise InvalidRequestError(f"{field}: too many references follow each other") from None
     grammar = request.get("grammar")
     if isinstance(grammar, str):
         _require("grammar", "characters", len(grammar), _TEXT)
         _require("grammar", "alternatives", grammar.count("|") + 1, _ALTERNATIVES)
         _require("grammar", "steps, its repetitions written out,", _expanded(grammar), max(_EXPANDED, len(grammar)))
+        plain = _LITERAL.sub(" ", grammar)
+        _check_order("grammar", plain)
+        try:
+            used = _used(plain)
+        except RecursionError:
+            raise InvalidRequestError("grammar: too many rules follow each other") from None
+        _require("grammar", "rules, each written out where it is used,", used, _RULES)
 
 
 def _schemas(request: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     form = request.get("response_format")
     if isinstance(form, dict):
-        yield "response_format", {key: form[key] for key in ("json_schema", "schema") if key in form}
+        named = form.get("json_schema")
+        yield "response_format", named.get("schema") if isinstance(named, dict) else None
+        yield "response_format", form.get("schema")
     yield "json_schema", request.get("json_schema")
     tools = request.get("tools")
     for index, tool in enumerate(tools if isinstance(tools, list) else ()):
@@ -63,6 +82,7 @@ class _Count:
             return
         self._characters += len(json.dumps(schema, ensure_ascii=False))
         _require(field, "characters", self._characters, _TEXT)
+        alternatives = _Alternatives(schema)
         waiting: list[Any] = [schema]
         while waiting:
             one = waiting.pop()
@@ -70,6 +90,7 @@ class _Count:
                 waiting += one
             elif isinstance(one, dict):
                 self._see(field, one)
+                _require(field, "alternatives behind references", alternatives.count(one), _ALTERNATIVES)
                 waiting += one.values()
 
     def _see(self, field: str, schema: dict[str, Any]) -> None:
@@ -84,6 +105,39 @@ class _Count:
         pattern = schema.get("pattern")
         if isinstance(pattern, str):
             _require(f"{field}: pattern", "steps, its repetitions written out,", _expanded(pattern), _EXPANDED)
+            _check_order(f"{field}: pattern", _CLASS.sub(" ", pattern))
+        for least, most in _LENGTHS:
+            bounds = schema.get(least), schema.get(most)
+            if all(isinstance(bound, int) for bound in bounds) and bounds[0] > bounds[1]:
+                raise InvalidRequestError(f"{field}: {least} is {bounds[0]}, more than {most}, {bounds[1]}")
+
+
+class _Alternatives:
+    """Among how many schemas the first character of a value may choose."""
+
+    def __init__(self, root: dict[str, Any]) -> None:
+        self._root = root
+        self._known: dict[int, int] = {}
+
+    def count(self, schema: Any) -> int:
+        """1 for a schema that refers to itself before any character, which llama.cpp refuses."""
+        if not isinstance(schema, dict):
+            return 1
+        key = id(schema)
+        if key not in self._known:
+            self._known[key] = 1
+            inner = [schema[name] for name in ("anyOf", "oneOf") if isinstance(schema.get(name), list)]
+            total = sum(self.count(one) for among in inner for one in among)
+            if isinstance(schema.get("$ref"), str):
+                total += self.count(self._behind(schema["$ref"]))
+            self._known[key] = max(total, 1)
+        return self._known[key]
+
+    def _behind(self, reference: str) -> Any:
+        found: Any = self._root
+        for step in reference.removeprefix("#/").split("/"):
+            found = found.get(step) if isinstance(found, dict) else None
+        return found
 
 
 def _require(field: str, what: str, count: int, most: int) -> None:
@@ -91,6 +145,32 @@ def _require(field: str, what: str, count: int, most: int) -> None:
         raise InvalidRequestError(
             f"{field}: {count} {what} would block the model's other calls; at most {most} are allowed"
         )
+
+
+def _check_order(field: str, plain: str) -> None:
+    for repeated in _REPEATED.finditer(plain):
+        least, most = repeated[1], repeated[2]
+        if least and most and int(least) > int(most):
+            raise InvalidRequestError(f"{field}: {repeated[0]} asks for at least {least} and at most {most}")
+
+
+def _used(plain: str) -> int:
+    """How many rules a grammar without its literals has when each is written out where it is used.
+
+    A rule inside itself counts once.
+    """
+    names = list(_RULE.finditer(plain))
+    ends = [*(name.start() for name in names[1:]), len(plain)]
+    uses = {name[1]: _WORD.findall(plain, name.end(), end) for name, end in zip(names, ends, strict=False) if name[1]}
+    known: dict[str, int] = {}
+
+    def count(name: str) -> int:
+        if name not in known:
+            known[name] = 1
+            known[name] += sum(count(used) for used in uses[name] if used in uses)
+        return known[name]
+
+    return max(map(count, uses), default=0)
 
 
 def _expanded(pattern: str) -> int:
