@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Conversation",
     "Service",
+    "check_stop",
     "choice",
     "integer",
     "number",
@@ -156,6 +157,14 @@ def number(request: dict[str, Any], field: str, least: float, most: float) -> fl
     if not least <= value <= most:
         raise InvalidRequestError(f"{field}: must be from {least} to {most}, not {_beginning(value)}")
     return value
+
+
+def check_stop(request: dict[str, Any]) -> None:
+    """Raise InvalidRequestError for a `stop` that is not a text or a list of texts."""
+    stop = optional(request, "stop", str, list)
+    for index, text in enumerate(stop if isinstance(stop, list) else ()):
+        if not isinstance(text, str):
+            raise InvalidRequestError(f"stop[{index}]: must be a string")
 
 
 def choice(request: dict[str, Any], field: str, among: Sequence[str]) -> str | None:

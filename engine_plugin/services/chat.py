@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from engine_plugin.errors import InvalidRequestError
-from engine_plugin.services.base import Service, optional, require
+from engine_plugin.services.base import Service, check_stop, optional, require
 from engine_plugin.services.pictures import check_pictures, pictures_of
 
 __all__ = ["Chat"]
@@ -27,6 +27,16 @@ class Chat(Service):
             if not isinstance(message, dict) or not isinstance(message.get("role"), str):
                 raise InvalidRequestError(f"messages[{index}]: must be an object with a role and content")
         check_pictures(pictures_of(messages))
-        optional(request, "tools", list)
+        for index, tool in enumerate(optional(request, "tools", list) or ()):
+            _check_tool(tool, f"tools[{index}]")
+        check_stop(request)
         optional(request, "tool_choice", str, dict)
         optional(request, "response_format", dict)
+
+
+def _check_tool(tool: Any, place: str) -> None:
+    """Of tools that are not functions the engine says whether it knows them."""
+    function = tool.get("function") if isinstance(tool, dict) else None
+    named = isinstance(function, dict) and isinstance(function.get("name"), str) and function["name"]
+    if not isinstance(tool, dict) or (tool.get("type", "function") == "function" and not named):
+        raise InvalidRequestError(f'{place}: must be {{"type": "function", "function": {{"name": …}}}}')

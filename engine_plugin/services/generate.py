@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from engine_plugin.errors import InvalidRequestError
-from engine_plugin.services.base import Service, require
+from engine_plugin.services.base import Service, check_stop, require
 from engine_plugin.services.pictures import check_pictures, listed
 
 __all__ = ["Generate"]
@@ -21,4 +21,5 @@ class Generate(Service):
         prompt = require(request, "prompt", str, list)
         if isinstance(prompt, list) and not prompt:
             raise InvalidRequestError("prompt: is an empty list; give at least one prompt")
+        check_stop(request)
         check_pictures(listed(request.get("images"), "images"))

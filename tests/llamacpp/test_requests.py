@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import struct
 from typing import Any
 
@@ -35,6 +36,48 @@ def test_text_is_always_streamed(service: str) -> None:
     assert body(service, wanted, stream=True) == {"stream": True, **wanted}
 
 
+@pytest.mark.promise("S13")
+@pytest.mark.parametrize(
+    ("service", "request_", "begin"),
+    [
+        ("chat", {"suffix": "x"}, "suffix: llama.cpp does not support it"),
+        ("chat", {"max_tokens": 0}, "max_tokens: must be at least 1, or -1 for no limit"),
+        ("generate", {"max_tokens": 0}, "max_tokens: must be at least 1"),
+        ("chat", {"logprobs": True, "top_logprobs": -1}, "top_logprobs: must be from 0 to 20, not -1"),
+        ("chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs: must be from 0 to 20, not 21"),
+        ("chat", {"tool_choice": "required"}, "tool_choice: required, but there are no tools"),
+        ("chat", {"tool_choice": "required", "tools": []}, "tool_choice: required, but there are no tools"),
+    ],
+)
+def test_what_llama_cpp_would_ignore_is_refused(service: str, request_: dict[str, Any], begin: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^{begin}"):
+        upstream_body(service, request_, stream=False)
+
+
+@pytest.mark.promise("S2")
+@pytest.mark.parametrize(("service", "field"), [("embed", "input"), ("generate", "prompt")])
+@pytest.mark.parametrize("token", [-1, 2**31, 2**32 + 1, 2**63, -(2**63), 2**64 + 1])
+def test_a_number_that_no_token_has_is_refused_by_its_place(service: str, field: str, token: int) -> None:
+    for items, place in (([7, token], "[1]"), (["a", [7, 8, token]], "[1][2]")):
+        with pytest.raises(InvalidRequestError, match=rf"^{field}{re.escape(place)}: {token} is not a token"):
+            upstream_body(service, {field: items}, stream=False)
+    assert body(service, {field: [[0, 2**31 - 1]]})[field] == [[0, 2**31 - 1]]
+
+
+def test_an_empty_stop_string_ends_nothing() -> None:
+    for stop, sent in (("", None), ([""], None), (["", "a"], ["a"]), ("a", ["a"]), ([], None), (None, None)):
+        assert body("chat", {"stop": stop}).get("stop") == sent
+
+
+def test_the_chosen_token_has_its_logprob_without_others() -> None:
+    assert body("chat", {"logprobs": True, "top_logprobs": 0})["top_logprobs"] == 1
+    assert body("chat", {"logprobs": False, "top_logprobs": 0})["top_logprobs"] == 0
+
+
+def test_a_tool_without_a_type_is_a_function() -> None:
+    assert body("chat", {"tools": [{"function": {"name": "a"}}]})["tools"] == [tool("a")]
+
+
 def test_vectors_are_not() -> None:
     assert body("embed", {"input": "a", "dimensions": 3}) == {"input": "a", "dimensions": 3}
     asked = {"query": "a", "documents": ["b", {"text": "c", "id": 1}], "top_n": 1}
@@ -48,7 +91,7 @@ def test_vectors_are_not() -> None:
         ({"tool_choice": "none"}, None, None),
         ({"tools": [tool("a")], "tool_choice": "auto"}, ["a"], "auto"),
         ({"tools": [tool("a")]}, ["a"], None),
-        ({"tools": [tool("a"), "odd", tool("b")], "tool_choice": tool("b")}, ["b"], "required"),
+        ({"tools": [tool("a"), tool("b")], "tool_choice": tool("b")}, ["b"], "required"),
     ],
 )
 def test_tool_choice(request_: dict[str, Any], tools: list[str] | None, choice: str | None) -> None:
@@ -63,7 +106,7 @@ def test_tool_choice(request_: dict[str, Any], tools: list[str] | None, choice: 
 @pytest.mark.parametrize("choice", [tool("b"), {}, {"function": "a"}, {"function": {}}, {"type": "allowed_tools"}])
 def test_a_tool_choice_that_names_none_of_the_tools(choice: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError, match=r"^tool_choice: names the function .* not among tools$"):
-        body("chat", {"tools": [tool("a"), 5, None, {"function": 5}, {"function": {}}], "tool_choice": choice})
+        body("chat", {"tools": [tool("a"), {"type": "custom"}], "tool_choice": choice})
 
 
 def test_what_is_too_deep_to_be_written_is_the_callers_fault() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import InvalidRequestError
+from engine_plugin.jsontext import JsonError, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,18 +49,14 @@ def call_arguments(arguments: Any, place: str) -> dict[str, Any]:
     """
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments, parse_constant=_refuse_constant) if arguments.strip() else {}
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequestError(f"{place}: must be the text of a JSON object: {error}") from None
+            arguments = read_json(arguments.encode()) if arguments.strip() else {}
+        except JsonError as error:
+            raise InvalidRequestError(f"{place}: must be the text of a JSON object; it {error}") from None
     if arguments is None:
         return {}
     if not isinstance(arguments, dict):
         raise InvalidRequestError(f"{place}: must be a JSON object, not {json.dumps(arguments)[:_SHOWN]}")
     return arguments
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON value")
 
 
 def _plain(message: dict[str, Any], place: str, refused: Mapping[str, str]) -> dict[str, Any]:
@@ -71,6 +68,8 @@ def _plain(message: dict[str, Any], place: str, refused: Mapping[str, str]) -> d
             why = refused.get(kind if isinstance(kind, str) else "") or (refused.get("") if kind != "text" else None)
             if why:
                 raise InvalidRequestError(f"{place}.content[{index}]: {why}")
+            if kind == "text" and not isinstance(part.get("text"), str):
+                raise InvalidRequestError(f"{place}.content[{index}].text: must be a string")
         if content and all(_is_text(part) for part in content):
             plain["content"] = joined([part["text"] for part in content])
     calls = message.get("tool_calls")
@@ -93,9 +92,10 @@ def _is_text(part: Any) -> bool:
 
 def _call(call: Any, place: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict):
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise InvalidRequestError(f"{place}.function: must be an object with a name and arguments")
     given = function.get("arguments")
     arguments = call_arguments(given, f"{place}.function.arguments")
-    text = given if isinstance(given, str) and given.strip() else json.dumps(arguments, ensure_ascii=False)
+    as_it_is = isinstance(given, str) and given.strip() and "\\u" not in given  # half a pair may be escaped
+    text = given if as_it_is else json.dumps(arguments, ensure_ascii=False)
     return {**call, "function": function | {"arguments": text}}

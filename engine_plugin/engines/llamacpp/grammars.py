@@ -107,9 +107,9 @@ class _Count:
             _require(f"{field}: pattern", "steps, its repetitions written out,", _expanded(pattern), _EXPANDED)
             _check_order(f"{field}: pattern", _CLASS.sub(" ", pattern))
         for least, most in _LENGTHS:
-            bounds = schema.get(least), schema.get(most)
-            if all(isinstance(bound, int) for bound in bounds) and bounds[0] > bounds[1]:
-                raise InvalidRequestError(f"{field}: {least} is {bounds[0]}, more than {most}, {bounds[1]}")
+            low, high = schema.get(least), schema.get(most)
+            if isinstance(low, int) and isinstance(high, int) and low > high:
+                raise InvalidRequestError(f"{field}: {least} is {low}, more than {most}, {high}")
 
 
 class _Alternatives:

@@ -87,7 +87,9 @@ def test_arguments_of_a_past_call_are_kept(plain: Callable[[Messages], Messages]
 
 @every_engine
 @pytest.mark.promise("S6")
-@pytest.mark.parametrize("arguments", ['{"a": ', "get it", "[1]", "5", '"x"', [1], 5, "[" * 100_000])
+@pytest.mark.parametrize(
+    "arguments", ['{"a": ', "get it", '{"a": 1e999}', '{"a": NaN}', "[1]", "5", '"x"', [1], 5, "[" * 100_000]
+)
 def test_arguments_that_are_no_object_are_refused_by_their_place(
     plain: Callable[[Messages], Messages], arguments: Any
 ) -> None:
@@ -95,6 +97,36 @@ def test_arguments_that_are_no_object_are_refused_by_their_place(
     messages[1]["tool_calls"][1] = {"id": "2", "function": {"name": "add", "arguments": arguments}}
     with pytest.raises(InvalidRequestError, match=r"^messages\[1\]\.tool_calls\[1\]\.function\.arguments: must be "):
         plain(messages)
+
+
+@every_engine
+@pytest.mark.promise("S11")
+def test_half_a_surrogate_pair_in_the_arguments_of_a_past_call_is_replaced(
+    plain: Callable[[Messages], Messages],
+) -> None:
+    found = plain(called('{"a": "\\ud83d", "b": "\\ud83e\\udd8a"}'))[1]["tool_calls"][1]["function"]["arguments"]
+    assert (json.loads(found) if isinstance(found, str) else found) == {"a": "\ufffd", "b": "\U0001f98a"}
+
+
+@every_engine
+@pytest.mark.promise("S6")
+@pytest.mark.parametrize("function", [None, "add", {}, {"arguments": "{}"}, {"name": 5, "arguments": "{}"}])
+def test_a_past_call_without_the_name_of_a_function_is_refused_by_its_place(
+    plain: Callable[[Messages], Messages], function: Any
+) -> None:
+    messages = called("{}")
+    messages[1]["tool_calls"][1] = {"id": "2", "function": function}
+    with pytest.raises(InvalidRequestError, match=r"^messages\[1\]\.tool_calls\[1\]\.function: must be "):
+        plain(messages)
+
+
+@every_engine
+@pytest.mark.parametrize("text", [None, 5, ["a"]])
+def test_a_part_of_text_without_text_is_refused_by_its_place(
+    plain: Callable[[Messages], Messages], text: Any
+) -> None:
+    with pytest.raises(InvalidRequestError, match=r"^messages\[0\]\.content\[0\]"):
+        plain([{"role": "user", "content": [{"type": "text", "text": text}]}])
 
 
 def blind(messages: Messages) -> Messages:

@@ -107,7 +107,7 @@ def _content(content: Any, field: str, pictures: list[str], *, sees: bool) -> st
 
 def _past_call(call: Any, place: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict):
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise RequestError(f"{place}.function: must be an object with a name and arguments")
     try:
         arguments = call_arguments(function.get("arguments"), f"{place}.function.arguments")
