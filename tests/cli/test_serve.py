@@ -112,7 +112,7 @@ def test_an_unavailable_address_is_refused_with_the_reason(workplace: Workplace)
     assert f"the socket's path has {len(long) - 5} bytes, and the system allows" in said
     nowhere = workplace.runtime / "no such" / "sock"
     said = workplace.bad(4, "serve", "--address", f"unix:{nowhere}")
-    assert f"Make it: mkdir -p -m 700 '{nowhere.parent}'" in said
+    assert f"Create it: mkdir -p -m 700 '{nowhere.parent}'" in said
     for wrong in ("unix:", "127.0.0.1:99999", "127.0.0.1", "localhost:http"):
         assert f"--address {wrong}: must be" in workplace.bad(2, "serve", "--address", wrong)
     said = workplace.bad(4, "serve", "--address", "203.0.113.1:5000", "--allow-remote")
