@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,14 @@ __all__ = ["Gate"]
 
 
 class Gate(grpc.aio.ServerInterceptor):
-    """Stands before every method, health's and reflection's too. `peers` checks the owner of each call."""
+    """Stands before every method, health's and reflection's too. `peers` checks the owner of each call.
+
+    `running` holds the tasks of the calls under way.
+    """
 
     def __init__(self) -> None:
         self.peers: LocalPeers | None = None
+        self.running: set[asyncio.Task[Any]] = set()
         self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
@@ -28,6 +33,10 @@ class Gate(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        task = asyncio.current_task()
+        if task is not None:  # grpcio intercepts a call in the task that answers it
+            self.running.add(task)
+            task.add_done_callback(self.running.discard)
         handler = await continuation(handler_call_details)
         if self.peers is None or handler is None:
             return handler

@@ -186,6 +186,10 @@ class AioServer(RpcServer):
     async def stop(self, grace: float) -> None:
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace)
+        # grpcio has cancelled the calls by now and does not wait for their tasks. A loop that ended before they do
+        # would cancel grpcio's own tasks, which log that as an error.
+        if self._gate.running:
+            await asyncio.wait(self._gate.running, timeout=grace)
 
     def _bind(self, address: str) -> int:
         target = grpc_target(address)

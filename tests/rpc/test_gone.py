@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc.aio
@@ -13,13 +13,20 @@ import pytest
 from engine_plugin.download.events import Status
 from engine_plugin.engines.base import BidiMessage
 from engine_plugin.rpc import grpc_aio
+from engine_plugin.rpc.grpc_aio import AioServer
+from engine_plugin.rpc.server import bind
 from engine_plugin.rpc.servicer import provider_service
 from engine_plugin.rpc.stubs import provider_pb2 as pb
+from engine_plugin.rpc.stubs.goplugin import broker_pb2
+from tests.goplugin.conftest import short_dir as short_dir  # noqa: PLC0414
+from tests.patience import LIMIT, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from engine_plugin.plugin import Plugin
+    from engine_plugin.rpc.server import Call
 
 
 class Talker:
@@ -103,3 +110,35 @@ def test_grpcio_tells_nobody_that_who_left_was_not_told_the_end(
     """It sends a status when our handler is done, and calls it an error when nobody is there to take it."""
     logging.getLogger("grpc._cython.cygrpc").error("%s raised in core", "x", exc_info=error)
     assert bool(caplog.records) is told
+
+
+class Broker:
+    """Holds its stream, and takes some steps of the event loop to leave it."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.left = False
+
+    async def StartStream(self, call: Call) -> None:  # noqa: N802  # the rpc's name
+        self.begun.set()
+        try:
+            await call.receive()
+        finally:
+            for _ in range(20):
+                with suppress(asyncio.CancelledError):  # grpcio ends the read first, and cancels the call after that
+                    await asyncio.sleep(0)
+            self.left = True
+
+
+@pytest.mark.promise("G20")
+async def test_a_server_that_has_stopped_has_no_call_under_way(short_dir: Path) -> None:
+    """An event loop that ends with tasks of grpcio's under way has grpcio log an error."""
+    broker, server = Broker(), AioServer()
+    server.add(bind(broker_pb2.DESCRIPTOR.services_by_name["GRPCBroker"], broker))
+    address = await server.start(f"unix:{short_dir / 'sock'}")
+    async with grpc.aio.insecure_channel(address) as channel:
+        call: Any = channel.stream_stream("/plugin.GRPCBroker/StartStream")(timeout=LIMIT)
+        await within(broker.begun.wait())
+        await server.stop(0.3)
+        assert broker.left
+        call.cancel()
