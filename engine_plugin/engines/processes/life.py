@@ -324,8 +324,8 @@ class Life:
                 worked = await self._worked(policy.interval)
                 if heard or self._progress.is_set() or (worked and looked):
                     health.alive(self._loop.time())
-            looked = health.silent
-            if health.hung(self._loop.time()):
+            looked, known = health.silent, looked
+            if known and health.hung(self._loop.time()):
                 return (
                     f"{self._spec.name} hangs: no answer, output or use of the processor for "
                     f"{policy.hung_after:g} s. Last lines: {self.last_words() or 'none'}"

@@ -318,6 +318,22 @@ async def test_a_busy_process_is_not_taken_for_one_that_hangs(stage: Stage, sign
 
 
 @pytest.mark.promise("F21")
+async def test_one_unanswered_question_is_no_hang_however_long_it_took(stage: Stage) -> None:
+    """Only a second one shows whether the process computed in between."""
+
+    async def healthy() -> bool:
+        await asyncio.sleep(pace(0.2))
+        return False
+
+    policy = HealthPolicy(interval=0.05, failures=1, successes=2, hung_after=pace(0.1))
+    actions = (f"ready:{stage.path('ready')}", f"burn:{pace(0.6)}", f"ready:{stage.path('done')}")
+    watched = Watched(stage, *actions, healthy=healthy, health=policy)
+    await within(watched.process.ensure_ready())
+    await until((stage.folder / "done").exists, "done")
+    assert len(watched.pids) == 1
+
+
+@pytest.mark.promise("F21")
 def test_hysteresis_both_ways() -> None:
     record = HealthRecord(HealthPolicy(failures=3, successes=2, hung_after=10), now=0.0)
 
