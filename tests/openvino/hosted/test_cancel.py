@@ -54,12 +54,22 @@ async def works(worker: psutil.Process, since: float) -> None:
     await eventually(lambda: spent(worker) > since + 0.05)
 
 
-async def left(call: asyncio.Task[Any]) -> None:
+async def left(call: asyncio.Task[Any], _worker: psutil.Process) -> None:
     """Cancel a call that is under way."""
     assert not call.done()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
+
+
+async def too_late(call: asyncio.Task[Any], worker: psutil.Process) -> None:
+    """Let a call's time run out; its worker pauses meanwhile, so that a fast one cannot finish first."""
+    worker.suspend()
+    try:
+        with pytest.raises(DeadlineError):
+            await call
+    finally:
+        worker.resume()
 
 
 @asynccontextmanager
@@ -83,19 +93,17 @@ async def test_the_engine_stops_working(scene: HostedScene) -> None:
     async with loaded(scene) as (plugin, workers):
 
         async def stops(
-            model: str, work: Callable[[], Awaitable[Any]], end: Callable[[asyncio.Task[Any]], Awaitable[None]]
+            model: str,
+            work: Callable[[], Awaitable[Any]],
+            end: Callable[[asyncio.Task[Any], psutil.Process], Awaitable[None]],
         ) -> None:
             worker, before = workers[model], spent(workers[model])
             call = asyncio.ensure_future(work())
             await works(worker, before)
-            await end(call)
+            await end(call, worker)
             then = spent(worker)
             await still(worker)
             assert spent(worker) - then < MUCH, f"{model} worked on"
-
-        async def too_late(call: asyncio.Task[Any]) -> None:
-            with pytest.raises(DeadlineError):
-                await call
 
         await stops("tiny-image", lambda: draw(plugin, asyncio.Event()), left)
         await stops("tiny-image", lambda: plugin.invoke("text-to-image", LONG_PICTURE), left)

@@ -84,7 +84,7 @@ async def all_answer(plugin: PluginClient) -> None:
 @pytest.mark.promise("F20", "P2", "P3", "P5")
 async def test_under_eight_calls(scene: HostedScene) -> None:
     """The death of the server, and its frost, are everybody's; the death of a worker is its model's alone."""
-    scene.configure({}, health_interval=0.2, hung_timeout=pace(1))
+    scene.configure({"chat": -1, "generate": -1}, health_interval=0.2, hung_timeout=pace(1))
     async with loaded(scene) as (plugin, workers):
         async with mixed(plugin) as calls:
             workers["tiny-image"].kill()

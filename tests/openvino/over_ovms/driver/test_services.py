@@ -35,5 +35,5 @@ async def test_a_picture_streamed(shared: RunningEngine) -> None:
 async def test_too_long_a_prompt(shared: RunningEngine) -> None:
     """Its complaint has no kind, only words."""
     request = {"messages": [{"role": "user", "content": "count " * 3000}]}
-    with pytest.raises(InvalidRequestError, match="18010 tokens, but the model's context holds 1024"):
+    with pytest.raises(InvalidRequestError, match=r"\d+ tokens, but the model's context holds 1024"):
         await shared.client.invoke("chat", request)
