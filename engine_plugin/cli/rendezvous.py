@@ -199,7 +199,7 @@ def read_record(stem: Path) -> ServerRecord | None:
 
 def record_file(stem: Path) -> Path:
     """The file of a server's record."""
-    return stem.with_name(f"{stem.name}.json")
+    return stem.with_name(f"{stem.name}.server")  # *.json there are the records of engines' processes
 
 
 def _check_private(place: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from engine_plugin.engines.processes.records import ProcessRecords
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def test_a_life_in_the_background(workplace: Workplace) -> None:
     assert workplace.journal[-1] == "stop"
     assert not psutil.pid_exists(started["pid"]) or not workplace.processes()
     assert workplace.bad(4, "engine", "status") == "start it: engine-plugin engine start\n"
-    assert not list((workplace.data / "run").glob("*.json"))
+    assert not list((workplace.data / "run").glob("*.server"))
     assert not list(workplace.runtime.rglob("*.sock"))
 
 
@@ -120,7 +121,7 @@ def test_the_record_of_a_killed_server_misleads_nobody(workplace: Workplace) -> 
     server = psutil.Process(started["pid"])
     server.kill()
     psutil.wait_procs([server], timeout=LIMIT)
-    assert list((workplace.data / "run").glob("*.json"))
+    assert list((workplace.data / "run").glob("*.server"))
     assert "not running" in workplace.bad(4, "engine", "stop")
     again = json.loads(workplace.good("engine", "start", "--json"))
     assert again["pid"] != started["pid"]
@@ -132,7 +133,7 @@ def test_the_pid_of_another_process_is_left_alone(workplace: Workplace) -> None:
     workplace.good("engine", "install")
     started = json.loads(workplace.good("engine", "start", "--json"))
     try:
-        [record] = (workplace.data / "run").glob("*.json")
+        [record] = (workplace.data / "run").glob("*.server")
         good = record.read_text()
         record.write_text(json.dumps(json.loads(good) | {"pid": psutil.Process().pid}))
         assert "not running" in workplace.bad(4, "engine", "stop")
@@ -140,6 +141,21 @@ def test_the_pid_of_another_process_is_left_alone(workplace: Workplace) -> None:
     finally:
         workplace.good("engine", "stop")
     assert not [process for process in workplace.processes() if process.pid == started["pid"]]
+
+
+@pytest.mark.promise("L2")
+def test_the_record_of_a_server_outlives_the_start_of_its_engine(workplace: Workplace) -> None:
+    """The engine removes old records of its processes from the same directory."""
+    workplace.good("engine", "install")
+    started = json.loads(workplace.good("engine", "start", "--json"))
+    try:
+        left = workplace.data / "run" / "1-00000000.json"
+        left.write_text("not a record")
+        assert ProcessRecords(workplace.data / "run").reap() == []
+        assert not left.exists()
+        assert json.loads(workplace.good("engine", "status", "--json"))["pid"] == started["pid"]
+    finally:
+        workplace.good("engine", "stop")
 
 
 @pytest.mark.promise("L2")

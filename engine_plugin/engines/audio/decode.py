@@ -40,6 +40,7 @@ _LIVE_BATCH = 640  # of a live stream's: 20 ms
 _MEMORY = 1 << 30
 _LIVE_MEMORY = 256 << 20
 _MAY_LACK = 0.25  # seconds by which a whole file may be shorter than it says
+_EXACT = 0.02  # where the file counts its samples; what resampling rounds away
 
 CUT_OFF = b"cut off"
 
@@ -198,7 +199,7 @@ def _decode_container(container: InputContainer, settings: dict[str, Any], out: 
     _drain(mixer, out)
     if not out.samples and not settings["live"]:
         raise _BadAudioError("holds no sound: its length is zero")
-    return out.samples / RATE < said - _MAY_LACK
+    return out.samples / RATE < said - (_EXACT if container.format.name == "flac" else _MAY_LACK)
 
 
 def _check_codec(context: Any) -> None:
