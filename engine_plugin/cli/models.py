@@ -149,11 +149,13 @@ async def _present(client: PluginClient, names: Sequence[str]) -> list[str]:
 def _from_here(source: str) -> str:
     """The absolute path of a file or folder, since the plugin runs in another directory; other sources as they are.
 
-    A file's name is a path. A folder must look like one, `./name` or `name/`, since models may have a folder's name.
+    A file's name is a path, and so is that of a GGUF file which is missing from a folder here. A folder must look
+    like one, `./name` or `name/`, since models may have a folder's name.
     """
     local = Path(source).expanduser()
     begins_as_path = source.startswith(("./", "../", "~", ".\\", "..\\")) or source in (".", "..")
-    if begins_as_path or source.endswith(("/", os.sep)) or local.is_absolute() or local.is_file():
+    is_file = local.is_file() or (local.suffix.lower() == ".gguf" and "://" not in source and local.parent.is_dir())
+    if begins_as_path or source.endswith(("/", os.sep)) or local.is_absolute() or is_file:
         return os.path.abspath(local)  # noqa: PTH100  # pathlib keeps the dots, which messages should not show
     return source
 

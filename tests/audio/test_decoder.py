@@ -202,6 +202,14 @@ def fragmented(samples: bytes) -> bytes:
 
 
 @pytest.mark.promise("S13")
+@pytest.mark.parametrize("rate", [8_000, 44_100])
+async def test_a_flac_that_ends_a_little_early_is_marked_as_cut_off(decoder: Decoder, rate: int) -> None:
+    data = encoded("flac", "flac", tone(3, rate=rate), rate=rate)
+    assert not (await decoder.decode(data)).is_cut_off
+    assert (await decoder.decode(data[: len(data) * 97 // 100])).is_cut_off
+
+
+@pytest.mark.promise("S13")
 @pytest.mark.parametrize("name", sorted(FILES.keys() - {"m4a"}))
 async def test_a_recording_without_its_end_is_decoded_and_marked_as_cut_off(decoder: Decoder, name: str) -> None:
     form, codec, rate, layout = FILES[name]

@@ -88,6 +88,19 @@ def test_a_folder_is_read_from_the_working_directory(workplace: Workplace, named
 
 
 @pytest.mark.promise("T2")
+@pytest.mark.parametrize(("named", "is_path"), [("x.gguf", True), ("folder/x.GGUF", True), ("owner/x.gguf", False)])
+def test_a_file_that_is_missing_from_a_folder_here_is_a_path(workplace: Workplace, named: str, is_path: bool) -> None:
+    here = workplace.plugin.with_name("here")
+    (here / "folder").mkdir(parents=True)
+    workplace.plugin = here
+    workplace.env["ENGINE_PLUGIN_DIR"] = str(here.with_name("fake-plugin"))
+    said = workplace.good("models", "pull", named, "--name", "mine", "--json")
+    steps = [json.loads(line) for line in said.splitlines()]
+    source = json.loads(steps[0]["status"].removeprefix("resolving mine "))["source"]
+    assert source == (str(here / named) if is_path else named)
+
+
+@pytest.mark.promise("T2")
 def test_a_name_that_is_also_a_folder_here_stays_a_name(managed: Workplace) -> None:
     (managed.plugin / "nowhere").mkdir()
     said = managed.bad(3, "models", "pull", "nowhere")
