@@ -51,7 +51,8 @@ _OF_THE_SOUND = {"format": "pcm", "sample_rate": str(RATE), "channels": "1"}
 _RATES = range(1000, 384_001)
 _CHANNELS = range(1, 65)
 _SHOWN = 40
-_TAG = b"ID3"  # may stand before sound of several formats
+_TAG = b"ID3"
+_TAGGED = ("aac", "flac", "mp3")  # formats before which a tag may stand
 _DOUBT = 10.0
 """Seconds after a text that may mean the end, within which sound says that it did not."""
 
@@ -120,7 +121,7 @@ class Conversation:
             raise InvalidRequestError(f"format: {named[:_SHOWN]!r} is unknown; use one of {', '.join(FORMATS)}")
         is_raw = named in RAW or (not named and "sample_rate" in self._settings)
         form = "" if named in RAW else container_of(head, by_frames=not is_raw)
-        if named and (not form or head.startswith(_TAG)):
+        if named and (not form or (head.startswith(_TAG) and named in _TAGGED)):
             return named
         if form or is_raw or not head:
             return form or "pcm"

@@ -72,6 +72,9 @@ def _plain(message: dict[str, Any], place: str, refused: Mapping[str, str]) -> d
                 raise InvalidRequestError(f"{place}.content[{index}].text: must be a string")
         if content and all(_is_text(part) for part in content):
             plain["content"] = joined([part["text"] for part in content])
+    reasoning = message.get("reasoning_content")
+    if reasoning is not None and not isinstance(reasoning, str):
+        raise InvalidRequestError(f"{place}.reasoning_content: must be a string")
     calls = message.get("tool_calls")
     if calls:
         if not isinstance(calls, list):

@@ -99,6 +99,14 @@ def test_arguments_that_are_no_object_are_refused_by_their_place(
         plain(messages)
 
 
+@pytest.mark.parametrize("plain", [llamacpp, openvino, openai])
+@pytest.mark.promise("S6")
+def test_reasoning_of_a_past_answer_must_be_text(plain: Callable[[Messages], Messages]) -> None:
+    messages: Messages = [{"role": "assistant", "content": "x", "reasoning_content": 5}]
+    with pytest.raises(InvalidRequestError, match=r"^messages\[0\]\.reasoning_content: must be a string"):
+        plain(messages)
+
+
 @every_engine
 @pytest.mark.promise("S11")
 def test_half_a_surrogate_pair_in_the_arguments_of_a_past_call_is_replaced(
