@@ -18,7 +18,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engine_plugin.cli.rendezvous import ServerRecord, is_server_process, read_record
+from engine_plugin.cli.rendezvous import ServerRecord, is_server_process, read_record, record_file
 from engine_plugin.download.partial import PartialState
 from engine_plugin.engines.installing.install import Installation
 from engine_plugin.engines.processes.records import ProcessRecords
@@ -221,7 +221,7 @@ SERVER_RECORD: dict[str, st.SearchStrategy[Any]] = {
 def test_the_record_of_a_server(written: bytes) -> None:
     """No server is found, whatever is named."""
     with directory() as ours:
-        (ours / "server.json").write_bytes(written)
+        record_file(ours / "server").write_bytes(written)
         record = read_record(ours / "server")
         assert record is None or is_server_process(record) is None
 
@@ -230,7 +230,7 @@ def test_the_record_of_a_server(written: bytes) -> None:
 def test_the_record_of_a_living_server(tmp_path: Path) -> None:
     """What the test before would not notice: a good one is read."""
     record = ServerRecord.of_this_process("unix:/x", "log")
-    (tmp_path / "server.json").write_text(json.dumps(vars_of(record)))
+    record_file(tmp_path / "server").write_text(json.dumps(vars_of(record)))
     assert read_record(tmp_path / "server") == record
     assert is_server_process(record) == psutil.Process()
 

@@ -53,7 +53,7 @@ _STAGING = "staging-"
 _FILES = ".installed.json"
 _CACHES = ".pyc"  # Python recreates damaged ones
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
-_LONGEST_NAME = 255  # bytes of a directory's name, on every file system that matters
+_FOLDER = re.compile(r"[A-Za-z0-9._+-]{1,255}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +108,7 @@ class Installation:
         self._require_trust(pointer)
         shape = read_json(pointer) or {}
         name, facts = shape.get("folder"), shape.get("facts")
-        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
-            return None
-        if len(os.fsencode(name)) > _LONGEST_NAME:
+        if not isinstance(name, str) or not _FOLDER.fullmatch(name) or name in (".", ".."):
             return None
         self._require_trust(self._versions / name)
         known = facts if isinstance(facts, dict) else {}

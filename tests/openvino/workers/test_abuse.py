@@ -42,7 +42,10 @@ async def test_tokens_that_the_model_does_not_have(llm: RunningWorker, prompt: A
     [
         ({"tool_calls": 5}, "messages[0].tool_calls: must be a list"),
         ({"tool_calls": {"a": 1}}, "messages[0].tool_calls: must be a list"),
-        ({"tool_calls": [{"function": {"arguments": DEEP}}]}, "messages[0].tool_calls[0].function.arguments: "),
+        (
+            {"tool_calls": [{"function": {"name": "f", "arguments": DEEP}}]},
+            "messages[0].tool_calls[0].function.arguments: ",
+        ),
     ],
 )
 async def test_past_calls_that_are_none(llm: RunningWorker, message: Any, field: str) -> None:
