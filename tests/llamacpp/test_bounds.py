@@ -14,7 +14,7 @@ from engine_plugin.engines.llamacpp import abandoned, server
 from engine_plugin.engines.llamacpp.grammars import check_grammars
 from engine_plugin.errors import EnginePluginError, InvalidRequestError, PullError
 from engine_plugin.models.store import PullRequest
-from tests.patience import LIMIT
+from tests.patience import LIMIT, pace
 
 from .running import HELLO, REPOSITORY
 
@@ -91,7 +91,7 @@ async def test_a_server_that_computes_for_departed_callers_is_restarted(
     life = held.process.life
     assert life is not None
     with pytest.raises(EnginePluginError):
-        await running.client.invoke("chat", BURN, timeout=0.5)
+        await running.client.invoke("chat", BURN, timeout=pace(1.0))
     await asyncio.wait_for(life.over.wait(), LIMIT)
     assert re.search(r"it has computed for \S+ s for callers that had left", life.failure)
     assert (await running.client.invoke("chat", HELLO | {"model": "hostile", "max_tokens": 4}))["choices"]
