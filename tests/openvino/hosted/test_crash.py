@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -17,7 +16,7 @@ from .test_cancel import loaded
 from .work import CHAT, LONG_TEXT, draw, talk, write
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
     from engine_plugin.host import PluginClient
 
@@ -26,52 +25,64 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 TEXT = {**LONG_TEXT, "prompt": ["count"] * 16, "max_tokens": 100}
+PICTURE_CALLS = ["pictures streamed", "pictures"]
 PICTURES = {**PICTURE, "num_inference_steps": 50, "n": 1}
 
 
-@asynccontextmanager
-async def mixed(plugin: PluginClient) -> AsyncIterator[dict[str, asyncio.Task[Any]]]:
-    """Eight callers at once, each of which goes on until a call of his fails; those who stream have begun.
+class Callers:
+    """Eight callers at once, each of which repeats a short call until one fails or `stop` names it.
 
-    Each call is short, since a server that stands still is known to once its workers have nothing left to compute.
+    The calls are short because a server that stands still is found out only once its workers have nothing to compute.
     """
-    begun = [asyncio.Event() for _ in range(3)]
-    sound = {"audio": tone(2)}
-    calls: dict[str, asyncio.Task[Any]] = {
-        "text": asyncio.create_task(_again(lambda: write(plugin, begun[0], TEXT))),
-        "talk": asyncio.create_task(talk(plugin, begun[1])),
-        "pictures streamed": asyncio.create_task(_again(lambda: draw(plugin, begun[2], PICTURES))),
-        "pictures": asyncio.create_task(_again(lambda: plugin.invoke("text-to-image", PICTURES))),
-        "texts": asyncio.create_task(_again(lambda: plugin.invoke("generate", TEXT))),
-        "chat": asyncio.create_task(_again(lambda: plugin.invoke("chat", CHAT))),
-        "recording": asyncio.create_task(_again(lambda: plugin.invoke("speech-to-text", sound))),
-        "another": asyncio.create_task(_again(lambda: plugin.invoke("speech-to-text", sound))),
-    }
-    try:
+
+    def __init__(self, plugin: PluginClient) -> None:
+        self._stopped: set[str] = set()
+        begun = self._begun = [asyncio.Event() for _ in range(3)]
+        sound = {"audio": tone(2)}
+        self.calls: dict[str, asyncio.Task[None]] = {
+            "text": self._repeat("text", lambda: write(plugin, begun[0], TEXT)),
+            "talk": self._repeat("talk", lambda: talk(plugin, begun[1])),
+            "pictures streamed": self._repeat("pictures streamed", lambda: draw(plugin, begun[2], PICTURES)),
+            "pictures": self._repeat("pictures", lambda: plugin.invoke("text-to-image", PICTURES)),
+            "texts": self._repeat("texts", lambda: plugin.invoke("generate", TEXT)),
+            "chat": self._repeat("chat", lambda: plugin.invoke("chat", CHAT)),
+            "recording": self._repeat("recording", lambda: plugin.invoke("speech-to-text", sound)),
+            "another": self._repeat("another", lambda: plugin.invoke("speech-to-text", sound)),
+        }
+
+    async def __aenter__(self) -> Callers:
+        """Returns once the three that stream have received something."""
         async with asyncio.timeout(LIMIT):
-            await asyncio.gather(*(event.wait() for event in begun))
-        yield calls
-    finally:
-        for call in calls.values():
+            await asyncio.gather(*(event.wait() for event in self._begun))
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        for call in self.calls.values():
             call.cancel()
-        await asyncio.gather(*calls.values(), return_exceptions=True)
+        await asyncio.gather(*self.calls.values(), return_exceptions=True)
 
+    def _repeat(self, name: str, call: Callable[[], Awaitable[Any]]) -> asyncio.Task[None]:
+        async def repeat() -> None:
+            while name not in self._stopped:
+                await call()
 
-async def _again(call: Callable[[], Awaitable[Any]]) -> None:
-    while True:
-        await call()
+        return asyncio.create_task(repeat())
 
+    async def stop(self, names: list[str]) -> dict[str, str]:
+        """Wait for the last call of each; returns the codes and messages of those that failed.
 
-async def complaints(calls: dict[str, asyncio.Task[Any]]) -> list[str]:
-    """What each call ended with: the code and the words."""
-    _done, unended = await asyncio.wait(calls.values(), timeout=LIMIT)
-    assert not unended, [name for name, call in calls.items() if call in unended]
-    told = []
-    for call in calls.values():
-        with pytest.raises(EnginePluginError) as caught:
-            await call
-        told.append(f"{caught.value.code} {caught.value}")
-    return told
+        A call made after a death would wait for the restart, and succeed.
+        """
+        self._stopped.update(names)
+        _ended, not_ended = await asyncio.wait([self.calls[name] for name in names], timeout=LIMIT)
+        assert not not_ended, [name for name in names if not self.calls[name].done()]
+        failed: dict[str, str] = {}
+        for name in names:
+            error = self.calls[name].exception()
+            if error is not None:
+                assert isinstance(error, EnginePluginError)
+                failed[name] = f"{error.code} {error}"
+        return failed
 
 
 async def all_answer(plugin: PluginClient) -> None:
@@ -83,22 +94,25 @@ async def all_answer(plugin: PluginClient) -> None:
 
 @pytest.mark.promise("F20", "P2", "P3", "P5")
 async def test_under_eight_calls(scene: HostedScene) -> None:
-    """The death of the server, and its frost, are everybody's; the death of a worker is its model's alone."""
+    """A worker's death fails its model's calls only; a server's death or hang fails every call that it had begun."""
     scene.configure({"chat": -1, "generate": -1}, health_interval=0.2, hung_timeout=pace(1))
     async with loaded(scene) as (plugin, workers):
-        async with mixed(plugin) as calls:
+        async with Callers(plugin) as callers:
             workers["tiny-image"].kill()
-            pictures = {name: calls[name] for name in calls if "pictures" in name}
-            for complaint in await complaints(pictures):
-                assert complaint == "502 the engine answered 500: the process of model tiny-image ended: SIGKILL"
-            assert [name for name, call in calls.items() if call.done()] == list(pictures)
+            failures = await callers.stop(PICTURE_CALLS)
+            assert failures
+            for failure in failures.values():
+                assert failure == "502 the engine answered 500: the process of model tiny-image ended: SIGKILL"
+            assert [name for name, call in callers.calls.items() if call.done()] == PICTURE_CALLS
             assert (await plugin.invoke("text-to-image", ONE_STEP))["data"]
         for hurt, words in ((psutil.Process.kill, "died: SIGKILL"), (psutil.Process.suspend, "hangs: no answer")):
             server = scene.server()
-            async with mixed(plugin) as calls:
+            async with Callers(plugin) as callers:
                 hurt(server)
-                for complaint in await complaints(calls):
-                    assert complaint.startswith(f"502 the OpenVINO server {words}")
+                failures = await callers.stop(list(callers.calls))
+                assert "talk" in failures
+                for failure in failures.values():
+                    assert failure.startswith(f"502 the OpenVINO server {words}")
             await all_answer(plugin)
             assert len(await plugin.running_models()) == 3
             assert len(scene.workers()) == 3
