@@ -24,12 +24,12 @@ override PROMPT :=
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run-setup lock-setup demo check test soak lint protos lock build bench clean
+.PHONY: help setup run-setup lock-setup demo check test test-all soak lint protos lock build bench clean
 
 help:  ## what can be made
 	@echo "engine-plugin: a local AI engine under an orchestrator's control"
 	@echo
-	@awk -F ':[^#]*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 setup:  ## make .venv with all that development needs (PYTHON=python3.12 chooses the Python)
 	@"$(PYTHON)" scripts/setup.py dev
@@ -48,11 +48,17 @@ FAST := tests/services tests/manifest tests/rpc tests/models tests/engines/http 
 	tests/openvino/models tests/test_*.py --ignore tests/models/test_hubs.py
 
 check: lint  ## check style and types, and run the fast tests, within a minute (ARGS="tests/cli" runs others)
-	@$(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile -m "not slow" $(or $(ARGS),$(FAST))
+	@$(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile -m "not slow and not thorough" $(or $(ARGS),$(FAST))
 
 # tests/conftest.py says how many workers there are, and which files come first.
-test: setup  ## run the tests (ARGS="tests/goplugin -k handshake" chooses)
-	@$(VENV_PYTHON) -m pytest $(or $(ARGS),-n auto --dist loadfile --no-loadscope-reorder)
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
+
+test: setup  ## run the tests but the thorough ones (ARGS="tests/goplugin -k handshake" chooses)
+	@$(VENV_PYTHON) -m pytest $(or $(ARGS),$(PARALLEL) -m "not thorough")
+
+test-all: export EXAMPLES := 150
+test-all: setup  ## run all tests, with three times as many generated examples
+	@$(VENV_PYTHON) -m pytest $(PARALLEL)
 
 soak: setup  ## load the plugin and hurt its engines for three minutes (ARGS="--engine ollama --minutes 60")
 	@$(VENV_PYTHON) -m tests.soak $(ARGS)
