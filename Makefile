@@ -1,4 +1,4 @@
-# Works with GNU make 3.81 and newer. Everything happens in .venv, which scripts/setup.py makes and keeps up to date.
+# Works with GNU make 3.81 and newer. All tools run in .venv, which scripts/setup.py creates and keeps up to date.
 
 ifndef PYTHON
 PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -14,8 +14,8 @@ else
 VENV_PYTHON := .venv/bin/python
 endif
 
-# The prompt reaches the demo through the environment, as it was typed: neither make nor the shell looks into it.
-# Windows' command interpreter has a PROMPT of its own, which is not meant.
+# The prompt reaches the demo through the environment, so that neither make nor the shell expands it. The PROMPT
+# variable of Windows' command interpreter is ignored.
 ifneq ($(OS)/$(origin PROMPT),Windows_NT/environment)
 override PROMPT := $(value PROMPT)
 export PROMPT
@@ -26,12 +26,12 @@ endif
 .DEFAULT_GOAL := help
 .PHONY: help setup run-setup lock-setup demo check test test-all soak lint protos lock build bench clean
 
-help:  ## what can be made
+help:  ## list the targets
 	@echo "engine-plugin: a local AI engine under an orchestrator's control"
 	@echo
-	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
-setup:  ## make .venv with all that development needs (PYTHON=python3.12 chooses the Python)
+setup:  ## create .venv with everything that development needs (PYTHON=python3.12 selects the Python)
 	@"$(PYTHON)" scripts/setup.py dev
 
 run-setup:
@@ -40,27 +40,27 @@ run-setup:
 lock-setup:
 	@"$(PYTHON)" scripts/setup.py lock
 
-demo: run-setup  ## see the plugin at work (PROMPT="Tell me a story" asks what you like)
+demo: run-setup  ## show all services at work (PROMPT="Tell me a story" changes the question)
 	@$(VENV_PYTHON) scripts/demo.py $${PROMPT:+"$$PROMPT"}
 
-# What spawns little and decides most.
+# Fast tests with wide coverage; few of them start processes.
 FAST := tests/services tests/manifest tests/rpc tests/models tests/engines/http tests/engines/test_*.py \
 	tests/openvino/models tests/test_*.py --ignore tests/models/test_hubs.py
 
-check: lint  ## check style and types, and run the fast tests, within a minute (ARGS="tests/cli" runs others)
+check: lint  ## check style and types, and run the fast tests, within a minute (ARGS="tests/cli" selects others)
 	@$(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile -m "not slow and not thorough" $(or $(ARGS),$(FAST))
 
 # tests/conftest.py says how many workers there are, and which files come first.
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
-test: setup  ## run the tests but the thorough ones (ARGS="tests/goplugin -k handshake" chooses)
+test: setup  ## run all tests but the thorough ones (ARGS="tests/goplugin -k handshake" selects)
 	@$(VENV_PYTHON) -m pytest $(or $(ARGS),$(PARALLEL) -m "not thorough")
 
 test-all: export EXAMPLES := 150
 test-all: setup  ## run all tests, with three times as many generated examples
 	@$(VENV_PYTHON) -m pytest $(PARALLEL)
 
-soak: setup  ## load the plugin and hurt its engines for three minutes (ARGS="--engine ollama --minutes 60")
+soak: setup  ## run the plugin under load with failing engines for three minutes (ARGS="--engine ollama --minutes 60")
 	@$(VENV_PYTHON) -m tests.soak $(ARGS)
 
 lint: setup  ## check style and types
@@ -71,15 +71,15 @@ lint: setup  ## check style and types
 protos: setup  ## regenerate the protobuf stubs, Go's too where Go is installed
 	@$(VENV_PYTHON) scripts/protos.py $$(command -v go >/dev/null 2>&1 && echo --go)
 
-lock: lock-setup  ## pin what pyproject.toml asks for in constraints.txt (ARGS=--upgrade takes the newest)
+lock: lock-setup  ## pin the dependencies of pyproject.toml in constraints.txt (ARGS=--upgrade takes the newest)
 	@$(VENV_PYTHON) scripts/lock.py $(ARGS)
 
-build: setup  ## write plugin directories that a host spawns as they stand to dist/plugins/
+build: setup  ## write the plugin directories for a host to dist/plugins/
 	@$(VENV_PYTHON) scripts/build.py $(ARGS)
 
-bench: setup  ## measure
+bench: setup  ## run the benchmarks
 	@$(VENV_PYTHON) -m benchmarks $(ARGS)
 
-clean:  ## remove all that was made here, .venv included
+clean:  ## remove all generated files, .venv included
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,9 +1,9 @@
-"""See the plugin at work (`make demo`): our host discovers it, spawns it and calls all eight services.
+"""The demo (`make demo`): a host discovers the plugin, starts it and calls all eight services.
 
 python scripts/demo.py [PROMPT]
 
-Everything happens below build/demo/: the plugins directory, the engine's software, the models, and the picture and
-the sound that are made. Nothing is left running.
+All files are below build/demo/: the plugins directory, the engine's software, the models, the picture and the sound.
+No process is left running.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ console = Console(highlight=False)
 
 
 def say(what: str, result: str = "") -> None:
-    """One line of the demo: what was done, and what came of it."""
+    """Print one line of the demo: the step and its result."""
     console.print(f"[bold green]✓[/] {what}" + (f"  [dim]{result}[/]" if result else ""), soft_wrap=True)
 
 
 def shown(path: object) -> str:
-    """A path as it is seen from where `make demo` was typed."""
+    """A path relative to the checkout."""
     return os.path.relpath(str(path), ROOT)
 
 
@@ -146,7 +146,7 @@ async def picture(plugin: PluginClient) -> None:
                     answer = event
     PICTURE.write_bytes(base64.b64decode(answer["data"][0]["b64_json"]))
     took = time.monotonic() - began
-    say("text-to-image", f"{steps} steps told of in {took:.1f} s, saved as {shown(PICTURE)}")
+    say("text-to-image", f"{steps} steps in {took:.1f} s, saved as {shown(PICTURE)}")
 
 
 async def speech(plugin: PluginClient) -> None:
@@ -233,13 +233,13 @@ async def demonstrate(prompt: str) -> None:
     if left:
         raise EnginePluginError(f"still running: {left}")
     say(
-        "plugin killed", f"exit status {plugin.returncode}; of {engines} engine processes and the plugin none is left"
+        "plugin killed", f"exit status {plugin.returncode}; the plugin and all {engines} engine processes have ended"
     )
 
 
 def main() -> None:
     prompt = " ".join(sys.argv[1:]).strip() or PROMPT
-    # The plugin's log is for a host; here only what goes wrong is of interest.
+    # Progress is shown by the demo itself; of the plugin's log only warnings and errors are useful here.
     os.environ.setdefault("ENGINE_PLUGIN_LOG", "warn")
     build_linked(ROOT / "plugin.yaml", PLUGINS)  # a plugins directory whose launcher runs this checkout
     try:
@@ -249,8 +249,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     console.print(
-        "\nThe sample models are tiny: they prove the way, not what models can do (the picture is noise, the speech "
-        "hums, what is heard in it is nonsense). Pull a real one: "
+        "\nThe sample models are tiny and only show that each service works: the picture is noise, the speech a hum, "
+        "the transcript meaningless. Pull a real model: "
         "[bold].venv/bin/engine-plugin models pull OpenVINO/Qwen3-0.6B-int8-ov[/]",
         soft_wrap=True,
     )
