@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 REPORT = pytest.StashKey[list[str]]()
 """Lines that tests want to be shown at the end of the run."""
+
+# Container images often set this; each of the hundreds of Pythons that tests start would compile our modules again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A shell, nohup or a service manager may start us with some signals ignored, and our children would inherit that.
 for _name in ("SIGINT", "SIGQUIT", "SIGHUP"):
