@@ -232,9 +232,7 @@ async def demonstrate(prompt: str) -> None:
     left = [process.pid for process in family if runs(process)]
     if left:
         raise EnginePluginError(f"still running: {left}")
-    say(
-        "plugin killed", f"exit status {plugin.returncode}; the plugin and all {engines} engine processes have ended"
-    )
+    say("plugin killed", f"exit status {plugin.returncode}; the plugin and all {engines} engine processes have ended")
 
 
 def main() -> None:
