@@ -10,23 +10,21 @@ words, such as how its server is started on this system, and a step that a calle
 from __future__ import annotations
 
 import shlex
-import string
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 from engine_plugin.errors import (
     AuthError,
     DeadlineError,
     DownloadError,
     EngineNotInstalledError,
-    EnginePluginError,
     InvalidRequestError,
     ModelNotFoundError,
     PreconditionError,
     UnavailableError,
     UnsupportedError,
 )
+from engine_plugin.failures import Entry, Family
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -34,37 +32,35 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADDRESS_TAKEN",
-    "BUSY",
     "CATALOGUE",
-    "CHECKSUM",
-    "CLOUD_OFF",
-    "CONTEXT",
-    "DEADLINE",
-    "DEFAULT_MISSING",
+    "CHECKSUM_MISMATCH",
+    "CLOUD_DISABLED",
+    "CONTEXT_EXCEEDED",
+    "DEADLINE_EXCEEDED",
+    "DEFAULT_MODEL_MISSING",
+    "DEVICE_MISSING",
     "DISK_FILLED",
     "DISK_FULL",
-    "DISK_REFUSES",
-    "ENGINE_STOPPED",
+    "DISK_WRITE_REFUSED",
+    "ENGINE_NOT_INSTALLED",
+    "ENGINE_NOT_RUNNING",
     "FAMILIES",
-    "HUB_DOWN",
-    "HUB_REFUSES",
+    "HUB_ACCESS_REFUSED",
+    "HUB_UNREACHABLE",
     "KEY_MISSING",
     "KEY_REFUSED",
     "KEY_UNSAFE",
-    "MEMORY",
-    "MODEL_KIND",
+    "MEMORY_INSUFFICIENT",
+    "MODEL_KIND_MISMATCH",
     "MODEL_MISSING",
-    "NOT_INSTALLED",
-    "NO_DEVICE",
-    "NO_SERVICE",
-    "NO_STREAM",
-    "OWN_SOFTWARE",
+    "OWN_SOFTWARE_UNUSABLE",
     "PORT_TAKEN",
-    "SERVER_DOWN",
-    "SIGN_IN",
-    "TOO_OLD",
-    "Entry",
-    "Family",
+    "QUEUE_FULL",
+    "SERVER_UNREACHABLE",
+    "SERVICE_UNSUPPORTED",
+    "SIGN_IN_REQUIRED",
+    "SOFTWARE_TOO_OLD",
+    "STREAM_UNSUPPORTED",
     "default_missing",
     "model_missing",
     "near_names",
@@ -78,54 +74,11 @@ _ROOM = 300
 """Characters that a list of names may have."""
 _LIST = "ListModels shows the names"
 
-ErrorT = TypeVar("ErrorT", bound=EnginePluginError)
-
-
-@dataclass(frozen=True, slots=True)
-class Entry(Generic[ErrorT]):
-    """One failure. `what` and `fix` are templates with the same kind of fields as `str.format`; `cause` and `remedy`
-    are prose for docs/troubleshooting.md."""
-
-    id: str
-    raises: type[ErrorT]
-    what: str
-    fix: str
-    cause: str
-    remedy: str
-
-    @property
-    def template(self) -> str:
-        """The message with its fields unfilled."""
-        return f"{self.what}. {self.fix}"
-
-    @property
-    def fields(self) -> frozenset[str]:
-        """The names of the fields that a message needs."""
-        return frozenset(name for _, name, _, _ in string.Formatter().parse(self.template) if name)
-
-    def text(self, **fields: Any) -> str:
-        """The message, for an error of another class. Raises TypeError unless the fields are just those needed."""
-        if fields.keys() != self.fields:
-            raise TypeError(f"{self.id} needs {sorted(self.fields)}, not {sorted(fields)}")
-        return self.template.format(**fields)
-
-    def error(self, **fields: Any) -> ErrorT:
-        """The exception to raise. Raises TypeError as `text` does."""
-        return self.raises(self.text(**fields))
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """Entries about one thing, in the order of docs/troubleshooting.md."""
-
-    title: str
-    entries: tuple[Entry[Any], ...]
-
 
 # The engine
 
-ENGINE_STOPPED = Entry(
-    "engine-stopped",
+ENGINE_NOT_RUNNING = Entry(
+    "engine-not-running",
     UnavailableError,
     "the engine is not running",
     "Call StartEngine",
@@ -134,8 +87,8 @@ ENGINE_STOPPED = Entry(
     "Start it. A host does so by itself when it starts the plugin; `engine-plugin engine start` does it by hand.",
 )
 
-SERVER_DOWN = Entry(
-    "server-down",
+SERVER_UNREACHABLE = Entry(
+    "server-unreachable",
     UnavailableError,
     "no {server} answers at {address} ({reason})",
     "Start it: {start}. Or {otherwise}",
@@ -144,10 +97,11 @@ SERVER_DOWN = Entry(
     "Start the server by the command that the message names for this system, have the plugin run one of its own "
     "(`engine-plugin engine install`) where it can, or correct the address (`engine_host` under `provider`, or the "
     "option of `engine` that the message names).",
+    names=("server", "address", "reason"),
 )
 
-NOT_INSTALLED = Entry(
-    "not-installed",
+ENGINE_NOT_INSTALLED = Entry(
+    "engine-not-installed",
     EngineNotInstalledError,
     "{found}",
     "Call InstallEngine",
@@ -157,8 +111,8 @@ NOT_INSTALLED = Entry(
     "`engine.offline` in plugin.yaml names the way for machines without a network.",
 )
 
-OWN_SOFTWARE = Entry(
-    "own-software",
+OWN_SOFTWARE_UNUSABLE = Entry(
+    "own-software-unusable",
     EngineNotInstalledError,
     "{found}",
     "{advice}",
@@ -166,24 +120,26 @@ OWN_SOFTWARE = Entry(
     "Correct its path in plugin.yaml, put the software there, or take the line out to have it installed.",
 )
 
-TOO_OLD = Entry(
-    "too-old",
+SOFTWARE_TOO_OLD = Entry(
+    "software-too-old",
     PreconditionError,
     "{software} {found} is too old; {wanted} or newer is needed",
     "{upgrade}",
     "What is installed lacks interfaces that this plugin calls.",
     "Upgrade it: `engine-plugin engine upgrade` for software that the plugin installed, its own installer for "
     "everything else.",
+    names=("software", "found", "wanted"),
 )
 
-NO_DEVICE = Entry(
-    "no-device",
+DEVICE_MISSING = Entry(
+    "device-missing",
     PreconditionError,
     "{where}: {asked} was asked for, but {software} sees no {device} (devices: {devices})",
     "{way}",
     "The mode of the start, or plugin.yaml, asks for a processor that the engine cannot see: it is not there, has no "
     "driver, or the engine was built without support for it.",
     "Start in mode auto or cpu, install the driver, or configure a build of the engine that knows the device.",
+    names=("asked", "device", "devices"),
 )
 
 # Models
@@ -199,24 +155,26 @@ MODEL_MISSING = Entry(
     "in plugin.yaml (`--auto-pull` for one command) to have missing models pulled before the call.",
 )
 
-DEFAULT_MISSING = Entry(
-    "default-missing",
+DEFAULT_MODEL_MISSING = Entry(
+    "default-model-missing",
     ModelNotFoundError,
     "model: {name!r}, the default model for {service}, is not on this machine; {place} names it",
     "Choose another default{pull}",
     "The request names no model, and the service's default model was deleted or never pulled.",
     "Choose another default (`engine-plugin models use NAME`), return to plugin.yaml's (`engine-plugin models use "
     "--reset`), or pull the model again. `default_model` in plugin.yaml is edited by hand.",
+    names=("service",),
 )
 
-MODEL_KIND = Entry(
-    "model-kind",
+MODEL_KIND_MISMATCH = Entry(
+    "model-kind-mismatch",
     InvalidRequestError,
     "model: {model} is a model for {kind}; {service} needs one for {wanted}",
     "Name another: ListModels shows what each is for",
     "Each service needs models of one kind: chat and generate those for chat, embed those for embeddings.",
     "Name a model of that kind, or choose the service's default (`engine-plugin models use NAME`). A pull with "
     "`--type` says what a model is for when its files leave that open.",
+    names=("model", "kind", "service", "wanted"),
 )
 
 # Room
@@ -231,6 +189,7 @@ DISK_FULL = Entry(
     "byte, and again while bytes arrive.",
     "Delete models that are not needed (`engine-plugin models rm NAME`), or name a directory on a larger disk: "
     "`resources.data_dir` in plugin.yaml. What has arrived is kept, and the next attempt resumes from there.",
+    names=("folder", "free_bytes", "needed_bytes"),
 )
 
 DISK_FILLED = Entry(
@@ -241,30 +200,33 @@ DISK_FILLED = Entry(
     "The disk filled up, or a quota or the number of files was reached, while a file was being written. A download "
     "of unknown size stops while 64 MiB are still free, and is deleted.",
     "As for `disk-full`. `df -i` shows how many files (inodes) a file system still holds.",
+    names=("folder",),
 )
 
-DISK_REFUSES = Entry(
-    "disk-refuses",
+DISK_WRITE_REFUSED = Entry(
+    "disk-write-refused",
     DownloadError,
     "{place}: {reason}",
     "Correct the permissions of the data directory, or move it",
     "A file below the data directory cannot be written: the directory belongs to another user, the file system is "
     "mounted read-only, or the disk fails.",
     "Give the plugin's user the directory (`chown`), or name another one: `resources.data_dir` in plugin.yaml.",
+    names=("place",),
 )
 
-MEMORY = Entry(
-    "memory",
+MEMORY_INSUFFICIENT = Entry(
+    "memory-insufficient",
     PreconditionError,
     "model: {model} needs {needed} of memory, and {limit}",
     "Take a smaller model, unload others (UnloadModel NAME), or raise the limit",
     "The model's weights are larger than the memory that may be used for models, or than what is free.",
     "Take a smaller model or a stronger quantization, unload others, shorten the context length, or raise the limit "
     "that the message names.",
+    names=("model", "needed"),
 )
 
-BUSY = Entry(
-    "busy",
+QUEUE_FULL = Entry(
+    "queue-full",
     UnavailableError,
     "the model is busy: {waiting}",
     "Try again later",
@@ -273,8 +235,8 @@ BUSY = Entry(
     "(`engine.parallel`) cost memory. For more machines see scaling.md.",
 )
 
-CONTEXT = Entry(
-    "context",
+CONTEXT_EXCEEDED = Entry(
+    "context-exceeded",
     InvalidRequestError,
     "request_data: {said}",
     "Shorten the request, or take a model with more context",
@@ -294,6 +256,7 @@ PORT_TAKEN = Entry(
     "Another process took the port on which the engine was to listen. Ports are chosen free, so that this is rare "
     "and mends itself at the next start, unless plugin.yaml names a port.",
     "Start again, end the process that the message names, or take the port out of plugin.yaml.",
+    names=("port", "holder"),
 )
 
 ADDRESS_TAKEN = Entry(
@@ -303,6 +266,7 @@ ADDRESS_TAKEN = Entry(
     "Choose another --address",
     "`engine-plugin serve` was given an address where another program listens, or a path where something else lies.",
     "Choose another address, or end the program that uses this one.",
+    names=("address", "holder"),
 )
 
 # Keys
@@ -316,6 +280,7 @@ KEY_MISSING = Entry(
     "plugin.yaml.",
     "Export the variable before the host, or `engine-plugin engine start`, is started. `engine.key_variable` in "
     "plugin.yaml names another variable.",
+    names=("server", "address", "variable"),
 )
 
 KEY_REFUSED = Entry(
@@ -325,6 +290,7 @@ KEY_REFUSED = Entry(
     "Correct {variable} in the environment of the plugin, and start it again",
     "The key is wrong, has expired, or may not be used for what was asked.",
     "Make a new key where the server's are made, and export it before the plugin is started.",
+    names=("server", "address", "variable"),
 )
 
 KEY_UNSAFE = Entry(
@@ -335,31 +301,34 @@ KEY_UNSAFE = Entry(
     "Whoever is on the way between the two machines could read the key, and use it.",
     "Give the server a certificate and its address as https://. On a network that you trust wholly, plugin.yaml can "
     "allow it.",
+    names=("address", "variable", "option"),
 )
 
-SIGN_IN = Entry(
-    "sign-in",
+SIGN_IN_REQUIRED = Entry(
+    "sign-in-required",
     AuthError,
     "model: {model} needs a sign-in at {server}",
     "Open {url} in a browser, then try again",
     "The model is not computed on this machine but by the maker of the server, for people who have an account there.",
     "Open the address in a browser and connect this machine with your account, or take a model of this machine.",
+    names=("model", "server", "url"),
 )
 
-CLOUD_OFF = Entry(
-    "cloud-off",
+CLOUD_DISABLED = Entry(
+    "cloud-disabled",
     PreconditionError,
     "model: {model} is computed in the cloud, and {server} has that switched off ({said})",
     "Take a model of this machine, or allow the cloud: {option}",
     "The name belongs to a model that the server would hand to its maker's machines. No request leaves the machine "
     "while that is switched off.",
     "Take a model of this machine, or allow it by the setting that the message names.",
+    names=("model", "server", "option"),
 )
 
 # The network
 
-HUB_DOWN = Entry(
-    "hub-down",
+HUB_UNREACHABLE = Entry(
+    "hub-unreachable",
     DownloadError,
     "{source}: cannot connect ({reason})",
     "Check {settings} and, for a certificate of your own, SSL_CERT_FILE",
@@ -367,10 +336,11 @@ HUB_DOWN = Entry(
     "certificate that this machine does not trust.",
     "Try the address in a browser of the same machine. Set HTTPS_PROXY for a proxy, SSL_CERT_FILE for a certificate "
     "of your own, and the hub's own variable for a mirror. What has arrived is kept.",
+    names=("source",),
 )
 
-HUB_REFUSES = Entry(
-    "hub-refuses",
+HUB_ACCESS_REFUSED = Entry(
+    "hub-access-refused",
     AuthError,
     "{said}",
     "Give username and password (for Hugging Face: any username and an access token), and accept the licence there",
@@ -379,8 +349,8 @@ HUB_REFUSES = Entry(
     "`engine-plugin models pull NAME --username NAME` asks for it; HF_TOKEN works too.",
 )
 
-CHECKSUM = Entry(
-    "checksum",
+CHECKSUM_MISMATCH = Entry(
+    "checksum-mismatch",
     DownloadError,
     "{place} has {found}, expected is {wanted}",
     "{fix}",
@@ -388,30 +358,33 @@ CHECKSUM = Entry(
     "was copied wrongly. It is never used.",
     "Try again. If it stays so, compare the digest with the one that the source publishes, and correct it or the "
     "source.",
+    names=("place", "found", "wanted"),
 )
 
 # Calls
 
-NO_SERVICE = Entry(
-    "no-service",
+SERVICE_UNSUPPORTED = Entry(
+    "service-unsupported",
     UnsupportedError,
     "service_name: {engine} cannot do {service}",
     "It can do: {able}",
     "The engine, or the server that it talks to, has nothing for this service.",
     "Call another service, or run a plugin whose engine has it.",
+    names=("service",),
 )
 
-NO_STREAM = Entry(
-    "no-stream",
+STREAM_UNSUPPORTED = Entry(
+    "stream-unsupported",
     UnsupportedError,
     "service_name: {service} does not stream with {engine}",
     "Call InvokeService for the whole answer",
     "Not every service has an answer in parts.",
     "Ask for the whole answer at once.",
+    names=("service",),
 )
 
-DEADLINE = Entry(
-    "deadline",
+DEADLINE_EXCEEDED = Entry(
+    "deadline-exceeded",
     DeadlineError,
     "{what}: not done in {seconds:g} s",
     "{remedy}",
@@ -420,16 +393,30 @@ DEADLINE = Entry(
     "Raise the service's `timeout` in plugin.yaml (negative: no deadline), take a smaller model, or ask for fewer "
     "tokens. For a start look at the engine's last words in the plugin's log: `engine-plugin engine status` "
     "says where that is.",
+    names=("what", "seconds"),
 )
 
 FAMILIES = (
-    Family("The engine", (ENGINE_STOPPED, SERVER_DOWN, NOT_INSTALLED, OWN_SOFTWARE, TOO_OLD, NO_DEVICE)),
-    Family("Models", (MODEL_MISSING, DEFAULT_MISSING, MODEL_KIND)),
-    Family("Room: disk, memory, queue, context", (DISK_FULL, DISK_FILLED, DISK_REFUSES, MEMORY, BUSY, CONTEXT)),
+    Family(
+        "The engine",
+        (
+            ENGINE_NOT_RUNNING,
+            SERVER_UNREACHABLE,
+            ENGINE_NOT_INSTALLED,
+            OWN_SOFTWARE_UNUSABLE,
+            SOFTWARE_TOO_OLD,
+            DEVICE_MISSING,
+        ),
+    ),
+    Family("Models", (MODEL_MISSING, DEFAULT_MODEL_MISSING, MODEL_KIND_MISMATCH)),
+    Family(
+        "Room: disk, memory, queue, context",
+        (DISK_FULL, DISK_FILLED, DISK_WRITE_REFUSED, MEMORY_INSUFFICIENT, QUEUE_FULL, CONTEXT_EXCEEDED),
+    ),
     Family("Ports and addresses", (PORT_TAKEN, ADDRESS_TAKEN)),
-    Family("Keys and accounts", (KEY_MISSING, KEY_REFUSED, KEY_UNSAFE, SIGN_IN, CLOUD_OFF)),
-    Family("The network", (HUB_DOWN, HUB_REFUSES, CHECKSUM)),
-    Family("Calls", (NO_SERVICE, NO_STREAM, DEADLINE)),
+    Family("Keys and accounts", (KEY_MISSING, KEY_REFUSED, KEY_UNSAFE, SIGN_IN_REQUIRED, CLOUD_DISABLED)),
+    Family("The network", (HUB_UNREACHABLE, HUB_ACCESS_REFUSED, CHECKSUM_MISMATCH)),
+    Family("Calls", (SERVICE_UNSUPPORTED, STREAM_UNSUPPORTED, DEADLINE_EXCEEDED)),
 )
 
 CATALOGUE: Mapping[str, Entry[Any]] = {entry.id: entry for family in FAMILIES for entry in family.entries}
@@ -459,8 +446,9 @@ def model_missing(
 def default_missing(name: str, service: str, place: str, *, pull: str = "") -> ModelNotFoundError:
     """The error for a default model that is not here; `place` is the file that names it, `pull` as above."""
     way = f", or pull it: PullModel {shlex.quote(pull)}" if pull and len(pull) <= _LONGEST_NAME else ""
-    text = DEFAULT_MISSING.text(name=name[:_LONGEST_NAME], service=service, place=place, pull=way)
-    return ModelNotFoundError(text, model=name, pull=pull)
+    error = DEFAULT_MODEL_MISSING.error(name=name[:_LONGEST_NAME], service=service, place=place, pull=way)
+    error.fields |= {"model": name, **({"pull": pull} if pull else {})}
+    return error
 
 
 def _some(names: Sequence[str]) -> str:

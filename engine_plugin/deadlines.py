@@ -50,4 +50,4 @@ async def deadline(seconds: float | None, what: str, remedy: str = _LOOK) -> Asy
     except TimeoutError:
         if not timeout.expired():
             raise
-        raise catalogue.DEADLINE.error(what=what, seconds=seconds, remedy=remedy) from None
+        raise catalogue.DEADLINE_EXCEEDED.error(what=what, seconds=seconds, remedy=remedy) from None

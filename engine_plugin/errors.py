@@ -14,6 +14,7 @@
     │   └── ModelInUseError
     ├── UnsupportedError                  501  this plugin or engine cannot do that
     ├── BadGatewayError                   502  the engine answered wrongly or broke off
+    │   └── EngineDiedError               502  the engine's process ended during the call
     ├── UnavailableError                  503  the engine is not running, or busy
     │   └── EngineStartError              503  the engine could not be started
     ├── ManifestError                     500  plugin.yaml is wrong; carries its problems
@@ -23,25 +24,33 @@
     └── PluginProcessError                500  host side: a plugin could not be launched, or died
 
 An error is raised where it is known, says what to do next, and is caught once, at the edge: the servicer
-turns it into `code` and `message`, the CLI into a line on stderr and an exit status. The codes are those of
-the wire (AOG plugin SDK, protocol/errors.go).
+turns it into `code`, `message` and metadata, the CLI into a line on stderr and an exit status. The codes are those of
+the wire (AOG plugin SDK, protocol/errors.go). Programs compare an error's class or its `id`, never its text;
+docs/errors.md lists the ids (scripts/errors.py writes it).
 """
 
 from __future__ import annotations
 
+import json
+import math
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from engine_plugin.redaction import redacted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = [
+    "ERROR_FIELDS",
+    "ERROR_ID",
+    "MOST_FIELDS",
     "AuthError",
     "BadGatewayError",
     "DeadlineError",
     "DownloadError",
+    "EngineDiedError",
     "EngineNotInstalledError",
     "EnginePluginError",
     "EngineStartError",
@@ -60,100 +69,210 @@ __all__ = [
     "ServiceNotFoundError",
     "UnavailableError",
     "UnsupportedError",
+    "error_about",
     "error_for_code",
 ]
 
+ERROR_ID, ERROR_FIELDS = "error-id", "error-fields"
+"""The keys under which metadata carries an error's id and its fields (docs/protocol.md)."""
+
+MOST_FIELDS = 2048
+"""Bytes of the fields' JSON in metadata; gRPC's clients take 8 KiB of metadata in all."""
+
+_LONGEST_VALUE = 1024
+
 
 class EnginePluginError(Exception):
-    """The root of the tree. `code` is what the wire carries, the text is meant for a person."""
+    """The root of the tree. The text is meant for a person; programs compare the class or `id`."""
 
     code: ClassVar[int] = 500
+    """What the wire carries."""
+    id: str = "internal-error"
+    """The kind of failure, in kebab-case: a class's own, or that of the catalogue's entry that was raised."""
+    names: ClassVar[tuple[str, ...]] = ()
+    """The fields that an error of this class may have, beside those of `error_about`."""
+
+    def __init__(self, message: str = "", **fields: Any) -> None:
+        """`fields` say what the error is about, as JSON values; those that are "" or None are left out."""
+        super().__init__(message)
+        self.fields: dict[str, Any] = {name: value for name, value in fields.items() if value not in ("", None)}
+
+    @classmethod
+    def retold(cls, error: EnginePluginError, text: str = "") -> Self:
+        """The same failure as this class, for callers that document it, with a text of its own or the same one.
+
+        It keeps the fields, and the id of an entry of the catalogue; an id of a class gives way to this class's.
+        """
+        told = cls(text or str(error), **error.fields)
+        if error.id != type(error).id:
+            told.id = error.id
+        return told
 
     @property
     def message(self) -> str:
         """The text as the wire, a log and a terminal show it: without secrets."""
         return redacted(str(self))
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The id and the fields for gRPC metadata: printable ASCII, bounded, without secrets."""
+        return {ERROR_ID: self.id, ERROR_FIELDS: _compact(self.fields)}
+
+
+def _compact(fields: Mapping[str, Any]) -> str:
+    """The fields as one line of JSON. A long text is cut; the last fields are left out when all are too long."""
+    kept = {name: _plain(value) for name, value in fields.items()}
+    while len(text := json.dumps(kept, separators=(",", ":"))) > MOST_FIELDS:
+        kept.popitem()
+    return text.replace("\x7f", "\\u007f")  # json leaves DEL as it is, and gRPC does not send it
+
+
+def _plain(value: Any) -> str | int | float | bool:
+    if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    text = redacted(str(value)).encode("utf-8", "replace").decode()
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
+
+
+@contextmanager
+def error_about(**fields: Any) -> Iterator[None]:
+    """Add to an error that leaves the block what it is about, where the error does not say so itself.
+
+    Called where a call's service or model is known.
+    """
+    try:
+        yield
+    except EnginePluginError as error:
+        error.fields = {name: value for name, value in fields.items() if value} | error.fields
+        raise
+
 
 class InvalidRequestError(EnginePluginError):
     """The caller's request cannot be served as it stands; the message begins with the field's name."""
 
     code = 400
+    id = "request-invalid"
+    names = ("field",)
+
+    @classmethod
+    def at(cls, field: str, what: str) -> Self:
+        """The error for one field, such as `messages[0].content`; `what` says what is wrong with it."""
+        return cls(f"{field}: {what}", field=field)
 
 
 class AuthError(EnginePluginError):
     """A credential is missing or was refused."""
 
     code = 401
+    id = "authentication-failed"
 
 
 class NotFoundError(EnginePluginError):
     """What was named does not exist."""
 
     code = 404
+    id = "not-found"
 
 
 class ServiceNotFoundError(NotFoundError):
     """plugin.yaml declares no such service."""
 
+    id = "service-missing"
+    names = ("service",)
+
 
 class ModelNotFoundError(NotFoundError):
     """No such model is present: `model` as it was named, `pull` what to pull to have it, "" for no such source."""
 
-    def __init__(self, message: str, *, model: str = "", pull: str = "") -> None:
-        self.model = model
-        self.pull = pull
-        super().__init__(message)
+    id = "model-missing"
+    names = ("model", "pull")
+
+    @property
+    def model(self) -> str:
+        """The name that was not found."""
+        return str(self.fields.get("model", ""))
+
+    @property
+    def pull(self) -> str:
+        """What a pull must name to bring it; "" when no pull would."""
+        return str(self.fields.get("pull", ""))
 
 
 class DeadlineError(EnginePluginError):
     """The time allowed for a call has passed; the engine's work on it was stopped."""
 
     code = 408
+    id = "deadline-exceeded"
 
 
 class PreconditionError(EnginePluginError):
     """The call is right, but something must be done before it."""
 
     code = 412
+    id = "precondition-failed"
 
 
 class EngineNotInstalledError(PreconditionError):
     """The engine's software is not on this machine; InstallEngine puts it there."""
 
+    id = "engine-not-installed"
+
 
 class ModelNotLoadedError(PreconditionError):
     """The model is not in memory."""
+
+    id = "model-not-loaded"
+    names = ("model",)
 
 
 class ModelUnusableError(PreconditionError):
     """The engine cannot load the model's files, now or later; the message holds the engine's reason."""
 
+    id = "model-unusable"
+    names = ("model",)
+
 
 class ModelInUseError(PreconditionError):
     """The model is answering requests and cannot be deleted now."""
+
+    id = "model-in-use"
+    names = ("model",)
 
 
 class UnsupportedError(EnginePluginError):
     """This plugin or its engine cannot do what was asked, now or later."""
 
     code = 501
+    id = "unsupported"
 
 
 class BadGatewayError(EnginePluginError):
-    """The engine's answer is not what its protocol says, or broke off."""
+    """The engine's answer is not what its protocol says, or broke off; `reason` is the engine's own part of the
+    text."""
 
     code = 502
+    id = "engine-failed"
+    names = ("reason",)
+
+
+class EngineDiedError(BadGatewayError):
+    """The engine's process ended during the call; the message holds its exit code and last lines."""
+
+    id = "engine-died"
 
 
 class UnavailableError(EnginePluginError):
-    """The engine is not running, or has no room for another request."""
+    """The engine is not running, or has no room for another request; `reason` is why, where it cannot be reached."""
 
     code = 503
+    id = "engine-unavailable"
+    names = ("reason",)
 
 
 class EngineStartError(UnavailableError):
     """The engine's process did not become ready; the message holds its exit code and last lines."""
+
+    id = "engine-start-failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,25 +293,38 @@ class Problem:
 class ManifestError(EnginePluginError):
     """plugin.yaml cannot be used. `problems` holds each complaint; the text is one a line."""
 
+    id = "manifest-invalid"
+    names = ("file", "line")
+
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        first = self.problems[0] if self.problems else None
+        place = {"file": first.file, "line": first.line or None} if first is not None else {}
+        super().__init__("\n".join(str(problem) for problem in self.problems), **place)
 
 
 class InstallError(EnginePluginError):
     """An installation failed; what was there before is untouched."""
 
+    id = "install-failed"
+
 
 class DownloadError(EnginePluginError):
     """A file could not be fetched or verified; what arrived is kept for resuming where that is sound."""
+
+    id = "download-failed"
 
 
 class PullError(DownloadError):
     """A model could not be fetched or verified, or what was fetched is none."""
 
+    id = "pull-failed"
+
 
 class PluginProcessError(EnginePluginError):
     """A plugin could not be launched by the host library, or ended while it was needed."""
+
+    id = "plugin-process-failed"
 
 
 _BY_CODE: dict[int, type[EnginePluginError]] = {
@@ -211,5 +343,5 @@ _BY_CODE: dict[int, type[EnginePluginError]] = {
 
 
 def error_for_code(code: int, message: str) -> EnginePluginError:
-    """The exception for a `code`/`message` pair of the wire. Called by the host library."""
+    """The exception for a `code`/`message` pair of a plugin that sends no ids. Called by the host library."""
     return _BY_CODE.get(code, EnginePluginError)(message)

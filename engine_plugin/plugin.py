@@ -131,7 +131,9 @@ class Plugin:
     async def _stream(self, service_name: str, data: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
         service, _contract, request, default = await self._prepare(service_name, data)
         if not service.capabilities.support_streaming:
-            raise catalogue.NO_STREAM.error(service=service_name, engine="this plugin.yaml (support_streaming)")
+            raise catalogue.STREAM_UNSUPPORTED.error(
+                service=service_name, engine="this plugin.yaml (support_streaming)"
+            )
         with self._naming_default(service, default):
             async with (
                 deadline(deadlines.allowed(service, "stream"), service_name, _RAISE),
@@ -188,10 +190,12 @@ class Plugin:
 
     def _declared(self, service_name: str) -> ServiceSpec:
         if not service_name:
-            raise InvalidRequestError(f"service_name: is empty; this plugin has {', '.join(self.manifest.services)}")
+            raise InvalidRequestError.at(
+                "service_name", f"is empty; this plugin has {', '.join(self.manifest.services)}"
+            )
         service = self.manifest.service(service_name)
         if service_name not in self.engine.services:
-            raise catalogue.NO_SERVICE.error(
+            raise catalogue.SERVICE_UNSUPPORTED.error(
                 engine=f"the engine {self.manifest.engine_name}",
                 service=service_name,
                 able=", ".join(sorted(self.engine.services)) or "nothing",
@@ -237,8 +241,8 @@ class Plugin:
         if not request.get("model"):
             default = request["model"] = await self._default_model(spec)
             if not default:
-                raise InvalidRequestError(
-                    f"model: is missing, and plugin.yaml has no default_model for {service_name}"
+                raise InvalidRequestError.at(
+                    "model", f"is missing, and plugin.yaml has no default_model for {service_name}"
                 )
         return spec, contract, request, default
 
@@ -255,13 +259,13 @@ class Plugin:
             self._status = OperateStatus(status)
         except ValueError:
             known = ", ".join(f"{known.value} {known.name.lower()}" for known in OperateStatus)
-            raise InvalidRequestError(f"status: {status} is unknown; it must be {known}") from None
+            raise InvalidRequestError.at("status", f"{status} is unknown; it must be {known}") from None
 
     async def start(self, mode: str) -> None:
         """Start the engine; see MODES for the words that are taken."""
         wanted = MODES.get(mode.strip().lower())
         if wanted is None:
-            raise InvalidRequestError(f"mode: {mode[:40]!r} is unknown; use auto, cpu, gpu or npu")
+            raise InvalidRequestError.at("mode", f"{mode[:40]!r} is unknown; use auto, cpu, gpu or npu")
         try:
             async with deadline(deadlines.START, "StartEngine"):
                 await self.engine.start(wanted)
@@ -283,7 +287,7 @@ class Plugin:
         async with deadline(deadlines.HEALTH, "HealthCheck"):
             health = await self.engine.health()
         if health.state is HealthState.DEAD:
-            raise UnavailableError(health.detail)
+            raise _cannot_serve(health)
         return health
 
     # The engine's software
@@ -346,6 +350,14 @@ class Plugin:
         """Drain a model and free its memory."""
         async with deadline(deadlines.LOAD, "UnloadModel"):
             await self.engine.unload_model(name)
+
+
+def _cannot_serve(health: Health) -> UnavailableError:
+    """Code 503 whatever the reason, which the id names."""
+    error = UnavailableError(health.detail)
+    if health.error is not None:
+        error.id, error.fields = health.error.id, health.error.fields
+    return error
 
 
 async def _checked(service_name: str, messages: AsyncIterator[BidiMessage]) -> AsyncGenerator[BidiMessage, None]:

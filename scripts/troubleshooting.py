@@ -17,7 +17,7 @@ from pins import ROOT
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from engine_plugin.catalogue import Entry
+    from engine_plugin.failures import Entry
 
 __all__ = ["EXAMPLES", "PAGE", "main", "page"]
 
@@ -27,26 +27,26 @@ _WIDTH = 118
 _SETTINGS = "Start in mode auto or cpu, or install the driver"
 
 EXAMPLES: Mapping[str, Mapping[str, Any]] = {
-    "engine-stopped": {},
-    "server-down": {
+    "engine-not-running": {},
+    "server-unreachable": {
         "server": "Ollama server",
         "address": "http://127.0.0.1:11434",
         "reason": "connection refused",
         "start": "`ollama serve`",
         "otherwise": "have the plugin run its own: call InstallEngine",
     },
-    "not-installed": {"found": "llama.cpp is not installed"},
-    "own-software": {
+    "engine-not-installed": {"found": "llama.cpp is not installed"},
+    "own-software-unusable": {
         "found": "/opt/llama/llama-server is not there",
         "advice": "Correct engine.llama_server in plugin.yaml",
     },
-    "too-old": {
+    "software-too-old": {
         "software": "the Ollama at http://127.0.0.1:11434",
         "found": "0.4.2",
         "wanted": "0.5.0",
         "upgrade": "Upgrade it: https://ollama.com/download",
     },
-    "no-device": {
+    "device-missing": {
         "where": "mode",
         "asked": "gpu",
         "software": "llama.cpp",
@@ -59,13 +59,13 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
         "hint": "Did you mean qwen3:8b? ",
         "pull": "Pull it: PullModel qwen3:7b",
     },
-    "default-missing": {
+    "default-model-missing": {
         "name": "qwen3:8b",
         "service": "chat",
         "place": "/home/me/.local/share/engine-plugin/engines/ollama/default-models-ollama.json",
         "pull": ", or pull it: PullModel qwen3:8b",
     },
-    "model-kind": {"model": "bge-m3", "kind": "embed", "service": "chat", "wanted": "chat"},
+    "model-kind-mismatch": {"model": "bge-m3", "kind": "embed", "service": "chat", "wanted": "chat"},
     "disk-full": {
         "folder": "/home/ada/.local/share/engine-plugin/models",
         "free": "2.1 GiB",
@@ -81,14 +81,14 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
         "arrived": "3221225472 of 5261334938",
         "free": "0 bytes are free",
     },
-    "disk-refuses": {"place": "/srv/models/.partial/qwen3", "reason": "Permission denied"},
-    "memory": {
+    "disk-write-refused": {"place": "/srv/models/.partial/qwen3", "reason": "Permission denied"},
+    "memory-insufficient": {
         "model": "qwen3-32b",
         "needed": "19 GiB",
         "limit": "engine.memory_limit in plugin.yaml allows 16 GiB",
     },
-    "busy": {"waiting": "64 requests wait already (engine.max_queue in plugin.yaml)"},
-    "context": {"said": "the request has 9216 tokens, the model's context 8192"},
+    "queue-full": {"waiting": "64 requests wait already (engine.max_queue in plugin.yaml)"},
+    "context-exceeded": {"said": "the request has 9216 tokens, the model's context 8192"},
     "port-taken": {
         "port": 40213,
         "holder": "nginx (pid 812)",
@@ -107,32 +107,36 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
         "variable": "OPENAI_API_KEY",
         "option": "engine.allow_plain_http: true",
     },
-    "sign-in": {"model": "gpt-oss:120b-cloud", "server": "ollama.com", "url": "https://ollama.com/connect?key=…"},
-    "cloud-off": {
+    "sign-in-required": {
+        "model": "gpt-oss:120b-cloud",
+        "server": "ollama.com",
+        "url": "https://ollama.com/connect?key=…",
+    },
+    "cloud-disabled": {
         "model": "gpt-oss:120b-cloud",
         "server": "the Ollama server",
         "said": "cloud is disabled",
         "option": "take OLLAMA_NO_CLOUD from its environment",
     },
-    "hub-down": {
+    "hub-unreachable": {
         "source": "hf:OpenVINO/Qwen3-0.6B-int8-ov",
         "reason": "to https://huggingface.co: Name or service not known",
         "settings": "the network, HF_ENDPOINT, HTTPS_PROXY",
     },
-    "hub-refuses": {"said": "hf:meta-llama/Llama-3.2-1B: the hub refused access (HTTP 403)"},
-    "checksum": {
+    "hub-access-refused": {"said": "hf:meta-llama/Llama-3.2-1B: the hub refused access (HTTP 403)"},
+    "checksum-mismatch": {
         "place": "https://example.org/m.gguf: the file",
         "found": "sha256:9f86d0…",
         "wanted": "sha256:2c26b4…",
         "fix": "What arrived was deleted; pull again, and correct the digest or the source if it stays so",
     },
-    "no-service": {
+    "service-unsupported": {
         "engine": "the engine llamacpp",
         "service": "text-to-image",
         "able": "chat, embed, generate, rerank",
     },
-    "no-stream": {"service": "embed", "engine": "llama.cpp"},
-    "deadline": {
+    "stream-unsupported": {"service": "embed", "engine": "llama.cpp"},
+    "deadline-exceeded": {
         "what": "chat",
         "seconds": 60.0,
         "remedy": "Raise services[].timeout in plugin.yaml, or make it negative for no deadline",

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from engine_plugin.catalogue import Entry
+from engine_plugin.failures import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -18,34 +18,35 @@ if TYPE_CHECKING:
 __all__ = ["PROVOKED", "due", "listening"]
 
 PROVOKED: Mapping[str, str] = {
-    "engine-stopped": "tests/openvino/driver/test_life.py::test_stop_and_start_again",
-    "server-down": "tests/ollama/attached/test_attachment.py::test_none_is_found_where_nobody_listens",
-    "not-installed": "tests/openvino/software/test_software.py::test_nothing_there",
-    "own-software": "tests/ollama/software/test_installing.py::test_one_that_plugin_yaml_names",
-    "too-old": "tests/ollama/attached/test_attachment.py::test_a_server_that_is_too_old_is_named_with_both_versions",
-    "no-device": "tests/openvino/driver/test_life.py::test_gpu_where_there_is_none",
+    "engine-not-running": "tests/openvino/driver/test_life.py::test_stop_and_start_again",
+    "server-unreachable": "tests/ollama/attached/test_attachment.py::test_none_is_found_where_nobody_listens",
+    "engine-not-installed": "tests/openvino/software/test_software.py::test_nothing_there",
+    "own-software-unusable": "tests/ollama/software/test_installing.py::test_one_that_plugin_yaml_names",
+    "software-too-old": "tests/ollama/attached/test_attachment.py"
+    "::test_a_server_that_is_too_old_is_named_with_both_versions",
+    "device-missing": "tests/openvino/driver/test_life.py::test_gpu_where_there_is_none",
     "model-missing": "tests/models/test_store.py::test_not_found_says_what_was_meant",
-    "default-missing": "tests/models/test_defaults.py::test_a_missing_default_model_is_named_with_its_file",
-    "model-kind": "tests/openvino/driver/test_services.py::test_a_model_of_another_kind",
+    "default-model-missing": "tests/models/test_defaults.py::test_a_missing_default_model_is_named_with_its_file",
+    "model-kind-mismatch": "tests/openvino/driver/test_services.py::test_a_model_of_another_kind",
     "disk-full": "tests/models/test_store.py::test_a_full_disk_is_told_before_anything_is_written",
     "disk-filled": "tests/models/test_folders.py::test_a_disk_that_is_full_in_the_middle",
-    "disk-refuses": "tests/test_catalogue.py::test_a_directory_that_cannot_be_written",
-    "memory": "tests/openvino/driver/test_memory.py::test_models_have_only_so_much_memory",
-    "busy": "tests/engines/test_admission.py::test_too_many_are_refused",
-    "context": "tests/openvino/driver/test_services.py::test_too_long_a_prompt",
+    "disk-write-refused": "tests/test_catalogue.py::test_a_directory_that_cannot_be_written",
+    "memory-insufficient": "tests/openvino/driver/test_memory.py::test_models_have_only_so_much_memory",
+    "queue-full": "tests/engines/test_admission.py::test_too_many_are_refused",
+    "context-exceeded": "tests/openvino/driver/test_services.py::test_too_long_a_prompt",
     "port-taken": "tests/lifecycle/test_start.py::test_who_holds_the_port_is_named_at_last",
     "address-taken": "tests/test_catalogue.py::test_an_address_that_is_taken",
     "key-missing": "tests/openai/test_attaching.py::test_a_key_on_this_machine",
     "key-refused": "tests/openai/test_attaching.py::test_a_key_on_this_machine",
     "key-unsafe": "tests/openai/test_attaching.py::test_a_key_goes_to_nobody_in_plain_sight",
-    "sign-in": "tests/ollama/attached/test_pulls.py::test_how_a_pull_fails[fault-sign-in",
-    "cloud-off": "tests/ollama/attached/test_pulls.py::test_how_a_pull_fails[fault-forbidden",
-    "hub-down": "tests/models/test_hubs.py::test_nobody_listens",
-    "hub-refuses": "tests/models/test_hubs.py::test_a_gated_repository_says_what_to_do",
-    "checksum": "tests/models/test_store.py::test_a_wrong_digest_leaves_nothing",
-    "no-service": "tests/openai/test_services.py::test_speech_that_the_server_lacks",
-    "no-stream": "tests/openvino/driver/test_services.py::test_what_does_not_stream",
-    "deadline": "tests/test_plugin.py::test_lifecycle_calls_are_bounded_too",
+    "sign-in-required": "tests/ollama/attached/test_pulls.py::test_how_a_pull_fails[fault-sign-in",
+    "cloud-disabled": "tests/ollama/attached/test_pulls.py::test_how_a_pull_fails[fault-forbidden",
+    "hub-unreachable": "tests/models/test_hubs.py::test_nobody_listens",
+    "hub-access-refused": "tests/models/test_hubs.py::test_a_gated_repository_says_what_to_do",
+    "checksum-mismatch": "tests/models/test_store.py::test_a_wrong_digest_leaves_nothing",
+    "service-unsupported": "tests/openai/test_services.py::test_speech_that_the_server_lacks",
+    "stream-unsupported": "tests/openvino/driver/test_services.py::test_what_does_not_stream",
+    "deadline-exceeded": "tests/test_plugin.py::test_lifecycle_calls_are_bounded_too",
 }
 """An entry's id and a test; one that ends inside `[` means the cases that begin so, any other all of its cases."""
 

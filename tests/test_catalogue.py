@@ -13,10 +13,11 @@ import pytest
 import engine_plugin
 import troubleshooting
 from engine_plugin import catalogue
-from engine_plugin.catalogue import CATALOGUE, FAMILIES, Entry
+from engine_plugin.catalogue import CATALOGUE, FAMILIES
 from engine_plugin.cli.advice import advice
 from engine_plugin.cli.main import main as cli
 from engine_plugin.errors import EnginePluginError, ModelNotFoundError, PullError
+from engine_plugin.failures import Entry
 from engine_plugin.models.store import ModelStore, PullRequest, bundled_samples
 from tests.models.fakes import SAMPLES, Inspector
 from tests.provoked import PROVOKED, due, listening
@@ -78,7 +79,7 @@ def test_other_fields_are_refused(entry: Entry[Any]) -> None:
 
 def test_what_a_value_holds_is_no_template() -> None:
     assert "'{place}'" in catalogue.model_missing("{place}").message
-    assert "{0.__class__}" in catalogue.DISK_REFUSES.text(place="{0.__class__}", reason="")
+    assert "{0.__class__}" in catalogue.DISK_WRITE_REFUSED.text(place="{0.__class__}", reason="")
 
 
 # A model that is missing
@@ -135,7 +136,7 @@ def uses() -> list[tuple[str, Entry[Any], set[str]]]:
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
-                and node.func.attr in {"error", "text"}
+                and node.func.attr in {"error", "error_as", "text"}
                 and isinstance(node.func.value, ast.Attribute | ast.Name)
             ):
                 name = ast.unparse(node.func.value).removeprefix("catalogue.")
@@ -180,14 +181,14 @@ def test_the_tests_that_provoke_are_there(test: str) -> None:
 
 
 def test_who_must_provoke_what() -> None:
-    test = PROVOKED["model-kind"]
-    assert due(test) == due(f"{test}[chat]") == {"model-kind"}
+    test = PROVOKED["model-kind-mismatch"]
+    assert due(test) == due(f"{test}[chat]") == {"model-kind-mismatch"}
     assert due(f"{test}_too") == frozenset()
-    assert due(f"{PROVOKED['sign-in']}-AuthError]") == {"sign-in"}
+    assert due(f"{PROVOKED['sign-in-required']}-AuthError]") == {"sign-in-required"}
     with listening() as said:
-        catalogue.ENGINE_STOPPED.error()
-    catalogue.NO_STREAM.error(service="embed", engine="this")
-    assert said == {"engine-stopped"}
+        catalogue.ENGINE_NOT_RUNNING.error()
+    catalogue.STREAM_UNSUPPORTED.error(service="embed", engine="this")
+    assert said == {"engine-not-running"}
 
 
 async def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:

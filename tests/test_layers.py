@@ -19,6 +19,7 @@ BASE = {
     "errors",
     "limits",
     "catalogue",
+    "failures",
     "waiting",
     "certificates",
     "jsontext",
@@ -30,7 +31,8 @@ BASE = {
 MAY_IMPORT: dict[str, set[str]] = {
     "redaction": set(),
     "errors": {"redaction"},
-    "catalogue": {"errors"},
+    "failures": {"errors"},
+    "catalogue": {"errors", "failures"},
     "waiting": set(),
     "trust": {"errors"},
     "utf8": set(),

@@ -42,7 +42,9 @@ async def start_server(manifest: Manifest) -> ServerRecord:
         private_folder(log.parent)
         process = _spawn(manifest, log)
     except OSError as error:
-        raise catalogue.DISK_REFUSES.error(place=error.filename or log, reason=error.strerror or error) from error
+        raise catalogue.DISK_WRITE_REFUSED.error(
+            place=error.filename or log, reason=error.strerror or error
+        ) from error
     try:
         record = await _wait_ready(process, Rendezvous(manifest), log)
     except BaseException:

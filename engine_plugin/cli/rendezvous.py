@@ -94,7 +94,7 @@ class Rendezvous:
             private_folder(self._folder)
             _check_private(self._folder)
         except OSError as error:
-            raise catalogue.DISK_REFUSES.error(place=self._folder, reason=error.strerror or error) from error
+            raise catalogue.DISK_WRITE_REFUSED.error(place=self._folder, reason=error.strerror or error) from error
         return FileLock(self._stem.with_name(f"{self._stem.name}.lock"), timeout=0, mode=0o600)
 
     def choose(self, cleanup: ExitStack) -> str:

@@ -6,7 +6,7 @@ import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from engine_plugin.catalogue import ENGINE_STOPPED
+from engine_plugin.catalogue import ENGINE_NOT_RUNNING
 from engine_plugin.cli.options import chosen_manifest
 from engine_plugin.cli.rendezvous import Rendezvous
 from engine_plugin.errors import UnavailableError
@@ -74,7 +74,7 @@ async def running_plugin(options: Options) -> AsyncIterator[PluginClient]:
             try:
                 await client.health_check(timeout=_QUICK)
             except UnavailableError as error:
-                if str(error) != str(ENGINE_STOPPED.error()):
+                if str(error) != str(ENGINE_NOT_RUNNING.error()):
                     raise  # a server of somebody else's is missing, which no start of ours brings
                 raise UnavailableError(
                     f"{manifest.provider.name} is not running, so no model is in memory. "

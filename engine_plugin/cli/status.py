@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from engine_plugin.catalogue import ENGINE_STOPPED
+from engine_plugin.catalogue import ENGINE_NOT_RUNNING
 from engine_plugin.cli import cells
 from engine_plugin.cli.options import Options, advised, chosen_manifest, global_options, runs
 from engine_plugin.cli.output import human_size, print_json, print_line, print_table, say
@@ -79,7 +79,7 @@ async def health_of(client: PluginClient) -> tuple[bool, str]:
     try:
         return True, await client.health_check(timeout=_QUICK)
     except (UnavailableError, PreconditionError, AuthError) as error:
-        return False, STOPPED if str(error) == str(ENGINE_STOPPED.error()) else f"down: {error}"
+        return False, STOPPED if str(error) == str(ENGINE_NOT_RUNNING.error()) else f"down: {error}"
 
 
 async def _or(asked: Awaitable[T], otherwise: U) -> T | U:

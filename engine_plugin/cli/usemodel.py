@@ -98,4 +98,4 @@ def _refuse_other_kinds(entry: ModelEntry, services: Sequence[str]) -> None:
     for service in services:
         if kind and not can_serve(service, kind, can):
             wanted = KIND_OF_SERVICE.get(service, service)
-            raise catalogue.MODEL_KIND.error(model=entry["name"], kind=kind, service=service, wanted=wanted)
+            raise catalogue.MODEL_KIND_MISMATCH.error(model=entry["name"], kind=kind, service=service, wanted=wanted)

@@ -58,7 +58,7 @@ def disk_error(error: OSError, folder: Path, arrived: int, total: int) -> Downlo
     if error.errno in NO_FILES:
         return DownloadError(f"{error.filename or folder}: {files_in_use(error)}")
     if error.errno not in NO_ROOM:
-        return catalogue.DISK_REFUSES.error(place=error.filename or folder, reason=error.strerror or error)
+        return catalogue.DISK_WRITE_REFUSED.error(place=error.filename or folder, reason=error.strerror or error)
     return _filled(folder, error.strerror, f"{arrived} of {total}" if total else f"{arrived}")
 
 

@@ -236,7 +236,7 @@ class Fetch:
         """Bring the partial to the byte at which the body begins, and remember whose bytes it holds."""
         partial = self._partial
         if self._asked and remote.linked_sha256 not in {"", self._asked}:
-            raise catalogue.CHECKSUM.error(
+            raise catalogue.CHECKSUM_MISMATCH.error(
                 place=f"{self._source.label}: the server",
                 found=f"sha256:{remote.linked_sha256}",
                 wanted=f"sha256:{self._asked}",

@@ -238,8 +238,8 @@ def _authorization(source: HttpSource, *, insecure: bool) -> dict[str, str]:
 
     url = httpx.URL(source.url)
     if url.scheme == "http" and url.host not in _LOOPBACK and not insecure:
-        raise InvalidRequestError(
-            "source: credentials would cross the network unprotected; use https, or set insecure to allow it."
+        raise InvalidRequestError.at(
+            "source", "credentials would cross the network unprotected; use https, or set insecure to allow it."
         )
     if source.token:
         return {"Authorization": f"Bearer {source.token}"}
@@ -285,8 +285,9 @@ def _reaching(source: str, policy: FetchPolicy, settings: str) -> Iterator[None]
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
-        told = catalogue.HUB_DOWN.text(source=source, reason=_cause(error), settings=settings)
-        raise UnreachableError(told) from error
+        raise catalogue.HUB_UNREACHABLE.error_as(
+            UnreachableError, source=source, reason=_cause(error), settings=settings
+        ) from error
     except httpx.TimeoutException as error:
         raise DroppedError(f"no byte came for {policy.stall_s:.0f} s") from error
     except httpx.TransportError as error:
@@ -341,7 +342,7 @@ async def open_url(
     try:
         first = url = httpx.URL(source.url)
     except httpx.InvalidURL as error:
-        raise InvalidRequestError(f"source: {source.label!r} is no valid URL.") from error
+        raise InvalidRequestError.at("source", f"{source.label!r} is no valid URL.") from error
     linked = ""
     with _reaching(source.label, policy, settings):
         for _ in range(_MOST_REDIRECTS + 1):

@@ -59,7 +59,7 @@ class Admission:
             self._free -= count
             return
         if len(self._waiting) >= self._max_waiting:
-            raise catalogue.BUSY.error(
+            raise catalogue.QUEUE_FULL.error(
                 waiting=f"{len(self._waiting)} requests wait already (engine.max_queue in plugin.yaml)"
             )
         turn = asyncio.get_running_loop().create_future()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from engine_plugin.download.events import ChunkProgress, PullEvent
-    from engine_plugin.errors import Problem
+    from engine_plugin.errors import EnginePluginError, Problem
     from engine_plugin.manifest import Manifest, ServiceSpec
     from engine_plugin.models.store import ModelInfo, PullRequest
     from engine_plugin.services import Service
@@ -55,10 +55,16 @@ class HealthState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """An engine's health and, in words, why."""
+    """An engine's health and, in words, why; of one that cannot serve, `error` names the reason for programs."""
 
     state: HealthState
     detail: str
+    error: EnginePluginError | None = None
+
+    @classmethod
+    def dead(cls, error: EnginePluginError) -> Health:
+        """That of an engine that cannot serve for this reason."""
+        return cls(HealthState.DEAD, str(error), error)
 
 
 @dataclass(frozen=True, slots=True)

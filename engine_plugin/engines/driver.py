@@ -288,7 +288,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
 
     async def health(self) -> Health:
         if self._backend is None:
-            return Health(HealthState.DEAD, catalogue.ENGINE_STOPPED.text())
+            return Health.dead(catalogue.ENGINE_NOT_RUNNING.error())
         found = await self.condition()
         if complaints := [*found.complaints, *filter(None, [self._removed()])]:
             state = HealthState.DEGRADED if found.serves else HealthState.DEAD
@@ -383,13 +383,15 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         model = await self._store.get(name)
         wanted = KIND_OF_SERVICE[service]
         if model.kind != wanted:
-            raise catalogue.MODEL_KIND.error(model=model.name, kind=model.kind, service=service, wanted=wanted)
+            raise catalogue.MODEL_KIND_MISMATCH.error(
+                model=model.name, kind=model.kind, service=service, wanted=wanted
+            )
         return model
 
     def _require_running(self) -> BackendT:
         """What runs. Raises UnavailableError before a start and after a stop."""
         if self._backend is None:
-            raise catalogue.ENGINE_STOPPED.error()
+            raise catalogue.ENGINE_NOT_RUNNING.error()
         return self._backend
 
     def _removed(self) -> str:
@@ -421,10 +423,14 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         """
         room, space = memory.room(), memory.address_space()
         if process + weights > room.free:
-            raise catalogue.MEMORY.error(model=model.name, needed=byte_size(process + weights), limit=room)
+            raise catalogue.MEMORY_INSUFFICIENT.error(
+                model=model.name, needed=byte_size(process + weights), limit=room
+            )
         if 0 < space < process + model.size:
             limit = f"ulimit -v lets each process have {byte_size(space)}"
-            raise catalogue.MEMORY.error(model=model.name, needed=byte_size(process + model.size), limit=limit)
+            raise catalogue.MEMORY_INSUFFICIENT.error(
+                model=model.name, needed=byte_size(process + model.size), limit=limit
+            )
 
     def _use_unix_sockets(self) -> bool:
         return self._transport == "unix" or (self._transport == "auto" and sys.platform != "win32")

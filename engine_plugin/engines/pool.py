@@ -211,7 +211,7 @@ class ModelPool(Generic[ServerT]):
     async def _make_room(self, model: StoredModel) -> bool:
         """True when there is room right now; else wait for one eviction and return False."""
         if 0 < self._memory < model.size:
-            raise catalogue.MEMORY.error(
+            raise catalogue.MEMORY_INSUFFICIENT.error(
                 model=model.name,
                 needed=byte_size(model.size),
                 limit=f"engine.memory_limit in plugin.yaml allows {byte_size(self._memory)}",

@@ -166,8 +166,8 @@ class ServerProcess(ABC):
                 if not rival:
                     raise
                 if attempt == _PORT_ATTEMPTS - 1:
-                    taken = catalogue.PORT_TAKEN.text(port=port, holder=rival, fix=_OTHER_PORT)
-                    raise EngineStartError(f"{taken}. {error}") from error
+                    taken = catalogue.PORT_TAKEN.error(port=port, holder=rival, fix=_OTHER_PORT)
+                    raise EngineStartError.retold(taken, f"{taken}. {error}") from error
 
     @property
     def dead(self) -> bool:

@@ -69,7 +69,7 @@ def _message(descriptor: Descriptor, values: Mapping[str, Any]) -> Message:
     for key in values:
         if key not in fields:
             known = ", ".join(fields) or "none"
-            raise InvalidRequestError(f"{key}: {descriptor.name} has no such field; its fields: {known}")
+            raise InvalidRequestError.at(key, f"{descriptor.name} has no such field; its fields: {known}")
     encoded = {key: _encode(fields[key], value) for key, value in values.items()}
     try:
         return GetMessageClass(descriptor)(**encoded)

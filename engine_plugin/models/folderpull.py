@@ -285,13 +285,12 @@ class FolderPull(Pull):
         digest = digest_of_files(digests)
         if plan.sha256 and digest != plan.sha256:
             await in_thread(staging.discard)
-            raise PullError(
-                catalogue.CHECKSUM.text(
-                    place=f"{plan.source.label}: the model",
-                    found=f"sha256:{digest}",
-                    wanted=f"sha256:{plan.sha256}",
-                    fix="What arrived was deleted; pull again, and correct the digest or the source if it stays so",
-                )
+            raise catalogue.CHECKSUM_MISMATCH.error_as(
+                PullError,
+                place=f"{plan.source.label}: the model",
+                found=f"sha256:{digest}",
+                wanted=f"sha256:{plan.sha256}",
+                fix="What arrived was deleted; pull again, and correct the digest or the source if it stays so",
             )
         await in_thread(staging.sync)
         return await self._install(staging.files, self._bytes, digest, validator)

@@ -138,9 +138,10 @@ def _name(found: str, request: PullRequest) -> str:
     try:
         return validate_repository_name(found)
     except InvalidRequestError as error:
-        raise InvalidRequestError(
+        raise InvalidRequestError.retold(
+            error,
             f"{error} The source gives none; give a name in `model` and "
-            f"{without_secrets(request.model)!r} in `source`."
+            f"{without_secrets(request.model)!r} in `source`.",
         ) from None
 
 
@@ -171,7 +172,7 @@ def _local(path: Path, where: str) -> LocalSource:
     except (OSError, RuntimeError, ValueError):
         found = False
     if found:
-        raise InvalidRequestError(f"{where}: {str(path)!r} is a file; a model is the folder with all its files.")
+        raise InvalidRequestError.at(where, f"{str(path)!r} is a file; a model is the folder with all its files.")
     raise ModelNotFoundError(f"{where}: there is no folder {str(path)!r}.")
 
 
@@ -201,7 +202,8 @@ def _page(url: str, hubs: Mapping[str, Hub], where: str) -> tuple[Hub, str, str]
         if page is not None:
             return hub, *page
     known = " or ".join(hub.title for hub in hubs.values())
-    raise InvalidRequestError(
-        f"{where}: {without_secrets(url)!r} is no model's page on {known}; a model of this engine is a folder of "
-        "files, not one file."
+    raise InvalidRequestError.at(
+        where,
+        f"{without_secrets(url)!r} is no model's page on {known}; a model of this engine is a folder of "
+        "files, not one file.",
     )

@@ -80,7 +80,7 @@ def kind_of_type(model_type: str, field: str = "model_type") -> str:
         return _KIND_OF_TYPE[model_type]
     except (KeyError, TypeError):
         known = ", ".join(name for name in _KIND_OF_TYPE if name)
-        raise InvalidRequestError(f"{field}: {str(model_type)[:64]!r} is not one of {known}.") from None
+        raise InvalidRequestError.at(field, f"{str(model_type)[:64]!r} is not one of {known}.") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ def validate_model_name(name: object, field: str = "model") -> str:
     """Return `name` when it may name a model. Raises InvalidRequestError, beginning with `field`."""
     complaint = _complaint(name)
     if complaint:
-        raise InvalidRequestError(f"{field}: {complaint}.")
+        raise InvalidRequestError.at(field, f"{complaint}.")
     return str(name)
 
 
@@ -82,7 +82,7 @@ def validate_repository_name(name: object, field: str = "model") -> str:
     """Return `name` when it is `name` or `owner/name`. Raises InvalidRequestError, beginning with `field`."""
     complaint = _repository_complaint(name)
     if complaint:
-        raise InvalidRequestError(f"{field}: {complaint}.")
+        raise InvalidRequestError.at(field, f"{complaint}.")
     return str(name)
 
 

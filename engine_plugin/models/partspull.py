@@ -180,13 +180,12 @@ class PartsPull(Pull):
         found = partial.hexdigest()
         if fetch.sha256 and found != fetch.sha256:
             await in_thread(partial.discard)
-            raise PullError(
-                catalogue.CHECKSUM.text(
-                    place=f"{part.label}: the file",
-                    found=f"sha256:{found}",
-                    wanted=f"sha256:{fetch.sha256}",
-                    fix="What arrived was deleted; pull again",
-                )
+            raise catalogue.CHECKSUM_MISMATCH.error_as(
+                PullError,
+                place=f"{part.label}: the file",
+                found=f"sha256:{found}",
+                wanted=f"sha256:{fetch.sha256}",
+                fix="What arrived was deleted; pull again",
             )
         await in_thread(self._here.staging.arrived, partial, part.file_name)
         return partial.size

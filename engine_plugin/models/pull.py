@@ -119,21 +119,21 @@ class Pull(ABC):
         except OSError as error:
             told = disk_error(error, self._shelf.root, self._left.size, self._total)
             kept = await in_thread(self._left.leftovers)
-            raise PullError(f"{told}. Deleting the model removes it" if kept else str(told)) from error
+            raise PullError.retold(told, f"{told}. Deleting the model removes it" if kept else "") from error
         except PullError:
             raise
         except DownloadError as error:
-            raise PullError(str(error)) from error
+            raise PullError.retold(error) from error
         except AuthError as error:
-            raise catalogue.HUB_REFUSES.error(said=str(error).rstrip(".")) from error
+            raise catalogue.HUB_ACCESS_REFUSED.error(said=str(error).rstrip(".")) from error
         except NotFoundError as error:
-            raise ModelNotFoundError(str(error)) from error
+            raise ModelNotFoundError.retold(error) from error
 
     async def _refuse_clash(self) -> None:
         names = [*await in_thread(self._shelf.names), *self._reserved]
         clash = self._shelf.layout.clash(self._plan.name, names)
         if clash:
-            raise InvalidRequestError(f"model: {clash}")
+            raise InvalidRequestError.at("model", f"{clash}")
 
     async def _already(self, record: Record) -> Success:
         record = await self._shelf.set_kind(record, self._plan.kind)
@@ -324,13 +324,12 @@ class FilePull(Pull):
         digest = partial.hexdigest()
         if arrived.sha256 and digest != arrived.sha256:
             await in_thread(partial.discard)
-            raise PullError(
-                catalogue.CHECKSUM.text(
-                    place=f"{plan.source.label}: the file",
-                    found=f"sha256:{digest}",
-                    wanted=f"sha256:{arrived.sha256}",
-                    fix="What arrived was deleted; pull again, and correct the digest or the source if it stays so",
-                )
+            raise catalogue.CHECKSUM_MISMATCH.error_as(
+                PullError,
+                place=f"{plan.source.label}: the file",
+                found=f"sha256:{digest}",
+                wanted=f"sha256:{arrived.sha256}",
+                fix="What arrived was deleted; pull again, and correct the digest or the source if it stays so",
             )
         success = await self._install(partial.path, partial.size, digest, arrived.validator)
         await in_thread(partial.forget)

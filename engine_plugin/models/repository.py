@@ -194,8 +194,8 @@ class Hub(ABC):
     def source(self, repository: str, revision: str, token: str, where: str, *, insecure: bool) -> RepositorySource:
         """A repository here; `token` "" takes the environment's. Raises InvalidRequestError, about `where`."""
         if "/" not in repository or not is_repository_name(repository):
-            raise InvalidRequestError(
-                f"{where}: {redacted(repository)[:128]!r} is not a repository of {self.title}: write owner/name."
+            raise InvalidRequestError.at(
+                where, f"{redacted(repository)[:128]!r} is not a repository of {self.title}: write owner/name."
             )
         self.refuse()
         if not self.host:
@@ -205,15 +205,16 @@ class Hub(ABC):
             )
         revision = revision or self.default_revision
         if not _REVISION.fullmatch(revision):
-            raise InvalidRequestError(f"{where}: {revision[:64]!r} is no branch, tag or commit.")
+            raise InvalidRequestError.at(where, f"{revision[:64]!r} is no branch, tag or commit.")
         token = entered(token) or self._token
         if not token.isascii() or not token.isprintable():
-            raise InvalidRequestError(f"password: it is no access token of {self.title}.")
+            raise InvalidRequestError.at("password", f"it is no access token of {self.title}.")
         parts = urlsplit(self.endpoint)
         if token and parts.scheme == "http" and parts.hostname not in _LOOPBACK and not insecure:
-            raise InvalidRequestError(
-                f"{where}: the token would cross the network unprotected; give {self.endpoint_variable} an https "
-                "address, or set insecure to allow it."
+            raise InvalidRequestError.at(
+                where,
+                f"the token would cross the network unprotected; give {self.endpoint_variable} an https "
+                "address, or set insecure to allow it.",
             )
         return RepositorySource(self.key, repository, revision, token)
 

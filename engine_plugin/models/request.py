@@ -121,14 +121,14 @@ def read_request(request: PullRequest) -> tuple[str, str, str]:
     text = request.source or request.model
     for field_name, value in (("model", request.model), (where, text), ("sha256", request.sha256)):
         if not isinstance(value, str) or (not value and field_name != "sha256"):
-            raise InvalidRequestError(f"{field_name}: must be a string that is not empty.")
+            raise InvalidRequestError.at(field_name, "must be a string that is not empty.")
     return text, where, _sha256(request.sha256, "sha256")
 
 
 def agreed(digest: str, inline: str) -> str:
     """The digest that a request and its source name, either or both. Raises InvalidRequestError when they differ."""
     if digest and inline and digest != inline:
-        raise InvalidRequestError("sha256: it is not the digest that the source itself names.")
+        raise InvalidRequestError.at("sha256", "it is not the digest that the source itself names.")
     return digest or inline
 
 
@@ -139,13 +139,13 @@ def local_path(text: str, where: str) -> Path:
     try:
         return file_path(text)
     except ValueError as error:
-        raise InvalidRequestError(f"{where}: {error}.") from None
+        raise InvalidRequestError.at(where, f"{error}.") from None
 
 
 def _sha256(value: str, where: str) -> str:
     digest = value.strip().lower().removeprefix("sha256:")
     if digest and not _HEX64.fullmatch(digest):
-        raise InvalidRequestError(f"{where}: a SHA-256 digest has 64 hexadecimal digits, this has not.")
+        raise InvalidRequestError.at(where, "a SHA-256 digest has 64 hexadecimal digits, this has not.")
     return digest
 
 
@@ -154,9 +154,10 @@ def _stem(file: str, suffix: str, request: PullRequest) -> str:
     try:
         return validate_model_name(stem)
     except InvalidRequestError as error:
-        raise InvalidRequestError(
+        raise InvalidRequestError.retold(
+            error,
             f"{error} The source's file name gives none; give a name in `model` and "
-            f"{without_secrets(request.model)!r} in `source`."
+            f"{without_secrets(request.model)!r} in `source`.",
         ) from None
 
 
@@ -165,7 +166,7 @@ def _http(text: str, request: PullRequest, where: str) -> tuple[HttpSource, str,
     try:
         source = HttpSource.parse(text, request.username, request.password)
     except ValueError:
-        raise InvalidRequestError(f"{where}: {without_secrets(text)!r} is no valid http(s) URL.") from None
+        raise InvalidRequestError.at(where, f"{without_secrets(text)!r} is no valid http(s) URL.") from None
     _, _, fragment = text.partition("#")
     digest = fragment.removeprefix("sha256=") if fragment.startswith("sha256=") else ""
     return source, source.file_name, _sha256(digest, where)
@@ -173,7 +174,9 @@ def _http(text: str, request: PullRequest, where: str) -> tuple[HttpSource, str,
 
 def _local(path: Path, suffix: str, where: str) -> LocalSource:
     if not path.name.lower().endswith(suffix):
-        raise InvalidRequestError(f"{where}: {str(path)!r} does not end in {suffix}: only model files can be pulled.")
+        raise InvalidRequestError.at(
+            where, f"{str(path)!r} does not end in {suffix}: only model files can be pulled."
+        )
     try:
         path = path.expanduser().absolute()
         if path.is_file():
@@ -182,7 +185,7 @@ def _local(path: Path, suffix: str, where: str) -> LocalSource:
     except (OSError, RuntimeError, ValueError):
         found = False
     if found:
-        raise InvalidRequestError(f"{where}: {str(path)!r} is not a file.")
+        raise InvalidRequestError.at(where, f"{str(path)!r} is not a file.")
     raise ModelNotFoundError(f"{where}: there is no file {str(path)!r}.")
 
 
@@ -192,7 +195,7 @@ def _parts(source: LocalSource | HttpSource, where: str) -> PartsSource | None:
     try:
         names = part_names(file)
     except GgufError as error:
-        raise InvalidRequestError(f"{where}: {error}.") from None
+        raise InvalidRequestError.at(where, f"{error}.") from None
     if not names:
         return None
     if isinstance(source, HttpSource):
@@ -229,7 +232,7 @@ def plan_pull(request: PullRequest, suffix: str, samples: Samples | None, presen
     elif scheme in {"http", "https"}:
         source, file, inline = _http(text, request, where)
     elif scheme and scheme != "file":
-        raise InvalidRequestError(f"{where}: {scheme[:32]}:// is not supported. {_forms(samples, suffix)}")
+        raise InvalidRequestError.at(where, f"{scheme[:32]}:// is not supported. {_forms(samples, suffix)}")
     elif scheme or text.lower().endswith(suffix):
         source = _local(local_path(text, where), suffix, where)
         file, inline = source.path.name, ""
@@ -243,7 +246,9 @@ def plan_pull(request: PullRequest, suffix: str, samples: Samples | None, presen
     parts = None if sample is not None else _parts(source, where)
     if parts is not None:
         if digest:
-            raise InvalidRequestError("sha256: a model in parts has a digest for each of them; leave this one out.")
+            raise InvalidRequestError.at(
+                "sha256", "a model in parts has a digest for each of them; leave this one out."
+            )
         file = whole_name(file)
     name = validate_model_name(request.model) if request.source else _stem(file, suffix, request)
     return PullPlan(name, parts or source, digest, kind, request.insecure)

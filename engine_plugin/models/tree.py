@@ -94,9 +94,10 @@ def files_to_copy(folder: Path) -> dict[str, Found]:
                 place = Path(os.path.realpath(entry.path))
                 home = next((one for one in roots if place.is_relative_to(one)), None)
                 if home is None:
-                    raise InvalidRequestError(
-                        f"source: {name} in {str(folder)!r} is a link that leaves the folder. Replace it by the file "
-                        "itself, then pull again."
+                    raise InvalidRequestError.at(
+                        "source",
+                        f"{name} in {str(folder)!r} is a link that leaves the folder. Replace it by the file "
+                        "itself, then pull again.",
                     )
                 stat = place.lstat()
                 if S_ISDIR(stat.st_mode):
@@ -105,7 +106,9 @@ def files_to_copy(folder: Path) -> dict[str, Found]:
                 elif S_ISREG(stat.st_mode):
                     found[name] = Found(stat, place, home)
                 else:
-                    raise InvalidRequestError(f"source: {name} in {str(folder)!r} is not a regular file. Remove it.")
+                    raise InvalidRequestError.at(
+                        "source", f"{name} in {str(folder)!r} is not a regular file. Remove it."
+                    )
     return dict(sorted(found.items()))
 
 

@@ -29,9 +29,11 @@ def model_names(request_json: bytes) -> Sequence[str]:
     """`{"models": […]}`, each name once. Raises InvalidRequestError."""
     names: list[Any] = require(parse_request(request_json, _FIELD, BRIEF), "models", list)
     if len(names) > _MOST_NAMES:
-        raise InvalidRequestError(f"models: {len(names)} are too many; at most {_MOST_NAMES} can be named at once")
+        raise InvalidRequestError.at(
+            "models", f"{len(names)} are too many; at most {_MOST_NAMES} can be named at once"
+        )
     if not names or not all(isinstance(name, str) for name in names):
-        raise InvalidRequestError("models: must be a list of model names, at least one")
+        raise InvalidRequestError.at("models", "must be a list of model names, at least one")
     return list(dict.fromkeys(names))
 
 
@@ -44,6 +46,6 @@ def pull_request(request_json: bytes) -> PullRequest:
     # Not through `optional`: its complaint would quote the value.
     for field in ("username", "password"):
         if not isinstance(shape.get(field) or "", str):
-            raise InvalidRequestError(f"{field}: must be a string")
+            raise InvalidRequestError.at(field, "must be a string")
         texts[field] = shape.get(field) or ""
     return PullRequest(model=require(shape, "model", str), insecure=bool(optional(shape, "insecure", bool)), **texts)

@@ -124,7 +124,7 @@ class ProviderServicer:
         try:
             first = await call.receive()
             if not isinstance(first, pb.InvokeServiceBidiRequest):
-                raise InvalidRequestError("service_name: the conversation ended before its first message")
+                raise InvalidRequestError.at("service_name", "the conversation ended before its first message")
             messages = _messages(first, call, all_heard, self._host.silence)
             async with self._plugin.converse(first.service_name, messages) as answers:
                 async for answer in answers:
@@ -344,7 +344,7 @@ class ProviderServicer:
         if isinstance(error, OSError) and error.filename and error.errno in _REFUSALS:
             log.error("%s: %s", where, error, exc_info=error)
             reason = disk_reason(error, Path(error.filename).parent)
-            return 500, _sendable(catalogue.DISK_REFUSES.text(place=error.filename, reason=reason))
+            return 500, _sendable(catalogue.DISK_WRITE_REFUSED.text(place=error.filename, reason=reason))
         log.error("%s: unexpected %s", where, type(error).__name__, exc_info=error)
         return 500, f"{where}: internal error ({type(error).__name__}); the plugin's log has the details"
 

@@ -89,13 +89,13 @@ class Conversation(ABC):
 def parse_request(data: bytes, field: str = "request_data", most_bytes: int = MOST_BYTES) -> dict[str, Any]:
     """A request's JSON object. Raises InvalidRequestError for anything else; `field` is the rpc's field."""
     if not data:
-        raise InvalidRequestError(f"{field}: is empty; it must hold a JSON object")
+        raise InvalidRequestError.at(field, "is empty; it must hold a JSON object")
     try:
         request = read_json(data, most_bytes)
     except JsonError as error:
-        raise InvalidRequestError(f"{field}: {error}") from None
+        raise InvalidRequestError.at(field, f"{error}") from None
     if not isinstance(request, dict):
-        raise InvalidRequestError(f"{field}: must hold a JSON object, not {_kind(request)}")
+        raise InvalidRequestError.at(field, f"must hold a JSON object, not {_kind(request)}")
     return request
 
 
@@ -117,7 +117,7 @@ def without_nulls(value: Any) -> Any:
 def require(request: dict[str, Any], field: str, *types: type) -> Any:
     """The field's value, which must be there and of one of `types`. Raises InvalidRequestError."""
     if request.get(field) is None:
-        raise InvalidRequestError(f"{field}: is missing; it must be {_either(types)}")
+        raise InvalidRequestError.at(field, f"is missing; it must be {_either(types)}")
     return optional(request, field, *types)
 
 
@@ -127,7 +127,7 @@ def optional(request: dict[str, Any], field: str, *types: type) -> Any:
     if value is None:
         return None
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-        raise InvalidRequestError(f"{field}: must be {_either(types)}, not {_kind(value)} ({_beginning(value)})")
+        raise InvalidRequestError.at(field, f"must be {_either(types)}, not {_kind(value)} ({_beginning(value)})")
     return value
 
 
@@ -135,7 +135,7 @@ def words(request: dict[str, Any], field: str) -> str:
     """The field's text, which must be there and hold more than white space. Raises InvalidRequestError."""
     text: str = require(request, field, str)
     if not text or text.isspace():
-        raise InvalidRequestError(f"{field}: is empty")
+        raise InvalidRequestError.at(field, "is empty")
     return text
 
 
@@ -143,7 +143,7 @@ def integer(request: dict[str, Any], field: str, least: int, most: int) -> int |
     """The field's whole number within these bounds; None when it is absent or null. Raises InvalidRequestError."""
     value: int | None = optional(request, field, int)
     if value is not None and not least <= value <= most:
-        raise InvalidRequestError(f"{field}: must be from {least} to {most}, not {_beginning(value)}")
+        raise InvalidRequestError.at(field, f"must be from {least} to {most}, not {_beginning(value)}")
     return value
 
 
@@ -153,9 +153,9 @@ def number(request: dict[str, Any], field: str, least: float, most: float) -> fl
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidRequestError(f"{field}: must be a number, not {_kind(value)} ({_beginning(value)})")
+        raise InvalidRequestError.at(field, f"must be a number, not {_kind(value)} ({_beginning(value)})")
     if not least <= value <= most:
-        raise InvalidRequestError(f"{field}: must be from {least} to {most}, not {_beginning(value)}")
+        raise InvalidRequestError.at(field, f"must be from {least} to {most}, not {_beginning(value)}")
     return value
 
 
@@ -164,14 +164,14 @@ def check_stop(request: dict[str, Any]) -> None:
     stop = optional(request, "stop", str, list)
     for index, text in enumerate(stop if isinstance(stop, list) else ()):
         if not isinstance(text, str):
-            raise InvalidRequestError(f"stop[{index}]: must be a string")
+            raise InvalidRequestError.at(f"stop[{index}]", "must be a string")
 
 
 def choice(request: dict[str, Any], field: str, among: Sequence[str]) -> str | None:
     """The field's text, one of `among`; None when it is absent or null. Raises InvalidRequestError."""
     value: str | None = optional(request, field, str)
     if value is not None and value not in among:
-        raise InvalidRequestError(f"{field}: must be {' or '.join(among)}, not {value[:_SHOWN]!r}")
+        raise InvalidRequestError.at(field, f"must be {' or '.join(among)}, not {value[:_SHOWN]!r}")
     return value
 
 

@@ -22,10 +22,10 @@ class Chat(Service):
     def check(self, request: dict[str, Any]) -> None:
         messages = require(request, "messages", list)
         if not messages:
-            raise InvalidRequestError("messages: is empty; a chat needs at least one message")
+            raise InvalidRequestError.at("messages", "is empty; a chat needs at least one message")
         for index, message in enumerate(messages):
             if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-                raise InvalidRequestError(f"messages[{index}]: must be an object with a role and content")
+                raise InvalidRequestError.at(f"messages[{index}]", "must be an object with a role and content")
         check_pictures(pictures_of(messages))
         for index, tool in enumerate(optional(request, "tools", list) or ()):
             _check_tool(tool, f"tools[{index}]")
@@ -39,4 +39,4 @@ def _check_tool(tool: Any, place: str) -> None:
     function = tool.get("function") if isinstance(tool, dict) else None
     named = isinstance(function, dict) and isinstance(function.get("name"), str) and function["name"]
     if not isinstance(tool, dict) or (tool.get("type", "function") == "function" and not named):
-        raise InvalidRequestError(f'{place}: must be {{"type": "function", "function": {{"name": …}}}}')
+        raise InvalidRequestError.at(place, 'must be {"type": "function", "function": {"name": …}}')

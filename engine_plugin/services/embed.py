@@ -20,7 +20,7 @@ class Embed(Service):
         if isinstance(texts, list):
             for index, text in enumerate(texts):
                 if not isinstance(text, (str, int, list)) or isinstance(text, bool):
-                    raise InvalidRequestError(f"input[{index}]: must be a string or tokens")
+                    raise InvalidRequestError.at(f"input[{index}]", "must be a string or tokens")
         optional(request, "dimensions", int)
         optional(request, "encoding_format", str)
 

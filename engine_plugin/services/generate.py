@@ -20,6 +20,6 @@ class Generate(Service):
     def check(self, request: dict[str, Any]) -> None:
         prompt = require(request, "prompt", str, list)
         if isinstance(prompt, list) and not prompt:
-            raise InvalidRequestError("prompt: is an empty list; give at least one prompt")
+            raise InvalidRequestError.at("prompt", "is an empty list; give at least one prompt")
         check_stop(request)
         check_pictures(listed(request.get("images"), "images"))

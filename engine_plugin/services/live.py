@@ -38,17 +38,17 @@ class LiveTranscription(Conversation):
         if message_type == "text":
             _check_command(data)
         elif message_type not in ("binary", ""):
-            raise InvalidRequestError(f"message_type: must be text or binary, not {message_type[:60]!r}")
+            raise InvalidRequestError.at("message_type", f"must be text or binary, not {message_type[:60]!r}")
         rate = metadata.get("sample_rate")
         if rate and not (rate.isascii() and rate.isdigit() and len(rate) < 8 and int(rate) in _RATES):
-            raise InvalidRequestError(
-                f"metadata.sample_rate: must be 1000 to 384000 samples a second, not {rate[:60]!r}"
+            raise InvalidRequestError.at(
+                "metadata.sample_rate", f"must be 1000 to 384000 samples a second, not {rate[:60]!r}"
             )
 
 
 def _check_command(data: bytes) -> None:
     if len(data) > BRIEF:
-        raise InvalidRequestError(
-            f"data: a command has at most {BRIEF >> 10} KiB, not {len(data)} bytes; send sound as binary messages"
+        raise InvalidRequestError.at(
+            "data", f"a command has at most {BRIEF >> 10} KiB, not {len(data)} bytes; send sound as binary messages"
         )
     parse_request(data, "data")

@@ -28,13 +28,14 @@ def check_pictures(pictures: Iterable[tuple[str, str]]) -> None:
     pixels = 0
     for number, (place, source) in enumerate(pictures, 1):
         if number > MOST_PICTURES:
-            raise InvalidRequestError(f"{place}: is one picture too many; a request may have {MOST_PICTURES}")
+            raise InvalidRequestError.at(place, f"is one picture too many; a request may have {MOST_PICTURES}")
         width, height = size_of(_beginning(source))
         pixels += width * height
         if pixels > MOST_PIXELS:
-            raise InvalidRequestError(
-                f"{place}: has {width} x {height} pixels; all pictures of a request may have "
-                f"{MOST_PIXELS // 1_000_000} million together. Send smaller ones"
+            raise InvalidRequestError.at(
+                place,
+                f"has {width} x {height} pixels; all pictures of a request may have "
+                f"{MOST_PIXELS // 1_000_000} million together. Send smaller ones",
             )
 
 

@@ -21,10 +21,10 @@ class Rerank(Service):
         for index, document in enumerate(documents):
             text = document.get("text") if isinstance(document, dict) else document
             if not isinstance(text, str):
-                raise InvalidRequestError(f"documents[{index}]: must be a string, or an object with a text")
+                raise InvalidRequestError.at(f"documents[{index}]", "must be a string, or an object with a text")
         top = optional(request, "top_n", int)
         if top is not None and top < 1:
-            raise InvalidRequestError(f"top_n: must be at least 1, not {top}")
+            raise InvalidRequestError.at("top_n", f"must be at least 1, not {top}")
         optional(request, "return_documents", bool)
 
     def trivial_answer(self, request: dict[str, Any]) -> dict[str, Any] | None:

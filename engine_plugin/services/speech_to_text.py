@@ -28,8 +28,8 @@ class SpeechToText(Service):
         number(request, "temperature", 0, 2)
         for index, granularity in enumerate(optional(request, "timestamp_granularities", list) or ()):
             if granularity not in _GRANULARITIES:
-                raise InvalidRequestError(
-                    f"timestamp_granularities[{index}]: must be one of {', '.join(_GRANULARITIES)}"
+                raise InvalidRequestError.at(
+                    f"timestamp_granularities[{index}]", f"must be one of {', '.join(_GRANULARITIES)}"
                 )
 
 
@@ -39,7 +39,7 @@ def _check_audio(audio: str) -> None:
     if audio.startswith(_DATA_URL):
         head, comma, data = audio[:_MAX_HEAD].partition(",")
         if not comma or not head.endswith(_BASE64):
-            raise InvalidRequestError("audio: a data: URL must say base64, as data:audio/wav;base64,… does")
+            raise InvalidRequestError.at("audio", "a data: URL must say base64, as data:audio/wav;base64,… does")
     if not data or not audio.isascii():
         what = "is not base64" if data else "holds no sound"
-        raise InvalidRequestError(f"audio: {what}; give a sound file's bytes in base64, or a data: URL")
+        raise InvalidRequestError.at("audio", f"{what}; give a sound file's bytes in base64, or a data: URL")

@@ -37,7 +37,7 @@ class TextToImage(Service):
         optional(request, "negative_prompt", str)
         size = optional(request, "size", str)
         if size not in (None, "auto") and not all(1 <= side <= _MAX_SIDE for side in picture_size(size)):
-            raise InvalidRequestError(f"size: width and height must be from 1 to {_MAX_SIDE} pixels, not {size}")
+            raise InvalidRequestError.at("size", f"width and height must be from 1 to {_MAX_SIDE} pixels, not {size}")
         integer(request, "n", 1, _MAX_IMAGES)
         integer(request, "num_inference_steps", 1, _MAX_STEPS)
         for field in ("seed", "rng_seed"):
@@ -51,7 +51,7 @@ def picture_size(size: str) -> tuple[int, int]:
     """Width and height in pixels, of `512x512` or `512*512`. Raises InvalidRequestError, naming the field."""
     found = _SIZE.fullmatch(size)
     if found is None:
-        raise InvalidRequestError(
-            f'size: must be a width and a height in pixels, such as "512x512", not {size[:60]!r}'
+        raise InvalidRequestError.at(
+            "size", f'must be a width and a height in pixels, such as "512x512", not {size[:60]!r}'
         )
     return int(found[1]), int(found[2])

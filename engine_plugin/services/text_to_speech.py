@@ -18,7 +18,7 @@ class TextToSpeech(Service):
     def check(self, request: dict[str, Any]) -> None:
         given = [field for field in ("text", "input") if request.get(field) is not None]
         if len(given) == 2 and request["text"] != request["input"]:
-            raise InvalidRequestError("text: differs from input; give one of the two")
+            raise InvalidRequestError.at("text", "differs from input; give one of the two")
         words(request, given[0] if given else "text")
         optional(request, "voice", str)
         optional(request, "language", str)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine_plugin.catalogue import ENGINE_STOPPED
+from engine_plugin.catalogue import ENGINE_NOT_RUNNING
 from engine_plugin.download.events import ChunkProgress, PullEvent, Status, Success
 from engine_plugin.engines.base import BidiMessage, Engine, EngineCheck, EngineConfig, Health, HealthState
 from engine_plugin.errors import (
@@ -92,7 +92,7 @@ class FakeEngine(Engine):
 
     async def health(self) -> Health:
         if not self._started:
-            return Health(HealthState.DEAD, str(ENGINE_STOPPED.error()))
+            return Health.dead(ENGINE_NOT_RUNNING.error())
         return Health(HealthState.READY, "as the test wants it")
 
     def _info(self, name: str) -> ModelInfo:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine_plugin.catalogue import ENGINE_STOPPED
+from engine_plugin.catalogue import ENGINE_NOT_RUNNING
 from engine_plugin.engines.base import EngineConfig, Health, HealthState
 from engine_plugin.errors import UnavailableError
 from engine_plugin.models.info import Capabilities, Loaded
@@ -46,7 +46,7 @@ class ShownEngine(FakeEngine):
             return Health(HealthState.DEAD, "no server answers. Start it: fake serve")
         if self._started or (self._data / "address").exists():
             return Health(HealthState.READY, "as the test wants it")
-        return Health(HealthState.DEAD, str(ENGINE_STOPPED.error()))
+        return Health.dead(ENGINE_NOT_RUNNING.error())
 
     async def list_models(self) -> list[ModelInfo]:
         if (self._data / "slow").exists():

@@ -118,16 +118,17 @@ class Conversation:
         is known."""
         named = self._settings.get("format", "")
         if named and named not in FORMATS:
-            raise InvalidRequestError(f"format: {named[:_SHOWN]!r} is unknown; use one of {', '.join(FORMATS)}")
+            raise InvalidRequestError.at("format", f"{named[:_SHOWN]!r} is unknown; use one of {', '.join(FORMATS)}")
         is_raw = named in RAW or (not named and "sample_rate" in self._settings)
         form = "" if named in RAW else container_of(head, by_frames=not is_raw)
         if named and (not form or (head.startswith(_TAG) and named in _TAGGED)):
             return named
         if form or is_raw or not head:
             return form or "pcm"
-        raise InvalidRequestError(
-            f"format: is missing, and the sound's first bytes ({head[:8].hex(' ')}) match no known container. "
-            "Raw samples need format pcm or sample_rate"
+        raise InvalidRequestError.at(
+            "format",
+            f"is missing, and the sound's first bytes ({head[:8].hex(' ')}) match no known container. "
+            "Raw samples need format pcm or sample_rate",
         )
 
     async def sound(self) -> AsyncGenerator[bytes, None]:
@@ -160,9 +161,11 @@ class Conversation:
             self._over = True
             return None
         if action != _RUN:
-            raise InvalidRequestError(f"action: {str(action)[:_SHOWN]!r} is unknown; use {_RUN} or {_FINISH}")
+            raise InvalidRequestError.at("action", f"{str(action)[:_SHOWN]!r} is unknown; use {_RUN} or {_FINISH}")
         if self._settled:
-            raise InvalidRequestError(f"action: {_RUN} came in the middle of a task; one conversation is one task")
+            raise InvalidRequestError.at(
+                "action", f"{_RUN} came in the middle of a task; one conversation is one task"
+            )
         self._learn(command, "")
         return b""
 
@@ -182,18 +185,18 @@ class Conversation:
             if value is None or value == "":
                 continue
             if not isinstance(value, str | int) or isinstance(value, bool):
-                raise InvalidRequestError(f"{place}{name}: must be a text or a whole number")
+                raise InvalidRequestError.at(f"{place}{name}", "must be a text or a whole number")
             text = str(value).lower() if key == "format" else str(value)
             if key not in self._settled:
                 self._settings[key] = text
             elif text != self._settings.get(key):
-                raise InvalidRequestError(f"{place}{name}: cannot change, or come, in the middle of a task")
+                raise InvalidRequestError.at(f"{place}{name}", "cannot change, or come, in the middle of a task")
 
     def _number(self, key: str, bounds: range) -> int:
         text = self._settings[key]
         if not (text.isascii() and text.isdigit() and len(text) < 8 and int(text) in bounds):
-            raise InvalidRequestError(
-                f"{key}: must be a whole number from {bounds[0]} to {bounds[-1]}, not {text[:_SHOWN]!r}"
+            raise InvalidRequestError.at(
+                key, f"must be a whole number from {bounds[0]} to {bounds[-1]}, not {text[:_SHOWN]!r}"
             )
         return int(text)
 
@@ -239,7 +242,9 @@ def _command(data: bytes) -> dict[str, Any]:
     except JsonError:
         command = None
     if not isinstance(command, dict):
-        raise InvalidRequestError(f'data: a text message must be a JSON object such as {{"action": "{_FINISH}"}}')
+        raise InvalidRequestError.at(
+            "data", f'a text message must be a JSON object such as {{"action": "{_FINISH}"}}'
+        )
     flat: dict[str, Any] = {}
     payload = command.get("payload")
     inner = payload.get("parameters") if isinstance(payload, dict) else None

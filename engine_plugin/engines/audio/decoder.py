@@ -214,11 +214,11 @@ class Decoder:
         UnavailableError when too many wait, and PreconditionError where no audio packages are installed: a WAV of
         16 kHz mono s16le needs none."""
         if not audio:
-            raise InvalidRequestError("audio: is empty")
+            raise InvalidRequestError.at("audio", "is empty")
         plain = plain_speech(audio)
         if plain is not None:
             if seconds(len(plain)) > self._limits.longest + SPARE:
-                raise InvalidRequestError(f"audio: {too_long(self._limits.longest)}")
+                raise InvalidRequestError.at("audio", f"{too_long(self._limits.longest)}")
             return Recording(plain, is_cut_off(audio))
         if self._files >= _BUSY + _WAITING:
             raise UnavailableError(f"audio: {_WAITING} recordings wait to be decoded; try again later")
@@ -240,7 +240,9 @@ class Decoder:
                     feeding.cancel()
                     await asyncio.wait({feeding})
         except TimeoutError:
-            raise InvalidRequestError(f"audio: takes longer than {limit:g} s to decode; send a shorter one") from None
+            raise InvalidRequestError.at(
+                "audio", f"takes longer than {limit:g} s to decode; send a shorter one"
+            ) from None
         return Recording(await asyncio.to_thread(b"".join, pieces), stream.is_cut_off)
 
     @asynccontextmanager
@@ -250,7 +252,7 @@ class Decoder:
         Raises UnavailableError when as many streams are decoded as may be.
         """
         if form not in FORMATS:
-            raise InvalidRequestError(f"format: {form[:40]!r} is unknown; use one of {', '.join(FORMATS)}")
+            raise InvalidRequestError.at("format", f"{form[:40]!r} is unknown; use one of {', '.join(FORMATS)}")
         if self._streams >= self._limits.max_live:
             raise UnavailableError(
                 f"{self._streams} live streams are being decoded, as many as engine.audio.max_live in plugin.yaml "
@@ -287,11 +289,11 @@ async def _failure(process: _DecoderProcess, kind: bytes, payload: bytes, *, is_
     """What a frame that is no audio means."""
     text = payload.decode("utf-8", "replace")
     if kind == b"e":
-        return InvalidRequestError(f"audio: {text}")
+        return InvalidRequestError.at("audio", f"{text}")
     if kind == b"m":
         found = f"audio: the Python package {text}, which reads audio, is not installed"
         if is_ours:
-            return catalogue.NOT_INSTALLED.error(found=found)
+            return catalogue.ENGINE_NOT_INSTALLED.error(found=found)
         return PreconditionError(
             f"{found} beside engine-plugin. Install it into the same Python: pip install 'av>=16'. Or send 16-bit "
             "mono samples of 16 kHz, as WAV or as they are: these need no package"

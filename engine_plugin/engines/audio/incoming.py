@@ -27,7 +27,7 @@ def _decode(text: str) -> bytes:
     if text.startswith("data:"):
         start = text.find(",") + 1
         if not text[:start].endswith(";base64,"):
-            raise InvalidRequestError("audio: is a data: URL without base64; write data:audio/wav;base64,…")
+            raise InvalidRequestError.at("audio", "is a data: URL without base64; write data:audio/wav;base64,…")
     out, rest = bytearray(), b""
     try:
         for place in range(start, len(text), _BLOCK):
@@ -40,9 +40,9 @@ def _decode(text: str) -> bytes:
             rest = block[whole:]
         out += binascii.a2b_base64(rest + b"=" * (-len(rest) % 4), strict_mode=True)
     except ValueError as error:
-        raise InvalidRequestError(f"audio: is not base64 of a sound file ({_cause(error)})") from None
+        raise InvalidRequestError.at("audio", f"is not base64 of a sound file ({_cause(error)})") from None
     if not out:
-        raise InvalidRequestError("audio: is empty")
+        raise InvalidRequestError.at("audio", "is empty")
     return bytes(out)
 
 

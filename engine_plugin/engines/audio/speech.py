@@ -249,7 +249,7 @@ class Speech:
             await talk.begin()
             model = talk.model or default_model
             if not model:
-                raise InvalidRequestError("model: is missing: name one in the first message")
+                raise InvalidRequestError.at("model", "is missing: name one in the first message")
             async with use(model) as served:
                 yield talk.started()
                 fields = _form_fields(served, {"language": talk.language}, words=False)

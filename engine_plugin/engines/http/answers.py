@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.engines.http import sse
 from engine_plugin.errors import (
     BadGatewayError,
+    EngineDiedError,
     EnginePluginError,
     InvalidRequestError,
     UnavailableError,
@@ -75,7 +76,7 @@ class Complaint:
     def error(self) -> EnginePluginError:
         """Our exception for it."""
         if 400 <= self.status < 500 and self.status not in (401, 403, 404):
-            return InvalidRequestError(f"request_data: the engine refuses it: {self.message}")
+            return InvalidRequestError.at("request_data", f"the engine refuses it: {self.message}")
         if self.status == 501:
             return UnsupportedError(f"the engine does not support this: {self.message}")
         if self.status == 503:
@@ -140,5 +141,5 @@ async def explained(error: EnginePluginError, life: Life) -> EnginePluginError:
     if not await comes_true(life.over.wait(), within=_DEATH_NOTICE):
         return error
     if life.failure:
-        return BadGatewayError(life.failure)
+        return EngineDiedError(life.failure)
     return UnavailableError("the engine was stopped while it worked on this request")

@@ -21,7 +21,7 @@ def request_json(body: Mapping[str, Any]) -> bytes:
     try:
         return write_request(body)
     except RecursionError:  # what can be read cannot always be written: the stack is deeper here
-        raise InvalidRequestError("request_data: is nested too deeply") from None
+        raise InvalidRequestError.at("request_data", "is nested too deeply") from None
 
 
 def choices_wanted(request: Mapping[str, Any]) -> int:

@@ -51,11 +51,11 @@ def call_arguments(arguments: Any, place: str) -> dict[str, Any]:
         try:
             arguments = read_json(arguments.encode()) if arguments.strip() else {}
         except JsonError as error:
-            raise InvalidRequestError(f"{place}: must be the text of a JSON object; it {error}") from None
+            raise InvalidRequestError.at(place, f"must be the text of a JSON object; it {error}") from None
     if arguments is None:
         return {}
     if not isinstance(arguments, dict):
-        raise InvalidRequestError(f"{place}: must be a JSON object, not {json.dumps(arguments)[:_SHOWN]}")
+        raise InvalidRequestError.at(place, f"must be a JSON object, not {json.dumps(arguments)[:_SHOWN]}")
     return arguments
 
 
@@ -67,18 +67,18 @@ def _plain(message: dict[str, Any], place: str, refused: Mapping[str, str]) -> d
             kind = part.get("type") if isinstance(part, dict) else None
             why = refused.get(kind if isinstance(kind, str) else "") or (refused.get("") if kind != "text" else None)
             if why:
-                raise InvalidRequestError(f"{place}.content[{index}]: {why}")
+                raise InvalidRequestError.at(f"{place}.content[{index}]", f"{why}")
             if kind == "text" and not isinstance(part.get("text"), str):
-                raise InvalidRequestError(f"{place}.content[{index}].text: must be a string")
+                raise InvalidRequestError.at(f"{place}.content[{index}].text", "must be a string")
         if content and all(_is_text(part) for part in content):
             plain["content"] = joined([part["text"] for part in content])
     reasoning = message.get("reasoning_content")
     if reasoning is not None and not isinstance(reasoning, str):
-        raise InvalidRequestError(f"{place}.reasoning_content: must be a string")
+        raise InvalidRequestError.at(f"{place}.reasoning_content", "must be a string")
     calls = message.get("tool_calls")
     if calls:
         if not isinstance(calls, list):
-            raise InvalidRequestError(f"{place}.tool_calls: must be a list")
+            raise InvalidRequestError.at(f"{place}.tool_calls", "must be a list")
         plain["tool_calls"] = [_call(call, f"{place}.tool_calls[{index}]") for index, call in enumerate(calls)]
     return plain
 
@@ -96,7 +96,7 @@ def _is_text(part: Any) -> bool:
 def _call(call: Any, place: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise InvalidRequestError(f"{place}.function: must be an object with a name and arguments")
+        raise InvalidRequestError.at(f"{place}.function", "must be an object with a name and arguments")
     given = function.get("arguments")
     arguments = call_arguments(given, f"{place}.function.arguments")
     as_it_is = isinstance(given, str) and given.strip() and "\\u" not in given  # half a pair may be escaped

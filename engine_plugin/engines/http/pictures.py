@@ -18,6 +18,7 @@ def require_format(answer: bytes, wanted: str | None, server: str) -> None:
     """Raise InvalidRequestError when a picture in the answer to a text-to-image request has another format."""
     beginning = _BEGINNINGS.get(wanted or "", b"")
     if not all(found[1].replace(b"\\/", b"/").startswith(beginning) for found in _PICTURE.finditer(answer)):
-        raise InvalidRequestError(
-            f"output_format: {server} returns pictures in its own format only, not {wanted}; leave output_format out"
+        raise InvalidRequestError.at(
+            "output_format",
+            f"{server} returns pictures in its own format only, not {wanted}; leave output_format out",
         )

@@ -132,7 +132,7 @@ class _Unpacking:
             try:
                 check_room(self._target, _ROOM_EVERY)
             except DownloadError as error:
-                raise InstallError(str(error)) from error
+                raise InstallError.retold(error) from error
 
     def _names(self) -> str:
         return ", ".join(archive.name for archive in self._archives)

@@ -173,12 +173,13 @@ class Downloads:
                 return await self._local(source, archive, progress)
             return await self._fetched(source, archive, progress)
         except AuthError as error:
-            raise AuthError(
+            raise AuthError.retold(
+                error,
                 f"{error} Credentials for an installation stand in the URL, https://user:password@host/…; a server "
-                "that was only asked too often answers again later"
+                "that was only asked too often answers again later",
             ) from error
         except (DownloadError, NotFoundError) as error:
-            raise InstallError(str(error)) from error
+            raise InstallError.retold(error) from error
         except OSError as error:
             raise InstallError(f"{error.filename or archive.label}: {error.strerror or error}") from error
 
@@ -200,13 +201,12 @@ class Downloads:
         progress(f"verifying {path}")
         digest = (await sha256_of(path)).removeprefix("sha256:")
         if expected and digest != expected:
-            raise InstallError(
-                catalogue.CHECKSUM.text(
-                    place=f"{path}: the file",
-                    found=f"sha256:{digest}",
-                    wanted=f"sha256:{expected}",
-                    fix="Replace it by the right one",
-                )
+            raise catalogue.CHECKSUM_MISMATCH.error_as(
+                InstallError,
+                place=f"{path}: the file",
+                found=f"sha256:{digest}",
+                wanted=f"sha256:{expected}",
+                fix="Replace it by the right one",
             )
         return path
 
@@ -218,13 +218,12 @@ class Downloads:
             if not expected or digest == expected:
                 return partial.path
             await in_thread(partial.discard)
-            raise InstallError(
-                catalogue.CHECKSUM.text(
-                    place=f"{source.label}: the file",
-                    found=f"sha256:{digest}",
-                    wanted=f"sha256:{expected}",
-                    fix="What arrived was deleted; try again, and correct the digest or the source if it stays so",
-                )
+            raise catalogue.CHECKSUM_MISMATCH.error_as(
+                InstallError,
+                place=f"{source.label}: the file",
+                found=f"sha256:{digest}",
+                wanted=f"sha256:{expected}",
+                fix="What arrived was deleted; try again, and correct the digest or the source if it stays so",
             )
 
     async def _digest(self, archive: Archive, name: str, guesses: Sequence[str], progress: Progress) -> str:

@@ -196,8 +196,8 @@ class LocalSoftware(ABC, Generic[_BackendT]):
         if backend is None or not check.installed:
             advice = "" if backend else self._not_ours()  # what comes with one that is here, we install
             if advice:
-                raise catalogue.OWN_SOFTWARE.error(found=check.detail, advice=advice)
-            raise catalogue.NOT_INSTALLED.error(found=check.detail)
+                raise catalogue.OWN_SOFTWARE_UNUSABLE.error(found=check.detail, advice=advice)
+            raise catalogue.ENGINE_NOT_INSTALLED.error(found=check.detail)
         return backend
 
     def take(self) -> tuple[_BackendT, Hold]:
@@ -366,7 +366,7 @@ class Workshop:
         try:
             await in_thread(check_room, folder, size, what)
         except DownloadError as error:
-            raise InstallError(str(error)) from error
+            raise InstallError.retold(error) from error
 
     async def replace(self, steps: Steps, progress: Progress) -> bool:
         """`Installation.replace`, after which what was downloaded is deleted."""

@@ -69,7 +69,7 @@ class LlamaCppEngine(Driver[Backend, ModelServer]):
             raise UnsupportedError("mode: llama.cpp does not compute on an NPU; start in mode auto, cpu or gpu")
         if mode == "gpu" and devices is not None and all(device["type"] == "CPU" for device in devices):
             names = ", ".join(device["description"] for device in devices) or "none"
-            raise catalogue.NO_DEVICE.error(
+            raise catalogue.DEVICE_MISSING.error(
                 where="mode",
                 asked="gpu",
                 software=backend.origin,
@@ -129,7 +129,7 @@ class LlamaCppEngine(Driver[Backend, ModelServer]):
     @asynccontextmanager
     async def stream(self, service: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
         if service not in ("chat", "generate"):
-            raise catalogue.NO_STREAM.error(service=service, engine="llama.cpp")
+            raise catalogue.STREAM_UNSUPPORTED.error(service=service, engine="llama.cpp")
         async with self._exchange(service, request, stream=True) as response:
             events = stream_events(response, complaint_error, _NULL_EVENT)
             if wants_logprobs(service, request):

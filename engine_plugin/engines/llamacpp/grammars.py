@@ -39,7 +39,7 @@ def check_grammars(request: Mapping[str, Any]) -> None:
         try:
             count.add(field, schema)
         except RecursionError:
-            raise InvalidRequestError(f"{field}: too many references follow each other") from None
+            raise InvalidRequestError.at(field, "too many references follow each other") from None
     grammar = request.get("grammar")
     if isinstance(grammar, str):
         _require("grammar", "characters", len(grammar), _TEXT)
@@ -50,7 +50,7 @@ def check_grammars(request: Mapping[str, Any]) -> None:
         try:
             used = _used(plain)
         except RecursionError:
-            raise InvalidRequestError("grammar: too many rules follow each other") from None
+            raise InvalidRequestError.at("grammar", "too many rules follow each other") from None
         _require("grammar", "rules, each written out where it is used,", used, _RULES)
 
 
@@ -109,7 +109,7 @@ class _Count:
         for least, most in _LENGTHS:
             low, high = schema.get(least), schema.get(most)
             if isinstance(low, int) and isinstance(high, int) and low > high:
-                raise InvalidRequestError(f"{field}: {least} is {low}, more than {most}, {high}")
+                raise InvalidRequestError.at(field, f"{least} is {low}, more than {most}, {high}")
 
 
 class _Alternatives:
@@ -142,8 +142,8 @@ class _Alternatives:
 
 def _require(field: str, what: str, count: int, most: int) -> None:
     if count > most:
-        raise InvalidRequestError(
-            f"{field}: {count} {what} would block the model's other calls; at most {most} are allowed"
+        raise InvalidRequestError.at(
+            field, f"{count} {what} would block the model's other calls; at most {most} are allowed"
         )
 
 
@@ -151,7 +151,7 @@ def _check_order(field: str, plain: str) -> None:
     for repeated in _REPEATED.finditer(plain):
         least, most = repeated[1], repeated[2]
         if least and most and int(least) > int(most):
-            raise InvalidRequestError(f"{field}: {repeated[0]} asks for at least {least} and at most {most}")
+            raise InvalidRequestError.at(field, f"{repeated[0]} asks for at least {least} and at most {most}")
 
 
 def _used(plain: str) -> int:

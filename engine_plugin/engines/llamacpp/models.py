@@ -35,7 +35,7 @@ def model_store(root: Path, software: Software) -> ModelStore:
     async def inspect(path: Path) -> Inspection:
         check = software.check()
         if not check.installed:
-            raise catalogue.NOT_INSTALLED.error(found=f"{check.detail}, and a model cannot be read before")
+            raise catalogue.ENGINE_NOT_INSTALLED.error(found=f"{check.detail}, and a model cannot be read before")
         argv, environ = software.helper("inspect")
         asked = json.dumps({"path": str(path)}).encode() + b"\n"
         status, out, err = await python.run_briefly(argv, environ, asked, _INSPECT_TIMEOUT)

@@ -58,10 +58,10 @@ def _generation(body: dict[str, Any]) -> None:
     """Refuse what llama.cpp would ignore, and leave out the empty stop string, which it finds at once."""
     for field in _IGNORED:
         if body.get(field):
-            raise InvalidRequestError(f"{field}: llama.cpp does not support it; leave it out")
+            raise InvalidRequestError.at(field, "llama.cpp does not support it; leave it out")
     for field in ("max_tokens", "max_completion_tokens"):
         if body.get(field) == 0:
-            raise InvalidRequestError(f"{field}: must be at least 1, or -1 for no limit, not 0")
+            raise InvalidRequestError.at(field, "must be at least 1, or -1 for no limit, not 0")
     stop = body.pop("stop", None)
     stops = [text for text in ([stop] if isinstance(stop, str) else stop or ()) if text]
     if stops:
@@ -74,13 +74,13 @@ def _check_tokens(field: str, items: Any) -> None:
         if isinstance(item, list):
             _check_tokens(f"{field}[{index}]", item)
         elif isinstance(item, int) and not 0 <= item <= _MOST_TOKEN:
-            raise InvalidRequestError(f"{field}[{index}]: {item} is not a token of this model")
+            raise InvalidRequestError.at(f"{field}[{index}]", f"{item} is not a token of this model")
 
 
 def _completion(body: dict[str, Any]) -> None:
     """Refuse what llama.cpp would ignore of a completion, and ask for log probabilities for `logprobs: 0` as well."""
     if (body.get("best_of") or 1) > choices_wanted(body):
-        raise InvalidRequestError("best_of: llama.cpp does not choose among answers; leave it out")
+        raise InvalidRequestError.at("best_of", "llama.cpp does not choose among answers; leave it out")
     if body.get("logprobs") == 0 and body["logprobs"] is not False:
         body["logprobs"] = 1
 
@@ -91,7 +91,7 @@ def _tool_choice(body: dict[str, Any]) -> None:
         body["tools"] = [{"type": "function", **tool} for tool in body["tools"]]
     choice = body.get("tool_choice")
     if choice == "required" and not body.get("tools"):
-        raise InvalidRequestError("tool_choice: required, but there are no tools")
+        raise InvalidRequestError.at("tool_choice", "required, but there are no tools")
     if choice == "none":
         body.pop("tools", None)
         body.pop("tool_choice")
@@ -99,7 +99,7 @@ def _tool_choice(body: dict[str, Any]) -> None:
         name = _tool_name(choice)
         chosen = [tool for tool in body.get("tools") or [] if _tool_name(tool) == name]
         if name is None or not chosen:
-            raise InvalidRequestError(f"tool_choice: names the function {name!r}, which is not among tools")
+            raise InvalidRequestError.at("tool_choice", f"names the function {name!r}, which is not among tools")
         body["tools"], body["tool_choice"] = chosen, "required"
 
 
@@ -114,8 +114,8 @@ def embeddings_answer(answer: bytes, request: dict[str, Any]) -> bytes:
     if wanted is not None:
         given = _dimensions(answer)
         if given != wanted:
-            raise InvalidRequestError(
-                f"dimensions: this model gives {given} and llama.cpp cannot shorten them to {wanted}"
+            raise InvalidRequestError.at(
+                "dimensions", f"this model gives {given} and llama.cpp cannot shorten them to {wanted}"
             )
     return answer
 

@@ -213,7 +213,7 @@ class ModelServer(ServerProcess):
             )
         except TemplateError as error:
             if error.kind == LIMIT:
-                raise InvalidRequestError(f"messages: the model's chat template refuses them: {error}") from None
+                raise InvalidRequestError.at("messages", f"the model's chat template refuses them: {error}") from None
         except (ImportError, OSError) as error:
             log.warning("chat templates are not tried out before llama.cpp renders them: %s", error)
             await self._take_templates(None)
@@ -250,7 +250,7 @@ def complaint_error(complaint: Complaint) -> EnginePluginError:
     """The exception for an error that llama.cpp reported, before or inside a stream."""
     message = complaint.message
     if complaint.shape.get("type") == "exceed_context_size_error":
-        return catalogue.CONTEXT.error(said=f"{message.rstrip('.')} ({_CONTEXT_LENGTH})")
+        return catalogue.CONTEXT_EXCEEDED.error(said=f"{message.rstrip('.')} ({_CONTEXT_LENGTH})")
     if _TOO_LARGE in message:  # a 500, and its advice is not for our user
-        return catalogue.CONTEXT.error(said=f"{message.partition('. ')[0]} ({_CONTEXT_LENGTH})")
+        return catalogue.CONTEXT_EXCEEDED.error(said=f"{message.partition('. ')[0]} ({_CONTEXT_LENGTH})")
     return complaint.error()

@@ -94,7 +94,9 @@ def embeddings_answer(answer: bytes, request: dict[str, Any]) -> bytes:
         raise BadGatewayError(f"the engine gave {len(vectors)} embeddings for {count} texts")
     wanted = request.get("dimensions")
     if wanted is not None and vectors and (given := vectors[0].count(b",") + 1) != wanted:
-        raise InvalidRequestError(f"dimensions: this model gives {given} and this Ollama does not make them {wanted}")
+        raise InvalidRequestError.at(
+            "dimensions", f"this model gives {given} and this Ollama does not make them {wanted}"
+        )
     shown = _base64 if request.get("encoding_format") == "base64" else _listed
     data = b",".join(
         b'{"object":"embedding","index":%d,"embedding":%b}' % (index, shown(vector))

@@ -78,7 +78,7 @@ class Attachment:
         """
         client = self._client if self.seen and not anew else await self._looking.run(self._look)
         if client is not None and is_older(self.version, self._options.minimum_version):
-            raise catalogue.TOO_OLD.error(
+            raise catalogue.SOFTWARE_TOO_OLD.error(
                 software=f"the Ollama at {self.address.url}",
                 found=self.version,
                 wanted=self._options.minimum_version,
@@ -100,7 +100,7 @@ class Attachment:
 
     def down(self, otherwise: str = "") -> UnavailableError:
         """The error for who needs a server and finds none. `otherwise` is what else would help."""
-        return catalogue.SERVER_DOWN.error(
+        return catalogue.SERVER_UNREACHABLE.error(
             server="Ollama server",
             address=self.address.url,
             reason="; ".join(filter(None, (self.absence, self.address.passed_over))),

@@ -39,12 +39,12 @@ async def require_gguf(path: Path) -> None:
     async with aclosing(_pieces(path)) as pieces:
         begins = await anext(pieces, b"")
     if begins.startswith(LFS_POINTER):
-        raise InvalidRequestError(
-            f"model: {path} is a Git LFS pointer, not the file: run `git lfs pull` in its clone, or download it"
+        raise InvalidRequestError.at(
+            "model", f"{path} is a Git LFS pointer, not the file: run `git lfs pull` in its clone, or download it"
         )
     if not begins.startswith(_MAGIC):
-        raise InvalidRequestError(
-            f"model: {path} is no GGUF file: it begins with {begins[:4]!r}. Take another, or convert it to GGUF"
+        raise InvalidRequestError.at(
+            "model", f"{path} is no GGUF file: it begins with {begins[:4]!r}. Take another, or convert it to GGUF"
         )
 
 

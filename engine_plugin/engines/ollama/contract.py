@@ -15,7 +15,7 @@ def _check_common(request: dict[str, Any]) -> None:
     optional(request, "options", dict)
     keep_alive = request.get("keep_alive")
     if isinstance(keep_alive, bool) or not isinstance(keep_alive, str | int | float | None):
-        raise InvalidRequestError('keep_alive: must be a duration such as "5m", or a number of seconds')
+        raise InvalidRequestError.at("keep_alive", 'must be a duration such as "5m", or a number of seconds')
     optional(request, "format", str, dict)
 
 
@@ -29,7 +29,7 @@ class NativeChat(Service):
         messages = optional(request, "messages", list) or []
         for index, message in enumerate(messages):
             if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-                raise InvalidRequestError(f"messages[{index}]: must be an object with a role and content")
+                raise InvalidRequestError.at(f"messages[{index}]", "must be an object with a role and content")
         check_pictures(pictures_of(messages))
         optional(request, "tools", list)
         optional(request, "think", bool, str)
@@ -63,7 +63,7 @@ class NativeEmbed(Service):
         texts = require(request, "input", str, list)
         for index, text in enumerate(texts if isinstance(texts, list) else ()):
             if not isinstance(text, str):
-                raise InvalidRequestError(f"input[{index}]: must be a string")
+                raise InvalidRequestError.at(f"input[{index}]", "must be a string")
         optional(request, "dimensions", int)
         optional(request, "truncate", bool)
         _check_common(request)

@@ -86,7 +86,7 @@ class OllamaEngine(Engine):
     async def _client(self) -> OllamaClient:
         """The server that answers, without starting one. Raises UnavailableError, saying how to have one."""
         if self._stopped:
-            raise catalogue.ENGINE_STOPPED.error()
+            raise catalogue.ENGINE_NOT_RUNNING.error()
         if self._own.running:
             return await self._own.client()
         client = await self._found()
@@ -111,7 +111,7 @@ class OllamaEngine(Engine):
     async def _nobody(self) -> EnginePluginError:
         """Why there is no server to ask."""
         if self._options.server == "manage" or await self._is_ours():
-            return catalogue.ENGINE_STOPPED.error()
+            return catalogue.ENGINE_NOT_RUNNING.error()
         return self._down()
 
     def _down(self) -> EnginePluginError:
@@ -223,11 +223,11 @@ class OllamaEngine(Engine):
 
     async def health(self) -> Health:
         if self._stopped:
-            return Health(HealthState.DEAD, str(catalogue.ENGINE_STOPPED.error()))
+            return Health.dead(catalogue.ENGINE_NOT_RUNNING.error())
         if self._own.running:
             return await self._own.health()
         if await self._found(anew=True) is None:
-            return Health(HealthState.DEAD, str(await self._nobody()))
+            return Health.dead(await self._nobody())
         address = self._attachment.address
         where = f"{address.url} ({address.passed_over})" if address.passed_over else address.url
         return Health(HealthState.READY, f"attached to Ollama {self._attachment.version} at {where}")
@@ -282,7 +282,7 @@ class OllamaEngine(Engine):
     @asynccontextmanager
     async def stream(self, service: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
         if service not in ("chat", "generate"):
-            raise catalogue.NO_STREAM.error(service=service, engine="Ollama")
+            raise catalogue.STREAM_UNSUPPORTED.error(service=service, engine="Ollama")
         while True:
             async with AsyncExitStack() as held:
                 try:
@@ -316,7 +316,7 @@ class OllamaEngine(Engine):
         model = await self._models.get(client, name)
         wanted = FEATURE_OF_SERVICE[service]
         if wanted not in model.capabilities.features:
-            raise catalogue.MODEL_KIND.error(
+            raise catalogue.MODEL_KIND_MISMATCH.error(
                 model=model.name, kind=_can(model), service=service, wanted=_KIND_WORDS[wanted]
             )
         with self._in_use(model.name):

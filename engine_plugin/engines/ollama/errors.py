@@ -28,16 +28,17 @@ __all__ = ["complains", "complaint_error", "complaint_of_body", "complaint_of_li
 _SHOWN = 500
 _MEMORY = re.compile(r"requires more (?:system )?memory \((.+?)\) than is available \((.+?)\)")
 _FIELDS = (
-    (re.compile(r'^option "(\w+)" (must be of .+)'), r"options.\1: \2"),
+    (re.compile(r'^option "(\w+)" (must be of .+)'), r"options.\1", r"\2"),
     (
         re.compile(r"^json: cannot unmarshal (\w+) into Go struct field \w+\.([\w.]+) of type .+"),
-        r"\2: cannot be a \1",
+        r"\2",
+        r"cannot be a \1",
     ),
-    (re.compile(r"^(invalid format: .+)"), r"format: \1"),
-    (re.compile(r"^(template: .+)"), r"template: \1"),
-    (re.compile(r"^(illegal base64 data at .+)"), r"images: one is not base64 (\1)"),
-    (re.compile(r"^(time: invalid duration .+)"), r"keep_alive: \1"),
-    (re.compile(r"^(invalid think value: .+)"), r"think: \1"),
+    (re.compile(r"^(invalid format: .+)"), "format", r"\1"),
+    (re.compile(r"^(template: .+)"), "template", r"\1"),
+    (re.compile(r"^(illegal base64 data at .+)"), "images", r"one is not base64 (\1)"),
+    (re.compile(r"^(time: invalid duration .+)"), "keep_alive", r"\1"),
+    (re.compile(r"^(invalid think value: .+)"), "think", r"\1"),
 )
 """What a server says of a request that it does not understand, some of it as a failure of its own, and of which field
 that is."""
@@ -98,7 +99,7 @@ def complaint_error(complaint: Complaint, model: str = "") -> EnginePluginError:
         case 401:
             return _sign_in(complaint, model)
         case 403 if "cloud" in message:
-            return catalogue.CLOUD_OFF.error(
+            return catalogue.CLOUD_DISABLED.error(
                 model=model or "it", server="the Ollama server", said=message, option=_CLOUD_OPTION
             )
         case 403:
@@ -108,7 +109,7 @@ def complaint_error(complaint: Complaint, model: str = "") -> EnginePluginError:
         case 499:
             return UnavailableError(f"the Ollama server gave the request up: {message}. Try again")
         case 503:
-            return catalogue.BUSY.error(waiting=message.rstrip("."))
+            return catalogue.QUEUE_FULL.error(waiting=message.rstrip("."))
     return _of_words(complaint, model)
 
 
@@ -118,7 +119,7 @@ _CLOUD_OPTION = "take OLLAMA_NO_CLOUD from its environment, or set engine.no_clo
 def _sign_in(complaint: Complaint, model: str) -> AuthError:
     url = complaint.shape.get("signin_url")
     if isinstance(url, str) and url.startswith("https://") and url.isascii() and url.isprintable():
-        return catalogue.SIGN_IN.error(model=model or "it", server="ollama.com", url=url)
+        return catalogue.SIGN_IN_REQUIRED.error(model=model or "it", server="ollama.com", url=url)
     return AuthError(
         f"the Ollama server answers nobody without a key or a sign-in ({complaint.message}). Run `ollama signin` on "
         "its machine, or set OLLAMA_API_KEY in the environment of the plugin, and start it again"
@@ -137,14 +138,14 @@ def _of_words(complaint: Complaint, model: str) -> EnginePluginError:
     """Statuses say little here: most of what goes wrong is a 500, and inside a stream there is none."""
     message = complaint.message
     if short := _MEMORY.search(message):
-        return catalogue.MEMORY.error(model=model or "it", needed=short[1], limit=f"{short[2]} is free")
+        return catalogue.MEMORY_INSUFFICIENT.error(model=model or "it", needed=short[1], limit=f"{short[2]} is free")
     if any(mark in message for mark in _CONTEXT):
-        return catalogue.CONTEXT.error(said=message)
-    for said, told in _FIELDS:
-        if said.search(message):
-            return InvalidRequestError(said.sub(told, message))
+        return catalogue.CONTEXT_EXCEEDED.error(said=message)
+    for said, field, what in _FIELDS:
+        if found := said.search(message):
+            return InvalidRequestError.at(found.expand(field), found.expand(what))
     if complaint.status == 400 and "model name" in message:
-        return InvalidRequestError(f"model: {model!r}: {message}")
+        return InvalidRequestError.at("model", f"{model!r}: {message}")
     if "newer version of Ollama" in message:
         return PreconditionError(
             f"model: {model or 'it'} needs a newer Ollama than this server is. Upgrade it: "

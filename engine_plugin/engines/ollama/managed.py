@@ -62,7 +62,7 @@ class OwnServer:
         async with self._moving:
             server = self._server
         if server is None:
-            raise catalogue.ENGINE_STOPPED.error()
+            raise catalogue.ENGINE_NOT_RUNNING.error()
         await server.ensure_ready()
         return server.client()
 
@@ -154,7 +154,7 @@ class OwnServer:
         """How the server is."""
         server = self._server
         if server is None:
-            return Health(HealthState.DEAD, str(catalogue.ENGINE_STOPPED.error()))
+            return Health.dead(catalogue.ENGINE_NOT_RUNNING.error())
         if wrong := await server.complaint():
             return Health(HealthState.DEAD if server.failed else HealthState.DEGRADED, wrong)
         return Health(HealthState.READY, f"our own Ollama {server.version} at {server.address}")

@@ -54,7 +54,7 @@ def _content(content: Any, place: str, facts: ModelFacts) -> tuple[str, list[str
     if content is None or isinstance(content, str):
         return content or "", []
     if not isinstance(content, list):
-        raise InvalidRequestError(f"{place}: must be a text or a list of parts")
+        raise InvalidRequestError.at(place, "must be a text or a list of parts")
     texts: list[str] = []
     media: list[str] = []
     for index, part in enumerate(content):
@@ -69,35 +69,35 @@ def _content(content: Any, place: str, facts: ModelFacts) -> tuple[str, list[str
         elif kind == "input_audio":
             media.append(_sound(part.get("input_audio"), f"{here}.input_audio", facts))
         else:
-            raise InvalidRequestError(f"{here}: must be a part of type text, image_url or input_audio")
+            raise InvalidRequestError.at(here, "must be a part of type text, image_url or input_audio")
     return joined(texts), media
 
 
 def native_images(images: Any, place: str, facts: ModelFacts) -> list[str]:
     """Images as bare base64, from that or from data: URLs."""
     if not isinstance(images, list):
-        raise InvalidRequestError(f"{place}: must be a list of images")
+        raise InvalidRequestError.at(place, "must be a list of images")
     _require(facts, "vision", "see images", place)
     return [_image(image, place) for image in images]
 
 
 def _image(image: Any, place: str) -> str:
     if not isinstance(image, str) or not image:
-        raise InvalidRequestError(f"{place}: must be an image; {_TAKES}")
+        raise InvalidRequestError.at(place, f"must be an image; {_TAKES}")
     if image.startswith("data:"):
         head, comma, data = image[:_LONGEST_HEAD].partition(",")
         if not comma or not head.endswith(_BASE64) or not data:
-            raise InvalidRequestError(f"{place}: a data: URL must say base64; {_TAKES}")
+            raise InvalidRequestError.at(place, f"a data: URL must say base64; {_TAKES}")
         return image[len(head) + 1 :]
     if "://" in image[:16]:
-        raise InvalidRequestError(f"{place}: Ollama does not fetch images; {_TAKES}")
+        raise InvalidRequestError.at(place, f"Ollama does not fetch images; {_TAKES}")
     return image
 
 
 def _sound(sound: Any, place: str, facts: ModelFacts) -> str:
     data = sound.get("data") if isinstance(sound, dict) else None
     if not isinstance(data, str) or not data:
-        raise InvalidRequestError(f"{place}.data: is missing; it must be a sound file in base64")
+        raise InvalidRequestError.at(f"{place}.data", "is missing; it must be a sound file in base64")
     _require(facts, "audio", "hear", place)
     return data.partition(",")[2] if data.startswith("data:") else data
 
@@ -105,20 +105,21 @@ def _sound(sound: Any, place: str, facts: ModelFacts) -> str:
 def _require(facts: ModelFacts, feature: str, what: str, place: str) -> None:
     """A model that cannot would answer as if there were nothing. One of which nothing is known may be able to."""
     if facts.features and feature not in facts.features:
-        raise InvalidRequestError(
-            f"{place}: {facts.name} cannot {what}; take a model that can (if this one can, say so in engine.models "
-            "of plugin.yaml)"
+        raise InvalidRequestError.at(
+            place,
+            f"{facts.name} cannot {what}; take a model that can (if this one can, say so in engine.models "
+            "of plugin.yaml)",
         )
 
 
 def _calls(calls: Any, place: str, names: dict[str, str]) -> list[dict[str, Any]]:
     if not isinstance(calls, list):
-        raise InvalidRequestError(f"{place}: must be a list")
+        raise InvalidRequestError.at(place, "must be a list")
     native: list[dict[str, Any]] = []
     for index, call in enumerate(calls):
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise InvalidRequestError(f"{place}[{index}].function: must be an object with a name and arguments")
+            raise InvalidRequestError.at(f"{place}[{index}].function", "must be an object with a name and arguments")
         arguments = call_arguments(function.get("arguments"), f"{place}[{index}].function.arguments")
         told: dict[str, Any] = {"function": {"index": index, "name": function["name"], "arguments": arguments}}
         if call.get("id"):

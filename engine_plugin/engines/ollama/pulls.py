@@ -135,7 +135,7 @@ class Pulls:
             self._models.forget()
         model = await self._models.get(client, plan.name)
         if plan.sha256 and not plan.source and model.digest.removeprefix("sha256:") != plan.sha256:
-            raise catalogue.CHECKSUM.error(
+            raise catalogue.CHECKSUM_MISMATCH.error(
                 place=model.name,
                 found=model.digest,
                 wanted=f"sha256:{plan.sha256}",
@@ -156,10 +156,10 @@ def _plan(request: PullRequest) -> _Plan:
     text, where, digest = read_request(request)
     name = request.model
     if request.username:
-        raise InvalidRequestError(f"username: {_NO_CREDENTIALS}")
+        raise InvalidRequestError.at("username", f"{_NO_CREDENTIALS}")
     if text.startswith(_COPY) and request.source:
         if len(text) == len(_COPY):
-            raise InvalidRequestError(f"{where}: model: must be followed by the name of a model. {_FORMS}.")
+            raise InvalidRequestError.at(where, f"model: must be followed by the name of a model. {_FORMS}.")
         return _Plan(name, text, digest, insecure=False)
     if text.lower().endswith(".gguf") and not text.startswith(("http://", "https://", "hf.co/")):
         path = local_path(text, where).expanduser().absolute()
@@ -168,7 +168,7 @@ def _plan(request: PullRequest) -> _Plan:
         _refuse_part(path.name, where)
         return _Plan(name if request.source else path.stem, str(path), digest, insecure=False)
     if request.source or "://" in text:
-        raise InvalidRequestError(f"{where}: {redacted(text)[:128]!r} is no source that Ollama can pull. {_FORMS}.")
+        raise InvalidRequestError.at(where, f"{redacted(text)[:128]!r} is no source that Ollama can pull. {_FORMS}.")
     if name.startswith(_HUGGING_FACE):
         refuse_offline(os.environ, f"https://{name}")
     return _Plan(name, "", digest, request.insecure)
@@ -178,9 +178,10 @@ def _refuse_part(name: str, where: str) -> None:
     """Raise InvalidRequestError for a file that is one of several parts of a model: the server takes whole ones."""
     whole = whole_name(name)
     if whole:
-        raise InvalidRequestError(
-            f"{where}: {name} is one part of a model, and an Ollama server takes whole files. Join the parts by "
-            f"`llama-gguf-split --merge FIRST-PART {whole}`, then pull {whole}."
+        raise InvalidRequestError.at(
+            where,
+            f"{name} is one part of a model, and an Ollama server takes whole files. Join the parts by "
+            f"`llama-gguf-split --merge FIRST-PART {whole}`, then pull {whole}.",
         )
 
 
@@ -191,7 +192,7 @@ async def _create(client: OllamaClient, plan: _Plan, publish: Callable[[PullEven
     publish(Status(f"reading {path.name}"))
     digest = await sha256_of(path)
     if plan.sha256 and plan.sha256 != digest:
-        raise catalogue.CHECKSUM.error(
+        raise catalogue.CHECKSUM_MISMATCH.error(
             place=path, found=f"sha256:{digest}", wanted=f"sha256:{plan.sha256}", fix="Correct sha256, or the file"
         )
     await upload(client, path, digest, publish)
@@ -259,7 +260,7 @@ def _failure(said: str, model: str) -> EnginePluginError:
             "https://ollama.com/search"
         )
     if any(mark in said for mark in _NO_HOST):
-        return catalogue.HUB_DOWN.error(
+        return catalogue.HUB_UNREACHABLE.error(
             source=model, reason=said, settings="the network and HTTPS_PROXY of the Ollama server"
         )
     if "no space left" in said:

@@ -81,12 +81,13 @@ def single_requests(service: str, request: dict[str, Any], *, native: bool) -> l
         return [request]
     for field, why in (("echo", "repeat the prompt"), ("logit_bias", "be told which tokens to prefer")):
         if request.get(field):
-            raise InvalidRequestError(f"{field}: Ollama cannot {why}; leave it out")
+            raise InvalidRequestError.at(field, f"Ollama cannot {why}; leave it out")
     prompts = _prompts(request["prompt"]) if service == "generate" else [""]
     count = _choices(request)
     if len(prompts) * count > _MOST_ANSWERS:
-        raise InvalidRequestError(
-            f"prompt: {len(prompts)} prompts with {count} choices each are too many; at most {_MOST_ANSWERS} answers"
+        raise InvalidRequestError.at(
+            "prompt",
+            f"{len(prompts)} prompts with {count} choices each are too many; at most {_MOST_ANSWERS} answers",
         )
     if len(prompts) * count == 1:
         return [request | ({"prompt": prompts[0]} if service == "generate" else {})]
@@ -105,9 +106,9 @@ def _choices(request: dict[str, Any]) -> int:
     if count is None:
         count = 1
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= _MOST_CHOICES:
-        raise InvalidRequestError(f"n: must be a whole number from 1 to {_MOST_CHOICES}")
+        raise InvalidRequestError.at("n", f"must be a whole number from 1 to {_MOST_CHOICES}")
     if (request.get("best_of") or 1) != 1 and request.get("best_of") != count:
-        raise InvalidRequestError("best_of: Ollama does not choose among answers; leave it out")
+        raise InvalidRequestError.at("best_of", "Ollama does not choose among answers; leave it out")
     return count
 
 
@@ -116,7 +117,7 @@ def _prompts(prompt: Any) -> list[str]:
     prompts = prompt if isinstance(prompt, list) else [prompt]
     for index, text in enumerate(prompts):
         if not isinstance(text, str):
-            raise InvalidRequestError(f"prompt[{index}]: Ollama takes no tokens; give a text")
+            raise InvalidRequestError.at(f"prompt[{index}]", "Ollama takes no tokens; give a text")
     return prompts
 
 
@@ -168,7 +169,7 @@ def _texts(given: Any) -> list[str]:
     texts = given if isinstance(given, list) else [given]
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise InvalidRequestError(f"input[{index}]: Ollama takes no tokens; give a text")
+            raise InvalidRequestError.at(f"input[{index}]", "Ollama takes no tokens; give a text")
     return texts
 
 
@@ -184,10 +185,10 @@ def _format(body: dict[str, Any], form: Any) -> None:
         wrapped = form.get("json_schema")
         schema = wrapped.get("schema") if isinstance(wrapped, dict) else None
         if not isinstance(schema, dict):
-            raise InvalidRequestError("response_format.json_schema.schema: is missing; it must be a JSON schema")
+            raise InvalidRequestError.at("response_format.json_schema.schema", "is missing; it must be a JSON schema")
         body["format"] = schema
         return
-    raise InvalidRequestError("response_format.type: must be text, json_object or json_schema")
+    raise InvalidRequestError.at("response_format.type", "must be text, json_object or json_schema")
 
 
 def _logprobs(body: dict[str, Any], request: dict[str, Any]) -> None:
@@ -205,7 +206,7 @@ def _settings(request: dict[str, Any]) -> dict[str, Any]:
     """Ollama's `options`: what stands there, and what stands in the request itself, which yields to it."""
     given = {} if request.get("options") is None else request["options"]
     if not isinstance(given, dict):
-        raise InvalidRequestError("options: must be an object")
+        raise InvalidRequestError.at("options", "must be an object")
     settings: dict[str, Any] = {}
     for field in _LIFTED:
         value = request.get(field)
@@ -221,14 +222,14 @@ def _settings(request: dict[str, Any]) -> dict[str, Any]:
 def _number(field: str, value: Any, *, whole: bool) -> Any:
     """The server's own complaint would come as an error of its own making."""
     if isinstance(value, bool) or not isinstance(value, int | float) or (whole and value != int(value)):
-        raise InvalidRequestError(f"{field}: must be a {'whole ' if whole else ''}number")
+        raise InvalidRequestError.at(field, f"must be a {'whole ' if whole else ''}number")
     return int(value) if whole else value
 
 
 def _stops(stop: Any) -> list[str]:
     stops = [stop] if isinstance(stop, str) else stop
     if not isinstance(stops, list) or not all(isinstance(one, str) for one in stops):
-        raise InvalidRequestError("stop: must be a text or a list of texts")
+        raise InvalidRequestError.at("stop", "must be a text or a list of texts")
     return stops
 
 
@@ -242,7 +243,7 @@ def _tools(body: dict[str, Any], request: dict[str, Any], facts: ModelFacts) -> 
         name = _tool_name(choice)
         body["tools"] = [tool for tool in body["tools"] if _tool_name(tool) == name]
         if name is None or not body["tools"]:
-            raise InvalidRequestError(f"tool_choice: names the function {name!r}, which is not among tools")
+            raise InvalidRequestError.at("tool_choice", f"names the function {name!r}, which is not among tools")
     if choice not in (None, "auto"):
         _warn_once(facts.name, "Ollama cannot be made to call a tool: tool_choice only says which ones it may call")
     if 0 < parameters_of(facts.parameter_size) < _FEW_PARAMETERS:
@@ -271,8 +272,8 @@ def _think(body: dict[str, Any], request: dict[str, Any], facts: ModelFacts) -> 
     if not facts.features or "thinking" in facts.features:
         body["think"] = wanted
     elif wanted is not False:
-        raise InvalidRequestError(
-            f'{field}: "{facts.name}" does not support thinking; leave it out, or take a model that does'
+        raise InvalidRequestError.at(
+            field, f'"{facts.name}" does not support thinking; leave it out, or take a model that does'
         )
 
 
@@ -281,7 +282,7 @@ def _wanted_thinking(request: dict[str, Any]) -> tuple[str, bool | str | None]:
     think = request.get("think")
     if think is not None:
         if not isinstance(think, bool | str):
-            raise InvalidRequestError("think: must be true, false, or how much: low, medium, high or max")
+            raise InvalidRequestError.at("think", "must be true, false, or how much: low, medium, high or max")
         return "think", think
     reasoning = request.get("reasoning")
     effort, field = request.get("reasoning_effort"), "reasoning_effort"
@@ -289,7 +290,7 @@ def _wanted_thinking(request: dict[str, Any]) -> tuple[str, bool | str | None]:
         effort, field = reasoning.get("effort"), "reasoning.effort"
     if effort is not None:
         if not isinstance(effort, str) or effort not in _EFFORTS:
-            raise InvalidRequestError(f"{field}: must be one of {', '.join(_EFFORTS)}")
+            raise InvalidRequestError.at(field, f"must be one of {', '.join(_EFFORTS)}")
         return field, _EFFORTS[effort]
     template = request.get("chat_template_kwargs")
     enabled = template.get("enable_thinking") if isinstance(template, dict) else None

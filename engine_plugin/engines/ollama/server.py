@@ -136,7 +136,7 @@ class ManagedServer(ServerProcess):
     async def _require_fit(self) -> None:
         self.version = str((await self.client().ask("GET", _VERSION_PATH)).get("version", ""))
         if is_older(self.version, self._ollama.minimum_version):
-            raise catalogue.TOO_OLD.error(
+            raise catalogue.SOFTWARE_TOO_OLD.error(
                 software=self._backend.origin,
                 found=self.version,
                 wanted=self._ollama.minimum_version,
@@ -149,7 +149,7 @@ class ManagedServer(ServerProcess):
     def _require_mode(self) -> None:
         kinds = self.computes_on
         if self._mode == "gpu" and set(kinds) == {"cpu"}:
-            raise catalogue.NO_DEVICE.error(
+            raise catalogue.DEVICE_MISSING.error(
                 where="mode",
                 asked="gpu",
                 software=self._backend.origin,

@@ -263,7 +263,7 @@ class Finder:
     def _nothing(self, taken: Sequence[int]) -> UnavailableError:
         """`taken` are the ports where somebody is, who is no such server."""
         ports = ", ".join(f"{port} ({whose})" for port, whose in self._ports.items())
-        return catalogue.SERVER_DOWN.error(
+        return catalogue.SERVER_UNREACHABLE.error(
             server=_NO_SERVER,
             address=f"the ports {ports} of this machine",
             reason=f"what is at {' and '.join(map(str, taken))} does not speak that interface"
@@ -288,7 +288,7 @@ def _down(base: BaseUrl, error: UnavailableError, server: Server | None = None) 
     otherwise = _WHERE
     if "certificate" in reason:
         otherwise = "name the authority of its certificate: engine.ca_file in plugin.yaml"
-    return catalogue.SERVER_DOWN.error(
+    return catalogue.SERVER_UNREACHABLE.error(
         server=server.title.removeprefix("the ") if server is not None and server.name != "other" else _NO_SERVER,
         address=base.url,
         reason=reason,

@@ -139,13 +139,13 @@ class OpenAIEngine(Engine):
 
     async def health(self) -> Health:
         if self._held.let_go:
-            return Health(HealthState.DEAD, str(catalogue.ENGINE_STOPPED.error()))
+            return Health.dead(catalogue.ENGINE_NOT_RUNNING.error())
         try:
             attachment = await self._held.get()
             await self._finder.require_alive(attachment)
         except EnginePluginError as error:
             self._held.forget()
-            return Health(HealthState.DEAD, str(error))
+            return Health.dead(error)
         return Health(HealthState.READY, f"{attachment.title} serves {len(attachment.seen.models)} models")
 
     # Models
@@ -271,7 +271,7 @@ class OpenAIEngine(Engine):
     @asynccontextmanager
     async def stream(self, service: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
         if service not in STREAMED:
-            raise catalogue.NO_STREAM.error(service=service, engine="an OpenAI-compatible server")
+            raise catalogue.STREAM_UNSUPPORTED.error(service=service, engine="an OpenAI-compatible server")
         async with self._exchange(service, request, stream=True) as (begun, turn):
             yield turn.streamed(begun, request)
 

@@ -108,7 +108,7 @@ def is_about_loading(complaint: Complaint) -> bool:
 def other_error(complaint: Complaint) -> EnginePluginError:
     """The exception for what needs to know neither the server nor the request."""
     if _is_about_context(complaint):
-        return catalogue.CONTEXT.error(said=complaint.message)
+        return catalogue.CONTEXT_EXCEEDED.error(said=complaint.message)
     if 300 <= complaint.status < 400:
         return BadGatewayError(
             f"the server answers {complaint.status}, a redirection, which is not followed: the key is for it alone. "

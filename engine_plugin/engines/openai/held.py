@@ -75,7 +75,7 @@ class HeldServer:
 
     def _require_held(self, *, for_call: bool) -> None:
         if for_call and self.let_go:
-            raise catalogue.ENGINE_STOPPED.error()
+            raise catalogue.ENGINE_NOT_RUNNING.error()
 
     async def _list(self) -> Attachment:
         known = self.attachment

@@ -62,7 +62,7 @@ def generation(service: str, body: dict[str, Any], server: Server) -> None:
     """Refuse fields of completions that this server would ignore, and translate `max_tokens: -1` (no limit)."""
     for field in server.ignores if service == "generate" else ():
         if body.get(field):
-            raise InvalidRequestError(f"{field}: {server.title} does not support it; leave it out")
+            raise InvalidRequestError.at(field, f"{server.title} does not support it; leave it out")
     for field in ("max_tokens", "max_completion_tokens"):
         if body.get(field) == -1:
             del body[field]

@@ -131,4 +131,4 @@ def model_missing(attachment: Attachment, name: str) -> ModelNotFoundError:
 def no_service(attachment: Attachment, service: str) -> UnsupportedError:
     """The error for a service that the server has not."""
     able = ", ".join(attachment.able(sorted(KIND_OF_SERVICE))) or "nothing that is known"
-    return catalogue.NO_SERVICE.error(engine=attachment.title, service=service, able=able)
+    return catalogue.SERVICE_UNSUPPORTED.error(engine=attachment.title, service=service, able=able)

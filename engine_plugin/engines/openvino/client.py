@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["ServerClient", "complaint_error"]
 
 _RELOAD_LIMIT = 16 * 1024 * 1024
-_NAMES_A_FIELD = re.compile(r"[a-z_]+(\[\d+\]|\.[A-Za-z_]+)*: ")
+_NAMES_A_FIELD = re.compile(r"([a-z_]+(?:\[\d+\]|\.[A-Za-z_]+)*): ")
 
 
 class ServerClient(PostingClient):
@@ -89,9 +89,9 @@ def complaint_error(complaint: Complaint) -> EnginePluginError:
     """The exception for what the server complained of, before or inside a stream."""
     message = complaint.message
     if complaint.shape.get("type") == "exceed_context_size_error":
-        return catalogue.CONTEXT.error(said=message)
-    if complaint.status == 400 and complaint.shape and _NAMES_A_FIELD.match(message):
-        return InvalidRequestError(message)  # our own server's words, which need none before them
+        return catalogue.CONTEXT_EXCEEDED.error(said=message)
+    if complaint.status == 400 and complaint.shape and (found := _NAMES_A_FIELD.match(message)):
+        return InvalidRequestError(message, field=found[1])  # our own server's words, which need none before them
     if complaint.status == 404:
         return UnavailableError(f"the server does not serve the model now: {message}. Try again")
     return complaint.error()

@@ -91,7 +91,7 @@ class OpenVinoEngine(Driver[Backend, Resident]):
             if not any(name in (device, one_of_them) or name.partition(".")[0] == device for name in found):
                 names = ", ".join(f"{device['name']} ({device['description']})" for device in devices) or "none"
                 way = "Start in mode auto or cpu" if where == "mode" else "Correct plugin.yaml, start in mode cpu"
-                raise catalogue.NO_DEVICE.error(
+                raise catalogue.DEVICE_MISSING.error(
                     where=where,
                     asked=device,
                     software=backend.origin,
@@ -193,7 +193,7 @@ class OpenVinoEngine(Driver[Backend, Resident]):
     @asynccontextmanager
     async def stream(self, service: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
         if service not in STREAMED:
-            raise catalogue.NO_STREAM.error(service=service, engine="OpenVINO")
+            raise catalogue.STREAM_UNSUPPORTED.error(service=service, engine="OpenVINO")
         streams = service != "text-to-image" or (self._server is not None and self._server.is_ours)
         async with self._exchange(service, request, stream=streams) as response:
             if streams:

@@ -64,7 +64,7 @@ def _generation(body: dict[str, Any]) -> None:
     """Refuse fields that an `ovms` would ignore, and omit `max_tokens: -1` (no limit), which it would refuse."""
     for name in ("logit_bias", "suffix"):
         if body.get(name):
-            raise InvalidRequestError(f"{name}: OpenVINO does not support it; leave it out")
+            raise InvalidRequestError.at(name, "OpenVINO does not support it; leave it out")
     for name in ("max_tokens", "max_completion_tokens"):
         if body.get(name) == -1:
             del body[name]
@@ -84,13 +84,14 @@ def _size(size: str, largest: str) -> str:
     width, height = picture_size(size)
     if width % _MULTIPLE or height % _MULTIPLE or not width or not height:
         near = "x".join(str(max(_MULTIPLE, round(side / _MULTIPLE) * _MULTIPLE)) for side in (width, height))
-        raise InvalidRequestError(
-            f"size: width and height must be multiples of {_MULTIPLE}, as in {near}, not {size}"
+        raise InvalidRequestError.at(
+            "size", f"width and height must be multiples of {_MULTIPLE}, as in {near}, not {size}"
         )
     most = [int(side) for side in largest.split("x")]
     if width > most[0] or height > most[1]:
-        raise InvalidRequestError(
-            f"size: {width}x{height} is more than {largest}, which engine.image.max_resolution in plugin.yaml allows"
+        raise InvalidRequestError.at(
+            "size",
+            f"{width}x{height} is more than {largest}, which engine.image.max_resolution in plugin.yaml allows",
         )
     return f"{width}x{height}"
 
