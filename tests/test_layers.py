@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 import engine_plugin
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PACKAGE = Path(engine_plugin.__file__).parent
 
@@ -77,18 +82,33 @@ ENGINE_PARTS: dict[str, set[str]] = {
 ENGINE_WORDS = re.compile(r"llama|openvino(?!:)|openai(?!:)", re.IGNORECASE)
 
 
-def sources() -> list[Path]:
-    return [path for path in sorted(PACKAGE.rglob("*.py")) if "stubs" not in path.parts]
+SOURCES = [path for path in sorted(PACKAGE.rglob("*.py")) if "stubs" not in path.parts]
 
 
 def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+class Source(NamedTuple):
+    imports: set[str]
+    """The modules of ours that it imports anywhere, for type checking too."""
+    words: set[str]
+    """Its names and string constants; not its comments and docstrings."""
+
+
+@cache
+def source(path: Path) -> Source:
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    return Source(imported(nodes, path), code_words(nodes))
+
+
 def imports(path: Path) -> set[str]:
-    """The modules of ours that a file imports anywhere, for type checking too."""
+    return source(path).imports
+
+
+def imported(nodes: Sequence[ast.AST], path: Path) -> set[str]:
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -98,33 +118,10 @@ def imports(path: Path) -> set[str]:
     return {name for name in found if name.startswith("engine_plugin.")}
 
 
-def test_every_part_has_its_place() -> None:
-    parts = {part_of(path) for path in sources()} - {"__init__"}
-    assert parts == set(MAY_IMPORT)
-    assert set(TopologicalSorter(MAY_IMPORT).static_order()) == parts
-
-
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_run_downhill(path: Path) -> None:
-    part = part_of(path)
-    used = {name.split(".")[1] for name in imports(path)} - {part, "__version__", "__file__", "PLUGIN_DIR"}
-    assert used <= MAY_IMPORT.get(part, set()), f"{part} must not import {used - MAY_IMPORT.get(part, set())}"
-
-
-def test_the_host_side_uses_only_the_wires_messages() -> None:
-    wire = {name for path in sources() if part_of(path) == "host" for name in imports(path) if ".rpc." in name}
-    assert wire
-    assert all(name.startswith("engine_plugin.rpc.stubs.") for name in wire)
-
-
-def code_words(path: Path) -> set[str]:
-    """Names and string constants of a file; not its comments and docstrings."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    prose = {
-        node.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    }
+def code_words(nodes: Sequence[ast.AST]) -> set[str]:
+    prose = {node.value for node in nodes if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)}
     words: set[str] = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         match node:
             case ast.Name(id=word) | ast.Attribute(attr=word) | ast.alias(name=word) | ast.arg(arg=word):
                 words.add(word)
@@ -135,12 +132,31 @@ def code_words(path: Path) -> set[str]:
     return words
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_part_has_its_place() -> None:
+    parts = {part_of(path) for path in SOURCES} - {"__init__"}
+    assert parts == set(MAY_IMPORT)
+    assert set(TopologicalSorter(MAY_IMPORT).static_order()) == parts
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_downhill(path: Path) -> None:
+    part = part_of(path)
+    used = {name.split(".")[1] for name in imports(path)} - {part, "__version__", "__file__", "PLUGIN_DIR"}
+    assert used <= MAY_IMPORT.get(part, set()), f"{part} must not import {used - MAY_IMPORT.get(part, set())}"
+
+
+def test_the_host_side_uses_only_the_wires_messages() -> None:
+    wire = {name for path in SOURCES if part_of(path) == "host" for name in imports(path) if ".rpc." in name}
+    assert wire
+    assert all(name.startswith("engine_plugin.rpc.stubs.") for name in wire)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_an_engines_words_stay_with_it(path: Path) -> None:
     place = path.relative_to(PACKAGE).parts
     if place[0] == "engines" and len(place) > 1 and place[1] in ENGINES:
         return
-    foreign = {word for word in code_words(path) if ENGINE_WORDS.search(word)}
+    foreign = {word for word in source(path).words if ENGINE_WORDS.search(word)}
     if part_of(path) == "manifest":  # the host's own flavours of JSON, which it calls after engines
         foreign -= {"ollama", "openai", "openvino"}
     if place == ("models", "families.py"):  # families of models, after one of which an engine is called
@@ -150,7 +166,7 @@ def test_an_engines_words_stay_with_it(path: Path) -> None:
 
 def test_engines_parts_have_their_order() -> None:
     used: dict[str, set[str]] = {}
-    for path in sources():
+    for path in SOURCES:
         place = path.relative_to(PACKAGE).parts
         if place[0] == "engines" and place[1] != "__init__.py":
             part = place[1].removesuffix(".py")
@@ -161,7 +177,7 @@ def test_engines_parts_have_their_order() -> None:
 
 
 def test_engines_do_not_know_each_other() -> None:
-    for path in sources():
+    for path in SOURCES:
         place = path.relative_to(PACKAGE).parts
         if place[0] == "engines":
             others = {f"engine_plugin.engines.{name}." for name in ENGINES if name not in place}
