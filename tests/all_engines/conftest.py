@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
+from tests.extras import needs
 from tests.leftovers import marked
 from tests.llamacpp.running import MARK, processes_of
 from tests.ollama.contract.handle import ContractServer
@@ -44,13 +45,13 @@ if all(map(os.environ.get, REAL_OLLAMA)):
 
 
 async def _llamacpp(stack: AsyncExitStack, place: Path) -> World:
-    pytest.importorskip("xllamacpp", reason="llama.cpp comes with the extra `llamacpp`")
+    needs("xllamacpp")
     world = spawned("llamacpp", place, THREE, {}, backend="xllamacpp")
     return await stack.enter_async_context(world)
 
 
 async def _openvino(stack: AsyncExitStack, place: Path) -> World:
-    pytest.importorskip("openvino_genai", reason="OpenVINO comes with the extra `openvino`")
+    needs("openvino_genai")
     return await stack.enter_async_context(spawned("openvino", place, SAMPLES, {}, backend="embedded", threads=1))
 
 
@@ -71,7 +72,7 @@ async def _real_ollama(stack: AsyncExitStack, place: Path) -> World:
 
 async def _openai(stack: AsyncExitStack, place: Path) -> World:
     """Attached to our own embedded server, which listens on a loopback port."""
-    pytest.importorskip("openvino_genai", reason="OpenVINO comes with the extra `openvino`")
+    needs("openvino_genai")
     key = secrets.token_urlsafe(16)
     address = await stack.enter_async_context(embedded_server(place / "server", SAMPLES.values(), key))
     changes = {"engine_host": f"{address}/v3", "key_variable": "EMBEDDED_KEY", "send_key": "always"}

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import tracemalloc
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -106,10 +107,14 @@ async def test_words_that_two_windows_agree_on_stay() -> None:
     assert not [text for text in stable if "wo1" in text.split()[-1:]], "a word that was cut never settles"
 
 
-@pytest.mark.parametrize("sound", [silence(5), noise(5, 0.0005), tone(6, 50, 0.02), b"", b"\x01"])
-async def test_where_nobody_speaks_there_is_no_sentence(sound: bytes) -> None:
+@pytest.mark.parametrize(
+    "sound",
+    [partial(silence, 5), partial(noise, 5, 0.0005), partial(tone, 6, 50, 0.02), lambda: b"", lambda: b"\x01"],
+    ids=["silence", "dither", "hum", "nothing", "half a sample"],
+)
+async def test_where_nobody_speaks_there_is_no_sentence(sound: Callable[[], bytes]) -> None:
     model = Model()
-    assert await heard(sound, model=model) == []
+    assert await heard(sound(), model=model) == []
     assert model.listener.windows == []
 
 

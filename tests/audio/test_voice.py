@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from array import array
+from functools import partial
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import pytest
 
 from engine_plugin.engines.audio.live import LiveOptions
 from engine_plugin.engines.audio.voice import FRAME_BYTES, FRAME_SECONDS, VoiceDetector, level
 from tests.audio.sounds import mixed, noise, silence, speech, tone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 OPTIONS = LiveOptions()
 PAUSE = 35  # frames
@@ -46,25 +51,30 @@ def test_speech_of_any_loudness_where_it_is_quiet(amplitude: float) -> None:
 
 @pytest.mark.parametrize(
     "background",
-    [noise(10.5, 0.001), noise(10.5, 0.01), tone(10.5, 50, 0.05), array("h", [3000] * 168_000).tobytes()],
+    [
+        partial(noise, 10.5, 0.001),
+        partial(noise, 10.5, 0.01),
+        partial(tone, 10.5, 50, 0.05),
+        array("h", [3000] * 168_000).tobytes,
+    ],
     ids=["hiss", "loud hiss", "hum", "offset"],
 )
-def test_speech_above_a_background(background: bytes) -> None:
-    assert_both(found(mixed(scene(0.3), background)))
+def test_speech_above_a_background(background: Callable[[], bytes]) -> None:
+    assert_both(found(mixed(scene(0.3), background())))
 
 
 @pytest.mark.parametrize(
     "sound",
-    [silence(10), noise(10, 0.0005), noise(10, 0.002), tone(10, 50, 0.02)],
+    [partial(silence, 10), partial(noise, 10, 0.0005), partial(noise, 10, 0.002), partial(tone, 10, 50, 0.02)],
     ids=["silence", "dither", "hiss", "hum"],
 )
-def test_no_speech(sound: bytes) -> None:
-    assert found(sound) == []
+def test_no_speech(sound: Callable[[], bytes]) -> None:
+    assert found(sound()) == []
 
 
-@pytest.mark.parametrize("change", [noise(20, 0.05), tone(20, 1000, 0.2)], ids=["fan", "beep"])
-def test_a_new_background_is_soon_known_as_one(change: bytes) -> None:
-    spans = found(noise(4, 0.0005) + change)
+@pytest.mark.parametrize("change", [partial(noise, 20, 0.05), partial(tone, 20, 1000, 0.2)], ids=["fan", "beep"])
+def test_a_new_background_is_soon_known_as_one(change: Callable[[], bytes]) -> None:
+    spans = found(noise(4, 0.0005) + change())
     assert all(end < 6 for _begin, end in spans)
 
 

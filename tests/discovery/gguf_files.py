@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import gguf
-import numpy as np
-
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -15,6 +12,9 @@ __all__ = ["write_header"]
 
 def write_header(path: Path, architecture: str, context_length: int, template: str | None, tools: str = "") -> Path:
     """A file that can be inspected, not loaded. `tools` is the template for requests with tools, if it is another."""
+    import gguf
+    import numpy as np
+
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(context_length)
     if template is not None and tools:

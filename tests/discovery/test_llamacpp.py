@@ -13,12 +13,12 @@ from engine_plugin.engines.llamacpp.properties import capabilities_told
 from engine_plugin.models.info import Capabilities
 from engine_plugin.models.store import PullRequest
 from engine_plugin.plugin import Plugin
+from tests.extras import needs
 
 from .conftest import described
-
-pytest.importorskip("xllamacpp", reason="llama.cpp comes with the extra `llamacpp`")
-
 from .gguf_files import write_header
+
+needs("xllamacpp")
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -14,6 +14,7 @@ from engine_plugin.models.info import Capabilities
 from engine_plugin.models.samples import bundled_samples
 from engine_plugin.models.tree import files_of
 from engine_plugin.plugin import Plugin
+from tests.extras import needs
 from tests.models.hub import REPOSITORY, hub_server
 
 from .conftest import described
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-pytest.importorskip("openvino_genai", reason="OpenVINO comes with the extra `openvino`")
+needs("openvino_genai")
 
 SERVICES: dict[str, dict[str, Any]] = {
     name: {}

@@ -13,6 +13,7 @@ import pytest_asyncio
 from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.errors import InvalidRequestError
 from tests.audio.sounds import silence, speech, wav
+from tests.extras import needs
 from tests.openvino.embedded import embedded_server
 from tests.openvino.speech.conftest import speech_on
 from tests.openvino.speech.test_live import ALL, FINISH, Talk, cut, run, sent
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from engine_plugin.engines.audio.speech import Speech
 
-pytest.importorskip("openvino_genai")
+needs("openvino_genai")
 
 MODELS = ("tiny-transcribe", "tiny-speak")
 KEY = "only-for-this-test"
