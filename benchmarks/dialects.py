@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines.http.sse import DONE
+from engine_plugin.transport.sse import DONE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

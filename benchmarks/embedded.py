@@ -10,10 +10,10 @@ import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines.http import sse
-from engine_plugin.engines.http.http1 import Http1Client
-from engine_plugin.engines.processes.child import STDOUT, ChildProcess
-from engine_plugin.engines.processes.python import module_command, module_environ
+from engine_plugin.process.child import STDOUT, ChildProcess
+from engine_plugin.process.python import module_command, module_environ
+from engine_plugin.transport import sse
+from engine_plugin.transport.http1 import Http1Client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -24,7 +24,7 @@ __all__ = ["MODEL", "SERVER", "Embedded", "embedded_server"]
 SERVER = "server"
 MODEL = "bench"
 CHAT_PATH = "/v3/chat/completions"
-_RUNNER = "engine_plugin.engines.openvino.runner"
+_RUNNER = "openvino_server"
 _START_LIMIT = 60.0
 _READY_LIMIT = 120.0
 _ANSWER_LIMIT = 64 * 1024 * 1024

@@ -16,10 +16,10 @@ from benchmarks.measures import synthetic_round
 from benchmarks.ollama_upstream import MODEL
 from benchmarks.results import DIRECT
 from benchmarks.targets import COMMAND, Plugged, Rig, write_plugin
-from engine_plugin.engines.http.http1 import Http1Client
-from engine_plugin.engines.http.ndjson import whole_lines
 from engine_plugin.engines.ollama.connection import OllamaClient
 from engine_plugin.host import launch
+from engine_plugin.transport.http1 import Http1Client
+from engine_plugin.transport.ndjson import whole_lines
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

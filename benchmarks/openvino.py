@@ -19,8 +19,8 @@ from benchmarks.embedded import MODEL, SERVER, embedded_server
 from benchmarks.helpers import Helper, helper
 from benchmarks.results import PLUGIN, Row, quantile
 from benchmarks.targets import COMMAND, Plugged, write_plugin
-from engine_plugin.engines.http.sse import DONE
 from engine_plugin.host import launch
+from engine_plugin.transport.sse import DONE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

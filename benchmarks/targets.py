@@ -19,15 +19,15 @@ import yaml
 
 from benchmarks.dialects import OPENAI
 from benchmarks.results import DIRECT, PLUGIN
-from engine_plugin.engines.http import sse
 from engine_plugin.engines.llamacpp.models import model_store
 from engine_plugin.engines.llamacpp.options import LlamaCppOptions
 from engine_plugin.engines.llamacpp.server import ModelServer
 from engine_plugin.engines.llamacpp.software import Software
 from engine_plugin.engines.options import read_options
-from engine_plugin.engines.processes.records import ProcessRecords
 from engine_plugin.host import launch
 from engine_plugin.manifest import load_manifest
+from engine_plugin.process.records import ProcessRecords
+from engine_plugin.transport import sse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-COMMAND = (sys.executable, "-m", "engine_plugin.hosted")
+COMMAND = (sys.executable, "-m", "engine_plugin.app")
 MODEL, EMBEDDER = "tiny-random", "tiny-embed-gguf"
 _MODEL_FILE = REPOSITORY / "tests" / "data" / "gguf" / f"{MODEL}.gguf"
 _ANSWER_LIMIT = 64 * 1024 * 1024

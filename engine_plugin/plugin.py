@@ -1,6 +1,6 @@
 """The middle of the house: a manifest, an engine, services and deadlines. No gRPC and no HTTP here.
 
-`rpc.servicer` calls it for a host; the CLI and tests reach it the same way.
+`server.servicer` calls it for a host; the CLI and tests reach it the same way.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from engine_plugin.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from engine_plugin.files import in_thread
 from engine_plugin.jsontext import BRIEF
+from engine_plugin.models.available import Offer, names_for
 from engine_plugin.models.defaults import DefaultModels
 from engine_plugin.models.missing import MissingModels
-from engine_plugin.models.offer import Offer, names_for
 from engine_plugin.services import CONVERSATIONS
+from engine_plugin.system.files import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence

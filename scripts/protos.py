@@ -80,7 +80,7 @@ def generate_go(out: Path) -> None:
         run_protoc(arguments, [PROTOS / "provider.proto"])
 
 
-PYTHON = Target("Python", ROOT / "engine_plugin" / "rpc" / "stubs", "*_pb2.py*", generate_python)
+PYTHON = Target("Python", ROOT / "engine_plugin" / "protocol" / "stubs", "*_pb2.py*", generate_python)
 GO = Target("Go", GO_HOST / "protocol", "*.pb.go", generate_go)
 
 

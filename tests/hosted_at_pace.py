@@ -1,4 +1,4 @@
-"""`python -m tests.hosted_at_pace` is engine_plugin.hosted, with the time limits of its end times TEST_PACE.
+"""`python -m tests.hosted_at_pace` is engine_plugin.app, with the time limits of its end times TEST_PACE.
 
 A plugin cuts itself off before a go-plugin host would kill it, two seconds after the host has asked for the end. On a
 machine that has other work to do, the clock says nothing about the plugin.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from engine_plugin.hosted import main
+from engine_plugin.app import main
 from tests.goplugin.plugin import set_pace
 
 __all__ = ["HOSTED"]

@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from engine_plugin.certificates import Identity, der_to_pem, load_identity, pem_to_ders
+from engine_plugin.system.certificates import Identity, der_to_pem, load_identity, pem_to_ders
 
 
 @pytest.mark.promise("G37")

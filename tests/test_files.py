@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin import files
 from engine_plugin.download.events import ChunkProgress, PullEvent
 from engine_plugin.download.fetch import ProgressReport
 from engine_plugin.download.partial import Partial
-from engine_plugin.files import (
+from engine_plugin.system import files
+from engine_plugin.system.files import (
     in_thread,
     opened,
     private_data_dir,

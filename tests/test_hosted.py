@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
+from engine_plugin.app import build
 from engine_plugin.errors import ManifestError, UnsupportedError
-from engine_plugin.hosted import build
 from engine_plugin.manifest import load_manifest
-from engine_plugin.rpc.stubs import provider_pb2
+from engine_plugin.protocol.stubs import provider_pb2
 from tests.patience import LIMIT
 
 from .host.conftest import REPOSITORY
@@ -39,7 +39,7 @@ HEAVY = (
 SHOW_MODULES = """\
 import json, sys
 from pathlib import Path
-from engine_plugin.hosted import build
+from engine_plugin.app import build
 from engine_plugin.manifest import load_manifest
 built = build(load_manifest(Path(sys.argv[1])))
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
@@ -104,7 +104,7 @@ def hosted(place: Path, *, cwd: Path | None = None, **environ: str) -> subproces
     """Run the plugin by a program in `place`, there unless `cwd` is given, to its end."""
     place.mkdir(exist_ok=True)
     program = place / "program.py"
-    program.write_text("import sys\nfrom engine_plugin.hosted import main\nsys.exit(main())\n")
+    program.write_text("import sys\nfrom engine_plugin.app import main\nsys.exit(main())\n")
     cookie = {"AOG_PLUGIN": "aog-provider-plugin-v1", "PLUGIN_PROTOCOL_VERSIONS": "1"}
     return subprocess.run(
         [sys.executable, str(program)],

@@ -17,88 +17,101 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PACKAGE = Path(engine_plugin.__file__).parent
+REPOSITORY = PACKAGE.parent
 
-# Each part and the parts that it may import. `goplugin` knows no engine: `hosted` puts the two together.
-BASE = {
-    "redaction",
-    "errors",
-    "limits",
-    "catalogue",
-    "failures",
-    "waiting",
-    "certificates",
-    "jsontext",
-    "addresses",
-    "trust",
-    "programs",
-    "utf8",
-}
+# Each part and the parts that it may import. `goplugin` knows no engine: `app` puts the two together.
+# `openvino_server` is a package of its own, whose processes import little of this one.
+BASE = {"redaction", "errors", "catalogue", "failures", "waiting", "jsontext", "system"}
+ENGINE = {
+    "deadlines",
+    "download",
+    "engines/base",
+    "engines/local",
+    "engines/options",
+    "install",
+    "manifest",
+    "models",
+    "openai_api",
+    "process",
+    "services",
+    "speech",
+    "templates",
+    "transport",
+} | BASE
 MAY_IMPORT: dict[str, set[str]] = {
     "redaction": set(),
     "errors": {"redaction"},
     "failures": {"errors"},
     "catalogue": {"errors", "failures"},
     "waiting": set(),
-    "trust": {"errors"},
-    "utf8": set(),
-    "programs": {"errors", "trust"},
-    "certificates": set(),
     "jsontext": set(),
-    "addresses": set(),
-    "limits": set(),
-    "socketdir": BASE,
+    "system": {"errors", "jsontext"},
     "manifest": BASE,
-    "files": BASE,
-    "download": {"files"} | BASE,
-    "models": {"download", "files"} | BASE,
+    "download": BASE,
+    "models": {"download"} | BASE,
     "services": BASE,
-    "engines": {"deadlines", "services", "models", "download", "files", "manifest", "socketdir"} | BASE,
     "deadlines": {"manifest"} | BASE,
-    "plugin": {"deadlines", "services", "engines", "models", "download", "files", "manifest"} | BASE,
-    "rpc": {"files", "plugin", "services", "engines", "models", "download"} | BASE,
-    "goplugin": {"rpc", "socketdir"} | BASE,
-    "hosted": {"goplugin", "rpc", "plugin", "engines", "manifest"} | BASE,
-    "host": {"rpc", "manifest"} | BASE,
-    "cli": {"host", "hosted", "rpc", "engines", "models", "manifest", "files", "socketdir"} | BASE,
+    "process": BASE,
+    "templates": {"process"} | BASE,
+    "transport": {"process"} | BASE,
+    "openai_api": {"transport"} | BASE,
+    "openvino_server": {"models", "openai_api", "process", "services", "templates"} | BASE,
+    "engines/base": {"download", "manifest", "models", "services"} | BASE,
+    "engines/options": {"manifest"} | BASE,
+    "install": {"download", "engines/base", "manifest", "process"} | BASE,
+    "engines/local": ENGINE - {"engines/local", "openai_api", "services", "speech", "templates"},
+    "speech": {"deadlines", "engines/base", "openai_api", "process"} | BASE,
+    "engines/llamacpp": ENGINE,
+    "engines/ollama": ENGINE,
+    "engines/openai": ENGINE,
+    "engines/openvino": ENGINE,
+    "plugin": {"deadlines", "download", "engines/base", "manifest", "models", "services"} | BASE,
+    "protocol": set(),
+    "server": {"download", "engines/base", "models", "plugin", "protocol", "services"} | BASE,
+    "goplugin": {"protocol", "server"} | BASE,
+    "app": {"engines/base", "goplugin", "manifest", "plugin", "server"} | BASE,
+    "host": {"manifest", "protocol"} | BASE,
+    "cli": {"app", "engines/base", "host", "manifest", "models", "process", "server"} | BASE,
 }
 
 ENGINES = ("llamacpp", "ollama", "openai", "openvino")
-
-# The parts of `engines` and those of them that each may import; the engines themselves may import all but each other.
-ENGINE_PARTS: dict[str, set[str]] = {
-    "base": set(),
-    "admission": set(),
-    "options": set(),
-    "pool": {"admission"},
-    "shared": set(),
-    "processes": set(),
-    "templates": {"processes"},
-    "http": {"processes"},
-    "installing": {"base", "processes", "server"},
-    "audio": {"base", "http", "processes"},
-    "server": {"http", "options", "processes"},
-    "driver": {"base", "installing", "pool", "processes", "server", "shared"},
-}
 ENGINE_WORDS = re.compile(r"llama|openvino(?!:)|openai(?!:)", re.IGNORECASE)
 
 
-SOURCES = [path for path in sorted(PACKAGE.rglob("*.py")) if "stubs" not in path.parts]
+def sources() -> list[Path]:
+    """Every module of both packages, relative to the repository."""
+    found = [*PACKAGE.rglob("*.py"), *(REPOSITORY / "openvino_server").rglob("*.py")]
+    return sorted(path.relative_to(REPOSITORY) for path in found if "stubs" not in path.parts)
+
+
+SOURCES = sources()
 
 
 def part_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return part_of_name(".".join(path.with_suffix("").parts))
+
+
+def part_of_name(name: str) -> str:
+    """The part that a module, or a name in one, belongs to; "" for what the package itself has."""
+    package, _, rest = name.partition(".")
+    if package != "engine_plugin":
+        return package
+    first, *more = rest.split(".")
+    if first == "engines" and more and more[0] != "__init__":
+        return f"engines/{more[0]}"
+    return "" if first in {"__init__", "__version__", "__file__", "PLUGIN_DIR", "engines"} else first
 
 
 class Source(NamedTuple):
     imports: set[str]
-    """The modules of ours that it imports anywhere, for type checking too."""
+    """What it imports of both packages anywhere, for type checking too."""
     words: set[str]
     """Its names and string constants; not its comments and docstrings."""
 
 
 @cache
 def source(path: Path) -> Source:
-    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    nodes = list(ast.walk(ast.parse((REPOSITORY / path).read_text(encoding="utf-8"))))
     return Source(imported(nodes, path), code_words(nodes))
 
 
@@ -115,7 +128,7 @@ def imported(nodes: Sequence[ast.AST], path: Path) -> set[str]:
             assert node.level == 0, f"{path}: relative import"
             assert node.module
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in found if name.startswith("engine_plugin.")}
+    return {name for name in found if name.startswith(("engine_plugin.", "openvino_server."))}
 
 
 def code_words(nodes: Sequence[ast.AST]) -> set[str]:
@@ -133,52 +146,51 @@ def code_words(nodes: Sequence[ast.AST]) -> set[str]:
 
 
 def test_every_part_has_its_place() -> None:
-    parts = {part_of(path) for path in SOURCES} - {"__init__"}
+    parts = {part_of(path) for path in SOURCES} - {""}
     assert parts == set(MAY_IMPORT)
     assert set(TopologicalSorter(MAY_IMPORT).static_order()) == parts
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", SOURCES, ids=str)
 def test_imports_run_downhill(path: Path) -> None:
     part = part_of(path)
-    used = {name.split(".")[1] for name in imports(path)} - {part, "__version__", "__file__", "PLUGIN_DIR"}
+    used = {part_of_name(name) for name in imports(path)} - {part, ""}
     assert used <= MAY_IMPORT.get(part, set()), f"{part} must not import {used - MAY_IMPORT.get(part, set())}"
 
 
+def test_no_module_imports_itself_in_a_circle() -> None:
+    """Also not through others, and not for type checking."""
+    modules = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES}
+    used = {
+        module: {found for name in imports(path) if (found := name if name in modules else name.rpartition(".")[0])}
+        for module, path in modules.items()
+    }
+    order = TopologicalSorter({module: names & modules.keys() - {module} for module, names in used.items()})
+    order.prepare()
+
+
 def test_the_host_side_uses_only_the_wires_messages() -> None:
-    wire = {name for path in SOURCES if part_of(path) == "host" for name in imports(path) if ".rpc." in name}
+    wire = {name for path in SOURCES if part_of(path) == "host" for name in imports(path) if ".protocol." in name}
     assert wire
-    assert all(name.startswith("engine_plugin.rpc.stubs.") for name in wire)
+    assert all(name.startswith("engine_plugin.protocol.stubs.") for name in wire)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", SOURCES, ids=str)
 def test_an_engines_words_stay_with_it(path: Path) -> None:
-    place = path.relative_to(PACKAGE).parts
-    if place[0] == "engines" and len(place) > 1 and place[1] in ENGINES:
+    part = part_of(path)
+    if part == "openvino_server" or part.removeprefix("engines/") in ENGINES:
         return
-    foreign = {word for word in source(path).words if ENGINE_WORDS.search(word)}
-    if part_of(path) == "manifest":  # the host's own flavours of JSON, which it calls after engines
+    foreign = {word for word in source(path).words if ENGINE_WORDS.search(word)} - {"engine_plugin.openai_api"}
+    if part == "manifest":  # the host's own flavours of JSON, which it calls after engines
         foreign -= {"ollama", "openai", "openvino"}
-    if place == ("models", "families.py"):  # families of models, after one of which an engine is called
+    if path.name == "families.py":  # families of models, after one of which an engine is called
         foreign.clear()
     assert foreign == set()
 
 
-def test_engines_parts_have_their_order() -> None:
-    used: dict[str, set[str]] = {}
-    for path in SOURCES:
-        place = path.relative_to(PACKAGE).parts
-        if place[0] == "engines" and place[1] != "__init__.py":
-            part = place[1].removesuffix(".py")
-            names = {name.split(".")[2] for name in imports(path) if name.startswith("engine_plugin.engines.")}
-            used.setdefault(part, set()).update(names - {part})
-    assert {part: names for part, names in used.items() if part not in ENGINES} == ENGINE_PARTS
-    assert set(TopologicalSorter(ENGINE_PARTS).static_order()) == set(ENGINE_PARTS)
-
-
 def test_engines_do_not_know_each_other() -> None:
     for path in SOURCES:
-        place = path.relative_to(PACKAGE).parts
-        if place[0] == "engines":
-            others = {f"engine_plugin.engines.{name}." for name in ENGINES if name not in place}
+        part = part_of(path)
+        if part.removeprefix("engines/") in ENGINES:
+            others = {f"engine_plugin.engines.{name}." for name in ENGINES if name != part.removeprefix("engines/")}
             assert not [name for name in imports(path) if name.startswith(tuple(others))], path

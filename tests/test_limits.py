@@ -11,9 +11,9 @@ from typing import Any
 import psutil
 import pytest
 
-from engine_plugin.rpc.hosts import Host
-from engine_plugin.rpc.servicer import ProviderServicer
-from engine_plugin.rpc.stubs import provider_pb2 as pb
+from engine_plugin.protocol.stubs import provider_pb2 as pb
+from engine_plugin.server.hosts import Host
+from engine_plugin.server.servicer import ProviderServicer
 from tests.goplugin.conftest import launch as launch  # noqa: PLC0414  # fixtures
 from tests.goplugin.conftest import short_dir as short_dir  # noqa: PLC0414
 from tests.goplugin.conftest import start as start  # noqa: PLC0414

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine_plugin import jsontext
-from engine_plugin.files import LARGEST_JSON, load_json, read_json
 from engine_plugin.jsontext import JsonError
+from engine_plugin.system.files import LARGEST_JSON, load_json, read_json
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -63,7 +63,7 @@ asyncio.run(main())
 """
 THREADLESS = """\
 import signal, sys
-from engine_plugin.hosted import main
+from engine_plugin.app import main
 from tests.goplugin.plugin import refuse_threads
 signal.signal(signal.SIGUSR1, lambda _number, _frame: (refuse_threads(), sys.stderr.write("no threads\\n")))
 sys.exit(main())
@@ -72,7 +72,7 @@ PIP = """\
 import asyncio, os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from engine_plugin.engines.installing import pip
+from engine_plugin.install import pip
 here = Path(sys.argv[1])
 asyncio.run(pip.install_packages(here / "target", ["x"], os.environ, print, scratch=here))
 """

@@ -36,10 +36,10 @@ from engine_plugin.errors import (
 from engine_plugin.host import BidiCall, OperateStatus, PluginClient, connect, events
 from engine_plugin.manifest import load_manifest
 from engine_plugin.plugin import Plugin
-from engine_plugin.rpc import servicer
-from engine_plugin.rpc.grpc_aio import AioServer
-from engine_plugin.rpc.servicer import provider_service
-from engine_plugin.rpc.stubs import provider_pb2 as pb
+from engine_plugin.protocol.stubs import provider_pb2 as pb
+from engine_plugin.server import servicer
+from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server.servicer import provider_service
 from tests.patience import LIMIT, NEVER, pace
 
 from .host.conftest import REPOSITORY

@@ -12,8 +12,8 @@ import pytest
 if sys.platform == "win32":
     pytest.skip("the permissions of Windows are not looked at", allow_module_level=True)
 
-from engine_plugin.programs import noexec_doubt, program_doubt
-from engine_plugin.trust import distrust
+from engine_plugin.system.programs import noexec_doubt, program_doubt
+from engine_plugin.system.trust import distrust
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from engine_plugin.cli.options import chosen_manifest
+from engine_plugin.cli.lookup import default_model, is_model
 from engine_plugin.cli.output import say
+from engine_plugin.cli.plugins import chosen_manifest
 from engine_plugin.cli.progress import show_pull
-from engine_plugin.cli.wanted import default_model, is_model
 from engine_plugin.errors import UnsupportedError
 from engine_plugin.models.names import is_cloud_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engine_plugin.cli.options import Options
+    from engine_plugin.cli.context import Options
     from engine_plugin.host import PluginClient
 
 __all__ = ["auto_pull_option", "model_to_call"]

@@ -13,12 +13,15 @@ from engine_plugin.cli.autopull import auto_pull_option, model_to_call
 from engine_plugin.cli.conversation import SERVICE, Conversation, Picture, Settings, answer
 from engine_plugin.cli.files import STANDARD, read_bytes, read_text
 from engine_plugin.cli.names import model_names
-from engine_plugin.cli.options import Options, chosen_manifest, global_options, runs
+from engine_plugin.cli.options import global_options, runs
 from engine_plugin.cli.output import print_json
+from engine_plugin.cli.plugins import chosen_manifest
 from engine_plugin.cli.terminal import AnswerPrinter, print_answer, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from engine_plugin.cli.context import Options
 
 __all__ = ["chat"]
 
@@ -67,7 +70,7 @@ async def chat(
         return
     if options.json or not sys.stdout.isatty():
         raise click.UsageError("there is nothing to answer. Give a PROMPT, or - to read it from standard input")
-    from engine_plugin.cli.talk import talk
+    from engine_plugin.cli.repl import talk
 
     await talk(options, conversation, await _pictures(images), auto_pull)
 

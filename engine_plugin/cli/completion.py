@@ -17,7 +17,8 @@ from click.shell_completion import (
     split_arg_string,
 )
 
-from engine_plugin.cli.options import COMPLETE, global_options
+from engine_plugin.cli.context import COMPLETE
+from engine_plugin.cli.options import global_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

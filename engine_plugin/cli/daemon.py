@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from engine_plugin import catalogue
-from engine_plugin.cli.rendezvous import Rendezvous, ServerRecord, is_server_process
 from engine_plugin.cli.serve import LOG_VARIABLE
-from engine_plugin.engines.processes.python import own_command, own_environ
+from engine_plugin.cli.server_record import Rendezvous, ServerRecord, is_server_process
 from engine_plugin.errors import DeadlineError, PreconditionError
-from engine_plugin.files import in_thread, make_private, private_folder
+from engine_plugin.process.python import own_command, own_environ
+from engine_plugin.system.files import in_thread, make_private, private_folder
 
 if TYPE_CHECKING:
     from engine_plugin.manifest import Manifest

@@ -9,14 +9,14 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from engine_plugin.addresses import socket_is_gone, unix_path
 from engine_plugin.errors import EnginePluginError, PreconditionError
+from engine_plugin.system.addresses import socket_is_gone, unix_path
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from engine_plugin.rpc.grpc_aio import AioServer
-    from engine_plugin.rpc.server import RpcService
+    from engine_plugin.server.grpc_aio import AioServer
+    from engine_plugin.server.seam import RpcService
 
 __all__ = ["Door", "opened"]
 
@@ -45,7 +45,7 @@ class Door:
 
     async def open(self) -> None:
         """Listen at the address that `choose` names. Raises EnginePluginError, saying what to do."""
-        from engine_plugin.rpc.grpc_aio import AioServer
+        from engine_plugin.server.grpc_aio import AioServer
 
         address = self._choose()
         server = AioServer()

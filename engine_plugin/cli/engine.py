@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from engine_plugin.cli.options import Options, advised, chosen_manifest, global_options, runs
+from engine_plugin.cli.context import Options, advised
+from engine_plugin.cli.options import global_options, runs
 from engine_plugin.cli.output import human_size, print_json, print_line, say
+from engine_plugin.cli.plugins import chosen_manifest
 from engine_plugin.cli.status import STOPPED, health_of
 from engine_plugin.errors import EngineNotInstalledError, EnginePluginError, UnavailableError
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from engine_plugin.cli.progress import Show
-    from engine_plugin.cli.rendezvous import ServerRecord
+    from engine_plugin.cli.server_record import ServerRecord
     from engine_plugin.host import LogLine, PluginClient
 
 __all__ = ["engine"]
@@ -96,7 +98,7 @@ async def _changed(options: Options, change: Callable[[PluginClient], Awaitable[
 async def start(options: Options, mode: str) -> None:
     """Serve the plugin in the background and start its engine. Running already: nothing changes."""
     from engine_plugin.cli.daemon import end_server, start_server
-    from engine_plugin.cli.rendezvous import Rendezvous
+    from engine_plugin.cli.server_record import Rendezvous
 
     manifest = chosen_manifest(options)
     meeting = Rendezvous(manifest)
@@ -125,7 +127,7 @@ async def start(options: Options, mode: str) -> None:
 async def stop(options: Options) -> None:
     """Stop the engine and end the server behind it."""
     from engine_plugin.cli.daemon import end_server
-    from engine_plugin.cli.rendezvous import Rendezvous
+    from engine_plugin.cli.server_record import Rendezvous
 
     manifest = chosen_manifest(options)
     meeting = Rendezvous(manifest)
@@ -150,7 +152,7 @@ async def stop(options: Options) -> None:
 @runs
 async def status(options: Options) -> None:
     """Show state, version, address and loaded models. Exits with 4 when the engine is not running."""
-    from engine_plugin.cli.rendezvous import Rendezvous
+    from engine_plugin.cli.server_record import Rendezvous
     from engine_plugin.cli.session import plugin
 
     manifest = chosen_manifest(options)

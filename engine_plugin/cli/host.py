@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engine_plugin.cli.options import Options, global_options, runs
+from engine_plugin.cli.options import global_options, runs
 from engine_plugin.cli.output import as_json, as_shown, print_json, print_table, say
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from engine_plugin.cli.context import Options
     from engine_plugin.host import ChunkStream
 
 __all__ = ["host"]

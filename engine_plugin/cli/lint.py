@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from engine_plugin.cli.options import Options, chosen_manifest_file, global_options
+from engine_plugin.cli.options import global_options
 from engine_plugin.cli.output import print_json, say
+from engine_plugin.cli.plugins import chosen_manifest_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from engine_plugin.cli.context import Options
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest
 

@@ -21,7 +21,7 @@ from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequ
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from engine_plugin.cli.options import Options
+    from engine_plugin.cli.context import Options
     from engine_plugin.host import BidiCall
 
 __all__ = ["live_transcription"]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from engine_plugin import __version__
-from engine_plugin.cli.options import COMPLETE, Options, global_options
+from engine_plugin.cli.context import COMPLETE, Options
+from engine_plugin.cli.options import global_options
 from engine_plugin.errors import (
     DeadlineError,
     EnginePluginError,
@@ -21,7 +22,7 @@ from engine_plugin.errors import (
     UnavailableError,
 )
 from engine_plugin.redaction import redacted
-from engine_plugin.utf8 import begin_in_utf8, speak_utf8
+from engine_plugin.system.utf8 import begin_in_utf8, speak_utf8
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 import click
 
 from engine_plugin.cli import cells
+from engine_plugin.cli.lookup import entry_of, is_model
 from engine_plugin.cli.names import model_names
-from engine_plugin.cli.options import Options, global_options, runs
+from engine_plugin.cli.options import global_options, runs
 from engine_plugin.cli.output import human_size, print_fields, print_json, print_line, print_table, say
 from engine_plugin.cli.usemodel import use
-from engine_plugin.cli.wanted import entry_of, is_model
 from engine_plugin.errors import EnginePluginError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from engine_plugin.cli.context import Options
     from engine_plugin.host import LoadedModel, ModelEntry, PluginClient, PullOptions
 
 __all__ = ["PASSWORD_VARIABLE", "models"]

@@ -6,7 +6,8 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
-from engine_plugin.cli.options import Options, chosen_manifest, packaged_plugins
+from engine_plugin.cli.context import Options
+from engine_plugin.cli.plugins import chosen_manifest, packaged_plugins
 
 if TYPE_CHECKING:
     import click

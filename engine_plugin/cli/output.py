@@ -11,7 +11,7 @@ from unicodedata import combining, east_asian_width
 
 import click
 
-from engine_plugin.cli.options import advised
+from engine_plugin.cli.context import advised
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -16,17 +16,19 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from engine_plugin import catalogue
-from engine_plugin.addresses import SOCKET_PATH_LIMIT, grpc_target, is_loopback, unix_path
 from engine_plugin.cli.door import opened
-from engine_plugin.cli.options import Options, chosen_manifest, global_options
+from engine_plugin.cli.options import global_options
 from engine_plugin.cli.output import print_json, say
+from engine_plugin.cli.plugins import chosen_manifest
 from engine_plugin.errors import DeadlineError, PreconditionError
+from engine_plugin.system.addresses import SOCKET_PATH_LIMIT, grpc_target, is_loopback, unix_path
 from engine_plugin.waiting import handle_signal, run_to_the_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from engine_plugin.hosted import BuiltPlugin
+    from engine_plugin.app import BuiltPlugin
+    from engine_plugin.cli.context import Options
     from engine_plugin.manifest import Manifest
 
 __all__ = ["LOG_VARIABLE", "serve"]
@@ -61,9 +63,9 @@ def serve(options: Options, address: str | None, allow_remote: bool) -> None:
 
 
 async def _serve(options: Options, manifest: Manifest, address: str | None) -> None:
+    from engine_plugin.app import build
     from engine_plugin.cli.orphans import reaped
-    from engine_plugin.hosted import build
-    from engine_plugin.limits import raise_file_limit
+    from engine_plugin.system.limits import raise_file_limit
 
     raise_file_limit()
     with _place(manifest, address) as place, _stop_signals() as stopped, reaped():
@@ -100,7 +102,7 @@ def _place(manifest: Manifest, address: str | None) -> Iterator[_Place]:
         return
     from filelock import Timeout
 
-    from engine_plugin.cli.rendezvous import Rendezvous, ServerRecord
+    from engine_plugin.cli.server_record import Rendezvous, ServerRecord
 
     meeting = Rendezvous(manifest)
     lock = meeting.lock

@@ -15,13 +15,15 @@ import click
 from engine_plugin.cli.autopull import auto_pull_option, model_to_call
 from engine_plugin.cli.files import STANDARD, check_target, read_bytes, read_text, texts, write_bytes
 from engine_plugin.cli.names import model_names
-from engine_plugin.cli.options import Options, chosen_manifest, global_options, runs
+from engine_plugin.cli.options import global_options, runs
 from engine_plugin.cli.output import as_json, as_shown, print_json, print_table, say
+from engine_plugin.cli.plugins import chosen_manifest
 from engine_plugin.errors import BadGatewayError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
+    from engine_plugin.cli.context import Options
     from engine_plugin.host import PluginClient
 
 __all__ = ["embed", "image", "rerank", "speak", "transcribe"]

@@ -7,14 +7,14 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from engine_plugin.catalogue import ENGINE_NOT_RUNNING
-from engine_plugin.cli.options import chosen_manifest
-from engine_plugin.cli.rendezvous import Rendezvous
+from engine_plugin.cli.plugins import chosen_manifest
+from engine_plugin.cli.server_record import Rendezvous
 from engine_plugin.errors import UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from engine_plugin.cli.options import Options
+    from engine_plugin.cli.context import Options
     from engine_plugin.host import LogLine, PluginClient
 
 __all__ = ["plugin", "running_plugin", "serving"]
@@ -27,8 +27,8 @@ _QUICK = 10.0
 async def plugin(options: Options, on_log: Callable[[LogLine], None] | None = None) -> AsyncIterator[PluginClient]:
     """The running server's plugin, else one launched for this command and ended with it."""
     from engine_plugin import PLUGIN_DIR
-    from engine_plugin.engines.processes.python import own_command, own_environ
     from engine_plugin.host import launch
+    from engine_plugin.process.python import own_command, own_environ
 
     manifest = chosen_manifest(options)
     meeting = Rendezvous(manifest)
@@ -37,7 +37,7 @@ async def plugin(options: Options, on_log: Callable[[LogLine], None] | None = No
         client = await meeting.reach(record)
     else:
         client = await launch(
-            own_command("engine_plugin.hosted"),
+            own_command("engine_plugin.app"),
             name=manifest.provider.name,
             cwd=manifest.plugin_dir,
             env={**own_environ(os.environ), PLUGIN_DIR: str(manifest.plugin_dir)},

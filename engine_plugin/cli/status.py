@@ -8,14 +8,16 @@ import click
 
 from engine_plugin.catalogue import ENGINE_NOT_RUNNING
 from engine_plugin.cli import cells
-from engine_plugin.cli.options import Options, advised, chosen_manifest, global_options, runs
+from engine_plugin.cli.context import Options, advised
+from engine_plugin.cli.options import global_options, runs
 from engine_plugin.cli.output import human_size, print_json, print_line, print_table, say
+from engine_plugin.cli.plugins import chosen_manifest
 from engine_plugin.errors import AuthError, EnginePluginError, PreconditionError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
 
-    from engine_plugin.cli.rendezvous import ServerRecord
+    from engine_plugin.cli.server_record import ServerRecord
     from engine_plugin.host import PluginClient
 
 __all__ = ["STOPPED", "health_of", "status"]
@@ -36,7 +38,7 @@ async def status(options: Options) -> None:
 
     Without a server it asks a plugin that it launches for the moment.
     """
-    from engine_plugin.cli.rendezvous import Rendezvous
+    from engine_plugin.cli.server_record import Rendezvous
     from engine_plugin.cli.session import plugin
 
     manifest = chosen_manifest(options)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from engine_plugin import catalogue
+from engine_plugin.cli.lookup import entry_of
 from engine_plugin.cli.names import model_names, service_names
-from engine_plugin.cli.options import Options, chosen_manifest, global_options, runs
+from engine_plugin.cli.options import global_options, runs
 from engine_plugin.cli.output import print_json, print_line
-from engine_plugin.cli.wanted import entry_of
+from engine_plugin.cli.plugins import chosen_manifest
 from engine_plugin.errors import PreconditionError
 from engine_plugin.models.defaults import DefaultModels
 from engine_plugin.models.info import KIND_OF_SERVICE, can_serve
@@ -19,6 +20,7 @@ from engine_plugin.models.info import KIND_OF_SERVICE, can_serve
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from engine_plugin.cli.context import Options
     from engine_plugin.host import ModelEntry
     from engine_plugin.manifest import Manifest
 

@@ -24,7 +24,7 @@ from engine_plugin.download.remote import (
 )
 from engine_plugin.download.sizes import byte_size
 from engine_plugin.errors import DownloadError
-from engine_plugin.files import in_thread
+from engine_plugin.system.files import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.files import BLOCK, in_thread, private_folder, read_json, write_json
+from engine_plugin.system.files import BLOCK, in_thread, private_folder, read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

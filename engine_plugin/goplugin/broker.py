@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine_plugin.rpc.server import Call
+    from engine_plugin.server.seam import Call
 
 __all__ = ["BrokerServicer"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine_plugin.rpc.stubs.goplugin import controller_pb2
+from engine_plugin.protocol.stubs.goplugin import controller_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engine_plugin.rpc.server import Call
+    from engine_plugin.server.seam import Call
 
 __all__ = ["ControllerServicer"]
 

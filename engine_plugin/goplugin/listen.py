@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.goplugin.handshake import HostEnv
-    from engine_plugin.rpc.server import RpcServer
+    from engine_plugin.server.seam import RpcServer
 
 __all__ = ["Address", "listening"]
 
@@ -35,7 +35,7 @@ async def listening(server: RpcServer, host: HostEnv) -> AsyncIterator[Address]:
     if host.transport == "tcp" or sys.platform == "win32":
         yield Address("tcp", await _listen_tcp(server, host.min_port, host.max_port))
         return
-    from engine_plugin.socketdir import give_to_group, keep_fresh, private_directory
+    from engine_plugin.system.socketdir import give_to_group, keep_fresh, private_directory
 
     with private_directory(host.socket_dir, host.socket_group) as directory:
         path = directory / "sock"

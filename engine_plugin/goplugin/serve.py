@@ -8,33 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from engine_plugin.goplugin.handshake import RUN_BY_HAND, HostEnv, is_hosted
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
-    from typing import TypeAlias
-
+    from engine_plugin.goplugin.plugin import Load
     from engine_plugin.goplugin.watchdog import LastResort
-    from engine_plugin.rpc.server import RpcService
 
-    Load: TypeAlias = Callable[[HostEnv], Awaitable["HostedPlugin"]]
-
-__all__ = ["HostedPlugin", "run"]
+__all__ = ["run"]
 
 _FLUSH_LIMIT = 0.1  # seconds for the last log lines
-
-
-class HostedPlugin(Protocol):
-    """What a host is given: the plugin's own gRPC services, and the way to end what lies behind them."""
-
-    @property
-    def services(self) -> Sequence[RpcService]:
-        """Served beside go-plugin's own; read once, before the handshake."""
-
-    async def aclose(self) -> None:
-        """Stop the engine and let go of everything. Has 1.2 s, then it is cancelled and the process ends."""
 
 
 def run(load: Load) -> int:
@@ -78,7 +62,7 @@ def _run_session(load: Load, parent: int, last_resort: LastResort) -> None:
     try:
         host = HostEnv.from_environ(os.environ)
         from engine_plugin.goplugin.session import Session
-        from engine_plugin.limits import raise_file_limit
+        from engine_plugin.system.limits import raise_file_limit
         from engine_plugin.waiting import run_to_the_end
 
         raise_file_limit()

@@ -19,19 +19,19 @@ from engine_plugin.goplugin.handshake import handshake_line
 from engine_plugin.goplugin.listen import listening
 from engine_plugin.goplugin.stdio import StdioServicer
 from engine_plugin.goplugin.watchdog import watch_host
-from engine_plugin.rpc.grpc_aio import AioServer
-from engine_plugin.rpc.server import bind
-from engine_plugin.rpc.stubs.goplugin import broker_pb2, controller_pb2, stdio_pb2
+from engine_plugin.protocol.stubs.goplugin import broker_pb2, controller_pb2, stdio_pb2
+from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server.seam import bind
 from engine_plugin.waiting import handle_signal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine, Sequence
 
     from engine_plugin.goplugin.handshake import HostEnv
-    from engine_plugin.goplugin.serve import HostedPlugin, Load
+    from engine_plugin.goplugin.plugin import HostedPlugin, Load
     from engine_plugin.goplugin.stdout import StandardOutput
     from engine_plugin.goplugin.watchdog import LastResort
-    from engine_plugin.rpc.server import RpcServer, RpcService
+    from engine_plugin.server.seam import RpcServer, RpcService
 
 __all__ = ["Session"]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine_plugin.rpc.stubs.goplugin import stdio_pb2
+from engine_plugin.protocol.stubs.goplugin import stdio_pb2
 
 if TYPE_CHECKING:
     from google.protobuf.empty_pb2 import Empty
 
     from engine_plugin.goplugin.stdout import OutputBuffer
-    from engine_plugin.rpc.server import Call
+    from engine_plugin.server.seam import Call
 
 __all__ = ["StdioServicer"]
 

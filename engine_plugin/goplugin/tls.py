@@ -18,15 +18,15 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine_plugin.certificates import NAME, Identity, load_identity, pem_to_ders
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.goplugin.pipe import Pipe, Pipes
-from engine_plugin.rpc.grpc_aio import AioServer
-from engine_plugin.rpc.server import RpcServer
+from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server.seam import RpcServer
+from engine_plugin.system.certificates import NAME, Identity, load_identity, pem_to_ders
 
 if TYPE_CHECKING:
     from engine_plugin.goplugin.pipe import Dial
-    from engine_plugin.rpc.server import RpcService
+    from engine_plugin.server.seam import RpcService
 
 __all__ = ["TlsServer", "host_certificates", "outer_context"]
 
@@ -104,7 +104,7 @@ class TlsServer(RpcServer):
         if self._loopback or sys.platform == "win32":
             name = self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="engine-plugin-"))
             return Path(name)
-        from engine_plugin.socketdir import keep_fresh, private_directory
+        from engine_plugin.system.socketdir import keep_fresh, private_directory
 
         # One of its own: the group that may have the announced socket must not have this one.
         directory = self._cleanup.enter_context(private_directory(self._base, ""))

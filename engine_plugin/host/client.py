@@ -14,8 +14,8 @@ from engine_plugin.host.link import raise_for_code
 from engine_plugin.host.payloads import dump, invocation, models, parse_object, progress, pull_request
 from engine_plugin.host.shapes import EngineCheck, OperateStatus
 from engine_plugin.host.streams import BidiCall, ChunkStream
-from engine_plugin.rpc.stubs import provider_pb2 as pb
-from engine_plugin.rpc.stubs.goplugin import controller_pb2
+from engine_plugin.protocol.stubs import provider_pb2 as pb
+from engine_plugin.protocol.stubs.goplugin import controller_pb2
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence

@@ -15,21 +15,21 @@ import grpc.aio
 from google.protobuf.empty_pb2 import Empty
 from grpc_health.v1 import health_pb2
 
-from engine_plugin.addresses import grpc_target, unix_path
 from engine_plugin.errors import NotFoundError, PluginProcessError, UnavailableError, UnsupportedError
 from engine_plugin.host.client import PluginClient
 from engine_plugin.host.handshake import plugin_environment
 from engine_plugin.host.link import CHANNEL_OPTIONS, Link
 from engine_plugin.host.logs import LineSplitter
 from engine_plugin.host.process import PluginProcess
-from engine_plugin.rpc.stubs.goplugin import broker_pb2, stdio_pb2
+from engine_plugin.protocol.stubs.goplugin import broker_pb2, stdio_pb2
+from engine_plugin.system.addresses import grpc_target, unix_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from engine_plugin.certificates import Identity
     from engine_plugin.host.handshake import Handshake
     from engine_plugin.host.logs import LogLine
+    from engine_plugin.system.certificates import Identity
 
 __all__ = ["connect", "launch"]
 
@@ -106,7 +106,7 @@ async def connect(address: str, *, timeout: float = 5.0) -> PluginClient:
 
 
 def _identity() -> Identity:
-    from engine_plugin.certificates import Identity
+    from engine_plugin.system.certificates import Identity
 
     return Identity.create()
 
@@ -114,7 +114,7 @@ def _identity() -> Identity:
 def _channel(name: str, handshake: Handshake, identity: Identity | None) -> grpc.aio.Channel:
     if identity is None:
         return _open(handshake.address, CHANNEL_OPTIONS)
-    from engine_plugin.certificates import NAME, der_to_pem
+    from engine_plugin.system.certificates import NAME, der_to_pem
 
     try:
         trusted = der_to_pem(handshake.certificate)

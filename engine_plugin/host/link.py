@@ -23,7 +23,7 @@ from engine_plugin.errors import (
     error_for_code,
 )
 from engine_plugin.jsontext import MOST_BYTES, MOST_MESSAGE
-from engine_plugin.rpc.stubs import provider_pb2
+from engine_plugin.protocol.stubs import provider_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

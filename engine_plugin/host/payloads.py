@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, cast
 
 from engine_plugin.errors import BadGatewayError
-from engine_plugin.rpc.stubs import provider_pb2 as pb
+from engine_plugin.protocol.stubs import provider_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

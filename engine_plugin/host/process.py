@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from engine_plugin.errors import PluginProcessError
 from engine_plugin.host.handshake import parse_handshake
 from engine_plugin.host.logs import LineSplitter, PluginLog
-from engine_plugin.programs import program_doubt
+from engine_plugin.system.programs import program_doubt
 from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:

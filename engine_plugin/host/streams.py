@@ -10,7 +10,7 @@ import grpc.aio
 
 from engine_plugin.errors import BadGatewayError, EnginePluginError
 from engine_plugin.host.link import raise_for_code, sendable
-from engine_plugin.rpc.stubs import provider_pb2 as pb
+from engine_plugin.protocol.stubs import provider_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

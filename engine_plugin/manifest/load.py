@@ -11,7 +11,7 @@ from engine_plugin.errors import ManifestError, Problem
 from engine_plugin.manifest.document import MAX_BYTES
 from engine_plugin.manifest.paths import absolute, exists, is_directory, is_file
 from engine_plugin.manifest.schema import read_manifest
-from engine_plugin.trust import distrust
+from engine_plugin.system.trust import distrust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

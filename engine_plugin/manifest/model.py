@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import ManifestError, Problem, ServiceNotFoundError
 from engine_plugin.manifest.paths import is_file
-from engine_plugin.programs import program_doubt
+from engine_plugin.system.programs import program_doubt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine_plugin.errors import PreconditionError
-from engine_plugin.files import in_thread, private_folder, read_json, write_json
+from engine_plugin.system.files import in_thread, private_folder, read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,7 +14,6 @@ from engine_plugin.download.events import ChunkProgress, Status
 from engine_plugin.download.fetch import Fetch, ProgressReport
 from engine_plugin.download.sizes import byte_size
 from engine_plugin.errors import InvalidRequestError, PullError
-from engine_plugin.files import BLOCK, in_thread, opened
 from engine_plugin.models.pull import Pull
 from engine_plugin.models.repository import RemoteFile, RepositorySource, checked_files
 from engine_plugin.models.request import LocalSource, StoredSource
@@ -27,6 +26,7 @@ from engine_plugin.models.tree import (
     files_to_copy,
     fingerprint,
 )
+from engine_plugin.system.files import BLOCK, in_thread, opened
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from engine_plugin.download.events import PullEvent, Success
     from engine_plugin.download.partial import Partial
     from engine_plugin.download.remote import FetchPolicy
+    from engine_plugin.models.index import Shelf
     from engine_plugin.models.info import Inspection
     from engine_plugin.models.pull import Leftovers
     from engine_plugin.models.repository import Hub
     from engine_plugin.models.request import PullPlan
-    from engine_plugin.models.shelf import Shelf
     from engine_plugin.models.tree import FolderLayout
 
 __all__ = ["Choose", "FolderPull", "WholeProgress"]

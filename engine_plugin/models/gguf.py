@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
-from engine_plugin.files import LFS_POINTER
+from engine_plugin.system.files import LFS_POINTER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine_plugin.files import sha256_of, sync_folder
 from engine_plugin.models.names import is_model_name, other_case
+from engine_plugin.system.files import sha256_of, sync_folder
 
 if TYPE_CHECKING:
     import os

@@ -13,7 +13,6 @@ from engine_plugin.download.remote import http_client, open_url
 from engine_plugin.download.sizes import byte_size
 from engine_plugin.download.source import HttpSource
 from engine_plugin.errors import NotFoundError, PullError
-from engine_plugin.files import BLOCK, in_thread, opened
 from engine_plugin.models.folderpull import WholeProgress
 from engine_plugin.models.gguf import GgufError, join
 from engine_plugin.models.pull import Pull
@@ -21,6 +20,7 @@ from engine_plugin.models.repository import patiently
 from engine_plugin.models.request import PartsSource
 from engine_plugin.models.staging import Staging, digests_of
 from engine_plugin.models.tree import fingerprint
+from engine_plugin.system.files import BLOCK, in_thread, opened
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from engine_plugin.download.events import PullEvent, Success
     from engine_plugin.download.remote import FetchPolicy, Remote
     from engine_plugin.models.gguf import Joined
+    from engine_plugin.models.index import Shelf
     from engine_plugin.models.info import Inspection
     from engine_plugin.models.pull import Leftovers
     from engine_plugin.models.request import PullPlan
-    from engine_plugin.models.shelf import Shelf
 
 __all__ = ["PartsLeftovers", "PartsPull"]
 

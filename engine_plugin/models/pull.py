@@ -23,10 +23,10 @@ from engine_plugin.errors import (
     NotFoundError,
     PullError,
 )
-from engine_plugin.files import BLOCK, in_thread, opened, private_folder
 from engine_plugin.models.layout import Extent
 from engine_plugin.models.records import Record
 from engine_plugin.models.request import LocalSource, StoredSource
+from engine_plugin.system.files import BLOCK, in_thread, opened, private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
     from engine_plugin.download.events import PullEvent
     from engine_plugin.download.remote import FetchPolicy, Remote
+    from engine_plugin.models.index import Shelf
     from engine_plugin.models.info import Inspection
     from engine_plugin.models.request import PullPlan
-    from engine_plugin.models.shelf import Shelf
 
 __all__ = ["FilePull", "Leftovers", "Pull"]
 

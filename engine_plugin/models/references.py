@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine_plugin.files import in_thread, private_folder, read_json, write_json
+from engine_plugin.system.files import in_thread, private_folder, read_json, write_json
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import engine_plugin
 from engine_plugin.errors import EnginePluginError
-from engine_plugin.files import read_json
 from engine_plugin.models.info import ModelDetails, StoredModel
 from engine_plugin.models.records import details_from_json
+from engine_plugin.system.files import read_json
 
 __all__ = ["Sample", "Samples", "bundled_samples"]
 

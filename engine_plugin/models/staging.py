@@ -13,8 +13,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from engine_plugin.download.partial import Partial
-from engine_plugin.files import BLOCK, in_thread, opened, private_folder, sync_tree
 from engine_plugin.models.tree import files_of, throw_away
+from engine_plugin.system.files import BLOCK, in_thread, opened, private_folder, sync_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -21,8 +21,8 @@ from engine_plugin.download.events import Success
 from engine_plugin.download.remote import FetchPolicy
 from engine_plugin.download.source import HttpSource, without_secrets
 from engine_plugin.errors import ModelNotFoundError, ModelUnusableError, PreconditionError, PullError
-from engine_plugin.files import in_thread, private_folder
 from engine_plugin.models.huggingface import refuse_offline
+from engine_plugin.models.index import Shelf
 from engine_plugin.models.info import Inspection, ModelDetails, ModelInfo, StoredModel, kind_of_type
 from engine_plugin.models.layout import FileLayout
 from engine_plugin.models.names import near_names, validate_model_name
@@ -40,9 +40,9 @@ from engine_plugin.models.request import (
     read_request,
 )
 from engine_plugin.models.samples import Sample, Samples, bundled_samples
-from engine_plugin.models.shared import MOST_PULLS, SharedPull
-from engine_plugin.models.shelf import Shelf
+from engine_plugin.models.shared_pull import MOST_PULLS, SharedPull
 from engine_plugin.redaction import redacted
+from engine_plugin.system.files import in_thread, private_folder
 
 if TYPE_CHECKING:
     import builtins

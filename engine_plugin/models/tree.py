@@ -23,9 +23,9 @@ from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING
 
 from engine_plugin.errors import InvalidRequestError
-from engine_plugin.files import private_folder, sha256_of, sync_folder
 from engine_plugin.models.layout import Extent, Layout
 from engine_plugin.models.names import is_repository_name
+from engine_plugin.system.files import private_folder, sha256_of, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

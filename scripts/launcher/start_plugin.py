@@ -14,7 +14,7 @@ def main() -> int:
         sys.exit(f"[ERROR] this plugin was built for Python {BUILT_FOR}, not {running} ({sys.executable})")
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path.insert(0, os.path.normpath(os.path.join(here, PACKAGES)))
-    from engine_plugin.hosted import main as serve
+    from engine_plugin.app import main as serve
 
     return serve(os.path.dirname(here))
 

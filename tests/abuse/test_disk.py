@@ -18,12 +18,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engine_plugin.cli.rendezvous import ServerRecord, is_server_process, read_record, record_file
+from engine_plugin.cli.server_record import ServerRecord, is_server_process, read_record, record_file
 from engine_plugin.download.partial import PartialState
-from engine_plugin.engines.installing.install import Installation
-from engine_plugin.engines.processes.records import ProcessRecords
 from engine_plugin.errors import PullError
+from engine_plugin.install.versions import Installation
 from engine_plugin.models.store import FetchPolicy, ModelStore, PullRequest
+from engine_plugin.process.records import ProcessRecords
 from tests.abuse.examples import JSON, ODD_TEXT
 from tests.examples import FEW
 from tests.models.fakes import SAMPLES, Inspector, files_below, pull

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engine_plugin.engines.http import sse
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.host import EventSplitter, events
+from engine_plugin.transport import sse
 from tests.abuse.examples import JSON
 from tests.examples import FEW
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_plugin.errors import InvalidRequestError
-from engine_plugin.rpc.payloads import model_name, model_names, pull_request
+from engine_plugin.server.payloads import model_name, model_names, pull_request
 from engine_plugin.services import SERVICES, parse_request
 from tests.abuse.examples import JSON
 from tests.patience import pace

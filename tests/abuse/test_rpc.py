@@ -25,9 +25,9 @@ from grpc_health.v1 import health_pb2
 
 from engine_plugin.manifest import load_manifest
 from engine_plugin.plugin import Plugin
-from engine_plugin.rpc.grpc_aio import AioServer
-from engine_plugin.rpc.servicer import provider_service
-from engine_plugin.rpc.stubs import provider_pb2 as pb
+from engine_plugin.protocol.stubs import provider_pb2 as pb
+from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server.servicer import provider_service
 from tests.examples import MORE
 from tests.host.conftest import REPOSITORY
 from tests.host.conftest import sockets as sockets  # noqa: PLC0414  # a fixture

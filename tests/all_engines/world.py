@@ -77,7 +77,7 @@ async def spawned(
     environment = {"AOG_DATA_DIR": str(place / "data"), **environ}
     python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     client = await launch(
-        [sys.executable, "-m", "engine_plugin.hosted"],
+        [sys.executable, "-m", "engine_plugin.app"],
         name=f"{engine}-{secrets.token_hex(2)}",
         cwd=folder,
         env=environment | {"PYTHONPATH": python_path},

@@ -7,8 +7,8 @@ import math
 import random
 from array import array
 
-from engine_plugin.engines.audio import pcm
-from engine_plugin.engines.audio.subtitles import Segment
+from engine_plugin.speech import pcm
+from engine_plugin.speech.subtitles import Segment
 
 __all__ = ["Listener", "encoded", "mixed", "noise", "silence", "speech", "spoken", "tone", "wav"]
 

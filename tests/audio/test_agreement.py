@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine_plugin.engines.audio.agreement import Agreement, Word, words_of
-from engine_plugin.engines.audio.subtitles import Segment
+from engine_plugin.speech.agreement import Agreement, Word, words_of
+from engine_plugin.speech.subtitles import Segment
 
 
 def said(text: str, start: float = 0.0) -> list[Word]:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_plugin.engines.audio.containers import HEAD, container_of, is_cut_off
-from engine_plugin.engines.audio.decoder import FORMATS
+from engine_plugin.speech.containers import HEAD, container_of, is_cut_off
+from engine_plugin.speech.decoder import FORMATS
 from tests.audio.sounds import encoded, noise, speech, tone, wav
 
 pytest.importorskip("av")

@@ -14,9 +14,6 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from engine_plugin.engines.audio import decoder as decoder_module
-from engine_plugin.engines.audio.decoder import FORMATS, AudioLimits, Decoder
-from engine_plugin.engines.processes.python import module_environ
 from engine_plugin.errors import (
     BadGatewayError,
     EnginePluginError,
@@ -24,6 +21,9 @@ from engine_plugin.errors import (
     PreconditionError,
     UnavailableError,
 )
+from engine_plugin.process.python import module_environ
+from engine_plugin.speech import decoder as decoder_module
+from engine_plugin.speech.decoder import FORMATS, AudioLimits, Decoder
 from tests.audio.sounds import encoded, silence, speech, tone, wav
 from tests.patience import LIMIT
 
@@ -62,7 +62,7 @@ def decoders() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children():
         with suppress(psutil.Error):
-            if "engine_plugin.engines.audio.decode" in child.cmdline():
+            if "engine_plugin.speech.decode" in child.cmdline():
                 found.append(child)
     return found
 

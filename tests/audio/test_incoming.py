@@ -8,8 +8,8 @@ import os
 
 import pytest
 
-from engine_plugin.engines.audio.incoming import sound_of
 from engine_plugin.errors import InvalidRequestError
+from engine_plugin.speech.incoming import sound_of
 
 SOUND = bytes(range(256)) * 3
 

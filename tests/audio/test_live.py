@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.engines.audio.live import LiveOptions, Sentence, transcribed_live
-from engine_plugin.engines.audio.subtitles import Segment
 from engine_plugin.errors import BadGatewayError
+from engine_plugin.speech.live import Sentence, transcribed_live
+from engine_plugin.speech.options import LiveOptions
+from engine_plugin.speech.subtitles import Segment
 from tests.audio.sounds import GAP, WORD, Listener, noise, silence, speech, spoken, tone
 from tests.patience import LIMIT
 

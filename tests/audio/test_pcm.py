@@ -9,8 +9,8 @@ from array import array
 
 import pytest
 
-from engine_plugin.engines.audio import pcm
 from engine_plugin.errors import BadGatewayError
+from engine_plugin.speech import pcm
 from tests.audio.sounds import encoded, speech, tone, wav
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine_plugin.engines.audio.subtitles import Segment, answer, plain_text, srt, vtt
+from engine_plugin.speech.subtitles import Segment, answer, plain_text, srt, vtt
 
 SEGMENTS = [Segment(0, 1.5, " Hello there."), Segment(3599.9996, 3661.25, "It is <b>late</b> & dark --> now.\n\n2\n")]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.engines.audio.live import LiveOptions
-from engine_plugin.engines.audio.voice import FRAME_BYTES, FRAME_SECONDS, VoiceDetector, level
+from engine_plugin.speech.options import LiveOptions
+from engine_plugin.speech.voice import FRAME_BYTES, FRAME_SECONDS, VoiceDetector, level
 from tests.audio.sounds import mixed, noise, silence, speech, tone
 
 if TYPE_CHECKING:

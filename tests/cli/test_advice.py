@@ -15,7 +15,7 @@ import pytest
 import engine_plugin
 from engine_plugin import catalogue
 from engine_plugin.cli import advice
-from engine_plugin.cli.options import Options
+from engine_plugin.cli.context import Options
 from tests.host.conftest import FAKE_PLUGIN
 from tests.host.plugins import make_plugin
 

@@ -13,9 +13,9 @@ import pytest
 from click.shell_completion import shell_complete
 
 from engine_plugin.cli.completion import PROGRAM, offer_shells
+from engine_plugin.cli.context import COMPLETE, Options
 from engine_plugin.cli.main import cli
 from engine_plugin.cli.names import PATIENCE_VARIABLE
-from engine_plugin.cli.options import COMPLETE, Options
 from tests.patience import LIMIT
 
 from .conftest import COMMAND

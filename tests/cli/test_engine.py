@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from engine_plugin.engines.processes.records import ProcessRecords
+from engine_plugin.process.records import ProcessRecords
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from engine_plugin.cli.lookup import entry_of
 from engine_plugin.cli.models import _present
 from engine_plugin.cli.progress import progress_display
-from engine_plugin.cli.wanted import entry_of
 from tests.patience import LIMIT
 
 from .conftest import COMMAND

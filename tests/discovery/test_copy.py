@@ -10,12 +10,12 @@ import pytest
 from engine_plugin.download.events import Success
 from engine_plugin.engines.openvino.models import choose_files, inspect_folder
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError, PullError
-from engine_plugin.files import in_thread
 from engine_plugin.models.folders import FolderStore
 from engine_plugin.models.info import Inspection
 from engine_plugin.models.samples import bundled_samples
 from engine_plugin.models.store import ModelStore, PullRequest
 from engine_plugin.models.tree import files_of
+from engine_plugin.system.files import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

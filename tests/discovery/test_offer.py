@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin.errors import UnavailableError
+from engine_plugin.models.available import Offer, names_for
 from engine_plugin.models.info import ModelDetails, ModelInfo
-from engine_plugin.models.offer import Offer, names_for
 from engine_plugin.plugin import Plugin
 from tests.small_engine import SmallEngine
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from engine_plugin.engines.processes.process import Command, EngineProcess, ProcessSpec
-from engine_plugin.engines.processes.records import TOKEN_VARIABLE
-from engine_plugin.engines.processes.restarts import RestartPolicy
+from engine_plugin.process.process import Command, EngineProcess, ProcessSpec
+from engine_plugin.process.records import TOKEN_VARIABLE
+from engine_plugin.process.restarts import RestartPolicy
 from tests.patience import LIMIT, pace, until
 
 if TYPE_CHECKING:

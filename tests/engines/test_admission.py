@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_plugin.engines.admission import Admission, ClosedError
+from engine_plugin.engines.local.admission import Admission, ClosedError
 from engine_plugin.errors import UnavailableError
 from tests.patience import LIMIT, within
 

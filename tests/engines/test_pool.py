@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engine_plugin.engines.admission import Admission
-from engine_plugin.engines.pool import ModelPool
+from engine_plugin.engines.local.admission import Admission
+from engine_plugin.engines.local.pool import ModelPool
 from engine_plugin.errors import EngineStartError
 from engine_plugin.models.info import ModelDetails, StoredModel
 from tests.patience import LIMIT, until

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine_plugin.engines.shared import SharedWork
+from engine_plugin.engines.local.single_flight import SharedWork
 from engine_plugin.errors import InstallError, UnavailableError
 from tests.patience import until, within
 

@@ -15,9 +15,9 @@ import grpc
 import grpc.aio
 from google.protobuf import empty_pb2
 
-from engine_plugin.certificates import Identity, der_to_pem
-from engine_plugin.rpc.stubs import provider_pb2
-from engine_plugin.rpc.stubs.goplugin import controller_pb2, stdio_pb2
+from engine_plugin.protocol.stubs import provider_pb2
+from engine_plugin.protocol.stubs.goplugin import controller_pb2, stdio_pb2
+from engine_plugin.system.certificates import Identity, der_to_pem
 from tests.patience import LIMIT, pace, within
 
 if TYPE_CHECKING:

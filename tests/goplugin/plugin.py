@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine_plugin.goplugin.handshake import HostEnv
-    from engine_plugin.rpc.server import Call, RpcService
+    from engine_plugin.server.seam import Call, RpcService
 
 
 def hold_the_loop(seconds: float) -> None:
@@ -60,7 +60,7 @@ class Provider:
         raise AssertionError("not called by these tests")
 
     async def InvokeService(self, request: Any, _call: Call) -> Any:  # noqa: N802 - the rpc's own name
-        from engine_plugin.rpc.stubs import provider_pb2
+        from engine_plugin.protocol.stubs import provider_pb2
 
         action = getattr(self, f"_do_{request.service_name}")
         answer = action(json.loads(request.request_data or b"null"))
@@ -107,8 +107,8 @@ class Plugin:
     """Closes as TEST_ACLOSE says."""
 
     def __init__(self) -> None:
-        from engine_plugin.rpc.server import bind
-        from engine_plugin.rpc.stubs import provider_pb2
+        from engine_plugin.protocol.stubs import provider_pb2
+        from engine_plugin.server.seam import bind
 
         self.services: Sequence[RpcService] = (
             bind(provider_pb2.DESCRIPTOR.services_by_name["ProviderService"], Provider()),

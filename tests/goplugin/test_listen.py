@@ -19,7 +19,7 @@ import pytest
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.goplugin.handshake import HostEnv
 from engine_plugin.goplugin.listen import listening
-from engine_plugin.rpc.grpc_aio import AioServer
+from engine_plugin.server.grpc_aio import AioServer
 from tests.goplugin.hosting import ROOT, environ
 from tests.patience import LIMIT, within
 
@@ -173,7 +173,7 @@ async def test_a_directory_that_is_not_there(short_dir: Path) -> None:
 
 OWNER = """
 import sys
-from engine_plugin.socketdir import private_directory
+from engine_plugin.system.socketdir import private_directory
 with private_directory(sys.argv[1], "") as directory:
     (directory / "sock").touch()
     print(directory, flush=True)
@@ -205,7 +205,7 @@ def age(directory: Path) -> None:
 @unix
 def test_what_a_killed_plugin_leaves_is_swept(owner: tuple[subprocess.Popen[str], Path], short_dir: Path) -> None:
     """Only once its owner has gone."""
-    from engine_plugin.socketdir import private_directory, remove_stale
+    from engine_plugin.system.socketdir import private_directory, remove_stale
 
     process, directory = owner
     assert remove_stale(short_dir) == 0
@@ -228,7 +228,7 @@ def test_an_owner_that_ends_leaves_nothing(owner: tuple[subprocess.Popen[str], P
 def test_what_may_be_somebody_else_s_is_not_swept(short_dir: Path) -> None:
     import fcntl
 
-    from engine_plugin.socketdir import remove_stale
+    from engine_plugin.system.socketdir import remove_stale
 
     made = ["other-1", "engine-plugin-new", "engine-plugin-data", "engine-plugin-locked", "engine-plugin-theirs"]
     for name in made:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.certificates import Identity
 from engine_plugin.goplugin import pipe as pipe_module
 from engine_plugin.goplugin.pipe import Pipe, Pipes
 from engine_plugin.goplugin.tls import outer_context
+from engine_plugin.system.certificates import Identity
 from tests.goplugin.tls_client import TlsClient, client_context, host_identity
 from tests.patience import pace, within
 

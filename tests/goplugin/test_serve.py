@@ -16,7 +16,7 @@ import grpc.aio
 import psutil
 import pytest
 
-from engine_plugin.rpc.stubs.goplugin import broker_pb2
+from engine_plugin.protocol.stubs.goplugin import broker_pb2
 from tests.goplugin.hosting import Hosted
 from tests.patience import LIMIT, pace, within
 

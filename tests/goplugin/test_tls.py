@@ -16,11 +16,11 @@ import grpc.aio
 import psutil
 import pytest
 
-from engine_plugin.certificates import Identity
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.goplugin.handshake import HostEnv
 from engine_plugin.goplugin.listen import listening
 from engine_plugin.goplugin.tls import TlsServer, host_certificates
+from engine_plugin.system.certificates import Identity
 from tests.goplugin.test_listen import gid, healthy, host, mode, names, taken_port
 from tests.goplugin.test_serve import end_in_time
 from tests.goplugin.tls_client import SETTINGS, TlsClient, client_context, host_identity
@@ -179,7 +179,7 @@ def open_to_all(directory: Path) -> None:
 @pytest.mark.promise("G6")
 @pytest.mark.parametrize("tls", [False, True])
 async def test_another_user_of_the_group(served: Served, short_dir: Path, tls: bool) -> None:
-    from engine_plugin.rpc.grpc_aio import AioServer
+    from engine_plugin.server.grpc_aio import AioServer
 
     open_to_all(short_dir)
     server = served.server if tls else AioServer()

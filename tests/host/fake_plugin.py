@@ -17,10 +17,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.rpc.grpc_aio import AioServer
-from engine_plugin.rpc.server import Call, RpcError, RpcServer, Status, bind
-from engine_plugin.rpc.stubs import provider_pb2 as pb
-from engine_plugin.rpc.stubs.goplugin import broker_pb2, controller_pb2, stdio_pb2
+from engine_plugin.protocol.stubs import provider_pb2 as pb
+from engine_plugin.protocol.stubs.goplugin import broker_pb2, controller_pb2, stdio_pb2
+from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server.seam import Call, RpcError, RpcServer, Status, bind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -289,8 +289,8 @@ async def main() -> None:
     server: RpcServer = AioServer("another" if MODE == "unhealthy" else "plugin")
     certificate = ""
     if MODE == "another-certificate":
-        from engine_plugin.certificates import Identity
         from engine_plugin.goplugin.tls import TlsServer, host_certificates
+        from engine_plugin.system.certificates import Identity
 
         server = TlsServer(host_certificates(os.environ["PLUGIN_CLIENT_CERT"]), os.environ.get("FAKE_SOCKETS", ""))
         certificate = base64.b64encode(Identity.create().certificate).decode()

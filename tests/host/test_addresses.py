@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.addresses import grpc_target, unix_path
 from engine_plugin.host import connect, launch
-from engine_plugin.rpc.grpc_aio import AioServer
+from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.system.addresses import grpc_target, unix_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -37,7 +37,7 @@ def test_the_example_answers_with_llama_cpp(tmp_path: Path) -> None:
     """The real plugin, its real engine and the sample model, behind a launcher as a host finds it."""
     pytest.importorskip("xllamacpp", reason="llama.cpp comes with the extra `llamacpp`")
     program = tmp_path / "program.py"
-    program.write_text("import sys\nfrom engine_plugin.hosted import main\nsys.exit(main())\n")
+    program.write_text("import sys\nfrom engine_plugin.app import main\nsys.exit(main())\n")
     place = make_plugin(tmp_path / "plugins", "llamacpp-plugin", program=program)
     manifest = yaml.safe_load((place / "plugin.yaml").read_text())
     real = yaml.safe_load((REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text())

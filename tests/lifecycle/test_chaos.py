@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines import server
-from engine_plugin.engines.http import answers
+from engine_plugin.engines.local import server
 from engine_plugin.errors import EnginePluginError
+from engine_plugin.transport import answers
 from tests.fake_engine.program import TOKENS
 from tests.patience import LIMIT, pace
 

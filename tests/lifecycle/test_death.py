@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines.processes import memory
-from engine_plugin.engines.processes.entry import UNUSABLE
-from engine_plugin.engines.processes.process import ProcessState
 from engine_plugin.errors import BadGatewayError, EnginePluginError, PreconditionError, UnavailableError
+from engine_plugin.process import memory
+from engine_plugin.process.entry import UNUSABLE
+from engine_plugin.process.process import ProcessState
 from tests.fake_engine.program import TOKENS
 from tests.llamacpp.running import eventually
 from tests.patience import LIMIT
@@ -154,7 +154,7 @@ async def test_where_nothing_serves_health_is_503_until_a_start(
     begin: Begin, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A host revives an unhealthy engine by StartEngine, and polls often: the log has a line for each change."""
-    caplog.set_level(logging.INFO, "engine_plugin.rpc.servicer")
+    caplog.set_level(logging.INFO, "engine_plugin.server.servicer")
     deadly = {"rules": [{"on": "health", "from": 2, "do": "die", "code": 3}]}
     world = await begin(of={"tiny_chat_gguf": [deadly, {}]}, restart_limit=0, health_interval=0.05)
     await world.client.load_model("tiny-embed")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines.http import answers
 from engine_plugin.errors import BadGatewayError, DeadlineError, EnginePluginError, UnavailableError
+from engine_plugin.transport import answers
 from tests.fake_engine.program import TOKENS
 from tests.llamacpp.running import eventually
 from tests.patience import LIMIT, pace

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines import server
-from engine_plugin.engines.processes.process import ProcessState
+from engine_plugin.engines.local import server
 from engine_plugin.errors import BadGatewayError
+from engine_plugin.process.process import ProcessState
 from tests.fake_engine.program import TOKENS
 from tests.llamacpp.running import eventually
 from tests.patience import LIMIT, pace

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.addresses import SOCKET_PATH_LIMIT
-from engine_plugin.engines.processes.process import ProcessState
 from engine_plugin.errors import EnginePluginError
-from engine_plugin.socketdir import keep_fresh, private_directory
+from engine_plugin.process.process import ProcessState
+from engine_plugin.system.addresses import SOCKET_PATH_LIMIT
+from engine_plugin.system.socketdir import keep_fresh, private_directory
 from tests.fake_engine.program import TOKENS
 from tests.llamacpp.running import eventually
 from tests.patience import LIMIT

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines.processes import life
-from engine_plugin.engines.processes.process import ProcessState
 from engine_plugin.errors import UnavailableError
+from engine_plugin.process import run as process_run
+from engine_plugin.process.process import ProcessState
 from tests.fake_engine.program import TOKENS
 from tests.llamacpp.running import ENDLESS, eventually
 from tests.models.server import Script, file_server
@@ -195,7 +195,7 @@ async def test_an_engine_that_cannot_answer_is_not_ready(begin: Begin, monkeypat
         ({"do": "truncated", "where": "body"}, "cannot serve: the engine broke off"),
         ({"do": "die", "code": 134, "lines": ["ggml: abort"]}, "during its start: exit code 134. .*ggml: abort"),
     ]
-    monkeypatch.setattr(life, "_DEATH_NOTICE", 0.2)  # each time it might have died
+    monkeypatch.setattr(process_run, "_DEATH_NOTICE", 0.2)  # each time it might have died
     world = await begin(*({"rules": [{"on": "probe", **rule}]} for rule, _ in failures), {})
     for _, named in failures:
         with pytest.raises(UnavailableError, match=named):

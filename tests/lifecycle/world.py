@@ -17,8 +17,8 @@ from engine_plugin.engines.llamacpp.engine import LlamaCppEngine
 from engine_plugin.host import PluginClient, connect
 from engine_plugin.manifest import load_manifest
 from engine_plugin.plugin import Plugin
-from engine_plugin.rpc.grpc_aio import AioServer
-from engine_plugin.rpc.servicer import provider_service
+from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server.servicer import provider_service
 from tests.fake_engine import FakeEngine
 from tests.llamacpp.running import REPOSITORY, gone
 from tests.patience import LIMIT
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.engines.llamacpp.server import ModelServer
-    from engine_plugin.engines.processes.process import ProcessState
+    from engine_plugin.process.process import ProcessState
 
 __all__ = ["EMBED", "HELLO", "LIMIT", "Begin", "Stranger", "World", "dead", "port_of", "words"]
 

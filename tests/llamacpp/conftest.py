@@ -22,8 +22,8 @@ from engine_plugin.manifest import load_manifest
 from engine_plugin.models.defaults import DefaultModels
 from engine_plugin.models.store import PullRequest
 from engine_plugin.plugin import Plugin
-from engine_plugin.rpc.grpc_aio import AioServer
-from engine_plugin.rpc.servicer import provider_service
+from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server.servicer import provider_service
 from tests.leftovers import marked, nothing_is_left, scratch
 
 from .running import ENDLESS, ENGINE_MARK, REPOSITORY, RunningPlugin

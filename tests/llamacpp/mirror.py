@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest_asyncio
 
-from engine_plugin.engines.installing.releases import choose
 from engine_plugin.engines.llamacpp.releases import release_archives
+from engine_plugin.install.releases import choose
 from tests.engines.packing import Member, pack
 from tests.models.server import FileServer, file_server, without_proxies
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from engine_plugin.engines.templates.renderer import PROGRAM
+from engine_plugin.templates.renderer import PROGRAM
 from tests.patience import patience
 
 if TYPE_CHECKING:

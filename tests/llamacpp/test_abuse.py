@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin.errors import EnginePluginError
-from engine_plugin.rpc.stubs import provider_pb2 as pb
+from engine_plugin.protocol.stubs import provider_pb2 as pb
 from tests.patience import LIMIT
 
 from .running import HELLO

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.engines.installing import software as shared_module
 from engine_plugin.engines.openvino.options import OpenVinoOptions
 from engine_plugin.engines.openvino.software import Software as OpenVinoSoftware
 from engine_plugin.errors import EnginePluginError, PreconditionError, UnavailableError
+from engine_plugin.install import software as shared_module
 
 from .mirror import Mirror, mirror, software, upgradable, versions
 from .running import HELLO

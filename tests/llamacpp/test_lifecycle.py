@@ -16,11 +16,11 @@ import psutil
 import pytest
 
 from build import build_linked
-from engine_plugin.engines.http.http1 import Http1Client
-from engine_plugin.engines.processes.records import TOKEN_VARIABLE
 from engine_plugin.errors import EnginePluginError, InvalidRequestError, PreconditionError, UnavailableError
 from engine_plugin.host import OperateStatus, PluginClient, launch
 from engine_plugin.manifest import load_manifest
+from engine_plugin.process.records import TOKEN_VARIABLE
+from engine_plugin.transport.http1 import Http1Client
 from tests.patience import LIMIT
 
 from .running import ENDLESS, HELLO, MARK, REPOSITORY, eventually, gone, processes_of
@@ -230,7 +230,7 @@ async def test_what_a_killed_plugin_left_is_reaped_at_the_next_start(serve: Serv
     leave = (
         "import os, subprocess, sys\n"
         "from pathlib import Path\n"
-        "from engine_plugin.engines.processes.records import TOKEN_VARIABLE, ProcessRecords\n"
+        "from engine_plugin.process.records import TOKEN_VARIABLE, ProcessRecords\n"
         "records = ProcessRecords(Path(sys.argv[1]))\n"
         "ticket = records.ticket()\n"
         "for token in (ticket.token, 'foreign'):\n"

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from engine_plugin.engines.installing import software as shared_module
-from engine_plugin.engines.installing.releases import choose
 from engine_plugin.engines.llamacpp import software as software_module
 from engine_plugin.engines.llamacpp.options import LlamaCppOptions
 from engine_plugin.engines.llamacpp.releases import find_server, release_archives
 from engine_plugin.engines.options import option_problems
 from engine_plugin.errors import EnginePluginError, InstallError, PreconditionError
+from engine_plugin.install import software as shared_module
+from engine_plugin.install.releases import choose
 from engine_plugin.manifest import load_manifest
 from tests.engines.packing import Member, pack
 from tests.models.server import Script

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from engine_plugin.engines.http.answers import Complaint
 from engine_plugin.engines.llamacpp import requests
 from engine_plugin.engines.llamacpp.requests import upstream_body
 from engine_plugin.engines.llamacpp.server import complaint_error
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError
+from engine_plugin.transport.answers import Complaint
 
 
 def body(service: str, request: dict[str, Any], *, stream: bool = False) -> dict[str, Any]:

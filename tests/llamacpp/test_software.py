@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from filelock import FileLock
 
-from engine_plugin.engines.installing import install as install_module
-from engine_plugin.engines.installing import software as shared_module
 from engine_plugin.engines.llamacpp import software as software_module
 from engine_plugin.engines.llamacpp.software import Software
 from engine_plugin.errors import EnginePluginError, EngineStartError, InstallError, PreconditionError
+from engine_plugin.install import software as shared_module
+from engine_plugin.install import versions
 from tests.patience import LIMIT, patience
 
 from .running import HELLO, eventually
@@ -133,7 +133,7 @@ async def test_another_processs_installation_is_waited_for(serve: Serve, monkeyp
         assert runs == []
     await installing
     assert len(runs) == 1
-    monkeypatch.setattr(install_module, "LOCK_TIMEOUT", 0.2)
+    monkeypatch.setattr(versions, "LOCK_TIMEOUT", 0.2)
     with FileLock(folder / "install.lock"), pytest.raises(EnginePluginError, match="another installation holds"):
         await running.client.install_engine(cover=True)
 

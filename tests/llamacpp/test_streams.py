@@ -13,7 +13,7 @@ import pytest
 
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
 from engine_plugin.host import ChunkStream, events
-from engine_plugin.rpc.stubs import provider_pb2 as pb
+from engine_plugin.protocol.stubs import provider_pb2 as pb
 from tests.patience import LIMIT
 
 from .running import ENDLESS, HELLO, RunningPlugin, eventually

@@ -12,7 +12,7 @@ from engine_plugin.download.events import ChunkProgress, PullEvent, Status, Succ
 from engine_plugin.download.source import HttpSource
 from engine_plugin.errors import ModelNotFoundError, PreconditionError, UnavailableError
 from engine_plugin.models.request import PullPlan
-from engine_plugin.models.shared import SharedPull
+from engine_plugin.models.shared_pull import SharedPull
 from engine_plugin.models.store import ModelStore, PullRequest
 from tests.models.fakes import digest_of, files_below, pull
 from tests.models.server import FileServer, Script

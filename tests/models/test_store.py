@@ -27,9 +27,9 @@ from engine_plugin.errors import (
     PullError,
     UnavailableError,
 )
-from engine_plugin.files import write_json
-from engine_plugin.models import shelf
+from engine_plugin.models import index
 from engine_plugin.models.store import Inspection, ModelStore, PullRequest, bundled_samples
+from engine_plugin.system.files import write_json
 from tests.models.fakes import SAMPLES, Inspector, digest_of, files_below, pull
 from tests.patience import LIMIT
 
@@ -308,7 +308,7 @@ async def test_who_lists_a_model_that_is_put_in_place_just_now_waits_for_its_rec
         assert go.wait(LIMIT)
         write_json(*arguments)
 
-    monkeypatch.setattr(shelf, "write_json", slowly)
+    monkeypatch.setattr(index, "write_json", slowly)
     pulling = asyncio.create_task(pull(store, PullRequest(str(source), model_type="embed")))
     async with asyncio.timeout(LIMIT):
         await asyncio.to_thread(replaced.wait, LIMIT)

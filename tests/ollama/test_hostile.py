@@ -134,7 +134,7 @@ def told_well(error: EnginePluginError) -> None:
 async def test_what_does_not_end(
     hostile: Hostile, plugin: Plugin, begin: bytes, endless: bytes, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine_plugin.engines.http.ndjson._MAX_LINE", 1 << 20)
+    monkeypatch.setattr("engine_plugin.transport.ndjson._MAX_LINE", 1 << 20)
     await plugin.list_models()
     hostile.answers["/api/chat"], hostile.endless, hostile.endless_at = begin, endless, "/api/chat"
     for asked in (call, raw):

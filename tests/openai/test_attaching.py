@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.certificates import Identity, load_identity
 from engine_plugin.engines.base import EngineConfig, HealthState
 from engine_plugin.engines.openai import discovery
 from engine_plugin.engines.openai.address import BaseUrl
@@ -26,6 +25,7 @@ from engine_plugin.errors import (
     PreconditionError,
     UnavailableError,
 )
+from engine_plugin.system.certificates import Identity, load_identity
 from tests.openai.conftest import manifest_of
 from tests.openai.contract import Contract, free_pair
 from tests.openai.test_servers import HELLO, call, models, streamed

@@ -16,8 +16,8 @@ import aiohttp
 from engine_plugin.engines.openvino.command import ServerSettings, runner_command, runner_stdin
 from engine_plugin.engines.openvino.graphs import graph_text
 from engine_plugin.engines.openvino.options import OpenVinoOptions
-from engine_plugin.engines.processes import python
 from engine_plugin.models.samples import bundled_samples
+from engine_plugin.process import python
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:

@@ -27,9 +27,9 @@ from engine_plugin.errors import (
 from engine_plugin.manifest import load_manifest
 from engine_plugin.models.info import ModelDetails, ModelInfo
 from engine_plugin.plugin import Plugin
-from engine_plugin.rpc.hosts import AogHost, Host, host_of
-from engine_plugin.rpc.servicer import ProviderServicer
-from engine_plugin.rpc.stubs import provider_pb2 as pb
+from engine_plugin.protocol.stubs import provider_pb2 as pb
+from engine_plugin.server.hosts import AogHost, Host, host_of
+from engine_plugin.server.servicer import ProviderServicer
 from pins import ROOT
 from tests.patience import LIMIT
 from tests.small_engine import SmallEngine

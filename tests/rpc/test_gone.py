@@ -12,12 +12,12 @@ import pytest
 
 from engine_plugin.download.events import Status
 from engine_plugin.engines.base import BidiMessage
-from engine_plugin.rpc import grpc_aio
-from engine_plugin.rpc.grpc_aio import AioServer
-from engine_plugin.rpc.server import bind
-from engine_plugin.rpc.servicer import provider_service
-from engine_plugin.rpc.stubs import provider_pb2 as pb
-from engine_plugin.rpc.stubs.goplugin import broker_pb2
+from engine_plugin.protocol.stubs import provider_pb2 as pb
+from engine_plugin.protocol.stubs.goplugin import broker_pb2
+from engine_plugin.server import grpc_aio
+from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server.seam import bind
+from engine_plugin.server.servicer import provider_service
 from tests.goplugin.conftest import short_dir as short_dir  # noqa: PLC0414
 from tests.patience import LIMIT, within
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.plugin import Plugin
-    from engine_plugin.rpc.server import Call
+    from engine_plugin.server.seam import Call
 
 
 class Talker:

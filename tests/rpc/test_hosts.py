@@ -14,10 +14,10 @@ import pytest
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.host import connect, link
 from engine_plugin.jsontext import MOST_MESSAGE
-from engine_plugin.rpc import grpc_aio
-from engine_plugin.rpc.grpc_aio import AioServer
-from engine_plugin.rpc.server import bind
-from engine_plugin.rpc.stubs import provider_pb2 as pb
+from engine_plugin.protocol.stubs import provider_pb2 as pb
+from engine_plugin.server import grpc_aio
+from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server.seam import bind
 from tests.goplugin.conftest import launch as launch  # noqa: PLC0414  # fixtures
 from tests.goplugin.conftest import short_dir as short_dir  # noqa: PLC0414
 from tests.goplugin.conftest import start as start  # noqa: PLC0414
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from engine_plugin.rpc.server import Call
+    from engine_plugin.server.seam import Call
     from tests.goplugin.conftest import Launch
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the servers of these tests listen on unix sockets")

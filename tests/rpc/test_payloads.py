@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.models.store import PullRequest
-from engine_plugin.rpc.payloads import model_name, model_names, pull_request
+from engine_plugin.server.payloads import model_name, model_names, pull_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,11 +16,11 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2
 
-from engine_plugin.rpc import peers
-from engine_plugin.rpc.grpc_aio import AioServer
-from engine_plugin.rpc.peers import LocalPeers
-from engine_plugin.rpc.server import RpcService, bind
-from engine_plugin.rpc.stubs.goplugin import controller_pb2
+from engine_plugin.protocol.stubs.goplugin import controller_pb2
+from engine_plugin.server import peers
+from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server.peers import LocalPeers
+from engine_plugin.server.seam import RpcService, bind
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from engine_plugin.engines.openai.engine import OpenAIEngine
-from engine_plugin.engines.processes.ports import free_ports
 from engine_plugin.plugin import Plugin
+from engine_plugin.process.ports import free_ports
 from tests.openai.conftest import manifest_of
 from tests.patience import LIMIT, patience
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import psutil
 import yaml
 
-from engine_plugin.engines.processes import guard
+from engine_plugin.process import guard
 from tests.llamacpp.running import ENDLESS, REPOSITORY, processes_of
 from tests.ollama.contract.handle import ContractClient, ContractServer
 from tests.ollama.contract.library import MODELS, Library, Model

@@ -12,8 +12,8 @@ import psutil
 
 import engine_plugin
 from engine_plugin.errors import EnginePluginError, NotFoundError
-from engine_plugin.files import in_thread
 from engine_plugin.host import events
+from engine_plugin.system.files import in_thread
 from tests.openvino.driver.running import PICTURE, tone
 from tests.openvino.hosted.work import recording
 from tests.patience import patience

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import yaml
 
-from engine_plugin.engines.processes import guard
 from engine_plugin.host import LogLine, PluginClient, launch
+from engine_plugin.process import guard
 from tests.fake_engine import FakeEngine
 from tests.llamacpp.running import ENDLESS, REPOSITORY, processes_of
 from tests.models.server import FileServer, file_server

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine_plugin import hosted
+from engine_plugin import app
 from engine_plugin.goplugin import serve
 from tests.soak import inside
 
@@ -25,10 +25,10 @@ SOCKET_VARIABLE = "SOAK_SOCKET"
 RUNNER_SOCKET_VARIABLE = "SOAK_RUNNER_SOCKET"
 
 
-class WatchedPlugin(hosted.BuiltPlugin):
+class WatchedPlugin(app.BuiltPlugin):
     """The plugin and its observers' socket."""
 
-    def __init__(self, built: hosted.BuiltPlugin, socket: asyncio.AbstractServer) -> None:
+    def __init__(self, built: app.BuiltPlugin, socket: asyncio.AbstractServer) -> None:
         super().__init__(built.plugin, built.services)
         self._socket = socket
 
@@ -41,10 +41,10 @@ async def _load(_host: HostEnv) -> WatchedPlugin:
     path = os.environ[SOCKET_VARIABLE]
     if RUNNER_SOCKET_VARIABLE in os.environ:
         from engine_plugin.engines.openvino import command
-        from engine_plugin.engines.processes import python
+        from engine_plugin.process import python
 
         vars(command)["runner_command"] = lambda: python.module_command("tests.soak.watched_runner")
-    built = hosted.from_here(Path.cwd())
+    built = app.from_here(Path.cwd())
     return WatchedPlugin(built, await asyncio.start_unix_server(inside.tell, path))
 
 

@@ -7,8 +7,8 @@ import os
 import sys
 from typing import Any
 
-from engine_plugin.engines.openvino.runner import __main__ as runner
-from engine_plugin.engines.openvino.runner import serving
+from openvino_server import __main__ as runner
+from openvino_server import serving
 from tests.soak import inside
 
 __all__ = ["SOCKET_VARIABLE"]

@@ -6,7 +6,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from engine_plugin.engines.processes import tree
+from engine_plugin.process import tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,32 +8,32 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin import catalogue
-from engine_plugin.engines.driver import Condition, Driver
-from engine_plugin.engines.http.answers import stream_events
-from engine_plugin.engines.http.assemble import assembled
-from engine_plugin.engines.http.bodies import request_json, slots_needed
-from engine_plugin.engines.http.completions import CompletionLogprobs, wants_logprobs
-from engine_plugin.engines.http.ranking import ranked_answer
 from engine_plugin.engines.llamacpp import requests
 from engine_plugin.engines.llamacpp.models import model_store
 from engine_plugin.engines.llamacpp.options import LlamaCppOptions, served_context
 from engine_plugin.engines.llamacpp.server import PATHS, ModelServer, complaint_error
 from engine_plugin.engines.llamacpp.software import Backend, Software
+from engine_plugin.engines.local.driver import Condition, Driver
+from engine_plugin.engines.local.pool import ModelPool
 from engine_plugin.engines.options import option_problems, read_options
-from engine_plugin.engines.pool import ModelPool
-from engine_plugin.engines.processes import tree
 from engine_plugin.errors import UnsupportedError
-from engine_plugin.files import in_thread
+from engine_plugin.openai_api.assemble import assembled
+from engine_plugin.openai_api.bodies import request_json, slots_needed
+from engine_plugin.openai_api.completions import CompletionLogprobs, wants_logprobs
+from engine_plugin.openai_api.ranking import ranked_answer
+from engine_plugin.process import tree
+from engine_plugin.system.files import in_thread
+from engine_plugin.transport.answers import stream_events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
-    from engine_plugin.engines.http.http1 import HttpResponse
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest
     from engine_plugin.models.info import Capabilities, ModelInfo
     from engine_plugin.models.store import StoredModel
+    from engine_plugin.transport.http1 import HttpResponse
 
 __all__ = ["LlamaCppEngine"]
 

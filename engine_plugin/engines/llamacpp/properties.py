@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from engine_plugin.engines.templates.jinja import Templates
 from engine_plugin.models.capabilities import features_of_template
 from engine_plugin.models.info import Capabilities
+from engine_plugin.templates.jinja import Templates
 
 __all__ = ["capabilities_told", "templates_told"]
 

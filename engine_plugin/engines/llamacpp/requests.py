@@ -6,11 +6,11 @@ import base64
 import json
 from typing import Any
 
-from engine_plugin.engines.http.bodies import choices_wanted, request_json
-from engine_plugin.engines.http.conversation import CANNOT_HEAR, CANNOT_SEE, make_plain
-from engine_plugin.engines.http.ranking import document_texts
 from engine_plugin.engines.llamacpp.grammars import check_grammars
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
+from engine_plugin.openai_api.bodies import choices_wanted, request_json
+from engine_plugin.openai_api.conversation import CANNOT_HEAR, CANNOT_SEE, make_plain
+from engine_plugin.openai_api.ranking import document_texts
 from engine_plugin.services.base import integer
 
 __all__ = ["embeddings_answer", "upstream", "upstream_body"]

@@ -20,11 +20,11 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines.processes import guard
-from engine_plugin.engines.processes.entry import UNUSABLE, fail, own_stdin, read_settings
-from engine_plugin.engines.templates.jinja import LIMIT, ChatTemplate, Templates
-from engine_plugin.engines.templates.program import MEMORY, answer, bound_memory
 from engine_plugin.models.gguf import GgufError, Tensor, read_header
+from engine_plugin.process import guard
+from engine_plugin.process.entry import UNUSABLE, fail, own_stdin, read_settings
+from engine_plugin.templates.jinja import LIMIT, ChatTemplate, Templates
+from engine_plugin.templates.program import MEMORY, answer, bound_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,18 +9,12 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin import catalogue
-from engine_plugin.engines.admission import Admission
-from engine_plugin.engines.http.answers import ERROR_LIMIT, Complaint, explained
 from engine_plugin.engines.llamacpp import command
 from engine_plugin.engines.llamacpp.abandoned import Abandoned
 from engine_plugin.engines.llamacpp.options import served_context
 from engine_plugin.engines.llamacpp.properties import capabilities_told, templates_told
-from engine_plugin.engines.processes import python
-from engine_plugin.engines.processes.entry import UNUSABLE
-from engine_plugin.engines.processes.process import Command
-from engine_plugin.engines.server import ServerProcess
-from engine_plugin.engines.templates.jinja import LIMIT, TemplateError
-from engine_plugin.engines.templates.renderer import PROGRAM, WITHIN, Renderer
+from engine_plugin.engines.local.admission import Admission
+from engine_plugin.engines.local.server import ServerProcess
 from engine_plugin.errors import (
     BadGatewayError,
     EnginePluginError,
@@ -29,19 +23,25 @@ from engine_plugin.errors import (
     ModelUnusableError,
     UnavailableError,
 )
+from engine_plugin.process import python
+from engine_plugin.process.entry import UNUSABLE
+from engine_plugin.process.process import Command
+from engine_plugin.templates.jinja import LIMIT, TemplateError
+from engine_plugin.templates.renderer import PROGRAM, WITHIN, Renderer
+from engine_plugin.transport.answers import ERROR_LIMIT, Complaint, explained
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
-    from engine_plugin.engines.http.http1 import HttpResponse, Response
     from engine_plugin.engines.llamacpp.options import LlamaCppOptions
     from engine_plugin.engines.llamacpp.software import Backend
-    from engine_plugin.engines.processes.records import ProcessRecords
-    from engine_plugin.engines.server import Address
-    from engine_plugin.engines.templates.jinja import Templates
+    from engine_plugin.engines.local.server import Address
     from engine_plugin.models.info import Capabilities
     from engine_plugin.models.store import StoredModel
+    from engine_plugin.process.records import ProcessRecords
+    from engine_plugin.templates.jinja import Templates
+    from engine_plugin.transport.http1 import HttpResponse, Response
 
 __all__ = ["PATHS", "ModelServer", "complaint_error"]
 

@@ -14,26 +14,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from engine_plugin.engines.installing import software
-from engine_plugin.engines.installing.install import Steps
-from engine_plugin.engines.installing.releases import choose
-from engine_plugin.engines.installing.software import (
+from engine_plugin.engines.llamacpp.releases import find_server, release_archives
+from engine_plugin.install import software
+from engine_plugin.install.releases import choose
+from engine_plugin.install.software import (
     LocalSoftware,
     on_this_machine,
     pinned,
     version_in,
     wanted_backend,
 )
-from engine_plugin.engines.llamacpp.releases import find_server, release_archives
-from engine_plugin.engines.processes import python
-from engine_plugin.files import in_thread
+from engine_plugin.install.versions import Steps
+from engine_plugin.process import python
+from engine_plugin.system.files import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from engine_plugin.engines.base import Progress
-    from engine_plugin.engines.installing.releases import Archive
     from engine_plugin.engines.llamacpp.options import LlamaCppOptions
+    from engine_plugin.install.releases import Archive
 
 __all__ = ["RUNNER", "Backend", "Moves", "Software"]
 
@@ -66,7 +66,14 @@ class Software(LocalSoftware[Backend]):
     engine = "llamacpp"
 
     def __init__(self, options: LlamaCppOptions, data_dir: Path, environ: Mapping[str, str]) -> None:
-        super().__init__(data_dir, _REQUIREMENTS, environ, options)
+        super().__init__(
+            data_dir,
+            _REQUIREMENTS,
+            environ,
+            offline=options.offline,
+            verify=options.verify,
+            own_archives=bool(options.archives),
+        )
         self._options = options
 
     @property

@@ -10,11 +10,11 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines.http.completions import CompletionLogprobs
 from engine_plugin.engines.ollama import metrics
 from engine_plugin.engines.ollama.lines import finish_reason, json_of, openai_call, openai_logprobs
 from engine_plugin.engines.ollama.thinking import divided
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
+from engine_plugin.openai_api.completions import CompletionLogprobs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 from engine_plugin import catalogue
 from engine_plugin.catalogue import on_this_system
 from engine_plugin.download.partial import is_header_value
-from engine_plugin.engines.http.http1 import BrokenOffError, Http1Client
+from engine_plugin.engines.local.single_flight import SharedWork
 from engine_plugin.engines.ollama.address import DEFAULT_PORT
 from engine_plugin.engines.ollama.connection import OllamaClient
-from engine_plugin.engines.shared import SharedWork
 from engine_plugin.errors import (
     AuthError,
     BadGatewayError,
@@ -24,8 +23,9 @@ from engine_plugin.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from engine_plugin.files import in_thread
 from engine_plugin.redaction import entered
+from engine_plugin.system.files import in_thread
+from engine_plugin.transport.http1 import BrokenOffError, Http1Client
 
 if TYPE_CHECKING:
     import ssl

@@ -8,10 +8,10 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.download.events import ChunkProgress, Status
-from engine_plugin.engines.http.answers import one_line
 from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_body
 from engine_plugin.errors import InvalidRequestError, PullError
-from engine_plugin.files import LFS_POINTER, in_thread, opened
+from engine_plugin.system.files import LFS_POINTER, in_thread, opened
+from engine_plugin.transport.answers import one_line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable

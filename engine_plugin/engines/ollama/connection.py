@@ -8,16 +8,16 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from engine_plugin.engines.http.answers import ERROR_LIMIT
 from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_body
 from engine_plugin.errors import BadGatewayError, EnginePluginError, UnavailableError
-from engine_plugin.files import LARGEST_JSON, in_thread
 from engine_plugin.jsontext import JsonError, read_json
+from engine_plugin.system.files import LARGEST_JSON, in_thread
+from engine_plugin.transport.answers import ERROR_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-    from engine_plugin.engines.http.http1 import Http1Client, HttpResponse, Response
+    from engine_plugin.transport.http1 import Http1Client, HttpResponse, Response
 
 __all__ = ["NotBegunError", "OllamaClient"]
 

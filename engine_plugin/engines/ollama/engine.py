@@ -10,8 +10,8 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextman
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin import catalogue
-from engine_plugin.engines.audio.decoder import Decoder
 from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState, not_bidirectional
+from engine_plugin.engines.local.single_flight import SharedWork
 from engine_plugin.engines.ollama import services, transcription
 from engine_plugin.engines.ollama.address import attach_address
 from engine_plugin.engines.ollama.attachment import Attachment
@@ -21,8 +21,6 @@ from engine_plugin.engines.ollama.models import FEATURE_OF_SERVICE, ServerModels
 from engine_plugin.engines.ollama.options import OllamaOptions
 from engine_plugin.engines.ollama.pulls import Pulls
 from engine_plugin.engines.options import option_problems, read_options
-from engine_plugin.engines.processes.environ import child_environ
-from engine_plugin.engines.shared import SharedWork
 from engine_plugin.errors import (
     AuthError,
     EngineNotInstalledError,
@@ -34,6 +32,8 @@ from engine_plugin.errors import (
     UnsupportedError,
 )
 from engine_plugin.models.references import References
+from engine_plugin.process.environ import child_environ
+from engine_plugin.speech.decoder import Decoder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence

@@ -8,7 +8,6 @@ import re
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from engine_plugin import catalogue
-from engine_plugin.engines.http.answers import Complaint
 from engine_plugin.errors import (
     AuthError,
     BadGatewayError,
@@ -19,6 +18,7 @@ from engine_plugin.errors import (
     UnsupportedError,
 )
 from engine_plugin.models.names import is_cloud_name
+from engine_plugin.transport.answers import Complaint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,8 +11,6 @@ import secrets
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines.http.completions import CompletionLogprobs
-from engine_plugin.engines.http.ndjson import read_line, whole_lines
 from engine_plugin.engines.ollama import metrics
 from engine_plugin.engines.ollama.errors import complains, complaint_error, complaint_of_line
 from engine_plugin.engines.ollama.lines import (
@@ -26,12 +24,14 @@ from engine_plugin.engines.ollama.lines import (
 from engine_plugin.engines.ollama.thinking import ThinkParser
 from engine_plugin.errors import BadGatewayError, EnginePluginError
 from engine_plugin.jsontext import write_json
+from engine_plugin.openai_api.completions import CompletionLogprobs
+from engine_plugin.transport.ndjson import read_line, whole_lines
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-    from engine_plugin.engines.http.http1 import HttpResponse
     from engine_plugin.engines.ollama.lines import Piece
+    from engine_plugin.transport.http1 import HttpResponse
 
 __all__ = ["ChoiceWriter", "choice_events", "usage_event"]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines.http.answers import drained
-from engine_plugin.engines.http.ndjson import line_objects, whole_lines
 from engine_plugin.engines.ollama.errors import complains, complaint_error, complaint_of_line
 from engine_plugin.engines.ollama.lines import NOT_DONE, piece_of
 from engine_plugin.errors import BadGatewayError
+from engine_plugin.transport.answers import drained
+from engine_plugin.transport.ndjson import line_objects, whole_lines
 
 if TYPE_CHECKING:
-    from engine_plugin.engines.http.http1 import HttpResponse
+    from engine_plugin.transport.http1 import HttpResponse
 
 __all__ = ["Whole", "gathered"]
 

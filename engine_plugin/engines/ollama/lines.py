@@ -11,8 +11,8 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines.http.answers import one_line
 from engine_plugin.errors import BadGatewayError
+from engine_plugin.transport.answers import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

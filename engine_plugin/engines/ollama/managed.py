@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
 from engine_plugin.engines.base import EngineConfig, Health, HealthState
-from engine_plugin.engines.installing.holds import Hold
-from engine_plugin.engines.installing.software import Moves
 from engine_plugin.engines.ollama.entries import entries_of
 from engine_plugin.engines.ollama.server import ManagedServer, try_out
 from engine_plugin.engines.ollama.software import Software
-from engine_plugin.engines.processes.records import ProcessRecords
 from engine_plugin.errors import EnginePluginError, InvalidRequestError
-from engine_plugin.files import in_thread, private_data_dir, private_folder
+from engine_plugin.install.holds import Hold
+from engine_plugin.install.software import Moves
+from engine_plugin.process.records import ProcessRecords
+from engine_plugin.system.files import in_thread, private_data_dir, private_folder
 from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:

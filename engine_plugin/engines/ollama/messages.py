@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines.http.conversation import call_arguments, joined
 from engine_plugin.errors import InvalidRequestError
+from engine_plugin.openai_api.conversation import call_arguments, joined
 
 if TYPE_CHECKING:
     from engine_plugin.engines.ollama.models import ModelFacts

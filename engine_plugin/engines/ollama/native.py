@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines.http.answers import drained
-from engine_plugin.engines.http.ndjson import as_events, read_line, whole_lines
 from engine_plugin.engines.ollama.errors import complains, complaint_error, complaint_of_line
 from engine_plugin.engines.ollama.lines import NOT_DONE, json_of
 from engine_plugin.errors import BadGatewayError
+from engine_plugin.transport.answers import drained
+from engine_plugin.transport.ndjson import as_events, read_line, whole_lines
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from engine_plugin.engines.http.http1 import HttpResponse
     from engine_plugin.engines.ollama.gather import Whole
+    from engine_plugin.transport.http1 import HttpResponse
 
 __all__ = ["native_answer", "native_events"]
 

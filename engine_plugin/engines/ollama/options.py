@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from engine_plugin.engines.audio.decoder import AudioLimits
-from engine_plugin.engines.audio.live import LiveOptions
-from engine_plugin.engines.installing.options import SoftwareOptions
+from engine_plugin.engines.local.options import SoftwareOptions
 from engine_plugin.engines.ollama.address import ServerAddress
 from engine_plugin.engines.options import number
+from engine_plugin.speech.decoder import AudioLimits
+from engine_plugin.speech.options import LiveOptions
 
 __all__ = ["OllamaOptions"]
 

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin import catalogue
 from engine_plugin.download.events import ChunkProgress, Status, Success
-from engine_plugin.engines.http.answers import one_line
-from engine_plugin.engines.http.ndjson import line_objects, whole_lines
 from engine_plugin.engines.ollama.blobs import require_gguf, sha256_of, upload
 from engine_plugin.engines.ollama.entries import number_of
 from engine_plugin.engines.ollama.errors import complains, complaint_error, complaint_of_line
@@ -27,22 +25,24 @@ from engine_plugin.errors import (
     PreconditionError,
     PullError,
 )
-from engine_plugin.files import in_thread
 from engine_plugin.models.gguf import whole_name
 from engine_plugin.models.huggingface import refuse_offline
 from engine_plugin.models.info import kind_of_type
 from engine_plugin.models.request import local_path, read_request
-from engine_plugin.models.shared import MOST_PULLS, SharedPull
+from engine_plugin.models.shared_pull import MOST_PULLS, SharedPull
 from engine_plugin.redaction import redacted
+from engine_plugin.system.files import in_thread
+from engine_plugin.transport.answers import one_line
+from engine_plugin.transport.ndjson import line_objects, whole_lines
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
     from engine_plugin.download.events import PullEvent
-    from engine_plugin.engines.http.http1 import HttpResponse
     from engine_plugin.engines.ollama.connection import OllamaClient
     from engine_plugin.engines.ollama.models import ServerModels
     from engine_plugin.models.request import PullRequest
+    from engine_plugin.transport.http1 import HttpResponse
 
 __all__ = ["Pulls"]
 

@@ -9,10 +9,10 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines.http.bodies import request_json
 from engine_plugin.engines.ollama import messages
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.models.families import parameters_of
+from engine_plugin.openai_api.bodies import request_json
 
 if TYPE_CHECKING:
     from engine_plugin.engines.ollama.models import ModelFacts

@@ -11,26 +11,26 @@ import sys
 from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
-from engine_plugin.engines.http.answers import explained
+from engine_plugin.engines.local.server import ServerProcess
 from engine_plugin.engines.ollama.attachment import is_older
 from engine_plugin.engines.ollama.connection import OllamaClient
-from engine_plugin.engines.processes import python
-from engine_plugin.engines.processes.environ import child_environ
-from engine_plugin.engines.processes.process import Command
-from engine_plugin.engines.server import ServerProcess
 from engine_plugin.errors import EngineStartError, PreconditionError, UnsupportedError
-from engine_plugin.files import in_thread, private_folder
+from engine_plugin.process import python
+from engine_plugin.process.environ import child_environ
+from engine_plugin.process.process import Command
+from engine_plugin.system.files import in_thread, private_folder
+from engine_plugin.transport.answers import explained
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from engine_plugin.engines.http.http1 import Http1Client
+    from engine_plugin.engines.local.server import Address
     from engine_plugin.engines.ollama.options import OllamaOptions
     from engine_plugin.engines.ollama.software import Backend
-    from engine_plugin.engines.processes.records import ProcessRecords
-    from engine_plugin.engines.server import Address
     from engine_plugin.errors import EnginePluginError
+    from engine_plugin.process.records import ProcessRecords
+    from engine_plugin.transport.http1 import Http1Client
 
 __all__ = ["ManagedServer", "try_out"]
 

@@ -9,25 +9,25 @@ from __future__ import annotations
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines.http.answers import drained
-from engine_plugin.engines.http.sse import DONE
 from engine_plugin.engines.ollama import answers, native, requests, transcription
 from engine_plugin.engines.ollama.contract import native_contract
 from engine_plugin.engines.ollama.events import ChoiceWriter, choice_events, usage_event
 from engine_plugin.engines.ollama.gather import gathered
 from engine_plugin.errors import UnsupportedError
+from engine_plugin.transport.answers import drained
+from engine_plugin.transport.sse import DONE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
-    from engine_plugin.engines.audio.decoder import Decoder
-    from engine_plugin.engines.http.http1 import HttpResponse
     from engine_plugin.engines.ollama.connection import OllamaClient
     from engine_plugin.engines.ollama.gather import Whole
     from engine_plugin.engines.ollama.models import ModelFacts
     from engine_plugin.engines.ollama.options import OllamaOptions
     from engine_plugin.manifest import ServiceSpec
     from engine_plugin.services import Service
+    from engine_plugin.speech.decoder import Decoder
+    from engine_plugin.transport.http1 import HttpResponse
 
 __all__ = ["call", "contract", "stream"]
 

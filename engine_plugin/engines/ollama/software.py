@@ -13,20 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from engine_plugin.engines.installing import software
-from engine_plugin.engines.installing.install import Steps
-from engine_plugin.engines.installing.releases import choose
-from engine_plugin.engines.installing.software import LocalSoftware, on_this_machine
 from engine_plugin.engines.ollama.releases import RELEASE, find_ollama, release_archives
-from engine_plugin.engines.processes.environ import child_environ
-from engine_plugin.files import in_thread
+from engine_plugin.install import software
+from engine_plugin.install.releases import choose
+from engine_plugin.install.software import LocalSoftware, on_this_machine
+from engine_plugin.install.versions import Steps
+from engine_plugin.process.environ import child_environ
+from engine_plugin.system.files import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from engine_plugin.engines.base import Progress
-    from engine_plugin.engines.installing.releases import Archive
     from engine_plugin.engines.ollama.options import OllamaOptions
+    from engine_plugin.install.releases import Archive
 
 __all__ = ["Backend", "Moves", "Software"]
 
@@ -64,7 +64,14 @@ class Software(LocalSoftware[Backend]):
 
     def __init__(self, options: OllamaOptions, data_dir: Path, environ: Mapping[str, str]) -> None:
         """No I/O."""
-        super().__init__(data_dir, _NO_PACKAGES, environ, options)
+        super().__init__(
+            data_dir,
+            _NO_PACKAGES,
+            environ,
+            offline=options.offline,
+            verify=options.verify,
+            own_archives=bool(options.archives),
+        )
         self._options = options
 
     @property

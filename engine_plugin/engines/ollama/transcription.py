@@ -8,21 +8,21 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines.audio.containers import container_of
-from engine_plugin.engines.audio.speech import Dialect, Speech
-from engine_plugin.engines.http.posting import PostingClient
 from engine_plugin.errors import UnavailableError, UnsupportedError
+from engine_plugin.speech.containers import container_of
+from engine_plugin.speech.endpoints import Dialect, Speech
+from engine_plugin.transport.posting import PostingClient
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
-    from engine_plugin.engines.audio.decoder import Decoder
-    from engine_plugin.engines.audio.live import LiveOptions
     from engine_plugin.engines.base import BidiMessage
-    from engine_plugin.engines.http.http1 import HttpResponse
     from engine_plugin.engines.ollama.connection import OllamaClient
     from engine_plugin.engines.ollama.models import ModelFacts
+    from engine_plugin.speech.decoder import Decoder
+    from engine_plugin.speech.options import LiveOptions
+    from engine_plugin.transport.http1 import HttpResponse
 
 __all__ = ["PATH", "converse", "transcribe"]
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from engine_plugin.engines.http.answers import ERROR_LIMIT
-from engine_plugin.engines.http.posting import PostingClient
 from engine_plugin.engines.openai.errors import complaint_of_body
 from engine_plugin.errors import UnavailableError
+from engine_plugin.transport.answers import ERROR_LIMIT
+from engine_plugin.transport.posting import PostingClient
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from engine_plugin.engines.http.answers import Complaint
-    from engine_plugin.engines.http.http1 import Http1Client, HttpResponse
     from engine_plugin.errors import EnginePluginError
+    from engine_plugin.transport.answers import Complaint
+    from engine_plugin.transport.http1 import Http1Client, HttpResponse
 
 __all__ = ["ApiClient", "Errors"]
 

@@ -10,15 +10,15 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin import catalogue
-from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.engines.openai.address import VERSIONS, BaseUrl
 from engine_plugin.engines.openai.errors import StillLoadingError, complaint_of_body, is_about_loading
 from engine_plugin.engines.openai.keys import key_headers
 from engine_plugin.engines.openai.servers import SERVERS, WELL_KNOWN_PORTS
 from engine_plugin.engines.openai.servers.base import Glance, text_of
 from engine_plugin.errors import BadGatewayError, EnginePluginError, PreconditionError, UnavailableError
-from engine_plugin.files import LARGEST_JSON, in_thread
 from engine_plugin.jsontext import JsonError, read_json
+from engine_plugin.system.files import LARGEST_JSON, in_thread
+from engine_plugin.transport.http1 import Http1Client
 
 if TYPE_CHECKING:
     import ssl

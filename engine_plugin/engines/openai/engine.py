@@ -11,28 +11,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin import catalogue
 from engine_plugin.download.events import Status, Success
-from engine_plugin.engines.admission import Admission
-from engine_plugin.engines.audio.decoder import Decoder
-from engine_plugin.engines.audio.speech import Dialect, Speech
 from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState, not_bidirectional
-from engine_plugin.engines.http.answers import ERROR_LIMIT
-from engine_plugin.engines.http.bodies import answer_object
-from engine_plugin.engines.http.http1 import BrokenOffError
-from engine_plugin.engines.http.pictures import require_format
-from engine_plugin.engines.http.ranking import ranked_answer
+from engine_plugin.engines.local.admission import Admission
 from engine_plugin.engines.openai import requests
 from engine_plugin.engines.openai.address import BaseUrl
-from engine_plugin.engines.openai.begun import Begun
+from engine_plugin.engines.openai.connection import HeldServer
 from engine_plugin.engines.openai.discovery import Finder
 from engine_plugin.engines.openai.errors import complaint_of_body
-from engine_plugin.engines.openai.held import HeldServer
+from engine_plugin.engines.openai.exchange import Turn, model_missing, no_service
 from engine_plugin.engines.openai.options import OpenAIOptions
+from engine_plugin.engines.openai.peeked import Begun
 from engine_plugin.engines.openai.requests import PATHS, STREAMED
 from engine_plugin.engines.openai.servers.ovo import pulled
-from engine_plugin.engines.openai.turn import Turn, model_missing, no_service
 from engine_plugin.engines.openai.voices import AudioClient
 from engine_plugin.engines.options import option_problems, read_options
-from engine_plugin.engines.processes.environ import child_environ
 from engine_plugin.errors import (
     BadGatewayError,
     EnginePluginError,
@@ -41,9 +33,17 @@ from engine_plugin.errors import (
     PullError,
     UnsupportedError,
 )
-from engine_plugin.files import in_thread, private_data_dir
 from engine_plugin.models.capabilities import resolve
 from engine_plugin.models.info import KIND_OF_SERVICE, ModelDetails, ModelInfo
+from engine_plugin.openai_api.bodies import answer_object
+from engine_plugin.openai_api.pictures import require_format
+from engine_plugin.openai_api.ranking import ranked_answer
+from engine_plugin.process.environ import child_environ
+from engine_plugin.speech.decoder import Decoder
+from engine_plugin.speech.endpoints import Dialect, Speech
+from engine_plugin.system.files import in_thread, private_data_dir
+from engine_plugin.transport.answers import ERROR_LIMIT
+from engine_plugin.transport.http1 import BrokenOffError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence

@@ -7,8 +7,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin import catalogue
-from engine_plugin.engines.http.answers import Complaint
 from engine_plugin.errors import BadGatewayError, DeadlineError, EnginePluginError, UnavailableError
+from engine_plugin.transport.answers import Complaint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

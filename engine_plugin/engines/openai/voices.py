@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from contextlib import AbstractAsyncContextManager
 
-    from engine_plugin.engines.audio.speech import Answer
     from engine_plugin.engines.openai.client import ApiClient
+    from engine_plugin.speech.endpoints import Answer
 
 __all__ = ["AudioClient"]
 

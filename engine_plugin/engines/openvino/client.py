@@ -10,16 +10,16 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
-from engine_plugin.engines.http.answers import ERROR_LIMIT, Complaint, explained
-from engine_plugin.engines.http.posting import PostingClient
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError, UnavailableError
+from engine_plugin.transport.answers import ERROR_LIMIT, Complaint, explained
+from engine_plugin.transport.posting import PostingClient
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
 
-    from engine_plugin.engines.http.http1 import Http1Client, HttpResponse, Response
-    from engine_plugin.engines.processes.life import Life
+    from engine_plugin.process.run import Life
+    from engine_plugin.transport.http1 import Http1Client, HttpResponse, Response
 
 __all__ = ["ServerClient", "complaint_error"]
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from engine_plugin.engines.openvino.software import RUNNER, server_environ
-from engine_plugin.engines.processes import python
+from engine_plugin.process import python
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,37 +11,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin import catalogue
-from engine_plugin.engines.audio.decoder import Decoder
-from engine_plugin.engines.audio.speech import Speech
 from engine_plugin.engines.base import not_bidirectional
-from engine_plugin.engines.driver import Condition, Driver
-from engine_plugin.engines.http.answers import stream_events
-from engine_plugin.engines.http.bodies import slots_needed
-from engine_plugin.engines.http.pictures import require_format
+from engine_plugin.engines.local.driver import Condition, Driver
+from engine_plugin.engines.local.pool import ModelPool
 from engine_plugin.engines.openvino import requests
 from engine_plugin.engines.openvino.client import complaint_error
 from engine_plugin.engines.openvino.graphs import devices_asked
+from engine_plugin.engines.openvino.loaded_models import Resident, remove_stale
 from engine_plugin.engines.openvino.models import model_store
 from engine_plugin.engines.openvino.options import OpenVinoOptions
 from engine_plugin.engines.openvino.requests import PATHS, SPEECH, STREAMED
-from engine_plugin.engines.openvino.residents import Resident, remove_stale
 from engine_plugin.engines.openvino.server import OpenVinoServer, Place
 from engine_plugin.engines.openvino.software import Backend, Software
 from engine_plugin.engines.options import option_problems, read_options
-from engine_plugin.engines.pool import ModelPool
 from engine_plugin.errors import EnginePluginError, UnavailableError
-from engine_plugin.files import in_thread
 from engine_plugin.models.info import KIND_OF_SERVICE
+from engine_plugin.openai_api.bodies import slots_needed
+from engine_plugin.openai_api.pictures import require_format
+from engine_plugin.speech.decoder import Decoder
+from engine_plugin.speech.endpoints import Speech
+from engine_plugin.system.files import in_thread
+from engine_plugin.transport.answers import stream_events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from engine_plugin.engines.base import BidiMessage
-    from engine_plugin.engines.http.http1 import HttpResponse
     from engine_plugin.engines.openvino.client import ServerClient
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest
     from engine_plugin.models.store import StoredModel
+    from engine_plugin.transport.http1 import HttpResponse
 
 __all__ = ["OpenVinoEngine"]
 

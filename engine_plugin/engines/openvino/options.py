@@ -10,10 +10,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine_plugin.engines.audio.decoder import AudioLimits
-from engine_plugin.engines.audio.live import LiveOptions
-from engine_plugin.engines.installing.options import SoftwareOptions
+from engine_plugin.engines.local.options import SoftwareOptions
 from engine_plugin.engines.options import number
+from engine_plugin.speech.decoder import AudioLimits
+from engine_plugin.speech.options import LiveOptions
 
 __all__ = [
     "CacheEvictionConfig",

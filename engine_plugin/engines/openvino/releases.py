@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine_plugin.engines.installing.releases import Archive
-from engine_plugin.engines.installing.software import find_program
 from engine_plugin.errors import InstallError
+from engine_plugin.install.releases import Archive
+from engine_plugin.install.software import find_program
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines.audio.speech import Dialect
-from engine_plugin.engines.http.bodies import request_json
-from engine_plugin.engines.http.conversation import make_plain
-from engine_plugin.engines.http.ranking import document_texts
-from engine_plugin.engines.http.sse import DONE, event_of
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
+from engine_plugin.openai_api.bodies import request_json
+from engine_plugin.openai_api.conversation import make_plain
+from engine_plugin.openai_api.ranking import document_texts
 from engine_plugin.services.text_to_image import picture_size
+from engine_plugin.speech.endpoints import Dialect
+from engine_plugin.transport.sse import DONE, event_of
 
 if TYPE_CHECKING:
     from engine_plugin.engines.openvino.options import ImageOptions

@@ -6,27 +6,27 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine_plugin.engines.admission import Admission
-from engine_plugin.engines.driver import Condition
+from engine_plugin.engines.local.admission import Admission
+from engine_plugin.engines.local.driver import Condition
+from engine_plugin.engines.local.server import ServerProcess
 from engine_plugin.engines.openvino import command
 from engine_plugin.engines.openvino.client import ServerClient
 from engine_plugin.engines.openvino.graphs import device_of, graph_text
-from engine_plugin.engines.openvino.residents import Resident, Residents
-from engine_plugin.engines.processes.process import Command
-from engine_plugin.engines.server import ServerProcess
+from engine_plugin.engines.openvino.loaded_models import Resident, Residents
 from engine_plugin.errors import EnginePluginError
-from engine_plugin.files import in_thread
+from engine_plugin.process.process import Command
+from engine_plugin.system.files import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from engine_plugin.engines.local.server import Address
     from engine_plugin.engines.openvino.options import OpenVinoOptions
     from engine_plugin.engines.openvino.software import Backend
-    from engine_plugin.engines.processes.life import Life
-    from engine_plugin.engines.processes.records import ProcessRecords
-    from engine_plugin.engines.server import Address
     from engine_plugin.models.store import StoredModel
+    from engine_plugin.process.records import ProcessRecords
+    from engine_plugin.process.run import Life
 
 __all__ = ["OpenVinoServer", "Place"]
 

@@ -17,37 +17,37 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from engine_plugin.engines.installing import software
-from engine_plugin.engines.installing.install import Steps
-from engine_plugin.engines.installing.releases import choose
-from engine_plugin.engines.installing.software import (
+from engine_plugin.engines.openvino.releases import RELEASE, Machine, find_ovms, missing_library, release_archive
+from engine_plugin.errors import InstallError
+from engine_plugin.install import software
+from engine_plugin.install.releases import choose
+from engine_plugin.install.software import (
     LocalSoftware,
     on_this_machine,
     pinned,
     version_in,
     wanted_backend,
 )
-from engine_plugin.engines.openvino.releases import RELEASE, Machine, find_ovms, missing_library, release_archive
-from engine_plugin.engines.processes import python
-from engine_plugin.engines.processes.environ import child_environ
-from engine_plugin.errors import InstallError
-from engine_plugin.files import in_thread
+from engine_plugin.install.versions import Steps
+from engine_plugin.process import python
+from engine_plugin.process.environ import child_environ
+from engine_plugin.system.files import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from engine_plugin.engines.base import Progress
-    from engine_plugin.engines.installing.releases import Archive
     from engine_plugin.engines.openvino.options import OpenVinoOptions
+    from engine_plugin.install.releases import Archive
 
 __all__ = ["RUNNER", "Backend", "Moves", "Software", "server_environ"]
 
-RUNNER = "engine_plugin.engines.openvino.runner"
+RUNNER = "openvino_server"
 _REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 _GENAI = "openvino-genai"
 _OPENVINO = (_GENAI, "openvino", "openvino-tokenizers", "openvino-telemetry")
 _AUDIO = ("av",)
-"""What reads audio (engines.audio.decode)."""
+"""What reads audio (speech.decode)."""
 
 _TEMPLATES = ("jinja2", "markupsafe")
 _NEEDED_BYTES = {"embedded": 600 * 1024 * 1024, "release": 1200 * 1024 * 1024, "packages": 250 * 1024 * 1024}
@@ -86,7 +86,14 @@ class Software(LocalSoftware[Backend]):
     engine = "openvino"
 
     def __init__(self, options: OpenVinoOptions, data_dir: Path, environ: Mapping[str, str]) -> None:
-        super().__init__(data_dir, _REQUIREMENTS, environ, options)
+        super().__init__(
+            data_dir,
+            _REQUIREMENTS,
+            environ,
+            offline=options.offline,
+            verify=options.verify,
+            own_archives=bool(options.archives),
+        )
         self._options = options
 
     @property

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_plugin.engines.http.assemble import chat_completion, text_completion
 from engine_plugin.errors import BadGatewayError
+from engine_plugin.openai_api.assemble import chat_completion, text_completion
 
 PIECES = st.lists(st.text(max_size=5), max_size=8)
 

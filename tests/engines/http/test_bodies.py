@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from engine_plugin.engines.http.bodies import answer_object, request_json, slots_needed
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
+from engine_plugin.openai_api.bodies import answer_object, request_json, slots_needed
 
 
 @pytest.mark.parametrize(

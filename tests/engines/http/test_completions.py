@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines.http.assemble import assembled
-from engine_plugin.engines.http.completions import CompletionLogprobs, wants_logprobs
-from engine_plugin.engines.http.sse import DONE, event_data, event_of
 from engine_plugin.errors import BadGatewayError
+from engine_plugin.openai_api.assemble import assembled
+from engine_plugin.openai_api.completions import CompletionLogprobs, wants_logprobs
+from engine_plugin.transport.sse import DONE, event_data, event_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

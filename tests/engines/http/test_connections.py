@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.certificates import Identity, load_identity
-from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.errors import BadGatewayError, UnavailableError
+from engine_plugin.system.certificates import Identity, load_identity
+from engine_plugin.transport.http1 import Http1Client
 from tests.engines.conftest import descriptors
 from tests.patience import until, within
 

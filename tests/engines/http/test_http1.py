@@ -19,9 +19,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_plugin.engines.http import http1
-from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.errors import BadGatewayError, UnavailableError
+from engine_plugin.transport import http1
+from engine_plugin.transport.http1 import Http1Client
 from tests.engines.conftest import descriptors
 from tests.examples import FEW
 from tests.patience import LIMIT, until, within
@@ -634,7 +634,7 @@ async def test_cancelled_while_connecting(short_dir: Path) -> None:
 
 
 async def test_a_server_that_accepts_nothing(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine_plugin.engines.http.http1._CONNECT_TIMEOUT", 0.2)
+    monkeypatch.setattr("engine_plugin.transport.http1._CONNECT_TIMEOUT", 0.2)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)

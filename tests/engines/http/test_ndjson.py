@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_plugin.engines.http.ndjson import as_events, line_objects, read_line, whole_lines
-from engine_plugin.engines.http.sse import event_data
 from engine_plugin.errors import BadGatewayError
+from engine_plugin.transport.ndjson import as_events, line_objects, read_line, whole_lines
+from engine_plugin.transport.sse import event_data
 
 OBJECTS = st.lists(st.dictionaries(st.text(max_size=4), st.text(max_size=8) | st.integers(), max_size=3), max_size=6)
 

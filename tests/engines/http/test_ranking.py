@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_plugin.engines.http.ranking import ranked_answer
 from engine_plugin.errors import BadGatewayError
+from engine_plugin.openai_api.ranking import ranked_answer
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20), st.integers(1, 30))

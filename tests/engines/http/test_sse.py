@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_plugin.engines.http import sse
 from engine_plugin.errors import BadGatewayError
+from engine_plugin.transport import sse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.engines.installing.install import Installation, Steps
-from engine_plugin.files import private_folder, write_json
+from engine_plugin.install.versions import Installation, Steps
+from engine_plugin.system.files import private_folder, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -168,7 +168,7 @@ async def test_two_engines_on_one_data_directory_keep_their_versions(tmp_path: P
 USER = """
 import sys
 from pathlib import Path
-from engine_plugin.engines.installing.install import Installation
+from engine_plugin.install.versions import Installation
 hold = Installation(Path(sys.argv[1]), "engine").hold(Path(sys.argv[2]))
 assert hold is not None
 print("held", flush=True)
@@ -225,7 +225,7 @@ async def test_what_is_gone_cannot_be_held_and_a_lost_hold_is_released(tmp_path:
 KILLED = """
 import asyncio, os, sys
 from pathlib import Path
-from engine_plugin.engines.installing.install import Installation, Steps
+from engine_plugin.install.versions import Installation, Steps
 
 async def main(root):
     async def fill(folder):

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.engines.installing import install
-from engine_plugin.engines.installing.install import Installation, Steps, Version
 from engine_plugin.errors import EngineStartError, InstallError, PreconditionError
+from engine_plugin.install import versions
+from engine_plugin.install.versions import Installation, Steps, Version
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ async def test_a_version_name_that_no_directory_can_have(engine: Engine) -> None
 CHILD = """
 import asyncio, sys
 from pathlib import Path
-from engine_plugin.engines.installing.install import Installation, Steps
+from engine_plugin.install.versions import Installation, Steps
 
 async def main(root):
     installation = Installation(Path(root))
@@ -307,7 +307,7 @@ async def test_what_a_killed_installation_left_goes_with_the_next_one(engine: En
 async def test_another_installation_is_not_waited_for_for_ever(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(install, "LOCK_TIMEOUT", 0.2)
+    monkeypatch.setattr(versions, "LOCK_TIMEOUT", 0.2)
     engine.pause = {"fill": asyncio.Event()}
     first = asyncio.create_task(engine.install("1"))
     await engine.reached.wait()

@@ -20,9 +20,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_plugin.engines.installing import archives
-from engine_plugin.engines.installing.archives import Limits, unpack
 from engine_plugin.errors import InstallError
+from engine_plugin.install import archives
+from engine_plugin.install.archives import Limits, unpack
 from tests.engines.packing import Member, pack, tar_bytes, zip_bytes
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from engine_plugin.download.disk import disk_error, disk_reason
 from engine_plugin.download.events import ChunkProgress
 from engine_plugin.download.partial import Partial
 from engine_plugin.download.remote import FetchPolicy
-from engine_plugin.engines.installing import releases
-from engine_plugin.engines.installing.releases import (
+from engine_plugin.errors import AuthError, InstallError
+from engine_plugin.install import releases
+from engine_plugin.install.releases import (
     Archive,
     DownloadRules,
     Downloads,
@@ -29,7 +30,6 @@ from engine_plugin.engines.installing.releases import (
     digest_in,
     likely_accelerators,
 )
-from engine_plugin.errors import AuthError, InstallError
 from tests.models.server import FileServer, Script, file_server, without_proxies
 from tests.patience import LIMIT
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine_plugin.download.events import ChunkProgress
-from engine_plugin.engines.installing.pip import install_packages
-from engine_plugin.engines.processes import python
 from engine_plugin.errors import InstallError
+from engine_plugin.install.pip import install_packages
+from engine_plugin.process import python
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.engines.processes import python
-from engine_plugin.engines.processes.environ import child_environ
+from engine_plugin.process import python
+from engine_plugin.process.environ import child_environ
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,4 +63,4 @@ def test_another_part_of_this_program_is_found_as_this_one_is() -> None:
     given = os.pathsep.join(["/packages", "", ".", "relative"]) if os.name != "nt" else "C:\\packages"
     places = python.own_environ({"PYTHONPATH": given})["PYTHONPATH"].split(os.pathsep)
     assert places[1:] == [given.split(os.pathsep)[0]]
-    assert python.own_command("engine_plugin.hosted")[1] == "-P"
+    assert python.own_command("engine_plugin.app")[1] == "-P"

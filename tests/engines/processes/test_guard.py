@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 import engine_plugin
-from engine_plugin.engines.processes import guard, python
-from engine_plugin.engines.processes.records import ProcessRecords
+from engine_plugin.process import guard, python
+from engine_plugin.process.records import ProcessRecords
 from tests.engines.conftest import CHILD, Stage, alive, running
 from tests.patience import LIMIT, NEVER, until, within
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 GUARD = python.guarded([])
 # Another POSIX system than Linux: no parent-death signal, no subreaper, no /proc.
 AS_ELSEWHERE = (
-    "import os, sys; sys.platform = 'darwin'; from engine_plugin.engines.processes import guard;"
+    "import os, sys; sys.platform = 'darwin'; from engine_plugin.process import guard;"
     "os._exit(guard.main(sys.argv[1:]))"
 )
 ELSEWHERE = [sys.executable, "-c", AS_ELSEWHERE]
@@ -136,7 +136,7 @@ async def test_elsewhere_somebody_else_may_hold_stdin_open(stage: Stage) -> None
 async def test_a_process_that_armed_itself(stage: Stage) -> None:
     """SIGKILL of the plugin; nobody can react but the kernel."""
     script = (
-        "import os, sys, time; from engine_plugin.engines.processes import guard; guard.arm();"
+        "import os, sys, time; from engine_plugin.process import guard; guard.arm();"
         "open(sys.argv[1] + '.new', 'w').write(str(os.getpid())); os.replace(sys.argv[1] + '.new', sys.argv[1]);"
         "time.sleep(1000)"
     )
@@ -160,7 +160,7 @@ async def test_a_plugin_that_died_before_anything_was_armed(stage: Stage, way: s
     """The kernel sends nothing for a parent that is gone already, hence the look at getppid()."""
     script = (
         "import os, sys, time\n"
-        "from engine_plugin.engines.processes import guard\n"
+        "from engine_plugin.process import guard\n"
         f"sys.platform = {system!r}\n"
         "open(sys.argv[1] + '/up.new', 'w').write(str(os.getpid()))\n"
         "os.replace(sys.argv[1] + '/up.new', sys.argv[1] + '/up')\n"
@@ -279,7 +279,7 @@ def test_nobody_but_the_guard_forks() -> None:
     package = Path(engine_plugin.__file__).parent
     forks = re.compile(r"\bos\.(fork|forkpty)\b|\bpty\.fork\b|preexec_fn=|\bmultiprocessing\b|\bos\.system\b")
     found = [path.relative_to(package).as_posix() for path in package.rglob("*.py") if forks.search(path.read_text())]
-    assert found == ["engines/processes/guard.py"]
+    assert found == ["process/guard.py"]
 
 
 # When the program ends
@@ -310,7 +310,7 @@ async def test_what_the_program_leaves_ends_before_the_guard(stage: Stage, ends:
 async def test_one_that_cannot_be_killed_does_not_hide_the_programs_end(stage: Stage) -> None:
     """A process that took on another user's identity, say."""
     script = (
-        "import os, sys; from engine_plugin.engines.processes import guard\n"
+        "import os, sys; from engine_plugin.process import guard\n"
         "def refused(pid, signal): raise PermissionError\n"
         "os.kill = refused\n"
         "os._exit(guard.main(sys.argv[1:]))\n"
@@ -367,7 +367,7 @@ async def test_a_signal_in_the_moment_of_the_start_is_not_lost(stage: Stage, sta
     script = f"""\
 import os, signal, sys, time
 sys.platform = {"linux" if start is GUARD else "darwin"!r}
-from engine_plugin.engines.processes import guard
+from engine_plugin.process import guard
 fork = os.fork
 def slow():
     if {moment!r} == "before":

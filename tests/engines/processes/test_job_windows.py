@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines.processes import job_windows, tree
-from engine_plugin.engines.processes.child import ChildProcess
+from engine_plugin.process import job_windows, tree
+from engine_plugin.process.child import ChildProcess
 from tests.engines.conftest import CHILD, Stage, alive, running
 from tests.patience import until, within
 
@@ -27,7 +27,7 @@ windows_only = pytest.mark.skipif(
 # A plugin: spawns argv[2:], binds it to itself, tells its pid through the file argv[1], and lives until it is killed.
 PLUGIN = """\
 import os, subprocess, sys, time
-from engine_plugin.engines.processes import job_windows, tree
+from engine_plugin.process import job_windows, tree
 child = subprocess.Popen(sys.argv[2:], stdin=subprocess.PIPE, **tree.spawn_options(held=True))
 job = tree.bind_to_us(child.pid)
 open(sys.argv[1] + ".new", "w").write(str(child.pid))

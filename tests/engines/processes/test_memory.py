@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from engine_plugin.engines.processes import memory
+from engine_plugin.process import memory
 
 if TYPE_CHECKING:
     from pathlib import Path

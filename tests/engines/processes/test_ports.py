@@ -11,7 +11,7 @@ from contextlib import closing
 import psutil
 import pytest
 
-from engine_plugin.engines.processes import ports
+from engine_plugin.process import ports
 
 LISTEN = (
     "import socket, sys; server = socket.create_server(('127.0.0.1', 0));"

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines.processes.process import MOVES, EngineProcess, ProcessState
-from engine_plugin.engines.processes.restarts import RestartPolicy
 from engine_plugin.errors import EngineStartError, InvalidRequestError, UnavailableError
+from engine_plugin.process.process import MOVES, EngineProcess, ProcessState
+from engine_plugin.process.restarts import RestartPolicy
 from tests.engines.conftest import CHILD, Stage, alive, descriptors
 from tests.patience import LIMIT, NEVER, pace, until, within
 
@@ -646,7 +646,7 @@ async def test_thirty_lives_leave_no_descriptor(stage: Stage) -> None:
 
 
 async def test_every_transition_is_logged(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, "engine_plugin.engines.processes.process")
+    caplog.set_level(logging.DEBUG, "engine_plugin.process.process")
     process = stage.engine(ready(stage))
     await within(process.ensure_ready())
     await within(process.stop())

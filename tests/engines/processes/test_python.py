@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import engine_plugin
-from engine_plugin.engines.processes import guard, python
 from engine_plugin.errors import BadGatewayError
+from engine_plugin.process import guard, python
 from tests.engines.conftest import CHILD, Stage, alive, descriptors, running
 from tests.patience import LIMIT, pace, until, within
 
@@ -128,7 +128,7 @@ async def test_every_line_is_told(stage: Stage) -> None:
 # A plugin runs a helper in the given way, and tells its own pid's file when the helper is up.
 PLUGIN = """\
 import asyncio, os, sys
-from engine_plugin.engines.processes import guard, python
+from engine_plugin.process import guard, python
 asyncio.run(getattr(python, sys.argv[1])(sys.argv[3:], dict(os.environ), *([print] if sys.argv[2] else [])))
 """
 
@@ -155,8 +155,8 @@ async def test_a_module_of_ours_ends_with_a_killed_plugin(stage: Stage) -> None:
     """It arms itself, and it sees the end of its stdin."""
     plugin = """\
 import asyncio, os, sys
-from engine_plugin.engines.processes import guard, python
-from engine_plugin.engines.processes.child import ChildProcess
+from engine_plugin.process import guard, python
+from engine_plugin.process.child import ChildProcess
 async def main():
     argv = python.module_command("engine_plugin.engines.llamacpp.runner", "inspect")
     child = await ChildProcess.spawn(argv, python.module_environ(os.environ), lambda *_: None)

@@ -13,10 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
-from engine_plugin.engines.processes import records as records_module
-from engine_plugin.engines.processes import tree
-from engine_plugin.engines.processes.child import ChildProcess
-from engine_plugin.engines.processes.records import TOKEN_VARIABLE, ProcessRecords, ProcessTicket
+from engine_plugin.process import records as records_module
+from engine_plugin.process import tree
+from engine_plugin.process.child import ChildProcess
+from engine_plugin.process.records import TOKEN_VARIABLE, ProcessRecords, ProcessTicket
 from tests.engines.conftest import CHILD, Stage, alive
 from tests.patience import until, within
 

@@ -17,7 +17,7 @@ ENGINES = Path(engine_plugin.__file__).parent / "engines"
 READS_STDIN = re.compile(r"\bsys\.stdin\b|\b(?:os\.read|receive|Inbox)\(0\b")
 PROGRAM = """
 import os, sys, threading
-from engine_plugin.engines.processes.entry import own_stdin, read_settings
+from engine_plugin.process.entry import own_stdin, read_settings
 
 stdin = own_stdin()
 settings = read_settings(stdin)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from engine_plugin.engines.processes import python, tree
+from engine_plugin.process import python, tree
 from tests.engines.conftest import CHILD, Stage, alive, running
 from tests.patience import LIMIT, until
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.certificates import Identity, load_identity
 from engine_plugin.engines.ollama.attachment import is_older
-from engine_plugin.engines.processes.ports import free_ports
 from engine_plugin.errors import AuthError, BadGatewayError, PreconditionError, UnavailableError
+from engine_plugin.process.ports import free_ports
+from engine_plugin.system.certificates import Identity, load_identity
 from tests.patience import LIMIT, NEVER, within
 
 from .conftest import attachment_to

@@ -11,7 +11,6 @@ import pytest
 
 from engine_plugin.engines.base import HealthState
 from engine_plugin.engines.ollama import address
-from engine_plugin.engines.processes.ports import free_ports
 from engine_plugin.errors import (
     InvalidRequestError,
     ManifestError,
@@ -21,6 +20,7 @@ from engine_plugin.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from engine_plugin.process.ports import free_ports
 from tests.ollama.contract.handle import ContractServer
 from tests.patience import LIMIT
 

@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 from engine_plugin.engines.base import HealthState
-from engine_plugin.engines.processes.ports import free_ports
 from engine_plugin.errors import BadGatewayError, EngineNotInstalledError, ModelNotFoundError, UnavailableError
 from engine_plugin.models.request import PullRequest
+from engine_plugin.process.ports import free_ports
 from tests.ollama.contract.release import write_program
 
 from .engine import HELLO, answer, plugin_in

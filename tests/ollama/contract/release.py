@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine_plugin.engines.installing.releases import choose
 from engine_plugin.engines.ollama.releases import release_archives
+from engine_plugin.install.releases import choose
 from tests.engines.packing import Member, pack
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from engine_plugin.engines.audio.decoder import Decoder
-from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.engines.ollama import services
 from engine_plugin.engines.ollama.connection import OllamaClient
 from engine_plugin.engines.ollama.options import OllamaOptions
+from engine_plugin.speech.decoder import Decoder
+from engine_plugin.transport.http1 import Http1Client
 from tests.ollama.contract.handle import ContractServer
 
 from .shapes import facts_of

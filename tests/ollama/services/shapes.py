@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from engine_plugin.engines.http.sse import event_data
 from engine_plugin.engines.ollama.models import ModelFacts
+from engine_plugin.transport.sse import event_data
 
 __all__ = ["chat", "chat_line", "data_of", "facts_of", "joined", "line"]
 

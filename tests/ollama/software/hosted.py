@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Hosted", "hosted"]
 
-_ARGV = [sys.executable, "-m", "engine_plugin.hosted"]
+_ARGV = [sys.executable, "-m", "engine_plugin.app"]
 
 
 @dataclass(frozen=True)

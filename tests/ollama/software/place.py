@@ -11,7 +11,7 @@ import psutil
 from engine_plugin.engines.ollama.options import OllamaOptions
 from engine_plugin.engines.ollama.server import ManagedServer, try_out
 from engine_plugin.engines.ollama.software import Backend, Moves, Software
-from engine_plugin.engines.processes.records import TOKEN_VARIABLE, ProcessRecords
+from engine_plugin.process.records import TOKEN_VARIABLE, ProcessRecords
 from tests.llamacpp.running import gone
 from tests.ollama.contract.handle import ContractClient
 from tests.ollama.contract.release import write_program

@@ -14,7 +14,7 @@ from pathlib import Path
 from engine_plugin.engines.ollama.options import OllamaOptions
 from engine_plugin.engines.ollama.server import ManagedServer
 from engine_plugin.engines.ollama.software import Backend
-from engine_plugin.engines.processes.records import ProcessRecords
+from engine_plugin.process.records import ProcessRecords
 
 
 async def _run(folder: Path, program: str) -> None:

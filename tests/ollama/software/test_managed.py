@@ -14,7 +14,6 @@ import psutil
 import pytest
 
 from engine_plugin.engines.ollama.software import Backend
-from engine_plugin.engines.processes.process import ProcessState
 from engine_plugin.errors import (
     BadGatewayError,
     EngineStartError,
@@ -22,6 +21,7 @@ from engine_plugin.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from engine_plugin.process.process import ProcessState
 from tests.llamacpp.running import REPOSITORY, eventually, gone
 from tests.ollama.contract.release import write_program
 from tests.patience import LIMIT
@@ -202,7 +202,7 @@ async def test_it_is_not_used_when_it_cannot(place: Place) -> None:
 @pytest.mark.promise("F12", "F13")
 async def test_a_port_that_somebody_takes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the choice and the bind: the next life has another one, and nothing was said to the stranger."""
-    from engine_plugin.engines.processes import ports
+    from engine_plugin.process import ports
 
     choose = ports.free_ports
     with socket.create_server(("127.0.0.1", 0)) as stranger:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from engine_plugin.engines.installing.releases import choose
 from engine_plugin.engines.ollama.options import OllamaOptions
 from engine_plugin.engines.ollama.releases import RELEASE, release_archives
 from engine_plugin.errors import InstallError
+from engine_plugin.install.releases import choose
 
 HUB = "https://github.com/ollama/ollama/releases/download"
 

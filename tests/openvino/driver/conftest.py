@@ -20,12 +20,12 @@ import yaml
 
 from engine_plugin.engines.openvino.engine import OpenVinoEngine
 from engine_plugin.engines.openvino.software import RUNNER, Backend, Software
-from engine_plugin.engines.processes import python
 from engine_plugin.host import PluginClient, connect
 from engine_plugin.manifest import load_manifest
 from engine_plugin.plugin import Plugin
-from engine_plugin.rpc.grpc_aio import AioServer
-from engine_plugin.rpc.servicer import provider_service
+from engine_plugin.process import python
+from engine_plugin.server.grpc_aio import AioServer
+from engine_plugin.server.servicer import provider_service
 from tests.leftovers import marked, nothing_is_left, scratch
 
 from .running import ENGINE_MARK, SERVICES, RunningEngine

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from engine_plugin.engines.http.answers import Complaint
 from engine_plugin.engines.openvino.client import complaint_error
 from engine_plugin.errors import InvalidRequestError
+from engine_plugin.transport.answers import Complaint
 
 _OF_OVMS = "request_data: the engine refuses it: "
 

@@ -22,8 +22,8 @@ from engine_plugin.engines.openvino.options import (
     TranscribeOptions,
     Voice,
 )
-from engine_plugin.engines.openvino.runner.graph_file import Graph, read_graph
 from engine_plugin.models.info import KINDS, ModelDetails, StoredModel
+from openvino_server.graph_file import Graph, read_graph
 
 
 def model(kind: str, folder: str = "/models/of mine/ä") -> StoredModel:

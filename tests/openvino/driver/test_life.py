@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from engine_plugin.engines.openvino import command
-from engine_plugin.engines.openvino.residents import lock_of
+from engine_plugin.engines.openvino.loaded_models import lock_of
 from engine_plugin.errors import BadGatewayError, EnginePluginError, PreconditionError, UnavailableError
-from engine_plugin.files import in_thread
+from engine_plugin.system.files import in_thread
 from tests.llamacpp.running import eventually
 from tests.openvino.spoiling import spoil
 from tests.patience import LIMIT

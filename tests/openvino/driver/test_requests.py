@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from engine_plugin.engines.http.answers import Complaint
-from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.engines.openvino.client import ServerClient, complaint_error
 from engine_plugin.engines.openvino.options import ImageOptions
 from engine_plugin.engines.openvino.requests import completed_event, upstream_body
 from engine_plugin.errors import BadGatewayError, InvalidRequestError, UnavailableError
+from engine_plugin.transport.answers import Complaint
+from engine_plugin.transport.http1 import Http1Client
 
 
 def body(service: str, request: dict[str, Any], *, stream: bool = False, **image: Any) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from engine_plugin.errors import EnginePluginError, InvalidRequestError, NotFoundError, UnsupportedError
-from engine_plugin.files import in_thread
 from engine_plugin.host import events
+from engine_plugin.system.files import in_thread
 from tests.patience import LIMIT
 
 from .running import COUNT, ONE_STEP, SERVICES, RunningEngine, tone

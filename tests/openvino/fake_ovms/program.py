@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-RUNNER = "engine_plugin.engines.openvino.runner"
+RUNNER = "openvino_server"
 VERSION = "2026.3.0"
 USAGE = 64
 KEY = "between the stand-in and the embedded server"

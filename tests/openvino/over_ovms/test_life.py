@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from engine_plugin.engines.installing.software import Workshop
 from engine_plugin.errors import BadGatewayError, PreconditionError
+from engine_plugin.install.software import Workshop
 from engine_plugin.models.store import PullRequest
 from tests.openvino.spoiling import spoil
 from tests.patience import LIMIT

@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 import aiohttp
 import pytest_asyncio
 
-from engine_plugin.engines.openvino.runner.app import make_app, serve_http
-from engine_plugin.engines.openvino.runner.graph_file import KINDS
-from engine_plugin.engines.openvino.runner.model import Settings
-from engine_plugin.engines.openvino.runner.registry import Registry
+from openvino_server.app import make_app, serve_http
+from openvino_server.graph_file import KINDS
+from openvino_server.model import Settings
+from openvino_server.registry import Registry
 from tests.leftovers import marked, nothing_is_left, scratch
 from tests.patience import LIMIT
 

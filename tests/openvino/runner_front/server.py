@@ -6,8 +6,8 @@ import json
 import os
 import sys
 
-from engine_plugin.engines.openvino.runner.serving import serve
-from engine_plugin.engines.processes import guard
+from engine_plugin.process import guard
+from openvino_server.serving import serve
 from tests.openvino.runner_front.conftest import WORKER
 
 if __name__ == "__main__":

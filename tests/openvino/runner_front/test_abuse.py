@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines.openvino.runner import wav
-from engine_plugin.engines.openvino.runner.errors import ApiError
+from openvino_server import wav
+from openvino_server.errors import ApiError
 from tests.openvino.runner_front.test_answers import wav_file
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.engines.processes import memory
+from engine_plugin.process import memory
 from tests.llamacpp.running import eventually
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:
-    from engine_plugin.engines.openvino.runner.link import Worker
+    from openvino_server.link import Worker
     from tests.openvino.runner_front.conftest import Front, Serve
 
 HELD = {"parts": [[0, "a", 1, None, None]], "then": "hold"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine_plugin.engines.openvino.runner.graph_file import GraphError, parse_text, read_graph
+from openvino_server.graph_file import GraphError, parse_text, read_graph
 
 LLM = """
 # OVMS_GRAPH_QUEUE_MAX_SIZE: AUTO

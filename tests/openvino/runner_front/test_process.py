@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
-RUNNER = "engine_plugin.engines.openvino.runner"
+RUNNER = "openvino_server"
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines.openvino.runner import model, watch
+from openvino_server import model, watch
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engine_plugin.engines.openvino.runner.frames import encode
-from engine_plugin.engines.processes import guard
+from engine_plugin.process import guard
+from openvino_server.frames import encode
 
 CONTEXT_ERROR = (400, "exceed_context_size_error", "prompt: too long")
 

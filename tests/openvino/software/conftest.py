@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from engine_plugin.engines.installing import software as shared_module
 from engine_plugin.engines.openvino.options import OpenVinoOptions
 from engine_plugin.engines.openvino.software import Backend, Moves, Software
+from engine_plugin.install import software as shared_module
 from tests.leftovers import marked, nothing_is_left, scratch
 from tests.models.server import file_server, without_proxies
 from tests.openvino.fake_ovms.archives import Mirror

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.engines.installing import software as shared_module
-from engine_plugin.engines.installing.releases import Archive
 from engine_plugin.engines.openvino import software as software_module
 from engine_plugin.engines.openvino.releases import RELEASE
 from engine_plugin.engines.openvino.software import Backend, server_environ
 from engine_plugin.errors import EngineNotInstalledError, EngineStartError, InstallError
+from engine_plugin.install import software as shared_module
+from engine_plugin.install.releases import Archive
 from tests.models.server import Script
 from tests.openvino.fake_ovms.archives import BROKEN, install, program
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines.audio.decoder import Decoder
-from engine_plugin.engines.audio.pcm import plain_speech
-from engine_plugin.engines.audio.speech import Speech
-from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.engines.openvino.client import ServerClient
 from engine_plugin.engines.openvino.requests import SPEECH
+from engine_plugin.speech.decoder import Decoder
+from engine_plugin.speech.endpoints import Speech
+from engine_plugin.speech.pcm import plain_speech
+from engine_plugin.transport.http1 import Http1Client
 from tests.audio.sounds import Listener
 
 if TYPE_CHECKING:

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from engine_plugin.engines.audio import conversation
 from engine_plugin.engines.base import BidiMessage
 from engine_plugin.errors import EnginePluginError, InvalidRequestError, ModelNotFoundError, UnavailableError
+from engine_plugin.speech import conversation
 from tests.audio.sounds import encoded, silence, spoken, tone, wav
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
-    from engine_plugin.engines.audio.speech import Speech
+    from engine_plugin.speech.endpoints import Speech
     from tests.openvino.speech.conftest import Server
 
 FINISH = BidiMessage(b'{"action": "finish-task"}')
@@ -398,7 +398,7 @@ def decoders() -> list[int]:
     found = []
     for child in psutil.Process().children():
         try:
-            if "engine_plugin.engines.audio.decode" in child.cmdline():
+            if "engine_plugin.speech.decode" in child.cmdline():
                 found.append(child.pid)
         except psutil.Error:
             continue
@@ -464,12 +464,12 @@ async def test_partial_sentences_come_while_somebody_speaks(speech: Speech) -> N
 
 
 async def test_no_audio_packages_are_needed_for_raw_sound(server: Server, tmp_path: Any) -> None:
-    from engine_plugin.engines.audio.decoder import Decoder
-    from engine_plugin.engines.audio.speech import Speech
-    from engine_plugin.engines.http.http1 import Http1Client
     from engine_plugin.engines.openvino.client import ServerClient
     from engine_plugin.engines.openvino.requests import SPEECH
     from engine_plugin.errors import PreconditionError
+    from engine_plugin.speech.decoder import Decoder
+    from engine_plugin.speech.endpoints import Speech
+    from engine_plugin.transport.http1 import Http1Client
 
     (tmp_path / "av.py").write_text("raise ModuleNotFoundError(name='av')")
     http = Http1Client(("127.0.0.1", server.port))

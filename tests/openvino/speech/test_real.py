@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.errors import InvalidRequestError
+from engine_plugin.transport.http1 import Http1Client
 from tests.audio.sounds import silence, speech, wav
 from tests.extras import needs
 from tests.openvino.embedded import embedded_server
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from engine_plugin.engines.audio.speech import Speech
+    from engine_plugin.speech.endpoints import Speech
 
 needs("openvino_genai")
 

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines.http.http1 import Http1Client
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError
+from engine_plugin.transport.http1 import Http1Client
 from tests.audio.sounds import wav
 from tests.openvino.speech.conftest import SPOKEN_RATE, speech_on
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:
-    from engine_plugin.engines.audio.speech import Speech
+    from engine_plugin.speech.endpoints import Speech
     from tests.openvino.speech.conftest import Server
 
 

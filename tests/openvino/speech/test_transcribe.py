@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin import deadlines
-from engine_plugin.engines.audio import speech as speech_module
 from engine_plugin.errors import BadGatewayError, DeadlineError, InvalidRequestError, UnavailableError
+from engine_plugin.speech import endpoints
 from tests.audio.sounds import encoded, silence, spoken, tone, wav
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
-    from engine_plugin.engines.audio.speech import Speech
+    from engine_plugin.speech.endpoints import Speech
     from tests.openvino.speech.conftest import Server
 
 SOUND = spoken(0, 3)
@@ -67,10 +67,10 @@ async def test_a_transcription_may_take_a_minute_beyond_the_recordings_length(
         allowed.append(seconds)
         return deadlines.deadline(seconds, what, remedy)
 
-    monkeypatch.setattr(speech_module, "deadline", deadline)
+    monkeypatch.setattr(endpoints, "deadline", deadline)
     await transcribe(speech, wav(silence(120)))
     assert allowed == [180]
-    monkeypatch.setattr(speech_module, "_PATIENCE", -119.9)
+    monkeypatch.setattr(endpoints, "_PATIENCE", -119.9)
     server.gate.clear()
     with pytest.raises(DeadlineError, match="speech-to-text"):
         await transcribe(speech, wav(silence(120)))

@@ -11,10 +11,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines.openvino.runner import chat
-from engine_plugin.engines.openvino.runner.pipelines import RequestError
-from engine_plugin.engines.processes import guard
-from engine_plugin.engines.templates.jinja import ChatTemplate, Templates
+from engine_plugin.process import guard
+from engine_plugin.templates.jinja import ChatTemplate, Templates
+from openvino_server import chat
+from openvino_server.pipelines import RequestError
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ async def worker(kind: str, path: Path, **options: Any) -> AsyncIterator[Running
         await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "engine_plugin.engines.openvino.runner.worker",
+            "openvino_server.worker",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env={**os.environ, guard.PARENT_VARIABLE: str(os.getpid())},

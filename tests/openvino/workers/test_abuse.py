@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from engine_plugin.engines.openvino.runner.pipelines import RequestError
-from engine_plugin.engines.openvino.runner.pipelines.vision import pictures
+from openvino_server.pipelines import RequestError
+from openvino_server.pipelines.vision import pictures
 
 from .running import SAMPLES, CallFailed, RunningWorker, worker
 

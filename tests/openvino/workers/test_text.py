@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_plugin.engines.openvino.runner.calls import PARSERS, guess, parser
-from engine_plugin.engines.openvino.runner.chat import capabilities, messages, read_templates
-from engine_plugin.engines.openvino.runner.dialect import Deltas
-from engine_plugin.engines.openvino.runner.pipelines import RequestError
-from engine_plugin.engines.openvino.runner.pipelines.text import Detokenizer, StopStrings
-from engine_plugin.engines.openvino.runner.pipelines.text_to_speech import pieces
-from engine_plugin.engines.templates.jinja import ChatTemplate
+from engine_plugin.templates.jinja import ChatTemplate
+from openvino_server.calls import PARSERS, guess, parser
+from openvino_server.chat import capabilities, messages, read_templates
+from openvino_server.dialect import Deltas
+from openvino_server.pipelines import RequestError
+from openvino_server.pipelines.text import Detokenizer, StopStrings
+from openvino_server.pipelines.text_to_speech import pieces
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from urllib.parse import quote
 
 from engine_plugin.download.events import ChunkProgress, Status, Success
-from engine_plugin.engines.http.answers import one_line
 from engine_plugin.engines.openai.servers.base import Found, Glance, Seen, Server, number_of, text_of
 from engine_plugin.errors import PullError, UnsupportedError
+from engine_plugin.transport.answers import one_line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping

@@ -1,0 +1,270 @@
+"""A conversation at a terminal: lines in, answers out; Ctrl-C ends the answer and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from engine_plugin.cli.autopull import model_to_call
+from engine_plugin.cli.conversation import SERVICE
+from engine_plugin.cli.lookup import default_model, is_model, missing
+from engine_plugin.cli.output import say
+from engine_plugin.cli.terminal import AnswerPrinter, print_answer, waiting
+from engine_plugin.errors import EnginePluginError, PluginProcessError, UnsupportedError
+from engine_plugin.models.names import is_cloud_name
+from engine_plugin.waiting import handle_signal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+
+    from prompt_toolkit import PromptSession
+
+    from engine_plugin.cli.context import Options
+    from engine_plugin.cli.conversation import Conversation, Picture
+    from engine_plugin.host import PluginClient
+
+__all__ = ["talk"]
+
+_PROMPT = ">>> "
+_COMMANDS = ("/bye", "/clear", "/help", "/model", "/system")
+_HELP = """\
+/model [NAME]   which model answers; with NAME another one from now on
+/system [TEXT]  what the model is told before all else; with TEXT something else from now on
+/clear          forget what has been said
+/bye            end; so does Ctrl-D
+Ctrl-C ends an answer. Alt-Enter begins a new line. What begins with two slashes is said with one."""
+
+_QUICK = 1.0
+_BY_SIGNAL = 128
+_ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+async def talk(options: Options, conversation: Conversation, pictures: list[Picture], auto_pull: bool) -> None:
+    """Answer a person's lines until /bye or Ctrl-D; `pictures` are shown with the first.
+
+    Called by `chat` at a terminal, which is left as it was, also when a signal ends us. Raises what ends the
+    conversation: an engine that cannot be started, a plugin that has died.
+    """
+    from engine_plugin.cli.session import serving
+
+    settings = conversation.settings
+    with _ending_signals() as ended_by:
+        try:
+            with waiting("starting the engine") as started:
+                async with serving(options, SERVICE) as client:
+                    started()
+                    settings.model = await model_to_call(
+                        client, options, SERVICE, settings.model, auto_pull=auto_pull
+                    )
+                    with _Interrupts() as interrupts:
+                        await _Talk(options, client, conversation, pictures, auto_pull, interrupts).run()
+        except asyncio.CancelledError:
+            if ended_by:
+                sys.exit(_BY_SIGNAL + ended_by[0])
+            raise
+
+
+class _Talk:
+    """What is done with each line."""
+
+    def __init__(
+        self,
+        options: Options,
+        client: PluginClient,
+        conversation: Conversation,
+        pictures: list[Picture],
+        auto_pull: bool,
+        interrupts: _Interrupts,
+    ) -> None:
+        self._options = options
+        self._client = client
+        self._conversation = conversation
+        self._pictures = pictures
+        self._auto_pull = auto_pull
+        self._interrupts = interrupts
+        self._default = ""
+
+    async def run(self) -> None:
+        """Read lines and answer them, to the end of the conversation."""
+        self._default = await default_model(self._client, SERVICE)
+        names = await self._names()
+        session = _prompt_session(names)
+        if not await self._say_missing(names):
+            say(f"{self._model()} answers. /help tells more; /bye or Ctrl-D ends.")
+        while True:
+            try:
+                line = (await session.prompt_async(_PROMPT, handle_sigint=False)).strip()
+            except KeyboardInterrupt:  # what Ctrl-C is at the prompt, where it is a key and no signal
+                if not session.default_buffer.text:
+                    say("/bye or Ctrl-D ends.")
+                continue
+            except EOFError:
+                return
+            if line == "/bye":
+                return
+            if line:
+                await self._take(line)
+
+    async def _names(self) -> list[str]:
+        try:
+            entries = await self._client.list_models(timeout=_QUICK)
+            return [name for entry in entries for name in (entry.get("name", ""), *entry.get("references", ()))]
+        except EnginePluginError:
+            return []  # they are only for the Tab key
+
+    async def _say_missing(self, names: list[str]) -> bool:
+        """Whether the model that is to answer is none of `names`, which is said: another may be named then."""
+        wanted = self._conversation.settings.model or self._default
+        # Who lists none may have it all the same, and a name in the cloud needs not be listed.
+        if (
+            not names
+            or not wanted
+            or is_cloud_name(wanted)
+            or any(is_model({"name": name}, wanted) for name in names)
+        ):
+            return False
+        say(f"{await missing(self._client, wanted, names)}\n/model NAME takes another.")
+        return True
+
+    def _model(self) -> str:
+        named = self._conversation.settings.model or self._default
+        return named or "the model that the plugin chooses"
+
+    async def _take(self, line: str) -> None:
+        word, _, rest = line.partition(" ")
+        rest = rest.strip()
+        try:
+            match word:
+                case "/clear":
+                    self._conversation.clear()
+                case "/help":
+                    say(_HELP)
+                case "/model":
+                    await self._change_model(rest)
+                case "/system":
+                    self._change_system(rest)
+                case _ if word.startswith("/") and word[1:].isalpha():
+                    say(f"{word} is no command. /help shows them; //{word[1:]} says it.")
+                case _:
+                    await self._ask(line.removeprefix("/") if line.startswith("//") else line)
+        except PluginProcessError:
+            raise
+        except EnginePluginError as error:
+            say(error.message)
+
+    async def _ask(self, prompt: str) -> None:
+        printer, pictures = AnswerPrinter(), list(self._pictures)
+        asking = print_answer(self._client, self._conversation, prompt, pictures, printer)
+        complete = await self._interrupts.run(asking)
+        if complete or printer.text:
+            self._conversation.keep(prompt, pictures, printer.text)
+            self._pictures.clear()
+
+    async def _change_model(self, name: str) -> None:
+        if name:
+            await self._interrupts.run(self._load(name))
+        say(f"{self._model()} answers")
+
+    async def _load(self, name: str) -> None:
+        name = await model_to_call(self._client, self._options, SERVICE, name, auto_pull=self._auto_pull) or name
+        with waiting(f"loading {name}"), suppress(UnsupportedError):  # of a server that loads what is asked
+            await self._client.load_model(name)
+        self._conversation.settings.model = name
+
+    def _change_system(self, text: str) -> None:
+        settings = self._conversation.settings
+        settings.system = text or settings.system
+        say(
+            f"the model is told: {settings.system}"
+            if settings.system
+            else "the model is told nothing before all else"
+        )
+
+
+def _prompt_session(models: list[str]) -> PromptSession[str]:
+    """What reads a line: history for this conversation only, completion by Tab, Alt-Enter for a new line."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.shortcuts import CompleteStyle
+
+    keys = KeyBindings()
+
+    @keys.add("escape", "enter")
+    def _(event: Any) -> None:
+        event.current_buffer.insert_text("\n")
+
+    words = [*_COMMANDS, *(f"/model {name}" for name in models)]
+    completer = WordCompleter(words, sentence=True)
+    return PromptSession(
+        completer=completer,
+        complete_while_typing=False,
+        complete_style=CompleteStyle.READLINE_LIKE,
+        reserve_space_for_menu=0,
+        key_bindings=keys,
+    )
+
+
+class _Interrupts:
+    """Ctrl-C, for as long as the context is open: it ends what `run` is busy with, else nothing."""
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[None] | None = None
+        self._before: Any = None
+
+    def __enter__(self) -> _Interrupts:
+        loop = asyncio.get_running_loop()
+        self._before = signal.getsignal(signal.SIGINT)
+        handle_signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(self._cancel))
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        handle_signal(signal.SIGINT, self._before)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def run(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do it, and say whether it came to its end. Raises what it raises."""
+        task = self._task = asyncio.create_task(work)
+        try:
+            await asyncio.wait({task})
+        finally:
+            self._task = None
+            if not task.done():  # it is us who are to end
+                task.cancel()
+                await asyncio.wait({task})
+        if task.cancelled():
+            click.echo("\r(interrupted)", err=True)
+            return False
+        task.result()
+        return True
+
+
+@contextmanager
+def _ending_signals() -> Iterator[list[int]]:
+    """Has a signal that ends a process cancel this task, so that all is released; gives the signals that came."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None, "called from a coroutine"  # noqa: S101
+    cancel: Callable[[], object] = task.cancel
+    came: list[int] = []
+
+    def end(number: int, _frame: object) -> None:
+        came.append(number)
+        loop.call_soon_threadsafe(cancel)
+
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    taken = [number for number in _ENDING if before[number] is not signal.SIG_IGN]  # nohup
+    for number in taken:
+        handle_signal(number, end)
+    try:
+        yield came
+    finally:
+        for number in taken:
+            handle_signal(number, before[number])

@@ -1,0 +1,436 @@
+"""What the drivers of engines that run on this machine share: install, start, stop, the models on disk and in memory.
+
+A driver says what its software is, what one of its models in memory is, and how a call is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from abc import abstractmethod
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+
+from engine_plugin import catalogue
+from engine_plugin.download.sizes import byte_size
+from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState
+from engine_plugin.engines.local.pool import ModelPool, ModelServer
+from engine_plugin.engines.local.server import socket_name
+from engine_plugin.engines.local.single_flight import SharedWork
+from engine_plugin.errors import (
+    EnginePluginError,
+    ModelInUseError,
+    ModelNotFoundError,
+    ModelNotLoadedError,
+    ModelUnusableError,
+    UnavailableError,
+    UnsupportedError,
+)
+from engine_plugin.install.holds import Hold
+from engine_plugin.install.software import LocalBackend, LocalSoftware, Moves
+from engine_plugin.models.capabilities import DigestCache, resolve, told_by_file
+from engine_plugin.models.info import KIND_OF_SERVICE, Loaded
+from engine_plugin.process import memory
+from engine_plugin.process.environ import child_environ
+from engine_plugin.process.records import ProcessRecords
+from engine_plugin.system.files import in_thread, private_data_dir, private_folder
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from pathlib import Path
+
+    from engine_plugin.download.events import PullEvent
+    from engine_plugin.engines.base import Progress
+    from engine_plugin.engines.local.server import ServerOptions
+    from engine_plugin.manifest import Manifest
+    from engine_plugin.models.info import Capabilities
+    from engine_plugin.models.store import ModelInfo, ModelStore, PullRequest, StoredModel
+
+__all__ = ["Condition", "Driver"]
+
+log = logging.getLogger(__name__)
+
+
+_LOOK = 5.0  # seconds for servers to say how they are
+
+BackendT = TypeVar("BackendT", bound=LocalBackend)
+ServerT = TypeVar("ServerT", bound=ModelServer)
+
+
+class Condition(NamedTuple):
+    """How an engine is: what is wrong with it, in words, and whether anything of it can answer, or soon will."""
+
+    complaints: Sequence[str]
+    serves: bool = True
+
+
+class Driver(Engine, Generic[BackendT, ServerT]):
+    """An `Engine` whose software is on this machine and whose models come into memory when they are first used."""
+
+    title: ClassVar[str]
+    """The engine's name in messages."""
+
+    _software: LocalSoftware[BackendT]
+    _store: ModelStore
+    _pool: ModelPool[ServerT]
+
+    def __init__(self, manifest: Manifest, options: ServerOptions) -> None:
+        super().__init__(manifest)
+        self._data = manifest.data_dir
+        self._environ = child_environ(os.environ)
+        self._records = ProcessRecords(self._data / "run")
+        self._starting: SharedWork[None] = SharedWork(f"starting {self.title}")
+        self._installing: SharedWork[str] = SharedWork(f"installing {self.title}")
+        self._backend: BackendT | None = None
+        self._hold = Hold()
+        """Of the installed version that `_backend` needs."""
+        self._mode = "auto"
+        self._sockets: Path | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        self._cleanup = ExitStack()
+        self._lifecycle = asyncio.Lock()
+        self._transport = options.transport
+        self._overrides = options.models
+        self._told: DigestCache[Capabilities] = DigestCache()
+        """What running engines said of models, which holds when they are out of memory, too."""
+
+    # What a driver says
+
+    @abstractmethod
+    def require_device(self, mode: str, devices: list[dict[str, Any]] | None, backend: BackendT) -> None:
+        """Raise UnsupportedError or PreconditionError when the engine cannot compute where `mode` says.
+
+        `devices` is what `probe` found; None: it does not tell.
+        """
+
+    @abstractmethod
+    async def try_out(self, backend: BackendT, model: StoredModel, folder: Path | None) -> None:
+        """Have new software answer with a sample, beside what runs, and end it. Raises EnginePluginError."""
+
+    async def begin(self, backend: BackendT, mode: str, devices: list[dict[str, Any]] | None) -> None:
+        """Start what must run before any model is loaded; `end` follows, also when this fails."""
+
+    async def renew(self) -> None:
+        """Leave what runs for `_backend`, or for `_mode`, which are new, letting running requests end."""
+        await self._pool.drain()
+
+    async def end(self) -> None:
+        """End what `begin` started, if it did, and the requests under way; the pool is closed afterwards."""
+
+    # Software
+
+    async def check(self) -> EngineCheck:
+        return await asyncio.to_thread(self._software.check)
+
+    async def install(self, progress: Progress, *, cover: bool) -> str:
+        return await self._installing.run(lambda: self._install(progress, cover=cover))
+
+    async def _install(self, progress: Progress, *, cover: bool) -> str:
+        return await self._software.install(progress, self._moves(progress), cover=cover)
+
+    async def upgrade(self, progress: Progress) -> str:
+        return await self._installing.run(lambda: self._upgrade(progress))
+
+    async def _upgrade(self, progress: Progress) -> str:
+        done = await self._software.upgrade(progress, self._moves(progress))
+        return f"{'upgraded' if done else 'nothing to upgrade'}: {(await self.check()).detail}"
+
+    def _moves(self, progress: Progress) -> Moves[BackendT]:
+        """What an installation asks of us. The models that were loaded are loaded again, after a failure too."""
+        loaded: dict[str, StoredModel] = {}
+
+        async def adopt() -> None:
+            loaded.update({server.model.name: server.model for server in self._pool.servers()})
+            await self._adopt(list(loaded), progress)
+
+        return Moves(self._trial, adopt)
+
+    async def _trial(self, backend: BackendT) -> None:
+        """Have new software answer with a sample, beside what runs. Raises EnginePluginError."""
+        model = await self._store.get(self._store.sample_for("chat"))
+        await self.init_env()
+        with ExitStack() as cleanup:
+            folder = await in_thread(self._private_folder, cleanup) if self._use_unix_sockets() else None
+            await self.try_out(backend, model, folder)
+
+    async def _adopt(self, models: list[str], progress: Progress) -> None:
+        """Have a running engine use what is installed now, with `models` loaded; one that is stopped stays so."""
+        if self._backend is None:
+            return
+        found, hold = await in_thread(self._software.take)
+        if self._backend in (None, found):  # a stop came meanwhile, or it is the same
+            hold.release()
+            return
+        progress("moving the running engine to the new version")
+        self._backend = found
+        old, self._hold = self._hold, hold
+        try:
+            await self.renew()
+            await self._load_again(models)
+        finally:
+            old.release()
+
+    async def _load_again(self, models: Sequence[str]) -> None:
+        for name in models:
+            try:
+                with suppress(ModelNotFoundError, ModelUnusableError):  # deleted or damaged meanwhile
+                    await self._pool.load(await self._store.get(name))
+            except EnginePluginError:
+                if self._backend is not None:  # else a stop ended it
+                    raise
+
+    async def init_env(self) -> None:
+        await in_thread(private_data_dir, self._data)
+        for folder in (self._data / "models", self._data / "run"):
+            await in_thread(private_folder, folder)
+        await asyncio.to_thread(self._records.reap)
+
+    async def version(self) -> str:
+        running = self._backend
+        backend = running if running is not None else await in_thread(self._software.find)
+        return backend.version or str((await self._software.probe(backend))["version"])
+
+    def config(self) -> EngineConfig:
+        return EngineConfig(
+            host="" if self._use_unix_sockets() else "127.0.0.1",  # a private socket has no host to show
+            scheme="http",
+            recommend_model=self._store.sample_for("chat"),
+            download_path=str(self._software.folder),
+            engine_path=str(self._data),
+            exec_path=os.path.dirname(sys.executable),  # noqa: PTH120  # the wire wants the text
+            exec_file=os.path.basename(sys.executable),  # noqa: PTH119
+            device_type=self._mode,
+        )
+
+    # Life
+
+    async def start(self, mode: str) -> None:
+        if self._backend is None:
+            await self._starting.run(lambda: self._start(mode))
+        else:
+            await self._starting.run(self._heal)
+        await self._change_mode(mode)  # also for one who joined the start of another
+
+    async def _start(self, mode: str) -> None:
+        async with self._lifecycle:  # a stop under way ends first
+            await self._make_ready(mode)
+
+    async def _make_ready(self, mode: str) -> None:
+        await self._software.sweep()
+        backend, self._hold = await in_thread(self._software.take)
+        try:
+            await self.init_env()
+            await self._begin(backend, mode)
+        except BaseException:
+            self._hold.release()
+            raise
+
+    async def _begin(self, backend: BackendT, mode: str) -> None:
+        probed = await self._software.probe(backend)
+        self.require_device(mode, probed["devices"], backend)
+        if self._use_unix_sockets() and self._sockets is None:
+            self._sockets = await in_thread(self._private_folder, self._cleanup)  # ends before a stop cleans it up
+            self._keep_sockets(self._sockets)
+        try:
+            await self.begin(backend, mode, probed["devices"])
+        except BaseException:
+            await self.end()
+            raise
+        self._mode, self._backend = mode, backend
+        log.info("%s is ready: %s, version %s, mode %s", self.title, backend.origin, probed["version"], mode)
+
+    async def _heal(self) -> None:
+        """Restart everything that failed, or whose socket was removed. Raises EnginePluginError when nothing
+        does."""
+        async with self._lifecycle:
+            if self._backend is None:
+                return
+            if self._sockets is not None and not await in_thread(self._sockets.is_dir):
+                log.warning("%s: the directory of its sockets was removed; it is made again", self.title)
+                await in_thread(self._private_folder, self._cleanup, self._sockets)
+            with suppress(TimeoutError):  # a server that does not answer is busy, or hangs and will be ended
+                async with asyncio.timeout(_LOOK):
+                    await self.condition()  # restarts servers that cannot be reached
+            missing = await self.revive()
+            done = await asyncio.gather(*map(self._pool.load, missing), return_exceptions=True)
+        failures = [failure for failure in done if isinstance(failure, BaseException)]
+        for failure in failures:
+            if not isinstance(failure, EnginePluginError) or len(failures) == len(self._pool.all_servers()):
+                raise failure
+
+    async def _change_mode(self, mode: str) -> None:
+        """An explicit other device moves the engine there; auto is content with what runs."""
+        if mode in ("auto", self._mode) or self._backend is None:
+            return
+        self.require_device(mode, (await self._software.probe(self._backend))["devices"], self._backend)
+        self._mode = mode
+        await self.renew()
+
+    async def stop(self) -> None:
+        await self._starting.cancel()
+        async with self._lifecycle:
+            self._backend = None
+            await self.end()
+            await self._pool.close()
+            self._hold.release()
+            self._sockets = None
+            if self._keeping is not None:
+                self._keeping.cancel()
+            await in_thread(self._cleanup.close)
+
+    async def aclose(self) -> None:
+        await self._installing.cancel()
+        await self.stop()
+        await self._store.aclose()
+
+    async def health(self) -> Health:
+        if self._backend is None:
+            return Health.dead(catalogue.ENGINE_NOT_RUNNING.error())
+        found = await self.condition()
+        if complaints := [*found.complaints, *filter(None, [self._removed()])]:
+            state = HealthState.DEGRADED if found.serves else HealthState.DEAD
+            return Health(state, "; ".join(complaints))
+        return Health(HealthState.READY, f"{len(self._pool.servers())} models loaded")
+
+    @abstractmethod
+    async def condition(self) -> Condition:
+        """How what runs is. Bounded to a few seconds."""
+
+    @abstractmethod
+    async def revive(self) -> Sequence[StoredModel]:
+        """Start what serves the models, if it has failed; then the models that were served and are not."""
+
+    # Models
+
+    async def list_models(self) -> Sequence[ModelInfo]:
+        return [replace(model, capabilities=self.capabilities(model)) for model in await self._store.list()]
+
+    def capabilities(self, model: ModelInfo) -> Capabilities:
+        """What is known of a model. Cheap: it is asked of each in a list."""
+        return resolve(
+            model.name,
+            model.details.family,
+            model.details.parameter_size,
+            kind=model.kind,
+            engine=self._told.peek(model.name, model.digest),
+            file=told_by_file(model.kind, model.details),
+            overrides=self._overrides,
+        )
+
+    def pull_model(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
+        return self._store.pull(request)
+
+    async def delete_model(self, name: str) -> None:
+        with suppress(ModelNotFoundError, ModelUnusableError):  # the store deletes what is no model, too
+            await self._let_go(await self._store.get(name))
+        await self._store.delete(name)
+
+    async def _let_go(self, model: StoredModel) -> None:
+        users = self._pool.users(model.name)
+        if users:
+            raise ModelInUseError(f"model: {model.name} is answering {users} requests; delete it when they are done")
+        if not model.bundled:  # the store refuses to delete those, so they may stay in memory
+            with suppress(ModelNotLoadedError):
+                await self._pool.unload(model.name)
+
+    async def load_model(self, name: str) -> None:
+        self._require_running()
+        if removed := self._removed():
+            raise UnavailableError(removed)
+        await self._pool.load(await self._store.get(name))
+
+    async def unload_model(self, name: str) -> None:
+        model = await self._store.get(name)
+        await self._pool.unload(model.name)
+
+    async def running_models(self) -> Sequence[ModelInfo]:
+        memory = await self.memory()
+        return [self._running(server.model, memory) for server in self._pool.servers()]
+
+    def _running(self, model: StoredModel, memory: Mapping[str, int]) -> ModelInfo:
+        loaded = Loaded(
+            memory=memory.get(model.name, 0),
+            idle=self._pool.idle(model.name),
+            context_length=self.loaded_context(model),
+        )
+        return replace(model, capabilities=self.capabilities(model), loaded=loaded)
+
+    async def memory(self) -> Mapping[str, int]:
+        """The bytes that the models in memory take, by name; nothing of one that cannot be told. Bounded to some
+        seconds."""
+        return {}
+
+    def loaded_context(self, model: StoredModel) -> int:  # noqa: ARG002  # for engines that know
+        """The tokens of context that a model is loaded with, 0 when nobody knows."""
+        return 0
+
+    # Services
+
+    async def default_model(self, service: str) -> str:
+        kind = KIND_OF_SERVICE.get(service) if service in self.services else None
+        return await self._store.default_for(kind) if kind else ""
+
+    async def is_sample(self, name: str) -> bool:
+        return await self._store.is_sample(name)
+
+    async def _model_for(self, service: str, name: str) -> StoredModel:
+        """The model of that name, which must be of the service's kind. Raises InvalidRequestError, and
+        UnavailableError before a start."""
+        self._require_running()
+        model = await self._store.get(name)
+        wanted = KIND_OF_SERVICE[service]
+        if model.kind != wanted:
+            raise catalogue.MODEL_KIND_MISMATCH.error(
+                model=model.name, kind=model.kind, service=service, wanted=wanted
+            )
+        return model
+
+    def _require_running(self) -> BackendT:
+        """What runs. Raises UnavailableError before a start and after a stop."""
+        if self._backend is None:
+            raise catalogue.ENGINE_NOT_RUNNING.error()
+        return self._backend
+
+    def _removed(self) -> str:
+        """A complaint that the software was deleted while it runs, which no lock prevents; "" otherwise."""
+        backend = self._backend
+        if backend is None or backend.folder is None or backend.folder.is_dir():
+            return ""
+        return f"{backend.origin} was deleted: call StopEngine, InstallEngine and StartEngine"
+
+    def _private_folder(self, cleanup: ExitStack, again: Path | None = None) -> Path:
+        """A directory for the engine's sockets, until `cleanup`. Sweeps what killed plugins left, too."""
+        if sys.platform != "win32":
+            from engine_plugin.system.socketdir import private_directory
+
+            return cleanup.enter_context(private_directory("", "", longest=socket_name(), again=again))
+        raise UnsupportedError("engine.transport: there are no unix sockets on Windows; use auto or tcp")
+
+    def _keep_sockets(self, folder: Path) -> None:
+        if sys.platform != "win32":
+            from engine_plugin.system.socketdir import keep_fresh
+
+            self._keeping = asyncio.create_task(keep_fresh(folder))
+
+    def _require_memory(self, model: StoredModel, process: int, weights: int) -> None:
+        """Refuse a model for which there is no memory, before its process is ended in the middle of something.
+
+        `process` are the bytes that a process takes at least, `weights` those of files that it holds in memory of its
+        own. Raises PreconditionError.
+        """
+        room, space = memory.room(), memory.address_space()
+        if process + weights > room.free:
+            raise catalogue.MEMORY_INSUFFICIENT.error(
+                model=model.name, needed=byte_size(process + weights), limit=room
+            )
+        if 0 < space < process + model.size:
+            limit = f"ulimit -v lets each process have {byte_size(space)}"
+            raise catalogue.MEMORY_INSUFFICIENT.error(
+                model=model.name, needed=byte_size(process + model.size), limit=limit
+            )
+
+    def _use_unix_sockets(self) -> bool:
+        return self._transport == "unix" or (self._transport == "auto" and sys.platform != "win32")

@@ -1,0 +1,272 @@
+"""The models below a store's root, each with its record; those laid in by hand are taken in."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from engine_plugin.errors import (
+    EnginePluginError,
+    InvalidRequestError,
+    ModelInUseError,
+    PreconditionError,
+    PullError,
+    UnavailableError,
+)
+from engine_plugin.models.records import Record
+from engine_plugin.system.files import in_thread, private_folder, read_json, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+    from engine_plugin.models.info import Inspection
+    from engine_plugin.models.layout import Extent, Layout
+
+__all__ = ["Shelf"]
+
+log = logging.getLogger(__name__)
+
+_DIGEST_PATIENCE = 5.0
+"""Seconds that a listing waits for the digest of a file laid in by hand; a big one is listed without it."""
+_MOST_REFERENCES = 64
+"""References that a model keeps: the latest."""
+
+
+def _refused(path: Path, what: str, error: PermissionError) -> PreconditionError:
+    """Windows refuses this while the file is open; elsewhere it is about permissions."""
+    if os.name == "nt":
+        return ModelInUseError(f"{path} cannot be {what} ({error.strerror}): unload the model first.")
+    return PreconditionError(f"{path} cannot be {what} ({error.strerror}): correct its folder's permissions.")
+
+
+class Shelf:
+    """What lies in the root. Records are kept in memory and trusted while a model's extent stays."""
+
+    def __init__(self, layout: Layout, inspect: Callable[[Path], Awaitable[Inspection]]) -> None:
+        self.layout = layout
+        self.root = layout.root
+        self.partials = layout.partials
+        self._inspect = inspect
+        self._known: dict[str, Record] = {}
+        self._unusable: dict[str, tuple[Extent | None, str]] = {}
+        self._taking_in: dict[str, asyncio.Task[None]] = {}
+        self._hashing: dict[str, asyncio.Task[None]] = {}
+        self._changing: dict[str, asyncio.Event] = {}
+        self._referring = asyncio.Lock()
+        self._closed = False
+
+    def path(self, name: str) -> Path:
+        """Where the model of that (valid) name is, or would be."""
+        return self.layout.path(name)
+
+    def names(self) -> list[str]:
+        """The names of all models. Reads the folder: call it in a thread."""
+        names, bad = self.layout.names()
+        for name, why in bad:
+            self._skip(name, None, why)
+        return names
+
+    def complaint(self, name: str) -> str:
+        """Why what has that name is no model, as found by `get`; "" when nothing is wrong with it."""
+        return self._unusable[name][1] if name in self._unusable else ""
+
+    async def get(self, name: str) -> Record | None:
+        """The record of the model of that (valid) name, inspecting it when it is new or changed."""
+        while (change := self._changing.get(name)) is not None:
+            await change.wait()  # between its file and its record a model looks like one that was laid in by hand
+        extent = self.layout.extent(name)
+        if extent is None:
+            self._unusable.pop(name, None)
+            return None
+        known = self._known.get(name)
+        if known is not None and known.describes(extent):
+            return known
+        if name not in await in_thread(self.names):
+            return None  # on a case-insensitive file system another name's file answers
+        record = Record.from_json(name, await in_thread(read_json, self.layout.record(name)))
+        if record is not None and record.describes(extent):
+            self._remember(record)
+            return record
+        return await self._take_in(name)
+
+    async def all(self) -> list[Record]:
+        """The record of each usable model, sorted by name."""
+        records = [await self.get(name) for name in await in_thread(self.names)]
+        return [record for record in records if record is not None]
+
+    async def put(self, part: Path, record: Record) -> Record:
+        """Move a complete, synced file into its place and write its record. Raises OSError, PreconditionError."""
+        async with self._change(record.name):
+            try:
+                record = await in_thread(self._put, part, record)
+            except PermissionError as error:
+                raise _refused(self.path(record.name), "replaced", error) from error
+            self._remember(record)
+        return record
+
+    async def set_kind(self, record: Record, kind: str) -> Record:
+        """Give a model the kind that a person chose ("": leave it). Raises OSError."""
+        if kind in {"", record.kind}:
+            return record
+        return await self._changed(replace(record, kind=kind, kind_given=True))
+
+    async def refer(self, name: str, reference: str) -> None:
+        """Have a model answer to a reference, and no other model. Raises OSError."""
+        async with self._referring:
+            for record in await in_thread(self._records):
+                rest = tuple(known for known in record.references if known != reference)
+                if record.name == name:
+                    await self._changed(replace(record, references=(*rest, reference)[-_MOST_REFERENCES:]))
+                elif rest != record.references:
+                    await self._changed(replace(record, references=rest))
+
+    async def referred(self, reference: str) -> str:
+        """The name of the model that answers to a reference, or ""."""
+        records = await in_thread(self._records)
+        return next((record.name for record in records if reference in record.references), "")
+
+    async def remove(self, name: str) -> None:
+        """Delete a model, its file first: a crash between leaves a record without a model, which is nothing."""
+        async with self._change(name):
+            try:
+                await in_thread(self._remove, name)
+            except PermissionError as error:
+                raise _refused(self.path(name), "deleted", error) from error
+            finally:
+                self._known.pop(name, None)
+                self._unusable.pop(name, None)
+
+    async def aclose(self) -> None:
+        """End inspections and hashing that still run."""
+        self._closed = True
+        for name in {*self._taking_in, *self._hashing}:
+            await self._stop_taking_in(name)
+
+    def _records(self) -> list[Record]:
+        """What is known of the models without reading them. Reads the folder: call it in a thread."""
+        found = (
+            self._known.get(name) or Record.from_json(name, read_json(self.layout.record(name)))
+            for name in self.names()
+        )
+        return [record for record in found if record is not None]
+
+    async def _changed(self, record: Record) -> Record:
+        """Write a record anew."""
+        await self._write(record)
+        self._remember(record)
+        return record
+
+    def _remember(self, record: Record) -> None:
+        self._known[record.name] = record
+        self._unusable.pop(record.name, None)
+
+    def _put(self, part: Path, record: Record) -> Record:
+        self.layout.put(part, record.name)
+        extent = self.layout.extent(record.name)
+        if extent is None:
+            raise FileNotFoundError(errno.ENOENT, "it vanished", str(self.path(record.name)))
+        record = replace(record, mtime_ns=extent.mtime_ns)
+        private_folder(self.layout.record(record.name).parent)
+        write_json(self.layout.record(record.name), record.to_json(), self.partials)
+        return record
+
+    def _remove(self, name: str) -> None:
+        self.layout.remove(name)
+        self.layout.forget(name)
+
+    async def _write(self, record: Record) -> None:
+        path = self.layout.record(record.name)
+        await in_thread(private_folder, self.partials)
+        await in_thread(private_folder, path.parent)
+        await in_thread(write_json, path, record.to_json(), self.partials)
+
+    def _skip(self, name: str, extent: Extent | None, why: str) -> None:
+        """Remember that something is no model; one warning, however often it is listed."""
+        if name not in self._unusable:
+            log.warning("%s is skipped: %s", self.path(name), why)
+        self._unusable[name] = (extent, why)
+
+    # Taking in: callers share one inspection of a file, and a caller that goes away does not stop it.
+
+    async def _take_in(self, name: str) -> Record | None:
+        if name not in self._taking_in:
+            task = asyncio.create_task(self._inspect_file(name), name=f"inspect {name}")
+            task.add_done_callback(lambda _: self._taking_in.pop(name, None))
+            self._taking_in[name] = task
+        task = self._taking_in[name]
+        await asyncio.wait({task})  # not `shield`: the end of an inspection must not be that of those who wait
+        if task.cancelled():
+            if self._closed:
+                raise UnavailableError(f"model: the plugin is stopping; {name} was not read.")
+            return await self.get(name)
+        task.result()
+        hashing = self._hashing.get(name)
+        if hashing is not None:
+            await asyncio.wait({hashing}, timeout=_DIGEST_PATIENCE)
+        return self._known.get(name)
+
+    async def _inspect_file(self, name: str) -> None:
+        self._known.pop(name, None)
+        extent = self.layout.extent(name)
+        if extent is None or (name in self._unusable and self._unusable[name][0] == extent):
+            return
+        old = Record.from_json(name, await in_thread(read_json, self.layout.record(name)))
+        try:
+            found = await self._inspect(self.path(name))
+        except (EnginePluginError, OSError) as error:
+            unchanging = isinstance(error, InvalidRequestError | PullError)
+            self._skip(name, extent if unchanging else None, str(error))
+            return
+        keep_kind = old is not None and old.kind_given and old.size == extent.size
+        record = Record(
+            name=name,
+            kind=old.kind if old is not None and keep_kind else found.kind,
+            size=extent.size,
+            mtime_ns=extent.mtime_ns,
+            digest="",
+            kind_given=keep_kind,
+            references=old.references if old is not None and old.size == extent.size else (),
+            details=found.details,
+        )
+        self._remember(record)
+        task = asyncio.create_task(self._hash_file(record), name=f"hash {name}")
+        task.add_done_callback(lambda _: self._hashing.pop(name, None))
+        self._hashing[name] = task
+
+    async def _hash_file(self, record: Record) -> None:
+        """Complete a record by its digest, unless the file changed meanwhile: somebody may still be copying it."""
+        try:
+            digest = await self.layout.digest(record.name)
+            extent = self.layout.extent(record.name)
+            if extent is None or not record.describes(extent):
+                return
+            record = replace(record, digest=digest)
+            self._remember(record)
+            await self._write(record)
+        except OSError as error:
+            log.debug("no record is written for %s: %s", self.path(record.name), error)
+
+    @asynccontextmanager
+    async def _change(self, name: str) -> AsyncIterator[None]:
+        """A model's file and record change together; who asks for it meanwhile waits. The store's lock of the name
+        keeps two changes apart."""
+        change = self._changing[name] = asyncio.Event()
+        try:
+            await self._stop_taking_in(name)
+            yield
+        finally:
+            del self._changing[name]
+            change.set()
+
+    async def _stop_taking_in(self, name: str) -> None:
+        tasks = {task for task in (self._taking_in.get(name), self._hashing.get(name)) if task is not None}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)

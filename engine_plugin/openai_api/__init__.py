@@ -1,0 +1,1 @@
+"""What engines share of OpenAI's API: bodies, conversations, pictures, rankings, answers assembled from streams."""

@@ -1,0 +1,147 @@
+"""A unary answer from the events of a stream, for engines that notice only in a stream that their caller has gone.
+
+It is equal to what llama.cpp gives when it does not stream. But for `usage`: llama.cpp then counts the first choice
+alone, here all choices count, and each prompt once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.errors import BadGatewayError
+from engine_plugin.jsontext import write_json
+from engine_plugin.openai_api.bodies import choices_wanted
+from engine_plugin.openai_api.completions import CompletionLogprobs, wants_logprobs
+from engine_plugin.transport import sse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+__all__ = ["assembled", "chat_completion", "text_completion"]
+
+_COPIED = ("created", "model", "system_fingerprint", "id")
+# Texts of a chat delta that grow piece by piece.
+_TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
+_MOST_TOOL_CALLS = 1024
+
+
+def assembled(service: str, blocks: Iterable[bytes], request: Mapping[str, Any]) -> bytes:
+    """The answer to a chat or generate request from all blocks of its stream. Raises BadGatewayError."""
+    assemble = chat_completion if service == "chat" else text_completion
+    events = sse.event_data(b"".join(blocks))
+    if wants_logprobs(service, request):
+        events = map(CompletionLogprobs(request["logprobs"]).reshape, events)
+    return assemble(events, choices_wanted(request))
+
+
+def chat_completion(events: Iterable[dict[str, Any]], choices_each: int = 1) -> bytes:
+    """A chat.completion from chat.completion.chunk events. `choices_each`: the request's `n`."""
+    messages: dict[int, dict[str, Any]] = {}
+
+    def add(index: int, choice: dict[str, Any]) -> None:
+        message = messages.setdefault(index, {"role": "assistant", "content": ""})
+        _add_delta(message, choice.get("delta") or {})
+
+    answer, choices = _gather(events, add, choices_each)
+    for index, choice in choices.items():
+        choice["message"] = messages.get(index, {"role": "assistant", "content": ""})
+    answer["object"] = "chat.completion"
+    return _dump(answer, choices)
+
+
+def text_completion(events: Iterable[dict[str, Any]], choices_each: int = 1) -> bytes:
+    """A text_completion from text_completion events. `choices_each`: the request's `n`."""
+    texts: dict[int, list[str]] = {}
+
+    def add(index: int, choice: dict[str, Any]) -> None:
+        texts.setdefault(index, []).append(choice.get("text") or "")
+
+    answer, choices = _gather(events, add, choices_each)
+    for index, choice in choices.items():
+        choice["text"] = "".join(texts.get(index, ()))
+        choice.setdefault("logprobs", None)
+    answer["object"] = "text_completion"
+    return _dump(answer, choices)
+
+
+def _gather(
+    events: Iterable[dict[str, Any]], add: Callable[[int, dict[str, Any]], None], choices_each: int
+) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+    """Everything but the choices' text: `add(index, choice)` collects that."""
+    answer: dict[str, Any] = {}
+    choices: dict[int, dict[str, Any]] = {}
+    usages: list[dict[str, Any]] = []
+    try:
+        for event in events:
+            for key in _COPIED:
+                if key in event:
+                    answer.setdefault(key, event[key])
+            if event.get("timings"):
+                answer["timings"] = event["timings"]
+            if event.get("usage"):
+                usages.append(event["usage"])
+            for choice in event.get("choices") or ():
+                index = choice.get("index", 0)
+                add(index, choice)
+                _add_choice(choices.setdefault(index, {"finish_reason": None, "index": index}), choice)
+        if usages:
+            answer["usage"] = usages[0] if len(usages) == 1 else _sum_usage(usages, choices_each)
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
+        raise BadGatewayError(f"the engine's stream is not understood: {error!r}") from error
+    if not choices:
+        raise BadGatewayError("the engine's stream ended without an answer")
+    return answer, choices
+
+
+def _add_choice(known: dict[str, Any], choice: dict[str, Any]) -> None:
+    if choice.get("finish_reason"):
+        known["finish_reason"] = choice["finish_reason"]
+    more = choice.get("logprobs")
+    if more:
+        have = known.setdefault("logprobs", {})
+        for key, values in more.items():
+            if isinstance(values, list):
+                have.setdefault(key, []).extend(values)
+
+
+def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
+    for key, value in delta.items():
+        if key in _TEXTS:
+            if value is not None:
+                message[key] = (message.get(key) or "") + value
+        elif key == "tool_calls":
+            calls = message.setdefault("tool_calls", [])
+            for piece in value:
+                _add_tool_call(calls, piece)
+        elif value is not None:
+            message[key] = value
+
+
+def _add_tool_call(calls: list[dict[str, Any]], piece: dict[str, Any]) -> None:
+    index = piece.get("index", len(calls))
+    if not 0 <= index < _MOST_TOOL_CALLS:
+        raise IndexError(f"a tool call's index is {index}")
+    while len(calls) <= index:
+        calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
+    call, function = calls[index], piece.get("function") or {}
+    for key in ("id", "type"):
+        if piece.get(key):
+            call[key] = piece[key]
+    call["function"]["name"] += function.get("name") or ""
+    call["function"]["arguments"] += function.get("arguments") or ""
+
+
+def _sum_usage(usages: list[dict[str, Any]], choices_each: int) -> dict[str, Any]:
+    """One usage from each choice's own."""
+    prompt = sum(usage.get("prompt_tokens") or 0 for usage in usages) // choices_each
+    completion = sum(usage.get("completion_tokens") or 0 for usage in usages)
+    counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return usages[0] | counts
+
+
+def _dump(answer: dict[str, Any], choices: dict[int, dict[str, Any]]) -> bytes:
+    try:
+        answer["choices"] = [choices[index] for index in sorted(choices)]
+    except TypeError as error:
+        raise BadGatewayError(f"the engine's choices cannot be told apart: {list(choices)!r:.200}") from error
+    return write_json(answer)

@@ -1,0 +1,156 @@
+"""Running helpers that end with us: modules of ours in Python processes of their own, and foreign programs."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import engine_plugin
+from engine_plugin.errors import BadGatewayError
+from engine_plugin.process import guard
+from engine_plugin.process.child import STDERR, STDOUT, ChildProcess
+from engine_plugin.process.environ import child_environ
+from engine_plugin.waiting import comes_true
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+__all__ = [
+    "guarded",
+    "module_command",
+    "module_environ",
+    "own_command",
+    "own_environ",
+    "run_briefly",
+    "run_telling",
+]
+
+_LAST_WORDS = 0.5
+_LINE_LIMIT = 16 * 1024
+_PYTHON = (sys.executable, "-P", "-s", "-m")
+_OURS = f"{engine_plugin.__name__}."
+
+
+def guarded(argv: Sequence[str]) -> list[str]:
+    """argv of the foreign program `argv` below the guard, so that it ends with us, and all its offspring too.
+
+    Spawn it with `ChildProcess`, which tells the guard who its parent is. On Windows it is `argv` itself: there a
+    Job Object does it. The guard runs as a file without the `site` module, which starts sooner than `-m`.
+    """
+    if sys.platform == "win32":
+        return list(argv)
+    return [sys.executable, "-I", "-S", guard.__file__, *argv]
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """The argv that runs `module` in the interpreter that runs us."""
+    return [*_PYTHON, module, *arguments]
+
+
+def module_environ(environ: Mapping[str, str], site: Path | None = None) -> dict[str, str]:
+    """The environment for `module_command`: our package, then `site` (an extra package directory), come first.
+
+    `environ` is that of this process, or of another child. The module gets paths from us, so it has our encoding of
+    file names.
+    """
+    utf8 = "1" if sys.getfilesystemencoding() == "utf-8" else "0"
+    places = [str(Path(engine_plugin.__file__).resolve().parent.parent)]
+    if site is not None:
+        places.append(str(site))
+    ours = {"PYTHONPATH": os.pathsep.join(places), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": utf8}
+    return {**child_environ(environ), **ours}
+
+
+def own_command(module: str, *arguments: str) -> list[str]:
+    """The argv that runs another part of this very program, such as the plugin for the command line.
+
+    It finds the packages that we find, in the user's own directory of packages too if we use that.
+    """
+    site = [] if _uses_user_site() else ["-s"]
+    return [sys.executable, "-P", *site, "-m", module, *arguments]
+
+
+def own_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment for `own_command`: what PYTHONPATH holds counts, but for relative directories."""
+    given = [place for place in environ.get("PYTHONPATH", "").split(os.pathsep) if Path(place).is_absolute()]
+    places = [str(Path(engine_plugin.__file__).resolve().parent.parent), *given]
+    return {**environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(places)), "PYTHONUTF8": "1"}
+
+
+def _uses_user_site() -> bool:
+    import site
+
+    return bool(site.ENABLE_USER_SITE) and site.getusersitepackages() in sys.path
+
+
+async def run_briefly(
+    argv: Sequence[str], env: Mapping[str, str], stdin: bytes = b"", timeout: float = 30.0
+) -> tuple[int, bytes, bytes]:
+    """Run a short-lived helper process: (exit status, stdout, stderr). Killed when cancelled or too slow, and
+    whatever it spawned is killed when it ends.
+
+    It ends with us: a module of ours (`module_command`) arms itself, any other program runs below the guard, except
+    one that is given `stdin`. Raises BadGatewayError after `timeout` seconds, OSError when it cannot be run.
+    """
+    heard = {STDOUT: bytearray(), STDERR: bytearray()}
+    try:
+        async with (
+            _running(argv, env, lambda stream, data: heard[stream].extend(data), stdin) as child,
+            asyncio.timeout(timeout),
+        ):
+            await asyncio.wait({child.exited})
+    except TimeoutError:
+        raise BadGatewayError(f"{Path(argv[0]).name} gave no answer in {timeout:g} s") from None
+    return child.exited.result(), bytes(heard[STDOUT]), bytes(heard[STDERR])
+
+
+async def run_telling(argv: Sequence[str], env: Mapping[str, str], tell: Callable[[str], None]) -> int:
+    """Run a program that may take its time, such as pip; `tell` gets each line of its output. Returns its status.
+
+    It ends with us and with this call, as by `run_briefly`. Raises OSError when it cannot be run.
+    """
+    unended = {STDOUT: b"", STDERR: b""}
+
+    def hear(stream: int, data: bytes) -> None:
+        *lines, rest = (unended[stream] + data).split(b"\n")
+        unended[stream] = rest[-_LINE_LIMIT:]
+        for line in lines:
+            tell(line.decode("utf-8", "replace").rstrip())
+
+    async with _running(argv, env, hear) as child:
+        await asyncio.wait({child.exited})
+    for stream, rest in unended.items():
+        if rest:
+            hear(stream, b"\n")
+    return child.exited.result()
+
+
+@asynccontextmanager
+async def _running(
+    argv: Sequence[str], env: Mapping[str, str], take: Callable[[int, bytes], None], stdin: bytes = b""
+) -> AsyncIterator[ChildProcess]:
+    """A helper, its stdin ended; its last words are waited for, and nothing of its tree is left afterwards."""
+    ours = tuple(argv[:4]) == _PYTHON and argv[4].startswith(_OURS)
+    if not ours and not stdin:
+        _require_program(argv[0], env)
+        argv = guarded(argv)
+    child = await ChildProcess.spawn(argv, env, take, stdin=stdin)
+    try:
+        child.close_stdin()
+        yield child
+        await comes_true(child.drained.wait(), within=_LAST_WORDS)  # what it spawned may hold the pipes for ever
+    finally:
+        await child.kill()
+
+
+def _require_program(name: str, env: Mapping[str, str]) -> None:
+    """Refuse as the system would: with the guard in between it is the guard that is run."""
+    if shutil.which(name, path=env.get("PATH")) is None:
+        number = errno.EACCES if Path(name).exists() else errno.ENOENT
+        raise OSError(number, os.strerror(number), name)

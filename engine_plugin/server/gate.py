@@ -1,0 +1,75 @@
+"""Who may call a gRPC server at a TCP port of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from engine_plugin.server.peers import LocalPeers
+
+__all__ = ["Gate"]
+
+
+class Gate(grpc.aio.ServerInterceptor):
+    """Stands before every method, health's and reflection's too. `peers` checks the owner of each call.
+
+    `running` holds the tasks of the calls under way.
+    """
+
+    def __init__(self) -> None:
+        self.peers: LocalPeers | None = None
+        self.running: set[asyncio.Task[Any]] = set()
+        self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        task = asyncio.current_task()
+        if task is not None:  # grpcio intercepts a call in the task that answers it
+            self.running.add(task)
+            task.add_done_callback(self.running.discard)
+        handler = await continuation(handler_call_details)
+        if self.peers is None or handler is None:
+            return handler
+        method = handler_call_details.method
+        guarded = self._guarded.get(method)
+        if guarded is None:
+            guarded = self._guarded[method] = _admitting(handler, self.peers)
+        return guarded
+
+
+def _admitting(handler: grpc.RpcMethodHandler[Any, Any], peers: LocalPeers) -> grpc.RpcMethodHandler[Any, Any]:
+    """`handler`, which is reached by those whom `peers` admits."""
+    kind = (
+        f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
+    )
+    behavior = getattr(handler, kind)
+
+    async def check(context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        if not await peers.admits(context.peer()):
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "the plugin serves the user that runs it only")
+
+    async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        await check(context)
+        return await behavior(request, context)
+
+    async def answers(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        await check(context)
+        async for message in behavior(request, context):
+            yield message
+
+    make: Callable[..., grpc.RpcMethodHandler[Any, Any]] = getattr(grpc, f"{kind}_rpc_method_handler")
+    return make(
+        answers if inspect.isasyncgenfunction(behavior) else answer,
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )

@@ -1,0 +1,207 @@
+"""`RpcServer` on grpc.aio, with the standard health and reflection services."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
+from grpc_health.v1._async import HealthServicer
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+
+from engine_plugin.jsontext import MOST_MESSAGE
+from engine_plugin.server.gate import Gate
+from engine_plugin.server.peers import LocalPeers
+from engine_plugin.server.seam import HostGone, RpcError, RpcServer, Status
+from engine_plugin.system.addresses import grpc_target, host_of, is_loopback
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from google.protobuf.message import Message
+
+    from engine_plugin.server.seam import Method, RpcService
+    from engine_plugin.system.certificates import Identity
+
+__all__ = ["AioServer"]
+
+_NO_LIMIT = 2**31 - 1
+
+_OPTIONS = (
+    # A longer message ends its call with RESOURCE_EXHAUSTED before it is read. grpcio's default is 4 MiB.
+    ("grpc.max_receive_message_length", MOST_MESSAGE),
+    ("grpc.max_send_message_length", -1),
+    # Without this two servers can bind one TCP port without an error.
+    ("grpc.so_reuseport", 0),
+    # A host may ping as often as it likes (gRPC's keepalive), also while nothing is sent: the default hangs up on
+    # the third ping within five minutes.
+    ("grpc.http2.max_ping_strikes", 0),
+    # Else calls that wait for this process to take them are cancelled: some of more than 1,000 at random, all of more
+    # than 3,000, and those that have waited for 30 s. How many may wait for a model the engine decides (max_queue).
+    ("grpc.server.max_pending_requests", _NO_LIMIT),
+    ("grpc.server.max_pending_requests_hard_limit", _NO_LIMIT),
+    ("grpc.server_max_unrequested_time_in_server", _NO_LIMIT),
+)
+
+_GONE = (grpc.aio.InternalError, grpc.aio.UsageError)
+"""What grpcio says to who sends, receives or ends when nobody listens any more, before it cancels the call."""
+
+_STATUS = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def _is_wrong(record: logging.LogRecord) -> bool:
+    """Whether grpcio complains of more than of a host that left before it was told a call's end."""
+    return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
+
+
+logging.getLogger("grpc._cython.cygrpc").addFilter(_is_wrong)
+
+
+class _UnreadableMessage:
+    """Stands for what is no message of its type: an exception in a deserializer would become UNKNOWN."""
+
+    def __init__(self, kind: type[Message]) -> None:
+        name = kind.DESCRIPTOR.full_name
+        self.error = RpcError(Status.INVALID_ARGUMENT, f"not a valid {name} message")
+
+
+def _reader(kind: type[Message]) -> Callable[[bytes], Message | _UnreadableMessage]:
+    def read(data: bytes) -> Message | _UnreadableMessage:
+        try:
+            return kind.FromString(data)
+        except DecodeError:
+            return _UnreadableMessage(kind)
+
+    return read
+
+
+class _AioCall:
+    """`Call` over a grpc.aio servicer context."""
+
+    __slots__ = ("receive", "send", "time_remaining")
+
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self.send: Callable[[Message], Awaitable[None]] = lambda message: _write(context, message)
+        self.time_remaining: Callable[[], float | None] = context.time_remaining
+        self.receive = lambda: _read(context)
+
+
+async def _write(context: grpc.aio.ServicerContext[Any, Any], message: Message) -> None:
+    try:
+        await context.write(message)
+    except _GONE as gone:
+        raise HostGone(str(gone)) from gone
+
+
+async def _read(context: grpc.aio.ServicerContext[Any, Any]) -> Message | None:
+    try:
+        message = await context.read()
+    except _GONE as gone:
+        raise HostGone(str(gone)) from gone
+    if isinstance(message, _UnreadableMessage):
+        raise message.error
+    return None if message is grpc.aio.EOF else message
+
+
+def _guard(handler: Callable[..., Awaitable[Any]], takes_request: bool) -> Callable[..., Awaitable[Any]]:
+    """Fit our handler to grpc.aio's calling convention and turn RpcError into a gRPC status."""
+
+    async def serve(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        call = _AioCall(context)
+        try:
+            if isinstance(request, _UnreadableMessage):
+                raise request.error
+            return await (handler(request, call) if takes_request else handler(call))
+        except HostGone as gone:
+            raise asyncio.CancelledError from gone
+        except RpcError as error:
+            try:
+                await context.abort(_STATUS[error.status.value], error.details)
+            except grpc.aio.InternalError as gone:
+                raise asyncio.CancelledError from gone
+
+    return serve
+
+
+def _method_handler(method: Method) -> grpc.RpcMethodHandler[Any, Any]:
+    make: Callable[..., grpc.RpcMethodHandler[Any, Any]] = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[method.streams_request, method.streams_response]
+    return make(
+        _guard(method.handler, takes_request=not method.streams_request),
+        request_deserializer=_reader(method.request),
+        response_serializer=method.response.SerializeToString,
+    )
+
+
+def _mutual_tls(identity: Identity) -> grpc.ServerCredentials:
+    certificate = identity.certificate_pem
+    return grpc.ssl_server_credentials(
+        [(identity.key_pem(), certificate)], root_certificates=certificate, require_client_auth=True
+    )
+
+
+class AioServer(RpcServer):
+    """A grpc.aio server. `health_service` is the name that health checks report SERVING (go-plugin: `plugin`).
+
+    `only_for` makes it serve TLS as that identity, to clients that have the same one.
+    """
+
+    def __init__(self, health_service: str = "plugin", only_for: Identity | None = None) -> None:
+        self._gate = Gate()
+        self._server = grpc.aio.server(options=_OPTIONS, interceptors=(self._gate,))
+        self._credentials = _mutual_tls(only_for) if only_for is not None else None
+        self._names: list[str] = []
+        self._health = HealthServicer()
+        self._health_service = health_service
+        add_HealthServicer_to_server(self._health, self._server)
+
+    def add(self, service: RpcService) -> None:
+        handlers = {name: _method_handler(method) for name, method in service.methods.items()}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.name, handlers),))
+        self._names.append(service.name)
+
+    async def start(self, address: str) -> str:
+        port = self._bind(address)
+        self._add_reflection()  # after what may fail: the caller may try another address
+        if self._credentials is None and is_loopback(address):
+            self._gate.peers = LocalPeers(port)
+        await self._server.start()
+        if self._gate.peers is not None:
+            await self._gate.peers.prepare(host_of(address))
+        for name in ("", self._health_service):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        if address.startswith("unix:"):
+            return address
+        return f"{address.rpartition(':')[0]}:{port}"
+
+    async def stop(self, grace: float) -> None:
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace)
+        # grpcio has cancelled the calls by now and does not wait for their tasks. A loop that ended before they do
+        # would cancel grpcio's own tasks, which log that as an error.
+        if self._gate.running:
+            await asyncio.wait(self._gate.running, timeout=grace)
+
+    def _bind(self, address: str) -> int:
+        target = grpc_target(address)
+        try:
+            if self._credentials is not None:
+                return self._server.add_secure_port(target, self._credentials)
+            return self._server.add_insecure_port(target)
+        except RuntimeError as error:  # grpcio raises this for every reason and keeps the errno to itself
+            raise OSError(errno.EADDRINUSE, f"cannot listen on {address}: {error}") from error
+
+    def _add_reflection(self) -> None:
+        from grpc_reflection.v1alpha import reflection
+
+        names = (*self._names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)

@@ -1,0 +1,121 @@
+"""The seam between our rpc handlers and the gRPC server that carries them.
+
+A handler knows protobuf messages and a `Call`, never grpcio. `server.grpc_aio` carries handlers on grpc.aio; a
+faster server can take its place by implementing `RpcServer`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Protocol
+
+from google.protobuf.message_factory import GetMessageClass
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from google.protobuf.descriptor import ServiceDescriptor
+    from google.protobuf.message import Message
+
+__all__ = ["Call", "HostGone", "Method", "RpcError", "RpcServer", "RpcService", "Status", "bind"]
+
+
+class Status(Enum):
+    """The gRPC statuses that our handlers end a call with; the names and numbers are gRPC's."""
+
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    RESOURCE_EXHAUSTED = 8
+    ABORTED = 10
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+
+
+class RpcError(Exception):
+    """Raised by a handler to end its call with a gRPC status instead of a message with a code."""
+
+    def __init__(self, status: Status, details: str) -> None:
+        super().__init__(details)
+        self.status = status
+        self.details = details
+
+
+class HostGone(Exception):  # noqa: N818  # nothing is wrong
+    """Nobody listens to a call any more, which its task will be told by its cancellation. A handler lets it pass."""
+
+
+class Call(Protocol):
+    """One call as its handler sees it. A call cancelled by the host cancels the handler's task."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the host's own deadline, None when it set none."""
+
+    async def send(self, message: Message) -> None:
+        """Send one message of a streamed answer; returns when the transport has room for the next.
+
+        Raises HostGone.
+        """
+
+    async def receive(self) -> Message | None:
+        """The next message of a streamed request; None when the host has half-closed. Raises HostGone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One rpc of a service. Unary requests go to `handler(request, call)`, streamed ones to `handler(call)`.
+
+    A unary answer is the handler's return value; a streamed one is sent by `call.send`.
+    """
+
+    name: str
+    request: type[Message]
+    response: type[Message]
+    streams_request: bool
+    streams_response: bool
+    handler: Callable[..., Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class RpcService:
+    """A gRPC service: its full name and its methods by name."""
+
+    name: str
+    methods: Mapping[str, Method]
+
+
+def bind(service: ServiceDescriptor, servicer: object) -> RpcService:
+    """Join a service's descriptor to the object that answers it, one method of the same name for each rpc.
+
+    Raises AttributeError when the object lacks a method, so that a missing rpc is found at start-up.
+    """
+    methods = {
+        rpc.name: Method(
+            name=rpc.name,
+            request=GetMessageClass(rpc.input_type),
+            response=GetMessageClass(rpc.output_type),
+            streams_request=rpc.client_streaming,
+            streams_response=rpc.server_streaming,
+            handler=getattr(servicer, rpc.name),
+        )
+        for rpc in service.methods
+    }
+    return RpcService(name=service.full_name, methods=methods)
+
+
+class RpcServer(Protocol):
+    """A gRPC server. One owner creates, starts and stops it. It answers health and reflection by itself."""
+
+    def add(self, service: RpcService) -> None:
+        """Serve `service` too; before `start`."""
+
+    async def start(self, address: str) -> str:
+        """Listen on `unix:/path` or `host:port` (port 0: any free one) and return the address that is bound.
+
+        Raises OSError when the address cannot be bound.
+        """
+
+    async def stop(self, grace: float) -> None:
+        """Refuse new calls, give running ones `grace` seconds, cancel the rest."""

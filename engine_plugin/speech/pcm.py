@@ -1,0 +1,143 @@
+"""Samples and WAV files: what the engine is sent, and what it speaks."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from dataclasses import dataclass
+from itertools import repeat
+from operator import mul
+from sys import byteorder
+
+from engine_plugin.errors import BadGatewayError
+from engine_plugin.speech.containers import UNKNOWN_LENGTH
+
+__all__ = ["BYTES_A_SECOND", "RATE", "Wave", "plain_speech", "read_wave", "seconds", "wav_header"]
+
+RATE = 16_000
+"""Samples a second of everything that is transcribed; mono, s16le."""
+
+BYTES_A_SECOND = 2 * RATE
+
+_PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
+_WIDTHS = {(_PCM, 8), (_PCM, 16), (_PCM, 24), (_PCM, 32), (_FLOAT, 32), (_FLOAT, 64)}
+
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """A WAV's samples as s16le, channels interleaved."""
+
+    samples: bytes
+    rate: int
+    channels: int
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return len(self.samples) / (2 * self.rate * self.channels)
+
+    def to_bytes(self) -> bytes:
+        """The WAV file."""
+        return wav_header(len(self.samples), self.rate, self.channels) + self.samples
+
+
+def seconds(pcm_bytes: int) -> float:
+    """How long so many bytes of 16 kHz mono s16le are."""
+    return pcm_bytes / BYTES_A_SECOND
+
+
+def wav_header(size: int, rate: int = RATE, channels: int = 1) -> bytes:
+    """The 44 bytes before `size` bytes of s16le samples."""
+    align = 2 * channels
+    numbers = ((_PCM, 2), (channels, 2), (rate, 4), (rate * align, 4), (align, 2), (16, 2))
+    layout = b"".join(number.to_bytes(width, "little") for number, width in numbers)
+    head = b"RIFF" + (36 + size).to_bytes(4, "little") + b"WAVEfmt " + (16).to_bytes(4, "little")
+    return head + layout + b"data" + size.to_bytes(4, "little")
+
+
+def plain_speech(audio: bytes) -> bytes | None:
+    """The samples of a WAV that is 16 kHz mono s16le already, as far as they are there; None for any other."""
+    try:
+        (kind, channels, rate, bits), place, size = _chunks(audio)
+    except ValueError:
+        return None
+    if (kind, channels, rate, bits) != (_PCM, 1, RATE, 16):
+        return None
+    there = len(audio) - place
+    size = there if size == 0 or size >= UNKNOWN_LENGTH else min(size, there)
+    return audio[place : place + size - size % 2] or None
+
+
+def read_wave(audio: bytes) -> Wave:
+    """A WAV of the engine's, whatever its samples are, as s16le. Raises BadGatewayError when it is none.
+
+    Samples beyond full scale are clipped, those that are no number are silence. Takes about 60 ms for ten seconds of
+    24 kHz floats, so it belongs in a thread.
+    """
+    try:
+        (kind, channels, rate, bits), place, size = _chunks(audio)
+        if not channels or not rate or (kind, bits) not in _WIDTHS:
+            raise ValueError(f"samples of format {kind}, {bits} bits, {channels} channels, {rate} Hz")
+    except ValueError as error:
+        raise BadGatewayError(f"the engine's audio is no WAV that can be read: {error}") from None
+    data = audio[place : place + size]
+    frame = channels * bits // 8
+    return Wave(_to_s16(data[: len(data) - len(data) % frame], kind, bits), rate, channels)
+
+
+def _chunks(audio: bytes) -> tuple[tuple[int, int, int, int], int, int]:
+    """Of a WAV: format tag, channels, rate and bits; where the samples begin, and how many bytes they say to be."""
+    if audio[:4] != b"RIFF" or audio[8:12] != b"WAVE":
+        raise ValueError("it does not begin as one")
+    place, form = 12, None
+    while place + 8 <= len(audio):
+        name, size = audio[place : place + 4], int.from_bytes(audio[place + 4 : place + 8], "little")
+        place += 8
+        if name == b"fmt ":
+            if size < 16:
+                raise ValueError("its fmt chunk is too short")
+            fields = audio[place : place + size]
+            kind, channels = (int.from_bytes(fields[at : at + 2], "little") for at in (0, 2))
+            rate, bits = int.from_bytes(fields[4:8], "little"), int.from_bytes(fields[14:16], "little")
+            if kind == _EXTENSIBLE:
+                kind = int.from_bytes(fields[24:26], "little")
+            form = (kind, channels, rate, bits)
+        elif name == b"data":
+            if form is None:
+                raise ValueError("its samples come before their format")
+            return form, place, size
+        place += size + size % 2
+    raise ValueError("it has no samples")
+
+
+def _to_s16(data: bytes, kind: int, bits: int) -> bytes:
+    if bits == 16:
+        return data
+    if kind == _FLOAT:
+        numbers = _native("f" if bits == 32 else "d", data)
+        return _little(array("h", map(_clipped, map(mul, numbers, repeat(32768.0)))))
+    if bits == 8:
+        return _little(array("h", [(value - 128) << 8 for value in data]))
+    step = bits // 8
+    top = bytearray(len(data) // step * 2)
+    top[0::2], top[1::2] = data[step - 2 :: step], data[step - 1 :: step]  # the two most significant bytes
+    return bytes(top)
+
+
+def _clipped(value: float) -> int:
+    if -32768.0 <= value <= 32767.0:
+        return round(value)
+    return 0 if math.isnan(value) else 32767 if value > 0 else -32768
+
+
+def _native(code: str, data: bytes) -> array[float]:
+    numbers: array[float] = array(code, data)
+    if byteorder == "big":
+        numbers.byteswap()
+    return numbers
+
+
+def _little(numbers: array[int]) -> bytes:
+    if byteorder == "big":
+        numbers.byteswap()
+    return numbers.tobytes()

@@ -1,0 +1,1 @@
+"""What depends on the operating system: files, private directories, trust in programs, limits, addresses."""

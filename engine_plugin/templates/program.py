@@ -1,0 +1,98 @@
+"""Renders one model's chat templates: `python -m engine_plugin.templates.program`, spawned by `renderer`.
+
+Frames on stdin and stdout are a length of four bytes, big end first, and that many bytes of JSON. The first one is
+`[sources, tokens]`, answered by `{}`, or by `{"missing": …}` where a Python package is; each other one is a
+conversation, `[messages, tools, extra, told]`, answered by `{"prompt": …}`, empty unless `told`, or by
+`{"kind": …, "error": …}`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+from engine_plugin.process import guard
+from engine_plugin.process.entry import own_stdin, read_exactly
+from engine_plugin.templates.jinja import LIMIT, ChatTemplate, TemplateError, Templates
+
+__all__ = ["MEMORY", "answer", "bound_memory", "encode", "main"]
+
+MEMORY = 512 << 20
+"""Bytes of address space that rendering may take (Linux). A prompt of a million tokens is some megabytes."""
+_LAST_RESORT = 60  # seconds: the parent ends this process much earlier, if it still lives
+
+
+def encode(shape: Any) -> bytes:
+    """A frame."""
+    body = json.dumps(shape, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return len(body).to_bytes(4, "big") + body
+
+
+def main() -> None:
+    """Answer until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the plugin
+    guard.arm()
+    stdin, out = own_stdin(), os.dup(1)
+    os.dup2(2, 1)
+    template = ChatTemplate(Templates(*_receive(stdin)))
+    try:
+        import jinja2  # noqa: F401
+    except ImportError as error:
+        _send(out, {"missing": error.name or "jinja2"})
+        return
+    bound_memory()
+    _send(out, {})
+    while True:
+        conversation = _receive(stdin)
+        if sys.platform != "win32":
+            signal.alarm(_LAST_RESORT)
+        _send(out, answer(template, *conversation))
+
+
+def answer(
+    template: ChatTemplate, messages: list[Any], tools: list[Any], extra: dict[str, Any], told: bool
+) -> dict[str, Any]:
+    """What a conversation is answered by."""
+    try:
+        prompt = template.render(messages, tools, extra)
+        return {"prompt": prompt if told else ""}
+    except TemplateError as error:
+        return {"kind": error.kind, "error": str(error)}
+
+
+def bound_memory() -> None:
+    """Have more than MEMORY bytes beyond what is in use now raise MemoryError."""
+    if sys.platform == "linux":
+        import resource
+        from pathlib import Path
+
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        wanted = used + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (wanted if most < 0 else min(wanted, most), most))
+
+
+def _send(descriptor: int, shape: dict[str, Any]) -> None:
+    try:
+        data = memoryview(encode(shape))
+    except (MemoryError, RecursionError):
+        data = memoryview(encode({"kind": LIMIT, "error": "takes too much memory"}))
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _receive(descriptor: int) -> list[Any]:
+    try:
+        data = read_exactly(descriptor, int.from_bytes(read_exactly(descriptor, 4), "big"))
+    except EOFError:  # the plugin needs this process no longer
+        os._exit(0)
+    frame: list[Any] = json.loads(data.decode("utf-8", "surrogatepass"))
+    return frame
+
+
+if __name__ == "__main__":
+    main()
+    os._exit(0)

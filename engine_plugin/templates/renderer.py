@@ -1,0 +1,162 @@
+"""One model's chat templates in a process of their own, which may break and is ended when it takes too long."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.process.child import STDOUT, ChildProcess
+from engine_plugin.templates.jinja import BROKEN, LIMIT, TemplateError, Templates
+from engine_plugin.templates.program import MEMORY, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["PROGRAM", "WITHIN", "Renderer"]
+
+
+PROGRAM = "engine_plugin.templates.program"
+"""The module that the process runs."""
+WITHIN = 5.0
+"""Seconds in which a conversation must be rendered; it takes about a millisecond."""
+_START_WITHIN = 60.0
+_ANSWER_LIMIT = 256 << 20  # bytes
+
+
+class Renderer:
+    """Renders conversations one at a time. Its process is started by the first one, and again after it was ended.
+
+    Its owner is the model's server, which awaits `aclose` at the end.
+    """
+
+    def __init__(
+        self, templates: Templates, argv: Sequence[str], environ: Mapping[str, str], within: float = WITHIN
+    ) -> None:
+        """`argv` runs PROGRAM; `within` is in seconds."""
+        self._templates = templates
+        self._argv = argv
+        self._environ = environ
+        self._within = within
+        self._turn = asyncio.Lock()
+        self._process: _Process | None = None
+        self._rendering: asyncio.Task[str] | None = None
+
+    async def render(
+        self, messages: list[Any], tools: list[Any], extra: Mapping[str, Any], *, told: bool = True
+    ) -> str:
+        """See ChatTemplate; an empty text unless `told`. Raises TemplateError, OSError, and ImportError where the
+        process has no Jinja.
+
+        A caller that is cancelled leaves at once. What it asked for goes on, within the bounds, before the next one.
+        """
+        await self._turn.acquire()
+        self._rendering = asyncio.create_task(self._render([messages, tools, dict(extra), told]))
+        self._rendering.add_done_callback(self._done)
+        return await asyncio.shield(self._rendering)
+
+    async def aclose(self) -> None:
+        """End the process."""
+        if self._rendering is not None:
+            self._rendering.cancel()
+            await asyncio.wait({self._rendering})
+        await self._end()
+
+    def kill(self) -> None:
+        """End the process at once, because the whole program ends. `aclose` need not follow."""
+        if self._process is not None:
+            self._process.kill_now()
+
+    def _done(self, rendering: asyncio.Task[str]) -> None:
+        if not rendering.cancelled():
+            rendering.exception()  # its caller may have left
+        self._turn.release()
+
+    async def _render(self, conversation: list[Any]) -> str:
+        process = await self._started()
+        try:
+            frame = encode(conversation)
+        except RecursionError:
+            raise TemplateError(LIMIT, "the conversation is nested too deeply") from None
+        answer = await process.ask(frame, self._within)
+        if answer is None or answer.get("kind") == LIMIT:
+            await self._end()  # what it has allocated goes with it
+            raise TemplateError(LIMIT, f"rendering it takes more than {self._within:g} s or {MEMORY >> 20} MiB")
+        if "prompt" in answer:
+            return str(answer["prompt"])
+        raise TemplateError(str(answer.get("kind")), str(answer.get("error")))
+
+    async def _started(self) -> _Process:
+        process = self._process
+        if process is not None and not process.exited.done():
+            return process
+        await self._end()
+        self._process = process = await _Process.spawn(self._argv, self._environ, lambda _fd, _data: None)
+        told = await process.ask(encode(list(self._templates)), _START_WITHIN)
+        if told is None:
+            await self._end()
+            raise TemplateError(BROKEN, "the process that renders the model's chat template cannot be started")
+        if "missing" in told:
+            await self._end()
+            raise ImportError(told["missing"])
+        return process
+
+    async def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            await process.kill()
+
+
+class _Process(ChildProcess):
+    """The process, as far as it answers."""
+
+    @classmethod
+    async def spawn(cls, *args: Any, **others: Any) -> _Process:
+        process = await super().spawn(*args, **others)
+        assert isinstance(process, cls)  # noqa: S101  # made by `cls`; for the type checker
+        return process
+
+    def __init__(self, take: Any) -> None:
+        super().__init__(take)
+        self._heard = bytearray()
+        self._answer: asyncio.Future[dict[str, Any] | None] | None = None
+
+    async def ask(self, frame: bytes, within: float) -> dict[str, Any] | None:
+        """The answer to a frame; None after so many seconds, or for a malformed one."""
+        self._answer = asyncio.get_running_loop().create_future()
+        if self.exited.done():
+            return None
+        self._stdin().write(frame)
+        await asyncio.wait({self._answer}, timeout=within)
+        return self._answer.result() if self._answer.done() else None
+
+    def kill_now(self) -> None:
+        """Kill it without waiting for its end."""
+        with suppress(ProcessLookupError):
+            self._transport.kill()
+
+    def _tell(self, answer: dict[str, Any] | None) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(answer)
+
+    # Called by asyncio
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        if fd != STDOUT:
+            return
+        self._heard += data
+        end = 4 + int.from_bytes(self._heard[:4], "big")
+        if len(self._heard) < 4 or (len(self._heard) < end and end <= _ANSWER_LIMIT):
+            return
+        try:
+            answer = json.loads(self._heard[4:end].decode("utf-8", "surrogatepass"))
+        except (ValueError, RecursionError):
+            answer = None
+        self._heard.clear()
+        self._tell(answer if isinstance(answer, dict) else None)
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        super().pipe_connection_lost(fd, exc)
+        if fd == STDOUT:
+            self._tell(None)

@@ -1,0 +1,512 @@
+"""The token's way to the engine: a lean HTTP/1.1 client over a unix socket, or TCP with or without TLS.
+
+It reads what has arrived, undoes the chunked encoding, and nothing more: no event is parsed and no byte is
+copied twice. A caller that reads slowly stops the socket (`_HIGH_WATER`), so a slow host holds the engine
+back; whatever arrived meanwhile is handed over as one block, which is where coalescing comes from.
+
+Protocol errors raise BadGatewayError; an engine that cannot be reached raises UnavailableError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import os
+import socket
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from engine_plugin.errors import BadGatewayError, UnavailableError
+from engine_plugin.system.limits import NO_FILES, files_in_use
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+    from typing import Self
+
+__all__ = ["BrokenOffError", "Http1Client", "HttpClient", "HttpExchange", "HttpResponse", "Response"]
+
+_HIGH_WATER = 256 * 1024
+_MAX_HEAD = 64 * 1024
+_FIRST_BYTES = b"HTTP/1."
+_CONNECT_TIMEOUT = 5.0
+_LONGEST_PAUSE = 5.0
+_SAFE_METHODS = ("GET", "HEAD")
+_SPARE = 2
+"""Idle connections that are kept where only GET and HEAD go over them: of the others each needs a new one."""
+_HEX = b"0123456789abcdefABCDEF"
+_BODY_ENDS_WITH_CONNECTION = -1
+
+
+class BrokenOffError(BadGatewayError):
+    """The engine ended the connection before its answer was complete. Who knows whose engine it is says so."""
+
+
+class HttpResponse(Protocol):
+    """An answer whose head has arrived."""
+
+    status: int
+
+    async def read_some(self) -> bytes:
+        """All body bytes that have arrived, waiting for at least one; b"" at the end."""
+
+    async def read(self, limit: int) -> bytes:
+        """The whole body; BadGatewayError when it is longer than `limit` bytes."""
+
+
+class HttpExchange(Protocol):
+    """A request to be sent by `async with`, which yields the HttpResponse.
+
+    Leaving the block frees or closes the connection: closed when the body was not read to its end, which tells
+    the engine to stop. `broken` says afterwards whether the engine, not we, ended it before its time.
+    """
+
+    broken: bool
+
+    async def __aenter__(self) -> HttpResponse: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class HttpClient(Protocol):
+    """The seam between an engine driver and the HTTP client on the token's way."""
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, content_type: str = "application/json"
+    ) -> HttpExchange:
+        """One exchange with the engine; nothing is sent yet."""
+
+    def close(self) -> None:
+        """Drop the idle connections."""
+
+
+class _Connection(asyncio.Protocol):
+    """One connection: a buffer of received bytes, its decoding state, and the one reader that waits."""
+
+    def __init__(self, client: Http1Client) -> None:
+        self._client = client
+        self.transport: asyncio.Transport | None = None
+        self.buffer = bytearray()
+        self.ended = False
+        self.broken = False  # ended otherwise than in order
+        self.idle_since = 0.0
+        self._waiter: asyncio.Future[None] | None = None
+        self._paused = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if not isinstance(transport, asyncio.Transport):
+            raise TypeError("a stream transport is needed")
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        self._client.heard = True
+        if len(self.buffer) >= _HIGH_WATER and not self._paused and self.transport is not None:
+            self._paused = True
+            self.transport.pause_reading()
+        self._wake()
+
+    def eof_received(self) -> bool:
+        self.ended = True
+        self._wake()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ended = True
+        self.broken = exc is not None
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def more(self) -> bool:
+        """Wait until bytes were added; False when none will come."""
+        if self.ended:
+            return False
+        if self._paused and self.transport is not None:
+            self._paused = False
+            self.transport.resume_reading()
+        self._waiter = asyncio.get_running_loop().create_future()
+        before = len(self.buffer)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+        return len(self.buffer) > before
+
+    def write(self, data: bytes) -> None:
+        if self.transport is not None:
+            self.transport.write(data)
+
+    @property
+    def usable(self) -> bool:
+        return not self.ended and not self.buffer and self.transport is not None and not self.transport.is_closing()
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+
+class Http1Client(HttpClient):
+    """A client of one engine process.
+
+    `address` is a unix socket's path or (host, port); `headers` go with every request (the key). An idle
+    connection is dropped after `keep_alive` seconds, below the engine's own expiry, so that a request seldom
+    meets a connection that the engine is just closing. `tls` is for a server that speaks it; the certificate must be
+    the host's.
+
+    `resend` says whether a request may be sent once more when the engine closed an idle connection just before it
+    came. Without it nothing but GET and HEAD goes over a connection that was used before, and nothing is sent twice.
+    A connection that is refused, so that nothing was sent, is tried `connect_retries` times more, after `backoff`
+    seconds and then twice as many each time.
+    """
+
+    def __init__(
+        self,
+        address: str | tuple[str, int],
+        headers: Mapping[str, str] | None = None,
+        keep_alive: float = 4.0,
+        *,
+        tls: ssl.SSLContext | None = None,
+        resend: bool = True,
+        connect_retries: int = 0,
+        backoff: float = 0.25,
+    ) -> None:
+        self._address = address
+        self._keep_alive = keep_alive
+        self._tls = tls
+        self._resend = resend
+        self._connect_retries = connect_retries
+        self._backoff = backoff
+        host = "localhost" if isinstance(address, str) else _host_field(*address, tls=tls is not None)
+        lines = [f"host: {host}", *(f"{name}: {value}" for name, value in (headers or {}).items())]
+        self._common = ("\r\n".join(lines) + "\r\n").encode("latin-1")
+        self._idle: deque[_Connection] = deque()
+        self.heard = False
+        """Set whenever anything comes from the engine; whoever watches it resets it."""
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, content_type: str = "application/json"
+    ) -> Response:
+        head = f"{method} {path} HTTP/1.1\r\n".encode("latin-1") + self._common
+        over_idle = self._resend or method in _SAFE_METHODS
+        if body is None:
+            return Response(self, head + b"\r\n", over_idle=over_idle)
+        fields = f"content-type: {content_type}\r\ncontent-length: {len(body)}\r\n\r\n"
+        return Response(self, head + fields.encode("latin-1") + body, over_idle=over_idle)
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().abort()
+
+    def _take_idle(self) -> _Connection | None:
+        oldest_good = time.monotonic() - self._keep_alive
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable and connection.idle_since >= oldest_good:
+                return connection
+            connection.abort()
+        return None
+
+    def _give_back(self, connection: _Connection) -> None:
+        if not self._resend and len(self._idle) >= _SPARE:
+            connection.abort()
+            return
+        connection.idle_since = time.monotonic()
+        self._idle.append(connection)
+        while self._idle and self._idle[0].idle_since < connection.idle_since - self._keep_alive:
+            self._idle.popleft().abort()
+
+    async def _connect(self) -> _Connection:
+        """A new connection. Raises UnavailableError; its cause is the OSError."""
+        pause = self._backoff
+        for left in range(self._connect_retries, -1, -1):
+            try:
+                async with asyncio.timeout(_CONNECT_TIMEOUT):
+                    return await self._connect_once()
+            except TimeoutError:
+                raise UnavailableError(f"the engine did not accept a connection in {_CONNECT_TIMEOUT:g} s") from None
+            except OSError as error:
+                if not left or not isinstance(error, ConnectionRefusedError):
+                    raise UnavailableError(f"the engine cannot be reached: {_reason(error)}") from error
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _connect_once(self) -> _Connection:
+        loop = asyncio.get_running_loop()
+        if isinstance(self._address, str):
+            return (await loop.create_unix_connection(lambda: _Connection(self), self._address))[1]
+        host, port = self._address
+        name = host if self._tls is not None else None
+        errors: list[OSError] = []
+        for address in await _addresses(host, port):  # one by one: asyncio would hide which of them refused
+            try:
+                made = await loop.create_connection(
+                    lambda: _Connection(self), address, port, ssl=self._tls, server_hostname=name
+                )
+            except OSError as error:
+                errors.append(error)
+            else:
+                return made[1]
+        # One that refuses may be starting; another failure of any address stands for them all.
+        raise next((error for error in errors if not isinstance(error, ConnectionRefusedError)), errors[0])
+
+
+class Response(HttpResponse, HttpExchange):
+    """One exchange. Entering sends the request and waits for the answer's head."""
+
+    def __init__(self, client: Http1Client, message: bytes, *, over_idle: bool = True) -> None:
+        self._client = client
+        self._message = message
+        self._over_idle = over_idle
+        self._connection: _Connection | None = None
+        self._chunked = False
+        self._left = 0  # bytes of the body (or of the current chunk) still to come
+        self._chunk_open = False  # the current chunk's closing CRLF is still to come
+        self._complete = False
+        self._reusable = False
+        self._given_up = False
+        self.broken = True  # until a connection is there
+        self.status = 0
+        self.headers: dict[str, str] = {}
+
+    def give_up(self) -> None:
+        """Close the connection now: whoever waits for the answer, or for more of it, gets a BadGatewayError.
+
+        For somebody else than who reads, whom a cancellation would hit whatever he is doing.
+        """
+        self._given_up = True
+        if self._connection is not None:
+            self._connection.abort()
+
+    async def __aenter__(self) -> Self:
+        connection = self._client._take_idle() if self._over_idle else None
+        try:
+            if connection is not None and await self._exchange(connection):
+                return self
+            self._require_wanted()
+            # No idle connection, or the engine closed it just before our request arrived: no byte of an answer
+            # came and the request changes nothing at the engine, so sending it once more is safe.
+            connection = self._connection = await self._client._connect()
+            self._require_wanted()
+            if not await self._exchange(connection):
+                self._require_wanted()
+                raise BrokenOffError("the engine closed the connection without an answer")
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        self.broken = connection.ended and not self._complete
+        if self._complete and self._reusable and connection.usable:
+            self._client._give_back(connection)
+        else:
+            connection.abort()
+
+    def _require_wanted(self) -> None:
+        if self._given_up:
+            raise BadGatewayError("the request was given up")
+
+    async def _exchange(self, connection: _Connection) -> bool:
+        self._connection = connection
+        connection.write(self._message)
+        room = _MAX_HEAD
+        while True:
+            first = bytes(connection.buffer[: len(_FIRST_BYTES)])
+            if not _FIRST_BYTES.startswith(first):  # at once: the end of such a head may never come
+                raise _not_http(connection.buffer)
+            end = connection.buffer.find(b"\r\n\r\n", 0, room)
+            if end >= 0:
+                head = bytes(connection.buffer[:end])
+                del connection.buffer[: end + 4]
+                self._parse_head(head)
+                if self.status >= 200:
+                    return True
+                room -= end + 4  # of an interim answer (100 Continue): they must not go on for ever
+                continue
+            if len(connection.buffer) > room:
+                raise BadGatewayError(f"the engine's answer has a head of over {_MAX_HEAD} bytes")
+            if not await connection.more():
+                if connection.buffer:
+                    raise BrokenOffError("the engine closed the connection inside the head of its answer")
+                connection.abort()
+                return False
+
+    def _parse_head(self, head: bytes) -> None:
+        first, *lines = head.decode("latin-1").split("\r\n")
+        version, _, rest = first.partition(" ")
+        if not _is_number(rest[:3], 3):
+            raise _not_http(head)
+        self.status = int(rest[:3])
+        self.headers = {
+            name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
+        }
+        encoding = self.headers.get("content-encoding", "identity").lower()
+        if encoding not in ("", "identity"):
+            raise BadGatewayError(f"the engine's answer is compressed ({encoding[:40]!r}), which nobody asked for")
+        self._reusable = version == "HTTP/1.1" and "close" not in self.headers.get("connection", "").lower()
+        self._chunked = "chunked" in self.headers.get("transfer-encoding", "").lower()
+        length = self.headers.get("content-length")
+        if self.status in (204, 304) or self._chunked:
+            self._left = 0
+        elif length is not None:
+            if not _is_number(length, 18):
+                raise BadGatewayError(f"the engine's content-length is {length[:40]!r}")
+            self._left = int(length)
+        else:
+            self._left, self._reusable = _BODY_ENDS_WITH_CONNECTION, False
+        self._complete = self._left == 0 and (self.status in (204, 304) or not self._chunked)
+
+    async def read_some(self) -> bytes:
+        connection = self._connection
+        while not self._complete:
+            if connection is None:
+                raise BadGatewayError("the answer was already closed")
+            data = self._take_chunked(connection.buffer) if self._chunked else self._take_plain(connection.buffer)
+            if data:
+                return data
+            if not self._complete and not await connection.more():
+                self._end_of_connection(in_order=not connection.broken)
+        return b""
+
+    async def read(self, limit: int) -> bytes:
+        blocks: list[bytes] = []
+        size = 0
+        while block := await self.read_some():
+            size += len(block)
+            if size > limit:
+                raise BadGatewayError(f"the engine's answer is longer than {limit} bytes")
+            blocks.append(block)
+        return b"".join(blocks)
+
+    def _end_of_connection(self, *, in_order: bool) -> None:
+        self._require_wanted()
+        if self._left != _BODY_ENDS_WITH_CONNECTION or not in_order:
+            raise BrokenOffError("the engine broke off in the middle of its answer")
+        self._complete = True
+
+    def _take_plain(self, buffer: bytearray) -> bytes:
+        if self._left == _BODY_ENDS_WITH_CONNECTION:
+            data = bytes(buffer)
+            buffer.clear()
+            return data
+        data = bytes(buffer[: self._left])
+        del buffer[: len(data)]
+        self._left -= len(data)
+        self._complete = self._left == 0
+        return data
+
+    def _take_chunked(self, buffer: bytearray) -> bytes:
+        """Decode every chunk, and part of one, that is in the buffer."""
+        data = bytes(buffer)  # of which slices are copied once
+        out: list[bytes] = []
+        position, end = 0, len(data)
+        while True:
+            if self._left:
+                piece = data[position : position + self._left]
+                out.append(piece)
+                position += len(piece)
+                self._left -= len(piece)
+                if self._left:
+                    break
+            if self._chunk_open:
+                if end - position < 2:
+                    break
+                if not data.startswith(b"\r\n", position):
+                    raise BadGatewayError("the engine's chunked encoding is broken")
+                position += 2
+                self._chunk_open = False
+            line_end = data.find(b"\r\n", position)
+            if line_end < 0:
+                if end - position > 1024:
+                    raise BadGatewayError("the engine's chunked encoding is broken")
+                break
+            size = _chunk_size(data[position:line_end])
+            if size == 0:
+                after = _after_trailer(buffer, line_end + 2)
+                if after < 0:
+                    break
+                position, self._complete = after, True
+                break
+            position = line_end + 2
+            self._left, self._chunk_open = size, True
+        del buffer[:position]
+        return b"".join(out) if len(out) != 1 else out[0]
+
+
+async def _addresses(host: str, port: int) -> Sequence[str]:
+    """The IP addresses of a host, at least one. Raises OSError."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except UnicodeError:  # it cannot be written as IDNA (RFC 5890) wants it
+            raise OSError(f"{host[:64]!a} is no host's name") from None
+        return list(dict.fromkeys(str(address[0]) for *_kind, address in found))
+    return [host]
+
+
+def _reason(error: OSError) -> object:
+    """Why no connection was made, in the system's words: asyncio's hold addresses and no reason."""
+    if isinstance(error, ConnectionRefusedError):
+        return os.strerror(errno.ECONNREFUSED)  # on Windows it has the number of an invalid argument
+    if isinstance(error, ConnectionError) and error.errno:
+        return os.strerror(error.errno)
+    if error.errno in NO_FILES:
+        return files_in_use(error)
+    return getattr(error, "verify_message", "") or error.strerror or error
+
+
+def _host_field(host: str, port: int, *, tls: bool) -> str:
+    """The Host of a request (RFC 9110): brackets around IPv6, no port where it goes without saying."""
+    try:
+        name = host if host.isascii() else host.encode("idna").decode("ascii")
+    except UnicodeError:  # it will not be found
+        name = ascii(host)
+    name = f"[{name}]" if ":" in name else name
+    return name if port == (443 if tls else 80) else f"{name}:{port}"
+
+
+def _not_http(said: bytes | bytearray) -> BadGatewayError:
+    first = bytes(said[:80]).partition(b"\r\n")[0]
+    return BadGatewayError(f"the engine does not answer in HTTP: {first.decode('latin-1')!r}")
+
+
+def _is_number(text: str, digits: int) -> bool:
+    """Whether the text is 1 to `digits` decimal digits, those of ASCII only."""
+    return text.isascii() and text.isdigit() and len(text) <= digits
+
+
+def _chunk_size(line: bytes) -> int:
+    digits = line if line.isalnum() else line.partition(b";")[0].strip()
+    if not digits or len(digits) > 8 or digits.translate(None, _HEX):
+        raise BadGatewayError("the engine's chunked encoding is broken")
+    return int(digits, 16)
+
+
+def _after_trailer(buffer: bytearray, start: int) -> int:
+    """Where the message ends, given the start of its trailer; -1 while the end has not arrived."""
+    if buffer[start : start + 2] == b"\r\n":
+        return start + 2
+    end = buffer.find(b"\r\n\r\n", start)
+    if end < 0 and len(buffer) - start > _MAX_HEAD:
+        raise BadGatewayError("the engine's answer has a trailer that does not end")
+    return end + 4 if end >= 0 else -1

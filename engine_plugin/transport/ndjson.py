@@ -1,0 +1,85 @@
+"""JSON lines (NDJSON) on the token's way: cut where a line ends, look inside as little as possible."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.errors import BadGatewayError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from engine_plugin.transport.http1 import HttpResponse
+
+__all__ = ["as_events", "line_objects", "read_line", "whole_lines"]
+
+_MAX_LINE = 16 * 1024 * 1024
+_SHOWN = 120
+
+
+async def whole_lines(response: HttpResponse, longest: int = 0) -> AsyncIterator[bytes]:
+    """The body in blocks of whole lines, none of them empty: all lines that have arrived leave together.
+
+    Each line ends in LF. A last line without one counts when it is JSON. A line of over `longest` bytes (0: 16 MiB),
+    and a body that ends inside one, raise BadGatewayError.
+    """
+    longest = longest or _MAX_LINE
+    parts: list[bytes] = []  # of a line whose end has not come
+    size = 0
+    while block := await response.read_some():
+        cut = block.rfind(b"\n") + 1
+        if cut:
+            whole = b"".join([*parts, block[:cut]]) if parts else block[:cut]
+            if lines := _without_empty(whole):
+                yield lines
+            parts, size = [], 0
+        if cut < len(block):
+            parts.append(block[cut:])
+            size += len(block) - cut
+            if size > longest:
+                raise BadGatewayError(f"the engine sent a line of over {longest} bytes")
+    if rest := b"".join(parts).strip():
+        if not _is_json(rest):
+            raise BadGatewayError("the engine's stream ended inside a line")
+        yield rest + b"\n"
+
+
+def _without_empty(lines: bytes) -> bytes:
+    if b"\r" not in lines and b"\n\n" not in lines and not lines.startswith(b"\n"):
+        return lines  # as good as always
+    # A CR within a line is white space in JSON, but would end the line of an event.
+    return b"".join(
+        line.strip().replace(b"\r", b" ") + b"\n" for line in lines.split(b"\n") if not line.isspace() and line
+    )
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def as_events(lines: bytes) -> bytes:
+    """A block of whole lines as server-sent events, one for each; the JSON stays as it is."""
+    return b"data: " + lines[:-1].replace(b"\n", b"\n\ndata: ") + b"\n\n"
+
+
+def line_objects(lines: bytes) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a block of whole lines. Raises BadGatewayError at one that is none."""
+    for line in lines.split(b"\n"):
+        if line:
+            yield read_line(line)
+
+
+def read_line(line: bytes) -> dict[str, Any]:
+    """One line's JSON object. Raises BadGatewayError for anything else."""
+    try:
+        shape = json.loads(line)
+    except (ValueError, RecursionError):
+        raise BadGatewayError(f"the engine's line is not JSON: {line[:_SHOWN]!r}") from None
+    if not isinstance(shape, dict):
+        raise BadGatewayError(f"the engine's line is not a JSON object: {line[:_SHOWN]!r}")
+    return shape

@@ -1,0 +1,112 @@
+"""Server-sent events on the token's way: cut at event boundaries, look inside as little as possible."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.errors import BadGatewayError
+from engine_plugin.jsontext import write_json
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping
+
+    from engine_plugin.transport.http1 import HttpResponse
+
+__all__ = ["DONE", "after_done", "error_event", "event_data", "event_of", "whole_events"]
+
+DONE = b"data: [DONE]\n\n"
+"""The event that ends a stream."""
+
+# Lines may end in LF, CRLF or CR.
+_EMPTY_LINES = (b"\n\n", b"\n\r\n", b"\r\r")
+_MAX_EVENT = 16 * 1024 * 1024
+# Inside a JSON string line ends and quotes are escaped: only where a line begins can these bytes stand.
+_OBJECT = re.compile(rb"(?:\A|[\r\n])(data|error): ?(\{[^\r\n]*)")
+_DONE_LINE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\](?=[\r\n])")
+_DONE_ALONE = re.compile(rb"data: ?\[DONE\]")
+_ERROR_MARKS = (b'"error"', b"error: {", b"error:{")
+_NO_ERROR = (None, False, "")
+
+
+async def whole_events(response: HttpResponse, longest: int = 0) -> AsyncIterator[bytes]:
+    """The body in blocks that end where an event ends: all events that have arrived leave together.
+
+    An event of more than `longest` bytes (0: 16 MiB), and a body that ends inside one, raise BadGatewayError.
+    """
+    rest, longest = b"", longest or _MAX_EVENT
+    while block := await response.read_some():
+        data = rest + block if rest else block
+        cut = _last_boundary(data)
+        if cut == len(data):
+            rest = b""
+            yield data
+            continue
+        rest = data[cut:]
+        if len(rest) > longest:
+            raise BadGatewayError(f"the engine sent an event of over {longest} bytes")
+        if cut:
+            yield data[:cut]
+    if _DONE_ALONE.fullmatch(rest.strip()):
+        yield rest.strip() + b"\n\n"  # said, but for the empty line
+    elif rest.strip():
+        raise BadGatewayError("the engine's stream ended inside an event")
+
+
+def _last_boundary(data: bytes) -> int:
+    """The index after the last empty line that ends an event, 0 when there is none."""
+    if data.endswith(b"\n\n"):
+        return len(data)
+    return max([at + len(mark) for mark in _EMPTY_LINES if (at := data.rfind(mark)) >= 0], default=0)
+
+
+def error_event(block: bytes) -> int:
+    """Where an error event begins in a block of whole events; -1 when there is none."""
+    if b"error" not in block or not any(mark in block for mark in _ERROR_MARKS):
+        return -1
+    for line in _OBJECT.finditer(block):
+        if line[1] == b"error" or (b'"error"' in line[2] and _tells_error(line[2])):
+            return _last_boundary(block[: line.start() + 1])  # the event may have lines before this one
+    return -1
+
+
+def _tells_error(data: bytes) -> bool:
+    try:
+        shape = json.loads(data)
+    except (ValueError, RecursionError):
+        return data.startswith(b'{"error"')
+    return isinstance(shape, dict) and shape.get("error") not in _NO_ERROR
+
+
+def after_done(block: bytes) -> int:
+    """The index after the first `[DONE]` event in a block of whole events; -1 when there is none."""
+    found = _DONE_LINE.search(block) if b"[DONE]" in block else None
+    if found is None:
+        return -1
+    ends = [at + len(mark) for mark in _EMPTY_LINES if (at := block.find(mark, found.end())) >= 0]
+    return min(ends, default=len(block))
+
+
+def event_of(shape: Mapping[str, Any]) -> bytes:
+    """The event that carries an object."""
+    return b"data: " + write_json(shape) + b"\n\n"
+
+
+def event_data(block: bytes) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a block of whole events; comments and [DONE] are passed over.
+
+    Raises BadGatewayError for data that is not a JSON object.
+    """
+    for line in block.splitlines():
+        name, colon, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if not colon or name not in (b"data", b"error") or value == b"[DONE]":
+            continue
+        try:
+            shape = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise BadGatewayError(f"the engine's event is not JSON: {value[:120]!r}") from error
+        if not isinstance(shape, dict):
+            raise BadGatewayError(f"the engine's event is not a JSON object: {value[:120]!r}")
+        yield {"error": shape} if name == b"error" else shape

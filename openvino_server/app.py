@@ -1,0 +1,131 @@
+"""The HTTP server: which path is what, who may ask, and how errors are told."""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import os
+import socket
+import stat
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aiohttp import http_exceptions, web
+
+from openvino_server import audio_api, chat_api, control_api, images_api, vectors_api
+from openvino_server.errors import ApiError
+from openvino_server.requests import BODY_LIMIT, REGISTRY
+
+if TYPE_CHECKING:
+    from aiohttp.typedefs import Handler, Middleware
+
+    from openvino_server.registry import Registry
+
+__all__ = ["make_app", "serve_http"]
+
+_OPEN = "/v2/health/"
+_BACKLOG = 512
+_KEEPALIVE = 75.0
+
+
+def make_app(registry: Registry, key: str) -> web.Application:
+    """The application; whoever does not know the key may only ask for health."""
+    app = web.Application(middlewares=[_edge(key)], client_max_size=BODY_LIMIT)
+    app[REGISTRY] = registry
+    app.add_routes(
+        [
+            web.get("/v2/health/live", control_api.live),
+            web.get("/v2/health/ready", control_api.ready),
+            web.get("/v2", control_api.metadata),
+            web.get("/v2/models/{model:.+}/ready", control_api.model_ready),
+            web.get("/v3/models", control_api.models),
+            web.get("/v1/config", control_api.config),
+            web.post("/v1/config/reload", control_api.reload),
+            web.post("/v3/chat/completions", chat_api.chat),
+            web.post("/v3/completions", chat_api.complete),
+            web.post("/v3/embeddings", vectors_api.embed),
+            web.post("/v3/rerank", vectors_api.rerank),
+            web.post("/v3/images/generations", images_api.generate),
+            web.post("/v3/audio/transcriptions", audio_api.transcription),
+            web.post("/v3/audio/translations", audio_api.translation),
+            web.post("/v3/audio/speech", audio_api.speech),
+        ]
+    )
+    return app
+
+
+def _edge(key: str) -> Middleware:
+    expected = f"Bearer {key}".encode()
+
+    @web.middleware
+    async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+            if not hmac.compare_digest(given, expected) and not request.path.startswith(_OPEN):
+                raise ApiError(401, "Authorization: the server's key is needed")
+            return await handler(request)
+        except ApiError as error:
+            return _refusal(error)
+        except web.HTTPException as error:
+            return _refusal(ApiError(error.status, error.reason))
+        except (web.RequestPayloadError, http_exceptions.BadHttpMessage) as error:
+            return _refusal(ApiError(400, f"the body cannot be read: {error}"))
+        except ConnectionError:
+            raise  # the caller has gone; aiohttp knows
+        except Exception as error:  # noqa: BLE001  # the edge that catches all
+            traceback.print_exc()
+            return _refusal(ApiError(500, f"{type(error).__name__}: {error}"))
+
+    return edge
+
+
+def _refusal(error: ApiError) -> web.Response:
+    return web.Response(body=error.body(), status=error.status, content_type="application/json", charset="utf-8")
+
+
+async def serve_http(app: web.Application, host: str, port: int) -> tuple[web.AppRunner, str]:
+    """Listen on a path ending in .sock (for this user only), or on an address. The runner, and where it listens.
+
+    Raises OSError.
+    """
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, keepalive_timeout=_KEEPALIVE)
+    await runner.setup()
+    try:
+        if host.endswith(".sock"):
+            listener = _unix_listener(Path(host))
+            await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+            return runner, f"unix:{host}"
+        listener = socket.create_server((host, port), backlog=_BACKLOG)
+        listener.setblocking(False)
+        await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+    except BaseException:
+        await runner.cleanup()
+        raise
+    return runner, f"http://{host}:{listener.getsockname()[1]}"
+
+
+if sys.platform != "win32":
+
+    def _unix_listener(path: Path) -> socket.socket:
+        """A socket that nobody else may open, not even for a moment."""
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISSOCK(path.stat().st_mode):
+                path.unlink()
+        listener = socket.socket(socket.AF_UNIX)
+        before = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        except BaseException:
+            listener.close()
+            raise
+        finally:
+            os.umask(before)
+        listener.setblocking(False)
+        return listener
+
+else:
+
+    def _unix_listener(path: Path) -> socket.socket:
+        raise OSError(f"{path}: there are no unix sockets here; give an address")

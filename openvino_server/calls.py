@@ -1,0 +1,465 @@
+"""Tool calls in the text of an answer, in the ways that families of models write them.
+
+A parser is fed pieces of text and gives OpenAI's deltas: plain text, or `{"tool_calls": […]}`. Calls in JSON are told
+while they are written: first the name, then the arguments as they come. Whatever does not parse as a call is text,
+and so are the marks around it.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import secrets
+import string
+from abc import ABC, abstractmethod
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from engine_plugin.errors import InvalidRequestError
+from engine_plugin.openai_api.conversation import call_arguments
+from openvino_server import tagged
+from openvino_server.pipelines.text import held_back
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["PARSERS", "Style", "ToolParser", "Tools", "guess", "parser"]
+
+
+class Tools(NamedTuple):
+    """What a call may, must or must not call."""
+
+    offered: list[dict[str, Any]]
+    forced: list[dict[str, Any]]
+
+
+_LETTERS = string.ascii_letters + string.digits
+_HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
+_NAMED = re.compile(r"([\w.-]+)\s*(?:\[CALL_ID\]\s*\w+\s*)?(?:\[ARGS\])?\s*(?=\{)")
+_NAMED_BEGINS = re.compile(r"[\w.-]+\s*(?:\[[A-Z_]*\]?\s*\w*\s*)*\Z")
+_LEAD = re.compile(r"\s*(?:```(?:json)?\s*)?(\[?)\s*")
+_FENCE_BEGINS = re.compile(r"\s*(?:`{1,2}|```j?s?o?)")
+_BETWEEN = re.compile(r"[\s,;\[\]`]*")
+_ENDS_LIST = re.compile(r"\s*\]")
+
+Delta = Any
+Schemas = dict[str, dict[str, Any]]
+
+
+class Style(NamedTuple):
+    """How a family writes calls."""
+
+    make: Callable[[Schemas], ToolParser]
+    special: bool
+    """Whether its marks are tokens that are not shown unless asked for."""
+    frame: tuple[str, str, str] | None
+    """Before a name, between name and arguments, after them; of a call that a grammar forces."""
+
+
+class _Found(Enum):
+    """What a parser says of the text behind a mark."""
+
+    MORE = auto()
+    """Something was taken, and there may be more of it."""
+    WAIT = auto()
+    """It depends on what comes."""
+    DONE = auto()
+    """The calls have ended; what follows is text."""
+    TEXT = auto()
+    """The mark begins no call, so that it is text as well."""
+
+
+class ToolParser(ABC):
+    """Finds calls behind an opening mark. Subclasses read what follows it."""
+
+    def __init__(self, opens: tuple[str, ...], closes: str) -> None:
+        self._opens = opens
+        self._closes = closes
+        self._mark: str | None = None
+        """The opening mark that is being read; it begins `_text` as long as no call has been found behind it."""
+        self._text = ""
+        self._piece = ""
+        self._over = False
+        """Whether no more text will come."""
+        self._count = 0
+        self._after_call = False
+        self._blank = ""
+        """What has come since a call, as long as it is blank: before another call it is no text."""
+
+    @property
+    def called(self) -> bool:
+        """Whether there was a call."""
+        return self._count > 0
+
+    def feed(self, text: str) -> list[Delta]:
+        """What a piece of text brings."""
+        self._text += text
+        self._piece = text
+        found: list[Delta] = []
+        while self._step(found):
+            pass
+        return found
+
+    def end(self) -> list[Delta]:
+        """What was held back: a call that was cut off before its name is text."""
+        self._over = True
+        found = self.feed("")
+        self._say(self._text, found)
+        self._text = ""
+        return found
+
+    def _step(self, found: list[Delta]) -> bool:
+        """Go on with the text; whether there is more to do."""
+        if self._mark is None:
+            return self._open(found)
+        match self._read(found):
+            case _Found.WAIT:
+                return False
+            case _Found.DONE:
+                self._mark = None
+            case _Found.TEXT:
+                self._say(self._mark, found)
+                self._text = self._text[len(self._mark) :]
+                self._mark = None
+        return True
+
+    def _open(self, found: list[Delta]) -> bool:
+        """Tell the text before the next opening mark; whether there is one."""
+        hits = [(self._text.find(mark), mark) for mark in self._opens]
+        at, mark = min(((at, mark) for at, mark in hits if at >= 0), default=(-1, ""))
+        if at < 0:
+            at = len(self._text) - max(held_back(self._text, mark) for mark in self._opens)
+        self._say(self._text[:at], found)
+        self._text = self._text[at:]
+        if mark:
+            self._mark = mark
+        return bool(mark)
+
+    def _say(self, text: str, found: list[Delta]) -> None:
+        """Emit text, but not the blank space between calls."""
+        if self._after_call and not text.strip():
+            self._blank += text
+        elif text:
+            found.append(self._blank + text)
+            self._blank, self._after_call = "", False
+
+    @abstractmethod
+    def _read(self, found: list[Delta]) -> _Found:
+        """Take what can be read of `_text`. The mark must stay its beginning if the answer is TEXT."""
+
+    def _begin(self, name: str, arguments: str) -> Delta:
+        """The delta that begins a call."""
+        function = {"name": name, "arguments": arguments}
+        call = {"index": self._count, "id": _identity(), "type": "function", "function": function}
+        self._count += 1
+        self._blank, self._after_call = "", True
+        return {"tool_calls": [call]}
+
+    def _more(self, arguments: str) -> Delta:
+        return {"tool_calls": [{"index": self._count - 1, "function": {"arguments": arguments}}]}
+
+
+class _JsonCalls(ToolParser):
+    """Objects, alone or in lists: {"name": …, "arguments": {…}}; with Mistral's newer models name{…}."""
+
+    def __init__(
+        self, opens: tuple[str, ...], closes: str = "", *, named: bool = False, bare: Schemas | None = None
+    ) -> None:
+        """`bare`: an answer that begins with an object is a call, if it is one of these functions."""
+        super().__init__(opens, closes)
+        self._named = named
+        self._bare = bare
+        self._state: Callable[[list[Delta]], _Found] = self._first
+        self._depth = 0
+        self._quoted = False
+        self._escaped = False
+        self._bracketed = True
+        self._list = False
+
+    def _open(self, found: list[Delta]) -> bool:
+        self._state = self._first
+        self._list = False
+        if self._bare is None:
+            return super()._open(found)
+        start = self._text.lstrip()
+        if start.startswith("{"):
+            self._mark = ""
+            return True
+        if start:
+            self._bare = None
+        return bool(start)
+
+    def _read(self, found: list[Delta]) -> _Found:
+        return self._state(found)
+
+    def _first(self, found: list[Delta]) -> _Found:
+        """What follows the mark."""
+        if not self._over and _FENCE_BEGINS.fullmatch(self._text, len(self._mark or "")):
+            return _Found.WAIT
+        lead = _LEAD.match(self._text, len(self._mark or ""))
+        assert lead is not None  # noqa: S101  # the pattern matches any text
+        self._list = bool(lead[1]) or (self._mark or "").endswith("[")
+        verdict = self._item(lead.end(), found)
+        if verdict in (_Found.TEXT, _Found.MORE):
+            self._bare = None  # it begins only once
+        return verdict
+
+    def _next(self, found: list[Delta]) -> _Found:
+        """What follows a call."""
+        between = _BETWEEN.match(self._text)
+        assert between is not None  # noqa: S101  # likewise
+        at = between.end()
+        if self._closes and self._text.startswith(self._closes, at):
+            self._text = self._text[at + len(self._closes) :]
+            return _Found.DONE
+        rest = self._text[at : at + len(self._closes)]
+        if not self._over and self._closes.startswith(rest) and (rest or at == len(self._text)):
+            return _Found.WAIT
+        verdict = self._item(at, found)
+        if verdict is not _Found.TEXT:
+            return verdict
+        ended = _ENDS_LIST.match(self._text) if self._list else None
+        self._text = self._text[ended.end() if ended else 0 :]
+        return _Found.DONE
+
+    def _item(self, at: int, found: list[Delta]) -> _Found:
+        """A call that begins there."""
+        if at == len(self._text):
+            return _Found.TEXT if self._over else _Found.WAIT
+        if self._text.startswith("{", at):
+            return self._object(at, found)
+        if self._named and (match := _NAMED.match(self._text, at)):
+            return self._tell(match[1], match.end(), found, bracketed=False)
+        if self._named and not self._over and _NAMED_BEGINS.match(self._text, at):
+            return _Found.WAIT
+        return _Found.TEXT
+
+    def _object(self, at: int, found: list[Delta]) -> _Found:
+        match = _HEAD.match(self._text, at)
+        if match:
+            try:
+                name = str(json.loads(match[1]))
+            except ValueError:
+                name = match[1].strip('"')
+            if self._bare is not None and name not in self._bare:
+                return _Found.TEXT
+            return self._tell(name, match.end(), found, bracketed=True)
+        try:
+            value, end = tagged.DECODER.raw_decode(self._text, at)
+        except (ValueError, RecursionError):
+            return _Found.TEXT if self._over or _is_closed(self._text, at, self._piece) else _Found.WAIT
+        call = _whole(value, self._bare)
+        if call is None:
+            return _Found.TEXT
+        found.append(self._begin(*call))
+        self._text = self._text[end:]
+        self._state = self._next
+        return _Found.MORE
+
+    def _tell(self, name: str, end: int, found: list[Delta], *, bracketed: bool) -> _Found:
+        """A call whose arguments follow."""
+        found.append(self._begin(name, ""))
+        self._text = self._text[end:]
+        self._state, self._depth, self._bracketed = self._arguments, 0, bracketed
+        self._quoted = self._escaped = False
+        return _Found.MORE
+
+    def _arguments(self, found: list[Delta]) -> _Found:
+        at, ended = self._scan()
+        if at:
+            found.append(self._more(self._text[:at]))
+            self._text = self._text[at:]
+        if not ended:
+            return _Found.WAIT
+        self._state = self._tail if self._bracketed else self._next
+        return _Found.MORE
+
+    def _tail(self, found: list[Delta]) -> _Found:  # noqa: ARG002  # as all states
+        """The rest of the object that the arguments were in: its brace, after other members. It may be missing."""
+        start = self._text.lstrip()
+        if not start or (start.startswith(",") and not (end := _end_of_object("{" + start))):
+            return _Found.DONE if self._over else _Found.WAIT
+        if start.startswith("}"):
+            self._text = start[1:]
+        elif start.startswith(","):
+            try:
+                json.loads('{"name": 0' + start[: end - 1], strict=False)
+            except ValueError:
+                return _Found.DONE
+            self._text = start[end - 1 :]
+        self._state = self._next
+        return _Found.MORE
+
+    def _scan(self) -> tuple[int, bool]:
+        """How far the text belongs to the arguments that are being read, and whether they end there."""
+        for at, character in enumerate(self._text):
+            if self._escaped:
+                self._escaped = False
+            elif self._quoted:
+                self._escaped = character == "\\"
+                self._quoted = character != '"'
+            elif character == '"':
+                self._quoted = True
+            elif character in "{[":
+                self._depth += 1
+            elif character in "}]":
+                self._depth -= 1
+                if not self._depth:
+                    return at + 1, True
+        return len(self._text), False
+
+
+def _whole(value: Any, among: Schemas | None) -> tuple[str, str] | None:
+    """A call whose parts came in another order: its name and arguments."""
+    inner = value.get("function") if isinstance(value.get("function"), dict) else value
+    name = inner.get("name")
+    if not isinstance(name, str) or not name or (among is not None and name not in among):
+        return None
+    try:
+        arguments = call_arguments(inner.get("arguments", inner.get("parameters")), "")
+    except InvalidRequestError:
+        return None
+    return name, json.dumps(arguments, ensure_ascii=False)
+
+
+def _end_of_object(text: str) -> int:
+    """Where the object that begins the text ends; 0 when it does not."""
+    depth, at = 0, 0
+    for match in re.finditer(r'"(?:[^"\\]|\\.)*"|[{}\[\]]', text, re.DOTALL):
+        at = match.end()
+        depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(match[0], 0)
+        if not depth:
+            return at
+    return 0
+
+
+def _is_closed(text: str, at: int, piece: str) -> bool:
+    """Whether the object that begins there has ended, with this piece, though it is no JSON."""
+    return "}" in piece and _end_of_object(text[at:]) > 0
+
+
+class _TaggedCalls(_JsonCalls):
+    """Calls between <tool_call> and </tool_call>: objects, <function=…> or <arg_key>; <function=…> also alone."""
+
+    def __init__(self, schemas: Schemas) -> None:
+        super().__init__(("<tool_call>", "<function="), "</tool_call>")
+        self._schemas = schemas
+
+    def _first(self, found: list[Delta]) -> _Found:
+        alone = self._mark == "<function="
+        if not alone:
+            verdict = super()._first(found)
+            if verdict is not _Found.TEXT:
+                return verdict
+        if not self._over and ">" not in self._piece:
+            begins = tagged.begins(self._text, 0 if alone else len("<tool_call>"))
+            return _Found.WAIT if begins else _Found.TEXT
+        calls, end = tagged.calls(self._text, self._schemas, alone=alone, over=self._over)
+        if calls is None:
+            return _Found.WAIT
+        if not calls:
+            return _Found.TEXT
+        found += [self._begin(name, arguments) for name, arguments in calls]
+        self._text = self._text[end:]
+        return _Found.DONE
+
+
+class _PythonCalls(ToolParser):
+    """[name(key="value"), …] between two marks, which can be read when it is whole."""
+
+    def _read(self, found: list[Delta]) -> _Found:
+        start = len(self._mark or "")
+        at = self._text.find(self._closes, start)
+        if at < 0:
+            return _Found.TEXT if self._over else _Found.WAIT
+        calls = _python_calls(self._text[start:at])
+        if not calls:
+            return _Found.TEXT
+        found += [self._begin(name, arguments) for name, arguments in calls]
+        self._text = self._text[at + len(self._closes) :]
+        return _Found.DONE
+
+
+_CONSTANTS = {"true": True, "false": False, "null": None}
+
+
+class _Constants(ast.NodeTransformer):
+    """JSON's constants as Python's."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:  # ast has it so
+        return ast.Constant(_CONSTANTS[node.id]) if node.id in _CONSTANTS else node
+
+
+def _python_calls(block: str) -> list[tuple[str, str]]:
+    """The calls in such a list; none when it holds anything else."""
+    try:
+        tree = ast.parse(block.strip(), mode="eval").body
+        calls = tree.elts if isinstance(tree, ast.List) else [tree]
+        return [_python_call(call) for call in calls]
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return []
+
+
+def _python_call(call: ast.expr) -> tuple[str, str]:
+    """Raises ValueError for what is no call with named arguments."""
+    if not isinstance(call, ast.Call) or call.args or any(word.arg is None for word in call.keywords):
+        raise ValueError
+    values = {str(word.arg): ast.literal_eval(_Constants().visit(word.value)) for word in call.keywords}
+    return ast.unparse(call.func), json.dumps(values, ensure_ascii=False, allow_nan=False)
+
+
+_TAGGED_FRAME = ('<tool_call>\n{"name": ', ', "arguments": ', "}\n</tool_call>")
+_HERMES = Style(_TaggedCalls, True, _TAGGED_FRAME)
+_OTHER_TAGS = Style(_TaggedCalls, True, None)
+_LLAMA = Style(
+    lambda schemas: _JsonCalls(("<|python_tag|>",), bare=schemas), True, ('{"name": ', ', "parameters": ', "}")
+)
+_MISTRAL = Style(
+    lambda _: _JsonCalls(("[TOOL_CALLS]",), named=True), True, ('[TOOL_CALLS][{"name": ', ', "arguments": ', "}]")
+)
+PARSERS: dict[str, Style] = {
+    "hermes3": _HERMES,
+    "qwen3": _HERMES,
+    "llama3": _LLAMA,
+    "mistral": _MISTRAL,
+    "devstral": Style(_MISTRAL.make, True, None),
+    "phi4": Style(
+        lambda _: _JsonCalls(("functools[", "<|tool_call|>"), "<|/tool_call|>"),
+        True,
+        ('functools[{"name": ', ', "arguments": ', "}]"),
+    ),
+    "qwen3coder": _OTHER_TAGS,
+    "glm4": _OTHER_TAGS,
+    "lfm2": Style(lambda _: _PythonCalls(("<|tool_call_start|>",), "<|tool_call_end|>"), True, None),
+}
+"""By the names that OVMS has for them, and one more."""
+
+_MARKS = (
+    ("<function=", "qwen3coder"),
+    ("<arg_key>", "glm4"),
+    ("<tool_call>", "hermes3"),
+    ("[ARGS]", "devstral"),
+    ("[TOOL_CALLS]", "mistral"),
+    ("functools", "phi4"),
+    ("<|tool_call|>", "phi4"),
+    ("<|tool_call_start|>", "lfm2"),
+    ("<|python_tag|>", "llama3"),
+    ('"parameters": dictionary', "llama3"),
+)
+
+
+def guess(template: str) -> str | None:
+    """The parser for what a template writes; None where it says nothing of calls."""
+    return next((name for mark, name in _MARKS if mark in template), None)
+
+
+def parser(name: str, tools: list[dict[str, Any]]) -> ToolParser:
+    """A parser of PARSERS for one answer."""
+    functions = [tool["function"] for tool in tools]
+    return PARSERS[name].make({function["name"]: function.get("parameters") or {} for function in functions})
+
+
+def _identity() -> str:
+    """Nine letters: templates of Mistral's check that."""
+    return "".join(secrets.choice(_LETTERS) for _ in range(9))

@@ -1,0 +1,156 @@
+"""Conversations as a model's template wants them: tools, messages, and the template from the model's own files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.errors import InvalidRequestError
+from engine_plugin.openai_api.conversation import CANNOT_HEAR, CANNOT_SEE, call_arguments, joined, plain_role
+from engine_plugin.templates.jinja import Templates
+from openvino_server.calls import Tools
+from openvino_server.dialect import THOUGHT
+from openvino_server.pipelines import RequestError, json_file, text_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+__all__ = ["capabilities", "messages", "read_templates", "tools"]
+
+_SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
+
+
+def tools(given: Any, choice: Any) -> Tools:
+    """OpenAI's `tools` and `tool_choice`, checked. Raises RequestError."""
+    offered = given or []
+    if not isinstance(offered, list):
+        raise RequestError("tools: must be a list")
+    for index, tool in enumerate(offered):
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            raise RequestError(f'tools[{index}]: must be {{"type": "function", "function": {{"name": …}}}}')
+        if not isinstance(function.get("parameters") or {}, dict):
+            raise RequestError(f"tools[{index}].function.parameters: must be a JSON schema, an object")
+    if choice in (None, "auto"):
+        return Tools(offered, [])
+    if choice == "none":
+        return Tools([], [])
+    if choice == "required":
+        if not offered:
+            raise RequestError("tool_choice: required, but there are no tools")
+        return Tools(offered, offered)
+    function = choice.get("function") if isinstance(choice, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    chosen = [tool for tool in offered if tool["function"]["name"] == name]
+    if not chosen:
+        raise RequestError("tool_choice: must be none, auto, required, or name one of the tools")
+    return Tools(offered, chosen)
+
+
+def messages(given: Any, sees: bool) -> tuple[list[dict[str, Any]], list[str]]:
+    """OpenAI's messages as templates want them, and the pictures that they show. Raises RequestError.
+
+    Parts of texts become one text, pictures a mark that the pipeline knows, arguments of calls objects.
+    """
+    if not isinstance(given, list) or not given:
+        raise RequestError("messages: must be a list of at least one message")
+    found: list[dict[str, Any]] = []
+    pictures: list[str] = []
+    for index, message in enumerate(given):
+        place = f"messages[{index}]"
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise RequestError(f"{place}: must be an object with a role")
+        plain = message | {"role": plain_role(message["role"])}
+        plain["content"] = _content(message.get("content"), f"{place}.content", pictures, sees=sees)
+        if message.get("tool_calls"):
+            if not isinstance(message["tool_calls"], list):
+                raise RequestError(f"{place}.tool_calls: must be a list")
+            plain["tool_calls"] = [
+                _past_call(call, f"{place}.tool_calls[{number}]") for number, call in enumerate(message["tool_calls"])
+            ]
+        found.append(plain)
+    return found, pictures
+
+
+def _content(content: Any, field: str, pictures: list[str], *, sees: bool) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise RequestError(f"{field}: must be a text or a list of parts")
+    told, texts = "", list[str]()
+    for index, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind == "image_url":
+            if not sees:
+                raise RequestError(f"{field}[{index}]: {CANNOT_SEE}")
+            source = part.get("image_url")
+            source = source.get("url") if isinstance(source, dict) else source
+            if not isinstance(source, str):
+                raise RequestError(f"{field}[{index}].image_url: must have a url")
+            told += f"{joined(texts)}<ov_genai_image_{len(pictures)}>\n"
+            texts.clear()
+            pictures.append(source)
+        elif kind == "input_audio":
+            raise RequestError(f"{field}[{index}]: {CANNOT_HEAR}")
+        else:
+            raise RequestError(f"{field}[{index}]: parts must be of type text or image_url, not {kind!r}")
+    return told + joined(texts)
+
+
+def _past_call(call: Any, place: str) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise RequestError(f"{place}.function: must be an object with a name and arguments")
+    try:
+        arguments = call_arguments(function.get("arguments"), f"{place}.function.arguments")
+    except InvalidRequestError as error:
+        raise RequestError(str(error)) from None
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def read_templates(folder: Path, otherwise: Callable[[], str] = lambda: "") -> Templates:
+    """A model's chat templates, from where Hugging Face's tokenizers look for them; `otherwise` tells one more.
+
+    Raises RequestError for a file that is too large.
+    """
+    config = json_file(folder / "tokenizer_config.json")
+    sources = _sources(folder, config)
+    for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        text = text_file(path)
+        if text is not None:
+            sources[path.stem] = text
+    if "default" not in sources and (built_in := otherwise()):
+        sources["default"] = built_in
+    return Templates(sources, {name: _token(config.get(name)) for name in _SPECIALS})
+
+
+def capabilities(templates: Templates) -> list[str]:
+    """What a host may count on: chat, tools, thinking."""
+    source = templates.text
+    marks = (("chat", ""), ("tools", "tools"), ("thinking", THOUGHT))
+    return [name for name, mark in marks if source and mark in source]
+
+
+def _sources(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    text = text_file(folder / "chat_template.jinja")
+    if text is not None:
+        return {"default": text}
+    given = config.get("chat_template") or json_file(folder / "chat_template.json").get("chat_template")
+    if isinstance(given, str):
+        return {"default": given}
+    if isinstance(given, list):
+        given = {
+            str(one["name"]): one["template"]
+            for one in given
+            if isinstance(one, dict) and "name" in one and "template" in one
+        }
+    if isinstance(given, dict):
+        return {name: text for name, text in given.items() if isinstance(text, str)}
+    return {}
+
+
+def _token(value: Any) -> str:
+    value = value.get("content") if isinstance(value, dict) else value
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,112 @@
+"""Health, metadata and configuration: /v1/config, /v2, /v3/models."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from engine_plugin.models.info import FEATURE_OF_KIND, FEATURES
+from openvino_server.errors import ApiError
+from openvino_server.model import AVAILABLE
+from openvino_server.registry import ConfigError
+from openvino_server.requests import REGISTRY, json_answer
+
+if TYPE_CHECKING:
+    from openvino_server.model import Model
+    from openvino_server.registry import Registry
+
+__all__ = [
+    "SERVER_NAME",
+    "config",
+    "is_ready",
+    "live",
+    "metadata",
+    "model_ready",
+    "models",
+    "ready",
+    "reload",
+    "version",
+]
+
+SERVER_NAME = "openvino-genai"
+_STARTED = int(time.time())
+
+
+def version() -> str:
+    """openvino-genai's, without importing it."""
+    try:
+        return importlib.metadata.version("openvino-genai")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def is_ready(registry: Registry, name: str) -> bool:
+    """Whether a model answers now."""
+    model = registry.models.get(name)
+    return model is not None and model.state == AVAILABLE and not model.complaint
+
+
+async def live(_request: web.Request) -> web.Response:
+    """GET /v2/health/live"""
+    return web.Response()
+
+
+async def ready(request: web.Request) -> web.Response:
+    """GET /v2/health/ready: 503 while a worker hangs, or one that died is not there again."""
+    return web.Response(status=200 if request.app[REGISTRY].healthy else 503)
+
+
+async def metadata(_request: web.Request) -> web.Response:
+    """GET /v2"""
+    return json_answer({"name": SERVER_NAME, "version": version(), "extensions": []})
+
+
+async def model_ready(request: web.Request) -> web.Response:
+    """GET /v2/models/{model}/ready"""
+    registry, name = request.app[REGISTRY], request.match_info["model"]
+    if name not in registry.models:
+        raise ApiError(404, f"model: {name} is not served")
+    return web.Response(status=200 if is_ready(registry, name) else 503)
+
+
+async def models(request: web.Request) -> web.Response:
+    """GET /v3/models: those that answer now, with what is known of each."""
+    registry = request.app[REGISTRY]
+    data = [_entry(name, registry.models[name]) for name in sorted(registry.models) if is_ready(registry, name)]
+    return json_answer({"object": "list", "data": data})
+
+
+def _entry(name: str, model: Model) -> dict[str, Any]:
+    """OpenAI's entry, vLLM's key for the tokens of the context, and two keys of our own: `kind`, `capabilities`."""
+    kind = model.graph.kind if model.graph is not None else ""
+    told = {FEATURE_OF_KIND.get(kind), *model.ready_info.get("capabilities", ())}
+    context = model.ready_info.get("context_length")
+    return {
+        "id": name,
+        "object": "model",
+        "created": _STARTED,
+        "owned_by": "local",
+        **({"max_model_len": context} if context else {}),
+        "kind": kind,
+        "capabilities": [feature for feature in FEATURES if feature in told],
+    }
+
+
+async def config(request: web.Request) -> web.Response:
+    """GET /v1/config: each model's state."""
+    return json_answer(request.app[REGISTRY].states())
+
+
+async def reload(request: web.Request) -> web.Response:
+    """POST /v1/config/reload: read it again; 201 when that changed something, as OVMS answers. Errors are texts."""
+    registry = request.app[REGISTRY]
+    try:
+        changed, failed = await registry.reload()
+    except ConfigError as error:
+        return json_answer({"error": f"Reloading config failed: {error}"}, 400)
+    if failed:
+        return json_answer({"error": f"Reloading models versions failed: {'; '.join(failed)}"}, 500)
+    return json_answer(registry.states(), 201 if changed else 200)

@@ -1,0 +1,148 @@
+"""What of an answer is thought, text and call, by the marks that the model's template uses.
+
+`Dialect` finds out which they are; `Deltas` divides an answer piece by piece, into OpenAI's deltas.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from openvino_server.calls import PARSERS, ToolParser, Tools, guess, parser
+from openvino_server.pipelines import RequestError
+from openvino_server.pipelines.text import held_back
+
+__all__ = ["THOUGHT", "Deltas", "Dialect", "Plan"]
+
+_THINK = "<think>"
+THOUGHT = "</think>"
+"""What ends a thought in the text of a model that tells its own."""
+
+_REASONING = ("qwen3", "deepseek_r1", "lfm2", "think")
+
+
+class Plan(NamedTuple):
+    """How one call's answer is to be divided."""
+
+    parser: str | None
+    tools: list[dict[str, Any]]
+    reasons: bool
+    thinking: bool
+    special: bool
+
+    def deltas(self) -> Deltas:
+        """For one stream."""
+        made = parser(self.parser, self.tools) if self.parser else None
+        return Deltas(made, self.reasons, self.thinking)
+
+
+class Dialect:
+    """Which marks a model uses: as the graph's options say, else as its template shows. Raises RequestError."""
+
+    def __init__(self, template: str, options: dict[str, Any]) -> None:
+        self._parser: str | None = options.get("tool_parser") or guess(template)
+        if self._parser and self._parser not in PARSERS:
+            raise RequestError(f"tool_parser: {self._parser!r} is none of {', '.join(PARSERS)}")
+        reasoning = options.get("reasoning_parser")
+        if reasoning and reasoning not in _REASONING:
+            raise RequestError(f"reasoning_parser: {reasoning!r} is none of {', '.join(_REASONING)}")
+        self._reasons = bool(reasoning) or THOUGHT in template
+
+    def plan(self, tools: Tools, prompt: str, guided: bool) -> Plan | None:
+        """For a call; None where all of the answer is text. A grammar leaves no room for thoughts."""
+        name = self._parser if tools.offered else None
+        reasons = self._reasons and not guided
+        if not name and not reasons:
+            return None
+        thinking = reasons and prompt.rstrip().endswith(_THINK)
+        special = name is not None and PARSERS[name].special
+        return Plan(name, tools.offered, reasons, thinking, special)
+
+    def forced(self, tools: Tools) -> list[tuple[str, str, str]]:
+        """How a model calls each of the forced tools: text before, JSON schema and text after the arguments."""
+        if not tools.forced:
+            return []
+        frame = PARSERS[self._parser].frame if self._parser else None
+        if frame is None:
+            raise RequestError("tool_choice: this model's tool calls cannot be forced; use auto")
+        before, between, after = frame
+        found = []
+        for tool in tools.forced:
+            function = tool["function"]
+            begin = before + json.dumps(function["name"], ensure_ascii=False) + between
+            schema = json.dumps(function.get("parameters") or {"type": "object"}, ensure_ascii=False)
+            found.append((begin, schema, after))
+        return found
+
+
+class Deltas:
+    """Divides the text of one answer into OpenAI's deltas: text, `reasoning_content`, `tool_calls`."""
+
+    def __init__(self, parser: ToolParser | None, reasons: bool, thinking: bool) -> None:
+        self._parser = parser
+        self._reasons = reasons
+        self._thinking = thinking
+        self._began = thinking
+        self._held = ""
+        self._fresh = True  # blank space around thoughts is no part of them
+
+    def feed(self, text: str) -> list[Any]:
+        """What a piece of text brings."""
+        if not self._reasons:
+            return self._told(text)
+        found: list[Any] = []
+        text = self._held + text
+        self._held = ""
+        while text and self._reasons:
+            text = self._divide(text, found)
+        return found + self._told(text)
+
+    def _divide(self, text: str, found: list[Any]) -> str:
+        """Take what is sure from the text; the rest of it, if there is more to divide."""
+        if not self._began:
+            bare = text.lstrip()
+            if bare.startswith(_THINK):
+                self._began = self._thinking = True
+                return bare[len(_THINK) :]
+            if _THINK.startswith(bare):
+                self._held = text
+                return ""
+            self._reasons = False
+            return text
+        if self._fresh:
+            text = text.lstrip()
+        thought, mark, rest = text.partition(THOUGHT)
+        if not mark:
+            keep = held_back(text, THOUGHT)
+            thought, self._held = text[: len(text) - keep], text[len(text) - keep :]
+            thought, blank = thought.rstrip(), thought[len(thought.rstrip()) :]
+            self._held = blank + self._held
+        if thought.rstrip():
+            self._fresh = False
+            found.append({"reasoning_content": thought.rstrip() if mark else thought})
+        if mark:
+            self._reasons = self._thinking = False
+            self._fresh = True
+        return rest if mark else ""
+
+    def end(self) -> list[Any]:
+        """What was held back."""
+        held, self._held = self._held, ""
+        if self._thinking:
+            found: list[Any] = [{"reasoning_content": held}] if held.strip() else []
+        else:
+            found = self._told(held)
+        return found + (self._parser.end() if self._parser is not None else [])
+
+    def finish(self, reason: str) -> str:
+        """OpenAI's finish_reason."""
+        called = self._parser is not None and self._parser.called
+        return "tool_calls" if called and reason == "stop" else reason
+
+    def _told(self, text: str) -> list[Any]:
+        if self._fresh and self._began:
+            text = text.lstrip("\n")
+        if not text:
+            return []
+        self._fresh = False
+        return self._parser.feed(text) if self._parser is not None else [text]

@@ -1,0 +1,342 @@
+"""The runner's side of one worker process: frames out and in, running calls, and how the process ends.
+
+A frame is a tuple whose first item says what it is. Whatever else arrives, noise included, ends the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from typing import TYPE_CHECKING, Any, cast
+
+import psutil
+
+from engine_plugin.process import guard, memory
+from openvino_server.errors import ApiError
+from openvino_server.frames import encode
+from openvino_server.sinks import OneResult
+from openvino_server.unpacking import FrameReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from openvino_server.sinks import Sink
+
+__all__ = ["BadModelError", "LoadError", "Worker"]
+
+_TAIL_LINES = 8
+_TAIL_LINE = 500
+_GATHER = 0.004
+"""Seconds. Streams of one worker are written out together, at most this often: a step of a fast model takes less."""
+_DRAINED_WITHIN = 0.5
+_KILLED_WITHIN = 2.0
+_CANNOT_BE_KILLED = "it cannot be killed"
+
+
+class LoadError(Exception):
+    """A worker could not load its model; the text says why."""
+
+
+class BadModelError(LoadError):
+    """The model's files cannot be loaded: another attempt would end in the same way."""
+
+
+class Worker(asyncio.SubprocessProtocol):
+    """One worker process, from its spawn to its end. Made by `spawn`."""
+
+    def __init__(self, name: str, size: int = 0) -> None:
+        self.name = name
+        self._size = size
+        self._kills = memory.kills()
+        self.exited = asyncio.Event()
+        self.ended_because = ""
+        self.heard = False
+        """Whether anything has come from it since this was set to False."""
+        self._loop = asyncio.get_running_loop()
+        self._loaded: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        self._loaded.add_done_callback(lambda loaded: loaded.cancelled() or loaded.exception())  # nobody may wait
+        self._calls: dict[int, Sink | None] = {}  # what it owes an answer to; None: nobody wants it any longer
+        self._last_number = 0
+        self._frames = FrameReader()
+        self._stderr = b""
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._stopping = False
+        self._dirty: dict[Sink, None] = {}
+        self._flushed = 0.0
+        self._flush_timer: asyncio.TimerHandle | None = None
+
+    @classmethod
+    async def spawn(cls, name: str, argv: Sequence[str], environ: Mapping[str, str], size: int = 0) -> Worker:
+        """Start a process that ends with us, for a model whose files have `size` bytes. Raises OSError."""
+        worker = cls(name, size)
+        await worker._loop.subprocess_exec(
+            lambda: worker,
+            *argv,
+            env={**environ, guard.PARENT_VARIABLE: str(os.getpid())},
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+        return worker
+
+    # What the registry and the calls want
+
+    async def load(self, settings: dict[str, Any], within: float) -> dict[str, Any]:
+        """Have the model loaded; what the worker tells about it. Raises LoadError: then it is to be stopped."""
+        self._send(("load", settings))
+        done, _ = await asyncio.wait({self._loaded}, timeout=within)
+        if not done:
+            raise LoadError(f"not loaded in {within:g} s")
+        return self._loaded.result()
+
+    def submit(self, request: dict[str, Any], sink: Sink) -> int:
+        """Begin a call; its number. Raises ApiError when the process has ended."""
+        if self.exited.is_set() or self._stopping:
+            raise ApiError(503, f"model {self.name} is going away; try again")
+        self._last_number += 1
+        try:
+            self._send(("do", self._last_number, request))
+        except RecursionError:
+            raise ApiError(400, "the body is nested too deeply") from None
+        self._calls[self._last_number] = sink
+        return self._last_number
+
+    def cancel(self, number: int) -> None:
+        """End a call that nobody waits for any longer; nothing if it has ended."""
+        sink = self._calls.get(number)
+        if sink is not None:
+            self._calls[number] = None  # until the worker says that it has ended, it keeps the worker busy
+            self._dirty.pop(sink, None)
+            self._send(("cancel", number))
+
+    async def ask(
+        self, request: dict[str, Any], on_part: Callable[[list[Any]], None] | None = None
+    ) -> dict[str, Any]:
+        """A whole call; its `done` payload. Cancelling it cancels the call. Raises ApiError."""
+        sink = OneResult(on_part)
+        number = self.submit(request, sink)
+        try:
+            return await sink.result
+        finally:
+            self.cancel(number)
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._transport.get_pid()
+
+    @property
+    def loading(self) -> bool:
+        """Whether it has not said yet that its model is loaded, or cannot be."""
+        return not self._loaded.done()
+
+    @property
+    def owes(self) -> bool:
+        """Whether it has something to do."""
+        return self.loading or bool(self._calls)
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether it has not ended yet what was cancelled."""
+        return any(sink is None for sink in self._calls.values())
+
+    def rss(self) -> int:
+        """Bytes of memory that the process has in use; 0 when it has ended."""
+        try:
+            return int(psutil.Process(self.pid).memory_info().rss)
+        except psutil.Error:
+            return 0
+
+    async def stop(self, within: float) -> None:
+        """End the process: killed, unless it owes nothing and ends in so many seconds when asked. Calls are told."""
+        self._stopping = True
+        try:
+            if not self.exited.is_set() and not self.owes:
+                self._send(("quit",))
+                self._stdin.close()
+                await asyncio.wait_for(self.exited.wait(), within)
+        except TimeoutError:
+            pass
+        finally:
+            self.kill()
+        try:
+            await asyncio.wait_for(self.exited.wait(), _KILLED_WITHIN)
+        except TimeoutError:
+            self._end(_CANNOT_BE_KILLED)
+
+    def give_up(self, reason: str) -> None:
+        """End a process that is as good as dead; its calls are told the reason."""
+        self.ended_because = self.ended_because or reason
+        self.kill()
+        self._loop.call_later(_KILLED_WITHIN, self._end, _CANNOT_BE_KILLED)
+
+    def kill(self) -> None:
+        """End the process at once."""
+        try:
+            self._transport.kill()
+        except ProcessLookupError:
+            pass
+
+    # What the loop tells (asyncio.SubprocessProtocol)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.SubprocessTransport", transport)
+        self._stdin = cast("asyncio.WriteTransport", self._transport.get_pipe_transport(0))
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self.heard = True
+        if fd == 2:
+            self._hear_stderr(data)
+            return
+        if self.ended_because:
+            return
+        try:
+            for frame in self._frames.feed(data):
+                self._take(frame)
+        except ValueError as error:
+            self._frames.clear()
+            self.give_up(f"it wrote what is {error}")
+        if self._dirty:
+            self._flush_soon()
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002
+        if fd == 1 and not self._stopping:  # nothing it computes could reach us any more
+            self._loop.call_later(_DRAINED_WITHIN, self.kill)
+
+    def process_exited(self) -> None:
+        # Its pipes may be in other hands, and then they never end.
+        self._loop.call_later(_DRAINED_WITHIN, self._end)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._end()
+
+    # Frames
+
+    def _send(self, frame: tuple[Any, ...]) -> None:
+        if not self._stdin.is_closing():
+            self._stdin.write(encode(frame))
+
+    def _take(self, frame: tuple[Any, ...]) -> None:
+        """Raises ValueError for a frame that is none of ours."""
+        take = _TAKERS.get(frame[0]) if isinstance(frame[0], str) else None
+        if take is None:
+            raise ValueError(f"not a frame: {frame[0]!r}")
+        try:
+            take(self, *frame[1:])
+        except (TypeError, LookupError) as error:
+            raise ValueError(f"a frame of another shape: {frame[0]}: {error}") from error
+
+    def _take_parts(self, parts: list[tuple[int, list[Any]]]) -> None:
+        for number, payload in parts:
+            sink = self._calls.get(number)
+            if sink is not None:
+                sink.part(payload)
+                self._dirty[sink] = None
+
+    def _take_progress(self, number: int, step: int, total: int) -> None:
+        sink = self._calls.get(number)
+        if sink is not None:
+            sink.progress(step, total)
+            self._dirty[sink] = None
+
+    def _take_done(self, number: int, payload: dict[str, Any]) -> None:
+        sink = self._calls.pop(number, None)
+        if sink is not None:
+            sink.done(payload)
+            self._dirty[sink] = None
+
+    def _take_error(self, number: int, status: int, kind: str, message: str) -> None:
+        sink = self._calls.pop(number, None)
+        if sink is not None:
+            sink.failed(ApiError(status, self._with_shortage(message, None), kind))
+            self._dirty[sink] = None
+
+    def _take_ready(self, facts: dict[str, Any]) -> None:
+        if not self._loaded.done():
+            self._loaded.set_result(dict(facts))
+
+    def _take_failed(self, text: str, short: bool) -> None:
+        if not self._loaded.done():
+            told = self._with_shortage(str(text), None)
+            # C++'s bad_alloc arrives as an exception of another type.
+            self._loaded.set_exception(LoadError(told) if short or told != text else BadModelError(told))
+
+    def _flush_soon(self) -> None:
+        if self._flush_timer is not None:
+            return
+        wait = self._flushed + _GATHER - self._loop.time()
+        if wait <= 0:
+            self._flush()
+        else:
+            self._flush_timer = self._loop.call_later(wait, self._flush)
+
+    def _flush(self) -> None:
+        self._flush_timer = None
+        self._flushed = self._loop.time()
+        dirty, self._dirty = self._dirty, {}
+        for sink in dirty:
+            sink.flush()
+
+    # The end
+
+    def _hear_stderr(self, data: bytes) -> None:
+        *lines, rest = (self._stderr + data).split(b"\n")
+        self._stderr = rest[-_TAIL_LINE:]
+        for line in lines:
+            text = line.decode("utf-8", "replace").rstrip()
+            if text:
+                self._tail.append(text[:_TAIL_LINE])
+                sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+    def _with_shortage(self, text: str, code: int | None) -> str:
+        """`text`, with the figures of memory where it, or the exit status, points to a lack of memory."""
+        lack = memory.shortage(code, text, self._kills, self._size)
+        return f"{text.rstrip(': .')}. {lack}" if lack else text
+
+    def _end(self, reason: str = "") -> None:
+        if self.exited.is_set():
+            return
+        if self._stderr:
+            self._hear_stderr(b"\n")
+        code = self._transport.get_returncode()
+        told = self.ended_because or reason
+        said = "; ".join([told or _status(code), *self._tail])
+        self.ended_because = self._with_shortage(said, None if told else code)
+        self.exited.set()
+        if not self._loaded.done():
+            self._loaded.set_exception(LoadError(f"its process ended: {self.ended_because}"))
+        if self._stopping:
+            error = ApiError(503, f"model {self.name} was unloaded")
+        else:
+            error = ApiError(500, f"the process of model {self.name} ended: {self.ended_because}", "server_error")
+        calls, self._calls = self._calls, {}
+        for sink in calls.values():
+            if sink is not None:
+                sink.failed(error)
+                self._dirty[sink] = None
+        self._flush()
+        self._transport.close()
+
+
+_TAKERS: dict[str, Callable[..., None]] = {
+    "part": Worker._take_parts,
+    "progress": Worker._take_progress,
+    "done": Worker._take_done,
+    "error": Worker._take_error,
+    "ready": Worker._take_ready,
+    "failed": Worker._take_failed,
+}
+
+
+def _status(code: int | None) -> str:
+    if code is None:
+        return "gone"
+    if code < 0:
+        try:
+            return f"{signal.Signals(-code).name}"
+        except ValueError:
+            return f"signal {-code}"
+    return f"exit status {code}"

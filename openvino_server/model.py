@@ -1,0 +1,277 @@
+"""One model from its load to its unload: its worker, which is started again when it dies, and the calls it has."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.process.python import module_command
+from engine_plugin.templates.jinja import BROKEN, TemplateError, Templates
+from engine_plugin.templates.renderer import PROGRAM, WITHIN, Renderer
+from openvino_server.errors import ApiError
+from openvino_server.link import BadModelError, LoadError, Worker
+from openvino_server.watch import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from openvino_server.graph_file import Graph
+
+__all__ = ["AVAILABLE", "END", "LOADING", "UNLOADING", "Model", "Settings"]
+
+LOADING, AVAILABLE, UNLOADING, END = "LOADING", "AVAILABLE", "UNLOADING", "END"
+_CHAT_SEQUENCES = 256  # OVMS's default of max_num_seqs
+_STOP_WITHIN = 2.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the runner was told, as far as it concerns models. Times in seconds, sizes in bytes.
+
+    A worker that shows no sign of life is ended after `start_timeout` while it loads, after `hung_timeout` (0: never)
+    while it owes answers.
+    """
+
+    threads: int = 0
+    cache_dir: str = ""
+    max_queue: int = 256
+    memory_limit: int = 0
+    load_timeout: float = 1800.0
+    start_timeout: float = 60.0
+    hung_timeout: float = 120.0
+    drain_timeout: float = 30.0
+    restart_limit: int = 3
+    restart_backoff: float = 0.2
+    stable_time: float = 60.0
+
+
+class Model:
+    """A model that is served, was, or is to be. `state` is OVMS's word, `error` why it is END."""
+
+    def __init__(
+        self,
+        name: str,
+        graph: Graph | None,
+        settings: Settings,
+        argv: Sequence[str],
+        environ: Mapping[str, str],
+    ) -> None:
+        self.name = name
+        self.graph = graph
+        self.state = LOADING
+        self.error = ""
+        self.unusable = False
+        """Whether its files are what is wrong."""
+        self.ready_info: dict[str, Any] = {}
+        self._settings = settings
+        self._argv = argv
+        self._environ = environ
+        self._worker: Worker | None = None
+        self._watch: Watch | None = None
+        self._renderer: Renderer | None = None
+        self._death = ""  # why it is being started again
+        self._reserved = 0
+        self._calls = 0
+        self._life: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        options = graph.options if graph is not None else {}
+        at_once = options.get("max_num_seqs", _CHAT_SEQUENCES) if graph and graph.kind == "chat" else 1
+        self._stop_within = _STOP_WITHIN
+        self._limit = settings.max_queue + (at_once if isinstance(at_once, int) and at_once > 0 else 1)
+
+    def start(self, complaint: str, after: asyncio.Task[None] | None, require_memory: Callable[[int], None]) -> None:
+        """Begin to load, when `after` is over; a `complaint` about the graph ends it at once. Called once."""
+        if complaint:
+            self._change(END, complaint)
+        else:
+            self._life = asyncio.create_task(self._live(after, require_memory))
+
+    async def settled(self) -> None:
+        """Return when it is loaded, or given up."""
+        while self.state == LOADING:
+            await self._next_change()
+
+    @asynccontextmanager
+    async def use(self) -> AsyncIterator[Worker]:
+        """The worker for one call, waited for while it loads or is started again. Raises ApiError.
+
+        The model is not unloaded inside the block.
+        """
+        if self._calls >= self._limit:
+            raise ApiError(503, f"model {self.name} is busy: {self._calls} calls wait already; try again later")
+        self._calls += 1
+        try:
+            await self.settled()
+            if self.state == UNLOADING:
+                raise ApiError(404, f"model: {self.name} is not served any longer")
+            if self.state == END or self._worker is None:
+                raise ApiError(503, f"model {self.name} could not be loaded: {self.error}")
+            yield self._worker
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._notify()
+
+    @property
+    def sees(self) -> bool:
+        """Whether its messages may show pictures."""
+        return "vision" in self.ready_info.get("capabilities", ())
+
+    async def render(self, messages: list[Any], tools: list[Any], extra: dict[str, Any]) -> str:
+        """The prompt of a conversation, by the model's chat template. Raises ApiError."""
+        if self._renderer is None:
+            raise ApiError(503, f"model {self.name} is going away; try again")
+        try:
+            return await self._renderer.render(messages, tools, extra)
+        except TemplateError as error:
+            if error.kind == BROKEN:
+                raise ApiError(400, f"messages: {error}") from None
+            raise ApiError(400, f"messages: the model's chat template refuses them: {error}") from None
+        except (OSError, ImportError) as error:
+            raise ApiError(500, f"messages: the model's chat template cannot be rendered: {error}") from error
+
+    @property
+    def complaint(self) -> str:
+        """Why it does not answer just now, though it was loaded and is to be served; "" when nothing is wrong."""
+        if self._death:
+            return f"its process ended, and is started again: {self._death}"
+        return self._watch.complaint if self._watch is not None and self.state == AVAILABLE else ""
+
+    def memory(self) -> int:
+        """Bytes: what its process uses, or, while it loads, is going to use at least."""
+        used = self._worker.rss() if self._worker is not None else 0
+        return max(used, self._reserved)
+
+    async def retire(self) -> None:
+        """Let the running calls and the worker end, both within drain_timeout, then unload. New calls are refused."""
+        deadline = asyncio.get_running_loop().time() + self._settings.drain_timeout
+        loading = self.state == LOADING
+        if self.state != END:
+            self._change(UNLOADING)
+        if loading:
+            self.kill()  # nobody wants what it is about to load
+        try:
+            async with asyncio.timeout_at(deadline):
+                while self._calls and self.state != END:
+                    await self._next_change()
+        except TimeoutError:
+            sys.stderr.write(f"W {self.name}: {self._calls} calls did not end in time and are broken off\n")
+        left = deadline - asyncio.get_running_loop().time()
+        await self.aclose(max(0.0, min(left, _STOP_WITHIN)))
+
+    async def aclose(self, within: float = _STOP_WITHIN) -> None:
+        """End its worker, which has so many seconds to end by itself if it has nothing to do."""
+        self._stop_within = within
+        if self._life is not None:
+            self._life.cancel()
+            await asyncio.wait({self._life})
+        self._change(END, self.error)
+
+    def kill(self) -> None:
+        """End its process at once; it is not started again when the model is UNLOADING."""
+        if self._worker is not None:
+            self._worker.kill()
+        if self._renderer is not None:
+            self._renderer.kill()
+
+    # Its life
+
+    async def _live(self, after: asyncio.Task[None] | None, require_memory: Callable[[int], None]) -> None:
+        loop = asyncio.get_running_loop()
+        deaths = 0
+        try:
+            if after is not None:
+                await asyncio.wait({after})
+            while self.state != UNLOADING:
+                async with self._loaded(require_memory) as worker:
+                    since = loop.time()
+                    await worker.exited.wait()
+                if loop.time() - since >= self._settings.stable_time:
+                    deaths = 0
+                deaths += 1
+                if not self._may_restart(deaths, worker.ended_because):
+                    return
+                await asyncio.sleep(self._settings.restart_backoff * 2 ** (deaths - 1))
+        except (LoadError, ApiError, OSError) as error:
+            if self.state != UNLOADING:  # then it was ended because nobody wants it
+                sys.stderr.write(f"E {self.name}: {error}\n")
+                self.unusable = isinstance(error, BadModelError)
+                self._change(END, str(error))
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # whatever it is, nobody may wait for ever
+            self._change(END, f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            if self._renderer is not None:
+                await self._renderer.aclose()
+
+    def _may_restart(self, deaths: int, reason: str) -> bool:
+        if self.state == UNLOADING:
+            return False
+        sys.stderr.write(f"E {self.name}: its process ended: {reason}\n")
+        if deaths > self._settings.restart_limit:
+            self._change(END, f"its process ended {deaths} times in a row, at last: {reason}")
+            return False
+        self._death = reason
+        self._change(LOADING)
+        return True
+
+    @asynccontextmanager
+    async def _loaded(self, require_memory: Callable[[int], None]) -> AsyncIterator[Worker]:
+        """A worker that has loaded the model; it is ended with the block. Raises LoadError, ApiError, OSError."""
+        if self.graph is None:
+            raise LoadError("it has no graph")
+        size = await asyncio.to_thread(_size, self.graph.models_path)
+        require_memory(size)
+        self._reserved = size
+        self._worker = worker = await Worker.spawn(self.name, self._argv, self._environ, size)
+        self._watch = Watch(worker, self._settings.start_timeout, self._settings.hung_timeout)
+        watching = asyncio.create_task(self._watch.run())
+        try:
+            self.ready_info = await worker.load(self._load_settings(self.graph), self._settings.load_timeout)
+            if self._renderer is None:  # else of a worker that died
+                templates = Templates(*self.ready_info.get("templates", ({}, {})))
+                self._renderer = Renderer(templates, module_command(PROGRAM), self._environ, WITHIN)
+            self._death = ""
+            if self.state == LOADING:
+                self._change(AVAILABLE)
+            yield worker
+        finally:
+            watching.cancel()
+            self._reserved = 0
+            self._worker = self._watch = None
+            await worker.stop(self._stop_within)
+
+    def _load_settings(self, graph: Graph) -> dict[str, Any]:
+        return {
+            "kind": graph.kind,
+            "path": str(graph.models_path),
+            "device": graph.device,
+            "options": graph.options,
+            "threads": self._settings.threads,
+            "cache_dir": self._settings.cache_dir,
+        }
+
+    def _change(self, state: str, error: str = "") -> None:
+        self.state = state
+        self.error = error
+        if state == END:
+            self._death = ""
+        self._notify()
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def _next_change(self) -> None:
+        await self._changed.wait()
+
+
+def _size(folder: Path) -> int:
+    """Bytes of a model's files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

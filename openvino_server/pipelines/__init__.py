@@ -1,0 +1,252 @@
+"""What a worker can load, by kind, and how calls reach it.
+
+`load` makes a server of a load frame's settings. The pipelines of all kinds but chat do one thing at a time, with a
+queue in front (`OneAtATime`); a language model serves all of its calls together (`llm`).
+"""
+
+from __future__ import annotations
+
+import collections
+import importlib
+import json
+import threading
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from engine_plugin.system.files import LARGEST_JSON, read_json
+from openvino_server.telemetry import block_telemetry
+
+if TYPE_CHECKING:
+    from openvino_server.frames import Channel, Frame, Inbox
+
+__all__ = [
+    "Cancelled",
+    "Job",
+    "OneAtATime",
+    "Pipeline",
+    "RequestError",
+    "Server",
+    "Settings",
+    "json_file",
+    "load",
+    "reason",
+    "refusal",
+    "text_file",
+    "text_list",
+    "too_long",
+]
+
+_MODULES = {
+    "chat": "llm",
+    "embed": "embed",
+    "rerank": "rerank",
+    "text-to-image": "image",
+    "speech-to-text": "speech_to_text",
+    "text-to-speech": "text_to_speech",
+}
+
+CANCELLED: Frame = (499, "cancelled", "the call was cancelled")
+
+
+class RequestError(Exception):
+    """A call cannot be answered: HTTP status, type and message of the answer."""
+
+    def __init__(self, message: str, status: int = 400, kind: str = "invalid_request_error") -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+
+
+class Cancelled(Exception):  # noqa: N818  # nobody's error
+    """The caller of the running job is gone."""
+
+
+class Settings:
+    """What a load frame says: the model's folder, device, the graph's options, threads and the cache's folder."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.path = Path(settings["path"])
+        self.device: str = settings.get("device") or "CPU"
+        self.options: dict[str, Any] = dict(settings.get("options") or {})
+        self._threads = int(settings.get("threads") or 0)
+        self._cache_dir = str(settings.get("cache_dir") or "")
+
+    def properties(self) -> dict[str, Any]:
+        """OpenVINO's properties: ours, and over them the graph's `plugin_config`."""
+        found: dict[str, Any] = {}
+        if self._threads:
+            found["INFERENCE_NUM_THREADS"] = self._threads
+        if self._cache_dir:
+            found["CACHE_DIR"] = self._cache_dir
+        given = self.options.get("plugin_config") or {}
+        if isinstance(given, str):
+            try:
+                given = json.loads(given)
+            except ValueError as error:
+                raise RequestError(f"plugin_config: not JSON: {error}") from error
+        if not isinstance(given, dict):
+            raise RequestError("plugin_config: must be a JSON object")
+        return found | given
+
+
+class Job:
+    """One call on its way through `OneAtATime`."""
+
+    def __init__(self, number: int, request: dict[str, Any], channel: Channel) -> None:
+        self.number = number
+        self.request = request
+        self._channel = channel
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """Ask a running job to end as soon as it can."""
+        self._cancelled.set()
+
+    def cancelled(self) -> bool:
+        """Whether nobody wants the answer any more; for callbacks of pipelines."""
+        return self._cancelled.is_set()
+
+    def check(self) -> None:
+        """Raise Cancelled if nobody wants the answer any more; between two parts of the work."""
+        if self._cancelled.is_set():
+            raise Cancelled
+
+    def progress(self, step: int, total: int) -> None:
+        """Tell how far the work is."""
+        self._channel.send(("progress", self.number, step, total))
+
+
+class Pipeline(Protocol):
+    """A pipeline that does one job at a time."""
+
+    facts: dict[str, Any]
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """The answer. Raises RequestError, or Cancelled when the job is."""
+
+
+class Server(Protocol):
+    """What `load` makes."""
+
+    facts: dict[str, Any]
+
+    def serve(self, inbox: Inbox, channel: Channel) -> None:
+        """Answer requests until the frame that says to quit."""
+
+
+class OneAtATime:
+    """Runs jobs of a pipeline one after the other; meanwhile all of them can be cancelled."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.facts = pipeline.facts
+        self._pipeline = pipeline
+        self._waiting: collections.OrderedDict[int, Job] = collections.OrderedDict()
+        self._running: Job | None = None
+        self._changed = threading.Condition()
+        self._quit = False
+
+    def serve(self, inbox: Inbox, channel: Channel) -> None:
+        """See Server. The jobs run on this thread, where signals and debuggers find them; another one listens."""
+        threading.Thread(target=self._listen, args=(inbox, channel), name="listen", daemon=True).start()
+        while (job := self._next()) is not None:
+            channel.send(self._answer(job))
+
+    def _listen(self, inbox: Inbox, channel: Channel) -> None:
+        while True:
+            verb, *rest = inbox.get()
+            with self._changed:
+                if verb == "do":
+                    self._waiting[rest[0]] = Job(rest[0], rest[1], channel)
+                elif verb == "cancel":
+                    if self._waiting.pop(rest[0], None) is not None:
+                        channel.send(("error", rest[0], *CANCELLED))
+                    elif self._running is not None and self._running.number == rest[0]:
+                        self._running.cancel()
+                elif verb == "quit":
+                    self._quit = True
+                self._changed.notify()
+
+    def _next(self) -> Job | None:
+        with self._changed:
+            self._running = None
+            self._changed.wait_for(lambda: self._waiting or self._quit)
+            if self._quit:
+                return None
+            _, self._running = self._waiting.popitem(last=False)
+            return self._running
+
+    def _answer(self, job: Job) -> Frame:
+        try:
+            return ("done", job.number, self._pipeline.run(job))
+        except Cancelled:
+            return ("error", job.number, *CANCELLED)
+        except Exception as error:  # noqa: BLE001  # one bad call must not end the others
+            return refusal(job.number, error)
+
+
+def load(settings: dict[str, Any]) -> Server:
+    """Load the model of a load frame. Raises whatever keeps it from loading; `reason` says it in words."""
+    kind = settings["kind"]
+    if kind not in _MODULES:
+        raise RequestError(f"kind: {kind!r} is none of {', '.join(_MODULES)}")
+    block_telemetry()
+    module = importlib.import_module(f"{__name__}.{_MODULES[kind]}")
+    server: Server = module.load(Settings(settings))
+    return server
+
+
+def reason(error: BaseException) -> str:
+    """What an exception of OpenVINO's says, without the paths of its build machine."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
+    checks = [
+        line.partition("' failed at ")[0].removeprefix("Check '") for line in lines if line.startswith("Check '")
+    ]
+    text = " ".join(kept) or " ".join(checks) or str(error).strip()
+    return f"{type(error).__name__}: {text}" if not isinstance(error, (RuntimeError, RequestError)) else text
+
+
+def refusal(number: int, error: Exception) -> Frame:
+    """The frame that answers a call with an error; one that is not the caller's doing goes to stderr as well."""
+    if isinstance(error, RequestError):
+        return ("error", number, error.status, error.kind, str(error))
+    if isinstance(error, RecursionError):
+        return ("error", number, 400, "invalid_request_error", "the body is nested too deeply")
+    traceback.print_exception(error)
+    return ("error", number, 500, "server_error", reason(error))
+
+
+def text_file(path: Path) -> str | None:
+    """A text file of a model's folder; None when missing or not UTF-8. Raises RequestError when it is too large."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST_JSON + 1)
+        text = data.decode()
+    except (OSError, ValueError):
+        return None
+    if len(data) > LARGEST_JSON:
+        raise RequestError(
+            f"{path.name}: is larger than {LARGEST_JSON >> 20} MiB, more than any model needs; pull the model again"
+        )
+    return text
+
+
+def json_file(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model's folder; empty when it is missing or not a JSON object."""
+    return read_json(path) or {}
+
+
+def text_list(value: Any, field: str) -> list[str]:
+    """A list of strings that is not empty. Raises RequestError."""
+    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+        raise RequestError(f"{field}: must be a list of at least one string")
+    return value
+
+
+def too_long(what: str, tokens: int, limit: int, *, least: bool = False) -> RequestError:
+    """The answer to more tokens than the model can take; `least`: there may be more of them."""
+    return RequestError(
+        f"{what}: {'at least ' if least else ''}{tokens} tokens, but the model's context holds {limit}; shorten it",
+        kind="exceed_context_size_error",
+    )

@@ -1,0 +1,174 @@
+"""Texts to vectors: OpenVINO GenAI's TextEmbeddingPipeline."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from openvino_server.pipelines import (
+    Job,
+    OneAtATime,
+    RequestError,
+    Settings,
+    json_file,
+    too_long,
+)
+from openvino_server.pipelines.text import LONGEST_TOKEN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+__all__ = ["load"]
+
+_BATCH = 32  # texts computed together: a cancel is noticed between two batches, and memory stays bounded
+
+
+def load(settings: Settings) -> OneAtATime:
+    """The server of an embedding model; called by `pipelines.load`."""
+    return OneAtATime(_Embed(settings))
+
+
+class _Embed:
+    def __init__(self, settings: Settings) -> None:
+        import openvino_genai
+
+        options = settings.options
+        pooling = _pooling(settings.path, options)
+        config = openvino_genai.TextEmbeddingPipeline.Config()
+        config.pooling_type = getattr(openvino_genai.TextEmbeddingPipeline.PoolingType, pooling)
+        config.normalize = bool(options.get("normalize_embeddings", True))
+        # Padding in front would move a text's positions by what its neighbours are longer; the pooling finds the last
+        # token by the attention mask.
+        config.padding_side = "right"
+        limit = json_file(settings.path / "config.json").get("max_position_embeddings")
+        self._limit: int | None = limit if isinstance(limit, int) else None
+        self._truncate = bool(options.get("truncate", False))
+        if self._truncate and self._limit:
+            config.max_length = self._limit
+        self._pipeline = openvino_genai.TextEmbeddingPipeline(
+            settings.path, settings.device, config, **settings.properties()
+        )
+        self._tokens = Tokens(settings.path)
+        self.facts: dict[str, Any] = {"context_length": self._limit, "capabilities": ["embedding"]}
+
+    def run(self, job: Job) -> dict[str, Any]:
+        texts = self._texts(job.request.get("input"))
+        if self._truncate and self._limit:
+            texts = [text[: self._limit * LONGEST_TOKEN] for text in texts]
+        counts: list[int] = []
+        for index, text in enumerate(texts):
+            job.check()
+            counts.append(self._count(text, f"input[{index}]"))
+        vectors: list[bytes] = []
+        for start, end in self._batches(counts):
+            job.check()
+            found = self._pipeline.embed_documents(texts[start:end])
+            vectors += [row.tobytes() for row in np.asarray(found, dtype="<f4")]
+        return {"vectors": vectors, "prompt_tokens": sum(counts)}
+
+    def _count(self, text: str, field: str) -> int:
+        """How many tokens of a text are computed. Raises RequestError when it has more than it may."""
+        if not self._limit:
+            return self._tokens.count(text)
+        least = (len(text) - 1) // LONGEST_TOKEN  # dividing it into tokens takes a second for some megabytes
+        count = least if least > self._limit else self._tokens.count(text)
+        if count > self._limit and not self._truncate:
+            raise too_long(field, count, self._limit, least=least > self._limit)
+        return int(min(count, self._limit))
+
+    def _batches(self, counts: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Ranges of texts that are computed together. A text without tokens of its own is computed alone:
+        openvino_tokenizers 2026.4 makes one row of a batch of such texts, however many they are."""
+        start = 0
+        for place, count in enumerate(counts):
+            is_empty = self._tokens.is_empty(count)
+            if start < place and (is_empty or place - start == _BATCH):
+                yield start, place
+                start = place
+            if is_empty:
+                yield place, place + 1
+                start = place + 1
+        if start < len(counts):
+            yield start, len(counts)
+
+    def _texts(self, given: Any) -> list[str]:
+        if not isinstance(given, list) or not given:
+            raise RequestError("input: must be a list of texts, of tokens or of lists of tokens, and not empty")
+        if all(isinstance(item, int) for item in given):
+            return [self._tokens.text(given, "input")]
+        texts = []
+        for index, item in enumerate(given):
+            if isinstance(item, list) and item and all(isinstance(token, int) for token in item):
+                texts.append(self._tokens.text(item, f"input[{index}]"))
+            elif isinstance(item, str):
+                texts.append(item)
+            else:
+                raise RequestError(f"input[{index}]: must be a string or a list of tokens, not empty")
+        return texts
+
+
+class Tokens:
+    """Counts a text's tokens, all of them, also where a model's own tokenizer would cut."""
+
+    def __init__(self, path: Path) -> None:
+        import openvino_genai
+
+        self._path = path
+        self._tokenizer = openvino_genai.Tokenizer(path)
+        self._of_nothing = self.count("")
+
+    @functools.cached_property
+    def _vocabulary(self) -> frozenset[int] | range:
+        """The numbers of the tokens: what the tokenizer says, else as many as the model has."""
+        try:
+            return frozenset(self._tokenizer.get_vocab().values())
+        except RuntimeError:
+            return range(json_file(self._path / "config.json").get("vocab_size") or _ALL)
+
+    def count(self, text: str) -> int:
+        """How many tokens a text has, the special ones that the model wants among them."""
+        return int(self._tokenizer.encode(text, max_length=_ALL).input_ids.shape[1])
+
+    def is_empty(self, count: int) -> bool:
+        """Whether a text with this count has no tokens but the special ones."""
+        return count <= self._of_nothing
+
+    def text(self, tokens: Sequence[int], field: str) -> str:
+        """The text of some tokens. Raises RequestError, naming the field and the place, for one that the model does
+        not have: the detokenizer would leave it out."""
+        for place, token in enumerate(tokens):
+            if token not in self._vocabulary:
+                raise RequestError(
+                    f"{field}[{place}]: {token} is not a token of this model; its vocabulary has "
+                    f"{len(self._vocabulary)} tokens, from {min(self._vocabulary)} to {max(self._vocabulary)}"
+                )
+        return str(self._tokenizer.decode(list(tokens)))
+
+
+_ALL = 1 << 30
+
+
+_POOLINGS = {"CLS": "CLS", "LAST": "LAST_TOKEN", "LAST_TOKEN": "LAST_TOKEN", "MEAN": "MEAN"}
+
+
+def _pooling(path: Path, options: dict[str, Any]) -> str:
+    """The graph's pooling, or what the model's sentence-transformers file says, or what its kind of model does."""
+    given = options.get("pooling")
+    if given:
+        try:
+            return _POOLINGS[str(given).upper()]
+        except KeyError:
+            raise RequestError(f"pooling: {given!r} is none of CLS, LAST, MEAN") from None
+    recorded = json_file(path / "1_Pooling" / "config.json")
+    for key, pooling in (
+        ("pooling_mode_mean_tokens", "MEAN"),
+        ("pooling_mode_lasttoken", "LAST_TOKEN"),
+        ("pooling_mode_cls_token", "CLS"),
+    ):
+        if recorded.get(key):
+            return pooling
+    causal = any("CausalLM" in name for name in json_file(path / "config.json").get("architectures") or [])
+    return "LAST_TOKEN" if causal else "CLS"

@@ -1,0 +1,200 @@
+"""Structured outputs: which grammar a call asks for, and whether it can be compiled.
+
+A grammar that cannot be would break the pipeline for all of its calls, and one that is made for it keeps the compiler
+busy for ever, or crashes it. So each is tried out before, in a process that may break (`prover`), while the model
+goes on with its other calls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from engine_plugin.process import guard
+from openvino_server.frames import encode, receive
+from openvino_server.pipelines import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from openvino_server.pipelines.sampling import Parameters
+
+__all__ = ["Grammar", "Grammars", "wanted"]
+
+_PROVER = (sys.executable, "-P", "-s", "-m", "openvino_server.grammar_check")
+_PROVEN = 256  # grammars remembered
+_WITHIN = 3.0  # seconds; the model's other calls wait as long while its pipeline compiles what was proven
+_START_WITHIN = 60.0
+
+
+class Grammar(NamedTuple):
+    """What an answer must look like: the field that asks for it, the kind, and the grammar's text.
+
+    The kinds are json_schema, regex and grammar, and tools: a list of (text before, JSON schema, text after).
+    """
+
+    field: str
+    kind: str
+    value: str | list[tuple[str, str, str]]
+
+    @property
+    def key(self) -> str:
+        """Stands for it."""
+        return hashlib.sha256(json.dumps([self.kind, self.value]).encode()).hexdigest()
+
+    def config(self) -> Any:
+        """GenAI's StructuredOutputConfig."""
+        from openvino_genai import StructuredOutputConfig as Config
+
+        if isinstance(self.value, str):
+            return Config(**{self.kind: self.value})
+        found: Any = None
+        for before, schema, after in self.value:
+            one = Config.Concat(Config.ConstString(before), Config.JSONSchema(schema), Config.ConstString(after))
+            found = one if found is None else found | one
+        return Config(compound_grammar=found)
+
+
+class Grammars:
+    """Which grammars are good, by the word of a process that is started when it is needed.
+
+    `told` is called by another thread with the key of a grammar that `is_good` did not know, and with what is wrong
+    with it, or nothing.
+    """
+
+    def __init__(self, path: Path, told: Callable[[str, str], None]) -> None:
+        self._path = path
+        self._told = told
+        self._good: OrderedDict[str, None] = OrderedDict()
+        self._asked: set[str] = set()
+        self._waiting: queue.SimpleQueue[Grammar] = queue.SimpleQueue()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread: threading.Thread | None = None
+
+    def is_good(self, grammar: Grammar) -> bool:
+        """False where that is to be found out first; `told` is called then."""
+        key = grammar.key
+        if key in self._good:
+            self._good.move_to_end(key)
+            return True
+        if key not in self._asked:
+            self._asked.add(key)
+            self._waiting.put(grammar)
+        if self._thread is None:
+            thread = threading.Thread(target=self._work, name="grammars", daemon=True)
+            thread.start()  # may fail, and is tried again with the next grammar
+            self._thread = thread
+        return False
+
+    def learn(self, key: str, complaint: str) -> None:
+        """Take what was told. What is bad is not remembered: it may have been the machine's fault."""
+        self._asked.discard(key)
+        if not complaint:
+            self._good[key] = None
+            if len(self._good) > _PROVEN:
+                self._good.popitem(last=False)
+
+    def _work(self) -> None:
+        while True:
+            grammar = self._waiting.get()
+            try:
+                complaint = self._prove(grammar)
+            except Exception as error:  # noqa: BLE001  # somebody waits for what it is
+                complaint = f"it cannot be tried out: {error}"
+            self._told(grammar.key, complaint)
+
+    def _prove(self, grammar: Grammar) -> str:
+        """What is wrong with it; nothing where it is good."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                _PROVER,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, guard.PARENT_VARIABLE: str(os.getpid())},
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            )
+            self._ask(self._process, str(self._path), _START_WITHIN)
+        complaint = self._ask(self._process, grammar, _WITHIN)
+        if complaint is None:
+            code, self._process = self._process.wait(), None
+            return f"the compiler ended with {code}, or was ended after {_WITHIN:g} s; make it simpler"
+        return complaint
+
+    @staticmethod
+    def _ask(process: subprocess.Popen[bytes], what: Any, within: float) -> str | None:
+        """The answer; None from a process that has ended, at the latest now."""
+        assert process.stdin is not None  # noqa: S101
+        assert process.stdout is not None  # noqa: S101
+        timer = threading.Timer(within, process.kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            process.stdin.write(encode((what if isinstance(what, str) else tuple(what),)))
+            process.stdin.flush()
+            (answer,) = receive(process.stdout.fileno())
+        except (OSError, EOFError):
+            process.kill()
+            return None
+        finally:
+            timer.cancel()
+        return str(answer)
+
+
+def wanted(params: Parameters) -> Grammar | None:
+    """What a call asks for. Raises RequestError when it is nothing that could be compiled."""
+    form = params.get("response_format")
+    if form is not None:
+        return _response_format(form)
+    nested = params.get("structured_outputs") or params.get("guided_decoding") or {}
+    if not isinstance(nested, dict):
+        raise RequestError("structured_outputs: must be an object")
+    for name, kind in (("json", "json_schema"), ("regex", "regex"), ("grammar", "grammar"), ("choice", "choice")):
+        for field, value in ((f"guided_{name}", params.get(f"guided_{name}")), (name, nested.get(name))):
+            if value is not None:
+                return Grammar(field, *_grammar(field, kind, value))
+    if params.get("grammar"):
+        return Grammar("grammar", *_grammar("grammar", "grammar", params["grammar"]))
+    return None
+
+
+def _response_format(form: Any) -> Grammar | None:
+    kind = form.get("type") if isinstance(form, dict) else None
+    field = "response_format"
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return Grammar(field, *_grammar(field, "json_schema", form.get("schema") or {"type": "object"}))
+    if kind == "json_schema":
+        given = form.get("json_schema")
+        schema = given.get("schema") if isinstance(given, dict) and "schema" in given else given or form.get("schema")
+        if not isinstance(schema, dict):
+            raise RequestError("response_format.json_schema: must be an object with a schema")
+        return Grammar(field, *_grammar(field, "json_schema", schema))
+    if kind in ("regex", "grammar", "ebnf"):
+        value = (
+            form.get("pattern") or form.get("regex") if kind == "regex" else form.get("grammar") or form.get("ebnf")
+        )
+        return Grammar(field, *_grammar(field, "regex" if kind == "regex" else "grammar", value))
+    raise RequestError("response_format.type: must be one of text, json_object, json_schema, regex, grammar")
+
+
+def _grammar(field: str, kind: str, value: Any) -> tuple[str, str]:
+    if kind == "choice":
+        if not isinstance(value, list) or not value or not all(isinstance(item, str) and item for item in value):
+            raise RequestError(f"{field}: must be a list of texts")
+        return "grammar", "root ::= " + " | ".join(json.dumps(item, ensure_ascii=False) for item in value)
+    if kind == "json_schema" and isinstance(value, dict):
+        return kind, json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, str) or not value:
+        raise RequestError(f"{field}: must be a text{' or a schema' if kind == 'json_schema' else ''}, not empty")
+    if "\0" in value:
+        raise RequestError(f"{field}: has a character of number zero")
+    return kind, value

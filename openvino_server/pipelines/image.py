@@ -1,0 +1,126 @@
+"""Texts to pictures: OpenVINO GenAI's Text2ImagePipeline, files by Pillow."""
+
+from __future__ import annotations
+
+import io
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.services.text_to_image import IMAGE_FORMATS
+from openvino_server.pipelines import Job, OneAtATime, RequestError, Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["load"]
+
+_GRAIN = 8  # pixels: what an autoencoder makes of one value; also what the pipeline checks
+_SEEDS = 1 << 31
+
+
+def load(settings: Settings) -> OneAtATime:
+    """The server of an image model; called by `pipelines.load`."""
+    return OneAtATime(_Image(settings))
+
+
+class _Image:
+    def __init__(self, settings: Settings) -> None:
+        import openvino_genai
+
+        options = settings.options
+        self._largest = _size(options.get("max_resolution") or "4096x4096", "max_resolution")
+        size = options.get("default_resolution") or options.get("resolution")
+        self._size = _size(str(size).split()[0], "default_resolution") if size else None
+        self._most_images = int(options.get("max_num_images_per_prompt") or 10)
+        self._steps = int(options.get("default_num_inference_steps") or 50)
+        self._most_steps = int(options.get("max_num_inference_steps") or 100)
+        self._pipeline = openvino_genai.Text2ImagePipeline(settings.path, settings.device, **settings.properties())
+        config = self._pipeline.get_generation_config()
+        self._own_size = (int(config.width), int(config.height))
+        self.facts: dict[str, Any] = {"context_length": None, "capabilities": ["image"]}
+
+    def run(self, job: Job) -> dict[str, Any]:
+        request = job.request
+        prompt = request.get("prompt")
+        if not isinstance(prompt, str) or not prompt:
+            raise RequestError("prompt: must be a string, not empty")
+        count = _whole(request, "n", 1, 1, self._most_images)
+        steps = _whole(
+            request, "steps", min(self._steps, self._most_steps), 1, self._most_steps, "num_inference_steps"
+        )
+        seed = _whole(request, "seed", secrets.randbelow(_SEEDS), 0, (1 << 63) - 1)
+        form = request.get("format") or IMAGE_FORMATS[0]
+        options = self._options(request) | {"num_inference_steps": steps, "num_images_per_prompt": 1}
+        # One by one: that takes less memory, and a cancel is noticed sooner.
+        return {
+            "images": [
+                _written(self._one(job, prompt, index * steps, count * steps, seed + index, options), form)
+                for index in range(count)
+            ]
+        }
+
+    def _one(self, job: Job, prompt: str, before: int, total: int, seed: int, options: dict[str, Any]) -> Any:
+        def after_step(step: int, _steps: int, _latent: object) -> bool:
+            if not job.cancelled():
+                job.progress(before + step + 1, total)
+            return job.cancelled()
+
+        job.check()
+        picture = self._pipeline.generate(prompt, rng_seed=seed, callback=after_step, **options)
+        job.check()
+        return picture.data[0]
+
+    def _options(self, request: dict[str, Any]) -> dict[str, Any]:
+        width, height = self._size or self._own_size
+        width = _whole(request, "width", width, _GRAIN, self._largest[0], "size: width")
+        height = _whole(request, "height", height, _GRAIN, self._largest[1], "size: height")
+        for name, value in (("width", width), ("height", height)):
+            if value % _GRAIN:
+                raise RequestError(f"size: {name} must be a multiple of {_GRAIN}, not {value}")
+        options: dict[str, Any] = {"width": width, "height": height}
+        guidance = request.get("guidance")
+        if guidance is not None:
+            if isinstance(guidance, bool) or not isinstance(guidance, (int, float)) or not 0 <= guidance <= 100:
+                raise RequestError(f"guidance_scale: must be a number from 0 to 100, not {guidance!r}")
+            options["guidance_scale"] = float(guidance)
+        negative = request.get("negative_prompt")
+        if negative:
+            if not isinstance(negative, str):
+                raise RequestError("negative_prompt: must be a string")
+            if guidance is not None and guidance <= 1:
+                raise RequestError("negative_prompt: works only with a guidance_scale above 1")
+            options["negative_prompt"] = negative
+        return options
+
+
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "png": {"compress_level": 1},  # the default takes ten times as long
+    "jpeg": {"quality": 95, "subsampling": 0},
+    "webp": {"quality": 95},
+}
+
+
+def _written(pixels: np.ndarray[Any, np.dtype[np.uint8]], form: str) -> bytes:
+    """A picture's file in one of IMAGE_FORMATS."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, form, **_SETTINGS[form])
+    return file.getvalue()
+
+
+def _size(text: str, field: str) -> tuple[int, int]:
+    try:
+        width, height = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise RequestError(f"{field}: must be WIDTHxHEIGHT, not {text!r}") from None
+    return width, height
+
+
+def _whole(request: dict[str, Any], name: str, default: int, least: int, most: int, field: str = "") -> int:
+    value = request.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise RequestError(f"{field or name}: must be a whole number from {least} to {most}, not {value!r}")
+    return value

@@ -1,0 +1,349 @@
+"""Language models: all calls of a model together, by OpenVINO GenAI's ContinuousBatchingPipeline.
+
+One thread does everything, for a step of the pipeline lets no other one run: it takes what has come, makes a step,
+and sends what that brought for all streams in one frame. Each answer of a call with n > 1 is a request of its own to
+the pipeline, which would bring them only at their end otherwise; the prompt is computed once and cached.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from openvino_server import chat
+from openvino_server.dialect import Dialect
+from openvino_server.pipelines import (
+    CANCELLED,
+    RequestError,
+    json_file,
+    reason,
+    refusal,
+    too_long,
+)
+from openvino_server.pipelines.grammars import Grammar, Grammars, wanted
+from openvino_server.pipelines.sampling import Params, flag
+from openvino_server.pipelines.scheduling import (
+    context_length,
+    open_pipeline,
+    pool_tokens,
+    vocabulary_size,
+)
+from openvino_server.pipelines.streams import Call, Part, Stream
+from openvino_server.pipelines.text import Detokenizer
+from openvino_server.pipelines.vision import pictures
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from openvino_server.dialect import Plan
+    from openvino_server.frames import Channel, Frame, Inbox
+    from openvino_server.pipelines import Settings
+
+__all__ = ["load"]
+
+_ROOM = 1 << 20  # tokens, where neither the model nor the call says how many
+_ALL = 1 << 30
+_GATHER = (
+    0.004  # seconds in which a fast model's steps are told together; woken for each, readers would take its cores
+)
+
+
+def load(settings: Settings) -> _Llm:
+    """The server of a language model; called by `pipelines.load`."""
+    return _Llm(settings)
+
+
+class _NotProvenError(Exception):
+    """A call has to wait until its grammar has been tried out."""
+
+    def __init__(self, grammar: Grammar) -> None:
+        super().__init__()
+        self.grammar = grammar
+
+
+class _Llm:
+    """See Server."""
+
+    def __init__(self, settings: Settings) -> None:
+        import openvino_genai
+
+        self._genai = openvino_genai
+        options = settings.options
+        self._is_running = openvino_genai.GenerationStatus.RUNNING
+        self._at_length = openvino_genai.GenerationFinishReason.LENGTH
+        self._pipeline, self._sees = open_pipeline(settings)
+        self._tokenizer = self._pipeline.get_tokenizer()
+        self._base = self._pipeline.get_config()
+        self._stop_tokens = set(self._base.stop_token_ids) | {self._base.eos_token_id}
+        self._detokenizer = Detokenizer(self._tokenizer)
+        self._path = settings.path
+        self._unproven: dict[int, tuple[Grammar, Frame]] = {}
+        self._best_of_limit = int(options.get("best_of_limit") or 20)
+        self._tokens_limit = int(options.get("max_tokens_limit") or 0)
+        templates = chat.read_templates(settings.path, lambda: self._tokenizer.chat_template)
+        self._dialect = Dialect(templates.text, options)
+        config = json_file(settings.path / "config.json")
+        self._context = context_length(config)
+        self._vocabulary = vocabulary_size(config, self._tokenizer)
+        pool = pool_tokens(self._pipeline, settings)
+        self._room = min(size for size in (self._context, pool, _ROOM) if size)
+        self._calls: dict[int, Call] = {}
+        self._live: list[Stream] = []
+        self._requests = itertools.count(1)
+        self._frames: list[Frame] = []
+        self._fresh: dict[Stream, None] = {}
+        self._told = 0.0
+        self.facts: dict[str, Any] = {
+            "context_length": self._context,
+            "capabilities": ["completion", *chat.capabilities(templates), *(["vision"] if self._sees else [])],
+            "templates": tuple(templates),
+        }
+
+    def serve(self, inbox: Inbox, channel: Channel) -> None:
+        """See Server."""
+        self._grammars = Grammars(self._path, lambda key, complaint: inbox.put(("proven", key, complaint)))
+        while True:
+            while not inbox.empty() or not self._busy():
+                frame = inbox.get()
+                if frame[0] == "quit":
+                    return
+                self._take(frame)
+                self._tell()  # what it asks for may take long
+            if self._frames:
+                channel.send(*self._frames)
+                self._frames.clear()
+            if self._busy():
+                self._step(channel)
+
+    def _busy(self) -> bool:
+        return bool(self._live or self._frames) or self._pipeline.has_non_finished_requests()
+
+    # Calls
+
+    def _take(self, frame: Frame) -> None:
+        verb, number, *rest = frame
+        if verb == "cancel":
+            self._cancel(number)
+        elif verb == "proven":
+            self._learn(number, rest[0])
+        elif verb == "do":
+            try:
+                self._begin(number, rest[0])
+            except _NotProvenError as error:
+                self._drop(number)
+                self._unproven[number] = (error.grammar, frame)
+            except Exception as error:  # noqa: BLE001  # one bad call must not end the others
+                self._drop(number)
+                self._frames.append(refusal(number, error))
+
+    def _learn(self, key: str, complaint: str) -> None:
+        """Go on with the calls that waited for what there is to say of a grammar."""
+        self._grammars.learn(key, complaint)
+        for number, (grammar, frame) in list(self._unproven.items()):
+            if grammar.key != key:
+                continue
+            del self._unproven[number]
+            if complaint:
+                error = RequestError(f"{grammar.field}: cannot be followed: {complaint}")
+                self._frames.append(refusal(number, error))
+            else:
+                self._take(frame)
+
+    def _begin(self, number: int, request: dict[str, Any]) -> None:
+        params = request.get("params") or {}
+        call = self._calls[number] = Call(number, Params(params, self._best_of_limit, self._tokens_limit))
+        if request["op"] == "chat":
+            self._begin_chat(call, request, params)
+        elif request["op"] == "complete":
+            self._begin_completion(call, request, params)
+        else:
+            raise RequestError(f"{request['op']!r} is nothing that a language model does")
+        if call.echoes:
+            self._frames.append(("part", [(number, call.echoes)]))
+
+    def _begin_chat(self, call: Call, request: dict[str, Any], params: dict[str, Any]) -> None:
+        prompt: str = request["prompt"]  # the model's template rendered it, in a process of its own
+        tools = chat.tools(request.get("tools"), request.get("tool_choice"))
+        forced = self._dialect.forced(tools)
+        grammar = self._proven(Grammar("tools", "tools", forced) if forced else wanted(params))
+        images = pictures(request.get("pictures") or [])
+        tokens = None if self._sees else self._encode(prompt, special=False)
+        plan = self._dialect.plan(tools, prompt, guided=grammar is not None)
+        self._add(call, 0, prompt if tokens is None else tokens, grammar, images, plan)
+
+    def _begin_completion(self, call: Call, request: dict[str, Any], params: dict[str, Any]) -> None:
+        prompts = request.get("prompt")
+        if isinstance(prompts, str) or (isinstance(prompts, list) and prompts and isinstance(prompts[0], int)):
+            prompts = [prompts]
+        if not isinstance(prompts, list) or not prompts:
+            raise RequestError("prompt: must be a text, a list of texts or a list of tokens, not empty")
+        grammar = self._proven(wanted(params))
+        echo = flag(request, "echo", False)
+        for index, prompt in enumerate(prompts):
+            given: Any = prompt if isinstance(prompt, str) and self._sees else self._prompt_tokens(prompt)
+            if echo:
+                text = prompt if isinstance(prompt, str) else str(self._tokenizer.decode(prompt))
+                first = index * call.params.n
+                call.echoes += [(first + one, text, 0, None, None) for one in range(call.params.n)]
+            self._add(call, index * call.params.n, given, grammar, [], None)
+
+    def _proven(self, grammar: Grammar | None) -> Any:
+        """GenAI's config of it. Raises RequestError, and _NotProvenError where the call has to wait."""
+        if grammar is None:
+            return None
+        if not self._grammars.is_good(grammar):
+            raise _NotProvenError(grammar)
+        return grammar.config()
+
+    def _prompt_tokens(self, prompt: Any) -> Any:
+        import numpy as np
+        import openvino
+
+        if isinstance(prompt, str):
+            return self._encode(prompt, special=True)
+        if not isinstance(prompt, list) or not all(isinstance(token, int) for token in prompt):
+            raise RequestError("prompt: must be a text, a list of texts or a list of tokens")
+        if not all(0 <= token < self._vocabulary for token in prompt):
+            raise RequestError(f"prompt: the model's tokens are from 0 to {self._vocabulary - 1}")
+        return openvino.Tensor(np.array([prompt], dtype=np.int64))
+
+    def _encode(self, text: str, special: bool) -> Any:
+        least = len(text) // self._detokenizer.longest  # the tokenizer is slow, and stops all calls meanwhile
+        if least > self._room:
+            raise too_long("prompt", least, self._room, least=True)
+        return self._tokenizer.encode(text, add_special_tokens=special, max_length=_ALL).input_ids
+
+    def _add(
+        self, call: Call, first: int, prompt: Any, grammar: Any, images: Sequence[Any], plan: Plan | None
+    ) -> None:
+        """Give the pipeline the streams of one prompt: tokens, or the text where the model sees."""
+        params = call.params
+        tokens = self._encode(prompt, special=False) if isinstance(prompt, str) else prompt
+        count = int(tokens.shape[1])
+        if not count:
+            raise RequestError("prompt: is empty, and the model needs something to go on from")
+        if count >= self._room:
+            raise too_long("prompt", count, self._room)
+        call.prompt_tokens += count
+        for one in range(params.best_of):
+            config = params.config(self._pipeline.get_config(), self._room - count, grammar, params.seed + one)
+            special = plan is not None and plan.special
+            text = self._detokenizer.stream(special)
+            stream = Stream(call, first + one, self._detokenizer, text, plan.deltas() if plan else None)
+            number = next(self._requests)
+            if isinstance(prompt, str):
+                stream.handle = self._pipeline.add_request(number, prompt, list(images), config)
+            else:
+                stream.handle = self._pipeline.add_request(number, tokens, config)
+            call.streams.append(stream)
+            call.going += 1
+            self._live.append(stream)
+
+    def _cancel(self, number: int) -> None:
+        if self._drop(number) or self._unproven.pop(number, None) is not None:
+            self._frames.append(("error", number, *CANCELLED))
+
+    def _drop(self, number: int) -> bool:
+        """Forget a call and have the pipeline do so; whether there was one."""
+        call = self._calls.pop(number, None)
+        if call is None:
+            return False
+        for stream in call.streams:
+            self._fresh.pop(stream, None)
+            if not stream.ended:
+                stream.ended = True
+                stream.handle.cancel()
+        self._live = [stream for stream in self._live if stream.call is not call]
+        call.streams.clear()  # a circle, which would keep the pipeline's memory until it is found
+        return True
+
+    # Steps
+
+    def _step(self, channel: Channel) -> None:
+        try:
+            self._pipeline.step()
+        except Exception as error:
+            self._fail(channel, error)
+            raise SystemExit(1) from error
+        ended = False
+        for stream in self._live:
+            handle = stream.handle
+            if stream.ended:  # with a neighbour of the same call that was given up
+                continue
+            if handle.can_read():
+                try:
+                    self._read(stream, handle)
+                except Exception as error:  # noqa: BLE001  # what a model writes is no input to trust
+                    if self._drop(stream.call.number):
+                        self._frames.append(refusal(stream.call.number, error))
+                ended = ended or stream.ended
+            elif handle.get_status() != self._is_running:
+                self._ignored(stream)
+                ended = True
+        if ended:
+            self._tell()
+            self._finish()
+        elif self._fresh and time.monotonic() - self._told > _GATHER:
+            self._tell()
+
+    def _read(self, stream: Stream, handle: Any) -> None:
+        """What a step has brought for one stream."""
+        (output,) = handle.read().values()
+        tokens = output.generated_ids
+        stream.count(len(tokens))
+        if stream.call.weighs:
+            stream.weigh(tokens, output.generated_log_probs)
+        done = handle.get_status() != self._is_running and not handle.can_read()
+        finish = "length" if done and output.finish_reason == self._at_length else "stop"
+        if done and finish == "stop" and tokens and tokens[-1] in self._stop_tokens:
+            tokens = tokens[:-1]
+        self._fresh[stream] = None
+        if tokens and not stream.hear(tokens):
+            handle.stop()
+            stream.end("stop", cut=True)
+        elif done:
+            stream.end(finish)
+
+    def _ignored(self, stream: Stream) -> None:
+        """The pipeline has given a stream up: no memory is left for it."""
+        call = stream.call
+        if call.tokens:
+            self._fresh[stream] = None
+            stream.end("length")
+        elif self._drop(call.number):
+            message = (
+                f"no memory is left for the {call.prompt_tokens} tokens of the prompt; try later, or raise cache_size"
+            )
+            self._frames.append(("error", call.number, 503, "unavailable_error", message))
+
+    def _tell(self) -> None:
+        """Make a frame of what all streams have brought."""
+        parts: dict[int, list[Part]] = {}
+        for stream in self._fresh:
+            if not stream.ranked and (told := stream.take()):
+                parts.setdefault(stream.call.number, []).extend(told)
+        self._fresh.clear()
+        if parts:
+            self._frames.append(("part", list(parts.items())))
+        self._told = time.monotonic()
+
+    def _finish(self) -> None:
+        """Say of calls whose streams have all ended that they are done."""
+        calls = {stream.call.number: stream.call for stream in self._live if not stream.call.going}
+        self._live = [stream for stream in self._live if not stream.ended]
+        for number, call in calls.items():
+            if self._calls.pop(number, None) is not None:
+                if best := call.best() if call.params.best_of > call.params.n else None:
+                    self._frames.append(("part", [(number, best)]))
+                self._frames.append(("done", number, call.usage()))
+            call.streams.clear()  # a circle, which would keep the pipeline's memory until it is found
+
+    def _fail(self, channel: Channel, error: Exception) -> None:
+        """A pipeline that has failed once fails ever after. The process ends, and the runner starts a new one."""
+        traceback.print_exc()
+        text = reason(error)
+        channel.send(*self._frames, *(("error", number, 500, "server_error", text) for number in self._calls))
+        sys.stderr.write(f"the pipeline failed: {text}\n")

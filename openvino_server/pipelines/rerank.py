@@ -1,0 +1,66 @@
+"""How well documents answer a query: OpenVINO GenAI's TextRerankPipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openvino_server.pipelines import (
+    Job,
+    OneAtATime,
+    RequestError,
+    Settings,
+    json_file,
+    text_list,
+)
+from openvino_server.pipelines.embed import Tokens
+
+__all__ = ["load"]
+
+_EVERY = 1 << 20  # the pipeline's own default returns the best three only
+
+
+def load(settings: Settings) -> OneAtATime:
+    """The server of a rerank model; called by `pipelines.load`."""
+    return OneAtATime(_Rerank(settings))
+
+
+class _Rerank:
+    def __init__(self, settings: Settings) -> None:
+        import openvino_genai
+
+        options = settings.options
+        config = openvino_genai.TextRerankPipeline.Config()
+        config.top_n = _EVERY
+        limit = options.get("max_position_embeddings")
+        limit = limit or json_file(settings.path / "config.json").get("max_position_embeddings")
+        if limit:
+            config.max_length = int(limit)
+        self._most = int(options.get("max_allowed_chunks") or 10000)
+        self._pipeline = openvino_genai.TextRerankPipeline(
+            settings.path, settings.device, config, **settings.properties()
+        )
+        self._tokens = Tokens(settings.path)
+        self.facts: dict[str, Any] = {"context_length": limit, "capabilities": ["rerank"]}
+
+    def run(self, job: Job) -> dict[str, Any]:
+        query = job.request.get("query")
+        if not isinstance(query, str):
+            raise RequestError("query: must be a string")
+        documents = text_list(job.request.get("documents"), "documents")
+        if len(documents) > self._most:
+            raise RequestError(f"documents: {len(documents)} of them, but at most {self._most} are allowed")
+        of_query = self._tokens.count(query)
+        counts: list[int] = []
+        for document in documents:
+            job.check()
+            counts.append(self._tokens.count(document))
+        if self._tokens.is_empty(of_query) and any(map(self._tokens.is_empty, counts)):
+            raise RequestError("query: is empty, and so is a document; the model needs something to compare")
+        scores = []
+        for document in documents:
+            job.check()
+            # One pair at a time: openvino_tokenizers 2026.4 sizes CombineSegments' buffer for one copy of the query,
+            # so a batch of three or more pairs with a long query and short documents writes past its end.
+            ((_, score),) = self._pipeline.rerank(query, [document])
+            scores.append(min(max(float(score), 0.0), 1.0))
+        return {"scores": scores, "prompt_tokens": of_query * len(documents) + sum(counts)}

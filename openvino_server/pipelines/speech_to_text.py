@@ -1,0 +1,199 @@
+"""Speech to text: OpenVINO GenAI's WhisperPipeline.
+
+A model hears thirty seconds at a time. Longer audio is heard here in windows, each beginning where the last whole
+segment of the one before ended: the pipeline can do that by itself, but then a call could not be cancelled.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from openvino_server.pipelines import Job, OneAtATime, RequestError, Settings
+
+__all__ = ["load"]
+
+RATE = 16000
+
+_WINDOW = 30 * RATE
+_LEAST = 400  # samples; the features of fewer than 201 cannot be computed
+_STEP = RATE  # samples that a window goes on by at least, whatever its segments say
+_MOST_TOKENS = 440  # of the 448 positions that a decoder has
+_TASKS = ("transcribe", "translate")
+
+Audio = np.ndarray[Any, np.dtype[np.float32]]
+Segment = tuple[float, float, str]
+
+
+def load(settings: Settings) -> OneAtATime:
+    """The server of a Whisper model; called by `pipelines.load`."""
+    return OneAtATime(_SpeechToText(settings))
+
+
+class _SpeechToText:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._words = bool(settings.options.get("enable_word_timestamps", False))
+        self._open()
+        config = self._pipeline.get_generation_config()
+        known = config.lang_to_id if config.is_multilingual else ()
+        self._languages: dict[str, str] = {name.strip("<|>"): name for name in known}
+        self._can_align = bool(config.alignment_heads)
+        self.facts: dict[str, Any] = {
+            "context_length": None,
+            "capabilities": ["speech-to-text", *(["words"] if self._can_align else [])],
+            "languages": sorted(self._languages),
+        }
+
+    def _open(self) -> None:
+        import openvino_genai
+
+        properties = self._settings.properties()
+        if self._words:
+            properties["word_timestamps"] = True
+        self._pipeline = openvino_genai.WhisperPipeline(self._settings.path, self._settings.device, **properties)
+
+    def run(self, job: Job) -> dict[str, Any]:
+        audio = _audio(job.request.get("audio"))
+        words = bool(job.request.get("words"))
+        config = self._config(job.request)
+        if words:
+            self._align()
+            config.word_timestamps = True
+        heard = _Heard()
+        start, total = 0, len(audio)
+        while start < total or not start:
+            job.check()
+            job.progress(start, total)
+            start += self._hear(job, audio[start : start + _WINDOW], start, config, heard)
+        job.check()
+        return heard.answer(words)
+
+    def _align(self) -> None:
+        """Word times need a pipeline that was opened for them, and is slower."""
+        if not self._can_align:
+            raise RequestError("timestamp_granularities: this model cannot tell when words were said", 501)
+        if not self._words:
+            self._words = True
+            self._open()
+
+    def _config(self, request: dict[str, Any]) -> Any:
+        config = self._pipeline.get_generation_config()
+        config.max_new_tokens = _MOST_TOKENS
+        config.return_timestamps = True
+        language = request.get("language")
+        if language:
+            found = self._language(language)
+            if found:
+                config.language = found
+        task = request.get("task") or "transcribe"
+        if task not in _TASKS:
+            raise RequestError(f"task: must be one of {', '.join(_TASKS)}, not {task!r}")
+        if self._languages:
+            config.task = task
+        elif task == "translate":
+            raise RequestError("task: this model knows English only and cannot translate")
+        temperature = request.get("temperature") or 0
+        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 <= temperature <= 2:
+            raise RequestError(f"temperature: must be a number from 0 to 2, not {temperature!r}")
+        if temperature > 0:
+            config.do_sample = True
+            config.temperature = float(temperature)
+        return config
+
+    def _language(self, given: Any) -> str | None:
+        """The model's token for a language; None where there is nothing to choose."""
+        name = str(given).strip("<|>").replace("_", "-").lower()
+        for candidate in (name, name.partition("-")[0]):
+            if candidate in self._languages:
+                return self._languages[candidate]
+        if not self._languages and name.partition("-")[0] in ("en", "english"):
+            return None
+        known = ", ".join(sorted(self._languages)) or "en"
+        raise RequestError(f"language: {given!r} is none of those that the model knows: {known}")
+
+    def _hear(self, job: Job, window: Audio, start: int, config: Any, heard: _Heard) -> int:
+        """Hear one window; how many samples to go on by."""
+        result = self._generate(job, window, config)
+        if result.language and not heard.language:
+            heard.language = result.language.strip("<|>")
+            if self._languages:
+                config.language = self._languages.get(heard.language, config.language)
+        offset, length = start / RATE, len(window) / RATE
+        segments, through = _segments(result, length, len(window) == _WINDOW)
+        heard.segments += [(offset + begin, offset + end, text) for begin, end, text in segments]
+        for word in result.words or []:
+            if word.start_ts <= through:
+                heard.words.append((offset + word.start_ts, offset + word.end_ts, word.word))
+        return max(int(through * RATE), min(_STEP, len(window)))
+
+    def _generate(self, job: Job, window: Audio, config: Any) -> Any:
+        if len(window) < _LEAST:
+            window = np.pad(window, (0, _LEAST - len(window)))
+        result = self._pipeline.generate(window, config)
+        if result.chunks or (result.texts and result.texts[0].strip()):
+            return result
+        # Some models never learned timestamps; without them they still write.
+        job.check()
+        config.return_timestamps = False
+        try:
+            return self._pipeline.generate(window, config, streamer=lambda _text: _status(job))
+        finally:
+            config.return_timestamps = True
+
+
+class _Heard:
+    """What windows have brought."""
+
+    def __init__(self) -> None:
+        self.segments: list[Segment] = []
+        self.words: list[Segment] = []
+        self.language = ""
+
+    def answer(self, words: bool) -> dict[str, Any]:
+        """The done payload."""
+        found: dict[str, Any] = {
+            "text": "".join(text for _, _, text in self.segments).strip(),
+            "segments": [(round(begin, 2), round(end, 2), text.strip()) for begin, end, text in self.segments],
+        }
+        if words:
+            found["words"] = [(round(begin, 2), round(end, 2), word.strip()) for begin, end, word in self.words]
+        if self.language:
+            found["language"] = self.language
+        return found
+
+
+def _segments(result: Any, length: float, more: bool) -> tuple[list[Segment], float]:
+    """The segments of a window (seconds), and up to where it has been understood.
+
+    A last segment without an end was cut by the window's: if more audio follows, it is heard again with that.
+    """
+    chunks = [(chunk.start_ts, chunk.end_ts, chunk.text) for chunk in result.chunks or [] if chunk.text.strip()]
+    if not chunks:
+        text = result.texts[0] if result.texts else ""
+        return ([(0.0, length, text)] if text.strip() else []), length
+    *whole, (begin, end, text) = chunks
+    if end >= begin and end < length:
+        return chunks, end if more else length
+    if more and whole and begin > 0:
+        return whole, begin
+    return [*whole, (begin, length, text)], length
+
+
+def _status(job: Job) -> Any:
+    import openvino_genai
+
+    running = openvino_genai.StreamingStatus
+    return running.CANCEL if job.cancelled() else running.RUNNING
+
+
+def _audio(given: Any) -> Audio:
+    if not isinstance(given, (bytes, bytearray)) or len(given) % 4:
+        raise RequestError("audio: must be bytes of 32-bit floats, 16 kHz mono")
+    if not given:
+        raise RequestError("audio: there is none")
+    audio = np.frombuffer(given, dtype="<f4")
+    if not np.isfinite(audio).all():
+        raise RequestError("audio: has samples that are no numbers")
+    return audio

@@ -1,0 +1,154 @@
+"""One call to a language model while it is answered: its streams, and what of them is to be told.
+
+What a stream has brought is put together until it is told: a fast model makes more steps than anybody can read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from openvino_server.pipelines.text import Detokenizer, StopStrings, TextStream
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from openvino_server.dialect import Deltas
+    from openvino_server.pipelines.sampling import Params
+
+__all__ = ["Call", "Part", "Stream"]
+
+Part = tuple[int, Any, int, "list[dict[str, Any]] | None", "str | None"]
+"""Index, delta (text, or an object's members), tokens, log probabilities, reason to finish."""
+
+
+class Call:
+    """One call: some streams, and what all of them have used."""
+
+    def __init__(self, number: int, params: Params) -> None:
+        self.number = number
+        self.params = params
+        self.streams: list[Stream] = []
+        self.prompt_tokens = 0
+        self.tokens = 0
+        self.going = 0
+        """Streams that have not ended."""
+        self.weighs = params.logprobs or params.best_of > params.n
+        """Whether it matters how likely tokens were."""
+        self.echoes: list[Part] = []
+
+    def usage(self) -> dict[str, Any]:
+        """The done payload."""
+        total = self.prompt_tokens + self.tokens
+        usage = {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.tokens, "total_tokens": total}
+        return {"usage": usage}
+
+    def best(self) -> list[Part]:
+        """The parts of the n most likely of the best_of streams of each prompt, numbered anew."""
+        n, best_of = self.params.n, self.params.best_of
+        found: list[Part] = []
+        for first in range(0, len(self.streams), best_of):
+            ranked = sorted(self.streams[first : first + best_of], key=Stream.likelihood, reverse=True)
+            for place, stream in enumerate(ranked[:n]):
+                found += [(first // best_of * n + place, *part[1:]) for part in stream.take()]
+        return found
+
+
+class Stream:
+    """One sequence of tokens, and what makes text of it."""
+
+    def __init__(
+        self, call: Call, index: int, detokenizer: Detokenizer, text: TextStream, deltas: Deltas | None
+    ) -> None:
+        params = call.params
+        self.call = call
+        self.index = index
+        self.handle: Any = None
+        self.ended = False
+        self.ranked = params.best_of > params.n
+        """Whether it competes with others, and is told, if at all, at their end."""
+        self._detokenizer = detokenizer
+        self._text = text
+        self._deltas = deltas
+        self._stops = StopStrings(params.stops, params.keep_stop) if params.stops else None
+        self._logprobs = params.logprobs
+        self._plain = deltas is None and not params.logprobs
+        self._pending = ""
+        self._untold = 0  # tokens that no part has counted
+        self._beside: list[dict[str, Any]] = []  # log probabilities that no part has brought
+        self._parts: list[Part] = []
+        self._tokens = 0
+        self._score = 0.0
+
+    def hear(self, tokens: Sequence[int]) -> bool:
+        """Tokens that may have text. False when that ends at a stop string."""
+        text = self._text.feed(tokens)
+        if not text:
+            return True
+        going = True
+        if self._stops is not None:
+            text, hit = self._stops.feed(text)
+            going = not hit
+        if self._plain:
+            self._pending += text
+        else:
+            self._show(text)
+        return going
+
+    def count(self, tokens: int) -> None:
+        """Tokens that were generated, with or without text."""
+        self._untold += tokens
+        self.call.tokens += tokens
+
+    def weigh(self, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
+        """How likely tokens were."""
+        self._tokens += len(tokens)
+        self._score += sum(logprobs)
+        if self._logprobs:
+            for token, logprob in zip(tokens, logprobs, strict=False):
+                text, data = self._detokenizer.token(token)
+                chosen = {"token": text, "logprob": float(logprob), "bytes": list(data)}
+                self._beside.append({**chosen, "top_logprobs": [chosen]})
+
+    def likelihood(self) -> float:
+        """Of a token, on average, as a logarithm."""
+        return self._score / max(self._tokens, 1)
+
+    def end(self, finish: str, cut: bool = False) -> None:
+        """No more tokens will come; `cut` where a stop string has ended the text before."""
+        self.ended = True
+        self.call.going -= 1
+        if not cut:
+            rest = self._text.end()
+            if self._stops is not None:
+                rest, hit = self._stops.feed(rest)
+                rest += "" if hit else self._stops.end()
+            self._pending += rest
+        if self._deltas is not None:
+            self._show(self._pending)
+            for delta in self._deltas.end():
+                self._add(delta)
+            finish = self._deltas.finish(finish)
+        elif self._pending:
+            self._add(self._pending)
+        self._pending = ""
+        self._add("", finish)
+
+    def take(self) -> list[Part]:
+        """What has not been told yet."""
+        if self._pending:
+            self._add(self._pending)
+            self._pending = ""
+        parts, self._parts = self._parts, []
+        return parts
+
+    def _show(self, text: str) -> None:
+        """Make parts of text: those that a template's marks divide it into."""
+        if text:
+            for delta in [text] if self._deltas is None else self._deltas.feed(text):
+                self._add(delta)
+
+    def _add(self, delta: Any, finish: str | None = None) -> None:
+        self._parts.append((self.index, delta, self._untold, self._beside or None, finish))
+        self._untold = 0
+        if self._beside:
+            self._beside = []

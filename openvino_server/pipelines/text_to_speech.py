@@ -1,0 +1,176 @@
+"""Text to speech: OpenVINO GenAI's Text2SpeechPipeline (SpeechT5, Kokoro).
+
+Text is spoken sentence by sentence, put together up to what a model takes at once: a long text would not fit, and a
+call could not be cancelled.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from openvino_server.pipelines import Job, OneAtATime, RequestError, Settings, json_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["load", "pieces"]
+
+_PIECE = 100  # characters spoken at once, if sentences are short; what SpeechT5 says gets worse with length
+_FRAMES_OF_LETTER = 8  # of 16 ms
+_FRAMES_SPARE = 200
+_LETTERS_OF_DIGIT = 6
+_SPARE = 8  # positions that are no characters
+_VOICE_VALUES = 512  # of a speaker embedding of SpeechT5
+_DEFAULT = "default"
+
+Wave = np.ndarray[Any, np.dtype[np.float32]]
+
+
+def load(settings: Settings) -> OneAtATime:
+    """The server of a speech model; called by `pipelines.load`."""
+    return OneAtATime(_TextToSpeech(settings))
+
+
+class _TextToSpeech:
+    def __init__(self, settings: Settings) -> None:
+        import openvino_genai
+
+        options = settings.options
+        self._speeds = (float(options.get("speed_min") or 0.25), float(options.get("speed_max") or 4.0))
+        self._pipeline = openvino_genai.Text2SpeechPipeline(settings.path, settings.device, **settings.properties())
+        shape = [int(size) for size in self._pipeline.get_speaker_embedding_shape()]
+        self._is_kokoro = math.prod(shape) != _VOICE_VALUES
+        self._voices = {
+            str(voice["name"]): _voice(settings.path, str(voice["path"]), shape)
+            for voice in options.get("voices") or []
+        }
+        config = json_file(settings.path / "config.json")
+        positions = config.get("max_text_positions")
+        self._frames = int(config.get("max_speech_positions") or 0) * int(config.get("reduction_factor") or 1)
+        self._piece = min(_PIECE, max(int(positions) - _SPARE, 16)) if positions else _PIECE
+        self.facts: dict[str, Any] = {
+            "context_length": None,
+            "capabilities": ["text-to-speech"],
+            "voices": list(self._voices),
+        }
+
+    def run(self, job: Job) -> dict[str, Any]:
+        text = job.request.get("text")
+        if not isinstance(text, str) or not text.strip():
+            raise RequestError("input: must be a text, not empty")
+        voice = self._voice(job.request.get("voice"))
+        speed = self._speed(job.request.get("speed"))
+        options: dict[str, Any] = {}
+        if self._is_kokoro:
+            options["speed"] = speed
+            if job.request.get("language"):
+                options["language"] = str(job.request["language"]).lower()
+        parts = pieces(text, self._piece)
+        waves: list[Wave] = []
+        rate = 0
+        for number, part in enumerate(parts):
+            job.check()
+            job.progress(number, len(parts))
+            result = self._pipeline.generate(part, voice, **options, **self._bounds(part))
+            rate = int(result.output_sample_rate)
+            waves += [np.array(speech.data, dtype="<f4").reshape(-1) for speech in result.speeches]
+        job.check()
+        wave = np.concatenate(waves)
+        if not self._is_kokoro and speed != 1:
+            wave = _stretch(wave, speed, rate)
+        return {"pcm": wave.astype("<f4").tobytes(), "rate": rate}
+
+    def _bounds(self, part: str) -> dict[str, Any]:
+        """How long SpeechT5 may go on where it does not find an end, as it sometimes does.
+
+        What each frame costs grows with those before, and beyond its last position it fails. Slow speech has some
+        five frames for a letter.
+        """
+        if not self._frames:
+            return {}
+        digits = sum(character.isdigit() for character in part)
+        wanted = _FRAMES_SPARE + _FRAMES_OF_LETTER * (len(part) + digits * _LETTERS_OF_DIGIT)
+        return {"maxlenratio": min(wanted, self._frames * 0.98) / (len(part) + _SPARE)}
+
+    def _voice(self, given: Any) -> Any:
+        """A speaker embedding; None means the model's own."""
+        if given in (None, "", _DEFAULT) or not self._voices:  # clients that must name one send any
+            if self._is_kokoro:
+                if not self._voices:
+                    raise RequestError("voice: this model needs one; configure voices with their files", 412)
+                return next(iter(self._voices.values()))
+            return None
+        if not isinstance(given, str) or given not in self._voices:
+            raise RequestError(f"voice: {given!r} is none of {', '.join([_DEFAULT, *self._voices])}")
+        return self._voices[given]
+
+    def _speed(self, given: Any) -> float:
+        if given is None:
+            return 1.0
+        low, high = self._speeds
+        if isinstance(given, bool) or not isinstance(given, (int, float)) or not low <= given <= high:
+            raise RequestError(f"speed: must be a number from {low:g} to {high:g}, not {given!r}")
+        return float(given)
+
+
+def pieces(text: str, most: int) -> list[str]:
+    """Text in pieces of at most `most` characters, cut at the ends of sentences, else of words, else anywhere."""
+    found: list[str] = []
+    current = ""
+    for sentence in re.split(r"(?<=[.!?;:。！？；])\s+|\n+", text):
+        for part in _cut(sentence.strip(), most):
+            if current and len(current) + 1 + len(part) > most:
+                found.append(current)
+                current = ""
+            current = f"{current} {part}".strip()
+    return [*found, current] if current else found
+
+
+def _cut(sentence: str, most: int) -> list[str]:
+    found = []
+    while len(sentence) > most:
+        at = sentence.rfind(" ", 0, most + 1)
+        at = at if at > 0 else most
+        found.append(sentence[:at].strip())
+        sentence = sentence[at:].strip()
+    return [*found, sentence] if sentence else found
+
+
+def _voice(folder: Path, path: str, shape: list[int]) -> Any:
+    """A speaker embedding from a file of bare 32-bit floats, or of NumPy's; relative to the model's folder."""
+    import openvino
+
+    file = folder / path
+    try:
+        values = np.load(file, allow_pickle=False) if file.suffix == ".npy" else np.fromfile(file, dtype="<f4")
+    except (OSError, ValueError) as error:
+        raise RequestError(f"voices: cannot read {file}: {error}") from error
+    if values.size != math.prod(shape):
+        raise RequestError(f"voices: {file} has {values.size} values, but the model's voices have {math.prod(shape)}")
+    return openvino.Tensor(np.ascontiguousarray(values, dtype=np.float32).reshape(shape))
+
+
+def _stretch(wave: Wave, speed: float, rate: int) -> Wave:
+    """Faster or slower at the same pitch, for models that know one speed: overlapping pieces of 40 ms, each taken
+    from where it goes on best with the one before (WSOLA, Verhelst and Roelands 1993)."""
+    size = rate // 25
+    half, reach = size // 2, size // 4
+    if len(wave) < 2 * size + reach:
+        return wave
+    fade = np.hanning(size + 1)[:size].astype(np.float32)
+    count = int((len(wave) - size - reach) / (half * speed))
+    out = np.zeros(count * half + size, dtype=np.float32)
+    at = 0
+    for number in range(count):
+        wanted = int(number * half * speed)
+        if number:
+            follows = wave[at + half : at + half + half]
+            first = max(wanted - reach, 0)
+            around = wave[first : wanted + reach + half]
+            at = first + int(np.argmax(np.correlate(around, follows, "valid"))) if len(follows) == half else wanted
+        out[number * half : number * half + size] += wave[at : at + size] * fade
+    return out[: count * half + half]

@@ -1,0 +1,227 @@
+"""Which models are served: config.json as it is wanted, and each model's worker as it is.
+
+A reload reads the configuration whole, then changes what is wanted in one go; each model gets there on its own, so
+that one which takes long holds up no other. A model of a changed graph begins when its predecessor's calls and
+process have ended. All methods run on the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from openvino_server.errors import ApiError
+from openvino_server.graph_file import Graph, read_graph
+from openvino_server.model import AVAILABLE, END, Model
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Mapping, Sequence
+    from pathlib import Path
+
+    from openvino_server.model import Settings
+
+__all__ = ["ConfigError", "Registry", "Spec", "read_config"]
+
+
+class ConfigError(ValueError):
+    """config.json cannot be used at all; nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One model as config.json wants it: its graph, or what is wrong with it. `text` tells a changed graph."""
+
+    name: str
+    text: str
+    graph: Graph | None
+    complaint: str = ""
+
+
+@dataclass
+class _Waiting:
+    """A reload's share: models and removals that it set in motion."""
+
+    models: list[Model] = field(default_factory=list)
+    removals: list[asyncio.Task[None]] = field(default_factory=list)
+
+
+def read_config(path: Path) -> dict[str, Spec]:
+    """What config.json wants, by name. Reads files: not for the loop. Raises ConfigError."""
+    try:
+        shape = json.loads(path.read_text(encoding="utf-8"))
+        entries = shape.get("mediapipe_config_list", [])
+        if shape.get("model_config_list"):
+            raise ConfigError(f"{path}: model_config_list: only graphs can be served here; leave it empty")
+        named = [(str(entry["name"]), entry) for entry in entries]
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path}: not a configuration: {error}") from None
+    specs = {name: _read_spec(name, entry, path.parent) for name, entry in named}
+    if len(specs) != len(named):
+        raise ConfigError(f"{path}: two models have the same name")
+    return specs
+
+
+def _read_spec(name: str, entry: dict[str, Any], folder: Path) -> Spec:
+    base = folder / str(entry.get("base_path") or name)
+    path = base / str(entry.get("graph_path") or "graph.pbtxt")
+    text = ""
+    try:
+        text = path.read_text(encoding="utf-8")
+        graph = read_graph(text, path.parent)
+    except OSError as error:
+        return Spec(name, "", None, f"{path}: cannot be read: {error.strerror}")
+    except (ValueError, RecursionError) as error:
+        return Spec(name, text, None, f"{path}: {error}")
+    if not graph.models_path.is_dir():
+        return Spec(name, text, None, f"{path}: models_path: there is no folder {graph.models_path}")
+    return Spec(name, f"{base}\n{text}", graph)
+
+
+class Registry:
+    """All models of one server. `argv` runs a worker."""
+
+    def __init__(self, config: Path, settings: Settings, argv: Sequence[str], environ: Mapping[str, str]) -> None:
+        self._config = config
+        self._settings = settings
+        self._argv = list(argv)
+        self._environ = dict(environ)
+        self._wanted: dict[str, Spec] = {}
+        self._models: dict[str, Model] = {}
+        self._leaving: dict[Model, asyncio.Task[None]] = {}
+        self._reading = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """What is served, or is to be, by name."""
+        return self._models
+
+    def find(self, name: object, kind: str) -> Model:
+        """The model of a request. Raises ApiError."""
+        if not isinstance(name, str) or not name:
+            raise ApiError(400, "model: must name a model")
+        model = self._models.get(name)
+        if model is None:
+            raise ApiError(404, f"model: {name} is not served", "not_found_error")
+        if model.graph is not None and model.graph.kind != kind:
+            raise ApiError(400, f"model: {name} is a model for {model.graph.kind}, not for {kind}")
+        return model
+
+    def states(self) -> dict[str, Any]:
+        """As GET /v1/config tells them."""
+        shown = {model.name: model for model in self._leaving} | dict(self._models)
+        return {name: _shown(model) for name, model in sorted(shown.items())}
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every worker that should be there is, and none hangs."""
+        return not any(model.complaint for model in self._models.values())
+
+    async def reload(self) -> tuple[bool, list[str]]:
+        """Make it so: (whether anything changed, what could not be loaded). Raises ConfigError, nothing changed then.
+
+        Returns when what this reload set in motion has come to rest. A cancelled caller does not stop the change.
+        """
+        async with self._reading:
+            specs = await asyncio.to_thread(read_config, self._config)
+            waiting = self._want(specs)
+        for model in waiting.models:
+            await model.settled()
+        if waiting.removals:
+            await asyncio.wait(waiting.removals)
+        failed = [
+            f"{model.name}: {model.error or 'another reload has taken it out again'}"
+            for model in waiting.models
+            if model.state != AVAILABLE
+        ]
+        return bool(waiting.models or waiting.removals), failed
+
+    def load_soon(self) -> None:
+        """What config.json names, when the server starts: without waiting for it."""
+        self._background(self._first_load())
+
+    async def _first_load(self) -> None:
+        try:
+            await self.reload()
+        except ConfigError as error:
+            sys.stderr.write(f"E {error}\n")
+
+    def _want(self, specs: dict[str, Spec]) -> _Waiting:
+        """Set the changes in motion, all at once."""
+        waiting = _Waiting()
+        for name in [name for name in self._models if name not in specs]:
+            waiting.removals.append(self._retire(self._models.pop(name)))
+        for name, spec in specs.items():
+            known = self._models.get(name)
+            if known is not None and known.state != END and self._wanted.get(name) == spec:
+                continue
+            before = self._leaving_task(name) if known is None else self._retire(known)
+            model = Model(name, spec.graph, self._settings, self._argv, self._environ)
+            self._models[name] = model
+            model.start(spec.complaint, before, partial(self._require_memory, model))
+            waiting.models.append(model)
+        self._wanted = specs
+        return waiting
+
+    def _leaving_task(self, name: str) -> asyncio.Task[None] | None:
+        return next((task for model, task in self._leaving.items() if model.name == name), None)
+
+    def _retire(self, model: Model) -> asyncio.Task[None]:
+        task = self._background(self._see_off(model))
+        self._leaving[model] = task
+        return task
+
+    async def _see_off(self, model: Model) -> None:
+        try:
+            await model.retire()
+        finally:
+            self._leaving.pop(model, None)
+
+    def _require_memory(self, asking: Model, size: int) -> None:
+        """Raises ApiError when the model's files do not fit beside what all workers use already."""
+        limit = self._settings.memory_limit
+        if not limit:
+            return
+        others = [model for model in [*self._models.values(), *self._leaving] if model is not asking]
+        used = sum(model.memory() for model in others)
+        if used + size > limit:
+            raise ApiError(
+                503,
+                f"memory: {size >> 20} MiB of model files do not fit: {used >> 20} MiB of memory_limit's "
+                f"{limit >> 20} MiB are in use; unload another model, or raise memory_limit",
+            )
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def kill(self) -> None:
+        """End every worker at once, because the server ends."""
+        for model in [*self._models.values(), *self._leaving]:
+            model.kill()
+
+    async def aclose(self) -> None:
+        """End every worker and wait for it. For a server that is closed, not for one that is killed."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(model.aclose() for model in [*self._models.values(), *self._leaving]))
+        self._models.clear()
+
+
+def _shown(model: Model) -> dict[str, Any]:
+    # With OK, the message tells why it does not answer yet: it still may.
+    code = "OK" if not model.error else "FAILED_PRECONDITION" if model.unusable else "UNAVAILABLE"
+    status = {"error_code": code, "error_message": model.error or model.complaint}
+    shown = {"version": "1", "state": model.state, "status": status, "memory": model.memory()}  # bytes; not of OVMS
+    return {"model_version_status": [shown]}

@@ -1,0 +1,58 @@
+"""Who takes the answers to one call from the link to a worker. Streams are one kind of them: see stream.py."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from openvino_server.errors import ApiError
+
+__all__ = ["OneResult", "Sink"]
+
+
+class Sink(Protocol):
+    """Who takes the answers to one call. Called on the loop, must not block. `flush` follows each batch of others."""
+
+    def part(self, payload: list[Any]) -> None:
+        """Some tokens: (index, delta, token count, logprobs, finish reason) each."""
+
+    def progress(self, step: int, total: int) -> None:
+        """A step of a call that has steps."""
+
+    def done(self, payload: dict[str, Any]) -> None:
+        """The end, with what is left to be told."""
+
+    def failed(self, error: ApiError) -> None:
+        """The end by an error."""
+
+    def flush(self) -> None:
+        """Nothing more has arrived for now."""
+
+
+class OneResult:
+    """For a call that is awaited: its result, and progress for those who want it."""
+
+    def __init__(self, on_part: Callable[[list[Any]], None] | None) -> None:
+        self.result: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._on_part = on_part
+
+    def part(self, payload: list[Any]) -> None:
+        if self._on_part is not None:
+            self._on_part(payload)
+
+    def progress(self, step: int, total: int) -> None:
+        pass
+
+    def done(self, payload: dict[str, Any]) -> None:
+        if not self.result.done():
+            self.result.set_result(payload)
+
+    def failed(self, error: ApiError) -> None:
+        if not self.result.done():
+            self.result.set_exception(error)
+
+    def flush(self) -> None:
+        pass

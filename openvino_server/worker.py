@@ -1,0 +1,54 @@
+"""One loaded model: `python -m openvino_server.worker`, spawned by the runner.
+
+It has a process of its own because the pipeline of a language model computes without letting Python's other threads
+run; in one process nobody would answer meanwhile. Requests come as frames on stdin, whose end means that the runner
+is gone; answers leave on what was stdout, and whatever libraries print goes to stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from engine_plugin.process import guard
+from engine_plugin.process.entry import own_stdin
+from openvino_server.frames import Channel, Inbox
+
+__all__ = ["main"]
+
+FAILED = 3
+
+_SWITCH = 0.0005  # seconds after which a thread that waits for Python gets it: a request must not wait for 5 ms
+
+
+def main() -> int:
+    """Load the model that the first frame names, tell it ready or failed, and serve until told to quit."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the plugin
+    guard.arm()
+    channel = Channel(os.dup(1))
+    os.dup2(2, 1)
+    sys.setswitchinterval(_SWITCH)
+    inbox = Inbox(own_stdin())
+    inbox.start()
+    verb, *rest = inbox.get()
+    if verb != "load":
+        return 0
+    from openvino_server import pipelines
+
+    try:
+        server = pipelines.load(rest[0])
+    except Exception as error:  # noqa: BLE001  # whatever keeps a model from loading is told, not raised
+        channel.send(("failed", pipelines.reason(error), isinstance(error, MemoryError)))
+        return FAILED
+    channel.send(("ready", server.facts))
+    server.serve(inbox, channel)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        status = main()
+    finally:
+        sys.stderr.flush()
+    os._exit(status)  # the destructors of pipelines would wait for what is running
