@@ -1,4 +1,8 @@
-"""The real command in a private home, with a plugin whose engine is tests/cli/fake_engine.py."""
+"""The real command in a private home, with a plugin whose engine is tests/cli/fake_engine.py.
+
+Most commands run in the tests' own process, and spawn real plugins and servers. What is about the command's own
+process runs in one: signals, terminals, locales, logging, `serve`, and one whole life in test_engine.py.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +20,8 @@ import psutil
 import pytest
 
 from tests.patience import LIMIT
+
+from .here import run_here
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,6 +66,8 @@ class Workplace:
     runtime: Path
     plugin: Path
     env: dict[str, str] = field(default_factory=dict)
+    apart: bool = False
+    """Whether each command gets a process of its own."""
 
     @property
     def data(self) -> Path:
@@ -73,13 +82,19 @@ class Workplace:
 
     def run(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, without a terminal."""
+        done = self.fed(b"", *arguments, **env)
+        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def fed(self, stdin: bytes, *arguments: str, **env: str) -> subprocess.CompletedProcess[bytes]:
+        """Run a command to its end, with something on its standard input."""
+        if not self.apart:
+            return run_here(arguments, self.env | env, self.plugin, stdin)
         return subprocess.run(
             [*COMMAND, *arguments],
             env=self.env | env,
             cwd=self.plugin,
-            stdin=subprocess.DEVNULL,
+            input=stdin,
             capture_output=True,
-            text=True,
             timeout=LIMIT,
         )
 
@@ -122,7 +137,14 @@ class Workplace:
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Iterator[Workplace]:
-    """A workplace; afterwards no process of it may be left."""
+    """A workplace of the test's own."""
+    with new_workplace(tmp_path) as place:
+        yield place
+
+
+@contextmanager
+def new_workplace(tmp_path: Path) -> Iterator[Workplace]:
+    """A workplace below `tmp_path`; afterwards no process of it may be left."""
     runtime = Path(tempfile.mkdtemp(prefix="ep-"))
     plugin = tmp_path / "plugins" / "fake-plugin"
     plugin.mkdir(parents=True)

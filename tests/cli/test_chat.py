@@ -58,17 +58,6 @@ def asked(place: Workplace) -> dict[str, Any]:
     return request
 
 
-def fed(place: Workplace, stdin: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [*COMMAND, "chat", *arguments],
-        env=place.env,
-        cwd=place.plugin,
-        input=stdin,
-        capture_output=True,
-        timeout=LIMIT,
-    )
-
-
 def eventually(condition: Callable[[], bool], seconds: float = LIMIT) -> None:
     """Wait for something that no event tells: the state of another process."""
     ends = time.monotonic() + seconds
@@ -101,10 +90,10 @@ def test_an_answer(place: Workplace) -> None:
 
 
 def test_standard_input(place: Workplace) -> None:
-    assert fed(place, b"from a pipe\n").stdout == b"1: from a pipe\n"
-    assert fed(place, b"text\n", "Sum up:", "-").stdout == b"1: Sum up: \n\ntext\n"
-    assert b"the prompt is empty" in fed(place, b" \n").stderr
-    done = fed(place, b"\xff")
+    assert place.fed(b"from a pipe\n", "chat").stdout == b"1: from a pipe\n"
+    assert place.fed(b"text\n", "chat", "Sum up:", "-").stdout == b"1: Sum up: \n\ntext\n"
+    assert b"the prompt is empty" in place.fed(b" \n", "chat").stderr
+    done = place.fed(b"\xff", "chat")
     assert (done.returncode, done.stderr) == (1, b"engine-plugin: standard input is not UTF-8 (byte 0)\n")
 
 

@@ -37,6 +37,7 @@ def test_check_and_install(workplace: Workplace) -> None:
 
 @pytest.mark.promise("G40")
 def test_a_life_in_the_background(workplace: Workplace) -> None:
+    workplace.apart = True
     workplace.good("engine", "install")
     said = workplace.good("engine", "start", "--mode", "cpu")
     try:

@@ -72,6 +72,7 @@ def test_the_page_names_every_status() -> None:
 
 
 def test_version_and_usage(workplace: Workplace) -> None:
+    workplace.apart = True
     assert __version__ in workplace.good("--version")
     assert "No such command" in workplace.bad(2, "nonsense")
     assert "Missing argument" in workplace.bad(2, "models", "load")
@@ -117,6 +118,7 @@ def test_a_manifest_with_errors(workplace: Workplace) -> None:
 
 
 def test_verbose_shows_the_traceback_and_the_log(workplace: Workplace) -> None:
+    workplace.apart = True
     done = workplace.run("models", "rm", "tiny", "-v")
     assert done.returncode == 3
     assert "Traceback" in done.stderr

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sockets and signals of POSIX")
 
 
+@pytest.fixture(autouse=True)
+def _commands_run_apart(workplace: Workplace) -> None:
+    """`serve` takes the signals of its process, and some tests have a loop of their own."""
+    workplace.apart = True
+
+
 @contextmanager
 def serving(
     workplace: Workplace, *arguments: str, stop: signal.Signals = signal.SIGTERM, env: dict[str, str] | None = None

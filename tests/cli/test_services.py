@@ -12,9 +12,10 @@ import pytest
 
 from tests.patience import LIMIT
 
-from .conftest import COMMAND
+from .conftest import COMMAND, new_workplace
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from .conftest import Workplace
@@ -35,6 +36,29 @@ NAMES = ("embed", "rerank", "text-to-image", "speech-to-text", "speech-to-text-w
 @pytest.fixture
 def place(workplace: Workplace) -> Workplace:
     """A workplace whose plugin has every service that these commands call, and whose engine is installed."""
+    return with_services(workplace)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+    """The same, with a server that runs, which all tests of this module share."""
+    with new_workplace(tmp_path_factory.mktemp("served")) as workplace:
+        place = with_services(workplace)
+        place.good("engine", "start")
+        try:
+            yield place
+        finally:
+            place.good("engine", "stop")
+
+
+@pytest.fixture
+def served(server: Workplace) -> Workplace:
+    """The workplace with that server, whose engine has been asked nothing yet by this test."""
+    (server.data / "journal").unlink(missing_ok=True)
+    return server
+
+
+def with_services(workplace: Workplace) -> Workplace:
     services = "".join(
         SERVICE.format(name=name, streaming=_yaml(name == "text-to-image"), bidirectional=_yaml(name.endswith("-ws")))
         for name in NAMES
@@ -57,54 +81,47 @@ def asked(place: Workplace, service: str) -> dict[str, Any]:
     return request
 
 
-def fed(place: Workplace, stdin: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    """Run a command with something on its standard input."""
-    return subprocess.run(
-        [*COMMAND, *arguments], env=place.env, cwd=place.plugin, input=stdin, capture_output=True, timeout=LIMIT
-    )
-
-
 def test_embed(place: Workplace, tmp_path: Path) -> None:
     assert place.good("embed", "a", "bcd").splitlines() == ["[1, 0.5]", "[3, 0.5]"]
     assert asked(place, "embed") == {"input": ["a", "bcd"], "model": "tiny"}
     assert json.loads(place.good("embed", "a", "--json", "--model", "other"))["data"] == [{"embedding": [1, 0.5]}]
     assert asked(place, "embed")["model"] == "other"
-    done = fed(place, b"one\n\nthree\n", "embed", "-", "x", "-o", str(tmp_path / "v.jsonl"))
+    done = place.fed(b"one\n\nthree\n", "embed", "-", "x", "-o", str(tmp_path / "v.jsonl"))
     assert (done.returncode, done.stdout) == (0, b"")
     assert asked(place, "embed")["input"] == ["one", "three", "x"]
     assert [json.loads(line)[0] for line in (tmp_path / "v.jsonl").read_text().splitlines()] == [3, 5, 1]
     said = json.loads(place.run("embed", "a", "--json", "-o", str(tmp_path / "v.json")).stdout or "{}")
     assert said == {}
     assert json.loads((tmp_path / "v.json").read_text())["data"] == [{"embedding": [1, 0.5]}]
-    done = fed(place, b"\xff\n", "embed", "-")
+    done = place.fed(b"\xff\n", "embed", "-")
     assert (done.returncode, done.stderr) == (1, b"engine-plugin: standard input is not UTF-8 (byte 0)\n")
 
 
-def test_rerank(place: Workplace) -> None:
-    lines = place.good("rerank", "q", "a", "longest", "mid", "--top", "2").splitlines()
+def test_rerank(served: Workplace) -> None:
+    lines = served.good("rerank", "q", "a", "longest", "mid", "--top", "2").splitlines()
     assert [line.split() for line in lines] == [
         ["SCORE", "INDEX", "DOCUMENT"],
         ["1.0000", "1", "longest"],
         ["0.5000", "2", "mid"],
     ]
-    assert asked(place, "rerank") == {
+    assert asked(served, "rerank") == {
         "query": "q",
         "documents": ["a", "longest", "mid"],
         "top_n": 2,
         "model": "tiny",
     }
-    assert len(json.loads(place.good("rerank", "q", "a", "b", "--json"))["results"]) == 2
+    assert len(json.loads(served.good("rerank", "q", "a", "b", "--json"))["results"]) == 2
 
 
-def test_image(place: Workplace, tmp_path: Path) -> None:
+def test_image(served: Workplace, tmp_path: Path) -> None:
     file = str(tmp_path / "cat.png")
-    done = place.run(
+    done = served.run(
         "image", "a cat", "-o", file, "--size", "64x32", "--steps", "2", "--seed", "7", "--guidance", "0"
     )
     assert (done.returncode, done.stdout) == (0, f"wrote {file}\n")
     assert done.stderr.splitlines() == ["drawing: step 1 of 2", "drawing: step 2 of 2"]
     assert (tmp_path / "cat.png").read_bytes() == b"picture 0 of a cat"
-    assert asked(place, "text-to-image") == {
+    assert asked(served, "text-to-image") == {
         "prompt": "a cat",
         "size": "64x32",
         "num_inference_steps": 2,
@@ -114,16 +131,16 @@ def test_image(place: Workplace, tmp_path: Path) -> None:
         "stream": True,
         "model": "tiny",
     }
-    said = json.loads(place.good("image", "a", "-o", file, "-n", "2", "--negative", "b", "--json"))
+    said = json.loads(served.good("image", "a", "-o", file, "-n", "2", "--negative", "b", "--json"))
     assert said == {"files": [str(tmp_path / "cat-1.png"), str(tmp_path / "cat-2.png")]}
     assert (tmp_path / "cat-2.png").read_bytes() == b"picture 1 of a"
-    assert "stream" not in asked(place, "text-to-image")
-    done_ = fed(place, b"a dog", "image", "-", "-o", "-")
+    assert "stream" not in asked(served, "text-to-image")
+    done_ = served.fed(b"a dog", "image", "-", "-o", "-")
     assert (done_.returncode, done_.stdout) == (0, b"picture 0 of a dog")
 
 
-def test_many_steps_are_a_few_lines_where_there_is_no_terminal(place: Workplace, tmp_path: Path) -> None:
-    done = place.run("image", "a cat", "-o", str(tmp_path / "cat.png"), "--steps", "40")
+def test_many_steps_are_a_few_lines_where_there_is_no_terminal(served: Workplace, tmp_path: Path) -> None:
+    done = served.run("image", "a cat", "-o", str(tmp_path / "cat.png"), "--steps", "40")
     assert done.stderr.splitlines() == [f"drawing: step {step} of 40" for step in range(4, 41, 4)]
 
 
@@ -134,71 +151,71 @@ def test_an_image_of_a_plugin_that_does_not_stream(place: Workplace, tmp_path: P
     assert "stream" not in asked(place, "text-to-image")
 
 
-def test_speak(place: Workplace, tmp_path: Path) -> None:
+def test_speak(served: Workplace, tmp_path: Path) -> None:
     file = str(tmp_path / "hello.wav")
-    assert place.good("speak", "Hello", "-o", file, "--speed", "1.5") == f"wrote {file} (1.2 s of speech)\n"
+    assert served.good("speak", "Hello", "-o", file, "--speed", "1.5") == f"wrote {file} (1.2 s of speech)\n"
     assert (tmp_path / "hello.wav").read_bytes() == b"RIFF Hello"
-    assert asked(place, "text-to-speech") == {"text": "Hello", "speed": 1.5, "model": "tiny"}
-    said = json.loads(place.good("speak", "Hello", "-o", file, "--json", "--voice", "v", "--language", "de"))
+    assert asked(served, "text-to-speech") == {"text": "Hello", "speed": 1.5, "model": "tiny"}
+    said = json.loads(served.good("speak", "Hello", "-o", file, "--json", "--voice", "v", "--language", "de"))
     assert said["file"] == file
     assert said["duration"] == 1.25
     assert "audio" not in said
-    done = fed(place, b"from a pipe", "speak", "-", "-o", "-")
+    done = served.fed(b"from a pipe", "speak", "-", "-o", "-")
     assert (done.returncode, done.stdout) == (0, b"RIFF from a pipe")
 
 
-def test_transcribe(place: Workplace, tmp_path: Path) -> None:
+def test_transcribe(served: Workplace, tmp_path: Path) -> None:
     file = tmp_path / "talk.mp3"
     file.write_bytes(b"x" * 1000)
-    assert place.good("transcribe", str(file)) == "text of 1000 bytes\n"
-    assert place.good("transcribe", str(file), "--format", "srt", "--language", "en") == "srt of 1000 bytes\n"
-    request = asked(place, "speech-to-text")
+    assert served.good("transcribe", str(file)) == "text of 1000 bytes\n"
+    assert served.good("transcribe", str(file), "--format", "srt", "--language", "en") == "srt of 1000 bytes\n"
+    request = asked(served, "speech-to-text")
     assert (request["language"], request["model"], "task" in request) == ("en", "tiny", False)
-    assert json.loads(place.good("transcribe", str(file), "--json", "--translate"))["text"] == "json of 1000 bytes\n"
-    assert asked(place, "speech-to-text")["task"] == "translate"
-    done = place.run("transcribe", str(file), "--format", "vtt", "-o", str(tmp_path / "talk.vtt"))
+    assert json.loads(served.good("transcribe", str(file), "--json", "--translate"))["text"] == "json of 1000 bytes\n"
+    assert asked(served, "speech-to-text")["task"] == "translate"
+    done = served.run("transcribe", str(file), "--format", "vtt", "-o", str(tmp_path / "talk.vtt"))
     assert (done.stdout, done.stderr) == ("", f"wrote the transcript to {tmp_path / 'talk.vtt'}\n")
     assert (tmp_path / "talk.vtt").read_text() == "vtt of 1000 bytes\n"
-    assert fed(place, b"12345", "transcribe", "-").stdout == b"text of 5 bytes\n"
+    assert served.fed(b"12345", "transcribe", "-").stdout == b"text of 5 bytes\n"
 
 
-def test_transcribe_live(place: Workplace, tmp_path: Path) -> None:
+def test_transcribe_live(served: Workplace, tmp_path: Path) -> None:
     file = tmp_path / "talk.WAV"
     file.write_bytes(b"x" * 100_000)
-    assert place.good("transcribe", str(file), "--live") == "100000 bytes\n"
-    assert asked(place, "speech-to-text-ws") == {"format": "wav", "default": "tiny"}
-    said = place.good("transcribe", str(file), "--live", "--format", "srt", "--language", "en", "--model", "m")
+    assert served.good("transcribe", str(file), "--live") == "100000 bytes\n"
+    assert asked(served, "speech-to-text-ws") == {"format": "wav", "default": "tiny"}
+    said = served.good("transcribe", str(file), "--live", "--format", "srt", "--language", "en", "--model", "m")
     assert said == "1\n00:00:00,500 --> 01:01:01,007\n100000 bytes\n\n"
-    assert asked(place, "speech-to-text-ws") == {"model": "m", "language": "en", "format": "wav", "default": "tiny"}
-    said = place.good("transcribe", str(file), "--live", "--format", "vtt")
+    assert asked(served, "speech-to-text-ws") == {"model": "m", "language": "en", "format": "wav", "default": "tiny"}
+    said = served.good("transcribe", str(file), "--live", "--format", "vtt")
     assert said == "WEBVTT\n\n00:00:00.500 --> 01:01:01.007\n100000 bytes\n\n"
     events = [
         json.loads(line)["header"]["event"]
-        for line in place.good("transcribe", str(file), "--live", "--json").splitlines()
+        for line in served.good("transcribe", str(file), "--live", "--json").splitlines()
     ]
     assert (events[0], events[-1]) == ("task-started", "task-finished")
-    done = fed(place, b"12345", "transcribe", "-", "--live", "--rate", "8000")
+    done = served.fed(b"12345", "transcribe", "-", "--live", "--rate", "8000")
     assert (done.returncode, done.stdout) == (0, b"5 bytes\n")
-    assert asked(place, "speech-to-text-ws") == {"sample_rate": "8000", "format": "pcm", "default": "tiny"}
+    assert asked(served, "speech-to-text-ws") == {"sample_rate": "8000", "format": "pcm", "default": "tiny"}
 
 
 @pytest.mark.promise("T5")
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_live_transcription_without_speech_says_so(place: Workplace, form: str) -> None:
-    done = fed(place, b"hush", "transcribe", "-", "--live", "--format", form)
+def test_live_transcription_without_speech_says_so(served: Workplace, form: str) -> None:
+    done = served.fed(b"hush", "transcribe", "-", "--live", "--format", form)
     assert done.returncode == 0
     assert done.stderr.decode() == "no speech was heard. Without --live the whole file is given to the model\n"
 
 
-def test_live_transcription_that_fails(place: Workplace) -> None:
-    done = fed(place, b"noise", "transcribe", "-", "--live")
+def test_live_transcription_that_fails(served: Workplace) -> None:
+    done = served.fed(b"noise", "transcribe", "-", "--live")
     assert (done.returncode, done.stderr) == (1, b"engine-plugin: audio: is damaged; send another\n")
-    done = fed(place, b"", "transcribe", "-", "--live")
+    done = served.fed(b"", "transcribe", "-", "--live")
     assert (done.returncode, done.stderr) == (
         1,
         b"engine-plugin: standard input is empty: there is no sound to transcribe\n",
     )
-    done = fed(place, b"gone", "transcribe", "-", "--live")
+    done = served.fed(b"gone", "transcribe", "-", "--live")
     assert done.returncode == 1
     assert b"the plugin ended the transcription before the sound was over" in done.stderr
 
@@ -212,19 +229,19 @@ def test_a_server_that_runs_is_used_and_its_engine_started(place: Workplace) -> 
         place.good("engine", "stop")
 
 
-def test_wrong_usage(place: Workplace, tmp_path: Path) -> None:
+def test_wrong_usage(served: Workplace, tmp_path: Path) -> None:
     file = tmp_path / "a.wav"
     file.write_bytes(b"a")
-    assert "'/none.wav' does not exist" in place.bad(2, "transcribe", "/none.wav")
-    assert "--live prints" in place.bad(2, "transcribe", str(file), "--live", "--translate")
+    assert "'/none.wav' does not exist" in served.bad(2, "transcribe", "/none.wav")
+    assert "--live prints" in served.bad(2, "transcribe", str(file), "--live", "--translate")
     text = tmp_path / "a.txt"
     text.touch()
-    assert "is not named like sound" in place.bad(2, "transcribe", str(text), "--live")
-    assert "--rate is for --live" in place.bad(2, "transcribe", str(file), "--rate", "8000")
-    assert "'--rate'" in place.bad(2, "transcribe", str(file), "--live", "--rate", "3")
-    assert "several pictures need a file name" in place.bad(2, "image", "a", "-o", "-", "-n", "2")
-    assert "Missing option '-o'" in place.bad(2, "image", "a")
-    assert place.journal == []
+    assert "is not named like sound" in served.bad(2, "transcribe", str(text), "--live")
+    assert "--rate is for --live" in served.bad(2, "transcribe", str(file), "--rate", "8000")
+    assert "'--rate'" in served.bad(2, "transcribe", str(file), "--live", "--rate", "3")
+    assert "several pictures need a file name" in served.bad(2, "image", "a", "-o", "-", "-n", "2")
+    assert "Missing option '-o'" in served.bad(2, "image", "a")
+    assert served.journal == []
 
 
 @pytest.mark.parametrize(
@@ -232,29 +249,29 @@ def test_wrong_usage(place: Workplace, tmp_path: Path) -> None:
     [("embed", "a"), ("image", "a"), ("speak", "a"), ("transcribe", "talk.wav")],
     ids=lambda command: command[0],
 )
-def test_where_nothing_can_be_written(place: Workplace, tmp_path: Path, command: tuple[str, str]) -> None:
+def test_where_nothing_can_be_written(served: Workplace, tmp_path: Path, command: tuple[str, str]) -> None:
     """It is said before the work."""
-    (place.plugin / "talk.wav").write_bytes(b"a")
-    assert "there is no directory for" in place.bad(2, *command, "-o", str(tmp_path / "no" / "a"))
+    (served.plugin / "talk.wav").write_bytes(b"a")
+    assert "there is no directory for" in served.bad(2, *command, "-o", str(tmp_path / "no" / "a"))
     for target in (str(tmp_path), f"{tmp_path / 'new'}/"):
-        assert f"{target} is a directory. Name the file in it" in place.bad(2, *command, "-o", target)
+        assert f"{target} is a directory. Name the file in it" in served.bad(2, *command, "-o", target)
     if os.name == "posix" and os.geteuid():
         kept = tmp_path / "kept"
         kept.touch(0o400)
-        assert f"{kept} may not be written by this user" in place.bad(2, *command, "-o", str(kept))
-    assert place.journal == []
+        assert f"{kept} may not be written by this user" in served.bad(2, *command, "-o", str(kept))
+    assert served.journal == []
 
 
-def test_a_name_that_says_another_format(place: Workplace, tmp_path: Path) -> None:
-    said = place.bad(2, "image", "a", "-o", str(tmp_path / "cat.JPG"))
+def test_a_name_that_says_another_format(served: Workplace, tmp_path: Path) -> None:
+    said = served.bad(2, "image", "a", "-o", str(tmp_path / "cat.JPG"))
     assert "cat.JPG would hold PNG. Name it cat.png" in said
-    assert "a.mp3 would hold WAV. Name it a.wav" in place.bad(2, "speak", "a", "-o", str(tmp_path / "a.mp3"))
-    assert place.journal == []
-    place.good("speak", "a", "-o", str(tmp_path / "take.2"))
+    assert "a.mp3 would hold WAV. Name it a.wav" in served.bad(2, "speak", "a", "-o", str(tmp_path / "a.mp3"))
+    assert served.journal == []
+    served.good("speak", "a", "-o", str(tmp_path / "take.2"))
     assert (tmp_path / "take.2").read_bytes() == b"RIFF a"
 
 
-def test_an_unfinished_sentence_keeps_to_one_line_of_the_terminal(place: Workplace) -> None:
+def test_an_unfinished_sentence_keeps_to_one_line_of_the_terminal(served: Workplace) -> None:
     fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
     terminal, its = os.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
@@ -262,8 +279,8 @@ def test_an_unfinished_sentence_keeps_to_one_line_of_the_terminal(place: Workpla
         with os.fdopen(its, "wb") as stderr:
             done = subprocess.run(
                 [*COMMAND, "transcribe", "-", "--live"],
-                env=place.env,
-                cwd=place.plugin,
+                env=served.env,
+                cwd=served.plugin,
                 input=b"talkative" + b"x" * 200,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -278,12 +295,15 @@ def test_an_unfinished_sentence_keeps_to_one_line_of_the_terminal(place: Workpla
     assert all(len(line) + line.count("語") < 40 for line in partial)
 
 
-def test_what_cannot_be_done_says_what_to_do(place: Workplace, tmp_path: Path) -> None:
-    said = place.bad(1, "image", "a", "-o", str(tmp_path / "a.png"), "--size", "big")
+def test_what_cannot_be_done_says_what_to_do(served: Workplace, tmp_path: Path) -> None:
+    said = served.bad(1, "image", "a", "-o", str(tmp_path / "a.png"), "--size", "big")
     assert said.startswith("engine-plugin: size: must be a width and a height in pixels")
-    assert "has not the shape of one" in place.bad(1, "embed", "a", "--model", "odd")
-    assert "has not the shape of one" in place.bad(1, "rerank", "a", "b", "--model", "odd")
-    assert "has not the shape of one" in place.bad(1, "speak", "a", "-o", str(tmp_path / "a.wav"), "--model", "odd")
+    assert "has not the shape of one" in served.bad(1, "embed", "a", "--model", "odd")
+    assert "has not the shape of one" in served.bad(1, "rerank", "a", "b", "--model", "odd")
+    assert "has not the shape of one" in served.bad(1, "speak", "a", "-o", str(tmp_path / "a.wav"), "--model", "odd")
+
+
+def test_an_engine_that_is_not_installed_is_told(place: Workplace) -> None:
     (place.data / "installed").unlink()
     assert "Install it with engine-plugin engine install" in place.bad(4, "embed", "a")
 

@@ -79,7 +79,7 @@ def test_somebody_elses_server_is_used_and_outlives_the_plugin(go_host: GoHost, 
 
 @pytest.mark.promise("F5", "G20", "G34")
 @posix
-@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("tls", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["plain", "tls"])
 def test_a_server_of_our_own_ends_with_kill(go_host: GoHost, scratch: Path, tls: bool) -> None:
     arguments = ["-automtls"] if tls else []
     checks = go_host.run("ollama-managed", managed_plugin(scratch), scratch, *arguments, OLLAMA_HOST=NOWHERE)
