@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 REPORT = pytest.StashKey[list[str]]()
 """Lines that tests want to be shown at the end of the run."""
 
+TOGETHER = ("tests/all_engines/", "tests/ollama/services/")
+"""Packages that one worker of pytest-xdist runs, since their servers are fixtures of the package."""
+
 # Container images often set this; each of the hundreds of Pythons that tests start would compile our modules again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
@@ -74,6 +77,18 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.enable()
         gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """With `--dist loadfile` a package whose files share what takes long to start is one piece of work, as a file is."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next(filter(nodeid.startswith, TOGETHER), super()._split_scope(nodeid))
+
+    return Scheduling(config, log) if config.option.dist == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

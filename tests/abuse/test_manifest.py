@@ -215,9 +215,10 @@ MONSTERS = {
 
 @pytest.mark.promise("P22")
 @pytest.mark.usefixtures("parser")
+@pytest.mark.parametrize("parser", ["C", pytest.param("Python", marks=pytest.mark.thorough)], indirect=True)
 @pytest.mark.parametrize("monster", MONSTERS)
 def test_files_that_are_made_to_take_long(tmp_path: Path, monster: str) -> None:
-    """Each below the size that is read at all."""
+    """Each below the size that is read at all; `make test-all` has the pure parser read them too."""
     content = MONSTERS[monster].encode()
     assert len(content) <= document.MAX_BYTES
     judge(tmp_path / "plugin.yaml", content)
