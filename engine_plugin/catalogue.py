@@ -82,8 +82,8 @@ ENGINE_NOT_RUNNING = Entry(
     UnavailableError,
     "the engine is not running",
     "Call StartEngine",
-    "Nobody has started the engine yet, or somebody stopped it. A server of somebody else's that was let go counts "
-    "as stopped too.",
+    "The engine has not been started yet, or has been stopped. After StopEngine a server that the plugin only talks "
+    "to counts as stopped, too.",
     "Start it. A host does so by itself when it starts the plugin; `engine-plugin engine start` does it by hand.",
 )
 
@@ -147,23 +147,24 @@ DEVICE_MISSING = Entry(
 MODEL_MISSING = Entry(
     "model-missing",
     ModelNotFoundError,
-    "model: no model is called {name!r}",
-    "{hint}{pull}",
+    "model: no model is called {model!r}",
+    "{hint}{way}",
     "The name is misspelt, or the model has not been pulled to this machine. A name without a tag means `:latest` "
     "where models have tags.",
     "Take one of the names that the message proposes, pull the model by the command in it, or set `auto_pull: true` "
     "in plugin.yaml (`--auto-pull` for one command) to have missing models pulled before the call.",
+    names=("model", "pull"),
 )
 
 DEFAULT_MODEL_MISSING = Entry(
     "default-model-missing",
     ModelNotFoundError,
-    "model: {name!r}, the default model for {service}, is not on this machine; {place} names it",
-    "Choose another default{pull}",
+    "model: {model!r}, the default model for {service}, is not on this machine; {place} names it",
+    "Choose another default{way}",
     "The request names no model, and the service's default model was deleted or never pulled.",
     "Choose another default (`engine-plugin models use NAME`), return to plugin.yaml's (`engine-plugin models use "
     "--reset`), or pull the model again. `default_model` in plugin.yaml is edited by hand.",
-    names=("service",),
+    names=("model", "pull", "service"),
 )
 
 MODEL_KIND_MISMATCH = Entry(
@@ -439,15 +440,15 @@ def model_missing(
         way = f"Others must be pulled first: {sources}"
     else:
         way = _LIST
-    text = MODEL_MISSING.text(name=str(name)[:_LONGEST_NAME], hint=hint, pull=way)
+    text = MODEL_MISSING.text(model=str(name)[:_LONGEST_NAME], hint=hint, way=way)
     return ModelNotFoundError(text, model=str(name), pull=pull)
 
 
 def default_missing(name: str, service: str, place: str, *, pull: str = "") -> ModelNotFoundError:
     """The error for a default model that is not here; `place` is the file that names it, `pull` as above."""
     way = f", or pull it: PullModel {shlex.quote(pull)}" if pull and len(pull) <= _LONGEST_NAME else ""
-    error = DEFAULT_MODEL_MISSING.error(name=name[:_LONGEST_NAME], service=service, place=place, pull=way)
-    error.fields |= {"model": name, **({"pull": pull} if pull else {})}
+    error = DEFAULT_MODEL_MISSING.error(model=name[:_LONGEST_NAME], service=service, place=place, way=way)
+    error.fields |= {"model": name, "pull": pull} if pull else {"model": name}
     return error
 
 

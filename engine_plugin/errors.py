@@ -26,7 +26,7 @@
 An error is raised where it is known, says what to do next, and is caught once, at the edge: the servicer
 turns it into `code`, `message` and metadata, the CLI into a line on stderr and an exit status. The codes are those of
 the wire (AOG plugin SDK, protocol/errors.go). Programs compare an error's class or its `id`, never its text;
-docs/errors.md lists the ids (scripts/errors.py writes it).
+docs/errors.md lists the ids (scripts/error_ids.py writes it).
 """
 
 from __future__ import annotations
@@ -89,6 +89,8 @@ class EnginePluginError(Exception):
     """What the wire carries."""
     id: str = "internal-error"
     """The kind of failure, in kebab-case: a class's own, or that of the catalogue's entry that was raised."""
+    remedy: ClassVar[str] = "Look into the plugin's log for the details, and report them."
+    """What to do, for docs/errors.md; the catalogue has more to say of its entries."""
     names: ClassVar[tuple[str, ...]] = ()
     """The fields that an error of this class may have, beside those of `error_about`."""
 
@@ -152,6 +154,7 @@ class InvalidRequestError(EnginePluginError):
 
     code = 400
     id = "request-invalid"
+    remedy = "Correct the field that `field` and the message name."
     names = ("field",)
 
     @classmethod
@@ -165,6 +168,7 @@ class AuthError(EnginePluginError):
 
     code = 401
     id = "authentication-failed"
+    remedy = "Correct the key or the account that the message names."
 
 
 class NotFoundError(EnginePluginError):
@@ -172,12 +176,14 @@ class NotFoundError(EnginePluginError):
 
     code = 404
     id = "not-found"
+    remedy = "Correct the name or the address in the message."
 
 
 class ServiceNotFoundError(NotFoundError):
     """plugin.yaml declares no such service."""
 
     id = "service-missing"
+    remedy = "Call one of the services that the message lists, or declare it in plugin.yaml."
     names = ("service",)
 
 
@@ -185,6 +191,7 @@ class ModelNotFoundError(NotFoundError):
     """No such model is present: `model` as it was named, `pull` what to pull to have it, "" for no such source."""
 
     id = "model-missing"
+    remedy = "Pull `pull`, or name another model: ListModels."
     names = ("model", "pull")
 
     @property
@@ -203,6 +210,7 @@ class DeadlineError(EnginePluginError):
 
     code = 408
     id = "deadline-exceeded"
+    remedy = "Raise the service's `timeout` in plugin.yaml, or ask for less."
 
 
 class PreconditionError(EnginePluginError):
@@ -210,18 +218,21 @@ class PreconditionError(EnginePluginError):
 
     code = 412
     id = "precondition-failed"
+    remedy = "Do first what the message names."
 
 
 class EngineNotInstalledError(PreconditionError):
     """The engine's software is not on this machine; InstallEngine puts it there."""
 
     id = "engine-not-installed"
+    remedy = "Call InstallEngine."
 
 
 class ModelNotLoadedError(PreconditionError):
     """The model is not in memory."""
 
     id = "model-not-loaded"
+    remedy = "Nothing: the next request loads the model."
     names = ("model",)
 
 
@@ -229,6 +240,7 @@ class ModelUnusableError(PreconditionError):
     """The engine cannot load the model's files, now or later; the message holds the engine's reason."""
 
     id = "model-unusable"
+    remedy = "Delete the model and pull it again, or pull another."
     names = ("model",)
 
 
@@ -236,6 +248,7 @@ class ModelInUseError(PreconditionError):
     """The model is answering requests and cannot be deleted now."""
 
     id = "model-in-use"
+    remedy = "Try again when its requests have ended."
     names = ("model",)
 
 
@@ -244,6 +257,7 @@ class UnsupportedError(EnginePluginError):
 
     code = 501
     id = "unsupported"
+    remedy = "Leave it out, or call a plugin whose engine can do it."
 
 
 class BadGatewayError(EnginePluginError):
@@ -252,6 +266,7 @@ class BadGatewayError(EnginePluginError):
 
     code = 502
     id = "engine-failed"
+    remedy = "Try again; the engine's log may say why."
     names = ("reason",)
 
 
@@ -259,6 +274,7 @@ class EngineDiedError(BadGatewayError):
     """The engine's process ended during the call; the message holds its exit code and last lines."""
 
     id = "engine-died"
+    remedy = "Try again: the engine is restarted. Look at its last lines in the message if it dies again."
 
 
 class UnavailableError(EnginePluginError):
@@ -266,6 +282,7 @@ class UnavailableError(EnginePluginError):
 
     code = 503
     id = "engine-unavailable"
+    remedy = "Try again later; StartEngine if the engine is stopped."
     names = ("reason",)
 
 
@@ -273,6 +290,7 @@ class EngineStartError(UnavailableError):
     """The engine's process did not become ready; the message holds its exit code and last lines."""
 
     id = "engine-start-failed"
+    remedy = "Correct what the engine's last lines in the message say, then call StartEngine."
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +312,7 @@ class ManifestError(EnginePluginError):
     """plugin.yaml cannot be used. `problems` holds each complaint; the text is one a line."""
 
     id = "manifest-invalid"
+    remedy = "Correct plugin.yaml at `file` and `line`; `engine-plugin lint` lists all problems."
     names = ("file", "line")
 
     def __init__(self, problems: Sequence[Problem]) -> None:
@@ -307,24 +326,28 @@ class InstallError(EnginePluginError):
     """An installation failed; what was there before is untouched."""
 
     id = "install-failed"
+    remedy = "Correct what the message names, then call InstallEngine again."
 
 
 class DownloadError(EnginePluginError):
     """A file could not be fetched or verified; what arrived is kept for resuming where that is sound."""
 
     id = "download-failed"
+    remedy = "Try again; what arrived is kept where that is sound."
 
 
 class PullError(DownloadError):
-    """A model could not be fetched or verified, or what was fetched is none."""
+    """A model could not be fetched or verified, or what arrived is not a model."""
 
     id = "pull-failed"
+    remedy = "Try again, or pull from another source."
 
 
 class PluginProcessError(EnginePluginError):
     """A plugin could not be launched by the host library, or ended while it was needed."""
 
     id = "plugin-process-failed"
+    remedy = "Launch the plugin again; the message has its exit status and last lines."
 
 
 _BY_CODE: dict[int, type[EnginePluginError]] = {

@@ -20,7 +20,8 @@ OtherT = TypeVar("OtherT", bound=EnginePluginError)
 @dataclass(frozen=True, slots=True)
 class Entry(Generic[ErrorT]):
     """One failure. `what` and `fix` are templates with the same kind of fields as `str.format`; `cause` and `remedy`
-    are prose for docs/troubleshooting.md. `names` are the fields that the error carries for programs."""
+    are prose for docs/troubleshooting.md. `names` are the fields that the error carries for programs: those of
+    the templates that are so named, and what its maker adds."""
 
     id: str
     raises: type[ErrorT]
@@ -52,7 +53,7 @@ class Entry(Generic[ErrorT]):
 
     def error_as(self, raises: type[OtherT], /, **fields: Any) -> OtherT:
         """The same as an exception of another class with the same code, for callers that document that class."""
-        error = raises(self.text(**fields), **{name: fields[name] for name in self.names})
+        error = raises(self.text(**fields), **{name: fields[name] for name in self.names if name in fields})
         error.id = self.id
         return error
 

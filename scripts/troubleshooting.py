@@ -6,12 +6,12 @@ own template, so that the page shows what a person sees.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.catalogue import FAMILIES
+from pages import write_page
 from pins import ROOT
 
 if TYPE_CHECKING:
@@ -55,15 +55,15 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
         "way": _SETTINGS,
     },
     "model-missing": {
-        "name": "qwen3:7b",
+        "model": "qwen3:7b",
         "hint": "Did you mean qwen3:8b? ",
-        "pull": "Pull it: PullModel qwen3:7b",
+        "way": "Pull it: PullModel qwen3:7b",
     },
     "default-model-missing": {
-        "name": "qwen3:8b",
+        "model": "qwen3:8b",
         "service": "chat",
         "place": "/home/me/.local/share/engine-plugin/engines/ollama/default-models-ollama.json",
-        "pull": ", or pull it: PullModel qwen3:8b",
+        "way": ", or pull it: PullModel qwen3:8b",
     },
     "model-kind-mismatch": {"model": "bge-m3", "kind": "embed", "service": "chat", "wanted": "chat"},
     "disk-full": {
@@ -183,17 +183,7 @@ def page() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail when the page is out of date")
-    check = parser.parse_args(arguments).check
-    fresh = page()
-    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == fresh:
-        return 0
-    if check:
-        print(f"troubleshooting: {PAGE.name} is out of date: run python scripts/troubleshooting.py", file=sys.stderr)
-        return 1
-    PAGE.write_text(fresh, encoding="utf-8", newline="\n")
-    return 0
+    return write_page(PAGE, page(), "troubleshooting", __doc__, arguments)
 
 
 if __name__ == "__main__":
