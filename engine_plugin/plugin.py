@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin import catalogue, deadlines
 from engine_plugin.deadlines import deadline
 from engine_plugin.download.sizes import byte_size
+from engine_plugin.download.source import without_secrets
 from engine_plugin.engines.base import HealthState
 from engine_plugin.errors import (
     EnginePluginError,
@@ -22,6 +23,7 @@ from engine_plugin.errors import (
     ModelNotFoundError,
     UnavailableError,
     UnsupportedError,
+    error_about,
 )
 from engine_plugin.jsontext import BRIEF
 from engine_plugin.models.available import Offer, names_for
@@ -100,11 +102,12 @@ class Plugin:
 
         With `auto_pull` in plugin.yaml a model that is missing is pulled first, which no timeout counts.
         """
-        try:
+        with error_about(service=service_name):
+            try:
+                return await self._invoke(service_name, data)
+            except ModelNotFoundError as error:
+                await self._fetch_missing(error)
             return await self._invoke(service_name, data)
-        except ModelNotFoundError as error:
-            await self._fetch_missing(error)
-        return await self._invoke(service_name, data)
 
     async def _invoke(self, service_name: str, data: bytes) -> bytes:
         service, contract, request, default = await self._prepare(service_name, data)
@@ -120,6 +123,7 @@ class Plugin:
         """Answer one request in chunks of whole events. The deadline counts from here to the end of the block;
         leaving the block stops the engine's work. A model that is missing is pulled as for `invoke`."""
         async with AsyncExitStack() as stack:
+            stack.enter_context(error_about(service=service_name))
             try:
                 chunks = await stack.enter_async_context(self._stream(service_name, data))
             except ModelNotFoundError as error:
@@ -149,13 +153,14 @@ class Plugin:
 
         A model that is missing is pulled as for `invoke`, before the host hears anything.
         """
-        service = self._declared(service_name)
-        if not service.capabilities.support_bidirectional:
-            raise UnsupportedError(
-                f"service_name: {service_name} is not bidirectional; call InvokeService or InvokeServiceStream"
-            )
-        default = await self._default_model(service)
         async with aclosing(_checked(service_name, messages)) as checked, AsyncExitStack() as stack:
+            stack.enter_context(error_about(service=service_name))
+            service = self._declared(service_name)
+            if not service.capabilities.support_bidirectional:
+                raise UnsupportedError(
+                    f"service_name: {service_name} is not bidirectional; call InvokeService or InvokeServiceStream"
+                )
+            default = await self._default_model(service)
             heard = _Heard(checked)
             if not self.manifest.auto_pull:
                 heard.forget()
@@ -332,24 +337,30 @@ class Plugin:
         """The models in memory."""
         return await self.engine.running_models()
 
-    def pull_model(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
+    async def pull_model(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
         """Fetch a model; no deadline but the host's, since size and network decide."""
-        return self.engine.pull_model(request)
+        with error_about(model=without_secrets(request.model)):
+            async with aclosing(self.engine.pull_model(request)) as events:
+                async for event in events:
+                    yield event
 
     async def delete_model(self, name: str) -> None:
         """Delete a model."""
-        async with deadline(deadlines.STOP, "DeleteModel"):
-            await self.engine.delete_model(name)
+        with error_about(model=name):
+            async with deadline(deadlines.STOP, "DeleteModel"):
+                await self.engine.delete_model(name)
 
     async def load_model(self, name: str) -> None:
         """Bring a model into memory."""
-        async with deadline(deadlines.LOAD, "LoadModel"):
-            await self.engine.load_model(name)
+        with error_about(model=name):
+            async with deadline(deadlines.LOAD, "LoadModel"):
+                await self.engine.load_model(name)
 
     async def unload_model(self, name: str) -> None:
         """Drain a model and free its memory."""
-        async with deadline(deadlines.LOAD, "UnloadModel"):
-            await self.engine.unload_model(name)
+        with error_about(model=name):
+            async with deadline(deadlines.LOAD, "UnloadModel"):
+                await self.engine.unload_model(name)
 
 
 def _cannot_serve(health: Health) -> UnavailableError:

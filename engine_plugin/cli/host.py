@@ -83,6 +83,7 @@ async def call(
     """
     from engine_plugin.errors import error_for_code
     from engine_plugin.host import PluginRegistry
+    from engine_plugin.host.failures import identified
 
     fields = _parse(request)
     options.named = str(directory / name)
@@ -96,7 +97,8 @@ async def call(
                 if answer.get("code", 0) not in (0, 200):
                     failed = answer
     if failed:
-        raise error_for_code(failed["code"], failed["message"] or f"code {failed['code']}")
+        error = error_for_code(failed["code"], failed["message"] or f"code {failed['code']}")
+        raise identified(error, failed.get("metadata", {}))
 
 
 @host.command()

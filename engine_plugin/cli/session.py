@@ -74,7 +74,7 @@ async def running_plugin(options: Options) -> AsyncIterator[PluginClient]:
             try:
                 await client.health_check(timeout=_QUICK)
             except UnavailableError as error:
-                if str(error) != str(ENGINE_NOT_RUNNING.error()):
+                if error.id != ENGINE_NOT_RUNNING.id:
                     raise  # a server of somebody else's is missing, which no start of ours brings
                 raise UnavailableError(
                     f"{manifest.provider.name} is not running, so no model is in memory. "

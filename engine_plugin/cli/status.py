@@ -81,7 +81,7 @@ async def health_of(client: PluginClient) -> tuple[bool, str]:
     try:
         return True, await client.health_check(timeout=_QUICK)
     except (UnavailableError, PreconditionError, AuthError) as error:
-        return False, STOPPED if str(error) == str(ENGINE_NOT_RUNNING.error()) else f"down: {error}"
+        return False, STOPPED if error.id == ENGINE_NOT_RUNNING.id else f"down: {error}"
 
 
 async def _or(asked: Awaitable[T], otherwise: U) -> T | U:

@@ -10,7 +10,6 @@ import grpc.aio
 
 from engine_plugin.errors import PullError
 from engine_plugin.host.generic import call_json
-from engine_plugin.host.link import raise_for_code
 from engine_plugin.host.payloads import dump, invocation, models, parse_object, progress, pull_request
 from engine_plugin.host.shapes import EngineCheck, OperateStatus
 from engine_plugin.host.streams import BidiCall, ChunkStream
@@ -249,7 +248,7 @@ class PluginClient:
         call = self._link.open("PullModelStream", request, timeout=timeout)
         try:
             while (response := await self._link.attempt(call.read())) is not grpc.aio.EOF:
-                raise_for_code(response)
+                await self._link.check(response, call)
                 step = progress(response.data)
                 if "error" in step:  # the message with its code follows
                     continue

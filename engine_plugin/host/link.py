@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -20,20 +21,20 @@ from engine_plugin.errors import (
     PreconditionError,
     UnavailableError,
     UnsupportedError,
-    error_for_code,
 )
+from engine_plugin.host.failures import error_of, identified, is_success
 from engine_plugin.jsontext import MOST_BYTES, MOST_MESSAGE
 from engine_plugin.protocol.stubs import provider_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from google.protobuf.descriptor import MethodDescriptor
     from google.protobuf.message import Message
 
     from engine_plugin.host.process import PluginProcess
 
-__all__ = ["CHANNEL_OPTIONS", "SERVICE", "Link", "is_success", "raise_for_code", "sendable"]
+__all__ = ["CHANNEL_OPTIONS", "SERVICE", "Link", "raise_for_code", "sendable"]
 
 SERVICE = provider_pb2.DESCRIPTOR.services_by_name["ProviderService"]
 
@@ -66,17 +67,14 @@ _ERRORS: dict[grpc.StatusCode, type[EnginePluginError]] = {
 }
 # A lost connection is known at once, the exit behind it a moment later.
 _EXIT_FOLLOWS = 2.0
-
-
-def is_success(code: int) -> bool:
-    """Whether a response's `code` means success (AOG plugin SDK: 0 or 200)."""
-    return code in (0, 200)
+# The end of a call comes right after the message that says why it failed.
+_END_FOLLOWS = 2.0
 
 
 def raise_for_code(response: Any) -> None:
-    """Raise the error that a response's `code` and `message` stand for, if they stand for one."""
+    """Raise the error that a message of a stream with a map `metadata` stands for, if it stands for one."""
     if not is_success(response.code):
-        raise error_for_code(response.code, response.message or f"the plugin answered with code {response.code}")
+        raise error_of(response, response.metadata)
 
 
 def sendable(message: Message) -> Message:
@@ -108,10 +106,21 @@ class Link:
 
     async def unary(self, rpc: str, request: Message, timeout: float | None) -> Any:
         """Make a unary call and return its response, whose `code`, if it has one, means success."""
-        response = await self.attempt(self.open(rpc, request, timeout=timeout))
+        call = self.open(rpc, request, timeout=timeout)
+        response = await self.attempt(call)
         if "code" in response.DESCRIPTOR.fields_by_name:
-            raise_for_code(response)
+            await self.check(response, call)
         return response
+
+    async def check(self, response: Any, call: Any) -> None:
+        """Raise the error that the last message of a call stands for, if it stands for one."""
+        if is_success(response.code):
+            return
+        metadata: Mapping[str, str] = {}
+        with suppress(TimeoutError, EnginePluginError):  # the message alone says enough
+            async with asyncio.timeout(_END_FOLLOWS):
+                metadata = _texts(await self.attempt(call.trailing_metadata()))
+        raise error_of(response, metadata)
 
     async def attempt(self, step: Awaitable[T]) -> T:
         """Await a step of a call; what gRPC raises comes out as an EnginePluginError."""
@@ -142,7 +151,7 @@ class Link:
             details = f"plugin {self.name!r} did not answer in time: {details}"
         elif error.code() is grpc.StatusCode.UNAVAILABLE and process is None:
             details = f"nothing answers at {self.address}: {details}"
-        return _ERRORS.get(error.code(), EnginePluginError)(details)
+        return identified(_ERRORS.get(error.code(), EnginePluginError)(details), _texts(error.trailing_metadata()))
 
     def ended_before(self, error: EnginePluginError) -> bool:
         """Whether an error says only that we wrote to a call which the plugin had ended.
@@ -160,6 +169,11 @@ class Link:
 
     def _stopped(self) -> PluginProcessError:
         return PluginProcessError(f"plugin {self.name!r} has been stopped by this host; launch it again")
+
+
+def _texts(metadata: Any) -> dict[str, str]:
+    """gRPC's metadata without what is not text; of a key that comes twice, the last value."""
+    return {key: value for key, value in metadata or () if isinstance(value, str)}
 
 
 def _callable(channel: grpc.aio.Channel, rpc: MethodDescriptor) -> Any:

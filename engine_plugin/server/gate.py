@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 
+from engine_plugin.errors import AuthError
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from engine_plugin.server.peers import LocalPeers
 
 __all__ = ["Gate"]
+
+_REFUSED = AuthError("the plugin serves the user that runs it only")
 
 
 class Gate(grpc.aio.ServerInterceptor):
@@ -56,7 +60,7 @@ def _admitting(handler: grpc.RpcMethodHandler[Any, Any], peers: LocalPeers) -> g
 
     async def check(context: grpc.aio.ServicerContext[Any, Any]) -> None:
         if not await peers.admits(context.peer()):
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "the plugin serves the user that runs it only")
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, _REFUSED.message, tuple(_REFUSED.metadata.items()))
 
     async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         await check(context)

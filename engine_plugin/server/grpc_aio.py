@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
+from engine_plugin.errors import InvalidRequestError
 from engine_plugin.jsontext import MOST_MESSAGE
 from engine_plugin.server.gate import Gate
 from engine_plugin.server.peers import LocalPeers
@@ -21,7 +22,7 @@ from engine_plugin.server.seam import HostGone, RpcError, RpcServer, Status
 from engine_plugin.system.addresses import grpc_target, host_of, is_loopback
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from google.protobuf.message import Message
 
@@ -67,7 +68,7 @@ class _UnreadableMessage:
 
     def __init__(self, kind: type[Message]) -> None:
         name = kind.DESCRIPTOR.full_name
-        self.error = RpcError(Status.INVALID_ARGUMENT, f"not a valid {name} message")
+        self.error = RpcError.of(Status.INVALID_ARGUMENT, InvalidRequestError(f"not a valid {name} message"))
 
 
 def _reader(kind: type[Message]) -> Callable[[bytes], Message | _UnreadableMessage]:
@@ -83,11 +84,14 @@ def _reader(kind: type[Message]) -> Callable[[bytes], Message | _UnreadableMessa
 class _AioCall:
     """`Call` over a grpc.aio servicer context."""
 
-    __slots__ = ("receive", "send", "time_remaining")
+    __slots__ = ("end_with", "receive", "send", "time_remaining")
 
     def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self.send: Callable[[Message], Awaitable[None]] = lambda message: _write(context, message)
         self.time_remaining: Callable[[], float | None] = context.time_remaining
+        self.end_with: Callable[[Mapping[str, str]], None] = lambda metadata: context.set_trailing_metadata(
+            tuple(metadata.items())
+        )
         self.receive = lambda: _read(context)
 
 
@@ -121,7 +125,7 @@ def _guard(handler: Callable[..., Awaitable[Any]], takes_request: bool) -> Calla
             raise asyncio.CancelledError from gone
         except RpcError as error:
             try:
-                await context.abort(_STATUS[error.status.value], error.details)
+                await context.abort(_STATUS[error.status.value], error.details, tuple(error.metadata.items()))
             except grpc.aio.InternalError as gone:
                 raise asyncio.CancelledError from gone
 

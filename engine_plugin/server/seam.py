@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor
     from google.protobuf.message import Message
 
+    from engine_plugin.errors import EnginePluginError
+
 __all__ = ["Call", "HostGone", "Method", "RpcError", "RpcServer", "RpcService", "Status", "bind"]
 
 
@@ -37,10 +39,17 @@ class Status(Enum):
 class RpcError(Exception):
     """Raised by a handler to end its call with a gRPC status instead of a message with a code."""
 
-    def __init__(self, status: Status, details: str) -> None:
+    def __init__(self, status: Status, details: str, metadata: Mapping[str, str] | None = None) -> None:
+        """`metadata` is sent with the status, as trailing metadata."""
         super().__init__(details)
         self.status = status
         self.details = details
+        self.metadata = metadata or {}
+
+    @classmethod
+    def of(cls, status: Status, error: EnginePluginError) -> RpcError:
+        """The end of a call that failed with this error."""
+        return cls(status, error.message, error.metadata)
 
 
 class HostGone(Exception):  # noqa: N818  # nothing is wrong
@@ -52,6 +61,9 @@ class Call(Protocol):
 
     def time_remaining(self) -> float | None:
         """Seconds until the host's own deadline, None when it set none."""
+
+    def end_with(self, metadata: Mapping[str, str]) -> None:
+        """Send this trailing metadata when the call ends."""
 
     async def send(self, message: Message) -> None:
         """Send one message of a streamed answer; returns when the transport has room for the next.

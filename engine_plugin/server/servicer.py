@@ -64,6 +64,11 @@ def _sendable(text: str) -> str:
     return redacted(text).encode("utf-8", "replace").decode()
 
 
+def _told(failure: EnginePluginError) -> dict[str, Any]:
+    """The fields of a response that say what went wrong."""
+    return {"code": failure.code, "message": _sendable(failure.message)}
+
+
 def _dump(shape: Any) -> bytes:
     return write_json(shape)
 
@@ -85,20 +90,20 @@ class ProviderServicer:
         self._unavailable: dict[str, str] = {}
         """What was said last by each rpc that found the engine unavailable, until it finds otherwise."""
 
-    async def GetManifest(self, _request: pb.GetManifestRequest, _call: Call) -> pb.GetManifestResponse:
+    async def GetManifest(self, _request: pb.GetManifestRequest, call: Call) -> pb.GetManifestResponse:
         async def work() -> dict[str, Any]:
             return {"manifest_json": await self._plugin.manifest_json()}
 
-        return await self._answer(pb.GetManifestResponse, "GetManifest", work)
+        return await self._answer(pb.GetManifestResponse, "GetManifest", call, work)
 
     # Services
 
-    async def InvokeService(self, request: pb.InvokeServiceRequest, _call: Call) -> pb.InvokeServiceResponse:
+    async def InvokeService(self, request: pb.InvokeServiceRequest, call: Call) -> pb.InvokeServiceResponse:
         async def work() -> dict[str, Any]:
             answer = await self._plugin.invoke(request.service_name, request.request_data)
             return {"response_data": self._host.answer(request.service_name, answer)}
 
-        return await self._answer(pb.InvokeServiceResponse, "InvokeService", work)
+        return await self._answer(pb.InvokeServiceResponse, "InvokeService", call, work)
 
     async def InvokeServiceStream(self, request: pb.InvokeServiceRequest, call: Call) -> None:
         response = pb.InvokeServiceStreamResponse
@@ -110,10 +115,11 @@ class ProviderServicer:
                     if events := self._host.events(request.service_name, chunk):
                         await call.send(response(code=OK, chunk_data=events))
         except DeadlineError as error:
-            raise RpcError(Status.DEADLINE_EXCEEDED, error.message) from error
+            raise self._ended(Status.DEADLINE_EXCEEDED, error) from error
         except (Exception, asyncio.CancelledError) as error:  # the edge, as in _answer
-            code, message = self._failure(error, "InvokeServiceStream")
-            await call.send(response(code=code, message=message, is_final=True))
+            failure = self._failure(error, "InvokeServiceStream")
+            call.end_with(failure.metadata)
+            await call.send(response(**_told(failure), metadata=failure.metadata, is_final=True))
         else:
             self._unavailable.pop("InvokeServiceStream", None)
             await call.send(response(code=OK, is_final=True))
@@ -139,12 +145,13 @@ class ProviderServicer:
                         )
                     )
         except DeadlineError as error:
-            raise RpcError(Status.DEADLINE_EXCEEDED, error.message) from error
+            raise self._ended(Status.DEADLINE_EXCEEDED, error) from error
         except RpcError:  # what was received is no message
             raise
         except (Exception, asyncio.CancelledError) as error:  # the edge, as in _answer
-            code, message = self._failure(error, "InvokeServiceBidi")
-            await call.send(response(code=code, message=message))
+            failure = self._failure(error, "InvokeServiceBidi")
+            call.end_with(failure.metadata)
+            await call.send(response(**_told(failure), metadata=failure.metadata))
             if not all_heard.is_set():
                 # A host that is sending now would learn of the end by a write that fails, and some of gRPC's clients
                 # then lose what they have not read yet: this error. One that has read it leaves, which ends the wait.
@@ -152,12 +159,12 @@ class ProviderServicer:
 
     # Health and status
 
-    async def HealthCheck(self, _request: pb.HealthCheckRequest, _call: Call) -> pb.HealthCheckResponse:
+    async def HealthCheck(self, _request: pb.HealthCheckRequest, call: Call) -> pb.HealthCheckResponse:
         async def work() -> dict[str, Any]:
             health = await self._plugin.health()
             return {"message": f"{health.state.value}: {health.detail}"}
 
-        return await self._answer(pb.HealthCheckResponse, "HealthCheck", work)
+        return await self._answer(pb.HealthCheckResponse, "HealthCheck", call, work)
 
     async def GetOperateStatus(
         self, _request: pb.GetOperateStatusRequest, _call: Call
@@ -168,19 +175,19 @@ class ProviderServicer:
         try:
             self._plugin.set_status(request.status)
         except InvalidRequestError as error:  # this response has no code field
-            raise RpcError(Status.INVALID_ARGUMENT, error.message) from error
+            raise self._ended(Status.INVALID_ARGUMENT, error) from error
         return pb.SetOperateStatusResponse()
 
     # Authentication: only plugins of remote providers have any
 
-    async def SetAuth(self, _request: pb.SetAuthRequest, _call: Call) -> pb.SetAuthResponse:
-        return await self._answer(pb.SetAuthResponse, "SetAuth", self._no_auth)
+    async def SetAuth(self, _request: pb.SetAuthRequest, call: Call) -> pb.SetAuthResponse:
+        return await self._answer(pb.SetAuthResponse, "SetAuth", call, self._no_auth)
 
-    async def ValidateAuth(self, _request: pb.ValidateAuthRequest, _call: Call) -> pb.ValidateAuthResponse:
-        return await self._answer(pb.ValidateAuthResponse, "ValidateAuth", self._no_auth)
+    async def ValidateAuth(self, _request: pb.ValidateAuthRequest, call: Call) -> pb.ValidateAuthResponse:
+        return await self._answer(pb.ValidateAuthResponse, "ValidateAuth", call, self._no_auth)
 
-    async def RefreshAuth(self, _request: pb.RefreshAuthRequest, _call: Call) -> pb.RefreshAuthResponse:
-        return await self._answer(pb.RefreshAuthResponse, "RefreshAuth", self._no_auth)
+    async def RefreshAuth(self, _request: pb.RefreshAuthRequest, call: Call) -> pb.RefreshAuthResponse:
+        return await self._answer(pb.RefreshAuthResponse, "RefreshAuth", call, self._no_auth)
 
     async def _no_auth(self) -> None:
         name = self._plugin.manifest.provider.name
@@ -188,49 +195,51 @@ class ProviderServicer:
 
     # The engine's life and software
 
-    async def StartEngine(self, request: pb.StartEngineRequest, _call: Call) -> pb.StartEngineResponse:
-        return await self._answer(pb.StartEngineResponse, "StartEngine", lambda: self._plugin.start(request.mode))
+    async def StartEngine(self, request: pb.StartEngineRequest, call: Call) -> pb.StartEngineResponse:
+        return await self._answer(
+            pb.StartEngineResponse, "StartEngine", call, lambda: self._plugin.start(request.mode)
+        )
 
-    async def StopEngine(self, _request: pb.StopEngineRequest, _call: Call) -> pb.StopEngineResponse:
-        return await self._answer(pb.StopEngineResponse, "StopEngine", self._plugin.stop)
+    async def StopEngine(self, _request: pb.StopEngineRequest, call: Call) -> pb.StopEngineResponse:
+        return await self._answer(pb.StopEngineResponse, "StopEngine", call, self._plugin.stop)
 
-    async def GetConfig(self, _request: pb.GetConfigRequest, _call: Call) -> pb.GetConfigResponse:
+    async def GetConfig(self, _request: pb.GetConfigRequest, call: Call) -> pb.GetConfigResponse:
         async def work() -> dict[str, Any]:
             return {"config_json": _dump(asdict(self._plugin.config()))}
 
-        return await self._answer(pb.GetConfigResponse, "GetConfig", work)
+        return await self._answer(pb.GetConfigResponse, "GetConfig", call, work)
 
-    async def CheckEngine(self, _request: pb.CheckEngineRequest, _call: Call) -> pb.CheckEngineResponse:
+    async def CheckEngine(self, _request: pb.CheckEngineRequest, call: Call) -> pb.CheckEngineResponse:
         async def work() -> dict[str, Any]:
             check = await self._plugin.check()
             return {"installed": check.installed, "message": check.detail}
 
-        return await self._answer(pb.CheckEngineResponse, "CheckEngine", work)
+        return await self._answer(pb.CheckEngineResponse, "CheckEngine", call, work)
 
-    async def InstallEngine(self, request: pb.InstallEngineRequest, _call: Call) -> pb.InstallEngineResponse:
+    async def InstallEngine(self, request: pb.InstallEngineRequest, call: Call) -> pb.InstallEngineResponse:
         async def work() -> dict[str, Any]:
             return {"message": await self._plugin.install(cover=request.cover)}
 
-        return await self._answer(pb.InstallEngineResponse, "InstallEngine", work)
+        return await self._answer(pb.InstallEngineResponse, "InstallEngine", call, work)
 
-    async def InitEnv(self, _request: pb.InitEnvRequest, _call: Call) -> pb.InitEnvResponse:
-        return await self._answer(pb.InitEnvResponse, "InitEnv", self._plugin.init_env)
+    async def InitEnv(self, _request: pb.InitEnvRequest, call: Call) -> pb.InitEnvResponse:
+        return await self._answer(pb.InitEnvResponse, "InitEnv", call, self._plugin.init_env)
 
-    async def UpgradeEngine(self, _request: pb.UpgradeEngineRequest, _call: Call) -> pb.UpgradeEngineResponse:
+    async def UpgradeEngine(self, _request: pb.UpgradeEngineRequest, call: Call) -> pb.UpgradeEngineResponse:
         async def work() -> dict[str, Any]:
             return {"message": await self._plugin.upgrade()}
 
-        return await self._answer(pb.UpgradeEngineResponse, "UpgradeEngine", work)
+        return await self._answer(pb.UpgradeEngineResponse, "UpgradeEngine", call, work)
 
-    async def GetVersion(self, _request: pb.GetVersionRequest, _call: Call) -> pb.GetVersionResponse:
+    async def GetVersion(self, _request: pb.GetVersionRequest, call: Call) -> pb.GetVersionResponse:
         async def work() -> dict[str, Any]:
             return {"response_json": _dump({"version": await self._plugin.version()})}
 
-        return await self._answer(pb.GetVersionResponse, "GetVersion", work)
+        return await self._answer(pb.GetVersionResponse, "GetVersion", call, work)
 
     # Models
 
-    async def PullModel(self, request: pb.PullModelRequest, _call: Call) -> pb.PullModelResponse:
+    async def PullModel(self, request: pb.PullModelRequest, call: Call) -> pb.PullModelResponse:
         async def work() -> dict[str, Any]:
             wanted = pull_request(request.request_json)
             async with aclosing(self._plugin.pull_model(wanted)) as events:
@@ -239,7 +248,7 @@ class ProviderServicer:
                         return {"response_json": progress_json(event)}
             raise EnginePluginError("the pull ended without a result")
 
-        return await self._answer(pb.PullModelResponse, "PullModel", work)
+        return await self._answer(pb.PullModelResponse, "PullModel", call, work)
 
     async def PullModelStream(self, request: pb.PullModelStreamRequest, call: Call) -> None:
         response = pb.PullModelStreamResponse
@@ -250,30 +259,32 @@ class ProviderServicer:
                     await call.send(response(code=OK, data=progress_json(event)))
             await asyncio.sleep(self._host.last_pause)
         except (Exception, asyncio.CancelledError) as error:  # the edge, as in _answer
-            code, message = self._failure(error, "PullModelStream")
-            await call.send(response(data=_dump({"error": message})))  # for a host that reads nothing but data
+            failure = self._failure(error, "PullModelStream")
+            call.end_with(failure.metadata)
+            told = _told(failure)
+            await call.send(response(data=_dump({"error": told["message"]})))  # for a host that reads only data
             await asyncio.sleep(self._host.last_pause)
-            await call.send(response(code=code, message=message, data=progress_json(Error(message, code))))
+            await call.send(response(**told, data=progress_json(Error(told["message"], failure.code))))
 
-    async def DeleteModel(self, request: pb.DeleteModelRequest, _call: Call) -> pb.DeleteModelResponse:
+    async def DeleteModel(self, request: pb.DeleteModelRequest, call: Call) -> pb.DeleteModelResponse:
         async def work() -> None:
             await self._plugin.delete_model(model_name(request.request_json))
 
-        return await self._answer(pb.DeleteModelResponse, "DeleteModel", work)
+        return await self._answer(pb.DeleteModelResponse, "DeleteModel", call, work)
 
-    async def ListModels(self, _request: pb.ListModelsRequest, _call: Call) -> pb.ListModelsResponse:
+    async def ListModels(self, _request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
         async def work() -> dict[str, Any]:
             return _models(self._host.listed(await self._plugin.list_models()))
 
-        return await self._answer(pb.ListModelsResponse, "ListModels", work)
+        return await self._answer(pb.ListModelsResponse, "ListModels", call, work)
 
-    async def LoadModel(self, request: pb.LoadModelRequest, _call: Call) -> pb.LoadModelResponse:
+    async def LoadModel(self, request: pb.LoadModelRequest, call: Call) -> pb.LoadModelResponse:
         async def work() -> None:
             await self._plugin.load_model(model_name(request.request_json))
 
-        return await self._answer(pb.LoadModelResponse, "LoadModel", work)
+        return await self._answer(pb.LoadModelResponse, "LoadModel", call, work)
 
-    async def UnloadModel(self, request: pb.UnloadModelRequest, _call: Call) -> pb.UnloadModelResponse:
+    async def UnloadModel(self, request: pb.UnloadModelRequest, call: Call) -> pb.UnloadModelResponse:
         async def work() -> None:
             names = model_names(request.request_json)
             # The answer comes when every model is unloaded or has failed; the first failure is reported, those that
@@ -282,20 +293,18 @@ class ProviderServicer:
             for failed in sorted(filter(None, ends), key=lambda end: self._host.tolerates("UnloadModel", end)):
                 raise failed
 
-        return await self._answer(pb.UnloadModelResponse, "UnloadModel", work)
+        return await self._answer(pb.UnloadModelResponse, "UnloadModel", call, work)
 
-    async def GetRunningModels(
-        self, _request: pb.GetRunningModelsRequest, _call: Call
-    ) -> pb.GetRunningModelsResponse:
+    async def GetRunningModels(self, _request: pb.GetRunningModelsRequest, call: Call) -> pb.GetRunningModelsResponse:
         async def work() -> dict[str, Any]:
             return _models(await self._plugin.running_models())
 
-        return await self._answer(pb.GetRunningModelsResponse, "GetRunningModels", work)
+        return await self._answer(pb.GetRunningModelsResponse, "GetRunningModels", call, work)
 
     # How every rpc ends
 
     async def _answer(
-        self, response: type[Response], where: str, work: Callable[[], Awaitable[dict[str, Any] | None]]
+        self, response: type[Response], where: str, call: Call, work: Callable[[], Awaitable[dict[str, Any] | None]]
     ) -> Response:
         """Run one unary rpc: `work` returns the response's fields beside code and message (or `message` itself).
 
@@ -305,28 +314,28 @@ class ProviderServicer:
             fields = await work() or {}
         # The edge: a plugin answers and lives on, whatever happened.
         except (Exception, asyncio.CancelledError) as error:
-            code, message = self._failure(error, where)
+            failure = self._failure(error, where)
             if self._host.tolerates(where, error):
                 log.warning(
                     "%s failed; %s gets code 0, since it cannot handle a failure here", where, self._host.name
                 )
-                return response(message=message)
-            return response(code=code, message=message)
+                return response(message=_sendable(failure.message))
+            call.end_with(failure.metadata)
+            return response(**_told(failure))
         self._unavailable.pop(where, None)
         message = _sendable(fields.pop("message", "ok"))
         return response(code=OK, message=message, **fields)
 
-    def _refusal(self, error: EnginePluginError, where: str) -> tuple[int, str]:
+    def _refusal(self, error: EnginePluginError, where: str) -> None:
         message = _sendable(error.message)
         # Hosts ask a stopped plugin again and again how it is: the log tells only of a change.
         again = error.code == UnavailableError.code and self._unavailable.get(where) == message
         self._unavailable[where] = message
         level = logging.DEBUG if again else logging.INFO
         log.log(level, "%s: %d %s", where, error.code, message, extra={"rpc": where, "code": error.code})
-        return error.code, message
 
-    def _failure(self, error: BaseException, where: str) -> tuple[int, str]:
-        """Code and message for whatever was raised: the one place where an error becomes the wire's.
+    def _failure(self, error: BaseException, where: str) -> EnginePluginError:
+        """The error that the wire carries for whatever was raised: the one place where that is decided.
 
         A cancelled call ends without an answer: its caller has gone. But a CancelledError may come from other work
         that this call waited for; then its host still waits, and would for ever.
@@ -340,13 +349,24 @@ class ProviderServicer:
         if isinstance(error, OSError) and error.errno in NO_FILES:
             error = UnavailableError(files_in_use(error))
         if isinstance(error, EnginePluginError):
-            return self._refusal(error, where)
+            self._refusal(error, where)
+            return self._placed(error)
         if isinstance(error, OSError) and error.filename and error.errno in _REFUSALS:
             log.error("%s: %s", where, error, exc_info=error)
             reason = disk_reason(error, Path(error.filename).parent)
-            return 500, _sendable(catalogue.DISK_WRITE_REFUSED.text(place=error.filename, reason=reason))
+            return self._placed(catalogue.DISK_WRITE_REFUSED.error(place=error.filename, reason=reason))
         log.error("%s: unexpected %s", where, type(error).__name__, exc_info=error)
-        return 500, f"{where}: internal error ({type(error).__name__}); the plugin's log has the details"
+        text = f"{where}: internal error ({type(error).__name__}); the plugin's log has the details"
+        return self._placed(EnginePluginError(text))
+
+    def _placed(self, error: EnginePluginError) -> EnginePluginError:
+        """The error with the engine that it comes from."""
+        error.fields.setdefault("engine", self._plugin.manifest.engine_name)
+        return error
+
+    def _ended(self, status: Status, error: EnginePluginError) -> RpcError:
+        """For an rpc that ends with a gRPC status."""
+        return RpcError.of(status, self._placed(error))
 
 
 async def _messages(

@@ -35,7 +35,7 @@ from tests.patience import LIMIT
 from tests.small_engine import SmallEngine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
     from engine_plugin.download.events import PullEvent
@@ -79,6 +79,9 @@ class Recorder:
 
     def time_remaining(self) -> None:
         return None
+
+    def end_with(self, metadata: Mapping[str, str]) -> None:
+        self.trailing = dict(metadata)
 
     async def send(self, message: Any) -> None:
         self.sent.append(message)

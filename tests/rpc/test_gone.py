@@ -76,6 +76,9 @@ class Gone:
     def time_remaining(self) -> None:
         return None
 
+    def set_trailing_metadata(self, _metadata: object) -> None:
+        pass
+
     async def write(self, _message: object) -> None:
         self.sends += 1
         raise self._error("Failed grpc_call_start_batch")
