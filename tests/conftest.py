@@ -81,10 +81,10 @@ def pytest_collection() -> Generator[None, object, object]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
-    """With `--dist loadfile` a package whose files share what takes long to start is one piece of work, as a file is."""
+    """With `--dist loadfile`, a package whose files share a server is one piece of work, as a file is."""
     from xdist.scheduler import LoadFileScheduling
 
-    class Scheduling(LoadFileScheduling):
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]  # pytest-xdist has no types here
         def _split_scope(self, nodeid: str) -> str:
             return next(filter(nodeid.startswith, TOGETHER), super()._split_scope(nodeid))
 
