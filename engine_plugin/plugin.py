@@ -1,6 +1,6 @@
-"""The middle of the house: a manifest, an engine, services and deadlines. No gRPC and no HTTP here.
+"""A plugin: its manifest, its engine, its services and their deadlines. Knows neither gRPC nor HTTP.
 
-`server.servicer` calls it for a host; the CLI and tests reach it the same way.
+Called by `server.servicer` for hosts and the command line.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextman
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin import catalogue, deadlines
+from engine_plugin import catalogue, conversations, deadlines
 from engine_plugin.deadlines import deadline
 from engine_plugin.download.sizes import byte_size
 from engine_plugin.download.source import without_secrets
 from engine_plugin.engines.base import HealthState
 from engine_plugin.errors import (
-    EnginePluginError,
     InvalidRequestError,
     ModelNotFoundError,
     UnavailableError,
@@ -29,31 +28,28 @@ from engine_plugin.jsontext import BRIEF
 from engine_plugin.models.available import Offer, names_for
 from engine_plugin.models.defaults import DefaultModels
 from engine_plugin.models.missing import MissingModels
-from engine_plugin.services import CONVERSATIONS
 from engine_plugin.system.files import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 
     from engine_plugin.download.events import ChunkProgress, PullEvent
-    from engine_plugin.engines.base import BidiMessage, Engine, EngineCheck, EngineConfig, Health, Progress
+    from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, Progress
     from engine_plugin.manifest import Manifest, ServiceSpec
+    from engine_plugin.messages import BidiMessage
     from engine_plugin.models.store import ModelInfo, PullRequest
-    from engine_plugin.services import Service
+    from engine_plugin.services import RequestValidator
 
 __all__ = ["MODES", "OperateStatus", "Plugin"]
 
 log = logging.getLogger(__name__)
 
 MODES = {"": "auto", "auto": "auto", "daemon": "auto", "standard": "auto", "cpu": "cpu", "gpu": "gpu", "npu": "npu"}
-"""StartEngine's modes as hosts send them, and what they mean to an engine."""
+"""StartEngine's modes as hosts send them, and the mode that the engine gets."""
 
 _LINE_S = 0.5
 _LINE_BYTES = 16 * 1024 * 1024
-"""How often a download is told of in the log: at most so often, and, of an unknown size, every so many bytes."""
-
-_MOST_HEARD = 64
-"""Messages of a conversation that are kept until its first answer, in case that its model must be pulled first."""
+"""Download progress is logged at most once in so many seconds; for an unknown size, once in so many bytes."""
 
 _RAISE = "Raise services[].timeout in plugin.yaml, or make it negative for no deadline"
 
@@ -67,26 +63,26 @@ class OperateStatus(IntEnum):
 
 
 class Plugin:
-    """One plugin: answers what its manifest declares, with its engine. Used from one event loop."""
+    """Answers the services that the manifest declares, with one engine. Used from one event loop."""
 
     def __init__(self, manifest: Manifest, engine: Engine) -> None:
         self.manifest = manifest
         self.engine = engine
-        # A host's keep-alive passes over a plugin that says STOPPED, so a fresh one says RUNNING: revive me.
+        # AOG's keep-alive starts the engine only while the status is not STOPPED.
         self._status = OperateStatus.RUNNING
         self._defaults = DefaultModels(manifest.data_dir, manifest.engine_name)
         self._offer = Offer(engine.list_models)
         self._missing = MissingModels(engine.pull_model, lambda: _progress_log("PullModel"))
 
     async def aclose(self) -> None:
-        """Stop the engine for good."""
+        """Stop the engine and release what the plugin holds. The plugin is not used afterwards."""
         await self._offer.aclose()
         await self.engine.aclose()
 
     async def manifest_json(self) -> bytes:
-        """plugin.yaml as GetManifest answers it, with the default models that count now.
+        """Return plugin.yaml as JSON for GetManifest, with the default models that apply now.
 
-        Where plugin.yaml names no models of a service, those that can serve it are named.
+        A service for which plugin.yaml lists no models gets those that can serve it.
         """
         services = self.manifest.services.values()
         defaults = {service.service_name: await self._configured_model(service) for service in services}
@@ -98,9 +94,9 @@ class Plugin:
     # Services
 
     async def invoke(self, service_name: str, data: bytes) -> bytes:
-        """Answer one request with a JSON object. Raises DeadlineError when plugin.yaml's timeout has passed.
+        """Answer one request with a JSON object. Raises DeadlineError after plugin.yaml's timeout.
 
-        With `auto_pull` in plugin.yaml a model that is missing is pulled first, which no timeout counts.
+        With `auto_pull` in plugin.yaml a missing model is pulled first; the pull does not count towards the timeout.
         """
         with error_about(service=service_name):
             try:
@@ -110,8 +106,8 @@ class Plugin:
             return await self._invoke(service_name, data)
 
     async def _invoke(self, service_name: str, data: bytes) -> bytes:
-        service, contract, request, default = await self._prepare(service_name, data)
-        trivial = contract.trivial_answer(request)
+        service, validator, request, default = await self._prepare(service_name, data)
+        trivial = validator.trivial_answer(request)
         if trivial is not None:
             return json.dumps(trivial).encode()
         with self._naming_default(service, default):
@@ -120,8 +116,11 @@ class Plugin:
 
     @asynccontextmanager
     async def stream(self, service_name: str, data: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Answer one request in chunks of whole events. The deadline counts from here to the end of the block;
-        leaving the block stops the engine's work. A model that is missing is pulled as for `invoke`."""
+        """Answer one request in chunks of whole events.
+
+        The deadline covers the whole block; leaving the block stops the engine's work. A missing model is pulled as
+        for `invoke`.
+        """
         async with AsyncExitStack() as stack:
             stack.enter_context(error_about(service=service_name))
             try:
@@ -133,7 +132,7 @@ class Plugin:
 
     @asynccontextmanager
     async def _stream(self, service_name: str, data: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
-        service, _contract, request, default = await self._prepare(service_name, data)
+        service, _validator, request, default = await self._prepare(service_name, data)
         if not service.capabilities.support_streaming:
             raise catalogue.STREAM_UNSUPPORTED.error(
                 service=service_name, engine="this plugin.yaml (support_streaming)"
@@ -151,29 +150,36 @@ class Plugin:
     ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
         """Hold a conversation. Without a positive timeout in plugin.yaml it has no deadline.
 
-        A model that is missing is pulled as for `invoke`, before the host hears anything.
+        A missing model is pulled as for `invoke`, before the first answer.
         """
-        async with aclosing(_checked(service_name, messages)) as checked, AsyncExitStack() as stack:
-            stack.enter_context(error_about(service=service_name))
+        with error_about(service=service_name):
             service = self._declared(service_name)
             if not service.capabilities.support_bidirectional:
                 raise UnsupportedError(
                     f"service_name: {service_name} is not bidirectional; call InvokeService or InvokeServiceStream"
                 )
             default = await self._default_model(service)
-            heard = _Heard(checked)
-            if not self.manifest.auto_pull:
-                heard.forget()
-            answers = await stack.enter_async_context(self._conversation(service, heard, default))
-            if self.manifest.auto_pull:
-                said, failure = await _opening(service_name, answers)
-                if isinstance(failure, ModelNotFoundError) and failure.pull and heard.rewind():
-                    await stack.aclose()
-                    await self._fetch_missing(failure)
-                    answers = await stack.enter_async_context(self._conversation(service, heard, default))
-                else:
-                    answers = await stack.enter_async_context(aclosing(_going_on(said, failure, answers)))
-                heard.forget()
+            async with aclosing(conversations.checked(service_name, messages)) as checked:
+                begin = self._pulling_conversation if self.manifest.auto_pull else self._conversation
+                async with begin(service, checked, default) as answers:
+                    yield answers
+
+    @asynccontextmanager
+    async def _pulling_conversation(
+        self, service: ServiceSpec, messages: AsyncIterator[BidiMessage], default: str
+    ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
+        """A conversation that is begun again, with the same messages, once its missing model has been pulled."""
+        replayable = conversations.Replayable(messages)
+        async with AsyncExitStack() as stack:
+            answers = await stack.enter_async_context(self._conversation(service, replayable, default))
+            opening, failure = await conversations.opening(service.service_name, answers)
+            if isinstance(failure, ModelNotFoundError) and failure.pull and replayable.rewind():
+                await stack.aclose()
+                await self._fetch_missing(failure)
+                answers = await stack.enter_async_context(self._conversation(service, replayable, default))
+            else:
+                answers = await stack.enter_async_context(aclosing(conversations.resumed(opening, failure, answers)))
+            replayable.forget()
             yield answers
 
     @asynccontextmanager
@@ -188,7 +194,7 @@ class Plugin:
                 yield answers
 
     async def _fetch_missing(self, error: ModelNotFoundError) -> None:
-        """Pull the model that a call missed, if plugin.yaml allows that and a pull would bring it; else raise."""
+        """Pull the missing model if plugin.yaml allows it and the error names a source; else raise `error`."""
         if not (self.manifest.auto_pull and error.pull):
             raise error
         await self._missing.fetch(error.pull)
@@ -208,9 +214,9 @@ class Plugin:
         return service
 
     async def _configured_model(self, service: ServiceSpec) -> str:
-        """The default model that the user, plugin.yaml or the models on this machine give a service, else "".
+        """The default model of a service by the user's choice, plugin.yaml or the models on this machine, else "".
 
-        A model of the user's own comes before a sample, even one that plugin.yaml names.
+        A pulled model takes precedence over a sample, even one that plugin.yaml names.
         """
         chosen, declared = await self._defaults.of(service.service_name), service.default_model
         if chosen or not declared or not await self.engine.is_sample(declared):
@@ -223,7 +229,7 @@ class Plugin:
 
     @contextmanager
     def _naming_default(self, service: ServiceSpec, default: str) -> Iterator[None]:
-        """Say of a missing model that it is the default one; "" for a call that names its model itself."""
+        """Name where a missing default model was configured. `default` is "" if the call named its model."""
         try:
             yield
         except ModelNotFoundError as error:
@@ -232,16 +238,21 @@ class Plugin:
             place = self.manifest.path if default == service.default_model else self._defaults.path
             raise catalogue.default_missing(default, service.service_name, str(place), pull=error.pull) from error
 
-    async def _prepare(self, service_name: str, data: bytes) -> tuple[ServiceSpec, Service, dict[str, Any], str]:
-        """Check a request once: the service, its contract, the JSON with a model in it, and that model if the
-        request itself named none, else ""."""
+    async def _prepare(
+        self, service_name: str, data: bytes
+    ) -> tuple[ServiceSpec, RequestValidator, dict[str, Any], str]:
+        """Check a request once.
+
+        Returns the service, its validator, the request with a model in it, and the default model if the request
+        named none, else "".
+        """
         spec = self._declared(service_name)
-        contract = self.engine.contract(spec)
-        if contract is None:
+        validator = self.engine.validator(spec)
+        if validator is None:
             raise UnsupportedError(
                 f"service_name: {service_name} cannot be called with a JSON request; use InvokeServiceBidi"
             )
-        request = contract.read(data) if len(data) <= BRIEF else await in_thread(contract.read, data)
+        request = validator.read(data) if len(data) <= BRIEF else await in_thread(validator.read, data)
         default = ""
         if not request.get("model"):
             default = request["model"] = await self._default_model(spec)
@@ -249,17 +260,17 @@ class Plugin:
                 raise InvalidRequestError.at(
                     "model", f"is missing, and plugin.yaml has no default_model for {service_name}"
                 )
-        return spec, contract, request, default
+        return spec, validator, request, default
 
-    # The engine's life
+    # Start and stop
 
     @property
     def status(self) -> OperateStatus:
-        """What the host or the last start or stop made of it."""
+        """The status set by the host or by the last start or stop."""
         return self._status
 
     def set_status(self, status: int) -> None:
-        """Take over the host's view. An unknown number raises InvalidRequestError."""
+        """Set the status for SetOperateStatus. Raises InvalidRequestError for an unknown number."""
         try:
             self._status = OperateStatus(status)
         except ValueError:
@@ -267,7 +278,7 @@ class Plugin:
             raise InvalidRequestError.at("status", f"{status} is unknown; it must be {known}") from None
 
     async def start(self, mode: str) -> None:
-        """Start the engine; see MODES for the words that are taken."""
+        """Start the engine in one of MODES. Raises InvalidRequestError for another mode."""
         wanted = MODES.get(mode.strip().lower())
         if wanted is None:
             raise InvalidRequestError.at("mode", f"{mode[:40]!r} is unknown; use auto, cpu, gpu or npu")
@@ -282,7 +293,7 @@ class Plugin:
         self._status = OperateStatus.RUNNING
 
     async def stop(self) -> None:
-        """Stop the engine, and say STOPPED from now on."""
+        """Stop the engine and set the status to STOPPED."""
         self._status = OperateStatus.STOPPED
         async with deadline(deadlines.STOP, "StopEngine"):
             await self.engine.stop()
@@ -298,7 +309,7 @@ class Plugin:
     # The engine's software
 
     async def check(self) -> EngineCheck:
-        """Whether the engine's software is here."""
+        """Check whether the engine's software is installed."""
         async with deadline(deadlines.CHECK, "CheckEngine"):
             return await self.engine.check()
 
@@ -313,7 +324,7 @@ class Plugin:
             return await self.engine.upgrade(_progress_log("UpgradeEngine"))
 
     async def init_env(self) -> None:
-        """Make ready what a start needs."""
+        """Create the directories and settings that a start needs."""
         async with deadline(deadlines.CHECK, "InitEnv"):
             await self.engine.init_env()
 
@@ -323,7 +334,7 @@ class Plugin:
             return await self.engine.version()
 
     def config(self) -> EngineConfig:
-        """Where the engine lives."""
+        """Where the engine is installed and which address it serves, for GetConfig."""
         return self.engine.config()
 
     # Models
@@ -338,7 +349,7 @@ class Plugin:
         return await self.engine.running_models()
 
     async def pull_model(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
-        """Fetch a model; no deadline but the host's, since size and network decide."""
+        """Pull a model. Only the host's deadline applies, since size and network decide how long it takes."""
         with error_about(model=without_secrets(request.model)):
             async with aclosing(self.engine.pull_model(request)) as events:
                 async for event in events:
@@ -351,117 +362,46 @@ class Plugin:
                 await self.engine.delete_model(name)
 
     async def load_model(self, name: str) -> None:
-        """Bring a model into memory."""
+        """Load a model into memory."""
         with error_about(model=name):
             async with deadline(deadlines.LOAD, "LoadModel"):
                 await self.engine.load_model(name)
 
     async def unload_model(self, name: str) -> None:
-        """Drain a model and free its memory."""
+        """Let a model's running requests end, then free its memory."""
         with error_about(model=name):
             async with deadline(deadlines.LOAD, "UnloadModel"):
                 await self.engine.unload_model(name)
 
 
 def _cannot_serve(health: Health) -> UnavailableError:
-    """Code 503 whatever the reason, which the id names."""
+    """An error with code 503; its id names the reason."""
     error = UnavailableError(health.detail)
     if health.error is not None:
         error.id, error.fields = health.error.id, health.error.fields
     return error
 
 
-async def _checked(service_name: str, messages: AsyncIterator[BidiMessage]) -> AsyncGenerator[BidiMessage, None]:
-    """The messages, each of which an engine can understand. Raises InvalidRequestError at one that is not so."""
-    conversation = CONVERSATIONS.get(service_name)
-    async for message in messages:
-        if conversation is not None:
-            conversation.check(message.data, message.message_type, message.metadata)
-        yield message
-
-
-class _Heard:
-    """A conversation's messages, which an engine can be given once more as long as it has answered nothing."""
-
-    def __init__(self, messages: AsyncIterator[BidiMessage]) -> None:
-        self._messages = messages
-        self._said: list[BidiMessage] = []
-        self._again: list[BidiMessage] = []
-        self._all = True
-
-    def __aiter__(self) -> AsyncIterator[BidiMessage]:
-        return self
-
-    async def __anext__(self) -> BidiMessage:
-        if self._again:
-            return self._again.pop(0)
-        message = await anext(self._messages)
-        self._all = self._all and len(self._said) < _MOST_HEARD
-        if self._all:
-            self._said.append(message)
-        else:
-            self._said.clear()
-        return message
-
-    def rewind(self) -> bool:
-        """Begin again; False when too much was said to remember it."""
-        self._again = list(self._said)
-        return self._all
-
-    def forget(self) -> None:
-        """Remember nothing more."""
-        self._all = False
-        self._said.clear()
-
-
-async def _opening(
-    service_name: str, answers: AsyncIterator[BidiMessage]
-) -> tuple[list[BidiMessage], EnginePluginError | None]:
-    """What the engine says first, and, when that is that the conversation fails, why."""
-    conversation = CONVERSATIONS.get(service_name)
-    said: list[BidiMessage] = []
-    try:
-        async for answer in answers:
-            said.append(answer)
-            if conversation is None or not conversation.tells_failure(answer.data):
-                break
-    except EnginePluginError as error:
-        return said, error
-    return said, None
-
-
-async def _going_on(
-    said: Sequence[BidiMessage], failure: EnginePluginError | None, answers: AsyncIterator[BidiMessage]
-) -> AsyncGenerator[BidiMessage, None]:
-    """The answers of a conversation whose opening was looked at."""
-    for answer in said:
-        yield answer
-    if failure is not None:
-        raise failure
-    async for answer in answers:
-        yield answer
-
-
 def _progress_log(operation: str) -> Progress:
-    """Progress as log lines, marked with `progress`, by which a host's log can show a person the steps.
+    """Return a callback that logs progress, marked with `progress` so that a host's log can show the steps.
 
-    A download tells of each percent, twice a second at most, with `completed` and `total` bytes.
+    A download logs each percent, at most twice a second, with its `completed` and `total` bytes.
     """
-    told = _Told()
+    throttle = _Throttle()
 
-    def tell(step: str | ChunkProgress) -> None:
+    def log_step(step: str | ChunkProgress) -> None:
         if isinstance(step, str):
             log.info("%s", step, extra={"progress": operation})
-        elif told.is_due(step):
+        elif throttle.is_due(step):
             of = f" of {byte_size(step.total)}" if step.total else ""
             numbers = {"completed": step.completed, "total": step.total, "digest": step.digest}
-            log.info("%s%s are here", byte_size(step.completed), of, extra={"progress": operation, **numbers})
+            log.info("%s%s downloaded", byte_size(step.completed), of, extra={"progress": operation, **numbers})
 
-    return tell
+    return log_step
 
 
-class _Told:
-    """Which of many progress events are worth a line."""
+class _Throttle:
+    """Decides which of many progress events are logged."""
 
     def __init__(self) -> None:
         self._last: tuple[object, ...] = ()

@@ -21,7 +21,7 @@ REPOSITORY = PACKAGE.parent
 
 # Each part and the parts that it may import. `goplugin` knows no engine: `app` puts the two together.
 # `openvino_server` is a package of its own, whose processes import little of this one.
-BASE = {"redaction", "errors", "catalogue", "failures", "waiting", "jsontext", "system"}
+BASE = {"redaction", "errors", "catalogue", "failures", "messages", "waiting", "jsontext", "system"}
 ENGINE = {
     "deadlines",
     "download",
@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "waiting": set(),
     "jsontext": set(),
     "system": {"errors", "jsontext"},
+    "messages": set(),
     "manifest": BASE,
     "download": BASE,
     "models": {"download"} | BASE,
@@ -65,7 +66,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engines/ollama": ENGINE,
     "engines/openai": ENGINE,
     "engines/openvino": ENGINE,
-    "plugin": {"deadlines", "download", "engines/base", "manifest", "models", "services"} | BASE,
+    "conversations": {"services"} | BASE,
+    "plugin": {"conversations", "deadlines", "download", "engines/base", "manifest", "models", "services"} | BASE,
     "protocol": set(),
     "server": {"download", "engines/base", "models", "plugin", "protocol", "services"} | BASE,
     "goplugin": {"protocol", "server"} | BASE,

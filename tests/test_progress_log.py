@@ -26,8 +26,8 @@ def test_a_download_takes_few_lines(caplog: pytest.LogCaptureFixture, monkeypatc
     lines = [record.message for record in caplog.records]
     assert lines[0] == "fetching it"
     assert lines[-1] == "done"
-    assert "977 KiB of 977 KiB are here" in lines
-    assert "500 bytes of 500 bytes are here" in lines
+    assert "977 KiB of 977 KiB downloaded" in lines
+    assert "500 bytes of 500 bytes downloaded" in lines
     assert len(lines) <= 105
     assert {vars(record)["progress"] for record in caplog.records} == {"InstallEngine"}
     numbers = [vars(record)["completed"] for record in caplog.records if "completed" in vars(record)]
@@ -43,5 +43,5 @@ def test_a_size_that_nobody_knows(caplog: pytest.LogCaptureFixture, monkeypatch:
             now += 0.6
             tell(ChunkProgress("", step * 1024 * 1024, 0))
     assert [record.message for record in caplog.records] == [
-        *("0 bytes are here", "16 MiB are here", "32 MiB are here", "48 MiB are here", "64 MiB are here")
+        *("0 bytes downloaded", "16 MiB downloaded", "32 MiB downloaded", "48 MiB downloaded", "64 MiB downloaded")
     ]

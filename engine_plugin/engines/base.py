@@ -7,27 +7,27 @@ by the entry point group `engine_plugin.engines`, so a third party's engine is a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin.errors import UnsupportedError
-from engine_plugin.services import SERVICES
+from engine_plugin.services import VALIDATORS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from engine_plugin.download.events import ChunkProgress, PullEvent
     from engine_plugin.errors import EnginePluginError, Problem
     from engine_plugin.manifest import Manifest, ServiceSpec
+    from engine_plugin.messages import BidiMessage
     from engine_plugin.models.store import ModelInfo, PullRequest
-    from engine_plugin.services import Service
+    from engine_plugin.services import RequestValidator
 
 __all__ = [
     "ENTRY_POINTS",
-    "BidiMessage",
     "Engine",
     "EngineCheck",
     "EngineConfig",
@@ -89,15 +89,6 @@ class EngineConfig:
     exec_path: str = ""
     exec_file: str = ""
     device_type: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class BidiMessage:
-    """One message of a conversation. `message_type` is "text" or "binary"."""
-
-    data: bytes
-    message_type: str = "text"
-    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 class Engine(ABC):
@@ -205,12 +196,12 @@ class Engine(ABC):
 
     # Service calls, for InvokeService, InvokeServiceStream and InvokeServiceBidi.
 
-    def contract(self, service: ServiceSpec) -> Service | None:
-        """What a request of this service must hold; None for one without requests. `Plugin` checks by it.
+    def validator(self, service: ServiceSpec) -> RequestValidator | None:
+        """Return what checks a request of this service; None for a service without requests. Called by `Plugin`.
 
-        An engine that speaks a second flavour of JSON, which `service.config_ref` names, has a contract for it.
+        An engine that speaks a second flavour of JSON, which `service.config_ref` names, returns a validator for it.
         """
-        return SERVICES.get(service.service_name)
+        return VALIDATORS.get(service.service_name)
 
     @abstractmethod
     async def default_model(self, service: str) -> str:

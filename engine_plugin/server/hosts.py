@@ -19,7 +19,7 @@ from engine_plugin.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from engine_plugin.services import CONVERSATIONS
+from engine_plugin.services import CONVERSATION_VALIDATORS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -111,7 +111,7 @@ class AogHost(Host):
 
     def takes(self, service: str, event: bytes) -> bool:
         """AOG tells its client itself that a task has started; a second time breaks that client."""
-        conversation = CONVERSATIONS.get(service)
+        conversation = CONVERSATION_VALIDATORS.get(service)
         return conversation is None or not conversation.tells_start(event)
 
     def listed(self, models: Sequence[ModelInfo]) -> Sequence[ModelInfo]:

@@ -19,7 +19,6 @@ from google.protobuf.message import Message
 from engine_plugin import catalogue
 from engine_plugin.download.disk import disk_reason
 from engine_plugin.download.events import Error, Success, progress_json
-from engine_plugin.engines.base import BidiMessage
 from engine_plugin.errors import (
     DeadlineError,
     EnginePluginError,
@@ -28,6 +27,7 @@ from engine_plugin.errors import (
     UnsupportedError,
 )
 from engine_plugin.jsontext import write_json
+from engine_plugin.messages import BidiMessage
 from engine_plugin.protocol.stubs import provider_pb2 as pb
 from engine_plugin.redaction import redacted
 from engine_plugin.server.hosts import Host

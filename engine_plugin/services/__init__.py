@@ -1,14 +1,14 @@
-"""What each service asks of a request, before any engine sees it.
+"""What each service requires of a request, checked before an engine sees it.
 
-`SERVICES` holds one `Service` a name, `CONVERSATIONS` those that have no request but messages; `Plugin` calls them,
-engines never do. The shapes are OpenAI's where OpenAI has them, which is the flavour that the host expects of
-`config_ref: openai:*` and `openvino:*`; fields that are not checked here pass through untouched. docs/services.md
+`VALIDATORS` has a validator for each service with requests, `CONVERSATION_VALIDATORS` for those with messages.
+`Plugin` calls them; engines do not. The shapes are OpenAI's where OpenAI has them, which hosts send for
+`config_ref: openai:*` and `openvino:*`. Fields that are not checked here pass through unchanged. docs/services.md
 describes each service to its callers.
 """
 
 from __future__ import annotations
 
-from engine_plugin.services.base import Conversation, Service, parse_request
+from engine_plugin.services.base import ConversationValidator, RequestValidator, parse_request
 from engine_plugin.services.chat import Chat
 from engine_plugin.services.embed import Embed
 from engine_plugin.services.generate import Generate
@@ -18,11 +18,13 @@ from engine_plugin.services.speech_to_text import SpeechToText
 from engine_plugin.services.text_to_image import TextToImage
 from engine_plugin.services.text_to_speech import TextToSpeech
 
-__all__ = ["CONVERSATIONS", "SERVICES", "Conversation", "Service", "parse_request"]
+__all__ = ["CONVERSATION_VALIDATORS", "VALIDATORS", "ConversationValidator", "RequestValidator", "parse_request"]
 
-SERVICES: dict[str, Service] = {
+VALIDATORS: dict[str, RequestValidator] = {
     service.name: service
     for service in (Chat(), Generate(), Embed(), Rerank(), TextToImage(), SpeechToText(), TextToSpeech())
 }
 
-CONVERSATIONS: dict[str, Conversation] = {service.name: service for service in (LiveTranscription(),)}
+CONVERSATION_VALIDATORS: dict[str, ConversationValidator] = {
+    service.name: service for service in (LiveTranscription(),)
+}

@@ -1,4 +1,4 @@
-"""Reading a request: JSON that can be trusted to be an object, and fields of the right type."""
+"""Read a request: a JSON object, and fields of the right type."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = [
-    "Conversation",
-    "Service",
+    "ConversationValidator",
+    "RequestValidator",
     "check_stop",
     "choice",
     "integer",
@@ -38,17 +38,17 @@ _TYPE_NAMES: dict[type, str] = {
 }
 
 
-class Service(ABC):
-    """One service's contract with its caller. Stateless."""
+class RequestValidator(ABC):
+    """What a request of one service must hold. Stateless; `Plugin` and engines share one instance."""
 
     name: ClassVar[str]
     nested: ClassVar[frozenset[str]] = frozenset()
     """Fields in whose objects null means "not given", as it does in the request itself."""
 
     def read(self, data: bytes) -> dict[str, Any]:
-        """The request in these bytes, checked, with the fields that are given. Raises InvalidRequestError.
+        """Parse and check a request, and drop its fields that are null. Raises InvalidRequestError.
 
-        Belongs in a thread for more than `jsontext.BRIEF` bytes.
+        Call it in a thread for more than `jsontext.BRIEF` bytes.
         """
         request = {
             name: without_nulls(value) if name in self.nested else value
@@ -68,8 +68,8 @@ class Service(ABC):
         return None
 
 
-class Conversation(ABC):
-    """A bidirectional service's contract with its caller, message by message. Stateless."""
+class ConversationValidator(ABC):
+    """What the messages of one bidirectional service must hold. Stateless; shared like `RequestValidator`."""
 
     name: ClassVar[str]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from engine_plugin.errors import InvalidRequestError
-from engine_plugin.services.base import Service, check_stop, optional, require
+from engine_plugin.services.base import RequestValidator, check_stop, optional, require
 from engine_plugin.services.pictures import check_pictures, pictures_of
 
 __all__ = ["Chat"]
 
 
-class Chat(Service):
+class Chat(RequestValidator):
     """`messages` in, a chat.completion (or its chunks) out."""
 
     name: ClassVar[str] = "chat"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from engine_plugin.errors import InvalidRequestError
-from engine_plugin.services.base import Service, optional, require
+from engine_plugin.services.base import RequestValidator, optional, require
 
 __all__ = ["Embed"]
 
 
-class Embed(Service):
+class Embed(RequestValidator):
     """`input` (a text, a list of texts, or tokens) in, one vector for each out."""
 
     name: ClassVar[str] = "embed"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from engine_plugin.errors import InvalidRequestError
-from engine_plugin.services.base import Service, check_stop, require
+from engine_plugin.services.base import RequestValidator, check_stop, require
 from engine_plugin.services.pictures import check_pictures, listed
 
 __all__ = ["Generate"]
 
 
-class Generate(Service):
+class Generate(RequestValidator):
     """`prompt` in, a text_completion (or its chunks) out."""
 
     name: ClassVar[str] = "generate"

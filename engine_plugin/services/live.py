@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.jsontext import BRIEF
-from engine_plugin.services.base import Conversation, parse_request
+from engine_plugin.services.base import ConversationValidator, parse_request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +23,7 @@ _RATES = range(1000, 384_001)
 _STARTED, _FAILED = b'"task-started"', b'"task-failed"'
 
 
-class LiveTranscription(Conversation):
+class LiveTranscription(ConversationValidator):
     """Sound in, sentences with their milliseconds out."""
 
     name: ClassVar[str] = "speech-to-text-ws"

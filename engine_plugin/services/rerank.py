@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from engine_plugin.errors import InvalidRequestError
-from engine_plugin.services.base import Service, optional, require
+from engine_plugin.services.base import RequestValidator, optional, require
 
 __all__ = ["Rerank"]
 
 
-class Rerank(Service):
+class Rerank(RequestValidator):
     """`query` and `documents` in, `results` with `relevance_score` in 0..1, best first, out."""
 
     name: ClassVar[str] = "rerank"

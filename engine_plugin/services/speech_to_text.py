@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from engine_plugin.errors import InvalidRequestError
-from engine_plugin.services.base import Service, choice, number, optional, words
+from engine_plugin.services.base import RequestValidator, choice, number, optional, words
 
 __all__ = ["SpeechToText"]
 
@@ -15,7 +15,7 @@ _MAX_HEAD = 200
 _GRANULARITIES = ("segment", "word")
 
 
-class SpeechToText(Service):
+class SpeechToText(RequestValidator):
     """`audio` (base64 of a sound file, or a data: URL) in, `text` and `segments` with their seconds out."""
 
     name: ClassVar[str] = "speech-to-text"

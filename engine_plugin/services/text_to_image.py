@@ -6,7 +6,7 @@ import re
 from typing import Any, ClassVar
 
 from engine_plugin.errors import InvalidRequestError
-from engine_plugin.services.base import Service, choice, integer, number, optional, words
+from engine_plugin.services.base import RequestValidator, choice, integer, number, optional, words
 
 __all__ = ["IMAGE_FORMATS", "TextToImage", "picture_size"]
 
@@ -20,7 +20,7 @@ _MAX_SEED = 2**64 - 1
 _SIZE = re.compile(r"([0-9]{1,6})[xX*]([0-9]{1,6})")
 
 
-class TextToImage(Service):
+class TextToImage(RequestValidator):
     """`prompt` in, `data` with a `b64_json` for each picture out; streamed, events of the steps before it."""
 
     name: ClassVar[str] = "text-to-image"

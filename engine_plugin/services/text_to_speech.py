@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from engine_plugin.errors import InvalidRequestError
-from engine_plugin.services.base import Service, choice, number, optional, words
+from engine_plugin.services.base import RequestValidator, choice, number, optional, words
 
 __all__ = ["TextToSpeech"]
 
 
-class TextToSpeech(Service):
+class TextToSpeech(RequestValidator):
     """`text` (or OpenAI's `input`) in, a WAV out: `audio` in base64, and `url`, its path on the plugin's machine."""
 
     name: ClassVar[str] = "text-to-speech"

@@ -16,9 +16,9 @@ import asyncio
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines.base import BidiMessage
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.jsontext import JsonError, read_json, write_json
+from engine_plugin.messages import BidiMessage
 from engine_plugin.speech.containers import HEAD, container_of
 from engine_plugin.speech.decoder import FORMATS, RAW
 from engine_plugin.speech.pcm import RATE

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from engine_plugin.engines.base import BidiMessage
+    from engine_plugin.messages import BidiMessage
     from engine_plugin.speech.decoder import DecodedStream, Decoder
 
 __all__ = ["KEPT", "Answer", "Dialect", "Speech", "SpeechClient"]

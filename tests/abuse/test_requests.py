@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.server.payloads import model_name, model_names, pull_request
-from engine_plugin.services import SERVICES, parse_request
+from engine_plugin.services import VALIDATORS, parse_request
 from tests.abuse.examples import JSON
 from tests.patience import pace
 
@@ -53,7 +53,7 @@ def judge(name: str, data: bytes) -> dict[str, Any] | None:
             READERS[name](data)
             return {}
         request = parse_request(data)
-        SERVICES[name].check(request)
+        VALIDATORS[name].check(request)
     except InvalidRequestError as error:
         complaint = error.message
     else:
@@ -68,8 +68,8 @@ def take_or_refuse(name: str, data: bytes) -> None:
     """The same, soon; and what was taken can go on to an engine."""
     began = time.monotonic()
     request = judge(name, data)
-    if request and name in SERVICES:
-        trivial = SERVICES[name].trivial_answer(request | {"model": "m"})
+    if request and name in VALIDATORS:
+        trivial = VALIDATORS[name].trivial_answer(request | {"model": "m"})
         json.dumps(trivial, allow_nan=False)
         json.dumps(request, allow_nan=False)
     assert time.monotonic() - began < pace(SOON)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin.catalogue import ENGINE_NOT_RUNNING
 from engine_plugin.download.events import ChunkProgress, PullEvent, Status, Success
-from engine_plugin.engines.base import BidiMessage, Engine, EngineCheck, EngineConfig, Health, HealthState
+from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState
 from engine_plugin.errors import (
     EngineNotInstalledError,
     EngineStartError,
@@ -22,6 +22,7 @@ from engine_plugin.errors import (
     UnavailableError,
 )
 from engine_plugin.manifest import SERVICE_NAMES
+from engine_plugin.messages import BidiMessage
 from engine_plugin.models.store import ModelDetails, ModelInfo, PullRequest
 
 if TYPE_CHECKING:

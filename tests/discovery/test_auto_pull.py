@@ -12,8 +12,8 @@ import pytest
 
 from engine_plugin import deadlines
 from engine_plugin.download.events import ChunkProgress, Status, Success
-from engine_plugin.engines.base import BidiMessage
 from engine_plugin.errors import DeadlineError, InvalidRequestError, ManifestError, ModelNotFoundError, PullError
+from engine_plugin.messages import BidiMessage
 from engine_plugin.plugin import Plugin
 from tests.patience import pace
 from tests.small_engine import SmallEngine
@@ -153,7 +153,7 @@ async def test_the_log_tells_how_far_it_is_once_for_all_callers(
     assert told == [
         "acme/m is not here: pulling it for the call that needs it",
         "resolving",
-        "2 bytes of 2 bytes are here",
+        "2 bytes of 2 bytes downloaded",
         "acme/m is here",
     ]
 
@@ -278,7 +278,7 @@ async def test_a_conversations_deadline_does_not_count_the_pull(
 
 
 async def test_nothing_said_is_kept_once_it_was_answered(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine_plugin.plugin._MOST_HEARD", 2)
+    monkeypatch.setattr("engine_plugin.conversations.MOST_KEPT", 2)
     engine = engine_of(plugin)
     engine.here.add("small")
     said: Sequence[bytes] = [bytes([number]) for number in range(10)]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from engine_plugin.engines.base import BidiMessage
 from engine_plugin.engines.openai.engine import OpenAIEngine
 from engine_plugin.errors import ModelNotFoundError
+from engine_plugin.messages import BidiMessage
 from engine_plugin.plugin import Plugin
 from tests.audio.sounds import speech
 from tests.openai.conftest import manifest_of

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines.base import BidiMessage
 from engine_plugin.errors import BadGatewayError, InvalidRequestError, UnavailableError, UnsupportedError
+from engine_plugin.messages import BidiMessage
 from tests.audio.sounds import silence, spoken, wav
 from tests.openai.test_servers import HELLO, call, streamed
 from tests.patience import LIMIT

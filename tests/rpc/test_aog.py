@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.download.events import PullEvent
-    from engine_plugin.engines.base import BidiMessage
+    from engine_plugin.messages import BidiMessage
     from engine_plugin.models.request import PullRequest
 
 NOON, ISO = 1_796_040_000, "2026-11-30T12:00:00Z"

@@ -11,7 +11,7 @@ import grpc.aio
 import pytest
 
 from engine_plugin.download.events import Status
-from engine_plugin.engines.base import BidiMessage
+from engine_plugin.messages import BidiMessage
 from engine_plugin.protocol.stubs import provider_pb2 as pb
 from engine_plugin.protocol.stubs.goplugin import broker_pb2
 from engine_plugin.server import grpc_aio

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_plugin.engines.base import BidiMessage
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.manifest import SERVICE_NAMES
-from engine_plugin.services import CONVERSATIONS, SERVICES
+from engine_plugin.messages import BidiMessage
+from engine_plugin.services import CONVERSATION_VALIDATORS, VALIDATORS
 
 USER = {"role": "user", "content": "a"}
 
@@ -156,34 +156,34 @@ BAD_MESSAGES = [
 
 
 def test_each_service_is_known_by_its_name() -> None:
-    assert sorted([*SERVICES, *CONVERSATIONS]) == sorted(SERVICE_NAMES)
-    assert all(service.name == name for name, service in SERVICES.items())
-    assert all(service.name == name for name, service in CONVERSATIONS.items())
+    assert sorted([*VALIDATORS, *CONVERSATION_VALIDATORS]) == sorted(SERVICE_NAMES)
+    assert all(service.name == name for name, service in VALIDATORS.items())
+    assert all(service.name == name for name, service in CONVERSATION_VALIDATORS.items())
 
 
 @pytest.mark.parametrize(("name", "request_"), GOOD)
 def test_good_requests(name: str, request_: dict[str, Any]) -> None:
     before = dict(request_)
-    SERVICES[name].check(request_)
+    VALIDATORS[name].check(request_)
     assert request_ == before
 
 
 @pytest.mark.parametrize(("name", "request_", "message"), BAD)
 def test_bad_requests(name: str, request_: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequestError) as refused:
-        SERVICES[name].check(request_)
+        VALIDATORS[name].check(request_)
     assert refused.value.message.startswith(message)
 
 
 @pytest.mark.parametrize("message", GOOD_MESSAGES)
 def test_good_messages(message: BidiMessage) -> None:
-    CONVERSATIONS["speech-to-text-ws"].check(message.data, message.message_type, message.metadata)
+    CONVERSATION_VALIDATORS["speech-to-text-ws"].check(message.data, message.message_type, message.metadata)
 
 
 @pytest.mark.parametrize(("message", "complaint"), BAD_MESSAGES)
 def test_bad_messages(message: BidiMessage, complaint: str) -> None:
     with pytest.raises(InvalidRequestError) as refused:
-        CONVERSATIONS["speech-to-text-ws"].check(message.data, message.message_type, message.metadata)
+        CONVERSATION_VALIDATORS["speech-to-text-ws"].check(message.data, message.message_type, message.metadata)
     assert refused.value.message.startswith(complaint)
 
 
@@ -219,23 +219,23 @@ FIELDS = (
 
 
 @pytest.mark.promise("P23")
-@given(st.sampled_from(sorted(SERVICES)), st.dictionaries(st.sampled_from(FIELDS), VALUES))
+@given(st.sampled_from(sorted(VALIDATORS)), st.dictionaries(st.sampled_from(FIELDS), VALUES))
 def test_whatever_the_request_a_complaint_names_one_of_its_fields(name: str, request_: dict[str, Any]) -> None:
     try:
-        SERVICES[name].check(request_)
-        SERVICES[name].trivial_answer(request_ | {"model": "m"})
+        VALIDATORS[name].check(request_)
+        VALIDATORS[name].trivial_answer(request_ | {"model": "m"})
     except InvalidRequestError as error:
         field = error.message.partition(":")[0].partition("[")[0]
         assert field in FIELDS
 
 
 def test_trivial_answers() -> None:
-    embed, rerank = SERVICES["embed"], SERVICES["rerank"]
+    embed, rerank = VALIDATORS["embed"], VALIDATORS["rerank"]
     usage = {"prompt_tokens": 0, "total_tokens": 0}
     nothing = {"object": "list", "data": [], "model": "m", "usage": usage}
     assert embed.trivial_answer({"input": [], "model": "m"}) == nothing
     assert rerank.trivial_answer({"query": "a", "documents": [], "model": "m"}) == {"model": "m", "results": []}
     assert embed.trivial_answer({"input": "", "model": "m"}) is None
     assert rerank.trivial_answer({"documents": ["a"], "model": "m"}) is None
-    assert SERVICES["chat"].trivial_answer({"messages": [], "model": "m"}) is None
-    assert SERVICES["generate"].trivial_answer({"prompt": "", "model": "m"}) is None
+    assert VALIDATORS["chat"].trivial_answer({"messages": [], "model": "m"}) is None
+    assert VALIDATORS["generate"].trivial_answer({"prompt": "", "model": "m"}) is None

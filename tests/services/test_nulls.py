@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from engine_plugin.engines.ollama.contract import native_contract
+from engine_plugin.engines.ollama.validators import native_validator
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.jsontext import BRIEF
-from engine_plugin.services import SERVICES
+from engine_plugin.services import VALIDATORS
 
 GIVEN: dict[str, dict[str, Any]] = {
     "chat": {"messages": [{"role": "user", "content": "a"}]},
@@ -38,8 +38,8 @@ OPTIONAL = {
 def test_a_null_field_is_a_field_that_is_not_given(service: str) -> None:
     given = GIVEN[service]
     nulls = dict.fromkeys(["model", "no_such_field", *OPTIONAL[service].split()])
-    assert SERVICES[service].read(json.dumps(nulls | given).encode()) == given
-    assert SERVICES[service].read(b" " * BRIEF + json.dumps(nulls | given).encode()) == given
+    assert VALIDATORS[service].read(json.dumps(nulls | given).encode()) == given
+    assert VALIDATORS[service].read(b" " * BRIEF + json.dumps(nulls | given).encode()) == given
 
 
 @pytest.mark.promise("S7")
@@ -63,13 +63,13 @@ def test_a_null_inside_a_chat_is_nothing_but_in_schemas_and_contents() -> None:
     given["tools"][0]["function"] |= {"description": None, "strict": None}
     given["response_format"]["json_schema"]["strict"] = None
     given["stream_options"]["include_usage"] = None
-    assert SERVICES["chat"].read(json.dumps(given).encode()) == wanted
+    assert VALIDATORS["chat"].read(json.dumps(given).encode()) == wanted
 
 
 @pytest.mark.promise("S7")
 @pytest.mark.parametrize("service", ["chat", "generate", "embed"])
 def test_a_null_of_ollamas_own_json_is_nothing(service: str) -> None:
-    contract = native_contract(service)
+    contract = native_validator(service)
     assert contract is not None
     given = GIVEN[service] | {"options": {"seed": 1}}
     nulls = {"format": None, "keep_alive": None, "think": None, "model": None, "options": {"seed": 1, "top_k": None}}
@@ -78,7 +78,7 @@ def test_a_null_of_ollamas_own_json_is_nothing(service: str) -> None:
 
 @pytest.mark.promise("S13")
 def test_other_ways_to_leave_fields_of_a_picture_out() -> None:
-    read = SERVICES["text-to-image"].read
+    read = VALIDATORS["text-to-image"].read
     assert read(b'{"prompt":"a","seed":-1,"rng_seed":-1,"size":"auto"}') == {"prompt": "a"}
     for wrong in (b'"seed":-2', b'"size":"huge"', b'"output_format":"gif"'):
         with pytest.raises(InvalidRequestError):

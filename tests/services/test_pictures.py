@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_plugin.engines.ollama.contract import native_contract
+from engine_plugin.engines.ollama.validators import native_validator
 from engine_plugin.errors import InvalidRequestError
-from engine_plugin.services import SERVICES
+from engine_plugin.services import VALIDATORS
 from engine_plugin.services.pictures import size_of
 
 Image = pytest.importorskip("PIL.Image")
@@ -57,7 +57,7 @@ def chat(*pictures: bytes) -> bytes:
 
 @pytest.mark.promise("X6")
 def test_too_many_pictures_or_pixels_are_refused_by_their_place() -> None:
-    read = SERVICES["chat"].read
+    read = VALIDATORS["chat"].read
     small = written("PNG", (8, 8))
     assert read(chat(*[small] * 16))
     assert read(chat(LARGE))
@@ -77,7 +77,7 @@ def test_pictures_of_ollamas_own_json_are_counted_too() -> None:
         ("chat", {"messages": [{"role": "user", "content": "a", "images": [image, image]}]}),
         ("generate", {"prompt": "a", "images": [image, image]}),
     ):
-        for contract in (native_contract(service), SERVICES[service]):
+        for contract in (native_validator(service), VALIDATORS[service]):
             assert contract is not None
             with pytest.raises(InvalidRequestError, match=r"images\[1\]: has 8000 x 8000 pixels"):
                 contract.read(json.dumps(request).encode())

@@ -40,14 +40,15 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from engine_plugin.download.events import PullEvent
-    from engine_plugin.engines.base import BidiMessage, Progress
+    from engine_plugin.engines.base import Progress
     from engine_plugin.engines.ollama.address import ServerAddress
     from engine_plugin.engines.ollama.models import ModelFacts
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest, ServiceSpec
+    from engine_plugin.messages import BidiMessage
     from engine_plugin.models.info import ModelInfo
     from engine_plugin.models.request import PullRequest
-    from engine_plugin.services import Service
+    from engine_plugin.services import RequestValidator
 
 __all__ = ["OllamaEngine"]
 
@@ -263,9 +264,9 @@ class OllamaEngine(Engine):
 
     # Services
 
-    def contract(self, service: ServiceSpec) -> Service | None:
-        native = services.contract(service) if _is_native(service) else None
-        return native or super().contract(service)
+    def validator(self, service: ServiceSpec) -> RequestValidator | None:
+        native = services.validator(service) if _is_native(service) else None
+        return native or super().validator(service)
 
     async def default_model(self, service: str) -> str:
         return await self._models.default(await self._client(), service)

@@ -10,9 +10,9 @@ from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.ollama import answers, native, requests, transcription
-from engine_plugin.engines.ollama.contract import native_contract
 from engine_plugin.engines.ollama.events import ChoiceWriter, choice_events, usage_event
 from engine_plugin.engines.ollama.gather import gathered
+from engine_plugin.engines.ollama.validators import native_validator
 from engine_plugin.errors import UnsupportedError
 from engine_plugin.transport.answers import drained
 from engine_plugin.transport.sse import DONE
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from engine_plugin.engines.ollama.models import ModelFacts
     from engine_plugin.engines.ollama.options import OllamaOptions
     from engine_plugin.manifest import ServiceSpec
-    from engine_plugin.services import Service
+    from engine_plugin.services import RequestValidator
     from engine_plugin.speech.decoder import Decoder
     from engine_plugin.transport.http1 import HttpResponse
 
-__all__ = ["call", "contract", "stream"]
+__all__ = ["call", "stream", "validator"]
 
 _ANSWER_LIMIT = 512 * 1024 * 1024
 
 
-def contract(service: ServiceSpec) -> Service | None:
+def validator(service: ServiceSpec) -> RequestValidator | None:
     """What a request in Ollama's own JSON must hold, for a service whose host speaks it; None when there is no such
     JSON."""
-    return native_contract(service.service_name)
+    return native_validator(service.service_name)
 
 
 async def call(

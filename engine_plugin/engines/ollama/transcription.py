@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
-    from engine_plugin.engines.base import BidiMessage
     from engine_plugin.engines.ollama.connection import OllamaClient
     from engine_plugin.engines.ollama.models import ModelFacts
+    from engine_plugin.messages import BidiMessage
     from engine_plugin.speech.decoder import Decoder
     from engine_plugin.speech.options import LiveOptions
     from engine_plugin.transport.http1 import HttpResponse

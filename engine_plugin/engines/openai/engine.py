@@ -49,10 +49,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from engine_plugin.download.events import PullEvent
-    from engine_plugin.engines.base import BidiMessage, Progress
+    from engine_plugin.engines.base import Progress
     from engine_plugin.engines.openai.servers.base import Found, Server
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest
+    from engine_plugin.messages import BidiMessage
     from engine_plugin.models.store import PullRequest
 
 __all__ = ["OpenAIEngine"]

@@ -36,10 +36,10 @@ from engine_plugin.transport.answers import stream_events
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-    from engine_plugin.engines.base import BidiMessage
     from engine_plugin.engines.openvino.client import ServerClient
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest
+    from engine_plugin.messages import BidiMessage
     from engine_plugin.models.store import StoredModel
     from engine_plugin.transport.http1 import HttpResponse
 

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines.ollama.contract import native_contract
+from engine_plugin.engines.ollama.validators import native_validator
 from engine_plugin.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from engine_plugin.services import Service
+    from engine_plugin.services import RequestValidator
 
 
-def contract_of(service: str) -> Service:
-    contract = native_contract(service)
+def contract_of(service: str) -> RequestValidator:
+    contract = native_validator(service)
     assert contract is not None
     assert contract.name == service
     return contract
@@ -71,5 +71,5 @@ def test_no_texts_need_no_server() -> None:
 
 
 def test_services_without_native_json() -> None:
-    assert native_contract("speech-to-text") is None
-    assert native_contract("rerank") is None
+    assert native_validator("speech-to-text") is None
+    assert native_validator("rerank") is None

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from engine_plugin.engines.base import BidiMessage
 from engine_plugin.errors import EnginePluginError, InvalidRequestError, ModelNotFoundError, UnavailableError
+from engine_plugin.messages import BidiMessage
 from engine_plugin.speech import conversation
 from tests.audio.sounds import encoded, silence, spoken, tone, wav
 from tests.patience import LIMIT

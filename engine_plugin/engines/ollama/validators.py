@@ -1,14 +1,14 @@
-"""What Ollama's own JSON must hold, where `config_ref` says that the host speaks it (`ollama:chat` and so on)."""
+"""What a request in Ollama's own JSON must hold, where `config_ref` says so (`ollama:chat` and so on)."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
 from engine_plugin.errors import InvalidRequestError
-from engine_plugin.services.base import Service, optional, require
+from engine_plugin.services.base import RequestValidator, optional, require
 from engine_plugin.services.pictures import check_pictures, listed, pictures_of
 
-__all__ = ["NativeChat", "NativeEmbed", "NativeGenerate", "native_contract"]
+__all__ = ["NativeChat", "NativeEmbed", "NativeGenerate", "native_validator"]
 
 
 def _check_common(request: dict[str, Any]) -> None:
@@ -19,7 +19,7 @@ def _check_common(request: dict[str, Any]) -> None:
     optional(request, "format", str, dict)
 
 
-class NativeChat(Service):
+class NativeChat(RequestValidator):
     """/api/chat: `messages` in, `message` out. No messages at all bring the model into memory."""
 
     name: ClassVar[str] = "chat"
@@ -36,7 +36,7 @@ class NativeChat(Service):
         _check_common(request)
 
 
-class NativeGenerate(Service):
+class NativeGenerate(RequestValidator):
     """/api/generate: `prompt` in, `response` out. No prompt at all brings the model into memory."""
 
     name: ClassVar[str] = "generate"
@@ -53,7 +53,7 @@ class NativeGenerate(Service):
         _check_common(request)
 
 
-class NativeEmbed(Service):
+class NativeEmbed(RequestValidator):
     """/api/embed: `input` (a text or a list of texts) in, `embeddings` out."""
 
     name: ClassVar[str] = "embed"
@@ -72,9 +72,11 @@ class NativeEmbed(Service):
         return {"model": request["model"], "embeddings": []} if request["input"] == [] else None
 
 
-_NATIVE: dict[str, Service] = {service.name: service for service in (NativeChat(), NativeGenerate(), NativeEmbed())}
+_NATIVE: dict[str, RequestValidator] = {
+    service.name: service for service in (NativeChat(), NativeGenerate(), NativeEmbed())
+}
 
 
-def native_contract(service_name: str) -> Service | None:
-    """The native service of that name; None for those that Ollama has no JSON of its own for."""
+def native_validator(service_name: str) -> RequestValidator | None:
+    """The validator of a service's native JSON; None where Ollama has no JSON of its own."""
     return _NATIVE.get(service_name)

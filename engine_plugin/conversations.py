@@ -1,0 +1,95 @@
+"""A conversation between a host and an engine: messages checked, kept for a replay, and failures seen early.
+
+`Plugin.converse` uses these to pull a missing model before the host sees an answer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine_plugin.errors import EnginePluginError
+from engine_plugin.services import CONVERSATION_VALIDATORS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+
+    from engine_plugin.messages import BidiMessage
+
+__all__ = ["MOST_KEPT", "Replayable", "checked", "opening", "resumed"]
+
+MOST_KEPT = 64
+"""Messages that are kept for a replay; a longer conversation cannot be replayed."""
+
+
+async def checked(service_name: str, messages: AsyncIterator[BidiMessage]) -> AsyncGenerator[BidiMessage, None]:
+    """Yield the messages. Raises InvalidRequestError at the first that no engine could understand."""
+    validator = CONVERSATION_VALIDATORS.get(service_name)
+    async for message in messages:
+        if validator is not None:
+            validator.check(message.data, message.message_type, message.metadata)
+        yield message
+
+
+class Replayable:
+    """Messages that an engine can be given a second time until `forget` is called."""
+
+    def __init__(self, messages: AsyncIterator[BidiMessage]) -> None:
+        self._messages = messages
+        self._kept: list[BidiMessage] = []
+        self._replay: list[BidiMessage] = []
+        self._complete = True
+
+    def __aiter__(self) -> AsyncIterator[BidiMessage]:
+        return self
+
+    async def __anext__(self) -> BidiMessage:
+        if self._replay:
+            return self._replay.pop(0)
+        message = await anext(self._messages)
+        self._complete = self._complete and len(self._kept) < MOST_KEPT
+        if self._complete:
+            self._kept.append(message)
+        else:
+            self._kept.clear()
+        return message
+
+    def rewind(self) -> bool:
+        """Start again at the first message; False when there were too many to keep."""
+        self._replay = list(self._kept)
+        return self._complete
+
+    def forget(self) -> None:
+        """Keep no further messages, and drop those that are kept."""
+        self._complete = False
+        self._kept.clear()
+
+
+async def opening(
+    service_name: str, answers: AsyncIterator[BidiMessage]
+) -> tuple[list[BidiMessage], EnginePluginError | None]:
+    """Return the engine's first answers, and the error if they end in one.
+
+    An answer that only announces a failure is not the last one of the opening: the error follows it.
+    """
+    validator = CONVERSATION_VALIDATORS.get(service_name)
+    first: list[BidiMessage] = []
+    try:
+        async for answer in answers:
+            first.append(answer)
+            if validator is None or not validator.tells_failure(answer.data):
+                break
+    except EnginePluginError as error:
+        return first, error
+    return first, None
+
+
+async def resumed(
+    first: Sequence[BidiMessage], failure: EnginePluginError | None, answers: AsyncIterator[BidiMessage]
+) -> AsyncGenerator[BidiMessage, None]:
+    """Yield what `opening` took, then its error or the rest of the answers."""
+    for answer in first:
+        yield answer
+    if failure is not None:
+        raise failure
+    async for answer in answers:
+        yield answer
