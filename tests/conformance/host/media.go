@@ -359,19 +359,16 @@ func (s *session) wrongMedia(r *report) {
 	oddSize := pictureRequest(2)
 	oddSize["size"] = "large"
 	for _, call := range []wrongCall{
-		{"a model of another kind", "chat", encode(wrongKind), 400},
-		{"a chat model that is to speak", "text-to-speech", encode(object{"model": chatModel, "text": "Hello."}), 400},
-		{"an unknown image model", "text-to-image", encode(unknown), 404},
-		{"no size", "text-to-image", encode(oddSize), 400},
-		{"bad base64", "speech-to-text", encode(object{"model": transcribeModel, "audio": "not base64!"}), 400},
-		{"no sound", "speech-to-text", encode(object{"model": transcribeModel, "audio": "bm8gc291bmQ="}), 400},
-		{"nothing to say", "text-to-speech", encode(object{"model": speakModel, "text": ""}), 400},
+		{"a model of another kind", "chat", encode(wrongKind), 400, "model-kind-mismatch"},
+		{"a chat model that is to speak", "text-to-speech", encode(object{"model": chatModel, "text": "Hello."}), 400, "model-kind-mismatch"},
+		{"an unknown image model", "text-to-image", encode(unknown), 404, "model-missing"},
+		{"no size", "text-to-image", encode(oddSize), 400, "request-invalid"},
+		{"bad base64", "speech-to-text", encode(object{"model": transcribeModel, "audio": "not base64!"}), 400, "request-invalid"},
+		{"no sound", "speech-to-text", encode(object{"model": transcribeModel, "audio": "bm8gc291bmQ="}), 400, "request-invalid"},
+		{"nothing to say", "text-to-speech", encode(object{"model": speakModel, "text": ""}), 400, "request-invalid"},
 	} {
 		r.check(call.name, func() (string, error) {
-			ctx, cancel := bounded()
-			defer cancel()
-			request := &protocol.InvokeServiceRequest{ServiceName: call.service, RequestData: call.data}
-			return refused(func() (coded, error) { return s.rpc.InvokeService(ctx, request) }, call.code)
+			return s.wrongInvocation(call)
 		})
 	}
 	r.check("a conversation with a model of another kind", s.wrongConversation)

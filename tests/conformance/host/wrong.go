@@ -3,19 +3,23 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 
 	"engineplugin.invalid/conformance/protocol"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 )
 
-// A wrongCall is an invocation and the code that its answer must have.
+// A wrongCall is an invocation, and the code and the error's id that its answer must have.
 type wrongCall struct {
 	name    string
 	service string
 	data    []byte
 	code    int32
+	id      string
 }
 
 // wrongCalls sees that what cannot be done is an OK answer whose code and message say why.
@@ -27,12 +31,12 @@ func wrongCalls(r *report) {
 	}
 	request := encode(chatRequest(8))
 	s.wrong(r, []wrongCall{
-		{"unknown service", "no-such-service", request, 404},
-		{"malformed JSON", "chat", []byte(`{"messages": [`), 400},
-		{"not an object", "chat", []byte(`[]`), 400},
-		{"empty request", "chat", nil, 400},
-		{"no messages", "chat", encode(object{"model": chatModel}), 400},
-		{"engine not running", "chat", request, 503},
+		{"unknown service", "no-such-service", request, 404, "service-missing"},
+		{"malformed JSON", "chat", []byte(`{"messages": [`), 400, "request-invalid"},
+		{"not an object", "chat", []byte(`[]`), 400, "request-invalid"},
+		{"empty request", "chat", nil, 400, "request-invalid"},
+		{"no messages", "chat", encode(object{"model": chatModel}), 400, "request-invalid"},
+		{"engine not running", "chat", request, 503, "engine-not-running"},
 	})
 	r.check("StartEngine in an unknown mode", func() (string, error) {
 		ctx, cancel := unbounded()
@@ -45,7 +49,7 @@ func wrongCalls(r *report) {
 	})
 	unknown := chatRequest(8)
 	unknown["model"] = "no-such-model"
-	s.wrong(r, []wrongCall{{"unknown model", "chat", encode(unknown), 404}})
+	s.wrong(r, []wrongCall{{"unknown model", "chat", encode(unknown), 404, "model-missing"}})
 	s.wrongModels(r)
 	r.check("a request of 6 MiB", s.largeRequest)
 	r.check("Kill", s.kill)
@@ -55,33 +59,71 @@ func wrongCalls(r *report) {
 // wrong makes each call as a unary and as a streamed one.
 func (s *session) wrong(r *report, calls []wrongCall) {
 	for _, call := range calls {
-		request := &protocol.InvokeServiceRequest{ServiceName: call.service, RequestData: call.data}
-		r.check(call.name, func() (string, error) {
-			ctx, cancel := bounded()
-			defer cancel()
-			return refused(func() (coded, error) { return s.rpc.InvokeService(ctx, request) }, call.code)
-		})
-		r.check(call.name+", streamed", func() (string, error) {
-			ctx, cancel := bounded()
-			defer cancel()
-			return s.wrongStream(ctx, request, call.code)
-		})
+		r.check(call.name, func() (string, error) { return s.wrongInvocation(call) })
+		r.check(call.name+", streamed", func() (string, error) { return s.wrongStream(call) })
 	}
 }
 
-func (s *session) wrongStream(ctx context.Context, request *protocol.InvokeServiceRequest, code int32) (string, error) {
-	stream, err := s.rpc.InvokeServiceStream(ctx, request)
+func (call wrongCall) request() *protocol.InvokeServiceRequest {
+	return &protocol.InvokeServiceRequest{ServiceName: call.service, RequestData: call.data}
+}
+
+func (s *session) wrongInvocation(call wrongCall) (string, error) {
+	ctx, cancel := bounded()
+	defer cancel()
+	var trailer metadata.MD
+	detail, err := refused(func() (coded, error) {
+		return s.rpc.InvokeService(ctx, call.request(), grpc.Trailer(&trailer))
+	}, call.code)
 	if err != nil {
 		return "", err
 	}
-	detail, err := refused(func() (coded, error) { return stream.Recv() }, code)
+	return detail, identified(trailer, call.id)
+}
+
+func (s *session) wrongStream(call wrongCall) (string, error) {
+	ctx, cancel := bounded()
+	defer cancel()
+	stream, err := s.rpc.InvokeServiceStream(ctx, call.request())
 	if err != nil {
 		return "", err
+	}
+	var last *protocol.InvokeServiceStreamResponse
+	detail, err := refused(func() (_ coded, err error) {
+		last, err = stream.Recv()
+		return last, err
+	}, call.code)
+	if err != nil {
+		return "", err
+	}
+	if found := last.GetMetadata()[errorID]; found != call.id {
+		return "", fmt.Errorf("the last message has the id %q, not %q", found, call.id)
 	}
 	if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
 		return "", fmt.Errorf("no clean end after the error: %v", err)
 	}
-	return detail, nil
+	return detail, identified(stream.Trailer(), call.id)
+}
+
+const errorID, errorFields = "error-id", "error-fields"
+
+// identified sees that a call's trailing metadata has this id, and fields that name the engine.
+func identified(trailer metadata.MD, id string) error {
+	if found := trailer.Get(errorID); len(found) != 1 || found[0] != id {
+		return fmt.Errorf("%s is %q, not %q", errorID, found, id)
+	}
+	fields := trailer.Get(errorFields)
+	if len(fields) != 1 {
+		return fmt.Errorf("%s is %q", errorFields, fields)
+	}
+	about := map[string]any{}
+	if err := json.Unmarshal([]byte(fields[0]), &about); err != nil {
+		return fmt.Errorf("%s: %w", errorFields, err)
+	}
+	if about["engine"] == "" || about["engine"] == nil {
+		return fmt.Errorf("%s names no engine: %s", errorFields, fields[0])
+	}
+	return nil
 }
 
 func (s *session) wrongModels(r *report) {
