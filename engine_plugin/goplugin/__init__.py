@@ -1,1 +1,1 @@
-"""Being the child of a hashicorp/go-plugin host: handshake, logging, standard output, listening, ending in time."""
+"""The plugin's side of hashicorp/go-plugin: handshake, logging, standard output, listening, shutdown."""

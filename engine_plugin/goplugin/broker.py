@@ -1,4 +1,4 @@
-"""go-plugin's broker of further connections. We broker none, but a host always opens its stream."""
+"""go-plugin's broker of further connections (GRPCBroker). No connection is brokered, but hosts open its stream."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["BrokerServicer"]
 
 
 class BrokerServicer:
-    """Answers plugin.GRPCBroker: reads what the host sends and holds the stream until the host ends it."""
+    """Answers plugin.GRPCBroker: reads and ignores the stream until the host ends it."""
 
     async def StartStream(self, call: Call) -> None:  # noqa: N802 - the rpc's own name
         while await call.receive() is not None:

@@ -1,4 +1,4 @@
-"""go-plugin's way to end a plugin: an rpc after whose answer the process must exit (within 2 s, else SIGKILL)."""
+"""go-plugin's shutdown rpc (GRPCController): the process must exit within 2 s of the answer, else it gets SIGKILL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ControllerServicer"]
 
 
 class ControllerServicer:
-    """Answers plugin.GRPCController. `stop` only asks for the end: the server's grace lets the answer out first."""
+    """Answers plugin.GRPCController. `stop` requests the shutdown; the server's grace period covers the answer."""
 
     def __init__(self, stop: Callable[[str], None]) -> None:
         self._stop = stop

@@ -1,6 +1,6 @@
-"""What a go-plugin host tells its plugin through the environment, and the one line that the plugin answers.
+"""go-plugin's handshake: the environment variables that a host sets, and the line that the plugin prints.
 
-Nothing slow is imported here: a person who runs the plugin by hand is answered at once.
+Nothing slow is imported here, so that a plugin run by hand explains itself at once.
 Source of the contract: hashicorp/go-plugin, server.go and client.go (v1.7).
 """
 
@@ -46,9 +46,9 @@ Start the host instead, or serve by hand, without a host, with:
 
 @dataclass(frozen=True, slots=True)
 class HostEnv:
-    """What the host asks of us. `min_port` and `max_port` count for `transport` tcp only (0, 0: any free port).
+    """What the host asks for. `min_port` and `max_port` apply to `transport` tcp only (0, 0: any free port).
 
-    `socket_dir` and `socket_group` (a name or a number) count for unix only; empty means the temporary
+    `socket_dir` and `socket_group` (a name or a number) apply to unix only; empty means the temporary
     directory, and no group. `client_cert` is the PEM of a host that wants AutoMTLS, else empty.
     """
 
@@ -63,9 +63,9 @@ class HostEnv:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str], *, windows: bool = os.name == "nt") -> HostEnv:
-        """Read the `PLUGIN_*` variables and our own ENGINE_PLUGIN_TRANSPORT (`unix` or `tcp`). Called by `serve`.
+        """Read the `PLUGIN_*` variables and ENGINE_PLUGIN_TRANSPORT (`unix` or `tcp`). Called by `serve`.
 
-        Raises EnginePluginError naming the variable that is wrong, UnsupportedError for what we cannot do.
+        Raises EnginePluginError, naming the wrong variable, and UnsupportedError for an unsupported request.
         """
         transport = _transport(environ.get("ENGINE_PLUGIN_TRANSPORT", ""), windows)
         ports = _port_range(environ) if transport == "tcp" else (0, 0)
@@ -82,17 +82,17 @@ class HostEnv:
 
 
 def is_hosted(environ: Mapping[str, str]) -> bool:
-    """Whether a host that knows our cookie has started this process."""
+    """Whether a host started this process: the magic cookie is set."""
     return environ.get(COOKIE_KEY) == COOKIE_VALUE
 
 
 def engine_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment for an engine's process: ours, less what the host told the plugin alone."""
+    """The environment for an engine's process: without the variables that the host set for the plugin alone."""
     return {key: value for key, value in environ.items() if key != COOKIE_KEY and not key.startswith("PLUGIN_")}
 
 
 def handshake_line(host: HostEnv, network: str, address: str, certificate: bytes = b"") -> bytes:
-    """The line that tells the host where we listen: `1|1|unix|/path|grpc|`, with its newline.
+    """The handshake line, `1|1|unix|/path|grpc|` with its newline, which announces the plugin's address.
 
     The sixth field is the server's certificate (DER), in base64 without its padding; it is empty unless the host has
     asked for AutoMTLS: a host crashes on one that it did not ask for. The seventh says whether we multiplex the
@@ -106,7 +106,7 @@ def handshake_line(host: HostEnv, network: str, address: str, certificate: bytes
 
 
 def _negotiate(offered: str, ours: Iterable[int]) -> int:
-    """The highest version that both speak; else our lowest, so that the host itself reports the mismatch."""
+    """The highest version that both support; else our lowest, so that the host reports the mismatch."""
     theirs = {int(item) for item in offered.split(",") if _DECIMAL.fullmatch(item)}
     return max(theirs.intersection(ours), default=min(ours))
 

@@ -1,9 +1,9 @@
-"""Log records as hclog JSON lines on stderr: the form in which a go-plugin host keeps level and fields.
+"""Log records as hclog JSON lines on stderr, from which a go-plugin host reads level and fields.
 
     {"@level": "info", "@message": "…", "@timestamp": "2026-01-02T03:04:05.678901Z", "@module": "…", …}
 
-The host panics when one of the first three is not a string, reads an unknown level as none, and cuts lines at
-64 KiB (go-plugin, client.go: logStderr; log_entry.go: parseJSON). Any library's `logging` goes this way.
+The host panics when one of the first three is not a string, drops an unknown level, and cuts lines at
+64 KiB (go-plugin, client.go: logStderr; log_entry.go: parseJSON). Libraries' logging is sent too.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ LEVEL_VARIABLE = "ENGINE_PLUGIN_LOG"
 _LEVELS = {"trace": 5, "debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 
 _LINE_LIMIT = 60_000  # bytes, newline included; the host's buffer holds 65,536
-_BACKLOG_LIMIT = 4 << 20  # bytes that wait for a host which does not read
+_BACKLOG_LIMIT = 4 << 20  # bytes kept for a host that does not read
 _STANDARD_FIELDS = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "asctime", "taskName"}
 _OURS = ("@level", "@message", "@timestamp", "@module")
-_CHATTY = ("httpx", "httpcore", "grpc")  # several lines for each request, which only trace shows
+_CHATTY = ("httpx", "httpcore", "grpc")  # logs several lines for each request: trace only
 
 
 class HclogFormatter(logging.Formatter):
@@ -56,10 +56,10 @@ class HclogFormatter(logging.Formatter):
 
 
 class HclogHandler(logging.Handler):
-    """Writes hclog lines to a descriptor from a thread of its own.
+    """Writes hclog lines to a descriptor from its own thread.
 
-    A host that is stopped, or has stopped reading, holds up that thread and never the event loop; lines beyond
-    4 MiB of backlog are dropped, counted and reported. Nothing raises: there is nobody left to tell.
+    A host that does not read blocks that thread and never the event loop. Lines beyond a backlog of 4 MiB are
+    dropped, counted and reported. Nothing raises.
     """
 
     def __init__(self, fd: int) -> None:
@@ -79,11 +79,11 @@ class HclogHandler(logging.Handler):
         self._writer.put(line.encode() + b"\n")
 
     def drain(self, timeout: float) -> None:
-        """Wait until all lines are written, at most `timeout` seconds. Called before the process ends."""
+        """Wait until all lines are written, at most `timeout` seconds. Called before the process exits."""
         self._writer.drain(timeout)
 
     def close(self) -> None:
-        """End the thread after what it still has to write, without waiting. `logging` calls this at exit."""
+        """Let the thread write its backlog and end, without waiting. Called by `logging` at exit."""
         self._writer.close()
         super().close()
 
@@ -107,7 +107,7 @@ def install_hclog(environ: Mapping[str, str], fd: int = 2) -> HclogHandler:
 
 
 class _Writer:
-    """One thread that writes what others put; they wait for a lock only, never for the descriptor."""
+    """A thread that writes what other threads put; they wait for a lock only, never for the descriptor."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -162,7 +162,7 @@ def _write_all(fd: int, data: bytes) -> None:
     try:
         while data:
             data = data[os.write(fd, data) :]
-    except OSError:  # the host is gone; its plugin is about to go too
+    except OSError:  # the host has died; the watchdog ends the plugin
         return
 
 
@@ -177,7 +177,7 @@ def _level_name(levelno: int) -> str:
 
 
 def _plain(value: object) -> Any:
-    """A value that Go's JSON reader takes: no NaN, no number beyond what a float64 holds exactly."""
+    """A value that Go's JSON reader accepts: no NaN, no number that a float64 cannot hold exactly."""
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, (int, float)) and -(2**53) < value < 2**53:  # which NaN is not
@@ -186,7 +186,7 @@ def _plain(value: object) -> Any:
 
 
 def _fit(fields: dict[str, Any]) -> str:
-    """JSON below the line limit: long strings lose their middle, and if that is not enough, extra fields go."""
+    """JSON below the line limit: long strings lose their middle, then extra fields are dropped."""
     limit = _LINE_LIMIT
     shown = fields
     while len(line := json.dumps(shown, ensure_ascii=False).encode(errors="replace")) >= _LINE_LIMIT:

@@ -28,9 +28,9 @@ class Address(NamedTuple):
 
 @contextlib.asynccontextmanager
 async def listening(server: RpcServer, host: HostEnv) -> AsyncIterator[Address]:
-    """Start `server` where `host` wants it; stopping it is the caller's. Called by `session`.
+    """Start `server` at the address that `host` asks for; the caller stops it. Called by `session`.
 
-    Raises EnginePluginError, saying what to change, when the socket or a port cannot be had.
+    Raises EnginePluginError, with what to change, when neither the socket nor a port can be bound.
     """
     if host.transport == "tcp" or sys.platform == "win32":
         yield Address("tcp", await _listen_tcp(server, host.min_port, host.max_port))
@@ -64,7 +64,7 @@ async def _listen_tcp(server: RpcServer, low: int, high: int) -> str:
 
 
 def _check_path(path: Path, base: str) -> None:
-    """Refuse a socket's path that cannot be announced; `base` is the directory that the host named, if it did.
+    """Reject a socket path that the handshake line cannot hold; `base` is the directory that the host named, if any.
 
     Raises EnginePluginError naming the variable that the host must change.
     """

@@ -1,10 +1,10 @@
-"""One connection of a host, from its TLS to the plain gRPC server behind it: handshake, then bytes both ways.
+"""One TLS connection of a host, relayed to the plain gRPC server: handshake, then bytes both ways.
 
 shaking ──► dialling ──► open ──► leaving ──► closed
-   └── refused: leaving            (what the host still sends is thrown away)
+   └── refused: leaving            (further bytes from the host are dropped)
 
-`ssl` works on memory here, and not asyncio's own TLS: that one ends a connection at once when one side has ended its
-half, and tells nobody why a client was turned away.
+This uses `ssl` with memory buffers instead of asyncio's TLS, which closes the whole connection when one side has
+closed its half, and does not report why a client was rejected.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Pipe", "Pipes"]
 
-_HANDSHAKE = 10.0  # seconds; go-plugin hosts allow their plugins no more for the whole start
-_STRANGERS = 32  # connections at a time; one more ends the oldest, so that silent clients cannot keep the host out
-_LEAVING = 1.0  # seconds for the host to take what was said last and to hang up
+_HANDSHAKE = 10.0  # seconds; go-plugin hosts give a plugin no longer for its whole start
+_STRANGERS = 32  # connections in the handshake; one more closes the oldest: silent clients cannot lock out the host
+_LEAVING = 1.0  # seconds for the host to read the last bytes and close
 _BUFFER = 1 << 16  # bytes
 _RECORD = 1 << 14  # bytes; no TLS record holds more
 
@@ -40,9 +40,9 @@ class _State(Enum):
 
 
 class Pipes:
-    """The connections of one server, and what they have in common. Made, and closed, by `TlsServer`.
+    """The connections of one server and what they share. Created and closed by `TlsServer`.
 
-    `trusted` are the certificates (DER) of which a client must have one. `dial` connects a protocol to the server.
+    A client must have one of the `trusted` certificates (DER). `dial` connects a protocol to the server.
     """
 
     def __init__(self, context: ssl.SSLContext, trusted: frozenset[bytes], dial: Dial) -> None:
@@ -54,9 +54,9 @@ class Pipes:
         self._shut = False
 
     def add(self, pipe: Pipe) -> None:
-        """Take a new connection; the oldest of too many that have not shown the host's certificate must go."""
+        """Accept a connection; of too many without the host's certificate the oldest is closed."""
         self._all.add(pipe)
-        if self._shut:  # it was accepted just before
+        if self._shut:  # accepted just before the close
             pipe.abort()
             return
         self._strangers[pipe] = None
@@ -67,22 +67,22 @@ class Pipes:
             oldest.abort()
 
     def known(self, pipe: Pipe) -> None:
-        """The client of `pipe` is the host, or of no interest any more."""
+        """Count `pipe` no longer among those that have shown no certificate."""
         self._strangers.pop(pipe, None)
 
     def remove(self, pipe: Pipe) -> None:
-        """Forget `pipe`, of which nothing is left."""
+        """Remove `pipe`, which is closed."""
         self.known(pipe)
         self._all.discard(pipe)
 
     def shut(self) -> None:
-        """Let nobody in any more, and end all connections that are not known to be the host's."""
+        """Accept no further connections, and close those that have not shown the host's certificate."""
         self._shut = True
         for pipe in tuple(self._strangers):
             pipe.abort()
 
     async def close(self, grace: float) -> None:
-        """Wait `grace` seconds for the connections' ends, then end what is left; nothing of them is, afterwards."""
+        """Wait up to `grace` seconds for the connections to close, then close the rest."""
         self.shut()
         if self._all:
             await asyncio.wait({pipe.closed for pipe in self._all}, timeout=grace)
@@ -93,7 +93,7 @@ class Pipes:
 
 
 class Pipe(asyncio.BufferedProtocol):
-    """The host's end of a connection; `_Inside` is the server's."""
+    """The host's side of a connection; `_Inside` is the server's."""
 
     def __init__(self, pipes: Pipes) -> None:
         self._loop = asyncio.get_running_loop()
@@ -105,25 +105,25 @@ class Pipe(asyncio.BufferedProtocol):
         self._buffer = memoryview(bytearray(_BUFFER))
         self._inside = _Inside(self)
         self._dialling: asyncio.Task[None] | None = None
-        self._host_done = False  # it has ended its half; the server may still be answering
+        self._host_done = False  # the host has closed its half; the server may still be answering
         self._lost = False
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle
 
     def refuse(self, reason: str) -> None:
-        """Do not let this client in."""
-        _log.warning("a TLS client was turned away: %s", reason)
+        """Reject this client."""
+        _log.warning("a TLS client was rejected: %s", reason)
         self._leave()
 
     def abort(self) -> None:
-        """End both connections now; `closed` tells when that has happened."""
+        """Close both connections now; `closed` is set when that is done."""
         self._state = _State.LEAVING
         self._transport.abort()
         self._inside.abort()
         if self._dialling is not None:
             self._dialling.cancel()
 
-    # What asyncio calls.
+    # Callbacks of asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -140,7 +140,7 @@ class Pipe(asyncio.BufferedProtocol):
         self._advance()
 
     def eof_received(self) -> bool:
-        """The host has hung up, or ended its half. True keeps the connection for the other half."""
+        """The host has closed the connection or its half. True keeps the other half open."""
         if self._state is not _State.LEAVING:
             self._received.write_eof()
         if self._state is _State.OPEN:
@@ -161,16 +161,16 @@ class Pipe(asyncio.BufferedProtocol):
         self.abort()
         self._check_closed()
 
-    # What the server's end calls.
+    # Callbacks of `_Inside`
 
     def server_connected(self) -> None:
-        """The way is open, unless the host has gone meanwhile."""
+        """The server accepted the connection; the host may have closed it meanwhile."""
         if self._state is not _State.DIALLING:
             self._inside.abort()
             return
         self._state = _State.OPEN
         self._transport.resume_reading()
-        self._decrypt()  # what came with the end of the handshake
+        self._decrypt()  # bytes that arrived with the end of the handshake
 
     def encrypt(self, data: memoryview) -> None:
         """Send to the host."""
@@ -179,31 +179,31 @@ class Pipe(asyncio.BufferedProtocol):
         try:
             while data:
                 data = data[self._tls.write(data) :]
-        except ssl.SSLError as error:  # renegotiation, which would make a writer wait, is off
+        except ssl.SSLError as error:  # cannot happen: renegotiation is off
             _log.warning("the TLS connection broke: %s", error)
             self.abort()
         else:
             self._flush()
 
     def server_done(self) -> None:
-        """The server has hung up: gRPC never ends one half alone."""
+        """The server has closed: gRPC never closes one half alone."""
         if self._state is _State.OPEN:
             try:
                 self._tls.unwrap()
-            except ssl.SSLError:  # the host's own farewell has not come yet, and need not
+            except ssl.SSLError:  # the host need not have sent its close_notify
                 pass
             self._leave()
         self._check_closed()
 
     def pause_reading(self) -> None:
-        """The server is slower than the host."""
+        """Stop reading: the server is slower than the host."""
         self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """The server reads again."""
+        """Resume reading."""
         self._transport.resume_reading()
 
-    # The steps.
+    # Steps
 
     def _advance(self) -> None:
         if self._state is _State.SHAKING:
@@ -220,7 +220,7 @@ class Pipe(asyncio.BufferedProtocol):
         except ssl.SSLError as error:
             self.refuse(_explain(error))
             return
-        # Whatever the host's certificate may have signed is not the host.
+        # A certificate that the host's has signed is not accepted.
         if self._tls.getpeercert(binary_form=True) not in self._pipes.trusted:
             self.refuse("its certificate is not the host's")
         elif self._tls.selected_alpn_protocol() != "h2":
@@ -252,8 +252,8 @@ class Pipe(asyncio.BufferedProtocol):
             pass
         except ssl.SSLZeroReturnError:
             self._host_done = True
-        except ssl.SSLError as error:  # cut off, or tampered with
-            _log.debug("the host's TLS connection ended without a farewell: %s", error.reason)
+        except ssl.SSLError as error:  # truncated, or tampered with
+            _log.debug("the host's TLS connection ended without close_notify: %s", error.reason)
             broken = True
         if parts:
             self._inside.write(b"".join(parts))
@@ -269,7 +269,7 @@ class Pipe(asyncio.BufferedProtocol):
             self._transport.write(self._to_send.read())
 
     def _leave(self) -> None:
-        """Say goodbye and give the host a moment to hang up: a reset could cost it what it has not read yet."""
+        """Send close_notify and give the host time to close: a reset could discard bytes that it has not read."""
         self._state = _State.LEAVING
         self._flush()
         if self._transport.can_write_eof():
@@ -288,7 +288,7 @@ class Pipe(asyncio.BufferedProtocol):
 
 
 class _Inside(asyncio.BufferedProtocol):
-    """The server's end of a connection. `lost` is true before it is made, and again when it has ended."""
+    """The server's side of a connection. `lost` is true before it is made and after it has ended."""
 
     def __init__(self, outside: Pipe) -> None:
         self._outside = outside
@@ -305,7 +305,7 @@ class _Inside(asyncio.BufferedProtocol):
             return
         if self._transport.can_write_eof():
             self._transport.write_eof()
-        else:  # a TLS connection of asyncio's
+        else:  # a TLS connection of asyncio
             self._transport.close()
 
     def pause_reading(self) -> None:
@@ -320,7 +320,7 @@ class _Inside(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
-    # What asyncio calls.
+    # Callbacks of asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)

@@ -1,4 +1,4 @@
-"""What goplugin is given to serve."""
+"""The interface of the plugin that goplugin serves."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["HostedPlugin"]
 
 
 class HostedPlugin(Protocol):
-    """What a host is given: the plugin's own gRPC services, and the way to end what lies behind them."""
+    """The plugin as a session serves it: its gRPC services, and how to close it."""
 
     @property
     def services(self) -> Sequence[RpcService]:
-        """Served beside go-plugin's own; read once, before the handshake."""
+        """Served beside go-plugin's services; read once, before the handshake."""
 
     async def aclose(self) -> None:
-        """Stop the engine and let go of everything. Has 1.2 s, then it is cancelled and the process ends."""
+        """Stop the engine and release everything. Cancelled after 1.2 s, when the process exits."""

@@ -1,7 +1,7 @@
-"""The entry of a hosted plugin. What is slow or may print is imported only once we know that a host is there.
+"""The entry point of a plugin under a host. Slow modules are imported only once a host is known to be there.
 
-Without a host there is no handshake: to try, test or debug the plugin, serve it by hand (`engine-plugin serve`)
-and point the host at that address; go-plugin calls this reattaching.
+Without a host there is no handshake. To debug the plugin, serve it by hand (`engine-plugin serve`) and point the
+host at that address; go-plugin calls this reattaching.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-_FLUSH_LIMIT = 0.1  # seconds for the last log lines
+_FLUSH_LIMIT = 0.1  # seconds to write the last log lines
 
 
 def run(load: Load) -> int:
-    """Be a host's plugin until the host has had enough; the exit status. Called by the CLI, in the main thread.
+    """Serve a host until it ends the plugin; returns the exit status. Called by `app.main` in the main thread.
 
-    `load` makes the plugin. Its errors are logged, EnginePluginError by message alone, and end the process with 1
-    and without a handshake; so do an environment that we cannot serve and a run by hand.
+    `load` builds the plugin. Its errors are logged, EnginePluginError without a traceback, and end the process with 1
+    and without a handshake, as do an invalid environment and a run by hand.
     """
     if not is_hosted(os.environ):
         sys.stderr.write(RUN_BY_HAND)
@@ -76,7 +76,7 @@ def _run_session(load: Load, parent: int, last_resort: LastResort) -> None:
 
 
 def _ignore_interrupts() -> None:
-    """Leave Ctrl-C in the host's terminal to the host, which stops us in its own way."""
+    """Ignore Ctrl-C in the host's terminal: the host stops its plugins itself."""
     import signal
 
     # A handler and not SIG_IGN: the engine's process would inherit that.

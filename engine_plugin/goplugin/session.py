@@ -1,4 +1,4 @@
-"""One session under a host: load the plugin, listen, announce, serve until asked to stop, stop in time.
+"""One session under a host: load the plugin, listen, announce, serve until the shutdown, stop in time.
 
 loading ──► listening ──► announced ──► stopping ──► exit 0
    │ error       │ error                   ▲
@@ -35,17 +35,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Session"]
 
-# Seconds. The host kills 2 s after its Shutdown call: all of our end, the interpreter's too, must fit in there.
-_GRACE = 0.3  # for calls that run
-_STOP_LIMIT = 1.2  # for the plugin's aclose, beside the grace
-_END_LIMIT = 1.6  # from the request to the end of the process
+# Seconds. The host kills the plugin 2 s after its Shutdown call, so everything up to the interpreter's exit must fit.
+_GRACE = 0.3  # for running calls
+_STOP_LIMIT = 1.2  # for the plugin's aclose, besides the grace period
+_END_LIMIT = 1.6  # from the shutdown request to the exit
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
 class Session:
-    """What one run of the plugin holds. Made and run once, by `serve.run`, inside the event loop.
+    """One run of the plugin and what it holds. Created and run once by `serve.run`, inside the event loop.
 
     Raises EnginePluginError for a host's certificate that cannot be read.
     """
@@ -59,13 +59,13 @@ class Session:
         self._stopped: asyncio.Future[str] = self._loop.create_future()
 
     def stop(self, reason: str) -> None:
-        """Ask for the end; the first reason counts. Any thread, or a signal handler."""
+        """Request the shutdown; the first reason is logged. Called from any thread or a signal handler."""
         with contextlib.suppress(RuntimeError):  # the loop has ended already
             self._loop.call_soon_threadsafe(self._set_stopped, reason)
         self._last_resort.arm(_END_LIMIT)
 
     async def run(self, load: Load, parent: int) -> None:
-        """The whole session. `parent` is the host's pid. Raises what `load` raises, and EnginePluginError."""
+        """Run the session. `parent` is the host's pid. Raises what `load` raises, and EnginePluginError."""
         self._stop_on_signals()
         watch_host(parent, lambda: self.stop("the host has died"))
         try:
@@ -87,11 +87,11 @@ class Session:
         finally:
             self._last_resort.arm(_END_LIMIT)
             self._stdout.close()
-            # The server first: its first step removes what others could find of it, should the plugin's hang.
+            # The server first: it removes its socket at once, even if the plugin's stop hangs.
             await _all_within(_STOP_LIMIT, {"server": server.stop(_GRACE), "plugin": plugin.aclose()})
 
     def _server(self) -> tuple[RpcServer, bytes]:
-        """The server, and its certificate for a host that wants AutoMTLS. Its imports block a loop that is idle."""
+        """The server, and its certificate for a host with AutoMTLS. Imports block the loop, which is idle here."""
         if not self._trusted:
             return AioServer(health_service="plugin"), b""
         from engine_plugin.goplugin.tls import TlsServer
@@ -120,7 +120,7 @@ class Session:
             number = getattr(signal, name, None)
             if number is None or signal.getsignal(number) is signal.SIG_IGN:  # nohup ignores SIGHUP
                 continue
-            # Not the loop's own handler: one that stands must not keep `stop` from arming the last resort.
+            # Not the loop's handler: a blocked loop must not keep `stop` from arming the last resort.
             handle_signal(number, lambda number, _frame: self.stop(signal.Signals(number).name))
 
     def _set_stopped(self, reason: str) -> None:
@@ -128,7 +128,7 @@ class Session:
             self._stopped.set_result(reason)
 
     async def _unless_stopped(self, work: Awaitable[_T]) -> _T | None:
-        """The result of `work`, or None when the end was asked for first; then `work` is cancelled."""
+        """The result of `work`; None, with `work` cancelled, if the shutdown was requested first."""
         task = asyncio.ensure_future(work)
         either: set[asyncio.Future[Any]] = {task, self._stopped}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -149,7 +149,7 @@ def _trusted(client_cert: str) -> frozenset[bytes]:
 
 
 async def _all_within(seconds: float, steps: dict[str, Coroutine[Any, Any, None]]) -> None:
-    """Run all steps side by side; log the ones that fail, and cut off the ones that are late."""
+    """Run all steps concurrently; log those that fail and cancel those that are late."""
     tasks = {asyncio.ensure_future(step): name for name, step in steps.items()}
     done, late = await asyncio.wait(tasks, timeout=seconds)
     for task in late:

@@ -1,4 +1,4 @@
-"""go-plugin's stream of what the plugin prints (GRPCStdio)."""
+"""go-plugin's stream of the plugin's standard output (GRPCStdio)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["StdioServicer"]
 
 
 class StdioServicer:
-    """Answers plugin.GRPCStdio from a buffer. The host opens the stream once, right after it has connected."""
+    """Answers plugin.GRPCStdio from a buffer. A host opens the stream once, right after it connects."""
 
     def __init__(self, buffer: OutputBuffer) -> None:
         self._buffer = buffer

@@ -1,8 +1,8 @@
-"""The plugin's standard output while a host holds it: nothing but the handshake line may reach the real one.
+"""The plugin's standard output under a host: only the handshake line may reach the real one.
 
-Whatever else is printed goes into a pipe, from there into a bounded buffer, and to the host by GRPCStdio. The
-host stops reading the real stdout once a line exceeds 64 KiB, which would block the writer for ever; and it
-waits for the end of stdout and stderr when the plugin has gone, so no child may hold them.
+Other output goes through a pipe into a bounded buffer, and to the host by GRPCStdio. The host stops reading the
+real stdout once a line exceeds 64 KiB, which would block the writer for ever; and after the plugin's exit it waits
+for the end of stdout and stderr, so no child may hold them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import threading
 
 __all__ = ["CHUNK", "OutputBuffer", "StandardOutput"]
 
-CHUNK = 1024  # bytes; what go-plugin's own server sends
+CHUNK = 1024  # bytes; the chunk size of go-plugin's server
 _LIMIT = 1 << 20  # bytes kept for a host that does not read
 
 
 class OutputBuffer:
-    """Bytes on their way from threads to a reader on an event loop. When full, the oldest are dropped."""
+    """Bytes from threads for a reader on an event loop. When full, the oldest are dropped."""
 
     def __init__(self, limit: int = _LIMIT) -> None:
         self._limit = limit
@@ -32,7 +32,7 @@ class OutputBuffer:
         self.dropped = 0  # bytes
 
     def put(self, data: bytes) -> None:
-        """Add to the end; never waits. Any thread."""
+        """Append without waiting. Called from any thread."""
         with self._lock:
             self._data += data
             excess = max(0, len(self._data) - self._limit)
@@ -41,13 +41,13 @@ class OutputBuffer:
             self._wake()
 
     def close(self) -> None:
-        """No more will come; the reader ends after what is left. Any thread."""
+        """Mark the end; the reader still gets what is buffered. Called from any thread."""
         with self._lock:
             self._closed = True
             self._wake()
 
     async def get(self) -> bytes:
-        """The next 1 to 1,024 bytes, waiting for them; empty once closed and read to the end."""
+        """Wait for and return the next 1 to 1,024 bytes; empty after the end."""
         while True:
             with self._lock:
                 chunk = bytes(self._data[:CHUNK])
@@ -61,18 +61,18 @@ class OutputBuffer:
     def _wake(self) -> None:
         readers, self._readers = self._readers, []
         for loop, event in readers:
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it the reader
+            with contextlib.suppress(RuntimeError):  # the loop, and the reader with it, has ended
                 loop.call_soon_threadsafe(event.set)
 
 
 class StandardOutput:
-    """Holds the real stdout for the handshake line; fd 1 leads into `buffer`. Made by `serve` before all else."""
+    """Keeps the real stdout for the handshake line; fd 1 leads into `buffer`. Created first of all, by `serve`."""
 
     def __init__(self) -> None:
         self.buffer = OutputBuffer()
-        self._real: int | None = os.dup(1)  # not inheritable, as all descriptors that Python makes
+        self._real: int | None = os.dup(1)  # not inheritable, as all descriptors that Python creates
         source, sink = os.pipe()
-        # Children may inherit this pipe: its other end goes with us, so the host never waits for them.
+        # Children may inherit this pipe: its other end closes with this process, so the host never waits for them.
         os.dup2(sink, 1)
         os.close(sink)
         os.set_inheritable(2, False)
@@ -81,7 +81,7 @@ class StandardOutput:
             sys.stdout.reconfigure(line_buffering=True)
 
     def announce(self, line: bytes) -> None:
-        """Write the handshake line to the real stdout and let go of it. Raises OSError when the host is gone."""
+        """Write the handshake line to the real stdout and close it. Raises OSError when the host has died."""
         if self._real is None:
             raise OSError("the handshake line was already written")
         real, self._real = self._real, None
@@ -92,17 +92,17 @@ class StandardOutput:
             os.close(real)
 
     def close(self) -> None:
-        """Send fd 1 nowhere, so that nothing printed while the process ends can block it.
+        """Redirect fd 1 to the null device, so that output during the exit cannot block it.
 
-        The buffer ends when all that was printed is in it, unless a child still holds the pipe. A real stdout
-        that was never announced on stays open: at its end the host kills, and our error would be lost.
+        The buffer ends with the last output, unless a child still holds the pipe. Without a handshake line the real
+        stdout stays open: at its end the host kills the plugin, and the logged error would be lost.
         """
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.close(nowhere)
 
     def _pump(self, source: int) -> None:
-        # A thread: a print by the event loop itself must be taken while that loop stands.
+        # A thread, because output of the event loop's own thread must be read while it is blocked.
         with open(source, "rb", buffering=0) as pipe:
             while data := pipe.read(1 << 16):
                 self.buffer.put(data)

@@ -1,6 +1,6 @@
-"""Mutual TLS before a gRPC server, as a host with AutoMTLS wants it: nobody but that host gets a byte through.
+"""Mutual TLS in front of a gRPC server, for hosts with AutoMTLS: only that host's bytes reach the server.
 
-    host ══ TLS ══ the announced address ── TlsServer ── a private way ── gRPC server
+    host ══ TLS ══ the announced address ── TlsServer ── private socket ── gRPC server
 
 grpcio cannot verify a host's certificate (go-plugin's are on P-521, grpc issue 41089), so `ssl` does, and the bytes
 go on to a server that only this process can reach: by a unix socket in a directory of its own, or, on Windows, by a
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 __all__ = ["TlsServer", "host_certificates", "outer_context"]
 
-_LAST_BYTES = 0.3  # seconds, after the gRPC server's end, for what it said last
+_LAST_BYTES = 0.3  # seconds to deliver the gRPC server's last bytes after it has stopped
 
 
 def host_certificates(pem: str) -> frozenset[bytes]:
-    """The host's certificate as DER; more than one if it has sent more. Raises EnginePluginError when it is none."""
+    """The host's certificates as DER, usually one. Raises EnginePluginError for invalid PEM."""
     try:
         return pem_to_ders(pem)
     except ValueError as error:
@@ -45,10 +45,10 @@ def host_certificates(pem: str) -> frozenset[bytes]:
 
 
 class TlsServer(RpcServer):
-    """A gRPC server behind TLS, for clients with one of the `trusted` certificates. Made by `session`.
+    """A gRPC server behind TLS, for clients with one of the `trusted` certificates. Created by `session`.
 
-    `certificate` (DER) is what the host must be told to trust. `base` is where the private directory of the inner
-    socket goes (empty: the temporary directory); `loopback` does without one, as Windows must.
+    The handshake line announces `certificate` (DER) to the host. The inner socket's private directory is created in
+    `base` (empty: the temporary directory); with `loopback`, as on Windows, there is none.
     """
 
     def __init__(self, trusted: frozenset[bytes], base: str, *, loopback: bool = sys.platform == "win32") -> None:
@@ -66,7 +66,7 @@ class TlsServer(RpcServer):
         self._server.add(service)
 
     async def start(self, address: str) -> str:
-        """Listen at `address`. Raises OSError when it cannot be had, EnginePluginError when no other would do."""
+        """Listen at `address`. Raises OSError if it cannot be bound, EnginePluginError if no address would work."""
         bound = _bind(address)
         try:
             pipes = self._pipes = self._pipes or await self._start_inside()
@@ -82,7 +82,7 @@ class TlsServer(RpcServer):
     async def stop(self, grace: float) -> None:
         if self._listener is not None:
             self._listener.close()
-        self._cleanup.close()  # who is in stays in
+        self._cleanup.close()  # accepted connections stay open
         if self._pipes is not None:
             self._pipes.shut()
         try:
@@ -92,7 +92,7 @@ class TlsServer(RpcServer):
                 await self._pipes.close(_LAST_BYTES)
 
     async def _start_inside(self) -> Pipes:
-        """Start the gRPC server where only this process can reach it."""
+        """Start the gRPC server at an address that only this process can reach."""
         directory = self._private_directory()
         try:
             dial = await self._on_loopback(directory) if self._loopback else await self._on_socket(directory)
@@ -106,7 +106,7 @@ class TlsServer(RpcServer):
             return Path(name)
         from engine_plugin.system.socketdir import keep_fresh, private_directory
 
-        # One of its own: the group that may have the announced socket must not have this one.
+        # A separate directory: the group that may use the announced socket must not reach this one.
         directory = self._cleanup.enter_context(private_directory(self._base, ""))
         self._cleanup.callback(asyncio.create_task(keep_fresh(directory)).cancel)
         return directory
@@ -117,7 +117,7 @@ class TlsServer(RpcServer):
         return lambda protocol: asyncio.get_running_loop().create_unix_connection(protocol, str(path))
 
     async def _on_loopback(self, directory: Path) -> Dial:
-        """Every local process may connect here, but to the handshake's end comes only who has our own key."""
+        """Any local process may connect, but the handshake succeeds only with this process's own key."""
         host, _, port = (await self._server.start("127.0.0.1:0")).rpartition(":")
         context = _context(ssl.PROTOCOL_TLS_CLIENT, self._identity, {self._identity.certificate}, directory)
         return lambda protocol: asyncio.get_running_loop().create_connection(
@@ -126,10 +126,10 @@ class TlsServer(RpcServer):
 
 
 def outer_context(identity: Identity, trusted: frozenset[bytes], directory: Path) -> ssl.SSLContext:
-    """The TLS settings towards the host. `directory` must be private: for a moment the encrypted key lies there."""
+    """The TLS settings for the host. `directory` must be private: it briefly holds the encrypted key."""
     context = _context(ssl.PROTOCOL_TLS_SERVER, identity, trusted, directory)
     context.verify_mode = ssl.CERT_REQUIRED
-    # Whoever comes again shows the certificate again (TLS 1.3); and no writer ever has to wait for a reader.
+    # No session tickets: each connection shows its certificate (TLS 1.3), and a write never waits for a read.
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
     context.num_tickets = 0
     return context
@@ -141,7 +141,7 @@ def _context(
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2"])
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a certificate that has not signed itself is known too
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # trust a certificate that is not self-signed, too
     context.load_verify_locations(cadata=b"".join(trusted))
     load_identity(context, identity, directory)
     return context

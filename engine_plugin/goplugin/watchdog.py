@@ -1,7 +1,7 @@
-"""Two watchers that need no event loop: one for the host's death, one for an end that takes too long.
+"""Two watchdogs outside the event loop: for the host's death, and for a shutdown that takes too long.
 
-A host that crashes sends no signal, and its plugin would live on with the engine and its memory. Threads watch,
-so that a plugin whose loop stands is noticed too.
+A host that crashes sends no signal, and its plugin would go on running with the engine and its memory. Threads
+watch, so that a blocked event loop does not matter.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 __all__ = ["LastResort", "wait_until_host_gone", "watch_host"]
 
-_POLL_INTERVAL = 0.5  # seconds, where the system cannot tell of a parent's end
+_POLL_INTERVAL = 0.5  # seconds between looks, where the system has no event for a parent's end
 
 _log = logging.getLogger(__name__)
 
 
 def watch_host(parent: int, gone: Callable[[], None]) -> None:
-    """Call `gone`, in a thread, when the host has died. `parent` is os.getppid() as read at the process's start."""
+    """Call `gone`, in a thread, when the host has died. `parent` is os.getppid() at the process's start."""
 
     def watch() -> None:
         wait_until_host_gone(parent)
@@ -36,9 +36,9 @@ def watch_host(parent: int, gone: Callable[[], None]) -> None:
 
 
 def wait_until_host_gone(parent: int) -> None:
-    """Return when the process `parent` is our parent no more.
+    """Return when `parent` is no longer the parent of this process.
 
-    A parent of 1 is watched like any other: as init of a container it may well be the host (ipykernel #233).
+    A parent of 1 is watched too: the host may be init of a container (ipykernel #233).
     """
     if sys.platform == "win32":
         _wait_on_windows(parent)
@@ -52,13 +52,13 @@ def wait_until_host_gone(parent: int) -> None:
 if sys.platform == "linux":
 
     def _wait_for_pidfd(parent: int) -> None:
-        """Return when `parent` has ended, or at once when the system cannot tell."""
+        """Return when `parent` has ended, or at once where the system has no event for it."""
         try:
             fd = os.pidfd_open(parent)
-        except OSError:  # gone already, or not allowed, or no such call in this kernel or sandbox
+        except OSError:  # already ended, not permitted, or no such call in this kernel or sandbox
             return
         try:
-            # Only while it is still our parent does the number name the process that was meant.
+            # The pid names the intended process only while it is still the parent.
             if os.getppid() == parent:
                 poll = select.poll()
                 poll.register(fd, select.POLLIN)
@@ -74,33 +74,33 @@ if sys.platform == "win32":
 
         try:
             host = psutil.Process(parent)
-            if host.create_time() <= psutil.Process().create_time():  # else the number was given to another
+            if host.create_time() <= psutil.Process().create_time():  # else the pid was reused
                 host.wait()
         except psutil.NoSuchProcess:
             return
 
 
 class LastResort:
-    """Ends the process when its end hangs: a stuck loop, an executor's thread, a library's exit handler.
+    """Kills the process when its shutdown hangs: a blocked loop, an executor's thread, a library's exit handler.
 
-    `exit_code` is what the process then exits with; `flush` is called first and must be bounded. Its thread waits
-    from the beginning: when the end comes, the system may refuse to create one (a full pids cgroup, `ulimit -v`).
+    The process then exits with `exit_code`, after `flush`, which must be bounded. The thread is created at the start:
+    at the shutdown the system may refuse another (a full pids cgroup, `ulimit -v`).
     """
 
     def __init__(self, flush: Callable[[], None]) -> None:
         self.exit_code = 1
         self._flush = flush
-        self._armed: queue.SimpleQueue[float] = queue.SimpleQueue()  # its `put` may interrupt itself, in a handler
+        self._armed: queue.SimpleQueue[float] = queue.SimpleQueue()  # `put` is reentrant, as a signal handler needs
         threading.Thread(target=self._wait, name="last-resort", daemon=True).start()
 
     def arm(self, seconds: float) -> None:
-        """End the process `seconds` from now. Only the first call counts. Any thread, or a signal handler."""
+        """Kill the process in `seconds`. Only the first call counts. Called from any thread or a signal handler."""
         self._armed.put(seconds)
 
     def _wait(self) -> None:
         seconds = self._armed.get()
         time.sleep(seconds)
         if self.exit_code:
-            _log.error("the plugin did not end within %.1f s and is cut off", seconds)
+            _log.error("the plugin did not exit within %.1f s and is killed", seconds)
         self._flush()
         os._exit(self.exit_code)

@@ -1,1 +1,1 @@
-"""The gRPC face of a plugin: the server seam, the ProviderService servicer and the generated stubs."""
+"""The plugin's gRPC server: the seam to the gRPC library, ProviderService, and what single hosts need beyond it."""

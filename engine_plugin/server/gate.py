@@ -1,4 +1,4 @@
-"""Who may call a gRPC server at a TCP port of this machine."""
+"""Restricts a gRPC server at a loopback TCP port to one user."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Gate"]
 
-_REFUSED = AuthError("the plugin serves the user that runs it only")
+_REFUSED = AuthError("the plugin serves only the user that runs it")
 
 
 class Gate(grpc.aio.ServerInterceptor):
-    """Stands before every method, health's and reflection's too. `peers` checks the owner of each call.
+    """Intercepts every method, health and reflection included. `peers` checks the owner of each call.
 
     `running` holds the tasks of the calls under way.
     """
@@ -38,7 +38,7 @@ class Gate(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         task = asyncio.current_task()
-        if task is not None:  # grpcio intercepts a call in the task that answers it
+        if task is not None:  # grpcio runs interceptors in the task that answers the call
             self.running.add(task)
             task.add_done_callback(self.running.discard)
         handler = await continuation(handler_call_details)
@@ -52,7 +52,7 @@ class Gate(grpc.aio.ServerInterceptor):
 
 
 def _admitting(handler: grpc.RpcMethodHandler[Any, Any], peers: LocalPeers) -> grpc.RpcMethodHandler[Any, Any]:
-    """`handler`, which is reached by those whom `peers` admits."""
+    """`handler` for callers that `peers` admits."""
     kind = (
         f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
     )

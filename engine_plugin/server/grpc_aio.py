@@ -37,26 +37,26 @@ _OPTIONS = (
     # A longer message ends its call with RESOURCE_EXHAUSTED before it is read. grpcio's default is 4 MiB.
     ("grpc.max_receive_message_length", MOST_MESSAGE),
     ("grpc.max_send_message_length", -1),
-    # Without this two servers can bind one TCP port without an error.
+    # Else two servers could bind one TCP port without an error.
     ("grpc.so_reuseport", 0),
-    # A host may ping as often as it likes (gRPC's keepalive), also while nothing is sent: the default hangs up on
+    # Hosts may send keepalive pings at any rate, also between calls. By default the server closes the connection on
     # the third ping within five minutes.
     ("grpc.http2.max_ping_strikes", 0),
-    # Else calls that wait for this process to take them are cancelled: some of more than 1,000 at random, all of more
-    # than 3,000, and those that have waited for 30 s. How many may wait for a model the engine decides (max_queue).
+    # Else calls that wait to be accepted are cancelled: some of more than 1,000 at random, all of more
+    # than 3,000, and those that have waited for 30 s. The engine limits how many wait for a model (max_queue).
     ("grpc.server.max_pending_requests", _NO_LIMIT),
     ("grpc.server.max_pending_requests_hard_limit", _NO_LIMIT),
     ("grpc.server_max_unrequested_time_in_server", _NO_LIMIT),
 )
 
 _GONE = (grpc.aio.InternalError, grpc.aio.UsageError)
-"""What grpcio says to who sends, receives or ends when nobody listens any more, before it cancels the call."""
+"""The texts with which grpcio refuses to send, receive or finish after the client has left."""
 
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def _is_wrong(record: logging.LogRecord) -> bool:
-    """Whether grpcio complains of more than of a host that left before it was told a call's end."""
+    """Whether this log record of grpcio is about more than a host that left before the call's end."""
     return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
 
 
@@ -64,7 +64,7 @@ logging.getLogger("grpc._cython.cygrpc").addFilter(_is_wrong)
 
 
 class _UnreadableMessage:
-    """Stands for what is no message of its type: an exception in a deserializer would become UNKNOWN."""
+    """Marks a message that cannot be parsed: an exception in a deserializer would become UNKNOWN."""
 
     def __init__(self, kind: type[Message]) -> None:
         name = kind.DESCRIPTOR.full_name
@@ -113,7 +113,7 @@ async def _read(context: grpc.aio.ServicerContext[Any, Any]) -> Message | None:
 
 
 def _guard(handler: Callable[..., Awaitable[Any]], takes_request: bool) -> Callable[..., Awaitable[Any]]:
-    """Fit our handler to grpc.aio's calling convention and turn RpcError into a gRPC status."""
+    """Adapt a handler to grpc.aio's calling convention and turn RpcError into a gRPC status."""
 
     async def serve(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         call = _AioCall(context)
@@ -156,7 +156,7 @@ def _mutual_tls(identity: Identity) -> grpc.ServerCredentials:
 class AioServer(RpcServer):
     """A grpc.aio server. `health_service` is the name that health checks report SERVING (go-plugin: `plugin`).
 
-    `only_for` makes it serve TLS as that identity, to clients that have the same one.
+    With `only_for` it serves TLS as that identity, to clients with the same identity.
     """
 
     def __init__(self, health_service: str = "plugin", only_for: Identity | None = None) -> None:
@@ -175,7 +175,7 @@ class AioServer(RpcServer):
 
     async def start(self, address: str) -> str:
         port = self._bind(address)
-        self._add_reflection()  # after what may fail: the caller may try another address
+        self._add_reflection()  # after the steps that may fail: the caller may try another address
         if self._credentials is None and is_loopback(address):
             self._gate.peers = LocalPeers(port)
         await self._server.start()
@@ -190,8 +190,8 @@ class AioServer(RpcServer):
     async def stop(self, grace: float) -> None:
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace)
-        # grpcio has cancelled the calls by now and does not wait for their tasks. A loop that ended before they do
-        # would cancel grpcio's own tasks, which log that as an error.
+        # grpcio has cancelled the calls but does not wait for their tasks. If the loop ended before them, grpcio's
+        # own tasks would be cancelled and log an error.
         if self._gate.running:
             await asyncio.wait(self._gate.running, timeout=grace)
 
@@ -201,7 +201,7 @@ class AioServer(RpcServer):
             if self._credentials is not None:
                 return self._server.add_secure_port(target, self._credentials)
             return self._server.add_insecure_port(target)
-        except RuntimeError as error:  # grpcio raises this for every reason and keeps the errno to itself
+        except RuntimeError as error:  # grpcio raises this for every reason, without the errno
             raise OSError(errno.EADDRINUSE, f"cannot listen on {address}: {error}") from error
 
     def _add_reflection(self) -> None:

@@ -1,6 +1,6 @@
-"""What one kind of host needs beyond the contract of docs/protocol.md; all knowledge of a host's habits is here.
+"""What particular hosts need beyond the contract of docs/protocol.md. No other module knows a host's habits.
 
-`host_of` decides once, when the plugin is built. `server.servicer` asks the result; no engine ever sees it.
+`host_of` chooses once, when the plugin is built; `server.servicer` asks the result.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ __all__ = ["AogHost", "Host", "host_of"]
 
 
 class Host:
-    """A host that takes answers as they are. Used by every call, from one event loop."""
+    """A host that needs nothing beyond the contract. Used by every call, from one event loop."""
 
     name: ClassVar[str] = "the host"
     tolerated: ClassVar[Mapping[str, tuple[type[BaseException], ...]]] = {}
-    """By rpc: the errors that are logged and answered with code 0, because the host cannot handle a failure there."""
+    """By rpc: the errors that get code 0 and a log line, because the host cannot handle a failure there."""
     last_pause: ClassVar[float] = 0.0
-    """Seconds between the last data of a pull and what ends its stream."""
+    """Seconds between the last data of a pull and the end of its stream."""
     silence: ClassVar[float | None] = None
-    """Seconds without a message after which a conversation ends; None: it ends when the host says so."""
+    """Seconds without a message after which a conversation ends; None: only the host ends it."""
 
     def tolerates(self, rpc: str, error: BaseException) -> bool:
-        """Whether this failure of an rpc must reach the host as a success."""
+        """Whether the host must get this failure of an rpc as a success."""
         return isinstance(error, self.tolerated.get(rpc, ()))
 
     def answer(self, service: str, data: bytes) -> bytes:  # noqa: ARG002  # for hosts that convert answers
-        """The JSON of a unary answer, as this host takes it."""
+        """The JSON of a unary answer in the form that this host accepts."""
         return data
 
     def events(self, service: str, block: bytes) -> bytes:  # noqa: ARG002  # for hosts that convert events
-        """A block of whole events, as this host takes them; b"" when it takes none of them."""
+        """A block of whole events in the form that this host accepts; b"" when it accepts none of them."""
         return block
 
     def takes(self, service: str, event: bytes) -> bool:  # noqa: ARG002  # for hosts that send events of their own
-        """Whether this event of a conversation is for this host's clients."""
+        """Whether this host passes this event of a conversation on to its clients correctly."""
         return True
 
     def listed(self, models: Sequence[ModelInfo]) -> Sequence[ModelInfo]:
@@ -66,9 +66,9 @@ class AogHost(Host):
 
     name: ClassVar[str] = "AOG"
     tolerated: ClassVar[Mapping[str, tuple[type[BaseException], ...]]] = {
-        # Its queue never goes on after a load that failed; the call that needs the model reports the error instead.
+        # Its queue stops for ever after a failed load; the call that needs the model reports the error instead.
         "LoadModel": (Exception, asyncio.CancelledError),
-        # Its cleaner asks again every minute until the answer is a success: what holds no memory is unloaded.
+        # Its cleaner repeats the call every minute until it succeeds, also for a model that is not in memory.
         "UnloadModel": (
             ModelNotLoadedError,
             ModelNotFoundError,
@@ -77,21 +77,21 @@ class AogHost(Host):
             UnsupportedError,
         ),
     }
-    # It reads data and the stream's end from two channels, in no order: only the pause keeps them in order.
+    # It reads data and the stream's end from two channels: only a pause keeps them in order.
     last_pause: ClassVar[float] = 0.25
-    # It keeps the conversation of a client that has gone, whose model could then never be deleted.
+    # It keeps a conversation open after its client has left, so its model could never be deleted.
     silence: ClassVar[float | None] = 600.0
 
     def __init__(self) -> None:
         self._number, self._text = b'"created":0,', b'"created":"1970-01-01T00:00:00Z",'
-        """The latest time of an event, as it came and as it goes."""
+        """The latest `created` value: before and after the conversion."""
 
     def answer(self, service: str, data: bytes) -> bytes:
-        """`created` becomes ISO 8601 text: AOG's own OpenAI routes refuse a number there."""
+        """Convert `created` to ISO 8601 text: AOG's OpenAI routes reject a number."""
         return _CREATED.sub(_as_text, data) if service in _CONVERTED else data
 
     def events(self, service: str, block: bytes) -> bytes:
-        """The same for events, and nothing but `data: ` lines that end in LF: AOG takes all else for JSON."""
+        """The same for events, reduced to `data: ` lines that end in LF: AOG parses everything else as JSON."""
         if service not in _CONVERTED:
             return block
         if b"\r" in block:  # inside JSON it is escaped
@@ -101,7 +101,7 @@ class AogHost(Host):
         return self._dated(block)
 
     def _dated(self, block: bytes) -> bytes:
-        """The times of a block's events as text. Nearly all blocks hold but the second that the last one held."""
+        """Convert the times of a block. Nearly all events have the same second as the event before."""
         times = block.count(b'"created"')
         if times == block.count(self._number):
             return block.replace(self._number, self._text) if times else block
@@ -110,12 +110,12 @@ class AogHost(Host):
         return _CREATED.sub(_as_text, block)
 
     def takes(self, service: str, event: bytes) -> bool:
-        """AOG tells its client itself that a task has started; a second time breaks that client."""
+        """AOG sends its own task-started event; a second one breaks its client."""
         conversation = CONVERSATION_VALIDATORS.get(service)
         return conversation is None or not conversation.tells_start(event)
 
     def listed(self, models: Sequence[ModelInfo]) -> Sequence[ModelInfo]:
-        """AOG looks for the very name that it pulled a model by, so each reference is an entry of its own."""
+        """AOG looks up a model by the reference that it pulled, so each reference gets its own entry."""
         pulled = [(model, () if model.bundled else model.references) for model in models]
         return [
             entry
@@ -125,14 +125,14 @@ class AogHost(Host):
 
 
 def host_of(environ: Mapping[str, str]) -> Host:
-    """The host that started this process, by its environment."""
+    """The host that started this process, from its environment."""
     return AogHost() if environ.get("AOG_VERSION") else Host()
 
 
 _CONVERTED = ("chat", "generate")
 """The services whose `created` AOG converts."""
 
-# Quotes inside JSON strings are escaped, so that only a key can match.
+# Quotes inside JSON strings are escaped, so only a key can match.
 _CREATED = re.compile(rb'("created"\s*:\s*)(null|-?\d[\d.eE+-]*)')
 _LATEST = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 
@@ -143,7 +143,7 @@ def _as_text(found: re.Match[bytes]) -> bytes:
 
 @lru_cache(maxsize=256)
 def _iso(number: bytes) -> bytes:
-    """Seconds since the epoch as a JSON string; a number that is no time is the epoch."""
+    """Seconds since the epoch as a JSON string; an invalid time becomes the epoch."""
     try:
         seconds = min(max(0.0, float(number)), _LATEST)
     except ValueError:
@@ -152,7 +152,7 @@ def _iso(number: bytes) -> bytes:
 
 
 def _is_data_alone(block: bytes) -> bool:
-    """Whether every event is one line that begins with `data: `: no line ends elsewhere than where events do."""
+    """Whether every event is a single line that begins with `data: `."""
     return (
         block.startswith(b"data: ")
         and block.endswith(b"\n\n")
@@ -161,6 +161,6 @@ def _is_data_alone(block: bytes) -> bool:
 
 
 def _only_data(block: bytes) -> bytes:
-    """The events' data alone: no comments, names or ids."""
+    """The events' data lines, without comments, names and ids."""
     lines = (line.removeprefix(b"data:").lstrip(b" ") for line in block.split(b"\n") if line.startswith(b"data:"))
     return b"".join(b"data: " + line + b"\n\n" for line in lines)

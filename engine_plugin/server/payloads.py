@@ -1,4 +1,4 @@
-"""JSON requests of ProviderService as our own types."""
+"""JSON requests of ProviderService, parsed into the package's types."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["model_name", "model_names", "pull_request"]
 
 _FIELD = "request_json"
-_MOST_NAMES = 1000  # each is unloaded by a task of its own
+_MOST_NAMES = 1000  # each is unloaded by its own task
 
 
 def model_name(request_json: bytes) -> str:
@@ -26,7 +26,7 @@ def model_name(request_json: bytes) -> str:
 
 
 def model_names(request_json: bytes) -> Sequence[str]:
-    """`{"models": […]}`, each name once. Raises InvalidRequestError."""
+    """Parse `{"models": […]}`; duplicates are dropped. Raises InvalidRequestError."""
     names: list[Any] = require(parse_request(request_json, _FIELD, BRIEF), "models", list)
     if len(names) > _MOST_NAMES:
         raise InvalidRequestError.at(
@@ -38,12 +38,12 @@ def model_names(request_json: bytes) -> Sequence[str]:
 
 
 def pull_request(request_json: bytes) -> PullRequest:
-    """PullModelRequest; `name` is the old word for `model`. Raises InvalidRequestError."""
+    """Parse PullModelRequest; `name` is an older name of `model`. Raises InvalidRequestError."""
     shape = parse_request(request_json, _FIELD, BRIEF)
     if not shape.get("model"):
         shape["model"] = shape.get("name")
     texts = {field: optional(shape, field, str) or "" for field in ("source", "sha256", "model_type")}
-    # Not through `optional`: its complaint would quote the value.
+    # Not through `optional`, whose error would quote the secret.
     for field in ("username", "password"):
         if not isinstance(shape.get(field) or "", str):
             raise InvalidRequestError.at(field, "must be a string")

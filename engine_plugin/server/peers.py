@@ -1,7 +1,7 @@
-"""Whose process is at the other end of a connection to a TCP port of this machine.
+"""Which user owns the other end of a connection to a loopback TCP port.
 
-Any user may connect to a port of 127.0.0.1. Linux tells the user of a socket in /proc/net/tcp, Windows its process in
-the table of connections. macOS tells only root, so there every local user is let in, with a warning.
+Any user may connect to a port of 127.0.0.1. Linux lists the user of each socket in /proc/net/tcp, Windows its process
+in the table of connections. macOS lists them for root only, so there every local user is admitted, with a warning.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ __all__ = ["LocalPeers"]
 _log = logging.getLogger(__name__)
 
 _OWN_CONNECTION = 2.0  # seconds
-# A port can pass to another process when its connection is closed; on Linux not within a second of that.
+# After a connection is closed, another process can get its port; on Linux not within a second.
 _KNOWN_FOR = 1.0
 _MOST_KNOWN = 1024
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
-# Those of a socket that a process holds: when it has closed it, the table says that it belongs to root.
+# States of a socket that a process holds; after the close the table lists root as its user.
 _HELD = (b"01", b"08")  # ESTABLISHED, CLOSE_WAIT
 
 
 class LocalPeers:
-    """Lets in the processes of this user, of the host's user, and of root. Used by one server in its event loop."""
+    """Admits processes of this user, of the host's user, and of root. Used by one server in its event loop."""
 
     def __init__(self, port: int) -> None:
-        """`port` is the one that the server listens at, on 127.0.0.1 or ::1."""
+        """`port` is the server's, on 127.0.0.1 or ::1."""
         self._port = port
         self._blind = False
         self._known: dict[str, tuple[bool, float]] = {}
 
     async def prepare(self, host: str) -> None:
-        """Find out, by a test connection to `host`, whether the system reveals the owner of a connection.
+        """Test, by a connection to `host`, whether the system reveals the owner of a connection.
 
-        Called once the server listens. If not, every local user is let in, and a warning says so.
+        Called once the server listens. If it does not, every local user is admitted, and a warning is logged.
         """
         why = await in_thread(self._untold, host)
         if why:
@@ -56,7 +56,7 @@ class LocalPeers:
             )
 
     async def admits(self, peer: str) -> bool:
-        """Whether `peer`, as gRPC writes it (`ipv4:127.0.0.1:4711`), may call. Asks the system once in a second."""
+        """Whether `peer`, as gRPC writes it (`ipv4:127.0.0.1:4711`), may call. The answer is kept for a second."""
         if self._blind:
             return True
         known = self._known.get(peer)
@@ -83,7 +83,7 @@ class LocalPeers:
         address = _address(peer)
         try:
             admitted = address is not None and _same_user(address, self._port)
-        except OSError as error:  # it could be asked when the server began
+        except OSError as error:  # the test connection succeeded
             _log.error("the owner of the connection from %s is unknown: %s", peer, error)
             admitted = False
         if not admitted:
@@ -114,8 +114,8 @@ def _same_user(address: tuple[str, int], port: int) -> bool:
 
 
 def _user_of(address: tuple[str, int], port: int) -> int:
-    """The uid of a client's socket, -1 for none that a process holds. Raises OSError."""
-    ends = b":%04X " % address[1]  # most lines hold other ports, and need not be read further
+    """The uid of a client's socket, -1 if no process holds it. Raises OSError."""
+    ends = b":%04X " % address[1]  # most lines have other ports
     for table in _TABLES:
         if table.name == "tcp6" and not table.exists():
             continue  # a system without IPv6
@@ -129,7 +129,7 @@ def _user_of(address: tuple[str, int], port: int) -> int:
 
 
 def _endpoint(text: bytes) -> tuple[str, int]:
-    """An address of the table: each 32 bits of it as this machine's integers, then the port."""
+    """An address as /proc/net/tcp writes it: 32-bit words in this machine's byte order, then the port."""
     words, _, port = text.partition(b":")
     raw = b"".join(struct.pack("=I", int(words[at : at + 8], 16)) for at in range(0, len(words), 8))
     place = ip_address(raw)
@@ -146,7 +146,7 @@ def _users() -> set[int]:
 
 
 def _owner_of(address: tuple[str, int], port: int) -> str:
-    """The name of the user of a client's socket, "" when it cannot be told. Windows."""
+    """The user name of a client's socket, "" if unknown. Windows."""
     import psutil
 
     for entry in psutil.net_connections("tcp"):

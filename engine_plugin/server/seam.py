@@ -1,7 +1,7 @@
-"""The seam between our rpc handlers and the gRPC server that carries them.
+"""The interface between rpc handlers and the gRPC server that runs them.
 
-A handler knows protobuf messages and a `Call`, never grpcio. `server.grpc_aio` carries handlers on grpc.aio; a
-faster server can take its place by implementing `RpcServer`.
+A handler knows protobuf messages and a `Call`, never grpcio. `server.grpc_aio` runs handlers on grpc.aio; another
+server can replace it by implementing `RpcServer`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Call", "HostGone", "Method", "RpcError", "RpcServer", "RpcService", 
 
 
 class Status(Enum):
-    """The gRPC statuses that our handlers end a call with; the names and numbers are gRPC's."""
+    """The gRPC statuses that handlers use, with gRPC's names and numbers."""
 
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
@@ -48,31 +48,31 @@ class RpcError(Exception):
 
     @classmethod
     def of(cls, status: Status, error: EnginePluginError) -> RpcError:
-        """The end of a call that failed with this error."""
+        """The status for a call that failed with this error."""
         return cls(status, error.message, error.metadata)
 
 
 class HostGone(Exception):  # noqa: N818  # nothing is wrong
-    """Nobody listens to a call any more, which its task will be told by its cancellation. A handler lets it pass."""
+    """The client has left; the task of the call is about to be cancelled. Handlers do not catch it."""
 
 
 class Call(Protocol):
-    """One call as its handler sees it. A call cancelled by the host cancels the handler's task."""
+    """One call as its handler sees it. When the host cancels the call, the handler's task is cancelled."""
 
     def time_remaining(self) -> float | None:
-        """Seconds until the host's own deadline, None when it set none."""
+        """Seconds until the host's deadline; None without one."""
 
     def end_with(self, metadata: Mapping[str, str]) -> None:
         """Send this trailing metadata when the call ends."""
 
     async def send(self, message: Message) -> None:
-        """Send one message of a streamed answer; returns when the transport has room for the next.
+        """Send one message of a streamed answer. Returns when the transport has room for the next.
 
         Raises HostGone.
         """
 
     async def receive(self) -> Message | None:
-        """The next message of a streamed request; None when the host has half-closed. Raises HostGone."""
+        """The next message of a streamed request; None after the host's half-close. Raises HostGone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class RpcService:
 
 
 def bind(service: ServiceDescriptor, servicer: object) -> RpcService:
-    """Join a service's descriptor to the object that answers it, one method of the same name for each rpc.
+    """Bind a service's descriptor to the object that answers it, which has a method for each rpc.
 
     Raises AttributeError when the object lacks a method, so that a missing rpc is found at start-up.
     """
@@ -118,16 +118,16 @@ def bind(service: ServiceDescriptor, servicer: object) -> RpcService:
 
 
 class RpcServer(Protocol):
-    """A gRPC server. One owner creates, starts and stops it. It answers health and reflection by itself."""
+    """A gRPC server, created, started and stopped by one owner. It answers health and reflection itself."""
 
     def add(self, service: RpcService) -> None:
-        """Serve `service` too; before `start`."""
+        """Add `service`. Called before `start`."""
 
     async def start(self, address: str) -> str:
-        """Listen on `unix:/path` or `host:port` (port 0: any free one) and return the address that is bound.
+        """Listen on `unix:/path` or `host:port` (port 0: any free port) and return the bound address.
 
         Raises OSError when the address cannot be bound.
         """
 
     async def stop(self, grace: float) -> None:
-        """Refuse new calls, give running ones `grace` seconds, cancel the rest."""
+        """Refuse new calls, give running calls `grace` seconds, then cancel them."""

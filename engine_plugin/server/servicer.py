@@ -1,7 +1,7 @@
-"""ProviderService, thin over `Plugin`: protobuf and JSON at the edge, errors to codes, nothing else.
+"""ProviderService over `Plugin`: converts protobuf and JSON, and errors to codes.
 
-An ordinary failure is an OK gRPC status with `code` and `message` in the body; only a deadline passed inside a
-stream is a gRPC status (the contract of the AOG plugin SDK).
+An ordinary failure is an OK gRPC status with `code` and `message` in the body; only a deadline that passes inside a
+stream ends with another gRPC status (the contract of the AOG plugin SDK).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Response = TypeVar("Response", bound=Message)
 OK = 200
 
 _REFUSALS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
-"""What a file system says that is not ours, read-only or full: nothing is wrong with the plugin then."""
+"""A read-only or full file system, or one without permission: no fault of the plugin, so no traceback is logged."""
 
 
 def provider_service(plugin: Plugin, host: Host | None = None) -> RpcService:
@@ -60,12 +60,12 @@ def provider_service(plugin: Plugin, host: Host | None = None) -> RpcService:
 
 
 def _sendable(text: str) -> str:
-    """`text` without secrets, and as protobuf takes it: a path in no known encoding may be in it."""
+    """`text` without secrets, and as valid UTF-8: it may quote a path in an unknown encoding."""
     return redacted(text).encode("utf-8", "replace").decode()
 
 
 def _told(failure: EnginePluginError) -> dict[str, Any]:
-    """The fields of a response that say what went wrong."""
+    """The fields of a response that describe the error."""
     return {"code": failure.code, "message": _sendable(failure.message)}
 
 
@@ -78,7 +78,7 @@ def _models(models: Sequence[ModelInfo]) -> dict[str, Any]:
 
 
 _LEAVE_TAKING = 2.0
-"""Seconds that a host has to read why its conversation failed, while it still sends."""
+"""Seconds that a host which is still sending has to read why its conversation failed."""
 
 
 class ProviderServicer:
@@ -88,7 +88,7 @@ class ProviderServicer:
         self._plugin = plugin
         self._host = host
         self._unavailable: dict[str, str] = {}
-        """What was said last by each rpc that found the engine unavailable, until it finds otherwise."""
+        """The last message of each rpc that found the engine unavailable; removed when it succeeds."""
 
     async def GetManifest(self, _request: pb.GetManifestRequest, call: Call) -> pb.GetManifestResponse:
         async def work() -> dict[str, Any]:
@@ -109,7 +109,7 @@ class ProviderServicer:
         response = pb.InvokeServiceStreamResponse
         try:
             async with self._plugin.stream(request.service_name, request.request_data) as chunks:
-                # While `send` waits for a slow host nobody reads from the engine, and what has come meanwhile
+                # While `send` waits for a slow host, nothing is read from the engine; what arrives meanwhile
                 # leaves together in the next chunk.
                 async for chunk in chunks:
                     if events := self._host.events(request.service_name, chunk):
@@ -146,15 +146,15 @@ class ProviderServicer:
                     )
         except DeadlineError as error:
             raise self._ended(Status.DEADLINE_EXCEEDED, error) from error
-        except RpcError:  # what was received is no message
+        except RpcError:  # the bytes are not a valid message
             raise
         except (Exception, asyncio.CancelledError) as error:  # the edge, as in _answer
             failure = self._failure(error, "InvokeServiceBidi")
             call.end_with(failure.metadata)
             await call.send(response(**_told(failure), metadata=failure.metadata))
             if not all_heard.is_set():
-                # A host that is sending now would learn of the end by a write that fails, and some of gRPC's clients
-                # then lose what they have not read yet: this error. One that has read it leaves, which ends the wait.
+                # The host's writes fail once the call has ended, and some gRPC clients then drop what they have not
+                # read: this error. A host that has read it leaves, which ends the wait.
                 await asyncio.sleep(_LEAVE_TAKING)
 
     # Health and status
@@ -193,7 +193,7 @@ class ProviderServicer:
         name = self._plugin.manifest.provider.name
         raise UnsupportedError(f"{name} runs a local engine, which needs no authentication; only remote plugins do")
 
-    # The engine's life and software
+    # The engine's state and software
 
     async def StartEngine(self, request: pb.StartEngineRequest, call: Call) -> pb.StartEngineResponse:
         return await self._answer(
@@ -312,7 +312,7 @@ class ProviderServicer:
         """
         try:
             fields = await work() or {}
-        # The edge: a plugin answers and lives on, whatever happened.
+        # The outermost handler: the plugin answers and goes on, whatever was raised.
         except (Exception, asyncio.CancelledError) as error:
             failure = self._failure(error, where)
             if self._host.tolerates(where, error):
@@ -328,17 +328,17 @@ class ProviderServicer:
 
     def _refusal(self, error: EnginePluginError, where: str) -> None:
         message = _sendable(error.message)
-        # Hosts ask a stopped plugin again and again how it is: the log tells only of a change.
+        # Hosts poll a stopped plugin: only a change is logged.
         again = error.code == UnavailableError.code and self._unavailable.get(where) == message
         self._unavailable[where] = message
         level = logging.DEBUG if again else logging.INFO
         log.log(level, "%s: %d %s", where, error.code, message, extra={"rpc": where, "code": error.code})
 
     def _failure(self, error: BaseException, where: str) -> EnginePluginError:
-        """The error that the wire carries for whatever was raised: the one place where that is decided.
+        """The error that is sent for an exception. Only this function decides that.
 
-        A cancelled call ends without an answer: its caller has gone. But a CancelledError may come from other work
-        that this call waited for; then its host still waits, and would for ever.
+        A cancelled call ends without an answer, since its caller has left. But a CancelledError may come from other
+        work that this call waited for; its host would then wait for ever.
         """
         if isinstance(error, HostGone):
             raise error
@@ -360,19 +360,19 @@ class ProviderServicer:
         return self._placed(EnginePluginError(text))
 
     def _placed(self, error: EnginePluginError) -> EnginePluginError:
-        """The error with the engine that it comes from."""
+        """The error, with the engine's name in its fields."""
         error.fields.setdefault("engine", self._plugin.manifest.engine_name)
         return error
 
     def _ended(self, status: Status, error: EnginePluginError) -> RpcError:
-        """For an rpc that ends with a gRPC status."""
+        """The gRPC status for an error."""
         return RpcError.of(status, self._placed(error))
 
 
 async def _messages(
     first: pb.InvokeServiceBidiRequest, call: Call, all_heard: asyncio.Event, silence: float | None
 ) -> AsyncIterator[BidiMessage]:
-    """The host's messages, from the first on, until it half-closes, which sets `all_heard`, or is silent too long."""
+    """The host's messages, `first` included, until its half-close, which sets `all_heard`, or too long a silence."""
     message: Any = first
     while message is not None:
         yield BidiMessage(message.data, message.message_type, dict(message.metadata))

@@ -314,7 +314,7 @@ async def test_a_signal_while_loading(start: Launch, short_dir: Path, when: str)
         ("hang", 0, "the plugin did not stop within"),
         ("error", 0, "the plugin did not stop cleanly: the engine would not stop"),
         ("swallow", 0, "the plugin did not stop within"),
-        ("block", 1, "the plugin did not end within"),
+        ("block", 1, "the plugin did not exit within"),
     ],
 )
 async def test_an_engine_that_will_not_stop(
@@ -361,7 +361,7 @@ async def test_a_loop_that_stands_is_cut_off_where_no_thread_can_be_created(laun
     await plugin.do("refuse_threads")
     await plugin.shutdown()
     assert await plugin.ended() == 1
-    await plugin.logged("did not end within")
+    await plugin.logged("did not exit within")
 
 
 @pytest.mark.promise("G34")

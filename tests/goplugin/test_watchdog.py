@@ -112,4 +112,4 @@ time.sleep(1000)
         [sys.executable, "-c", program], env=environ(), cwd=ROOT, capture_output=True, text=True, timeout=LIMIT
     )
     assert (ended.returncode, ended.stdout) == (code, "still here\nflushed\n")
-    assert ("did not end within 0.2 s" in ended.stderr) == bool(code)
+    assert ("did not exit within 0.2 s" in ended.stderr) == bool(code)
