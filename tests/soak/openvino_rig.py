@@ -58,7 +58,7 @@ class OpenVinoRig:
 
     def workers(self) -> dict[str, psutil.Process]:
         """The processes that hold models, by their age, the oldest first."""
-        found = [process for process in self._below() if _is(process, "runner.worker")]
+        found = [process for process in self._below() if _is(process, "openvino_server.worker")]
         return {str(process.pid): process for process in found}
 
     def _below(self) -> list[psutil.Process]:

@@ -65,7 +65,7 @@ class RunningEngine:
 
     def workers(self) -> list[psutil.Process]:
         """The processes that hold models, in the order of their start."""
-        found = [process for process in self.processes() if _holds("runner.worker", process)]
+        found = [process for process in self.processes() if _holds("openvino_server.worker", process)]
         return sorted(found, key=lambda process: process.create_time())
 
     def processes(self) -> list[psutil.Process]:

@@ -65,7 +65,7 @@ class HostedScene:
 
     def workers(self) -> list[psutil.Process]:
         """Those that hold models, in the order of their start."""
-        return self.family("runner.worker")
+        return self.family("openvino_server.worker")
 
     def server(self) -> psutil.Process:
         """The embedded server."""
