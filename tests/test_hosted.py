@@ -9,13 +9,13 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-import yaml
 
 from engine_plugin.app import build
 from engine_plugin.errors import ManifestError, UnsupportedError
 from engine_plugin.manifest import load_manifest
 from engine_plugin.protocol.stubs import provider_pb2
 from tests.patience import LIMIT
+from tests.shipped import shipped, write_manifest
 
 from .host.conftest import REPOSITORY
 
@@ -78,12 +78,10 @@ def test_a_plugin_that_is_built_has_touched_nothing(tmp_path: Path) -> None:
 
 
 def changed(tmp_path: Path, **engine: object) -> Path:
-    shape = yaml.safe_load((REPOSITORY / "plugin.yaml").read_text())
+    shape = shipped("openvino")
     shape["engine"] = engine
     shape["resources"]["data_dir"] = str(tmp_path / "data")
-    path = tmp_path / "plugin.yaml"
-    path.write_text(yaml.safe_dump(shape))
-    return path
+    return write_manifest(tmp_path, shape)
 
 
 def test_an_unknown_engine(tmp_path: Path) -> None:

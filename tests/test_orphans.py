@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-import yaml
 
 from engine_plugin.host import PluginClient, launch
 from tests.fake_engine import FakeEngine
 from tests.hosted_at_pace import HOSTED
 from tests.patience import LIMIT, pace, patience
+from tests.shipped import shipped, write_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -96,10 +96,10 @@ class Scene:
 
     def configure(self, **options: object) -> None:
         """Write plugin.yaml with these options of the engine."""
-        shape = yaml.safe_load((REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text())
+        shape = shipped("llamacpp")
         shape["engine"] |= {"threads": 1, "stop_timeout": 30} | self.fake.options | options
         shape["resources"]["data_dir"] = str(self.place / "data")
-        (self.place / "plugin.yaml").write_text(yaml.safe_dump(shape, sort_keys=False))
+        write_manifest(self.place, shape)
 
     async def launch(self) -> PluginClient:
         """The plugin, hosted by this process."""

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import grpc
 import grpc.aio
 import pytest
-import yaml
 
 from engine_plugin import deadlines
 from engine_plugin.engines.base import HealthState
@@ -41,8 +40,8 @@ from engine_plugin.server import servicer
 from engine_plugin.server.grpc_aio import AioServer
 from engine_plugin.server.servicer import provider_service
 from tests.patience import LIMIT, NEVER, pace
+from tests.shipped import shipped, write_manifest
 
-from .host.conftest import REPOSITORY
 from .host.conftest import sockets as sockets  # noqa: PLC0414  # a fixture
 from .small_engine import SmallEngine
 
@@ -61,7 +60,7 @@ async def serve(tmp_path: Path, sockets: Path) -> AsyncIterator[Serve]:
     async with AsyncExitStack() as stack:
 
         async def start(timeout: int = 0) -> tuple[PluginClient, SmallEngine]:
-            shape = yaml.safe_load((REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text())
+            shape = shipped("llamacpp")
             services = [service for service in shape["services"] if service["service_name"] != "generate"]
             speech = services[0] | {"service_name": "speech-to-text-ws", "expose_protocol": "WEBSOCKET"}
             speech["config_ref"] = ""
@@ -73,7 +72,7 @@ async def serve(tmp_path: Path, sockets: Path) -> AsyncIterator[Serve]:
                 service["timeout"] = timeout
             shape["services"] = [*services, speech, image]
             shape["resources"]["data_dir"] = str(tmp_path / "data")
-            (tmp_path / "plugin.yaml").write_text(yaml.safe_dump(shape))
+            write_manifest(tmp_path, shape)
             manifest = load_manifest(tmp_path / "plugin.yaml")
             engine = SmallEngine(manifest)
             server = AioServer()

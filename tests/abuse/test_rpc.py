@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 import pytest
-import yaml
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
@@ -29,9 +28,9 @@ from engine_plugin.protocol.stubs import provider_pb2 as pb
 from engine_plugin.server.grpc_aio import AioServer
 from engine_plugin.server.servicer import provider_service
 from tests.examples import MORE
-from tests.host.conftest import REPOSITORY
 from tests.host.conftest import sockets as sockets  # noqa: PLC0414  # a fixture
 from tests.patience import LIMIT
+from tests.shipped import shipped, write_manifest
 from tests.small_engine import SmallEngine
 
 if TYPE_CHECKING:
@@ -85,13 +84,13 @@ class SteadyEngine(SmallEngine):
 @pytest.fixture
 async def address(tmp_path: Path, sockets: Path) -> AsyncIterator[str]:
     """Where a plugin is served whose services are of every kind."""
-    shape = yaml.safe_load((REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text())
+    shape = shipped("llamacpp")
     speech = shape["services"][0] | {"service_name": "speech-to-text-ws", "expose_protocol": "WEBSOCKET"}
     speech["config_ref"] = ""
     speech["capabilities"] = {"support_streaming": True, "support_bidirectional": True}
     shape["services"].append(speech)
     shape["resources"]["data_dir"] = str(tmp_path / "data")
-    (tmp_path / "plugin.yaml").write_text(yaml.safe_dump(shape))
+    write_manifest(tmp_path, shape)
     manifest = load_manifest(tmp_path / "plugin.yaml")
     server = AioServer()
     server.add(provider_service(Plugin(manifest, SteadyEngine(manifest))))

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from engine_plugin.host import PluginClient, events, launch
 from engine_plugin.models.info import KIND_OF_SERVICE
 from tests.patience import LIMIT
+from tests.shipped import shipped, write_manifest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -67,13 +66,12 @@ async def spawned(
     engine: str, place: Path, models: Mapping[str, str], environ: Mapping[str, str], **changes: Any
 ) -> AsyncIterator[World]:
     """The plugin of `engine` with its shipped plugin.yaml, in which only `engine_host` and options are `changes`d."""
-    shipped = ROOT / "plugin.yaml" if engine == "openvino" else ROOT / "plugins" / engine / "plugin.yaml"
-    manifest = yaml.safe_load(shipped.read_text(encoding="utf-8"))
+    manifest = shipped(engine)
     manifest["provider"]["engine_host"] = changes.pop("engine_host", "")
     manifest["engine"] |= changes
     folder = place / manifest["provider"]["name"]
     folder.mkdir()
-    (folder / "plugin.yaml").write_text(yaml.safe_dump(manifest, sort_keys=False), encoding="utf-8")
+    write_manifest(folder, manifest)
     environment = {"AOG_DATA_DIR": str(place / "data"), **environ}
     python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     client = await launch(

@@ -9,13 +9,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import yaml
 
 from engine_plugin.cli.conversation import Conversation, Picture, Piece, Settings, piece_of
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.manifest import load_manifest
 from tests.ollama.contract.handle import ContractServer
 from tests.patience import LIMIT
+from tests.shipped import shipped, write_manifest
 
 from .conftest import COMMAND, REPOSITORY
 from .showing import use_engine
@@ -328,9 +328,9 @@ def test_one_question_at_a_terminal(place: Workplace) -> None:
 @terminal
 def test_ctrl_c_with_a_real_engine(workplace: Workplace) -> None:
     """The model answers one request at a time and never stops by itself: the next answer proves that it was free."""
-    shape = yaml.safe_load((REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text())
+    shape = shipped("llamacpp")
     shape["engine"] |= {"backend": "xllamacpp", "threads": 1, "parallel": 1}
-    (workplace.plugin / "plugin.yaml").write_text(yaml.safe_dump(shape, sort_keys=False))
+    write_manifest(workplace.plugin, shape)
     workplace.good("models", "pull", str(ENDLESS))
     chatting = [*COMMAND, "chat", "--model", ENDLESS.stem, "--max-tokens", "1000000"]
     with Screen(chatting, workplace.env, workplace.plugin) as screen:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-import yaml
 
 from build import build_linked
 from engine_plugin.models.samples import bundled_samples
-from pins import ROOT
 from tests.conformance.gohost import executable_of
 from tests.conformance.test_ollama import ollama_plugin
 from tests.ollama.contract.handle import ContractServer
 from tests.openai.contract import Contract
+from tests.shipped import shipped, write_manifest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,9 +86,9 @@ async def test_an_openai_server(go_host: GoHost, scratch: Path) -> None:
     server.stream = EVENTS
     await server.start()
     try:
-        shape: dict[str, Any] = yaml.safe_load((ROOT / "plugins/openai/plugin.yaml").read_text(encoding="utf-8"))
+        shape = shipped("openai")
         shape["provider"]["engine_host"] = server.url
-        (scratch / "plugin.yaml").write_text(yaml.safe_dump(shape, sort_keys=False), encoding="utf-8")
+        write_manifest(scratch, shape)
         executable = executable_of(build_linked(scratch / "plugin.yaml", scratch / "plugins"))
         await asyncio.to_thread(under_aog, go_host, executable, scratch, {"chat": "qwen3-8b"})
     finally:

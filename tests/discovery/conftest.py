@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import yaml
 
 from engine_plugin.manifest import load_manifest
 from tests.leftovers import marked, nothing_is_left, scratch
+from tests.shipped import write_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,7 @@ def described(place: Path, services: dict[str, dict[str, Any]], **top: Any) -> M
         **top,
     }
     place.mkdir(exist_ok=True)
-    (place / "plugin.yaml").write_text(yaml.safe_dump(shape, sort_keys=False))
+    write_manifest(place, shape)
     return load_manifest(place / "plugin.yaml")
 
 

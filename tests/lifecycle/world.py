@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psutil
-import yaml
 
 from engine_plugin.engines.llamacpp.engine import LlamaCppEngine
 from engine_plugin.host import PluginClient, connect
@@ -20,8 +19,9 @@ from engine_plugin.plugin import Plugin
 from engine_plugin.server.grpc_aio import AioServer
 from engine_plugin.server.servicer import provider_service
 from tests.fake_engine import FakeEngine
-from tests.llamacpp.running import REPOSITORY, gone
+from tests.llamacpp.running import gone
 from tests.patience import LIMIT
+from tests.shipped import shipped, write_manifest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -114,10 +114,10 @@ class Begin:
         place = self._root / str(len(self._worlds))
         fake = FakeEngine.install(place / "bin")
         fake.behave(*lives, **(of or {}))
-        shape = yaml.safe_load((REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text())
+        shape = shipped("llamacpp")
         shape["engine"] |= SWIFT | fake.options | options
         shape["resources"]["data_dir"] = str(place / "data")
-        (place / "plugin.yaml").write_text(yaml.safe_dump(shape, sort_keys=False))
+        write_manifest(place, shape)
         manifest = load_manifest(place / "plugin.yaml")
         engine = LlamaCppEngine(manifest)
         plugin = Plugin(manifest, engine)

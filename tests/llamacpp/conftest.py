@@ -14,7 +14,6 @@ from typing import Any, TypeAlias
 
 import pytest
 import pytest_asyncio
-import yaml
 
 from engine_plugin.engines.llamacpp.engine import LlamaCppEngine
 from engine_plugin.host import PluginClient, connect
@@ -25,6 +24,7 @@ from engine_plugin.plugin import Plugin
 from engine_plugin.server.grpc_aio import AioServer
 from engine_plugin.server.servicer import provider_service
 from tests.leftovers import marked, nothing_is_left, scratch
+from tests.shipped import shipped, write_manifest
 
 from .running import ENDLESS, ENGINE_MARK, REPOSITORY, RunningPlugin
 
@@ -74,12 +74,12 @@ class _Server:
         self._count += 1
         place = self._root / str(self._count)
         place.mkdir()
-        shape = yaml.safe_load((REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text())
+        shape = shipped("llamacpp")
         # Not another llama.cpp that may be on this machine, nor all of its processors.
         shape["engine"] |= {"backend": "xllamacpp", "threads": 1} | options
         shape["resources"]["data_dir"] = str(data or place / "data")
         change(shape)
-        (place / "plugin.yaml").write_text(yaml.safe_dump(shape, sort_keys=False))
+        write_manifest(place, shape)
         mark = secrets.token_hex(8)
         with pytest.MonkeyPatch.context() as patch:
             for name, value in {**(environ or {}), ENGINE_MARK: mark}.items():

@@ -8,13 +8,12 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import yaml
 
 from engine_plugin.errors import ModelNotFoundError, PreconditionError
 from engine_plugin.manifest import load_manifest
 from engine_plugin.models.defaults import DefaultModels
 from engine_plugin.plugin import Plugin
-from tests.host.conftest import REPOSITORY
+from tests.shipped import shipped, write_manifest
 from tests.small_engine import SmallEngine
 
 if TYPE_CHECKING:
@@ -42,10 +41,10 @@ class Engine(SmallEngine):
 
 def plugin_with(tmp_path: Path, default_model: str) -> tuple[Plugin, Engine]:
     """A plugin whose plugin.yaml names that default model for chat."""
-    shape = yaml.safe_load((REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text())
+    shape = shipped("llamacpp")
     shape["resources"]["data_dir"] = str(tmp_path / "data")
     shape["services"][0]["default_model"] = default_model
-    (tmp_path / "plugin.yaml").write_text(yaml.safe_dump(shape))
+    write_manifest(tmp_path, shape)
     manifest = load_manifest(tmp_path / "plugin.yaml")
     engine = Engine(manifest)
     return Plugin(manifest, engine), engine

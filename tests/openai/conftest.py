@@ -7,7 +7,6 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
-import yaml
 
 from engine_plugin.engines.openai import discovery
 from engine_plugin.engines.openai.discovery import PROBE_TIMEOUT
@@ -16,6 +15,7 @@ from engine_plugin.manifest import load_manifest
 from engine_plugin.manifest.model import SERVICE_NAMES
 from engine_plugin.plugin import Plugin
 from tests.openai.contract import Contract, free_pair
+from tests.shipped import write_manifest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +48,7 @@ def manifest_of(folder: Path, engine_host: str = "", **options: Any) -> Any:
         "resources": {"data_dir": str(folder / "data")},
         "engine": {"name": "openai", "connect_backoff": 0.02, **options},
     }
-    (folder / "plugin.yaml").write_text(yaml.safe_dump(shape, sort_keys=False))
+    write_manifest(folder, shape)
     return load_manifest(folder / "plugin.yaml")
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import psutil
-import yaml
 
 from engine_plugin.process import guard
 from tests.llamacpp.running import ENDLESS, REPOSITORY, processes_of
@@ -22,6 +21,7 @@ from tests.ollama.contract.library import MODELS, Library, Model
 from tests.ollama.contract.release import write_program
 from tests.openvino.driver.running import tone
 from tests.patience import patience
+from tests.shipped import shipped, write_manifest
 from tests.soak.rig import MARK, Hosted, Log, launched, sweep
 
 if TYPE_CHECKING:
@@ -254,11 +254,11 @@ def _lay_out(scratch: Path, life: Life, engine: Mapping[str, Any], theirs: Their
     if life == "managed":
         options["ollama"] = str(write_program(scratch / "bin", "--runners"))
     plugin = "openai" if life == "openai" else "ollama"
-    shape = yaml.safe_load((REPOSITORY / f"plugins/{plugin}/plugin.yaml").read_text())
+    shape = shipped(plugin)
     if life == "openai":
         shape["provider"]["engine_host"] = f"http://127.0.0.1:{theirs.port}/v1"
     shape["engine"] |= options
     for service in shape["services"]:
         service["config_ref"] = _FLAVOURS[life].get(service["service_name"], service["config_ref"])
     shape["resources"]["data_dir"] = str(scratch / "data")
-    (scratch / "plugin.yaml").write_text(yaml.safe_dump(shape))
+    write_manifest(scratch, shape)

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-import yaml
 
 from engine_plugin.errors import ModelNotLoadedError
-from tests.llamacpp.running import REPOSITORY
 from tests.patience import patience
+from tests.shipped import shipped, write_manifest
 from tests.soak.rig import Log, Observer, launched, left_behind, sweep
 from tests.soak.watched_plugin import RUNNER_SOCKET_VARIABLE
 
@@ -138,7 +137,7 @@ async def openvino_rig(engine: Mapping[str, Any]) -> AsyncIterator[OpenVinoRig]:
 
 def _lay_out(scratch: Path, engine: Mapping[str, Any]) -> None:
     (scratch / "tmp").mkdir()
-    shape = yaml.safe_load((REPOSITORY / "plugin.yaml").read_text())
+    shape = shipped("openvino")
     shape["engine"] |= {"backend": "embedded", **engine}
     shape["resources"]["data_dir"] = str(scratch / "data")
-    (scratch / "plugin.yaml").write_text(yaml.safe_dump(shape))
+    write_manifest(scratch, shape)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-import yaml
 
 from engine_plugin.host import LogLine, PluginClient, launch
 from engine_plugin.process import guard
@@ -24,6 +23,7 @@ from tests.fake_engine import FakeEngine
 from tests.llamacpp.running import ENDLESS, REPOSITORY, processes_of
 from tests.models.server import FileServer, file_server
 from tests.patience import patience
+from tests.shipped import shipped, write_manifest
 from tests.soak import timed_engine
 from tests.soak.watched_plugin import SOCKET_VARIABLE
 
@@ -277,10 +277,10 @@ def _lay_out(scratch: Path, engine: Mapping[str, Any], lifetime: float) -> FakeE
     fake = FakeEngine(scratch / "bin" / "llama-server", scratch / "bin" / "fake.json")
     timed_engine.install(fake.executable, fake.script, lifetime)
     fake.behave({})
-    shape = yaml.safe_load((REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text())
+    shape = shipped("llamacpp")
     shape["engine"] = {"name": "llamacpp", **fake.options, **engine}
     shape["resources"]["data_dir"] = str(scratch / "data")
-    (scratch / "plugin.yaml").write_text(yaml.safe_dump(shape))
+    write_manifest(scratch, shape)
     return fake
 
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from engine_plugin.engines.ollama.engine import OllamaEngine
 from engine_plugin.manifest import load_manifest
 from engine_plugin.plugin import Plugin
+from tests.shipped import shipped, write_manifest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 __all__ = ["HELLO", "answer", "plugin_in"]
 
-SHIPPED = Path(__file__).parents[3] / "plugins" / "ollama" / "plugin.yaml"
 HELLO = [{"role": "user", "content": "Hello there"}]
 
 
@@ -27,13 +25,13 @@ async def plugin_in(
     place: Path, *, native: bool = False, engine_host: str = "", **options: Any
 ) -> AsyncIterator[Plugin]:
     """The plugin, its data below `place`; `native` for Ollama's own JSON, `options` for the `engine:` section."""
-    shape = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+    shape = shipped("ollama")
     shape["provider"]["engine_host"] = engine_host
     shape["engine"] |= options
     shape["resources"]["data_dir"] = str(place / "data")
     for service in shape["services"] if native else ():
         service["config_ref"] = f"ollama:{service['service_name']}"
-    (place / "plugin.yaml").write_text(yaml.safe_dump(shape, sort_keys=False), encoding="utf-8")
+    write_manifest(place, shape)
     manifest = load_manifest(place / "plugin.yaml")
     plugin = Plugin(manifest, OllamaEngine(manifest))
     try:

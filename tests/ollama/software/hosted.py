@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psutil
-import yaml
 
 from engine_plugin.host import launch
-from tests.llamacpp.running import MARK, REPOSITORY, processes_of
+from tests.llamacpp.running import MARK, processes_of
 from tests.ollama.contract.handle import ContractClient
 from tests.patience import LIMIT, pace
+from tests.shipped import shipped, write_manifest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,10 +62,10 @@ class Hosted:
 
 async def hosted(root: Path, environ: dict[str, str], **options: Any) -> Hosted:
     """Launch the plugin; `options` go to the `engine:` section. Whoever asks kills it."""
-    shape = yaml.safe_load((REPOSITORY / "plugins/ollama/plugin.yaml").read_text())
+    shape = shipped("ollama")
     shape["engine"] |= {"start_timeout": pace(15), "stop_timeout": 5, "restart_backoff": 0.02} | options
     shape["resources"]["data_dir"] = str(root / "data")
     folder = root / "ollama-plugin"
     folder.mkdir(exist_ok=True)
-    (folder / "plugin.yaml").write_text(yaml.safe_dump(shape, sort_keys=False))
+    write_manifest(folder, shape)
     return Hosted(await launch(_ARGV, cwd=folder, env=environ, start_timeout=LIMIT), environ)

@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 
 import pytest
 import pytest_asyncio
-import yaml
 
 from engine_plugin.engines.openvino.engine import OpenVinoEngine
 from engine_plugin.engines.openvino.software import RUNNER, Backend, Software
@@ -27,6 +26,7 @@ from engine_plugin.process import python
 from engine_plugin.server.grpc_aio import AioServer
 from engine_plugin.server.servicer import provider_service
 from tests.leftovers import marked, nothing_is_left, scratch
+from tests.shipped import write_manifest
 
 from .running import ENGINE_MARK, SERVICES, RunningEngine
 
@@ -94,7 +94,7 @@ class _Plugins:
         self._count += 1
         place = self._root / f"p{self._count}"
         place.mkdir()
-        (place / "plugin.yaml").write_text(yaml.safe_dump(_manifest(place, options), sort_keys=False))
+        write_manifest(place, _manifest(place, options))
         mark = secrets.token_hex(8)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(ENGINE_MARK, mark)

@@ -8,12 +8,12 @@ import uuid
 from typing import TYPE_CHECKING
 
 import psutil
-import yaml
 
 from engine_plugin.host import launch
 from tests.hosted_at_pace import HOSTED
 from tests.llamacpp.running import REPOSITORY, eventually, gone, processes_of
 from tests.patience import LIMIT, pace
+from tests.shipped import shipped, write_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,13 +42,13 @@ class HostedScene:
 
     def configure(self, timeouts: Mapping[str, float], **options: object) -> None:
         """Write the default plugin's plugin.yaml, with these timeouts of services and options of the engine."""
-        shape = yaml.safe_load((REPOSITORY / "plugin.yaml").read_text())
+        shape = shipped("openvino")
         for service in shape["services"]:
             if service["service_name"] in timeouts:
                 service["timeout"] = timeouts[service["service_name"]]
         shape["engine"] |= {"backend": "embedded", "threads": 1, "restart_backoff": 0.02} | options
         shape["resources"]["data_dir"] = str(self.data)
-        (self.place / "plugin.yaml").write_text(yaml.safe_dump(shape, sort_keys=False))
+        write_manifest(self.place, shape)
 
     async def launch(self) -> PluginClient:
         """The plugin, hosted by this process."""

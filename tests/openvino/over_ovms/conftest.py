@@ -7,15 +7,14 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest_asyncio
-import yaml
 
 from engine_plugin.engines.openvino.engine import OpenVinoEngine
 from engine_plugin.manifest import load_manifest
 from tests.leftovers import marked, nothing_is_left, scratch
-from tests.llamacpp.running import REPOSITORY
 from tests.models.server import file_server
 from tests.openvino.fake_ovms.archives import Mirror, install
 from tests.patience import LIMIT
+from tests.shipped import shipped, write_manifest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -33,11 +32,11 @@ async def make(scratch: Path) -> AsyncIterator[Make]:
     async with AsyncExitStack() as stack:
 
         async def made(*, start: bool = True, **options: Any) -> OpenVinoEngine:
-            shape = yaml.safe_load((REPOSITORY / "plugin.yaml").read_text())
+            shape = shipped("openvino")
             given = {"backend": "ovms", "ovms": str(executable), "threads": 1}
             shape["engine"] = {"name": "openvino", **given, **options}
             shape["resources"]["data_dir"] = str(scratch / "data")
-            (scratch / "plugin.yaml").write_text(yaml.safe_dump(shape, sort_keys=False))
+            write_manifest(scratch, shape)
             engine = OpenVinoEngine(load_manifest(scratch / "plugin.yaml"))
             stack.push_async_callback(engine.aclose)
             if start:
