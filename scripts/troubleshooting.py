@@ -94,7 +94,7 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
         "holder": "nginx (pid 812)",
         "fix": "Start again, which takes another port, or end that process",
     },
-    "address-taken": {"address": "unix:/run/user/1000/plugin.sock", "holder": "somebody serves at it already"},
+    "address-taken": {"address": "unix:/run/user/1000/plugin.sock", "holder": "address already in use"},
     "key-missing": {"server": "vLLM", "address": "https://gpu.example/v1", "variable": "OPENAI_API_KEY"},
     "key-refused": {
         "server": "vLLM",

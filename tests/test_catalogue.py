@@ -214,7 +214,7 @@ def test_an_address_that_is_taken(
     taken.write_text("")
     with pytest.raises(SystemExit):
         cli(["serve", "--address", f"unix:{taken}"])
-    assert "something lies there that is no socket. Choose another --address" in capsys.readouterr().err
+    assert "path exists and is not a socket. Choose another --address" in capsys.readouterr().err
     assert taken.exists()
 
 

@@ -1,7 +1,7 @@
-"""The commands in messages, as the person at this terminal can run them.
+"""Rewrites the next steps in messages as commands that can be pasted into this terminal.
 
-A plugin's messages name the steps by their rpc, since hosts read them too; the command line's own messages have
-`engine-plugin …`. Both become the program as it was started, with the plugin that was chosen.
+A plugin's messages name each step by its rpc, because hosts read them too; the command line's own messages use
+`engine-plugin …`. Both become the program as it was started, with the chosen plugin.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _RPC = re.compile(rf"\b(?:(?P<call>[Cc])all )?(?P<rpc>{'|'.join(_COMMAND_OF_RPC)
 _DEFAULT = re.compile(r"\bChoose another default\b")
 _USE = f"Choose another default: {_NAME} models use NAME"
 
-# One of this program's commands within a sentence. It reaches the chosen plugin only with --plugin.
+# A command of this program within a sentence. Without --plugin it would run on the default plugin.
 _COMMANDS = "chat|embed|engine|image|models|rerank|serve|speak|status|transcribe"
 _OURS = re.compile(rf"(?<![\w/.-]){_NAME}(?= (?:{_COMMANDS})\b)")
 
 
 def advice(text: str, plugin: str = "") -> str:
-    """A message with commands that work here. `plugin` is how --plugin named it, "" when it need not be named."""
+    """Return the message with commands that can be run here. `plugin` is the value of --plugin, "" for none."""
     text = _DEFAULT.sub(_USE, _RPC.sub(_command, text))
     ours = f"{program()} --plugin {shlex.quote(plugin)}" if plugin else program()
     return _OURS.sub(lambda _: ours, text)
@@ -55,7 +55,7 @@ def _command(found: re.Match[str]) -> str:
 
 @cache
 def program() -> str:
-    """How to start this program again: its name where that is on PATH, else its path, else the module."""
+    """Return how to run this program: its name if it is on PATH, else its path, else `python -m`."""
     script = Path(sys.argv[0])
     if script.stem != _NAME:  # python -m
         script = Path(sys.executable).with_name(_NAME + (".exe" if sys.platform == "win32" else ""))
@@ -68,7 +68,7 @@ def program() -> str:
 
 
 def _from_here(path: Path) -> str:
-    """The path as a person would type it: relative when it is below the working directory."""
+    """Return the path as one would type it: relative if it is below the working directory."""
     if not path.absolute().is_relative_to(Path.cwd()):
         return str(path)
     return os.path.join(".", path.absolute().relative_to(Path.cwd()))  # noqa: PTH118  # pathlib drops the dot

@@ -1,4 +1,4 @@
-"""`--auto-pull`: a model that a call needs and that is not here is pulled before the call, with a bar."""
+"""`--auto-pull`: pulls a missing model before the call and shows the progress."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 
 def auto_pull_option(command: F) -> F:
-    """Give a click command `--auto-pull`, which it takes as `auto_pull: bool` and hands to `model_to_call`."""
-    return click.option("--auto-pull", is_flag=True, help="Pull the model first when it is not here.")(command)
+    """Add `--auto-pull` to a click command, which receives `auto_pull: bool` and passes it to `model_to_call`."""
+    return click.option("--auto-pull", is_flag=True, help="Pull the model first if it is missing.")(command)
 
 
 async def model_to_call(
     client: PluginClient, options: Options, service: str, model: str | None, *, auto_pull: bool
 ) -> str | None:
-    """The model that a request of `service` should name; None to leave it to the plugin, as it was given.
+    """Return the model that a request of `service` should name; None lets the plugin choose.
 
-    Called by commands, with the engine running, before their request. With `auto_pull`, or when plugin.yaml says so,
-    the model (else the service's default) is looked for and, when it is not here, pulled; progress goes to standard
-    error. An engine that cannot pull is left to say itself what it has not. Raises what a pull raises.
+    Called by commands before their request, with the engine running. With `auto_pull`, or `auto_pull: true` in
+    plugin.yaml, a missing model (`model`, else the service's default) is pulled; progress goes to standard error. If
+    the engine cannot pull, the call itself reports the missing model. Raises what a pull raises.
     """
     if not (auto_pull or chosen_manifest(options).auto_pull):
         return model
     wanted = model or await default_model(client, service)
-    if not wanted or is_cloud_name(wanted):  # a name in the cloud is no file that a pull could bring
+    if not wanted or is_cloud_name(wanted):  # cloud models have no files to pull
         return model
     if any(is_model(entry, wanted) for entry in await client.list_models()):
         return model
-    say(f"{wanted} is not here: pulling it")
+    say(f"model {wanted} is missing; pulling it")
     try:
         pulled = await show_pull(client, wanted)
     except UnsupportedError as error:

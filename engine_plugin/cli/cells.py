@@ -1,4 +1,4 @@
-"""What tables say of a model, from its entry in ListModels and GetRunningModels."""
+"""Table cells for a model, from its entry in ListModels or GetRunningModels."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ _MINUTE = 60
 
 
 def context(details: Mapping[str, Any]) -> str:
-    """The tokens that a model takes together, with ~ when they are an estimate."""
+    """Return the context length in tokens, with ~ for an estimate."""
     length = details.get("context_length") or 0
     return f"{'~' if details.get('context_source') == 'estimate' else ''}{length}" if length else ""
 
 
 def can_do(entry: Mapping[str, Any]) -> str:
-    """What a model can do; its kind when nobody said more."""
+    """Return the capabilities of a model; its kind if they are unknown."""
     details: Mapping[str, Any] = entry.get("details") or {}
     return ", ".join(details.get("capabilities") or [str(entry.get("kind", ""))])
 
 
 def memory(loaded: Mapping[str, Any]) -> str:
-    """The memory that a model takes."""
+    """Return the memory of a loaded model; empty if it is unknown."""
     size = loaded.get("memory") or 0
     return human_size(size) if size else ""
 
 
 def vram(loaded: Mapping[str, Any]) -> str:
-    """The part of it on an accelerator; empty where the memory itself is unknown."""
+    """Return the accelerator memory of a loaded model; empty if its memory is unknown."""
     return human_size(loaded.get("accelerator_memory") or 0) if loaded.get("memory") else ""
 
 
 def idle(loaded: Mapping[str, Any]) -> str:
-    """How long nobody has used it, or how long it stays."""
+    """Return how long a loaded model has been idle, or how long it stays loaded."""
     if loaded.get("expires_at"):
         try:
             left = (datetime.fromisoformat(loaded["expires_at"]) - datetime.now(UTC)).total_seconds()
@@ -50,7 +50,7 @@ def idle(loaded: Mapping[str, Any]) -> str:
 
 
 def _time(seconds: float) -> str:
-    """Seconds as a person reads them."""
+    """Format seconds for display."""
     if seconds < _MINUTE:
         return f"{seconds:.0f} s"
     minutes = round(seconds / _MINUTE)

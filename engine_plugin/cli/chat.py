@@ -1,4 +1,4 @@
-"""`engine-plugin chat`: one question, or a conversation at a terminal."""
+"""`engine-plugin chat`: one answer, or a conversation at a terminal."""
 
 from __future__ import annotations
 
@@ -25,25 +25,30 @@ if TYPE_CHECKING:
 
 __all__ = ["chat"]
 
-# A request may have 64 MiB, and base64 makes three bytes four.
+# 63 MiB in base64.
 _MOST_PICTURE = 47 * 1024 * 1024
 
 
 @click.command()
 @click.argument("prompt", nargs=-1, metavar="[PROMPT]...")
-@click.option("--model", shell_complete=model_names, help="The model. [default: the service's]")
-@click.option("--system", metavar="TEXT", help="What the model is to be: a message before all others.")
-@click.option("--think/--no-think", default=None, help="Ask a model that can think to do so, or not to.")
+@click.option("--model", shell_complete=model_names, help="Model name. [default: the service's default model]")
+@click.option("--system", metavar="TEXT", help="System prompt.")
+@click.option("--think/--no-think", default=None, help="Enable or disable thinking, for models that support it.")
 @click.option(
     "--image",
     "images",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False),
     metavar="FILE",
-    help="A picture to show with the first message; may be given several times.",
+    help="Picture to send with the first message; may be given several times.",
 )
-@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="The most tokens of an answer.")
-@click.option("--temperature", type=click.FloatRange(min=0), metavar="X", help="0 takes the likeliest words.")
+@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Maximum number of tokens in an answer.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    metavar="X",
+    help="Sampling temperature; 0 always picks the most likely token.",
+)
 @auto_pull_option
 @global_options
 @runs
@@ -58,7 +63,7 @@ async def chat(
     temperature: float | None,
     auto_pull: bool,
 ) -> None:
-    """Talk with a model. With PROMPT, or something on standard input, it answers that and ends.
+    """Chat with a model. With PROMPT, or with input on standard input, print one answer and exit.
 
     "-" in PROMPT stands for standard input: git diff | engine-plugin chat "What is new here?" -
     """
@@ -69,14 +74,14 @@ async def chat(
         await _answer_once(options, conversation, text, await _pictures(images), auto_pull)
         return
     if options.json or not sys.stdout.isatty():
-        raise click.UsageError("there is nothing to answer. Give a PROMPT, or - to read it from standard input")
+        raise click.UsageError("the prompt is missing. Give a PROMPT, or - to read it from standard input")
     from engine_plugin.cli.repl import talk
 
     await talk(options, conversation, await _pictures(images), auto_pull)
 
 
 async def _text(prompt: Sequence[str]) -> str:
-    """The words of the command line as one text, what standard input holds on lines of its own. Raises UsageError."""
+    """Return the prompt: the arguments joined by spaces, with standard input in place of `-`. Raises UsageError."""
     read = f"\n\n{await read_text(STANDARD)}\n\n" if STANDARD in prompt else ""
     text = " ".join(read if word == STANDARD else word for word in prompt).strip()
     if not text:
@@ -112,7 +117,7 @@ async def _answer_once(
 
 
 def _stop_writing() -> None:
-    """Who reads has had enough, such as `head`; what is still in Python's buffer must not fail once more."""
+    """Discard further output: the reader has closed the pipe, and flushing at exit would fail again."""
     null = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, sys.stdout.fileno())

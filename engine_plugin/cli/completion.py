@@ -1,4 +1,4 @@
-"""`engine-plugin completion`: the script by which a shell completes our commands, options and names."""
+"""`engine-plugin completion`: the script with which a shell completes commands, options and names."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ Register-ArgumentCompleter -Native -CommandName %(prog_name)s -ScriptBlock {
 
 
 class _Bash(BashComplete):
-    """click's, for names with a colon too: bash takes one for the end of a word, and replaces what follows it."""
+    """click's completion, for names with a colon too: bash splits words at colons and replaces the last part."""
 
     source_template: ClassVar[str] = _BASH
 
     @staticmethod
     def _check_version() -> None:
-        """The script runs in every bash: in one before 4.4 the names come in another order."""
+        """Accept every bash. Before 4.4 the script works too, but the names appear in another order."""
 
     def get_completion_args(self) -> tuple[list[str], str]:
         line = os.environ["COMP_LINE"]
@@ -83,7 +83,7 @@ class _Bash(BashComplete):
         return f"{item.type},{item.value[self._replaced() :]}"
 
     def _replaced(self) -> int:
-        """How many characters of the name bash keeps as they are."""
+        """Return how many leading characters of the name bash keeps."""
         word = self.get_completion_args()[1].rpartition("=")[2]
         return word.rfind(":") + 1 if ":" in os.environ.get("COMP_WORDBREAKS", "") else 0
 
@@ -98,7 +98,7 @@ class _PowerShell(ShellComplete):
         return os.environ.get("COMP_WORDS", "").splitlines()[1:], os.environ.get("COMP_WORD", "")
 
     def format_completion(self, item: CompletionItem) -> str:
-        """A name and its tooltip. Of files it says nothing: then PowerShell offers them by itself."""
+        """Return a name and its tooltip; "" for files, which PowerShell completes by itself."""
         return f"{item.value}\t{item.help or item.value}" if item.type == "plain" else ""
 
     def complete(self) -> str:
@@ -114,7 +114,7 @@ _SHELLS: Mapping[str, type[ShellComplete]] = {
 
 
 def offer_shells() -> None:
-    """Make our shells known to click. Called before it looks for the one that asks."""
+    """Register the shells with click. Called before click handles a completion request."""
     for name, shell in _SHELLS.items():
         add_completion_class(shell, name)
 
@@ -124,9 +124,9 @@ def offer_shells() -> None:
 @global_options
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the script by which SHELL completes commands, options and the names of models, services and plugins.
+    """Print the script that completes commands, options and names of models, services and plugins in SHELL.
 
-    Put the line of your shell into the file that it reads when it starts:
+    Add the line for your shell to its start-up file:
 
     \b
     bash, ~/.bashrc                        eval "$(engine-plugin completion bash)"

@@ -1,4 +1,4 @@
-"""What a command was called with, and its messages in the words of the person who called it."""
+"""The global options of a command, and messages with commands that can be run here."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ if TYPE_CHECKING:
 __all__ = ["COMPLETE", "Options", "advised"]
 
 COMPLETE = "_ENGINE_PLUGIN_COMPLETE"
-"""The variable that a shell sets when it asks click for names."""
+"""The variable that the completion script of a shell sets to request names from click."""
 
 
 @dataclass
 class Options:
-    """The global options, wherever on the command line they stood."""
+    """The global options, given before or after a command's name."""
 
     plugin: Path | None = None
     named: str = ""
-    """The plugin as a command line names it, "" when it need not be named."""
+    """The value of --plugin for proposed commands, "" for none."""
     json: bool = False
     verbose: bool = False
     noted: set[str] = field(default_factory=set, repr=False)
-    """What has been said about the choice of the plugin."""
+    """The notes about the choice of the plugin that were printed."""
 
     def advice(self, text: str) -> str:
-        """A message whose commands can be run here, on the chosen plugin."""
+        """Return the message with commands that can be run here, on the chosen plugin."""
         from engine_plugin.cli.advice import advice  # only messages need it
 
         return advice(text, self.named)
 
 
 def advised(text: str) -> str:
-    """`Options.advice` of the command that runs now."""
+    """Apply `Options.advice` of the current command."""
     ctx = click.get_current_context(silent=True)
     options = ctx.find_object(Options) if ctx else None
     return options.advice(text) if options else text

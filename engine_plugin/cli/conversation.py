@@ -1,4 +1,4 @@
-"""A conversation with a chat model: its requests, and what the events of its answers say. Nothing is shown here."""
+"""A conversation with a chat model: builds the requests and parses the events of the answers. Prints nothing."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["SERVICE", "Conversation", "Picture", "Piece", "Settings", "answer", "piece_of"]
 
 SERVICE = "chat"
-"""The service that is talked with."""
+"""The service that answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture that a message shows: the name of its file, and what is in it."""
+    """A picture of a message: file name and content."""
 
     name: str
     data: bytes
@@ -31,9 +31,9 @@ class Picture:
 
 @dataclass(slots=True)
 class Settings:
-    """How answers are to be made. None leaves a thing to the plugin and its model.
+    """Parameters of the requests; None leaves a parameter to the plugin and its model.
 
-    `think` asks a model that can think to do so, or not to.
+    `think` enables or disables thinking in models that support it.
     """
 
     model: str | None = None
@@ -45,7 +45,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one event of an answer brings. `finish` is why the answer ends, "" before its end."""
+    """The content of one event of an answer. `finish` is the finish reason, "" before the end."""
 
     thinking: str = ""
     text: str = ""
@@ -54,21 +54,21 @@ class Piece:
 
 @dataclass
 class Conversation:
-    """What has been said so far, as messages in the flavour of JSON that the service speaks."""
+    """The messages so far, in the service's flavor of JSON."""
 
     spec: ServiceSpec
     settings: Settings
     _said: list[dict[str, Any]] = field(default_factory=list)
 
     def request(self, prompt: str, pictures: Sequence[Picture] = ()) -> dict[str, Any]:
-        """The request that says `prompt` next. Changes nothing."""
+        """Return the request for `prompt` as the next message; the conversation itself is unchanged."""
         settings = self.settings
         system = [{"role": "system", "content": settings.system}] if settings.system else []
         request: dict[str, Any] = {"messages": [*system, *self._said, self._message(prompt, pictures)]}
         if settings.model:
             request["model"] = settings.model
         if settings.think is not None:
-            # The first is what an engine is asked; the second is what most chat templates look for.
+            # `think` is the engine's option; most chat templates read `enable_thinking`.
             request |= {"think": settings.think, "chat_template_kwargs": {"enable_thinking": settings.think}}
         limits = {
             "num_predict" if self.spec.native else "max_tokens": settings.max_tokens,
@@ -82,11 +82,11 @@ class Conversation:
         return request
 
     def keep(self, prompt: str, pictures: Sequence[Picture], text: str) -> None:
-        """Remember a turn: what was said, and what of the answer has come. What was only thought is forgotten."""
+        """Add a turn: the prompt and the text of the answer, without its thinking."""
         self._said += [self._message(prompt, pictures), {"role": "assistant", "content": text}]
 
     def clear(self) -> None:
-        """Forget what has been said; the settings stay."""
+        """Remove all messages; the settings stay."""
         self._said.clear()
 
     def _message(self, prompt: str, pictures: Sequence[Picture]) -> dict[str, Any]:
@@ -101,9 +101,9 @@ class Conversation:
 async def answer(
     client: PluginClient, spec: ServiceSpec, request: Mapping[str, Any]
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """The events of an answer, as they come; one, the whole, from a service that does not stream.
+    """Yield the events of an answer as they arrive; the whole answer as one event if the service does not stream.
 
-    Closing the iterator (`contextlib.aclosing`), or cancelling who waits for it, ends the engine's work.
+    Closing the iterator (`contextlib.aclosing`) or cancelling the task stops the engine's work.
     """
     from engine_plugin.host import events
 
@@ -116,10 +116,10 @@ async def answer(
 
 
 def piece_of(event: Mapping[str, Any]) -> Piece:
-    """What an event says, in either flavour. Raises BadGatewayError for an event that tells of a failure."""
+    """Parse an event of either flavor. Raises BadGatewayError for an error event or an invalid one."""
     if error := event.get("error"):
         said = error.get("message") if isinstance(error, dict) else error
-        raise BadGatewayError(f"the answer broke off: {said or 'the engine does not say why'}")
+        raise BadGatewayError(f"the answer ended early: {said or 'the engine gave no reason'}")
     try:
         if "message" in event:
             message, finish = event["message"], event.get("done_reason") if event.get("done") else ""
@@ -131,7 +131,7 @@ def piece_of(event: Mapping[str, Any]) -> Piece:
         )
         return Piece(str(thinking), str(message.get("content") or ""), str(finish or ""))
     except (AttributeError, TypeError, KeyError, IndexError) as error:
-        raise BadGatewayError("an event of the answer has not the shape of one") from error
+        raise BadGatewayError("the answer contains an invalid event") from error
 
 
 def _base64(picture: Picture) -> str:

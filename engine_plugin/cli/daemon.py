@@ -1,4 +1,4 @@
-"""A server of the plugin that outlives the command: started in its own session, ended by its recorded process."""
+"""Starts and ends the background server of a plugin, which runs in a session of its own."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ __all__ = ["end_server", "start_server"]
 
 _READY = 30.0
 _LOOK_AGAIN = 0.05
-# `serve` stops the engine first, within its own bound; then it is killed.
+# `serve` stops the engine first, within a bound of its own; after this time it is killed.
 _END = 40.0
 _LOG_TAIL = 5
 
 
 async def start_server(manifest: Manifest) -> ServerRecord:
-    """Run `serve` in the background and return its record once it serves.
+    """Run `serve` in the background and return its record once it is ready.
 
-    Raises PreconditionError, with the end of its log, when it exits instead, DeadlineError when it takes too long,
-    and DownloadError when its log cannot be written.
+    Raises PreconditionError with the end of its log if it exits, DeadlineError if it takes too long, and
+    DownloadError if its log cannot be written.
     """
     log = manifest.data_dir / "logs" / "server.log"
     try:
@@ -52,18 +52,18 @@ async def start_server(manifest: Manifest) -> ServerRecord:
         await in_thread(process.wait, _END)
         raise
     if process.poll() is None:
-        process.returncode = 0  # it is to live on; Popen would complain of that when it is collected
+        process.returncode = 0  # it keeps running; without this, Popen warns when it is collected
     return record
 
 
 async def _wait_ready(process: subprocess.Popen[bytes], meeting: Rendezvous, log: Path) -> ServerRecord:
     deadline = time.monotonic() + _READY
     while (record := meeting.find()) is None:
-        # Polled: a file and a process of another session; neither can be awaited on every system.
-        if process.poll() is not None and not meeting.is_taken():  # by the server of a command beside this one
+        # Polled, because a file and a process of another session cannot be awaited on every system.
+        if process.poll() is not None and not meeting.is_taken():  # taken by the server of a concurrent command
             raise PreconditionError(f"the server exited with code {process.returncode}: {_tail(log)} (log: {log})")
         if time.monotonic() > deadline:
-            raise DeadlineError(f"the server was not ready within {_READY:g} s and was ended. See its log: {log}")
+            raise DeadlineError(f"the server was not ready within {_READY:g} s and was stopped. See its log: {log}")
         await asyncio.sleep(_LOOK_AGAIN)
     return record
 
@@ -92,7 +92,7 @@ def _private(path: str, flags: int) -> int:
 
 
 async def end_server(record: ServerRecord) -> None:
-    """End the recorded process, if it is still that one: SIGTERM, wait, SIGKILL, confirm."""
+    """End the recorded process unless its pid was reused: SIGTERM, wait, SIGKILL, wait."""
     process = is_server_process(record)
     if process is None:
         return
@@ -108,4 +108,4 @@ async def end_server(record: ServerRecord) -> None:
 
 def _tail(log: Path) -> str:
     lines = log.read_text(errors="replace").splitlines()[-_LOG_TAIL:]
-    return " | ".join(lines) or "it wrote nothing"
+    return " | ".join(lines) or "no output"

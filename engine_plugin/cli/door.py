@@ -1,4 +1,4 @@
-"""The address of a plugin that `serve` serves, opened again when its socket is removed."""
+"""The listening address of `serve`, which is reopened if its socket is removed."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Door", "opened"]
 
-_LOOK = 1.0  # seconds between two looks at the socket
-_TOUCH = 3600.0  # seconds; cleaners take what has not been touched for days, or in a runtime directory for six hours
+_LOOK = 1.0  # seconds between two checks of the socket
+_TOUCH = 3600.0  # seconds; cleaners remove files untouched for days, in a runtime directory for six hours
 _GRACE = 1.0  # seconds for running calls to end
 
 log = logging.getLogger(__name__)
 
 
 class Door:
-    """The servers of one plugin's services. `choose` names an address, `told` receives the bound one.
+    """The servers of one plugin's services. `choose` returns an address, `told` receives the bound one.
 
-    A server whose socket was removed keeps its connections; a further one takes the new ones. Used by `opened`.
+    A server whose socket was removed keeps its connections; another server accepts new ones. Used by `opened`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Door:
         self._touched = time.monotonic()
 
     async def open(self) -> None:
-        """Listen at the address that `choose` names. Raises EnginePluginError, saying what to do."""
+        """Listen at the address that `choose` returns. Raises EnginePluginError if that fails."""
         from engine_plugin.server.grpc_aio import AioServer
 
         address = self._choose()
@@ -64,7 +64,7 @@ class Door:
         self._told(self.address)
 
     async def watch(self) -> None:
-        """Keep the socket where it is; runs until it is cancelled."""
+        """Touch the socket hourly and reopen it if it is removed. Runs until it is cancelled."""
         path = unix_path(self.address)
         while path is not None:
             await asyncio.sleep(_LOOK)
@@ -77,10 +77,10 @@ class Door:
                     await self.open()
                     path = unix_path(self.address)
             except (OSError, EnginePluginError) as error:
-                log.warning("cannot be reached: %s", error)
+                log.warning("cannot reopen the socket: %s", error)
 
     async def close(self) -> None:
-        """Refuse new calls, and end."""
+        """Refuse new calls, let running ones end for a second, then stop the servers."""
         await asyncio.gather(*(server.stop(_GRACE) for server in self._servers))
 
 
@@ -88,7 +88,7 @@ class Door:
 async def opened(
     services: Sequence[RpcService], choose: Callable[[], str], told: Callable[[str], None]
 ) -> AsyncIterator[str]:
-    """Serve inside the block; the address that was bound first. Raises EnginePluginError."""
+    """Serve inside the block; yield the first bound address. Raises EnginePluginError."""
     door = Door(services, choose, told)
     try:
         await door.open()

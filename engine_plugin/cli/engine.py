@@ -1,4 +1,4 @@
-"""`engine-plugin engine`: the engine's software and its life in the background."""
+"""`engine-plugin engine`: the engine's software, and its server in the background."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _NOT_RUNNING = 4
 @click.group()
 @global_options
 def engine() -> None:
-    """The engine: check, install, start, stop, status."""
+    """Manage the engine: check, install, upgrade, start, stop, status."""
 
 
 @engine.command()
 @global_options
 @runs
 async def check(options: Options) -> None:
-    """Say whether the engine's software is installed. Exits with 4 when it is not."""
+    """Show whether the engine's software is installed. Exits with 4 if it is not."""
     from engine_plugin.cli.session import plugin
 
     async with plugin(options) as client:
@@ -48,12 +48,14 @@ async def check(options: Options) -> None:
     elif found:
         print_line(f"installed: {found.detail}")
     if not found:
-        way = "" if ". " in found.detail else ". Install it: engine-plugin engine install"  # it may say it itself
+        way = (
+            "" if ". " in found.detail else ". Install it: engine-plugin engine install"
+        )  # the detail may have its own remedy
         raise EngineNotInstalledError(f"not installed: {found.detail}{way}")
 
 
 @engine.command()
-@click.option("--cover", is_flag=True, help="Install again over what is there.")
+@click.option("--cover", is_flag=True, help="Reinstall, even if it is installed.")
 @global_options
 @runs
 async def install(options: Options, cover: bool) -> None:
@@ -69,7 +71,7 @@ async def install(options: Options, cover: bool) -> None:
 @global_options
 @runs
 async def upgrade(options: Options) -> None:
-    """Bring the software to the version of plugin.yaml. A running engine moves over."""
+    """Upgrade the software to the version in plugin.yaml. A running engine is moved to it."""
     what = await _changed(options, lambda client: client.upgrade_engine())
     if options.json:
         print_json({"detail": what})
@@ -78,7 +80,7 @@ async def upgrade(options: Options) -> None:
 
 
 async def _changed(options: Options, change: Callable[[PluginClient], Awaitable[str]]) -> str:
-    """Have the plugin change its engine's software, and show how that goes."""
+    """Let the plugin change its engine's software and show the progress."""
     from engine_plugin.cli.progress import progress_display
     from engine_plugin.cli.session import plugin
 
@@ -87,7 +89,7 @@ async def _changed(options: Options, change: Callable[[PluginClient], Awaitable[
             async with plugin(options, on_log=lambda line: _tell(line, show)) as client:
                 return await change(client)
     except asyncio.CancelledError:
-        say("cancelled: the installed software is unchanged. The same command starts again; archives resume")
+        say("cancelled; the installed software is unchanged. Run the command again: archive downloads resume")
         raise
 
 
@@ -96,7 +98,7 @@ async def _changed(options: Options, change: Callable[[PluginClient], Awaitable[
 @global_options
 @runs
 async def start(options: Options, mode: str) -> None:
-    """Serve the plugin in the background and start its engine. Running already: nothing changes."""
+    """Serve the plugin in the background and start its engine. Does nothing if it is running."""
     from engine_plugin.cli.daemon import end_server, start_server
     from engine_plugin.cli.server_record import Rendezvous
 
@@ -111,7 +113,7 @@ async def start(options: Options, mode: str) -> None:
             await client.start_engine(mode)
     except BaseException:
         if ours:
-            await end_server(record)  # a server without an engine is of no use to anybody
+            await end_server(record)  # its engine did not start
         raise
     if options.json:
         print_json({"address": record.address, "pid": record.pid, "log": record.log})
@@ -125,7 +127,7 @@ async def start(options: Options, mode: str) -> None:
 @global_options
 @runs
 async def stop(options: Options) -> None:
-    """Stop the engine and end the server behind it."""
+    """Stop the engine and its background server."""
     from engine_plugin.cli.daemon import end_server
     from engine_plugin.cli.server_record import Rendezvous
 
@@ -133,12 +135,12 @@ async def stop(options: Options) -> None:
     meeting = Rendezvous(manifest)
     record = meeting.find()
     if record is None:
-        raise UnavailableError(f"{manifest.provider.name} is not running; there is nothing to stop.")
+        raise UnavailableError(f"{manifest.provider.name} is not running; nothing to stop")
     try:
         async with await meeting.reach(record) as client:
             await client.stop_engine(timeout=_STOP_ENGINE)
     except EnginePluginError as error:
-        say(f"the engine did not stop by itself ({error}); its server is ended all the same")
+        say(f"the engine did not stop ({error}); ending its server")
     finally:
         await end_server(record)
     if options.json:
@@ -151,13 +153,13 @@ async def stop(options: Options) -> None:
 @global_options
 @runs
 async def status(options: Options) -> None:
-    """Show state, version, address and loaded models. Exits with 4 when the engine is not running."""
+    """Show state, version, address and loaded models. Exits with 4 if the engine is not running."""
     from engine_plugin.cli.server_record import Rendezvous
     from engine_plugin.cli.session import plugin
 
     manifest = chosen_manifest(options)
-    async with plugin(options) as client:  # launched for it without a server: somebody else's engine may run
-        record = Rendezvous(manifest).find()  # again: its socket may have been replaced
+    async with plugin(options) as client:  # without a server too: an attached engine may be running
+        record = Rendezvous(manifest).find()  # read again: the socket may have been replaced
         shown: dict[str, object] = {"plugin": manifest.provider.name, **await _found(client, record)}
     if options.json:
         print_json(shown)
@@ -191,7 +193,7 @@ def _print_status(shown: dict[str, object]) -> None:
 
 
 def _tell(line: LogLine, show: Show) -> None:
-    """Show the steps of an installation, which the plugin logs."""
+    """Show an installation step from the plugin's log."""
     if "progress" not in line.kv:
         return
     completed, total, digest = (line.kv.get(name) for name in ("completed", "total", "digest"))

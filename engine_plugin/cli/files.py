@@ -1,4 +1,4 @@
-"""What commands read and write: files, and `-` for standard input and output."""
+"""Reads and writes files for commands; `-` is standard input or output."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _MEDIA = {"png", "jpg", "jpeg", "gif", "webp", "bmp", "tif", "tiff", "svg", "avi
 
 
 async def pieces(source: str) -> AsyncGenerator[bytes, None]:
-    """What a file or standard input holds, as it comes. Raises OSError.
+    """Yield the content of a file or standard input as it arrives. Raises OSError.
 
-    A thread of its own reads, which ends with the process: one of the loop's would have to be waited for, and a
-    person who presses Ctrl-C gives no more input.
+    A daemon thread reads. The loop would wait for a thread of its own pool at exit, and a read from a terminal does
+    not return after Ctrl-C.
     """
     loop, came, room = asyncio.get_running_loop(), asyncio.Queue[bytes | OSError](), threading.Semaphore(_AHEAD)
     left = threading.Event()
@@ -49,7 +49,7 @@ async def pieces(source: str) -> AsyncGenerator[bytes, None]:
     def tell(what: bytes | OSError) -> None:
         try:
             loop.call_soon_threadsafe(came.put_nowait, what)
-        except RuntimeError:  # the loop is closed: nobody listens
+        except RuntimeError:  # the loop is closed
             left.set()
 
     reader = threading.Thread(target=_read, args=(source, tell, room, left), name="read input", daemon=True)
@@ -83,29 +83,27 @@ def _read(
 
 
 async def read_bytes(source: str, most: int, remedy: str) -> bytes:
-    """All that a file or standard input holds. Raises OSError, InvalidRequestError when it is more than `most`."""
+    """Return the content of a file or standard input. Raises OSError, or InvalidRequestError above `most` bytes."""
     data = bytearray()
     async with aclosing(pieces(source)) as parts:
         async for part in parts:
             data += part
             if len(data) > most:
                 name = "standard input" if source == STANDARD else source
-                raise InvalidRequestError(
-                    f"{name} holds more than the {most >> 20} MiB that a request takes. {remedy}"
-                )
+                raise InvalidRequestError(f"{name} exceeds the limit of {most >> 20} MiB. {remedy}")
     return bytes(data)
 
 
 async def read_text(source: str) -> str:
-    """The same as text. Raises InvalidRequestError when it is none."""
+    """Return the content as text. Raises OSError, or InvalidRequestError if it is too long or not UTF-8."""
     try:
-        return (await read_bytes(source, _MOST_TEXT, "Give less at once.")).decode()
+        return (await read_bytes(source, _MOST_TEXT, "Send less text")).decode()
     except UnicodeDecodeError as error:
         raise InvalidRequestError(f"standard input is not UTF-8 (byte {error.start})") from None
 
 
 async def texts(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with the lines of standard input in the place of `-`; empty lines are passed over."""
+    """Return the arguments, with the non-empty lines of standard input in place of `-`."""
     found: list[str] = []
     for argument in arguments:
         if argument == STANDARD:
@@ -116,23 +114,23 @@ async def texts(arguments: Sequence[str]) -> list[str]:
 
 
 def check_target(target: str, form: str = "") -> None:
-    """Notice before the work what would keep `write_bytes` from writing. Raises click.UsageError.
+    """Check before the call that `write_bytes` can write to `target`. Raises click.UsageError.
 
-    `form` is png or wav, which no terminal can show and no other name should be given to; "" is text.
+    `form` is `png` or `wav`, which are not written to a terminal or under another extension; "" is text.
     """
     if target == STANDARD:
         if form and sys.stdout.isatty():
-            raise click.UsageError("standard output is a terminal, which cannot show this. Name a file: -o FILE")
+            raise click.UsageError(f"cannot write {form.upper()} to a terminal. Name a file: -o FILE")
         return
     path = Path(target)
     if target.endswith(("/", os.sep)) or path.is_dir():
-        raise click.UsageError(f"{target} is a directory. Name the file in it that is to be written")
+        raise click.UsageError(f"{target} is a directory. Name a file in it")
     if not path.absolute().parent.is_dir():
-        raise click.UsageError(f"there is no directory for {target}. Create it, or name another file")
+        raise click.UsageError(f"{target}: the directory does not exist. Create it, or name another file")
     if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise click.UsageError(f"{target} may not be written by this user. Name another file")
+        raise click.UsageError(f"{target}: permission denied. Name another file")
     if form and path.suffix[1:].lower() in _MEDIA - {form}:
-        raise click.UsageError(f"{target} would hold {form.upper()}. Name it {path.with_suffix('.' + form).name}")
+        raise click.UsageError(f"{target}: the output is {form.upper()}. Name it {path.with_suffix('.' + form).name}")
 
 
 def write_bytes(target: str, data: bytes) -> None:

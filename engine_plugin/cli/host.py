@@ -1,4 +1,4 @@
-"""`engine-plugin host`: be the host of the plugins in a directory."""
+"""`engine-plugin host`: acts as the host of the plugins in a directory."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ if TYPE_CHECKING:
 __all__ = ["host"]
 
 _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
-_START = click.option("--start-timeout", default=10.0, show_default=True, help="Seconds a plugin has to start.")
-_TIMEOUT = click.option("--timeout", type=float, help="Seconds the call may take. [default: the plugin's own bound]")
+_START = click.option(
+    "--start-timeout", default=10.0, show_default=True, help="Seconds to wait for the plugin to start."
+)
+_TIMEOUT = click.option("--timeout", type=float, help="Deadline of the call in seconds. [default: the plugin's]")
 
 
 @click.group()
 @global_options
 def host() -> None:
-    """Find, launch and call the plugins in a directory, as AOG does."""
+    """Discover, launch and call the plugins in a directory, as AOG does."""
 
 
 @host.command("list")
@@ -38,7 +40,7 @@ def host() -> None:
 @global_options
 @runs
 async def list_(options: Options, directory: Path) -> None:
-    """List the plugins in DIR. Complaints about them go to standard error."""
+    """List the plugins in DIR. Problems go to standard error."""
     from engine_plugin.host import PluginRegistry
 
     registry = PluginRegistry.discover(directory)
@@ -76,10 +78,10 @@ async def call(
     timeout: float | None,
     start_timeout: float,
 ) -> None:
-    """Call any rpc of a plugin. Launches NAME of DIR and prints each message of the answer as a line of JSON.
+    """Launch plugin NAME of DIR, call an rpc, and print each message of the answer as a line of JSON.
 
-    JSON has the fields of the request message, or what its request_json holds; "-" reads it from standard input.
-    InvokeServiceBidi takes a list of messages.
+    JSON holds the fields of the request message, or the content of its request_json; "-" reads it from standard
+    input. For InvokeServiceBidi it is a list of messages.
     """
     from engine_plugin.errors import error_for_code
     from engine_plugin.host import PluginRegistry
@@ -105,9 +107,9 @@ async def call(
 @click.argument("directory", metavar="DIR", type=_DIRECTORY)
 @click.argument("name")
 @click.argument("prompt")
-@click.option("--model", help="The model. [default: the service's]")
-@click.option("--system", help="A system message before the prompt.")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="The most tokens of the answer.")
+@click.option("--model", help="Model name. [default: the service's default model]")
+@click.option("--system", help="System prompt.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Maximum number of tokens in the answer.")
 @_TIMEOUT
 @_START
 @global_options
@@ -123,7 +125,7 @@ async def chat(
     timeout: float | None,
     start_timeout: float,
 ) -> None:
-    """Ask a plugin PROMPT. Launches NAME of DIR, starts its engine and streams the answer."""
+    """Launch plugin NAME of DIR, start its engine and stream the answer to PROMPT."""
     from engine_plugin.cli.conversation import SERVICE, Conversation, Settings
     from engine_plugin.host import PluginRegistry
 
@@ -141,7 +143,7 @@ async def chat(
 
 
 async def _shown(chunks: ChunkStream, in_json: bool) -> AsyncIterator[str]:
-    """The answer's text as it comes, or its events as lines of JSON."""
+    """Yield the answer's text as it arrives, or its events as lines of JSON."""
     from engine_plugin.cli.conversation import piece_of
     from engine_plugin.host import events
 
@@ -157,5 +159,5 @@ def _parse(text: str) -> Any:
     except ValueError as error:
         raise click.UsageError(f"JSON: {error}") from error
     if not isinstance(fields, dict | list):
-        raise click.UsageError("JSON: must be an object, or for InvokeServiceBidi a list of objects")
+        raise click.UsageError("JSON: must be an object, or a list of objects for InvokeServiceBidi")
     return fields

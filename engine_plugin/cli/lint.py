@@ -1,4 +1,4 @@
-"""`engine-plugin lint`: everything that is wrong with a plugin.yaml."""
+"""`engine-plugin lint`: reports all problems of a plugin.yaml."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["lint"]
 @global_options
 @click.pass_obj
 def lint(options: Options, directory: Path | None) -> None:
-    """Check a plugin.yaml: each complaint with its line and a fix. Exits with 1 when there is an error."""
+    """Check a plugin.yaml and show each problem with its line and a fix. Exits with 1 if there is an error."""
     from engine_plugin.manifest import lint as find_problems
 
     problems = find_problems(directory or chosen_manifest_file(options).parent, check_engine=_engine_problems)

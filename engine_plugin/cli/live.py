@@ -1,4 +1,4 @@
-"""`engine-plugin transcribe --live`: sound goes to speech-to-text-ws piece by piece, sentences come while it goes."""
+"""`engine-plugin transcribe --live`: streams audio to speech-to-text-ws and prints sentences as they arrive."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _NARROWEST = 20
 async def live_transcription(
     options: Options, source: str, form: str, wanted: Mapping[str, Any], *, auto_pull: bool = False
 ) -> None:
-    """Stream a file, or standard input, and print its sentences (`form`: text, srt, vtt or json) as they come.
+    """Stream a file or standard input and print the sentences (`form`: text, srt, vtt or json) as they arrive.
 
-    `wanted` has `model`, `language` and, for raw sound, `sample_rate`; `auto_pull` fetches that model first. At a
-    terminal an unfinished sentence is shown on standard error while it grows.
+    `wanted` holds `model`, `language` and, for raw samples, `sample_rate`; `auto_pull` pulls a missing model first.
+    At a terminal, standard error shows the unfinished sentence.
     """
     from engine_plugin.cli.session import serving
 
@@ -62,26 +62,28 @@ async def live_transcription(
             raise error
         if not error and not sending.result():
             name = "standard input" if source == STANDARD else source
-            raise InvalidRequestError(f"{name} is empty: there is no sound to transcribe")
+            raise InvalidRequestError(f"{name} is empty. Send audio to transcribe")
     if not printed.finished:
-        raise BadGatewayError("the plugin ended the transcription before the sound was over; its log may say why")
+        raise BadGatewayError("the plugin ended the transcription before the end of the audio. See its log")
     if not printed.sentences:
-        say("no speech was heard. Without --live the whole file is given to the model")
+        say("no speech detected. Without --live, the model receives the whole file")
 
 
 def _format(source: str, *, raw: bool) -> dict[str, str]:
-    """What the plugin is told of the sound; what comes from standard input it sees for itself. Raises UsageError."""
+    """Return the format for the metadata; for standard input the plugin detects it. Raises UsageError."""
     if raw or source == STANDARD:
         return {"format": "pcm"} if raw else {}
     suffix = Path(source).suffix.lower().removeprefix(".")
     if suffix not in _FORMATS:
         known = ", ".join(_FORMATS)
-        raise click.UsageError(f"{source} is not named like sound ({known}); for raw sound say its rate: --rate HZ")
+        raise click.UsageError(
+            f"{source}: unknown audio file extension (known: {known}). For raw samples give --rate HZ"
+        )
     return {"format": suffix}
 
 
 async def _send(conversation: BidiCall, source: str, metadata: Mapping[str, str]) -> int:
-    """How many bytes of sound there were."""
+    """Send the audio and the finish command; return the number of audio bytes."""
     first: Mapping[str, str] | None = metadata
     sent = 0
     try:
@@ -99,14 +101,14 @@ async def _send(conversation: BidiCall, source: str, metadata: Mapping[str, str]
 
 
 async def _events(conversation: BidiCall) -> AsyncIterator[dict[str, Any]]:
-    """The plugin's events. One of a failure is followed by the error, with its code; else it is raised here."""
+    """Yield the plugin's events. A task-failed event is raised, unless an error with a code follows it."""
     failed = ""
     async for message in conversation:
         try:
             event = json.loads(message.data)
             kind, header = event["header"]["event"], event["header"]
         except (ValueError, KeyError, TypeError) as error:
-            raise BadGatewayError(f"the plugin's answer is no event of {_SERVICE}: {message.data[:200]!r}") from error
+            raise BadGatewayError(f"not a valid {_SERVICE} event: {message.data[:200]!r}") from error
         if kind == "task-failed":
             failed = str(header.get("error_message") or "the transcription failed")
             continue
@@ -118,7 +120,7 @@ async def _events(conversation: BidiCall) -> AsyncIterator[dict[str, Any]]:
 
 
 class _Sentences:
-    """Prints what the events say."""
+    """Prints the sentences of the events."""
 
     def __init__(self, form: str) -> None:
         self._form = form
@@ -129,7 +131,7 @@ class _Sentences:
             click.echo("WEBVTT\n")
 
     def show(self, event: dict[str, Any]) -> None:
-        """Print a sentence when it is final."""
+        """Print the sentence of an event if it is final."""
         self.finished = self.finished or event["header"]["event"] == "task-finished"
         sentence = ((event.get("payload") or {}).get("output") or {}).get("sentence")
         final = sentence is not None and sentence.get("is_final", True)
@@ -152,7 +154,7 @@ class _Sentences:
         begin, end = (self._stamp(sentence.get(name) or 0) for name in ("begin_time", "end_time"))
         srt = self._form == "srt"
         number = f"{self.sentences}\n" if srt else ""
-        # Neither a tag nor the arrow of a cue's times may be read into what somebody said.
+        # Spoken text must not be parsed as a tag or as the arrow between a cue's times.
         text = text.replace("-->", "->") if srt else html.escape(text, quote=False)
         click.echo(f"{number}{begin} --> {end}\n{text}\n")
 
@@ -165,7 +167,7 @@ class _Sentences:
 
 
 def _end_of(text: str) -> str:
-    """As much of it as one line of the terminal holds: of a sentence that wrapped only the last line is erased."""
+    """Return the end of a text that fits one terminal line; of a wrapped line only the last row could be erased."""
     from rich.cells import cell_len
 
     room = max(_NARROWEST, os.get_terminal_size(sys.stderr.fileno()).columns - len("… ") - 1)

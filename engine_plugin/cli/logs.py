@@ -1,4 +1,4 @@
-"""Logging of the command line: nothing but errors of ours, unless -v asks."""
+"""Logging of the command line: off unless -v is given."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ __all__ = ["set_up_logging"]
 
 
 def set_up_logging(level: str = "") -> None:
-    """Write our records from `level` on, others' from INFO on, to standard error; without a level, none at all."""
+    """Log to standard error: this package from `level` on, libraries from INFO on. Without a level, log nothing."""
     if not level:
-        logging.basicConfig(handlers=[logging.NullHandler()])  # else logging's last resort prints warnings
+        logging.basicConfig(handlers=[logging.NullHandler()])  # otherwise logging.lastResort prints warnings
         return
     handler = logging.StreamHandler()
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))

@@ -1,4 +1,4 @@
-"""Which model a command means: a name among those here, or a service's default."""
+"""Resolves the model of a command: a listed name, or a service's default."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ _LATEST = ":latest"
 
 
 def is_model(entry: ModelEntry, wanted: str) -> bool:
-    """Whether a model of a list is the wanted one: by its name, with or without the tag that Ollama adds, or by a
-    reference."""
+    """Return whether a list entry is the wanted model, by its name (with or without `:latest`) or a reference."""
     name = entry.get("name", "").removesuffix(_LATEST)
     return name == wanted.removesuffix(_LATEST) or wanted in entry.get("references", ())
 
 
 async def default_model(client: PluginClient, service: str) -> str:
-    """The model that answers a call of `service` which names none, "" when the engine chooses one at the call."""
+    """Return the model for calls of `service` that name none, "" if the engine chooses it at the call."""
     for declared in (await client.get_manifest()).get("services", ()):
         if declared.get("service_name") == service:
             return str(declared.get("default_model") or "")
@@ -30,10 +29,12 @@ async def default_model(client: PluginClient, service: str) -> str:
 
 
 async def entry_of(client: PluginClient, name: str) -> ModelEntry:
-    """A model's entry in ListModels, by its name or a reference. Raises NotFoundError, with near names and how to
-    have it."""
+    """Return a model's entry in ListModels, by its name or a reference.
+
+    Raises NotFoundError with similar names and the command that pulls the model.
+    """
     entries = await client.list_models()
-    # A name goes before a reference of the same text, as it does in the plugin.
+    # A name takes precedence over an equal reference, as in the plugin.
     for entry in sorted(entries, key=lambda entry: entry.get("name") != name):
         if is_model(entry, name):
             return entry
@@ -41,9 +42,9 @@ async def entry_of(client: PluginClient, name: str) -> ModelEntry:
 
 
 async def missing(client: PluginClient, name: str, here: list[str]) -> NotFoundError:
-    """The plugin's own words for a model that is not `here`: only its engine knows how one gets here.
+    """Return the plugin's own error for a missing model, because only its engine knows how to pull it.
 
-    It is asked for what does nothing to a model that is not there; not every engine has the first.
+    UnloadModel and LoadModel do nothing for a missing model but raise that error; not every engine has the first.
     """
     from engine_plugin import catalogue
 

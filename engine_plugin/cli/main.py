@@ -1,4 +1,4 @@
-"""`engine-plugin`: the commands, and the one place where an error becomes a line and an exit status."""
+"""`engine-plugin`: the commands, and the one place that turns errors into messages and exit statuses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (EnginePluginError, 1),
     (OSError, 1),
 )
-"""The exit status of an error: the first line that fits. 2 is wrong usage, 130 Ctrl-C."""
+"""The exit status of an error: that of the first matching class. 2 is wrong usage, 130 is Ctrl-C."""
 
 _MAX_LINES = 2
 _COMMANDS = {
@@ -60,12 +60,12 @@ _COMMANDS = {
 
 
 class _Commands(click.Group):
-    """Imports a command's module when it is called for."""
+    """Imports a command's module only when that command runs."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does; it knows no names of commands that are not imported, so they are given to its suggestion."""
+        """Resolve as click does, and suggest names of commands whose modules are not imported."""
         try:
             return super().resolve_command(ctx, args)
         except click.exceptions.NoSuchCommand as error:
@@ -90,7 +90,7 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The entry point. Exits with 0, or a status of docs/cli.md and one or two lines on standard error."""
+    """Run the command line. Exits with 0, or with a status of docs/cli.md and one or two lines on standard error."""
     if arguments is None:
         begin_in_utf8()
     speak_utf8()
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt) as error:
         _report(options, error, "interrupted")
         sys.exit(INTERRUPTED)
-    except Exception as error:  # noqa: BLE001 - the outermost edge; a person gets a line, not a traceback
+    except Exception as error:  # noqa: BLE001 - the outermost edge: prints a message instead of a traceback
         _report(options, error, _explain(error))
         sys.exit(next((status for kind, status in EXIT_CODES if isinstance(error, kind)), 1))
     sys.exit(status if isinstance(status, int) else 0)
@@ -120,7 +120,7 @@ def _explain(error: Exception) -> str:
         return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
     if isinstance(error, EnginePluginError):
         return error.message or type(error).__name__
-    return f"internal error: {type(error).__name__}: {error}. Run it again with -v and report the traceback."
+    return f"internal error: {type(error).__name__}: {error}. Run the command with -v and report the traceback."
 
 
 def _report(options: Options, error: BaseException, text: str) -> None:

@@ -31,14 +31,14 @@ PASSWORD_VARIABLE = "ENGINE_PLUGIN_PULL_PASSWORD"  # noqa: S105 - the name of a 
 _LISTED = ("NAME", "KIND", "SIZE", "CONTEXT", "CAPABILITIES", "QUANT", "MODIFIED")
 _RUNNING = ("NAME", "KIND", "MEMORY", "VRAM", "CONTEXT", "IDLE")
 
-_NONE_HERE = "no model is here; engine-plugin models pull MODEL brings one"
-_NONE_LOADED = "no model is in memory"
+_NONE_HERE = "no models found. Pull one: engine-plugin models pull MODEL"
+_NONE_LOADED = "no models in memory"
 
 
 @click.group()
 @global_options
 def models() -> None:
-    """The models: list, show, pull, rm, ps, load, unload, copy, use."""
+    """Manage models: list, show, pull, rm, ps, load, unload, copy, use."""
 
 
 @models.command("list")
@@ -57,7 +57,7 @@ async def list_(options: Options) -> None:
 @global_options
 @runs
 async def show(options: Options, name: str) -> None:
-    """Show all that is known about a model."""
+    """Show the details of a model."""
     from engine_plugin.cli.session import plugin
 
     async with plugin(options) as client:
@@ -88,7 +88,7 @@ async def ps(options: Options) -> None:
 @global_options
 @runs
 async def load(options: Options, name: str) -> None:
-    """Bring a model into memory."""
+    """Load a model into memory."""
     from engine_plugin.cli.session import running_plugin
 
     async with running_plugin(options) as client:
@@ -101,7 +101,7 @@ async def load(options: Options, name: str) -> None:
 @global_options
 @runs
 async def unload(options: Options, names: tuple[str, ...]) -> None:
-    """Take models out of memory, after their running requests."""
+    """Unload models from memory, after their running requests."""
     from engine_plugin.cli.session import running_plugin
 
     async with running_plugin(options) as client:
@@ -111,17 +111,17 @@ async def unload(options: Options, names: tuple[str, ...]) -> None:
 
 @models.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=model_names)
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @global_options
 @runs
 async def rm(options: Options, names: tuple[str, ...], yes: bool) -> None:
-    """Delete models, or what is left of their unfinished pulls. Asks first when at a terminal."""
+    """Delete models and unfinished pulls. Asks for confirmation at a terminal."""
     from engine_plugin.cli.session import plugin
 
     async with plugin(options) as client:
         asked = [] if yes or not sys.stdin.isatty() else await _present(client, names)
         if asked and not await _confirmed(f"Delete {', '.join(asked)}?"):
-            say("nothing was deleted")
+            say("nothing deleted")
             click.get_current_context().exit(1)
         for name in names:
             await client.delete_model(name)
@@ -129,45 +129,45 @@ async def rm(options: Options, names: tuple[str, ...], yes: bool) -> None:
 
 
 async def _confirmed(question: str) -> bool:
-    """Ask on standard error. Ctrl-C and the end of input count as a no."""
+    """Ask on standard error. Ctrl-C and the end of input count as no."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.output import create_output
 
     session = PromptSession[str](output=create_output(sys.stderr))
     try:
         answer = await session.prompt_async(f"{question} [y/N] ", handle_sigint=False)
-    except (EOFError, KeyboardInterrupt):  # at the prompt Ctrl-C is a key
+    except (EOFError, KeyboardInterrupt):  # the prompt reads Ctrl-C as a key
         return False
     return answer.strip().lower() in {"y", "yes"}
 
 
 async def _present(client: PluginClient, names: Sequence[str]) -> list[str]:
-    """Those of the names that are models on this machine, and so worth a question before they are deleted."""
+    """Return the names of existing models, which need confirmation before they are deleted."""
     listed = await client.list_models()
     return [name for name in names if any(is_model(entry, name) for entry in listed)]
 
 
 def _from_here(source: str) -> str:
-    """The absolute path of a file or folder, since the plugin runs in another directory; other sources as they are.
+    """Return the absolute path of a file or folder, as the plugin runs in another directory; other sources as given.
 
-    A file's name is a path, and so is that of a GGUF file which is missing from a folder here. A folder must look
-    like one, `./name` or `name/`, since models may have a folder's name.
+    An existing file is a path, and so is a missing GGUF file of an existing folder. A folder must be written as a
+    path, `./name` or `name/`, because a model may have the folder's name.
     """
     local = Path(source).expanduser()
     begins_as_path = source.startswith(("./", "../", "~", ".\\", "..\\")) or source in (".", "..")
     is_file = local.is_file() or (local.suffix.lower() == ".gguf" and "://" not in source and local.parent.is_dir())
     if begins_as_path or source.endswith(("/", os.sep)) or local.is_absolute() or is_file:
-        return os.path.abspath(local)  # noqa: PTH100  # pathlib keeps the dots, which messages should not show
+        return os.path.abspath(local)  # noqa: PTH100  # pathlib keeps `..`, which would show in messages
     return source
 
 
 @models.command()
 @click.argument("model")
-@click.option("--name", help="Call the model this, and take MODEL as its source.")
-@click.option("--sha256", help="The file's SHA-256 in hexadecimal; another content is refused.")
-@click.option("--type", "model_type", metavar="SERVICE", help="What the model is for: chat, embed, rerank…")
-@click.option("--insecure", is_flag=True, help="Allow an unencrypted or unverified source.")
-@click.option("--username", help=f"For a source that asks; the password comes from {PASSWORD_VARIABLE}.")
+@click.option("--name", help="Name for the model; MODEL is then its source.")
+@click.option("--sha256", help="Expected SHA-256 of the file, in hexadecimal.")
+@click.option("--type", "model_type", metavar="SERVICE", help="Kind of the model: chat, embed, rerank…")
+@click.option("--insecure", is_flag=True, help="Allow unencrypted connections and unverified certificates.")
+@click.option("--username", help=f"User name at the source; the password is read from {PASSWORD_VARIABLE}.")
 @global_options
 @runs
 async def pull(
@@ -179,7 +179,7 @@ async def pull(
     insecure: bool,
     username: str | None,
 ) -> None:
-    """Fetch a model by name, URL or path. Interrupted, it keeps what has arrived and resumes the next time."""
+    """Pull a model by name, URL or path. An interrupted pull is resumed by the same command."""
     from engine_plugin.cli.progress import show_pull
     from engine_plugin.cli.session import plugin
 
@@ -202,8 +202,8 @@ async def pull(
             pulled = await show_pull(client, name or source, as_json=options.json, **wanted)
             kind = "" if options.json else await _kind_of(client, pulled)
     except NotFoundError:
-        if source == model and os.path.isdir(model):  # noqa: ASYNC240, PTH112  # after the end of all work
-            say(f"To pull the folder {model} of this directory: engine-plugin models pull ./{model}")
+        if source == model and os.path.isdir(model):  # noqa: ASYNC240, PTH112  # after all work has ended
+            say(f"To pull the folder {model} in this directory: engine-plugin models pull ./{model}")
         raise
     if not options.json:
         print_line(f"pulled {pulled}")
@@ -223,7 +223,7 @@ _TRIED_BY = {
 
 
 async def _kind_of(client: PluginClient, name: str) -> str:
-    """What a model that was just pulled is for, "" when the engine cannot tell."""
+    """Return the kind of a pulled model, "" if the engine does not know it."""
     try:
         return (await entry_of(client, name)).get("kind", "")
     except EnginePluginError:
@@ -236,7 +236,7 @@ async def _kind_of(client: PluginClient, name: str) -> str:
 @global_options
 @runs
 async def copy(options: Options, old: str, new: str) -> None:
-    """Give a model that is here a second name, NEW. It takes no further room where the engine can share the file."""
+    """Copy model OLD to the name NEW. The copy takes no disk space if the engine can share the file."""
     from engine_plugin.cli.progress import show_pull
     from engine_plugin.cli.session import plugin
 
@@ -290,7 +290,7 @@ def _running_row(entry: ModelEntry) -> Sequence[str]:
 
 
 def _facts(entry: ModelEntry, loaded: LoadedModel | None, services: Sequence[str]) -> dict[str, str]:
-    """What `show` says of a model; loaded is None when it is not in memory."""
+    """Return the fields that `show` prints; `loaded` is None for a model that is not in memory."""
     details = entry.get("details", {})
     source = details.get("context_source", "")
     memory = ", ".join(filter(None, (cells.memory(loaded), cells.vram(loaded), cells.idle(loaded)))) if loaded else ""

@@ -1,4 +1,4 @@
-"""The names that a shell may complete: models, services, plugins. Late is never, wrong is silent."""
+"""Names for shell completion: models, services, plugins. Errors and timeouts give an empty list."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 __all__ = ["PATIENCE_VARIABLE", "model_names", "plugin_names", "service_names"]
 
 PATIENCE_VARIABLE = "ENGINE_PLUGIN_COMPLETION_TIMEOUT"
-"""Seconds that a person waits for the names of models, where that is not one."""
+"""The variable with the timeout for model names, in seconds; the default is one second."""
 
 _PATIENCE = 1.0
 
 
 def model_names(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """The models on this machine. Asks the running server, else a plugin launched for it."""
+    """Return the model names, from the running server or else from a plugin launched for this."""
     from engine_plugin.cli.logs import set_up_logging
     from engine_plugin.errors import EnginePluginError
 
@@ -49,7 +49,7 @@ def _patience() -> float:
 
 
 def service_names(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """The services that the chosen plugin declares."""
+    """Return the services that the chosen plugin declares."""
     from engine_plugin.errors import EnginePluginError
 
     try:
@@ -60,7 +60,7 @@ def service_names(ctx: click.Context, _parameter: click.Parameter, incomplete: s
 
 
 def plugin_names(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-    """The plugins that come with this package; the shell adds the directories."""
+    """Return the bundled plugins; the shell completes directories."""
     from click.shell_completion import CompletionItem
 
     names = [CompletionItem(name) for name in packaged_plugins() if name.startswith(incomplete)]

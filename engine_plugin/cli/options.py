@@ -1,4 +1,4 @@
-"""What every command shares: --plugin, --json and -v, and how a command runs."""
+"""Shared by all commands: --plugin, --json and -v, and how a command runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 
 class _PluginPlace(click.Path):
-    """A directory, or the name of a plugin that comes with this package beside the default one."""
+    """A plugin's directory, or the name of a bundled plugin."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str):
@@ -36,12 +36,12 @@ class _PluginPlace(click.Path):
                 if place := packaged_plugin(value):
                     return place
                 names = ", ".join(packaged_plugins())
-                self.fail(f"directory {value!r} does not exist, and with this package come {names}", param, ctx)
+                self.fail(f"directory {value!r} does not exist; the bundled plugins are {names}", param, ctx)
         return super().convert(value, param, ctx)
 
 
 def global_options(command: F) -> F:
-    """Take --plugin, --json and -v; they may stand before a command's name and after it."""
+    """Add --plugin, --json and -v to a command; they may be given before or after its name."""
 
     def keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
         def callback(ctx: click.Context, _parameter: click.Parameter, value: Any) -> None:
@@ -68,13 +68,13 @@ def global_options(command: F) -> F:
 
 
 def _plugin_names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-    from engine_plugin.cli.names import plugin_names  # which is only for a shell that asks
+    from engine_plugin.cli.names import plugin_names  # imported only for completion
 
     return plugin_names(ctx, parameter, incomplete)
 
 
 def runs(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Make a click command of a coroutine function whose first argument is Options."""
+    """Turn a coroutine function, whose first argument is Options, into a function for click."""
 
     @click.pass_obj
     @wraps(command)
@@ -85,13 +85,13 @@ def runs(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
 
 
 def run(options: Options, work: Coroutine[Any, Any, None]) -> None:
-    """Run a command's coroutine. Ctrl-C cancels it; what it holds is released before the command ends."""
+    """Run a command's coroutine. Ctrl-C cancels it; its resources are released before the command exits."""
     from engine_plugin.cli.logs import set_up_logging
 
     set_up_logging("DEBUG" if options.verbose else "")
 
     async def interruptible() -> None:
-        handle_signal(signal.SIGINT, signal.getsignal(signal.SIGINT))  # asyncio's own, which a sleeping loop misses
+        handle_signal(signal.SIGINT, signal.getsignal(signal.SIGINT))  # wakes the loop for asyncio's handler
         await work
 
     asyncio.run(interruptible())

@@ -1,4 +1,4 @@
-"""Processes that `serve` inherits where it is the first one of a container."""
+"""Reaps the processes that `serve` inherits as process 1 of a container."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 __all__ = ["reaped"]
 
-_SETTLED = 1.0  # seconds, after which any process spawned here has been waited for
+_SETTLED = 1.0  # seconds, after which asyncio has waited for any child that this process spawned
 
 
 @contextlib.contextmanager
 def reaped() -> Iterator[None]:
-    """Inside the block, wait for inherited processes that end, which would stay zombies.
+    """Inside the block, reap inherited processes that exit and would stay zombies.
 
-    An orphan becomes the child of process 1. What this process has spawned itself is waited for by asyncio at once;
-    a child that is still a zombie a second later is an inherited one.
+    An orphan becomes a child of process 1. asyncio waits at once for the children that this process spawned, so a
+    child that is still a zombie a second later was inherited.
     """
     if sys.platform == "win32" or not _inherits():
         yield
@@ -60,7 +60,7 @@ def _inherits() -> bool:
 
 
 def _zombies() -> set[int]:
-    """Our children that have ended and were not waited for."""
+    """Return the pids of children that have exited and were not waited for."""
     found = set()
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for programs."""
+"""Prints the results of commands: tables for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -32,43 +32,43 @@ _GAP = "  "
 _FEWEST_COLUMNS = 2
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
-# What JSON leaves as it is, and a terminal obeys (C1), shows in another order, or no encoding can write (surrogates).
+# Left unescaped by json.dumps: C1 controls, characters that change the text direction, and surrogates.
 _UNSHOWN = re.compile(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _COMMANDS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")})
 
 
 def print_json(value: Any) -> None:
-    """One line of JSON on standard output."""
+    """Print a value as one line of JSON on standard output."""
     click.echo(as_json(value))
 
 
 def as_json(value: Any) -> str:
-    """A value as a line of JSON that a terminal shows as it is."""
+    """Return a value as one line of JSON without control characters."""
     return _UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def as_shown(text: str) -> str:
-    """A text of many lines for standard output: a terminal is shown nothing that it would obey, a pipe gets it all.
+    """Return a text for standard output: without control characters for a terminal, complete for a pipe.
 
-    What is no character, such as one half of a pair, becomes a mark.
+    Unpaired surrogates become question marks.
     """
     text = text.encode(errors="replace").decode()
     return text.translate(_COMMANDS) if sys.stdout.isatty() else text
 
 
 def say(text: str) -> None:
-    """Lines for the person at the terminal, on standard error: output stays clean. Commands in them are advised."""
+    """Print lines to standard error, with next steps as commands that can be run here."""
     for line in text.split("\n"):
         click.echo(harmless(advised(line)), err=True)
 
 
 def print_line(text: str) -> None:
-    """One line on standard output, with names that are somebody else's in it."""
+    """Print one line on standard output; it may contain names from foreign servers."""
     click.echo(harmless(text))
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Aligned columns on standard output. No cell is cut off; a narrow terminal shows the first columns only."""
+    """Print aligned columns. Cells are never cut; a narrow terminal shows the first columns only."""
     lines = [[harmless(cell) for cell in line] for line in (heads, *rows)]
     widths = [max(_width(line[column]) for line in lines) for column in range(len(heads))]
     shown = _fitting(widths) if sys.stdout.isatty() else len(widths)
@@ -78,7 +78,7 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def _fitting(widths: Sequence[int]) -> int:
-    """How many columns fit the terminal's width: two at least, and all when it has no width."""
+    """Return how many columns fit the terminal's width, at least two."""
     room = shutil.get_terminal_size().columns
     count = len(widths)
     while count > _FEWEST_COLUMNS and sum(widths[:count]) + len(_GAP) * (count - 1) > room:
@@ -87,26 +87,26 @@ def _fitting(widths: Sequence[int]) -> int:
 
 
 def _width(text: str) -> int:
-    """The cells of a terminal that a text takes."""
+    """Return the width of a text in terminal cells."""
     if text.isascii():
         return len(text)
     return sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text)
 
 
 def print_fields(fields: Mapping[str, str]) -> None:
-    """A line for each field on standard output, their values aligned."""
+    """Print one line for each field on standard output, with aligned values."""
     width = max((len(name) for name in fields), default=0) + 1
     for name, value in fields.items():
         click.echo(f"{name + ':':<{width}}  {harmless(value)}")
 
 
 def harmless(text: str) -> str:
-    """A text as one line that moves no cursor: names come from servers that are somebody else's."""
+    """Return a text as one line without control characters, because names can come from foreign servers."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def human_size(size: float) -> str:
-    """Bytes as a person reads them, in powers of 1000."""
+    """Format a number of bytes in units of powers of 1000."""
     for unit in _UNITS[:-1]:
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

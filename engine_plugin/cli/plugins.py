@@ -1,4 +1,4 @@
-"""Which plugin a command is about: the one that was named, the nearest plugin.yaml, or one of this package."""
+"""The choice of the plugin: a named one, the nearest plugin.yaml, or a bundled one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["chosen_manifest", "chosen_manifest_file", "package_places", "package
 
 
 def packaged_plugin(name: str) -> Path | None:
-    """The directory of a plugin that comes with this package, by its name."""
+    """Return the directory of a bundled plugin, None if there is no such plugin."""
     if name == _default_name():
         return _bundled().parent
     found = (place / "plugins" / name for place in package_places() if re.fullmatch(r"\w+", name))
@@ -28,13 +28,13 @@ def packaged_plugin(name: str) -> Path | None:
 
 
 def packaged_plugins() -> list[str]:
-    """The names that --plugin takes for the plugins that come with this package."""
+    """Return the names of the bundled plugins, as --plugin takes them."""
     beside = {file.parent.name for place in package_places() for file in place.glob("plugins/*/plugin.yaml")}
     return sorted({*filter(None, [_default_name()]), *beside})
 
 
 def _default_name() -> str:
-    """The name of the plugin that is taken when none is chosen, which is its engine's; "" when there is none."""
+    """Return the name of the default plugin, which is that of its engine; "" without a default plugin."""
     from engine_plugin.manifest import load_manifest
 
     try:
@@ -44,10 +44,10 @@ def _default_name() -> str:
 
 
 def chosen_manifest(options: Options) -> Manifest:
-    """The manifest that --plugin, the environment, the working directory or this package gives, in this order.
+    """Load the manifest chosen by --plugin, the environment, the working directory or this package, in this order.
 
-    Raises NotFoundError when a directory that was named holds none, ManifestError when it is wrong, PreconditionError
-    for a data directory that cannot be trusted.
+    Raises NotFoundError if a named directory has no plugin.yaml, ManifestError if the file is invalid, and
+    PreconditionError if the data directory cannot be trusted.
     """
     from engine_plugin.manifest import load_manifest
     from engine_plugin.system.trust import require_data_dir
@@ -58,7 +58,7 @@ def chosen_manifest(options: Options) -> Manifest:
 
 
 def chosen_manifest_file(options: Options) -> Path:
-    """The file that `chosen_manifest` reads."""
+    """Return the file that `chosen_manifest` reads. Raises NotFoundError."""
     from engine_plugin.manifest import find_manifest, manifest_file
 
     named = options.plugin or _in_the_environment()
@@ -67,8 +67,8 @@ def chosen_manifest_file(options: Options) -> Path:
         if file is None:
             said = "--plugin" if options.plugin else PLUGIN_DIR
             raise NotFoundError(
-                f"there is no plugin.yaml in {named}. Name a plugin's directory with {said}, or one of those that "
-                f"come with this package: {', '.join(packaged_plugins())}."
+                f"there is no plugin.yaml in {named}. Set {said} to a plugin's directory or a bundled plugin: "
+                f"{', '.join(packaged_plugins())}"
             )
         return file
     try:
@@ -78,7 +78,7 @@ def chosen_manifest_file(options: Options) -> Path:
 
 
 def _note(options: Options, text: str) -> None:
-    """Say something about the choice of the plugin on standard error, once, and not to a shell that completes."""
+    """Print a note about the choice of the plugin to standard error, once, and never during completion."""
     if text not in options.noted and COMPLETE not in os.environ:
         say(text)
     options.noted.add(text)
@@ -92,7 +92,7 @@ def _in_the_environment() -> Path | None:
 
 
 def package_places() -> tuple[Path, Path]:
-    """Where plugins may lie that come with us: a wheel carries them in the package, a checkout beside it."""
+    """Return the directories of bundled plugins: a wheel has them in the package, a checkout beside it."""
     import engine_plugin
 
     package = Path(engine_plugin.__file__).parent
@@ -104,5 +104,5 @@ def _bundled() -> Path:
         if (place / "plugin.yaml").is_file():
             return place / "plugin.yaml"
     raise NotFoundError(
-        f"no plugin.yaml here or above, and none came with this package. Use --plugin DIR or {PLUGIN_DIR}."
+        f"no plugin.yaml in or above the working directory or in this package. Use --plugin DIR or {PLUGIN_DIR}"
     )

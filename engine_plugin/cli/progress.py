@@ -1,4 +1,4 @@
-"""What takes long as it goes: a bar on a terminal, lines elsewhere, JSON for programs."""
+"""Progress of long operations: a bar at a terminal, lines elsewhere, JSON for programs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 __all__ = ["progress_display", "show_pull", "steps_display"]
 
 _TENTHS = 10
-_WIDE = 60  # columns of a terminal that a bar and the speed have room in
+_WIDE = 60  # terminal columns from which on bar and speed are shown
 _DOWNLOADING = "downloading"
-_QUIET = "pulling manifest"  # Ollama says it at the beginning and again after a model's list of layers is here
+_QUIET = "pulling manifest"  # Ollama repeats it after it has fetched the list of layers
 
 
 @contextmanager
 def progress_display(as_json: bool) -> Iterator[Show]:
-    """What is to be called with each step of a pull."""
+    """Yield a callback that displays each step of a pull."""
     if as_json:
         yield print_json
     elif sys.stderr.isatty():
@@ -40,7 +40,7 @@ def progress_display(as_json: bool) -> Iterator[Show]:
 
 @contextmanager
 def steps_display(what: str) -> Iterator[Callable[[int, int], None]]:
-    """What is to be called with the number of each step done, and of how many (0: unknown)."""
+    """Yield a callback that displays finished steps; it takes their number and the total (0: unknown)."""
     if not sys.stderr.isatty():
         yield _step_lines(what)
         return
@@ -54,7 +54,7 @@ def steps_display(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _step_lines(what: str) -> Callable[[int, int], None]:
-    """Says each tenth of the steps, and the last."""
+    """Return a callback that prints a line after each tenth of the steps and after the last one."""
     said = 0
 
     def show(step: int, total: int) -> None:
@@ -69,13 +69,13 @@ def _step_lines(what: str) -> Callable[[int, int], None]:
 
 
 class _Layers:
-    """The sum of what a pull has told of its files. A model of many layers tells of each, as it comes to it."""
+    """The sums over the files of a pull, which are reported one by one."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[int, int]] = {}
 
     def add(self, step: PullProgress) -> bool:
-        """Take a step. False when it tells of no bytes."""
+        """Add a step. Return False if it has no byte counts."""
         completed, total = step.get("completed", 0), step.get("total", 0)
         if not completed and not total:
             return False
@@ -84,23 +84,23 @@ class _Layers:
 
     @property
     def completed(self) -> int:
-        """Bytes that are here."""
+        """Bytes that have arrived."""
         return sum(completed for completed, _ in self._known.values())
 
     @property
     def total(self) -> int:
-        """Bytes that there are in all; 0 while one of the files does not say."""
+        """Bytes in total; 0 while the size of a file is unknown."""
         totals = [total for _, total in self._known.values()]
         return sum(totals) if all(totals) else 0
 
 
 def _is_news(status: str, last: str) -> bool:
-    """Whether a person should read a status: the end has its own line, and a list of layers interests nobody."""
+    """Return whether to print a status: not if it repeats, and not for the end, which has a line of its own."""
     return bool(status) and status not in (last, "success", _QUIET)
 
 
 class _Lines:
-    """A line for each new status, and for each tenth of all files together."""
+    """Prints a line for each new status and each tenth of the total."""
 
     def __init__(self) -> None:
         self._layers = _Layers()
@@ -120,7 +120,7 @@ class _Lines:
             self._tell(self._layers.completed, total)
 
     def _tell(self, completed: int, total: int) -> None:
-        if total > self._total:  # one file more is known of: the share falls, and is told of as it grows again
+        if total > self._total:  # another file was added: the share falls, and is printed again as it grows
             self._tenth = min(self._tenth, _TENTHS * self._completed // total)
         self._completed, self._total = completed, total
         percent = 100 * completed // total
@@ -134,7 +134,7 @@ class _Lines:
 
 @contextmanager
 def _bar() -> Iterator[Show]:
-    """One bar for all files of a pull; other steps are lines above it."""
+    """Yield a callback that shows one bar for all files of a pull, with other steps as lines above it."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -179,7 +179,7 @@ def _bar() -> Iterator[Show]:
 async def show_pull(
     client: PluginClient, model: str, *, as_json: bool = False, **options: Unpack[PullOptions]
 ) -> str:
-    """Have a plugin pull a model, or copy one, and show how it goes; the name that the model has now.
+    """Let a plugin pull or copy a model, show the progress, and return the model's name in the store.
 
     Called by `models pull`, `models copy` and `--auto-pull`. Raises PullError and what else a pull raises.
     """
@@ -191,6 +191,6 @@ async def show_pull(
                     show(step)
                     pulled = step.get("model") or pulled
     except asyncio.CancelledError:
-        say("what has arrived is kept: the same command resumes it")
+        say("interrupted; run the same command to resume the pull")
         raise
     return pulled

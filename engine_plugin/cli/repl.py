@@ -1,4 +1,4 @@
-"""A conversation at a terminal: lines in, answers out; Ctrl-C ends the answer and nothing else."""
+"""A conversation at a terminal. Ctrl-C stops the current answer only."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ __all__ = ["talk"]
 _PROMPT = ">>> "
 _COMMANDS = ("/bye", "/clear", "/help", "/model", "/system")
 _HELP = """\
-/model [NAME]   which model answers; with NAME another one from now on
-/system [TEXT]  what the model is told before all else; with TEXT something else from now on
-/clear          forget what has been said
-/bye            end; so does Ctrl-D
-Ctrl-C ends an answer. Alt-Enter begins a new line. What begins with two slashes is said with one."""
+/model [NAME]   show the model, or switch to NAME
+/system [TEXT]  show the system prompt, or replace it with TEXT
+/clear          clear the conversation
+/bye            exit; so does Ctrl-D
+Ctrl-C stops the answer. Alt-Enter inserts a new line. A line that begins with // is sent with one slash."""
 
 _QUICK = 1.0
 _BY_SIGNAL = 128
@@ -45,10 +45,10 @@ _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(si
 
 
 async def talk(options: Options, conversation: Conversation, pictures: list[Picture], auto_pull: bool) -> None:
-    """Answer a person's lines until /bye or Ctrl-D; `pictures` are shown with the first.
+    """Answer the lines that are typed until /bye or Ctrl-D; `pictures` are sent with the first one.
 
-    Called by `chat` at a terminal, which is left as it was, also when a signal ends us. Raises what ends the
-    conversation: an engine that cannot be started, a plugin that has died.
+    Called by `chat` at a terminal, whose mode is restored even after a signal. Raises the errors that end a
+    conversation: the engine cannot be started, the plugin has died.
     """
     from engine_plugin.cli.session import serving
 
@@ -70,7 +70,7 @@ async def talk(options: Options, conversation: Conversation, pictures: list[Pict
 
 
 class _Talk:
-    """What is done with each line."""
+    """Handles the lines of a conversation."""
 
     def __init__(
         self,
@@ -90,18 +90,18 @@ class _Talk:
         self._default = ""
 
     async def run(self) -> None:
-        """Read lines and answer them, to the end of the conversation."""
+        """Read and answer lines until the end of the conversation."""
         self._default = await default_model(self._client, SERVICE)
         names = await self._names()
         session = _prompt_session(names)
         if not await self._say_missing(names):
-            say(f"{self._model()} answers. /help tells more; /bye or Ctrl-D ends.")
+            say(f"{self._model()} answers. /help shows the commands; /bye or Ctrl-D exits.")
         while True:
             try:
                 line = (await session.prompt_async(_PROMPT, handle_sigint=False)).strip()
-            except KeyboardInterrupt:  # what Ctrl-C is at the prompt, where it is a key and no signal
+            except KeyboardInterrupt:  # the prompt reads Ctrl-C as a key, not as a signal
                 if not session.default_buffer.text:
-                    say("/bye or Ctrl-D ends.")
+                    say("/bye or Ctrl-D exits.")
                 continue
             except EOFError:
                 return
@@ -115,12 +115,12 @@ class _Talk:
             entries = await self._client.list_models(timeout=_QUICK)
             return [name for entry in entries for name in (entry.get("name", ""), *entry.get("references", ()))]
         except EnginePluginError:
-            return []  # they are only for the Tab key
+            return []  # only completion needs them
 
     async def _say_missing(self, names: list[str]) -> bool:
-        """Whether the model that is to answer is none of `names`, which is said: another may be named then."""
+        """If the chosen model is not among `names`, print that and how to choose another, and return True."""
         wanted = self._conversation.settings.model or self._default
-        # Who lists none may have it all the same, and a name in the cloud needs not be listed.
+        # An engine without a list may still have the model, and cloud models need not be listed.
         if (
             not names
             or not wanted
@@ -128,7 +128,7 @@ class _Talk:
             or any(is_model({"name": name}, wanted) for name in names)
         ):
             return False
-        say(f"{await missing(self._client, wanted, names)}\n/model NAME takes another.")
+        say(f"{await missing(self._client, wanted, names)}\nChoose another: /model NAME")
         return True
 
     def _model(self) -> str:
@@ -149,7 +149,7 @@ class _Talk:
                 case "/system":
                     self._change_system(rest)
                 case _ if word.startswith("/") and word[1:].isalpha():
-                    say(f"{word} is no command. /help shows them; //{word[1:]} says it.")
+                    say(f"unknown command {word}. /help shows the commands; //{word[1:]} sends it as text.")
                 case _:
                     await self._ask(line.removeprefix("/") if line.startswith("//") else line)
         except PluginProcessError:
@@ -172,22 +172,18 @@ class _Talk:
 
     async def _load(self, name: str) -> None:
         name = await model_to_call(self._client, self._options, SERVICE, name, auto_pull=self._auto_pull) or name
-        with waiting(f"loading {name}"), suppress(UnsupportedError):  # of a server that loads what is asked
+        with waiting(f"loading {name}"), suppress(UnsupportedError):  # the server loads models on demand
             await self._client.load_model(name)
         self._conversation.settings.model = name
 
     def _change_system(self, text: str) -> None:
         settings = self._conversation.settings
         settings.system = text or settings.system
-        say(
-            f"the model is told: {settings.system}"
-            if settings.system
-            else "the model is told nothing before all else"
-        )
+        say(f"system prompt: {settings.system}" if settings.system else "there is no system prompt")
 
 
 def _prompt_session(models: list[str]) -> PromptSession[str]:
-    """What reads a line: history for this conversation only, completion by Tab, Alt-Enter for a new line."""
+    """Create the line editor: history of this conversation only, completion by Tab, Alt-Enter for a new line."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.key_binding import KeyBindings
@@ -211,7 +207,7 @@ def _prompt_session(models: list[str]) -> PromptSession[str]:
 
 
 class _Interrupts:
-    """Ctrl-C, for as long as the context is open: it ends what `run` is busy with, else nothing."""
+    """While the context is open, Ctrl-C cancels the work of `run`, if there is any."""
 
     def __init__(self) -> None:
         self._task: asyncio.Task[None] | None = None
@@ -231,13 +227,13 @@ class _Interrupts:
             self._task.cancel()
 
     async def run(self, work: Coroutine[Any, Any, None]) -> bool:
-        """Do it, and say whether it came to its end. Raises what it raises."""
+        """Run the work and return whether it was completed. Raises what the work raises."""
         task = self._task = asyncio.create_task(work)
         try:
             await asyncio.wait({task})
         finally:
             self._task = None
-            if not task.done():  # it is us who are to end
+            if not task.done():  # cancelled from outside
                 task.cancel()
                 await asyncio.wait({task})
         if task.cancelled():
@@ -249,7 +245,7 @@ class _Interrupts:
 
 @contextmanager
 def _ending_signals() -> Iterator[list[int]]:
-    """Has a signal that ends a process cancel this task, so that all is released; gives the signals that came."""
+    """Cancel this task on SIGTERM or SIGHUP, so that its resources are released; yield the received signals."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None, "called from a coroutine"  # noqa: S101
     cancel: Callable[[], object] = task.cancel

@@ -1,4 +1,4 @@
-"""`engine-plugin serve`: a plugin without a host, for trying it out and for `engine start`."""
+"""`engine-plugin serve`: runs a plugin without a host, by hand or for `engine start`."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = ["LOG_VARIABLE", "serve"]
 
-# Set by `engine start`, so that the record names the log for `engine status`.
+# Set by `engine start`: the log file, which the record passes on to `engine status`.
 LOG_VARIABLE = "ENGINE_PLUGIN_SERVER_LOG"
 
-_SERVED = "somebody serves at it already"
-_ENGINE_STOP = 30.0  # seconds; its own stop is bounded well below that
+_SERVED = "address already in use"
+_ENGINE_STOP = 30.0  # seconds; the bound of the engine's own stop is well below
 _LAST_PORT = 65535
 
 
@@ -47,18 +47,18 @@ _LAST_PORT = 65535
 @global_options
 @click.pass_obj
 def serve(options: Options, address: str | None, allow_remote: bool) -> None:
-    """Serve the plugin by hand, until Ctrl-C or SIGTERM. Then the engine is stopped."""
+    """Serve the plugin without a host until Ctrl-C or SIGTERM, then stop the engine."""
     from engine_plugin.cli.logs import set_up_logging
 
     if address is not None:
         _check_form(address)
     if address is not None and not allow_remote and unix_path(address) is None and not is_loopback(address):
         raise click.UsageError(
-            f"{address} can be reached from other machines, which could then use and stop the engine. "
-            "Use 127.0.0.1, or say --allow-remote."
+            f"{address} is reachable from other machines, which could use and stop the engine. "
+            "Use 127.0.0.1, or confirm with --allow-remote"
         )
     set_up_logging("DEBUG" if options.verbose else "INFO")
-    os.umask(0o077)  # whatever is made from here on, by engines too, is for this user only
+    os.umask(0o077)  # new files, those of engines included, are for this user only
     run_to_the_end(_serve(options, chosen_manifest(options), address))
 
 
@@ -88,7 +88,7 @@ async def _close(plugin: BuiltPlugin) -> None:
 
 
 class _Place(NamedTuple):
-    """How an address is chosen, each time that one is needed, and what is done with the one that is bound."""
+    """Two callbacks: `choose` returns an address to listen at, `told` receives the bound one."""
 
     choose: Callable[[], str]
     told: Callable[[str], None]
@@ -96,7 +96,7 @@ class _Place(NamedTuple):
 
 @contextmanager
 def _place(manifest: Manifest, address: str | None) -> Iterator[_Place]:
-    """The address to listen at; others are led to the default one by a record, until the end of the block."""
+    """Yield the place to serve at. For the default address a record exists until the end of the block."""
     if address is not None:
         yield _Place(lambda: _free(address), lambda _bound: None)
         return
@@ -110,10 +110,10 @@ def _place(manifest: Manifest, address: str | None) -> Iterator[_Place]:
         lock.acquire()
     except Timeout:
         record = meeting.find()
-        who = f" at {record.address} by process {record.pid}" if record else ""
+        who = f" at {record.address} (pid {record.pid})" if record else ""
         raise PreconditionError(
-            f"{manifest.provider.name} is being served already{who}. Use it, stop it (engine-plugin engine stop), "
-            "or serve this one at another --address."
+            f"{manifest.provider.name} is already running{who}. Use it, stop it (engine-plugin engine stop), "
+            "or choose another --address"
         ) from None
     with ExitStack() as cleanup:
         cleanup.callback(lock.release)
@@ -127,7 +127,7 @@ def _place(manifest: Manifest, address: str | None) -> Iterator[_Place]:
 
 @contextmanager
 def _stop_signals() -> Iterator[asyncio.Event]:
-    """An event that Ctrl-C or SIGTERM sets. The same signal once more ends the process at once."""
+    """Yield an event that Ctrl-C or SIGTERM sets. A second signal of the same kind ends the process at once."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     signals = [signal.SIGINT, signal.SIGTERM]
@@ -160,7 +160,7 @@ def _announce(options: Options, manifest: Manifest, address: str) -> None:
 
 
 def _check_form(address: str) -> None:
-    """Raise UsageError for what is no address; gRPC would take a port of 99999 for another one."""
+    """Raise UsageError for an invalid address; gRPC would wrap a port of 99999 to another one."""
     path = unix_path(address)
     _, colon, port = address.rpartition(":")
     is_port = colon and port.isascii() and port.isdecimal() and int(port) <= _LAST_PORT
@@ -169,9 +169,9 @@ def _check_form(address: str) -> None:
 
 
 def _free(address: str) -> str:
-    """The address, if it is free and usable. Raises PreconditionError.
+    """Return the address if it is free and usable. Raises PreconditionError.
 
-    gRPC would remove the socket of a server that lives and put its own there.
+    gRPC would replace the socket of a running server by its own.
     """
     name = unix_path(address)
     if name is None:
@@ -182,7 +182,7 @@ def _free(address: str) -> str:
     path = Path(name)
     _check_place(address, path)
     if path.exists() and not path.is_socket():
-        raise catalogue.ADDRESS_TAKEN.error(address=address, holder="something lies there that is no socket")
+        raise catalogue.ADDRESS_TAKEN.error(address=address, holder="path exists and is not a socket")
     with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
         probe.settimeout(1)
         probe.connect(str(path))
@@ -191,18 +191,18 @@ def _free(address: str) -> str:
 
 
 def _check_place(address: str, path: Path) -> None:
-    """Raise PreconditionError when no socket can be created there: gRPC's own error does not give the reason."""
+    """Raise PreconditionError if no socket can be created at the path; gRPC's own error has no reason."""
     size = len(os.fsencode(path))
     if size > SOCKET_PATH_LIMIT:
         raise PreconditionError(
-            f"{address}: the socket's path has {size} bytes, and the system allows {SOCKET_PATH_LIMIT}. "
+            f"{address}: the socket path has {size} bytes; the limit of the system is {SOCKET_PATH_LIMIT}. "
             "Choose a shorter --address"
         )
     if not path.parent.is_dir():
         folder = shlex.quote(str(path.parent))
         raise PreconditionError(f"{address}: {path.parent} is not a directory. Create it: mkdir -p -m 700 {folder}")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise PreconditionError(f"{address}: this user cannot write to {path.parent}. Choose another --address")
+        raise PreconditionError(f"{address}: no write permission for {path.parent}. Choose another --address")
 
 
 def _refuse_taken_port(address: str) -> None:

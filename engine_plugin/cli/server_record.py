@@ -1,4 +1,4 @@
-"""How the commands find the server of a plugin: a private directory with its socket, its record and its lock."""
+"""How commands find the server of a plugin: a private directory with its socket, its record and its lock."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Rendezvous", "ServerRecord", "is_server_process", "read_record", "record_file"]
 
-# Seconds: how long a server may take to open a new socket, and how often its client looks.
+# Seconds: how long a server may take to reopen its socket, and how often its client checks.
 _NEW_SOCKET = 5.0
 _LOOK_AGAIN = 0.05
-# psutil's start times come from two clocks on some systems; they agree within a second.
+# On some systems psutil reads start times from two clocks, which agree within a second.
 _SAME_START = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class ServerRecord:
-    """A server that `serve` runs: its process (with its start time, against reuse of the pid) and its address."""
+    """A server of `serve`: its process, with the start time because pids are reused, and its address."""
 
     pid: int
     started: float
@@ -49,44 +49,44 @@ class ServerRecord:
 
     @classmethod
     def of_this_process(cls, address: str, log: str) -> ServerRecord:
-        """The record of a server in this process. Raises PreconditionError where the system shows no processes."""
+        """Return the record of this process as a server. Raises PreconditionError without /proc."""
         try:
             process = psutil.Process()
             return cls(process.pid, process.create_time(), address, log)
         except (psutil.Error, OSError) as error:
             raise PreconditionError(
-                f"the system does not show this process ({error}), so no command could find the server. Mount /proc."
+                f"cannot read the start time of this process ({error}), which identifies the server. Mount /proc"
             ) from error
 
 
 def is_server_process(record: ServerRecord) -> psutil.Process | None:
-    """The process of that record, None when it is gone or its pid belongs to another one now."""
+    """Return the process of a record, None if it has ended or its pid was reused."""
     try:
         process = psutil.Process(record.pid)
         same = abs(process.create_time() - record.started) < _SAME_START
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except psutil.Error:  # gone, or somebody else's
+    except psutil.Error:  # ended, or not accessible
         return None
 
 
 class Rendezvous:
-    """The place where the one server of a plugin (its name and data directory) and its clients meet.
+    """The files by which clients find the one server of a plugin (identified by its name and data directory).
 
-    Record and lock lie in the data directory, which no cleaner of temporary files visits, so that a server is found
-    though its socket may be gone.
+    Record and lock are in the data directory, which cleaners of temporary files do not touch. So a server is found
+    even if its socket was removed.
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        # Machines may share a home on the network, but not their processes.
+        # Several machines can share a home directory, but not processes.
         key = hashlib.sha256(f"{_machine()}{manifest.data_dir}".encode()).hexdigest()[:8]
         self._folder = manifest.data_dir / "run"
         self._stem = self._folder / f"{manifest.provider.name}-{key}"
 
     @property
     def lock(self) -> FileLock:
-        """The lock that a server holds from before its record is written until after it is gone. Waits for nobody.
+        """The lock that a server holds from before it writes its record until after it has removed it. Never blocks.
 
-        Raises DownloadError when there can be no private place for it.
+        Raises DownloadError if its private directory cannot be created.
         """
         from filelock import FileLock
 
@@ -98,18 +98,18 @@ class Rendezvous:
         return FileLock(self._stem.with_name(f"{self._stem.name}.lock"), timeout=0, mode=0o600)
 
     def choose(self, cleanup: ExitStack) -> str:
-        """An address for the server, which holds the lock: a socket that only its user can reach; it is removed by
-        `cleanup`. Called by the server. Raises EnginePluginError.
+        """Return an address for the server: a socket that only its user can reach. `cleanup` removes it.
 
-        It lies in the user's runtime directory when there is one, else in the data directory, or, where the path is
-        too long for a socket, in a temporary directory that is locked against cleaners.
+        Called by the server, which holds the lock. The socket is in the user's runtime directory, else in the data
+        directory, or, if those paths are too long for a socket, in a temporary directory that is locked against
+        cleaners. Raises EnginePluginError.
         """
         if sys.platform == "win32":
             return "127.0.0.1:0"
         for folder in (_runtime_folder(), self._folder):
             sock = folder / f"{self._stem.name}.sock" if folder is not None else None
             if sock is not None and len(os.fsencode(sock)) <= SOCKET_PATH_LIMIT:
-                sock.unlink(missing_ok=True)  # what a killed server left; we hold its lock
+                sock.unlink(missing_ok=True)  # left by a killed server: its lock is free
                 break
         else:
             from engine_plugin.system.socketdir import private_directory
@@ -119,15 +119,15 @@ class Rendezvous:
         return f"unix:{sock}"
 
     def write(self, record: ServerRecord) -> None:
-        """Tell the commands where the server is; a reader sees all of it or nothing."""
+        """Write the record by which commands find the server, atomically."""
         write_json(record_file(self._stem), asdict(record), self._folder)
 
     def forget(self) -> None:
-        """The server has ended."""
+        """Remove the record. Called when the server exits."""
         record_file(self._stem).unlink(missing_ok=True)
 
     def is_taken(self) -> bool:
-        """Whether a server holds the place, though it may not have written its record yet."""
+        """Return whether a server holds the lock, even if it has not written its record yet."""
         from filelock import Timeout
 
         lock = self.lock
@@ -139,7 +139,7 @@ class Rendezvous:
         return False
 
     def find(self) -> ServerRecord | None:
-        """The record of the server that runs now. Called by every command that can use one."""
+        """Return the record of the running server, if there is one. Called by every command that can use it."""
         try:
             _check_private(self._folder)
         except OSError:
@@ -148,7 +148,7 @@ class Rendezvous:
         return record if record is not None and is_server_process(record) else None
 
     async def reach(self, record: ServerRecord) -> PluginClient:
-        """Connect to the recorded server, which opens a new socket within a moment when its own was removed.
+        """Connect to the recorded server. If its socket was removed, wait until the server has reopened it.
 
         Raises UnavailableError.
         """
@@ -162,9 +162,9 @@ class Rendezvous:
 
 
 def _runtime_folder() -> Path | None:
-    """This program's folder in the user's runtime directory; None when that is missing, or not the user's alone.
+    """Return this program's directory in the user's runtime directory; None if that is missing or not private.
 
-    Without one platformdirs names /tmp/runtime-UID, which any user can create, and cleaners empty.
+    platformdirs would fall back to /tmp/runtime-UID, which any user can create and cleaners empty.
     """
     if sys.platform == "win32":
         return None
@@ -180,7 +180,7 @@ def _runtime_folder() -> Path | None:
 
 
 def _machine() -> str:
-    """An identifier of this machine, "" where the system has none."""
+    """Return an identifier of this machine, "" if the system has none."""
     try:
         return Path("/etc/machine-id").read_text(encoding="ascii", errors="replace").strip()
     except OSError:
@@ -188,7 +188,7 @@ def _machine() -> str:
 
 
 def read_record(stem: Path) -> ServerRecord | None:
-    """The server's record, None when there is none or it is no record of ours."""
+    """Read the server's record; None if it is missing or not a valid record."""
     try:
         record = ServerRecord(**json.loads(record_file(stem).read_bytes()))
     except (OSError, ValueError, TypeError, RecursionError):
@@ -198,14 +198,14 @@ def read_record(stem: Path) -> ServerRecord | None:
 
 
 def record_file(stem: Path) -> Path:
-    """The file of a server's record."""
-    return stem.with_name(f"{stem.name}.server")  # *.json there are the records of engines' processes
+    """Return the path of the server's record."""
+    return stem.with_name(f"{stem.name}.server")  # *.json in that directory are the records of engine processes
 
 
 def _check_private(place: Path) -> None:
-    """Raise OSError unless the directory is ours alone, and no other user could put another one in its place.
+    """Raise OSError unless only this user can access the directory and no other user can replace it.
 
-    A record in it is believed, a socket in it is trusted.
+    Commands connect to the address in its record without further checks.
     """
     status = place.lstat()
     if not stat.S_ISDIR(status.st_mode):

@@ -1,4 +1,4 @@
-"""`engine-plugin embed`, `rerank`, `image`, `transcribe`, `speak`: one call of a service, files in and out."""
+"""`engine-plugin embed`, `rerank`, `image`, `transcribe`, `speak`: one call of a service each."""
 
 from __future__ import annotations
 
@@ -28,17 +28,19 @@ if TYPE_CHECKING:
 
 __all__ = ["embed", "image", "rerank", "speak", "transcribe"]
 
-# A request may have 64 MiB, and base64 makes three bytes four.
+# 63 MiB in base64.
 _MOST_AUDIO = 47 * 1024 * 1024
 
-_MODEL = click.option("--model", shell_complete=model_names, help="The model. [default: the service's]")
+_MODEL = click.option(
+    "--model", shell_complete=model_names, help="Model name. [default: the service's default model]"
+)
 _OUTPUT = click.option(
-    "-o", "--output", default=STANDARD, metavar="FILE", help="Where to write. [default: standard output]"
+    "-o", "--output", default=STANDARD, metavar="FILE", help="Output file. [default: standard output]"
 )
 
 
 def _request(**fields: Any) -> dict[str, Any]:
-    """The fields that were given."""
+    """Return the fields that have a value."""
     return {name: value for name, value in fields.items() if value not in (None, "", ())}
 
 
@@ -46,7 +48,7 @@ def _request(**fields: Any) -> dict[str, Any]:
 async def _calling(
     options: Options, service: str, request: dict[str, Any], auto_pull: bool
 ) -> AsyncIterator[PluginClient]:
-    """The plugin with its engine running and, if it may be pulled, with the model of `request`, which names it."""
+    """Yield the plugin with its engine running; with auto-pull, pull the model first and name it in `request`."""
     from engine_plugin.cli.session import serving
 
     async with serving(options, service) as plugin:
@@ -64,7 +66,7 @@ async def _calling(
 @global_options
 @runs
 async def embed(options: Options, inputs: tuple[str, ...], output: str, model: str | None, auto_pull: bool) -> None:
-    """Turn texts into vectors: a line of JSON for each. "-" takes the lines of standard input as texts."""
+    """Compute embeddings: one line of JSON for each text. "-" reads one text per line from standard input."""
     check_target(output)
     wanted = await texts(inputs)
     request = _request(model=model) | {"input": wanted}
@@ -81,7 +83,7 @@ async def embed(options: Options, inputs: tuple[str, ...], output: str, model: s
 @click.command()
 @click.argument("query")
 @click.argument("documents", nargs=-1, required=True, metavar="DOCUMENT...")
-@click.option("--top", type=click.IntRange(min=1), metavar="N", help="Only the best N.")
+@click.option("--top", type=click.IntRange(min=1), metavar="N", help="Print only the best N.")
 @_MODEL
 @auto_pull_option
 @global_options
@@ -89,7 +91,7 @@ async def embed(options: Options, inputs: tuple[str, ...], output: str, model: s
 async def rerank(
     options: Options, query: str, documents: tuple[str, ...], top: int | None, model: str | None, auto_pull: bool
 ) -> None:
-    """Order documents by how well they answer QUERY, best first. "-" takes the lines of standard input."""
+    """Order documents by relevance to QUERY, best first. "-" reads one document per line from standard input."""
     wanted = await texts(documents)
     request = _request(model=model, query=query, top_n=top) | {"documents": wanted}
     async with _calling(options, "rerank", request, auto_pull) as plugin:
@@ -108,12 +110,18 @@ async def rerank(
 @click.argument("prompt")
 @click.option("-o", "--output", required=True, metavar="FILE.png", help="Where to write; - is standard output.")
 @click.option("--size", metavar="WxH", help="Width and height in pixels. [default: the model's]")
-@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps of the model; more take longer.")
-@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="The same seed gives the same picture.")
-@click.option("--negative", metavar="TEXT", help="What the picture should not show.")
+@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Number of inference steps; more take longer.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), metavar="N", help="Random seed; the same seed gives the same picture."
+)
+@click.option("--negative", metavar="TEXT", help="Negative prompt: what the picture should not show.")
 @click.option("--guidance", type=float, metavar="X", help="How closely to follow PROMPT.")
 @click.option(
-    "-n", "--count", type=click.IntRange(1, 10), default=1, help="So many pictures: FILE-1.png, FILE-2.png…"
+    "-n",
+    "--count",
+    type=click.IntRange(1, 10),
+    default=1,
+    help="Number of pictures, written to FILE-1.png, FILE-2.png…",
 )
 @_MODEL
 @auto_pull_option
@@ -132,9 +140,9 @@ async def image(
     model: str | None,
     auto_pull: bool,
 ) -> None:
-    """Draw what PROMPT describes. A prompt of "-" is read from standard input."""
+    """Draw a picture of PROMPT. "-" reads the prompt from standard input."""
     if count > 1 and output == STANDARD:
-        raise click.UsageError("several pictures need a file name: -o FILE.png")
+        raise click.UsageError("--count above 1 needs a file name: -o FILE.png")
     check_target(output, "png")
     request = _request(
         model=model,
@@ -161,7 +169,7 @@ async def image(
 
 
 async def _draw(plugin: PluginClient, request: dict[str, Any]) -> dict[str, Any]:
-    """The answer of a streamed call, with its steps shown."""
+    """Make a streamed call, show its steps, and return the answer."""
     from engine_plugin.cli.progress import steps_display
     from engine_plugin.host import events
 
@@ -186,9 +194,9 @@ def _numbered(output: str, count: int) -> list[str]:
 @click.command()
 @click.argument("text")
 @click.option("-o", "--output", required=True, metavar="FILE.wav", help="Where to write; - is standard output.")
-@click.option("--voice", help="The voice, by the model's name for it.")
-@click.option("--speed", type=float, metavar="X", help="1 is normal, 2 twice as fast.")
-@click.option("--language", metavar="CODE", help="The text's language, such as en.")
+@click.option("--voice", help="Name of the voice; the model defines the names.")
+@click.option("--speed", type=float, metavar="X", help="Speed; 2 is twice as fast as normal.")
+@click.option("--language", metavar="CODE", help="Language of the text, such as en.")
 @_MODEL
 @auto_pull_option
 @global_options
@@ -203,7 +211,7 @@ async def speak(
     model: str | None,
     auto_pull: bool,
 ) -> None:
-    """Read TEXT aloud into a WAV file. A text of "-" is read from standard input."""
+    """Write TEXT as speech to a WAV file. "-" reads the text from standard input."""
     check_target(output, "wav")
     if text == STANDARD:
         text = await read_text(STANDARD)
@@ -221,18 +229,16 @@ async def speak(
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @_OUTPUT
 @click.option(
-    "--format", "form", type=click.Choice(["text", "srt", "vtt", "json"]), help="What to print. [default: text]"
+    "--format", "form", type=click.Choice(["text", "srt", "vtt", "json"]), help="Output format. [default: text]"
 )
-@click.option("--language", metavar="CODE", help="What is spoken, such as en. [default: the model finds out]")
-@click.option("--translate", is_flag=True, help="Into English.")
-@click.option(
-    "--live", is_flag=True, help="Send the sound piece by piece and print sentences as they are understood."
-)
+@click.option("--language", metavar="CODE", help="Spoken language, such as en. [default: detected by the model]")
+@click.option("--translate", is_flag=True, help="Translate into English.")
+@click.option("--live", is_flag=True, help="Stream the audio and print sentences as they are recognized.")
 @click.option(
     "--rate",
     type=click.IntRange(1000, 384_000),
     metavar="HZ",
-    help="With --live: FILE is raw 16 bit mono sound of so many samples a second.",
+    help="With --live: FILE holds raw 16-bit mono samples at this rate.",
 )
 @_MODEL
 @auto_pull_option
@@ -250,20 +256,20 @@ async def transcribe(
     model: str | None,
     auto_pull: bool,
 ) -> None:
-    """Write down what is said in FILE: WAV, MP3, FLAC, OGG or WebM. "-" is standard input."""
+    """Transcribe FILE (WAV, MP3, FLAC, OGG, WebM and others). "-" reads standard input."""
     from engine_plugin.cli.live import live_transcription
 
     form = "json" if options.json else form or "text"
     if live:
         if translate or output != STANDARD:
-            raise click.UsageError("--live prints sentences in the language that is spoken: no --translate, no -o")
+            raise click.UsageError("--live cannot be combined with --translate or -o")
         heard = _request(model=model, language=language, sample_rate=rate)
         await live_transcription(options, file, form, heard, auto_pull=auto_pull)
         return
     if rate:
-        raise click.UsageError("--rate is for --live; give a file that says its rate, such as WAV")
+        raise click.UsageError("--rate needs --live. Without --live, use a file with a header, such as WAV")
     check_target(output)
-    sound = await read_bytes(file, _MOST_AUDIO, "Cut it, or stream it: --live")
+    sound = await read_bytes(file, _MOST_AUDIO, "Shorten it, or stream it: --live")
     request = _request(model=model, language=language, task="translate" if translate else None)
     request |= {"audio": base64.b64encode(sound).decode(), "response_format": form}
     async with _calling(options, "speech-to-text", request, auto_pull) as plugin:
@@ -275,15 +281,15 @@ async def transcribe(
 
 @contextmanager
 def _shaped(service: str) -> Iterator[None]:
-    """Takes what goes wrong in reading an answer for the plugin's fault. Raises BadGatewayError."""
+    """Raise BadGatewayError if the answer has an invalid shape."""
     try:
         yield
     except (KeyError, IndexError, TypeError, AttributeError, binascii.Error) as error:
-        raise BadGatewayError(f"the plugin's answer to {service} has not the shape of one") from error
+        raise BadGatewayError(f"the plugin's answer is not a valid {service} response") from error
 
 
 def _write(output: str, data: bytes, what: str) -> None:
-    """Text to a file or to standard output, a terminal too."""
+    """Write text to a file or to standard output."""
     if output == STANDARD:
         click.echo(as_shown(data.decode()) if sys.stdout.isatty() else data, nl=False)
         return
@@ -294,7 +300,7 @@ def _write(output: str, data: bytes, what: str) -> None:
 def _report(
     options: Options, names: Sequence[str], key: str, value: object, rest: dict[str, Any], what: str = ""
 ) -> None:
-    """Say what was written; nothing on standard output when the file itself went there."""
+    """Print what was written, unless the file itself went to standard output."""
     if STANDARD in names:
         return
     if options.json:

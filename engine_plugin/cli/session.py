@@ -1,4 +1,4 @@
-"""The plugin a command talks to: the server that runs, or a child for the length of the command."""
+"""The plugin that a command calls: the running server, or a child process for the duration of the command."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _QUICK = 10.0
 
 @asynccontextmanager
 async def plugin(options: Options, on_log: Callable[[LogLine], None] | None = None) -> AsyncIterator[PluginClient]:
-    """The running server's plugin, else one launched for this command and ended with it."""
+    """Yield the running server's plugin, or launch one that ends with this command."""
     from engine_plugin import PLUGIN_DIR
     from engine_plugin.host import launch
     from engine_plugin.process.python import own_command, own_environ
@@ -50,7 +50,7 @@ async def plugin(options: Options, on_log: Callable[[LogLine], None] | None = No
 
 @asynccontextmanager
 async def serving(options: Options, service: str) -> AsyncIterator[PluginClient]:
-    """The same, with its engine running: what a call of `service` needs. Raises ServiceNotFoundError at once."""
+    """Yield the plugin with its engine running. Raises ServiceNotFoundError for an undeclared service."""
     chosen_manifest(options).service(service)
     async with plugin(options) as client:
         try:
@@ -62,22 +62,22 @@ async def serving(options: Options, service: str) -> AsyncIterator[PluginClient]
 
 @asynccontextmanager
 async def running_plugin(options: Options) -> AsyncIterator[PluginClient]:
-    """A plugin whose engine runs already: the running server's, else that of a server which is somebody else's.
+    """Yield a plugin whose engine is running: the running server's, or one with an attached server.
 
-    Raises UnavailableError, saying how to start it, when there is none.
+    Raises UnavailableError, with the command that starts the engine, if there is none.
     """
     manifest = chosen_manifest(options)
     served = Rendezvous(manifest).find() is not None
     async with plugin(options) as client:
         if not served:
-            # An engine of ours was not started by the launch, and has nothing in memory; another's may have.
+            # A launched plugin has not started its engine; only an attached server can have models in memory.
             try:
                 await client.health_check(timeout=_QUICK)
             except UnavailableError as error:
                 if error.id != ENGINE_NOT_RUNNING.id:
-                    raise  # a server of somebody else's is missing, which no start of ours brings
+                    raise  # no attached server answers, and `engine start` cannot start it
                 raise UnavailableError(
-                    f"{manifest.provider.name} is not running, so no model is in memory. "
+                    f"{manifest.provider.name} is not running; no models in memory. "
                     "Start it: engine-plugin engine start"
                 ) from None
         yield client

@@ -1,4 +1,4 @@
-"""`engine-plugin status`: the engine, what is in its memory, and what it could load, on one screen."""
+"""`engine-plugin status`: the engine, the loaded models and the available models on one screen."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["STOPPED", "health_of", "status"]
 
 _QUICK = 10.0
 STOPPED = "stopped"
-"""The state of an engine that nobody has started, and that is not somebody else's."""
+"""The state of a managed engine that has not been started."""
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -34,16 +34,16 @@ U = TypeVar("U")
 @global_options
 @runs
 async def status(options: Options) -> None:
-    """Show the engine (version, state, address), the models in memory, and those that a call may name.
+    """Show the engine (version, state, address), the models in memory and the available models.
 
-    Without a server it asks a plugin that it launches for the moment.
+    Without a running server, a plugin is launched for the query.
     """
     from engine_plugin.cli.server_record import Rendezvous
     from engine_plugin.cli.session import plugin
 
     manifest = chosen_manifest(options)
     async with plugin(options) as client:
-        record = Rendezvous(manifest).find()  # again: its socket may have been replaced
+        record = Rendezvous(manifest).find()  # read again: the socket may have been replaced
         shown = {"plugin": manifest.provider.name, "engine": manifest.engine_name} | await _found(client, record)
     if options.json:
         print_json(shown)
@@ -54,15 +54,15 @@ async def status(options: Options) -> None:
 
 
 async def _found(client: PluginClient, record: ServerRecord | None) -> dict[str, Any]:
-    """What the plugin tells; what it cannot tell is left empty, and the state says why."""
+    """Query the plugin. Values that it cannot provide are empty; the state has the reason."""
     running, state = await health_of(client)
     config = await client.get_config(timeout=_QUICK)
     check = await _or(client.check_engine(timeout=_QUICK), None)
     server = "managed" if config.get("exec_file") else "attached" if running else ""
-    shows = server != "managed" and ":" in config.get("host", "")  # without a port nobody knows where it would be
+    shows = server != "managed" and ":" in config.get("host", "")  # without a port the server's address is unknown
     return {
         "version": await _or(client.get_version(timeout=_QUICK), ""),
-        "software": check.detail if check is not None else "",  # one that is false tells, too
+        "software": check.detail if check is not None else "",  # the detail is useful if not installed, too
         "installed": bool(check),
         "server": server,
         "address": f"{config.get('scheme') or 'http'}://{config['host']}" if shows else "",
@@ -77,7 +77,7 @@ async def _found(client: PluginClient, record: ServerRecord | None) -> dict[str,
 
 
 async def health_of(client: PluginClient) -> tuple[bool, str]:
-    """Whether the engine serves, and how it is, in words."""
+    """Return whether the engine can serve, and its state in words."""
     try:
         return True, await client.health_check(timeout=_QUICK)
     except (UnavailableError, PreconditionError, AuthError) as error:
@@ -92,7 +92,9 @@ async def _or(asked: Awaitable[T], otherwise: U) -> T | U:
 
 
 def _print(shown: Mapping[str, Any]) -> None:
-    missing = shown["state"] == STOPPED and not shown["installed"]  # elsewhere the state says what is missing
+    missing = (
+        shown["state"] == STOPPED and not shown["installed"]
+    )  # for other states, the state names what is missing
     version = shown["version"] or ("not installed" if missing else "")
     whose = f"({shown['server']})" if shown["server"] else ""
     served = f" at {shown['plugin_address']} (pid {shown['pid']})" if shown["plugin_address"] else ""
@@ -110,13 +112,13 @@ def _print(shown: Mapping[str, Any]) -> None:
         click.echo()
         print_table(("LOADED", "MEMORY", "VRAM", "IDLE"), [_loaded_row(entry) for entry in shown["loaded"]])
     elif shown["running"]:
-        click.echo("\nno model is in memory")
+        click.echo("\nno models in memory")
     if shown["available"]:
         click.echo()
         heads = ("AVAILABLE", "SIZE", "CONTEXT", "CAPABILITIES")
         print_table(heads, [_available_row(entry) for entry in shown["available"]])
     elif shown["available"] is not None:
-        click.echo(advised("\nno model is here; engine-plugin models pull MODEL brings one"))
+        click.echo(advised("\nno models found. Pull one: engine-plugin models pull MODEL"))
 
 
 def _loaded_row(entry: Mapping[str, Any]) -> tuple[str, str, str, str]:

@@ -1,4 +1,4 @@
-"""An answer on its way to the person: its thinking dimmed at a terminal, only its text where none is."""
+"""Prints an answer as it arrives: at a terminal with dimmed thinking, elsewhere its text only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CUT_OFF = "length"
 
 
 class AnswerPrinter:
-    """Writes one answer to standard output, piece by piece; `end` must be called whatever happens."""
+    """Writes one answer to standard output, piece by piece. Callers must call `end`, after errors too."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -37,7 +37,7 @@ class AnswerPrinter:
             self._console = Console()
 
     def show(self, piece: Piece) -> None:
-        """Write what has come. Raises OSError when nobody reads any longer."""
+        """Write a piece. Raises OSError if the reader has closed the pipe."""
         self.text += piece.text
         if self._console is None:
             if piece.text:
@@ -71,7 +71,7 @@ class AnswerPrinter:
 
 @contextmanager
 def waiting(what: str) -> Iterator[Callable[[], None]]:
-    """Say at a terminal what is waited for, on standard error, until the block ends or what it gives is called."""
+    """Show a status on a terminal's standard error until the block ends or the yielded function is called."""
     if not sys.stderr.isatty():
         yield lambda: None
         return
@@ -89,9 +89,9 @@ async def print_answer(
     pictures: Sequence[Picture],
     printer: AnswerPrinter,
 ) -> None:
-    """Ask, and write the answer as it comes. Cancelling this ends the engine's work on it.
+    """Send the prompt and write the answer as it arrives. Cancelling this stops the engine's work.
 
-    Raises what the call raises; what came before has been written then.
+    Raises what the call raises, after writing what arrived before.
     """
     finish = ""
     try:
@@ -107,4 +107,4 @@ async def print_answer(
     finally:
         printer.end()
     if finish == _CUT_OFF:
-        say("(cut off: the answer has all the tokens that --max-tokens, or the model's context, gives it)")
+        say("(truncated: the answer reached --max-tokens or the model's context length)")

@@ -1,4 +1,4 @@
-"""`engine-plugin models use`: a model becomes the user's default for its services."""
+"""`engine-plugin models use`: makes a model the user's default for its services."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ __all__ = ["use"]
     multiple=True,
     shell_complete=service_names,
     metavar="SERVICE",
-    help="Only for this service; may be given again. [default: each that needs such a model]",
+    help="Only for this service; may be given several times. [default: all services for this kind of model]",
 )
-@click.option("--reset", is_flag=True, help="Return to the default models of plugin.yaml.")
+@click.option("--reset", is_flag=True, help="Restore the default models of plugin.yaml.")
 @global_options
 @runs
 async def use(options: Options, name: str | None, services: tuple[str, ...], reset: bool) -> None:
     """Make a model the default for its services, from the next call on.
 
-    The choice is kept in the data directory; plugin.yaml stays as it is.
+    The choice is stored in the data directory; plugin.yaml is not changed.
     """
     if (name is None) is not reset:
-        raise click.UsageError("name a model, or give --reset to return to plugin.yaml's, not both")
+        raise click.UsageError("give either a model or --reset")
     manifest = chosen_manifest(options)
     for service in services:
-        manifest.service(service)  # a misspelt one is refused before a plugin is launched
+        manifest.service(service)  # fail on an unknown service before a plugin is launched
     defaults = DefaultModels(manifest.data_dir, manifest.engine_name)
     chosen = tuple(dict.fromkeys(services))
     if name is None:
         model, chosen = "", chosen or tuple(manifest.services)
-        said = f"plugin.yaml names the default model for {', '.join(chosen)} again"
+        said = f"restored the default model of plugin.yaml for {', '.join(chosen)}"
     else:
         model, chosen = await _fitting(options, manifest, name, chosen)
         said = f"{model} is now the default model for {', '.join(chosen)}"
@@ -68,7 +68,7 @@ async def use(options: Options, name: str | None, services: tuple[str, ...], res
 async def _fitting(
     options: Options, manifest: Manifest, name: str, services: tuple[str, ...]
 ) -> tuple[str, tuple[str, ...]]:
-    """The model as its list names it, and the services for which it becomes the default."""
+    """Return the model's listed name and the services for which it becomes the default."""
     from engine_plugin.cli.session import plugin
 
     async with plugin(options) as client:
@@ -79,17 +79,17 @@ async def _fitting(
 
 
 def _services_for(entry: ModelEntry, manifest: Manifest) -> tuple[str, ...]:
-    """The declared services that need a model of that kind. Raises PreconditionError when there is none."""
+    """Return the declared services for the model's kind. Raises PreconditionError if there are none."""
     name, kind = entry["name"], entry.get("kind", "")
     if not kind:
         raise PreconditionError(
-            f"the kind of {name} is unknown. Give the service: --service, with one of {', '.join(manifest.services)}"
+            f"the kind of {name} is unknown. Name a service: --service with one of {', '.join(manifest.services)}"
         )
     found = tuple(service for service in manifest.services if KIND_OF_SERVICE.get(service) == kind)
     if not found:
         raise PreconditionError(
-            f"{name} is a model for {kind}, and {manifest.path} declares no service that needs one; "
-            f"it has: {', '.join(manifest.services)}"
+            f"{name} is a model for {kind}, and {manifest.path} declares no such service; "
+            f"it declares: {', '.join(manifest.services)}"
         )
     return found
 

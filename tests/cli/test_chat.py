@@ -103,7 +103,7 @@ def test_without_a_terminal_there_is_the_text_alone(place: Workplace) -> None:
     assert asked(place)["think"] is True
     done = place.run("chat", "x", "--max-tokens", "1")
     assert done.stdout == "1: x\n"
-    assert "cut off" in done.stderr
+    assert "truncated: the answer reached --max-tokens" in done.stderr
 
 
 def test_json_is_the_events(place: Workplace) -> None:
@@ -229,13 +229,13 @@ def test_a_conversation_at_a_terminal(place: Workplace) -> None:
         screen.type("/clear" + ENTER)
         screen.prompt()
         screen.type("/system Be kind." + ENTER)
-        screen.until("the model is told: Be kind.")
+        screen.until("system prompt: Be kind.")
         screen.prompt()
         screen.type("//now" + ENTER)
         screen.until("2: /now\r\n")
         screen.prompt()
         screen.type("/nonsense" + ENTER)
-        screen.until("/nonsense is no command")
+        screen.until("unknown command /nonsense")
         screen.prompt()
         screen.type("/mod\t th\t" + ENTER)
         screen.until("thinker answers")
@@ -247,10 +247,10 @@ def test_a_conversation_at_a_terminal(place: Workplace) -> None:
         screen.until("no model is called 'nobody'")
         screen.prompt()
         screen.type("/help" + ENTER)
-        screen.until("Ctrl-C ends an answer")
+        screen.until("Ctrl-C stops the answer")
         screen.prompt()
         screen.type(CTRL_C)
-        screen.until("/bye or Ctrl-D ends.")
+        screen.until("/bye or Ctrl-D exits.")
         screen.prompt()
         screen.type("/bye" + ENTER)
         assert screen.end() == 0
@@ -259,12 +259,12 @@ def test_a_conversation_at_a_terminal(place: Workplace) -> None:
 
 
 @terminal
-def test_a_model_that_is_not_here_is_told_of_before_the_first_line(place: Workplace) -> None:
+def test_a_missing_model_is_reported_before_the_first_prompt(place: Workplace) -> None:
     (place.data / "models").mkdir()
     (place.data / "models" / "tiny").touch()
     with Screen([*COMMAND, "chat", "--model", "tinny"], place.env, place.plugin) as screen:
         screen.until("no model is called 'tinny'")
-        screen.until("/model NAME takes another.")
+        screen.until("Choose another: /model NAME")
         screen.prompt()
         screen.type("/model tiny" + ENTER)
         screen.until("tiny answers")
@@ -278,7 +278,7 @@ def test_a_model_that_is_not_here_is_told_of_before_the_first_line(place: Workpl
 
 
 @terminal
-def test_what_ctrl_c_ends(place: Workplace) -> None:
+def test_ctrl_c_stops_the_answer_only(place: Workplace) -> None:
     """Answers only, and the engine's work on them; also one that has not begun."""
     with Screen([*COMMAND, "chat", "--model", "endless"], place.env, place.plugin) as screen:
         screen.prompt()

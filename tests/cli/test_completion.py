@@ -79,7 +79,7 @@ def test_commands_and_options(names: Callable[..., list[list[str]]]) -> None:
     assert [name for name, _ in names("st")] == ["status"]
     assert {name for name, _ in names("engine", "st")} == {"start", "stop", "status"}
     assert names("completion", "f") == [["fish", "fish"]]
-    assert ["--max-tokens", "The most tokens of an answer."] in names("chat", "--ma")
+    assert ["--max-tokens", "Maximum number of tokens in an answer."] in names("chat", "--ma")
     assert names("chat", "--image", "") == []  # files are PowerShell's own matter
 
 

@@ -182,7 +182,7 @@ def test_a_server_is_found_after_its_socket_was_removed(workplace: Workplace, lo
         assert (status["pid"], status["running"]) == (started["pid"], True)
         assert (status["address"] == started["address"]) is (lost == "the socket")
         assert json.loads(workplace.good("engine", "start", "--json"))["pid"] == started["pid"]
-        assert f"by process {started['pid']}" in workplace.bad(4, "serve")
+        assert f"(pid {started['pid']})" in workplace.bad(4, "serve")
     finally:
         workplace.good("engine", "stop")
     assert workplace.processes() == []

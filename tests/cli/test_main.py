@@ -100,7 +100,9 @@ def test_which_plugin(workplace: Workplace) -> None:
     workplace.plugin = workplace.home
     assert plugin() == "openvino-plugin"
     assert plugin("--plugin", "llamacpp") == "llamacpp-plugin"
-    assert "'nobody' does not exist, and" in workplace.bad(2, "engine", "status", "--plugin", "nobody")
+    assert "'nowhere' does not exist; the bundled plugins are llamacpp, " in workplace.bad(
+        2, "engine", "status", "--plugin", "nowhere"
+    )
     done = workplace.run("--plugin", str(other), "--json", "engine", "status")
     assert json.loads(done.stdout)["plugin"] == "other"
     assert "there is no plugin.yaml in" in workplace.bad(3, "engine", "status", "--plugin", str(below))

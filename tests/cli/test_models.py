@@ -45,7 +45,7 @@ def test_pull_list_rm(workplace: Workplace) -> None:
     assert workplace.bad(3, "models", "rm", "tiny") == "engine-plugin: model: no model is called 'tiny'\n"
     assert json.loads(workplace.good("models", "list", "--json")) == []
     done = workplace.run("models", "list")
-    assert (done.stdout, done.stderr) == ("", "no model is here; engine-plugin models pull MODEL brings one\n")
+    assert (done.stdout, done.stderr) == ("", "no models found. Pull one: engine-plugin models pull MODEL\n")
 
 
 def test_pull_options_reach_the_engine(workplace: Workplace) -> None:
@@ -104,7 +104,7 @@ def test_a_file_that_is_missing_from_a_folder_here_is_a_path(workplace: Workplac
 def test_a_name_that_is_also_a_folder_here_stays_a_name(managed: Workplace) -> None:
     (managed.plugin / "nowhere").mkdir()
     said = managed.bad(3, "models", "pull", "nowhere")
-    assert "To pull the folder nowhere of this directory: engine-plugin models pull ./nowhere\n" in said
+    assert "To pull the folder nowhere in this directory: engine-plugin models pull ./nowhere\n" in said
 
 
 def test_a_pull_that_fails(workplace: Workplace) -> None:
@@ -127,7 +127,7 @@ def test_ctrl_c_keeps_what_has_arrived(workplace: Workplace) -> None:
         pull.communicate()
     assert pull.returncode == 130
     assert [line for line in said.splitlines() if line] == [
-        "what has arrived is kept: the same command resumes it",
+        "interrupted; run the same command to resume the pull",
         "engine-plugin: interrupted",
     ]
     assert workplace.journal == ["pull ended early"]
@@ -174,7 +174,7 @@ def test_rm_asks_at_a_terminal(workplace: Workplace) -> None:
     status, shown = at_terminal(workplace, "models", "rm", "tiny", typed="n\n")
     assert status == 1
     assert "Delete tiny? [y/N]" in shown
-    assert "nothing was deleted" in shown
+    assert "nothing deleted" in shown
     assert "tiny" in workplace.good("models", "list")
     assert at_terminal(workplace, "models", "rm", "tiny", typed="y\n")[0] == 0
     assert "tiny" not in workplace.good("models", "list")
@@ -288,7 +288,7 @@ def test_a_file_of_unknown_size_has_no_share(capsys: pytest.CaptureFixture[str])
 
 def test_memory_needs_an_engine_that_runs(managed: Workplace) -> None:
     said = managed.bad(4, "models", "ps")
-    assert "is not running, so no model is in memory. Start it: engine-plugin engine start" in said
+    assert "is not running; no models in memory. Start it: engine-plugin engine start" in said
     managed.good("engine", "start")
     try:
         assert rows(managed.good("models", "ps")) == [

@@ -37,14 +37,14 @@ def named(place: Workplace) -> str:
 def test_a_missing_model_is_pulled_first(place: Workplace) -> None:
     done = place.run("embed", "a", "--model", "new", "--auto-pull")
     assert (done.returncode, done.stdout) == (0, "[1, 0.5]\n")
-    assert done.stderr.splitlines()[:2] == ["new is not here: pulling it", "downloading"]
+    assert done.stderr.splitlines()[:2] == ["model new is missing; pulling it", "downloading"]
     assert named(place) == "new"
     done = place.run("embed", "a", "--model", "new", "--auto-pull", "--json")
     assert (json.loads(done.stdout)["data"], done.stderr) == ([{"embedding": [1, 0.5]}], "")
 
 
 def test_the_default_model_too_and_what_it_is_called_then(place: Workplace) -> None:
-    assert "standard is not here: pulling it" in place.run("rerank", "q", "a", "--auto-pull").stderr
+    assert "model standard is missing; pulling it" in place.run("rerank", "q", "a", "--auto-pull").stderr
     assert named(place) == "standard"
     assert place.run("embed", "a", "--model", "owner/big.bin", "--auto-pull").returncode == 0
     assert named(place) == "big"
@@ -68,7 +68,7 @@ def test_every_command_has_it(place: Workplace, tmp_path: Path, arguments: list[
     files = {"FILE.png": str(tmp_path / "a.png"), "FILE.wav": str(tmp_path / "a.wav"), "SOUND": str(sound)}
     done = place.run(*[files.get(argument, argument) for argument in arguments], "--auto-pull")
     assert done.returncode == 0, done.stderr
-    assert "standard is not here: pulling it" in done.stderr
+    assert "model standard is missing; pulling it" in done.stderr
     assert named(place) == "standard"
 
 
@@ -77,7 +77,7 @@ def test_without_it_nothing_is_pulled(place: Workplace) -> None:
     assert not (place.data / "models" / "new").exists()
     manifest = place.plugin / "plugin.yaml"
     manifest.write_text(manifest.read_text() + "auto_pull: true\n")
-    assert "new is not here: pulling it" in place.run("embed", "a", "--model", "new").stderr
+    assert "model new is missing; pulling it" in place.run("embed", "a", "--model", "new").stderr
 
 
 def test_what_cannot_be_pulled(place: Workplace) -> None:

@@ -58,7 +58,7 @@ def test_pull_copy_use_and_pull_before_a_call(workplace: Workplace, ollama: Cont
     assert json.loads(Path(used["file"]).read_text()) == {"chat": "mine:1b", "generate": "mine:1b"}
     assert (workplace.plugin / "plugin.yaml").read_text() == before
     done = workplace.run("embed", "a", "--model", "fresh:1b", "--auto-pull")
-    assert done.stderr.startswith("fresh:1b is not here: pulling it\n")
+    assert done.stderr.startswith("model fresh:1b is missing; pulling it\n")
     assert "fresh:1b" in ollama.names()
 
 

@@ -55,7 +55,8 @@ def test_use_sets_every_service_of_that_kind(managed: Workplace) -> None:
     }
     assert defaults_of(managed) == {"chat": "tagged:latest", "generate": "guessed"}
     assert file.read_text() == before
-    assert managed.good("models", "use", "--reset", "--service", "chat").endswith("for chat again\n")
+    said = managed.good("models", "use", "--reset", "--service", "chat")
+    assert said == "restored the default model of plugin.yaml for chat\n"
     assert defaults_of(managed) == {"generate": "guessed"}
     managed.good("models", "use", "--reset")
     assert not (managed.data / "default-models-fake.json").exists()
@@ -91,12 +92,12 @@ def test_use_says_why_not(managed: Workplace) -> None:
     said = managed.bad(1, "models", "use", "embedder", "--service", "chat")
     assert "embedder is a model for embed; chat needs one for chat" in said
     said = managed.bad(4, "models", "use", "painter")
-    assert f"painter is a model for text-to-image, and {file} declares no service that needs one" in said
+    assert f"painter is a model for text-to-image, and {file} declares no such service" in said
     said = managed.bad(4, "models", "use", "nobody-knows")
-    assert "the kind of nobody-knows is unknown. Give the service: --service" in said
+    assert "the kind of nobody-knows is unknown. Name a service: --service" in said
     assert "has no service 'chatt'" in managed.bad(3, "models", "use", "guessed", "--service", "chatt")
-    assert "not both" in managed.bad(2, "models", "use", "guessed", "--reset")
-    assert "name a model" in managed.bad(2, "models", "use")
+    assert "give either a model or --reset" in managed.bad(2, "models", "use", "guessed", "--reset")
+    assert "give either a model or --reset" in managed.bad(2, "models", "use")
     assert not (managed.data / "default-models-fake.json").exists()
 
 

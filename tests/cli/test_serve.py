@@ -93,7 +93,7 @@ async def test_addresses_by_hand(workplace: Workplace) -> None:
         assert "not running" in workplace.bad(4, "models", "ps")  # only the default address is known
         for taken in (unix, f"127.0.0.1:{port}"):
             said = workplace.bad(4, "serve", "--address", taken)
-            assert said == f"engine-plugin: {taken}: somebody serves at it already. Choose another --address\n"
+            assert said == f"engine-plugin: {taken}: address already in use. Choose another --address\n"
 
 
 @pytest.mark.promise("L3")
@@ -115,7 +115,7 @@ async def test_the_command_to_try_finds_the_socket(workplace: Workplace, relativ
 def test_an_unavailable_address_is_refused_with_the_reason(workplace: Workplace) -> None:
     long = f"unix:{workplace.runtime}/{'x' * 100}"
     said = workplace.bad(4, "serve", "--address", long)
-    assert f"the socket's path has {len(long) - 5} bytes, and the system allows" in said
+    assert f"the socket path has {len(long) - 5} bytes; the limit of the system is" in said
     nowhere = workplace.runtime / "no such" / "sock"
     said = workplace.bad(4, "serve", "--address", f"unix:{nowhere}")
     assert f"Create it: mkdir -p -m 700 '{nowhere.parent}'" in said
@@ -211,5 +211,5 @@ def test_a_server_keeps_its_files_out_of_shared_directories(workplace: Workplace
 def test_a_file_in_the_way_is_not_removed(workplace: Workplace) -> None:
     file = workplace.runtime / "precious"
     file.write_text("data")
-    assert "no socket" in workplace.bad(4, "serve", "--address", f"unix:{file}")
+    assert "path exists and is not a socket" in workplace.bad(4, "serve", "--address", f"unix:{file}")
     assert file.read_text() == "data"

@@ -204,7 +204,7 @@ def test_transcribe_live(served: Workplace, tmp_path: Path) -> None:
 def test_live_transcription_without_speech_says_so(served: Workplace, form: str) -> None:
     done = served.fed(b"hush", "transcribe", "-", "--live", "--format", form)
     assert done.returncode == 0
-    assert done.stderr.decode() == "no speech was heard. Without --live the whole file is given to the model\n"
+    assert done.stderr.decode() == "no speech detected. Without --live, the model receives the whole file\n"
 
 
 def test_live_transcription_that_fails(served: Workplace) -> None:
@@ -213,11 +213,11 @@ def test_live_transcription_that_fails(served: Workplace) -> None:
     done = served.fed(b"", "transcribe", "-", "--live")
     assert (done.returncode, done.stderr) == (
         1,
-        b"engine-plugin: standard input is empty: there is no sound to transcribe\n",
+        b"engine-plugin: standard input is empty. Send audio to transcribe\n",
     )
     done = served.fed(b"gone", "transcribe", "-", "--live")
     assert done.returncode == 1
-    assert b"the plugin ended the transcription before the sound was over" in done.stderr
+    assert b"the plugin ended the transcription before the end of the audio" in done.stderr
 
 
 def test_a_server_that_runs_is_used_and_its_engine_started(place: Workplace) -> None:
@@ -233,13 +233,15 @@ def test_wrong_usage(served: Workplace, tmp_path: Path) -> None:
     file = tmp_path / "a.wav"
     file.write_bytes(b"a")
     assert "'/none.wav' does not exist" in served.bad(2, "transcribe", "/none.wav")
-    assert "--live prints" in served.bad(2, "transcribe", str(file), "--live", "--translate")
+    assert "--live cannot be combined with --translate or -o" in served.bad(
+        2, "transcribe", str(file), "--live", "--translate"
+    )
     text = tmp_path / "a.txt"
     text.touch()
-    assert "is not named like sound" in served.bad(2, "transcribe", str(text), "--live")
-    assert "--rate is for --live" in served.bad(2, "transcribe", str(file), "--rate", "8000")
+    assert "unknown audio file extension" in served.bad(2, "transcribe", str(text), "--live")
+    assert "--rate needs --live" in served.bad(2, "transcribe", str(file), "--rate", "8000")
     assert "'--rate'" in served.bad(2, "transcribe", str(file), "--live", "--rate", "3")
-    assert "several pictures need a file name" in served.bad(2, "image", "a", "-o", "-", "-n", "2")
+    assert "--count above 1 needs a file name" in served.bad(2, "image", "a", "-o", "-", "-n", "2")
     assert "Missing option '-o'" in served.bad(2, "image", "a")
     assert served.journal == []
 
@@ -252,20 +254,20 @@ def test_wrong_usage(served: Workplace, tmp_path: Path) -> None:
 def test_where_nothing_can_be_written(served: Workplace, tmp_path: Path, command: tuple[str, str]) -> None:
     """It is said before the work."""
     (served.plugin / "talk.wav").write_bytes(b"a")
-    assert "there is no directory for" in served.bad(2, *command, "-o", str(tmp_path / "no" / "a"))
+    assert "the directory does not exist" in served.bad(2, *command, "-o", str(tmp_path / "no" / "a"))
     for target in (str(tmp_path), f"{tmp_path / 'new'}/"):
-        assert f"{target} is a directory. Name the file in it" in served.bad(2, *command, "-o", target)
+        assert f"{target} is a directory. Name a file in it" in served.bad(2, *command, "-o", target)
     if os.name == "posix" and os.geteuid():
         kept = tmp_path / "kept"
         kept.touch(0o400)
-        assert f"{kept} may not be written by this user" in served.bad(2, *command, "-o", str(kept))
+        assert f"{kept}: permission denied" in served.bad(2, *command, "-o", str(kept))
     assert served.journal == []
 
 
 def test_a_name_that_says_another_format(served: Workplace, tmp_path: Path) -> None:
     said = served.bad(2, "image", "a", "-o", str(tmp_path / "cat.JPG"))
-    assert "cat.JPG would hold PNG. Name it cat.png" in said
-    assert "a.mp3 would hold WAV. Name it a.wav" in served.bad(2, "speak", "a", "-o", str(tmp_path / "a.mp3"))
+    assert "cat.JPG: the output is PNG. Name it cat.png" in said
+    assert "a.mp3: the output is WAV. Name it a.wav" in served.bad(2, "speak", "a", "-o", str(tmp_path / "a.mp3"))
     assert served.journal == []
     served.good("speak", "a", "-o", str(tmp_path / "take.2"))
     assert (tmp_path / "take.2").read_bytes() == b"RIFF a"
@@ -298,9 +300,11 @@ def test_an_unfinished_sentence_keeps_to_one_line_of_the_terminal(served: Workpl
 def test_what_cannot_be_done_says_what_to_do(served: Workplace, tmp_path: Path) -> None:
     said = served.bad(1, "image", "a", "-o", str(tmp_path / "a.png"), "--size", "big")
     assert said.startswith("engine-plugin: size: must be a width and a height in pixels")
-    assert "has not the shape of one" in served.bad(1, "embed", "a", "--model", "odd")
-    assert "has not the shape of one" in served.bad(1, "rerank", "a", "b", "--model", "odd")
-    assert "has not the shape of one" in served.bad(1, "speak", "a", "-o", str(tmp_path / "a.wav"), "--model", "odd")
+    assert "is not a valid embed response" in served.bad(1, "embed", "a", "--model", "odd")
+    assert "is not a valid rerank response" in served.bad(1, "rerank", "a", "b", "--model", "odd")
+    assert "is not a valid text-to-speech response" in served.bad(
+        1, "speak", "a", "-o", str(tmp_path / "a.wav"), "--model", "odd"
+    )
 
 
 def test_an_engine_that_is_not_installed_is_told(place: Workplace) -> None:

@@ -100,7 +100,7 @@ def test_nothing_is_here(place: Workplace) -> None:
     for file in (place.data / "models").iterdir():
         file.unlink()
     assert place.good("status").splitlines()[-3:] == [
-        "no model is in memory",
+        "no models in memory",
         "",
-        "no model is here; engine-plugin models pull MODEL brings one",
+        "no models found. Pull one: engine-plugin models pull MODEL",
     ]
