@@ -116,6 +116,11 @@ class EnginePluginError(Exception):
         return redacted(str(self))
 
     @property
+    def reason(self) -> str:
+        """What is wrong in the words of the side that failed, for a text around them; else the whole text."""
+        return str(self.fields.get("reason") or self)
+
+    @property
     def metadata(self) -> dict[str, str]:
         """The id and the fields for gRPC metadata: printable ASCII, bounded, without secrets."""
         return {ERROR_ID: self.id, ERROR_FIELDS: _compact(self.fields)}

@@ -13,8 +13,14 @@ import shutil
 import sys
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["advice", "program"]
+from engine_plugin.catalogue import DEFAULT_MODEL_MISSING
+
+if TYPE_CHECKING:
+    from engine_plugin.errors import EnginePluginError
+
+__all__ = ["advice", "explained", "program"]
 
 _NAME = "engine-plugin"
 
@@ -33,17 +39,22 @@ _COMMAND_OF_RPC = {
 }
 _RPC = re.compile(rf"\b(?:(?P<call>[Cc])all )?(?P<rpc>{'|'.join(_COMMAND_OF_RPC)})\b")
 
-_DEFAULT = re.compile(r"\bChoose another default\b")
-_USE = f"Choose another default: {_NAME} models use NAME"
+_STEPS = {DEFAULT_MODEL_MISSING.id: f"To choose another default, run {_NAME} models use NAME"}
+"""By an error's id: a step that only the command line has."""
 
 # A command of this program within a sentence. Without --plugin it would run on the default plugin.
 _COMMANDS = "chat|embed|engine|image|models|rerank|serve|speak|status|transcribe"
 _OURS = re.compile(rf"(?<![\w/.-]){_NAME}(?= (?:{_COMMANDS})\b)")
 
 
+def explained(error: EnginePluginError) -> str:
+    """An error's message, and below it the step that only the command line has."""
+    return "\n".join(filter(None, (error.message, _STEPS.get(error.id))))
+
+
 def advice(text: str, plugin: str = "") -> str:
     """Return the message with commands that can be run here. `plugin` is the value of --plugin, "" for none."""
-    text = _DEFAULT.sub(_USE, _RPC.sub(_command, text))
+    text = _RPC.sub(_command, text)
     ours = f"{program()} --plugin {shlex.quote(plugin)}" if plugin else program()
     return _OURS.sub(lambda _: ours, text)
 

@@ -43,11 +43,9 @@ def lint(options: Options, directory: Path | None) -> None:
 
 
 def _engine_problems(manifest: Manifest) -> Sequence[Problem]:
-    from engine_plugin.engines.base import engine_class
-    from engine_plugin.errors import UnsupportedError
+    from engine_plugin.engines.base import UnknownEngineError, engine_class
 
     try:
         return engine_class(manifest.engine_name).check_options(manifest)
-    except UnsupportedError as error:
-        what, _, fix = str(error).partition(". ")
-        return [manifest.problem(("engine", "name"), what, fix.rstrip(".") or "Correct engine.name")]
+    except UnknownEngineError as error:
+        return [manifest.problem(("engine", "name"), error.what, error.fix)]

@@ -119,7 +119,9 @@ def _explain(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, EnginePluginError):
         return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
     if isinstance(error, EnginePluginError):
-        return error.message or type(error).__name__
+        from engine_plugin.cli.advice import explained
+
+        return explained(error) or type(error).__name__
     return f"internal error: {type(error).__name__}: {error}. Run the command with -v and report the traceback."
 
 

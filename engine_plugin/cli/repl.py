@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from engine_plugin.cli.advice import explained
 from engine_plugin.cli.autopull import model_to_call
 from engine_plugin.cli.conversation import SERVICE
 from engine_plugin.cli.lookup import default_model, is_model, missing
@@ -155,7 +156,7 @@ class _Talk:
         except PluginProcessError:
             raise
         except EnginePluginError as error:
-            say(error.message)
+            say(explained(error))
 
     async def _ask(self, prompt: str) -> None:
         printer, pictures = AnswerPrinter(), list(self._pictures)

@@ -16,7 +16,7 @@ from engine_plugin.errors import UnsupportedError
 from engine_plugin.services import VALIDATORS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from engine_plugin.download.events import ChunkProgress, PullEvent
@@ -242,15 +242,22 @@ def not_bidirectional(service: str) -> UnsupportedError:
     return UnsupportedError(f"service_name: {service} is not bidirectional with this engine; call InvokeService")
 
 
+class UnknownEngineError(UnsupportedError):
+    """No installed distribution brings the engine that plugin.yaml names. The text is `what` and then `fix`."""
+
+    fix = "Correct engine.name in plugin.yaml or pip-install the package that brings this engine"
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        installed = ", ".join(sorted(known)) or "none"
+        self.what = f"engine.name: no engine is called {name!r}; installed engines: {installed}"
+        super().__init__(f"{self.what}. {self.fix}.")
+
+
 def engine_class(name: str) -> type[Engine]:
-    """The engine class that an installed distribution registered under `name`. Raises UnsupportedError."""
+    """The engine class that an installed distribution registered under `name`. Raises UnknownEngineError."""
     found = entry_points(group=ENTRY_POINTS)
     for point in found:
         if point.name == name:
             loaded: type[Engine] = point.load()
             return loaded
-    known = ", ".join(sorted(point.name for point in found)) or "none"
-    raise UnsupportedError(
-        f"engine.name: no engine is called {name!r}; installed engines: {known}. "
-        "Correct engine.name in plugin.yaml or pip-install the package that brings this engine."
-    )
+    raise UnknownEngineError(name, [point.name for point in found])

@@ -81,7 +81,7 @@ class Complaint:
             return UnsupportedError(f"the engine does not support this: {self.message}")
         if self.status == 503:
             return UnavailableError(f"the engine has no room now: {self.message}")
-        return BadGatewayError(f"the engine answered {self.status}: {self.message}")
+        return BadGatewayError(f"the engine answered {self.status}: {self.message}", reason=self.message)
 
 
 def _phrase(status: int) -> str:

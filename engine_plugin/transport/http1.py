@@ -42,7 +42,14 @@ _BODY_ENDS_WITH_CONNECTION = -1
 
 
 class BrokenOffError(BadGatewayError):
-    """The engine ended the connection before its answer was complete. Who knows whose engine it is says so."""
+    """The engine ended the connection before its answer was complete: `did` says how, as what an engine does.
+
+    Callers that know whose engine it is raise an error that says so.
+    """
+
+    def __init__(self, did: str) -> None:
+        super().__init__(f"the engine {did}")
+        self.did = did
 
 
 class HttpResponse(Protocol):
@@ -234,7 +241,8 @@ class Http1Client(HttpClient):
                 raise UnavailableError(f"the engine did not accept a connection in {_CONNECT_TIMEOUT:g} s") from None
             except OSError as error:
                 if not left or not isinstance(error, ConnectionRefusedError):
-                    raise UnavailableError(f"the engine cannot be reached: {_reason(error)}") from error
+                    reason = _reason(error)
+                    raise UnavailableError(f"the engine cannot be reached: {reason}", reason=reason) from error
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
         raise AssertionError("the last attempt returns or raises")
@@ -298,7 +306,7 @@ class Response(HttpResponse, HttpExchange):
             self._require_wanted()
             if not await self._exchange(connection):
                 self._require_wanted()
-                raise BrokenOffError("the engine closed the connection without an answer")
+                raise BrokenOffError("closed the connection without an answer")
         except BaseException:
             self._release()
             raise
@@ -344,7 +352,7 @@ class Response(HttpResponse, HttpExchange):
                 raise BadGatewayError(f"the engine's answer has a head of over {_MAX_HEAD} bytes")
             if not await connection.more():
                 if connection.buffer:
-                    raise BrokenOffError("the engine closed the connection inside the head of its answer")
+                    raise BrokenOffError("closed the connection inside the head of its answer")
                 connection.abort()
                 return False
 
@@ -398,7 +406,7 @@ class Response(HttpResponse, HttpExchange):
     def _end_of_connection(self, *, in_order: bool) -> None:
         self._require_wanted()
         if self._left != _BODY_ENDS_WITH_CONNECTION or not in_order:
-            raise BrokenOffError("the engine broke off in the middle of its answer")
+            raise BrokenOffError("broke off in the middle of its answer")
         self._complete = True
 
     def _take_plain(self, buffer: bytearray) -> bytes:

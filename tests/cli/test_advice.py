@@ -65,7 +65,6 @@ def on_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("Pull it: PullModel 'a b'", "Pull it: engine-plugin models pull 'a b'"),
         ("ListModels shows the names", "engine-plugin models list shows the names"),
         ("unload others (UnloadModel NAME)", "unload others (engine-plugin models unload NAME)"),
-        ("Choose another default", "Choose another default: engine-plugin models use NAME"),
         ("PullModelStream failed", "PullModelStream failed"),
     ],
 )

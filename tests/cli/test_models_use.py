@@ -80,7 +80,8 @@ def test_a_running_server_uses_the_new_default_for_its_next_call(managed: Workpl
     assert said == (
         "engine-plugin: model: 'tagged:latest', the default model for chat, is not on this machine; "
         f"{managed.data / 'default-models-fake.json'} names it. "
-        "Choose another default: engine-plugin models use NAME\n"
+        "Choose another default\n"
+        "engine-plugin: To choose another default, run engine-plugin models use NAME\n"
     )
 
 

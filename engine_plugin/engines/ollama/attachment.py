@@ -115,7 +115,8 @@ class Attachment:
             async with asyncio.timeout(self._patience):
                 version = await _hello(OllamaClient(http, self.address.url))
         except (EnginePluginError, TimeoutError) as error:
-            self.absence = _cause(error) or f"no answer in {self._patience:g} s"
+            late = f"no answer in {self._patience:g} s"
+            self.absence = error.reason if isinstance(error, EnginePluginError) else late
             http.close()
             self._good_until = 0.0  # what is under way there goes on: the server may only be slow to say hello
             if isinstance(error, AuthError):
@@ -132,13 +133,13 @@ class Attachment:
         """A connection failed or broke: the next one who needs the server looks for it."""
         self._good_until = 0.0
         if isinstance(error, BrokenOffError):
-            said, its_log = str(error).removeprefix("the engine "), _where_its_log_is(self.address)
+            its_log = _where_its_log_is(self.address)
             return BadGatewayError(
-                f"the Ollama at {self.address.url} {said}. Its log says why ({its_log}); try again"
+                f"the Ollama at {self.address.url} {error.did}. Its log says why ({its_log}); try again"
             )
         if not isinstance(error, UnavailableError):
             return error
-        self.absence = _cause(error)
+        self.absence = error.reason
         return self.down()
 
     async def _connection(self) -> Http1Client:
@@ -177,11 +178,6 @@ def _numbers(version: str) -> tuple[int, ...]:
     while numbers and not numbers[-1]:
         numbers.pop()
     return tuple(numbers)
-
-
-def _cause(error: Exception) -> str:
-    """Why there is no server."""
-    return str(error).removeprefix("the engine cannot be reached: ")
 
 
 def _patience(options: OllamaOptions, environ: Mapping[str, str]) -> float:

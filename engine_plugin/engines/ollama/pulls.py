@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +51,6 @@ _COPY = "model:"
 _HUGGING_FACE = ("hf.co/", "huggingface.co/")
 _SHOWN = 200
 _SUCCESS = "success"
-_STATUS = re.compile(r"^the engine answered \d+: ")
 _NO_HOST = ("no such host", "connection refused", "i/o timeout", "network is unreachable", "dial tcp")
 _FORMS = (
     "Give the name of a model at ollama.com (llama3.2, qwen3:8b) or of a GGUF repository (hf.co/OWNER/NAME), the "
@@ -214,7 +212,7 @@ async def _watched(
                 if said == _SUCCESS:
                     return
     except BadGatewayError as error:
-        raise _failure(_STATUS.sub("", str(error)), model) from error
+        raise _failure(error.reason, model) from error
     raise PullError(
         f"model: the server stopped pulling {model} without saying why. Pull it again; it keeps what came"
     )

@@ -275,23 +275,28 @@ class Finder:
 
 
 def _refused(error: object) -> bool:
-    """Whether it says that nobody listens."""
-    while isinstance(error, Exception):
-        if isinstance(error, ConnectionRefusedError):
+    """Whether nothing listens."""
+    return isinstance(error, EnginePluginError) and _caused_by(error, ConnectionRefusedError)
+
+
+def _caused_by(error: BaseException | None, kind: type[OSError]) -> bool:
+    while error is not None:
+        if isinstance(error, kind):
             return True
         error = error.__cause__
     return False
 
 
 def _down(base: BaseUrl, error: UnavailableError, server: Server | None = None) -> UnavailableError:
-    reason = str(error).removeprefix("the engine cannot be reached: ")
+    from ssl import SSLCertVerificationError
+
     otherwise = _WHERE
-    if "certificate" in reason:
+    if _caused_by(error, SSLCertVerificationError):
         otherwise = "name the authority of its certificate: engine.ca_file in plugin.yaml"
     return catalogue.SERVER_UNREACHABLE.error(
         server=server.title.removeprefix("the ") if server is not None and server.name != "other" else _NO_SERVER,
         address=base.url,
-        reason=reason,
+        reason=error.reason,
         start="as its maker says" if server is None else server.start,
         otherwise=otherwise,
     )

@@ -335,8 +335,7 @@ class OpenAIEngine(Engine):
         except ModelNotFoundError as error:
             raise await self._missing_now(model, error) from None
         except BrokenOffError as error:
-            said = str(error).removeprefix("the engine ")
-            raise BadGatewayError(f"{attachment.title} {said}. Its own log may say why; try again") from error
+            raise BadGatewayError(f"{attachment.title} {error.did}. Its own log may say why; try again") from error
         finally:
             self._held.close_if_lost(attachment)
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AudioClient"]
 
-_DETAILS = ("response_format", "verbose_json", "timestamp_granularities")
-
 
 class AudioClient:
     """A client for `Speech` that asks for segments, and for the text alone where the server refuses these.
@@ -38,7 +36,7 @@ class AudioClient:
     async def post_form(
         self, path: str, fields: Mapping[str, str], file: bytes, file_name: str
     ) -> AsyncIterator[Answer]:
-        """Send a recording. A refusal of the form's details costs a second request: nothing was computed."""
+        """Send a recording. A form that is refused is sent again without its details: nothing was computed."""
         model = fields.get("model", "")
         async with AsyncExitStack() as stack:
             answer = None
@@ -46,12 +44,11 @@ class AudioClient:
                 whole = {**fields, **self._details}
                 try:
                     answer = await stack.enter_async_context(self._client.post_form(path, whole, file, file_name))
-                except InvalidRequestError as error:
-                    if not any(name in str(error) for name in _DETAILS):
-                        raise
-                    self._plain.add(model)
+                except InvalidRequestError:  # of the details or of something else: a form without them will tell
+                    pass
             if answer is None:
                 plain = {name: fields[name] for name in fields if not name.startswith("timestamp_granularities")}
                 plain["response_format"] = "json"
                 answer = await stack.enter_async_context(self._client.post_form(path, plain, file, file_name))
+                self._plain.add(model)
             yield answer
