@@ -154,6 +154,8 @@ async def _wait_healthy(link: Link) -> None:
     )
     try:
         answer = await link.attempt(check(health_pb2.HealthCheckRequest(service=_HEALTH_SERVICE)))
+        if answer.status == health_pb2.HealthCheckResponse.SERVING:
+            return
         state = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     except (NotFoundError, UnsupportedError) as error:
         state = f"it offers no such check ({error})"
@@ -161,9 +163,8 @@ async def _wait_healthy(link: Link) -> None:
         if link.process is None:
             raise
         raise PluginProcessError(f"plugin {link.name!r} cannot be reached at {link.address}: {error}") from error
-    if state != "SERVING":
-        message = f"the health check {_HEALTH_SERVICE!r} of plugin {link.name!r} does not say SERVING: {state}"
-        raise PluginProcessError(message) if link.process else UnavailableError(message)
+    message = f"the health check {_HEALTH_SERVICE!r} of plugin {link.name!r} does not say SERVING: {state}"
+    raise PluginProcessError(message) if link.process else UnavailableError(message)
 
 
 async def _stdio(channel: grpc.aio.Channel, process: PluginProcess) -> None:
