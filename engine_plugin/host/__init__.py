@@ -1,4 +1,4 @@
-"""The other side: discover plugins, launch them, call their services.
+"""The host side of the contract: discover plugins, launch them, call their services.
 
     from engine_plugin.host import PluginRegistry, events
 

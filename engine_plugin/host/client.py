@@ -1,4 +1,4 @@
-"""PluginClient: one method for each rpc of a plugin, and the end of the plugin's process."""
+"""PluginClient: one method for each rpc of a plugin, and the termination of its process."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 __all__ = ["PluginClient"]
 
-# go-plugin gives the Shutdown rpc and then the exit two seconds each; a plugin is built for that.
+# As in go-plugin: two seconds for the Shutdown rpc, two more for the exit.
 _SHUTDOWN_RPC = 2.0
 _EXIT = 2.0
 
 
 class PluginClient:
-    """A running plugin, as its host sees it. Made by `launch` or `connect`; leaving its context kills the plugin.
+    """A running plugin. Created by `launch` or `connect`; leaving its context kills the plugin.
 
-    Every method takes `timeout` in seconds; None leaves the bound to the plugin, which keeps those of its
-    plugin.yaml. Methods raise the classes of `engine_plugin.errors`: the one of the response's code when the
-    plugin says no, DeadlineError when `timeout` has passed, UnavailableError when the connection is lost,
-    PluginProcessError when the plugin's process has died.
+    Every method takes `timeout` in seconds; with None the plugin's own bounds apply, those of its plugin.yaml.
+    Methods raise the classes of `engine_plugin.errors`: the class of the response's code if the plugin returns an
+    error, DeadlineError after `timeout`, UnavailableError if the connection is lost, and PluginProcessError if the
+    plugin's process has died.
     """
 
     def __init__(self, link: Link, background: Sequence[asyncio.Task[None]] = ()) -> None:
@@ -45,7 +45,7 @@ class PluginClient:
 
     @property
     def name(self) -> str:
-        """The plugin's name, as discovered; its address when connected by hand."""
+        """The plugin's name; for a client of `connect` its address."""
         return self._link.name
 
     @property
@@ -55,12 +55,12 @@ class PluginClient:
 
     @property
     def pid(self) -> int | None:
-        """The process id of a plugin that we launched."""
+        """The process id of a launched plugin, None for a client of `connect`."""
         return self._link.process.pid if self._link.process else None
 
     @property
     def returncode(self) -> int | None:
-        """The exit status of a plugin that we launched, None while it runs."""
+        """The exit status of a launched plugin, None while it runs."""
         return self._link.process.returncode if self._link.process else None
 
     async def __aenter__(self) -> Self:
@@ -69,20 +69,20 @@ class PluginClient:
     async def __aexit__(self, *_exc: object) -> None:
         await self.kill()
 
-    # Life of the process.
+    # The process.
 
     async def kill(self) -> None:
-        """Ask the plugin to shut down, give it two seconds, then kill it; returns when it is reaped.
+        """Request a shutdown, wait two seconds for the exit, then kill the process and reap it. Idempotent.
 
-        Calls that still wait raise PluginProcessError. Idempotent. A plugin that we only connected to is left
-        running: the connection is closed.
+        Pending calls raise PluginProcessError. For a client of `connect`, only the connection is closed; the plugin
+        keeps running.
         """
         if self._killing is None:
             self._killing = asyncio.ensure_future(self._kill())
         await asyncio.shield(self._killing)
 
     async def shutdown(self) -> None:
-        """Ask a plugin to shut down (go-plugin's GRPCController), also one that we only connected to."""
+        """Call go-plugin's GRPCController.Shutdown, which also ends a plugin that was not launched by this client."""
         if not self._link.closed:
             await self._link.attempt(_shutdown(self._link.channel))
 
@@ -93,7 +93,7 @@ class PluginClient:
                 try:
                     await _shutdown(link.channel)
                 except grpc.aio.AioRpcError:
-                    pass  # it has no such rpc, or is going already; the signal below does not ask
+                    pass  # no such rpc, or already exiting; the signal below follows in any case
         finally:
             link.closed = True
             for task in self._background:
@@ -108,20 +108,20 @@ class PluginClient:
     # Services.
 
     async def get_manifest(self, *, timeout: float | None = None) -> dict[str, Any]:
-        """The plugin as its plugin.yaml describes it."""
+        """Return the plugin's manifest as a dict."""
         response = await self._link.unary("GetManifest", pb.GetManifestRequest(), timeout)
         return parse_object(response.manifest_json, "GetManifest")
 
     async def invoke(
         self, service: str, request: Mapping[str, Any] | bytes, *, timeout: float | None = None, auth: str = ""
     ) -> dict[str, Any]:
-        """Call a service once; request and answer are JSON objects in the service's flavour."""
+        """Call a service once; request and answer are JSON objects in the service's flavor."""
         return parse_object(await self.invoke_raw(service, request, timeout=timeout, auth=auth), service)
 
     async def invoke_raw(
         self, service: str, request: Mapping[str, Any] | bytes, *, timeout: float | None = None, auth: str = ""
     ) -> bytes:
-        """Like `invoke`, with the answer as the plugin sent it."""
+        """Call a service once and return the answer as the bytes that the plugin sent."""
         message = invocation(service, request, auth)
         response = await self._link.unary("InvokeService", message, timeout)
         data: bytes = response.response_data
@@ -130,7 +130,7 @@ class PluginClient:
     def stream(
         self, service: str, request: Mapping[str, Any] | bytes, *, timeout: float | None = None, auth: str = ""
     ) -> ChunkStream:
-        """Call a service and receive its answer in chunks of server-sent events, as they come.
+        """Call a service and receive its answer in chunks of server-sent events as they arrive.
 
         An async context manager and iterator of bytes; leaving the context cancels the call.
         """
@@ -147,80 +147,80 @@ class PluginClient:
         *,
         timeout: float | None = None,
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """Make any rpc by its name (`GetManifest` or `get_manifest`) and yield each message of its answer.
+        """Call any rpc by its name (`GetManifest` or `get_manifest`) and yield each message of its answer.
 
-        `request` has the fields of the request message, or what its `request_json` holds; a sequence of them
-        for InvokeServiceBidi. Bytes are JSON or text on both ways. The answers' `code` is left to the caller.
-        Raises InvalidRequestError for what does not fit the rpc.
+        `request` holds the fields of the request message, or the content of its `request_json`; for InvokeServiceBidi
+        it is a sequence of messages. Bytes fields hold JSON or text in both directions. The caller checks `code`.
+        Raises InvalidRequestError for a request that does not match the rpc.
         """
         return call_json(self._link, rpc, request, timeout)
 
     # Status and keys.
 
     async def health_check(self, *, timeout: float | None = None) -> str:
-        """Return what the engine says of its health. Raises UnavailableError when it cannot serve."""
+        """Return the health message of the engine. Raises UnavailableError if it cannot serve."""
         message: str = (await self._link.unary("HealthCheck", pb.HealthCheckRequest(), timeout)).message
         return message
 
     async def get_operate_status(self, *, timeout: float | None = None) -> OperateStatus:
-        """Whether the plugin considers its engine stopped, running or failed."""
+        """Return the state of the engine: stopped, running or failed."""
         response = await self._link.unary("GetOperateStatus", pb.GetOperateStatusRequest(), timeout)
         return OperateStatus(response.status)
 
     async def set_operate_status(self, status: OperateStatus, *, timeout: float | None = None) -> None:
-        """Tell the plugin what this host considers its status to be."""
+        """Set the status that GetOperateStatus returns."""
         await self._link.unary("SetOperateStatus", pb.SetOperateStatusRequest(status=status), timeout)
 
     async def set_auth(self, auth_type: str, credentials: Mapping[str, str], *, timeout: float | None = None) -> None:
-        """Give the plugin of a remote provider its keys."""
+        """Set the credentials of a remote provider."""
         await self._link.unary("SetAuth", pb.SetAuthRequest(auth_type=auth_type, credentials=credentials), timeout)
 
     async def validate_auth(self, *, timeout: float | None = None) -> None:
-        """Have the keys checked. Raises AuthError."""
+        """Check the credentials. Raises AuthError."""
         await self._link.unary("ValidateAuth", pb.ValidateAuthRequest(), timeout)
 
     async def refresh_auth(self, *, timeout: float | None = None) -> None:
-        """Have the keys renewed."""
+        """Renew the credentials. Raises AuthError."""
         await self._link.unary("RefreshAuth", pb.RefreshAuthRequest(), timeout)
 
     # The engine.
 
     async def start_engine(self, mode: str = "auto", *, timeout: float | None = None) -> None:
-        """Make the engine ready to serve; `mode` is auto, cpu or gpu. Returns when it is."""
+        """Start the engine and return when it is ready; `mode` is auto, cpu, gpu or npu."""
         await self._link.unary("StartEngine", pb.StartEngineRequest(mode=mode), timeout)
 
     async def stop_engine(self, *, timeout: float | None = None) -> None:
-        """Stop the engine; the plugin stays."""
+        """Stop the engine; the plugin keeps running."""
         await self._link.unary("StopEngine", pb.StopEngineRequest(), timeout)
 
     async def get_config(self, *, timeout: float | None = None) -> EngineConfig:
-        """Where the engine lives and what it would serve."""
+        """Return the location of the engine and its recommended model."""
         response = await self._link.unary("GetConfig", pb.GetConfigRequest(), timeout)
         return cast("EngineConfig", parse_object(response.config_json, "GetConfig"))
 
     async def check_engine(self, *, timeout: float | None = None) -> EngineCheck:
-        """Whether the engine's software is installed: true or false, with `detail`."""
+        """Check whether the engine's software is installed; the result is true or false and has a `detail`."""
         response = await self._link.unary("CheckEngine", pb.CheckEngineRequest(), timeout)
         return EngineCheck(response.installed, response.message)
 
     async def install_engine(self, *, cover: bool = False, timeout: float | None = None) -> str:
-        """Install the engine's software, over what is there with `cover`; return what the plugin says of it."""
+        """Install the engine's software and return the plugin's message; `cover` reinstalls it."""
         message: str = (
             await self._link.unary("InstallEngine", pb.InstallEngineRequest(cover=cover), timeout)
         ).message
         return message
 
     async def init_env(self, *, timeout: float | None = None) -> None:
-        """Create what the engine needs in order to start."""
+        """Prepare what the engine needs to start."""
         await self._link.unary("InitEnv", pb.InitEnvRequest(), timeout)
 
     async def upgrade_engine(self, *, timeout: float | None = None) -> str:
-        """Bring the engine's software to the version that the manifest asks for; return what the plugin says."""
+        """Upgrade the engine's software to the version in the manifest and return the plugin's message."""
         message: str = (await self._link.unary("UpgradeEngine", pb.UpgradeEngineRequest(), timeout)).message
         return message
 
     async def get_version(self, *, timeout: float | None = None) -> str:
-        """The engine's version."""
+        """Return the version of the engine."""
         response = await self._link.unary("GetVersion", pb.GetVersionRequest(request_json=b"{}"), timeout)
         return str(parse_object(response.response_json, "GetVersion").get("version", ""))
 
@@ -229,7 +229,7 @@ class PluginClient:
     async def pull_model(
         self, model: str, *, timeout: float | None = None, **options: Unpack[PullOptions]
     ) -> PullProgress:
-        """Fetch a model and return the last progress, whose status is "success". Raises PullError."""
+        """Pull a model and return the last progress, whose status is "success". Raises PullError."""
         request = pb.PullModelRequest(request_json=pull_request(model, options, stream=False))
         response = await self._link.unary("PullModel", request, timeout)
         last = progress(response.response_json)
@@ -240,9 +240,9 @@ class PluginClient:
     async def pull_model_stream(
         self, model: str, *, timeout: float | None = None, **options: Unpack[PullOptions]
     ) -> AsyncGenerator[PullProgress, None]:
-        """Fetch a model and yield its progress; the last has status "success". Options as for `pull_model`.
+        """Pull a model and yield its progress; the last one has status "success". Options as for `pull_model`.
 
-        Closing the iterator (`contextlib.aclosing`) ends the pull; what has arrived is kept for the next one.
+        Closing the iterator (`contextlib.aclosing`) ends the pull; the next pull resumes it.
         """
         request = pb.PullModelStreamRequest(request_json=pull_request(model, options, stream=True))
         call = self._link.open("PullModelStream", request, timeout=timeout)
@@ -250,7 +250,7 @@ class PluginClient:
             while (response := await self._link.attempt(call.read())) is not grpc.aio.EOF:
                 await self._link.check(response, call)
                 step = progress(response.data)
-                if "error" in step:  # the message with its code follows
+                if "error" in step:  # a message with the code follows
                     continue
                 yield step
                 if step.get("status") == "success":
@@ -264,21 +264,21 @@ class PluginClient:
         await self._link.unary("DeleteModel", pb.DeleteModelRequest(request_json=dump(model=model)), timeout)
 
     async def list_models(self, *, timeout: float | None = None) -> list[ModelEntry]:
-        """Every model that a call may name."""
+        """Return the models that a call can name."""
         response = await self._link.unary("ListModels", pb.ListModelsRequest(), timeout)
         return models(response.response_json, "ListModels")
 
     async def load_model(self, model: str, *, timeout: float | None = None) -> None:
-        """Bring a model into memory; returns when it can answer."""
+        """Load a model into memory and return when it can answer."""
         await self._link.unary("LoadModel", pb.LoadModelRequest(request_json=dump(model=model)), timeout)
 
     async def unload_model(self, *models: str, timeout: float | None = None) -> None:
-        """Free the memory of these models, after their running requests."""
+        """Unload models from memory, after their running requests."""
         request = pb.UnloadModelRequest(request_json=dump(models=list(models)))
         await self._link.unary("UnloadModel", request, timeout)
 
     async def running_models(self, *, timeout: float | None = None) -> list[ModelEntry]:
-        """The models in memory."""
+        """Return the models in memory."""
         response = await self._link.unary("GetRunningModels", pb.GetRunningModelsRequest(), timeout)
         return models(response.response_json, "GetRunningModels")
 

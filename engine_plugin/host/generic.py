@@ -1,4 +1,4 @@
-"""Any rpc by its name, with JSON in and out: for tools that know the wire only by its descriptor."""
+"""Calls any rpc by its name with JSON, based on the descriptor of the service."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["call_json"]
 async def call_json(
     link: Link, name: str, request: Mapping[str, Any] | Sequence[Mapping[str, Any]], timeout: float | None
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Make a call and yield each message of its answer. See `PluginClient.call_json`."""
+    """Call an rpc and yield each message of its answer. See `PluginClient.call_json`."""
     rpc = _rpc(name)
     parts = [request] if isinstance(request, Mapping) else request
     if len(parts) != 1 and not rpc.client_streaming:
@@ -58,7 +58,7 @@ def _rpc(name: str) -> MethodDescriptor:
         if rpc.name.lower() == wanted:
             return rpc
     raise InvalidRequestError(
-        f"no rpc is called {name!r}; there are: {', '.join(rpc.name for rpc in SERVICE.methods)}"
+        f"no rpc is called {name!r}; the rpcs are: {', '.join(rpc.name for rpc in SERVICE.methods)}"
     )
 
 
@@ -74,7 +74,7 @@ def _message(descriptor: Descriptor, values: Mapping[str, Any]) -> Message:
     try:
         return GetMessageClass(descriptor)(**encoded)
     except (TypeError, ValueError, AttributeError) as error:
-        raise InvalidRequestError(f"{descriptor.name} cannot be made of this JSON: {error}") from error
+        raise InvalidRequestError(f"not a valid {descriptor.name}: {error}") from error
 
 
 def _encode(field: Any, value: Any) -> Any:

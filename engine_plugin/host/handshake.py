@@ -1,4 +1,4 @@
-"""The host's half of go-plugin's start: the environment a plugin gets and the line it must answer with."""
+"""The host's half of go-plugin's handshake: the plugin's environment and the line that it prints."""
 
 from __future__ import annotations
 
@@ -25,20 +25,18 @@ _SHOWN = 200
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """Where a plugin listens: `unix:/path` or `host:port`; and its certificate (DER), if any."""
+    """A plugin's address, `unix:/path` or `host:port`, and its certificate (DER), if any."""
 
     address: str
     certificate: bytes = b""
 
 
 def plugin_environment(extra: Mapping[str, str] | None = None, client_cert: str = "") -> dict[str, str]:
-    """Our environment with what a plugin needs to know that a host of its kind started it.
+    """Return this process's environment with the variables of the handshake.
 
-    `client_cert` (PEM) asks it for AutoMTLS.
-    `PLUGIN_*` of our own are left out: when we are a plugin ourselves they speak of our host's connection
-    (a certificate, a socket directory), not of the one we are about to make. So is ENGINE_PLUGIN_DIR, which chooses
-    a plugin for the command line: the one that is launched serves itself. `extra` may give it one, or AOG_VERSION,
-    which makes it behave as AOG needs.
+    `client_cert` (PEM) requests AutoMTLS. `PLUGIN_*` variables of this process are removed: if it is a plugin itself,
+    they describe the connection to its own host. ENGINE_PLUGIN_DIR is removed too, because it selects a plugin for
+    the command line. `extra` can set it again, or set AOG_VERSION, which selects the behavior for AOG.
     """
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("PLUGIN_") and name != PLUGIN_DIR
@@ -58,42 +56,46 @@ def plugin_environment(extra: Mapping[str, str] | None = None, client_cert: str 
 def parse_handshake(line: str, auto_mtls: bool = False) -> Handshake:
     """Read `1|1|unix|/path|grpc|` (go-plugin, docs/internals.md), with a certificate if and only if `auto_mtls`.
 
-    Raises PluginProcessError, saying what is wrong.
+    Raises PluginProcessError for an invalid or incompatible line.
     """
     fields = line.strip().split("|")
     if len(fields) < 4 or not fields[0].strip().isdecimal():
         raise PluginProcessError(
             f"the first line on its standard output is not a go-plugin handshake: {line[:_SHOWN]!r}. "
-            "A plugin must print nothing before its handshake line."
+            "A plugin must print the handshake line first."
         )
     core, version, network, address = fields[:4]
     protocol = fields[4] if len(fields) > 4 else "netrpc"
     certificate = fields[5] if len(fields) > 5 else ""
     if int(core) != _CORE_VERSION:
         raise PluginProcessError(
-            f"it speaks version {core} of go-plugin's core protocol, this host version {_CORE_VERSION}. "
+            f"go-plugin core protocol mismatch: expected version {_CORE_VERSION}, got {core}. "
             "Build the plugin with a go-plugin of the 1.x series."
         )
     if version != str(_PROTOCOL_VERSION):
         raise PluginProcessError(
-            f"it speaks version {version} of the provider protocol, this host version {_PROTOCOL_VERSION}. "
+            f"provider protocol mismatch: expected version {_PROTOCOL_VERSION}, got {version}. "
             "Use a plugin and a host of the same protocol version."
         )
     if protocol != "grpc":
-        raise PluginProcessError(f"it speaks {protocol!r}, this host only 'grpc'. Serve the plugin over gRPC.")
+        raise PluginProcessError(f"protocol mismatch: expected 'grpc', got {protocol!r}. Serve the plugin over gRPC.")
     if certificate and not auto_mtls:
-        raise PluginProcessError("it sent a TLS certificate that this host did not ask for.")
+        raise PluginProcessError(
+            "unexpected TLS certificate in the handshake line: AutoMTLS is off. Launch the plugin with auto_mtls."
+        )
     if auto_mtls and not certificate:
-        raise PluginProcessError("it sent no TLS certificate: it knows nothing of AutoMTLS. Launch it without.")
+        raise PluginProcessError(
+            "no TLS certificate in the handshake line: the plugin does not support AutoMTLS. Launch it without."
+        )
     return Handshake(_target(network, address), _decode(certificate))
 
 
 def _decode(certificate: str) -> bytes:
-    """The sixth field: base64, which go-plugin sends without its padding."""
+    """Decode the sixth field: base64, which go-plugin sends without padding."""
     try:
         return base64.b64decode(certificate + "=" * (-len(certificate) % 4), validate=True)
     except ValueError as error:
-        raise PluginProcessError(f"its TLS certificate is not in base64: {error}.") from error
+        raise PluginProcessError(f"the TLS certificate is not valid base64: {error}") from error
 
 
 def _target(network: str, address: str) -> str:
@@ -102,5 +104,6 @@ def _target(network: str, address: str) -> str:
     if network == "tcp" and address.rpartition(":")[2].isdecimal():
         return address
     raise PluginProcessError(
-        f"it listens on {network!r} {address!r}; known are 'unix' with a path and 'tcp' with host:port."
+        f"not a valid address in the handshake line: {network!r} {address!r}. "
+        "Use 'unix' with a path or 'tcp' with host:port."
     )

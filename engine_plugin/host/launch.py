@@ -1,4 +1,4 @@
-"""From a command or an address to a PluginClient: spawn, handshake, dial, health."""
+"""Creates a PluginClient from a command or an address: spawn, handshake, connection, health check."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ async def launch(
 ) -> PluginClient:
     """Run `command` as a plugin and return its client once it is healthy, within `start_timeout` seconds.
 
-    `env` is added to our own environment. `on_log` gets every line that the plugin writes; it must not block.
-    With `auto_mtls` plugin and host talk over TLS and take nobody's certificate but each other's.
-    Raises PluginProcessError, with the plugin's last lines, when it cannot be run, says something other than
-    its handshake, exits, or takes too long; no process is left then.
+    `env` is added to this process's environment. `on_log` receives every line that the plugin writes; it must not
+    block. With `auto_mtls`, plugin and host use TLS and accept only each other's certificate. Raises
+    PluginProcessError, with the plugin's last lines, if the command cannot be run, prints something other than a
+    handshake line, exits, or takes too long. No process is left running then.
     """
     name = name or Path(command[0]).stem
     identity = await asyncio.to_thread(_identity) if auto_mtls else None
@@ -71,8 +71,8 @@ async def launch(
                 ]
                 await _wait_healthy(link)
         except TimeoutError:
-            phase = "healthy" if channel else "through its handshake"
-            when = f"and not {phase} {start_timeout:g} s after its start"
+            phase = "the health check" if channel else "the handshake"
+            when = f"but had not completed {phase} within {start_timeout:g} s"
             raise PluginProcessError(process.describe(when)) from None
     except BaseException:
         for task in background:
@@ -87,9 +87,10 @@ async def launch(
 
 
 async def connect(address: str, *, timeout: float = 5.0) -> PluginClient:
-    """Connect to a plugin that another program runs, at `unix:/path` (any path, not escaped) or `host:port`.
+    """Connect to a plugin of another process at `unix:/path` (any path, not escaped) or `host:port`.
 
-    Its `kill` only closes the connection. Raises UnavailableError when nothing healthy answers in `timeout` seconds.
+    `kill` of the client only closes the connection. Raises UnavailableError if no healthy plugin answers within
+    `timeout` seconds.
     """
     channel = _open(address, CHANNEL_OPTIONS)
     link = Link(address, address, channel, None)
@@ -119,7 +120,7 @@ def _channel(name: str, handshake: Handshake, identity: Identity | None) -> grpc
     try:
         trusted = der_to_pem(handshake.certificate)
     except ValueError as error:
-        raise PluginProcessError(f"plugin {name!r} cannot be used: its TLS certificate is none: {error}") from error
+        raise PluginProcessError(f"plugin {name!r}: not a valid TLS certificate: {error}") from error
     credentials = grpc.ssl_channel_credentials(trusted, identity.key_pem(), identity.certificate_pem)
     options = (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", NAME))
     return _open(handshake.address, options, credentials)
@@ -128,12 +129,12 @@ def _channel(name: str, handshake: Handshake, identity: Identity | None) -> grpc
 def _open(
     address: str, options: Sequence[tuple[str, str | int]], credentials: grpc.ChannelCredentials | None = None
 ) -> grpc.aio.Channel:
-    """A channel to `unix:/path` or `host:port`."""
+    """Open a channel to `unix:/path` or `host:port`."""
     path = unix_path(address)
     folder: int | None = None
     if path is not None and "," in path and sys.platform == "linux":
-        # gRPC takes it for several addresses, however it is escaped; so the path goes around its folder's name.
-        with contextlib.suppress(OSError):  # gRPC says that nothing is there
+        # gRPC splits the path at commas, even escaped ones; so the directory is named by its descriptor.
+        with contextlib.suppress(OSError):  # gRPC reports the missing socket
             folder = os.open(Path(path).parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             address = f"unix:/proc/self/fd/{folder}/{Path(path).name}"
     target = grpc_target(address)
@@ -158,17 +159,17 @@ async def _wait_healthy(link: Link) -> None:
             return
         state = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     except (NotFoundError, UnsupportedError) as error:
-        state = f"it offers no such check ({error})"
+        state = f"not supported ({error})"
     except UnavailableError as error:
         if link.process is None:
             raise
         raise PluginProcessError(f"plugin {link.name!r} cannot be reached at {link.address}: {error}") from error
-    message = f"the health check {_HEALTH_SERVICE!r} of plugin {link.name!r} does not say SERVING: {state}"
+    message = f"plugin {link.name!r}: health of service {_HEALTH_SERVICE!r}: expected SERVING, got {state}"
     raise PluginProcessError(message) if link.process else UnavailableError(message)
 
 
 async def _stdio(channel: grpc.aio.Channel, process: PluginProcess) -> None:
-    """Log what the plugin sends of its own output. A plugin without this service has nothing to say."""
+    """Log the output that the plugin sends over GRPCStdio, if it has that service."""
     stream = channel.unary_stream(
         "/plugin.GRPCStdio/StreamStdio",
         request_serializer=Empty.SerializeToString,
@@ -182,7 +183,7 @@ async def _stdio(channel: grpc.aio.Channel, process: PluginProcess) -> None:
 
 
 async def _broker(channel: grpc.aio.Channel) -> None:
-    """Hold the broker's stream open, as every go-plugin host does. Nothing is brokered by this host."""
+    """Keep the broker's stream open, as every go-plugin host does. This host brokers no connections."""
     stream = channel.stream_stream(
         "/plugin.GRPCBroker/StartStream",
         request_serializer=broker_pb2.ConnInfo.SerializeToString,

@@ -1,4 +1,4 @@
-"""A channel to a plugin: the rpcs of ProviderService by name, and gRPC's failures as our errors."""
+"""A channel to a plugin: calls the rpcs of ProviderService by name and translates gRPC errors."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ SERVICE = provider_pb2.DESCRIPTOR.services_by_name["ProviderService"]
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # A plugin is on this machine; a proxy that is set for the internet must not be asked for it.
+    # A plugin runs on this machine: never use a proxy.
     ("grpc.enable_http_proxy", 0),
-    # A plugin that restarts at the same address is a new one: share no connection between channels.
+    # A plugin restarted at the same address is another plugin: channels must not share connections.
     ("grpc.use_local_subchannel_pool", 1),
 )
 
@@ -65,30 +65,30 @@ _ERRORS: dict[grpc.StatusCode, type[EnginePluginError]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: UnavailableError,
     grpc.StatusCode.CANCELLED: UnavailableError,
 }
-# A lost connection is known at once, the exit behind it a moment later.
+# A lost connection is noticed at once, the exit that caused it a moment later.
 _EXIT_FOLLOWS = 2.0
-# The end of a call comes right after the message that says why it failed.
+# The call ends right after the message with the error.
 _END_FOLLOWS = 2.0
 
 
 def raise_for_code(response: Any) -> None:
-    """Raise the error that a message of a stream with a map `metadata` stands for, if it stands for one."""
+    """Raise the error of a stream message that has a `metadata` map, if its code is an error."""
     if not is_success(response.code):
         raise error_of(response, response.metadata)
 
 
 def sendable(message: Message) -> Message:
-    """The message, which a plugin takes. Raises InvalidRequestError for one that is too long."""
+    """Return the message. Raises InvalidRequestError if it is too long for a plugin."""
     size = message.ByteSize()
     if size > MOST_MESSAGE:
         raise InvalidRequestError(
-            f"{message.DESCRIPTOR.name}: has {size} bytes; a plugin takes messages of at most {MOST_BYTES >> 20} MiB"
+            f"{message.DESCRIPTOR.name}: {size} bytes exceed the limit of {MOST_BYTES >> 20} MiB"
         )
     return message
 
 
 class Link:
-    """One channel, and the process behind it when we own it. Closed by its PluginClient."""
+    """A channel, and the process of a launched plugin. Closed by its PluginClient."""
 
     def __init__(self, name: str, address: str, channel: grpc.aio.Channel, process: PluginProcess | None) -> None:
         self.name = name
@@ -99,13 +99,13 @@ class Link:
         self._rpcs = {rpc.name: _callable(channel, rpc) for rpc in SERVICE.methods}
 
     def open(self, rpc: str, *request: Message, timeout: float | None) -> Any:
-        """Begin a call and return grpc.aio's object for it. Raises PluginProcessError when it cannot begin."""
+        """Start a call and return its grpc.aio object. Raises PluginProcessError if the link is closed."""
         if self.closed:
             raise self._stopped()
         return self._rpcs[rpc](*map(sendable, request), timeout=timeout)
 
     async def unary(self, rpc: str, request: Message, timeout: float | None) -> Any:
-        """Make a unary call and return its response, whose `code`, if it has one, means success."""
+        """Make a unary call and return its response. Raises the error of its `code`, if it has one."""
         call = self.open(rpc, request, timeout=timeout)
         response = await self.attempt(call)
         if "code" in response.DESCRIPTOR.fields_by_name:
@@ -113,17 +113,17 @@ class Link:
         return response
 
     async def check(self, response: Any, call: Any) -> None:
-        """Raise the error that the last message of a call stands for, if it stands for one."""
+        """Raise the error of the last message of a call, if its code is an error."""
         if is_success(response.code):
             return
         metadata: Mapping[str, str] = {}
-        with suppress(TimeoutError, EnginePluginError):  # the message alone says enough
+        with suppress(TimeoutError, EnginePluginError):  # without metadata, the message and its code suffice
             async with asyncio.timeout(_END_FOLLOWS):
                 metadata = _texts(await self.attempt(call.trailing_metadata()))
         raise error_of(response, metadata)
 
     async def attempt(self, step: Awaitable[T]) -> T:
-        """Await a step of a call; what gRPC raises comes out as an EnginePluginError."""
+        """Await a step of a call. gRPC errors are raised as EnginePluginError."""
         try:
             return await step
         except grpc.aio.AioRpcError as error:
@@ -131,13 +131,13 @@ class Link:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self.closed and not (task and task.cancelling()):
-                # Closing a channel cancels its calls, which their tasks must not mistake for their own end.
+                # Closing a channel cancels its calls: not a cancellation of this task.
                 raise self._stopped() from None
             raise
 
     async def _translate(self, error: grpc.aio.AioRpcError) -> EnginePluginError:
         process = self.process
-        # The channel's state may lag behind the call that has lost its connection.
+        # The state of the channel can change later than the call fails.
         lost = (
             error.code() is grpc.StatusCode.UNAVAILABLE
             or self.channel.get_state() is not grpc.ChannelConnectivity.READY
@@ -154,13 +154,13 @@ class Link:
         return identified(_ERRORS.get(error.code(), EnginePluginError)(details), _texts(error.trailing_metadata()))
 
     def ended_before(self, error: EnginePluginError) -> bool:
-        """Whether an error says only that we wrote to a call which the plugin had ended.
+        """Return whether an error only means that this side wrote to a call that the plugin had ended.
 
-        gRPC tells of it in the place of the call's own end, to who reads as well as to who writes.
+        gRPC raises it for readers and writers, in place of the status of the call.
         """
         cause = error.__cause__
         return (
-            type(error) is EnginePluginError  # the plugin has not died
+            type(error) is EnginePluginError  # not PluginProcessError: the plugin runs
             and isinstance(cause, grpc.aio.AioRpcError)
             and cause.code() is grpc.StatusCode.INTERNAL
             and (cause.debug_error_string() or "").startswith(_TOO_LATE)
@@ -168,11 +168,11 @@ class Link:
         )
 
     def _stopped(self) -> PluginProcessError:
-        return PluginProcessError(f"plugin {self.name!r} has been stopped by this host; launch it again")
+        return PluginProcessError(f"plugin {self.name!r} was stopped by this host. Launch it again")
 
 
 def _texts(metadata: Any) -> dict[str, str]:
-    """gRPC's metadata without what is not text; of a key that comes twice, the last value."""
+    """Return the text values of gRPC metadata; of repeated keys the last value."""
     return {key: value for key, value in metadata or () if isinstance(value, str)}
 
 

@@ -1,4 +1,4 @@
-"""A plugin's standard error, line by line: hclog JSON or plain text, into records of `logging`."""
+"""Converts the lines of a plugin's stderr, hclog JSON or plain text, into records of `logging`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LEVELS = {
     "error": logging.ERROR,
 }
 _PREFIXES = {f"[{name.upper()}]": name for name in _LEVELS}
-# A Go program that dies prints these, then its stack over many plain lines.
+# First words of a Go panic; many plain lines with the stack follow.
 _FATAL = ("panic: ", "fatal error: ")
 
 _MAX_LINE = 64 * 1024
@@ -31,9 +31,9 @@ _TAIL_WIDTH = 500
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One line that a plugin wrote: its level (trace, debug, info, warn, error), text and key-value pairs.
+    """A line of a plugin's log: level (trace, debug, info, warn, error), text and key-value pairs.
 
-    As a string it leaves out the pairs that are hclog's own (`@module`).
+    `str` omits hclog's own pairs (`@module`).
     """
 
     level: str
@@ -46,7 +46,7 @@ class LogLine:
 
 
 def parse_line(text: str) -> LogLine:
-    """Read one line: hclog JSON, else plain text whose `[LEVEL]` prefix, if any, sets the level."""
+    """Parse a line: hclog JSON, or plain text with an optional `[LEVEL]` prefix."""
     if text.startswith("{"):
         line = _parse_hclog(text)
         if line is not None:
@@ -71,13 +71,13 @@ def _parse_hclog(text: str) -> LogLine | None:
 
 
 class LineSplitter:
-    """Cuts bytes into lines of text. A line over 64 KiB comes in pieces, so that memory stays bounded."""
+    """Splits bytes into lines of text. Lines over 64 KiB are split into pieces, to bound the memory."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
 
     def feed(self, data: bytes) -> Iterator[str]:
-        """Take bytes as they arrive and yield every line they complete."""
+        """Add bytes and yield every completed line."""
         self._rest += data
         *lines, rest = self._rest.split(b"\n")
         self._rest = rest
@@ -87,7 +87,7 @@ class LineSplitter:
             yield from self.close()
 
     def close(self) -> Iterator[str]:
-        """The stream has ended: yield what is left."""
+        """Yield the rest at the end of the stream."""
         if self._rest:
             line, self._rest = self._rest, bytearray()
             yield _text(line)
@@ -98,9 +98,9 @@ def _text(line: bytearray) -> str:
 
 
 class PluginLog:
-    """Where a plugin's lines go: the logger `engine_plugin.host.<name>`, the caller's `on_log`, a short tail.
+    """Passes a plugin's lines to the logger `engine_plugin.host.<name>` and to `on_log`, and keeps the last ones.
 
-    A record carries the key-value pairs as its attribute `kv`.
+    Records have the key-value pairs in the attribute `kv`.
     """
 
     def __init__(self, name: str, on_log: Callable[[LogLine], None] | None = None) -> None:
@@ -110,11 +110,11 @@ class PluginLog:
         self._fatal = False
 
     def tail(self) -> list[str]:
-        """The last lines, oldest first, shortened."""
+        """Return the last lines, oldest first, shortened."""
         return list(self._tail)
 
     def add(self, text: str) -> None:
-        """Take one line. Raises what `on_log` raises."""
+        """Add a line. Raises what `on_log` raises."""
         if not text.strip():
             return
         line = parse_line(text)

@@ -1,4 +1,4 @@
-"""The `bytes *_json` fields of the wire, written and read."""
+"""Encodes and decodes the `bytes *_json` fields of the wire."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ __all__ = ["dump", "invocation", "models", "parse_object", "progress", "pull_req
 
 
 def dump(**fields: Any) -> bytes:
-    """A JSON object of these fields."""
+    """Return the fields as a JSON object."""
     return json.dumps(fields).encode()
 
 
 def invocation(service: str, request: Mapping[str, Any] | bytes, auth: str) -> pb.InvokeServiceRequest:
-    """The message of InvokeService and InvokeServiceStream; bytes go as they are."""
+    """Return the request of InvokeService and InvokeServiceStream; bytes are sent unchanged."""
     data = request if isinstance(request, bytes) else json.dumps(dict(request)).encode()
     return pb.InvokeServiceRequest(service_name=service, request_data=data, auth_info=auth)
 
 
 def pull_request(model: str, options: PullOptions, *, stream: bool) -> bytes:
-    """PullModelRequest's JSON."""
+    """Return the JSON of a PullModelRequest."""
     return dump(model=model, stream=stream, **options)
 
 
 def parse_object(data: bytes, of: str) -> dict[str, Any]:
-    """The JSON object in `data`, part of the answer to `of`. Raises BadGatewayError."""
+    """Parse a JSON object in the answer to `of`. Raises BadGatewayError."""
     try:
         value = json.loads(data)
     except ValueError as error:
@@ -44,13 +44,13 @@ def parse_object(data: bytes, of: str) -> dict[str, Any]:
 
 
 def models(data: bytes, of: str) -> list[ModelEntry]:
-    """The models of a ListModelsResponse. Raises BadGatewayError."""
+    """Return the models of a ListModelsResponse. Raises BadGatewayError."""
     found = parse_object(data, of).get("models") or []
     if not isinstance(found, list):
-        raise BadGatewayError(f"the plugin's answer to {of} holds no list of models: {data[:200]!r}")
+        raise BadGatewayError(f"the plugin's answer to {of} has no list of models: {data[:200]!r}")
     return cast("list[ModelEntry]", found)
 
 
 def progress(data: bytes) -> PullProgress:
-    """A ProgressResponse. Raises BadGatewayError."""
+    """Parse a ProgressResponse. Raises BadGatewayError."""
     return cast("PullProgress", parse_object(data, "PullModel"))

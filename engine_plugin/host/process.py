@@ -1,7 +1,7 @@
-"""A plugin's process: spawned, its output drained, its handshake awaited, and its end made sure of.
+"""A plugin's process: spawns it, drains its output, reads its handshake line and ends it.
 
-asyncio's subprocess transport is used directly because its `process_exited` tells the exit even while a
-grandchild still holds the pipes open.
+It uses asyncio's subprocess transport directly: `process_exited` is called even while a grandchild holds the pipes
+open.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["PluginProcess"]
 
 _STDOUT, _STDERR = 1, 2
-# How long output may still arrive after the exit, before a pipe that somebody else holds open is given up.
+# Seconds to wait for output after the exit, because a grandchild can hold the pipe open.
 _LAST_OUTPUT = 0.5
-# A killed process is reaped at once, unless the kernel keeps it in an uninterruptible wait.
+# Seconds; a killed process is reaped at once unless it is in an uninterruptible wait.
 _REAPED = 5.0
 _SHOWN_LINES = 10
 
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 class PluginProcess(asyncio.SubprocessProtocol):
-    """One plugin's process. Made by `spawn`; whoever spawned it must `end` it."""
+    """The process of a plugin. Created by `spawn`; the caller of `spawn` must call `end`."""
 
     def __init__(self, name: str, on_log: Callable[[LogLine], None] | None) -> None:
         loop = asyncio.get_running_loop()
@@ -58,7 +58,7 @@ class PluginProcess(asyncio.SubprocessProtocol):
         env: Mapping[str, str],
         on_log: Callable[[LogLine], None] | None,
     ) -> PluginProcess:
-        """Start `command` with its standard input empty. Raises PluginProcessError when it cannot be run."""
+        """Start `command` with an empty stdin. Raises PluginProcessError if it cannot be run."""
         loop = asyncio.get_running_loop()
         try:
             _, protocol = await loop.subprocess_exec(
@@ -75,15 +75,15 @@ class PluginProcess(asyncio.SubprocessProtocol):
 
     @property
     def returncode(self) -> int | None:
-        """The exit status, minus a signal's number, None while it runs."""
+        """The exit status, negative for a signal, None while the process runs."""
         return self._transport.get_returncode()
 
     def log_output(self, text: str) -> None:
-        """Take a line that arrived another way (go-plugin's stdio stream)."""
+        """Log a line that arrived over go-plugin's stdio stream."""
         self._take(text)
 
     async def handshake(self, auto_mtls: bool = False) -> Handshake:
-        """Wait for the handshake. Raises PluginProcessError for a wrong line or an exit; bound it yourself."""
+        """Wait for the handshake line, without a bound. Raises PluginProcessError for an invalid line or an exit."""
         gone = asyncio.ensure_future(self._gone())
         waited: set[asyncio.Future[Any]] = {gone, self._first_line}
         try:
@@ -95,36 +95,36 @@ class PluginProcess(asyncio.SubprocessProtocol):
         try:
             return parse_handshake(self._first_line.result(), auto_mtls)
         except PluginProcessError as error:
-            raise PluginProcessError(f"plugin {self.name!r} cannot be used: {error}{self._last_lines()}") from None
+            raise PluginProcessError(f"plugin {self.name!r}: {error}{self._last_lines()}") from None
 
     async def wait(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds for the exit, and for the last output; say whether it has exited."""
+        """Wait up to `timeout` seconds for the exit and the last output. Return whether the process has exited."""
         if not await comes_true(self._exited.wait(), within=timeout):
             return False
         await self._gone()
         return True
 
     async def end(self, grace: float) -> None:
-        """Give the process `grace` seconds to exit, then kill it; returns when it is reaped. Idempotent."""
+        """Wait `grace` seconds for the exit, then kill and reap the process. Idempotent."""
         try:
             if not await self.wait(grace):
                 if grace > 0:
-                    self._take(f"[WARN] plugin {self.name!r} did not exit within {grace:g} s and is killed")
+                    self._take(f"[WARN] plugin {self.name!r} did not exit within {grace:g} s; killing it")
                 self._transport.kill()
                 await self.wait(_REAPED)
         finally:
-            self._transport.close()  # kills, should a cancellation have brought us here early
+            self._transport.close()  # kills the process after a cancellation
         if self._exited.is_set():
             await self._gone()
 
     async def _gone(self) -> None:
-        """Wait for the exit and then, a moment, for the output that is still on its way."""
+        """Wait for the exit, and briefly for the last output."""
         await self._exited.wait()
-        # A child of the plugin may hold the pipe; the exit is what was asked for.
+        # A child of the plugin can hold the pipe open, so this wait has a bound.
         await comes_true(self._drained.wait(), within=_LAST_OUTPUT)
 
     def describe(self, when: str) -> str:
-        """Say how the process stands, with its last lines: the text of a PluginProcessError."""
+        """Return the state of the process with its last lines, for a PluginProcessError."""
         code = self.returncode
         if code is None:
             state = "was still running"
@@ -138,7 +138,7 @@ class PluginProcess(asyncio.SubprocessProtocol):
         lines = self._log.tail()[-_SHOWN_LINES:]
         return "; its last lines: " + " | ".join(lines) if lines else ""
 
-    # What asyncio calls.
+    # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.SubprocessTransport", transport)

@@ -1,4 +1,4 @@
-"""The plugins of a directory, and their launch."""
+"""Discovers the plugins of a directory and launches them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["PluginRegistry"]
 
 
 class PluginRegistry:
-    """The plugins found in a directory, by name. Made by `discover`.
+    """The plugins of a directory, by name. Created by `discover`.
 
-    `problems` holds every complaint about a plugin there; those of severity "error" are why one is missing.
+    `problems` has every problem of a manifest; a plugin with a problem of severity "error" is left out.
     """
 
     def __init__(self, directory: Path, manifests: Mapping[str, Manifest], problems: tuple[Problem, ...]) -> None:
@@ -32,12 +32,12 @@ class PluginRegistry:
 
     @classmethod
     def discover(cls, directory: Path) -> PluginRegistry:
-        """Read `<directory>/*/plugin.yaml` (else plugin.json). Raises NotFoundError when there is no such directory.
+        """Read `<directory>/*/plugin.yaml` (else plugin.json). Raises NotFoundError if the directory does not exist.
 
-        As AOG does: a name's second owner is skipped, and the directory of a plugin must bear its name.
+        As in AOG, a second plugin of the same name is skipped, and a plugin's directory must have the plugin's name.
         """
         if not directory.is_dir():
-            raise NotFoundError(f"no directory of plugins at {directory}. Create it, a directory for each plugin.")
+            raise NotFoundError(f"{directory}: no such directory. Create it, with one directory for each plugin")
         manifests: dict[str, Manifest] = {}
         problems: list[Problem] = []
         for entry in sorted(directory.iterdir()):
@@ -58,12 +58,12 @@ class PluginRegistry:
         return sorted(self._manifests)
 
     def manifest(self, name: str) -> Manifest:
-        """A plugin's manifest. Raises NotFoundError, saying which plugins there are."""
+        """Return a plugin's manifest. Raises NotFoundError with the names of the existing plugins."""
         try:
             return self._manifests[name]
         except KeyError:
             known = ", ".join(self.names) or "none"
-            raise NotFoundError(f"no plugin is called {name!r} in {self.directory}; found: {known}.") from None
+            raise NotFoundError(f"no plugin is called {name!r} in {self.directory}; found: {known}") from None
 
     __getitem__ = manifest
 
@@ -87,7 +87,7 @@ class PluginRegistry:
     ) -> PluginClient:
         """Start a plugin as AOG does: its executable for this platform, no arguments, cwd = `<plugin>/bin`.
 
-        Raises NotFoundError, ManifestError (nothing for this platform) and what `launch` raises.
+        Raises NotFoundError, ManifestError (no executable for this platform) and what `launch` raises.
         """
         executable = self.manifest(name).executable()
         return await launch(
@@ -111,9 +111,9 @@ def _complaint(manifest: Manifest, known: Mapping[str, Manifest]) -> Problem | N
     name = manifest.provider.name
     where = ("provider", "name")
     if name in known:
-        what = f"the plugin name {name!r} is taken by {known[name].path}"
-        return manifest.problem(where, what, "Give one of the two another provider.name; this one is skipped")
+        what = f"the plugin name {name!r} is already used by {known[name].path}"
+        return manifest.problem(where, what, "Change provider.name of one of them; this plugin is skipped")
     if manifest.plugin_dir.name != name:
-        what = f"provider.name is {name!r}, but its directory is called {manifest.plugin_dir.name!r}"
+        what = f"provider.name is {name!r}, but the directory is {manifest.plugin_dir.name!r}"
         return manifest.problem(where, what, f"Rename the directory to {name!r}, or change provider.name")
     return None

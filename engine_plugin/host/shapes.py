@@ -1,4 +1,4 @@
-"""The JSON that crosses the wire, as types. Keys that a plugin adds to these are kept."""
+"""Types of the JSON on the wire. Additional keys of a plugin are kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
 
 
 class OperateStatus(IntEnum):
-    """What Get- and SetOperateStatus speak of."""
+    """The status in GetOperateStatus and SetOperateStatus."""
 
     STOPPED = 0
     RUNNING = 1
@@ -28,7 +28,7 @@ class OperateStatus(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineCheck:
-    """CheckEngine's answer; true when the engine's software is installed. `detail` says which, or what is missing."""
+    """The answer of CheckEngine; true if the software is installed. `detail` names it, or what is missing."""
 
     installed: bool
     detail: str
@@ -38,7 +38,7 @@ class EngineCheck:
 
 
 class EngineConfig(TypedDict, total=False):
-    """GetConfig's answer: where the engine lives and what it would serve."""
+    """The answer of GetConfig: the location of the engine and its recommended model."""
 
     host: str
     origin: str
@@ -53,7 +53,7 @@ class EngineConfig(TypedDict, total=False):
 
 
 class ModelDetails(TypedDict, total=False):
-    """What is known of a model; `context_length` in tokens, and who said so."""
+    """Details of a model; `context_length` is in tokens, `context_source` names its source."""
 
     format: str
     family: str
@@ -66,7 +66,7 @@ class ModelDetails(TypedDict, total=False):
 
 
 class LoadedModel(TypedDict, total=False):
-    """How a model is in memory: bytes, seconds since its last use, RFC 3339 for when it leaves, tokens."""
+    """A loaded model: memory in bytes, idle time in seconds, time of unloading in RFC 3339, context in tokens."""
 
     memory: int
     accelerator_memory: int
@@ -78,8 +78,8 @@ class LoadedModel(TypedDict, total=False):
 class ModelEntry(TypedDict, total=False):
     """A model in ListModels and GetRunningModels; `modified_at` is RFC 3339, `size` in bytes.
 
-    `kind` is what it is for, a `bundled` one a sample; GetRunningModels has `loaded`. Calls may name it by one of
-    `references`, too.
+    `kind` is its purpose; `bundled` marks a sample model; GetRunningModels sets `loaded`. Calls accept `references`
+    in place of the name.
     """
 
     name: str
@@ -95,9 +95,9 @@ class ModelEntry(TypedDict, total=False):
 
 
 class PullProgress(TypedDict, total=False):
-    """One step of a pull: `status` in words ("success" at its end), `completed` of `total` bytes (0: unknown).
+    """A step of a pull: `status` in words ("success" at the end), `completed` and `total` in bytes (0: unknown).
 
-    The last one has `model`, the name in the store.
+    The last step has `model`, the name in the store.
     """
 
     status: str
@@ -108,7 +108,7 @@ class PullProgress(TypedDict, total=False):
 
 
 class PullOptions(TypedDict, total=False):
-    """Further keys of PullModelRequest. `source` says where `model` comes from when its name does not."""
+    """Further keys of PullModelRequest. `source` is the source of the model if it differs from `model`."""
 
     source: str
     sha256: str

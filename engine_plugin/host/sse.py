@@ -1,4 +1,4 @@
-"""Server-sent events out of chunks of bytes, wherever the chunks happen to be cut."""
+"""Decodes server-sent events from chunks of bytes, which can be split anywhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class EventSplitter:
-    """Collects bytes and gives back the data of each whole event (HTML Standard, section 9.2.6).
+    """Collects bytes and returns the data of each whole event (HTML Standard, section 9.2.6).
 
     Comments and the fields `event`, `id` and `retry` are dropped; several `data` lines are joined by a newline.
     Lines may end in LF, CRLF or CR. One splitter serves one stream.
@@ -29,7 +29,7 @@ class EventSplitter:
         self._started = False
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Take the next chunk and return the data of every event that it completes."""
+        """Add a chunk and return the data of every completed event."""
         held_cr = self._rest.endswith(b"\r")
         self._rest += chunk
         if not self._started:
@@ -38,11 +38,11 @@ class EventSplitter:
             self._rest = self._rest.removeprefix(_BOM)
             self._started = True
         elif not held_cr and b"\n" not in chunk and b"\r" not in chunk:
-            return []  # a long line is not searched again with each of its chunks
+            return []  # do not search a long line again with each chunk
         return self._take_lines(final=False)
 
     def close(self) -> list[bytes]:
-        """The stream has ended: return an event whose closing blank line never came (many servers omit it)."""
+        """Return the last event at the end of the stream; many servers omit its blank line."""
         complete = self._take_lines(final=True)
         self._line(bytes(self._rest))
         self._rest.clear()
@@ -50,7 +50,7 @@ class EventSplitter:
 
     def _take_lines(self, *, final: bool) -> list[bytes]:
         text = bytes(self._rest)
-        # A CR at the very end may be the first half of a CRLF: keep it until the next chunk tells.
+        # A CR at the end can be the first half of a CRLF: keep it until the next chunk.
         held = b"\r" if text.endswith(b"\r") and not final else b""
         text = text.removesuffix(held)
         *lines, rest = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
@@ -77,7 +77,7 @@ class EventSplitter:
 
 
 async def events(chunks: AsyncIterable[bytes]) -> AsyncIterator[dict[str, Any]]:
-    """Decode a stream of server-sent events into the JSON objects they carry; `[DONE]` ends it.
+    """Decode a stream of server-sent events into JSON objects; `[DONE]` ends it.
 
     Raises BadGatewayError for data that is not a JSON object. Called with what `PluginClient.stream` returns.
     """

@@ -1,4 +1,4 @@
-"""Answers that come in parts: a service's stream of chunks, and a conversation."""
+"""Streamed answers: a service's stream of chunks, and a conversation."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["BidiCall", "BidiMessage", "ChunkStream"]
 
 
-_ENDED = "the conversation has ended; what the plugin sent last says why"
+_ENDED = "the conversation has ended. See the plugin's last message for the reason"
 
 
 class _Call:
-    """What both kinds share: begun on first use, read message by message, cancelled when left."""
+    """Base of both calls: started on first use, read message by message, cancelled on exit."""
 
     def __init__(self, link: Link, begin: Callable[[], Any]) -> None:
         self._link = link
@@ -44,12 +44,12 @@ class _Call:
         return self
 
     async def aclose(self) -> None:
-        """End the call. Unless it has ended, the plugin sees it cancelled and stops its work. Idempotent."""
+        """End the call. If it is still running, it is cancelled and the plugin stops its work. Idempotent."""
         self._over = True
         if self._call is not None:
             self._call.cancel()
         if self._messages is not None and not self._messages.ag_running:
-            # It and the call hold each other, and both the connection, also that of a client that was closed.
+            # Iterator and call reference each other and the connection, even of a closed client.
             await self._messages.aclose()
 
     def _started(self) -> Any:
@@ -58,11 +58,11 @@ class _Call:
         return self._call
 
     async def _read(self) -> Any:
-        """The next message, its code checked. Raises StopAsyncIteration at the end, or the error that ended it."""
+        """Return the next message. Raises StopAsyncIteration at the end, or the error of the call."""
         try:
             if self._over:
                 raise StopAsyncIteration
-            # Not `read`: after a write that came too late it forgets what the plugin had sent before.
+            # Not `read`: after a late write it drops messages that the plugin had sent before.
             if self._messages is None:
                 self._messages = aiter(self._started())
             message = await self._link.attempt(anext(self._messages, grpc.aio.EOF))
@@ -72,7 +72,7 @@ class _Call:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._over and not (task and task.cancelling()):
-                raise StopAsyncIteration from None  # another task has closed this stream under us
+                raise StopAsyncIteration from None  # another task has closed this stream
             await self.aclose()
             raise
         except EnginePluginError as error:
@@ -89,14 +89,14 @@ class _Call:
 class ChunkStream(_Call):
     """The chunks of a streamed answer: `async with client.stream(…) as chunks: async for chunk in chunks`.
 
-    Chunk boundaries mean nothing; `host.events` turns the chunks into JSON objects. Leaving the context, or
-    `aclose`, cancels the call. An error of the plugin is raised out of the iteration.
+    Chunk boundaries have no meaning; `host.events` decodes the chunks into JSON objects. Leaving the context, or
+    `aclose`, cancels the call. The iteration raises the plugin's error.
     """
 
     def __init__(self, link: Link, request: pb.InvokeServiceRequest, timeout: float | None) -> None:
         super().__init__(link, lambda: link.open("InvokeServiceStream", request, timeout=timeout))
         self.metadata: dict[str, str] = {}
-        """What the plugin has said about the stream so far."""
+        """The metadata of the messages so far."""
 
     async def __anext__(self) -> bytes:
         while True:
@@ -126,7 +126,7 @@ class BidiCall(_Call):
         self._first = True
 
     async def send(self, data: bytes | str, *, metadata: Mapping[str, str] | None = None) -> None:
-        """Send bytes as a binary message, a string as a text message; waits while the plugin is behind."""
+        """Send bytes as a binary message or a string as a text message; waits if the plugin reads slowly."""
         text = isinstance(data, str)
         message = pb.InvokeServiceBidiRequest(
             service_name=self._service,
@@ -147,7 +147,7 @@ class BidiCall(_Call):
             raise
 
     async def done_sending(self) -> None:
-        """Tell the plugin that no more messages come; its answers may still."""
+        """Half-close the call: no more messages follow; answers can still arrive."""
         await self._link.attempt(self._started().done_writing())
 
     async def __anext__(self) -> BidiMessage:

@@ -40,7 +40,7 @@ def test_list(workplace: Workplace, plugins: str, tmp_path: Path) -> None:
         ["NAME", "VERSION", "SERVICES"],
         ["fake", "1.2.3", "chat"],
     ]
-    assert "its directory is called 'place'" in done.stderr
+    assert "the directory is 'place'" in done.stderr
     found = json.loads(workplace.good("host", "list", plugins, "--json"))
     assert found["plugins"] == [{"name": "fake", "version": "1.2.3", "services": ["chat"]}]
     assert found["problems"][0]["line"] == 3

@@ -52,14 +52,16 @@ async def test_by_way_of_the_registry(tmp_path: Path, sockets: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "told"),
     [
-        ("normal", "it sent no TLS certificate"),
-        ("not-base64", "its TLS certificate is not in base64"),
-        ("certificate", "its TLS certificate is none"),
+        ("normal", "no TLS certificate in the handshake line"),
+        ("not-base64", "the TLS certificate is not valid base64"),
+        ("certificate", "not a valid TLS certificate"),
         ("another-certificate", "cannot be reached at"),
     ],
 )
-async def test_what_is_no_tls_of_this_plugin_s(launch_fake: Launch, sockets: Path, mode: str, told: str) -> None:
-    """None, a damaged one, or one that the server behind the address does not have."""
+async def test_a_missing_or_wrong_certificate_fails_the_launch(
+    launch_fake: Launch, sockets: Path, mode: str, told: str
+) -> None:
+    """Missing, damaged, or not that of the server at the address."""
     with pytest.raises(PluginProcessError, match=re.escape(told)):
         await launch_fake(mode, auto_mtls=True)
     assert no_children()
@@ -70,5 +72,5 @@ def test_the_certificate_is_read_with_padding_or_without() -> None:
     for text in ("//8", "//8="):
         assert parse_handshake(f"1|1|unix|/x|grpc|{text}\n", auto_mtls=True).certificate == b"\xff\xff"
     assert parse_handshake("1|1|unix|/x|grpc|\n").certificate == b""
-    with pytest.raises(PluginProcessError, match="did not ask for"):
+    with pytest.raises(PluginProcessError, match="unexpected TLS certificate"):
         parse_handshake("1|1|unix|/x|grpc|//8\n")

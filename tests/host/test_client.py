@@ -161,7 +161,7 @@ async def test_calls_that_wait_when_the_plugin_is_killed(launch_fake: Launch) ->
         for call in waiting:
             with pytest.raises(PluginProcessError):
                 await call
-        with pytest.raises(PluginProcessError, match="has been stopped by this host"):
+        with pytest.raises(PluginProcessError, match="was stopped by this host"):
             await plugin.get_version()
 
 
@@ -283,9 +283,9 @@ async def test_any_rpc_by_its_name(launch_fake: Launch) -> None:
 @pytest.mark.parametrize(
     ("rpc", "request_", "text"),
     [
-        ("Nonsense", {}, "no rpc is called 'Nonsense'; there are: GetManifest, "),
+        ("Nonsense", {}, "no rpc is called 'Nonsense'; the rpcs are: GetManifest, "),
         ("StartEngine", {"model": "x"}, "model: StartEngineRequest has no such field; its fields: mode"),
-        ("StartEngine", {"mode": 7}, "cannot be made of this JSON"),
+        ("StartEngine", {"mode": 7}, "not a valid StartEngineRequest"),
         ("StartEngine", [{}, {}], "takes one JSON object"),
     ],
 )

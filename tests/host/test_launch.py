@@ -67,17 +67,17 @@ async def test_everything_a_plugin_writes_is_logged(launch_fake: Launch) -> None
 @pytest.mark.parametrize(
     ("mode", "told"),
     [
-        ("noise", "not a go-plugin handshake: 'Loading the model...'. A plugin must print nothing before"),
-        ("core", "version 2 of go-plugin's core protocol, this host version 1"),
-        ("version", "version 7 of the provider protocol, this host version 1"),
-        ("netrpc", "speaks 'netrpc', this host only 'grpc'"),
-        ("certificate", "a TLS certificate that this host did not ask for"),
-        ("network", "listens on 'udp' '/nowhere'"),
+        ("noise", "not a go-plugin handshake: 'Loading the model...'. A plugin must print the handshake line first"),
+        ("core", "go-plugin core protocol mismatch: expected version 1, got 2"),
+        ("version", "provider protocol mismatch: expected version 1, got 7"),
+        ("netrpc", "protocol mismatch: expected 'grpc', got 'netrpc'"),
+        ("certificate", "unexpected TLS certificate in the handshake line"),
+        ("network", "not a valid address in the handshake line: 'udp' '/nowhere'"),
         (
             "exit",
             "exited with code 3 before its handshake; its last lines: config.toml: line 3: no such key | giving up",
         ),
-        ("unhealthy", "the health check 'plugin' of plugin 'fake' does not say SERVING: it offers no such check"),
+        ("unhealthy", "plugin 'fake': health of service 'plugin': expected SERVING, got not supported"),
     ],
 )
 async def test_wrong_starts(launch_fake: Launch, mode: str, told: str) -> None:
@@ -91,7 +91,7 @@ async def test_no_handshake_in_time(launch_fake: Launch) -> None:
     # Long enough that the interpreter is up and has said what it has to say.
     starting = asyncio.ensure_future(launch_fake("hang", start_timeout=pace(2), on_log=lambda _line: ready.set()))
     await asyncio.wait_for(ready.wait(), LIMIT)
-    with pytest.raises(PluginProcessError, match=r"not through its handshake [\d.]+ s after .*misbehaves"):
+    with pytest.raises(PluginProcessError, match=r"had not completed the handshake within [\d.]+ s.*misbehaves"):
         await starting
     assert no_children()
 

@@ -54,7 +54,7 @@ def test_a_directory_bears_its_plugins_name(tmp_path: Path) -> None:
     registry = PluginRegistry.discover(tmp_path)
     assert registry.names == []
     [problem] = [problem for problem in registry.problems if problem.severity == "error"]
-    assert "provider.name is 'one', but its directory is called 'another'" in str(problem)
+    assert "provider.name is 'one', but the directory is 'another'" in str(problem)
     assert problem.line == 3
 
 
@@ -63,14 +63,14 @@ def test_the_later_owner_of_a_name_is_skipped(tmp_path: Path) -> None:
     make_plugin(tmp_path, "one", directory="other")
     registry = PluginRegistry.discover(tmp_path)
     assert registry["one"].plugin_dir.name == "one"
-    assert any("is taken by" in str(problem) for problem in registry.problems)
+    assert any("is already used by" in str(problem) for problem in registry.problems)
 
 
 def test_unknown_names_and_places(tmp_path: Path) -> None:
     make_plugin(tmp_path, "one")
     with pytest.raises(NotFoundError, match=r"no plugin is called 'two' in .*; found: one"):
         PluginRegistry.discover(tmp_path)["two"]
-    with pytest.raises(NotFoundError, match="no directory of plugins at"):
+    with pytest.raises(NotFoundError, match=r"no such directory\. Create it"):
         PluginRegistry.discover(tmp_path / "nowhere")
 
 

@@ -149,11 +149,11 @@ async def test_a_message_that_is_too_long_ends_its_call_and_no_other(
             assert await streamed(channel, b"x" * limit) == "RESOURCE_EXHAUSTED"
             assert await streamed(channel, b"x" * (limit - 100)) == "OK"
         async with await connect(address) as client, asyncio.timeout(LIMIT):
-            with pytest.raises(InvalidRequestError, match=r"InvokeServiceRequest: has \d+ bytes; .* at most 256 MiB"):
+            with pytest.raises(InvalidRequestError, match=r"InvokeServiceRequest: \d+ bytes exceed .* 256 MiB"):
                 async with client.stream("chat", b"x" * limit):
                     pass
             async with client.invoke_bidi("chat") as talk:
-                with pytest.raises(InvalidRequestError, match="InvokeServiceBidiRequest: has"):
+                with pytest.raises(InvalidRequestError, match=r"InvokeServiceBidiRequest: \d+ bytes exceed"):
                     await talk.send(b"x" * limit)
     finally:
         await server.stop(0)
