@@ -15,7 +15,7 @@ import sys
 
 from engine_plugin.process import guard
 from engine_plugin.process.entry import fail, own_stdin, read_settings
-from openvino_server.telemetry import block_telemetry
+from openvino_server.trimming import trim_openvino
 
 __all__ = ["main"]
 
@@ -29,7 +29,7 @@ def _serve() -> None:
 
 
 def _probe() -> None:
-    block_telemetry()
+    trim_openvino()
     import openvino
     import openvino_genai
 

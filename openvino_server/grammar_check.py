@@ -16,7 +16,7 @@ from typing import Any
 from engine_plugin.process import guard
 from engine_plugin.process.entry import own_stdin
 from openvino_server.frames import Channel, receive
-from openvino_server.telemetry import block_telemetry
+from openvino_server.trimming import trim_openvino
 
 __all__ = ["main"]
 
@@ -31,7 +31,7 @@ def main() -> None:
     os.dup2(2, 1)
     stdin = own_stdin()
     (folder,) = receive(stdin)
-    block_telemetry()
+    trim_openvino()
     import openvino_genai
 
     tokenizer = openvino_genai.Tokenizer(folder)

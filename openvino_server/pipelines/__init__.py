@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from engine_plugin.system.files import LARGEST_JSON, read_json
-from openvino_server.telemetry import block_telemetry
+from openvino_server.trimming import trim_openvino
 
 if TYPE_CHECKING:
     from openvino_server.frames import Channel, Frame, Inbox
@@ -190,7 +190,7 @@ def load(settings: dict[str, Any]) -> Server:
     kind = settings["kind"]
     if kind not in _MODULES:
         raise RequestError(f"kind: {kind!r} is none of {', '.join(_MODULES)}")
-    block_telemetry()
+    trim_openvino()
     module = importlib.import_module(f"{__name__}.{_MODULES[kind]}")
     server: Server = module.load(Settings(settings))
     return server
