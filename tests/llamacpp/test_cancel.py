@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .conftest import Serve
     from .running import RunningPlugin
 
-ROUNDS = 5
+ROUNDS = 3
 BOUND = 1.0  # seconds at rest; measured are some hundredths
 
 

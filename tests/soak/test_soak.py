@@ -18,7 +18,7 @@ import pytest
 from tests.llamacpp.running import REPOSITORY, eventually, processes_of
 from tests.patience import LIMIT
 from tests.soak.figures import SILENCE, Figures, Sample
-from tests.soak.ollama import LIVES, soak_ollama
+from tests.soak.ollama import soak_ollama
 from tests.soak.rig import Snapshot
 from tests.soak.run import Plan, soak
 from tests.soak.tally import Tally
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="engines are hurt by signals")
 
-SHORT = Plan(seconds=6.0, warm_up=4.0, streams=50, seed=7, pace=0.2, longest=20, interval=0.05)
+SHORT = Plan(seconds=4.0, warm_up=2.0, streams=50, seed=7, pace=0.2, longest=20, interval=0.05)
 SHORT_OF_OTHERS = Plan(seconds=3.0, warm_up=1.0, streams=12, seed=7, pace=0.1, longest=20, deaths=1)
+OTHERS = ("managed", "openai")
 REST = Snapshot(60 << 20, {"sockets": 8}, 0, 14, {"a": 2}, {"MainThread": 1, "asyncio_N": 3}, 1000, {"x": 1000})
 
 
@@ -63,7 +64,7 @@ async def test_a_short_soak_is_clean(scratch: Path) -> None:
 @pytest.mark.promise("F3", "P2", "P5", "P11", "P12", "P32")
 @pytest.mark.slow
 @posix_only
-@pytest.mark.parametrize("life", [*LIVES, "openai"])
+@pytest.mark.parametrize("life", ["attached", *(pytest.param(life, marks=pytest.mark.thorough) for life in OTHERS)])
 async def test_a_short_soak_of_other_servers_is_clean(life: Life, scratch: Path) -> None:
     both = await soak_ollama(SHORT_OF_OTHERS, (life,))
     assert both.problems() == [], both.text()

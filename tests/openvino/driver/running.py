@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import math
 import struct
@@ -13,13 +14,27 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from tests.llamacpp.running import processes_of
+from tests.patience import LIMIT, pace
 
 if TYPE_CHECKING:
     from engine_plugin.engines.openvino.engine import OpenVinoEngine
     from engine_plugin.engines.openvino.server import OpenVinoServer
     from engine_plugin.host import PluginClient
 
-__all__ = ["COUNT", "ENGINE_MARK", "ONE_STEP", "PICTURE", "SERVICES", "RunningEngine", "tone"]
+__all__ = [
+    "COUNT",
+    "ENGINE_MARK",
+    "FEW_TEXTS",
+    "MUCH",
+    "ONE_STEP",
+    "PICTURE",
+    "SERVICES",
+    "TEXTS",
+    "RunningEngine",
+    "spent",
+    "still",
+    "tone",
+]
 
 ENGINE_MARK = "ENGINE_PLUGIN_TEST_OPENVINO"
 SERVICES = {
@@ -38,7 +53,18 @@ COUNT: dict[str, Any] = {"messages": [{"role": "user", "content": "count"}]}
 PICTURE: dict[str, Any] = {"prompt": "a", "size": "64x64", "num_inference_steps": 100, "n": 10}
 """What keeps the server busy for seconds, and tells each step."""
 
+TEXTS: dict[str, Any] = {"prompt": ["count"] * 64, "max_tokens": 1000, "ignore_eos": True}
+"""For generate: what keeps the server busy for seconds, and streams."""
+
+FEW_TEXTS: dict[str, Any] = {**TEXTS, "prompt": ["count"] * 8, "max_tokens": 300}
+"""The same for some tenths of a second."""
+
 ONE_STEP: dict[str, Any] = {**PICTURE, "num_inference_steps": 1, "n": 1}
+
+MUCH = 1.0
+"""Seconds of the processor's time: less than a long call takes in all, more than one takes after its cancel."""
+
+_STILL = 0.15  # seconds at rest in which a worker that works has taken some of the processor's time
 
 
 @dataclass(frozen=True)
@@ -91,13 +117,29 @@ def _holds(word: str, process: psutil.Process) -> bool:
         return False
 
 
+def spent(worker: psutil.Process) -> float:
+    """Seconds of the processor's time that it has taken so far."""
+    times = worker.cpu_times()
+    return float(times.user + times.system)
+
+
+async def still(worker: psutil.Process) -> None:
+    """Wait until it does nothing."""
+    async with asyncio.timeout(LIMIT):
+        before = -1.0
+        while (now := spent(worker)) != before:
+            before = now
+            await asyncio.sleep(pace(_STILL))
+
+
 def tone(seconds: float = 1.0) -> str:
     """A WAV of 16 kHz mono in base64."""
-    samples = [int(8000 * math.sin(number / 8)) for number in range(int(16_000 * seconds))]
+    length = int(16_000 * seconds)
+    second = struct.pack("<16000h", *(int(8000 * math.sin(number / 8)) for number in range(16_000)))
     sound = BytesIO()
     with wave.open(sound, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(16_000)
-        file.writeframes(struct.pack(f"<{len(samples)}h", *samples))
+        file.writeframes((second * math.ceil(seconds))[: 2 * length])
     return base64.b64encode(sound.getvalue()).decode()

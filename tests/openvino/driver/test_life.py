@@ -20,7 +20,7 @@ from tests.openvino.spoiling import spoil
 from tests.patience import LIMIT
 
 from .running import COUNT, ONE_STEP
-from .test_memory import SAMPLES, drawing, served
+from .test_memory import SAMPLES, drawing, served, writing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,33 +32,33 @@ pytestmark = pytest.mark.slow
 
 async def test_the_servers_death_ends_its_streams_and_its_models_come_back(serve: Serve) -> None:
     running = await serve()
-    await running.client.load_model("tiny-chat")
-    async with drawing(running) as picture:
+    await running.client.load_model("tiny-embed")
+    async with writing(running) as texts:
         before = running.processes()
         running.server_process.kill()
         with pytest.raises(BadGatewayError, match="the OpenVINO server died: SIGKILL"):
-            await picture
+            await texts
     assert (await running.client.invoke("chat", COUNT))["choices"], "shares the restart"
     await eventually(lambda: len(running.workers()) == 2)
-    assert served(running) == ["tiny-chat", "tiny-image"]
+    assert served(running) == ["tiny-chat", "tiny-embed"]
     assert not set(before) & set(running.processes()), "nobody of the first life is left"
-    assert await running.client.invoke("text-to-image", ONE_STEP)
-    assert await running.loaded() == ["tiny-chat", "tiny-image"]
+    assert await running.client.invoke("embed", {"input": "a"})
+    assert await running.loaded() == ["tiny-chat", "tiny-embed"]
     assert (await running.client.health_check()) == "ready: 2 models loaded"
 
 
 async def test_a_workers_death_is_its_models_alone(serve: Serve) -> None:
     running = await serve()
-    await running.client.load_model("tiny-chat")
-    [chat] = running.workers()
-    async with drawing(running) as picture:
+    await running.client.load_model("tiny-embed")
+    [embed] = running.workers()
+    async with writing(running) as texts:
         worker = running.workers()[-1]
         worker.kill()
         with pytest.raises(BadGatewayError, match="the engine answered 500"):
-            await picture
-    assert (await running.client.invoke("chat", COUNT))["choices"]
-    assert await running.client.invoke("text-to-image", ONE_STEP), "it was started again"
-    assert running.workers()[0] == chat
+            await texts
+    assert (await running.client.invoke("embed", {"input": "a"}))["data"]
+    assert await running.client.invoke("chat", COUNT), "it was started again"
+    assert running.workers()[0] == embed
     assert running.workers()[-1] != worker
 
 
@@ -122,10 +122,10 @@ async def test_a_start_revives_what_does_not_serve(serve: Serve) -> None:
 
 async def test_stop_and_start_again(serve: Serve) -> None:
     running = await serve()
-    async with drawing(running) as picture:
+    async with writing(running) as texts:
         await running.client.stop_engine()
         with pytest.raises(UnavailableError, match="the engine was stopped while it worked"):
-            await picture
+            await texts
     assert running.processes() == []
     assert not list((running.engine.manifest.data_dir / "served").iterdir())
     with pytest.raises(UnavailableError, match="Call StartEngine"):

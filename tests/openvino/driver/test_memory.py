@@ -22,7 +22,7 @@ from engine_plugin.host import events
 from tests.llamacpp.running import eventually
 from tests.patience import LIMIT
 
-from .running import COUNT, ONE_STEP, PICTURE
+from .running import COUNT, FEW_TEXTS, MUCH, ONE_STEP, PICTURE, TEXTS, spent, still
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -35,21 +35,23 @@ pytestmark = pytest.mark.slow
 SAMPLES = Path(engine_plugin.__file__).parent / "samples" / "openvino"
 
 
-async def draw(running: RunningEngine, begun: asyncio.Event, **request: Any) -> list[str]:
-    """Read a stream of pictures to its end; the types of its events. `begun` is set at the first."""
-    told = []
-    async with running.client.stream("text-to-image", {**PICTURE, **request}) as chunks:
+async def read(running: RunningEngine, begun: asyncio.Event, service: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Read a stream to its end; its last event. `begun` is set at the first."""
+    last: dict[str, Any] = {}
+    async with running.client.stream(service, request) as chunks:
         async for event in events(chunks):
-            told.append(event["type"])
+            last = event
             begun.set()
-    return told
+    return last
 
 
 @contextlib.asynccontextmanager
-async def drawing(running: RunningEngine, **request: Any) -> AsyncIterator[asyncio.Task[list[str]]]:
-    """A stream of pictures that has begun and is read until the end of the block."""
+async def streaming(
+    running: RunningEngine, service: str, request: dict[str, Any]
+) -> AsyncIterator[asyncio.Task[dict[str, Any]]]:
+    """A stream that has begun and is read until the end of the block."""
     begun = asyncio.Event()
-    task = asyncio.create_task(draw(running, begun, **request))
+    task = asyncio.create_task(read(running, begun, service, request))
     try:
         async with asyncio.timeout(LIMIT):
             await begun.wait()
@@ -57,6 +59,20 @@ async def drawing(running: RunningEngine, **request: Any) -> AsyncIterator[async
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def drawing(
+    running: RunningEngine, **request: Any
+) -> contextlib.AbstractAsyncContextManager[asyncio.Task[dict[str, Any]]]:
+    """`streaming` of pictures."""
+    return streaming(running, "text-to-image", {**PICTURE, **request})
+
+
+def writing(
+    running: RunningEngine, texts: dict[str, Any] = TEXTS, **request: Any
+) -> contextlib.AbstractAsyncContextManager[asyncio.Task[dict[str, Any]]]:
+    """`streaming` of texts, whose model loads in half the time."""
+    return streaming(running, "generate", {**texts, **request})
 
 
 def served(running: RunningEngine) -> list[str]:
@@ -86,10 +102,10 @@ async def test_concurrent_first_use_loads_once(serve: Serve) -> None:
 
 async def test_a_second_model_evicts_the_first_after_its_stream(serve: Serve) -> None:
     running = await serve(max_loaded_models=1)
-    async with drawing(running, num_inference_steps=30, n=1) as picture:
+    async with writing(running, FEW_TEXTS) as texts:
         assert (await running.client.invoke("embed", {"input": "a"}))["data"]
-        assert picture.done()
-        assert (await picture)[-1] == "image_generation.completed"
+        assert texts.done()
+        assert (await texts)["choices"][0]["finish_reason"] == "length"
     assert await running.loaded() == served(running) == ["tiny-embed"]
     assert len(running.workers()) == 1
 
@@ -106,29 +122,29 @@ async def test_models_have_only_so_much_memory(serve: Serve) -> None:
 
 async def test_unload_waits_for_a_stream(serve: Serve) -> None:
     running = await serve()
-    async with drawing(running, num_inference_steps=30, n=1) as picture:
-        await running.client.unload_model("tiny-image")
-        assert picture.done()
-        assert (await picture)[-1] == "image_generation.completed"
+    async with writing(running, FEW_TEXTS) as texts:
+        await running.client.unload_model("tiny-chat")
+        assert texts.done()
+        assert (await texts)["choices"][0]["finish_reason"] == "length"
     assert await running.loaded() == served(running) == running.workers() == []
-    with pytest.raises(PreconditionError, match="tiny-image is not loaded"):
-        await running.client.unload_model("tiny-image")
+    with pytest.raises(PreconditionError, match="tiny-chat is not loaded"):
+        await running.client.unload_model("tiny-chat")
 
 
 async def test_unload_breaks_off_what_does_not_end(serve: Serve) -> None:
     running = await serve(drain_timeout=0.2)
-    async with drawing(running) as picture:
-        await running.client.unload_model("tiny-image")
+    async with writing(running) as texts:
+        await running.client.unload_model("tiny-chat")
         with pytest.raises(UnavailableError, match="taken out of memory while it worked on this request"):
-            await picture
+            await texts
     assert running.workers() == []
-    assert await running.client.invoke("text-to-image", ONE_STEP)
+    assert await running.client.invoke("chat", COUNT)
 
 
 async def test_delete(serve: Serve) -> None:
     running = await serve()
-    folder = lay_in(running, "owner/mine", "tiny-image")
-    async with drawing(running, model="owner/mine"):
+    folder = lay_in(running, "owner/mine", "tiny-chat")
+    async with writing(running, model="owner/mine"):
         with pytest.raises(PreconditionError, match="owner/mine is answering 1 requests"):
             await running.client.delete_model("owner/mine")
     await eventually(lambda: running.engine._pool.users("owner/mine") == 0)
@@ -137,7 +153,7 @@ async def test_delete(serve: Serve) -> None:
     assert await running.loaded() == served(running) == running.workers() == []
     assert not folder.exists()
     with pytest.raises(NotFoundError):
-        await running.client.invoke("text-to-image", {**ONE_STEP, "model": "owner/mine"})
+        await running.client.invoke("chat", {**COUNT, "model": "owner/mine"})
 
 
 async def test_a_model_that_cannot_be_loaded(serve: Serve) -> None:
@@ -165,18 +181,27 @@ async def test_a_model_that_cannot_be_loaded(serve: Serve) -> None:
 
 async def test_a_cancelled_call_stops_the_work(serve: Serve) -> None:
     running = await serve()
-    async with drawing(running):
+    asked = {**PICTURE, "size": "256x256"}  # more than ten seconds of the processor's time
+
+    async def stopped() -> None:
+        """The worker takes little more of the processor's time, and answers the next call."""
+        await eventually(lambda: running.engine._pool.users("tiny-image") == 0)
+        before = spent(worker)
+        await still(worker)
+        assert spent(worker) - before < MUCH
+        async with asyncio.timeout(LIMIT):
+            await running.client.invoke("text-to-image", ONE_STEP)
+
+    async with drawing(running, **asked):
         assert running.engine._pool.users("tiny-image") == 1
-    await eventually(lambda: running.engine._pool.users("tiny-image") == 0)
-    async with asyncio.timeout(LIMIT):  # the cancelled picture would take longer
-        await running.client.invoke("text-to-image", ONE_STEP)
-    unary = asyncio.create_task(running.client.invoke("text-to-image", PICTURE))
-    await eventually(lambda: running.engine._pool.users("tiny-image") == 1)
+        [worker] = running.workers()
+    await stopped()
+    before = spent(worker)
+    unary = asyncio.create_task(running.client.invoke("text-to-image", asked))
+    await eventually(lambda: spent(worker) > before + 0.05)
     unary.cancel()
     await asyncio.gather(unary, return_exceptions=True)
-    await eventually(lambda: running.engine._pool.users("tiny-image") == 0)
-    async with asyncio.timeout(LIMIT):
-        await running.client.invoke("text-to-image", ONE_STEP)
+    await stopped()
 
 
 async def test_nothing_is_answered_before_a_start(serve: Serve) -> None:

@@ -14,8 +14,8 @@ import pytest
 
 from engine_plugin.errors import DeadlineError
 from tests.llamacpp.running import eventually
-from tests.openvino.driver.running import ONE_STEP, tone
-from tests.patience import LIMIT, pace
+from tests.openvino.driver.running import MUCH, ONE_STEP, spent, still, tone
+from tests.patience import pace
 
 from .work import CHAT, LONG_PICTURE, LONG_TEXT, MODELS, draw, talk, write
 
@@ -29,24 +29,6 @@ if TYPE_CHECKING:
     from .scene import HostedScene
 
 pytestmark = pytest.mark.slow
-
-STILL = 0.15  # seconds at rest in which a worker that works has taken some of the processor's time
-MUCH = 1.0  # seconds of the processor's time: less than what any of the calls here takes in all
-
-
-def spent(worker: psutil.Process) -> float:
-    """Seconds of the processor's time that it has taken so far."""
-    times = worker.cpu_times()
-    return float(times.user + times.system)
-
-
-async def still(worker: psutil.Process) -> None:
-    """Wait until it does nothing."""
-    async with asyncio.timeout(LIMIT):
-        before = -1.0
-        while (now := spent(worker)) != before:
-            before = now
-            await asyncio.sleep(pace(STILL))
 
 
 async def works(worker: psutil.Process, since: float) -> None:

@@ -39,8 +39,8 @@ def go_on(worker: Worker) -> None:
 async def ready(front: Front, status: int) -> None:
     """Health says so."""
     async with asyncio.timeout(LIMIT):
-        while (await front.get("/v2/health/ready"))[0] != status:
-            pass
+        while (await front.get("/v2/health/ready"))[0] != status:  # noqa: ASYNC110  # no event says so
+            await asyncio.sleep(0.01)
 
 
 async def refused(front: Front, **script: Any) -> str:
@@ -73,9 +73,9 @@ async def test_one_that_is_stopped_while_it_computes_is_ended(serve: Serve) -> N
 
 @pytest.mark.parametrize("then", ["compute", "delegate"])
 async def test_one_that_computes_for_long_is_left_alone(serve: Serve, then: str) -> None:
-    front = await serve(hung_timeout=pace(0.8))
+    front = await serve(hung_timeout=pace(0.4))
     before = await worker_of(front)
-    status, _ = await asyncio.wait_for(front.chat(script={"parts": [], "then": then, "seconds": pace(2)}), LIMIT)
+    status, _ = await asyncio.wait_for(front.chat(script={"parts": [], "then": then, "seconds": pace(1)}), LIMIT)
     assert status == 200
     assert await worker_of(front) is before
 
@@ -154,8 +154,8 @@ async def test_one_that_stands_still_while_it_loads_is_given_up(serve: Serve, lo
 
 
 async def test_one_that_loads_for_long_is_left_alone(serve: Serve) -> None:
-    front = await serve(empty=True, start_timeout=pace(0.8))
-    front.config.add("m", load="compute", seconds=pace(2))
+    front = await serve(empty=True, start_timeout=pace(0.4))
+    front.config.add("m", load="compute", seconds=pace(1))
     assert await asyncio.wait_for(front.reload(), LIMIT) == 201
 
 

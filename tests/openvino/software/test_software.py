@@ -139,6 +139,7 @@ async def test_openvino_genai_is_installed_and_upgraded(place: Place, pip: list[
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 async def test_a_real_installation(place: Place) -> None:
     """With pip, from the registry, by hash; what is beside us is not what runs."""
     software = place.software(backend="embedded")

@@ -10,7 +10,7 @@ import pytest
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.host import events
 from tests.openvino.driver import test_services as embedded
-from tests.openvino.driver.running import PICTURE
+from tests.openvino.driver.running import ONE_STEP
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ globals().update({name: test for name, test in _TESTS.items() if name not in _DI
 
 async def test_a_picture_streamed(shared: RunningEngine) -> None:
     """It comes without its progress."""
-    async with asyncio.timeout(LIMIT), shared.client.stream("text-to-image", PICTURE) as chunks:
+    async with asyncio.timeout(LIMIT), shared.client.stream("text-to-image", ONE_STEP) as chunks:
         told = [event async for event in events(chunks)]
     assert [event["type"] for event in told] == ["image_generation.completed"]
     assert told[0]["data"][0]["b64_json"]
