@@ -123,6 +123,20 @@ class Workplace:
             text=True,
         )
 
+    def install(self) -> None:
+        """Have the engine's software here, as `engine install` leaves it."""
+        self.data.mkdir(parents=True, exist_ok=True)
+        (self.data / "installed").touch()
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """A server for the commands inside the block, each of which would spawn a plugin without it."""
+        self.good("engine", "start")
+        try:
+            yield
+        finally:
+            self.good("engine", "stop")
+
     def processes(self) -> list[psutil.Process]:
         """Every process of this workplace."""
         found = []
@@ -181,7 +195,7 @@ def managed(workplace: Workplace) -> Workplace:
     for points in site.glob("*/entry_points.txt"):
         points.write_text("[engine_plugin.engines]\nfake = tests.cli.managing:ManagingEngine\n")
     (workplace.data / "models").mkdir(parents=True)
-    (workplace.data / "installed").touch()
+    workplace.install()
     for name in ("embedder", "guessed", "nobody-knows", "painter", "tagged:latest"):
         (workplace.data / "models" / name).write_bytes(b"x" * 10_000)
     return workplace

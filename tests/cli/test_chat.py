@@ -38,8 +38,7 @@ ENDLESS = REPOSITORY / "tests" / "data" / "gguf" / "tiny-random.gguf"
 def place(workplace: Workplace) -> Workplace:
     """A workplace whose engine chats, and is installed."""
     use_engine(workplace, "chatting:ChattingEngine")
-    workplace.data.mkdir(parents=True)
-    (workplace.data / "installed").touch()
+    workplace.install()
     return workplace
 
 

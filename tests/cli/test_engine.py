@@ -19,12 +19,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 
-def installed(workplace: Workplace) -> None:
-    """Have the engine's software here, as `engine install` leaves it."""
-    workplace.data.mkdir(parents=True, exist_ok=True)
-    (workplace.data / "installed").touch()
-
-
 def test_check_and_install(workplace: Workplace) -> None:
     said = workplace.bad(4, "engine", "check")
     assert said == "engine-plugin: not installed: no fake is here. Install it: engine-plugin engine install\n"
@@ -90,7 +84,7 @@ def test_what_needs_a_server_says_so(workplace: Workplace) -> None:
 def test_a_start_that_fails_leaves_no_server(workplace: Workplace) -> None:
     assert "fake is not installed" in workplace.bad(4, "engine", "start")
     assert workplace.processes() == []
-    installed(workplace)
+    workplace.install()
     assert "there is no GPU" in workplace.bad(4, "engine", "start", "--mode", "gpu")
 
 
@@ -103,7 +97,7 @@ def test_a_data_directory_that_cannot_be_made(workplace: Workplace) -> None:
 
 
 def test_commands_that_start_at_once_share_one_server(workplace: Workplace) -> None:
-    installed(workplace)
+    workplace.install()
     begun = [workplace.start("engine", "start", "--json") for _ in range(3)]
     try:
         said = [process.communicate(timeout=LIMIT) for process in begun]
@@ -123,7 +117,7 @@ def test_a_server_that_cannot_start_shows_its_log(workplace: Workplace) -> None:
 
 @pytest.mark.promise("P27")
 def test_the_record_of_a_killed_server_misleads_nobody(workplace: Workplace) -> None:
-    installed(workplace)
+    workplace.install()
     started = json.loads(workplace.good("engine", "start", "--json"))
     server = psutil.Process(started["pid"])
     server.kill()
@@ -137,7 +131,7 @@ def test_the_record_of_a_killed_server_misleads_nobody(workplace: Workplace) -> 
 
 @pytest.mark.promise("P11")
 def test_the_pid_of_another_process_is_left_alone(workplace: Workplace) -> None:
-    installed(workplace)
+    workplace.install()
     started = json.loads(workplace.good("engine", "start", "--json"))
     try:
         [record] = (workplace.data / "run").glob("*.server")
@@ -153,7 +147,7 @@ def test_the_pid_of_another_process_is_left_alone(workplace: Workplace) -> None:
 @pytest.mark.promise("L2")
 def test_the_record_of_a_server_outlives_the_start_of_its_engine(workplace: Workplace) -> None:
     """The engine removes old records of its processes from the same directory."""
-    installed(workplace)
+    workplace.install()
     started = json.loads(workplace.good("engine", "start", "--json"))
     try:
         left = workplace.data / "run" / "1-00000000.json"
@@ -169,7 +163,7 @@ def test_the_record_of_a_server_outlives_the_start_of_its_engine(workplace: Work
 @pytest.mark.parametrize("lost", ["the socket", "its directory"])
 def test_a_server_is_found_after_its_socket_was_removed(workplace: Workplace, lost: str) -> None:
     """As a cleaner of temporary files does it, or the end of a login session, with the whole runtime directory."""
-    installed(workplace)
+    workplace.install()
     started = json.loads(workplace.good("engine", "start", "--json"))
     try:
         path = Path(started["address"].removeprefix("unix:"))

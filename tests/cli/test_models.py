@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,14 +19,34 @@ from engine_plugin.cli.models import _present
 from engine_plugin.cli.progress import progress_display
 from tests.patience import LIMIT
 
-from .conftest import COMMAND
+from .conftest import COMMAND, new_workplace
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from .conftest import Workplace
 
 pytestmark = pytest.mark.slow
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and terminals of POSIX")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+    """A workplace with a server that runs, for tests of what a pull asks it for."""
+    with new_workplace(tmp_path_factory.mktemp("server")) as place:
+        place.install()
+        with place.serving():
+            yield place
+
+
+@pytest.fixture
+def elsewhere(server: Workplace, tmp_path: Path) -> Workplace:
+    """The same, for a person whose working directory is `here`, which holds an empty folder."""
+    here = tmp_path / "here"
+    (here / "folder").mkdir(parents=True)
+    return replace(server, plugin=here, env=server.env | {"ENGINE_PLUGIN_DIR": str(server.plugin)})
 
 
 @pytest.mark.promise("T3")
@@ -48,10 +69,10 @@ def test_pull_list_rm(workplace: Workplace) -> None:
     assert (done.stdout, done.stderr) == ("", "no models found. Pull one: engine-plugin models pull MODEL\n")
 
 
-def test_pull_options_reach_the_engine(workplace: Workplace) -> None:
+def test_pull_options_reach_the_engine(server: Workplace) -> None:
     digest = hashlib.sha256(b"").hexdigest()
     arguments = ["--name", "mine", "--sha256", digest, "--type", "chat", "--insecure", "--username", "me"]
-    said = workplace.good(
+    said = server.good(
         "models", "pull", "https://host/x.gguf", *arguments, "--json", ENGINE_PLUGIN_PULL_PASSWORD="secret"
     )
     steps = [json.loads(line) for line in said.splitlines()]
@@ -68,33 +89,27 @@ def test_pull_options_reach_the_engine(workplace: Workplace) -> None:
     }
 
 
-def test_a_file_is_named_from_where_the_person_is(workplace: Workplace) -> None:
-    (workplace.plugin / "mine.gguf").touch()
-    steps = [json.loads(line) for line in workplace.good("models", "pull", "mine.gguf", "--json").splitlines()]
-    assert steps[0]["status"].startswith(f"resolving {workplace.plugin / 'mine.gguf'} ")
-    assert workplace.good("models", "pull", "mine.gguf") == f"pulled {steps[-1]['model']}\n"
+def test_a_file_is_named_from_where_the_person_is(server: Workplace) -> None:
+    (server.plugin / "mine.gguf").touch()
+    steps = [json.loads(line) for line in server.good("models", "pull", "mine.gguf", "--json").splitlines()]
+    assert steps[0]["status"].startswith(f"resolving {server.plugin / 'mine.gguf'} ")
+    assert server.good("models", "pull", "mine.gguf") == f"pulled {steps[-1]['model']}\n"
 
 
 @pytest.mark.promise("T2")
 @pytest.mark.parametrize("named", ["./folder", "folder/", "../here/folder", "{here}/folder"])
-def test_a_folder_is_read_from_the_working_directory(workplace: Workplace, named: str) -> None:
-    here = workplace.plugin.with_name("here")
-    (here / "folder").mkdir(parents=True)
-    workplace.plugin = here
-    workplace.env["ENGINE_PLUGIN_DIR"] = str(here.with_name("fake-plugin"))
-    said = workplace.good("models", "pull", named.format(here=here), "--name", "mine", "--json")
+def test_a_folder_is_read_from_the_working_directory(elsewhere: Workplace, named: str) -> None:
+    here = elsewhere.plugin
+    said = elsewhere.good("models", "pull", named.format(here=here), "--name", "mine", "--json")
     steps = [json.loads(line) for line in said.splitlines()]
     assert json.loads(steps[0]["status"].removeprefix("resolving mine "))["source"] == str(here / "folder")
 
 
 @pytest.mark.promise("T2")
 @pytest.mark.parametrize(("named", "is_path"), [("x.gguf", True), ("folder/x.GGUF", True), ("owner/x.gguf", False)])
-def test_a_file_that_is_missing_from_a_folder_here_is_a_path(workplace: Workplace, named: str, is_path: bool) -> None:
-    here = workplace.plugin.with_name("here")
-    (here / "folder").mkdir(parents=True)
-    workplace.plugin = here
-    workplace.env["ENGINE_PLUGIN_DIR"] = str(here.with_name("fake-plugin"))
-    said = workplace.good("models", "pull", named, "--name", "mine", "--json")
+def test_a_file_that_is_missing_from_a_folder_here_is_a_path(elsewhere: Workplace, named: str, is_path: bool) -> None:
+    here = elsewhere.plugin
+    said = elsewhere.good("models", "pull", named, "--name", "mine", "--json")
     steps = [json.loads(line) for line in said.splitlines()]
     source = json.loads(steps[0]["status"].removeprefix("resolving mine "))["source"]
     assert source == (str(here / named) if is_path else named)
@@ -107,8 +122,8 @@ def test_a_name_that_is_also_a_folder_here_stays_a_name(managed: Workplace) -> N
     assert "To pull the folder nowhere in this directory: engine-plugin models pull ./nowhere\n" in said
 
 
-def test_a_pull_that_fails(workplace: Workplace) -> None:
-    said = workplace.bad(1, "models", "pull", "broken")
+def test_a_pull_that_fails(server: Workplace) -> None:
+    said = server.bad(1, "models", "pull", "broken")
     assert said.splitlines()[-1] == "engine-plugin: model: the content is not what sha256 says; pull it again"
 
 
@@ -170,18 +185,20 @@ def test_a_terminal_gets_a_bar(workplace: Workplace) -> None:
 @pytest.mark.promise("T5")
 @posix
 def test_rm_asks_at_a_terminal(workplace: Workplace) -> None:
-    workplace.good("models", "pull", "tiny")
-    status, shown = at_terminal(workplace, "models", "rm", "tiny", typed="n\n")
-    assert status == 1
-    assert "Delete tiny? [y/N]" in shown
-    assert "nothing deleted" in shown
-    assert "tiny" in workplace.good("models", "list")
-    assert at_terminal(workplace, "models", "rm", "tiny", typed="y\n")[0] == 0
-    assert "tiny" not in workplace.good("models", "list")
-    status, shown = at_terminal(workplace, "models", "rm", "tiny")
-    assert status == 3
-    assert "Delete" not in shown
-    assert "no model is called 'tiny'" in shown
+    workplace.install()
+    with workplace.serving():
+        workplace.good("models", "pull", "tiny")
+        status, shown = at_terminal(workplace, "models", "rm", "tiny", typed="n\n")
+        assert status == 1
+        assert "Delete tiny? [y/N]" in shown
+        assert "nothing deleted" in shown
+        assert "tiny" in workplace.good("models", "list")
+        assert at_terminal(workplace, "models", "rm", "tiny", typed="y\n")[0] == 0
+        assert "tiny" not in workplace.good("models", "list")
+        status, shown = at_terminal(workplace, "models", "rm", "tiny")
+        assert status == 3
+        assert "Delete" not in shown
+        assert "no model is called 'tiny'" in shown
 
 
 def rows(table: str) -> list[list[str]]:
@@ -289,8 +306,7 @@ def test_a_file_of_unknown_size_has_no_share(capsys: pytest.CaptureFixture[str])
 def test_memory_needs_an_engine_that_runs(managed: Workplace) -> None:
     said = managed.bad(4, "models", "ps")
     assert "is not running; no models in memory. Start it: engine-plugin engine start" in said
-    managed.good("engine", "start")
-    try:
+    with managed.serving():
         assert rows(managed.good("models", "ps")) == [
             ["NAME", "KIND", "MEMORY", "VRAM", "CONTEXT", "IDLE"],
             ["embedder", "embed", "500.0 kB", "0 B", "12 s"],
@@ -298,8 +314,6 @@ def test_memory_needs_an_engine_that_runs(managed: Workplace) -> None:
         ]
         assert managed.good("models", "load", "tagged") == "loaded tagged\n"
         assert json.loads(managed.good("models", "unload", "tagged", "--json")) == {"unloaded": ["tagged"]}
-    finally:
-        managed.good("engine", "stop")
 
 
 @posix

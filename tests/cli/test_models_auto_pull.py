@@ -44,13 +44,14 @@ def test_a_missing_model_is_pulled_first(place: Workplace) -> None:
 
 
 def test_the_default_model_too_and_what_it_is_called_then(place: Workplace) -> None:
-    assert "model standard is missing; pulling it" in place.run("rerank", "q", "a", "--auto-pull").stderr
-    assert named(place) == "standard"
-    assert place.run("embed", "a", "--model", "owner/big.bin", "--auto-pull").returncode == 0
-    assert named(place) == "big"
-    done = place.run("embed", "a", "--model", "tagged", "--auto-pull")  # tagged:latest is here
-    assert (done.returncode, done.stderr) == (0, "")
-    assert named(place) == "tagged"
+    with place.serving():
+        assert "model standard is missing; pulling it" in place.run("rerank", "q", "a", "--auto-pull").stderr
+        assert named(place) == "standard"
+        assert place.run("embed", "a", "--model", "owner/big.bin", "--auto-pull").returncode == 0
+        assert named(place) == "big"
+        done = place.run("embed", "a", "--model", "tagged", "--auto-pull")  # tagged:latest is here
+        assert (done.returncode, done.stderr) == (0, "")
+        assert named(place) == "tagged"
 
 
 @pytest.mark.parametrize(
@@ -81,9 +82,10 @@ def test_without_it_nothing_is_pulled(place: Workplace) -> None:
 
 
 def test_what_cannot_be_pulled(place: Workplace) -> None:
-    assert "nobody has 'nowhere'" in place.bad(3, "embed", "a", "--model", "nowhere", "--auto-pull")
-    done = place.run("embed", "a", "--model", "another's", "--auto-pull")  # who knows: it may answer all the same
-    assert done.returncode == 0
-    assert done.stderr.splitlines()[-1] == "the models of this server are its owner's"
-    done = place.run("embed", "a", "--model", "big:cloud", "--auto-pull")
-    assert (done.returncode, done.stderr) == (0, "")
+    with place.serving():
+        assert "nobody has 'nowhere'" in place.bad(3, "embed", "a", "--model", "nowhere", "--auto-pull")
+        done = place.run("embed", "a", "--model", "another's", "--auto-pull")  # who knows: it may answer all the same
+        assert done.returncode == 0
+        assert done.stderr.splitlines()[-1] == "the models of this server are its owner's"
+        done = place.run("embed", "a", "--model", "big:cloud", "--auto-pull")
+        assert (done.returncode, done.stderr) == (0, "")

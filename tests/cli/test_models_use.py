@@ -43,38 +43,36 @@ def defaults_of(place: Workplace) -> dict[str, str]:
 def test_use_sets_every_service_of_that_kind(managed: Workplace) -> None:
     file = manifest_of(managed)
     before = file.read_text()
-    said = managed.good("models", "use", "tagged")
-    assert said == "tagged:latest is now the default model for chat, generate\n"
-    assert defaults_of(managed) == {"chat": "tagged:latest", "generate": "tagged:latest"}
-    assert "default for:   chat, generate\n" in managed.good("models", "show", "tagged")
-    said = managed.good("models", "use", "guessed", "--service", "generate", "--json")
-    assert json.loads(said) == {
-        "model": "guessed",
-        "services": ["generate"],
-        "file": str(managed.data / "default-models-fake.json"),
-    }
-    assert defaults_of(managed) == {"chat": "tagged:latest", "generate": "guessed"}
-    assert file.read_text() == before
-    said = managed.good("models", "use", "--reset", "--service", "chat")
-    assert said == "restored the default model of plugin.yaml for chat\n"
-    assert defaults_of(managed) == {"generate": "guessed"}
-    managed.good("models", "use", "--reset")
-    assert not (managed.data / "default-models-fake.json").exists()
+    with managed.serving():
+        said = managed.good("models", "use", "tagged")
+        assert said == "tagged:latest is now the default model for chat, generate\n"
+        assert defaults_of(managed) == {"chat": "tagged:latest", "generate": "tagged:latest"}
+        assert "default for:   chat, generate\n" in managed.good("models", "show", "tagged")
+        said = managed.good("models", "use", "guessed", "--service", "generate", "--json")
+        assert json.loads(said) == {
+            "model": "guessed",
+            "services": ["generate"],
+            "file": str(managed.data / "default-models-fake.json"),
+        }
+        assert defaults_of(managed) == {"chat": "tagged:latest", "generate": "guessed"}
+        assert file.read_text() == before
+        said = managed.good("models", "use", "--reset", "--service", "chat")
+        assert said == "restored the default model of plugin.yaml for chat\n"
+        assert defaults_of(managed) == {"generate": "guessed"}
+        managed.good("models", "use", "--reset")
+        assert not (managed.data / "default-models-fake.json").exists()
 
 
 @pytest.mark.promise("T4")
 def test_a_running_server_uses_the_new_default_for_its_next_call(managed: Workplace) -> None:
     manifest_of(managed)
-    managed.good("engine", "start")
-    try:
+    with managed.serving():
         assert "is now the default" in managed.good("models", "use", "guessed")
         managed.good("chat", "Hello")
         managed.good("models", "use", "tagged", "--service", "chat")
         managed.good("chat", "Hello")
         managed.good("models", "rm", "-y", "tagged:latest")
         said = managed.bad(3, "chat", "Hello")
-    finally:
-        managed.good("engine", "stop")
     called = [line for line in managed.journal if line.startswith("chat ")]
     assert called == ["chat guessed", "chat tagged:latest", "chat tagged:latest"]
     assert said == (
@@ -88,17 +86,18 @@ def test_a_running_server_uses_the_new_default_for_its_next_call(managed: Workpl
 @pytest.mark.promise("T4")
 def test_use_says_why_not(managed: Workplace) -> None:
     file = manifest_of(managed)
-    said = managed.bad(3, "models", "use", "embeder")
-    assert "no model is called 'embeder'. Did you mean embedder? Others must be pulled first: by letter" in said
-    said = managed.bad(1, "models", "use", "embedder", "--service", "chat")
-    assert "embedder is a model for embed; chat needs one for chat" in said
-    said = managed.bad(4, "models", "use", "painter")
-    assert f"painter is a model for text-to-image, and {file} declares no such service" in said
-    said = managed.bad(4, "models", "use", "nobody-knows")
-    assert "the kind of nobody-knows is unknown. Name a service: --service" in said
-    assert "has no service 'chatt'" in managed.bad(3, "models", "use", "guessed", "--service", "chatt")
-    assert "give either a model or --reset" in managed.bad(2, "models", "use", "guessed", "--reset")
-    assert "give either a model or --reset" in managed.bad(2, "models", "use")
+    with managed.serving():
+        said = managed.bad(3, "models", "use", "embeder")
+        assert "no model is called 'embeder'. Did you mean embedder? Others must be pulled first: by letter" in said
+        said = managed.bad(1, "models", "use", "embedder", "--service", "chat")
+        assert "embedder is a model for embed; chat needs one for chat" in said
+        said = managed.bad(4, "models", "use", "painter")
+        assert f"painter is a model for text-to-image, and {file} declares no such service" in said
+        said = managed.bad(4, "models", "use", "nobody-knows")
+        assert "the kind of nobody-knows is unknown. Name a service: --service" in said
+        assert "has no service 'chatt'" in managed.bad(3, "models", "use", "guessed", "--service", "chatt")
+        assert "give either a model or --reset" in managed.bad(2, "models", "use", "guessed", "--reset")
+        assert "give either a model or --reset" in managed.bad(2, "models", "use")
     assert not (managed.data / "default-models-fake.json").exists()
 
 
@@ -117,7 +116,8 @@ def test_a_model_of_another_kind_that_can_serve_it_too(managed: Workplace) -> No
     file = manifest_of(managed)
     hearing = "  - service_name: speech-to-text\n    config_ref: openvino:speech-to-text\n"
     file.write_text(file.read_text().replace("platforms:\n", f"{hearing}platforms:\n"))
-    said = managed.good("models", "use", "listener", "--service", "speech-to-text")
-    assert said == "listener is now the default model for speech-to-text\n"
-    assert "is a model for chat" in managed.bad(1, "models", "use", "tagged", "--service", "speech-to-text")
-    assert "for chat, generate\n" in managed.good("models", "use", "listener")
+    with managed.serving():
+        said = managed.good("models", "use", "listener", "--service", "speech-to-text")
+        assert said == "listener is now the default model for speech-to-text\n"
+        assert "is a model for chat" in managed.bad(1, "models", "use", "tagged", "--service", "speech-to-text")
+        assert "for chat, generate\n" in managed.good("models", "use", "listener")

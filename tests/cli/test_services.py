@@ -44,11 +44,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     """The same, with a server that runs, which all tests of this module share."""
     with new_workplace(tmp_path_factory.mktemp("served")) as workplace:
         place = with_services(workplace)
-        place.good("engine", "start")
-        try:
+        with place.serving():
             yield place
-        finally:
-            place.good("engine", "stop")
 
 
 @pytest.fixture
@@ -65,8 +62,7 @@ def with_services(workplace: Workplace) -> Workplace:
     )
     manifest = workplace.plugin / "plugin.yaml"
     manifest.write_text(manifest.read_text().replace("services:\n", f"services:\n{services}"))
-    workplace.data.mkdir(parents=True)
-    (workplace.data / "installed").touch()
+    workplace.install()
     return workplace
 
 

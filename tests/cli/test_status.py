@@ -22,7 +22,7 @@ def place(workplace: Workplace) -> Workplace:
     (workplace.data / "models").mkdir(parents=True)
     for name in ("guessed", "embedder", "tagged:latest"):
         (workplace.data / "models" / name).write_bytes(b"x" * 2000)
-    (workplace.data / "installed").touch()
+    workplace.install()
     return workplace
 
 
@@ -52,12 +52,9 @@ def test_stopped(place: Workplace) -> None:
 
 
 def test_running(place: Workplace) -> None:
-    place.good("engine", "start")
-    try:
+    with place.serving():
         lines = place.good("status").splitlines()
         found = shown(place)
-    finally:
-        place.good("engine", "stop")
     assert lines[:2] == ["engine:  fake 1.0 (managed)", "state:   ready: as the test wants it"]
     assert lines[2].startswith("plugin:  fake-plugin at unix:")
     assert lines[3].startswith("log:     ")
