@@ -1,7 +1,7 @@
-"""Where the parts are put together: plugin.yaml → engine → Plugin → services.
+"""Builds the plugin: plugin.yaml → engine → Plugin → gRPC services.
 
-`python -m engine_plugin.app` is what a host spawns (by the launcher in bin/<os>-<arch>/); `build` is for whoever
-serves the same plugin in another way (`engine-plugin serve`).
+A host spawns `python -m engine_plugin.app` (by the launcher in bin/<os>-<arch>/); `engine-plugin serve` calls
+`build`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["BuiltPlugin", "build", "from_here", "main"]
 
 
 class BuiltPlugin:
-    """A plugin ready to be served; `aclose` stops its engine."""
+    """A plugin that is ready to be served; `aclose` stops its engine."""
 
     def __init__(self, plugin: Plugin, services: Sequence[RpcService]) -> None:
         self.plugin = plugin
@@ -40,7 +40,7 @@ class BuiltPlugin:
 
 
 def build(manifest: Manifest) -> BuiltPlugin:
-    """The plugin that a manifest describes; starts nothing.
+    """Build the plugin that a manifest describes. Starts no process.
 
     Raises ManifestError, UnsupportedError, or PreconditionError for a data directory that cannot be trusted.
     """
@@ -56,46 +56,46 @@ def build(manifest: Manifest) -> BuiltPlugin:
 
 
 def from_here(plugin_dir: Path | None) -> BuiltPlugin:
-    """The plugin of this program; `plugin_dir` is its directory, if known. Blocks for some milliseconds.
+    """Build the plugin of this program; `plugin_dir` is its directory, if known. Blocks for some milliseconds.
 
     Raises ManifestError or UnsupportedError.
     """
     from engine_plugin.goplugin.handshake import engine_environ
     from engine_plugin.manifest import load_manifest
 
-    # What the host told the plugin is not for the engine, which inherits our environment.
+    # The host's variables for the plugin are not for the engine, which inherits this environment.
     for name in set(os.environ) - set(engine_environ(os.environ)):
         del os.environ[name]
     return build(load_manifest(_manifest_file(plugin_dir)))
 
 
 def _manifest_file(plugin_dir: Path | None) -> Path:
-    """The manifest to serve. The working directory counts last: it may be another plugin's or user's."""
+    """The manifest to serve. The working directory comes last: it may belong to another plugin or user."""
     from engine_plugin.manifest import find_manifest, manifest_file
 
     log = logging.getLogger(__name__)
     override = Path(os.environ.get(PLUGIN_DIR, ""))
-    if override.is_absolute():  # a mere name is meant for the command line
+    if override.is_absolute():  # a plugin's name, which only the command line accepts
         log.info("serving %s, which %s names", override, PLUGIN_DIR)
         return manifest_file(override) or override / "plugin.yaml"
     if plugin_dir is not None and (own := manifest_file(plugin_dir)):
         return own
     package = Path(__file__).parent
     program = Path(sys.argv[0]).resolve().parent
-    # `python -m engine_plugin.app` is no plugin's program; its own place has only the default plugin's manifest.
+    # `python -m engine_plugin.app` belongs to no plugin; beside it lies only the default plugin's manifest.
     places = (Path.cwd(), program) if program == package else (program, Path.cwd())
     return find_manifest(places, passed_over=log.warning)
 
 
 def main(plugin_dir: str = "") -> int:
-    """Be a host's plugin. Returns the exit status.
+    """Serve a host. Returns the exit status.
 
-    `plugin_dir` is the plugin's directory; the launcher of a built plugin knows it. Without one, the manifest is
-    looked for from the program on upwards.
+    `plugin_dir` is the plugin's directory, which the launcher of a built plugin passes. Without it, the manifest is
+    searched from the program's directory upwards.
     """
 
     begin_in_utf8()
-    os.umask(0o077)  # whatever is made from here on, by engines too, is for this user only
+    os.umask(0o077)  # all files created from here on, also by engines, are for this user only
 
     async def load(_host: HostEnv) -> BuiltPlugin:
         return from_here(Path(plugin_dir) if plugin_dir else None)

@@ -1,7 +1,7 @@
-"""How long each call may take.
+"""The deadline of each call.
 
-Services: plugin.yaml's `timeout` (the host's own deadline ends the call too, whichever is shorter). The host
-calls the engine's lifecycle without any deadline, so those bounds are ours.
+A service call has plugin.yaml's `timeout`, or the host's deadline if that is shorter. Hosts call the engine's
+lifecycle without a deadline, so this module sets one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LOAD = 3600.0
 START = 300.0
 STOP = 60.0
 
-_LOOK = "Try again; the log of the plugin may say what took so long"
+_LOOK = "Try again; the log of the plugin may show what took so long"
 
 
 def allowed(service: ServiceSpec, mode: str) -> float | None:

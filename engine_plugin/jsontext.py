@@ -1,6 +1,6 @@
-"""JSON from outside: how much is read, how deep, and how invalid characters are replaced.
+"""JSON from outside: limits of size and depth, and the replacement of invalid characters.
 
-Whatever a host, a file or a server hands over is read by `read_json`. `write_json` is the way out.
+`read_json` reads all JSON from hosts, files and servers; `write_json` writes it.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ __all__ = [
 ]
 
 MOST_BYTES = 256 << 20
-"""Of one text: an hour of 16 kHz WAV in base64 is 154 MB."""
+"""The most bytes of one text: an hour of 16 kHz WAV in base64 is 154 MB."""
 
 MOST_DEPTH = 100
-"""Objects and lists inside each other."""
+"""The deepest nesting of objects and lists."""
 
 MOST_VALUES = 1_000_000
-"""In one text. A value takes up to a hundred bytes of memory, whatever it takes in the text."""
+"""The most values in one text. A value takes up to a hundred bytes of memory, however short its text."""
 
 BRIEF = 64 << 10
-"""Bytes that are read in less than 10 ms, whatever they are. Longer texts are read in a thread."""
+"""Bytes that take less than 10 ms to parse in any case. Longer texts are parsed in a thread."""
 
 MOST_MESSAGE = MOST_BYTES + BRIEF
-"""Bytes of a gRPC message that brings such a text: there is room for the fields beside it."""
+"""The most bytes of a gRPC message with such a text and the fields beside it."""
 
 _SHOWN = 60
 _LONG = 1 << 20
 _ESCAPED = bytes(range(32)) + b'"\\'
-"""What JSON does not take as it is in a string."""
+"""The characters that a JSON string must escape."""
 _ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 _HALVES = re.compile("[\ud800-\udfff]")
 REPLACEMENT = "\ufffd"
-"""Stands for half of a surrogate pair; a name that holds it is not the name that was meant."""
+"""Replaces half of a surrogate pair; a name with it is not the intended name."""
 
 
 class JsonError(ValueError):
-    """The text is not acceptable JSON; the message is the predicate of a sentence."""
+    """The text is not acceptable JSON. The message is the predicate of a sentence."""
 
 
 def read_json(data: bytes, most_bytes: int = MOST_BYTES) -> Any:
-    """The value of a JSON text in UTF-8, with or without a byte order mark. Raises JsonError.
+    """Parse a JSON text in UTF-8, with or without a byte order mark. Raises JsonError.
 
-    Half of a surrogate pair, which JSON can escape and no text can hold, becomes U+FFFD. A text longer than BRIEF
-    belongs in a thread: it is read in Python, which lets other threads run between two values.
+    Half of a surrogate pair, which JSON can escape and text cannot hold, becomes U+FFFD. Parse a text longer than
+    BRIEF in a thread: the parser is then in Python, which lets other threads run between two values.
     """
     if len(data) > most_bytes:
         limit = f"{most_bytes >> 20} MiB" if most_bytes >> 20 else f"{most_bytes >> 10} KiB"
@@ -81,7 +81,7 @@ def read_json(data: bytes, most_bytes: int = MOST_BYTES) -> Any:
 
 
 def write_json(value: Any) -> bytes:
-    """The value as JSON in UTF-8, without escapes that it can do without; half a surrogate pair becomes U+FFFD."""
+    """The value as JSON in UTF-8, with only the necessary escapes; half a surrogate pair becomes U+FFFD."""
     text = json.dumps(value, ensure_ascii=False)
     try:
         return text.encode()
@@ -90,8 +90,8 @@ def write_json(value: Any) -> bytes:
 
 
 def write_request(value: Any) -> bytes:
-    """As `write_json`, for what may hold pictures or sound in base64: long texts that need no escapes are put in as
-    they are, since the encoder would keep other threads waiting for a second for every 100 MB."""
+    """Like `write_json`, for values with pictures or sound in base64: long texts without escapes are copied, since
+    the encoder would block other threads for a second per 100 MB."""
     long: dict[bytes, bytes] = {}
     data = write_json(_set_apart(value, long))
     if not long:
@@ -104,7 +104,7 @@ def write_request(value: Any) -> bytes:
 
 
 def _set_apart(value: Any, long: dict[bytes, bytes]) -> Any:
-    """The value with a mark in the place of each long plain text, which goes to `long`, in their order."""
+    """Replace each long plain text by a mark and append the text to `long`."""
     if isinstance(value, str):
         if len(value) < _LONG or not value.isascii():
             return value
@@ -129,13 +129,13 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _finite(digits: str) -> float:
     number = float(digits)
-    if math.isinf(number):  # it could not be written as JSON again
+    if math.isinf(number):  # it could not be serialized again
         raise ValueError(f"{digits[:_SHOWN]} is too large a number")
     return number
 
 
 class _BriefDecoder(json.JSONDecoder):
-    """The standard library's decoder in C, and a look at the depth afterwards."""
+    """Parse with the standard library's decoder in C, then check the depth."""
 
     def __init__(self) -> None:
         super().__init__(parse_constant=_refuse_constant, parse_float=_finite)
@@ -162,9 +162,9 @@ def _check_depth(value: Any) -> None:
 
 
 class _LongDecoder(json.JSONDecoder):
-    """The standard library's decoder in Python, which counts values and depth as it reads.
+    """Parse with the standard library's decoder in Python, and count values and depth on the way.
 
-    The one in C would keep every other thread from running until it has read all: half a second for a million lists.
+    The decoder in C would block every other thread until the end: half a second for a million lists.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Keeps secrets out of text: error messages, log records and progress events.
 
-A secret enters through `entered`, which also removes the white space around it. `redacted` replaces every secret that
-has entered, and whatever has the form of one, where an error, a record or an event becomes text.
+`entered` registers a secret and strips the white space around it. `redacted` replaces every registered secret, and
+whatever has the form of one, where an error, a record or an event becomes text.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ __all__ = ["RedactingFormatter", "entered", "redacted"]
 _MARK = "***"
 _INVISIBLE = "\ufeff\u200b\u2060"
 _SHORTEST, _SHORTEST_WORD = 4, 6
-"""Characters of a secret, and of one that is a plain word, that is looked for in any text: a shorter one would blank
-ordinary words."""
+"""The fewest characters of a secret, and of one that is a plain word, to be searched for in texts: shorter ones would
+replace ordinary words."""
 _MOST = 256
-"""Spellings of secrets that are remembered; the oldest ones go first."""
+"""The most spellings of secrets that are kept; the oldest are dropped first."""
 
 _PARAMETERS = (
     r"[\w.-]*(?:token|signature|secret|passw(?:or)?d|credential|api[_-]?key|access[_-]?key(?:id)?|auth[_-]?key)"
@@ -48,7 +48,7 @@ _FORMS: tuple[tuple[re.Pattern[str], str], ...] = (
 
 
 class _Known:
-    """The secrets that have entered this process."""
+    """The secrets that this process has registered."""
 
     def __init__(self) -> None:
         self._spellings: OrderedDict[str, None] = OrderedDict()
@@ -72,15 +72,15 @@ _KNOWN = _Known()
 
 
 def _spellings(secret: str) -> set[str]:
-    """How a secret may be written in a message: as it is, quoted for a URL, and as `repr` shows it."""
+    """The spellings of a secret in messages: plain, quoted for a URL, and as `repr`."""
     return {secret, quote(secret, safe=""), quote_plus(secret), repr(secret)[1:-1], ascii(secret)[1:-1]}
 
 
 def entered(secret: str, user: str = "") -> str:
-    """The secret without white space around it, remembered so that `redacted` finds it.
+    """Register a secret for `redacted`; returns it without white space around it.
 
-    Called where a token, key or password enters. `user` is the user name of a password: both together go over the
-    wire in base64, which is remembered too.
+    Called where a token, key or password enters. `user` is the user name of a password: both together are sent in
+    base64, which is registered too.
     """
     secret = secret.strip().strip(_INVISIBLE).strip()
     if secret:
@@ -91,7 +91,7 @@ def entered(secret: str, user: str = "") -> str:
 
 
 def redacted(text: str) -> str:
-    """`text` with `***` in the place of every secret."""
+    """`text` with every secret replaced by `***`."""
     if _KNOWN.pattern is not None:
         text = _KNOWN.pattern.sub(_MARK, text)
     for form, replacement in _FORMS:
@@ -100,7 +100,7 @@ def redacted(text: str) -> str:
 
 
 class RedactingFormatter(logging.Formatter):
-    """A formatter of log records without secrets in message, exception and stack."""
+    """A log formatter that redacts message, exception and stack."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redacted(super().format(record))

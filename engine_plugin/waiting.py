@@ -1,4 +1,4 @@
-"""What asyncio waits for badly: a bounded wait in clean-up, and a signal that comes while the loop sleeps."""
+"""Workarounds for asyncio: bounded waits in clean-up, and signals that arrive while the loop sleeps."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _T = TypeVar("_T")
 
 
 def run_to_the_end(main: Coroutine[Any, Any, _T]) -> _T:
-    """`asyncio.run` for a process that must end in order on a machine that refuses it another thread.
+    """`asyncio.run` for a process that must exit in order even if the system refuses another thread.
 
-    asyncio joins its executor's threads in a thread of its own. When that cannot be created, `main` has ended all
-    the same, and the interpreter joins them as it exits.
+    asyncio joins its executor's threads in another thread. If that cannot be created, `main` has ended anyway, and
+    the interpreter joins them as it exits.
     """
     results: list[_T] = []
 
@@ -42,7 +42,7 @@ def run_to_the_end(main: Coroutine[Any, Any, _T]) -> _T:
 
 
 def _watch_children_without_threads() -> None:
-    """As Python 3.12 does by itself: 3.11 creates a thread for each child, and loses the child when it cannot."""
+    """As Python 3.12 does by default: 3.11 creates a thread for each child, and loses the child if it cannot."""
     if sys.platform == "linux" and sys.version_info < (3, 12):
         with contextlib.suppress(OSError):  # no such call in this kernel or sandbox
             os.close(os.pidfd_open(os.getpid()))
@@ -50,11 +50,10 @@ def _watch_children_without_threads() -> None:
 
 
 async def comes_true(event: Coroutine[Any, Any, object], within: float) -> bool:
-    """Whether `event` ends within so many seconds; what it raises is raised, and late it is cancelled.
+    """Wait for `event`: True if it ends within so many seconds, else it is cancelled. Raises what it raises.
 
-    For clean-up, where `asyncio.timeout` of the first releases of Python 3.11 is of no use (seen in 3.11.2, not in
-    3.11.7): in a task that was cancelled it raises CancelledError in the place of TimeoutError (CPython issue
-    102780), and the rest of the clean-up is lost.
+    For clean-up, where `asyncio.timeout` of early Python 3.11 fails (seen in 3.11.2, not in 3.11.7): in a task that
+    was cancelled it raises CancelledError instead of TimeoutError (CPython issue 102780), which aborts the clean-up.
     """
     waiting = asyncio.ensure_future(event)
     try:
@@ -68,11 +67,11 @@ async def comes_true(event: Coroutine[Any, Any, object], within: float) -> bool:
 
 
 def handle_signal(number: int, handler: Handler) -> None:
-    """`signal.signal`, for a main thread that runs the current event loop, which then cannot sleep through it.
+    """`signal.signal` for a main thread that runs the current event loop, which the signal then wakes.
 
-    Python calls a handler between two steps of the main thread. A signal that comes just before the loop begins to
-    wait would be noticed only when something else wakes it; the loop's own handler, which does nothing else here,
-    has the signal wake it. (On Windows every signal does.)
+    Python calls a handler between two steps of the main thread. A signal that arrives just before the loop begins to
+    wait would go unnoticed until something else wakes the loop; the loop's own handler, which does nothing else here,
+    makes the signal wake it. (On Windows every signal does.)
     """
     with contextlib.suppress(NotImplementedError):
         asyncio.get_running_loop().add_signal_handler(number, lambda: None)

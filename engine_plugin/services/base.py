@@ -79,15 +79,15 @@ class ConversationValidator(ABC):
 
     @abstractmethod
     def tells_failure(self, answer: bytes) -> bool:
-        """Whether this answer says that the conversation fails; the engine then raises why."""
+        """Whether this answer announces that the conversation fails; the engine then raises the error."""
 
     @abstractmethod
     def tells_start(self, answer: bytes) -> bool:
-        """Whether this answer only says that the conversation has begun."""
+        """Whether this answer only announces that the conversation has begun."""
 
 
 def parse_request(data: bytes, field: str = "request_data", most_bytes: int = MOST_BYTES) -> dict[str, Any]:
-    """A request's JSON object. Raises InvalidRequestError for anything else; `field` is the rpc's field."""
+    """Parse a request's JSON object. Raises InvalidRequestError for anything else; `field` is the rpc's field."""
     if not data:
         raise InvalidRequestError.at(field, "is empty; it must hold a JSON object")
     try:
@@ -100,10 +100,10 @@ def parse_request(data: bytes, field: str = "request_data", most_bytes: int = MO
 
 
 def without_nulls(value: Any) -> Any:
-    """The value without object members that are null, which means "not given" in every request.
+    """The value without object members that are null: null means "not given" in every request.
 
-    What a JSON schema, a template or a function is given keeps them, and so does a message's `content`, which some
-    servers want to see.
+    Nulls stay in what goes to a JSON schema, a template or a function, and in a message's `content`, which some
+    servers require.
     """
     if isinstance(value, dict):
         return {
@@ -115,7 +115,7 @@ def without_nulls(value: Any) -> Any:
 
 
 def require(request: dict[str, Any], field: str, *types: type) -> Any:
-    """The field's value, which must be there and of one of `types`. Raises InvalidRequestError."""
+    """The value of a required field, of one of `types`. Raises InvalidRequestError."""
     if request.get(field) is None:
         raise InvalidRequestError.at(field, f"is missing; it must be {_either(types)}")
     return optional(request, field, *types)
@@ -132,7 +132,7 @@ def optional(request: dict[str, Any], field: str, *types: type) -> Any:
 
 
 def words(request: dict[str, Any], field: str) -> str:
-    """The field's text, which must be there and hold more than white space. Raises InvalidRequestError."""
+    """The text of a required field, which must hold more than white space. Raises InvalidRequestError."""
     text: str = require(request, field, str)
     if not text or text.isspace():
         raise InvalidRequestError.at(field, "is empty")
@@ -176,7 +176,7 @@ def choice(request: dict[str, Any], field: str, among: Sequence[str]) -> str | N
 
 
 def _beginning(value: Any) -> str:
-    """The first characters of a value as JSON. The rest is not written: it may be long, or too deep to be written."""
+    """The first characters of a value as JSON. The rest, which may be long or too deep, is not serialized."""
     text = ""
     for piece in json.JSONEncoder().iterencode(value[:_SHOWN] if isinstance(value, str) else value):
         text += piece

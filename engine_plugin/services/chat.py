@@ -35,7 +35,7 @@ class Chat(RequestValidator):
 
 
 def _check_tool(tool: Any, place: str) -> None:
-    """Of tools that are not functions the engine says whether it knows them."""
+    """Only functions are checked; the engine accepts or rejects other kinds of tools."""
     function = tool.get("function") if isinstance(tool, dict) else None
     named = isinstance(function, dict) and isinstance(function.get("name"), str) and function["name"]
     if not isinstance(tool, dict) or (tool.get("type", "function") == "function" and not named):

@@ -1,4 +1,4 @@
-"""speech-to-text-ws: what is said while it is said, message by message.
+"""speech-to-text-ws: live transcription, message by message.
 
 There is no request: binary messages are sound, text messages are commands in JSON. `model`, `language`, `format` and
 `sample_rate` come in the metadata of a message, or in a command.

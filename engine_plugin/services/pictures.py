@@ -1,6 +1,6 @@
-"""Pictures in a request: how many there are and how large, told from their first bytes, whatever the engine.
+"""Pictures in a request: their number and sizes, read from their first bytes, for every engine.
 
-Nothing is decoded here. A picture in a format that is not known here is the engine's to judge.
+No picture is decoded here. A picture in an unknown format is left to the engine.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ __all__ = ["MOST_PICTURES", "MOST_PIXELS", "check_pictures", "listed", "pictures
 
 MOST_PICTURES = 16
 MOST_PIXELS = 64_000_000
-"""Of all pictures of a request together."""
+"""For all pictures of a request together."""
 
 _LOOKED_AT = 700_000
-"""Characters of base64 in which a picture's size must be found: what a camera writes before it is shorter."""
+"""Characters of base64 that are searched for a picture's size: a camera's metadata before it is shorter."""
 
 
 def check_pictures(pictures: Iterable[tuple[str, str]]) -> None:
-    """Raise InvalidRequestError for too many pictures, or too large ones: places and data: URLs, or bare base64."""
+    """Raise InvalidRequestError for too many or too large pictures, given as paths with data: URLs or base64."""
     pixels = 0
     for number, (place, source) in enumerate(pictures, 1):
         if number > MOST_PICTURES:
@@ -40,7 +40,7 @@ def check_pictures(pictures: Iterable[tuple[str, str]]) -> None:
 
 
 def pictures_of(messages: Iterable[Any]) -> Iterator[tuple[str, str]]:
-    """The pictures of a chat's messages, OpenAI's and Ollama's, each with its place."""
+    """The pictures in a chat's messages, in OpenAI's or Ollama's form, each with its field's path."""
     for index, message in enumerate(messages):
         content, images = message.get("content"), message.get("images")
         for part_index, part in enumerate(content if isinstance(content, list) else ()):
@@ -52,14 +52,14 @@ def pictures_of(messages: Iterable[Any]) -> Iterator[tuple[str, str]]:
 
 
 def listed(images: Any, place: str) -> Iterator[tuple[str, str]]:
-    """The pictures of a list, each with its place."""
+    """The pictures of a list, each with its field's path."""
     for index, image in enumerate(images if isinstance(images, list) else ()):
         if isinstance(image, str):
             yield f"{place}[{index}]", image
 
 
 def _beginning(source: str) -> bytes:
-    """The first bytes of a picture; none of what is not base64, which the engine will refuse."""
+    """The first bytes of a picture; empty for invalid base64, which the engine rejects."""
     start = source.find(",") + 1 if source.startswith("data:") else 0
     text = source[start : start + _LOOKED_AT]
     try:
@@ -69,7 +69,7 @@ def _beginning(source: str) -> bytes:
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels that a PNG, JPEG, GIF, WebP or BMP says in its head; (0, 0) of anything else."""
+    """Width and height in pixels from the header of a PNG, JPEG, GIF, WebP or BMP; (0, 0) for anything else."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return _big(data, 16, 4), _big(data, 20, 4)
     if data.startswith((b"GIF87a", b"GIF89a")):
@@ -95,7 +95,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def _jpeg(data: bytes) -> tuple[int, int]:
-    """From the head of the first frame; segments before it are passed over."""
+    """From the header of the first frame; segments before it are skipped."""
     place = 2
     while place + 9 <= len(data):
         if data[place] != 0xFF:

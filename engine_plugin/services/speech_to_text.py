@@ -1,4 +1,4 @@
-"""speech-to-text: what is said in a recording."""
+"""speech-to-text: the transcription of a recording."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SpeechToText(RequestValidator):
 
 
 def _check_audio(audio: str) -> None:
-    """Look at its form only: the engine decodes it, once; how much there may be is the request's own limit."""
+    """Check the form only: the engine decodes it, once. The limit of the request bounds its size."""
     head, comma, data = "", "", audio
     if audio.startswith(_DATA_URL):
         head, comma, data = audio[:_MAX_HEAD].partition(",")

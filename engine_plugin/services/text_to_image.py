@@ -11,7 +11,7 @@ from engine_plugin.services.base import RequestValidator, choice, integer, numbe
 __all__ = ["IMAGE_FORMATS", "TextToImage", "picture_size"]
 
 IMAGE_FORMATS = ("png", "jpeg", "webp")
-"""What `output_format` may say; the first is the default."""
+"""The values of `output_format`; the first is the default."""
 
 _MAX_SIDE = 16384
 _MAX_IMAGES = 10
@@ -28,7 +28,7 @@ class TextToImage(RequestValidator):
     def read(self, data: bytes) -> dict[str, Any]:
         request = super().read(data)
         for field, default in (("seed", -1), ("rng_seed", -1), ("size", "auto")):
-            if request.get(field) == default:  # another way to leave it out
+            if request.get(field) == default:  # the same as leaving it out
                 del request[field]
         return request
 

@@ -1,4 +1,4 @@
-"""Addresses as this package writes them, `unix:PATH` or `host:port`, and as gRPC reads them."""
+"""Addresses: `unix:PATH` or `host:port` in this package, URIs for gRPC."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SOCKET_PATH_LIMIT = 107 if sys.platform == "linux" else 103
 
 
 def unix_path(address: str) -> str | None:
-    """The socket's path as it is on the disk; None for `host:port`. `unix:///x`, as gRPC writes it, is /x."""
+    """The path of the socket; None for `host:port`. `unix:///x`, gRPC's form, is /x."""
     if not address.startswith("unix:"):
         return None
     path = address.removeprefix("unix:")

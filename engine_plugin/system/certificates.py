@@ -1,7 +1,7 @@
-"""Certificates for one connection between a host and its plugin (go-plugin's AutoMTLS), made anew for each process.
+"""Certificates for one connection between a host and its plugin (go-plugin's AutoMTLS), new for each process.
 
-Whoever is on the other side is trusted by its very certificate, which came another way: in the plugin's environment,
-in its handshake line. No authority is asked, and nobody else's certificate will do.
+Each side trusts exactly one certificate, the other's, which came in the plugin's environment or in its handshake
+line. No certificate authority is involved.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 __all__ = ["NAME", "Identity", "der_to_pem", "load_identity", "pem_to_ders"]
 
-NAME = "localhost"  # what both sides call themselves, and expect of each other
+NAME = "localhost"  # the name that both sides use and expect
 _CLOCK_MAY_STEP_BACK = timedelta(minutes=5)
-_LIFETIME = timedelta(days=3650)  # of a key that lives no longer than this process
+_LIFETIME = timedelta(days=3650)  # the key lives no longer than this process
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A certificate that signs itself, and its key, which is never shown. Importing this module takes 80 ms."""
+    """A self-signed certificate and its key. Importing this module takes 80 ms."""
 
     certificate: bytes
     """DER."""
@@ -45,7 +45,7 @@ class Identity:
 
     @classmethod
     def create(cls) -> Identity:
-        """A new key on P-256, which every TLS library knows, and a certificate for both ends of a connection."""
+        """Create a key on P-256, which every TLS library supports, and a certificate for server and client."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name(
             [
@@ -78,14 +78,14 @@ class Identity:
         return der_to_pem(self.certificate)
 
     def key_pem(self, password: bytes = b"") -> bytes:
-        """The key, encrypted if there is a password: for a library that takes it from memory."""
+        """The key in PEM, encrypted if there is a password, for a library that takes it from memory."""
         encryption: KeySerializationEncryption = BestAvailableEncryption(password) if password else NoEncryption()
         return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
 
 
 _KEY_USAGE = x509.KeyUsage(
     digital_signature=True,
-    key_cert_sign=True,  # it has signed itself
+    key_cert_sign=True,  # self-signed
     content_commitment=False,
     key_encipherment=False,
     data_encipherment=False,
@@ -97,10 +97,10 @@ _KEY_USAGE = x509.KeyUsage(
 
 
 def load_identity(context: ssl.SSLContext, identity: Identity, directory: Path) -> None:
-    """Let `context` present itself as `identity`. Raises OSError when `directory` cannot be written.
+    """Load `identity` into `context`. Raises OSError when `directory` cannot be written.
 
-    `ssl` takes a key from a file only: what lies in the file is encrypted with a password that nobody else has, can
-    be read by this user alone, and is gone at once.
+    `ssl` reads keys from files only: the file is encrypted with a random password, readable by this user alone, and
+    removed at once.
     """
     password = secrets.token_hex(32).encode()
     path = directory / f"{secrets.token_hex(8)}.key"
@@ -113,11 +113,11 @@ def load_identity(context: ssl.SSLContext, identity: Identity, directory: Path) 
 
 
 def pem_to_ders(pem: str) -> frozenset[bytes]:
-    """The certificates in a PEM text. Raises ValueError, saying why, when there is none or one cannot be read."""
+    """The certificates in a PEM text. Raises ValueError, with the reason, for none or an invalid one."""
     found = x509.load_pem_x509_certificates(pem.encode(errors="surrogateescape"))
     return frozenset(certificate.public_bytes(Encoding.DER) for certificate in found)
 
 
 def der_to_pem(der: bytes) -> bytes:
-    """A certificate as PEM. Raises ValueError when it is none."""
+    """A DER certificate as PEM. Raises ValueError for an invalid one."""
     return x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM)

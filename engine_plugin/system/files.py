@@ -1,4 +1,4 @@
-"""Blocking file work done off the event loop, and files that are whole or absent."""
+"""File work in threads, and files that are whole or absent."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ __all__ = [
 ]
 
 BLOCK = 8 * 1024 * 1024
-"""Bytes read, hashed or copied by one call in a thread: some milliseconds of work."""
+"""Bytes that one call in a thread reads, hashes or copies: some milliseconds of work."""
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-"""How a file begins that a clone without Git LFS has in the place of a large one."""
+"""The first bytes of a Git LFS pointer, which stands for a large file in a clone without Git LFS."""
 
 _IN_A_DATA_DIR = re.compile(
     r"cache|home|logs|models|output|run|served|software|references\.json|default-models-[\w-]+\.(json|lock)"
 )
 
 LARGEST_JSON = 16 * 1024 * 1024
-"""Bytes of a JSON text that is read from a file or a hub."""
+"""The most bytes of a JSON text from a file or a hub."""
 
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-"""Flags to open a file for reading: a FIFO in its place does not block."""
+"""Flags to open a file for reading; opening a FIFO does not block."""
 
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -66,17 +66,17 @@ _SYNCING = 8
 """Threads of `sync_tree`."""
 
 _NOT_SYNCED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EACCES})
-"""What a system answers that does not sync folders, or not this one."""
+"""The errors of a system that cannot sync folders, or not this one."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run `work` in a thread; it is over when this returns or raises, also when the caller is cancelled.
+    """Run `work` in a thread. It has ended when this returns or raises, also when the caller is cancelled.
 
-    A thread cannot be cancelled, so a file that it uses must not be closed or renamed before it has ended. Where the
-    system refuses another thread (a full pids cgroup, `ulimit -v`), the work is done here: a stop must go on.
+    A thread cannot be cancelled, so a file that it uses must not be closed or renamed before it has ended. If the
+    system refuses another thread (a full pids cgroup, `ulimit -v`), the work runs here, so that a stop can go on.
     """
     once = _Once(functools.partial(contextvars.copy_context().run, functools.partial(work, *args, **kwargs)))
     try:
@@ -92,14 +92,14 @@ async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
             except asyncio.CancelledError:
                 continue
         if not task.cancelled():
-            task.exception()  # retrieved: the cancellation is what the caller hears of
+            task.exception()  # retrieved, but the caller gets the cancellation
         raise
 
 
 class _Once(Generic[T]):
-    """Work that is done by the first thread that calls it; every caller gets its outcome.
+    """Work that the first calling thread does; every caller gets its outcome.
 
-    An executor that could not create a thread keeps the work in its queue, where a thread that lives may find it.
+    An executor that could not create a thread keeps the work queued, and an existing thread may still run it.
     """
 
     def __init__(self, work: Callable[[], T]) -> None:
@@ -120,19 +120,19 @@ class _Once(Generic[T]):
 def private_folder(path: Path) -> None:
     """Create a private folder, and missing folders above it, for this user only, whatever the umask.
 
-    One that exists and belongs to this user becomes private. Like every name that this module makes, the new ones
-    survive a loss of power. Raises OSError.
+    A folder of this user that exists becomes private. New names survive a loss of power, as do all that this module
+    creates. Raises OSError.
     """
     for place in (*reversed(path.parents), path):
         if not place.exists():
             place.mkdir(mode=0o700, exist_ok=True)
-            place.chmod(0o700)  # the umask may have taken away more
+            place.chmod(0o700)  # the umask may have removed more
             sync_folder(place.parent)
     make_private(path)
 
 
 def private_data_dir(path: Path) -> None:
-    """Create a data directory for this user only; one that exists becomes private when all in it is ours.
+    """Create a data directory for this user only; one that exists becomes private if all in it belongs to this user.
 
     Called when an engine prepares to start. Raises OSError.
     """
@@ -142,7 +142,7 @@ def private_data_dir(path: Path) -> None:
 
 
 def make_private(path: Path) -> None:
-    """Take every permission on a file or folder of this user's from all others. Raises OSError."""
+    """Remove all other users' permissions on a file or folder of this user. Raises OSError."""
     if sys.platform == "win32":
         return
     status = path.stat()
@@ -151,7 +151,7 @@ def make_private(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make renames in a folder survive a loss of power, where the system lets a folder be synced."""
+    """Sync a folder, so that renames in it survive a loss of power, where the system supports it."""
     if os.name == "nt":
         return
     try:
@@ -162,9 +162,9 @@ def sync_folder(path: Path) -> None:
 
 
 def sync_tree(root: Path) -> None:
-    """Have each file and folder below `root`, links apart, on the disk itself. Raises OSError.
+    """Sync every file and folder below `root`, but no links, to the disk. Raises OSError.
 
-    Threads wait for the disk side by side, which then writes many files at once: 0.4 s instead of 10 s for the 1,900
+    Several threads sync concurrently, so that the disk writes many files at once: 0.4 s instead of 10 s for the 1,900
     files of an engine on ext4.
     """
     files: list[Path] = []
@@ -183,7 +183,7 @@ def sync_tree(root: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    writing = os.name == "nt"  # which flushes only what may be written
+    writing = os.name == "nt"  # which flushes only writable files
     descriptor = os.open(path, os.O_RDWR if writing else os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -201,7 +201,7 @@ def write_json(path: Path, value: dict[str, Any], scratch: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes, scratch: Path) -> None:
-    """Write a private file that is never seen half written, and is on the disk when this returns.
+    """Write a private file atomically; it is on the disk when this returns.
 
     `scratch` is a folder of the same file system. Raises OSError.
     """
@@ -219,7 +219,7 @@ def write_whole(path: Path, content: bytes, scratch: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file, or None when there is none or it cannot be read."""
+    """The JSON object in a file; None for a missing or unreadable file or another value."""
     try:
         value = load_json(path)
     except (OSError, JsonError):
@@ -228,17 +228,17 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def load_json(path: Path) -> Any:
-    """The JSON value in a file. Blocks. Raises OSError, and JsonError, which also tells a file that is too large."""
+    """The JSON value in a file. Blocks. Raises OSError, and JsonError for invalid JSON or too large a file."""
     with path.open("rb") as file:
         return jsontext.read_json(file.read(LARGEST_JSON + 1), LARGEST_JSON)
 
 
 @asynccontextmanager
 async def opened(path: Path, below: Path | None = None) -> AsyncIterator[FileIO]:
-    """A file to be read in threads; closed in the end, also if the caller is cancelled while it is being opened.
+    """Open a file to be read in threads. It is closed in any case, also if the caller is cancelled during the open.
 
-    `below` is the folder that the file must be in, whatever becomes of it meanwhile: no link in it is followed, and
-    `path` has none. Raises OSError, also for what is not a regular file.
+    The file must be in the folder `below`, even if that changes meanwhile: no link below it is followed. Raises
+    OSError, also for anything but a regular file.
     """
     with ExitStack() as files:
         yield await in_thread(lambda: files.enter_context(_open_file(path, below)))
@@ -253,11 +253,11 @@ def _open_file(path: Path, below: Path | None) -> FileIO:
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return file
     file.close()
-    raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def _open_below(folder: Path, parts: Sequence[str]) -> int:
-    """The descriptor of a file, reached step by step from a folder's."""
+    """Open a file step by step from a folder's descriptor."""
     here = os.open(folder, _FOLDER)
     try:
         for name in parts[:-1]:

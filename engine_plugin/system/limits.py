@@ -1,4 +1,4 @@
-"""What the system lets this process have."""
+"""The limits that the system sets for this process."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import sys
 __all__ = ["NO_FILES", "files_in_use", "raise_file_limit"]
 
 NO_FILES = frozenset({errno.EMFILE, errno.ENFILE})
-"""The error numbers of a process, or a system, that may open no more files."""
+"""The errors of a process or system that has reached its limit of open files."""
 
-_ENOUGH = 65_536  # some programs, which inherit the limit, close every number below it
+_ENOUGH = 65_536  # some programs close every number below the limit, which they inherit
 
 
 def raise_file_limit() -> None:
-    """Let this process open as many files as it may; the usual limit is low for programs that use select."""
+    """Raise the limit of open files as far as allowed; the default is low, for programs that use select."""
     if sys.platform != "win32":
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = _ENOUGH if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
         if soft != resource.RLIM_INFINITY and soft < wanted:
-            with contextlib.suppress(OSError, ValueError):  # macOS has a lower limit than it says
+            with contextlib.suppress(OSError, ValueError):  # macOS has a lower limit than it reports
                 resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def files_in_use(error: OSError) -> str:
-    """What is wrong and what to do, for an error of NO_FILES."""
+    """The message, with the remedy, for an error of NO_FILES."""
     limit = ""
     if sys.platform != "win32" and error.errno == errno.EMFILE:
         import resource

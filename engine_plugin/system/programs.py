@@ -1,4 +1,4 @@
-"""Why a program cannot be run, or must not be, said before the system says "Permission denied"."""
+"""Checks whether a program can and may be run, for a better message than "Permission denied"."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _OTHER_PLACE = "Move it to another file system, or mount this one without noexec
 
 
 def program_doubt(path: Path) -> Doubt | None:
-    """What keeps the file at `path` from being run; None when nothing does. Blocking, never raises.
+    """Why the file at `path` cannot be run; None if it can. Blocking, never raises.
 
-    Looks at whom it belongs to, at the mount, the permissions, and the interpreter that a script names.
+    Checks owner, mount, permissions, and the interpreter that a script names.
     """
     return distrust(path) or noexec_doubt(path) or _mode_doubt(path) or _script_doubt(path)
 
 
 def noexec_doubt(path: Path) -> Doubt | None:
-    """Whether `path`, or the part of it that exists, is on a file system mounted noexec: no program or library runs.
+    """Whether `path`, or the part of it that exists, is on a file system mounted noexec.
 
     Blocking, never raises.
     """
@@ -44,7 +44,7 @@ def noexec_doubt(path: Path) -> Doubt | None:
 def _mode_doubt(path: Path) -> Doubt | None:
     if os.access(path, os.X_OK):
         return None
-    return Doubt(f"{path} may not be executed", f"Run: chmod +x {shlex.quote(str(path))}")
+    return Doubt(f"{path} is not executable", f"Run: chmod +x {shlex.quote(str(path))}")
 
 
 def _script_doubt(path: Path) -> Doubt | None:
@@ -54,7 +54,7 @@ def _script_doubt(path: Path) -> Doubt | None:
         with path.open("rb") as file:
             line = file.readline(_FIRST_LINE)
     except OSError:
-        return None  # a program that can be run need not be readable
+        return None  # an executable need not be readable
     if not line.startswith(b"#!"):
         return None
     if line.endswith(b"\r\n"):

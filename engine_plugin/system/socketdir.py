@@ -1,11 +1,10 @@
-"""Private directories for unix sockets: the plugin's own and its engine's. POSIX only.
+"""Private directories for unix sockets, the plugin's and its engine's. POSIX only.
 
-grpcio makes a socket that everybody may see (0755), and llama.cpp does too, so they lie in a directory of ours
-alone. A plugin that was killed leaves its directories; the next one removes them. The owner holds a lock on the
-directory itself, which the kernel lets go with the process: unlike a recorded pid it cannot be given to another
-process, and it holds between containers that share a temporary directory. systemd-tmpfiles passes over a directory
-that is locked so, with all that is in it (systemd.io/TEMPORARY_DIRECTORIES); for cleaners that look at the time only,
-the owner has it touched (`keep_fresh`).
+grpcio and llama.cpp create sockets with mode 0755, so these are put in private directories. A plugin that was killed
+leaves its directories; the next one removes them. The owner holds a lock on the directory itself, which the kernel
+releases with the process: unlike a recorded pid it cannot be reused, and it works between containers that share a
+temporary directory. systemd-tmpfiles skips a locked directory with all that is in it
+(systemd.io/TEMPORARY_DIRECTORIES); for cleaners that look at times only, the owner touches it (`keep_fresh`).
 """
 
 from __future__ import annotations
@@ -37,16 +36,16 @@ __all__ = ["give_to_group", "keep_fresh", "private_directory", "remove_stale"]
 
 _PREFIX = "engine-plugin-"
 _OURS = re.compile(r"sock|[0-9a-f]+\.(sock|key)")
-_SETTLED = 10.0  # seconds, in which a new directory's owner has surely locked it
+_SETTLED = 10.0  # seconds, after which the owner of a new directory has locked it
 
 
 @contextlib.contextmanager
 def private_directory(base: str, group: str, *, longest: str = "sock", again: Path | None = None) -> Iterator[Path]:
-    """Make a directory below `base` (empty: the temporary directory) for us and, if given, `group`; then remove it.
+    """Create a directory below `base` (empty: the temporary directory) for this user and `group`, and remove it.
 
-    Stale ones are removed first. `longest` is the longest name that a socket in it will have; `again` is a directory
-    made earlier, which was removed meanwhile: it gets the same path. Raises
-    EnginePluginError naming the variable that the host must change.
+    Stale directories are removed first. `longest` is the longest name of a socket in it. `again` is a directory
+    created earlier and removed meanwhile: the new one gets its path. Raises EnginePluginError, naming the variable that
+    the host must change.
     """
     parent = Path(base or tempfile.gettempdir()).absolute()
     variable = "PLUGIN_UNIX_SOCKET_DIR" if base else "TMPDIR"
@@ -72,7 +71,7 @@ def private_directory(base: str, group: str, *, longest: str = "sock", again: Pa
         cleanup.callback(_remove, directory)
         lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         cleanup.callback(os.close, lock)
-        with contextlib.suppress(OSError):  # a file system without locks: nobody can take it for stale either
+        with contextlib.suppress(OSError):  # a file system without locks, where no directory is seen as stale
             fcntl.flock(lock, fcntl.LOCK_EX)
         if group:
             give_to_group(directory, group, 0o750)
@@ -80,20 +79,20 @@ def private_directory(base: str, group: str, *, longest: str = "sock", again: Pa
 
 
 async def keep_fresh(directory: Path, interval: float = 3600.0) -> None:
-    """Touch the directory and what is in it every so many seconds, until this is cancelled. Called by its owner."""
+    """Touch the directory and its files periodically until cancelled. Called by its owner."""
     while True:
         await asyncio.sleep(interval)
         _touch(directory)
 
 
 def _touch(directory: Path) -> None:
-    with contextlib.suppress(OSError):  # removed: there is nothing to keep
+    with contextlib.suppress(OSError):  # removed meanwhile
         for path in [directory, *directory.iterdir()]:
             os.utime(path)
 
 
 def give_to_group(path: Path, group: str, mode: int) -> None:
-    """Let the group (a name or a number) have `path` with `mode`. Raises EnginePluginError."""
+    """Give `path` to the group (a name or a number) with `mode`. Raises EnginePluginError."""
     try:
         gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
         os.chown(path, -1, gid)
@@ -111,7 +110,7 @@ def give_to_group(path: Path, group: str, mode: int) -> None:
 
 
 def remove_stale(parent: Path) -> int:
-    """Remove the directories below `parent` that a plugin of this user made and left; say how many."""
+    """Remove the stale directories of this user's plugins below `parent`; returns their number."""
     removed = 0
     with contextlib.suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
@@ -122,7 +121,7 @@ def remove_stale(parent: Path) -> int:
 
 
 def _is_stale(directory: Path) -> bool:
-    """Whether it is a directory of this user, with nothing but our files, old enough to be locked, and not locked."""
+    """Whether it is a directory of this user that holds only this module's files, is not locked, and is not new."""
     try:
         info = directory.lstat()
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
@@ -142,7 +141,7 @@ def _is_stale(directory: Path) -> bool:
 
 
 def _remove(directory: Path) -> None:
-    """Remove what we have made and nothing else; what somebody else put there stays."""
+    """Remove only what this package created; foreign files stay."""
     with contextlib.suppress(OSError):
         for path in directory.iterdir():
             if _OURS.fullmatch(path.name):

@@ -1,17 +1,17 @@
-"""Whether another user of this machine could change a file that names a program, or is one.
+"""Checks whether another user could change a file that is a program or names one.
 
 A file is trusted when it and every directory on the way to it, through each symbolic link, belong to this user, to
 root, or to the owner of this package, and no other user can write it:
 
-- The owner of the package, and of `/`, can run code as us already. This lets root use a checkout that an account
-  owns, and a container use files that its user namespace shows as those of `nobody`.
-- In a directory with the sticky bit, such as /tmp, others may create names but cannot replace ours, and what they
-  create is theirs. So such a directory is fine on the way, but not as the thing that is asked about.
-- A group that may write counts as other users, unless it is this user's private group (it bears the user's name), a
-  group of administrators (gid 0, on macOS `admin` too), or a system group without a member.
+- The owner of the package, and of `/`, can run code as this user already. This lets root use a checkout that an
+  account owns, and a container use files that its user namespace shows as those of `nobody`.
+- In a directory with the sticky bit, such as /tmp, other users may create files, which belong to them, but cannot
+  replace files of this user. Such a directory is trusted on the way to a file, but not as the path itself.
+- A group with write permission counts as other users, unless it is this user's private group (with the user's name),
+  a group of administrators (gid 0, on macOS also `admin`), or a system group without members.
 
-Windows is not checked: the permissions there are ACLs, which `os.stat` does not show. There a file is as safe as the
-directory that it lies in; those below a user's profile and Program Files are.
+Windows is not checked: its ACLs are not visible to `os.stat`. There a file is as safe as its directory, as those
+below a user's profile and Program Files are.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 __all__ = ["Doubt", "distrust", "require_data_dir"]
 
 _MOST_LINKS = 40  # as Linux
-_SYSTEM_GROUPS = 1000  # numbers below are those of the system
+_SYSTEM_GROUPS = 1000  # lower numbers are system groups
 _MACOS_ADMIN = 80
 
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """Why a path is not trusted: `what` is wrong, with the place, and how to `fix` it."""
+    """Why a path is not trusted: `what` is wrong, with the path, and how to `fix` it."""
 
     what: str
     fix: str
@@ -49,9 +49,9 @@ class Doubt:
 
 
 def require_data_dir(path: Path) -> None:
-    """Refuse a data directory that another user could change: what is in it names programs.
+    """Reject a data directory that another user could change: files in it name programs.
 
-    Called before a plugin is made of a manifest, and by each command. Raises PreconditionError.
+    Called before a plugin is built from a manifest, and by each command. Raises PreconditionError.
     """
     if doubt := distrust(path):
         raise PreconditionError(
@@ -61,7 +61,7 @@ def require_data_dir(path: Path) -> None:
 
 
 def _hops(path: Path) -> Iterator[tuple[Path, os.stat_result, bool]]:
-    """Each directory and link on the way to `path`, then what it leads to, marked True. Ends where nothing exists.
+    """Each directory and link on the way to `path`, then its target, marked True. Ends where nothing exists.
 
     Raises OSError.
     """
@@ -102,9 +102,9 @@ else:
     import pwd
 
     def distrust(path: Path) -> Doubt | None:
-        """What lets another user change what `path` leads to; None when nothing does. Never raises.
+        """What lets another user change the target of `path`; None if nothing does. Never raises.
 
-        Of a path that does not exist the part that does is judged. Costs a few system calls.
+        For a missing path, the part that exists is checked. Costs a few system calls.
         """
         try:
             for place, status, last in _hops(path.absolute()):
@@ -137,12 +137,12 @@ else:
         return {0, os.geteuid(), Path("/").stat().st_uid, Path(__file__).stat().st_uid}
 
     def _private_group(gid: int) -> bool:
-        """Whether the group has no member but users who are trusted anyway."""
+        """Whether the group has only members that are trusted anyway."""
         if gid == 0 or (sys.platform == "darwin" and gid == _MACOS_ADMIN):
             return True
         group = _group(gid)
         if group is None:
-            return str(gid) == _user_name(os.geteuid())  # a container's numbers without names
+            return str(gid) == _user_name(os.geteuid())  # numbers without names, in a container
         trusted = {_user_name(uid) for uid in _trusted_users()}
         if not trusted.issuperset(group.gr_mem):
             return False

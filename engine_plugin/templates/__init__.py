@@ -1,1 +1,1 @@
-"""Chat templates of models: untrusted programs, rendered in a process of their own within bounds."""
+"""Models' chat templates: untrusted programs, rendered in a separate process with limits."""

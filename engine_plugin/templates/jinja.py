@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 __all__ = ["BROKEN", "LIMIT", "REFUSED", "ChatTemplate", "TemplateError", "Templates"]
 
 REFUSED = "refused"
-"""The template raised an error for this conversation."""
+"""`TemplateError.kind`: the template raised an error for this conversation."""
 BROKEN = "broken"
-"""The template is missing or does not compile."""
+"""`TemplateError.kind`: the template is missing or does not compile."""
 LIMIT = "limit"
-"""Rendering takes more time or memory than it may."""
+"""`TemplateError.kind`: rendering exceeded its limit of time or memory."""
 
 
 class TemplateError(Exception):
@@ -35,19 +35,19 @@ class Templates(NamedTuple):
 
     @property
     def text(self) -> str:
-        """All templates together, for guesses at what they know."""
+        """All templates joined, to detect what they support."""
         return "\n".join(self.sources.values())
 
 
 class ChatTemplate:
-    """A model's chat templates, each compiled at first use."""
+    """Compiles a model's chat templates, each at its first use."""
 
     def __init__(self, templates: Templates) -> None:
         self._templates = templates
         self._compiled: dict[str, Any] = {}
 
     def render(self, messages: list[Any], tools: list[Any], extra: Mapping[str, Any]) -> str:
-        """The prompt. `extra` holds further variables of the template, as `chat_template_kwargs` names them.
+        """Render the prompt. `extra` holds further variables of the template, from `chat_template_kwargs`.
 
         With tools the template `tool_use` is rendered where there is one, else `default`. Raises TemplateError.
         """
@@ -55,9 +55,9 @@ class ChatTemplate:
         values = {**self._templates.tokens, "add_generation_prompt": True, "tools": tools or None, **extra}
         try:
             return str(template.render({**values, "messages": messages}))
-        except (MemoryError, OverflowError) as error:  # the sandbox's limit of `range` is the latter
+        except (MemoryError, OverflowError) as error:  # OverflowError: the sandbox's limit of `range`
             raise TemplateError(LIMIT, str(error) or "takes too much memory") from error
-        except Exception as error:  # a template is a program, and fails as those do
+        except Exception as error:  # a template is a program and can raise anything
             raise TemplateError(REFUSED, str(error) or type(error).__name__) from error
 
     def _template(self, name: str) -> Any:
@@ -68,7 +68,7 @@ class ChatTemplate:
         if name not in self._compiled:
             try:
                 self._compiled[name] = _environment().from_string(sources[name])
-            except Exception as error:  # jinja2's errors, and Python's own for a nesting that is too deep
+            except Exception as error:  # jinja2's errors, and Python's for too deep a nesting
                 raise TemplateError(BROKEN, f"the model's chat template is broken: {error}") from error
         return self._compiled[name]
 
@@ -80,7 +80,7 @@ def _environment() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` marks what training wants; it is no more than its content here."""
+        """`{% generation %}` marks text for training; only its content is rendered."""
 
         tags = {"generation"}  # noqa: RUF012  # as jinja2 has it
 

@@ -1,7 +1,7 @@
-"""Renders one model's chat templates: `python -m engine_plugin.templates.program`, spawned by `renderer`.
+"""Renders one model's chat templates. Spawned by `renderer` as `python -m engine_plugin.templates.program`.
 
-Frames on stdin and stdout are a length of four bytes, big end first, and that many bytes of JSON. The first one is
-`[sources, tokens]`, answered by `{}`, or by `{"missing": …}` where a Python package is; each other one is a
+Frames on stdin and stdout are a big-endian length of four bytes and that many bytes of JSON. The first is
+`[sources, tokens]`, answered by `{}`, or by `{"missing": …}` for a missing Python package. Each other one is a
 conversation, `[messages, tools, extra, told]`, answered by `{"prompt": …}`, empty unless `told`, or by
 `{"kind": …, "error": …}`.
 """
@@ -21,8 +21,8 @@ from engine_plugin.templates.jinja import LIMIT, ChatTemplate, TemplateError, Te
 __all__ = ["MEMORY", "answer", "bound_memory", "encode", "main"]
 
 MEMORY = 512 << 20
-"""Bytes of address space that rendering may take (Linux). A prompt of a million tokens is some megabytes."""
-_LAST_RESORT = 60  # seconds: the parent ends this process much earlier, if it still lives
+"""Bytes of address space for rendering (Linux). A prompt of a million tokens is some megabytes."""
+_LAST_RESORT = 60  # seconds; the parent, if alive, kills this process much earlier
 
 
 def encode(shape: Any) -> bytes:
@@ -32,7 +32,7 @@ def encode(shape: Any) -> bytes:
 
 
 def main() -> None:
-    """Answer until stdin ends."""
+    """Answer frames until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the plugin
     guard.arm()
     stdin, out = own_stdin(), os.dup(1)
@@ -55,7 +55,7 @@ def main() -> None:
 def answer(
     template: ChatTemplate, messages: list[Any], tools: list[Any], extra: dict[str, Any], told: bool
 ) -> dict[str, Any]:
-    """What a conversation is answered by."""
+    """The answer to a conversation."""
     try:
         prompt = template.render(messages, tools, extra)
         return {"prompt": prompt if told else ""}
@@ -64,7 +64,7 @@ def answer(
 
 
 def bound_memory() -> None:
-    """Have more than MEMORY bytes beyond what is in use now raise MemoryError."""
+    """Limit the address space to MEMORY bytes beyond the current use; more raises MemoryError."""
     if sys.platform == "linux":
         import resource
         from pathlib import Path
@@ -87,7 +87,7 @@ def _send(descriptor: int, shape: dict[str, Any]) -> None:
 def _receive(descriptor: int) -> list[Any]:
     try:
         data = read_exactly(descriptor, int.from_bytes(read_exactly(descriptor, 4), "big"))
-    except EOFError:  # the plugin needs this process no longer
+    except EOFError:  # the plugin has closed the pipe
         os._exit(0)
     frame: list[Any] = json.loads(data.decode("utf-8", "surrogatepass"))
     return frame

@@ -1,4 +1,4 @@
-"""One model's chat templates in a process of their own, which may break and is ended when it takes too long."""
+"""Renders one model's chat templates in a process, which is killed when it takes too long."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["PROGRAM", "WITHIN", "Renderer"]
 PROGRAM = "engine_plugin.templates.program"
 """The module that the process runs."""
 WITHIN = 5.0
-"""Seconds in which a conversation must be rendered; it takes about a millisecond."""
+"""Seconds to render a conversation; the usual time is about a millisecond."""
 _START_WITHIN = 60.0
 _ANSWER_LIMIT = 256 << 20  # bytes
 
 
 class Renderer:
-    """Renders conversations one at a time. Its process is started by the first one, and again after it was ended.
+    """Renders conversations one at a time. The process starts with the first one, and again after it was killed.
 
-    Its owner is the model's server, which awaits `aclose` at the end.
+    Owned by the model's server, which awaits `aclose`.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class Renderer:
     async def render(
         self, messages: list[Any], tools: list[Any], extra: Mapping[str, Any], *, told: bool = True
     ) -> str:
-        """See ChatTemplate; an empty text unless `told`. Raises TemplateError, OSError, and ImportError where the
+        """The prompt, as `jinja` renders it; empty unless `told`. Raises TemplateError, OSError, and ImportError if the
         process has no Jinja.
 
-        A caller that is cancelled leaves at once. What it asked for goes on, within the bounds, before the next one.
+        A cancelled caller returns at once. Its rendering goes on, within the limits, before the next one.
         """
         await self._turn.acquire()
         self._rendering = asyncio.create_task(self._render([messages, tools, dict(extra), told]))
@@ -64,13 +64,13 @@ class Renderer:
         await self._end()
 
     def kill(self) -> None:
-        """End the process at once, because the whole program ends. `aclose` need not follow."""
+        """Kill the process at once, because the whole program exits. `aclose` need not follow."""
         if self._process is not None:
             self._process.kill_now()
 
     def _done(self, rendering: asyncio.Task[str]) -> None:
         if not rendering.cancelled():
-            rendering.exception()  # its caller may have left
+            rendering.exception()  # the caller may have left
         self._turn.release()
 
     async def _render(self, conversation: list[Any]) -> str:
@@ -81,7 +81,7 @@ class Renderer:
             raise TemplateError(LIMIT, "the conversation is nested too deeply") from None
         answer = await process.ask(frame, self._within)
         if answer is None or answer.get("kind") == LIMIT:
-            await self._end()  # what it has allocated goes with it
+            await self._end()  # frees what it has allocated
             raise TemplateError(LIMIT, f"rendering it takes more than {self._within:g} s or {MEMORY >> 20} MiB")
         if "prompt" in answer:
             return str(answer["prompt"])
@@ -109,7 +109,7 @@ class Renderer:
 
 
 class _Process(ChildProcess):
-    """The process, as far as it answers."""
+    """The process and its pipes."""
 
     @classmethod
     async def spawn(cls, *args: Any, **others: Any) -> _Process:
@@ -123,7 +123,7 @@ class _Process(ChildProcess):
         self._answer: asyncio.Future[dict[str, Any] | None] | None = None
 
     async def ask(self, frame: bytes, within: float) -> dict[str, Any] | None:
-        """The answer to a frame; None after so many seconds, or for a malformed one."""
+        """The answer to a frame; None after so many seconds, or for a malformed answer."""
         self._answer = asyncio.get_running_loop().create_future()
         if self.exited.done():
             return None
@@ -132,7 +132,7 @@ class _Process(ChildProcess):
         return self._answer.result() if self._answer.done() else None
 
     def kill_now(self) -> None:
-        """Kill it without waiting for its end."""
+        """Kill the process without waiting for its exit."""
         with suppress(ProcessLookupError):
             self._transport.kill()
 

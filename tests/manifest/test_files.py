@@ -107,7 +107,7 @@ def test_a_file_that_may_not_be_executed(write: Callable[..., Path], environ: di
     program.parent.mkdir(parents=True)
     program.write_text("")
     program.chmod(0o600)
-    with pytest.raises(ManifestError, match=r"may not be executed.*chmod \+x"):
+    with pytest.raises(ManifestError, match=r"is not executable.*chmod \+x"):
         load_manifest(path, environ).executable()
 
 
