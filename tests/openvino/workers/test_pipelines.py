@@ -70,6 +70,11 @@ async def test_bad_input_is_refused(embed: RunningWorker, given: Any) -> None:
     assert told.value.status == 400
 
 
+async def test_tokens_that_are_no_numbers_of_tokens(embed: RunningWorker) -> None:
+    with pytest.raises(CallFailed, match=r"^400 \w+: input\[0\]\[0\]: "):
+        await embed.do("embed", input=[[1 << 70]])
+
+
 async def test_a_text_beyond_the_context_is_refused_or_cut(embed: RunningWorker) -> None:
     with pytest.raises(CallFailed) as told:
         await embed.do("embed", input=["ok", "hello " * 1000])
@@ -108,6 +113,11 @@ async def test_a_bad_rerank_is_refused(rerank: RunningWorker, request_: dict[str
     with pytest.raises(CallFailed) as told:
         await rerank.do("rerank", **request_)
     assert told.value.status == 400
+
+
+async def test_nothing_cannot_be_compared_with_nothing(rerank: RunningWorker) -> None:
+    with pytest.raises(CallFailed, match=r"^400 \w+: query: "):
+        await rerank.do("rerank", query="", documents=["", ""])
 
 
 async def test_pictures_are_png_of_the_wanted_size(image: RunningWorker) -> None:
