@@ -110,7 +110,7 @@ class Plugin:
         trivial = validator.trivial_answer(request)
         if trivial is not None:
             return json.dumps(trivial).encode()
-        with self._naming_default(service, default):
+        with error_about(model=request["model"]), self._naming_default(service, default):
             async with deadline(deadlines.allowed(service, "unary"), service_name, _RAISE):
                 return await self.engine.call(service_name, request)
 
@@ -137,7 +137,7 @@ class Plugin:
             raise catalogue.STREAM_UNSUPPORTED.error(
                 service=service_name, engine="this plugin.yaml (support_streaming)"
             )
-        with self._naming_default(service, default):
+        with error_about(model=request["model"]), self._naming_default(service, default):
             async with (
                 deadline(deadlines.allowed(service, "stream"), service_name, _RAISE),
                 self.engine.stream(service_name, request) as chunks,

@@ -91,6 +91,7 @@ def compared(source: str) -> Iterator[int]:
                 yield node.lineno
 
 
+@pytest.mark.promise("P33")
 def test_no_text_of_an_error_is_compared() -> None:
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):

@@ -125,6 +125,7 @@ def test_every_scenario_is_run(go_host: GoHost) -> None:
         pytest.param("multiplex", True, ["the host says why"], marks=[pytest.mark.promise("G8", "G15"), thorough]),
         pytest.param("lifecycle", True, ["dispense", "ping", "no error in the host's log"], marks=thorough),
         pytest.param("errors", False, ["a request of 6 MiB"], marks=pytest.mark.promise("G24")),
+        pytest.param("errors", False, ["unknown model", "unknown model, streamed"], marks=pytest.mark.promise("P33")),
         pytest.param("errors", True, ["a request of 6 MiB"], marks=[pytest.mark.promise("G24", "G39"), thorough]),
         pytest.param("sigint", False, ["SIGINT twice", "a call after it"], marks=[pytest.mark.promise("G33"), posix]),
         pytest.param("kill-streaming", False, ["Kill"], marks=pytest.mark.promise("G20", "G32", "G34")),

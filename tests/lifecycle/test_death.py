@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.errors import BadGatewayError, EnginePluginError, PreconditionError, UnavailableError
+from engine_plugin.errors import (
+    BadGatewayError,
+    EngineDiedError,
+    EnginePluginError,
+    PreconditionError,
+    UnavailableError,
+)
 from engine_plugin.process import memory
 from engine_plugin.process.entry import UNUSABLE
 from engine_plugin.process.process import ProcessState
@@ -75,7 +81,7 @@ async def test_a_death_amid_the_answer(begin: Begin, stream: bool) -> None:
     """What came before it arrives; then the cause."""
     world = await begin(dies(after=3, signal="SIGABRT"), {})
     got: list[bytes] = []
-    with pytest.raises(BadGatewayError, match=rf"SIGABRT.*{re.escape(LAST_LINE)}"):
+    with pytest.raises(EngineDiedError, match=rf"SIGABRT.*{re.escape(LAST_LINE)}"):
         await asyncio.wait_for(world.stream(got) if stream else world.chat(), LIMIT)
     if stream:
         whole = b"".join(got)
@@ -193,7 +199,7 @@ async def test_the_death_of_one_model_is_not_the_others(begin: Begin) -> None:
     world = await begin(of={"tiny_embed_gguf": [gate_free, {}]})
     async with world.client.stream("chat", HELLO | {"max_tokens": -1}) as chunks:
         await anext(chunks)
-        with pytest.raises(BadGatewayError, match="tiny-embed-gguf died: exit code 1"):
+        with pytest.raises(EngineDiedError, match="tiny-embed-gguf died: exit code 1"):
             await world.client.invoke("embed", {"input": "x"})
         for _ in range(3):
             assert await anext(chunks)
