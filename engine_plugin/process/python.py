@@ -34,7 +34,7 @@ __all__ = [
 _LAST_WORDS = 0.5
 _LINE_LIMIT = 16 * 1024
 _PYTHON = (sys.executable, "-P", "-s", "-m")
-_OURS = f"{engine_plugin.__name__}."
+_OURS = (f"{engine_plugin.__name__}.", "openvino_server")  # modules that arm themselves
 
 
 def guarded(argv: Sequence[str]) -> list[str]:
