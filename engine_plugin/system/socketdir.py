@@ -44,8 +44,8 @@ def private_directory(base: str, group: str, *, longest: str = "sock", again: Pa
     """Create a directory below `base` (empty: the temporary directory) for this user and `group`, and remove it.
 
     Stale directories are removed first. `longest` is the longest name of a socket in it. `again` is a directory
-    created earlier and removed meanwhile: the new one gets its path. Raises EnginePluginError with the variable that the
-    host must change.
+    created earlier and removed meanwhile: the new one gets its path. Raises EnginePluginError, which names the
+    variable that the host must change.
     """
     parent = Path(base or tempfile.gettempdir()).absolute()
     variable = "PLUGIN_UNIX_SOCKET_DIR" if base else "TMPDIR"

@@ -46,8 +46,8 @@ class Renderer:
     async def render(
         self, messages: list[Any], tools: list[Any], extra: Mapping[str, Any], *, told: bool = True
     ) -> str:
-        """The rendered prompt; empty unless `told`. Raises TemplateError, OSError, and ImportError if the process has no
-        Jinja.
+        """The rendered prompt; empty unless `told`. Raises TemplateError, OSError, and ImportError if Jinja is
+        missing.
 
         A cancelled caller returns at once. Its rendering goes on, within the limits, before the next one.
         """
