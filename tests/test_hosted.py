@@ -119,7 +119,7 @@ def test_a_plugin_without_a_manifest_says_where_it_looked(tmp_path: Path) -> Non
     done = hosted(tmp_path)
     assert done.returncode == 1
     assert done.stdout == ""
-    assert "there is neither plugin.yaml nor plugin.json" in done.stderr
+    assert "no plugin.yaml or plugin.json found in or above" in done.stderr
     assert str(tmp_path) in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -176,5 +176,5 @@ def test_a_manifest_that_another_user_could_change_is_not_served(tmp_path: Path)
     assert f"{path} can be written by every user" in beside.stderr
     assert f"Run: chmod o-w {path}" in beside.stderr
     assert "evil" not in beside.stderr
-    with pytest.raises(ManifestError, match="another user could change this file"):
+    with pytest.raises(ManifestError, match="the file is not used, because another user could change it"):
         load_manifest(path)

@@ -1,14 +1,14 @@
-"""plugin.yaml → Manifest: validated, variables expanded, every complaint with file, line and a fix.
+"""plugin.yaml → Manifest: validated, with variables expanded; each problem has file, line and fix.
 
-    document.py    the text → plain data in which every key knows its line
-    sections.py    typed reading of one mapping, with a complaint for whatever is wrong in it
+    document.py    the text → plain data with the line of every key
+    sections.py    typed reading of one mapping, with a problem for each invalid value
     variables.py   ${AOG_DATA_DIR}, ${DATA_DIR}, ${PLUGIN_DIR}, ${HOME}
-    schema.py      what a manifest may hold: the data → Manifest
+    schema.py      the schema: the data → Manifest
     model.py       the Manifest itself
-    paths.py       questions about the file system that never raise
-    load.py        finding, loading, inspecting and linting the file
+    paths.py       file system queries that never raise
+    load.py        finds, loads, inspects and lints the file
 
-This package is on the way to the handshake: beyond the standard library it imports PyYAML and nothing else.
+A plugin imports this package before its handshake, so it imports only PyYAML and the standard library.
 """
 
 from engine_plugin.manifest.load import (

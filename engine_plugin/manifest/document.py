@@ -1,10 +1,10 @@
-"""The text of a plugin.yaml or plugin.json → plain data in which every key knows its line.
+"""The text of a plugin.yaml or plugin.json → plain data with the line of every key.
 
-The YAML here is what a manifest needs and no more: mappings, lists and scalars of the YAML 1.2 core schema
-(so `yes`, `on` and `1:30` are text, as they are for a host written in Go). Anchors may stand, but aliases, merge
-keys, tags and a second document are refused with their line: an alias can make a small file expand without
-bound, and none of them helps a reader. Built from parser events with a stack of our own, so that no nesting
-can exhaust the interpreter's. JSON is read by the same parser, being a subset but for surrogate escapes.
+A manifest needs only a part of YAML: mappings, lists and scalars of the YAML 1.2 core schema (so `yes`, `on` and
+`1:30` are text, as for a host written in Go). Anchors are ignored; aliases, merge keys, tags and a second document
+are errors, because an alias can expand a small file without bound, and none of them makes a manifest clearer. The
+data is built from parser events with an explicit stack, so that nesting cannot exhaust the interpreter's stack. The
+same parser reads JSON, which is a subset except for surrogate escapes.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 __all__ = ["INVALID", "MAX_BYTES", "MAX_DEPTH", "MAX_VALUES", "KeyPath", "Source", "read_document"]
 
 KeyPath: TypeAlias = tuple[str | int, ...]
-"""Where a value stands: `("services", 0, "timeout")`."""
+"""The path of a value, such as `("services", 0, "timeout")`."""
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_VALUES = 10_000
 
 INVALID: Final[Any] = object()
-"""Stands for a value that was already complained about: whoever meets it says nothing more."""
+"""Replaces a value whose problem was already reported; readers report no further problem for it."""
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -45,7 +45,7 @@ _CONSTANTS: Final[dict[str, bool | None]] = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
-# 18 digits fit the host's 64 bits; a leading zero is octal for some readers and decimal for others, so it is text.
+# 18 digits fit the host's 64 bits. A leading zero is octal for some parsers and decimal for others, so it is text.
 _DECIMAL = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})")
 _PREFIXED = re.compile(r"0x[0-9a-fA-F]{1,15}|0o[0-7]{1,20}")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?")
@@ -54,9 +54,9 @@ _NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Which file a manifest came from, and the 1-based line of everything in it.
+    """The file of a manifest, and the 1-based line of each value in it.
 
-    `written` has the text of each number and boolean, such as 1.10 for 1.1.
+    `written` has the original text of each number and boolean, such as 1.10 for 1.1.
     """
 
     file: str
@@ -64,19 +64,19 @@ class Source:
     written: Mapping[KeyPath, str] = field(default_factory=dict)
 
     def line(self, path: KeyPath) -> int:
-        """The line of `path`, or of its nearest parent that exists."""
+        """Return the line of `path`, or of its nearest existing parent."""
         for length in range(len(path), -1, -1):
             if (found := self.lines.get(path[:length])) is not None:
                 return found
         return 0
 
     def problem(self, path: KeyPath, what: str, fix: str, severity: str = "error") -> Problem:
-        """A complaint about `path`."""
+        """Create a problem at `path`."""
         return Problem(self.file, self.line(path), what, fix, severity)
 
 
 def read_document(path: Path) -> tuple[Source, Any, list[Problem]]:
-    """Read `path` into plain data. The data is INVALID when nothing of the file can be used. Never raises."""
+    """Read `path` into plain data. The data is INVALID if the file cannot be used at all. Never raises."""
     file = str(path)
     text = _read_text(path)
     if isinstance(text, Problem):
@@ -90,7 +90,7 @@ def read_document(path: Path) -> tuple[Source, Any, list[Problem]]:
     except _UnreadableError:
         builder.root = INVALID
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        # The pure Python parser lets ValueError and OverflowError of bad escapes and directives through.
+        # The pure Python parser raises ValueError and OverflowError for bad escapes and directives.
         builder.problems.append(_syntax_problem(file, text, error))
         builder.root = INVALID
     source = Source(file, builder.lines, builder.written)
@@ -100,13 +100,13 @@ def read_document(path: Path) -> tuple[Source, Any, list[Problem]]:
         )
         builder.root = INVALID
     elif builder.root is not INVALID and not isinstance(builder.root, dict):
-        builder.problems.append(source.problem((), "the file does not hold a mapping", 'Begin with version: "1.0"'))
+        builder.problems.append(source.problem((), "the file is not a mapping", 'Begin with version: "1.0"'))
         builder.root = INVALID
     return source, builder.root, builder.problems
 
 
 def _read_text(path: Path) -> str | Problem:
-    """The file's text, or why there is none."""
+    """Return the file's text, or the problem that prevents reading it."""
     file = str(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -117,7 +117,12 @@ def _read_text(path: Path) -> str | Problem:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
         return Problem(file, 0, f"the file cannot be read: {reason}", "Check its path and permissions")
     if len(data) > MAX_BYTES:
-        return Problem(file, 0, "the file is larger than 1 MiB", "A manifest is a few kilobytes: is it this file?")
+        return Problem(
+            file,
+            0,
+            "the file is larger than 1 MiB",
+            "Check that this is the right file: a manifest has a few kilobytes",
+        )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -125,35 +130,33 @@ def _read_text(path: Path) -> str | Problem:
         return Problem(file, line, "the file is not UTF-8", "Save it in the encoding UTF-8")
     if found := _UNPRINTABLE.search(text.removeprefix("\ufeff")):
         line = text.count("\n", 0, found.start()) + 1
-        what = f"a control character (U+{ord(found[0]):04X}) stands in the file"
+        what = f"the file contains a control character (U+{ord(found[0]):04X})"
         return Problem(file, line, what, "Remove it, or write it as an escape in double quotes")
     return text
 
 
 def _syntax_problem(file: str, text: str, error: Exception) -> Problem:
-    """A parser's error as a complaint at the line that a person must look at."""
+    """Convert a parser's error into a problem at the line to correct."""
     if not isinstance(error, yaml.MarkedYAMLError):
-        return Problem(
-            file, 0, f"this is not YAML: {error}", "Check escapes and directives (lines that begin with %)"
-        )
+        return Problem(file, 0, f"not valid YAML: {error}", "Check escapes and directives (lines that begin with %)")
     mark = error.problem_mark
     lines = text.rstrip().splitlines()
     if error.context_mark and (mark is None or mark.line >= len(lines)):
-        mark = error.context_mark  # an open quote or bracket: its beginning helps, the end of the file does not
+        mark = error.context_mark  # for an open quote or bracket, name its beginning instead of the end of the file
     line = mark.line + 1 if mark else 0
     fix = "Check the indentation, colons, brackets and quotes here and just above"
     if 0 < line <= len(lines) and "\t" in lines[line - 1]:
         fix = "Indent with spaces, not with tabs"
-    return Problem(file, line, f"this is not YAML: {error.problem or 'syntax error'}", fix)
+    return Problem(file, line, f"not valid YAML: {error.problem or 'syntax error'}", fix)
 
 
 class _UnreadableError(Exception):
-    """Reading on makes no sense; the reason is among the builder's problems."""
+    """The rest of the file cannot be read; the reason is among the builder's problems."""
 
 
 @dataclass(slots=True)
 class _Frame:
-    """A mapping or list that is being filled."""
+    """A mapping or list under construction."""
 
     path: KeyPath
     items: dict[str, Any] | list[Any]
@@ -162,7 +165,7 @@ class _Frame:
 
 
 class _Builder:
-    """Plain data from parser events."""
+    """Builds plain data from parser events."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -175,14 +178,14 @@ class _Builder:
         self._values = 0
 
     def feed(self, event: yaml.Event) -> None:
-        """Take the next event. Raises _UnreadableError."""
+        """Process the next event. Raises _UnreadableError."""
         line = event.start_mark.line + 1 if event.start_mark else 0
         if isinstance(event, yaml.CollectionEndEvent):
             self._stack.pop()
         elif isinstance(event, yaml.DocumentStartEvent):
             self._documents += 1
             if self._documents > 1:
-                self._stop(line, "a second document begins here", "Keep one document: remove the line ---")
+                self._stop(line, "the file has a second document", "Keep one document: remove the line ---")
         elif isinstance(event, yaml.NodeEvent):
             self._node(event, line)
 
@@ -196,7 +199,7 @@ class _Builder:
     def _node(self, event: yaml.NodeEvent, line: int) -> None:
         self._values += 1
         if self._values > MAX_VALUES:
-            self._stop(line, f"the file holds more than {MAX_VALUES} values", "Remove what no plugin needs")
+            self._stop(line, f"the file has more than {MAX_VALUES} values", "Remove unused sections")
         frame = self._stack[-1] if self._stack else None
         if frame and isinstance(frame.items, dict) and frame.key is None:
             self._key(frame, frame.items, event, line)
@@ -221,24 +224,24 @@ class _Builder:
 
     def _key(self, frame: _Frame, items: dict[str, Any], event: yaml.NodeEvent, line: int) -> None:
         if not isinstance(event, yaml.ScalarEvent):
-            self._stop(line, "a key is not plain text", "Write each key as a word before a colon")
+            self._stop(line, "a key is not a scalar", "Write each key as a word before a colon")
         self._check_scalar(event, line)
         key = event.value
         path = (*frame.path, key)
         frame.key, frame.keep = key, True
         if key == "<<" and event.implicit[0]:
-            self._complain(line, "merge keys (<<) are not read here", "Write the merged keys out")
+            self._complain(line, "merge keys (<<) are not supported", "Write the merged keys out")
             frame.keep = False
         elif key in items:
-            what = f"the key {key!r} stands twice, first in line {self.lines[path]}"
-            self._complain(line, what, "Keep one of the two")
+            what = f"duplicate key {key!r}, first defined in line {self.lines[path]}"
+            self._complain(line, what, "Remove one of the two")
             frame.keep = False
         else:
             self.lines[path] = line
 
     def _value(self, event: yaml.NodeEvent, line: int) -> Any:
         if isinstance(event, yaml.AliasEvent):
-            self._complain(line, f"the alias *{event.anchor} is not read here", "Write the value out")
+            self._complain(line, f"the alias *{event.anchor} is not supported", "Write the value out")
             return INVALID
         if isinstance(event, yaml.ScalarEvent):
             if not self._check_scalar(event, line):
@@ -253,19 +256,19 @@ class _Builder:
 
     def _check_scalar(self, event: yaml.ScalarEvent, line: int) -> bool:
         if _UNUSABLE.search(event.value):
-            self._complain(line, "a text holds a NUL or half of a surrogate pair", "Remove that escape")
+            self._complain(line, "a text contains a NUL or an unpaired surrogate", "Remove that escape")
             return False
         return self._refuse_tag(event, line)
 
     def _refuse_tag(self, event: Any, line: int) -> bool:
         if event.tag is None:
             return True
-        self._complain(line, f"the tag {event.tag[:60]} is not read here", "Remove it; quote the value if it is text")
+        self._complain(line, f"the tag {event.tag[:60]} is not supported", "Remove it; quote the value if it is text")
         return False
 
 
 def _place(frame: _Frame | None) -> KeyPath:
-    """The path of the value that comes next in `frame`."""
+    """Return the path of the next value in `frame`."""
     if frame is None:
         return ()
     if isinstance(frame.items, list):
@@ -274,7 +277,7 @@ def _place(frame: _Frame | None) -> KeyPath:
 
 
 def _scalar(text: str) -> str | int | float | bool | None:
-    """A plain scalar by the YAML 1.2 core schema."""
+    """Return the value of a plain scalar by the YAML 1.2 core schema."""
     if text in _CONSTANTS:
         return _CONSTANTS[text]
     if _DECIMAL.fullmatch(text):

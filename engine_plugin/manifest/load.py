@@ -1,4 +1,4 @@
-"""Finding, loading, inspecting and linting a manifest file."""
+"""Finds, loads, inspects and lints a manifest file."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ __all__ = [
 ]
 
 MANIFEST_NAMES = ("plugin.yaml", "plugin.json")
-"""What a manifest may be called; the first that exists counts."""
+"""The file names of a manifest, in order of precedence."""
 
-# A manifest with mistakes is still one: two of its sections tell it from another program's file, by the text alone.
+# Even an invalid manifest has two of these sections; by them it is told from another program's plugin.yaml.
 _OUR_KEYS = re.compile(rb"""(?:^["']?|")(provider|services|platforms|engine)["']?[ \t]*:""", re.MULTILINE)
 _ENOUGH_KEYS = 2
 
 
 def manifest_file(directory: Path) -> Path | None:
-    """The manifest right in `directory`, if there is one. Called by hosts that scan a plugins directory."""
+    """Return the manifest in `directory` itself, if there is one. Called by hosts that scan a plugins directory."""
     for name in MANIFEST_NAMES:
         path = directory / name
         if is_file(path):
@@ -45,11 +45,11 @@ def manifest_file(directory: Path) -> Path | None:
 
 
 def find_manifest(starts: Iterable[Path], *, passed_over: Callable[[str], None] = lambda _why: None) -> Path:
-    """The nearest manifest in or above each start, tried in turn.
+    """Return the nearest manifest in or above the first start that has one.
 
-    A file that another user could change, or that is the plugin.yaml of another program (Helm has one, too), is not
-    taken; `passed_over` gets a sentence about it. Called by a plugin whose program has no manifest beside it, and by
-    the command line. Raises ManifestError, naming the places looked at and the files passed over.
+    Files that another user could change and the plugin.yaml of other programs (Helm has one, too) are ignored;
+    `passed_over` receives a sentence about each. Called by the command line, and by a plugin whose program has no
+    manifest beside it. Raises ManifestError with the searched directories and the ignored files.
     """
     places, ignored = [], []
     for start in starts:
@@ -61,8 +61,8 @@ def find_manifest(starts: Iterable[Path], *, passed_over: Callable[[str], None] 
                 return path
             ignored.append(why)
             passed_over(why)
-    looked = " nor ".join(f"{place} or above it" for place in places) or "no directory at all"
-    what = "; ".join([f"there is neither {' nor '.join(MANIFEST_NAMES)} in {looked}", *ignored])
+    looked = " or ".join(f"in or above {place}" for place in places) or "in any directory"
+    what = "; ".join([f"no {' or '.join(MANIFEST_NAMES)} found {looked}", *ignored])
     fix = "Put the manifest at the top of the plugin's directory, beside bin/"
     raise ManifestError([Problem(MANIFEST_NAMES[0], 0, what, fix)])
 
@@ -75,7 +75,7 @@ def _candidates(directory: Path) -> Iterator[Path]:
 
 
 def _unfit(path: Path) -> str:
-    """Why a file that only bears a manifest's name is not taken; "" when it is."""
+    """Return why a file with a manifest's name is ignored, "" if it is not."""
     if doubt := distrust(path):
         return f"{path} is ignored, because another user could change it: {doubt}"
     try:
@@ -89,10 +89,10 @@ def _unfit(path: Path) -> str:
 
 
 def load_manifest(path: Path, environ: Mapping[str, str] | None = None, *, check_files: bool = False) -> Manifest:
-    """Read one manifest. Raises ManifestError with every error in it; warnings are left to `inspect_manifest`.
+    """Read a manifest. Raises ManifestError with all its errors; `inspect_manifest` returns warnings, too.
 
-    `environ` stands for the process's environment. A plugin that loads its own manifest leaves `check_files`
-    off: it runs already, however it was started. A host sets it before a launch.
+    `environ` replaces the process's environment. A host sets `check_files` before a launch; a plugin that loads its
+    own manifest does not, since it is already running.
     """
     manifest, problems = inspect_manifest(path, environ, check_files=check_files)
     errors = [problem for problem in problems if problem.severity == "error"]
@@ -104,14 +104,14 @@ def load_manifest(path: Path, environ: Mapping[str, str] | None = None, *, check
 def inspect_manifest(
     path: Path, environ: Mapping[str, str] | None = None, *, check_files: bool = False
 ) -> tuple[Manifest | None, list[Problem]]:
-    """Read one manifest and return it with all problems, errors and warnings, in the order of their lines.
+    """Read a manifest and return it with all problems, errors and warnings, in the order of their lines.
 
-    The manifest is None when what the file says is wrong, or when another user could change it: it names programs and
-    options that run as this user. `check_files` adds an error, and leaves the manifest,
-    when the executable for this machine is not declared, absent, or may not be executed. Never raises.
+    The manifest is None if the file has errors, or if another user could change it: it names programs that run as
+    this user. With `check_files`, an executable for this machine that is undeclared, missing or not executable is an
+    error, but the manifest is returned. Never raises.
     """
     if is_file(path) and (doubt := distrust(path)):
-        what = f"another user could change this file, so it is not used: {doubt.what}"
+        what = f"the file is not used, because another user could change it: {doubt.what}"
         return None, [Problem(str(absolute(path)), 0, what, doubt.fix)]
     manifest, problems = read_manifest(path, os.environ if environ is None else environ)
     if manifest is not None and check_files:
@@ -125,11 +125,11 @@ def lint(
     environ: Mapping[str, str] | None = None,
     check_engine: Callable[[Manifest], Sequence[Problem]] | None = None,
 ) -> list[Problem]:
-    """Everything that is wrong with a plugin: a directory with a manifest in it, or a manifest. Never raises.
+    """Return all problems of a plugin, given its directory or its manifest. Never raises.
 
-    In a directory that holds built executables, these are checked too, and that the directory bears the plugin's
-    name. `check_engine` judges the engine's options when the rest can be used; it may return problems or raise
-    ManifestError. Called by `engine-plugin lint`.
+    In a directory with built executables, lint also checks these and the name of the directory. `check_engine` checks
+    the engine's options if the rest is usable; it returns problems or raises ManifestError. Called by
+    `engine-plugin lint`.
     """
     file = path
     if is_directory(path):
@@ -165,9 +165,9 @@ def _executable_problems(manifest: Manifest) -> Sequence[Problem]:
 
 
 def _is_built(manifest: Manifest) -> bool:
-    """Whether this is a plugin as it is installed rather than its source: a place for executables exists.
+    """Return whether this is a built plugin rather than its source: the directory of executables exists.
 
-    The place and not the executable, so that a misspelt file name is found. A Windows path reads both separators.
+    Checking the directory and not the executable finds a misspelt file name. A Windows path parses both separators.
     """
     tops = {PureWindowsPath(platform.executable).parts[0] for platform in manifest.platforms.values()}
     return any(exists(manifest.plugin_dir / top) for top in tops)
@@ -177,6 +177,6 @@ def _directory_problems(manifest: Manifest) -> Sequence[Problem]:
     name, directory = manifest.provider.name, manifest.plugin_dir.name
     if directory == name:
         return ()
-    what = f"provider.name is {name!r}, but the plugin's directory is called {directory!r}"
+    what = f"provider.name is {name!r}, but the plugin's directory is {directory!r}"
     fix = f"Rename the directory to {name}: AOG looks for the executable there"
     return [manifest.problem(("provider", "name"), what, fix, "warning")]

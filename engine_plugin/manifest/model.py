@@ -1,4 +1,4 @@
-"""What a plugin.yaml says, after validation."""
+"""The validated content of a plugin.yaml."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ SERVICE_NAMES = (
 """The services that a plugin may declare."""
 
 PLATFORM_KEYS = ("linux_amd64", "linux_arm64", "darwin_amd64", "darwin_arm64", "windows_amd64")
-"""The machines that a host looks up in `platforms`, in Go's words: GOOS_GOARCH."""
+"""The keys of `platforms`, as GOOS_GOARCH."""
 
 _SYSTEMS = {"win32": "windows"}
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def platform_key() -> str:
-    """This machine's key in `platforms`, such as linux_amd64; not always one of PLATFORM_KEYS."""
-    import platform  # 2 ms that a hosted plugin never needs
+    """Return this machine's key in `platforms`, such as linux_amd64; not always one of PLATFORM_KEYS."""
+    import platform  # takes 2 ms, and a hosted plugin does not need it
 
     machine = platform.machine().lower()
     return f"{_SYSTEMS.get(sys.platform, sys.platform)}_{_MACHINES.get(machine, machine)}"
@@ -56,8 +56,10 @@ def platform_key() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """Who the plugin is. `type` is local or remote. `engine_host` is the engine's base URL: hosts show it, and an
-    engine of somebody else is looked for there."""
+    """The identity of the plugin. `type` is local or remote.
+
+    `engine_host` is the engine's base URL: hosts show it, and engines that attach to a server use it as the address.
+    """
 
     name: str
     display_name: str
@@ -71,7 +73,7 @@ class Provider:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """How a service may be called besides unary."""
+    """The ways to call a service other than unary."""
 
     support_streaming: bool
     support_bidirectional: bool
@@ -79,7 +81,7 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class ServiceSpec:
-    """One declared service. `timeout` is in seconds: 0 the host's default, negative none."""
+    """A declared service. `timeout` is in seconds; 0 is the default, a negative value means no deadline."""
 
     service_name: str
     task_type: str
@@ -96,13 +98,13 @@ class ServiceSpec:
 
     @property
     def native(self) -> bool:
-        """Whether a host speaks Ollama's own JSON with this service, in the place of OpenAI's: config_ref says so."""
+        """Whether the service uses Ollama's own JSON instead of OpenAI's, as its config_ref declares."""
         return self.config_ref.partition(":")[0] == "ollama"
 
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What runs on one kind of machine; `executable` is relative to the plugin's directory."""
+    """The program for one kind of machine; `executable` is relative to the plugin's directory."""
 
     executable: str
     dependencies: tuple[str, ...]
@@ -110,7 +112,7 @@ class Platform:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One validated plugin.yaml. Paths are absolute, variables expanded. Made by `load_manifest`."""
+    """A validated plugin.yaml. Paths are absolute, variables expanded. Created by `load_manifest`."""
 
     path: Path
     plugin_dir: Path
@@ -124,10 +126,10 @@ class Manifest:
     resources: Mapping[str, Any]
     source: Source = field(repr=False, compare=False)
     auto_pull: bool = False
-    """Whether a call that names a model which is not here has it pulled first."""
+    """Whether a missing model is pulled before the call that names it."""
 
     def service(self, name: str) -> ServiceSpec:
-        """The declared service of that name. Raises ServiceNotFoundError. Called for each service call."""
+        """Return a declared service. Raises ServiceNotFoundError. Called for each service call."""
         try:
             return self.services[name]
         except KeyError:
@@ -137,18 +139,17 @@ class Manifest:
             ) from None
 
     def problem(self, path: KeyPath, what: str, fix: str, severity: str = "error") -> Problem:
-        """A complaint about the key at `path`, such as `("engine", "threads")`, or its nearest parent.
+        """Create a problem at the key `path`, such as `("engine", "threads")`, or its nearest existing parent.
 
-        `what` is a phrase that names the key, `fix` a phrase that says what to do; neither ends in a full stop.
-        Called by engines for their options, who raise `ManifestError([problem, …])`.
+        `what` names the key and what is wrong, `fix` the next step; neither ends in a full stop. Engines call it for
+        their options and raise `ManifestError([problem, …])`.
         """
         return self.source.problem(path, what, fix, severity)
 
     def executable(self) -> Path:
-        """The plugin's program for this machine. Called by a host before it launches it.
+        """Return the plugin's program for this machine. Called by a host before the launch.
 
-        Raises ManifestError when none is declared, it is absent, it cannot be executed, or another user could change
-        it.
+        Raises ManifestError if it is undeclared, missing or not executable, or if another user could change it.
         """
         key = platform_key()
         platform = self.platforms.get(key)
@@ -169,11 +170,10 @@ class Manifest:
     def to_json(
         self, offered: Mapping[str, Sequence[str]] | None = None, defaults: Mapping[str, str] | None = None
     ) -> bytes:
-        """The manifest as GetManifest answers it: the keys of plugin.yaml in JSON that a Go host decodes.
+        """Return the manifest for GetManifest: the keys of plugin.yaml as JSON that a Go host can decode.
 
-        For each service `offered` has the models to name where plugin.yaml names none, and `defaults` the default
-        model that counts in the place of plugin.yaml's. The `engine` section stays out: its options are between
-        plugin.yaml and the engine, and may be secret.
+        For each service, `offered` has the models for a plugin.yaml that lists none, and `defaults` has the default
+        model that replaces plugin.yaml's. The `engine` section is left out, because its options may be secret.
         """
         import json
 

@@ -1,7 +1,7 @@
-"""What a plugin.yaml may hold: plain data → Manifest, or every complaint about it.
+"""The schema of plugin.yaml: plain data → Manifest, or all problems.
 
-What the host (AOG) would refuse, or would decode into something else than was meant, is an error here. What it
-would accept and then do badly is a warning.
+A value that the host (AOG) would reject or misread is an error; a value that it accepts but handles badly is a
+warning.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
 _CONFIG_REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*:[A-Za-z0-9][A-Za-z0-9._-]*")
 
-# The conversions that AOG 0.7.7 brings (internal/provider/template). A service missing in a flavor makes it leave
-# the whole plugin out; an unknown flavor makes it panic (schedule.GetFlavorDef).
+# The conversions of AOG 0.7.7 (internal/provider/template). If a flavor lacks the service, AOG skips the plugin;
+# for an unknown flavor it panics (schedule.GetFlavorDef).
 _AOG_FLAVORS: dict[str, tuple[str, ...]] = {
     "aliyun": ("chat", "embed", "text-to-image", "speech-to-text", "speech-to-text-ws", "text-to-speech"),
     "aog": SERVICE_NAMES,
@@ -82,7 +82,7 @@ _AOG_FLAVORS: dict[str, tuple[str, ...]] = {
 
 
 def read_manifest(path: Path, environ: Mapping[str, str]) -> tuple[Manifest | None, list[Problem]]:
-    """Read and validate one file. The manifest is None when any problem is an error. Never raises."""
+    """Read and validate a file. The manifest is None if any problem is an error. Never raises."""
     path = absolute(path)
     source, data, problems = read_document(path)
     if data is INVALID:
@@ -91,7 +91,7 @@ def read_manifest(path: Path, environ: Mapping[str, str]) -> tuple[Manifest | No
     top.warn_near_misses(_TOP_KEYS)
     version = top.text("version", required=True)
     if version and version != "1.0":
-        top.complain(("version",), f"is {quoted(version)}", 'Write version: "1.0", the only one there is')
+        top.complain(("version",), f"is {quoted(version)}", 'Write version: "1.0", the only supported version')
     provider = _provider(top)
     services = _services(top)
     platforms = _platforms(top)
@@ -101,7 +101,7 @@ def read_manifest(path: Path, environ: Mapping[str, str]) -> tuple[Manifest | No
     auto_pull = top.flag("auto_pull")
     if variables.ignored_data_dir:
         given = quoted(variables.ignored_data_dir)
-        what = f"gets the default ${{AOG_DATA_DIR}}, because the environment's {given} is relative"
+        what = f"uses the default of ${{AOG_DATA_DIR}}, because the environment's value {given} is relative"
         fix = "Set AOG_DATA_DIR in the environment to an absolute path, or unset it"
         top.complain(("resources", "data_dir"), what, fix, "warning")
     if any(problem.severity == "error" for problem in problems):
@@ -126,7 +126,7 @@ def read_manifest(path: Path, environ: Mapping[str, str]) -> tuple[Manifest | No
 def _provider(top: Section) -> Provider:
     section = top.section("provider", required=True)
     section.warn_near_misses(_PROVIDER_KEYS)
-    if not section.data:  # one complaint is enough for a section that is not there
+    if not section.data:  # report a missing section once
         return Provider("", "", "", "", "", "", "", "")
     name = section.text("name", required=True)
     if name and not _NAME.fullmatch(name):
@@ -157,7 +157,7 @@ def _services(top: Section) -> dict[str, ServiceSpec]:
         spec = _service(section)
         name = spec.service_name
         if name in services:
-            what = f"is {quoted(name)} again, first in line {lines[name]}"
+            what = f"is {quoted(name)}, already declared in line {lines[name]}"
             section.complain(("service_name",), what, "Merge the two entries into one")
         elif name:
             services[name] = spec
@@ -167,13 +167,13 @@ def _services(top: Section) -> dict[str, ServiceSpec]:
 
 def _service(section: Section) -> ServiceSpec:
     section.warn_near_misses(_SERVICE_KEYS)
-    section.texts("middlewares")  # the host decodes it, nobody uses it
+    section.texts("middlewares")  # AOG decodes this key but does not use it
     capabilities = section.section("capabilities")
     capabilities.warn_near_misses(_CAPABILITIES)
     default_model = section.text("default_model")
     support_models = section.texts("support_models")
     if default_model and support_models and default_model not in support_models:
-        what = f"is {quoted(default_model)}, which support_models does not list"
+        what = f"is {quoted(default_model)}, which is not in support_models"
         section.complain(("default_model",), what, "Add it to support_models, or choose one of them", "warning")
     return ServiceSpec(
         service_name=section.choice("service_name", SERVICE_NAMES, required=True),
@@ -196,7 +196,7 @@ def _config_ref(section: Section) -> str:
     if not value:
         if isinstance(section.data.get("config_ref", ""), str | None):
             fix = "Add config_ref: flavor:service, such as openai:chat"
-            section.complain(("config_ref",), "is missing: AOG leaves a plugin without it out", fix, "warning")
+            section.complain(("config_ref",), "is missing: AOG skips a plugin without it", fix, "warning")
         return ""
     if not _CONFIG_REF.fullmatch(value):
         section.complain(("config_ref",), f"is {quoted(value)}", "Write it as flavor:service, such as openai:chat")
@@ -205,11 +205,11 @@ def _config_ref(section: Section) -> str:
     offered = _AOG_FLAVORS.get(flavor)
     if offered is None:
         fix = f"Use one of its flavors: {', '.join(_AOG_FLAVORS)}"
-        section.complain(("config_ref",), f"names {flavor}, a flavor that AOG does not bring", fix, "warning")
+        section.complain(("config_ref",), f"names {flavor}, which is not a flavor of AOG", fix, "warning")
     elif service not in offered:
         having = ", ".join(f"{name}:{service}" for name, services in _AOG_FLAVORS.items() if service in services)
         fix = f"Use {having}" if having else f"Use one of {', '.join(offered)} after the colon"
-        what = f"names {service}, which AOG's flavor {flavor} does not have: it leaves the whole plugin out"
+        what = f"names {service}, which AOG's flavor {flavor} lacks: AOG skips the whole plugin"
         section.complain(("config_ref",), what, fix, "warning")
     return value
 
@@ -221,8 +221,8 @@ def _platforms(top: Section) -> dict[str, Platform]:
         if key not in PLATFORM_KEYS:
             meant = near(key, PLATFORM_KEYS)
             hint = f"Did you mean {meant}? " if meant else ""
-            fix = f"{hint}There are: {', '.join(PLATFORM_KEYS)}"
-            section.complain((key,), "is not a platform that a host looks for", fix)
+            fix = f"{hint}Use one of: {', '.join(PLATFORM_KEYS)}"
+            section.complain((key,), "is not a known platform", fix)
             continue
         entry = section.section(key, required=True)
         if not entry.data:
@@ -236,26 +236,29 @@ def _platforms(top: Section) -> dict[str, Platform]:
 
 
 def _wrong_executable(key: str, executable: str) -> tuple[str, str] | None:
-    """What is wrong with a path, and the fix. The host joins it to the plugin's directory as it stands."""
+    """Return what is wrong with a path, and the fix. The host joins it to the plugin's directory unchanged."""
     if not key.startswith("windows_") and "\\" in executable:
-        return "which holds a backslash", "Separate directories with /"
-    windows = PureWindowsPath(executable)  # more is absolute there than elsewhere; refuse it everywhere
+        return "which contains a backslash", "Separate directories with /"
+    windows = PureWindowsPath(executable)  # Windows has more forms of absolute paths; reject them everywhere
     if windows.anchor or PurePosixPath(executable).is_absolute():
         return (
             "which is not relative",
-            "Write the path from the plugin's directory on, such as bin/linux-amd64/plugin",
+            "Write the path relative to the plugin's directory, such as bin/linux-amd64/plugin",
         )
     if ".." in windows.parts:
-        return "which leads out of the plugin's directory", "Keep the executable inside it and write no .."
+        return "which leaves the plugin's directory", "Keep the executable inside it, without .."
     if not windows.name:
-        return "which names no file", "Write the path from the plugin's directory on, such as bin/linux-amd64/plugin"
+        return (
+            "which names no file",
+            "Write the path relative to the plugin's directory, such as bin/linux-amd64/plugin",
+        )
     return None
 
 
 def _resources(top: Section, provider: Provider, variables: Variables) -> tuple[Path, dict[str, Any]]:
     section = top.section("resources")
     section.warn_near_misses(("data_dir",))
-    ollama = section.section("ollama")  # the host decodes these three itself
+    ollama = section.section("ollama")  # AOG decodes these three itself
     for key in _HOSTS_OWN_KEYS:
         ollama.text(key)
     text = section.text("data_dir", f"${{AOG_DATA_DIR}}/engines/{provider.name}")
@@ -265,7 +268,7 @@ def _resources(top: Section, provider: Provider, variables: Variables) -> tuple[
 
 
 def _data_dir(section: Section, text: str, variables: Variables) -> Path:
-    """The data directory; an unusable one gives a stand-in, so that ${DATA_DIR} draws no second complaint."""
+    """Return the data directory; for an invalid one a stand-in, so that ${DATA_DIR} causes no second problem."""
     stand_in = Path(section.source.file).parent
     try:
         expanded = variables.expand(text)
@@ -273,7 +276,7 @@ def _data_dir(section: Section, text: str, variables: Variables) -> Path:
         section.complain(("data_dir",), error.what, error.fix)
         return stand_in
     if not Path(expanded).is_absolute():
-        fix = "Begin it with ${AOG_DATA_DIR}, ${HOME} or ${PLUGIN_DIR}"
+        fix = "Start it with ${AOG_DATA_DIR}, ${HOME} or ${PLUGIN_DIR}"
         section.complain(("data_dir",), f"is {quoted(expanded)}, not an absolute path", fix)
         return stand_in
     try:
@@ -296,7 +299,7 @@ def _engine(top: Section, provider: Provider, variables: Variables) -> tuple[str
 
 
 def _expanded(section: Section, where: KeyPath, value: Any, variables: Variables) -> Any:
-    """`value` with the variables in its texts replaced; keys stay as they are."""
+    """Return `value` with the variables in its texts expanded; keys are unchanged."""
     if isinstance(value, dict):
         return {key: _expanded(section, (*where, key), item, variables) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Typed reading of one mapping of a manifest, with a complaint for whatever is wrong in it."""
+"""Typed reading of one mapping of a manifest, with a problem for each invalid value."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INT32 = 2**31 - 1
 
 
 def dotted(path: KeyPath) -> str:
-    """A path as people write it: services[0].timeout."""
+    """Format a path, such as services[0].timeout."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
@@ -27,16 +27,16 @@ def dotted(path: KeyPath) -> str:
 
 
 def quoted(value: object) -> str:
-    """A value for a message, shortened."""
+    """Quote a value for a message, shortened."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def near(name: str, known: Collection[str]) -> str:
-    """The known name that `name` was probably meant to be, or ""."""
+    """Return the known name that is most similar to `name`, or ""."""
     if len(name) > _LONGEST_NAME:
         return ""
-    from difflib import get_close_matches  # only a wrong manifest pays for it
+    from difflib import get_close_matches  # imported only for an invalid manifest
 
     plain = "".join(f"_{char.lower()}" if char.isupper() else char for char in name).lstrip("_")
     for attempt in (name, name.lower(), name.upper(), plain.replace("-", "_"), plain.replace("_", "-")):
@@ -46,7 +46,7 @@ def near(name: str, known: Collection[str]) -> str:
 
 
 def _kind(value: object, written: str = "") -> str:
-    """What a value is, in words; `written` is the text of a number or boolean in the file."""
+    """Describe a value in words; `written` is the text of a number or boolean in the file."""
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):
@@ -59,7 +59,7 @@ def _kind(value: object, written: str = "") -> str:
 
 
 class Section:
-    """One mapping. Every reader returns something usable and complains about what it could not use."""
+    """A mapping. Every reader returns a usable value and reports a problem for an invalid one."""
 
     def __init__(self, source: Source, problems: list[Problem], path: KeyPath, data: Mapping[str, Any]) -> None:
         self.source = source
@@ -68,18 +68,18 @@ class Section:
         self.data = data
 
     def complain(self, where: KeyPath, what: str, fix: str, severity: str = "error") -> None:
-        """Complain about what stands at `where` in this section, () being itself; `what` follows its name."""
+        """Report a problem at `where` in this section, () for the section itself; `what` follows its name."""
         path = (*self.path, *where)
         self.problems.append(self.source.problem(path, f"{dotted(path)} {what}", fix, severity))
 
     def warn_near_misses(self, known: Collection[str]) -> None:
-        """Warn about unknown keys that look like known ones. A host ignores unknown keys silently."""
+        """Warn about unknown keys that are similar to known ones, because a host ignores unknown keys."""
         for key in self.data:
             if key not in known and (meant := near(key, known)) and meant not in self.data:
-                self.complain((key,), "is not a key that anybody reads", f"Did you mean {meant}?", "warning")
+                self.complain((key,), "is not a known key", f"Did you mean {meant}?", "warning")
 
     def text(self, key: str, default: str = "", *, required: bool = False) -> str:
-        """A text; empty or absent gives `default`."""
+        """Read a text; `default` if it is empty or absent."""
         value = self.data.get(key)
         if value is INVALID:
             return default
@@ -98,7 +98,7 @@ class Section:
         return value
 
     def choice(self, key: str, choices: Collection[str], default: str = "", *, required: bool = False) -> str:
-        """A text out of a few."""
+        """Read one of a few texts."""
         value = self.text(key, default, required=required)
         if value == default or value in choices:
             return value
@@ -108,7 +108,7 @@ class Section:
         return default
 
     def flag(self, key: str) -> bool:
-        """A boolean; absent is false."""
+        """Read a boolean; false if it is absent."""
         value = self.data.get(key)
         if value is None or value is INVALID or isinstance(value, bool):
             return value is True
@@ -116,12 +116,12 @@ class Section:
         return False
 
     def integer(self, key: str) -> int:
-        """A whole number of 32 bits; absent is 0."""
+        """Read a 32-bit integer; 0 if it is absent."""
         value = self.data.get(key)
         if value is None or value is INVALID:
             return 0
         if isinstance(value, bool) or not isinstance(value, int):
-            self.complain((key,), f"is {_kind(value)}, not an integer", "Write a whole number, without quotes")
+            self.complain((key,), f"is {_kind(value)}, not an integer", "Write an integer, without quotes")
             return 0
         if abs(value) > _INT32:
             self.complain((key,), f"is {value}, which is too large", f"Write a number up to {_INT32}")
@@ -129,7 +129,7 @@ class Section:
         return value
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """A list of texts; absent is empty."""
+        """Read a list of texts; empty if it is absent."""
         value = self.data.get(key)
         if value is None or value is INVALID:
             return ()
@@ -142,16 +142,16 @@ class Section:
         return tuple(item for item in value if isinstance(item, str))
 
     def section(self, key: str, *, required: bool = False) -> Section:
-        """A mapping; absent is empty."""
+        """Read a mapping; empty if it is absent."""
         value = self.data.get(key)
         if required and (value is None or value == {}):
             self.complain((key,), "is missing" if key not in self.data else "is empty", f"Add the section {key}:")
         elif value is not None and value is not INVALID and not isinstance(value, dict):
-            self.complain((key,), f"is {_kind(value)}, not a mapping", f"Put its keys, indented, below {key}:")
+            self.complain((key,), f"is {_kind(value)}, not a mapping", f"Write its keys, indented, below {key}:")
         return Section(self.source, self.problems, (*self.path, key), value if isinstance(value, dict) else {})
 
     def sections(self, key: str) -> list[Section]:
-        """A list of mappings; absent is empty."""
+        """Read a list of mappings; empty if it is absent."""
         value = self.data.get(key)
         if value is None or value is INVALID:
             return []
@@ -160,7 +160,7 @@ class Section:
             return []
         for index, item in enumerate(value):
             if item is not INVALID and not isinstance(item, dict):
-                self.complain((key, index), f"is {_kind(item)}, not a mapping", "Put its keys behind the dash")
+                self.complain((key, index), f"is {_kind(item)}, not a mapping", "Write its keys after the dash")
         return [
             Section(self.source, self.problems, (*self.path, key, index), item)
             for index, item in enumerate(value)

@@ -1,13 +1,13 @@
-"""The variables that may stand in the `resources` and `engine` sections of a plugin.yaml.
+"""The variables in the `resources` and `engine` sections of a plugin.yaml.
 
 | variable | value |
 |---|---|
-| `${AOG_DATA_DIR}` | that environment variable when it is an absolute path, else this user's data directory |
+| `${AOG_DATA_DIR}` | the environment variable if it is an absolute path, else this user's data directory |
 | `${DATA_DIR}` | `resources.data_dir`, expanded |
-| `${PLUGIN_DIR}` | the directory that holds plugin.yaml |
+| `${PLUGIN_DIR}` | the directory of plugin.yaml |
 | `${HOME}` | this user's home directory |
 
-What a variable stands for is not expanded again.
+Values are not expanded again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _REFERENCE = re.compile(r"\$\{([^{}$]*)(\}?)")
 
 
 class VariableError(Exception):
-    """A text cannot be expanded: `what` is wrong and how to `fix` it."""
+    """A text cannot be expanded; `what` is the problem, `fix` the next step."""
 
     def __init__(self, what: str, fix: str) -> None:
         super().__init__(what)
@@ -39,23 +39,23 @@ class VariableError(Exception):
 
 
 class Variables:
-    """The variables' values for one manifest, found when first asked for."""
+    """The values of the variables for one manifest, determined on first use."""
 
     def __init__(self, plugin_dir: Path, environ: Mapping[str, str]) -> None:
         self.data_dir: Path | None = None
         self.ignored_data_dir = ""
-        """A relative AOG_DATA_DIR of the environment that was met and not used."""
+        """A relative AOG_DATA_DIR of the environment, which is ignored."""
         self._plugin_dir = plugin_dir
         self._environ = environ
 
     def expand(self, text: str) -> str:
-        """`text` with its variables replaced. Raises VariableError."""
+        """Return `text` with its variables expanded. Raises VariableError."""
         return _REFERENCE.sub(self._replace, text)
 
     def _replace(self, match: re.Match[str]) -> str:
         name, end = match.groups()
         if not end:
-            raise VariableError(f"holds {quoted('${' + name)} without its end", "Close it with a brace: ${HOME}")
+            raise VariableError(f"contains {quoted('${' + name)} without a closing brace", "Add the brace: ${HOME}")
         return self._value(name)
 
     def _value(self, name: str) -> str:
@@ -72,7 +72,9 @@ class Variables:
         meant = near(name, VARIABLES)
         hint = f"Did you mean ${{{meant}}}? " if meant else ""
         known = ", ".join(f"${{{known}}}" for known in VARIABLES)
-        raise VariableError(f"uses the unknown variable {quoted('${' + name + '}')}", f"{hint}There are {known}")
+        raise VariableError(
+            f"uses the unknown variable {quoted('${' + name + '}')}", f"{hint}The variables are {known}"
+        )
 
     def _home(self) -> str:
         home = self._environ.get("USERPROFILE" if os.name == "nt" else "HOME", "")
@@ -88,7 +90,7 @@ class Variables:
         if given and Path(given).is_absolute():
             return given
         self.ignored_data_dir = given
-        import platformdirs  # not on the way to the handshake when the host says where to
+        import platformdirs  # not imported before the handshake if the host sets AOG_DATA_DIR
 
         try:
             found = platformdirs.user_data_dir("engine-plugin", appauthor=False)

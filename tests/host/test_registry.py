@@ -100,7 +100,7 @@ async def test_a_plugin_that_another_user_could_change_is_neither_read_nor_run(t
     registry = PluginRegistry.discover(tmp_path)
     assert registry.names == ["mine"]
     [what] = [problem.what for problem in registry.problems if problem.severity == "error"]
-    assert what.startswith("another user could change this file, so it is not used: ")
+    assert what.startswith("the file is not used, because another user could change it: ")
     assert what.endswith(f"{open_to_all / 'plugin.yaml'} can be written by every user")
     (mine / "bin").chmod(0o777)
     with pytest.raises(ManifestError, match=r"executable cannot be run: .*/bin can be written by every user"):

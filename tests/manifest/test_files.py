@@ -59,7 +59,7 @@ def test_nothing_found_names_the_places(tmp_path: Path) -> None:
         find_manifest([tmp_path / "one", tmp_path / "two"])
     assert str(tmp_path / "one") in str(caught.value)
     assert str(tmp_path / "two") in str(caught.value)
-    with pytest.raises(ManifestError, match="no directory at all"):
+    with pytest.raises(ManifestError, match="found in any directory"):
         find_manifest([])
 
 

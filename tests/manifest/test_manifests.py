@@ -59,7 +59,7 @@ BAD: list[tuple[str, int, str]] = [
     (changed("service_name: chat", "service_name: speech_to_text"), 7, "Did you mean speech-to-text?"),
     (changed("service_name: chat", "service_name: painting"), 7, ", ".join(SERVICE_NAMES)),
     (changed("service_name: chat", "task_type: chat"), 7, "services[0].service_name is missing"),
-    (changed("engine:", f"{CHAT}engine:"), 9, "services[1].service_name is 'chat' again, first in line 7"),
+    (changed("engine:", f"{CHAT}engine:"), 9, "services[1].service_name is 'chat', already declared in line 7"),
     *(
         (changed(CHAT, f"{CHAT}    timeout: {value}\n"), 8, f"services[0].timeout is {words}")
         for value, words in (
@@ -88,7 +88,11 @@ BAD: list[tuple[str, int, str]] = [
     (changed("openai:chat", "a:b:c"), 8, "config_ref is 'a:b:c'"),
     (changed("openai:chat", "{openai: chat}"), 8, "config_ref is a mapping"),
     (f"{GOOD}platforms: [linux_amd64]\n", 11, "platforms is a list, not a mapping"),
-    (f"{GOOD}platforms:\n  linux-amd64: {{executable: x}}\n", 12, "Did you mean linux_amd64? There are: linux_amd64"),
+    (
+        f"{GOOD}platforms:\n  linux-amd64: {{executable: x}}\n",
+        12,
+        "Did you mean linux_amd64? Use one of: linux_amd64",
+    ),
     (f"{GOOD}platforms:\n  plan9_386: {{executable: x}}\n", 12, ", ".join(PLATFORM_KEYS)),
     (f"{GOOD}platforms:\n  linux_amd64:\n", 12, "platforms.linux_amd64 is empty"),
     (f"{GOOD}platforms:\n  linux_amd64: bin/x\n", 12, "not a mapping"),
@@ -101,9 +105,9 @@ BAD: list[tuple[str, int, str]] = [
             ("windows_amd64", "C:/x.exe", "is not relative"),
             ("windows_amd64", "C:x.exe", "is not relative"),
             ("windows_amd64", "\\x.exe", "is not relative"),
-            ("linux_amd64", "bin/../../sh", "leads out of"),
-            ("windows_amd64", "bin\\..\\x.exe", "leads out of"),
-            ("linux_amd64", "bin\\x", "holds a backslash"),
+            ("linux_amd64", "bin/../../sh", "leaves the plugin's directory"),
+            ("windows_amd64", "bin\\..\\x.exe", "leaves the plugin's directory"),
+            ("linux_amd64", "bin\\x", "contains a backslash"),
             ("linux_amd64", ".", "names no file"),
         )
     ),
@@ -114,8 +118,8 @@ BAD: list[tuple[str, int, str]] = [
     (changed("name: llamacpp", "name: 5"), 10, "engine.name is the number 5"),
     (f"{GOOD}  key: ${{NOPE}}\n", 11, "${AOG_DATA_DIR}, ${DATA_DIR}, ${PLUGIN_DIR}, ${HOME}"),
     (f"{GOOD}  key: ${{home}}\n", 11, "Did you mean ${HOME}?"),
-    (f"{GOOD}  key:\n    - ok\n    - a: ${{HOME\n", 13, "engine.key[1].a holds '${HOME' without its end"),
-    (f"{GOOD}  key: ${{HO${{ME}}\n", 11, "without its end"),
+    (f"{GOOD}  key:\n    - ok\n    - a: ${{HOME\n", 13, "engine.key[1].a contains '${HOME' without a closing brace"),
+    (f"{GOOD}  key: ${{HO${{ME}}\n", 11, "without a closing brace"),
     (f"{GOOD}resources: 5\n", 11, "resources is the number 5"),
     (f"{GOOD}resources:\n  data_dir: relative/path\n", 12, "not an absolute path"),
     (f"{GOOD}resources:\n  data_dir: ${{DATA_DIR}}/x\n", 12, "which is data_dir itself"),
@@ -140,17 +144,21 @@ def test_errors(write: Callable[..., Path], environ: dict[str, str], text: str, 
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
-        (changed(CHAT, f"{CHAT}    timout: 5\n"), 8, "timout is not a key that anybody reads. Did you mean timeout?"),
+        (changed(CHAT, f"{CHAT}    timout: 5\n"), 8, "timout is not a known key. Did you mean timeout?"),
         (changed("type: local", "type: local\n  displayName: x"), 6, "Did you mean display_name?"),
         (changed("type: local", "type: local\n  home-page: x"), 6, "Did you mean homepage?"),
         (f"{GOOD}platform: {{}}\n", 11, "Did you mean platforms?"),
         (f"{GOOD}resources:\n  datadir: x\n", 12, "Did you mean data_dir?"),
         (changed(CHAT, f"{CHAT}    capabilities: {{support_stream: true}}\n"), 8, "Did you mean support_streaming?"),
-        (changed(CHAT, f"{CHAT}    default_model: a\n    support_models: [b]\n"), 8, "support_models does not list"),
+        (
+            changed(CHAT, f"{CHAT}    default_model: a\n    support_models: [b]\n"),
+            8,
+            "which is not in support_models",
+        ),
         (changed("    config_ref: openai:chat\n", ""), 7, "config_ref is missing"),
         (changed("openai:chat", "openai:embed"), 8, "Use aliyun:embed, aog:embed"),
         (changed("openai:chat", "openai:responses"), 8, "Use one of chat after the colon"),
-        (changed("openai:chat", "llamacpp:chat"), 8, "a flavor that AOG does not bring"),
+        (changed("openai:chat", "llamacpp:chat"), 8, "which is not a flavor of AOG"),
     ],
 )
 def test_warnings(write: Callable[..., Path], environ: dict[str, str], text: str, line: int, words: str) -> None:
