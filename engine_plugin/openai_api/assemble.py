@@ -1,7 +1,7 @@
-"""A unary answer from the events of a stream, for engines that notice only in a stream that their caller has gone.
+"""Assembles a unary answer from a stream, for engines that notice a caller's leave only while they stream.
 
-It is equal to what llama.cpp gives when it does not stream. But for `usage`: llama.cpp then counts the first choice
-alone, here all choices count, and each prompt once.
+The answer equals the one that llama.cpp gives without streaming, except for `usage`: llama.cpp then counts the first
+choice only; here all choices count, and each prompt once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["assembled", "chat_completion", "text_completion"]
 
 _COPIED = ("created", "model", "system_fingerprint", "id")
-# Texts of a chat delta that grow piece by piece.
+# The texts of a chat delta, which arrive in pieces.
 _TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
 _MOST_TOOL_CALLS = 1024
 
@@ -67,7 +67,7 @@ def text_completion(events: Iterable[dict[str, Any]], choices_each: int = 1) -> 
 def _gather(
     events: Iterable[dict[str, Any]], add: Callable[[int, dict[str, Any]], None], choices_each: int
 ) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
-    """Everything but the choices' text: `add(index, choice)` collects that."""
+    """Everything but the choices' texts, which `add(index, choice)` collects."""
     answer: dict[str, Any] = {}
     choices: dict[int, dict[str, Any]] = {}
     usages: list[dict[str, Any]] = []
@@ -132,7 +132,7 @@ def _add_tool_call(calls: list[dict[str, Any]], piece: dict[str, Any]) -> None:
 
 
 def _sum_usage(usages: list[dict[str, Any]], choices_each: int) -> dict[str, Any]:
-    """One usage from each choice's own."""
+    """The sum of the choices' usages."""
     prompt = sum(usage.get("prompt_tokens") or 0 for usage in usages) // choices_each
     completion = sum(usage.get("completion_tokens") or 0 for usage in usages)
     counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

@@ -1,4 +1,4 @@
-"""What the bodies of requests and answers have in common, whatever the engine."""
+"""Bodies of requests and answers."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _SHOWN = 200
 
 
 def request_json(body: Mapping[str, Any]) -> bytes:
-    """A service's request as it is sent. Raises InvalidRequestError for what is nested too deeply."""
+    """Serialize a service's request. Raises InvalidRequestError for too deep a nesting."""
     try:
         return write_request(body)
-    except RecursionError:  # what can be read cannot always be written: the stack is deeper here
+    except RecursionError:  # what could be parsed cannot always be serialized: the stack is deeper here
         raise InvalidRequestError.at("request_data", "is nested too deeply") from None
 
 
 def choices_wanted(request: Mapping[str, Any]) -> int:
-    """How many choices a chat or a completion gives for each prompt."""
+    """The number of choices that a chat or completion returns for each prompt."""
     count = request.get("n")
     return count if isinstance(count, int) and count > 0 else 1
 
 
 def slots_needed(service: str, request: Mapping[str, Any]) -> int:
-    """How many of a model's turns the request takes at once: one for each prompt and choice."""
+    """The number of a model's slots that the request takes: one for each prompt and choice."""
     if service not in ("chat", "generate"):
         return 1
     prompts = request.get("prompt") if service == "generate" else None
@@ -40,7 +40,7 @@ def slots_needed(service: str, request: Mapping[str, Any]) -> int:
 
 
 def answer_object(answer: bytes, what: str = "the server's answer") -> dict[str, Any]:
-    """The JSON object in an answer. Raises BadGatewayError, beginning with `what` it is, for anything else."""
+    """Parse the JSON object in an answer. Raises BadGatewayError, beginning with `what`, for anything else."""
     try:
         shape = json.loads(answer)
     except (ValueError, RecursionError):

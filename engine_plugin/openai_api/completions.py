@@ -20,7 +20,10 @@ def wants_logprobs(service: str, request: Mapping[str, Any]) -> bool:
 
 
 class CompletionLogprobs:
-    """Those of one answer, whose pieces come one after the other. `most`: how many candidates the request wants."""
+    """Converts the log probabilities of one answer, piece by piece.
+
+    `most`: the candidates that the request asks for.
+    """
 
     def __init__(self, most: int | None = None) -> None:
         self._most = most
@@ -43,7 +46,7 @@ class CompletionLogprobs:
         }
 
     def reshape(self, shape: dict[str, Any]) -> dict[str, Any]:
-        """An answer, or an event of one, with choices in the completions format. Raises BadGatewayError."""
+        """Convert the choices of an answer, or of an event, to the completions format. Raises BadGatewayError."""
         try:
             for place, choice in enumerate(shape.get("choices") or ()):
                 told = choice.get("logprobs")
@@ -54,7 +57,7 @@ class CompletionLogprobs:
         return shape
 
     async def stream(self, blocks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-        """Blocks of whole events, each in the completions format."""
+        """Yield blocks of whole events in the completions format."""
         async for block in blocks:
             events = b"".join(sse.event_of(self.reshape(shape)) for shape in sse.event_data(block))
             yield events + (sse.DONE if sse.after_done(block) >= 0 else b"")

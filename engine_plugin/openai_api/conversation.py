@@ -1,4 +1,4 @@
-"""What OpenAI's chat messages become for any engine: one name for a role, one text, arguments that are JSON."""
+"""Normalizes OpenAI's chat messages for every engine: roles, texts, and arguments of tool calls."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _SHOWN = 80
 
 
 def make_plain(body: dict[str, Any], refused: Mapping[str, str]) -> None:
-    """Replace the messages of a chat by those for a server that speaks OpenAI's REST. Called for each chat.
+    """Normalize the messages of a chat for a server with OpenAI's REST API. Called for each chat.
 
-    `developer` is called `system`, parts that hold nothing but text become one text, and arguments of past calls are
-    the text of a JSON object. `refused` maps a type of part to the reason why the model cannot take it, "" to the
-    reason for all types but text. Raises InvalidRequestError that names the place.
+    The role `developer` becomes `system`, parts with only text become one text, and arguments of past calls become
+    the text of a JSON object. `refused` maps a type of part to the reason why the model does not support it, "" to
+    the reason for all types but text. Raises InvalidRequestError with the field's path.
     """
     if "messages" in body:
         body["messages"] = [
@@ -33,7 +33,7 @@ def make_plain(body: dict[str, Any], refused: Mapping[str, str]) -> None:
 
 
 def plain_role(role: str) -> str:
-    """The role by the name that every template knows: many render nothing at all for `developer`."""
+    """The role that every template supports: many render nothing for `developer`."""
     return "system" if role == "developer" else role
 
 
@@ -43,9 +43,9 @@ def joined(texts: list[str]) -> str:
 
 
 def call_arguments(arguments: Any, place: str) -> dict[str, Any]:
-    """The arguments of a past call, which OpenAI has as the text of a JSON object; an empty one stands for none.
+    """Parse the arguments of a past call, which OpenAI sends as the text of a JSON object; an empty text means none.
 
-    Raises InvalidRequestError that begins with `place`, also for the arguments of a call that was cut off.
+    Raises InvalidRequestError, beginning with `place`, also for truncated arguments.
     """
     if isinstance(arguments, str):
         try:
@@ -84,7 +84,7 @@ def _plain(message: dict[str, Any], place: str, refused: Mapping[str, str]) -> d
 
 
 def _is_text(part: Any) -> bool:
-    """Whether a part is text and no more: another server may know further fields."""
+    """Whether a part has only text: servers may support further fields."""
     return (
         isinstance(part, dict)
         and part.keys() == {"type", "text"}
@@ -99,6 +99,6 @@ def _call(call: Any, place: str) -> dict[str, Any]:
         raise InvalidRequestError.at(f"{place}.function", "must be an object with a name and arguments")
     given = function.get("arguments")
     arguments = call_arguments(given, f"{place}.function.arguments")
-    as_it_is = isinstance(given, str) and given.strip() and "\\u" not in given  # half a pair may be escaped
+    as_it_is = isinstance(given, str) and given.strip() and "\\u" not in given  # half a surrogate pair may be escaped
     text = given if as_it_is else json.dumps(arguments, ensure_ascii=False)
     return {**call, "function": function | {"arguments": text}}

@@ -1,4 +1,4 @@
-"""Pictures in answers: a check of their format, since some servers ignore `output_format`."""
+"""Checks the format of pictures in answers, since some servers ignore `output_format`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PICTURE = re.compile(rb'"b64_json"\s*:\s*"([^"]{0,16})')
 
 
 def require_format(answer: bytes, wanted: str | None, server: str) -> None:
-    """Raise InvalidRequestError when a picture in the answer to a text-to-image request has another format."""
+    """Raise InvalidRequestError if a picture in a text-to-image answer has another format than requested."""
     beginning = _BEGINNINGS.get(wanted or "", b"")
     if not all(found[1].replace(b"\\/", b"/").startswith(beginning) for found in _PICTURE.finditer(answer)):
         raise InvalidRequestError.at(

@@ -1,4 +1,4 @@
-"""rerank on servers that all give scores, each its own kind: every engine of ours answers with 0..1, best first."""
+"""rerank: converts the scores of different servers to 0..1, best first."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["document_texts", "ranked_answer"]
 
 
 def document_texts(request: Mapping[str, Any]) -> list[str]:
-    """The documents as texts, which is what servers take: a request may also give objects with a text."""
+    """The documents as texts, as servers require; a request may also have objects with a text."""
     return [str(document["text"] if isinstance(document, dict) else document) for document in request["documents"]]
 
 
 def ranked_answer(answer: bytes, request: Mapping[str, Any], *, raw: bool) -> bytes:
-    """Scores from 0 to 1, best first, cut to top_n; `document` is added when return_documents asks for it.
+    """The results with scores from 0 to 1, best first, limited to top_n; with `document` if return_documents is true.
 
-    `raw`: the server gives a classifier's logits. So that a threshold means the same on each engine, these become the
-    logistic function of the logit, as cross-encoders are trained for.
+    With `raw` the server returns a classifier's logits. Their logistic function, for which cross-encoders are
+    trained, makes a threshold mean the same on every engine.
     """
     texts = document_texts(request)
     try:

@@ -1,4 +1,4 @@
-"""What engines over HTTP answer: their complaints as our exceptions, and streams of events up to their proper end."""
+"""Answers of engines over HTTP: their errors as this package's exceptions, and their streams up to `[DONE]`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["ERROR_LIMIT", "Complaint", "drained", "explained", "one_line", "stream_events"]
 
 ERROR_LIMIT = 256 * 1024
-"""Bytes of an error's body that are read."""
+"""The most bytes of an error's body that are read."""
 
 _DEATH_NOTICE = 1.0
 _LAST_BYTES = 0.5
@@ -38,19 +38,19 @@ _SHOWN = 500
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """What an engine said was wrong: an HTTP status (or the code inside a stream), its words, and their JSON."""
+    """An error that an engine reported: the HTTP status (or the code inside a stream), its message, and its JSON."""
 
     status: int
     message: str
     shape: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Its words end up in a person's terminal and on the wire: one line, and nothing that is no character."""
+        """The message is shown in terminals and sent to hosts: one line of printable characters."""
         object.__setattr__(self, "message", one_line(self.message))
 
     @classmethod
     def of_body(cls, status: int, body: bytes) -> Complaint:
-        """From an error's answer: `{"error": {"message", …}}`, `{"error": "…"}`, or whatever it is."""
+        """Parse the body of an error: `{"error": {"message", …}}`, `{"error": "…"}`, or any other text."""
         try:
             return cls._of_error(status, json.loads(body)["error"])
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -58,7 +58,7 @@ class Complaint:
 
     @classmethod
     def of_event(cls, block: bytes) -> Complaint:
-        """From a stream's error event, with which `block` begins. Raises BadGatewayError for anything else."""
+        """Parse the error event at the start of `block`. Raises BadGatewayError for anything else."""
         error = next(iter(sse.event_data(block)), {}).get("error")
         if isinstance(error, str):
             return cls(500, error)
@@ -74,7 +74,7 @@ class Complaint:
         return cls(status, str(error.get("message") or json.dumps(error)), error)
 
     def error(self) -> EnginePluginError:
-        """Our exception for it."""
+        """The exception for this error."""
         if 400 <= self.status < 500 and self.status not in (401, 403, 404):
             return InvalidRequestError.at("request_data", f"the engine refuses it: {self.message}")
         if self.status == 501:
@@ -98,10 +98,10 @@ async def stream_events(
     unwanted: bytes = b"",
     longest: int = 0,
 ) -> AsyncGenerator[bytes, None]:
-    """Whole events as they come, up to `[DONE]`, without those that are exactly `unwanted`.
+    """Yield whole events as they arrive, up to `[DONE]`, except those that equal `unwanted`.
 
-    An error event becomes an exception, after what came before it; an end without `[DONE]` a BadGatewayError.
-    Whatever comes after `[DONE]` is nobody's.
+    An error event raises its exception after the events before it; an end without `[DONE]` raises BadGatewayError.
+    What follows `[DONE]` is dropped.
     """
     async for arrived in sse.whole_events(response, longest):
         block = arrived.replace(unwanted, b"") if unwanted else arrived
@@ -122,7 +122,7 @@ async def stream_events(
 
 
 async def drained(response: HttpResponse) -> None:
-    """Read an answer, of which all is known, to its end, so that its connection can be used again."""
+    """Read the rest of an answer and drop it, so that its connection can be used again."""
     with suppress(TimeoutError, BadGatewayError):
         async with asyncio.timeout(_LAST_BYTES):
             while await response.read_some():
@@ -130,14 +130,14 @@ async def drained(response: HttpResponse) -> None:
 
 
 def one_line(words: str) -> str:
-    """What somebody else said, without what is no character that can be shown."""
+    """Foreign text with unprintable characters replaced."""
     if words.isprintable():
         return words
     return " ".join("".join(char if char.isprintable() else " " for char in words).split())
 
 
 async def explained(error: EnginePluginError, life: Life) -> EnginePluginError:
-    """Why a connection broke, when the reason is that the process of that life is gone."""
+    """The error for a broken connection, if its engine's process has ended."""
     if not await comes_true(life.over.wait(), within=_DEATH_NOTICE):
         return error
     if life.failure:

@@ -1,8 +1,8 @@
-"""The token's way to the engine: a lean HTTP/1.1 client over a unix socket, or TCP with or without TLS.
+"""A lean HTTP/1.1 client for engines, over a unix socket, or TCP with or without TLS.
 
-It reads what has arrived, undoes the chunked encoding, and nothing more: no event is parsed and no byte is
-copied twice. A caller that reads slowly stops the socket (`_HIGH_WATER`), so a slow host holds the engine
-back; whatever arrived meanwhile is handed over as one block, which is where coalescing comes from.
+It undoes the chunked encoding and nothing more: no event is parsed and no byte is copied twice. A slow reader
+pauses the socket (`_HIGH_WATER`), so that a slow host slows down the engine; what arrives meanwhile is returned as
+one block, which coalesces events.
 
 Protocol errors raise BadGatewayError; an engine that cannot be reached raises UnavailableError.
 """
@@ -36,15 +36,15 @@ _CONNECT_TIMEOUT = 5.0
 _LONGEST_PAUSE = 5.0
 _SAFE_METHODS = ("GET", "HEAD")
 _SPARE = 2
-"""Idle connections that are kept where only GET and HEAD go over them: of the others each needs a new one."""
+"""The most idle connections that are kept where only GET and HEAD reuse one; other requests need a new one."""
 _HEX = b"0123456789abcdefABCDEF"
 _BODY_ENDS_WITH_CONNECTION = -1
 
 
 class BrokenOffError(BadGatewayError):
-    """The engine ended the connection before its answer was complete: `did` says how, as what an engine does.
+    """The engine closed the connection before its answer was complete: `did` says how, with the engine as subject.
 
-    Callers that know whose engine it is raise an error that says so.
+    Callers that know the engine raise an error with its name.
     """
 
     def __init__(self, did: str) -> None:
@@ -58,17 +58,17 @@ class HttpResponse(Protocol):
     status: int
 
     async def read_some(self) -> bytes:
-        """All body bytes that have arrived, waiting for at least one; b"" at the end."""
+        """The body bytes that have arrived, at least one; b"" at the end."""
 
     async def read(self, limit: int) -> bytes:
         """The whole body; BadGatewayError when it is longer than `limit` bytes."""
 
 
 class HttpExchange(Protocol):
-    """A request to be sent by `async with`, which yields the HttpResponse.
+    """A request that `async with` sends; it yields the HttpResponse.
 
-    Leaving the block frees or closes the connection: closed when the body was not read to its end, which tells
-    the engine to stop. `broken` says afterwards whether the engine, not we, ended it before its time.
+    Leaving the block closes the connection unless the body was read to its end; the close stops the engine's work.
+    `broken` says afterwards whether the engine closed it early.
     """
 
     broken: bool
@@ -81,15 +81,15 @@ class HttpExchange(Protocol):
 
 
 class HttpClient(Protocol):
-    """The seam between an engine driver and the HTTP client on the token's way."""
+    """The interface of the HTTP client that engine drivers use."""
 
     def request(
         self, method: str, path: str, body: bytes | None = None, content_type: str = "application/json"
     ) -> HttpExchange:
-        """One exchange with the engine; nothing is sent yet."""
+        """Prepare one exchange with the engine; nothing is sent yet."""
 
     def close(self) -> None:
-        """Drop the idle connections."""
+        """Close the idle connections."""
 
 
 class _Connection(asyncio.Protocol):
@@ -100,7 +100,7 @@ class _Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.buffer = bytearray()
         self.ended = False
-        self.broken = False  # ended otherwise than in order
+        self.broken = False  # closed with an error
         self.idle_since = 0.0
         self._waiter: asyncio.Future[None] | None = None
         self._paused = False
@@ -133,7 +133,7 @@ class _Connection(asyncio.Protocol):
             self._waiter.set_result(None)
 
     async def more(self) -> bool:
-        """Wait until bytes were added; False when none will come."""
+        """Wait for more bytes; False at the end of the connection."""
         if self.ended:
             return False
         if self._paused and self.transport is not None:
@@ -161,17 +161,15 @@ class _Connection(asyncio.Protocol):
 
 
 class Http1Client(HttpClient):
-    """A client of one engine process.
+    """An HTTP client for one engine process.
 
     `address` is a unix socket's path or (host, port); `headers` go with every request (the key). An idle
-    connection is dropped after `keep_alive` seconds, below the engine's own expiry, so that a request seldom
-    meets a connection that the engine is just closing. `tls` is for a server that speaks it; the certificate must be
-    the host's.
+    connection is closed after `keep_alive` seconds, before the engine's own expiry, so that a request seldom meets
+    a connection that the engine is closing. With `tls` the certificate must match the host.
 
-    `resend` says whether a request may be sent once more when the engine closed an idle connection just before it
-    came. Without it nothing but GET and HEAD goes over a connection that was used before, and nothing is sent twice.
-    A connection that is refused, so that nothing was sent, is tried `connect_retries` times more, after `backoff`
-    seconds and then twice as many each time.
+    With `resend` a request is sent again if the engine closed an idle connection just before it. Without, only GET
+    and HEAD reuse a connection, and no request is sent twice. A refused connection, over which nothing was sent, is
+    retried `connect_retries` times, after `backoff` seconds, doubled each time.
     """
 
     def __init__(
@@ -196,7 +194,7 @@ class Http1Client(HttpClient):
         self._common = ("\r\n".join(lines) + "\r\n").encode("latin-1")
         self._idle: deque[_Connection] = deque()
         self.heard = False
-        """Set whenever anything comes from the engine; whoever watches it resets it."""
+        """Set whenever the engine sends bytes; the watcher clears it."""
 
     def request(
         self, method: str, path: str, body: bytes | None = None, content_type: str = "application/json"
@@ -231,7 +229,7 @@ class Http1Client(HttpClient):
             self._idle.popleft().abort()
 
     async def _connect(self) -> _Connection:
-        """A new connection. Raises UnavailableError; its cause is the OSError."""
+        """Open a connection. Raises UnavailableError, with the OSError as its cause."""
         pause = self._backoff
         for left in range(self._connect_retries, -1, -1):
             try:
@@ -254,7 +252,7 @@ class Http1Client(HttpClient):
         host, port = self._address
         name = host if self._tls is not None else None
         errors: list[OSError] = []
-        for address in await _addresses(host, port):  # one by one: asyncio would hide which of them refused
+        for address in await _addresses(host, port):  # one by one: asyncio would hide which address refused
             try:
                 made = await loop.create_connection(
                     lambda: _Connection(self), address, port, ssl=self._tls, server_hostname=name
@@ -263,12 +261,12 @@ class Http1Client(HttpClient):
                 errors.append(error)
             else:
                 return made[1]
-        # One that refuses may be starting; another failure of any address stands for them all.
+        # A refusing server may be starting; any other failure of an address counts for all.
         raise next((error for error in errors if not isinstance(error, ConnectionRefusedError)), errors[0])
 
 
 class Response(HttpResponse, HttpExchange):
-    """One exchange. Entering sends the request and waits for the answer's head."""
+    """One exchange. Entering it sends the request and waits for the head of the answer."""
 
     def __init__(self, client: Http1Client, message: bytes, *, over_idle: bool = True) -> None:
         self._client = client
@@ -276,19 +274,19 @@ class Response(HttpResponse, HttpExchange):
         self._over_idle = over_idle
         self._connection: _Connection | None = None
         self._chunked = False
-        self._left = 0  # bytes of the body (or of the current chunk) still to come
-        self._chunk_open = False  # the current chunk's closing CRLF is still to come
+        self._left = 0  # bytes of the body (or of the current chunk) yet to arrive
+        self._chunk_open = False  # the current chunk's closing CRLF is yet to arrive
         self._complete = False
         self._reusable = False
         self._given_up = False
-        self.broken = True  # until a connection is there
+        self.broken = True  # until connected
         self.status = 0
         self.headers: dict[str, str] = {}
 
     def give_up(self) -> None:
-        """Close the connection now: whoever waits for the answer, or for more of it, gets a BadGatewayError.
+        """Close the connection at once. A pending read raises BadGatewayError.
 
-        For somebody else than who reads, whom a cancellation would hit whatever he is doing.
+        Called by another task than the reader, which a cancellation could hit at any await.
         """
         self._given_up = True
         if self._connection is not None:
@@ -300,7 +298,7 @@ class Response(HttpResponse, HttpExchange):
             if connection is not None and await self._exchange(connection):
                 return self
             self._require_wanted()
-            # No idle connection, or the engine closed it just before our request arrived: no byte of an answer
+            # No idle connection, or the engine closed it just before the request arrived: no byte of an answer
             # came and the request changes nothing at the engine, so sending it once more is safe.
             connection = self._connection = await self._client._connect()
             self._require_wanted()
@@ -337,7 +335,7 @@ class Response(HttpResponse, HttpExchange):
         room = _MAX_HEAD
         while True:
             first = bytes(connection.buffer[: len(_FIRST_BYTES)])
-            if not _FIRST_BYTES.startswith(first):  # at once: the end of such a head may never come
+            if not _FIRST_BYTES.startswith(first):  # at once: the end of such a head may never arrive
                 raise _not_http(connection.buffer)
             end = connection.buffer.find(b"\r\n\r\n", 0, room)
             if end >= 0:
@@ -346,7 +344,7 @@ class Response(HttpResponse, HttpExchange):
                 self._parse_head(head)
                 if self.status >= 200:
                     return True
-                room -= end + 4  # of an interim answer (100 Continue): they must not go on for ever
+                room -= end + 4  # of interim answers (100 Continue), which must not go on for ever
                 continue
             if len(connection.buffer) > room:
                 raise BadGatewayError(f"the engine's answer has a head of over {_MAX_HEAD} bytes")
@@ -422,7 +420,7 @@ class Response(HttpResponse, HttpExchange):
 
     def _take_chunked(self, buffer: bytearray) -> bytes:
         """Decode every chunk, and part of one, that is in the buffer."""
-        data = bytes(buffer)  # of which slices are copied once
+        data = bytes(buffer)  # slices of a memoryview are copied once
         out: list[bytes] = []
         position, end = 0, len(data)
         while True:
@@ -466,16 +464,16 @@ async def _addresses(host: str, port: int) -> Sequence[str]:
         loop = asyncio.get_running_loop()
         try:
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except UnicodeError:  # it cannot be written as IDNA (RFC 5890) wants it
-            raise OSError(f"{host[:64]!a} is no host's name") from None
+        except UnicodeError:  # not valid as IDNA (RFC 5890)
+            raise OSError(f"{host[:64]!a} is not a valid host name") from None
         return list(dict.fromkeys(str(address[0]) for *_kind, address in found))
     return [host]
 
 
 def _reason(error: OSError) -> object:
-    """Why no connection was made, in the system's words: asyncio's hold addresses and no reason."""
+    """The system's reason for a failed connection: asyncio's message has addresses but no reason."""
     if isinstance(error, ConnectionRefusedError):
-        return os.strerror(errno.ECONNREFUSED)  # on Windows it has the number of an invalid argument
+        return os.strerror(errno.ECONNREFUSED)  # on Windows the errno is that of an invalid argument
     if isinstance(error, ConnectionError) and error.errno:
         return os.strerror(error.errno)
     if error.errno in NO_FILES:
@@ -484,10 +482,10 @@ def _reason(error: OSError) -> object:
 
 
 def _host_field(host: str, port: int, *, tls: bool) -> str:
-    """The Host of a request (RFC 9110): brackets around IPv6, no port where it goes without saying."""
+    """The Host header (RFC 9110): brackets around IPv6, no default port."""
     try:
         name = host if host.isascii() else host.encode("idna").decode("ascii")
-    except UnicodeError:  # it will not be found
+    except UnicodeError:  # it cannot be resolved
         name = ascii(host)
     name = f"[{name}]" if ":" in name else name
     return name if port == (443 if tls else 80) else f"{name}:{port}"
@@ -499,7 +497,7 @@ def _not_http(said: bytes | bytearray) -> BadGatewayError:
 
 
 def _is_number(text: str, digits: int) -> bool:
-    """Whether the text is 1 to `digits` decimal digits, those of ASCII only."""
+    """Whether the text is 1 to `digits` ASCII digits."""
     return text.isascii() and text.isdigit() and len(text) <= digits
 
 
@@ -511,7 +509,7 @@ def _chunk_size(line: bytes) -> int:
 
 
 def _after_trailer(buffer: bytearray, start: int) -> int:
-    """Where the message ends, given the start of its trailer; -1 while the end has not arrived."""
+    """The end of the message, given the start of its trailer; -1 while it has not arrived."""
     if buffer[start : start + 2] == b"\r\n":
         return start + 2
     end = buffer.find(b"\r\n\r\n", start)

@@ -1,4 +1,4 @@
-"""Forms with a file (multipart/form-data, RFC 7578), as servers take recordings."""
+"""Forms with a file (multipart/form-data, RFC 7578), the upload format for recordings."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ __all__ = ["form_with_file"]
 
 
 def form_with_file(fields: Mapping[str, str], file: bytes, file_name: str) -> tuple[str, bytes]:
-    """The content type and the body of a form whose field `file` is the file. Names are plain ones of ours."""
-    boundary = secrets.token_hex(16)  # 128 random bits are in no value
+    """The content type and body of a form with the file in its field `file`. Names must need no escapes."""
+    boundary = secrets.token_hex(16)  # no value contains 128 random bits
     parts = [
         f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
         for name, value in fields.items()

@@ -1,4 +1,4 @@
-"""JSON lines (NDJSON) on the token's way: cut where a line ends, look inside as little as possible."""
+"""JSON lines (NDJSON): cut at line ends, parsed as little as possible."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _SHOWN = 120
 
 
 async def whole_lines(response: HttpResponse, longest: int = 0) -> AsyncIterator[bytes]:
-    """The body in blocks of whole lines, none of them empty: all lines that have arrived leave together.
+    """Yield the body in blocks of whole, non-empty lines: all lines that have arrived together.
 
-    Each line ends in LF. A last line without one counts when it is JSON. A line of over `longest` bytes (0: 16 MiB),
+    Each line ends in LF. A last line without LF counts if it is JSON. A line of over `longest` bytes (0: 16 MiB),
     and a body that ends inside one, raise BadGatewayError.
     """
     longest = longest or _MAX_LINE
-    parts: list[bytes] = []  # of a line whose end has not come
+    parts: list[bytes] = []  # of a line whose end has not arrived
     size = 0
     while block := await response.read_some():
         cut = block.rfind(b"\n") + 1
@@ -47,7 +47,7 @@ async def whole_lines(response: HttpResponse, longest: int = 0) -> AsyncIterator
 
 def _without_empty(lines: bytes) -> bytes:
     if b"\r" not in lines and b"\n\n" not in lines and not lines.startswith(b"\n"):
-        return lines  # as good as always
+        return lines  # nearly always
     # A CR within a line is white space in JSON, but would end the line of an event.
     return b"".join(
         line.strip().replace(b"\r", b" ") + b"\n" for line in lines.split(b"\n") if not line.isspace() and line
@@ -63,19 +63,19 @@ def _is_json(line: bytes) -> bool:
 
 
 def as_events(lines: bytes) -> bytes:
-    """A block of whole lines as server-sent events, one for each; the JSON stays as it is."""
+    """A block of whole lines as server-sent events, one for each; the JSON is unchanged."""
     return b"data: " + lines[:-1].replace(b"\n", b"\n\ndata: ") + b"\n\n"
 
 
 def line_objects(lines: bytes) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a block of whole lines. Raises BadGatewayError at one that is none."""
+    """The JSON objects of a block of whole lines. Raises BadGatewayError for anything else."""
     for line in lines.split(b"\n"):
         if line:
             yield read_line(line)
 
 
 def read_line(line: bytes) -> dict[str, Any]:
-    """One line's JSON object. Raises BadGatewayError for anything else."""
+    """The JSON object of one line. Raises BadGatewayError for anything else."""
     try:
         shape = json.loads(line)
     except (ValueError, RecursionError):

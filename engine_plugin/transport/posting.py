@@ -1,4 +1,4 @@
-"""What is posted to a server: JSON, and forms with a file. How an answer is had, each kind of client says itself."""
+"""POST requests of JSON and of forms with a file. Subclasses send the request and read the answer."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _JSON = "application/json"
 
 
 class PostingClient(ABC):
-    """A client of one server. Each method's block holds an answer that is good and whose head has arrived; leaving it
-    before the answer was read to its end closes the connection, on which servers stop their work.
+    """A client of one server. Each method is a context with a successful answer whose head has arrived; leaving it
+    before the answer was read to its end closes the connection, which stops the server's work.
 
-    What the server complains of is raised as one of `errors`.
+    Errors of the server raise one of `errors`.
     """
 
     @abstractmethod
@@ -36,6 +36,6 @@ class PostingClient(ABC):
     def post_form(
         self, path: str, fields: Mapping[str, str], file: bytes, file_name: str
     ) -> AbstractAsyncContextManager[HttpResponse]:
-        """Send a form with a file, which is its field `file`."""
+        """Send a form with a file in its field `file`."""
         content_type, body = form_with_file(fields, file, file_name)
         return self._posted(path, body, content_type)

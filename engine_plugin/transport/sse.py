@@ -1,4 +1,4 @@
-"""Server-sent events on the token's way: cut at event boundaries, look inside as little as possible."""
+"""Server-sent events: cut at event boundaries, parsed as little as possible."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DONE = b"data: [DONE]\n\n"
 # Lines may end in LF, CRLF or CR.
 _EMPTY_LINES = (b"\n\n", b"\n\r\n", b"\r\r")
 _MAX_EVENT = 16 * 1024 * 1024
-# Inside a JSON string line ends and quotes are escaped: only where a line begins can these bytes stand.
+# JSON escapes line ends and quotes inside strings, so these bytes occur only at the start of a line.
 _OBJECT = re.compile(rb"(?:\A|[\r\n])(data|error): ?(\{[^\r\n]*)")
 _DONE_LINE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\](?=[\r\n])")
 _DONE_ALONE = re.compile(rb"data: ?\[DONE\]")
@@ -31,7 +31,7 @@ _NO_ERROR = (None, False, "")
 
 
 async def whole_events(response: HttpResponse, longest: int = 0) -> AsyncIterator[bytes]:
-    """The body in blocks that end where an event ends: all events that have arrived leave together.
+    """Yield the body in blocks that end where an event ends: all events that have arrived together.
 
     An event of more than `longest` bytes (0: 16 MiB), and a body that ends inside one, raise BadGatewayError.
     """
@@ -49,25 +49,25 @@ async def whole_events(response: HttpResponse, longest: int = 0) -> AsyncIterato
         if cut:
             yield data[:cut]
     if _DONE_ALONE.fullmatch(rest.strip()):
-        yield rest.strip() + b"\n\n"  # said, but for the empty line
+        yield rest.strip() + b"\n\n"  # complete, but for the empty line
     elif rest.strip():
         raise BadGatewayError("the engine's stream ended inside an event")
 
 
 def _last_boundary(data: bytes) -> int:
-    """The index after the last empty line that ends an event, 0 when there is none."""
+    """The index after the last empty line that ends an event, 0 if there is none."""
     if data.endswith(b"\n\n"):
         return len(data)
     return max([at + len(mark) for mark in _EMPTY_LINES if (at := data.rfind(mark)) >= 0], default=0)
 
 
 def error_event(block: bytes) -> int:
-    """Where an error event begins in a block of whole events; -1 when there is none."""
+    """The index at which an error event begins in a block of whole events; -1 if there is none."""
     if b"error" not in block or not any(mark in block for mark in _ERROR_MARKS):
         return -1
     for line in _OBJECT.finditer(block):
         if line[1] == b"error" or (b'"error"' in line[2] and _tells_error(line[2])):
-            return _last_boundary(block[: line.start() + 1])  # the event may have lines before this one
+            return _last_boundary(block[: line.start() + 1])  # the event may begin before this line
     return -1
 
 
@@ -80,7 +80,7 @@ def _tells_error(data: bytes) -> bool:
 
 
 def after_done(block: bytes) -> int:
-    """The index after the first `[DONE]` event in a block of whole events; -1 when there is none."""
+    """The index after the first `[DONE]` event in a block of whole events; -1 if there is none."""
     found = _DONE_LINE.search(block) if b"[DONE]" in block else None
     if found is None:
         return -1
@@ -89,12 +89,12 @@ def after_done(block: bytes) -> int:
 
 
 def event_of(shape: Mapping[str, Any]) -> bytes:
-    """The event that carries an object."""
+    """An event with a JSON object."""
     return b"data: " + write_json(shape) + b"\n\n"
 
 
 def event_data(block: bytes) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a block of whole events; comments and [DONE] are passed over.
+    """The JSON objects of a block of whole events, without comments and [DONE].
 
     Raises BadGatewayError for data that is not a JSON object.
     """
