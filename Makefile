@@ -48,7 +48,7 @@ FAST := tests/services tests/manifest tests/rpc tests/models tests/engines/http 
 	tests/openvino/models tests/test_*.py --ignore tests/models/test_hubs.py
 
 check: lint  ## check style and types, and run the fast tests, within a minute (ARGS="tests/cli" selects others)
-	@$(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile -m "not slow and not thorough" $(or $(ARGS),$(FAST))
+	@$(VENV_PYTHON) -m pytest -q -n auto --dist loadfile -m "not slow and not thorough" $(or $(ARGS),$(FAST))
 
 # tests/conftest.py says how many workers there are, and which files come first.
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
