@@ -117,7 +117,9 @@ WAYS = ["killed", "host killed", "terminated", "shut down"]
 
 
 @pytest.mark.promise("F3", "F5", "F7", "G20", "G33", "G36")
-@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize(
+    "how", ["killed", "host killed", "shut down", pytest.param("terminated", marks=pytest.mark.thorough)]
+)
 async def test_while_it_does_everything_at_once(scene: HostedScene, how: str) -> None:
     async with stalled_hub() as hub:
         scene.env["HF_ENDPOINT"] = hub.url("").rstrip("/")
