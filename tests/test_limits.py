@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -63,11 +64,13 @@ async def test_a_plugin_may_open_as_many_files_as_the_system_allows(launch: Any)
 @pytest.mark.promise("L9")
 async def test_a_call_that_needs_one_file_too_many_is_503_with_what_to_do() -> None:
     class Full:
+        manifest = SimpleNamespace(engine_name="llamacpp")
+
         async def running_models(self) -> None:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/data/models")
 
     plugin: Any = Full()
-    call: Any = None
+    call: Any = SimpleNamespace(end_with=lambda _metadata: None)
     answer = await ProviderServicer(plugin, Host()).GetRunningModels(pb.GetRunningModelsRequest(), call)
     assert answer.code == 503
     assert "Raise the limit of open files (ulimit -n)" in answer.message

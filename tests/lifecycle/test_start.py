@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.errors import UnavailableError
+from engine_plugin.errors import EngineStartError, UnavailableError
 from engine_plugin.process import run as process_run
 from engine_plugin.process.process import ProcessState
 from tests.fake_engine.program import TOKENS
@@ -265,7 +265,7 @@ async def test_fifty_who_wait_hear_of_the_failure(begin: Begin) -> None:
     gate.touch()
     async with asyncio.timeout(LIMIT):
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
-    assert {type(outcome) for outcome in outcomes} == {UnavailableError}
+    assert {type(outcome) for outcome in outcomes} == {EngineStartError}
     assert all(re.search("exit code 7.*bad magic", str(outcome)) for outcome in outcomes)
     assert world.life == 1
     await world.client.load_model("tiny-chat-gguf")
