@@ -30,7 +30,7 @@ __all__ = [
 MANIFEST_NAMES = ("plugin.yaml", "plugin.json")
 """The file names of a manifest, in order of precedence."""
 
-# Even an invalid manifest has two of these sections; by them it is told from another program's plugin.yaml.
+# Even an invalid manifest has two of these sections, which distinguish it from another program's plugin.yaml.
 _OUR_KEYS = re.compile(rb"""(?:^["']?|")(provider|services|platforms|engine)["']?[ \t]*:""", re.MULTILINE)
 _ENOUGH_KEYS = 2
 

@@ -18,7 +18,7 @@ NASTY = "\x1b]0;title\x07"
 
 
 class ChattingEngine(FakeEngine):
-    """Journals every request, and every answer that somebody did not want to the end."""
+    """Journals every request and every abandoned answer."""
 
     @asynccontextmanager
     async def stream(self, service: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:

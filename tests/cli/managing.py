@@ -69,7 +69,7 @@ class ManagingEngine(FakeEngine):
         if request.model == "another's":
             raise UnsupportedError("the models of this server are its owner's")
         if request.model == "nowhere":
-            raise ModelNotFoundError("model: nobody has 'nowhere'")
+            raise ModelNotFoundError("model: no source has 'nowhere'")
         yield Status("pulling manifest")
         for digest, total in LAYERS.items():
             for part in range(5):

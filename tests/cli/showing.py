@@ -30,7 +30,7 @@ CAPABILITIES = {
 
 
 class ShownEngine(FakeEngine):
-    """One of ours; with the file `address` somebody else's, which is down when the file `down` is there.
+    """A managed engine; with the file `address` an attached server, which is down if the file `down` exists.
 
     With the file `slow` it never lists its models; `guessed` and `embedder` are in memory as soon as they are here.
     """

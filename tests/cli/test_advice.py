@@ -144,7 +144,7 @@ def test_the_environment_may_name_a_plugin_of_the_package(workplace: Workplace) 
     assert "plugin:  openvino-plugin" in workplace.good("status", "--plugin", "openvino", **chosen)
 
 
-def test_a_plugin_that_is_none_is_answered_with_those_that_there_are(workplace: Workplace) -> None:
+def test_an_unknown_plugin_lists_the_bundled_ones(workplace: Workplace) -> None:
     for said in (
         workplace.bad(2, "--plugin", "olama", "status"),
         workplace.bad(3, "status", ENGINE_PLUGIN_DIR="olama"),

@@ -72,7 +72,7 @@ def test_a_life_in_the_background(workplace: Workplace) -> None:
     assert not list(workplace.runtime.rglob("*.sock"))
 
 
-def test_what_needs_a_server_says_so(workplace: Workplace) -> None:
+def test_commands_that_need_a_server_report_it(workplace: Workplace) -> None:
     for command in (["models", "ps"], ["models", "load", "tiny"], ["models", "unload", "tiny"]):
         assert "Start it: engine-plugin engine start" in workplace.bad(4, *command)
     assert "fake-plugin is not running" in workplace.bad(4, "engine", "stop")
@@ -116,7 +116,7 @@ def test_a_server_that_cannot_start_shows_its_log(workplace: Workplace) -> None:
 
 
 @pytest.mark.promise("P27")
-def test_the_record_of_a_killed_server_misleads_nobody(workplace: Workplace) -> None:
+def test_the_record_of_a_killed_server_is_ignored(workplace: Workplace) -> None:
     workplace.install()
     started = json.loads(workplace.good("engine", "start", "--json"))
     server = psutil.Process(started["pid"])

@@ -168,7 +168,7 @@ def at_terminal(workplace: Workplace, *arguments: str, typed: str = "") -> tuple
             while part := os.read(ours, 65536):
                 shown += part
         except OSError:
-            pass  # Linux's way of saying that nobody holds the other end
+            pass  # Linux reports a closed terminal by EIO
         return process.wait(LIMIT), shown.decode()
     finally:
         os.close(ours)

@@ -83,7 +83,7 @@ def test_without_it_nothing_is_pulled(place: Workplace) -> None:
 
 def test_what_cannot_be_pulled(place: Workplace) -> None:
     with place.serving():
-        assert "nobody has 'nowhere'" in place.bad(3, "embed", "a", "--model", "nowhere", "--auto-pull")
+        assert "no source has 'nowhere'" in place.bad(3, "embed", "a", "--model", "nowhere", "--auto-pull")
         done = place.run("embed", "a", "--model", "another's", "--auto-pull")  # who knows: it may answer all the same
         assert done.returncode == 0
         assert done.stderr.splitlines()[-1] == "the models of this server are its owner's"

@@ -1,4 +1,4 @@
-"""The models of an Ollama that is somebody else's, without a server of ours."""
+"""The models of an attached Ollama, without a running server."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ollama(workplace: Workplace, tmp_path: Path) -> Iterator[ContractServer]:
         server.close()
 
 
-def test_memory_of_an_engine_that_is_somebody_elses(workplace: Workplace, ollama: ContractServer) -> None:
+def test_memory_of_an_attached_server(workplace: Workplace, ollama: ContractServer) -> None:
     assert workplace.good("models", "load", "tiny-chat") == "loaded tiny-chat\n"
     [entry] = json.loads(workplace.good("models", "ps", "--json"))
     assert entry["name"] == "tiny-chat:latest"
@@ -70,7 +70,7 @@ def test_status_of_a_server_that_is_too_old(workplace: Workplace, ollama: Contra
     assert "0.3.12 is too old" in workplace.run("engine", "status").stdout
 
 
-def test_engine_status_sees_an_engine_that_is_somebody_elses(workplace: Workplace, ollama: ContractServer) -> None:
+def test_engine_status_shows_an_attached_server(workplace: Workplace, ollama: ContractServer) -> None:
     workplace.good("models", "load", "tiny-chat")
     said = workplace.good("engine", "status")
     assert f"at http://{ollama.address}" in said

@@ -133,7 +133,7 @@ def test_other_machines_are_kept_out(workplace: Workplace, address: str) -> None
     assert "--allow-remote" in workplace.bad(2, "serve", "--address", address)
 
 
-def test_other_machines_are_let_in_when_told(workplace: Workplace) -> None:
+def test_allow_remote_serves_other_machines(workplace: Workplace) -> None:
     with serving(workplace, "--address", "0.0.0.0:0", "--allow-remote") as said:
         assert not said["address"].endswith(":0")
 
@@ -177,7 +177,7 @@ def test_a_runtime_directory_that_others_can_enter_is_not_used(workplace: Workpl
     reason="a session's directory that is not the test's",
 )
 def test_a_session_without_a_runtime_directory(workplace: Workplace) -> None:
-    """Such as a service's or a bare `su`: the place is found by the same rule again, and nobody is bothered."""
+    """Such as a service's or a bare `su`: the same rule finds the directory again, without a prompt or warning."""
     data = workplace.runtime / "aog"
     del workplace.env["XDG_RUNTIME_DIR"]
     workplace.env |= {"AOG_DATA_DIR": str(data), "TMPDIR": str(workplace.runtime)}

@@ -197,7 +197,7 @@ def test_transcribe_live(served: Workplace, tmp_path: Path) -> None:
 
 @pytest.mark.promise("T5")
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_live_transcription_without_speech_says_so(served: Workplace, form: str) -> None:
+def test_live_transcription_reports_missing_speech(served: Workplace, form: str) -> None:
     done = served.fed(b"hush", "transcribe", "-", "--live", "--format", form)
     assert done.returncode == 0
     assert done.stderr.decode() == "no speech detected. Without --live, the model receives the whole file\n"
@@ -303,7 +303,7 @@ def test_what_cannot_be_done_says_what_to_do(served: Workplace, tmp_path: Path) 
     )
 
 
-def test_an_engine_that_is_not_installed_is_told(place: Workplace) -> None:
+def test_an_engine_that_is_not_installed_is_reported(place: Workplace) -> None:
     (place.data / "installed").unlink()
     assert "Install it with engine-plugin engine install" in place.bad(4, "embed", "a")
 

@@ -1,4 +1,4 @@
-"""The engine on one screen: stopped, running, somebody else's."""
+"""The engine on one screen: stopped, running, attached."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_running(place: Workplace) -> None:
     assert [entry["name"] for entry in found["loaded"]] == ["guessed", "embedder"]
 
 
-def test_a_server_of_somebody_else(place: Workplace) -> None:
+def test_an_attached_server(place: Workplace) -> None:
     (place.data / "address").write_text("127.0.0.1:11434")
     lines = place.good("status").splitlines()
     assert lines[:3] == [

@@ -174,7 +174,7 @@ async def test_leaving_a_stream_cancels_it_in_the_plugin(launch_fake: Launch) ->
         assert [chunk async for chunk in chunks] == []
 
 
-async def test_a_stream_that_was_left_is_forgotten_at_once(launch_fake: Launch) -> None:
+async def test_an_abandoned_stream_is_released_at_once(launch_fake: Launch) -> None:
     """Not when the cycle collector comes by: a call that lingers keeps the connection of a closed client open."""
     async with await launch_fake() as plugin:
         gc.collect()
@@ -241,7 +241,7 @@ async def send_for_ever(conversation: BidiCall) -> None:
             await conversation.send("more")
 
 
-async def test_who_still_sends_when_a_conversation_has_failed_is_told_why(launch_fake: Launch) -> None:
+async def test_sending_to_a_failed_conversation_raises_its_error(launch_fake: Launch) -> None:
     async with await launch_fake() as plugin, plugin.invoke_bidi("speech") as conversation:
         await conversation.send("refuse")
         with pytest.raises(EnginePluginError):

@@ -189,6 +189,6 @@ async def test_connect_by_hand(launch_fake: Launch) -> None:
         assert launched.returncode == 0
 
 
-async def test_connect_to_nobody(sockets: Path) -> None:
+async def test_connect_without_a_listener(sockets: Path) -> None:
     with pytest.raises(UnavailableError, match="nothing answers at unix:"):
         await connect(f"unix:{sockets}/nobody.sock", timeout=pace(0.5))

@@ -170,12 +170,12 @@ def test_warnings(write: Callable[..., Path], environ: dict[str, str], text: str
     assert load_manifest(path, environ) == manifest
 
 
-def test_unknown_keys_are_the_hosts_or_somebody_elses(write: Callable[..., Path], environ: dict[str, str]) -> None:
+def test_unknown_keys_are_ignored(write: Callable[..., Path], environ: dict[str, str]) -> None:
     text = changed(CHAT, f"{CHAT}    x-notes: [1]\n") + "  anything: {goes: here}\nlicense: Apache-2.0\n"
     assert inspect_manifest(write(text), environ)[1] == []
 
 
-def test_all_errors_are_told_at_once_in_order(write: Callable[..., Path], environ: dict[str, str]) -> None:
+def test_all_errors_are_reported_in_order(write: Callable[..., Path], environ: dict[str, str]) -> None:
     text = (
         changed('"1.0"', "3").replace("local", "far").replace("chat\n    config", "chad\n    timeout: x\n    config")
     )
@@ -261,7 +261,9 @@ def test_without_aog_the_users_data_directory_is_used(write: Callable[..., Path]
     assert load_manifest(write(), environ).data_dir == expected
 
 
-def test_a_relative_aog_data_dir_is_not_used_and_told(write: Callable[..., Path], environ: dict[str, str]) -> None:
+def test_a_relative_aog_data_dir_is_ignored_with_a_warning(
+    write: Callable[..., Path], environ: dict[str, str]
+) -> None:
     environ["AOG_DATA_DIR"] = "here"
     manifest, problems = inspect_manifest(write(), environ)
     assert manifest is not None
