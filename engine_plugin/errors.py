@@ -31,7 +31,6 @@ docs/errors.md lists the ids (scripts/error_ids.py writes it).
 
 from __future__ import annotations
 
-import json
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,6 +127,8 @@ class EnginePluginError(Exception):
 
 def _compact(fields: Mapping[str, Any]) -> str:
     """The fields as one line of JSON. A long text is cut; the last fields are left out when all are too long."""
+    import json  # not before the handshake: it takes 1 ms
+
     kept = {name: _plain(value) for name, value in fields.items()}
     while len(text := json.dumps(kept, separators=(",", ":"))) > MOST_FIELDS:
         kept.popitem()
