@@ -29,34 +29,6 @@ _START_LIMIT = 60.0
 _READY_LIMIT = 120.0
 _ANSWER_LIMIT = 64 * 1024 * 1024
 
-_GRAPH = """\
-input_stream: "HTTP_REQUEST_PAYLOAD:input"
-output_stream: "HTTP_RESPONSE_PAYLOAD:output"
-node: {{
-  name: "LLMExecutor"
-  calculator: "HttpLLMCalculator"
-  input_stream: "LOOPBACK:loopback"
-  input_stream: "HTTP_REQUEST_PAYLOAD:input"
-  input_side_packet: "LLM_NODE_RESOURCES:llm"
-  input_side_packet: "LLM_NODE_EXECUTION_CONTEXTS:llm_ctx"
-  output_stream: "LOOPBACK:loopback"
-  output_stream: "HTTP_RESPONSE_PAYLOAD:output"
-  input_stream_info: {{ tag_index: 'LOOPBACK:0', back_edge: true }}
-  node_options: {{
-    [type.googleapis.com / mediapipe.LLMCalculatorOptions]: {{
-      {options}
-      device: "CPU"
-    }}
-  }}
-  input_stream_handler {{
-    input_stream_handler: "SyncSetInputStreamHandler"
-    options {{
-      [mediapipe.SyncSetInputStreamHandlerOptions.ext] {{ sync_set {{ tag_index: "LOOPBACK:0" }} }}
-    }}
-  }}
-}}
-"""
-
 
 class Embedded:
     """The server with the model loaded. It is a `Target`; `address` is HOST:PORT or unix:PATH."""
@@ -83,19 +55,12 @@ class Embedded:
             yield sse.whole_events(response)
 
 
-def _write_config(folder: Path, model: Path, scheduler: Mapping[str, Any]) -> Path:
-    """config.json and graph.pbtxt as the driver writes them. Returns config.json."""
-    base = folder / MODEL
-    base.mkdir(parents=True)
-    options = {"models_path": str(model), **scheduler}
-    lines = "\n      ".join(f"{name}: {json.dumps(value)}" for name, value in options.items())
-    (base / "graph.pbtxt").write_text(_GRAPH.format(options=lines), encoding="utf-8")
-    shape = {
-        "mediapipe_config_list": [{"name": MODEL, "base_path": str(base), "graph_path": "graph.pbtxt"}],
-        "model_config_list": [],
-    }
+def _write_config(folder: Path, model: Path, options: Mapping[str, Any]) -> Path:
+    """config.json as the driver writes it. Returns its path."""
+    folder.mkdir(parents=True)
+    entry = {"name": MODEL, "kind": "chat", "folder": str(model), "device": "CPU", "options": dict(options)}
     file = folder / "config.json"
-    file.write_text(json.dumps(shape), encoding="utf-8")
+    file.write_text(json.dumps({"models": [entry]}), encoding="utf-8")
     return file
 
 
@@ -155,8 +120,7 @@ def _endpoint(address: str) -> str | tuple[str, int]:
 async def _until_ready(client: Http1Client) -> None:
     async with asyncio.timeout(_READY_LIMIT):
         while True:
-            async with client.request("GET", f"/v2/models/{MODEL}/ready") as response:
-                await response.read(_ANSWER_LIMIT)
-                if response.status == 200:
+            async with client.request("GET", "/v3/models") as response:
+                if json.loads(await response.read(_ANSWER_LIMIT))["data"]:
                     return
             await asyncio.sleep(0.05)

@@ -33,7 +33,7 @@ __all__ = ["IN_PROCESS", "Lineup", "Load", "lineup", "loads", "openvino_round"]
 
 IN_PROCESS, TOKENS_ONLY = "in-process", "without text"
 WIDTHS = (1, 8, 32)
-# What graph.pbtxt tells the server, and the baseline's SchedulerConfig alike.
+# The model's options in the server, and the baseline's SchedulerConfig alike.
 SCHEDULER = {
     "max_num_batched_tokens": 256,
     "cache_size": 1,

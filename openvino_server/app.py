@@ -39,7 +39,6 @@ def make_app(registry: Registry, key: str) -> web.Application:
             web.get("/v2/health/live", control_api.live),
             web.get("/v2/health/ready", control_api.ready),
             web.get("/v2", control_api.metadata),
-            web.get("/v2/models/{model:.+}/ready", control_api.model_ready),
             web.get("/v3/models", control_api.models),
             web.get("/v1/config", control_api.config),
             web.post("/v1/config/reload", control_api.reload),

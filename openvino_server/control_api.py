@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from engine_plugin.models.info import FEATURE_OF_KIND, FEATURES
-from openvino_server.errors import ApiError
+from openvino_server.config import ConfigError
 from openvino_server.model import AVAILABLE
-from openvino_server.registry import ConfigError
 from openvino_server.requests import REGISTRY, json_answer
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ __all__ = [
     "is_ready",
     "live",
     "metadata",
-    "model_ready",
     "models",
     "ready",
     "reload",
@@ -64,14 +62,6 @@ async def metadata(_request: web.Request) -> web.Response:
     return json_answer({"name": SERVER_NAME, "version": version(), "extensions": []})
 
 
-async def model_ready(request: web.Request) -> web.Response:
-    """GET /v2/models/{model}/ready"""
-    registry, name = request.app[REGISTRY], request.match_info["model"]
-    if name not in registry.models:
-        raise ApiError(404, f"model: {name} is not served")
-    return web.Response(status=200 if is_ready(registry, name) else 503)
-
-
 async def models(request: web.Request) -> web.Response:
     """GET /v3/models: those that answer now, with what is known of each."""
     registry = request.app[REGISTRY]
@@ -81,8 +71,7 @@ async def models(request: web.Request) -> web.Response:
 
 def _entry(name: str, model: Model) -> dict[str, Any]:
     """OpenAI's entry, vLLM's key for the tokens of the context, and two keys of our own: `kind`, `capabilities`."""
-    kind = model.graph.kind if model.graph is not None else ""
-    told = {FEATURE_OF_KIND.get(kind), *model.ready_info.get("capabilities", ())}
+    told = {FEATURE_OF_KIND.get(model.kind), *model.ready_info.get("capabilities", ())}
     context = model.ready_info.get("context_length")
     return {
         "id": name,
@@ -90,7 +79,7 @@ def _entry(name: str, model: Model) -> dict[str, Any]:
         "created": _STARTED,
         "owned_by": "local",
         **({"max_model_len": context} if context else {}),
-        "kind": kind,
+        "kind": model.kind,
         "capabilities": [feature for feature in FEATURES if feature in told],
     }
 

@@ -37,7 +37,7 @@ class Plan(NamedTuple):
 
 
 class Dialect:
-    """Which marks a model uses: as the graph's options say, else as its template shows. Raises RequestError."""
+    """Which marks a model uses: as its options say, else as its template shows. Raises RequestError."""
 
     def __init__(self, template: str, options: dict[str, Any]) -> None:
         self._parser: str | None = options.get("tool_parser") or guess(template)

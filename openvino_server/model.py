@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
-    from openvino_server.graph_file import Graph
+    from openvino_server.config import ModelSpec
 
 __all__ = ["AVAILABLE", "END", "LOADING", "UNLOADING", "Model", "Settings"]
 
@@ -54,19 +54,19 @@ class Model:
 
     def __init__(
         self,
-        name: str,
-        graph: Graph | None,
+        spec: ModelSpec,
         settings: Settings,
         argv: Sequence[str],
         environ: Mapping[str, str],
     ) -> None:
-        self.name = name
-        self.graph = graph
+        self.name = spec.name
+        self.kind = spec.kind
         self.state = LOADING
         self.error = ""
         self.unusable = False
         """Whether its files are what is wrong."""
         self.ready_info: dict[str, Any] = {}
+        self._spec = spec
         self._settings = settings
         self._argv = argv
         self._environ = environ
@@ -78,17 +78,13 @@ class Model:
         self._calls = 0
         self._life: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
-        options = graph.options if graph is not None else {}
-        at_once = options.get("max_num_seqs", _CHAT_SEQUENCES) if graph and graph.kind == "chat" else 1
+        at_once = spec.options.get("max_num_seqs", _CHAT_SEQUENCES) if spec.kind == "chat" else 1
         self._stop_within = _STOP_WITHIN
         self._limit = settings.max_queue + (at_once if isinstance(at_once, int) and at_once > 0 else 1)
 
-    def start(self, complaint: str, after: asyncio.Task[None] | None, require_memory: Callable[[int], None]) -> None:
-        """Begin to load, when `after` is over; a `complaint` about the graph ends it at once. Called once."""
-        if complaint:
-            self._change(END, complaint)
-        else:
-            self._life = asyncio.create_task(self._live(after, require_memory))
+    def start(self, after: asyncio.Task[None] | None, require_memory: Callable[[int], None]) -> None:
+        """Begin to load when `after` has ended. Called once."""
+        self._life = asyncio.create_task(self._live(after, require_memory))
 
     async def settled(self) -> None:
         """Return when it is loaded, or given up."""
@@ -224,16 +220,14 @@ class Model:
     @asynccontextmanager
     async def _loaded(self, require_memory: Callable[[int], None]) -> AsyncIterator[Worker]:
         """A worker that has loaded the model; it is ended with the block. Raises LoadError, ApiError, OSError."""
-        if self.graph is None:
-            raise LoadError("it has no graph")
-        size = await asyncio.to_thread(_size, self.graph.models_path)
+        size = await asyncio.to_thread(_size, self._spec.folder)
         require_memory(size)
         self._reserved = size
         self._worker = worker = await Worker.spawn(self.name, self._argv, self._environ, size)
         self._watch = Watch(worker, self._settings.start_timeout, self._settings.hung_timeout)
         watching = asyncio.create_task(self._watch.run())
         try:
-            self.ready_info = await worker.load(self._load_settings(self.graph), self._settings.load_timeout)
+            self.ready_info = await worker.load(self._load_settings(), self._settings.load_timeout)
             if self._renderer is None:  # else of a worker that died
                 templates = Templates(*self.ready_info.get("templates", ({}, {})))
                 self._renderer = Renderer(templates, module_command(PROGRAM), self._environ, WITHIN)
@@ -247,12 +241,12 @@ class Model:
             self._worker = self._watch = None
             await worker.stop(self._stop_within)
 
-    def _load_settings(self, graph: Graph) -> dict[str, Any]:
+    def _load_settings(self) -> dict[str, Any]:
         return {
-            "kind": graph.kind,
-            "path": str(graph.models_path),
-            "device": graph.device,
-            "options": graph.options,
+            "kind": self.kind,
+            "path": str(self._spec.folder),
+            "device": self._spec.device,
+            "options": self._spec.options,
             "threads": self._settings.threads,
             "cache_dir": self._settings.cache_dir,
         }
@@ -273,5 +267,7 @@ class Model:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of a model's files."""
+    """Bytes of a model's files. Raises LoadError when there is no such folder."""
+    if not folder.is_dir():
+        raise LoadError(f"there is no folder {folder}")
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,21 +1,20 @@
-"""Which models are served: config.json as it is wanted, and each model's worker as it is.
+"""The models that the server serves: config.json is what is wanted, each model's worker what there is.
 
-A reload reads the configuration whole, then changes what is wanted in one go; each model gets there on its own, so
-that one which takes long holds up no other. A model of a changed graph begins when its predecessor's calls and
-process have ended. All methods run on the loop.
+A reload reads the whole configuration, then starts all changes at once. Each model loads on its own, so that a slow
+one holds up no other; one whose entry has changed waits until the calls and the process of its predecessor have
+ended. All methods run on the loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from openvino_server.config import ConfigError, ModelSpec, read_config
 from openvino_server.errors import ApiError
-from openvino_server.graph_file import Graph, read_graph
 from openvino_server.model import AVAILABLE, END, Model
 
 if TYPE_CHECKING:
@@ -24,65 +23,15 @@ if TYPE_CHECKING:
 
     from openvino_server.model import Settings
 
-__all__ = ["ConfigError", "Registry", "Spec", "read_config"]
-
-
-class ConfigError(ValueError):
-    """config.json cannot be used at all; nothing was changed."""
-
-
-@dataclass(frozen=True)
-class Spec:
-    """One model as config.json wants it: its graph, or what is wrong with it. `text` tells a changed graph."""
-
-    name: str
-    text: str
-    graph: Graph | None
-    complaint: str = ""
+__all__ = ["Registry"]
 
 
 @dataclass
 class _Waiting:
-    """A reload's share: models and removals that it set in motion."""
+    """The models and removals that one reload has started."""
 
     models: list[Model] = field(default_factory=list)
     removals: list[asyncio.Task[None]] = field(default_factory=list)
-
-
-def read_config(path: Path) -> dict[str, Spec]:
-    """What config.json wants, by name. Reads files: not for the loop. Raises ConfigError."""
-    try:
-        shape = json.loads(path.read_text(encoding="utf-8"))
-        entries = shape.get("mediapipe_config_list", [])
-        if shape.get("model_config_list"):
-            raise ConfigError(f"{path}: model_config_list: only graphs can be served here; leave it empty")
-        named = [(str(entry["name"]), entry) for entry in entries]
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{path}: not a configuration: {error}") from None
-    specs = {name: _read_spec(name, entry, path.parent) for name, entry in named}
-    if len(specs) != len(named):
-        raise ConfigError(f"{path}: two models have the same name")
-    return specs
-
-
-def _read_spec(name: str, entry: dict[str, Any], folder: Path) -> Spec:
-    base = folder / str(entry.get("base_path") or name)
-    path = base / str(entry.get("graph_path") or "graph.pbtxt")
-    text = ""
-    try:
-        text = path.read_text(encoding="utf-8")
-        graph = read_graph(text, path.parent)
-    except OSError as error:
-        return Spec(name, "", None, f"{path}: cannot be read: {error.strerror}")
-    except (ValueError, RecursionError) as error:
-        return Spec(name, text, None, f"{path}: {error}")
-    if not graph.models_path.is_dir():
-        return Spec(name, text, None, f"{path}: models_path: there is no folder {graph.models_path}")
-    return Spec(name, f"{base}\n{text}", graph)
 
 
 class Registry:
@@ -93,7 +42,7 @@ class Registry:
         self._settings = settings
         self._argv = list(argv)
         self._environ = dict(environ)
-        self._wanted: dict[str, Spec] = {}
+        self._wanted: dict[str, ModelSpec] = {}
         self._models: dict[str, Model] = {}
         self._leaving: dict[Model, asyncio.Task[None]] = {}
         self._reading = asyncio.Lock()
@@ -101,7 +50,7 @@ class Registry:
 
     @property
     def models(self) -> Mapping[str, Model]:
-        """What is served, or is to be, by name."""
+        """The models that are served or being loaded, by name."""
         return self._models
 
     def find(self, name: object, kind: str) -> Model:
@@ -111,24 +60,24 @@ class Registry:
         model = self._models.get(name)
         if model is None:
             raise ApiError(404, f"model: {name} is not served", "not_found_error")
-        if model.graph is not None and model.graph.kind != kind:
-            raise ApiError(400, f"model: {name} is a model for {model.graph.kind}, not for {kind}")
+        if model.kind != kind:
+            raise ApiError(400, f"model: {name} is a model for {model.kind}, not for {kind}")
         return model
 
     def states(self) -> dict[str, Any]:
-        """As GET /v1/config tells them."""
+        """The answer of GET /v1/config."""
         shown = {model.name: model for model in self._leaving} | dict(self._models)
         return {name: _shown(model) for name, model in sorted(shown.items())}
 
     @property
     def healthy(self) -> bool:
-        """Whether every worker that should be there is, and none hangs."""
+        """Whether every loaded model has a worker, and none hangs."""
         return not any(model.complaint for model in self._models.values())
 
     async def reload(self) -> tuple[bool, list[str]]:
-        """Make it so: (whether anything changed, what could not be loaded). Raises ConfigError, nothing changed then.
+        """Apply config.json, and return when all changes are complete: whether there were any, and what has failed.
 
-        Returns when what this reload set in motion has come to rest. A cancelled caller does not stop the change.
+        Raises ConfigError before any change. A cancelled caller does not stop the changes.
         """
         async with self._reading:
             specs = await asyncio.to_thread(read_config, self._config)
@@ -145,7 +94,7 @@ class Registry:
         return bool(waiting.models or waiting.removals), failed
 
     def load_soon(self) -> None:
-        """What config.json names, when the server starts: without waiting for it."""
+        """Begin to load the models of config.json; called when the server starts."""
         self._background(self._first_load())
 
     async def _first_load(self) -> None:
@@ -154,8 +103,8 @@ class Registry:
         except ConfigError as error:
             sys.stderr.write(f"E {error}\n")
 
-    def _want(self, specs: dict[str, Spec]) -> _Waiting:
-        """Set the changes in motion, all at once."""
+    def _want(self, specs: dict[str, ModelSpec]) -> _Waiting:
+        """Start all changes at once."""
         waiting = _Waiting()
         for name in [name for name in self._models if name not in specs]:
             waiting.removals.append(self._retire(self._models.pop(name)))
@@ -164,9 +113,9 @@ class Registry:
             if known is not None and known.state != END and self._wanted.get(name) == spec:
                 continue
             before = self._leaving_task(name) if known is None else self._retire(known)
-            model = Model(name, spec.graph, self._settings, self._argv, self._environ)
+            model = Model(spec, self._settings, self._argv, self._environ)
             self._models[name] = model
-            model.start(spec.complaint, before, partial(self._require_memory, model))
+            model.start(before, partial(self._require_memory, model))
             waiting.models.append(model)
         self._wanted = specs
         return waiting

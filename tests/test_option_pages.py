@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin
 
 import pytest
 
@@ -13,6 +13,7 @@ from engine_plugin.engines.llamacpp.options import LlamaCppOptions
 from engine_plugin.engines.ollama.options import OllamaOptions
 from engine_plugin.engines.openai.options import OpenAIOptions
 from engine_plugin.engines.openvino.options import OpenVinoOptions
+from engine_plugin.engines.options import Kind, Table, keys_of
 
 DOCS = Path(__file__).parents[1] / "docs"
 HEADING = re.compile(r"^(#+) (.*)$")
@@ -38,23 +39,18 @@ def pages_options(page: str) -> dict[str, dict[str, str]]:
     return found
 
 
-def sections(cls: type[Any], name: str = "") -> dict[str, type[Any]]:
-    """The dataclass of options, and those of its sections, by name."""
-    found = {name: cls}
-    for key, hint in get_type_hints(cls).items():
-        for inner in (hint, *get_args(hint)):
-            if (
-                dataclasses.is_dataclass(inner)
-                and isinstance(inner, type)
-                and getattr(hint, "__origin__", 0) is not tuple
-            ):
+def sections(kind: Kind, name: str = "") -> dict[str, Table]:
+    """The keys of options, and those of their sections, by name."""
+    found = {name: keys_of(kind)}
+    for key, (hint, _, _) in found[name].items():
+        for inner in [hint, *get_args(hint)] if get_origin(hint) is not tuple else ():
+            if isinstance(inner, dict) or (dataclasses.is_dataclass(inner) and isinstance(inner, type)):
                 found |= sections(inner, key)
     return found
 
 
-def shown(field: dataclasses.Field[Any]) -> str | float:
+def shown(value: object) -> str | float:
     """A default as a page writes it."""
-    value = field.default
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
@@ -83,11 +79,7 @@ def test_the_page_has_every_option_with_its_default(page: str, cls: type[Any]) -
     wanted = sections(cls)
     assert set(there) == set(wanted)
     for name, section in wanted.items():
-        fields = {
-            field.name: shown(field)
-            for field in dataclasses.fields(section)
-            if not (name == "" and field.name in wanted)
-        }
+        fields = {key: shown(option.default) for key, option in section.items() if name or key not in wanted}
         if "version" in fields and name == "":
             fields["version"] = there[name].get("version", "it is missing")  # the pinned one, in words
         assert {key: number_or_text(value) for key, value in there[name].items()} == fields, (

@@ -1,26 +1,49 @@
-"""An engine's own settings: a dataclass read from the `engine:` section of plugin.yaml, complaints with lines."""
+"""An engine's own settings: a dataclass read from the `engine:` section of plugin.yaml, complaints with lines.
+
+A section whose keys the plugin only passes on is a mapping: its keys stand in a table (`Key`, `section`).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import re
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 from engine_plugin.errors import ManifestError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from engine_plugin.manifest import Manifest
     from engine_plugin.manifest.document import KeyPath
 
-__all__ = ["number", "option_problems", "read_options"]
+__all__ = ["Key", "Kind", "Table", "keys_of", "number", "option_problems", "read_options", "section"]
 
 Options = TypeVar("Options")
 
+Kind: TypeAlias = "type[Any] | Table"
+
 _TEXTS = tuple[str, ...]
 _NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+class Key(NamedTuple):
+    """One key of a section. `hint` is a type as a field has it, a `Table` (a section), or a list of one (a list of
+    mappings). A key without a default has None; one that must be given has MISSING of dataclasses."""
+
+    hint: Any
+    default: Any = None
+    metadata: Mapping[str, Any] = {}
+
+
+Table: TypeAlias = Mapping[str, Key]
+
+
+def section(table: Table) -> Any:
+    """A field for a section that is passed on: a dict of the values that were given and of the table's defaults."""
+    return dataclasses.field(default_factory=lambda: _made(table, {}), metadata={"table": table})
 
 
 def number(default: Any, low: float, high: float) -> Any:
@@ -31,49 +54,63 @@ def number(default: Any, low: float, high: float) -> Any:
 def option_problems(cls: type[Any], manifest: Manifest) -> list[Problem]:
     """What is wrong with the `engine:` section for an engine whose options are the dataclass `cls`.
 
-    A field is a str, int, float or bool, or one of these and None; another such dataclass (and None), for a section;
-    a `tuple[Other, ...]` of one, for a list of mappings; or a `tuple[str, ...]`, for a list of texts. Its metadata
-    may hold `min`, `max`, `choices`, and, for a text that is not empty, `pattern` or `valid` (raises ValueError) with
-    its `form` in words. One without a default must be given. Called by `read_options` and by lint.
+    A field is a str, int, float or bool, or one of these and None; another such dataclass (and None) or a `section`,
+    for a section; a `tuple[Other, ...]` of one, for a list of mappings; or a `tuple[str, ...]`, for a list of texts.
+    Its metadata may hold `min`, `max`, `choices`, and, for a text that is not empty, `pattern` or `valid` (raises
+    ValueError) with its `form` in words. One without a default must be given. Called by `read_options` and by lint.
     """
     return list(_problems(cls, manifest.engine_options, ("engine",), manifest))
 
 
-def _problems(cls: type[Any], given: Mapping[str, Any], place: KeyPath, manifest: Manifest) -> Iterator[Problem]:
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    hints = get_type_hints(cls)
-    for key, value in given.items():
-        field, here = fields.get(key), (*place, key)
-        if field is None:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            fix = f"Did you mean {near[0]!r}?" if near else f"Known options: {', '.join(fields)}."
+def keys_of(kind: Kind) -> Table:
+    """The keys of a section, which is a dataclass or a table."""
+    if not isinstance(kind, type):
+        return kind
+    hints = get_type_hints(kind)
+    return {
+        field.name: Key(
+            field.metadata.get("table", hints[field.name]),
+            field.default if field.default is not dataclasses.MISSING else field.default_factory,
+            field.metadata,
+        )
+        for field in dataclasses.fields(kind)
+        if field.init
+    }
+
+
+def _problems(kind: Kind, given: Mapping[str, Any], place: KeyPath, manifest: Manifest) -> Iterator[Problem]:
+    keys = keys_of(kind)
+    for name, value in given.items():
+        key, here = keys.get(name), (*place, name)
+        if key is None:
+            near = difflib.get_close_matches(str(name), keys, n=1)
+            fix = f"Did you mean {near[0]!r}?" if near else f"Known options: {', '.join(keys)}."
             yield manifest.problem(here, f"{_shown(here)} is not an option of this engine", fix)
-        elif inner := _listed(hints[key]):
+        elif inner := _listed(key.hint):
             yield from _list_problems(inner, value, here, manifest)
-        elif inner := _section(hints[key]):
+        elif inner := _section(key.hint):
             yield from _section_problems(inner, value, here, manifest)
-        elif hints[key] == _TEXTS:
-            yield from _text_problems(field.metadata, value, here, manifest)
-        elif complaint := _complaint(hints[key], field.metadata, value):
+        elif key.hint == _TEXTS:
+            yield from _text_problems(key.metadata, value, here, manifest)
+        elif complaint := _complaint(key.hint, key.metadata, value):
             yield manifest.problem(here, f"{_shown(here)} is {value!r}", f"It must be {complaint}.")
-    for key, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and key not in given:
-            what = f"{_shown((*place, key))} is missing"
-            yield manifest.problem(place, what, f"Give it {_NAMES[_kinds(hints[key])[0]]}.")
+    for name, key in keys.items():
+        if key.default is dataclasses.MISSING and name not in given:
+            what = f"{_shown((*place, name))} is missing"
+            yield manifest.problem(place, what, f"Give it {_NAMES[_kinds(key.hint)[0]]}.")
 
 
-def _list_problems(cls: type[Any], value: Any, place: KeyPath, manifest: Manifest) -> Iterator[Problem]:
+def _list_problems(kind: Kind, value: Any, place: KeyPath, manifest: Manifest) -> Iterator[Problem]:
     if not isinstance(value, list):
         yield manifest.problem(place, f"{_shown(place)} is {value!r}", "It must be a list of mappings.")
         return
     for index, entry in enumerate(value):
-        yield from _section_problems(cls, entry, (*place, index), manifest)
+        yield from _section_problems(kind, entry, (*place, index), manifest)
 
 
-def _section_problems(cls: type[Any], value: Any, place: KeyPath, manifest: Manifest) -> Iterator[Problem]:
+def _section_problems(kind: Kind, value: Any, place: KeyPath, manifest: Manifest) -> Iterator[Problem]:
     if isinstance(value, dict):
-        yield from _problems(cls, value, place, manifest)
+        yield from _problems(kind, value, place, manifest)
     else:
         yield manifest.problem(place, f"{_shown(place)} is {value!r}", "It must be a mapping.")
 
@@ -94,16 +131,17 @@ def _shown(place: KeyPath) -> str:
     return "".join(steps).removeprefix(".")
 
 
-def _listed(hint: Any) -> type[Any] | None:
-    """The dataclass of a `tuple[Other, ...]`."""
-    if get_origin(hint) is tuple:
-        inner = get_args(hint)[0]
-        return inner if dataclasses.is_dataclass(inner) and isinstance(inner, type) else None
-    return None
+def _listed(hint: Any) -> Kind | None:
+    """The dataclass of a `tuple[Other, ...]`, or the table of a list."""
+    if isinstance(hint, list):
+        return hint[0]  # type: ignore[no-any-return]  # see Key
+    return _section(get_args(hint)[0]) if get_origin(hint) is tuple else None
 
 
-def _section(hint: Any) -> type[Any] | None:
-    """The dataclass of a field that is one, or one and None."""
+def _section(hint: Any) -> Kind | None:
+    """A table, or the dataclass of a field that is one, or one and None."""
+    if isinstance(hint, Mapping):
+        return hint
     found = next((kind for kind in _kinds(hint) if dataclasses.is_dataclass(kind)), None)
     return found if isinstance(found, type) else None
 
@@ -153,20 +191,25 @@ def read_options(cls: type[Options], manifest: Manifest) -> Options:
     problems = option_problems(cls, manifest)
     if problems:
         raise ManifestError(problems)
-    return cls(**_values(cls, manifest.engine_options))
+    made: Options = _made(cls, manifest.engine_options)
+    return made
 
 
-def _values(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What was given, each as its field has it."""
-    hints = get_type_hints(cls)
-    return {key: _read(hints[key], value) for key, value in given.items()}
+def _made(kind: Kind, given: Mapping[str, Any]) -> Any:
+    """The dataclass; or a table's dict, in which None and empty texts are left out."""
+    keys = keys_of(kind)
+    found = {name: _read(keys[name].hint, value) for name, value in given.items()}
+    if isinstance(kind, type):
+        return kind(**found)
+    values = {name: found.get(name, key.default) for name, key in keys.items()}
+    return {name: value for name, value in values.items() if value is not None and value != ""}
 
 
 def _read(hint: Any, value: Any) -> Any:
     if hint == _TEXTS:
         return tuple(value)
     if inner := _listed(hint):
-        return tuple(inner(**_values(inner, entry)) for entry in value)
+        return tuple(_made(inner, entry) for entry in value)
     if inner := _section(hint):
-        return inner(**_values(inner, value))
+        return _made(inner, value)
     return value

@@ -63,7 +63,7 @@ class Cancelled(Exception):  # noqa: N818  # nobody's error
 
 
 class Settings:
-    """What a load frame says: the model's folder, device, the graph's options, threads and the cache's folder."""
+    """What a load frame says: the model's folder, device, options, threads and the cache's folder."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.path = Path(settings["path"])
@@ -73,7 +73,7 @@ class Settings:
         self._cache_dir = str(settings.get("cache_dir") or "")
 
     def properties(self) -> dict[str, Any]:
-        """OpenVINO's properties: ours, and over them the graph's `plugin_config`."""
+        """OpenVINO's properties: ours, and over them the model's `plugin_config`."""
         found: dict[str, Any] = {}
         if self._threads:
             found["INFERENCE_NUM_THREADS"] = self._threads

@@ -155,7 +155,7 @@ _POOLINGS = {"CLS": "CLS", "LAST": "LAST_TOKEN", "LAST_TOKEN": "LAST_TOKEN", "ME
 
 
 def _pooling(path: Path, options: dict[str, Any]) -> str:
-    """The graph's pooling, or what the model's sentence-transformers file says, or what its kind of model does."""
+    """The pooling of the options, else of the model's sentence-transformers file, else of its kind of model."""
     given = options.get("pooling")
     if given:
         try:

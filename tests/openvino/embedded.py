@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from engine_plugin.engines.openvino.command import ServerSettings, runner_command, runner_stdin
-from engine_plugin.engines.openvino.graphs import graph_text
+from engine_plugin.engines.openvino.entries import entry_of
 from engine_plugin.engines.openvino.options import OpenVinoOptions
 from engine_plugin.models.samples import bundled_samples
 from engine_plugin.process import python
@@ -86,10 +86,8 @@ def _configuration(place: Path, models: Collection[str]) -> Path:
     for name in models:
         sample = samples.get(name)
         assert sample is not None
-        folder = place / name
-        folder.mkdir(parents=True)
-        (folder / "graph.pbtxt").write_text(graph_text(sample.info(), "CPU", options), encoding="utf-8")
-        entries.append({"name": name, "base_path": str(folder), "graph_path": "graph.pbtxt"})
+        entries.append(entry_of(sample.info(), "CPU", options))
+    place.mkdir(parents=True, exist_ok=True)
     config = place / "config.json"
-    config.write_text(json.dumps({"mediapipe_config_list": entries, "model_config_list": []}), encoding="utf-8")
+    config.write_text(json.dumps({"models": entries}), encoding="utf-8")
     return config

@@ -16,8 +16,8 @@ from engine_plugin.engines.local.driver import Condition, Driver
 from engine_plugin.engines.local.pool import ModelPool
 from engine_plugin.engines.openvino import requests
 from engine_plugin.engines.openvino.client import complaint_error
-from engine_plugin.engines.openvino.graphs import devices_asked
-from engine_plugin.engines.openvino.loaded_models import Resident, remove_stale
+from engine_plugin.engines.openvino.entries import devices_asked
+from engine_plugin.engines.openvino.loaded_models import LoadedModel, remove_stale
 from engine_plugin.engines.openvino.models import model_store
 from engine_plugin.engines.openvino.options import OpenVinoOptions
 from engine_plugin.engines.openvino.requests import PATHS, SPEECH, STREAMED
@@ -56,7 +56,7 @@ _SERVED = "served"
 """The folder of the servers' configurations, below the data directory."""
 
 
-class OpenVinoEngine(Driver[Backend, Resident]):
+class OpenVinoEngine(Driver[Backend, LoadedModel]):
     """`Engine` on OpenVINO. Start starts the server; each model is loaded into it when it is first used."""
 
     services: ClassVar[frozenset[str]] = frozenset(KIND_OF_SERVICE)
@@ -69,7 +69,7 @@ class OpenVinoEngine(Driver[Backend, Resident]):
         self._software = Software(options, self._data, self._environ)
         self._store = model_store(self._data / "models", options, self._environ)
         self._pool = ModelPool(
-            options.max_loaded_models, options.drain_timeout, self._resident, options.memory_limit * _MB
+            options.max_loaded_models, options.drain_timeout, self._new_model, options.memory_limit * _MB
         )
         self._server: OpenVinoServer | None = None
         self._decoder = Decoder(None, self._environ, options.audio)
@@ -123,7 +123,7 @@ class OpenVinoEngine(Driver[Backend, Resident]):
             await server.close()
 
     async def _change_mode(self, mode: str) -> None:
-        loaded = [resident.model.name for resident in self._pool.servers()]
+        loaded = [one.model.name for one in self._pool.servers()]
         before = self._mode
         await super()._change_mode(mode)
         if self._mode != before:
@@ -132,10 +132,10 @@ class OpenVinoEngine(Driver[Backend, Resident]):
     async def try_out(self, backend: Backend, model: StoredModel, folder: Path | None) -> None:
         server = self._new_server(backend, "cpu", folder)
         try:
-            resident = server.resident(model)
-            await resident.ensure_ready()
+            loaded = server.model(model)
+            await loaded.ensure_ready()
             body = json.dumps({"model": model.name, "prompt": "a", "max_tokens": 1}).encode()
-            async with resident.working() as client, client.post_json(PATHS["generate"], body) as response:
+            async with loaded.working() as client, client.post_json(PATHS["generate"], body) as response:
                 await response.read(_ANSWER_LIMIT)
         finally:
             await server.close()
@@ -144,7 +144,7 @@ class OpenVinoEngine(Driver[Backend, Resident]):
         server = self._server
         if server is None:
             return Condition(["the OpenVINO server is not running"], serves=False)
-        return await server.condition([r.model.name for r in self._pool.all_servers() if r.loaded])
+        return await server.condition([one.model.name for one in self._pool.all_servers() if one.loaded])
 
     async def revive(self) -> Sequence[StoredModel]:
         server = self._server
@@ -153,14 +153,14 @@ class OpenVinoEngine(Driver[Backend, Resident]):
         await server.ensure_ready()
         try:
             async with asyncio.timeout(_STATES_TIMEOUT):
-                states = await server.residents.states()
+                states = await server.loaded.states()
         except (EnginePluginError, TimeoutError):
             return []  # it is busy, or hangs and will be ended
-        loaded = [resident for resident in self._pool.all_servers() if resident.loaded]
-        for resident in loaded:
-            if resident.model.name not in states or states[resident.model.name].failed:
-                resident.doubt()
-        return [resident.model for resident in loaded if not resident.ready]
+        loaded = [one for one in self._pool.all_servers() if one.loaded]
+        for one in loaded:
+            if one.model.name not in states or states[one.model.name].failed:
+                one.doubt()
+        return [one.model for one in loaded if not one.ready]
 
     async def memory(self) -> Mapping[str, int]:
         server = self._server
@@ -168,7 +168,7 @@ class OpenVinoEngine(Driver[Backend, Resident]):
             return {}
         try:
             async with asyncio.timeout(_STATES_TIMEOUT):
-                states = await server.residents.states()
+                states = await server.loaded.states()
         except (EnginePluginError, TimeoutError) as error:
             log.debug("the server does not tell how much memory its models take: %s", error)
             return {}
@@ -213,7 +213,7 @@ class OpenVinoEngine(Driver[Backend, Resident]):
         @asynccontextmanager
         async def use(name: str) -> AsyncIterator[str]:
             model = await self._model_for(service, name)
-            async with self._pool.use(model) as resident, resident.working() as client:
+            async with self._pool.use(model) as loaded, loaded.working() as client:
                 held.append(client)
                 yield model.name
 
@@ -230,7 +230,8 @@ class OpenVinoEngine(Driver[Backend, Resident]):
     async def _exchange(self, service: str, request: dict[str, Any], *, stream: bool) -> AsyncIterator[HttpResponse]:
         """From the model's name to the head of the server's answer, holding the model and its turns."""
         async with self._client_for(service, request) as client:
-            body = requests.upstream_body(service, request, self._options.image, stream=stream)
+            largest = self._options.image.get("max_resolution", "")
+            body = requests.upstream_body(service, request, largest, stream=stream)
             async with client.post_json(PATHS[service], body) as response:
                 yield response
 
@@ -239,19 +240,19 @@ class OpenVinoEngine(Driver[Backend, Resident]):
         """A client of the server that has the request's model in memory, for as long as the request takes."""
         model = await self._model_for(service, request["model"])
         request["model"] = model.name  # the caller may have named it otherwise
-        async with self._pool.turn(model, slots_needed(service, request)) as resident:
-            await resident.ensure_ready()  # the server may have died while this one waited for its turn
-            async with resident.working() as client:
+        async with self._pool.turn(model, slots_needed(service, request)) as loaded:
+            await loaded.ensure_ready()  # the server may have died while this request waited for its turn
+            async with loaded.working() as client:
                 yield client
 
-    def _resident(self, model: StoredModel) -> Resident:
+    def _new_model(self, model: StoredModel) -> LoadedModel:
         """A model for the pool. Raises UnavailableError when the engine does not run."""
         self._require_running()
         if self._server is None:
             raise UnavailableError("the engine is being stopped")
         if self._server.is_ours:
             self._require_memory(model, _PROCESS, model.size if self._only_cpu or self._mode == "cpu" else 0)
-        return self._server.resident(model)
+        return self._server.model(model)
 
     def _new_server(self, backend: Backend, mode: str, sockets: Path | None) -> OpenVinoServer:
         served = self._data / _SERVED / secrets.token_hex(8)

@@ -1,36 +1,37 @@
-"""A model's graph.pbtxt: what the server is to make of a folder, on which device, with which options."""
+"""The files from which the OpenVINO Model Server loads models: config.json, and a graph.pbtxt for each model."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from engine_plugin.engines.openvino.options import MODEL_OPTIONS, SECTIONS
+from engine_plugin.system.files import private_folder, write_json, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
-    from engine_plugin.engines.openvino.options import OpenVinoOptions
-    from engine_plugin.models.store import StoredModel
+    from engine_plugin.engines.openvino.entries import ModelEntry
+    from engine_plugin.engines.options import Table
 
-__all__ = ["device_of", "devices_asked", "graph_text"]
+__all__ = ["graph_text", "write_graphs"]
 
-_DEVICES = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
+_GRAPH = "graph.pbtxt"
 
 
-@dataclass(frozen=True, slots=True)
-class _Calculator:
-    """What serves a kind of model. `options` is the section of plugin.yaml, `loops` whether answers come in parts."""
+class _Calculator(NamedTuple):
+    """The node of a graph that serves one kind of model, as OVMS's `--configure` writes it."""
 
     name: str
     node: str
     message: str
-    resource: str
-    options: str
+    """The type of its options."""
+    side_packets: tuple[str, ...]
     device: str = "target_device"
     stream: str = "HTTP_"
     loops: bool = False
-    contexts: str = ""
+    """Whether the node sends an answer in parts."""
 
 
 _CALCULATORS = {
@@ -38,56 +39,44 @@ _CALCULATORS = {
         "HttpLLMCalculator",
         "LLMExecutor",
         "LLMCalculatorOptions",
-        "LLM_NODE_RESOURCES:llm",
-        "chat",
+        ("LLM_NODE_RESOURCES:llm", "LLM_NODE_EXECUTION_CONTEXTS:llm_ctx"),
         device="device",
         loops=True,
-        contexts="LLM_NODE_EXECUTION_CONTEXTS:llm_ctx",
     ),
     "embed": _Calculator(
         "EmbeddingsCalculatorOV",
         "EmbeddingsExecutor",
         "EmbeddingsCalculatorOVOptions",
-        "EMBEDDINGS_NODE_RESOURCES:embeddings_servable",
-        "embed",
+        ("EMBEDDINGS_NODE_RESOURCES:embeddings_servable",),
         stream="",
     ),
     "rerank": _Calculator(
         "RerankCalculatorOV",
         "RerankExecutor",
         "RerankCalculatorOVOptions",
-        "RERANK_NODE_RESOURCES:rerank_servable",
-        "rerank",
+        ("RERANK_NODE_RESOURCES:rerank_servable",),
         stream="",
     ),
     "text-to-image": _Calculator(
         "ImageGenCalculator",
         "ImageGenExecutor",
         "ImageGenCalculatorOptions",
-        "IMAGE_GEN_NODE_RESOURCES:pipes",
-        "image",
+        ("IMAGE_GEN_NODE_RESOURCES:pipes",),
         device="device",
     ),
     "speech-to-text": _Calculator(
-        "S2tCalculator",
-        "S2tExecutor",
-        "S2tCalculatorOptions",
-        "STT_NODE_RESOURCES:s2t_servable",
-        "transcribe",
-        loops=True,
+        "S2tCalculator", "S2tExecutor", "S2tCalculatorOptions", ("STT_NODE_RESOURCES:s2t_servable",), loops=True
     ),
     "text-to-speech": _Calculator(
-        "T2sCalculator", "T2sExecutor", "T2sCalculatorOptions", "TTS_NODE_RESOURCES:t2s_servable", "speak"
+        "T2sCalculator", "T2sExecutor", "T2sCalculatorOptions", ("TTS_NODE_RESOURCES:t2s_servable",)
     ),
 }
 
-_BACK_EDGE = """\
+_LOOP = """\
   input_stream_info: {
     tag_index: 'LOOPBACK:0',
     back_edge: true
   }
-"""
-_SYNC_SET = """\
   input_stream_handler {
     input_stream_handler: "SyncSetInputStreamHandler",
     options {
@@ -101,77 +90,50 @@ _SYNC_SET = """\
 """
 
 
-def device_of(kind: str, mode: str, options: OpenVinoOptions, *, only_cpu: bool) -> str:
-    """Where a model of this kind computes when the engine was started in `mode`, in OpenVINO's words.
+def write_graphs(folder: Path, entries: Mapping[str, ModelEntry]) -> None:
+    """Write config.json in `folder`, and below it a directory with a graph for each entry, by the directory's name.
 
-    What plugin.yaml says of the kind goes before the mode, except that mode cpu means the processor.
+    Blocks.
     """
-    if mode == "cpu":
-        return "CPU"
-    own: str = getattr(options, _CALCULATORS[kind].options).device
-    return own or _DEVICES.get(mode) or options.device or ("CPU" if only_cpu else "AUTO")
+    listed = []
+    for name, entry in entries.items():
+        place = folder / name
+        private_folder(place)
+        write_whole(place / _GRAPH, graph_text(entry).encode(), place)
+        listed.append({"name": entry["name"], "base_path": str(place), "graph_path": _GRAPH})
+    write_json(folder / "config.json", {"mediapipe_config_list": listed, "model_config_list": []}, folder)
 
 
-def devices_asked(mode: str, options: OpenVinoOptions) -> dict[str, str]:
-    """Each device that `mode` and plugin.yaml name outright, by what names it; AUTO, and devices that stand together
-    (HETERO:GPU,CPU), are OpenVINO's matter."""
-    asked: dict[str, str] = {}
-    for kind, calculator in _CALCULATORS.items():
-        device = device_of(kind, mode, options, only_cpu=False)
-        own = getattr(options, calculator.options).device
-        by_kind = own and mode != "cpu"
-        where = f"engine.{calculator.options}.device" if by_kind else "mode" if mode in _DEVICES else "engine.device"
-        if device != "AUTO" and ":" not in device:
-            asked[where] = device
-    return asked
-
-
-def graph_text(model: StoredModel, device: str, options: OpenVinoOptions, *, threads: int = 0) -> str:
-    """The text of the graph that serves a model. `threads` is for a server that is not told by another way."""
-    calculator = _CALCULATORS[model.kind]
-    section = getattr(options, calculator.options)
-    if model.kind == "chat" and section.max_num_seqs is None:
-        section = dataclasses.replace(section, max_num_seqs=options.parallel)
-    if threads:
-        section = dataclasses.replace(section, plugin_config=_with_threads(section.plugin_config, threads))
-    ways = "REQUEST_PAYLOAD:input", "RESPONSE_PAYLOAD:output"
-    into, out = (f'"{calculator.stream}{way}"' for way in ways)
+def graph_text(entry: ModelEntry) -> str:
+    """The graph that serves a model, in protobuf's text format."""
+    calculator = _CALCULATORS[entry["kind"]]
+    into, out = (f'"{calculator.stream}{way}"' for way in ("REQUEST_PAYLOAD:input", "RESPONSE_PAYLOAD:output"))
+    loopback = '"LOOPBACK:loopback"'
     lines = [f"input_stream: {into}", f"output_stream: {out}", "node: {"]
     lines += [f'  name: "{calculator.node}"', f'  calculator: "{calculator.name}"']
     if calculator.loops:
-        lines += ['  input_stream: "LOOPBACK:loopback"', '  output_stream: "LOOPBACK:loopback"']
+        lines += [f"  input_stream: {loopback}", f"  output_stream: {loopback}"]
     lines += [f"  input_stream: {into}", f"  output_stream: {out}"]
-    lines += [f'  input_side_packet: "{packet}"' for packet in (calculator.resource, calculator.contexts) if packet]
+    lines += [f'  input_side_packet: "{packet}"' for packet in calculator.side_packets]
     lines += ["  node_options: {", f"    [type.googleapis.com / mediapipe.{calculator.message}]: {{"]
-    settings = {"models_path": model.path.as_posix(), calculator.device: device}
-    lines += [f"      {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in settings.items()]
-    lines += [f"      {line}" for line in _fields(section)]
+    places = {"models_path": entry["folder"], calculator.device: entry["device"]}
+    lines += [f"      {name}: {_scalar(value)}" for name, value in places.items()]
+    lines += [f"      {line}" for line in _fields(entry["options"], MODEL_OPTIONS[SECTIONS[entry["kind"]]])]
     lines += ["    }", "  }"]
-    loop = _BACK_EDGE + _SYNC_SET if calculator.loops else ""
-    return "\n".join(lines) + f"\n{loop}}}\n"
+    return "\n".join(lines) + f"\n{_LOOP if calculator.loops else ''}}}\n"
 
 
-def _with_threads(plugin_config: str, threads: int) -> str:
-    """OpenVINO's settings with its number of threads, unless they say it."""
-    try:
-        return json.dumps({"INFERENCE_NUM_THREADS": threads, **json.loads(plugin_config or "{}")})
-    except (ValueError, TypeError):
-        return plugin_config  # the server will say what is wrong with it
-
-
-def _fields(section: Any) -> Iterator[str]:
-    """The options that were given, in protobuf's text format; our own `device` is none of them."""
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        if field.name == "device" or value is None or value == "":
-            continue
-        for entry in value if isinstance(value, tuple) else (value,):
-            if dataclasses.is_dataclass(entry):
-                yield f"{field.name} {{ {' '.join(_fields(entry))} }}"
-            else:
-                yield f"{field.name}: {entry if 'enum' in field.metadata else _scalar(entry)}"
+def _fields(options: Mapping[str, Any], table: Table) -> Iterator[str]:
+    for name, value in options.items():
+        key = table[name]
+        if isinstance(key.hint, list):
+            yield from (f"{name} {{ {' '.join(_fields(one, key.hint[0]))} }}" for one in value)
+        elif isinstance(value, dict):
+            yield f"{name} {{ {' '.join(_fields(value, key.hint))} }}"
+        else:
+            yield f"{name}: {value if 'choices' in key.metadata else _scalar(value)}"
 
 
 def _scalar(value: Any) -> str:
-    """As JSON, which protobuf's text format reads: true, 4, 0.5, "a text"."""
+    """As JSON, which is also protobuf's text format for them: true, 4, 0.5, "a text"."""
     return json.dumps(value, ensure_ascii=False)

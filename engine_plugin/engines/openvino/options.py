@@ -1,202 +1,137 @@
 """The OpenVINO engine's options in plugin.yaml's `engine:` section.
 
-The sections `chat` to `speak` hold what a model's graph tells the server, by the names that the OpenVINO Model
-Server gives them; what is None is left to the server.
+The sections `chat` to `speak` are the OpenVINO Model Server's graph options under its own names (MODEL_OPTIONS);
+they are checked here and passed on. An option without a value is left to the server.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping  # noqa: TC003  # read_options evaluates the hints
+from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from engine_plugin.engines.local.options import SoftwareOptions
-from engine_plugin.engines.options import number
+from engine_plugin.engines.options import Key, Table, number, section
 from engine_plugin.speech.decoder import AudioLimits
 from engine_plugin.speech.options import LiveOptions
 
-__all__ = [
-    "CacheEvictionConfig",
-    "ChatOptions",
-    "EmbedOptions",
-    "ImageOptions",
-    "LoraAdapter",
-    "OpenVinoOptions",
-    "RerankOptions",
-    "SparseAttentionConfig",
-    "SpeakOptions",
-    "TranscribeOptions",
-    "Voice",
-]
+__all__ = ["MODEL_OPTIONS", "SECTIONS", "OpenVinoOptions"]
 
-
-def _count(low: float = 0) -> Any:
-    """A number that is left to the server when it is not given."""
-    return field(default=None, metadata={"min": low, "max": 10_000_000})
-
-
-def _word(*choices: str) -> Any:
-    """One of the words of an enumeration; empty: left to the server."""
-    return field(default="", metadata={"choices": ("", *choices), "enum": True})
-
-
-def _size() -> Any:
-    form = "a width and a height, such as 512x512"
-    return field(default="", metadata={"pattern": r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", "form": form})
+SECTIONS = {
+    "chat": "chat",
+    "embed": "embed",
+    "rerank": "rerank",
+    "text-to-image": "image",
+    "speech-to-text": "transcribe",
+    "text-to-speech": "speak",
+}
+"""The section for each kind of model."""
 
 
 def _json_object(text: str) -> None:
-    """Raises ValueError for anything else."""
+    """Raise ValueError for anything else."""
     if not isinstance(json.loads(text), dict):
-        raise ValueError("no object")
+        raise ValueError("not a JSON object")
 
 
-def _json() -> Any:
-    return field(default="", metadata={"valid": _json_object, "form": "a JSON object in a text"})
+def _bounds(low: float) -> Mapping[str, Any]:
+    return {"min": low, "max": 10_000_000}
 
 
-@dataclass(frozen=True, slots=True)
-class CacheEvictionConfig:
-    """Which tokens leave the cache of a chat model that is full."""
-
-    start_size: int = number(32, 0, 10_000_000)
-    recent_size: int = number(128, 0, 10_000_000)
-    max_cache_size: int = number(672, 1, 10_000_000)
-    aggregation_mode: str = _word("SUM", "NORM_SUM")
-    apply_rotation: bool | None = None
-    snapkv_window_size: int | None = _count()
+def _word(*choices: str) -> Key:
+    """One word of an enumeration; empty: left to the server."""
+    return Key(str, "", {"choices": ("", *choices)})
 
 
-@dataclass(frozen=True, slots=True)
-class SparseAttentionConfig:
-    """Which tokens of a long prompt look at which."""
+_TEXT = Key(str, "")
+_REQUIRED_TEXT = Key(str, MISSING)
+_FLAG = Key(bool | None)
+_COUNT = Key(int | None, None, _bounds(0))
+_LIMIT = Key(int | None, None, _bounds(1))
+_NUMBER = Key(float | None, None, _bounds(0))
+_SIZE = Key(
+    str,
+    "",
+    {"pattern": r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", "form": "a width and a height, such as 512x512"},
+)
+_ALL_KINDS: Table = {
+    "device": _TEXT,
+    "plugin_config": Key(str, "", {"valid": _json_object, "form": "a JSON object in a text"}),
+}
 
-    mode: str = _word("TRISHAPE", "XATTENTION")
-    num_last_dense_tokens_in_prefill: int | None = _count()
-    num_retained_start_tokens_in_cache: int | None = _count()
-    num_retained_recent_tokens_in_cache: int | None = _count()
-    xattention_threshold: float | None = _count()
-    xattention_block_size: int | None = _count()
-    xattention_stride: int | None = _count()
-
-
-@dataclass(frozen=True, slots=True)
-class ChatOptions:
-    """The graph of a chat model (LLMCalculatorOptions)."""
-
-    device: str = ""
-    """Where these models compute, in OpenVINO's words (GPU.1, HETERO:GPU,CPU); empty: where the engine does."""
-
-    plugin_config: str = _json()
-    """What OpenVINO is told besides, as JSON: {"KV_CACHE_PRECISION": "u8"}."""
-
-    cache_size: int | None = _count()
-    """GB of memory for the tokens of running requests; 0: as it is needed."""
-
-    max_num_seqs: int | None = _count(1)
-    """Requests that are computed at once; what `parallel` says when it is not given."""
-
-    max_num_batched_tokens: int | None = _count(1)
-    dynamic_split_fuse: bool | None = None
-    enable_prefix_caching: bool | None = True
-    """Whether the beginning that two prompts share is computed once."""
-
-    max_tokens_limit: int | None = _count(1)
-    best_of_limit: int | None = _count(1)
-    pipeline_type: str = _word("LM", "VLM", "LM_CB", "VLM_CB", "OMNI", "AUTO")
-    chat_template_mode: str = _word("MINJA", "JINJA")
-    tool_parser: str = ""
-    reasoning_parser: str = ""
-    enable_tool_guided_generation: bool | None = None
-    draft_models_path: str = ""
-    """The folder of a small model that guesses ahead."""
-
-    draft_device: str = ""
-    draft_cache_size: int | None = _count()
-    draft_max_num_seqs: int | None = _count(1)
-    draft_max_num_batched_tokens: int | None = _count(1)
-    draft_dynamic_split_fuse: bool | None = None
-    cache_eviction_config: CacheEvictionConfig | None = None
-    sparse_attention_config: SparseAttentionConfig | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EmbedOptions:
-    """The graph of an embedding model (EmbeddingsCalculatorOVOptions)."""
-
-    device: str = ""
-    plugin_config: str = _json()
-    normalize_embeddings: bool | None = None
-    pooling: str = _word("CLS", "LAST", "MEAN")
-    truncate: bool | None = None
-    """Whether a text that is too long is cut instead of refused."""
-
-
-@dataclass(frozen=True, slots=True)
-class RerankOptions:
-    """The graph of a reranking model (RerankCalculatorOVOptions)."""
-
-    device: str = ""
-    plugin_config: str = _json()
-    max_allowed_chunks: int | None = _count(1)
-    max_position_embeddings: int | None = _count(1)
-
-
-@dataclass(frozen=True, slots=True)
-class LoraAdapter:
-    """An adapter that is laid over an image model."""
-
-    alias: str
-    path: str
-    alpha: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class ImageOptions:
-    """The graph of a model that makes pictures (ImageGenCalculatorOptions). Sizes are WIDTHxHEIGHT."""
-
-    device: str = ""
-    plugin_config: str = _json()
-    max_resolution: str = _size()
-    default_resolution: str = _size()
-    max_num_images_per_prompt: int | None = _count(1)
-    default_num_inference_steps: int | None = _count(1)
-    max_num_inference_steps: int | None = _count(1)
-    resolution: str = _size()
-    """The one size that a model for an NPU is compiled for, with the next two."""
-
-    num_images_per_prompt: int | None = _count(1)
-    guidance_scale: float | None = _count()
-    lora_adapters: tuple[LoraAdapter, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class TranscribeOptions:
-    """The graph of a model that hears (S2tCalculatorOptions)."""
-
-    device: str = ""
-    plugin_config: str = _json()
-    enable_word_timestamps: bool | None = None
-    """Whether a request may ask for the time of each word."""
-
-
-@dataclass(frozen=True, slots=True)
-class Voice:
-    """A voice by name, and the file of its embedding."""
-
-    name: str
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class SpeakOptions:
-    """The graph of a model that speaks (T2sCalculatorOptions)."""
-
-    device: str = ""
-    plugin_config: str = _json()
-    voices: tuple[Voice, ...] = ()
-    speed_min: float | None = _count()
-    speed_max: float | None = _count()
+MODEL_OPTIONS: Mapping[str, Table] = {
+    "chat": {
+        **_ALL_KINDS,
+        "cache_size": _COUNT,
+        "max_num_seqs": _LIMIT,
+        "max_num_batched_tokens": _LIMIT,
+        "dynamic_split_fuse": _FLAG,
+        "enable_prefix_caching": Key(bool | None, True),
+        "max_tokens_limit": _LIMIT,
+        "best_of_limit": _LIMIT,
+        "pipeline_type": _word("LM", "VLM", "LM_CB", "VLM_CB", "OMNI", "AUTO"),
+        "chat_template_mode": _word("MINJA", "JINJA"),
+        "tool_parser": _TEXT,
+        "reasoning_parser": _TEXT,
+        "enable_tool_guided_generation": _FLAG,
+        "draft_models_path": _TEXT,
+        "draft_device": _TEXT,
+        "draft_cache_size": _COUNT,
+        "draft_max_num_seqs": _LIMIT,
+        "draft_max_num_batched_tokens": _LIMIT,
+        "draft_dynamic_split_fuse": _FLAG,
+        "cache_eviction_config": Key(
+            {
+                "start_size": Key(int, 32, _bounds(0)),
+                "recent_size": Key(int, 128, _bounds(0)),
+                "max_cache_size": Key(int, 672, _bounds(1)),
+                "aggregation_mode": _word("SUM", "NORM_SUM"),
+                "apply_rotation": _FLAG,
+                "snapkv_window_size": _COUNT,
+            }
+        ),
+        "sparse_attention_config": Key(
+            {
+                "mode": _word("TRISHAPE", "XATTENTION"),
+                "num_last_dense_tokens_in_prefill": _COUNT,
+                "num_retained_start_tokens_in_cache": _COUNT,
+                "num_retained_recent_tokens_in_cache": _COUNT,
+                "xattention_threshold": _NUMBER,
+                "xattention_block_size": _COUNT,
+                "xattention_stride": _COUNT,
+            }
+        ),
+    },
+    "embed": {
+        **_ALL_KINDS,
+        "normalize_embeddings": _FLAG,
+        "pooling": _word("CLS", "LAST", "MEAN"),
+        "truncate": _FLAG,
+    },
+    "rerank": {**_ALL_KINDS, "max_allowed_chunks": _LIMIT, "max_position_embeddings": _LIMIT},
+    "image": {
+        **_ALL_KINDS,
+        "max_resolution": _SIZE,
+        "default_resolution": _SIZE,
+        "max_num_images_per_prompt": _LIMIT,
+        "default_num_inference_steps": _LIMIT,
+        "max_num_inference_steps": _LIMIT,
+        "resolution": _SIZE,
+        "num_images_per_prompt": _LIMIT,
+        "guidance_scale": _NUMBER,
+        "lora_adapters": Key([{"alias": _REQUIRED_TEXT, "path": _REQUIRED_TEXT, "alpha": Key(float, 1.0)}]),
+    },
+    "transcribe": {**_ALL_KINDS, "enable_word_timestamps": _FLAG},
+    "speak": {
+        **_ALL_KINDS,
+        "voices": Key([{"name": _REQUIRED_TEXT, "path": _REQUIRED_TEXT}]),
+        "speed_min": _NUMBER,
+        "speed_max": _NUMBER,
+    },
+}
+"""The options of models by section, named as in the OpenVINO Model Server's calculators (LLMCalculatorOptions,
+EmbeddingsCalculatorOVOptions and so on); docs/openvino.md explains each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,14 +177,19 @@ class OpenVinoOptions(SoftwareOptions):
     """Where compiled models are kept, so that a GPU or an NPU need not compile them again; empty:
     <data_dir>/cache."""
 
-    chat: ChatOptions = field(default_factory=ChatOptions)
-    embed: EmbedOptions = field(default_factory=EmbedOptions)
-    rerank: RerankOptions = field(default_factory=RerankOptions)
-    image: ImageOptions = field(default_factory=ImageOptions)
-    transcribe: TranscribeOptions = field(default_factory=TranscribeOptions)
-    speak: SpeakOptions = field(default_factory=SpeakOptions)
+    chat: Mapping[str, Any] = section(MODEL_OPTIONS["chat"])
+    embed: Mapping[str, Any] = section(MODEL_OPTIONS["embed"])
+    rerank: Mapping[str, Any] = section(MODEL_OPTIONS["rerank"])
+    image: Mapping[str, Any] = section(MODEL_OPTIONS["image"])
+    transcribe: Mapping[str, Any] = section(MODEL_OPTIONS["transcribe"])
+    speak: Mapping[str, Any] = section(MODEL_OPTIONS["speak"])
     live: LiveOptions = field(default_factory=LiveOptions)
     """Live transcription: how sound becomes sentences."""
 
     audio: AudioLimits = field(default_factory=AudioLimits)
     """How much sound one request may bring."""
+
+    def of_kind(self, kind: str) -> Mapping[str, Any]:
+        """The section for models of a kind."""
+        found: Mapping[str, Any] = getattr(self, SECTIONS[kind])
+        return found

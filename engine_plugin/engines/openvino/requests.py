@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
 from engine_plugin.openai_api.bodies import request_json
@@ -12,9 +12,6 @@ from engine_plugin.openai_api.ranking import document_texts
 from engine_plugin.services.text_to_image import picture_size
 from engine_plugin.speech.endpoints import Dialect
 from engine_plugin.transport.sse import DONE, event_of
-
-if TYPE_CHECKING:
-    from engine_plugin.engines.openvino.options import ImageOptions
 
 __all__ = ["PATHS", "SPEECH", "STREAMED", "completed_event", "upstream_body"]
 
@@ -41,8 +38,11 @@ _MAX_RESOLUTION = "4096x4096"
 _MULTIPLE = 8
 
 
-def upstream_body(service: str, request: dict[str, Any], image: ImageOptions, *, stream: bool) -> bytes:
-    """The JSON to send. Raises InvalidRequestError, naming the field, for a size that no model can make."""
+def upstream_body(service: str, request: dict[str, Any], largest: str = "", *, stream: bool) -> bytes:
+    """The JSON to send. `largest` is the most a picture may have, as 512x512; "": the server's default.
+
+    Raises InvalidRequestError, naming the field, for a size that no model can make and for unsupported fields.
+    """
     body = {name: value for name, value in request.items() if value is not None}
     body.pop("stream", None)
     if stream:
@@ -56,7 +56,7 @@ def upstream_body(service: str, request: dict[str, Any], image: ImageOptions, *,
     elif service == "rerank":
         body["documents"] = document_texts(request)
     elif service == "text-to-image":
-        _picture(body, image)
+        _picture(body, largest or _MAX_RESOLUTION)
     return request_json(body)
 
 
@@ -70,10 +70,10 @@ def _generation(body: dict[str, Any]) -> None:
             del body[name]
 
 
-def _picture(body: dict[str, Any], image: ImageOptions) -> None:
+def _picture(body: dict[str, Any], largest: str) -> None:
     """Sizes as `WIDTHxHEIGHT`, and OpenAI's name of the seed."""
     if "size" in body:
-        body["size"] = _size(body["size"], image.max_resolution or _MAX_RESOLUTION)
+        body["size"] = _size(body["size"], largest)
     if "seed" in body:
         seed = body.pop("seed")
         body.setdefault("rng_seed", seed)

@@ -11,8 +11,8 @@ from engine_plugin.engines.local.driver import Condition
 from engine_plugin.engines.local.server import ServerProcess
 from engine_plugin.engines.openvino import command
 from engine_plugin.engines.openvino.client import ServerClient
-from engine_plugin.engines.openvino.graphs import device_of, graph_text
-from engine_plugin.engines.openvino.loaded_models import Resident, Residents
+from engine_plugin.engines.openvino.entries import device_of, entry_of
+from engine_plugin.engines.openvino.loaded_models import LoadedModel, LoadedModels
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.process.process import Command
 from engine_plugin.system.files import in_thread
@@ -69,7 +69,7 @@ class OpenVinoServer(ServerProcess):
         self._mode = mode
         self._only_cpu = only_cpu
         is_ours = backend.kind == "embedded"
-        self.residents = Residents(place.served, self, options.start_limit)
+        self.loaded = LoadedModels(place.served, self, options.start_limit)
         super().__init__(
             "the OpenVINO server",
             options,
@@ -103,16 +103,16 @@ class OpenVinoServer(ServerProcess):
         """End the process and remove what was made for it; requests under way break off."""
         await self.stop()
         self.clean_up()
-        await in_thread(self.residents.remove_folder)
+        await in_thread(self.loaded.remove_folder)
 
-    def resident(self, model: StoredModel) -> Resident:
-        """A model for the pool. Nothing is loaded yet."""
+    def model(self, model: StoredModel) -> LoadedModel:
+        """A model for the pool, which loads it."""
         options = self._openvino
         device = device_of(model.kind, self._mode, options, only_cpu=self._only_cpu)
         threads = 0 if self.is_ours else options.threads
-        graph = graph_text(model, device, options, threads=threads)
+        entry = entry_of(model, device, options, threads=threads)
         at_once = options.parallel if model.kind in ("chat", "embed", "rerank") else min(options.parallel, _AT_ONCE)
-        return Resident(model, graph, self, self.residents, Admission(at_once, options.max_queue))
+        return LoadedModel(model, entry, self, self.loaded, Admission(at_once, options.max_queue))
 
     async def condition(self, served: Sequence[str]) -> Condition:
         """How it is, with the models that it should serve."""
@@ -120,7 +120,7 @@ class OpenVinoServer(ServerProcess):
         if own:
             return Condition([own], serves=not self.failed)
         try:
-            states = await self.residents.states() if served else {}
+            states = await self.loaded.states() if served else {}
         except EnginePluginError as error:
             return Condition([f"{self.label} does not report its models: {error}"])
         wrong = []
@@ -137,7 +137,7 @@ class OpenVinoServer(ServerProcess):
         return Condition(wrong, serves=not served or lost < len(served))
 
     def launch(self, address: Address) -> Command:
-        self.residents.begin_life()
+        self.loaded.begin_life()
         settings = self._settings(address)
         env = command.environ_of(self._environ, self._backend, self._ticket.environ)
         if self.is_ours:
@@ -152,7 +152,7 @@ class OpenVinoServer(ServerProcess):
             host=str(address.socket) if address.socket is not None else "127.0.0.1",
             port=address.ports[0] if address.ports else 0,
             key=address.key,
-            config=str(self.residents.config),
+            config=str(self.loaded.config),
             threads=options.threads,
             max_queue=options.max_queue,
             cache_dir=str(self._place.cache) if cached else "",
@@ -168,4 +168,4 @@ class OpenVinoServer(ServerProcess):
 
     async def prove(self) -> None:
         """Have it show that it knows its key and its configuration. What a model can do is seen when it is loaded."""
-        await self.residents.states()
+        await self.loaded.states()

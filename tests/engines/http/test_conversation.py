@@ -11,7 +11,6 @@ import pytest
 from engine_plugin.engines.llamacpp.requests import upstream_body as llamacpp_body
 from engine_plugin.engines.ollama.messages import native_messages
 from engine_plugin.engines.openai.requests import request_body as openai_body
-from engine_plugin.engines.openvino.options import ImageOptions
 from engine_plugin.engines.openvino.requests import upstream_body as openvino_body
 from engine_plugin.errors import InvalidRequestError
 
@@ -27,7 +26,7 @@ def llamacpp(messages: Messages) -> Messages:
 
 
 def openvino(messages: Messages) -> Messages:
-    body = openvino_body("chat", {"messages": messages}, ImageOptions(), stream=True)
+    body = openvino_body("chat", {"messages": messages}, stream=True)
     found: Messages = json.loads(body)["messages"]
     return found
 

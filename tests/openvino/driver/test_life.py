@@ -247,11 +247,13 @@ async def test_what_a_killed_plugin_left_is_removed(serve: Serve) -> None:
     folder = running.engine.manifest.data_dir / "served"
     stale, living = folder / "0123456789abcdef", folder / "fedcba9876543210"
     for place in (stale, living):
-        place.mkdir(parents=True)
+        (place / "tiny-chat-1").mkdir(parents=True)
+        (place / "tiny-chat-1" / "graph.pbtxt").write_text("of an older version")
+        (place / "config.json").write_text('{"mediapipe_config_list": []}')
     lock_of(stale).acquire(timeout=0).lock.release()
     with lock_of(living).acquire(timeout=0):
         await running.client.start_engine()
-        mine = running.server.residents.folder
+        mine = running.server.loaded.folder
         assert set(folder.iterdir()) == {living, living.with_suffix(".lock"), mine, mine.with_suffix(".lock")}
     await running.client.stop_engine()
     assert set(folder.iterdir()) <= {living, living.with_suffix(".lock")}

@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 
 from engine_plugin.engines.openvino.client import ServerClient, complaint_error
-from engine_plugin.engines.openvino.options import ImageOptions
 from engine_plugin.engines.openvino.requests import completed_event, upstream_body
 from engine_plugin.errors import BadGatewayError, InvalidRequestError, UnavailableError
 from engine_plugin.transport.answers import Complaint
 from engine_plugin.transport.http1 import Http1Client
 
 
-def body(service: str, request: dict[str, Any], *, stream: bool = False, **image: Any) -> dict[str, Any]:
-    shape: dict[str, Any] = json.loads(upstream_body(service, request, ImageOptions(**image), stream=stream))
+def body(service: str, request: dict[str, Any], *, stream: bool = False, largest: str = "") -> dict[str, Any]:
+    shape: dict[str, Any] = json.loads(upstream_body(service, request, largest, stream=stream))
     return shape
 
 
@@ -36,10 +35,10 @@ def test_documents_are_texts() -> None:
 @pytest.mark.parametrize("service", ["chat", "generate"])
 def test_what_an_ovms_ignores_or_refuses_does_not_reach_it(service: str) -> None:
     asked = {"max_tokens": -1, "max_completion_tokens": -1, "logit_bias": {}, "x": 1}
-    body = json.loads(upstream_body(service, asked, ImageOptions(), stream=True))
+    body = json.loads(upstream_body(service, asked, stream=True))
     assert body == {"logit_bias": {}, "x": 1, "stream": True}
     with pytest.raises(InvalidRequestError, match=r"^logit_bias: "):
-        upstream_body(service, {"logit_bias": {"1": 5}}, ImageOptions(), stream=True)
+        upstream_body(service, {"logit_bias": {"1": 5}}, stream=True)
 
 
 def test_a_request_that_is_nested_too_deeply() -> None:
@@ -47,7 +46,7 @@ def test_a_request_that_is_nested_too_deeply() -> None:
     for _ in range(100_000):
         deep = [deep]
     with pytest.raises(InvalidRequestError, match="nested too deeply"):
-        upstream_body("chat", {"a": deep}, ImageOptions(), stream=False)
+        upstream_body("chat", {"a": deep}, stream=False)
 
 
 @pytest.mark.parametrize("size", ["512x768", "512*768", "512X768"])
@@ -68,7 +67,7 @@ def test_sizes(size: str) -> None:
 )
 def test_sizes_that_nobody_can_draw(size: str, complaint: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"^size: .*{complaint}"):
-        body("text-to-image", {"prompt": "a", "size": size}, max_resolution="64x64")
+        body("text-to-image", {"prompt": "a", "size": size}, largest="64x64")
 
 
 def test_seeds() -> None:

@@ -12,8 +12,10 @@ import asyncio
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +23,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import aiohttp
 from aiohttp import web
+
+from tests.openvino.fake_ovms.graphs import models_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -79,6 +83,7 @@ class _Server:
         self._known: set[str] = set()
         self._turn = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
+        self._behind = Path(tempfile.mkdtemp()) / "config.json"
 
     @staticmethod
     def _key_of(path: str) -> str:
@@ -90,8 +95,9 @@ class _Server:
     async def running(self) -> AsyncIterator[None]:
         """Our embedded server; what config.json names is loaded."""
         self._loaded = self._digest()
+        self._pass_on()
         settings: dict[str, Any] = {
-            "host": "127.0.0.1", "port": 0, "key": KEY, "config": str(self._config),
+            "host": "127.0.0.1", "port": 0, "key": KEY, "config": str(self._behind),
             "threads": 0, "max_queue": 256, "cache_dir": self._options.cache_dir, "memory_limit": 0,
         }  # fmt: skip
         argv = [sys.executable, "-P", "-m", RUNNER, "serve"]
@@ -117,6 +123,7 @@ class _Server:
         finally:
             child.stdin.close()
             await child.wait()
+            shutil.rmtree(self._behind.parent, ignore_errors=True)
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=1 << 30)
@@ -127,6 +134,10 @@ class _Server:
         return app
 
     # config.json
+
+    def _pass_on(self) -> None:
+        """Write the embedded server's configuration."""
+        self._behind.write_text(json.dumps({"models": models_of(self._config)}), encoding="utf-8")
 
     def _digest(self) -> str:
         return hashlib.sha256(self._config.read_bytes()).hexdigest()
@@ -153,6 +164,7 @@ class _Server:
             if digest == self._loaded and not self._failed:
                 return 200, await self._statuses()
             self._loaded = digest
+            self._pass_on()
             async with self._ask("POST", "/v1/config/reload") as answer:
                 await answer.read()
                 self._failed = answer.status >= 400

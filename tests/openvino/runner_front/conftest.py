@@ -15,7 +15,6 @@ import aiohttp
 import pytest_asyncio
 
 from openvino_server.app import make_app, serve_http
-from openvino_server.graph_file import KINDS
 from openvino_server.model import Settings
 from openvino_server.registry import Registry
 from tests.leftovers import marked, nothing_is_left, scratch
@@ -25,40 +24,36 @@ __all__ = ["KEY", "WORKER", "Config", "Front", "marked", "nothing_is_left", "scr
 
 KEY = "a-key"
 WORKER = (sys.executable, "-P", "-s", str(Path(__file__).with_name("worker.py")))
-CALCULATORS = {kind: name for name, kind in KINDS.items()}
-OPTIONS = {"HttpLLMCalculator": "LLMCalculatorOptions"}
 
 
 class Config:
-    """config.json, and the folders that it names."""
+    """config.json, and the folders of its models."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.path = root / "config.json"
-        self.graphs: dict[str, str] = {}
+        self.models: dict[str, dict[str, Any]] = {}
         self.write()
 
-    def add(self, name: str, kind: str = "chat", folder: Path | None = None, extra: str = "", **script: Any) -> None:
+    def add(
+        self,
+        name: str,
+        kind: str = "chat",
+        folder: Path | None = None,
+        *,
+        device: str = "CPU",
+        options: dict[str, Any] | None = None,
+        **script: Any,
+    ) -> None:
         """A model; `script` is what its worker reads."""
         if folder is None:
             folder = self.root / "models" / name
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "script.json").write_text(json.dumps(script))
-        calculator = CALCULATORS[kind]
-        options = OPTIONS.get(calculator, f"{calculator}Options")
-        self.graphs[name] = (
-            f'node {{ calculator: "{calculator}" node_options: {{ '
-            f"[type.googleapis.com / mediapipe.{options}]: {{ models_path: {json.dumps(str(folder))} {extra} }} }} }}"
-        )
+        self.models[name] = {"kind": kind, "folder": str(folder), "device": device, "options": options or {}}
 
     def write(self) -> None:
-        entries = []
-        for name, text in self.graphs.items():
-            base = self.root / "served" / name
-            base.mkdir(parents=True, exist_ok=True)
-            (base / "graph.pbtxt").write_text(text)
-            entries.append({"name": name, "base_path": str(base), "graph_path": "graph.pbtxt"})
-        self.path.write_text(json.dumps({"mediapipe_config_list": entries, "model_config_list": []}))
+        self.path.write_text(json.dumps({"models": [{"name": name, **more} for name, more in self.models.items()]}))
 
 
 class Front:

@@ -96,12 +96,12 @@ async def test_a_configuration_of_nothing_but_brackets_changes_nothing(front: Fr
     front.config.path.write_text("[" * 100_000)
     status, answer = await front.post("/v1/config/reload")
     assert (status, await front.state("m")) == (400, ("AVAILABLE", ""))
-    assert "not a configuration" in answer["error"]
+    assert "not a valid configuration" in answer["error"]
 
 
 async def test_a_path_that_is_none_is_told_of_its_model_only(front: Front) -> None:
     shape = json.loads(front.config.path.read_text())
-    shape["mediapipe_config_list"].append({"name": "odd", "base_path": "a\0b"})
+    shape["models"].append({"name": "odd", "kind": "chat", "folder": "a\0b"})
     front.config.path.write_text(json.dumps(shape))
     status, _ = await front.post("/v1/config/reload")
     assert (status, await front.state("m")) == (500, ("AVAILABLE", ""))

@@ -63,7 +63,7 @@ async def test_a_client_that_leaves_while_it_waits_cancels_the_call(serve: Serve
 
 async def test_more_calls_than_may_wait_are_refused_and_the_others_answered(serve: Serve) -> None:
     front = await serve(empty=True, max_queue=1)
-    front.config.add("m", extra="max_num_seqs: 1")
+    front.config.add("m", options={"max_num_seqs": 1})
     assert await front.reload() == 201
     async with contextlib.AsyncExitStack() as stack:
         await first_bytes(front, stack)

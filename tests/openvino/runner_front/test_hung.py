@@ -119,7 +119,7 @@ async def test_health_tells_of_it_and_one_that_was_only_asleep_goes_on(
         state, message = await front.state("m")
         assert state == "AVAILABLE"
         assert message.startswith("it seems to hang: no answer, output or use of the processor for ")
-        assert (await front.get("/v2/models/m/ready"))[0] == 503
+        assert (await front.get("/v3/models"))[1]["data"] == []
         go_on(worker)
         assert (await asyncio.wait_for(front.chat(script={"release": True}), LIMIT))[0] == 200
     await ready(front, 200)
@@ -168,9 +168,9 @@ async def test_one_that_stands_still_leaves_within_the_drain_timeout(serve: Serv
         if busy:
             await first_bytes(front, stack)
         stop(worker)
-        front.config.graphs.clear()
+        front.config.models.clear()
         if change == "reload":
-            front.config.add("m", extra="max_num_seqs: 3")
+            front.config.add("m", options={"max_num_seqs": 3})
         leaving = asyncio.create_task(front.reload())
         await asyncio.wait_for(worker.exited.wait(), LIMIT)
         assert await asyncio.wait_for(leaving, LIMIT) == 201

@@ -28,13 +28,12 @@ async def test_what_has_not_changed_is_left_alone(serve: Serve) -> None:
     assert await front.reload() == 201
     assert await pid(front) == before
     assert (await front.chat(model="owner/name"))[0] == 200
-    assert (await front.get("/v2/models/owner/name/ready"))[0] == 200
 
 
-async def test_a_changed_graph_gets_a_new_worker(serve: Serve) -> None:
+async def test_a_changed_entry_gets_a_new_worker(serve: Serve) -> None:
     front = await serve()
     before = await pid(front)
-    front.config.add("m", extra='device: "GPU.1" max_num_seqs: 3')
+    front.config.add("m", device="GPU.1", options={"max_num_seqs": 3})
     assert await front.reload() == 201
     assert await pid(front) != before
 
@@ -45,7 +44,7 @@ async def test_a_removed_model_ends_its_calls_first_and_takes_no_new_ones(serve:
         await asyncio.wait_for(held.content.readany(), LIMIT)
         worker = await pid(front)
         kept = front.registry.models["m"]
-        front.config.graphs.clear()
+        front.config.models.clear()
         removal = asyncio.create_task(front.reload())
         async with asyncio.timeout(LIMIT):
             while (await front.state("m"))[0] != "UNLOADING":
@@ -63,7 +62,7 @@ async def test_calls_that_do_not_end_are_broken_off_after_the_drain_timeout(serv
     front = await serve(drain_timeout=0.05)
     async with front.streaming(script=HELD) as held:
         await asyncio.wait_for(held.content.readany(), LIMIT)
-        front.config.graphs.clear()
+        front.config.models.clear()
         assert await front.reload() == 201
         assert b"was unloaded" in await asyncio.wait_for(held.content.read(), LIMIT)
 
@@ -84,7 +83,7 @@ async def test_a_model_that_fails_to_load_is_told_and_the_others_go_on(serve: Se
         status, answer = await front.chat(model=way)
         assert status == 503
         assert word in answer["error"]["message"]
-        del front.config.graphs[way]
+        del front.config.models[way]
     assert await front.reload() == 201
     assert await pid(front) == before
 
@@ -109,9 +108,19 @@ async def test_a_model_that_failed_is_tried_again_by_the_next_reload(serve: Serv
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"mediapipe_config_list": [{}]}', '{"model_config_list": [{"config": {}}]}']
+    "text",
+    [
+        "{",
+        "[]",
+        '{"models": [{}]}',
+        '{"models": [{"name": "m", "kind": "chat", "folder": "."}, {"name": "m", "kind": "chat", "folder": "."}]}',
+        '{"models": [{"name": "m", "kind": "chat", "folder": 7}]}',
+        '{"models": [{"name": "m", "kind": "chat", "folder": ".", "options": []}]}',
+        '{"models": [{"name": "m", "kind": "chat", "folder": ".", "graph_path": "graph.pbtxt"}]}',
+        '{"mediapipe_config_list": [], "model_config_list": []}',
+    ],
 )
-async def test_a_configuration_that_is_none_changes_nothing(serve: Serve, text: str) -> None:
+async def test_an_invalid_configuration_changes_nothing(serve: Serve, text: str) -> None:
     front = await serve()
     front.config.path.write_text(text)
     status, answer = await front.post("/v1/config/reload")
@@ -120,11 +129,10 @@ async def test_a_configuration_that_is_none_changes_nothing(serve: Serve, text: 
     assert (await front.chat())[0] == 200
 
 
-async def test_a_graph_that_is_none_is_that_models_fault(serve: Serve) -> None:
+async def test_a_missing_folder_fails_one_model_only(serve: Serve) -> None:
     front = await serve()
-    front.config.graphs |= {"bad": "node {", "gone": front.config.graphs["m"].replace("models/m", "models/x")}
+    front.config.add("gone", folder=front.config.root / "models" / "x")
     assert await front.reload() == 500
-    assert "line 1" in (await front.state("bad"))[1]
     assert "no folder" in (await front.state("gone"))[1]
     assert (await front.chat())[0] == 200
 
@@ -141,7 +149,7 @@ async def test_a_model_that_takes_long_holds_up_no_other_and_can_be_given_up(ser
     waiting = asyncio.create_task(front.chat(model="slow"))
     assert (await front.chat(model="quick"))[0] == 200
     assert not slow.done()
-    del front.config.graphs["slow"]
+    del front.config.models["slow"]
     assert await front.reload() == 201
     assert await asyncio.wait_for(slow, LIMIT) == 500  # for it was not loaded
     assert (await asyncio.wait_for(waiting, LIMIT))[0] in (404, 503)
