@@ -34,7 +34,7 @@ __all__ = [
 _LAST_WORDS = 0.5
 _LINE_LIMIT = 16 * 1024
 _PYTHON = (sys.executable, "-P", "-s", "-m")
-_OURS = (f"{engine_plugin.__name__}.", "openvino_server")  # modules that arm themselves
+_FOREIGN = ("pip",)  # modules that do not arm themselves
 
 
 def guarded(argv: Sequence[str]) -> list[str]:
@@ -136,7 +136,7 @@ async def _running(
     argv: Sequence[str], env: Mapping[str, str], take: Callable[[int, bytes], None], stdin: bytes = b""
 ) -> AsyncIterator[ChildProcess]:
     """A helper, its stdin ended; its last words are waited for, and nothing of its tree is left afterwards."""
-    ours = tuple(argv[:4]) == _PYTHON and argv[4].startswith(_OURS)
+    ours = tuple(argv[:4]) == _PYTHON and argv[4] not in _FOREIGN
     if not ours and not stdin:
         _require_program(argv[0], env)
         argv = guarded(argv)

@@ -56,7 +56,7 @@ async def test_an_unload_does_not_wait_for_it(serve: Serve) -> None:
         worker = running.workers()[-1]
         worker.send_signal(signal.SIGSTOP)
         await asyncio.wait_for(running.client.unload_model("tiny-chat"), LIMIT)
-        with pytest.raises(UnavailableError, match="taken out of memory"):
+        with pytest.raises(UnavailableError, match="unloaded during this request"):
             await texts
     await eventually(lambda: not running.workers())
     assert served(running) == []
