@@ -1,17 +1,22 @@
-"""Judging a living process by its answers: one that is busy misses some, and is not dead for that."""
+"""Whether a process that runs is well: its health checks, and its use of the processor while they fail."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["HealthPolicy", "HealthRecord"]
+from engine_plugin.process import tree
+from engine_plugin.system.files import in_thread
+
+__all__ = ["HealthPolicy", "HealthRecord", "ProcessorUse"]
+
+_EFFORT = 0.01  # the share of a processor's time that counts as work
 
 
 @dataclass(frozen=True, slots=True)
 class HealthPolicy:
-    """Ask every `interval` seconds. So many `failures` in a row make a ready process degraded, so many `successes`
-    in a row make it ready again. After `hung_after` seconds (0: never) without an answer or another sign of life,
-    output or use of the processor, it is hung, which counts as a death."""
+    """A health check every `interval` seconds. After `failures` in a row without an answer a ready process is
+    degraded, after `successes` in a row it is ready again. After `hung_after` seconds (0: never) without an answer or
+    another sign of life, which is output or use of the processor, it is hung, which counts as a death."""
 
     interval: float = 5.0
     failures: int = 3
@@ -20,7 +25,7 @@ class HealthPolicy:
 
 
 class HealthRecord:
-    """The latest answers of one process, from its first ready moment on. Owned by its life."""
+    """The latest health checks of one run, from its first ready moment on. A busy process misses some."""
 
     def __init__(self, policy: HealthPolicy, now: float) -> None:
         self._policy = policy
@@ -31,7 +36,7 @@ class HealthRecord:
         """Whether the latest answer was missing."""
 
     def note(self, *, answered: bool, now: float) -> None:
-        """Take one answer, or the want of it, into account."""
+        """Take one health check into account."""
         self.silent = not answered
         if answered:
             self.alive(now)
@@ -44,9 +49,33 @@ class HealthRecord:
             self._streak = 0
 
     def alive(self, now: float) -> None:
-        """Something shows that the process is not hung."""
+        """Take a sign of life into account."""
         self._sign_of_life = now
 
     def hung(self, now: float) -> bool:
-        """Whether it has shown no sign of life for too long."""
+        """Whether the last sign of life is too long ago."""
         return bool(self._policy.hung_after) and now - self._sign_of_life >= self._policy.hung_after
+
+
+class ProcessorUse:
+    """The processor time of one process and its descendants, by which a busy process differs from a hung one.
+
+    The first look counts from the spawn on.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._seconds: float | None = 0.0
+
+    async def grew(self, seconds: float) -> bool | None:
+        """Whether the process computed in the `seconds` since the last look; None without a last look.
+
+        It looks at every process of the machine, so call it only when nothing else shows that the process lives.
+        """
+        before = self._seconds
+        self._seconds = await in_thread(tree.processor_seconds, self._pid)
+        return None if before is None else self._seconds > before + _EFFORT * seconds
+
+    def forget(self) -> None:
+        """Drop the last look: the next interval begins with the next look."""
+        self._seconds = None

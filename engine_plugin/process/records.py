@@ -50,7 +50,7 @@ class ProcessTicket:
 
     @property
     def environ(self) -> dict[str, str]:
-        """What must be in the environment of the process when it is spawned."""
+        """The part of the process's environment by which it and its descendants are found."""
         return {TOKEN_VARIABLE: self.token}
 
     def add(self, pid: int) -> None:

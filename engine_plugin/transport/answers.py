@@ -23,7 +23,7 @@ from engine_plugin.waiting import comes_true
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
 
-    from engine_plugin.process.run import Life
+    from engine_plugin.process.run import ProcessRun
     from engine_plugin.transport.http1 import HttpResponse
 
 __all__ = ["ERROR_LIMIT", "Complaint", "drained", "explained", "one_line", "stream_events"]
@@ -136,10 +136,10 @@ def one_line(words: str) -> str:
     return " ".join("".join(char if char.isprintable() else " " for char in words).split())
 
 
-async def explained(error: EnginePluginError, life: Life) -> EnginePluginError:
-    """The error for a broken connection, if its engine's process has ended."""
-    if not await comes_true(life.over.wait(), within=_DEATH_NOTICE):
+async def explained(error: EnginePluginError, run: ProcessRun) -> EnginePluginError:
+    """The error for a broken connection: the end of the process of `run`, if it has ended, else `error`."""
+    if not await comes_true(run.over.wait(), within=_DEATH_NOTICE):
         return error
-    if life.failure:
-        return EngineDiedError(life.failure)
+    if run.failure:
+        return EngineDiedError(run.failure)
     return UnavailableError("the engine was stopped while it worked on this request")

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from engine_plugin.process.process import Command, EngineProcess, ProcessSpec
-from engine_plugin.process.records import TOKEN_VARIABLE
+from engine_plugin.process.engine_process import Command, EngineProcess, ProcessLimits
+from engine_plugin.process.records import TOKEN_VARIABLE, ProcessTicket
 from engine_plugin.process.restarts import RestartPolicy
 from tests.patience import LIMIT, pace, until
 
@@ -59,9 +59,9 @@ class Stage:
         """The pid that a child wrote to a file."""
         return int((self.folder / name).read_text())
 
-    def spec(self, *actions: str, **changes: Any) -> ProcessSpec:
+    def engine(self, *actions: str, **changes: Any) -> EngineProcess:
         """A child that is ready when it has created the file `ready`, which is removed at its end. `changes` are
-        fields of ProcessSpec or of Command."""
+        fields of Command or of ProcessLimits, arguments of EngineProcess, or functions that replace its steps."""
         ready = self.folder / "ready"
 
         async def is_ready() -> bool:
@@ -70,15 +70,16 @@ class Stage:
         def forget(_pid: int) -> None:
             ready.unlink(missing_ok=True)
 
-        run: dict[str, Any] = {"argv": [*CHILD, *actions], "env": self.env}
-        run |= {key: changes.pop(key) for key in ("argv", "stdin", "cwd") if key in changes}
-        given: dict[str, Any] = {"name": "child", "command": lambda: Command(**run), "ready": is_ready}
-        given |= {"on_end": forget, "start_timeout": LIMIT, "start_limit": 2 * LIMIT, "stop_timeout": pace(5.0)}
-        given |= {"restart": RestartPolicy(limit=0)}
-        return ProcessSpec(**(given | changes))
+        def some(*names: str) -> dict[str, Any]:
+            return {name: changes.pop(name) for name in names if name in changes}
 
-    def engine(self, *actions: str, **changes: Any) -> EngineProcess:
-        process = EngineProcess(self.spec(*actions, **changes))
+        command = Command(**({"argv": [*CHILD, *actions], "env": self.env} | some("argv", "stdin", "cwd")))
+        limits: dict[str, Any] = {"start_timeout": LIMIT, "start_limit": 2 * LIMIT, "stop_timeout": pace(5.0)}
+        limits |= {"restart": RestartPolicy(limit=0)}
+        limits |= some("start_timeout", "start_limit", "stop_timeout", "health", "restart")
+        steps = {"ready": is_ready, "on_end": forget}
+        steps |= some("ready", "healthy", "on_output", "on_spawn", "on_end", "stragglers")
+        process = StagedProcess(command, StagedTicket(self, steps), ProcessLimits(**limits), steps, **changes)
         self.processes.append(process)
         return process
 
@@ -91,6 +92,50 @@ class Stage:
                 if mine and process.pid != os.getpid() and alive(process.pid):
                     found.append(process)
         return found
+
+
+class StagedTicket(ProcessTicket):
+    """A ticket that calls the test in place of keeping records."""
+
+    def __init__(self, stage: Stage, steps: dict[str, Any]) -> None:
+        super().__init__(stage.folder)
+        self.token = stage.token
+        self._steps = steps
+
+    def add(self, pid: int) -> None:
+        self._steps.get("on_spawn", int)(pid)
+
+    def remove(self, pid: int) -> None:
+        self._steps["on_end"](pid)
+
+    def stragglers(self) -> list[psutil.Process]:
+        found: list[psutil.Process] = self._steps.get("stragglers", list)()
+        return found
+
+
+class StagedProcess(EngineProcess):
+    """A process whose steps are functions of the test."""
+
+    def __init__(
+        self, command: Command, ticket: ProcessTicket, limits: ProcessLimits, steps: dict[str, Any], **arguments: Any
+    ) -> None:
+        super().__init__("child", ticket, limits, **arguments)
+        self._command = command
+        self._steps = steps
+
+    def command(self) -> Command:
+        return self._command
+
+    async def can_serve(self) -> bool:
+        ready: bool = await self._steps["ready"]()
+        return ready
+
+    async def is_healthy(self) -> bool:
+        healthy: bool = await self._steps["healthy"]() if "healthy" in self._steps else True
+        return healthy
+
+    def on_output(self, line: str) -> None:
+        self._steps.get("on_output", str)(line)
 
 
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ class Scripted:
         await start
         self.dead = False
 
-    async def stop(self) -> None:
+    async def close(self) -> None:
         self.admission.close()
         self.stopped += 1
         self.dead = True

@@ -134,7 +134,7 @@ async def caller(world: World, dice: random.Random) -> None:
 async def test_whatever_happens_it_ends_well(
     begin: Begin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, round_: int
 ) -> None:
-    monkeypatch.setattr(server, "_HEALTH_TIMEOUT", pace(0.1))
+    monkeypatch.setattr(server, "HEALTH_TIMEOUT", pace(0.1))
     monkeypatch.setattr(answers, "_DEATH_NOTICE", 0.2)
     dice = random.Random(round_)  # noqa: S311  # to be repeated, not to be secret
     world = await begin(

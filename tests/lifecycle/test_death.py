@@ -19,8 +19,8 @@ from engine_plugin.errors import (
     UnavailableError,
 )
 from engine_plugin.process import memory
+from engine_plugin.process.engine_process import ProcessState
 from engine_plugin.process.entry import UNUSABLE
-from engine_plugin.process.process import ProcessState
 from tests.fake_engine.program import TOKENS
 from tests.llamacpp.running import eventually
 from tests.patience import LIMIT

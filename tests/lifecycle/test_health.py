@@ -11,7 +11,7 @@ import pytest
 
 from engine_plugin.engines.local import server
 from engine_plugin.errors import BadGatewayError
-from engine_plugin.process.process import ProcessState
+from engine_plugin.process.engine_process import ProcessState
 from tests.fake_engine.program import TOKENS
 from tests.llamacpp.running import eventually
 from tests.patience import LIMIT, pace
@@ -27,7 +27,7 @@ QUICK: dict[str, Any] = {"health_interval": 0.05, "health_failures": 2}
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A probe without an answer costs two seconds otherwise."""
-    monkeypatch.setattr(server, "_HEALTH_TIMEOUT", pace(0.15))
+    monkeypatch.setattr(server, "HEALTH_TIMEOUT", pace(0.15))
 
 
 async def reach(world: World, state: ProcessState) -> None:

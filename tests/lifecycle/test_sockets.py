@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine_plugin.errors import EnginePluginError
-from engine_plugin.process.process import ProcessState
+from engine_plugin.process.engine_process import ProcessState
 from engine_plugin.system.addresses import SOCKET_PATH_LIMIT
 from engine_plugin.system.socketdir import keep_fresh, private_directory
 from tests.fake_engine.program import TOKENS

@@ -11,7 +11,7 @@ import pytest
 
 from engine_plugin.errors import EngineStartError, UnavailableError
 from engine_plugin.process import run as process_run
-from engine_plugin.process.process import ProcessState
+from engine_plugin.process.engine_process import ProcessState
 from tests.fake_engine.program import TOKENS
 from tests.llamacpp.running import ENDLESS, eventually
 from tests.models.server import Script, file_server
@@ -195,7 +195,7 @@ async def test_an_engine_that_cannot_answer_is_not_ready(begin: Begin, monkeypat
         ({"do": "truncated", "where": "body"}, "cannot serve: the engine broke off"),
         ({"do": "die", "code": 134, "lines": ["ggml: abort"]}, "during its start: exit code 134. .*ggml: abort"),
     ]
-    monkeypatch.setattr(process_run, "_DEATH_NOTICE", 0.2)  # each time it might have died
+    monkeypatch.setattr(process_run, "DEATH_NOTICE", 0.2)  # each time it might have died
     world = await begin(*({"rules": [{"on": "probe", **rule}]} for rule, _ in failures), {})
     for _, named in failures:
         with pytest.raises(UnavailableError, match=named):
@@ -320,7 +320,7 @@ async def test_a_flood_of_output_blocks_nothing(begin: Begin, fd: int, solid: bo
     flood = {"do": "flood", "fd": fd, "mib": 4, "solid": solid}
     world = await begin({"rules": [{"on": "probe", **flood}, {"on": "chat", **flood}]})
     assert await asyncio.wait_for(world.chat(), LIMIT) == words(TOKENS)
-    assert len(world.server("tiny-chat-gguf").process.life.last_words()) < 100_000  # type: ignore[union-attr]
+    assert len(world.server("tiny-chat-gguf").latest_run.last_words()) < 100_000  # type: ignore[union-attr]
 
 
 @pytest.mark.promise("F2")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.engines.llamacpp.server import ModelServer
-    from engine_plugin.process.process import ProcessState
+    from engine_plugin.process.engine_process import ProcessState
 
 __all__ = ["EMBED", "HELLO", "LIMIT", "Begin", "Stranger", "World", "dead", "port_of", "words"]
 
@@ -70,7 +70,7 @@ class World:
 
     def state(self, model: str = "tiny-chat-gguf") -> ProcessState:
         """What the driver thinks of the model's process."""
-        return self.server(model).process.state
+        return self.server(model).state
 
     async def chat(self) -> str:
         """One whole answer."""

@@ -99,7 +99,7 @@ class RunningPlugin:
 
     async def engine_pid(self, model: str) -> int:
         """The process of a loaded model."""
-        pid = self.server(model).process.pid
+        pid = self.server(model).pid
         assert pid is not None
         return pid
 

@@ -88,12 +88,12 @@ async def test_a_server_that_computes_for_departed_callers_is_restarted(
     await running.client.load_model("hostile")
     held = running.server("hostile")
     await held._take_templates(None)
-    life = held.process.life
-    assert life is not None
+    run = held.latest_run
+    assert run is not None
     with pytest.raises(EnginePluginError):
         await running.client.invoke("chat", BURN, timeout=pace(1.0))
-    await asyncio.wait_for(life.over.wait(), LIMIT)
-    assert re.search(r"it has computed for \S+ s for callers that had left", life.failure)
+    await asyncio.wait_for(run.over.wait(), LIMIT)
+    assert re.search(r"it has computed for \S+ s for callers that had left", run.failure)
     assert (await running.client.invoke("chat", HELLO | {"model": "hostile", "max_tokens": 4}))["choices"]
 
 

@@ -71,8 +71,8 @@ def server_command(backend: Backend, settings: ServerSettings, key_file: Path) -
     return argv
 
 
-def server_environ(environ: Mapping[str, str], backend: Backend, token: Mapping[str, str]) -> dict[str, str]:
-    """The environment of either: ours, without what llama.cpp would take as settings, with `token` added."""
+def server_environ(environ: Mapping[str, str], backend: Backend) -> dict[str, str]:
+    """The environment of either server: `environ` without the variables that llama.cpp takes as settings."""
     kept = {name: value for name, value in environ.items() if not name.startswith(_FOREIGN_VARIABLES)}
     kept["GGML_NO_BACKTRACE"] = "1"  # an abort must not fork a debugger
-    return python.module_environ({**kept, **token}, backend.site)
+    return python.module_environ(kept, backend.site)

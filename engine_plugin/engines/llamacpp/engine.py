@@ -83,7 +83,7 @@ class LlamaCppEngine(Driver[Backend, ModelServer]):
         try:
             await server.ensure_ready()
         finally:
-            await server.stop()
+            await server.close()
             server.clean_up()
 
     async def condition(self) -> Condition:
@@ -104,7 +104,7 @@ class LlamaCppEngine(Driver[Backend, ModelServer]):
         return replace(found, context_length=served, context_source="configuration")
 
     async def memory(self) -> Mapping[str, int]:
-        pids = {server.model.name: server.process.pid for server in self._pool.servers()}
+        pids = {server.model.name: server.pid for server in self._pool.servers()}
         return await in_thread(lambda: {name: tree.memory(pid) for name, pid in pids.items() if pid is not None})
 
     def loaded_context(self, model: StoredModel) -> int:

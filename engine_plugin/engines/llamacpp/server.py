@@ -24,8 +24,8 @@ from engine_plugin.errors import (
     UnavailableError,
 )
 from engine_plugin.process import python
+from engine_plugin.process.engine_process import Command
 from engine_plugin.process.entry import UNUSABLE
-from engine_plugin.process.process import Command
 from engine_plugin.templates.jinja import LIMIT, TemplateError
 from engine_plugin.templates.renderer import PROGRAM, WITHIN, Renderer
 from engine_plugin.transport.answers import ERROR_LIMIT, Complaint, explained
@@ -87,7 +87,7 @@ class ModelServer(ServerProcess):
         """
         self.model = model
         self._backend = backend
-        self._llama_options = options
+        self._options = options
         self._environ = environ
         self._gpu_layers = gpu_layers
         self._told = told
@@ -116,8 +116,8 @@ class ModelServer(ServerProcess):
         try:
             await super().ensure_ready()
         except EngineStartError as error:
-            life = self.process.life
-            if life is not None and life.exit_code == UNUSABLE and not life.lacked_memory:
+            run = self.latest_run
+            if run is not None and run.exit_code == UNUSABLE and not run.lacked_memory:
                 raise ModelUnusableError(f"{error}. Delete the model and pull it again, or pull another") from error
             raise
 
@@ -129,7 +129,7 @@ class ModelServer(ServerProcess):
         BadGatewayError with its last words.
         """
         exchange = self._require_client().request("POST", PATHS[service], body)
-        life = self.process.life
+        run = self.latest_run
         try:
             with self._abandoned.exchange() as begun:
                 async with exchange as response:
@@ -138,19 +138,19 @@ class ModelServer(ServerProcess):
                         raise complaint_error(Complaint.of_body(response.status, await response.read(ERROR_LIMIT)))
                     yield response
         except (BadGatewayError, UnavailableError) as error:
-            if not exchange.broken or life is None:
+            if not exchange.broken or run is None:
                 raise
-            raise await explained(error, life) from error
+            raise await explained(error, run) from error
 
-    async def stop(self) -> None:
+    async def close(self) -> None:
         self.admission.close()
         try:
-            await super().stop()
+            await super().close()
         finally:
             await self._take_templates(None)
 
-    def _lost(self) -> str:
-        return super()._lost() or self._abandoned.complaint(self.process.pid)
+    def unusable(self) -> str:
+        return super().unusable() or self._abandoned.complaint(self.pid)
 
     @property
     def _is_ours(self) -> bool:
@@ -163,11 +163,11 @@ class ModelServer(ServerProcess):
             argv, stdin = command.runner_command(), command.runner_stdin(settings)
         else:
             argv, stdin = command.server_command(self._backend, settings, self._write_key_file()), b""
-        env = command.server_environ(self._environ, self._backend, self._ticket.environ)
+        env = command.server_environ(self._environ, self._backend)
         return Command(argv=argv, env=env, stdin=stdin)
 
     def _settings(self, address: Address) -> command.ServerSettings:
-        options, details = self._llama_options, self.model.details.extra
+        options, details = self._options, self.model.details.extra
         rerank = self.model.kind == "rerank"
         pooling = str(details.get("pooling") or "NONE")
         if address.socket is not None:
@@ -221,7 +221,7 @@ class ModelServer(ServerProcess):
     async def _take_templates(self, templates: Templates | None) -> None:
         """Try out these from now on; None: nothing more."""
         if templates is not None and templates == self._templates:
-            return  # of an earlier life
+            return  # of an earlier run
         before, self._renderer, self._templates = self._renderer, None, templates
         if templates is not None and templates.sources and self.model.kind == "chat":
             environ = python.module_environ(self._environ, self._backend.site)

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class ModelServer(Protocol):
-    """One model in memory, or on its way there. Made by the driver for the pool, stopped once, then thrown away."""
+    """One model in memory, or on its way there. Made by the driver for the pool, closed once, then thrown away."""
 
     @property
     def model(self) -> StoredModel:
@@ -49,13 +49,13 @@ class ModelServer(Protocol):
 
     @property
     def admission(self) -> Admission:
-        """Who may use it at once, and who waits; closed by `stop`."""
+        """The bound on its requests; closed by `close`."""
 
-    async def stop(self) -> None:
+    async def close(self) -> None:
         """Take the model out of memory; requests under way break off."""
 
     def clean_up(self) -> None:
-        """Remove what one that has stopped, or died, leaves."""
+        """Remove what a server that has ended leaves."""
 
 
 ServerT = TypeVar("ServerT", bound=ModelServer)
@@ -195,7 +195,7 @@ class ModelPool(Generic[ServerT]):
             entry.idle.set()
 
     def _of_no_use(self, entry: _Entry[ServerT]) -> bool:
-        """Whether it may be forgotten without being stopped: nobody is about to start it either."""
+        """Whether it may be forgotten without being closed: nobody is about to start it either."""
         return entry.server.dead and not entry.users and not entry.leaving
 
     def _forget(self, name: str, entry: _Entry[ServerT]) -> None:
@@ -249,6 +249,6 @@ class ModelPool(Generic[ServerT]):
         try:
             if patience and not await comes_true(entry.idle.wait(), within=patience):
                 log.warning("%s: %d requests did not end in %g s", name, entry.users, patience)
-            await entry.server.stop()
+            await entry.server.close()
         finally:
             self._forget(name, entry)

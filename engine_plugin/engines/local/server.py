@@ -1,6 +1,6 @@
-"""An engine's server process: where it listens, its key, whether it answers, and why it does not.
+"""An engine process that is an HTTP server: its address, its key, its health and the reasons of its failures.
 
-What every driver of an HTTP server needs; a driver says what to run and what proves that it can serve.
+A driver adds what to run and what proves that the server can serve.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,8 @@ from engine_plugin.engines.options import number
 from engine_plugin.errors import EnginePluginError, EngineStartError, UnavailableError
 from engine_plugin.models.capabilities import ModelOverride  # noqa: TC001  # read_options evaluates the hints
 from engine_plugin.process import ports
+from engine_plugin.process.engine_process import Command, EngineProcess, ProcessLimits, ProcessState
 from engine_plugin.process.health import HealthPolicy
-from engine_plugin.process.process import Command, EngineProcess, ProcessSpec, ProcessState
 from engine_plugin.process.restarts import RestartPolicy
 from engine_plugin.system.files import in_thread, private_folder
 from engine_plugin.transport.answers import ERROR_LIMIT
@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 
     from engine_plugin.process.records import ProcessRecords
 
-__all__ = ["Address", "ServerOptions", "ServerProcess", "socket_name"]
+__all__ = ["HEALTH_TIMEOUT", "Address", "ServerOptions", "ServerProcess", "socket_name"]
 
-_HEALTH_TIMEOUT = 2.0
+HEALTH_TIMEOUT = 2.0
+"""Seconds that the answer to a health check may take. Tests set it."""
+
 _PORT_ATTEMPTS = 3
 _OTHER_PORT = "Start again, which takes another port, or end that process"
 _ADDRESS = re.compile(r'"address": "http://127\.0\.0\.1:(\d+)')
@@ -91,21 +93,21 @@ class ServerOptions:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where one life of a server shall listen: at `socket`, or at `ports` of 127.0.0.1 (none: one of its choice)."""
+    """Where a server listens in one run: at `socket`, or at `ports` of 127.0.0.1 (empty: a port of its choice)."""
 
     key: str
-    """What whoever asks must show."""
+    """The bearer token that each request must have."""
 
     socket: Path | None
     ports: tuple[int, ...]
 
 
-class ServerProcess(ABC):
-    """One server, life after life. `label` names it in messages. Owned by a driver, used from one event loop."""
+class ServerProcess(EngineProcess):
+    """One server. Owned by a driver, used from one event loop; closed once, then thrown away."""
 
     def __init__(
         self,
-        label: str,
+        name: str,
         options: ServerOptions,
         records: ProcessRecords,
         folder: Path | None,
@@ -117,19 +119,21 @@ class ServerProcess(ABC):
         serves: str = "",
         needs: int = 0,
     ) -> None:
-        """`serves` is what stands for it in complaints about its health; the label when it is not given. `needs` are
-        the bytes of its model's files.
+        """`serves` replaces `name` in complaints about its health. `needs` are the bytes of its model's files.
 
-        `folder` is a private directory for the socket; None: serve on a loopback port.
-
-        A server without a socket is given `chosen_ports` ports, of which the first is the one that we talk to; one
-        that gets none tells its own in a line `{"address": "http://127.0.0.1:PORT"}`. One that `is_ours` stops when
-        its stdin ends.
+        `folder` is a private directory for the socket; None: serve on a loopback port. A server without a socket gets
+        `chosen_ports` ports, the first of them for requests; one that gets none writes its own in a line
+        `{"address": "http://127.0.0.1:PORT"}`. One that `is_ours` stops when its stdin ends.
         """
-        self.label = label
-        self._serves = serves or label
-        self._options = options
-        self._ticket = records.ticket()
+        super().__init__(
+            name,
+            records.ticket(),
+            _limits(options),
+            error_marks=error_marks,
+            stop_by_stdin=is_ours,
+            needs=needs,
+        )
+        self._serves = serves or name
         self._key_folder = folder or records.folder
         self._socket = None if folder is None else folder / socket_name()
         self._key = ""
@@ -138,30 +142,29 @@ class ServerProcess(ABC):
         self._chosen_ports = chosen_ports
         self._ports: tuple[int, ...] = ()
         self._own_port = 0
-        """The port of this life, once the process was seen to listen there."""
+        """The port of this run, once the process was seen to listen there."""
         self._client: Http1Client | None = None
-        self.process = EngineProcess(self._spec(is_ours, error_marks, needs))
 
-    # What a driver says
+    # The steps that a driver adds
 
     @abstractmethod
     def launch(self, address: Address) -> Command:
-        """What to run for one life. The environment must hold `_ticket.environ`."""
+        """What to run."""
 
     @abstractmethod
     async def prove(self) -> None:
-        """Ask a healthy server for something real, if need be. Raises EnginePluginError when it cannot serve."""
+        """Send a healthy server a real request, if need be. Raises EnginePluginError when it cannot serve."""
 
-    # What others ask
+    # For the driver and the pool
 
     async def ensure_ready(self) -> None:
-        """Start the server, sharing a start that is under way. Raises EngineStartError with its own reason."""
+        """Start the server, sharing a start that is under way. Raises EngineStartError with the server's reason."""
         for attempt in range(_PORT_ATTEMPTS):
             try:
-                await self.process.ensure_ready()
+                await super().ensure_ready()
                 return
             except EngineStartError as error:
-                # A port picked for a foreign server may have been taken before it bound it: the next life has others.
+                # Another process may take a port between the choice and the bind; the next run has other ports.
                 port, rival = await self._rival()
                 if not rival:
                     raise
@@ -171,122 +174,53 @@ class ServerProcess(ABC):
 
     @property
     def dead(self) -> bool:
-        """Whether no process is there, and none will come unless somebody asks."""
-        return self.process.ended.is_set()
+        """Whether there is no process, and none will be started without a call."""
+        return self.ended.is_set()
 
     @property
     def failed(self) -> bool:
         """Whether it died too often, or could not be started, and is restarted only on request."""
-        return self.process.state is ProcessState.FAILED
+        return self.state is ProcessState.FAILED
 
     @property
     def broken(self) -> bool:
-        """Whether it failed and does not serve, though it may be on its way back."""
-        life = self.process.life
-        return not self.ready and (self.crashed or (life is not None and bool(life.failure)))
+        """Whether it failed and does not serve, though it may be restarting."""
+        return not self.ready and (self.crashed or bool(self.latest_run and self.latest_run.failure))
 
     @property
     def crashed(self) -> bool:
-        """Whether it served and died, and has not proved itself since."""
-        return self.process.restarts > 0
+        """Whether it served and died, and has not served for a stable time since."""
+        return self.restarts > 0
 
     @property
     def ready(self) -> bool:
         """Whether it serves."""
-        return self.process.state in (ProcessState.READY, ProcessState.DEGRADED)
+        return self.state in (ProcessState.READY, ProcessState.DEGRADED)
 
     async def complaint(self) -> str:
-        """Ask how it is; what is wrong with it, in words, "" when nothing is."""
-        await self.process.check()
-        match self.process.state:
+        """Make a health check; what is wrong with it, "" when nothing is."""
+        await self.check()
+        match self.state:
             case ProcessState.DEGRADED:
                 return f"{self._serves} does not answer: it is busy, or hangs"
-            case ProcessState.STOPPING | ProcessState.RECOVERING if self.process.life and self.process.life.failure:
-                return f"{self._serves} is being restarted: {self.process.life.failure}"
+            case ProcessState.STOPPING | ProcessState.RECOVERING if self.latest_run and self.latest_run.failure:
+                return f"{self._serves} is being restarted: {self.latest_run.failure}"
             case ProcessState.FAILED:
-                return self.process.failure
+                return self.failure
         return ""
 
-    async def recovered(self) -> None:
-        """Wait while it is being restarted. It may die while somebody waits for a turn."""
-        await self.process.recovered()
-
-    async def stop(self) -> None:
-        """End the process for good and wait for it; requests under way break off."""
-        await self.process.close()
-
     def clean_up(self) -> None:
-        """Remove what a process that has ended leaves: our idle connections to it, its socket and its key's file."""
+        """Remove what a process that has ended leaves: idle connections to it, its socket and its key file."""
         client, self._client = self._client, None
         if client is not None:
             client.close()
-        if self._socket is not None:
-            self._socket.unlink(missing_ok=True)
-        self._forget_key_file()
+        for path in filter(None, (self._socket, self._key_file)):
+            path.unlink(missing_ok=True)
 
-    async def healthy(self) -> bool:
-        """Whether the server answers in time that it is well."""
-        try:
-            async with (
-                asyncio.timeout(_HEALTH_TIMEOUT),
-                self._require_client().request("GET", self._health_path) as response,
-            ):
-                await response.read(ERROR_LIMIT)
-                return response.status == 200
-        except (EnginePluginError, TimeoutError):
-            return False
+    # The steps of a run
 
-    # How it is done
-
-    def _spec(self, is_ours: bool, error_marks: tuple[str, ...], needs: int) -> ProcessSpec:
-        options = self._options
-        return ProcessSpec(
-            name=self.label,
-            command=self._next_command,
-            ready=self._ready,
-            healthy=self.healthy,
-            heard=self._heard,
-            start_timeout=options.start_timeout,
-            start_limit=options.start_limit,
-            stop_timeout=options.stop_timeout,
-            stop_by_stdin=is_ours,
-            health=HealthPolicy(
-                interval=options.health_interval,
-                failures=options.health_failures,
-                hung_after=options.hung_timeout,
-            ),
-            restart=RestartPolicy(
-                limit=options.restart_limit, backoff=options.restart_backoff, stable=options.stable_time
-            ),
-            error_marks=error_marks,
-            on_output=self._hear_address,
-            on_spawn=self._ticket.add,
-            on_end=self._ticket.remove,
-            stragglers=self._ticket.stragglers,
-            lost=self._lost,
-            needs=needs,
-        )
-
-    def _require_client(self) -> Http1Client:
-        if self._client is None:
-            raise UnavailableError(f"{self.label} is not up yet")
-        return self._client
-
-    def _heard(self) -> bool:
-        """Whether the server has sent anything since this was last asked."""
-        client = self._client
-        heard = client is not None and client.heard
-        if client is not None:
-            client.heard = False
-        return heard
-
-    def _lost(self) -> str:
-        """Why a server that runs cannot be reached; "" when it can."""
-        gone = self._socket is not None and not self._socket.exists()
-        return f"its socket {self._socket} was removed; is there a cleaner of temporary files?" if gone else ""
-
-    def _next_command(self) -> Command:
-        """What to run for one life, with a key and, where it needs some, ports of its own."""
+    def command(self) -> Command:
+        """What to run, with a new key and, where it needs some, new ports."""
         self.clean_up()
         self._key = secrets.token_urlsafe(24)
         self._own_port = 0
@@ -297,8 +231,61 @@ class ServerProcess(ABC):
             self._connect_to(("127.0.0.1", self._ports[0]))
         return self.launch(Address(self._key, self._socket, self._ports))
 
+    async def can_serve(self) -> bool:
+        """Whether it answers a health check and then a real request: some servers are healthy before they compute."""
+        if self._client is None or (self._socket is not None and not self._socket.exists()):
+            return False
+        if self._ports and not await self._listens(self._ports[0]):
+            return False
+        if not await self.is_healthy():
+            return False
+        await self.prove()
+        if self._key_file is not None:
+            self._key_file.unlink(missing_ok=True)
+        return True
+
+    async def is_healthy(self) -> bool:
+        """Whether the server answers its health path with 200 within HEALTH_TIMEOUT."""
+        try:
+            async with (
+                asyncio.timeout(HEALTH_TIMEOUT),
+                self._require_client().request("GET", self._health_path) as response,
+            ):
+                await response.read(ERROR_LIMIT)
+                return response.status == 200
+        except (EnginePluginError, TimeoutError):
+            return False
+
+    def heard(self) -> bool:
+        client = self._client
+        heard = client is not None and client.heard
+        if client is not None:
+            client.heard = False
+        return heard
+
+    def unusable(self) -> str:
+        """The reason why its socket cannot be reached, "" when it can."""
+        gone = self._socket is not None and not self._socket.exists()
+        return f"its socket {self._socket} was removed; is there a cleaner of temporary files?" if gone else ""
+
+    def on_output(self, line: str) -> None:
+        """Connect to the port that a server with a port of its choice has written."""
+        found = _ADDRESS.search(line)
+        if found and self._client is None:
+            self._connect_to(("127.0.0.1", int(found[1])))
+
+    # Its address, its key and its connections
+
+    def _require_client(self) -> Http1Client:
+        if self._client is None:
+            raise UnavailableError(f"{self.name} is not up yet")
+        return self._client
+
+    def _connect_to(self, address: str | tuple[str, int]) -> None:
+        self._client = Http1Client(address, {"authorization": f"Bearer {self._key}"})
+
     def _write_key_file(self) -> Path:
-        """A file with the key, for a server that is told of it so; gone when the server is up."""
+        """A file with the key, for a server that reads it from one; removed when the server is ready."""
         if self._key_file is None:
             private_folder(self._key_folder)
             self._key_file = self._key_folder / f"{secrets.token_hex(4)}.key"
@@ -306,46 +293,37 @@ class ServerProcess(ABC):
         self._key_file.write_text(self._key + "\n")
         return self._key_file
 
-    def _forget_key_file(self) -> None:
-        if self._key_file is not None:
-            self._key_file.unlink(missing_ok=True)
-
-    def _connect_to(self, address: str | tuple[str, int]) -> None:
-        self._client = Http1Client(address, {"authorization": f"Bearer {self._key}"})
-
-    def _hear_address(self, line: str) -> None:
-        """The line that tells the port that was free."""
-        found = _ADDRESS.search(line)
-        if found and self._client is None:
-            self._connect_to(("127.0.0.1", int(found[1])))
-
-    async def _ready(self) -> bool:
-        """Whether it can serve: it may say that it is well before anything was ever computed."""
-        if self._client is None or (self._socket is not None and not self._socket.exists()):
-            return False
-        if self._ports and not await self._listens(self._ports[0]):
-            return False
-        if not await self.healthy():
-            return False
-        await self.prove()
-        self._forget_key_file()
-        return True
-
     async def _listens(self, port: int) -> bool:
-        """Whether the process that we started holds its port, which anybody could have taken. Asked before a word,
-        or the key, goes there. Raises UnavailableError when somebody else holds it."""
-        pid = self.process.pid
+        """Whether the process that was started holds its port. Checked before a request, and with it the key, goes
+        there. Raises UnavailableError when another process holds it."""
+        pid = self.pid
         if port == self._own_port or (pid is not None and await in_thread(ports.listens, pid, port)):
             self._own_port = port
             return True
         rival = await in_thread(ports.holder, port)
         if not rival or (pid is not None and await in_thread(ports.listens, pid, port)):
-            return False  # nobody, or our own, which came between the two looks
+            return False  # no process, or the server itself, which bound the port between the two looks
         raise catalogue.PORT_TAKEN.error(port=port, holder=rival, fix=_OTHER_PORT)
 
     async def _rival(self) -> tuple[int, str]:
-        """A port of ours that somebody else holds, and who; (0, "") when there is none."""
+        """One of its ports that another process holds, and the holder; (0, "") when there is none."""
         for port in self._ports:
             if rival := await in_thread(ports.holder, port):
                 return port, rival
         return 0, ""
+
+
+def _limits(options: ServerOptions) -> ProcessLimits:
+    return ProcessLimits(
+        start_timeout=options.start_timeout,
+        start_limit=options.start_limit,
+        stop_timeout=options.stop_timeout,
+        health=HealthPolicy(
+            interval=options.health_interval,
+            failures=options.health_failures,
+            hung_after=options.hung_timeout,
+        ),
+        restart=RestartPolicy(
+            limit=options.restart_limit, backoff=options.restart_backoff, stable=options.stable_time
+        ),
+    )

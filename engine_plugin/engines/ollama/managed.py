@@ -128,7 +128,7 @@ class OwnServer:
         try:
             await server.ensure_ready()
         except BaseException:
-            await server.stop()
+            await server.close()
             raise
         return server
 
@@ -147,7 +147,7 @@ class OwnServer:
         server, self._server = self._server, None
         self._backend = None
         if server is not None:
-            await server.stop()
+            await server.close()
         self._hold.release()
 
     async def health(self) -> Health:
@@ -201,7 +201,7 @@ class OwnServer:
             loaded = await _loaded(before)
             if not await comes_true(before.client().quiet(), within=self._options.drain_timeout):
                 log.warning("requests did not end in %g s: they break off", self._options.drain_timeout)
-            await before.stop()
+            await before.close()
             if self._server is before:  # else a stop came meanwhile
                 await self._replace(backend, mode, was)
                 await self._load_again(loaded)
@@ -212,7 +212,7 @@ class OwnServer:
         try:
             await server.ensure_ready()
         except EnginePluginError:
-            await server.stop()
+            await server.close()
             if self._server is server and was[0] is not None:  # else a stop came meanwhile
                 self._server = self._new(was[0], was[1])
                 self._backend, self._mode = was

@@ -16,8 +16,8 @@ from engine_plugin.engines.ollama.attachment import is_older
 from engine_plugin.engines.ollama.connection import OllamaClient
 from engine_plugin.errors import EngineStartError, PreconditionError, UnsupportedError
 from engine_plugin.process import python
+from engine_plugin.process.engine_process import Command
 from engine_plugin.process.environ import child_environ
-from engine_plugin.process.process import Command
 from engine_plugin.system.files import in_thread, private_folder
 from engine_plugin.transport.answers import explained
 
@@ -46,7 +46,7 @@ _COMPUTES = re.compile(r'msg="inference compute".*? library=(\S+)')
 
 
 class ManagedServer(ServerProcess):
-    """One server process, life after life. Owned by the engine driver, which stops it once and throws it away."""
+    """One server. Owned by the engine driver, which closes it once and throws it away."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class ManagedServer(ServerProcess):
         self.computes_on: tuple[str, ...] = ()
         """The kinds of devices that it said it uses, such as cpu or cuda; none when it did not say."""
         self._backend = backend
-        self._ollama = options
+        self._options = options
         self._data = data_dir
         self._environ = environ
         self._mode = mode
@@ -102,23 +102,23 @@ class ManagedServer(ServerProcess):
             raise self._refused from error
 
     def client(self) -> OllamaClient:
-        """A client of its present life, one as long as that lasts. Raises UnavailableError when it is not up."""
+        """The client of its latest run. Raises UnavailableError when it is not up."""
         http = self._require_client()
         if self._spoken is None or self._spoken[0] is not http:
-            life = self.process.life
+            run = self.latest_run
 
             async def explain(error: EnginePluginError) -> EnginePluginError:
-                return error if life is None else await explained(error, life)
+                return error if run is None else await explained(error, run)
 
             self._spoken = (http, OllamaClient(http, f"http://127.0.0.1:{self._ports[0]}", explain))
         return self._spoken[1]
 
-    async def stop(self) -> None:
-        """End it for good, with the processes that hold its models; what is under way is told so."""
+    async def close(self) -> None:
+        """Stop it for good, with the processes that hold its models; calls under way fail with UnavailableError."""
         spoken, self._spoken = self._spoken, None
         if spoken is not None:
             spoken[1].close()
-        await super().stop()
+        await super().close()
         self.clean_up()
 
     def launch(self, address: Address) -> Command:
@@ -135,14 +135,14 @@ class ManagedServer(ServerProcess):
 
     async def _require_fit(self) -> None:
         self.version = str((await self.client().ask("GET", _VERSION_PATH)).get("version", ""))
-        if is_older(self.version, self._ollama.minimum_version):
+        if is_older(self.version, self._options.minimum_version):
             raise catalogue.SOFTWARE_TOO_OLD.error(
                 software=self._backend.origin,
                 found=self.version,
-                wanted=self._ollama.minimum_version,
+                wanted=self._options.minimum_version,
                 upgrade="Call UpgradeEngine, or name another in engine.ollama",
             )
-        said = "\n".join(self.process.life.lines() if self.process.life else ())
+        said = "\n".join(self.latest_run.lines() if self.latest_run else ())
         self.computes_on = tuple(kind.lower() for kind in _COMPUTES.findall(said))  # it says so before it answers
         self._require_mode()
 
@@ -176,9 +176,8 @@ class ManagedServer(ServerProcess):
             "OLLAMA_HOST": f"127.0.0.1:{port}",
             "OLLAMA_MODELS": str(self._data / _MODELS),
             "GIN_MODE": "release",  # else it begins by listing its routes
-            **_settings(self._ollama),
+            **_settings(self._options),
             **_devices(self._mode),
-            **self._ticket.environ,
         }
 
 
@@ -197,7 +196,7 @@ async def try_out(
         await server.ensure_ready()
         await server.client().ask("GET", "/api/tags")
     finally:
-        await server.stop()
+        await server.close()
         await in_thread(shutil.rmtree, folder, ignore_errors=True)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
 
-    from engine_plugin.process.run import Life
+    from engine_plugin.process.run import ProcessRun
     from engine_plugin.transport.http1 import Http1Client, HttpResponse, Response
 
 __all__ = ["ServerClient", "complaint_error"]
@@ -28,14 +28,14 @@ _NAMES_A_FIELD = re.compile(r"([a-z_]+(?:\[\d+\]|\.[A-Za-z_]+)*): ")
 
 
 class ServerClient(PostingClient):
-    """A client of one life of the server. Made by the driver; used by it and by `Speech`.
+    """A client of one run of the server. Made by the driver; used by it and by `Speech`.
 
     Raises BadGatewayError with the server's last words when it dies.
     """
 
-    def __init__(self, http: Http1Client, life: Life | None) -> None:
+    def __init__(self, http: Http1Client, run: ProcessRun | None) -> None:
         self._http = http
-        self._life = life
+        self._run = run
         self._exchanges: set[Response] = set()
         self._ended = ""
 
@@ -78,9 +78,9 @@ class ServerClient(PostingClient):
         except (BadGatewayError, UnavailableError) as error:
             if self._ended:
                 raise UnavailableError(self._ended) from error
-            if not exchange.broken or self._life is None:
+            if not exchange.broken or self._run is None:
                 raise
-            raise await explained(error, self._life) from error
+            raise await explained(error, self._run) from error
         finally:
             self._exchanges.discard(exchange)
 

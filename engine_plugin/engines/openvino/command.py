@@ -20,7 +20,7 @@ __all__ = ["ServerSettings", "environ_of", "ovms_command", "runner_command", "ru
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """One life of a server. `host` is a socket's path ending in .sock, or a loopback address with `port` (0: any).
+    """One run of a server. `host` is a socket's path ending in .sock, or a loopback address with `port` (0: any).
 
     Sizes in bytes (0: no limit), times in seconds.
     """
@@ -65,8 +65,8 @@ def ovms_command(backend: Backend, settings: ServerSettings, key_file: Path, grp
     return argv
 
 
-def environ_of(environ: Mapping[str, str], backend: Backend, token: Mapping[str, str]) -> dict[str, str]:
-    """The environment of either: ours, with what the software needs and `token` added."""
+def environ_of(environ: Mapping[str, str], backend: Backend) -> dict[str, str]:
+    """The environment of either server: `environ` with what the software needs."""
     if backend.kind == "ovms":
-        return {**server_environ(backend, environ), **token}
-    return python.module_environ({**environ, **token}, backend.site)
+        return server_environ(backend, environ)
+    return python.module_environ(environ, backend.site)

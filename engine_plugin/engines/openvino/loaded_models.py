@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.openvino.client import ServerClient
     from engine_plugin.engines.openvino.entries import ModelEntry
     from engine_plugin.models.store import StoredModel
-    from engine_plugin.process.run import Life
+    from engine_plugin.process.run import ProcessRun
 
 __all__ = ["LoadedModel", "LoadedModels", "ModelServer", "ModelState", "lock_of", "remove_stale"]
 
@@ -71,8 +71,8 @@ class ModelServer(Protocol):
         """Whether it is the embedded server."""
 
     @property
-    def life(self) -> Life | None:
-        """Its present life. A model is loaded for one life only."""
+    def latest_run(self) -> ProcessRun | None:
+        """Its latest run. A model is loaded for one run only."""
 
     @property
     def ready(self) -> bool:
@@ -87,7 +87,7 @@ class ModelServer(Protocol):
         """Whether it served and died, and has not proved itself since."""
 
     def client(self) -> ServerClient:
-        """A client of its present life. Raises UnavailableError when it is not up."""
+        """A client of its latest run. Raises UnavailableError when it is not up."""
 
     def last_words(self) -> str:
         """The last lines of its log."""
@@ -152,8 +152,8 @@ class LoadedModels:
         """The file that the server reads."""
         return self.folder / "config.json"
 
-    def begin_life(self) -> None:
-        """Write the config.json of a new life: the models that have been available. Blocks for some milliseconds.
+    def begin_run(self) -> None:
+        """Write the config.json of a new run: the models that have been available. Blocks for some milliseconds.
 
         A model that was being loaded when the server died is left out, because it may have killed the server.
         """
@@ -275,7 +275,7 @@ def _state(shape: Mapping[str, Any]) -> ModelState:
 
 
 class LoadedModel:
-    """One model in a server's memory, or being loaded. Owned by the pool; stopped once, then discarded."""
+    """One model in a server's memory, or being loaded. Owned by the pool; closed once, then discarded."""
 
     def __init__(
         self, model: StoredModel, entry: ModelEntry, server: ModelServer, models: LoadedModels, admission: Admission
@@ -287,9 +287,9 @@ class LoadedModel:
         self._models = models
         self._work: SharedWork[None] = SharedWork(f"loading {model.name}")
         self._loaded = False
-        self._stopped = False
-        self._life: Life | None = None
-        """The life of the server in which the model became available."""
+        self._closed = False
+        self._run: ProcessRun | None = None
+        """The run of the server in which the model became available."""
         self._clients: set[ServerClient] = set()
 
     async def ensure_ready(self) -> None:
@@ -303,7 +303,7 @@ class LoadedModel:
     async def _load(self) -> None:
         try:
             await self._server.ensure_ready()
-            life = self._server.life
+            run = self._server.latest_run
             await self._models.add(self._entry)
         except BaseException:
             self._loaded = False
@@ -311,7 +311,7 @@ class LoadedModel:
             if self._server.ready:  # it may still be loading the model, or list it as failed
                 await self._models.remove(self.model.name)
             raise
-        self._life, self._loaded = life, True
+        self._run, self._loaded = run, True
 
     @property
     def loaded(self) -> bool:
@@ -320,7 +320,7 @@ class LoadedModel:
 
     def doubt(self) -> None:
         """Have the next request, or load, check whether the server still has the model."""
-        self._life = None
+        self._run = None
 
     def client(self) -> ServerClient:
         """A client of the server that has it. Raises UnavailableError."""
@@ -328,8 +328,8 @@ class LoadedModel:
 
     @property
     def ready(self) -> bool:
-        """Whether the model has been available in this life of the server."""
-        return self._loaded and self._life is self._server.life and self._server.ready
+        """Whether the model has been available in this run of the server."""
+        return self._loaded and self._run is self._server.latest_run and self._server.ready
 
     @property
     def dead(self) -> bool:
@@ -347,7 +347,7 @@ class LoadedModel:
 
         After an error of the server the next request checks the model again.
         """
-        if self._stopped:
+        if self._closed:
             raise UnavailableError(_UNLOADED)
         client = self.client()
         self._clients.add(client)
@@ -359,9 +359,9 @@ class LoadedModel:
         finally:
             self._clients.discard(client)
 
-    async def stop(self) -> None:
+    async def close(self) -> None:
         """Unload the model; running requests are broken off."""
-        self._stopped = True
+        self._closed = True
         self.admission.close()
         for client in self._clients:
             client.end(_UNLOADED)
@@ -370,7 +370,7 @@ class LoadedModel:
         self._loaded = False
 
     def clean_up(self) -> None:
-        """Keep the model out of the server's next life."""
+        """Keep the model out of the server's next run."""
         self._models.forget(self.model.name)
 
 

@@ -14,7 +14,7 @@ from engine_plugin.engines.openvino.client import ServerClient
 from engine_plugin.engines.openvino.entries import device_of, entry_of
 from engine_plugin.engines.openvino.loaded_models import LoadedModel, LoadedModels
 from engine_plugin.errors import EnginePluginError
-from engine_plugin.process.process import Command
+from engine_plugin.process.engine_process import Command
 from engine_plugin.system.files import in_thread
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from engine_plugin.engines.openvino.software import Backend
     from engine_plugin.models.store import StoredModel
     from engine_plugin.process.records import ProcessRecords
-    from engine_plugin.process.run import Life
 
 __all__ = ["OpenVinoServer", "Place"]
 
@@ -63,7 +62,7 @@ class OpenVinoServer(ServerProcess):
     ) -> None:
         """Models compute where `mode` says; `only_cpu`: there is nothing but the processor."""
         self._backend = backend
-        self._openvino = options
+        self._options = options
         self._place = place
         self._environ = environ
         self._mode = mode
@@ -86,28 +85,23 @@ class OpenVinoServer(ServerProcess):
         """Whether our own server serves, which can do more than the OpenVINO Model Server."""
         return self._backend.kind == "embedded"
 
-    @property
-    def life(self) -> Life | None:
-        """Its present life, by which what it holds in memory lasts."""
-        return self.process.life
-
     def client(self) -> ServerClient:
-        """A client of its present life. Raises UnavailableError when it is not up."""
-        return ServerClient(self._require_client(), self.process.life)
+        """A client of its latest run. Raises UnavailableError when it is not up."""
+        return ServerClient(self._require_client(), self.latest_run)
 
     def last_words(self) -> str:
-        """What it logged last."""
-        return self.process.life.last_words() if self.process.life else ""
+        """The last lines of its log."""
+        return self.latest_run.last_words() if self.latest_run else ""
 
     async def close(self) -> None:
         """End the process and remove what was made for it; requests under way break off."""
-        await self.stop()
+        await super().close()
         self.clean_up()
         await in_thread(self.loaded.remove_folder)
 
     def model(self, model: StoredModel) -> LoadedModel:
         """A model for the pool, which loads it."""
-        options = self._openvino
+        options = self._options
         device = device_of(model.kind, self._mode, options, only_cpu=self._only_cpu)
         threads = 0 if self.is_ours else options.threads
         entry = entry_of(model, device, options, threads=threads)
@@ -122,7 +116,7 @@ class OpenVinoServer(ServerProcess):
         try:
             states = await self.loaded.states() if served else {}
         except EnginePluginError as error:
-            return Condition([f"{self.label} does not report its models: {error}"])
+            return Condition([f"{self.name} does not report its models: {error}"])
         wrong = []
         lost = 0
         for name in served:
@@ -137,16 +131,16 @@ class OpenVinoServer(ServerProcess):
         return Condition(wrong, serves=not served or lost < len(served))
 
     def launch(self, address: Address) -> Command:
-        self.loaded.begin_life()
+        self.loaded.begin_run()
         settings = self._settings(address)
-        env = command.environ_of(self._environ, self._backend, self._ticket.environ)
+        env = command.environ_of(self._environ, self._backend)
         if self.is_ours:
             return Command(command.runner_command(), env, command.runner_stdin(settings))
         argv = command.ovms_command(self._backend, settings, self._write_key_file(), address.ports[1])
         return Command(argv, env)
 
     def _settings(self, address: Address) -> command.ServerSettings:
-        options = self._openvino
+        options = self._options
         cached = options.cache_dir or not (self._mode == "cpu" or self._only_cpu)
         return command.ServerSettings(
             host=str(address.socket) if address.socket is not None else "127.0.0.1",

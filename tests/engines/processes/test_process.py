@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin.errors import EngineStartError, InvalidRequestError, UnavailableError
-from engine_plugin.process.process import MOVES, EngineProcess, ProcessState
+from engine_plugin.process.engine_process import MOVES, EngineProcess, ProcessState
 from engine_plugin.process.restarts import RestartPolicy
 from tests.engines.conftest import CHILD, Stage, alive, descriptors
 from tests.patience import LIMIT, NEVER, pace, until, within
@@ -108,7 +108,7 @@ async def test_a_failed_start_that_nobody_waits_for_is_quiet(stage: Stage) -> No
         await waiter
     await until(lambda: process.state is ProcessState.FAILED, "failed")
     del process._settled
-    process._task = process.life = None
+    process._task = process.latest_run = None
     gc.collect()
     await asyncio.sleep(0)
     assert complaints == []
@@ -646,7 +646,7 @@ async def test_thirty_lives_leave_no_descriptor(stage: Stage) -> None:
 
 
 async def test_every_transition_is_logged(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, "engine_plugin.process.process")
+    caplog.set_level(logging.DEBUG, "engine_plugin.process.engine_process")
     process = stage.engine(ready(stage))
     await within(process.ensure_ready())
     await within(process.stop())

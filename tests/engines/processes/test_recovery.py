@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from engine_plugin.errors import EngineStartError, UnavailableError
+from engine_plugin.process.engine_process import EngineProcess, ProcessState
 from engine_plugin.process.health import HealthPolicy, HealthRecord
-from engine_plugin.process.process import EngineProcess, ProcessState
 from engine_plugin.process.restarts import RestartPolicy, Restarts
 from tests.engines.conftest import Stage, alive
 from tests.patience import LIMIT, NEVER, pace, until, within

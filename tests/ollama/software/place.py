@@ -38,8 +38,8 @@ class Own:
     @property
     def process(self) -> psutil.Process:
         """The server itself, below its guard."""
-        assert self.server.process.pid is not None
-        [program] = psutil.Process(self.server.process.pid).children()
+        assert self.server.pid is not None
+        [program] = psutil.Process(self.server.pid).children()
         return program
 
     async def load(self, model: str) -> psutil.Process:
@@ -108,7 +108,7 @@ class Place:
 
     async def close(self) -> None:
         """End what runs."""
-        await asyncio.gather(*(server.stop() for server in self.begun))
+        await asyncio.gather(*(server.close() for server in self.begun))
 
     def _tell(self, step: object) -> None:
         if isinstance(step, str):

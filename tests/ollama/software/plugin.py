@@ -27,7 +27,7 @@ async def _run(folder: Path, program: str) -> None:
         print(json.dumps({"address": server.address}), flush=True)
         await asyncio.get_running_loop().create_future()
     finally:
-        await server.stop()
+        await server.close()
 
 
 if __name__ == "__main__":

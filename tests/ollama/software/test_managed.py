@@ -21,7 +21,7 @@ from engine_plugin.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from engine_plugin.process.process import ProcessState
+from engine_plugin.process.engine_process import ProcessState
 from tests.llamacpp.running import REPOSITORY, eventually, gone
 from tests.ollama.contract.release import write_program
 from tests.patience import LIMIT
@@ -59,7 +59,7 @@ async def test_it_starts_and_ends(place: Place) -> None:
     assert own.server.client() is own.server.client()
     assert (await chat(own, "tiny-chat"))[-1]["done"] is True
     family = [own.process, await own.load("think:8b")]
-    await own.server.stop()
+    await own.server.close()
     assert all(gone(process) for process in family)
     assert own.server.address == ""
     with pytest.raises(UnavailableError):
@@ -90,7 +90,7 @@ async def test_it_is_private(place: Place, contract_server: ContractServer, tmp_
     assert (place.data / "models" / "manifests").is_dir()
     listeners = [connection for connection in own.process.net_connections("tcp") if connection.status == "LISTEN"]
     assert [connection.laddr.ip for connection in listeners] == ["127.0.0.1"]
-    await own.server.stop()
+    await own.server.close()
     assert contract_server.requests() == []
     assert contract_server.ask("GET", "/api/tags") == before
     assert not theirs.exists()
@@ -125,14 +125,14 @@ async def test_it_is_restarted_when_it_dies(place: Place) -> None:
     await own.server.ensure_ready()
     dead, client = [own.process, await own.load("tiny-chat")], own.server.client()
     dead[0].kill()
-    await eventually(lambda: own.server.process.restarts == 1 and own.server.ready)
+    await eventually(lambda: own.server.restarts == 1 and own.server.ready)
     assert gone(dead[1])
     assert own.server.client() is not client
     assert (await own.server.client().ask("GET", "/api/ps"))["models"] == []
     assert (await chat(own, "tiny-chat"))[-1]["done"] is True
     assert "think:8b" in await own.names()
     own.process.terminate()  # by somebody who means well
-    await eventually(lambda: own.server.process.restarts == 2 and own.server.ready)
+    await eventually(lambda: own.server.restarts == 2 and own.server.ready)
 
 
 @pytest.mark.promise("P5")
@@ -154,7 +154,7 @@ async def test_a_stop_amid_an_answer(place: Place) -> None:
     own.contract.add("fault-stall")
     asking = asyncio.create_task(chat(own, "fault-stall"))
     await own.contract.wait("/api/chat", state="open")
-    await own.server.stop()
+    await own.server.close()
     with pytest.raises(UnavailableError, match="the engine was stopped while it worked on this request"):
         await asyncio.wait_for(asking, LIMIT)
 
@@ -164,7 +164,7 @@ async def test_one_that_does_not_come_up(place: Place) -> None:
     own = place.own("--fail", "no room for the kv cache")
     with pytest.raises(EngineStartError, match=r"ended during its start: exit code 1.*no room for the kv cache"):
         await own.server.ensure_ready()
-    assert own.server.process.state is ProcessState.FAILED
+    assert own.server.state is ProcessState.FAILED
     assert "no room for the kv cache" in await own.server.complaint()
     nothing = place.own(backend=Backend("", "ollama", str(place.root / "nothing")))
     with pytest.raises(EngineStartError, match=r"our Ollama server .*nothing"):

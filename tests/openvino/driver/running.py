@@ -86,8 +86,8 @@ class RunningEngine:
     @property
     def server_process(self) -> psutil.Process:
         """The process of our server."""
-        assert self.server.process.pid is not None
-        return psutil.Process(self.server.process.pid)
+        assert self.server.pid is not None
+        return psutil.Process(self.server.pid)
 
     def workers(self) -> list[psutil.Process]:
         """The processes that hold models, in the order of their start."""

@@ -1,0 +1,459 @@
+"""The state machine of an engine process: start it, notice its end, restart it, stop it.
+
+    stopped ──▶ starting ──▶ ready ◀──▶ degraded
+       ▲         │    ▲        │            │
+       │         ▼    │        ▼            │
+       ├───────── stopping ◀────────────────┘
+       │          │   │
+    failed ◀──────┘   └──▶ recovering ──▶ starting
+
+`MOVES` has every transition, and docs/design.md says when each is made.
+
+One task, `_run`, makes every transition from a start to the stop or the final failure; all other callers only ask
+(`ensure_ready`, `stop`, `check`) and wait. So concurrent callers share a start, a stop aborts a start and a back-off,
+and each end of a process is noticed once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from engine_plugin.errors import EngineStartError, UnavailableError
+from engine_plugin.process import run as process_run
+from engine_plugin.process import tree
+from engine_plugin.process.child import ChildProcess
+from engine_plugin.process.health import HealthPolicy, HealthRecord, ProcessorUse
+from engine_plugin.process.restarts import RestartPolicy, Restarts
+from engine_plugin.process.run import ProcessRun
+from engine_plugin.system.limits import NO_FILES, files_in_use
+from engine_plugin.waiting import comes_true
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import psutil
+
+    from engine_plugin.process.records import ProcessTicket
+
+__all__ = ["MOVES", "Command", "EngineProcess", "ProcessLimits", "ProcessState"]
+
+log = logging.getLogger(__name__)
+
+
+class ProcessState(Enum):
+    """What an engine process is doing."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    DEGRADED = "degraded"
+    RECOVERING = "recovering"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+MOVES = {
+    ProcessState.STOPPED: {ProcessState.STARTING},
+    ProcessState.STARTING: {
+        ProcessState.READY,
+        ProcessState.STOPPING,
+        ProcessState.FAILED,
+        ProcessState.RECOVERING,
+    },
+    ProcessState.READY: {ProcessState.DEGRADED, ProcessState.STOPPING},
+    ProcessState.DEGRADED: {ProcessState.READY, ProcessState.STOPPING},
+    ProcessState.STOPPING: {ProcessState.STOPPED, ProcessState.RECOVERING, ProcessState.FAILED},
+    ProcessState.RECOVERING: {ProcessState.STARTING, ProcessState.STOPPED},
+    ProcessState.FAILED: {ProcessState.STARTING},
+}
+"""The states that may follow each state."""
+
+_SERVING = (ProcessState.READY, ProcessState.DEGRADED)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What to run. `stdin` is written once; stdin then stays open as the sign that the plugin lives."""
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    stdin: bytes = b""
+    cwd: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessLimits:
+    """Seconds: `start_timeout` without progress (output, or use of the processor) ends a start, and so does
+    `start_limit` in all; `stop_timeout` passes between the request to stop and the kill."""
+
+    start_timeout: float = 60.0
+    start_limit: float = 1800.0
+    stop_timeout: float = 1.0
+    health: HealthPolicy = field(default=HealthPolicy())
+    restart: RestartPolicy = field(default=RestartPolicy())
+
+
+class EngineProcess(ABC):
+    """A subprocess that can be started, watched, restarted and stopped, any number of times.
+
+    A subclass overrides the steps. Owned by an engine driver, used from one event loop; `stop` or `close` must be
+    awaited before the loop ends.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ticket: ProcessTicket,
+        limits: ProcessLimits,
+        *,
+        error_marks: tuple[str, ...] = (),
+        stop_by_stdin: bool = False,
+        needs: int = 0,
+    ) -> None:
+        """`name` stands for it in messages. Lines of output with one of `error_marks` explain a failure. With
+        `stop_by_stdin` the end of its stdin asks it to stop, else SIGTERM does. `needs` are the bytes of the files
+        that it loads.
+        """
+        self.name = name
+        self.state = ProcessState.STOPPED
+        self.failure = ""
+        """Why the latest run ended, "" while it serves and after a stop."""
+        self.latest_run: ProcessRun | None = None
+        self.ended = asyncio.Event()
+        """Set while there is no process and none will be started without a call: stopped or failed."""
+        self.ended.set()
+        self._ticket = ticket
+        self._limits = limits
+        self._error_marks = error_marks
+        self._stop_by_stdin = stop_by_stdin
+        self._needs = needs
+        self._restarts = Restarts(limits.restart)
+        self._task: asyncio.Task[None] | None = None
+        self._settled: asyncio.Future[Exception | None]  # the outcome of the present start, from the first one on
+        self._closed = False
+        self._stop_wanted = asyncio.Event()
+        self._moved = asyncio.Event()
+        self._checking = asyncio.Lock()
+
+    # The steps that a subclass overrides
+
+    @abstractmethod
+    def command(self) -> Command:
+        """What to run. Called for each run, so that each may have a port of its own."""
+
+    @abstractmethod
+    async def can_serve(self) -> bool:
+        """Whether a process that starts can serve; False: not yet. Raises EnginePluginError: never."""
+
+    async def is_healthy(self) -> bool:
+        """Whether a process that serves answers a health check. The step has a time limit of its own."""
+        return True
+
+    def heard(self) -> bool:
+        """Whether anything has come from the process since the last call, such as a part of an answer: a process that
+        streams an answer is not hung, even if it misses health checks."""
+        return False
+
+    def unusable(self) -> str:
+        """Why a process that runs must be restarted, "" if it need not."""
+        return ""
+
+    def on_output(self, line: str) -> None:  # noqa: B027  # most engines write nothing that the driver needs
+        """Take one line of stdout."""
+
+    # For callers
+
+    @property
+    def pid(self) -> int | None:
+        """The pid of the process that runs."""
+        return self.latest_run.pid if self.latest_run is not None and not self.ended.is_set() else None
+
+    @property
+    def restarts(self) -> int:
+        """How many times in a row it died without having served for a stable time."""
+        return self._restarts.deaths
+
+    async def ensure_ready(self) -> None:
+        """Start the process unless it serves, sharing a start or a restart that is under way.
+
+        Raises EngineStartError with the exit code and the last lines, or UnavailableError after a stop. A start goes
+        on when a caller is cancelled.
+        """
+        while self.state is ProcessState.STOPPING or (self._stop_wanted.is_set() and not self.ended.is_set()):
+            await self._moved.wait()
+        if self._closed:
+            raise UnavailableError(f"{self.name} was stopped")
+        if self.state in _SERVING:
+            return
+        if self.ended.is_set():
+            self._stop_wanted.clear()
+            self.ended.clear()
+            self._settled = asyncio.get_running_loop().create_future()
+            self._task = asyncio.create_task(self._run(), name=f"engine process {self.name}")
+        settled = self._settled
+        await asyncio.wait({settled})
+        if (error := settled.result()) is not None:
+            raise error
+
+    async def recovered(self) -> None:
+        """Wait while it is being restarted; starts nothing. Returns at once in any other state."""
+        while not self.ended.is_set() and not self._stop_wanted.is_set() and self.state not in _SERVING:
+            await self._moved.wait()
+
+    async def stop(self) -> None:
+        """Ask it to stop, kill it after `stop_timeout`, and return when its whole tree has ended. Aborts a start."""
+        task = self._task
+        if task is None or task.done():
+            return
+        self._stop_wanted.set()
+        await asyncio.wait({task})
+
+    async def close(self) -> None:
+        """Stop for good: callers of `ensure_ready`, waiting ones too, get UnavailableError and no new process."""
+        self._closed = True
+        await self.stop()
+
+    async def check(self) -> None:
+        """Make a health check now, for the rpc HealthCheck; `state` follows from the latest checks, not from one.
+
+        A process that must be restarted does not serve any longer when this returns.
+        """
+        run = self.latest_run
+        if run is None or run.health is None:
+            return
+        if why := self.unusable():
+            if not run.given_up.done():
+                run.given_up.set_result(why)
+            await run.over.wait()
+        else:
+            await self._check(run)
+
+    # The states, from a start to the stop or the final failure
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                self.failure = ""
+                self._enter(ProcessState.STARTING)
+                run = self.latest_run = ProcessRun(self.name, self._error_marks, self.on_output)
+                try:
+                    await self._run_once(run)
+                except OSError as error:
+                    run.failure = f"{self.name}: {files_in_use(error) if error.errno in NO_FILES else error}"
+                except Exception as error:  # callers wait for the outcome, whatever it is
+                    log.exception("%s: unexpected error", self.name)
+                    run.failure = f"{self.name}: unexpected {type(error).__name__}: {error}"
+                finally:
+                    run.over.set()
+                self.failure = run.failure
+                if not run.failure or not await self._may_restart(run):
+                    return
+        finally:
+            self._finish()
+
+    async def _may_restart(self, run: ProcessRun) -> bool:
+        """Wait for the back-off after a failure. False: no restart, after a first start that failed, one death too
+        many, or a stop."""
+        log.error("%s", run.failure)
+        if run.served is None and not self._restarts.deaths:
+            return False
+        policy = self._restarts.policy
+        pause = self._restarts.after_death(run.served or 0.0)
+        if pause is None:
+            if policy.limit:
+                self.failure += f" (it died {self.restarts} times in a row and is not restarted by itself again)"
+            return False
+        self._enter(ProcessState.RECOVERING)
+        log.warning("%s: restarting in %g s (%d of %d)", self.name, pause, self.restarts, policy.limit)
+        return not await comes_true(self._stop_wanted.wait(), within=pause)
+
+    def _finish(self) -> None:
+        if self._stop_wanted.is_set():
+            self._restarts.forget()
+        if self.state is ProcessState.RECOVERING:
+            self.failure = ""  # a stop came before the restart
+        if self.state is ProcessState.STARTING and not self.failure:
+            self._enter(ProcessState.STOPPING)  # cancelled before there was a process
+        self._enter(ProcessState.FAILED if self.failure else ProcessState.STOPPED)
+        if not self._settled.done():
+            stopped = UnavailableError(f"{self.name} was stopped while it was starting")
+            self._settled.set_result(EngineStartError(self.failure) if self.failure else stopped)
+        self.ended.set()
+
+    def _enter(self, state: ProcessState) -> None:
+        before = self.state
+        if state is before:
+            return
+        if state not in MOVES[before]:
+            raise RuntimeError(f"{self.name}: no way leads from {before.value} to {state.value}")
+        log.debug("%s: %s -> %s", self.name, before.value, state.value)
+        if state is ProcessState.DEGRADED:
+            log.warning("%s does not answer: it is busy, or hangs", self.name)
+        elif before is ProcessState.DEGRADED and state is ProcessState.READY:
+            log.info("%s answers again", self.name)
+        elif state is ProcessState.READY:
+            self._settled.set_result(None)
+        elif before in _SERVING:
+            self._settled = asyncio.get_running_loop().create_future()  # callers now wait for the next start
+        self.state = state
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    # One run: spawn, start, serve, end
+
+    async def _run_once(self, run: ProcessRun) -> None:
+        """Set `run.failure` unless the run ended because of a stop. Being cancelled ends the process, too."""
+        command = self.command()
+        try:
+            env = {**command.env, **self._ticket.environ}
+            child = await ChildProcess.spawn(command.argv, env, run.hear, stdin=command.stdin, cwd=command.cwd)
+        except OSError as error:
+            reason = files_in_use(error) if error.errno in NO_FILES else error.strerror or error
+            run.failure = f"{self.name}: cannot run {error.filename or command.argv[0]}: {reason}"
+            return
+        run.pid, run.processor = child.pid, ProcessorUse(child.pid)
+        try:
+            self._ticket.add(child.pid)
+            run.failure = await self._start(run, child) or await self._serve(run, child)
+        finally:
+            self._enter(ProcessState.STOPPING)  # before the clean-up: a dead process must not pass for a ready one
+            run.over.set()
+            await self._end(child)
+
+    async def _start(self, run: ProcessRun, child: ChildProcess) -> str:
+        """Probe until the process can serve. Returns why it failed; "" when it is ready or a stop came."""
+        loop, limits = asyncio.get_running_loop(), self._limits
+        latest_end = loop.time() + limits.start_limit
+        probing = asyncio.create_task(run.probe(self.can_serve))
+        stopping = asyncio.create_task(self._stop_wanted.wait())
+        try:
+            while True:
+                run.progress.clear()
+                moved = asyncio.create_task(run.progress.wait())
+                patience = max(0.0, min(limits.start_timeout, latest_end - loop.time()))
+                events: set[asyncio.Future[Any]] = {probing, stopping, child.exited, moved}
+                await asyncio.wait(events, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+                moved.cancel()
+                if stopping.done():
+                    return ""
+                if child.exited.done() or (probing.done() and probing.exception()):
+                    return await self._failed_start(run, child, probing)
+                if probing.done():
+                    run.health = HealthRecord(limits.health, loop.time())
+                    self._enter(ProcessState.READY)
+                    return ""
+                if loop.time() >= latest_end:
+                    return self._too_slow(run, f"not ready after {limits.start_limit:g} s", "start_limit")
+                if not run.progress.is_set() and not await run.processor.grew(limits.start_timeout):
+                    silence = f"no sign of progress for {limits.start_timeout:g} s"
+                    return self._too_slow(run, silence, "start_timeout")
+        finally:
+            await _cancel(probing, stopping)
+
+    async def _failed_start(self, run: ProcessRun, child: ChildProcess, probing: asyncio.Task[None]) -> str:
+        # A process that dies breaks its connections a moment before its exit is known.
+        await asyncio.wait({child.exited}, timeout=process_run.DEATH_NOTICE)
+        if child.exited.done():
+            return f"{self.name} ended during its start: {await run.obituary(child, self._needs)}"
+        error = probing.exception()
+        why = str(error) or type(error).__name__
+        return f"{self.name} cannot serve: {why}. Last lines: {run.last_words() or 'none'}"
+
+    def _too_slow(self, run: ProcessRun, what: str, option: str) -> str:
+        return (
+            f"{self.name}: {what} while starting. Last lines: {run.last_words() or 'none'}. "
+            f"Raise engine.{option} in plugin.yaml if this machine is slow"
+        )
+
+    async def _serve(self, run: ProcessRun, child: ChildProcess) -> str:
+        """Wait for a stop, or notice that the process has died or hangs. Returns why it failed, "" after a stop."""
+        if run.health is None:
+            return ""  # a stop came before it was ready
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        stopping = asyncio.create_task(self._stop_wanted.wait())
+        watching = asyncio.create_task(self._watch(run, run.health))
+        try:
+            events: set[asyncio.Future[Any]] = {stopping, watching, child.exited, run.given_up}
+            await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            run.served = loop.time() - began
+            run.health = None
+            await _cancel(stopping, watching)
+        if self._stop_wanted.is_set():
+            return ""
+        if child.exited.done():
+            self._enter(ProcessState.STOPPING)
+            return f"{self.name} died: {await run.obituary(child, self._needs)}"
+        why = f"is given up: {run.given_up.result()}" if run.given_up.done() else watching.result()
+        return f"{self.name} {why}"
+
+    async def _watch(self, run: ProcessRun, health: HealthRecord) -> str:
+        """Make health checks. Returns only when the process must be restarted, with the reason."""
+        loop, policy = asyncio.get_running_loop(), self._limits.health
+        run.processor.forget()
+        while True:
+            run.progress.clear()
+            await asyncio.sleep(policy.interval)
+            if why := self.unusable():
+                return f"is given up: {why}"
+            await self._check(run)
+            heard = self.heard()
+            if not health.silent:
+                run.processor.forget()
+                continue
+            computed = await run.processor.grew(policy.interval)
+            if heard or run.progress.is_set() or computed:
+                health.alive(loop.time())
+            elif computed is not None and health.hung(loop.time()):
+                return (
+                    f"hangs: no answer, output or use of the processor for {policy.hung_after:g} s. "
+                    f"Last lines: {run.last_words() or 'none'}"
+                )
+
+    async def _check(self, run: ProcessRun) -> None:
+        health = run.health
+        if health is None:
+            return
+        joins = self._checking.locked()
+        async with self._checking:
+            if joins:
+                return  # the check that has just ended counts for both
+            answered = await self.is_healthy()
+            if run.health is not health:
+                return  # it serves no more
+            before = health.degraded
+            health.note(answered=answered, now=asyncio.get_running_loop().time())
+        if health.degraded is not before:
+            self._enter(ProcessState.DEGRADED if health.degraded else ProcessState.READY)
+
+    async def _end(self, child: ChildProcess) -> None:
+        """Stop a process that still runs, kill its whole tree, and confirm that it has ended."""
+        kin: list[psutil.Process] = []
+        try:
+            if not child.exited.done():
+                kin = tree.descendants(child.pid)  # found now: those in other sessions are lost once the parent ends
+                child.close_stdin()
+                if not self._stop_by_stdin:
+                    tree.ask_to_stop(child.pid)
+                await asyncio.wait({child.exited}, timeout=self._limits.stop_timeout)
+            if not child.exited.done():
+                log.warning("%s did not stop in %g s: killing it", self.name, self._limits.stop_timeout)
+        finally:
+            if not await child.kill(kin, self._ticket.stragglers):
+                log.error("%s (pid %d) could not be killed", self.name, child.pid)
+            try:
+                self._ticket.remove(child.pid)
+            except OSError as error:
+                log.warning("%s has ended, but: %s", self.name, error)
+
+
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
