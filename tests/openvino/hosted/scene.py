@@ -57,7 +57,7 @@ class HostedScene:
     # Who is there
 
     def family(self, word: str = "") -> list[psutil.Process]:
-        """Every process that bears the mark, is alive, and, given a word, has it in its arguments; oldest first."""
+        """Every live process with the mark and, if given, `word` (a verb or a module) as an argument; oldest first."""
         found = [process for process in processes_of(self.mark, MARK) if not gone(process)]
         if word:
             found = [process for process in found if _holds(process, word)]
@@ -96,7 +96,7 @@ class HostedScene:
 
 def _holds(process: psutil.Process, word: str) -> bool:
     try:
-        return any(word in argument for argument in process.cmdline())
+        return any(argument == word or argument.endswith(f".{word}") for argument in process.cmdline())
     except psutil.Error:
         return False
 
