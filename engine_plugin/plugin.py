@@ -25,13 +25,12 @@ from engine_plugin.errors import (
     error_about,
 )
 from engine_plugin.jsontext import BRIEF
-from engine_plugin.models.available import Offer, names_for
+from engine_plugin.models.available import AvailableModels, MissingModels, names_for
 from engine_plugin.models.defaults import DefaultModels
-from engine_plugin.models.missing import MissingModels
 from engine_plugin.system.files import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from engine_plugin.download.events import ChunkProgress, PullEvent
     from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, Progress
@@ -71,12 +70,12 @@ class Plugin:
         # AOG's keep-alive starts the engine only while the status is not STOPPED.
         self._status = OperateStatus.RUNNING
         self._defaults = DefaultModels(manifest.data_dir, manifest.engine_name)
-        self._offer = Offer(engine.list_models)
+        self._available = AvailableModels(engine.list_models)
         self._missing = MissingModels(engine.pull_model, lambda: _progress_log("PullModel"))
 
     async def aclose(self) -> None:
         """Stop the engine and release what the plugin holds. The plugin is not used afterwards."""
-        await self._offer.aclose()
+        await self._available.aclose()
         await self.engine.aclose()
 
     async def manifest_json(self) -> bytes:
@@ -86,7 +85,7 @@ class Plugin:
         """
         services = self.manifest.services.values()
         defaults = {service.service_name: await self._configured_model(service) for service in services}
-        models = () if all(service.support_models for service in services) else await self._offer.models()
+        models = () if all(service.support_models for service in services) else await self._available.models()
         return self.manifest.to_json(
             {name: names_for(name, default, models) for name, default in defaults.items()}, defaults
         )
@@ -348,12 +347,15 @@ class Plugin:
         """The models in memory."""
         return await self.engine.running_models()
 
-    async def pull_model(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
-        """Pull a model. Only the host's deadline applies, since size and network decide how long it takes."""
+    @asynccontextmanager
+    async def pull_model(self, request: PullRequest) -> AsyncIterator[AsyncIterator[PullEvent]]:
+        """Pull a model: the events of the pull, which leaving the block cancels.
+
+        Only the host's deadline applies, since size and network decide how long it takes.
+        """
         with error_about(model=without_secrets(request.model)):
             async with aclosing(self.engine.pull_model(request)) as events:
-                async for event in events:
-                    yield event
+                yield events
 
     async def delete_model(self, name: str) -> None:
         """Delete a model."""

@@ -103,7 +103,7 @@ def test_progress_is_told_rarely_but_the_last_always() -> None:
     report = ProgressReport(events.append, "ab", every_s=3600)
     for completed in range(1000):
         report.at(completed, 1000)
-    report.last(1000, 1000)
+    report.at(1000, 1000, last=True)
     assert events == [ChunkProgress("sha256:ab", 0, 1000), ChunkProgress("sha256:ab", 1000, 1000)]
 
 

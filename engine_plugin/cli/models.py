@@ -153,9 +153,11 @@ def _from_here(source: str) -> str:
     An existing file is a path, and so is a missing GGUF file of an existing folder. A folder must be written as a
     path, `./name` or `name/`, because a model may have the folder's name.
     """
+    if "://" in source:
+        return source
     local = Path(source).expanduser()
     begins_as_path = source.startswith(("./", "../", "~", ".\\", "..\\")) or source in (".", "..")
-    is_file = local.is_file() or (local.suffix.lower() == ".gguf" and "://" not in source and local.parent.is_dir())
+    is_file = local.is_file() or (local.suffix.lower() == ".gguf" and local.parent.is_dir())
     if begins_as_path or source.endswith(("/", os.sep)) or local.is_absolute() or is_file:
         return os.path.abspath(local)  # noqa: PTH100  # pathlib keeps `..`, which would show in messages
     return source

@@ -42,29 +42,52 @@ _FLUSH_BYTES = 1024 * 1024
 _FLUSH_S = 0.1
 """Received bytes are written in pieces of this size, or after this time, whichever comes first."""
 
+_SMALL = 64 * 1024
+"""Bytes of one of several files whose end needs no event."""
+
 _STEP = 64 * 1024
 """An attempt made progress when it came this far beyond every earlier one: a drip must not go on for ever."""
 
 
 class ProgressReport:
-    """Publishes ChunkProgress about ten times a second, and whenever `last` is called."""
+    """Publishes how far a download or copy is as ChunkProgress, about ten times a second.
+
+    After `begin` it covers several files; else one, whose digest (`sha256`, 64 hex digits or "") every event has.
+    """
 
     def __init__(self, publish: Callable[[PullEvent], None], sha256: str = "", every_s: float = 0.1) -> None:
+        self.publish = publish
         self.sha256 = sha256
-        self._publish = publish
+        self.completed = 0
+        self.total = 0
+        self._before = 0
+        self._whole = 0
         self._every_s = every_s
         self._next = 0.0
 
-    def at(self, completed: int, total: int) -> None:
-        """Called for each piece."""
-        if time.monotonic() >= self._next:
-            self.last(completed, total)
+    def begin(self, completed: int, total: int) -> None:
+        """From now on report several files of `total` bytes together, of which `completed` are here."""
+        self._before, self._whole = completed, total
+        self.at(0, 0, last=True)
 
-    def last(self, completed: int, total: int) -> None:
-        """Called once more at the end, so that the last figure is never held back."""
-        self._next = time.monotonic() + self._every_s
-        digest = f"sha256:{self.sha256}" if self.sha256 else ""
-        self._publish(ChunkProgress(digest, completed, total))
+    def at(self, completed: int, total: int, *, last: bool = False) -> None:
+        """So many bytes of the current file are here, of `total` (0: unknown).
+
+        Called for each piece, and at the end as `last`, which is always published, except for a small one of several
+        files.
+        """
+        self.completed, self.total = self._before + completed, self._whole or total
+        now = time.monotonic()
+        if now >= self._next or (last and not (self._whole and 0 < total < _SMALL)):
+            self._next = now + self._every_s
+            digest = f"sha256:{self.sha256}" if self.sha256 and not self._whole else ""
+            self.publish(ChunkProgress(digest, self.completed, self.total))
+
+    def file_done(self, size: int) -> None:
+        """One of several files is complete, with so many bytes."""
+        self._before += size
+        if self._before == self._whole:
+            self.at(0, 0, last=True)
 
 
 class Fetch:
@@ -74,7 +97,7 @@ class Fetch:
         self,
         source: HttpSource,
         partial: Partial,
-        publish: Callable[[PullEvent], None],
+        progress: ProgressReport,
         *,
         sha256: str = "",
         size: int = 0,
@@ -94,11 +117,11 @@ class Fetch:
         self._named = ""
         self._source = source
         self._partial = partial
-        self._publish = publish
+        self._progress = progress
+        self._publish = progress.publish
         self._insecure = insecure
         self._policy = policy or FetchPolicy()
         self._present = present
-        self._progress = ProgressReport(publish, sha256)
         self._answered = False
         self._room_checked = 0
 
@@ -299,7 +322,7 @@ class Fetch:
         finally:
             if buffer.size:
                 await in_thread(self._partial.write, buffer.take())
-            self._progress.last(self._partial.size, total)
+            self._progress.at(self._partial.size, total, last=True)
 
     def _write(self, data: bytes, total: int) -> None:
         """Append; from time to time see that the disk does not fill up to the last byte. Blocking."""

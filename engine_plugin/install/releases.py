@@ -18,7 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 from engine_plugin import catalogue
 from engine_plugin.download.disk import disk_error
 from engine_plugin.download.events import ChunkProgress, Status
-from engine_plugin.download.fetch import Fetch
+from engine_plugin.download.fetch import Fetch, ProgressReport
 from engine_plugin.download.partial import Partial
 from engine_plugin.download.remote import FetchPolicy
 from engine_plugin.download.source import HttpSource, file_path, without_secrets
@@ -291,8 +291,9 @@ class Downloads:
         try:
             await in_thread(private_folder, self._folder)
             async with partial.opened():
+                report = ProgressReport(publish, sha256)
                 fetch = Fetch(
-                    source, partial, publish, sha256=sha256, size=size, limit=limit, policy=self._rules.policy
+                    source, partial, report, sha256=sha256, size=size, limit=limit, policy=self._rules.policy
                 )
                 try:
                     await fetch.run()

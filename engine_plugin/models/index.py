@@ -1,4 +1,7 @@
-"""The models below a store's root, each with its record; those laid in by hand are taken in."""
+"""The index of a store: a record for each model, and the inspection of models that were put there by hand.
+
+A record is a JSON file. It is valid while the size and the modification time of its model stay the same.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ import errno
 import logging
 import os
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import (
     EnginePluginError,
@@ -18,17 +22,17 @@ from engine_plugin.errors import (
     PullError,
     UnavailableError,
 )
-from engine_plugin.models.records import Record
+from engine_plugin.models.info import KINDS, ModelDetails, StoredModel, details_from_json
 from engine_plugin.system.files import in_thread, private_folder, read_json, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
     from pathlib import Path
 
     from engine_plugin.models.info import Inspection
     from engine_plugin.models.layout import Extent, Layout
 
-__all__ = ["Shelf"]
+__all__ = ["Index", "Record"]
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +49,85 @@ def _refused(path: Path, what: str, error: PermissionError) -> PreconditionError
     return PreconditionError(f"{path} cannot be {what} ({error.strerror}): correct its folder's permissions.")
 
 
-class Shelf:
+def _texts(value: object) -> tuple[str, ...]:
+    """The texts of a list; none of anything else."""
+    return tuple(text for text in value if isinstance(text, str)) if isinstance(value, list) else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One model's metadata. `source` and `validator` (ETag and the like) are "" for a file laid in by hand.
+
+    `kind_given` says that a person chose the kind, so that inspecting the file again does not undo it. `references`
+    are what pulls of this model asked for where that is not its name (`hf:owner/name`, a path), without secrets.
+    """
+
+    name: str
+    kind: str
+    size: int
+    mtime_ns: int
+    digest: str
+    source: str = ""
+    validator: str = ""
+    pulled_at: str = ""
+    kind_given: bool = False
+    references: tuple[str, ...] = ()
+    details: ModelDetails = field(default_factory=ModelDetails)
+
+    def describes(self, extent: Extent) -> bool:
+        """Whether this was written about what has this extent."""
+        return (self.size, self.mtime_ns) == (extent.size, extent.mtime_ns)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the `.json` file."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, name: str, value: Mapping[str, Any] | None) -> Record | None:
+        """The record that `to_json` wrote, or None for anything else: the file is then inspected anew."""
+        if value is None:
+            return None
+        try:
+            record = cls(
+                name=name,
+                kind=str(value["kind"]),
+                size=int(value["size"]),
+                mtime_ns=int(value["mtime_ns"]),
+                digest=str(value["digest"]),
+                source=str(value.get("source", "")),
+                validator=str(value.get("validator", "")),
+                pulled_at=str(value.get("pulled_at", "")),
+                kind_given=value.get("kind_given") is True,
+                references=_texts(value.get("references")),
+                details=details_from_json(value["details"]),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return None
+        return record if record.kind in KINDS and record.digest.startswith("sha256:") else None
+
+    def info(self, path: Path) -> StoredModel:
+        """The model at `path` that this record describes."""
+        return StoredModel(
+            name=self.name,
+            path=path,
+            kind=self.kind,
+            size=self.size,
+            digest=self.digest,
+            modified_at=datetime.fromtimestamp(self.mtime_ns / 1e9, UTC),
+            bundled=False,
+            details=self.details,
+            references=self.references,
+        )
+
+
+class Index:
     """What lies in the root. Records are kept in memory and trusted while a model's extent stays."""
 
     def __init__(self, layout: Layout, inspect: Callable[[Path], Awaitable[Inspection]]) -> None:
         self.layout = layout
         self.root = layout.root
         self.partials = layout.partials
-        self._inspect = inspect
+        self.inspect = inspect
         self._known: dict[str, Record] = {}
         self._unusable: dict[str, tuple[Extent | None, str]] = {}
         self._taking_in: dict[str, asyncio.Task[None]] = {}
@@ -218,7 +293,7 @@ class Shelf:
             return
         old = Record.from_json(name, await in_thread(read_json, self.layout.record(name)))
         try:
-            found = await self._inspect(self.path(name))
+            found = await self.inspect(self.path(name))
         except (EnginePluginError, OSError) as error:
             unchanging = isinstance(error, InvalidRequestError | PullError)
             self._skip(name, extent if unchanging else None, str(error))

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import os
+import shutil
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING
 
-from engine_plugin.models.names import is_model_name, other_case
-from engine_plugin.system.files import sha256_of, sync_folder
+from engine_plugin.errors import InvalidRequestError
+from engine_plugin.models.names import is_model_name, is_repository_name, other_case
+from engine_plugin.system.files import private_folder, sha256_of, sync_folder
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["Extent", "FileLayout", "Layout"]
+__all__ = [
+    "Extent",
+    "FileLayout",
+    "FolderLayout",
+    "Found",
+    "Layout",
+    "digest_of_files",
+    "digest_of_folder",
+    "extent_of_folder",
+    "files_of",
+    "files_to_copy",
+    "fingerprint",
+    "throw_away",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +93,9 @@ class Layout(ABC):
         """Delete a record, or nothing. Raises OSError."""
         self.record(name).unlink(missing_ok=True)
 
+    def tidy(self, name: str) -> None:  # noqa: B027  # a file is replaced by one rename
+        """Repair what a crash during `put` or `remove` left. The caller holds the model's lock. Raises OSError."""
+
     def clash(self, name: str, existing: Iterable[str]) -> str:
         """Why a model may not be called so beside those that exist, "" when it may."""
         other = other_case(name, existing)
@@ -131,3 +153,243 @@ class FileLayout(Layout):
         """One unlink."""
         self.path(name).unlink(missing_ok=True)
         sync_folder(self.root)
+
+
+def files_of(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Each file of a model, as a path below its folder with `/`, and its stat; sorted, links to files followed.
+
+    Raises OSError.
+    """
+    found: list[tuple[str, os.stat_result]] = []
+    waiting = [(folder, "")]
+    while waiting:
+        here, prefix = waiting.pop()
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append((Path(entry.path), f"{prefix}{entry.name}/"))
+                elif entry.is_file():
+                    found.append((f"{prefix}{entry.name}", entry.stat()))
+    return iter(sorted(found, key=lambda file: file[0]))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file in a folder that is pulled: its stat, and where it is, below `root`, without any link on the way."""
+
+    stat: os.stat_result
+    path: Path
+    root: Path
+
+
+def files_to_copy(folder: Path) -> dict[str, Found]:
+    """Each file of a folder that came from elsewhere, by its path below the folder with `/`.
+
+    A link may lead to a file inside the folder; or, in a snapshot of huggingface_hub's cache, to the blobs beside it.
+    Raises InvalidRequestError for any other link, and for a FIFO, a socket or a device; OSError.
+    """
+    root = Path(os.path.realpath(folder))
+    roots = [root]
+    if root.parent.name == "snapshots" and (root.parent.parent / "blobs").is_dir():
+        roots.append(Path(os.path.realpath(root.parent.parent / "blobs")))
+    found: dict[str, Found] = {}
+    waiting = [(root, "")]
+    while waiting:
+        here, prefix = waiting.pop()
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                name = f"{prefix}{entry.name}"
+                place = Path(os.path.realpath(entry.path))
+                home = next((one for one in roots if place.is_relative_to(one)), None)
+                if home is None:
+                    raise InvalidRequestError.at(
+                        "source",
+                        f"{name} in {str(folder)!r} is a link that leaves the folder. Replace it by the file "
+                        "itself, then pull again.",
+                    )
+                stat = place.lstat()
+                if S_ISDIR(stat.st_mode):
+                    if not entry.is_symlink():
+                        waiting.append((place, f"{name}/"))
+                elif S_ISREG(stat.st_mode):
+                    found[name] = Found(stat, place, home)
+                else:
+                    raise InvalidRequestError.at(
+                        "source", f"{name} in {str(folder)!r} is not a regular file. Remove it."
+                    )
+    return dict(sorted(found.items()))
+
+
+def extent_of_folder(folder: Path) -> Extent | None:
+    """All bytes, and when the latest file was touched; None where no model can be read. Raises OSError."""
+    try:
+        stats = [stat for _, stat in files_of(folder)]
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None
+    if not stats:
+        return None
+    return Extent(sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats))
+
+
+def digest_of_files(digests: Mapping[str, str]) -> str:
+    """64 hex digits for a model, given those of each file: SHA-256 over sorted lines as `sha256sum` prints them."""
+    lines = sorted(f"{digest}  {path}\n" for path, digest in digests.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def fingerprint(stats: Mapping[str, os.stat_result]) -> str:
+    """What tells one state of a folder from another one, without reading it."""
+    lines = [f"{path} {stat.st_size} {stat.st_mtime_ns}\n" for path, stat in sorted(stats.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+async def digest_of_folder(folder: Path) -> str:
+    """64 hex digits for a model. Reads all of it. Raises OSError."""
+    digests = {path: await sha256_of(folder / path) for path, _ in files_of(folder)}
+    return digest_of_files({path: digest.removeprefix("sha256:") for path, digest in digests.items()})
+
+
+def throw_away(path: Path) -> None:
+    """Delete a folder and all in it, a link without its target, or nothing. Raises OSError."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+class FolderLayout(Layout):
+    """Each model is one folder, `<root>/<name>` or `<root>/<owner>/<name>`."""
+
+    def is_name(self, name: object) -> bool:
+        """`name` or `owner/name`."""
+        return is_repository_name(name)
+
+    def path(self, name: str) -> Path:
+        """The folder."""
+        return self.root.joinpath(*name.split("/"))
+
+    def record(self, name: str) -> Path:
+        """Apart from the folders: one could be called as another one's record."""
+        return self.root.joinpath(".records", *f"{name}.json".split("/"))
+
+    def names(self) -> tuple[list[str], list[tuple[str, str]]]:
+        """By the folders, two levels deep."""
+        found: list[str] = []
+        for entry in _folders(self.root):
+            if _holds(entry, files=True):
+                found.append(entry.name)
+            else:
+                found += [f"{entry.name}/{child.name}" for child in _folders(entry) if _holds(child)]
+        bad = [
+            (name, "its name is no model name; rename the folder") for name in found if not is_repository_name(name)
+        ]
+        return sorted(name for name in found if is_repository_name(name)), bad
+
+    def extent(self, name: str) -> Extent | None:
+        """A stat for each file: some dozens."""
+        return extent_of_folder(self.path(name))
+
+    async def digest(self, name: str) -> str:
+        """Over the digests of the files."""
+        return f"sha256:{await digest_of_folder(self.path(name))}"
+
+    def put(self, part: Path, name: str) -> None:
+        """One rename where the place is free; else the old model steps aside first, and back when that fails."""
+        target, old = self.path(name), self._aside(name, "old")
+        private_folder(target.parent)
+        throw_away(old)
+        taken = os.path.lexists(target)
+        if taken and not _set_aside(target, old):
+            throw_away(target)
+            taken = False
+        try:
+            part.rename(target)
+        except OSError:
+            if taken:
+                old.rename(target)
+            raise
+        sync_folder(target.parent)
+        throw_away(old)
+
+    def remove(self, name: str) -> None:
+        """It vanishes by one rename, then it is deleted."""
+        target, gone = self.path(name), self._aside(name, "deleted")
+        throw_away(gone)
+        if os.path.lexists(target):
+            throw_away(gone if _set_aside(target, gone) else target)
+            sync_folder(target.parent)
+        _leave(name, target.parent)
+
+    def forget(self, name: str) -> None:
+        """And its owner's folder, when it was the last one there."""
+        super().forget(name)
+        _leave(name, self.record(name).parent)
+
+    def tidy(self, name: str) -> None:
+        """Undo what a crash in the middle of `put` or `remove` left. The caller holds the model's lock."""
+        target, old = self.path(name), self._aside(name, "old")
+        if os.path.lexists(old) and not os.path.lexists(target):
+            private_folder(target.parent)
+            old.rename(target)
+        throw_away(old)
+        throw_away(self._aside(name, "deleted"))
+
+    def clash(self, name: str, existing: Iterable[str]) -> str:
+        """As any layout; and an owner's name is no model's, nor another owner's in other letters."""
+        names = list(existing)
+        owner, slash, _ = name.partition("/")
+        for other in names:
+            its_owner, its_slash, _ = other.partition("/")
+            if its_owner.casefold() != owner.casefold():
+                continue
+            if bool(slash) != bool(its_slash):
+                return f"{name!r} cannot stand beside {other!r}, which is present; give another name."
+            if slash and its_owner != owner:
+                return f"{name!r} differs only by case from its neighbour {other!r}; write the owner as there."
+        return super().clash(name, names)
+
+    def _aside(self, name: str, what: str) -> Path:
+        return self.partials / f"{name.replace('/', '=')}.{what}"
+
+
+def _set_aside(folder: Path, place: Path) -> bool:
+    """Rename a model's folder; False where the file system cannot and it must be deleted where it is.
+
+    overlayfs renames no folder that is in a lower layer, such as a model that came with a container's image.
+    """
+    try:
+        folder.rename(place)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return False
+    sync_folder(folder.parent)
+    return True
+
+
+def _leave(name: str, owner: Path) -> None:
+    """Delete the owner's folder of a model that is gone, if there is one and nothing else is in it."""
+    if "/" in name:
+        with suppress(OSError):
+            owner.rmdir()
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        entries = list(folder.iterdir())
+    except (FileNotFoundError, PermissionError):
+        return []
+    return sorted(entry for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+
+
+def _holds(folder: Path, *, files: bool = False) -> bool:
+    """Whether there is anything in a folder, or any file directly."""
+    try:
+        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    except OSError:  # it vanished, or is not ours
+        return False
+    return any(entry.is_file() if files else True for entry in entries)

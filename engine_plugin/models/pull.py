@@ -1,20 +1,25 @@
-"""A pull from its plan to a model in its place: fetch or copy, verify, inspect, install."""
+"""What all pulls share: from a plan to a model in its place, and the files that an interrupted pull leaves.
+
+`.partial/<key>.files/<last part of the name>/` holds the complete files of a model in several files,
+`.partial/<key>.arriving/` the others as partials (download/partial.py), `.partial/<key>.lock` keeps two processes
+from pulling it at once; `=` in the key stands for the `/` of a name. All survive a restart of the plugin.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from engine_plugin import catalogue
-from engine_plugin.download.disk import check_room, disk_error
+from engine_plugin.download.disk import disk_error
 from engine_plugin.download.events import Status, Success
-from engine_plugin.download.fetch import Fetch, ProgressReport
+from engine_plugin.download.fetch import ProgressReport
 from engine_plugin.download.partial import Partial
-from engine_plugin.download.source import HttpSource
 from engine_plugin.errors import (
     AuthError,
     DownloadError,
@@ -23,85 +28,80 @@ from engine_plugin.errors import (
     NotFoundError,
     PullError,
 )
-from engine_plugin.models.layout import Extent
-from engine_plugin.models.records import Record
-from engine_plugin.models.request import LocalSource, StoredSource
-from engine_plugin.system.files import BLOCK, in_thread, opened, private_folder
+from engine_plugin.models.index import Record
+from engine_plugin.models.layout import files_of, throw_away
+from engine_plugin.system.files import BLOCK, in_thread, opened, private_folder, sync_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
-    from io import FileIO
     from pathlib import Path
 
     from engine_plugin.download.events import PullEvent
-    from engine_plugin.download.remote import FetchPolicy, Remote
-    from engine_plugin.models.index import Shelf
-    from engine_plugin.models.info import Inspection
-    from engine_plugin.models.request import PullPlan
+    from engine_plugin.download.remote import FetchPolicy
+    from engine_plugin.models.index import Index
+    from engine_plugin.models.layout import Extent
+    from engine_plugin.models.request import PullPlan, StoredSource
 
-__all__ = ["FilePull", "Leftovers", "Pull"]
+__all__ = ["Leftovers", "Pull", "Staging", "digests_of", "mismatch"]
 
-
-@dataclass(frozen=True, slots=True)
-class _Arrived:
-    """A whole file in the partial: the digest it must have ("" unknown) and what tells its version."""
-
-    sha256: str
-    validator: str
+_PULL_AGAIN = "What arrived was deleted; pull again, and correct the digest or the source if it stays so"
 
 
 class Leftovers(Protocol):
-    """What an unfinished pull left, held against other processes. `discard` blocks."""
-
-    @property
-    def size(self) -> int:
-        """Bytes that are here, as far as this process knows."""
+    """What an interrupted pull left. `leftovers` and `discard` block."""
 
     def locked(self, waiting: Callable[[], None]) -> AbstractAsyncContextManager[None]:
         """Hold it; `waiting` is called once if another process holds it now."""
 
     def leftovers(self) -> bool:
-        """Whether anything is left here."""
+        """Whether an interrupted pull left anything."""
 
     def discard(self) -> None:
         """Delete it."""
 
 
-class Pull(ABC):
-    """One pull onto a shelf. `run` is called once; another process's pull of the same name is waited for."""
+LeftT = TypeVar("LeftT", bound=Leftovers)
+
+
+def mismatch(place: str, found: str, wanted: str, fix: str = _PULL_AGAIN) -> PullError:
+    """The error for content whose SHA-256 (64 hex digits) is not the expected one."""
+    return catalogue.CHECKSUM_MISMATCH.error_as(
+        PullError, place=place, found=f"sha256:{found}", wanted=f"sha256:{wanted}", fix=fix
+    )
+
+
+class Pull(ABC, Generic[LeftT]):
+    """One pull into a store. `run` is called once, and waits for another process that pulls the same name."""
 
     def __init__(
         self,
         plan: PullPlan,
-        shelf: Shelf,
-        inspect: Callable[[Path], Awaitable[Inspection]],
+        index: Index,
         policy: FetchPolicy,
         publish: Callable[[PullEvent], None],
+        left: LeftT,
         reserved: Sequence[str] = (),
     ) -> None:
-        """`reserved` are names beyond the shelf's (samples) from which the model's must not differ by case only."""
+        """`left` is what an interrupted pull of the model left, which this one completes. `reserved` are names beyond
+        the store's (samples) from which the model's must not differ by case only."""
         self._plan = plan
-        self._shelf = shelf
-        self._inspect = inspect
+        self._index = index
         self._policy = policy
         self._publish = publish
+        self._left = left
         self._reserved = reserved
         self._present: Record | None = None
-
-    @property
-    @abstractmethod
-    def _left(self) -> Leftovers:
-        """What an unfinished pull of this model left, and this one fills."""
+        self._progress = ProgressReport(publish, plan.sha256)
 
     @abstractmethod
     async def _pull(self) -> Success:
-        """Pull, while nobody else does."""
+        """Pull, while no other process pulls the model."""
 
     @property
-    def _total(self) -> int:
-        """Bytes that the model has, 0 while unknown."""
-        return 0
+    def _arrived(self) -> tuple[int, int]:
+        """The bytes that are here, and the bytes of the model; 0 while unknown."""
+        return self._progress.completed, self._progress.total
 
     async def run(self) -> Success:
         """Pull. Raises PullError, ModelNotFoundError, AuthError or InvalidRequestError; what arrived is kept where
@@ -109,15 +109,15 @@ class Pull(ABC):
         plan = self._plan
         self._publish(Status(f"resolving {plan.name}"))
         try:
-            await in_thread(private_folder, self._shelf.partials)
+            await in_thread(private_folder, self._index.partials)
             async with self._left.locked(
                 lambda: self._publish(Status(f"waiting for another process that pulls {plan.name}"))
             ):
                 await self._refuse_clash()
-                self._present = await self._shelf.get(plan.name)
+                self._present = await self._index.get(plan.name)
                 return await self._pull()
         except OSError as error:
-            told = disk_error(error, self._shelf.root, self._left.size, self._total)
+            told = disk_error(error, self._index.root, *self._arrived)
             kept = await in_thread(self._left.leftovers)
             raise PullError.retold(told, f"{told}. Deleting the model removes it" if kept else "") from error
         except PullError:
@@ -130,17 +130,27 @@ class Pull(ABC):
             raise ModelNotFoundError.retold(error) from error
 
     async def _refuse_clash(self) -> None:
-        names = [*await in_thread(self._shelf.names), *self._reserved]
-        clash = self._shelf.layout.clash(self._plan.name, names)
-        if clash:
-            raise InvalidRequestError.at("model", f"{clash}")
+        names = [*await in_thread(self._index.names), *self._reserved]
+        if clash := self._index.layout.clash(self._plan.name, names):
+            raise InvalidRequestError.at("model", clash)
 
-    async def _already(self, record: Record) -> Success:
-        record = await self._shelf.set_kind(record, self._plan.kind)
+    async def _already(self) -> Success:
+        """The answer where the present model is the one that is wanted; what an interrupted pull left is deleted."""
+        if self._present is None:
+            raise LookupError(f"{self._plan.name} is not present")
+        await in_thread(self._left.discard)
+        record = await self._index.set_kind(self._present, self._plan.kind)
         return Success(record.name, record.size, record.digest)
 
+    def _is_digest(self, sha256: str) -> bool:
+        """Whether the present model has that digest (64 hex digits)."""
+        return self._present is not None and self._present.digest == f"sha256:{sha256}"
+
+    def _changed(self) -> PullError:
+        return PullError(f"{self._plan.source.label}: changed during the copy. Pull again when it is complete.")
+
     def _is_from_here(self, validator: str) -> bool:
-        """Whether the model that is present came from this very source, as `validator` tells it apart."""
+        """Whether the present model is the version of this source that `validator` identifies."""
         present = self._present
         return (
             present is not None
@@ -149,15 +159,15 @@ class Pull(ABC):
         )
 
     async def _install(self, part: Path, size: int, digest: str, validator: str) -> Success:
-        """Inspect what is whole and verified, and put it into its place. `digest` is 64 hex digits."""
+        """Inspect a complete and verified model and move it into its place. `digest` is 64 hex digits."""
         plan, present = self._plan, self._present
         self._publish(Status("inspecting the model"))
         try:
-            found = await self._inspect(part)
+            found = await self._index.inspect(part)
         except (InvalidRequestError, PullError) as error:
             await in_thread(self._left.discard)
-            raise PullError(f"{plan.source.label}: this is no model that can be used: {error}") from error
-        record = await self._shelf.put(
+            raise PullError(f"{plan.source.label}: not a usable model: {error}") from error
+        record = await self._index.put(
             part,
             Record(
                 name=plan.name,
@@ -176,14 +186,14 @@ class Pull(ABC):
         return Success(record.name, record.size, record.digest)
 
     async def _share(self, source: StoredSource, part: Path, extent: Extent | None) -> Success:
-        """Put what shares its bytes with another model of the store into its place."""
+        """Install hard links to the files of another model of the store."""
         if extent is None or not source.record.describes(extent):
             await in_thread(self._left.discard)
-            raise PullError(f"{source.label}: it changed while it was copied; try again when it is complete.")
+            raise self._changed()
         self._publish(Status(f"copying {source.label}"))
         old = source.record
         kind = self._plan.kind or old.kind
-        record = await self._shelf.put(
+        record = await self._index.put(
             part,
             replace(
                 old,
@@ -199,138 +209,91 @@ class Pull(ABC):
         return Success(record.name, record.size, record.digest)
 
 
-class FilePull(Pull):
-    """A pull of a model that is one file."""
+class Staging:
+    """What arrived of one model. Those of its methods that are not async block: call them in a thread."""
 
-    def __init__(
-        self,
-        plan: PullPlan,
-        shelf: Shelf,
-        inspect: Callable[[Path], Awaitable[Inspection]],
-        policy: FetchPolicy,
-        publish: Callable[[PullEvent], None],
-        reserved: Sequence[str] = (),
-    ) -> None:
-        super().__init__(plan, shelf, inspect, policy, publish, reserved)
-        self._partial = Partial(shelf.partials, plan.name)
+    def __init__(self, folder: Path, name: str) -> None:
+        key = name.replace("/", "=")
+        self._lock = Partial(folder, key)
+        self._whole = folder / f"{key}.files"
+        self._arriving = folder / f"{key}.arriving"
+        self.files = self._whole / name.rpartition("/")[2]
+        """The folder that becomes the model; it is called as the model is."""
 
-    @property
-    def _left(self) -> Leftovers:
-        return self._partial
+    def locked(self, waiting: Callable[[], None]) -> AbstractAsyncContextManager[None]:
+        """Hold it against other processes; `waiting` is called once if another one holds it now."""
+        return self._lock.locked(waiting)
 
-    @property
-    def _total(self) -> int:
-        return self._partial.state.total
+    def leftovers(self) -> bool:
+        """Whether an unfinished pull left anything here."""
+        return self._whole.exists() or self._arriving.exists()
 
-    async def _pull(self) -> Success:
-        plan, partial = self._plan, self._partial
-        if self._present is not None and self._present.digest == f"sha256:{plan.sha256}":
-            await in_thread(partial.discard)
-            return await self._already(self._present)
-        if not isinstance(plan.source, HttpSource):
-            await in_thread(partial.discard)  # a copy is quick: it always begins anew
-        if isinstance(plan.source, StoredSource) and await in_thread(self._link, plan.source):
-            return await self._share(plan.source, partial.path, Extent.of(partial.path.stat()))
-        try:
-            async with partial.opened():
-                arrived = await self._arrive()
-                if isinstance(arrived, _Arrived):
-                    await in_thread(partial.sync)
-        except BaseException:
-            if not isinstance(plan.source, HttpSource):  # a copy does not go on from there
-                await in_thread(partial.discard)
-            raise
-        finally:
-            if not partial.size:
-                await in_thread(partial.discard)
-        if isinstance(arrived, _Arrived):
-            return await self._verify(arrived)
-        await in_thread(partial.discard)
-        return await self._already(arrived)
+    def discard(self) -> None:
+        """Delete all that arrived."""
+        throw_away(self._whole)
+        throw_away(self._arriving)
 
-    async def _arrive(self) -> _Arrived | Record:
-        """Fill the partial; or the present model's record when this very file is here already."""
-        source = self._plan.source
-        if isinstance(source, LocalSource):
-            return await self._copy(source)
-        if not isinstance(source, HttpSource):
-            raise TypeError(f"{source.label} is no source of a file")
-        fetch = Fetch(
-            source,
-            self._partial,
-            self._publish,
-            sha256=self._plan.sha256,
-            insecure=self._plan.insecure,
-            policy=self._policy,
-            present=self._is_present,
-        )
-        fetched = await fetch.run()
-        if self._present is not None and not fetched:
-            return self._present
-        return _Arrived(fetch.sha256, fetch.validator)
+    def prepare(self, paths: Iterable[str]) -> dict[str, int]:
+        """Make the folders, delete what is none of `paths`, and return the sizes of the whole files."""
+        for folder in (self._whole, self.files, self._arriving):
+            private_folder(folder)
+        wanted = set(paths)
+        sizes = {path: stat.st_size for path, stat in files_of(self.files)}
+        for path in sizes.keys() - wanted:
+            (self.files / path).unlink()
+        kept = {_key(path) for path in wanted}
+        for left in self._arriving.iterdir():
+            if left.name.partition(".")[0] not in kept:
+                left.unlink()
+        return {path: size for path, size in sizes.items() if path in wanted}
 
-    def _link(self, source: StoredSource) -> bool:
-        """Have the model's file here without copying it; False where the file system cannot."""
-        try:
-            os.link(os.path.realpath(source.path), self._partial.path)
-        except OSError:
-            return False
-        return True
+    def arriving(self, path: str) -> Partial:
+        """The partial of a file on its way."""
+        return Partial(self._arriving, _key(path))
 
-    def _is_present(self, remote: Remote) -> bool:
-        if self._plan.sha256:
-            return False
-        if remote.sha256:
-            return self._present is not None and self._present.digest == f"sha256:{remote.sha256}"
-        return self._same_version(remote.validator, remote.total)
+    def place(self, path: str) -> Path:
+        """Where a whole file is, or shall be; its folder exists."""
+        target = self.files / path
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return target
 
-    def _same_version(self, validator: str, size: int) -> bool:
-        return self._is_from_here(validator) and self._present is not None and self._present.size == size
+    def arrived(self, partial: Partial, path: str) -> None:
+        """A partial is whole and verified: it becomes the file."""
+        partial.path.replace(self.place(path))
+        partial.forget()
 
-    async def _copy(self, source: LocalSource) -> _Arrived | Record:
-        async with AsyncExitStack() as stack:
-            try:
-                file = await stack.enter_async_context(opened(source.path))
-            except OSError as error:
-                raise PullError(f"{source.label}: cannot be read ({error.strerror}).") from error
-            return await self._copy_from(file, source)
+    def sync(self) -> None:
+        """Have all of it on the disk, names included."""
+        sync_tree(self.files)
 
-    async def _copy_from(self, file: FileIO, source: LocalSource) -> _Arrived | Record:
-        partial = self._partial
-        stat = source.path.stat()
-        validator = f"mtime {stat.st_mtime_ns}"
-        target = self._shelf.path(self._plan.name)
-        if self._present is not None and (
-            target.samefile(source.path) or self._same_version(validator, stat.st_size)
-        ):
-            return self._present
-        await in_thread(check_room, partial.folder, stat.st_size)
-        self._publish(Status(f"copying {source.label}"))
-        progress = ProgressReport(self._publish, self._plan.sha256)
-        while block := await in_thread(file.read, BLOCK):
-            await in_thread(partial.write, block)
-            progress.at(partial.size, stat.st_size)
-        progress.last(partial.size, stat.st_size)
-        after = source.path.stat()
-        if (after.st_mtime_ns, after.st_size) != (stat.st_mtime_ns, partial.size):
-            raise PullError(f"{source.label}: it changed while it was copied; pull again when it is complete.")
-        return _Arrived(self._plan.sha256, validator)
+    def sweep(self) -> None:
+        """Delete what is empty: nothing arrived, or the model is in its place."""
+        for folder in (self._arriving, self.files, self._whole):
+            with suppress(OSError):
+                folder.rmdir()
 
-    async def _verify(self, arrived: _Arrived) -> Success:
-        plan, partial = self._plan, self._partial
-        if not partial.size:
-            raise PullError(f"{plan.source.label}: the file is empty.")
-        self._publish(Status("verifying sha256"))
-        digest = partial.hexdigest()
-        if arrived.sha256 and digest != arrived.sha256:
-            await in_thread(partial.discard)
-            raise catalogue.CHECKSUM_MISMATCH.error_as(
-                PullError,
-                place=f"{plan.source.label}: the file",
-                found=f"sha256:{digest}",
-                wanted=f"sha256:{arrived.sha256}",
-                fix="What arrived was deleted; pull again, and correct the digest or the source if it stays so",
-            )
-        success = await self._install(partial.path, partial.size, digest, arrived.validator)
-        await in_thread(partial.forget)
-        return success
+    def here(self) -> int:
+        """Bytes of files on their way, from earlier pulls."""
+        return sum(left.stat().st_size for left in self._arriving.glob("*.part"))
+
+
+def _key(path: str) -> str:
+    return hashlib.sha256(path.encode()).hexdigest()[:32]
+
+
+async def digests_of(path: Path) -> tuple[int, str, str]:
+    """A file's size, its SHA-256, and its SHA-1 as git names its blobs, in hex. Raises OSError."""
+    async with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        sha256 = hashlib.sha256()
+        blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+
+        def step() -> int:
+            block = file.read(BLOCK)
+            sha256.update(block)
+            blob.update(block)
+            return len(block)
+
+        while await in_thread(step):
+            pass
+    return size, sha256.hexdigest(), blob.hexdigest()

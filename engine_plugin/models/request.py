@@ -11,13 +11,15 @@ from engine_plugin.download.source import HttpSource, file_path, without_secrets
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError
 from engine_plugin.models.gguf import GgufError, part_names, whole_name
 from engine_plugin.models.info import kind_of_type
-from engine_plugin.models.names import near_names, validate_model_name
+from engine_plugin.models.names import is_repository_name, near_names, validate_model_name, validate_repository_name
 from engine_plugin.redaction import redacted
 
 if TYPE_CHECKING:
-    from engine_plugin.models.records import Record
-    from engine_plugin.models.repository import RepositorySource
-    from engine_plugin.models.samples import Sample, Samples
+    from collections.abc import Callable, Mapping, Sequence
+
+    from engine_plugin.models.hubs import Hub, RepositorySource
+    from engine_plugin.models.index import Record
+    from engine_plugin.models.info import Sample, Samples
 
 __all__ = [
     "COPY",
@@ -28,12 +30,17 @@ __all__ = [
     "StoredSource",
     "agreed",
     "local_path",
+    "plan_folder_pull",
     "plan_pull",
+    "pullable",
     "read_request",
 ]
 
 COPY = "model:"
 """How a source begins that is a model which is here: `model:OLD` copies it."""
+
+_HUB_REFERENCE = re.compile(r"(hf|ms):(?!//)([^@]*)(?:@(.*))?")
+"""`hf:owner/name@revision`: the hub, the repository and the revision, if any."""
 
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _SHOWN = 5
@@ -149,16 +156,49 @@ def _sha256(value: str, where: str) -> str:
     return digest
 
 
-def _stem(file: str, suffix: str, request: PullRequest) -> str:
-    stem = file[: -len(suffix)] if file.lower().endswith(suffix) else file
+def _name(found: str, request: PullRequest, validate: Callable[[object], str]) -> str:
+    """The model's name: the request's, else the one in the source. Raises InvalidRequestError."""
+    if request.source:
+        return validate(request.model)
     try:
-        return validate_model_name(stem)
+        return validate(found)
     except InvalidRequestError as error:
         raise InvalidRequestError.retold(
             error,
-            f"{error} The source's file name gives none; give a name in `model` and "
-            f"{without_secrets(request.model)!r} in `source`.",
+            f"{error} Choose another name: give it in `model`, and {without_secrets(request.model)!r} in `source`.",
         ) from None
+
+
+def _existing(path: Path, where: str, *, folder: bool) -> LocalSource:
+    """The local file or folder. Raises ModelNotFoundError, and InvalidRequestError for a path of the other kind."""
+    try:
+        path = path.expanduser().resolve() if folder else path.expanduser().absolute()
+        if path.is_dir() if folder else path.is_file():
+            return LocalSource(path)
+        found = path.exists()
+    except (OSError, RuntimeError, ValueError):
+        found = False
+    if not found:
+        raise ModelNotFoundError(f"{where}: there is no {'folder' if folder else 'file'} {str(path)!r}.")
+    raise InvalidRequestError.at(
+        where,
+        f"{str(path)!r} is a file; a model is the folder with all its files."
+        if folder
+        else f"{str(path)!r} is not a file.",
+    )
+
+
+def _unknown(
+    text: str, where: str, forms: str, samples: Samples | None, present: Sequence[str]
+) -> ModelNotFoundError:
+    near = near_names(text, [*present, *(samples.names if samples else ())])
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return ModelNotFoundError(f"{where}: {redacted(text)[:128]!r} is not known here.{hint} {forms}")
+
+
+def _accepted(samples: Samples | None, others: str) -> str:
+    listed = f"a sample ({', '.join(samples.names)}), " if samples and samples.names else ""
+    return f"A pull takes {listed}{others}."
 
 
 def _http(text: str, request: PullRequest, where: str) -> tuple[HttpSource, str, str]:
@@ -166,27 +206,10 @@ def _http(text: str, request: PullRequest, where: str) -> tuple[HttpSource, str,
     try:
         source = HttpSource.parse(text, request.username, request.password)
     except ValueError:
-        raise InvalidRequestError.at(where, f"{without_secrets(text)!r} is no valid http(s) URL.") from None
+        raise InvalidRequestError.at(where, f"{without_secrets(text)!r} is not a valid http(s) URL.") from None
     _, _, fragment = text.partition("#")
     digest = fragment.removeprefix("sha256=") if fragment.startswith("sha256=") else ""
     return source, source.file_name, _sha256(digest, where)
-
-
-def _local(path: Path, suffix: str, where: str) -> LocalSource:
-    if not path.name.lower().endswith(suffix):
-        raise InvalidRequestError.at(
-            where, f"{str(path)!r} does not end in {suffix}: only model files can be pulled."
-        )
-    try:
-        path = path.expanduser().absolute()
-        if path.is_file():
-            return LocalSource(path)
-        found = path.exists()
-    except (OSError, RuntimeError, ValueError):
-        found = False
-    if found:
-        raise InvalidRequestError.at(where, f"{str(path)!r} is not a file.")
-    raise ModelNotFoundError(f"{where}: there is no file {str(path)!r}.")
 
 
 def _parts(source: LocalSource | HttpSource, where: str) -> PartsSource | None:
@@ -205,43 +228,42 @@ def _parts(source: LocalSource | HttpSource, where: str) -> PartsSource | None:
     if missing:
         shown = ", ".join(missing[:_SHOWN]) + (f" and {len(missing) - _SHOWN} more" if missing[_SHOWN:] else "")
         raise ModelNotFoundError(
-            f"{where}: {file} is one of {len(names)} parts of a model, and beside it are missing: {shown}. Put all "
-            "parts into one folder and pull any of them."
+            f"{where}: {file} is one of {len(names)} parts of a model; its folder lacks {shown}. Put all parts into "
+            "one folder and pull any of them."
         )
     return PartsSource(tuple(LocalSource(path) for path in paths))
 
 
-def _forms(samples: Samples | None, suffix: str) -> str:
-    listed = f"a sample ({', '.join(samples.names)}), " if samples and samples.names else ""
-    return f"A pull takes {listed}a path or file:// URL ending in {suffix}, or an http(s) URL."
+def plan_pull(request: PullRequest, suffix: str, samples: Samples | None, present: Sequence[str]) -> PullPlan:
+    """The plan for a request to a store of files that end in `suffix`. Stats local files: call it in a thread.
 
-
-def plan_pull(request: PullRequest, suffix: str, samples: Samples | None, present: list[str]) -> PullPlan:
-    """What a request means. Stats a local file: call it in a thread.
-
-    `present` are the store's names, only for the message of ModelNotFoundError. Raises InvalidRequestError too.
+    `present` are the names of the models in the store, for the message of ModelNotFoundError. Raises
+    InvalidRequestError too.
     """
     kind = kind_of_type(request.model_type)
     text, where, digest = read_request(request)
     scheme = text.partition("://")[0].lower() if "://" in text else ""
     sample = samples.get(text) if samples else None
+    forms = _accepted(samples, f"a path or file:// URL ending in {suffix}, or an http(s) URL")
     source: LocalSource | HttpSource
+    inline = ""
     if sample is not None:
         source, file, inline = LocalSource(sample.path, sample), sample.name, sample.sha256
         kind = kind or sample.kind
     elif scheme in {"http", "https"}:
         source, file, inline = _http(text, request, where)
     elif scheme and scheme != "file":
-        raise InvalidRequestError.at(where, f"{scheme[:32]}:// is not supported. {_forms(samples, suffix)}")
+        raise InvalidRequestError.at(where, f"{scheme[:32]}:// is not supported. {forms}")
     elif scheme or text.lower().endswith(suffix):
-        source = _local(local_path(text, where), suffix, where)
-        file, inline = source.path.name, ""
+        path = local_path(text, where)
+        if not path.name.lower().endswith(suffix):
+            raise InvalidRequestError.at(
+                where, f"{str(path)!r} does not end in {suffix}: only model files can be pulled."
+            )
+        source = _existing(path, where, folder=False)
+        file = source.path.name
     else:
-        near = near_names(text, [*present, *(samples.names if samples else ())])
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ModelNotFoundError(
-            f"{where}: {redacted(text)[:128]!r} is not known here.{hint} {_forms(samples, suffix)}"
-        )
+        raise _unknown(text, where, forms, samples, present)
     digest = agreed(digest, inline)
     parts = None if sample is not None else _parts(source, where)
     if parts is not None:
@@ -250,5 +272,95 @@ def plan_pull(request: PullRequest, suffix: str, samples: Samples | None, presen
                 "sha256", "a model in parts has a digest for each of them; leave this one out."
             )
         file = whole_name(file)
-    name = validate_model_name(request.model) if request.source else _stem(file, suffix, request)
-    return PullPlan(name, parts or source, digest, kind, request.insecure)
+    stem = file[: -len(suffix)] if file.lower().endswith(suffix) else file
+    return PullPlan(_name(stem, request, validate_model_name), parts or source, digest, kind, request.insecure)
+
+
+def plan_folder_pull(
+    request: PullRequest,
+    samples: Samples | None,
+    hubs: Mapping[str, Hub],
+    default_hub: str,
+    present: Sequence[str],
+) -> PullPlan:
+    """As `plan_pull`, for a store of folders. `hubs` are those of `hubs_of`; `default_hub` is the prefix of the one
+    that a reference without prefix means."""
+    kind = kind_of_type(request.model_type)
+    text, where, digest = read_request(request)
+    sample = samples.get(text) if samples else None
+    source: LocalSource | RepositorySource
+    if sample is not None:
+        source, name = LocalSource(sample.path, sample), sample.name
+        digest = agreed(digest, sample.sha256)
+        kind = kind or sample.kind
+    elif _is_path(text):
+        source = _existing(local_path(text, where), where, folder=True)
+        name = source.path.name
+    else:
+        found = _repository(text, request, hubs, default_hub, where)
+        if found is None:
+            forms = _accepted(
+                samples,
+                "owner/name on the default hub, hf:owner/name or ms:owner/name (with @revision), the URL of a "
+                "model's page on Hugging Face or ModelScope, or the path or file:// URL of a folder (./name for a "
+                "relative one)",
+            )
+            raise _unknown(text, where, forms, samples, present)
+        source, name = found, found.repository
+    return PullPlan(_name(name, request, validate_repository_name), source, digest, kind, request.insecure)
+
+
+def pullable(name: str) -> str:
+    """`name` where a pull to a store of folders takes it as the reference of a repository, else ""."""
+    named = _HUB_REFERENCE.fullmatch(name)
+    repository = named[2] if named else name.partition("@")[0]
+    return name if "/" in repository and is_repository_name(repository) else ""
+
+
+def _is_path(text: str) -> bool:
+    """Whether a source is a local path. A relative one begins with a dot: `a/b` is a repository."""
+    if text.lower().startswith("file://"):
+        return True
+    if "://" in text:
+        return False
+    return text in {".", "..", "~"} or text.startswith(("./", "../", "~/", ".\\", "..\\")) or Path(text).is_absolute()
+
+
+def _repository(
+    text: str, request: PullRequest, hubs: Mapping[str, Hub], default_hub: str, where: str
+) -> RepositorySource | None:
+    """The repository that a source names; None for a source of another form."""
+    named = _HUB_REFERENCE.fullmatch(text)
+    if named:
+        hub, repository, revision = hubs[named[1]], named[2], named[3] or ""
+    elif "://" in text:
+        hub, repository, revision = _page(text, hubs, where)
+    elif text.count("/") == 1:
+        repository, _, revision = text.partition("@")
+        hub = hubs[default_hub]
+    else:
+        return None
+    return hub.source(repository, revision, request.password, where, insecure=request.insecure)
+
+
+def _page(url: str, hubs: Mapping[str, Hub], where: str) -> tuple[Hub, str, str]:
+    """The hub, repository and revision that the URL of a web page shows. Raises InvalidRequestError."""
+    scheme, _, rest = url.partition("://")
+    if scheme.lower() in hubs:
+        right = f"{scheme.lower()}:{rest.strip('/') or 'owner/name'}"
+        raise InvalidRequestError.at(
+            where, f"{redacted(url)[:128]!r} is not a valid reference. Write {right[:128]!r}."
+        )
+    for hub in hubs.values():
+        try:
+            page = hub.page(url) if scheme.lower() in {"http", "https"} else None
+        except ValueError:
+            page = None
+        if page is not None:
+            return hub, *page
+    known = " or ".join(hub.title for hub in hubs.values())
+    raise InvalidRequestError.at(
+        where,
+        f"{without_secrets(url)!r} is not a model's page on {known}; a model of this engine is a folder of files, "
+        "not one file.",
+    )

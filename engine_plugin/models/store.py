@@ -1,19 +1,23 @@
-"""The models on this machine: what is there, how it got there, how it goes. Knows no engine.
+"""The models in a directory of an engine: list, pull, delete. Knows no engine.
 
-Below the root, which is this user's only:
+Below the root, which is this user's only, a store of files has
 
-    <name>.gguf        a model; one laid in by hand counts, too
-    <name>.json        its record (records.py)
-    .partial/          unfinished pulls and their locks (partial.py)
+    <name>.gguf                     a model; a file that was put there by hand is one, too
+    <name>.json                     its record (index.py)
+    .partial/                       interrupted pulls and their locks (download/partial.py)
 
-An engine owns one store, gives it an `inspect` that reads a model file, and closes it in the end.
+and a store of folders
+
+    <name>/, <owner>/<name>/        a model; a folder that was put there by hand is one, too
+    .records/<name>.json            its record
+    .partial/<name>.…               interrupted pulls and their locks (pull.py); in these names `=` stands for `/`
+
+An engine owns one store, gives it an `inspect` that reads a model, and closes it in the end.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
-from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
@@ -21,13 +25,24 @@ from engine_plugin.download.events import Success
 from engine_plugin.download.remote import FetchPolicy
 from engine_plugin.download.source import HttpSource, without_secrets
 from engine_plugin.errors import ModelNotFoundError, ModelUnusableError, PreconditionError, PullError
-from engine_plugin.models.huggingface import refuse_offline
-from engine_plugin.models.index import Shelf
-from engine_plugin.models.info import Inspection, ModelDetails, ModelInfo, StoredModel, kind_of_type
-from engine_plugin.models.layout import FileLayout
-from engine_plugin.models.names import near_names, validate_model_name
-from engine_plugin.models.partspull import PartsLeftovers, PartsPull
-from engine_plugin.models.pull import FilePull
+from engine_plugin.models.file_pull import FileLeftovers, FilePull, PartsPull
+from engine_plugin.models.flights import PullFlights
+from engine_plugin.models.folder_pull import FolderPull
+from engine_plugin.models.hubs import hubs_of, refuse_offline
+from engine_plugin.models.index import Index
+from engine_plugin.models.info import (
+    Inspection,
+    ModelDetails,
+    ModelInfo,
+    Sample,
+    Samples,
+    StoredModel,
+    bundled_samples,
+    kind_of_type,
+)
+from engine_plugin.models.layout import FileLayout, FolderLayout
+from engine_plugin.models.names import near_names, validate_model_name, validate_repository_name
+from engine_plugin.models.pull import Staging
 from engine_plugin.models.request import (
     COPY,
     LocalSource,
@@ -36,11 +51,11 @@ from engine_plugin.models.request import (
     PullRequest,
     StoredSource,
     agreed,
+    plan_folder_pull,
     plan_pull,
+    pullable,
     read_request,
 )
-from engine_plugin.models.samples import Sample, Samples, bundled_samples
-from engine_plugin.models.shared_pull import MOST_PULLS, SharedPull
 from engine_plugin.redaction import redacted
 from engine_plugin.system.files import in_thread, private_folder
 
@@ -50,12 +65,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.download.events import PullEvent
+    from engine_plugin.models.folder_pull import Choose
+    from engine_plugin.models.index import Record
     from engine_plugin.models.layout import Layout
-    from engine_plugin.models.pull import Leftovers, Pull
-    from engine_plugin.models.records import Record
+    from engine_plugin.models.pull import Leftovers
 
 __all__ = [
     "FetchPolicy",
+    "FolderStore",
     "Inspection",
     "ModelDetails",
     "ModelInfo",
@@ -90,19 +107,17 @@ class ModelStore:
         self.root = root
         self._suffix = suffix
         self._samples = samples
-        self._inspect = inspect
         self._policy = policy or FetchPolicy()
-        self._shelf = Shelf(layout or FileLayout(root, suffix), inspect)
-        self._pulls: dict[str, SharedPull[PullPlan]] = {}
+        self._index = Index(layout or FileLayout(root, suffix), inspect)
+        self._flights: PullFlights[PullPlan] = PullFlights(self._run)
         self._environ = os.environ if environ is None else environ
-        self._turns = asyncio.Semaphore(MOST_PULLS)
 
     async def list(self) -> builtins.list[StoredModel]:
         """Every model, sorted by name; a sample only where no model of the store has its name.
 
         A file laid in by hand is inspected once; one that is no model is skipped with a warning.
         """
-        found = {record.name: record.info(self._shelf.path(record.name)) for record in await self._shelf.all()}
+        found = {record.name: record.info(self._index.path(record.name)) for record in await self._index.all()}
         for name in self._sample_names():
             sample = self._sample(name)
             if name not in found and sample is not None:
@@ -116,16 +131,16 @@ class ModelStore:
         Cheap by the name of a model that was seen before: one stat.
         """
         name = await self._meant(name)
-        if self._shelf.layout.is_name(name):
-            record = await self._shelf.get(name)
+        if self._index.layout.is_name(name):
+            record = await self._index.get(name)
             if record is not None:
-                return record.info(self._shelf.path(name))
+                return record.info(self._index.path(name))
             sample = self._sample(name)
             if sample is not None:
                 return sample.info()
-            complaint = self._shelf.complaint(name)
+            complaint = self._index.complaint(name)
             if complaint:
-                raise ModelUnusableError(f"model: {self._shelf.path(name)} cannot be used: {complaint}")
+                raise ModelUnusableError(f"model: {self._index.path(name)} cannot be used: {complaint}")
         raise await self._not_found(name)
 
     async def delete(self, name: str) -> None:
@@ -135,10 +150,10 @@ class ModelStore:
         ModelInUseError where the system keeps an open file from being deleted.
         """
         name = await self._meant(name)
-        if not self._shelf.layout.is_name(name):
+        if not self._index.layout.is_name(name):
             raise await self._not_found(name)
         partial = self._leftovers(name)
-        if name not in await in_thread(self._shelf.names) and not partial.leftovers():
+        if name not in await in_thread(self._index.names) and not partial.leftovers():
             if self._sample(name) is None:
                 raise await self._not_found(name)
             raise PreconditionError(f"model: {name} comes with the plugin's package and cannot be deleted.")
@@ -146,9 +161,9 @@ class ModelStore:
         def held() -> None:
             raise PreconditionError(f"model: {name} is being pulled now; cancel the pull, then delete.")
 
-        await in_thread(private_folder, self._shelf.partials)
+        await in_thread(private_folder, self._index.partials)
         async with partial.locked(held):
-            await self._shelf.remove(name)
+            await self._index.remove(name)
             await in_thread(partial.discard)
 
     def sample_for(self, kind: str) -> str:
@@ -157,12 +172,12 @@ class ModelStore:
 
     async def default_for(self, kind: str) -> str:
         """The name of the model of a kind that was pulled last, else of a sample, else ""."""
-        own = [one for one in await self._shelf.all() if one.kind == kind and not self._holds_sample(one)]
+        own = [one for one in await self._index.all() if one.kind == kind and not self._holds_sample(one)]
         return max(own, key=lambda one: one.mtime_ns).name if own else self.sample_for(kind)
 
     async def is_sample(self, name: str) -> bool:
         """Whether a name means a sample of the package, pulled or not."""
-        record = await self._shelf.get(name) if self._shelf.layout.is_name(name) else None
+        record = await self._index.get(name) if self._index.layout.is_name(name) else None
         return self._sample(name) is not None if record is None else self._holds_sample(record)
 
     def _holds_sample(self, record: Record) -> bool:
@@ -170,45 +185,36 @@ class ModelStore:
         samples = filter(None, map(self._sample, self._sample_names()))
         return record.digest in {f"sha256:{sample.sha256}" for sample in samples}
 
-    async def pull(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
-        """Bring a model here and yield what happens; ends after Success or raises.
+    def pull(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
+        """Pull a model and yield the events; ends after Success or raises.
 
-        Concurrent pulls of one model are one; closing the iterator leaves it, and the last to leave cancels it,
-        keeping what arrived. Raises InvalidRequestError, ModelNotFoundError, AuthError, PreconditionError,
-        ModelInUseError and PullError.
+        Concurrent pulls of one model share one task; closing the iterator leaves it, and the last to leave cancels
+        it, keeping what arrived. A model that is present by the name in the request needs no pull. Raises
+        InvalidRequestError, ModelNotFoundError, AuthError, PreconditionError, ModelInUseError and PullError.
         """
-        present = await self._present(request)
-        if present is not None:
-            yield present
-            return
-        async with aclosing((await self._join(await self._planned(request))).watch()) as events:
-            async for event in events:
-                if isinstance(event, Success):
-                    await self._refer(event.model, request)
-                yield event
+        return self._flights.pull(lambda: self._planned(request), lambda done: self._refer(done.model, request))
 
     async def aclose(self) -> None:
         """Cancel running pulls, keeping what arrived, and inspections."""
-        for shared in list(self._pulls.values()):
-            await shared.stop()
-        await self._shelf.aclose()
+        await self._flights.aclose()
+        await self._index.aclose()
 
     async def _refer(self, name: str, request: PullRequest) -> None:
         """Have a pulled model answer to what its pull asked for, which some hosts call it by from then on."""
         reference = without_secrets(request.model)
         if not request.source and reference != name:
-            await self._shelf.refer(name, reference)
+            await self._index.refer(name, reference)
 
     async def _meant(self, name: str) -> str:
         """The name of the model that a name, a sample's old name or a reference means; itself when it means none."""
         if not isinstance(name, str):
             return name
-        if self._shelf.layout.is_name(name) and self._shelf.path(name).exists():
+        if self._index.layout.is_name(name) and self._index.path(name).exists():
             return name
         sample = self._sample(name)
         if sample is not None:
             return sample.name
-        return await self._shelf.referred(without_secrets(name)) or name
+        return await self._index.referred(without_secrets(name)) or name
 
     async def _present(self, request: PullRequest) -> Success | None:
         """A bare name that the store has needs no pull: there may be no source to ask."""
@@ -216,7 +222,7 @@ class ModelStore:
         if request.source or not self._is_bare(name):
             return None
         kind = kind_of_type(request.model_type)
-        record = await self._shelf.get(name)
+        record = await self._index.get(name)
         if record is None:
             return None
         if request.sha256 and request.sha256.lower().removeprefix("sha256:") != record.digest.removeprefix("sha256:"):
@@ -224,17 +230,20 @@ class ModelStore:
                 f"model: {name} is present with {record.digest}, expected is {request.sha256[:80]}. "
                 "Give its source to replace it."
             )
-        record = await self._shelf.set_kind(record, kind)
+        record = await self._index.set_kind(record, kind)
         return Success(name, record.size, record.digest)
 
     def _is_bare(self, name: str) -> bool:
         """Whether a pull of `name` without a source names a model, not a source."""
-        return self._shelf.layout.is_name(name) and not name.lower().endswith(self._suffix)
+        return self._index.layout.is_name(name) and not name.lower().endswith(self._suffix)
 
-    async def _planned(self, request: PullRequest) -> PullPlan:
+    async def _planned(self, request: PullRequest) -> PullPlan | Success:
+        present = await self._present(request)
+        if present is not None:
+            return present
         if request.source.startswith(COPY):
             return await self._plan_copy(request)
-        names = await in_thread(self._shelf.names)
+        names = await in_thread(self._index.names)
         plan = await in_thread(self._plan, request, names)
         if isinstance(plan.source, HttpSource | PartsSource):
             refuse_offline(self._environ, plan.source.label)
@@ -246,11 +255,11 @@ class ModelStore:
         text, where, digest = read_request(request)
         name = self._validate_name(request.model)
         old = text.removeprefix(COPY)
-        record = await self._shelf.get(old) if self._shelf.layout.is_name(old) else None
+        record = await self._index.get(old) if self._index.layout.is_name(old) else None
         sample = self._sample(old)
         source: LocalSource
         if record is not None:
-            path, known, its_kind = self._shelf.path(old), record.digest, record.kind
+            path, known, its_kind = self._index.path(old), record.digest, record.kind
             source = StoredSource(path, record=record) if known else LocalSource(path)  # else it is hashed meanwhile
         elif sample is not None:
             source, known, its_kind = LocalSource(sample.path, sample), sample.sha256, sample.kind
@@ -260,47 +269,29 @@ class ModelStore:
         return PullPlan(name, source, digest, kind or its_kind, request.insecure)
 
     def _validate_name(self, name: object) -> str:
-        """The name when a model may be called so. Raises InvalidRequestError."""
+        """The name where a model may have it. Raises InvalidRequestError."""
         return validate_model_name(name)
 
-    def _pullable(self, name: str) -> str:  # noqa: ARG002  # for stores whose names say where a model comes from
-        """What to pull to have a model of that name, "" when only its source would tell."""
+    def _pullable(self, name: str) -> str:  # noqa: ARG002  # for stores whose names are references
+        """The reference that a pull of a model of that name takes, "" where the name does not say."""
         return ""
 
     def _plan(self, request: PullRequest, present: builtins.list[str]) -> PullPlan:
         """What a request means. Called in a thread."""
         return plan_pull(request, self._suffix, self._samples, present)
 
-    def _pull(self, plan: PullPlan, publish: Callable[[PullEvent], None]) -> Pull:
-        kind = PartsPull if isinstance(plan.source, PartsSource) else FilePull
-        return kind(plan, self._shelf, self._inspect, self._policy, publish, self._sample_names())
-
     def _sources(self) -> str:
-        """What a model can be pulled by, for messages."""
+        """What a pull takes, for messages."""
         return f"by a path or file:// URL ending in {self._suffix}, or an http(s) URL"
 
     def _leftovers(self, name: str) -> Leftovers:
-        """What an unfinished pull of that model left."""
-        return PartsLeftovers(self._shelf.partials, name)
-
-    async def _join(self, plan: PullPlan) -> SharedPull[PullPlan]:
-        """The running pull of that model, else a new one. Its caller watches it without awaiting in between."""
-        key = plan.name.casefold()
-        while (shared := self._pulls.get(key)) is not None:
-            if not shared.abandoned and shared.plan == plan:
-                return shared
-            if not shared.abandoned:
-                raise PreconditionError(
-                    f"model: {shared.plan.name} is being pulled now, from {shared.plan.source.label} or with other "
-                    "settings; wait for that pull or cancel it."
-                )
-            await shared.ended()
-        shared = SharedPull(plan, self._run, self._turns, ended=lambda: self._pulls.pop(key, None))
-        self._pulls[key] = shared
-        return shared
+        """What an interrupted pull of that model left."""
+        return FileLeftovers(self._index.partials, name)
 
     async def _run(self, plan: PullPlan, publish: Callable[[PullEvent], None]) -> Success:
-        return await self._pull(plan, publish).run()
+        kind = PartsPull if isinstance(plan.source, PartsSource) else FilePull
+        left = FileLeftovers(self._index.partials, plan.name)
+        return await kind(plan, self._index, self._policy, publish, left, self._sample_names()).run()
 
     def _sample_names(self) -> tuple[str, ...]:
         return tuple(self._samples.names) if self._samples else ()
@@ -309,7 +300,7 @@ class ModelStore:
         return self._samples.get(name) if self._samples else None
 
     async def _not_found(self, name: object, where: str = "model") -> ModelNotFoundError:
-        names = sorted({*await in_thread(self._shelf.names), *self._sample_names()})
+        names = sorted({*await in_thread(self._index.names), *self._sample_names()})
         shown = redacted(str(name))[:128]
         error = catalogue.model_missing(
             shown,
@@ -319,3 +310,59 @@ class ModelStore:
             sources=self._sources(),
         )
         return error if where == "model" else ModelNotFoundError(f"{where}: {error}")
+
+
+class FolderStore(ModelStore):
+    """The model folders below one root and the samples of the package. Used from one event loop."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        inspect: Callable[[Path], Awaitable[Inspection]],
+        choose: Choose,
+        samples: Samples | None = None,
+        policy: FetchPolicy | None = None,
+        environ: Mapping[str, str] | None = None,
+        default_hub: str = "hf",
+    ) -> None:
+        """No I/O. `inspect` reads a folder, `choose` takes of the paths in one those that the engine needs; both
+        raise PullError for no model. `environ` (default: the process's) has the hubs' addresses and tokens.
+        """
+        super().__init__(
+            root, inspect=inspect, samples=samples, policy=policy, layout=FolderLayout(root), environ=environ
+        )
+        self._choose = choose
+        self._hubs = hubs_of(self._environ, self._policy)
+        self._default_hub = default_hub
+
+    def _is_bare(self, name: str) -> bool:
+        return self._index.layout.is_name(name)
+
+    def _validate_name(self, name: object) -> str:
+        return validate_repository_name(name)
+
+    def _pullable(self, name: str) -> str:
+        return pullable(name)
+
+    def _plan(self, request: PullRequest, present: builtins.list[str]) -> PullPlan:
+        return plan_folder_pull(request, self._samples, self._hubs, self._default_hub, present)
+
+    def _sources(self) -> str:
+        return "by owner/name on a hub, the URL of its page there, or the path of a folder"
+
+    def _leftovers(self, name: str) -> Leftovers:
+        return Staging(self._index.partials, name)
+
+    async def _run(self, plan: PullPlan, publish: Callable[[PullEvent], None]) -> Success:
+        pull = FolderPull(
+            plan,
+            self._index,
+            self._policy,
+            publish,
+            Staging(self._index.partials, plan.name),
+            self._sample_names(),
+            hubs=self._hubs,
+            choose=self._choose,
+        )
+        return await pull.run()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -242,7 +241,7 @@ class ProviderServicer:
     async def PullModel(self, request: pb.PullModelRequest, call: Call) -> pb.PullModelResponse:
         async def work() -> dict[str, Any]:
             wanted = pull_request(request.request_json)
-            async with aclosing(self._plugin.pull_model(wanted)) as events:
+            async with self._plugin.pull_model(wanted) as events:
                 async for event in events:
                     if isinstance(event, Success):
                         return {"response_json": progress_json(event)}
@@ -254,7 +253,7 @@ class ProviderServicer:
         response = pb.PullModelStreamResponse
         try:
             wanted = pull_request(request.request_json)
-            async with aclosing(self._plugin.pull_model(wanted)) as events:
+            async with self._plugin.pull_model(wanted) as events:
                 async for event in events:
                     await call.send(response(code=OK, data=progress_json(event)))
             await asyncio.sleep(self._host.last_pause)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from build import build_linked
-from engine_plugin.models.samples import bundled_samples
+from engine_plugin.models.info import bundled_samples
 from tests.conformance.gohost import executable_of
 from tests.conformance.test_ollama import ollama_plugin
 from tests.ollama.contract.handle import ContractServer

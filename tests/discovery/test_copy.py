@@ -10,11 +10,9 @@ import pytest
 from engine_plugin.download.events import Success
 from engine_plugin.engines.openvino.models import choose_files, inspect_folder
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError, PullError
-from engine_plugin.models.folders import FolderStore
-from engine_plugin.models.info import Inspection
-from engine_plugin.models.samples import bundled_samples
-from engine_plugin.models.store import ModelStore, PullRequest
-from engine_plugin.models.tree import files_of
+from engine_plugin.models.info import Inspection, bundled_samples
+from engine_plugin.models.layout import files_of
+from engine_plugin.models.store import FolderStore, ModelStore, PullRequest
 from engine_plugin.system.files import in_thread
 
 if TYPE_CHECKING:
@@ -141,7 +139,7 @@ async def test_a_model_that_changes_under_our_eyes_is_not_copied(
         os.utime(file, (1, 1)) if not path.is_dir() else file.write_bytes(file.read_bytes() + b"\n")
 
     monkeypatch.setattr(os, "link", touched)
-    with pytest.raises(PullError, match="it changed while it was copied"):
+    with pytest.raises(PullError, match="changed during the copy"):
         await pull(store, model="new", source="model:old")
     assert list((store.root / ".partial").glob("new*")) == [store.root / ".partial" / "new.lock"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin.errors import UnavailableError
-from engine_plugin.models.available import Offer, names_for
+from engine_plugin.models.available import AvailableModels, names_for
 from engine_plugin.models.info import ModelDetails, ModelInfo
 from engine_plugin.plugin import Plugin
 from tests.small_engine import SmallEngine
@@ -97,7 +97,7 @@ async def test_a_slow_engine_is_answered_for_from_the_last_time(
     make: Callable[..., tuple[Plugin, ListingEngine]],
 ) -> None:
     plugin, engine = make({"chat": {}})
-    plugin._offer._patience = 0.05
+    plugin._available._patience = 0.05
     engine.models = [model("a")]
     assert await told(plugin) == {"chat": ["a"]}
     engine.models, engine.asked = [model("b")], 0
@@ -105,7 +105,7 @@ async def test_a_slow_engine_is_answered_for_from_the_last_time(
     assert [await told(plugin), await told(plugin)] == [{"chat": ["a"]}] * 2
     assert engine.asked == 1
     engine.gate.set()
-    plugin._offer._patience = 10
+    plugin._available._patience = 10
     assert await told(plugin) == {"chat": ["b"]}
     await plugin.aclose()
 
@@ -120,11 +120,11 @@ async def test_a_plugin_that_ends_asks_no_longer() -> None:
             ended.set()
         return ()
 
-    offer = Offer(ask, patience=0.01)
+    offer = AvailableModels(ask, patience=0.01)
     assert await offer.models() == ()
     await offer.aclose()
     assert ended.is_set()
-    await Offer(ask).aclose()
+    await AvailableModels(ask).aclose()
 
 
 def test_the_default_model_comes_first_with_or_without_its_tag() -> None:

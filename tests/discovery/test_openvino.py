@@ -10,9 +10,8 @@ import pytest_asyncio
 
 from engine_plugin.engines.openvino.engine import OpenVinoEngine
 from engine_plugin.errors import ModelNotFoundError
-from engine_plugin.models.info import Capabilities
-from engine_plugin.models.samples import bundled_samples
-from engine_plugin.models.tree import files_of
+from engine_plugin.models.info import Capabilities, bundled_samples
+from engine_plugin.models.layout import files_of
 from engine_plugin.plugin import Plugin
 from tests.extras import needs
 from tests.models.hub import REPOSITORY, hub_server

@@ -15,8 +15,9 @@ from tests.patience import LIMIT
 if TYPE_CHECKING:
     from engine_plugin.download.events import PullEvent
     from engine_plugin.models.store import ModelStore, PullRequest
+    from engine_plugin.plugin import Plugin
 
-__all__ = ["SAMPLES", "Inspector", "digest_of", "files_below", "pull"]
+__all__ = ["SAMPLES", "Inspector", "digest_of", "files_below", "pull", "pulled"]
 
 SAMPLES = Path(engine_plugin.__file__).parent / "samples" / "gguf"
 
@@ -43,6 +44,12 @@ def files_below(root: Path) -> set[str]:
     """The files below a store's root, less the locks, which stay."""
     files = (path for path in root.rglob("*") if path.is_file() and path.suffix != ".lock")
     return {path.relative_to(root).as_posix() for path in files}
+
+
+async def pulled(plugin: Plugin, request: PullRequest) -> list[PullEvent]:
+    """Run a pull of a plugin to its end and return its events."""
+    async with asyncio.timeout(LIMIT), plugin.pull_model(request) as events:
+        return [event async for event in events]
 
 
 async def pull(store: ModelStore, request: PullRequest) -> list[PullEvent]:

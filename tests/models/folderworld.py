@@ -7,16 +7,15 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from engine_plugin.errors import PullError
-from engine_plugin.models.folders import FolderStore
 from engine_plugin.models.info import Inspection
-from engine_plugin.models.store import FetchPolicy
+from engine_plugin.models.store import FetchPolicy, FolderStore
 from tests.models.hub import MODEL, REPOSITORY, hub_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
-    from engine_plugin.models.samples import Samples
+    from engine_plugin.models.info import Samples
     from tests.models.hub import HubServer
 
 __all__ = ["NEEDED", "SIZE", "FolderWorld", "below", "choose", "folder_world", "lay_out", "tree_digest"]

@@ -8,11 +8,10 @@ import pytest
 
 from engine_plugin.download.remote import FetchPolicy
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError
-from engine_plugin.models.folders import hubs_of, plan_folder_pull
+from engine_plugin.models.hubs import RepositorySource, hubs_of
+from engine_plugin.models.info import bundled_samples
 from engine_plugin.models.names import is_repository_name, validate_repository_name
-from engine_plugin.models.repository import RepositorySource
-from engine_plugin.models.request import LocalSource, PullPlan, PullRequest
-from engine_plugin.models.samples import bundled_samples
+from engine_plugin.models.request import LocalSource, PullPlan, PullRequest, plan_folder_pull
 
 if TYPE_CHECKING:
     from pathlib import Path

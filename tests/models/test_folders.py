@@ -26,11 +26,11 @@ from engine_plugin.errors import (
     PreconditionError,
     PullError,
 )
-from engine_plugin.models import folderpull, tree
-from engine_plugin.models.samples import bundled_samples
-from engine_plugin.models.staging import Staging
+from engine_plugin.models import folder_pull, layout
+from engine_plugin.models.info import bundled_samples
+from engine_plugin.models.layout import FolderLayout, digest_of_folder
+from engine_plugin.models.pull import Staging
 from engine_plugin.models.store import PullRequest
-from engine_plugin.models.tree import FolderLayout, digest_of_folder
 from tests.models.fakes import pull
 from tests.models.folderworld import NEEDED, SIZE, FolderWorld, below, folder_world, lay_out, tree_digest
 from tests.models.hub import MODEL, REPOSITORY
@@ -186,9 +186,9 @@ async def test_a_link_that_comes_after_the_look_is_not_followed(
     world: FolderWorld, origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swapped: str
 ) -> None:
     lay_out(tmp_path / "outside", {"weights.bin": b"PRIVATE" + bytes(len(MODEL["unet/weights.bin"]) - 7)})
-    look = tree.files_to_copy
+    look = layout.files_to_copy
 
-    def looked(folder: Path) -> dict[str, tree.Found]:
+    def looked(folder: Path) -> dict[str, layout.Found]:
         found = look(folder)
         if swapped == "folder":
             (origin / "unet").rename(tmp_path / "moved")
@@ -201,7 +201,7 @@ async def test_a_link_that_comes_after_the_look_is_not_followed(
                 os.mkfifo(origin / "unet" / "weights.bin")
         return found
 
-    monkeypatch.setattr(folderpull, "files_to_copy", looked)
+    monkeypatch.setattr(folder_pull, "files_to_copy", looked)
     with pytest.raises(PullError, match="was replaced while it was copied"):
         await pull(world.store, PullRequest(str(origin)))
     assert world.leftovers() == set()
@@ -328,15 +328,15 @@ async def test_a_failed_replacement_leaves_the_model_that_was_there(
 async def test_a_folder_that_changes_while_it_is_copied_is_refused(
     world: FolderWorld, origin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = folderpull._copy_blocks
+    copy = folder_pull.FolderPull._copy_blocks
 
     async def and_change(*arguments: object) -> None:
         await copy(*arguments)  # type: ignore[arg-type]  # passed on as they are
         with (origin / "weights.bin").open("ab") as file:
             file.write(b"more")
 
-    monkeypatch.setattr(folderpull, "_copy_blocks", and_change)
-    with pytest.raises(PullError, match="changed while it was copied"):
+    monkeypatch.setattr(folder_pull.FolderPull, "_copy_blocks", and_change)
+    with pytest.raises(PullError, match="changed during the copy"):
         await pull(world.store, PullRequest(str(origin)))
     assert world.leftovers() == set()
 
@@ -492,9 +492,9 @@ async def test_a_record_says_where_a_model_came_from(world: FolderWorld, origin:
 
 
 def test_throwing_away_what_is_not_there(tmp_path: Path) -> None:
-    tree.throw_away(tmp_path / "nothing")
+    layout.throw_away(tmp_path / "nothing")
     (tmp_path / "file").write_bytes(b"")
-    tree.throw_away(tmp_path / "file")
+    layout.throw_away(tmp_path / "file")
     shutil.copytree(Path(__file__).parent, tmp_path / "folder")
-    tree.throw_away(tmp_path / "folder")
+    layout.throw_away(tmp_path / "folder")
     assert list(tmp_path.iterdir()) == []

@@ -24,8 +24,7 @@ from engine_plugin.errors import (
     PreconditionError,
     PullError,
 )
-from engine_plugin.models.folders import hubs_of
-from engine_plugin.models.repository import checked_files
+from engine_plugin.models.hubs import checked_files, hubs_of
 from engine_plugin.models.store import PullRequest
 from tests.models.fakes import pull
 from tests.models.folderworld import NEEDED, POLICY, SIZE, FolderWorld, folder_world, lay_out, tree_digest
@@ -488,7 +487,7 @@ async def test_a_list_that_cannot_be_believed_writes_nothing(
 
 async def test_a_repository_that_is_no_model_is_not_installed(world: FolderWorld) -> None:
     world.hub.tree["config.json"] = b"no model"
-    with pytest.raises(PullError, match=r"no model that can be used: config\.json says so"):
+    with pytest.raises(PullError, match=r"not a usable model: config\.json says so"):
         await pull(world.store, PullRequest(SOURCES[0]))
     assert world.leftovers() == set()
     assert not world.place.parent.exists()

@@ -69,7 +69,7 @@ async def test_missing_parts_are_named_before_anything_is_copied(
     store: ModelStore, root: Path, parts: list[Path]
 ) -> None:
     parts[1].unlink()
-    with pytest.raises(ModelNotFoundError, match=r"missing: big-00002-of-00003\.gguf\."):
+    with pytest.raises(ModelNotFoundError, match=r"its folder lacks big-00002-of-00003\.gguf\."):
         await pull(store, PullRequest(str(parts[0])))
     assert files_below(root) == set()
 

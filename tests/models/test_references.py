@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine_plugin.download.events import Success
+from engine_plugin.engines.ollama.references import Reference, References
 from engine_plugin.errors import ModelNotFoundError, PreconditionError
-from engine_plugin.models.references import Reference, References
-from engine_plugin.models.samples import bundled_samples
+from engine_plugin.models.info import bundled_samples
 from engine_plugin.models.store import ModelStore, PullRequest
 from tests.models.fakes import pull
 from tests.models.folderworld import folder_world, lay_out
@@ -138,18 +138,18 @@ async def test_a_name_goes_before_a_reference(store: ModelStore, root: Path, tmp
 async def test_references_that_come_together_are_all_kept(store: ModelStore) -> None:
     await pull(store, PullRequest("tiny-chat-gguf"))
     names = [str(number) for number in range(20)]
-    await asyncio.gather(*(store._shelf.refer("tiny-chat-gguf", name) for name in names))
+    await asyncio.gather(*(store._index.refer("tiny-chat-gguf", name) for name in names))
     assert set((await store.get("tiny-chat-gguf")).references) == set(names)
 
 
 async def test_a_reference_is_one_models_at_a_time(store: ModelStore) -> None:
     for name in ("one", "two"):
         await pull(store, PullRequest(name, source="tiny-chat-gguf"))
-        await store._shelf.refer(name, "theirs")
+        await store._index.refer(name, "theirs")
     assert (await store.get("theirs")).name == "two"
     assert (await store.get("one")).references == ()
     for number in range(100):
-        await store._shelf.refer("two", str(number))
+        await store._index.refer("two", str(number))
     assert len((await store.get("two")).references) == 64
     assert (await store.get("99")).name == "two"
 

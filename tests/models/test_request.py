@@ -6,13 +6,13 @@ import pytest
 
 from engine_plugin.download.source import HttpSource, without_secrets
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError
+from engine_plugin.models.info import bundled_samples
 from engine_plugin.models.request import (
     LocalSource,
     PullPlan,
     PullRequest,
     plan_pull,
 )
-from engine_plugin.models.samples import bundled_samples
 
 if TYPE_CHECKING:
     from pathlib import Path

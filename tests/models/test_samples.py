@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine_plugin.errors import EnginePluginError
-from engine_plugin.models.info import KINDS
-from engine_plugin.models.samples import Samples, bundled_samples
+from engine_plugin.models.info import KINDS, Samples, bundled_samples
 from tests.models.fakes import SAMPLES, digest_of
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import pytest
 from engine_plugin.download.events import ChunkProgress, PullEvent, Status, Success
 from engine_plugin.download.source import HttpSource
 from engine_plugin.errors import ModelNotFoundError, PreconditionError, UnavailableError
+from engine_plugin.models.flights import PullFlights
 from engine_plugin.models.request import PullPlan
-from engine_plugin.models.shared_pull import SharedPull
 from engine_plugin.models.store import ModelStore, PullRequest
 from tests.models.fakes import digest_of, files_below, pull
 from tests.models.server import FileServer, Script
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PLAN = PullPlan("m", HttpSource("http://h/m.gguf"), "", "", insecure=False)
+
+
+async def planned() -> PullPlan:
+    return PLAN
 
 
 @pytest.mark.promise("P17")
@@ -130,8 +134,8 @@ async def test_a_slow_watcher_sees_every_status_but_only_the_latest_progress() -
         publish(ChunkProgress("", 1000, 1000))
         return Success("m", 1000, "")
 
-    shared = SharedPull(PLAN, run, asyncio.Semaphore(), ended=lambda: None)
-    seen: list[PullEvent] = [event async for event in shared.watch()]
+    flights = PullFlights(run)
+    seen: list[PullEvent] = [event async for event in flights.pull(planned)]
     assert seen == [
         Status("one"),
         ChunkProgress("", 999, 1000),
@@ -139,7 +143,7 @@ async def test_a_slow_watcher_sees_every_status_but_only_the_latest_progress() -
         ChunkProgress("", 1000, 1000),
         Success("m", 1000, ""),
     ]
-    assert [event async for event in shared.watch()][-1] == Success("m", 1000, "")
+    assert [event async for event in flights.pull(planned)][-1] == Success("m", 1000, "")
 
 
 async def test_a_slow_caller_misses_the_beginning_of_endless_news_not_the_end() -> None:
@@ -151,8 +155,7 @@ async def test_a_slow_caller_misses_the_beginning_of_endless_news_not_the_end() 
         told.set()
         return Success("m", 1, "sha256:00")
 
-    shared = SharedPull(PLAN, run, asyncio.Semaphore(), ended=lambda: None)
-    async with asyncio.timeout(LIMIT), aclosing(shared.watch()) as events:
+    async with asyncio.timeout(LIMIT), aclosing(PullFlights(run).pull(planned)) as events:
         seen = [await anext(events)]
         await told.wait()
         seen += [event async for event in events]

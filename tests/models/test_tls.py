@@ -10,9 +10,8 @@ import pytest
 
 from engine_plugin.download.events import Success
 from engine_plugin.errors import PullError
-from engine_plugin.models.folders import FolderStore
 from engine_plugin.models.info import Inspection
-from engine_plugin.models.store import FetchPolicy, ModelStore, PullRequest
+from engine_plugin.models.store import FetchPolicy, FolderStore, ModelStore, PullRequest
 from tests.models.fakes import digest_of, pull
 from tests.models.folderworld import choose
 from tests.models.hub import REPOSITORY, hub_server

@@ -108,8 +108,8 @@ def text_of(plugin: Plugin, stream: bytes) -> str:
 
 
 async def pulled(plugin: Plugin, name: str = "m") -> list[PullEvent]:
-    async with asyncio.timeout(LIMIT):
-        return [event async for event in plugin.pull_model(PullRequest(name))]
+    async with asyncio.timeout(LIMIT), plugin.pull_model(PullRequest(name)) as events:
+        return [event async for event in events]
 
 
 def told_well(error: EnginePluginError) -> None:

@@ -56,12 +56,13 @@ async def streamed(plugin: Plugin, first: asyncio.Event | None = None) -> bytes:
 
 
 async def pulled(plugin: Plugin, name: str = "m", first: asyncio.Event | None = None) -> list[PullEvent]:
-    events = []
-    async for event in plugin.pull_model(PullRequest(name)):
-        events.append(event)
-        if first is not None:
-            first.set()
-    return events
+    seen = []
+    async with plugin.pull_model(PullRequest(name)) as events:
+        async for event in events:
+            seen.append(event)
+            if first is not None:
+                first.set()
+    return seen
 
 
 # Looking for it

@@ -40,8 +40,8 @@ async def models(plugin: Plugin) -> dict[str, ModelInfo]:
 
 
 async def pull(plugin: Plugin, **request: Any) -> list[Any]:
-    async with asyncio.timeout(LIMIT):
-        return [event async for event in plugin.pull_model(PullRequest(**request))]
+    async with asyncio.timeout(LIMIT), plugin.pull_model(PullRequest(**request)) as events:
+        return [event async for event in events]
 
 
 async def test_vllm(serve: Serve, attach: Attach) -> None:

@@ -16,7 +16,7 @@ import aiohttp
 from engine_plugin.engines.openvino.command import ServerSettings, runner_command, runner_stdin
 from engine_plugin.engines.openvino.entries import entry_of
 from engine_plugin.engines.openvino.options import OpenVinoOptions
-from engine_plugin.models.samples import bundled_samples
+from engine_plugin.models.info import bundled_samples
 from engine_plugin.process import python
 from tests.patience import LIMIT
 

@@ -20,6 +20,7 @@ from engine_plugin.engines.ollama.managed import OwnServer
 from engine_plugin.engines.ollama.models import FEATURE_OF_SERVICE, ServerModels
 from engine_plugin.engines.ollama.options import OllamaOptions
 from engine_plugin.engines.ollama.pulls import Pulls
+from engine_plugin.engines.ollama.references import References
 from engine_plugin.engines.options import option_problems, read_options
 from engine_plugin.errors import (
     AuthError,
@@ -31,7 +32,6 @@ from engine_plugin.errors import (
     PreconditionError,
     UnsupportedError,
 )
-from engine_plugin.models.references import References
 from engine_plugin.process.environ import child_environ
 from engine_plugin.speech.decoder import Decoder
 

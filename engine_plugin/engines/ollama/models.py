@@ -19,11 +19,11 @@ from engine_plugin.engines.ollama.entries import (
     loaded_of,
     model_of,
 )
+from engine_plugin.engines.ollama.references import Reference, References
 from engine_plugin.errors import EnginePluginError, ModelNotLoadedError
 from engine_plugin.models.capabilities import DigestCache, override_for, resolve
 from engine_plugin.models.info import Capabilities, ModelDetails, ModelInfo
 from engine_plugin.models.names import is_cloud_name, near_names
-from engine_plugin.models.references import Reference, References
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +20,13 @@ from engine_plugin.errors import (
     EnginePluginError,
     InvalidRequestError,
     ModelNotFoundError,
-    PreconditionError,
     PullError,
 )
+from engine_plugin.models.flights import PullFlights
 from engine_plugin.models.gguf import whole_name
-from engine_plugin.models.huggingface import refuse_offline
+from engine_plugin.models.hubs import refuse_offline
 from engine_plugin.models.info import kind_of_type
 from engine_plugin.models.request import local_path, read_request
-from engine_plugin.models.shared_pull import MOST_PULLS, SharedPull
 from engine_plugin.redaction import redacted
 from engine_plugin.system.files import in_thread
 from engine_plugin.transport.answers import one_line
@@ -67,6 +65,7 @@ _NO_CREDENTIALS = (
 class _Plan:
     """What a pull does. Two pulls of one name with equal plans are one."""
 
+    client: OllamaClient = field(compare=False)
     name: str
     source: str
     """"" to have the server pull it, `model:OLD` to copy one, else the path of a file."""
@@ -79,48 +78,28 @@ class Pulls:
 
     def __init__(self, models: ServerModels) -> None:
         self._models = models
-        self._running: dict[str, SharedPull[_Plan]] = {}
-        self._turns = asyncio.Semaphore(MOST_PULLS)
+        self._flights: PullFlights[_Plan] = PullFlights(self._run, full_name)
 
-    async def pull(self, client: OllamaClient, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
-        """Bring a model to the server and yield what happens; ends after Success or raises.
+    def pull(self, client: OllamaClient, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
+        """Pull a model to the server and yield the events; ends after Success or raises.
 
         Concurrent pulls of one model are one; closing the iterator leaves it, and the last to leave ends it: the
         server keeps what arrived. Raises InvalidRequestError, ModelNotFoundError, PullError and what the server's
         refusals mean.
         """
-        plan = await in_thread(_plan, request)
-        async with aclosing((await self._join(client, plan)).watch()) as events:
-            async for event in events:
-                if isinstance(event, Success) and not request.source:
-                    await self._models.refer(request.model, await self._models.get(client, event.model))
-                yield event
+
+        async def refer(done: Success) -> None:
+            if not request.source:
+                await self._models.refer(request.model, await self._models.get(client, done.model))
+
+        return self._flights.pull(lambda: in_thread(_plan, client, request), refer)
 
     async def aclose(self) -> None:
         """End the pulls that run."""
-        for shared in list(self._running.values()):
-            await shared.stop()
+        await self._flights.aclose()
 
-    async def _join(self, client: OllamaClient, plan: _Plan) -> SharedPull[_Plan]:
-        """The running pull of that model, else a new one. Its caller watches it without awaiting in between."""
-        key = full_name(plan.name)
-        while (shared := self._running.get(key)) is not None:
-            if not shared.abandoned and shared.plan == plan:
-                return shared
-            if not shared.abandoned:
-                raise PreconditionError(
-                    f"model: {shared.plan.name} is being pulled now from elsewhere; wait for that pull or cancel it"
-                )
-            await shared.ended()
-
-        async def run(plan: _Plan, publish: Callable[[PullEvent], None]) -> Success:
-            return await self._run(client, plan, publish)
-
-        shared = SharedPull(plan, run, self._turns, ended=lambda: self._running.pop(key, None))
-        self._running[key] = shared
-        return shared
-
-    async def _run(self, client: OllamaClient, plan: _Plan, publish: Callable[[PullEvent], None]) -> Success:
+    async def _run(self, plan: _Plan, publish: Callable[[PullEvent], None]) -> Success:
+        client = plan.client
         try:
             if plan.source.startswith(_COPY):
                 await self._copy(client, plan, publish)
@@ -148,7 +127,7 @@ class Pulls:
         await client.ask("POST", "/api/copy", shape, model=old.name, within=_SILENCE)
 
 
-def _plan(request: PullRequest) -> _Plan:
+def _plan(client: OllamaClient, request: PullRequest) -> _Plan:
     """What a request means. Stats a local file: call it in a thread."""
     kind_of_type(request.model_type)  # the server knows what a model is for; a wrong word is still wrong
     text, where, digest = read_request(request)
@@ -158,18 +137,18 @@ def _plan(request: PullRequest) -> _Plan:
     if text.startswith(_COPY) and request.source:
         if len(text) == len(_COPY):
             raise InvalidRequestError.at(where, f"model: must be followed by the name of a model. {_FORMS}.")
-        return _Plan(name, text, digest, insecure=False)
+        return _Plan(client, name, text, digest, insecure=False)
     if text.lower().endswith(".gguf") and not text.startswith(("http://", "https://", "hf.co/")):
         path = local_path(text, where).expanduser().absolute()
         if not path.is_file():
             raise ModelNotFoundError(f"{where}: there is no file {str(path)!r}.")
         _refuse_part(path.name, where)
-        return _Plan(name if request.source else path.stem, str(path), digest, insecure=False)
+        return _Plan(client, name if request.source else path.stem, str(path), digest, insecure=False)
     if request.source or "://" in text:
         raise InvalidRequestError.at(where, f"{redacted(text)[:128]!r} is no source that Ollama can pull. {_FORMS}.")
     if name.startswith(_HUGGING_FACE):
         refuse_offline(os.environ, f"https://{name}")
-    return _Plan(name, "", digest, request.insecure)
+    return _Plan(client, name, "", digest, request.insecure)
 
 
 def _refuse_part(name: str, where: str) -> None:

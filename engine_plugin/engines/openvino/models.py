@@ -16,10 +16,9 @@ from engine_plugin.download.sizes import byte_size, parameter_size
 from engine_plugin.errors import PullError
 from engine_plugin.jsontext import JsonError
 from engine_plugin.models.capabilities import features_of_template
-from engine_plugin.models.folders import FolderStore
-from engine_plugin.models.info import Inspection
-from engine_plugin.models.samples import bundled_samples
-from engine_plugin.models.tree import files_of
+from engine_plugin.models.info import Inspection, bundled_samples
+from engine_plugin.models.layout import files_of
+from engine_plugin.models.store import FolderStore
 from engine_plugin.system.files import LFS_POINTER, in_thread, load_json
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import pytest
 from engine_plugin.engines.base import HealthState
 from engine_plugin.errors import ModelNotFoundError
 from engine_plugin.models.request import PullRequest
+from tests.models.fakes import pulled
 
 from .engine import HELLO, answer, plugin_in
 
@@ -53,7 +54,7 @@ async def test_a_model_comes_into_memory_and_leaves_it(plugin: Plugin, any_ollam
 
 async def test_a_copy_is_made_and_deleted(plugin: Plugin, any_ollama: Ollama) -> None:
     name = "engine-plugin-test-copy:latest"
-    events = [e async for e in plugin.pull_model(PullRequest(name, source=f"model:{any_ollama.model}"))]
+    events = await pulled(plugin, PullRequest(name, source=f"model:{any_ollama.model}"))
     try:
         assert events
         listed = {model.name: model for model in await plugin.list_models()}

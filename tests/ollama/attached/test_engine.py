@@ -21,6 +21,7 @@ from engine_plugin.errors import (
     UnsupportedError,
 )
 from engine_plugin.process.ports import free_ports
+from tests.models.fakes import pulled
 from tests.ollama.contract.handle import ContractServer
 from tests.patience import LIMIT
 
@@ -334,8 +335,7 @@ async def test_a_stop_ends_streams_and_pulls_and_not_the_server(
                 pass
 
     async def pull() -> None:
-        async for _ in alone.pull_model(PullRequest("fault-pull-gated")):
-            pass
+        await pulled(alone, PullRequest("fault-pull-gated"))
 
     working = [asyncio.create_task(chat()), asyncio.create_task(pull())]
     try:

@@ -13,6 +13,7 @@ from engine_plugin.engines.base import HealthState
 from engine_plugin.errors import BadGatewayError, EngineNotInstalledError, ModelNotFoundError, UnavailableError
 from engine_plugin.models.request import PullRequest
 from engine_plugin.process.ports import free_ports
+from tests.models.fakes import pulled
 from tests.ollama.contract.release import write_program
 
 from .engine import HELLO, answer, plugin_in
@@ -83,7 +84,7 @@ async def test_start_runs_it_and_stop_ends_it(plugin: Plugin, ollama: str) -> No
 
 @pytest.mark.promise("P7")
 async def test_a_pull_starts_it_since_models_get_there_only_through_it(plugin: Plugin, ollama: str) -> None:
-    events = [event async for event in plugin.pull_model(PullRequest("fresh"))]
+    events = await pulled(plugin, PullRequest("fresh"))
     assert events
     assert servers(ollama)
     assert "fresh:latest" in {model.name for model in await plugin.list_models()}
@@ -92,8 +93,7 @@ async def test_a_pull_starts_it_since_models_get_there_only_through_it(plugin: P
         await answer(plugin, "chat", model="fresh", messages=HELLO)
     await plugin.stop()
     with pytest.raises(UnavailableError, match="StartEngine"):
-        async for _ in plugin.pull_model(PullRequest("fresh")):
-            pass
+        await pulled(plugin, PullRequest("fresh"))
     assert not servers(ollama), "who stopped it wants it stopped"
 
 

@@ -13,6 +13,7 @@ from engine_plugin.download.events import ChunkProgress, PullEvent, Status, Succ
 from engine_plugin.engines.ollama.models import ServerModels
 from engine_plugin.engines.ollama.options import OllamaOptions
 from engine_plugin.engines.ollama.pulls import Pulls
+from engine_plugin.engines.ollama.references import References
 from engine_plugin.errors import (
     AuthError,
     DownloadError,
@@ -23,7 +24,6 @@ from engine_plugin.errors import (
     PullError,
     UnavailableError,
 )
-from engine_plugin.models.references import References
 from engine_plugin.models.request import PullRequest
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ async def test_two_sources_for_one_name_do_not_mix(pulls: Pulls, shared_client: 
     first = pulls.pull(shared_client, PullRequest("fault-pull-gated"))
     try:
         await anext(first)
-        with pytest.raises(PreconditionError, match="is being pulled now from elsewhere"):
+        with pytest.raises(PreconditionError, match="is being pulled now from another source"):
             await events_of(pulls, shared_client, PullRequest("fault-pull-gated", source="model:tiny-chat"))
     finally:
         await first.aclose()

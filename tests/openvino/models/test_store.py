@@ -12,17 +12,16 @@ import engine_plugin
 from engine_plugin.download.events import Success
 from engine_plugin.engines.openvino.models import inspect_folder, model_store
 from engine_plugin.errors import PullError
-from engine_plugin.models.info import KINDS
-from engine_plugin.models.samples import bundled_samples
+from engine_plugin.models.info import KINDS, bundled_samples
+from engine_plugin.models.layout import digest_of_folder, files_of
 from engine_plugin.models.store import FetchPolicy, PullRequest
-from engine_plugin.models.tree import digest_of_folder, files_of
 from tests.models.fakes import pull
 from tests.models.hub import REPOSITORY, hub_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from engine_plugin.models.folders import FolderStore
+    from engine_plugin.models.store import FolderStore
     from tests.models.hub import HubServer
 
 SAMPLES = Path(engine_plugin.__file__).parent / "samples" / "openvino"

@@ -8,17 +8,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine_plugin import catalogue
 from engine_plugin.download.disk import check_room
-from engine_plugin.download.events import ChunkProgress, Status
-from engine_plugin.download.fetch import Fetch, ProgressReport
+from engine_plugin.download.events import Status
+from engine_plugin.download.fetch import Fetch
 from engine_plugin.download.sizes import byte_size
 from engine_plugin.errors import InvalidRequestError, PullError
-from engine_plugin.models.pull import Pull
-from engine_plugin.models.repository import RemoteFile, RepositorySource, checked_files
-from engine_plugin.models.request import LocalSource, StoredSource
-from engine_plugin.models.staging import Staging, digests_of
-from engine_plugin.models.tree import (
+from engine_plugin.models.hubs import RemoteFile, RepositorySource, checked_files
+from engine_plugin.models.layout import (
     Found,
     digest_of_files,
     extent_of_folder,
@@ -26,108 +22,56 @@ from engine_plugin.models.tree import (
     files_to_copy,
     fingerprint,
 )
+from engine_plugin.models.pull import Pull, Staging, digests_of, mismatch
+from engine_plugin.models.request import LocalSource, StoredSource
 from engine_plugin.system.files import BLOCK, in_thread, opened
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from engine_plugin.download.events import PullEvent, Success
     from engine_plugin.download.partial import Partial
     from engine_plugin.download.remote import FetchPolicy
-    from engine_plugin.models.index import Shelf
-    from engine_plugin.models.info import Inspection
-    from engine_plugin.models.pull import Leftovers
-    from engine_plugin.models.repository import Hub
+    from engine_plugin.models.hubs import Hub
+    from engine_plugin.models.index import Index
     from engine_plugin.models.request import PullPlan
-    from engine_plugin.models.tree import FolderLayout
 
-__all__ = ["Choose", "FolderPull", "WholeProgress"]
-
-if TYPE_CHECKING:
     Choose = Callable[[Sequence[str]], Sequence[str]]
-    """Of the paths in a folder, those that an engine needs. Raises PullError when that is no model for it."""
+    """Returns those of the paths in a folder that an engine needs. Raises PullError for a folder without a model."""
 
+__all__ = ["Choose", "FolderPull"]
 
 _REPLACED = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.EMLINK, errno.ENXIO})
-"""What opening a file says when it has vanished, or a link or something else is in its place."""
-
-_SMALL = 64 * 1024
-"""Bytes of a file of which the progress is not worth an event of its own."""
+"""The errors of opening a file that has vanished, or that a link or something else has replaced."""
 
 
-class WholeProgress:
-    """One progress over all files: what one file's pull says is told as part of the whole."""
-
-    def __init__(self, publish: Callable[[PullEvent], None], completed: int, total: int, staging: Staging) -> None:
-        self.completed = staging.size = completed
-        self.total = total
-        self._publish = publish
-        self._staging = staging
-        self._report = ProgressReport(publish)
-        self._report.last(completed, total)
-
-    def publish(self, event: PullEvent) -> None:
-        """What a file's pull publishes."""
-        if isinstance(event, ChunkProgress) and 0 < event.total < _SMALL:
-            self.at(event.completed)
-        elif isinstance(event, ChunkProgress):  # a download holds back itself what comes too often
-            self._staging.size = self.completed + event.completed
-            self._report.last(self._staging.size, self.total)
-        else:
-            self._publish(event)
-
-    def at(self, completed: int) -> None:
-        """So many bytes of the file on its way are here."""
-        self._staging.size = self.completed + completed
-        self._report.at(self._staging.size, self.total)
-
-    def add(self, size: int) -> None:
-        """A file is whole."""
-        self.completed += size
-        self._staging.size = self.completed
-        if self.completed == self.total:
-            self._report.last(self.completed, self.total)
-
-
-class FolderPull(Pull):
+class FolderPull(Pull[Staging]):
     """A pull of a model that is a folder."""
 
     def __init__(
         self,
         plan: PullPlan,
-        shelf: Shelf,
-        inspect: Callable[[Path], Awaitable[Inspection]],
+        index: Index,
         policy: FetchPolicy,
         publish: Callable[[PullEvent], None],
+        left: Staging,
         reserved: Sequence[str],
         *,
-        layout: FolderLayout,
         hubs: Mapping[str, Hub],
         choose: Choose,
     ) -> None:
-        super().__init__(plan, shelf, inspect, policy, publish, reserved)
-        self._staging = Staging(shelf.partials, plan.name)
-        self._layout = layout
+        super().__init__(plan, index, policy, publish, left, reserved)
         self._hubs = hubs
         self._choose = choose
         self._bytes = 0
 
-    @property
-    def _left(self) -> Leftovers:
-        return self._staging
-
-    @property
-    def _total(self) -> int:
-        return self._bytes
-
     async def _pull(self) -> Success:
-        plan, staging = self._plan, self._staging
+        plan, staging = self._plan, self._left
         if self._present is None:
-            await in_thread(self._layout.tidy, plan.name)
-            self._present = await self._shelf.get(plan.name)
-        if self._present is not None and self._present.digest == f"sha256:{plan.sha256}":
-            await in_thread(staging.discard)
-            return await self._already(self._present)
+            await in_thread(self._index.layout.tidy, plan.name)
+            self._present = await self._index.get(plan.name)
+        if self._is_digest(plan.sha256):
+            return await self._already()
         try:
             if isinstance(plan.source, RepositorySource):
                 return await self._fetch(plan.source)
@@ -136,29 +80,28 @@ class FolderPull(Pull):
                 if isinstance(plan.source, StoredSource) and await in_thread(self._link, plan.source):
                     return await self._share(plan.source, staging.files, extent_of_folder(staging.files))
                 return await self._copy(plan.source)
-            raise TypeError(f"{plan.source.label} is no source of a folder")
+            raise TypeError(f"{plan.source.label} is not a folder")
         finally:
             await in_thread(staging.sweep)
 
     async def _fetch(self, source: RepositorySource) -> Success:
-        hub, staging = self._hubs[source.hub], self._staging
+        hub = self._hubs[source.hub]
         self._publish(Status(f"asking {hub.title} for {source.repository}"))
         listing = await hub.listing(source, self._publish, insecure=self._plan.insecure)
-        if self._present is not None and self._is_from_here(listing.commit):
-            await in_thread(staging.discard)
-            return await self._already(self._present)
+        if self._is_from_here(listing.commit):
+            return await self._already()
         by_path = {file.path: file for file in listing.files}
         files = checked_files([by_path[path] for path in self._chosen(list(by_path))], source.label)
         self._bytes = sum(file.size for file in files)
         digests = await self._keep(files)
         kept = sum(by_path[path].size for path in digests)
-        here = await in_thread(staging.here)
-        await in_thread(check_room, self._shelf.partials, max(self._bytes - kept - here, 0))
-        total = WholeProgress(self._publish, kept, self._bytes, staging)
+        here = await in_thread(self._left.here)
+        await in_thread(check_room, self._index.partials, max(self._bytes - kept - here, 0))
+        self._progress.begin(kept, self._bytes)
         for file in files:
             if file.path not in digests:
-                digests[file.path] = await self._fetch_file(hub, source, listing.commit, file, total)
-                total.add(file.size)
+                digests[file.path] = await self._fetch_file(hub, source, listing.commit, file)
+                self._progress.file_done(file.size)
         return await self._finish(digests, listing.commit)
 
     def _chosen(self, paths: list[str]) -> Sequence[str]:
@@ -169,12 +112,12 @@ class FolderPull(Pull):
 
     async def _keep(self, files: Sequence[RemoteFile]) -> dict[str, str]:
         """The SHA-256 of each file that need not be fetched: an earlier pull left it, or the present model has it."""
-        sizes = await in_thread(self._staging.prepare, [file.path for file in files])
+        sizes = await in_thread(self._left.prepare, [file.path for file in files])
         if sizes:
             self._publish(Status("checking what an earlier download left"))
         digests = {}
         for file in files:
-            staged = self._staging.files / file.path
+            staged = self._left.files / file.path
             if file.path not in sizes and not await in_thread(self._adopt, file, staged):
                 continue
             digest = await _verified(staged, file)
@@ -186,10 +129,10 @@ class FolderPull(Pull):
 
     def _adopt(self, file: RemoteFile, staged: Path) -> bool:
         """Take a file over from the model that is present, if that has one of this size."""
-        present = self._shelf.path(self._plan.name) / file.path
+        present = self._index.path(self._plan.name) / file.path
         if not (file.sha256 or file.blob) or not present.is_file() or present.stat().st_size != file.size:
             return False
-        self._staging.place(file.path)
+        self._left.place(file.path)
         try:
             os.link(present, staged)
         except OSError:
@@ -197,16 +140,14 @@ class FolderPull(Pull):
             staged.chmod(0o600)
         return True
 
-    async def _fetch_file(
-        self, hub: Hub, source: RepositorySource, commit: str, file: RemoteFile, total: WholeProgress
-    ) -> str:
-        partial = self._staging.arriving(file.path)
+    async def _fetch_file(self, hub: Hub, source: RepositorySource, commit: str, file: RemoteFile) -> str:
+        partial = self._left.arriving(file.path)
         async with partial.opened():
             if file.size:
                 fetch = Fetch(
                     hub.file_source(source, commit, file.path),
                     partial,
-                    total.publish,
+                    self._progress,
                     sha256=file.sha256,
                     size=file.size,
                     limit=file.size,
@@ -222,24 +163,24 @@ class FolderPull(Pull):
                 f"{source.label}: what came as {file.path} is not the file that the hub lists. It was deleted; pull "
                 "again: if it stays so, the hub or something on the way changes files."
             )
-        await in_thread(self._staging.arrived, partial, file.path)
+        await in_thread(self._left.arrived, partial, file.path)
         return digest
 
     def _link(self, source: StoredSource) -> bool:
         """Have the model's files here without copying them; False where the file system cannot."""
-        self._staging.prepare(())
+        self._left.prepare(())
         try:
             for path, _ in files_of(source.path):
-                os.link(os.path.realpath(source.path / path), self._staging.place(path))
+                os.link(os.path.realpath(source.path / path), self._left.place(path))
         except OSError:
-            self._staging.discard()
+            self._left.discard()
             return False
-        self._staging.sync()
+        self._left.sync()
         return True
 
     async def _copy(self, source: LocalSource) -> Success:
-        if self._present is not None and self._shelf.path(self._plan.name).samefile(source.path):
-            return await self._already(self._present)
+        if self._present is not None and self._index.path(self._plan.name).samefile(source.path):
+            return await self._already()
         try:
             found = await in_thread(_files_at, source)
         except OSError as error:
@@ -247,25 +188,25 @@ class FolderPull(Pull):
         paths = list(found) if isinstance(source, StoredSource) else self._chosen(list(found))
         checked_files([RemoteFile(path, found[path].stat.st_size) for path in paths], source.label)
         validator = fingerprint({path: found[path].stat for path in paths})
-        if self._present is not None and self._is_from_here(validator):
-            return await self._already(self._present)
+        if self._is_from_here(validator):
+            return await self._already()
         self._bytes = sum(found[path].stat.st_size for path in paths)
-        await in_thread(check_room, self._shelf.partials, self._bytes)
-        await in_thread(self._staging.prepare, paths)
+        await in_thread(check_room, self._index.partials, self._bytes)
+        await in_thread(self._left.prepare, paths)
         self._publish(Status(f"copying {source.label}"))
-        total = WholeProgress(self._publish, 0, self._bytes, self._staging)
+        self._progress.begin(0, self._bytes)
         try:
-            digests = {path: await self._copy_file(path, found[path], total) for path in paths}
+            digests = {path: await self._copy_file(path, found[path]) for path in paths}
         except BaseException:
-            await in_thread(self._staging.discard)
+            await in_thread(self._left.discard)
             raise
         return await self._finish(digests, validator)
 
-    async def _copy_file(self, path: str, found: Found, total: WholeProgress) -> str:
-        partial = self._staging.arriving(path)
+    async def _copy_file(self, path: str, found: Found) -> str:
+        partial = self._left.arriving(path)
         async with partial.opened():
             try:
-                await _copy_blocks(found, partial, total)
+                await self._copy_blocks(found, partial)
                 after = await in_thread(found.path.lstat)
             except OSError as error:
                 if error.errno not in _REPLACED:
@@ -274,24 +215,24 @@ class FolderPull(Pull):
             await in_thread(partial.sync)
         before = found.stat
         if (after.st_mtime_ns, partial.size) != (before.st_mtime_ns, before.st_size):
-            raise PullError(f"{found.path}: it changed while it was copied; pull again when it is complete.")
-        total.add(partial.size)
-        await in_thread(self._staging.arrived, partial, path)
+            raise PullError(f"{found.path}: changed during the copy. Pull again when it is complete.")
+        self._progress.file_done(partial.size)
+        await in_thread(self._left.arrived, partial, path)
         return partial.hexdigest()
 
+    async def _copy_blocks(self, found: Found, partial: Partial) -> None:
+        async with opened(found.path, found.root) as file:
+            while block := await in_thread(file.read, BLOCK):
+                await in_thread(partial.write, block)
+                self._progress.at(partial.size, found.stat.st_size)
+
     async def _finish(self, digests: Mapping[str, str], validator: str) -> Success:
-        plan, staging = self._plan, self._staging
+        plan, staging = self._plan, self._left
         self._publish(Status(f"verifying {len(digests)} files, {byte_size(self._bytes)}"))
         digest = digest_of_files(digests)
         if plan.sha256 and digest != plan.sha256:
             await in_thread(staging.discard)
-            raise catalogue.CHECKSUM_MISMATCH.error_as(
-                PullError,
-                place=f"{plan.source.label}: the model",
-                found=f"sha256:{digest}",
-                wanted=f"sha256:{plan.sha256}",
-                fix="What arrived was deleted; pull again, and correct the digest or the source if it stays so",
-            )
+            raise mismatch(f"{plan.source.label}: the model", digest, plan.sha256)
         await in_thread(staging.sync)
         return await self._install(staging.files, self._bytes, digest, validator)
 
@@ -305,13 +246,6 @@ def _files_at(source: LocalSource) -> dict[str, Found]:
         for path, stat in files_of(source.path)
         for place in [Path(os.path.realpath(source.path / path))]
     }
-
-
-async def _copy_blocks(found: Found, partial: Partial, total: WholeProgress) -> None:
-    async with opened(found.path, found.root) as file:
-        while block := await in_thread(file.read, BLOCK):
-            await in_thread(partial.write, block)
-            total.at(partial.size)
 
 
 async def _verified(path: Path, file: RemoteFile) -> str:

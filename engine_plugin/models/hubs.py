@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -10,10 +11,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from engine_plugin.download.events import Status
-from engine_plugin.download.remote import DroppedError, http_client, open_url
+from engine_plugin.download.remote import DroppedError, FetchPolicy, http_client, open_url
 from engine_plugin.download.sizes import byte_size
 from engine_plugin.download.source import HttpSource, without_secrets
-from engine_plugin.errors import DownloadError, InvalidRequestError, PreconditionError, PullError
+from engine_plugin.errors import (
+    AuthError,
+    DownloadError,
+    InvalidRequestError,
+    NotFoundError,
+    PreconditionError,
+    PullError,
+)
 from engine_plugin.jsontext import JsonError, read_json
 from engine_plugin.models.names import is_device_name, is_repository_name
 from engine_plugin.redaction import entered, redacted
@@ -25,9 +33,19 @@ if TYPE_CHECKING:
     import httpx
 
     from engine_plugin.download.events import PullEvent
-    from engine_plugin.download.remote import FetchPolicy
 
-__all__ = ["Hub", "Listing", "RemoteFile", "RepositorySource", "checked_files", "patiently"]
+__all__ = [
+    "Hub",
+    "HuggingFace",
+    "Listing",
+    "ModelScope",
+    "RemoteFile",
+    "RepositorySource",
+    "checked_files",
+    "hubs_of",
+    "patiently",
+    "refuse_offline",
+]
 
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._/+-]{0,199}")
 _HEX64 = re.compile(r"[0-9a-f]{64}")
@@ -233,6 +251,130 @@ class Hub(ABC):
     def file_source(self, source: RepositorySource, commit: str, path: str) -> HttpSource:
         """One of its files, for a download."""
         return HttpSource(self.file_url(source, commit, quote(path)), token=source.token)
+
+
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_TRUE = frozenset({"1", "ON", "YES", "TRUE"})
+"""What huggingface_hub takes for true, in any case."""
+_PAGES = ("huggingface.co", "www.huggingface.co", "hf.co")
+
+
+def refuse_offline(environ: Mapping[str, str], url: str = "") -> None:
+    """Raise PreconditionError where the environment keeps programs from Hugging Face, and `url` ("" any) is there.
+
+    The first of HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE that is not empty counts, as in huggingface_hub.
+    """
+    variable = next((name for name in _OFFLINE if environ.get(name)), "")
+    if not variable or environ[variable].strip().upper() not in _TRUE:
+        return
+    mirror = HuggingFace(environ, FetchPolicy()).host
+    if url and urlsplit(url).hostname not in {*_PAGES, mirror}:
+        return
+    raise PreconditionError(
+        f"{variable}={environ[variable].strip()} is set in the environment of the plugin: nothing is pulled from "
+        "Hugging Face. Unset it and start the plugin again, or pull from a path."
+    )
+
+
+class HuggingFace(Hub):
+    """huggingface.co, or the mirror that HF_ENDPOINT names."""
+
+    key = "hf"
+    title = "Hugging Face"
+    default_revision = "main"
+    endpoint_variable = "HF_ENDPOINT"
+    token_variable = "HF_TOKEN"  # noqa: S105  # a variable's name
+    default_endpoint = "https://huggingface.co"
+    pages = _PAGES
+
+    def refuse(self) -> None:
+        """As `refuse_offline`."""
+        refuse_offline(self._environ)
+
+    def file_url(self, source: RepositorySource, commit: str, path: str, /) -> str:
+        """By the commit: what a branch holds may change while it is pulled."""
+        return f"{self.endpoint}/{source.repository}/resolve/{quote(commit, safe='')}/{path}"
+
+    def _list_url(self, source: RepositorySource) -> str:
+        return f"{self.endpoint}/api/models/{source.repository}/revision/{quote(source.revision, safe='')}?blobs=true"
+
+    def _check(self, response: httpx.Response, source: RepositorySource) -> None:
+        place, status = f"{source.label}: ", response.status_code
+        code = response.headers.get("x-error-code", "")
+        if code == "GatedRepo":
+            raise AuthError(f"{place}access to this repository must be asked for on its page at Hugging Face.")
+        if code == "RevisionNotFound":
+            raise NotFoundError(f"{place}the repository has no revision {source.revision!r}.")
+        unknown = code == "RepoNotFound" or status == 401
+        if unknown and (status != 401 or not source.token):
+            raise NotFoundError(
+                f"{place}there is no such repository at Hugging Face, or it is not public: then give an access token "
+                "as password, or as HF_TOKEN."
+            )
+        if status in {401, 403}:
+            raise AuthError(f"{place}the hub refused access (HTTP {status}).")
+        if status == 404:
+            raise NotFoundError(f"{place}there is no such repository (HTTP 404).")
+
+    def _listing(self, answer: Any, _source: RepositorySource) -> Listing:
+        """The commit is the one that the revision means now."""
+        files = []
+        for entry in answer["siblings"]:
+            lfs = entry.get("lfs") or {}
+            sha256 = lfs.get("sha256") or ""
+            size = lfs["size"] if sha256 else entry.get("size")
+            files.append(RemoteFile(entry["rfilename"], size, sha256, "" if sha256 else entry.get("blobId") or ""))
+        return Listing(answer["sha"], tuple(files))
+
+
+_HOUSEKEEPING = frozenset({".gitignore", ".gitattributes", ".gitmodules"})
+
+
+class ModelScope(Hub):
+    """modelscope.cn, or the address that MODELSCOPE_ENDPOINT names."""
+
+    key = "ms"
+    title = "ModelScope"
+    default_revision = "master"
+    endpoint_variable = "MODELSCOPE_ENDPOINT"
+    token_variable = "MODELSCOPE_API_TOKEN"  # noqa: S105  # a variable's name
+    default_endpoint = "https://modelscope.cn"
+    pages = ("modelscope.cn", "www.modelscope.cn", "modelscope.ai", "www.modelscope.ai")
+
+    def file_url(self, source: RepositorySource, _commit: str, path: str, /) -> str:
+        """By the revision as it was asked for; the digests hold the state that was listed."""
+        return f"{self.endpoint}/models/{source.repository}/resolve/{quote(source.revision, safe='')}/{path}"
+
+    def _page(self, segments: list[str]) -> tuple[str, str]:
+        return super()._page(segments[1:] if segments[:1] == ["models"] else segments)
+
+    def _list_url(self, source: RepositorySource) -> str:
+        return (
+            f"{self.endpoint}/api/v1/models/{source.repository}/repo/files"
+            f"?Revision={quote(source.revision, safe='')}&Recursive=True"
+        )
+
+    def _listing(self, answer: Any, source: RepositorySource) -> Listing:
+        """The API names no commit: the files' paths and digests together stand for one."""
+        code = answer["Code"]
+        if code == 404:
+            raise NotFoundError(f"{source.label}: there is no such repository or revision at ModelScope.")
+        if code in {401, 403}:
+            raise AuthError(f"{source.label}: the hub refused access ({code}).")
+        if code != 200:
+            raise ValueError(f"code {code!r}"[:64])
+        files = tuple(
+            RemoteFile(entry["Path"], entry["Size"], (entry.get("Sha256") or "").lower())
+            for entry in answer["Data"]["Files"]
+            if entry["Type"] != "tree" and entry["Path"] not in _HOUSEKEEPING
+        )
+        lines = sorted(f"{file.sha256} {file.size} {file.path}\n" for file in files)
+        return Listing(hashlib.sha256("".join(lines).encode("utf-8", "replace")).hexdigest()[:40], files)
+
+
+def hubs_of(environ: Mapping[str, str], policy: FetchPolicy) -> dict[str, Hub]:
+    """The hubs, by the prefix that names them in a reference."""
+    return {hub.key: hub for hub in (HuggingFace(environ, policy), ModelScope(environ, policy))}
 
 
 def checked_files(files: Iterable[RemoteFile], label: str) -> list[RemoteFile]:
