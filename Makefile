@@ -44,7 +44,7 @@ demo: run-setup  ## show all services at work (PROMPT="Tell me a story" changes 
 	@$(VENV_PYTHON) scripts/demo.py $${PROMPT:+"$$PROMPT"}
 
 # Fast tests with wide coverage; few of them start processes.
-FAST := tests/services tests/manifest tests/rpc tests/models tests/engines/http tests/engines/test_*.py \
+FAST := tests/services tests/manifest tests/server tests/models tests/transport tests/openai_api tests/system tests/engines \
 	tests/openvino/models tests/test_*.py --ignore tests/models/test_hubs.py
 
 check: lint  ## check style and types, and run the fast tests, within a minute (ARGS="tests/cli" selects others)

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_plugin.errors import BadGatewayError
-from tests.engines.http.test_http1 import CHUNKED, fetch, serving
 from tests.examples import FEW
+from tests.transport.test_http1 import CHUNKED, fetch, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.engines.http.test_http1 import Answer, Call
+    from tests.transport.test_http1 import Answer, Call
 
 OK = b"HTTP/1.1 200 OK\r\n"
 BLOCK = 64 * 1024

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin.errors import NotFoundError, UnsupportedError
-from tests.audio.sounds import tone, wav
+from tests.speech.sounds import tone, wav
 
 if TYPE_CHECKING:
     from .world import World

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import shutil
-import tempfile
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,19 +8,10 @@ import pytest
 from tests.goplugin.hosting import Hosted
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
 
     Launch = Callable[..., Awaitable[Hosted]]
-
-
-@pytest.fixture
-def short_dir() -> Iterator[Path]:
-    """A directory whose path leaves room for a unix socket's name, which pytest's own may not."""
-    path = Path(tempfile.mkdtemp(prefix="ept-"))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path)
 
 
 @pytest.fixture

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from engine_plugin.host import connect, launch
 from engine_plugin.server.grpc_aio import AioServer
 from engine_plugin.system.addresses import grpc_target, unix_path
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="unix sockets are not served on Windows")
 
@@ -43,14 +37,6 @@ NAMES = [
     *("a;b&c", "~x", "unix:x", "a\tb", "a\nb", "-", os.fsdecode(b"\xff")),
     pytest.param("a,b", marks=pytest.mark.skipif(sys.platform != "linux", reason="gRPC splits it at the comma")),
 ]
-
-
-@pytest.fixture
-def short_dir() -> Iterator[Path]:
-    """A directory whose path leaves room for a unix socket's name, which pytest's own may not."""
-    path = Path(tempfile.mkdtemp(prefix="ept-"))
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest.mark.promise("L3")

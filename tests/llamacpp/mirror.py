@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from engine_plugin.engines.llamacpp.releases import release_archives
 from engine_plugin.install.releases import choose
-from tests.engines.packing import Member, pack
+from tests.install.packing import Member, pack
 from tests.models.server import FileServer, file_server, without_proxies
 
 if TYPE_CHECKING:

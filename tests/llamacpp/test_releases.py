@@ -20,7 +20,7 @@ from engine_plugin.errors import EnginePluginError, InstallError, PreconditionEr
 from engine_plugin.install import software as shared_module
 from engine_plugin.install.releases import choose
 from engine_plugin.manifest import load_manifest
-from tests.engines.packing import Member, pack
+from tests.install.packing import Member, pack
 from tests.models.server import Script
 
 from .mirror import SHIM, Mirror, mirror, software, upgradable, versions

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_plugin.errors import EnginePluginError, InvalidRequestError
-from tests.audio.sounds import wav
 from tests.examples import FEW
 from tests.patience import LIMIT
+from tests.speech.sounds import wav
 
 from .attached.engine import plugin_in
 from .hostile import Hostile, whole

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from tests.audio.sounds import wav
+from tests.speech.sounds import wav
 
 if TYPE_CHECKING:
     import ssl

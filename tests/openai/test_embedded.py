@@ -14,11 +14,11 @@ from engine_plugin.engines.openai.engine import OpenAIEngine
 from engine_plugin.errors import ModelNotFoundError
 from engine_plugin.messages import BidiMessage
 from engine_plugin.plugin import Plugin
-from tests.audio.sounds import speech
 from tests.openai.conftest import manifest_of
 from tests.openai.test_servers import HELLO, call, models, streamed
 from tests.openvino.embedded import embedded_server
 from tests.patience import LIMIT
+from tests.speech.sounds import speech
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

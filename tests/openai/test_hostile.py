@@ -19,9 +19,9 @@ from engine_plugin.errors import (
     ModelNotFoundError,
     UnavailableError,
 )
-from tests.audio.sounds import wav
 from tests.openai.test_servers import HELLO, call, models, streamed
 from tests.patience import LIMIT, within
+from tests.speech.sounds import wav
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -12,9 +12,9 @@ import pytest
 
 from engine_plugin.errors import BadGatewayError, InvalidRequestError, UnavailableError, UnsupportedError
 from engine_plugin.messages import BidiMessage
-from tests.audio.sounds import silence, spoken, wav
 from tests.openai.test_servers import HELLO, call, streamed
 from tests.patience import LIMIT
+from tests.speech.sounds import silence, spoken, wav
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from engine_plugin.engines.ollama.releases import release_archives
 from engine_plugin.install.releases import choose
-from tests.engines.packing import Member, pack
+from tests.install.packing import Member, pack
 
 if TYPE_CHECKING:
     from tests.models.server import FileServer

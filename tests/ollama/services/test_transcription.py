@@ -15,8 +15,8 @@ from engine_plugin.engines.ollama.connection import OllamaClient
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError, UnavailableError, UnsupportedError
 from engine_plugin.messages import BidiMessage
 from engine_plugin.transport.http1 import Http1Client
-from tests.audio.sounds import encoded, silence, speech, wav
 from tests.patience import LIMIT
+from tests.speech.sounds import encoded, silence, speech, wav
 
 from .shapes import facts_of
 

@@ -12,7 +12,7 @@ import pytest
 from engine_plugin.engines.ollama.software import Backend
 from engine_plugin.errors import EngineNotInstalledError, EngineStartError, InstallError
 from engine_plugin.install.releases import Archive
-from tests.engines.packing import Member, pack
+from tests.install.packing import Member, pack
 from tests.ollama.contract.release import Mirror, members, program, write_program
 from tests.patience import LIMIT
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine_plugin.engines.openvino.releases import Machine, release_archive
-from tests.engines.packing import Member, pack
+from tests.install.packing import Member, pack
 
 if TYPE_CHECKING:
     from tests.models.server import FileServer

@@ -57,7 +57,7 @@ class HostedScene:
     # Who is there
 
     def family(self, word: str = "") -> list[psutil.Process]:
-        """Every live process with the mark and, if given, `word` (a verb or a module) as an argument; oldest first."""
+        """Live processes with the mark and, if given, the argument `word` (a verb or a module); oldest first."""
         found = [process for process in processes_of(self.mark, MARK) if not gone(process)]
         if word:
             found = [process for process in found if _holds(process, word)]

@@ -1,4 +1,4 @@
-"""A server in this process that speaks the contract of the real one, and hears `tests.audio.sounds.spoken`."""
+"""A server in this process that speaks the contract of the real one, and hears `tests.speech.sounds.spoken`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine_plugin.speech.decoder import Decoder
 from engine_plugin.speech.endpoints import Speech
 from engine_plugin.speech.pcm import plain_speech
 from engine_plugin.transport.http1 import Http1Client
-from tests.audio.sounds import Listener
+from tests.speech.sounds import Listener
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

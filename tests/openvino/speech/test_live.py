@@ -14,8 +14,8 @@ import pytest
 from engine_plugin.errors import EnginePluginError, InvalidRequestError, ModelNotFoundError, UnavailableError
 from engine_plugin.messages import BidiMessage
 from engine_plugin.speech import conversation
-from tests.audio.sounds import encoded, silence, spoken, tone, wav
 from tests.patience import LIMIT
+from tests.speech.sounds import encoded, silence, spoken, tone, wav
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable

@@ -12,12 +12,12 @@ import pytest_asyncio
 
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.transport.http1 import Http1Client
-from tests.audio.sounds import silence, speech, wav
 from tests.extras import needs
 from tests.openvino.embedded import embedded_server
 from tests.openvino.speech.conftest import speech_on
 from tests.openvino.speech.test_live import ALL, FINISH, Talk, cut, run, sent
 from tests.patience import LIMIT
+from tests.speech.sounds import silence, speech, wav
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

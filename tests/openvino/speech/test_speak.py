@@ -18,9 +18,9 @@ import pytest
 
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError
 from engine_plugin.transport.http1 import Http1Client
-from tests.audio.sounds import wav
 from tests.openvino.speech.conftest import SPOKEN_RATE, speech_on
 from tests.patience import LIMIT
+from tests.speech.sounds import wav
 
 if TYPE_CHECKING:
     from engine_plugin.speech.endpoints import Speech

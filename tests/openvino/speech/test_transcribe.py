@@ -12,8 +12,8 @@ import pytest
 from engine_plugin import deadlines
 from engine_plugin.errors import BadGatewayError, DeadlineError, InvalidRequestError, UnavailableError
 from engine_plugin.speech import endpoints
-from tests.audio.sounds import encoded, silence, spoken, tone, wav
 from tests.patience import LIMIT
+from tests.speech.sounds import encoded, silence, spoken, tone, wav
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager

@@ -19,8 +19,8 @@ import pytest
 from engine_plugin.errors import EngineStartError, InvalidRequestError, UnavailableError
 from engine_plugin.process.engine_process import MOVES, EngineProcess, ProcessState
 from engine_plugin.process.restarts import RestartPolicy
-from tests.engines.conftest import CHILD, Stage, alive, descriptors
 from tests.patience import LIMIT, NEVER, pace, until, within
+from tests.process.conftest import CHILD, Stage, alive, descriptors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -661,7 +661,7 @@ async def test_every_transition_is_logged(stage: Stage, caplog: pytest.LogCaptur
 
 @pytest.mark.promise("F18")
 def test_the_moves_are_those_of_the_documentation() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "design.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "design.md").read_text(encoding="utf-8")
     table = page[page.index("| from | to | when |") :].partition("\n\n")[0]
     named: dict[str, set[str]] = {}
     for row in table.splitlines()[2:]:

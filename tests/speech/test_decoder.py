@@ -24,8 +24,8 @@ from engine_plugin.errors import (
 from engine_plugin.process.python import module_environ
 from engine_plugin.speech import decoder as decoder_module
 from engine_plugin.speech.decoder import FORMATS, AudioLimits, Decoder
-from tests.audio.sounds import encoded, silence, speech, tone, wav
 from tests.patience import LIMIT
+from tests.speech.sounds import encoded, silence, speech, tone, wav
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

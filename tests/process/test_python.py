@@ -12,8 +12,8 @@ import pytest
 import engine_plugin
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.process import guard, python
-from tests.engines.conftest import CHILD, Stage, alive, descriptors, running
 from tests.patience import LIMIT, pace, until, within
+from tests.process.conftest import CHILD, Stage, alive, descriptors, running
 
 ROOT = Path(engine_plugin.__file__).resolve().parent.parent
 

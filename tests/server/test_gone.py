@@ -18,7 +18,6 @@ from engine_plugin.server import grpc_aio
 from engine_plugin.server.grpc_aio import AioServer
 from engine_plugin.server.seam import bind
 from engine_plugin.server.servicer import provider_service
-from tests.goplugin.conftest import short_dir as short_dir  # noqa: PLC0414
 from tests.patience import LIMIT, within
 
 if TYPE_CHECKING:

@@ -19,7 +19,6 @@ from engine_plugin.server import grpc_aio
 from engine_plugin.server.grpc_aio import AioServer
 from engine_plugin.server.seam import bind
 from tests.goplugin.conftest import launch as launch  # noqa: PLC0414  # fixtures
-from tests.goplugin.conftest import short_dir as short_dir  # noqa: PLC0414
 from tests.goplugin.conftest import start as start  # noqa: PLC0414
 from tests.goplugin.tls_client import GREETING, TlsClient, client_context
 

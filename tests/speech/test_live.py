@@ -16,8 +16,8 @@ from engine_plugin.errors import BadGatewayError
 from engine_plugin.speech.live import Sentence, transcribed_live
 from engine_plugin.speech.options import LiveOptions
 from engine_plugin.speech.subtitles import Segment
-from tests.audio.sounds import GAP, WORD, Listener, noise, silence, speech, spoken, tone
 from tests.patience import LIMIT
+from tests.speech.sounds import GAP, WORD, Listener, noise, silence, speech, spoken, tone
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

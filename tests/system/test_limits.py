@@ -16,7 +16,6 @@ from engine_plugin.protocol.stubs import provider_pb2 as pb
 from engine_plugin.server.hosts import Host
 from engine_plugin.server.servicer import ProviderServicer
 from tests.goplugin.conftest import launch as launch  # noqa: PLC0414  # fixtures
-from tests.goplugin.conftest import short_dir as short_dir  # noqa: PLC0414
 from tests.goplugin.conftest import start as start  # noqa: PLC0414
 from tests.goplugin.hosting import ROOT, environ
 from tests.patience import LIMIT

@@ -14,8 +14,8 @@ from engine_plugin.errors import EngineStartError, UnavailableError
 from engine_plugin.process.engine_process import EngineProcess, ProcessState
 from engine_plugin.process.health import HealthPolicy, HealthRecord
 from engine_plugin.process.restarts import RestartPolicy, Restarts
-from tests.engines.conftest import Stage, alive
 from tests.patience import LIMIT, NEVER, pace, until, within
+from tests.process.conftest import Stage, alive
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from engine_plugin.errors import InstallError
 from engine_plugin.install import archives
 from engine_plugin.install.archives import Limits, unpack
-from tests.engines.packing import Member, pack, tar_bytes, zip_bytes
+from tests.install.packing import Member, pack, tar_bytes, zip_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

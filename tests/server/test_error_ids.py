@@ -32,7 +32,6 @@ from engine_plugin.protocol.stubs import provider_pb2 as pb
 from engine_plugin.server.grpc_aio import AioServer
 from engine_plugin.server.servicer import provider_service
 from pins import ROOT
-from tests.goplugin.conftest import short_dir as short_dir  # noqa: PLC0414
 from tests.patience import LIMIT
 from tests.small_engine import SmallEngine
 

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from engine_plugin.process import python, tree
-from tests.engines.conftest import CHILD, Stage, alive, running
 from tests.patience import LIMIT, until
+from tests.process.conftest import CHILD, Stage, alive, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

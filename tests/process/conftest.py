@@ -6,10 +6,8 @@ import asyncio
 import contextlib
 import os
 import secrets
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,16 +146,6 @@ def running(stage: Stage, argv: list[str], **env: str) -> Iterator[subprocess.Po
             yield process
         finally:
             process.kill()
-
-
-@pytest.fixture
-def short_dir() -> Iterator[Path]:
-    """A directory whose path leaves room for a unix socket's name."""
-    path = Path(tempfile.mkdtemp(prefix="epe-"))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path)
 
 
 @pytest.fixture

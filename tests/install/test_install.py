@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from engine_plugin.download.events import ChunkProgress
 
-REPOSITORY = Path(__file__).parents[3]
+REPOSITORY = Path(__file__).parents[2]
 
 
 class Engine:

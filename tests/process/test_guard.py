@@ -18,8 +18,8 @@ import pytest
 import engine_plugin
 from engine_plugin.process import guard, python
 from engine_plugin.process.records import ProcessRecords
-from tests.engines.conftest import CHILD, Stage, alive, running
 from tests.patience import LIMIT, NEVER, until, within
+from tests.process.conftest import CHILD, Stage, alive, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -13,8 +13,8 @@ import pytest
 from engine_plugin.errors import BadGatewayError, UnavailableError
 from engine_plugin.system.certificates import Identity, load_identity
 from engine_plugin.transport.http1 import Http1Client
-from tests.engines.conftest import descriptors
 from tests.patience import until, within
+from tests.process.conftest import descriptors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -17,8 +17,8 @@ from engine_plugin.process import records as records_module
 from engine_plugin.process import tree
 from engine_plugin.process.child import ChildProcess
 from engine_plugin.process.records import TOKEN_VARIABLE, ProcessRecords, ProcessTicket
-from tests.engines.conftest import CHILD, Stage, alive
 from tests.patience import until, within
+from tests.process.conftest import CHILD, Stage, alive
 
 Left = Callable[..., Any]
 

@@ -11,7 +11,7 @@ import pytest
 
 from engine_plugin.speech.options import LiveOptions
 from engine_plugin.speech.voice import FRAME_BYTES, FRAME_SECONDS, VoiceDetector, level
-from tests.audio.sounds import mixed, noise, silence, speech, tone
+from tests.speech.sounds import mixed, noise, silence, speech, tone
 
 if TYPE_CHECKING:
     from collections.abc import Callable

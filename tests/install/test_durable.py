@@ -18,7 +18,7 @@ from engine_plugin.system.files import private_folder, write_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-REPOSITORY = Path(__file__).parents[3]
+REPOSITORY = Path(__file__).parents[2]
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="descriptors and locks of POSIX")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engine_plugin.speech.containers import HEAD, container_of, is_cut_off
 from engine_plugin.speech.decoder import FORMATS
-from tests.audio.sounds import encoded, noise, speech, tone, wav
+from tests.speech.sounds import encoded, noise, speech, tone, wav
 
 pytest.importorskip("av")
 

@@ -11,7 +11,7 @@ import pytest
 
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.speech import pcm
-from tests.audio.sounds import encoded, speech, tone, wav
+from tests.speech.sounds import encoded, speech, tone, wav
 
 
 def test_what_is_written_is_a_wav() -> None:

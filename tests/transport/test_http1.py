@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from engine_plugin.errors import BadGatewayError, UnavailableError
 from engine_plugin.transport import http1
 from engine_plugin.transport.http1 import Http1Client
-from tests.engines.conftest import descriptors
 from tests.examples import FEW
 from tests.patience import LIMIT, until, within
+from tests.process.conftest import descriptors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -13,8 +13,8 @@ import pytest
 
 from engine_plugin.process import job_windows, tree
 from engine_plugin.process.child import ChildProcess
-from tests.engines.conftest import CHILD, Stage, alive, running
 from tests.patience import until, within
+from tests.process.conftest import CHILD, Stage, alive, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable
