@@ -1,4 +1,4 @@
-"""One model from its load to its unload: its worker, which is started again when it dies, and the calls it has."""
+"""One model from its load to its unload: its worker, which is restarted when it dies, and its calls."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.process.python import module_command
+from engine_plugin.process.restarts import RestartPolicy, Restarts
 from engine_plugin.templates.jinja import BROKEN, TemplateError, Templates
 from engine_plugin.templates.renderer import PROGRAM, WITHIN, Renderer
 from openvino_server.errors import ApiError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from openvino_server.config import ModelSpec
 
-__all__ = ["AVAILABLE", "END", "LOADING", "UNLOADING", "Model", "Settings"]
+__all__ = ["AVAILABLE", "END", "LOADING", "UNLOADING", "Model", "RunnerSettings"]
 
 LOADING, AVAILABLE, UNLOADING, END = "LOADING", "AVAILABLE", "UNLOADING", "END"
 _CHAT_SEQUENCES = 256  # OVMS's default of max_num_seqs
@@ -29,10 +30,10 @@ _STOP_WITHIN = 2.0
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the runner was told, as far as it concerns models. Times in seconds, sizes in bytes.
+class RunnerSettings:
+    """The settings of the runner that concern models. Times in seconds, sizes in bytes.
 
-    A worker that shows no sign of life is ended after `start_timeout` while it loads, after `hung_timeout` (0: never)
+    A worker without a sign of life is killed after `start_timeout` while it loads, after `hung_timeout` (0: never)
     while it owes answers.
     """
 
@@ -50,12 +51,12 @@ class Settings:
 
 
 class Model:
-    """A model that is served, was, or is to be. `state` is OVMS's word, `error` why it is END."""
+    """A model that is loaded, served or unloaded. `state` is a state of OVMS, `error` why it is END."""
 
     def __init__(
         self,
         spec: ModelSpec,
-        settings: Settings,
+        settings: RunnerSettings,
         argv: Sequence[str],
         environ: Mapping[str, str],
     ) -> None:
@@ -64,7 +65,7 @@ class Model:
         self.state = LOADING
         self.error = ""
         self.unusable = False
-        """Whether its files are what is wrong."""
+        """Whether it could not be loaded because of its files."""
         self.ready_info: dict[str, Any] = {}
         self._spec = spec
         self._settings = settings
@@ -73,10 +74,10 @@ class Model:
         self._worker: Worker | None = None
         self._watch: Watch | None = None
         self._renderer: Renderer | None = None
-        self._death = ""  # why it is being started again
+        self._death = ""  # why it is being restarted
         self._reserved = 0
         self._calls = 0
-        self._life: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         at_once = spec.options.get("max_num_seqs", _CHAT_SEQUENCES) if spec.kind == "chat" else 1
         self._stop_within = _STOP_WITHIN
@@ -84,16 +85,16 @@ class Model:
 
     def start(self, after: asyncio.Task[None] | None, require_memory: Callable[[int], None]) -> None:
         """Begin to load when `after` has ended. Called once."""
-        self._life = asyncio.create_task(self._live(after, require_memory))
+        self._task = asyncio.create_task(self._run(after, require_memory))
 
     async def settled(self) -> None:
-        """Return when it is loaded, or given up."""
+        """Return when it is loaded, or cannot be."""
         while self.state == LOADING:
             await self._next_change()
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[Worker]:
-        """The worker for one call, waited for while it loads or is started again. Raises ApiError.
+        """The worker for one call; waits while it loads or restarts. Raises ApiError.
 
         The model is not unloaded inside the block.
         """
@@ -132,13 +133,13 @@ class Model:
 
     @property
     def complaint(self) -> str:
-        """Why it does not answer just now, though it was loaded and is to be served; "" when nothing is wrong."""
+        """Why it does not answer now, though it was loaded; "" when nothing is wrong."""
         if self._death:
             return f"its process ended, and is started again: {self._death}"
         return self._watch.complaint if self._watch is not None and self.state == AVAILABLE else ""
 
     def memory(self) -> int:
-        """Bytes: what its process uses, or, while it loads, is going to use at least."""
+        """The bytes that its process uses, or, while it loads, will use at least."""
         used = self._worker.rss() if self._worker is not None else 0
         return max(used, self._reserved)
 
@@ -149,7 +150,7 @@ class Model:
         if self.state != END:
             self._change(UNLOADING)
         if loading:
-            self.kill()  # nobody wants what it is about to load
+            self.kill()  # its load is of no use any more
         try:
             async with asyncio.timeout_at(deadline):
                 while self._calls and self.state != END:
@@ -160,25 +161,28 @@ class Model:
         await self.aclose(max(0.0, min(left, _STOP_WITHIN)))
 
     async def aclose(self, within: float = _STOP_WITHIN) -> None:
-        """End its worker, which has so many seconds to end by itself if it has nothing to do."""
+        """End its worker; an idle one may end by itself `within` so many seconds before it is killed."""
         self._stop_within = within
-        if self._life is not None:
-            self._life.cancel()
-            await asyncio.wait({self._life})
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
         self._change(END, self.error)
 
     def kill(self) -> None:
-        """End its process at once; it is not started again when the model is UNLOADING."""
+        """Kill its process; it is not restarted when the model is UNLOADING."""
         if self._worker is not None:
             self._worker.kill()
         if self._renderer is not None:
             self._renderer.kill()
 
-    # Its life
+    # Its worker, run after run
 
-    async def _live(self, after: asyncio.Task[None] | None, require_memory: Callable[[int], None]) -> None:
-        loop = asyncio.get_running_loop()
-        deaths = 0
+    async def _run(self, after: asyncio.Task[None] | None, require_memory: Callable[[int], None]) -> None:
+        settings, loop = self._settings, asyncio.get_running_loop()
+        policy = RestartPolicy(
+            limit=settings.restart_limit, backoff=settings.restart_backoff, stable=settings.stable_time
+        )
+        restarts = Restarts(policy)
         try:
             if after is not None:
                 await asyncio.wait({after})
@@ -186,40 +190,39 @@ class Model:
                 async with self._loaded(require_memory) as worker:
                     since = loop.time()
                     await worker.exited.wait()
-                if loop.time() - since >= self._settings.stable_time:
-                    deaths = 0
-                deaths += 1
-                if not self._may_restart(deaths, worker.ended_because):
+                if not await self._may_restart(restarts, loop.time() - since, worker.ended_because):
                     return
-                await asyncio.sleep(self._settings.restart_backoff * 2 ** (deaths - 1))
         except (LoadError, ApiError, OSError) as error:
-            if self.state != UNLOADING:  # then it was ended because nobody wants it
+            if self.state != UNLOADING:  # an unload kills a worker that still loads
                 sys.stderr.write(f"E {self.name}: {error}\n")
                 self.unusable = isinstance(error, BadModelError)
                 self._change(END, str(error))
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # whatever it is, nobody may wait for ever
+        except Exception as error:  # callers wait for the outcome, whatever it is
             self._change(END, f"{type(error).__name__}: {error}")
             raise
         finally:
             if self._renderer is not None:
                 await self._renderer.aclose()
 
-    def _may_restart(self, deaths: int, reason: str) -> bool:
+    async def _may_restart(self, restarts: Restarts, served: float, reason: str) -> bool:
+        """Wait for the back-off after a death. False: no restart, in an unload or after one death too many."""
         if self.state == UNLOADING:
             return False
         sys.stderr.write(f"E {self.name}: its process ended: {reason}\n")
-        if deaths > self._settings.restart_limit:
-            self._change(END, f"its process ended {deaths} times in a row, at last: {reason}")
+        pause = restarts.after_death(served)
+        if pause is None:
+            self._change(END, f"its process ended {restarts.deaths} times in a row, at last: {reason}")
             return False
         self._death = reason
         self._change(LOADING)
+        await asyncio.sleep(pause)
         return True
 
     @asynccontextmanager
     async def _loaded(self, require_memory: Callable[[int], None]) -> AsyncIterator[Worker]:
-        """A worker that has loaded the model; it is ended with the block. Raises LoadError, ApiError, OSError."""
+        """A worker that has loaded the model; the end of the block ends it. Raises LoadError, ApiError, OSError."""
         size = await asyncio.to_thread(_size, self._spec.folder)
         require_memory(size)
         self._reserved = size
@@ -228,7 +231,7 @@ class Model:
         watching = asyncio.create_task(self._watch.run())
         try:
             self.ready_info = await worker.load(self._load_settings(), self._settings.load_timeout)
-            if self._renderer is None:  # else of a worker that died
+            if self._renderer is None:  # else that of a worker that died serves on
                 templates = Templates(*self.ready_info.get("templates", ({}, {})))
                 self._renderer = Renderer(templates, module_command(PROGRAM), self._environ, WITHIN)
             self._death = ""

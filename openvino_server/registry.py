@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
     from pathlib import Path
 
-    from openvino_server.model import Settings
+    from openvino_server.model import RunnerSettings
 
 __all__ = ["Registry"]
 
@@ -37,7 +37,9 @@ class _Waiting:
 class Registry:
     """All models of one server. `argv` runs a worker."""
 
-    def __init__(self, config: Path, settings: Settings, argv: Sequence[str], environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, config: Path, settings: RunnerSettings, argv: Sequence[str], environ: Mapping[str, str]
+    ) -> None:
         self._config = config
         self._settings = settings
         self._argv = list(argv)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openvino_server.app import make_app, serve_http
-from openvino_server.model import Settings
+from openvino_server.model import RunnerSettings
 from openvino_server.registry import Registry
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ def serve(settings: dict[str, Any], stdin: int, worker: Sequence[str] = WORKER) 
 
 
 async def _serve(settings: dict[str, Any], stdin: int, worker: Sequence[str]) -> None:
-    known = {field.name for field in fields(Settings)}
+    known = {field.name for field in fields(RunnerSettings)}
     registry = Registry(
         Path(settings["config"]),
-        Settings(**{name: value for name, value in settings.items() if name in known}),
+        RunnerSettings(**{name: value for name, value in settings.items() if name in known}),
         worker,
         os.environ,
     )

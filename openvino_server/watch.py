@@ -1,80 +1,79 @@
-"""Noticing that a worker hangs: it owes something, and for long it neither says anything nor uses its processor.
+"""Detects a worker that hangs: it owes answers, and for long it neither writes output nor uses the processor.
 
-A worker is judged from outside: by what comes through its pipes, and by the processor time that the system has
-counted for it. It is not asked to send signs of life, for they would say less. A step of a language model keeps
-Python's lock for seconds, so no thread of the worker could send one while it works hardest; and one that did arrive
-would not say whether the pipeline is stuck. Nothing of this is done per token: what comes sets a flag, and the system
-is asked only after an interval in which nothing came.
+The runner judges a worker from outside, by the output in its pipes and by the processor time that the system counts
+for it. The worker sends no heartbeats: a step of a language model keeps Python's lock for seconds, so that no thread
+could send one while the worker computes; and a heartbeat would not show whether the pipeline is stuck. Nothing is
+done per token: output sets a flag, and the processor time is read only after an interval without output.
 
-A worker that uses its processor is let be, unless it goes on with what was cancelled and says nothing meanwhile.
+A worker that computes is not hung, unless it continues a cancelled call and writes nothing meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Protocol
 
-import psutil
+from engine_plugin.process.health import ProcessorUse
 
-__all__ = ["INTERVAL", "Watch", "Watched"]
+__all__ = ["ABANDONED", "INTERVAL", "Watch", "Watched"]
 
 INTERVAL = 5.0
-"""Seconds between two looks, at most."""
+"""The most seconds between two looks. Tests set it."""
 
 ABANDONED = 30.0
-"""Seconds in which a worker says that a cancelled call has ended, or anything else: a step, a batch of texts."""
+"""Seconds in which a worker confirms the end of a cancelled call, or writes anything else, such as a step or a batch
+of texts. Tests set it."""
 
-_LOOKS = 8  # within the time after which it hangs, at least
-_SUSPECT = 3  # looks in a row that found nothing: health tells of it
-_EFFORT = 0.01  # the share of a processor's time that counts as work
+_LOOKS = 8  # at least so many within the time after which a worker is hung
+_SUSPECT = 3  # looks in a row without a sign of life, after which health reports the worker
 
 
 class Watched(Protocol):
-    """A worker, as far as it is watched."""
+    """The part of a worker that `Watch` uses."""
 
     heard: bool
-    """Whether anything has come from it since this was set to False."""
+    """Whether it has written anything since this was set to False."""
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """The pid of its process."""
 
     @property
     def loading(self) -> bool:
-        """Whether it has not said yet that its model is loaded, or cannot be."""
+        """Whether its model is still being loaded."""
 
     @property
     def owes(self) -> bool:
-        """Whether it has something to do."""
+        """Whether it loads, or has calls to answer."""
 
     @property
     def abandoned(self) -> bool:
-        """Whether it has not ended yet what was cancelled."""
+        """Whether a cancelled call has not ended yet."""
 
     def give_up(self, reason: str) -> None:
-        """End it."""
+        """Kill it."""
 
 
 class Watch:
-    """Looks after one worker; made by its model. Seconds: after `loading`, or `working`, without a sign of life it
-    hangs (0: never)."""
+    """Watches one worker. Made by its model."""
 
     def __init__(self, worker: Watched, loading: float, working: float) -> None:
+        """Seconds without a sign of life after which the worker is hung: while it loads, and while it works (0:
+        never)."""
         self._worker = worker
+        self._processor = ProcessorUse(worker.pid)
         self._loading = loading
         self._working = working
         self._interval = min(
             [INTERVAL, *(patience / _LOOKS for patience in (loading, working, ABANDONED) if patience)]
         )
-        self._silent = 0.0  # counted in looks: time in which this process was stopped itself does not count
+        self._silent = 0.0  # counted in looks, so that time in which the runner itself was suspended does not count
         self._wasted = 0.0
         self._looks = 0
-        self._used: float | None = None
 
     @property
     def complaint(self) -> str:
-        """What speaks for it that the worker hangs, in words; "" when nothing does."""
+        """The signs that the worker hangs; "" without any."""
         if self._wasted > ABANDONED / 2:
             return f"it has not ended a cancelled call for {self._wasted:.2g} s"
         if self._looks < _SUSPECT:
@@ -82,7 +81,7 @@ class Watch:
         return f"it seems to hang: no answer, output or use of the processor for {self._silent:.2g} s"
 
     async def run(self) -> None:
-        """Watch; returns when it was given up."""
+        """Watch until the worker is hung, and give it up then."""
         while True:
             loading = self._worker.loading
             patience = self._loading if loading else self._working
@@ -97,34 +96,21 @@ class Watch:
                 return
 
     async def _look(self) -> None:
-        worker, before = self._worker, self._used
-        self._used = None
+        worker = self._worker
         self._wasted = self._wasted + self._interval if worker.abandoned and not worker.heard else 0.0
+        computed: bool | None = None
         if worker.owes and not worker.heard:
-            # Its descendants count, too, and they are found by looking at every process there is.
-            try:
-                self._used = await asyncio.to_thread(_processor_seconds, worker.pid)
-            except RuntimeError:  # the system refuses another thread; a worker that hangs must end all the same
-                self._used = _processor_seconds(worker.pid)
-        if before is None or self._used is None or worker.heard or self._used > before + _EFFORT * self._interval:
-            self._silent, self._looks = 0.0, 0
+            computed = await self._processor.grew(self._interval)
         else:
+            self._processor.forget()
+        if computed is False and not worker.heard:
             self._silent += self._interval
             self._looks += 1
+        else:
+            self._silent, self._looks = 0.0, 0
 
 
 def _verdict(patience: float, *, loading: bool) -> str:
     if loading:
         return f"it hangs while it loads: no output or use of the processor for {patience:g} s (start_timeout)"
     return f"it hangs: no answer, output or use of the processor for {patience:g} s"
-
-
-def _processor_seconds(pid: int) -> float:
-    total = 0.0
-    with contextlib.suppress(psutil.Error):
-        worker = psutil.Process(pid)
-        for process in [worker, *worker.children(recursive=True)]:
-            with contextlib.suppress(psutil.Error):
-                times = process.cpu_times()
-                total += times.user + times.system
-    return total
