@@ -10,7 +10,7 @@ import logging
 import time
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine_plugin import catalogue, conversations, deadlines
 from engine_plugin.deadlines import deadline
@@ -30,7 +30,8 @@ from engine_plugin.models.defaults import DefaultModels
 from engine_plugin.system.files import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+    from pathlib import Path
 
     from engine_plugin.download.events import ChunkProgress, PullEvent
     from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, Progress
@@ -61,6 +62,13 @@ class OperateStatus(IntEnum):
     ERROR = 2
 
 
+class _Default(NamedTuple):
+    """A default model ("" for none) and the file that configures it; None where the engine chose it."""
+
+    model: str
+    place: Path | None
+
+
 class Plugin:
     """Answers the services that the manifest declares, with one engine. Used from one event loop."""
 
@@ -84,7 +92,7 @@ class Plugin:
         A service for which plugin.yaml lists no models gets those that can serve it.
         """
         services = self.manifest.services.values()
-        defaults = {service.service_name: await self._configured_model(service) for service in services}
+        defaults = {name: found.model for name, found in (await self._configured(services)).items()}
         models = () if all(service.support_models for service in services) else await self._available.models()
         return self.manifest.to_json(
             {name: names_for(name, default, models) for name, default in defaults.items()}, defaults
@@ -157,7 +165,7 @@ class Plugin:
                 raise UnsupportedError(
                     f"service_name: {service_name} is not bidirectional; call InvokeService or InvokeServiceStream"
                 )
-            default = await self._default_model(service)
+            default = await self._default(service)
             async with aclosing(conversations.checked(service_name, messages)) as checked:
                 begin = self._pulling_conversation if self.manifest.auto_pull else self._conversation
                 async with begin(service, checked, default) as answers:
@@ -165,7 +173,7 @@ class Plugin:
 
     @asynccontextmanager
     async def _pulling_conversation(
-        self, service: ServiceSpec, messages: AsyncIterator[BidiMessage], default: str
+        self, service: ServiceSpec, messages: AsyncIterator[BidiMessage], default: _Default
     ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
         """A conversation that is begun again, with the same messages, once its missing model has been pulled."""
         replayable = conversations.Replayable(messages)
@@ -183,12 +191,12 @@ class Plugin:
 
     @asynccontextmanager
     async def _conversation(
-        self, service: ServiceSpec, messages: AsyncIterator[BidiMessage], default: str
+        self, service: ServiceSpec, messages: AsyncIterator[BidiMessage], default: _Default
     ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
         with self._naming_default(service, default):
             async with (
                 deadline(deadlines.allowed(service, "bidi"), service.service_name, _RAISE),
-                self.engine.converse(service.service_name, messages, default) as answers,
+                self.engine.converse(service.service_name, messages, default.model) as answers,
             ):
                 yield answers
 
@@ -212,38 +220,49 @@ class Plugin:
             )
         return service
 
-    async def _configured_model(self, service: ServiceSpec) -> str:
-        """The default model of a service by the user's choice, plugin.yaml or the models on this machine, else "".
+    async def _configured(self, services: Collection[ServiceSpec]) -> dict[str, _Default]:
+        """The default model of each service by the user's choice, plugin.yaml or the models on this machine.
 
-        A pulled model takes precedence over a sample, even one that plugin.yaml names.
+        A pulled model takes precedence over a sample, even one that plugin.yaml names. The engine is asked once.
         """
-        chosen, declared = await self._defaults.of(service.service_name), service.default_model
-        if chosen or not declared or not await self.engine.is_sample(declared):
-            return chosen or declared
-        return await self.engine.default_model(service.service_name) or declared
+        found: dict[str, _Default] = {}
+        samples: list[str] = []
+        for service in services:
+            name, declared = service.service_name, service.default_model
+            if chosen := await self._defaults.of(name):
+                found[name] = _Default(chosen, self._defaults.path)
+            else:
+                found[name] = _Default(declared, self.manifest.path)
+                if declared and await self.engine.is_sample(declared):
+                    samples.append(name)
+        for name, model in (await self.engine.default_models(samples)).items() if samples else ():
+            if model not in ("", found[name].model):
+                found[name] = _Default(model, None)
+        return found
 
-    async def _default_model(self, service: ServiceSpec) -> str:
+    async def _default(self, service: ServiceSpec) -> _Default:
         """The model for a call that names none: the configured one, else the engine's choice, else ""."""
-        return await self._configured_model(service) or await self.engine.default_model(service.service_name)
+        [found] = (await self._configured([service])).values()
+        return found if found.model else _Default(await self.engine.default_model(service.service_name), None)
 
     @contextmanager
-    def _naming_default(self, service: ServiceSpec, default: str) -> Iterator[None]:
-        """Name where a missing default model was configured. `default` is "" if the call named its model."""
+    def _naming_default(self, service: ServiceSpec, default: _Default | None) -> Iterator[None]:
+        """Name the file that configures a missing default model. `default` is None if the call named its model."""
         try:
             yield
         except ModelNotFoundError as error:
-            if error.model != default or not default:
+            if default is None or default.place is None or error.model != default.model:
                 raise
-            place = self.manifest.path if default == service.default_model else self._defaults.path
-            raise catalogue.default_missing(default, service.service_name, str(place), pull=error.pull) from error
+            place = str(default.place)
+            raise catalogue.default_missing(default.model, service.service_name, place, pull=error.pull) from error
 
     async def _prepare(
         self, service_name: str, data: bytes
-    ) -> tuple[ServiceSpec, RequestValidator, dict[str, Any], str]:
+    ) -> tuple[ServiceSpec, RequestValidator, dict[str, Any], _Default | None]:
         """Check a request once.
 
         Returns the service, its validator, the request with a model in it, and the default model if the request
-        named none, else "".
+        named none.
         """
         spec = self._declared(service_name)
         validator = self.engine.validator(spec)
@@ -252,10 +271,11 @@ class Plugin:
                 f"service_name: {service_name} cannot be called with a JSON request; use InvokeServiceBidi"
             )
         request = validator.read(data) if len(data) <= BRIEF else await in_thread(validator.read, data)
-        default = ""
+        default = None
         if not request.get("model"):
-            default = request["model"] = await self._default_model(spec)
-            if not default:
+            default = await self._default(spec)
+            request["model"] = default.model
+            if not default.model:
                 raise InvalidRequestError.at(
                     "model", f"is missing, and plugin.yaml has no default_model for {service_name}"
                 )

@@ -207,6 +207,10 @@ class Engine(ABC):
     async def default_model(self, service: str) -> str:
         """The model for a call that names none, when neither the user nor plugin.yaml has chosen one; "" for none."""
 
+    async def default_models(self, services: Iterable[str]) -> dict[str, str]:
+        """The `default_model` of each service. For GetManifest; overridden where one look answers for all."""
+        return {service: await self.default_model(service) for service in services}
+
     async def is_sample(self, name: str) -> bool:  # noqa: ARG002  # for engines with samples
         """Whether a name means a sample of the package, which a model of the user's own replaces as the default."""
         return False

@@ -61,7 +61,7 @@ from engine_plugin.system.files import in_thread, private_folder
 
 if TYPE_CHECKING:
     import builtins
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
     from pathlib import Path
 
     from engine_plugin.download.events import PullEvent
@@ -170,10 +170,13 @@ class ModelStore:
         """The name of the first sample of a kind, or ""."""
         return self._samples.default_for(kind) if self._samples else ""
 
-    async def default_for(self, kind: str) -> str:
-        """The name of the model of a kind that was pulled last, else of a sample, else ""."""
-        own = [one for one in await self._index.all() if one.kind == kind and not self._holds_sample(one)]
-        return max(own, key=lambda one: one.mtime_ns).name if own else self.sample_for(kind)
+    async def defaults_for(self, kinds: Iterable[str]) -> dict[str, str]:
+        """For each kind the name of the model that was pulled last, else of a sample, else ""."""
+        latest = {kind: self.sample_for(kind) for kind in kinds}
+        for record in sorted(await self._index.all(), key=lambda one: one.mtime_ns):
+            if record.kind in latest and not self._holds_sample(record):
+                latest[record.kind] = record.name
+        return latest
 
     async def is_sample(self, name: str) -> bool:
         """Whether a name means a sample of the package, pulled or not."""

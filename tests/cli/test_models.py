@@ -116,6 +116,14 @@ def test_a_file_that_is_missing_from_a_folder_here_is_a_path(elsewhere: Workplac
 
 
 @pytest.mark.promise("T2")
+@pytest.mark.parametrize("named", ["hf://", "https://hub/owner/name/"])
+def test_url_that_ends_in_a_slash_is_not_a_path(elsewhere: Workplace, named: str) -> None:
+    said = elsewhere.good("models", "pull", named, "--name", "mine", "--json")
+    steps = [json.loads(line) for line in said.splitlines()]
+    assert json.loads(steps[0]["status"].removeprefix("resolving mine "))["source"] == named
+
+
+@pytest.mark.promise("T2")
 def test_a_name_that_is_also_a_folder_here_stays_a_name(managed: Workplace) -> None:
     (managed.plugin / "nowhere").mkdir()
     said = managed.bad(3, "models", "pull", "nowhere")

@@ -17,6 +17,7 @@ from tests.shipped import shipped, write_manifest
 from tests.small_engine import SmallEngine
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 HELLO = json.dumps({"messages": [{"role": "user", "content": "a"}]}).encode()
@@ -26,12 +27,17 @@ class Engine(SmallEngine):
     """An engine with one sample; `pulled` is its own default."""
 
     pulled = ""
+    asked = 0
 
     async def is_sample(self, name: str) -> bool:
         return name == "sample"
 
     async def default_model(self, service: str) -> str:
         return self.pulled
+
+    async def default_models(self, services: Iterable[str]) -> dict[str, str]:
+        self.asked += 1
+        return await super().default_models(services)
 
     async def call(self, service: str, request: dict[str, Any]) -> bytes:
         if request["model"].startswith("deleted"):
@@ -91,6 +97,22 @@ async def test_a_missing_default_model_is_named_with_its_file(tmp_path: Path, ch
     assert told.value.pull == "deleted"
     with pytest.raises(ModelNotFoundError, match="no model is called that"):
         await plugin.invoke("chat", HELLO.replace(b"{", b'{"model": "deleted2", ', 1))
+
+
+@pytest.mark.parametrize("declared", ["sample", ""])
+async def test_missing_model_that_the_engine_chose_is_not_blamed_on_a_file(tmp_path: Path, declared: str) -> None:
+    plugin, engine = plugin_with(tmp_path, declared)
+    engine.pulled = "deleted"
+    with pytest.raises(ModelNotFoundError, match=r"^model: no model is called that"):
+        await plugin.invoke("chat", HELLO)
+
+
+async def test_manifest_asks_the_engine_once_for_all_default_models(tmp_path: Path) -> None:
+    plugin, engine = plugin_with(tmp_path, "sample")
+    engine.pulled = "mine"
+    services = json.loads(await plugin.manifest_json())["services"]
+    assert {one["default_model"] for one in services if one["service_name"] in engine.services} >= {"mine"}
+    assert engine.asked == 1
 
 
 async def test_a_change_is_seen_at_once(tmp_path: Path) -> None:

@@ -103,6 +103,15 @@ def test_a_wrong_request_names_its_field(request_: PullRequest, field: str) -> N
         plan(request_)
 
 
+@pytest.mark.parametrize(
+    ("given", "right"),
+    [("hf://", "hf:owner/name"), ("hf://a/b", "hf:a/b"), ("MS://a/b@v1/", "ms:a/b@v1")],
+)
+def test_reference_with_slashes_is_rejected_with_its_right_form(given: str, right: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^model: '{given}' is not a valid reference. Write '{right}'.$"):
+        plan(PullRequest(given))
+
+
 def test_what_is_nowhere(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="Did you mean tiny-chat") as caught:
         plan(PullRequest("tiny-chatt"))

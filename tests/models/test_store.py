@@ -44,7 +44,7 @@ def lay_in(root: Path, name: str, data: bytes) -> Path:
 async def test_a_fresh_store_lists_the_samples_and_creates_nothing(store: ModelStore, root: Path) -> None:
     assert [model.name for model in await store.list()] == ["tiny-chat-gguf", "tiny-embed-gguf", "tiny-rerank-gguf"]
     assert (await store.get("tiny-chat-gguf")).bundled
-    assert await store.default_for("rerank") == "tiny-rerank-gguf"
+    assert await store.defaults_for(["rerank"]) == {"rerank": "tiny-rerank-gguf"}
     assert list(root.parent.iterdir()) == []
 
 
@@ -54,21 +54,21 @@ async def test_the_model_that_was_pulled_last_is_the_default_of_its_kind(
 ) -> None:
     await pull(store, PullRequest("tiny-chat-gguf"))
     assert await store.is_sample("tiny-chat-gguf")
-    assert await store.default_for("chat") == "tiny-chat-gguf"
+    assert await store.defaults_for(["chat"]) == {"chat": "tiny-chat-gguf"}
     for name in ("zebra", "antelope"):
         await pull(store, PullRequest(str(lay_in(tmp_path / "elsewhere", name, data + name.encode()))))
     assert not await store.is_sample("zebra")
-    assert await store.default_for("chat") == "antelope"
+    assert await store.defaults_for(["chat"]) == {"chat": "antelope"}
     await store.delete("antelope")
-    assert await store.default_for("chat") == "zebra"
+    assert await store.defaults_for(["chat"]) == {"chat": "zebra"}
     await pull(store, PullRequest("copy", source="model:tiny-chat-gguf"))
-    assert await store.default_for("chat") == "zebra"
+    assert await store.defaults_for(["chat"]) == {"chat": "zebra"}
 
 
 async def test_a_store_without_samples_is_empty(root: Path, inspector: Inspector) -> None:
     store = ModelStore(root, inspect=inspector)
     assert await store.list() == []
-    assert await store.default_for("chat") == ""
+    assert await store.defaults_for(["chat"]) == {"chat": ""}
 
 
 async def test_a_pulled_sample_is_copied_verified_and_shadows_the_bundled_one(

@@ -39,7 +39,7 @@ from engine_plugin.process.records import ProcessRecords
 from engine_plugin.system.files import in_thread, private_data_dir, private_folder
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from engine_plugin.download.events import PullEvent
@@ -370,8 +370,12 @@ class Driver(Engine, Generic[BackendT, ServerT]):
     # Services
 
     async def default_model(self, service: str) -> str:
-        kind = KIND_OF_SERVICE.get(service) if service in self.services else None
-        return await self._store.default_for(kind) if kind else ""
+        return (await self.default_models((service,)))[service]
+
+    async def default_models(self, services: Iterable[str]) -> dict[str, str]:
+        kinds = {name: KIND_OF_SERVICE.get(name, "") if name in self.services else "" for name in services}
+        models = await self._store.defaults_for({*kinds.values()} - {""})
+        return {name: models.get(kind, "") for name, kind in kinds.items()}
 
     async def is_sample(self, name: str) -> bool:
         return await self._store.is_sample(name)
