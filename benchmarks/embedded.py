@@ -24,7 +24,7 @@ __all__ = ["MODEL", "SERVER", "Embedded", "embedded_server"]
 SERVER = "server"
 MODEL = "bench"
 CHAT_PATH = "/v3/chat/completions"
-_RUNNER = "openvino_server"
+_SERVER = "openvino_server"
 _START_LIMIT = 60.0
 _READY_LIMIT = 120.0
 _ANSWER_LIMIT = 64 * 1024 * 1024
@@ -92,7 +92,7 @@ async def embedded_server(
             first_line.set_result(json.loads(said[: said.index(b"\n")]))
 
     line = json.dumps(settings).encode() + b"\n"
-    command, environ = module_command(_RUNNER, "serve"), module_environ(dict(os.environ))
+    command, environ = module_command(_SERVER, "serve"), module_environ(dict(os.environ))
     process = await ChildProcess.spawn(command, environ, take, stdin=line)
     try:
         waiting: set[asyncio.Future[Any]] = {first_line, process.exited}

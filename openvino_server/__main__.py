@@ -1,11 +1,4 @@
-"""The embedded server's entry: `python -m openvino_server VERB`.
-
-    serve     the HTTP server; settings are one JSON line on stdin, which then stays open: its end means that the
-              plugin is gone or wants us to stop
-    probe     print version and devices as JSON
-
-Of ours it imports this package, and the guard and its like. A failure is one line on stderr and exit status 3.
-"""
+"""The embedded server's command line; `_USAGE` describes it. A failure is one line on stderr and exit status 3."""
 
 from __future__ import annotations
 
@@ -18,6 +11,18 @@ from engine_plugin.process.entry import fail, own_stdin, read_settings
 from openvino_server.trimming import trim_openvino
 
 __all__ = ["main"]
+
+_USAGE = """\
+usage: python -m openvino_server serve|probe
+
+serve    read the settings from stdin, one JSON object on one line, print {"address": …}, and serve until stdin ends
+probe    print {"version": …, "devices": […]} of the installed openvino-genai
+
+docs/openvino-server.md has the settings, config.json and the routes. To serve until Ctrl-C:
+
+    (echo '{"host": "127.0.0.1", "port": 8000, "key": "secret", "config": "config.json"}'; cat) |
+        python -m openvino_server serve
+"""
 
 
 def _serve() -> None:
@@ -42,10 +47,13 @@ def _probe() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run one verb; `serve` does not return."""
+    """Run one verb and return the exit status; `serve` does not return."""
     verbs = {"serve": _serve, "probe": _probe}
+    if arguments in (["--help"], ["-h"]):
+        sys.stdout.write(_USAGE)
+        return 0
     if len(arguments) != 1 or arguments[0] not in verbs:
-        sys.stderr.write(f"usage: runner {'|'.join(verbs)}\n")
+        sys.stderr.write(_USAGE)
         return 2
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the plugin
     guard.arm()
@@ -55,8 +63,8 @@ def main(arguments: list[str]) -> int:
         fail(f"{error}. Install the engine: InstallEngine, or pip install 'engine-plugin[openvino]'")
     except OSError as error:
         fail(str(error))
-    except (ValueError, KeyError) as error:
-        fail(f"{type(error).__name__}: {error}")
+    except (ValueError, TypeError) as error:
+        fail(f"stdin: not valid settings: {error}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """The worker's ends of its two pipes: requests come on one, answers leave on the other.
 
-A frame is a length of four bytes, big end first, and that many bytes of a pickled tuple. The runner is the only one
-at the other end; what it does not trust never reaches a pickle.
+A frame is a length of four bytes, big end first, and that many bytes of a pickled tuple. The server process is
+the only one at the other end. It writes plain values only, so that no pickle here comes from a request.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Channel", "Frame", "Inbox", "encode", "receive"]
 Frame = tuple[Any, ...]
 
 _LENGTH = struct.Struct(">I")
-_ROOM = 1 << 20  # bytes in a pipe: a runner that is behind for a moment must not stop the model
+_ROOM = 1 << 20  # bytes in a pipe: a server process that is busy for a moment must not stop the model
 _F_SETPIPE_SZ = 1031
 
 
@@ -39,7 +39,7 @@ def receive(descriptor: int) -> Frame:
 
 
 class Channel:
-    """Where answers go. Whoever sends waits while the pipe is full; a runner that is gone ends the process."""
+    """Sends answers. Blocks while the pipe is full; ends this process when the server process has ended."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor

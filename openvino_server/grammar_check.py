@@ -1,7 +1,7 @@
-"""Tries out grammars: `python -m openvino_server.grammar_check`, spawned by a chat model's worker.
+"""The grammar check: `python -m openvino_server.grammar_check`, spawned by a chat model's worker.
 
-The first frame on stdin is the model's folder, each other one a grammar; each is answered by a text: what is wrong,
-or nothing. A grammar that crashes the compiler ends this process, one that takes too long has it ended.
+The first frame on stdin is the model's folder, each other one a grammar. The answer to each is one text: what is
+wrong, or "". A grammar that crashes the compiler ends this process; for one that takes too long, the worker kills it.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from openvino_server.config import ModelSpec
 
-__all__ = ["AVAILABLE", "END", "LOADING", "UNLOADING", "Model", "RunnerSettings"]
+__all__ = ["AVAILABLE", "END", "LOADING", "UNLOADING", "Model", "ServerSettings"]
 
 LOADING, AVAILABLE, UNLOADING, END = "LOADING", "AVAILABLE", "UNLOADING", "END"
 _CHAT_SEQUENCES = 256  # OVMS's default of max_num_seqs
@@ -30,8 +30,8 @@ _STOP_WITHIN = 2.0
 
 
 @dataclass(frozen=True)
-class RunnerSettings:
-    """The settings of the runner that concern models. Times in seconds, sizes in bytes.
+class ServerSettings:
+    """The settings of the server that concern models. Times in seconds, sizes in bytes.
 
     A worker without a sign of life is killed after `start_timeout` while it loads, after `hung_timeout` (0: never)
     while it owes answers.
@@ -56,7 +56,7 @@ class Model:
     def __init__(
         self,
         spec: ModelSpec,
-        settings: RunnerSettings,
+        settings: ServerSettings,
         argv: Sequence[str],
         environ: Mapping[str, str],
     ) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
     from pathlib import Path
 
-    from openvino_server.model import RunnerSettings
+    from openvino_server.model import ServerSettings
 
 __all__ = ["Registry"]
 
@@ -38,7 +38,7 @@ class Registry:
     """All models of one server. `argv` runs a worker."""
 
     def __init__(
-        self, config: Path, settings: RunnerSettings, argv: Sequence[str], environ: Mapping[str, str]
+        self, config: Path, settings: ServerSettings, argv: Sequence[str], environ: Mapping[str, str]
     ) -> None:
         self._config = config
         self._settings = settings

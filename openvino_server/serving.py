@@ -1,4 +1,4 @@
-"""The server's process: settings in, address out, and an end with the end of stdin."""
+"""The server process: reads settings, prints its address, and exits when stdin ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openvino_server.app import make_app, serve_http
-from openvino_server.model import RunnerSettings
+from openvino_server.model import ServerSettings
 from openvino_server.registry import Registry
 
 if TYPE_CHECKING:
@@ -28,19 +28,21 @@ _BURIAL = 0.5
 
 
 def serve(settings: dict[str, Any], stdin: int, worker: Sequence[str] = WORKER) -> None:
-    """Serve until the descriptor `stdin` ends, then exit at once. `settings` come from the driver; `worker` runs a
-    worker.
+    """Serve until the descriptor `stdin` ends, then exit this process. `worker` is the argv of a worker.
 
-    Raises OSError when it cannot listen.
+    `settings` are those of docs/openvino-server.md. Raises ValueError and TypeError for invalid ones, OSError when it
+    cannot listen.
     """
     asyncio.run(_serve(settings, stdin, worker))
 
 
 async def _serve(settings: dict[str, Any], stdin: int, worker: Sequence[str]) -> None:
-    known = {field.name for field in fields(RunnerSettings)}
+    if missing := {"host", "key", "config"} - settings.keys():
+        raise ValueError(f"missing: {', '.join(sorted(missing))}")
+    known = {field.name for field in fields(ServerSettings)}
     registry = Registry(
         Path(settings["config"]),
-        RunnerSettings(**{name: value for name, value in settings.items() if name in known}),
+        ServerSettings(**{name: value for name, value in settings.items() if name in known}),
         worker,
         os.environ,
     )
@@ -52,7 +54,7 @@ async def _serve(settings: dict[str, Any], stdin: int, worker: Sequence[str]) ->
         raise OSError(f"cannot listen on {host}: {error.strerror or error}") from error
     print(json.dumps({"address": address}), flush=True)
     registry.load_soon()
-    gc.freeze()  # what is there now stays; it need not be looked through again and again
+    gc.freeze()  # the collector need not visit what stays until the end
     try:
         await asyncio.Event().wait()
     finally:
@@ -75,14 +77,14 @@ def _exit_when_stdin_ends(registry: Registry, stdin: int) -> None:
         finally:
             loop.call_soon_threadsafe(end)
             threading.Event().wait(_LAST_MOMENT)
-            os._exit(0)  # the loop hangs; the workers notice the end of their stdin
+            os._exit(0)  # the loop hangs; the workers exit when their stdin ends
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
 
 
 def _bury_children() -> None:
-    """Wait, but not for long, until the killed are gone: who inherits them, such as the first process of a container,
-    may never do that, and Windows need not."""
+    """Reap the killed workers, for `_BURIAL` seconds at most: the first process of a container, which would inherit
+    them, may never do it. Windows has no zombies."""
     give_up = time.monotonic() + _BURIAL
     if sys.platform != "win32":
         while time.monotonic() < give_up:

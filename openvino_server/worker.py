@@ -1,8 +1,8 @@
-"""One loaded model: `python -m openvino_server.worker`, spawned by the runner.
+"""One loaded model: `python -m openvino_server.worker`, spawned by the server process.
 
-It has a process of its own because the pipeline of a language model computes without letting Python's other threads
-run; in one process nobody would answer meanwhile. Requests come as frames on stdin, whose end means that the runner
-is gone; answers leave on what was stdout, and whatever libraries print goes to stderr.
+It is a process of its own because a step of a language model holds Python's lock: in the server process, all HTTP
+requests would wait for it. Requests come as frames on stdin, whose end means that the server process has ended;
+answers leave on what was stdout, and the output of libraries goes to stderr.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SWITCH = 0.0005  # seconds after which a thread that waits for Python gets it: 
 
 
 def main() -> int:
-    """Load the model that the first frame names, tell it ready or failed, and serve until told to quit."""
+    """Load the model of the first frame, answer ready or failed, and serve until the frame `quit`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the plugin
     guard.arm()
     channel = Channel(os.dup(1))
@@ -38,7 +38,7 @@ def main() -> int:
 
     try:
         server = pipelines.load(rest[0])
-    except Exception as error:  # noqa: BLE001  # whatever keeps a model from loading is told, not raised
+    except Exception as error:  # noqa: BLE001  # the answer has the reason
         channel.send(("failed", pipelines.reason(error), isinstance(error, MemoryError)))
         return FAILED
     channel.send(("ready", server.facts))

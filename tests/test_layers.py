@@ -76,6 +76,26 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"app", "engines/base", "host", "manifest", "models", "process", "server"} | BASE,
 }
 
+SHARED = {
+    "errors",  # what `openai_api.conversation` raises
+    "jsontext",  # JSON of requests, within bounds
+    "models.info",  # the names of kinds and capabilities
+    "openai_api.completions",  # log probabilities of a completion
+    "openai_api.conversation",  # messages of a chat
+    "process.entry",  # stdin of a program, and its failure
+    "process.guard",  # ends with the parent process
+    "process.health",  # processor time, by which a hung worker is found
+    "process.memory",  # figures for an error of too little memory
+    "process.python",  # the argv of a module
+    "process.restarts",  # when a dead worker is restarted
+    "services.pictures",  # how many pictures a request may have
+    "services.text_to_image",  # formats of pictures
+    "system.files",  # JSON files of a model, within bounds
+    "templates.jinja",  # chat templates
+    "templates.renderer",  # the process that renders them
+}
+"""All that `openvino_server` takes from `engine_plugin`."""
+
 ENGINES = ("llamacpp", "ollama", "openai", "openvino")
 ENGINE_WORDS = re.compile(r"llama|openvino(?!:)|openai(?!:)", re.IGNORECASE)
 
@@ -158,6 +178,15 @@ def test_imports_run_downhill(path: Path) -> None:
     part = part_of(path)
     used = {part_of_name(name) for name in imports(path)} - {part, ""}
     assert used <= MAY_IMPORT.get(part, set()), f"{part} must not import {used - MAY_IMPORT.get(part, set())}"
+
+
+def test_the_embedded_server_imports_the_shared_modules_only() -> None:
+    used = {name for path in SOURCES if part_of(path) == "openvino_server" for name in imports(path)}
+    modules = {".".join(path.with_suffix("").parts) for path in SOURCES}
+    found = {
+        name if name in modules else name.rpartition(".")[0] for name in used if name.startswith("engine_plugin.")
+    }
+    assert found == {f"engine_plugin.{name}" for name in SHARED}
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:

@@ -1,8 +1,8 @@
-"""Structured outputs: which grammar a call asks for, and whether it can be compiled.
+"""Structured outputs: the grammar that a call asks for, and whether it can be compiled.
 
-A grammar that cannot be would break the pipeline for all of its calls, and one that is made for it keeps the compiler
-busy for ever, or crashes it. So each is tried out before, in a process that may break (`prover`), while the model
-goes on with its other calls.
+A grammar that does not compile would break the pipeline for all of its calls, and a malicious one crashes the
+compiler or keeps it busy without end. Therefore each is compiled first by a process of its own (`grammar_check`),
+while the model continues with its other calls.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Grammar", "Grammars", "wanted"]
 
-_PROVER = (sys.executable, "-P", "-s", "-m", "openvino_server.grammar_check")
-_PROVEN = 256  # grammars remembered
-_WITHIN = 3.0  # seconds; the model's other calls wait as long while its pipeline compiles what was proven
+_CHECK = (sys.executable, "-P", "-s", "-m", "openvino_server.grammar_check")
+_REMEMBERED = 256  # grammars known to be good
+_WITHIN = 3.0  # seconds; the model's other calls wait as long while its pipeline compiles the grammar
 _START_WITHIN = 60.0
 
 
 class Grammar(NamedTuple):
-    """What an answer must look like: the field that asks for it, the kind, and the grammar's text.
+    """The form of an answer: the request's field that asks for it, the kind, and the grammar's text.
 
     The kinds are json_schema, regex and grammar, and tools: a list of (text before, JSON schema, text after).
     """
@@ -47,7 +47,7 @@ class Grammar(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Stands for it."""
+        """Identifies kind and text."""
         return hashlib.sha256(json.dumps([self.kind, self.value]).encode()).hexdigest()
 
     def config(self) -> Any:
@@ -64,10 +64,10 @@ class Grammar(NamedTuple):
 
 
 class Grammars:
-    """Which grammars are good, by the word of a process that is started when it is needed.
+    """Checks grammars by a process that starts with the first one, and remembers the good ones.
 
-    `told` is called by another thread with the key of a grammar that `is_good` did not know, and with what is wrong
-    with it, or nothing.
+    `told` is called from another thread with the key of each grammar for which `is_good` was False, and with what is
+    wrong with it ("": it is good).
     """
 
     def __init__(self, path: Path, told: Callable[[str, str], None]) -> None:
@@ -80,7 +80,7 @@ class Grammars:
         self._thread: threading.Thread | None = None
 
     def is_good(self, grammar: Grammar) -> bool:
-        """False where that is to be found out first; `told` is called then."""
+        """Whether it is known to be good. If not, it is checked, and `told` is called with the result."""
         key = grammar.key
         if key in self._good:
             self._good.move_to_end(key)
@@ -95,27 +95,27 @@ class Grammars:
         return False
 
     def learn(self, key: str, complaint: str) -> None:
-        """Take what was told. What is bad is not remembered: it may have been the machine's fault."""
+        """Take a result, on the thread of `is_good`. A bad one is not kept: the machine may have been the cause."""
         self._asked.discard(key)
         if not complaint:
             self._good[key] = None
-            if len(self._good) > _PROVEN:
+            if len(self._good) > _REMEMBERED:
                 self._good.popitem(last=False)
 
     def _work(self) -> None:
         while True:
             grammar = self._waiting.get()
             try:
-                complaint = self._prove(grammar)
-            except Exception as error:  # noqa: BLE001  # somebody waits for what it is
-                complaint = f"it cannot be tried out: {error}"
+                complaint = self._check(grammar)
+            except Exception as error:  # noqa: BLE001  # a call waits for the result
+                complaint = f"it cannot be checked: {error}"
             self._told(grammar.key, complaint)
 
-    def _prove(self, grammar: Grammar) -> str:
-        """What is wrong with it; nothing where it is good."""
+    def _check(self, grammar: Grammar) -> str:
+        """What is wrong with a grammar; "" when it is good."""
         if self._process is None:
             self._process = subprocess.Popen(
-                _PROVER,
+                _CHECK,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**os.environ, guard.PARENT_VARIABLE: str(os.getpid())},
@@ -130,7 +130,7 @@ class Grammars:
 
     @staticmethod
     def _ask(process: subprocess.Popen[bytes], what: Any, within: float) -> str | None:
-        """The answer; None from a process that has ended, at the latest now."""
+        """The answer; None when the process has ended, or was killed after `within` seconds."""
         assert process.stdin is not None  # noqa: S101
         assert process.stdout is not None  # noqa: S101
         timer = threading.Timer(within, process.kill)
@@ -149,7 +149,7 @@ class Grammars:
 
 
 def wanted(params: Parameters) -> Grammar | None:
-    """What a call asks for. Raises RequestError when it is nothing that could be compiled."""
+    """The grammar that a call's parameters ask for. Raises RequestError, naming the field."""
     form = params.get("response_format")
     if form is not None:
         return _response_format(form)

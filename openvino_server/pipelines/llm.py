@@ -56,8 +56,8 @@ def load(settings: Settings) -> _Llm:
     return _Llm(settings)
 
 
-class _NotProvenError(Exception):
-    """A call has to wait until its grammar has been tried out."""
+class _UncheckedError(Exception):
+    """A call has to wait until its grammar has been checked."""
 
     def __init__(self, grammar: Grammar) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class _Llm:
         self._stop_tokens = set(self._base.stop_token_ids) | {self._base.eos_token_id}
         self._detokenizer = Detokenizer(self._tokenizer)
         self._path = settings.path
-        self._unproven: dict[int, tuple[Grammar, Frame]] = {}
+        self._unchecked: dict[int, tuple[Grammar, Frame]] = {}
         self._best_of_limit = int(options.get("best_of_limit") or 20)
         self._tokens_limit = int(options.get("max_tokens_limit") or 0)
         templates = chat.read_templates(settings.path, lambda: self._tokenizer.chat_template)
@@ -104,7 +104,7 @@ class _Llm:
 
     def serve(self, inbox: Inbox, channel: Channel) -> None:
         """See Server."""
-        self._grammars = Grammars(self._path, lambda key, complaint: inbox.put(("proven", key, complaint)))
+        self._grammars = Grammars(self._path, lambda key, complaint: inbox.put(("checked", key, complaint)))
         while True:
             while not inbox.empty() or not self._busy():
                 frame = inbox.get()
@@ -127,25 +127,25 @@ class _Llm:
         verb, number, *rest = frame
         if verb == "cancel":
             self._cancel(number)
-        elif verb == "proven":
+        elif verb == "checked":
             self._learn(number, rest[0])
         elif verb == "do":
             try:
                 self._begin(number, rest[0])
-            except _NotProvenError as error:
+            except _UncheckedError as error:
                 self._drop(number)
-                self._unproven[number] = (error.grammar, frame)
+                self._unchecked[number] = (error.grammar, frame)
             except Exception as error:  # noqa: BLE001  # one bad call must not end the others
                 self._drop(number)
                 self._frames.append(refusal(number, error))
 
     def _learn(self, key: str, complaint: str) -> None:
-        """Go on with the calls that waited for what there is to say of a grammar."""
+        """Continue the calls that waited for the check of a grammar."""
         self._grammars.learn(key, complaint)
-        for number, (grammar, frame) in list(self._unproven.items()):
+        for number, (grammar, frame) in list(self._unchecked.items()):
             if grammar.key != key:
                 continue
-            del self._unproven[number]
+            del self._unchecked[number]
             if complaint:
                 error = RequestError(f"{grammar.field}: cannot be followed: {complaint}")
                 self._frames.append(refusal(number, error))
@@ -168,7 +168,7 @@ class _Llm:
         prompt: str = request["prompt"]  # the model's template rendered it, in a process of its own
         tools = chat.tools(request.get("tools"), request.get("tool_choice"))
         forced = self._dialect.forced(tools)
-        grammar = self._proven(Grammar("tools", "tools", forced) if forced else wanted(params))
+        grammar = self._checked(Grammar("tools", "tools", forced) if forced else wanted(params))
         images = pictures(request.get("pictures") or [])
         tokens = None if self._sees else self._encode(prompt, special=False)
         plan = self._dialect.plan(tools, prompt, guided=grammar is not None)
@@ -180,7 +180,7 @@ class _Llm:
             prompts = [prompts]
         if not isinstance(prompts, list) or not prompts:
             raise RequestError("prompt: must be a text, a list of texts or a list of tokens, not empty")
-        grammar = self._proven(wanted(params))
+        grammar = self._checked(wanted(params))
         echo = flag(request, "echo", False)
         for index, prompt in enumerate(prompts):
             given: Any = prompt if isinstance(prompt, str) and self._sees else self._prompt_tokens(prompt)
@@ -190,12 +190,12 @@ class _Llm:
                 call.echoes += [(first + one, text, 0, None, None) for one in range(call.params.n)]
             self._add(call, index * call.params.n, given, grammar, [], None)
 
-    def _proven(self, grammar: Grammar | None) -> Any:
-        """GenAI's config of it. Raises RequestError, and _NotProvenError where the call has to wait."""
+    def _checked(self, grammar: Grammar | None) -> Any:
+        """GenAI's config of a grammar. Raises _UncheckedError when the call has to wait for the check."""
         if grammar is None:
             return None
         if not self._grammars.is_good(grammar):
-            raise _NotProvenError(grammar)
+            raise _UncheckedError(grammar)
         return grammar.config()
 
     def _prompt_tokens(self, prompt: Any) -> Any:
@@ -243,7 +243,7 @@ class _Llm:
             self._live.append(stream)
 
     def _cancel(self, number: int) -> None:
-        if self._drop(number) or self._unproven.pop(number, None) is not None:
+        if self._drop(number) or self._unchecked.pop(number, None) is not None:
             self._frames.append(("error", number, *CANCELLED))
 
     def _drop(self, number: int) -> bool:
@@ -342,7 +342,7 @@ class _Llm:
             call.streams.clear()  # a circle, which would keep the pipeline's memory until it is found
 
     def _fail(self, channel: Channel, error: Exception) -> None:
-        """A pipeline that has failed once fails ever after. The process ends, and the runner starts a new one."""
+        """Report a failed step to all calls. Every later step would fail too, so this process ends."""
         traceback.print_exc()
         text = reason(error)
         channel.send(*self._frames, *(("error", number, 500, "server_error", text) for number in self._calls))

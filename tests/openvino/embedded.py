@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from engine_plugin.engines.openvino.command import ServerSettings, runner_command, runner_stdin
+from engine_plugin.engines.openvino.command import ServerSettings, server_command, settings_line
 from engine_plugin.engines.openvino.entries import entry_of
 from engine_plugin.engines.openvino.options import OpenVinoOptions
 from engine_plugin.models.info import bundled_samples
@@ -51,7 +51,7 @@ async def embedded_server(place: Path, models: Collection[str], key: str) -> Asy
         stable_time=60.0,
     )
     process = await asyncio.create_subprocess_exec(
-        *runner_command(),
+        *server_command(),
         env=python.module_environ(os.environ),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -59,7 +59,7 @@ async def embedded_server(place: Path, models: Collection[str], key: str) -> Asy
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        process.stdin.write(runner_stdin(settings))
+        process.stdin.write(settings_line(settings))
         line = await asyncio.wait_for(process.stdout.readline(), LIMIT)
         address = str(json.loads(line)["address"])
         await asyncio.wait_for(_loaded(address, key, set(models)), LIMIT)

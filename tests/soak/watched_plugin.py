@@ -43,7 +43,7 @@ async def _load(_host: HostEnv) -> WatchedPlugin:
         from engine_plugin.engines.openvino import command
         from engine_plugin.process import python
 
-        vars(command)["runner_command"] = lambda: python.module_command("tests.soak.watched_runner")
+        vars(command)["server_command"] = lambda: python.module_command("tests.soak.watched_runner")
     built = app.from_here(Path.cwd())
     return WatchedPlugin(built, await asyncio.start_unix_server(inside.tell, path))
 

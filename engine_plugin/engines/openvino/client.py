@@ -1,6 +1,6 @@
-"""One conversation partner: the HTTP face of the server, and what its complaints mean to our callers.
+"""The HTTP client of the server, and the exceptions for the server's errors.
 
-The OpenVINO Model Server and our own server (`runner`) answer alike, so that nobody above cares which it is.
+The OpenVINO Model Server and the embedded server have the same routes and answers.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _NAMES_A_FIELD = re.compile(r"([a-z_]+(?:\[\d+\]|\.[A-Za-z_]+)*): ")
 
 
 class ServerClient(PostingClient):
-    """A client of one run of the server. Made by the driver; used by it and by `Speech`.
+    """A client of one run of the server. Created by the driver; used by it and by `Speech`.
 
-    Raises BadGatewayError with the server's last words when it dies.
+    When the server dies, requests raise BadGatewayError with the last lines of its log.
     """
 
     def __init__(self, http: Http1Client, run: ProcessRun | None) -> None:
@@ -40,20 +40,20 @@ class ServerClient(PostingClient):
         self._ended = ""
 
     def end(self, reason: str) -> None:
-        """Break off what is under way, and refuse what comes: UnavailableError with this reason."""
+        """Break off running requests and refuse new ones: UnavailableError with this reason."""
         self._ended = reason
         for exchange in self._exchanges:
             exchange.give_up()
 
     def get(self, path: str) -> AbstractAsyncContextManager[HttpResponse]:
-        """Ask for what is at `path`."""
+        """GET `path`. Raises the exception of `complaint_error` for any status but 200."""
         return self._answered(self._http.request("GET", path))
 
     def _posted(self, path: str, body: bytes, content_type: str) -> AbstractAsyncContextManager[HttpResponse]:
         return self._answered(self._http.request("POST", path, body, content_type))
 
     async def reload(self) -> str:
-        """Have the server read its configuration again, and wait until it follows it; what it complains of, or ""."""
+        """Have the server apply config.json, and wait until all changes are complete. Returns its error, or ""."""
         async with self._sent(self._http.request("POST", "/v1/config/reload", b"")) as response:
             body = await response.read(_RELOAD_LIMIT)
             good = response.status in (200, 201)
@@ -86,12 +86,12 @@ class ServerClient(PostingClient):
 
 
 def complaint_error(complaint: Complaint) -> EnginePluginError:
-    """The exception for what the server complained of, before or inside a stream."""
+    """The exception for an error of the server, before or inside a stream."""
     message = complaint.message
     if complaint.shape.get("type") == "exceed_context_size_error":
         return catalogue.CONTEXT_EXCEEDED.error(said=message)
     if complaint.status == 400 and complaint.shape and (found := _NAMES_A_FIELD.match(message)):
-        return InvalidRequestError(message, field=found[1])  # our own server's words, which need none before them
+        return InvalidRequestError(message, field=found[1])  # from the embedded server, which names the field
     if complaint.status == 404:
         return UnavailableError(f"the server does not serve the model now: {message}. Try again")
     return complaint.error()

@@ -1,4 +1,4 @@
-"""How a server is told what to do: ours by JSON on stdin, the OpenVINO Model Server by arguments."""
+"""How a server gets its settings: the embedded server by JSON on stdin, the OpenVINO Model Server by arguments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from engine_plugin.engines.openvino.software import RUNNER, server_environ
+from engine_plugin.engines.openvino.software import SERVER_MODULE, server_environ
 from engine_plugin.process import python
 
 if TYPE_CHECKING:
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
     from engine_plugin.engines.openvino.software import Backend
 
-__all__ = ["ServerSettings", "environ_of", "ovms_command", "runner_command", "runner_stdin"]
+__all__ = ["ServerSettings", "environ_of", "ovms_command", "server_command", "settings_line"]
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """One run of a server. `host` is a socket's path ending in .sock, or a loopback address with `port` (0: any).
+    """The settings of one run of a server. docs/openvino-server.md defines them; sizes in bytes, times in seconds.
 
-    Sizes in bytes (0: no limit), times in seconds.
+    `host` is a socket's path ending in .sock, or a loopback address with `port` (0: any free one).
     """
 
     host: str
@@ -42,22 +42,22 @@ class ServerSettings:
     stable_time: float
 
 
-def runner_command() -> list[str]:
-    """argv of our own server; everything else goes by `runner_stdin`."""
-    return python.module_command(RUNNER, "serve")
+def server_command() -> list[str]:
+    """argv of the embedded server, which reads everything else from `settings_line`."""
+    return python.module_command(SERVER_MODULE, "serve")
 
 
-def runner_stdin(settings: ServerSettings) -> bytes:
-    """The settings line. It holds the key, which therefore shows neither in argv nor in the environment."""
+def settings_line(settings: ServerSettings) -> bytes:
+    """The embedded server's settings, for its stdin: the key in them is in neither argv nor the environment."""
     return json.dumps(asdict(settings)).encode() + b"\n"
 
 
 def ovms_command(backend: Backend, settings: ServerSettings, key_file: Path, grpc_port: int) -> list[str]:
-    """argv of an ovms behind the guard. It reads the key from `key_file`; its port for gRPC has no use."""
+    """argv of an ovms behind the guard. It reads the key from `key_file`; nothing calls its gRPC port."""
     argv = python.guarded([backend.executable])
     argv += ["--rest_port", str(settings.port), "--rest_bind_address", settings.host]
     argv += ["--port", str(grpc_port), "--grpc_bind_address", "127.0.0.1"]
-    # 0: the configuration is read when we say so, not from time to time.
+    # 0: read the configuration on request only, not periodically.
     argv += ["--config_path", settings.config, "--file_system_poll_wait_seconds", "0"]
     argv += ["--api_key_file", str(key_file)]
     if settings.cache_dir:

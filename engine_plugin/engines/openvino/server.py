@@ -135,7 +135,7 @@ class OpenVinoServer(ServerProcess):
         settings = self._settings(address)
         env = command.environ_of(self._environ, self._backend)
         if self.is_ours:
-            return Command(command.runner_command(), env, command.runner_stdin(settings))
+            return Command(command.server_command(), env, command.settings_line(settings))
         argv = command.ovms_command(self._backend, settings, self._write_key_file(), address.ports[1])
         return Command(argv, env)
 

@@ -1,6 +1,6 @@
 """The OpenVINO software: which one is on this machine, installing it, upgrading it.
 
-Two kinds answer the same requests: OpenVINO Model Server (`ovms`), and our own server on the Python package
+Two kinds answer the same requests: OpenVINO Model Server (`ovms`), and the embedded server on the Python package
 openvino-genai (`embedded`). Places, in the order they are looked at (`engine.backend: auto`): the ovms that
 plugin.yaml names or that is on PATH; what InstallEngine installed below the data directory, which is a release of
 ovms or openvino-genai; openvino-genai beside this package (the extra `openvino`). Audio is decoded with packages that
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from engine_plugin.engines.openvino.options import OpenVinoOptions
     from engine_plugin.install.releases import Archive
 
-__all__ = ["RUNNER", "Backend", "Moves", "Software", "server_environ"]
+__all__ = ["SERVER_MODULE", "Backend", "Moves", "Software", "server_environ"]
 
-RUNNER = "openvino_server"
+SERVER_MODULE = "openvino_server"
 _REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 _GENAI = "openvino-genai"
 _OPENVINO = (_GENAI, "openvino", "openvino-tokenizers", "openvino-telemetry")
@@ -161,7 +161,7 @@ class Software(LocalSoftware[Backend]):
             found = _VERSION.search((out + err).decode("utf-8", "replace"))
             return {"version": found[1] if found else "unknown", "devices": None}
         environ = python.module_environ(self._environ, backend.site)
-        out, _ = await self._run(backend, python.module_command(RUNNER, "probe"), environ)
+        out, _ = await self._run(backend, python.module_command(SERVER_MODULE, "probe"), environ)
         shape: dict[str, Any] = json.loads(out)
         return {**shape, "version": str(shape["version"]).partition("-")[0]}  # as pip calls it, without the build
 

@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 
 from engine_plugin.engines.openvino.engine import OpenVinoEngine
-from engine_plugin.engines.openvino.software import RUNNER, Backend, Software
+from engine_plugin.engines.openvino.software import SERVER_MODULE, Backend, Software
 from engine_plugin.host import PluginClient, connect
 from engine_plugin.manifest import load_manifest
 from engine_plugin.plugin import Plugin
@@ -63,7 +63,7 @@ def _manifest(place: Path, options: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def probed(marked: None) -> dict[str, Any]:
     """What the software here says of itself: asked once, since that takes longer than most tests."""
-    argv, environ = python.module_command(RUNNER, "probe"), python.module_environ(os.environ)
+    argv, environ = python.module_command(SERVER_MODULE, "probe"), python.module_environ(os.environ)
     _, out, _ = asyncio.run(python.run_briefly(argv, environ, timeout=60))
     shape: dict[str, Any] = json.loads(out)
     return shape

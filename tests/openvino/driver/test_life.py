@@ -207,7 +207,7 @@ async def test_a_device_of_plugin_yaml_that_is_not_here(serve: Serve) -> None:
 async def test_a_start_that_fails_leaves_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     running = await serve(start=False)
     with monkeypatch.context() as broken:
-        broken.setattr(command, "runner_command", lambda: [sys.executable, "-c", "raise SystemExit('no luck')"])
+        broken.setattr(command, "server_command", lambda: [sys.executable, "-c", "raise SystemExit('no luck')"])
         with pytest.raises(EnginePluginError, match="no luck"):
             await running.client.start_engine()
     assert running.processes() == []

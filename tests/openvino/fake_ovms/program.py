@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-RUNNER = "openvino_server"
+SERVER = "openvino_server"
 VERSION = "2026.3.0"
 USAGE = 64
 KEY = "between the stand-in and the embedded server"
@@ -100,7 +100,7 @@ class _Server:
             "host": "127.0.0.1", "port": 0, "key": KEY, "config": str(self._behind),
             "threads": 0, "max_queue": 256, "cache_dir": self._options.cache_dir, "memory_limit": 0,
         }  # fmt: skip
-        argv = [sys.executable, "-P", "-m", RUNNER, "serve"]
+        argv = [sys.executable, "-P", "-m", SERVER, "serve"]
         environ = {**os.environ, "ENGINE_PLUGIN_PARENT": str(os.getpid())}
         pipe = asyncio.subprocess.PIPE
         child = await asyncio.create_subprocess_exec(*argv, stdin=pipe, stdout=pipe, env=environ)

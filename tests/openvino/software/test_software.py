@@ -157,7 +157,7 @@ async def test_the_embedded_server_cannot_be_run(place: Place) -> None:
     nothing = Backend("embedded", "1", "openvino-genai in /nowhere", executable="")
     software = place.software()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(software_module, "RUNNER", "engine_plugin.engines.openvino.absent")
+        patch.setattr(software_module, "SERVER_MODULE", "engine_plugin.engines.openvino.absent")
         with pytest.raises(EngineStartError, match=r"in /nowhere does not run \(exit code 1\): .*No module named"):
             await software.probe(nothing)
 

@@ -6,25 +6,42 @@ import asyncio
 import ctypes
 import json
 import os
+import re
 import socket
 import stat
+import subprocess
 import sys
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import psutil
 import pytest
 
-from tests.openvino.runner_front.conftest import KEY, Config
+from openvino_server.model import ServerSettings
+from tests.openvino.server.conftest import KEY, Config
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
-RUNNER = "openvino_server"
+ROOT = Path(__file__).parents[3]
+SERVER = "openvino_server"
+
+
+def test_the_usage_and_the_page_of_the_server_agree_with_the_settings() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", SERVER, "--help"], capture_output=True, text=True, timeout=LIMIT, check=True
+    )
+    assert done.stdout.startswith("usage: python -m openvino_server serve|probe\n")
+    page = (ROOT / "docs" / "openvino-server.md").read_text(encoding="utf-8")
+    table = dict(re.findall(r"^\| `(\w+)` \| (\S*) \|", page.partition("## config.json")[0], re.MULTILINE))
+    own = {"host": "required", "port": "0", "key": "required", "config": "required"}
+    defaults = {field.name: field.default for field in fields(ServerSettings)}
+    assert table == own | {name: f"{value:g}" if value != "" else '""' for name, value in defaults.items()}
 
 
 @contextmanager
@@ -40,11 +57,11 @@ def inheriting() -> Iterator[None]:
 
 @asynccontextmanager
 async def running(
-    config: Config, module: str = "tests.openvino.runner_front.server", **settings: Any
+    config: Config, module: str = "tests.openvino.server.server", **settings: Any
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, dict[str, str]]]:
     """A server's process, and the line that it printed."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", module, *(["serve"] if module == RUNNER else [])),
+        *(sys.executable, "-m", module, *(["serve"] if module == SERVER else [])),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -148,7 +165,7 @@ async def test_the_socket_is_its_users_own_and_one_left_behind_is_no_hindrance(s
 
 async def test_a_port_of_its_own_choosing(scratch: Path) -> None:
     config = Config(scratch)
-    async with running(config, RUNNER, host="127.0.0.1", port=0, threads=0, cache_dir="") as (_, told):
+    async with running(config, SERVER, host="127.0.0.1", port=0, threads=0, cache_dir="") as (_, told):
         assert told["address"].startswith("http://127.0.0.1:")
         async with client(told["address"]) as session, session.get("/v2/health/live") as response:
             assert response.status == 200
@@ -170,7 +187,7 @@ async def test_where_it_cannot_listen_it_says_so(scratch: Path, way: str) -> Non
     with socket.create_server(("127.0.0.1", 0)) as taken:
         host, port = ("127.0.0.1", taken.getsockname()[1]) if way == "port" else (str(scratch / "no" / "s.sock"), 0)
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", RUNNER, "serve"),
+            *(sys.executable, "-m", SERVER, "serve"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -187,7 +204,7 @@ async def test_where_it_cannot_listen_it_says_so(scratch: Path, way: str) -> Non
 
 async def test_a_probe_tells_version_and_devices() -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", RUNNER, "probe"),
+        *(sys.executable, "-m", SERVER, "probe"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         env={**os.environ, "ENGINE_PLUGIN_PARENT": str(os.getpid())},

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.openvino.runner_front.test_calls import HELD
+from tests.openvino.server.test_calls import HELD
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:
-    from tests.openvino.runner_front.conftest import Front, Serve
+    from tests.openvino.server.conftest import Front, Serve
 
 
 async def pid(front: Front, model: str = "m") -> int:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from openvino_server import watch
-from tests.openvino.runner_front.test_calls import HELD, first_bytes, until_owed
+from tests.openvino.server.test_calls import HELD, first_bytes, until_owed
 from tests.patience import LIMIT, NEVER, pace
 
 if TYPE_CHECKING:
     from openvino_server.link import Worker
-    from tests.openvino.runner_front.conftest import Front, Serve
+    from tests.openvino.server.conftest import Front, Serve
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGSTOP")
 

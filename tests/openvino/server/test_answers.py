@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
-from tests.openvino.runner_front.conftest import parsed
+from tests.openvino.server.conftest import parsed
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:
-    from tests.openvino.runner_front.conftest import Front, Serve
+    from tests.openvino.server.conftest import Front, Serve
 
 ENTRY = {"token": "é\n", "logprob": -0.5, "bytes": [195, 169, 10], "top_logprobs": [{"token": "e", "logprob": -1.0}]}
 TOOL = {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":'}}]}

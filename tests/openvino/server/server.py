@@ -1,4 +1,4 @@
-"""The embedded server with the tests' worker: `python -m tests.openvino.runner_front.server`, settings on stdin."""
+"""The embedded server with the tests' worker: `python -m tests.openvino.server.server`, settings on stdin."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 from engine_plugin.process import guard
 from openvino_server.serving import serve
-from tests.openvino.runner_front.conftest import WORKER
+from tests.openvino.server.conftest import WORKER
 
 if __name__ == "__main__":
     guard.arm()

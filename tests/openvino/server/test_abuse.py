@@ -10,10 +10,10 @@ import pytest
 
 from openvino_server import wav
 from openvino_server.errors import ApiError
-from tests.openvino.runner_front.test_answers import wav_file
+from tests.openvino.server.test_answers import wav_file
 
 if TYPE_CHECKING:
-    from tests.openvino.runner_front.conftest import Front, Serve
+    from tests.openvino.server.conftest import Front, Serve
 
 CHAT = "/v3/chat/completions"
 JSON = {"Content-Type": "application/json"}

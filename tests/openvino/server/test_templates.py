@@ -11,7 +11,7 @@ from openvino_server import model, watch
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:
-    from tests.openvino.runner_front.conftest import Front, Serve
+    from tests.openvino.server.conftest import Front, Serve
 
 pytestmark = pytest.mark.promise("X4")
 

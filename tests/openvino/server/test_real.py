@@ -11,8 +11,8 @@ import aiohttp
 import pytest
 
 import engine_plugin
-from tests.openvino.runner_front.conftest import Config, parsed
-from tests.openvino.runner_front.test_process import RUNNER, available, client, running
+from tests.openvino.server.conftest import Config, parsed
+from tests.openvino.server.test_process import SERVER, available, client, running
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ async def test_all_kinds_of_models_answer(scratch: Path) -> None:
     for name, kind in KINDS.items():
         config.add(name, kind, SAMPLES / name)
     config.write()
-    async with running(config, RUNNER) as (_, told), client(told["address"]) as session:
+    async with running(config, SERVER) as (_, told), client(told["address"]) as session:
         await available(session)
 
         async def post(path: str, **body: Any) -> Any:

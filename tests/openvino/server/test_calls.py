@@ -19,7 +19,7 @@ from tests.patience import LIMIT
 
 if TYPE_CHECKING:
     from openvino_server.link import Worker
-    from tests.openvino.runner_front.conftest import Front, Serve
+    from tests.openvino.server.conftest import Front, Serve
 
 HELD = {"parts": [[0, "a", 1, None, None]], "then": "hold"}
 
