@@ -17,7 +17,7 @@ PACKAGE = Path(engine_plugin.__file__).parent
 
 ALLOWED = {
     "server/servicer.py": "the log does not repeat a line that it has just had",
-    "speech/decode.py": "only FFmpeg's text names the part that a file lacks",
+    "speech/decoder_program.py": "only FFmpeg's text names the part that a file lacks",
 }
 """Modules that read the texts of errors, and why."""
 

@@ -1,4 +1,4 @@
-"""Which words of a live transcription stay: those that two successive windows heard alike."""
+"""Local agreement: a word of a live transcription is confirmed when two successive windows agree on it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
 
     from engine_plugin.speech.subtitles import Segment
 
-__all__ = ["Agreement", "Word", "words_of"]
+__all__ = ["LocalAgreement", "Word", "split_words"]
 
-# Scripts that put no spaces between words: each sign counts as a word.
+# Scripts without spaces between words: each character counts as a word.
 _SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(rf"\s*(?:[{_SPACELESS}]|[^\s{_SPACELESS}]+)")
 _SPACED = re.compile(rf"[^\s{_SPACELESS}\u3000-\u303f\uff00-\uffef]")
 _NO_LETTERS = re.compile(r"[\W_]+")
 _LONGEST_MATCH = 6  # words
-_NEAR = 1.5  # seconds by which two windows may differ about when a word was said
+_NEAR = 1.5  # seconds by which the times of a word in two windows may differ
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word with the space before it, in seconds from the beginning of the stream."""
+    """A word with the space before it. Times are seconds from the beginning of the stream."""
 
     text: str
     start: float
@@ -32,12 +32,15 @@ class Word:
 
     @property
     def key(self) -> str:
-        """What two windows must agree on: not the punctuation, and not whether it begins a sentence."""
+        """The text that two windows must agree on, without punctuation and case."""
         return _NO_LETTERS.sub("", self.text).casefold() or self.text.strip()
 
 
-def words_of(segments: Sequence[Segment], offset: float) -> list[Word]:
-    """The words of a window that begins at `offset`. Within a segment time is shared out by length."""
+def split_words(segments: Sequence[Segment], offset: float) -> list[Word]:
+    """Split the segments of a window that begins at `offset` (seconds) into words.
+
+    A word's share of its segment's time is its share of the segment's text.
+    """
     words: list[Word] = []
     for segment in segments:
         parts = _WORD.findall(segment.text)
@@ -51,59 +54,59 @@ def words_of(segments: Sequence[Segment], offset: float) -> list[Word]:
     return words
 
 
-class Agreement:
-    """One sentence's text while it grows: what is settled, and what the latest window heard after that."""
+class LocalAgreement:
+    """The text of a growing sentence: confirmed words, then the tentative words of the latest window."""
 
     def __init__(self) -> None:
-        self.settled: list[Word] = []
-        self._latest: list[Word] = []
+        self.confirmed: list[Word] = []
+        self._tentative: list[Word] = []
 
     @property
     def text(self) -> str:
-        """The sentence as it is known now."""
+        """The confirmed and the tentative words."""
         return "".join(word.text for word in self._all()).strip()
 
     @property
     def stable(self) -> str:
-        """The part of the text that stays."""
-        return "".join(word.text for word in self.settled).strip()
+        """The confirmed words, which no later window changes."""
+        return "".join(word.text for word in self.confirmed).strip()
 
     @property
-    def settled_until(self) -> float:
-        """The end of the last settled word, 0 when there is none."""
-        return self.settled[-1].end if self.settled else 0.0
+    def confirmed_until(self) -> float:
+        """The end of the last confirmed word, in seconds; 0 without one."""
+        return self.confirmed[-1].end if self.confirmed else 0.0
 
-    def hear(self, words: list[Word]) -> None:
-        """Take what a window heard, which begins within what is settled, or with it."""
-        new = self._after_settled(words)
+    def add_window(self, words: list[Word]) -> None:
+        """Add the words of a window that begins no later than the confirmed words end."""
+        new = self._after_confirmed(words)
         alike = 0
-        while alike < min(len(new), len(self._latest)) and new[alike].key == self._latest[alike].key:
+        while alike < min(len(new), len(self._tentative)) and new[alike].key == self._tentative[alike].key:
             alike += 1
-        self.settled += new[:alike]
-        self._latest = new[alike:]
+        self.confirmed += new[:alike]
+        self._tentative = new[alike:]
 
-    def settle(self, until: float) -> None:
-        """Settle what was heard before a moment, since no later window will hear it again."""
-        while self._latest and self._latest[0].end <= until:
-            self.settled.append(self._latest.pop(0))
+    def confirm(self, until: float) -> None:
+        """Confirm the words that end before `until`, since no later window covers them."""
+        while self._tentative and self._tentative[0].end <= until:
+            self.confirmed.append(self._tentative.pop(0))
 
     def cut(self, at: float) -> None:
-        """Leave what begins after a moment to the next sentence."""
-        self.settled = [word for word in self.settled if word.start < at]
-        self._latest = [word for word in self._latest if word.start < at]
+        """Drop the words that begin after `at`: they belong to the next sentence."""
+        self.confirmed = [word for word in self.confirmed if word.start < at]
+        self._tentative = [word for word in self._tentative if word.start < at]
 
     def _all(self) -> Iterator[Word]:
-        yield from self.settled
-        yield from self._latest
+        yield from self.confirmed
+        yield from self._tentative
 
-    def _after_settled(self, words: list[Word]) -> list[Word]:
-        """The words of a window that come after what is settled: found by the settled words themselves, else by
-        time, which windows tell less exactly."""
-        if not self.settled:
+    def _after_confirmed(self, words: list[Word]) -> list[Word]:
+        """The words after the confirmed ones, found by matching those words; without a match by time, which is less
+        exact."""
+        if not self.confirmed:
             return words
-        tail = [word.key for word in self.settled[-_LONGEST_MATCH:]]
+        tail = [word.key for word in self.confirmed[-_LONGEST_MATCH:]]
         keys = [word.key for word in words]
-        until = self.settled_until
+        until = self.confirmed_until
         best = (0, 0.0, -1)  # the longest match, the nearest of those, its end
         for end in range(1, len(words) + 1):
             length = _common_suffix(tail, keys[:end])

@@ -1,7 +1,6 @@
-"""Recordings by their bytes: what container they are, and whether their end is missing.
+"""Detects the container of a recording and whether the recording is truncated, from its bytes.
 
-Called for live streams, which are decoded by the container that their first bytes show, and for files. Nothing is
-decoded here, and nothing but the standard library is imported: `speech.decode` runs it, too.
+Nothing is decoded. The module imports only the standard library, because the decoder program imports it.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ if TYPE_CHECKING:
 __all__ = ["HEAD", "UNKNOWN_LENGTH", "container_of", "is_cut_off"]
 
 HEAD = 16
-"""Bytes of a recording's beginning that are enough for `container_of`."""
+"""How many bytes from the beginning `container_of` needs."""
 
 UNKNOWN_LENGTH = 0x7FFFF000
-"""Bytes: a writer into a pipe claims to write as many, or more, or none."""
+"""A WAV that was written to a pipe declares this length or more, in bytes, or 0."""
 
 _MAGICS = (
     (0, b"OggS", "ogg"),
@@ -35,10 +34,9 @@ _WAVES = (b"RIFF", b"RF64", b"BW64")
 
 
 def container_of(head: bytes, *, by_frames: bool = True) -> str:
-    """The container that begins with these bytes, as one of `decoder.FORMATS`; "" for none that is known.
+    """The container that begins with `head`: one of `decoder.FORMATS`, or "" if unknown.
 
-    `by_frames`: whether MPEG audio without any header is looked for. Its 16 bits of synchronisation may also be a
-    raw sample.
+    `by_frames`: also detect MPEG audio without a header. Raw samples can be mistaken for its 16-bit sync word.
     """
     if head[:4] in _WAVES and head[8:12] == b"WAVE":
         return "wav"
@@ -51,7 +49,7 @@ def container_of(head: bytes, *, by_frames: bool = True) -> str:
 
 
 def is_cut_off(audio: bytes) -> bool:
-    """Whether a complete recording is shorter than its headers say. Takes up to a second for an hour of MP3."""
+    """Whether a recording is shorter than its headers declare. Takes up to a second for an hour of MP3."""
     check = _CHECKS.get(container_of(audio[:HEAD]))
     try:
         return check is not None and check(audio)
@@ -90,7 +88,7 @@ def _ogg(audio: bytes) -> bool:
     last = audio.rfind(b"OggS")
     laces = audio[last + 26]
     end = last + 27 + laces + sum(audio[last + 27 : last + 27 + laces])
-    return end > len(audio) or not audio[last + 5] & 4  # the flag of a stream's last page
+    return end > len(audio) or not audio[last + 5] & 4  # end-of-stream flag
 
 
 def _m4a(audio: bytes) -> bool:
@@ -109,7 +107,7 @@ _SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
 
 
 def _webm(audio: bytes) -> bool:
-    """Live recorders leave the sizes of segments and clusters open; then their contents decide."""
+    """Live recorders leave the sizes of segments and clusters open; their elements are then checked."""
     place = 0
     while place < len(audio):
         name, place = _ebml(audio, place, keep_mark=True)
@@ -123,7 +121,7 @@ def _webm(audio: bytes) -> bool:
 
 
 def _ebml(audio: bytes, place: int, *, keep_mark: bool) -> tuple[int, int]:
-    """A number of variable length, and where it ends."""
+    """Read a variable-length integer; return it and the position after it."""
     first = audio[place]
     length = 9 - first.bit_length()
     value = _big(audio, place, length)
@@ -172,7 +170,7 @@ _RATES = (44_100, 48_000, 32_000)
 
 
 def _mpeg_frame(audio: bytes, place: int) -> int:
-    """The size of the frame of MPEG audio that begins here; 0 where none does."""
+    """The size of the MPEG audio frame at `place`; 0 if there is none."""
     if place + 3 > len(audio) or audio[place] != 0xFF or audio[place + 1] & 0xE0 != 0xE0:
         return 0
     version, layer = audio[place + 1] >> 3 & 3, 4 - (audio[place + 1] >> 1 & 3)
@@ -187,7 +185,7 @@ def _mpeg_frame(audio: bytes, place: int) -> int:
 
 
 def _adts_frame(audio: bytes, place: int) -> int:
-    """The size of the ADTS frame that begins here; 0 where none does."""
+    """The size of the ADTS frame at `place`; 0 if there is none."""
     if place + 7 > len(audio) or audio[place] != 0xFF or audio[place + 1] & 0xF6 != 0xF0:
         return 0
     size = (audio[place + 3] & 3) << 11 | audio[place + 4] << 3 | audio[place + 5] >> 5
@@ -195,7 +193,7 @@ def _adts_frame(audio: bytes, place: int) -> int:
 
 
 def _frames(audio: bytes, place: int, size_at: Callable[[bytes, int], int]) -> Iterator[int]:
-    """Where each frame ends; what lies between two of them is passed over."""
+    """Yield the end of each frame; bytes between frames are skipped."""
     while place < len(audio):
         size = size_at(audio, place)
         if size:

@@ -1,4 +1,4 @@
-"""Samples and WAV files: what the engine is sent, and what it speaks."""
+"""Samples and WAV files, as the engine gets and returns them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sys import byteorder
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.speech.containers import UNKNOWN_LENGTH
 
-__all__ = ["BYTES_A_SECOND", "RATE", "Wave", "plain_speech", "read_wave", "seconds", "wav_header"]
+__all__ = ["BYTES_A_SECOND", "RATE", "Wave", "native_samples", "read_wave", "seconds", "wav_header"]
 
 RATE = 16_000
-"""Samples a second of everything that is transcribed; mono, s16le."""
+"""Samples per second of transcribed audio, which is mono s16le."""
 
 BYTES_A_SECOND = 2 * RATE
 
@@ -25,7 +25,7 @@ _WIDTHS = {(_PCM, 8), (_PCM, 16), (_PCM, 24), (_PCM, 32), (_FLOAT, 32), (_FLOAT,
 
 @dataclass(frozen=True, slots=True)
 class Wave:
-    """A WAV's samples as s16le, channels interleaved."""
+    """The samples of a WAV file as s16le, channels interleaved."""
 
     samples: bytes
     rate: int
@@ -33,21 +33,21 @@ class Wave:
 
     @property
     def duration(self) -> float:
-        """Seconds."""
+        """The duration in seconds."""
         return len(self.samples) / (2 * self.rate * self.channels)
 
     def to_bytes(self) -> bytes:
-        """The WAV file."""
+        """The content of a WAV file."""
         return wav_header(len(self.samples), self.rate, self.channels) + self.samples
 
 
 def seconds(pcm_bytes: int) -> float:
-    """How long so many bytes of 16 kHz mono s16le are."""
+    """The duration of `pcm_bytes` bytes of 16 kHz mono s16le, in seconds."""
     return pcm_bytes / BYTES_A_SECOND
 
 
 def wav_header(size: int, rate: int = RATE, channels: int = 1) -> bytes:
-    """The 44 bytes before `size` bytes of s16le samples."""
+    """The 44-byte header of a WAV file with `size` bytes of s16le samples."""
     align = 2 * channels
     numbers = ((_PCM, 2), (channels, 2), (rate, 4), (rate * align, 4), (align, 2), (16, 2))
     layout = b"".join(number.to_bytes(width, "little") for number, width in numbers)
@@ -55,8 +55,8 @@ def wav_header(size: int, rate: int = RATE, channels: int = 1) -> bytes:
     return head + layout + b"data" + size.to_bytes(4, "little")
 
 
-def plain_speech(audio: bytes) -> bytes | None:
-    """The samples of a WAV that is 16 kHz mono s16le already, as far as they are there; None for any other."""
+def native_samples(audio: bytes) -> bytes | None:
+    """The samples of a WAV of 16 kHz mono s16le, which may be truncated; None for any other audio."""
     try:
         (kind, channels, rate, bits), place, size = _chunks(audio)
     except ValueError:
@@ -69,33 +69,33 @@ def plain_speech(audio: bytes) -> bytes | None:
 
 
 def read_wave(audio: bytes) -> Wave:
-    """A WAV of the engine's, whatever its samples are, as s16le. Raises BadGatewayError when it is none.
+    """Convert a WAV file from an engine to s16le. Raises BadGatewayError if it is not a valid WAV file.
 
-    Samples beyond full scale are clipped, those that are no number are silence. Takes about 60 ms for ten seconds of
-    24 kHz floats, so it belongs in a thread.
+    Samples beyond full scale are clipped, NaN becomes silence. Run it in a thread: ten seconds of 24 kHz floats take
+    about 60 ms.
     """
     try:
         (kind, channels, rate, bits), place, size = _chunks(audio)
         if not channels or not rate or (kind, bits) not in _WIDTHS:
-            raise ValueError(f"samples of format {kind}, {bits} bits, {channels} channels, {rate} Hz")
+            raise ValueError(f"unsupported samples: format {kind}, {bits} bits, {channels} channels, {rate} Hz")
     except ValueError as error:
-        raise BadGatewayError(f"the engine's audio is no WAV that can be read: {error}") from None
+        raise BadGatewayError(f"the engine's audio is not a valid WAV file: {error}") from None
     data = audio[place : place + size]
     frame = channels * bits // 8
     return Wave(_to_s16(data[: len(data) - len(data) % frame], kind, bits), rate, channels)
 
 
 def _chunks(audio: bytes) -> tuple[tuple[int, int, int, int], int, int]:
-    """Of a WAV: format tag, channels, rate and bits; where the samples begin, and how many bytes they say to be."""
+    """The format (tag, channels, rate, bits) of a WAV, and the position and declared size in bytes of its samples."""
     if audio[:4] != b"RIFF" or audio[8:12] != b"WAVE":
-        raise ValueError("it does not begin as one")
+        raise ValueError("the RIFF header is missing")
     place, form = 12, None
     while place + 8 <= len(audio):
         name, size = audio[place : place + 4], int.from_bytes(audio[place + 4 : place + 8], "little")
         place += 8
         if name == b"fmt ":
             if size < 16:
-                raise ValueError("its fmt chunk is too short")
+                raise ValueError("the fmt chunk is too short")
             fields = audio[place : place + size]
             kind, channels = (int.from_bytes(fields[at : at + 2], "little") for at in (0, 2))
             rate, bits = int.from_bytes(fields[4:8], "little"), int.from_bytes(fields[14:16], "little")
@@ -104,10 +104,10 @@ def _chunks(audio: bytes) -> tuple[tuple[int, int, int, int], int, int]:
             form = (kind, channels, rate, bits)
         elif name == b"data":
             if form is None:
-                raise ValueError("its samples come before their format")
+                raise ValueError("the data chunk precedes the fmt chunk")
             return form, place, size
         place += size + size % 2
-    raise ValueError("it has no samples")
+    raise ValueError("the data chunk is missing")
 
 
 def _to_s16(data: bytes, kind: int, bits: int) -> bytes:

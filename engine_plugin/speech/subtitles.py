@@ -1,4 +1,4 @@
-"""A transcription in the forms that callers ask for: json, verbose_json, text, srt, vtt."""
+"""Formats a transcription as json, verbose_json, text, srt or vtt."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["FORMS", "Segment", "answer", "plain_text", "srt", "vtt"]
+__all__ = ["RESPONSE_FORMATS", "Segment", "format_transcription", "plain_text", "srt", "vtt"]
 
-FORMS = ("json", "verbose_json", "text", "srt", "vtt")
+RESPONSE_FORMATS = ("json", "verbose_json", "text", "srt", "vtt")
 """The values of `response_format`."""
 
 _SHORTEST_CUE = 0.001
@@ -19,52 +19,57 @@ _SHORTEST_CUE = 0.001
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece of what was said, in seconds from the beginning of the audio."""
+    """A segment of a transcription. Times are seconds from the beginning of the audio."""
 
     start: float
     end: float
     text: str
 
     def to_json(self, number: int) -> dict[str, Any]:
-        """As the service answers it; segments are counted from 0."""
+        """The segment in an answer; `number` counts from 0."""
         return {"id": number, "start": round(self.start, 3), "end": round(self.end, 3), "text": self.text}
 
 
-def answer(form: str, model: str, text: str, segments: Sequence[Segment], more: dict[str, Any]) -> dict[str, Any]:
-    """The service's answer in one of FORMS. `more` is what verbose_json has beside it: task, language, duration,
-    words."""
+def format_transcription(
+    response_format: str, model: str, text: str, segments: Sequence[Segment], verbose: dict[str, Any]
+) -> dict[str, Any]:
+    """The answer of speech-to-text in one of RESPONSE_FORMATS. `verbose` has the additional fields of verbose_json:
+    task, language, duration and words."""
     shown = {"json": text, "verbose_json": text, "text": plain_text(text, segments)}
-    if form in ("srt", "vtt"):
-        shown[form] = srt(segments) if form == "srt" else vtt(segments)
+    if response_format in ("srt", "vtt"):
+        shown[response_format] = srt(segments) if response_format == "srt" else vtt(segments)
     shape: dict[str, Any] = {
-        "text": shown[form],
+        "text": shown[response_format],
         "model": model,
         "segments": [segment.to_json(number) for number, segment in enumerate(segments)],
     }
-    return {**more, **shape} if form == "verbose_json" else shape
+    return {**verbose, **shape} if response_format == "verbose_json" else shape
 
 
 def plain_text(text: str, segments: Sequence[Segment]) -> str:
-    """The text alone, or, where the engine gave none, its segments'."""
+    """The text, or the text of the segments if it is empty."""
     return text.strip() or "".join(segment.text for segment in segments).strip()
 
 
 def srt(segments: Sequence[Segment]) -> str:
-    """SubRip: numbered cues, HH:MM:SS,mmm. It knows no escaping, so that an arrow in a text is made shorter: players
-    take it for the line of a cue's times."""
+    """SubRip:
+
+    numbered cues, HH:MM:SS,mmm. The format has no escaping, so `-->`, which players would read as a line of times,
+    becomes `->`.
+    """
     cues = enumerate(_cues(segments), 1)
     texts = (f"{number}\n{_span(cue, ',')}\n{cue.text.replace('-->', '->')}\n" for number, cue in cues)
     return "\n".join(texts)
 
 
 def vtt(segments: Sequence[Segment]) -> str:
-    """WebVTT: HH:MM:SS.mmm, with &, < and > escaped, so that no text can be taken for a tag or an arrow."""
+    """WebVTT: HH:MM:SS.mmm, with &, < and > escaped."""
     cues = (f"{_span(cue, '.')}\n{html.escape(cue.text, quote=False)}\n" for cue in _cues(segments))
     return "\n".join(("WEBVTT\n", *cues))
 
 
 def _cues(segments: Sequence[Segment]) -> list[Segment]:
-    """What can be shown: no empty texts, no empty line inside one, which would end the cue, and no negative times."""
+    """The segments as cues, without empty texts, empty lines, which would end a cue, and negative times."""
     cues = []
     for segment in segments:
         lines = [line.strip() for line in segment.text.splitlines()]

@@ -1,4 +1,4 @@
-"""Sound for tests, made of nothing: 16 kHz mono s16le, and files of it in any format."""
+"""Synthetic audio for tests: 16 kHz mono s16le, and files of it in each format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine_plugin.speech.subtitles import Segment
 __all__ = ["Listener", "encoded", "mixed", "noise", "silence", "speech", "spoken", "tone", "wav"]
 
 RATE = pcm.RATE
-FRAME = 320  # samples: what a word's length is a multiple of
+FRAME = 320  # samples: the length of a word is a multiple of it
 WORD, GAP = 15, 4  # frames
 _QUIET, _STEP = 2000, 40
 _PATTERN = (1, 1, -1, -1, 1, 1, -1, -1)
@@ -35,7 +35,7 @@ def noise(seconds: float, amplitude: float, seed: int = 1) -> bytes:
 
 
 def speech(seconds: float, amplitude: float = 0.3) -> bytes:
-    """Something that rises and falls as syllables do: harmonics of a voice, three to four a second."""
+    """Harmonics of a voice whose level rises and falls like syllables, three to four per second."""
     step = 2 * math.pi / RATE
     made = array("h")
     for n in range(round(seconds * RATE)):
@@ -46,7 +46,7 @@ def speech(seconds: float, amplitude: float = 0.3) -> bytes:
 
 
 def mixed(first: bytes, second: bytes) -> bytes:
-    """Both at once; the shorter one ends earlier."""
+    """Mix two sounds; the shorter one ends earlier."""
     one, two = array("h", first), array("h", second)
     if len(one) < len(two):
         one, two = two, one
@@ -60,7 +60,7 @@ def wav(samples: bytes, rate: int = RATE, channels: int = 1) -> bytes:
 
 
 def spoken(first: int, count: int) -> bytes:
-    """Words that a `Listener` understands: each a burst whose loudness is its number, with a short gap after it."""
+    """Words for a `Listener`: bursts whose loudness encodes their number, with short gaps between."""
     made = array("h")
     for number in range(first, first + count):
         made.extend([sign * (_QUIET + _STEP * number) for sign in _PATTERN] * (WORD * FRAME // len(_PATTERN)))
@@ -69,11 +69,11 @@ def spoken(first: int, count: int) -> bytes:
 
 
 class Listener:
-    """A model with perfect ears for `spoken`; of a word that a window cuts in two it hears something else."""
+    """A model that transcribes `spoken` perfectly, except for a word that a window cuts in two."""
 
     def __init__(self) -> None:
         self.windows: list[float] = []
-        """How many seconds each window had."""
+        """The length of each window in seconds."""
 
     def hear(self, samples: bytes) -> list[Segment]:
         self.windows.append(pcm.seconds(len(samples)))
@@ -106,7 +106,7 @@ def encoded(
     layout: str = "mono",
     options: dict[str, str] | None = None,
 ) -> bytes:
-    """A file of ffmpeg's format `form`, with its muxer's options; `samples` are mono s16le of `rate`."""
+    """A file of ffmpeg's format `form`, with options of its muxer. `samples` are mono s16le at `rate`."""
     import av
 
     file = io.BytesIO()

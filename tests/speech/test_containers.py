@@ -1,4 +1,4 @@
-"""A recording's container by its bytes, and whether its end is missing."""
+"""Detection of containers and of truncated recordings."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FORMS: dict[str, tuple[str, str, str, int, dict[str, str]]] = {
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
-    """A second of a tone in each form."""
+    """One second of a tone in each container."""
     return {
         name: encoded(form, codec, tone(1, rate=rate), rate=rate, options=options)
         for name, (_found, form, codec, rate, options) in FORMS.items()
@@ -47,18 +47,18 @@ def files() -> dict[str, bytes]:
 
 @pytest.mark.promise("S9")
 @pytest.mark.parametrize("name", FORMS)
-def test_a_container_is_recognised_by_its_first_bytes(files: dict[str, bytes], name: str) -> None:
+def test_container_is_detected_from_its_first_bytes(files: dict[str, bytes], name: str) -> None:
     assert container_of(files[name][:HEAD]) == FORMS[name][0]
 
 
 @pytest.mark.promise("S9")
 @pytest.mark.parametrize("box", [b"ftypiso5", b"stypmsdh", b"moof\0\0\0\x10mfhd", b"moov\0\0\0\x6c", b"sidx\0\0\0\0"])
-def test_an_mp4_may_begin_with_any_of_its_boxes(box: bytes) -> None:
+def test_mp4_is_detected_by_any_first_box(box: bytes) -> None:
     assert container_of(b"\0\0\0\x18" + box + bytes(8)) == "m4a"
 
 
 @pytest.mark.promise("S9")
-def test_raw_samples_are_no_container() -> None:
+def test_raw_samples_match_no_container() -> None:
     for samples in (speech(1), noise(1, 0.3), tone(1), bytes(100), b"", b"RI"):
         assert container_of(samples[:HEAD]) == ""
     assert container_of(b"\xff\xfb\x90\x64" + bytes(12)) == "mp3"
@@ -67,7 +67,7 @@ def test_raw_samples_are_no_container() -> None:
 
 @pytest.mark.promise("S13")
 @pytest.mark.parametrize("name", sorted(FORMS.keys() - {"flac", "w64"}))
-def test_a_missing_end_is_seen(files: dict[str, bytes], name: str) -> None:
+def test_truncated_recording_is_detected(files: dict[str, bytes], name: str) -> None:
     """At any cut except between two frames, where no header counts them."""
     data = files[name]
     assert not is_cut_off(data)
@@ -78,14 +78,14 @@ def test_a_missing_end_is_seen(files: dict[str, bytes], name: str) -> None:
 
 
 @pytest.mark.promise("S13")
-def test_a_wav_of_unknown_length_is_whole() -> None:
+def test_wav_of_unknown_length_is_complete() -> None:
     for size in (0, 0x7FFFF000, 0xFFFFFFFF):
         plain = bytearray(wav(speech(0.1)))
         plain[40:44] = size.to_bytes(4, "little")
         assert not is_cut_off(bytes(plain))
 
 
-def test_damaged_files_are_answered(files: dict[str, bytes]) -> None:
+def test_damaged_file_raises_no_error(files: dict[str, bytes]) -> None:
     chance = random.Random(1)  # noqa: S311  # the same damage each time
     for data in files.values():
         for _ in range(20):
@@ -96,6 +96,6 @@ def test_damaged_files_are_answered(files: dict[str, bytes]) -> None:
 
 
 @given(st.binary(max_size=40))
-def test_any_bytes_are_a_container_or_none(data: bytes) -> None:
+def test_arbitrary_bytes_raise_no_error(data: bytes) -> None:
     assert container_of(data) in {"", *FORMATS}
     assert is_cut_off(data) in (True, False)

@@ -1,4 +1,4 @@
-"""Audio of any format, in real processes."""
+"""Decoding of each format, in real processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from engine_plugin.errors import (
 )
 from engine_plugin.process.python import module_environ
 from engine_plugin.speech import decoder as decoder_module
-from engine_plugin.speech.decoder import FORMATS, AudioLimits, Decoder
+from engine_plugin.speech.decoder import FORMATS, Decoder
+from engine_plugin.speech.options import AudioLimits
 from tests.patience import LIMIT
 from tests.speech.sounds import encoded, silence, speech, tone, wav
 
@@ -58,18 +59,18 @@ def files() -> dict[str, bytes]:
 
 
 def decoders() -> list[psutil.Process]:
-    """The processes that decode for us now."""
+    """The running decoder processes."""
     found = []
     for child in psutil.Process().children():
         with suppress(psutil.Error):
-            if "engine_plugin.speech.decode" in child.cmdline():
+            if "engine_plugin.speech.decoder_program" in child.cmdline():
                 found.append(child)
     return found
 
 
 @pytest.fixture
 async def decoder() -> AsyncIterator[Decoder]:
-    """Leaves no process behind."""
+    """A decoder; afterwards no decoder process may run."""
     yield Decoder(None, os.environ)
     assert decoders() == []
 
@@ -89,7 +90,7 @@ async def complaint(decoder: Decoder, audio: bytes) -> str:
 
 
 def is_the_tone(samples: bytes) -> bool:
-    """Whether it is 440 Hz and nothing else, no louder than it was (mixing channels makes it quieter)."""
+    """Whether the samples are a pure 440 Hz tone, no louder than the original (mixing channels attenuates it)."""
     middle = array("h", samples)[len(samples) // 8 : -len(samples) // 8]
     step = 2 * math.pi * 440 / 16_000
     real = sum(value * math.cos(step * n) for n, value in enumerate(middle))
@@ -100,9 +101,7 @@ def is_the_tone(samples: bytes) -> bool:
 
 
 @pytest.mark.parametrize("name", FILES)
-async def test_each_format_becomes_sixteen_kilohertz_mono(
-    decoder: Decoder, files: dict[str, bytes], name: str
-) -> None:
+async def test_each_format_is_decoded_to_16_khz_mono(decoder: Decoder, files: dict[str, bytes], name: str) -> None:
     samples = await decode(decoder, files[name])
     assert len(samples) / 32_000 == pytest.approx(2, abs=0.1)
     assert is_the_tone(samples)
@@ -126,15 +125,15 @@ async def test_each_format_is_decoded_as_it_arrives(decoder: Decoder, files: dic
     assert is_the_tone(b"".join(heard))
 
 
-async def test_a_stream_whose_table_of_contents_is_at_its_end(decoder: Decoder, files: dict[str, bytes]) -> None:
+async def test_stream_with_its_index_at_the_end_is_rejected(decoder: Decoder, files: dict[str, bytes]) -> None:
     async with asyncio.timeout(LIMIT), decoder.stream("m4a", 0, 0) as stream:
         await stream.write(files["m4a"])
         stream.end()
-        with pytest.raises(InvalidRequestError, match="streamed since its table of contents is at the end"):
+        with pytest.raises(InvalidRequestError, match="streamed because its index is at the end"):
             await anext(aiter(stream))
 
 
-async def test_a_live_stream_is_heard_before_it_ends(decoder: Decoder) -> None:
+async def test_live_stream_is_decoded_before_it_ends(decoder: Decoder) -> None:
     sound = encoded("mp3", "libmp3lame", tone(4, rate=44_100), rate=44_100)
     async with asyncio.timeout(LIMIT), decoder.stream("mp3", 0, 0) as stream:
         await stream.write(sound[: len(sound) // 2])
@@ -146,7 +145,7 @@ async def test_a_live_stream_is_heard_before_it_ends(decoder: Decoder) -> None:
         assert heard + sum([len(piece) async for piece in pieces]) > 60_000
 
 
-async def test_raw_samples_of_any_rate(decoder: Decoder) -> None:
+async def test_raw_samples_of_each_rate_are_resampled(decoder: Decoder) -> None:
     mono = array("h", tone(2, rate=44_100))
     stereo = array("h", [value for sample in mono for value in (sample, sample)])
     async with asyncio.timeout(LIMIT), decoder.stream("pcm", 44_100, 2) as stream:
@@ -158,14 +157,14 @@ async def test_raw_samples_of_any_rate(decoder: Decoder) -> None:
     assert is_the_tone(samples)
 
 
-async def test_what_is_right_already_needs_no_process() -> None:
+async def test_wav_in_the_native_format_needs_no_process() -> None:
     samples = speech(0.2)
     nowhere = Decoder(None, {})
     assert await nowhere.decode(wav(samples)) == (samples, False)
 
 
 def movie() -> bytes:
-    """Two frames and no sound."""
+    """A video of two frames without audio."""
     file = io.BytesIO()
     with av.open(file, "w", format="matroska") as container:
         stream = container.add_stream("mpeg4", rate=5)
@@ -180,30 +179,30 @@ def movie() -> bytes:
     ("audio", "said"),
     [
         (b"", "empty"),
-        (b"x", "no format"),
-        (bytes(range(256)) * 40, "no format"),
-        (b"hello world\n" * 100, "no format"),
-        (b"RIFF\xff\xff\xff\xffWAVE", "no format"),
-        (b"#EXTM3U\n#EXTINF:10,\nfile:///etc/hostname\n", "no format"),
-        (b"ffconcat version 1.0\nfile /etc/hostname\n", "no format"),
+        (b"x", "unsupported format"),
+        (bytes(range(256)) * 40, "unsupported format"),
+        (b"hello world\n" * 100, "unsupported format"),
+        (b"RIFF\xff\xff\xff\xffWAVE", "unsupported format"),
+        (b"#EXTM3U\n#EXTINF:10,\nfile:///etc/hostname\n", "unsupported format"),
+        (b"ffconcat version 1.0\nfile /etc/hostname\n", "unsupported format"),
         (wav(b""), "length is zero"),
-        (movie(), "only video"),
+        (movie(), "video but no audio"),
     ],
     ids=["empty", "byte", "garbage", "text", "head", "playlist", "concat", "zero", "video"],
 )
-async def test_what_is_no_sound(decoder: Decoder, audio: bytes, said: str) -> None:
+async def test_undecodable_recording_is_rejected(decoder: Decoder, audio: bytes, said: str) -> None:
     assert said in await complaint(decoder, audio)
 
 
 def fragmented(samples: bytes) -> bytes:
-    """An MP4 in fragments, as Safari's recorder sends it."""
+    """A fragmented MP4, as Safari's recorder sends it."""
     flags = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "frag_duration": "200000"}
     return encoded("mp4", "aac", samples, rate=44_100, options=flags)
 
 
 @pytest.mark.promise("S13")
 @pytest.mark.parametrize("rate", [8_000, 44_100])
-async def test_a_flac_that_ends_a_little_early_is_marked_as_cut_off(decoder: Decoder, rate: int) -> None:
+async def test_flac_that_ends_slightly_early_is_marked_as_truncated(decoder: Decoder, rate: int) -> None:
     data = encoded("flac", "flac", tone(3, rate=rate), rate=rate)
     assert not (await decoder.decode(data)).is_cut_off
     assert (await decoder.decode(data[: len(data) * 97 // 100])).is_cut_off
@@ -211,7 +210,7 @@ async def test_a_flac_that_ends_a_little_early_is_marked_as_cut_off(decoder: Dec
 
 @pytest.mark.promise("S13")
 @pytest.mark.parametrize("name", sorted(FILES.keys() - {"m4a"}))
-async def test_a_recording_without_its_end_is_decoded_and_marked_as_cut_off(decoder: Decoder, name: str) -> None:
+async def test_truncated_recording_is_decoded_and_marked(decoder: Decoder, name: str) -> None:
     form, codec, rate, layout = FILES[name]
     data = encoded(form, codec, tone(6, rate=rate), rate=rate, layout=layout)
     async with asyncio.timeout(LIMIT):
@@ -223,15 +222,13 @@ async def test_a_recording_without_its_end_is_decoded_and_marked_as_cut_off(deco
 
 
 @pytest.mark.promise("S13")
-async def test_an_mp4_without_its_end_is_decoded_where_its_table_of_contents_comes_first(
-    decoder: Decoder, files: dict[str, bytes]
-) -> None:
+async def test_truncated_mp4_is_decoded_if_its_index_comes_first(decoder: Decoder, files: dict[str, bytes]) -> None:
     data = fragmented(tone(2, rate=44_100))
     async with asyncio.timeout(LIMIT):
         assert not (await decoder.decode(data)).is_cut_off
         assert (await decoder.decode(data[: len(data) * 3 // 4])).is_cut_off
     message = await complaint(decoder, files["m4a"][: len(files["m4a"]) // 2])
-    assert "cut off" in message
+    assert "truncated" in message
 
 
 @pytest.mark.promise("S13")
@@ -239,7 +236,7 @@ async def test_an_mp4_without_its_end_is_decoded_where_its_table_of_contents_com
     ("form", "codec", "rate"),
     [("wav", "g722", 16_000), ("ogg", "libspeex", 16_000), ("wav", "libgsm_ms", 8_000), ("matroska", "ac3", 44_100)],
 )
-async def test_a_codec_that_is_not_listed_is_refused(decoder: Decoder, form: str, codec: str, rate: int) -> None:
+async def test_unlisted_codec_is_rejected(decoder: Decoder, form: str, codec: str, rate: int) -> None:
     try:
         sound = encoded(form, codec, tone(1, rate=rate), rate=rate)
     except (ValueError, av.FFmpegError) as error:
@@ -248,7 +245,7 @@ async def test_a_codec_that_is_not_listed_is_refused(decoder: Decoder, form: str
 
 
 @pytest.mark.promise("S9")
-async def test_fragments_of_an_mp4_are_decoded_as_they_arrive(decoder: Decoder) -> None:
+async def test_fragmented_mp4_is_decoded_as_it_arrives(decoder: Decoder) -> None:
     data, heard = fragmented(tone(2, rate=44_100)), b""
     async with asyncio.timeout(LIMIT), decoder.stream("m4a", 0, 0) as stream:
         feeding = asyncio.create_task(stream.write(data))
@@ -259,7 +256,7 @@ async def test_fragments_of_an_mp4_are_decoded_as_they_arrive(decoder: Decoder) 
 
 
 @pytest.mark.promise("X12")
-async def test_one_live_stream_too_many_is_refused(decoder: Decoder) -> None:
+async def test_live_stream_beyond_the_limit_is_rejected(decoder: Decoder) -> None:
     few = Decoder(None, os.environ, AudioLimits(max_live=2))
     async with asyncio.timeout(LIMIT), few.stream("mp3", 0, 0):
         async with few.stream("ogg", 0, 0):
@@ -273,8 +270,8 @@ async def test_one_live_stream_too_many_is_refused(decoder: Decoder) -> None:
 
 @pytest.mark.promise("S13")
 @pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
-async def test_a_wav_that_was_written_into_a_pipe(decoder: Decoder, size: int) -> None:
-    """Its writer did not know how long it would become."""
+async def test_wav_with_an_unknown_length_is_decoded(decoder: Decoder, size: int) -> None:
+    """A program that writes WAV to a pipe does not know the length."""
     sound = bytearray(wav(tone(1, rate=8000), rate=8000))
     sound[40:44] = size.to_bytes(4, "little")
     heard = await decoder.decode(bytes(sound))
@@ -286,14 +283,14 @@ async def test_a_wav_that_was_written_into_a_pipe(decoder: Decoder, size: int) -
     assert await Decoder(None, {}).decode(wav(speech(1))[:-2000]) == (speech(1)[:-2000], True)
 
 
-async def test_damage_is_passed_over(decoder: Decoder, files: dict[str, bytes]) -> None:
+async def test_damaged_frames_are_skipped(decoder: Decoder, files: dict[str, bytes]) -> None:
     data = files["mp3"]
     middle = len(data) // 2
     samples = await decode(decoder, data[:middle] + bytes(700) + data[middle:])
     assert len(samples) / 32_000 == pytest.approx(2, abs=0.2)
 
 
-async def test_a_recording_that_is_too_long(files: dict[str, bytes]) -> None:
+async def test_too_long_recording_is_rejected(files: dict[str, bytes]) -> None:
     for name in ("flac", "aac"):  # one says so itself, the other is found out
         with pytest.raises(InvalidRequestError, match=r"audio: is longer than 0\.9 s"):
             await decode(Decoder(None, os.environ, AudioLimits(longest=0.9)), files[name])
@@ -302,27 +299,27 @@ async def test_a_recording_that_is_too_long(files: dict[str, bytes]) -> None:
 
 
 @pytest.mark.promise("S10")
-async def test_a_recording_may_be_a_second_longer_than_the_longest(files: dict[str, bytes]) -> None:
-    """An encoder pads: an M4A of an hour has an hour and a few milliseconds."""
+async def test_recording_up_to_a_second_above_the_limit_is_decoded(files: dict[str, bytes]) -> None:
+    """Encoders pad: an M4A of one hour has an hour and a few milliseconds."""
     for name in ("m4a", "aac"):
         assert await decode(Decoder(None, os.environ, AudioLimits(longest=1.9)), files[name])
     assert await Decoder(None, {}, AudioLimits(longest=1)).decode(wav(silence(2)))
 
 
-async def test_decoding_that_takes_too_long(files: dict[str, bytes]) -> None:
+async def test_decoding_beyond_the_timeout_is_rejected(files: dict[str, bytes]) -> None:
     with pytest.raises(InvalidRequestError, match=r"longer than 0\.01 s to decode"):
         await decode(Decoder(None, os.environ, AudioLimits(timeout=0.01)), files["mp3"])
     assert decoders() == []
 
 
-async def test_an_unknown_format_of_a_stream(decoder: Decoder) -> None:
+async def test_unknown_stream_format_is_rejected(decoder: Decoder) -> None:
     with pytest.raises(InvalidRequestError, match=r"format: 'midi' is unknown; use one of pcm"):
         async with decoder.stream("midi", 0, 0):
             pass
     assert {"pcm", "wav", "mp3", "flac", "ogg", "webm", "m4a"} <= FORMATS.keys()
 
 
-async def test_a_stream_that_is_no_sound(decoder: Decoder) -> None:
+async def test_undecodable_stream_is_rejected(decoder: Decoder) -> None:
     async with asyncio.timeout(LIMIT), decoder.stream("ogg", 0, 0) as stream:
         await stream.write(b"no ogg at all " * 5000)
         stream.end()
@@ -330,26 +327,26 @@ async def test_a_stream_that_is_no_sound(decoder: Decoder) -> None:
             _ = [piece async for piece in stream]
 
 
-async def test_a_stream_that_says_nothing(decoder: Decoder) -> None:
+async def test_empty_stream_decodes_to_nothing(decoder: Decoder) -> None:
     async with asyncio.timeout(LIMIT), decoder.stream("webm", 0, 0) as stream:
         stream.end()
         assert [piece async for piece in stream] == []
 
 
-async def test_nobody_reads(decoder: Decoder) -> None:
-    """What is written waits in pipes, not in our memory, and none of it is lost."""
+async def test_unread_stream_blocks_its_writer(decoder: Decoder) -> None:
+    """The audio waits in pipes rather than in the plugin's memory, and none is lost."""
     sent = silence(300)
     async with asyncio.timeout(LIMIT), decoder.stream("pcm", 16_000, 1) as stream:
         writing = asyncio.create_task(stream.write(sent))
         done, _ = await asyncio.wait({writing}, timeout=1)
         assert not done
-        assert len(stream._process.heard) < 2 << 20
+        assert len(stream._process.stdout) < 2 << 20
         writing.add_done_callback(lambda _done: stream.end())
         assert sum([len(piece) async for piece in stream]) == len(sent)
         await writing
 
 
-async def test_a_cancelled_call_ends_its_process(decoder: Decoder) -> None:
+async def test_cancelled_call_ends_its_process(decoder: Decoder) -> None:
     sound = encoded("flac", "flac", silence(600))
     task = asyncio.create_task(decoder.decode(sound))
     async with asyncio.timeout(LIMIT):
@@ -362,43 +359,45 @@ async def test_a_cancelled_call_ends_its_process(decoder: Decoder) -> None:
 
 
 async def with_av(folder: Path, code: str, audio: bytes) -> EnginePluginError:
-    """What is said where the package `av` is `code`."""
+    """The error if the package `av` consists of `code`."""
     (folder / "av.py").write_text(code)
     with pytest.raises(EnginePluginError) as caught:
         await decode(Decoder(folder, os.environ), audio)
     return caught.value
 
 
-async def test_no_audio_packages(tmp_path: Path) -> None:
+async def test_missing_audio_package_names_install_engine(tmp_path: Path) -> None:
     error = await with_av(tmp_path, "raise ModuleNotFoundError('av', name='av')", b"RIFF")
     assert isinstance(error, PreconditionError)
-    assert "av, which reads audio, is not installed. Call InstallEngine" in error.message
+    assert "av, which decodes audio, is not installed. Call InstallEngine" in error.message
 
 
-async def test_no_audio_packages_where_nobody_installs_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_audio_package_without_install_names_pip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "av.py").write_text("raise ModuleNotFoundError('av', name='av')")
     lacking = module_environ(os.environ, tmp_path)
     monkeypatch.setattr(decoder_module, "module_environ", lambda _environ, site: lacking if site is None else {})
     with pytest.raises(PreconditionError) as caught:
         await decode(Decoder(None, os.environ), b"RIFF")
-    assert "av, which reads audio, is not installed beside engine-plugin" in caught.value.message
+    assert "av, which decodes audio, is not installed beside engine-plugin" in caught.value.message
     assert "pip install 'av" in caught.value.message
     assert "InstallEngine" not in caught.value.message
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-async def test_a_decoder_that_dies(tmp_path: Path) -> None:
+async def test_killed_decoder_is_reported_with_its_last_output(tmp_path: Path) -> None:
     code = "import os, sys; print('boom', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)"
     error = await with_av(tmp_path, code, b"RIFF" + bytes(1 << 20))
     assert isinstance(error, BadGatewayError)
-    assert error.message == "audio: the decoder ended with SIGKILL: boom"
+    assert error.message == "audio: the decoder exited with SIGKILL: boom"
 
 
-async def test_what_a_library_prints_is_no_sound(tmp_path: Path) -> None:
+async def test_output_of_libraries_is_not_decoded_audio(tmp_path: Path) -> None:
     code = "print('aaaaaaaaaaaaaa', flush=True); raise ModuleNotFoundError(name='numpy')"
     assert "the Python package numpy" in (await with_av(tmp_path, code, b"RIFF")).message
 
 
-async def test_many_at_once(decoder: Decoder, files: dict[str, bytes]) -> None:
+async def test_many_recordings_are_decoded_at_once(decoder: Decoder, files: dict[str, bytes]) -> None:
     answers = await asyncio.gather(*(decode(decoder, files["flac"]) for _ in range(6)))
     assert len(set(answers)) == 1

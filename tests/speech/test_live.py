@@ -1,4 +1,4 @@
-"""Live transcription with a model that hears perfectly, or not at all."""
+"""Live transcription with a model that transcribes perfectly or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine_plugin.errors import BadGatewayError
-from engine_plugin.speech.live import Sentence, transcribed_live
+from engine_plugin.speech.live import Sentence, transcribe_live
 from engine_plugin.speech.options import LiveOptions
 from engine_plugin.speech.subtitles import Segment
 from tests.patience import LIMIT
@@ -27,7 +27,7 @@ OPTIONS = LiveOptions()
 
 
 async def pieces(sound: bytes, size: int = 3200) -> AsyncIterator[bytes]:
-    """The sound in messages; others have their turn after each, as if it came from a network."""
+    """Yield the audio in messages, with a turn of the event loop after each one, as a network does."""
     for place in range(0, len(sound), size):
         yield sound[place : place + size]
         for _ in range(5):
@@ -35,7 +35,7 @@ async def pieces(sound: bytes, size: int = 3200) -> AsyncIterator[bytes]:
 
 
 class Model:
-    """Transcribes with a `Listener`; `gate` holds it up."""
+    """Transcribes with a `Listener`; waits while `gate` is not set."""
 
     def __init__(self) -> None:
         self.listener = Listener()
@@ -60,9 +60,9 @@ class Model:
 async def heard(
     sound: bytes, options: LiveOptions = OPTIONS, *, model: Model | None = None, size: int = 3200
 ) -> list[Sentence]:
-    """All that is told of a stream."""
+    """All states of the sentences of a stream."""
     transcribe = (model or Model()).transcribe
-    async with asyncio.timeout(LIMIT), transcribed_live(pieces(sound, size), transcribe, options) as sentences:
+    async with asyncio.timeout(LIMIT), transcribe_live(pieces(sound, size), transcribe, options) as sentences:
         return [sentence async for sentence in sentences]
 
 
@@ -74,7 +74,7 @@ def words(first: int, count: int) -> list[str]:
     return [f"word{number}" for number in range(first, first + count)]
 
 
-async def test_sentences_with_their_times() -> None:
+async def test_each_pause_ends_a_sentence() -> None:
     sound = silence(1) + spoken(0, 4) + silence(1.5) + spoken(4, 3) + silence(1)
     first, second = final(await heard(sound))
     assert first.text.split() == words(0, 4)
@@ -86,7 +86,7 @@ async def test_sentences_with_their_times() -> None:
     assert second.begin_ms == pytest.approx(begin, abs=60)
 
 
-async def test_partial_sentences_while_it_is_spoken() -> None:
+async def test_speech_yields_partial_sentences() -> None:
     told = await heard(silence(0.5) + spoken(0, 12) + silence(1))
     partial = [sentence for sentence in told if not sentence.final]
     assert len(partial) >= 3
@@ -97,7 +97,7 @@ async def test_partial_sentences_while_it_is_spoken() -> None:
     assert {sentence.begin_ms for sentence in told} == {told[0].begin_ms}
 
 
-async def test_words_that_two_windows_agree_on_stay() -> None:
+async def test_confirmed_words_stay() -> None:
     told = await heard(spoken(0, 20) + silence(1))
     for before, after in pairwise(told):
         assert before.text.startswith(before.stable)
@@ -113,7 +113,7 @@ async def test_words_that_two_windows_agree_on_stay() -> None:
     [partial(silence, 5), partial(noise, 5, 0.0005), partial(tone, 6, 50, 0.02), lambda: b"", lambda: b"\x01"],
     ids=["silence", "dither", "hum", "nothing", "half a sample"],
 )
-async def test_where_nobody_speaks_there_is_no_sentence(sound: Callable[[], bytes]) -> None:
+async def test_sound_without_speech_yields_no_sentence(sound: Callable[[], bytes]) -> None:
     model = Model()
     assert await heard(sound(), model=model) == []
     assert model.listener.windows == []
@@ -121,13 +121,13 @@ async def test_where_nobody_speaks_there_is_no_sentence(sound: Callable[[], byte
 
 @pytest.mark.promise("T5")
 @pytest.mark.parametrize("seconds", [0.5, 4, 11])
-async def test_a_stream_without_any_background_is_one_sentence(seconds: float) -> None:
+async def test_stream_of_speech_only_is_one_sentence(seconds: float) -> None:
     model = Model()
     await heard(tone(seconds, 440, 0.05), model=model)
     assert sum(model.listener.windows) >= seconds
 
 
-async def test_the_end_flushes_what_is_being_said() -> None:
+async def test_end_of_stream_ends_the_sentence() -> None:
     told = await heard(silence(0.5) + spoken(0, 2))
     assert [sentence.text.split() for sentence in final(told)] == [words(0, 2)]
 
@@ -148,8 +148,8 @@ async def test_the_end_flushes_what_is_being_said() -> None:
     ],
     ids=str,
 )
-async def test_every_word_is_told_once_and_in_order(changes: dict[str, float], size: int) -> None:
-    """However the windows lie, however long somebody speaks, and however it arrives."""
+async def test_every_word_is_transcribed_once_and_in_order(changes: dict[str, float], size: int) -> None:
+    """For any window, length of speech and size of messages."""
     sound = silence(0.4) + spoken(0, 30) + silence(1.2) + spoken(30, 5) + silence(0.3) + spoken(35, 8)
     model = Model()
     options = dataclasses.replace(OPTIONS, **changes)
@@ -165,7 +165,7 @@ async def test_every_word_is_told_once_and_in_order(changes: dict[str, float], s
 async def gated(
     sound: bytes, options: LiveOptions, model: Model
 ) -> AsyncIterator[tuple[AsyncIterator[Sentence], Callable[[], int]]]:
-    """A stream whose model is held up, once as much was read as is going to be; says how many bytes."""
+    """A stream with a blocked model. Return how many bytes it read before it stopped reading."""
     read = 0
 
     async def source() -> AsyncIterator[bytes]:
@@ -175,7 +175,7 @@ async def gated(
             yield piece
 
     model.gate.clear()
-    async with asyncio.timeout(LIMIT), transcribed_live(source(), model.transcribe, options) as sentences:
+    async with asyncio.timeout(LIMIT), transcribe_live(source(), model.transcribe, options) as sentences:
         before = -1
         while read != before or not model.busy:
             before = read
@@ -184,7 +184,7 @@ async def gated(
         yield sentences, lambda: read
 
 
-async def test_a_sender_that_is_too_fast_is_held_back_and_loses_nothing() -> None:
+async def test_fast_sender_is_slowed_down_without_loss() -> None:
     model = Model()
     sound = b"".join(spoken(number, 10) + silence(1) for number in range(0, 100, 10))
     options = dataclasses.replace(OPTIONS, max_pending=6.0)
@@ -195,8 +195,8 @@ async def test_a_sender_that_is_too_fast_is_held_back_and_loses_nothing() -> Non
     assert " ".join(sentence.text for sentence in told).split() == words(0, 100)
 
 
-async def test_none_piles_up() -> None:
-    """A model that is slow transcribes a finished sentence once, not all the partial ones that nobody waits for."""
+async def test_slow_model_skips_partial_sentences() -> None:
+    """A slow model transcribes a finished sentence once, without its partial states."""
     model = Model()
     sound = b"".join(spoken(number, 10) + silence(1) for number in range(0, 50, 10))
     async with gated(sound, dataclasses.replace(OPTIONS, max_pending=60.0), model) as (sentences, read):
@@ -207,7 +207,7 @@ async def test_none_piles_up() -> None:
     assert len(final(told)) == 5
 
 
-async def test_two_speakers_at_once() -> None:
+async def test_two_streams_run_at_once() -> None:
     one, two = Model(), Model()
     first, second = await asyncio.gather(
         heard(spoken(0, 15) + silence(1), model=one),
@@ -217,7 +217,7 @@ async def test_two_speakers_at_once() -> None:
     assert final(second)[0].text.split() == words(50, 15)
 
 
-async def test_leaving_cancels_the_model_and_the_source() -> None:
+async def test_leaving_the_block_cancels_model_and_source() -> None:
     model = Model()
     async with gated(spoken(0, 10), OPTIONS, model):
         pass
@@ -225,37 +225,37 @@ async def test_leaving_cancels_the_model_and_the_source() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_what_the_model_complains_of_is_raised() -> None:
+async def test_error_of_the_model_is_raised() -> None:
     async def broken(_samples: bytes) -> list[Segment]:
         raise BadGatewayError("the engine died")
 
     async with asyncio.timeout(LIMIT):
-        async with transcribed_live(pieces(spoken(0, 90)), broken, OPTIONS) as sentences:
+        async with transcribe_live(pieces(spoken(0, 90)), broken, OPTIONS) as sentences:
             with pytest.raises(BadGatewayError, match="the engine died"):
                 await anext(sentences)
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_what_the_source_complains_of_is_raised() -> None:
+async def test_error_of_the_source_is_raised() -> None:
     async def source() -> AsyncIterator[bytes]:
         yield silence(1)
         raise ValueError("no more")
 
-    async with asyncio.timeout(LIMIT), transcribed_live(source(), Model().transcribe, OPTIONS) as sentences:
+    async with asyncio.timeout(LIMIT), transcribe_live(source(), Model().transcribe, OPTIONS) as sentences:
         with pytest.raises(ValueError, match="no more"):
             await anext(sentences)
 
 
-async def test_a_model_that_is_cancelled_by_others_ends_the_stream_with_a_reason() -> None:
+async def test_cancelled_transcription_ends_the_stream_with_an_error() -> None:
     async def stopped(_samples: bytes) -> list[Segment]:
         raise asyncio.CancelledError
 
-    async with asyncio.timeout(LIMIT), transcribed_live(pieces(spoken(0, 9)), stopped, OPTIONS) as sentences:
-        with pytest.raises(Exception, match="cancelled by the engine's stop"):
+    async with asyncio.timeout(LIMIT), transcribe_live(pieces(spoken(0, 9)), stopped, OPTIONS) as sentences:
+        with pytest.raises(Exception, match="cancelled because the engine stopped"):
             await anext(sentences)
 
 
-async def test_a_big_message_leaves_the_loop_to_others() -> None:
+async def test_large_message_does_not_block_the_loop() -> None:
     turns = 0
 
     async def others() -> None:
@@ -270,8 +270,8 @@ async def test_a_big_message_leaves_the_loop_to_others() -> None:
     assert turns > 100
 
 
-async def test_memory_is_bounded_however_long_it_lasts() -> None:
-    """Of 2.2 MB of sound only a window and what may wait is kept."""
+async def test_memory_of_a_long_stream_is_bounded() -> None:
+    """Of 2.2 MB of audio, one window and the pending speech are kept."""
     sound = spoken(0, 40) + silence(2)
 
     async def source() -> AsyncIterator[bytes]:
@@ -280,7 +280,7 @@ async def test_memory_is_bounded_however_long_it_lasts() -> None:
 
     model = Model()
     options = dataclasses.replace(OPTIONS, window=3.0, max_pending=2.0)
-    async with asyncio.timeout(LIMIT), transcribed_live(source(), model.transcribe, options) as sentences:
+    async with asyncio.timeout(LIMIT), transcribe_live(source(), model.transcribe, options) as sentences:
         await anext(sentences)
         tracemalloc.start()
         try:
@@ -292,8 +292,8 @@ async def test_memory_is_bounded_however_long_it_lasts() -> None:
     assert peak < 1 << 20
 
 
-async def test_speech_without_words_is_no_sentence() -> None:
-    """A cough: the model says nothing."""
+async def test_speech_without_words_yields_no_sentence() -> None:
+    """A cough, which the model transcribes as an empty text."""
     asked = 0
 
     async def deaf(_samples: bytes) -> list[Segment]:
@@ -302,19 +302,19 @@ async def test_speech_without_words_is_no_sentence() -> None:
         return []
 
     sound = silence(1) + speech(1.5) + silence(1)
-    async with asyncio.timeout(LIMIT), transcribed_live(pieces(sound), deaf, OPTIONS) as sentences:
+    async with asyncio.timeout(LIMIT), transcribe_live(pieces(sound), deaf, OPTIONS) as sentences:
         assert [sentence async for sentence in sentences] == []
     assert asked
 
 
-async def test_a_partial_sentence_that_turns_out_to_be_none_is_taken_back() -> None:
+async def test_partial_sentence_that_becomes_empty_is_retracted() -> None:
     said = ["maybe"]
 
     async def fickle(_samples: bytes) -> list[Segment]:
         return [Segment(0, 1, said.pop())] if said else []
 
     sound = spoken(0, 5) + silence(1)
-    async with asyncio.timeout(LIMIT), transcribed_live(pieces(sound), fickle, OPTIONS) as sentences:
+    async with asyncio.timeout(LIMIT), transcribe_live(pieces(sound), fickle, OPTIONS) as sentences:
         told = [(sentence.text, sentence.final) async for sentence in sentences]
     assert told[0] == ("maybe", False)
     assert told[-1] == ("", True)

@@ -1,4 +1,4 @@
-"""WAV files, read and written; checked against the stdlib's `wave` and PyAV."""
+"""WAV files, checked against the standard library's `wave` and PyAV."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from engine_plugin.speech import pcm
 from tests.speech.sounds import encoded, speech, tone, wav
 
 
-def test_what_is_written_is_a_wav() -> None:
+def test_written_wav_is_read_by_the_standard_library() -> None:
     sound = speech(0.1)
     with wave.open(io.BytesIO(pcm.wav_header(len(sound), 24_000, 2) + sound)) as file:
         assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (2, 2, 24_000)
         assert file.readframes(1 << 20) == sound
 
 
-def test_seconds() -> None:
+def test_seconds_of_bytes() -> None:
     assert pcm.seconds(32_000) == 1
     assert pcm.Wave(bytes(96_000), 24_000, 2).duration == 1
 
@@ -37,7 +37,7 @@ def test_seconds() -> None:
         ("pcm_f64le", 1),
     ],
 )
-def test_samples_of_every_kind_are_read(codec: str, off: int) -> None:
+def test_each_sample_format_is_read(codec: str, off: int) -> None:
     pytest.importorskip("av")
     sound = tone(0.1, rate=22_050)
     read = pcm.read_wave(encoded("wav", codec, sound, rate=22_050))
@@ -57,16 +57,16 @@ def test_floats_are_clipped() -> None:
     assert list(array("h", read.samples)) == [0, 16384, 32767, -32768, 32767, -32768, 32767, 0, 0]
 
 
-def test_what_was_read_is_a_wav_again() -> None:
+def test_read_wav_is_written_again() -> None:
     read = pcm.read_wave(floats(0.25, -0.25))
-    assert pcm.plain_speech(read.to_bytes()) == array("h", [8192, -8192]).tobytes()
+    assert pcm.native_samples(read.to_bytes()) == array("h", [8192, -8192]).tobytes()
 
 
-def test_other_chunks_are_passed_over() -> None:
+def test_other_chunks_are_skipped() -> None:
     sound = speech(0.1)
     plain = wav(sound)
     odd = plain[:36] + b"LIST" + (3).to_bytes(4, "little") + b"abc\0" + plain[36:] + b"more" * 3
-    assert pcm.plain_speech(odd) == sound
+    assert pcm.native_samples(odd) == sound
     assert pcm.read_wave(odd).samples == sound
 
 
@@ -82,22 +82,22 @@ def test_other_chunks_are_passed_over() -> None:
         b"fLaC" + bytes(100),
     ],
 )
-def test_what_is_not_plain_speech(audio: bytes) -> None:
-    assert pcm.plain_speech(audio) is None
+def test_other_audio_is_not_native(audio: bytes) -> None:
+    assert pcm.native_samples(audio) is None
 
 
 @pytest.mark.parametrize(
     ("audio", "said"),
     [
-        (b"", "does not begin as one"),
-        (b"OggS" + bytes(99), "does not begin as one"),
-        (b"RIFF" + bytes(4) + b"WAVE", "has no samples"),
-        (b"RIFF" + bytes(4) + b"WAVEdata" + bytes(8), "before their format"),
+        (b"", "RIFF header is missing"),
+        (b"OggS" + bytes(99), "RIFF header is missing"),
+        (b"RIFF" + bytes(4) + b"WAVE", "data chunk is missing"),
+        (b"RIFF" + bytes(4) + b"WAVEdata" + bytes(8), "precedes the fmt chunk"),
         (b"RIFF" + bytes(4) + b"WAVEfmt " + (2).to_bytes(4, "little") + b"\1\0", "too short"),
         (wav(b"")[:22] + bytes(2) + wav(b"")[24:], "0 channels"),
         (wav(b"")[:20] + b"\x55\0" + wav(b"")[22:], "format 85"),
     ],
 )
-def test_what_is_no_wav(audio: bytes, said: str) -> None:
+def test_invalid_wav_is_rejected(audio: bytes, said: str) -> None:
     with pytest.raises(BadGatewayError, match=said):
         pcm.read_wave(audio)

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from engine_plugin.engines.local.options import SoftwareOptions
 from engine_plugin.engines.ollama.address import ServerAddress
 from engine_plugin.engines.options import number
-from engine_plugin.speech.decoder import AudioLimits
-from engine_plugin.speech.options import LiveOptions
+from engine_plugin.speech.options import AudioLimits, LiveOptions
 
 __all__ = ["OllamaOptions"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import UnavailableError, UnsupportedError
 from engine_plugin.speech.containers import container_of
-from engine_plugin.speech.endpoints import Dialect, Speech
+from engine_plugin.speech.services import Dialect, SpeechServices
 from engine_plugin.transport.posting import PostingClient
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ async def transcribe(client: OllamaClient, request: dict[str, Any], facts: Model
     if (request.get("task") or "transcribe") != "transcribe":
         raise UnsupportedError("task: Ollama transcribes and does not translate; leave task out")
     dialect = _AS_IT_IS if _server_reads(request["audio"]) else _AS_WAV
-    speech = Speech(_AudioClient((client, facts)), dialect, decoder, _NOTHING_SPOKEN)
+    speech = SpeechServices(_AudioClient((client, facts)), dialect, decoder, _NOTHING_SPOKEN)
     return await speech.transcribe(facts.name, request)
 
 
@@ -90,7 +90,7 @@ async def converse(
             finally:
                 server.served = None
 
-    async with Speech(server, _AS_WAV, decoder, _NOTHING_SPOKEN, live).converse(
+    async with SpeechServices(server, _AS_WAV, decoder, _NOTHING_SPOKEN, live).converse(
         served, default_model, messages
     ) as answers:
         yield answers

@@ -40,7 +40,7 @@ from engine_plugin.openai_api.pictures import require_format
 from engine_plugin.openai_api.ranking import ranked_answer
 from engine_plugin.process.environ import child_environ
 from engine_plugin.speech.decoder import Decoder
-from engine_plugin.speech.endpoints import Dialect, Speech
+from engine_plugin.speech.services import Dialect, SpeechServices
 from engine_plugin.system.files import in_thread, private_data_dir
 from engine_plugin.transport.answers import ERROR_LIMIT
 from engine_plugin.transport.http1 import BrokenOffError
@@ -294,12 +294,12 @@ class OpenAIEngine(Engine):
             yield answers
 
     @asynccontextmanager
-    async def _speech_for(self, service: str, model: str) -> AsyncIterator[Speech]:
+    async def _speech_for(self, service: str, model: str) -> AsyncIterator[SpeechServices]:
         async with self._using(service, model) as turn:
             server = turn.attachment.server
             client = AudioClient(turn.client(), server.form_fields, self._plain_models)
             dialect = Dialect(_SPEECH_PATHS, original=not server.reads_wav_only)
-            yield Speech(
+            yield SpeechServices(
                 lambda: client, dialect, self._decoder, self.manifest.data_dir / "output", self._options.live
             )
 

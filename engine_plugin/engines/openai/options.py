@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from engine_plugin.engines.openai.address import BaseUrl
 from engine_plugin.engines.options import number
 from engine_plugin.models.capabilities import ModelOverride  # noqa: TC001  # read_options evaluates the hints
-from engine_plugin.speech.decoder import AudioLimits
-from engine_plugin.speech.options import LiveOptions
+from engine_plugin.speech.options import AudioLimits, LiveOptions
 
 __all__ = ["OpenAIOptions"]
 

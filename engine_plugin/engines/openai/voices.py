@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from engine_plugin.engines.openai.client import ApiClient
-    from engine_plugin.speech.endpoints import Answer
+    from engine_plugin.speech.services import Answer
 
 __all__ = ["AudioClient"]
 

@@ -29,7 +29,7 @@ from engine_plugin.models.info import KIND_OF_SERVICE
 from engine_plugin.openai_api.bodies import slots_needed
 from engine_plugin.openai_api.pictures import require_format
 from engine_plugin.speech.decoder import Decoder
-from engine_plugin.speech.endpoints import Speech
+from engine_plugin.speech.services import SpeechServices
 from engine_plugin.system.files import in_thread
 from engine_plugin.transport.answers import stream_events
 
@@ -223,8 +223,8 @@ class OpenVinoEngine(Driver[Backend, LoadedModel]):
         async with self._speech(server).converse(use, default_model, messages) as answers:
             yield answers
 
-    def _speech(self, client: Callable[[], ServerClient]) -> Speech:
-        return Speech(client, SPEECH, self._decoder, self._data / "output", self._options.live)
+    def _speech(self, client: Callable[[], ServerClient]) -> SpeechServices:
+        return SpeechServices(client, SPEECH, self._decoder, self._data / "output", self._options.live)
 
     @asynccontextmanager
     async def _exchange(self, service: str, request: dict[str, Any], *, stream: bool) -> AsyncIterator[HttpResponse]:

@@ -13,8 +13,7 @@ from typing import Any
 
 from engine_plugin.engines.local.options import SoftwareOptions
 from engine_plugin.engines.options import Key, Table, number, section
-from engine_plugin.speech.decoder import AudioLimits
-from engine_plugin.speech.options import LiveOptions
+from engine_plugin.speech.options import AudioLimits, LiveOptions
 
 __all__ = ["MODEL_OPTIONS", "SECTIONS", "OpenVinoOptions"]
 

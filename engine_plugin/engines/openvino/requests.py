@@ -10,7 +10,7 @@ from engine_plugin.openai_api.bodies import request_json
 from engine_plugin.openai_api.conversation import make_plain
 from engine_plugin.openai_api.ranking import document_texts
 from engine_plugin.services.text_to_image import picture_size
-from engine_plugin.speech.endpoints import Dialect
+from engine_plugin.speech.services import Dialect
 from engine_plugin.transport.sse import DONE, event_of
 
 __all__ = ["PATHS", "SPEECH", "STREAMED", "completed_event", "upstream_body"]

@@ -47,7 +47,7 @@ _REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 _GENAI = "openvino-genai"
 _OPENVINO = (_GENAI, "openvino", "openvino-tokenizers", "openvino-telemetry")
 _AUDIO = ("av",)
-"""What reads audio (speech.decode)."""
+"""What reads audio (speech.decoder_program)."""
 
 _TEMPLATES = ("jinja2", "markupsafe")
 _NEEDED_BYTES = {"embedded": 600 * 1024 * 1024, "release": 1200 * 1024 * 1024, "packages": 250 * 1024 * 1024}

@@ -93,7 +93,7 @@ async def test_the_engine_stops_working(scene: HostedScene) -> None:
         await stops("tiny-transcribe", lambda: plugin.invoke("speech-to-text", {"audio": tone(300)}), left)
         await stops("tiny-transcribe", lambda: plugin.invoke("speech-to-text", {"audio": tone(300)}), too_late)
         await stops("tiny-transcribe", lambda: talk(plugin, asyncio.Event()), left)
-        await eventually(lambda: scene.family("speech.decode") == [])
+        await eventually(lambda: scene.family("speech.decoder_program") == [])
         await stops("tiny-chat", lambda: plugin.invoke("generate", LONG_TEXT), too_late)
         await stops("tiny-chat", lambda: write(plugin, asyncio.Event()), left)
         assert (await plugin.invoke("chat", CHAT))["choices"]

@@ -130,7 +130,7 @@ async def test_while_it_does_everything_at_once(scene: HostedScene, how: str) ->
                 await eventually(lambda: len(scene.workers()) == 4)
                 assert [name for name, call in calls.items() if call.done()] == []
                 assert not loading.done()
-                assert len(scene.family("speech.decode")) == 1
+                assert len(scene.family("speech.decoder_program")) == 1
                 assert len(scene.family("openvino_server.grammar_check")) == 1
                 await plugin.end(how)
                 await scene.gone(AT_ONCE if how == "killed" else IN_ORDER)

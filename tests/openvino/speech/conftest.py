@@ -1,4 +1,4 @@
-"""A server in this process that speaks the contract of the real one, and hears `tests.speech.sounds.spoken`."""
+"""A server in this process with the API of the real one, which transcribes `tests.speech.sounds.spoken`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from engine_plugin.engines.openvino.client import ServerClient
 from engine_plugin.engines.openvino.requests import SPEECH
 from engine_plugin.speech.decoder import Decoder
-from engine_plugin.speech.endpoints import Speech
-from engine_plugin.speech.pcm import plain_speech
+from engine_plugin.speech.pcm import native_samples
+from engine_plugin.speech.services import SpeechServices
 from engine_plugin.transport.http1 import Http1Client
 from tests.speech.sounds import Listener
 
@@ -29,7 +29,7 @@ SPOKEN_RATE = 24_000
 
 
 class Server:
-    """What it was asked, and what it shall answer."""
+    """The requests that the server got, and the answers that it gives."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -38,7 +38,7 @@ class Server:
         self.samples: list[bytes] = []
         self.bodies: list[dict[str, Any]] = []
         self.answer: Any = None
-        """In the place of what was heard."""
+        """Replaces the transcription."""
         self.refusal: tuple[int, str] | None = None
         self.wav: bytes | None = None
         self.gate = asyncio.Event()
@@ -51,7 +51,7 @@ class Server:
         fields: dict[str, str] = {}
         async for part in await request.multipart():
             if part.name == "file":
-                samples = plain_speech(bytes(await part.read()))
+                samples = native_samples(bytes(await part.read()))
                 assert samples is not None, "16 kHz mono s16le"
                 self.samples.append(samples)
             else:
@@ -90,7 +90,7 @@ class Server:
 
 
 def float_wav(seconds: float) -> bytes:
-    """A tone as the server's engine speaks it: 24 kHz, 32-bit floats."""
+    """A tone as the engine generates it: 24 kHz, 32-bit floats."""
     count = round(seconds * SPOKEN_RATE)
     values = [0.5 * math.sin(2 * math.pi * 300 * n / SPOKEN_RATE) for n in range(count)]
     layout = struct.pack("<HHIIHH", 3, 1, SPOKEN_RATE, 4 * SPOKEN_RATE, 4, 32)
@@ -101,7 +101,7 @@ def float_wav(seconds: float) -> bytes:
 
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
-    """It listens on loopback."""
+    """A server on loopback."""
     server = Server()
     app = web.Application(client_max_size=1 << 30)
     app.router.add_post("/v3/audio/transcriptions", server.transcription)
@@ -120,18 +120,18 @@ async def server() -> AsyncIterator[Server]:
 
 
 @pytest.fixture
-async def speech(server: Server, tmp_path: Path) -> AsyncIterator[Speech]:
-    """The services on that server."""
+async def speech(server: Server, tmp_path: Path) -> AsyncIterator[SpeechServices]:
+    """The speech services on that server."""
     async with speech_on(Http1Client(("127.0.0.1", server.port)), tmp_path / "output") as made:
         yield made
 
 
 @asynccontextmanager
-async def speech_on(http: Http1Client, output: Path, **changes: Any) -> AsyncIterator[Speech]:
+async def speech_on(http: Http1Client, output: Path, **changes: Any) -> AsyncIterator[SpeechServices]:
     import os
 
     client = ServerClient(http, None)
     try:
-        yield Speech(lambda: client, SPEECH, Decoder(None, os.environ), output, **changes)
+        yield SpeechServices(lambda: client, SPEECH, Decoder(None, os.environ), output, **changes)
     finally:
         http.close()

@@ -1,4 +1,4 @@
-"""speech-to-text-ws: a conversation, message by message."""
+"""speech-to-text-ws: the messages of a conversation."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pytest
 
 from engine_plugin.errors import EnginePluginError, InvalidRequestError, ModelNotFoundError, UnavailableError
 from engine_plugin.messages import BidiMessage
-from engine_plugin.speech import conversation
+from engine_plugin.speech import live_task
 from tests.patience import LIMIT
 from tests.speech.sounds import encoded, silence, spoken, tone, wav
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
-    from engine_plugin.speech.endpoints import Speech
+    from engine_plugin.speech.services import SpeechServices
     from tests.openvino.speech.conftest import Server
 
 FINISH = BidiMessage(b'{"action": "finish-task"}')
@@ -36,13 +36,13 @@ def binary(data: bytes, **metadata: str) -> BidiMessage:
 
 
 def cut(sound: bytes, **metadata: str) -> list[BidiMessage]:
-    """A sound in messages, some of which end in the middle of a sample."""
+    """Split audio into messages, some of which end within a sample."""
     size = 3201
     return [binary(sound[place : place + size], **metadata) for place in range(0, len(sound), size)]
 
 
 def raw(samples: bytes) -> list[BidiMessage]:
-    """Raw samples, named so."""
+    """Raw samples with their format."""
     return cut(samples, format="pcm")
 
 
@@ -53,9 +53,9 @@ async def sent(messages: Iterable[BidiMessage]) -> AsyncIterator[BidiMessage]:
 
 
 class Talk:
-    """One conversation: what came back, and what it was told to use."""
+    """One conversation: the answers, and the model that was used."""
 
-    def __init__(self, speech: Speech, served: str = "served/{}") -> None:
+    def __init__(self, speech: SpeechServices, served: str = "served/{}") -> None:
         self.speech = speech
         self.served = served
         self.events: list[dict[str, Any]] = []
@@ -81,7 +81,7 @@ class Talk:
 
     @property
     def kinds(self) -> list[str]:
-        """The events, each run of sentences as one."""
+        """The events, with successive sentences as one."""
         found: list[str] = []
         for event in self.events:
             if found[-1:] != [event["header"]["event"]]:
@@ -102,14 +102,14 @@ WORDS = [f"word{number}" for number in range(10)]
 ALL = ["task-started", "result-generated", "task-finished"]
 
 
-async def held(speech: Speech, *messages: BidiMessage, default: str = "default") -> Talk:
+async def held(speech: SpeechServices, *messages: BidiMessage, default: str = "default") -> Talk:
     talk = Talk(speech)
     await talk.hold(sent(messages), default)
     assert talk.holding == 0
     return talk
 
 
-async def test_a_task_from_its_beginning_to_its_end(speech: Speech, server: Server) -> None:
+async def test_task_starts_yields_results_and_finishes(speech: SpeechServices, server: Server) -> None:
     talk = await held(speech, run(model="mine", language="en", task_id="t1"), *raw(SOUND), FINISH)
     assert talk.kinds == ALL
     assert talk.words == WORDS
@@ -123,8 +123,8 @@ async def test_a_task_from_its_beginning_to_its_end(speech: Speech, server: Serv
     assert {form["language"] for form in server.forms} == {"en"}
 
 
-async def test_sound_alone_is_a_task_too(speech: Speech) -> None:
-    """Half-closing ends it, and every message of its host bears the same metadata."""
+async def test_audio_without_commands_is_a_task(speech: SpeechServices) -> None:
+    """The half-close ends the task; each message has the same metadata."""
     metadata = {"model": "m", "language": "en", "format": "pcm", "sample_rate": "16000"}
     talk = await held(speech, *cut(SOUND, **metadata))
     assert talk.kinds == ALL
@@ -133,18 +133,18 @@ async def test_sound_alone_is_a_task_too(speech: Speech) -> None:
     assert len(talk.events[0]["header"]["task_id"]) == 32
 
 
-async def test_a_first_message_without_sound(speech: Speech) -> None:
+async def test_first_message_without_audio_or_model_is_rejected(speech: SpeechServices) -> None:
     talk = await held(speech, binary(b"", model="m", task_id="7"), *raw(SOUND), FINISH)
     assert (talk.words, talk.used) == (WORDS, ["m"])
 
 
-async def test_the_default_model(speech: Speech) -> None:
+async def test_task_without_a_model_uses_the_default_model(speech: SpeechServices) -> None:
     assert (await held(speech, *raw(SOUND), FINISH)).used == ["default"]
     with pytest.raises(InvalidRequestError, match="model: is missing"):
         await held(speech, *raw(SOUND), FINISH, default="")
 
 
-async def test_commands_with_header_and_payload(speech: Speech) -> None:
+async def test_commands_with_header_and_payload_are_read(speech: SpeechServices) -> None:
     command = {
         "header": {"action": "run-task", "task_id": "t9", "streaming": "duplex"},
         "payload": {"model": "m", "parameters": {"format": "pcm", "sample_rate": 16000}, "input": {}},
@@ -157,13 +157,15 @@ async def test_commands_with_header_and_payload(speech: Speech) -> None:
 
 
 PLAIN = BidiMessage(b'{"model": "m"}')
-"""All that AOG leaves of a command."""
+"""The rest of a command after AOG removed its action."""
 
 
 @pytest.mark.promise("H1")
 @pytest.mark.parametrize("begin", [[PLAIN], [], [PLAIN, PLAIN]], ids=["run-task", "sound", "run-task twice"])
-async def test_commands_without_an_action_begin_and_end_a_task(speech: Speech, begin: list[BidiMessage]) -> None:
-    """The host goes on holding its stream open, as AOG does."""
+async def test_commands_without_an_action_begin_and_end_a_task(
+    speech: SpeechServices, begin: list[BidiMessage]
+) -> None:
+    """The host keeps its stream open, as AOG does."""
     metadata = {"model": "m", "language": "en", "format": "pcm", "sample_rate": "16000"}
 
     async def messages() -> AsyncIterator[BidiMessage]:
@@ -179,10 +181,10 @@ async def test_commands_without_an_action_begin_and_end_a_task(speech: Speech, b
 
 
 @pytest.mark.promise("H1")
-async def test_a_second_command_without_an_action_ends_a_task_when_no_sound_follows(
-    speech: Speech, monkeypatch: pytest.MonkeyPatch
+async def test_second_command_without_an_action_ends_a_task_without_audio(
+    speech: SpeechServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversation, "_DOUBT", 0.05)
+    monkeypatch.setattr(live_task, "_END_TIMEOUT", 0.05)
 
     async def messages() -> AsyncIterator[BidiMessage]:
         async for message in sent([PLAIN, PLAIN]):
@@ -195,8 +197,8 @@ async def test_a_second_command_without_an_action_ends_a_task_when_no_sound_foll
 
 
 @pytest.mark.promise("H1")
-async def test_the_connections_id_is_the_tasks(speech: Speech) -> None:
-    """AOG has told its client that one, whatever stands in the command."""
+async def test_connection_id_is_the_task_id(speech: SpeechServices) -> None:
+    """AOG's client knows the task by it, whatever the command says."""
     first = BidiMessage(run(model="m", task_id="t1").data, "text", {"ws_conn_id": "c1"})
     talk = await held(speech, first, *raw(SOUND), FINISH)
     assert {event["header"]["task_id"] for event in talk.events} == {"c1"}
@@ -205,18 +207,20 @@ async def test_the_connections_id_is_the_tasks(speech: Speech) -> None:
 @pytest.mark.parametrize(
     "messages", [[], [FINISH], [run(model="m"), FINISH], [run(), binary(b""), binary(b"\x01", format="pcm")]]
 )
-async def test_a_task_without_sound(speech: Speech, server: Server, messages: list[BidiMessage]) -> None:
+async def test_task_without_audio_finishes(
+    speech: SpeechServices, server: Server, messages: list[BidiMessage]
+) -> None:
     talk = await held(speech, *messages)
     assert talk.kinds == ["task-started", "task-finished"]
     assert server.forms == []
 
 
-async def test_silence_is_no_sentence(speech: Speech, server: Server) -> None:
+async def test_silence_yields_no_sentence(speech: SpeechServices, server: Server) -> None:
     assert (await held(speech, *raw(silence(5)), FINISH)).kinds == ["task-started", "task-finished"]
     assert server.forms == []
 
 
-async def test_what_comes_after_the_end_is_not_read(speech: Speech) -> None:
+async def test_messages_after_the_end_are_not_read(speech: SpeechServices) -> None:
     read: list[BidiMessage] = []
 
     async def messages() -> AsyncIterator[BidiMessage]:
@@ -240,12 +244,12 @@ FORMS = {
 
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("form", FORMS)
-async def test_encoded_sound(speech: Speech, server: Server, form: str, named: bool) -> None:
-    """Words do not survive a lossy codec here; that there is a sentence, and when, does."""
+async def test_encoded_audio_is_transcribed(speech: SpeechServices, server: Server, form: str, named: bool) -> None:
+    """A lossy codec changes the words, but not the number and times of sentences."""
     pytest.importorskip("av")
     container, codec, rate, layout = FORMS[form]
     quiet = bytes(2 * rate)
-    # Alternating tones: one alone would soon be taken for the background.
+    # Alternating tones: a single tone would become the background.
     voice = b"".join(tone(0.2, 300 + 400 * (n % 2), 0.4, rate) + bytes(rate // 10 * 2) for n in range(6))
     sound = encoded(container, codec, quiet + voice + quiet, rate=rate, layout=layout)
     server.answer = {"text": "hello", "segments": [{"start": 0, "end": 1, "text": " hello"}]}
@@ -273,10 +277,10 @@ async def test_encoded_sound(speech: Speech, server: Server, form: str, named: b
         ("au", "pcm_s16be", {}),
     ],
 )
-async def test_a_container_without_a_name_is_heard_as_what_it_is(
-    speech: Speech, server: Server, form: str, codec: str, options: dict[str, str]
+async def test_container_without_a_format_is_detected(
+    speech: SpeechServices, server: Server, form: str, codec: str, options: dict[str, str]
 ) -> None:
-    """In small messages, the first of which is too short to tell."""
+    """The first of the small messages is too short for detection."""
     pytest.importorskip("av")
     server.answer = {"text": "hello", "segments": []}
     sound = bytes(48_000) + tone(0.5, 300, 0.4, 48_000) + tone(0.5, 700, 0.4, 48_000) + bytes(96_000)
@@ -289,10 +293,10 @@ async def test_a_container_without_a_name_is_heard_as_what_it_is(
 
 @pytest.mark.promise("S9")
 @pytest.mark.parametrize(("container", "codec", "named"), [("adts", "aac", "webm"), ("mp3", "libmp3lame", "wav")])
-async def test_the_bytes_count_where_a_name_is_wrong(
-    speech: Speech, server: Server, container: str, codec: str, named: str
+async def test_wrong_format_is_corrected_from_the_bytes(
+    speech: SpeechServices, server: Server, container: str, codec: str, named: str
 ) -> None:
-    """Recorders of browsers send MP4 where a page asked for WebM; a tag before MP3 is no WAV."""
+    """Browsers record MP4 although a page asked for WebM; an ID3 tag precedes MP3, not WAV."""
     pytest.importorskip("av")
     server.answer = {"text": "hello", "segments": []}
     sound = silence(0.5) + tone(0.5, 300, 0.4) + tone(0.5, 700, 0.4) + silence(1)
@@ -302,21 +306,21 @@ async def test_the_bytes_count_where_a_name_is_wrong(
 
 @pytest.mark.promise("S9")
 @pytest.mark.parametrize("sound", [SOUND, b"0&\xb2u\x8ef\xcf\x11" + bytes(99), b"GIF89a" + bytes(99), b"\0"])
-async def test_sound_that_is_not_recognised_is_refused(speech: Speech, sound: bytes) -> None:
+async def test_undetected_format_is_rejected(speech: SpeechServices, sound: bytes) -> None:
     message = await failed(speech, InvalidRequestError, *map(binary, (sound[:5], sound[5:])), FINISH)
-    assert message.startswith("format: is missing, and the sound's first bytes")
+    assert message.startswith("format: is missing, and the first bytes of the audio")
 
 
 @pytest.mark.promise("S9")
-async def test_samples_whose_rate_is_known_are_raw(speech: Speech, server: Server) -> None:
-    """Also those that begin as a frame of MPEG audio would; a file that says what it is is no samples."""
+async def test_audio_with_a_sample_rate_is_raw(speech: SpeechServices, server: Server) -> None:
+    """Even if it begins like an MPEG audio frame, but not if it begins with a container's magic."""
     server.answer = {"text": "hello", "segments": []}
     for sound in (b"\xff\xfb\x90\x64" + SOUND[4:], SOUND, wav(SOUND)):
         talk = await held(speech, *cut(sound, sample_rate="16000"), FINISH)
         assert talk.final
 
 
-async def test_raw_sound_of_another_rate(speech: Speech, server: Server) -> None:
+async def test_raw_audio_of_another_rate_is_resampled(speech: SpeechServices, server: Server) -> None:
     pytest.importorskip("av")
     server.answer = {"text": "hello", "segments": []}
     sound = bytes(16_000) + tone(1, 700, 0.4, 8000) + bytes(16_000)
@@ -325,8 +329,8 @@ async def test_raw_sound_of_another_rate(speech: Speech, server: Server) -> None
     assert sentence["begin_time"] == pytest.approx(1000, abs=100)
 
 
-async def failed(speech: Speech, kind: type[EnginePluginError], *messages: BidiMessage) -> str:
-    """What a task that fails tells: the event and the error say the same."""
+async def failed(speech: SpeechServices, kind: type[EnginePluginError], *messages: BidiMessage) -> str:
+    """The message of a failed task, which is the same in the event and in the error."""
     talk = Talk(speech)
     with pytest.raises(kind) as caught:
         await talk.hold(sent(messages))
@@ -346,16 +350,19 @@ async def failed(speech: Speech, kind: type[EnginePluginError], *messages: BidiM
         ([BidiMessage(b"\xff\xfe")], "data: a text message must be a JSON object"),
         ([BidiMessage(b"[" * 100_000)], "data: a text message must be a JSON object"),
         ([BidiMessage(b'{"action": "dance"}')], "action: 'dance' is unknown; use run-task or finish-task"),
-        ([run(model=["m"])], "model: must be a text or a whole number"),
+        ([run(model=["m"])], "model: must be a string or a whole number"),
         ([binary(b"ab", format="midi")], "format: 'midi' is unknown; use one of pcm"),
         ([binary(b"ab", sample_rate="fast")], "sample_rate: must be a whole number from 1000 to 384000, not 'fast'"),
         ([binary(b"ab", sample_rate="999")], "sample_rate: must be a whole number from 1000"),
         ([binary(b"ab", sample_rate="0")], "sample_rate: must be a whole number"),
         ([binary(b"ab", format="pcm", channels="65")], "channels: must be a whole number from 1 to 64"),
-        ([run(model="m"), run(model="m")], "action: run-task came in the middle"),
-        ([run(model="m"), binary(b"ab", model="n")], "metadata.model: cannot change"),
-        ([binary(b"ab"), binary(b"ab", language="fr")], "metadata.language: cannot change, or come"),
-        ([binary(b"abcd" * 999, format="pcm"), binary(b"ab", format="mp3")], "metadata.format: cannot change"),
+        ([run(model="m"), run(model="m")], "action: run-task in the middle"),
+        ([run(model="m"), binary(b"ab", model="n")], "metadata.model: cannot be set or changed"),
+        ([binary(b"ab"), binary(b"ab", language="fr")], "metadata.language: cannot be set or changed"),
+        (
+            [binary(b"abcd" * 999, format="pcm"), binary(b"ab", format="mp3")],
+            "metadata.format: cannot be set or changed",
+        ),
         (
             [binary(b"abcd" * 999, format="pcm"), binary(b"ab", sample_rate="8000")],
             "metadata.sample_rate: cannot",
@@ -363,27 +370,27 @@ async def failed(speech: Speech, kind: type[EnginePluginError], *messages: BidiM
         ([binary(b"abcd" * 999, format="pcm"), BidiMessage(b'{"action": "pause"}')], "action: 'pause' is unknown"),
     ],
 )
-async def test_what_is_no_conversation(speech: Speech, messages: list[BidiMessage], said: str) -> None:
+async def test_invalid_message_fails_the_task(speech: SpeechServices, messages: list[BidiMessage], said: str) -> None:
     assert (await failed(speech, InvalidRequestError, *messages)).startswith(said)
 
 
-async def test_sound_that_is_none(speech: Speech) -> None:
+async def test_undecodable_audio_fails_the_task(speech: SpeechServices) -> None:
     pytest.importorskip("av")
     message = await failed(speech, InvalidRequestError, binary(b"no ogg " * 9999, format="ogg"), FINISH)
     assert message.startswith("audio: ")
     assert decoders() == []
 
 
-async def test_an_unknown_model(speech: Speech) -> None:
+async def test_missing_model_fails_the_task(speech: SpeechServices) -> None:
     assert "nowhere" in await failed(speech, ModelNotFoundError, run(model="nowhere"))
 
 
-async def test_what_the_server_complains_of(speech: Speech, server: Server) -> None:
+async def test_error_of_the_server_is_raised(speech: SpeechServices, server: Server) -> None:
     server.refusal = (503, "the queue is full")
     assert "the queue is full" in await failed(speech, UnavailableError, *raw(SOUND), FINISH)
 
 
-async def test_an_error_of_the_host_is_passed_on(speech: Speech) -> None:
+async def test_error_of_the_host_is_raised(speech: SpeechServices) -> None:
     async def messages() -> AsyncIterator[BidiMessage]:
         yield binary(SOUND, format="pcm")
         raise InvalidRequestError("message_type: must be text or binary")
@@ -398,7 +405,7 @@ def decoders() -> list[int]:
     found = []
     for child in psutil.Process().children():
         try:
-            if "engine_plugin.speech.decode" in child.cmdline():
+            if "engine_plugin.speech.decoder_program" in child.cmdline():
                 found.append(child.pid)
         except psutil.Error:
             continue
@@ -406,8 +413,10 @@ def decoders() -> list[int]:
 
 
 @pytest.mark.parametrize("form", ["pcm", "mp3"])
-async def test_leaving_ends_everything(speech: Speech, server: Server, form: str) -> None:
-    """The host hangs up: the engine's work is stopped, the model let go, the decoder killed."""
+async def test_leaving_the_conversation_releases_everything(
+    speech: SpeechServices, server: Server, form: str
+) -> None:
+    """When the host hangs up, the engine's work is cancelled, the model released and the decoder killed."""
     server.gate.clear()
     sound = SOUND if form == "pcm" else encoded("mp3", "libmp3lame", SOUND)
 
@@ -433,7 +442,7 @@ async def test_leaving_ends_everything(speech: Speech, server: Server, form: str
     assert [name for name in left if any(part in name for part in ("athrow", "aclose", "_Stream", "_feed"))] == []
 
 
-async def test_two_speakers_at_once(speech: Speech) -> None:
+async def test_two_streams_run_at_once(speech: SpeechServices) -> None:
     one, two = await asyncio.gather(
         held(speech, run(model="a"), *raw(SOUND), FINISH),
         held(speech, run(model="b"), *raw(spoken(50, 8) + silence(1)), FINISH),
@@ -442,8 +451,8 @@ async def test_two_speakers_at_once(speech: Speech) -> None:
     assert two.words == [f"word{number}" for number in range(50, 58)]
 
 
-async def test_partial_sentences_come_while_somebody_speaks(speech: Speech) -> None:
-    """Nothing more is sent until something has come back."""
+async def test_partial_sentences_arrive_during_speech(speech: SpeechServices) -> None:
+    """The host sends no more until an answer arrives."""
     told = asyncio.Event()
 
     async def messages() -> AsyncIterator[BidiMessage]:
@@ -463,18 +472,18 @@ async def test_partial_sentences_come_while_somebody_speaks(speech: Speech) -> N
     assert talk.words == WORDS
 
 
-async def test_no_audio_packages_are_needed_for_raw_sound(server: Server, tmp_path: Any) -> None:
+async def test_raw_audio_needs_no_audio_package(server: Server, tmp_path: Any) -> None:
     from engine_plugin.engines.openvino.client import ServerClient
     from engine_plugin.engines.openvino.requests import SPEECH
     from engine_plugin.errors import PreconditionError
     from engine_plugin.speech.decoder import Decoder
-    from engine_plugin.speech.endpoints import Speech
+    from engine_plugin.speech.services import SpeechServices
     from engine_plugin.transport.http1 import Http1Client
 
     (tmp_path / "av.py").write_text("raise ModuleNotFoundError(name='av')")
     http = Http1Client(("127.0.0.1", server.port))
     client = ServerClient(http, None)
-    speech = Speech(lambda: client, SPEECH, Decoder(tmp_path, os.environ), tmp_path / "output")
+    speech = SpeechServices(lambda: client, SPEECH, Decoder(tmp_path, os.environ), tmp_path / "output")
     try:
         assert (await held(speech, *raw(SOUND), FINISH)).words == WORDS
         assert "InstallEngine" in await failed(speech, PreconditionError, binary(wav(SOUND, 8000)), FINISH)

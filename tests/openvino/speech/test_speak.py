@@ -1,4 +1,4 @@
-"""text-to-speech: a text in, a WAV out."""
+"""text-to-speech: answers and files."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.patience import LIMIT
 from tests.speech.sounds import wav
 
 if TYPE_CHECKING:
-    from engine_plugin.speech.endpoints import Speech
+    from engine_plugin.speech.services import SpeechServices
     from tests.openvino.speech.conftest import Server
 
 
-async def speak(speech: Speech, **fields: Any) -> dict[str, Any]:
+async def speak(speech: SpeechServices, **fields: Any) -> dict[str, Any]:
     async with asyncio.timeout(LIMIT):
         shape: dict[str, Any] = json.loads(await speech.speak("served", {"model": "asked", **fields}))
     return shape
@@ -47,7 +47,7 @@ def permissions(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-async def test_a_wav_in_a_file_and_in_the_answer(speech: Speech, server: Server) -> None:
+async def test_wav_is_in_the_answer_and_in_a_file(speech: SpeechServices, server: Server) -> None:
     answer = await speak(speech, text="Hello.", voice="amy", speed=1.5, language="en")
     data = base64.b64decode(answer.pop("audio"))
     assert contents(answer.pop("url")) == data
@@ -59,20 +59,20 @@ async def test_a_wav_in_a_file_and_in_the_answer(speech: Speech, server: Server)
     assert server.bodies == [{"model": "served", "input": "Hello.", "response_format": "wav", **asked}]
 
 
-async def test_the_text_may_be_called_input(speech: Speech, server: Server) -> None:
+async def test_input_is_an_alias_of_text(speech: SpeechServices, server: Server) -> None:
     await speak(speech, input="Hi.", voice=None)
     assert server.bodies == [{"model": "served", "input": "Hi.", "response_format": "wav"}]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
-async def test_nobody_else_may_hear_it(speech: Speech) -> None:
+async def test_files_are_for_this_user_only(speech: SpeechServices) -> None:
     path = Path((await speak(speech, text="x"))["url"])
     assert permissions(path) == 0o600
     assert permissions(path.parent) == 0o700
     assert os.listdir(path.parent) == [path.name]  # noqa: PTH208  # not in async code
 
 
-async def test_the_newest_stay(server: Server, tmp_path: Path) -> None:
+async def test_only_the_newest_files_are_kept(server: Server, tmp_path: Path) -> None:
     output = tmp_path / "output"
     output.mkdir()
     (output / "notes.txt").write_text("mine")
@@ -80,7 +80,7 @@ async def test_the_newest_stay(server: Server, tmp_path: Path) -> None:
     for path in (stale, fresh):
         path.write_bytes(b"half")
     os.utime(stale, (1, 1))
-    async with speech_on(Http1Client(("127.0.0.1", server.port)), output, kept=3) as speech:
+    async with speech_on(Http1Client(("127.0.0.1", server.port)), output, max_files=3) as speech:
         urls = []
         for number in range(5):
             urls.append((await speak(speech, text="x"))["url"])
@@ -93,27 +93,27 @@ async def test_the_newest_stay(server: Server, tmp_path: Path) -> None:
     assert any(there(answer["url"]) for answer in answers)
 
 
-async def test_a_folder_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
+async def test_unwritable_folder_is_reported(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     async with speech_on(Http1Client(("127.0.0.1", server.port)), tmp_path / "file" / "output") as speech:
-        with pytest.raises(EnginePluginError, match="cannot be written"):
+        with pytest.raises(EnginePluginError, match="cannot write the audio file"):
             await speak(speech, text="x")
 
 
 @pytest.mark.parametrize("sound", [b"", b"ID3 mp3 it is", wav(b"")])
-async def test_what_is_no_voice(speech: Speech, server: Server, sound: bytes) -> None:
+async def test_invalid_audio_of_the_engine_is_reported(speech: SpeechServices, server: Server, sound: bytes) -> None:
     server.wav = sound
     with pytest.raises(BadGatewayError, match="engine"):
         await speak(speech, text="x")
 
 
-async def test_what_the_server_complains_of(speech: Speech, server: Server) -> None:
+async def test_error_of_the_server_is_raised(speech: SpeechServices, server: Server) -> None:
     server.refusal = (400, "voice: 'bob' is none of amy")
     with pytest.raises(InvalidRequestError, match="'bob' is none of amy"):
         await speak(speech, text="x", voice="bob")
 
 
-async def test_a_cancelled_call_reaches_the_server(speech: Speech, server: Server) -> None:
+async def test_cancelled_call_reaches_the_server(speech: SpeechServices, server: Server) -> None:
     server.gate.clear()
     task = asyncio.create_task(speak(speech, text="x"))
     async with asyncio.timeout(LIMIT):

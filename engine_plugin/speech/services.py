@@ -1,6 +1,6 @@
-"""Speech: recordings and live streams to text, text to speech, on any server with OpenAI's audio paths.
+"""The speech services on any server with OpenAI's audio endpoints: speech-to-text, also live, and text-to-speech.
 
-The engine holds the model and knows the server (`Dialect`), this module the sound.
+The engine loads the model and describes the server (`Dialect`); this module handles the audio.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequ
 from engine_plugin.jsontext import write_json
 from engine_plugin.openai_api.bodies import answer_object
 from engine_plugin.speech import containers, pcm
-from engine_plugin.speech.conversation import Conversation
+from engine_plugin.speech.base64_audio import decode_base64_audio
 from engine_plugin.speech.decoder import RAW
-from engine_plugin.speech.incoming import sound_of
-from engine_plugin.speech.live import transcribed_live
+from engine_plugin.speech.live import transcribe_live
+from engine_plugin.speech.live_task import LiveTask
 from engine_plugin.speech.options import LiveOptions
-from engine_plugin.speech.subtitles import Segment, answer
+from engine_plugin.speech.subtitles import Segment, format_transcription
 from engine_plugin.system.files import in_thread, private_folder
 
 if TYPE_CHECKING:
@@ -38,34 +38,34 @@ if TYPE_CHECKING:
     from engine_plugin.messages import BidiMessage
     from engine_plugin.speech.decoder import DecodedStream, Decoder
 
-__all__ = ["KEPT", "Answer", "Dialect", "Speech", "SpeechClient"]
+__all__ = ["MAX_FILES", "Answer", "Dialect", "SpeechClient", "SpeechServices"]
 
-KEPT = 100
-"""How many spoken files stay: the newest. They are `speech-<UTC time>-<random>.wav`; nothing else is touched."""
+MAX_FILES = 100
+"""How many generated files are kept, the newest ones. Only files named `speech-<UTC time>-<random>.wav` count."""
 
 _TEXT_LIMIT = 64 * 1024 * 1024
 _SOUND_LIMIT = 512 * 1024 * 1024
-_SHORTEST = pcm.BYTES_A_SECOND // 10  # a model wants some sound to look at
+_SHORTEST = pcm.BYTES_A_SECOND // 10  # models fail on shorter audio
 _STALE = 3600.0
-_KEEPING = threading.Lock()  # two at once would each delete what the other keeps
+_SAVING = threading.Lock()  # two calls at once would each delete the other's newest file
 
-_PATIENCE = 60.0
-"""Seconds that a transcription may take beside the recording's length."""
+_BASE_TIMEOUT = 60.0
+"""Seconds that a transcription may take in addition to the length of the recording."""
 _SLOWEST = 500
-"""Bytes per second assumed for a recording whose length only the server knows; speech codecs produce more."""
+"""Bytes per second assumed for a recording of unknown length; speech codecs produce more."""
 
 
 class Answer(Protocol):
-    """A server's answer whose head has arrived and is good."""
+    """A successful answer of a server, whose head has arrived."""
 
     async def read(self, limit: int) -> bytes:
-        """The whole body; BadGatewayError when it is longer than `limit` bytes."""
+        """Read the body. Raises BadGatewayError if it is longer than `limit` bytes."""
 
 
 class SpeechClient(Protocol):
-    """How the server is reached. Each method's block holds an answer; leaving it early ends the server's work.
+    """Sends requests to the server. Leaving the block of a method early cancels the server's work.
 
-    What the server complains of is raised as one of `errors`.
+    Error answers of the server are raised as EnginePluginError.
     """
 
     def post_json(self, path: str, body: bytes) -> AbstractAsyncContextManager[Answer]:
@@ -74,26 +74,26 @@ class SpeechClient(Protocol):
     def post_form(
         self, path: str, fields: Mapping[str, str], file: bytes, file_name: str
     ) -> AbstractAsyncContextManager[Answer]:
-        """Send a form with a file, which is its field `file`."""
+        """Send a multipart form whose field `file` is the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How one kind of server is asked for speech."""
+    """The speech endpoints of one kind of server."""
 
     paths: Mapping[str, str]
-    """Where `transcribe`, `translate` and `speak` are. The engine refuses what its server has no path for."""
+    """The paths of `transcribe`, `translate` and `speak`. The engine rejects requests for which there is no path."""
     fields: Mapping[str, str] = field(default_factory=dict)
-    """What goes into every form beside the request's own fields, such as a response_format that has segments."""
+    """Fields that are added to each form, such as a response_format with segments."""
     original: bool = False
-    """Whether a recording is sent as it came; otherwise as a WAV of 16 kHz mono s16le, which every server reads."""
+    """Whether recordings are sent unchanged; otherwise they are converted to WAV of 16 kHz mono s16le."""
 
 
-class Speech:
+class SpeechServices:
     """The speech services on the server behind `client`. Owned by the engine driver, used from one event loop.
 
-    `client` gives the client of the running server, or raises UnavailableError. `output` is the folder for what is
-    spoken, made when it is first needed, for this user only.
+    `client` returns the client of the running server or raises UnavailableError. `output` is the folder of the
+    generated files, created on first use for this user only.
     """
 
     def __init__(
@@ -103,50 +103,50 @@ class Speech:
         decoder: Decoder,
         output: Path,
         live: LiveOptions | None = None,
-        kept: int = KEPT,
+        max_files: int = MAX_FILES,
     ) -> None:
         self._client = client
         self._dialect = dialect
         self._decoder = decoder
         self._output = output
         self._live = live or LiveOptions()
-        self._kept = kept
+        self._max_files = max_files
 
     # Speech to text
 
     async def transcribe(self, model: str, request: dict[str, Any]) -> bytes:
-        """Answer a speech-to-text request, with a model that is loaded. Errors name the field."""
-        sound = await sound_of(request["audio"])
+        """Answer a speech-to-text request with a loaded model. Errors name the field."""
+        audio = await decode_base64_audio(request["audio"])
         if self._dialect.original:
-            plain, is_cut_off = None, await in_thread(containers.is_cut_off, sound)
-            most = min(len(sound) / _SLOWEST, self._decoder.longest)
+            plain, is_cut_off = None, await in_thread(containers.is_cut_off, audio)
+            most = min(len(audio) / _SLOWEST, self._decoder.longest)
         else:
-            plain, is_cut_off = await self._decoder.decode(sound)
+            plain, is_cut_off = await self._decoder.decode(audio)
             most = pcm.seconds(len(plain))
         task = request.get("task") or "transcribe"
         words = "word" in (request.get("timestamp_granularities") or ())
         fields = _form_fields(model, request, words=words)
         if task != "transcribe":
             fields["task"] = task
-        async with deadline(_PATIENCE + most, "speech-to-text", "Try again, or send the recording in parts"):
+        async with deadline(_BASE_TIMEOUT + most, "speech-to-text", "Try again, or send the recording in parts"):
             if plain is not None:
-                heard = await self._post_samples(task, fields, plain)
+                result = await self._post_samples(task, fields, plain)
             else:
-                name = containers.container_of(sound[: containers.HEAD]) or "mp3"
-                heard = await self._post(task, fields, sound, f"audio.{name}")
-                plain = pcm.plain_speech(sound)
-        duration = _duration(heard) if plain is None else pcm.seconds(len(plain))
-        segments = _segments(heard, duration)
+                name = containers.container_of(audio[: containers.HEAD]) or "mp3"
+                result = await self._post(task, fields, audio, f"audio.{name}")
+                plain = pcm.native_samples(audio)
+        duration = _duration(result) if plain is None else pcm.seconds(len(plain))
+        segments = _segments(result, duration)
         more: dict[str, Any] = {
             "task": task,
-            "language": str(heard.get("language") or request.get("language") or ""),
+            "language": str(result.get("language") or request.get("language") or ""),
             "duration": round(duration, 3),
         }
         if words:
-            more["words"] = heard.get("words") or []
-        text = str(heard.get("text") or "").strip()
-        form = request.get("response_format") or "json"
-        shape = answer(form, request["model"], text, segments, more)
+            more["words"] = result.get("words") or []
+        text = str(result.get("text") or "").strip()
+        response_format = request.get("response_format") or "json"
+        shape = format_transcription(response_format, request["model"], text, segments, more)
         if is_cut_off:
             shape["truncated"] = True
         return write_json(shape)
@@ -164,23 +164,25 @@ class Speech:
     # Text to speech
 
     async def speak(self, model: str, request: dict[str, Any]) -> bytes:
-        """Answer a text-to-speech request: a WAV of s16le, in base64 and as a file of ours."""
+        """Answer a text-to-speech request with a WAV of s16le, in base64 and as a file in `output`."""
         asked = {name: request[name] for name in ("voice", "speed", "language") if request.get(name) is not None}
         text = request.get("text") or request.get("input")
         body = json.dumps({"model": model, "input": text, **asked, "response_format": "wav"}).encode()
         async with self._client().post_json(self._dialect.paths["speak"], body) as response:
             data = await response.read(_SOUND_LIMIT)
-        return await in_thread(self._spoken, request["model"], data)
+        return await in_thread(self._speech_answer, request["model"], data)
 
-    def _spoken(self, model: str, data: bytes) -> bytes:
+    def _speech_answer(self, model: str, data: bytes) -> bytes:
         wave = pcm.read_wave(data)
         if not wave.samples:
-            raise BadGatewayError("the engine spoke nothing")
+            raise BadGatewayError("the engine generated no audio")
         wav = wave.to_bytes()
         try:
-            path = self._keep(wav)
+            path = self._save(wav)
         except OSError as error:
-            raise EnginePluginError(f"{self._output}: cannot be written: {error.strerror or error}") from error
+            raise EnginePluginError(
+                f"{self._output}: cannot write the audio file: {error.strerror or error}"
+            ) from error
         shape = {
             "url": str(path),
             "audio": base64.b64encode(wav).decode("ascii"),
@@ -191,8 +193,8 @@ class Speech:
         }
         return write_json(shape)
 
-    def _keep(self, wav: bytes) -> Path:
-        """Write a file that is never seen half written, and delete the oldest ones."""
+    def _save(self, wav: bytes) -> Path:
+        """Write a file atomically and delete the oldest ones."""
         private_folder(self._output)
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         path = self._output.absolute() / f"speech-{stamp}-{secrets.token_hex(6)}.wav"
@@ -201,7 +203,7 @@ class Speech:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(wav)
-            with _KEEPING:
+            with _SAVING:
                 temporary.replace(path)
                 self._prune(path)
         finally:
@@ -209,7 +211,7 @@ class Speech:
         return path
 
     def _prune(self, newest: Path) -> None:
-        """Keep the newest files; what a killed plugin left half written goes, too."""
+        """Delete all but the newest files, and partial files that a killed plugin left."""
         dated: list[tuple[float, Path]] = []
         for path in newest.parent.glob("speech-*"):
             with suppress(OSError):  # another call deleted it
@@ -218,8 +220,8 @@ class Speech:
                     dated.append((written, path))
                 elif path.suffix == ".part" and written < time.time() - _STALE:
                     path.unlink(missing_ok=True)
-        for _written, path in sorted(dated, reverse=True)[max(0, self._kept - 1) :]:
-            with suppress(OSError):  # Windows: somebody reads it; the next call tries again
+        for _written, path in sorted(dated, reverse=True)[max(0, self._max_files - 1) :]:
+            with suppress(OSError):  # Windows: the file is open; the next call tries again
                 path.unlink(missing_ok=True)
 
     # Live
@@ -231,10 +233,10 @@ class Speech:
         default_model: str,
         messages: AsyncIterator[BidiMessage],
     ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
-        """Answer a live conversation (`speech.conversation` has the messages).
+        """Answer a live conversation (`speech.live_task` defines the messages).
 
-        `use` holds a model of this name while in its block and gives the name that the server knows it by. What
-        goes wrong is told as task-failed, then raised. Leaving the block stops the engine's work.
+        `use` keeps the named model loaded within its block and returns the server's name for it. Errors are sent as
+        task-failed, then raised. Leaving the block stops the engine's work.
         """
         async with aclosing(self._answers(use, default_model, messages)) as answers:
             yield answers
@@ -245,55 +247,55 @@ class Speech:
         default_model: str,
         messages: AsyncIterator[BidiMessage],
     ) -> AsyncGenerator[BidiMessage, None]:
-        talk = Conversation(messages)
+        task = LiveTask(messages)
         try:
-            await talk.begin()
-            model = talk.model or default_model
+            await task.begin()
+            model = task.model or default_model
             if not model:
                 raise InvalidRequestError.at("model", "is missing: name one in the first message")
             async with use(model) as served:
-                yield talk.started()
-                fields = _form_fields(served, {"language": talk.language}, words=False)
+                yield task.started()
+                fields = _form_fields(served, {"language": task.language}, words=False)
 
                 async def transcribe(samples: bytes) -> list[Segment]:
-                    heard = await self._post_samples("transcribe", fields, samples)
-                    return _segments(heard, pcm.seconds(len(samples)))
+                    result = await self._post_samples("transcribe", fields, samples)
+                    return _segments(result, pcm.seconds(len(samples)))
 
                 async with (
-                    aclosing(self._samples(talk)) as samples,
-                    transcribed_live(samples, transcribe, self._live) as sentences,
+                    aclosing(self._samples(task)) as samples,
+                    transcribe_live(samples, transcribe, self._live) as sentences,
                 ):
                     async for sentence in sentences:
-                        yield talk.result(sentence)
-            yield talk.finished()
+                        yield task.result(sentence)
+            yield task.finished()
         except EnginePluginError as error:
-            yield talk.failed(error)
+            yield task.failed(error)
             raise
 
-    async def _samples(self, talk: Conversation) -> AsyncGenerator[bytes, None]:
-        """The conversation's sound as 16 kHz mono s16le. Raw samples of this kind need no decoder."""
-        await talk.sound_begins()
-        async with aclosing(talk.sound()) as sound:
-            if talk.form in RAW and (talk.sample_rate, talk.channels) == (pcm.RATE, 1):
+    async def _samples(self, task: LiveTask) -> AsyncGenerator[bytes, None]:
+        """The audio as 16 kHz mono s16le. Raw samples of this format need no decoder."""
+        await task.detect_format()
+        async with aclosing(task.audio()) as audio:
+            if task.audio_format in RAW and (task.sample_rate, task.channels) == (pcm.RATE, 1):
                 odd = b""
-                async for data in sound:  # a message may end in the middle of a sample
+                async for data in audio:  # a message may end within a sample
                     samples = odd + data
                     whole = len(samples) & ~1
                     odd = samples[whole:]
                     yield samples[:whole]
             else:
                 async with (
-                    self._decoder.stream(talk.form, talk.sample_rate, talk.channels) as decoded,
-                    aclosing(_decoded(sound, decoded)) as pieces,
+                    self._decoder.stream(task.audio_format, task.sample_rate, task.channels) as decoded,
+                    aclosing(_decoded(audio, decoded)) as pieces,
                 ):
                     async for samples in pieces:
                         yield samples
 
 
-async def _decoded(sound: AsyncIterator[bytes], decoded: DecodedStream) -> AsyncGenerator[bytes, None]:
-    """What the decoder makes of the sound. An error of the sound's source goes before the decoder's, which may well
-    complain of the sudden end."""
-    feeding = asyncio.create_task(_feed(sound, decoded))
+async def _decoded(audio: AsyncIterator[bytes], decoded: DecodedStream) -> AsyncGenerator[bytes, None]:
+    """Decode the audio. An error of its source takes precedence over the decoder's, which may only reflect the sudden
+    end."""
+    feeding = asyncio.create_task(_feed(audio, decoded))
     try:
         async for samples in decoded:
             yield samples
@@ -307,10 +309,10 @@ async def _decoded(sound: AsyncIterator[bytes], decoded: DecodedStream) -> Async
         await asyncio.wait({feeding})
 
 
-async def _feed(sound: AsyncIterator[bytes], decoded: DecodedStream) -> None:
-    """Have the decoder hear all of it; also when the source fails, so that the decoder ends."""
+async def _feed(audio: AsyncIterator[bytes], decoded: DecodedStream) -> None:
+    """Write the audio to the decoder, and end it even if the source fails."""
     try:
-        async for data in sound:
+        async for data in audio:
             await decoded.write(data)
     finally:
         decoded.end()
@@ -324,37 +326,37 @@ def _form_fields(model: str, request: dict[str, Any], *, words: bool) -> dict[st
     return fields
 
 
-def _segments(heard: dict[str, Any], duration: float) -> list[Segment]:
-    """The engine's segments, inside the audio and in order; without any, the text is one.
+def _segments(result: dict[str, Any], duration: float) -> list[Segment]:
+    """The segments of an engine's answer, clamped to the audio; without segments, the text is the only one.
 
-    A model that does not say when a segment ends is understood to mean the audio's end. A duration of 0 is unknown.
+    A segment whose end precedes its start lasts to the end of the audio. A duration of 0 is unknown.
     """
     found: list[Segment] = []
-    for shape in _told_segments(heard):
+    for shape in _reported_segments(result):
         try:
             start, end, text = float(shape["start"]), float(shape["end"]), str(shape["text"]).strip()
             if not (isfinite(start) and isfinite(end)):
                 raise ValueError
         except (KeyError, TypeError, ValueError):
-            raise BadGatewayError(f"the engine's transcription has a segment like {str(shape)[:80]!r}") from None
+            raise BadGatewayError(f"the engine's transcription has an invalid segment: {str(shape)[:80]!r}") from None
         latest = duration or max(start, end)
         start = min(max(0.0, start), latest)
         found.append(Segment(start, latest if end < start else min(end, latest), text))
-    text = str(heard.get("text") or "").strip()
+    text = str(result.get("text") or "").strip()
     return found or ([Segment(0.0, duration, text)] if text else [])
 
 
-def _told_segments(heard: dict[str, Any]) -> list[Any]:
-    found = heard.get("segments") or []
+def _reported_segments(result: dict[str, Any]) -> list[Any]:
+    found = result.get("segments") or []
     if not isinstance(found, list):
-        raise BadGatewayError(f"the engine's transcription has segments like {str(found)[:80]!r}")
+        raise BadGatewayError(f"the engine's transcription has invalid segments: {str(found)[:80]!r}")
     return found
 
 
-def _duration(heard: dict[str, Any]) -> float:
-    """Seconds of a recording that only the server has read: what it says, else where the last segment ends; or 0."""
-    ends = [shape.get("end") for shape in _told_segments(heard) if isinstance(shape, dict)]
-    for value in (heard.get("duration"), ends[-1] if ends else None):
+def _duration(result: dict[str, Any]) -> float:
+    """The duration in seconds that the server reports, else the end of the last segment, else 0."""
+    ends = [shape.get("end") for shape in _reported_segments(result) if isinstance(shape, dict)]
+    for value in (result.get("duration"), ends[-1] if ends else None):
         try:
             seconds = float(value or 0)
         except (TypeError, ValueError):

@@ -1,13 +1,13 @@
-"""The messages of a live transcription: a host's commands and sound in, events out.
+"""The message protocol of a live transcription: commands and audio in, events out.
 
-A conversation is one task. It begins with the text message `{"action": "run-task", …}`, or just with sound; what it
-needs to know stands in the command or in a message's metadata: `model`, `language`, `format`, `sample_rate`,
-`channels`, `task_id`. Without `format` the sound's container is recognised by its first bytes; raw samples need
-`format` or `sample_rate`. `{"action": "finish-task"}` or the host's half-close ends the sound. The answers are text
-messages: task-started, result-generated for each sentence as it grows, task-finished or task-failed.
+Each conversation is one task. It begins with the text message `{"action": "run-task", …}` or with audio. The command
+or the metadata of a message may set `model`, `language`, `format`, `sample_rate`, `channels` and `task_id`. Without
+`format`, the container is detected from the first bytes of the audio; raw samples need `format` or `sample_rate`.
+`{"action": "finish-task"}` or the host's half-close ends the audio. The answers are text messages: task-started,
+result-generated for each sentence as it grows, and task-finished or task-failed.
 
-AOG strips commands of their action: a text message without one is run-task when it is the first message, and
-finish-task when sound has been heard. In between it may be either, and ends the task if nothing follows soon.
+AOG removes the action from commands: a text message without one means run-task if it is the first message, and
+finish-task after audio. In between it can mean either, and ends the task if no message follows within 10 seconds.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from engine_plugin.errors import EnginePluginError
     from engine_plugin.speech.live import Sentence
 
-__all__ = ["Conversation"]
+__all__ = ["LiveTask"]
 
 _RUN, _FINISH = "run-task", "finish-task"
-_NAMES = {
+_KEYS = {
     "model": "model",
     "language": "language",
     "format": "format",
@@ -42,155 +42,155 @@ _NAMES = {
     "task_id": "task_id",
     "ws_conn_id": "ws_conn_id",
 }
-"""What may be set, as it may be called."""
+"""The accepted names of settings, and the setting that each one stands for."""
 
-_OF_THE_TASK = frozenset({"model", "language", "task_id", "ws_conn_id"})
-_OF_THE_SOUND = {"format": "pcm", "sample_rate": str(RATE), "channels": "1"}
-"""What is settled by the first message, and what is by the first sound, with its defaults."""
+_TASK_KEYS = frozenset({"model", "language", "task_id", "ws_conn_id"})
+_AUDIO_DEFAULTS = {"format": "pcm", "sample_rate": str(RATE), "channels": "1"}
+"""The settings that the first audio fixes, with their defaults. The first message fixes _TASK_KEYS."""
 
 _RATES = range(1000, 384_001)
 _CHANNELS = range(1, 65)
 _SHOWN = 40
 _TAG = b"ID3"
-_TAGGED = ("aac", "flac", "mp3")  # formats before which a tag may stand
-_DOUBT = 10.0
-"""Seconds after a text that may mean the end, within which sound says that it did not."""
+_TAGGED_FORMATS = ("aac", "flac", "mp3")  # formats that an ID3 tag may precede
+_END_TIMEOUT = 10.0
+"""Seconds to wait for a message after one that may have ended the task."""
 
 
-class Conversation:
-    """Reads one conversation's messages. `begin` first, then `sound`; errors name what was sent."""
+class LiveTask:
+    """Reads the messages of one conversation and writes its events. Call `begin`, `detect_format`, then `audio`.
+
+    Errors are InvalidRequestError and name the field.
+    """
 
     def __init__(self, messages: AsyncIterator[BidiMessage]) -> None:
         self.task_id = uuid.uuid4().hex
         self._messages = messages
         self._settings: dict[str, str] = {}
-        self._settled: frozenset[str] = frozenset()
-        self._over = False
-        self._heard = False
-        self._in_doubt = False  # whether the last message may have meant the end
-        self._waiting: bytes | None = None  # sound that was read already
+        self._fixed: frozenset[str] = frozenset()
+        self._ended = False
+        self._has_audio = False
+        self._may_have_ended = False  # the last message may have been finish-task
+        self._pending: bytes | None = None  # audio that was read but not yielded
 
     @property
     def model(self) -> str:
-        """What the host named, or ""."""
+        """As the host set it, or ""."""
         return self._settings.get("model", "")
 
     @property
     def language(self) -> str:
-        """What the host named, or ""."""
+        """As the host set it, or ""."""
         return self._settings.get("language", "")
 
     @property
-    def form(self) -> str:
-        """The sound's format, one of FORMATS; as the rest of the sound's, known once `sound_begins` has returned."""
-        return self._form
+    def audio_format(self) -> str:
+        """One of FORMATS; like `sample_rate` and `channels`, available after `detect_format`."""
+        return self._audio_format
 
     @property
     def sample_rate(self) -> int:
-        """Of raw samples."""
+        """The value for raw samples."""
         return self._number("sample_rate", _RATES)
 
     @property
     def channels(self) -> int:
-        """Of raw samples."""
+        """The value for raw samples."""
         return self._number("channels", _CHANNELS)
 
     async def begin(self) -> None:
-        """Read the first message. Raises InvalidRequestError when it begins nothing."""
-        self._waiting = await self._next()
-        # AOG has told its client the connection's id as the task's.
+        """Read the first message. Raises InvalidRequestError if it cannot begin a task."""
+        self._pending = await self._next()
+        # AOG's client knows the task by the id of its connection.
         self.task_id = self._settings.get("ws_conn_id") or self._settings.get("task_id") or self.task_id
-        self._settled |= _OF_THE_TASK
+        self._fixed |= _TASK_KEYS
 
-    async def sound_begins(self) -> None:
-        """Read until there is enough sound to know its format, or the end. Raises InvalidRequestError for an unknown
-        format."""
-        head = self._waiting or b""
-        while len(head) < HEAD and self._settings.get("format") not in RAW and not self._over:
+    async def detect_format(self) -> None:
+        """Read until the format is known, or to the end. Raises InvalidRequestError for an unknown format."""
+        head = self._pending or b""
+        while len(head) < HEAD and self._settings.get("format") not in RAW and not self._ended:
             head += await self._next() or b""
-        self._waiting = head or None
-        self._form = self._recognised(head)
-        self._settings = {**_OF_THE_SOUND, "format": self._form, **self._settings}
-        self._settled |= _OF_THE_SOUND.keys()
+        self._pending = head or None
+        self._audio_format = self._detected_format(head)
+        self._settings = {**_AUDIO_DEFAULTS, "format": self._audio_format, **self._settings}
+        self._fixed |= _AUDIO_DEFAULTS.keys()
 
-    def _recognised(self, head: bytes) -> str:
-        """The format: raw where that is said, else by the first bytes, else as it is named, or raw samples whose rate
-        is known."""
+    def _detected_format(self, head: bytes) -> str:
+        """The format: raw if named so, else detected from the first bytes, else as named, else raw samples if the
+        rate is given."""
         named = self._settings.get("format", "")
         if named and named not in FORMATS:
             raise InvalidRequestError.at("format", f"{named[:_SHOWN]!r} is unknown; use one of {', '.join(FORMATS)}")
         is_raw = named in RAW or (not named and "sample_rate" in self._settings)
-        form = "" if named in RAW else container_of(head, by_frames=not is_raw)
-        if named and (not form or (head.startswith(_TAG) and named in _TAGGED)):
+        audio_format = "" if named in RAW else container_of(head, by_frames=not is_raw)
+        if named and (not audio_format or (head.startswith(_TAG) and named in _TAGGED_FORMATS)):
             return named
-        if form or is_raw or not head:
-            return form or "pcm"
+        if audio_format or is_raw or not head:
+            return audio_format or "pcm"
         raise InvalidRequestError.at(
             "format",
-            f"is missing, and the sound's first bytes ({head[:8].hex(' ')}) match no known container. "
-            "Raw samples need format pcm or sample_rate",
+            f"is missing, and the first bytes of the audio ({head[:8].hex(' ')}) match no known container. "
+            "For raw samples, set format to pcm or set sample_rate",
         )
 
-    async def sound(self) -> AsyncGenerator[bytes, None]:
-        """The sound as it comes, to its end."""
-        while self._waiting is not None or not self._over:
-            data, self._waiting = self._waiting, None
+    async def audio(self) -> AsyncGenerator[bytes, None]:
+        """Yield the audio as it arrives, to its end."""
+        while self._pending is not None or not self._ended:
+            data, self._pending = self._pending, None
             if data:
                 yield data
-            elif not self._over:
-                self._waiting = await self._next()
+            elif not self._ended:
+                self._pending = await self._next()
 
     async def _next(self) -> bytes | None:
-        """The next message's sound; b"" of a command, None at the end."""
+        """The audio of the next message; b"" for a command, None at the end."""
         message = await self._message()
         if message is None:
-            self._over = True
+            self._ended = True
             return None
-        self._learn(message.metadata, "metadata.")
+        self._set(message.metadata, "metadata.")
         if message.message_type != "text":
-            self._heard |= bool(message.data)
+            self._has_audio |= bool(message.data)
             return message.data
         command = _command(message.data)
         action = command.get("action")
-        if action is None and self._settled and not self._heard:
-            self._in_doubt = True
+        if action is None and self._fixed and not self._has_audio:
+            self._may_have_ended = True
             return b""
         if action is None:
-            action = _FINISH if self._heard else _RUN
+            action = _FINISH if self._has_audio else _RUN
         if action == _FINISH:
-            self._over = True
+            self._ended = True
             return None
         if action != _RUN:
             raise InvalidRequestError.at("action", f"{str(action)[:_SHOWN]!r} is unknown; use {_RUN} or {_FINISH}")
-        if self._settled:
-            raise InvalidRequestError.at(
-                "action", f"{_RUN} came in the middle of a task; one conversation is one task"
-            )
-        self._learn(command, "")
+        if self._fixed:
+            raise InvalidRequestError.at("action", f"{_RUN} in the middle of a task; each conversation is one task")
+        self._set(command, "")
         return b""
 
     async def _message(self) -> BidiMessage | None:
-        """The next message; None at the end, and when none follows a message that may have meant the end."""
+        """The next message; None at the end, or if none follows a possible finish-task in time."""
         try:
-            async with asyncio.timeout(_DOUBT if self._in_doubt else None):
+            async with asyncio.timeout(_END_TIMEOUT if self._may_have_ended else None):
                 return await anext(self._messages, None)
         except TimeoutError:
             return None
         finally:
-            self._in_doubt = False
+            self._may_have_ended = False
 
-    def _learn(self, given: Mapping[str, Any], place: str) -> None:
-        for name, key in _NAMES.items():
+    def _set(self, given: Mapping[str, Any], place: str) -> None:
+        for name, key in _KEYS.items():
             value = given.get(name)
             if value is None or value == "":
                 continue
             if not isinstance(value, str | int) or isinstance(value, bool):
-                raise InvalidRequestError.at(f"{place}{name}", "must be a text or a whole number")
+                raise InvalidRequestError.at(f"{place}{name}", "must be a string or a whole number")
             text = str(value).lower() if key == "format" else str(value)
-            if key not in self._settled:
+            if key not in self._fixed:
                 self._settings[key] = text
             elif text != self._settings.get(key):
-                raise InvalidRequestError.at(f"{place}{name}", "cannot change, or come, in the middle of a task")
+                raise InvalidRequestError.at(f"{place}{name}", "cannot be set or changed in the middle of a task")
 
     def _number(self, key: str, bounds: range) -> int:
         text = self._settings[key]
@@ -203,12 +203,11 @@ class Conversation:
     # Answers
 
     def started(self) -> BidiMessage:
-        """The task is known and its model is there."""
         return self._event("task-started")
 
     def result(self, sentence: Sentence) -> BidiMessage:
-        """A sentence as it is known now. Times are milliseconds; `sentence_id` counts from 0; what is in
-        `stable_text` stays."""
+        """The current text of a sentence. Times are milliseconds, `sentence_id` counts from 0, and `stable_text` is
+        not changed by later events."""
         shape = {
             "sentence_id": sentence.number,
             "text": sentence.text,
@@ -220,11 +219,9 @@ class Conversation:
         return self._event("result-generated", {"sentence": shape})
 
     def finished(self) -> BidiMessage:
-        """Every sentence was told."""
         return self._event("task-finished")
 
     def failed(self, error: EnginePluginError) -> BidiMessage:
-        """The task ends before its time."""
         # AOG's clients read the code as text.
         return self._event("task-failed", error_code=str(error.code), error_message=error.message)
 
@@ -235,8 +232,7 @@ class Conversation:
 
 
 def _command(data: bytes) -> dict[str, Any]:
-    """A text message as one flat object: hosts put what they say at the top, or below `header`, `payload` and
-    `parameters`."""
+    """Flatten a text message: hosts put fields at the top level or inside `header`, `payload` and `parameters`."""
     try:
         command = read_json(data)
     except JsonError:

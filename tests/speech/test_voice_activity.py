@@ -1,4 +1,4 @@
-"""Where somebody speaks, in quiet rooms and in loud ones."""
+"""Voice activity detection with quiet and loud backgrounds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine_plugin.speech.options import LiveOptions
-from engine_plugin.speech.voice import FRAME_BYTES, FRAME_SECONDS, VoiceDetector, level
+from engine_plugin.speech.voice_activity import FRAME_BYTES, FRAME_SECONDS, VoiceActivityDetector, level
 from tests.speech.sounds import mixed, noise, silence, speech, tone
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ PAUSE = 35  # frames
 
 
 def found(sound: bytes) -> list[tuple[float, float]]:
-    """From when to when there is speech; pauses of less than 0.7 s belong to it."""
-    detector = VoiceDetector(OPTIONS.speech_threshold, OPTIONS.quietest, 5)
+    """The spans of speech in seconds, including pauses below 0.7 s."""
+    detector = VoiceActivityDetector(OPTIONS.speech_threshold, OPTIONS.quietest, 5)
     frames = [sound[at : at + FRAME_BYTES] for at in range(0, len(sound) - FRAME_BYTES + 1, FRAME_BYTES)]
-    spoken = [place for place, frame in enumerate(frames) if detector.hear(level(frame))]
+    spoken = [place for place, frame in enumerate(frames) if detector.update(level(frame))]
     if not spoken:
         return []
     gaps = [(before, after) for before, after in pairwise(spoken) if after - before > PAUSE]
@@ -45,7 +45,7 @@ def assert_both(spans: list[tuple[float, float]]) -> None:
 
 
 @pytest.mark.parametrize("amplitude", [0.8, 0.1, 0.02])
-def test_speech_of_any_loudness_where_it_is_quiet(amplitude: float) -> None:
+def test_speech_of_each_loudness_is_detected_in_silence(amplitude: float) -> None:
     assert_both(found(scene(amplitude)))
 
 
@@ -59,7 +59,7 @@ def test_speech_of_any_loudness_where_it_is_quiet(amplitude: float) -> None:
     ],
     ids=["hiss", "loud hiss", "hum", "offset"],
 )
-def test_speech_above_a_background(background: Callable[[], bytes]) -> None:
+def test_speech_above_a_background_is_detected(background: Callable[[], bytes]) -> None:
     assert_both(found(mixed(scene(0.3), background())))
 
 
@@ -68,41 +68,41 @@ def test_speech_above_a_background(background: Callable[[], bytes]) -> None:
     [partial(silence, 10), partial(noise, 10, 0.0005), partial(noise, 10, 0.002), partial(tone, 10, 50, 0.02)],
     ids=["silence", "dither", "hiss", "hum"],
 )
-def test_no_speech(sound: Callable[[], bytes]) -> None:
+def test_sound_without_speech_is_not_detected(sound: Callable[[], bytes]) -> None:
     assert found(sound()) == []
 
 
 @pytest.mark.parametrize("change", [partial(noise, 20, 0.05), partial(tone, 20, 1000, 0.2)], ids=["fan", "beep"])
-def test_a_new_background_is_soon_known_as_one(change: Callable[[], bytes]) -> None:
+def test_new_background_is_adopted(change: Callable[[], bytes]) -> None:
     spans = found(noise(4, 0.0005) + change())
     assert all(end < 6 for _begin, end in spans)
 
 
-def test_speech_above_the_new_background() -> None:
+def test_speech_above_a_new_background_is_detected() -> None:
     sound = noise(4, 0.0005) + mixed(noise(10, 0.01), silence(4) + speech(4, 0.5))
     begin, end = found(sound)[-1]
     assert begin == pytest.approx(8, abs=0.15)
     assert end == pytest.approx(12, abs=0.25)
 
 
-def test_whoever_speaks_at_once_is_heard_from_the_beginning() -> None:
+def test_speech_from_the_first_frame_is_detected() -> None:
     begin, end = found(speech(6) + silence(1))[0]
     assert begin < 0.2
     assert end == pytest.approx(6, abs=0.3)
 
 
-def test_whoever_speaks_without_end_is_not_taken_for_a_background() -> None:
+def test_speech_without_pauses_does_not_become_background() -> None:
     (span,) = found(mixed(speech(30), noise(30, 0.001)))
     assert span == pytest.approx((0, 30), abs=0.3)
 
 
-def test_a_click_is_no_speech() -> None:
+def test_click_is_not_speech() -> None:
     assert found(silence(2) + tone(0.02, 1000, 0.9) + silence(2) + tone(0.04, 1000, 0.9) + silence(2)) == []
 
 
-def test_levels() -> None:
+def test_level_of_tones_and_offsets() -> None:
     assert level(bytes(FRAME_BYTES)) == -96
-    assert level(array("h", [12_000] * 320).tobytes()) < -70, "an offset is no sound"
+    assert level(array("h", [12_000] * 320).tobytes()) < -70, "an offset has no level"
     loud, quiet = (level(tone(0.02, 1000, amplitude)) for amplitude in (0.5, 0.05))
     assert loud - quiet == pytest.approx(20, abs=0.2)
     assert loud == pytest.approx(-10, abs=4)

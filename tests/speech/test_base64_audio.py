@@ -1,4 +1,4 @@
-"""Sound in base64."""
+"""Audio in base64."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import pytest
 
 from engine_plugin.errors import InvalidRequestError
-from engine_plugin.speech.incoming import sound_of
+from engine_plugin.speech.base64_audio import decode_base64_audio
 
 SOUND = bytes(range(256)) * 3
 
@@ -24,21 +24,21 @@ SOUND = bytes(range(256)) * 3
     ],
     ids=["plain", "url", "lines", "spaces"],
 )
-async def test_base64_and_urls(text: str) -> None:
-    assert await sound_of(text) == SOUND
+async def test_base64_and_data_urls_are_decoded(text: str) -> None:
+    assert await decode_base64_audio(text) == SOUND
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5])
-async def test_padding_may_lack(length: int) -> None:
+async def test_missing_padding_is_accepted(length: int) -> None:
     text = base64.b64encode(SOUND[:length]).decode()
-    assert await sound_of(text) == await sound_of(text.rstrip("=")) == SOUND[:length]
+    assert await decode_base64_audio(text) == await decode_base64_audio(text.rstrip("=")) == SOUND[:length]
 
 
 @pytest.mark.parametrize("size", [3 << 20, (3 << 20) + 1, 786_432, 786_433])
-async def test_big_ones_leave_the_loop_to_others(size: int) -> None:
+async def test_large_audio_does_not_block_the_loop(size: int) -> None:
     sound = os.urandom(size)
     text = base64.encodebytes(sound).decode()
-    task = asyncio.create_task(sound_of(text))
+    task = asyncio.create_task(decode_base64_audio(text))
     turns = 0
     while not task.done():
         turns += 1
@@ -64,18 +64,18 @@ async def test_big_ones_leave_the_loop_to_others(size: int) -> None:
     ],
     ids=lambda text: text[:10],
 )
-async def test_what_is_no_base64(text: str) -> None:
-    with pytest.raises(InvalidRequestError, match="audio: is not base64 of a sound file"):
-        await sound_of(text)
+async def test_invalid_base64_is_rejected(text: str) -> None:
+    with pytest.raises(InvalidRequestError, match="audio: is not valid base64"):
+        await decode_base64_audio(text)
 
 
 @pytest.mark.parametrize("text", ["data:audio/wav,AAAA", "data:audio/wav;base64AAAA", "data:"])
-async def test_data_urls_without_base64(text: str) -> None:
+async def test_data_url_without_base64_is_rejected(text: str) -> None:
     with pytest.raises(InvalidRequestError, match="audio: is a data: URL without base64"):
-        await sound_of(text)
+        await decode_base64_audio(text)
 
 
 @pytest.mark.parametrize("text", ["", "\n", "data:audio/wav;base64,"])
-async def test_nothing(text: str) -> None:
+async def test_empty_audio_is_rejected(text: str) -> None:
     with pytest.raises(InvalidRequestError, match="audio: is empty"):
-        await sound_of(text)
+        await decode_base64_audio(text)
