@@ -1,10 +1,10 @@
-"""The failures that a person can mend: each with what is said, why it happens, and what to do.
+"""The failures that a person can fix: each with its message, its cause and its remedy.
 
-A message is `what. fix`, both with the numbers, names and commands of the moment. Who raises one takes the entry:
-`catalogue.PORT_TAKEN.error(port=8000, holder="nginx (pid 7)")`. The entries are neutral: an engine fills in its own
-words, such as how its server is started on this system, and a step that a caller can take is named by its rpc
-(StartEngine, PullModel NAME), for which the command line puts its own command. docs/troubleshooting.md lists them
-(scripts/troubleshooting.py writes it).
+A message is `what. fix`, with the numbers and names of the case. Code raises an entry's error:
+`catalogue.PORT_TAKEN.error(port=8000, holder="nginx (pid 7)")`. The entries name no engine: an engine fills in its
+own words, such as how its server is started on this system. A step is named by its rpc (StartEngine, PullModel NAME),
+which the command line replaces by its command. docs/troubleshooting.md lists the entries (scripts/troubleshooting.py
+writes it).
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ QUEUE_FULL = Entry(
     UnavailableError,
     "the model is busy: {waiting}",
     "Try again later",
-    "More requests came than the model answers at once and than may wait for it.",
+    "More requests arrived than the model answers at once and the queue may hold.",
     "Send fewer at a time, or allow more to wait: `engine.max_queue` in plugin.yaml. More requests at once "
     "(`engine.parallel`) cost memory. For more machines see scaling.md.",
 )
@@ -277,7 +277,7 @@ KEY_MISSING = Entry(
     AuthError,
     "{server} at {address} asks for a key, and {variable} is not set",
     "Set {variable} in the environment of the plugin, and start it again",
-    "The server answers nobody without a key. Keys are read from the environment of the plugin's process, never from "
+    "The server rejects requests without a key. Keys are read from the environment of the plugin's process, not from "
     "plugin.yaml.",
     "Export the variable before the host, or `engine-plugin engine start`, is started. `engine.key_variable` in "
     "plugin.yaml names another variable.",
@@ -299,7 +299,7 @@ KEY_UNSAFE = Entry(
     PreconditionError,
     "{address}: the key in {variable} would go to another machine unencrypted",
     "Use https, unset {variable}, or set {option} in plugin.yaml if you must",
-    "Whoever is on the way between the two machines could read the key, and use it.",
+    "Anyone on the network between the two machines could read and use the key.",
     "Give the server a certificate and its address as https://. On a network that you trust wholly, plugin.yaml can "
     "allow it.",
     names=("address", "variable", "option"),
@@ -353,7 +353,7 @@ HUB_ACCESS_REFUSED = Entry(
 CHECKSUM_MISMATCH = Entry(
     "checksum-mismatch",
     DownloadError,
-    "{place} has {found}, expected is {wanted}",
+    "{place}: checksum mismatch: expected {wanted}, got {found}",
     "{fix}",
     "What arrived is not what was asked for: the file changed at its source, was damaged on the way, or the digest "
     "was copied wrongly. It is never used.",
@@ -367,9 +367,9 @@ CHECKSUM_MISMATCH = Entry(
 SERVICE_UNSUPPORTED = Entry(
     "service-unsupported",
     UnsupportedError,
-    "service_name: {engine} cannot do {service}",
-    "It can do: {able}",
-    "The engine, or the server that it talks to, has nothing for this service.",
+    "service_name: {engine} does not support {service}",
+    "It supports: {able}",
+    "The engine, or the server that it is attached to, does not offer this service.",
     "Call another service, or run a plugin whose engine has it.",
     names=("service",),
 )
@@ -379,7 +379,7 @@ STREAM_UNSUPPORTED = Entry(
     UnsupportedError,
     "service_name: {service} does not stream with {engine}",
     "Call InvokeService for the whole answer",
-    "Not every service has an answer in parts.",
+    "Not every service can be streamed.",
     "Ask for the whole answer at once.",
     names=("service",),
 )
@@ -427,11 +427,10 @@ CATALOGUE: Mapping[str, Entry[Any]] = {entry.id: entry for family in FAMILIES fo
 def model_missing(
     name: object, *, near: Sequence[str] = (), here: Sequence[str] = (), pull: str = "", sources: str = ""
 ) -> ModelNotFoundError:
-    """The error for a model that is not here.
+    """The error for a missing model.
 
-    `near` are names like it, else `here` the names that there are. `pull` is what `models pull` would take to bring
-    it, "" when nothing would; then `sources` says what can be pulled, as the sentence goes on after "Others must be
-    pulled first: ".
+    `near` are similar names, else `here` all names. `pull` is the reference for `models pull`, "" if there is none;
+    then `sources` says what can be pulled and completes "Others must be pulled first: ".
     """
     hint = f"Did you mean {' or '.join(near)}? " if near else f"Here are: {_some(here)}. "
     if pull:
@@ -445,7 +444,7 @@ def model_missing(
 
 
 def default_missing(name: str, service: str, place: str, *, pull: str = "") -> ModelNotFoundError:
-    """The error for a default model that is not here; `place` is the file that names it, `pull` as above."""
+    """The error for a missing default model; `place` is the file that names it, `pull` as above."""
     way = f", or pull it: PullModel {shlex.quote(pull)}" if pull and len(pull) <= _LONGEST_NAME else ""
     error = DEFAULT_MODEL_MISSING.error(model=name[:_LONGEST_NAME], service=service, place=place, way=way)
     error.fields |= {"model": name, "pull": pull} if pull else {"model": name}
@@ -453,7 +452,7 @@ def default_missing(name: str, service: str, place: str, *, pull: str = "") -> M
 
 
 def _some(names: Sequence[str]) -> str:
-    """As many names as a person may read, and how many more there are."""
+    """The first names, within the limit, and the number of the others."""
     shown, room = [], _ROOM
     for name in names[:_MOST_NAMES]:
         room -= len(name)
@@ -467,7 +466,7 @@ def _some(names: Sequence[str]) -> str:
 def near_names(name: str, existing: Iterable[str]) -> list[str]:
     """At most three existing names that look like `name`, the nearest first.
 
-    Those that are it but for a tag or an owner come before those that are spelt like it.
+    Names that differ only by a tag or an owner come before similar spellings.
     """
     import difflib
 
@@ -479,10 +478,10 @@ def near_names(name: str, existing: Iterable[str]) -> list[str]:
 
 
 def _stem(name: str) -> str:
-    """A name without its owner and its tag."""
+    """A name without owner and tag."""
     return name.rpartition("/")[2].partition(":")[0]
 
 
 def on_this_system(*, linux: str, macos: str, windows: str) -> str:
-    """The words for the system that this runs on, such as how a server is started here."""
+    """The text for this operating system, such as how a server is started."""
     return {"darwin": macos, "win32": windows}.get(sys.platform, linux)

@@ -23,7 +23,7 @@
     │   └── PullError                     500  a model could not be fetched, verified or used
     └── PluginProcessError                500  host side: a plugin could not be launched, or died
 
-An error is raised where it is known, says what to do next, and is caught once, at the edge: the servicer
+An error is raised where it is detected, says what to do next, and is caught once, at the edge: the servicer
 turns it into `code`, `message` and metadata, the CLI into a line on stderr and an exit status. The codes are those of
 the wire (AOG plugin SDK, protocol/errors.go). Programs compare an error's class or its `id`, never its text;
 docs/errors.md lists the ids (scripts/error_ids.py writes it).
@@ -76,33 +76,33 @@ ERROR_ID, ERROR_FIELDS = "error-id", "error-fields"
 """The keys under which metadata carries an error's id and its fields (docs/protocol.md)."""
 
 MOST_FIELDS = 2048
-"""Bytes of the fields' JSON in metadata; gRPC's clients take 8 KiB of metadata in all."""
+"""The most bytes of the fields' JSON in metadata; gRPC clients accept 8 KiB of metadata in all."""
 
 _LONGEST_VALUE = 1024
 
 
 class EnginePluginError(Exception):
-    """The root of the tree. The text is meant for a person; programs compare the class or `id`."""
+    """The root of the tree. The text is for people; programs compare the class or `id`."""
 
     code: ClassVar[int] = 500
-    """What the wire carries."""
+    """The code on the wire."""
     id: str = "internal-error"
     """The kind of failure, in kebab-case: a class's own, or that of the catalogue's entry that was raised."""
     remedy: ClassVar[str] = "Look into the plugin's log for the details, and report them."
-    """What to do, for docs/errors.md; the catalogue has more to say of its entries."""
+    """What to do, for docs/errors.md; the catalogue's entries have their own remedy."""
     names: ClassVar[tuple[str, ...]] = ()
     """The fields that an error of this class may have, beside those of `error_about`."""
 
     def __init__(self, message: str = "", **fields: Any) -> None:
-        """`fields` say what the error is about, as JSON values; those that are "" or None are left out."""
+        """`fields` say what the error is about, as JSON values; "" and None are left out."""
         super().__init__(message)
         self.fields: dict[str, Any] = {name: value for name, value in fields.items() if value not in ("", None)}
 
     @classmethod
     def retold(cls, error: EnginePluginError, text: str = "") -> Self:
-        """The same failure as this class, for callers that document it, with a text of its own or the same one.
+        """Convert an error to this class, for callers that document it, with another text or the same.
 
-        It keeps the fields, and the id of an entry of the catalogue; an id of a class gives way to this class's.
+        The fields stay, and so does an id of the catalogue; a class's id becomes that of this class.
         """
         told = cls(text or str(error), **error.fields)
         if error.id != type(error).id:
@@ -111,12 +111,12 @@ class EnginePluginError(Exception):
 
     @property
     def message(self) -> str:
-        """The text as the wire, a log and a terminal show it: without secrets."""
+        """The redacted text, for the wire, logs and terminals."""
         return redacted(str(self))
 
     @property
     def reason(self) -> str:
-        """What is wrong in the words of the side that failed, for a text around them; else the whole text."""
+        """The message of the failed side, to be quoted in another text; else the whole text."""
         return str(self.fields.get("reason") or self)
 
     @property
@@ -126,7 +126,7 @@ class EnginePluginError(Exception):
 
 
 def _compact(fields: Mapping[str, Any]) -> str:
-    """The fields as one line of JSON. A long text is cut; the last fields are left out when all are too long."""
+    """The fields as one line of JSON. Long texts are cut; the last fields are dropped if all are too long."""
     import json  # not before the handshake: it takes 1 ms
 
     kept = {name: _plain(value) for name, value in fields.items()}
@@ -144,7 +144,7 @@ def _plain(value: Any) -> str | int | float | bool:
 
 @contextmanager
 def error_about(**fields: Any) -> Iterator[None]:
-    """Add to an error that leaves the block what it is about, where the error does not say so itself.
+    """Add fields to an error that leaves the block, unless it has them already.
 
     Called where a call's service or model is known.
     """
@@ -156,7 +156,7 @@ def error_about(**fields: Any) -> Iterator[None]:
 
 
 class InvalidRequestError(EnginePluginError):
-    """The caller's request cannot be served as it stands; the message begins with the field's name."""
+    """The request is invalid; the message begins with the field's name."""
 
     code = 400
     id = "request-invalid"
@@ -178,7 +178,7 @@ class AuthError(EnginePluginError):
 
 
 class NotFoundError(EnginePluginError):
-    """What was named does not exist."""
+    """A service, model or plugin does not exist."""
 
     code = 404
     id = "not-found"
@@ -194,7 +194,7 @@ class ServiceNotFoundError(NotFoundError):
 
 
 class ModelNotFoundError(NotFoundError):
-    """No such model is present: `model` as it was named, `pull` what to pull to have it, "" for no such source."""
+    """A model is missing: `model` as requested, `pull` the reference to pull, "" if there is none."""
 
     id = "model-missing"
     remedy = "Pull `pull`, or name another model: ListModels."
@@ -207,7 +207,7 @@ class ModelNotFoundError(NotFoundError):
 
     @property
     def pull(self) -> str:
-        """What a pull must name to bring it; "" when no pull would."""
+        """The reference to pull; "" if there is none."""
         return str(self.fields.get("pull", ""))
 
 
@@ -220,11 +220,11 @@ class DeadlineError(EnginePluginError):
 
 
 class PreconditionError(EnginePluginError):
-    """The call is right, but something must be done before it."""
+    """The call is valid, but a step must come first."""
 
     code = 412
     id = "precondition-failed"
-    remedy = "Do first what the message names."
+    remedy = "Take the step that the message names."
 
 
 class EngineNotInstalledError(PreconditionError):
@@ -243,7 +243,7 @@ class ModelNotLoadedError(PreconditionError):
 
 
 class ModelUnusableError(PreconditionError):
-    """The engine cannot load the model's files, now or later; the message holds the engine's reason."""
+    """The engine cannot load the model's files; the message has the engine's reason."""
 
     id = "model-unusable"
     remedy = "Delete the model and pull it again, or pull another."
@@ -259,7 +259,7 @@ class ModelInUseError(PreconditionError):
 
 
 class UnsupportedError(EnginePluginError):
-    """This plugin or its engine cannot do what was asked, now or later."""
+    """This plugin or its engine does not support the request."""
 
     code = 501
     id = "unsupported"
@@ -267,8 +267,7 @@ class UnsupportedError(EnginePluginError):
 
 
 class BadGatewayError(EnginePluginError):
-    """The engine's answer is not what its protocol says, or broke off; `reason` is the engine's own part of the
-    text."""
+    """The engine's answer violates its protocol or broke off; `reason` is the engine's part of the text."""
 
     code = 502
     id = "engine-failed"
@@ -277,14 +276,14 @@ class BadGatewayError(EnginePluginError):
 
 
 class EngineDiedError(BadGatewayError):
-    """The engine's process ended during the call; the message holds its exit code and last lines."""
+    """The engine's process ended during the call; the message has its exit code and last lines."""
 
     id = "engine-died"
     remedy = "Try again: the engine is restarted. Look at its last lines in the message if it dies again."
 
 
 class UnavailableError(EnginePluginError):
-    """The engine is not running, or has no room for another request; `reason` is why, where it cannot be reached."""
+    """The engine is not running, or has no room for another request; `reason` says why it cannot be reached."""
 
     code = 503
     id = "engine-unavailable"
@@ -293,7 +292,7 @@ class UnavailableError(EnginePluginError):
 
 
 class EngineStartError(UnavailableError):
-    """The engine's process did not become ready; the message holds its exit code and last lines."""
+    """The engine's process did not become ready; the message has its exit code and last lines."""
 
     id = "engine-start-failed"
     remedy = "Correct what the engine's last lines in the message say, then call StartEngine."
@@ -301,7 +300,7 @@ class EngineStartError(UnavailableError):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong in a plugin.yaml: where (1-based line, 0 when the whole file), what, and how to fix it."""
+    """One problem in a plugin.yaml: the place (1-based line, 0 for the whole file), what is wrong, and the fix."""
 
     file: str
     line: int
@@ -315,7 +314,7 @@ class Problem:
 
 
 class ManifestError(EnginePluginError):
-    """plugin.yaml cannot be used. `problems` holds each complaint; the text is one a line."""
+    """plugin.yaml is invalid. `problems` has every problem; the text has one on each line."""
 
     id = "manifest-invalid"
     remedy = "Correct plugin.yaml at `file` and `line`; `engine-plugin lint` lists all problems."
@@ -329,28 +328,28 @@ class ManifestError(EnginePluginError):
 
 
 class InstallError(EnginePluginError):
-    """An installation failed; what was there before is untouched."""
+    """An installation failed; the previous one is untouched."""
 
     id = "install-failed"
     remedy = "Correct what the message names, then call InstallEngine again."
 
 
 class DownloadError(EnginePluginError):
-    """A file could not be fetched or verified; what arrived is kept for resuming where that is sound."""
+    """A file could not be downloaded or verified; valid partial data is kept to resume."""
 
     id = "download-failed"
-    remedy = "Try again; what arrived is kept where that is sound."
+    remedy = "Try again; the download resumes where possible."
 
 
 class PullError(DownloadError):
-    """A model could not be fetched or verified, or what arrived is not a model."""
+    """A model could not be downloaded or verified, or the download is not a model."""
 
     id = "pull-failed"
     remedy = "Try again, or pull from another source."
 
 
 class PluginProcessError(EnginePluginError):
-    """A plugin could not be launched by the host library, or ended while it was needed."""
+    """The host library could not launch a plugin, or the plugin exited unexpectedly."""
 
     id = "plugin-process-failed"
     remedy = "Launch the plugin again; the message has its exit status and last lines."
@@ -372,5 +371,5 @@ _BY_CODE: dict[int, type[EnginePluginError]] = {
 
 
 def error_for_code(code: int, message: str) -> EnginePluginError:
-    """The exception for a `code`/`message` pair of a plugin that sends no ids. Called by the host library."""
+    """The exception for the `code` and `message` of a plugin that sends no ids. Called by the host library."""
     return _BY_CODE.get(code, EnginePluginError)(message)

@@ -1,4 +1,4 @@
-"""What an entry of the catalogue is: one failure, with its texts, its class and the fields that go with it."""
+"""An entry of the catalogue: one failure with its texts, its error class and its fields."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ OtherT = TypeVar("OtherT", bound=EnginePluginError)
 @dataclass(frozen=True, slots=True)
 class Entry(Generic[ErrorT]):
     """One failure. `what` and `fix` are templates with the same kind of fields as `str.format`; `cause` and `remedy`
-    are prose for docs/troubleshooting.md. `names` are the fields that the error carries for programs: those of
-    the templates that are so named, and what its maker adds."""
+    are prose for docs/troubleshooting.md. `names` are the fields that the error carries for programs: fields of
+    the templates, and those that the caller adds."""
 
     id: str
     raises: type[ErrorT]
@@ -42,7 +42,7 @@ class Entry(Generic[ErrorT]):
         return frozenset(name for _, name, _, _ in string.Formatter().parse(self.template) if name)
 
     def text(self, **fields: Any) -> str:
-        """The message. Raises TypeError unless the fields are just those needed."""
+        """Format the message. Raises TypeError unless the fields are exactly those of the templates."""
         if fields.keys() != self.fields:
             raise TypeError(f"{self.id} needs {sorted(self.fields)}, not {sorted(fields)}")
         return self.template.format(**fields)
@@ -52,7 +52,7 @@ class Entry(Generic[ErrorT]):
         return self.error_as(self.raises, **fields)
 
     def error_as(self, raises: type[OtherT], /, **fields: Any) -> OtherT:
-        """The same as an exception of another class with the same code, for callers that document that class."""
+        """Like `error`, with another class of the same code, for callers that document that class."""
         error = raises(self.text(**fields), **{name: fields[name] for name in self.names if name in fields})
         error.id = self.id
         return error

@@ -302,7 +302,7 @@ async def test_conversations(serve: Serve) -> None:
     [
         ("", InvalidRequestError, "^service_name: is empty; this plugin has chat, embed, rerank"),
         ("nope", NotFoundError, "has no service 'nope'"),
-        ("text-to-image", UnsupportedError, "^service_name: the engine llamacpp cannot do text-to-image"),
+        ("text-to-image", UnsupportedError, "^service_name: the engine llamacpp does not support text-to-image"),
         ("speech-to-text-ws", UnsupportedError, "cannot be called with a JSON request"),
     ],
 )

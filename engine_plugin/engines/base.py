@@ -1,7 +1,7 @@
 """The interface between a plugin and its engine.
 
 `Plugin` creates one engine from the manifest, calls it from one event loop and closes it. Engines are found
-by the entry point group `engine_plugin.engines`, so a third party's engine is a pip install away.
+by the entry point group `engine_plugin.engines`, so a third party can add one with a Python package.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ ENTRY_POINTS = "engine_plugin.engines"
 
 if TYPE_CHECKING:
     Progress = Callable[[str | ChunkProgress], None]
-    """Told each step of a long operation, in words for a person, and how far a download is."""
+    """Called with each step of a long operation, as text, and with the progress of downloads."""
 
 
 class HealthState(Enum):
-    """What an engine can do now. DEGRADED still serves, worse than it should."""
+    """Whether an engine can serve. A DEGRADED engine serves with restrictions."""
 
     READY = "ready"
     DEGRADED = "degraded"
@@ -55,7 +55,7 @@ class HealthState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """An engine's health and, in words, why; of one that cannot serve, `error` names the reason for programs."""
+    """An engine's health with its reason as text; for an engine that cannot serve, also as an `error`."""
 
     state: HealthState
     detail: str
@@ -63,13 +63,13 @@ class Health:
 
     @classmethod
     def dead(cls, error: EnginePluginError) -> Health:
-        """That of an engine that cannot serve for this reason."""
+        """The health of an engine that cannot serve, with the reason."""
         return cls(HealthState.DEAD, str(error), error)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineCheck:
-    """Whether the engine's software is on this machine, and which one (or what is missing)."""
+    """Whether the engine's software is installed, and which (or what is missing)."""
 
     installed: bool
     detail: str
@@ -77,7 +77,7 @@ class EngineCheck:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """EngineRecommendConfig of the wire. Empty where the engine has no such thing."""
+    """EngineRecommendConfig of the wire. Fields that an engine does not have are empty."""
 
     host: str = ""
     origin: str = ""
@@ -115,21 +115,21 @@ class Engine(ABC):
 
     @abstractmethod
     async def check(self) -> EngineCheck:
-        """Say whether the software is present. Changes nothing."""
+        """Check whether the software is installed. Changes nothing."""
 
     @abstractmethod
     async def install(self, progress: Progress, *, cover: bool) -> str:
-        """Put the software on this machine and return what is installed now.
+        """Install the software and return what is installed.
 
-        Present and not `cover`: nothing is done. Concurrent calls share one installation. Raises InstallError,
-        leaving what was there.
+        Does nothing if it is installed and `cover` is false. Concurrent calls share one installation. Raises
+        InstallError and leaves the previous installation in place.
         """
 
     @abstractmethod
     async def upgrade(self, progress: Progress) -> str:
-        """Replace the software by the version that the manifest asks for and return what is installed now.
+        """Replace the software by the manifest's version and return what is installed.
 
-        Already there: nothing is done, the engine is not disturbed. A running engine is running afterwards.
+        Does nothing if that version is installed. A running engine is running afterwards.
         """
 
     @abstractmethod
@@ -138,17 +138,17 @@ class Engine(ABC):
 
     @abstractmethod
     async def version(self) -> str:
-        """The engine's real version. Raises EngineNotInstalledError."""
+        """The version that the engine reports. Raises EngineNotInstalledError."""
 
     @abstractmethod
     def config(self) -> EngineConfig:
-        """Where the engine lives and what it would serve."""
+        """Where the engine is installed and which address it serves."""
 
-    # Life. Called for StartEngine, StopEngine, HealthCheck, and when the plugin ends.
+    # Start, stop, health. Called for StartEngine, StopEngine, HealthCheck, and when the plugin exits.
 
     @abstractmethod
     async def start(self, mode: str) -> None:
-        """Make the engine ready to serve; `mode` is auto, cpu or gpu. Ready already: return at once.
+        """Make the engine ready to serve; `mode` is auto, cpu, gpu or npu. Returns at once if it is ready.
 
         Concurrent callers share one start. Raises EngineNotInstalledError or EngineStartError.
         """
@@ -159,7 +159,7 @@ class Engine(ABC):
 
     @abstractmethod
     async def health(self) -> Health:
-        """Ask the engine, within a few seconds, how it is."""
+        """Check the engine's health, within a few seconds."""
 
     async def aclose(self) -> None:
         """Stop, and release what `__init__` or any call acquired. The engine is not used afterwards."""
@@ -173,9 +173,9 @@ class Engine(ABC):
 
     @abstractmethod
     def pull_model(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
-        """Fetch a model and yield what happens; ends after Success, raises PullError or ModelNotFoundError.
+        """Pull a model and yield its events. Ends after Success; raises PullError or ModelNotFoundError.
 
-        Closing the iterator early keeps what arrived for the next attempt.
+        Closing the iterator early keeps the partial download for the next attempt.
         """
 
     @abstractmethod
@@ -184,7 +184,7 @@ class Engine(ABC):
 
     @abstractmethod
     async def load_model(self, name: str) -> None:
-        """Bring a model into memory and wait until it can answer. Loaded already: return at once."""
+        """Load a model and wait until it can answer. Returns at once if it is loaded."""
 
     @abstractmethod
     async def unload_model(self, name: str) -> None:
@@ -205,14 +205,17 @@ class Engine(ABC):
 
     @abstractmethod
     async def default_model(self, service: str) -> str:
-        """The model for a call that names none, when neither the user nor plugin.yaml has chosen one; "" for none."""
+        """The engine's choice for a call without a model, if neither the user nor plugin.yaml has a default;
+
+        "" for none.
+        """
 
     async def default_models(self, services: Iterable[str]) -> dict[str, str]:
         """The `default_model` of each service. For GetManifest; overridden where one look answers for all."""
         return {service: await self.default_model(service) for service in services}
 
     async def is_sample(self, name: str) -> bool:  # noqa: ARG002  # for engines with samples
-        """Whether a name means a sample of the package, which a model of the user's own replaces as the default."""
+        """Whether a name is that of a sample model, which a pulled model replaces as the default."""
         return False
 
     @abstractmethod
@@ -233,23 +236,23 @@ class Engine(ABC):
         messages: AsyncIterator[BidiMessage],  # noqa: ARG002  # for engines that converse
         default_model: str,  # noqa: ARG002
     ) -> AbstractAsyncContextManager[AsyncIterator[BidiMessage]]:
-        """Answer a conversation message by message; `messages` ends when the host has half-closed.
+        """Answer a conversation message by message; `messages` ends with the host's half-close.
 
-        `default_model` is for a conversation that names none. An error raised out of `messages` is the host's.
+        `default_model` is for a conversation that names no model. An error raised by `messages` is the host's.
         Leaving the context stops the engine's work. Engines without bidirectional services keep this default.
         """
         raise not_bidirectional(service)
 
 
 def not_bidirectional(service: str) -> UnsupportedError:
-    """The error of an engine that does not converse, or not for this service."""
+    """The error of an engine without conversations, or without them for this service."""
     return UnsupportedError(f"service_name: {service} is not bidirectional with this engine; call InvokeService")
 
 
 class UnknownEngineError(UnsupportedError):
-    """No installed distribution brings the engine that plugin.yaml names. The text is `what` and then `fix`."""
+    """No installed distribution provides the engine that plugin.yaml names. The text is `what` and then `fix`."""
 
-    fix = "Correct engine.name in plugin.yaml or pip-install the package that brings this engine"
+    fix = "Correct engine.name in plugin.yaml, or install the Python package that provides this engine"
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
         installed = ", ".join(sorted(known)) or "none"

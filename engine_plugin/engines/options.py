@@ -1,4 +1,4 @@
-"""An engine's own settings: a dataclass read from the `engine:` section of plugin.yaml, complaints with lines.
+"""Reads an engine's options from the `engine:` section of plugin.yaml into a dataclass; errors name the line.
 
 A section whose keys the plugin only passes on is a mapping: its keys stand in a table (`Key`, `section`).
 """
@@ -52,7 +52,7 @@ def number(default: Any, low: float, high: float) -> Any:
 
 
 def option_problems(cls: type[Any], manifest: Manifest) -> list[Problem]:
-    """What is wrong with the `engine:` section for an engine whose options are the dataclass `cls`.
+    """The problems of the `engine:` section for an engine whose options are the dataclass `cls`.
 
     A field is a str, int, float or bool, or one of these and None; another such dataclass (and None) or a `section`,
     for a section; a `tuple[Other, ...]` of one, for a list of mappings; or a `tuple[str, ...]`, for a list of texts.
@@ -126,7 +126,7 @@ def _text_problems(metadata: Mapping[str, Any], value: Any, place: KeyPath, mani
 
 
 def _shown(place: KeyPath) -> str:
-    """A place as the rest of the manifest's complaints show it: `engine.archives[0].url`."""
+    """The path of a key, such as `engine.archives[0].url`."""
     steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in place)
     return "".join(steps).removeprefix(".")
 
@@ -152,7 +152,7 @@ def _kinds(hint: Any) -> tuple[type[Any], ...]:
 
 
 def _complaint(hint: Any, metadata: Mapping[str, Any], value: Any) -> str:
-    """What the value must be; "" when it is."""
+    """What the value must be; "" if it is valid."""
     kinds = _kinds(hint)
     choices = metadata.get("choices")
     if choices and value not in choices:

@@ -310,7 +310,7 @@ async def test_a_service_that_the_engine_cannot_do(serve: Serve) -> None:
         del services[2]
 
     running = await serve(change=declare)
-    with pytest.raises(EnginePluginError, match="llamacpp cannot do text-to-image") as unsupported:
+    with pytest.raises(EnginePluginError, match="llamacpp does not support text-to-image") as unsupported:
         await running.client.invoke("text-to-image", {"prompt": "a"})
     assert unsupported.value.code == 501
     with pytest.raises(NotFoundError, match="no service 'embed'; it declares: chat, generate, rerank"):

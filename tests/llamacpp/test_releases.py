@@ -214,7 +214,7 @@ async def test_a_damaged_archive(serve: Serve, mirror: Mirror) -> None:
     data = mirror.publish("b2000")
     mirror.server.data = data[:-20]
     running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
-    with pytest.raises(EnginePluginError, match="expected is sha256:"):
+    with pytest.raises(EnginePluginError, match="expected sha256:"):
         await running.client.install_engine()
     mirror.server.data = b"\x1f\x8b" + data[2:-20]
     mirror.server.files["/mirror/b2000/SHA256SUMS"] = None

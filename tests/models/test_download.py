@@ -66,9 +66,10 @@ async def test_the_digest_on_a_redirect_counts(store: ModelStore, server: FileSe
     async with file_server(b"") as front:
         front.redirects["/model.gguf"] = server.url("/storage")
         front.headers = {"X-Linked-ETag": f'"{"0" * 64}"'}
-        await fails(store, PullRequest(front.url()), PullError, f"expected is sha256:{'0' * 64}")
+        await fails(store, PullRequest(front.url()), PullError, f"expected sha256:{'0' * 64}")
         asked = PullRequest(front.url(), sha256="1" * 64)
-        await fails(store, asked, PullError, f"the server has sha256:{'0' * 64}, expected is sha256:{'1' * 64}")
+        mismatch = f"the server: checksum mismatch: expected sha256:{'1' * 64}, got sha256:{'0' * 64}"
+        await fails(store, asked, PullError, mismatch)
     assert files_below(root) == set()
 
 

@@ -156,7 +156,7 @@ async def test_a_file_of_another_size_is_refused(world: FolderWorld, script: Scr
 
 
 async def test_the_digest_that_is_asked_for_counts(world: FolderWorld) -> None:
-    with pytest.raises(PullError, match="expected is sha256:0000"):
+    with pytest.raises(PullError, match="expected sha256:0000"):
         await pull(world.store, PullRequest(SOURCES[0], sha256="0" * 64))
     assert world.leftovers() == set()
     assert (await pull(world.store, PullRequest(SOURCES[0], sha256=DONE.digest)))[-1] == DONE

@@ -273,7 +273,7 @@ async def test_a_partial_damaged_on_the_disk_is_found_by_the_digest(
     size = await leave_part(store, server, sha256=digest_of(data))
     (root / PART).write_bytes(bytes(size))
     request = PullRequest(server.url(), sha256=digest_of(data))
-    with pytest.raises(PullError, match=f"expected is sha256:{digest_of(data)}"):
+    with pytest.raises(PullError, match=f"expected sha256:{digest_of(data)}"):
         await pull(store, request)
     assert (await pull(store, request))[-1] == success
 

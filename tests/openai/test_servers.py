@@ -59,7 +59,9 @@ async def test_vllm(serve: Serve, attach: Attach) -> None:
 async def test_vllm_publishes_its_routes(serve: Serve, attach: Attach) -> None:
     server = await serve("vllm")
     plugin = attach(server)
-    with pytest.raises(UnsupportedError, match=r"vLLM at http\S+ cannot do embed\. It can do: chat, generate"):
+    with pytest.raises(
+        UnsupportedError, match=r"vLLM at http\S+ does not support embed\. It supports: chat, generate"
+    ):
         await call(plugin, "embed", input="a")
     assert server.paths == [], "not even asked"
 
@@ -77,9 +79,9 @@ async def test_llama_server(serve: Serve, attach: Attach) -> None:
     assert [result["relevance_score"] for result in results] == pytest.approx([0.8808, 0.5], abs=1e-3)
     assert results[0]["document"] == {"text": "y"}
     assert server.bodies[-1]["documents"] == ["x", "y", "z"]
-    with pytest.raises(UnsupportedError, match=r"llama-server at .* cannot do text-to-image"):
+    with pytest.raises(UnsupportedError, match=r"llama-server at .* does not support text-to-image"):
         await call(plugin, "text-to-image", prompt="a")
-    with pytest.raises(UnsupportedError, match="cannot do text-to-image"):
+    with pytest.raises(UnsupportedError, match="does not support text-to-image"):
         await call(plugin, "text-to-image", prompt="a")
     assert server.paths.count("/v1/images/generations") == 1, "what it lacks is remembered"
 
@@ -113,7 +115,7 @@ async def test_lm_studio(serve: Serve, attach: Attach) -> None:
 async def test_lm_studio_says_errors_in_good_answers(serve: Serve, attach: Attach) -> None:
     server = await serve("lmstudio")
     plugin = attach(server, server="other")
-    with pytest.raises(UnsupportedError, match="cannot do rerank"):
+    with pytest.raises(UnsupportedError, match="does not support rerank"):
         await call(plugin, "rerank", query="a", documents=["b"], model="gemma-3")
 
 

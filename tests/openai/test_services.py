@@ -225,9 +225,9 @@ async def test_a_voice(serve: Serve, attach: Attach) -> None:
 
 async def test_speech_that_the_server_lacks(serve: Serve, attach: Attach) -> None:
     plugin = attach(await serve("llama-server"))
-    with pytest.raises(UnsupportedError, match="cannot do speech-to-text"):
+    with pytest.raises(UnsupportedError, match="does not support speech-to-text"):
         await call(plugin, "speech-to-text", audio=RECORDING)
-    with pytest.raises(UnsupportedError, match="cannot do text-to-speech"):
+    with pytest.raises(UnsupportedError, match="does not support text-to-speech"):
         await call(plugin, "text-to-speech", text="x")
 
 

@@ -174,7 +174,7 @@ async def test_two_sources_for_one_name_do_not_mix(pulls: Pulls, shared_client: 
 
 
 async def test_a_digest_that_was_asked_for_is_compared(pulls: Pulls, shared_client: OllamaClient) -> None:
-    with pytest.raises(DownloadError, match="expected is sha256:0000"):
+    with pytest.raises(DownloadError, match="expected sha256:0000"):
         await events_of(pulls, shared_client, PullRequest("fresh", sha256="0" * 64))
 
 
@@ -253,7 +253,7 @@ async def test_a_file_that_is_no_gguf_is_not_sent(
 async def test_a_file_with_another_digest_is_not_sent(
     pulls: Pulls, shared_client: OllamaClient, shared_server: ContractServer, gguf: Path
 ) -> None:
-    with pytest.raises(DownloadError, match="expected is sha256:0000"):
+    with pytest.raises(DownloadError, match="expected sha256:0000"):
         await events_of(pulls, shared_client, PullRequest("own", source=str(gguf), sha256="0" * 64))
     assert not shared_server.requests("/api/create")
 
