@@ -71,11 +71,12 @@ class ChildProcess(asyncio.SubprocessProtocol):
             cwd=cwd or _NEUTRAL,
             **tree.spawn_options(held=True),
         )
-        try:
-            child._job = tree.bind_to_us(child.pid)
-        except OSError:
-            await child.kill()
-            raise
+        if sys.platform == "win32":
+            try:
+                child._job = tree.bind_to_us(child.pid)
+            except OSError:
+                await child.kill()
+                raise
         if stdin:
             child._stdin().write(stdin)
         return child

@@ -31,7 +31,6 @@ from engine_plugin.process.health import HealthPolicy, HealthRecord, ProcessorUs
 from engine_plugin.process.restarts import RestartPolicy, Restarts
 from engine_plugin.process.run import ProcessRun
 from engine_plugin.system.limits import NO_FILES, files_in_use
-from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -134,9 +133,10 @@ class EngineProcess(ABC):
         self._needs = needs
         self._restarts = Restarts(limits.restart)
         self._task: asyncio.Task[None] | None = None
-        self._settled: asyncio.Future[Exception | None]  # the outcome of the present start, from the first one on
+        # From the first start on:
+        self._settled: asyncio.Future[Exception | None]  # the outcome of the present start
+        self._stop_wanted: asyncio.Future[None]
         self._closed = False
-        self._stop_wanted = asyncio.Event()
         self._moved = asyncio.Event()
         self._checking = asyncio.Lock()
 
@@ -184,16 +184,16 @@ class EngineProcess(ABC):
         Raises EngineStartError with the exit code and the last lines, or UnavailableError after a stop. A start goes
         on when a caller is cancelled.
         """
-        while self.state is ProcessState.STOPPING or (self._stop_wanted.is_set() and not self.ended.is_set()):
+        while not self.ended.is_set() and (self.state is ProcessState.STOPPING or self._stop_wanted.done()):
             await self._moved.wait()
         if self._closed:
             raise UnavailableError(f"{self.name} was stopped")
         if self.state in _SERVING:
             return
         if self.ended.is_set():
-            self._stop_wanted.clear()
             self.ended.clear()
             self._settled = asyncio.get_running_loop().create_future()
+            self._stop_wanted = asyncio.get_running_loop().create_future()
             self._task = asyncio.create_task(self._run(), name=f"engine process {self.name}")
         settled = self._settled
         await asyncio.wait({settled})
@@ -202,7 +202,7 @@ class EngineProcess(ABC):
 
     async def recovered(self) -> None:
         """Wait while it is being restarted; starts nothing. Returns at once in any other state."""
-        while not self.ended.is_set() and not self._stop_wanted.is_set() and self.state not in _SERVING:
+        while not self.ended.is_set() and not self._stop_wanted.done() and self.state not in _SERVING:
             await self._moved.wait()
 
     async def stop(self) -> None:
@@ -210,7 +210,8 @@ class EngineProcess(ABC):
         task = self._task
         if task is None or task.done():
             return
-        self._stop_wanted.set()
+        if not self._stop_wanted.done():
+            self._stop_wanted.set_result(None)
         await asyncio.wait({task})
 
     async def close(self) -> None:
@@ -270,10 +271,11 @@ class EngineProcess(ABC):
             return False
         self._enter(ProcessState.RECOVERING)
         log.warning("%s: restarting in %g s (%d of %d)", self.name, pause, self.restarts, policy.limit)
-        return not await comes_true(self._stop_wanted.wait(), within=pause)
+        await asyncio.wait({self._stop_wanted}, timeout=pause)
+        return not self._stop_wanted.done()
 
     def _finish(self) -> None:
-        if self._stop_wanted.is_set():
+        if self._stop_wanted.done():
             self._restarts.forget()
         if self.state is ProcessState.RECOVERING:
             self.failure = ""  # a stop came before the restart
@@ -330,16 +332,15 @@ class EngineProcess(ABC):
         loop, limits = asyncio.get_running_loop(), self._limits
         latest_end = loop.time() + limits.start_limit
         probing = asyncio.create_task(run.probe(self.can_serve))
-        stopping = asyncio.create_task(self._stop_wanted.wait())
         try:
             while True:
                 run.progress.clear()
                 moved = asyncio.create_task(run.progress.wait())
                 patience = max(0.0, min(limits.start_timeout, latest_end - loop.time()))
-                events: set[asyncio.Future[Any]] = {probing, stopping, child.exited, moved}
+                events: set[asyncio.Future[Any]] = {probing, self._stop_wanted, child.exited, moved}
                 await asyncio.wait(events, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
                 moved.cancel()
-                if stopping.done():
+                if self._stop_wanted.done():
                     return ""
                 if child.exited.done() or (probing.done() and probing.exception()):
                     return await self._failed_start(run, child, probing)
@@ -353,7 +354,8 @@ class EngineProcess(ABC):
                     silence = f"no sign of progress for {limits.start_timeout:g} s"
                     return self._too_slow(run, silence, "start_timeout")
         finally:
-            await _cancel(probing, stopping)
+            probing.cancel()
+            await asyncio.gather(probing, return_exceptions=True)
 
     async def _failed_start(self, run: ProcessRun, child: ChildProcess, probing: asyncio.Task[None]) -> str:
         # A process that dies breaks its connections a moment before its exit is known.
@@ -376,16 +378,16 @@ class EngineProcess(ABC):
             return ""  # a stop came before it was ready
         loop = asyncio.get_running_loop()
         began = loop.time()
-        stopping = asyncio.create_task(self._stop_wanted.wait())
         watching = asyncio.create_task(self._watch(run, run.health))
         try:
-            events: set[asyncio.Future[Any]] = {stopping, watching, child.exited, run.given_up}
+            events: set[asyncio.Future[Any]] = {watching, self._stop_wanted, child.exited, run.given_up}
             await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
         finally:
             run.served = loop.time() - began
             run.health = None
-            await _cancel(stopping, watching)
-        if self._stop_wanted.is_set():
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+        if self._stop_wanted.done():
             return ""
         if child.exited.done():
             self._enter(ProcessState.STOPPING)
@@ -409,7 +411,7 @@ class EngineProcess(ABC):
                 continue
             computed = await run.processor.grew(policy.interval)
             if heard or run.progress.is_set() or computed:
-                health.alive(loop.time())
+                health.sign_of_life = loop.time()
             elif computed is not None and health.hung(loop.time()):
                 return (
                     f"hangs: no answer, output or use of the processor for {policy.hung_after:g} s. "
@@ -451,9 +453,3 @@ class EngineProcess(ABC):
                 self._ticket.remove(child.pid)
             except OSError as error:
                 log.warning("%s has ended, but: %s", self.name, error)
-
-
-async def _cancel(*tasks: asyncio.Task[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

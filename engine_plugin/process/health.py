@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine_plugin.process import tree
 from engine_plugin.system.files import in_thread
@@ -24,48 +24,47 @@ class HealthPolicy:
     hung_after: float = 120.0
 
 
+@dataclass(eq=False)
 class HealthRecord:
     """The latest health checks of one run, from its first ready moment on. A busy process misses some."""
 
-    def __init__(self, policy: HealthPolicy, now: float) -> None:
-        self._policy = policy
-        self._streak = 0  # answers in a row that speak against `degraded` as it is
-        self._sign_of_life = now
-        self.degraded = False
-        self.silent = False
-        """Whether the latest answer was missing."""
+    policy: HealthPolicy
+    sign_of_life: float
+    """When the last answer, output or use of the processor was noticed, by the loop's clock."""
+
+    degraded: bool = False
+    silent: bool = False
+    """Whether the latest answer was missing."""
+
+    _streak: int = 0  # answers in a row that speak against `degraded` as it is
 
     def note(self, *, answered: bool, now: float) -> None:
         """Take one health check into account."""
         self.silent = not answered
         if answered:
-            self.alive(now)
+            self.sign_of_life = now
         if answered is not self.degraded:
             self._streak = 0
             return
         self._streak += 1
-        if self._streak >= (self._policy.successes if self.degraded else self._policy.failures):
+        if self._streak >= (self.policy.successes if self.degraded else self.policy.failures):
             self.degraded = not self.degraded
             self._streak = 0
 
-    def alive(self, now: float) -> None:
-        """Take a sign of life into account."""
-        self._sign_of_life = now
-
     def hung(self, now: float) -> bool:
         """Whether the last sign of life is too long ago."""
-        return bool(self._policy.hung_after) and now - self._sign_of_life >= self._policy.hung_after
+        return bool(self.policy.hung_after) and now - self.sign_of_life >= self.policy.hung_after
 
 
+@dataclass(eq=False)
 class ProcessorUse:
     """The processor time of one process and its descendants, by which a busy process differs from a hung one.
 
     The first look counts from the spawn on.
     """
 
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._seconds: float | None = 0.0
+    pid: int
+    _seconds: float | None = field(default=0.0, init=False)
 
     async def grew(self, seconds: float) -> bool | None:
         """Whether the process computed in the `seconds` since the last look; None without a last look.
@@ -73,7 +72,7 @@ class ProcessorUse:
         It looks at every process of the machine, so call it only when nothing else shows that the process lives.
         """
         before = self._seconds
-        self._seconds = await in_thread(tree.processor_seconds, self._pid)
+        self._seconds = await in_thread(tree.processor_seconds, self.pid)
         return None if before is None else self._seconds > before + _EFFORT * seconds
 
     def forget(self) -> None:

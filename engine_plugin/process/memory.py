@@ -14,10 +14,11 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["Room", "address_space", "kills", "room", "shortage"]
+__all__ = ["CGROUPS", "PROC", "Room", "address_space", "kills", "room", "shortage"]
 
-_CGROUPS = Path("/sys/fs/cgroup")
-_PROC = Path("/proc")
+CGROUPS, PROC = Path("/sys/fs/cgroup"), Path("/proc")
+"""Where the kernel shows cgroups and processes. Tests set them."""
+
 _SIGNS = ("bad_alloc", "memoryerror", "cannot allocate memory", "failed to allocate", "out of memory")
 """What programs write when they get no memory, in lower case."""
 
@@ -78,7 +79,7 @@ def kills() -> int | None:
         for name in ("memory.events", "memory.oom_control"):
             if (count := _fields(group / name).get("oom_kill")) is not None:
                 return count
-    return _fields(_PROC / "vmstat").get("oom_kill")
+    return _fields(PROC / "vmstat").get("oom_kill")
 
 
 def shortage(code: int | None, said: str, kills_before: int | None, needs: int = 0) -> str:
@@ -106,7 +107,7 @@ def shortage(code: int | None, said: str, kills_before: int | None, needs: int =
 def _groups() -> list[Path]:
     """The folders of our cgroup and those above it, which limit memory; none where there are no cgroups."""
     try:
-        lines = (_PROC / "self" / "cgroup").read_text().splitlines()
+        lines = (PROC / "self" / "cgroup").read_text().splitlines()
     except OSError:
         return []
     found = []
@@ -115,7 +116,7 @@ def _groups() -> list[Path]:
         controllers, _, path = rest.partition(":")
         if number != "0" and "memory" not in controllers.split(","):
             continue
-        root = _CGROUPS if number == "0" else _CGROUPS / "memory"
+        root = CGROUPS if number == "0" else CGROUPS / "memory"
         here = root / path.lstrip("/")
         # In a container the path may be the host's, of which nothing is to be seen here but the root.
         above = [here, *here.parents] if here.is_dir() else [root]
@@ -137,8 +138,12 @@ def _fields(path: Path) -> dict[str, int]:
         lines = path.read_text().splitlines()
     except OSError:
         return {}
-    pairs = (line.split() for line in lines)
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
+    found = {}
+    for line in lines:
+        name, _, number = line.partition(" ")
+        if number.isdecimal():
+            found[name] = int(number)
+    return found
 
 
 def _mib(size: int) -> str:

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
 
-__all__ = ["TOKEN_VARIABLE", "ProcessRecords", "ProcessTicket"]
+__all__ = ["KILL_CONFIRM", "TOKEN_VARIABLE", "ProcessRecords", "ProcessTicket"]
 
 log = logging.getLogger(__name__)
 
-_KILL_CONFIRM = 5.0
+KILL_CONFIRM = 5.0
+"""Seconds within which a killed process has ended. Tests set it."""
+
 _KILL_PAUSE = 0.01
 _FORGOTTEN = 30 * 86400.0  # seconds; the record of a boot or container that is no more
 
@@ -63,19 +65,20 @@ class ProcessTicket:
             "token": self.token,
             "owner": owner,
             "owner_created": tree.start_time(owner),
-            "place": _place(),
+            "place": place(),
         }
-        write_json(self._path(pid), record, self._folder)
+        write_json(self.path(pid), record, self._folder)
 
     def remove(self, pid: int) -> None:
         """Forget a process whose end, with that of its offspring, is confirmed. Raises OSError."""
-        self._path(pid).unlink(missing_ok=True)
+        self.path(pid).unlink(missing_ok=True)
 
     def stragglers(self) -> list[psutil.Process]:
         """Every live process that bears the token, wherever it is. Blocks for milliseconds: call it in a thread."""
         return _bearers({self.token}).get(self.token, [])
 
-    def _path(self, pid: int) -> Path:
+    def path(self, pid: int) -> Path:
+        """The record of one process."""
         return self._folder / f"{pid}-{self.token[:8]}.json"  # two containers may have the same pids
 
 
@@ -108,7 +111,7 @@ class ProcessRecords:
         for path in self.folder.glob("*.json") if self.folder.is_dir() else ():
             try:
                 record = _Record(json.loads(path.read_text()))
-                if record.place == _place():
+                if record.place == place():
                     yield path, record
                 elif time.time() - path.stat().st_mtime > _FORGOTTEN:
                     path.unlink(missing_ok=True)
@@ -139,7 +142,7 @@ def _end(records: list[_Record], killed: set[int]) -> Collection[str]:
     """Kill everything that belongs to the records and bears its token, with its tree. Adds the pids to `killed`.
     Returns the tokens of what is left."""
     records_of = {record.token: record for record in records}
-    give_up = time.monotonic() + _KILL_CONFIRM
+    give_up = time.monotonic() + KILL_CONFIRM
     while found := _bearers(records_of):
         for token, processes in found.items():
             record = records_of[token]
@@ -183,7 +186,7 @@ if sys.platform == "linux":
             after = (b"\0" + file.read()).partition(_IN_ENVIRON)[2]
         return after.partition(b"\0")[0].decode("ascii", "replace")
 
-    def _place() -> str:
+    def place() -> str:
         """The boot and the pid namespace in which pids and start times mean something; "?" where one is hidden."""
         parts = []
         with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:  # noqa: PTH123
@@ -198,6 +201,6 @@ else:
         """The token that a process bears, or ""."""
         return psutil.Process(pid).environ().get(TOKEN_VARIABLE, "")
 
-    def _place() -> str:
+    def place() -> str:
         """Elsewhere than on Linux processes are numbered once for the whole machine, and start at a time of day."""
         return sys.platform

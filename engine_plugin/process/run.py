@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine_plugin.process import memory
@@ -33,6 +34,7 @@ _PROBE_FIRST, _PROBE_LAST = 0.01, 0.25
 _ECHO = 0.1  # seconds after a probe in which output may be nothing but the echo of it
 
 
+@dataclass(eq=False)
 class ProcessRun:
     """What is known of one run. Made by `EngineProcess` for each start; a request keeps the run that it uses, and
     takes from it why its connection broke.
@@ -42,35 +44,41 @@ class ProcessRun:
     ended by itself, and `lacked_memory` whether it ended for lack of memory.
     """
 
-    def __init__(self, name: str, error_marks: Sequence[str], on_output: Callable[[str], None]) -> None:
-        """`on_output` gets each line of stdout. Lines with one of `error_marks` are those that explain a failure."""
-        self.name = name
-        self.pid: int | None = None
-        self.failure = ""
-        self.served: float | None = None
-        self.exit_code: int | None = None
-        self.lacked_memory = False
-        self.over = asyncio.Event()
-        self.health: HealthRecord | None = None
-        """The health checks, while it serves."""
-        self.processor: ProcessorUse
-        """From the spawn on."""
-        self.progress = asyncio.Event()
-        """Set by output that is more than the echo of a probe."""
-        self.given_up: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        """Why a process that runs is of no use any more."""
-        self._error_marks = error_marks
-        self._on_output = on_output
-        self._kills = memory.kills()
-        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        self._unended = {STDOUT: b"", STDERR: b""}
-        self._echo_until = 0.0
-        self._echoed = False  # whether there was output just after the latest probe
-        self._echoes = False  # the same of the probe before: only output that follows each of them is an echo
+    name: str
+    error_marks: Sequence[str]
+    """Lines with one of them explain a failure."""
+
+    on_output: Callable[[str], None]
+    """It gets each line of stdout."""
+
+    pid: int | None = None
+    failure: str = ""
+    served: float | None = None
+    exit_code: int | None = None
+    lacked_memory: bool = False
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    health: HealthRecord | None = None
+    """The health checks, while it serves."""
+
+    processor: ProcessorUse = field(init=False)
+    """From the spawn on."""
+
+    progress: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set by output that is more than the echo of a probe."""
+
+    given_up: asyncio.Future[str] = field(default_factory=asyncio.Future)
+    """The reason, once a process that runs must be restarted."""
+
+    _kills: int | None = field(default_factory=memory.kills)
+    _tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL_LINES))
+    _unended: dict[int, bytes] = field(default_factory=lambda: {STDOUT: b"", STDERR: b""})
+    _echo_until: float = 0.0
+    _echoed: bool = False  # whether there was output just after the latest probe
+    _echoes: bool = False  # the same of the probe before: only output that follows each of them is an echo
 
     def last_words(self) -> str:
         """The last lines of the output, those that name an error if any do; "" without output."""
-        marked = [line for line in self._tail if any(mark in line for mark in self._error_marks)]
+        marked = [line for line in self._tail if any(mark in line for mark in self.error_marks)]
         return " | ".join((marked or list(self._tail))[-_TAIL_SHOWN:])
 
     def lines(self) -> list[str]:
@@ -87,7 +95,7 @@ class ProcessRun:
                 self._tail.append(text)
                 log.debug("%s: %s", self.name, text)
                 if stream == STDOUT:
-                    self._on_output(text)
+                    self.on_output(text)
         if asyncio.get_running_loop().time() <= self._echo_until:
             self._echoed = True
             if self._echoes:

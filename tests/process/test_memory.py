@@ -30,8 +30,8 @@ class Kernel:
         self.proc, self.groups = root / "proc", root / "cgroup"
         (self.proc / "self").mkdir(parents=True)
         self.groups.mkdir()
-        monkeypatch.setattr(memory, "_PROC", self.proc)
-        monkeypatch.setattr(memory, "_CGROUPS", self.groups)
+        monkeypatch.setattr(memory, "PROC", self.proc)
+        monkeypatch.setattr(memory, "CGROUPS", self.groups)
 
     def write(self, path: str, text: str) -> None:
         file = self.groups / path

@@ -100,15 +100,14 @@ async def test_a_start_goes_on_when_every_waiter_has_left(stage: Stage) -> None:
 async def test_a_failed_start_that_nobody_waits_for_is_quiet(stage: Stage) -> None:
     complaints: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
-    process = stage.engine("exit:4")
-    waiter = asyncio.create_task(process.ensure_ready())
+    waiter = asyncio.create_task(stage.engine("exit:4").ensure_ready())
     await asyncio.sleep(0)
     waiter.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiter
-    await until(lambda: process.state is ProcessState.FAILED, "failed")
-    del process._settled
-    process._task = process.latest_run = None
+    await until(lambda: stage.processes[0].state is ProcessState.FAILED, "failed")
+    del waiter
+    stage.processes.clear()
     gc.collect()
     await asyncio.sleep(0)
     assert complaints == []
@@ -563,7 +562,7 @@ async def test_who_waits_while_it_is_closed_starts_it_no_more(stage: Stage, spaw
     process = stage.engine(ready(stage), on_spawn=spawned.append)
     await within(process.ensure_ready())
     closing = asyncio.create_task(process.close())
-    await until(process._stop_wanted.is_set, "closing")
+    await asyncio.sleep(0)  # the stop is asked for
     with pytest.raises(UnavailableError, match="was stopped"):
         await within(process.ensure_ready())
     await within(closing)

@@ -55,7 +55,7 @@ def ticket(stage: Stage, records: ProcessRecords) -> ProcessTicket:
 
 def record_of(ticket: ProcessTicket, pid: int) -> Path:
     """The file of a process's record."""
-    return ticket._path(pid)
+    return ticket.path(pid)
 
 
 def orphan(ticket: ProcessTicket, pid: int, **changes: Any) -> Path:
@@ -231,7 +231,7 @@ async def test_what_cannot_be_ended_is_tried_again(
     pid = await engine()
     path = orphan(ticket, pid)
     with monkeypatch.context() as unkillable:
-        unkillable.setattr(records_module, "_KILL_CONFIRM", 0.05)
+        unkillable.setattr(records_module, "KILL_CONFIRM", 0.05)
         unkillable.setattr(os, "kill", lambda _pid, _signal: None)
         unkillable.setattr(os, "killpg", lambda _pid, _signal: None)
         unkillable.setattr(psutil.Process, "kill", lambda _self: None)
@@ -314,7 +314,7 @@ async def test_a_record_is_written_whole(
         "token": ticket.token,
         "owner": os.getpid(),
         "owner_created": tree.start_time(os.getpid()),
-        "place": records_module._place(),
+        "place": records_module.place(),
     }
     assert list(records.folder.iterdir()) == [record_of(ticket, pid)]
     if sys.platform != "win32":

@@ -335,7 +335,7 @@ async def test_one_unanswered_question_is_no_hang_however_long_it_took(stage: St
 
 @pytest.mark.promise("F21")
 def test_hysteresis_both_ways() -> None:
-    record = HealthRecord(HealthPolicy(failures=3, successes=2, hung_after=10), now=0.0)
+    record = HealthRecord(HealthPolicy(failures=3, successes=2, hung_after=10), sign_of_life=0.0)
 
     def after(answers: str) -> list[bool]:
         states = []
@@ -350,7 +350,7 @@ def test_hysteresis_both_ways() -> None:
     assert after("++") == [True, False]
     assert not record.hung(now=10.9)
     assert record.hung(now=11.0)
-    record.alive(now=5.0)
+    record.sign_of_life = 5.0
     assert not record.hung(now=14.9)
 
 
