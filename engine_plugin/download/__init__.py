@@ -1,1 +1,1 @@
-"""Downloading files over HTTP: going on where a download stopped, believing nothing that is not verified."""
+"""Downloads over HTTP: they resume where they stopped, and verify size and SHA-256."""

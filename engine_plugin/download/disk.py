@@ -1,4 +1,4 @@
-"""Is there room, and what to say when there is none."""
+"""Free disk space: checks before and during a download, and the errors for a disk that is full."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 __all__ = ["NO_ROOM", "ROOM_EVERY", "check_reserve", "check_room", "disk_error", "disk_reason"]
 
 _MARGIN = 64 * 1024 * 1024
-"""Bytes that stay free: a disk filled to the last byte breaks more than this download."""
+"""Bytes that stay free, since other programs need some, too."""
 
 _NO_INODE = "no inode is free: the file system cannot hold another file"
 
 ROOM_EVERY = 16 * 1024 * 1024
-"""Bytes between two checks of the free space: far fewer than the reserve."""
+"""Bytes between two checks of the free space; far fewer than the margin."""
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 """The error numbers of a full disk and of a used-up quota."""
 
 
 def check_room(folder: Path, needed: int, what: str = "the download") -> None:
-    """Raise DownloadError when `needed` more bytes, of `what`, do not fit below `folder`."""
+    """Raise DownloadError unless `needed` more bytes of `what` fit below `folder`."""
     free = shutil.disk_usage(folder).free
     if free < needed + _MARGIN:
         raise catalogue.DISK_FULL.error(
@@ -46,15 +46,15 @@ def check_room(folder: Path, needed: int, what: str = "the download") -> None:
 
 
 def check_reserve(folder: Path, arrived: int) -> None:
-    """Raise DownloadError when a download of unknown size, of which `arrived` bytes are here, is filling the disk."""
+    """Raise DownloadError when a download of unknown size, `arrived` bytes so far, has nearly filled the disk."""
     if shutil.disk_usage(folder).free < _MARGIN:
         raise _filled(
-            folder, "the server does not say how long the file is, and the disk is nearly full", f"{arrived}"
+            folder, "the server did not announce the size of the file, and the disk is nearly full", f"{arrived}"
         )
 
 
 def disk_error(error: OSError, folder: Path, arrived: int, total: int) -> DownloadError:
-    """The DownloadError for a failure while writing below `folder`."""
+    """The DownloadError for an OSError while writing below `folder`, `arrived` of `total` bytes (0: unknown)."""
     if error.errno in NO_FILES:
         return DownloadError(f"{error.filename or folder}: {files_in_use(error)}")
     if error.errno not in NO_ROOM:
@@ -63,7 +63,7 @@ def disk_error(error: OSError, folder: Path, arrived: int, total: int) -> Downlo
 
 
 def disk_reason(error: OSError, folder: Path) -> str:
-    """Why a file below `folder` could not be written; a disk without free inodes is distinguished from a full one."""
+    """Why a file below `folder` could not be written: the system's words, and whether no inode is free."""
     reason = str(error.strerror or error)
     return f"{reason} ({_NO_INODE})" if error.errno in NO_ROOM and _without_inodes(folder) else reason
 
@@ -79,7 +79,7 @@ def _filled(folder: Path, reason: object, arrived: str) -> DownloadError:
 
 
 def _without_inodes(folder: Path) -> bool:
-    """Whether a file system that counts its files can hold no further one."""
+    """Whether the file system has no free inode. Some file systems do not count them."""
     if sys.platform == "win32":
         return False
     try:

@@ -1,7 +1,7 @@
-"""What happens during a pull, apart from who is told.
+"""The events of a pull.
 
-Four kinds, in this order: any number of `Status` and `ChunkProgress`, then one `Success` or one `Error`.
-`progress_json` shapes them as the wire's ProgressResponse.
+Any number of `Status` and `ChunkProgress`, then one `Success` or one `Error`. `progress_json` converts them to the
+ProgressResponse of the wire.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class ChunkProgress:
-    """`completed` of `total` bytes are here; `total` is 0 while unknown. `digest` names the file."""
+    """`completed` of `total` bytes (0: unknown) have arrived of the file with this `digest` (`sha256:…` or "")."""
 
     digest: str
     completed: int
@@ -42,7 +42,7 @@ class Success:
 
 @dataclass(frozen=True, slots=True)
 class Error:
-    """The pull failed; `text` says why and what to do."""
+    """The pull failed with this code; `text` says why and what to do."""
 
     text: str
     code: int
@@ -52,9 +52,9 @@ PullEvent: TypeAlias = Status | ChunkProgress | Success | Error
 
 
 def progress_json(event: PullEvent) -> bytes:
-    """A pull event as ProgressResponse JSON: `status` is "success" only for Success.
+    """An event as ProgressResponse JSON. Called by the servicer for each message of PullModelStream.
 
-    That one has the model's name in the store too, beyond what AOG reads.
+    `status` is "success" only for Success, which also has the name of the model in the store; AOG does not read it.
     """
     match event:
         case Status(text):

@@ -1,7 +1,7 @@
-"""Downloading a file over HTTP into a partial: going on where it stopped, never trusting what it is told.
+"""A download over HTTP into a partial file, which resumes where it stopped.
 
-Each attempt asks for the rest of the same file (Range and If-Range). What comes back decides: the rest, the whole
-file again, another file, nothing more. Attempts end when several in a row bring no byte further than before.
+Each attempt asks for the rest of the same file (Range and If-Range). The server may answer with the rest, the whole
+file, another version, or that nothing is left. The download fails after several attempts in a row without progress.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _SMALL = 64 * 1024
 """Bytes of one of several files whose end needs no event."""
 
 _STEP = 64 * 1024
-"""An attempt made progress when it came this far beyond every earlier one: a drip must not go on for ever."""
+"""Bytes by which an attempt must pass all earlier ones to count as progress, so that slow drips come to an end."""
 
 
 class ProgressReport:
@@ -106,9 +106,9 @@ class Fetch:
         policy: FetchPolicy | None = None,
         present: Callable[[Remote], bool] = lambda _: False,
     ) -> None:
-        """`sha256` and `size` (bytes) are what the file must have, if known; it may have `limit` bytes at most.
+        """`sha256` (64 hex digits) and `size` (bytes) are expected, if known; `limit` is the most bytes, 0 for any.
 
-        `present` says whether the file is already here.
+        `present` returns whether the file of an answer is already on this machine.
         """
         self.validator = ""
         self._asked = sha256
@@ -127,20 +127,20 @@ class Fetch:
 
     @property
     def sha256(self) -> str:
-        """The digest that the file must have: the caller's, else the server's, else ""."""
+        """The expected digest (64 hex digits): the caller's, else the server's, else ""."""
         return self._asked or self._named
 
     async def run(self) -> bool:
-        """Fill the partial with the whole file; False when `present` said that it is already here.
+        """Download the whole file; False where `present` returned True.
 
-        Afterwards `validator` is what the server gave to recognise this version.
+        Sets `validator` to the ETag or Last-Modified of this version.
         Raises DownloadError, AuthError, NotFoundError, InvalidRequestError, OSError.
         """
         await self._prepare()
         if self._partial.size and self._partial.size == self._partial.state.total and self._verified():
             self.validator = self._partial.state.etag or self._partial.state.last_modified
             return True
-        client = await in_thread(http_client, self._policy, insecure=self._insecure)  # reads all root certificates
+        client = await in_thread(http_client, self._policy, insecure=self._insecure)  # reads root certificates
         async with client:
             furthest, fruitless = self._partial.size, 0
             while True:
@@ -155,13 +155,13 @@ class Fetch:
         return bool(self.sha256) and self._partial.hexdigest() == self.sha256
 
     async def _prepare(self) -> None:
-        """Keep what an earlier download left only when it is of this source and can be told from another version."""
+        """Keep the bytes of an earlier download if they are of this source and their version can be checked."""
         state = self._partial.state
         same = state.source == self._source.label and (not self._asked or state.sha256 in {"", self._asked})
         if not same or not self._resumable(state):
             await in_thread(self._partial.restart)
             return
-        self._publish(Status("checking what an earlier download left"))
+        self._publish(Status("checking the bytes of an earlier download"))
         await self._partial.resume()
 
     def _resumable(self, state: PartialState) -> bool:
@@ -180,17 +180,17 @@ class Fetch:
         here = self._partial.size
         if fruitless >= policy.attempts:
             raise DownloadError(
-                f"{self._source.label}: {error}; {policy.attempts} attempts brought no progress after {here} bytes. "
-                "Check the network and try again: what arrived is kept where the server lets a download go on."
+                f"{self._source.label}: {error}; {policy.attempts} attempts made no progress after {here} bytes. "
+                "Check the network and try again: the download resumes if the server supports it."
             ) from error
         wait = min(policy.backoff_s * 2 ** max(fruitless - 1, 0), policy.longest_wait_s)
         if error.retry_after is not None:
             wait = error.retry_after
         if wait > policy.longest_wait_s:
             raise DownloadError(
-                f"{self._source.label}: {error}; the server asks to come back in {wait:.0f} seconds. Try again then."
+                f"{self._source.label}: {error}; the server is busy for {wait:.0f} seconds. Try again then."
             ) from error
-        self._publish(Status(f"{error}; trying again in {wait:.1f} s, {byte_size(here)} are here"))
+        self._publish(Status(f"{error}; trying again in {wait:.1f} s, after {byte_size(here)}"))
         await asyncio.sleep(wait)
 
     async def _attempt(self, client: httpx.AsyncClient) -> bool:
@@ -205,7 +205,7 @@ class Fetch:
                 return await self._receive(answer)
         except UnreachableError as error:
             if self._answered:
-                raise DroppedError("the server cannot be reached any more") from error
+                raise DroppedError("the server is no longer reachable") from error
             raise
 
     async def _receive(self, answer: Answer) -> bool:
@@ -225,7 +225,7 @@ class Fetch:
             if total:
                 raise
             arrived = self._partial.size
-            await in_thread(self._partial.restart)  # nothing says that a file of unknown size would ever fit
+            await in_thread(self._partial.restart)  # a file of unknown size may never fit
             if isinstance(error, OSError):
                 raise disk_error(error, self._partial.folder, arrived, total) from error
             raise
@@ -234,18 +234,18 @@ class Fetch:
         return True
 
     async def _check_size(self, total: int) -> None:
-        """The size that the server announces is the one that was expected, and not too much."""
+        """Raise DownloadError unless the announced size is the expected one and within the limit."""
         if self._size and total != self._size:
             await in_thread(self._partial.restart)
             raise DownloadError(
-                f"{self._source.label}: the file has {total} bytes, expected are {self._size}. "
+                f"{self._source.label}: the file has {total} bytes, expected {self._size}. "
                 "Correct the size or the URL."
             )
         if self._limit and total > self._limit:
-            raise DownloadError(f"{self._source.label}: {total} bytes are more than this may have ({self._limit}).")
+            raise DownloadError(f"{self._source.label}: the file has {total} bytes; the limit is {self._limit}.")
 
     async def _nothing_more(self, remote: Remote) -> bool:
-        """416: what is here is the whole file, or it is not this file."""
+        """Handle status 416: the bytes that have arrived are the whole file, or of another one."""
         partial = self._partial
         totals = {remote.total, partial.state.total} - {0}
         if totals == {partial.size}:
@@ -253,10 +253,10 @@ class Fetch:
             self._named = partial.state.sha256
             return True
         await in_thread(partial.restart)
-        raise DroppedError("the server has less than what is here; starting over")
+        raise DroppedError("the file on the server is shorter than what has arrived; starting over")
 
     async def _place(self, answer: Answer, remote: Remote) -> None:
-        """Bring the partial to the byte at which the body begins, and remember whose bytes it holds."""
+        """Prepare the partial for the body of an answer, and save the version that it will hold."""
         partial = self._partial
         if self._asked and remote.linked_sha256 not in {"", self._asked}:
             raise catalogue.CHECKSUM_MISMATCH.error(
@@ -268,7 +268,7 @@ class Fetch:
         if answer.response.status_code == 206:
             await self._check_rest(answer, remote)
             known = partial.state
-            self._publish(Status(f"going on after {byte_size(partial.size)}"))
+            self._publish(Status(f"resuming after {byte_size(partial.size)}"))
         else:
             known = PartialState()
             if partial.size:
@@ -288,7 +288,7 @@ class Fetch:
             await in_thread(partial.save_state, state)
 
     async def _check_rest(self, answer: Answer, remote: Remote) -> None:
-        """A 206 must continue the very file of which the first bytes are here."""
+        """Check that a 206 continues the file whose first bytes have arrived."""
         partial, state = self._partial, self._partial.state
         if not partial.size or remote.start != partial.size:
             raise DownloadError(f"{answer.place}: the server sent bytes from {remote.start}, not {partial.size}.")
@@ -298,8 +298,8 @@ class Fetch:
         if remote.total and state.total and remote.total != state.total:
             await in_thread(partial.restart)
             raise DownloadError(
-                f"{answer.place}: the server says that the file has {remote.total} bytes, before it was "
-                f"{state.total}. What arrived was deleted; try again."
+                f"{answer.place}: the size of the file changed from {state.total} to {remote.total} bytes. "
+                "What arrived was deleted; try again."
             )
 
     async def _store_body(self, answer: Answer, total: int) -> None:
@@ -309,11 +309,11 @@ class Fetch:
                 here = self._partial.size + buffer.size + len(chunk)
                 if total and here > total:
                     raise DownloadError(
-                        f"{answer.place}: the server sends more than the {total} bytes that it announced."
+                        f"{answer.place}: the server sent more than the {total} bytes that it announced."
                     )
                 if self._limit and here > self._limit:
                     raise DownloadError(
-                        f"{answer.place}: more than {self._limit} bytes came, which this may not have."
+                        f"{answer.place}: the server sent more than the limit of {self._limit} bytes."
                     )
                 buffer.add(chunk)
                 if buffer.due():
@@ -325,7 +325,7 @@ class Fetch:
             self._progress.at(self._partial.size, total, last=True)
 
     def _write(self, data: bytes, total: int) -> None:
-        """Append; from time to time see that the disk does not fill up to the last byte. Blocking."""
+        """Append, and check the free space every ROOM_EVERY bytes. Blocks."""
         partial = self._partial
         partial.write(data)
         if partial.size >= self._room_checked + ROOM_EVERY:
@@ -338,7 +338,7 @@ class Fetch:
 
 @dataclass(slots=True)
 class _Buffer:
-    """Bytes on their way to the disk: one hop to a thread for many chunks."""
+    """Received bytes that are not written yet, so that one call of a thread writes many chunks."""
 
     chunks: list[bytes]
     size: int

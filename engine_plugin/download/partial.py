@@ -1,6 +1,6 @@
-"""A file that is still arriving: its bytes, its running digest, and what is needed to go on later.
+"""An incomplete file: its bytes, its running digest, and what a later attempt needs to resume it.
 
-`.partial/<name>.part` holds the bytes, `.partial/<name>.json` says whose they are, `.partial/<name>.lock` keeps
+`.partial/<name>.part` holds the bytes, `.partial/<name>.json` their source and version, `.partial/<name>.lock` keeps
 two processes from writing them at once. All survive a restart of the plugin.
 """
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 __all__ = ["Partial", "PartialState", "is_header_value"]
 
 _LOCK_POLL = 0.25
-"""Seconds between two looks at a lock that another process holds."""
+"""Seconds between two attempts to take a lock that another process holds."""
 
 
 def is_header_value(text: str) -> bool:
-    """Whether a validator can be sent back as it came; a server may have sent anything."""
+    """Whether a text can be sent as the value of a header. Servers may send validators that cannot."""
     return text.isascii() and text.isprintable()
 
 
 @dataclass(frozen=True, slots=True)
 class PartialState:
-    """Whose bytes a partial holds: enough to ask a server for the rest of the very same file."""
+    """The source and version of the bytes of a partial, with which the rest of the same file can be requested."""
 
     source: str = ""
     etag: str = ""
@@ -43,7 +43,7 @@ class PartialState:
 
     @classmethod
     def from_json(cls, value: dict[str, Any] | None) -> PartialState:
-        """The state that was saved; an empty one, which fits no source, for anything else."""
+        """Read the saved state. For anything else the state is empty and fits no source."""
         try:
             state = cls(**(value or {}))
         except TypeError:
@@ -55,7 +55,7 @@ class PartialState:
 
 
 class Partial:
-    """One partial file. Those of its methods that are not async block: call them in a thread."""
+    """One partial file. Its methods that are not async block: call them in a thread."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
@@ -69,7 +69,7 @@ class Partial:
 
     @asynccontextmanager
     async def locked(self, waiting: Callable[[], None]) -> AsyncIterator[None]:
-        """Hold the partial against other processes; `waiting` is called once if another one holds it now."""
+        """Lock the partial against other processes; `waiting` is called once if another one holds the lock."""
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.folder / f"{self._name}.lock", mode=0o600, thread_local=False)
@@ -90,7 +90,7 @@ class Partial:
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
-        """Open the file and its state, and close it in the end; `resume` or `restart` comes next. Raises OSError."""
+        """Open the file and its state, and close them on leaving. Call `resume` or `restart` next. Raises OSError."""
         try:
             await in_thread(self._open)
             yield
@@ -98,11 +98,11 @@ class Partial:
             await in_thread(self.close)
 
     def leftovers(self) -> bool:
-        """Whether an unfinished pull left bytes here."""
+        """Whether an interrupted pull left any bytes."""
         return self.path.exists()
 
     def write(self, data: bytes) -> None:
-        """Append. After an OSError (a full disk) the file ends where it ended before, as far as is known."""
+        """Append. `size` and digest stay right when it raises OSError, such as for a full disk."""
         file = self._opened()
         view = memoryview(data)
         while view:
@@ -112,7 +112,7 @@ class Partial:
             view = view[written:]
 
     def restart(self) -> None:
-        """Throw the bytes away: they are not those of the file that is asked for now."""
+        """Delete the bytes and the state, to begin anew."""
         file = self._opened()
         file.seek(0)
         file.truncate()
@@ -121,16 +121,16 @@ class Partial:
         self.save_state(PartialState())
 
     def save_state(self, state: PartialState) -> None:
-        """Remember whose bytes these are, across processes."""
+        """Write the source and version of the bytes."""
         self.state = state
         write_json(self._state_path, asdict(state), self.folder)
 
     def hexdigest(self) -> str:
-        """SHA-256 of the bytes that are here, 64 hex digits."""
+        """SHA-256 of the bytes so far, 64 hex digits."""
         return self._digest.hexdigest()
 
     def sync(self) -> None:
-        """Have the bytes on the disk itself."""
+        """Flush the bytes to the disk (fsync)."""
         os.fsync(self._opened().fileno())
 
     def close(self) -> None:
@@ -140,7 +140,7 @@ class Partial:
             self._file = None
 
     def forget(self) -> None:
-        """Delete what is left of the state once the file is in its place."""
+        """Delete the state, once the file has been moved to its place."""
         self._state_path.unlink(missing_ok=True)
 
     def discard(self) -> None:
@@ -161,7 +161,7 @@ class Partial:
         self.state = PartialState.from_json(read_json(self._state_path))
 
     async def resume(self) -> None:
-        """Take over the bytes that an earlier attempt left: read them for the running digest."""
+        """Keep the bytes of an earlier attempt, and read them for the running digest."""
         while await in_thread(self._hash_block):
             pass
 

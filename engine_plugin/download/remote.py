@@ -1,4 +1,4 @@
-"""One GET of a file by HTTP: redirects, credentials, and what the answer's head says about the file."""
+"""One GET of a file over HTTP: redirects, credentials, and the headers that describe the file."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _MOST_REDIRECTS = 10
 _CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _LONGEST_WAIT = 366 * 86400.0
-"""Seconds; a longer wait amounts to a refusal."""
+"""Seconds; the bound of a Retry-After."""
 _HEX64 = re.compile(r'"?([0-9a-fA-F]{64})"?')
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True, slots=True)
 class FetchPolicy:
-    """How patient a download is; seconds. `attempts` counts those in a row that brought nothing new."""
+    """The limits of a download, in seconds; it fails after so many `attempts` in a row without progress."""
 
     connect_s: float = 15.0
     stall_s: float = 30.0
@@ -54,7 +54,7 @@ class FetchPolicy:
 
 
 class DroppedError(Exception):
-    """The transfer failed in a way that asking again may mend; `retry_after` seconds when the server said so."""
+    """The transfer failed, and another attempt may succeed, after `retry_after` seconds if the server said so."""
 
     def __init__(self, text: str, retry_after: float | None = None) -> None:
         super().__init__(text)
@@ -77,24 +77,24 @@ class Remote:
 
     @property
     def sha256(self) -> str:
-        """The digest that the server names, 64 hex digits or ""."""
+        """The digest that the server gives, 64 hex digits or ""."""
         return self.linked_sha256 or _hex64(self.etag)
 
     @property
     def validator(self) -> str:
-        """What tells one version of the file from another, or ""."""
+        """The ETag or Last-Modified, which identifies the version of the file, or ""."""
         return self.etag or self.last_modified
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer that is not a redirect, its body not read yet."""
+    """An answer other than a redirect, before its body is read."""
 
     response: httpx.Response
     linked_sha256: str
 
     def remote(self) -> Remote:
-        """The file behind a 200, 206 or 416. Raises DownloadError for a head that contradicts itself."""
+        """The file of a 200, 206 or 416. Raises DownloadError for headers that contradict each other."""
         headers = self.response.headers
         etag, last_modified = (
             value if is_header_value(value) else ""
@@ -142,7 +142,7 @@ class Answer:
         return without_secrets(str(self.response.url))
 
     def check_status(self) -> None:
-        """Raise what a status other than 200, 206 and 416, or a web page, means."""
+        """Raise the error for a web page, and for a status other than 200, 206 and 416."""
         status = self.response.status_code
         if status in {401, 403}:
             raise AuthError(f"{self.place}: the server refused access (HTTP {status}).")
@@ -151,7 +151,7 @@ class Answer:
         if status in {408, 429} or (status >= 500 and status not in {501, 505}):
             raise DroppedError(f"HTTP {status}", _seconds(self.response.headers.get("retry-after", "")))
         if status not in {200, 206, 416}:
-            raise DownloadError(f"{self.place}: HTTP {status} is no answer to a download.")
+            raise DownloadError(f"{self.place}: HTTP {status} is not a valid answer to a download.")
         if status != 416:
             self._check_content()
 
@@ -164,7 +164,7 @@ class Answer:
                 "(on Hugging Face: /resolve/, not /blob/)."
             )
         if headers.get("content-encoding", "identity").lower() not in {"identity", ""}:
-            raise DownloadError(f"{self.place}: the server compressed the file though it was asked not to.")
+            raise DownloadError(f"{self.place}: the server compressed the file against Accept-Encoding: identity.")
 
 
 def _hex64(etag: str) -> str:

@@ -1,4 +1,4 @@
-"""Numbers as people write them: parameters of a model, bytes of a file."""
+"""Numbers of parameters and bytes as short texts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["byte_size", "parameter_size"]
 
 
 def _scaled(number: int, step: int, units: tuple[str, ...]) -> tuple[str, str]:
-    """`number` in the largest unit of which there is at least one: one decimal below ten, none above."""
+    """`number` in the largest unit that makes it 1 or more: one decimal below ten, none above."""
     value = float(number)
     for unit in units:
         digits = f"{value:.1f}".removesuffix(".0") if unit != units[0] and value < 9.95 else f"{value:.0f}"
@@ -17,12 +17,12 @@ def _scaled(number: int, step: int, units: tuple[str, ...]) -> tuple[str, str]:
 
 
 def parameter_size(parameters: int) -> str:
-    """A count of parameters like `1.5B`, `270M` or `130K`; "" when it is not known (0 or less)."""
+    """A number of parameters, as `1.5B`, `270M` or `130K`; "" for 0 or less, which means unknown."""
     if parameters <= 0:
         return ""
     return "".join(_scaled(parameters, 1000, ("", "K", "M", "B", "T")))
 
 
 def byte_size(size: int) -> str:
-    """A number of bytes like `1.5 GiB`, for messages."""
+    """A number of bytes as `1.5 GiB`, for messages."""
     return " ".join(_scaled(max(size, 0), 1024, ("bytes", "KiB", "MiB", "GiB", "TiB")))

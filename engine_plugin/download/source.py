@@ -1,4 +1,4 @@
-"""Where a download comes from, and how to name it without giving away what it holds."""
+"""The source of a download, and how messages name it without its secrets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["HttpSource", "file_path", "without_secrets"]
 
 
 def without_secrets(url: str) -> str:
-    """A URL for people, logs and records: no credentials, query or fragment."""
+    """A URL without credentials, query and fragment, for messages, logs and records."""
     if "://" not in url:
         return url
     try:
@@ -36,36 +36,36 @@ class HttpSource:
 
     @classmethod
     def parse(cls, url: str, username: str = "", password: str = "") -> HttpSource:
-        """The source that a URL names, credentials in it taken out. Raises ValueError when it is no http(s) URL."""
+        """The source for a URL; credentials in it are moved to the fields. Raises ValueError for another URL."""
         parts = urlsplit(url)
-        _ = parts.port  # a bad one is found only when it is asked for
+        _ = parts.port  # raises ValueError for an invalid port
         if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
-            raise ValueError("no http(s) URL")
+            raise ValueError("not an http(s) URL")
         if any(character.isspace() or not character.isprintable() for character in url):
-            raise ValueError("a URL has no blanks")
+            raise ValueError("a URL must not have blanks")
         bare = urlunsplit((parts.scheme.lower(), parts.netloc.rpartition("@")[2], parts.path, parts.query, ""))
         username = username.strip() or unquote(parts.username or "")
         return cls(bare, username, entered(password or unquote(parts.password or ""), username))
 
     @property
     def file_name(self) -> str:
-        """The last piece of the path, as the file is called there."""
+        """The last segment of the path, decoded."""
         return unquote(urlsplit(self.url).path.rpartition("/")[2])
 
     def beside(self, file_name: str) -> HttpSource:
-        """Another file in the same folder there, with the same query and credentials."""
+        """Another file in the same folder of the server, with the same query and credentials."""
         parts = urlsplit(self.url)
         path = f"{parts.path.rpartition('/')[0]}/{quote(file_name)}"
         return replace(self, url=urlunsplit(parts._replace(path=path)))
 
     @property
     def label(self) -> str:
-        """The source for people and records."""
+        """The URL without secrets, for messages and records."""
         return without_secrets(self.url)
 
 
 def file_path(url: str) -> Path:
-    """The path in a file:// URL. Raises ValueError when it names another machine."""
+    """The path in a file:// URL. Raises ValueError for a URL that names another machine."""
     from urllib.request import url2pathname
 
     parts = urlsplit(url)

@@ -1,7 +1,7 @@
-"""What a model can do, and how long its context is: who is asked, in which order, and how long that holds.
+"""The capabilities of a model: its features and its context length, from several sources.
 
-plugin.yaml wins, then what the engine says, then the model's own file, then the table of families, and for the
-context, at last, an estimate by the number of parameters. Every engine calls `resolve`.
+The sources in their order: plugin.yaml, the engine, the model's own file, the table of families, and for the context
+length an estimate from the number of parameters. Every engine calls `resolve`.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ _LONGEST = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class ModelOverride:
-    """One entry of `engine.models` in plugin.yaml: what its author knows better of some models.
+    """One entry of `engine.models` in plugin.yaml, which overrides the capabilities of some models.
 
-    Used by every engine's options; the first entry whose `name` fits counts.
+    Part of every engine's options.
     """
 
     name: str
-    """A model's name, in which `*` and `?` stand for others, in any case; `:latest` need not be written."""
+    """A pattern for names, with `*` and `?`, which ignores case and `:latest`."""
 
     context_length: int = field(default=0, metadata={"min": 0, "max": _LONGEST})
-    """Tokens; 0: as found."""
+    """In tokens; 0 for no override."""
 
     capabilities: tuple[str, ...] = field(default=(), metadata={"choices": FEATURES})
-    """All that it can do, in the place of what was found; empty: as found."""
+    """All features of the model; () for no override."""
 
 
 def override_for(name: str, overrides: Iterable[ModelOverride]) -> ModelOverride | None:
-    """The first entry that speaks of the model of that name."""
+    """The first entry whose pattern fits the name."""
     names = {name.casefold(), name.casefold().removesuffix(":latest")}
     for override in overrides:
         if any(fnmatchcase(one, override.name.casefold()) for one in names):
@@ -69,11 +69,11 @@ def resolve(
     file: Capabilities | None = None,
     overrides: Sequence[ModelOverride] = (),
 ) -> Capabilities:
-    """What is known of a model, from the first who says something, apart for its features and its context.
+    """The capabilities of a model: features and context length, each from the first source that has it.
 
-    `family` and `parameter_size` are those of its details ("" when not known), `kind` one of KINDS. `engine` and
-    `file` are what these said; the `context_source` in them counts for nothing. What its kind can do in any case is
-    always among the features. Only a chat model has a family's context or an estimate.
+    `family` and `parameter_size` are those of its details ("" if unknown), `kind` is one of KINDS. The
+    `context_source` of `engine` and `file` is ignored. The features always have that of the kind. Only a chat model
+    has the context length of a family or an estimate.
     """
     said: list[tuple[str, Capabilities]] = []
     override = override_for(name, overrides)
@@ -97,13 +97,13 @@ def _guesses(name: str, family: str, parameter_size: str) -> list[tuple[str, Cap
 
 
 def _ordered(features: Iterable[str]) -> tuple[str, ...]:
-    """Words of FEATURES, each once, in that order; others are nobody's."""
+    """The features in the order of FEATURES, without unknown words."""
     given = set(features)
     return tuple(feature for feature in FEATURES if feature in given)
 
 
 def told_by_file(kind: str, details: ModelDetails) -> Capabilities:
-    """What an engine read of a model's own file into its details: features as booleans, and `context_length`."""
+    """The capabilities that an inspection wrote into `details.extra`: features as booleans, and `context_length`."""
     told = {feature: details.extra[feature] for feature in FEATURES if isinstance(details.extra.get(feature), bool)}
     features = {FEATURE_OF_KIND.get(kind, "completion"), *(feature for feature, has in told.items() if has)}
     length = details.extra.get("context_length")
@@ -115,9 +115,9 @@ _TOOL_MARKS = ("tools", "tool_calls")
 
 
 def features_of_template(template: str) -> tuple[str, ...]:
-    """What a chat template (Jinja, as in model files) is prepared for: completion, and perhaps tools and thinking.
+    """The features that a chat template (Jinja) supports: completion, and possibly tools and thinking.
 
-    It is searched, not run. "" (no template) still completes.
+    The template is searched, not rendered. Without one ("") a model has completion.
     """
     found = {"completion"}
     if any(mark in template for mark in _TOOL_MARKS):
@@ -131,14 +131,13 @@ T = TypeVar("T")
 
 
 class DigestCache(Generic[T]):
-    """What was once asked of a model: for good while its digest stays, for `ttl` seconds of one without digest.
+    """A cache of answers about models: kept while the digest stays the same, or for `ttl` seconds without a digest.
 
-    Callers who ask for the same model at once share one question; one that failed is asked again by the next.
-    Used from one event loop.
+    Concurrent callers share one question; after a failure the next caller asks again. Used from one event loop.
     """
 
     def __init__(self, ttl: float = 300.0, limit: int = 1000, clock: Callable[[], float] = time.monotonic) -> None:
-        """At most `limit` models are remembered, those asked for last. `clock` tells seconds."""
+        """Keeps the `limit` most recently used models. `clock` returns seconds."""
         self._clock = clock
         self._ttl = ttl
         self._limit = limit
@@ -146,7 +145,7 @@ class DigestCache(Generic[T]):
         self._asking: dict[tuple[str, str], asyncio.Lock] = {}
 
     async def get(self, name: str, digest: str, ask: Callable[[], Awaitable[T]]) -> T:
-        """What `ask` returned when it was last needed. Raises what it raises."""
+        """The cached answer, else the result of `ask`. Raises what `ask` raises."""
         key = (name, digest)
         if (known := self._fresh(key)) is not None:
             return known[1]
@@ -163,16 +162,16 @@ class DigestCache(Generic[T]):
                 del self._asking[key]
 
     def put(self, name: str, digest: str, value: T) -> None:
-        """Remember what somebody learned without being asked."""
+        """Add an answer that was found without a question."""
         self._keep((name, digest), value)
 
     def peek(self, name: str, digest: str) -> T | None:
-        """What is known now, without asking."""
+        """The cached answer, or None."""
         known = self._fresh((name, digest))
         return None if known is None else known[1]
 
     def forget(self) -> None:
-        """Ask anew from now on: another server may have the same names."""
+        """Drop all answers. Called when another server may have the same names."""
         self._known.clear()
 
     def _fresh(self, key: tuple[str, str]) -> tuple[float, T] | None:

@@ -1,9 +1,9 @@
-"""The user's default model of each service, kept in the plugin's data directory.
+"""The default models that the user has chosen for services, in the data directory of the plugin.
 
     <data_dir>/default-models-<engine>.json      {"chat": "qwen3", "generate": "qwen3"}
 
-`engine-plugin models use` writes the file, the plugin reads it: a change counts for the next call, without a restart.
-plugin.yaml belongs to the plugin's author and is replaced with it; this file belongs to the user.
+`engine-plugin models use` writes the file. The plugin reads it again when it changes. It is not in plugin.yaml, which
+an upgrade of the plugin replaces.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["DefaultModels"]
 
 
 class DefaultModels:
-    """The defaults of one engine in a data directory. `of` is for the event loop, the other methods block."""
+    """The defaults of one engine. `of` is for the event loop; the other methods block."""
 
     def __init__(self, data_dir: Path, engine: str) -> None:
         self.path = data_dir / f"default-models-{engine}.json"
@@ -29,9 +29,9 @@ class DefaultModels:
         self._models: Mapping[str, str] = {}
 
     async def of(self, service: str) -> str:
-        """The user's model for a service, "" without one. Costs one stat while the file stays the same.
+        """The model that the user has chosen for a service, or "". Costs one stat while the file is unchanged.
 
-        Raises PreconditionError for a file that cannot be read.
+        Raises PreconditionError for a damaged file.
         """
         state = self._state()
         if state != self._seen:
@@ -40,7 +40,7 @@ class DefaultModels:
         return self._models.get(service, "")
 
     def read(self) -> dict[str, str]:
-        """Each service with its model. Raises PreconditionError for a file that cannot be read."""
+        """The model of each service. Raises PreconditionError for a damaged file."""
         if self._state() is None:
             return {}
         models = read_json(self.path)
@@ -53,7 +53,7 @@ class DefaultModels:
 
     def write(self, changes: Mapping[str, str]) -> None:
         """Set the model of each service in `changes`; an empty name removes it. Raises OSError, PreconditionError."""
-        from filelock import FileLock  # only writers need it, and the plugin just reads
+        from filelock import FileLock  # imported late, since the plugin only reads
 
         private_folder(self.path.parent)
         with FileLock(self.path.with_suffix(".lock"), mode=0o600):
@@ -64,7 +64,7 @@ class DefaultModels:
                 self.path.unlink(missing_ok=True)
 
     def _state(self) -> tuple[int, int, int] | None:
-        """What changes whenever the file does; None without a file."""
+        """A value that changes with the file; None without a file."""
         try:
             info = self.path.stat()
         except FileNotFoundError:

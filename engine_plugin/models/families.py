@@ -1,6 +1,6 @@
-"""What is known of families of models by their names, for models of which neither engine nor file says enough.
+"""A table of families of models, for models about which engine and file say too little.
 
-The lengths are those that the makers give for the first models of a family, in tokens.
+The lengths are those of the first models of a family, as published by their makers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["Family", "estimated_context", "family_of", "parameters_of"]
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The context of a family's models in tokens, and what they can do beside completing (words of FEATURES)."""
+    """The context length of a family in tokens, and its features besides completion (words of FEATURES)."""
 
     context_length: int
     features: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ _MAKERS = re.compile(r"^(?:meta|deepmind|google|microsoft|mistralai)[-_](?=llama
 
 
 def _plain(name: str) -> str:
-    """A name as the table has it: without the owner before it, `Llama-3.1-8B` being `llama3.1-8b`."""
+    """A name in the form of the table: `meta-llama/Llama-3.1-8B` becomes `llama3.1-8b`."""
     last = name.rstrip("/").rpartition("/")[2].casefold()
     return _JOINT.sub("", _MAKERS.sub("", last))
 
@@ -81,7 +81,7 @@ _PLAIN = {_plain(key): family for key, family in _FAMILIES.items()}
 
 
 def family_of(*names: str) -> Family | None:
-    """The family of a model by what it, or its architecture, is called; the longest prefix in the table wins."""
+    """The family whose key is the longest prefix of one of the names (of a model, of its architecture)."""
     best = ""
     for name in map(_plain, names):
         for key in _PLAIN:
@@ -91,12 +91,12 @@ def family_of(*names: str) -> Family | None:
 
 
 def _goes_on(key: str, rest: str) -> bool:
-    """Whether the name has another number there than the key: llama30b is no llama3."""
+    """Whether the number at the end of the key goes on in the name: llama30b is not a llama3."""
     return key[-1].isdigit() and rest[:1].isdigit()
 
 
 def parameters_of(text: str) -> float:
-    """The number of parameters that a size or a name tells, 0 for none: of `7.6B`, `8x7B`, `llama3:70b-q4_0`."""
+    """The number of parameters in a size or a name, such as `7.6B`, `8x7B` or `llama3:70b-q4_0`; 0 without one."""
     found = _PARAMETERS.search(text.casefold())
     if found is None:
         return 0.0
@@ -104,7 +104,7 @@ def parameters_of(text: str) -> float:
 
 
 def estimated_context(parameters: float) -> int:
-    """What context (tokens) a model of so many parameters most likely has, 0 when their number is not known."""
+    """An estimate of the context length (tokens) of a model with so many parameters; 0 if their number is unknown."""
     if parameters <= 0:
         return 0
     return next((context for least, context in _ESTIMATES if parameters >= least), _LEAST)

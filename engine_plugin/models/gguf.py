@@ -1,7 +1,7 @@
 """GGUF files: their headers, read within bounds, and models in several parts, joined to one file.
 
-The format is that of ggml's docs/gguf.md. Every count and length is compared with the bytes that are left before it
-is believed, so that reading takes little memory and time whatever a file holds. Arrays are skipped.
+ggml's docs/gguf.md defines the format. Every count and length is checked against the rest of the file, so that
+reading takes little memory and time for any file. Arrays are skipped.
 
 A model in parts is a set of files `NAME-00001-of-00003.gguf`, as llama.cpp's `llama-gguf-split` writes them: the
 first has the metadata, each has some of the tensors, `split.no` (from 0) and `split.count`.
@@ -34,21 +34,21 @@ _MOST_ELEMENTS = 1 << 50
 _DEEPEST_ARRAY = 4
 _LONGEST_NAME = 65535
 _LONGEST_TEXT = 1024 * 1024
-"""Bytes of a text that are kept; chat templates are far shorter."""
+"""Bytes of a string that are kept; chat templates are far shorter."""
 _MOST_STEPS = 8_000_000
-"""Fields, tensors and texts in arrays that are looked at: the largest vocabularies have some hundred thousand."""
+"""Fields, tensors and strings in arrays; the largest vocabularies have some hundred thousand strings."""
 _MOST_PARTS = 999
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})(?P<suffix>\.gguf)?", re.IGNORECASE)
 _SPLIT = "split."
 
 
 class GgufError(ValueError):
-    """A file is not a readable GGUF file; the text says what is wrong, and where."""
+    """Not a valid GGUF file. The text says what is wrong, and where."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One entry of the list of tensors. `kind` is ggml's number of the type, `offset` is from the data's start."""
+    """A tensor in the header. `kind` is ggml's number of its type, `offset` counts from the start of the data."""
 
     name: str
     shape: tuple[int, ...]
@@ -57,14 +57,14 @@ class Tensor:
 
     @property
     def elements(self) -> int:
-        """How many numbers it has."""
+        """The number of elements."""
         return prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file says before its data. `values` has the scalars and texts; `fields` each field's key, first byte and
-    end in the file; `order` is struct's sign of the byte order; `data` is where the tensors' data begins."""
+    """The part of a file before its data. `values` has the scalars and strings; `fields` the key, first byte and end
+    of each field; `order` is the byte order as in struct; `data` is the offset of the tensors' data."""
 
     order: str
     version: int
@@ -76,18 +76,18 @@ class Header:
     size: int
 
     def number(self, key: str) -> int:
-        """A whole number among the values, 0 when there is none."""
+        """An integer among the values, 0 without one."""
         value = self.values.get(key)
         return value if type(value) is int else 0
 
     @property
     def parts(self) -> int:
-        """In how many parts the model is, 0 or 1 for a whole one."""
+        """The number of parts of the model, 0 or 1 for a single file."""
         return self.number("split.count")
 
 
 def whole_name(name: str) -> str:
-    """The name of the model of which a file with this name is a part; "" for the name of a whole one."""
+    """The file name of the joined model for the name of a part; "" for another name."""
     found = _PART.fullmatch(name)
     if not found or not 1 <= int(found["number"]) <= int(found["count"]) or int(found["count"]) < 2:
         return ""
@@ -95,19 +95,19 @@ def whole_name(name: str) -> str:
 
 
 def part_names(name: str) -> tuple[str, ...]:
-    """The names of all parts, when a file with this name is one of several; else nothing. Raises GgufError."""
+    """The names of all parts for the name of one; () for another name. Raises GgufError."""
     if not whole_name(name):
         return ()
     found = _PART.fullmatch(name)
     count = int(found["count"]) if found else 0
     if found is None or count > _MOST_PARTS:
-        raise GgufError(f"{name}: {count} parts are more than a model has ({_MOST_PARTS})")
+        raise GgufError(f"{name}: {count} parts exceed the limit of {_MOST_PARTS}")
     end = found["suffix"] or ""
     return tuple(f"{found['stem']}-{number:05}-of-{count:05}{end}" for number in range(1, count + 1))
 
 
 def read_header(path: Path) -> Header:
-    """The header of a file. Blocks; a model's takes up to a second. Raises GgufError and OSError."""
+    """Read the header of a file. Blocks for up to a second. Raises GgufError and OSError."""
     with path.open("rb") as file:
         return _Reader(file, os.fstat(file.fileno()).st_size).header()
 
@@ -157,7 +157,7 @@ class _Reader:
         self._file.seek(4)
         self._at = 4
         (version,) = self._unpack("I", "the version")
-        if version & 0xFFFF == 0:  # so a file of the other byte order looks
+        if version & 0xFFFF == 0:  # the other byte order
             self._order = ">"
             version = int.from_bytes(version.to_bytes(4, "little"), "big")
         if version not in _VERSIONS:
@@ -177,7 +177,7 @@ class _Reader:
         return tensor
 
     def _value(self, kind: int, key: str, depth: int) -> Any:
-        """A scalar or a text; None for an array, which is skipped."""
+        """A scalar or a string; None for an array, which is skipped."""
         self._step()
         if kind in _SCALARS:
             return self._unpack(_SCALARS[kind], key)[0]
@@ -225,7 +225,7 @@ class _Reader:
         self._at += count
 
     def _require(self, count: int, least: int, what: str) -> None:
-        """So many things of at least so many bytes can follow."""
+        """Fail unless `count` entries of `least` bytes each fit into the rest of the file."""
         if count * least > self._size - self._at:
             self._fail(f"it claims {count} {what[:64]}, for which it is too short")
 
@@ -243,9 +243,9 @@ class _Reader:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """How the parts of a model become one file: `head`, then for each part zeros and all its data, in order.
+    """The plan of a joined file: `head`, then for each part zeros and its data.
 
-    `gaps` are the zeros before each part's data, `starts` where that begins in the part, `size` is the whole's bytes.
+    `gaps` are the zeros before the data of each part, `starts` its offset in the part, `size` the bytes of the file.
     """
 
     head: bytes
@@ -255,7 +255,7 @@ class Joined:
 
 
 def join(paths: Sequence[Path]) -> Joined:
-    """Plan the file that the parts at these paths make together. Blocks. Raises GgufError and OSError."""
+    """Plan the file into which these parts are joined, in order. Blocks. Raises GgufError and OSError."""
     headers = []
     for number, path in enumerate(paths):
         try:
@@ -264,7 +264,7 @@ def join(paths: Sequence[Path]) -> Joined:
             raise GgufError(f"{path.name}: {error}") from None
         if (header.number("split.no"), header.parts) != (number, len(paths)):
             raise GgufError(
-                f"{path.name}: it says that it is part {header.number('split.no') + 1} of {max(header.parts, 1)}, "
+                f"{path.name}: its header says part {header.number('split.no') + 1} of {max(header.parts, 1)}, "
                 f"not {number + 1} of {len(paths)}"
             )
         headers.append(header)
@@ -274,7 +274,7 @@ def join(paths: Sequence[Path]) -> Joined:
         base = _aligned(end, first.alignment)
         moved = [(tensor, base + tensor.offset) for tensor in header.tensors]
         if header.order != first.order or any(offset % first.alignment for _, offset in moved):
-            raise GgufError(f"{path.name}: its byte order or alignment is not that of {paths[0].name}")
+            raise GgufError(f"{path.name}: its byte order or alignment differs from that of {paths[0].name}")
         tensors += moved
         gaps.append(base - end)
         end = base + max(header.size - header.data, 0)
@@ -285,7 +285,7 @@ def join(paths: Sequence[Path]) -> Joined:
 
 
 def _head(path: Path, first: Header, tensors: Sequence[tuple[Tensor, int]]) -> bytes:
-    """Everything before the data: the first part's fields without those about the parts, and all tensors."""
+    """The header of the joined file: the fields of the first part without those about parts, and all tensors."""
     order = first.order
     kept = [(start, end) for key, start, end in first.fields if not key.startswith(_SPLIT)]
     head = bytearray(_MAGIC + struct.pack(f"{order}IQQ", first.version, len(tensors), len(kept)))
@@ -294,7 +294,7 @@ def _head(path: Path, first: Header, tensors: Sequence[tuple[Tensor, int]]) -> b
             file.seek(start)
             field = file.read(end - start)
             if len(field) < end - start:
-                raise GgufError(f"{path.name}: it changed while it was read")
+                raise GgufError(f"{path.name}: changed while it was read")
             head += field
     for tensor, offset in tensors:
         name = tensor.name.encode("utf-8", "replace")

@@ -1,4 +1,8 @@
-"""Repositories of models on hubs: what there is in one, and which of its lists of files can be believed."""
+"""Hubs: Hugging Face and ModelScope, the files of their repositories, and the checks of these lists.
+
+https://huggingface.co/docs/hub/api describes the API of Hugging Face; its header X-Error-Code has the reason of a
+refusal.
+"""
 
 from __future__ import annotations
 
@@ -51,10 +55,10 @@ _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._/+-]{0,199}")
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _HEX40 = re.compile(r"[0-9a-f]{40}")
 _SEGMENT = re.compile(r"[A-Za-z0-9_+(\[=-](?:[A-Za-z0-9 _+()\[\]=.,@&~-]{0,198}[A-Za-z0-9_+)\]=-])?")
-"""A file name that every system stores as it is, and that is not hidden."""
+"""A file name that every system can store, and that is not hidden."""
 _MOST_FILES = 10_000
 _LARGEST = 2**63
-"""Bytes that no file has."""
+"""Bytes; every file is smaller."""
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 T = TypeVar("T")
@@ -62,7 +66,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class RepositorySource:
-    """A repository on a hub: its id `owner/name`, a branch, tag or commit, and a token that no text shows."""
+    """A repository on a hub: its id `owner/name`, a branch, tag or commit, and an access token, which no repr has."""
 
     hub: str
     repository: str
@@ -71,13 +75,13 @@ class RepositorySource:
 
     @property
     def label(self) -> str:
-        """The source for people and records, in the form that a pull takes."""
+        """The reference that a pull takes, for messages and records."""
         return f"{self.hub}:{self.repository}@{self.revision}"
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file in a repository. `path` has `/`, `size` is in bytes; of the digests (hex) one or none is known.
+    """A file in a repository. `path` has `/`, `size` is in bytes; at most one of the digests (hex) is known.
 
     `blob` is git's: SHA-1 over a small header and the content.
     """
@@ -90,27 +94,27 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a hub says is in a repository. `commit` tells this state of it from any other one."""
+    """The files of a repository. `commit` identifies this version of it."""
 
     commit: str
     files: tuple[RemoteFile, ...]
 
 
 class Hub(ABC):
-    """A place that holds repositories. `endpoint` is its address, a token goes nowhere else."""
+    """A site with repositories. `endpoint` is its address; the access token is sent to no other."""
 
     key: str
-    """How sources name it: `hf` in `hf:owner/name`."""
+    """Its prefix in references: `hf` in `hf:owner/name`."""
     title: str
     default_revision: str
     endpoint_variable: str
     token_variable: str
     default_endpoint: str
     pages: tuple[str, ...]
-    """Hosts of its web pages, beside the endpoint's."""
+    """The hosts of its web pages, besides the endpoint's."""
 
     def __init__(self, environ: Mapping[str, str], policy: FetchPolicy) -> None:
-        """Endpoint and token as the environment has them. No I/O."""
+        """Read endpoint and token from the environment. No I/O."""
         self.endpoint = (environ.get(self.endpoint_variable, "").strip() or self.default_endpoint).rstrip("/")
         if "://" not in self.endpoint:
             self.endpoint = f"https://{self.endpoint}"
@@ -119,12 +123,12 @@ class Hub(ABC):
         self._token = entered(environ.get(self.token_variable, ""))
 
     def refuse(self) -> None:  # noqa: B027  # most hubs have no such variable
-        """Raise PreconditionError where the environment keeps this machine from the hub."""
+        """Raise PreconditionError if the environment forbids the use of the hub."""
 
     async def listing(
         self, source: RepositorySource, publish: Callable[[PullEvent], None], *, insecure: bool
     ) -> Listing:
-        """What is in a repository now, by one call of the hub's API.
+        """Ask the hub for the files of a repository, in one call of its API.
 
         Raises DownloadError, AuthError, NotFoundError, InvalidRequestError.
         """
@@ -137,7 +141,7 @@ class Hub(ABC):
         return self.read_listing(answer, source)
 
     def read_listing(self, answer: Any, source: RepositorySource) -> Listing:
-        """The list in the JSON of a hub's answer. Raises DownloadError, and what a refusal in it means."""
+        """Read the list in a hub's answer. Raises DownloadError, and AuthError or NotFoundError for a refusal."""
         try:
             listing = self._listing(answer, source)
             if not isinstance(listing.commit, str) or not listing.commit:
@@ -148,19 +152,19 @@ class Hub(ABC):
 
     @abstractmethod
     def _list_url(self, source: RepositorySource, /) -> str:
-        """The address of the list of a repository's files."""
+        """The URL of the list of a repository's files."""
 
     def _check(self, response: httpx.Response, source: RepositorySource) -> None:  # noqa: B027  # the status says all
-        """Raise what a refusal of the list means, where this hub says more than the status."""
+        """Raise the error for a refusal, where this hub gives more than the status."""
 
     @abstractmethod
     def _listing(self, answer: Any, source: RepositorySource, /) -> Listing:
-        """The list in a hub's JSON. Another answer raises AttributeError, LookupError, TypeError or ValueError."""
+        """Read the list in a hub's JSON. Other JSON raises AttributeError, LookupError, TypeError or ValueError."""
 
     async def _ask(
         self, client: httpx.AsyncClient, where: HttpSource, source: RepositorySource, *, insecure: bool
     ) -> Any:
-        """The JSON of an answer, bounded in bytes and time. Raises DroppedError where asking again may help."""
+        """The JSON of an answer, bounded in bytes and time. Raises DroppedError where another attempt may succeed."""
         bound = self.policy.connect_s + 2 * self.policy.stall_s
         try:
             async with (
@@ -193,13 +197,13 @@ class Hub(ABC):
 
     def _no_list(self, source: RepositorySource, why: str) -> str:
         return (
-            f"{source.label}: {self.endpoint} gave no list of files ({why}). Is {self.endpoint_variable} a "
+            f"{source.label}: {self.endpoint} gave no valid list of files ({why}). Is {self.endpoint_variable} a "
             f"{self.title} hub?"
         )
 
     @property
     def host(self) -> str:
-        """The name of the machine in the endpoint; "" when the environment names no http(s) URL."""
+        """The host in the endpoint; "" if the environment has no valid http(s) URL."""
         try:
             return urlsplit(HttpSource.parse(self.endpoint).url).hostname or ""
         except ValueError:
@@ -207,10 +211,13 @@ class Hub(ABC):
 
     @abstractmethod
     def file_url(self, source: RepositorySource, commit: str, path: str, /) -> str:
-        """Where one of its files is."""
+        """The URL of a file."""
 
     def source(self, repository: str, revision: str, token: str, where: str, *, insecure: bool) -> RepositorySource:
-        """A repository here; `token` "" takes the environment's. Raises InvalidRequestError, about `where`."""
+        """A repository of this hub; `token` "" means that of the environment.
+
+        `where` is the field that names it. Raises InvalidRequestError and PreconditionError.
+        """
         if "/" not in repository or not is_repository_name(repository):
             raise InvalidRequestError.at(
                 where, f"{redacted(repository)[:128]!r} is not a repository of {self.title}: write owner/name."
@@ -223,10 +230,10 @@ class Hub(ABC):
             )
         revision = revision or self.default_revision
         if not _REVISION.fullmatch(revision):
-            raise InvalidRequestError.at(where, f"{revision[:64]!r} is no branch, tag or commit.")
+            raise InvalidRequestError.at(where, f"{revision[:64]!r} is not a valid branch, tag or commit.")
         token = entered(token) or self._token
         if not token.isascii() or not token.isprintable():
-            raise InvalidRequestError.at("password", f"it is no access token of {self.title}.")
+            raise InvalidRequestError.at("password", f"not a valid access token of {self.title}.")
         parts = urlsplit(self.endpoint)
         if token and parts.scheme == "http" and parts.hostname not in _LOOPBACK and not insecure:
             raise InvalidRequestError.at(
@@ -237,7 +244,7 @@ class Hub(ABC):
         return RepositorySource(self.key, repository, revision, token)
 
     def page(self, url: str) -> tuple[str, str] | None:
-        """The repository and the revision ("" the default) that a page's URL shows, None for another place's."""
+        """The repository and the revision ("" for the default) of a page's URL; None for a page of another site."""
         parts = urlsplit(url)
         if parts.netloc.rpartition("@")[2] not in {*self.pages, urlsplit(self.endpoint).netloc}:
             return None
@@ -249,18 +256,18 @@ class Hub(ABC):
         return "/".join(segments[:2]), revision
 
     def file_source(self, source: RepositorySource, commit: str, path: str) -> HttpSource:
-        """One of its files, for a download."""
+        """The source of a file, for a download."""
         return HttpSource(self.file_url(source, commit, quote(path)), token=source.token)
 
 
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _TRUE = frozenset({"1", "ON", "YES", "TRUE"})
-"""What huggingface_hub takes for true, in any case."""
+"""The values that mean true to huggingface_hub, in any case."""
 _PAGES = ("huggingface.co", "www.huggingface.co", "hf.co")
 
 
 def refuse_offline(environ: Mapping[str, str], url: str = "") -> None:
-    """Raise PreconditionError where the environment keeps programs from Hugging Face, and `url` ("" any) is there.
+    """Raise PreconditionError if the environment forbids the use of Hugging Face and `url` ("" for any) is there.
 
     The first of HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE that is not empty counts, as in huggingface_hub.
     """
@@ -292,7 +299,7 @@ class HuggingFace(Hub):
         refuse_offline(self._environ)
 
     def file_url(self, source: RepositorySource, commit: str, path: str, /) -> str:
-        """By the commit: what a branch holds may change while it is pulled."""
+        """By the commit, since a branch may change during a pull."""
         return f"{self.endpoint}/{source.repository}/resolve/{quote(commit, safe='')}/{path}"
 
     def _list_url(self, source: RepositorySource) -> str:
@@ -302,7 +309,7 @@ class HuggingFace(Hub):
         place, status = f"{source.label}: ", response.status_code
         code = response.headers.get("x-error-code", "")
         if code == "GatedRepo":
-            raise AuthError(f"{place}access to this repository must be asked for on its page at Hugging Face.")
+            raise AuthError(f"{place}the repository is gated. Request access on its page at Hugging Face.")
         if code == "RevisionNotFound":
             raise NotFoundError(f"{place}the repository has no revision {source.revision!r}.")
         unknown = code == "RepoNotFound" or status == 401
@@ -317,7 +324,7 @@ class HuggingFace(Hub):
             raise NotFoundError(f"{place}there is no such repository (HTTP 404).")
 
     def _listing(self, answer: Any, _source: RepositorySource) -> Listing:
-        """The commit is the one that the revision means now."""
+        """Has the commit to which the revision points now."""
         files = []
         for entry in answer["siblings"]:
             lfs = entry.get("lfs") or {}
@@ -342,7 +349,7 @@ class ModelScope(Hub):
     pages = ("modelscope.cn", "www.modelscope.cn", "modelscope.ai", "www.modelscope.ai")
 
     def file_url(self, source: RepositorySource, _commit: str, path: str, /) -> str:
-        """By the revision as it was asked for; the digests hold the state that was listed."""
+        """By the revision in the reference; the listed digests identify the version."""
         return f"{self.endpoint}/models/{source.repository}/resolve/{quote(source.revision, safe='')}/{path}"
 
     def _page(self, segments: list[str]) -> tuple[str, str]:
@@ -355,7 +362,7 @@ class ModelScope(Hub):
         )
 
     def _listing(self, answer: Any, source: RepositorySource) -> Listing:
-        """The API names no commit: the files' paths and digests together stand for one."""
+        """Derives a commit from the paths and digests of the files, since the API has none."""
         code = answer["Code"]
         if code == 404:
             raise NotFoundError(f"{source.label}: there is no such repository or revision at ModelScope.")
@@ -373,18 +380,18 @@ class ModelScope(Hub):
 
 
 def hubs_of(environ: Mapping[str, str], policy: FetchPolicy) -> dict[str, Hub]:
-    """The hubs, by the prefix that names them in a reference."""
+    """The hubs by their prefixes in references."""
     return {hub.key: hub for hub in (HuggingFace(environ, policy), ModelScope(environ, policy))}
 
 
 def checked_files(files: Iterable[RemoteFile], label: str) -> list[RemoteFile]:
-    """The files, when all can be stored below one folder on any system. Raises PullError.
+    """Return the files if all can be stored below one folder on every system. Raises PullError.
 
-    A list comes from a server: it may lead out of the folder or hold names that some file system takes for one.
+    The list is a server's: it may have paths out of the folder, or names that are one name to some file systems.
     """
     listed = list(files)
     if len(listed) > _MOST_FILES:
-        raise PullError(f"{label}: {len(listed)} files are more than a model has ({_MOST_FILES}).")
+        raise PullError(f"{label}: {len(listed)} files exceed the limit of {_MOST_FILES}.")
     folders: dict[str, str] = {}
     names: dict[str, str] = {}
     for file in listed:
@@ -404,23 +411,23 @@ def checked_files(files: Iterable[RemoteFile], label: str) -> list[RemoteFile]:
 
 def _check_entry(file: RemoteFile, label: str) -> None:
     if not isinstance(file.path, str) or not isinstance(file.sha256, str) or not isinstance(file.blob, str):
-        raise PullError(f"{label}: the hub's list has an entry whose path or digest is not text.")
+        raise PullError(f"{label}: the hub's list has an entry whose path or digest is not a string.")
     if not all(_SEGMENT.fullmatch(segment) and not is_device_name(segment) for segment in file.path.split("/")):
-        raise PullError(f"{label}: a file is called {file.path[:200]!r} there, which cannot be stored safely.")
+        raise PullError(f"{label}: {file.path[:200]!r} is not a safe file name.")
     if type(file.size) is not int or not 0 <= file.size < _LARGEST:
-        raise PullError(f"{label}: the hub does not say how big {file.path} is.")
+        raise PullError(f"{label}: the hub gives no valid size for {file.path}.")
     if (file.sha256 and not _HEX64.fullmatch(file.sha256)) or (file.blob and not _HEX40.fullmatch(file.blob)):
         raise PullError(f"{label}: the hub gives no valid digest for {file.path}.")
 
 
 def _twins(label: str, one: str, other: str) -> str:
-    return f"{label}: {one!r} and {other!r} cannot both be stored: some systems do not tell capital letters apart."
+    return f"{label}: {one!r} and {other!r} cannot both be stored: some file systems ignore case."
 
 
 async def patiently(
     ask: Callable[[], Awaitable[T]], policy: FetchPolicy, publish: Callable[[PullEvent], None], place: str
 ) -> T:
-    """`ask` again as long as that may mend what failed. Raises DownloadError when it did not, and what `ask` does."""
+    """Call `ask` again after each DroppedError. Raises DownloadError after the last one, and what `ask` raises."""
     attempt = 1
     while True:
         try:

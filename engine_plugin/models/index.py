@@ -37,29 +37,29 @@ __all__ = ["Index", "Record"]
 log = logging.getLogger(__name__)
 
 _DIGEST_PATIENCE = 5.0
-"""Seconds that a listing waits for the digest of a file laid in by hand; a big one is listed without it."""
+"""Seconds that a listing waits for the digest of a file that was put there by hand; later it is listed without."""
 _MOST_REFERENCES = 64
-"""References that a model keeps: the latest."""
+"""References of one model that are kept; the oldest are dropped."""
 
 
 def _refused(path: Path, what: str, error: PermissionError) -> PreconditionError:
-    """Windows refuses this while the file is open; elsewhere it is about permissions."""
+    """The error for a refusal: on Windows the file is open, elsewhere permissions are missing."""
     if os.name == "nt":
         return ModelInUseError(f"{path} cannot be {what} ({error.strerror}): unload the model first.")
     return PreconditionError(f"{path} cannot be {what} ({error.strerror}): correct its folder's permissions.")
 
 
 def _texts(value: object) -> tuple[str, ...]:
-    """The texts of a list; none of anything else."""
+    """The strings of a list; () for other values."""
     return tuple(text for text in value if isinstance(text, str)) if isinstance(value, list) else ()
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One model's metadata. `source` and `validator` (ETag and the like) are "" for a file laid in by hand.
+    """The metadata of a model. `source` and `validator` (such as the ETag) are "" for one that was put there by hand.
 
-    `kind_given` says that a person chose the kind, so that inspecting the file again does not undo it. `references`
-    are what pulls of this model asked for where that is not its name (`hf:owner/name`, a path), without secrets.
+    `kind_given` says that a request chose the kind, which inspections then keep. `references` are the references
+    (`hf:owner/name`, a path) of the pulls of this model, without secrets.
     """
 
     name: str
@@ -75,16 +75,16 @@ class Record:
     details: ModelDetails = field(default_factory=ModelDetails)
 
     def describes(self, extent: Extent) -> bool:
-        """Whether this was written about what has this extent."""
+        """Whether the record is valid for a model of this extent."""
         return (self.size, self.mtime_ns) == (extent.size, extent.mtime_ns)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of the `.json` file."""
+        """The record as JSON."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, name: str, value: Mapping[str, Any] | None) -> Record | None:
-        """The record that `to_json` wrote, or None for anything else: the file is then inspected anew."""
+        """Read what `to_json` wrote; None for anything else, so that the model is inspected anew."""
         if value is None:
             return None
         try:
@@ -106,7 +106,7 @@ class Record:
         return record if record.kind in KINDS and record.digest.startswith("sha256:") else None
 
     def info(self, path: Path) -> StoredModel:
-        """The model at `path` that this record describes."""
+        """The model at `path`, as the store lists it."""
         return StoredModel(
             name=self.name,
             path=path,
@@ -121,7 +121,7 @@ class Record:
 
 
 class Index:
-    """What lies in the root. Records are kept in memory and trusted while a model's extent stays."""
+    """The models below a root, with their records. Owned by a store, used from one event loop."""
 
     def __init__(self, layout: Layout, inspect: Callable[[Path], Awaitable[Inspection]]) -> None:
         self.layout = layout
@@ -130,31 +130,31 @@ class Index:
         self.inspect = inspect
         self._known: dict[str, Record] = {}
         self._unusable: dict[str, tuple[Extent | None, str]] = {}
-        self._taking_in: dict[str, asyncio.Task[None]] = {}
+        self._inspecting: dict[str, asyncio.Task[None]] = {}
         self._hashing: dict[str, asyncio.Task[None]] = {}
         self._changing: dict[str, asyncio.Event] = {}
         self._referring = asyncio.Lock()
         self._closed = False
 
     def path(self, name: str) -> Path:
-        """Where the model of that (valid) name is, or would be."""
+        """The path of a model, present or not."""
         return self.layout.path(name)
 
     def names(self) -> list[str]:
-        """The names of all models. Reads the folder: call it in a thread."""
+        """The names of all models. Blocks."""
         names, bad = self.layout.names()
         for name, why in bad:
             self._skip(name, None, why)
         return names
 
     def complaint(self, name: str) -> str:
-        """Why what has that name is no model, as found by `get`; "" when nothing is wrong with it."""
+        """Why `get` found no usable model by that name; "" where it did not."""
         return self._unusable[name][1] if name in self._unusable else ""
 
     async def get(self, name: str) -> Record | None:
-        """The record of the model of that (valid) name, inspecting it when it is new or changed."""
+        """The record of a model, None if there is none. A new or changed model is inspected."""
         while (change := self._changing.get(name)) is not None:
-            await change.wait()  # between its file and its record a model looks like one that was laid in by hand
+            await change.wait()  # without its record a model looks like one that was put there by hand
         extent = self.layout.extent(name)
         if extent is None:
             self._unusable.pop(name, None)
@@ -163,12 +163,12 @@ class Index:
         if known is not None and known.describes(extent):
             return known
         if name not in await in_thread(self.names):
-            return None  # on a case-insensitive file system another name's file answers
+            return None  # a case-insensitive file system found another name's file
         record = Record.from_json(name, await in_thread(read_json, self.layout.record(name)))
         if record is not None and record.describes(extent):
             self._remember(record)
             return record
-        return await self._take_in(name)
+        return await self._shared_inspection(name)
 
     async def all(self) -> list[Record]:
         """The record of each usable model, sorted by name."""
@@ -176,7 +176,7 @@ class Index:
         return [record for record in records if record is not None]
 
     async def put(self, part: Path, record: Record) -> Record:
-        """Move a complete, synced file into its place and write its record. Raises OSError, PreconditionError."""
+        """Move a complete, synced model into its place and write its record. Raises OSError and PreconditionError."""
         async with self._change(record.name):
             try:
                 record = await in_thread(self._put, part, record)
@@ -186,13 +186,13 @@ class Index:
         return record
 
     async def set_kind(self, record: Record, kind: str) -> Record:
-        """Give a model the kind that a person chose ("": leave it). Raises OSError."""
+        """Set the kind that a request gave ("" for none). Raises OSError."""
         if kind in {"", record.kind}:
             return record
         return await self._changed(replace(record, kind=kind, kind_given=True))
 
     async def refer(self, name: str, reference: str) -> None:
-        """Have a model answer to a reference, and no other model. Raises OSError."""
+        """Let a reference mean this model and no other. Raises OSError."""
         async with self._referring:
             for record in await in_thread(self._records):
                 rest = tuple(known for known in record.references if known != reference)
@@ -202,12 +202,12 @@ class Index:
                     await self._changed(replace(record, references=rest))
 
     async def referred(self, reference: str) -> str:
-        """The name of the model that answers to a reference, or ""."""
+        """The name of the model that a reference means, or ""."""
         records = await in_thread(self._records)
         return next((record.name for record in records if reference in record.references), "")
 
     async def remove(self, name: str) -> None:
-        """Delete a model, its file first: a crash between leaves a record without a model, which is nothing."""
+        """Delete a model and then its record, which has no effect alone. Raises OSError and PreconditionError."""
         async with self._change(name):
             try:
                 await in_thread(self._remove, name)
@@ -218,13 +218,13 @@ class Index:
                 self._unusable.pop(name, None)
 
     async def aclose(self) -> None:
-        """End inspections and hashing that still run."""
+        """Cancel running inspections and digests."""
         self._closed = True
-        for name in {*self._taking_in, *self._hashing}:
-            await self._stop_taking_in(name)
+        for name in {*self._inspecting, *self._hashing}:
+            await self._stop_tasks(name)
 
     def _records(self) -> list[Record]:
-        """What is known of the models without reading them. Reads the folder: call it in a thread."""
+        """The records on disk and in memory, without any inspection. Blocks."""
         found = (
             self._known.get(name) or Record.from_json(name, read_json(self.layout.record(name)))
             for name in self.names()
@@ -232,7 +232,7 @@ class Index:
         return [record for record in found if record is not None]
 
     async def _changed(self, record: Record) -> Record:
-        """Write a record anew."""
+        """Write a changed record."""
         await self._write(record)
         self._remember(record)
         return record
@@ -245,7 +245,7 @@ class Index:
         self.layout.put(part, record.name)
         extent = self.layout.extent(record.name)
         if extent is None:
-            raise FileNotFoundError(errno.ENOENT, "it vanished", str(self.path(record.name)))
+            raise FileNotFoundError(errno.ENOENT, "the model vanished", str(self.path(record.name)))
         record = replace(record, mtime_ns=extent.mtime_ns)
         private_folder(self.layout.record(record.name).parent)
         write_json(self.layout.record(record.name), record.to_json(), self.partials)
@@ -262,20 +262,20 @@ class Index:
         await in_thread(write_json, path, record.to_json(), self.partials)
 
     def _skip(self, name: str, extent: Extent | None, why: str) -> None:
-        """Remember that something is no model; one warning, however often it is listed."""
+        """Mark a model as unusable, and log it once."""
         if name not in self._unusable:
             log.warning("%s is skipped: %s", self.path(name), why)
         self._unusable[name] = (extent, why)
 
-    # Taking in: callers share one inspection of a file, and a caller that goes away does not stop it.
+    # Inspection: callers share one inspection of a model, which a cancelled caller does not stop.
 
-    async def _take_in(self, name: str) -> Record | None:
-        if name not in self._taking_in:
+    async def _shared_inspection(self, name: str) -> Record | None:
+        if name not in self._inspecting:
             task = asyncio.create_task(self._inspect_file(name), name=f"inspect {name}")
-            task.add_done_callback(lambda _: self._taking_in.pop(name, None))
-            self._taking_in[name] = task
-        task = self._taking_in[name]
-        await asyncio.wait({task})  # not `shield`: the end of an inspection must not be that of those who wait
+            task.add_done_callback(lambda _: self._inspecting.pop(name, None))
+            self._inspecting[name] = task
+        task = self._inspecting[name]
+        await asyncio.wait({task})  # not `shield`: a cancelled inspection must not cancel its callers
         if task.cancelled():
             if self._closed:
                 raise UnavailableError(f"model: the plugin is stopping; {name} was not read.")
@@ -315,7 +315,7 @@ class Index:
         self._hashing[name] = task
 
     async def _hash_file(self, record: Record) -> None:
-        """Complete a record by its digest, unless the file changed meanwhile: somebody may still be copying it."""
+        """Add the digest to a record, unless the model changed meanwhile, as during a copy."""
         try:
             digest = await self.layout.digest(record.name)
             extent = self.layout.extent(record.name)
@@ -329,18 +329,17 @@ class Index:
 
     @asynccontextmanager
     async def _change(self, name: str) -> AsyncIterator[None]:
-        """A model's file and record change together; who asks for it meanwhile waits. The store's lock of the name
-        keeps two changes apart."""
+        """Change a model and its record; `get` waits meanwhile. The caller holds the lock of the name."""
         change = self._changing[name] = asyncio.Event()
         try:
-            await self._stop_taking_in(name)
+            await self._stop_tasks(name)
             yield
         finally:
             del self._changing[name]
             change.set()
 
-    async def _stop_taking_in(self, name: str) -> None:
-        tasks = {task for task in (self._taking_in.get(name), self._hashing.get(name)) if task is not None}
+    async def _stop_tasks(self, name: str) -> None:
+        tasks = {task for task in (self._inspecting.get(name), self._hashing.get(name)) if task is not None}
         for task in tasks:
             task.cancel()
         if tasks:

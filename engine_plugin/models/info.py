@@ -1,4 +1,4 @@
-"""What is known about a model, and what an engine finds when it inspects a model file."""
+"""What the plugin knows about models: kinds, details, capabilities, and the sample models of the package."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 KINDS = ("chat", "embed", "rerank", "text-to-image", "speech-to-text", "text-to-speech")
-"""What a model is for. A chat model serves generate too, a speech-to-text model also live transcription."""
+"""The kinds of models. A chat model also serves generate, a speech-to-text model also live transcription."""
 
 KIND_OF_SERVICE = {"generate": "chat", "speech-to-text-ws": "speech-to-text"} | {kind: kind for kind in KINDS}
 """The kind of model that each service needs."""
@@ -52,8 +52,8 @@ FEATURES = (
     "transcription",
     "speech",
 )
-"""What a model can do, in the words of `Capabilities`: `insert` fills gaps, `audio` hears sound in a chat, `image`
-draws, `speech` reads aloud."""
+"""The features in `Capabilities`: `insert` is to fill gaps in a text, `audio` sound as input of a chat, `image` to
+generate pictures, `speech` to generate sound."""
 
 FEATURE_OF_KIND = {
     "chat": "completion",
@@ -63,7 +63,7 @@ FEATURE_OF_KIND = {
     "speech-to-text": "transcription",
     "text-to-speech": "speech",
 }
-"""What each kind of model can do in any case."""
+"""The feature that every model of a kind has."""
 
 _KIND_OF_TYPE = {"": ""} | KIND_OF_SERVICE
 
@@ -71,7 +71,7 @@ _KIND_OF_TYPE = {"": ""} | KIND_OF_SERVICE
 def can_serve(service: str, kind: str, features: Collection[str]) -> bool:
     """Whether a model of that kind and with these features may answer a service.
 
-    One of another kind may serve it besides, as a chat model that hears transcribes with some engines.
+    The features count besides the kind: with some engines a chat model transcribes.
     """
     wanted = KIND_OF_SERVICE.get(service, "")
     return kind == wanted or FEATURE_OF_KIND.get(wanted) in features
@@ -91,7 +91,7 @@ def kind_of_type(model_type: str, field: str = "model_type") -> str:
 
 @dataclass(frozen=True, slots=True)
 class ModelDetails:
-    """`details` of a model in ListModels; `extra` holds what else the engine read, as JSON values."""
+    """The `details` of a model in ListModels; `extra` has further JSON values that the engine read."""
 
     format: str = ""
     family: str = ""
@@ -101,7 +101,7 @@ class ModelDetails:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def to_wire(self) -> dict[str, Any]:
-        """`details` as JSON; what is in `extra` never hides one of the five fields of the wire."""
+        """The details as JSON. A key of `extra` does not replace one of the five fields of the wire."""
         return {
             **self.extra,
             "format": self.format,
@@ -114,7 +114,7 @@ class ModelDetails:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What an engine reads from a model file: its kind (one of KINDS) and its details."""
+    """The result of an inspection of a model: its kind (one of KINDS) and its details."""
 
     kind: str
     format: str = ""
@@ -126,7 +126,7 @@ class Inspection:
 
     @property
     def details(self) -> ModelDetails:
-        """All but the kind."""
+        """The details, without the kind."""
         return ModelDetails(
             self.format, self.family, self.families, self.parameter_size, self.quantization_level, self.extra
         )
@@ -134,9 +134,9 @@ class Inspection:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a model can do: words of FEATURES, and how many tokens it takes together (0: nobody knows).
+    """The features of a model (words of FEATURES) and its context length in tokens (0: unknown).
 
-    `context_source` says who told of the context: configuration, engine, file, family, estimate, or "" for nobody.
+    `context_source` is where the context length comes from: configuration, engine, file, family, estimate, or "".
     """
 
     features: tuple[str, ...] = ()
@@ -144,7 +144,7 @@ class Capabilities:
     context_source: str = ""
 
     def to_wire(self) -> dict[str, Any]:
-        """The keys that `details` has of it; none of what is not known."""
+        """The keys in `details`, without those of unknown values."""
         shape: dict[str, Any] = {"capabilities": list(self.features)} if self.features else {}
         if self.context_length:
             shape |= {"context_length": self.context_length, "context_source": self.context_source}
@@ -153,7 +153,7 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """How a model is in memory: bytes of it, and of these on an accelerator (0: nobody knows, or none).
+    """A model in memory: its bytes, and those of them on an accelerator (0: unknown or none).
 
     `idle` is the seconds since it was last used, `expires_at` (aware) when it leaves by itself; None: not known, or
     never. `context_length` is what it was loaded with (tokens; 0: not known).
@@ -166,7 +166,7 @@ class Loaded:
     context_length: int = 0
 
     def to_wire(self) -> dict[str, Any]:
-        """`loaded` of an entry of GetRunningModels."""
+        """The key `loaded` of an entry of GetRunningModels."""
         shape: dict[str, Any] = {"memory": self.memory, "accelerator_memory": self.accelerator_memory}
         if self.idle is not None:
             shape["idle_s"] = round(self.idle, 1)
@@ -195,7 +195,7 @@ class ModelInfo:
     capabilities: Capabilities = Capabilities()
     loaded: Loaded | None = None
     references: tuple[str, ...] = ()
-    """What else a call may name it by: what its pulls asked for, a sample's former names."""
+    """Other names for calls: the references of its pulls, the former names of a sample."""
 
     def to_wire(self) -> dict[str, Any]:
         """One entry of ListModelsResponse."""
@@ -216,13 +216,13 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class StoredModel(ModelInfo):
-    """A model in a store of ours: `path` is its file or folder."""
+    """A model in a store: `path` is its file or folder."""
 
     path: Path = field(kw_only=True)
 
 
 def details_from_json(value: Mapping[str, Any]) -> ModelDetails:
-    """ModelDetails as `asdict` wrote them; what is missing is empty."""
+    """Read ModelDetails that `asdict` wrote; missing fields are empty."""
     return ModelDetails(
         format=str(value.get("format", "")),
         family=str(value.get("family", "")),
@@ -235,9 +235,9 @@ def details_from_json(value: Mapping[str, Any]) -> ModelDetails:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One entry of a samples.json. `sha256` is 64 hex digits, `path` the file inside the package.
+    """A sample model: an entry of samples.json. `sha256` is 64 hex digits, `path` is in the package.
 
-    `aliases` are names that it had before; calls may still use them.
+    `aliases` are its former names, which calls may still use.
     """
 
     name: str
@@ -264,7 +264,7 @@ class Sample:
 
 
 class Samples:
-    """The samples of one folder, in the order of its samples.json: the first of a kind is its default."""
+    """The sample models of one folder, in the order of its samples.json: the first of a kind is its default."""
 
     def __init__(self, folder: Path) -> None:
         """Read `folder/samples.json`. Raises EnginePluginError for a broken installation."""
@@ -291,7 +291,7 @@ class Samples:
         return list(self._by_name)
 
     def get(self, name: str) -> Sample | None:
-        """The sample of that name, present or former."""
+        """The sample with this name or former name."""
         return self._by_name.get(name) or self._by_alias.get(name)
 
     def default_for(self, kind: str) -> str:
@@ -300,5 +300,5 @@ class Samples:
 
 
 def bundled_samples(folder: str = "gguf") -> Samples:
-    """The samples of one format in this package. Called by engines, once."""
+    """The sample models of one format. Called once by an engine."""
     return Samples(Path(engine_plugin.__file__).parent / "samples" / folder)

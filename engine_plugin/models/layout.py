@@ -1,4 +1,8 @@
-"""How models lie below a store's root: where a model's bytes and its record are, and what its names may be."""
+"""The layout of a store: the paths of models and records, and which names are valid.
+
+A folder with files in it is a model, one with folders only is an owner. Names that begin with a dot are ignored.
+Nothing is written into the folder of a model.
+"""
 
 from __future__ import annotations
 
@@ -26,31 +30,31 @@ __all__ = [
     "FolderLayout",
     "Found",
     "Layout",
+    "delete_tree",
     "digest_of_files",
     "digest_of_folder",
     "extent_of_folder",
     "files_of",
     "files_to_copy",
     "fingerprint",
-    "throw_away",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """What tells cheaply whether a model changed: its bytes, and when it was last touched (ns since the epoch)."""
+    """A cheap check for changes of a model: its bytes, and its modification time (ns since the epoch)."""
 
     size: int
     mtime_ns: int
 
     @classmethod
     def of(cls, stat: os.stat_result) -> Extent:
-        """A file's."""
+        """The extent of a file."""
         return cls(stat.st_size, stat.st_mtime_ns)
 
 
 class Layout(ABC):
-    """One way to keep models below a root. All but `digest` block, if only for some stats."""
+    """The paths of the models below a root. All methods but `digest` block."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -58,24 +62,29 @@ class Layout(ABC):
 
     @abstractmethod
     def is_name(self, name: object) -> bool:
-        """Whether a model may be called so here."""
+        """Whether a model may have this name."""
 
     @abstractmethod
     def path(self, name: str) -> Path:
-        """Where the model of that (valid) name is, or would be."""
+        """The path of a model, present or not. The name must be valid."""
 
     @abstractmethod
     def record(self, name: str) -> Path:
-        """Where its record is, or would be."""
+        """The path of its record, present or not."""
 
     @abstractmethod
     def names(self) -> tuple[list[str], list[tuple[str, str]]]:
-        """What lies below the root: names of models, sorted; and of what looks like one but may not be called so,
-        with the reason."""
+        """The names of the models, sorted; and the invalid names, each with the reason."""
+
+    def _split(self, found: list[str], what: str) -> tuple[list[str], list[tuple[str, str]]]:
+        """`names` for what was found."""
+        bad = [name for name in found if not self.is_name(name)]
+        reason = f"its name is not a valid model name; rename the {what}"
+        return sorted(filter(self.is_name, found)), [(name, reason) for name in bad]
 
     @abstractmethod
     def extent(self, name: str) -> Extent | None:
-        """The extent of the model of that (valid) name, None when there is none."""
+        """The extent of a model, None if there is none."""
 
     @abstractmethod
     async def digest(self, name: str) -> str:
@@ -83,25 +92,25 @@ class Layout(ABC):
 
     @abstractmethod
     def put(self, part: Path, name: str) -> None:
-        """Move what is complete into its place, which may be taken. Raises OSError."""
+        """Move a complete model into its place, and replace one that is there. Raises OSError."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Delete a model, or nothing. Raises OSError."""
+        """Delete a model, if present. Raises OSError."""
 
     def forget(self, name: str) -> None:
-        """Delete a record, or nothing. Raises OSError."""
+        """Delete a record, if present. Raises OSError."""
         self.record(name).unlink(missing_ok=True)
 
     def tidy(self, name: str) -> None:  # noqa: B027  # a file is replaced by one rename
         """Repair what a crash during `put` or `remove` left. The caller holds the model's lock. Raises OSError."""
 
     def clash(self, name: str, existing: Iterable[str]) -> str:
-        """Why a model may not be called so beside those that exist, "" when it may."""
+        """Why a new model may not have this name besides the existing ones, "" if it may."""
         other = other_case(name, existing)
         if not other:
             return ""
-        return f"{name!r} differs only by case from {other!r}, which is present; use that name or another one."
+        return f"{name!r} differs only by case from {other!r}, which is present. Use that name or another one."
 
 
 class FileLayout(Layout):
@@ -112,26 +121,25 @@ class FileLayout(Layout):
         self.suffix = suffix
 
     def is_name(self, name: object) -> bool:
-        """One plain segment."""
+        """As `is_model_name`."""
         return is_model_name(name)
 
     def path(self, name: str) -> Path:
-        """The file."""
+        """`<root>/<name><suffix>`."""
         return self.root / f"{name}{self.suffix}"
 
     def record(self, name: str) -> Path:
-        """Beside the file."""
+        """`<root>/<name>.json`."""
         return self.root / f"{name}.json"
 
     def names(self) -> tuple[list[str], list[tuple[str, str]]]:
-        """By the files that end in the suffix."""
+        """From the files that end in the suffix."""
         try:
             entries = sorted(entry.name for entry in self.root.iterdir() if entry.is_file())
         except FileNotFoundError:
             return [], []
         stems = [entry.removesuffix(self.suffix) for entry in entries if entry.endswith(self.suffix)]
-        bad = [(stem, "its name is no model name; rename the file") for stem in stems if not is_model_name(stem)]
-        return [stem for stem in stems if is_model_name(stem)], bad
+        return self._split(stems, "file")
 
     def extent(self, name: str) -> Extent | None:
         """One stat."""
@@ -141,7 +149,7 @@ class FileLayout(Layout):
             return None
 
     async def digest(self, name: str) -> str:
-        """Of the file's bytes."""
+        """The SHA-256 of the file."""
         return await sha256_of(self.path(name))
 
     def put(self, part: Path, name: str) -> None:
@@ -156,7 +164,7 @@ class FileLayout(Layout):
 
 
 def files_of(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Each file of a model, as a path below its folder with `/`, and its stat; sorted, links to files followed.
+    """The files of a model: each path below its folder, with `/`, and its stat; sorted. Links to files are followed.
 
     Raises OSError.
     """
@@ -177,7 +185,7 @@ def files_of(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A file in a folder that is pulled: its stat, and where it is, below `root`, without any link on the way."""
+    """A file in a folder that is pulled: its stat, and its path below `root`, without links."""
 
     stat: os.stat_result
     path: Path
@@ -185,7 +193,7 @@ class Found:
 
 
 def files_to_copy(folder: Path) -> dict[str, Found]:
-    """Each file of a folder that came from elsewhere, by its path below the folder with `/`.
+    """The files of a folder outside the store, by their paths below it, with `/`.
 
     A link may lead to a file inside the folder; or, in a snapshot of huggingface_hub's cache, to the blobs beside it.
     Raises InvalidRequestError for any other link, and for a FIFO, a socket or a device; OSError.
@@ -225,7 +233,7 @@ def files_to_copy(folder: Path) -> dict[str, Found]:
 
 
 def extent_of_folder(folder: Path) -> Extent | None:
-    """All bytes, and when the latest file was touched; None where no model can be read. Raises OSError."""
+    """The bytes of all files and the latest modification time; None if there is no readable file. Raises OSError."""
     try:
         stats = [stat for _, stat in files_of(folder)]
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -236,25 +244,25 @@ def extent_of_folder(folder: Path) -> Extent | None:
 
 
 def digest_of_files(digests: Mapping[str, str]) -> str:
-    """64 hex digits for a model, given those of each file: SHA-256 over sorted lines as `sha256sum` prints them."""
+    """The digest of a model (64 hex digits) from those of its files: SHA-256 of the sorted lines of `sha256sum`."""
     lines = sorted(f"{digest}  {path}\n" for path, digest in digests.items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def fingerprint(stats: Mapping[str, os.stat_result]) -> str:
-    """What tells one state of a folder from another one, without reading it."""
+    """A text that identifies the state of a folder by the stats of its files."""
     lines = [f"{path} {stat.st_size} {stat.st_mtime_ns}\n" for path, stat in sorted(stats.items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 async def digest_of_folder(folder: Path) -> str:
-    """64 hex digits for a model. Reads all of it. Raises OSError."""
+    """The digest of a model (64 hex digits). Reads all files. Raises OSError."""
     digests = {path: await sha256_of(folder / path) for path, _ in files_of(folder)}
     return digest_of_files({path: digest.removeprefix("sha256:") for path, digest in digests.items()})
 
 
-def throw_away(path: Path) -> None:
-    """Delete a folder and all in it, a link without its target, or nothing. Raises OSError."""
+def delete_tree(path: Path) -> None:
+    """Delete a folder, a file, or a link without its target, if present. Raises OSError."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.exists():
@@ -269,42 +277,39 @@ class FolderLayout(Layout):
         return is_repository_name(name)
 
     def path(self, name: str) -> Path:
-        """The folder."""
+        """`<root>/<name>`."""
         return self.root.joinpath(*name.split("/"))
 
     def record(self, name: str) -> Path:
-        """Apart from the folders: one could be called as another one's record."""
+        """`<root>/.records/<name>.json`."""
         return self.root.joinpath(".records", *f"{name}.json".split("/"))
 
     def names(self) -> tuple[list[str], list[tuple[str, str]]]:
-        """By the folders, two levels deep."""
+        """From the folders, two levels deep."""
         found: list[str] = []
         for entry in _folders(self.root):
             if _holds(entry, files=True):
                 found.append(entry.name)
             else:
                 found += [f"{entry.name}/{child.name}" for child in _folders(entry) if _holds(child)]
-        bad = [
-            (name, "its name is no model name; rename the folder") for name in found if not is_repository_name(name)
-        ]
-        return sorted(name for name in found if is_repository_name(name)), bad
+        return self._split(found, "folder")
 
     def extent(self, name: str) -> Extent | None:
         """A stat for each file: some dozens."""
         return extent_of_folder(self.path(name))
 
     async def digest(self, name: str) -> str:
-        """Over the digests of the files."""
+        """As `digest_of_files`."""
         return f"sha256:{await digest_of_folder(self.path(name))}"
 
     def put(self, part: Path, name: str) -> None:
-        """One rename where the place is free; else the old model steps aside first, and back when that fails."""
+        """Rename the folder. An old model is renamed first, and renamed back if that fails."""
         target, old = self.path(name), self._aside(name, "old")
         private_folder(target.parent)
-        throw_away(old)
+        delete_tree(old)
         taken = os.path.lexists(target)
         if taken and not _set_aside(target, old):
-            throw_away(target)
+            delete_tree(target)
             taken = False
         try:
             part.rename(target)
@@ -313,33 +318,33 @@ class FolderLayout(Layout):
                 old.rename(target)
             raise
         sync_folder(target.parent)
-        throw_away(old)
+        delete_tree(old)
 
     def remove(self, name: str) -> None:
-        """It vanishes by one rename, then it is deleted."""
+        """Rename the folder, then delete it."""
         target, gone = self.path(name), self._aside(name, "deleted")
-        throw_away(gone)
+        delete_tree(gone)
         if os.path.lexists(target):
-            throw_away(gone if _set_aside(target, gone) else target)
+            delete_tree(gone if _set_aside(target, gone) else target)
             sync_folder(target.parent)
         _leave(name, target.parent)
 
     def forget(self, name: str) -> None:
-        """And its owner's folder, when it was the last one there."""
+        """And its owner's folder, if it was the last one there."""
         super().forget(name)
         _leave(name, self.record(name).parent)
 
     def tidy(self, name: str) -> None:
-        """Undo what a crash in the middle of `put` or `remove` left. The caller holds the model's lock."""
+        """Put back a model that `put` had renamed, and delete what was to be deleted."""
         target, old = self.path(name), self._aside(name, "old")
         if os.path.lexists(old) and not os.path.lexists(target):
             private_folder(target.parent)
             old.rename(target)
-        throw_away(old)
-        throw_away(self._aside(name, "deleted"))
+        delete_tree(old)
+        delete_tree(self._aside(name, "deleted"))
 
     def clash(self, name: str, existing: Iterable[str]) -> str:
-        """As any layout; and an owner's name is no model's, nor another owner's in other letters."""
+        """As for files. An owner's name must differ from models' names, and from other owners' by more than case."""
         names = list(existing)
         owner, slash, _ = name.partition("/")
         for other in names:
@@ -347,9 +352,9 @@ class FolderLayout(Layout):
             if its_owner.casefold() != owner.casefold():
                 continue
             if bool(slash) != bool(its_slash):
-                return f"{name!r} cannot stand beside {other!r}, which is present; give another name."
+                return f"{name!r} cannot exist besides {other!r}, which is present. Give another name."
             if slash and its_owner != owner:
-                return f"{name!r} differs only by case from its neighbour {other!r}; write the owner as there."
+                return f"{name!r} differs from {other!r} in the case of the owner. Write the owner as there."
         return super().clash(name, names)
 
     def _aside(self, name: str, what: str) -> Path:
@@ -357,7 +362,7 @@ class FolderLayout(Layout):
 
 
 def _set_aside(folder: Path, place: Path) -> bool:
-    """Rename a model's folder; False where the file system cannot and it must be deleted where it is.
+    """Rename a model's folder; False if the file system cannot, so that it must be deleted in place.
 
     overlayfs renames no folder that is in a lower layer, such as a model that came with a container's image.
     """
@@ -372,7 +377,7 @@ def _set_aside(folder: Path, place: Path) -> bool:
 
 
 def _leave(name: str, owner: Path) -> None:
-    """Delete the owner's folder of a model that is gone, if there is one and nothing else is in it."""
+    """Delete the owner's folder of a deleted model, if it is empty."""
     if "/" in name:
         with suppress(OSError):
             owner.rmdir()
@@ -387,9 +392,9 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _holds(folder: Path, *, files: bool = False) -> bool:
-    """Whether there is anything in a folder, or any file directly."""
+    """Whether a folder has any entry, or with `files` any file."""
     try:
         entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    except OSError:  # it vanished, or is not ours
+    except OSError:  # it vanished, or may not be read
         return False
     return any(entry.is_file() if files else True for entry in entries)

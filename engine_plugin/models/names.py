@@ -1,4 +1,4 @@
-"""Names of models: what is allowed, and which existing names a wrong one may have meant.
+"""Names of models: which are valid, and which existing ones are similar.
 
 A name becomes a file name on any system, so it is one plain segment that no file system treats specially; or,
 where models are folders, two of them: `owner/name`, as hubs call their repositories.
@@ -30,16 +30,16 @@ _SHAPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _RESERVED = frozenset(
     {"CON", "PRN", "AUX", "NUL"} | {f"{device}{number}" for device in ("COM", "LPT") for number in range(10)}
 )
-"""Windows opens a device for these, with any extension (Microsoft, Naming Files, Paths, and Namespaces)."""
+"""Names of devices on Windows, with any extension (Microsoft, Naming Files, Paths, and Namespaces)."""
 
 
 def is_cloud_name(name: str) -> bool:
-    """Whether a model of that name computes somewhere else, as those of Ollama's cloud do: nothing can be pulled."""
+    """Whether the name is that of a model in a cloud, as Ollama's, which cannot be pulled."""
     return name.endswith((":cloud", "-cloud"))
 
 
 def is_device_name(name: str) -> bool:
-    """Whether Windows would take a file of that name for a device."""
+    """Whether Windows uses the name of a file for a device."""
     return name.partition(".")[0].rstrip(" ").upper() in _RESERVED
 
 
@@ -50,23 +50,23 @@ def _complaint(name: object) -> str:
         return "must not be empty"
     if not _SHAPE.fullmatch(name):
         return (
-            f"{name[:64]!r} is no model name: use 1 to 128 letters, digits, '.', '_', '+' or '-', "
+            f"{name[:64]!r} is not a valid model name: use 1 to 128 letters, digits, '.', '_', '+' or '-', "
             "beginning with a letter or digit"
         )
     if name.endswith("."):
-        return f"{name[:64]!r} is no model name: it must not end with a dot"
+        return f"{name[:64]!r} is not a valid model name: it must not end with a dot"
     if is_device_name(name):
-        return f"{name[:64]!r} is no model name: Windows keeps it for a device; choose another"
+        return f"{name[:64]!r} is not a valid model name: Windows reserves it for a device"
     return ""
 
 
 def is_model_name(name: object) -> bool:
-    """Whether `name` may name a model."""
+    """Whether `name` is a valid name of a model that is a file."""
     return not _complaint(name)
 
 
 def validate_model_name(name: object, field: str = "model") -> str:
-    """Return `name` when it may name a model. Raises InvalidRequestError, beginning with `field`."""
+    """Return `name` if `is_model_name`. Raises InvalidRequestError about `field`."""
     complaint = _complaint(name)
     if complaint:
         raise InvalidRequestError.at(field, f"{complaint}.")
@@ -74,12 +74,12 @@ def validate_model_name(name: object, field: str = "model") -> str:
 
 
 def is_repository_name(name: object) -> bool:
-    """Whether `name` may name a model that is a folder: `name` or `owner/name`."""
+    """Whether `name` is a valid name of a model that is a folder: `name` or `owner/name`."""
     return not _repository_complaint(name)
 
 
 def validate_repository_name(name: object, field: str = "model") -> str:
-    """Return `name` when it is `name` or `owner/name`. Raises InvalidRequestError, beginning with `field`."""
+    """Return `name` if `is_repository_name`. Raises InvalidRequestError about `field`."""
     complaint = _repository_complaint(name)
     if complaint:
         raise InvalidRequestError.at(field, f"{complaint}.")
@@ -94,7 +94,7 @@ def _repository_complaint(name: object) -> str:
 
 
 def other_case(name: str, existing: Iterable[str]) -> str:
-    """The existing name that equals `name` up to case only, or "".
+    """The existing name that differs from `name` only by case, or "".
 
     On a case-insensitive file system both would be one file.
     """

@@ -29,7 +29,7 @@ from engine_plugin.errors import (
     PullError,
 )
 from engine_plugin.models.index import Record
-from engine_plugin.models.layout import files_of, throw_away
+from engine_plugin.models.layout import delete_tree, files_of
 from engine_plugin.system.files import BLOCK, in_thread, opened, private_folder, sync_tree
 
 if TYPE_CHECKING:
@@ -230,8 +230,8 @@ class Staging:
 
     def discard(self) -> None:
         """Delete all that arrived."""
-        throw_away(self._whole)
-        throw_away(self._arriving)
+        delete_tree(self._whole)
+        delete_tree(self._arriving)
 
     def prepare(self, paths: Iterable[str]) -> dict[str, int]:
         """Make the folders, delete what is none of `paths`, and return the sizes of the whole files."""

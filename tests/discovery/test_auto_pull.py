@@ -151,10 +151,10 @@ async def test_the_log_tells_how_far_it_is_once_for_all_callers(
     assert await asyncio.gather(*asking) == [b"{}"] * 3
     told = [record.message for record in caplog.records if getattr(record, "progress", "") == "PullModel"]
     assert told == [
-        "acme/m is not here: pulling it for the call that needs it",
+        "pulling acme/m, which a call needs",
         "resolving",
         "2 bytes of 2 bytes downloaded",
-        "acme/m is here",
+        "pulled acme/m",
     ]
 
 

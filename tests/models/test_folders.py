@@ -459,10 +459,10 @@ async def test_what_is_not_there_is_not_found_and_nothing_is_touched(
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("Me/mine", "differs only by case from its neighbour"),
+        ("Me/mine", "in the case of the owner"),
         ("me/MINE", "differs only by case from 'me/mine'"),
-        ("me", "cannot stand beside 'me/mine'"),
-        ("alone/x", "cannot stand beside 'alone'"),
+        ("me", "cannot exist besides 'me/mine'"),
+        ("alone/x", "cannot exist besides 'alone'"),
         ("ALONE", "differs only by case from 'alone'"),
     ],
 )
@@ -492,9 +492,9 @@ async def test_a_record_says_where_a_model_came_from(world: FolderWorld, origin:
 
 
 def test_throwing_away_what_is_not_there(tmp_path: Path) -> None:
-    layout.throw_away(tmp_path / "nothing")
+    layout.delete_tree(tmp_path / "nothing")
     (tmp_path / "file").write_bytes(b"")
-    layout.throw_away(tmp_path / "file")
+    layout.delete_tree(tmp_path / "file")
     shutil.copytree(Path(__file__).parent, tmp_path / "folder")
-    layout.throw_away(tmp_path / "folder")
+    layout.delete_tree(tmp_path / "folder")
     assert list(tmp_path.iterdir()) == []

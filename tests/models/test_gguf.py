@@ -148,7 +148,7 @@ def test_parts_join_to_the_whole_model(tmp_path: Path, count: int, empty_first: 
 @pytest.mark.promise("S8")
 def test_files_that_are_not_the_parts_of_one_model_are_not_joined(tmp_path: Path) -> None:
     paths = split(SAMPLES / "tiny-chat.gguf", tmp_path, 2)
-    with pytest.raises(GgufError, match=r"00002-of-00002\.gguf: it says that it is part 2 of 2, not 1 of 2"):
+    with pytest.raises(GgufError, match=r"00002-of-00002\.gguf: its header says part 2 of 2, not 1 of 2"):
         join(paths[::-1])
     paths[1].write_bytes((SAMPLES / "tiny-chat.gguf").read_bytes())
     with pytest.raises(GgufError, match="part 1 of 1, not 2 of 2"):
