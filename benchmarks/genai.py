@@ -21,7 +21,7 @@ __all__ = ["main"]
 
 
 class Stream:
-    """One request: what came of it is decoded to text as it comes, as whoever reads a stream wants it."""
+    """One request, whose tokens are decoded to text as they arrive, as for a stream."""
 
     def __init__(self, genai: Any, handle: Any, tokenizer: Any | None) -> None:
         self.first = 0.0

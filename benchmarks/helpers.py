@@ -1,4 +1,4 @@
-"""Programs of ours that answer a JSON line with a JSON line, each in a process of its own."""
+"""Helper programs that answer a JSON line with a JSON line, each in its own process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EXIT_LIMIT = 5.0
 
 
 class Helper:
-    """A running program. Whoever tells it something reads the answer before telling it more."""
+    """A running program. A caller reads the answer to a line before it writes the next."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         """Use `helper`."""
@@ -43,7 +43,7 @@ class Helper:
 
 @asynccontextmanager
 async def helper(module: str, *arguments: str) -> AsyncIterator[Helper]:
-    """Run a module of ours; its stderr is ours. It has ended when the block is left."""
+    """Run one of the benchmark's modules, with this process's stderr. It has exited when the block is left."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", module, *arguments, stdin=pipe, stdout=pipe, limit=_LINE_LIMIT

@@ -179,7 +179,7 @@ async def synthetic_round(results: Results, rig: Rig, sizes: Sizes, group: str =
 
 
 async def _paced(results: Results, rig: Rig, tokens: int, group: str) -> None:
-    """64 streams of a token every 20 ms each, evenly apart: the way of a token when nobody is in a hurry."""
+    """64 streams with a token every 20 ms each, evenly spaced: the latency of a token without congestion."""
     count, interval = 64, 20
     paces = [{"interval_ms": interval, "delay_ms": n * interval / count} for n in range(count)]
     for target in rig.targets(results.rounds):

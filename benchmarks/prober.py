@@ -1,4 +1,4 @@
-"""Asks a server for its health again and again, from a process of its own, so that no other work of ours delays it.
+"""Polls a server's health from a separate process, so that the benchmark's other work does not delay it.
 
 `python -m benchmarks.prober ADDRESS PATH`: ADDRESS is HOST:PORT or unix:PATH. A line on stdin begins asking, the next
 ends it and is answered with a JSON list on stdout: the milliseconds of each answer.

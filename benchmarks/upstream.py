@@ -181,7 +181,10 @@ class _LlamaServer(Connection):
 async def serve(
     connection: type[Connection], host: str, port: int, listening: Callable[[int], None] | None = None
 ) -> None:
-    """Serve until cancelled; `listening` is told the port. A `host` ending in .sock is a unix socket's path."""
+    """Serve until cancelled;
+
+    `listening` is called with the port. A `host` that ends in .sock is a unix socket's path.
+    """
     loop = asyncio.get_running_loop()
     if host.endswith(".sock"):
         server = await loop.create_unix_server(connection, host, backlog=256)

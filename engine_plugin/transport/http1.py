@@ -365,7 +365,9 @@ class Response(HttpResponse, HttpExchange):
         }
         encoding = self.headers.get("content-encoding", "identity").lower()
         if encoding not in ("", "identity"):
-            raise BadGatewayError(f"the engine's answer is compressed ({encoding[:40]!r}), which nobody asked for")
+            raise BadGatewayError(
+                f"the engine's answer is compressed ({encoding[:40]!r}), although the request did not accept it"
+            )
         self._reusable = version == "HTTP/1.1" and "close" not in self.headers.get("connection", "").lower()
         self._chunked = "chunked" in self.headers.get("transfer-encoding", "").lower()
         length = self.headers.get("content-length")
