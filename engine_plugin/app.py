@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from engine_plugin import PLUGIN_DIR
 from engine_plugin.goplugin import serve
+from engine_plugin.protocol.handshake import COOKIE
 from engine_plugin.system.utf8 import begin_in_utf8
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def from_here(plugin_dir: Path | None) -> BuiltPlugin:
     from engine_plugin.manifest import load_manifest
 
     # The host's variables for the plugin are not for the engine, which inherits this environment.
-    for name in set(os.environ) - set(engine_environ(os.environ)):
+    for name in set(os.environ) - set(engine_environ(os.environ, COOKIE)):
         del os.environ[name]
     return build(load_manifest(_manifest_file(plugin_dir)))
 
@@ -100,7 +101,7 @@ def main(plugin_dir: str = "") -> int:
     async def load(_host: HostEnv) -> BuiltPlugin:
         return from_here(Path(plugin_dir) if plugin_dir else None)
 
-    return serve.run(load)
+    return serve.run(load, COOKIE)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import json
 import logging
 import time
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
-from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine_plugin import catalogue, conversations, deadlines
@@ -27,6 +26,7 @@ from engine_plugin.errors import (
 from engine_plugin.jsontext import BRIEF
 from engine_plugin.models.available import AvailableModels, MissingModels, names_for
 from engine_plugin.models.defaults import DefaultModels
+from engine_plugin.protocol.shapes import OperateStatus
 from engine_plugin.system.files import in_thread
 
 if TYPE_CHECKING:
@@ -34,13 +34,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.download.events import ChunkProgress, PullEvent
-    from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, Progress
+    from engine_plugin.engines.base import Engine, Health, Progress
     from engine_plugin.manifest import Manifest, ServiceSpec
     from engine_plugin.messages import BidiMessage
     from engine_plugin.models.store import ModelInfo, PullRequest
+    from engine_plugin.protocol.shapes import EngineCheck, EngineConfig
     from engine_plugin.services import RequestValidator
 
-__all__ = ["MODES", "OperateStatus", "Plugin"]
+__all__ = ["MODES", "Plugin"]
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +53,6 @@ _LINE_BYTES = 16 * 1024 * 1024
 """Download progress is logged at most once in so many seconds; for an unknown size, once in so many bytes."""
 
 _RAISE = "Raise services[].timeout in plugin.yaml, or make it negative for no deadline"
-
-
-class OperateStatus(IntEnum):
-    """GetOperateStatus: whether the engine is meant to run. STOPPED keeps a host from reviving it."""
-
-    STOPPED = 0
-    RUNNING = 1
-    ERROR = 2
 
 
 class _Default(NamedTuple):

@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin.download.events import ChunkProgress, Success
-from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState
+from engine_plugin.engines.base import Engine, Health, HealthState
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.messages import BidiMessage
+from engine_plugin.protocol.shapes import EngineCheck, EngineConfig
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence

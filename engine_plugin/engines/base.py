@@ -24,13 +24,12 @@ if TYPE_CHECKING:
     from engine_plugin.manifest import Manifest, ServiceSpec
     from engine_plugin.messages import BidiMessage
     from engine_plugin.models.store import ModelInfo, PullRequest
+    from engine_plugin.protocol.shapes import EngineCheck, EngineConfig
     from engine_plugin.services import RequestValidator
 
 __all__ = [
     "ENTRY_POINTS",
     "Engine",
-    "EngineCheck",
-    "EngineConfig",
     "Health",
     "HealthState",
     "Progress",
@@ -65,30 +64,6 @@ class Health:
     def dead(cls, error: EnginePluginError) -> Health:
         """The health of an engine that cannot serve, with the reason."""
         return cls(HealthState.DEAD, str(error), error)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineCheck:
-    """Whether the engine's software is installed, and which (or what is missing)."""
-
-    installed: bool
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """EngineRecommendConfig of the wire. Fields that an engine does not have are empty."""
-
-    host: str = ""
-    origin: str = ""
-    scheme: str = ""
-    recommend_model: str = ""
-    download_url: str = ""
-    download_path: str = ""
-    engine_path: str = ""
-    exec_path: str = ""
-    exec_file: str = ""
-    device_type: str = ""
 
 
 class Engine(ABC):

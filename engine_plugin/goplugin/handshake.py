@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from engine_plugin.errors import EnginePluginError, UnsupportedError
+from engine_plugin.protocol.handshake import CORE_PROTOCOL_VERSION, PROTOCOL_VERSIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from engine_plugin.protocol.handshake import Cookie
+
 __all__ = [
-    "APP_PROTOCOL_VERSIONS",
-    "COOKIE_KEY",
-    "COOKIE_VALUE",
     "RUN_BY_HAND",
     "HostEnv",
     "engine_environ",
@@ -30,10 +30,6 @@ __all__ = [
 
 Transport = Literal["unix", "tcp"]
 
-COOKIE_KEY = "AOG_PLUGIN"
-COOKIE_VALUE = "aog-provider-plugin-v1"
-APP_PROTOCOL_VERSIONS = (1,)
-_CORE_PROTOCOL_VERSION = 1
 _DECIMAL = re.compile(r"[0-9]{1,9}")
 
 RUN_BY_HAND = """\
@@ -70,7 +66,7 @@ class HostEnv:
         transport = _transport(environ.get("ENGINE_PLUGIN_TRANSPORT", ""), windows)
         ports = _port_range(environ) if transport == "tcp" else (0, 0)
         return cls(
-            protocol_version=_negotiate(environ.get("PLUGIN_PROTOCOL_VERSIONS", ""), APP_PROTOCOL_VERSIONS),
+            protocol_version=_negotiate(environ.get("PLUGIN_PROTOCOL_VERSIONS", ""), PROTOCOL_VERSIONS),
             transport=transport,
             min_port=ports[0],
             max_port=ports[1],
@@ -81,14 +77,14 @@ class HostEnv:
         )
 
 
-def is_hosted(environ: Mapping[str, str]) -> bool:
+def is_hosted(environ: Mapping[str, str], cookie: Cookie) -> bool:
     """Whether a host started this process: the magic cookie is set."""
-    return environ.get(COOKIE_KEY) == COOKIE_VALUE
+    return environ.get(cookie.name) == cookie.value
 
 
-def engine_environ(environ: Mapping[str, str]) -> dict[str, str]:
+def engine_environ(environ: Mapping[str, str], cookie: Cookie) -> dict[str, str]:
     """The environment for an engine's process: without the variables that the host set for the plugin alone."""
-    return {key: value for key, value in environ.items() if key != COOKIE_KEY and not key.startswith("PLUGIN_")}
+    return {key: value for key, value in environ.items() if key != cookie.name and not key.startswith("PLUGIN_")}
 
 
 def handshake_line(host: HostEnv, network: str, address: str, certificate: bytes = b"") -> bytes:
@@ -99,7 +95,7 @@ def handshake_line(host: HostEnv, network: str, address: str, certificate: bytes
     broker (we do not) and may be sent only to a host that asked.
     """
     shown = base64.b64encode(certificate).decode().rstrip("=") if host.client_cert else ""
-    fields = [str(_CORE_PROTOCOL_VERSION), str(host.protocol_version), network, address, "grpc", shown]
+    fields = [str(CORE_PROTOCOL_VERSION), str(host.protocol_version), network, address, "grpc", shown]
     if host.multiplex:
         fields.append("false")
     return os.fsencode("|".join(fields) + "\n")

@@ -15,19 +15,21 @@ from engine_plugin.goplugin.handshake import RUN_BY_HAND, HostEnv, is_hosted
 if TYPE_CHECKING:
     from engine_plugin.goplugin.plugin import Load
     from engine_plugin.goplugin.watchdog import LastResort
+    from engine_plugin.protocol.handshake import Cookie
 
 __all__ = ["run"]
 
 _FLUSH_LIMIT = 0.1  # seconds to write the last log lines
 
 
-def run(load: Load) -> int:
+def run(load: Load, cookie: Cookie) -> int:
     """Serve a host until it ends the plugin; returns the exit status. Called by `app.main` in the main thread.
 
-    `load` builds the plugin. Its errors are logged, EnginePluginError without a traceback, and end the process with 1
-    and without a handshake, as do an invalid environment and a run by hand.
+    `cookie` is the one that hosts of this kind of plugin set. `load` builds the plugin. Its errors are logged,
+    EnginePluginError without a traceback, and end the process with 1 and without a handshake, as do an invalid
+    environment and a run by hand.
     """
-    if not is_hosted(os.environ):
+    if not is_hosted(os.environ, cookie):
         sys.stderr.write(RUN_BY_HAND)
         return 1
     parent = os.getppid()

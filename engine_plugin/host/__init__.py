@@ -15,7 +15,9 @@ from engine_plugin.host.client import PluginClient
 from engine_plugin.host.launch import connect, launch
 from engine_plugin.host.logs import LogLine
 from engine_plugin.host.registry import PluginRegistry
-from engine_plugin.host.shapes import (
+from engine_plugin.host.sse import EventSplitter, events
+from engine_plugin.host.streams import BidiCall, BidiMessage, ChunkStream
+from engine_plugin.protocol.shapes import (
     EngineCheck,
     EngineConfig,
     LoadedModel,
@@ -25,8 +27,6 @@ from engine_plugin.host.shapes import (
     PullOptions,
     PullProgress,
 )
-from engine_plugin.host.sse import EventSplitter, events
-from engine_plugin.host.streams import BidiCall, BidiMessage, ChunkStream
 
 __all__ = [
     "BidiCall",

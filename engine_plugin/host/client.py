@@ -11,8 +11,8 @@ import grpc.aio
 from engine_plugin.errors import PullError
 from engine_plugin.host.generic import call_json
 from engine_plugin.host.payloads import dump, invocation, models, parse_object, progress, pull_request
-from engine_plugin.host.shapes import EngineCheck, OperateStatus
 from engine_plugin.host.streams import BidiCall, ChunkStream
+from engine_plugin.protocol.shapes import EngineCheck, OperateStatus
 from engine_plugin.protocol.stubs import provider_pb2 as pb
 from engine_plugin.protocol.stubs.goplugin import controller_pb2
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
     from engine_plugin.host.link import Link
-    from engine_plugin.host.shapes import EngineConfig, ModelEntry, PullOptions, PullProgress
+    from engine_plugin.protocol.shapes import EngineConfig, ModelEntry, PullOptions, PullProgress
 
 __all__ = ["PluginClient"]
 

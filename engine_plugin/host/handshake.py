@@ -9,17 +9,14 @@ from typing import TYPE_CHECKING
 
 from engine_plugin import PLUGIN_DIR
 from engine_plugin.errors import PluginProcessError
+from engine_plugin.protocol.handshake import COOKIE, CORE_PROTOCOL_VERSION, PROTOCOL_VERSIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["COOKIE_NAME", "COOKIE_VALUE", "Handshake", "parse_handshake", "plugin_environment"]
+__all__ = ["Handshake", "parse_handshake", "plugin_environment"]
 
-COOKIE_NAME = "AOG_PLUGIN"
-COOKIE_VALUE = "aog-provider-plugin-v1"
-
-_CORE_VERSION = 1
-_PROTOCOL_VERSION = 1
+_PROTOCOL_VERSION = PROTOCOL_VERSIONS[-1]
 _SHOWN = 200
 
 
@@ -43,7 +40,7 @@ def plugin_environment(extra: Mapping[str, str] | None = None, client_cert: str 
     }
     environment.update(extra or {})
     environment |= {
-        COOKIE_NAME: COOKIE_VALUE,
+        COOKIE.name: COOKIE.value,
         "PLUGIN_PROTOCOL_VERSIONS": str(_PROTOCOL_VERSION),
         "PLUGIN_MIN_PORT": "10000",
         "PLUGIN_MAX_PORT": "25000",
@@ -67,9 +64,9 @@ def parse_handshake(line: str, auto_mtls: bool = False) -> Handshake:
     core, version, network, address = fields[:4]
     protocol = fields[4] if len(fields) > 4 else "netrpc"
     certificate = fields[5] if len(fields) > 5 else ""
-    if int(core) != _CORE_VERSION:
+    if int(core) != CORE_PROTOCOL_VERSION:
         raise PluginProcessError(
-            f"go-plugin core protocol mismatch: expected version {_CORE_VERSION}, got {core}. "
+            f"go-plugin core protocol mismatch: expected version {CORE_PROTOCOL_VERSION}, got {core}. "
             "Build the plugin with a go-plugin of the 1.x series."
         )
     if version != str(_PROTOCOL_VERSION):

@@ -11,7 +11,7 @@ from engine_plugin.protocol.stubs import provider_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from engine_plugin.host.shapes import ModelEntry, PullOptions, PullProgress
+    from engine_plugin.protocol.shapes import ModelEntry, PullOptions, PullProgress
 
 __all__ = ["dump", "invocation", "models", "parse_object", "progress", "pull_request"]
 

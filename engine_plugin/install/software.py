@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from engine_plugin import catalogue
 from engine_plugin.download.disk import check_room
-from engine_plugin.engines.base import EngineCheck
 from engine_plugin.errors import (
     DownloadError,
     EnginePluginError,
@@ -32,6 +31,7 @@ from engine_plugin.install.releases import DownloadRules, Downloads
 from engine_plugin.install.versions import Installation, Steps
 from engine_plugin.manifest.paths import is_file
 from engine_plugin.process import python
+from engine_plugin.protocol.shapes import EngineCheck
 from engine_plugin.system.files import in_thread
 from engine_plugin.system.programs import noexec_doubt, program_doubt
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,6 +26,7 @@ from engine_plugin.errors import (
 )
 from engine_plugin.jsontext import write_json
 from engine_plugin.messages import BidiMessage
+from engine_plugin.protocol.shapes import EngineConfig
 from engine_plugin.protocol.stubs import provider_pb2 as pb
 from engine_plugin.redaction import redacted
 from engine_plugin.server.hosts import Host
@@ -204,7 +204,9 @@ class ProviderServicer:
 
     async def GetConfig(self, _request: pb.GetConfigRequest, call: Call) -> pb.GetConfigResponse:
         async def work() -> dict[str, Any]:
-            return {"config_json": _dump(asdict(self._plugin.config()))}
+            return {
+                "config_json": _dump({**dict.fromkeys(EngineConfig.__annotations__, ""), **self._plugin.config()})
+            }
 
         return await self._answer(pb.GetConfigResponse, "GetConfig", call, work)
 

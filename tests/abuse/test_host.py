@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.goplugin.handshake import HostEnv, engine_environ, handshake_line, is_hosted
 from engine_plugin.goplugin.hclog import HclogFormatter, HclogHandler
+from engine_plugin.protocol.handshake import COOKIE
 from tests.abuse.examples import JSON, ODD_TEXT
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ VARIABLES = {
 def test_any_environment_is_a_host_or_an_error_that_names_the_variable(
     environ: dict[str, str], windows: bool
 ) -> None:
-    assert is_hosted(environ) == (environ.get("AOG_PLUGIN") == "aog-provider-plugin-v1")
-    assert set(engine_environ(environ)) <= {"HOME", "ENGINE_PLUGIN_TRANSPORT"}
+    assert is_hosted(environ, COOKIE) == (environ.get("AOG_PLUGIN") == "aog-provider-plugin-v1")
+    assert set(engine_environ(environ, COOKIE)) <= {"HOME", "ENGINE_PLUGIN_TRANSPORT"}
     try:
         host = HostEnv.from_environ(environ, windows=windows)
     except EnginePluginError as error:

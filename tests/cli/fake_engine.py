@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin.catalogue import ENGINE_NOT_RUNNING
 from engine_plugin.download.events import ChunkProgress, PullEvent, Status, Success
-from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState
+from engine_plugin.engines.base import Engine, Health, HealthState
 from engine_plugin.errors import (
     EngineNotInstalledError,
     EngineStartError,
@@ -24,6 +24,7 @@ from engine_plugin.errors import (
 from engine_plugin.manifest import SERVICE_NAMES
 from engine_plugin.messages import BidiMessage
 from engine_plugin.models.store import ModelDetails, ModelInfo, PullRequest
+from engine_plugin.protocol.shapes import EngineCheck, EngineConfig
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence

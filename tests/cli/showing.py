@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine_plugin.catalogue import ENGINE_NOT_RUNNING
-from engine_plugin.engines.base import EngineConfig, Health, HealthState
+from engine_plugin.engines.base import Health, HealthState
 from engine_plugin.errors import UnavailableError
 from engine_plugin.models.info import Capabilities, Loaded
+from engine_plugin.protocol.shapes import EngineConfig
 
 from .fake_engine import FakeEngine
 
@@ -38,7 +39,7 @@ class ShownEngine(FakeEngine):
     def config(self) -> EngineConfig:
         file = self._data / "address"
         if not file.exists():
-            return replace(super().config(), host="127.0.0.1:1", exec_file="fake")
+            return {**super().config(), "host": "127.0.0.1:1", "exec_file": "fake"}
         return EngineConfig(host=file.read_text(), scheme="https")
 
     async def health(self) -> Health:

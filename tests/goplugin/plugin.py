@@ -19,6 +19,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.goplugin.serve import run
+from engine_plugin.protocol.handshake import COOKIE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -159,4 +160,4 @@ async def load(host: HostEnv) -> Plugin:
 
 
 if __name__ == "__main__":
-    sys.exit(run(load))
+    sys.exit(run(load, COOKIE))

@@ -7,6 +7,7 @@ import pytest
 
 from engine_plugin.errors import EnginePluginError, UnsupportedError
 from engine_plugin.goplugin.handshake import HostEnv, engine_environ, handshake_line, is_hosted
+from engine_plugin.protocol.handshake import COOKIE
 from tests.goplugin.hosting import ROOT, environ
 from tests.patience import LIMIT
 
@@ -16,8 +17,8 @@ from tests.patience import LIMIT
     "cookie", [{}, {"AOG_PLUGIN": ""}, {"AOG_PLUGIN": "aog-provider-plugin-v2"}, {"AOG_PLUGINS": "x"}]
 )
 def test_only_the_cookie_makes_a_host(cookie: dict[str, str]) -> None:
-    assert not is_hosted(cookie)
-    assert is_hosted({"AOG_PLUGIN": "aog-provider-plugin-v1"})
+    assert not is_hosted(cookie, COOKIE)
+    assert is_hosted({"AOG_PLUGIN": "aog-provider-plugin-v1"}, COOKIE)
 
 
 @pytest.mark.promise("G1", "G11")
@@ -48,7 +49,7 @@ def test_protocol_versions(offered: str, agreed: int) -> None:
 
 @pytest.mark.promise("G2")
 def test_the_highest_common_version_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine_plugin.goplugin.handshake.APP_PROTOCOL_VERSIONS", (2, 3, 5))
+    monkeypatch.setattr("engine_plugin.goplugin.handshake.PROTOCOL_VERSIONS", (2, 3, 5))
     assert HostEnv.from_environ({"PLUGIN_PROTOCOL_VERSIONS": "4,3,2"}).protocol_version == 3
     assert HostEnv.from_environ({"PLUGIN_PROTOCOL_VERSIONS": "4,1"}).protocol_version == 2
     assert HostEnv.from_environ({}).protocol_version == 2
@@ -130,4 +131,4 @@ def test_the_line(multiplex: bool, network: str, address: str, line: bytes) -> N
 @pytest.mark.promise("G10")
 def test_the_engine_hears_nothing_of_the_host() -> None:
     given = {"PLUGIN_MIN_PORT": "1", "PLUGIN_CLIENT_CERT": "x", "AOG_PLUGIN": "x", "AOG_VERSION": "1", "PATH": "/bin"}
-    assert engine_environ(given) == {"AOG_VERSION": "1", "PATH": "/bin"}
+    assert engine_environ(given, COOKIE) == {"AOG_VERSION": "1", "PATH": "/bin"}

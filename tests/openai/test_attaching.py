@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines.base import EngineConfig, HealthState
+from engine_plugin.engines.base import HealthState
 from engine_plugin.engines.openai import discovery
 from engine_plugin.engines.openai.address import BaseUrl
 from engine_plugin.engines.openai.engine import OpenAIEngine
@@ -25,6 +25,7 @@ from engine_plugin.errors import (
     PreconditionError,
     UnavailableError,
 )
+from engine_plugin.protocol.shapes import EngineConfig
 from engine_plugin.system.certificates import Identity, load_identity
 from tests.openai.conftest import manifest_of
 from tests.openai.contract import Contract, free_pair
@@ -171,7 +172,7 @@ async def test_well_known_ports(serve: Serve, attach: Attach, monkeypatch: pytes
 
 def test_the_address_that_the_host_is_told(attach: Attach) -> None:
     config = attach("http://[::1]:8000/v1").engine.config()
-    assert (config.host, config.scheme, config.origin) == ("[::1]:8000", "http", "http://[::1]:8000")
+    assert (config["host"], config["scheme"], config["origin"]) == ("[::1]:8000", "http", "http://[::1]:8000")
 
 
 async def test_a_server_that_still_loads(attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:

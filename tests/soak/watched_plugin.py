@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from engine_plugin import app
 from engine_plugin.goplugin import serve
+from engine_plugin.protocol.handshake import COOKIE
 from tests.soak import inside
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ async def _load(_host: HostEnv) -> WatchedPlugin:
 
 def main() -> int:
     """Be the plugin. Returns the exit status."""
-    return serve.run(_load)
+    return serve.run(_load, COOKIE)
 
 
 if __name__ == "__main__":

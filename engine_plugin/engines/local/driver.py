@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from engine_plugin import catalogue
 from engine_plugin.download.sizes import byte_size
-from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState
+from engine_plugin.engines.base import Engine, Health, HealthState
 from engine_plugin.engines.local.pool import ModelPool, ModelServer
 from engine_plugin.engines.local.server import socket_name
 from engine_plugin.engines.local.single_flight import SharedWork
@@ -36,6 +36,7 @@ from engine_plugin.models.info import KIND_OF_SERVICE, Loaded
 from engine_plugin.process import memory
 from engine_plugin.process.environ import child_environ
 from engine_plugin.process.records import ProcessRecords
+from engine_plugin.protocol.shapes import EngineCheck, EngineConfig
 from engine_plugin.system.files import in_thread, private_data_dir, private_folder
 
 if TYPE_CHECKING:

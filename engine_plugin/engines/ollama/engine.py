@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextman
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin import catalogue
-from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState, not_bidirectional
+from engine_plugin.engines.base import Engine, Health, HealthState, not_bidirectional
 from engine_plugin.engines.local.single_flight import SharedWork
 from engine_plugin.engines.ollama import services, transcription
 from engine_plugin.engines.ollama.address import attach_address
@@ -33,6 +33,7 @@ from engine_plugin.errors import (
     UnsupportedError,
 )
 from engine_plugin.process.environ import child_environ
+from engine_plugin.protocol.shapes import EngineCheck, EngineConfig
 from engine_plugin.speech.decoder import Decoder
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ class OllamaEngine(Engine):
             scheme=address.scheme,
             engine_path=str(self.manifest.data_dir),
             download_url="https://ollama.com/download",
-            download_path=self._own.config().download_path,
+            download_path=self._own.config()["download_path"],
         )
 
     # Life

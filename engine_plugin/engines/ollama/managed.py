@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
-from engine_plugin.engines.base import EngineConfig, Health, HealthState
+from engine_plugin.engines.base import Health, HealthState
 from engine_plugin.engines.ollama.entries import entries_of
 from engine_plugin.engines.ollama.server import ManagedServer, try_out
 from engine_plugin.engines.ollama.software import Software
@@ -16,16 +16,18 @@ from engine_plugin.errors import EnginePluginError, InvalidRequestError
 from engine_plugin.install.holds import Hold
 from engine_plugin.install.software import Moves
 from engine_plugin.process.records import ProcessRecords
+from engine_plugin.protocol.shapes import EngineConfig
 from engine_plugin.system.files import in_thread, private_data_dir, private_folder
 from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from engine_plugin.engines.base import EngineCheck, Progress
+    from engine_plugin.engines.base import Progress
     from engine_plugin.engines.ollama.connection import OllamaClient
     from engine_plugin.engines.ollama.options import OllamaOptions
     from engine_plugin.engines.ollama.software import Backend
+    from engine_plugin.protocol.shapes import EngineCheck
 
 __all__ = ["OwnServer"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin import catalogue
 from engine_plugin.download.events import Status, Success
-from engine_plugin.engines.base import Engine, EngineCheck, EngineConfig, Health, HealthState, not_bidirectional
+from engine_plugin.engines.base import Engine, Health, HealthState, not_bidirectional
 from engine_plugin.engines.local.admission import Admission
 from engine_plugin.engines.openai import requests
 from engine_plugin.engines.openai.address import BaseUrl
@@ -39,6 +39,7 @@ from engine_plugin.openai_api.bodies import answer_object
 from engine_plugin.openai_api.pictures import require_format
 from engine_plugin.openai_api.ranking import ranked_answer
 from engine_plugin.process.environ import child_environ
+from engine_plugin.protocol.shapes import EngineCheck, EngineConfig
 from engine_plugin.speech.decoder import Decoder
 from engine_plugin.speech.services import Dialect, SpeechServices
 from engine_plugin.system.files import in_thread, private_data_dir

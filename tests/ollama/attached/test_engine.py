@@ -76,7 +76,7 @@ async def test_who_has_ollama_running_needs_no_configuration_and_no_start(
     names = {model.name for model in await alone.list_models()}
     assert {"young:latest", "embed:latest"} <= names
     assert {model.name for model in await alone.running_models()} == {"young:latest", "embed:latest"}
-    assert alone.config().host == contract_server.address
+    assert alone.config()["host"] == contract_server.address
     assert not (tmp_path / "data").exists(), "nothing of ours was needed"
 
 

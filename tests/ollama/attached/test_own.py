@@ -142,13 +142,13 @@ async def test_another_mode_moves_it_with_its_models(plugin: Plugin, ollama: str
     assert not {process.pid for process in after} & before
     assert any(process.environ().get("CUDA_VISIBLE_DEVICES") == "-1" for process in after)
     assert {model.name for model in await plugin.running_models()} == {"tiny-chat:latest", "embed:latest"}
-    assert plugin.config().device_type == "cpu"
+    assert plugin.config()["device_type"] == "cpu"
 
 
 @pytest.mark.promise("F20", "P2")
 async def test_its_death_is_mended(plugin: Plugin, ollama: str) -> None:
     await plugin.start("auto")
-    host = plugin.config().host
+    host = plugin.config()["host"]
     [server] = [
         process
         for process in servers(ollama)
@@ -158,4 +158,4 @@ async def test_its_death_is_mended(plugin: Plugin, ollama: str) -> None:
     with suppress(BadGatewayError):  # a call that meets the death itself is told of it
         await answer(plugin, "chat", messages=HELLO, max_tokens=1)
     assert (await answer(plugin, "chat", messages=HELLO, max_tokens=1))["choices"]
-    assert plugin.config().host != host
+    assert plugin.config()["host"] != host

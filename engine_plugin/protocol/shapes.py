@@ -1,4 +1,4 @@
-"""Types of the JSON on the wire. Additional keys of a plugin are kept."""
+"""Types of the JSON on the wire, for plugins and hosts. Additional keys of a plugin are kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
 
 
 class OperateStatus(IntEnum):
-    """The status in GetOperateStatus and SetOperateStatus."""
+    """Whether the engine is meant to run. STOPPED keeps a host from starting it again."""
 
     STOPPED = 0
     RUNNING = 1
@@ -28,7 +28,7 @@ class OperateStatus(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineCheck:
-    """The answer of CheckEngine; true if the software is installed. `detail` names it, or what is missing."""
+    """Whether the engine's software is installed; `detail` names it, or what is missing. True if installed."""
 
     installed: bool
     detail: str
@@ -38,7 +38,7 @@ class EngineCheck:
 
 
 class EngineConfig(TypedDict, total=False):
-    """The answer of GetConfig: the location of the engine and its recommended model."""
+    """GetConfig's EngineRecommendConfig: where the engine is, and its recommended model. Absent keys are empty."""
 
     host: str
     origin: str
