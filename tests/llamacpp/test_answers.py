@@ -12,7 +12,8 @@ import pytest
 from engine_plugin.errors import (
     EnginePluginError,
     InvalidRequestError,
-    NotFoundError,
+    ModelNotFoundError,
+    ServiceNotFoundError,
     UnsupportedError,
 )
 from engine_plugin.host import events as events_of
@@ -237,12 +238,12 @@ async def test_empty_lists_need_no_engine(shared: RunningPlugin) -> None:
             "^model: tiny-rerank-gguf is a model",
         ),
         ("rerank", {"query": "a", "documents": ["b"], "model": "tiny-embed-gguf"}, InvalidRequestError, "^model: "),
-        ("chat", HELLO | {"model": "tiny-chap"}, NotFoundError, "Did you mean tiny-chat-gguf"),
-        ("chat", HELLO | {"model": "../../etc/passwd"}, NotFoundError, "^model: "),
+        ("chat", HELLO | {"model": "tiny-chap"}, ModelNotFoundError, "Did you mean tiny-chat-gguf"),
+        ("chat", HELLO | {"model": "../../etc/passwd"}, ModelNotFoundError, "^model: "),
         ("chat", HELLO | {"model": 5}, InvalidRequestError, "^model: must be a string"),
         ("chat", HELLO | {"temperature": "hot"}, InvalidRequestError, "^request_data: the engine refuses it"),
         ("generate", {"prompt": "word " * 9000}, InvalidRequestError, "engine.context_length"),
-        ("nope", HELLO, NotFoundError, "nope"),
+        ("nope", HELLO, ServiceNotFoundError, "nope"),
     ],
 )
 async def test_what_cannot_be_answered_is_explained(
