@@ -5,7 +5,7 @@ lists in `SHARED`. Its processes and their modules:
 
 The server process (`python -m openvino_server serve`), which never imports OpenVINO:
     __main__, serving       start, settings, and the end when stdin ends
-    app, requests, errors   routes, access, request fields, error answers
+    app, requests           routes, access, JSON in and out
     chat_api, vectors_api, images_api, audio_api, control_api     the handlers of the routes
     stream, sinks           answers on their way from a worker to a client
     config, registry, model config.json, the models that are served, one model's life
@@ -19,5 +19,5 @@ A worker (`python -m openvino_server.worker`), one for each model:
 The grammar check (`python -m openvino_server.grammar_check`), spawned by a worker:
     grammar_check           compiles a grammar before the worker's pipeline does
 
-Both sides use `chat` (messages and tools of a request) and `wav`.
+Both sides use `chat` (messages and tools), `fields` (checked fields of a request) and `errors`.
 """

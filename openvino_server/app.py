@@ -1,4 +1,4 @@
-"""The HTTP server: which path is what, who may ask, and how errors are told."""
+"""The HTTP server: routes, access by the key, error answers, and the listening socket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from aiohttp import http_exceptions, web
 
 from openvino_server import audio_api, chat_api, control_api, images_api, vectors_api
-from openvino_server.errors import ApiError
+from openvino_server.errors import RequestError
 from openvino_server.requests import BODY_LIMIT, REGISTRY
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _KEEPALIVE = 75.0
 
 
 def make_app(registry: Registry, key: str) -> web.Application:
-    """The application; whoever does not know the key may only ask for health."""
+    """The application. Without `key`, only the health routes answer."""
     app = web.Application(middlewares=[_edge(key)], client_max_size=BODY_LIMIT)
     app[REGISTRY] = registry
     app.add_routes(
@@ -63,29 +63,29 @@ def _edge(key: str) -> Middleware:
         try:
             given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
             if not hmac.compare_digest(given, expected) and not request.path.startswith(_OPEN):
-                raise ApiError(401, "Authorization: the server's key is needed")
+                raise RequestError("Authorization: the server's key is needed", 401)
             return await handler(request)
-        except ApiError as error:
+        except RequestError as error:
             return _refusal(error)
         except web.HTTPException as error:
-            return _refusal(ApiError(error.status, error.reason))
+            return _refusal(RequestError(error.reason, error.status))
         except (web.RequestPayloadError, http_exceptions.BadHttpMessage) as error:
-            return _refusal(ApiError(400, f"the body cannot be read: {error}"))
+            return _refusal(RequestError(f"the body cannot be read: {error}"))
         except ConnectionError:
             raise  # the caller has gone; aiohttp knows
         except Exception as error:  # noqa: BLE001  # the edge that catches all
             traceback.print_exc()
-            return _refusal(ApiError(500, f"{type(error).__name__}: {error}"))
+            return _refusal(RequestError(f"{type(error).__name__}: {error}", 500))
 
     return edge
 
 
-def _refusal(error: ApiError) -> web.Response:
+def _refusal(error: RequestError) -> web.Response:
     return web.Response(body=error.body(), status=error.status, content_type="application/json", charset="utf-8")
 
 
 async def serve_http(app: web.Application, host: str, port: int) -> tuple[web.AppRunner, str]:
-    """Listen on a path ending in .sock (for this user only), or on an address. The runner, and where it listens.
+    """Listen on a path ending in .sock (for this user only), or on an address. Returns aiohttp's runner and the URL.
 
     Raises OSError.
     """
@@ -108,7 +108,7 @@ async def serve_http(app: web.Application, host: str, port: int) -> tuple[web.Ap
 if sys.platform != "win32":
 
     def _unix_listener(path: Path) -> socket.socket:
-        """A socket that nobody else may open, not even for a moment."""
+        """A socket that only this user can open, from its creation on."""
         with contextlib.suppress(FileNotFoundError):
             if stat.S_ISSOCK(path.stat().st_mode):
                 path.unlink()

@@ -7,15 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import BodyPartReader, web
 
-from openvino_server import wav
-from openvino_server.errors import ApiError, bad_request
-from openvino_server.requests import (
-    BODY_LIMIT,
-    REGISTRY,
-    json_answer,
-    read_object,
-    text_field,
-)
+from openvino_server import fields, wav
+from openvino_server.errors import RequestError, bad_request
+from openvino_server.requests import BODY_LIMIT, REGISTRY, json_answer, read_object
 
 if TYPE_CHECKING:
     from openvino_server.registry import Registry
@@ -34,14 +28,14 @@ async def translation(request: web.Request) -> web.Response:
 
 async def transcription(request: web.Request, task: str = "transcribe") -> web.Response:
     """POST /v3/audio/transcriptions"""
-    fields, file = await _form(request)
+    form, file = await _form(request)
     granularities = [
-        value for name in ("timestamp_granularities[]", "timestamp_granularities") for value in fields.get(name, [])
+        value for name in ("timestamp_granularities[]", "timestamp_granularities") for value in form.get(name, [])
     ]
     for value in granularities:
         if value not in ("segment", "word"):
             raise bad_request("timestamp_granularities", f"must be segment or word, not {value!r}")
-    options: dict[str, Any] = {"task": task} | {name: values[-1] for name, values in fields.items()}
+    options: dict[str, Any] = {"task": task} | {name: values[-1] for name, values in form.items()}
     if file is None:
         raise bad_request("file", "is missing")
     temperature = options.get("temperature")
@@ -58,7 +52,7 @@ async def transcription(request: web.Request, task: str = "transcribe") -> web.R
 async def _transcribe(
     registry: Registry, name: object, data: bytes, options: dict[str, Any], words: bool = False
 ) -> dict[str, Any]:
-    """What is said in a WAV file, as OpenAI's verbose JSON tells it. Raises ApiError."""
+    """What is said in a WAV file, as OpenAI's verbose JSON tells it. Raises RequestError."""
     model = registry.find(name, "speech-to-text")
     samples = await asyncio.to_thread(wav.read_mono, data)
     call = {
@@ -86,15 +80,15 @@ async def _transcribe(
 async def speech(request: web.Request) -> web.Response:
     """POST /v3/audio/speech"""
     body = await read_object(request)
-    form = text_field(body, "response_format", "wav")
+    form = fields.text(body, "response_format", "wav")
     if form not in _FORMATS:
         raise bad_request("response_format", f"must be {' or '.join(_FORMATS)}, not {form!r}")
-    data = await _say(request.app[REGISTRY], body.get("model"), text_field(body, "input"), body, form)
+    data = await _say(request.app[REGISTRY], body.get("model"), fields.text(body, "input"), body, form)
     return web.Response(body=data, content_type=_FORMATS[form])
 
 
 async def _say(registry: Registry, name: object, text: str, options: dict[str, Any], form: str = "wav") -> bytes:
-    """A spoken text as a WAV file, or its bare samples (16 bits). Raises ApiError."""
+    """A spoken text as a WAV file, or its bare samples (16 bits). Raises RequestError."""
     if not text.strip():
         raise bad_request("input", "has nothing to say")
     model = registry.find(name, "text-to-speech")
@@ -113,8 +107,8 @@ async def _say(registry: Registry, name: object, text: str, options: dict[str, A
 async def _form(request: web.Request) -> tuple[dict[str, list[str]], bytes | None]:
     """The fields of a multipart form, and the content of its `file`."""
     if request.content_type != "multipart/form-data":
-        raise ApiError(400, f"the body must be multipart/form-data, not {request.content_type}")
-    fields: dict[str, list[str]] = {}
+        raise RequestError(f"the body must be multipart/form-data, not {request.content_type}")
+    form: dict[str, list[str]] = {}
     file: bytes | None = None
     try:
         parts = await request.multipart()
@@ -122,17 +116,17 @@ async def _form(request: web.Request) -> tuple[dict[str, list[str]], bytes | Non
         async for part in parts:
             count += 1
             if not isinstance(part, BodyPartReader) or part.name is None:
-                raise ApiError(400, "the form has a part without a name")
+                raise RequestError("the form has a part without a name")
             if part.name == "file":
                 file = await _content(part, BODY_LIMIT)
             elif count <= _FIELDS_LIMIT:
                 text = (await _content(part, _FIELD_LIMIT)).decode("utf-8", "replace")
-                fields.setdefault(part.name, []).append(text)
+                form.setdefault(part.name, []).append(text)
             else:
-                raise ApiError(400, "the form has too many fields")
+                raise RequestError("the form has too many fields")
     except ValueError as error:
-        raise ApiError(400, f"the form cannot be read: {error}") from None
-    return fields, file
+        raise RequestError(f"the form cannot be read: {error}") from None
+    return form, file
 
 
 async def _content(part: BodyPartReader, limit: int) -> bytes:
@@ -140,5 +134,5 @@ async def _content(part: BodyPartReader, limit: int) -> bytes:
     while piece := await part.read_chunk(256 * 1024):
         data += piece
         if len(data) > limit:
-            raise ApiError(413, f"{part.name}: more than {limit} bytes")
+            raise RequestError(f"{part.name}: more than {limit} bytes", 413)
     return bytes(data)

@@ -9,7 +9,8 @@ from engine_plugin.openai_api.conversation import CANNOT_HEAR, CANNOT_SEE, call_
 from engine_plugin.templates.jinja import Templates
 from openvino_server.calls import Tools
 from openvino_server.dialect import THOUGHT
-from openvino_server.pipelines import RequestError, json_file, text_file
+from openvino_server.errors import RequestError
+from openvino_server.pipelines import json_file, text_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.openai_api.completions import CompletionLogprobs
 from openvino_server import chat as conversation
-from openvino_server.errors import ApiError, bad_request
-from openvino_server.pipelines import RequestError
-from openvino_server.requests import REGISTRY, flag, json_answer, read_object, whole
+from openvino_server import fields
+from openvino_server.errors import bad_request
+from openvino_server.requests import REGISTRY, json_answer, read_object
 from openvino_server.stream import DONE, EventStream
 
 if TYPE_CHECKING:
@@ -48,14 +48,11 @@ async def chat(request: web.Request) -> web.StreamResponse:
 
 
 async def _rendered(model: Model, body: dict[str, Any], extra: Any) -> tuple[str, list[str]]:
-    """The conversation as the model's template writes it, and the pictures that it shows. Raises ApiError."""
+    """The conversation as the model's template writes it, and the pictures that it shows. Raises RequestError."""
     if extra is not None and not isinstance(extra, dict):
         raise bad_request("chat_template_kwargs", "must be an object")
-    try:
-        messages, pictures = conversation.messages(body.get("messages"), model.sees)
-        tools = conversation.tools(body.get("tools"), body.get("tool_choice"))
-    except RequestError as error:
-        raise ApiError(error.status, str(error), error.kind) from None
+    messages, pictures = conversation.messages(body.get("messages"), model.sees)
+    tools = conversation.tools(body.get("tools"), body.get("tool_choice"))
     return await model.render(messages, tools.offered, extra or {}), pictures
 
 
@@ -65,7 +62,7 @@ async def complete(request: web.Request) -> web.StreamResponse:
     if not isinstance(body.get("prompt"), (str, list)) or body["prompt"] == []:
         raise bad_request("prompt", "must be a string, a list of strings, or tokens")
     asked: dict[str, Any] = {"op": "complete", "prompt": body["prompt"], "params": _params(body)}
-    if flag(body, "echo"):
+    if fields.flag(body, "echo"):
         asked["echo"] = True
 
     async def call(_model: Model) -> dict[str, Any]:
@@ -75,7 +72,7 @@ async def complete(request: web.Request) -> web.StreamResponse:
 
 
 def _params(body: dict[str, Any]) -> dict[str, Any]:
-    whole(body, "n", 1)
+    fields.whole(body, "n", 1)
     params = {name: value for name, value in body.items() if name not in _OURS and value is not None}
     most = params.pop("max_completion_tokens", None)
     if most is not None:
@@ -93,9 +90,9 @@ async def _answer(
     stream_options = body.get("stream_options") or {}
     if not isinstance(stream_options, dict):
         raise bad_request("stream_options", "must be an object")
-    with_usage = flag(stream_options, "include_usage")
+    with_usage = fields.flag(stream_options, "include_usage")
     shape = make_shape(body["model"], with_usage)
-    streamed = flag(body, "stream")
+    streamed = fields.flag(body, "stream")
     async with model.use() as worker:
         call = await make_call(model)
         if streamed:

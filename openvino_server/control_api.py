@@ -63,14 +63,14 @@ async def metadata(_request: web.Request) -> web.Response:
 
 
 async def models(request: web.Request) -> web.Response:
-    """GET /v3/models: those that answer now, with what is known of each."""
+    """GET /v3/models: the models that can answer now"""
     registry = request.app[REGISTRY]
     data = [_entry(name, registry.models[name]) for name in sorted(registry.models) if is_ready(registry, name)]
     return json_answer({"object": "list", "data": data})
 
 
 def _entry(name: str, model: Model) -> dict[str, Any]:
-    """OpenAI's entry, vLLM's key for the tokens of the context, and two keys of our own: `kind`, `capabilities`."""
+    """OpenAI's entry, vLLM's `max_model_len`, and the server's own `kind` and `capabilities`."""
     told = {FEATURE_OF_KIND.get(model.kind), *model.ready_info.get("capabilities", ())}
     context = model.ready_info.get("context_length")
     return {

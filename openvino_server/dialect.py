@@ -9,7 +9,7 @@ import json
 from typing import Any, NamedTuple
 
 from openvino_server.calls import PARSERS, ToolParser, Tools, guess, parser
-from openvino_server.pipelines import RequestError
+from openvino_server.errors import RequestError
 from openvino_server.pipelines.text import held_back
 
 __all__ = ["THOUGHT", "Deltas", "Dialect", "Plan"]

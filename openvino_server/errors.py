@@ -1,4 +1,4 @@
-"""What the embedded server refuses, and how it says so: `{"error": {"message", "type", "code"}}`."""
+"""Error answers of the embedded server: `{"error": {"message", "type", "code"}}`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from engine_plugin.jsontext import write_json
 
-__all__ = ["ApiError", "bad_request", "error_body"]
+__all__ = ["RequestError", "bad_request", "error_body"]
 
 _TYPES = {
     401: "authentication_error",
@@ -15,13 +15,16 @@ _TYPES = {
     503: "unavailable_error",
 }
 _LONGEST = 2000
-"""Characters of a message: most quote what was sent."""
+"""Characters of a message; many messages quote the request."""
 
 
-class ApiError(Exception):
-    """An answer that is an error: HTTP status, a word for its type, and what to do about it."""
+class RequestError(Exception):
+    """A request that cannot be answered: message, HTTP status, and type (by default one for the status).
 
-    def __init__(self, status: int, message: str, kind: str = "") -> None:
+    Raised by both processes; a worker sends it in a frame. The message of a 400 begins with the field.
+    """
+
+    def __init__(self, message: str, status: int = 400, kind: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.message = message if len(message) <= _LONGEST else f"{message[:_LONGEST]}…"
@@ -32,12 +35,12 @@ class ApiError(Exception):
         return error_body(self.status, self.message, self.kind)
 
 
-def bad_request(field: str, complaint: str) -> ApiError:
+def bad_request(field: str, complaint: str) -> RequestError:
     """A 400 that names the field and how to fix it."""
-    return ApiError(400, f"{field}: {complaint}")
+    return RequestError(f"{field}: {complaint}")
 
 
 def error_body(status: int, message: str, kind: str) -> bytes:
-    """See `ApiError.body`."""
+    """See `RequestError.body`."""
     error: dict[str, Any] = {"message": message, "type": kind, "code": status}
     return write_json({"error": error})

@@ -9,8 +9,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.services.text_to_image import IMAGE_FORMATS
+from openvino_server import fields
 from openvino_server.errors import bad_request
-from openvino_server.requests import REGISTRY, flag, json_answer, read_object, text_field, whole
+from openvino_server.requests import REGISTRY, json_answer, read_object
 from openvino_server.stream import DONE, EventStream
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ async def generate(request: web.Request) -> web.StreamResponse:
     """POST /v3/images/generations"""
     body = await read_object(request)
     call = _call(body)
-    if text_field(body, "response_format", "b64_json") != "b64_json":
+    if fields.text(body, "response_format", "b64_json") != "b64_json":
         raise bad_request("response_format", "only b64_json can be had")
-    streamed = flag(body, "stream")
+    streamed = fields.flag(body, "stream")
     model = request.app[REGISTRY].find(body.get("model"), "text-to-image")
     async with model.use() as worker:
         if streamed:
@@ -39,18 +40,18 @@ async def generate(request: web.Request) -> web.StreamResponse:
 def _call(body: dict[str, Any]) -> dict[str, Any]:
     width, height = _size(body)
     seed = _seed(body, "rng_seed")
-    form = text_field(body, "output_format", IMAGE_FORMATS[0])
+    form = fields.text(body, "output_format", IMAGE_FORMATS[0])
     if form not in IMAGE_FORMATS:
         raise bad_request("output_format", f"must be {' or '.join(IMAGE_FORMATS)}, not {form!r}")
     return {
         "op": "image",
-        "prompt": text_field(body, "prompt"),
-        "negative_prompt": text_field(body, "negative_prompt", ""),
+        "prompt": fields.text(body, "prompt"),
+        "negative_prompt": fields.text(body, "negative_prompt", ""),
         "width": width,
         "height": height,
-        "steps": whole(body, "num_inference_steps", 1),
+        "steps": fields.whole(body, "num_inference_steps", 1),
         "seed": _seed(body, "seed") if seed is None else seed,
-        "n": whole(body, "n", 1),
+        "n": fields.whole(body, "n", 1),
         "guidance": body.get("guidance_scale"),
         "format": form,
     }
@@ -58,12 +59,12 @@ def _call(body: dict[str, Any]) -> dict[str, Any]:
 
 def _seed(body: dict[str, Any], field: str) -> int | None:
     """The seed; None for any, which -1 says as well."""
-    seed = whole(body, field, -1)
+    seed = fields.whole(body, field, -1)
     return None if seed == -1 else seed
 
 
 def _size(body: dict[str, Any]) -> tuple[int | None, int | None]:
-    size = text_field(body, "size", "auto")
+    size = fields.text(body, "size", "auto")
     if size == "auto":
         return None, None
     found = _SIZE.fullmatch(size)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import psutil
 
 from engine_plugin.process import guard, memory
-from openvino_server.errors import ApiError
+from openvino_server.errors import RequestError
 from openvino_server.frames import encode
 from openvino_server.sinks import OneResult
 from openvino_server.unpacking import FrameReader
@@ -92,14 +92,14 @@ class Worker(asyncio.SubprocessProtocol):
         return self._loaded.result()
 
     def submit(self, request: dict[str, Any], sink: Sink) -> int:
-        """Begin a call; its number. Raises ApiError when the process has ended."""
+        """Begin a call; its number. Raises RequestError when the process has ended."""
         if self.exited.is_set() or self._stopping:
-            raise ApiError(503, f"model {self.name} is going away; try again")
+            raise RequestError(f"model {self.name} is going away; try again", 503)
         self._last_number += 1
         try:
             self._send(("do", self._last_number, request))
         except RecursionError:
-            raise ApiError(400, "the body is nested too deeply") from None
+            raise RequestError("the body is nested too deeply") from None
         self._calls[self._last_number] = sink
         return self._last_number
 
@@ -114,7 +114,7 @@ class Worker(asyncio.SubprocessProtocol):
     async def ask(
         self, request: dict[str, Any], on_part: Callable[[list[Any]], None] | None = None
     ) -> dict[str, Any]:
-        """A whole call; its `done` payload. Cancelling it cancels the call. Raises ApiError."""
+        """A whole call; its `done` payload. Cancelling it cancels the call. Raises RequestError."""
         sink = OneResult(on_part)
         number = self.submit(request, sink)
         try:
@@ -250,7 +250,7 @@ class Worker(asyncio.SubprocessProtocol):
     def _take_error(self, number: int, status: int, kind: str, message: str) -> None:
         sink = self._calls.pop(number, None)
         if sink is not None:
-            sink.failed(ApiError(status, self._with_shortage(message, None), kind))
+            sink.failed(RequestError(self._with_shortage(message, None), status, kind))
             self._dirty[sink] = None
 
     def _take_ready(self, facts: dict[str, Any]) -> None:
@@ -309,9 +309,9 @@ class Worker(asyncio.SubprocessProtocol):
         if not self._loaded.done():
             self._loaded.set_exception(LoadError(f"its process ended: {self.ended_because}"))
         if self._stopping:
-            error = ApiError(503, f"model {self.name} was unloaded")
+            error = RequestError(f"model {self.name} was unloaded", 503)
         else:
-            error = ApiError(500, f"the process of model {self.name} ended: {self.ended_because}", "server_error")
+            error = RequestError(f"the process of model {self.name} ended: {self.ended_because}", 500, "server_error")
         calls, self._calls = self._calls, {}
         for sink in calls.values():
             if sink is not None:

@@ -12,7 +12,7 @@ from engine_plugin.process.python import module_command
 from engine_plugin.process.restarts import RestartPolicy, Restarts
 from engine_plugin.templates.jinja import BROKEN, TemplateError, Templates
 from engine_plugin.templates.renderer import PROGRAM, WITHIN, Renderer
-from openvino_server.errors import ApiError
+from openvino_server.errors import RequestError
 from openvino_server.link import BadModelError, LoadError, Worker
 from openvino_server.watch import Watch
 
@@ -94,19 +94,19 @@ class Model:
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[Worker]:
-        """The worker for one call; waits while it loads or restarts. Raises ApiError.
+        """The worker for one call; waits while it loads or restarts. Raises RequestError.
 
         The model is not unloaded inside the block.
         """
         if self._calls >= self._limit:
-            raise ApiError(503, f"model {self.name} is busy: {self._calls} calls wait already; try again later")
+            raise RequestError(f"model {self.name} is busy: {self._calls} calls wait already; try again later", 503)
         self._calls += 1
         try:
             await self.settled()
             if self.state == UNLOADING:
-                raise ApiError(404, f"model: {self.name} is not served any longer")
+                raise RequestError(f"model: {self.name} is not served any longer", 404)
             if self.state == END or self._worker is None:
-                raise ApiError(503, f"model {self.name} could not be loaded: {self.error}")
+                raise RequestError(f"model {self.name} could not be loaded: {self.error}", 503)
             yield self._worker
         finally:
             self._calls -= 1
@@ -119,17 +119,17 @@ class Model:
         return "vision" in self.ready_info.get("capabilities", ())
 
     async def render(self, messages: list[Any], tools: list[Any], extra: dict[str, Any]) -> str:
-        """The prompt of a conversation, by the model's chat template. Raises ApiError."""
+        """The prompt of a conversation, by the model's chat template. Raises RequestError."""
         if self._renderer is None:
-            raise ApiError(503, f"model {self.name} is going away; try again")
+            raise RequestError(f"model {self.name} is going away; try again", 503)
         try:
             return await self._renderer.render(messages, tools, extra)
         except TemplateError as error:
             if error.kind == BROKEN:
-                raise ApiError(400, f"messages: {error}") from None
-            raise ApiError(400, f"messages: the model's chat template refuses them: {error}") from None
+                raise RequestError(f"messages: {error}") from None
+            raise RequestError(f"messages: the model's chat template refuses them: {error}") from None
         except (OSError, ImportError) as error:
-            raise ApiError(500, f"messages: the model's chat template cannot be rendered: {error}") from error
+            raise RequestError(f"messages: the model's chat template cannot be rendered: {error}", 500) from error
 
     @property
     def complaint(self) -> str:
@@ -192,7 +192,7 @@ class Model:
                     await worker.exited.wait()
                 if not await self._may_restart(restarts, loop.time() - since, worker.ended_because):
                     return
-        except (LoadError, ApiError, OSError) as error:
+        except (LoadError, RequestError, OSError) as error:
             if self.state != UNLOADING:  # an unload kills a worker that still loads
                 sys.stderr.write(f"E {self.name}: {error}\n")
                 self.unusable = isinstance(error, BadModelError)
@@ -222,7 +222,7 @@ class Model:
 
     @asynccontextmanager
     async def _loaded(self, require_memory: Callable[[int], None]) -> AsyncIterator[Worker]:
-        """A worker that has loaded the model; the end of the block ends it. Raises LoadError, ApiError, OSError."""
+        """A worker that has loaded the model, for the block. Raises LoadError, RequestError, OSError."""
         size = await asyncio.to_thread(_size, self._spec.folder)
         require_memory(size)
         self._reserved = size

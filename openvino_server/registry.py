@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from openvino_server.config import ConfigError, ModelSpec, read_config
-from openvino_server.errors import ApiError
+from openvino_server.errors import RequestError
 from openvino_server.model import AVAILABLE, END, Model
 
 if TYPE_CHECKING:
@@ -56,14 +56,14 @@ class Registry:
         return self._models
 
     def find(self, name: object, kind: str) -> Model:
-        """The model of a request. Raises ApiError."""
+        """The model of a request. Raises RequestError."""
         if not isinstance(name, str) or not name:
-            raise ApiError(400, "model: must name a model")
+            raise RequestError("model: must name a model")
         model = self._models.get(name)
         if model is None:
-            raise ApiError(404, f"model: {name} is not served", "not_found_error")
+            raise RequestError(f"model: {name} is not served", 404, "not_found_error")
         if model.kind != kind:
-            raise ApiError(400, f"model: {name} is a model for {model.kind}, not for {kind}")
+            raise RequestError(f"model: {name} is a model for {model.kind}, not for {kind}")
         return model
 
     def states(self) -> dict[str, Any]:
@@ -137,17 +137,17 @@ class Registry:
             self._leaving.pop(model, None)
 
     def _require_memory(self, asking: Model, size: int) -> None:
-        """Raises ApiError when the model's files do not fit beside what all workers use already."""
+        """Raises RequestError when the model's files do not fit beside what all workers use already."""
         limit = self._settings.memory_limit
         if not limit:
             return
         others = [model for model in [*self._models.values(), *self._leaving] if model is not asking]
         used = sum(model.memory() for model in others)
         if used + size > limit:
-            raise ApiError(
-                503,
+            raise RequestError(
                 f"memory: {size >> 20} MiB of model files do not fit: {used >> 20} MiB of memory_limit's "
                 f"{limit >> 20} MiB are in use; unload another model, or raise memory_limit",
+                503,
             )
 
     def _background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -1,4 +1,4 @@
-"""Who takes the answers to one call from the link to a worker. Streams are one kind of them: see stream.py."""
+"""Receivers of the answers to one call. `EventStream` (stream.py) is one, `OneResult` another."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from openvino_server.errors import ApiError
+    from openvino_server.errors import RequestError
 
 __all__ = ["OneResult", "Sink"]
 
 
 class Sink(Protocol):
-    """Who takes the answers to one call. Called on the loop, must not block. `flush` follows each batch of others."""
+    """Receives the answers to one call, on the loop, without blocking. `flush` follows each batch of other calls."""
 
     def part(self, payload: list[Any]) -> None:
         """Some tokens: (index, delta, token count, logprobs, finish reason) each."""
@@ -23,9 +23,9 @@ class Sink(Protocol):
         """A step of a call that has steps."""
 
     def done(self, payload: dict[str, Any]) -> None:
-        """The end, with what is left to be told."""
+        """The end, with the rest of the result."""
 
-    def failed(self, error: ApiError) -> None:
+    def failed(self, error: RequestError) -> None:
         """The end by an error."""
 
     def flush(self) -> None:
@@ -33,7 +33,7 @@ class Sink(Protocol):
 
 
 class OneResult:
-    """For a call that is awaited: its result, and progress for those who want it."""
+    """The result of a call as a future; `on_part` gets the tokens before."""
 
     def __init__(self, on_part: Callable[[list[Any]], None] | None) -> None:
         self.result: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
@@ -50,7 +50,7 @@ class OneResult:
         if not self.result.done():
             self.result.set_result(payload)
 
-    def failed(self, error: ApiError) -> None:
+    def failed(self, error: RequestError) -> None:
         if not self.result.done():
             self.result.set_exception(error)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import HttpVersion11, web
 
-from openvino_server.errors import ApiError
+from openvino_server.errors import RequestError
 
 if TYPE_CHECKING:
     from openvino_server.link import Worker
@@ -41,11 +41,11 @@ class EventStream(ABC):
         self._behind = False
         self._compacted = 0
         self._result: dict[str, Any] | None = None
-        self._error: ApiError | None = None
+        self._error: RequestError | None = None
         self._closed = False
 
     async def run(self, worker: Worker, call: dict[str, Any]) -> web.StreamResponse:
-        """Carry the call out. Raises ApiError if it fails before there is anything to tell."""
+        """Carry the call out. Raises RequestError if it fails before there is anything to tell."""
         number = worker.submit(call, self)
         try:
             await self._attention.wait()
@@ -94,7 +94,7 @@ class EventStream(ABC):
     def done(self, payload: dict[str, Any]) -> None:
         self._result = payload
 
-    def failed(self, error: ApiError) -> None:
+    def failed(self, error: RequestError) -> None:
         self._error = error
 
     def flush(self) -> None:
@@ -123,7 +123,7 @@ class EventStream(ABC):
                 data = self.render(events)
             except Exception as error:  # noqa: BLE001  # one stream's trouble; the others are written after it
                 traceback.print_exc()
-                self._error = ApiError(500, f"the worker's answer is not understood: {error}")
+                self._error = RequestError(f"the worker's answer is not understood: {error}", 500)
         if self._error is not None:
             data += b"data: " + self._error.body() + b"\n\n"
         elif self._result is not None:

@@ -1,4 +1,4 @@
-"""Frames from a process that is not trusted to send any: what a worker writes on the pipe that its answers take.
+"""Frames from a worker, which is not trusted: a library in it may write to the same pipe.
 
 A frame is its length (four bytes, big-endian) and a pickle of a tuple. Only plain values are unpickled.
 """
@@ -27,7 +27,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def decode(data: bytes) -> tuple[Any, ...]:
-    """A frame without its length. Raises ValueError for what is none."""
+    """Unpickle a frame without its length. Raises ValueError for anything else."""
     try:
         frame = _PlainUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # noqa: BLE001  # pickle raises nearly anything for noise
@@ -38,14 +38,14 @@ def decode(data: bytes) -> tuple[Any, ...]:
 
 
 class FrameReader:
-    """Puts frames together from the pieces in which they arrive."""
+    """Joins the pieces that arrive into frames."""
 
     def __init__(self) -> None:
         self._heard = bytearray()
         self._need = _LENGTH.size
 
     def feed(self, data: bytes) -> Iterator[tuple[Any, ...]]:
-        """The frames that are whole with this piece; to be read to the end. Raises ValueError for what is none."""
+        """The frames that this piece completes; iterate to the end. Raises ValueError for anything but frames."""
         heard = self._heard
         heard += data
         if len(heard) < self._need:

@@ -11,15 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from openvino_server import fields
 from openvino_server.errors import bad_request
-from openvino_server.requests import (
-    REGISTRY,
-    flag,
-    json_answer,
-    read_object,
-    text_field,
-    whole,
-)
+from openvino_server.requests import REGISTRY, json_answer, read_object
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -35,10 +29,10 @@ async def embed(request: web.Request) -> web.Response:
     """POST /v3/embeddings"""
     body = await read_object(request)
     texts = _inputs(body.get("input"))
-    encoding = text_field(body, "encoding_format", "float")
+    encoding = fields.text(body, "encoding_format", "float")
     if encoding not in ("float", "base64"):
         raise bad_request("encoding_format", f"must be float or base64, not {encoding!r}")
-    dimensions = whole(body, "dimensions", 1)
+    dimensions = fields.whole(body, "dimensions", 1)
     model = request.app[REGISTRY].find(body.get("model"), "embed")
     async with model.use() as worker:
         result = await worker.ask({"op": "embed", "input": texts})
@@ -88,10 +82,10 @@ async def _pieces(vectors: list[bytes], as_base64: bool) -> AsyncIterator[str]:
 async def rerank(request: web.Request) -> web.Response:
     """POST /v3/rerank"""
     body = await read_object(request)
-    query = text_field(body, "query")
+    query = fields.text(body, "query")
     documents = _documents(body.get("documents"))
-    most = whole(body, "top_n", 1)
-    with_documents = flag(body, "return_documents")
+    most = fields.whole(body, "top_n", 1)
+    with_documents = fields.flag(body, "return_documents")
     model = request.app[REGISTRY].find(body.get("model"), "rerank")
     if not documents:
         return _ranked(body["model"], [], 0)

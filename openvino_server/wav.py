@@ -23,7 +23,7 @@ _LONGEST = 5 * 3600
 
 
 def read_mono(data: bytes) -> bytes:
-    """Any PCM WAV file as 16 kHz mono 32-bit floats (little-endian). Raises ApiError."""
+    """Any PCM WAV file as 16 kHz mono 32-bit floats (little-endian). Raises RequestError."""
     form, content = _chunks(data)
     if len(form) < 16:
         raise bad_request("file", "is no WAV file: it has no format")
@@ -36,7 +36,7 @@ def read_mono(data: bytes) -> bytes:
 
 
 def _samples(content: bytes, is_float: bool | None, bits: int, channels: int, rate: int) -> bytes:
-    """Bare samples as 16 kHz mono 32-bit floats (little-endian). Raises ApiError."""
+    """Bare samples as 16 kHz mono 32-bit floats (little-endian). Raises RequestError."""
     import numpy as np
 
     frame = channels * bits // 8

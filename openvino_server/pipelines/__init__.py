@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from engine_plugin.system.files import LARGEST_JSON, read_json
+from openvino_server.errors import RequestError
 from openvino_server.trimming import trim_openvino
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ __all__ = [
     "Job",
     "OneAtATime",
     "Pipeline",
-    "RequestError",
     "Server",
     "Settings",
     "json_file",
@@ -47,15 +47,6 @@ _MODULES = {
 }
 
 CANCELLED: Frame = (499, "cancelled", "the call was cancelled")
-
-
-class RequestError(Exception):
-    """A call cannot be answered: HTTP status, type and message of the answer."""
-
-    def __init__(self, message: str, status: int = 400, kind: str = "invalid_request_error") -> None:
-        super().__init__(message)
-        self.status = status
-        self.kind = kind
 
 
 class Cancelled(Exception):  # noqa: N818  # nobody's error

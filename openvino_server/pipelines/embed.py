@@ -7,14 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from openvino_server.pipelines import (
-    Job,
-    OneAtATime,
-    RequestError,
-    Settings,
-    json_file,
-    too_long,
-)
+from openvino_server.errors import RequestError
+from openvino_server.pipelines import Job, OneAtATime, Settings, json_file, too_long
 from openvino_server.pipelines.text import LONGEST_TOKEN
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine_plugin.process import guard
+from openvino_server.errors import RequestError
 from openvino_server.frames import encode, receive
-from openvino_server.pipelines import RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

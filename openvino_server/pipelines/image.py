@@ -7,7 +7,9 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.services.text_to_image import IMAGE_FORMATS
-from openvino_server.pipelines import Job, OneAtATime, RequestError, Settings
+from openvino_server.errors import RequestError
+from openvino_server.fields import number, whole
+from openvino_server.pipelines import Job, OneAtATime, Settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,11 +46,11 @@ class _Image:
         prompt = request.get("prompt")
         if not isinstance(prompt, str) or not prompt:
             raise RequestError("prompt: must be a string, not empty")
-        count = _whole(request, "n", 1, 1, self._most_images)
-        steps = _whole(
-            request, "steps", min(self._steps, self._most_steps), 1, self._most_steps, "num_inference_steps"
+        count = whole(request, "n", 1, self._most_images, 1)
+        steps = whole(
+            request, "steps", 1, self._most_steps, min(self._steps, self._most_steps), "num_inference_steps"
         )
-        seed = _whole(request, "seed", secrets.randbelow(_SEEDS), 0, (1 << 63) - 1)
+        seed = whole(request, "seed", 0, (1 << 63) - 1, secrets.randbelow(_SEEDS))
         form = request.get("format") or IMAGE_FORMATS[0]
         options = self._options(request) | {"num_inference_steps": steps, "num_images_per_prompt": 1}
         # One by one: that takes less memory, and a cancel is noticed sooner.
@@ -72,17 +74,15 @@ class _Image:
 
     def _options(self, request: dict[str, Any]) -> dict[str, Any]:
         width, height = self._size or self._own_size
-        width = _whole(request, "width", width, _GRAIN, self._largest[0], "size: width")
-        height = _whole(request, "height", height, _GRAIN, self._largest[1], "size: height")
+        width = whole(request, "width", _GRAIN, self._largest[0], width, "size: width")
+        height = whole(request, "height", _GRAIN, self._largest[1], height, "size: height")
         for name, value in (("width", width), ("height", height)):
             if value % _GRAIN:
                 raise RequestError(f"size: {name} must be a multiple of {_GRAIN}, not {value}")
         options: dict[str, Any] = {"width": width, "height": height}
-        guidance = request.get("guidance")
+        guidance = number({"guidance_scale": request.get("guidance")}, "guidance_scale", 0, 100)
         if guidance is not None:
-            if isinstance(guidance, bool) or not isinstance(guidance, (int, float)) or not 0 <= guidance <= 100:
-                raise RequestError(f"guidance_scale: must be a number from 0 to 100, not {guidance!r}")
-            options["guidance_scale"] = float(guidance)
+            options["guidance_scale"] = guidance
         negative = request.get("negative_prompt")
         if negative:
             if not isinstance(negative, str):
@@ -115,12 +115,3 @@ def _size(text: str, field: str) -> tuple[int, int]:
     except ValueError:
         raise RequestError(f"{field}: must be WIDTHxHEIGHT, not {text!r}") from None
     return width, height
-
-
-def _whole(request: dict[str, Any], name: str, default: int, least: int, most: int, field: str = "") -> int:
-    value = request.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise RequestError(f"{field or name}: must be a whole number from {least} to {most}, not {value!r}")
-    return value

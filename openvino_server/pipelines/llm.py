@@ -15,16 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from openvino_server import chat
 from openvino_server.dialect import Dialect
-from openvino_server.pipelines import (
-    CANCELLED,
-    RequestError,
-    json_file,
-    reason,
-    refusal,
-    too_long,
-)
+from openvino_server.errors import RequestError
+from openvino_server.fields import flag
+from openvino_server.pipelines import CANCELLED, json_file, reason, refusal, too_long
 from openvino_server.pipelines.grammars import Grammar, Grammars, wanted
-from openvino_server.pipelines.sampling import Params, flag
+from openvino_server.pipelines.sampling import Params
 from openvino_server.pipelines.scheduling import (
     context_length,
     open_pipeline,

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from openvino_server.pipelines import (
-    Job,
-    OneAtATime,
-    RequestError,
-    Settings,
-    json_file,
-    text_list,
-)
+from openvino_server.errors import RequestError
+from openvino_server.pipelines import Job, OneAtATime, Settings, json_file, text_list
 from openvino_server.pipelines.embed import Tokens
 
 __all__ = ["load"]

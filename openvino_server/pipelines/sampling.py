@@ -8,9 +8,11 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
-from openvino_server.pipelines import RequestError, reason
+from openvino_server.errors import RequestError
+from openvino_server.fields import flag, number, whole
+from openvino_server.pipelines import reason
 
-__all__ = ["Parameters", "Params", "flag", "number", "whole"]
+__all__ = ["Parameters", "Params"]
 
 _SEEDS = 1 << 31
 
@@ -104,38 +106,6 @@ _RANGES = (
     ("presence_penalty", -2.0, 2.0),
     ("repetition_penalty", 1e-6, 100.0),
 )
-
-
-def whole(params: Parameters, name: str, low: int, high: int, default: Any) -> Any:
-    """A whole number within bounds, or the default. Raises RequestError."""
-    value = params.get(name)
-    if value is None:
-        return default
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise RequestError(f"{name}: must be a whole number from {low} to {high}, not {value!r}")
-    return value
-
-
-def number(params: Parameters, name: str, low: float, high: float) -> float | None:
-    """A number within bounds, if there is one. Raises RequestError."""
-    value = params.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise RequestError(f"{name}: must be a number from {low:g} to {high:g}, not {value!r}")
-    return float(value)
-
-
-def flag(params: Parameters, name: str, default: bool) -> bool:
-    """True or false. Raises RequestError."""
-    value = params.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise RequestError(f"{name}: must be true or false, not {value!r}")
-    return value
 
 
 def _stops(given: Any) -> list[str]:

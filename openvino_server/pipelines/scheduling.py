@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from openvino_server.pipelines import RequestError, Settings
+from openvino_server.errors import RequestError
+
+if TYPE_CHECKING:
+    from openvino_server.pipelines import Settings
 
 __all__ = ["context_length", "open_pipeline", "pool_tokens", "vocabulary_size"]
 

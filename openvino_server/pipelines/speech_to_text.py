@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from openvino_server.pipelines import Job, OneAtATime, RequestError, Settings
+from openvino_server.errors import RequestError
+from openvino_server.fields import number
+from openvino_server.pipelines import Job, OneAtATime, Settings
 
 __all__ = ["load"]
 
@@ -94,12 +96,9 @@ class _SpeechToText:
             config.task = task
         elif task == "translate":
             raise RequestError("task: this model knows English only and cannot translate")
-        temperature = request.get("temperature") or 0
-        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 <= temperature <= 2:
-            raise RequestError(f"temperature: must be a number from 0 to 2, not {temperature!r}")
-        if temperature > 0:
+        if temperature := number(request, "temperature", 0, 2):
             config.do_sample = True
-            config.temperature = float(temperature)
+            config.temperature = temperature
         return config
 
     def _language(self, given: Any) -> str | None:

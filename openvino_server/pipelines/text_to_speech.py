@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from openvino_server.pipelines import Job, OneAtATime, RequestError, Settings, json_file
+from openvino_server import fields
+from openvino_server.errors import RequestError
+from openvino_server.pipelines import Job, OneAtATime, Settings, json_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +65,8 @@ class _TextToSpeech:
         if not isinstance(text, str) or not text.strip():
             raise RequestError("input: must be a text, not empty")
         voice = self._voice(job.request.get("voice"))
-        speed = self._speed(job.request.get("speed"))
+        speed = fields.number(job.request, "speed", *self._speeds)
+        speed = 1.0 if speed is None else speed
         options: dict[str, Any] = {}
         if self._is_kokoro:
             options["speed"] = speed
@@ -107,14 +110,6 @@ class _TextToSpeech:
         if not isinstance(given, str) or given not in self._voices:
             raise RequestError(f"voice: {given!r} is none of {', '.join([_DEFAULT, *self._voices])}")
         return self._voices[given]
-
-    def _speed(self, given: Any) -> float:
-        if given is None:
-            return 1.0
-        low, high = self._speeds
-        if isinstance(given, bool) or not isinstance(given, (int, float)) or not low <= given <= high:
-            raise RequestError(f"speed: must be a number from {low:g} to {high:g}, not {given!r}")
-        return float(given)
 
 
 def pieces(text: str, most: int) -> list[str]:

@@ -8,7 +8,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.services.pictures import MOST_PICTURES, MOST_PIXELS
-from openvino_server.pipelines import RequestError
+from openvino_server.errors import RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

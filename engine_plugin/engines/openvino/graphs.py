@@ -25,51 +25,29 @@ class _Calculator(NamedTuple):
 
     name: str
     node: str
-    message: str
-    """The type of its options."""
     side_packets: tuple[str, ...]
     device: str = "target_device"
     stream: str = "HTTP_"
     loops: bool = False
     """Whether the node sends an answer in parts."""
 
+    @property
+    def options(self) -> str:
+        """The type of its options."""
+        return f"{self.name.removeprefix('Http')}Options"
 
+
+_LLM = ("LLM_NODE_RESOURCES:llm", "LLM_NODE_EXECUTION_CONTEXTS:llm_ctx")
+_EMBEDDINGS = ("EMBEDDINGS_NODE_RESOURCES:embeddings_servable",)
+_RERANK = ("RERANK_NODE_RESOURCES:rerank_servable",)
+_IMAGES = ("IMAGE_GEN_NODE_RESOURCES:pipes",)
 _CALCULATORS = {
-    "chat": _Calculator(
-        "HttpLLMCalculator",
-        "LLMExecutor",
-        "LLMCalculatorOptions",
-        ("LLM_NODE_RESOURCES:llm", "LLM_NODE_EXECUTION_CONTEXTS:llm_ctx"),
-        device="device",
-        loops=True,
-    ),
-    "embed": _Calculator(
-        "EmbeddingsCalculatorOV",
-        "EmbeddingsExecutor",
-        "EmbeddingsCalculatorOVOptions",
-        ("EMBEDDINGS_NODE_RESOURCES:embeddings_servable",),
-        stream="",
-    ),
-    "rerank": _Calculator(
-        "RerankCalculatorOV",
-        "RerankExecutor",
-        "RerankCalculatorOVOptions",
-        ("RERANK_NODE_RESOURCES:rerank_servable",),
-        stream="",
-    ),
-    "text-to-image": _Calculator(
-        "ImageGenCalculator",
-        "ImageGenExecutor",
-        "ImageGenCalculatorOptions",
-        ("IMAGE_GEN_NODE_RESOURCES:pipes",),
-        device="device",
-    ),
-    "speech-to-text": _Calculator(
-        "S2tCalculator", "S2tExecutor", "S2tCalculatorOptions", ("STT_NODE_RESOURCES:s2t_servable",), loops=True
-    ),
-    "text-to-speech": _Calculator(
-        "T2sCalculator", "T2sExecutor", "T2sCalculatorOptions", ("TTS_NODE_RESOURCES:t2s_servable",)
-    ),
+    "chat": _Calculator("HttpLLMCalculator", "LLMExecutor", _LLM, device="device", loops=True),
+    "embed": _Calculator("EmbeddingsCalculatorOV", "EmbeddingsExecutor", _EMBEDDINGS, stream=""),
+    "rerank": _Calculator("RerankCalculatorOV", "RerankExecutor", _RERANK, stream=""),
+    "text-to-image": _Calculator("ImageGenCalculator", "ImageGenExecutor", _IMAGES, device="device"),
+    "speech-to-text": _Calculator("S2tCalculator", "S2tExecutor", ("STT_NODE_RESOURCES:s2t_servable",), loops=True),
+    "text-to-speech": _Calculator("T2sCalculator", "T2sExecutor", ("TTS_NODE_RESOURCES:t2s_servable",)),
 }
 
 _LOOP = """\
@@ -115,7 +93,7 @@ def graph_text(entry: ModelEntry) -> str:
         lines += [f"  input_stream: {loopback}", f"  output_stream: {loopback}"]
     lines += [f"  input_stream: {into}", f"  output_stream: {out}"]
     lines += [f'  input_side_packet: "{packet}"' for packet in calculator.side_packets]
-    lines += ["  node_options: {", f"    [type.googleapis.com / mediapipe.{calculator.message}]: {{"]
+    lines += ["  node_options: {", f"    [type.googleapis.com / mediapipe.{calculator.options}]: {{"]
     places = {"models_path": entry["folder"], calculator.device: entry["device"]}
     lines += [f"      {name}: {_scalar(value)}" for name, value in places.items()]
     lines += [f"      {line}" for line in _fields(entry["options"], MODEL_OPTIONS[SECTIONS[entry["kind"]]])]

@@ -12,10 +12,12 @@ import logging
 import shutil
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
+from engine_plugin.engines.local.server import ServerProcess
 from engine_plugin.engines.local.single_flight import SharedWork
+from engine_plugin.engines.openvino.client import ServerClient
 from engine_plugin.engines.openvino.graphs import write_graphs
 from engine_plugin.errors import (
     BadGatewayError,
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
     from engine_plugin.engines.local.admission import Admission
-    from engine_plugin.engines.openvino.client import ServerClient
     from engine_plugin.engines.openvino.entries import ModelEntry
     from engine_plugin.models.store import StoredModel
     from engine_plugin.process.run import ProcessRun
@@ -63,40 +64,19 @@ class ModelState(NamedTuple):
     """Whether it failed because of its files, so that another attempt would fail as well."""
 
 
-class ModelServer(Protocol):
-    """The server that `LoadedModels` and each `LoadedModel` talk to; `OpenVinoServer` is it."""
+class ModelServer(ServerProcess):
+    """The server that `LoadedModels` and each `LoadedModel` talk to; `OpenVinoServer` completes it."""
 
-    @property
-    def is_ours(self) -> bool:
-        """Whether it is the embedded server."""
-
-    @property
-    def latest_run(self) -> ProcessRun | None:
-        """Its latest run. A model is loaded for one run only."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether it serves."""
-
-    @property
-    def dead(self) -> bool:
-        """Whether it does not run, and starts only on the next request."""
-
-    @property
-    def crashed(self) -> bool:
-        """Whether it served and died, and has not proved itself since."""
+    is_ours: bool
+    """Whether it is the embedded server, which can do more than the OpenVINO Model Server."""
 
     def client(self) -> ServerClient:
         """A client of its latest run. Raises UnavailableError when it is not up."""
+        return ServerClient(self._require_client(), self.latest_run)
 
     def last_words(self) -> str:
         """The last lines of its log."""
-
-    async def ensure_ready(self) -> None:
-        """Start it unless it runs. Raises EngineStartError, and UnavailableError when it was closed."""
-
-    async def recovered(self) -> None:
-        """Wait while it is being started or restarted."""
+        return self.latest_run.last_words() if self.latest_run else ""
 
 
 def remove_stale(folder: Path) -> None:

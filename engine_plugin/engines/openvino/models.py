@@ -199,7 +199,7 @@ class _Files:
     index: dict[str, Any]
     """model_index.json, of image models."""
     openvino: dict[str, Any]
-    """openvino_config.json, where optimum tells how it converted."""
+    """openvino_config.json, in which optimum records the conversion."""
     graphs: dict[str, _Graph]
     template: str
 
@@ -375,7 +375,7 @@ def _family(files: _Files) -> str:
 
 
 def _quantization(files: _Files) -> str:
-    """How the weights are stored, such as INT4 or FP16: told by who converted, else seen in the graphs."""
+    """How the weights are stored, such as INT4 or FP16: from openvino_config.json, else from the graphs."""
     settings = files.openvino.get("quantization_config")
     settings = settings if isinstance(settings, dict) else {}
     told = _text(files.openvino.get("dtype")) or _text(settings.get("dtype"))

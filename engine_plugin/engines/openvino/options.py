@@ -137,13 +137,13 @@ EmbeddingsCalculatorOVOptions and so on); docs/openvino.md explains each."""
 class OpenVinoOptions(SoftwareOptions):
     """Each field is a key below `engine:`. Times are seconds; docs/openvino.md explains each to a packager.
 
-    `transport` is how our own server is reached; the model server always has a port and a key. `version` is one of
-    openvino-genai, or a release of the model server, by the backend.
+    `transport` is for the embedded server; OVMS always listens on a port. `version` is one of openvino-genai or a
+    release of OVMS, depending on `backend`.
     """
 
     backend: str = field(default="auto", metadata={"choices": ("auto", "embedded", "ovms", "release")})
-    """auto: `ovms` when given or found on PATH, else what is installed; embedded: our own server; ovms: a model
-    server that is here; release: the model server's own archives."""
+    """auto: `ovms` when given or found on PATH, else what is installed; embedded: the embedded server; ovms: an OVMS
+    on this machine; release: OVMS from its project's archives."""
 
     ovms: str = ""
     """Path of the OpenVINO Model Server's program; empty: look on PATH."""
@@ -151,13 +151,13 @@ class OpenVinoOptions(SoftwareOptions):
     ovms_flavour: str = field(
         default="auto", metadata={"choices": ("auto", "ubuntu22", "ubuntu24", "redhat", "windows")}
     )
-    """Which of the model server's archives is installed; auto: the one that fits this system."""
+    """Which of OVMS's archives is installed; auto: the one that fits this system."""
 
     ovms_python: str = field(default="auto", metadata={"choices": ("auto", "on", "off")})
-    """Whether the model server shall have Python in it, for chat templates with tools; auto: where it can run."""
+    """Whether to install an OVMS with Python in it, for chat templates with tools; auto: where that can run."""
 
     hub: str = field(default="huggingface", metadata={"choices": ("huggingface", "modelscope")})
-    """Where a pull of owner/name looks."""
+    """The hub of a pull of owner/name."""
 
     device: str = ""
     """Where models compute in mode auto, in OpenVINO's words; empty: AUTO, or CPU where there is nothing else."""
@@ -166,11 +166,11 @@ class OpenVinoOptions(SoftwareOptions):
     """How many models stay in memory; loading one more evicts the least recently used, after draining it."""
 
     memory_limit: int = number(0, 0, 1_000_000)
-    """MB that the loaded models may take together, by the size of their files and by what the server measures;
-    0: no limit."""
+    """MB that the loaded models may take together, by the size of their files and by the server's measurement; 0: no
+    limit."""
 
     parallel: int = number(64, 1, 1024)
-    """Requests that one model answers at once; further ones wait in our queue."""
+    """Requests that one model answers at once; further ones wait in the plugin's queue."""
 
     cache_dir: str = ""
     """Where compiled models are kept, so that a GPU or an NPU need not compile them again; empty:

@@ -28,7 +28,7 @@ RELEASE = "2026.3"
 
 _DOWNLOADS = "https://github.com/openvinotoolkit/model_server/releases/download"
 _DIGESTS = "https://api.github.com/repos/openvinotoolkit/model_server/releases/tags"
-"""The project publishes no checksum file; GitHub tells each file's SHA-256."""
+"""The project publishes no checksum file; GitHub's API has each file's SHA-256."""
 
 _VERSION = re.compile(r"v?(\d{4})\.(\d+)(?:\.(\d+))?")
 _OLDEST = (2026, 1, 0)
@@ -45,7 +45,7 @@ class _Flavour:
     python: str
 
 
-# Best first, for a machine that is none of them.
+# In order of preference for any other system.
 _FLAVOURS = {
     "ubuntu24": _Flavour((2, 39), "libpython3.12.so.1.0"),
     "ubuntu22": _Flavour((2, 35), "libpython3.10.so.1.0"),
@@ -67,7 +67,7 @@ _TOO_OLD = re.compile(r"version `(GLIBC(?:XX)?_[\d.]+)' not found")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What decides which archive runs here. `glibc` is (0, 0) where there is none."""
+    """The properties of a machine that decide which archive it can run. `glibc` is (0, 0) without glibc."""
 
     system: str
     processor: str
@@ -79,7 +79,7 @@ class Machine:
 
     @classmethod
     def this(cls, environ: Mapping[str, str]) -> Machine:
-        """The machine that we run on. Blocking."""
+        """This machine. Blocking."""
         places = [entry for entry in environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if entry]
         return cls(
             sys.platform,
@@ -140,7 +140,7 @@ def find_ovms(folder: Path) -> Path:
 
 
 def missing_library(words: str) -> str:
-    """What to do when the system's loader says `words` of a program; "" when it complains of nothing."""
+    """The remedy for an error of the system's loader in the output `words`; "" when there is none."""
     if lacking := _UNLOADED.search(words):
         name = lacking[1]
         if name.startswith("libpython"):

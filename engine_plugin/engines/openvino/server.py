@@ -1,4 +1,4 @@
-"""The server process: the OpenVINO Model Server, or our own on openvino-genai. It holds all models."""
+"""The server process, the OpenVINO Model Server or the embedded server, which holds all models."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 
 from engine_plugin.engines.local.admission import Admission
 from engine_plugin.engines.local.driver import Condition
-from engine_plugin.engines.local.server import ServerProcess
 from engine_plugin.engines.openvino import command
-from engine_plugin.engines.openvino.client import ServerClient
 from engine_plugin.engines.openvino.entries import device_of, entry_of
-from engine_plugin.engines.openvino.loaded_models import LoadedModel, LoadedModels
+from engine_plugin.engines.openvino.loaded_models import LoadedModel, LoadedModels, ModelServer
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.process.engine_process import Command
 from engine_plugin.system.files import in_thread
@@ -33,21 +31,21 @@ log = logging.getLogger(__name__)
 
 _MB = 1024 * 1024
 _AT_ONCE = 4
-"""Requests that a model of a kind that computes one after the other is given at once, so that it need not wait."""
+"""Requests that a model gets at once if it computes one at a time: the next one need not travel first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a server's things are: `sockets` a private directory for a unix socket (None: it listens on a port),
-    `served` a folder of its own that is made for its configuration, `cache` for compiled models."""
+    """The directories of one server: `sockets`, private, for its unix socket (None: it listens on a port), `served`,
+    created for its config.json, and `cache` for compiled models."""
 
     sockets: Path | None
     served: Path
     cache: Path
 
 
-class OpenVinoServer(ServerProcess):
-    """One server. Owned by the engine driver; closed once, then thrown away."""
+class OpenVinoServer(ModelServer):
+    """One server. Owned by the engine driver; closed once, then discarded."""
 
     def __init__(
         self,
@@ -60,14 +58,14 @@ class OpenVinoServer(ServerProcess):
         mode: str,
         only_cpu: bool,
     ) -> None:
-        """Models compute where `mode` says; `only_cpu`: there is nothing but the processor."""
+        """`mode` is StartEngine's; `only_cpu`: OpenVINO has found no other device."""
         self._backend = backend
         self._options = options
         self._place = place
         self._environ = environ
         self._mode = mode
         self._only_cpu = only_cpu
-        is_ours = backend.kind == "embedded"
+        self.is_ours = is_ours = backend.kind == "embedded"
         self.loaded = LoadedModels(place.served, self, options.start_limit)
         super().__init__(
             "the OpenVINO server",
@@ -80,21 +78,8 @@ class OpenVinoServer(ServerProcess):
             error_marks=("E ", "[error]", "Error"),
         )
 
-    @property
-    def is_ours(self) -> bool:
-        """Whether our own server serves, which can do more than the OpenVINO Model Server."""
-        return self._backend.kind == "embedded"
-
-    def client(self) -> ServerClient:
-        """A client of its latest run. Raises UnavailableError when it is not up."""
-        return ServerClient(self._require_client(), self.latest_run)
-
-    def last_words(self) -> str:
-        """The last lines of its log."""
-        return self.latest_run.last_words() if self.latest_run else ""
-
     async def close(self) -> None:
-        """End the process and remove what was made for it; requests under way break off."""
+        """End the process and remove its files; running requests are broken off."""
         await super().close()
         self.clean_up()
         await in_thread(self.loaded.remove_folder)
@@ -109,7 +94,7 @@ class OpenVinoServer(ServerProcess):
         return LoadedModel(model, entry, self, self.loaded, Admission(at_once, options.max_queue))
 
     async def condition(self, served: Sequence[str]) -> Condition:
-        """How it is, with the models that it should serve."""
+        """The state of the server and of the models in `served`, for a health check."""
         own = await self.complaint()
         if own:
             return Condition([own], serves=not self.failed)
@@ -161,5 +146,5 @@ class OpenVinoServer(ServerProcess):
         )
 
     async def prove(self) -> None:
-        """Have it show that it knows its key and its configuration. What a model can do is seen when it is loaded."""
+        """List the models, which needs the right key. Each model is tried when it is loaded."""
         await self.loaded.states()

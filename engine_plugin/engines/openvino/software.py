@@ -62,19 +62,19 @@ _VERSION = re.compile(r"OpenVINO Model Server (\d+\.\d+(?:\.\d+)?)")
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One usable OpenVINO: `kind` is ovms or embedded; its version, and where it is in words."""
+    """One usable OpenVINO. `kind` is ovms or embedded; `origin` describes it in messages."""
 
     kind: str
     version: str
     origin: str
     site: Path | None = None
-    """The Python packages that our own processes need beside this package: audio's, or all of the embedded server."""
+    """The directory of the Python packages for audio, or of all that the embedded server needs."""
     executable: str = ""
     """ovms."""
     templates: Path | None = None
-    """The Python packages that ovms imports: apart, since its Python may be another than ours."""
+    """The Python packages that ovms imports; a directory of their own, because ovms may have another Python."""
     folder: Path | None = None
-    """The installed version of which it needs anything."""
+    """The installed version that it uses files of."""
 
 
 Moves: TypeAlias = software.Moves[Backend]
@@ -130,7 +130,7 @@ class Software(LocalSoftware[Backend]):
         return Backend("embedded", version, f"{_GENAI} beside engine-plugin") if version else None
 
     def _theirs(self) -> Backend | None:
-        """The ovms that somebody else put on this machine."""
+        """The ovms that was on this machine before."""
         executable = on_this_machine(self._options.ovms or "ovms", self._environ)
         if not executable:
             return None
@@ -151,7 +151,7 @@ class Software(LocalSoftware[Backend]):
         )
 
     async def probe(self, backend: Backend) -> dict[str, Any]:
-        """Run the software once: {"version": …, "devices": [{"name", "description"}] or None when it tells none}.
+        """Run the software once: {"version": …, "devices": [{"name", "description"}] or None where it lists none}.
 
         Raises EngineStartError.
         """
@@ -181,7 +181,7 @@ class Software(LocalSoftware[Backend]):
         return self._has_wanted_release()
 
     def _kind(self) -> str:
-        """What an installation consists of: release, embedded, or only the packages that an ovms here lacks."""
+        """The kind of installation: release, embedded, or packages (those that an ovms on this machine lacks)."""
         if self._wanted == "release":
             return "release"
         return "packages" if self._wanted in ("auto", "ovms") and self._theirs() is not None else "embedded"
@@ -248,7 +248,7 @@ class Software(LocalSoftware[Backend]):
 
 
 def server_environ(backend: Backend, environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment for an ovms: its libraries, its Python packages, and nothing of our own Python's."""
+    """The environment for an ovms: its libraries and its Python packages, without those of the plugin's Python."""
     home = _home_of(backend.executable)
     obeyed = {"API_KEY", "OVMS_MODEL_REPOSITORY_PATH"}
     env = {name: value for name, value in child_environ(environ).items() if name not in obeyed}

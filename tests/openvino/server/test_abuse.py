@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from openvino_server import wav
-from openvino_server.errors import ApiError
+from openvino_server.errors import RequestError
 from tests.openvino.server.test_answers import wav_file
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ async def test_a_path_that_is_none_is_told_of_its_model_only(front: Front) -> No
 
 def test_audio_that_would_not_fit_into_memory_is_refused_before() -> None:
     data = wav_file(bytes(1000 * 3600 * 6), rate=1000, bits=8)
-    with pytest.raises(ApiError, match="file: is longer than"):
+    with pytest.raises(RequestError, match="file: is longer than"):
         wav.read_mono(data)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.process import guard
 from engine_plugin.templates.jinja import ChatTemplate, Templates
 from openvino_server import chat
-from openvino_server.pipelines import RequestError
+from openvino_server.errors import RequestError
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from openvino_server.pipelines import RequestError
+from openvino_server.errors import RequestError
 from openvino_server.pipelines.vision import pictures
 
 from .running import CallFailed, RunningWorker, worker
