@@ -111,10 +111,10 @@ class FolderPull(Pull[Staging]):
             raise PullError(f"{self._plan.source.label}: {error}") from error
 
     async def _keep(self, files: Sequence[RemoteFile]) -> dict[str, str]:
-        """The SHA-256 of each file that need not be fetched: an earlier pull left it, or the present model has it."""
+        """The SHA-256 of each file that an interrupted pull completed, or that the present model has."""
         sizes = await in_thread(self._left.prepare, [file.path for file in files])
         if sizes:
-            self._publish(Status("checking what an earlier download left"))
+            self._publish(Status("checking the files of an earlier download"))
         digests = {}
         for file in files:
             staged = self._left.files / file.path
@@ -128,7 +128,7 @@ class FolderPull(Pull[Staging]):
         return digests
 
     def _adopt(self, file: RemoteFile, staged: Path) -> bool:
-        """Take a file over from the model that is present, if that has one of this size."""
+        """Link or copy a file from the present model, if it has one of this size."""
         present = self._index.path(self._plan.name) / file.path
         if not (file.sha256 or file.blob) or not present.is_file() or present.stat().st_size != file.size:
             return False
@@ -160,14 +160,14 @@ class FolderPull(Pull[Staging]):
         if not digest:
             await in_thread(partial.discard)
             raise PullError(
-                f"{source.label}: what came as {file.path} is not the file that the hub lists. It was deleted; pull "
-                "again: if it stays so, the hub or something on the way changes files."
+                f"{source.label}: {file.path} differs from the file that the hub lists. It was deleted. Pull again; "
+                "if the error persists, the hub or a proxy changes files."
             )
         await in_thread(self._left.arrived, partial, file.path)
         return digest
 
     def _link(self, source: StoredSource) -> bool:
-        """Have the model's files here without copying them; False where the file system cannot."""
+        """Hard-link the other model's files; False where the file system cannot."""
         self._left.prepare(())
         try:
             for path, _ in files_of(source.path):
@@ -211,7 +211,7 @@ class FolderPull(Pull[Staging]):
             except OSError as error:
                 if error.errno not in _REPLACED:
                     raise
-                raise PullError(f"{found.path}: it was replaced while it was copied; pull again.") from error
+                raise PullError(f"{found.path}: replaced during the copy. Pull again.") from error
             await in_thread(partial.sync)
         before = found.stat
         if (after.st_mtime_ns, partial.size) != (before.st_mtime_ns, before.st_size):
@@ -238,7 +238,7 @@ class FolderPull(Pull[Staging]):
 
 
 def _files_at(source: LocalSource) -> dict[str, Found]:
-    """The files of a source. What is in the package or the store is trusted: links in it are followed."""
+    """The files of a source. Links are followed anywhere in the package and the store only."""
     if source.sample is None and not isinstance(source, StoredSource):
         return files_to_copy(source.path)
     return {
@@ -249,7 +249,7 @@ def _files_at(source: LocalSource) -> dict[str, Found]:
 
 
 async def _verified(path: Path, file: RemoteFile) -> str:
-    """The SHA-256 of a file when it is the one that was listed, else ""."""
+    """The SHA-256 of a file if it is the listed one, else ""."""
     size, sha256, blob = await digests_of(path)
     fits = size == file.size and file.sha256 in {"", sha256} and file.blob in {"", blob}
     return sha256 if fits else ""

@@ -12,7 +12,7 @@ from engine_plugin.errors import EnginePluginError, InvalidRequestError
 from engine_plugin.system.files import read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
 __all__ = [
     "FEATURES",
@@ -266,8 +266,12 @@ class Sample:
 class Samples:
     """The sample models of one folder, in the order of its samples.json: the first of a kind is its default."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read `folder/samples.json`. Raises EnginePluginError for a broken installation."""
+    def __init__(self, folder: Path | None = None) -> None:
+        """Read `folder/samples.json`; no samples without one. Raises EnginePluginError for a broken installation."""
+        self._by_name: dict[str, Sample] = {}
+        self._by_alias: dict[str, Sample] = {}
+        if folder is None:
+            return
         index = read_json(folder / "samples.json")
         if index is None:
             raise EnginePluginError(f"{folder / 'samples.json'} cannot be read: reinstall this package.")
@@ -284,6 +288,9 @@ class Samples:
             for entry in index["samples"]
         }
         self._by_alias = {alias: sample for sample in self._by_name.values() for alias in sample.aliases}
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self._by_name.values())
 
     @property
     def names(self) -> list[str]:

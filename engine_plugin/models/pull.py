@@ -1,4 +1,4 @@
-"""What all pulls share: from a plan to a model in its place, and the files that an interrupted pull leaves.
+"""The base of all pulls, from a plan to an installed model, and the files that an interrupted pull leaves.
 
 `.partial/<key>.files/<last part of the name>/` holds the complete files of a model in several files,
 `.partial/<key>.arriving/` the others as partials (download/partial.py), `.partial/<key>.lock` keeps two processes
@@ -100,12 +100,14 @@ class Pull(ABC, Generic[LeftT]):
 
     @property
     def _arrived(self) -> tuple[int, int]:
-        """The bytes that are here, and the bytes of the model; 0 while unknown."""
+        """The bytes that have arrived, and the bytes of the model (0: unknown), for the message of a full disk."""
         return self._progress.completed, self._progress.total
 
     async def run(self) -> Success:
-        """Pull. Raises PullError, ModelNotFoundError, AuthError or InvalidRequestError; what arrived is kept where
-        that is sound."""
+        """Pull the model. A later pull resumes a failed one if possible.
+
+        Raises PullError, ModelNotFoundError, AuthError and InvalidRequestError.
+        """
         plan = self._plan
         self._publish(Status(f"resolving {plan.name}"))
         try:
@@ -135,7 +137,7 @@ class Pull(ABC, Generic[LeftT]):
             raise InvalidRequestError.at("model", clash)
 
     async def _already(self) -> Success:
-        """The answer where the present model is the one that is wanted; what an interrupted pull left is deleted."""
+        """Keep the present model, which is the requested one, and delete what an interrupted pull left."""
         if self._present is None:
             raise LookupError(f"{self._plan.name} is not present")
         await in_thread(self._left.discard)
@@ -210,7 +212,7 @@ class Pull(ABC, Generic[LeftT]):
 
 
 class Staging:
-    """What arrived of one model. Those of its methods that are not async block: call them in a thread."""
+    """The files of an incomplete model in several files. Its methods block: call them in a thread."""
 
     def __init__(self, folder: Path, name: str) -> None:
         key = name.replace("/", "=")
@@ -218,14 +220,14 @@ class Staging:
         self._whole = folder / f"{key}.files"
         self._arriving = folder / f"{key}.arriving"
         self.files = self._whole / name.rpartition("/")[2]
-        """The folder that becomes the model; it is called as the model is."""
+        """The folder that becomes the model; it has its name."""
 
     def locked(self, waiting: Callable[[], None]) -> AbstractAsyncContextManager[None]:
-        """Hold it against other processes; `waiting` is called once if another one holds it now."""
+        """Lock it against other processes; `waiting` is called once if another process holds the lock."""
         return self._lock.locked(waiting)
 
     def leftovers(self) -> bool:
-        """Whether an unfinished pull left anything here."""
+        """Whether an interrupted pull left anything."""
         return self._whole.exists() or self._arriving.exists()
 
     def discard(self) -> None:
@@ -234,7 +236,7 @@ class Staging:
         delete_tree(self._arriving)
 
     def prepare(self, paths: Iterable[str]) -> dict[str, int]:
-        """Make the folders, delete what is none of `paths`, and return the sizes of the whole files."""
+        """Make the folders, delete all files but `paths`, and return the sizes of the complete ones."""
         for folder in (self._whole, self.files, self._arriving):
             private_folder(folder)
         wanted = set(paths)
@@ -248,32 +250,32 @@ class Staging:
         return {path: size for path, size in sizes.items() if path in wanted}
 
     def arriving(self, path: str) -> Partial:
-        """The partial of a file on its way."""
+        """The partial of an incomplete file."""
         return Partial(self._arriving, _key(path))
 
     def place(self, path: str) -> Path:
-        """Where a whole file is, or shall be; its folder exists."""
+        """The path of a complete file. Creates its folder."""
         target = self.files / path
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return target
 
     def arrived(self, partial: Partial, path: str) -> None:
-        """A partial is whole and verified: it becomes the file."""
+        """Move a complete and verified partial to the path of the file."""
         partial.path.replace(self.place(path))
         partial.forget()
 
     def sync(self) -> None:
-        """Have all of it on the disk, names included."""
+        """Flush the complete files and their folders to the disk."""
         sync_tree(self.files)
 
     def sweep(self) -> None:
-        """Delete what is empty: nothing arrived, or the model is in its place."""
+        """Delete the empty folders."""
         for folder in (self._arriving, self.files, self._whole):
             with suppress(OSError):
                 folder.rmdir()
 
     def here(self) -> int:
-        """Bytes of files on their way, from earlier pulls."""
+        """The bytes of the incomplete files."""
         return sum(left.stat().st_size for left in self._arriving.glob("*.part"))
 
 
@@ -282,7 +284,7 @@ def _key(path: str) -> str:
 
 
 async def digests_of(path: Path) -> tuple[int, str, str]:
-    """A file's size, its SHA-256, and its SHA-1 as git names its blobs, in hex. Raises OSError."""
+    """The size of a file, its SHA-256, and the SHA-1 of its git blob, in hex. Raises OSError."""
     async with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         sha256 = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""A request to pull a model, and what it comes down to: a name, a source and what is expected of the file."""
+"""A request to pull a model, and its plan: a name, a source, the expected digest and the kind."""
 
 from __future__ import annotations
 
@@ -37,24 +37,25 @@ __all__ = [
 ]
 
 COPY = "model:"
-"""How a source begins that is a model which is here: `model:OLD` copies it."""
+"""The prefix of a source that is a present model: `model:OLD` copies it."""
 
 _HUB_REFERENCE = re.compile(r"(hf|ms):(?!//)([^@]*)(?:@(.*))?")
 """`hf:owner/name@revision`: the hub, the repository and the revision, if any."""
 
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _SHOWN = 5
-"""Missing parts that a message names."""
+"""The most missing parts that a message names."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class PullRequest:
-    """PullModelRequest of the wire, and `source` and `sha256` of our own.
+    """The PullModelRequest of the wire, with the additional fields `source` and `sha256`.
 
-    `model` is a sample's name, a local path, a file:// or an http(s) URL; or, when `source` is one of these, or
-    `model:OLD` for a model that is here, the name to store it under. `sha256` is 64 hex digits, with or without
-    `sha256:`. `insecure` switches the check of TLS certificates off and lets credentials go over plain http.
-    `model_type` is a service's name and decides the model's kind. The repr shows no secrets.
+    `model` is a reference: a sample's name, a local path, a file:// or http(s) URL, or a repository on a hub. If
+    `source` has the reference (or `model:OLD` for a present model), `model` is the name to store it under. `sha256`
+    is 64 hex digits, with or without `sha256:`. `insecure` disables the check of TLS certificates and allows
+    credentials over plain http. `model_type` is a service's name, which gives the model's kind. The repr has no
+    secrets.
     """
 
     model: str
@@ -71,56 +72,56 @@ class PullRequest:
 
 @dataclass(frozen=True, slots=True)
 class LocalSource:
-    """A file on this machine; a `sample` when it comes with the package."""
+    """A file or folder on this machine; `sample` if it is one of the package."""
 
     path: Path
     sample: Sample | None = None
 
     @property
     def label(self) -> str:
-        """The source for people and records."""
+        """The source, for messages and records."""
         return f"sample:{self.sample.name}" if self.sample else str(self.path)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredSource(LocalSource):
-    """A model that is in the store already, by its record: a copy of it shares its bytes where the system lets it."""
+    """A present model, with its record. A copy is a hard link where the file system supports it."""
 
     record: Record = field(kw_only=True, compare=False)
 
     @property
     def label(self) -> str:
-        """The source for people and records, in the form that a pull takes."""
+        """The source as a pull takes it, for messages and records."""
         return f"{COPY}{self.record.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class PartsSource:
-    """All parts of a model in several files, in their order, none of which is a model by itself."""
+    """The parts of a GGUF model, in their order."""
 
     parts: tuple[LocalSource, ...] | tuple[HttpSource, ...]
 
     @property
     def label(self) -> str:
-        """The first part, for people and records."""
+        """The label of the first part."""
         return self.parts[0].label
 
 
 @dataclass(frozen=True, slots=True)
 class PullPlan:
-    """What a pull does. Two pulls of one name with equal plans are one; credentials do not count."""
+    """The plan of a pull. Concurrent pulls with equal plans share one task; credentials are not compared."""
 
     name: str
     source: LocalSource | HttpSource | PartsSource | RepositorySource
     sha256: str
-    """64 hex digits, or "" when unknown."""
+    """64 hex digits, or "" if unknown."""
     kind: str
-    """One of KINDS, or "" to take what inspecting the file finds."""
+    """One of KINDS, or "" for that which the inspection finds."""
     insecure: bool
 
 
 def read_request(request: PullRequest) -> tuple[str, str, str]:
-    """What a request names, the field in which it does, and the digest that is asked for: 64 hex digits or "".
+    """The source of a request, the field that has it, and the expected digest: 64 hex digits or "".
 
     Raises InvalidRequestError.
     """
@@ -133,14 +134,14 @@ def read_request(request: PullRequest) -> tuple[str, str, str]:
 
 
 def agreed(digest: str, inline: str) -> str:
-    """The digest that a request and its source name, either or both. Raises InvalidRequestError when they differ."""
+    """The digest of the request or its source. Raises InvalidRequestError if both give one and they differ."""
     if digest and inline and digest != inline:
-        raise InvalidRequestError.at("sha256", "it is not the digest that the source itself names.")
+        raise InvalidRequestError.at("sha256", "differs from the digest in the source.")
     return digest or inline
 
 
 def local_path(text: str, where: str) -> Path:
-    """The path that a path or a file:// URL names. Raises InvalidRequestError, beginning with `where`."""
+    """The path in a path or a file:// URL. Raises InvalidRequestError about the field `where`."""
     if "://" not in text:
         return Path(text)
     try:
@@ -152,7 +153,7 @@ def local_path(text: str, where: str) -> Path:
 def _sha256(value: str, where: str) -> str:
     digest = value.strip().lower().removeprefix("sha256:")
     if digest and not _HEX64.fullmatch(digest):
-        raise InvalidRequestError.at(where, "a SHA-256 digest has 64 hexadecimal digits, this has not.")
+        raise InvalidRequestError.at(where, "must be a SHA-256 digest of 64 hexadecimal digits.")
     return digest
 
 
@@ -188,16 +189,14 @@ def _existing(path: Path, where: str, *, folder: bool) -> LocalSource:
     )
 
 
-def _unknown(
-    text: str, where: str, forms: str, samples: Samples | None, present: Sequence[str]
-) -> ModelNotFoundError:
-    near = near_names(text, [*present, *(samples.names if samples else ())])
+def _unknown(text: str, where: str, forms: str, samples: Samples, present: Sequence[str]) -> ModelNotFoundError:
+    near = near_names(text, [*present, *samples.names])
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return ModelNotFoundError(f"{where}: {redacted(text)[:128]!r} is not known here.{hint} {forms}")
 
 
-def _accepted(samples: Samples | None, others: str) -> str:
-    listed = f"a sample ({', '.join(samples.names)}), " if samples and samples.names else ""
+def _accepted(samples: Samples, others: str) -> str:
+    listed = f"a sample ({', '.join(samples.names)}), " if samples.names else ""
     return f"A pull takes {listed}{others}."
 
 
@@ -234,7 +233,7 @@ def _parts(source: LocalSource | HttpSource, where: str) -> PartsSource | None:
     return PartsSource(tuple(LocalSource(path) for path in paths))
 
 
-def plan_pull(request: PullRequest, suffix: str, samples: Samples | None, present: Sequence[str]) -> PullPlan:
+def plan_pull(request: PullRequest, suffix: str, samples: Samples, present: Sequence[str]) -> PullPlan:
     """The plan for a request to a store of files that end in `suffix`. Stats local files: call it in a thread.
 
     `present` are the names of the models in the store, for the message of ModelNotFoundError. Raises
@@ -243,7 +242,7 @@ def plan_pull(request: PullRequest, suffix: str, samples: Samples | None, presen
     kind = kind_of_type(request.model_type)
     text, where, digest = read_request(request)
     scheme = text.partition("://")[0].lower() if "://" in text else ""
-    sample = samples.get(text) if samples else None
+    sample = samples.get(text)
     forms = _accepted(samples, f"a path or file:// URL ending in {suffix}, or an http(s) URL")
     source: LocalSource | HttpSource
     inline = ""
@@ -278,7 +277,7 @@ def plan_pull(request: PullRequest, suffix: str, samples: Samples | None, presen
 
 def plan_folder_pull(
     request: PullRequest,
-    samples: Samples | None,
+    samples: Samples,
     hubs: Mapping[str, Hub],
     default_hub: str,
     present: Sequence[str],
@@ -287,7 +286,7 @@ def plan_folder_pull(
     that a reference without prefix means."""
     kind = kind_of_type(request.model_type)
     text, where, digest = read_request(request)
-    sample = samples.get(text) if samples else None
+    sample = samples.get(text)
     source: LocalSource | RepositorySource
     if sample is not None:
         source, name = LocalSource(sample.path, sample), sample.name

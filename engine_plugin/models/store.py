@@ -86,7 +86,7 @@ __all__ = [
 
 
 class ModelStore:
-    """The models below one root and the samples of the package. Used from one event loop."""
+    """The model files below a root, and the samples of the package. Owned by an engine, used from one event loop."""
 
     def __init__(
         self,
@@ -99,43 +99,41 @@ class ModelStore:
         layout: Layout | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        """No I/O. `inspect` reads a file (of any name) and raises InvalidRequestError or PullError for no model.
+        """No I/O. `inspect` reads a file of any name, and raises InvalidRequestError or PullError for other files.
 
-        `layout` is how models lie below the root, in the place of files that end in `suffix`. `environ` (default: the
-        process's) may forbid pulls from Hugging Face.
+        `layout` (default: files that end in `suffix`) has the paths of the models. `environ` (default: that of the
+        process) may forbid pulls from Hugging Face.
         """
         self.root = root
         self._suffix = suffix
-        self._samples = samples
+        self._samples = samples or Samples()
         self._policy = policy or FetchPolicy()
         self._index = Index(layout or FileLayout(root, suffix), inspect)
         self._flights: PullFlights[PullPlan] = PullFlights(self._run)
         self._environ = os.environ if environ is None else environ
 
     async def list(self) -> builtins.list[StoredModel]:
-        """Every model, sorted by name; a sample only where no model of the store has its name.
+        """All models, sorted by name. A pulled model hides the sample of its name.
 
-        A file laid in by hand is inspected once; one that is no model is skipped with a warning.
+        A file that was put there by hand is inspected once, and skipped with a warning if it is not a model.
         """
         found = {record.name: record.info(self._index.path(record.name)) for record in await self._index.all()}
-        for name in self._sample_names():
-            sample = self._sample(name)
-            if name not in found and sample is not None:
-                found[name] = sample.info()
+        for sample in self._samples:
+            if sample.name not in found:
+                found[sample.name] = sample.info()
         return [found[name] for name in sorted(found)]
 
     async def get(self, name: str) -> StoredModel:
-        """One model, by its name or by what a pull of it asked for. Raises ModelNotFoundError, and ModelUnusableError
-        with the reason for files that are no model.
+        """A model by name or reference. By name it costs one stat once the model has been inspected.
 
-        Cheap by the name of a model that was seen before: one stat.
+        Raises ModelNotFoundError, and ModelUnusableError for files that are not a usable model.
         """
         name = await self._meant(name)
         if self._index.layout.is_name(name):
             record = await self._index.get(name)
             if record is not None:
                 return record.info(self._index.path(name))
-            sample = self._sample(name)
+            sample = self._samples.get(name)
             if sample is not None:
                 return sample.info()
             complaint = self._index.complaint(name)
@@ -144,17 +142,17 @@ class ModelStore:
         raise await self._not_found(name)
 
     async def delete(self, name: str) -> None:
-        """Delete a model, by name or reference, its record, and what an unfinished pull of it left.
+        """Delete a model by name or reference, with its record and what an interrupted pull of it left.
 
-        Raises ModelNotFoundError; PreconditionError for a sample of the package and while it is being pulled;
-        ModelInUseError where the system keeps an open file from being deleted.
+        Raises ModelNotFoundError; PreconditionError for a sample and during a pull of the model; ModelInUseError
+        where the system does not delete open files.
         """
         name = await self._meant(name)
         if not self._index.layout.is_name(name):
             raise await self._not_found(name)
         partial = self._leftovers(name)
         if name not in await in_thread(self._index.names) and not partial.leftovers():
-            if self._sample(name) is None:
+            if self._samples.get(name) is None:
                 raise await self._not_found(name)
             raise PreconditionError(f"model: {name} comes with the plugin's package and cannot be deleted.")
 
@@ -168,7 +166,7 @@ class ModelStore:
 
     def sample_for(self, kind: str) -> str:
         """The name of the first sample of a kind, or ""."""
-        return self._samples.default_for(kind) if self._samples else ""
+        return self._samples.default_for(kind)
 
     async def defaults_for(self, kinds: Iterable[str]) -> dict[str, str]:
         """For each kind the name of the model that was pulled last, else of a sample, else ""."""
@@ -179,14 +177,13 @@ class ModelStore:
         return latest
 
     async def is_sample(self, name: str) -> bool:
-        """Whether a name means a sample of the package, pulled or not."""
+        """Whether a name is that of a sample of the package, pulled or not."""
         record = await self._index.get(name) if self._index.layout.is_name(name) else None
-        return self._sample(name) is not None if record is None else self._holds_sample(record)
+        return self._samples.get(name) is not None if record is None else self._holds_sample(record)
 
     def _holds_sample(self, record: Record) -> bool:
-        """Whether a model of the store is a pulled sample, under whatever name."""
-        samples = filter(None, map(self._sample, self._sample_names()))
-        return record.digest in {f"sha256:{sample.sha256}" for sample in samples}
+        """Whether a model of the store is a pulled sample, under any name."""
+        return record.digest in {f"sha256:{sample.sha256}" for sample in self._samples}
 
     def pull(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
         """Pull a model and yield the events; ends after Success or raises.
@@ -198,29 +195,29 @@ class ModelStore:
         return self._flights.pull(lambda: self._planned(request), lambda done: self._refer(done.model, request))
 
     async def aclose(self) -> None:
-        """Cancel running pulls, keeping what arrived, and inspections."""
+        """Cancel running pulls and inspections. Interrupted pulls can be resumed."""
         await self._flights.aclose()
         await self._index.aclose()
 
     async def _refer(self, name: str, request: PullRequest) -> None:
-        """Have a pulled model answer to what its pull asked for, which some hosts call it by from then on."""
+        """Let the reference of a pull mean the model, since some hosts call it by that."""
         reference = without_secrets(request.model)
         if not request.source and reference != name:
             await self._index.refer(name, reference)
 
     async def _meant(self, name: str) -> str:
-        """The name of the model that a name, a sample's old name or a reference means; itself when it means none."""
+        """The name of the model for a name, a former name of a sample, or a reference; unknown ones are returned."""
         if not isinstance(name, str):
             return name
         if self._index.layout.is_name(name) and self._index.path(name).exists():
             return name
-        sample = self._sample(name)
+        sample = self._samples.get(name)
         if sample is not None:
             return sample.name
         return await self._index.referred(without_secrets(name)) or name
 
     async def _present(self, request: PullRequest) -> Success | None:
-        """A bare name that the store has needs no pull: there may be no source to ask."""
+        """The answer to a pull of a name that is in the store: its source may be unknown."""
         name = request.model
         if request.source or not self._is_bare(name):
             return None
@@ -230,14 +227,14 @@ class ModelStore:
             return None
         if request.sha256 and request.sha256.lower().removeprefix("sha256:") != record.digest.removeprefix("sha256:"):
             raise PullError(
-                f"model: {name} is present with {record.digest}, expected is {request.sha256[:80]}. "
+                f"model: {name} is present with {record.digest}, expected {request.sha256[:80]}. "
                 "Give its source to replace it."
             )
         record = await self._index.set_kind(record, kind)
         return Success(name, record.size, record.digest)
 
     def _is_bare(self, name: str) -> bool:
-        """Whether a pull of `name` without a source names a model, not a source."""
+        """Whether the model of a pull without source is a name, and not a path or URL."""
         return self._index.layout.is_name(name) and not name.lower().endswith(self._suffix)
 
     async def _planned(self, request: PullRequest) -> PullPlan | Success:
@@ -253,17 +250,17 @@ class ModelStore:
         return plan
 
     async def _plan_copy(self, request: PullRequest) -> PullPlan:
-        """A copy of a model that is here, which serves as what that one serves unless the request says otherwise."""
+        """The plan for a copy of a present model, whose kind it has unless the request gives one."""
         kind = kind_of_type(request.model_type)
         text, where, digest = read_request(request)
         name = self._validate_name(request.model)
         old = text.removeprefix(COPY)
         record = await self._index.get(old) if self._index.layout.is_name(old) else None
-        sample = self._sample(old)
+        sample = self._samples.get(old)
         source: LocalSource
         if record is not None:
             path, known, its_kind = self._index.path(old), record.digest, record.kind
-            source = StoredSource(path, record=record) if known else LocalSource(path)  # else it is hashed meanwhile
+            source = StoredSource(path, record=record) if known else LocalSource(path)  # a link needs the digest
         elif sample is not None:
             source, known, its_kind = LocalSource(sample.path, sample), sample.sha256, sample.kind
         else:
@@ -272,19 +269,19 @@ class ModelStore:
         return PullPlan(name, source, digest, kind or its_kind, request.insecure)
 
     def _validate_name(self, name: object) -> str:
-        """The name where a model may have it. Raises InvalidRequestError."""
+        """Return a valid name. Raises InvalidRequestError."""
         return validate_model_name(name)
 
     def _pullable(self, name: str) -> str:  # noqa: ARG002  # for stores whose names are references
-        """The reference that a pull of a model of that name takes, "" where the name does not say."""
+        """The reference with which a model of that name can be pulled, "" if the name is not enough."""
         return ""
 
     def _plan(self, request: PullRequest, present: builtins.list[str]) -> PullPlan:
-        """What a request means. Called in a thread."""
+        """The plan for a request. Blocks."""
         return plan_pull(request, self._suffix, self._samples, present)
 
     def _sources(self) -> str:
-        """What a pull takes, for messages."""
+        """The references that a pull accepts, for messages."""
         return f"by a path or file:// URL ending in {self._suffix}, or an http(s) URL"
 
     def _leftovers(self, name: str) -> Leftovers:
@@ -294,16 +291,10 @@ class ModelStore:
     async def _run(self, plan: PullPlan, publish: Callable[[PullEvent], None]) -> Success:
         kind = PartsPull if isinstance(plan.source, PartsSource) else FilePull
         left = FileLeftovers(self._index.partials, plan.name)
-        return await kind(plan, self._index, self._policy, publish, left, self._sample_names()).run()
-
-    def _sample_names(self) -> tuple[str, ...]:
-        return tuple(self._samples.names) if self._samples else ()
-
-    def _sample(self, name: str) -> Sample | None:
-        return self._samples.get(name) if self._samples else None
+        return await kind(plan, self._index, self._policy, publish, left, self._samples.names).run()
 
     async def _not_found(self, name: object, where: str = "model") -> ModelNotFoundError:
-        names = sorted({*await in_thread(self._index.names), *self._sample_names()})
+        names = sorted({*await in_thread(self._index.names), *self._samples.names})
         shown = redacted(str(name))[:128]
         error = catalogue.model_missing(
             shown,
@@ -316,7 +307,7 @@ class ModelStore:
 
 
 class FolderStore(ModelStore):
-    """The model folders below one root and the samples of the package. Used from one event loop."""
+    """As ModelStore, with models that are folders."""
 
     def __init__(
         self,
@@ -329,8 +320,9 @@ class FolderStore(ModelStore):
         environ: Mapping[str, str] | None = None,
         default_hub: str = "hf",
     ) -> None:
-        """No I/O. `inspect` reads a folder, `choose` takes of the paths in one those that the engine needs; both
-        raise PullError for no model. `environ` (default: the process's) has the hubs' addresses and tokens.
+        """No I/O. `inspect` reads a folder, `choose` returns the paths in it that the engine needs; both raise
+        PullError for a folder without a model. `environ` (default: that of the process) has the addresses and tokens
+        of the hubs, `default_hub` is the prefix of the one that a reference without prefix means.
         """
         super().__init__(
             root, inspect=inspect, samples=samples, policy=policy, layout=FolderLayout(root), environ=environ
@@ -364,7 +356,7 @@ class FolderStore(ModelStore):
             self._policy,
             publish,
             Staging(self._index.partials, plan.name),
-            self._sample_names(),
+            self._samples.names,
             hubs=self._hubs,
             choose=self._choose,
         )

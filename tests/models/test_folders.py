@@ -202,7 +202,7 @@ async def test_a_link_that_comes_after_the_look_is_not_followed(
         return found
 
     monkeypatch.setattr(folder_pull, "files_to_copy", looked)
-    with pytest.raises(PullError, match="was replaced while it was copied"):
+    with pytest.raises(PullError, match="replaced during the copy"):
         await pull(world.store, PullRequest(str(origin)))
     assert world.leftovers() == set()
 
