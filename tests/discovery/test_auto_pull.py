@@ -139,9 +139,7 @@ async def test_the_timeout_of_a_service_does_not_count_the_pull(
     assert await asking == b"{}"
 
 
-async def test_the_log_tells_how_far_it_is_once_for_all_callers(
-    plugin: Plugin, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_log_has_the_progress_once_for_all_callers(plugin: Plugin, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     engine = engine_of(plugin)
     engine.gate.clear()
@@ -158,7 +156,7 @@ async def test_the_log_tells_how_far_it_is_once_for_all_callers(
     ]
 
 
-async def test_a_caller_that_goes_leaves_its_pull(plugin: Plugin) -> None:
+async def test_cancelled_caller_leaves_the_pull(plugin: Plugin) -> None:
     engine = engine_of(plugin)
     engine.gate.clear()
     asking = asyncio.create_task(plugin.invoke("chat", ASK))
@@ -171,7 +169,7 @@ async def test_a_caller_that_goes_leaves_its_pull(plugin: Plugin) -> None:
     assert await plugin.invoke("chat", ASK) == b"{}"
 
 
-async def test_a_pull_that_fails_is_the_calls_failure(plugin: Plugin) -> None:
+async def test_failed_pull_fails_the_call(plugin: Plugin) -> None:
     engine_of(plugin).failing["pull_model"] = PullError("the hub is away")
     with pytest.raises(PullError, match="the hub is away"):
         await plugin.invoke("chat", ASK)
@@ -182,7 +180,7 @@ async def test_a_pull_that_fails_is_the_calls_failure(plugin: Plugin) -> None:
         await talk(plugin, b"a")
 
 
-async def test_what_no_pull_brings_is_not_pulled(plugin: Plugin) -> None:
+async def test_name_without_a_reference_is_not_pulled(plugin: Plugin) -> None:
     engine_of(plugin).pullable = False
     with pytest.raises(ModelNotFoundError, match="no model is called 'acme/m'"):
         await plugin.invoke("chat", ASK)
@@ -197,7 +195,7 @@ async def one(data: bytes) -> AsyncIterator[BidiMessage]:
     yield BidiMessage(data, "binary")
 
 
-async def test_a_call_is_made_once_more_and_not_again(plugin: Plugin) -> None:
+async def test_call_is_repeated_once(plugin: Plugin) -> None:
     engine = engine_of(plugin)
     engine.here = Forgetful()
     with pytest.raises(ModelNotFoundError):
@@ -212,7 +210,7 @@ class Forgetful(set[str]):
         pass
 
 
-async def test_it_is_off_unless_plugin_yaml_says_otherwise(manifested: Callable[..., Manifest]) -> None:
+async def test_auto_pull_is_off_by_default(manifested: Callable[..., Manifest]) -> None:
     manifest = manifested(SERVICES)
     plugin = Plugin(manifest, PullingEngine(manifest))
     assert not manifest.auto_pull
@@ -226,7 +224,7 @@ async def test_it_is_off_unless_plugin_yaml_says_otherwise(manifested: Callable[
     assert engine_of(plugin).pulled == []
 
 
-def test_it_must_be_a_boolean(manifested: Callable[..., Manifest]) -> None:
+def test_auto_pull_must_be_a_boolean(manifested: Callable[..., Manifest]) -> None:
     with pytest.raises(ManifestError, match="auto_pull is the text 'yes', not a boolean"):
         manifested(SERVICES, auto_pull="yes")
 
@@ -234,13 +232,13 @@ def test_it_must_be_a_boolean(manifested: Callable[..., Manifest]) -> None:
 # Conversations
 
 
-async def test_a_conversation_begins_again_with_all_that_was_said(plugin: Plugin) -> None:
+async def test_conversation_begins_again_with_all_messages(plugin: Plugin) -> None:
     assert await talk(plugin, b"a", b"b", b"c") == [b"started", b"b", b"c"]
     assert engine_of(plugin).pulled == ["small"]
     assert engine_of(plugin).heard == [[b"a"], [b"a", b"b", b"c"]]
 
 
-async def test_a_conversation_that_fails_otherwise_says_so(plugin: Plugin) -> None:
+async def test_other_failure_of_a_conversation_is_raised(plugin: Plugin) -> None:
     engine = engine_of(plugin)
     engine.here.add("small")
     engine.failing["converse"] = InvalidRequestError("language: is unknown")
@@ -277,7 +275,7 @@ async def test_a_conversations_deadline_does_not_count_the_pull(
         await listen()
 
 
-async def test_nothing_said_is_kept_once_it_was_answered(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_messages_are_dropped_after_the_first_answer(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine_plugin.conversations.MOST_KEPT", 2)
     engine = engine_of(plugin)
     engine.here.add("small")

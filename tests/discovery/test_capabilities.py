@@ -21,7 +21,7 @@ FILE = Capabilities(("thinking",), 2000)
 OVERRIDES = (ModelOverride("qwen3*", 3000, ("vision",)),)
 
 
-def test_configuration_wins_then_engine_file_family_and_estimate() -> None:
+def test_order_of_the_sources_of_capabilities() -> None:
     def found(
         name: str = "qwen3:8b",
         engine: Capabilities | None = ENGINE,
@@ -39,7 +39,7 @@ def test_configuration_wins_then_engine_file_family_and_estimate() -> None:
     assert found("own", None, None, ()) == (("completion",), 0, "")
 
 
-def test_who_says_nothing_of_one_thing_is_believed_about_the_other() -> None:
+def test_features_and_context_may_come_from_different_sources() -> None:
     told = resolve(
         "own",
         engine=Capabilities((), 1000),
@@ -49,34 +49,34 @@ def test_who_says_nothing_of_one_thing_is_believed_about_the_other() -> None:
     assert told == Capabilities(("completion", "thinking"), 1000, "engine")
 
 
-def test_words_that_nobody_knows_are_dropped_and_the_others_in_order() -> None:
+def test_unknown_features_are_dropped_and_the_others_ordered() -> None:
     told = resolve("own", engine=Capabilities(("vision", "telepathy", "tools", "completion")))
     assert told.features == ("completion", "tools", "vision")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "chat"])
-def test_only_chat_models_are_guessed_about(kind: str) -> None:
+def test_only_chat_models_have_estimates(kind: str) -> None:
     told = resolve("qwen3-embedding:8b", "qwen3", "8B", kind=kind)
     assert told == Capabilities((FEATURE_OF_KIND[kind],))
 
 
-def test_the_details_family_and_size_count_where_the_name_says_nothing() -> None:
+def test_family_and_size_of_the_details_are_used_for_a_plain_name() -> None:
     assert resolve("own", "qwen2", "7B").context_length == 131_072
     assert resolve("own", "gpt-oss", "20.9B") == Capabilities(("completion",), 32_768, "estimate")
 
 
 @pytest.mark.parametrize("pattern", ["qwen3:8b", "QWEN3*", "qwen3:8b:latest*", "*8b", "qwen3:?b"])
-def test_an_entry_names_models_by_a_pattern(pattern: str) -> None:
+def test_override_matches_names_by_a_pattern(pattern: str) -> None:
     fits = pattern != "qwen3:8b:latest*"
     assert (override_for("Qwen3:8b", [ModelOverride(pattern)]) is not None) == fits
 
 
-def test_the_first_entry_that_fits_counts_and_latest_need_not_be_written() -> None:
+def test_first_matching_override_applies_without_latest() -> None:
     entries = [ModelOverride("embed", 1), ModelOverride("*", 2)]
     assert [(override_for(name, entries) or entries[0]).context_length for name in ("embed:latest", "x")] == [1, 2]
 
 
-def test_what_a_file_says_and_what_it_leaves_open() -> None:
+def test_capabilities_from_the_details_of_a_file() -> None:
     said = ModelDetails(extra={"tools": True, "thinking": False, "vision": False, "context_length": 4096})
     assert told_by_file("chat", said) == Capabilities(("completion", "tools"), 4096)
     nothing_more = ModelDetails(extra={"tools": False, "context_length": True})
@@ -95,7 +95,7 @@ def test_what_a_file_says_and_what_it_leaves_open() -> None:
         ("{{ '<think>' }}{{ message.tool_calls }}", ("completion", "tools", "thinking")),
     ],
 )
-def test_a_chat_template_shows_what_it_is_prepared_for(template: str, features: tuple[str, ...]) -> None:
+def test_features_of_chat_templates(template: str, features: tuple[str, ...]) -> None:
     assert features_of_template(template) == features
 
 
@@ -118,7 +118,7 @@ class Server:
         return self.asked
 
 
-async def test_a_digest_is_asked_for_once() -> None:
+async def test_digest_cache_asks_once_for_a_digest() -> None:
     now = [0.0]
     cache: DigestCache[int] = DigestCache(ttl=10, clock=lambda: now[0])
     server = Server()
@@ -130,7 +130,7 @@ async def test_a_digest_is_asked_for_once() -> None:
     assert cache.peek("b", "sha256:2") is None
 
 
-async def test_without_a_digest_it_holds_for_a_while() -> None:
+async def test_digest_cache_expires_without_a_digest() -> None:
     now = [0.0]
     cache: DigestCache[int] = DigestCache(ttl=10, clock=lambda: now[0])
     server = Server()
@@ -144,7 +144,7 @@ async def test_without_a_digest_it_holds_for_a_while() -> None:
     assert await cache.get("a", "", server) == 3
 
 
-async def test_callers_share_a_question_and_a_failure_is_asked_again() -> None:
+async def test_callers_share_a_question_and_failures_are_not_cached() -> None:
     cache: DigestCache[int] = DigestCache()
     server = Server()
     server.gate.clear()
@@ -164,7 +164,7 @@ async def test_callers_share_a_question_and_a_failure_is_asked_again() -> None:
     assert cache._asking == {}
 
 
-async def test_only_so_many_are_remembered() -> None:
+async def test_digest_cache_is_bounded() -> None:
     cache: DigestCache[int] = DigestCache(limit=2)
     for name in "abc":
         cache.put(name, "1", 0)

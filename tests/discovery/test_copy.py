@@ -59,7 +59,7 @@ def inodes(path: Path) -> list[int]:
     return [file.stat().st_ino for file in files]
 
 
-async def test_a_copy_shares_its_bytes_and_is_what_the_old_one_is(store: ModelStore) -> None:
+async def test_copy_is_a_hard_link_with_the_same_details(store: ModelStore) -> None:
     done = await pull(store, model="new", source="model:old")
     old, new = await store.get("old"), await store.get("new")
     assert (new.kind, new.size, new.digest, new.details) == ("embed", old.size, old.digest, old.details)
@@ -72,9 +72,7 @@ async def test_a_copy_shares_its_bytes_and_is_what_the_old_one_is(store: ModelSt
     assert (await store.get("again")).kind == "chat"
 
 
-async def test_where_bytes_cannot_be_shared_they_are_copied(
-    store: ModelStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_copy_without_hard_links_copies_the_bytes(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> NoReturn:
         raise OSError("no hard links here")
 
@@ -87,7 +85,7 @@ async def test_where_bytes_cannot_be_shared_they_are_copied(
     assert list((store.root / ".partial").glob("new*")) == [store.root / ".partial" / "new.lock"]
 
 
-async def test_a_copy_of_a_copy_that_is_here_is_nothing(store: ModelStore) -> None:
+async def test_repeated_copy_changes_nothing(store: ModelStore) -> None:
     await pull(store, model="new", source="model:old")
     before = inodes((await store.get("new")).path)
     await pull(store, model="new", source="model:old")
@@ -95,7 +93,7 @@ async def test_a_copy_of_a_copy_that_is_here_is_nothing(store: ModelStore) -> No
     assert inodes((await store.get("new")).path) == before
 
 
-async def test_a_copy_takes_the_place_of_another_model(store: ModelStore) -> None:
+async def test_copy_replaces_another_model(store: ModelStore) -> None:
     await pull(store, model="new", source="tiny-embed")
     await pull(store, model="new", source="model:old")
     assert (await store.get("new")).digest == (await store.get("old")).digest
@@ -109,7 +107,7 @@ async def test_a_sample_can_be_copied(store: ModelStore) -> None:
 
 
 @pytest.mark.parametrize(("source", "near"), [("model:olt", "Did you mean old?"), ("model:../x", "Here are: old,")])
-async def test_what_is_not_here_cannot_be_copied(store: ModelStore, source: str, near: str) -> None:
+async def test_copy_of_a_missing_model_fails(store: ModelStore, source: str, near: str) -> None:
     with pytest.raises(ModelNotFoundError, match=r"^source: .*no model is called") as raised:
         await pull(store, model="new", source=source)
     assert near in str(raised.value)
@@ -117,17 +115,17 @@ async def test_what_is_not_here_cannot_be_copied(store: ModelStore, source: str,
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a b", "OLD"])
-async def test_a_copy_needs_a_name_that_a_model_may_have(store: ModelStore, name: str) -> None:
+async def test_copy_needs_a_valid_name(store: ModelStore, name: str) -> None:
     with pytest.raises(InvalidRequestError, match=r"^model: "):
         await pull(store, model=name, source="model:old")
 
 
-async def test_a_digest_that_is_asked_for_must_be_the_old_ones(store: ModelStore) -> None:
+async def test_copy_verifies_the_requested_digest(store: ModelStore) -> None:
     with pytest.raises(InvalidRequestError, match="sha256"):
         await pull(store, model="new", source="model:old", sha256="0" * 64)
 
 
-async def test_a_model_that_changes_under_our_eyes_is_not_copied(
+async def test_model_that_changes_during_the_copy_is_rejected(
     store: ModelStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = (await store.get("old")).path
@@ -147,7 +145,7 @@ async def test_a_model_that_changes_under_our_eyes_is_not_copied(
 # What is missing, and how it would be had
 
 
-async def test_a_model_of_a_hub_that_is_missing_names_its_pull(store: ModelStore) -> None:
+async def test_error_for_missing_model_of_a_hub_names_its_pull(store: ModelStore) -> None:
     with pytest.raises(ModelNotFoundError) as raised:
         await store.get("OpenVINO/olt")
     folders = isinstance(store, FolderStore)

@@ -28,18 +28,18 @@ from engine_plugin.models.families import estimated_context, family_of, paramete
         (["my-own", "llama3"], 8_192),
     ],
 )
-def test_the_longest_prefix_wins_however_the_name_is_written(names: list[str], context: int) -> None:
+def test_longest_prefix_wins_in_any_spelling(names: list[str], context: int) -> None:
     family = family_of(*names)
     assert family is not None
     assert family.context_length == context
 
 
 @pytest.mark.parametrize("name", ["", "llama-30b", "my-llama", "gpt-oss:20b", "tiny-chat", "/", "::"])
-def test_a_stranger_has_no_family(name: str) -> None:
+def test_unknown_name_has_no_family(name: str) -> None:
     assert family_of(name) is None
 
 
-def test_a_family_knows_what_its_models_can_do() -> None:
+def test_family_has_features() -> None:
     features = {name: (family_of(name) or pytest.fail(name)).features for name in ("qwq:32b", "llava:7b", "qwen3:4b")}
     assert features == {"qwq:32b": ("thinking",), "llava:7b": ("vision",), "qwen3:4b": ("tools", "thinking")}
 

@@ -43,7 +43,7 @@ async def listed(engine: LlamaCppEngine) -> dict[str, Capabilities]:
     return {model.name: model.capabilities for model in await engine.list_models()}
 
 
-async def test_a_file_tells_its_context_and_by_its_template_what_it_can_do(tmp_path: Path) -> None:
+async def test_context_and_features_come_from_the_file(tmp_path: Path) -> None:
     async with engine(tmp_path / "p", context_length=40_000) as llamacpp:
         models = tmp_path / "p/data/models"
         models.mkdir(parents=True)
@@ -62,7 +62,7 @@ async def test_a_file_tells_its_context_and_by_its_template_what_it_can_do(tmp_p
     }
 
 
-async def test_the_samples_tell_the_same_as_their_files(tmp_path: Path) -> None:
+async def test_details_of_samples_equal_those_of_their_files(tmp_path: Path) -> None:
     async with engine(tmp_path / "p") as llamacpp:
         for sample in ("tiny-chat-gguf", "tiny-embed-gguf", "tiny-rerank-gguf"):
             async for _ in llamacpp.pull_model(PullRequest(model=f"my-{sample}", source=f"model:{sample}")):
@@ -73,7 +73,7 @@ async def test_the_samples_tell_the_same_as_their_files(tmp_path: Path) -> None:
     assert found["tiny-chat-gguf"] == Capabilities(("completion", "tools"), 8_192, "file")
 
 
-async def test_plugin_yaml_knows_better(tmp_path: Path) -> None:
+async def test_plugin_yaml_overrides_the_file(tmp_path: Path) -> None:
     corrections = [
         {"name": "tiny-ch*", "context_length": 512, "capabilities": ["completion"]},
         {"name": "*", "capabilities": ["vision"]},
@@ -90,7 +90,7 @@ async def test_plugin_yaml_knows_better(tmp_path: Path) -> None:
     assert running.capabilities == found["tiny-chat-gguf"]
 
 
-async def test_a_model_in_memory_tells_what_it_takes_and_what_it_can_do(tmp_path: Path) -> None:
+async def test_loaded_model_has_its_memory_and_features(tmp_path: Path) -> None:
     async with engine(tmp_path / "p", context_length=1024) as llamacpp:
         await llamacpp.start("cpu")
         assert await llamacpp.running_models() == []
@@ -117,7 +117,7 @@ async def test_a_model_in_memory_tells_what_it_takes_and_what_it_can_do(tmp_path
         assert found["tiny-chat-gguf"] == Capabilities(("completion", "tools"), 1024, "engine")
 
 
-async def test_get_manifest_names_what_can_serve(tmp_path: Path) -> None:
+async def test_manifest_lists_models_that_can_serve(tmp_path: Path) -> None:
     async with engine(tmp_path / "p") as llamacpp:
         plugin = Plugin(llamacpp.manifest, llamacpp)
         shape = json.loads(await plugin.manifest_json())
@@ -157,5 +157,5 @@ def test_a_server_tells_its_context_and_senses_and_how_it_renders_tools() -> Non
         b"[" * 100_000,
     ],
 )
-def test_what_is_no_answer_of_llama_cpp_says_nothing(body: bytes) -> None:
+def test_other_answers_give_no_capabilities(body: bytes) -> None:
     assert capabilities_told(body) == Capabilities()

@@ -59,7 +59,7 @@ def sample_files(name: str) -> dict[str, bytes]:
     return {path: (sample.path / path).read_bytes() for path, _ in files_of(sample.path)}
 
 
-async def test_each_model_tells_what_it_is_for(plugin: Plugin) -> None:
+async def test_each_model_has_its_features(plugin: Plugin) -> None:
     found = {model.name: model.capabilities for model in await plugin.list_models()}
     assert found["tiny-chat"] == Capabilities(("completion",), 1024, "file")
     assert {name: told.features for name, told in found.items()} == {
@@ -82,7 +82,7 @@ async def test_each_model_tells_what_it_is_for(plugin: Plugin) -> None:
     }
 
 
-async def test_a_missing_model_comes_from_the_hub_and_is_in_memory_then(plugin: Plugin) -> None:
+async def test_missing_model_is_pulled_and_loaded(plugin: Plugin) -> None:
     await plugin.start("cpu")
     request = {"model": REPOSITORY, "messages": [{"role": "user", "content": "count"}], "max_tokens": 2}
     answer = json.loads(await plugin.invoke("chat", json.dumps(request).encode()))

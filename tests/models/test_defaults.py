@@ -65,7 +65,7 @@ async def model_of(plugin: Plugin) -> str:
 
 
 @pytest.mark.promise("T3", "T4")
-async def test_the_order_of_defaults(tmp_path: Path) -> None:
+async def test_user_choice_beats_plugin_yaml_and_pulled_model_beats_sample(tmp_path: Path) -> None:
     plugin, engine = plugin_with(tmp_path, "sample")
     assert await model_of(plugin) == "sample"
     engine.pulled = "mine"
@@ -82,7 +82,7 @@ async def test_the_order_of_defaults(tmp_path: Path) -> None:
 
 @pytest.mark.promise("T4")
 @pytest.mark.parametrize("chosen", [True, False])
-async def test_a_missing_default_model_is_named_with_its_file(tmp_path: Path, chosen: bool) -> None:
+async def test_error_for_missing_default_model_names_its_file(tmp_path: Path, chosen: bool) -> None:
     plugin, _engine = plugin_with(tmp_path, "sample" if chosen else "deleted")
     defaults = DefaultModels(plugin.manifest.data_dir, "llamacpp")
     if chosen:
@@ -100,7 +100,7 @@ async def test_a_missing_default_model_is_named_with_its_file(tmp_path: Path, ch
 
 
 @pytest.mark.parametrize("declared", ["sample", ""])
-async def test_missing_model_that_the_engine_chose_is_not_blamed_on_a_file(tmp_path: Path, declared: str) -> None:
+async def test_error_for_missing_model_that_the_engine_chose_names_no_file(tmp_path: Path, declared: str) -> None:
     plugin, engine = plugin_with(tmp_path, declared)
     engine.pulled = "deleted"
     with pytest.raises(ModelNotFoundError, match=r"^model: no model is called that"):
@@ -115,7 +115,7 @@ async def test_manifest_asks_the_engine_once_for_all_default_models(tmp_path: Pa
     assert engine.asked == 1
 
 
-async def test_a_change_is_seen_at_once(tmp_path: Path) -> None:
+async def test_change_of_the_file_applies_to_the_next_call(tmp_path: Path) -> None:
     defaults, other = DefaultModels(tmp_path, "x"), DefaultModels(tmp_path, "x")
     for number in range(20):
         other.write({"chat": f"model-{number}"})
@@ -126,7 +126,7 @@ async def test_a_change_is_seen_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="modes of POSIX")
-def test_the_file_is_private(tmp_path: Path) -> None:
+def test_file_of_defaults_is_private(tmp_path: Path) -> None:
     defaults = DefaultModels(tmp_path / "data", "x")
     defaults.write({"chat": "x"})
     assert stat.S_IMODE(defaults.path.stat().st_mode) == 0o600
@@ -134,7 +134,7 @@ def test_the_file_is_private(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"{", b"[1]", b'{"chat": null}', b"\xff"])
-async def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
+async def test_damaged_file_of_defaults_is_named(tmp_path: Path, content: bytes) -> None:
     defaults = DefaultModels(tmp_path, "x")
     defaults.path.write_bytes(content)
     with pytest.raises(PreconditionError, match="is damaged"):

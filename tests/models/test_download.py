@@ -45,14 +45,18 @@ async def test_a_model_is_downloaded_verified_and_recorded(
     assert server.requests[0].headers["accept-encoding"] == "identity"
 
 
-async def test_without_a_length_the_end_is_the_end(store: ModelStore, server: FileServer, data: bytes) -> None:
+async def test_body_without_content_length_ends_with_the_connection(
+    store: ModelStore, server: FileServer, data: bytes
+) -> None:
     server.scripts.append(Script(chunked=True))
     events = await pull(store, PullRequest(server.url()))
     assert events[-1] == Success("model", len(data), f"sha256:{digest_of(data)}")
 
 
 @pytest.mark.parametrize("header", ["ETag", "X-Linked-ETag"])
-async def test_the_server_names_the_digest(store: ModelStore, server: FileServer, data: bytes, header: str) -> None:
+async def test_digest_from_the_server_is_verified(
+    store: ModelStore, server: FileServer, data: bytes, header: str
+) -> None:
     server.etag = ""
     server.headers = {header: f'"{digest_of(data)}"'}
     events = await pull(store, PullRequest(server.url()))
@@ -62,7 +66,7 @@ async def test_the_server_names_the_digest(store: ModelStore, server: FileServer
     assert digest_of(data) in message
 
 
-async def test_the_digest_on_a_redirect_counts(store: ModelStore, server: FileServer, root: Path) -> None:
+async def test_digest_on_a_redirect_is_verified(store: ModelStore, server: FileServer, root: Path) -> None:
     async with file_server(b"") as front:
         front.redirects["/model.gguf"] = server.url("/storage")
         front.headers = {"X-Linked-ETag": f'"{"0" * 64}"'}
@@ -74,7 +78,7 @@ async def test_the_digest_on_a_redirect_counts(store: ModelStore, server: FileSe
 
 
 @pytest.mark.promise("F25")
-async def test_a_wrong_digest_is_refused_and_nothing_is_kept(
+async def test_wrong_digest_fails_and_keeps_nothing(
     store: ModelStore, server: FileServer, root: Path, data: bytes
 ) -> None:
     message = await fails(store, PullRequest(f"{server.url()}#sha256={'0' * 64}"), PullError, "0" * 64)
@@ -82,9 +86,7 @@ async def test_a_wrong_digest_is_refused_and_nothing_is_kept(
     assert files_below(root) == set()
 
 
-async def test_what_is_here_already_is_not_downloaded_again(
-    store: ModelStore, server: FileServer, data: bytes
-) -> None:
+async def test_present_version_is_not_downloaded_again(store: ModelStore, server: FileServer, data: bytes) -> None:
     await pull(store, PullRequest(server.url()))
     for request in (PullRequest(server.url()), PullRequest(server.url() + "?signed=anew")):
         events = await pull(store, request)
@@ -120,7 +122,7 @@ async def test_what_is_here_already_is_not_downloaded_again(
         (Script(status=206, body=b"GGUF", headers={"Content-Range": "bytes 9-3/4"}), PullError, "contradicts itself"),
     ],
 )
-async def test_an_answer_that_is_no_model_fails_at_once(
+async def test_answer_without_a_model_fails_at_once(
     store: ModelStore, server: FileServer, root: Path, script: Script, error: type[EnginePluginError], text: str
 ) -> None:
     server.scripts.append(script)
@@ -129,7 +131,7 @@ async def test_an_answer_that_is_no_model_fails_at_once(
     assert files_below(root) == set()
 
 
-async def test_nobody_listens(store: ModelStore, root: Path, data: bytes) -> None:
+async def test_refused_connection_fails_with_a_hint(store: ModelStore, root: Path, data: bytes) -> None:
     async with file_server(data) as server:
         url = server.url()
     await fails(store, PullRequest(url), PullError, "cannot connect")
@@ -137,7 +139,7 @@ async def test_nobody_listens(store: ModelStore, root: Path, data: bytes) -> Non
 
 
 @pytest.mark.promise("P21")
-async def test_credentials_open_the_door_and_are_told_to_nobody(
+async def test_credentials_are_sent_and_never_shown(
     store: ModelStore, server: FileServer, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.credentials = ("somebody", "s3cr3t-pass")
@@ -161,7 +163,7 @@ async def test_credentials_open_the_door_and_are_told_to_nobody(
 
 
 @pytest.mark.promise("P21")
-async def test_credentials_stay_with_the_server_they_are_for(store: ModelStore, server: FileServer) -> None:
+async def test_credentials_are_not_sent_to_another_origin(store: ModelStore, server: FileServer) -> None:
     async with file_server(b"") as front:
         front.credentials = ("me", "pass")
         front.redirects = {"/model.gguf": "/elsewhere", "/elsewhere": server.url("/storage", credentials="x:y@")}
@@ -173,12 +175,12 @@ async def test_credentials_stay_with_the_server_they_are_for(store: ModelStore, 
 
 
 @pytest.mark.promise("P21")
-async def test_credentials_do_not_cross_a_network_in_the_clear(store: ModelStore) -> None:
+async def test_credentials_over_plain_http_are_rejected(store: ModelStore) -> None:
     request = PullRequest("http://models.invalid/x.gguf", username="me", password="pass")
     await fails(store, request, EnginePluginError, "unprotected")
 
 
-async def test_redirects_end(store: ModelStore, server: FileServer) -> None:
+async def test_endless_redirects_fail(store: ModelStore, server: FileServer) -> None:
     server.redirects = {f"/{number}": f"/{number + 1}" for number in range(30)}
     await fails(store, PullRequest("m", source=server.url("/0")), PullError, "more than 10 redirects")
     assert len(server.requests) == 11
@@ -187,7 +189,7 @@ async def test_redirects_end(store: ModelStore, server: FileServer) -> None:
 
 @pytest.mark.promise("P31")
 @pytest.mark.parametrize("location", ["ftp://h/x.gguf", "file:///etc/passwd", "http://h:port/x", "mailto:x"])
-async def test_redirects_lead_to_http_only(store: ModelStore, server: FileServer, location: str) -> None:
+async def test_redirect_to_another_scheme_fails(store: ModelStore, server: FileServer, location: str) -> None:
     server.redirects["/model.gguf"] = location
     await fails(store, PullRequest(server.url()), PullError, "redirects to")
     assert len(server.requests) == 1
@@ -209,7 +211,7 @@ async def test_redirects_lead_to_http_only(store: ModelStore, server: FileServer
         ({"Location": "http://" + "a" * 300 + "/"}, 302, "invalid URL|cannot be asked|cannot connect"),
     ],
 )
-async def test_a_head_that_makes_no_sense_is_a_bad_answer(
+async def test_contradicting_headers_fail(
     store: ModelStore, server: FileServer, headers: dict[str, str], status: int, text: str
 ) -> None:
     server.scripts.extend(Script(status=status, headers=dict(headers), body=b"") for _ in range(8))
@@ -226,7 +228,7 @@ VALUES = st.sampled_from(ODD) | st.text("abytes 019:/-[].%²\t", max_size=20)
     status=st.sampled_from([200, 206, 301, 302, 307, 416, 429, 503]),
     headers=st.dictionaries(st.sampled_from(HEADERS), VALUES, max_size=3),
 )
-def test_any_head_is_a_file_or_a_refusal(status: int, headers: dict[str, str]) -> None:
+def test_any_headers_give_a_file_or_an_error(status: int, headers: dict[str, str]) -> None:
     request = httpx.Request("GET", "http://127.0.0.1/model.gguf")
     raw = [(key.encode(), value.encode("latin-1")) for key, value in headers.items()]
     answer = Answer(httpx.Response(status, headers=raw, request=request), "")
@@ -237,7 +239,7 @@ def test_any_head_is_a_file_or_a_refusal(status: int, headers: dict[str, str]) -
 
 
 @pytest.mark.promise("L6")
-async def test_an_environment_that_is_offline_refuses_files_of_hugging_face(
+async def test_offline_environment_rejects_files_of_hugging_face(
     root: Path, inspector: Inspector, policy: FetchPolicy, server: FileServer
 ) -> None:
     environ = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": server.url("").replace("127.0.0.1", "localhost")}
@@ -262,7 +264,7 @@ async def test_an_environment_that_is_offline_refuses_files_of_hugging_face(
         ("SSL_CERT_FILE", "/nowhere/ca.pem", "SSL_CERT_FILE or SSL_CERT_DIR cannot be read"),
     ],
 )
-async def test_settings_of_the_environment_that_cannot_be_used_are_named(
+async def test_invalid_settings_of_the_environment_are_named(
     store: ModelStore, server: FileServer, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, text: str
 ) -> None:
     monkeypatch.setenv(variable, value)

@@ -26,7 +26,7 @@ SHAPES: list[tuple[PullEvent, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("event", "shape"), SHAPES, ids=lambda value: type(value).__name__)
-def test_each_kind_on_the_wire(event: PullEvent, shape: dict[str, Any]) -> None:
+def test_each_event_on_the_wire(event: PullEvent, shape: dict[str, Any]) -> None:
     assert json.loads(progress_json(event)) == shape
 
 

@@ -49,12 +49,12 @@ def test_the_default_hub_is_chosen() -> None:
     assert plan(PullRequest("Owner/Name"), "ms").source == RepositorySource("ms", "Owner/Name", "master")
 
 
-def test_a_mirrors_pages_are_the_hubs() -> None:
+def test_pages_of_a_mirror_are_pages_of_the_hub() -> None:
     found = plan(PullRequest("https://mirror.example/Owner/Name"), HF_ENDPOINT="https://mirror.example/")
     assert found.source == RepositorySource("hf", "Owner/Name", "main")
 
 
-def test_a_path_must_look_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_path_must_begin_with_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "some" / "model"
     folder.mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
@@ -63,7 +63,7 @@ def test_a_path_must_look_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert isinstance(plan(PullRequest("some/model")).source, RepositorySource)
 
 
-def test_a_sample_brings_its_digest_and_kind() -> None:
+def test_sample_has_its_digest_and_kind() -> None:
     sample = bundled_samples("openvino").get("tiny-speak")
     assert sample is not None
     assert plan(PullRequest("tiny-speak")) == PullPlan(
@@ -95,7 +95,7 @@ def test_a_sample_brings_its_digest_and_kind() -> None:
         (PullRequest("x", source="file://other-host/x"), "source"),
     ],
 )
-def test_a_wrong_request_names_its_field(request_: PullRequest, field: str) -> None:
+def test_invalid_request_names_its_field(request_: PullRequest, field: str) -> None:
     if not field:
         assert plan(request_).source == RepositorySource("hf", "a/b", "main")
         return
@@ -112,7 +112,7 @@ def test_reference_with_slashes_is_rejected_with_its_right_form(given: str, righ
         plan(PullRequest(given))
 
 
-def test_what_is_nowhere(tmp_path: Path) -> None:
+def test_unknown_reference_lists_what_a_pull_takes(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="Did you mean tiny-chat") as caught:
         plan(PullRequest("tiny-chatt"))
     for part in ("owner/name", "hf:", "ms:", "tiny-transcribe"):
@@ -125,7 +125,7 @@ def test_what_is_nowhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("P21")
-def test_no_repr_shows_a_token() -> None:
+def test_repr_has_no_token() -> None:
     found = plan(PullRequest("a/b", password="hidden"), HF_TOKEN="hidden too")
     assert isinstance(found.source, RepositorySource)
     assert found.source.token == "hidden"
@@ -134,12 +134,12 @@ def test_no_repr_shows_a_token() -> None:
 
 
 @pytest.mark.parametrize("name", ["a", "a/b", "OpenVINO/Qwen3-0.6B-int4-ov", "0/1"])
-def test_names(name: str) -> None:
+def test_valid_names_of_folders(name: str) -> None:
     assert validate_repository_name(name) == name
 
 
 @pytest.mark.parametrize("name", ["", "/", "a/", "/a", "a//b", "a/b/c", "a/.", "./a", "con/a", "a/b.", None, "a\\b"])
-def test_what_names_no_folder(name: object) -> None:
+def test_invalid_names_of_folders(name: object) -> None:
     assert not is_repository_name(name)
     with pytest.raises(InvalidRequestError, match=r"^models: "):
         validate_repository_name(name, "models")

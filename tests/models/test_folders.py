@@ -95,7 +95,7 @@ async def test_a_local_folder_is_copied_without_what_is_not_needed(
     assert world.content(origin)["program.py"] == MODEL["program.py"]
 
 
-async def test_the_same_folder_is_not_copied_again_until_it_changes(world: FolderWorld, origin: Path) -> None:
+async def test_unchanged_folder_is_not_copied_again(world: FolderWorld, origin: Path) -> None:
     request = PullRequest("me/mine", source=str(origin), model_type="embed")
     await pull(world.store, request)
     again = await pull(world.store, request)
@@ -147,7 +147,7 @@ async def test_a_snapshot_in_the_cache_of_hugging_face_is_a_folder(world: Folder
 @pytest.mark.promise("X5")
 @pytest.mark.parametrize("name", ["config.json", "notes.txt", "unet/deep/x.json"])
 @pytest.mark.parametrize("target", ["file", "folder", "nothing", "chain", "dots"])
-async def test_links_that_leave_the_folder_are_refused(
+async def test_link_out_of_the_folder_is_rejected(
     world: FolderWorld, origin: Path, tmp_path: Path, name: str, target: str
 ) -> None:
     secret = tmp_path / "id_ed25519"
@@ -173,7 +173,7 @@ async def test_links_that_leave_the_folder_are_refused(
 
 @LINKS
 @pytest.mark.promise("X5")
-async def test_what_is_not_a_regular_file_is_refused(world: FolderWorld, origin: Path) -> None:
+async def test_file_that_is_not_regular_is_rejected(world: FolderWorld, origin: Path) -> None:
     os.mkfifo(origin / "extra.json")
     with pytest.raises(InvalidRequestError, match=r"extra\.json .* is not a regular file"):
         await pull(world.store, PullRequest(str(origin)))
@@ -182,7 +182,7 @@ async def test_what_is_not_a_regular_file_is_refused(world: FolderWorld, origin:
 @LINKS
 @pytest.mark.promise("X5")
 @pytest.mark.parametrize("swapped", ["file", "folder", "fifo"])
-async def test_a_link_that_comes_after_the_look_is_not_followed(
+async def test_link_that_replaces_a_listed_file_is_not_followed(
     world: FolderWorld, origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swapped: str
 ) -> None:
     lay_out(tmp_path / "outside", {"weights.bin": b"PRIVATE" + bytes(len(MODEL["unet/weights.bin"]) - 7)})
@@ -279,7 +279,7 @@ async def test_a_folder_that_cannot_be_renamed_is_deleted_where_it_is(
 
 @pytest.mark.promise("X3")
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no permission bits")
-async def test_folders_and_files_are_this_users_only_whatever_the_umask(tmp_path: Path, origin: Path) -> None:
+async def test_folders_and_files_are_private_for_any_umask(tmp_path: Path, origin: Path) -> None:
     before = os.umask(0)
     try:
         async with folder_world(tmp_path / "a" / "b" / "models") as world:
@@ -292,7 +292,7 @@ async def test_folders_and_files_are_this_users_only_whatever_the_umask(tmp_path
 
 
 @pytest.mark.promise("P18")
-async def test_a_folder_that_is_no_model_leaves_nothing(world: FolderWorld, origin: Path) -> None:
+async def test_folder_without_a_model_leaves_nothing(world: FolderWorld, origin: Path) -> None:
     (origin / "config.json").write_bytes(b"no model")
     with pytest.raises(PullError, match="says so"):
         await pull(world.store, PullRequest(str(origin)))
@@ -304,7 +304,7 @@ async def test_a_folder_that_is_no_model_leaves_nothing(world: FolderWorld, orig
 
 
 @pytest.mark.promise("P18")
-async def test_a_failed_replacement_leaves_the_model_that_was_there(
+async def test_failed_replacement_keeps_the_old_model(
     world: FolderWorld, origin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = PullRequest("me/mine", source=str(origin))
@@ -325,7 +325,7 @@ async def test_a_failed_replacement_leaves_the_model_that_was_there(
     assert (model.digest, world.content(model.path)) == (DIGEST, NEEDED)
 
 
-async def test_a_folder_that_changes_while_it_is_copied_is_refused(
+async def test_folder_that_changes_during_the_copy_is_rejected(
     world: FolderWorld, origin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = folder_pull.FolderPull._copy_blocks
@@ -342,7 +342,7 @@ async def test_a_folder_that_changes_while_it_is_copied_is_refused(
 
 
 @pytest.mark.promise("P19")
-async def test_a_disk_that_is_full_in_the_middle(
+async def test_disk_that_fills_during_the_copy(
     world: FolderWorld, origin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sync = Staging.sync
@@ -369,7 +369,7 @@ async def test_a_cancelled_copy_leaves_nothing(world: FolderWorld, origin: Path)
     assert not (world.root / "My-Model").exists()
 
 
-async def test_folders_laid_in_by_hand_are_taken_in_once(
+async def test_folder_put_there_by_hand_is_inspected_once(
     world: FolderWorld, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     lay_out(root / "plain", NEEDED)
@@ -399,7 +399,7 @@ async def test_folders_laid_in_by_hand_are_taken_in_once(
     assert world.content(root / "plain") == NEEDED
 
 
-async def test_pulling_a_folder_of_the_store_itself_takes_it_in(world: FolderWorld, root: Path) -> None:
+async def test_pull_of_a_folder_of_the_store_copies_nothing(world: FolderWorld, root: Path) -> None:
     folder = lay_out(root / "own", NEEDED)
     assert (await pull(world.store, PullRequest(str(folder))))[-1] == Success("own", SIZE, DIGEST)
     assert world.content(folder) == NEEDED
@@ -445,9 +445,7 @@ async def test_a_crash_in_the_middle_of_a_replacement_is_undone(
 
 
 @pytest.mark.parametrize("name", ["../secret", "", "a/b/c", "/a", "a/", "a/..", "a/.b", "nul/x", "x/com1", 7])
-async def test_what_is_not_there_is_not_found_and_nothing_is_touched(
-    world: FolderWorld, root: Path, name: str
-) -> None:
+async def test_unknown_name_is_not_found_and_changes_nothing(world: FolderWorld, root: Path, name: str) -> None:
     lay_out(root.parent / "secret", NEEDED)
     lay_out(root / "a" / "b", NEEDED)
     for ask in (world.store.get, world.store.delete):
@@ -466,7 +464,7 @@ async def test_what_is_not_there_is_not_found_and_nothing_is_touched(
         ("ALONE", "differs only by case from 'alone'"),
     ],
 )
-async def test_names_that_would_be_one_folder_are_refused(
+async def test_names_that_differ_by_case_are_rejected(
     world: FolderWorld, root: Path, origin: Path, name: str, text: str
 ) -> None:
     lay_out(root / "me" / "mine", NEEDED)
@@ -484,14 +482,14 @@ async def test_only_this_user_can_read_the_store(world: FolderWorld, origin: Pat
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
-async def test_a_record_says_where_a_model_came_from(world: FolderWorld, origin: Path, root: Path) -> None:
+async def test_record_has_the_source_of_the_model(world: FolderWorld, origin: Path, root: Path) -> None:
     await pull(world.store, PullRequest("me/mine", source=str(origin)))
     record = json.loads((root / ".records" / "me" / "mine.json").read_text())
     assert (record["source"], record["digest"]) == (str(origin), DIGEST)
     assert replace(await world.store.get("me/mine"), bundled=True).to_wire()["details"]["context_length"] == 128
 
 
-def test_throwing_away_what_is_not_there(tmp_path: Path) -> None:
+def test_delete_tree_of_files_links_and_nothing(tmp_path: Path) -> None:
     layout.delete_tree(tmp_path / "nothing")
     (tmp_path / "file").write_bytes(b"")
     layout.delete_tree(tmp_path / "file")

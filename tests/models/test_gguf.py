@@ -35,7 +35,7 @@ def array(kind: int, count: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["tiny-chat", "tiny-embed", "tiny-rerank"])
-def test_a_header_is_read_as_the_formats_own_library_reads_it(name: str) -> None:
+def test_header_equals_that_of_the_gguf_library(name: str) -> None:
     library = pytest.importorskip("gguf")
     path = SAMPLES / f"{name}.gguf"
     header, reader = read_header(path), library.GGUFReader(path)
@@ -74,7 +74,7 @@ def test_a_header_is_read_as_the_formats_own_library_reads_it(name: str) -> None
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "git lfs pull"),
     ],
 )
-def test_impossible_headers_are_refused_at_once(tmp_path: Path, data: bytes, why: str) -> None:
+def test_impossible_headers_are_rejected_at_once(tmp_path: Path, data: bytes, why: str) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(data + (bytes(94 - len(data)) if data.startswith(b"GGUF") and 4 < len(data) < 94 else b""))
     tracemalloc.start()
@@ -97,7 +97,7 @@ def test_the_entries_of_one_file_are_bounded(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.promise("X7")
 @given(st.data())
-def test_a_damaged_header_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_damaged_header_is_read_or_rejected(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.getbasetemp() / "damaged.gguf"
     whole = bytearray((SAMPLES / "tiny-chat.gguf").read_bytes()[:20_000])
     for _ in range(data.draw(st.integers(1, 4))):
@@ -146,7 +146,7 @@ def test_parts_join_to_the_whole_model(tmp_path: Path, count: int, empty_first: 
 
 
 @pytest.mark.promise("S8")
-def test_files_that_are_not_the_parts_of_one_model_are_not_joined(tmp_path: Path) -> None:
+def test_parts_of_different_models_are_not_joined(tmp_path: Path) -> None:
     paths = split(SAMPLES / "tiny-chat.gguf", tmp_path, 2)
     with pytest.raises(GgufError, match=r"00002-of-00002\.gguf: its header says part 2 of 2, not 1 of 2"):
         join(paths[::-1])

@@ -67,7 +67,7 @@ async def test_a_repository_becomes_a_model(world: FolderWorld, source: str) -> 
     assert [found.name for found in await world.another().list()] == [REPOSITORY]
 
 
-async def test_the_commit_is_recorded_and_files_are_asked_for_by_it(world: FolderWorld) -> None:
+async def test_commit_is_recorded_and_files_are_requested_by_it(world: FolderWorld) -> None:
     await pull(world.store, PullRequest(f"hf:{REPOSITORY}@v1"))
     record = json.loads((world.root / ".records" / f"{REPOSITORY}.json").read_text())
     assert record["validator"] == COMMIT
@@ -77,7 +77,7 @@ async def test_the_commit_is_recorded_and_files_are_asked_for_by_it(world: Folde
 
 
 @pytest.mark.parametrize("source", SOURCES)
-async def test_a_pull_of_what_is_here_fetches_only_what_changed(world: FolderWorld, source: str) -> None:
+async def test_second_pull_fetches_only_changed_files(world: FolderWorld, source: str) -> None:
     await pull(world.store, PullRequest(source))
     world.hub.fetched.clear()
     assert (await pull(world.store, PullRequest(source)))[-1] == DONE
@@ -93,7 +93,7 @@ async def test_a_pull_of_what_is_here_fetches_only_what_changed(world: FolderWor
 
 @pytest.mark.promise("F25")
 @pytest.mark.parametrize("source", SOURCES)
-async def test_dropped_connections_go_on_where_they_stopped(world: FolderWorld, source: str) -> None:
+async def test_dropped_connection_resumes(world: FolderWorld, source: str) -> None:
     world.hub.troubles["weights.bin"].extend([Script(drop_after=200_000), Script(drop_after=0), Script()])
     assert (await pull(world.store, PullRequest(source)))[-1] == DONE
     ranges = [found for name, found in world.hub.fetched if name == "weights.bin"]
@@ -123,7 +123,7 @@ async def test_a_cancelled_pull_is_resumed_after_a_restart(world: FolderWorld, s
     assert world.leftovers() == set()
 
 
-async def test_what_was_left_is_not_believed(world: FolderWorld) -> None:
+async def test_files_of_an_interrupted_pull_are_verified(world: FolderWorld) -> None:
     world.hub.troubles["weights.bin"].append(Script(status=404))
     with pytest.raises(ModelNotFoundError):
         await pull(world.store, PullRequest(SOURCES[0]))
@@ -137,7 +137,7 @@ async def test_what_was_left_is_not_believed(world: FolderWorld) -> None:
 @pytest.mark.promise("P18")
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("name", ["weights.bin", "config.json"])
-async def test_a_file_that_is_not_the_listed_one_is_refused(world: FolderWorld, source: str, name: str) -> None:
+async def test_file_that_differs_from_the_list_is_rejected(world: FolderWorld, source: str, name: str) -> None:
     lie = bytes(len(MODEL[name]))
     world.hub.troubles[name].append(Script(body=lie))
     with pytest.raises(PullError, match=f"{name} is not the file that the hub lists"):
@@ -148,14 +148,14 @@ async def test_a_file_that_is_not_the_listed_one_is_refused(world: FolderWorld, 
 
 @pytest.mark.promise("P18")
 @pytest.mark.parametrize("script", [Script(body=b"short"), Script(body=b"x" * 320_001)])
-async def test_a_file_of_another_size_is_refused(world: FolderWorld, script: Script) -> None:
+async def test_file_of_another_size_is_rejected(world: FolderWorld, script: Script) -> None:
     world.hub.troubles["weights.bin"].append(script)
     with pytest.raises(PullError, match="expected 320000"):
         await pull(world.store, PullRequest(SOURCES[0]))
     assert await world.store.list() == []
 
 
-async def test_the_digest_that_is_asked_for_counts(world: FolderWorld) -> None:
+async def test_requested_digest_is_verified(world: FolderWorld) -> None:
     with pytest.raises(PullError, match="expected sha256:0000"):
         await pull(world.store, PullRequest(SOURCES[0], sha256="0" * 64))
     assert world.leftovers() == set()
@@ -176,7 +176,7 @@ async def test_the_digest_that_is_asked_for_counts(world: FolderWorld) -> None:
         (Script(status=429, headers={"Retry-After": "7000"}), PullError, "again in 7000 seconds"),
     ],
 )
-async def test_a_hub_that_refuses(
+async def test_refusals_of_a_hub(
     world: FolderWorld, source: str, script: Script, error: type[EnginePluginError], text: str
 ) -> None:
     world.hub.troubles["list"].append(replace(script))
@@ -188,7 +188,7 @@ async def test_a_hub_that_refuses(
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("script", [Script(status=503), Script(status=429), Script(drop_after=0, status=200)])
-async def test_a_hub_that_stumbles_is_asked_again(world: FolderWorld, source: str, script: Script) -> None:
+async def test_failed_request_to_a_hub_is_repeated(world: FolderWorld, source: str, script: Script) -> None:
     world.hub.troubles["list"].extend([replace(script), replace(script)])
     events = await pull(world.store, PullRequest(source))
     assert events[-1] == DONE
@@ -199,21 +199,21 @@ async def test_a_hub_that_stumbles_is_asked_again(world: FolderWorld, source: st
 
 
 @pytest.mark.parametrize("source", SOURCES)
-async def test_nobody_listens(world: FolderWorld, source: str) -> None:
+async def test_hub_that_refuses_connections(world: FolderWorld, source: str) -> None:
     async with hub_server() as gone:
         world.environ = {"HF_ENDPOINT": gone.url(""), "MODELSCOPE_ENDPOINT": gone.url("")}
     with pytest.raises(PullError, match="cannot connect"):
         await pull(world.another(), PullRequest(source))
 
 
-async def test_a_hub_that_says_nothing_is_given_up(world: FolderWorld) -> None:
+async def test_silent_hub_times_out(world: FolderWorld) -> None:
     world.hub.troubles["list"].extend(Script(status=200, body=b"{}", stall_after=1) for _ in range(2))
     store = world.another(replace(POLICY, stall_s=0.1, attempts=2))
     with pytest.raises(PullError, match="2 times"):
         await pull(store, PullRequest(SOURCES[0]))
 
 
-async def test_who_cancels_does_not_wait_for_a_silent_hub(world: FolderWorld) -> None:
+async def test_cancel_does_not_wait_for_a_silent_hub(world: FolderWorld) -> None:
     world.hub.troubles["list"].append(Script(status=200, body=b"{}", stall_after=1))
     store = world.another(replace(POLICY, stall_s=3600))
     async with asyncio.timeout(LIMIT):
@@ -225,7 +225,7 @@ async def test_who_cancels_does_not_wait_for_a_silent_hub(world: FolderWorld) ->
 
 
 @pytest.mark.promise("P20")
-async def test_a_token_goes_to_its_hub_and_no_further(world: FolderWorld, caplog: pytest.LogCaptureFixture) -> None:
+async def test_token_is_sent_to_its_hub_only(world: FolderWorld, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     world.hub.token = "hf_secret"
     world.hub.refusal = Script(status=401, body=b"{}", headers={"X-Error-Code": "RepoNotFound"})
@@ -245,7 +245,7 @@ async def test_a_token_goes_to_its_hub_and_no_further(world: FolderWorld, caplog
 
 @pytest.mark.parametrize(("source", "variable"), [(SOURCES[0], "HF_TOKEN"), (SOURCES[1], "MODELSCOPE_API_TOKEN")])
 @pytest.mark.promise("L1")
-async def test_a_token_may_come_from_the_environment(world: FolderWorld, source: str, variable: str) -> None:
+async def test_token_from_the_environment(world: FolderWorld, source: str, variable: str) -> None:
     world.hub.token, world.hub.refusal = "t0ken", Script(status=401, body=b"{}")
     world.environ[variable] = " t0ken\n"
     assert (await pull(world.another(), PullRequest(source)))[-1] == DONE
@@ -253,7 +253,7 @@ async def test_a_token_may_come_from_the_environment(world: FolderWorld, source:
 
 @pytest.mark.promise("L1")
 @pytest.mark.parametrize("source", SOURCES)
-async def test_white_space_around_a_password_goes(world: FolderWorld, source: str) -> None:
+async def test_white_space_around_a_password_is_removed(world: FolderWorld, source: str) -> None:
     world.hub.token, world.hub.refusal = "t0ken", Script(status=401, body=b"{}")
     assert (await pull(world.store, PullRequest(source, password="\tt0ken \r\n")))[-1] == DONE
 
@@ -268,7 +268,7 @@ async def test_a_misspelt_url_does_not_show_its_password(world: FolderWorld, sou
     assert "pa55w" not in caught.value.message
 
 
-async def test_a_redirect_of_the_list_takes_no_token_along(world: FolderWorld) -> None:
+async def test_redirect_of_the_list_is_followed_without_the_token(world: FolderWorld) -> None:
     async with hub_server() as other:
         target = other.url(f"/api/models/{REPOSITORY}/revision/main?blobs=true")
         world.hub.troubles["list"].append(Script(status=302, body=b"", headers={"Location": target}))
@@ -276,7 +276,7 @@ async def test_a_redirect_of_the_list_takes_no_token_along(world: FolderWorld) -
         assert [request.headers.get("authorization") for request in other.requests] == [None]
 
 
-async def test_a_token_does_not_cross_a_network_in_the_clear(world: FolderWorld) -> None:
+async def test_token_over_plain_http_is_rejected(world: FolderWorld) -> None:
     world.environ = {"HF_ENDPOINT": "http://hub.example", "MODELSCOPE_ENDPOINT": "http://hub.example"}
     for source in SOURCES:
         with pytest.raises(InvalidRequestError, match="unprotected"):
@@ -293,13 +293,13 @@ async def test_a_gated_repository_says_what_to_do(world: FolderWorld) -> None:
     assert "accept the licence" in caught.value.message
 
 
-async def test_files_of_a_gated_repository_are_refused_though_it_is_listed(world: FolderWorld) -> None:
+async def test_refused_file_of_a_listed_gated_repository(world: FolderWorld) -> None:
     world.hub.troubles["config.json"].append(Script(status=403, body=b"gated"))
     with pytest.raises(AuthError, match="accept the licence"):
         await pull(world.store, PullRequest(SOURCES[0]))
 
 
-async def test_a_revision_that_is_not_there(world: FolderWorld) -> None:
+async def test_missing_revision(world: FolderWorld) -> None:
     world.hub.troubles["list"].append(Script(status=404, body=b"{}", headers={"X-Error-Code": "RevisionNotFound"}))
     with pytest.raises(ModelNotFoundError, match="no revision 'v9'"):
         await pull(world.store, PullRequest(f"{SOURCES[0]}@v9"))
@@ -316,7 +316,7 @@ async def test_a_revision_that_is_not_there(world: FolderWorld) -> None:
         ({"HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": "1"}, "TRANSFORMERS_OFFLINE=1"),
     ],
 )
-async def test_an_environment_that_is_offline_refuses_pulls_from_hugging_face(
+async def test_offline_environment_rejects_pulls_from_hugging_face(
     world: FolderWorld, variables: dict[str, str], named: str
 ) -> None:
     world.environ |= variables
@@ -331,7 +331,7 @@ async def test_an_environment_that_is_offline_refuses_pulls_from_hugging_face(
 
 @pytest.mark.promise("L6")
 @pytest.mark.parametrize("value", ["0", "", "off", "false", "2"])
-async def test_an_environment_that_is_not_offline_lets_a_pull_go_out(world: FolderWorld, value: str) -> None:
+async def test_online_environment_allows_pulls(world: FolderWorld, value: str) -> None:
     world.environ |= {"HF_HUB_OFFLINE": value}
     if value:
         world.environ |= {"TRANSFORMERS_OFFLINE": "1"}  # the first that is set counts
@@ -435,7 +435,7 @@ JSON = st.recursive(
 
 @pytest.mark.promise("X15")
 @given(listed=st.lists(JSON, max_size=3), answer=JSON)
-async def test_any_list_of_a_hub_is_files_or_a_refusal(listed: list[Any], answer: Any) -> None:
+async def test_any_list_of_a_hub_gives_files_or_an_error(listed: list[Any], answer: Any) -> None:
     for hub in hubs_of({}, POLICY).values():
         source = hub.source(REPOSITORY, "", "", "model", insecure=False)
         for shape in (
@@ -474,9 +474,7 @@ def entry(path: object, size: object = 1, **more: Any) -> dict[str, Any]:
         ([], "config.json is missing"),
     ],
 )
-async def test_a_list_that_cannot_be_believed_writes_nothing(
-    world: FolderWorld, listed: list[dict[str, Any]], text: str
-) -> None:
+async def test_invalid_list_writes_nothing(world: FolderWorld, listed: list[dict[str, Any]], text: str) -> None:
     world.hub.listed = listed
     with pytest.raises(PullError, match=text):
         await pull(world.store, PullRequest(SOURCES[0]))
@@ -485,7 +483,7 @@ async def test_a_list_that_cannot_be_believed_writes_nothing(
     assert {path.name for path in world.root.parent.iterdir()} == {world.root.name}
 
 
-async def test_a_repository_that_is_no_model_is_not_installed(world: FolderWorld) -> None:
+async def test_repository_without_a_model_is_not_installed(world: FolderWorld) -> None:
     world.hub.tree["config.json"] = b"no model"
     with pytest.raises(PullError, match=r"not a usable model: config\.json says so"):
         await pull(world.store, PullRequest(SOURCES[0]))
@@ -515,7 +513,7 @@ async def test_two_pulls_of_one_model_are_one(world: FolderWorld) -> None:
     assert sum(name == "weights.bin" for name, _ in world.hub.fetched) == 1
 
 
-async def test_deleting_takes_what_a_cancelled_pull_left(world: FolderWorld) -> None:
+async def test_delete_removes_what_a_cancelled_pull_left(world: FolderWorld) -> None:
     world.hub.troubles["weights.bin"].append(Script(stall_after=100_000))
     async with asyncio.timeout(LIMIT), aclosing(world.store.pull(PullRequest(SOURCES[0]))) as events:
         await until_progress(events)
@@ -527,9 +525,7 @@ async def test_deleting_takes_what_a_cancelled_pull_left(world: FolderWorld) -> 
 
 
 @pytest.mark.promise("P19")
-async def test_a_full_disk_is_told_before_anything_is_fetched(
-    world: FolderWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_full_disk_fails_before_the_download(world: FolderWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(world.root.parent)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=SIZE))
     with pytest.raises(PullError, match=rf"\({SIZE} bytes\)"):

@@ -15,7 +15,7 @@ ALPHABET = set(string.ascii_letters + string.digits + "._+-")
 
 
 @pytest.mark.parametrize("name", ["a", "tiny-chat", "Qwen3-0.6B_Q4.K+x", "7b", "a" * 128, "console", "com10"])
-def test_a_good_name_is_returned(name: str) -> None:
+def test_valid_name_is_returned(name: str) -> None:
     assert validate_model_name(name) == name
 
 
@@ -27,12 +27,12 @@ def test_a_good_name_is_returned(name: str) -> None:
         *["CON", "nul", "Com1", "lpt9.v2", "aux.gguf", "prn.a.b", "COM0"],
     ],
 )
-def test_a_bad_name_is_refused_by_its_field(name: object) -> None:
+def test_invalid_name_is_rejected_with_its_field(name: object) -> None:
     with pytest.raises(InvalidRequestError, match=r"^models\[0\]: "):
         validate_model_name(name, "models[0]")
 
 
-def test_a_long_bad_name_is_not_repeated_whole() -> None:
+def test_long_invalid_name_is_shortened_in_the_message() -> None:
     with pytest.raises(InvalidRequestError) as caught:
         validate_model_name("/" * 100_000)
     assert len(str(caught.value)) < 400
@@ -55,7 +55,7 @@ def test_no_accepted_name_leaves_the_root(name: str) -> None:
 
 
 @given(st.text(alphabet=sorted(ALPHABET), min_size=1, max_size=128))
-def test_only_the_listed_reasons_refuse_a_name_of_allowed_characters(name: str) -> None:
+def test_name_of_allowed_characters_is_rejected_for_listed_reasons_only(name: str) -> None:
     device = name.partition(".")[0].upper()
     reserved = device in {"CON", "PRN", "AUX", "NUL"} or (device[:-1] in {"COM", "LPT"} and device[-1:].isdigit())
     assert is_model_name(name) == (name[0].isalnum() and name[-1] != "." and not reserved)
@@ -66,7 +66,7 @@ def test_a_name_that_differs_by_case_only_is_found() -> None:
     assert other_case("tiny", ["other", "tiny"]) == ""
 
 
-def test_near_names_come_nearest_first() -> None:
+def test_near_names_are_ordered_by_similarity() -> None:
     assert near_names("Tiny-cha", ["tiny-rerank", "tiny-chat", "llama"])[0] == "tiny-chat"
     assert near_names("zzz", ["tiny-chat"]) == []
 
@@ -96,9 +96,9 @@ def test_the_same_model_with_another_tag_or_owner_is_near() -> None:
         *[(1_200_000_000_000, "1.2T"), (5_000_000_000_000_000, "5000T")],
     ],
 )
-def test_parameters_are_written_as_people_do(count: int, text: str) -> None:
+def test_short_numbers_of_parameters(count: int, text: str) -> None:
     assert parameter_size(count) == text
 
 
-def test_bytes_are_written_as_people_do() -> None:
+def test_short_numbers_of_bytes() -> None:
     assert [byte_size(size) for size in (0, 1023, 1536, 5 << 30)] == ["0 bytes", "1023 bytes", "1.5 KiB", "5 GiB"]

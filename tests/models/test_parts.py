@@ -37,7 +37,7 @@ async def server(parts: list[Path]) -> AsyncIterator[FileServer]:
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-async def test_any_part_on_this_machine_brings_the_whole_model(
+async def test_pull_of_any_local_part_joins_the_whole_model(
     store: ModelStore, root: Path, parts: list[Path], number: int
 ) -> None:
     events = await pull(store, PullRequest(str(parts[number])))
@@ -53,7 +53,7 @@ async def test_any_part_on_this_machine_brings_the_whole_model(
     assert files_below(root) == set()
 
 
-async def test_any_part_on_a_server_brings_the_whole_model(
+async def test_pull_of_any_remote_part_joins_the_whole_model(
     store: ModelStore, root: Path, parts: list[Path], server: FileServer
 ) -> None:
     events = await pull(store, PullRequest("mine", source=server.url(f"/{parts[1].name}?download=true")))
@@ -65,16 +65,14 @@ async def test_any_part_on_a_server_brings_the_whole_model(
     assert files_below(root) == {"mine.gguf", "mine.json"}
 
 
-async def test_missing_parts_are_named_before_anything_is_copied(
-    store: ModelStore, root: Path, parts: list[Path]
-) -> None:
+async def test_missing_local_parts_fail_before_the_copy(store: ModelStore, root: Path, parts: list[Path]) -> None:
     parts[1].unlink()
     with pytest.raises(ModelNotFoundError, match=r"its folder lacks big-00002-of-00003\.gguf\."):
         await pull(store, PullRequest(str(parts[0])))
     assert files_below(root) == set()
 
 
-async def test_a_part_that_the_server_lacks_is_named_before_anything_is_fetched(
+async def test_missing_remote_part_fails_before_the_download(
     store: ModelStore, root: Path, parts: list[Path], server: FileServer
 ) -> None:
     server.files[f"/{parts[2].name}"] = None
@@ -83,21 +81,19 @@ async def test_a_part_that_the_server_lacks_is_named_before_anything_is_fetched(
     assert files_below(root) == set()
 
 
-async def test_parts_of_different_models_are_refused(store: ModelStore, root: Path, parts: list[Path]) -> None:
+async def test_parts_of_different_models_are_rejected(store: ModelStore, root: Path, parts: list[Path]) -> None:
     parts[2].write_bytes(ORIGINAL.read_bytes())
     with pytest.raises(PullError, match="part 1 of 1, not 3 of 3"):
         await pull(store, PullRequest(str(parts[0])))
     assert files_below(root) == set()
 
 
-async def test_a_digest_of_one_part_is_refused(store: ModelStore, parts: list[Path]) -> None:
+async def test_digest_of_a_model_in_parts_is_rejected(store: ModelStore, parts: list[Path]) -> None:
     with pytest.raises(InvalidRequestError, match="a digest for each"):
         await pull(store, PullRequest(str(parts[0]), sha256="0" * 64))
 
 
-async def test_a_part_that_was_fetched_is_not_fetched_again(
-    store: ModelStore, parts: list[Path], server: FileServer
-) -> None:
+async def test_complete_part_is_not_fetched_again(store: ModelStore, parts: list[Path], server: FileServer) -> None:
     broken = parts[2].read_bytes()[:100]
     server.files = {}
     contents = {f"/{path.name}": path.read_bytes() for path in parts} | {f"/{parts[2].name}": broken}
@@ -115,7 +111,7 @@ async def test_a_part_that_was_fetched_is_not_fetched_again(
     assert isinstance((await pull(store, PullRequest(server.url(f"/{parts[0].name}"))))[-1], Success)
 
 
-async def test_deleting_takes_the_parts_that_an_unfinished_pull_left(
+async def test_delete_removes_the_parts_of_an_interrupted_pull(
     store: ModelStore, root: Path, parts: list[Path]
 ) -> None:
     left = root / ".partial" / "big.files" / "big" / parts[0].name

@@ -53,7 +53,7 @@ async def said(process: asyncio.subprocess.Process, status: str) -> dict[str, An
 
 
 @pytest.mark.promise("F25")
-async def test_a_killed_process_leaves_a_partial_that_another_one_finishes(
+async def test_pull_of_a_killed_process_is_resumed_by_another(
     store: ModelStore, server: FileServer, root: Path, data: bytes
 ) -> None:
     server.scripts.append(Script(stall_after=300_000))
@@ -87,7 +87,7 @@ async def test_a_second_process_waits_and_finds_the_model_there(
     assert len(server.requests) == 1
 
 
-async def test_this_process_makes_another_one_wait(store: ModelStore, server: FileServer, root: Path) -> None:
+async def test_second_process_waits_for_this_one(store: ModelStore, server: FileServer, root: Path) -> None:
     server.scripts.append(Script(stall_after=300_000))
     async with aclosing(store.pull(PullRequest(server.url()))) as events:
         await until_progress(events)
@@ -100,7 +100,7 @@ async def test_this_process_makes_another_one_wait(store: ModelStore, server: Fi
 @pytest.mark.promise("P19")
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on a file's size")
 @pytest.mark.parametrize("local", [True, False])
-async def test_a_disk_that_takes_no_more_is_told_with_numbers(
+async def test_error_for_a_full_disk_has_numbers(
     store: ModelStore, server: FileServer, root: Path, data: bytes, local: bool
 ) -> None:
     source = str(SAMPLES / "tiny-chat.gguf") if local else server.url()

@@ -35,7 +35,7 @@ async def answers(store: ModelStore, reference: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["path", "file URL", "URL", "URL with credentials"])
-async def test_a_file(
+async def test_path_becomes_a_reference(
     store: ModelStore, root: Path, inspector: Inspector, tmp_path: Path, data: bytes, server: FileServer, form: str
 ) -> None:
     path = tmp_path / "elsewhere" / "mine.gguf"
@@ -65,7 +65,7 @@ async def test_a_file(
 
 
 @pytest.mark.parametrize("reference", [f"hf:{REPOSITORY}", f"hf:{REPOSITORY}@v1", f"{REPOSITORY}@v1"])
-async def test_a_repository(root: Path, reference: str) -> None:
+async def test_repository_becomes_a_reference(root: Path, reference: str) -> None:
     async with folder_world(root) as world:
         await pull(world.store, PullRequest(reference))
         await answers(world.store, reference, REPOSITORY)
@@ -87,14 +87,14 @@ async def test_a_repository(root: Path, reference: str) -> None:
         ("x@v1", ""),
     ],
 )
-async def test_a_reference_that_is_missing_can_be_pulled(root: Path, reference: str, pull: str) -> None:
+async def test_error_for_unknown_reference_names_its_pull(root: Path, reference: str, pull: str) -> None:
     async with folder_world(root) as world:
         with pytest.raises(ModelNotFoundError) as raised:
             await world.store.get(reference)
         assert raised.value.pull == pull
 
 
-async def test_a_folder(root: Path, tmp_path: Path) -> None:
+async def test_folder_becomes_a_reference(root: Path, tmp_path: Path) -> None:
     folder = lay_out(tmp_path / "elsewhere" / "mine", MODEL)
     async with folder_world(root) as world:
         await pull(world.store, PullRequest(str(folder)))
@@ -112,9 +112,7 @@ async def test_references_add_up_while_the_source_is_the_same(root: Path) -> Non
         assert set((await world.store.get(REPOSITORY)).references) == {f"hf:{REPOSITORY}", f"hf:{REPOSITORY}@main"}
 
 
-async def test_a_model_from_elsewhere_takes_no_references_over(
-    store: ModelStore, tmp_path: Path, data: bytes
-) -> None:
+async def test_model_from_another_source_drops_references(store: ModelStore, tmp_path: Path, data: bytes) -> None:
     """The older file is no longer here: its path must not lead to another model."""
     paths = [tmp_path / name / "mine.gguf" for name in ("old", "new")]
     for path, content in zip(paths, (data, data + b"more"), strict=True):
@@ -126,7 +124,9 @@ async def test_a_model_from_elsewhere_takes_no_references_over(
         await store.get(str(paths[0]))
 
 
-async def test_a_name_goes_before_a_reference(store: ModelStore, root: Path, tmp_path: Path, data: bytes) -> None:
+async def test_name_takes_precedence_over_reference(
+    store: ModelStore, root: Path, tmp_path: Path, data: bytes
+) -> None:
     await pull(store, PullRequest("tiny-chat"))
     assert (await store.get("tiny-chat")).name == "tiny-chat-gguf"
     (root / "tiny-chat.gguf").write_bytes(data)
@@ -135,14 +135,14 @@ async def test_a_name_goes_before_a_reference(store: ModelStore, root: Path, tmp
     assert (await store.get("tiny-chat")).name == "tiny-chat-gguf"
 
 
-async def test_references_that_come_together_are_all_kept(store: ModelStore) -> None:
+async def test_concurrent_references_are_all_kept(store: ModelStore) -> None:
     await pull(store, PullRequest("tiny-chat-gguf"))
     names = [str(number) for number in range(20)]
     await asyncio.gather(*(store._index.refer("tiny-chat-gguf", name) for name in names))
     assert set((await store.get("tiny-chat-gguf")).references) == set(names)
 
 
-async def test_a_reference_is_one_models_at_a_time(store: ModelStore) -> None:
+async def test_reference_means_one_model(store: ModelStore) -> None:
     for name in ("one", "two"):
         await pull(store, PullRequest(name, source="tiny-chat-gguf"))
         await store._index.refer(name, "theirs")
@@ -155,7 +155,7 @@ async def test_a_reference_is_one_models_at_a_time(store: ModelStore) -> None:
 
 
 @pytest.mark.promise("H9")
-async def test_a_sample_answers_to_its_former_name(store: ModelStore) -> None:
+async def test_former_name_of_a_sample_is_accepted(store: ModelStore) -> None:
     assert (await store.get("tiny-embed")).name == "tiny-embed-gguf"
     assert isinstance((await pull(store, PullRequest("tiny-embed")))[-1], Success)
     await store.delete("tiny-embed")
@@ -180,7 +180,7 @@ async def test_references_in_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', '{"a": {"name": "m"}}'])
-async def test_a_damaged_file_of_references_counts_as_empty(tmp_path: Path, content: str) -> None:
+async def test_damaged_file_of_references_is_ignored(tmp_path: Path, content: str) -> None:
     path = tmp_path / "references.json"
     path.write_text(content)
     references = References(path)

@@ -24,7 +24,7 @@ def plan(request: PullRequest) -> PullPlan:
     return plan_pull(request, ".gguf", bundled_samples(), ["my-own"])
 
 
-def test_a_url_gives_the_name_the_digest_and_the_credentials() -> None:
+def test_url_has_name_digest_and_credentials() -> None:
     found = plan(PullRequest(f"https://me:s%40fe@host.example/a/Tiny%2BChat.gguf?token=t#sha256={HEX.upper()}"))
     assert (found.name, found.sha256, found.kind) == ("Tiny+Chat", HEX, "")
     assert isinstance(found.source, HttpSource)
@@ -39,7 +39,7 @@ def test_with_a_source_the_model_is_the_name() -> None:
     assert (found.name, found.sha256, found.kind) == ("mine", HEX, "chat")
 
 
-def test_a_sample_brings_its_digest_and_kind() -> None:
+def test_sample_has_its_digest_and_kind() -> None:
     found = plan(PullRequest("tiny-rerank-gguf"))
     sample = bundled_samples().get("tiny-rerank-gguf")
     assert sample is not None
@@ -79,7 +79,7 @@ def test_a_path_and_a_file_url_are_the_same(tmp_path: Path, monkeypatch: pytest.
         (PullRequest("x", source="file:///etc/passwd"), "source"),
     ],
 )
-def test_a_wrong_request_names_its_field(request_: PullRequest, field: str) -> None:
+def test_invalid_request_names_its_field(request_: PullRequest, field: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"^{field}: "):
         plan(request_)
 
@@ -96,7 +96,7 @@ def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
         plan(PullRequest(str(tmp_path / "x.gguf")))
 
 
-def test_an_unknown_name_lists_what_can_be_pulled_and_what_was_meant() -> None:
+def test_unknown_name_lists_samples_and_near_names() -> None:
     with pytest.raises(ModelNotFoundError) as caught:
         plan(PullRequest("tiny-chatt"))
     for part in ("Did you mean tiny-chat-gguf", "tiny-embed-gguf", "tiny-rerank-gguf", ".gguf", "http(s) URL"):
@@ -104,7 +104,7 @@ def test_an_unknown_name_lists_what_can_be_pulled_and_what_was_meant() -> None:
 
 
 @pytest.mark.promise("P21")
-def test_no_repr_shows_a_secret() -> None:
+def test_repr_has_no_secrets() -> None:
     request = PullRequest("m", source="https://u:hidden@h/x.gguf?token=hidden", password="hidden", username="u")
     assert "hidden" not in repr(request)
     assert "hidden" not in repr(plan(request))
@@ -120,5 +120,5 @@ def test_no_repr_shows_a_secret() -> None:
         ("no_scheme://u:secret@h/a.gguf", "no_scheme://…"),
     ],
 )
-def test_secrets_are_cut_from_urls(url: str, shown: str) -> None:
+def test_label_of_a_url_has_no_secrets(url: str, shown: str) -> None:
     assert without_secrets(url) == shown

@@ -45,7 +45,7 @@ async def leave_part(store: ModelStore, server: FileServer, size: int = 200_000,
 
 
 @pytest.mark.promise("F25")
-async def test_dropped_connections_go_on_where_they_stopped(
+async def test_dropped_connection_resumes(
     store: ModelStore, server: FileServer, data: bytes, success: Success
 ) -> None:
     server.scripts.extend([Script(drop_after=200_000), Script(drop_after=150_000), Script()])
@@ -67,7 +67,7 @@ async def test_dropped_connections_go_on_where_they_stopped(
         Script(drop_after=1000, chunked=True),
     ],
 )
-async def test_a_burst_of_failures_is_outlived(
+async def test_download_survives_a_burst_of_failures(
     store: ModelStore, server: FileServer, success: Success, script: Script
 ) -> None:
     server.scripts.extend([replace(script), replace(script)])
@@ -75,7 +75,7 @@ async def test_a_burst_of_failures_is_outlived(
     assert len(server.requests) == 3
 
 
-async def test_failures_without_progress_end(store: ModelStore, server: FileServer, root: Path) -> None:
+async def test_failures_without_progress_end_the_download(store: ModelStore, server: FileServer, root: Path) -> None:
     server.scripts.extend(Script(status=503) for _ in range(9))
     with pytest.raises(PullError, match="HTTP 503; 3 attempts made no progress after 0 bytes"):
         await pull(store, PullRequest(server.url()))
@@ -83,16 +83,14 @@ async def test_failures_without_progress_end(store: ModelStore, server: FileServ
     assert files_below(root) == set()
 
 
-async def test_a_drip_is_no_progress(store: ModelStore, server: FileServer) -> None:
+async def test_slow_drip_is_not_progress(store: ModelStore, server: FileServer) -> None:
     server.scripts.extend(Script(drop_after=10) for _ in range(9))
     with pytest.raises(PullError, match="no progress after 30 bytes"):
         await pull(store, PullRequest(server.url()))
     assert len(server.requests) == 3
 
 
-async def test_an_announced_length_that_never_comes_is_an_error(
-    store: ModelStore, server: FileServer, data: bytes
-) -> None:
+async def test_body_shorter_than_announced_fails(store: ModelStore, server: FileServer, data: bytes) -> None:
     server.etag = ""
     server.scripts.extend(Script(length=len(data) + 100) for _ in range(9))
     with pytest.raises(PullError, match="attempts made no progress"):
@@ -100,7 +98,7 @@ async def test_an_announced_length_that_never_comes_is_an_error(
     assert len(server.requests) == 4  # the first brought something
 
 
-async def test_more_bytes_than_announced_are_an_error(store: ModelStore, server: FileServer, data: bytes) -> None:
+async def test_body_longer_than_announced_fails(store: ModelStore, server: FileServer, data: bytes) -> None:
     size = await leave_part(store, server)
     server.scripts.append(
         Script(
@@ -121,7 +119,7 @@ async def test_more_bytes_than_announced_are_an_error(store: ModelStore, server:
         ("bytes {start}-{last}/{more}", "size of the file changed"),
     ],
 )
-async def test_a_range_that_is_not_the_rest_is_an_error(
+async def test_wrong_content_range_fails(
     store: ModelStore, server: FileServer, data: bytes, content_range: str, text: str
 ) -> None:
     start, total = await leave_part(store, server), len(data)
@@ -132,7 +130,7 @@ async def test_a_range_that_is_not_the_rest_is_an_error(
         await pull(store, PullRequest(server.url()))
 
 
-async def test_a_stalled_connection_is_left_and_resumed(
+async def test_stalled_connection_is_closed_and_resumed(
     root: Path, inspector: Inspector, policy: FetchPolicy, server: FileServer, success: Success
 ) -> None:
     store = ModelStore(root, inspect=inspector, policy=replace(policy, stall_s=0.3))
@@ -143,7 +141,7 @@ async def test_a_stalled_connection_is_left_and_resumed(
 
 
 @pytest.mark.promise("F25")
-async def test_a_cancelled_pull_is_resumed_and_only_the_rest_is_asked_for(
+async def test_cancelled_pull_requests_only_the_rest(
     store: ModelStore, server: FileServer, root: Path, data: bytes, success: Success
 ) -> None:
     size = await leave_part(store, server)
@@ -157,9 +155,7 @@ async def test_a_cancelled_pull_is_resumed_and_only_the_rest_is_asked_for(
     assert files_below(root) == {"model.gguf", "model.json"}
 
 
-async def test_last_modified_serves_where_there_is_no_etag(
-    store: ModelStore, server: FileServer, success: Success
-) -> None:
+async def test_last_modified_is_used_without_an_etag(store: ModelStore, server: FileServer, success: Success) -> None:
     server.etag, server.last_modified = "", "Mon, 01 Jan 2024 00:00:00 GMT"
     await leave_part(store, server)
     assert (await pull(store, PullRequest(server.url())))[-1] == success
@@ -167,7 +163,7 @@ async def test_last_modified_serves_where_there_is_no_etag(
 
 
 @pytest.mark.promise("F25")
-async def test_a_weak_etag_does_not_join_two_halves(store: ModelStore, server: FileServer, success: Success) -> None:
+async def test_weak_etag_does_not_resume(store: ModelStore, server: FileServer, success: Success) -> None:
     server.etag = 'W/"1"'
     await leave_part(store, server)
     assert (await pull(store, PullRequest(server.url())))[-1] == success
@@ -176,7 +172,7 @@ async def test_a_weak_etag_does_not_join_two_halves(store: ModelStore, server: F
 
 @pytest.mark.promise("F25")
 @pytest.mark.parametrize("etag", ['"v\xe9rsion"', '"\x7f"'])
-async def test_an_etag_that_cannot_be_sent_back_is_none(
+async def test_etag_that_is_not_a_valid_header_is_ignored(
     store: ModelStore, server: FileServer, etag: str, success: Success
 ) -> None:
     """Else no attempt after the first could ever be made."""
@@ -208,7 +204,7 @@ async def test_another_source_or_digest_does_not_continue_a_partial(
     assert server.requests[-1].range == ""
 
 
-async def test_a_server_without_ranges_sends_it_whole_again(
+async def test_server_without_ranges_sends_the_whole_file_again(
     store: ModelStore, server: FileServer, success: Success
 ) -> None:
     await leave_part(store, server)
@@ -216,9 +212,7 @@ async def test_a_server_without_ranges_sends_it_whole_again(
     assert (await pull(store, PullRequest(server.url())))[-1] == success
 
 
-async def test_a_server_that_always_breaks_off_and_has_no_ranges_is_given_up(
-    store: ModelStore, server: FileServer
-) -> None:
+async def test_server_that_always_drops_and_has_no_ranges_fails(store: ModelStore, server: FileServer) -> None:
     server.scripts.extend(Script(ignore_range=True, drop_after=200_000) for _ in range(20))
     with pytest.raises(PullError, match="attempts made no progress"):
         await pull(store, PullRequest(server.url()))
@@ -240,7 +234,7 @@ async def test_a_file_that_changed_on_the_server_starts_over(
     assert (await store.get("model")).path.read_bytes() == server.data
 
 
-async def test_a_whole_partial_is_finished_without_another_byte(
+async def test_complete_partial_needs_no_more_bytes(
     store: ModelStore, server: FileServer, root: Path, data: bytes, success: Success
 ) -> None:
     await leave_part(store, server)
@@ -251,7 +245,7 @@ async def test_a_whole_partial_is_finished_without_another_byte(
     assert server.sent == sent
 
 
-async def test_a_whole_partial_with_a_known_digest_needs_no_server(
+async def test_complete_partial_with_known_digest_needs_no_server(
     store: ModelStore, server: FileServer, root: Path, data: bytes, success: Success
 ) -> None:
     await leave_part(store, server, sha256=digest_of(data))
@@ -270,7 +264,7 @@ async def test_a_partial_longer_than_the_file_starts_over(
 
 
 @pytest.mark.promise("F25")
-async def test_a_partial_damaged_on_the_disk_is_found_by_the_digest(
+async def test_damaged_partial_fails_the_digest(
     store: ModelStore, server: FileServer, root: Path, data: bytes, success: Success
 ) -> None:
     size = await leave_part(store, server, sha256=digest_of(data))
@@ -282,9 +276,7 @@ async def test_a_partial_damaged_on_the_disk_is_found_by_the_digest(
 
 
 @pytest.mark.promise("P27")
-async def test_a_broken_state_starts_over(
-    store: ModelStore, server: FileServer, root: Path, success: Success
-) -> None:
+async def test_damaged_state_starts_over(store: ModelStore, server: FileServer, root: Path, success: Success) -> None:
     for text in ("{", '{"unknown": 1}', '{"source": 7}'):
         await leave_part(store, server)
         (root / ".partial/model.json").write_text(text)
@@ -293,7 +285,7 @@ async def test_a_broken_state_starts_over(
         await store.delete("model")
 
 
-async def test_deleting_removes_what_an_unfinished_pull_left(
+async def test_delete_removes_what_an_interrupted_pull_left(
     store: ModelStore, server: FileServer, root: Path
 ) -> None:
     await leave_part(store, server)

@@ -35,7 +35,7 @@ def test_no_sample_has_the_name_of_another_engines_sample() -> None:
 
 @pytest.mark.promise("H9")
 @pytest.mark.parametrize("former", ["tiny-chat", "tiny-embed", "tiny-rerank"])
-def test_a_renamed_sample_answers_to_its_former_name(former: str) -> None:
+def test_renamed_sample_is_found_by_its_former_name(former: str) -> None:
     sample = bundled_samples("gguf").get(former)
     assert sample is not None
     assert sample.name == f"{former}-gguf"
@@ -49,7 +49,7 @@ def test_each_kind_has_a_sample() -> None:
     assert not any(samples.default_for(kind) for kind in KINDS if kind not in served)
 
 
-def test_a_sample_is_a_bundled_model_with_a_whole_wire_form() -> None:
+def test_sample_is_listed_as_a_bundled_model() -> None:
     sample = bundled_samples().get("tiny-embed-gguf")
     assert sample is not None
     wire = sample.info().to_wire()
@@ -61,6 +61,6 @@ def test_a_sample_is_a_bundled_model_with_a_whole_wire_form() -> None:
     assert wire["details"]["context_length"] == 512
 
 
-def test_a_folder_without_an_index_says_so(tmp_path: Path) -> None:
+def test_folder_without_samples_json_is_named(tmp_path: Path) -> None:
     with pytest.raises(EnginePluginError, match=r"samples\.json"):
         Samples(tmp_path)

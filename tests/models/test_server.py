@@ -12,7 +12,7 @@ from tests.models.server import file_server
 
 
 @pytest.mark.parametrize("steps", range(6))
-def test_who_comes_at_the_very_end_leaves_no_socket(steps: int) -> None:
+def test_connection_during_the_end_leaves_no_socket(steps: int) -> None:
     """What nobody closes is a warning, an error here, in whatever test runs when it is found."""
 
     async def visit() -> None:

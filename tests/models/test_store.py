@@ -106,9 +106,7 @@ async def test_a_local_file_is_copied_under_its_own_or_another_name(
     assert source.read_bytes() == data
 
 
-async def test_the_same_local_file_is_not_copied_again_until_it_changes(
-    store: ModelStore, tmp_path: Path, data: bytes
-) -> None:
+async def test_unchanged_file_is_not_copied_again(store: ModelStore, tmp_path: Path, data: bytes) -> None:
     source = lay_in(tmp_path / "elsewhere", "m", data)
     request = PullRequest(str(source))
     await pull(store, request)
@@ -122,7 +120,7 @@ async def test_the_same_local_file_is_not_copied_again_until_it_changes(
     assert (await store.get("m")).size == len(data) + 4
 
 
-async def test_pulling_a_file_of_the_store_itself_takes_it_in(store: ModelStore, root: Path, data: bytes) -> None:
+async def test_pull_of_a_file_of_the_store_copies_nothing(store: ModelStore, root: Path, data: bytes) -> None:
     path = lay_in(root, "own", data)
     assert (await pull(store, PullRequest(str(path))))[-1] == Success("own", len(data), f"sha256:{digest_of(data)}")
     assert path.read_bytes() == data
@@ -149,7 +147,7 @@ async def test_a_wrong_digest_leaves_nothing(store: ModelStore, root: Path, tmp_
 
 
 @pytest.mark.promise("P18")
-async def test_a_file_that_is_no_model_is_not_installed(store: ModelStore, root: Path, tmp_path: Path) -> None:
+async def test_file_without_a_model_is_not_installed(store: ModelStore, root: Path, tmp_path: Path) -> None:
     source = lay_in(tmp_path / "elsewhere", "m", b"not a model")
     with pytest.raises(PullError, match="does not begin with GGUF"):
         await pull(store, PullRequest(str(source)))
@@ -157,9 +155,7 @@ async def test_a_file_that_is_no_model_is_not_installed(store: ModelStore, root:
 
 
 @pytest.mark.promise("P18")
-async def test_a_failed_replacement_leaves_the_model_that_was_there(
-    store: ModelStore, tmp_path: Path, data: bytes
-) -> None:
+async def test_failed_replacement_keeps_the_old_model(store: ModelStore, tmp_path: Path, data: bytes) -> None:
     source = lay_in(tmp_path / "elsewhere", "m", data)
     await pull(store, PullRequest(str(source)))
     source.write_bytes(b"broken now")
@@ -184,7 +180,7 @@ async def test_the_record_survives_a_restart_without_another_inspection(
     assert again.seen == []
 
 
-async def test_a_file_laid_in_by_hand_is_inspected_once(
+async def test_file_put_there_by_hand_is_inspected_once(
     store: ModelStore, inspector: Inspector, root: Path, data: bytes
 ) -> None:
     path = lay_in(root, "by-hand", data)
@@ -201,7 +197,7 @@ async def test_a_file_laid_in_by_hand_is_inspected_once(
     assert inspector.seen == [path, path]
 
 
-async def test_a_chosen_kind_outlives_another_inspection(store: ModelStore, root: Path, data: bytes) -> None:
+async def test_requested_kind_survives_another_inspection(store: ModelStore, root: Path, data: bytes) -> None:
     path = lay_in(root, "m", data)
     await pull(store, PullRequest("m", model_type="embed"))
     os.utime(path, ns=(1, 1))
@@ -209,7 +205,7 @@ async def test_a_chosen_kind_outlives_another_inspection(store: ModelStore, root
 
 
 @pytest.mark.promise("P27")
-async def test_a_broken_record_is_written_anew(
+async def test_damaged_record_is_written_anew(
     store: ModelStore, inspector: Inspector, root: Path, data: bytes
 ) -> None:
     path = lay_in(root, "m", data)
@@ -248,7 +244,7 @@ async def test_broken_files_are_skipped_with_one_warning_each(
     assert not broken.exists()
 
 
-async def test_an_inspection_that_could_not_be_made_is_made_again(root: Path, data: bytes) -> None:
+async def test_failed_inspection_is_repeated(root: Path, data: bytes) -> None:
     answers: list[Inspection | None] = [None, Inspection("embed")]
 
     async def inspect(path: Path) -> Inspection:
@@ -264,7 +260,7 @@ async def test_an_inspection_that_could_not_be_made_is_made_again(root: Path, da
 
 
 @pytest.mark.promise("P5")
-async def test_who_lists_a_model_that_is_deleted_meanwhile_gets_the_others(root: Path, data: bytes) -> None:
+async def test_list_during_a_delete_has_the_other_models(root: Path, data: bytes) -> None:
     """Its inspection is cut off; those who wait for it are not."""
     begun, wanted = asyncio.Event(), Inspector()
 
@@ -296,7 +292,7 @@ async def test_who_lists_a_model_that_is_deleted_meanwhile_gets_the_others(root:
 
 
 @pytest.mark.promise("P17")
-async def test_who_lists_a_model_that_is_put_in_place_just_now_waits_for_its_record(
+async def test_list_during_an_installation_waits_for_the_record(
     store: ModelStore, root: Path, inspector: Inspector, tmp_path: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else it would be taken for one that was laid in by hand, and what the pull knew of it would be lost."""
@@ -353,7 +349,7 @@ async def test_deleting_a_link_leaves_its_target(store: ModelStore, root: Path, 
 
 
 @pytest.mark.parametrize("name", ["../secret", "", "a/b", "Tiny-Chat", "tiny-cha"])
-async def test_what_is_not_there_is_not_found_and_nothing_is_touched(
+async def test_unknown_name_is_not_found_and_changes_nothing(
     store: ModelStore, root: Path, data: bytes, name: str
 ) -> None:
     lay_in(root.parent, "secret", data)
@@ -363,14 +359,14 @@ async def test_what_is_not_there_is_not_found_and_nothing_is_touched(
     assert (root.parent / "secret.gguf").exists()
 
 
-async def test_not_found_says_what_was_meant(store: ModelStore) -> None:
+async def test_not_found_suggests_near_names(store: ModelStore) -> None:
     with pytest.raises(ModelNotFoundError, match="Did you mean tiny-rerank-gguf"):
         await store.get("tiny-rrank")
     with pytest.raises(ModelNotFoundError, match="Here are: tiny-chat-gguf, tiny-embed-gguf, tiny-rerank-gguf"):
         await store.get("zzzzzz")
 
 
-async def test_a_name_that_differs_by_case_is_refused(
+async def test_name_that_differs_by_case_is_rejected(
     store: ModelStore, root: Path, tmp_path: Path, data: bytes
 ) -> None:
     source = lay_in(tmp_path / "elsewhere", "Model", data)
@@ -391,7 +387,7 @@ async def test_only_this_user_can_read_the_store(store: ModelStore, root: Path) 
 
 
 @pytest.mark.promise("P19")
-async def test_a_full_disk_is_told_before_anything_is_written(
+async def test_full_disk_fails_before_the_copy(
     store: ModelStore, root: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shutil
@@ -404,7 +400,7 @@ async def test_a_full_disk_is_told_before_anything_is_written(
     assert files_below(root) == set()
 
 
-async def test_samples_are_those_given(root: Path, inspector: Inspector) -> None:
+async def test_store_has_the_given_samples(root: Path, inspector: Inspector) -> None:
     store = ModelStore(root, inspect=inspector, samples=bundled_samples())
     model = await store.get("tiny-rerank-gguf")
     assert replace(model, bundled=False) != model
@@ -418,7 +414,7 @@ def _highest_descriptor() -> int:
 
 @pytest.mark.promise("X12")
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
-async def test_hundreds_of_pulls_at_once_need_few_open_files(store: ModelStore, tmp_path: Path) -> None:
+async def test_hundreds_of_concurrent_pulls_open_few_files(store: ModelStore, tmp_path: Path) -> None:
     import resource
 
     paths = [tmp_path / f"model-{number}.gguf" for number in range(200)]
@@ -439,7 +435,7 @@ async def test_hundreds_of_pulls_at_once_need_few_open_files(store: ModelStore, 
 @pytest.mark.parametrize(
     ("number", "advice"), [(errno.EMFILE, "ulimit -n"), (errno.ENFILE, "ulimit -n"), (errno.EACCES, "permissions")]
 )
-def test_the_advice_fits_the_error(tmp_path: Path, number: int, advice: str) -> None:
+def test_error_has_fitting_advice(tmp_path: Path, number: int, advice: str) -> None:
     assert advice in disk_error(OSError(number, os.strerror(number)), tmp_path, 0, 0).message
 
 

@@ -38,7 +38,7 @@ async def secure(data: bytes, context: ssl.SSLContext) -> AsyncIterator[FileServ
 
 
 @pytest.mark.promise("P21")
-async def test_an_unknown_certificate_is_refused_unless_insecure(
+async def test_unknown_certificate_is_rejected_unless_insecure(
     store: ModelStore, secure: FileServer, data: bytes
 ) -> None:
     assert secure.url().startswith("https://")
@@ -56,7 +56,7 @@ async def test_a_certificate_of_your_own_is_trusted(
     assert isinstance((await pull(store, PullRequest(secure.url())))[-1], Success)
 
 
-async def test_a_redirect_from_https_to_http_is_refused_unless_insecure(
+async def test_redirect_from_https_to_http_is_rejected_unless_insecure(
     store: ModelStore, secure: FileServer, server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
@@ -70,7 +70,7 @@ async def test_a_redirect_from_https_to_http_is_refused_unless_insecure(
 
 @pytest.mark.promise("P21")
 @pytest.mark.parametrize("hub_name", ["hf", "ms"])
-async def test_hubs_are_asked_as_strictly(
+async def test_hub_with_unknown_certificate_is_rejected(
     root: Path, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, hub_name: str
 ) -> None:
     async def inspect(_: Path) -> Inspection:

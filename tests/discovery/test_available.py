@@ -71,7 +71,7 @@ async def test_each_service_has_the_models_of_its_kind(make: Callable[..., tuple
     await plugin.aclose()
 
 
-async def test_a_user_who_names_all_models_is_not_waited_for(
+async def test_engine_is_not_asked_if_plugin_yaml_lists_all_models(
     make: Callable[..., tuple[Plugin, ListingEngine]],
 ) -> None:
     plugin, engine = make({"chat": {"support_models": ["x"]}})
@@ -79,7 +79,7 @@ async def test_a_user_who_names_all_models_is_not_waited_for(
     assert engine.asked == 0
 
 
-async def test_an_engine_that_fails_leaves_the_lists_as_they_were(
+async def test_failing_engine_keeps_the_previous_lists(
     make: Callable[..., tuple[Plugin, ListingEngine]],
 ) -> None:
     plugin, engine = make({"chat": {}})
@@ -93,7 +93,7 @@ async def test_an_engine_that_fails_leaves_the_lists_as_they_were(
     await plugin.aclose()
 
 
-async def test_a_slow_engine_is_answered_for_from_the_last_time(
+async def test_slow_engine_keeps_the_previous_lists(
     make: Callable[..., tuple[Plugin, ListingEngine]],
 ) -> None:
     plugin, engine = make({"chat": {}})
@@ -110,7 +110,7 @@ async def test_a_slow_engine_is_answered_for_from_the_last_time(
     await plugin.aclose()
 
 
-async def test_a_plugin_that_ends_asks_no_longer() -> None:
+async def test_closing_cancels_the_question() -> None:
     ended = asyncio.Event()
 
     async def ask() -> Sequence[ModelInfo]:
@@ -127,7 +127,7 @@ async def test_a_plugin_that_ends_asks_no_longer() -> None:
     await AvailableModels(ask).aclose()
 
 
-def test_the_default_model_comes_first_with_or_without_its_tag() -> None:
+def test_default_model_is_first_with_or_without_its_tag() -> None:
     models = [model("a"), model("b:latest"), model("c", "embed")]
     assert names_for("generate", "b", models) == ["b:latest", "a"]
     assert names_for("chat", "absent", models) == ["a", "b:latest"]

@@ -51,7 +51,7 @@ async def test_two_callers_share_one_download(store: ModelStore, server: FileSer
 
 
 @pytest.mark.promise("P17")
-async def test_the_download_outlives_one_caller_but_not_the_last(
+async def test_last_caller_to_leave_cancels_the_download(
     store: ModelStore, server: FileServer, root: Path, data: bytes
 ) -> None:
     server.scripts.append(Script(stall_after=100_000))
@@ -89,7 +89,7 @@ async def test_a_cancelled_task_leaves_the_pull(store: ModelStore, server: FileS
     await store.delete("model")  # the lock is free
 
 
-async def test_both_callers_hear_of_the_failure(store: ModelStore, server: FileServer) -> None:
+async def test_failure_is_raised_for_both_callers(store: ModelStore, server: FileServer) -> None:
     server.scripts.append(Script(status=404))
     request = PullRequest(server.url())
     ends = await asyncio.gather(pull(store, request), pull(store, request), return_exceptions=True)
@@ -97,7 +97,7 @@ async def test_both_callers_hear_of_the_failure(store: ModelStore, server: FileS
     assert len(server.requests) == 1
 
 
-async def test_a_different_pull_of_the_same_name_must_wait(store: ModelStore, server: FileServer) -> None:
+async def test_other_pull_of_the_same_name_is_rejected(store: ModelStore, server: FileServer) -> None:
     server.scripts.append(Script(stall_after=100_000))
     async with aclosing(store.pull(PullRequest(server.url()))) as events:
         await until_progress(events)
@@ -124,7 +124,7 @@ async def test_closing_the_store_ends_its_pulls(store: ModelStore, server: FileS
     assert ".partial/model.part" in files_below(root)
 
 
-async def test_a_slow_watcher_sees_every_status_but_only_the_latest_progress() -> None:
+async def test_slow_caller_gets_every_status_and_the_latest_progress() -> None:
     async def run(_: PullPlan, publish: object) -> Success:
         assert callable(publish)
         publish(Status("one"))
@@ -146,7 +146,7 @@ async def test_a_slow_watcher_sees_every_status_but_only_the_latest_progress() -
     assert [event async for event in flights.pull(planned)][-1] == Success("m", 1000, "")
 
 
-async def test_a_slow_caller_misses_the_beginning_of_endless_news_not_the_end() -> None:
+async def test_slow_caller_loses_the_oldest_of_many_events() -> None:
     told = asyncio.Event()
 
     async def run(_plan: PullPlan, publish: Callable[[PullEvent], None]) -> Success:
