@@ -1,6 +1,7 @@
 """JSON from outside: limits of size and depth, and the replacement of invalid characters.
 
-`read_json` reads all JSON from hosts, files and servers; `write_json` writes it.
+`read_json` reads JSON from hosts and files; `answer_object` and `json_object` read the answers of engines and
+plugins, whose size their readers limit; `write_json` writes JSON.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from json import scanner
 from json.decoder import JSONArray, JSONObject  # type: ignore[attr-defined]  # typeshed leaves them out
 from typing import Any, NoReturn
 
+from engine_plugin.errors import BadGatewayError
+
 __all__ = [
     "BRIEF",
     "MOST_BYTES",
@@ -21,6 +24,8 @@ __all__ = [
     "MOST_VALUES",
     "REPLACEMENT",
     "JsonError",
+    "answer_object",
+    "json_object",
     "read_json",
     "write_json",
     "write_request",
@@ -42,6 +47,7 @@ MOST_MESSAGE = MOST_BYTES + BRIEF
 """The most bytes of a gRPC message with such a text and the fields beside it."""
 
 _SHOWN = 60
+_ANSWER_SHOWN = 200
 _LONG = 1 << 20
 _ESCAPED = bytes(range(32)) + b'"\\'
 """The characters that a JSON string must escape."""
@@ -78,6 +84,23 @@ def read_json(data: bytes, most_bytes: int = MOST_BYTES) -> Any:
     except ValueError as error:
         raise JsonError(f"is not JSON: {error}") from None
     return _whole(value) if _ESCAPED_HALF.search(data) else value
+
+
+def json_object(data: bytes | str) -> dict[str, Any] | None:
+    """The JSON object in `data`; None for anything else."""
+    try:
+        shape = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return shape if isinstance(shape, dict) else None
+
+
+def answer_object(answer: bytes, what: str = "the server's answer") -> dict[str, Any]:
+    """The JSON object in an answer. Raises BadGatewayError, beginning with `what`, for anything else."""
+    shape = json_object(answer)
+    if shape is None:
+        raise BadGatewayError(f"{what} is not a JSON object: {answer[:_ANSWER_SHOWN]!r}")
+    return shape
 
 
 def write_json(value: Any) -> bytes:

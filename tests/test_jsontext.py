@@ -12,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_plugin import jsontext
-from engine_plugin.jsontext import BRIEF, MOST_BYTES, MOST_DEPTH, JsonError, read_json, write_json, write_request
+from engine_plugin.errors import BadGatewayError
+from engine_plugin.jsontext import (
+    BRIEF,
+    MOST_BYTES,
+    MOST_DEPTH,
+    JsonError,
+    answer_object,
+    read_json,
+    write_json,
+    write_request,
+)
 
 LONG = b" " * BRIEF
 """White space in front makes a text one that is read as long ones are."""
@@ -103,3 +113,13 @@ def test_long_texts_are_written_as_they_are() -> None:
 @pytest.mark.promise("S11")
 def test_what_is_written_is_utf_8() -> None:
     assert write_json({"a\ud83d": ["\udc00", "ä"]}).decode() == '{"a\ufffd": ["\ufffd", "ä"]}'
+
+
+@pytest.mark.parametrize("answer", [b"", b"[]", b"null", b'"a"', b"{", b"[" * 100_000, b"\xff"])
+def test_an_answer_that_is_no_object(answer: bytes) -> None:
+    with pytest.raises(BadGatewayError, match=r"^its answer is not a JSON object: "):
+        answer_object(answer, "its answer")
+
+
+def test_an_answers_object() -> None:
+    assert answer_object(b' {"a": 1}\n') == {"a": 1}

@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "failures": {"errors"},
     "catalogue": {"errors", "failures"},
     "waiting": set(),
-    "jsontext": set(),
+    "jsontext": {"errors"},
     "system": {"errors", "jsontext"},
     "messages": set(),
     "manifest": BASE,

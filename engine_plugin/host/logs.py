@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from engine_plugin.jsontext import json_object
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,11 +60,8 @@ def parse_line(text: str) -> LogLine:
 
 
 def _parse_hclog(text: str) -> LogLine | None:
-    try:
-        fields = json.loads(text)
-    except ValueError:
-        return None
-    if not isinstance(fields, dict) or not isinstance(fields.get("@message"), str):
+    fields = json_object(text)
+    if fields is None or not isinstance(fields.get("@message"), str):
         return None
     level = fields.pop("@level", "info")
     fields.pop("@timestamp", None)

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, cast
 
 from engine_plugin.errors import BadGatewayError
+from engine_plugin.jsontext import answer_object
 from engine_plugin.protocol.stubs import provider_pb2 as pb
 
 if TYPE_CHECKING:
@@ -34,13 +35,7 @@ def pull_request(model: str, options: PullOptions, *, stream: bool) -> bytes:
 
 def parse_object(data: bytes, of: str) -> dict[str, Any]:
     """Parse a JSON object in the answer to `of`. Raises BadGatewayError."""
-    try:
-        value = json.loads(data)
-    except ValueError as error:
-        raise BadGatewayError(f"the plugin's answer to {of} is not JSON: {data[:200]!r}") from error
-    if not isinstance(value, dict):
-        raise BadGatewayError(f"the plugin's answer to {of} is not a JSON object: {data[:200]!r}")
-    return value
+    return answer_object(data, f"the plugin's answer to {of}")
 
 
 def models(data: bytes, of: str) -> list[ModelEntry]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.errors import BadGatewayError
+from engine_plugin.jsontext import answer_object
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["EventSplitter", "events"]
 
 _DONE = b"[DONE]"
+_EVENT = "an event of the stream"
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -86,18 +86,8 @@ async def events(chunks: AsyncIterable[bytes]) -> AsyncIterator[dict[str, Any]]:
         for data in splitter.feed(chunk):
             if data == _DONE:
                 return
-            yield _decode(data)
+            yield answer_object(data, _EVENT)
     for data in splitter.close():
         if data == _DONE:
             return
-        yield _decode(data)
-
-
-def _decode(data: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise BadGatewayError(f"an event of the stream is not JSON: {data[:200]!r}") from error
-    if not isinstance(value, dict):
-        raise BadGatewayError(f"an event of the stream is not a JSON object: {data[:200]!r}")
-    return value
+        yield answer_object(data, _EVENT)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.errors import BadGatewayError, InvalidRequestError
+from engine_plugin.errors import InvalidRequestError
 from engine_plugin.jsontext import write_request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["answer_object", "choices_wanted", "request_json", "slots_needed"]
-
-_SHOWN = 200
+__all__ = ["choices_wanted", "request_json", "slots_needed"]
 
 
 def request_json(body: Mapping[str, Any]) -> bytes:
@@ -37,14 +34,3 @@ def slots_needed(service: str, request: Mapping[str, Any]) -> int:
     prompts = request.get("prompt") if service == "generate" else None
     texts = [prompt for prompt in prompts if not isinstance(prompt, int)] if isinstance(prompts, list) else ()
     return max(1, len(texts)) * choices_wanted(request)
-
-
-def answer_object(answer: bytes, what: str = "the server's answer") -> dict[str, Any]:
-    """Parse the JSON object in an answer. Raises BadGatewayError, beginning with `what`, for anything else."""
-    try:
-        shape = json.loads(answer)
-    except (ValueError, RecursionError):
-        shape = None
-    if not isinstance(shape, dict):
-        raise BadGatewayError(f"{what} is not a JSON object: {answer[:_SHOWN]!r}")
-    return shape

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from engine_plugin.deadlines import deadline
 from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError
-from engine_plugin.jsontext import write_json
-from engine_plugin.openai_api.bodies import answer_object
+from engine_plugin.jsontext import answer_object, write_json
 from engine_plugin.speech import containers, pcm
 from engine_plugin.speech.base64_audio import decode_base64_audio
 from engine_plugin.speech.decoder import RAW

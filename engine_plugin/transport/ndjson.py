@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import BadGatewayError
+from engine_plugin.jsontext import answer_object
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -76,10 +77,4 @@ def line_objects(lines: bytes) -> Iterator[dict[str, Any]]:
 
 def read_line(line: bytes) -> dict[str, Any]:
     """The JSON object of one line. Raises BadGatewayError for anything else."""
-    try:
-        shape = json.loads(line)
-    except (ValueError, RecursionError):
-        raise BadGatewayError(f"the engine's line is not JSON: {line[:_SHOWN]!r}") from None
-    if not isinstance(shape, dict):
-        raise BadGatewayError(f"the engine's line is not a JSON object: {line[:_SHOWN]!r}")
-    return shape
+    return answer_object(line, "the engine's line")

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import BadGatewayError
-from engine_plugin.jsontext import write_json
+from engine_plugin.jsontext import answer_object, write_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
@@ -103,10 +103,5 @@ def event_data(block: bytes) -> Iterator[dict[str, Any]]:
         value = value.removeprefix(b" ")
         if not colon or name not in (b"data", b"error") or value == b"[DONE]":
             continue
-        try:
-            shape = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise BadGatewayError(f"the engine's event is not JSON: {value[:120]!r}") from error
-        if not isinstance(shape, dict):
-            raise BadGatewayError(f"the engine's event is not a JSON object: {value[:120]!r}")
+        shape = answer_object(value, "the engine's event")
         yield {"error": shape} if name == b"error" else shape

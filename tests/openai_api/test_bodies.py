@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from engine_plugin.errors import BadGatewayError, InvalidRequestError
-from engine_plugin.openai_api.bodies import answer_object, request_json, slots_needed
+from engine_plugin.errors import InvalidRequestError
+from engine_plugin.openai_api.bodies import request_json, slots_needed
 
 
 @pytest.mark.parametrize(
@@ -46,13 +46,3 @@ def test_a_request_that_cannot_be_written() -> None:
         nested = {"a": nested}
     with pytest.raises(InvalidRequestError, match=r"^request_data: is nested too deeply$"):
         request_json(nested)
-
-
-@pytest.mark.parametrize("answer", [b"", b"[]", b"null", b'"a"', b"{", b"[" * 100_000, b"\xff"])
-def test_an_answer_that_is_no_object(answer: bytes) -> None:
-    with pytest.raises(BadGatewayError, match=r"^its answer is not a JSON object: "):
-        answer_object(answer, "its answer")
-
-
-def test_an_answers_object() -> None:
-    assert answer_object(b' {"a": 1}\n') == {"a": 1}

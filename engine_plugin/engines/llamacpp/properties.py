@@ -6,9 +6,9 @@ Its keys are llama.cpp's (tools/server/README.md): `default_generation_settings.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from engine_plugin.jsontext import json_object
 from engine_plugin.models.capabilities import features_of_template
 from engine_plugin.models.info import Capabilities
 from engine_plugin.templates.jinja import Templates
@@ -18,20 +18,14 @@ __all__ = ["capabilities_told", "templates_told"]
 
 def capabilities_told(body: bytes) -> Capabilities:
     """What an answer of /props says; what is not in it, or is not understood, is not said."""
-    try:
-        shape = json.loads(body)
-    except (ValueError, RecursionError):
-        return Capabilities()
+    shape = json_object(body)
     length = _part(_part(shape, "default_generation_settings"), "n_ctx")
     return Capabilities(_features(shape), length if type(length) is int and length > 0 else 0)
 
 
 def templates_told(body: bytes) -> Templates:
     """The chat templates in an answer of /props."""
-    try:
-        shape = json.loads(body)
-    except (ValueError, RecursionError):
-        shape = None
+    shape = json_object(body)
     named = {"default": _part(shape, "chat_template"), "tool_use": _part(shape, "chat_template_tool_use")}
     tokens = {name: _part(shape, name) for name in ("bos_token", "eos_token")}
     return Templates(_texts(named), _texts(tokens))

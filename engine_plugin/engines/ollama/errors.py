@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -17,6 +15,7 @@ from engine_plugin.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from engine_plugin.jsontext import json_object
 from engine_plugin.models.names import is_cloud_name
 from engine_plugin.transport.answers import Complaint
 
@@ -47,11 +46,8 @@ _CONTEXT = ("exceeds the context length", "exceeds maximum context length", "exc
 
 def complaint_of_body(status: int, body: bytes) -> Complaint:
     """From an error's answer: `{"error": "…"}`, `{"error": {"message", …}}` of /v1, or whatever it is."""
-    try:
-        shape = json.loads(body)
-    except (ValueError, RecursionError):
-        shape = None
-    if isinstance(shape, dict) and complains(shape):
+    shape = json_object(body)
+    if shape is not None and complains(shape):
         return _complaint(status, shape)
     return Complaint(status, body[:_SHOWN].decode("utf-8", "replace").strip() or "nothing")
 
@@ -74,8 +70,7 @@ def _is_failure(code: object) -> TypeGuard[int]:
 def _complaint(status: int, shape: Mapping[str, Any]) -> Complaint:
     error = shape["error"]
     if isinstance(error, str) and error.startswith('{"error":'):  # what computes for the server said it
-        with contextlib.suppress(ValueError, RecursionError):
-            error = json.loads(error)["error"]
+        error = (json_object(error) or shape)["error"]
     if isinstance(error, dict):
         code = error.get("code")
         status = code if _is_failure(code) else status

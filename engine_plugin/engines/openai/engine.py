@@ -33,9 +33,9 @@ from engine_plugin.errors import (
     PullError,
     UnsupportedError,
 )
+from engine_plugin.jsontext import answer_object
 from engine_plugin.models.capabilities import resolve
 from engine_plugin.models.info import KIND_OF_SERVICE, ModelDetails, ModelInfo
-from engine_plugin.openai_api.bodies import answer_object
 from engine_plugin.openai_api.pictures import require_format
 from engine_plugin.openai_api.ranking import ranked_answer
 from engine_plugin.process.environ import child_environ

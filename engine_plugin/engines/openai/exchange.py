@@ -17,11 +17,10 @@ from engine_plugin.engines.openai.errors import (
 )
 from engine_plugin.engines.openai.requests import as_stream
 from engine_plugin.errors import BadGatewayError, UnsupportedError
-from engine_plugin.jsontext import write_json
+from engine_plugin.jsontext import answer_object, write_json
 from engine_plugin.models.info import KIND_OF_SERVICE
 from engine_plugin.models.names import near_names
 from engine_plugin.openai_api.assemble import assembled
-from engine_plugin.openai_api.bodies import answer_object
 from engine_plugin.openai_api.completions import CompletionLogprobs, wants_logprobs
 from engine_plugin.transport.answers import stream_events
 

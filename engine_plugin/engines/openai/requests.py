@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
-from engine_plugin.openai_api.bodies import answer_object, request_json
+from engine_plugin.jsontext import answer_object
+from engine_plugin.openai_api.bodies import request_json
 from engine_plugin.openai_api.conversation import CANNOT_HEAR, CANNOT_SEE, make_plain
 from engine_plugin.openai_api.ranking import document_texts
 from engine_plugin.services.text_to_image import picture_size
