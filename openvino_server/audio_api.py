@@ -22,7 +22,7 @@ _FORMATS = {"wav": "audio/wav", "pcm": "audio/pcm"}
 
 
 async def translation(request: web.Request) -> web.Response:
-    """POST /v3/audio/translations: what was said, in English"""
+    """POST /v3/audio/translations: a transcription in English"""
     return await transcription(request, "translate")
 
 
@@ -52,7 +52,7 @@ async def transcription(request: web.Request, task: str = "transcribe") -> web.R
 async def _transcribe(
     registry: Registry, name: object, data: bytes, options: dict[str, Any], words: bool = False
 ) -> dict[str, Any]:
-    """What is said in a WAV file, as OpenAI's verbose JSON tells it. Raises RequestError."""
+    """The transcription of a WAV file as OpenAI's verbose JSON. Raises RequestError."""
     model = registry.find(name, "speech-to-text")
     samples = await asyncio.to_thread(wav.read_mono, data)
     call = {
@@ -88,7 +88,7 @@ async def speech(request: web.Request) -> web.Response:
 
 
 async def _say(registry: Registry, name: object, text: str, options: dict[str, Any], form: str = "wav") -> bytes:
-    """A spoken text as a WAV file, or its bare samples (16 bits). Raises RequestError."""
+    """Speech as a WAV file, or as bare 16-bit samples. Raises RequestError."""
     if not text.strip():
         raise bad_request("input", "has nothing to say")
     model = registry.find(name, "text-to-speech")

@@ -1,4 +1,4 @@
-"""Conversations as a model's template wants them: tools, messages, and the template from the model's own files."""
+"""Messages and tools in the form of chat templates, and the chat templates of a model's folder."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def tools(given: Any, choice: Any) -> Tools:
 
 
 def messages(given: Any, sees: bool) -> tuple[list[dict[str, Any]], list[str]]:
-    """OpenAI's messages as templates want them, and the pictures that they show. Raises RequestError.
+    """OpenAI's messages in the form of templates, and their pictures (data: URLs). Raises RequestError.
 
     Parts of texts become one text, pictures a mark that the pipeline knows, arguments of calls objects.
     """
@@ -112,7 +112,7 @@ def _past_call(call: Any, place: str) -> dict[str, Any]:
 
 
 def read_templates(folder: Path, otherwise: Callable[[], str] = lambda: "") -> Templates:
-    """A model's chat templates, from where Hugging Face's tokenizers look for them; `otherwise` tells one more.
+    """A model's chat templates, from the files of Hugging Face's tokenizers, else from `otherwise`.
 
     Raises RequestError for a file that is too large.
     """
@@ -128,7 +128,7 @@ def read_templates(folder: Path, otherwise: Callable[[], str] = lambda: "") -> T
 
 
 def capabilities(templates: Templates) -> list[str]:
-    """What a host may count on: chat, tools, thinking."""
+    """The capabilities of a model with these templates: chat, tools, thinking."""
     source = templates.text
     marks = (("chat", ""), ("tools", "tools"), ("thinking", THOUGHT))
     return [name for name, mark in marks if source and mark in source]

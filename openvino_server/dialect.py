@@ -1,6 +1,6 @@
-"""What of an answer is thought, text and call, by the marks that the model's template uses.
+"""Divides an answer into reasoning, text and tool calls, by the marks that the model's template uses.
 
-`Dialect` finds out which they are; `Deltas` divides an answer piece by piece, into OpenAI's deltas.
+`Dialect` finds the marks; `Deltas` divides an answer piece by piece into OpenAI's deltas.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["THOUGHT", "Deltas", "Dialect", "Plan"]
 
 _THINK = "<think>"
 THOUGHT = "</think>"
-"""What ends a thought in the text of a model that tells its own."""
+"""The mark that ends the reasoning in an answer."""
 
 _REASONING = ("qwen3", "deepseek_r1", "lfm2", "think")
 
@@ -37,15 +37,15 @@ class Plan(NamedTuple):
 
 
 class Dialect:
-    """Which marks a model uses: as its options say, else as its template shows. Raises RequestError."""
+    """The marks that a model uses: those of its options, else of its template. Raises RequestError."""
 
     def __init__(self, template: str, options: dict[str, Any]) -> None:
         self._parser: str | None = options.get("tool_parser") or guess(template)
         if self._parser and self._parser not in PARSERS:
-            raise RequestError(f"tool_parser: {self._parser!r} is none of {', '.join(PARSERS)}")
+            raise RequestError(f"tool_parser: {self._parser!r} is not one of {', '.join(PARSERS)}")
         reasoning = options.get("reasoning_parser")
         if reasoning and reasoning not in _REASONING:
-            raise RequestError(f"reasoning_parser: {reasoning!r} is none of {', '.join(_REASONING)}")
+            raise RequestError(f"reasoning_parser: {reasoning!r} is not one of {', '.join(_REASONING)}")
         self._reasons = bool(reasoning) or THOUGHT in template
 
     def plan(self, tools: Tools, prompt: str, guided: bool) -> Plan | None:

@@ -34,7 +34,7 @@ def encode(frame: Frame) -> bytes:
 def receive(descriptor: int) -> Frame:
     """The next frame, waited for. Raises EOFError, OSError at the end of the pipe."""
     (length,) = _LENGTH.unpack(read_exactly(descriptor, _LENGTH.size))
-    frame: Frame = pickle.loads(read_exactly(descriptor, length))  # noqa: S301  # from the other end, which is ours
+    frame: Frame = pickle.loads(read_exactly(descriptor, length))  # noqa: S301  # from the server process
     return frame
 
 
@@ -68,7 +68,7 @@ class Inbox:
         self.get = self._frames.get
         """The next frame, when there is one."""
         self.put = self._frames.put
-        """Have a frame of our own taken in its turn."""
+        """Queue a frame from this process."""
 
     def start(self) -> None:
         """Read from now on."""

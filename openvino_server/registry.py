@@ -11,7 +11,7 @@ import asyncio
 import sys
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from openvino_server.config import ConfigError, ModelSpec, read_config
 from openvino_server.errors import RequestError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from openvino_server.model import ServerSettings
 
-__all__ = ["Registry"]
+__all__ = ["Registry", "State"]
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Registry:
             raise RequestError(f"model: {name} is a model for {model.kind}, not for {kind}")
         return model
 
-    def states(self) -> dict[str, Any]:
+    def states(self) -> dict[str, State]:
         """The answer of GET /v1/config."""
         shown = {model.name: model for model in self._leaving} | dict(self._models)
         return {name: _shown(model) for name, model in sorted(shown.items())}
@@ -170,9 +170,30 @@ class Registry:
         self._models.clear()
 
 
-def _shown(model: Model) -> dict[str, Any]:
-    # With OK, the message tells why it does not answer yet: it still may.
+class _Status(TypedDict):
+    error_code: str
+    """OK, UNAVAILABLE, or FAILED_PRECONDITION when the model's files are at fault."""
+    error_message: str
+    """With OK, why the model does not answer for the moment; "" when it does."""
+
+
+class _Version(TypedDict):
+    version: str
+    state: str
+    status: _Status
+    memory: int
+    """Bytes of its worker; not in OVMS's answer."""
+
+
+class State(TypedDict):
+    """A model's state in GET /v1/config, in OVMS's form; it has one version."""
+
+    model_version_status: list[_Version]
+
+
+def _shown(model: Model) -> State:
     code = "OK" if not model.error else "FAILED_PRECONDITION" if model.unusable else "UNAVAILABLE"
-    status = {"error_code": code, "error_message": model.error or model.complaint}
-    shown = {"version": "1", "state": model.state, "status": status, "memory": model.memory()}  # bytes; not of OVMS
-    return {"model_version_status": [shown]}
+    status: _Status = {"error_code": code, "error_message": model.error or model.complaint}
+    return {
+        "model_version_status": [{"version": "1", "state": model.state, "status": status, "memory": model.memory()}]
+    }

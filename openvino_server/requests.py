@@ -11,6 +11,8 @@ from engine_plugin.jsontext import BRIEF, JsonError, read_json, write_json
 from openvino_server.errors import RequestError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from openvino_server.registry import Registry
 
 __all__ = ["BODY_LIMIT", "REGISTRY", "json_answer", "read_object"]
@@ -36,6 +38,6 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     return body
 
 
-def json_answer(shape: dict[str, Any], status: int = 200) -> web.Response:
+def json_answer(shape: Mapping[str, Any], status: int = 200) -> web.Response:
     """JSON without escapes."""
     return web.Response(body=write_json(shape), status=status, content_type="application/json", charset="utf-8")

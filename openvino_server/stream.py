@@ -1,8 +1,8 @@
 """Server-sent events to one reader, written straight from the worker's frames.
 
-No task and no future is involved in a token: the link calls `part` and `flush`, and `flush` writes to the socket.
-The request's own task only waits for the beginning, for the end, and for a reader that has fallen behind. What such
-a reader has not taken is kept as bare text, put together; that is bounded, and other streams go on meanwhile.
+A token wakes no task: the link calls `part` and `flush`, and `flush` writes to the socket. The request's own task
+only waits for the beginning, for the end, and for a slow reader. Text that such a reader has not taken is kept in
+joined form, within a bound, and other streams continue.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _COMPACT_EVERY = 64
 
 
 class EventStream(ABC):
-    """The answer to one streamed request. Subclasses put the events into words."""
+    """The answer to one streamed request, a `Sink`. Subclasses write the events."""
 
     def __init__(self, request: web.Request) -> None:
         self._request = request
@@ -45,7 +45,7 @@ class EventStream(ABC):
         self._closed = False
 
     async def run(self, worker: Worker, call: dict[str, Any]) -> web.StreamResponse:
-        """Carry the call out. Raises RequestError if it fails before there is anything to tell."""
+        """Make the call and write its events. Raises RequestError if it fails before the first one."""
         number = worker.submit(call, self)
         try:
             await self._attention.wait()
@@ -121,7 +121,7 @@ class EventStream(ABC):
         if events:
             try:
                 data = self.render(events)
-            except Exception as error:  # noqa: BLE001  # one stream's trouble; the others are written after it
+            except Exception as error:  # noqa: BLE001  # other streams must still be written
                 traceback.print_exc()
                 self._error = RequestError(f"the worker's answer is not understood: {error}", 500)
         if self._error is not None:

@@ -1,7 +1,7 @@
-"""What a worker can load, by kind, and how calls reach it.
+"""The pipelines of a worker, one module for each kind of model.
 
-`load` makes a server of a load frame's settings. The pipelines of all kinds but chat do one thing at a time, with a
-queue in front (`OneAtATime`); a language model serves all of its calls together (`llm`).
+`load` creates a `Server` from a load frame's settings. A language model computes all of its calls together (`llm`);
+the pipelines of the other kinds compute one call at a time, with a queue in front (`OneAtATime`).
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ _MODULES = {
 CANCELLED: Frame = (499, "cancelled", "the call was cancelled")
 
 
-class Cancelled(Exception):  # noqa: N818  # nobody's error
-    """The caller of the running job is gone."""
+class Cancelled(Exception):  # noqa: N818  # not an error
+    """The running job was cancelled."""
 
 
 class Settings:
-    """What a load frame says: the model's folder, device, options, threads and the cache's folder."""
+    """The settings in a load frame: the model's folder, device, options, threads and the cache's folder."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.path = Path(settings["path"])
@@ -64,7 +64,7 @@ class Settings:
         self._cache_dir = str(settings.get("cache_dir") or "")
 
     def properties(self) -> dict[str, Any]:
-        """OpenVINO's properties: ours, and over them the model's `plugin_config`."""
+        """OpenVINO's properties: threads and cache, overridden by `plugin_config`. Raises RequestError."""
         found: dict[str, Any] = {}
         if self._threads:
             found["INFERENCE_NUM_THREADS"] = self._threads
@@ -95,16 +95,16 @@ class Job:
         self._cancelled.set()
 
     def cancelled(self) -> bool:
-        """Whether nobody wants the answer any more; for callbacks of pipelines."""
+        """Whether the call was cancelled; for callbacks of pipelines."""
         return self._cancelled.is_set()
 
     def check(self) -> None:
-        """Raise Cancelled if nobody wants the answer any more; between two parts of the work."""
+        """Raise Cancelled if the call was cancelled. Called between two parts of the work."""
         if self._cancelled.is_set():
             raise Cancelled
 
     def progress(self, step: int, total: int) -> None:
-        """Tell how far the work is."""
+        """Send the progress: `step` of `total` is done."""
         self._channel.send(("progress", self.number, step, total))
 
 
@@ -118,16 +118,16 @@ class Pipeline(Protocol):
 
 
 class Server(Protocol):
-    """What `load` makes."""
+    """A loaded model. `facts` go to the server process when it is ready."""
 
     facts: dict[str, Any]
 
     def serve(self, inbox: Inbox, channel: Channel) -> None:
-        """Answer requests until the frame that says to quit."""
+        """Answer requests until the frame `quit`."""
 
 
 class OneAtATime:
-    """Runs jobs of a pipeline one after the other; meanwhile all of them can be cancelled."""
+    """Runs the jobs of a pipeline one after the other; waiting and running ones can be cancelled."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.facts = pipeline.facts
@@ -138,7 +138,7 @@ class OneAtATime:
         self._quit = False
 
     def serve(self, inbox: Inbox, channel: Channel) -> None:
-        """See Server. The jobs run on this thread, where signals and debuggers find them; another one listens."""
+        """See `Server`. Jobs run on this thread; another one reads frames."""
         threading.Thread(target=self._listen, args=(inbox, channel), name="listen", daemon=True).start()
         while (job := self._next()) is not None:
             channel.send(self._answer(job))
@@ -177,10 +177,10 @@ class OneAtATime:
 
 
 def load(settings: dict[str, Any]) -> Server:
-    """Load the model of a load frame. Raises whatever keeps it from loading; `reason` says it in words."""
+    """Load the model of a load frame. Raises any exception of the pipeline; `reason` has its text."""
     kind = settings["kind"]
     if kind not in _MODULES:
-        raise RequestError(f"kind: {kind!r} is none of {', '.join(_MODULES)}")
+        raise RequestError(f"kind: {kind!r} is not one of {', '.join(_MODULES)}")
     trim_openvino()
     module = importlib.import_module(f"{__name__}.{_MODULES[kind]}")
     server: Server = module.load(Settings(settings))
@@ -188,7 +188,7 @@ def load(settings: dict[str, Any]) -> Server:
 
 
 def reason(error: BaseException) -> str:
-    """What an exception of OpenVINO's says, without the paths of its build machine."""
+    """The text of an exception, without the paths of OpenVINO's build machine."""
     lines = [line.strip() for line in str(error).splitlines()]
     kept = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
     checks = [
@@ -199,7 +199,7 @@ def reason(error: BaseException) -> str:
 
 
 def refusal(number: int, error: Exception) -> Frame:
-    """The frame that answers a call with an error; one that is not the caller's doing goes to stderr as well."""
+    """The error frame of a call; an error that the request did not cause is also logged to stderr."""
     if isinstance(error, RequestError):
         return ("error", number, error.status, error.kind, str(error))
     if isinstance(error, RecursionError):
@@ -236,7 +236,7 @@ def text_list(value: Any, field: str) -> list[str]:
 
 
 def too_long(what: str, tokens: int, limit: int, *, least: bool = False) -> RequestError:
-    """The answer to more tokens than the model can take; `least`: there may be more of them."""
+    """The error for more tokens than the context holds; `least`: `tokens` is a lower bound."""
     return RequestError(
         f"{what}: {'at least ' if least else ''}{tokens} tokens, but the model's context holds {limit}; shorten it",
         kind="exceed_context_size_error",

@@ -1,4 +1,4 @@
-"""Texts to vectors: OpenVINO GenAI's TextEmbeddingPipeline."""
+"""Embeddings: OpenVINO GenAI's TextEmbeddingPipeline."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class _Embed:
         return {"vectors": vectors, "prompt_tokens": sum(counts)}
 
     def _count(self, text: str, field: str) -> int:
-        """How many tokens of a text are computed. Raises RequestError when it has more than it may."""
+        """The number of tokens of a text that are computed. Raises RequestError when there are too many."""
         if not self._limit:
             return self._tokens.count(text)
         least = (len(text) - 1) // LONGEST_TOKEN  # dividing it into tokens takes a second for some megabytes
@@ -105,7 +105,7 @@ class _Embed:
 
 
 class Tokens:
-    """Counts a text's tokens, all of them, also where a model's own tokenizer would cut."""
+    """Counts all tokens of a text, also beyond the length at which the model's tokenizer truncates."""
 
     def __init__(self, path: Path) -> None:
         import openvino_genai
@@ -123,7 +123,7 @@ class Tokens:
             return range(json_file(self._path / "config.json").get("vocab_size") or _ALL)
 
     def count(self, text: str) -> int:
-        """How many tokens a text has, the special ones that the model wants among them."""
+        """The number of tokens of a text, including the special ones of the model."""
         return int(self._tokenizer.encode(text, max_length=_ALL).input_ids.shape[1])
 
     def is_empty(self, count: int) -> bool:
@@ -131,8 +131,8 @@ class Tokens:
         return count <= self._of_nothing
 
     def text(self, tokens: Sequence[int], field: str) -> str:
-        """The text of some tokens. Raises RequestError, naming the field and the place, for one that the model does
-        not have: the detokenizer would leave it out."""
+        """The text of some tokens. Raises RequestError, naming field and index, for a token that is not in the
+        vocabulary: the detokenizer would omit it."""
         for place, token in enumerate(tokens):
             if token not in self._vocabulary:
                 raise RequestError(
@@ -155,7 +155,7 @@ def _pooling(path: Path, options: dict[str, Any]) -> str:
         try:
             return _POOLINGS[str(given).upper()]
         except KeyError:
-            raise RequestError(f"pooling: {given!r} is none of CLS, LAST, MEAN") from None
+            raise RequestError(f"pooling: {given!r} is not one of CLS, LAST, MEAN") from None
     recorded = json_file(path / "1_Pooling" / "config.json")
     for key, pooling in (
         ("pooling_mode_mean_tokens", "MEAN"),

@@ -1,4 +1,4 @@
-"""Texts to pictures: OpenVINO GenAI's Text2ImagePipeline, files by Pillow."""
+"""Text to image: OpenVINO GenAI's Text2ImagePipeline; Pillow writes the files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load"]
 
-_GRAIN = 8  # pixels: what an autoencoder makes of one value; also what the pipeline checks
+_GRAIN = 8  # pixels for each value of the latent; the pipeline requires multiples
 _SEEDS = 1 << 31
 
 
@@ -53,7 +53,7 @@ class _Image:
         seed = whole(request, "seed", 0, (1 << 63) - 1, secrets.randbelow(_SEEDS))
         form = request.get("format") or IMAGE_FORMATS[0]
         options = self._options(request) | {"num_inference_steps": steps, "num_images_per_prompt": 1}
-        # One by one: that takes less memory, and a cancel is noticed sooner.
+        # One at a time: it takes less memory, and a cancel takes effect sooner.
         return {
             "images": [
                 _written(self._one(job, prompt, index * steps, count * steps, seed + index, options), form)

@@ -1,8 +1,9 @@
 """Language models: all calls of a model together, by OpenVINO GenAI's ContinuousBatchingPipeline.
 
-One thread does everything, for a step of the pipeline lets no other one run: it takes what has come, makes a step,
-and sends what that brought for all streams in one frame. Each answer of a call with n > 1 is a request of its own to
-the pipeline, which would bring them only at their end otherwise; the prompt is computed once and cached.
+One thread does everything, because no other one runs during a step of the pipeline: it takes the frames that have
+arrived, makes a step, and sends the new text of all streams in one frame. Each answer of a call with n > 1 is a
+request of its own to the pipeline, which would otherwise return them only when all have ended; the prompt is computed
+once and cached.
 """
 
 from __future__ import annotations
@@ -41,9 +42,7 @@ __all__ = ["load"]
 
 _ROOM = 1 << 20  # tokens, where neither the model nor the call says how many
 _ALL = 1 << 30
-_GATHER = (
-    0.004  # seconds in which a fast model's steps are told together; woken for each, readers would take its cores
-)
+_GATHER = 0.004  # seconds; a reader that is woken for each step of a fast model takes the cores that it computes on
 
 
 def load(settings: Settings) -> _Llm:
@@ -106,7 +105,7 @@ class _Llm:
                 if frame[0] == "quit":
                     return
                 self._take(frame)
-                self._tell()  # what it asks for may take long
+                self._tell()  # the next frame may take long
             if self._frames:
                 channel.send(*self._frames)
                 self._frames.clear()
@@ -155,7 +154,7 @@ class _Llm:
         elif request["op"] == "complete":
             self._begin_completion(call, request, params)
         else:
-            raise RequestError(f"{request['op']!r} is nothing that a language model does")
+            raise RequestError(f"{request['op']!r} is not an operation of a language model")
         if call.echoes:
             self._frames.append(("part", [(number, call.echoes)]))
 
@@ -214,7 +213,7 @@ class _Llm:
     def _add(
         self, call: Call, first: int, prompt: Any, grammar: Any, images: Sequence[Any], plan: Plan | None
     ) -> None:
-        """Give the pipeline the streams of one prompt: tokens, or the text where the model sees."""
+        """Add the streams of one prompt, given as tokens, or as text for a model with vision."""
         params = call.params
         tokens = self._encode(prompt, special=False) if isinstance(prompt, str) else prompt
         count = int(tokens.shape[1])
@@ -242,7 +241,7 @@ class _Llm:
             self._frames.append(("error", number, *CANCELLED))
 
     def _drop(self, number: int) -> bool:
-        """Forget a call and have the pipeline do so; whether there was one."""
+        """Cancel a call in the pipeline and forget it. Returns whether there was one."""
         call = self._calls.pop(number, None)
         if call is None:
             return False
@@ -252,7 +251,7 @@ class _Llm:
                 stream.ended = True
                 stream.handle.cancel()
         self._live = [stream for stream in self._live if stream.call is not call]
-        call.streams.clear()  # a circle, which would keep the pipeline's memory until it is found
+        call.streams.clear()  # a cycle, which would keep the pipeline's memory until the next collection
         return True
 
     # Steps
@@ -266,12 +265,12 @@ class _Llm:
         ended = False
         for stream in self._live:
             handle = stream.handle
-            if stream.ended:  # with a neighbour of the same call that was given up
+            if stream.ended:  # another stream of its call was dropped
                 continue
             if handle.can_read():
                 try:
                     self._read(stream, handle)
-                except Exception as error:  # noqa: BLE001  # what a model writes is no input to trust
+                except Exception as error:  # noqa: BLE001  # a model's text is untrusted input
                     if self._drop(stream.call.number):
                         self._frames.append(refusal(stream.call.number, error))
                 ended = ended or stream.ended
@@ -285,7 +284,7 @@ class _Llm:
             self._tell()
 
     def _read(self, stream: Stream, handle: Any) -> None:
-        """What a step has brought for one stream."""
+        """Take the new tokens of one stream."""
         (output,) = handle.read().values()
         tokens = output.generated_ids
         stream.count(len(tokens))
@@ -303,7 +302,7 @@ class _Llm:
             stream.end(finish)
 
     def _ignored(self, stream: Stream) -> None:
-        """The pipeline has given a stream up: no memory is left for it."""
+        """End a stream that the pipeline has dropped for lack of memory."""
         call = stream.call
         if call.tokens:
             self._fresh[stream] = None
@@ -315,7 +314,7 @@ class _Llm:
             self._frames.append(("error", call.number, 503, "unavailable_error", message))
 
     def _tell(self) -> None:
-        """Make a frame of what all streams have brought."""
+        """Queue a frame with the new parts of all streams."""
         parts: dict[int, list[Part]] = {}
         for stream in self._fresh:
             if not stream.ranked and (told := stream.take()):
@@ -326,7 +325,7 @@ class _Llm:
         self._told = time.monotonic()
 
     def _finish(self) -> None:
-        """Say of calls whose streams have all ended that they are done."""
+        """Queue the `done` frames of calls whose streams have all ended."""
         calls = {stream.call.number: stream.call for stream in self._live if not stream.call.going}
         self._live = [stream for stream in self._live if not stream.ended]
         for number, call in calls.items():
@@ -334,7 +333,7 @@ class _Llm:
                 if best := call.best() if call.params.best_of > call.params.n else None:
                     self._frames.append(("part", [(number, best)]))
                 self._frames.append(("done", number, call.usage()))
-            call.streams.clear()  # a circle, which would keep the pipeline's memory until it is found
+            call.streams.clear()  # a cycle, which would keep the pipeline's memory until the next collection
 
     def _fail(self, channel: Channel, error: Exception) -> None:
         """Report a failed step to all calls. Every later step would fail too, so this process ends."""

@@ -1,4 +1,4 @@
-"""How well documents answer a query: OpenVINO GenAI's TextRerankPipeline."""
+"""Reranking: OpenVINO GenAI's TextRerankPipeline."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _Rerank:
             raise RequestError("query: must be a string")
         documents = text_list(job.request.get("documents"), "documents")
         if len(documents) > self._most:
-            raise RequestError(f"documents: {len(documents)} of them, but at most {self._most} are allowed")
+            raise RequestError(f"documents: {len(documents)} documents; at most {self._most} are allowed")
         of_query = self._tokens.count(query)
         counts: list[int] = []
         for document in documents:

@@ -20,7 +20,7 @@ Parameters = dict[str, Any]
 
 
 class Params:
-    """What a call wants, checked. Raises RequestError that names the field."""
+    """The checked parameters of a call. Raises RequestError that names the field."""
 
     def __init__(self, params: Parameters, best_of_limit: int, tokens_limit: int) -> None:
         for name in _UNSUPPORTED:
@@ -54,7 +54,7 @@ class Params:
 
     @staticmethod
     def _logprobs(params: Parameters) -> bool:
-        """Whether to return them. The pipeline knows that of the chosen token only."""
+        """Whether to return log probabilities. The pipeline has that of the chosen token only."""
         wanted = params.get("logprobs")
         name = "top_logprobs"
         if wanted is not None and not isinstance(wanted, bool):

@@ -1,4 +1,4 @@
-"""How a language model's pipeline is opened, and how many tokens it can take."""
+"""Opens a language model's pipeline, and computes how many tokens it can take."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GPU_BLOCK = 16
 
 
 def open_pipeline(settings: Settings) -> tuple[Any, bool]:
-    """The pipeline, and whether its model sees pictures."""
+    """The pipeline, and whether its model has vision. Raises RequestError for invalid options."""
     import openvino_genai
 
     options = settings.options
@@ -60,12 +60,12 @@ def _eviction(genai: Any, given: dict[str, Any]) -> Any:
 
 
 def context_length(config: dict[str, Any]) -> int | None:
-    """How many tokens a model was made for, by its config.json."""
+    """The context length in tokens, from config.json."""
     return _first(config, _LENGTHS)
 
 
 def vocabulary_size(config: dict[str, Any], tokenizer: Any) -> int:
-    """How many tokens a model has: by its config.json, else by its tokenizer."""
+    """The size of the vocabulary, from config.json, else from the tokenizer."""
     return _first(config, ("vocab_size",)) or max(tokenizer.get_vocab().values()) + 1
 
 
@@ -78,10 +78,10 @@ def _first(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
 
 
 def pool_tokens(pipeline: Any, settings: Settings) -> int | None:
-    """How many tokens a KV cache of a fixed size holds; None for one that grows.
+    """The number of tokens that a KV cache of a fixed size holds; None for one that grows.
 
-    A longer prompt would be ignored by the pipeline, together with all that wait behind it. How many blocks there
-    are it does not tell, but after one block is in use, what part of them that is.
+    The pipeline would ignore a longer prompt, and all calls that wait behind it. It does not report the number of
+    blocks, but, when one block is in use, the share of them.
     """
     if not int(settings.options.get("cache_size") or 0):
         return None

@@ -1,7 +1,7 @@
 """Speech to text: OpenVINO GenAI's WhisperPipeline.
 
-A model hears thirty seconds at a time. Longer audio is heard here in windows, each beginning where the last whole
-segment of the one before ended: the pipeline can do that by itself, but then a call could not be cancelled.
+A model takes thirty seconds at a time. Longer audio is divided here into windows, each beginning at the end of the
+last whole segment of the one before. The pipeline can do that by itself, but then a call could not be cancelled.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class _SpeechToText:
         if not self._languages and name.partition("-")[0] in ("en", "english"):
             return None
         known = ", ".join(sorted(self._languages)) or "en"
-        raise RequestError(f"language: {given!r} is none of those that the model knows: {known}")
+        raise RequestError(f"language: {given!r} is not a language of this model; it knows {known}")
 
     def _hear(self, job: Job, window: Audio, start: int, config: Any, heard: _Heard) -> int:
         """Hear one window; how many samples to go on by."""
@@ -133,7 +133,7 @@ class _SpeechToText:
         result = self._pipeline.generate(window, config)
         if result.chunks or (result.texts and result.texts[0].strip()):
             return result
-        # Some models never learned timestamps; without them they still write.
+        # Some models were not trained on timestamps, and return text only without them.
         job.check()
         config.return_timestamps = False
         try:
@@ -143,7 +143,7 @@ class _SpeechToText:
 
 
 class _Heard:
-    """What windows have brought."""
+    """The segments and words of all windows."""
 
     def __init__(self) -> None:
         self.segments: list[Segment] = []
@@ -191,8 +191,8 @@ def _audio(given: Any) -> Audio:
     if not isinstance(given, (bytes, bytearray)) or len(given) % 4:
         raise RequestError("audio: must be bytes of 32-bit floats, 16 kHz mono")
     if not given:
-        raise RequestError("audio: there is none")
+        raise RequestError("audio: is empty")
     audio = np.frombuffer(given, dtype="<f4")
     if not np.isfinite(audio).all():
-        raise RequestError("audio: has samples that are no numbers")
+        raise RequestError("audio: has samples that are not finite numbers")
     return audio

@@ -1,6 +1,6 @@
-"""One call to a language model while it is answered: its streams, and what of them is to be told.
+"""One call to a language model while it is answered: its streams, and their parts that have not been sent yet.
 
-What a stream has brought is put together until it is told: a fast model makes more steps than anybody can read.
+The text of several steps is joined before it is sent: a fast model makes more steps than a client can read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Part = tuple[int, Any, int, "list[dict[str, Any]] | None", "str | None"]
 
 
 class Call:
-    """One call: some streams, and what all of them have used."""
+    """One call: its streams, and the tokens that all of them have used."""
 
     def __init__(self, number: int, params: Params) -> None:
         self.number = number
@@ -33,7 +33,7 @@ class Call:
         self.going = 0
         """Streams that have not ended."""
         self.weighs = params.logprobs or params.best_of > params.n
-        """Whether it matters how likely tokens were."""
+        """Whether log probabilities are needed."""
         self.echoes: list[Part] = []
 
     def usage(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Call:
 
 
 class Stream:
-    """One sequence of tokens, and what makes text of it."""
+    """One sequence of tokens on its way to text."""
 
     def __init__(
         self, call: Call, index: int, detokenizer: Detokenizer, text: TextStream, deltas: Deltas | None
@@ -65,7 +65,7 @@ class Stream:
         self.handle: Any = None
         self.ended = False
         self.ranked = params.best_of > params.n
-        """Whether it competes with others, and is told, if at all, at their end."""
+        """Whether it competes with others (best_of): the best ones are sent when all have ended."""
         self._detokenizer = detokenizer
         self._text = text
         self._deltas = deltas
@@ -73,14 +73,14 @@ class Stream:
         self._logprobs = params.logprobs
         self._plain = deltas is None and not params.logprobs
         self._pending = ""
-        self._untold = 0  # tokens that no part has counted
-        self._beside: list[dict[str, Any]] = []  # log probabilities that no part has brought
+        self._untold = 0  # tokens that no part counts yet
+        self._beside: list[dict[str, Any]] = []  # log probabilities for the next part
         self._parts: list[Part] = []
         self._tokens = 0
         self._score = 0.0
 
     def hear(self, tokens: Sequence[int]) -> bool:
-        """Tokens that may have text. False when that ends at a stop string."""
+        """Take new tokens. Returns False when their text ends at a stop string."""
         text = self._text.feed(tokens)
         if not text:
             return True
@@ -95,12 +95,12 @@ class Stream:
         return going
 
     def count(self, tokens: int) -> None:
-        """Tokens that were generated, with or without text."""
+        """Count generated tokens, with or without text."""
         self._untold += tokens
         self.call.tokens += tokens
 
     def weigh(self, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
-        """How likely tokens were."""
+        """Add the log probabilities of tokens."""
         self._tokens += len(tokens)
         self._score += sum(logprobs)
         if self._logprobs:
@@ -110,11 +110,11 @@ class Stream:
                 self._beside.append({**chosen, "top_logprobs": [chosen]})
 
     def likelihood(self) -> float:
-        """Of a token, on average, as a logarithm."""
+        """The mean log probability of a token."""
         return self._score / max(self._tokens, 1)
 
     def end(self, finish: str, cut: bool = False) -> None:
-        """No more tokens will come; `cut` where a stop string has ended the text before."""
+        """Finish the text. `cut`: a stop string has ended it already."""
         self.ended = True
         self.call.going -= 1
         if not cut:
@@ -134,7 +134,7 @@ class Stream:
         self._add("", finish)
 
     def take(self) -> list[Part]:
-        """What has not been told yet."""
+        """Return the parts that have not been sent, and forget them."""
         if self._pending:
             self._add(self._pending)
             self._pending = ""

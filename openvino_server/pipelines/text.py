@@ -1,4 +1,4 @@
-"""From tokens to text, as they come: whole characters only, and nothing of what may become a stop string."""
+"""Tokens to text, step by step: whole characters only, without what may be the beginning of a stop string."""
 
 from __future__ import annotations
 

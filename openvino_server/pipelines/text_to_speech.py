@@ -1,7 +1,6 @@
 """Text to speech: OpenVINO GenAI's Text2SpeechPipeline (SpeechT5, Kokoro).
 
-Text is spoken sentence by sentence, put together up to what a model takes at once: a long text would not fit, and a
-call could not be cancelled.
+Text is spoken in pieces of whole sentences, because a long text does not fit into a model and could not be cancelled.
 """
 
 from __future__ import annotations
@@ -100,15 +99,15 @@ class _TextToSpeech:
         return {"maxlenratio": min(wanted, self._frames * 0.98) / (len(part) + _SPARE)}
 
     def _voice(self, given: Any) -> Any:
-        """A speaker embedding; None means the model's own."""
-        if given in (None, "", _DEFAULT) or not self._voices:  # clients that must name one send any
+        """A speaker embedding; None for the model's own. Raises RequestError."""
+        if given in (None, "", _DEFAULT) or not self._voices:  # some clients must name a voice, and send any
             if self._is_kokoro:
                 if not self._voices:
                     raise RequestError("voice: this model needs one; configure voices with their files", 412)
                 return next(iter(self._voices.values()))
             return None
         if not isinstance(given, str) or given not in self._voices:
-            raise RequestError(f"voice: {given!r} is none of {', '.join([_DEFAULT, *self._voices])}")
+            raise RequestError(f"voice: {given!r} is not one of {', '.join([_DEFAULT, *self._voices])}")
         return self._voices[given]
 
 

@@ -1,4 +1,4 @@
-"""Pictures in messages, for models that see."""
+"""Pictures in messages, for models with vision."""
 
 from __future__ import annotations
 

@@ -51,13 +51,13 @@ _STATES_TIMEOUT = 2.0
 _ANSWER_LIMIT = 512 * 1024 * 1024
 _MB = 1024 * 1024
 _PROCESS = 48 * _MB
-"""Bytes that a worker of the smallest model takes for itself, measured."""
+"""Bytes that a worker needs besides its model's files, measured with the smallest model."""
 _SERVED = "served"
-"""The folder of the servers' configurations, below the data directory."""
+"""The directory of the servers' config.json, below the data directory."""
 
 
 class OpenVinoEngine(Driver[Backend, LoadedModel]):
-    """`Engine` on OpenVINO. Start starts the server; each model is loaded into it when it is first used."""
+    """`Engine` on OpenVINO. Start starts the server, which loads each model on its first use."""
 
     services: ClassVar[frozenset[str]] = frozenset(KIND_OF_SERVICE)
     title: ClassVar[str] = "OpenVINO"
@@ -77,7 +77,7 @@ class OpenVinoEngine(Driver[Backend, LoadedModel]):
 
     @staticmethod
     def check_options(manifest: Manifest) -> Sequence[Problem]:
-        """What is wrong with the `engine:` section. Called by `engine-plugin lint`."""
+        """The problems of the `engine:` section. Called by `engine-plugin lint`."""
         return option_problems(OpenVinoOptions, manifest)
 
     # Life
@@ -113,7 +113,7 @@ class OpenVinoEngine(Driver[Backend, LoadedModel]):
             return  # a stop came first
         self._decoder = Decoder(backend.site, self._environ, self._options.audio)
         self._server = server = self._new_server(backend, self._mode, self._sockets)
-        await self._pool.drain()  # what is loaded from now on is loaded into the new one
+        await self._pool.drain()  # models load into the new server from now on
         await before.close()
         await server.ensure_ready()
 
@@ -155,7 +155,7 @@ class OpenVinoEngine(Driver[Backend, LoadedModel]):
             async with asyncio.timeout(_STATES_TIMEOUT):
                 states = await server.loaded.states()
         except (EnginePluginError, TimeoutError):
-            return []  # it is busy, or hangs and will be ended
+            return []  # it is busy, or hangs and will be killed
         loaded = [one for one in self._pool.all_servers() if one.loaded]
         for one in loaded:
             if one.model.name not in states or states[one.model.name].failed:
@@ -170,7 +170,7 @@ class OpenVinoEngine(Driver[Backend, LoadedModel]):
             async with asyncio.timeout(_STATES_TIMEOUT):
                 states = await server.loaded.states()
         except (EnginePluginError, TimeoutError) as error:
-            log.debug("the server does not tell how much memory its models take: %s", error)
+            log.debug("the server does not report the memory of its models: %s", error)
             return {}
         return {name: state.memory for name, state in states.items()}
 
@@ -228,7 +228,7 @@ class OpenVinoEngine(Driver[Backend, LoadedModel]):
 
     @asynccontextmanager
     async def _exchange(self, service: str, request: dict[str, Any], *, stream: bool) -> AsyncIterator[HttpResponse]:
-        """From the model's name to the head of the server's answer, holding the model and its turns."""
+        """The server's answer to a request, with the model held in memory and its turns taken for the block."""
         async with self._client_for(service, request) as client:
             largest = self._options.image.get("max_resolution", "")
             body = requests.upstream_body(service, request, largest, stream=stream)
@@ -239,7 +239,7 @@ class OpenVinoEngine(Driver[Backend, LoadedModel]):
     async def _client_for(self, service: str, request: dict[str, Any]) -> AsyncIterator[ServerClient]:
         """A client of the server that has the request's model in memory, for as long as the request takes."""
         model = await self._model_for(service, request["model"])
-        request["model"] = model.name  # the caller may have named it otherwise
+        request["model"] = model.name  # the caller may have given a reference
         async with self._pool.turn(model, slots_needed(service, request)) as loaded:
             await loaded.ensure_ready()  # the server may have died while this request waited for its turn
             async with loaded.working() as client:
@@ -264,12 +264,12 @@ class OpenVinoEngine(Driver[Backend, LoadedModel]):
 
 
 async def _at_its_end(response: HttpResponse, request: dict[str, Any]) -> AsyncIterator[bytes]:
-    """A stream of one event, from a server that makes pictures without telling how far it is."""
+    """A stream of one event, for a server that does not report the progress of a picture."""
     yield requests.completed_event(await _answer(response, request))
 
 
 async def _answer(response: HttpResponse, request: dict[str, Any]) -> bytes:
-    """The whole answer, whose pictures are in the format that was asked for."""
+    """The whole answer. Raises the error of `require_format` for pictures in another format than requested."""
     data = await response.read(_ANSWER_LIMIT)
     require_format(data, request.get("output_format"), "this OpenVINO Model Server")
     return data

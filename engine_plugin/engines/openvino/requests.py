@@ -1,4 +1,4 @@
-"""From a service's request to the server's: only what the server calls otherwise is touched."""
+"""Converts a service's request to the server's; only the fields that differ are touched."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PATHS = {
     "rerank": "/v3/rerank",
     "text-to-image": "/v3/images/generations",
 }
-"""The services whose request and answer are the server's own, but for a few fields."""
+"""The routes of the services whose request and answer are the server's, except for a few fields."""
 
 SPEECH = Dialect(
     {
@@ -71,7 +71,7 @@ def _generation(body: dict[str, Any]) -> None:
 
 
 def _picture(body: dict[str, Any], largest: str) -> None:
-    """Sizes as `WIDTHxHEIGHT`, and OpenAI's name of the seed."""
+    """Write the size as WIDTHxHEIGHT and the seed as rng_seed."""
     if "size" in body:
         body["size"] = _size(body["size"], largest)
     if "seed" in body:
@@ -80,7 +80,7 @@ def _picture(body: dict[str, Any], largest: str) -> None:
 
 
 def _size(size: str, largest: str) -> str:
-    """The size as the server writes it. Raises InvalidRequestError, saying which ones there are."""
+    """The size as WIDTHxHEIGHT. Raises InvalidRequestError for one that the model cannot make."""
     width, height = picture_size(size)
     if width % _MULTIPLE or height % _MULTIPLE or not width or not height:
         near = "x".join(str(max(_MULTIPLE, round(side / _MULTIPLE) * _MULTIPLE)) for side in (width, height))
@@ -97,7 +97,7 @@ def _size(size: str, largest: str) -> str:
 
 
 def completed_event(answer: bytes) -> bytes:
-    """The one event, and the end, of a stream of pictures whose server cannot stream them."""
+    """The only event, and the end, of a stream of pictures from a server that does not stream them."""
     try:
         shape = json.loads(answer)
         event = {"type": "image_generation.completed", "created": shape["created"], "data": shape["data"]}
