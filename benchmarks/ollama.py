@@ -16,7 +16,7 @@ from benchmarks.measures import synthetic_round
 from benchmarks.ollama_upstream import MODEL
 from benchmarks.results import DIRECT
 from benchmarks.targets import COMMAND, Plugged, Rig, write_plugin
-from engine_plugin.engines.ollama.connection import OllamaClient
+from engine_plugin.engines.ollama.client import OllamaClient
 from engine_plugin.host import launch
 from engine_plugin.transport.http1 import Http1Client
 from engine_plugin.transport.ndjson import whole_lines

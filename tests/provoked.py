@@ -19,11 +19,10 @@ __all__ = ["PROVOKED", "due", "listening"]
 
 PROVOKED: Mapping[str, str] = {
     "engine-not-running": "tests/openvino/driver/test_life.py::test_stop_and_start_again",
-    "server-unreachable": "tests/ollama/attached/test_attachment.py::test_none_is_found_where_nobody_listens",
+    "server-unreachable": "tests/ollama/attached/test_attached.py::test_closed_port_gives_no_server",
     "engine-not-installed": "tests/openvino/software/test_software.py::test_nothing_there",
-    "own-software-unusable": "tests/ollama/software/test_installing.py::test_one_that_plugin_yaml_names",
-    "software-too-old": "tests/ollama/attached/test_attachment.py"
-    "::test_a_server_that_is_too_old_is_named_with_both_versions",
+    "own-software-unusable": "tests/ollama/software/test_installing.py::test_program_named_in_manifest_is_used",
+    "software-too-old": "tests/ollama/attached/test_attached.py::test_too_old_server_is_rejected_with_both_versions",
     "device-missing": "tests/openvino/driver/test_life.py::test_gpu_where_there_is_none",
     "model-missing": "tests/models/test_store.py::test_not_found_says_what_was_meant",
     "default-model-missing": "tests/models/test_defaults.py::test_a_missing_default_model_is_named_with_its_file",
@@ -39,8 +38,8 @@ PROVOKED: Mapping[str, str] = {
     "key-missing": "tests/openai/test_attaching.py::test_a_key_on_this_machine",
     "key-refused": "tests/openai/test_attaching.py::test_a_key_on_this_machine",
     "key-unsafe": "tests/openai/test_attaching.py::test_a_key_goes_to_nobody_in_plain_sight",
-    "sign-in-required": "tests/ollama/attached/test_pulls.py::test_how_a_pull_fails[fault-sign-in",
-    "cloud-disabled": "tests/ollama/attached/test_pulls.py::test_how_a_pull_fails[fault-forbidden",
+    "sign-in-required": "tests/ollama/attached/test_pulls.py::test_failed_pull_has_a_next_step[fault-sign-in",
+    "cloud-disabled": "tests/ollama/attached/test_pulls.py::test_failed_pull_has_a_next_step[fault-forbidden",
     "hub-unreachable": "tests/models/test_hubs.py::test_nobody_listens",
     "hub-access-refused": "tests/models/test_hubs.py::test_a_gated_repository_says_what_to_do",
     "checksum-mismatch": "tests/models/test_store.py::test_a_wrong_digest_leaves_nothing",

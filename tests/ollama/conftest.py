@@ -1,4 +1,4 @@
-"""Ollama servers for tests: our contract server, or the one that OLLAMA_TEST_HOST names."""
+"""Ollama servers for tests: the contract server, or the one at OLLAMA_TEST_HOST."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HOST, _MODEL = "OLLAMA_TEST_HOST", "OLLAMA_TEST_MODEL"
 
 @pytest.fixture(autouse=True)
 def ollama_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test meets an Ollama that happens to be on this machine, but for those that are meant to."""
+    """Hide an Ollama on this machine from all tests but those for OLLAMA_TEST_HOST."""
     for name in list(os.environ):
         if name.startswith("OLLAMA_") and not name.startswith("OLLAMA_TEST_"):
             monkeypatch.delenv(name)
@@ -31,7 +31,7 @@ def ollama_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def contract_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContractServer]:
-    """A contract server with the models that it begins with, on a free port, for one test."""
+    """A contract server with its default models on a free port, for one test."""
     server = ContractServer(tmp_path_factory.mktemp("ollama"))
     try:
         yield server
@@ -41,7 +41,7 @@ def contract_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contra
 
 @dataclass(frozen=True)
 class Ollama:
-    """A server that speaks Ollama's contract, and a chat model that it has."""
+    """A server with Ollama's API, and one of its chat models."""
 
     url: str
     model: str
@@ -61,9 +61,9 @@ class Ollama:
     ],
 )
 def any_ollama(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ollama]:
-    """The contract server, and after it the real one when there is one: the same must hold for both.
+    """The contract server, and then the real one if there is one.
 
-    Nothing is pulled there, and what a test makes there it deletes.
+    Tests pull nothing there, and delete what they add.
     """
     if request.param == "real":
         address = ServerAddress.parse(os.environ[_HOST])

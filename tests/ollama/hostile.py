@@ -1,4 +1,4 @@
-"""A server that says whatever a test wants, byte by byte, where an Ollama would be."""
+"""A server in the place of an Ollama that sends any bytes that a test sets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
 
 def whole(body: bytes | Any, head: str = "content-type: application/json", status: str = "200 OK") -> bytes:
-    """An answer of a known length; `body` as it is, or as JSON."""
+    """An answer with a content-length; `body` is bytes, or is encoded as JSON."""
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
     return f"HTTP/1.1 {status}\r\ncontent-length: {len(body)}\r\n{head}\r\n\r\n".encode() + body
 
@@ -32,18 +32,18 @@ def until_end(*pieces: bytes, head: str = "content-type: application/x-ndjson") 
 
 
 def lines(*shapes: Any, end: bytes = b"\n") -> bytes:
-    """JSON lines, as Go writes them."""
+    """JSON lines in Go's format."""
     return b"".join(json.dumps(shape, separators=(",", ":")).encode() + end for shape in shapes)
 
 
 def said(text: str) -> dict[str, Any]:
-    """A line of a chat's stream."""
+    """A line of a chat stream."""
     message = {"role": "assistant", "content": text}
     return {"model": "m:latest", "created_at": "2026-01-01T00:00:00Z", "message": message, "done": False}
 
 
 def entry(name: str = "m:latest", **more: Any) -> dict[str, Any]:
-    """A model of the list that can do everything."""
+    """A list entry of a model with all capabilities."""
     details = {"format": "gguf", "family": "llama", "parameter_size": "8B", "context_length": 4096}
     shape = {"name": name, "model": name, "digest": DIGEST, "size": 7, "details": details}
     able = ["completion", "embedding", "tools", "thinking", "vision", "audio"]
@@ -51,8 +51,10 @@ def entry(name: str = "m:latest", **more: Any) -> dict[str, Any]:
 
 
 class Hostile:
-    """Says `answers[path]`, else what a good server says. `endless` is repeated after an answer of `endless_at`;
-    `hangs` are the paths that are never answered."""
+    """Sends `answers[path]`, else the answer of a correct server.
+
+    `endless` is repeated after an answer of `endless_at`; the paths in `hangs` are never answered.
+    """
 
     def __init__(self) -> None:
         self.answers: dict[str, bytes | list[bytes]] = {
@@ -76,7 +78,7 @@ class Hostile:
         self.bodies: list[tuple[str, bytes]] = []
         self.sent = 0
         self.gone = asyncio.Event()
-        """Set whenever somebody who was told something without end has left."""
+        """Set when a client has left an endless answer."""
         self.asked = asyncio.Condition()
         self.url = ""
         self._port = 0
@@ -84,11 +86,11 @@ class Hostile:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def count(self, path: str) -> int:
-        """How often a path was asked for."""
+        """The number of requests for a path."""
         return sum(f" {path} ".encode() in head.partition(b"\r\n")[0] for head in self.heads)
 
     async def wait_for(self, path: str, count: int = 1) -> None:
-        """Until it was asked for so often. Raises TimeoutError."""
+        """Wait for so many requests for a path. Raises TimeoutError."""
         async with asyncio.timeout(LIMIT), self.asked:
             await self.asked.wait_for(lambda: self.count(path) >= count)
 
@@ -120,7 +122,7 @@ class Hostile:
         for piece in [answer] if isinstance(answer, bytes) else answer:
             writer.write(piece)
             await writer.drain()
-            await asyncio.sleep(self.pause)  # so that pieces arrive one by one
+            await asyncio.sleep(self.pause)  # pieces arrive one by one
         while self.endless and path == self.endless_at:
             writer.write(self.endless)
             await writer.drain()
@@ -130,13 +132,13 @@ class Hostile:
             self.gone.set()
 
     async def listen(self) -> None:
-        """Be there, at the same place as before."""
+        """Start, on the same port as before."""
         self._listener = await asyncio.start_server(self._serve_one, "127.0.0.1", self._port)
         self._port = self._listener.sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self._port}"
 
     async def die(self) -> None:
-        """Be gone, in the middle of whatever it was."""
+        """Stop at once and close all connections."""
         if self._listener is not None:
             self._listener.close()
         for task in list(self._tasks):
@@ -146,7 +148,7 @@ class Hostile:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[Hostile]:
-        """Be there for a while."""
+        """A running server."""
         await self.listen()
         try:
             yield self

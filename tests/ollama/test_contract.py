@@ -1,4 +1,4 @@
-"""The contract, on the wire: what our contract server claims, and what a real Ollama does when one is named."""
+"""Ollama's API on the wire, tested on the contract server and on the server at OLLAMA_TEST_HOST."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def asking(any_ollama: Ollama) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def ours(contract_server: ContractServer) -> Iterator[httpx.Client]:
-    """For what a real one would have to be broken for."""
+    """A client of the contract server, for tests that would damage a real server."""
     with httpx.Client(base_url=contract_server.url, timeout=LIMIT, trust_env=False) as client:
         yield client
 
@@ -50,7 +50,7 @@ def complaint(answer: httpx.Response, status: int) -> str:
     return error
 
 
-def test_the_greeting(asking: httpx.Client) -> None:
+def test_greeting(asking: httpx.Client) -> None:
     answer = asking.get("/")
     assert (answer.status_code, answer.text) == (200, "Ollama is running")
     assert answer.headers["content-type"].startswith(TEXT)
@@ -62,7 +62,7 @@ def test_the_greeting(asking: httpx.Client) -> None:
     assert asking.get("/api/chat").status_code == 405
 
 
-def test_a_model_in_the_lists(asking: httpx.Client, any_ollama: Ollama) -> None:
+def test_model_in_lists(asking: httpx.Client, any_ollama: Ollama) -> None:
     listed = {model["name"]: model for model in asking.get("/api/tags").json()["models"]}
     entry = listed[any_ollama.model]
     assert entry["model"] == any_ollama.model
@@ -75,7 +75,7 @@ def test_a_model_in_the_lists(asking: httpx.Client, any_ollama: Ollama) -> None:
     assert "completion" in shown["capabilities"]
 
 
-def test_a_stream(asking: httpx.Client, any_ollama: Ollama) -> None:
+def test_streamed_chat_lines(asking: httpx.Client, any_ollama: Ollama) -> None:
     request = {"model": any_ollama.model, "messages": HELLO, "options": {"num_predict": 8, "seed": 1}}
     *parts, last = lines(asking.post("/api/chat", json=request))
     assert len(parts) >= 2
@@ -86,7 +86,7 @@ def test_a_stream(asking: httpx.Client, any_ollama: Ollama) -> None:
     assert last["prompt_eval_count"] > 0
 
 
-def test_a_whole_answer(asking: httpx.Client, any_ollama: Ollama) -> None:
+def test_unstreamed_chat(asking: httpx.Client, any_ollama: Ollama) -> None:
     request = {"model": any_ollama.model, "messages": HELLO, "stream": False, "options": {"num_predict": 2}}
     answer = asking.post("/api/chat", json=request)
     assert answer.headers["content-type"] == f"{JSON}; charset=utf-8"
@@ -101,7 +101,7 @@ def test_generate(asking: httpx.Client, any_ollama: Ollama) -> None:
     assert all(isinstance(token, int) for token in last["context"])
 
 
-def test_json_that_keeps_a_schema(asking: httpx.Client, any_ollama: Ollama) -> None:
+def test_json_follows_the_schema(asking: httpx.Client, any_ollama: Ollama) -> None:
     schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
     request = {"model": any_ollama.model, "messages": HELLO, "stream": False, "format": schema}
     answer = asking.post("/api/chat", json=request).json()
@@ -111,7 +111,7 @@ def test_json_that_keeps_a_schema(asking: httpx.Client, any_ollama: Ollama) -> N
 def test_load_and_unload(asking: httpx.Client, any_ollama: Ollama) -> None:
     load = {"model": any_ollama.model, "messages": [], "keep_alive": "10m"}
     answer = asking.post("/api/chat", json=load)
-    assert answer.headers["content-type"].startswith(JSON)  # no stream, though none was forbidden
+    assert answer.headers["content-type"].startswith(JSON)  # no stream, although `stream` is not false
     assert (answer.json()["done"], answer.json()["done_reason"]) == (True, "load")
     running = {model["name"]: model for model in asking.get("/api/ps").json()["models"]}
     entry = running[any_ollama.model]
@@ -121,7 +121,7 @@ def test_load_and_unload(asking: httpx.Client, any_ollama: Ollama) -> None:
     assert asking.post("/api/chat", json=load | {"keep_alive": 0}).json()["done_reason"] == "unload"
 
 
-def test_what_is_refused(asking: httpx.Client, any_ollama: Ollama) -> None:
+def test_invalid_requests_are_rejected(asking: httpx.Client, any_ollama: Ollama) -> None:
     assert complaint(asking.post("/api/chat"), 400) == "missing request body"
     assert "invalid character" in complaint(asking.post("/api/chat", content=b"{nonsense"), 400)
     missing = {"model": "none-of-that-name", "messages": HELLO}
@@ -136,7 +136,7 @@ def test_what_is_refused(asking: httpx.Client, any_ollama: Ollama) -> None:
     assert complaint(asking.post("/api/embed", json=wrong), 400) == "invalid input type"
 
 
-def test_a_copy(asking: httpx.Client, any_ollama: Ollama) -> None:
+def test_copy(asking: httpx.Client, any_ollama: Ollama) -> None:
     copy = {"source": any_ollama.model, "destination": "engine-plugin-test-copy"}
     answer = asking.post("/api/copy", json=copy)
     assert (answer.status_code, answer.content) == (200, b"")
@@ -172,7 +172,7 @@ def _create_from(ours: httpx.Client, data: bytes) -> httpx.Response:
     return ours.post("/api/create", json={"model": "mine", "files": {"m.gguf": digest}})
 
 
-def test_a_pull(ours: httpx.Client) -> None:
+def test_streamed_pull(ours: httpx.Client) -> None:
     steps = lines(ours.post("/api/pull", json={"model": "fresh"}))
     layers = {step["digest"]: step for step in steps if "digest" in step}
     assert [step["status"] for step in steps if "digest" not in step] == [
@@ -190,13 +190,13 @@ def test_a_pull(ours: httpx.Client) -> None:
     ]
 
 
-def test_a_pull_without_a_stream(ours: httpx.Client) -> None:
+def test_unstreamed_pull(ours: httpx.Client) -> None:
     assert ours.post("/api/pull", json={"model": "fresh", "stream": False}).json() == {"status": "success"}
     whole = {"model": "nonesuch", "stream": False}
     assert complaint(ours.post("/api/pull", json=whole), 500) == "pull model manifest: file does not exist"
 
 
-def test_other_hosts_names_are_not_answered(ours: httpx.Client) -> None:
-    """So that no page in a browser reaches it by a name of its own."""
+def test_foreign_host_header_is_rejected(ours: httpx.Client) -> None:
+    """This protects the server against DNS rebinding by web pages."""
     assert ours.get("/api/tags", headers={"host": "evil.example:80"}).status_code == 403
     assert ours.get("/api/tags", headers={"host": "localhost:80"}).status_code == 200

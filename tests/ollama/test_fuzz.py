@@ -1,4 +1,4 @@
-"""Any request of a host, in both flavours: an answer, or an error that names the field; and nothing is made up."""
+"""Any request in both formats gets an answer, or an error with a field of the request."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ REQUIRED = {
     ),
 }
 MADE = {"model", "messages", "prompt", "input", "stream", "options", "format", "think", "images", "logprobs", "tools"}
-"""What a translation may name otherwise than the request did."""
+"""Fields that have another name in Ollama's requests."""
 
 
 @pytest.fixture
@@ -109,7 +109,9 @@ async def plugin(hostile: Hostile, tmp_path: Path, request: pytest.FixtureReques
 @pytest.mark.parametrize("service", list(REQUIRED))
 @FEW
 @given(data=st.data())
-async def test_any_request(hostile: Hostile, plugin: Plugin, service: str, data: st.DataObject) -> None:
+async def test_any_request_is_answered_or_rejected_with_a_field(
+    hostile: Hostile, plugin: Plugin, service: str, data: st.DataObject
+) -> None:
     request = {"model": "m"} | data.draw(SETTINGS) | data.draw(REQUIRED[service])
     hostile.bodies.clear()
     raw = json.dumps(request).encode()
@@ -131,9 +133,9 @@ def allowed_options(request: dict[str, Any]) -> set[str]:
 
 
 async def answered(plugin: Plugin, service: str, raw: bytes, *, stream: bool = False) -> None:
-    """It is answered, or refused with the name of a field."""
+    """Require an answer, or an error with the name of a field."""
     error = await refusal(plugin, service, raw, stream=stream)
-    # 502: the stand-in gives one embedding whatever it is asked.
+    # 502: the hostile server always sends one embedding.
     if error is not None and "embeddings for" not in str(error):
         assert 400 <= error.code < 500 or error.code == 501, error
         assert FIELD.match(str(error)), error
@@ -155,7 +157,7 @@ async def refusal(plugin: Plugin, service: str, raw: bytes, *, stream: bool) -> 
 @pytest.mark.parametrize("service", list(REQUIRED))
 @FEW
 @given(raw=st.binary(max_size=30) | JSON.map(lambda shape: json.dumps(shape).encode()))
-async def test_any_bytes(plugin: Plugin, service: str, raw: bytes) -> None:
+async def test_any_bytes_are_answered_or_rejected(plugin: Plugin, service: str, raw: bytes) -> None:
     await answered(plugin, service, raw)
 
 
@@ -171,13 +173,13 @@ async def test_any_bytes(plugin: Plugin, service: str, raw: bytes) -> None:
     ],
     ids=["deep", "nan", "inf", "digits", "utf-16"],
 )
-async def test_what_is_no_request(plugin: Plugin, service: str, raw: bytes) -> None:
+async def test_bytes_that_are_not_a_request_are_rejected(plugin: Plugin, service: str, raw: bytes) -> None:
     with pytest.raises(InvalidRequestError, match="request_data: "):
         await plugin.invoke(service, raw)
 
 
 @pytest.mark.parametrize("depth", [100, 400, 800, 900, 950, 980])
-async def test_deep_requests(hostile: Hostile, plugin: Plugin, depth: int) -> None:
+async def test_deep_requests_are_answered_or_rejected(hostile: Hostile, plugin: Plugin, depth: int) -> None:
     deep = b'{"a":' * depth + b"1" + b"}" * depth
     message = b'{"role": "user", "content": "a", "tool_calls": [{"function": {"name": "f", "arguments": %b}}]}' % deep
     await answered(plugin, "chat", b'{"model": "m", "messages": [%b], "options": {"x": %b}}' % (message, deep))
@@ -192,18 +194,18 @@ async def test_deep_requests(hostile: Hostile, plugin: Plugin, depth: int) -> No
         ({}, "images"),
         ("http://example.com/cat.png", "does not fetch"),
         ("file:///etc/passwd", "does not fetch"),
-        ("data:image/png,abc", "must say base64"),
+        ("data:image/png,abc", "must be in base64"),
         ("data:image/png;base64,", "images"),
     ],
 )
-async def test_images_that_are_none(hostile: Hostile, plugin: Plugin, image: Any, words: str) -> None:
+async def test_invalid_images_are_rejected(hostile: Hostile, plugin: Plugin, image: Any, words: str) -> None:
     request = {"model": "m", "messages": [{"role": "user", "content": "a", "images": [image]}]}
     with pytest.raises(InvalidRequestError, match=words):
         await plugin.invoke("chat", json.dumps(request).encode())
     assert not hostile.count("/api/chat")
 
 
-async def test_a_large_image_goes_through(hostile: Hostile, plugin: Plugin) -> None:
+async def test_large_image_is_sent(hostile: Hostile, plugin: Plugin) -> None:
     image = "A" * (16 << 20)
     request = {"model": "m", "messages": [{"role": "user", "content": "a", "images": [f"data:x;base64,{image}"]}]}
     assert await plugin.invoke("chat", json.dumps(request).encode())
@@ -211,8 +213,8 @@ async def test_a_large_image_goes_through(hostile: Hostile, plugin: Plugin) -> N
     assert body["messages"][0]["images"] == [image]
 
 
-async def test_prompts_without_number_are_refused(hostile: Hostile, plugin: Plugin) -> None:
-    """Each would be a request of its own, and would be held in memory as one."""
+async def test_too_many_prompts_are_rejected(hostile: Hostile, plugin: Plugin) -> None:
+    """Each prompt becomes a request, all of which are held in memory."""
     request = b'{"model": "m", "n": 2, "prompt": [' + b'"",' * 200_000 + b'""]}'
     with pytest.raises(InvalidRequestError, match="prompt: "):
         await plugin.invoke("generate", request)

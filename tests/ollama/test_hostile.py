@@ -1,4 +1,4 @@
-"""Ollamas that break the rules, by mistake or on purpose: what they say byte by byte, over real sockets."""
+"""Ollama servers that violate the API, byte by byte over real sockets."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_plugin.engines.ollama import gather, models
-from engine_plugin.engines.ollama.address import ServerAddress, attach_address
+from engine_plugin.engines.ollama import lines as stream_lines
+from engine_plugin.engines.ollama import models
+from engine_plugin.engines.ollama.address import ServerAddress, configured_address
 from engine_plugin.errors import (
     BadGatewayError,
     EnginePluginError,
@@ -64,7 +65,7 @@ async def plugin(hostile: Hostile, tmp_path: Path, request: pytest.FixtureReques
 
 @pytest.fixture
 async def openai(hostile: Hostile, tmp_path: Path) -> AsyncIterator[Plugin]:
-    """In OpenAI's flavour only, where it does not matter."""
+    """The plugin with OpenAI's format, for tests that do not depend on the format."""
     async with plugin_in(tmp_path, engine_host=hostile.url, probe_timeout=pace(1.0)) as found:
         yield found
 
@@ -81,7 +82,7 @@ async def call(plugin: Plugin, service: str = "chat", /, **request: Any) -> dict
 
 
 def strict(text: bytes) -> Any:
-    """JSON that everybody can read."""
+    """Parse strict JSON (RFC 8259)."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
@@ -95,7 +96,7 @@ async def raw(plugin: Plugin, service: str = "chat", /, **request: Any) -> bytes
 
 
 def events_of(stream: bytes) -> list[dict[str, Any]]:
-    """Each event by itself, read as a host reads it."""
+    """Parse each event separately, as a host does."""
     blocks = [block for block in stream.split(b"\n\n") if block]
     assert all(block.startswith(b"data: ") and b"\n" not in block and b"\r" not in block for block in blocks)
     return [strict(block[6:]) for block in blocks if block != b"data: [DONE]"]
@@ -113,7 +114,7 @@ async def pulled(plugin: Plugin, name: str = "m") -> list[PullEvent]:
 
 
 def told_well(error: EnginePluginError) -> None:
-    """Short enough to be read, and nothing in it that moves a cursor."""
+    """Require a short message without control characters."""
     assert str(error).isprintable()
     assert len(str(error)) < 2000
 
@@ -131,7 +132,7 @@ def told_well(error: EnginePluginError) -> None:
         (until_end()[0], b'{"x": ' * 5000, "a line of over"),
     ],
 )
-async def test_what_does_not_end(
+async def test_endless_heads_and_lines_are_cut(
     hostile: Hostile, plugin: Plugin, begin: bytes, endless: bytes, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine_plugin.transport.ndjson._MAX_LINE", 1 << 20)
@@ -140,19 +141,19 @@ async def test_what_does_not_end(
     for asked in (call, raw):
         with pytest.raises(BadGatewayError, match=words):
             await asked(plugin)
-    assert hostile.sent < 64 << 20, "who sends without end is hung up on"
+    assert hostile.sent < 64 << 20, "the plugin closes an endless answer"
 
 
-async def test_an_answer_without_end(hostile: Hostile, plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "_ANSWER_LIMIT", 1 << 20)
+async def test_endless_answer_is_cut(hostile: Hostile, plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_lines, "_ANSWER_LIMIT", 1 << 20)
     hostile.answers["/api/chat"] = until_end()
     hostile.endless, hostile.endless_at = lines(said("")) * 50, "/api/chat"
     with pytest.raises(BadGatewayError, match="longer than"):
         await call(plugin)
 
 
-async def test_a_list_without_end(hostile: Hostile, openai: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine_plugin.engines.ollama.connection.LARGEST_JSON", 1 << 20)
+async def test_endless_list_is_cut(hostile: Hostile, openai: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine_plugin.engines.ollama.client.LARGEST_JSON", 1 << 20)
     hostile.answers["/api/tags"] = until_end(b'{"models": [')
     hostile.endless, hostile.endless_at = b'{"name": "m"},' * 1000, "/api/tags"
     with pytest.raises(BadGatewayError, match="longer than"):
@@ -160,7 +161,7 @@ async def test_a_list_without_end(hostile: Hostile, openai: Plugin, monkeypatch:
     assert json.loads(await openai.manifest_json())["services"]
 
 
-async def test_compression_that_nobody_asked_for(hostile: Hostile, plugin: Plugin) -> None:
+async def test_unrequested_compression_is_rejected(hostile: Hostile, plugin: Plugin) -> None:
     await plugin.list_models()
     for path, asked in (("/api/chat", call), ("/api/tags", lambda plugin: plugin.list_models())):
         hostile.answers[path] = whole(gzip.compress(b"{}"), "content-encoding: gzip")
@@ -169,7 +170,7 @@ async def test_compression_that_nobody_asked_for(hostile: Hostile, plugin: Plugi
 
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "307 Temporary", "308 Permanent"])
-async def test_the_key_follows_no_redirection(
+async def test_key_is_not_sent_to_a_redirect(
     hostile: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str
 ) -> None:
     monkeypatch.setenv("OLLAMA_API_KEY", KEY)
@@ -187,7 +188,7 @@ async def test_the_key_follows_no_redirection(
             hostile.answers[path] = whole(b"", f"location: {elsewhere.url}{path}", status)
         asked = (call, Plugin.list_models, pulled, lambda plugin: pulled(plugin, str(file)))
         for failing in asked:
-            with pytest.raises(EnginePluginError, match="redirection, which is not followed") as caught:
+            with pytest.raises(EnginePluginError, match="redirects are not followed") as caught:
                 await failing(plugin)
             assert KEY not in str(caught.value)
         assert hostile.count(blob) == 1
@@ -199,7 +200,7 @@ async def _some_digest(_path: Path) -> str:
     return "a" * 64
 
 
-async def test_who_hangs_up_at_any_byte(hostile: Hostile, plugin: Plugin) -> None:
+async def test_answer_cut_at_any_byte_raises(hostile: Hostile, plugin: Plugin) -> None:
     await plugin.list_models()
     answer = b"".join(until_end(lines(said("a"), DONE)))
     answer = answer.replace(b"\r\n\r\n", b"\r\ncontent-length: 999\r\n\r\n")
@@ -215,31 +216,31 @@ async def test_who_hangs_up_at_any_byte(hostile: Hostile, plugin: Plugin) -> Non
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\n\n", b" \r\n\r\n"])
-async def test_every_kind_of_line_end(hostile: Hostile, plugin: Plugin, end: bytes) -> None:
+async def test_line_ends_of_every_kind(hostile: Hostile, plugin: Plugin, end: bytes) -> None:
     stream = lines(said("é"), said("🎉"), DONE, end=end)
     hostile.answers["/api/chat"] = until_end(*[stream[at : at + 7] for at in range(0, len(stream), 7)])
     assert text_of(plugin, await raw(plugin)) == "é🎉"
     assert "é🎉" in json.dumps(await call(plugin), ensure_ascii=False)
 
 
-async def test_characters_cut_in_two(hostile: Hostile, plugin: Plugin) -> None:
+async def test_characters_cut_between_packets_are_joined(hostile: Hostile, plugin: Plugin) -> None:
     stream = json.dumps(said("é🎉"), ensure_ascii=False).encode() + b"\n" + lines(DONE)
     hostile.answers["/api/chat"] = until_end(*[stream[at : at + 1] for at in range(len(stream))])
     async with asyncio.timeout(LIMIT), plugin.stream("chat", json.dumps(HELLO).encode()) as told:
         chunks = [chunk async for chunk in told]
-    assert all(chunk.decode() for chunk in chunks), "each chunk by itself is UTF-8"
+    assert all(chunk.decode() for chunk in chunks), "each chunk is valid UTF-8"
     assert text_of(plugin, b"".join(chunks)) == "é🎉"
 
 
-async def test_white_space_of_json_ends_no_event(hostile: Hostile, plugin: Plugin) -> None:
+async def test_white_space_in_json_does_not_end_an_event(hostile: Hostile, plugin: Plugin) -> None:
     line = b'{"message":\r\r{"content":"x"},\r"done":\tfalse}\n'
     hostile.answers["/api/chat"] = until_end(line + lines(DONE))
     assert text_of(plugin, await raw(plugin)) == "x"
 
 
 @pytest.mark.parametrize("broken", [b"\n", b"\\q", b"\x01", b"\xff", b"\\u12g4", b'"'])
-async def test_texts_that_are_no_json(hostile: Hostile, openai: Plugin, broken: bytes) -> None:
-    """Also where a line looks as Ollama writes it, so that nobody reads it."""
+async def test_invalid_json_texts_are_rejected(hostile: Hostile, openai: Plugin, broken: bytes) -> None:
+    """This includes lines in Ollama's usual form, which are not parsed."""
     stream = lines(said("first"), said("a$b"), said("after"), DONE).replace(b"$", broken)
     hostile.answers["/api/chat"] = until_end(stream)
     heard = b""
@@ -252,7 +253,7 @@ async def test_texts_that_are_no_json(hostile: Hostile, openai: Plugin, broken: 
         await call(openai)
 
 
-async def test_half_characters_that_json_can_hold(hostile: Hostile, plugin: Plugin) -> None:
+async def test_lone_surrogate_does_not_break_the_stream(hostile: Hostile, plugin: Plugin) -> None:
     hostile.answers["/api/chat"] = until_end(lines(said("zz"), said("a\ud800b"), DONE))
     assert text_of(plugin, await raw(plugin)).startswith("zza")
     assert "zza" in json.dumps(await call(plugin))
@@ -264,8 +265,8 @@ async def test_half_characters_that_json_can_hold(hostile: Hostile, plugin: Plug
         (lines({"error": "it broke"}), "it broke"),
         (lines({"error": "it broke"})[:-1], "it broke"),
         (lines({"error": {"message": "it broke", "code": 500}}), "it broke"),
-        (lines({"error": {"message": {"a": [1]}}}), "without words"),
-        (lines({"error": ["it broke"]}), "without words"),
+        (lines({"error": {"message": {"a": [1]}}}), "without a message"),
+        (lines({"error": ["it broke"]}), "without a message"),
         (lines({"error": '{"error":{"code":500,"message":"it broke","type":"x"}}'}), "answered 500: it broke$"),
         (lines({"model": "m", "done": False, "error": "it broke"}), "it broke"),
         (lines({**DONE, "error": "it broke"}), "it broke"),
@@ -278,7 +279,9 @@ async def test_half_characters_that_json_can_hold(hostile: Hostile, plugin: Plug
         (lines(said("two"))[:-1] + lines(DONE), "not JSON"),
     ],
 )
-async def test_errors_and_ends_that_are_none(hostile: Hostile, plugin: Plugin, error: bytes, words: str) -> None:
+async def test_malformed_errors_and_ends_are_reported(
+    hostile: Hostile, plugin: Plugin, error: bytes, words: str
+) -> None:
     hostile.answers["/api/chat"] = until_end(lines(said("one")), error)
     heard = b""
     with pytest.raises(BadGatewayError, match=words) as caught:  # noqa: PT012  # what came before counts
@@ -293,19 +296,19 @@ async def test_errors_and_ends_that_are_none(hostile: Hostile, plugin: Plugin, e
 
 
 @pytest.mark.parametrize("empty", [None, ""])
-async def test_an_empty_error_is_none(hostile: Hostile, plugin: Plugin, empty: Any) -> None:
+async def test_empty_error_is_ignored(hostile: Hostile, plugin: Plugin, empty: Any) -> None:
     hostile.answers["/api/chat"] = until_end(lines({**said("one"), "error": empty}, {**DONE, "error": empty}))
     assert text_of(plugin, await raw(plugin)) == "one"
     assert "one" in json.dumps(await call(plugin))
 
 
-async def test_done_twice_and_words_after_it(hostile: Hostile, plugin: Plugin) -> None:
+async def test_lines_after_done_are_dropped(hostile: Hostile, plugin: Plugin) -> None:
     hostile.answers["/api/chat"] = until_end(lines(said("one"), DONE, DONE, said("two"), {"error": "three"}))
     assert text_of(plugin, await raw(plugin)) == "one"
     assert "two" not in json.dumps(await call(plugin))
 
 
-async def test_words_that_look_like_an_end_or_an_error(hostile: Hostile, plugin: Plugin) -> None:
+async def test_content_like_done_or_error_is_content(hostile: Hostile, plugin: Plugin) -> None:
     words = '{"error": "no"}\n\ndata: [DONE]\n\n"done": true, "error":'
     arguments = {"error": "no", "done": True, "text": words}
     tool = {
@@ -317,14 +320,14 @@ async def test_words_that_look_like_an_end_or_an_error(hostile: Hostile, plugin:
     assert json.dumps(words)[1:-1] in json.dumps(await call(plugin))
 
 
-async def test_a_server_that_stays_after_the_end(hostile: Hostile, plugin: Plugin) -> None:
+async def test_stream_ends_at_done_on_an_open_connection(hostile: Hostile, plugin: Plugin) -> None:
     hostile.stays = True
     hostile.answers["/api/chat"] = until_end(lines(said("one"), DONE))
     assert text_of(plugin, await within(raw(plugin))) == "one"
 
 
-async def test_many_beginnings_of_tags_cost_little(hostile: Hostile, openai: Plugin) -> None:
-    """It took time by the square of their number, in which nobody else was served."""
+async def test_many_partial_tags_take_linear_time(hostile: Hostile, openai: Plugin) -> None:
+    """Quadratic time would block the event loop."""
     hostile.answers["/api/chat"] = until_end(lines({**DONE, "message": {"content": "<" * 500_000}}))
     async with asyncio.timeout(LIMIT):
         assert len((await call(openai))["choices"][0]["message"]["content"]) == 500_000
@@ -332,7 +335,7 @@ async def test_many_beginnings_of_tags_cost_little(hostile: Hostile, openai: Plu
 
 @pytest.mark.parametrize("value", [1e999, float("nan"), HUGE, -5, "7", [], True, {}], ids=str)
 @pytest.mark.parametrize("field", ["eval_count", "eval_duration", "prompt_eval_count", "total_duration"])
-async def test_counts_that_are_none(hostile: Hostile, openai: Plugin, field: str, value: Any) -> None:
+async def test_invalid_counts_are_rejected(hostile: Hostile, openai: Plugin, field: str, value: Any) -> None:
     last = {**DONE, "eval_count": 1, "eval_duration": 1, field: value}
     hostile.answers["/api/chat"] = until_end(lines(last))
     hostile.answers["/api/embed"] = whole({"embeddings": [[1]], field: value})
@@ -364,7 +367,7 @@ async def raw_or_nothing(plugin: Plugin) -> bytes:
     ],
     ids=str,
 )
-async def test_calls_of_tools_that_are_none(hostile: Hostile, openai: Plugin, call_shape: Any) -> None:
+async def test_malformed_tool_calls_are_rejected(hostile: Hostile, openai: Plugin, call_shape: Any) -> None:
     line = {**said(""), "message": {"content": "", "tool_calls": [call_shape]}}
     hostile.answers["/api/chat"] = until_end(lines(line, DONE))
     for asked in (call, raw):
@@ -372,7 +375,7 @@ async def test_calls_of_tools_that_are_none(hostile: Hostile, openai: Plugin, ca
             await asked(openai)
 
 
-async def test_ids_of_calls_are_texts(hostile: Hostile, openai: Plugin) -> None:
+async def test_tool_call_ids_are_texts(hostile: Hostile, openai: Plugin) -> None:
     call_shape = {"id": {"a": 1}, "function": {"name": "f", "arguments": None}}
     hostile.answers["/api/chat"] = until_end(
         lines({**said(""), "message": {"content": "", "tool_calls": [call_shape]}}, DONE)
@@ -383,7 +386,7 @@ async def test_ids_of_calls_are_texts(hostile: Hostile, openai: Plugin) -> None:
 
 
 @pytest.mark.parametrize("depth", range(900, 1000, 20))
-async def test_depths_that_can_be_read_but_not_written(hostile: Hostile, plugin: Plugin, depth: int) -> None:
+async def test_deep_answer_is_rejected(hostile: Hostile, plugin: Plugin, depth: int) -> None:
     deep = b"[" * depth + b"]" * depth
     last = lines({**DONE, "context": "$", "logprobs": [{"token": "a", "x": "$"}]}).replace(b'"$"', deep)
     hostile.answers["/api/chat"] = until_end(last)
@@ -418,7 +421,7 @@ EMBEDDINGS = [
 
 
 @pytest.mark.parametrize("body", EMBEDDINGS)
-async def test_embeddings_that_are_none(hostile: Hostile, plugin: Plugin, body: bytes) -> None:
+async def test_malformed_embeddings_are_rejected(hostile: Hostile, plugin: Plugin, body: bytes) -> None:
     hostile.answers["/api/embed"] = whole(body)
     for more in ({}, {"encoding_format": "base64"}):
         with pytest.raises(BadGatewayError):
@@ -439,7 +442,9 @@ LINES = st.lists(
 
 @FEW
 @given(told=LINES, service=st.sampled_from(["chat", "generate"]), ending=st.sampled_from([b"", lines(DONE)]))
-async def test_any_lines(hostile: Hostile, plugin: Plugin, told: list[Any], service: str, ending: bytes) -> None:
+async def test_any_lines_give_events_or_an_error(
+    hostile: Hostile, plugin: Plugin, told: list[Any], service: str, ending: bytes
+) -> None:
     request = HELLO if service == "chat" else {"model": "m", "prompt": "a"}
     hostile.answers[f"/api/{service}"] = until_end(lines(*told) + ending)
     try:
@@ -448,7 +453,7 @@ async def test_any_lines(hostile: Hostile, plugin: Plugin, told: list[Any], serv
         told_well(error)
     try:
         stream = await raw(plugin, service, **request)
-        if not is_native(plugin):  # there lines are told as they are
+        if not is_native(plugin):  # native lines are passed through
             assert events_of(stream)
     except EnginePluginError as error:
         told_well(error)
@@ -463,7 +468,9 @@ async def test_any_lines(hostile: Hostile, plugin: Plugin, told: list[Any], serv
     | JSON,
     status=st.sampled_from(["200 OK", "200 OK", "400 Bad", "401 X", "403 X", "404 X", "499 X", "500 X", "503 X"]),
 )
-async def test_any_answer(hostile: Hostile, openai: Plugin, path: str, shape: Any, status: str) -> None:
+async def test_any_answer_gives_a_result_or_an_error(
+    hostile: Hostile, openai: Plugin, path: str, shape: Any, status: str
+) -> None:
     good = dict(hostile.answers)
     hostile.answers["/api/tags"] = whole({"models": [entry(capabilities=None)]})
     hostile.answers[path] = whole(shape, status=status)
@@ -497,7 +504,9 @@ async def test_any_answer(hostile: Hostile, openai: Plugin, path: str, shape: An
     ),
     ending=st.sampled_from([b"", lines({"status": "success"})]),
 )
-async def test_any_pull(hostile: Hostile, openai: Plugin, shapes: list[Any], ending: bytes) -> None:
+async def test_any_pull_stream_gives_a_result_or_an_error(
+    hostile: Hostile, openai: Plugin, shapes: list[Any], ending: bytes
+) -> None:
     hostile.answers["/api/pull"] = until_end(lines(*shapes) + ending)
     try:
         for event in await pulled(openai):
@@ -517,14 +526,14 @@ def check_progress(event: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["a\x00b", "a\nb", f"a{ESCAPES}", "x" * 1_000_000, "", "\ud800", "\u202egnp.exe"])
-async def test_names_that_nobody_could_write(hostile: Hostile, openai: Plugin, name: str) -> None:
+async def test_unprintable_names_are_dropped(hostile: Hostile, openai: Plugin, name: str) -> None:
     hostile.answers["/api/tags"] = whole({"models": [entry(name), entry()]})
     hostile.answers["/api/ps"] = whole({"models": [entry(name), entry()]})
     assert [model.name for model in await openai.list_models()] == ["m:latest"]
     assert [model.name for model in await openai.running_models()] == ["m:latest"]
 
 
-async def test_a_name_is_no_path(hostile: Hostile, openai: Plugin, tmp_path: Path) -> None:
+async def test_model_name_is_not_used_as_a_path(hostile: Hostile, openai: Plugin, tmp_path: Path) -> None:
     before = await asyncio.to_thread(files_in, tmp_path)
     name = "../../../../etc/passwd"
     hostile.answers["/api/tags"] = whole({"models": [entry(name)]})
@@ -537,7 +546,7 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*"))
 
 
-async def test_details_that_nobody_could_read(hostile: Hostile, openai: Plugin) -> None:
+async def test_unreadable_details_are_dropped(hostile: Hostile, openai: Plugin) -> None:
     odd = {"family": ESCAPES, "families": ["x" * 10_000, *["y"] * 10_000], "parameter_size": "9" * 5000 + "B"}
     told = entry(
         details=odd, size=HUGE, digest="no digest", remote_host=[[]], capabilities=[ESCAPES, 7, "tools", "x" * 9999]
@@ -550,23 +559,23 @@ async def test_details_that_nobody_could_read(hostile: Hostile, openai: Plugin) 
     assert (model.digest, model.size) == ("", 0)
 
 
-async def test_more_models_than_are_listed(hostile: Hostile, openai: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The list is passed over from some length on."""
-    monkeypatch.setattr(models, "_SHOWS", 0.2)
-    names = [f"m{number}" for number in range(2 * models._MOST_MODELS)]
+async def test_list_is_limited(hostile: Hostile, openai: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries above the limit are dropped."""
+    monkeypatch.setattr(models, "_SHOW_TIMEOUT", 0.2)
+    names = [f"m{number}" for number in range(2 * models._MAX_MODELS)]
     hostile.answers["/api/tags"] = whole({"models": [{**entry(), "name": name, "details": {}} for name in names]})
     hostile.hangs.add("/api/show")
     async with asyncio.timeout(LIMIT):
-        assert len(await openai.list_models()) == models._MOST_MODELS
+        assert len(await openai.list_models()) == models._MAX_MODELS
     with pytest.raises(ModelNotFoundError) as caught:
         await call(openai, model="another", messages=HELLO["messages"])
     told_well(caught.value)
 
 
-async def test_who_does_not_tell_of_single_models_holds_nobody_up(
+async def test_silent_show_does_not_delay_the_list(
     hostile: Hostile, openai: Plugin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "_SHOWS", 0.3)
+    monkeypatch.setattr(models, "_SHOW_TIMEOUT", 0.3)
     hostile.answers["/api/tags"] = whole({"models": [entry(f"m{number}", capabilities=None) for number in range(50)]})
     hostile.hangs.add("/api/show")
     async with asyncio.timeout(LIMIT):
@@ -577,13 +586,13 @@ async def test_who_does_not_tell_of_single_models_holds_nobody_up(
 @pytest.mark.parametrize(
     "version", ["1" * 6000, ESCAPES, "x" * 100_000, 7, None, {}, "²", ""], ids=lambda v: str(v)[:9]
 )
-async def test_versions_that_are_none(hostile: Hostile, openai: Plugin, version: Any) -> None:
+async def test_invalid_versions_are_replaced(hostile: Hostile, openai: Plugin, version: Any) -> None:
     hostile.answers["/api/version"] = whole({"version": version})
     assert "attached" in (await openai.health()).detail
     assert await openai.version() == "0.0.0"
 
 
-# Refusals
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -600,10 +609,10 @@ async def test_versions_that_are_none(hostile: Hostile, openai: Plugin, version:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("status", ["400 Bad Request", "500 Internal Server Error"])
-async def test_what_the_server_says_of_a_field_is_the_callers(
+async def test_server_error_about_a_field_is_a_400(
     hostile: Hostile, plugin: Plugin, words: str, field: str, status: str
 ) -> None:
-    """Some of it comes as a failure of the server's own."""
+    """Ollama reports some of these with status 500."""
     hostile.answers["/api/chat"] = whole({"error": words}, status=status)
     with pytest.raises(InvalidRequestError) as caught:
         await call(plugin)
@@ -612,7 +621,9 @@ async def test_what_the_server_says_of_a_field_is_the_callers(
 
 @pytest.mark.parametrize("status", ["400 Bad", "401 No", "403 No", "404 No", "499 X", "500 Z", "503 W", "999 V"])
 @pytest.mark.parametrize("shape", ["text", "error", "message", "signin"])
-async def test_words_that_would_move_a_cursor(hostile: Hostile, plugin: Plugin, status: str, shape: str) -> None:
+async def test_control_characters_in_errors_are_removed(
+    hostile: Hostile, plugin: Plugin, status: str, shape: str
+) -> None:
     await plugin.list_models()
     words = ESCAPES + "x" * 10_000
     error = {"text": words, "error": {"error": words}, "message": {"error": {"message": words}}}
@@ -632,7 +643,7 @@ NONSENSE = [
 
 
 @pytest.mark.parametrize("text", NONSENSE, ids=lambda text: ascii(text)[:20])
-async def test_nonsense_in_ollama_host_keeps_nobody_from_starting(
+async def test_invalid_ollama_host_does_not_prevent_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.setattr("os.environ", {"OLLAMA_HOST": text, "ENGINE_PLUGIN_PROBE_TIMEOUT": "nan"})
@@ -648,8 +659,8 @@ ADDRESS = r"(https?://)?(\[[0-9a-f:%]*\]|[a-z.:-]*)(:[0-9]*)?(/[a-z?#]*)?"
 
 
 @given(st.text(max_size=40) | st.from_regex(ADDRESS, fullmatch=True))
-def test_any_address_is_one_or_is_passed_over(text: str) -> None:
-    found = attach_address("", "", {"OLLAMA_HOST": text})
+def test_any_ollama_host_is_parsed_or_ignored(text: str) -> None:
+    found = configured_address("", "", {"OLLAMA_HOST": text})
     assert ServerAddress.parse(found.url).url == found.url
     assert 0 < found.port < 65536
 
@@ -675,5 +686,5 @@ def test_any_address_is_one_or_is_passed_over(text: str) -> None:
         ("", "http://127.0.0.1:11434"),
     ],
 )
-def test_addresses_as_ollama_reads_them(text: str, url: str) -> None:
-    assert attach_address("", "", {"OLLAMA_HOST": text}).url == url
+def test_ollama_host_is_parsed_as_by_ollama(text: str, url: str) -> None:
+    assert configured_address("", "", {"OLLAMA_HOST": text}).url == url

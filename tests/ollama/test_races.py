@@ -1,4 +1,4 @@
-"""What happens at the same time: stops, servers that go and come, models that change, callers that leave."""
+"""Races: stops, restarted servers, changed models, and callers that leave."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from engine_plugin.engines.base import HealthState
-from engine_plugin.engines.ollama import blobs
+from engine_plugin.engines.ollama import pulls
 from engine_plugin.errors import BadGatewayError, EnginePluginError, ModelNotFoundError, UnavailableError
 from engine_plugin.models.request import PullRequest
 from tests.patience import pace, within
@@ -65,17 +65,17 @@ async def pulled(plugin: Plugin, name: str = "m", first: asyncio.Event | None = 
     return seen
 
 
-# Looking for it
+# Probes
 
 
-async def test_many_first_calls_look_once(hostile: Hostile, plugin: Plugin) -> None:
+async def test_concurrent_first_calls_share_one_probe(hostile: Hostile, plugin: Plugin) -> None:
     answers = await within(asyncio.gather(*(plugin.invoke("chat", HELLO) for _ in range(200))), 20)
     assert len(answers) == 200
     assert hostile.count("/") == 1
     assert hostile.count("/api/version") == 1
 
 
-async def test_who_accepts_and_never_answers_holds_nobody_up(hostile: Hostile, plugin: Plugin) -> None:
+async def test_silent_server_delays_calls_by_the_probe_timeout_only(hostile: Hostile, plugin: Plugin) -> None:
     hostile.hangs |= {"/", "/api/version", "/api/tags", "/api/ps"}
     shapes = await within(asyncio.gather(*(plugin.manifest_json() for _ in range(10))))
     assert all(json.loads(shape)["services"] for shape in shapes)
@@ -88,8 +88,8 @@ async def test_who_accepts_and_never_answers_holds_nobody_up(hostile: Hostile, p
     assert json.loads(await within(plugin.manifest_json()))["services"], "GetManifest waits 2 s for the models"
 
 
-async def test_a_slow_hello_breaks_nothing_off(hostile: Hostile, plugin: Plugin) -> None:
-    """A server that computes may have no time for whoever asks whether it is there."""
+async def test_slow_probe_aborts_no_running_call(hostile: Hostile, plugin: Plugin) -> None:
+    """A busy server may be slow to answer a probe."""
     hostile.answers["/api/chat"], hostile.stays = until_end(lines(said("one"))), True
     first = asyncio.Event()
     streaming = asyncio.create_task(streamed(plugin, first))
@@ -109,7 +109,7 @@ async def test_a_slow_hello_breaks_nothing_off(hostile: Hostile, plugin: Plugin)
 # Stops
 
 
-async def test_a_stop_ends_streams_and_the_servers_work(hostile: Hostile, plugin: Plugin) -> None:
+async def test_stop_ends_streams_and_the_servers_work(hostile: Hostile, plugin: Plugin) -> None:
     hostile.answers["/api/chat"], hostile.stays = until_end(lines(said("one"))), True
     firsts = [asyncio.Event() for _ in range(32)]
     streams = [asyncio.create_task(streamed(plugin, first)) for first in firsts]
@@ -140,7 +140,7 @@ async def test_a_stop_ends_streams_and_the_servers_work(hostile: Hostile, plugin
         ("/api/ps", lambda plugin: plugin.running_models()),
     ],
 )
-async def test_a_stop_at_any_moment(hostile: Hostile, tmp_path: Path, path: str, asked: Any) -> None:
+async def test_stop_at_any_moment(hostile: Hostile, tmp_path: Path, path: str, asked: Any) -> None:
     async with plugin_in(tmp_path, engine_host=hostile.url, probe_timeout=60.0) as plugin:
         hostile.hangs.add(path)
         asking = asyncio.create_task(asked(plugin))
@@ -151,7 +151,7 @@ async def test_a_stop_at_any_moment(hostile: Hostile, tmp_path: Path, path: str,
         await within(hostile.gone.wait())
 
 
-async def test_starts_and_stops_in_a_crowd(hostile: Hostile, plugin: Plugin) -> None:
+async def test_concurrent_starts_and_stops(hostile: Hostile, plugin: Plugin) -> None:
     async def one(number: int) -> None:
         if number % 5 == 0:
             await plugin.stop()
@@ -169,10 +169,10 @@ async def test_starts_and_stops_in_a_crowd(hostile: Hostile, plugin: Plugin) -> 
         await within(plugin.invoke("chat", HELLO))
 
 
-# Servers that go and come
+# Restarted servers and changed models
 
 
-async def test_a_server_that_dies_and_comes_back(hostile: Hostile, plugin: Plugin) -> None:
+async def test_restarted_server_is_used_again(hostile: Hostile, plugin: Plugin) -> None:
     for service in ("stream", "call", "pull", "load", "list"):
         hostile.stays, hostile.hangs = True, {"list": {"/api/tags"}, "load": {"/api/chat"}}.get(service, set())
         hostile.answers["/api/chat"] = until_end(lines(said("one")))
@@ -200,17 +200,17 @@ async def test_a_server_that_dies_and_comes_back(hostile: Hostile, plugin: Plugi
         assert await within(plugin.invoke("chat", HELLO))
 
 
-async def test_a_model_that_goes_during_a_call(hostile: Hostile, plugin: Plugin) -> None:
+async def test_model_deleted_on_the_server_is_reported(hostile: Hostile, plugin: Plugin) -> None:
     assert await within(plugin.invoke("chat", HELLO))
     hostile.answers["/api/chat"] = whole({"error": "model 'm' not found"}, status="404 Not Found")
     hostile.answers["/api/tags"] = whole({"models": [entry("new:latest")]})
     with pytest.raises(ModelNotFoundError, match="PullModel m"):
         await within(plugin.invoke("chat", HELLO))
     hostile.answers["/api/chat"] = until_end(lines(said("one"), DONE))
-    assert await within(plugin.invoke("chat", OTHERS)), "the list is asked for anew"
+    assert await within(plugin.invoke("chat", OTHERS)), "the list is fetched again"
 
 
-async def test_a_model_that_is_replaced(hostile: Hostile, plugin: Plugin) -> None:
+async def test_replaced_model_has_its_new_capabilities(hostile: Hostile, plugin: Plugin) -> None:
     hostile.answers["/api/tags"] = whole({"models": [entry(capabilities=None)]})
     await within(plugin.list_models())
     hostile.answers["/api/show"] = whole({"capabilities": ["embedding"], "model_info": {}})
@@ -222,7 +222,7 @@ async def test_a_model_that_is_replaced(hostile: Hostile, plugin: Plugin) -> Non
 # Pulls
 
 
-async def test_who_leaves_a_pull_leaves_it_to_the_others(hostile: Hostile, plugin: Plugin) -> None:
+async def test_pull_continues_for_the_other_watchers(hostile: Hostile, plugin: Plugin) -> None:
     hostile.answers["/api/pull"], hostile.stays = until_end(lines(STEP)), True
     firsts = [asyncio.Event() for _ in range(3)]
     pulls = [asyncio.create_task(pulled(plugin, first=first)) for first in firsts]
@@ -244,14 +244,14 @@ def is_open(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("phase", ["reading", "asking", "sending", "creating"])
-async def test_an_upload_that_is_cancelled_lets_go_of_the_file(
+async def test_cancelled_upload_closes_the_file(
     hostile: Hostile, plugin: Plugin, tmp_path: Path, phase: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also when it is just being opened."""
-    monkeypatch.setattr(blobs, "_PIECE", 64 * 1024)
+    """This includes a file that is just being opened."""
+    monkeypatch.setattr(pulls, "_PIECE", 64 * 1024)
     path = tmp_path / "big.gguf"
     path.write_bytes(b"GGUF" + bytes(24 << 20))
-    digest = await blobs.sha256_of(path)
+    digest = await pulls.sha256_of(path)
     place = f"/api/blobs/sha256:{digest}"
     hostile.answers[place] = whole(b"", status="404 Not Found" if phase == "sending" else "200 OK")
     waiting_at = {"asking": place, "sending": place, "creating": "/api/create"}.get(phase, "")
@@ -272,12 +272,12 @@ async def test_an_upload_that_is_cancelled_lets_go_of_the_file(
     assert hostile.count("/api/create") == (phase == "creating")
 
 
-async def test_what_is_said_to_an_upload_is_not_read_for_ever(
+async def test_endless_answer_to_an_upload_is_cut(
     hostile: Hostile, plugin: Plugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF")
-    place = f"/api/blobs/sha256:{await blobs.sha256_of(path)}"
+    place = f"/api/blobs/sha256:{await pulls.sha256_of(path)}"
     hostile.answers[place] = [b"HTTP/1.1 500 No\r\ncontent-encoding: gzip\r\n\r\n"]
     hostile.answers["/api/blobs/head"] = b""
     hostile.endless, hostile.endless_at = b"no" * 10_000, place
@@ -287,12 +287,12 @@ async def test_what_is_said_to_an_upload_is_not_read_for_ever(
     assert not is_open(path)
 
 
-# Ours and theirs
+# Managed and attached servers
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for ollama is a script with #!")
-async def test_a_server_that_appears_while_ours_starts(tmp_path: Path) -> None:
-    """Each call is answered by one of the two, and a stop ends ours and leaves theirs."""
+async def test_server_that_appears_during_a_managed_start(tmp_path: Path) -> None:
+    """Each call is answered by one of the two; a stop ends the managed server only."""
     theirs = Hostile()
     async with theirs.serving():
         url = theirs.url
@@ -305,7 +305,7 @@ async def test_a_server_that_appears_while_ours_starts(tmp_path: Path) -> None:
             await theirs.listen()
             tiny = json.dumps({"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}).encode()
             while not starting.done():
-                # Neither is there yet, or the model that one of them answers with is not one of the other's.
+                # Neither server is ready yet, or the default model of one is missing on the other.
                 with suppress(UnavailableError, ModelNotFoundError):
                     assert await within(plugin.invoke("chat", tiny))
             await within(starting)
@@ -318,8 +318,8 @@ async def test_a_server_that_appears_while_ours_starts(tmp_path: Path) -> None:
                 await within(plugin.invoke("chat", tiny))
 
 
-async def test_garbage_in_the_middle_of_many(hostile: Hostile, plugin: Plugin) -> None:
-    """What breaks one call breaks no other that runs beside it."""
+async def test_malformed_answer_breaks_no_parallel_call(hostile: Hostile, plugin: Plugin) -> None:
+    """A malformed answer fails its own call only."""
     hostile.answers["/api/generate"] = until_end(b"no JSON\n")
     prompt = json.dumps({"model": "m", "prompt": "a"}).encode()
     asked = [plugin.invoke(*pair) for pair in (("chat", HELLO), ("generate", prompt)) for _ in range(20)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine_plugin.engines.ollama.validators import native_validator
+from engine_plugin.engines.ollama.native import native_validator
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.jsontext import BRIEF
 from engine_plugin.services import VALIDATORS

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_plugin.engines.ollama.validators import native_validator
+from engine_plugin.engines.ollama.native import native_validator
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.services import VALIDATORS
 from engine_plugin.services.pictures import size_of

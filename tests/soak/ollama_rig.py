@@ -76,7 +76,9 @@ _OPTIONS: dict[Life, dict[str, object]] = {
     "openai": {"connect_backoff": 0.02},
 }
 _LIMIT = patience(5)  # seconds for any single step of setting up and ending
-_EXPECTED_ERRORS = re.compile(r"our Ollama server( (died|ended|hangs|cannot serve|did not)|: no sign of progress)")
+_EXPECTED_ERRORS = re.compile(
+    r"the managed Ollama server( (died|ended|hangs|cannot serve|did not)|: no sign of progress)"
+)
 
 
 class Theirs:

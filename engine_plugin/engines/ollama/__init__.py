@@ -1,1 +1,1 @@
-"""Ollama: a server that somebody runs on this machine or elsewhere, or one of our own."""
+"""The engine `ollama`: uses an attached Ollama server, or installs and runs a managed one."""

@@ -1,4 +1,7 @@
-"""Where an Ollama server is: the rules of OLLAMA_HOST, and whose word counts first."""
+"""The address of an Ollama server:
+
+parsed by the rules of OLLAMA_HOST, and chosen from configuration and environment.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Self
 
-__all__ = ["DEFAULT_PORT", "ServerAddress", "attach_address"]
+__all__ = ["DEFAULT_PORT", "ServerAddress", "configured_address"]
 
 log = logging.getLogger(__name__)
 
@@ -24,35 +27,38 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:
-    """A server's root. `prefix` is a path below which it is served, "" or such as `/ollama`; `source` says in words
-    who named it."""
+    """The root of a server.
+
+    `prefix` is the path below which it is served, such as `/ollama`, or "". `source` names the setting that the
+    address is from, for messages.
+    """
 
     scheme: str
     host: str
     port: int
     prefix: str = ""
     source: str = ""
-    passed_over: str = ""
-    """What somebody named, and why it could not be used, in words."""
+    ignored: str = ""
+    """The OLLAMA_HOST that is not used, and why; "" if there is none."""
 
     @classmethod
     def parse(cls, text: str, source: str = "") -> Self:
-        """An address as OLLAMA_HOST, or a base URL, has it; `…/v1` means the root above it. Raises ValueError.
+        """Parse an OLLAMA_HOST or a base URL; of `…/v1` the root above it. Raises ValueError.
 
-        Without a scheme the port is 11434, with one it is the scheme's. 0.0.0.0 and :: are where a server listens:
-        whoever asks it uses the loopback address.
+        The default port is 11434, with a scheme that of the scheme. 0.0.0.0 and ::, on which servers listen, become
+        the loopback address.
         """
         text = text.strip()
         if not text.isprintable() or " " in text or not text.isascii():
-            raise ValueError("an address has neither spaces nor characters beyond ASCII")
+            raise ValueError("an address must be ASCII without spaces")
         if set(text) & set("?#\\"):
-            raise ValueError("an address has no query and no fragment")
+            raise ValueError("an address must not have a query, a fragment or a backslash")
         scheme, separator, rest = text.rpartition("://")
         scheme = scheme.lower()
         if not separator:
             scheme = "https" if rest == _CLOUD else "http"
         if scheme not in _PORTS:
-            raise ValueError(f"{scheme[:32]}:// is not a scheme of Ollama: use http or https")
+            raise ValueError(f"the scheme must be http or https, not {scheme[:32]}")
         port = _PORTS[scheme] if separator or rest == _CLOUD else DEFAULT_PORT
         authority, _, path = rest.partition("/")
         host, port = _host_and_port(authority, port)
@@ -60,7 +66,7 @@ class ServerAddress:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it is on this machine, for certain."""
+        """Whether the address is certainly on this machine."""
         if self.host.lower() == "localhost":
             return True
         try:
@@ -70,18 +76,17 @@ class ServerAddress:
 
     @property
     def url(self) -> str:
-        """For people, and for a client that takes URLs."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}{self.prefix}"
 
 
 def _host_and_port(authority: str, default: int) -> tuple[str, int]:
     if "@" in authority:
-        raise ValueError("an address has no credentials: put a key into OLLAMA_API_KEY")
+        raise ValueError("an address must not have credentials; put the key into OLLAMA_API_KEY")
     if authority.startswith("["):
         host, bracket, rest = authority[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
-            raise ValueError(f"{authority!r} is no host")
+            raise ValueError(f"{authority!r} is not a valid host")
         return host, _port(rest[1:], default)
     if authority.count(":") > 1:  # an IPv6 address without brackets
         return authority, default
@@ -94,7 +99,7 @@ def _port(text: str, default: int) -> int:
         return default
     number = text.lstrip("0")
     if not (number.isascii() and number.isdigit() and len(number) <= 5 and int(number) <= 65535):
-        raise ValueError(f"{text[:32]!r} is no port")
+        raise ValueError(f"{text[:32]!r} is not a valid port")
     return int(number)
 
 
@@ -103,7 +108,7 @@ def _connectable(host: str) -> str:
         address = ipaddress.ip_address(host)
     except ValueError:
         if not _NAME.fullmatch(host) or len(host) > 253:
-            raise ValueError(f"{host[:64]!r} is no host") from None
+            raise ValueError(f"{host[:64]!r} is not a valid host") from None
         return host
     if address.is_unspecified:
         return "127.0.0.1" if address.version == 4 else "::1"
@@ -111,32 +116,32 @@ def _connectable(host: str) -> str:
 
 
 def _prefix(path: str) -> str:
-    """`v1` is where the same server speaks OpenAI's JSON: its root is one above."""
+    """The path without a last `v1` or `api`, which are parts of the server's own API."""
     steps = [step for step in path.split("/") if step]
     if steps and steps[-1] in ("v1", "api"):
         steps.pop()
     return "".join(f"/{step}" for step in steps)
 
 
-def attach_address(configured: str, engine_host: str, environ: Mapping[str, str]) -> ServerAddress:
-    """Where to look for a server: `engine.address`, else provider.engine_host, else OLLAMA_HOST, else the usual.
+def configured_address(configured: str, engine_host: str, environ: Mapping[str, str]) -> ServerAddress:
+    """The address of the server to attach to: engine.address, else provider.engine_host, OLLAMA_HOST or the default.
 
-    Raises ValueError for one of plugin.yaml's that is none. An OLLAMA_HOST that is none is passed over with a
-    warning, for Ollama itself does not stop at that either; the address that is used instead tells of it.
+    Raises ValueError for an invalid address in plugin.yaml. An invalid OLLAMA_HOST, which Ollama itself tolerates, is
+    logged and ignored; `ignored` of the returned address says so.
     """
     for source, text in (("engine.address", configured), ("provider.engine_host", engine_host)):
         if text:
             try:
                 return ServerAddress.parse(text, f"{source} in plugin.yaml")
             except ValueError as error:
-                raise ValueError(f"{source} is {text[:128]!r}: {error}") from None
-    passed_over = ""
+                raise ValueError(f"{source}: {text[:128]!r} is not a valid address: {error}") from None
+    ignored = ""
     text = environ.get("OLLAMA_HOST", "").strip().strip("\"'")
     if text:
         try:
             return ServerAddress.parse(text, "OLLAMA_HOST")
         except ValueError as error:
-            shown = f"…@{text.rpartition('@')[2]}" if "@" in text else text  # credentials are nobody's business
-            passed_over = f"OLLAMA_HOST is {shown[:128]!r}, which cannot be used: {error}"
-            log.warning("%s", passed_over)
-    return ServerAddress("http", "127.0.0.1", DEFAULT_PORT, source="the default address", passed_over=passed_over)
+            shown = f"…@{text.rpartition('@')[2]}" if "@" in text else text  # without credentials
+            ignored = f"OLLAMA_HOST is ignored: {shown[:128]!r} is not a valid address: {error}"
+            log.warning("%s", ignored)
+    return ServerAddress("http", "127.0.0.1", DEFAULT_PORT, source="the default address", ignored=ignored)

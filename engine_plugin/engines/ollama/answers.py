@@ -1,4 +1,4 @@
-"""From Ollama's whole answers to OpenAI's JSON: chat completions, text completions, embeddings."""
+"""OpenAI's JSON from Ollama's whole answers: chat completions, text completions, embeddings, usage and timings."""
 
 from __future__ import annotations
 
@@ -10,118 +10,187 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.engines.ollama import metrics
-from engine_plugin.engines.ollama.lines import finish_reason, json_of, openai_call, openai_logprobs
-from engine_plugin.engines.ollama.thinking import divided
+from engine_plugin.engines.ollama.lines import finish_reason, openai_call, openai_logprobs, to_json
+from engine_plugin.engines.ollama.thinking import split_thinking
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
 from engine_plugin.openai_api.completions import CompletionLogprobs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from engine_plugin.engines.ollama.gather import Whole
+    from engine_plugin.engines.ollama.lines import CollectedAnswer
 
-__all__ = ["answer_head", "embeddings_answer", "native_embeddings", "openai_answer", "parses_tags"]
+__all__ = [
+    "answer_head",
+    "has_think_tags",
+    "native_embeddings",
+    "openai_answer",
+    "openai_embeddings",
+    "timings",
+    "usage",
+]
 
 _OBJECTS = {"chat": ("chatcmpl", "chat.completion"), "generate": ("cmpl", "text_completion")}
 _VECTORS = re.compile(rb'"embeddings"\s*:\s*\[(?=\s*\[)')
 _NUMBER = rb"-?(?:0|[1-9]\d*+)(?:\.\d++)?+(?:[eE][+-]?\d++)?+"
 _NUMBERS = re.compile(rb"\s*(?:" + _NUMBER + rb"\s*(?:,\s*" + _NUMBER + rb"\s*)*+)?")
 _VECTOR = re.compile(rb"\s*\[([^\[\]]*)\]\s*([,\]])")
+_METRICS = (
+    "total_duration",
+    "load_duration",
+    "prompt_eval_count",
+    "prompt_eval_duration",
+    "eval_count",
+    "eval_duration",
+)
+_METRIC_LIMIT = 1 << 63
 
 
 def answer_head(service: str, model: str, *, stream: bool) -> dict[str, Any]:
-    """The fields with which an answer, or each event of a stream, begins."""
+    """The first fields of an answer, or of each event of a stream: id, object, created and model."""
     prefix, kind = _OBJECTS[service]
     if stream and service == "chat":
         kind = "chat.completion.chunk"
     return {"id": f"{prefix}-{secrets.token_hex(16)}", "object": kind, "created": int(time.time()), "model": model}
 
 
-def parses_tags(request: dict[str, Any]) -> bool:
-    """Whether `<think>` in the answer is a tag: not where the caller wants the model's own words, or JSON."""
+def has_think_tags(request: dict[str, Any]) -> bool:
+    """Whether `<think>` in the answer is a tag: not if the caller requests JSON or the model's raw text."""
     return not (request.get("raw") or request.get("format") or request.get("response_format"))
 
 
-def openai_answer(service: str, wholes: Sequence[Whole], request: dict[str, Any]) -> bytes:
-    """One choice for each; `request` is the caller's."""
+def openai_answer(service: str, collected: Sequence[CollectedAnswer], request: dict[str, Any]) -> bytes:
+    """OpenAI's answer with one choice for each collected answer; `request` is the caller's."""
     answer = answer_head(service, request["model"], stream=False)
-    answer["choices"] = [_choice(service, index, whole, request) for index, whole in enumerate(wholes)]
-    lasts = [whole.last for whole in wholes]
-    answer["usage"] = metrics.usage(lasts, request.get("n") or 1)
-    if timings := metrics.timings(metrics.added(lasts)):
-        answer["timings"] = timings
-    return json_of(answer)
+    answer["choices"] = [_choice(service, index, one, request) for index, one in enumerate(collected)]
+    lasts = [one.last for one in collected]
+    answer["usage"] = usage(lasts, request.get("n") or 1)
+    totals = {field: sum(_metric(last, field) for last in lasts) for field in _METRICS}
+    if speed := timings(totals):
+        answer["timings"] = speed
+    return to_json(answer)
 
 
-def _choice(service: str, index: int, whole: Whole, request: dict[str, Any]) -> dict[str, Any]:
-    thought, said = "".join(whole.thought), "".join(whole.said)
-    if not thought and parses_tags(request):
-        thought, said = divided(said)
+def _choice(service: str, index: int, collected: CollectedAnswer, request: dict[str, Any]) -> dict[str, Any]:
+    thinking, content = "".join(collected.thinking), "".join(collected.content)
+    if not thinking and has_think_tags(request):
+        thinking, content = split_thinking(content)
     choice: dict[str, Any] = {"index": index}
     if service == "chat":
-        source = choice["message"] = {"role": "assistant", "content": said}
-        if whole.calls:
-            source["tool_calls"] = [_whole_call(call) for call in whole.calls]
+        source = choice["message"] = {"role": "assistant", "content": content}
+        if collected.calls:
+            source["tool_calls"] = [_whole_call(call) for call in collected.calls]
     else:
         source = choice
-        choice["text"] = said
-    if thought:
-        source["reasoning_content"] = thought
-    choice["logprobs"] = openai_logprobs(whole.logprobs)
+        choice["text"] = content
+    if thinking:
+        source["reasoning_content"] = thinking
+    choice["logprobs"] = openai_logprobs(collected.logprobs)
     if service == "generate":
         CompletionLogprobs(request.get("logprobs")).reshape({"choices": [choice]})
-    choice["finish_reason"] = finish_reason(whole.last, called=bool(whole.calls))
+    choice["finish_reason"] = finish_reason(collected.last, called=bool(collected.calls))
     return choice
 
 
 def _whole_call(call: dict[str, Any]) -> dict[str, Any]:
-    told = openai_call(call, 0)
-    del told["index"]  # of streams only
-    return told
+    whole = openai_call(call, 0)
+    del whole["index"]  # only events have it
+    return whole
+
+
+# Metrics
+
+
+def usage(lasts: Sequence[Mapping[str, Any]], choices_each: int = 1) -> dict[str, int]:
+    """OpenAI's token counts, from the last line of each choice; a prompt counts once for its `choices_each` choices.
+
+    Raises BadGatewayError for counts that are not numbers.
+    """
+    prompt = sum(_metric(last, "prompt_eval_count") for last in lasts[::choices_each])
+    completion = sum(_metric(last, "eval_count") for last in lasts)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def timings(last: Mapping[str, Any]) -> dict[str, float]:
+    """Counts, milliseconds and tokens per second from a last line, with llama.cpp's names; {} without metrics.
+
+    A count without a duration has the speed 0. Raises BadGatewayError for values that are not numbers.
+    """
+    if not any(last.get(field) for field in _METRICS):
+        return {}
+    prompt, predicted = _metric(last, "prompt_eval_count"), _metric(last, "eval_count")
+    prompt_ns, predicted_ns = _metric(last, "prompt_eval_duration"), _metric(last, "eval_duration")
+    return {
+        "prompt_n": prompt,
+        "prompt_ms": _milliseconds(prompt_ns),
+        "prompt_per_second": _per_second(prompt, prompt_ns),
+        "predicted_n": predicted,
+        "predicted_ms": _milliseconds(predicted_ns),
+        "predicted_per_second": _per_second(predicted, predicted_ns),
+        "load_ms": _milliseconds(_metric(last, "load_duration")),
+        "total_ms": _milliseconds(_metric(last, "total_duration")),
+    }
+
+
+def _metric(last: Mapping[str, Any], field: str) -> int:
+    """A count or a duration in nanoseconds. A negative one, as after a clock was set back, is 0."""
+    value = last.get(field) or 0
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < _METRIC_LIMIT:
+        raise BadGatewayError(f"the engine's {field} is not a valid number")
+    return max(0, int(value))
+
+
+def _milliseconds(nanoseconds: int) -> float:
+    return round(nanoseconds / 1e6, 3)
+
+
+def _per_second(tokens: int, nanoseconds: int) -> float:
+    return round(tokens * 1e9 / nanoseconds, 3) if nanoseconds > 0 else 0.0
 
 
 # Embeddings
 
 
-def embeddings_answer(answer: bytes, request: dict[str, Any]) -> bytes:
-    """OpenAI's list of embeddings. The numbers, which are most of it, stay the text that the server wrote.
+def openai_embeddings(answer: bytes, request: dict[str, Any]) -> bytes:
+    """OpenAI's list of embeddings. The numbers, most of the answer, stay the text that the server wrote.
 
-    Raises InvalidRequestError when the model has not as many `dimensions` as were asked for.
+    Raises InvalidRequestError if the vectors do not have the requested `dimensions`, BadGatewayError for a malformed
+    answer.
     """
     vectors, rest = _vectors(answer)
-    if len(vectors) != (count := _count_of(request["input"])):
-        raise BadGatewayError(f"the engine gave {len(vectors)} embeddings for {count} texts")
+    _check_count(vectors, request)
     wanted = request.get("dimensions")
     if wanted is not None and vectors and (given := vectors[0].count(b",") + 1) != wanted:
         raise InvalidRequestError.at(
-            "dimensions", f"this model gives {given} and this Ollama does not make them {wanted}"
+            "dimensions",
+            f"expected {wanted}, but this model gives {given} and this Ollama does not shorten them; leave it out",
         )
     shown = _base64 if request.get("encoding_format") == "base64" else _listed
     data = b",".join(
         b'{"object":"embedding","index":%d,"embedding":%b}' % (index, shown(vector))
         for index, vector in enumerate(vectors)
     )
-    tokens = metrics.usage([rest])["prompt_tokens"]
+    tokens = usage([rest])["prompt_tokens"]
     tail = {"model": request["model"], "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
-    end = json_of(tail)
-    return b'{"object":"list","data":[' + data + b"]," + end[1:]
+    return b'{"object":"list","data":[' + data + b"]," + to_json(tail)[1:]
 
 
 def native_embeddings(answer: bytes, request: dict[str, Any]) -> bytes:
-    """The server's answer as it is, once it is seen to be one. Raises BadGatewayError."""
+    """The server's answer unchanged. Raises BadGatewayError for a malformed one."""
     vectors, _rest = _vectors(answer)
-    if vectors and request["input"] and len(vectors) != (wanted := _count_of(request["input"])):
-        raise BadGatewayError(f"the engine gave {len(vectors)} embeddings for {wanted} texts")
+    if vectors and request["input"]:
+        _check_count(vectors, request)
     return answer
 
 
-def _count_of(texts: Any) -> int:
-    return len(texts) if isinstance(texts, list) else 1
+def _check_count(vectors: list[bytes], request: dict[str, Any]) -> None:
+    texts = request["input"]
+    if len(vectors) != (count := len(texts) if isinstance(texts, list) else 1):
+        raise BadGatewayError(f"the engine gave {len(vectors)} embeddings for {count} texts")
 
 
 def _vectors(answer: bytes) -> tuple[list[bytes], dict[str, Any]]:
-    """The numbers of each vector as they are written, and the rest of the answer."""
+    """The text of each vector's numbers, and the other fields of the answer. Raises BadGatewayError."""
     vectors: list[bytes] = []
     found = _VECTORS.search(answer)
     other, position = answer, 0
@@ -129,10 +198,8 @@ def _vectors(answer: bytes) -> tuple[list[bytes], dict[str, Any]]:
         position, more = found.end(), True
         while more:
             vector = _VECTOR.match(answer, position)
-            if vector is None:
-                raise _strange(answer)
-            if not _NUMBERS.fullmatch(vector[1]):
-                raise _strange(answer)
+            if vector is None or not _NUMBERS.fullmatch(vector[1]):
+                raise _malformed(answer)
             vectors.append(vector[1])
             position, more = vector.end(), vector[2] == b","
         other = answer[: found.start()] + b'"embeddings":[]' + answer[position:]
@@ -141,11 +208,11 @@ def _vectors(answer: bytes) -> tuple[list[bytes], dict[str, Any]]:
     except (ValueError, RecursionError):
         rest = None
     if not isinstance(rest, dict) or rest.get("embeddings") != []:
-        raise _strange(answer)
+        raise _malformed(answer)
     return vectors, rest
 
 
-def _strange(answer: bytes) -> BadGatewayError:
+def _malformed(answer: bytes) -> BadGatewayError:
     return BadGatewayError(f"the engine's embeddings are not understood: {answer[:200]!r}")
 
 
@@ -154,10 +221,10 @@ def _listed(vector: bytes) -> bytes:
 
 
 def _base64(vector: bytes) -> bytes:
-    """Little-endian 32 bit floats."""
+    """Little-endian 32-bit floats in base64, as a JSON text."""
     try:
         numbers = json.loads(_listed(vector))
         packed = struct.pack(f"<{len(numbers)}f", *numbers)
     except (ValueError, OverflowError, struct.error):
-        raise _strange(vector) from None
+        raise _malformed(vector) from None
     return b'"' + base64.b64encode(packed) + b'"'

@@ -1,4 +1,4 @@
-"""The Ollama engine: the server that answers here, or one of our own, and what is asked of it."""
+"""The driver of the engine `ollama`: it uses an attached server, or runs a managed one."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine_plugin import catalogue
 from engine_plugin.engines.base import Engine, Health, HealthState, not_bidirectional
 from engine_plugin.engines.local.single_flight import SharedWork
-from engine_plugin.engines.ollama import services, transcription
-from engine_plugin.engines.ollama.address import attach_address
-from engine_plugin.engines.ollama.attachment import Attachment
-from engine_plugin.engines.ollama.connection import NotBegunError, OllamaClient
-from engine_plugin.engines.ollama.managed import OwnServer
+from engine_plugin.engines.ollama import exchange, transcription
+from engine_plugin.engines.ollama.address import configured_address
+from engine_plugin.engines.ollama.attached import AttachedServer
+from engine_plugin.engines.ollama.client import OllamaClient, StoppedBeforeAnswerError
+from engine_plugin.engines.ollama.managed import ManagedServer
 from engine_plugin.engines.ollama.models import FEATURE_OF_SERVICE, ServerModels
+from engine_plugin.engines.ollama.native import native_validator
 from engine_plugin.engines.ollama.options import OllamaOptions
 from engine_plugin.engines.ollama.pulls import Pulls
 from engine_plugin.engines.ollama.references import References
@@ -57,8 +58,11 @@ log = logging.getLogger(__name__)
 
 
 class OllamaEngine(Engine):
-    """`Engine` on Ollama. A server that answers is used by whatever is called first, and never stopped; one of our
-    own runs from start to stop."""
+    """`Engine` on Ollama servers.
+
+    An attached server is found by the first call that needs it and never stopped. A managed server runs from start to
+    stop.
+    """
 
     services: ClassVar[frozenset[str]] = frozenset(FEATURE_OF_SERVICE)
 
@@ -67,8 +71,8 @@ class OllamaEngine(Engine):
         super().__init__(manifest)
         self._options = options
         environ = child_environ(os.environ)
-        self._attachment = Attachment(_address(manifest, options, environ), options, environ)
-        self._own = OwnServer(options, manifest.data_dir, environ)
+        self._attached = AttachedServer(_address(manifest, options, environ), options, environ)
+        self._managed = ManagedServer(options, manifest.data_dir, environ)
         self._models = ServerModels(options, References(manifest.data_dir / "references.json"))
         self._pulls = Pulls(self._models)
         self._decoder = Decoder(None, environ, options.audio)
@@ -80,110 +84,113 @@ class OllamaEngine(Engine):
 
     @staticmethod
     def check_options(manifest: Manifest) -> Sequence[Problem]:
-        """What is wrong with the `engine:` section. Called by `engine-plugin lint`."""
+        """The problems of the `engine:` section. Called by `engine-plugin lint`."""
         return option_problems(OllamaOptions, manifest)
 
     # Which server
 
     async def _client(self) -> OllamaClient:
-        """The server that answers, without starting one. Raises UnavailableError, saying how to have one."""
+        """The client of the server to use; none is started. Raises UnavailableError with the next step."""
         if self._stopped:
             raise catalogue.ENGINE_NOT_RUNNING.error()
-        if self._own.running:
-            return await self._own.client()
-        client = await self._found()
+        if self._managed.running:
+            return await self._managed.client()
+        client = await self._find_attached()
         if client is None:
-            raise await self._nobody()
+            raise await self._no_server()
         return client
 
     async def _client_for_change(self) -> OllamaClient:
-        """The same, with our own server started when it is the one: models get there only through it."""
-        if not self._stopped and not self._own.running and await self._found() is None and await self._is_ours():
+        """The same for pulls and deletes, which start the managed server: they need it to reach its models."""
+        if (
+            not self._stopped
+            and not self._managed.running
+            and await self._find_attached() is None
+            and await self._can_manage()
+        ):
             await self.start("auto")
         return await self._client()
 
-    async def _found(self, *, anew: bool = False) -> OllamaClient | None:
-        """The server of somebody else, where plugin.yaml lets us use it."""
-        return None if self._options.server == "manage" else await self._attachment.find(anew=anew)
+    async def _find_attached(self, *, refresh: bool = False) -> OllamaClient | None:
+        """The client of the attached server; None if there is none, or if plugin.yaml has `server: manage`."""
+        return None if self._options.server == "manage" else await self._attached.find(refresh=refresh)
 
-    async def _is_ours(self) -> bool:
-        """Whether, with nobody else's server there, it is ours that is to run."""
-        return self._options.server != "attach" and (await self._own.check()).installed
+    async def _can_manage(self) -> bool:
+        """Whether a managed server can be started where there is no attached one."""
+        return self._options.server != "attach" and (await self._managed.check()).installed
 
-    async def _nobody(self) -> EnginePluginError:
-        """Why there is no server to ask."""
-        if self._options.server == "manage" or await self._is_ours():
+    async def _no_server(self) -> EnginePluginError:
+        """The error for a call without a server."""
+        if self._options.server == "manage" or await self._can_manage():
             return catalogue.ENGINE_NOT_RUNNING.error()
-        return self._down()
+        return self._unreachable()
 
-    def _down(self) -> EnginePluginError:
+    def _unreachable(self) -> EnginePluginError:
         if self._options.server == "attach":
-            return self._attachment.down()
-        return self._attachment.down("have the plugin run its own: call InstallEngine")
+            return self._attached.unreachable()
+        return self._attached.unreachable("have the plugin run a managed server: call InstallEngine")
 
     # Software
 
     async def check(self) -> EngineCheck:
-        if await self._is_theirs():
-            return EngineCheck(installed=True, detail=self._whose())
-        own = await self._own.check()
+        if await self._is_attached():
+            return EngineCheck(installed=True, detail=self._describe_attached())
+        managed = await self._managed.check()
         if self._options.server == "attach" or not (
-            own.installed or self._options.server == "manage" or self._options.ollama
+            managed.installed or self._options.server == "manage" or self._options.ollama
         ):
-            return EngineCheck(False, str(self._down()))
-        return own
+            return EngineCheck(False, str(self._unreachable()))
+        return managed
 
     async def install(self, progress: Progress, *, cover: bool) -> str:
-        if await self._is_theirs():
-            return f"{self._whose()}; {_MANAGE}"
+        if await self._is_attached():
+            return f"{self._describe_attached()}; {_MANAGE}"
         if self._options.server == "attach":
-            raise self._down()
-        return await self._installing.run(lambda: self._own.install(progress, cover=cover))
+            raise self._unreachable()
+        return await self._installing.run(lambda: self._managed.install(progress, cover=cover))
 
     async def upgrade(self, progress: Progress) -> str:
-        if await self._is_theirs():
-            return f"nothing to upgrade: {self._whose()}; {_MANAGE}"
+        if await self._is_attached():
+            return f"nothing to upgrade: {self._describe_attached()}; {_MANAGE}"
         if self._options.server == "attach":
-            return f"nothing to upgrade: {self._down()}"
-        return await self._installing.run(lambda: self._own.upgrade(progress))
+            return f"nothing to upgrade: {self._unreachable()}"
+        return await self._installing.run(lambda: self._managed.upgrade(progress))
 
-    async def _is_theirs(self) -> bool:
-        """Whether somebody else's server is there to be used, also one that we were told to let go."""
-        if self._own.running:
+    async def _is_attached(self) -> bool:
+        """Whether there is an attached server, including one that StopEngine has detached."""
+        if self._managed.running:
             return False
         try:
-            return await self._found(anew=True) is not None
-        except (AuthError, PreconditionError):  # there is one, though it does not serve us
+            return await self._find_attached(refresh=True) is not None
+        except (AuthError, PreconditionError):  # it answers, but cannot be used
             return True
 
-    def _whose(self) -> str:
-        """Whose server it is, for who asks about our software."""
-        version = self._attachment.version
-        named = f"Ollama {version}" if version else "an Ollama"
-        return f"{named} at {self._attachment.address.url} is somebody else's, and is used as it is"
+    def _describe_attached(self) -> str:
+        name = f"Ollama {self._attached.version}".rstrip()
+        return f"{name} at {self._attached.address.url} is an attached server, which the plugin does not change"
 
     async def init_env(self) -> None:
-        await self._own.init_env()
+        await self._managed.init_env()
 
     async def version(self) -> str:
-        if await self._is_theirs():
-            if not self._attachment.version:
-                await self._found()  # says why it tells none
-            return self._attachment.version
+        if await self._is_attached():
+            if not self._attached.version:
+                await self._find_attached()  # raises the reason
+            return self._attached.version
         if self._options.server == "attach":
-            raise EngineNotInstalledError(str(self._down()))
-        return await self._own.version()
+            raise EngineNotInstalledError(str(self._unreachable()))
+        return await self._managed.version()
 
     def config(self) -> EngineConfig:
-        if self._own.running or self._options.server == "manage":
-            return self._own.config()
-        address: ServerAddress = self._attachment.address
+        if self._managed.running or self._options.server == "manage":
+            return self._managed.config()
+        address: ServerAddress = self._attached.address
         return EngineConfig(
             host=f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}",
             scheme=address.scheme,
             engine_path=str(self.manifest.data_dir),
             download_url="https://ollama.com/download",
-            download_path=self._own.config()["download_path"],
+            download_path=self._managed.config()["download_path"],
         )
 
     # Life
@@ -192,32 +199,32 @@ class OllamaEngine(Engine):
         if mode == "npu":
             raise UnsupportedError("mode: Ollama does not compute on an NPU; start in mode auto, cpu or gpu")
         await self._starting.run(lambda: self._start(mode))
-        if self._own.running:
-            await self._own.change_mode(mode)
+        if self._managed.running:
+            await self._managed.change_mode(mode)
 
     async def _start(self, mode: str) -> None:
         async with self._lifecycle:
-            if not self._own.running and await self._found(anew=True) is not None:
+            if not self._managed.running and await self._find_attached(refresh=True) is not None:
                 if mode != "auto":
-                    log.info("mode %s is not for us to choose: %s", mode, self._whose())
+                    log.info("mode %s has no effect: %s", mode, self._describe_attached())
             elif self._options.server == "attach":
-                raise self._down()
-            elif not self._own.running:
-                if self._options.server == "auto" and not (await self._own.check()).installed:
-                    raise self._down()
-                await self._own.start(mode)
+                raise self._unreachable()
+            elif not self._managed.running:
+                if self._options.server == "auto" and not (await self._managed.check()).installed:
+                    raise self._unreachable()
+                await self._managed.start(mode)
             else:
-                await self._own.revive()
+                await self._managed.ensure_ready()
             self._stopped = False
 
     async def stop(self) -> None:
         self._stopped = True
         await self._starting.cancel()
         async with self._lifecycle:
-            self._stopped = True  # a start that had just ended said otherwise
+            self._stopped = True  # again: a start that ended meanwhile has reset it
             await self._pulls.aclose()
-            await self._attachment.detach()
-            await self._own.stop()
+            await self._attached.detach()
+            await self._managed.stop()
 
     async def aclose(self) -> None:
         await self._installing.cancel()
@@ -226,13 +233,13 @@ class OllamaEngine(Engine):
     async def health(self) -> Health:
         if self._stopped:
             return Health.dead(catalogue.ENGINE_NOT_RUNNING.error())
-        if self._own.running:
-            return await self._own.health()
-        if await self._found(anew=True) is None:
-            return Health.dead(await self._nobody())
-        address = self._attachment.address
-        where = f"{address.url} ({address.passed_over})" if address.passed_over else address.url
-        return Health(HealthState.READY, f"attached to Ollama {self._attachment.version} at {where}")
+        if self._managed.running:
+            return await self._managed.health()
+        if await self._find_attached(refresh=True) is None:
+            return Health.dead(await self._no_server())
+        address = self._attached.address
+        where = f"{address.url} ({address.ignored})" if address.ignored else address.url
+        return Health(HealthState.READY, f"attached to Ollama {self._attached.version} at {where}")
 
     # Models
 
@@ -249,7 +256,7 @@ class OllamaEngine(Engine):
         model = await self._models.get(client, name)
         users = self._users[model.name]
         if users:
-            raise ModelInUseError(f"model: {model.name} is answering {users} requests; delete it when they are done")
+            raise ModelInUseError(f"model: {model.name} is answering {users} requests; delete it after they end")
         await self._models.delete(client, model.name)
 
     async def load_model(self, name: str) -> None:
@@ -259,14 +266,14 @@ class OllamaEngine(Engine):
         await self._models.unload(await self._client(), name, self._options.drain_timeout)
 
     async def running_models(self) -> Sequence[ModelInfo]:
-        if self._stopped or not (self._own.running or await self._found() is not None):
+        if self._stopped or not (self._managed.running or await self._find_attached() is not None):
             return ()
         return await self._models.running(await self._client())
 
     # Services
 
     def validator(self, service: ServiceSpec) -> RequestValidator | None:
-        native = services.validator(service) if _is_native(service) else None
+        native = native_validator(service.service_name) if _is_native(service) else None
         return native or super().validator(service)
 
     async def default_model(self, service: str) -> str:
@@ -276,9 +283,9 @@ class OllamaEngine(Engine):
         while True:
             try:
                 async with self._client_for(service, request["model"]) as (client, facts):
-                    return await services.call(client, service, request, facts, self._options, self._decoder)
-            except NotBegunError:
-                if not self._own.running:
+                    return await exchange.call(client, service, request, facts, self._options, self._decoder)
+            except StoppedBeforeAnswerError:
+                if not self._managed.running:
                     raise
 
     @asynccontextmanager
@@ -289,10 +296,10 @@ class OllamaEngine(Engine):
             async with AsyncExitStack() as held:
                 try:
                     client, facts = await held.enter_async_context(self._client_for(service, request["model"]))
-                    answer = services.stream(client, service, request, facts, self._options)
+                    answer = exchange.stream(client, service, request, facts, self._options)
                     chunks = await held.enter_async_context(answer)
-                except NotBegunError:  # it waited for a server that was replaced
-                    if not self._own.running:
+                except StoppedBeforeAnswerError:  # the server was replaced while the request waited
+                    if not self._managed.running:
                         raise
                     continue
                 yield chunks
@@ -305,27 +312,32 @@ class OllamaEngine(Engine):
         if service != "speech-to-text-ws":
             raise not_bidirectional(service)
 
-        def use(name: str) -> AbstractAsyncContextManager[tuple[OllamaClient, ModelFacts]]:
+        def use_model(name: str) -> AbstractAsyncContextManager[tuple[OllamaClient, ModelFacts]]:
             return self._client_for(service, name)
 
-        async with transcription.converse(use, default_model, messages, self._decoder, self._options.live) as answers:
+        async with transcription.converse(
+            use_model, default_model, messages, self._decoder, self._options.live
+        ) as answers:
             yield answers
 
     @asynccontextmanager
     async def _client_for(self, service: str, name: str) -> AsyncIterator[tuple[OllamaClient, ModelFacts]]:
-        """The server that answers, and what is to be known of the model, which counts as used meanwhile."""
+        """The client and the facts of the model `name`, which counts as in use meanwhile.
+
+        Raises ModelNotFoundError, and InvalidRequestError for a model that does not support the service.
+        """
         client = await self._client()
         model = await self._models.get(client, name)
         wanted = FEATURE_OF_SERVICE[service]
         if wanted not in model.capabilities.features:
             raise catalogue.MODEL_KIND_MISMATCH.error(
-                model=model.name, kind=_can(model), service=service, wanted=_KIND_WORDS[wanted]
+                model=model.name, kind=_describe_kind(model), service=service, wanted=_KIND_WORDS[wanted]
             )
         with self._in_use(model.name):
             try:
                 yield client, self._models.facts(model, native=_is_native(self.manifest.service(service)))
             except ModelNotFoundError:
-                self._models.forget()  # somebody has deleted it
+                self._models.invalidate()  # deleted on the server
                 raise
 
     @contextmanager
@@ -339,25 +351,24 @@ class OllamaEngine(Engine):
                 del self._users[name]
 
 
-_MANAGE = "set engine.server: manage in plugin.yaml to have one of our own"
+_MANAGE = "set engine.server: manage in plugin.yaml for a managed server"
 _KIND_WORDS = {"completion": "chat", "embedding": "embed", "transcription": "chat that hears audio"}
 
 
 def _is_native(service: ServiceSpec) -> bool:
-    """Whether the host speaks Ollama's own JSON for it, not OpenAI's."""
+    """Whether the host uses Ollama's own JSON for the service, not OpenAI's."""
     return service.config_ref.partition(":")[0] == "ollama"
 
 
-def _can(model: ModelInfo) -> str:
-    """What a model is for, in a message that says that it is not for this."""
+def _describe_kind(model: ModelInfo) -> str:
     return f"{model.kind} ({', '.join(model.capabilities.features)})"
 
 
 def _address(manifest: Manifest, options: OllamaOptions, environ: dict[str, str]) -> ServerAddress:
-    """Where to look for a server. Raises ManifestError."""
+    """The address of the attached server. Raises ManifestError with file and line."""
     try:
-        return attach_address(options.address, manifest.provider.engine_host, environ)
+        return configured_address(options.address, manifest.provider.engine_host, environ)
     except ValueError as error:
-        fix = "Give an address such as http://127.0.0.1:11434, or leave it empty"
+        fix = "Use an address such as http://127.0.0.1:11434, or leave it empty"
         key = ("engine", "address") if options.address else ("provider", "engine_host")
         raise ManifestError([manifest.problem(key, str(error), fix)]) from None

@@ -1,4 +1,7 @@
-"""What an Ollama server says of its models, read into our types: its list, its `show` and what is in memory."""
+"""Parses what an Ollama server reports of its models:
+
+/api/tags, /api/show and /api/ps. Invalid fields are dropped.
+"""
 
 from __future__ import annotations
 
@@ -13,47 +16,58 @@ from engine_plugin.models.info import Capabilities, Loaded, ModelDetails, ModelI
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["EPOCH", "capabilities_shown", "capabilities_told", "entries_of", "loaded_of", "model_of", "number_of"]
+__all__ = [
+    "EPOCH",
+    "listed_capabilities",
+    "listed_model",
+    "loaded_state",
+    "named_entries",
+    "positive_int",
+    "shown_capabilities",
+]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-"""When a model was changed whose server does not say it."""
+"""The modification time of a model without one."""
 
-_FOR_EVER = timedelta(days=365 * 20)
+_NO_EXPIRY = timedelta(days=365 * 20)
 _ENCODERS = ("bert", "nomic-bert")
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
-_LONGEST = 512
-_MOST_FAMILIES = 32
-_TOO_MUCH = 1 << 63
+_MAX_TEXT = 512
+_MAX_FAMILIES = 32
+_NUMBER_LIMIT = 1 << 63
 
 
-def entries_of(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The entries of a list of models that have a name."""
+def named_entries(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The entries of a list of models, without those that have no name."""
     found = answer.get("models")
     entries = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
     named = [{**entry, "name": _text(entry.get("name")) or _text(entry.get("model"))} for entry in entries]
     return [entry for entry in named if entry["name"]]
 
 
-def model_of(entry: Mapping[str, Any], told: Capabilities) -> ModelInfo:
-    """The model of an entry, of which the server has `told` what it can do; its capabilities are left open."""
+def listed_model(entry: Mapping[str, Any], capabilities: Capabilities) -> ModelInfo:
+    """The model of an entry.
+
+    Its kind follows from the server's `capabilities`; the caller resolves the final ones.
+    """
     details = _mapping(entry.get("details"))
     family = _text(details.get("family"))
     digest = _DIGEST.fullmatch(_text(entry.get("digest")))
-    told_elsewhere = {key: _text(entry.get(key)) for key in ("remote_model", "remote_host")}
-    extra: dict[str, Any] = {key: value for key, value in told_elsewhere.items() if value}
-    if embedding := number_of(details.get("embedding_length")):
+    remote = {key: _text(entry.get(key)) for key in ("remote_model", "remote_host")}
+    extra: dict[str, Any] = {key: value for key, value in remote.items() if value}
+    if embedding := positive_int(details.get("embedding_length")):
         extra["embedding_length"] = embedding
     return ModelInfo(
         name=entry["name"],
-        kind=_kind(told, family),
-        size=number_of(entry.get("size")),
+        kind=_kind(capabilities, family),
+        size=positive_int(entry.get("size")),
         digest=f"sha256:{digest[1]}" if digest else "",
         modified_at=_time(entry.get("modified_at")) or EPOCH,
         bundled=False,
         details=ModelDetails(
             format=_text(details.get("format")),
             family=family,
-            families=_texts(details.get("families"))[:_MOST_FAMILIES],
+            families=_texts(details.get("families"))[:_MAX_FAMILIES],
             parameter_size=_text(details.get("parameter_size")),
             quantization_level=_text(details.get("quantization_level")),
             extra=extra,
@@ -61,43 +75,43 @@ def model_of(entry: Mapping[str, Any], told: Capabilities) -> ModelInfo:
     )
 
 
-def _kind(told: Capabilities, family: str) -> str:
-    """What a model is for. Servers of old do not tell; there what only encodes embeds."""
-    if told.features:
-        return "embed" if "embedding" in told.features and "completion" not in told.features else "chat"
+def _kind(capabilities: Capabilities, family: str) -> str:
+    """chat or embed. Old servers report no capabilities; there encoder families are for embed."""
+    if features := capabilities.features:
+        return "embed" if "embedding" in features and "completion" not in features else "chat"
     return "embed" if family.endswith(_ENCODERS) else "chat"
 
 
-def capabilities_told(entry: Mapping[str, Any]) -> Capabilities:
-    """What an entry of the list tells itself."""
+def listed_capabilities(entry: Mapping[str, Any]) -> Capabilities:
+    """The capabilities in an entry of /api/tags."""
     return Capabilities(
-        _texts(entry.get("capabilities")), number_of(_mapping(entry.get("details")).get("context_length"))
+        _texts(entry.get("capabilities")), positive_int(_mapping(entry.get("details")).get("context_length"))
     )
 
 
-def capabilities_shown(answer: Mapping[str, Any]) -> Capabilities:
-    """What `show` tells."""
+def shown_capabilities(answer: Mapping[str, Any]) -> Capabilities:
+    """The capabilities in an answer of /api/show."""
     about = _mapping(answer.get("model_info"))
     architecture = _text(about.get("general.architecture"))
-    return Capabilities(_texts(answer.get("capabilities")), number_of(about.get(f"{architecture}.context_length")))
+    return Capabilities(_texts(answer.get("capabilities")), positive_int(about.get(f"{architecture}.context_length")))
 
 
-def loaded_of(entry: Mapping[str, Any]) -> Loaded:
-    """How a model is in memory. The server does not tell when it was used last."""
+def loaded_state(entry: Mapping[str, Any]) -> Loaded:
+    """The memory, expiry and context length in an entry of /api/ps."""
     expires = _time(entry.get("expires_at"))
-    if expires is not None and not EPOCH < expires < datetime.now(UTC) + _FOR_EVER:
-        expires = None  # it stays for ever
+    if expires is not None and not EPOCH < expires < datetime.now(UTC) + _NO_EXPIRY:
+        expires = None  # it never expires
     return Loaded(
-        memory=number_of(entry.get("size")),
-        accelerator_memory=number_of(entry.get("size_vram")),
+        memory=positive_int(entry.get("size")),
+        accelerator_memory=positive_int(entry.get("size_vram")),
         expires_at=expires,
-        context_length=number_of(entry.get("context_length")),
+        context_length=positive_int(entry.get("context_length")),
     )
 
 
 def _text(value: object) -> str:
-    """A text; "" for anything else, and for what is too long, or no text that can be shown to anybody."""
-    if not isinstance(value, str) or len(value) > _LONGEST or REPLACEMENT in value:
+    """A printable text of at most 512 characters; "" for anything else."""
+    if not isinstance(value, str) or len(value) > _MAX_TEXT or REPLACEMENT in value:
         return ""
     return value if value.isprintable() else ""
 
@@ -106,9 +120,9 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(filter(None, map(_text, value))) if isinstance(value, list) else ()
 
 
-def number_of(value: object) -> int:
-    """A count or a length; 0 for anything else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < _TOO_MUCH else 0
+def positive_int(value: object) -> int:
+    """A positive whole number below 2**63; 0 for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < _NUMBER_LIMIT else 0
 
 
 def _mapping(value: object) -> dict[str, Any]:
@@ -116,7 +130,7 @@ def _mapping(value: object) -> dict[str, Any]:
 
 
 def _time(value: object) -> datetime | None:
-    """A time as Go writes it, aware; None for none, and for one that is out of reach."""
+    """A time in Go's format, with its zone; None for an invalid one."""
     with contextlib.suppress(ValueError, OverflowError):
         found = datetime.fromisoformat(_text(value))
         return found if found.tzinfo else found.replace(tzinfo=UTC)

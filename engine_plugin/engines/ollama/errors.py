@@ -1,4 +1,4 @@
-"""What an Ollama server complains about, as our exceptions that say what to do."""
+"""Maps the errors of Ollama servers to exceptions of this package, each with the next step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine_plugin.transport.answers import Complaint
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["complains", "complaint_error", "complaint_of_body", "complaint_of_line"]
+__all__ = ["body_complaint", "exception_for", "has_error", "line_complaint"]
 
 _SHOWN = 500
 _MEMORY = re.compile(r"requires more (?:system )?memory \((.+?)\) than is available \((.+?)\)")
@@ -35,31 +35,33 @@ _FIELDS = (
     ),
     (re.compile(r"^(invalid format: .+)"), "format", r"\1"),
     (re.compile(r"^(template: .+)"), "template", r"\1"),
-    (re.compile(r"^(illegal base64 data at .+)"), "images", r"one is not base64 (\1)"),
+    (re.compile(r"^(illegal base64 data at .+)"), "images", r"not valid base64 (\1)"),
     (re.compile(r"^(time: invalid duration .+)"), "keep_alive", r"\1"),
     (re.compile(r"^(invalid think value: .+)"), "think", r"\1"),
 )
-"""What a server says of a request that it does not understand, some of it as a failure of its own, and of which field
-that is."""
+"""Messages about invalid requests, some of them with status 500, and the field that each one means."""
 _CONTEXT = ("exceeds the context length", "exceeds maximum context length", "exceeded the context")
 
 
-def complaint_of_body(status: int, body: bytes) -> Complaint:
-    """From an error's answer: `{"error": "…"}`, `{"error": {"message", …}}` of /v1, or whatever it is."""
+def body_complaint(status: int, body: bytes) -> Complaint:
+    """Parse the body of an error: `{"error": "…"}`, `{"error": {"message", …}}` from /v1, or any other text."""
     shape = json_object(body)
-    if shape is not None and complains(shape):
+    if shape is not None and has_error(shape):
         return _complaint(status, shape)
-    return Complaint(status, body[:_SHOWN].decode("utf-8", "replace").strip() or "nothing")
+    return Complaint(status, body[:_SHOWN].decode("utf-8", "replace").strip() or "no message")
 
 
-def complaint_of_line(line: Mapping[str, Any]) -> Complaint:
-    """From a line `{"error": …}` inside a stream, whose HTTP status was 200. Called by who reads streams."""
+def line_complaint(line: Mapping[str, Any]) -> Complaint:
+    """Parse an error line `{"error": …}` of a stream, whose HTTP status was 200."""
     codes = (line.get("status_code"), line.get("status"))
     return _complaint(next((code for code in codes if _is_failure(code)), 500), line)
 
 
-def complains(shape: Mapping[str, Any]) -> bool:
-    """Whether an answer, or a line of a stream, is an error; an empty one is none, as for Ollama's own client."""
+def has_error(shape: Mapping[str, Any]) -> bool:
+    """Whether an answer, or a line of a stream, is an error.
+
+    As in Ollama's own client, an empty error does not count.
+    """
     return shape.get("error") not in (None, "")
 
 
@@ -69,27 +71,24 @@ def _is_failure(code: object) -> TypeGuard[int]:
 
 def _complaint(status: int, shape: Mapping[str, Any]) -> Complaint:
     error = shape["error"]
-    if isinstance(error, str) and error.startswith('{"error":'):  # what computes for the server said it
+    if isinstance(error, str) and error.startswith('{"error":'):  # passed on from the server's runner
         error = (json_object(error) or shape)["error"]
     if isinstance(error, dict):
         code = error.get("code")
         status = code if _is_failure(code) else status
         error = error.get("message")
-    words = error[:_SHOWN] if isinstance(error, str) else ""
-    return Complaint(status, words or "an error without words", shape)
+    message = error[:_SHOWN] if isinstance(error, str) else ""
+    return Complaint(status, message or "an error without a message", shape)
 
 
-def complaint_error(complaint: Complaint, model: str = "") -> EnginePluginError:
-    """The exception for what the server complained about; `model` is the one that the request named.
-
-    Called for answers and for errors inside streams.
-    """
+def exception_for(complaint: Complaint, model: str = "") -> EnginePluginError:
+    """The exception for an error in an answer or a stream; `model` is the model that the request names."""
     message = complaint.message
     match complaint.status:
         case 301 | 302 | 303 | 307 | 308:
             return BadGatewayError(
-                f"the Ollama server answers {complaint.status}, a redirection, which is not followed: give the "
-                "address that it leads to (engine.address in plugin.yaml)"
+                f"the Ollama server redirects (status {complaint.status}), and redirects are not followed: set "
+                "engine.address in plugin.yaml to the target of the redirect"
             )
         case 401:
             return _sign_in(complaint, model)
@@ -98,17 +97,19 @@ def complaint_error(complaint: Complaint, model: str = "") -> EnginePluginError:
                 model=model or "it", server="the Ollama server", said=message, option=_CLOUD_OPTION
             )
         case 403:
-            return AuthError(f"the Ollama server refuses this: {message}. Ask whoever runs it")
+            return AuthError(f"the Ollama server denied the request: {message}. Ask its administrator for access")
         case 404:
             return _missing(message, model)
         case 499:
-            return UnavailableError(f"the Ollama server gave the request up: {message}. Try again")
+            return UnavailableError(f"the Ollama server dropped the request: {message}. Try again")
         case 503:
             return catalogue.QUEUE_FULL.error(waiting=message.rstrip("."))
-    return _of_words(complaint, model)
+    return _from_message(complaint, model)
 
 
-_CLOUD_OPTION = "take OLLAMA_NO_CLOUD from its environment, or set engine.no_cloud: false in plugin.yaml for our own"
+_CLOUD_OPTION = (
+    "remove OLLAMA_NO_CLOUD from its environment, or set engine.no_cloud: false in plugin.yaml for a managed server"
+)
 
 
 def _sign_in(complaint: Complaint, model: str) -> AuthError:
@@ -116,8 +117,8 @@ def _sign_in(complaint: Complaint, model: str) -> AuthError:
     if isinstance(url, str) and url.startswith("https://") and url.isascii() and url.isprintable():
         return catalogue.SIGN_IN_REQUIRED.error(model=model or "it", server="ollama.com", url=url)
     return AuthError(
-        f"the Ollama server answers nobody without a key or a sign-in ({complaint.message}). Run `ollama signin` on "
-        "its machine, or set OLLAMA_API_KEY in the environment of the plugin, and start it again"
+        f"the Ollama server requires a key or a sign-in ({complaint.message}). Run `ollama signin` on its machine, "
+        "or set OLLAMA_API_KEY in the environment of the plugin and restart the plugin"
     )
 
 
@@ -125,12 +126,12 @@ def _missing(message: str, model: str) -> EnginePluginError:
     if model and "page not found" not in message:
         return catalogue.model_missing(model, pull="" if is_cloud_name(model) else model)
     return UnsupportedError(
-        f"the Ollama server does not have this ({message}). Upgrade it: https://ollama.com/download"
+        f"the Ollama server does not support this request ({message}). Upgrade it: https://ollama.com/download"
     )
 
 
-def _of_words(complaint: Complaint, model: str) -> EnginePluginError:
-    """Statuses say little here: most of what goes wrong is a 500, and inside a stream there is none."""
+def _from_message(complaint: Complaint, model: str) -> EnginePluginError:
+    """Map by the message: the status is 500 for most errors, and missing inside a stream."""
     message = complaint.message
     if short := _MEMORY.search(message):
         return catalogue.MEMORY_INSUFFICIENT.error(model=model or "it", needed=short[1], limit=f"{short[2]} is free")
@@ -143,7 +144,7 @@ def _of_words(complaint: Complaint, model: str) -> EnginePluginError:
         return InvalidRequestError.at("model", f"{model!r}: {message}")
     if "newer version of Ollama" in message:
         return PreconditionError(
-            f"model: {model or 'it'} needs a newer Ollama than this server is. Upgrade it: "
-            "https://ollama.com/download, or call UpgradeEngine for one that this plugin installed"
+            f"model: {model or 'it'} needs a newer Ollama. Upgrade the server: https://ollama.com/download, or call "
+            "UpgradeEngine if this plugin installed it"
         )
     return complaint.error()

@@ -1,4 +1,4 @@
-"""Our own Ollama: its software, and its server from start to stop, across new versions and other devices."""
+"""The managed server: its software, and its process from start to stop, across upgrades and changes of the mode."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
 from engine_plugin.engines.base import Health, HealthState
-from engine_plugin.engines.ollama.entries import entries_of
-from engine_plugin.engines.ollama.server import ManagedServer, try_out
-from engine_plugin.engines.ollama.software import Software
+from engine_plugin.engines.ollama.entries import named_entries
+from engine_plugin.engines.ollama.server_process import OllamaProcess, trial_run
+from engine_plugin.engines.ollama.software import OllamaSoftware
 from engine_plugin.errors import EnginePluginError, InvalidRequestError
 from engine_plugin.install.holds import Hold
 from engine_plugin.install.software import Moves
@@ -24,84 +24,90 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from engine_plugin.engines.base import Progress
-    from engine_plugin.engines.ollama.connection import OllamaClient
+    from engine_plugin.engines.ollama.client import OllamaClient
     from engine_plugin.engines.ollama.options import OllamaOptions
-    from engine_plugin.engines.ollama.software import Backend
+    from engine_plugin.engines.ollama.software import OllamaProgram
     from engine_plugin.protocol.shapes import EngineCheck
 
-__all__ = ["OwnServer"]
+__all__ = ["ManagedServer"]
 
 log = logging.getLogger(__name__)
 
-_LOAD = 600.0
-"""Seconds for a model to come into memory again."""
+_LOAD_TIMEOUT = 600.0
+"""Seconds for a model to load again."""
 
 
-class OwnServer:
-    """Ollama as a part of this plugin. Owned by the engine, used from one event loop."""
+class ManagedServer:
+    """An Ollama server that the plugin installs, starts, upgrades and stops.
+
+    Owned by the engine, used from one loop.
+    """
 
     def __init__(self, options: OllamaOptions, data_dir: Path, environ: Mapping[str, str]) -> None:
         """No I/O."""
         self._options = options
         self._data = data_dir
         self._environ = environ
-        self._software = Software(options, data_dir, environ)
+        self._software = OllamaSoftware(options, data_dir, environ)
         self._records = ProcessRecords(data_dir / "run")
-        self._server: ManagedServer | None = None
-        self._backend: Backend | None = None
+        self._process: OllamaProcess | None = None
+        self._program: OllamaProgram | None = None
         self._hold = Hold()
-        """Of the installed version that `_backend` is."""
+        """The hold on the installed version of `_program`."""
         self._mode = "auto"
-        self._moving = asyncio.Lock()
+        self._replacing = asyncio.Lock()
 
     @property
     def running(self) -> bool:
-        """Whether it was started, and not stopped since; its process may be just coming back from a crash."""
-        return self._server is not None
+        """Whether the server was started and not stopped since; its process may be restarting after a crash."""
+        return self._process is not None
 
     async def client(self) -> OllamaClient:
-        """The client of its server, once that serves. Raises UnavailableError, and what keeps it from serving."""
-        async with self._moving:
-            server = self._server
-        if server is None:
+        """The client of the server, once it is ready.
+
+        Raises UnavailableError if it is stopped, or why it does not start.
+        """
+        async with self._replacing:
+            process = self._process
+        if process is None:
             raise catalogue.ENGINE_NOT_RUNNING.error()
-        await server.ensure_ready()
-        return server.client()
+        await process.ensure_ready()
+        return process.client()
 
     # Software
 
     async def check(self) -> EngineCheck:
-        """Whether the software is here."""
+        """Whether the software is installed."""
         return await in_thread(self._software.check)
 
     async def install(self, progress: Progress, *, cover: bool) -> str:
-        """Put the software here; returns what is installed now."""
-        return await self._software.install(progress, Moves(self._trial, self._adopter(progress)), cover=cover)
+        """Install the software and return a description of it. `progress` receives the steps."""
+        return await self._software.install(progress, Moves(self._try_out, self._adopter(progress)), cover=cover)
 
     async def upgrade(self, progress: Progress) -> str:
-        """Bring the software to the wanted version; returns what is installed now."""
-        done = await self._software.upgrade(progress, Moves(self._trial, self._adopter(progress)))
+        """Install the wanted version if another one is installed, and return a description of the result."""
+        done = await self._software.upgrade(progress, Moves(self._try_out, self._adopter(progress)))
         return f"{'upgraded' if done else 'nothing to upgrade'}: {(await self.check()).detail}"
 
     async def version(self) -> str:
-        """The version of what runs, else of what is installed. Raises EngineNotInstalledError."""
-        if self._server is not None and self._server.version:
-            return self._server.version
-        backend = self._backend if self._backend is not None else await in_thread(self._software.find)
-        return backend.version or str((await self._software.probe(backend))["version"])
+        """The version of the running server, else of the installed one. Raises EngineNotInstalledError."""
+        if self._process is not None and self._process.version:
+            return self._process.version
+        program = self._program if self._program is not None else await in_thread(self._software.find)
+        return program.version or str((await self._software.probe(program))["version"])
 
     async def init_env(self) -> None:
-        """Make the directories, and end what a killed plugin left."""
+        """Create the directories, and end the processes that a killed plugin left."""
         await in_thread(private_data_dir, self._data)
         for folder in (self._data / "models", self._data / "run"):
             await in_thread(private_folder, folder)
         await in_thread(self._records.reap)
 
     def config(self) -> EngineConfig:
-        """Where it is."""
-        executable = Path(self._backend.executable) if self._backend else Path("ollama")
+        """The address and paths of the server."""
+        executable = Path(self._program.executable) if self._program else Path("ollama")
         return EngineConfig(
-            host=self._server.address.removeprefix("http://") if self._server else "",
+            host=self._process.address.removeprefix("http://") if self._process else "",
             scheme="http",
             download_path=str(self._software.folder),
             engine_path=str(self._data),
@@ -115,75 +121,75 @@ class OwnServer:
     async def start(self, mode: str) -> None:
         """Start the server. Raises EngineNotInstalledError, EngineStartError."""
         await self._software.sweep()
-        backend, self._hold = await in_thread(self._software.take)
+        program, self._hold = await in_thread(self._software.take)
         try:
             await self.init_env()
-            server = await self._started(backend, mode)
+            process = await self._start_process(program, mode)
         except BaseException:
             self._hold.release()
             raise
-        self._server, self._backend, self._mode = server, backend, mode
-        log.info("our own Ollama %s is ready at %s, mode %s", server.version, server.address, mode)
+        self._process, self._program, self._mode = process, program, mode
+        log.info("the managed Ollama %s is ready at %s, mode %s", process.version, process.address, mode)
 
-    async def _started(self, backend: Backend, mode: str) -> ManagedServer:
-        server = self._new(backend, mode)
+    async def _start_process(self, program: OllamaProgram, mode: str) -> OllamaProcess:
+        process = self._new_process(program, mode)
         try:
-            await server.ensure_ready()
+            await process.ensure_ready()
         except BaseException:
-            await server.close()
+            await process.close()
             raise
-        return server
+        return process
 
-    async def revive(self) -> None:
-        """Have a server that failed serve again. Raises EnginePluginError when it does not."""
-        if self._server is not None:
-            await self._server.ensure_ready()
+    async def ensure_ready(self) -> None:
+        """Restart the process if it has failed. Raises EnginePluginError if it does not become ready."""
+        if self._process is not None:
+            await self._process.ensure_ready()
 
     async def change_mode(self, mode: str) -> None:
-        """An explicit other device moves the server there; auto is content with what runs."""
-        if mode not in ("auto", self._mode) and self._backend is not None:
-            await self._move(self._backend, mode)
+        """Restart the server in another mode; `auto` keeps the present one."""
+        if mode not in ("auto", self._mode) and self._program is not None:
+            await self._restart(self._program, mode)
 
     async def stop(self) -> None:
-        """End the server with all that it started."""
-        server, self._server = self._server, None
-        self._backend = None
-        if server is not None:
-            await server.close()
+        """Stop the process and all its descendants."""
+        process, self._process = self._process, None
+        self._program = None
+        if process is not None:
+            await process.close()
         self._hold.release()
 
     async def health(self) -> Health:
-        """How the server is."""
-        server = self._server
-        if server is None:
+        """The state of the process."""
+        process = self._process
+        if process is None:
             return Health.dead(catalogue.ENGINE_NOT_RUNNING.error())
-        if wrong := await server.complaint():
-            return Health(HealthState.DEAD if server.failed else HealthState.DEGRADED, wrong)
-        return Health(HealthState.READY, f"our own Ollama {server.version} at {server.address}")
+        if wrong := await process.complaint():
+            return Health(HealthState.DEAD if process.failed else HealthState.DEGRADED, wrong)
+        return Health(HealthState.READY, f"managed Ollama {process.version} at {process.address}")
 
-    # How it is done
+    # Replacement of the process
 
-    def _new(self, backend: Backend, mode: str) -> ManagedServer:
-        return ManagedServer(backend, self._options, self._records, self._data, self._environ, mode)
+    def _new_process(self, program: OllamaProgram, mode: str) -> OllamaProcess:
+        return OllamaProcess(program, self._options, self._records, self._data, self._environ, mode)
 
-    async def _trial(self, backend: Backend) -> None:
-        await try_out(backend, self._options, self._records, self._environ)
+    async def _try_out(self, program: OllamaProgram) -> None:
+        await trial_run(program, self._options, self._records, self._environ)
 
     def _adopter(self, progress: Progress) -> Callable[[], Awaitable[None]]:
         async def adopt() -> None:
-            """Have a running server be replaced by what is installed now; one that is stopped stays so."""
-            before = self._backend
+            """Restart a running server with the version that is installed now; a stopped one stays stopped."""
+            before = self._program
             if before is None:
                 return
             found, hold = await in_thread(self._software.take)
-            if self._backend is None or found == before:
+            if self._program is None or found == before:
                 hold.release()
                 return
-            progress("moving the running server to the new version")
+            progress("restarting the server with the new version")
             old, self._hold = self._hold, hold
             try:
-                await self._move(found, self._mode)
-            except BaseException:  # the old one runs again
+                await self._restart(found, self._mode)
+            except BaseException:  # the old version runs again
                 self._hold = old
                 hold.release()
                 raise
@@ -191,59 +197,65 @@ class OwnServer:
 
         return adopt
 
-    async def _move(self, backend: Backend, mode: str) -> None:
-        """Another server in the place of this one, with the same models in memory; running requests end first.
+    async def _restart(self, program: OllamaProgram, mode: str) -> None:
+        """Replace the process by one with another program or mode, and load the same models. Drains requests first.
 
-        They cannot run side by side: both have the same files. When the new one does not come up, the old comes back.
+        The two cannot run side by side, since they share the models directory. If the new one does not become ready,
+        the old one is started again.
         """
-        async with self._moving:
-            before, was = self._server, (self._backend, self._mode)
-            if before is None or was == (backend, mode):  # a stop, or another who wanted the same, came first
+        async with self._replacing:
+            old, before = self._process, (self._program, self._mode)
+            if old is None or before == (program, mode):  # stopped, or replaced already
                 return
-            loaded = await _loaded(before)
-            if not await comes_true(before.client().quiet(), within=self._options.drain_timeout):
-                log.warning("requests did not end in %g s: they break off", self._options.drain_timeout)
-            await before.close()
-            if self._server is before:  # else a stop came meanwhile
-                await self._replace(backend, mode, was)
-                await self._load_again(loaded)
+            loaded = await _loaded_models(old)
+            if not await comes_true(old.client().wait_idle(), within=self._options.drain_timeout):
+                log.warning("requests did not end in %g s and are aborted", self._options.drain_timeout)
+            await old.close()
+            if self._process is old:  # not stopped meanwhile
+                await self._start_or_revert(program, mode, before)
+                await self._reload(loaded)
 
-    async def _replace(self, backend: Backend, mode: str, was: tuple[Backend | None, str]) -> None:
-        server = self._server = self._new(backend, mode)
-        self._backend, self._mode = backend, mode
+    async def _start_or_revert(
+        self, program: OllamaProgram, mode: str, before: tuple[OllamaProgram | None, str]
+    ) -> None:
+        process = self._process = self._new_process(program, mode)
+        self._program, self._mode = program, mode
         try:
-            await server.ensure_ready()
+            await process.ensure_ready()
         except EnginePluginError:
-            await server.close()
-            if self._server is server and was[0] is not None:  # else a stop came meanwhile
-                self._server = self._new(was[0], was[1])
-                self._backend, self._mode = was
-                await self._server.ensure_ready()
+            await process.close()
+            if self._process is process and before[0] is not None:  # not stopped meanwhile
+                self._process = self._new_process(before[0], before[1])
+                self._program, self._mode = before
+                await self._process.ensure_ready()
             raise
 
-    async def _load_again(self, names: list[str]) -> None:
-        """Those that do not load any more are loaded when they are asked for, or say then why not."""
+    async def _reload(self, names: list[str]) -> None:
+        """Load the models again.
+
+        A failure is logged only: the next call of the model loads it or reports the error.
+        """
         for name in names:
-            server = self._server
-            if server is None:  # a stop came meanwhile
+            process = self._process
+            if process is None:  # stopped meanwhile
                 return
             try:
-                await _load(server.client(), name)
+                await _load(process.client(), name)
             except EnginePluginError as error:
-                log.warning("%s is not in memory any more: %s", name, error)
+                log.warning("%s was not loaded again: %s", name, error)
 
 
-async def _loaded(server: ManagedServer) -> list[str]:
-    """The names of the models that it has in memory; none when it does not say."""
+async def _loaded_models(process: OllamaProcess) -> list[str]:
+    """The names of the loaded models; [] if the server does not answer."""
     try:
-        return [entry["name"] for entry in entries_of(await server.client().ask("GET", "/api/ps"))]
+        return [entry["name"] for entry in named_entries(await process.client().ask("GET", "/api/ps"))]
     except EnginePluginError:
         return []
 
 
 async def _load(client: OllamaClient, name: str) -> None:
-    """Bring a model into memory that is for answers, or else for embeddings."""
+    """Load a chat model, or else an embedding model, which /api/generate rejects."""
     try:
-        await client.ask("POST", "/api/generate", {"model": name, "stream": False}, model=name, within=_LOAD)
+        await client.ask("POST", "/api/generate", {"model": name, "stream": False}, model=name, within=_LOAD_TIMEOUT)
     except InvalidRequestError:
-        await client.ask("POST", "/api/embed", {"model": name, "input": []}, model=name, within=_LOAD)
+        await client.ask("POST", "/api/embed", {"model": name, "input": []}, model=name, within=_LOAD_TIMEOUT)

@@ -1,6 +1,6 @@
-"""The messages of a chat as Ollama takes them: one text each, bare images, arguments of tools as objects.
+"""Converts chat messages to Ollama's form: one text each, images as bare base64, tool arguments as objects.
 
-OpenAI's messages are translated; native ones, which have the same fields or fewer, come through as they are.
+OpenAI's messages are translated; the fields of native messages are kept.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ __all__ = ["native_images", "native_messages"]
 
 _ROLES = {"developer": "system", "function": "tool"}
 _BASE64 = ";base64"
-_LONGEST_HEAD = 200
-_TAKES = "give it as a data: URL, as in data:image/png;base64,…"
+_MAX_HEAD = 200
+_IMAGE_FORM = "use a data: URL such as data:image/png;base64,…"
 
 
 def native_messages(messages: list[Any], facts: ModelFacts) -> list[dict[str, Any]]:
-    """The messages to send. Raises InvalidRequestError, naming the place, for what Ollama cannot take."""
+    """The messages to send. Raises InvalidRequestError with the field's path for unsupported content."""
     names: dict[str, str] = {}
-    """Of tools, by the ids of their calls."""
+    """Names of tools by the ids of their calls."""
     return [_message(message, f"messages[{index}]", names, facts) for index, message in enumerate(messages)]
 
 
@@ -50,7 +50,7 @@ def _message(message: dict[str, Any], place: str, names: dict[str, str], facts: 
 
 
 def _content(content: Any, place: str, facts: ModelFacts) -> tuple[str, list[str]]:
-    """The text, and the images and sounds in base64, of what OpenAI divides into parts."""
+    """The text of OpenAI's parts, and their images and sounds in base64."""
     if content is None or isinstance(content, str):
         return content or "", []
     if not isinstance(content, list):
@@ -74,7 +74,7 @@ def _content(content: Any, place: str, facts: ModelFacts) -> tuple[str, list[str
 
 
 def native_images(images: Any, place: str, facts: ModelFacts) -> list[str]:
-    """Images as bare base64, from that or from data: URLs."""
+    """Images as bare base64, from bare base64 or data: URLs. Raises InvalidRequestError for other forms."""
     if not isinstance(images, list):
         raise InvalidRequestError.at(place, "must be a list of images")
     _require(facts, "vision", "see images", place)
@@ -83,32 +83,35 @@ def native_images(images: Any, place: str, facts: ModelFacts) -> list[str]:
 
 def _image(image: Any, place: str) -> str:
     if not isinstance(image, str) or not image:
-        raise InvalidRequestError.at(place, f"must be an image; {_TAKES}")
+        raise InvalidRequestError.at(place, f"must be an image; {_IMAGE_FORM}")
     if image.startswith("data:"):
-        head, comma, data = image[:_LONGEST_HEAD].partition(",")
+        head, comma, data = image[:_MAX_HEAD].partition(",")
         if not comma or not head.endswith(_BASE64) or not data:
-            raise InvalidRequestError.at(place, f"a data: URL must say base64; {_TAKES}")
+            raise InvalidRequestError.at(place, f"a data: URL must be in base64; {_IMAGE_FORM}")
         return image[len(head) + 1 :]
     if "://" in image[:16]:
-        raise InvalidRequestError.at(place, f"Ollama does not fetch images; {_TAKES}")
+        raise InvalidRequestError.at(place, f"Ollama does not fetch images; {_IMAGE_FORM}")
     return image
 
 
 def _sound(sound: Any, place: str, facts: ModelFacts) -> str:
     data = sound.get("data") if isinstance(sound, dict) else None
     if not isinstance(data, str) or not data:
-        raise InvalidRequestError.at(f"{place}.data", "is missing; it must be a sound file in base64")
-    _require(facts, "audio", "hear", place)
+        raise InvalidRequestError.at(f"{place}.data", "must be an audio file in base64")
+    _require(facts, "audio", "hear audio", place)
     return data.partition(",")[2] if data.startswith("data:") else data
 
 
-def _require(facts: ModelFacts, feature: str, what: str, place: str) -> None:
-    """A model that cannot would answer as if there were nothing. One of which nothing is known may be able to."""
+def _require(facts: ModelFacts, feature: str, ability: str, place: str) -> None:
+    """Raise InvalidRequestError for a model without the feature, which would ignore the part.
+
+    A model without known features passes.
+    """
     if facts.features and feature not in facts.features:
         raise InvalidRequestError.at(
             place,
-            f"{facts.name} cannot {what}; take a model that can (if this one can, say so in engine.models "
-            "of plugin.yaml)",
+            f"{facts.name} cannot {ability}; use a model that can, or list the feature of this one in engine.models "
+            "of plugin.yaml",
         )
 
 
@@ -121,9 +124,9 @@ def _calls(calls: Any, place: str, names: dict[str, str]) -> list[dict[str, Any]
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise InvalidRequestError.at(f"{place}[{index}].function", "must be an object with a name and arguments")
         arguments = call_arguments(function.get("arguments"), f"{place}[{index}].function.arguments")
-        told: dict[str, Any] = {"function": {"index": index, "name": function["name"], "arguments": arguments}}
+        converted: dict[str, Any] = {"function": {"index": index, "name": function["name"], "arguments": arguments}}
         if call.get("id"):
-            told["id"] = call["id"]
+            converted["id"] = call["id"]
             names[str(call["id"])] = function["name"]
-        native.append(told)
+        native.append(converted)
     return native

@@ -1,19 +1,21 @@
-"""How a model gets to an Ollama server: the server pulls or copies it, or is handed a file of this machine."""
+"""Adds models to an Ollama server: the server pulls or copies them, or receives a GGUF file of this machine."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
+import ssl
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin import catalogue
 from engine_plugin.download.events import ChunkProgress, Status, Success
-from engine_plugin.engines.ollama.blobs import require_gguf, sha256_of, upload
-from engine_plugin.engines.ollama.entries import number_of
-from engine_plugin.engines.ollama.errors import complains, complaint_error, complaint_of_line
+from engine_plugin.engines.ollama.entries import positive_int
+from engine_plugin.engines.ollama.errors import body_complaint, exception_for, has_error, line_complaint
 from engine_plugin.engines.ollama.models import full_name
 from engine_plugin.errors import (
     BadGatewayError,
@@ -28,74 +30,82 @@ from engine_plugin.models.hubs import refuse_offline
 from engine_plugin.models.info import kind_of_type
 from engine_plugin.models.request import local_path, read_request
 from engine_plugin.redaction import redacted
-from engine_plugin.system.files import in_thread
+from engine_plugin.system.files import LFS_POINTER, in_thread, opened
 from engine_plugin.transport.answers import one_line
 from engine_plugin.transport.ndjson import line_objects, whole_lines
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
+    import httpx
+
     from engine_plugin.download.events import PullEvent
-    from engine_plugin.engines.ollama.connection import OllamaClient
+    from engine_plugin.engines.ollama.client import OllamaClient
     from engine_plugin.engines.ollama.models import ServerModels
     from engine_plugin.models.request import PullRequest
     from engine_plugin.transport.http1 import HttpResponse
 
-__all__ = ["Pulls"]
+__all__ = ["Pulls", "require_gguf", "sha256_of", "upload"]
 
 _SILENCE = 900.0
-"""Seconds without a line after which a pull is given up: a large layer is verified in silence."""
+"""Seconds without a line after which a pull fails. While the server verifies a large layer, it sends nothing."""
 _COPY = "model:"
 _HUGGING_FACE = ("hf.co/", "huggingface.co/")
-_SHOWN = 200
+_MAX_STATUS = 200
+_PIECE = 4 * 1024 * 1024
+_STALL = 120.0
+_ABSENT = 404
+_MAGIC = (b"GGUF", b"FUGG")
+"""The first bytes of GGUF files, in both byte orders."""
+_ERROR_LIMIT = 4096
+_MAX_REASON = 300
 _SUCCESS = "success"
 _NO_HOST = ("no such host", "connection refused", "i/o timeout", "network is unreachable", "dial tcp")
 _FORMS = (
     "Give the name of a model at ollama.com (llama3.2, qwen3:8b) or of a GGUF repository (hf.co/OWNER/NAME), the "
-    "path of a .gguf file with a name to keep it under, or model:NAME to copy one that is here"
+    "path of a .gguf file, or model:NAME to copy a pulled model"
 )
 
 _NO_CREDENTIALS = (
-    "an Ollama server takes none with a pull. Leave it out, and sign the server in: run `ollama signin` on its "
+    "Ollama has no credentials for a single pull. Leave it out, and sign the server in: run `ollama signin` on its "
     "machine (for Hugging Face: add the key in ~/.ollama/id_ed25519.pub there to your account)"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What a pull does. Two pulls of one name with equal plans are one."""
+    """What a pull does. Concurrent pulls of one name with equal plans are shared."""
 
     client: OllamaClient = field(compare=False)
     name: str
     source: str
-    """"" to have the server pull it, `model:OLD` to copy one, else the path of a file."""
+    """"" for a pull by the server, `model:OLD` for a copy, else the path of a file."""
     sha256: str
     insecure: bool
 
 
 class Pulls:
-    """The pulls that run. Owned by the engine, used from one event loop."""
+    """The running pulls. Owned by the engine, used from one event loop."""
 
     def __init__(self, models: ServerModels) -> None:
         self._models = models
         self._flights: PullFlights[_Plan] = PullFlights(self._run, full_name)
 
     def pull(self, client: OllamaClient, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
-        """Pull a model to the server and yield the events; ends after Success or raises.
+        """Add a model to the server and yield its events, the last of which is Success.
 
-        Concurrent pulls of one model are one; closing the iterator leaves it, and the last to leave ends it: the
-        server keeps what arrived. Raises InvalidRequestError, ModelNotFoundError, PullError and what the server's
-        refusals mean.
+        Concurrent pulls of one model share the work, which ends when all their iterators are closed; the server keeps
+        the downloaded parts. Raises InvalidRequestError, ModelNotFoundError, PullError and the errors of the server.
         """
 
-        async def refer(done: Success) -> None:
+        async def add_reference(done: Success) -> None:
             if not request.source:
-                await self._models.refer(request.model, await self._models.get(client, done.model))
+                await self._models.add_reference(request.model, await self._models.get(client, done.model))
 
-        return self._flights.pull(lambda: in_thread(_plan, client, request), refer)
+        return self._flights.pull(lambda: in_thread(_plan, client, request), add_reference)
 
     async def aclose(self) -> None:
-        """End the pulls that run."""
+        """Cancel the running pulls."""
         await self._flights.aclose()
 
     async def _run(self, plan: _Plan, publish: Callable[[PullEvent], None]) -> Success:
@@ -107,16 +117,16 @@ class Pulls:
                 await _create(client, plan, publish)
             else:
                 shape = {"model": plan.name, "insecure": plan.insecure, "stream": True}
-                await _watched(client, "/api/pull", shape, plan.name, publish)
+                await _post_and_watch(client, "/api/pull", shape, plan.name, publish)
         finally:
-            self._models.forget()
+            self._models.invalidate()
         model = await self._models.get(client, plan.name)
         if plan.sha256 and not plan.source and model.digest.removeprefix("sha256:") != plan.sha256:
             raise catalogue.CHECKSUM_MISMATCH.error(
                 place=model.name,
                 found=model.digest,
                 wanted=f"sha256:{plan.sha256}",
-                fix=f"Correct sha256, or delete it: DeleteModel {model.name}",
+                fix=f"Correct sha256, or delete the model: DeleteModel {model.name}",
             )
         return Success(model.name, model.size, model.digest)
 
@@ -128,12 +138,12 @@ class Pulls:
 
 
 def _plan(client: OllamaClient, request: PullRequest) -> _Plan:
-    """What a request means. Stats a local file: call it in a thread."""
-    kind_of_type(request.model_type)  # the server knows what a model is for; a wrong word is still wrong
+    """The plan of a request. Blocking: it stats a local file. Raises InvalidRequestError and ModelNotFoundError."""
+    kind_of_type(request.model_type)  # checked only: the server determines the kind itself
     text, where, digest = read_request(request)
     name = request.model
     if request.username:
-        raise InvalidRequestError.at("username", f"{_NO_CREDENTIALS}")
+        raise InvalidRequestError.at("username", _NO_CREDENTIALS)
     if text.startswith(_COPY) and request.source:
         if len(text) == len(_COPY):
             raise InvalidRequestError.at(where, f"model: must be followed by the name of a model. {_FORMS}.")
@@ -141,76 +151,78 @@ def _plan(client: OllamaClient, request: PullRequest) -> _Plan:
     if text.lower().endswith(".gguf") and not text.startswith(("http://", "https://", "hf.co/")):
         path = local_path(text, where).expanduser().absolute()
         if not path.is_file():
-            raise ModelNotFoundError(f"{where}: there is no file {str(path)!r}.")
+            raise ModelNotFoundError(f"{where}: the file {str(path)!r} does not exist.")
         _refuse_part(path.name, where)
         return _Plan(client, name if request.source else path.stem, str(path), digest, insecure=False)
     if request.source or "://" in text:
-        raise InvalidRequestError.at(where, f"{redacted(text)[:128]!r} is no source that Ollama can pull. {_FORMS}.")
+        raise InvalidRequestError.at(
+            where, f"{redacted(text)[:128]!r} is not a source that Ollama can pull. {_FORMS}."
+        )
     if name.startswith(_HUGGING_FACE):
         refuse_offline(os.environ, f"https://{name}")
     return _Plan(client, name, "", digest, request.insecure)
 
 
 def _refuse_part(name: str, where: str) -> None:
-    """Raise InvalidRequestError for a file that is one of several parts of a model: the server takes whole ones."""
+    """Raise InvalidRequestError for one part of a split model: the server accepts whole files only."""
     whole = whole_name(name)
     if whole:
         raise InvalidRequestError.at(
             where,
-            f"{name} is one part of a model, and an Ollama server takes whole files. Join the parts by "
+            f"{name} is one part of a split model, and Ollama accepts whole files only. Join the parts by "
             f"`llama-gguf-split --merge FIRST-PART {whole}`, then pull {whole}.",
         )
 
 
 async def _create(client: OllamaClient, plan: _Plan, publish: Callable[[PullEvent], None]) -> None:
-    """Hand the server a file: its bytes unless it has them, then what to make of them."""
+    """Upload a file unless the server has it, and create a model of it."""
     path = Path(plan.source)
     await require_gguf(path)
     publish(Status(f"reading {path.name}"))
     digest = await sha256_of(path)
     if plan.sha256 and plan.sha256 != digest:
         raise catalogue.CHECKSUM_MISMATCH.error(
-            place=path, found=f"sha256:{digest}", wanted=f"sha256:{plan.sha256}", fix="Correct sha256, or the file"
+            place=path,
+            found=f"sha256:{digest}",
+            wanted=f"sha256:{plan.sha256}",
+            fix="Correct sha256 or the file",
         )
     await upload(client, path, digest, publish)
     shape = {"model": plan.name, "files": {path.name: f"sha256:{digest}"}, "stream": True}
-    await _watched(client, "/api/create", shape, plan.name, publish)
+    await _post_and_watch(client, "/api/create", shape, plan.name, publish)
 
 
-async def _watched(
+async def _post_and_watch(
     client: OllamaClient, path: str, shape: dict[str, Any], model: str, publish: Callable[[PullEvent], None]
 ) -> None:
-    """Ask for something that tells of itself line by line, up to its `success`."""
-    said = ""
+    """Send a request whose answer is a stream of progress lines, and publish them up to `success`."""
+    status = ""
     try:
         async with client.request("POST", path, json.dumps(shape).encode(), model=model) as response:
             async for line in _lines(response):
-                if complains(line):
-                    raise complaint_error(complaint_of_line(line), model)
-                said = _told(line, said, publish)
-                if said == _SUCCESS:
+                if has_error(line):
+                    raise exception_for(line_complaint(line), model)
+                status = _publish_line(line, status, publish)
+                if status == _SUCCESS:
                     return
     except BadGatewayError as error:
         raise _failure(error.reason, model) from error
-    raise PullError(
-        f"model: the server stopped pulling {model} without saying why. Pull it again; it keeps what came"
-    )
+    raise PullError(f"model: the server stopped pulling {model} without an error. Pull it again to resume")
 
 
-def _told(line: dict[str, Any], said: str, publish: Callable[[PullEvent], None]) -> str:
-    """Tell of a line, but not twice in a row of one step; returns the step."""
-    status, digest, total = _words(line.get("status")), _words(line.get("digest")), number_of(line.get("total"))
+def _publish_line(line: dict[str, Any], before: str, publish: Callable[[PullEvent], None]) -> str:
+    """Publish a line unless it repeats the status `before`, and return its status."""
+    status, digest, total = _text(line.get("status")), _text(line.get("digest")), positive_int(line.get("total"))
     if digest and total:
-        publish(ChunkProgress(digest, min(number_of(line.get("completed")), total), total))
+        publish(ChunkProgress(digest, min(positive_int(line.get("completed")), total), total))
         return status
-    if status not in ("", said, _SUCCESS):
+    if status not in ("", before, _SUCCESS):
         publish(Status(status))
-    return status or said
+    return status or before
 
 
-def _words(said: object) -> str:
-    """What a person can be shown of it."""
-    return one_line(said[:_SHOWN]) if isinstance(said, str) else ""
+def _text(status: object) -> str:
+    return one_line(status[:_MAX_STATUS]) if isinstance(status, str) else ""
 
 
 async def _lines(response: HttpResponse) -> AsyncGenerator[dict[str, Any], None]:
@@ -222,31 +234,114 @@ async def _lines(response: HttpResponse) -> AsyncGenerator[dict[str, Any], None]
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise PullError(
-                f"model: the server said nothing for {_SILENCE:g} s. Pull again; it keeps what came"
-            ) from None
+            raise PullError(f"model: the server sent nothing for {_SILENCE:g} s. Pull again to resume") from None
         for line in line_objects(block):
             yield line
 
 
-def _failure(said: str, model: str) -> EnginePluginError:
-    """What the server's words for a failure mean, told inside the stream or not, or the end of the connection."""
-    if "file does not exist" in said:
+def _failure(message: str, model: str) -> EnginePluginError:
+    """The error for a failure that the server reports, inside the stream or not, or for a broken connection."""
+    if "file does not exist" in message:
         return ModelNotFoundError(
-            f"model: neither ollama.com nor a host in its name has {model!r} ({said}). Look for its name at "
-            "https://ollama.com/search"
+            f"model: {model!r} does not exist ({message}). Search for its name at https://ollama.com/search"
         )
-    if any(mark in said for mark in _NO_HOST):
+    if any(mark in message for mark in _NO_HOST):
         return catalogue.HUB_UNREACHABLE.error(
-            source=model, reason=said, settings="the network and HTTPS_PROXY of the Ollama server"
+            source=model, reason=message, settings="the network and HTTPS_PROXY of the Ollama server"
         )
-    if "no space left" in said:
-        return PullError(f"model: the disk of the Ollama server is full ({said}). Delete models: DeleteModel NAME")
-    if "unauthorized" in said or "access denied" in said:
+    if "no space left" in message:
+        return PullError(f"model: the disk of the Ollama server is full ({message}). Delete models: DeleteModel NAME")
+    if "unauthorized" in message or "access denied" in message:
         return PullError(
-            f"model: the Ollama server may not have {model} ({said}). Look for its name at "
-            "https://ollama.com/search; for a model of your own, sign the server in: ollama signin"
+            f"model: the Ollama server has no access to {model} ({message}). Search for its name at "
+            "https://ollama.com/search; for a private model, sign the server in: ollama signin"
         )
-    if "digest mismatch" in said:
-        return PullError(f"model: what came of {model} is not what was asked for ({said}). Pull it again")
-    return PullError(f"model: {model} did not come: {said}. Pull it again; the server keeps what came")
+    if "digest mismatch" in message:
+        return PullError(f"model: the download of {model} is corrupt ({message}). Pull it again")
+    return PullError(f"model: the pull of {model} failed: {message}. Pull it again to resume")
+
+
+# Files
+
+
+async def require_gguf(path: Path) -> None:
+    """Raise InvalidRequestError unless the file is GGUF, which the server would report only after the upload.
+
+    Raises PullError if the file cannot be read.
+    """
+    async with aclosing(_pieces(path)) as pieces:
+        head = await anext(pieces, b"")
+    if head.startswith(LFS_POINTER):
+        raise InvalidRequestError.at(
+            "model", f"{path} is a Git LFS pointer, not a model: run `git lfs pull` in its clone, or download it"
+        )
+    if not head.startswith(_MAGIC):
+        raise InvalidRequestError.at(
+            "model",
+            f"{path} is not a GGUF file: it begins with {head[:4]!r}. Use another one, or convert it to GGUF",
+        )
+
+
+async def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file in hex. Raises PullError if the file cannot be read."""
+    found = hashlib.sha256()
+    async with aclosing(_pieces(path)) as pieces:
+        async for piece in pieces:
+            await in_thread(found.update, piece)
+    return found.hexdigest()
+
+
+async def upload(client: OllamaClient, path: Path, digest: str, publish: Callable[[PullEvent], None]) -> None:
+    """Send a file to the server unless it has the digest already. Raises PullError and the errors of the server."""
+    import httpx  # Http1Client would hold the whole body in memory
+
+    url = f"{client.url}/api/blobs/sha256:{digest}"
+    size = (await in_thread(path.stat)).st_size
+
+    async def content() -> AsyncGenerator[bytes, None]:
+        sent = 0
+        async with aclosing(_pieces(path)) as pieces:
+            async for piece in pieces:
+                yield piece
+                sent += len(piece)
+                publish(ChunkProgress(f"sha256:{digest}", sent, size))
+
+    head = {**client.headers, "accept-encoding": "identity"}
+    tls = await in_thread(ssl.create_default_context) if url.startswith("https:") else False
+    try:
+        async with (
+            httpx.AsyncClient(timeout=_STALL, trust_env=False, headers=head, verify=tls) as http,
+            aclosing(content()) as body,  # which holds the file open
+        ):
+            status, answer = await _exchange(http, "HEAD", url)
+            if status == _ABSENT:
+                publish(Status(f"sending {path.name}"))
+                status, answer = await _exchange(
+                    http, "POST", url, content=body, headers={"content-length": str(size)}
+                )
+    except httpx.HTTPError as error:
+        reason = one_line(str(error))[:_MAX_REASON] or type(error).__name__
+        raise PullError(f"model: {path.name} could not be sent to the Ollama server: {reason}") from error
+    if not 200 <= status < 300:
+        raise exception_for(body_complaint(status, answer))
+
+
+async def _exchange(http: httpx.AsyncClient, method: str, url: str, **more: Any) -> tuple[int, bytes]:
+    """The status, and the first bytes of an error's body, which may be endless."""
+    body = b""
+    async with http.stream(method, url, **more) as answer:
+        if not answer.is_success:
+            async for piece in answer.aiter_raw():
+                body += piece
+                if len(body) >= _ERROR_LIMIT:
+                    break
+    return answer.status_code, body
+
+
+async def _pieces(path: Path) -> AsyncGenerator[bytes, None]:
+    try:
+        async with opened(path) as file:
+            while piece := await in_thread(file.read, _PIECE):
+                yield piece
+    except OSError as error:
+        raise PullError(f"model: {path} cannot be read: {error.strerror or error}") from error

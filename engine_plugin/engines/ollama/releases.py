@@ -1,8 +1,8 @@
-"""Ollama's own releases: what their archives are called, what belongs together, and where the server in them is.
+"""The archives of Ollama's releases for each system, processor and accelerator, and the server program in them.
 
-An archive holds bin/ollama and lib/ollama, for macOS and Windows everything beside each other. The same archive
-computes on processors and on NVIDIA's graphics cards; what AMD's need lies in a second one, to be unpacked over the
-first. `engine.archives` names what does not fit here.
+An archive has bin/ollama and lib/ollama; for macOS and Windows all files are in one directory. The main archive
+supports CPUs, NVIDIA GPUs and Vulkan. AMD GPUs and Jetson need a second archive, unpacked over the first. Other
+archives can be given as `engine.archives`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 __all__ = ["RELEASE", "find_ollama", "release_archives"]
 
 RELEASE = "0.32.15"
-"""The release that goes with this version of engine-plugin."""
+"""The release that this version of engine-plugin installs."""
 
 _DOWNLOADS = "https://github.com/ollama/ollama/releases/download"
 _CHECKSUMS = "sha256sum.txt"
 _VERSION = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(-rc\d+)?")
 _OLDEST = (0, 6, 0)
-"""Before that macOS had no archive, and requests lacked what we send."""
+"""Older releases have no archive for macOS and lack fields that this driver sends."""
 
 _ZSTD_SINCE = (0, 14, 0)
 
-# By system, processor and accelerator: the names without their end. Linux' differ in it from release to release.
+# By system, processor and accelerator: names without the suffix, which for Linux depends on the release.
 _NAMES: dict[tuple[str, str, str], tuple[str, ...]] = {
     ("linux", "amd64", "cpu"): ("ollama-linux-amd64",),
     ("linux", "amd64", "cuda"): ("ollama-linux-amd64",),
@@ -52,23 +52,23 @@ _NAMES: dict[tuple[str, str, str], tuple[str, ...]] = {
 
 
 def release_archives(version: str, mirror: str, checksums: str) -> tuple[Archive, ...]:
-    """The archives of release `version`, such as 0.32.15. Raises InstallError for what is no release known here.
+    """The archives of release `version`, such as 0.32.15. Raises InstallError for an invalid or unsupported version.
 
-    A `mirror` is laid out as the original: <mirror>/v<version>/<file>. The digests come from `checksums`, else from
-    the release's own sha256sum.txt.
+    A `mirror` has the original's layout, <mirror>/v<version>/<file>. The digests are from `checksums` (a URL or
+    path), else from the release's sha256sum.txt.
     """
     found = _VERSION.fullmatch(version)
     numbers = (int(found[1]), int(found[2]), int(found[3])) if found else (0, 0, 0)
     if numbers < _OLDEST:
         raise InstallError(
-            f"engine.version: {version} is no release of Ollama that is known here; name one from 0.6.0 on, such as "
-            f"{RELEASE}, or the archive itself in engine.archives"
+            f"engine.version: {version} is not a supported release of Ollama; use 0.6.0 or newer, such as {RELEASE}, "
+            "or name the archives in engine.archives"
         )
     folder = f"{mirror.rstrip('/') or _DOWNLOADS}/v{version.removeprefix('v')}"
-    ends = {"linux": ".tar.zst" if numbers >= _ZSTD_SINCE else ".tgz", "darwin": ".tgz", "windows": ".zip"}
+    suffixes = {"linux": ".tar.zst" if numbers >= _ZSTD_SINCE else ".tgz", "darwin": ".tgz", "windows": ".zip"}
     return tuple(
         Archive(
-            f"{folder}/{name}{ends[system]}",
+            f"{folder}/{name}{suffixes[system]}",
             system,
             machine,
             accelerator,
@@ -80,5 +80,5 @@ def release_archives(version: str, mirror: str, checksums: str) -> tuple[Archive
 
 
 def find_ollama(folder: Path) -> Path:
-    """The ollama in what was unpacked. Raises InstallError. Blocking."""
+    """The ollama program in an unpacked archive. Raises InstallError if there is none. Blocking."""
     return find_program(folder, "ollama")

@@ -1,6 +1,6 @@
-"""From a service's request to Ollama's own: OpenAI's JSON translated, native JSON filled in.
+"""Converts service requests to Ollama's own: OpenAI's JSON is translated, native JSON completed.
 
-`upstream` is called by `exchange` for each request to the server.
+`exchange` calls `upstream_request` for each request to the server.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
     from engine_plugin.engines.ollama.models import ModelFacts
     from engine_plugin.engines.ollama.options import OllamaOptions
 
-__all__ = ["PATHS", "STREAMED", "single_requests", "upstream"]
+__all__ = ["PATHS", "STREAMED", "single_requests", "upstream_request"]
 
 log = logging.getLogger(__name__)
 
 PATHS = {"chat": "/api/chat", "generate": "/api/generate", "embed": "/api/embed"}
-"""The services that have a path of Ollama's own."""
+"""The services with a path in Ollama's own API."""
 
 STREAMED = frozenset({"chat", "generate"})
 
-_MOST_CHOICES = 128
-_MOST_ANSWERS = 1024
-_FEW_PARAMETERS = 7e9
+_MAX_CHOICES = 128
+_MAX_ANSWERS = 1024
+_SMALL_MODEL = 7e9
 _SECONDS = re.compile(r"-?[0-9]{1,18}")
 
-# Fields of OpenAI's requests, and what options Ollama has for them; the others have the same names.
+# OpenAI's fields and the names of their options in Ollama. Other options have the same name in both.
 _RENAMED = {
     "max_tokens": "num_predict",
     "max_completion_tokens": "num_predict",
     "repetition_penalty": "repeat_penalty",
 }
-_WHOLE = ("num_predict", "top_k", "seed", "num_ctx", "repeat_last_n", "num_keep")
+_INTEGERS = ("num_predict", "top_k", "seed", "num_ctx", "repeat_last_n", "num_keep")
 _NUMBERS = (
     "temperature",
     "top_p",
@@ -48,10 +48,10 @@ _NUMBERS = (
     "frequency_penalty",
     "repeat_penalty",
 )
-_LIFTED = (*_RENAMED, *_WHOLE, *_NUMBERS)
-_TOP = frozenset({*_LIFTED, "stop", "options", "tool_choice", "messages"})
+_OPTION_FIELDS = (*_RENAMED, *_INTEGERS, *_NUMBERS)
+_CONVERTED = frozenset({*_OPTION_FIELDS, "stop", "options", "tool_choice", "messages"})
 
-# Fields that both flavours have and that the server reads.
+# Fields that both formats have.
 _COMMON = ("format", "keep_alive", "truncate", "shift")
 _OF_SERVICE = {
     "chat": ("tools",),
@@ -73,21 +73,21 @@ _warned: set[tuple[str, str]] = set()
 
 
 def single_requests(service: str, request: dict[str, Any], *, native: bool) -> list[dict[str, Any]]:
-    """The request as those that the server can answer: one for each prompt and choice, in the order of the choices.
+    """Split a request into one for each prompt and choice, in the order of the choices.
 
-    Raises InvalidRequestError for what it cannot: tokens, `echo`, `logit_bias`.
+    Raises InvalidRequestError for unsupported fields: `echo`, `logit_bias`, `best_of`, prompts of tokens.
     """
     if native or service == "embed":
         return [request]
-    for field, why in (("echo", "repeat the prompt"), ("logit_bias", "be told which tokens to prefer")):
+    for field, feature in (("echo", "repeating the prompt"), ("logit_bias", "token biases")):
         if request.get(field):
-            raise InvalidRequestError.at(field, f"Ollama cannot {why}; leave it out")
+            raise InvalidRequestError.at(field, f"Ollama does not support {feature}; leave it out")
     prompts = _prompts(request["prompt"]) if service == "generate" else [""]
     count = _choices(request)
-    if len(prompts) * count > _MOST_ANSWERS:
+    if len(prompts) * count > _MAX_ANSWERS:
         raise InvalidRequestError.at(
             "prompt",
-            f"{len(prompts)} prompts with {count} choices each are too many; at most {_MOST_ANSWERS} answers",
+            f"{len(prompts)} prompts with {count} choices each exceed the limit of {_MAX_ANSWERS} answers",
         )
     if len(prompts) * count == 1:
         return [request | ({"prompt": prompts[0]} if service == "generate" else {})]
@@ -96,7 +96,7 @@ def single_requests(service: str, request: dict[str, Any], *, native: bool) -> l
         for number in range(count):
             single = request | ({"prompt": prompt} if service == "generate" else {})
             if number and isinstance(request.get("seed"), int):
-                single["seed"] = request["seed"] + number  # the same seed would give the same answer again
+                single["seed"] = request["seed"] + number  # the same seed would repeat the answer
             singles.append(single)
     return singles
 
@@ -105,26 +105,27 @@ def _choices(request: dict[str, Any]) -> int:
     count = request.get("n")
     if count is None:
         count = 1
-    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= _MOST_CHOICES:
-        raise InvalidRequestError.at("n", f"must be a whole number from 1 to {_MOST_CHOICES}")
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= _MAX_CHOICES:
+        raise InvalidRequestError.at("n", f"must be a whole number from 1 to {_MAX_CHOICES}")
     if (request.get("best_of") or 1) != 1 and request.get("best_of") != count:
-        raise InvalidRequestError.at("best_of", "Ollama does not choose among answers; leave it out")
+        raise InvalidRequestError.at("best_of", "Ollama does not support it; leave it out")
     return count
 
 
 def _prompts(prompt: Any) -> list[str]:
-    """`prompt` as texts. The server takes no tokens."""
     prompts = prompt if isinstance(prompt, list) else [prompt]
     for index, text in enumerate(prompts):
         if not isinstance(text, str):
-            raise InvalidRequestError.at(f"prompt[{index}]", "Ollama takes no tokens; give a text")
+            raise InvalidRequestError.at(f"prompt[{index}]", "must be a text: Ollama does not accept tokens")
     return prompts
 
 
-def upstream(service: str, request: dict[str, Any], facts: ModelFacts, options: OllamaOptions) -> tuple[str, bytes]:
-    """The path and the JSON to send. Raises InvalidRequestError, naming the field, for what Ollama cannot do.
+def upstream_request(
+    service: str, request: dict[str, Any], facts: ModelFacts, options: OllamaOptions
+) -> tuple[str, bytes]:
+    """The path and the JSON to send. Raises InvalidRequestError for unsupported fields.
 
-    Chat and generate always stream: only a stream notices that its caller has gone.
+    Chat and generate always stream: the server notices only in a stream that its caller has left.
     """
     body = _native_body(request) if facts.native else _translated(service, request)
     body["model"] = facts.name
@@ -136,7 +137,7 @@ def upstream(service: str, request: dict[str, Any], facts: ModelFacts, options: 
     if service in STREAMED:
         body["stream"] = True
         _think(body, request, facts)
-    settings = _settings(request)
+    settings = _ollama_options(request)
     if facts.num_ctx is not None:
         settings.setdefault("num_ctx", facts.num_ctx)
     if facts.num_thread is not None:
@@ -148,8 +149,8 @@ def upstream(service: str, request: dict[str, Any], facts: ModelFacts, options: 
 
 
 def _native_body(request: dict[str, Any]) -> dict[str, Any]:
-    """Everything as it is but for what belongs into `options`. A null is as good as nothing."""
-    return {field: value for field, value in request.items() if value is not None and field not in _TOP}
+    """The fields that are not converted, without nulls."""
+    return {field: value for field, value in request.items() if value is not None and field not in _CONVERTED}
 
 
 def _translated(service: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -169,12 +170,12 @@ def _texts(given: Any) -> list[str]:
     texts = given if isinstance(given, list) else [given]
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise InvalidRequestError.at(f"input[{index}]", "Ollama takes no tokens; give a text")
+            raise InvalidRequestError.at(f"input[{index}]", "must be a text: Ollama does not accept tokens")
     return texts
 
 
 def _format(body: dict[str, Any], form: Any) -> None:
-    """OpenAI's response_format as Ollama's `format`."""
+    """Convert OpenAI's response_format to `format`."""
     kind = form.get("type") if isinstance(form, dict) else None
     if kind == "text":
         return
@@ -192,27 +193,27 @@ def _format(body: dict[str, Any], form: Any) -> None:
 
 
 def _logprobs(body: dict[str, Any], request: dict[str, Any]) -> None:
-    """Chat has `logprobs: true` and `top_logprobs`, completions have `logprobs` as the number of the latter."""
-    asked, top = request.get("logprobs"), request.get("top_logprobs")
-    if isinstance(asked, int) and not isinstance(asked, bool):
-        asked, top = True, asked
-    if asked:
+    """Convert chat's `logprobs: true` and `top_logprobs`, or the number in completions' `logprobs`."""
+    wanted, top = request.get("logprobs"), request.get("top_logprobs")
+    if isinstance(wanted, int) and not isinstance(wanted, bool):
+        wanted, top = True, wanted
+    if wanted:
         body["logprobs"] = True
         if top:
             body["top_logprobs"] = top
 
 
-def _settings(request: dict[str, Any]) -> dict[str, Any]:
-    """Ollama's `options`: what stands there, and what stands in the request itself, which yields to it."""
+def _ollama_options(request: dict[str, Any]) -> dict[str, Any]:
+    """Ollama's `options`: those of the request's top level, overridden by those in its own `options`."""
     given = {} if request.get("options") is None else request["options"]
     if not isinstance(given, dict):
         raise InvalidRequestError.at("options", "must be an object")
     settings: dict[str, Any] = {}
-    for field in _LIFTED:
+    for field in _OPTION_FIELDS:
         value = request.get(field)
         if value is not None:
             name = _RENAMED.get(field, field)
-            settings[name] = _number(field, value, whole=name in _WHOLE)
+            settings[name] = _number(field, value, whole=name in _INTEGERS)
     stop = request.get("stop")
     if stop is not None:
         settings["stop"] = _stops(stop)
@@ -220,7 +221,7 @@ def _settings(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _number(field: str, value: Any, *, whole: bool) -> Any:
-    """The server's own complaint would come as an error of its own making."""
+    """Check a number: the server would report a wrong one with status 500."""
     if isinstance(value, bool) or not isinstance(value, int | float) or (whole and value != int(value)):
         raise InvalidRequestError.at(field, f"must be a {'whole ' if whole else ''}number")
     return int(value) if whole else value
@@ -234,7 +235,10 @@ def _stops(stop: Any) -> list[str]:
 
 
 def _tools(body: dict[str, Any], request: dict[str, Any], facts: ModelFacts) -> None:
-    """Ollama has no tool_choice: "none" leaves the tools out, a function's name the others; nothing forces a call."""
+    """Apply tool_choice by the list of tools, since Ollama has no such field:
+
+    it can exclude tools, not force a call.
+    """
     choice = request.get("tool_choice")
     if choice == "none" or not body.get("tools"):
         body.pop("tools", None)
@@ -243,12 +247,14 @@ def _tools(body: dict[str, Any], request: dict[str, Any], facts: ModelFacts) -> 
         name = _tool_name(choice)
         body["tools"] = [tool for tool in body["tools"] if _tool_name(tool) == name]
         if name is None or not body["tools"]:
-            raise InvalidRequestError.at("tool_choice", f"names the function {name!r}, which is not among tools")
+            raise InvalidRequestError.at("tool_choice", f"the function {name!r} is not in tools")
     if choice not in (None, "auto"):
-        _warn_once(facts.name, "Ollama cannot be made to call a tool: tool_choice only says which ones it may call")
-    if 0 < parameters_of(facts.parameter_size) < _FEW_PARAMETERS:
         _warn_once(
-            facts.name, f"a model of {facts.parameter_size} parameters seldom calls tools well; take a larger one"
+            facts.name, "Ollama cannot be forced to call a tool; tool_choice only limits the tools that it may call"
+        )
+    if 0 < parameters_of(facts.parameter_size) < _SMALL_MODEL:
+        _warn_once(
+            facts.name, f"models of {facts.parameter_size} parameters rarely call tools well; use a larger one"
         )
 
 
@@ -257,14 +263,14 @@ def _tool_name(tool: Any) -> Any:
     return function.get("name") if isinstance(function, dict) else None
 
 
-def _warn_once(model: str, what: str) -> None:
-    if (model, what) not in _warned:
-        _warned.add((model, what))
-        log.warning("%s: %s", model, what)
+def _warn_once(model: str, warning: str) -> None:
+    if (model, warning) not in _warned:
+        _warned.add((model, warning))
+        log.warning("%s: %s", model, warning)
 
 
 def _think(body: dict[str, Any], request: dict[str, Any], facts: ModelFacts) -> None:
-    """`think` goes only to a model that can: the server refuses even what says nothing new to another one."""
+    """Set `think` for models with thinking only: the server rejects any value of it for other models."""
     field, wanted = _wanted_thinking(request)
     body.pop("think", None)
     if wanted is None:
@@ -273,16 +279,19 @@ def _think(body: dict[str, Any], request: dict[str, Any], facts: ModelFacts) -> 
         body["think"] = wanted
     elif wanted is not False:
         raise InvalidRequestError.at(
-            field, f'"{facts.name}" does not support thinking; leave it out, or take a model that does'
+            field, f"{facts.name} does not support thinking; leave it out, or use a model that does"
         )
 
 
 def _wanted_thinking(request: dict[str, Any]) -> tuple[str, bool | str | None]:
-    """By which field, and how much: the native one, OpenAI's effort, or the template's argument."""
+    """The field that requests thinking, and its value for Ollama:
+
+    `think`, OpenAI's effort, or a template argument.
+    """
     think = request.get("think")
     if think is not None:
         if not isinstance(think, bool | str):
-            raise InvalidRequestError.at("think", "must be true, false, or how much: low, medium, high or max")
+            raise InvalidRequestError.at("think", "must be true, false, low, medium, high or max")
         return "think", think
     reasoning = request.get("reasoning")
     effort, field = request.get("reasoning_effort"), "reasoning_effort"
@@ -298,7 +307,7 @@ def _wanted_thinking(request: dict[str, Any]) -> tuple[str, bool | str | None]:
 
 
 def _keep_alive(body: dict[str, Any], options: OllamaOptions) -> None:
-    """A number is seconds; as a text the server would want a unit."""
+    """Set keep_alive. A text of digits becomes a number of seconds, since the server requires a unit in texts."""
     value = body.get("keep_alive", options.keep_alive)
     if isinstance(value, str):
         value = int(value) if _SECONDS.fullmatch(value) else value

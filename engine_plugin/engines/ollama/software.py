@@ -1,8 +1,7 @@
-"""The Ollama software: which one is on this machine for a server of our own, installing it, upgrading it.
+"""The software of the managed server: finding, installing and upgrading it.
 
-Places, in the order they are looked at: the ollama that plugin.yaml names (`engine.ollama`); what InstallEngine put
-below the data directory; with `server: manage`, the one on PATH. An Ollama that somebody runs is no matter of this
-module: `attachment` finds it, and it is neither installed nor upgraded here.
+The program is the first of: `engine.ollama` of plugin.yaml; the version that InstallEngine put below the data
+directory; with `server: manage`, the ollama on PATH. The software of an attached server is never changed.
 """
 
 from __future__ import annotations
@@ -28,37 +27,37 @@ if TYPE_CHECKING:
     from engine_plugin.engines.ollama.options import OllamaOptions
     from engine_plugin.install.releases import Archive
 
-__all__ = ["Backend", "Moves", "Software"]
+__all__ = ["OllamaProgram", "OllamaSoftware"]
 
 _NO_PACKAGES = Path(os.devnull)
-"""Ollama needs no Python package."""
+"""Ollama has no Python requirements."""
 
 _UNPACKED = "ollama"
-_NOWHERE = "127.0.0.1:1"
-"""Where no server is: `ollama --version` asks one at OLLAMA_HOST, and would tell of that."""
+_NO_SERVER = "127.0.0.1:1"
+"""An address without a server: `ollama --version` would report the version of the server at OLLAMA_HOST."""
 
 _VERSION = re.compile(r"(?:client version|ollama version) is v?(\S+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Backend:
-    """One ollama program: its version ("" until it has been asked), and where it is in words."""
+class OllamaProgram:
+    """One ollama program. `version` is "" while unknown; `origin` describes the program in messages."""
 
     version: str
     origin: str
     executable: str
     folder: Path | None = None
-    """The directory that an installation gave it; None for one that somebody else put on this machine."""
+    """The directory of the installed version; None for a program that the plugin did not install."""
 
     site: ClassVar[Path | None] = None
-    """It needs no Python packages."""
+    """Ollama has no Python packages."""
 
 
-Moves: TypeAlias = software.Moves[Backend]
+Moves: TypeAlias = software.Moves[OllamaProgram]
 
 
-class Software(LocalSoftware[Backend]):
-    """Ollama's program for one data directory."""
+class OllamaSoftware(LocalSoftware[OllamaProgram]):
+    """Finds, installs and probes the ollama program of one data directory. Owned by `ManagedServer`."""
 
     engine = "ollama"
 
@@ -76,51 +75,51 @@ class Software(LocalSoftware[Backend]):
 
     @property
     def wanted_version(self) -> str:
-        """The release that an installation gives."""
+        """The release that InstallEngine installs."""
         return self._options.version.removeprefix("v") or RELEASE
 
     def _missing(self) -> str:
         if self._options.ollama:
-            return f"no ollama: {self._options.ollama}"
+            return f"engine.ollama: {self._options.ollama} is not a program"
         return "Ollama is not installed"
 
-    def _find(self) -> Backend | None:
+    def _find(self) -> OllamaProgram | None:
         if self._options.ollama:
-            return self._theirs(self._options.ollama)
+            return self._foreign(self._options.ollama)
         current = self._installation.current()
         if current is not None:
             return _installed(current.folder, current.facts)
-        return self._theirs("ollama") if self._options.server == "manage" else None
+        return self._foreign("ollama") if self._options.server == "manage" else None
 
-    def _theirs(self, name: str) -> Backend | None:
-        """The program that somebody else put on this machine."""
+    def _foreign(self, name: str) -> OllamaProgram | None:
+        """A program that the plugin did not install; None if there is none of that name or path."""
         executable = on_this_machine(name, self._environ)
-        return Backend("", f"ollama at {executable}", executable) if executable else None
+        return OllamaProgram("", f"ollama at {executable}", executable) if executable else None
 
-    def _lacks(self, backend: Backend) -> str:  # noqa: ARG002  # the program is all there is
+    def _lacks(self, backend: OllamaProgram) -> str:  # noqa: ARG002  # it has no packages
         return ""
 
     def _not_ours(self) -> str:
         if not self._options.ollama:
             return ""
-        return "Correct engine.ollama, or leave it out: then InstallEngine brings one"
+        return "Correct engine.ollama, or remove it and call InstallEngine"
 
-    async def probe(self, backend: Backend) -> dict[str, Any]:
-        """Run the program once: {"version": …, "devices": None}: it tells of those when it serves.
+    async def probe(self, backend: OllamaProgram) -> dict[str, Any]:
+        """Run `ollama --version`. The result has no devices, which only a started server reports.
 
         Raises EngineStartError.
         """
-        environ = {**child_environ(self._environ), "OLLAMA_HOST": _NOWHERE}
+        environ = {**child_environ(self._environ), "OLLAMA_HOST": _NO_SERVER}
         out, err = await self._run(backend, [backend.executable, "--version"], environ)
         found = _VERSION.search((out + err).decode("utf-8", "replace"))
         return {"version": found[1] if found else "unknown", "devices": None}
 
     def _up_to_date(self) -> bool:
-        backend = self._find()
-        if backend is None:
+        program = self._find()
+        if program is None:
             return False
-        if backend.folder is None:
-            return True  # whoever put it there upgrades it
+        if program.folder is None:
+            return True  # upgraded by its own installer
         return self._has_wanted_release()
 
     async def _replace(self, progress: Progress, moves: Moves, needless: Callable[[], bool]) -> bool:
@@ -143,12 +142,12 @@ class Software(LocalSoftware[Backend]):
         return choose(known, options.accelerator)
 
     def _source_of(self, archives: Sequence[Archive]) -> str:
-        """Every release's files have the same names, so that these alone do not tell one from another."""
+        """The version and the archives, whose names are the same for every release."""
         source = super()._source_of(archives)
         return source if self._options.archives else f"{self.wanted_version} {source}"
 
 
-def _installed(folder: Path, facts: Mapping[str, str]) -> Backend:
-    """What an installation's directory holds."""
+def _installed(folder: Path, facts: Mapping[str, str]) -> OllamaProgram:
+    """The program in the directory of an installed version."""
     program = folder / facts.get("executable", f"{_UNPACKED}/bin/ollama")
-    return Backend(facts.get("version", ""), f"Ollama in {folder}", str(program), folder)
+    return OllamaProgram(facts.get("version", ""), f"Ollama in {folder}", str(program), folder)

@@ -1,60 +1,60 @@
-"""What a model thinks and what it says, told apart by the tags that it writes: `<think>…</think>`.
+"""Separates thinking from content by the tags that models write, `<think>…</think>`.
 
-For models whose thinking the server does not set apart itself.
+For models whose thinking the server does not separate itself.
 """
 
 from __future__ import annotations
 
-__all__ = ["ThinkParser", "divided"]
+__all__ = ["ThinkParser", "split_thinking"]
 
 _OPEN = "<think>"
 _CLOSE = "</think>"
 
 
 class ThinkParser:
-    """Divides a text that comes in pieces; the same text gives the same parts, however it was cut.
+    """Splits a text that arrives in pieces. The result does not depend on where the pieces are cut.
 
-    Several blocks are joined, and one that is not closed goes to the end. White space at the beginning of a block is
-    not told, nor is that around a block before anything was said. Tags are never told, also a `</think>` without a
-    beginning, as a template causes that has opened the block itself.
+    Several blocks are joined; an unclosed block extends to the end. Tags are dropped, including a `</think>` without
+    `<think>`, which a template causes that opens the block itself. White space is dropped at the start of a block,
+    and around a block that precedes the content.
     """
 
     def __init__(self) -> None:
-        self._held = ""  # maybe the beginning of a tag
-        self._lead: list[str] = []  # white space before anything was said
+        self._held = ""  # may be the beginning of a tag
+        self._lead: list[str] = []  # white space before the content
         self._thinking = False
         self._begun = False
         self._after_tag = False
 
     @property
     def plain(self) -> bool:
-        """Whether a piece without `<` would be said as it is."""
+        """Whether a piece without `<` is content, unchanged."""
         return self._begun and not self._held and not self._thinking and not self._after_tag
 
     def feed(self, piece: str) -> tuple[str, str]:
-        """What was thought, and what was said, with this piece."""
+        """The thinking and the content that this piece completes."""
         if self.plain and "<" not in piece:
             return "", piece
         text, position = self._held + piece, 0
-        thought: list[str] = []
-        said: list[str] = []
+        thinking: list[str] = []
+        content: list[str] = []
         while True:
             at, tag = _next_tag(text, position)
-            self._tell(text[position:at], thought, said)
+            self._add(text[position:at], thinking, content)
             if not tag:
                 self._held = text[at:]
-                return "".join(thought), "".join(said)
+                return "".join(thinking), "".join(content)
             position = at + len(tag)
             self._thinking, self._lead = tag == _OPEN, []
             self._after_tag = self._thinking or not self._begun
 
     def end(self) -> tuple[str, str]:
-        """What was held back: it is no tag."""
+        """The thinking and the content that were held back, now that they cannot become a tag."""
         held, self._held = "".join([*self._lead, self._held]), ""
         self._lead = []
         return (held, "") if self._thinking else ("", held)
 
-    def _tell(self, text: str, thought: list[str], said: list[str]) -> None:
+    def _add(self, text: str, thinking: list[str], content: list[str]) -> None:
         if self._after_tag:
             text = text.lstrip()
         if not text:
@@ -65,29 +65,35 @@ class ThinkParser:
                 return
             text, self._lead, self._begun = "".join([*self._lead, text]), [], True
         self._after_tag = False
-        (thought if self._thinking else said).append(text)
+        (thinking if self._thinking else content).append(text)
 
 
 def _next_tag(text: str, start: int) -> tuple[int, str]:
-    """Where the next tag is, and which; without one, where one may begin whose end has not come: the end, if none."""
+    """The position and text of the next tag.
+
+    Without one: the position of a tag that may begin at the end of the text, else the end, and "".
+    """
     at = text.find("<", start)
     while at >= 0:
         for tag in (_OPEN, _CLOSE):
             if text.startswith(tag, at):
                 return at, tag
-            if tag.startswith(text[at : at + len(tag)]):  # a copy of all that follows would cost much for many `<`
+            if tag.startswith(text[at : at + len(tag)]):  # a slice to the end would be quadratic for many `<`
                 return at, ""
         at = text.find("<", at + 1)
     return len(text), ""
 
 
-def divided(text: str) -> tuple[str, str]:
-    """What was thought and said in a whole text. Before a `</think>` that comes first, all was thought."""
+def split_thinking(text: str) -> tuple[str, str]:
+    """The thinking and the content of a whole text.
+
+    All text before a first `</think>` without `<think>` is thinking.
+    """
     head, close, rest = text.partition(_CLOSE)
     before = ""
     if close and _OPEN not in head:
         before, text = head.strip(), close + rest
     parser = ThinkParser()
-    thought, said = parser.feed(text)
-    last_thought, last_said = parser.end()
-    return before + thought + last_thought, said + last_said
+    thinking, content = parser.feed(text)
+    last_thinking, last_content = parser.end()
+    return before + thinking + last_thinking, content + last_content

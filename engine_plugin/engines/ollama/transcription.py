@@ -1,4 +1,4 @@
-"""Speech to text on an Ollama server: a model that hears, asked by OpenAI's path, which servers have from 0.20 on."""
+"""speech-to-text with audio models, by OpenAI's path /v1/audio/transcriptions, which Ollama has since 0.20."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
-    from engine_plugin.engines.ollama.connection import OllamaClient
+    from engine_plugin.engines.ollama.client import OllamaClient
     from engine_plugin.engines.ollama.models import ModelFacts
     from engine_plugin.messages import BidiMessage
     from engine_plugin.speech.decoder import Decoder
@@ -29,14 +29,14 @@ __all__ = ["PATH", "converse", "transcribe"]
 PATH = "/v1/audio/transcriptions"
 
 _PATHS = {"transcribe": PATH}
-_AS_IT_IS = Dialect(_PATHS, original=True)
+_ORIGINAL = Dialect(_PATHS, original=True)
 _AS_WAV = Dialect(_PATHS)
-_NOTHING_SPOKEN = Path()
+_NO_VOICES = Path()
 _BASE64_OF_18_BYTES = 24
 
 
 class _AudioClient(PostingClient):
-    """The server as `Speech` asks it. `served` is set while a model is held."""
+    """The client for `SpeechServices`. `served` is set while a call uses a model: its client and its facts."""
 
     def __init__(self, served: tuple[OllamaClient, ModelFacts] | None = None) -> None:
         self.served = served
@@ -46,22 +46,25 @@ class _AudioClient(PostingClient):
 
     def _posted(self, path: str, body: bytes, content_type: str) -> AbstractAsyncContextManager[HttpResponse]:
         if self.served is None:
-            raise UnavailableError("the Ollama server is not at hand")
+            raise UnavailableError("no Ollama server is in use")
         client, facts = self.served
         return client.request("POST", path, body, content_type, model=facts.name)
 
 
 async def transcribe(client: OllamaClient, request: dict[str, Any], facts: ModelFacts, decoder: Decoder) -> bytes:
-    """Answer a speech-to-text request. WAV and MP3 are what the server reads; all else becomes a WAV here."""
+    """Answer a speech-to-text request. WAV and MP3 are sent unchanged, other formats are converted to WAV first.
+
+    Raises UnsupportedError for translation.
+    """
     if (request.get("task") or "transcribe") != "transcribe":
-        raise UnsupportedError("task: Ollama transcribes and does not translate; leave task out")
-    dialect = _AS_IT_IS if _server_reads(request["audio"]) else _AS_WAV
-    speech = SpeechServices(_AudioClient((client, facts)), dialect, decoder, _NOTHING_SPOKEN)
+        raise UnsupportedError("task: Ollama does not translate; leave task out")
+    dialect = _ORIGINAL if _server_reads(request["audio"]) else _AS_WAV
+    speech = SpeechServices(_AudioClient((client, facts)), dialect, decoder, _NO_VOICES)
     return await speech.transcribe(facts.name, request)
 
 
 def _server_reads(audio: str) -> bool:
-    """Whether a recording, in base64 or a data: URL, is a WAV or an MP3. What is no base64 is told of later."""
+    """Whether a recording, in base64 or a data: URL, is WAV or MP3. Invalid base64 is reported when it is decoded."""
     start = audio.find(",", 0, 200) + 1 if audio.startswith("data:") else 0
     try:
         head = base64.b64decode(audio[start : start + _BASE64_OF_18_BYTES])
@@ -72,25 +75,28 @@ def _server_reads(audio: str) -> bool:
 
 @asynccontextmanager
 async def converse(
-    use: Callable[[str], AbstractAsyncContextManager[tuple[OllamaClient, ModelFacts]]],
+    use_model: Callable[[str], AbstractAsyncContextManager[tuple[OllamaClient, ModelFacts]]],
     default_model: str,
     messages: AsyncIterator[BidiMessage],
     decoder: Decoder,
     live: LiveOptions | None = None,
 ) -> AsyncIterator[AsyncIterator[BidiMessage]]:
-    """Answer live transcription; see `Speech.converse`. `use` holds a model of a name and gives server and facts."""
+    """Answer live transcription;
+
+    see `SpeechServices.converse`. `use_model` yields the client and the facts of a named model.
+    """
     server = _AudioClient()
 
     @asynccontextmanager
     async def served(name: str) -> AsyncIterator[str]:
-        async with use(name) as held:
+        async with use_model(name) as held:
             server.served = held
             try:
                 yield held[1].name
             finally:
                 server.served = None
 
-    async with SpeechServices(server, _AS_WAV, decoder, _NOTHING_SPOKEN, live).converse(
+    async with SpeechServices(server, _AS_WAV, decoder, _NO_VOICES, live).converse(
         served, default_model, messages
     ) as answers:
         yield answers

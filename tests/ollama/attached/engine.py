@@ -1,4 +1,4 @@
-"""The shipped plugin for Ollama in this process, with what a test changes in its plugin.yaml."""
+"""The shipped Ollama plugin in this process, with changes to its plugin.yaml."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ HELLO = [{"role": "user", "content": "Hello there"}]
 async def plugin_in(
     place: Path, *, native: bool = False, engine_host: str = "", **options: Any
 ) -> AsyncIterator[Plugin]:
-    """The plugin, its data below `place`; `native` for Ollama's own JSON, `options` for the `engine:` section."""
+    """The plugin with its data below `place`;
+
+    `native` selects Ollama's own JSON, `options` go to the `engine:` section.
+    """
     shape = shipped("ollama")
     shape["provider"]["engine_host"] = engine_host
     shape["engine"] |= options
@@ -41,6 +44,6 @@ async def plugin_in(
 
 
 async def answer(plugin: Plugin, service: str, **request: Any) -> dict[str, Any]:
-    """What a service answers."""
+    """The answer of a service."""
     shape: dict[str, Any] = json.loads(await plugin.invoke(service, json.dumps(request).encode()))
     return shape

@@ -1,4 +1,4 @@
-"""Where a server is looked for: OLLAMA_HOST's rules, and whose word counts first."""
+"""Addresses of servers: the rules of OLLAMA_HOST, and the precedence of settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.engines.ollama.address import ServerAddress, attach_address
+from engine_plugin.engines.ollama.address import ServerAddress, configured_address
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         ("  localhost  ", "http://localhost:11434"),
     ],
 )
-def test_what_an_address_means(text: str, url: str) -> None:
+def test_address_is_parsed(text: str, url: str) -> None:
     assert ServerAddress.parse(text).url == url
 
 
@@ -58,7 +58,7 @@ def test_what_an_address_means(text: str, url: str) -> None:
         "unix:///x",
     ],
 )
-def test_what_is_no_address(text: str) -> None:
+def test_invalid_address_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         ServerAddress.parse(text)
 
@@ -76,7 +76,7 @@ def test_what_is_no_address(text: str) -> None:
         ("127.0.0.1.example.com", False),
     ],
 )
-def test_which_addresses_are_this_machine(text: str, *, local: bool) -> None:
+def test_is_loopback(text: str, *, local: bool) -> None:
     assert ServerAddress.parse(text).is_loopback is local
 
 
@@ -90,19 +90,23 @@ def test_which_addresses_are_this_machine(text: str, *, local: bool) -> None:
         ("", "", {}, "http://127.0.0.1:11434", "the default address"),
     ],
 )
-def test_whose_word_counts_first(
+def test_precedence_of_address_settings(
     configured: str, engine_host: str, environ: Mapping[str, str], url: str, source: str
 ) -> None:
-    address = attach_address(configured, engine_host, environ)
+    address = configured_address(configured, engine_host, environ)
     assert (address.url, address.source) == (url, source)
 
 
-def test_a_wrong_address_of_the_manifest_is_an_error_and_one_of_the_environment_a_warning(
+def test_invalid_address_fails_in_manifest_and_warns_in_environment(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with pytest.raises(ValueError, match=r"provider\.engine_host is 'box:x': 'x' is no port"):
-        attach_address("", "box:x", {})
-    assert attach_address("", "", {"OLLAMA_HOST": "box:x"}).url == "http://127.0.0.1:11434"
-    assert "OLLAMA_HOST is 'box:x', which cannot be used: 'x' is no port" in caplog.text
-    told = attach_address("", "", {"OLLAMA_HOST": "me:secret@box"}).passed_over
-    assert told.startswith("OLLAMA_HOST is '…@box', which cannot be used: an address has no credentials")
+    with pytest.raises(
+        ValueError, match=r"provider\.engine_host: 'box:x' is not a valid address: 'x' is not a valid port"
+    ):
+        configured_address("", "box:x", {})
+    assert configured_address("", "", {"OLLAMA_HOST": "box:x"}).url == "http://127.0.0.1:11434"
+    assert "OLLAMA_HOST is ignored: 'box:x' is not a valid address: 'x' is not a valid port" in caplog.text
+    told = configured_address("", "", {"OLLAMA_HOST": "me:secret@box"}).ignored
+    assert told.startswith(
+        "OLLAMA_HOST is ignored: '…@box' is not a valid address: an address must not have credentials"
+    )

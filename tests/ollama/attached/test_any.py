@@ -1,4 +1,4 @@
-"""What must hold on every Ollama: our contract server, and the one that OLLAMA_TEST_HOST names."""
+"""Tests for every Ollama: the contract server, and the server at OLLAMA_TEST_HOST."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def plugin(any_ollama: Ollama, tmp_path: Path, monkeypatch: pytest.MonkeyP
         yield found
 
 
-async def test_it_is_attached_to(plugin: Plugin, any_ollama: Ollama) -> None:
+async def test_engine_attaches(plugin: Plugin, any_ollama: Ollama) -> None:
     assert (await plugin.health()).state is HealthState.READY
     assert await plugin.version()
     listed = {model.name: model for model in await plugin.list_models()}
@@ -41,18 +41,18 @@ async def test_it_is_attached_to(plugin: Plugin, any_ollama: Ollama) -> None:
     assert model.capabilities.context_source == "engine"
 
 
-async def test_a_model_comes_into_memory_and_leaves_it(plugin: Plugin, any_ollama: Ollama) -> None:
+async def test_model_is_loaded_and_unloaded(plugin: Plugin, any_ollama: Ollama) -> None:
     await plugin.load_model(any_ollama.model)
     running = {model.name: model.loaded for model in await plugin.running_models()}
     loaded = running[any_ollama.model]
     assert loaded is not None
     assert loaded.memory > 0
-    assert (await answer(plugin, "chat", messages=HELLO, max_tokens=2))["choices"], "one that is loaded answers"
+    assert (await answer(plugin, "chat", messages=HELLO, max_tokens=2))["choices"], "a loaded model is the default"
     await plugin.unload_model(any_ollama.model)
     assert any_ollama.model not in {model.name for model in await plugin.running_models()}
 
 
-async def test_a_copy_is_made_and_deleted(plugin: Plugin, any_ollama: Ollama) -> None:
+async def test_copy_is_created_and_deleted(plugin: Plugin, any_ollama: Ollama) -> None:
     name = "engine-plugin-test-copy:latest"
     events = await pulled(plugin, PullRequest(name, source=f"model:{any_ollama.model}"))
     try:
@@ -66,7 +66,7 @@ async def test_a_copy_is_made_and_deleted(plugin: Plugin, any_ollama: Ollama) ->
     assert name not in {model.name for model in await plugin.list_models()}
 
 
-async def test_a_missing_model(plugin: Plugin) -> None:
+async def test_missing_model_is_reported(plugin: Plugin) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
         await answer(plugin, "chat", model="nobody-has-this-model:0b", messages=HELLO)
     assert caught.value.pull == "nobody-has-this-model:0b"

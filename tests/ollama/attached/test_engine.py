@@ -1,4 +1,4 @@
-"""The whole engine on somebody else's server: no configuration, no start, never stopped."""
+"""The engine with an attached server: no configuration, no start, never stopped."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 async def plugin(
     shared_server: ContractServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Plugin]:
-    """The plugin as it is shipped, on a machine where Ollama runs, which the tests leave as it is."""
+    """The shipped plugin on a machine where Ollama runs, which the tests do not change."""
     monkeypatch.setenv("OLLAMA_HOST", shared_server.address)
     shared_server.forget()
     async with plugin_in(tmp_path) as found:
@@ -49,14 +49,14 @@ async def plugin(
 async def alone(
     contract_server: ContractServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Plugin]:
-    """The same with a server for this test only."""
+    """The shipped plugin with a server for this test only."""
     monkeypatch.setenv("OLLAMA_HOST", contract_server.address)
     async with plugin_in(tmp_path) as found:
         yield found
 
 
 @pytest.mark.promise("P32")
-async def test_who_has_ollama_running_needs_no_configuration_and_no_start(
+async def test_running_ollama_needs_no_configuration_and_no_start(
     alone: Plugin, contract_server: ContractServer, tmp_path: Path
 ) -> None:
     contract_server.add("young:latest", modified_at="2099-01-01T00:00:00Z")
@@ -77,12 +77,10 @@ async def test_who_has_ollama_running_needs_no_configuration_and_no_start(
     assert {"young:latest", "embed:latest"} <= names
     assert {model.name for model in await alone.running_models()} == {"young:latest", "embed:latest"}
     assert alone.config()["host"] == contract_server.address
-    assert not (tmp_path / "data").exists(), "nothing of ours was needed"
+    assert not (tmp_path / "data").exists(), "no data directory was needed"
 
 
-async def test_the_address_of_plugin_yaml_comes_before_the_environment(
-    contract_server: ContractServer, tmp_path: Path
-) -> None:
+async def test_address_in_manifest_overrides_environment(contract_server: ContractServer, tmp_path: Path) -> None:
     for place, changes in (
         ("a", {"engine_host": f"{contract_server.url}/v1"}),
         ("b", {"address": contract_server.address}),
@@ -92,7 +90,7 @@ async def test_the_address_of_plugin_yaml_comes_before_the_environment(
             assert (await plugin.health()).state is HealthState.READY
 
 
-def test_an_address_that_is_none_is_told_with_its_line(tmp_path: Path) -> None:
+def test_invalid_address_is_reported_with_its_line(tmp_path: Path) -> None:
     async def begin(**changes: str) -> None:
         async with plugin_in(tmp_path, **changes):  # type: ignore[arg-type]  # options of all kinds
             raise AssertionError
@@ -104,7 +102,7 @@ def test_an_address_that_is_none_is_told_with_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("P7", "P32")
-async def test_start_and_stop_attach_and_detach(alone: Plugin, contract_server: ContractServer) -> None:
+async def test_start_attaches_and_stop_detaches(alone: Plugin, contract_server: ContractServer) -> None:
     await alone.start("auto")
     await answer(alone, "chat", messages=HELLO, max_tokens=2)
     await alone.stop()
@@ -120,30 +118,30 @@ async def test_start_and_stop_attach_and_detach(alone: Plugin, contract_server: 
             await refused
     assert await alone.running_models() == ()
     assert contract_server.process.poll() is None
-    assert contract_server.names(), "it goes on, with its models"
+    assert contract_server.names(), "it keeps running, with its models"
     await alone.stop()
     await alone.start("auto")
     assert (await alone.health()).state is HealthState.READY
     await answer(alone, "chat", messages=HELLO, max_tokens=2)
     assert not [entry for entry in contract_server.requests() if entry["body"] and "keep_alive" in entry["body"]], (
-        "nothing of somebody else's is unloaded"
+        "models of an attached server are not unloaded"
     )
 
 
 @pytest.mark.promise("P32")
-async def test_software_of_somebody_else_is_left_alone(plugin: Plugin, shared_server: ContractServer) -> None:
+async def test_software_of_attached_server_is_not_changed(plugin: Plugin, shared_server: ContractServer) -> None:
     for said in (
         await plugin.install(cover=False),
         await plugin.install(cover=True),
         await plugin.upgrade(),
         (await plugin.check()).detail,
     ):
-        assert f"at {shared_server.url} is somebody else's, and is used as it is" in said
+        assert f"at {shared_server.url} is an attached server, which the plugin does not change" in said
     assert "engine.server: manage" in await plugin.upgrade()
 
 
 @pytest.mark.promise("P32")
-async def test_nobody_there_costs_no_time_at_the_start_and_says_what_to_do(
+async def test_missing_server_does_not_delay_the_start_and_names_the_next_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [port] = free_ports(1)
@@ -166,7 +164,7 @@ async def test_nobody_there_costs_no_time_at_the_start_and_says_what_to_do(
             assert "ollama serve" in said
             assert "call InstallEngine" in said
         assert await plugin.running_models() == ()
-        # It is there as soon as somebody starts it: no start of ours, no waiting.
+        # A server that is started now is used at once, without StartEngine.
         server = await asyncio.to_thread(ContractServer, tmp_path / "theirs", port=port)
         try:
             assert (await answer(plugin, "chat", messages=HELLO, max_tokens=2))["choices"]
@@ -179,7 +177,7 @@ async def test_nobody_there_costs_no_time_at_the_start_and_says_what_to_do(
 
 
 @pytest.mark.promise("P32")
-async def test_where_only_somebody_elses_server_may_be_used_nothing_is_installed(tmp_path: Path) -> None:
+async def test_attach_never_installs(tmp_path: Path) -> None:
     async with plugin_in(tmp_path, server="attach") as plugin:
         assert not (await plugin.check()).installed
         assert "nothing to upgrade: no Ollama server answers" in await plugin.upgrade()
@@ -192,39 +190,40 @@ async def test_where_only_somebody_elses_server_may_be_used_nothing_is_installed
             await plugin.version()
 
 
-async def test_an_ollama_host_that_cannot_be_used_is_told_of(
+async def test_invalid_ollama_host_is_reported(
     tmp_path: Path, shared_server: ContractServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OLLAMA_HOST", "box:x")
     [port] = free_ports(1)
     monkeypatch.setattr(address, "DEFAULT_PORT", port)
     async with plugin_in(tmp_path) as plugin:
-        expected = r"\(Connection refused; OLLAMA_HOST is 'box:x', which cannot be used: 'x' is no port\)\. Start it"
+        expected = r"\(Connection refused; OLLAMA_HOST is ignored: 'box:x' .* 'x' is not a valid port\)\. Start it"
         with pytest.raises(UnavailableError, match=expected):
             await answer(plugin, "chat", messages=HELLO)
     monkeypatch.setattr(address, "DEFAULT_PORT", int(shared_server.address.rpartition(":")[2]))
     async with plugin_in(tmp_path) as plugin:
         detail = (await plugin.health()).detail
-        assert f"at {shared_server.url} (OLLAMA_HOST is 'box:x', which cannot be used: 'x' is no port)" in detail
+        assert (
+            f"at {shared_server.url} (OLLAMA_HOST is ignored: 'box:x' is not a valid address: "
+            "'x' is not a valid port)" in detail
+        )
 
 
-async def test_many_at_once_look_once(plugin: Plugin, shared_server: ContractServer) -> None:
+async def test_concurrent_calls_share_one_probe(plugin: Plugin, shared_server: ContractServer) -> None:
     await asyncio.gather(*(answer(plugin, "chat", messages=HELLO, max_tokens=1) for _ in range(8)))
     paths = [entry["path"] for entry in shared_server.requests()]
     assert paths.count("/") == 1
     assert paths.count("/api/chat") == 8
 
 
-async def test_a_call_with_a_model_costs_one_request_only(plugin: Plugin, shared_server: ContractServer) -> None:
+async def test_call_with_model_is_one_request(plugin: Plugin, shared_server: ContractServer) -> None:
     await answer(plugin, "chat", model="tiny-chat", messages=HELLO, max_tokens=1)
     shared_server.forget()
     await answer(plugin, "chat", model="tiny-chat", messages=HELLO, max_tokens=1)
     assert [entry["path"] for entry in shared_server.requests()] == ["/api/chat"]
 
 
-async def test_a_server_that_is_too_old_is_named_by_everything(
-    alone: Plugin, contract_server: ContractServer
-) -> None:
+async def test_too_old_server_is_reported_by_all_methods(alone: Plugin, contract_server: ContractServer) -> None:
     contract_server.be_version("0.3.12")
     for failing in (
         alone.start("auto"),
@@ -237,19 +236,19 @@ async def test_a_server_that_is_too_old_is_named_by_everything(
     assert "0.3.12" in (await alone.check()).detail
 
 
-async def test_modes(plugin: Plugin, caplog: pytest.LogCaptureFixture) -> None:
+async def test_mode_of_attached_server_has_no_effect(plugin: Plugin, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(UnsupportedError, match="NPU"):
         await plugin.start("npu")
     caplog.set_level(logging.INFO)
     await plugin.start("gpu")
-    assert "mode gpu is not for us to choose" in caplog.text
+    assert "mode gpu has no effect" in caplog.text
     assert (await plugin.health()).state is HealthState.READY
 
 
 # Models and calls
 
 
-async def test_the_wrong_kind_of_model(plugin: Plugin) -> None:
+async def test_wrong_kind_of_model_is_rejected(plugin: Plugin) -> None:
     with pytest.raises(InvalidRequestError, match=r"embed:latest is a model for embed .*chat needs one for chat"):
         await answer(plugin, "chat", model="embed", messages=HELLO)
     with pytest.raises(InvalidRequestError, match=r"tiny-chat:latest is a model for chat"):
@@ -258,7 +257,7 @@ async def test_the_wrong_kind_of_model(plugin: Plugin) -> None:
         await answer(plugin, "speech-to-text", model="tiny-chat", audio="AAAA")
 
 
-async def test_a_missing_model_and_one_that_goes_meanwhile(alone: Plugin, contract_server: ContractServer) -> None:
+async def test_missing_and_deleted_models_are_reported(alone: Plugin, contract_server: ContractServer) -> None:
     with pytest.raises(ModelNotFoundError, match="PullModel nobody") as caught:
         await answer(alone, "chat", model="nobody", messages=HELLO)
     assert caught.value.pull == "nobody"
@@ -270,7 +269,7 @@ async def test_a_missing_model_and_one_that_goes_meanwhile(alone: Plugin, contra
         assert caught.value.pull == "tools:7b"
 
 
-async def test_other_services_are_not_ollamas(plugin: Plugin) -> None:
+async def test_unsupported_services_are_rejected(plugin: Plugin) -> None:
     assert plugin.engine.services == {"chat", "generate", "embed", "speech-to-text", "speech-to-text-ws"}
     with pytest.raises(UnsupportedError, match="embed does not stream with Ollama"):
         async with plugin.engine.stream("embed", {"model": "embed", "input": "x"}):
@@ -281,7 +280,7 @@ async def test_other_services_are_not_ollamas(plugin: Plugin) -> None:
 
 
 @pytest.mark.parametrize("native", [False, True])
-async def test_streams_in_both_flavours(shared_server: ContractServer, tmp_path: Path, *, native: bool) -> None:
+async def test_streams_in_both_formats(shared_server: ContractServer, tmp_path: Path, *, native: bool) -> None:
     request = {"messages": HELLO, "max_tokens": 4, "options": {"num_predict": 4}}
     if native:
         del request["max_tokens"]
@@ -301,7 +300,7 @@ async def test_streams_in_both_flavours(shared_server: ContractServer, tmp_path:
 
 
 @pytest.mark.promise("F23")
-async def test_leaving_a_stream_stops_the_servers_work(alone: Plugin, contract_server: ContractServer) -> None:
+async def test_closed_stream_stops_the_servers_work(alone: Plugin, contract_server: ContractServer) -> None:
     contract_server.add("fault-endless:latest")
     request = json.dumps({"model": "fault-endless", "messages": HELLO}).encode()
     async with alone.stream("chat", request) as chunks:
@@ -309,7 +308,7 @@ async def test_leaving_a_stream_stops_the_servers_work(alone: Plugin, contract_s
     await contract_server.wait("/api/chat", state="left")
 
 
-async def test_a_model_in_use_is_not_deleted(alone: Plugin, contract_server: ContractServer) -> None:
+async def test_model_in_use_is_not_deleted(alone: Plugin, contract_server: ContractServer) -> None:
     contract_server.add("fault-endless:latest")
     request = json.dumps({"model": "fault-endless", "messages": HELLO}).encode()
     async with alone.stream("chat", request) as chunks:
@@ -321,9 +320,7 @@ async def test_a_model_in_use_is_not_deleted(alone: Plugin, contract_server: Con
 
 
 @pytest.mark.promise("P5", "P32")
-async def test_a_stop_ends_streams_and_pulls_and_not_the_server(
-    alone: Plugin, contract_server: ContractServer
-) -> None:
+async def test_stop_ends_streams_and_pulls_but_not_the_server(alone: Plugin, contract_server: ContractServer) -> None:
     from engine_plugin.models.request import PullRequest
 
     contract_server.add("fault-endless:latest")

@@ -1,4 +1,4 @@
-"""Whatever a server says of its models is read or passed over; nothing of it breaks a list."""
+"""Any report of models is parsed; invalid fields are dropped and do not break a list."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from engine_plugin.engines.ollama.entries import (
     EPOCH,
-    capabilities_shown,
-    capabilities_told,
-    entries_of,
-    loaded_of,
-    model_of,
+    listed_capabilities,
+    listed_model,
+    loaded_state,
+    named_entries,
+    shown_capabilities,
 )
 from engine_plugin.models.info import KINDS
 
@@ -39,20 +39,20 @@ ENTRIES = st.dictionaries(st.sampled_from(ENTRY_FIELDS), VALUES | DETAILS)
 
 
 @given(st.fixed_dictionaries({"models": VALUES | st.lists(ENTRIES | VALUES, max_size=4)}) | DETAILS)
-def test_any_list_is_read(answer: dict[str, Any]) -> None:
-    for entry in entries_of(answer):
-        model = model_of(entry, capabilities_told(entry))
+def test_any_list_is_parsed(answer: dict[str, Any]) -> None:
+    for entry in named_entries(answer):
+        model = listed_model(entry, listed_capabilities(entry))
         assert model.name
         assert model.kind in KINDS
         assert model.modified_at.tzinfo is not None
         assert model.size >= 0
-        loaded = loaded_of(entry)
+        loaded = loaded_state(entry)
         assert loaded.expires_at is None or loaded.expires_at > EPOCH
         json.dumps([model.details.to_wire(), loaded.to_wire()])
 
 
 @given(st.dictionaries(st.sampled_from(["capabilities", "model_info", "details"]), VALUES))
-def test_any_show_is_read(answer: dict[str, Any]) -> None:
-    told = capabilities_shown(answer)
+def test_any_show_is_parsed(answer: dict[str, Any]) -> None:
+    told = shown_capabilities(answer)
     assert told.context_length >= 0
     assert all(isinstance(feature, str) for feature in told.features)

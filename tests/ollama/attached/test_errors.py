@@ -1,10 +1,10 @@
-"""What a server's refusals mean, where no answer of the contract server shows it."""
+"""The exceptions for server errors that the contract server does not send."""
 
 from __future__ import annotations
 
 import pytest
 
-from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_body, complaint_of_line
+from engine_plugin.engines.ollama.errors import body_complaint, exception_for, line_complaint
 from engine_plugin.errors import (
     AuthError,
     BadGatewayError,
@@ -28,7 +28,7 @@ from engine_plugin.errors import (
         (403, b'{"error":"not for you"}', AuthError, "not for you"),
         (404, b'{"error":"model \'m\' not found"}', ModelNotFoundError, "PullModel m"),
         (404, b"404 page not found", UnsupportedError, "Upgrade it"),
-        (499, b'{"error":"request canceled"}', UnavailableError, "gave the request up"),
+        (499, b'{"error":"request canceled"}', UnavailableError, "dropped the request"),
         (500, b'{"error":"the input length exceeds the context length"}', InvalidRequestError, "Shorten"),
         (
             500,
@@ -38,19 +38,19 @@ from engine_plugin.errors import (
         ),
         (500, b'{"error":"this model requires a newer version of Ollama"}', PreconditionError, "newer Ollama"),
         (500, b"[1]", BadGatewayError, r"answered 500: \[1\]"),
-        (502, b"", BadGatewayError, "answered 502: nothing"),
+        (502, b"", BadGatewayError, "answered 502: no message"),
         (503, b'{"error":"server busy.  maximum pending requests exceeded"}', UnavailableError, "Try again later"),
     ],
 )
-def test_refusals(status: int, body: bytes, error: type[EnginePluginError], said: str) -> None:
-    mapped = complaint_error(complaint_of_body(status, body), "m")
+def test_server_errors_are_mapped(status: int, body: bytes, error: type[EnginePluginError], said: str) -> None:
+    mapped = exception_for(body_complaint(status, body), "m")
     assert type(mapped) is error
     with pytest.raises(error, match=said):
         raise mapped
 
 
-def test_cloud_models_are_not_to_be_pulled() -> None:
-    missing = complaint_error(complaint_of_body(404, b'{"error":"model not found"}'), "gpt-oss:120b-cloud")
+def test_missing_cloud_model_suggests_no_pull() -> None:
+    missing = exception_for(body_complaint(404, b'{"error":"model not found"}'), "gpt-oss:120b-cloud")
     assert isinstance(missing, ModelNotFoundError)
     assert missing.pull == ""
 
@@ -59,5 +59,5 @@ def test_cloud_models_are_not_to_be_pulled() -> None:
     ("line", "status"),
     [({"error": "x"}, 500), ({"error": "x", "status": 400}, 400), ({"error": "x", "status_code": 401}, 401)],
 )
-def test_errors_inside_streams(line: dict[str, object], status: int) -> None:
-    assert complaint_of_line(line).status == status
+def test_status_of_error_lines(line: dict[str, object], status: int) -> None:
+    assert line_complaint(line).status == status

@@ -1,4 +1,4 @@
-"""What a server's models are to us: names, kinds, capabilities, which one answers, and what is in memory."""
+"""The models of a server: names, kinds, capabilities, defaults, loading and deletion."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from engine_plugin.engines.ollama.options import OllamaOptions
 from engine_plugin.errors import ModelNotFoundError, ModelNotLoadedError
 from engine_plugin.models.capabilities import ModelOverride
 
-from .conftest import attachment_to
+from .conftest import attached_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from engine_plugin.engines.ollama.connection import OllamaClient
+    from engine_plugin.engines.ollama.client import OllamaClient
     from tests.ollama.contract.handle import ContractServer
 
 
@@ -41,11 +41,11 @@ def models_with(**options: object) -> ServerModels:
         ("hf.co/owner/Repo:Q4_K_M", "hf.co/owner/repo:q4_k_m"),
     ],
 )
-def test_which_names_are_one(name: str, full: str) -> None:
+def test_equivalent_names_have_one_full_name(name: str, full: str) -> None:
     assert full_name(name) == full
 
 
-async def test_the_list_has_kinds_capabilities_and_sizes(shared_client: OllamaClient) -> None:
+async def test_list_has_kinds_capabilities_and_sizes(shared_client: OllamaClient) -> None:
     found = {model.name: model for model in await models_with().all(shared_client)}
     assert list(found) == sorted(found)
     think, embed = found["think:8b"], found["embed:latest"]
@@ -66,8 +66,10 @@ async def test_the_list_has_kinds_capabilities_and_sizes(shared_client: OllamaCl
 
 @asynccontextmanager
 async def old_server(shows: Sequence[web.Response]) -> AsyncIterator[tuple[OllamaClient, list[str]]]:
-    """A server as they were before 0.6.4, whose list tells neither capabilities nor context, and whom it is asked to
-    show. Each show is answered by the next of `shows`, the last one again and again."""
+    """A server before 0.6.4, whose list lacks capabilities and context, and the models that it is asked to show.
+
+    Each /api/show is answered by the next of `shows`, the last one repeatedly.
+    """
     answers, asked = list(shows), list[str]()
 
     async def hello(request: web.Request) -> web.Response:
@@ -99,18 +101,18 @@ async def old_server(shows: Sequence[web.Response]) -> AsyncIterator[tuple[Ollam
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        attachment = attachment_to("http://{}:{}".format(*runner.addresses[0]))
+        server = attached_server("http://{}:{}".format(*runner.addresses[0]))
         try:
-            client = await attachment.find()
+            client = await server.find()
             assert client is not None
             yield client, asked
         finally:
-            await attachment.detach()
+            await server.detach()
     finally:
         await runner.cleanup()
 
 
-async def test_servers_whose_list_tells_less_are_asked_once_for_each_digest() -> None:
+async def test_old_server_is_queried_once_per_digest() -> None:
     shown = web.json_response(
         {
             "capabilities": ["completion", "vision", "levitation"],
@@ -127,7 +129,7 @@ async def test_servers_whose_list_tells_less_are_asked_once_for_each_digest() ->
         assert sorted(asked) == ["encoder:latest", "some:8b"]
 
 
-async def test_servers_that_tell_nothing_are_guessed_about_and_asked_again() -> None:
+async def test_missing_capabilities_are_estimated_and_queried_again() -> None:
     failing = web.json_response({"error": "oops"}, status=500)
     async with old_server([failing, failing, web.json_response({})]) as (client, asked):
         models = models_with()
@@ -136,12 +138,12 @@ async def test_servers_that_tell_nothing_are_guessed_about_and_asked_again() -> 
         assert found["encoder:latest"].capabilities.features == ("embedding",)
         guessed = models.facts(found["some:8b"], native=False)
         assert found["some:8b"].capabilities.context_length > 0
-        assert guessed.context_length is None, "an estimate is no fact"
+        assert guessed.context_length is None, "an estimate is not a fact"
         await models.all(client)
         assert len(asked) == 4
 
 
-async def test_the_configuration_wins_over_the_server(shared_client: OllamaClient) -> None:
+async def test_configuration_overrides_the_server(shared_client: OllamaClient) -> None:
     models = models_with(
         models=(ModelOverride("think*", 1234, ("tools",)), ModelOverride("tiny-chat", 777)), context_length=9000
     )
@@ -154,25 +156,25 @@ async def test_the_configuration_wins_over_the_server(shared_client: OllamaClien
     tools = models.facts(await models.get(shared_client, "tools:7b"), native=False)
     assert (tools.context_length, tools.num_ctx) == (32768, 9000)
     vision = models.facts(await models.get(shared_client, "vision:7b"), native=False)
-    assert (vision.context_length, vision.num_ctx) == (4096, 4096), "never more than the model was made for"
+    assert (vision.context_length, vision.num_ctx) == (4096, 4096), "at most the model's context length"
 
 
-async def test_without_configuration_the_server_decides_how_much_context(shared_client: OllamaClient) -> None:
+async def test_num_ctx_is_left_to_the_server_by_default(shared_client: OllamaClient) -> None:
     models = models_with()
     facts = models.facts(await models.get(shared_client, "think:8b"), native=False)
     assert (facts.context_length, facts.num_ctx, facts.parameter_size) == (40960, None, "8.2B")
 
 
-async def test_a_model_is_found_by_its_name_or_that_with_latest(
+async def test_model_is_found_by_name_with_or_without_latest(
     shared_client: OllamaClient, shared_server: ContractServer
 ) -> None:
     models = models_with()
     for name in ("tiny-chat", "tiny-chat:latest", "TINY-chat", "library/tiny-chat"):
         assert (await models.get(shared_client, name)).name == "tiny-chat:latest"
-    assert len(shared_server.requests("/api/tags")) == 1, "a call costs no question of its own"
+    assert len(shared_server.requests("/api/tags")) == 1, "a call requests no list"
 
 
-async def test_a_missing_model_is_told_with_near_names_and_the_pull(shared_client: OllamaClient) -> None:
+async def test_missing_model_error_has_similar_names_and_pull(shared_client: OllamaClient) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
         await models_with().get(shared_client, "tinychat")
     assert caught.value.pull == "tinychat"
@@ -180,24 +182,26 @@ async def test_a_missing_model_is_told_with_near_names_and_the_pull(shared_clien
     assert "PullModel tinychat" in str(caught.value)
 
 
-async def test_a_model_that_came_meanwhile_is_found(attached: OllamaClient, contract_server: ContractServer) -> None:
+async def test_new_model_is_found(attached: OllamaClient, contract_server: ContractServer) -> None:
     models = models_with()
     await models.all(attached)
-    await asyncio.sleep(0.11)  # an answer of just now is taken for the present state
+    await asyncio.sleep(0.11)  # a listing of this moment is not refreshed
     contract_server.add("newcomer:latest")
     assert (await models.get(attached, "newcomer")).name == "newcomer:latest"
 
 
 @pytest.mark.parametrize("name", ["gpt-oss:120b-cloud", "some-model:cloud"])
-async def test_cloud_models_need_not_be_here(shared_client: OllamaClient, name: str) -> None:
+async def test_cloud_model_need_not_be_listed(shared_client: OllamaClient, name: str) -> None:
     found = await models_with().get(shared_client, name)
     assert (found.name, found.kind, found.size) == (name, "chat", 0)
 
 
-# Which one answers
+# Default model
 
 
-async def test_the_newest_of_the_right_kind_answers(attached: OllamaClient, contract_server: ContractServer) -> None:
+async def test_default_is_the_newest_model_of_the_kind(
+    attached: OllamaClient, contract_server: ContractServer
+) -> None:
     models = models_with()
     contract_server.add("young:latest", modified_at="2099-01-02T03:04:05.123456789Z")
     contract_server.add("old:latest", modified_at="2001-01-01T00:00:00Z")
@@ -207,18 +211,18 @@ async def test_the_newest_of_the_right_kind_answers(attached: OllamaClient, cont
     assert await models.default(attached, "speech-to-text") == "audio:latest"
 
 
-async def test_one_in_memory_answers_before_a_newer_one(attached: OllamaClient) -> None:
+async def test_default_prefers_a_loaded_model(attached: OllamaClient) -> None:
     models = models_with()
     await models.load(attached, "vision:7b")
     await models.load(attached, "embed")
     assert await models.default(attached, "chat") == "vision:7b"
     await models.load(attached, "tools:7b")
-    assert await models.default(attached, "chat") == "tools:7b", "the one used last"
+    assert await models.default(attached, "chat") == "tools:7b", "the most recently used"
     assert await models.default(attached, "embed") == "embed:latest"
     assert await models.default(attached, "speech-to-text") == "audio:latest"
 
 
-async def test_no_model_for_a_service_says_what_to_pull(
+async def test_default_without_models_suggests_a_pull(
     attached: OllamaClient, contract_server: ContractServer
 ) -> None:
     models = models_with()
@@ -229,7 +233,7 @@ async def test_no_model_for_a_service_says_what_to_pull(
         await models.default(attached, "chat")
 
 
-# In memory
+# Loading and deletion
 
 
 async def test_load_and_unload(attached: OllamaClient, contract_server: ContractServer) -> None:
@@ -258,7 +262,7 @@ async def test_load_and_unload(attached: OllamaClient, contract_server: Contract
         await models.unload(attached, "nobody", 5)
 
 
-async def test_one_that_stays_for_ever_has_no_end(attached: OllamaClient) -> None:
+async def test_model_kept_forever_has_no_expiry(attached: OllamaClient) -> None:
     models = models_with(keep_alive="-1")
     await models.load(attached, "tiny-chat")
     [model] = await models.running(attached)
@@ -267,7 +271,7 @@ async def test_one_that_stays_for_ever_has_no_end(attached: OllamaClient) -> Non
     assert "expires_at" not in model.to_wire()["loaded"]
 
 
-async def test_a_load_asks_for_the_context_that_calls_will_ask_for(
+async def test_load_requests_the_same_context_as_calls(
     attached: OllamaClient, contract_server: ContractServer
 ) -> None:
     models = models_with(context_length=2048, threads=3)
@@ -290,10 +294,10 @@ async def test_delete(attached: OllamaClient, contract_server: ContractServer) -
         await models.delete(attached, "tiny-chat")
 
 
-async def test_a_deleted_model_does_not_stay_in_memory_nor_answer(
+async def test_deleted_model_is_unloaded_and_not_default(
     attached: OllamaClient, contract_server: ContractServer
 ) -> None:
-    """Seen with Ollama 0.32: what is deleted while it is loaded is still told as running, and answers 404."""
+    """With Ollama 0.32 a model deleted while it is loaded is still listed as running, and answers 404."""
     models = models_with()
     await models.load(attached, "tiny-chat")
     await models.delete(attached, "tiny-chat")
@@ -302,5 +306,5 @@ async def test_a_deleted_model_does_not_stay_in_memory_nor_answer(
     ]
     await models.load(attached, "vision:7b")
     await asyncio.to_thread(contract_server.ask, "DELETE", "/api/delete", {"model": "vision:7b"})
-    models.forget()
+    models.invalidate()
     assert await models.default(attached, "chat") != "vision:7b"

@@ -1,4 +1,4 @@
-"""How models get to a server: every shape of a pull, copies, and files of this machine."""
+"""Pulls: by the server, as a copy, and of local files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from engine_plugin.engines.ollama.connection import OllamaClient
+    from engine_plugin.engines.ollama.client import OllamaClient
     from tests.ollama.contract.handle import ContractServer
 
 
@@ -46,7 +46,7 @@ async def events_of(pulls: Pulls, client: OllamaClient, request: PullRequest) ->
         return [event async for event in events]
 
 
-async def test_a_pull_tells_steps_layers_and_what_came(
+async def test_pull_reports_steps_layers_and_result(
     pulls: Pulls, attached: OllamaClient, contract_server: ContractServer
 ) -> None:
     events = await events_of(pulls, attached, PullRequest("fresh"))
@@ -68,7 +68,7 @@ async def test_a_pull_tells_steps_layers_and_what_came(
     assert contract_server.bodies("/api/pull") == [{"model": "fresh", "insecure": False, "stream": True}]
 
 
-async def test_what_is_here_already_has_no_layers_to_tell_of(pulls: Pulls, shared_client: OllamaClient) -> None:
+async def test_pull_of_present_layers_reports_no_chunks(pulls: Pulls, shared_client: OllamaClient) -> None:
     events = await events_of(pulls, shared_client, PullRequest("fault-pull-quiet"))
     assert not any(isinstance(event, ChunkProgress) for event in events)
     assert isinstance(events[-1], Success)
@@ -76,7 +76,7 @@ async def test_what_is_here_already_has_no_layers_to_tell_of(pulls: Pulls, share
 
 @pytest.mark.promise("H3")
 @pytest.mark.parametrize("form", ["path", "file URL"])
-async def test_a_model_answers_to_the_path_it_was_pulled_by(
+async def test_model_is_found_by_the_path_it_was_pulled_from(
     attached: OllamaClient, contract_server: ContractServer, tmp_path: Path, form: str
 ) -> None:
     models = ServerModels(OllamaOptions(), References(tmp_path / "references.json"))
@@ -105,32 +105,32 @@ async def test_a_model_answers_to_the_path_it_was_pulled_by(
     [
         ("nobody-has-this", ModelNotFoundError, "https://ollama.com/search"),
         ("fault-pull-breaks", PullError, "max retries exceeded: unexpected EOF"),
-        ("fault-pull-no-success", PullError, "stopped pulling fault-pull-no-success without saying why"),
-        ("fault-pull-cut", PullError, "did not come: the Ollama at http://.* broke off.*Pull it again"),
-        ("fault-pull-digest", PullError, "is not what was asked for.*digest mismatch"),
+        ("fault-pull-no-success", PullError, "stopped pulling fault-pull-no-success without an error"),
+        ("fault-pull-cut", PullError, "failed: the Ollama at http://.* broke off.*Pull it again"),
+        ("fault-pull-digest", PullError, "is corrupt.*digest mismatch"),
         ("fault-pull-disk", PullError, "disk of the Ollama server is full.*DeleteModel"),
         ("fault-pull-unauthorized", PullError, "ollama signin"),
         ("fault-sign-in", AuthError, "Open https://ollama.com/connect"),
         ("fault-forbidden", PreconditionError, "OLLAMA_NO_CLOUD"),
         ("fault-busy", UnavailableError, "busy"),
-        ("fault-crashed", PullError, "did not come: model runner has unexpectedly stopped"),
+        ("fault-crashed", PullError, "failed: model runner has unexpectedly stopped"),
         ("not a name", InvalidRequestError, "model: 'not a name': invalid model name"),
     ],
 )
-async def test_how_a_pull_fails(
+async def test_failed_pull_has_a_next_step(
     pulls: Pulls, shared_client: OllamaClient, name: str, error: type[EnginePluginError], said: str
 ) -> None:
     with pytest.raises(error, match=f"(?s){said}") as caught:
         await events_of(pulls, shared_client, PullRequest(name))
     assert type(caught.value) is error
     if isinstance(caught.value, ModelNotFoundError):
-        assert caught.value.pull == "", "no other pull would help"
+        assert caught.value.pull == "", "the error suggests no other pull"
     assert isinstance((await events_of(pulls, shared_client, PullRequest("fresh:1b")))[-1], Success), (
-        "nothing is stuck"
+        "no pull is left running"
     )
 
 
-async def test_a_registry_that_cannot_be_reached_names_the_servers_network(
+async def test_unreachable_registry_names_the_servers_network(
     pulls: Pulls, shared_client: OllamaClient, shared_server: ContractServer
 ) -> None:
     shared_server.fail("gateway", path="/api/pull")
@@ -139,7 +139,7 @@ async def test_a_registry_that_cannot_be_reached_names_the_servers_network(
 
 
 @pytest.mark.promise("P17")
-async def test_concurrent_pulls_are_one(
+async def test_concurrent_pulls_share_one_request(
     pulls: Pulls, attached: OllamaClient, contract_server: ContractServer
 ) -> None:
     both = await asyncio.gather(
@@ -150,7 +150,7 @@ async def test_concurrent_pulls_are_one(
 
 
 @pytest.mark.promise("P17")
-async def test_leaving_a_pull_closes_it_when_nobody_watches_any_more(
+async def test_pull_ends_when_its_last_watcher_leaves(
     pulls: Pulls, attached: OllamaClient, contract_server: ContractServer
 ) -> None:
     first = pulls.pull(attached, PullRequest("fault-pull-gated"))
@@ -163,7 +163,7 @@ async def test_leaving_a_pull_closes_it_when_nobody_watches_any_more(
     assert isinstance((await events_of(pulls, attached, PullRequest("fresh")))[-1], Success)
 
 
-async def test_two_sources_for_one_name_do_not_mix(pulls: Pulls, shared_client: OllamaClient) -> None:
+async def test_pull_from_another_source_is_refused_meanwhile(pulls: Pulls, shared_client: OllamaClient) -> None:
     first = pulls.pull(shared_client, PullRequest("fault-pull-gated"))
     try:
         await anext(first)
@@ -173,12 +173,12 @@ async def test_two_sources_for_one_name_do_not_mix(pulls: Pulls, shared_client: 
         await first.aclose()
 
 
-async def test_a_digest_that_was_asked_for_is_compared(pulls: Pulls, shared_client: OllamaClient) -> None:
+async def test_wrong_sha256_of_a_pull_fails(pulls: Pulls, shared_client: OllamaClient) -> None:
     with pytest.raises(DownloadError, match="expected sha256:0000"):
         await events_of(pulls, shared_client, PullRequest("fresh", sha256="0" * 64))
 
 
-async def test_a_copy(pulls: Pulls, shared_client: OllamaClient, shared_server: ContractServer) -> None:
+async def test_copy(pulls: Pulls, shared_client: OllamaClient, shared_server: ContractServer) -> None:
     [status, done] = await events_of(pulls, shared_client, PullRequest("mine", source="model:tiny-chat"))
     assert status == Status("copying tiny-chat:latest")
     assert isinstance(done, Success)
@@ -188,7 +188,7 @@ async def test_a_copy(pulls: Pulls, shared_client: OllamaClient, shared_server: 
         await events_of(pulls, shared_client, PullRequest("mine", source="model:nobody"))
 
 
-# Files of this machine
+# Local files
 
 BYTES = b"GGUF" + bytes(range(256)) * 40_000
 
@@ -200,7 +200,7 @@ def gguf(tmp_path: Path) -> Path:
     return path
 
 
-async def test_a_file_becomes_a_model(
+async def test_gguf_file_is_uploaded_and_created(
     pulls: Pulls, shared_client: OllamaClient, shared_server: ContractServer, gguf: Path
 ) -> None:
     digest = hashlib.sha256(BYTES).hexdigest()
@@ -215,16 +215,16 @@ async def test_a_file_becomes_a_model(
     assert len(shared_server.requests(f"/api/blobs/sha256:{digest}", method="POST")) == 1
 
     again = await events_of(pulls, shared_client, PullRequest("twin", source=gguf.as_uri()))
-    assert not any(isinstance(event, ChunkProgress) for event in again), "the server has these bytes"
+    assert not any(isinstance(event, ChunkProgress) for event in again), "the server has the file already"
     assert isinstance(again[-1], Success)
 
 
 @pytest.mark.parametrize(
     ("request_", "error", "said"),
     [
-        (PullRequest("own", source="/nowhere/x.gguf"), ModelNotFoundError, "there is no file"),
-        (PullRequest("own", source="llama3.2"), InvalidRequestError, "is no source that Ollama can pull"),
-        (PullRequest("https://example.com/x.gguf"), InvalidRequestError, "is no source that Ollama can pull"),
+        (PullRequest("own", source="/nowhere/x.gguf"), ModelNotFoundError, "does not exist"),
+        (PullRequest("own", source="llama3.2"), InvalidRequestError, "is not a source that Ollama can pull"),
+        (PullRequest("https://example.com/x.gguf"), InvalidRequestError, "is not a source that Ollama can pull"),
         (PullRequest("own", source="model:"), InvalidRequestError, "the name of a model"),
         (PullRequest(""), InvalidRequestError, "model: must be a string that is not empty"),
         (PullRequest("fresh", model_type="levitate"), InvalidRequestError, "model_type"),
@@ -232,7 +232,7 @@ async def test_a_file_becomes_a_model(
         (PullRequest("fresh", username="me", password="x"), InvalidRequestError, "^username: .*`ollama signin`"),
     ],
 )
-async def test_what_cannot_be_pulled(
+async def test_invalid_pull_requests_are_rejected(
     pulls: Pulls, shared_client: OllamaClient, request_: PullRequest, error: type[EnginePluginError], said: str
 ) -> None:
     with pytest.raises(error, match=said):
@@ -240,17 +240,17 @@ async def test_what_cannot_be_pulled(
 
 
 @pytest.mark.parametrize("content", [b"", b"GG", b"PK\x03\x04 and much more"])
-async def test_a_file_that_is_no_gguf_is_not_sent(
+async def test_file_that_is_not_gguf_is_not_sent(
     pulls: Pulls, shared_client: OllamaClient, shared_server: ContractServer, gguf: Path, content: bytes
 ) -> None:
     await asyncio.to_thread(gguf.write_bytes, content)
-    with pytest.raises(InvalidRequestError, match="is no GGUF file: it begins with"):
+    with pytest.raises(InvalidRequestError, match="is not a GGUF file: it begins with"):
         await events_of(pulls, shared_client, PullRequest("own", source=str(gguf)))
     assert not [entry for entry in shared_server.requests() if entry["path"].startswith("/api/blobs")]
 
 
 @pytest.mark.promise("P18")
-async def test_a_file_with_another_digest_is_not_sent(
+async def test_file_with_wrong_sha256_is_not_sent(
     pulls: Pulls, shared_client: OllamaClient, shared_server: ContractServer, gguf: Path
 ) -> None:
     with pytest.raises(DownloadError, match="expected sha256:0000"):
@@ -259,7 +259,7 @@ async def test_a_file_with_another_digest_is_not_sent(
 
 
 @pytest.mark.promise("S8")
-async def test_a_part_of_a_model_is_refused_with_the_way_to_join_it(
+async def test_part_of_split_model_is_refused_with_the_merge_command(
     pulls: Pulls, shared_client: OllamaClient, tmp_path: Path
 ) -> None:
     path = tmp_path / "big-00002-of-00003.gguf"
@@ -269,7 +269,7 @@ async def test_a_part_of_a_model_is_refused_with_the_way_to_join_it(
 
 
 @pytest.mark.promise("L6")
-async def test_an_offline_environment_keeps_the_server_from_hugging_face(
+async def test_offline_environment_refuses_pulls_from_hugging_face(
     pulls: Pulls, shared_client: OllamaClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -1,4 +1,4 @@
-"""What changes something at a server of somebody else is asked of it once."""
+"""Requests that change an attached server are sent once."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pytest
 
 from engine_plugin.errors import EnginePluginError
 
-from .conftest import attachment_to
+from .conftest import attached_server
 
 VERSION = b'{"version": "0.30.0"}'
 
 
-async def test_no_post_is_sent_twice() -> None:
-    """The server takes the request on a connection that was idle, and closes it without a word."""
+async def test_post_is_not_resent() -> None:
+    """The server reads the request on an idle connection and closes it without an answer."""
     posts = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -31,13 +31,13 @@ async def test_no_post_is_sent_twice() -> None:
 
     listener = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with listener:
-        attachment = attachment_to(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}")
+        server = attached_server(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}")
         try:
-            client = await attachment.find()
+            client = await server.find()
             assert client is not None
             with pytest.raises(EnginePluginError):
                 async with client.request("POST", "/api/pull", b"{}"):
                     pass
         finally:
-            await attachment.detach()
+            await server.detach()
     assert posts == 1

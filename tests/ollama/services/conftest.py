@@ -1,4 +1,4 @@
-"""A server for all tests of a module, and a client of it."""
+"""A contract server for all tests of this package, and the service calls on it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from engine_plugin.engines.ollama import services
-from engine_plugin.engines.ollama.connection import OllamaClient
+from engine_plugin.engines.ollama import exchange
+from engine_plugin.engines.ollama.client import OllamaClient
 from engine_plugin.engines.ollama.options import OllamaOptions
 from engine_plugin.speech.decoder import Decoder
 from engine_plugin.transport.http1 import Http1Client
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContractServer]:
-    """One contract server for the tests of this package; a test that changes its ways has one of its own."""
+    """One contract server for the tests of this package that do not change its rules."""
     server = ContractServer(tmp_path_factory.mktemp("ollama"))
     try:
         yield server
@@ -33,8 +33,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContractServer]
         server.close()
 
 
-class Asker:
-    """The services as the engine calls them."""
+class ServiceClient:
+    """Calls services as the engine does."""
 
     def __init__(self, address: tuple[str, int]) -> None:
         self.http = Http1Client(address)
@@ -43,28 +43,28 @@ class Asker:
         self.options = OllamaOptions()
 
     async def call(self, service: str, request: dict[str, Any], facts: ModelFacts | None = None) -> bytes:
-        """One answer."""
+        """One unary answer."""
         facts = facts or facts_of(request["model"])
-        return await services.call(self.client, service, request, facts, self.options, self.decoder)
+        return await exchange.call(self.client, service, request, facts, self.options, self.decoder)
 
     async def blocks(
         self, service: str, request: dict[str, Any], facts: ModelFacts | None = None
     ) -> AsyncGenerator[bytes, None]:
-        """A stream's blocks, to the end."""
+        """The blocks of a stream."""
         facts = facts or facts_of(request["model"])
-        async with services.stream(self.client, service, request, facts, self.options) as blocks:
+        async with exchange.stream(self.client, service, request, facts, self.options) as blocks:
             async for block in blocks:
                 yield block
 
     async def collected(self, service: str, request: dict[str, Any], facts: ModelFacts | None = None) -> bytes:
-        """All of a stream."""
+        """A whole stream."""
         async with aclosing(self.blocks(service, request, facts)) as blocks:
             return b"".join([block async for block in blocks])
 
 
 @pytest_asyncio.fixture
-async def ask(server: ContractServer) -> AsyncIterator[Asker]:
-    """The services on the common server."""
-    asker = Asker(("127.0.0.1", server.port))
+async def ask(server: ContractServer) -> AsyncIterator[ServiceClient]:
+    """Service calls on the shared server."""
+    asker = ServiceClient(("127.0.0.1", server.port))
     yield asker
     asker.http.close()

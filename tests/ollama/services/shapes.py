@@ -1,4 +1,4 @@
-"""Requests, facts and lines as the tests need them."""
+"""Makers of requests, facts and lines, and parsers of events."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["chat", "chat_line", "data_of", "facts_of", "joined", "line"]
 
 
 def facts_of(name: str = "tiny-chat:latest", *features: str, native: bool = False, **more: Any) -> ModelFacts:
-    """Facts of a model; without features nothing is known of what it can do."""
+    """Facts of a model; without `features` its features are unknown."""
     known = {"context_length": None, "num_ctx": None, "parameter_size": ""} | more
     return ModelFacts(name, "chat", frozenset(features), native=native, **known)
 
@@ -23,7 +23,7 @@ def chat(content: Any = "hello", model: str = "tiny-chat:latest", **more: Any) -
 
 
 def line(**fields: Any) -> bytes:
-    """A line as Ollama writes it."""
+    """A line in Ollama's format."""
     text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
@@ -31,7 +31,7 @@ def line(**fields: Any) -> bytes:
 
 
 def chat_line(content: str = "", *, done: bool = False, thinking: str = "", **more: Any) -> bytes:
-    """A line of a chat."""
+    """A line of a chat stream."""
     message: dict[str, Any] = {"role": "assistant", "content": content}
     if thinking:
         message["thinking"] = thinking
@@ -45,6 +45,6 @@ def data_of(events: bytes) -> list[dict[str, Any]]:
 
 
 def joined(events: bytes, field: str = "content", index: int = 0) -> str:
-    """A text of one choice, put together from its deltas."""
+    """The joined deltas of one choice."""
     choices = [choice for event in data_of(events) for choice in event["choices"] if choice["index"] == index]
     return "".join(choice.get("delta", choice).get(field) or "" for choice in choices)

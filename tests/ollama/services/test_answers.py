@@ -1,4 +1,4 @@
-"""Whole answers: chat completions, completions, embeddings, metrics."""
+"""Unary answers: chat completions, completions, embeddings, metrics."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_plugin.engines.ollama.answers import embeddings_answer, openai_answer
-from engine_plugin.engines.ollama.gather import Whole
-from engine_plugin.engines.ollama.metrics import timings, usage
+from engine_plugin.engines.ollama.answers import openai_answer, openai_embeddings, timings, usage
+from engine_plugin.engines.ollama.lines import CollectedAnswer
 from engine_plugin.engines.ollama.native import native_answer
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
-def completion(service: str, *wholes: Whole, **request: Any) -> dict[str, Any]:
-    shape: dict[str, Any] = json.loads(openai_answer(service, wholes, {"model": "m"} | request))
+def completion(service: str, *collected: CollectedAnswer, **request: Any) -> dict[str, Any]:
+    shape: dict[str, Any] = json.loads(openai_answer(service, collected, {"model": "m"} | request))
     return shape
 
 
-def test_a_chat() -> None:
+def test_chat_answer_has_all_openai_fields() -> None:
     call = {"function": {"name": "look", "arguments": {"a": 1}}}
     logprob = {"token": "a", "logprob": -1.5, "bytes": [97]}
     last = {"done_reason": "stop", "prompt_eval_count": 2, "eval_count": 3}
-    answer = completion("chat", Whole(["a", "b"], ["c", "d"], [call], [logprob], last))
+    answer = completion("chat", CollectedAnswer(["a", "b"], ["c", "d"], [call], [logprob], last))
     [choice] = answer["choices"]
     [told] = choice["message"].pop("tool_calls")
     assert told.pop("id").startswith("call_")
@@ -45,8 +44,8 @@ def test_a_chat() -> None:
     assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
 
 
-def test_completions_of_several_prompts() -> None:
-    first, second = (Whole([text], last={"prompt_eval_count": 2, "eval_count": 1}) for text in "ab")
+def test_completion_of_several_prompts_counts_each_prompt_once() -> None:
+    first, second = (CollectedAnswer([text], last={"prompt_eval_count": 2, "eval_count": 1}) for text in "ab")
     answer = completion("generate", first, first, second, second, n=2)
     assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == [
         (0, "a"), (1, "a"), (2, "b"), (3, "b")
@@ -64,24 +63,24 @@ def test_completions_of_several_prompts() -> None:
         ({"response_format": {"type": "json_object"}}, None, "hm</think>yes"),
     ],
 )
-def test_tags(request_has: dict[str, Any], thought: str | None, said: str) -> None:
-    [choice] = completion("generate", Whole(["hm</th", "ink>yes"]), **request_has)["choices"]
+def test_think_tags_are_split_unless_raw_or_json(request_has: dict[str, Any], thought: str | None, said: str) -> None:
+    [choice] = completion("generate", CollectedAnswer(["hm</th", "ink>yes"]), **request_has)["choices"]
     assert (choice.get("reasoning_content"), choice["text"]) == (thought, said)
 
 
 @pytest.mark.parametrize(
     ("reason", "wanted"), [("stop", "stop"), ("length", "length"), ("load", "stop"), (None, "stop")]
 )
-def test_why_it_ended(reason: str | None, wanted: str) -> None:
-    [choice] = completion("chat", Whole(last={"done_reason": reason}))["choices"]
+def test_finish_reason(reason: str | None, wanted: str) -> None:
+    [choice] = completion("chat", CollectedAnswer(last={"done_reason": reason}))["choices"]
     assert choice["finish_reason"] == wanted
     assert choice["message"] == {"role": "assistant", "content": ""}
 
 
-def test_native_answers_have_all_in_the_last_line() -> None:
+def test_native_answer_is_last_line_with_all_texts() -> None:
     call = {"function": {"name": "look", "arguments": {}}}
     last = {"model": "m", "message": {"role": "assistant", "content": "b", "new": 1}, "done": True, "eval_count": 3}
-    assert json.loads(native_answer("chat", Whole(["a", "b"], ["c"], [call], [{"token": "a"}], last))) == {
+    assert json.loads(native_answer("chat", CollectedAnswer(["a", "b"], ["c"], [call], [{"token": "a"}], last))) == {
         "model": "m",
         "message": {"role": "assistant", "content": "ab", "new": 1, "thinking": "c", "tool_calls": [call]},
         "done": True,
@@ -89,10 +88,10 @@ def test_native_answers_have_all_in_the_last_line() -> None:
         "logprobs": [{"token": "a"}],
     }
     last = {"model": "m", "response": "", "done": True, "context": [1]}
-    assert json.loads(native_answer("generate", Whole(["a", "b"], last=last))) == last | {"response": "ab"}
+    assert json.loads(native_answer("generate", CollectedAnswer(["a", "b"], last=last))) == last | {"response": "ab"}
 
 
-def test_speeds_are_never_divided_by_zero() -> None:
+def test_count_without_duration_has_speed_zero() -> None:
     assert timings({}) == {}
     assert timings({"eval_count": 0, "eval_duration": 0}) == {}
     assert timings({"eval_count": 5})["predicted_per_second"] == 0
@@ -104,7 +103,7 @@ def test_speeds_are_never_divided_by_zero() -> None:
 
 
 @pytest.mark.parametrize("value", ["5", True, [1]])
-def test_counts_that_are_none(value: Any) -> None:
+def test_invalid_counts_are_rejected(value: Any) -> None:
     with pytest.raises(BadGatewayError, match="the engine's eval_count"):
         usage([{"eval_count": value}])
 
@@ -120,10 +119,10 @@ def embedded(vectors: list[list[float]], separators: tuple[str, str] = (",", ":"
     st.lists(st.lists(FLOATS, min_size=1, max_size=4), min_size=1, max_size=4),
     st.sampled_from(((",", ":"), (", ", ": "))),
 )
-def test_vectors_stay(vectors: list[list[float]], separators: tuple[str, str]) -> None:
+def test_vectors_keep_their_text(vectors: list[list[float]], separators: tuple[str, str]) -> None:
     request: dict[str, Any] = {"model": "m", "input": ["a"] * len(vectors)}
     data = embedded(vectors, separators, prompt_eval_count=7, note="]]")
-    answer = json.loads(embeddings_answer(data, request))
+    answer = json.loads(openai_embeddings(data, request))
     assert answer == {
         "object": "list",
         "data": [
@@ -132,16 +131,16 @@ def test_vectors_stay(vectors: list[list[float]], separators: tuple[str, str]) -
         "model": "m",
         "usage": {"prompt_tokens": 7, "total_tokens": 7},
     }
-    packed = json.loads(embeddings_answer(data, request | {"encoding_format": "base64"}))
+    packed = json.loads(openai_embeddings(data, request | {"encoding_format": "base64"}))
     for entry, vector in zip(packed["data"], vectors, strict=True):
         assert list(struct.unpack(f"<{len(vector)}f", base64.b64decode(entry["embedding"]))) == vector
 
 
-def test_dimensions_that_a_server_does_not_know() -> None:
+def test_dimensions_the_server_ignores_are_rejected() -> None:
     request = {"model": "m", "input": "a", "dimensions": 3}
-    assert embeddings_answer(embedded([[1, 2, 3]]), request)
-    with pytest.raises(InvalidRequestError, match=r"dimensions: this model gives 2 .* 3"):
-        embeddings_answer(embedded([[1, 2]]), request)
+    assert openai_embeddings(embedded([[1, 2, 3]]), request)
+    with pytest.raises(InvalidRequestError, match=r"dimensions: expected 3, but this model gives 2"):
+        openai_embeddings(embedded([[1, 2]]), request)
 
 
 @pytest.mark.parametrize(
@@ -159,12 +158,12 @@ def test_dimensions_that_a_server_does_not_know() -> None:
         embedded([[1.0], [2.0]]),
     ],
 )
-def test_embeddings_that_are_none(data: bytes) -> None:
+def test_malformed_embeddings_are_rejected(data: bytes) -> None:
     with pytest.raises(BadGatewayError, match="the engine"):
-        embeddings_answer(data, {"model": "m", "input": ["a"]})
+        openai_embeddings(data, {"model": "m", "input": ["a"]})
 
 
 @pytest.mark.parametrize("data", [b'{"embeddings":[[1e300]]}', b'{"embeddings":[[1,"a"]]}', b'{"embeddings":[[x]]}'])
-def test_numbers_that_are_none(data: bytes) -> None:
+def test_invalid_numbers_in_embeddings_are_rejected(data: bytes) -> None:
     with pytest.raises(BadGatewayError, match="the engine's embeddings are not understood"):
-        embeddings_answer(data, {"model": "m", "input": "a", "encoding_format": "base64"})
+        openai_embeddings(data, {"model": "m", "input": "a", "encoding_format": "base64"})

@@ -1,4 +1,4 @@
-"""What must hold on the contract server must hold on a real Ollama (OLLAMA_TEST_HOST, OLLAMA_TEST_MODEL)."""
+"""Services on the contract server and on a real Ollama (OLLAMA_TEST_HOST, OLLAMA_TEST_MODEL)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest_asyncio
 from engine_plugin.engines.ollama.address import ServerAddress
 from engine_plugin.errors import ModelNotFoundError
 
-from .conftest import Asker
+from .conftest import ServiceClient
 from .shapes import chat, data_of, facts_of, joined
 
 if TYPE_CHECKING:
@@ -23,15 +23,15 @@ SHORT = {"max_tokens": 8, "seed": 1, "temperature": 0}
 
 
 @pytest_asyncio.fixture
-async def there(any_ollama: Ollama) -> AsyncIterator[tuple[Asker, str]]:
-    """The services on a server, and its model."""
+async def there(any_ollama: Ollama) -> AsyncIterator[tuple[ServiceClient, str]]:
+    """Service calls on a server, and its chat model."""
     address = ServerAddress.parse(any_ollama.url)
-    asker = Asker((address.host, address.port))
+    asker = ServiceClient((address.host, address.port))
     yield asker, any_ollama.model
     asker.http.close()
 
 
-async def test_a_chat_says_the_same_streamed_or_not(there: tuple[Asker, str]) -> None:
+async def test_chat_is_the_same_streamed_or_not(there: tuple[ServiceClient, str]) -> None:
     ask, model = there
     request = chat("Say hello.", model, stream_options={"include_usage": True}, **SHORT)
     whole = json.loads(await ask.call("chat", request))
@@ -47,7 +47,7 @@ async def test_a_chat_says_the_same_streamed_or_not(there: tuple[Asker, str]) ->
     assert events.endswith(b"data: [DONE]\n\n")
 
 
-async def test_native_flavour(there: tuple[Asker, str]) -> None:
+async def test_native_chat_and_generate(there: tuple[ServiceClient, str]) -> None:
     ask, model = there
     native, request = facts_of(model, native=True), chat("Say hello.", model, options={"num_predict": 8, "seed": 1})
     whole = json.loads(await ask.call("chat", request, native))
@@ -59,7 +59,7 @@ async def test_native_flavour(there: tuple[Asker, str]) -> None:
     assert generated["response"]
 
 
-async def test_completions_and_json(there: tuple[Asker, str]) -> None:
+async def test_completion_and_json_format(there: tuple[ServiceClient, str]) -> None:
     ask, model = there
     request: dict[str, Any] = {"model": model, "prompt": ["One two", "Three"], **SHORT}
     whole = json.loads(await ask.call("generate", request))
@@ -71,7 +71,7 @@ async def test_completions_and_json(there: tuple[Asker, str]) -> None:
     assert isinstance(json.loads(whole["choices"][0]["message"]["content"])["a"], int)
 
 
-async def test_a_missing_model(there: tuple[Asker, str]) -> None:
+async def test_missing_model_is_reported(there: tuple[ServiceClient, str]) -> None:
     ask, _ = there
     with pytest.raises(ModelNotFoundError):
         await ask.call("chat", chat("hello", "nobody-has-this:1b"))

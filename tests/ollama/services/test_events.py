@@ -1,4 +1,4 @@
-"""OpenAI's events of Ollama's lines: the fast way says what the slow one says."""
+"""OpenAI's events from Ollama's lines: the fast path gives the same events as the parser."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def encode(pieces: list[tuple[str, str]]) -> list[bytes]:
 
 @pytest.mark.promise("P25")
 @given(LINES, st.booleans(), st.integers(0, 12))
-def test_blocks_of_any_size_say_the_same(pieces: list[tuple[str, str]], tags: bool, cut: int) -> None:
+def test_blocks_of_any_size_give_the_same_text(pieces: list[tuple[str, str]], tags: bool, cut: int) -> None:
     lines = encode(pieces)
-    spaced = [json.dumps(json.loads(data)).encode() + b"\n" for data in lines]  # which is parsed always
+    spaced = [json.dumps(json.loads(data)).encode() + b"\n" for data in lines]  # always parsed
     slow, single, double = writer(tags=tags), writer(tags=tags), writer(tags=tags)
     by_lines = b"".join(slow.write(data) for data in spaced)
     assert said_and_thought(b"".join(single.write(data) for data in lines)) == said_and_thought(by_lines)
@@ -49,7 +49,7 @@ def test_blocks_of_any_size_say_the_same(pieces: list[tuple[str, str]], tags: bo
         assert thought == "".join(text for kind, text in pieces if kind == "thought")
 
 
-def test_the_events_of_a_chat() -> None:
+def test_events_of_a_chat() -> None:
     writes = writer()
     events = writes.write(chat_line("Hé") + chat_line(" <b>")) + writes.write(chat_line(' "x"\\1'))
     assert writes.last == {}
@@ -81,7 +81,7 @@ def choice(delta: dict[str, Any], reason: str | None = None, **more: Any) -> dic
     return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason} | more
 
 
-def test_the_events_of_a_completion() -> None:
+def test_events_of_a_completion() -> None:
     writes = writer("generate")
     lines = [line(model="m", created_at="now", response=text, done=False) for text in ("a", " b")]
     lines.insert(0, line(model="m", created_at="now", response="", thinking="hm", done=False))
@@ -97,7 +97,7 @@ def test_the_events_of_a_completion() -> None:
     assert "timings" not in data_of(events)[-1]
 
 
-def test_calls_of_tools_are_numbered_and_named() -> None:
+def test_tool_calls_have_index_and_id() -> None:
     writes = writer()
     function = {"index": 0, "name": "look", "arguments": {"at": "é", "done": True}}
     lines = [
@@ -123,7 +123,7 @@ def message_line(**fields: Any) -> bytes:
     return line(model="m", created_at="now", message={"role": "assistant", "content": "", **fields}, done=False)
 
 
-def test_logprobs_go_with_their_text() -> None:
+def test_logprobs_stay_with_their_text() -> None:
     writes = writer()
     events = writes.write(chat_line("<thi", logprobs=[{"token": "<thi", "logprob": -1}]))
     top = {"token": "s", "logprob": -2, "bytes": [115], "top_logprobs": [{"token": "x", "logprob": -3}]}
@@ -135,7 +135,7 @@ def test_logprobs_go_with_their_text() -> None:
     assert end["logprobs"] is None
 
 
-def test_an_error_comes_after_what_came_before_it() -> None:
+def test_error_follows_the_events_before_it() -> None:
     writes = writer()
     events = writes.write(chat_line("a <th") + line(error="out of memory") + chat_line("never"))
     assert joined(events) == "a <th"
@@ -144,14 +144,14 @@ def test_an_error_comes_after_what_came_before_it() -> None:
     assert writes.last == {}
 
 
-def test_nothing_comes_after_done() -> None:
+def test_lines_after_done_are_dropped() -> None:
     writes = writer()
     writes.write(chat_line("a"))
     events = writes.write(chat_line("b") + chat_line("c", done=True) + chat_line("never"))
     assert [event["choices"][0]["delta"].get("content") for event in data_of(events)][-2:] == ["c", None]
 
 
-def test_what_the_server_thinks_makes_tags_text() -> None:
+def test_tags_are_content_once_the_server_separates_thinking() -> None:
     writes = writer()
     events = writes.write(chat_line(thinking="hm")) + writes.write(chat_line("<think>is a tag</think>"))
     assert said_and_thought(events) == ("<think>is a tag</think>", "hm")
@@ -172,7 +172,7 @@ def test_what_the_server_thinks_makes_tags_text() -> None:
     ],
 )
 @pytest.mark.parametrize("begun", [False, True])
-def test_what_is_no_line_of_ollama(data: bytes, begun: bool) -> None:
+def test_malformed_lines_are_rejected(data: bytes, begun: bool) -> None:
     writes = writer()
     events = writes.write(chat_line("a")) if begun else b""
     events += writes.write(chat_line("b") + data)

@@ -1,4 +1,4 @@
-"""What goes wrong at the server, before and inside of a stream, and who goes away."""
+"""Server errors before and during a stream, and callers that leave."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine_plugin.errors import (
 )
 from tests.patience import LIMIT
 
-from .conftest import Asker
+from .conftest import ServiceClient
 from .shapes import chat, data_of, facts_of, joined
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def told(events: bytes, *, native: bool) -> str:
 
 @pytest.fixture(params=[False, True], ids=["openai", "native"])
 def native(request: pytest.FixtureRequest) -> bool:
-    """Which flavour the host speaks."""
+    """Whether the host uses Ollama's own JSON."""
     return bool(request.param)
 
 
@@ -52,8 +52,8 @@ REFUSALS: list[tuple[str, type[EnginePluginError], str]] = [
 
 
 @pytest.mark.parametrize(("fault", "kind", "words"), REFUSALS, ids=[fault for fault, *_ in REFUSALS])
-async def test_refusals(
-    ask: Asker, server: ContractServer, fault: str, kind: type[EnginePluginError], words: str, native: bool
+async def test_server_errors_are_mapped(
+    ask: ServiceClient, server: ContractServer, fault: str, kind: type[EnginePluginError], words: str, native: bool
 ) -> None:
     name = f"fault-{fault}:latest"
     server.add(name)
@@ -63,8 +63,8 @@ async def test_refusals(
         await ask.collected("chat", chat("hello", name), facts_of(name, native=native))
 
 
-async def broken_off(ask: Asker, name: str, *, native: bool) -> tuple[str, EnginePluginError]:
-    """What came of a stream, and what it ended with."""
+async def broken_off(ask: ServiceClient, name: str, *, native: bool) -> tuple[str, EnginePluginError]:
+    """The text of a stream, and the error that ended it."""
     blocks: list[bytes] = []
     try:
         async with aclosing(ask.blocks("chat", chat("a b c", name), facts_of(name, native=native))) as stream:
@@ -72,7 +72,7 @@ async def broken_off(ask: Asker, name: str, *, native: bool) -> tuple[str, Engin
                 blocks.append(block)  # noqa: PERF401  # those before the error count
     except EnginePluginError as error:
         return told(b"".join(blocks), native=native), error
-    raise AssertionError("the stream ended well")
+    raise AssertionError("the stream ended without an error")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,9 @@ async def broken_off(ask: Asker, name: str, *, native: bool) -> tuple[str, Engin
         ("garbage", "not JSON|before it was done"),
     ],
 )
-async def test_streams_that_break(ask: Asker, server: ContractServer, fault: str, words: str, native: bool) -> None:
+async def test_broken_stream_raises_after_its_text(
+    ask: ServiceClient, server: ContractServer, fault: str, words: str, native: bool
+) -> None:
     name = f"fault-{fault}:latest"
     server.add(name)
     came, error = await broken_off(ask, name, native=native)
@@ -107,8 +109,8 @@ async def test_streams_that_break(ask: Asker, server: ContractServer, fault: str
         ("empty", ""),
     ],
 )
-async def test_streams_of_every_shape(
-    ask: Asker, server: ContractServer, fault: str, wanted: str, native: bool
+async def test_stream_of_any_shape_gives_the_same_answer(
+    ask: ServiceClient, server: ContractServer, fault: str, wanted: str, native: bool
 ) -> None:
     name = f"fault-{fault}:latest"
     server.add(name)
@@ -126,8 +128,8 @@ async def test_streams_of_every_shape(
         ("tags-closed", ("", "Hm, yes.You said: a"), ("Hm, yes.", "You said: a")),
     ],
 )
-async def test_thinking_in_tags(
-    ask: Asker, server: ContractServer, fault: str, streamed: tuple[str, str], whole: tuple[str, str]
+async def test_thinking_in_tags_is_separated(
+    ask: ServiceClient, server: ContractServer, fault: str, streamed: tuple[str, str], whole: tuple[str, str]
 ) -> None:
     name = f"fault-{fault}:latest"
     server.add(name)
@@ -139,7 +141,9 @@ async def test_thinking_in_tags(
 
 
 @pytest.mark.parametrize(("fault", "count"), [("tool-no-id", 1), ("tool-twice", 2)])
-async def test_calls_without_ids(ask: Asker, server: ContractServer, fault: str, count: int) -> None:
+async def test_tool_calls_without_ids_get_ids(
+    ask: ServiceClient, server: ContractServer, fault: str, count: int
+) -> None:
     name = f"fault-{fault}:latest"
     server.add(name, capabilities=["completion", "tools"])
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
@@ -152,7 +156,7 @@ async def test_calls_without_ids(ask: Asker, server: ContractServer, fault: str,
 
 
 @pytest.mark.promise("F23")
-async def test_who_leaves_a_stream_stops_the_server(ask: Asker, server: ContractServer, native: bool) -> None:
+async def test_closed_stream_stops_the_server(ask: ServiceClient, server: ContractServer, native: bool) -> None:
     name = f"fault-endless:{'n' if native else 'o'}"
     server.add(name)
     before = len(server.requests("/api/chat", state="left"))
@@ -163,7 +167,7 @@ async def test_who_leaves_a_stream_stops_the_server(ask: Asker, server: Contract
 
 
 @pytest.mark.promise("F23")
-async def test_who_leaves_a_call_stops_the_server(ask: Asker, server: ContractServer, native: bool) -> None:
+async def test_cancelled_call_stops_the_server(ask: ServiceClient, server: ContractServer, native: bool) -> None:
     name = f"fault-endless:call-{'n' if native else 'o'}"
     server.add(name)
     count = len(server.requests("/api/chat", state="left"))
@@ -175,9 +179,9 @@ async def test_who_leaves_a_call_stops_the_server(ask: Asker, server: ContractSe
     await server.wait("/api/chat", count=count + 1, state="left")
 
 
-async def test_tokens_are_told_as_they_come(contract_server: ContractServer, native: bool) -> None:
+async def test_tokens_are_sent_as_they_arrive(contract_server: ContractServer, native: bool) -> None:
     contract_server.add("fault-gated:latest")
-    asker = Asker(("127.0.0.1", contract_server.port))
+    asker = ServiceClient(("127.0.0.1", contract_server.port))
     request, facts = chat("a b", "fault-gated:latest"), facts_of("fault-gated:latest", native=native)
     came = b""
     try:
@@ -191,14 +195,14 @@ async def test_tokens_are_told_as_they_come(contract_server: ContractServer, nat
     assert told(came, native=native) == "You said: a b"
 
 
-async def test_one_choice_after_the_other_and_none_after_an_error(ask: Asker, server: ContractServer) -> None:
+async def test_choices_are_sequential_and_end_at_an_error(ask: ServiceClient, server: ContractServer) -> None:
     server.add("fault-error:two")
     with pytest.raises(BadGatewayError):
         await ask.collected("chat", chat("only once", "fault-error:two", n=3))
     assert len([body for body in server.bodies("/api/chat") if "only once" in str(body)]) == 1
 
 
-async def test_connections_are_used_again(ask: Asker, native: bool) -> None:
+async def test_connections_are_reused(ask: ServiceClient, native: bool) -> None:
     for _ in range(3):
         await ask.collected("chat", chat("hello"), facts_of(native=native))
         await ask.call("chat", chat("hello"), facts_of(native=native))

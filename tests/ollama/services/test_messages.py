@@ -1,4 +1,4 @@
-"""Messages as Ollama takes them."""
+"""Conversion of chat messages."""
 
 from __future__ import annotations
 
@@ -46,22 +46,22 @@ def image(url: Any) -> dict[str, Any]:
         (user(), {"role": "user", "content": ""}),
     ],
 )
-def test_texts(given: dict[str, Any], wanted: dict[str, Any]) -> None:
+def test_content_becomes_one_text(given: dict[str, Any], wanted: dict[str, Any]) -> None:
     assert one(given) == wanted
 
 
 @pytest.mark.parametrize("url", [f"data:image/png;base64,{PIXEL}", {"url": f"data:;base64,{PIXEL}"}, PIXEL])
-def test_images_become_bare_base64(url: Any) -> None:
+def test_image_urls_become_bare_base64(url: Any) -> None:
     [native] = native_messages([user(text("see"), image(url), image(url))], SEES)
     assert native == {"role": "user", "content": "see", "images": [PIXEL, PIXEL]}
 
 
-def test_native_images_lose_what_stands_before_the_base64() -> None:
+def test_native_images_lose_the_data_url_prefix() -> None:
     message = {"role": "user", "content": "see", "images": [f"data:image/png;base64,{PIXEL}", PIXEL]}
     assert one(message)["images"] == [PIXEL, PIXEL]
 
 
-def test_sounds_are_handed_over_as_images() -> None:
+def test_audio_parts_are_sent_as_images() -> None:
     sound = {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}
     assert one(user(text("what is said?"), sound))["images"] == ["UklGRg=="]
     with pytest.raises(InvalidRequestError, match=r"content\[0\]\.input_audio: vision:7b cannot hear"):
@@ -73,25 +73,25 @@ def test_sounds_are_handed_over_as_images() -> None:
     ("message", "complaint"),
     [
         (user(image("https://x/y.png")), r"messages\[0\]\.content\[0\]\.image_url: Ollama does not fetch images"),
-        (user(text("a"), image("data:image/png,abc")), r"content\[1\]\.image_url: a data: URL must say base64"),
-        (user(image("data:image/png;base64,")), "a data: URL must say base64"),
-        (user(image({})), r"image_url: must be an image; give it as a data: URL"),
+        (user(text("a"), image("data:image/png,abc")), r"content\[1\]\.image_url: a data: URL must be in base64"),
+        (user(image("data:image/png;base64,")), "a data: URL must be in base64"),
+        (user(image({})), r"image_url: must be an image; use a data: URL"),
         (user({"type": "video"}), r"messages\[0\]\.content\[0\]: must be a part of type"),
         (user("a"), "must be a part of type"),
         (user({"type": "text", "text": 5}), "must be a part of type"),
-        (user({"type": "input_audio"}), r"content\[0\]\.input_audio\.data: is missing"),
+        (user({"type": "input_audio"}), r"content\[0\]\.input_audio\.data: must be an audio file"),
         ({"role": "user", "content": 5}, r"messages\[0\]\.content: must be a text or a list of parts"),
         ({"role": "user", "images": "x"}, r"messages\[0\]\.images: must be a list of images"),
         ({"role": "assistant", "tool_calls": 5}, r"messages\[0\]\.tool_calls: must be a list"),
         ({"role": "assistant", "tool_calls": [{}]}, r"tool_calls\[0\]\.function: must be an object"),
     ],
 )
-def test_what_cannot_be_taken(message: dict[str, Any], complaint: str) -> None:
+def test_unsupported_content_is_rejected(message: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InvalidRequestError, match=complaint):
         native_messages([message], facts_of())
 
 
-def test_who_cannot_see_says_so_and_who_may_is_asked() -> None:
+def test_image_for_model_without_vision_is_rejected_unless_features_are_unknown() -> None:
     message = user(image(PIXEL))
     with pytest.raises(InvalidRequestError, match=r"content\[0\]\.image_url: blind:7b cannot see images; .*models"):
         native_messages([message], facts_of("blind:7b", "completion"))
@@ -106,7 +106,7 @@ def call(arguments: Any, name: str = "look", **more: Any) -> dict[str, Any]:
     ("given", "wanted"),
     [('{"a": [1]}', {"a": [1]}), ("{}", {}), ("", {}), (None, {}), ({"a": 1}, {"a": 1})],
 )
-def test_arguments_become_objects(given: Any, wanted: dict[str, Any]) -> None:
+def test_tool_arguments_become_objects(given: Any, wanted: dict[str, Any]) -> None:
     native = one({"role": "assistant", "tool_calls": [call(given, id="x"), call("{}", "wait")]})
     assert native["tool_calls"] == [
         {"id": "x", "function": {"index": 0, "name": "look", "arguments": wanted}},
@@ -115,12 +115,12 @@ def test_arguments_become_objects(given: Any, wanted: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("given", ["{", "[1]", "5", 5, "[" * 100_000])
-def test_arguments_that_are_none(given: Any) -> None:
+def test_invalid_tool_arguments_are_rejected(given: Any) -> None:
     with pytest.raises(InvalidRequestError, match=r"messages\[0\]\.tool_calls\[0\]\.function\.arguments: "):
         one({"role": "assistant", "tool_calls": [call(given)]})
 
 
-def test_a_tools_answer_gets_its_name_from_the_call() -> None:
+def test_tool_message_gets_its_name_from_the_call() -> None:
     given = [
         {"role": "assistant", "content": "", "tool_calls": [call("{}", id="x"), call("{}", "wait", id="y")]},
         {"role": "tool", "tool_call_id": "y", "content": "waited"},
@@ -137,7 +137,7 @@ def test_a_tools_answer_gets_its_name_from_the_call() -> None:
     ]
 
 
-def test_native_messages_keep_every_field() -> None:
+def test_native_messages_keep_all_fields() -> None:
     message = {
         "role": "assistant",
         "content": "a",

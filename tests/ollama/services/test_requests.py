@@ -1,4 +1,4 @@
-"""From OpenAI's requests to Ollama's, and what native ones get."""
+"""Conversion of OpenAI's requests, and completion of native ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin.engines.ollama.options import OllamaOptions
-from engine_plugin.engines.ollama.requests import single_requests, upstream
+from engine_plugin.engines.ollama.requests import single_requests, upstream_request
 from engine_plugin.errors import InvalidRequestError
 
 from .shapes import chat, facts_of
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def sent(service: str, request: dict[str, Any], facts: ModelFacts | None = None, **options: Any) -> dict[str, Any]:
-    """The body that goes to the server, without what each has."""
-    path, data = upstream(service, request, facts or facts_of(), OllamaOptions(**options))
+    """The body for the server, without the fields that all have."""
+    path, data = upstream_request(service, request, facts or facts_of(), OllamaOptions(**options))
     assert path == f"/api/{service}"
     body: dict[str, Any] = json.loads(data)
     assert body.pop("model") == (facts or facts_of()).name
@@ -45,7 +45,9 @@ def sent(service: str, request: dict[str, Any], facts: ModelFacts | None = None,
     ],
 )
 @pytest.mark.parametrize("native", [False, True])
-def test_settings_go_into_options(given: dict[str, Any], wanted: dict[str, Any] | None, native: bool) -> None:
+def test_top_level_options_move_into_options(
+    given: dict[str, Any], wanted: dict[str, Any] | None, native: bool
+) -> None:
     body = sent("chat", chat(**given), facts_of(native=native))
     assert body.get("options", {}) == (given if wanted is None else wanted)
     assert set(body) - {"messages", "options"} == set()
@@ -68,19 +70,19 @@ def test_settings_go_into_options(given: dict[str, Any], wanted: dict[str, Any] 
         ({"think": 5}, "think: must be true, false"),
     ],
 )
-def test_what_is_wrong_is_named(given: dict[str, Any], message: str) -> None:
+def test_invalid_field_is_named(given: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message):
         sent("chat", chat(**given))
 
 
-def test_num_ctx_is_what_the_facts_say_unless_the_request_does() -> None:
+def test_num_ctx_of_the_request_overrides_the_facts() -> None:
     facts = facts_of(context_length=131_072, num_ctx=8192)
     assert sent("chat", chat(), facts)["options"] == {"num_ctx": 8192}
     assert sent("chat", chat(options={"num_ctx": 100}), facts)["options"] == {"num_ctx": 100}
     assert "options" not in sent("chat", chat(), facts_of(context_length=131_072))
 
 
-def test_threads() -> None:
+def test_threads_become_num_thread() -> None:
     facts = facts_of(num_thread=3)
     assert sent("chat", chat(), facts)["options"] == {"num_thread": 3}
     assert sent("chat", chat(options={"num_thread": 1}), facts)["options"] == {"num_thread": 1}
@@ -117,7 +119,7 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
         ({"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}, SCHEMA),
     ],
 )
-def test_formats(given: dict[str, Any], wanted: Any) -> None:
+def test_response_format_becomes_format(given: dict[str, Any], wanted: Any) -> None:
     assert sent("chat", chat(response_format=given)).get("format") == wanted
     assert sent("generate", {"prompt": "a", "response_format": given}).get("format") == wanted
     assert sent("chat", chat(format="json"))["format"] == "json"
@@ -138,16 +140,16 @@ def test_formats(given: dict[str, Any], wanted: Any) -> None:
         ({"think": True, "reasoning_effort": "none"}, True),
     ],
 )
-def test_thinking_of_a_model_that_can(given: dict[str, Any], wanted: Any) -> None:
+def test_think_for_a_model_with_thinking(given: dict[str, Any], wanted: Any) -> None:
     for facts in (facts_of("think:8b", "completion", "thinking"), facts_of("unknown:latest")):
         assert sent("chat", chat(**given), facts).get("think") == wanted
 
 
-def test_thinking_of_a_model_that_cannot() -> None:
+def test_think_for_a_model_without_thinking() -> None:
     facts = facts_of("tiny-chat:latest", "completion")
     assert "think" not in sent("chat", chat(think=False), facts)
     assert "think" not in sent("chat", chat(reasoning_effort="none"), facts)
-    with pytest.raises(InvalidRequestError, match='reasoning_effort: "tiny-chat:latest" does not support thinking'):
+    with pytest.raises(InvalidRequestError, match="reasoning_effort: tiny-chat:latest does not support thinking"):
         sent("chat", chat(reasoning_effort="high"), facts)
 
 
@@ -155,7 +157,7 @@ def tool(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
 
 
-def test_tools_and_what_chooses_among_them(caplog: pytest.LogCaptureFixture) -> None:
+def test_tool_choice_filters_tools(caplog: pytest.LogCaptureFixture) -> None:
     tools = [tool("a"), tool("b")]
     assert sent("chat", chat(tools=tools))["tools"] == tools
     assert sent("chat", chat(tools=tools, tool_choice="auto"))["tools"] == tools
@@ -165,12 +167,12 @@ def test_tools_and_what_chooses_among_them(caplog: pytest.LogCaptureFixture) -> 
     assert caplog.records == []
     chosen = {"type": "function", "function": {"name": "b"}}
     assert sent("chat", chat(tools=tools, tool_choice=chosen), facts_of("forced:7b"))["tools"] == [tool("b")]
-    assert ["cannot be made to call" in record.message for record in caplog.records] == [True]
-    with pytest.raises(InvalidRequestError, match="tool_choice: names the function 'c'"):
+    assert ["cannot be forced to call" in record.message for record in caplog.records] == [True]
+    with pytest.raises(InvalidRequestError, match="tool_choice: the function 'c' is not in tools"):
         sent("chat", chat(tools=tools, tool_choice={"type": "function", "function": {"name": "c"}}))
 
 
-def test_tools_of_a_small_model_warn_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_tools_for_a_small_model_warn_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     for size in ("7B", "70.6B", ""):
         sent("chat", chat(tools=[tool("a")]), facts_of(f"large{size}", parameter_size=size))
@@ -186,27 +188,27 @@ def test_logprobs() -> None:
     body = sent("generate", {"prompt": "a", "logprobs": 2})
     assert (body["logprobs"], body["top_logprobs"]) == (True, 2)
     assert "logprobs" not in sent("chat", chat(logprobs=False))
-    body = sent("generate", {"prompt": "a", "logprobs": 0})  # of the chosen tokens alone
+    body = sent("generate", {"prompt": "a", "logprobs": 0})  # without alternatives
     assert (body["logprobs"], body.get("top_logprobs")) == (True, None)
 
 
-def test_completions() -> None:
+def test_completion_fields() -> None:
     request = {"prompt": "def f(", "suffix": "return", "system": "be brief", "raw": None, "user": "me"}
     assert sent("generate", request) == {"prompt": "def f(", "suffix": "return", "system": "be brief"}
     images = ["data:image/png;base64,aGk="]
     assert sent("generate", {"prompt": "a", "images": images})["images"] == ["aGk="]
 
 
-def test_embeddings() -> None:
+def test_embed_fields() -> None:
     request = {"input": "a", "dimensions": 3, "encoding_format": "base64", "user": "me"}
     assert sent("embed", request) == {"input": ["a"], "dimensions": 3}
     assert sent("embed", {"input": ["a", ""]}) == {"input": ["a", ""]}
     for tokens in ([1, 2], [[1, 2]]):
-        with pytest.raises(InvalidRequestError, match=r"input\[0\]: Ollama takes no tokens"):
+        with pytest.raises(InvalidRequestError, match=r"input\[0\]: must be a text"):
             sent("embed", {"input": tokens})
 
 
-def test_native_requests_keep_every_field() -> None:
+def test_native_requests_keep_all_fields() -> None:
     native = facts_of(native=True)
     request = chat(think=None, logprobs=True, shift=False, new_field={"a": 1}, stream=False, temperature=0.5)
     assert sent("chat", request, native) == {
@@ -224,7 +226,7 @@ def test_native_requests_keep_every_field() -> None:
     }
 
 
-def test_several_choices_are_several_requests() -> None:
+def test_each_choice_is_a_request() -> None:
     several = single_requests("chat", chat(n=3, seed=5), native=False)
     assert [single["seed"] for single in several] == [5, 6, 7]
     several = single_requests("generate", {"prompt": ["a", "b"], "n": 2}, native=False)
@@ -242,21 +244,21 @@ def test_several_choices_are_several_requests() -> None:
         ({"n": "2"}, "n: must be"),
         ({"n": True}, "n: must be"),
         ({"n": 129}, "n: must be"),
-        ({"best_of": 3}, "best_of: Ollama does not choose"),
-        ({"echo": True}, "echo: Ollama cannot repeat the prompt"),
-        ({"logit_bias": {"1": 2}}, "logit_bias: Ollama cannot be told"),
-        ({"prompt": [1, 2]}, r"prompt\[0\]: Ollama takes no tokens"),
-        ({"prompt": ["a", [1]]}, r"prompt\[1\]: Ollama takes no tokens"),
+        ({"best_of": 3}, "best_of: Ollama does not support"),
+        ({"echo": True}, "echo: Ollama does not support repeating the prompt"),
+        ({"logit_bias": {"1": 2}}, "logit_bias: Ollama does not support token biases"),
+        ({"prompt": [1, 2]}, r"prompt\[0\]: must be a text"),
+        ({"prompt": ["a", [1]]}, r"prompt\[1\]: must be a text"),
     ],
 )
-def test_completions_that_ollama_cannot_give(request_has: dict[str, Any], message: str) -> None:
+def test_unsupported_completion_fields_are_rejected(request_has: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message):
         single_requests("generate", {"prompt": "a"} | request_has, native=False)
 
 
-def test_what_is_nested_too_deeply() -> None:
+def test_deeply_nested_request_is_rejected() -> None:
     nested: Any = []
     for _ in range(100_000):
         nested = [nested]
     with pytest.raises(InvalidRequestError, match="nested too deeply"):
-        upstream("chat", chat(tools=[nested]), facts_of(), OllamaOptions())
+        upstream_request("chat", chat(tools=[nested]), facts_of(), OllamaOptions())

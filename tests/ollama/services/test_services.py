@@ -1,4 +1,4 @@
-"""The services over real sockets, in both flavours, on a server that keeps Ollama's contract."""
+"""Services in both formats on the contract server, over real sockets."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from .shapes import chat, data_of, facts_of, joined
 if TYPE_CHECKING:
     from tests.ollama.contract.handle import ContractServer
 
-    from .conftest import Asker
+    from .conftest import ServiceClient
 
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 NATIVE = facts_of(native=True)
 
 
-async def answer(ask: Asker, service: str, request: dict[str, Any], **facts: Any) -> dict[str, Any]:
+async def answer(ask: ServiceClient, service: str, request: dict[str, Any], **facts: Any) -> dict[str, Any]:
     shape: dict[str, Any] = json.loads(await ask.call(service, request, facts_of(request["model"], **facts)))
     return shape
 
 
-async def test_chat(ask: Asker) -> None:
+async def test_chat(ask: ServiceClient) -> None:
     got = await answer(ask, "chat", chat("hello there"))
     assert got["choices"][0]["message"] == {"role": "assistant", "content": "You said: hello there"}
     assert got["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
     assert got["timings"]["predicted_per_second"] == 100
 
 
-async def test_chat_streamed(ask: Asker) -> None:
+async def test_streamed_chat(ask: ServiceClient) -> None:
     request = chat("count 5", max_tokens=3, stream_options={"include_usage": True})
     events = await ask.collected("chat", request)
     assert events.endswith(b"\n\ndata: [DONE]\n\n")
@@ -44,14 +44,14 @@ async def test_chat_streamed(ask: Asker) -> None:
     assert b'"usage"' not in await ask.collected("chat", chat("hello"))
 
 
-async def test_native_chat_streamed(ask: Asker) -> None:
+async def test_streamed_native_chat(ask: ServiceClient) -> None:
     events = data_of(await ask.collected("chat", chat("hello there"), NATIVE))
     assert "".join(event["message"]["content"] for event in events) == "You said: hello there"
     assert [event["done"] for event in events] == [False] * 4 + [True]
     assert events[-1]["eval_count"] == 4
 
 
-async def test_native_chat(ask: Asker) -> None:
+async def test_native_chat(ask: ServiceClient) -> None:
     got = await answer(ask, "chat", chat("hello there", temperature=0.5), native=True)
     assert got["message"] == {"role": "assistant", "content": "You said: hello there"}
     assert got["done"] is True
@@ -60,7 +60,7 @@ async def test_native_chat(ask: Asker) -> None:
     assert loaded["done_reason"] == "load"
 
 
-async def test_thinking_in_both_flavours(ask: Asker) -> None:
+async def test_thinking_in_both_formats(ask: ServiceClient) -> None:
     thoughts, request = "The user wants words.", chat("hello", "think:8b")
     got = await answer(ask, "chat", request)
     assert got["choices"][0]["message"]["reasoning_content"] == thoughts
@@ -74,7 +74,7 @@ async def test_thinking_in_both_flavours(ask: Asker) -> None:
     assert got["choices"][0]["text"] == "You said: hello"
 
 
-async def test_tools(ask: Asker) -> None:
+async def test_tools(ask: ServiceClient) -> None:
     request = chat("hello", "tools:7b", tools=[TOOL])
     got = await answer(ask, "chat", request, parameter_size="7.6B")
     [choice] = got["choices"]
@@ -90,7 +90,7 @@ async def test_tools(ask: Asker) -> None:
         await ask.call("chat", chat("hello", tools=[TOOL]))
 
 
-async def test_images_json_and_logprobs(ask: Asker) -> None:
+async def test_images_json_and_logprobs(ask: ServiceClient) -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
     got = await answer(ask, "chat", chat([{"type": "text", "text": "see"}, picture], "vision:7b"))
     assert got["choices"][0]["message"]["content"] == "You said: see (1 image)"
@@ -106,7 +106,7 @@ async def test_images_json_and_logprobs(ask: Asker) -> None:
     assert [token for each in streamed if each for token in each["content"]] == tokens
 
 
-async def test_several_choices(ask: Asker) -> None:
+async def test_several_choices(ask: ServiceClient) -> None:
     request = chat("count 3", n=2, seed=0, stream_options={"include_usage": True})
     got = await answer(ask, "chat", request)
     texts = [choice["message"]["content"] for choice in got["choices"]]
@@ -118,7 +118,7 @@ async def test_several_choices(ask: Asker) -> None:
     assert events.count(b"[DONE]") == 1
 
 
-async def test_generate(ask: Asker) -> None:
+async def test_generate(ask: ServiceClient) -> None:
     request = {"model": "tiny-chat:latest", "prompt": ["count 2", "say so"], "stop": "never"}
     got = await answer(ask, "generate", request)
     assert [choice["text"] for choice in got["choices"]] == ["1 2", "so"]
@@ -133,7 +133,7 @@ async def test_generate(ask: Asker) -> None:
     assert "".join(each["response"] for each in lines) == "b joins c"
 
 
-async def test_embed(ask: Asker) -> None:
+async def test_embed(ask: ServiceClient) -> None:
     request: dict[str, Any] = {"model": "embed:latest", "input": ["a b", ""]}
     got = await answer(ask, "embed", request)
     native = await answer(ask, "embed", request, native=True)
@@ -145,7 +145,7 @@ async def test_embed(ask: Asker) -> None:
         await ask.collected("embed", request)
 
 
-async def test_a_model_that_is_not_there(ask: Asker) -> None:
+async def test_missing_model_is_reported_with_its_pull(ask: ServiceClient) -> None:
     for service, request in (
         ("chat", chat("hello", "missing:latest")),
         ("generate", {"model": "missing:latest", "prompt": "a"}),
@@ -156,7 +156,7 @@ async def test_a_model_that_is_not_there(ask: Asker) -> None:
         assert caught.value.pull == "missing:latest"
 
 
-async def test_the_server_gets_what_it_wants(ask: Asker, server: ContractServer) -> None:
+async def test_requests_match_the_contract(ask: ServiceClient, server: ContractServer) -> None:
     facts = facts_of("think:8b", "completion", "thinking", num_ctx=4096)
     await ask.call("chat", chat("unlike any other", "think:8b", think="low", keep_alive="-1", max_tokens=2), facts)
     [body] = [body for body in server.bodies("/api/chat") if "unlike any other" in str(body)]

@@ -1,4 +1,4 @@
-"""Thinking told apart by tags, at every cut of the text."""
+"""ThinkParser: separation of thinking by tags, at every cut of the text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_plugin.engines.ollama.thinking import ThinkParser, divided
+from engine_plugin.engines.ollama.thinking import ThinkParser, split_thinking
 
 PIECES = st.lists(
     st.sampled_from(("<think>", "</think>", "<", "</", "<think", "think>", ">", " ", "\n", "a", "so ", "<b>", "é")),
@@ -47,7 +47,7 @@ def parts(pieces: list[str]) -> tuple[str, str]:
         ("<think>a<think>b</think>c", "ab", "c"),
     ],
 )
-def test_every_cut_gives_the_same_parts(text: str, thought: str, said: str) -> None:
+def test_every_cut_gives_the_same_split(text: str, thought: str, said: str) -> None:
     assert parts([text]) == (thought, said)
     assert parts(list(text)) == (thought, said)
     for cut in range(len(text) + 1):
@@ -56,13 +56,13 @@ def test_every_cut_gives_the_same_parts(text: str, thought: str, said: str) -> N
 
 @pytest.mark.promise("P25")
 @given(PIECES)
-def test_any_text_is_divided_alike_however_it_is_cut(pieces: list[str]) -> None:
+def test_any_text_splits_the_same_at_every_cut(pieces: list[str]) -> None:
     whole = "".join(pieces)
     assert parts(pieces) == parts([whole]) == parts(list(whole))
 
 
 @given(PIECES)
-def test_nothing_is_lost_but_tags_and_white_space(pieces: list[str]) -> None:
+def test_only_tags_and_white_space_are_dropped(pieces: list[str]) -> None:
     thought, said = parts(pieces)
     left = re.sub("</?think>", "", "".join(pieces))
     told = sorted((thought + said).replace(" ", "").replace("\n", ""))
@@ -70,13 +70,13 @@ def test_nothing_is_lost_but_tags_and_white_space(pieces: list[str]) -> None:
 
 
 @given(st.text())
-def test_a_text_without_tags_stays(text: str) -> None:
+def test_text_without_tags_is_unchanged(text: str) -> None:
     if "think>" not in text:
         assert parts(list(text)) == ("", text)
-        assert divided(text) == ("", text)
+        assert split_thinking(text) == ("", text)
 
 
-def test_text_is_told_as_soon_as_it_can_be_no_tag() -> None:
+def test_text_is_returned_once_it_cannot_be_a_tag() -> None:
     parser = ThinkParser()
     assert parser.feed("hello ") == ("", "hello ")
     assert parser.plain
@@ -87,8 +87,8 @@ def test_text_is_told_as_soon_as_it_can_be_no_tag() -> None:
     assert parser.feed("a</think>b") == ("", "ab")
 
 
-def test_in_a_whole_text_all_before_a_first_end_was_thought() -> None:
-    assert divided("so then\n</think>\n\nhello") == ("so then", "hello")
-    assert divided("so</think>hello<think>hm</think>!") == ("sohm", "hello!")
-    assert divided("<think>so</think>hello</think>!") == ("so", "hello!")
-    assert divided("</think>hello") == ("", "hello")
+def test_whole_text_before_first_closing_tag_is_thinking() -> None:
+    assert split_thinking("so then\n</think>\n\nhello") == ("so then", "hello")
+    assert split_thinking("so</think>hello<think>hm</think>!") == ("sohm", "hello!")
+    assert split_thinking("<think>so</think>hello</think>!") == ("so", "hello!")
+    assert split_thinking("</think>hello") == ("", "hello")

@@ -1,4 +1,4 @@
-"""Speech to text by OpenAI's path: recordings as they are, others as WAV, and while somebody speaks."""
+"""speech-to-text: recordings sent unchanged or as WAV, and live transcription."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin.engines.ollama import transcription
-from engine_plugin.engines.ollama.connection import OllamaClient
+from engine_plugin.engines.ollama.client import OllamaClient
 from engine_plugin.errors import InvalidRequestError, ModelNotFoundError, UnavailableError, UnsupportedError
 from engine_plugin.messages import BidiMessage
 from engine_plugin.transport.http1 import Http1Client
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.ollama.models import ModelFacts
     from tests.ollama.contract.handle import ContractServer
 
-    from .conftest import Asker
+    from .conftest import ServiceClient
 
 SAMPLES = silence(1.6)
 RECORDING = base64.b64encode(wav(SAMPLES)).decode()
@@ -34,14 +34,14 @@ AUDIO = facts_of("audio:latest", "completion", "audio")
 PATH = "/v1/audio/transcriptions"
 
 
-async def heard(ask: Asker, audio: str, **more: Any) -> dict[str, Any]:
+async def heard(ask: ServiceClient, audio: str, **more: Any) -> dict[str, Any]:
     request = {"model": "audio:latest", "audio": audio, **more}
     shape: dict[str, Any] = json.loads(await ask.call("speech-to-text", request, AUDIO))
     return shape
 
 
 @pytest.mark.parametrize("audio", [RECORDING, f"data:audio/wav;base64,{RECORDING}"])
-async def test_a_wav_goes_as_it_is(ask: Asker, server: ContractServer, audio: str) -> None:
+async def test_wav_is_sent_unchanged(ask: ServiceClient, server: ContractServer, audio: str) -> None:
     got = await heard(ask, audio, language="en")
     assert got["text"] == f"I heard {len(wav(SAMPLES))} bytes in en"
     assert got["segments"] == [{"id": 0, "start": 0.0, "end": 1.6, "text": got["text"]}]
@@ -50,20 +50,20 @@ async def test_a_wav_goes_as_it_is(ask: Asker, server: ContractServer, audio: st
     assert subtitles["text"].startswith("1\n00:00:00,000 --> 00:00:01,600\nI heard")
 
 
-async def test_what_the_server_does_not_read_becomes_a_wav(ask: Asker) -> None:
+async def test_other_formats_are_sent_as_wav(ask: ServiceClient) -> None:
     pytest.importorskip("av")
     flac = base64.b64encode(encoded("flac", "flac", SAMPLES)).decode()
     assert (await heard(ask, flac))["text"] == f"I heard {len(wav(SAMPLES))} bytes"
 
 
-async def test_an_mp3_goes_as_it_is(ask: Asker) -> None:
+async def test_mp3_is_sent_unchanged(ask: ServiceClient) -> None:
     mp3 = b"ID3\x04" + bytes(996)
     got = await heard(ask, base64.b64encode(mp3).decode())
     assert got["text"] == "I heard 1000 bytes"
 
 
-async def test_what_cannot_be_heard(ask: Asker) -> None:
-    with pytest.raises(UnsupportedError, match="task: Ollama transcribes"):
+async def test_unusable_recordings_are_rejected(ask: ServiceClient) -> None:
+    with pytest.raises(UnsupportedError, match="task: Ollama does not translate"):
         await heard(ask, RECORDING, task="translate")
     with pytest.raises(InvalidRequestError, match="audio: "):
         await heard(ask, "!!!")
@@ -72,7 +72,7 @@ async def test_what_cannot_be_heard(ask: Asker) -> None:
         await ask.call("speech-to-text", request, facts_of("missing:latest"))
 
 
-async def test_a_server_that_is_too_old(ask: Asker) -> None:
+async def test_server_without_transcription_needs_an_upgrade(ask: ServiceClient) -> None:
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 18\r\n\r\n404 page not found")
@@ -94,10 +94,10 @@ async def test_a_server_that_is_too_old(ask: Asker) -> None:
 # Live
 
 
-class Talk:
-    """One conversation: raw samples in, events out. Counts who holds the model."""
+class LiveSession:
+    """One live session: raw samples in, events out. Counts the uses of the model."""
 
-    def __init__(self, ask: Asker) -> None:
+    def __init__(self, ask: ServiceClient) -> None:
         self._ask = ask
         self.held = 0
 
@@ -126,8 +126,8 @@ class Talk:
                 yield json.loads(answer.data)
 
 
-async def test_live(ask: Asker) -> None:
-    talk = Talk(ask)
+async def test_live_transcription(ask: ServiceClient) -> None:
+    talk = LiveSession(ask)
     events = [event async for event in talk.events("audio")]
     kinds = [event["header"]["event"] for event in events]
     assert (kinds[0], kinds[-1]) == ("task-started", "task-finished")
@@ -137,12 +137,12 @@ async def test_live(ask: Asker) -> None:
     assert talk.held == 0
 
 
-async def test_live_with_a_model_that_is_not_there(ask: Asker) -> None:
+async def test_live_transcription_with_missing_model_fails(ask: ServiceClient) -> None:
     told: list[str] = []
     try:
-        async for event in Talk(ask).events("other"):
+        async for event in LiveSession(ask).events("other"):
             told.append(event["header"]["event"])  # noqa: PERF401  # those before the error count
     except UnavailableError:
         assert told == ["task-failed"]
         return
-    raise AssertionError("the conversation ended well")
+    raise AssertionError("the session ended without an error")

@@ -1,4 +1,4 @@
-"""Ollama's software and servers of our own below one directory, of which nothing is left."""
+"""Fixtures for Ollama's software and managed servers below one directory, which leave nothing behind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ collect_ignore = ["test_installing.py", "test_managed.py"] if sys.platform == "w
 
 @pytest_asyncio.fixture
 async def mirror(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mirror]:
-    """Ollama's releases on loopback; none is there yet."""
+    """A mirror for Ollama's releases on loopback, without any yet."""
     without_proxies(monkeypatch)
     async with file_server(b"") as server:
         yield Mirror(server, scratch)
@@ -36,7 +36,7 @@ async def mirror(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 @pytest_asyncio.fixture
 async def place(scratch: Path, marked: None) -> AsyncIterator[Place]:
-    """A data directory; the servers that were begun on it are ended, and then nothing of them may be there."""
+    """A data directory. At the end its servers are stopped, and no process may be left."""
     place = Place(scratch, dict(os.environ))
     try:
         yield place

@@ -1,4 +1,4 @@
-"""The shipped Ollama plugin as a host starts it, over a data directory of the test's own."""
+"""The shipped Ollama plugin as a host starts it, with a data directory for the test."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _ARGV = [sys.executable, "-m", "engine_plugin.app"]
 
 @dataclass(frozen=True)
 class Hosted:
-    """A plugin's process and its host's side."""
+    """The process of a plugin, and the host's connection to it."""
 
     client: PluginClient
     environ: dict[str, str]
 
     async def contract(self) -> ContractClient:
-        """The server of its own that it runs."""
+        """The managed server."""
         host = (await self.client.get_config())["host"]
         return ContractClient(int(host.rpartition(":")[2]))
 
     def offspring(self) -> list[psutil.Process]:
-        """Every process below the plugin, wherever it went."""
+        """All descendants of the plugin, also those that left its process group."""
         return [each for each in processes_of(self.environ[MARK]) if each.pid != self.client.pid]
 
     def server(self) -> psutil.Process | None:
-        """The server itself, below its guard, when there is one."""
+        """The process of the server, below its guard; None if there is none."""
         for each in self.offspring():
             with contextlib.suppress(psutil.Error):
                 if any(word.endswith("/bin/ollama") for word in each.cmdline()[:3]):
@@ -54,14 +54,14 @@ class Hosted:
         return sorted(entry["name"] for entry in await self.client.running_models())
 
     async def say(self, words: str) -> str:
-        """What chat answers."""
+        """The text of a chat answer."""
         request = {"model": "fresh", "messages": [{"role": "user", "content": f"say {words}"}]}
         text: str = (await self.client.invoke("chat", request))["choices"][0]["message"]["content"]
         return text
 
 
 async def hosted(root: Path, environ: dict[str, str], **options: Any) -> Hosted:
-    """Launch the plugin; `options` go to the `engine:` section. Whoever asks kills it."""
+    """Launch the plugin; `options` go to the `engine:` section. The caller kills it."""
     shape = shipped("ollama")
     shape["engine"] |= {"start_timeout": pace(15), "stop_timeout": 5, "restart_backoff": 0.02} | options
     shape["resources"]["data_dir"] = str(root / "data")

@@ -1,4 +1,4 @@
-"""A data directory with Ollama's software, and the servers of our own on it."""
+"""A data directory with Ollama's software, and the managed servers that use it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from engine_plugin.engines.ollama.options import OllamaOptions
-from engine_plugin.engines.ollama.server import ManagedServer, try_out
-from engine_plugin.engines.ollama.software import Backend, Moves, Software
+from engine_plugin.engines.ollama.server_process import OllamaProcess, trial_run
+from engine_plugin.engines.ollama.software import Moves, OllamaProgram, OllamaSoftware
 from engine_plugin.process.records import TOKEN_VARIABLE, ProcessRecords
 from tests.llamacpp.running import gone
 from tests.ollama.contract.handle import ContractClient
@@ -19,52 +19,52 @@ from tests.ollama.contract.release import write_program
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["SWIFT", "Own", "Place"]
+__all__ = ["SWIFT", "Place", "StartedServer"]
 
 SWIFT: dict[str, Any] = {"start_timeout": 15, "stop_timeout": 5, "restart_backoff": 0.02}
 
 
 @dataclass(frozen=True)
-class Own:
-    """A server of our own, and the program behind it, which the test may ask past everything of ours."""
+class StartedServer:
+    """An OllamaProcess, and direct access to the contract server behind it."""
 
-    server: ManagedServer
+    server: OllamaProcess
 
     @property
     def contract(self) -> ContractClient:
-        """The contract server of the present life."""
+        """The contract server of the current run."""
         return ContractClient(int(self.server.address.rpartition(":")[2]))
 
     @property
     def process(self) -> psutil.Process:
-        """The server itself, below its guard."""
+        """The process of the server, below its guard."""
         assert self.server.pid is not None
         [program] = psutil.Process(self.server.pid).children()
         return program
 
     async def load(self, model: str) -> psutil.Process:
-        """Have a model in memory: the process that holds it."""
+        """Load a model and return its runner process."""
         before = set(self.process.children())
         await self.server.client().ask("POST", "/api/chat", {"model": model, "messages": []})
         [runner] = set(self.process.children()) - before
         return runner
 
     async def names(self) -> list[str]:
-        """The models that it has."""
+        """The names of its models."""
         shape = await self.server.client().ask("GET", "/api/tags")
         return sorted(model["name"] for model in shape["models"])
 
 
 @dataclass
 class Place:
-    """Everything below `root`."""
+    """A directory `root` with a data directory and servers."""
 
     root: Path
     environ: dict[str, str]
     progress: list[str] = field(default_factory=list)
-    begun: list[ManagedServer] = field(default_factory=list)
+    begun: list[OllamaProcess] = field(default_factory=list)
     switched: list[str] = field(default_factory=list)
-    """The versions that were switched on while this looked, and on again."""
+    """The versions that were activated, in order."""
 
     @property
     def data(self) -> Path:
@@ -73,52 +73,54 @@ class Place:
 
     @property
     def records(self) -> ProcessRecords:
-        """Of the processes that run."""
+        """The records of running processes."""
         return ProcessRecords(self.data / "run")
 
-    def software(self, **options: Any) -> Software:
-        """The software as plugin.yaml asks for it."""
-        return Software(OllamaOptions(**SWIFT, **options), self.data, self.environ)
+    def software(self, **options: Any) -> OllamaSoftware:
+        """The software with options of plugin.yaml."""
+        return OllamaSoftware(OllamaOptions(**SWIFT, **options), self.data, self.environ)
 
-    async def install(self, software: Software, **options: Any) -> str:
+    async def install(self, software: OllamaSoftware, **options: Any) -> str:
         """InstallEngine."""
         return await software.install(self._tell, self._moves(software, options), cover=False)
 
-    async def upgrade(self, software: Software, **options: Any) -> bool:
+    async def upgrade(self, software: OllamaSoftware, **options: Any) -> bool:
         """UpgradeEngine."""
         return await software.upgrade(self._tell, self._moves(software, options))
 
     def versions(self) -> list[str]:
-        """What is unpacked below the data directory."""
+        """The versions in the data directory."""
         folder = self.data / "software" / "versions"
         return sorted(path.name.rpartition("-")[0] for path in folder.iterdir()) if folder.is_dir() else []
 
-    def program(self, *options: str) -> Backend:
-        """An ollama that is just there."""
+    def program(self, *options: str) -> OllamaProgram:
+        """An ollama program that the plugin did not install."""
         path = write_program(self.root / f"bin{len(self.begun)}", *options)
-        return Backend("", f"ollama at {path}", str(path))
+        return OllamaProgram("", f"ollama at {path}", str(path))
 
-    def own(self, *program: str, mode: str = "auto", backend: Backend | None = None, **options: Any) -> Own:
-        """A server of our own, not started yet. `program` are options of the contract server's."""
+    def managed(
+        self, *program: str, mode: str = "auto", backend: OllamaProgram | None = None, **options: Any
+    ) -> StartedServer:
+        """A managed process, not started yet. `program` are options of the contract server."""
         given = backend or self.program("--runners", *program)
         wanted = OllamaOptions(**SWIFT | options)
-        server = ManagedServer(given, wanted, self.records, self.data, self.environ, mode)
+        server = OllamaProcess(given, wanted, self.records, self.data, self.environ, mode)
         self.begun.append(server)
-        return Own(server)
+        return StartedServer(server)
 
     async def close(self) -> None:
-        """End what runs."""
+        """Stop all servers."""
         await asyncio.gather(*(server.close() for server in self.begun))
 
     def _tell(self, step: object) -> None:
         if isinstance(step, str):
             self.progress.append(step)
 
-    def _moves(self, software: Software, options: dict[str, Any]) -> Moves:
+    def _moves(self, software: OllamaSoftware, options: dict[str, Any]) -> Moves:
         wanted = OllamaOptions(**SWIFT | options)
 
-        async def trial(backend: Backend) -> None:
-            await try_out(backend, wanted, self.records, self.environ)
+        async def trial(backend: OllamaProgram) -> None:
+            await trial_run(backend, wanted, self.records, self.environ)
 
         async def adopt() -> None:
             self.switched.append(software.find().version)
@@ -127,5 +129,5 @@ class Place:
 
 
 def token_of(process: psutil.Process) -> str:
-    """What tells whose a process is; "" for nobody's."""
+    """The token of a process; "" without one."""
     return "" if gone(process) else process.environ().get(TOKEN_VARIABLE, "")

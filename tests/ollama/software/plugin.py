@@ -1,4 +1,4 @@
-"""A process that has a server of our own, to be killed: tells who it is, and lives until then.
+"""A program that runs a managed server, prints its pids and address, and waits to be killed.
 
 python -m tests.ollama.software.plugin FOLDER OLLAMA
 """
@@ -12,14 +12,14 @@ import sys
 from pathlib import Path
 
 from engine_plugin.engines.ollama.options import OllamaOptions
-from engine_plugin.engines.ollama.server import ManagedServer
-from engine_plugin.engines.ollama.software import Backend
+from engine_plugin.engines.ollama.server_process import OllamaProcess
+from engine_plugin.engines.ollama.software import OllamaProgram
 from engine_plugin.process.records import ProcessRecords
 
 
 async def _run(folder: Path, program: str) -> None:
     records = ProcessRecords(folder / "run")
-    server = ManagedServer(Backend("", program, program), OllamaOptions(), records, folder, dict(os.environ))
+    server = OllamaProcess(OllamaProgram("", program, program), OllamaOptions(), records, folder, dict(os.environ))
     try:
         await server.ensure_ready()
         await server.client().ask("POST", "/api/pull", {"model": "fresh", "stream": False})

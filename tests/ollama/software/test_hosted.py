@@ -29,8 +29,8 @@ pytestmark = pytest.mark.slow
 
 @asynccontextmanager
 async def plugin(scratch: Path, **options: Any) -> AsyncIterator[Hosted]:
-    """A plugin for a while; afterwards nothing of it is left."""
-    temporary = scratch / "tmp"  # a plugin that is killed leaves its socket there
+    """A running plugin; afterwards no process of it may be left."""
+    temporary = scratch / "tmp"  # a killed plugin leaves its socket there
     temporary.mkdir(exist_ok=True)
     environ = dict(os.environ) | {MARK: uuid.uuid4().hex, "TMPDIR": str(temporary)}
     running = await hosted(scratch, environ, **options)
@@ -43,7 +43,7 @@ async def plugin(scratch: Path, **options: Any) -> AsyncIterator[Hosted]:
 
 
 @pytest.mark.promise("F5", "P13")
-async def test_from_nothing_to_an_answer_and_to_the_next_version(scratch: Path, mirror: Mirror) -> None:
+async def test_install_call_and_upgrade(scratch: Path, mirror: Mirror) -> None:
     mirror.publish("0.33.0", "--runners")
     async with plugin(scratch, version="0.33.0", mirror=mirror.url) as running:
         with pytest.raises(UnavailableError, match=r"no Ollama server answers at .*call InstallEngine"):
@@ -57,7 +57,7 @@ async def test_from_nothing_to_an_answer_and_to_the_next_version(scratch: Path, 
         assert [entry["name"] for entry in await running.client.list_models()] == ["fresh:latest"]
         assert await running.say("good morning") == "good morning"
         assert await running.loaded() == ["fresh:latest"]
-        await eventually(lambda: len(running.offspring()) == 3)  # the guard, the server, the process with the model
+        await eventually(lambda: len(running.offspring()) == 3)  # the guard, the server, the runner of the model
         await running.client.stop_engine()
         await eventually(lambda: running.offspring() == [])
 
@@ -82,7 +82,7 @@ async def test_from_nothing_to_an_answer_and_to_the_next_version(scratch: Path, 
 
 
 @pytest.mark.promise("U10")
-async def test_a_request_that_has_not_begun_goes_on_to_the_next_server(scratch: Path, mirror: Mirror) -> None:
+async def test_unanswered_request_is_sent_to_the_upgraded_server(scratch: Path, mirror: Mirror) -> None:
     mirror.publish("0.33.0", "--runners")
     async with plugin(scratch, server="manage", version="0.33.0", mirror=mirror.url, drain_timeout=0.2) as running:
         await running.client.install_engine()
@@ -98,13 +98,13 @@ async def test_a_request_that_has_not_begun_goes_on_to_the_next_server(scratch: 
 
 
 async def asked_again(running: Hosted) -> None:
-    """Ask for its health until that is an error: until the server's end is confirmed it is degraded."""
+    """Wait until the health is an error; it is degraded until the server's end is confirmed."""
     while True:
         await running.client.health_check()
 
 
 @pytest.mark.promise("H7")
-async def test_where_our_server_died_too_often_health_is_503_until_a_start(scratch: Path, mirror: Mirror) -> None:
+async def test_health_is_503_after_the_restart_limit_until_a_start(scratch: Path, mirror: Mirror) -> None:
     mirror.publish("0.33.0")
     async with plugin(scratch, server="manage", version="0.33.0", mirror=mirror.url, restart_limit=0) as running:
         await running.client.install_engine()
@@ -112,18 +112,20 @@ async def test_where_our_server_died_too_often_health_is_503_until_a_start(scrat
         server = running.server()
         assert server is not None
         server.kill()
-        with pytest.raises(UnavailableError, match="our Ollama server died: SIGKILL"):
+        with pytest.raises(UnavailableError, match="the managed Ollama server died: SIGKILL"):
             await asyncio.wait_for(asked_again(running), LIMIT)
         await running.client.start_engine()
         assert (await running.client.health_check()).startswith("ready")
 
 
 @pytest.mark.promise("F5", "F7", "P2", "P11")
-async def test_crashes_and_the_plugins_own_end(
+async def test_killed_server_is_restarted_and_ends_with_a_killed_plugin(
     scratch: Path, mirror: Mirror, contract_server: ContractServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that is killed comes back; a plugin that is killed leaves none, while it answers, too. And the user's
-    own server, which listens elsewhere, is not so much as asked."""
+    """A killed server is restarted. A killed plugin leaves no process, even while it answers.
+
+    The user's server at OLLAMA_HOST gets no request.
+    """
     monkeypatch.setenv("OLLAMA_HOST", contract_server.address)
     mirror.publish("0.33.0", "--runners")
     async with plugin(scratch, server="manage", version="0.33.0", mirror=mirror.url) as running:
@@ -145,7 +147,7 @@ async def test_crashes_and_the_plugins_own_end(
         asking = asyncio.create_task(running.client.invoke("chat", request))
         await (await running.contract()).wait("/api/chat", state="open")
         family = running.offspring()
-        assert len(family) == 3, "the guard, the server, the process with the model"
+        assert len(family) == 3, "the guard, the server, the runner of the model"
         assert running.client.pid is not None
         os.kill(running.client.pid, signal.SIGKILL)
         with pytest.raises(EnginePluginError):

@@ -1,4 +1,4 @@
-"""Ollama's releases: fetched from loopback, verified, proved by serving, switched to; back when one is no good."""
+"""Releases: fetched from loopback, verified, tried out, activated, and reverted on failure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.engines.ollama.software import Backend
+from engine_plugin.engines.ollama.software import OllamaProgram
 from engine_plugin.errors import EngineNotInstalledError, EngineStartError, InstallError
 from engine_plugin.install.releases import Archive
 from tests.install.packing import Member, pack
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def snapshot(place: Place) -> set[str]:
-    """What lies below the software directory."""
+    """The entries of the software directory."""
     folder = place.data / "software"
     return {str(path.relative_to(folder)) for path in folder.rglob("*")} - {"install.lock"}
 
 
-async def test_installed_and_asked(place: Place, mirror: Mirror) -> None:
+async def test_install_and_check(place: Place, mirror: Mirror) -> None:
     mirror.publish("0.33.0")
     software = place.software(version="0.33.0", mirror=mirror.url)
     assert ((check := software.check()).installed, check.detail) == (False, "Ollama is not installed")
@@ -49,8 +49,8 @@ async def test_installed_and_asked(place: Place, mirror: Mirror) -> None:
     assert len(mirror.fetched()) == 1
 
 
-async def test_an_upgrade(place: Place, mirror: Mirror) -> None:
-    """Every release's file has the same name; the version tells them apart."""
+async def test_upgrade(place: Place, mirror: Mirror) -> None:
+    """The archive has the same name in every release; only the version differs."""
     mirror.publish("0.33.0")
     await place.install(place.software(version="0.33.0", mirror=mirror.url))
     mirror.publish("0.33.1")
@@ -70,7 +70,7 @@ async def test_an_upgrade(place: Place, mirror: Mirror) -> None:
         (["--be-version", "0.4.2"], r"nothing was changed: .* 0\.4\.2 is too old; 0\.5\.0 or newer is needed"),
     ],
 )
-async def test_one_that_does_not_serve_changes_nothing(
+async def test_release_that_does_not_serve_is_not_activated(
     place: Place, mirror: Mirror, options: list[str], complaint: str
 ) -> None:
     mirror.publish("0.33.0")
@@ -86,7 +86,7 @@ async def test_one_that_does_not_serve_changes_nothing(
 
 
 @pytest.mark.promise("P13")
-async def test_one_that_does_not_run_at_all(place: Place, mirror: Mirror) -> None:
+async def test_release_that_does_not_run_is_not_activated(place: Place, mirror: Mirror) -> None:
     mirror.publish("0.33.0")
     broken = pack(place.root / "x.tar.zst", [Member("bin/ollama", b"#!/bin/sh\nexit 127\n", mode=0o755)]).read_bytes()
     mirror.publish_file("0.33.0", mirror.name("0.33.0"), broken)
@@ -99,7 +99,7 @@ async def test_one_that_does_not_run_at_all(place: Place, mirror: Mirror) -> Non
 
 
 @pytest.mark.promise("P16")
-async def test_what_is_not_what_was_meant(place: Place, mirror: Mirror) -> None:
+async def test_archive_with_wrong_or_missing_checksum_is_rejected(place: Place, mirror: Mirror) -> None:
     mirror.publish("0.33.0", digest="1" * 64)
     with pytest.raises(InstallError, match="1" * 64):
         await place.install(place.software(version="0.33.0", mirror=mirror.url))
@@ -112,8 +112,8 @@ async def test_what_is_not_what_was_meant(place: Place, mirror: Mirror) -> None:
     assert software.find().version == "0.33.0"
 
 
-async def test_two_archives_become_one_tree(place: Place, mirror: Mirror) -> None:
-    """As for AMD's graphics cards; in archives of ones own, one of them flat as macOS' is."""
+async def test_second_archive_is_unpacked_over_the_first(place: Place, mirror: Mirror) -> None:
+    """As for AMD GPUs, with configured archives, one of them flat like the one for macOS."""
     flat = [Member("ollama", program("--be-version", "0.33.7", "--bare"), mode=0o755), Member("libggml.dylib", b"x")]
     first = pack(place.root / "ollama-darwin.tgz", flat)
     second = pack(place.root / "extra.zip", [Member("lib/ollama/rocm_v7/librocblas.so", b"kernels")])
@@ -131,7 +131,7 @@ async def test_two_archives_become_one_tree(place: Place, mirror: Mirror) -> Non
     assert await place.upgrade(software) is False
 
 
-async def test_without_a_network(place: Place, mirror: Mirror) -> None:
+async def test_offline_install(place: Place, mirror: Mirror) -> None:
     data = mirror.publish("0.33.0")
     software = place.software(version="0.33.0", offline=True)
     name = mirror.name("0.33.0")
@@ -146,7 +146,7 @@ async def test_without_a_network(place: Place, mirror: Mirror) -> None:
 
 
 @pytest.mark.promise("P13")
-async def test_a_cancelled_installation_leaves_nothing(place: Place, mirror: Mirror) -> None:
+async def test_cancelled_install_leaves_nothing(place: Place, mirror: Mirror) -> None:
     mirror.publish("0.33.0")
     software = place.software(version="0.33.0", mirror=mirror.url)
     checking = asyncio.Event()
@@ -164,29 +164,32 @@ async def test_a_cancelled_installation_leaves_nothing(place: Place, mirror: Mir
     assert not software.check().installed
 
 
-async def test_one_that_plugin_yaml_names(place: Place) -> None:
+async def test_program_named_in_manifest_is_used(place: Place) -> None:
     path = write_program(place.root / "own", "--be-version", "0.31.2")
     software = place.software(ollama=str(path))
     assert software.check().detail == f"ollama at {path}, version unknown until it runs"
     assert (await software.probe(software.find()))["version"] == "0.31.2"
     assert await place.upgrade(software) is False
     path.unlink()
-    with pytest.raises(EngineNotInstalledError, match=rf"no ollama: {path}\. Correct engine\.ollama, or leave"):
+    missing = rf"engine\.ollama: {path} is not a program\. Correct engine\.ollama, or remove"
+    with pytest.raises(EngineNotInstalledError, match=missing):
         software.find()
     with pytest.raises(InstallError, match=r"plugin\.yaml asks for one that is here already\. Correct"):
         await place.install(software)
 
 
-async def test_one_on_path_is_taken_only_when_it_is_to_be_ours(place: Place) -> None:
+async def test_program_on_path_is_used_only_with_manage(place: Place) -> None:
     folder = write_program(place.root / "bin").parent
     place.environ["PATH"] = f"{folder}:{place.environ['PATH']}"
     assert not place.software().check().installed
     assert not place.software(server="attach").check().installed
-    assert place.software(server="manage").find() == Backend("", f"ollama at {folder}/ollama", f"{folder}/ollama")
+    assert place.software(server="manage").find() == OllamaProgram(
+        "", f"ollama at {folder}/ollama", f"{folder}/ollama"
+    )
     assert await place.upgrade(place.software(server="manage")) is False
 
 
-async def test_what_cannot_be_run(place: Place) -> None:
+async def test_program_that_cannot_run_is_reported(place: Place) -> None:
     path = write_program(place.root / "own")
     software = place.software(ollama=str(path))
     backend = software.find()
@@ -195,5 +198,5 @@ async def test_what_cannot_be_run(place: Place) -> None:
         await software.probe(backend)
 
 
-def test_the_members_of_a_release_are_those_of_ollama() -> None:
+def test_contract_release_has_ollamas_files() -> None:
     assert {"bin/ollama", "lib/ollama/libggml-base.so"} <= {member.name for member in members()}

@@ -1,4 +1,4 @@
-"""What Ollama's archives are called, and which belong together."""
+"""The archives of Ollama's releases."""
 
 from __future__ import annotations
 
@@ -27,34 +27,36 @@ HUB = "https://github.com/ollama/ollama/releases/download"
         ("windows_arm64", "cpu", ["ollama-windows-arm64.zip"]),
     ],
 )
-def test_the_archives_of_each_machine(platform: str, accelerator: str, names: list[str]) -> None:
+def test_archives_of_each_machine(platform: str, accelerator: str, names: list[str]) -> None:
     chosen = choose(release_archives(RELEASE, "", ""), accelerator, platform)
     assert [entry.url for entry in chosen] == [f"{HUB}/v{RELEASE}/{name}" for name in names]
     assert {entry.checksums for entry in chosen} == {f"{HUB}/v{RELEASE}/sha256sum.txt"}
 
 
-def test_older_releases_end_otherwise() -> None:
+def test_older_releases_have_other_suffixes() -> None:
     [entry] = choose(release_archives("0.13.5", "", ""), "cpu", "linux_amd64")
     assert entry.url == f"{HUB}/v0.13.5/ollama-linux-amd64.tgz"
 
 
-def test_a_mirror_and_checksums_of_ones_own() -> None:
+def test_mirror_and_checksums_replace_the_defaults() -> None:
     [entry] = choose(release_archives("v0.33.0-rc1", "https://host/olla/", "/srv/sums"), "cpu", "linux_arm64")
     assert entry.url == "https://host/olla/v0.33.0-rc1/ollama-linux-arm64.tar.zst"
     assert entry.checksums == "/srv/sums"
 
 
 @pytest.mark.parametrize("version", ["0.5.13", "latest", "", "0.32", "b1234", "../../0.32.15"])
-def test_what_is_no_release(version: str) -> None:
-    with pytest.raises(InstallError, match=r"engine\.version: .* is no release of Ollama .* such as 0\.\d+\.\d+"):
+def test_invalid_version_is_rejected(version: str) -> None:
+    with pytest.raises(
+        InstallError, match=r"engine\.version: .* is not a supported release of Ollama.* such as 0\.\d+\.\d+"
+    ):
         release_archives(version, "", "")
 
 
-def test_there_is_none_for_every_accelerator() -> None:
+def test_missing_archive_for_accelerator_is_reported() -> None:
     with pytest.raises(InstallError, match=r"no archive for rocm on linux_arm64, only for cpu, cuda, jetpack5"):
         choose(release_archives(RELEASE, "", ""), "rocm", "linux_arm64")
 
 
-def test_the_release_of_this_version_is_new_enough_for_us() -> None:
+def test_pinned_release_satisfies_minimum_version() -> None:
     wanted = tuple(map(int, OllamaOptions().minimum_version.split(".")))
     assert tuple(map(int, RELEASE.split("."))) >= wanted

@@ -1,4 +1,4 @@
-"""The engine with a server of our own: when it is the one, what starts it, and that it ends."""
+"""The engine with a managed server: when it is used, what starts it, and its end."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in fo
 
 @pytest.fixture
 def ollama(tmp_path: Path) -> str:
-    """The path of a program that is our contract server."""
+    """The path of a program that runs the contract server."""
     return str(write_program(tmp_path / "bin"))
 
 
 @pytest.fixture
-def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No server of somebody else's is on this machine."""
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no server at the address of OLLAMA_HOST."""
     [port] = free_ports(1)
     monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{port}")
 
 
 @pytest.fixture
-async def plugin(tmp_path: Path, ollama: str, nobody: None) -> AsyncIterator[Plugin]:
+async def plugin(tmp_path: Path, ollama: str, no_server: None) -> AsyncIterator[Plugin]:
     async with plugin_in(tmp_path, ollama=ollama) as found:
         yield found
 
@@ -60,17 +60,17 @@ def servers(program: str) -> list[psutil.Process]:
 
 
 @pytest.mark.promise("F5", "P7")
-async def test_start_runs_it_and_stop_ends_it(plugin: Plugin, ollama: str) -> None:
+async def test_managed_server_runs_from_start_to_stop(plugin: Plugin, ollama: str) -> None:
     assert (await plugin.check()).installed
     for waiting in (answer(plugin, "chat", messages=HELLO), plugin.list_models(), plugin.health()):
         with pytest.raises(UnavailableError, match="StartEngine"):
             await waiting
-    assert not servers(ollama), "nothing but a start starts it"
+    assert not servers(ollama), "calls do not start the server"
     await plugin.start("auto")
     assert servers(ollama)
     health = await plugin.health()
     assert health.state is HealthState.READY
-    assert health.detail.startswith(f"our own Ollama {await plugin.version()} at http://127.0.0.1:")
+    assert health.detail.startswith(f"managed Ollama {await plugin.version()} at http://127.0.0.1:")
     assert (await answer(plugin, "chat", messages=HELLO, max_tokens=2))["choices"]
     assert {model.name for model in await plugin.list_models()}
     [running] = await plugin.running_models()
@@ -83,7 +83,7 @@ async def test_start_runs_it_and_stop_ends_it(plugin: Plugin, ollama: str) -> No
 
 
 @pytest.mark.promise("P7")
-async def test_a_pull_starts_it_since_models_get_there_only_through_it(plugin: Plugin, ollama: str) -> None:
+async def test_pull_starts_the_managed_server(plugin: Plugin, ollama: str) -> None:
     events = await pulled(plugin, PullRequest("fresh"))
     assert events
     assert servers(ollama)
@@ -94,27 +94,27 @@ async def test_a_pull_starts_it_since_models_get_there_only_through_it(plugin: P
     await plugin.stop()
     with pytest.raises(UnavailableError, match="StartEngine"):
         await pulled(plugin, PullRequest("fresh"))
-    assert not servers(ollama), "who stopped it wants it stopped"
+    assert not servers(ollama), "a pull after StopEngine does not start the server"
 
 
-async def test_somebody_elses_server_comes_first_unless_plugin_yaml_says_otherwise(
+async def test_attached_server_is_preferred_unless_manage(
     contract_server: ContractServer, tmp_path: Path, ollama: str
 ) -> None:
-    for place, server, theirs in (("a", "auto", True), ("b", "manage", False)):
+    for place, server, attached in (("a", "auto", True), ("b", "manage", False)):
         (tmp_path / place).mkdir()
         async with plugin_in(
             tmp_path / place, engine_host=contract_server.url, ollama=ollama, server=server
         ) as plugin:
             await plugin.start("auto")
-            assert ("attached to" in (await plugin.health()).detail) is theirs
-            assert bool(servers(ollama)) is not theirs
+            assert ("attached to" in (await plugin.health()).detail) is attached
+            assert bool(servers(ollama)) is not attached
     assert not servers(ollama)
     assert contract_server.process.poll() is None
 
 
-async def test_once_it_runs_it_stays_the_one(contract_server: ContractServer, tmp_path: Path, ollama: str) -> None:
-    """Somebody who starts an Ollama later does not take our calls away from the models that we have."""
-    contract_server.be_version("0.1.0")  # so that it would be noticed
+async def test_running_managed_server_is_kept(contract_server: ContractServer, tmp_path: Path, ollama: str) -> None:
+    """An Ollama that is started later does not replace the managed server."""
+    contract_server.be_version("0.1.0")  # its use would raise an error
     async with plugin_in(tmp_path, engine_host=contract_server.url, ollama=ollama, server="manage") as plugin:
         await plugin.start("auto")
         await plugin.start("auto")
@@ -122,14 +122,14 @@ async def test_once_it_runs_it_stays_the_one(contract_server: ContractServer, tm
         assert not contract_server.requests()
 
 
-async def test_without_software_the_start_says_how_to_have_it(tmp_path: Path, nobody: None) -> None:
+async def test_start_without_software_names_the_next_step(tmp_path: Path, no_server: None) -> None:
     async with plugin_in(tmp_path, server="manage", ollama=str(tmp_path / "no" / "ollama")) as plugin:
         assert not (await plugin.check()).installed
         with pytest.raises(EngineNotInstalledError, match="ollama"):
             await plugin.start("auto")
 
 
-async def test_another_mode_moves_it_with_its_models(plugin: Plugin, ollama: str) -> None:
+async def test_other_mode_restarts_with_the_loaded_models(plugin: Plugin, ollama: str) -> None:
     await plugin.start("auto")
     await plugin.load_model("tiny-chat")
     await plugin.load_model("embed")
@@ -146,7 +146,7 @@ async def test_another_mode_moves_it_with_its_models(plugin: Plugin, ollama: str
 
 
 @pytest.mark.promise("F20", "P2")
-async def test_its_death_is_mended(plugin: Plugin, ollama: str) -> None:
+async def test_killed_managed_server_is_restarted(plugin: Plugin, ollama: str) -> None:
     await plugin.start("auto")
     host = plugin.config()["host"]
     [server] = [
@@ -155,7 +155,7 @@ async def test_its_death_is_mended(plugin: Plugin, ollama: str) -> None:
         if any(f"127.0.0.1:{listening.laddr.port}" == host for listening in process.net_connections("tcp"))
     ]
     server.kill()
-    with suppress(BadGatewayError):  # a call that meets the death itself is told of it
+    with suppress(BadGatewayError):  # a call during the death may fail
         await answer(plugin, "chat", messages=HELLO, max_tokens=1)
     assert (await answer(plugin, "chat", messages=HELLO, max_tokens=1))["choices"]
     assert plugin.config()["host"] != host

@@ -1,6 +1,6 @@
-"""A server of our own: `ollama serve` on a port of its own, with models of its own, ended with everything it started.
+"""The process of the managed server: `ollama serve` with its own port, models and home.
 
-An Ollama that the user runs is not touched by it: neither its port, nor its models, nor its settings.
+The port, the models and the settings of an Ollama that the user runs are not used.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
 from engine_plugin.engines.local.server import ServerProcess
-from engine_plugin.engines.ollama.attachment import is_older
-from engine_plugin.engines.ollama.connection import OllamaClient
+from engine_plugin.engines.ollama.attached import is_older
+from engine_plugin.engines.ollama.client import OllamaClient
 from engine_plugin.errors import EngineStartError, PreconditionError, UnsupportedError
 from engine_plugin.process import python
 from engine_plugin.process.engine_process import Command
@@ -27,37 +27,37 @@ if TYPE_CHECKING:
 
     from engine_plugin.engines.local.server import Address
     from engine_plugin.engines.ollama.options import OllamaOptions
-    from engine_plugin.engines.ollama.software import Backend
+    from engine_plugin.engines.ollama.software import OllamaProgram
     from engine_plugin.errors import EnginePluginError
     from engine_plugin.process.records import ProcessRecords
     from engine_plugin.transport.http1 import Http1Client
 
-__all__ = ["ManagedServer", "try_out"]
+__all__ = ["OllamaProcess", "trial_run"]
 
-_LABEL = "our Ollama server"
+_LABEL = "the managed Ollama server"
 _VERSION_PATH = "/api/version"
 _MODELS, _HOME, _TRIAL = "models", "home", "trial"
 
-_OTHERS = ("OLLAMA_HOST", "OLLAMA_MODELS", "OLLAMA_ORIGINS", "OLLAMA_API_KEY")
-"""What is meant for another server than ours; the rest of OLLAMA_… holds for ours too, unless plugin.yaml says it."""
+_NOT_INHERITED = ("OLLAMA_HOST", "OLLAMA_MODELS", "OLLAMA_ORIGINS", "OLLAMA_API_KEY")
+"""Variables that configure the user's Ollama. Other OLLAMA_… variables are inherited unless plugin.yaml sets them."""
 
 _GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES")
 _COMPUTES = re.compile(r'msg="inference compute".*? library=(\S+)')
 
 
-class ManagedServer(ServerProcess):
-    """One server. Owned by the engine driver, which closes it once and throws it away."""
+class OllamaProcess(ServerProcess):
+    """One `ollama serve`, restarted when it dies. Owned by `ManagedServer`, which closes it once and discards it."""
 
     def __init__(
         self,
-        backend: Backend,
+        program: OllamaProgram,
         options: OllamaOptions,
         records: ProcessRecords,
         data_dir: Path,
         environ: Mapping[str, str],
         mode: str = "auto",
     ) -> None:
-        """Models lie in <data_dir>/models. `mode` is auto, cpu or gpu. No I/O."""
+        """The models are in <data_dir>/models. `mode` is auto, cpu or gpu. No I/O."""
         super().__init__(
             _LABEL,
             options,
@@ -69,81 +69,81 @@ class ManagedServer(ServerProcess):
             error_marks=("level=ERROR", "Error: ", "panic: "),
         )
         self.version = ""
-        """What the server says that it is, once it serves."""
+        """The version that the server reports, once it is ready."""
         self.computes_on: tuple[str, ...] = ()
-        """The kinds of devices that it said it uses, such as cpu or cuda; none when it did not say."""
-        self._backend = backend
-        self._options = options
+        """The kinds of devices in its log, such as cpu or cuda; empty if it logs none."""
+        self._program = program
+        self._options: OllamaOptions = options
         self._data = data_dir
         self._environ = environ
         self._mode = mode
-        self._spoken: tuple[Http1Client, OllamaClient] | None = None
-        self._refused: EnginePluginError | None = None
-        """Why a server that runs is not one to be used."""
+        self._clients: tuple[Http1Client, OllamaClient] | None = None
+        self._unfit: EnginePluginError | None = None
+        """Why a server that runs cannot be used."""
 
     @property
     def address(self) -> str:
-        """The root of its URLs, for people; "" while there is none."""
+        """The URL of the server; "" unless it is ready."""
         return f"http://127.0.0.1:{self._ports[0]}" if self._ports and self.ready else ""
 
     async def ensure_ready(self) -> None:
-        """Start it, sharing a start that is under way.
+        """Start the server unless it is ready. Concurrent calls share one start.
 
-        Raises EngineStartError when it does not serve; PreconditionError when it is too old, or sees no GPU for mode
-        gpu; UnsupportedError when it cannot be kept from one in mode cpu. No process is left then.
+        Raises EngineStartError if it does not answer, PreconditionError if it is too old or has no GPU in mode gpu,
+        and UnsupportedError if it uses a GPU in mode cpu. After an error no process is left.
         """
         await in_thread(self._make_folders)
-        self._refused = None
+        self._unfit = None
         try:
             await super().ensure_ready()
         except EngineStartError as error:
-            if self._refused is None:
+            if self._unfit is None:
                 raise
-            raise self._refused from error
+            raise self._unfit from error
 
     def client(self) -> OllamaClient:
-        """The client of its latest run. Raises UnavailableError when it is not up."""
+        """The client of the latest run of the process. Raises UnavailableError unless the server is ready."""
         http = self._require_client()
-        if self._spoken is None or self._spoken[0] is not http:
+        if self._clients is None or self._clients[0] is not http:
             run = self.latest_run
 
             async def explain(error: EnginePluginError) -> EnginePluginError:
                 return error if run is None else await explained(error, run)
 
-            self._spoken = (http, OllamaClient(http, f"http://127.0.0.1:{self._ports[0]}", explain))
-        return self._spoken[1]
+            self._clients = (http, OllamaClient(http, f"http://127.0.0.1:{self._ports[0]}", explain))
+        return self._clients[1]
 
     async def close(self) -> None:
-        """Stop it for good, with the processes that hold its models; calls under way fail with UnavailableError."""
-        spoken, self._spoken = self._spoken, None
-        if spoken is not None:
-            spoken[1].close()
+        """Stop the server and its runners for good. Running requests raise UnavailableError."""
+        clients, self._clients = self._clients, None
+        if clients is not None:
+            clients[1].close()
         await super().close()
         self.clean_up()
 
     def launch(self, address: Address) -> Command:
-        argv = python.guarded([self._backend.executable, "serve"])
+        argv = python.guarded([self._program.executable, "serve"])
         return Command(argv, self._environment(address.ports[0]))
 
     async def prove(self) -> None:
-        """Have it say what it is. Raises PreconditionError or UnsupportedError for one that is not to be used."""
+        """Check version and devices of the started server. Raises PreconditionError or UnsupportedError."""
         try:
             await self._require_fit()
         except (PreconditionError, UnsupportedError) as error:
-            self._refused = error
+            self._unfit = error
             raise
 
     async def _require_fit(self) -> None:
         self.version = str((await self.client().ask("GET", _VERSION_PATH)).get("version", ""))
         if is_older(self.version, self._options.minimum_version):
             raise catalogue.SOFTWARE_TOO_OLD.error(
-                software=self._backend.origin,
+                software=self._program.origin,
                 found=self.version,
                 wanted=self._options.minimum_version,
-                upgrade="Call UpgradeEngine, or name another in engine.ollama",
+                upgrade="Call UpgradeEngine, or set engine.ollama to another one",
             )
-        said = "\n".join(self.latest_run.lines() if self.latest_run else ())
-        self.computes_on = tuple(kind.lower() for kind in _COMPUTES.findall(said))  # it says so before it answers
+        log = "\n".join(self.latest_run.lines() if self.latest_run else ())
+        self.computes_on = tuple(kind.lower() for kind in _COMPUTES.findall(log))  # logged before it answers
         self._require_mode()
 
     def _require_mode(self) -> None:
@@ -152,14 +152,14 @@ class ManagedServer(ServerProcess):
             raise catalogue.DEVICE_MISSING.error(
                 where="mode",
                 asked="gpu",
-                software=self._backend.origin,
+                software=self._program.origin,
                 device="GPU",
                 devices="cpu",
-                way="Start in mode auto or cpu, or install its driver and a release for it (engine.accelerator)",
+                way="Start in mode auto or cpu, or install the driver and a release for the GPU (engine.accelerator)",
             )
         if self._mode == "cpu" and kinds and "cpu" not in kinds:
             raise UnsupportedError(
-                f"mode: on this machine Ollama computes on {', '.join(kinds)} whatever it is told; start in mode auto"
+                f"mode: on this machine Ollama always computes on {', '.join(kinds)}; start in mode auto"
             )
 
     def _make_folders(self) -> None:
@@ -167,31 +167,31 @@ class ManagedServer(ServerProcess):
             private_folder(self._data / name)
 
     def _environment(self, port: int) -> dict[str, str]:
-        """What our server is told. It would write below the user's home otherwise, and take what is meant for his."""
-        base = {key: value for key, value in child_environ(self._environ).items() if key not in _OTHERS}
+        """The environment of the server, which keeps its files out of the user's home."""
+        base = {key: value for key, value in child_environ(self._environ).items() if key not in _NOT_INHERITED}
         home = str(self._data / _HOME)
         return {
             **base,
             "USERPROFILE" if sys.platform == "win32" else "HOME": home,
             "OLLAMA_HOST": f"127.0.0.1:{port}",
             "OLLAMA_MODELS": str(self._data / _MODELS),
-            "GIN_MODE": "release",  # else it begins by listing its routes
+            "GIN_MODE": "release",  # else it logs all its routes
             **_settings(self._options),
             **_devices(self._mode),
         }
 
 
-async def try_out(
-    backend: Backend, options: OllamaOptions, records: ProcessRecords, environ: Mapping[str, str]
+async def trial_run(
+    program: OllamaProgram, options: OllamaOptions, records: ProcessRecords, environ: Mapping[str, str]
 ) -> None:
-    """Have newly installed software serve, beside what runs, with models of its own, and end it.
+    """Start newly installed software beside the running server, with an empty models directory, and stop it.
 
-    Raises EnginePluginError when it does not. Called before it is switched on.
+    Called before the software is activated. Raises EnginePluginError if it does not work.
     """
-    if backend.folder is None:
+    if program.folder is None:
         return
-    folder = backend.folder / _TRIAL
-    server = ManagedServer(backend, options, records, folder, environ)
+    folder = program.folder / _TRIAL
+    server = OllamaProcess(program, options, records, folder, environ)
     try:
         await server.ensure_ready()
         await server.client().ask("GET", "/api/tags")
@@ -201,22 +201,22 @@ async def try_out(
 
 
 def _settings(options: OllamaOptions) -> dict[str, str]:
-    """plugin.yaml's options as Ollama reads them; what is left out there is left to the server."""
+    """The options of plugin.yaml as environment variables; options that are not set are omitted."""
     flash = {"on": "1", "off": "0"}.get(options.flash_attention, "")
-    told = {
+    variables = {
         "OLLAMA_KEEP_ALIVE": options.keep_alive,
         "OLLAMA_LOAD_TIMEOUT": options.load_timeout,
         "OLLAMA_CONTEXT_LENGTH": str(options.context_length or ""),
         "OLLAMA_NUM_PARALLEL": str(options.num_parallel or ""),
         "OLLAMA_MAX_LOADED_MODELS": str(options.max_loaded_models or ""),
-        "OLLAMA_MAX_QUEUE": str(options.max_queue or 1),  # with 0 it may refuse whom it could serve at once
+        "OLLAMA_MAX_QUEUE": str(options.max_queue or 1),  # 0 may refuse requests that could be answered at once
         "OLLAMA_FLASH_ATTENTION": flash,
         "OLLAMA_KV_CACHE_TYPE": options.kv_cache_type,
         "OLLAMA_NO_CLOUD": "1" if options.no_cloud else "",
     }
-    return {key: value for key, value in told.items() if value}
+    return {key: value for key, value in variables.items() if value}
 
 
 def _devices(mode: str) -> dict[str, str]:
-    """What hides the graphics cards from it; gpu and auto leave it what the environment shows."""
+    """Variables that hide GPUs in mode cpu; other modes inherit the environment."""
     return dict.fromkeys(_GPUS, "-1") | {"OLLAMA_VULKAN": "0"} if mode == "cpu" else {}

@@ -1,7 +1,7 @@
-"""One call of a service: the requests to the server that it takes, and the answer made of theirs.
+"""One service call on an Ollama server: sends the requests that it takes and converts their answers.
 
-Called by the engine with the model's facts. The server answers one prompt with one choice; several are asked for one
-after the other, as it would compute them anyway unless it was told otherwise.
+Called by the engine with the facts of the model. A request to the server yields one choice for one prompt. Several
+choices are requested one after the other: the server would queue parallel requests unless configured otherwise.
 """
 
 from __future__ import annotations
@@ -11,33 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.ollama import answers, native, requests, transcription
 from engine_plugin.engines.ollama.events import ChoiceWriter, choice_events, usage_event
-from engine_plugin.engines.ollama.gather import gathered
-from engine_plugin.engines.ollama.validators import native_validator
+from engine_plugin.engines.ollama.lines import collect
 from engine_plugin.errors import UnsupportedError
 from engine_plugin.transport.answers import drained
 from engine_plugin.transport.sse import DONE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
+    from contextlib import AbstractAsyncContextManager
 
-    from engine_plugin.engines.ollama.connection import OllamaClient
-    from engine_plugin.engines.ollama.gather import Whole
+    from engine_plugin.engines.ollama.client import OllamaClient
+    from engine_plugin.engines.ollama.lines import CollectedAnswer
     from engine_plugin.engines.ollama.models import ModelFacts
     from engine_plugin.engines.ollama.options import OllamaOptions
-    from engine_plugin.manifest import ServiceSpec
-    from engine_plugin.services import RequestValidator
     from engine_plugin.speech.decoder import Decoder
     from engine_plugin.transport.http1 import HttpResponse
 
-__all__ = ["call", "stream", "validator"]
+__all__ = ["call", "stream"]
 
 _ANSWER_LIMIT = 512 * 1024 * 1024
-
-
-def validator(service: ServiceSpec) -> RequestValidator | None:
-    """What a request in Ollama's own JSON must hold, for a service whose host speaks it; None when there is no such
-    JSON."""
-    return native_validator(service.service_name)
 
 
 async def call(
@@ -48,34 +40,41 @@ async def call(
     options: OllamaOptions,
     decoder: Decoder,
 ) -> bytes:
-    """Answer chat, generate or embed in the flavour that `facts` say, or speech-to-text, with one JSON object."""
+    """Answer a unary call of chat, generate, embed or speech-to-text with one JSON object.
+
+    The object is Ollama's own if `facts.native`, else OpenAI's. Raises what the server's errors map to.
+    """
     if service == "speech-to-text":
         return await transcription.transcribe(client, request, facts, decoder)
     exchange = _Exchange(client, service, facts, options)
     if service not in requests.STREAMED:
-        async with exchange.sent(request) as response:
+        async with exchange.send(request) as response:
             data = await response.read(_ANSWER_LIMIT)
-        make = answers.native_embeddings if facts.native else answers.embeddings_answer
-        return make(data, request)
-    wholes: list[Whole] = []
+        convert = answers.native_embeddings if facts.native else answers.openai_embeddings
+        return convert(data, request)
+    collected: list[CollectedAnswer] = []
     for single in requests.single_requests(service, request, native=facts.native):
-        async with exchange.sent(single) as response:
-            wholes.append(await gathered(service, response, facts.name))
+        async with exchange.send(single) as response:
+            collected.append(await collect(service, response, facts.name))
     if facts.native:
-        return native.native_answer(service, wholes[0])
-    return answers.openai_answer(service, wholes, request)
+        return native.native_answer(service, collected[0])
+    return answers.openai_answer(service, collected, request)
 
 
 @asynccontextmanager
 async def stream(
     client: OllamaClient, service: str, request: dict[str, Any], facts: ModelFacts, options: OllamaOptions
 ) -> AsyncIterator[AsyncIterator[bytes]]:
-    """Answer chat or generate in blocks of whole events. Leaving the block stops the server's work."""
+    """Answer a streamed call of chat or generate: yields an iterator of blocks of whole events.
+
+    Leaving the block closes the connection, which stops the server's work. Raises UnsupportedError for other
+    services.
+    """
     if service not in requests.STREAMED:
         raise UnsupportedError(f"{service}: Ollama does not stream this service; call InvokeService")
     exchange = _Exchange(client, service, facts, options)
     first, *others = requests.single_requests(service, request, native=facts.native)
-    async with exchange.sent(first) as response:
+    async with exchange.send(first) as response:
         if facts.native:
             events = native.native_events(response, facts.name)
         else:
@@ -85,7 +84,7 @@ async def stream(
 
 
 class _Exchange:
-    """What all requests of one call have in common."""
+    """The parameters that all requests of one call have in common."""
 
     def __init__(self, client: OllamaClient, service: str, facts: ModelFacts, options: OllamaOptions) -> None:
         self._client = client
@@ -93,18 +92,16 @@ class _Exchange:
         self._facts = facts
         self._options = options
 
-    @asynccontextmanager
-    async def sent(self, request: dict[str, Any]) -> AsyncIterator[HttpResponse]:
-        path, body = requests.upstream(self._service, request, self._facts, self._options)
-        async with self._client.request("POST", path, body, model=self._facts.name) as response:
-            yield response
+    def send(self, request: dict[str, Any]) -> AbstractAsyncContextManager[HttpResponse]:
+        path, body = requests.upstream_request(self._service, request, self._facts, self._options)
+        return self._client.request("POST", path, body, model=self._facts.name)
 
     async def openai_events(
         self, first: HttpResponse, others: list[dict[str, Any]], request: dict[str, Any]
     ) -> AsyncGenerator[bytes, None]:
-        """The first choice's events, then those of the others, each asked for when the one before it is done."""
+        """Yield the events of the first choice, then those of the others, each requested after the one before it."""
         head = answers.answer_head(self._service, request["model"], stream=True)
-        tags = answers.parses_tags(request)
+        tags = answers.has_think_tags(request)
         writers = [
             ChoiceWriter(self._service, head, index, tags=tags, model=self._facts.name)
             for index in range(len(others) + 1)
@@ -112,7 +109,7 @@ class _Exchange:
         async for block in choice_events(writers[0], first):
             yield block
         for writer, single in zip(writers[1:], others, strict=True):
-            async with self.sent(single) as response:
+            async with self.send(single) as response:
                 async for block in choice_events(writer, response):
                     yield block
                 await drained(response)

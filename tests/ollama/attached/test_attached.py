@@ -1,4 +1,4 @@
-"""Finding somebody else's server: quickly, again after a failure, and never more than that."""
+"""The attached server: probes, connection failures, versions, and the key."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.engines.ollama.attachment import is_older
+from engine_plugin.engines.ollama.attached import is_older
 from engine_plugin.errors import AuthError, BadGatewayError, PreconditionError, UnavailableError
 from engine_plugin.process.ports import free_ports
 from engine_plugin.system.certificates import Identity, load_identity
 from tests.patience import LIMIT, NEVER, within
 
-from .conftest import attachment_to
+from .conftest import attached_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def peer(answer: bytes | None, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """Something that answers each request with the same bytes (None: with nothing at all), and what it was sent."""
+    """A server that answers each request with the same bytes (None: never), and the requests that it received."""
     heard: list[bytes] = []
     over = asyncio.Event()
 
@@ -57,25 +57,25 @@ def ok(body: bytes) -> bytes:
     return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
 
 
-async def test_a_server_that_runs_is_found_with_its_version(contract_server: ContractServer) -> None:
+async def test_running_server_is_found_with_its_version(contract_server: ContractServer) -> None:
     contract_server.be_version("0.33.1")
-    attachment = attachment_to(contract_server.url)
+    server = attached_server(contract_server.url)
     try:
-        first, second = await asyncio.gather(attachment.find(), attachment.find())
+        first, second = await asyncio.gather(server.find(), server.find())
         assert first is not None
         assert first is second
-        assert attachment.version == "0.33.1"
-        assert await attachment.find() is first
+        assert server.version == "0.33.1"
+        assert await server.find() is first
         assert [entry["path"] for entry in contract_server.requests()] == ["/", "/api/version"]
     finally:
-        await attachment.detach()
+        await server.detach()
 
 
-async def test_none_is_found_where_nobody_listens() -> None:
+async def test_closed_port_gives_no_server() -> None:
     [port] = free_ports(1)
-    attachment = attachment_to(f"127.0.0.1:{port}")
-    assert await attachment.find() is None
-    said = str(attachment.down())
+    server = attached_server(f"127.0.0.1:{port}")
+    assert await server.find() is None
+    said = str(server.unreachable())
     assert f"no Ollama server answers at http://127.0.0.1:{port} (" in said
     assert "the test" in said
 
@@ -90,56 +90,56 @@ async def test_none_is_found_where_nobody_listens() -> None:
         ("10.0.0.7:11500", "`OLLAMA_HOST=0.0.0.0:11500 ollama serve` on 10.0.0.7"),
     ],
 )
-def test_the_command_that_is_told_starts_one_at_that_address(
+def test_error_has_the_command_that_starts_a_server_at_the_address(
     address: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
-    assert command in str(attachment_to(address).down())
+    assert command in str(attached_server(address).unreachable())
 
 
-async def test_who_takes_a_connection_and_says_nothing_costs_the_probes_time_only() -> None:
+async def test_silent_server_costs_only_the_probe_timeout() -> None:
     async with peer(None) as (url, heard):
-        attachment = attachment_to(url, {"ENGINE_PLUGIN_PROBE_TIMEOUT": "0.2"}, probe_timeout=NEVER)
-        assert await within(attachment.find()) is None
+        server = attached_server(url, {"ENGINE_PLUGIN_PROBE_TIMEOUT": "0.2"}, probe_timeout=NEVER)
+        assert await within(server.find()) is None
         assert len(heard) == 1
-        assert "no answer in 0.2 s" in str(attachment.down())
+        assert "no answer in 0.2 s" in str(server.unreachable())
 
 
-async def test_a_wrong_probe_timeout_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+async def test_invalid_probe_timeout_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
     for text in ("soon", "-1", "nan", "0"):
         caplog.clear()
-        attachment_to("127.0.0.1:9", {"ENGINE_PLUGIN_PROBE_TIMEOUT": text})
-        assert f"ENGINE_PLUGIN_PROBE_TIMEOUT is {text!r}" in caplog.text
+        attached_server("127.0.0.1:9", {"ENGINE_PLUGIN_PROBE_TIMEOUT": text})
+        assert f"ENGINE_PLUGIN_PROBE_TIMEOUT: {text!r} is not" in caplog.text
 
 
 @pytest.mark.parametrize(
     "answer", [ok(b"<html>a router</html>"), ok(b'{"version": 7}'), b"HTTP/1.1 404 No\r\ncontent-length: 0\r\n\r\n"]
 )
-async def test_what_is_no_ollama_is_not_taken_for_one(answer: bytes) -> None:
+async def test_other_http_server_is_not_used(answer: bytes) -> None:
     async with peer(answer) as (url, _):
-        attachment = attachment_to(url)
-        assert await attachment.find() is None
-        assert "what answers there is not Ollama" in str(attachment.down())
+        server = attached_server(url)
+        assert await server.find() is None
+        assert "the server there is not Ollama" in str(server.unreachable())
 
 
 @pytest.mark.promise("P26")
-async def test_what_does_not_speak_http_is_not_taken_for_one() -> None:
+async def test_server_without_http_is_not_used() -> None:
     async with peer(b"220 mail.example.com ESMTP\r\n") as (url, _):
-        attachment = attachment_to(url)
-        assert await attachment.find() is None
-        assert "does not answer in HTTP" in attachment.absence
+        server = attached_server(url)
+        assert await server.find() is None
+        assert "does not answer in HTTP" in str(server.unreachable())
 
 
-async def test_a_server_that_is_too_old_is_named_with_both_versions(contract_server: ContractServer) -> None:
+async def test_too_old_server_is_rejected_with_both_versions(contract_server: ContractServer) -> None:
     contract_server.be_version("0.4.7")
-    attachment = attachment_to(contract_server.url)
+    server = attached_server(contract_server.url)
     try:
         with pytest.raises(PreconditionError, match=r"0\.4\.7 is too old; 0\.5\.0 or newer is needed.*Upgrade it"):
-            await attachment.find()
+            await server.find()
         contract_server.be_version("0.5.0")
-        assert await attachment.find(anew=True) is not None
+        assert await server.find(refresh=True) is not None
     finally:
-        await attachment.detach()
+        await server.detach()
 
 
 @pytest.mark.parametrize(
@@ -156,57 +156,57 @@ async def test_a_server_that_is_too_old_is_named_with_both_versions(contract_ser
         ("unknown", "0.5", True),
     ],
 )
-def test_which_version_is_older(found: str, wanted: str, *, older: bool) -> None:
+def test_versions_are_compared_by_number(found: str, wanted: str, *, older: bool) -> None:
     assert is_older(found, wanted) is older
 
 
 @pytest.mark.promise("F20")
-async def test_after_a_failure_it_is_looked_for_at_once(contract_server: ContractServer, tmp_path: Path) -> None:
-    attachment = attachment_to(contract_server.url)
+async def test_failed_connection_triggers_a_probe(contract_server: ContractServer, tmp_path: Path) -> None:
+    server = attached_server(contract_server.url)
     try:
-        client = await attachment.find()
+        client = await server.find()
         assert client is not None
         port = contract_server.port
         contract_server.close()
-        assert attachment.seen
+        assert server.known
         with pytest.raises(UnavailableError, match="no Ollama server answers at"):
             await client.ask("GET", "/api/tags")
-        assert not attachment.seen
-        assert await attachment.find() is None
+        assert not server.known
+        assert await server.find() is None
         from tests.ollama.contract.handle import ContractServer as Another
 
         again = await asyncio.to_thread(Another, tmp_path, port=port)
         try:
-            found = await attachment.find()
+            found = await server.find()
             assert found is not None
             assert (await found.ask("GET", "/api/tags"))["models"]
         finally:
             await asyncio.to_thread(again.close)
     finally:
-        await attachment.detach()
+        await server.detach()
 
 
-async def test_a_server_that_breaks_off_is_looked_for_anew(contract_server: ContractServer) -> None:
-    attachment = attachment_to(contract_server.url)
+async def test_broken_connection_triggers_a_probe(contract_server: ContractServer) -> None:
+    server = attached_server(contract_server.url)
     try:
-        client = await attachment.find()
+        client = await server.find()
         assert client is not None
         contract_server.fail("hang-up", path="/api/ps", times=2)
-        expected = rf"^the Ollama at {contract_server.url} closed the connection .*\. Its log says why \(.+\); try"
+        expected = rf"^the Ollama at {contract_server.url} closed the connection .*\. See its log \(.+\), and try"
         with pytest.raises(BadGatewayError, match=expected):
             await client.ask("GET", "/api/ps")
-        assert not attachment.seen
-        assert await attachment.find() is client
+        assert not server.known
+        assert await server.find() is client
     finally:
-        await attachment.detach()
+        await server.detach()
 
 
 @pytest.mark.promise("P5", "P32")
-async def test_letting_it_go_breaks_off_what_is_under_way_and_leaves_the_server(
+async def test_detach_aborts_requests_and_leaves_the_server(
     contract_server: ContractServer,
 ) -> None:
-    attachment = attachment_to(contract_server.url)
-    client = await attachment.find()
+    server = attached_server(contract_server.url)
+    client = await server.find()
     assert client is not None
     body = b'{"model": "fault-stall:latest", "messages": [{"role": "user", "content": "hi"}]}'
     begun = asyncio.Event()
@@ -221,7 +221,7 @@ async def test_letting_it_go_breaks_off_what_is_under_way_and_leaves_the_server(
     chatting = asyncio.create_task(chat())
     try:
         await asyncio.wait_for(begun.wait(), LIMIT)
-        await attachment.detach()
+        await server.detach()
         with pytest.raises(UnavailableError, match="the engine was stopped while it worked on this request"):
             await asyncio.wait_for(chatting, LIMIT)
     finally:
@@ -248,38 +248,38 @@ async def test_letting_it_go_breaks_off_what_is_under_way_and_leaves_the_server(
         ("https://ollama.example.com", {"key_variable": "OTHER"}, False),
     ],
 )
-def test_who_gets_the_key(
+def test_key_is_sent_to_remote_https_only(
     url: str, options: dict[str, object], *, sent: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    attachment = attachment_to(url, {"OLLAMA_API_KEY": "very-secret"}, **options)
-    assert attachment.headers == ({"authorization": "Bearer very-secret"} if sent else {})
+    server = attached_server(url, {"OLLAMA_API_KEY": "very-secret"}, **options)
+    assert server.headers == ({"authorization": "Bearer very-secret"} if sent else {})
     assert "very-secret" not in caplog.text
     assert ("is not sent to" in caplog.text) is (url == "http://ollama.example.com" and not options)
 
 
 @pytest.mark.promise("P21")
-def test_a_key_that_no_header_may_have_is_not_sent(caplog: pytest.LogCaptureFixture) -> None:
-    attachment = attachment_to("https://box", {"OLLAMA_API_KEY": "secret\r\nx: y"})
-    assert attachment.headers == {}
-    assert "holds characters that no header may have" in caplog.text
+def test_key_invalid_in_a_header_is_not_sent(caplog: pytest.LogCaptureFixture) -> None:
+    server = attached_server("https://box", {"OLLAMA_API_KEY": "secret\r\nx: y"})
+    assert server.headers == {}
+    assert "has characters that a header must not have" in caplog.text
     assert "secret" not in caplog.text
 
 
 @pytest.mark.promise("P21")
-async def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A certificate is always checked; one of a person's own is trusted as OpenSSL is told to."""
+async def test_tls_certificate_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A certificate is always verified. SSL_CERT_FILE can add a private one."""
     identity = Identity.create()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     load_identity(context, identity, tmp_path)
     async with peer(ok(b'{"version": "0.33.0"}'), context) as (plain, heard):
         url = plain.replace("http://127.0.0.1", "https://localhost")
-        attachment = attachment_to(url)
-        assert await attachment.find() is None
-        assert "self-signed certificate" in str(attachment.down())
-        assert not heard, "nothing is said to somebody unknown"
+        server = attached_server(url)
+        assert await server.find() is None
+        assert "self-signed certificate" in str(server.unreachable())
+        assert not heard, "no request is sent before the certificate is verified"
         (tmp_path / "ca.pem").write_bytes(identity.certificate_pem)
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-        trusting = attachment_to(url)
+        trusting = attached_server(url)
         try:
             assert await trusting.find() is not None
             assert trusting.version == "0.33.0"
@@ -287,9 +287,9 @@ async def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             await trusting.detach()
 
 
-async def test_a_server_behind_a_gate_says_how_to_open_it() -> None:
+async def test_server_that_requires_a_key_names_the_remedy() -> None:
     refusal = b'HTTP/1.1 401 No\r\ncontent-length: 24\r\n\r\n{"error":"unauthorized"}'
     async with peer(refusal) as (url, _):
-        attachment = attachment_to(url)
+        server = attached_server(url)
         with pytest.raises(AuthError, match="OLLAMA_API_KEY"):
-            await attachment.find()
+            await server.find()

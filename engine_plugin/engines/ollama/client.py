@@ -1,4 +1,4 @@
-"""The way to an Ollama server: one exchange each, and what a refusal or a broken connection means."""
+"""A client for one Ollama server, which maps error answers and broken connections to exceptions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from engine_plugin.engines.ollama.errors import complaint_error, complaint_of_body
+from engine_plugin.engines.ollama.errors import body_complaint, exception_for
 from engine_plugin.errors import BadGatewayError, EnginePluginError, UnavailableError
 from engine_plugin.jsontext import JsonError, read_json
 from engine_plugin.system.files import LARGEST_JSON, in_thread
@@ -19,22 +19,20 @@ if TYPE_CHECKING:
 
     from engine_plugin.transport.http1 import Http1Client, HttpResponse, Response
 
-__all__ = ["NotBegunError", "OllamaClient"]
+__all__ = ["OllamaClient", "StoppedBeforeAnswerError"]
 
-_PATIENCE = 30.0
-"""Seconds for an answer that takes no computing."""
+_TIMEOUT = 30.0
+"""Seconds for an answer that needs no model."""
 _SHOWN = 200
-
-
 _STOPPED = "the engine was stopped while it worked on this request"
 
 
-class NotBegunError(UnavailableError):
-    """The server was ended before it answered the first word; its successor, if there is one, may be asked."""
+class StoppedBeforeAnswerError(UnavailableError):
+    """The server was stopped before its answer began. The request can be sent to the server that replaces it."""
 
 
 class OllamaClient:
-    """Talks to one server. Made by whoever owns the server, and handed to whoever answers a request."""
+    """A client for one server. Created by the owner of the server, `AttachedServer` or `OllamaProcess`."""
 
     def __init__(
         self,
@@ -43,8 +41,11 @@ class OllamaClient:
         explain: Callable[[EnginePluginError], Awaitable[EnginePluginError]] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """`http` connects to the server at `url`, with these `headers`, which both are for clients of other kinds;
-        below the path of `url` is the server. `explain` is asked why a connection failed or broke."""
+        """`http` connects to the server at `url`; requests go below the path of `url`.
+
+        `headers` are those that `http` sends, for uploads, which use another HTTP client. `explain` turns the error
+        of a failed or broken connection into one that names the reason.
+        """
         self.url = url.rstrip("/")
         self.headers = dict(headers or {})
         self._http = http
@@ -52,8 +53,8 @@ class OllamaClient:
         self._explain = explain
         self._live: set[Response] = set()
         self._closed = False
-        self._quiet = asyncio.Event()
-        self._quiet.set()
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @asynccontextmanager
     async def request(
@@ -65,22 +66,23 @@ class OllamaClient:
         *,
         model: str = "",
     ) -> AsyncIterator[HttpResponse]:
-        """One exchange: yields the answer once its head has arrived and is 200, else raises the mapped error.
+        """Send one request and yield the response when its head has arrived with status 200.
 
-        `model` is what the request names, for messages. Leaving the block early tells the server to stop. Raises
-        UnavailableError when there is no server, or `close` came meanwhile.
+        `model` is the model that the request names, for errors. Leaving the block early closes the connection, which
+        stops the server's work. Raises the mapped error for other statuses; UnavailableError if the server cannot be
+        reached, or if `close` is called meanwhile.
         """
         exchange = self._http.request(method, self._prefix + path, body, content_type)
         self._live.add(exchange)
-        self._quiet.clear()
+        self._idle.clear()
         begun = False
         try:
             self._require_open(begun)
             async with exchange as response:
                 begun = True
                 if response.status != 200:
-                    said = complaint_of_body(response.status, await response.read(ERROR_LIMIT))
-                    raise complaint_error(said, model)
+                    complaint = body_complaint(response.status, await response.read(ERROR_LIMIT))
+                    raise exception_for(complaint, model)
                 yield response
         except (BadGatewayError, UnavailableError) as error:
             self._require_open(begun)
@@ -90,17 +92,18 @@ class OllamaClient:
         finally:
             self._live.discard(exchange)
             if not self._live:
-                self._quiet.set()
+                self._idle.set()
 
     async def ask(
         self, method: str, path: str, shape: Mapping[str, Any] | None = None, *, model: str = "", within: float = 0
     ) -> dict[str, Any]:
-        """One exchange of JSON objects, {} for an empty answer, within so many seconds (0: 30).
+        """Send a JSON object and return the object of the answer, {} for an empty one.
 
-        Raises UnavailableError when it takes longer, BadGatewayError for an answer that is not a JSON object.
+        `within` is in seconds; 0 means 30. Raises UnavailableError for a late answer, BadGatewayError for one that is
+        not a JSON object, and the errors of `request`.
         """
         body = None if shape is None else json.dumps(shape).encode()
-        limit = within or _PATIENCE
+        limit = within or _TIMEOUT
         try:
             async with asyncio.timeout(limit), self.request(method, path, body, model=model) as response:
                 answer = await response.read(LARGEST_JSON)
@@ -111,17 +114,17 @@ class OllamaClient:
         try:
             found = await in_thread(read_json, answer, LARGEST_JSON)
         except JsonError as error:
-            raise BadGatewayError(f"the server's answer to {path} {error}") from None
+            raise BadGatewayError(f"the Ollama server's answer to {path} {error}") from None
         if not isinstance(found, dict):
-            raise BadGatewayError(f"the server's answer to {path} is not a JSON object: {answer[:_SHOWN]!r}")
+            raise BadGatewayError(f"the Ollama server's answer to {path} is not a JSON object: {answer[:_SHOWN]!r}")
         return found
 
-    async def quiet(self) -> None:
-        """Wait until nothing is under way."""
-        await self._quiet.wait()
+    async def wait_idle(self) -> None:
+        """Wait until no request is running."""
+        await self._idle.wait()
 
     def close(self) -> None:
-        """Break off what is under way, which is told so as UnavailableError, and drop the connections."""
+        """Abort the running requests, which raise UnavailableError, and close the connections."""
         self._closed = True
         for exchange in list(self._live):
             exchange.give_up()
@@ -129,4 +132,4 @@ class OllamaClient:
 
     def _require_open(self, begun: bool) -> None:
         if self._closed:
-            raise UnavailableError(_STOPPED) if begun else NotBegunError(_STOPPED)
+            raise UnavailableError(_STOPPED) if begun else StoppedBeforeAnswerError(_STOPPED)

@@ -1,4 +1,4 @@
-"""What native requests must hold."""
+"""Validation of native requests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine_plugin.engines.ollama.validators import native_validator
+from engine_plugin.engines.ollama.native import native_validator
 from engine_plugin.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def contract_of(service: str) -> RequestValidator:
         ("embed", {"input": ["a", "b"], "options": {}, "keep_alive": 1.5}),
     ],
 )
-def test_what_is_taken(service: str, request_data: dict[str, Any]) -> None:
+def test_valid_native_requests_are_accepted(service: str, request_data: dict[str, Any]) -> None:
     contract = contract_of(service)
     contract.check(request_data)
     assert contract.trivial_answer({"model": "m"} | request_data | {"input": ["a"]}) is None
@@ -58,18 +58,18 @@ def test_what_is_taken(service: str, request_data: dict[str, Any]) -> None:
         ("embed", {"input": "a", "truncate": "no"}, "truncate"),
     ],
 )
-def test_what_is_not(service: str, request_data: dict[str, Any], field: str) -> None:
+def test_invalid_native_requests_are_rejected(service: str, request_data: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"^{field}: "):
         contract_of(service).check(request_data)
 
 
-def test_no_texts_need_no_server() -> None:
+def test_embed_without_texts_needs_no_server() -> None:
     contract = contract_of("embed")
     request = {"model": "m", "input": []}
     contract.check(request)
     assert contract.trivial_answer(request) == {"model": "m", "embeddings": []}
 
 
-def test_services_without_native_json() -> None:
+def test_service_without_native_json_has_no_validator() -> None:
     assert native_validator("speech-to-text") is None
     assert native_validator("rerank") is None
