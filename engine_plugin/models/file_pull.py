@@ -220,19 +220,14 @@ class PartsPull(FilePull):
         complete = await self._keep(dict(zip(names, heads, strict=True)))
         sizes = dict(zip(names, (head.total for head in heads), strict=True))
         # A part is deleted when it has been joined, so that the disk never holds more than one of them twice.
-        await self._expect(sum(sizes.values()), sum(sizes[name] for name in complete), max(sizes.values()))
+        kept = sum(sizes[name] for name in complete)
+        await self._expect(self._left.parts, kept, sum(sizes.values()), spare=max(sizes.values()))
         for part, head in zip(parts, heads, strict=True):
             if part.file_name not in complete:
                 await self._fetch_part(part, head)
         paths = [self._left.parts.files / name for name in names]
         await self._join(await self._planned(paths), paths, consume=True)
         return await self._finish(validator)
-
-    async def _expect(self, total: int, kept: int, spare: int) -> None:
-        """Report that `kept` of `total` bytes are here. Raises DownloadError unless the rest and `spare` fit."""
-        here = await in_thread(self._left.parts.here)
-        await in_thread(check_room, self._index.partials, max(total + spare - kept - here, 0))
-        self._progress.begin(kept, total)
 
     async def _head(self, client: httpx.AsyncClient, parts: Sequence[HttpSource], number: int) -> Remote:
         """What the server says of a part, before any of them is fetched."""
@@ -265,12 +260,7 @@ class PartsPull(FilePull):
 
     async def _fetch_part(self, part: HttpSource, head: Remote) -> None:
         partial = self._left.parts.arriving(part.file_name)
-        async with partial.opened():
-            fetch = Fetch(
-                part, partial, self._progress, size=head.total, insecure=self._plan.insecure, policy=self._policy
-            )
-            await fetch.run()
-            await in_thread(partial.sync)
+        fetch = await self._fetch_into(partial, part, head.total)
         found = partial.hexdigest()
         if fetch.sha256 and found != fetch.sha256:
             await in_thread(partial.discard)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from engine_plugin.download.disk import check_room
 from engine_plugin.download.events import Status
-from engine_plugin.download.fetch import Fetch
 from engine_plugin.download.sizes import byte_size
 from engine_plugin.errors import InvalidRequestError, PullError
 from engine_plugin.models.hubs import RemoteFile, RepositorySource, checked_files
@@ -95,9 +94,7 @@ class FolderPull(Pull[Staging]):
         self._bytes = sum(file.size for file in files)
         digests = await self._keep(files)
         kept = sum(by_path[path].size for path in digests)
-        here = await in_thread(self._left.here)
-        await in_thread(check_room, self._index.partials, max(self._bytes - kept - here, 0))
-        self._progress.begin(kept, self._bytes)
+        await self._expect(self._left, kept, self._bytes)
         for file in files:
             if file.path not in digests:
                 digests[file.path] = await self._fetch_file(hub, source, listing.commit, file)
@@ -142,20 +139,11 @@ class FolderPull(Pull[Staging]):
 
     async def _fetch_file(self, hub: Hub, source: RepositorySource, commit: str, file: RemoteFile) -> str:
         partial = self._left.arriving(file.path)
-        async with partial.opened():
-            if file.size:
-                fetch = Fetch(
-                    hub.file_source(source, commit, file.path),
-                    partial,
-                    self._progress,
-                    sha256=file.sha256,
-                    size=file.size,
-                    limit=file.size,
-                    insecure=self._plan.insecure,
-                    policy=self._policy,
-                )
-                await fetch.run()
-            await in_thread(partial.sync)
+        if file.size:
+            place = hub.file_source(source, commit, file.path)
+            await self._fetch_into(partial, place, file.size, file.sha256)
+        else:
+            await in_thread(partial.path.touch, 0o600)
         digest = await _verified(partial.path, file)
         if not digest:
             await in_thread(partial.discard)

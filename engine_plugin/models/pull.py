@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from engine_plugin import catalogue
-from engine_plugin.download.disk import disk_error
+from engine_plugin.download.disk import check_room, disk_error
 from engine_plugin.download.events import Status, Success
-from engine_plugin.download.fetch import ProgressReport
+from engine_plugin.download.fetch import Fetch, ProgressReport
 from engine_plugin.download.partial import Partial
 from engine_plugin.errors import (
     AuthError,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from engine_plugin.download.events import PullEvent
     from engine_plugin.download.remote import FetchPolicy
+    from engine_plugin.download.source import HttpSource
     from engine_plugin.models.index import Index
     from engine_plugin.models.layout import Extent
     from engine_plugin.models.request import PullPlan, StoredSource
@@ -159,6 +160,32 @@ class Pull(ABC, Generic[LeftT]):
             and bool(validator)
             and (present.source, present.validator) == (self._plan.source.label, validator)
         )
+
+    async def _expect(self, staging: Staging, kept: int, total: int, spare: int = 0) -> None:
+        """Begin the progress of several files, `kept` of `total` bytes of which are complete.
+
+        Raises DownloadError unless the other bytes and `spare` more fit on the disk.
+        """
+        here = await in_thread(staging.here)
+        await in_thread(check_room, self._index.partials, max(total + spare - kept - here, 0))
+        self._progress.begin(kept, total)
+
+    async def _fetch_into(self, partial: Partial, source: HttpSource, size: int, sha256: str = "") -> Fetch:
+        """Download one of several files, whose bytes (0: unknown) and digest ("": unknown) are given."""
+        fetch = Fetch(
+            source,
+            partial,
+            self._progress,
+            sha256=sha256,
+            size=size,
+            limit=size,
+            insecure=self._plan.insecure,
+            policy=self._policy,
+        )
+        async with partial.opened():
+            await fetch.run()
+            await in_thread(partial.sync)
+        return fetch
 
     async def _install(self, part: Path, size: int, digest: str, validator: str) -> Success:
         """Inspect a complete and verified model and move it into its place. `digest` is 64 hex digits."""

@@ -140,7 +140,7 @@ async def test_files_of_an_interrupted_pull_are_verified(world: FolderWorld) -> 
 async def test_file_that_differs_from_the_list_is_rejected(world: FolderWorld, source: str, name: str) -> None:
     lie = bytes(len(MODEL[name]))
     world.hub.troubles[name].append(Script(body=lie))
-    with pytest.raises(PullError, match=f"{name} is not the file that the hub lists"):
+    with pytest.raises(PullError, match=f"{name} differs from the file that the hub lists"):
         await pull(world.store, PullRequest(source))
     assert await world.store.list() == []
     assert (await pull(world.store, PullRequest(source)))[-1] == DONE
