@@ -108,7 +108,7 @@ async def test_every_rpc(launch_fake: Launch) -> None:
         ("status", {"status": "UNAVAILABLE", "message": "busy"}, UnavailableError, "busy"),
         ("status", {"status": "ABORTED", "message": "broke off"}, BadGatewayError, "broke off"),
         ("status", {"status": "INTERNAL", "message": "bug"}, EnginePluginError, "bug"),
-        ("not-json", {}, BadGatewayError, "not JSON"),
+        ("not-json", {}, BadGatewayError, "not a JSON object"),
     ],
 )
 async def test_errors(

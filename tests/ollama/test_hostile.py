@@ -244,12 +244,12 @@ async def test_invalid_json_texts_are_rejected(hostile: Hostile, openai: Plugin,
     stream = lines(said("first"), said("a$b"), said("after"), DONE).replace(b"$", broken)
     hostile.answers["/api/chat"] = until_end(stream)
     heard = b""
-    with pytest.raises(BadGatewayError, match="not JSON"):  # noqa: PT012  # what came before counts
+    with pytest.raises(BadGatewayError, match="not a JSON object"):  # noqa: PT012  # what came before counts
         async with asyncio.timeout(LIMIT), openai.stream("chat", json.dumps(HELLO).encode()) as told:
             async for chunk in told:
                 heard += chunk
     assert text_of(openai, heard) == "first"
-    with pytest.raises(BadGatewayError, match="not JSON"):
+    with pytest.raises(BadGatewayError, match="not a JSON object"):
         await call(openai)
 
 
@@ -272,11 +272,11 @@ async def test_lone_surrogate_does_not_break_the_stream(hostile: Hostile, plugin
         (lines({**DONE, "error": "it broke"}), "it broke"),
         (lines({"error": "it broke", "status": -5, "status_code": True}), "answered 500: it broke"),
         (lines({"error": ESCAPES + "it broke" + "x" * 100_000}), "it broke"),
-        (b"Internal Server Error\n", "not JSON"),
+        (b"Internal Server Error\n", "not a JSON object"),
         (b"[]\n", "object|not understood"),
         (b"", "before it was done"),
         (lines(said("two"))[:-9], "inside a line|broke off"),
-        (lines(said("two"))[:-1] + lines(DONE), "not JSON"),
+        (lines(said("two"))[:-1] + lines(DONE), "not a JSON object"),
     ],
 )
 async def test_malformed_errors_and_ends_are_reported(

@@ -81,7 +81,7 @@ async def broken_off(ask: ServiceClient, name: str, *, native: bool) -> tuple[st
         ("error", "unexpected EOF"),
         ("no-done", "ended before it was done"),
         ("cut", "broke off|ended inside"),
-        ("garbage", "not JSON|before it was done"),
+        ("garbage", "not a JSON object|before it was done"),
     ],
 )
 async def test_broken_stream_raises_after_its_text(
