@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.engines.ollama.lines import finish_reason, openai_call, openai_logprobs, to_json
 from engine_plugin.engines.ollama.thinking import split_thinking
 from engine_plugin.errors import BadGatewayError, InvalidRequestError
+from engine_plugin.jsontext import json_object
 from engine_plugin.openai_api.completions import CompletionLogprobs
 
 if TYPE_CHECKING:
@@ -203,11 +204,8 @@ def _vectors(answer: bytes) -> tuple[list[bytes], dict[str, Any]]:
             vectors.append(vector[1])
             position, more = vector.end(), vector[2] == b","
         other = answer[: found.start()] + b'"embeddings":[]' + answer[position:]
-    try:
-        rest = json.loads(other)
-    except (ValueError, RecursionError):
-        rest = None
-    if not isinstance(rest, dict) or rest.get("embeddings") != []:
+    rest = json_object(other)
+    if rest is None or rest.get("embeddings") != []:
         raise _malformed(answer)
     return vectors, rest
 
