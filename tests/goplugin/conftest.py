@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 async def start(short_dir: Path) -> AsyncIterator[Launch]:
-    """Start a plugin whose sockets lie in `short_dir`; nothing is left of it after the test."""
+    """Start a plugin with its sockets in `short_dir`. The test fails if anything of it is left."""
     async with AsyncExitStack() as cleanup:
 
         async def start(*, tls: bool = False, **changes: str) -> Hosted:
@@ -29,7 +29,7 @@ async def start(short_dir: Path) -> AsyncIterator[Launch]:
 
 @pytest.fixture
 def launch(start: Launch) -> Launch:
-    """As `start`, and wait for the handshake line."""
+    """Start a plugin and wait for its handshake line."""
 
     async def launch(*, tls: bool = False, **changes: str) -> Hosted:
         return await (await start(tls=tls, **changes)).announced()

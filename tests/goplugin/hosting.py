@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def environ(**changes: str) -> dict[str, str]:
-    """This environment as a host of our protocol would hand it on, with `changes`."""
+    """Return this environment with the variables that a host sets, and `changes`."""
     base = {key: value for key, value in os.environ.items() if not key.startswith(("PLUGIN_", "ENGINE_PLUGIN_"))}
     base |= {"AOG_PLUGIN": "aog-provider-plugin-v1", "PLUGIN_PROTOCOL_VERSIONS": "1", "PYTHONPATH": str(ROOT)}
     base |= {"PLUGIN_MIN_PORT": "10000", "PLUGIN_MAX_PORT": "25000", "TEST_PACE": str(pace(0.6))}
@@ -115,7 +115,7 @@ class Hosted:
         await self.call("/plugin.GRPCController/Shutdown", controller_pb2.Empty(), controller_pb2.Empty)
 
     async def printed(self) -> AsyncIterator[stdio_pb2.StdioData]:
-        """What the plugin streams as its standard output."""
+        """Return the output that the plugin streams by StreamStdio."""
         method = self.channel.unary_stream(
             "/plugin.GRPCStdio/StreamStdio",
             request_serializer=empty_pb2.Empty.SerializeToString,
@@ -125,7 +125,7 @@ class Hosted:
             yield data
 
     async def printed_until(self, end: bytes) -> bytes:
-        """The streamed output up to and with `end`, each message checked as the host wants it."""
+        """Return the streamed output up to and including `end`, and check the form of each message."""
         text = bytearray()
         async for data in self.printed():
             assert data.channel == stdio_pb2.StdioData.STDOUT
@@ -143,7 +143,7 @@ class Hosted:
         return found[0]
 
     async def ended(self) -> int:
-        """Wait until the process has ended and, as a host does, until nobody holds its stdout and stderr."""
+        """Wait until the process has ended and its stdout and stderr are closed, as a host does."""
         assert self.process.stdout is not None
         code = await within(self.process.wait())
         await within(self._stderr)
@@ -152,7 +152,7 @@ class Hosted:
         return code
 
     async def close(self) -> None:
-        """Let nothing be left of it."""
+        """Close all resources."""
         if self._channel is not None:
             await self._channel.close()
         if self.process.returncode is None:

@@ -1,4 +1,4 @@
-"""A host that can be killed: starts the test's plugin, hands on its first line, and waits for ever."""
+"""A host for the tests to kill: starts the plugin, prints its first line and waits for ever."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def hold_the_loop(seconds: float) -> None:
 
 
 def refuse_threads() -> None:
-    """From now on no thread can be created, as where the pids cgroup is full or address space is limited."""
+    """Make the creation of threads fail, as a full pids cgroup or an address space limit does."""
 
     def refuse(*_args: object, **_more: object) -> int:
         raise RuntimeError("can't start new thread")
@@ -50,7 +50,7 @@ def make_noise() -> None:
 
 
 class Provider:
-    """Any rpc is there; InvokeService does what its request names."""
+    """Answers every rpc; InvokeService does what its request names."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

@@ -40,13 +40,13 @@ def formatted(level: int = logging.INFO, message: str = "text", *args: object, *
         (50, "error"),
     ],
 )
-def test_levels(number: int, name: str) -> None:
+def test_log_levels_map_to_the_five_of_hclog(number: int, name: str) -> None:
     """No level but Go's five."""
     assert formatted(number)["@level"] == name
 
 
 @pytest.mark.promise("G26", "G29")
-def test_a_line() -> None:
+def test_record_has_the_timestamp_that_go_parses() -> None:
     """The timestamp as Go writes and parses it."""
     entry = formatted(logging.INFO, "%s of %d", "three", 4, created=1767323045.678901, port=10000)
     assert re.fullmatch(r"2026-01-02T03:04:05\.67890\dZ", entry.pop("@timestamp"))
@@ -54,13 +54,13 @@ def test_a_line() -> None:
 
 
 @pytest.mark.promise("G29")
-def test_lines_ends_and_odd_characters_stay_in_the_message() -> None:
+def test_newlines_and_control_characters_stay_in_one_record() -> None:
     text = 'a\nb\r\n"c" \x00 \u2028 ü 🦙 \udcff'
     assert formatted(message=text)["@message"] == text.replace("\udcff", "?")
 
 
 @pytest.mark.promise("G28")
-def test_the_host_s_three_keys_are_ours_alone() -> None:
+def test_extra_fields_cannot_override_the_keys_of_hclog() -> None:
     theirs: dict[str, Any] = {"@level": 7, "@message": ["x"], "@timestamp": None}
     entry = formatted(**theirs)
     assert (entry["@level"], entry["@message"]) == ("info", "text")
@@ -77,7 +77,7 @@ def test_the_host_s_three_keys_are_ours_alone() -> None:
         "before\npanic: after",
     ],
 )
-def test_what_an_engine_says_is_never_more_than_text(text: str) -> None:
+def test_engine_output_with_json_or_levels_is_logged_as_text(text: str) -> None:
     """Its own JSON, or words from which the host would take a level, for this line or all later ones."""
     line = HclogFormatter().format(logging.makeLogRecord({"msg": text, "levelno": logging.INFO}))
     assert line.startswith('{"@level": "info", ')
@@ -100,14 +100,14 @@ def test_what_an_engine_says_is_never_more_than_text(text: str) -> None:
         (b"x", "b'x'"),
     ],
 )
-def test_values_that_go_can_read(value: object, shown: object) -> None:
+def test_field_values_are_valid_json_for_go(value: object, shown: object) -> None:
     assert formatted(value=value)["value"] == shown
 
 
 @pytest.mark.promise("G29")
 @pytest.mark.parametrize("character", ["x", "\x00", "🦙", "\n"])
 @pytest.mark.parametrize("count", [50_000, 5_000_000])
-def test_a_long_message_is_cut_in_the_middle(character: str, count: int) -> None:
+def test_long_message_is_truncated_in_the_middle(character: str, count: int) -> None:
     """Below 64 KiB, and it says so."""
     message = formatted(message="begin" + character * count + "end")["@message"]
     assert message.startswith("begin" + character)
@@ -119,13 +119,13 @@ def test_a_long_message_is_cut_in_the_middle(character: str, count: int) -> None
 
 
 @pytest.mark.promise("G29")
-def test_too_many_fields_are_left_out() -> None:
+def test_fields_above_the_limit_are_dropped() -> None:
     many: dict[str, Any] = {f"key{n}": "v" * 40 for n in range(10_000)}
     entry = formatted(message="m" * 100_000, **many)
     assert "characters cut" in entry["@message"]
 
 
-def test_exceptions_and_stacks_are_fields() -> None:
+def test_exception_and_stack_become_fields() -> None:
     try:
         raise ValueError("wrong")
     except ValueError as error:
@@ -136,7 +136,7 @@ def test_exceptions_and_stacks_are_fields() -> None:
 
 
 class Pipe:
-    """A handler on a pipe, and what came out of it."""
+    """A handler that writes to a pipe, and the records read from it."""
 
     def __init__(self) -> None:
         self.read_end, write_end = os.pipe()
@@ -145,7 +145,7 @@ class Pipe:
         self.logger.addHandler(self.handler)
 
     def lines(self) -> list[dict[str, Any]]:
-        """All lines; the handler is closed by this."""
+        """Close the handler and return all lines."""
         self.handler.close()
         return self.lines_until("")
 
@@ -167,7 +167,7 @@ def pipe() -> Iterator[Pipe]:
     made.handler.close()
 
 
-def test_what_is_logged_comes_in_order(pipe: Pipe) -> None:
+def test_records_are_written_in_order(pipe: Pipe) -> None:
     for number in range(100):
         pipe.logger.info("line %d", number)
     assert [line["@message"] for line in pipe.lines()] == [f"line {number}" for number in range(100)]
@@ -180,7 +180,7 @@ class Hostile:
     __repr__ = __str__
 
 
-def test_a_log_call_that_cannot_be_shown_does_not_raise(pipe: Pipe) -> None:
+def test_unformattable_log_call_does_not_raise(pipe: Pipe) -> None:
     wrong = ("needs two: %s %s", "one")
     pipe.logger.info(*wrong)
     pipe.logger.info("%s", Hostile())
@@ -197,8 +197,8 @@ def test_a_log_call_that_cannot_be_shown_does_not_raise(pipe: Pipe) -> None:
     assert "test_hclog.py:" in lines[0]["where"]
 
 
-def test_a_host_that_does_not_read_holds_up_nobody(pipe: Pipe) -> None:
-    """8 MB into a pipe that holds 64 KiB: the oldest 4 MiB are kept, the loss is told once there is room."""
+def test_host_that_does_not_read_does_not_block_logging(pipe: Pipe) -> None:
+    """8 MB go into a pipe of 64 KiB: the oldest 4 MiB are kept, and a record reports the loss when there is room."""
     text = "x" * 8_000
     for _ in range(1_000):
         pipe.logger.info(text)
@@ -214,7 +214,7 @@ def test_a_host_that_does_not_read_holds_up_nobody(pipe: Pipe) -> None:
     assert sum(int(notice.split()[0]) for notice in notices) == 1_000 - kept
 
 
-def test_a_host_that_is_gone_does_not_raise(pipe: Pipe) -> None:
+def test_closed_pipe_does_not_raise(pipe: Pipe) -> None:
     os.close(pipe.read_end)
     pipe.logger.info("nobody hears this")
     pipe.handler.drain(10)
@@ -242,7 +242,7 @@ def restored_logging() -> Iterator[None]:
     ("value", "level", "httpx"),
     [("", 20, 30), ("info", 20, 30), ("DEBUG", 10, 30), ("trace", 5, 5), ("warning", 30, 30), ("error", 40, 40)],
 )
-def test_the_level_comes_from_the_environment(value: str, level: int, httpx: int) -> None:
+def test_log_level_comes_from_the_environment(value: str, level: int, httpx: int) -> None:
     read_end, write_end = os.pipe()
     install_hclog({"ENGINE_PLUGIN_LOG": value}, fd=write_end)
     os.close(read_end)
@@ -253,7 +253,7 @@ def test_the_level_comes_from_the_environment(value: str, level: int, httpx: int
 
 @pytest.mark.promise("G26")
 @pytest.mark.usefixtures("restored_logging")
-def test_any_library_s_log_and_warnings_arrive() -> None:
+def test_logs_and_warnings_of_libraries_are_forwarded() -> None:
     import warnings
 
     read_end, write_end = os.pipe()

@@ -62,8 +62,8 @@ def names(directory: Path) -> list[str]:
 @pytest.mark.promise("G5", "G18", "G19")
 @unix
 @pytest.mark.parametrize("name", ["plain", "with space", "50%41 # ? ü"])
-async def test_a_private_socket(short_dir: Path, name: str) -> None:
-    """In the host's directory, seen by this user alone, gone afterwards."""
+async def test_socket_is_private_and_removed_on_close(short_dir: Path, name: str) -> None:
+    """It lies in the host's directory, and only this user can enter it."""
     base = short_dir / name
     base.mkdir()
     server = AioServer()
@@ -78,7 +78,7 @@ async def test_a_private_socket(short_dir: Path, name: str) -> None:
 
 @pytest.mark.promise("G5")
 @unix
-async def test_the_temporary_directory_is_the_default(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_socket_defaults_to_the_temporary_directory(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(short_dir))
     server = AioServer()
     async with listening(server, host(PLUGIN_UNIX_SOCKET_DIR="")) as (_, address):
@@ -89,7 +89,7 @@ async def test_the_temporary_directory_is_the_default(short_dir: Path, monkeypat
 @pytest.mark.promise("G6")
 @unix
 @pytest.mark.parametrize("by_name", [True, False])
-async def test_a_group_may_connect(short_dir: Path, by_name: bool) -> None:
+async def test_socket_group_may_connect(short_dir: Path, by_name: bool) -> None:
     import grp
 
     ours = os.getgid()
@@ -121,7 +121,7 @@ async def refusal(environment: HostEnv) -> str:
 @pytest.mark.promise("G6")
 @unix
 @pytest.mark.parametrize("group", ["no-such-group-here", "99999999999999999999"])
-async def test_a_wrong_group_is_fatal(short_dir: Path, group: str) -> None:
+async def test_unknown_socket_group_is_an_error(short_dir: Path, group: str) -> None:
     variables = {"PLUGIN_UNIX_SOCKET_DIR": str(short_dir), "PLUGIN_UNIX_SOCKET_GROUP": group}
     assert "PLUGIN_UNIX_SOCKET_GROUP" in await refusal(host(**variables))
     assert names(short_dir) == []
@@ -130,7 +130,7 @@ async def test_a_wrong_group_is_fatal(short_dir: Path, group: str) -> None:
 @pytest.mark.promise("G6")
 @unix
 @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may give to any group")
-async def test_a_group_of_others_is_fatal(short_dir: Path) -> None:
+async def test_socket_group_without_the_user_is_an_error(short_dir: Path) -> None:
     variables = {"PLUGIN_UNIX_SOCKET_DIR": str(short_dir), "PLUGIN_UNIX_SOCKET_GROUP": "0"}
     assert "must be a member" in await refusal(host(**variables))
     assert names(short_dir) == []
@@ -141,7 +141,7 @@ async def test_a_group_of_others_is_fatal(short_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"), [("x" * 90, "the system allows"), ("a|b", "handshake line"), ("a\nb", "handshake line")]
 )
-async def test_a_path_that_cannot_be_announced(short_dir: Path, name: str, said: str) -> None:
+async def test_socket_path_unfit_for_the_handshake_line_is_rejected(short_dir: Path, name: str, said: str) -> None:
     base = short_dir / name
     base.mkdir()
     message = await refusal(host(PLUGIN_UNIX_SOCKET_DIR=str(base)))
@@ -152,7 +152,7 @@ async def test_a_path_that_cannot_be_announced(short_dir: Path, name: str, said:
 
 @pytest.mark.promise("G18")
 @unix
-async def test_the_longest_path_works(short_dir: Path) -> None:
+async def test_longest_socket_path_works(short_dir: Path) -> None:
     """107 bytes (103 on macOS)."""
     limit = 103 if sys.platform == "darwin" else 107
     below = len("/engine-plugin-12345678/sock")
@@ -166,7 +166,7 @@ async def test_the_longest_path_works(short_dir: Path) -> None:
 
 
 @unix
-async def test_a_directory_that_is_not_there(short_dir: Path) -> None:
+async def test_missing_socket_directory_is_an_error(short_dir: Path) -> None:
     message = await refusal(host(PLUGIN_UNIX_SOCKET_DIR=str(short_dir / "none")))
     assert "Set PLUGIN_UNIX_SOCKET_DIR to" in message
 
@@ -203,8 +203,10 @@ def age(directory: Path) -> None:
 
 @pytest.mark.promise("G18")
 @unix
-def test_what_a_killed_plugin_leaves_is_swept(owner: tuple[subprocess.Popen[str], Path], short_dir: Path) -> None:
-    """Only once its owner has gone."""
+def test_socket_directory_of_a_killed_plugin_is_removed(
+    owner: tuple[subprocess.Popen[str], Path], short_dir: Path
+) -> None:
+    """It is kept while its owner lives."""
     from engine_plugin.system.socketdir import private_directory, remove_stale
 
     process, directory = owner
@@ -217,7 +219,9 @@ def test_what_a_killed_plugin_leaves_is_swept(owner: tuple[subprocess.Popen[str]
 
 
 @unix
-def test_an_owner_that_ends_leaves_nothing(owner: tuple[subprocess.Popen[str], Path], short_dir: Path) -> None:
+def test_socket_directory_is_removed_when_its_owner_ends(
+    owner: tuple[subprocess.Popen[str], Path], short_dir: Path
+) -> None:
     process, directory = owner
     assert directory.is_dir()
     process.communicate(timeout=LIMIT)
@@ -225,7 +229,7 @@ def test_an_owner_that_ends_leaves_nothing(owner: tuple[subprocess.Popen[str], P
 
 
 @unix
-def test_what_may_be_somebody_else_s_is_not_swept(short_dir: Path) -> None:
+def test_directory_that_may_belong_to_another_is_kept(short_dir: Path) -> None:
     import fcntl
 
     from engine_plugin.system.socketdir import remove_stale
@@ -262,8 +266,8 @@ def taken_port() -> tuple[socket.socket, int]:
 
 
 @pytest.mark.promise("G3", "G4")
-async def test_a_port_range_is_scanned_inclusively() -> None:
-    """A taken port is passed over, by another of our servers too."""
+async def test_taken_port_in_the_range_is_skipped() -> None:
+    """A second server of this package skips it too."""
     listener, port = taken_port()
     if port > 65533:
         pytest.skip("the system gave the last port of all")
@@ -284,7 +288,7 @@ async def test_a_port_range_is_scanned_inclusively() -> None:
 
 
 @pytest.mark.promise("G3")
-async def test_a_range_of_one_port() -> None:
+async def test_range_of_one_port_works() -> None:
     listener, port = taken_port()
     environment = host("tcp", PLUGIN_MIN_PORT=str(port), PLUGIN_MAX_PORT=str(port))
     try:
@@ -298,7 +302,7 @@ async def test_a_range_of_one_port() -> None:
 
 
 @pytest.mark.promise("G3")
-async def test_any_port_without_a_range() -> None:
+async def test_free_port_is_used_without_a_range() -> None:
     server = AioServer()
     async with listening(server, host("tcp")) as (_, address):
         assert await healthy(address)

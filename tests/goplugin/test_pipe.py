@@ -1,4 +1,4 @@
-"""A connection's way through TLS, between clients that misbehave and a server that the test plays itself."""
+"""A connection through the TLS relay, between misbehaving clients and a server that the test plays."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the test's server is at a unix socket")
 
-MUCH = os.urandom(1 << 20) * 24  # more than all buffers on the way hold
+MUCH = os.urandom(1 << 20) * 24  # more than all buffers between the ends hold
 
 
-class Way:
-    """A server, TLS before it, and what a host needs to go there."""
+class Relay:
+    """A server behind TLS, and the identity that a host needs to connect."""
 
     def __init__(self, directory: Path) -> None:
         self.inside, self.outside = directory / "inside", directory / "outside"
@@ -48,7 +48,7 @@ class Way:
         return await TlsClient.connect(f"unix:{self.outside}", context or self.context)
 
     async def let_in(self) -> tuple[TlsClient, asyncio.StreamReader, asyncio.StreamWriter]:
-        """A client whose handshake is done, and the server's end of its way."""
+        """A client whose handshake is done, and the server's end of its relay."""
         client = await self.connect()
         await client.shake()
         reader, writer = await within(self.arrived.get())
@@ -58,7 +58,7 @@ class Way:
         self.arrived.put_nowait((reader, writer))
 
     @contextlib.asynccontextmanager
-    async def open(self) -> AsyncIterator[Way]:
+    async def open(self) -> AsyncIterator[Relay]:
         loop = asyncio.get_running_loop()
         server = await asyncio.start_unix_server(self._arrive, self.inside, limit=1 << 16)
         front = await loop.create_unix_server(lambda: Pipe(self.pipes), str(self.outside))
@@ -71,10 +71,10 @@ class Way:
 
 
 @pytest.fixture
-async def way(short_dir: Path) -> AsyncIterator[Way]:
-    way = Way(short_dir)
-    async with way.open():
-        yield way
+async def relay(short_dir: Path) -> AsyncIterator[Relay]:
+    relay = Relay(short_dir)
+    async with relay.open():
+        yield relay
 
 
 async def ended(writer: asyncio.StreamWriter) -> None:
@@ -84,7 +84,7 @@ async def ended(writer: asyncio.StreamWriter) -> None:
 
 
 async def refused(client: TlsClient) -> None:
-    """The client's handshake comes to nothing, at once or, with TLS 1.3, when it reads."""
+    """Assert that the client's handshake fails, at once or, with TLS 1.3, when it reads."""
     async with client:
         with pytest.raises((ssl.SSLError, OSError)):  # noqa: PT012 - the one or the other
             await client.shake()
@@ -94,90 +94,90 @@ async def refused(client: TlsClient) -> None:
 
 
 @pytest.mark.promise("G37", "G38", "G39")
-async def test_the_host_gets_through(way: Way) -> None:
+async def test_host_connects_with_a_p521_certificate(relay: Relay) -> None:
     """With a certificate on P-521, which grpcio alone could not verify."""
-    client, reader, writer = await way.let_in()
+    client, reader, writer = await relay.let_in()
     async with client:
         assert client.tls.version() in ("TLSv1.3", "TLSv1.2")
         assert client.tls.selected_alpn_protocol() == "h2"
-        assert client.tls.getpeercert(binary_form=True) == way.identity.certificate
+        assert client.tls.getpeercert(binary_form=True) == relay.identity.certificate
         await client.send(b"there")
         assert await within(reader.readexactly(5)) == b"there"
         writer.write(b"and back")
         assert await client.read() == b"and back"
         await ended(writer)
         assert await client.read_all() == b""
-    await within(way.pipes.close(5))
+    await within(relay.pipes.close(5))
 
 
 @pytest.mark.promise("G7", "G37")
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-async def test_nobody_but_the_host_gets_through(way: Way, version: ssl.TLSVersion) -> None:
+async def test_other_certificates_are_rejected(relay: Relay, version: ssl.TLSVersion) -> None:
     """Not with the same name, not with the host's own signature, not with an old certificate of another."""
-    strangers = (None, host_identity(), host_identity(way.host), Identity.create())
+    strangers = (None, host_identity(), host_identity(relay.host), Identity.create())
     for stranger in strangers:
-        context = client_context(stranger, way.identity.certificate)
+        context = client_context(stranger, relay.identity.certificate)
         context.minimum_version = context.maximum_version = version
-        await refused(await way.connect(context))
+        await refused(await relay.connect(context))
     for alpn in ("", "http/1.1"):
-        await refused(await way.connect(client_context(way.host, way.identity.certificate, alpn)))
-    await within(way.pipes.close(5))
-    assert way.arrived.empty()
+        await refused(await relay.connect(client_context(relay.host, relay.identity.certificate, alpn)))
+    await within(relay.pipes.close(5))
+    assert relay.arrived.empty()
 
 
-async def test_a_certificate_whose_time_has_passed(short_dir: Path) -> None:
+async def test_expired_host_certificate_is_rejected(short_dir: Path) -> None:
     from datetime import timedelta
 
-    way = Way(short_dir)
+    relay = Relay(short_dir)
     old = host_identity(lasts=timedelta(days=-1))
     trusted = frozenset({old.certificate})
-    way.pipes = Pipes(outer_context(way.identity, trusted, short_dir), trusted, way.pipes.dial)
-    async with way.open():
-        await refused(await way.connect(client_context(old, way.identity.certificate)))
+    relay.pipes = Pipes(outer_context(relay.identity, trusted, short_dir), trusted, relay.pipes.dial)
+    async with relay.open():
+        await refused(await relay.connect(client_context(old, relay.identity.certificate)))
 
 
 @pytest.mark.promise("G7")
-async def test_old_tls_is_refused(way: Way, caplog: pytest.LogCaptureFixture) -> None:
+async def test_old_tls_version_is_rejected(relay: Relay, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.warns(DeprecationWarning, match="TLSv1 is deprecated"):
-        way.context.minimum_version = ssl.TLSVersion.TLSv1
+        relay.context.minimum_version = ssl.TLSVersion.TLSv1
     with pytest.warns(DeprecationWarning, match="TLSv1_1 is deprecated"):
-        way.context.maximum_version = ssl.TLSVersion.TLSv1_1
-    way.context.set_ciphers("ALL:@SECLEVEL=0")
-    await refused(await way.connect())
+        relay.context.maximum_version = ssl.TLSVersion.TLSv1_1
+    relay.context.set_ciphers("ALL:@SECLEVEL=0")
+    await refused(await relay.connect())
     assert "unsupported protocol" in caplog.text
 
 
 @pytest.mark.promise("G25")
-@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01", b"PRI * HTTP/2.0\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"])
-async def test_what_is_no_handshake(way: Way, said: bytes, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01", b"PRI * HTTP/2.0\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"])
+async def test_malformed_handshake_is_rejected(relay: Relay, sent: bytes, caplog: pytest.LogCaptureFixture) -> None:
     """Whoever merely connects and goes, as a host does that reattaches, is not even worth a warning."""
-    reader, writer = await asyncio.open_unix_connection(str(way.outside))
-    writer.write(said)
+    reader, writer = await asyncio.open_unix_connection(str(relay.outside))
+    writer.write(sent)
     writer.write_eof()
     answer = await within(reader.read())
     assert answer[:1] in (b"", b"\x15")  # an alert at most
     await ended(writer)
-    await within(way.pipes.close(5))
-    assert ("was rejected" in caplog.text) is (len(said) > 3)
+    await within(relay.pipes.close(5))
+    assert ("was rejected" in caplog.text) is (len(sent) > 3)
 
 
 @pytest.mark.promise("G7")
-async def test_a_client_that_says_nothing_must_go(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_client_is_disconnected(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipe_module, "_HANDSHAKE", 0.1)
-    async with await way.connect() as client:
+    async with await relay.connect() as client:
         assert await client.hung_up() == b""
 
 
 @pytest.mark.promise("G7")
-async def test_many_who_say_nothing_do_not_keep_the_host_out(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_silent_clients_do_not_block_the_host(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipe_module, "_STRANGERS", 3)
     monkeypatch.setattr(pipe_module, "_HANDSHAKE", 1000.0)
     async with contextlib.AsyncExitStack() as clients:
-        silent = [await clients.enter_async_context(await way.connect()) for _ in range(5)]
+        silent = [await clients.enter_async_context(await relay.connect()) for _ in range(5)]
         for client in silent[:2]:
             with contextlib.suppress(ConnectionResetError):
                 assert await client.hung_up() == b""
-        client, _, writer = await way.let_in()
+        client, _, writer = await relay.let_in()
         await clients.enter_async_context(client)
         writer.write(b"still there")
         assert await client.read() == b"still there"
@@ -185,8 +185,8 @@ async def test_many_who_say_nothing_do_not_keep_the_host_out(way: Way, monkeypat
 
 
 @pytest.mark.promise("G39")
-async def test_much_goes_both_ways_at_a_time(way: Way) -> None:
-    client, reader, writer = await way.let_in()
+async def test_large_transfers_run_in_both_directions_at_once(relay: Relay) -> None:
+    client, reader, writer = await relay.let_in()
 
     async def answer() -> None:
         writer.write(MUCH)
@@ -209,14 +209,14 @@ async def test_much_goes_both_ways_at_a_time(way: Way) -> None:
 
 
 @pytest.mark.promise("G39")
-async def test_a_slow_server_slows_the_host(way: Way) -> None:
-    """Nothing is heaped up in between."""
-    client, reader, writer = await way.let_in()
+async def test_slow_server_holds_the_host_back(relay: Relay) -> None:
+    """The relay between them buffers a bounded amount."""
+    client, reader, writer = await relay.let_in()
     async with client:
         sending = asyncio.create_task(client.send(MUCH))
         _, late = await asyncio.wait({sending}, timeout=pace(0.2))
         assert late
-        [pipe] = way.pipes._all
+        [pipe] = relay.pipes._all
         assert pipe._inside._transport is not None
         assert 0 < pipe._inside._transport.get_write_buffer_size() < 1 << 20
         assert await within(reader.readexactly(len(MUCH))) == MUCH
@@ -225,14 +225,14 @@ async def test_a_slow_server_slows_the_host(way: Way) -> None:
 
 
 @pytest.mark.promise("G39")
-async def test_a_slow_host_slows_the_server(way: Way) -> None:
-    client, _, writer = await way.let_in()
+async def test_slow_host_holds_the_server_back(relay: Relay) -> None:
+    client, _, writer = await relay.let_in()
     async with client:
         writer.write(MUCH)
         draining = asyncio.create_task(writer.drain())
         _, late = await asyncio.wait({draining}, timeout=pace(0.2))
         assert late
-        [pipe] = way.pipes._all
+        [pipe] = relay.pipes._all
         assert 0 < pipe._transport.get_write_buffer_size() < 1 << 20
         data = bytearray()
         while len(data) < len(MUCH):
@@ -243,9 +243,9 @@ async def test_a_slow_host_slows_the_server(way: Way) -> None:
 
 
 @pytest.mark.promise("G39")
-async def test_one_half_ends_before_the_other(way: Way) -> None:
-    """The server sees the end of what the host says, and may still answer."""
-    client, reader, writer = await way.let_in()
+async def test_half_closed_connection_still_answers(relay: Relay) -> None:
+    """The server reads the end of the request and can still answer."""
+    client, reader, writer = await relay.let_in()
     async with client:
         await client.send(b"all I have to say")
         await client.farewell()
@@ -254,25 +254,25 @@ async def test_one_half_ends_before_the_other(way: Way) -> None:
         writer.close()
         assert await client.read_all() == MUCH
         assert await client.hung_up() == b""
-    await within(way.pipes.close(5))
+    await within(relay.pipes.close(5))
 
 
 @pytest.mark.promise("G39")
-async def test_a_host_that_breaks_off(way: Way) -> None:
-    client, reader, writer = await way.let_in()
+async def test_aborted_host_connection_is_closed(relay: Relay) -> None:
+    client, reader, writer = await relay.let_in()
     await client.send(b"in the middle of")
     client.cut()
     with contextlib.suppress(ConnectionResetError):
         assert await within(reader.read()) == b"in the middle of"
     await ended(writer)
     await client.close()
-    await within(way.pipes.close(5))
+    await within(relay.pipes.close(5))
 
 
 @pytest.mark.promise("G39")
-async def test_bytes_that_somebody_has_changed(way: Way) -> None:
-    """They reach nobody, and the connection ends."""
-    client, reader, writer = await way.let_in()
+async def test_tampered_bytes_end_the_connection(relay: Relay) -> None:
+    """They are not forwarded."""
+    client, reader, writer = await relay.let_in()
     client.tls.write(b"true")
     record = bytearray(client._to_send.read())
     record[-1] ^= 1
@@ -281,52 +281,52 @@ async def test_bytes_that_somebody_has_changed(way: Way) -> None:
         assert await within(reader.read()) == b""
     await ended(writer)
     await client.close()
-    await within(way.pipes.close(5))
+    await within(relay.pipes.close(5))
 
 
-async def test_no_server_behind_it(way: Way, caplog: pytest.LogCaptureFixture) -> None:
-    way.inside.unlink()
-    async with await way.connect() as client:
+async def test_missing_inner_server_ends_the_connection(relay: Relay, caplog: pytest.LogCaptureFixture) -> None:
+    relay.inside.unlink()
+    async with await relay.connect() as client:
         await client.shake()
         await client.hung_up()
     assert "takes no connection" in caplog.text
 
 
-async def test_who_was_turned_away_and_stays_is_cut_off(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rejected_client_that_stays_is_disconnected(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipe_module, "_LEAVING", 0.1)
-    async with await way.connect() as client:
+    async with await relay.connect() as client:
         client._writer.write(b"GET / HTTP/1.1\r\n\r\n")
         await client.hung_up()
-        [pipe] = way.pipes._all
+        [pipe] = relay.pipes._all
         await within(pipe.closed)
-    assert way.pipes._all == set()
+    assert relay.pipes._all == set()
 
 
 @pytest.mark.promise("G39")
-async def test_every_connection_shows_its_certificate(way: Way) -> None:
+async def test_tls_sessions_are_not_resumed(relay: Relay) -> None:
     """No session of an earlier one is taken up again: no client gets a ticket for that."""
-    way.context.minimum_version = ssl.TLSVersion.TLSv1_3
-    first, _, writer = await way.let_in()
+    relay.context.minimum_version = ssl.TLSVersion.TLSv1_3
+    first, _, writer = await relay.let_in()
     writer.write(b"x")
     assert await first.read() == b"x"
-    again = await way.connect()
+    again = await relay.connect()
     if first.tls.session is not None:
         again.tls.session = first.tls.session
     await again.shake()
-    _, another = await within(way.arrived.get())
+    _, another = await within(relay.arrived.get())
     assert not again.tls.session_reused
     for client, end in ((first, writer), (again, another)):
         await ended(end)
         await client.close()
 
 
-async def test_once_it_is_shut_only_those_inside_stay(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_closed_listener_keeps_established_connections(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipe_module, "_HANDSHAKE", 1000.0)
-    client, _, writer = await way.let_in()
-    silent = await way.connect()
+    client, _, writer = await relay.let_in()
+    silent = await relay.connect()
     async with client, silent:
-        way.pipes.shut()
-        async with await way.connect() as late:
+        relay.pipes.shut()
+        async with await relay.connect() as late:
             for outsider in (silent, late):
                 with contextlib.suppress(ConnectionResetError):
                     assert await outsider.hung_up() == b""
@@ -336,20 +336,20 @@ async def test_once_it_is_shut_only_those_inside_stay(way: Way, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("when", ["silent", "dialling", "open"])
-async def test_the_end_takes_all_with_it(way: Way, when: str) -> None:
-    """However far they are, and with much on its way."""
-    client = await way.connect()
+async def test_close_ends_every_connection(relay: Relay, when: str) -> None:
+    """In every phase of a connection, and with data in flight."""
+    client = await relay.connect()
     if when != "silent":
         await client.shake()
     if when == "open":
-        reader, writer = await within(way.arrived.get())
+        reader, writer = await within(relay.arrived.get())
         writer.write(MUCH)
-    await within(way.pipes.close(0))
-    assert way.pipes._all == set()
+    await within(relay.pipes.close(0))
+    assert relay.pipes._all == set()
     await client.close()
     if when == "open":
         with contextlib.suppress(ConnectionResetError):
             assert await within(reader.read()) == b""
         await ended(writer)
-    elif when == "dialling" and not way.arrived.empty():
-        await ended(way.arrived.get_nowait()[1])
+    elif when == "dialling" and not relay.arrived.empty():
+        await ended(relay.arrived.get_nowait()[1])

@@ -34,7 +34,7 @@ def names(directory: Path) -> list[str]:
 
 
 async def end_in_time(plugin: Hosted) -> int:
-    """As Kill does: Shutdown, then wait; go-plugin kills after 2 s."""
+    """Call Shutdown and wait, as Kill does; go-plugin kills after 2 s."""
     asked = time.monotonic()
     await plugin.shutdown()
     code = await plugin.ended()
@@ -44,8 +44,8 @@ async def end_in_time(plugin: Hosted) -> int:
 
 @pytest.mark.promise("G11", "G12", "G17", "G20", "G34", "G35")
 @posix
-async def test_the_way_of_every_plugin(launch: Launch, short_dir: Path) -> None:
-    """Announced, serving, asked to stop, gone with exit 0."""
+async def test_plugin_serves_and_exits_0_after_shutdown(launch: Launch, short_dir: Path) -> None:
+    """The plugin announces itself, serves, and exits after Shutdown."""
     plugin = await launch()
     assert plugin.line == f"1|1|unix|{plugin.address}|grpc|"
     assert Path(plugin.address).parent.parent == short_dir
@@ -56,7 +56,7 @@ async def test_the_way_of_every_plugin(launch: Launch, short_dir: Path) -> None:
 
 
 @pytest.mark.promise("G3", "G12")
-async def test_tcp_in_the_host_s_range(launch: Launch) -> None:
+async def test_tcp_port_is_in_the_range_of_the_host(launch: Launch) -> None:
     plugin = await launch(ENGINE_PLUGIN_TRANSPORT="tcp", PLUGIN_MIN_PORT="20000", PLUGIN_MAX_PORT="25000")
     assert plugin.line.startswith("1|1|tcp|127.0.0.1:2")
     assert plugin.line.endswith("|grpc|")
@@ -70,7 +70,7 @@ async def test_multiplexing_is_declined(launch: Launch) -> None:
 
 
 @pytest.mark.promise("G2", "G16")
-async def test_a_mismatch_is_left_to_the_host(launch: Launch) -> None:
+async def test_version_mismatch_is_left_to_the_host(launch: Launch) -> None:
     assert (await launch(PLUGIN_PROTOCOL_VERSIONS="3,2")).line.startswith("1|1|")
 
 
@@ -91,7 +91,7 @@ async def test_a_mismatch_is_left_to_the_host(launch: Launch) -> None:
         pytest.param({"PLUGIN_UNIX_SOCKET_DIR": "/nonexistent"}, "PLUGIN_UNIX_SOCKET_DIR", marks=posix),
     ],
 )
-async def test_what_cannot_be_served_is_said_and_not_announced(
+async def test_failed_start_is_logged_without_a_handshake_line(
     start: Launch, variables: dict[str, str], said: str
 ) -> None:
     """An error in hclog, exit 1, and an empty stdout."""
@@ -136,7 +136,7 @@ async def test_reflection_names_all_services(launch: Launch) -> None:
 
 
 @pytest.mark.promise("G24")
-async def test_messages_beyond_grpcio_s_default(launch: Launch) -> None:
+async def test_messages_above_the_default_limit_of_grpcio_pass(launch: Launch) -> None:
     """6 MiB each way, where grpcio alone refuses more than 4."""
     plugin = await launch()
     size = 6 << 20
@@ -145,8 +145,8 @@ async def test_messages_beyond_grpcio_s_default(launch: Launch) -> None:
 
 @pytest.mark.promise("G25")
 @posix
-async def test_a_bare_connect_and_close(launch: Launch) -> None:
-    """Right after the line, too, when there must be somebody to connect to."""
+async def test_connection_closed_without_a_call_is_harmless(launch: Launch) -> None:
+    """The first one connects right after the handshake line, when the server must already listen."""
     plugin = await launch()
     for greeting in (b"", b"PRI * HTTP/2.0\r\n", b"GET / HTTP/1.1\r\n\r\n"):
         _, writer = await asyncio.open_unix_connection(plugin.address)
@@ -157,7 +157,7 @@ async def test_a_bare_connect_and_close(launch: Launch) -> None:
 
 
 @pytest.mark.promise("G22", "F1")
-async def test_the_broker_s_stream_is_held_and_drained(launch: Launch) -> None:
+async def test_broker_stream_stays_open_and_is_drained(launch: Launch) -> None:
     plugin = await launch()
     method = plugin.channel.stream_stream(
         "/plugin.GRPCBroker/StartStream",
@@ -175,7 +175,7 @@ async def test_the_broker_s_stream_is_held_and_drained(launch: Launch) -> None:
 
 
 @pytest.mark.promise("G20", "G34", "F1")
-async def test_streams_that_a_host_holds_do_not_delay_the_end(launch: Launch) -> None:
+async def test_streams_held_by_the_host_do_not_delay_the_exit(launch: Launch) -> None:
     plugin = await launch()
     call: Any = plugin.channel.stream_stream("/plugin.GRPCBroker/StartStream")(timeout=LIMIT)
     await call.write(b"")
@@ -190,7 +190,7 @@ async def test_streams_that_a_host_holds_do_not_delay_the_end(launch: Launch) ->
 
 
 @pytest.mark.promise("G11", "G21", "G31")
-async def test_what_is_printed_reaches_the_host_by_stdio(launch: Launch) -> None:
+async def test_printed_output_reaches_the_host_by_stdio_stream(launch: Launch) -> None:
     """Before and after the handshake, by the plugin and by its children."""
     plugin = await launch(TEST_LOAD="print")
     output = asyncio.create_task(plugin.printed_until(b"twice"))
@@ -201,7 +201,7 @@ async def test_what_is_printed_reaches_the_host_by_stdio(launch: Launch) -> None
 
 
 @pytest.mark.promise("G21")
-async def test_the_last_words_arrive(launch: Launch) -> None:
+async def test_output_before_the_exit_arrives(launch: Launch) -> None:
     """The stream ends with the plugin, after all that was printed."""
     plugin = await launch()
     output = asyncio.create_task(plugin.printed_until(b"never"))
@@ -211,7 +211,7 @@ async def test_the_last_words_arrive(launch: Launch) -> None:
 
 
 @pytest.mark.promise("G31")
-async def test_a_flood_that_nobody_reads_blocks_nobody(launch: Launch) -> None:
+async def test_unread_flood_of_output_does_not_block_the_plugin(launch: Launch) -> None:
     """Lines of 80 KB and 10 MB, printed by the event loop itself."""
     plugin = await launch()
     await plugin.do("flood", [80_000, 10_000_000, 10])
@@ -243,7 +243,7 @@ async def child(launch: Launch) -> AsyncIterator[tuple[Hosted, psutil.Process]]:
 
 
 @pytest.mark.promise("G32")
-async def test_the_host_need_not_wait_for_a_child(child: tuple[Hosted, psutil.Process]) -> None:
+async def test_surviving_child_does_not_hold_stdout_and_stderr_open(child: tuple[Hosted, psutil.Process]) -> None:
     """Stdout and stderr end with the plugin, though its child lives on."""
     plugin, process = child
     assert await end_in_time(plugin) == 0
@@ -252,7 +252,7 @@ async def test_the_host_need_not_wait_for_a_child(child: tuple[Hosted, psutil.Pr
 
 @pytest.mark.promise("G32")
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-async def test_a_child_has_nothing_of_the_host_s(child: tuple[Hosted, psutil.Process]) -> None:
+async def test_child_does_not_inherit_host_variables_or_descriptors(child: tuple[Hosted, psutil.Process]) -> None:
     plugin, process = child
 
     def pipes(pid: int) -> dict[str, str]:
@@ -272,8 +272,8 @@ async def test_a_child_has_nothing_of_the_host_s(child: tuple[Hosted, psutil.Pro
 
 @pytest.mark.promise("G33")
 @posix
-async def test_interrupts_are_the_host_s(launch: Launch) -> None:
-    """Ignored here, but not by an engine that inherits from us."""
+async def test_interrupt_is_ignored_by_the_plugin_but_not_its_children(launch: Launch) -> None:
+    """An engine that inherits the signal handlers must not ignore it."""
     plugin = await launch()
     for _ in range(3):
         plugin.process.send_signal(signal.SIGINT)
@@ -284,7 +284,9 @@ async def test_interrupts_are_the_host_s(launch: Launch) -> None:
 @pytest.mark.promise("G33", "G35")
 @posix
 @pytest.mark.parametrize("number", [signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)])
-async def test_a_graceful_signal(launch: Launch, short_dir: Path, number: signal.Signals) -> None:
+async def test_termination_signal_ends_the_plugin_gracefully(
+    launch: Launch, short_dir: Path, number: signal.Signals
+) -> None:
     plugin = await launch()
     sent = time.monotonic()
     plugin.process.send_signal(number)
@@ -297,7 +299,7 @@ async def test_a_graceful_signal(launch: Launch, short_dir: Path, number: signal
 @pytest.mark.promise("G11", "G33")
 @posix
 @pytest.mark.parametrize("when", ["hang", "terminate"])
-async def test_a_signal_while_loading(start: Launch, short_dir: Path, when: str) -> None:
+async def test_signal_while_loading_ends_the_plugin(start: Launch, short_dir: Path, when: str) -> None:
     plugin = await start(TEST_LOAD=when)
     if when == "hang":
         await plugin.logged("loading")
@@ -317,7 +319,7 @@ async def test_a_signal_while_loading(start: Launch, short_dir: Path, when: str)
         ("block", 1, "the plugin did not exit within"),
     ],
 )
-async def test_an_engine_that_will_not_stop(
+async def test_engine_that_does_not_stop_is_left_within_the_time_of_the_host(
     launch: Launch, short_dir: Path, aclose: str, code: int, said: str
 ) -> None:
     """Gone before the host's patience of 2 s, whatever hangs; and it is said."""
@@ -328,8 +330,8 @@ async def test_an_engine_that_will_not_stop(
 
 
 @pytest.mark.promise("G34")
-async def test_a_thread_that_will_not_end(launch: Launch) -> None:
-    """Asyncio and the interpreter wait for an executor's threads; we do not."""
+async def test_running_executor_thread_does_not_delay_the_exit(launch: Launch) -> None:
+    """Asyncio and the interpreter wait for an executor's threads; the plugin does not."""
     plugin = await launch()
     await plugin.do("executor", 1000)
     assert await end_in_time(plugin) == 0
@@ -338,7 +340,9 @@ async def test_a_thread_that_will_not_end(launch: Launch) -> None:
 @pytest.mark.promise("U2")
 @posix
 @pytest.mark.parametrize(("way", "busy"), [("Shutdown", False), ("SIGTERM", True)])
-async def test_it_stops_where_no_thread_can_be_created(launch: Launch, short_dir: Path, way: str, busy: bool) -> None:
+async def test_plugin_exits_where_no_thread_can_be_created(
+    launch: Launch, short_dir: Path, way: str, busy: bool
+) -> None:
     """Whether the executor has a live worker thread, and whether that is `busy`."""
     plugin = await launch()
     if busy:
@@ -356,7 +360,7 @@ async def test_it_stops_where_no_thread_can_be_created(launch: Launch, short_dir
 
 @pytest.mark.promise("U2")
 @posix
-async def test_a_loop_that_stands_is_cut_off_where_no_thread_can_be_created(launch: Launch) -> None:
+async def test_blocked_event_loop_is_ended_where_no_thread_can_be_created(launch: Launch) -> None:
     plugin = await launch(TEST_ACLOSE="block")
     await plugin.do("refuse_threads")
     await plugin.shutdown()
@@ -366,7 +370,7 @@ async def test_a_loop_that_stands_is_cut_off_where_no_thread_can_be_created(laun
 
 @pytest.mark.promise("G34")
 @posix
-async def test_a_loop_that_stands_is_cut_off(launch: Launch) -> None:
+async def test_blocked_event_loop_is_ended(launch: Launch) -> None:
     plugin = await launch()
     blocked = asyncio.create_task(plugin.do("block", 1000))
     await plugin_is_blocked(plugin)
@@ -378,7 +382,7 @@ async def test_a_loop_that_stands_is_cut_off(launch: Launch) -> None:
 
 
 async def plugin_is_blocked(plugin: Hosted) -> None:
-    """Return once a call finds the plugin's loop held."""
+    """Return once a call shows that the plugin's loop is blocked."""
     while True:
         try:
             await asyncio.wait_for(plugin.do("echo", 1), pace(0.3))
@@ -389,8 +393,8 @@ async def plugin_is_blocked(plugin: Hosted) -> None:
 @pytest.mark.promise("G36")
 @posix
 @pytest.mark.parametrize("aclose", ["", "hang"])
-async def test_the_host_is_killed(short_dir: Path, aclose: str) -> None:
-    """The plugin notices, stops its engine and is gone, with its socket."""
+async def test_plugin_exits_when_its_host_is_killed(short_dir: Path, aclose: str) -> None:
+    """The plugin stops its engine and removes its socket."""
     host = await Hosted.start("tests.goplugin.middleman", PLUGIN_UNIX_SOCKET_DIR=str(short_dir), TEST_ACLOSE=aclose)
     try:
         await host.announced()
@@ -407,8 +411,8 @@ async def test_the_host_is_killed(short_dir: Path, aclose: str) -> None:
 
 @pytest.mark.promise("G36")
 @posix
-async def test_the_host_is_gone_before_the_handshake(start: Launch, short_dir: Path) -> None:
-    """Nobody takes the line."""
+async def test_plugin_exits_when_its_host_dies_before_the_handshake(start: Launch, short_dir: Path) -> None:
+    """The handshake line has no reader."""
     read_end, write_end = os.pipe()
     os.close(read_end)
     try:
@@ -436,8 +440,8 @@ async def start_with_stdout(stdout: int, short_dir: Path) -> asyncio.subprocess.
 
 
 @pytest.mark.promise("G9")
-async def test_stdin_is_not_ours(launch: Launch) -> None:
-    """Neither its end nor its content says anything."""
+async def test_stdin_is_not_read(launch: Launch) -> None:
+    """Neither its end nor its content has an effect."""
     plugin = await launch()
     assert plugin.process.stdin is not None
     plugin.process.stdin.write(b"exit\n")
@@ -448,8 +452,8 @@ async def test_stdin_is_not_ours(launch: Launch) -> None:
 
 @pytest.mark.promise("G18")
 @posix
-async def test_what_a_killed_plugin_leaves(launch: Launch, short_dir: Path) -> None:
-    """The next plugin removes it, the living one's stays."""
+async def test_socket_of_a_killed_plugin_is_removed_by_the_next(launch: Launch, short_dir: Path) -> None:
+    """The socket of a running plugin stays."""
     killed, living = await launch(), await launch()
     for plugin in (killed, living):
         directory = Path(plugin.address).parent

@@ -19,7 +19,7 @@ async def read_all(buffer: OutputBuffer) -> list[bytes]:
 
 
 @pytest.mark.promise("G21")
-async def test_chunks_are_small_and_never_empty() -> None:
+async def test_chunks_are_bounded_and_not_empty() -> None:
     buffer = OutputBuffer()
     buffer.put(b"a" * 2500)
     buffer.put(b"")
@@ -29,8 +29,8 @@ async def test_chunks_are_small_and_never_empty() -> None:
 
 
 @pytest.mark.promise("G31")
-async def test_the_oldest_is_dropped() -> None:
-    """A host that does not read holds up nobody."""
+async def test_full_buffer_drops_the_oldest_output() -> None:
+    """A host that does not read blocks no writer."""
     buffer = OutputBuffer(limit=10)
     for number in range(8):
         buffer.put(b"%03d" % number)
@@ -39,7 +39,7 @@ async def test_the_oldest_is_dropped() -> None:
     assert buffer.dropped == 14
 
 
-async def test_a_reader_is_woken_by_another_thread() -> None:
+async def test_write_from_another_thread_wakes_the_reader() -> None:
     buffer = OutputBuffer()
     reader = asyncio.create_task(buffer.get())
     await asyncio.sleep(0)  # one turn of the loop: the reader waits
@@ -49,7 +49,7 @@ async def test_a_reader_is_woken_by_another_thread() -> None:
     thread.join()
 
 
-async def test_all_readers_end_with_the_buffer() -> None:
+async def test_closing_the_buffer_ends_all_readers() -> None:
     buffer = OutputBuffer()
     readers = [asyncio.create_task(buffer.get()) for _ in range(3)]
     await asyncio.sleep(0)  # one turn of the loop: all three wait
@@ -57,7 +57,7 @@ async def test_all_readers_end_with_the_buffer() -> None:
     assert await within(asyncio.gather(*readers)) == [b""] * 3
 
 
-async def test_a_cancelled_reader_takes_nothing_with_it() -> None:
+async def test_cancelled_reader_loses_no_output() -> None:
     buffer = OutputBuffer()
     reader = asyncio.create_task(buffer.get())
     await asyncio.sleep(0)  # one turn of the loop: the reader waits
@@ -67,7 +67,7 @@ async def test_a_cancelled_reader_takes_nothing_with_it() -> None:
     assert await within(buffer.get()) == b"still here"
 
 
-def test_a_reader_whose_loop_has_ended_is_forgotten() -> None:
+def test_reader_of_a_closed_loop_is_removed() -> None:
     buffer = OutputBuffer()
 
     async def give_up() -> None:

@@ -1,4 +1,4 @@
-"""A plugin for a host with AutoMTLS: what the host sees, and what nobody else does."""
+"""A plugin under a host with AutoMTLS."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ PORTS = {"PLUGIN_MIN_PORT": "20000", "PLUGIN_MAX_PORT": "25000"}
 
 @pytest.mark.promise("G7", "G12", "G13", "G17", "G20", "G34", "G35", "G39")
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_the_way_of_a_plugin_with_tls(launch: Launch, short_dir: Path, transport: str) -> None:
-    """Announced with its certificate, called with messages of any size, asked to stop, and gone without a trace."""
+async def test_plugin_with_tls_serves_and_exits_cleanly(launch: Launch, short_dir: Path, transport: str) -> None:
+    """The plugin announces its certificate, answers messages of any size, and leaves nothing after Shutdown."""
     warnings = "always::ResourceWarning"
     plugin = await launch(tls=True, ENGINE_PLUGIN_TRANSPORT=transport, PYTHONWARNINGS=warnings, **PORTS)
     assert plugin.line.startswith(f"1|1|{transport}|{plugin.address}|grpc|MII")
@@ -62,15 +62,15 @@ async def test_multiplexing_is_declined_after_the_certificate(launch: Launch) ->
 
 @pytest.mark.promise("G14")
 @pytest.mark.parametrize("asked", [{}, {"PLUGIN_CLIENT_CERT": ""}])
-async def test_no_certificate_for_a_host_that_did_not_ask(launch: Launch, asked: dict[str, str]) -> None:
+async def test_host_without_auto_mtls_gets_no_certificate(launch: Launch, asked: dict[str, str]) -> None:
     plugin = await launch(**asked)
     assert plugin.line.split("|")[5:] == [""]
     assert await plugin.do("echo", 1) == "y"
 
 
 @pytest.mark.promise("G20", "G21", "G22", "G34")
-async def test_streams_that_a_host_holds_over_tls(launch: Launch) -> None:
-    """They do not delay the end, and the last words still arrive."""
+async def test_streams_held_over_tls_do_not_delay_the_exit(launch: Launch) -> None:
+    """The output before the exit still arrives."""
     plugin = await launch(tls=True)
     output = asyncio.create_task(plugin.printed_until(b"never"))
     working = asyncio.create_task(plugin.do("wait"))
@@ -83,7 +83,7 @@ async def test_streams_that_a_host_holds_over_tls(launch: Launch) -> None:
 
 @pytest.mark.promise("G34")
 @pytest.mark.parametrize("aclose", ["hang", "block"])
-async def test_an_engine_that_will_not_stop_under_tls(launch: Launch, short_dir: Path, aclose: str) -> None:
+async def test_engine_that_does_not_stop_under_tls_is_left(launch: Launch, short_dir: Path, aclose: str) -> None:
     plugin = await launch(tls=True, TEST_ACLOSE=aclose)
     assert await end_in_time(plugin) == (aclose == "block")
     assert names(short_dir) == []
@@ -91,8 +91,10 @@ async def test_an_engine_that_will_not_stop_under_tls(launch: Launch, short_dir:
 
 @posix
 @pytest.mark.promise("G18")
-async def test_what_a_killed_plugin_with_tls_leaves(launch: Launch, short_dir: Path) -> None:
-    """Both its directories: the next plugin removes them."""
+async def test_directories_of_a_killed_plugin_with_tls_are_removed_by_the_next(
+    launch: Launch, short_dir: Path
+) -> None:
+    """A plugin with TLS has two socket directories."""
     killed = await launch(tls=True)
     assert len(names(short_dir)) == 2
     for name in names(short_dir):
@@ -129,7 +131,7 @@ async def served(short_dir: Path) -> AsyncIterator[Served]:
 
 @posix
 @pytest.mark.promise("G5", "G18")
-async def test_both_sockets_are_private(served: Served, short_dir: Path) -> None:
+async def test_announced_and_inner_socket_are_private(served: Served, short_dir: Path) -> None:
     async with listening(served.server, host(PLUGIN_UNIX_SOCKET_DIR=str(short_dir))) as (network, address):
         assert network == "unix"
         assert len(names(short_dir)) == 2
@@ -142,7 +144,7 @@ async def test_both_sockets_are_private(served: Served, short_dir: Path) -> None
 
 @posix
 @pytest.mark.promise("G6")
-async def test_a_group_may_connect_to_tls_alone(served: Served, short_dir: Path) -> None:
+async def test_socket_group_may_connect_to_the_tls_socket_only(served: Served, short_dir: Path) -> None:
     """The announced socket is the group's; the plaintext behind it stays ours."""
     ours = os.getgid()
     environment = host(PLUGIN_UNIX_SOCKET_DIR=str(short_dir), PLUGIN_UNIX_SOCKET_GROUP=str(ours))
@@ -178,7 +180,7 @@ def open_to_all(directory: Path) -> None:
 )
 @pytest.mark.promise("G6")
 @pytest.mark.parametrize("tls", [False, True])
-async def test_another_user_of_the_group(served: Served, short_dir: Path, tls: bool) -> None:
+async def test_another_user_of_the_group_connects(served: Served, short_dir: Path, tls: bool) -> None:
     from engine_plugin.server.grpc_aio import AioServer
 
     open_to_all(short_dir)
@@ -206,7 +208,7 @@ async def test_another_user_of_the_group(served: Served, short_dir: Path, tls: b
 
 
 @pytest.mark.promise("G3", "G4")
-async def test_a_port_range_is_scanned_with_tls(served: Served) -> None:
+async def test_taken_port_in_the_range_is_skipped_with_tls(served: Served) -> None:
     """Inclusively, past a port that somebody has, one of our own servers too."""
     listener, port = taken_port()
     if port > 65533:
@@ -227,7 +229,7 @@ async def test_a_port_range_is_scanned_with_tls(served: Served) -> None:
 
 
 @pytest.mark.promise("G3")
-async def test_a_range_of_one_port_with_tls(served: Served) -> None:
+async def test_range_of_one_port_works_with_tls(served: Served) -> None:
     listener, port = taken_port()
     environment = host("tcp", PLUGIN_MIN_PORT=str(port), PLUGIN_MAX_PORT=str(port))
     try:
@@ -247,8 +249,8 @@ def listening_ports() -> set[int]:
 
 
 @pytest.mark.promise("G7", "G39")
-async def test_without_unix_sockets_the_inner_port_is_locked() -> None:
-    """As on Windows: whoever finds the port behind TLS needs a key that is in this process alone."""
+async def test_inner_tcp_port_requires_the_key_of_this_process() -> None:
+    """As on Windows: a client of the port behind TLS needs a key that only this process has."""
     before = listening_ports()
     served = Served(loopback=True)
     try:
@@ -267,8 +269,8 @@ async def test_without_unix_sockets_the_inner_port_is_locked() -> None:
 
 
 @posix
-async def test_a_directory_that_cannot_be_had(short_dir: Path) -> None:
-    """It is said, and not taken for a port that somebody has."""
+async def test_unusable_socket_directory_is_reported_as_such(short_dir: Path) -> None:
+    """The error is not taken for a port that is in use."""
     for base, said in (("none", "PLUGIN_UNIX_SOCKET_DIR"), ("x" * 90, "the system allows")):
         (short_dir / ("x" * 90)).mkdir(exist_ok=True)
         served = Served(base=str(short_dir / base))
@@ -280,7 +282,7 @@ async def test_a_directory_that_cannot_be_had(short_dir: Path) -> None:
 
 
 @pytest.mark.promise("G34")
-async def test_a_stop_ends_whoever_is_connected(served: Served) -> None:
+async def test_stop_ends_all_connections(served: Served) -> None:
     """The host that does not hang up, and the stranger that says nothing; and nobody comes in any more."""
     address = await served.server.start("127.0.0.1:0")
     async with (
@@ -296,14 +298,14 @@ async def test_a_stop_ends_whoever_is_connected(served: Served) -> None:
 
 
 @pytest.mark.promise("G7")
-def test_a_pem_that_cannot_be_read_is_an_error_of_the_host_s() -> None:
+def test_unreadable_client_certificate_is_a_host_error() -> None:
     with pytest.raises(EnginePluginError, match=r"PLUGIN_CLIENT_CERT.*set AutoMTLS to false"):
         host_certificates("no certificate")
 
 
 @pytest.mark.promise("G13")
 @pytest.mark.parametrize("size", [60, 61, 62])
-def test_the_certificate_s_base64_has_no_padding(size: int) -> None:
+def test_announced_certificate_has_no_base64_padding(size: int) -> None:
     from engine_plugin.goplugin.handshake import handshake_line
 
     asked = HostEnv.from_environ({"PLUGIN_CLIENT_CERT": "PEM"}, windows=False)

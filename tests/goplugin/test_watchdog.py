@@ -47,7 +47,7 @@ def parent(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.promise("G36")
 @pytest.mark.parametrize("parent", ["", WITHOUT_PIDFD], indirect=True, ids=["pidfd", "polling"])
-def test_a_killed_parent_is_noticed(parent: subprocess.Popen[str]) -> None:
+def test_death_of_the_parent_is_detected(parent: subprocess.Popen[str]) -> None:
     assert parent.stdout is not None
     assert parent.stdout.readline() == "watching\n"
     parent.kill()
@@ -55,7 +55,7 @@ def test_a_killed_parent_is_noticed(parent: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.promise("G36")
-def test_a_parent_that_was_gone_before_the_watch_began() -> None:
+def test_parent_that_died_before_the_watch_is_detected() -> None:
     """Between reading the parent's pid and watching it, it may die and its pid be reused."""
     gone = threading.Event()
     sleeper = subprocess.Popen([sys.executable, "-c", ""])
@@ -66,8 +66,8 @@ def test_a_parent_that_was_gone_before_the_watch_began() -> None:
 
 @pytest.mark.promise("G36")
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no change of parent")
-def test_a_living_process_that_is_not_our_parent() -> None:
-    """Its pid was given to another."""
+def test_reused_pid_of_the_parent_is_detected() -> None:
+    """The pid now belongs to another process."""
     gone = threading.Event()
     watch_host(os.getpid(), gone.set)
     assert gone.wait(LIMIT)
@@ -75,7 +75,7 @@ def test_a_living_process_that_is_not_our_parent() -> None:
 
 @pytest.mark.promise("G36", "F4")
 @pytest.mark.skipif(sys.platform == "win32", reason="init is a matter of POSIX")
-def test_a_parent_of_1_is_no_orphan_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parent_with_pid_1_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host may be a container's init."""
     polls = 0
 
@@ -94,7 +94,7 @@ def test_a_parent_of_1_is_no_orphan_s(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.promise("G34")
 @pytest.mark.parametrize("code", [0, 1])
-def test_the_last_resort_ends_a_stuck_process(code: int) -> None:
+def test_stuck_process_is_killed_after_the_limit(code: int) -> None:
     program = f"""
 import time
 from engine_plugin.goplugin.watchdog import LastResort

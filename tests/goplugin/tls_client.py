@@ -1,4 +1,4 @@
-"""A TLS client that shows its parts, for the tests: every step by itself, and certificates of any kind."""
+"""A TLS client whose steps the tests call one by one, with certificates of any kind."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class TlsClient:
         await self.close()
 
     async def shake(self) -> None:
-        """Do the handshake, as far as a client sees it."""
+        """Do the handshake as far as the client's side of it goes."""
         while True:
             try:
                 self.tls.do_handshake()
@@ -139,11 +139,11 @@ class TlsClient:
         return await within(self._reader.read())
 
     def cut(self) -> None:
-        """Break off, without a word."""
+        """Abort the connection."""
         self._writer.transport.abort()
 
     async def close(self) -> None:
-        """Let nothing be left of it."""
+        """Close all resources."""
         self._writer.close()
         try:
             await within(self._writer.wait_closed())
