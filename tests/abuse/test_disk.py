@@ -1,4 +1,4 @@
-"""Our own files on the disk, holding anything: what another version, a person or a bad disk has left there."""
+"""The package's own files with any content, as another version, a person or a bad disk may leave them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def content(fields: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[byte
 
 @contextmanager
 def directory() -> Iterator[Path]:
-    """A directory beside a file that nobody may touch."""
+    """Yield a directory beside a file that must not change."""
     above = Path(tempfile.mkdtemp(prefix="epa-"))
     bystander = above / "bystander.json"
     bystander.write_text("{}")
@@ -70,7 +70,7 @@ def directory() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def stranger() -> Iterator[psutil.Process]:
-    """A process that is not ours, with a token that is no record's."""
+    """Yield another process, whose token is in no record."""
     environ = {**os.environ, "ENGINE_PLUGIN_TOKEN": "strangers"}
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=environ) as process:
         try:
@@ -91,8 +91,10 @@ PROCESS_RECORD: dict[str, st.SearchStrategy[Any]] = {
 
 @pytest.mark.promise("P27", "F11", "P11")
 @given(content(PROCESS_RECORD), st.booleans())
-def test_records_of_processes(stranger: psutil.Process, written: bytes, of_stranger: bool) -> None:
-    """Nobody is killed, whoever is named."""
+def test_damaged_process_record_kills_no_other_process(
+    stranger: psutil.Process, written: bytes, of_stranger: bool
+) -> None:
+    """No process is killed, whatever pid the record names."""
     with directory() as ours:
         ProcessRecords(ours).ticket().add(os.getpid())
         [pattern] = ours.iterdir()
@@ -119,8 +121,8 @@ MODEL_RECORD: dict[str, st.SearchStrategy[Any]] = {
 
 @pytest.mark.promise("P27")
 @given(content(MODEL_RECORD), st.fixed_dictionaries({}, optional=MODEL_RECORD), st.booleans())
-def test_records_of_models(written: bytes, fields: dict[str, Any], fits: bool) -> None:
-    """The model is listed, and what is said of it is JSON."""
+def test_damaged_model_record_leaves_the_model_listed(written: bytes, fields: dict[str, Any], fits: bool) -> None:
+    """The model is listed, and its details are JSON."""
     with directory() as root:
         shutil.copy(SAMPLES / "tiny-chat.gguf", root / "m.gguf")
         if fits:  # the file's own size and time, so that the rest is believed
@@ -155,7 +157,7 @@ PARTIAL_STATE: dict[str, st.SearchStrategy[Any]] = {
 
 @pytest.mark.promise("P27")
 @given(content(PARTIAL_STATE))
-def test_the_state_of_a_partial(written: bytes) -> None:
+def test_damaged_state_of_a_partial_is_read_or_ignored(written: bytes) -> None:
     try:
         shape = json.loads(written)
     except (ValueError, RecursionError):
@@ -168,8 +170,10 @@ def test_the_state_of_a_partial(written: bytes) -> None:
 @pytest.mark.promise("P27", "F25")
 @FEW
 @given(st.fixed_dictionaries({}, optional=PARTIAL_STATE) | content(PARTIAL_STATE), st.binary(max_size=300))
-def test_a_pull_upon_what_an_earlier_one_left(left: dict[str, Any] | bytes, part: bytes) -> None:
-    """The whole model in the end, or an error that says what is wrong; the next pull gets it in any case."""
+def test_pull_after_a_damaged_partial_succeeds_or_reports_the_error(
+    left: dict[str, Any] | bytes, part: bytes
+) -> None:
+    """The pull ends with the whole model or an error that names the cause; the next pull always succeeds."""
     data = (SAMPLES / "tiny-chat.gguf").read_bytes()
 
     async def play(root: Path) -> None:
@@ -198,8 +202,8 @@ def test_a_pull_upon_what_an_earlier_one_left(left: dict[str, Any] | bytes, part
 @pytest.mark.promise("P27")
 @given(content({"folder": ODD_TEXT | st.sampled_from(["..", "../..", "/", "v", "c:", "v/", "./v"]), "facts": JSON}))
 @example(LONG[-1])
-def test_which_version_is_switched_on(written: bytes) -> None:
-    """None, or one of ours."""
+def test_damaged_record_of_the_current_version_selects_an_installed_one_or_none(written: bytes) -> None:
+    """No version, or an installed one."""
     with directory() as root:
         (root / "versions" / "v").mkdir(parents=True)
         (root / "current.json").write_bytes(written)
@@ -218,8 +222,8 @@ SERVER_RECORD: dict[str, st.SearchStrategy[Any]] = {
 
 @pytest.mark.promise("P27", "P11")
 @given(content(SERVER_RECORD))
-def test_the_record_of_a_server(written: bytes) -> None:
-    """No server is found, whatever is named."""
+def test_damaged_server_record_finds_no_server(written: bytes) -> None:
+    """No server is found, whatever the record contains."""
     with directory() as ours:
         record_file(ours / "server").write_bytes(written)
         record = read_record(ours / "server")
@@ -227,8 +231,8 @@ def test_the_record_of_a_server(written: bytes) -> None:
 
 
 @pytest.mark.promise("P27")
-def test_the_record_of_a_living_server(tmp_path: Path) -> None:
-    """What the test before would not notice: a good one is read."""
+def test_valid_record_of_a_running_server_is_found(tmp_path: Path) -> None:
+    """Proves that the test before does not pass because no record is ever read."""
     record = ServerRecord.of_this_process("unix:/x", "log")
     record_file(tmp_path / "server").write_text(json.dumps(vars_of(record)))
     assert read_record(tmp_path / "server") == record

@@ -81,7 +81,7 @@ def split(pieces: list[bytes]) -> list[bytes]:
 @given(streams())
 @example(b"data: 1\r\r\ndata: 2\r\n\r\r\n\ndata: 3\n\r\ndata: 4")
 @example(b"\xef\xbb")
-def test_the_hosts_events_are_the_standards_wherever_they_are_cut(stream: bytes) -> None:
+def test_host_decodes_events_as_the_standard_wherever_they_are_cut(stream: bytes) -> None:
     expected = by_the_standard(stream)
     for pieces in every_cut(stream):
         assert split(pieces) == expected
@@ -89,7 +89,7 @@ def test_the_hosts_events_are_the_standards_wherever_they_are_cut(stream: bytes)
 
 @pytest.mark.promise("P25")
 @given(st.binary(max_size=200) | st.text("data: \r\n{}1\ufeff").map(str.encode), CUTS)
-def test_any_bytes_split_as_the_standard_says(stream: bytes, places: list[int]) -> None:
+def test_any_bytes_are_split_as_the_standard_requires(stream: bytes, places: list[int]) -> None:
     assert split(cut(stream, places)) == by_the_standard(stream)
 
 
@@ -128,7 +128,7 @@ def passed_on(pieces: list[bytes]) -> tuple[list[bytes], bool]:
 @FEW
 @given(streams())
 @example(b"data: 1\n\r\ndata: 2\r\n\ndata: 3\r\r")
-def test_the_engines_events_pass_whole_wherever_they_are_cut(stream: bytes) -> None:
+def test_engine_events_pass_whole_wherever_they_are_cut(stream: bytes) -> None:
     """Each block holds whole events, none is lost, and the end is judged the same."""
     whole, inside = passed_on([stream])
     expected = split(whole)
@@ -144,7 +144,7 @@ def test_the_engines_events_pass_whole_wherever_they_are_cut(stream: bytes) -> N
 
 @pytest.mark.promise("P25")
 @pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n", "\r\r", "\n\r\n", "\r\n\n"])
-def test_each_event_leaves_as_soon_as_it_is_whole(end: str) -> None:
+def test_event_is_passed_on_as_soon_as_it_is_complete(end: str) -> None:
     """However the engine ends its lines."""
     stream = [f"data: {number}{end}".encode() for number in range(3)]
     assert passed_on(stream) == (stream, False)
@@ -157,7 +157,7 @@ def as_events(shapes: list[str]) -> bytes:
 @pytest.mark.promise("P26")
 @given(st.binary(max_size=100) | streams() | st.lists(JSON.map(json.dumps)).map(as_events))
 def test_any_event_is_an_object_or_a_bad_gateway(block: bytes) -> None:
-    """On both sides of the plugin."""
+    """Both in the plugin and in the host library."""
     place = sse.error_event(block)
     assert -1 <= place <= len(block)
     try:
@@ -182,7 +182,7 @@ def test_any_event_is_an_object_or_a_bad_gateway(block: bytes) -> None:
 
 @pytest.mark.promise("P26")
 @pytest.mark.parametrize("value", [b"[" * 100_000, b'{"a":' * 100_000, b"1" * 5000, b"\xff" * 1000, b'"\\ud800"'])
-async def test_an_event_that_no_reader_likes(value: bytes) -> None:
+async def test_oversized_event_is_rejected_by_every_reader(value: bytes) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         yield b"data: " + value + b"\n\n"
 

@@ -60,9 +60,7 @@ VARIABLES = {
 
 @pytest.mark.promise("P29")
 @given(st.fixed_dictionaries({}, optional=VARIABLES), st.booleans())
-def test_any_environment_is_a_host_or_an_error_that_names_the_variable(
-    environ: dict[str, str], windows: bool
-) -> None:
+def test_any_environment_is_accepted_or_the_error_names_the_variable(environ: dict[str, str], windows: bool) -> None:
     assert is_hosted(environ, COOKIE) == (environ.get("AOG_PLUGIN") == "aog-provider-plugin-v1")
     assert set(engine_environ(environ, COOKIE)) <= {"HOME", "ENGINE_PLUGIN_TRANSPORT"}
     try:
@@ -79,7 +77,7 @@ def test_any_environment_is_a_host_or_an_error_that_names_the_variable(
 
 
 class Hostile:
-    """Is no text, whatever the log wants."""
+    """An object that has no valid text."""
 
     def __str__(self) -> str:
         raise RuntimeError("no")
@@ -104,7 +102,7 @@ RECORDS = st.fixed_dictionaries(
 
 
 class Sink(HclogHandler):
-    """The handler, less the thread: what it would write."""
+    """The handler without its thread; keeps what it would write."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -135,7 +133,7 @@ def refuse(name: str) -> None:
 @example({"name": "n", "levelno": 20, "msg": "m", "extra": {"@" + "k" * 70_000: 1}})
 @example({"name": "n" * 100_000, "levelno": 20, "msg": "%s", "args": (Hostile(),)})
 @example({"name": "n", "levelno": 20, "msg": "%d", "args": ("x" * 100_000,)})
-def test_any_record_is_one_line_that_the_host_reads(sink: Sink, shape: dict[str, Any]) -> None:
+def test_any_log_record_is_one_line_that_the_host_parses(sink: Sink, shape: dict[str, Any]) -> None:
     sink.lines.clear()
     fields = {key: value for key, value in shape.items() if key != "extra"} | shape.get("extra", {})
     stuck = threading.Thread(target=sink.emit, args=(logging.makeLogRecord(fields),), daemon=True)

@@ -60,8 +60,8 @@ BOMBS: dict[str, tuple[bytes, bytes]] = {
 
 @pytest.mark.promise("P26")
 @pytest.mark.parametrize("name", BOMBS)
-async def test_a_bomb_is_a_bad_gateway_in_bounded_memory(name: str) -> None:
-    """For a caller who says how much he takes."""
+async def test_endless_answer_is_a_bad_gateway_in_bounded_memory(name: str) -> None:
+    """The caller sets the bound."""
     sent = [0]
     async with serving("tcp", Path(), endless(*BOMBS[name], sent)) as (_, client):
         tracemalloc.start()
@@ -112,7 +112,7 @@ def pieces(wire: bytes, sizes: list[int]) -> Iterator[bytes]:
 @pytest.mark.promise("P25", "P26")
 @FEW
 @given(st.lists(TOKENS, max_size=10).map(b"".join), st.lists(st.integers(1, 20), max_size=12))
-def test_nearly_http_is_judged_the_same_wherever_it_is_cut(wire: bytes, sizes: list[int]) -> None:
+def test_malformed_http_has_the_same_outcome_wherever_it_is_cut(wire: bytes, sizes: list[int]) -> None:
     async def outcome(*parts: bytes) -> tuple[int, bytes] | None:
         async def answer(call: Call) -> bool:
             await call.send(*parts)
@@ -133,8 +133,8 @@ def test_nearly_http_is_judged_the_same_wherever_it_is_cut(wire: bytes, sizes: l
 @pytest.mark.promise("P26")
 @FEW
 @given(st.lists(TOKENS, max_size=6).map(b"".join))
-def test_no_answer_leaks_into_the_next_one(first: bytes) -> None:
-    """An engine that sends more or less than it says harms its own call only."""
+def test_answer_of_the_wrong_length_does_not_leak_into_the_next(first: bytes) -> None:
+    """An engine that sends more or less than Content-Length fails only its own call."""
     good = OK + b"content-length: 4\r\n\r\nnext"
 
     async def play() -> None:

@@ -28,7 +28,7 @@ SOON = 10.0
 
 
 def judge(path: Path, content: bytes) -> Manifest | None:
-    """A manifest, or problems that help; soon."""
+    """Load the file in bounded time: the result is a manifest, or problems with place and fix."""
     path.write_bytes(content)
     began = time.monotonic()
     manifest, problems = inspect_manifest(path, {})
@@ -73,7 +73,7 @@ PLACES = places(SHAPE)
 
 @st.composite
 def changed(draw: st.DrawFn) -> dict[str, Any]:
-    """The real one with keys dropped, values of other types, keys renamed and pieces put elsewhere."""
+    """The real manifest with keys dropped, values of other types, keys renamed and parts moved."""
     shape: dict[str, Any] = copy.deepcopy(SHAPE)
     for place in draw(st.lists(st.sampled_from(PLACES), min_size=1, max_size=4)):
         *above, key = place
@@ -99,7 +99,9 @@ def changed(draw: st.DrawFn) -> dict[str, Any]:
 
 @pytest.mark.promise("P22")
 @given(changed(), st.booleans())
-def test_the_real_one_changed(tmp_path: Path, shape: dict[str, Any], as_json: bool) -> None:
+def test_changed_manifest_is_loaded_or_rejected_with_problems(
+    tmp_path: Path, shape: dict[str, Any], as_json: bool
+) -> None:
     if as_json:
         text = json.dumps(shape, ensure_ascii=False)
     else:
@@ -165,7 +167,7 @@ PIECES = st.sampled_from(
 
 @st.composite
 def damaged(draw: st.DrawFn) -> str:
-    """The real text with pieces put in, cut out or doubled anywhere."""
+    """The real text with pieces inserted, removed or doubled anywhere."""
     text = REAL
     for _ in range(draw(st.integers(1, 5))):
         at = draw(st.integers(0, len(text)))
@@ -177,7 +179,7 @@ def damaged(draw: st.DrawFn) -> str:
 @pytest.mark.promise("P22")
 @pytest.mark.usefixtures("parser")
 @given(damaged())
-def test_the_real_text_damaged(tmp_path: Path, text: str) -> None:
+def test_damaged_manifest_text_is_loaded_or_rejected_with_problems(tmp_path: Path, text: str) -> None:
     judge(tmp_path / "plugin.yaml", text.encode("utf-8", "surrogatepass"))
 
 
@@ -217,7 +219,7 @@ MONSTERS = {
 @pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize("parser", ["C", pytest.param("Python", marks=pytest.mark.thorough)], indirect=True)
 @pytest.mark.parametrize("monster", MONSTERS)
-def test_files_that_are_made_to_take_long(tmp_path: Path, monster: str) -> None:
+def test_manifest_built_to_parse_slowly_is_read_or_rejected_soon(tmp_path: Path, monster: str) -> None:
     """Each below the size that is read at all; `make test-all` has the pure parser read them too."""
     content = MONSTERS[monster].encode()
     assert len(content) <= document.MAX_BYTES
@@ -225,10 +227,10 @@ def test_files_that_are_made_to_take_long(tmp_path: Path, monster: str) -> None:
 
 
 @pytest.mark.promise("P22")
-def test_a_file_of_many_megabytes(tmp_path: Path) -> None:
+def test_manifest_of_many_megabytes_is_rejected(tmp_path: Path) -> None:
     assert judge(tmp_path / "plugin.yaml", REAL.encode() + b"#" * 10_000_000) is None
 
 
-def test_the_real_one_is_a_manifest(tmp_path: Path) -> None:
-    """Else nothing above was near the truth."""
+def test_unchanged_manifest_is_valid(tmp_path: Path) -> None:
+    """Otherwise the tests above would start from an invalid manifest."""
     assert judge(tmp_path / "plugin.yaml", REAL.encode()) is not None

@@ -1,4 +1,4 @@
-"""Names of models and sources of pulls: no name leads out of the store, and no source is misunderstood."""
+"""Names of models and sources of pulls: no name leads out of the store, and every source is parsed or rejected."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ STORES = [PurePosixPath("/srv/models"), PureWindowsPath("C:/models"), PureWindow
 @pytest.mark.promise("P20")
 @given(NAMES)
 @example("a" * 128)
-def test_an_accepted_name_is_one_file_of_the_store_on_every_system(name: str) -> None:
+def test_accepted_name_is_one_file_of_the_store_on_every_system(name: str) -> None:
     if not is_model_name(name):
         with pytest.raises(InvalidRequestError, match=r"^model: ") as refused:
             validate_model_name(name)
@@ -71,7 +71,7 @@ def outside(root: Path) -> set[str]:
 
 @pytest.mark.promise("P20")
 @given(NAMES)
-def test_no_call_with_any_name_leaves_the_store(tmp_path: Path, name: str) -> None:
+def test_any_name_stays_inside_the_store(tmp_path: Path, name: str) -> None:
     """Found, deleted, pulled: only what the caller may name, and never what lies beside the store."""
     root = tmp_path / "models"
     root.mkdir(exist_ok=True)
@@ -136,8 +136,10 @@ DIGESTS = st.sampled_from(["", "0" * 64, "sha256:" + "A" * 64, "0", "x" * 64, "s
 @given(SOURCES, st.sampled_from(["", "name", "../name"]), DIGESTS, st.sampled_from(["", "chat", "x"]))
 @example("file://[/x.gguf", "", "", "")
 @example("file://h℀/x.gguf", "name", "", "")
-def test_any_source_is_understood_or_refused(source: str, name: str, sha256: str, model_type: str) -> None:
-    """And nobody is told the secrets in it."""
+def test_any_source_is_parsed_or_rejected_without_its_secrets(
+    source: str, name: str, sha256: str, model_type: str
+) -> None:
+    """No message contains the secrets in it."""
     request = PullRequest(name, source, sha256, model_type=model_type) if name else PullRequest(source, "", sha256)
     shown = [repr(request), without_secrets(source)]
     try:

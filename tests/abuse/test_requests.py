@@ -93,7 +93,7 @@ def requests(draw: st.DrawFn) -> tuple[str, bytes]:
 
 @pytest.mark.promise("P23")
 @given(requests())
-def test_fields_that_hold_anything(request_: tuple[str, bytes]) -> None:
+def test_request_with_random_fields_is_accepted_or_rejected_by_field(request_: tuple[str, bytes]) -> None:
     take_or_refuse(*request_)
 
 
@@ -115,7 +115,7 @@ def damaged(draw: st.DrawFn) -> tuple[str, bytes]:
 
 @pytest.mark.promise("P23")
 @given(damaged())
-def test_requests_that_were_damaged(request_: tuple[str, bytes]) -> None:
+def test_damaged_request_is_accepted_or_rejected_by_field(request_: tuple[str, bytes]) -> None:
     take_or_refuse(*request_)
 
 
@@ -137,15 +137,15 @@ MONSTERS: dict[str, bytes] = {
 
 @pytest.mark.promise("P23")
 @pytest.mark.parametrize("monster", MONSTERS)
-def test_a_field_of_megabytes(monster: str) -> None:
-    """Taken or refused soon, and no message repeats it."""
+def test_field_of_megabytes_is_not_repeated_in_the_error(monster: str) -> None:
+    """The request is accepted or rejected in bounded time."""
     for name, good in GOOD.items():
         for field in json.loads(good):
             take_or_refuse(name, b'{"model":"m","%b":%b}' % (field.encode(), MONSTERS[monster]))
 
 
 def deepest(opening: bytes, closing: bytes) -> int:
-    """How deep a request's field may be nested before it is refused for that."""
+    """Return how deep a request's field may be nested."""
     low, high = 0, 200_000
     while high - low > 1:
         middle = (low + high) // 2
@@ -159,8 +159,8 @@ def deepest(opening: bytes, closing: bytes) -> int:
 
 @pytest.mark.promise("P23")
 @pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
-def test_as_deep_as_is_just_taken(opening: bytes, closing: bytes) -> None:
-    """What can be read can also be complained about."""
+def test_deepest_accepted_nesting_can_be_reported_in_an_error(opening: bytes, closing: bytes) -> None:
+    """Every value that can be read can also be quoted in an error."""
     limit = deepest(opening, closing)
     for name, good in GOOD.items():
         for field in json.loads(good):

@@ -1,4 +1,4 @@
-"""Anything at the plugin's socket: every method, with any bytes, ended at any moment."""
+"""Random input at the plugin's socket: every method, with any bytes, ended at any moment."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 SERVICE = pb.DESCRIPTOR.services_by_name["ProviderService"]
 METHODS = list(SERVICE.methods)
 CODES = {0, 200, 400, 404, 412, 501, 503}
-"""What a plugin may answer whose engine makes no mistake; 500 would be a mistake of ours."""
+"""Codes that a plugin with a correct engine may return; 500 would be a fault of the plugin."""
 
 CALLS = MORE or 1200
 TOGETHER = 12
@@ -299,8 +299,8 @@ async def tasks_end(known: Counter[str]) -> None:
 
 
 @pytest.mark.promise("P24")
-async def test_calls_with_anything_in_them(address: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Answered in form or ended by a status of ours; then the plugin is well, and no task, no error in the log."""
+async def test_random_calls_are_answered_or_end_with_a_status(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Each call gets a valid answer or an expected status; then the plugin is healthy, with no task or error left."""
     begin = secrets.token_hex(4) if MORE else "engine"
     only = os.environ.get("ABUSE_SEED")
     tally = Tally()
@@ -345,7 +345,9 @@ def connected(address: str) -> socket.socket:
 
 
 @pytest.mark.promise("P24")
-async def test_connections_that_speak_no_grpc(address: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_connections_without_valid_grpc_do_not_harm_the_plugin(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """Another protocol, broken HTTP/2, and connections that are only held open."""
     chance = random.Random("connections")  # noqa: S311  # to be repeated, not to be secret
     open_ones: list[socket.socket] = []

@@ -150,7 +150,7 @@ async def test_old_tls_version_is_rejected(relay: Relay, caplog: pytest.LogCaptu
 @pytest.mark.promise("G25")
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01", b"PRI * HTTP/2.0\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"])
 async def test_malformed_handshake_is_rejected(relay: Relay, sent: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever merely connects and goes, as a host does that reattaches, is not even worth a warning."""
+    """A client that connects and leaves, as a host that reattaches does, causes no warning."""
     reader, writer = await asyncio.open_unix_connection(str(relay.outside))
     writer.write(sent)
     writer.write_eof()

@@ -209,7 +209,7 @@ async def test_another_user_of_the_group_connects(served: Served, short_dir: Pat
 
 @pytest.mark.promise("G3", "G4")
 async def test_taken_port_in_the_range_is_skipped_with_tls(served: Served) -> None:
-    """Inclusively, past a port that somebody has, one of our own servers too."""
+    """A second server of this package skips it too."""
     listener, port = taken_port()
     if port > 65533:
         pytest.skip("the system gave the last port of all")
@@ -283,7 +283,7 @@ async def test_unusable_socket_directory_is_reported_as_such(short_dir: Path) ->
 
 @pytest.mark.promise("G34")
 async def test_stop_ends_all_connections(served: Served) -> None:
-    """The host that does not hang up, and the stranger that says nothing; and nobody comes in any more."""
+    """Both a host that stays connected and a silent client; new connections are refused."""
     address = await served.server.start("127.0.0.1:0")
     async with (
         await TlsClient.connect(address, served.context) as client,

@@ -1,4 +1,4 @@
-"""A small manifest that is right, for the tests to break."""
+"""A small valid manifest for the tests to break."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WITH_PROGRAM = f"{GOOD}platforms:\n  {HERE}:\n    executable: bin/here/plugin\n"
 
 
 def changed(old: str, new: str) -> str:
-    """GOOD with one piece replaced."""
+    """Return GOOD with one piece replaced."""
     assert old in GOOD
     return GOOD.replace(old, new)
 

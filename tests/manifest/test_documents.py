@@ -24,7 +24,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 
 @pytest.fixture(params=["C", "Python"], autouse=True)
 def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test here runs with PyYAML's C parser, where it was built, and with the pure one."""
+    """Run each test with PyYAML's C parser, where it was built, and with the pure one."""
     if request.param == "Python":
         monkeypatch.setattr(document, "_LOADER", yaml.SafeLoader)
 
@@ -68,7 +68,9 @@ def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         ("# " + "x" * MAX_BYTES, 0, "larger than 1 MiB"),
     ],
 )
-def test_unreadable_files(write: Callable[..., Path], text: str | bytes, line: int | None, words: str) -> None:
+def test_unreadable_file_is_reported_with_place_and_fix(
+    write: Callable[..., Path], text: str | bytes, line: int | None, words: str
+) -> None:
     with pytest.raises(ManifestError) as caught:
         load_manifest(write(text), {})
     problem = next(problem for problem in caught.value.problems if words in f"{problem.what}. {problem.fix}")
@@ -78,7 +80,7 @@ def test_unreadable_files(write: Callable[..., Path], text: str | bytes, line: i
         assert problem.line == line
 
 
-def test_complaints_below_the_document_level_do_not_repeat_themselves(write: Callable[..., Path]) -> None:
+def test_problem_inside_a_document_is_reported_once(write: Callable[..., Path]) -> None:
     text = 'version: *v\nprovider: &p {name: x, version: "1", type: remote}\nservices: [*p]\nplatforms: *p\n'
     with pytest.raises(ManifestError) as caught:
         load_manifest(write(text), {})
@@ -89,7 +91,7 @@ def test_complaints_below_the_document_level_do_not_repeat_themselves(write: Cal
     ]
 
 
-def test_places_that_are_not_files(tmp_path: Path) -> None:
+def test_path_that_is_not_a_file_is_rejected(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent.yaml", tmp_path / "a\0b", tmp_path / ("x" * 5000)):
         with pytest.raises(ManifestError, match=r"regular file|cannot be read"):
             load_manifest(path, {})
@@ -97,7 +99,7 @@ def test_places_that_are_not_files(tmp_path: Path) -> None:
 
 @pytest.mark.promise("P22")
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no FIFOs in the file system")
-def test_a_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_fifo_is_rejected_without_waiting(tmp_path: Path) -> None:
     path = tmp_path / "plugin.yaml"
     os.mkfifo(path)
     with pytest.raises(ManifestError, match="regular file"):
@@ -105,7 +107,7 @@ def test_a_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="needs a user whom permissions bind")
-def test_a_file_without_permission_is_refused(write: Callable[..., Path]) -> None:
+def test_file_without_read_permission_is_rejected(write: Callable[..., Path]) -> None:
     path = write()
     path.chmod(0)
     with pytest.raises(ManifestError, match="Permission denied"):
@@ -142,14 +144,14 @@ def test_a_file_without_permission_is_refused(write: Callable[..., Path]) -> Non
         ("&anchor here", "here"),
     ],
 )
-def test_scalars(write: Callable[..., Path], text: str, value: Any) -> None:
+def test_scalar_is_read_with_its_type(write: Callable[..., Path], text: str, value: Any) -> None:
     _, data, problems = read_document(write(f"key: {text}\n"))
     assert problems == []
     assert data == {"key": value}
     assert type(data["key"]) is type(value)
 
 
-def test_lines(write: Callable[..., Path]) -> None:
+def test_line_of_a_path_or_its_nearest_parent_is_found(write: Callable[..., Path]) -> None:
     source, _, _ = read_document(write(b"\xef\xbb\xbfa: 1\r\nb:\r\n  c:\r\n    - x\r\n    - {d: e}\r\n"))
     assert source.line(("a",)) == 1
     assert source.line(("b", "c")) == 3
@@ -158,7 +160,7 @@ def test_lines(write: Callable[..., Path]) -> None:
     assert source.line(("nowhere",)) == 1
 
 
-def test_json_is_read_with_its_tabs_and_escapes(write: Callable[..., Path]) -> None:
+def test_json_with_tabs_and_escapes_is_read(write: Callable[..., Path]) -> None:
     path = write('{\n "a": "\\u00e9\\/\\n",\n "b": [1, 2.5, null, true]\n}\n', "plugin.json")
     source, data, problems = read_document(path)
     assert problems == []
@@ -166,7 +168,7 @@ def test_json_is_read_with_its_tabs_and_escapes(write: Callable[..., Path]) -> N
     assert source.line(("b",)) == 3
 
 
-def test_nothing_readable_gives_no_data(write: Callable[..., Path]) -> None:
+def test_file_without_a_document_has_no_data(write: Callable[..., Path]) -> None:
     source, data, problems = read_document(write(""))
     assert data is INVALID
     assert len(problems) == 1

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_found_from_where_aog_starts_a_plugin(write: Callable[..., Path]) -> None:
+def test_manifest_is_found_from_the_directory_of_the_executable(write: Callable[..., Path]) -> None:
     path = write()
     start = path.parent / "bin"
     start.mkdir()
@@ -33,7 +33,7 @@ def test_found_from_where_aog_starts_a_plugin(write: Callable[..., Path]) -> Non
     assert find_manifest([start / "linux-amd64" / "absent"]) == path
 
 
-def test_yaml_is_preferred_and_the_nearest_wins(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_nearest_manifest_wins_and_yaml_before_json(write: Callable[..., Path], tmp_path: Path) -> None:
     as_json = write('{"provider": {}, "engine": {}}', "plugin.json")
     assert find_manifest([as_json.parent]) == as_json
     assert manifest_file(as_json.parent) == as_json
@@ -47,14 +47,14 @@ def test_yaml_is_preferred_and_the_nearest_wins(write: Callable[..., Path], tmp_
     assert manifest_file(tmp_path) is None
 
 
-def test_starts_are_tried_in_turn(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_start_directories_are_tried_in_order(write: Callable[..., Path], tmp_path: Path) -> None:
     path = write()
     other = tmp_path / "other"
     other.mkdir()
     assert find_manifest([other, path.parent / "bin"]) == path
 
 
-def test_nothing_found_names_the_places(tmp_path: Path) -> None:
+def test_missing_manifest_error_lists_the_searched_directories(tmp_path: Path) -> None:
     with pytest.raises(ManifestError) as caught:
         find_manifest([tmp_path / "one", tmp_path / "two"])
     assert str(tmp_path / "one") in str(caught.value)
@@ -66,7 +66,7 @@ def test_nothing_found_names_the_places(tmp_path: Path) -> None:
 # Executables and lint
 
 
-def test_platform_key_is_in_gos_words() -> None:
+def test_platform_key_uses_the_names_of_go() -> None:
     system = {"linux": "linux", "darwin": "darwin", "win32": "windows"}[sys.platform]
     assert HERE.startswith(f"{system}_")
     assert HERE in PLATFORM_KEYS
@@ -85,7 +85,7 @@ def test_a_hosted_plugin_does_not_need_its_executable(write: Callable[..., Path]
     assert [problem.severity for problem in problems] == ["error"]
 
 
-def test_the_executable_for_this_machine(
+def test_executable_for_this_machine_is_found(
     write: Callable[..., Path], environ: dict[str, str], make_executable: Callable[[Path], Path]
 ) -> None:
     path = write(WITH_PROGRAM)
@@ -93,7 +93,7 @@ def test_the_executable_for_this_machine(
     assert load_manifest(path, environ, check_files=True).executable() == program
 
 
-def test_no_executable_for_this_machine(write: Callable[..., Path], environ: dict[str, str]) -> None:
+def test_missing_executable_for_this_machine_is_reported(write: Callable[..., Path], environ: dict[str, str]) -> None:
     other = next(key for key in PLATFORM_KEYS if key != HERE)
     path = write(f"{GOOD}platforms:\n  {other}:\n    executable: plugin\n")
     with pytest.raises(ManifestError, match=f"no entry for this machine, {HERE}"):
@@ -101,7 +101,7 @@ def test_no_executable_for_this_machine(write: Callable[..., Path], environ: dic
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows tells executables by their names")
-def test_a_file_that_may_not_be_executed(write: Callable[..., Path], environ: dict[str, str]) -> None:
+def test_executable_without_permission_is_reported(write: Callable[..., Path], environ: dict[str, str]) -> None:
     path = write(WITH_PROGRAM)
     program = path.parent / "bin" / "here" / "plugin"
     program.parent.mkdir(parents=True)
@@ -111,7 +111,7 @@ def test_a_file_that_may_not_be_executed(write: Callable[..., Path], environ: di
         load_manifest(path, environ).executable()
 
 
-def test_lint_of_a_source_directory_does_not_ask_for_executables(
+def test_lint_of_a_source_directory_ignores_missing_executables(
     write: Callable[..., Path], environ: dict[str, str]
 ) -> None:
     path = write(changed("sample-plugin", "another-name") + WITH_PROGRAM.removeprefix(GOOD))
@@ -119,7 +119,7 @@ def test_lint_of_a_source_directory_does_not_ask_for_executables(
     assert lint(path, environ=environ) == []
 
 
-def test_lint_of_a_built_directory(
+def test_lint_of_a_built_directory_checks_executables(
     write: Callable[..., Path], environ: dict[str, str], make_executable: Callable[[Path], Path]
 ) -> None:
     path = write(WITH_PROGRAM)
@@ -134,7 +134,7 @@ def test_lint_of_a_built_directory(
     assert "Rename the directory to another-name" in problems[0].fix
 
 
-def test_lint_lets_the_engine_judge_its_options(write: Callable[..., Path], environ: dict[str, str]) -> None:
+def test_lint_includes_the_option_problems_of_the_engine(write: Callable[..., Path], environ: dict[str, str]) -> None:
     path = write(f"{GOOD}  threads: many\n  timout: 1\nplatform: {{}}\n")
 
     def complaint(manifest: Manifest) -> Problem:
@@ -151,16 +151,14 @@ def test_lint_lets_the_engine_judge_its_options(write: Callable[..., Path], envi
         assert [(problem.line, problem.severity) for problem in problems] == [(11, "error"), (13, "warning")]
 
 
-def test_lint_does_not_ask_the_engine_about_a_manifest_that_is_wrong(
-    write: Callable[..., Path], environ: dict[str, str]
-) -> None:
+def test_lint_of_an_invalid_manifest_skips_the_engine(write: Callable[..., Path], environ: dict[str, str]) -> None:
     def check(manifest: Manifest) -> list[Problem]:
         raise AssertionError(manifest)
 
     assert lint(write("{}"), environ=environ, check_engine=check)
 
 
-def test_lint_of_a_place_without_a_manifest(tmp_path: Path) -> None:
+def test_lint_without_a_manifest_is_an_error(tmp_path: Path) -> None:
     (problem,) = lint(tmp_path)
     assert "no plugin.yaml or plugin.json" in problem.what
     (problem,) = lint(tmp_path / "absent")

@@ -1,4 +1,4 @@
-"""What a manifest may say, what it means, and every complaint about it."""
+"""What a manifest may contain, what it means, and every problem reported about it."""
 
 from __future__ import annotations
 
@@ -130,7 +130,9 @@ BAD: list[tuple[str, int, str]] = [
 
 
 @pytest.mark.parametrize(("text", "line", "words"), BAD)
-def test_errors(write: Callable[..., Path], environ: dict[str, str], text: str, line: int, words: str) -> None:
+def test_invalid_manifest_is_rejected_with_line_and_fix(
+    write: Callable[..., Path], environ: dict[str, str], text: str, line: int, words: str
+) -> None:
     path = write(text)
     with pytest.raises(ManifestError) as caught:
         load_manifest(path, environ)
@@ -161,7 +163,9 @@ def test_errors(write: Callable[..., Path], environ: dict[str, str], text: str, 
         (changed("openai:chat", "llamacpp:chat"), 8, "which is not a flavor of AOG"),
     ],
 )
-def test_warnings(write: Callable[..., Path], environ: dict[str, str], text: str, line: int, words: str) -> None:
+def test_questionable_manifest_gives_a_warning(
+    write: Callable[..., Path], environ: dict[str, str], text: str, line: int, words: str
+) -> None:
     path = write(text)
     manifest, problems = inspect_manifest(path, environ)
     assert manifest is not None
@@ -185,7 +189,7 @@ def test_all_errors_are_reported_in_order(write: Callable[..., Path], environ: d
     assert len(str(caught.value).splitlines()) == 4
 
 
-def test_everything_that_a_manifest_says_is_kept(write: Callable[..., Path], environ: dict[str, str]) -> None:
+def test_all_fields_of_a_manifest_are_kept(write: Callable[..., Path], environ: dict[str, str]) -> None:
     path = write(
         """\
 version: "1.0"
@@ -227,18 +231,20 @@ engine: {name: openai, options: {dir: "${PLUGIN_DIR}/${DATA_DIR}", n: 3}, off: o
     assert manifest.engine_options == {"options": {"dir": f"{path.parent}/{home / 'p'}", "n": 3}, "off": "on"}
 
 
-def test_a_service_that_is_not_declared(write: Callable[..., Path], environ: dict[str, str]) -> None:
+def test_undeclared_service_error_lists_the_declared_ones(
+    write: Callable[..., Path], environ: dict[str, str]
+) -> None:
     with pytest.raises(ServiceNotFoundError, match="sample-plugin has no service 'embed'; it declares: chat"):
         load_manifest(write(), environ).service("embed")
 
 
-def test_remote_needs_no_engine(write: Callable[..., Path], environ: dict[str, str]) -> None:
+def test_remote_service_needs_no_engine(write: Callable[..., Path], environ: dict[str, str]) -> None:
     text = changed("type: local", "type: remote").replace("engine:\n  name: llamacpp\n", "")
     manifest = load_manifest(write(text), environ)
     assert (manifest.engine_name, manifest.engine_options) == ("", {})
 
 
-def test_an_engine_points_at_the_line_of_its_option(write: Callable[..., Path], environ: dict[str, str]) -> None:
+def test_option_problem_has_the_line_of_the_option(write: Callable[..., Path], environ: dict[str, str]) -> None:
     path = write(f"{GOOD}  gpu:\n    layers: many\n")
     manifest = load_manifest(path, environ)
     assert manifest.problem(("engine", "gpu", "layers"), "what", "fix") == Problem(str(path), 12, "what", "fix")
@@ -249,11 +255,11 @@ def test_an_engine_points_at_the_line_of_its_option(write: Callable[..., Path], 
 # Variables
 
 
-def test_data_dir_by_default(write: Callable[..., Path], environ: dict[str, str]) -> None:
+def test_data_directory_defaults_to_that_of_aog(write: Callable[..., Path], environ: dict[str, str]) -> None:
     assert load_manifest(write(), environ).data_dir == Path(environ["AOG_DATA_DIR"], "engines", "sample-plugin")
 
 
-def test_without_aog_the_users_data_directory_is_used(write: Callable[..., Path], environ: dict[str, str]) -> None:
+def test_data_directory_without_aog_is_that_of_the_user(write: Callable[..., Path], environ: dict[str, str]) -> None:
     import platformdirs
 
     del environ["AOG_DATA_DIR"]
@@ -261,9 +267,7 @@ def test_without_aog_the_users_data_directory_is_used(write: Callable[..., Path]
     assert load_manifest(write(), environ).data_dir == expected
 
 
-def test_a_relative_aog_data_dir_is_ignored_with_a_warning(
-    write: Callable[..., Path], environ: dict[str, str]
-) -> None:
+def test_relative_aog_data_dir_is_ignored_with_a_warning(write: Callable[..., Path], environ: dict[str, str]) -> None:
     environ["AOG_DATA_DIR"] = "here"
     manifest, problems = inspect_manifest(write(), environ)
     assert manifest is not None
@@ -272,14 +276,14 @@ def test_a_relative_aog_data_dir_is_ignored_with_a_warning(
     assert "'here' is relative" in problems[0].what
 
 
-def test_the_process_environment_counts_by_default(
+def test_variables_default_to_the_process_environment(
     write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AOG_DATA_DIR", str(tmp_path / "elsewhere"))
     assert load_manifest(write()).data_dir == tmp_path / "elsewhere" / "engines" / "sample-plugin"
 
 
-def test_what_a_variable_stands_for_is_not_expanded_again(
+def test_value_of_a_variable_is_not_expanded_again(
     write: Callable[..., Path], environ: dict[str, str], tmp_path: Path
 ) -> None:
     environ["AOG_DATA_DIR"] = str(tmp_path / "${HOME}")
@@ -287,7 +291,7 @@ def test_what_a_variable_stands_for_is_not_expanded_again(
     assert load_manifest(write(text), environ).engine_options == {"key": f"$HOME $ {{x}} {tmp_path / '${HOME}'}"}
 
 
-def test_a_relative_path_and_links_keep_the_hosts_way(
+def test_relative_manifest_path_becomes_absolute(
     write: Callable[..., Path], environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write()
@@ -299,10 +303,10 @@ def test_a_relative_path_and_links_keep_the_hosts_way(
 @pytest.mark.parametrize(
     "found", ["~/.local/share/engine-plugin", RuntimeError("Could not determine home directory.")]
 )
-def test_without_a_home_directory_the_message_says_what_to_set(
+def test_missing_home_directory_error_names_the_variable_to_set(
     write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, found: str | Exception
 ) -> None:
-    """What platformdirs says where HOME is not set and the user has no entry in passwd."""
+    """`found` is what platformdirs returns or raises where HOME is not set and the user has no entry in passwd."""
 
     def user_data_dir(*_arguments: object, **_named: object) -> str:
         if isinstance(found, Exception):

@@ -24,7 +24,7 @@ ROOT_MANIFEST = ROOT / "plugin.yaml"
 CHAT = "  - service_name: chat\n"
 
 
-def test_to_json_is_what_a_go_host_decodes(write: Callable[..., Path], environ: dict[str, str]) -> None:
+def test_to_json_matches_what_a_go_host_decodes(write: Callable[..., Path], environ: dict[str, str]) -> None:
     extra = "    timeout: 90\n    support_models: [m]\n    auth_fields: [key]\n"
     secret = "  api_key: very-secret\n"
     program = WITH_PROGRAM.removeprefix(GOOD)
@@ -60,7 +60,7 @@ SERVICE_KEYS = (
 )
 
 
-def test_round_trip_through_json(write: Callable[..., Path], environ: dict[str, str]) -> None:
+def test_manifest_survives_a_round_trip_through_json(write: Callable[..., Path], environ: dict[str, str]) -> None:
     manifest = load_manifest(write(ROOT_MANIFEST.read_bytes()), environ)
     body = json.loads(manifest.to_json())
     body["engine"] = {"name": manifest.engine_name, **manifest.engine_options}
@@ -71,7 +71,7 @@ def test_round_trip_through_json(write: Callable[..., Path], environ: dict[str, 
     assert again.resources == manifest.resources
 
 
-def test_the_default_manifest_is_right(environ: dict[str, str]) -> None:
+def test_default_manifest_is_valid(environ: dict[str, str]) -> None:
     assert lint(ROOT_MANIFEST, environ=environ) == []
     manifest = load_manifest(ROOT_MANIFEST, environ)
     services = manifest.services.values()
@@ -96,7 +96,7 @@ OTHERS = {
 
 @pytest.mark.promise("S10")
 @pytest.mark.parametrize("name", OTHERS)
-def test_the_manifests_for_other_engines_are_right(name: str, environ: dict[str, str]) -> None:
+def test_manifests_of_other_engines_are_valid(name: str, environ: dict[str, str]) -> None:
     path = ROOT / "plugins" / name / "plugin.yaml"
     assert lint(path, environ=environ) == []
     manifest = load_manifest(path, environ)
@@ -108,11 +108,11 @@ def test_the_manifests_for_other_engines_are_right(name: str, environ: dict[str,
     assert manifest.data_dir == Path(environ["AOG_DATA_DIR"], "engines", name)
 
 
-def test_every_manifest_of_this_repository_is_known_here() -> None:
+def test_every_manifest_of_the_repository_is_tested() -> None:
     assert {path.parent.name for path in ROOT.glob("plugins/*/plugin.yaml")} == set(OTHERS)
 
 
-def test_all_names_what_the_package_offers() -> None:
+def test_all_lists_the_exported_names() -> None:
     offered = {name for name in vars(package) if not name.startswith("_")}
     modules = {"document", "load", "model", "paths", "schema", "sections", "variables"}
     assert set(package.__all__) == offered - modules

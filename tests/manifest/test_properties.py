@@ -1,4 +1,4 @@
-"""Whatever a file holds, it is a manifest or is explained: nothing else is ever raised."""
+"""Any file is a manifest or raises ManifestError with its problems, never another error."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 
 
 def load_or_explain(path: Path, content: bytes) -> None:
-    """Load whatever there is: a manifest, or complaints with a place and a fix."""
+    """Load the file: the result is a manifest, or problems with a place and a fix."""
     path.write_bytes(content)
     problems: tuple[Problem, ...] = ()
     loaded = None
@@ -54,19 +54,19 @@ def load_or_explain(path: Path, content: bytes) -> None:
 
 @pytest.mark.promise("P22")
 @given(text=st.text() | st.text(alphabet=" \n\t-:?[]{}&*!|>'\"%@`#,~<=.\\0aé"), before=st.booleans())
-def test_any_text_is_loaded_or_explained(tmp_path: Path, text: str, before: bool) -> None:
+def test_any_text_is_loaded_or_rejected_with_problems(tmp_path: Path, text: str, before: bool) -> None:
     load_or_explain(tmp_path / "plugin.yaml", f"{GOOD if before else ''}{text}".encode(errors="surrogatepass"))
 
 
 @pytest.mark.promise("P22")
 @given(content=st.binary())
-def test_any_bytes_are_loaded_or_explained(tmp_path: Path, content: bytes) -> None:
+def test_any_bytes_are_loaded_or_rejected_with_problems(tmp_path: Path, content: bytes) -> None:
     load_or_explain(tmp_path / "plugin.yaml", content)
 
 
 @pytest.mark.promise("P22")
 @given(value=VALUES, key=NAMES)
-def test_any_structure_is_loaded_or_explained(tmp_path: Path, value: Any, key: str) -> None:
+def test_any_structure_is_loaded_or_rejected_with_problems(tmp_path: Path, value: Any, key: str) -> None:
     good = {
         "version": "1.0",
         "provider": {"name": "p", "version": "1", "type": "local"},

@@ -1,4 +1,4 @@
-"""What AOG needs beyond the contract, and that no other host gets."""
+"""What AOG needs beyond the contract; other hosts get the contract."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ MODEL = json.dumps({"model": "m"}).encode()
 
 
 class Engine(SmallEngine):
-    """A small engine with one model, which answers to two references."""
+    """A small engine with one model that has two references."""
 
     async def list_models(self) -> Sequence[ModelInfo]:
         model = ModelInfo("me/m", "chat", 1, "", datetime.fromtimestamp(NOON, UTC), False, ModelDetails())
@@ -71,7 +71,7 @@ class Engine(SmallEngine):
 
 
 class Recorder:
-    """A call that keeps what it was sent, and receives what it was given."""
+    """A call that records the messages sent to it and delivers given ones."""
 
     def __init__(self, *received: Any) -> None:
         self.sent: list[Any] = []
@@ -101,7 +101,7 @@ def under(host: Host, engine: Engine) -> ProviderServicer:
 
 
 @pytest.mark.promise("H4")
-def test_the_environment_tells_which_host_it_is() -> None:
+def test_environment_selects_the_host_class() -> None:
     assert isinstance(host_of({"AOG_VERSION": "0.7.7"}), AogHost)
     assert type(host_of({"AOG_VERSION": ""})) is type(host_of({})) is Host
 
@@ -117,7 +117,7 @@ def test_the_environment_tells_which_host_it_is() -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_a_failed_load_is_an_error_for_every_host_but_aog(engine: Engine, error: Exception) -> None:
+async def test_failed_load_is_an_error_for_every_host_but_aog(engine: Engine, error: Exception) -> None:
     engine.failing = {"load_model": error}
     request = pb.LoadModelRequest(request_json=MODEL)
     told = await under(AogHost(), engine).LoadModel(request, Recorder())
@@ -139,7 +139,7 @@ async def test_a_failed_load_is_an_error_for_every_host_but_aog(engine: Engine, 
         ([ModelNotLoadedError("m is not loaded"), EnginePluginError("broken")], 500),
     ],
 )
-async def test_for_aog_a_model_that_is_not_in_memory_is_unloaded(
+async def test_unload_of_an_unloaded_model_succeeds_for_aog(
     engine: Engine, errors: list[EnginePluginError], code: int
 ) -> None:
     engine.failing = {str(number): error for number, error in enumerate(errors)}
@@ -150,7 +150,7 @@ async def test_for_aog_a_model_that_is_not_in_memory_is_unloaded(
 
 @pytest.mark.promise("H5")
 @pytest.mark.parametrize("host", [Host(), AogHost()], ids=["any host", "AOG"])
-async def test_a_failed_pull_sends_its_error_as_data_before_its_code(engine: Engine, host: Host) -> None:
+async def test_failed_pull_sends_its_error_as_data_before_its_code(engine: Engine, host: Host) -> None:
     engine.failing = {"pull_model": PullError("no such host")}
     call = Recorder()
     await under(host, engine).PullModelStream(pb.PullModelStreamRequest(request_json=MODEL), call)
@@ -176,7 +176,7 @@ async def test_a_failed_pull_sends_its_error_as_data_before_its_code(engine: Eng
         ('{"text":"\\"created\\":12"}', '{"text":"\\"created\\":12"}'),
     ],
 )
-def test_aog_gets_the_time_of_an_answer_as_text(service: str, given: str, made: str) -> None:
+def test_created_time_is_text_for_aog(service: str, given: str, made: str) -> None:
     aog = AogHost()
     assert aog.answer(service, given.encode()) == made.encode()
     assert aog.events(service, f"data: {given}\n\n".encode()) == f"data: {made}\n\n".encode()
@@ -185,7 +185,7 @@ def test_aog_gets_the_time_of_an_answer_as_text(service: str, given: str, made: 
 
 @pytest.mark.promise("H4")
 @given(st.lists(st.tuples(st.integers(0, 4_000_000_000), st.sampled_from(["", " "]), st.booleans()), max_size=6))
-def test_whatever_the_seconds_of_a_stream_each_event_gets_its_own(events: list[tuple[int, str, bool]]) -> None:
+def test_created_time_of_each_event_is_converted_for_aog(events: list[tuple[int, str, bool]]) -> None:
     aog = AogHost()
     for together in (True, False):
         blocks = []
@@ -199,7 +199,7 @@ def test_whatever_the_seconds_of_a_stream_each_event_gets_its_own(events: list[t
 
 
 @pytest.mark.promise("H4")
-def test_no_other_host_and_no_other_service_gets_another_answer() -> None:
+def test_answers_for_other_hosts_and_services_are_unchanged() -> None:
     answer = b'{"created":%d}' % NOON
     event = b": comment\r\n\r\ndata:" + answer + b"\n\n"
     assert (Host().answer("chat", answer), Host().events("chat", event)) == (answer, event)
@@ -218,13 +218,13 @@ def test_no_other_host_and_no_other_service_gets_another_answer() -> None:
         (b'data: {"a":1}\n\n: ping\n\ndata:[DONE]\n\n', b'data: {"a":1}\n\ndata: [DONE]\n\n'),
     ],
 )
-def test_aog_gets_nothing_but_data(block: bytes, made: bytes) -> None:
-    """It takes every line of a stream for the JSON of an event."""
+def test_aog_gets_only_data_lines(block: bytes, made: bytes) -> None:
+    """AOG parses every line of a stream as the JSON of an event."""
     assert AogHost().events("chat", block) == made
 
 
 @pytest.mark.promise("H1")
-def test_aog_tells_its_client_itself_that_a_task_has_started() -> None:
+def test_task_started_event_is_not_sent_to_aog() -> None:
     started = b'{"header": {"event": "task-started"}, "payload": {}}'
     said = b'{"header": {"event": "result-generated"}, "payload": {"text": "\\"task-started\\""}}'
     live = "speech-to-text-ws"
@@ -234,15 +234,15 @@ def test_aog_tells_its_client_itself_that_a_task_has_started() -> None:
 
 
 class Silent(Recorder):
-    """A call whose host sends what it was given, and then nothing, but goes on holding the stream."""
+    """A call whose host sends the given messages and then keeps the stream open."""
 
     async def receive(self) -> Any:
         return await super().receive() or await asyncio.Event().wait()
 
 
 @pytest.mark.promise("H1")
-async def test_a_conversation_whose_client_has_left_aog_ends(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """AOG neither closes nor cancels it, and its model would count as used for ever."""
+async def test_conversation_ends_when_aog_falls_silent(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AOG neither closes nor cancels it when its client leaves, so its model would stay in use for ever."""
     monkeypatch.setattr(AogHost, "silence", 0.05)
     plugin = Plugin(engine.manifest, engine)
     monkeypatch.setattr(plugin, "converse", engine.conversing)
@@ -252,7 +252,7 @@ async def test_a_conversation_whose_client_has_left_aog_ends(engine: Engine, mon
 
 
 @pytest.mark.promise("H3")
-async def test_aog_finds_a_model_in_the_list_by_what_it_pulled(engine: Engine) -> None:
+async def test_model_list_for_aog_includes_references(engine: Engine) -> None:
     async def listed(host: Host) -> list[dict[str, Any]]:
         answer = await under(host, engine).ListModels(pb.ListModelsRequest(), Recorder())
         models: list[dict[str, Any]] = json.loads(answer.response_json)["models"]

@@ -67,7 +67,7 @@ def error(request: pytest.FixtureRequest) -> EnginePluginError:
 
 
 class Engine(SmallEngine):
-    """Fails as it is told to, its health too."""
+    """Fails with the errors in `failing`; its health check with `sick`."""
 
     sick: EnginePluginError | None = None
 
@@ -94,7 +94,7 @@ async def client(engine: Engine, short_dir: Path) -> AsyncIterator[PluginClient]
 
 
 class Sent:
-    """An error before the plugin adds what it is about."""
+    """An error as it was before the plugin added fields."""
 
     def __init__(self, error: EnginePluginError) -> None:
         self.kind = EnginePluginError if isinstance(error, HERE) else type(error)
@@ -102,14 +102,14 @@ class Sent:
         self.fields = json.loads(error.metadata[ERROR_FIELDS])
 
     def require(self, error: EnginePluginError, **about: str) -> None:
-        """Assert that this error came back, about this where it does not say so itself."""
+        """Assert that `caught` has this error's class, id and fields, with `about` for missing ones."""
         assert (type(error), error.id, error.code) == (self.kind, self.id, self.code)
         assert str(error).endswith(self.text)  # the host library begins a deadline's with the plugin's name
         assert error.fields == about | self.fields | {"engine": "openvino"}
 
 
 @pytest.mark.promise("P33")
-async def test_a_unary_call(client: PluginClient, engine: Engine, error: EnginePluginError) -> None:
+async def test_unary_call_restores_the_error(client: PluginClient, engine: Engine, error: EnginePluginError) -> None:
     sent = Sent(error)
     engine.failing["call"] = error
     with pytest.raises(EnginePluginError) as caught:
@@ -118,7 +118,7 @@ async def test_a_unary_call(client: PluginClient, engine: Engine, error: EngineP
 
 
 @pytest.mark.promise("P33")
-async def test_a_stream(client: PluginClient, engine: Engine, error: EnginePluginError) -> None:
+async def test_stream_restores_the_error(client: PluginClient, engine: Engine, error: EnginePluginError) -> None:
     sent = Sent(error)
     engine.failing["stream"] = error
     async with client.stream("chat", REQUEST) as chunks:
@@ -128,7 +128,9 @@ async def test_a_stream(client: PluginClient, engine: Engine, error: EnginePlugi
 
 
 @pytest.mark.promise("P33")
-async def test_a_conversation(client: PluginClient, engine: Engine, error: EnginePluginError) -> None:
+async def test_conversation_restores_the_error(
+    client: PluginClient, engine: Engine, error: EnginePluginError
+) -> None:
     sent = Sent(error)
     engine.failing["converse"] = error
     async with client.invoke_bidi("speech-to-text-ws") as conversation:
@@ -138,7 +140,7 @@ async def test_a_conversation(client: PluginClient, engine: Engine, error: Engin
     sent.require(caught.value, service="speech-to-text-ws")
 
 
-async def test_a_pull(client: PluginClient, engine: Engine) -> None:
+async def test_pull_restores_the_error(client: PluginClient, engine: Engine) -> None:
     error = catalogue.DISK_FULL.error_as(PullError, **troubleshooting.EXAMPLES["disk-full"])
     engine.failing["pull_model"] = error
     with pytest.raises(EnginePluginError) as caught:
@@ -150,14 +152,14 @@ async def test_a_pull(client: PluginClient, engine: Engine) -> None:
         assert one.fields["model"] == "https://example.org/m.gguf"
 
 
-async def test_what_a_model_call_is_about(client: PluginClient, engine: Engine) -> None:
+async def test_error_of_a_model_call_names_the_model(client: PluginClient, engine: Engine) -> None:
     engine.failing["delete_model"] = errors.ModelInUseError("model: m is answering 2 requests")
     with pytest.raises(errors.ModelInUseError) as caught:
         await client.delete_model("m")
     assert caught.value.fields == {"model": "m", "engine": "openvino"}
 
 
-async def test_an_engine_that_cannot_serve(client: PluginClient, engine: Engine) -> None:
+async def test_unhealthy_engine_reports_its_error_in_health_check(client: PluginClient, engine: Engine) -> None:
     engine.sick = catalogue.KEY_MISSING.error(**troubleshooting.EXAMPLES["key-missing"])
     with pytest.raises(UnavailableError) as caught:
         await client.health_check()
@@ -165,14 +167,14 @@ async def test_an_engine_that_cannot_serve(client: PluginClient, engine: Engine)
     assert caught.value.fields["variable"] == "OPENAI_API_KEY"
 
 
-async def test_an_error_that_nobody_expected(client: PluginClient, engine: Engine) -> None:
+async def test_unexpected_error_becomes_internal_error(client: PluginClient, engine: Engine) -> None:
     engine.failing["call"] = ZeroDivisionError()
     with pytest.raises(EnginePluginError) as caught:
         await client.invoke("chat", REQUEST)
     assert (caught.value.id, caught.value.fields) == ("internal-error", {"engine": "openvino"})
 
 
-async def test_a_field_at_fault(client: PluginClient) -> None:
+async def test_invalid_field_is_named_in_the_error_fields(client: PluginClient) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         await client.invoke("chat", {"messages": [{"role": "user", "content": "a"}, 7]})
     assert caught.value.id == "request-invalid"
@@ -190,7 +192,7 @@ async def trailing(client: PluginClient, rpc: str, request: bytes) -> tuple[grpc
 
 
 @pytest.mark.promise("P33")
-async def test_trailing_metadata_of_a_code(client: PluginClient, engine: Engine) -> None:
+async def test_error_code_has_id_and_fields_in_trailing_metadata(client: PluginClient, engine: Engine) -> None:
     engine.failing["call"] = ModelNotFoundError("model: no model is called 'm'", model="m", pull="m:8b")
     request = pb.InvokeServiceRequest(service_name="chat", request_data=json.dumps(REQUEST).encode())
     code, metadata = await trailing(client, "InvokeService", request.SerializeToString())
@@ -203,14 +205,16 @@ async def test_trailing_metadata_of_a_code(client: PluginClient, engine: Engine)
     ("rpc", "request_"),
     [("InvokeService", b"\xff"), ("SetOperateStatus", pb.SetOperateStatusRequest(status=9).SerializeToString())],
 )
-async def test_trailing_metadata_of_a_status(client: PluginClient, rpc: str, request_: bytes) -> None:
+async def test_error_status_has_id_and_fields_in_trailing_metadata(
+    client: PluginClient, rpc: str, request_: bytes
+) -> None:
     code, metadata = await trailing(client, rpc, request_)
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert metadata[ERROR_ID] == "request-invalid"
     assert isinstance(json.loads(metadata[ERROR_FIELDS]), dict)
 
 
-async def test_a_success_has_none(client: PluginClient) -> None:
+async def test_success_has_no_error_metadata(client: PluginClient) -> None:
     _, metadata = await trailing(client, "GetVersion", b"")
     assert metadata.keys().isdisjoint({ERROR_ID, ERROR_FIELDS})
 
@@ -218,24 +222,24 @@ async def test_a_success_has_none(client: PluginClient) -> None:
 # What a host makes of other plugins
 
 
-def test_a_plugin_without_ids() -> None:
+def test_error_without_id_gets_the_class_of_its_code() -> None:
     error = identified(errors.error_for_code(404, "why"), {})
     assert (type(error), error.id, error.fields) == (errors.NotFoundError, "not-found", {})
 
 
 @pytest.mark.parametrize("name", ["", "Model-Missing", "model missing", "-", "a" * 65, "model-missing\n"])
-def test_what_is_not_an_id(name: str) -> None:
+def test_malformed_error_id_is_ignored(name: str) -> None:
     error = errors.error_for_code(404, "why")
     assert identified(error, {ERROR_ID: name, ERROR_FIELDS: '{"model":"m"}'}) is error
     assert (error.id, error.fields) == ("not-found", {})
 
 
-def test_an_id_of_a_later_version() -> None:
+def test_unknown_error_id_is_kept() -> None:
     error = identified(errors.error_for_code(412, "why"), {ERROR_ID: "moon-missing", ERROR_FIELDS: '{"moon":1}'})
     assert (type(error), error.id, error.fields) == (errors.PreconditionError, "moon-missing", {"moon": 1})
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", '{"a":' + "[" * 200, "x" * 9000, "\udc80"])
-def test_fields_that_are_not_an_object(text: str) -> None:
+def test_malformed_error_fields_are_ignored(text: str) -> None:
     error = identified(errors.error_for_code(404, "why"), {ERROR_ID: "model-missing", ERROR_FIELDS: text})
     assert (type(error), error.fields) == (ModelNotFoundError, {})

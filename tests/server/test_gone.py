@@ -1,4 +1,4 @@
-"""A host that leaves in the very moment in which something is sent to it: gRPC says so before it cancels the call."""
+"""A host that leaves during a send: gRPC fails the send before it cancels the call."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Talker:
-    """A plugin that always has something to say."""
+    """A plugin that sends without end."""
 
     def __init__(self) -> None:
         self.left = False
@@ -92,7 +92,7 @@ class Gone:
         ("PullModelStream", pb.PullModelStreamRequest(request_json=b'{"model": "a"}')),
     ],
 )
-async def test_who_leaves_amid_a_send_is_no_failure(
+async def test_host_that_leaves_during_a_send_is_not_logged_as_a_failure(
     rpc: str, request_: object, error: type[Exception], caplog: pytest.LogCaptureFixture
 ) -> None:
     plugin, context = Talker(), Gone(error, request_)
@@ -100,16 +100,16 @@ async def test_who_leaves_amid_a_send_is_no_failure(
     serve = grpc_aio._guard(method.handler, takes_request=not method.streams_request)
     with caplog.at_level(logging.INFO), pytest.raises(asyncio.CancelledError):
         await serve(request_, cast("Any", context))
-    assert context.sends == 1, "nothing more is said to nobody"
+    assert context.sends == 1, "nothing is sent after the client left"
     assert plugin.left
     assert caplog.records == []
 
 
 @pytest.mark.parametrize(("error", "told"), [(grpc.aio.InternalError("Failed"), False), (ValueError("odd"), True)])
-def test_grpcio_tells_nobody_that_who_left_was_not_told_the_end(
+def test_grpcio_logs_no_error_for_a_host_that_left(
     error: Exception, told: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It sends a status when our handler is done, and calls it an error when nobody is there to take it."""
+    """grpcio sends a status when the handler is done, and logs an error when the client has left."""
     logging.getLogger("grpc._cython.cygrpc").error("%s raised in core", "x", exc_info=error)
     assert bool(caplog.records) is told
 
@@ -133,7 +133,7 @@ class Broker:
 
 
 @pytest.mark.promise("G20")
-async def test_a_server_that_has_stopped_has_no_call_under_way(short_dir: Path) -> None:
+async def test_stopped_server_has_no_running_calls(short_dir: Path) -> None:
     """An event loop that ends with tasks of grpcio's under way has grpcio log an error."""
     broker, server = Broker(), AioServer()
     server.add(bind(broker_pb2.DESCRIPTOR.services_by_name["GRPCBroker"], broker))

@@ -42,7 +42,7 @@ def ping(number: int) -> bytes:
 
 
 async def answered(pings: int, send: Callable[[bytes], Awaitable[None]], read: Callable[[], Awaitable[bytes]]) -> int:
-    """Ping one after the other; how many were answered before the server hung up."""
+    """Send pings one by one, and return how many were answered before the server closed the connection."""
     data = b""
     for number in range(pings):
         await send(ping(number))
@@ -118,8 +118,8 @@ async def streamed(channel: grpc.aio.Channel, data: bytes = b"") -> str:
 
 
 @pytest.mark.promise("X9")
-async def test_many_streams_at_once_are_all_answered(short_dir: Path) -> None:
-    """All of them are on their way before the server's process takes the first."""
+async def test_thousand_concurrent_streams_are_answered(short_dir: Path) -> None:
+    """All requests are sent before the server's process reads the first."""
     server = AioServer()
     server.add(bind(pb.DESCRIPTOR.services_by_name["ProviderService"], Provider()))
     await server.start(f"unix:{short_dir}/sock")
@@ -132,10 +132,8 @@ async def test_many_streams_at_once_are_all_answered(short_dir: Path) -> None:
 
 
 @pytest.mark.promise("X8")
-async def test_a_message_that_is_too_long_ends_its_call_and_no_other(
-    short_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Any host's gRPC gets the status; ours says it before it sends."""
+async def test_oversized_message_ends_only_its_own_call(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other hosts get the status; this package's host raises before it sends."""
     assert ("grpc.max_receive_message_length", MOST_MESSAGE) in grpc_aio._OPTIONS
     limit = 8 << 20
     monkeypatch.setattr(grpc_aio, "_OPTIONS", (("grpc.max_receive_message_length", limit),))

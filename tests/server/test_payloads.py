@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def test_names() -> None:
+def test_valid_model_names_are_read() -> None:
     assert model_name(b'{"model":"a"}') == "a"
     assert model_name(b'{"model":"a","more":1}') == "a"
     assert model_names(b'{"models":["b","a","b"]}') == ["b", "a"]
@@ -60,7 +60,7 @@ def test_pull_requests(shape: dict[str, Any], request_: PullRequest) -> None:
         (pull_request, b'{"model":"a","sha256":1}', "sha256: must be a string"),
     ],
 )
-def test_what_is_refused(read: Callable[[bytes], object], data: bytes, message: str) -> None:
+def test_invalid_requests_are_rejected(read: Callable[[bytes], object], data: bytes, message: str) -> None:
     with pytest.raises(InvalidRequestError) as refused:
         read(data)
     assert refused.value.message.startswith(message)
@@ -68,14 +68,14 @@ def test_what_is_refused(read: Callable[[bytes], object], data: bytes, message: 
 
 @pytest.mark.promise("P21")
 @pytest.mark.parametrize("field", ["username", "password"])
-def test_a_secret_is_not_quoted(field: str) -> None:
+def test_secret_is_not_quoted_in_the_error(field: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"^{field}: must be a string$"):
         pull_request(json.dumps({"model": "a", field: ["hunter2"]}).encode())
 
 
 @pytest.mark.promise("P23")
 @given(st.binary())
-def test_arbitrary_bytes(data: bytes) -> None:
+def test_arbitrary_bytes_are_read_or_rejected(data: bytes) -> None:
     for read in (model_name, model_names, pull_request):
         with pytest.raises(InvalidRequestError, match=r"^(request_json|models?): "):
             read(data)

@@ -1,4 +1,4 @@
-"""A TCP port of this machine is open to every process; the plugin answers those of its own user only."""
+"""The plugin's TCP port answers processes of its own user only."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ with grpc.insecure_channel(sys.argv[1]) as channel:
 
 
 class Controller:
-    """Counts what reaches it."""
+    """Counts the calls of Shutdown."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -82,7 +82,7 @@ async def served(controller: Controller, address: str = "127.0.0.1:0") -> AsyncI
 
 
 async def called_as(uid: int, address: str) -> dict[str, str]:
-    """What each call of another process says, which has become that user."""
+    """Return the outcome of each call from a process of that user."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", CALLS, address, str(uid), stdout=subprocess.PIPE
     )
@@ -106,7 +106,7 @@ async def test_another_user_gets_no_answer_from_any_service(caplog: pytest.LogCa
 
 @linux
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
-async def test_a_connection_is_found_in_the_table(host: str) -> None:
+async def test_connection_is_found_in_the_table(host: str) -> None:
     try:
         listener = socket.create_server(
             (host.strip("[]"), 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -121,13 +121,15 @@ async def test_a_connection_is_found_in_the_table(host: str) -> None:
             peer += f":{client.getsockname()[1]}"
             assert await local.admits(peer)
             assert await local.admits(peer), "the second time it is known"
-        assert not await LocalPeers(port).admits(peer), "a socket that was closed belongs to nobody"
+        assert not await LocalPeers(port).admits(peer), "a closed socket has no owner"
         assert not await local.admits("ipv4:192.0.2.1:80")
         assert not await local.admits("unix:")
 
 
 @linux
-async def test_a_table_of_another_user_is_read_rightly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connection_of_another_user_is_read_from_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Lines of the kernel's: a client of uid 1000, one that was closed (as root's), and IPv4 mapped in IPv6."""
     head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
     rest = "00000000:00000000 00:00000000 00000000"
@@ -149,7 +151,7 @@ async def test_a_table_of_another_user_is_read_rightly(tmp_path: Path, monkeypat
     assert not await LocalPeers(8081).admits("ipv4:127.0.0.1:10002"), "a connection to another port"
 
 
-async def test_where_the_system_does_not_tell_all_are_let_in_and_a_warning_says_so(
+async def test_all_users_are_admitted_with_a_warning_where_the_system_has_no_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(peers, "_TABLES", (tmp_path / "tcp",))
@@ -170,7 +172,7 @@ async def test_where_the_system_does_not_tell_all_are_let_in_and_a_warning_says_
     assert "Use unix sockets, or AutoMTLS" in warning
 
 
-async def test_a_unix_socket_asks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unix_socket_connection_is_not_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalPeers, "admits", None)
     if sys.platform != "win32":
         async with (

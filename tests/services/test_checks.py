@@ -1,4 +1,4 @@
-"""What each service asks of a request; every complaint begins with the field."""
+"""What each service requires of a request; every error begins with the field."""
 
 from __future__ import annotations
 
@@ -155,33 +155,33 @@ BAD_MESSAGES = [
 ]
 
 
-def test_each_service_is_known_by_its_name() -> None:
+def test_service_is_found_by_its_name() -> None:
     assert sorted([*VALIDATORS, *CONVERSATION_VALIDATORS]) == sorted(SERVICE_NAMES)
     assert all(service.name == name for name, service in VALIDATORS.items())
     assert all(service.name == name for name, service in CONVERSATION_VALIDATORS.items())
 
 
 @pytest.mark.parametrize(("name", "request_"), GOOD)
-def test_good_requests(name: str, request_: dict[str, Any]) -> None:
+def test_valid_requests_are_accepted(name: str, request_: dict[str, Any]) -> None:
     before = dict(request_)
     VALIDATORS[name].check(request_)
     assert request_ == before
 
 
 @pytest.mark.parametrize(("name", "request_", "message"), BAD)
-def test_bad_requests(name: str, request_: dict[str, Any], message: str) -> None:
+def test_invalid_requests_are_rejected_by_field(name: str, request_: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequestError) as refused:
         VALIDATORS[name].check(request_)
     assert refused.value.message.startswith(message)
 
 
 @pytest.mark.parametrize("message", GOOD_MESSAGES)
-def test_good_messages(message: BidiMessage) -> None:
+def test_valid_messages_are_accepted(message: BidiMessage) -> None:
     CONVERSATION_VALIDATORS["speech-to-text-ws"].check(message.data, message.message_type, message.metadata)
 
 
 @pytest.mark.parametrize(("message", "complaint"), BAD_MESSAGES)
-def test_bad_messages(message: BidiMessage, complaint: str) -> None:
+def test_invalid_messages_are_rejected_by_field(message: BidiMessage, complaint: str) -> None:
     with pytest.raises(InvalidRequestError) as refused:
         CONVERSATION_VALIDATORS["speech-to-text-ws"].check(message.data, message.message_type, message.metadata)
     assert refused.value.message.startswith(complaint)
@@ -220,7 +220,7 @@ FIELDS = (
 
 @pytest.mark.promise("P23")
 @given(st.sampled_from(sorted(VALIDATORS)), st.dictionaries(st.sampled_from(FIELDS), VALUES))
-def test_whatever_the_request_a_complaint_names_one_of_its_fields(name: str, request_: dict[str, Any]) -> None:
+def test_error_for_any_request_names_one_of_its_fields(name: str, request_: dict[str, Any]) -> None:
     try:
         VALIDATORS[name].check(request_)
         VALIDATORS[name].trivial_answer(request_ | {"model": "m"})
@@ -229,7 +229,7 @@ def test_whatever_the_request_a_complaint_names_one_of_its_fields(name: str, req
         assert field in FIELDS
 
 
-def test_trivial_answers() -> None:
+def test_empty_inputs_are_answered_without_the_engine() -> None:
     embed, rerank = VALIDATORS["embed"], VALIDATORS["rerank"]
     usage = {"prompt_tokens": 0, "total_tokens": 0}
     nothing = {"object": "list", "data": [], "model": "m", "usage": usage}

@@ -35,7 +35,7 @@ OPTIONAL = {
 
 @pytest.mark.promise("S7")
 @pytest.mark.parametrize("service", GIVEN)
-def test_a_null_field_is_a_field_that_is_not_given(service: str) -> None:
+def test_null_field_is_treated_as_absent(service: str) -> None:
     given = GIVEN[service]
     nulls = dict.fromkeys(["model", "no_such_field", *OPTIONAL[service].split()])
     assert VALIDATORS[service].read(json.dumps(nulls | given).encode()) == given
@@ -43,7 +43,7 @@ def test_a_null_field_is_a_field_that_is_not_given(service: str) -> None:
 
 
 @pytest.mark.promise("S7")
-def test_a_null_inside_a_chat_is_nothing_but_in_schemas_and_contents() -> None:
+def test_nulls_inside_a_chat_are_dropped_except_in_schemas_and_contents() -> None:
     schema = {"type": "object", "properties": {"a": {"enum": ["x", None], "default": None}}}
     call = {"id": "1", "function": {"name": "f", "arguments": {"a": None}}}
     part = {"type": "image_url", "image_url": {"url": "data:,"}}
@@ -68,7 +68,7 @@ def test_a_null_inside_a_chat_is_nothing_but_in_schemas_and_contents() -> None:
 
 @pytest.mark.promise("S7")
 @pytest.mark.parametrize("service", ["chat", "generate", "embed"])
-def test_a_null_of_ollamas_own_json_is_nothing(service: str) -> None:
+def test_nulls_in_native_ollama_requests_are_dropped(service: str) -> None:
     contract = native_validator(service)
     assert contract is not None
     given = GIVEN[service] | {"options": {"seed": 1}}
@@ -77,7 +77,7 @@ def test_a_null_of_ollamas_own_json_is_nothing(service: str) -> None:
 
 
 @pytest.mark.promise("S13")
-def test_other_ways_to_leave_fields_of_a_picture_out() -> None:
+def test_empty_image_fields_are_treated_as_absent() -> None:
     read = VALIDATORS["text-to-image"].read
     assert read(b'{"prompt":"a","seed":-1,"rng_seed":-1,"size":"auto"}') == {"prompt": "a"}
     for wrong in (b'"seed":-2', b'"size":"huge"', b'"output_format":"gif"'):

@@ -1,4 +1,4 @@
-"""Pictures in a chat: at most 16, and 64 million pixels together, whatever the engine."""
+"""Images in a chat: at most 16, and 64 million pixels together, whatever the engine."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def written(form: str, size: tuple[int, int], **options: Any) -> bytes:
 
 @pytest.mark.promise("X6")
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_pictures_size_stands_in_its_head(form: str) -> None:
+def test_image_size_is_read_from_its_header(form: str) -> None:
     assert size_of(written(form, (123, 45))) == (123, 45)
 
 
 @pytest.mark.promise("X6")
-def test_a_size_is_found_behind_what_a_camera_writes() -> None:
+def test_image_size_is_found_after_camera_metadata() -> None:
     assert size_of(written("JPEG", (123, 45), exif=b"Exif\0\0" + bytes(60_000), progressive=True)) == (123, 45)
     assert size_of(written("WEBP", (123, 45), lossless=True)) == (123, 45)
     assert size_of(written("WEBP", (123, 45), exif=b"Exif\0\0" + bytes(100))) == (123, 45)
 
 
 @given(st.binary(max_size=60), st.sampled_from([b"", b"\xff\xd8", b"RIFF\0\0\0\0WEBPVP8X", b"BM", LARGE[:12]]))
-def test_any_bytes_have_a_size_or_none(data: bytes, head: bytes) -> None:
+def test_arbitrary_bytes_have_a_size_or_none(data: bytes, head: bytes) -> None:
     width, height = size_of(head + data)
     assert width >= 0
     assert height >= 0
@@ -56,7 +56,7 @@ def chat(*pictures: bytes) -> bytes:
 
 
 @pytest.mark.promise("X6")
-def test_too_many_pictures_or_pixels_are_refused_by_their_place() -> None:
+def test_too_many_images_or_pixels_are_rejected_by_field() -> None:
     read = VALIDATORS["chat"].read
     small = written("PNG", (8, 8))
     assert read(chat(*[small] * 16))
@@ -71,7 +71,7 @@ def test_too_many_pictures_or_pixels_are_refused_by_their_place() -> None:
 
 
 @pytest.mark.promise("X6")
-def test_pictures_of_ollamas_own_json_are_counted_too() -> None:
+def test_images_in_native_ollama_requests_are_counted() -> None:
     image = base64.b64encode(LARGE).decode()
     for service, request in (
         ("chat", {"messages": [{"role": "user", "content": "a", "images": [image, image]}]}),

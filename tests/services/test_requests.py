@@ -1,4 +1,4 @@
-"""Reading a request: whatever the bytes are, a dict or a complaint that names the field."""
+"""Reading a request: any bytes give a dict or an error that names the field."""
 
 from __future__ import annotations
 
@@ -54,21 +54,21 @@ JSON = st.recursive(
         (b"null", "must hold a JSON object, not null"),
     ],
 )
-def test_what_is_no_object_is_refused(data: bytes, message: str) -> None:
+def test_non_object_body_is_rejected(data: bytes, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"^request_data: {message}"):
         parse_request(data)
 
 
-def test_a_byte_order_mark_is_passed_over() -> None:
+def test_byte_order_mark_is_skipped() -> None:
     assert parse_request(b'\xef\xbb\xbf{"a":1}') == {"a": 1}
 
 
-def test_the_field_is_named() -> None:
+def test_error_names_the_field() -> None:
     with pytest.raises(InvalidRequestError, match=r"^request_json: is empty"):
         parse_request(b"", "request_json")
 
 
-def assert_object_or_complaint(data: bytes) -> None:
+def assert_object_or_error(data: bytes) -> None:
     outcome: object
     try:
         outcome = parse_request(data)
@@ -79,19 +79,19 @@ def assert_object_or_complaint(data: bytes) -> None:
 
 @pytest.mark.promise("P23")
 @given(st.binary())
-def test_arbitrary_bytes(data: bytes) -> None:
-    assert_object_or_complaint(data)
+def test_arbitrary_bytes_are_an_object_or_rejected(data: bytes) -> None:
+    assert_object_or_error(data)
 
 
 @given(st.binary(max_size=8), st.integers(0, 40))
-def test_broken_objects(noise: bytes, place: int) -> None:
-    """Noise inside what would be a request."""
+def test_objects_with_noise_are_an_object_or_rejected(noise: bytes, place: int) -> None:
+    """Random bytes inside a valid request."""
     good = b'{"messages":[{"role":"user","content":"\xc3\xa4"}]}'
-    assert_object_or_complaint(good[:place] + noise + good[place:])
+    assert_object_or_error(good[:place] + noise + good[place:])
 
 
 @given(st.dictionaries(st.text(alphabet=WHOLE), JSON, max_size=5))
-def test_every_object_is_read_as_it_was_written(request_: dict[str, Any]) -> None:
+def test_any_object_is_read_unchanged(request_: dict[str, Any]) -> None:
     for ascii_only in (True, False):
         data = json.dumps(request_, ensure_ascii=ascii_only).encode()
         assert parse_request(data) == request_
@@ -108,12 +108,12 @@ def test_every_object_is_read_as_it_was_written(request_: dict[str, Any]) -> Non
         (["x" * 100], (str,), r'a: must be a string, not a list \(\["x{58}\)'),
     ],
 )
-def test_a_field_of_the_wrong_type(value: Any, types: tuple[type, ...], message: str) -> None:
+def test_field_of_the_wrong_type_is_rejected(value: Any, types: tuple[type, ...], message: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"^{message}$"):
         require({"a": value}, "a", *types)
 
 
-def test_fields_of_the_right_type() -> None:
+def test_fields_of_the_right_type_are_returned() -> None:
     assert require({"a": 1}, "a", int) == 1
     assert require({"a": False}, "a", bool) is False
     assert require({"a": ""}, "a", str) == ""
