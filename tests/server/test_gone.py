@@ -44,10 +44,10 @@ class Talker:
         async with self._said(BidiMessage(b"", "text", {})) as said:
             yield said
 
-    async def pull_model(self, _request: object) -> AsyncIterator[Status]:
+    @asynccontextmanager
+    async def pull_model(self, _request: object) -> AsyncIterator[AsyncIterator[Status]]:
         async with self._said(Status("pulling")) as said:
-            async for status in said:
-                yield status
+            yield said
 
     @asynccontextmanager
     async def _said(self, what: Any) -> AsyncIterator[AsyncIterator[Any]]:
