@@ -21,7 +21,7 @@ from benchmarks.dialects import OPENAI
 from benchmarks.results import DIRECT, PLUGIN
 from engine_plugin.engines.llamacpp.models import model_store
 from engine_plugin.engines.llamacpp.options import LlamaCppOptions
-from engine_plugin.engines.llamacpp.server import ModelServer
+from engine_plugin.engines.llamacpp.server import LlamaCppServer
 from engine_plugin.engines.llamacpp.software import Software
 from engine_plugin.engines.options import read_options
 from engine_plugin.host import launch
@@ -86,7 +86,7 @@ class Direct:
     name = DIRECT
     dialect = OPENAI
 
-    def __init__(self, servers: Mapping[str, ModelServer]) -> None:
+    def __init__(self, servers: Mapping[str, LlamaCppServer]) -> None:
         """`servers` by service."""
         self._servers = servers
 
@@ -191,7 +191,7 @@ async def rig(folder: Path, sockets: Path, engine: Mapping[str, Any]) -> AsyncIt
 
 async def _servers(
     manifest: Manifest, names: Mapping[str, str], sockets: Path, cleanup: AsyncExitStack
-) -> dict[str, ModelServer]:
+) -> dict[str, LlamaCppServer]:
     """The engine once more, by the code that the plugin runs it with, in our own hands."""
     environ = dict(os.environ)
     options = read_options(LlamaCppOptions, manifest)
@@ -200,7 +200,7 @@ async def _servers(
     cleanup.push_async_callback(store.aclose)
     servers = {}
     for service, name in names.items():
-        server = ModelServer(
+        server = LlamaCppServer(
             await store.get(name),
             software.find(),
             options,
@@ -210,7 +210,7 @@ async def _servers(
             environ=environ,
             told=lambda _model, _capabilities: None,
         )
-        cleanup.push_async_callback(server.stop)
+        cleanup.push_async_callback(server.close)
         await server.ensure_ready()
         servers[service] = server
     return servers

@@ -1,6 +1,6 @@
-"""The runner's side of one worker process: frames out and in, running calls, and how the process ends.
+"""The runner's side of one worker process: frames in both directions, running calls, and the end of the process.
 
-A frame is a tuple whose first item says what it is. Whatever else arrives, noise included, ends the worker.
+A frame is a tuple whose first item is its kind. Any other output on stdout ends the worker.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class Worker(asyncio.SubprocessProtocol):
         self.exited = asyncio.Event()
         self.ended_because = ""
         self.heard = False
-        """Whether anything has come from it since this was set to False."""
+        """Whether it has written anything since this was set to False."""
         self._loop = asyncio.get_running_loop()
         self._loaded: asyncio.Future[dict[str, Any]] = self._loop.create_future()
-        self._loaded.add_done_callback(lambda loaded: loaded.cancelled() or loaded.exception())  # nobody may wait
-        self._calls: dict[int, Sink | None] = {}  # what it owes an answer to; None: nobody wants it any longer
+        self._loaded.add_done_callback(lambda loaded: loaded.cancelled() or loaded.exception())  # may have no waiter
+        self._calls: dict[int, Sink | None] = {}  # by number, until the worker ends them; None: cancelled
         self._last_number = 0
         self._frames = FrameReader()
         self._stderr = b""
@@ -71,7 +71,7 @@ class Worker(asyncio.SubprocessProtocol):
 
     @classmethod
     async def spawn(cls, name: str, argv: Sequence[str], environ: Mapping[str, str], size: int = 0) -> Worker:
-        """Start a process that ends with us, for a model whose files have `size` bytes. Raises OSError."""
+        """Start a process that ends with the runner, for a model whose files have `size` bytes. Raises OSError."""
         worker = cls(name, size)
         await worker._loop.subprocess_exec(
             lambda: worker,
@@ -81,10 +81,10 @@ class Worker(asyncio.SubprocessProtocol):
         )
         return worker
 
-    # What the registry and the calls want
+    # For the model and its calls
 
     async def load(self, settings: dict[str, Any], within: float) -> dict[str, Any]:
-        """Have the model loaded; what the worker tells about it. Raises LoadError: then it is to be stopped."""
+        """Load the model; return the facts that the worker reports. After a LoadError the worker must be stopped."""
         self._send(("load", settings))
         done, _ = await asyncio.wait({self._loaded}, timeout=within)
         if not done:
@@ -92,7 +92,7 @@ class Worker(asyncio.SubprocessProtocol):
         return self._loaded.result()
 
     def submit(self, request: dict[str, Any], sink: Sink) -> int:
-        """Begin a call; its number. Raises RequestError when the process has ended."""
+        """Begin a call; return its number. Raises RequestError when the process has ended."""
         if self.exited.is_set() or self._stopping:
             raise RequestError(f"model {self.name} is going away; try again", 503)
         self._last_number += 1
@@ -104,17 +104,17 @@ class Worker(asyncio.SubprocessProtocol):
         return self._last_number
 
     def cancel(self, number: int) -> None:
-        """End a call that nobody waits for any longer; nothing if it has ended."""
+        """Cancel a call, unless it has ended."""
         sink = self._calls.get(number)
         if sink is not None:
-            self._calls[number] = None  # until the worker says that it has ended, it keeps the worker busy
+            self._calls[number] = None  # it keeps the worker busy until the worker confirms its end
             self._dirty.pop(sink, None)
             self._send(("cancel", number))
 
     async def ask(
         self, request: dict[str, Any], on_part: Callable[[list[Any]], None] | None = None
     ) -> dict[str, Any]:
-        """A whole call; its `done` payload. Cancelling it cancels the call. Raises RequestError."""
+        """Make a whole call; return its `done` payload. A cancel cancels the call. Raises RequestError."""
         sink = OneResult(on_part)
         number = self.submit(request, sink)
         try:
@@ -124,22 +124,22 @@ class Worker(asyncio.SubprocessProtocol):
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """The pid of its process."""
         return self._transport.get_pid()
 
     @property
     def loading(self) -> bool:
-        """Whether it has not said yet that its model is loaded, or cannot be."""
+        """Whether its model is still being loaded."""
         return not self._loaded.done()
 
     @property
     def owes(self) -> bool:
-        """Whether it has something to do."""
+        """Whether it loads, or has calls to answer."""
         return self.loading or bool(self._calls)
 
     @property
     def abandoned(self) -> bool:
-        """Whether it has not ended yet what was cancelled."""
+        """Whether a cancelled call has not ended yet."""
         return any(sink is None for sink in self._calls.values())
 
     def rss(self) -> int:
@@ -150,7 +150,7 @@ class Worker(asyncio.SubprocessProtocol):
             return 0
 
     async def stop(self, within: float) -> None:
-        """End the process: killed, unless it owes nothing and ends in so many seconds when asked. Calls are told."""
+        """End the process: an idle one has `within` seconds to quit, any other is killed. Running calls fail."""
         self._stopping = True
         try:
             if not self.exited.is_set() and not self.owes:
@@ -167,19 +167,19 @@ class Worker(asyncio.SubprocessProtocol):
             self._end(_CANNOT_BE_KILLED)
 
     def give_up(self, reason: str) -> None:
-        """End a process that is as good as dead; its calls are told the reason."""
+        """Kill a process that is of no use any more; its calls fail with the reason."""
         self.ended_because = self.ended_because or reason
         self.kill()
         self._loop.call_later(_KILLED_WITHIN, self._end, _CANNOT_BE_KILLED)
 
     def kill(self) -> None:
-        """End the process at once."""
+        """Kill the process."""
         try:
             self._transport.kill()
         except ProcessLookupError:
             pass
 
-    # What the loop tells (asyncio.SubprocessProtocol)
+    # Called by asyncio (SubprocessProtocol)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.SubprocessTransport", transport)
@@ -202,11 +202,11 @@ class Worker(asyncio.SubprocessProtocol):
             self._flush_soon()
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002
-        if fd == 1 and not self._stopping:  # nothing it computes could reach us any more
+        if fd == 1 and not self._stopping:  # its results cannot arrive any more
             self._loop.call_later(_DRAINED_WITHIN, self.kill)
 
     def process_exited(self) -> None:
-        # Its pipes may be in other hands, and then they never end.
+        # Another process may hold its pipes, which then do not end.
         self._loop.call_later(_DRAINED_WITHIN, self._end)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
@@ -219,7 +219,7 @@ class Worker(asyncio.SubprocessProtocol):
             self._stdin.write(encode(frame))
 
     def _take(self, frame: tuple[Any, ...]) -> None:
-        """Raises ValueError for a frame that is none of ours."""
+        """Handle a frame. Raises ValueError for an unknown kind or shape."""
         take = _TAKERS.get(frame[0]) if isinstance(frame[0], str) else None
         if take is None:
             raise ValueError(f"not a frame: {frame[0]!r}")
@@ -292,7 +292,7 @@ class Worker(asyncio.SubprocessProtocol):
         sys.stderr.flush()
 
     def _with_shortage(self, text: str, code: int | None) -> str:
-        """`text`, with the figures of memory where it, or the exit status, points to a lack of memory."""
+        """`text`, with the figures of memory if it, or the exit status, points to a lack of memory."""
         lack = memory.shortage(code, text, self._kills, self._size)
         return f"{text.rstrip(': .')}. {lack}" if lack else text
 

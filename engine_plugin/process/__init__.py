@@ -7,7 +7,7 @@ restarts        the back-off and the limit of restarts
 child           one subprocess with its pipes, and the end of its whole tree
 tree            process trees, per operating system
 records         files by which the processes of a killed plugin are found again
-guard           the parent of a foreign program, which ends with the plugin; `arm` does it for programs of ours
+guard           the parent of a foreign program, which ends with the plugin; runners call `arm` instead
 ports, memory   free ports and who holds one; free memory, and whether a process died for lack of it
 python, environ command and environment of helper programs
 entry           stdin and failures of helper programs

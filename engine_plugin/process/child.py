@@ -1,7 +1,7 @@
-"""One subprocess of ours: its pipes, its exit, and the end of its whole tree.
+"""One subprocess: its pipes, its exit, and the end of its whole tree.
 
-Built on asyncio's callbacks, since asyncio's own Process tells of the exit only once every pipe is closed, and
-a grandchild may hold them for ever.
+Built on asyncio's callbacks, because asyncio's own Process reports the exit only after every pipe is closed, and a
+grandchild may hold the pipes for ever.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _NEUTRAL = Path(sys.executable).anchor
 
 
 class ChildProcess(asyncio.SubprocessProtocol):
-    """A process that was spawned. Whoever spawned it awaits `kill` at last, also when it has exited."""
+    """A spawned process. Its owner awaits `kill` in the end, even if the process has exited."""
 
     def __init__(self, take: Callable[[int, bytes], None]) -> None:
         """Use `spawn`."""
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         """The exit status; negative for a signal."""
         self.drained = asyncio.Event()
-        """Set when everything that the process wrote was handed over."""
+        """Set when all output of the process has been passed on."""
         self.pid = 0
         self._take = take
-        self._job: Any = None  # Windows' way of ending it with us
+        self._job: Any = None  # on Windows, ends the process with the plugin
         self._open = {STDOUT, STDERR}
         self._closed = asyncio.Event()
         self._transport: asyncio.SubprocessTransport  # from `connection_made` on
@@ -82,16 +82,16 @@ class ChildProcess(asyncio.SubprocessProtocol):
         return child
 
     def close_stdin(self) -> None:
-        """Let the process see the end of stdin, after what was written."""
+        """Close stdin after what was written."""
         self._stdin().close()
 
     async def kill(
         self, known: Sequence[psutil.Process] = (), stragglers: Callable[[], list[psutil.Process]] | None = None
     ) -> bool:
-        """Kill all that is left of the tree, `known` members included, and free the pipes.
+        """Kill all that is left of the tree, `known` members included, and close the pipes.
 
-        `stragglers` is asked last, in a thread, for offspring that cannot be found through the tree any more.
-        True when nothing is left; False when something survived for seconds, which only the kernel can explain.
+        `stragglers` runs last, in a thread, and finds descendants that have left the tree. False when a process
+        survived the kill for seconds, as one in an uninterruptible system call does.
         """
         loop = asyncio.get_running_loop()
         give_up = loop.time() + _KILL_CONFIRM
@@ -113,7 +113,7 @@ class ChildProcess(asyncio.SubprocessProtocol):
         return gone
 
     async def _kill_all(self, victims: Sequence[psutil.Process], give_up: float) -> bool:
-        """Kill until none is left; False when it is time to give up."""
+        """Kill until none is left; False at the time `give_up`."""
         loop = asyncio.get_running_loop()
         while victims := tree.kill_tree(self.pid, victims, leader_gone=self.exited.done()):
             if loop.time() > give_up:

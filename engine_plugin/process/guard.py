@@ -1,16 +1,16 @@
 """Keeps a process from outliving its parent. Runs inside engine processes, so it imports only the stdlib.
 
-`arm()` is for processes of ours. For a foreign program `python guard.py COMMAND…` (`guarded`, beside this) stays
-as its parent, a small supervisor without threads:
+`arm()` is for programs of this project. For a foreign program `python guard.py COMMAND…` (`python.guarded`) stays as
+its parent, a small supervisor without threads:
 
 - it notices that the plugin has died (on Linux by the kernel's parent-death signal, everywhere by the end of stdin,
-  which the plugin holds open) and looks at getppid(), which tells the truth;
-- then, and when the program ends by itself, it kills whatever the program has left. On Linux it is the "child
-  subreaper" of all that the program spawns: whoever loses his parent becomes its child, in whatever session he is,
-  so that it ends when no child is left. On other POSIX systems it kills the program's process group;
+  which the plugin holds open) and confirms it by getppid();
+- then, and when the program ends by itself, it kills all that is left of the program's tree. On Linux it is the
+  "child subreaper" of the tree: each process that loses its parent becomes the guard's child, in any session, and the
+  guard ends when it has no child left. On other POSIX systems it kills the program's process group;
 - it passes SIGTERM and SIGINT on and ends as the program ended, by its status or its signal.
 
-Windows needs none of it: the plugin puts the process into a Job Object.
+Windows needs no guard: the plugin puts the process into a Job Object.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 __all__ = ["PARENT_VARIABLE", "arm", "main"]
 
 PARENT_VARIABLE = "ENGINE_PLUGIN_PARENT"
-"""The pid that must be our parent, set by the spawner."""
+"""The variable with the pid of the spawner, which must be the parent."""
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -40,7 +40,7 @@ def arm() -> None:
 
 
 def _parent() -> int:
-    """The pid of the process that spawned us. What it has told us is not meant for what we spawn."""
+    """The pid of the spawner. The variable is removed, so that child processes do not inherit it."""
     return int(os.environ.pop(PARENT_VARIABLE, None) or os.getppid())
 
 
@@ -99,25 +99,25 @@ if sys.platform != "win32":
             return os.getppid() != self._parent
 
         def _hear_signals(self) -> int:
-            """Have every signal that concerns us arrive as a byte in the returned pipe, where none is lost."""
+            """Have each signal arrive as a byte in the returned pipe, where none is lost."""
             receive, send = os.pipe()
             os.set_blocking(send, False)
             signal.set_wakeup_fd(send, warn_on_full_buffer=False)
             for number in _OURS:
                 signal.signal(number, lambda _number, _frame: None)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)  # the thread that spawned us may have blocked some
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)  # the spawner's thread may have blocked some
             return receive
 
         def _spawn(self) -> None:
             """Start the program by fork and exec.
 
-            The parent-death signal of the program must be set in the program's process, before its exec, and by
-            somebody who looks at getppid() afterwards. That is code between fork and exec, which is safe here: this
-            process has one thread and no library but Python's. In the plugin itself, full of gRPC's threads, the
-            same (`preexec_fn`) could hang for ever.
+            The parent-death signal of the program must be set in the program's process, before its exec, and
+            getppid() checked afterwards. That is code between fork and exec, which is safe here: this process has one
+            thread and no library but Python's. In the plugin itself, with gRPC's threads, the same (`preexec_fn`)
+            could hang for ever.
             """
             guard = os.getpid()
-            # Until the new process has signals of its own, it would take them for the guard's, and lose them.
+            # Until the new process has its own handlers, the guard's handlers would swallow its signals.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             self._program = os.fork()
             if self._program:
@@ -146,7 +146,7 @@ if sys.platform != "win32":
             sources = [signals, 0] if _is_open(0) else [signals]
             while self._status is None and not self._orphaned():
                 # An engine's stdin is open as long as the plugin lives. A helper's is not, hence the looks. Other
-                # systems have no parent-death signal to tell of a plugin whose pipe somebody has inherited.
+                # systems have no parent-death signal for a plugin whose pipe another process has inherited.
                 quick = 0 not in sources
                 ready, _, _ = select.select(sources, [], [], _GLANCE if quick else None if _tells_death() else 1.0)
                 if 0 in ready and not _read(0):
@@ -175,7 +175,7 @@ if sys.platform != "win32":
                 _kill(-self._program)
             pause = _ROUND
             while self._wait_for_ended():
-                # One who took another user's identity cannot be killed; waiting for him would hide the program's end.
+                # A process of another user cannot be killed; waiting for it would hide the program's end.
                 if not [pid for pid in self._offspring() if _kill(pid)]:
                     return
                 if select.select([signals], [], [], pause)[0]:
@@ -226,7 +226,7 @@ if sys.platform != "win32":
             return b""
 
     def _kill(pid: int) -> bool:
-        """Whether it could be killed; one that has ended but was not waited for can be."""
+        """Whether it could be killed, as a zombie can."""
         try:
             os.kill(pid, signal.SIGKILL)
         except OSError:

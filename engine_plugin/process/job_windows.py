@@ -1,8 +1,8 @@
-"""A Windows Job Object with KILL_ON_JOB_CLOSE: when our last handle goes, and be it by our crash, all die.
+"""A Windows Job Object with KILL_ON_JOB_CLOSE: its processes end when its last handle is closed, by a crash too.
 
-Whatever a member spawns is a member too. It cannot break away, since the job does not allow it; it may make jobs of
-its own, which are nested in ours; and our handle is not inherited, so none of them keeps it open. What escapes is
-only what others spawn for it: the Task Scheduler, a service, WMI.
+Each process that a member spawns is a member. It cannot leave, because the job does not allow it; its own jobs are
+nested in this one; and the handle is not inherited, so that no member keeps it open. The job does not hold processes
+that others spawn for a member: the Task Scheduler, a service, WMI.
 
 Imported on Windows only. Structures are those of the Win32 documentation (winnt.h).
 """
@@ -19,7 +19,7 @@ if sys.platform == "win32":
 
     _EXTENDED_LIMIT_INFORMATION = 9
     _KILL_ON_JOB_CLOSE = 0x2000
-    _DIE_ON_UNHANDLED_EXCEPTION = 0x400  # else a crashed engine waits for somebody to close a window
+    _DIE_ON_UNHANDLED_EXCEPTION = 0x400  # else a crashed engine waits until a user closes a window
     _PROCESS_SET_QUOTA_AND_TERMINATE = 0x0100 | 0x0001
 
     class _BasicLimits(ctypes.Structure):
@@ -73,7 +73,7 @@ if sys.platform == "win32":
                     self.close()
 
         def close(self) -> None:
-            """Close the handle, which ends whatever is still in the job."""
+            """Close the handle, which ends all processes in the job."""
             job, self._job = self._job, None
             if job:
                 self._close(job)

@@ -20,12 +20,12 @@ CGROUPS, PROC = Path("/sys/fs/cgroup"), Path("/proc")
 """Where the kernel shows cgroups and processes. Tests set them."""
 
 _SIGNS = ("bad_alloc", "memoryerror", "cannot allocate memory", "failed to allocate", "out of memory")
-"""What programs write when they get no memory, in lower case."""
+"""Words that programs write when an allocation fails, in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Bytes that are free of what `whose` has in all: the machine, or the container (its cgroup)."""
+    """Free and total bytes of the machine or of the container (its cgroup), which `whose` names."""
 
     free: int
     total: int
@@ -36,7 +36,7 @@ class Room:
 
 
 def room() -> Room:
-    """What is free, of the machine or of the tightest of our cgroups. Reads some small files of the kernel."""
+    """The free memory of the machine, or of the tightest cgroup of this process. Reads small files of the kernel."""
     machine = _machine()
     rooms = [machine]
     for group in _groups():
@@ -74,7 +74,7 @@ def address_space() -> int:
 
 
 def kills() -> int | None:
-    """How many processes the system has ended for lack of memory; None if unknown. Our cgroup comes first."""
+    """How many processes the system has ended for lack of memory, in this cgroup if there is one; None: unknown."""
     for group in _groups():
         for name in ("memory.events", "memory.oom_control"):
             if (count := _fields(group / name).get("oom_kill")) is not None:
@@ -83,9 +83,10 @@ def kills() -> int | None:
 
 
 def shortage(code: int | None, said: str, kills_before: int | None, needs: int = 0) -> str:
-    """What to say of memory when a process has ended with `code` (None: it lives) and `said` something last.
+    """A sentence about the lack of memory that ended a process, "" when nothing points to one.
 
-    `needs` are the bytes of its model's files. "" when nothing points to a lack of memory.
+    `code` is its exit status (None: it runs), `said` its last output, `kills_before` the `kills` at its start, and
+    `needs` the bytes of its model's files.
     """
     count = kills()
     if sys.platform != "win32" and code == -signal.SIGKILL:
@@ -105,7 +106,7 @@ def shortage(code: int | None, said: str, kills_before: int | None, needs: int =
 
 
 def _groups() -> list[Path]:
-    """The folders of our cgroup and those above it, which limit memory; none where there are no cgroups."""
+    """The folders of the cgroups that limit the memory of this process, innermost first; empty without cgroups."""
     try:
         lines = (PROC / "self" / "cgroup").read_text().splitlines()
     except OSError:
@@ -118,7 +119,7 @@ def _groups() -> list[Path]:
             continue
         root = CGROUPS if number == "0" else CGROUPS / "memory"
         here = root / path.lstrip("/")
-        # In a container the path may be the host's, of which nothing is to be seen here but the root.
+        # In a container the path may be the host's, of which only the root is visible.
         above = [here, *here.parents] if here.is_dir() else [root]
         found += [folder for folder in above if folder == root or root in folder.parents]
     return found

@@ -1,7 +1,7 @@
-"""Ports of 127.0.0.1, for a foreign engine that must be told one: choosing, and seeing who got it.
+"""Ports of 127.0.0.1 for an engine that takes its port as an option: choose one, and find the process that holds it.
 
-Between choosing a port and the engine's bind anybody may take it. So the port is never taken for the engine's
-before the engine itself is seen to listen there. Functions block for some milliseconds: call them in a thread.
+Another process may take the port between the choice and the engine's bind. So the plugin sends nothing to the port
+before `listens` confirms that the engine holds it. The functions block for some milliseconds: call them in a thread.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CONNECT_TIMEOUT = 0.5
 
 
 def free_ports(count: int) -> tuple[int, ...]:
-    """So many different ports that are free at this moment."""
+    """`count` different ports that are free now."""
     with contextlib.ExitStack() as probes:
         found = [probes.enter_context(socket.socket()) for _ in range(count)]
         for probe in found:
@@ -39,8 +39,8 @@ def listens(pid: int, port: int) -> bool:
 
 
 def holder(port: int) -> str:
-    """Who listens on the port, as `name (pid 7)`; "another process" where the system does not say; "" for nobody."""
-    with contextlib.suppress(psutil.Error):  # macOS tells root only
+    """The process that listens on the port, as `name (pid 7)`; "another process" if unknown; "" without one."""
+    with contextlib.suppress(psutil.Error):  # macOS shows them to root only
         for connection in psutil.net_connections("tcp"):
             if _is_listener(connection, port):
                 with contextlib.suppress(psutil.Error):

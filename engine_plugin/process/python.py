@@ -1,4 +1,4 @@
-"""Running helpers that end with us: modules of ours in Python processes of their own, and foreign programs."""
+"""Run helper programs that end with this process: modules of this package, and foreign programs."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _FOREIGN = ("pip",)  # modules that do not arm themselves
 
 
 def guarded(argv: Sequence[str]) -> list[str]:
-    """argv of the foreign program `argv` below the guard, so that it ends with us, and all its offspring too.
+    """argv that runs the foreign program `argv` below the guard, which ends it and its descendants with this process.
 
-    Spawn it with `ChildProcess`, which tells the guard who its parent is. On Windows it is `argv` itself: there a
-    Job Object does it. The guard runs as a file without the `site` module, which starts sooner than `-m`.
+    Spawn it with `ChildProcess`, which sets the guard's parent. On Windows it is `argv` itself, because a Job Object
+    replaces the guard. The guard runs as a file without the `site` module, which starts sooner than `-m`.
     """
     if sys.platform == "win32":
         return list(argv)
@@ -49,15 +49,14 @@ def guarded(argv: Sequence[str]) -> list[str]:
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
-    """The argv that runs `module` in the interpreter that runs us."""
+    """The argv that runs `module` in the interpreter of this process."""
     return [*_PYTHON, module, *arguments]
 
 
 def module_environ(environ: Mapping[str, str], site: Path | None = None) -> dict[str, str]:
-    """The environment for `module_command`: our package, then `site` (an extra package directory), come first.
+    """The environment for `module_command`: this package, then `site` (an extra package directory), come first.
 
-    `environ` is that of this process, or of another child. The module gets paths from us, so it has our encoding of
-    file names.
+    `environ` is that of this process, or of another child. File names have the same encoding as in this process.
     """
     utf8 = "1" if sys.getfilesystemencoding() == "utf-8" else "0"
     places = [str(Path(engine_plugin.__file__).resolve().parent.parent)]
@@ -68,16 +67,16 @@ def module_environ(environ: Mapping[str, str], site: Path | None = None) -> dict
 
 
 def own_command(module: str, *arguments: str) -> list[str]:
-    """The argv that runs another part of this very program, such as the plugin for the command line.
+    """The argv that runs another part of this program, such as the plugin for the command line.
 
-    It finds the packages that we find, in the user's own directory of packages too if we use that.
+    It finds the same packages as this process, those in the user's own directory of packages too.
     """
     site = [] if _uses_user_site() else ["-s"]
     return [sys.executable, "-P", *site, "-m", module, *arguments]
 
 
 def own_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment for `own_command`: what PYTHONPATH holds counts, but for relative directories."""
+    """The environment for `own_command`: PYTHONPATH stays, without its relative directories."""
     given = [place for place in environ.get("PYTHONPATH", "").split(os.pathsep) if Path(place).is_absolute()]
     places = [str(Path(engine_plugin.__file__).resolve().parent.parent), *given]
     return {**environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(places)), "PYTHONUTF8": "1"}
@@ -92,11 +91,11 @@ def _uses_user_site() -> bool:
 async def run_briefly(
     argv: Sequence[str], env: Mapping[str, str], stdin: bytes = b"", timeout: float = 30.0
 ) -> tuple[int, bytes, bytes]:
-    """Run a short-lived helper process: (exit status, stdout, stderr). Killed when cancelled or too slow, and
-    whatever it spawned is killed when it ends.
+    """Run a short-lived helper process: (exit status, stdout, stderr). It is killed after a cancel or `timeout`, and
+    its descendants when it ends.
 
-    It ends with us: a module of ours (`module_command`) arms itself, any other program runs below the guard, except
-    one that is given `stdin`. Raises BadGatewayError after `timeout` seconds, OSError when it cannot be run.
+    It ends with this process: a module of this package (`module_command`) arms itself, another program runs below the
+    guard, unless it gets `stdin`. Raises BadGatewayError after `timeout` seconds, OSError when it cannot be run.
     """
     heard = {STDOUT: bytearray(), STDERR: bytearray()}
     try:
@@ -111,9 +110,9 @@ async def run_briefly(
 
 
 async def run_telling(argv: Sequence[str], env: Mapping[str, str], tell: Callable[[str], None]) -> int:
-    """Run a program that may take its time, such as pip; `tell` gets each line of its output. Returns its status.
+    """Run a program without a time limit, such as pip; `tell` gets each line of its output. Returns its status.
 
-    It ends with us and with this call, as by `run_briefly`. Raises OSError when it cannot be run.
+    It ends with this process and with this call, as in `run_briefly`. Raises OSError when it cannot be run.
     """
     unended = {STDOUT: b"", STDERR: b""}
 
@@ -135,7 +134,7 @@ async def run_telling(argv: Sequence[str], env: Mapping[str, str], tell: Callabl
 async def _running(
     argv: Sequence[str], env: Mapping[str, str], take: Callable[[int, bytes], None], stdin: bytes = b""
 ) -> AsyncIterator[ChildProcess]:
-    """A helper, its stdin ended; its last words are waited for, and nothing of its tree is left afterwards."""
+    """Run a helper with a closed stdin; afterwards read its last output and end its whole tree."""
     ours = tuple(argv[:4]) == _PYTHON and argv[4] not in _FOREIGN
     if not ours and not stdin:
         _require_program(argv[0], env)
@@ -144,13 +143,13 @@ async def _running(
     try:
         child.close_stdin()
         yield child
-        await comes_true(child.drained.wait(), within=_LAST_WORDS)  # what it spawned may hold the pipes for ever
+        await comes_true(child.drained.wait(), within=_LAST_WORDS)  # a descendant may hold the pipes for ever
     finally:
         await child.kill()
 
 
 def _require_program(name: str, env: Mapping[str, str]) -> None:
-    """Refuse as the system would: with the guard in between it is the guard that is run."""
+    """Raise the OSError of a missing program, because a guard could not."""
     if shutil.which(name, path=env.get("PATH")) is None:
         number = errno.EACCES if Path(name).exists() else errno.ENOENT
         raise OSError(number, os.strerror(number), name)

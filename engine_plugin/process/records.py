@@ -1,10 +1,10 @@
-"""Which engine processes are ours: a record per process, so that what a crash left behind is ended, and no other.
+"""A record of each engine process, by which the processes that a crashed plugin left are found and ended.
 
-Every engine process has a token of its own in its environment, which its offspring inherits wherever it goes. A
-record names the process (pid, start), the token, the plugin process that owns it, and the place, a boot and a pid
-namespace, in which these numbers mean anything. When the owner is gone, `reap` ends the recorded process with its
-tree, if pid, start and token all match, and every other process that bears the token. What bears no token of ours,
-or an owner's who lives, is not ours and is never touched.
+Each engine process has a token of its own in its environment, which all its descendants inherit. A record has the
+process (pid, start), the token, the plugin process that owns it, and the place, a boot and a pid namespace, in which
+these numbers are valid. When the owner has ended, `reap` ends the recorded process with its tree, if pid, start and
+token match, and each other process with the token. Processes without a recorded token, and those of a plugin that
+runs, are not touched.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ KILL_CONFIRM = 5.0
 """Seconds within which a killed process has ended. Tests set it."""
 
 _KILL_PAUSE = 0.01
-_FORGOTTEN = 30 * 86400.0  # seconds; the record of a boot or container that is no more
+_FORGOTTEN = 30 * 86400.0  # seconds; the record of an earlier boot or a removed container
 
 TOKEN_VARIABLE = "ENGINE_PLUGIN_TOKEN"  # noqa: S105  # a name of a variable, and the token is no secret
 
 
 class ProcessTicket:
-    """What makes one engine process, its successors after a restart, and their offspring recognisable.
+    """The token of one engine process, of its restarts and of their descendants, with the record of each run.
 
     Made by `ProcessRecords.ticket`, one for each `EngineProcess`.
     """
@@ -56,7 +56,7 @@ class ProcessTicket:
         return {TOKEN_VARIABLE: self.token}
 
     def add(self, pid: int) -> None:
-        """Record a process that was just spawned with `environ`. Raises OSError."""
+        """Write the record of a process that was just spawned with `environ`. Raises OSError."""
         private_folder(self._folder)
         owner = os.getpid()
         record = {
@@ -70,11 +70,11 @@ class ProcessTicket:
         write_json(self.path(pid), record, self._folder)
 
     def remove(self, pid: int) -> None:
-        """Forget a process whose end, with that of its offspring, is confirmed. Raises OSError."""
+        """Remove the record of a process whose tree has ended. Raises OSError."""
         self.path(pid).unlink(missing_ok=True)
 
     def stragglers(self) -> list[psutil.Process]:
-        """Every live process that bears the token, wherever it is. Blocks for milliseconds: call it in a thread."""
+        """Each live process with the token. Blocks for milliseconds: call it in a thread."""
         return _bearers({self.token}).get(self.token, [])
 
     def path(self, pid: int) -> Path:
@@ -89,13 +89,13 @@ class ProcessRecords:
         self.folder = folder
 
     def ticket(self) -> ProcessTicket:
-        """A new ticket, whose records are kept here."""
+        """A new ticket with its records in this directory."""
         return ProcessTicket(self.folder)
 
     def reap(self) -> list[int]:
-        """Kill what dead owners left behind and confirm it; return the pids. Blocks: call it in a thread.
+        """Kill the processes that dead owners left; return their pids. Blocks: call it in a thread.
 
-        The record of something that could not be ended stays, for the next time.
+        The record of a process that could not be killed stays for the next time.
         """
         orphaned = {path: record for path, record in self._read() if record.is_orphaned()}
         killed: set[int] = set()
@@ -107,7 +107,7 @@ class ProcessRecords:
         return sorted(killed)
 
     def _read(self) -> Iterator[tuple[Path, _Record]]:
-        """The records made here, where their numbers mean something; what cannot be read is removed."""
+        """The records of this place; unreadable ones are removed."""
         for path in self.folder.glob("*.json") if self.folder.is_dir() else ():
             try:
                 record = _Record(json.loads(path.read_text()))
@@ -116,31 +116,31 @@ class ProcessRecords:
                 elif time.time() - path.stat().st_mtime > _FORGOTTEN:
                     path.unlink(missing_ok=True)
             except FileNotFoundError:
-                continue  # its owner has removed it just now
+                continue  # its owner has just removed it
             except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 log.warning("unreadable process record %s: removing it", path.name)
-                with contextlib.suppress(OSError):  # it may be anything, also a directory
+                with contextlib.suppress(OSError):  # it may be a directory
                     path.unlink()
 
 
 class _Record:
-    """What a file says. Raises ValueError, KeyError, TypeError or OverflowError when it is none of ours."""
+    """The content of a record. Raises ValueError, KeyError, TypeError or OverflowError for any other JSON."""
 
     def __init__(self, shape: Any) -> None:
         self.pid, self.created = int(shape["pid"]), float(shape["created"] or 0)
         self.owner, self.owner_created = int(shape["owner"]), float(shape["owner_created"] or 0)
         self.token, self.place = str(shape["token"]), str(shape["place"])
         if not (0 < self.pid < 2**31 and 0 < self.owner < 2**31 and self.token):
-            raise ValueError("no process has such a number, or such a token")
+            raise ValueError("not a valid pid or token")
 
     def is_orphaned(self) -> bool:
-        """Whether the owner is gone."""
+        """Whether the owner has ended."""
         return not tree.same_process(self.owner, self.owner_created)
 
 
 def _end(records: list[_Record], killed: set[int]) -> Collection[str]:
-    """Kill everything that belongs to the records and bears its token, with its tree. Adds the pids to `killed`.
-    Returns the tokens of what is left."""
+    """Kill the processes with the tokens of `records`, with their trees. Adds their pids to `killed`. Returns the
+    tokens of those that survived."""
     records_of = {record.token: record for record in records}
     give_up = time.monotonic() + KILL_CONFIRM
     while found := _bearers(records_of):
@@ -164,14 +164,14 @@ def _end(records: list[_Record], killed: set[int]) -> Collection[str]:
 def _bearers(tokens: Collection[str]) -> dict[str, list[psutil.Process]]:
     """The live processes, other than this one, whose environment holds one of the tokens, by token.
 
-    Those whose environment cannot be read are nobody's: another user's, and on macOS the system's own programs.
+    Processes with an unreadable environment are left out: those of other users, and on macOS the system's programs.
     """
     found: dict[str, list[psutil.Process]] = {}
     for pid in tree.pids():
         with contextlib.suppress(psutil.Error, OSError):
             if pid != os.getpid() and _token_of(pid) in tokens:
-                process = psutil.Process(pid)  # from here on the number cannot pass to another unnoticed,
-                token = _token_of(pid)  # so it is this very process that bears the token
+                process = psutil.Process(pid)  # from here on a reused pid is noticed,
+                token = _token_of(pid)  # so it is this process that has the token
                 if token in tokens and tree.is_alive(process):
                     found.setdefault(token, []).append(process)
     return found
@@ -181,13 +181,13 @@ if sys.platform == "linux":
     _IN_ENVIRON = b"\0" + TOKEN_VARIABLE.encode() + b"="
 
     def _token_of(pid: int) -> str:
-        """The token that a process bears, or "". Read directly, in a third of psutil's time."""
+        """The token of a process, or "". Read directly, in a third of psutil's time."""
         with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:  # noqa: PTH123  # as fast as can be
             after = (b"\0" + file.read()).partition(_IN_ENVIRON)[2]
         return after.partition(b"\0")[0].decode("ascii", "replace")
 
     def place() -> str:
-        """The boot and the pid namespace in which pids and start times mean something; "?" where one is hidden."""
+        """The boot and the pid namespace in which pids and start times are valid; "?" where both are hidden."""
         parts = []
         with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:  # noqa: PTH123
             parts.append(file.read().strip())
@@ -198,9 +198,9 @@ if sys.platform == "linux":
 else:
 
     def _token_of(pid: int) -> str:
-        """The token that a process bears, or ""."""
+        """The token of a process, or ""."""
         return psutil.Process(pid).environ().get(TOKEN_VARIABLE, "")
 
     def place() -> str:
-        """Elsewhere than on Linux processes are numbered once for the whole machine, and start at a time of day."""
+        """Other systems have one set of pids, and start times by the clock."""
         return sys.platform

@@ -1,4 +1,4 @@
-"""When a process that died is started again: after a back-off, so many times in a row, until it lives for a while."""
+"""The restarts of a process that died: their back-off, and how many there are in a row."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ __all__ = ["RestartPolicy", "Restarts"]
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
-    """Seconds, but for `limit`: the restarts in a row that nobody asked for; 0 leaves a dead process dead.
+    """`limit` is the number of restarts in a row without a request; with 0 a dead process is not restarted. The other
+    values are seconds.
 
-    The first restart waits `backoff`, each further one twice as long, none longer than `longest`. A process that
-    served for `stable` has proved itself: its death counts as a first one.
+    The first restart waits `backoff`, each further one twice as long, at most `longest`. The death of a process that
+    served for `stable` counts as a first one.
     """
 
     limit: int = 3
@@ -22,14 +23,14 @@ class RestartPolicy:
 
 
 class Restarts:
-    """Counts the deaths in a row of one process. Owned by its actor."""
+    """Counts the deaths in a row of one process. Owned by its supervisor."""
 
     def __init__(self, policy: RestartPolicy) -> None:
         self.policy = policy
         self.deaths = 0
 
     def after_death(self, served: float) -> float | None:
-        """Seconds to wait before the next start of a process that served so long; None: leave it dead."""
+        """Seconds until the restart of a process that died after `served` seconds; None: no restart."""
         if served >= self.policy.stable:
             self.deaths = 0
         self.deaths += 1
@@ -39,5 +40,5 @@ class Restarts:
         return min(self.policy.backoff * 2.0**doublings, self.policy.longest)
 
     def forget(self) -> None:
-        """A stop that was asked for: what comes after it is a new beginning."""
+        """Count from zero again, after a stop."""
         self.deaths = 0

@@ -1,4 +1,4 @@
-"""Process trees, per operating system: how to spawn an engine apart from us, end its tree, and know it again."""
+"""Process trees, per operating system: spawn a process in its own session, end its tree, and recognise it."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ if sys.platform == "linux":
 def spawn_options(*, held: bool = False) -> dict[str, Any]:
     """Arguments for subprocess creation: a session (or process group) of its own, no inherited handles.
 
-    With `held` the process does nothing, on Windows, until `bind_to_us` has it in a job: what it spawned before
-    that would not be in the job.
+    With `held` the process is suspended, on Windows, until `bind_to_us` has put it into a job: its earlier children
+    would not be in the job.
     """
     if sys.platform == "win32":
         flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
@@ -50,7 +50,7 @@ def spawn_options(*, held: bool = False) -> dict[str, Any]:
 
 
 def ask_to_stop(pid: int) -> None:
-    """The polite signal: SIGTERM, or CTRL_BREAK to the process group on Windows. A process gone is fine."""
+    """Send SIGTERM, or CTRL_BREAK to the process group on Windows. Nothing when the process has ended."""
     with contextlib.suppress(OSError):  # on Windows the event also fails between two consoles
         if sys.platform == "win32":
             # Not os.kill, which ends the process at once when it has a console of its own.
@@ -60,7 +60,7 @@ def ask_to_stop(pid: int) -> None:
 
 
 def pids() -> list[int]:
-    """The processes of this machine; none where the system shows none, as Linux does without /proc."""
+    """The pids of this machine; empty where the system shows none, as Linux without /proc."""
     try:
         return psutil.pids()
     except IndexError:  # what psutil raises then
@@ -68,7 +68,7 @@ def pids() -> list[int]:
 
 
 def descendants(pid: int) -> list[psutil.Process]:
-    """The process's children, their children, and so on, wherever they have put themselves."""
+    """The process's children, their children, and so on, in any session."""
     with contextlib.suppress(psutil.Error):
         return psutil.Process(pid).children(recursive=True)
     return []
@@ -87,8 +87,8 @@ def memory(pid: int) -> int:
 def session_members(pid: int) -> list[psutil.Process]:
     """Every process in the session that `pid` leads or led; none on Windows.
 
-    While a session has members, the kernel gives its leader's number to nobody else. So where a process with that
-    number turns up after the leader's end, no member is left.
+    While a session has members, the kernel does not reuse its leader's pid. So if a process with that pid appears
+    after the leader's end, no member is left.
     """
     found: list[psutil.Process] = []
     if sys.platform != "win32":
@@ -102,8 +102,8 @@ def session_members(pid: int) -> list[psutil.Process]:
 def kill_tree(pid: int, known: Iterable[psutil.Process] = (), *, leader_gone: bool = False) -> list[psutil.Process]:
     """Kill a process that leads its own session, all its descendants, everything in that session, and `known`.
 
-    `leader_gone` says that the process has been waited for, so that its number may be another's by now. Returns
-    those that were alive: call it again, with them, until it returns none.
+    `leader_gone` means that the process has been waited for, so that its pid may have been reused. Returns those that
+    were alive: call it again, with them, until it returns none.
     """
     victims = {process.pid: process for process in known}
     if not (leader_gone and psutil.pid_exists(pid)):
@@ -113,12 +113,12 @@ def kill_tree(pid: int, known: Iterable[psutil.Process] = (), *, leader_gone: bo
         victims |= {process.pid: process for process in [*own, *session_members(pid)]}
         if sys.platform != "win32" and victims:
             with contextlib.suppress(OSError):
-                os.killpg(pid, signal.SIGKILL)  # at one blow, so that none can fork meanwhile
+                os.killpg(pid, signal.SIGKILL)  # all at once, so that none can fork meanwhile
     return kill(victims.values())
 
 
 def kill(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
-    """Kill these very processes. Returns those that were alive: call it again, with them, until it returns none."""
+    """Kill these processes. Returns those that were alive: call it again, with them, until it returns none."""
     left = [process for process in processes if is_alive(process)]
     for process in left:
         with contextlib.suppress(psutil.Error):  # psutil compares start times: a reused pid is never hit
@@ -127,7 +127,7 @@ def kill(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether this very process runs; one that only waits to be reaped does not."""
+    """Whether this process runs, which a zombie does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
@@ -137,8 +137,7 @@ def is_alive(process: psutil.Process) -> bool:
 def start_time(pid: int) -> float | None:
     """When the process was created, None when there is no such process. In seconds, on Linux since the boot.
 
-    The time of day would not do there: it is computed from that of the boot, which moves when the clock is set, and
-    then no process would be known again.
+    Not by the clock: it would change when the clock is set, and no process would be recognised then.
     """
     if sys.platform == "linux":
         try:
@@ -171,10 +170,10 @@ def same_process(pid: int, created: float) -> bool:
 
 
 def bind_to_us(pid: int) -> Any:
-    """On Windows, put the process into a Job Object that dies with the returned handle's owner: us; then let it run.
+    """On Windows, put the process into a Job Object that ends with this process, then let it run.
 
-    Elsewhere None: `guard` does it from the inside. Keep the returned object as long as the process may live.
-    Raises OSError, and then a process that was held has to be killed.
+    Elsewhere None: the guard, or `guard.arm`, replaces it. Keep the returned object as long as the process may run.
+    After an OSError the caller must kill a process that was held.
     """
     if sys.platform == "win32":
         from engine_plugin.process.job_windows import KillOnCloseJob

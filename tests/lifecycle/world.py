@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from engine_plugin.engines.llamacpp.server import ModelServer
+    from engine_plugin.engines.llamacpp.server import LlamaCppServer
     from engine_plugin.process.engine_process import ProcessState
 
 __all__ = ["EMBED", "HELLO", "LIMIT", "Begin", "Stranger", "World", "dead", "port_of", "words"]
@@ -56,7 +56,7 @@ class World:
         events = self.fake.events("started") + self.fake.events("grandchild")
         return [pid for event in events if not dead(pid := event.get("child", event["pid"]))]
 
-    def server(self, model: str = "tiny-chat-gguf") -> ModelServer:
+    def server(self, model: str = "tiny-chat-gguf") -> LlamaCppServer:
         """The server of a model that is loaded, or is being loaded."""
         return self.engine._pool._entries[model].server
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from engine_plugin.engines.llamacpp.engine import LlamaCppEngine
-    from engine_plugin.engines.llamacpp.server import ModelServer
+    from engine_plugin.engines.llamacpp.server import LlamaCppServer
     from engine_plugin.host import PluginClient
     from engine_plugin.plugin import Plugin
 
@@ -93,7 +93,7 @@ class RunningPlugin:
         """Those that serve a model, without those that try out chat templates."""
         return [process for process in self.processes() if PROGRAM not in process.cmdline()]
 
-    def server(self, model: str) -> ModelServer:
+    def server(self, model: str) -> LlamaCppServer:
         """The server of a loaded model."""
         return self.engine._pool._entries[model].server
 

@@ -11,7 +11,7 @@ from engine_plugin import catalogue
 from engine_plugin.engines.llamacpp import requests
 from engine_plugin.engines.llamacpp.models import model_store
 from engine_plugin.engines.llamacpp.options import LlamaCppOptions, served_context
-from engine_plugin.engines.llamacpp.server import PATHS, ModelServer, complaint_error
+from engine_plugin.engines.llamacpp.server import PATHS, LlamaCppServer, complaint_error
 from engine_plugin.engines.llamacpp.software import Backend, Software
 from engine_plugin.engines.local.driver import Condition, Driver
 from engine_plugin.engines.local.pool import ModelPool
@@ -45,7 +45,7 @@ _NULL_EVENT = b"data: null\n\n"
 """llama.cpp sends it among the events of a list of prompts."""
 
 
-class LlamaCppEngine(Driver[Backend, ModelServer]):
+class LlamaCppEngine(Driver[Backend, LlamaCppServer]):
     """`Engine` on llama.cpp. Start makes the software ready; each model gets a process when it is first used."""
 
     services: ClassVar[frozenset[str]] = frozenset(PATHS)
@@ -150,12 +150,12 @@ class LlamaCppEngine(Driver[Backend, ModelServer]):
             async with server.post(service, body) as response:
                 yield response
 
-    def _server_of_ours(self, model: StoredModel) -> ModelServer:
+    def _server_of_ours(self, model: StoredModel) -> LlamaCppServer:
         self._require_memory(model, _PROCESS, 0)  # the weights are pages of a file, which the system may drop
         return self._new_server(model, self._require_running(), self._sockets)
 
-    def _new_server(self, model: StoredModel, backend: Backend, folder: Path | None) -> ModelServer:
-        return ModelServer(
+    def _new_server(self, model: StoredModel, backend: Backend, folder: Path | None) -> LlamaCppServer:
+        return LlamaCppServer(
             model,
             backend,
             self._options,

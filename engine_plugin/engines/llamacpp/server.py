@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from engine_plugin.templates.jinja import Templates
     from engine_plugin.transport.http1 import HttpResponse, Response
 
-__all__ = ["PATHS", "ModelServer", "complaint_error"]
+__all__ = ["PATHS", "LlamaCppServer", "complaint_error"]
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +66,8 @@ _TOO_LARGE = "is too large to process"
 _CONTEXT_LENGTH = "engine.context_length in plugin.yaml sets the limit, up to what the model knows"
 
 
-class ModelServer(ServerProcess):
-    """A llama.cpp process that serves one model. Owned by the pool; stopped once, then thrown away."""
+class LlamaCppServer(ServerProcess):
+    """A llama.cpp process that serves one model. Owned by the pool; closed once, then discarded."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class ModelServer(ServerProcess):
     ) -> None:
         """`folder` is a private directory for the socket; None: serve on a loopback port.
 
-        `told` is called with what the server says of its model, each time it has been started.
+        `told` gets the capabilities that the server reports for its model, after each start.
         """
         self.model = model
         self._backend = backend
@@ -123,9 +123,9 @@ class ModelServer(ServerProcess):
 
     @asynccontextmanager
     async def post(self, service: str, body: bytes) -> AsyncIterator[HttpResponse]:
-        """Send a request; yields the answer once its head has arrived and is good.
+        """Send a request; yields the answer once its head has arrived with status 200.
 
-        llama.cpp's own complaints become InvalidRequestError and so on; the death of the process becomes
+        llama.cpp's errors become InvalidRequestError and so on; the death of the process becomes
         BadGatewayError with its last words.
         """
         exchange = self._require_client().request("POST", PATHS[service], body)
@@ -154,7 +154,7 @@ class ModelServer(ServerProcess):
 
     @property
     def _is_ours(self) -> bool:
-        """Whether our own runner serves, not a llama-server."""
+        """Whether the runner of this project serves, not a llama-server."""
         return self._backend.kind == "xllamacpp"
 
     def launch(self, address: Address) -> Command:
@@ -189,7 +189,7 @@ class ModelServer(ServerProcess):
         )
 
     async def prove(self) -> None:
-        """Have it answer a real request: /health says 200 before anything was ever computed."""
+        """Send it a real request, because /health answers 200 before the first computation."""
         service, request = _PROBES[self.model.kind]
         async with asyncio.timeout(_PROBE_TIMEOUT), self._ask(service, request) as response:
             body = await response.read(ERROR_LIMIT)
@@ -219,7 +219,7 @@ class ModelServer(ServerProcess):
             await self._take_templates(None)
 
     async def _take_templates(self, templates: Templates | None) -> None:
-        """Try out these from now on; None: nothing more."""
+        """Check chats with these templates from now on; None: with none."""
         if templates is not None and templates == self._templates:
             return  # of an earlier run
         before, self._renderer, self._templates = self._renderer, None, templates
@@ -230,7 +230,7 @@ class ModelServer(ServerProcess):
             await before.aclose()
 
     async def _properties(self) -> bytes:
-        """What the server says of its model; nothing when it does not say that."""
+        """The server's description of its model; empty when it has none."""
         try:
             async with (
                 asyncio.timeout(_PROPERTIES_TIMEOUT),
@@ -239,7 +239,7 @@ class ModelServer(ServerProcess):
                 body = await response.read(_PROPERTIES_LIMIT)
                 return body if response.status == 200 else b""
         except (EnginePluginError, TimeoutError) as error:
-            log.debug("%s does not tell what it can do: %s", self.model.name, error)
+            log.debug("%s does not report its properties: %s", self.model.name, error)
             return b""
 
     def _ask(self, service: str, request: dict[str, Any]) -> Response:

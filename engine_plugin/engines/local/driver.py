@@ -1,6 +1,6 @@
-"""What the drivers of engines that run on this machine share: install, start, stop, the models on disk and in memory.
+"""The common part of the drivers of engines on this machine: install, start, stop, models on disk and in memory.
 
-A driver says what its software is, what one of its models in memory is, and how a call is answered.
+A driver adds its software, its models in memory, and the answers to calls.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ __all__ = ["Condition", "Driver"]
 log = logging.getLogger(__name__)
 
 
-_LOOK = 5.0  # seconds for servers to say how they are
+_LOOK = 5.0  # seconds for the health checks of servers
 
 BackendT = TypeVar("BackendT", bound=LocalBackend)
 ServerT = TypeVar("ServerT", bound=ModelServer)
 
 
 class Condition(NamedTuple):
-    """How an engine is: what is wrong with it, in words, and whether anything of it can answer, or soon will."""
+    """The state of an engine: its problems, in words, and whether a part of it can answer, or soon will."""
 
     complaints: Sequence[str]
     serves: bool = True
@@ -96,23 +96,23 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         self._transport = options.transport
         self._overrides = options.models
         self._told: DigestCache[Capabilities] = DigestCache()
-        """What running engines said of models, which holds when they are out of memory, too."""
+        """What running engines reported of models, which stays valid after an unload."""
 
-    # What a driver says
+    # The steps that a driver adds
 
     @abstractmethod
     def require_device(self, mode: str, devices: list[dict[str, Any]] | None, backend: BackendT) -> None:
-        """Raise UnsupportedError or PreconditionError when the engine cannot compute where `mode` says.
+        """Raise UnsupportedError or PreconditionError when the engine cannot compute on the device of `mode`.
 
-        `devices` is what `probe` found; None: it does not tell.
+        `devices` is the result of `probe`; None: unknown.
         """
 
     @abstractmethod
     async def try_out(self, backend: BackendT, model: StoredModel, folder: Path | None) -> None:
-        """Have new software answer with a sample, beside what runs, and end it. Raises EnginePluginError."""
+        """Have new software answer with a sample model, beside the running one. Raises EnginePluginError."""
 
     async def begin(self, backend: BackendT, mode: str, devices: list[dict[str, Any]] | None) -> None:
-        """Start what must run before any model is loaded; `end` follows, also when this fails."""
+        """Start what must run before a model is loaded; `end` follows, also when this fails."""
 
     async def renew(self) -> None:
         """Leave what runs for `_backend`, or for `_mode`, which are new, letting running requests end."""
@@ -140,7 +140,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         return f"{'upgraded' if done else 'nothing to upgrade'}: {(await self.check()).detail}"
 
     def _moves(self, progress: Progress) -> Moves[BackendT]:
-        """What an installation asks of us. The models that were loaded are loaded again, after a failure too."""
+        """The steps of an installation in the engine. Loaded models are loaded again, after a failure too."""
         loaded: dict[str, StoredModel] = {}
 
         async def adopt() -> None:
@@ -158,7 +158,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
             await self.try_out(backend, model, folder)
 
     async def _adopt(self, models: list[str], progress: Progress) -> None:
-        """Have a running engine use what is installed now, with `models` loaded; one that is stopped stays so."""
+        """Move a running engine to the installed software, with `models` loaded; a stopped one stays stopped."""
         if self._backend is None:
             return
         found, hold = await in_thread(self._software.take)
@@ -206,14 +206,14 @@ class Driver(Engine, Generic[BackendT, ServerT]):
             device_type=self._mode,
         )
 
-    # Life
+    # Start, stop and health
 
     async def start(self, mode: str) -> None:
         if self._backend is None:
             await self._starting.run(lambda: self._start(mode))
         else:
             await self._starting.run(self._heal)
-        await self._change_mode(mode)  # also for one who joined the start of another
+        await self._change_mode(mode)  # also after joining the start of another caller
 
     async def _start(self, mode: str) -> None:
         async with self._lifecycle:  # a stop under way ends first
@@ -244,15 +244,15 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         log.info("%s is ready: %s, version %s, mode %s", self.title, backend.origin, probed["version"], mode)
 
     async def _heal(self) -> None:
-        """Restart everything that failed, or whose socket was removed. Raises EnginePluginError when nothing
-        does."""
+        """Restart each server that failed or whose socket was removed. Raises EnginePluginError when no server
+        starts."""
         async with self._lifecycle:
             if self._backend is None:
                 return
             if self._sockets is not None and not await in_thread(self._sockets.is_dir):
                 log.warning("%s: the directory of its sockets was removed; it is made again", self.title)
                 await in_thread(self._private_folder, self._cleanup, self._sockets)
-            with suppress(TimeoutError):  # a server that does not answer is busy, or hangs and will be ended
+            with suppress(TimeoutError):  # a server without an answer is busy, or hangs and is killed later
                 async with asyncio.timeout(_LOOK):
                     await self.condition()  # restarts servers that cannot be reached
             missing = await self.revive()
@@ -263,7 +263,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
                 raise failure
 
     async def _change_mode(self, mode: str) -> None:
-        """An explicit other device moves the engine there; auto is content with what runs."""
+        """Move the engine to another device that `mode` names; auto keeps the present one."""
         if mode in ("auto", self._mode) or self._backend is None:
             return
         self.require_device(mode, (await self._software.probe(self._backend))["devices"], self._backend)
@@ -298,11 +298,11 @@ class Driver(Engine, Generic[BackendT, ServerT]):
 
     @abstractmethod
     async def condition(self) -> Condition:
-        """How what runs is. Bounded to a few seconds."""
+        """The state of the running engine. Bounded to a few seconds."""
 
     @abstractmethod
     async def revive(self) -> Sequence[StoredModel]:
-        """Start what serves the models, if it has failed; then the models that were served and are not."""
+        """Start the failed servers of models; return the models that were served before and are not served now."""
 
     # Models
 
@@ -310,7 +310,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         return [replace(model, capabilities=self.capabilities(model)) for model in await self._store.list()]
 
     def capabilities(self, model: ModelInfo) -> Capabilities:
-        """What is known of a model. Cheap: it is asked of each in a list."""
+        """The capabilities of a model. Cheap, because each list of models calls it for each model."""
         return resolve(
             model.name,
             model.details.family,
@@ -360,12 +360,12 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         return replace(model, capabilities=self.capabilities(model), loaded=loaded)
 
     async def memory(self) -> Mapping[str, int]:
-        """The bytes that the models in memory take, by name; nothing of one that cannot be told. Bounded to some
+        """The bytes that the models in memory take, by name, without those of an unknown size. Bounded to some
         seconds."""
         return {}
 
     def loaded_context(self, model: StoredModel) -> int:  # noqa: ARG002  # for engines that know
-        """The tokens of context that a model is loaded with, 0 when nobody knows."""
+        """The tokens of context that a model is loaded with, 0 when unknown."""
         return 0
 
     # Services
@@ -394,20 +394,20 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         return model
 
     def _require_running(self) -> BackendT:
-        """What runs. Raises UnavailableError before a start and after a stop."""
+        """The software that runs. Raises UnavailableError before a start and after a stop."""
         if self._backend is None:
             raise catalogue.ENGINE_NOT_RUNNING.error()
         return self._backend
 
     def _removed(self) -> str:
-        """A complaint that the software was deleted while it runs, which no lock prevents; "" otherwise."""
+        """The complaint when the software was deleted while it runs, which no lock prevents; else ""."""
         backend = self._backend
         if backend is None or backend.folder is None or backend.folder.is_dir():
             return ""
         return f"{backend.origin} was deleted: call StopEngine, InstallEngine and StartEngine"
 
     def _private_folder(self, cleanup: ExitStack, again: Path | None = None) -> Path:
-        """A directory for the engine's sockets, until `cleanup`. Sweeps what killed plugins left, too."""
+        """A directory for the engine's sockets, until `cleanup`. Removes those that killed plugins left."""
         if sys.platform != "win32":
             from engine_plugin.system.socketdir import private_directory
 
@@ -421,7 +421,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
             self._keeping = asyncio.create_task(keep_fresh(folder))
 
     def _require_memory(self, model: StoredModel, process: int, weights: int) -> None:
-        """Refuse a model for which there is no memory, before its process is ended in the middle of something.
+        """Refuse a model for which there is too little memory, before the system kills its process.
 
         `process` are the bytes that a process takes at least, `weights` those of files that it holds in memory of its
         own. Raises PreconditionError.

@@ -38,11 +38,11 @@ class ModelServer(Protocol):
 
     @property
     def dead(self) -> bool:
-        """Whether it serves nothing, and will not unless somebody asks."""
+        """Whether it serves nothing, and will not without a request."""
 
     @property
     def crashed(self) -> bool:
-        """Whether it served and died, and has not proved itself since."""
+        """Whether it served and died, and has not served for a stable time since."""
 
     async def ensure_ready(self) -> None:
         """Load the model, sharing a load that is under way. Raises EnginePluginError with the engine's reason."""
@@ -195,7 +195,7 @@ class ModelPool(Generic[ServerT]):
             entry.idle.set()
 
     def _of_no_use(self, entry: _Entry[ServerT]) -> bool:
-        """Whether it may be forgotten without being closed: nobody is about to start it either."""
+        """Whether it may be dropped without being closed: it serves nothing, and no request starts it."""
         return entry.server.dead and not entry.users and not entry.leaving
 
     def _forget(self, name: str, entry: _Entry[ServerT]) -> None:
@@ -238,7 +238,7 @@ class ModelPool(Generic[ServerT]):
     async def _retire(self, entry: _Entry[ServerT], patience: float) -> None:
         """Begin or join the end of an entry. The task goes on if this caller is cancelled."""
         if entry.retiring is not None and patience == 0:
-            entry.idle.set()  # whoever drains need not wait any longer
+            entry.idle.set()  # ends a drain that is under way
         if entry.retiring is None:
             entry.leaving = True
             entry.retiring = asyncio.create_task(self._end(entry, patience))

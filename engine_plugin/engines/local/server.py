@@ -49,7 +49,7 @@ class ServerOptions:
     """The options that every engine with a server has in plugin.yaml's `engine:` section. Times are seconds."""
 
     transport: str = field(default="auto", metadata={"choices": ("auto", "unix", "tcp")})
-    """How we reach the server: a private unix socket, or a loopback port and a key (auto: tcp on Windows only)."""
+    """The connection to the server: a private unix socket, or a loopback port and a key (auto: tcp on Windows)."""
 
     max_queue: int = number(256, 0, 100_000)
     """Requests that may wait for one model before further ones are refused with 503."""
@@ -58,7 +58,7 @@ class ServerOptions:
     """Threads that compute; 0: the engine decides."""
 
     start_timeout: float = number(60, 1, 86_400)
-    """How long what is being started may show no progress."""
+    """How long a start may show no progress."""
 
     start_limit: float = number(1800, 1, 86_400)
     """How long a start may take in all."""
@@ -67,7 +67,7 @@ class ServerOptions:
     """How long a process may take to stop before it is killed."""
 
     restart_limit: int = number(3, 0, 1000)
-    """How often in a row a process that died is restarted without anybody asking for it."""
+    """How often in a row a process that died is restarted without a request."""
 
     restart_backoff: float = number(0.5, 0, 3600)
     """How long the first restart waits; each further one waits twice as long, at most 30 seconds."""
@@ -76,10 +76,10 @@ class ServerOptions:
     """How long a process must have served for its death to count as a first one."""
 
     health_interval: float = number(5, 0.05, 3600)
-    """How often the server is asked how it is."""
+    """How often the server gets a health check."""
 
     health_failures: int = number(3, 1, 1000)
-    """How many answers in a row must be missing before it is called degraded; two in a row make it ready again."""
+    """How many missing answers in a row make it degraded; two answers in a row make it ready again."""
 
     hung_timeout: float = number(120, 0, 86_400)
     """How long it may show no sign of life before it is killed and restarted; 0: for ever."""
@@ -88,7 +88,7 @@ class ServerOptions:
     """How long an unload waits for running requests before it ends them."""
 
     models: tuple[ModelOverride, ...] = ()
-    """What you know better of some models than what is found; docs/models.md has the keys."""
+    """Corrections of what is detected of models; docs/models.md has the keys."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class SharedWork(Generic[Result]):
         task = self._task
         if task is None or task.done():
             task = self._task = asyncio.create_task(work(), name=self._name)
-            # When every caller has left, nobody is there to take an exception.
+            # Without a caller its exception would be reported as never retrieved.
             task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         # gather-like waiting without retrieving: the exception is handed to each caller.
         await asyncio.wait({task})

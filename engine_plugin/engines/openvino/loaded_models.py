@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from engine_plugin.models.store import StoredModel
     from engine_plugin.process.run import ProcessRun
 
-__all__ = ["LoadedModel", "LoadedModels", "ModelServer", "ModelState", "lock_of", "remove_stale"]
+__all__ = ["LoadedModel", "LoadedModels", "ModelState", "SharedServer", "lock_of", "remove_stale"]
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class ModelState(NamedTuple):
     """Whether it failed because of its files, so that another attempt would fail as well."""
 
 
-class ModelServer(ServerProcess):
+class SharedServer(ServerProcess):
     """The server that `LoadedModels` and each `LoadedModel` talk to; `OpenVinoServer` completes it."""
 
     is_ours: bool
@@ -113,7 +113,7 @@ class LoadedModels:
     server looks for changes in config.json alone.
     """
 
-    def __init__(self, folder: Path, server: ModelServer, load_limit: float) -> None:
+    def __init__(self, folder: Path, server: SharedServer, load_limit: float) -> None:
         """`load_limit` is in seconds, for one model."""
         self.folder = folder
         self._server = server
@@ -258,7 +258,7 @@ class LoadedModel:
     """One model in a server's memory, or being loaded. Owned by the pool; closed once, then discarded."""
 
     def __init__(
-        self, model: StoredModel, entry: ModelEntry, server: ModelServer, models: LoadedModels, admission: Admission
+        self, model: StoredModel, entry: ModelEntry, server: SharedServer, models: LoadedModels, admission: Admission
     ) -> None:
         self.model = model
         self.admission = admission

@@ -10,7 +10,7 @@ from engine_plugin.engines.local.admission import Admission
 from engine_plugin.engines.local.driver import Condition
 from engine_plugin.engines.openvino import command
 from engine_plugin.engines.openvino.entries import device_of, entry_of
-from engine_plugin.engines.openvino.loaded_models import LoadedModel, LoadedModels, ModelServer
+from engine_plugin.engines.openvino.loaded_models import LoadedModel, LoadedModels, SharedServer
 from engine_plugin.errors import EnginePluginError
 from engine_plugin.process.engine_process import Command
 from engine_plugin.system.files import in_thread
@@ -44,7 +44,7 @@ class Place:
     cache: Path
 
 
-class OpenVinoServer(ModelServer):
+class OpenVinoServer(SharedServer):
     """One server. Owned by the engine driver; closed once, then discarded."""
 
     def __init__(
