@@ -22,7 +22,7 @@ from benchmarks.results import DIRECT, PLUGIN
 from engine_plugin.engines.llamacpp.models import model_store
 from engine_plugin.engines.llamacpp.options import LlamaCppOptions
 from engine_plugin.engines.llamacpp.server import LlamaCppServer
-from engine_plugin.engines.llamacpp.software import Software
+from engine_plugin.engines.llamacpp.software import LlamaCppSoftware
 from engine_plugin.engines.options import read_options
 from engine_plugin.host import launch
 from engine_plugin.manifest import load_manifest
@@ -195,7 +195,7 @@ async def _servers(
     """The engine once more, by the code that the plugin runs it with, in our own hands."""
     environ = dict(os.environ)
     options = read_options(LlamaCppOptions, manifest)
-    software = Software(options, manifest.data_dir, environ)
+    software = LlamaCppSoftware(options, manifest.data_dir, environ)
     store = model_store(manifest.data_dir / "models", software)
     cleanup.push_async_callback(store.aclose)
     servers = {}

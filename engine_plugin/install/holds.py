@@ -1,7 +1,8 @@
-"""Holds on installed versions: a process that runs a version holds its directory, which is then not removed.
+"""Holds on installed versions: while a process that runs a version holds its directory, it is not removed.
 
-On POSIX a hold is a shared lock (flock) on the directory itself, which ends with the process. Windows renames no
-directory in which a file is open. A file system without locks protects nothing.
+On POSIX a hold is a shared lock (flock) on the directory itself, which ends with the process. On Windows it is an
+open file: Windows does not rename the directory of an open file. On a file system without locks, holds have no
+effect.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Hold", "hold", "remove_unless_held"]
+__all__ = ["Hold", "hold_version", "remove_unless_held"]
 
 
 class Hold:
-    """Keeps a version from being removed, in this process and in others, until `release`. Without one: nothing."""
+    """Protects a version from removal, by any process, until `release`. Without a descriptor it has no effect."""
 
     def __init__(self, descriptor: int | None = None) -> None:
         self._close = weakref.finalize(self, os.close, descriptor) if descriptor is not None else None
 
     def release(self) -> None:
-        """Let it be removed. Idempotent; a hold that its caller has lost, being cancelled, is released, too."""
+        """Release the hold. Idempotent; garbage collection also releases it, for a caller that was cancelled."""
         if self._close is not None:
             self._close()
 
 
-def hold(folder: Path, file: str) -> Hold | None:
-    """Hold a version's directory, in which `file` lies; None when it is gone, or just being removed. Blocking."""
+def hold_version(folder: Path, file: str) -> Hold | None:
+    """Hold the directory of a version, which contains `file`; None if it is missing or being removed. Blocking."""
     try:
         descriptor = os.open(folder / file if sys.platform == "win32" else folder, os.O_RDONLY)
     except OSError:
@@ -44,7 +45,7 @@ def hold(folder: Path, file: str) -> Hold | None:
 
 
 def remove_unless_held(folder: Path, aside: Path) -> None:
-    """Move a directory to `aside` in one step, then delete it; one that is held stays as it is. Blocking."""
+    """Rename a directory to `aside`, then delete it; does nothing if it is held. Blocking."""
     with suppress(OSError), ExitStack() as cleanup:
         if sys.platform != "win32":
             descriptor = os.open(folder, os.O_RDONLY)
@@ -56,7 +57,7 @@ def remove_unless_held(folder: Path, aside: Path) -> None:
 
 
 def _locked(descriptor: int, *, exclusive: bool) -> bool:
-    """Lock an open directory, unless another lock is in the way."""
+    """Lock an open directory; return False if a conflicting lock exists."""
     if sys.platform != "win32":
         import fcntl
 
@@ -70,7 +71,7 @@ def _locked(descriptor: int, *, exclusive: bool) -> bool:
 
 
 def _is_at(descriptor: int, folder: Path) -> bool:
-    """Whether the open directory still is the one of that name."""
+    """Whether `folder` still names the open directory."""
     if sys.platform == "win32":
         return True
     try:

@@ -1,7 +1,7 @@
-"""Release archives of an engine: which one fits this machine, its digest, and the file itself, verified.
+"""Release archives of engines: selection for this machine, download and verification.
 
-A file comes from its URL, from a path, or, for a machine that must not touch a network, from one directory. It is
-used only if its SHA-256 is the expected one. Knows no engine; drivers say which archives there are.
+A file comes from a URL, from a path or, with `engine.offline`, from one directory. Only a file with the expected
+SHA-256 is used. The drivers provide the lists of archives.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ if TYPE_CHECKING:
     from engine_plugin.download.events import PullEvent
     from engine_plugin.engines.base import Progress
 
-__all__ = ["Archive", "DownloadRules", "Downloads", "choose", "digest_in", "likely_accelerators"]
+__all__ = ["Archive", "DownloadRules", "Downloads", "find_digest", "likely_accelerators", "select_archives"]
 
 _HEX64 = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})")
 _LISTED = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})\s+[ *]?(\S.*)")
 _BSD = re.compile(r"SHA256\s*\((.+)\)\s*=\s*([0-9a-fA-F]{64})", re.IGNORECASE)
 _CHECKSUMS_LIMIT = 8 * 1024 * 1024
-_CHECKSUMS_PATIENCE = 300.0
-"""Seconds in which it must have arrived: a dripping server could block an installation for ever."""
-_BESIDE = ("SHA256SUMS", "checksums.txt")
+_CHECKSUMS_TIMEOUT = 300.0
+"""Seconds for a checksum file, so that a slow server cannot block an installation forever."""
+_CHECKSUM_FILES = ("SHA256SUMS", "checksums.txt")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 _NVIDIA = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """One archive of a release. Several for the same machine and accelerator belong together.
+    """One archive of a release. All archives for the same machine and accelerator are installed together.
 
-    Also an entry of `engine.archives` in plugin.yaml. `os` and `arch` are in the words of `platforms`.
+    Also an entry of `engine.archives` in plugin.yaml. `os` and `arch` have the values of `platforms`.
     """
 
     url: str
@@ -62,50 +62,49 @@ class Archive:
     accelerator: str = "cpu"
     sha256: str = field(default="", metadata={"pattern": r"(sha256:)?[0-9a-fA-F]{64}", "form": "64 hex digits"})
     size: int = field(default=0, metadata={"min": 0})
-    """Bytes; 0: unknown."""
+    """The size in bytes; 0: unknown."""
     checksums: str = ""
-    """URL or path of a file with the digest, for an archive without `sha256`; empty: URL.sha256 is tried."""
+    """URL or path of a checksum file, for an archive without `sha256`; empty: URL.sha256."""
 
     @property
     def label(self) -> str:
-        """The archive for people and records: no credentials."""
+        """The URL without credentials, for messages and records."""
         return without_secrets(self.url)
 
 
 def likely_accelerators(platform: str) -> tuple[str, ...]:
-    """What `auto` tries, best first: only what can be known without asking a driver; the processor always."""
+    """The accelerators that `auto` tries, best first. Only those that are detected without a driver, and the CPU."""
     if platform == "darwin_arm64":
-        return ("metal", "cpu")  # each such machine has it
+        return ("metal", "cpu")  # each of these machines has Metal
     if platform.startswith("linux_") and sys.platform == "linux" and _NVIDIA.exists():
         return ("cuda", "cpu")
     return ("cpu",)
 
 
-def choose(archives: Sequence[Archive], accelerator: str, platform: str = "") -> tuple[Archive, ...]:
-    """The archives to install on this machine. Raises InstallError listing what there is."""
+def select_archives(archives: Sequence[Archive], accelerator: str, platform: str = "") -> tuple[Archive, ...]:
+    """The archives to install on this machine. Raises InstallError with the available ones."""
     platform = platform or platform_key()
     system, _, machine = platform.partition("_")
     fitting = [entry for entry in archives if entry.os in ("", system) and entry.arch in ("", machine)]
     for wanted in likely_accelerators(platform) if accelerator == "auto" else (accelerator,):
         if found := tuple(entry for entry in fitting if entry.accelerator == wanted):
             return found
-    there = ", ".join(sorted({entry.accelerator for entry in fitting}))
-    if there:
+    available = ", ".join(sorted({entry.accelerator for entry in fitting}))
+    if available:
         raise InstallError(
-            f"engine.accelerator: there is no archive for {accelerator} on {platform}, only for {there}. Name one of "
-            "these, or add an archive to engine.archives"
+            f"engine.accelerator: no archive for {accelerator} on {platform}. Set one of {available}, or add an "
+            "archive to engine.archives"
         )
     raise InstallError(
-        f"engine.archives: there is no archive for this machine ({platform}). Add one, or choose another "
-        "engine.backend"
+        f"engine.archives: no archive for this machine ({platform}). Add one, or set another engine.backend"
     )
 
 
-def digest_in(content: bytes, name: str) -> str:
-    """The SHA-256 of the file `name` in a checksum file, 64 hex digits; "" when it has none.
+def find_digest(content: bytes, name: str) -> str:
+    """The SHA-256 of the file `name` in a checksum file, as 64 hex digits; "" if it is missing.
 
-    Lines `HEX  name` and `HEX *name`, `SHA256 (name) = HEX`, a digest alone, or the JSON with which GitHub describes
-    a release.
+    Supported are lines `HEX  name`, `HEX *name` and `SHA256 (name) = HEX`, a single digest, and GitHub's JSON
+    description of a release.
     """
     text = content.decode("utf-8", "replace").strip().removeprefix("\ufeff")
     if text.startswith("{"):
@@ -134,18 +133,18 @@ def _digest_in_json(text: str, name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class DownloadRules:
-    """What plugin.yaml allows. `shelf` is the directory in which files are looked for when `offline`."""
+    """The settings of plugin.yaml for downloads. With `offline`, files are taken from `offline_dir` only."""
 
-    shelf: Path
+    offline_dir: Path
     offline: bool = False
     verify: bool = True
     policy: FetchPolicy = field(default_factory=FetchPolicy)
 
 
 class Downloads:
-    """Archives on this machine. `folder` keeps what has arrived, over restarts, until `clear`.
+    """Downloads and verifies archives. `folder` keeps downloaded files, also partial ones, until `clear`.
 
-    Used while the installation's lock is held. Files that are somewhere on this machine already stay there.
+    The caller holds the lock of the installation. Archives that plugin.yaml names by a path are not copied.
     """
 
     def __init__(self, folder: Path, rules: DownloadRules) -> None:
@@ -153,51 +152,51 @@ class Downloads:
         self._rules = rules
 
     async def clear(self) -> None:
-        """Forget everything that was downloaded."""
+        """Delete all downloaded files."""
         await in_thread(_remove_files, self._folder)
 
-    def forget_older(self, than: float) -> None:
-        """Delete what arrived before a time, in seconds since the epoch: a switch since has used it. Blocking."""
+    def remove_older(self, than: float) -> None:
+        """Delete the files from before `than`, in seconds since the epoch: a later switch has used them. Blocking."""
         if self._folder.is_dir():
             for entry in self._folder.iterdir():
                 if entry.stat().st_mtime <= than:
                     entry.unlink(missing_ok=True)
 
     async def get(self, archive: Archive, progress: Progress) -> Path:
-        """The archive's file, whole and verified. Raises InstallError or AuthError."""
+        """The complete and verified file of an archive. Raises InstallError or AuthError."""
         try:
             source = _source(archive.url)
             if isinstance(source, HttpSource) and self._rules.offline:
-                source = self._on_shelf(source, archive)
+                source = self._offline_file(source, archive)
             if isinstance(source, Path):
-                return await self._local(source, archive, progress)
-            return await self._fetched(source, archive, progress)
+                return await self._verify_local(source, archive, progress)
+            return await self._download(source, archive, progress)
         except AuthError as error:
             raise AuthError.retold(
                 error,
-                f"{error} Credentials for an installation stand in the URL, https://user:password@host/…; a server "
-                "that was only asked too often answers again later",
+                f"{error} Put the credentials for an installation into the URL, https://user:password@host/…; if the "
+                "server limits requests, try again later",
             ) from error
         except (DownloadError, NotFoundError) as error:
             raise InstallError.retold(error) from error
         except OSError as error:
             raise InstallError(f"{error.filename or archive.label}: {error.strerror or error}") from error
 
-    def _on_shelf(self, source: HttpSource, archive: Archive) -> Path:
-        path = self._rules.shelf / source.file_name
+    def _offline_file(self, source: HttpSource, archive: Archive) -> Path:
+        path = self._rules.offline_dir / source.file_name
         if path.is_file():
             return path
         raise InstallError(
-            f"engine.offline is true, and {path} is not there. Fetch {archive.label} on a machine with a network and "
-            f"put it there, and its SHA-256 beside it as {path.name}.sha256 (or in engine.archives)"
+            f"engine.offline is true, but {path} is missing. Download {archive.label} on another machine and copy it "
+            f"there, with its SHA-256 as {path.name}.sha256 (or in engine.archives)"
         )
 
-    async def _local(self, path: Path, archive: Archive, progress: Progress) -> Path:
+    async def _verify_local(self, path: Path, archive: Archive, progress: Progress) -> Path:
         size = await in_thread(_size, path)
         if archive.size and size != archive.size:
-            raise InstallError(f"{path}: the file has {size} bytes, expected are {archive.size}")
-        beside = [f"{path}.sha256", *(str(path.parent / name) for name in _BESIDE)]
-        expected = await self._digest(archive, path.name, beside, progress)
+            raise InstallError(f"{path}: size mismatch: expected {archive.size} bytes, got {size}")
+        beside = [f"{path}.sha256", *(str(path.parent / name) for name in _CHECKSUM_FILES)]
+        expected = await self._expected_digest(archive, path.name, beside, progress)
         progress(f"verifying {path}")
         digest = (await sha256_of(path)).removeprefix("sha256:")
         if expected and digest != expected:
@@ -206,14 +205,14 @@ class Downloads:
                 place=f"{path}: the file",
                 found=f"sha256:{digest}",
                 wanted=f"sha256:{expected}",
-                fix="Replace it by the right one",
+                fix="Replace the file",
             )
         return path
 
-    async def _fetched(self, source: HttpSource, archive: Archive, progress: Progress) -> Path:
+    async def _download(self, source: HttpSource, archive: Archive, progress: Progress) -> Path:
         name = source.file_name
-        expected = await self._digest(archive, name, [_beside(archive.url)], progress)
-        async with self._arrived(source, name, progress, expected, archive.size) as partial:
+        expected = await self._expected_digest(archive, name, [_digest_url(archive.url)], progress)
+        async with self._downloaded(source, name, progress, expected, archive.size) as partial:
             digest = partial.hexdigest()
             if not expected or digest == expected:
                 return partial.path
@@ -223,29 +222,31 @@ class Downloads:
                 place=f"{source.label}: the file",
                 found=f"sha256:{digest}",
                 wanted=f"sha256:{expected}",
-                fix="What arrived was deleted; try again, and correct the digest or the source if it stays so",
+                fix="The download was deleted. Try again; if the error persists, correct the digest or the source",
             )
 
-    async def _digest(self, archive: Archive, name: str, guesses: Sequence[str], progress: Progress) -> str:
-        """What the file must have. Raises InstallError when that is nowhere to be found and must be."""
+    async def _expected_digest(
+        self, archive: Archive, name: str, candidates: Sequence[str], progress: Progress
+    ) -> str:
+        """The digest that the file must have, "" if unknown. Raises InstallError if it is unknown but required."""
         if archive.sha256:
             return archive.sha256.lower().removeprefix("sha256:")
-        for place in (archive.checksums,) if archive.checksums else guesses:
-            listed = await self._small(place, progress, needed=bool(archive.checksums))
-            found = await in_thread(digest_in, listed, name)
+        for place in (archive.checksums,) if archive.checksums else candidates:
+            listed = await self._read_checksums(place, progress, needed=bool(archive.checksums))
+            found = await in_thread(find_digest, listed, name)
             if found:
                 return found
         if not self._rules.verify:
-            progress(f"{name} is not verified: no SHA-256 of it is known, and engine.verify is false")
+            progress(f"{name} is not verified: its SHA-256 is unknown, and engine.verify is false")
             return ""
-        where = without_secrets(archive.checksums) or " or ".join(without_secrets(guess) for guess in guesses)
+        where = without_secrets(archive.checksums) or " or ".join(without_secrets(guess) for guess in candidates)
         raise InstallError(
-            f"no SHA-256 of {name} is known, nor found in {where}, so it is not used. Give it in engine.archives "
-            "(sha256), name a file with it (checksums), or set engine.verify to false if you must"
+            f"{name}: the SHA-256 is unknown and not in {where}. Set it in engine.archives (sha256), name a checksum "
+            "file (checksums), or set engine.verify to false"
         )
 
-    async def _small(self, place: str, progress: Progress, *, needed: bool) -> bytes:
-        """A checksum file's content; nothing when it is absent and need not be there."""
+    async def _read_checksums(self, place: str, progress: Progress, *, needed: bool) -> bytes:
+        """The content of a checksum file; empty if it is missing and not `needed`."""
 
         def words_only(step: str | ChunkProgress) -> None:
             if isinstance(step, str):
@@ -253,13 +254,13 @@ class Downloads:
 
         source = _source(place)
         if isinstance(source, HttpSource) and self._rules.offline:
-            source = self._rules.shelf / source.file_name
+            source = self._rules.offline_dir / source.file_name
         if isinstance(source, Path):
             return await in_thread(_head, source) if source.is_file() else b""
         try:
             async with (
-                asyncio.timeout(_CHECKSUMS_PATIENCE),
-                self._arrived(source, "checksums", words_only, limit=_CHECKSUMS_LIMIT) as partial,
+                asyncio.timeout(_CHECKSUMS_TIMEOUT),
+                self._downloaded(source, "checksums", words_only, limit=_CHECKSUMS_LIMIT) as partial,
             ):
                 try:
                     return await in_thread(_head, partial.path)
@@ -267,8 +268,8 @@ class Downloads:
                     await in_thread(partial.discard)
         except TimeoutError:
             raise InstallError(
-                f"{source.label}: the file did not arrive in {_CHECKSUMS_PATIENCE:g} s. Check the network and try "
-                "again"
+                f"{source.label}: the download took more than {_CHECKSUMS_TIMEOUT:g} s. Check the network and "
+                "try again"
             ) from None
         except NotFoundError:
             if needed:
@@ -276,10 +277,10 @@ class Downloads:
             return b""
 
     @asynccontextmanager
-    async def _arrived(
+    async def _downloaded(
         self, source: HttpSource, name: str, progress: Progress, sha256: str = "", size: int = 0, limit: int = 0
     ) -> AsyncIterator[Partial]:
-        """A file from the network in an open partial, which outlives a failure."""
+        """Download a file into an open partial, which is kept after a failure."""
         partial = Partial(self._folder, _UNSAFE.sub("_", name)[-100:] or "archive")
 
         def publish(event: PullEvent) -> None:
@@ -307,7 +308,7 @@ class Downloads:
 
 
 def _source(url: str) -> HttpSource | Path:
-    """Where a URL or a path leads. Raises InstallError."""
+    """Parse a URL or a path. Raises InstallError."""
     scheme = url.partition("://")[0].lower() if "://" in url else ""
     try:
         if scheme in ("http", "https"):
@@ -319,20 +320,20 @@ def _source(url: str) -> HttpSource | Path:
     except (ValueError, RuntimeError) as error:
         raise InstallError(f"{without_secrets(url)}: {error}") from error
     raise InstallError(
-        f"{without_secrets(url)}: this is neither an http(s) or file:// URL nor an absolute path (which "
-        "${PLUGIN_DIR} begins)"
+        f"{without_secrets(url)}: neither an http(s) or file:// URL nor an absolute path. ${{PLUGIN_DIR}} stands for "
+        "the plugin's directory"
     )
 
 
-def _beside(url: str) -> str:
-    """Where many projects put a file's digest."""
+def _digest_url(url: str) -> str:
+    """The URL at which many projects publish the digest of a file."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(path=f"{parts.path}.sha256"))
 
 
 def _size(path: Path) -> int:
     if not path.is_file():
-        raise InstallError(f"{path}: there is no such file. Correct the path in engine.archives")
+        raise InstallError(f"{path}: the file does not exist. Correct the path in engine.archives")
     return path.stat().st_size
 
 

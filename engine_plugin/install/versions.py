@@ -1,15 +1,15 @@
-"""An engine's software below one directory: each version in a directory of its own, one of them switched on.
+"""The installed versions of an engine's software, each in a directory of its own; one of them is current.
 
-    <root>/current-<engine>.json           names the version that an engine uses
-    <root>/versions/<kind>-<version>-…/    a whole, checked version; `.installed.json` in it lists its files' sizes
-    <root>/versions/staging-…/             one that is being made, or temporary files of that; removed if that fails,
-                                           or by the next installation
-    <root>/install.lock                    one installation at a time, between processes too
+    <root>/current-<engine>.json           names the current version of an engine
+    <root>/versions/<kind>-<version>-…/    a complete, checked version; its `.installed.json` lists the sizes of files
+    <root>/versions/staging-…/             a version in progress, or its temporary files; removed after a failure, or
+                                           by the next installation
+    <root>/install.lock                    allows one installation at a time, also between processes
 
-A version is on the disk itself before it is switched on, and the switch before the old version goes, so that a loss
-of power leaves one of them whole. Versions in use stay (holds.py) until a later installation or start.
+A new version is synced to the disk before it becomes current, and the old version is removed after that, so one
+complete version survives a loss of power. Versions in use (install.holds) stay until a later installation or start.
 
-Knows no engine: what fills a directory, and what proves it, comes from the caller.
+The caller provides the functions that fill and check a directory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.download.disk import disk_reason
 from engine_plugin.errors import EnginePluginError, InstallError, PreconditionError
-from engine_plugin.install.holds import Hold, hold, remove_unless_held
+from engine_plugin.install.holds import Hold, hold_version, remove_unless_held
 from engine_plugin.manifest.paths import is_directory
 from engine_plugin.system.files import in_thread, private_folder, read_json, sync_folder, sync_tree, write_json
 from engine_plugin.system.trust import distrust
@@ -39,72 +39,72 @@ if TYPE_CHECKING:
 
     from engine_plugin.engines.base import Progress
 
-__all__ = ["Installation", "Steps", "Version"]
+__all__ = ["InstallSteps", "Installation", "InstalledVersion"]
 
 log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT = 1800.0
-"""Seconds for which another process's installation is waited for."""
+"""Seconds to wait for the installation of another process."""
 
 _LOCK_PAUSE = 0.1
 _CURRENT = "current"
 _LOCK = "install.lock"
 _STAGING = "staging-"
 _FILES = ".installed.json"
-_CACHES = ".pyc"  # Python recreates damaged ones
+_CACHES = ".pyc"  # Python recreates these
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 _FOLDER = re.compile(r"[A-Za-z0-9._+-]{1,255}")
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
-    """An installed version: where it lies, and what `Steps.check` said of it (`kind`, `version`, …)."""
+class InstalledVersion:
+    """An installed version: its directory and the facts from `InstallSteps.check` (`kind`, `version`, …)."""
 
     folder: Path
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
-    """What one installation is made of. What they raise ends it."""
+class InstallSteps:
+    """The steps of one installation. An exception in a step aborts it."""
 
     fill: Callable[[Path], Awaitable[None]]
-    """Puts the software into a new, empty directory. It is moved later, so nothing in it may name the directory."""
+    """Fills a new, empty directory. The directory is renamed later, so no file in it may contain its path."""
 
     check: Callable[[Path], Awaitable[Mapping[str, str]]]
-    """Runs what is in the directory, and returns its facts; `kind` and `version` name the directory."""
+    """Runs the software in the directory and returns its facts; `kind` and `version` name the directory."""
 
     adopt: Callable[[], Awaitable[None]]
-    """Called when the new version is switched on, and again if that failed and the old one is switched on again:
-    moves a running engine over, and proves it."""
+    """Switches a running engine to the current version and checks it. Called after the switch to the new version and
+    again after a switch back."""
 
-    needless: Callable[[], bool] = lambda: False
-    """Asked once nobody else installs any more: whether somebody has done meanwhile what is wanted here."""
+    is_done: Callable[[], bool] = lambda: False
+    """Whether another process has completed the same installation. Called with the lock held."""
 
 
 class Installation:
-    """The software below `root`. Used by one event loop; other processes may use the same directory."""
+    """The versions below `root`. Used from one event loop; other processes may use the same directory."""
 
     def __init__(self, root: Path, engine: str = "") -> None:
-        """`engine` owns the versions: several engines may use the same data directory. No I/O."""
+        """`engine` owns the versions, because several engines can share a data directory. No I/O."""
         self.root = root
         self._versions = root / "versions"
         self._pointer = root / (f"{_CURRENT}-{engine}.json" if engine else f"{_CURRENT}.json")
 
-    def current(self) -> Version | None:
-        """The version that is switched on, None when there is none. Reads a small file.
+    def current(self) -> InstalledVersion | None:
+        """The current version, None without one. Reads a small file.
 
-        Raises PreconditionError when another user could change it, or what it names.
+        Raises PreconditionError if another user could change the file or the version.
         """
-        found = self._pointed(self._pointer)
+        found = self._read_pointer(self._pointer)
         while found is not None and not is_directory(found.folder):
-            again = self._pointed(self._pointer)
+            again = self._read_pointer(self._pointer)
             if again == found:
                 return None
-            found = again  # another installation ended between our two looks
+            found = again  # another installation ended in between
         return found
 
-    def _pointed(self, pointer: Path) -> Version | None:
+    def _read_pointer(self, pointer: Path) -> InstalledVersion | None:
         self._require_trust(pointer)
         shape = read_json(pointer) or {}
         name, facts = shape.get("folder"), shape.get("facts")
@@ -112,20 +112,20 @@ class Installation:
             return None
         self._require_trust(self._versions / name)
         known = facts if isinstance(facts, dict) else {}
-        return Version(self._versions / name, {str(key): str(value) for key, value in known.items()})
+        return InstalledVersion(self._versions / name, {str(key): str(value) for key, value in known.items()})
 
     def _require_trust(self, path: Path) -> None:
         if doubt := distrust(path):
-            raise PreconditionError(f"the installation in {self.root} is not used: {doubt}")
+            raise PreconditionError(f"the installation in {self.root} cannot be trusted: {doubt}")
 
     def hold(self, folder: Path) -> Hold | None:
-        """Keep an installed version from being removed while it runs; None when it is gone already. Blocking."""
-        return hold(folder, _FILES)
+        """Hold an installed version while it runs; None if it was removed. Blocking."""
+        return hold_version(folder, _FILES)
 
     def damage(self, folder: Path) -> str:
-        """What is wrong with an installed version's files, "" when all have the sizes that they were installed with.
+        """Describe missing or truncated files of an installed version, "" without any.
 
-        Blocking: one stat for each file.
+        Blocking: one stat per file.
         """
         listed = folder / _FILES
         if not listed.exists():
@@ -141,16 +141,16 @@ class Installation:
         has = "is missing" if found is None else f"has {found} of {size} bytes"
         return f"{folder / name} {has} ({len(wrong)} of {len(sizes)} files are damaged)"
 
-    async def replace(self, steps: Steps, progress: Progress) -> bool:
-        """Install a version beside what is there, prove it, switch to it, remove the others.
+    async def replace(self, steps: InstallSteps, progress: Progress) -> bool:
+        """Install a version beside the present ones, check it, switch to it and remove the others.
 
-        False when another process has done it meanwhile. Whatever fails, and after a cancellation too, what was there
-        is there, switched on, and the new version is gone. Raises InstallError, and what `fill` and `check` raise.
+        Returns False if another process has done so. After a failure or a cancellation the old version is current and
+        the new one is removed. Raises InstallError, and the errors of `fill` and `check`.
         """
         try:
             await in_thread(private_folder, self._versions)
             async with self._locked(progress):
-                if steps.needless():
+                if steps.is_done():
                     return False
                 try:
                     await self._replace(steps, progress)
@@ -160,24 +160,24 @@ class Installation:
                 return True
         except OSError as error:
             raise InstallError(
-                f"{error.filename or self.root}: {disk_reason(error, self.root)}. Nothing was changed; check the "
-                "data directory's permissions and the room on its disk."
+                f"{error.filename or self.root}: {disk_reason(error, self.root)}. The installation was not "
+                "changed. Check the permissions of the data directory and the free space on its disk"
             ) from error
 
-    async def _replace(self, steps: Steps, progress: Progress) -> None:
-        await in_thread(self._remove_unused)  # we hold the lock: no other installation works on what else is here
+    async def _replace(self, steps: InstallSteps, progress: Progress) -> None:
+        await in_thread(self._remove_unused)  # with the lock held, no other installation uses these
         staging = Path(await in_thread(tempfile.mkdtemp, prefix=_STAGING, dir=self._versions))
         await steps.fill(staging)
         progress("checking that it runs")
         facts = {str(key): str(value) for key, value in (await steps.check(staging)).items()}
         name = _UNSAFE.sub("_", f"{facts.get('kind', 'version')}-{facts.get('version', 'unknown')}")[:80]
-        new = Version(self._versions / f"{name}-{staging.name.removeprefix(_STAGING)}", facts)
-        progress("writing it to the disk")
-        await in_thread(self._settle, staging, new.folder)
+        new = InstalledVersion(self._versions / f"{name}-{staging.name.removeprefix(_STAGING)}", facts)
+        progress("syncing it to the disk")
+        await in_thread(self._publish, staging, new.folder)
         await self._switch(new, steps, progress)
         await in_thread(self._remove_unused)
 
-    async def _switch(self, new: Version, steps: Steps, progress: Progress) -> None:
+    async def _switch(self, new: InstalledVersion, steps: InstallSteps, progress: Progress) -> None:
         old = self.current()
         try:
             await in_thread(self._point, new)
@@ -185,28 +185,28 @@ class Installation:
         except BaseException as error:
             if self.current() != old:
                 await in_thread(self._point, old)
-            if isinstance(error, Exception):  # a cancellation leaves no time to move an engine: it is stopping
+            if isinstance(error, Exception):  # after a cancellation the engine is stopping
                 raise await self._rolled_back(error, old, steps, progress) from error
             raise
 
     async def _rolled_back(
-        self, error: Exception, old: Version | None, steps: Steps, progress: Progress
+        self, error: Exception, old: InstalledVersion | None, steps: InstallSteps, progress: Progress
     ) -> InstallError:
-        """Have what was used before be used again, and say so."""
-        before = f"version {old.facts.get('version', 'unknown')}" if old else "what was there before"
-        progress(f"the new version failed; going back to {before}")
+        """Switch the engine back to the old version; return the error to raise."""
+        before = f"version {old.facts.get('version', 'unknown')}" if old else "the previous software"
+        progress(f"the new version failed; switching back to {before}")
         try:
             await steps.adopt()
         except EnginePluginError as second:
             return InstallError(
-                f"the new version failed: {error}. {before} is switched on again, but the engine did not come back "
-                f"with it: {second}. Call StartEngine."
+                f"the new version failed: {error}. {before} is current again, but the engine did not start with it: "
+                f"{second}. Call StartEngine"
             )
-        return InstallError(f"the new version failed, {before} is used again: {error}")
+        return InstallError(f"the new version failed; {before} is used again: {error}")
 
     @asynccontextmanager
     async def scratch(self) -> AsyncIterator[Path]:
-        """A directory for temporary files on the versions' disk, for what `Steps.fill` runs."""
+        """A directory for the temporary files of `InstallSteps.fill`, on the disk of the versions."""
         folder = Path(await in_thread(tempfile.mkdtemp, prefix=_STAGING, dir=self._versions))
         try:
             yield folder
@@ -215,16 +215,16 @@ class Installation:
 
     # Blocking
 
-    def _settle(self, staging: Path, folder: Path) -> None:
-        """List the files, have all of them on the disk itself, and only then give the directory its name."""
-        sizes = {path.relative_to(staging).as_posix(): path.stat().st_size for path in _files(staging)}
+    def _publish(self, staging: Path, folder: Path) -> None:
+        """List the files, sync them to the disk, then rename the directory."""
+        sizes = {path.relative_to(staging).as_posix(): path.stat().st_size for path in _installed_files(staging)}
         write_json(staging / _FILES, {"files": sizes}, staging)
         sync_tree(staging)
         staging.rename(folder)
         sync_folder(self._versions)
 
-    def _point(self, version: Version | None) -> None:
-        """Switch: from one instant to the next, for every process that looks."""
+    def _point(self, version: InstalledVersion | None) -> None:
+        """Make a version current, atomically for all processes."""
         if version is None:
             self._pointer.unlink(missing_ok=True)
             sync_folder(self.root)
@@ -232,11 +232,11 @@ class Installation:
             shape: dict[str, Any] = {"folder": version.folder.name, "facts": dict(version.facts)}
             write_json(self._pointer, shape, self.root)
 
-    def sweep(self, forget: Callable[[float], None]) -> None:
-        """Remove what a killed installation left, and versions that were still in use when they were replaced.
+    def sweep(self, remove_older: Callable[[float], None]) -> None:
+        """Remove the remains of killed installations, and versions that were in use when they were replaced.
 
-        `forget` removes what was downloaded before a time (seconds since the epoch), that of the last switch. Does
-        nothing while there is an installation, or on a disk that cannot be written.
+        `remove_older` deletes the downloads from before a time (seconds since the epoch), that of the last switch.
+        Does nothing during an installation, or on a read-only disk.
         """
         from filelock import Timeout  # not before the handshake
 
@@ -246,16 +246,16 @@ class Installation:
             with self._lock().acquire(blocking=False):
                 self._remove_unused()
                 if self._pointer.exists():
-                    forget(self._pointer.stat().st_mtime)
+                    remove_older(self._pointer.stat().st_mtime)
         except Timeout:
             return
         except OSError as error:
-            log.info("%s is not swept: %s", self.root, error)
+            log.info("cannot clean up %s: %s", self.root, error)
 
     def _remove_unused(self) -> None:
-        """Remove what a killed installation left, and the versions that are neither switched on nor in use."""
+        """Remove the remains of killed installations, and versions that are neither current nor in use."""
         pointers = [self._pointer, *self.root.glob(f"{_CURRENT}-*.json")]
-        wanted = {version.folder for version in map(self._pointed, pointers) if version is not None}
+        wanted = {version.folder for version in map(self._read_pointer, pointers) if version is not None}
         entries = list(self._versions.iterdir())
         for entry in entries:
             if entry.name.startswith(_STAGING) or not entry.is_dir():
@@ -271,21 +271,24 @@ class Installation:
 
     @asynccontextmanager
     async def _locked(self, progress: Progress) -> AsyncIterator[None]:
-        """Hold the installation against other processes."""
+        """Hold the installation lock."""
         from filelock import Timeout  # not before the handshake
 
         lock = self._lock()
-        told = False
+        announced = False
         give_up = asyncio.get_running_loop().time() + LOCK_TIMEOUT
         while True:
             with suppress(Timeout):
                 lock.acquire(blocking=False)
                 break
-            if not told:
-                told = True
+            if not announced:
+                announced = True
                 progress("waiting for another installation")
             if asyncio.get_running_loop().time() > give_up:
-                raise InstallError(f"another installation holds {lock.lock_file} for {LOCK_TIMEOUT:g} s")
+                raise InstallError(
+                    f"another installation has held {lock.lock_file} for {LOCK_TIMEOUT:g} s. Wait for its end "
+                    "and try again"
+                )
             await asyncio.sleep(_LOCK_PAUSE)
         try:
             yield
@@ -293,8 +296,8 @@ class Installation:
             lock.release()
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """The files below a version's directory by which it can be told to be whole. Blocking."""
+def _installed_files(folder: Path) -> Iterator[Path]:
+    """The files of a version that must be present. Blocking."""
     for here, _, names in os.walk(folder):
         for path in map(Path(here).joinpath, names):
             if path.suffix != _CACHES and path.is_file():

@@ -1,4 +1,4 @@
-"""After a loss of power, a kill or another plugin's work, an installation is one whole version and nothing else."""
+"""Durability: after a loss of power, a kill or a concurrent installation, one complete version is installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_plugin.install.versions import Installation, Steps
+from engine_plugin.install.versions import Installation, InstallSteps
 from engine_plugin.system.files import private_folder, write_json
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="descriptors and lock
 
 
 async def install(installation: Installation, version: str, switched: Callable[[], None] = lambda: None) -> Path:
-    """Install a version of three files; where it lies."""
+    """Install a version of three files; return its directory."""
 
     async def fill(folder: Path) -> None:
         (folder / "lib" / "deep").mkdir(parents=True)
@@ -39,7 +39,7 @@ async def install(installation: Installation, version: str, switched: Callable[[
     async def adopt() -> None:
         switched()
 
-    await installation.replace(Steps(fill, check, adopt), lambda _step: None)
+    await installation.replace(InstallSteps(fill, check, adopt), lambda _step: None)
     current = installation.current()
     assert current is not None
     return current.folder
@@ -50,7 +50,7 @@ def versions(installation: Installation) -> list[str]:
 
 
 class Disk:
-    """What was synced, renamed and removed, in this order; a name is that of the moment."""
+    """The sync, rename and remove operations in order, with the names at that moment."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.journal: list[tuple[str, Path]] = []
@@ -85,13 +85,13 @@ class Disk:
             monkeypatch.setattr(os, name, moved(name))
 
     def when(self, what: str, path: Path) -> int:
-        """When it happened, the first time."""
+        """The index of the first such operation."""
         return self.journal.index((what, path))
 
 
 @posix
 @pytest.mark.promise("U1")
-async def test_a_version_is_on_the_disk_before_it_is_switched_on_and_the_switch_before_the_old_one_goes(
+async def test_version_is_synced_before_the_switch_and_the_switch_before_the_removal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installation = Installation(tmp_path / "software", "engine")
@@ -108,15 +108,15 @@ async def test_a_version_is_on_the_disk_before_it_is_switched_on_and_the_switch_
     assert staged / f".installed.json.{os.getpid()}.tmp" in synced
     switched = disk.when("name", pointer)
     in_versions = [at for at, entry in enumerate(disk.journal) if entry == ("sync", new.parent)]
-    assert any(named < at < switched for at in in_versions), "the directory's name is on the disk, too"
+    assert any(named < at < switched for at in in_versions), "the rename of the directory is synced too"
     gone = next(at for at, (what, path) in enumerate(disk.journal) if what == "name" and path.name.endswith(old.name))
     in_root = [at for at, entry in enumerate(disk.journal) if entry == ("sync", pointer.parent)]
-    assert any(switched < at < gone for at in in_root), "the switch is on the disk before the old version goes"
+    assert any(switched < at < gone for at in in_root), "the switch is synced before the old version is removed"
 
 
 @posix
 @pytest.mark.promise("U1")
-def test_new_folders_and_records_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_folders_and_records_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Disk(monkeypatch)
     private_folder(tmp_path / "data" / "models" / ".records")
     write_json(tmp_path / "data" / "models" / ".records" / "m.json", {"name": "m"}, tmp_path / "data")
@@ -140,19 +140,21 @@ def test_new_folders_and_records_are_on_the_disk(tmp_path: Path, monkeypatch: py
         (lambda folder: (folder / ".installed.json").write_bytes(b""), r"\.installed\.json cannot be read"),
     ],
 )
-async def test_damage_is_noticed(tmp_path: Path, harm: Callable[[Path], None], complaint: str) -> None:
+async def test_missing_and_truncated_files_are_reported(
+    tmp_path: Path, harm: Callable[[Path], None], complaint: str
+) -> None:
     installation = Installation(tmp_path / "software", "engine")
     folder = await install(installation, "1")
     assert installation.damage(folder) == ""
     (folder / "cached.pyc").write_bytes(b"")
     (folder / "added").touch()
-    assert installation.damage(folder) == "", "neither Python's caches nor further files are damage"
+    assert installation.damage(folder) == "", "changed Python caches and additional files are not damage"
     harm(folder)
     assert re.search(complaint, installation.damage(folder))
 
 
 @pytest.mark.promise("U5")
-async def test_two_engines_on_one_data_directory_keep_their_versions(tmp_path: Path) -> None:
+async def test_engines_that_share_a_data_directory_keep_their_versions(tmp_path: Path) -> None:
     one, other = Installation(tmp_path / "software", "one"), Installation(tmp_path / "software", "other")
     first = await install(one, "1")
     assert other.current() is None
@@ -178,7 +180,7 @@ sys.stdin.readline()
 
 @pytest.mark.promise("U6")
 @pytest.mark.parametrize("end", ["it ends", "it is killed"])
-async def test_a_version_in_use_by_another_process_stays_until_that_ends(tmp_path: Path, end: str) -> None:
+async def test_version_held_by_another_process_is_kept_until_that_ends(tmp_path: Path, end: str) -> None:
     installation = Installation(tmp_path / "software", "engine")
     old = await install(installation, "1")
     user = await asyncio.create_subprocess_exec(
@@ -205,7 +207,7 @@ async def test_a_version_in_use_by_another_process_stays_until_that_ends(tmp_pat
 
 
 @pytest.mark.promise("U6")
-async def test_what_is_gone_cannot_be_held_and_a_lost_hold_is_released(tmp_path: Path) -> None:
+async def test_removed_version_cannot_be_held_and_a_dropped_hold_is_released(tmp_path: Path) -> None:
     installation = Installation(tmp_path / "software", "engine")
     old = await install(installation, "1")
     hold = installation.hold(old)
@@ -217,7 +219,7 @@ async def test_what_is_gone_cannot_be_held_and_a_lost_hold_is_released(tmp_path:
     installation.sweep(lambda _than: None)
     assert installation.hold(old) is None
     new = await install(installation, "3")
-    assert installation.hold(new) is not None  # and it is not kept, as by a caller that was cancelled
+    assert installation.hold(new) is not None  # the hold is dropped, as by a cancelled caller
     await install(installation, "4")
     assert versions(installation) == ["engine-4"]
 
@@ -225,7 +227,7 @@ async def test_what_is_gone_cannot_be_held_and_a_lost_hold_is_released(tmp_path:
 KILLED = """
 import asyncio, os, sys
 from pathlib import Path
-from engine_plugin.install.versions import Installation, Steps
+from engine_plugin.install.versions import Installation, InstallSteps
 
 async def main(root):
     async def fill(folder):
@@ -234,14 +236,14 @@ async def main(root):
         return {"kind": "engine", "version": "2"}
     async def adopt():
         os._exit(9)
-    await Installation(root, "engine").replace(Steps(fill, check, adopt), lambda step: None)
+    await Installation(root, "engine").replace(InstallSteps(fill, check, adopt), lambda step: None)
 
 asyncio.run(main(Path(sys.argv[1])))
 """
 
 
 @pytest.mark.promise("U7")
-async def test_a_kill_between_the_switch_and_the_cleaning_is_cleaned_up_later(tmp_path: Path) -> None:
+async def test_version_left_by_a_kill_after_the_switch_is_removed_later(tmp_path: Path) -> None:
     installation = Installation(tmp_path / "software", "engine")
     await install(installation, "1")
     process = await asyncio.create_subprocess_exec(
@@ -258,7 +260,7 @@ async def test_a_kill_between_the_switch_and_the_cleaning_is_cleaned_up_later(tm
 
 
 @pytest.mark.promise("U7")
-async def test_nothing_is_swept_while_another_installation_is_under_way(tmp_path: Path) -> None:
+async def test_sweep_does_nothing_during_an_installation(tmp_path: Path) -> None:
     installation = Installation(tmp_path / "software", "engine")
     swept: list[float] = []
 

@@ -1,4 +1,4 @@
-"""pip, run as a helper: its progress in bytes, its temporary files and its failures."""
+"""pip as a subprocess: progress in bytes, temporary files, settings and failures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WHEEL = "heavy-1.0-py3-none-any.whl"
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a package index on loopback with one wheel of 3 MiB; it needs no network."""
+    """The URL of a package index on loopback with one wheel of 3 MiB."""
     folder = tmp_path_factory.mktemp("index")
     (folder / "heavy").mkdir()
     information = "heavy-1.0.dist-info"
@@ -58,15 +58,13 @@ def environ(index: str) -> dict[str, str]:
 
 @pytest.mark.promise("L8")
 def test_the_wheel_requires_pip() -> None:
-    """An environment of pipx or uv has no pip but for a package that depends on it."""
+    """An environment of pipx or uv has pip only if a package depends on it."""
     assert any(each.startswith("pip>=") for each in importlib.metadata.requires("engine-plugin") or ())
 
 
 @pytest.mark.promise("T5")
 @pytest.mark.promise("U4")
-async def test_downloads_are_reported_in_bytes_and_temporary_files_stay_in_the_scratch_directory(
-    index: str, tmp_path: Path
-) -> None:
+async def test_downloads_are_reported_in_bytes_and_temporary_files_are_in_scratch(index: str, tmp_path: Path) -> None:
     told: list[str | ChunkProgress] = []
     scratch, nowhere = tmp_path / "scratch", tmp_path / "nowhere"
     scratch.mkdir()
@@ -81,8 +79,8 @@ async def test_downloads_are_reported_in_bytes_and_temporary_files_stay_in_the_s
 
 
 @pytest.mark.promise("U4")
-async def test_a_full_disk_is_not_taken_for_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """pip's own words, as it printed them on a full file system of 60 MB."""
+async def test_full_disk_is_reported_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output of pip on a full file system of 60 MB."""
 
     async def run(_argv: object, _env: object, tell: Callable[[str], None]) -> int:
         tell("Collecting heavy==1.0")
@@ -91,7 +89,7 @@ async def test_a_full_disk_is_not_taken_for_the_network(tmp_path: Path, monkeypa
         return 1
 
     monkeypatch.setattr(python, "run_telling", run)
-    with pytest.raises(InstallError, match=r"target: No space left on device\. Free some space there") as it:
+    with pytest.raises(InstallError, match=r"target: No space left on device\. Free space there") as it:
         await install_packages(tmp_path / "target", ["heavy"], os.environ, print, scratch=tmp_path)
     assert "network" not in str(it.value)
 
@@ -112,10 +110,10 @@ constraint = /nowhere.txt
 
 @pytest.mark.promise("L5", "X2")
 @pytest.mark.parametrize("by_file", [False, True], ids=["variables", "pip.conf"])
-async def test_settings_that_choose_another_place_do_not_count_and_the_index_does(
+async def test_only_network_settings_of_pip_apply(
     index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_file: bool
 ) -> None:
-    """Nor does a pip.py in the working directory, or a Python that the environment moves elsewhere."""
+    """A pip.py in the working directory and Python variables of the environment are ignored too."""
     (tmp_path / "pip.py").write_text("raise SystemExit('pip.py of the working directory')\n")
     monkeypatch.chdir(tmp_path)
     env = environ(index) | {"PYTHONHOME": "/nowhere", "PYTHONSTARTUP": "/nowhere"}
@@ -132,7 +130,7 @@ async def test_settings_that_choose_another_place_do_not_count_and_the_index_doe
 
 
 @pytest.mark.promise("L5")
-async def test_a_broken_pip_conf_is_named(index: str, tmp_path: Path) -> None:
+async def test_invalid_pip_conf_is_reported(index: str, tmp_path: Path) -> None:
     settings = tmp_path / "pip.conf"
     settings.write_text("no section\n")
     env = environ(index) | {"PIP_CONFIG_FILE": str(settings)}

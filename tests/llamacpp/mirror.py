@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest_asyncio
 
 from engine_plugin.engines.llamacpp.releases import release_archives
-from engine_plugin.install.releases import choose
+from engine_plugin.install.releases import select_archives
 from tests.install.packing import Member, pack
 from tests.models.server import FileServer, file_server, without_proxies
 
@@ -36,7 +36,7 @@ class Mirror:
         self._root = root
 
     def name(self, tag: str) -> str:
-        [archive] = choose(release_archives(tag, self.url, ""), "auto")
+        [archive] = select_archives(release_archives(tag, self.url, ""), "auto")
         assert archive.url.startswith(f"{self.url}/{tag}/")
         return archive.url.rpartition("/")[2]
 

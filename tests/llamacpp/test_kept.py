@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine_plugin.engines.openvino.options import OpenVinoOptions
-from engine_plugin.engines.openvino.software import Software as OpenVinoSoftware
+from engine_plugin.engines.openvino.software import OpenVinoSoftware
 from engine_plugin.errors import EnginePluginError, PreconditionError, UnavailableError
 from engine_plugin.install import software as shared_module
 
@@ -67,7 +67,7 @@ async def test_a_program_that_the_system_does_not_run_says_what_to_do(serve: Ser
     [program] = (software(running) / "versions").rglob("llama-server")
     program.write_bytes(b"\0" * program.stat().st_size)
     with pytest.raises(
-        EnginePluginError, match=r"Exec format error\. If it is damaged, call InstallEngine with cover"
+        EnginePluginError, match=r"Exec format error\. If the installation is damaged, call InstallEngine with cover"
     ):
         await running.client.start_engine()
     await running.client.install_engine(cover=True)
@@ -91,7 +91,7 @@ async def test_a_version_that_another_program_locks_is_waited_for(
 ) -> None:
     import fcntl
 
-    monkeypatch.setattr(shared_module, "_TAKES", 2)
+    monkeypatch.setattr(shared_module, "_ACQUIRE_ATTEMPTS", 2)
     running = await installed(serve, mirror)
     [folder] = (software(running) / "versions").iterdir()
     descriptor = os.open(folder, os.O_RDONLY)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from engine_plugin.engines.llamacpp.command import ServerSettings, server_command
-from engine_plugin.engines.llamacpp.software import Backend
+from engine_plugin.engines.llamacpp.software import LlamaCppBackend
 from engine_plugin.errors import EnginePluginError, InstallError, PreconditionError, UnavailableError
 
 from .running import HELLO
@@ -79,7 +79,7 @@ async def test_none_anywhere(serve: Serve, scratch: Path) -> None:
     assert check.detail == "no llama-server: none on PATH"
     with pytest.raises(PreconditionError, match="no llama-server: none on PATH"):
         await running.client.start_engine()
-    with pytest.raises(EnginePluginError, match="asks for one that is here already") as refused:
+    with pytest.raises(EnginePluginError, match=r"does not install the backend that plugin\.yaml selects") as refused:
         await running.client.install_engine()
     assert refused.value.code == InstallError.code
 
@@ -139,7 +139,7 @@ def settings(**changes: Any) -> ServerSettings:
 
 def test_llama_cpp_knows_every_argument(tmp_path: Path) -> None:
     """xllamacpp has llama.cpp's argument parser in it."""
-    backend = Backend("llama-server", "", "", executable="llama-server")
+    backend = LlamaCppBackend("llama-server", "", "", executable="llama-server")
     argv = server_command(backend, settings(), tmp_path / "key")
     flags = {word.encode() for word in argv[argv.index("llama-server") :] if word.startswith("--")}
     assert len(flags) > 15
@@ -163,7 +163,9 @@ def test_llama_cpp_knows_every_argument(tmp_path: Path) -> None:
     ],
 )
 def test_arguments(tmp_path: Path, changes: dict[str, Any], present: list[str], absent: list[str]) -> None:
-    argv = server_command(Backend("llama-server", "", "", executable="x"), settings(**changes), tmp_path / "key")
+    argv = server_command(
+        LlamaCppBackend("llama-server", "", "", executable="x"), settings(**changes), tmp_path / "key"
+    )
     assert set(present) <= set(argv)
     assert not set(absent) & set(argv)
     assert "secret" not in json.dumps(argv)

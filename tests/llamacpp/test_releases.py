@@ -18,7 +18,7 @@ from engine_plugin.engines.llamacpp.releases import find_server, release_archive
 from engine_plugin.engines.options import option_problems
 from engine_plugin.errors import EnginePluginError, InstallError, PreconditionError
 from engine_plugin.install import software as shared_module
-from engine_plugin.install.releases import choose
+from engine_plugin.install.releases import select_archives
 from engine_plugin.manifest import load_manifest
 from tests.install.packing import Member, pack
 from tests.models.server import Script
@@ -166,7 +166,7 @@ async def test_a_version_that_does_not_run_never_disturbs_the_engine(serve: Serv
     await running.client.start_engine()
     await running.client.load_model("tiny-chat-gguf")
     pid = await running.engine_pid("tiny-chat-gguf")
-    with pytest.raises(EnginePluginError, match=r"does not run, nothing was changed: .*libgomp is missing") as caught:
+    with pytest.raises(EnginePluginError, match=r"was not changed: .*libgomp is missing") as caught:
         await running.client.upgrade_engine()
     assert caught.value.code == InstallError.code
     assert await running.engine_pid("tiny-chat-gguf") == pid
@@ -179,7 +179,7 @@ async def test_a_version_that_cannot_load_what_was_loaded_is_rolled_back(serve: 
     running = await upgradable(serve, mirror, PICKY)
     await running.client.start_engine()
     await running.client.load_model("tiny-random")
-    with pytest.raises(EnginePluginError, match="the new version failed, version b2000 is used again"):
+    with pytest.raises(EnginePluginError, match="the new version failed; version b2000 is used again"):
         await running.client.upgrade_engine()
     assert (origin(running), await running.client.get_version()) == ("b2000", "b2000")
     assert await running.loaded() == ["tiny-random"]
@@ -246,7 +246,7 @@ async def test_an_archive_without_a_server(serve: Serve, scratch: Path) -> None:
     data = pack(scratch / "a.zip", [Member("llama-cli", b"")]).read_bytes()
     archive = {"url": str(scratch / "a.zip"), "sha256": hashlib.sha256(data).hexdigest()}
     running = await serve(backend="release", archives=[archive], start=False)
-    with pytest.raises(EnginePluginError, match="there is no llama-server in what was unpacked"):
+    with pytest.raises(EnginePluginError, match="the archive contains no llama-server"):
         await running.client.install_engine()
     assert versions(running) == []
 
@@ -259,7 +259,7 @@ async def test_offline_says_what_to_put_where(serve: Serve) -> None:
     assert f"https://github.com/ggml-org/llama.cpp/releases/download/{tag}/llama-{tag}-bin-" in str(caught.value)
     assert str(software(running) / "offline") in str(caught.value)
     pip = await serve(backend="xllamacpp", offline=True, start=False)
-    with pytest.raises(EnginePluginError, match=r"pip could not install it: .* Put the wheels into .*offline"):
+    with pytest.raises(EnginePluginError, match=r"pip failed: .* Put the wheels into .*offline"):
         await pip.client.install_engine(cover=True)
 
 
@@ -277,9 +277,9 @@ async def test_gguf_comes_along_when_it_is_missing(
         (target / "gguf-9.dist-info").mkdir(parents=True)
         (target / "gguf-9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: gguf\nVersion: 9\n")
 
-    found = shared_module.version_in
+    found = shared_module.distribution_version
     monkeypatch.setattr(shared_module, "install_packages", pip)
-    monkeypatch.setattr(software_module, "version_in", lambda path, name: found(path, name) if path else "")
+    monkeypatch.setattr(software_module, "distribution_version", lambda path, name: found(path, name) if path else "")
     mirror.publish("b2000")
     running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
     assert (await running.client.install_engine()).endswith("version b2000")
@@ -311,7 +311,7 @@ def test_the_names_of_llama_cpps_archives() -> None:
             ["llama-b11549-bin-win-cuda-12.4-x64.zip", "cudart-llama-bin-win-cuda-12.4-x64.zip"],
         ),
     ):
-        chosen = choose(archives, accelerator, platform)
+        chosen = select_archives(archives, accelerator, platform)
         assert [archive.url for archive in chosen] == [f"{base}/{name}" for name in names]
     assert release_archives("b1", "https://m/x/", "")[0].url == "https://m/x/b1/llama-b1-bin-ubuntu-x64.tar.gz"
     assert release_archives("b1", "https://m/x/", "")[0].checksums == "https://m/x/b1/SHA256SUMS"

@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from engine_plugin.engines.llamacpp import software as software_module
-from engine_plugin.engines.llamacpp.software import Software
+from engine_plugin.engines.llamacpp.software import LlamaCppSoftware
 from engine_plugin.errors import EnginePluginError, EngineStartError, InstallError, PreconditionError
 from engine_plugin.install import software as shared_module
 from engine_plugin.install import versions
@@ -47,15 +47,15 @@ def fake_pip(monkeypatch: pytest.MonkeyPatch, *, fail: str = "", pause: asyncio.
         if pause is not None:
             await pause.wait()
         if fail == "pip":
-            raise InstallError("pip could not install")
+            raise InstallError("pip failed")
 
-    async def probe(self: Software, _backend: Any) -> dict[str, Any]:
+    async def probe(self: LlamaCppSoftware, _backend: Any) -> dict[str, Any]:
         if fail == "probe":
             raise EngineStartError("the new xllamacpp does not run (exit code 127): no libgomp")
         return {"version": f"9.{len(runs)}", "devices": []}
 
     monkeypatch.setattr(shared_module, "install_packages", pip)
-    monkeypatch.setattr(Software, "probe", probe)
+    monkeypatch.setattr(LlamaCppSoftware, "probe", probe)
     return runs
 
 
@@ -91,7 +91,7 @@ async def test_a_failure_changes_nothing(serve: Serve, monkeypatch: pytest.Monke
     await running.client.install_engine(cover=True)
     before = snapshot(running.engine._software.folder)
     fake_pip(monkeypatch, fail=fail)
-    with pytest.raises(EnginePluginError, match=r"pip could not install|nothing was changed: .* no libgomp") as it:
+    with pytest.raises(EnginePluginError, match=r"pip failed|installation was not changed: .* no libgomp") as it:
         await running.client.install_engine(cover=True)
     assert it.value.code == 500
     assert snapshot(running.engine._software.folder) == before
@@ -134,7 +134,7 @@ async def test_another_processs_installation_is_waited_for(serve: Serve, monkeyp
     await installing
     assert len(runs) == 1
     monkeypatch.setattr(versions, "LOCK_TIMEOUT", 0.2)
-    with FileLock(folder / "install.lock"), pytest.raises(EnginePluginError, match="another installation holds"):
+    with FileLock(folder / "install.lock"), pytest.raises(EnginePluginError, match="another installation has held"):
         await running.client.install_engine(cover=True)
 
 
@@ -162,7 +162,7 @@ async def test_a_running_engine_moves_to_what_was_installed(serve: Serve, monkey
 
 
 async def test_without_the_software(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(software_module, "version_in", lambda _path, _name: "")
+    monkeypatch.setattr(software_module, "distribution_version", lambda _path, _name: "")
     running = await serve(start=False)
     check = await running.client.check_engine()
     assert (bool(check), check.detail) == (False, "llama.cpp is not installed")
@@ -175,7 +175,7 @@ async def test_without_the_software(serve: Serve, monkeypatch: pytest.MonkeyPatc
 
 async def pip_refuses(running: RunningPlugin) -> None:
     before = snapshot(running.engine._software.folder)
-    with pytest.raises(EnginePluginError, match=r"pip could not install it: .*0\.0\.0-nope.*Check the network"):
+    with pytest.raises(EnginePluginError, match=r"pip failed: .*0\.0\.0-nope.*Check the network"):
         await running.client.install_engine(cover=True)
     assert snapshot(running.engine._software.folder) == before
 

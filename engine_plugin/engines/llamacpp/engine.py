@@ -12,7 +12,7 @@ from engine_plugin.engines.llamacpp import requests
 from engine_plugin.engines.llamacpp.models import model_store
 from engine_plugin.engines.llamacpp.options import LlamaCppOptions, served_context
 from engine_plugin.engines.llamacpp.server import PATHS, LlamaCppServer, complaint_error
-from engine_plugin.engines.llamacpp.software import Backend, Software
+from engine_plugin.engines.llamacpp.software import LlamaCppBackend, LlamaCppSoftware
 from engine_plugin.engines.local.driver import Condition, Driver
 from engine_plugin.engines.local.pool import ModelPool
 from engine_plugin.engines.options import option_problems, read_options
@@ -45,7 +45,7 @@ _NULL_EVENT = b"data: null\n\n"
 """llama.cpp sends it among the events of a list of prompts."""
 
 
-class LlamaCppEngine(Driver[Backend, LlamaCppServer]):
+class LlamaCppEngine(Driver[LlamaCppBackend, LlamaCppServer]):
     """`Engine` on llama.cpp. Start makes the software ready; each model gets a process when it is first used."""
 
     services: ClassVar[frozenset[str]] = frozenset(PATHS)
@@ -55,7 +55,7 @@ class LlamaCppEngine(Driver[Backend, LlamaCppServer]):
         options = read_options(LlamaCppOptions, manifest)
         super().__init__(manifest, options)
         self._options = options
-        self._software = software = Software(options, self._data, self._environ)
+        self._software = software = LlamaCppSoftware(options, self._data, self._environ)
         self._store = model_store(self._data / "models", software)
         self._pool = ModelPool(options.max_loaded_models, options.drain_timeout, self._server_of_ours)
 
@@ -64,7 +64,7 @@ class LlamaCppEngine(Driver[Backend, LlamaCppServer]):
         """What is wrong with the `engine:` section. Called by `engine-plugin lint`."""
         return option_problems(LlamaCppOptions, manifest)
 
-    def require_device(self, mode: str, devices: list[dict[str, Any]] | None, backend: Backend) -> None:
+    def require_device(self, mode: str, devices: list[dict[str, Any]] | None, backend: LlamaCppBackend) -> None:
         if mode == "npu":
             raise UnsupportedError("mode: llama.cpp does not compute on an NPU; start in mode auto, cpu or gpu")
         if mode == "gpu" and devices is not None and all(device["type"] == "CPU" for device in devices):
@@ -78,7 +78,7 @@ class LlamaCppEngine(Driver[Backend, LlamaCppServer]):
                 way="Start in mode auto or cpu, or configure a llama-server built for your GPU (engine.llama_server)",
             )
 
-    async def try_out(self, backend: Backend, model: StoredModel, folder: Path | None) -> None:
+    async def try_out(self, backend: LlamaCppBackend, model: StoredModel, folder: Path | None) -> None:
         server = self._new_server(model, backend, folder)
         try:
             await server.ensure_ready()
@@ -154,7 +154,7 @@ class LlamaCppEngine(Driver[Backend, LlamaCppServer]):
         self._require_memory(model, _PROCESS, 0)  # the weights are pages of a file, which the system may drop
         return self._new_server(model, self._require_running(), self._sockets)
 
-    def _new_server(self, model: StoredModel, backend: Backend, folder: Path | None) -> LlamaCppServer:
+    def _new_server(self, model: StoredModel, backend: LlamaCppBackend, folder: Path | None) -> LlamaCppServer:
         return LlamaCppServer(
             model,
             backend,

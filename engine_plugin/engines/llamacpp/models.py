@@ -19,7 +19,7 @@ from engine_plugin.process import python
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from engine_plugin.engines.llamacpp.software import Software
+    from engine_plugin.engines.llamacpp.software import LlamaCppSoftware
 
 __all__ = ["kind_of", "model_store"]
 
@@ -29,7 +29,7 @@ _SIGALRM = 14
 _ENCODERS = ("bert", "nomic-bert", "jina-bert", "modern-bert", "neo-bert", "eurobert", "t5encoder", "gemma-embedding")
 
 
-def model_store(root: Path, software: Software) -> ModelStore:
+def model_store(root: Path, software: LlamaCppSoftware) -> ModelStore:
     """The store of GGUF models below `root`, with the bundled samples."""
 
     async def inspect(path: Path) -> Inspection:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine_plugin.install.releases import Archive
-from engine_plugin.install.software import find_program
+from engine_plugin.install.software import find_unpacked_program
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,4 +57,4 @@ def release_archives(tag: str, mirror: str, checksums: str) -> tuple[Archive, ..
 
 def find_server(folder: Path) -> Path:
     """The llama-server in what was unpacked. Raises InstallError. Blocking."""
-    return find_program(folder, "llama-server")
+    return find_unpacked_program(folder, "llama-server")

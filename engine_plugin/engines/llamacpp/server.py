@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_plugin.engines.llamacpp.options import LlamaCppOptions
-    from engine_plugin.engines.llamacpp.software import Backend
+    from engine_plugin.engines.llamacpp.software import LlamaCppBackend
     from engine_plugin.engines.local.server import Address
     from engine_plugin.models.info import Capabilities
     from engine_plugin.models.store import StoredModel
@@ -72,7 +72,7 @@ class LlamaCppServer(ServerProcess):
     def __init__(
         self,
         model: StoredModel,
-        backend: Backend,
+        backend: LlamaCppBackend,
         options: LlamaCppOptions,
         *,
         gpu_layers: int,

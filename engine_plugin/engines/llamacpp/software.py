@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from engine_plugin.engines.llamacpp.releases import find_server, release_archives
 from engine_plugin.install import software
-from engine_plugin.install.releases import choose
+from engine_plugin.install.releases import select_archives
 from engine_plugin.install.software import (
     LocalSoftware,
-    on_this_machine,
-    pinned,
-    version_in,
-    wanted_backend,
+    distribution_version,
+    locate_program,
+    pinned_versions,
+    requested_backend,
 )
-from engine_plugin.install.versions import Steps
+from engine_plugin.install.versions import InstallSteps
 from engine_plugin.process import python
 from engine_plugin.system.files import in_thread
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.llamacpp.options import LlamaCppOptions
     from engine_plugin.install.releases import Archive
 
-__all__ = ["RUNNER", "Backend", "Moves", "Software"]
+__all__ = ["RUNNER", "InstallHooks", "LlamaCppBackend", "LlamaCppSoftware"]
 
 RUNNER = "engine_plugin.engines.llamacpp.runner"
 _REQUIREMENTS = Path(__file__).with_name("requirements.txt")
@@ -45,7 +45,7 @@ _PYTHON = "python"
 
 
 @dataclass(frozen=True, slots=True)
-class Backend:
+class LlamaCppBackend:
     """One usable llama.cpp: its version, where it is in words, and the package directory that it needs."""
 
     kind: str
@@ -57,10 +57,10 @@ class Backend:
     """The installed version of which it needs anything."""
 
 
-Moves: TypeAlias = software.Moves[Backend]
+InstallHooks: TypeAlias = software.InstallHooks[LlamaCppBackend]
 
 
-class Software(LocalSoftware[Backend]):
+class LlamaCppSoftware(LocalSoftware[LlamaCppBackend]):
     """llama.cpp for one data directory."""
 
     engine = "llamacpp"
@@ -72,7 +72,7 @@ class Software(LocalSoftware[Backend]):
             environ,
             offline=options.offline,
             verify=options.verify,
-            own_archives=bool(options.archives),
+            custom_archives=bool(options.archives),
         )
         self._options = options
 
@@ -81,28 +81,28 @@ class Software(LocalSoftware[Backend]):
         """The version that an installation gives: xllamacpp's, or the tag of llama.cpp's release."""
         if self._options.version:
             return self._options.version
-        version = pinned(_REQUIREMENTS)["xllamacpp"]
+        version = pinned_versions(_REQUIREMENTS)["xllamacpp"]
         return f"b{version.rpartition('.')[2]}" if self._wanted == "release" else version
 
     @property
     def _wanted(self) -> str:
         options = self._options
-        return wanted_backend(options.backend, {"llama-server": options.llama_server, "release": options.archives})
+        return requested_backend(options.backend, {"llama-server": options.llama_server, "release": options.archives})
 
-    def _missing(self) -> str:
+    def _missing_reason(self) -> str:
         if self._wanted == "llama-server":
             return f"no llama-server: {self._options.llama_server or 'none on PATH'}"
         return "llama.cpp is not installed"
 
-    def _find(self) -> Backend | None:
+    def _find(self) -> LlamaCppBackend | None:
         wanted = self._wanted
         if wanted in ("auto", "llama-server"):
             name = self._options.llama_server or "llama-server"
-            executable = on_this_machine(name, self._environ)
+            executable = locate_program(name, self._environ)
             if executable:
                 current, site = self._installation.current(), self._site()
                 folder = current.folder if current is not None and site is not None else None
-                return Backend("llama-server", "", f"llama-server at {executable}", site, executable, folder)
+                return LlamaCppBackend("llama-server", "", f"llama-server at {executable}", site, executable, folder)
             if wanted == "llama-server":
                 return None
         current = self._installation.current()
@@ -112,21 +112,21 @@ class Software(LocalSoftware[Backend]):
                 return backend
         if wanted == "release":
             return None
-        version = version_in(None, "xllamacpp")
-        return Backend("xllamacpp", version, "xllamacpp beside engine-plugin") if version else None
+        version = distribution_version(None, "xllamacpp")
+        return LlamaCppBackend("xllamacpp", version, "xllamacpp beside engine-plugin") if version else None
 
     def _site(self) -> Path | None:
         """The directory of Python packages of the version that is switched on."""
         current = self._installation.current()
         return None if current is None else _installed(current.folder, current.facts).site
 
-    def _lacks(self, backend: Backend) -> str:  # noqa: ARG002  # gguf may be beside any of them
+    def _missing_parts(self, backend: LlamaCppBackend) -> str:  # noqa: ARG002  # gguf may be beside any of them
         site = self._site()
-        if version_in(None, "gguf") or (site is not None and version_in([str(site)], "gguf")):
+        if distribution_version(None, "gguf") or (site is not None and distribution_version([str(site)], "gguf")):
             return ""
-        return "the Python package gguf is not: InstallEngine"
+        return "the Python package gguf is missing. Call InstallEngine"
 
-    def _not_ours(self) -> str:
+    def _manual_advice(self) -> str:
         if self._wanted != "llama-server":
             return ""
         return "Install llama.cpp's llama-server yourself, or set engine.backend to xllamacpp or release"
@@ -135,7 +135,7 @@ class Software(LocalSoftware[Backend]):
         """argv and environment for the runner's `probe` and `inspect`."""
         return python.module_command(RUNNER, verb), python.module_environ(self._environ, self._site())
 
-    async def probe(self, backend: Backend) -> dict[str, Any]:
+    async def probe(self, backend: LlamaCppBackend) -> dict[str, Any]:
         """Run the software once: {"version": …, "devices": [{"name", "type", …}]}. Raises EngineStartError."""
         server = backend.kind == "llama-server"
         argv = [backend.executable, "--version"] if server else python.module_command(RUNNER, "probe")
@@ -154,7 +154,7 @@ class Software(LocalSoftware[Backend]):
             return backend.kind == "llama-server" or backend.version == self.wanted_version
         return self._has_wanted_release()
 
-    async def _replace(self, progress: Progress, moves: Moves, needless: Callable[[], bool]) -> bool:
+    async def _replace(self, progress: Progress, hooks: InstallHooks, is_done: Callable[[], bool]) -> bool:
         release = self._wanted == "release"
         archives = self._archives() if release else ()
 
@@ -168,40 +168,42 @@ class Software(LocalSoftware[Backend]):
             facts = {"kind": "xllamacpp"}
             if release:
                 server = (await in_thread(find_server, folder)).relative_to(folder).as_posix()
-                facts = {"kind": "release", "executable": server, "source": self._source_of(archives)}
-            version = await self._workshop.proved("llama.cpp", _installed(folder, facts), self.probe, moves)
+                facts = {"kind": "release", "executable": server, "source": self._release_id(archives)}
+            version = await self._installer.verified_version(
+                "llama.cpp", _installed(folder, facts), self.probe, hooks
+            )
             return {**facts, "version": version}
 
-        return await self._workshop.replace(Steps(fill, check, moves.adopt, needless), progress)
+        return await self._installer.replace(InstallSteps(fill, check, hooks.adopt, is_done), progress)
 
     def _archives(self) -> tuple[Archive, ...]:
         options = self._options
         known = options.archives or release_archives(self.wanted_version, options.mirror, options.checksums)
-        return choose(known, options.accelerator)
+        return select_archives(known, options.accelerator)
 
     async def _fill_with_release(self, folder: Path, archives: tuple[Archive, ...], progress: Progress) -> None:
-        await self._workshop.unpack(archives, folder / "llama.cpp", progress)
-        if not version_in(None, "gguf"):
-            await self._workshop.install_packages(folder / _PYTHON, progress, without=("xllamacpp",))
+        await self._installer.unpack(archives, folder / "llama.cpp", progress)
+        if not distribution_version(None, "gguf"):
+            await self._installer.install_packages(folder / _PYTHON, progress, without=("xllamacpp",))
 
     async def _fill_with_packages(self, folder: Path, progress: Progress) -> None:
         """Our requirements, by hash; or the version that plugin.yaml asks for."""
-        await self._workshop.require_room(folder, _NEEDED_BYTES, "xllamacpp")
+        await self._installer.require_room(folder, _NEEDED_BYTES, "xllamacpp")
         progress(f"installing xllamacpp {self.wanted_version} into {self.folder}")
         if self._options.version:
-            names = [f"xllamacpp=={self._options.version}", f"gguf=={pinned(_REQUIREMENTS)['gguf']}"]
-            await self._workshop.install_named(folder, names, progress)
+            names = [f"xllamacpp=={self._options.version}", f"gguf=={pinned_versions(_REQUIREMENTS)['gguf']}"]
+            await self._installer.pip_install(folder, names, progress)
         else:
-            await self._workshop.install_packages(folder, progress)
+            await self._installer.install_packages(folder, progress)
 
 
-def _installed(folder: Path, facts: Mapping[str, str]) -> Backend:
+def _installed(folder: Path, facts: Mapping[str, str]) -> LlamaCppBackend:
     """What an installation's directory holds."""
     version = facts.get("version", "")
     if facts.get("kind") == "release":
         site = folder / _PYTHON
         executable = str(folder / facts.get("executable", "llama-server"))
         origin = f"llama-server in {folder}"
-        return Backend("llama-server", version, origin, site if site.is_dir() else None, executable, folder)
-    version = version or version_in([str(folder)], "xllamacpp")
-    return Backend("xllamacpp", version, f"xllamacpp in {folder}", folder, folder=folder)
+        return LlamaCppBackend("llama-server", version, origin, site if site.is_dir() else None, executable, folder)
+    version = version or distribution_version([str(folder)], "xllamacpp")
+    return LlamaCppBackend("xllamacpp", version, f"xllamacpp in {folder}", folder, folder=folder)

@@ -30,7 +30,7 @@ from engine_plugin.errors import (
     UnsupportedError,
 )
 from engine_plugin.install.holds import Hold
-from engine_plugin.install.software import LocalBackend, LocalSoftware, Moves
+from engine_plugin.install.software import InstallHooks, LocalBackend, LocalSoftware
 from engine_plugin.models.capabilities import DigestCache, resolve, told_by_file
 from engine_plugin.models.info import KIND_OF_SERVICE, Loaded
 from engine_plugin.process import memory
@@ -130,16 +130,16 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         return await self._installing.run(lambda: self._install(progress, cover=cover))
 
     async def _install(self, progress: Progress, *, cover: bool) -> str:
-        return await self._software.install(progress, self._moves(progress), cover=cover)
+        return await self._software.install(progress, self._install_hooks(progress), cover=cover)
 
     async def upgrade(self, progress: Progress) -> str:
         return await self._installing.run(lambda: self._upgrade(progress))
 
     async def _upgrade(self, progress: Progress) -> str:
-        done = await self._software.upgrade(progress, self._moves(progress))
+        done = await self._software.upgrade(progress, self._install_hooks(progress))
         return f"{'upgraded' if done else 'nothing to upgrade'}: {(await self.check()).detail}"
 
-    def _moves(self, progress: Progress) -> Moves[BackendT]:
+    def _install_hooks(self, progress: Progress) -> InstallHooks[BackendT]:
         """The steps of an installation in the engine. Loaded models are loaded again, after a failure too."""
         loaded: dict[str, StoredModel] = {}
 
@@ -147,7 +147,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
             loaded.update({server.model.name: server.model for server in self._pool.servers()})
             await self._adopt(list(loaded), progress)
 
-        return Moves(self._trial, adopt)
+        return InstallHooks(self._trial, adopt)
 
     async def _trial(self, backend: BackendT) -> None:
         """Have new software answer with a sample, beside what runs. Raises EnginePluginError."""
@@ -161,7 +161,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         """Move a running engine to the installed software, with `models` loaded; a stopped one stays stopped."""
         if self._backend is None:
             return
-        found, hold = await in_thread(self._software.take)
+        found, hold = await in_thread(self._software.acquire)
         if self._backend in (None, found):  # a stop came meanwhile, or it is the same
             hold.release()
             return
@@ -221,7 +221,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
 
     async def _make_ready(self, mode: str) -> None:
         await self._software.sweep()
-        backend, self._hold = await in_thread(self._software.take)
+        backend, self._hold = await in_thread(self._software.acquire)
         try:
             await self.init_env()
             await self._begin(backend, mode)

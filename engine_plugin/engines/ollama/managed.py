@@ -14,7 +14,7 @@ from engine_plugin.engines.ollama.server_process import OllamaProcess, trial_run
 from engine_plugin.engines.ollama.software import OllamaSoftware
 from engine_plugin.errors import EnginePluginError, InvalidRequestError
 from engine_plugin.install.holds import Hold
-from engine_plugin.install.software import Moves
+from engine_plugin.install.software import InstallHooks
 from engine_plugin.process.records import ProcessRecords
 from engine_plugin.protocol.shapes import EngineConfig
 from engine_plugin.system.files import in_thread, private_data_dir, private_folder
@@ -82,11 +82,13 @@ class ManagedServer:
 
     async def install(self, progress: Progress, *, cover: bool) -> str:
         """Install the software and return a description of it. `progress` receives the steps."""
-        return await self._software.install(progress, Moves(self._try_out, self._adopter(progress)), cover=cover)
+        return await self._software.install(
+            progress, InstallHooks(self._try_out, self._adopter(progress)), cover=cover
+        )
 
     async def upgrade(self, progress: Progress) -> str:
         """Install the wanted version if another one is installed, and return a description of the result."""
-        done = await self._software.upgrade(progress, Moves(self._try_out, self._adopter(progress)))
+        done = await self._software.upgrade(progress, InstallHooks(self._try_out, self._adopter(progress)))
         return f"{'upgraded' if done else 'nothing to upgrade'}: {(await self.check()).detail}"
 
     async def version(self) -> str:
@@ -121,7 +123,7 @@ class ManagedServer:
     async def start(self, mode: str) -> None:
         """Start the server. Raises EngineNotInstalledError, EngineStartError."""
         await self._software.sweep()
-        program, self._hold = await in_thread(self._software.take)
+        program, self._hold = await in_thread(self._software.acquire)
         try:
             await self.init_env()
             process = await self._start_process(program, mode)
@@ -181,7 +183,7 @@ class ManagedServer:
             before = self._program
             if before is None:
                 return
-            found, hold = await in_thread(self._software.take)
+            found, hold = await in_thread(self._software.acquire)
             if self._program is None or found == before:
                 hold.release()
                 return

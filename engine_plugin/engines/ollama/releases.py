@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine_plugin.errors import InstallError
 from engine_plugin.install.releases import Archive
-from engine_plugin.install.software import find_program
+from engine_plugin.install.software import find_unpacked_program
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,4 +81,4 @@ def release_archives(version: str, mirror: str, checksums: str) -> tuple[Archive
 
 def find_ollama(folder: Path) -> Path:
     """The ollama program in an unpacked archive. Raises InstallError if there is none. Blocking."""
-    return find_program(folder, "ollama")
+    return find_unpacked_program(folder, "ollama")

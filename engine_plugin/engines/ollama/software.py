@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from engine_plugin.engines.ollama.releases import RELEASE, find_ollama, release_archives
 from engine_plugin.install import software
-from engine_plugin.install.releases import choose
-from engine_plugin.install.software import LocalSoftware, on_this_machine
-from engine_plugin.install.versions import Steps
+from engine_plugin.install.releases import select_archives
+from engine_plugin.install.software import LocalSoftware, locate_program
+from engine_plugin.install.versions import InstallSteps
 from engine_plugin.process.environ import child_environ
 from engine_plugin.system.files import in_thread
 
@@ -53,7 +53,7 @@ class OllamaProgram:
     """Ollama has no Python packages."""
 
 
-Moves: TypeAlias = software.Moves[OllamaProgram]
+InstallHooks: TypeAlias = software.InstallHooks[OllamaProgram]
 
 
 class OllamaSoftware(LocalSoftware[OllamaProgram]):
@@ -69,7 +69,7 @@ class OllamaSoftware(LocalSoftware[OllamaProgram]):
             environ,
             offline=options.offline,
             verify=options.verify,
-            own_archives=bool(options.archives),
+            custom_archives=bool(options.archives),
         )
         self._options = options
 
@@ -78,7 +78,7 @@ class OllamaSoftware(LocalSoftware[OllamaProgram]):
         """The release that InstallEngine installs."""
         return self._options.version.removeprefix("v") or RELEASE
 
-    def _missing(self) -> str:
+    def _missing_reason(self) -> str:
         if self._options.ollama:
             return f"engine.ollama: {self._options.ollama} is not a program"
         return "Ollama is not installed"
@@ -93,13 +93,13 @@ class OllamaSoftware(LocalSoftware[OllamaProgram]):
 
     def _foreign(self, name: str) -> OllamaProgram | None:
         """A program that the plugin did not install; None if there is none of that name or path."""
-        executable = on_this_machine(name, self._environ)
+        executable = locate_program(name, self._environ)
         return OllamaProgram("", f"ollama at {executable}", executable) if executable else None
 
-    def _lacks(self, backend: OllamaProgram) -> str:  # noqa: ARG002  # it has no packages
+    def _missing_parts(self, backend: OllamaProgram) -> str:  # noqa: ARG002  # it has no packages
         return ""
 
-    def _not_ours(self) -> str:
+    def _manual_advice(self) -> str:
         if not self._options.ollama:
             return ""
         return "Correct engine.ollama, or remove it and call InstallEngine"
@@ -122,28 +122,28 @@ class OllamaSoftware(LocalSoftware[OllamaProgram]):
             return True  # upgraded by its own installer
         return self._has_wanted_release()
 
-    async def _replace(self, progress: Progress, moves: Moves, needless: Callable[[], bool]) -> bool:
+    async def _replace(self, progress: Progress, hooks: InstallHooks, is_done: Callable[[], bool]) -> bool:
         archives = await in_thread(self._archives)
 
         async def fill(folder: Path) -> None:
-            await self._workshop.unpack(archives, folder / _UNPACKED, progress)
+            await self._installer.unpack(archives, folder / _UNPACKED, progress)
 
         async def check(folder: Path) -> Mapping[str, str]:
             program = (await in_thread(find_ollama, folder)).relative_to(folder).as_posix()
-            facts = {"kind": "ollama", "executable": program, "source": self._source_of(archives)}
-            version = await self._workshop.proved("Ollama", _installed(folder, facts), self.probe, moves)
+            facts = {"kind": "ollama", "executable": program, "source": self._release_id(archives)}
+            version = await self._installer.verified_version("Ollama", _installed(folder, facts), self.probe, hooks)
             return {**facts, "version": version}
 
-        return await self._workshop.replace(Steps(fill, check, moves.adopt, needless), progress)
+        return await self._installer.replace(InstallSteps(fill, check, hooks.adopt, is_done), progress)
 
     def _archives(self) -> tuple[Archive, ...]:
         options = self._options
         known = options.archives or release_archives(self.wanted_version, options.mirror, options.checksums)
-        return choose(known, options.accelerator)
+        return select_archives(known, options.accelerator)
 
-    def _source_of(self, archives: Sequence[Archive]) -> str:
+    def _release_id(self, archives: Sequence[Archive]) -> str:
         """The version and the archives, whose names are the same for every release."""
-        source = super()._source_of(archives)
+        source = super()._release_id(archives)
         return source if self._options.archives else f"{self.wanted_version} {source}"
 
 

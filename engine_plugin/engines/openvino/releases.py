@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from engine_plugin.errors import InstallError
 from engine_plugin.install.releases import Archive
-from engine_plugin.install.software import find_program
+from engine_plugin.install.software import find_unpacked_program
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -136,7 +136,7 @@ def release_archive(version: str, flavour: str, mirror: str, checksums: str, *, 
 
 def find_ovms(folder: Path) -> Path:
     """The ovms in what was unpacked. Raises InstallError. Blocking."""
-    return find_program(folder, "ovms")
+    return find_unpacked_program(folder, "ovms")
 
 
 def missing_library(words: str) -> str:

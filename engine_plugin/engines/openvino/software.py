@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from engine_plugin.engines.openvino.releases import RELEASE, Machine, find_ovms, missing_library, release_archive
 from engine_plugin.errors import InstallError
 from engine_plugin.install import software
-from engine_plugin.install.releases import choose
+from engine_plugin.install.releases import select_archives
 from engine_plugin.install.software import (
     LocalSoftware,
-    on_this_machine,
-    pinned,
-    version_in,
-    wanted_backend,
+    distribution_version,
+    locate_program,
+    pinned_versions,
+    requested_backend,
 )
-from engine_plugin.install.versions import Steps
+from engine_plugin.install.versions import InstallSteps
 from engine_plugin.process import python
 from engine_plugin.process.environ import child_environ
 from engine_plugin.system.files import in_thread
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.openvino.options import OpenVinoOptions
     from engine_plugin.install.releases import Archive
 
-__all__ = ["SERVER_MODULE", "Backend", "Moves", "Software", "server_environ"]
+__all__ = ["SERVER_MODULE", "InstallHooks", "OpenVinoBackend", "OpenVinoSoftware", "server_environ"]
 
 SERVER_MODULE = "openvino_server"
 _REQUIREMENTS = Path(__file__).with_name("requirements.txt")
@@ -61,7 +61,7 @@ _VERSION = re.compile(r"OpenVINO Model Server (\d+\.\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True, slots=True)
-class Backend:
+class OpenVinoBackend:
     """One usable OpenVINO. `kind` is ovms or embedded; `origin` describes it in messages."""
 
     kind: str
@@ -77,10 +77,10 @@ class Backend:
     """The installed version that it uses files of."""
 
 
-Moves: TypeAlias = software.Moves[Backend]
+InstallHooks: TypeAlias = software.InstallHooks[OpenVinoBackend]
 
 
-class Software(LocalSoftware[Backend]):
+class OpenVinoSoftware(LocalSoftware[OpenVinoBackend]):
     """OpenVINO for one data directory."""
 
     engine = "openvino"
@@ -92,7 +92,7 @@ class Software(LocalSoftware[Backend]):
             environ,
             offline=options.offline,
             verify=options.verify,
-            own_archives=bool(options.archives),
+            custom_archives=bool(options.archives),
         )
         self._options = options
 
@@ -101,19 +101,19 @@ class Software(LocalSoftware[Backend]):
         """The version that an installation gives: of OpenVINO Model Server, or of openvino-genai."""
         if self._options.version:
             return self._options.version
-        return RELEASE if self._wanted == "release" else pinned(_REQUIREMENTS)[_GENAI]
+        return RELEASE if self._wanted == "release" else pinned_versions(_REQUIREMENTS)[_GENAI]
 
     @property
     def _wanted(self) -> str:
         options = self._options
-        return wanted_backend(options.backend, {"ovms": options.ovms, "release": options.archives})
+        return requested_backend(options.backend, {"ovms": options.ovms, "release": options.archives})
 
-    def _missing(self) -> str:
+    def _missing_reason(self) -> str:
         if self._wanted == "ovms":
             return f"no OpenVINO Model Server: {self._options.ovms or 'no ovms on PATH'}"
         return "OpenVINO is not installed"
 
-    def _find(self) -> Backend | None:
+    def _find(self) -> OpenVinoBackend | None:
         wanted = self._wanted
         if wanted in ("auto", "ovms"):
             backend = self._theirs()
@@ -126,23 +126,23 @@ class Software(LocalSoftware[Backend]):
                 return backend
         if wanted == "release":
             return None
-        version = version_in(None, _GENAI)
-        return Backend("embedded", version, f"{_GENAI} beside engine-plugin") if version else None
+        version = distribution_version(None, _GENAI)
+        return OpenVinoBackend("embedded", version, f"{_GENAI} beside engine-plugin") if version else None
 
-    def _theirs(self) -> Backend | None:
+    def _theirs(self) -> OpenVinoBackend | None:
         """The ovms that was on this machine before."""
-        executable = on_this_machine(self._options.ovms or "ovms", self._environ)
+        executable = locate_program(self._options.ovms or "ovms", self._environ)
         if not executable:
             return None
-        backend = Backend("ovms", "", f"OpenVINO Model Server at {executable}", executable=executable)
+        backend = OpenVinoBackend("ovms", "", f"OpenVINO Model Server at {executable}", executable=executable)
         current = self._installation.current()
         return backend if current is None else _with_packages(backend, current.folder, current.facts)
 
-    def _lacks(self, backend: Backend) -> str:
+    def _missing_parts(self, backend: OpenVinoBackend) -> str:
         lacking = ", ".join(_lacking(backend.site))
-        return lacking and f"Python packages for audio are not ({lacking})"
+        return lacking and f"the Python packages for audio ({lacking}) are missing"
 
-    def _not_ours(self) -> str:
+    def _manual_advice(self) -> str:
         if self._wanted != "ovms":
             return ""
         return (
@@ -150,7 +150,7 @@ class Software(LocalSoftware[Backend]):
             "embedded"
         )
 
-    async def probe(self, backend: Backend) -> dict[str, Any]:
+    async def probe(self, backend: OpenVinoBackend) -> dict[str, Any]:
         """Run the software once: {"version": …, "devices": [{"name", "description"}] or None where it lists none}.
 
         Raises EngineStartError.
@@ -165,9 +165,9 @@ class Software(LocalSoftware[Backend]):
         shape: dict[str, Any] = json.loads(out)
         return {**shape, "version": str(shape["version"]).partition("-")[0]}  # as pip calls it, without the build
 
-    def _explained(self, status: int, words: str) -> str:
+    def _exit_reason(self, status: int, words: str) -> str:
         missing = missing_library(words)
-        return f"here: {missing}" if missing else super()._explained(status, words)
+        return f"here: {missing}" if missing else super()._exit_reason(status, words)
 
     def _up_to_date(self) -> bool:
         if not self.check().installed:
@@ -186,37 +186,37 @@ class Software(LocalSoftware[Backend]):
             return "release"
         return "packages" if self._wanted in ("auto", "ovms") and self._theirs() is not None else "embedded"
 
-    async def _replace(self, progress: Progress, moves: Moves, needless: Callable[[], bool]) -> bool:
+    async def _replace(self, progress: Progress, hooks: InstallHooks, is_done: Callable[[], bool]) -> bool:
         kind = await in_thread(self._kind)
         archives = await in_thread(self._archives) if kind == "release" else ()
 
         async def fill(folder: Path) -> None:
-            await self._workshop.require_room(folder, _NEEDED_BYTES[kind], "OpenVINO")
+            await self._installer.require_room(folder, _NEEDED_BYTES[kind], "OpenVINO")
             if kind == "embedded":
                 await self._fill_with_genai(folder, progress)
                 return
             if archives:
-                await self._workshop.unpack(archives, folder / _OVMS_FOLDER, progress)
+                await self._installer.unpack(archives, folder / _OVMS_FOLDER, progress)
             if await in_thread(_lacking, None):
-                await self._workshop.install_packages(folder / _AUDIO_FOLDER, progress, only=_AUDIO)
+                await self._installer.install_packages(folder / _AUDIO_FOLDER, progress, only=_AUDIO)
             if await in_thread(self._imports_python, folder if archives else None):
-                await self._workshop.install_packages(folder / _TEMPLATES_FOLDER, progress, only=_TEMPLATES)
+                await self._installer.install_packages(folder / _TEMPLATES_FOLDER, progress, only=_TEMPLATES)
 
         async def check(folder: Path) -> Mapping[str, str]:
             facts = {"kind": kind}
             if archives:
                 program = (await in_thread(find_ovms, folder)).relative_to(folder).as_posix()
-                facts |= {"executable": program, "source": self._source_of(archives)}
+                facts |= {"executable": program, "source": self._release_id(archives)}
             backend = _installed(folder, facts) or self._theirs()
             if backend is None:
                 raise InstallError(
-                    f"{self._missing()}: it went away while its packages were installed. Install again"
+                    f"{self._missing_reason()}: it went away while its packages were installed. Install again"
                 )
             backend = _with_packages(backend, folder, facts)
-            version = await self._workshop.proved("OpenVINO", backend, self.probe, moves)
+            version = await self._installer.verified_version("OpenVINO", backend, self.probe, hooks)
             return {**facts, "version": version}
 
-        return await self._workshop.replace(Steps(fill, check, moves.adopt, needless), progress)
+        return await self._installer.replace(InstallSteps(fill, check, hooks.adopt, is_done), progress)
 
     def _imports_python(self, unpacked: Path | None) -> bool:
         """Whether the ovms that was unpacked, or else the one here, has Python in it but not its packages."""
@@ -231,14 +231,14 @@ class Software(LocalSoftware[Backend]):
         progress(f"installing {_GENAI} {self.wanted_version} into {self.folder}")
         if self._options.version:
             also = [f"{_GENAI}=={self._options.version}"]
-            await self._workshop.install_packages(folder, progress, without=_OPENVINO, also=also)
+            await self._installer.install_packages(folder, progress, without=_OPENVINO, also=also)
         else:
-            await self._workshop.install_packages(folder, progress)
+            await self._installer.install_packages(folder, progress)
 
     def _archives(self) -> tuple[Archive, ...]:
         options = self._options
         if options.archives:
-            return choose(options.archives, "auto")
+            return select_archives(options.archives, "auto")
         machine = Machine.this(self._environ)
         flavour = machine.flavour() if options.ovms_flavour == "auto" else options.ovms_flavour
         auto = options.ovms_python == "auto"
@@ -247,7 +247,7 @@ class Software(LocalSoftware[Backend]):
         return (release_archive(version, flavour, options.mirror, options.checksums, with_python=with_python),)
 
 
-def server_environ(backend: Backend, environ: Mapping[str, str]) -> dict[str, str]:
+def server_environ(backend: OpenVinoBackend, environ: Mapping[str, str]) -> dict[str, str]:
     """The environment for an ovms: its libraries and its Python packages, without those of the plugin's Python."""
     home = _home_of(backend.executable)
     obeyed = {"API_KEY", "OVMS_MODEL_REPOSITORY_PATH"}
@@ -279,20 +279,22 @@ def _home_of(executable: str) -> Path:
     return place.parent if place.name == "bin" else place
 
 
-def _installed(folder: Path, facts: Mapping[str, str]) -> Backend | None:
+def _installed(folder: Path, facts: Mapping[str, str]) -> OpenVinoBackend | None:
     """The backend in an installation's directory; None when it holds only packages."""
     kind, version = facts.get("kind"), facts.get("version", "")
     if kind == "embedded":
-        version = version or version_in([str(folder)], _GENAI)
-        return Backend("embedded", version, f"{_GENAI} in {folder}", folder, folder=folder)
+        version = version or distribution_version([str(folder)], _GENAI)
+        return OpenVinoBackend("embedded", version, f"{_GENAI} in {folder}", folder, folder=folder)
     if kind != "release":
         return None
     executable = str(folder / facts.get("executable", "ovms"))
-    backend = Backend("ovms", version, f"OpenVINO Model Server in {folder}", executable=executable, folder=folder)
+    backend = OpenVinoBackend(
+        "ovms", version, f"OpenVINO Model Server in {folder}", executable=executable, folder=folder
+    )
     return _with_packages(backend, folder, facts)
 
 
-def _with_packages(backend: Backend, folder: Path, facts: Mapping[str, str]) -> Backend:
+def _with_packages(backend: OpenVinoBackend, folder: Path, facts: Mapping[str, str]) -> OpenVinoBackend:
     """`backend` with the Python packages that lie in an installation's directory."""
     if backend.kind != "ovms":
         return backend
@@ -311,4 +313,8 @@ def _with_packages(backend: Backend, folder: Path, facts: Mapping[str, str]) -> 
 def _lacking(site: Path | None) -> list[str]:
     """The packages for audio that are neither in `site` nor beside this package. Blocking."""
     places = [] if site is None else [str(site)]
-    return [name for name in _AUDIO if not (version_in(None, name) or (places and version_in(places, name)))]
+    return [
+        name
+        for name in _AUDIO
+        if not (distribution_version(None, name) or (places and distribution_version(places, name)))
+    ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine_plugin.engines.ollama.releases import release_archives
-from engine_plugin.install.releases import choose
+from engine_plugin.install.releases import select_archives
 from tests.install.packing import Member, pack
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Mirror:
 
     def name(self, version: str) -> str:
         """The name of the archive for this machine."""
-        return choose(release_archives(version, self.url, ""), "cpu")[0].url.rpartition("/")[2]
+        return select_archives(release_archives(version, self.url, ""), "cpu")[0].url.rpartition("/")[2]
 
     def publish(self, version: str, *options: str, digest: str = "") -> bytes:
         """Have a release, whose server is given these options; its bytes. `digest`: the one told, if not its own."""

@@ -10,7 +10,7 @@ import psutil
 
 from engine_plugin.engines.ollama.options import OllamaOptions
 from engine_plugin.engines.ollama.server_process import OllamaProcess, trial_run
-from engine_plugin.engines.ollama.software import Moves, OllamaProgram, OllamaSoftware
+from engine_plugin.engines.ollama.software import InstallHooks, OllamaProgram, OllamaSoftware
 from engine_plugin.process.records import TOKEN_VARIABLE, ProcessRecords
 from tests.llamacpp.running import gone
 from tests.ollama.contract.handle import ContractClient
@@ -82,11 +82,11 @@ class Place:
 
     async def install(self, software: OllamaSoftware, **options: Any) -> str:
         """InstallEngine."""
-        return await software.install(self._tell, self._moves(software, options), cover=False)
+        return await software.install(self._tell, self._install_hooks(software, options), cover=False)
 
     async def upgrade(self, software: OllamaSoftware, **options: Any) -> bool:
         """UpgradeEngine."""
-        return await software.upgrade(self._tell, self._moves(software, options))
+        return await software.upgrade(self._tell, self._install_hooks(software, options))
 
     def versions(self) -> list[str]:
         """The versions in the data directory."""
@@ -116,7 +116,7 @@ class Place:
         if isinstance(step, str):
             self.progress.append(step)
 
-    def _moves(self, software: OllamaSoftware, options: dict[str, Any]) -> Moves:
+    def _install_hooks(self, software: OllamaSoftware, options: dict[str, Any]) -> InstallHooks:
         wanted = OllamaOptions(**SWIFT | options)
 
         async def trial(backend: OllamaProgram) -> None:
@@ -125,7 +125,7 @@ class Place:
         async def adopt() -> None:
             self.switched.append(software.find().version)
 
-        return Moves(trial, adopt)
+        return InstallHooks(trial, adopt)
 
 
 def token_of(process: psutil.Process) -> str:

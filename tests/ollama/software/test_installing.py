@@ -66,8 +66,8 @@ async def test_upgrade(place: Place, mirror: Mirror) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--fail", "libcudart.so is missing"], r"nothing was changed: .*libcudart\.so is missing"),
-        (["--be-version", "0.4.2"], r"nothing was changed: .* 0\.4\.2 is too old; 0\.5\.0 or newer is needed"),
+        (["--fail", "libcudart.so is missing"], r"was not changed: .*libcudart\.so is missing"),
+        (["--be-version", "0.4.2"], r"was not changed: .* 0\.4\.2 is too old; 0\.5\.0 or newer is needed"),
     ],
 )
 async def test_release_that_does_not_serve_is_not_activated(
@@ -92,7 +92,7 @@ async def test_release_that_does_not_run_is_not_activated(place: Place, mirror: 
     mirror.publish_file("0.33.0", mirror.name("0.33.0"), broken)
     mirror.publish_file("0.33.0", "sha256sum.txt", hashlib.sha256(broken).hexdigest().encode())
     software = place.software(version="0.33.0", mirror=mirror.url)
-    with pytest.raises(InstallError, match=r"nothing was changed: .* does not run \(exit code 127\)"):
+    with pytest.raises(InstallError, match=r"the installation was not changed: .* does not run \(exit code 127\)"):
         await place.install(software)
     assert place.versions() == []
     assert not software.check().installed
@@ -106,7 +106,7 @@ async def test_archive_with_wrong_or_missing_checksum_is_rejected(place: Place, 
     assert place.versions() == []
     mirror.publish_file("0.33.0", "sha256sum.txt", b"nothing")
     software = place.software(version="0.33.0", mirror=mirror.url)
-    with pytest.raises(InstallError, match=r"no SHA-256 of ollama-\S+ is known"):
+    with pytest.raises(InstallError, match=r"ollama-\S+: the SHA-256 is unknown"):
         await place.install(software)
     await place.install(place.software(version="0.33.0", mirror=mirror.url, verify=False))
     assert software.find().version == "0.33.0"
@@ -136,7 +136,7 @@ async def test_offline_install(place: Place, mirror: Mirror) -> None:
     software = place.software(version="0.33.0", offline=True)
     name = mirror.name("0.33.0")
     shelf = place.data / "software" / "offline"
-    with pytest.raises(InstallError, match=rf"engine\.offline is true, and {shelf / name} is not there"):
+    with pytest.raises(InstallError, match=rf"engine\.offline is true, but {shelf / name} is missing"):
         await place.install(software)
     shelf.mkdir(parents=True, exist_ok=True)
     (shelf / name).write_bytes(data)
@@ -155,7 +155,7 @@ async def test_cancelled_install_leaves_nothing(place: Place, mirror: Mirror) ->
         if step == "checking that it runs":
             checking.set()
 
-    work = asyncio.create_task(software.install(tell, place._moves(software, {}), cover=False))
+    work = asyncio.create_task(software.install(tell, place._install_hooks(software, {}), cover=False))
     await asyncio.wait_for(checking.wait(), LIMIT)
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -174,7 +174,7 @@ async def test_program_named_in_manifest_is_used(place: Place) -> None:
     missing = rf"engine\.ollama: {path} is not a program\. Correct engine\.ollama, or remove"
     with pytest.raises(EngineNotInstalledError, match=missing):
         software.find()
-    with pytest.raises(InstallError, match=r"plugin\.yaml asks for one that is here already\. Correct"):
+    with pytest.raises(InstallError, match=r"does not install the backend that plugin\.yaml selects\. Correct"):
         await place.install(software)
 
 

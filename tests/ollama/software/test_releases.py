@@ -7,7 +7,7 @@ import pytest
 from engine_plugin.engines.ollama.options import OllamaOptions
 from engine_plugin.engines.ollama.releases import RELEASE, release_archives
 from engine_plugin.errors import InstallError
-from engine_plugin.install.releases import choose
+from engine_plugin.install.releases import select_archives
 
 HUB = "https://github.com/ollama/ollama/releases/download"
 
@@ -28,18 +28,20 @@ HUB = "https://github.com/ollama/ollama/releases/download"
     ],
 )
 def test_archives_of_each_machine(platform: str, accelerator: str, names: list[str]) -> None:
-    chosen = choose(release_archives(RELEASE, "", ""), accelerator, platform)
+    chosen = select_archives(release_archives(RELEASE, "", ""), accelerator, platform)
     assert [entry.url for entry in chosen] == [f"{HUB}/v{RELEASE}/{name}" for name in names]
     assert {entry.checksums for entry in chosen} == {f"{HUB}/v{RELEASE}/sha256sum.txt"}
 
 
 def test_older_releases_have_other_suffixes() -> None:
-    [entry] = choose(release_archives("0.13.5", "", ""), "cpu", "linux_amd64")
+    [entry] = select_archives(release_archives("0.13.5", "", ""), "cpu", "linux_amd64")
     assert entry.url == f"{HUB}/v0.13.5/ollama-linux-amd64.tgz"
 
 
 def test_mirror_and_checksums_replace_the_defaults() -> None:
-    [entry] = choose(release_archives("v0.33.0-rc1", "https://host/olla/", "/srv/sums"), "cpu", "linux_arm64")
+    [entry] = select_archives(
+        release_archives("v0.33.0-rc1", "https://host/olla/", "/srv/sums"), "cpu", "linux_arm64"
+    )
     assert entry.url == "https://host/olla/v0.33.0-rc1/ollama-linux-arm64.tar.zst"
     assert entry.checksums == "/srv/sums"
 
@@ -53,8 +55,8 @@ def test_invalid_version_is_rejected(version: str) -> None:
 
 
 def test_missing_archive_for_accelerator_is_reported() -> None:
-    with pytest.raises(InstallError, match=r"no archive for rocm on linux_arm64, only for cpu, cuda, jetpack5"):
-        choose(release_archives(RELEASE, "", ""), "rocm", "linux_arm64")
+    with pytest.raises(InstallError, match=r"no archive for rocm on linux_arm64\. Set one of cpu, cuda, jetpack5"):
+        select_archives(release_archives(RELEASE, "", ""), "rocm", "linux_arm64")
 
 
 def test_pinned_release_satisfies_minimum_version() -> None:

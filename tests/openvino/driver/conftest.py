@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 
 from engine_plugin.engines.openvino.engine import OpenVinoEngine
-from engine_plugin.engines.openvino.software import SERVER_MODULE, Backend, Software
+from engine_plugin.engines.openvino.software import SERVER_MODULE, OpenVinoBackend, OpenVinoSoftware
 from engine_plugin.host import PluginClient, connect
 from engine_plugin.manifest import load_manifest
 from engine_plugin.plugin import Plugin
@@ -73,11 +73,11 @@ def probed(marked: None) -> dict[str, Any]:
 def known(probed: dict[str, Any]) -> Iterator[None]:
     """Starts do without asking the software."""
 
-    async def probe(_self: Software, _backend: Backend) -> dict[str, Any]:
+    async def probe(_self: OpenVinoSoftware, _backend: OpenVinoBackend) -> dict[str, Any]:
         return probed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Software, "probe", probe)
+        patch.setattr(OpenVinoSoftware, "probe", probe)
         yield
 
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from engine_plugin.errors import BadGatewayError, PreconditionError
-from engine_plugin.install.software import Workshop
+from engine_plugin.install.software import SoftwareInstaller
 from engine_plugin.models.store import PullRequest
 from tests.openvino.spoiling import spoil
 from tests.patience import LIMIT
@@ -74,7 +74,7 @@ async def test_installed_upgraded_and_back(make: Make, mirror: Mirror, monkeypat
     async def no_packages(*_arguments: Any, **_options: Any) -> None:
         """They are beside us."""
 
-    monkeypatch.setattr(Workshop, "install_packages", no_packages)
+    monkeypatch.setattr(SoftwareInstaller, "install_packages", no_packages)
     told: list[object] = []
     mirror.publish("2026.3")
     release = {"backend": "release", "ovms": "", "mirror": mirror.url}

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from engine_plugin.engines.openvino.options import OpenVinoOptions
-from engine_plugin.engines.openvino.software import Backend, Moves, Software
+from engine_plugin.engines.openvino.software import InstallHooks, OpenVinoBackend, OpenVinoSoftware
 from engine_plugin.install import software as shared_module
 from tests.leftovers import marked, nothing_is_left, scratch
 from tests.models.server import file_server, without_proxies
@@ -29,20 +29,20 @@ class Place:
 
     root: Path
     told: list[str] = field(default_factory=list)
-    tried: list[Backend] = field(default_factory=list)
+    tried: list[OpenVinoBackend] = field(default_factory=list)
     adopted: int = 0
     fails: Exception | None = None
     """What adopting raises, once."""
 
-    def software(self, environ: dict[str, str] | None = None, **options: Any) -> Software:
+    def software(self, environ: dict[str, str] | None = None, **options: Any) -> OpenVinoSoftware:
         """No ovms is on its PATH but what `environ` puts there."""
         env = {**os.environ, "PATH": str(self.root / "nothing"), **(environ or {})}
-        return Software(OpenVinoOptions(**options), self.root / "data", env)
+        return OpenVinoSoftware(OpenVinoOptions(**options), self.root / "data", env)
 
     def tell(self, step: Any) -> None:
         self.told.append(step if isinstance(step, str) else "")
 
-    async def _trial(self, backend: Backend) -> None:
+    async def _trial(self, backend: OpenVinoBackend) -> None:
         self.tried.append(backend)
 
     async def _adopt(self) -> None:
@@ -51,11 +51,11 @@ class Place:
         if fails is not None:
             raise fails
 
-    async def install(self, software: Software, *, cover: bool = False) -> str:
-        return await software.install(self.tell, Moves(self._trial, self._adopt), cover=cover)
+    async def install(self, software: OpenVinoSoftware, *, cover: bool = False) -> str:
+        return await software.install(self.tell, InstallHooks(self._trial, self._adopt), cover=cover)
 
-    async def upgrade(self, software: Software) -> bool:
-        return await software.upgrade(self.tell, Moves(self._trial, self._adopt))
+    async def upgrade(self, software: OpenVinoSoftware) -> bool:
+        return await software.upgrade(self.tell, InstallHooks(self._trial, self._adopt))
 
     def versions(self) -> list[str]:
         folder = self.root / "data" / "software" / "versions"

@@ -12,7 +12,7 @@ import pytest
 
 from engine_plugin.engines.openvino import software as software_module
 from engine_plugin.engines.openvino.releases import RELEASE
-from engine_plugin.engines.openvino.software import Backend, server_environ
+from engine_plugin.engines.openvino.software import OpenVinoBackend, server_environ
 from engine_plugin.errors import EngineNotInstalledError, EngineStartError, InstallError
 from engine_plugin.install import software as shared_module
 from engine_plugin.install.releases import Archive
@@ -29,12 +29,12 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is
 
 def absent(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """Let packages that are beside us seem to be absent."""
-    found = shared_module.version_in
+    found = shared_module.distribution_version
 
-    def version_in(path: list[str] | None, name: str) -> str:
+    def distribution_version(path: list[str] | None, name: str) -> str:
         return "" if path is None and name in names else found(path, name)
 
-    monkeypatch.setattr(software_module, "version_in", version_in)
+    monkeypatch.setattr(software_module, "distribution_version", distribution_version)
 
 
 # Where it is looked for
@@ -68,7 +68,9 @@ async def test_an_ovms_on_path_comes_first(place: Place) -> None:
     executable = install(place.root / "theirs")
     software = place.software({"PATH": str(executable.parent)})
     backend = software.find()
-    assert backend == Backend("ovms", "", f"OpenVINO Model Server at {executable}", executable=str(executable))
+    assert backend == OpenVinoBackend(
+        "ovms", "", f"OpenVINO Model Server at {executable}", executable=str(executable)
+    )
     assert await software.probe(backend) == {"version": "2026.3.0", "devices": None}
     assert place.software({"PATH": str(executable.parent)}, backend="embedded").find().kind == "embedded"
     assert place.software(ovms=str(executable)).find().executable == str(executable)
@@ -76,7 +78,7 @@ async def test_an_ovms_on_path_comes_first(place: Place) -> None:
     assert nowhere.check().detail == "no OpenVINO Model Server: /nowhere/ovms"
     with pytest.raises(EngineNotInstalledError, match=r"/nowhere/ovms\. Install it yourself, or set engine\.backend"):
         nowhere.find()
-    with pytest.raises(InstallError, match=r"asks for one that is here already\. .* engine\.backend to release"):
+    with pytest.raises(InstallError, match=r"does not install the backend that plugin\.yaml selects\. .* to release"):
         await place.install(nowhere)
 
 
@@ -85,7 +87,7 @@ async def test_an_ovms_lacks_audio(place: Place, pip: list[str], monkeypatch: py
     absent(monkeypatch, "av")
     executable = install(place.root / "theirs")
     software = place.software(ovms=str(executable))
-    assert "is here, but Python packages for audio are not (av)" in software.check().detail
+    assert "is incomplete: the Python packages for audio (av) are missing" in software.check().detail
     with pytest.raises(EngineNotInstalledError, match="InstallEngine"):
         software.find()
     assert (await place.install(software)).startswith(f"OpenVINO Model Server at {executable}")
@@ -111,14 +113,14 @@ async def test_an_ovms_lacks_audio(place: Place, pip: list[str], monkeypatch: py
 
 async def test_openvino_genai_is_installed_and_upgraded(place: Place, pip: list[str]) -> None:
     software = place.software(backend="embedded")
-    probed: list[Backend] = []
+    probed: list[OpenVinoBackend] = []
 
-    async def probe(_self: object, backend: Backend) -> dict[str, str]:
+    async def probe(_self: object, backend: OpenVinoBackend) -> dict[str, str]:
         probed.append(backend)
         return {"version": software.wanted_version}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(software_module.Software, "probe", probe)
+        patch.setattr(software_module.OpenVinoSoftware, "probe", probe)
         said = await place.install(software, cover=True)
         assert said == f"openvino-genai in {probed[0].site}, version {software.wanted_version}".replace(
             str(probed[0].site), str(software.find().site)
@@ -154,7 +156,7 @@ async def test_a_real_installation(place: Place) -> None:
 
 
 async def test_the_embedded_server_cannot_be_run(place: Place) -> None:
-    nothing = Backend("embedded", "1", "openvino-genai in /nowhere", executable="")
+    nothing = OpenVinoBackend("embedded", "1", "openvino-genai in /nowhere", executable="")
     software = place.software()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(software_module, "SERVER_MODULE", "engine_plugin.engines.openvino.absent")
@@ -217,7 +219,7 @@ async def test_a_library_is_missing(place: Place, mirror: Mirror, pip: list[str]
     await place.install(place.software(backend="release", mirror=mirror.url))
     mirror.publish("2026.4", BROKEN, library)
     newer = place.software(backend="release", version="2026.4", mirror=mirror.url)
-    with pytest.raises(InstallError, match=rf"does not run, nothing was changed: .* {library} is missing .* Install"):
+    with pytest.raises(InstallError, match=rf"was not changed: .* {library} is missing .* Install"):
         await place.upgrade(newer)
     assert place.versions() == ["release-2026.3.0"]
     assert (await newer.probe(newer.find()))["version"] == "2026.3.0"
@@ -288,7 +290,7 @@ def test_the_environment_of_ovms(place: Place) -> None:
     (home / "share" / "espeak-ng-data").mkdir(parents=True)
     templates = place.root / "templates"
     templates.mkdir()
-    backend = Backend("ovms", "", "", executable=str(home / "bin" / "ovms"), templates=templates)
+    backend = OpenVinoBackend("ovms", "", "", executable=str(home / "bin" / "ovms"), templates=templates)
     environ = {"PATH": "/bin", "LD_LIBRARY_PATH": "/cuda", "PYTHONPATH": "/ours", "API_KEY": "x", "HTTPS_PROXY": "p"}
     assert server_environ(backend, environ) == {
         "PATH": f"/bin{os.pathsep}{home / 'bin'}",
@@ -305,4 +307,6 @@ def test_the_environment_of_an_ovms_that_the_system_has(place: Place) -> None:
     executable.parent.mkdir(parents=True)
     (place.root / "usr" / "lib").mkdir()
     executable.write_bytes(program("2026.3.0"))
-    assert server_environ(Backend("ovms", "", "", executable=str(executable)), {}) == {"PATH": str(executable.parent)}
+    assert server_environ(OpenVinoBackend("ovms", "", "", executable=str(executable)), {}) == {
+        "PATH": str(executable.parent)
+    }

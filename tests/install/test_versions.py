@@ -1,4 +1,4 @@
-"""Versions beside each other: switched at once or not at all, proved before the old one goes, done once."""
+"""Installed versions: atomic switch, check before the old version is removed, one installation at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from engine_plugin.errors import EngineStartError, InstallError, PreconditionError
 from engine_plugin.install import versions
-from engine_plugin.install.versions import Installation, Steps, Version
+from engine_plugin.install.versions import Installation, InstalledVersion, InstallSteps
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 class Engine:
-    """An engine whose software is one file, and which notices which version it was moved to."""
+    """An engine whose software is one file. It records the versions that it was switched to."""
 
     def __init__(self, root: Path) -> None:
         self.installation = Installation(root)
@@ -51,7 +51,7 @@ class Engine:
         current = self.installation.current()
         return "" if current is None else (current.folder / "version").read_text()
 
-    def steps(self, version: str) -> Steps:
+    def steps(self, version: str) -> InstallSteps:
         async def fill(folder: Path) -> None:
             assert os.listdir(folder) == []  # noqa: PTH208  # names only
             (folder / "version").write_text(version)
@@ -59,7 +59,7 @@ class Engine:
 
         async def check(folder: Path) -> Mapping[str, str]:
             assert (folder / "version").read_text() == version
-            assert self.version() != version, "it is proved before it is switched on"
+            assert self.version() != version, "it is checked before the switch"
             await self._step("check")
             return {"kind": "engine", "version": version}
 
@@ -67,7 +67,7 @@ class Engine:
             self.running = self.version()
             await self._step(f"adopt {self.running}")
 
-        return Steps(fill, check, adopt)
+        return InstallSteps(fill, check, adopt)
 
     async def install(self, version: str) -> bool:
         async with asyncio.timeout(LIMIT):
@@ -82,7 +82,7 @@ def engine(tmp_path: Path) -> Engine:
     return Engine(tmp_path / "data" / "software")
 
 
-async def test_a_version_is_proved_then_switched_on_then_the_old_one_goes(engine: Engine) -> None:
+async def test_new_version_is_checked_then_current_then_the_old_one_is_removed(engine: Engine) -> None:
     assert engine.installation.current() is None
     assert await engine.install("1")
     assert await engine.install("2")
@@ -99,10 +99,10 @@ async def test_a_version_is_proved_then_switched_on_then_the_old_one_goes(engine
 @pytest.mark.promise("P13")
 @pytest.mark.parametrize("step", ["fill", "check"])
 @pytest.mark.parametrize("error", [InstallError("it broke"), OSError(28, "No space left on device", "/there")])
-async def test_a_failure_before_the_switch_changes_nothing(engine: Engine, step: str, error: Exception) -> None:
+async def test_failure_before_the_switch_changes_nothing(engine: Engine, step: str, error: Exception) -> None:
     await engine.install("1")
     engine.fail = {step: error}
-    with pytest.raises(InstallError, match=r"it broke|/there: No space left on device\. Nothing was changed"):
+    with pytest.raises(InstallError, match=r"it broke|/there: No space left on device\. The installation was not"):
         await engine.install("2")
     assert engine.version() == engine.running == "1"
     assert engine.folders() == ["engine-1"]
@@ -111,33 +111,31 @@ async def test_a_failure_before_the_switch_changes_nothing(engine: Engine, step:
 
 
 @pytest.mark.promise("P13")
-async def test_a_version_that_does_not_start_is_rolled_back(engine: Engine) -> None:
+async def test_version_that_does_not_start_is_rolled_back(engine: Engine) -> None:
     await engine.install("1")
     engine.fail = {"adopt 2": EngineStartError("it ended during its start")}
-    match = "the new version failed, version 1 is used again: it ended during its start"
+    match = "the new version failed; version 1 is used again: it ended during its start"
     with pytest.raises(InstallError, match=match):
         await engine.install("2")
     assert engine.version() == engine.running == "1"
     assert engine.folders() == ["engine-1"]
     assert engine.journal[-2:] == ["adopt 2", "adopt 1"]
-    assert "the new version failed; going back to version 1" in engine.told
+    assert "the new version failed; switching back to version 1" in engine.told
 
 
 @pytest.mark.promise("P13")
-async def test_a_first_version_that_does_not_start_is_removed(engine: Engine) -> None:
+async def test_first_version_that_does_not_start_is_removed(engine: Engine) -> None:
     engine.fail = {"adopt 1": EngineStartError("no")}
-    with pytest.raises(InstallError, match="what was there before is used again"):
+    with pytest.raises(InstallError, match="the previous software is used again"):
         await engine.install("1")
     assert engine.installation.current() is None
     assert engine.folders() == []
 
 
-async def test_an_old_version_that_does_not_come_back_is_said_so(engine: Engine) -> None:
+async def test_old_version_that_does_not_start_again_is_reported(engine: Engine) -> None:
     await engine.install("1")
     engine.fail = {"adopt 2": EngineStartError("new"), "adopt 1": EngineStartError("old")}
-    with pytest.raises(
-        InstallError, match=r"failed: new\. version 1 is switched on again, .*: old\. Call StartEngine"
-    ):
+    with pytest.raises(InstallError, match=r"failed: new\. version 1 is current again, .*: old\. Call StartEngine"):
         await engine.install("2")
     assert engine.version() == "1"
     assert engine.folders() == ["engine-1"]
@@ -145,7 +143,7 @@ async def test_an_old_version_that_does_not_come_back_is_said_so(engine: Engine)
 
 @pytest.mark.promise("P13")
 @pytest.mark.parametrize("step", ["fill", "check", "adopt 2"])
-async def test_a_cancelled_installation_leaves_the_old_version(engine: Engine, step: str) -> None:
+async def test_cancelled_installation_leaves_the_old_version(engine: Engine, step: str) -> None:
     await engine.install("1")
     engine.pause = {step: asyncio.Event()}
     installing = asyncio.create_task(engine.install("2"))
@@ -160,7 +158,7 @@ async def test_a_cancelled_installation_leaves_the_old_version(engine: Engine, s
 
 
 @pytest.mark.promise("P13")
-async def test_at_each_instant_one_whole_version_is_switched_on(engine: Engine) -> None:
+async def test_one_complete_version_is_current_at_each_instant(engine: Engine) -> None:
     await engine.install("1")
     seen: set[str] = set()
     done = asyncio.Event()
@@ -170,7 +168,7 @@ async def test_at_each_instant_one_whole_version_is_switched_on(engine: Engine) 
         while not done.is_set():
             current = other.current()
             assert current is not None
-            with suppress(FileNotFoundError):  # the version before was removed between the two looks
+            with suppress(FileNotFoundError):  # the old version was removed in between
                 seen.add((current.folder / "version").read_text())
             await asyncio.sleep(0)
 
@@ -187,7 +185,7 @@ async def test_at_each_instant_one_whole_version_is_switched_on(engine: Engine) 
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"folder": 7}', '{"folder": "../../etc"}', '{"folder": ".."}', '{"folder": "gone"}']
 )
-async def test_a_broken_pointer_is_no_version(engine: Engine, text: str) -> None:
+async def test_invalid_pointer_counts_as_no_version(engine: Engine, text: str) -> None:
     await engine.install("1")
     (engine.installation.root / "current.json").write_text(text)
     assert engine.installation.current() is None
@@ -195,15 +193,15 @@ async def test_a_broken_pointer_is_no_version(engine: Engine, text: str) -> None
     assert engine.folders() == ["engine-2"]
 
 
-async def test_a_pointer_of_another_form_is_read_without_its_facts(engine: Engine) -> None:
+async def test_invalid_facts_of_a_pointer_are_ignored(engine: Engine) -> None:
     await engine.install("1")
     current = engine.installation.current()
     assert current is not None
     (engine.installation.root / "current.json").write_text(json.dumps({"folder": current.folder.name, "facts": []}))
-    assert engine.installation.current() == Version(current.folder)
+    assert engine.installation.current() == InstalledVersion(current.folder)
 
 
-async def test_a_version_name_that_no_directory_can_have(engine: Engine) -> None:
+async def test_version_name_is_sanitized_for_its_directory(engine: Engine) -> None:
     steps = engine.steps("x")
 
     async def check(_folder: Path) -> Mapping[str, str]:
@@ -218,7 +216,7 @@ async def test_a_version_name_that_no_directory_can_have(engine: Engine) -> None
 CHILD = """
 import asyncio, sys
 from pathlib import Path
-from engine_plugin.install.versions import Installation, Steps
+from engine_plugin.install.versions import Installation, InstallSteps
 
 async def main(root):
     installation = Installation(Path(root))
@@ -232,14 +230,14 @@ async def main(root):
         return {"kind": "engine", "version": "child"}
     async def adopt():
         pass
-    print(await installation.replace(Steps(fill, check, adopt), lambda step: None), flush=True)
+    print(await installation.replace(InstallSteps(fill, check, adopt), lambda step: None), flush=True)
 
 asyncio.run(main(sys.argv[1]))
 """
 
 
 async def child(root: Path) -> asyncio.subprocess.Process:
-    """Another process that installs, and waits in the middle for a line."""
+    """Another process that installs and waits for a line while it fills the directory."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", CHILD, str(root)),
         cwd=REPOSITORY,
@@ -253,7 +251,7 @@ async def child(root: Path) -> asyncio.subprocess.Process:
 
 
 @pytest.mark.promise("P14")
-async def test_two_processes_take_turns(engine: Engine) -> None:
+async def test_installations_of_two_processes_run_one_after_the_other(engine: Engine) -> None:
     process = await child(engine.installation.root)
     try:
         installing = asyncio.create_task(engine.install("mine"))
@@ -272,10 +270,10 @@ async def test_two_processes_take_turns(engine: Engine) -> None:
 
 
 @pytest.mark.promise("P14")
-async def test_what_another_process_has_just_done_is_not_done_again(engine: Engine) -> None:
+async def test_installation_completed_by_another_process_is_not_repeated(engine: Engine) -> None:
     process = await child(engine.installation.root)
     try:
-        steps = replace(engine.steps("mine"), needless=lambda: engine.version() == "child")
+        steps = replace(engine.steps("mine"), is_done=lambda: engine.version() == "child")
         installing = asyncio.create_task(engine.installation.replace(steps, engine.told.append))
         async with asyncio.timeout(LIMIT):
             while "waiting for another installation" not in engine.told:  # noqa: ASYNC110  # a list, no event
@@ -293,7 +291,7 @@ async def test_what_another_process_has_just_done_is_not_done_again(engine: Engi
 @pytest.mark.promise("P13")
 @pytest.mark.promise("U4")
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-async def test_what_a_killed_installation_left_goes_with_the_next_one(engine: Engine) -> None:
+async def test_remains_of_a_killed_installation_are_removed_by_the_next(engine: Engine) -> None:
     await engine.install("1")
     process = await child(engine.installation.root)
     process.send_signal(signal.SIGKILL)
@@ -304,33 +302,34 @@ async def test_what_a_killed_installation_left_goes_with_the_next_one(engine: En
     assert engine.folders() == ["engine-2"]
 
 
-async def test_another_installation_is_not_waited_for_for_ever(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_wait_for_another_installation_times_out(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versions, "LOCK_TIMEOUT", 0.2)
     engine.pause = {"fill": asyncio.Event()}
     first = asyncio.create_task(engine.install("1"))
     await engine.reached.wait()
-    with pytest.raises(InstallError, match=r"another installation holds .*install.lock for 0.2 s"):
+    with pytest.raises(InstallError, match=r"another installation has held .*install.lock for 0.2 s"):
         await Engine(engine.installation.root).install("2")
     engine.pause["fill"].set()
     assert await first
 
 
-async def test_a_data_directory_that_cannot_be_made(tmp_path: Path) -> None:
+async def test_data_directory_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file where the directory should be")
-    with pytest.raises(InstallError, match=r"data.*: .*Nothing was changed; check the data directory's permissions"):
+    with pytest.raises(
+        InstallError,
+        match=r"data.*: .*The installation was not changed\. Check the permissions",
+    ):
         await Engine(tmp_path / "data" / "software").install("1")
 
 
 @pytest.mark.promise("X3")
 @pytest.mark.skipif(sys.platform == "win32", reason="the permissions of Windows are not looked at")
 @pytest.mark.parametrize("place", [".", "current.json", "versions", "versions/engine-1"])
-def test_a_version_that_another_user_could_change_is_not_used(tmp_path: Path, place: str) -> None:
+def test_version_that_another_user_can_change_is_rejected(tmp_path: Path, place: str) -> None:
     (tmp_path / "versions" / "engine-1").mkdir(parents=True)
     (tmp_path / "current.json").write_text(json.dumps({"folder": "engine-1", "facts": {}}))
     installation = Installation(tmp_path)
     assert installation.current() is not None
     (tmp_path / place).chmod(0o777)
-    with pytest.raises(PreconditionError, match=f"is not used: .*{tmp_path.name}.* can be written by every user"):
+    with pytest.raises(PreconditionError, match=f"trusted: .*{tmp_path.name}.* can be written by every user"):
         installation.current()

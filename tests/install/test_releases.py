@@ -1,4 +1,4 @@
-"""Which archive, which digest, and the file: from a server on loopback that misbehaves, from a path, from a shelf."""
+"""Release archives: selection, digests, and downloads from faulty servers, paths and the offline directory."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from engine_plugin.install.releases import (
     Archive,
     DownloadRules,
     Downloads,
-    choose,
-    digest_in,
+    find_digest,
     likely_accelerators,
+    select_archives,
 )
 from tests.models.server import FileServer, Script, file_server, without_proxies
 from tests.patience import LIMIT
@@ -42,7 +42,7 @@ NAME = "engine-1.tar.gz"
 POLICY = FetchPolicy(connect_s=5, stall_s=5, attempts=3, backoff_s=0.01, longest_wait_s=2)
 
 
-# Which archive
+# Selection of archives
 
 ARCHIVES = (
     Archive("linux-cpu", "linux", "amd64"),
@@ -63,30 +63,30 @@ ARCHIVES = (
         ("darwin_arm64", "auto", ["mac"]),
     ],
 )
-def test_the_archive_for_a_machine(
+def test_archives_are_selected_for_the_machine(
     monkeypatch: pytest.MonkeyPatch, platform: str, accelerator: str, chosen: list[str]
 ) -> None:
     monkeypatch.setattr(releases, "_NVIDIA", Path("/nowhere/at/all"))
-    assert [archive.url for archive in choose(ARCHIVES, accelerator, platform)] == chosen
+    assert [archive.url for archive in select_archives(ARCHIVES, accelerator, platform)] == chosen
 
 
-def test_nvidias_driver_is_seen_without_asking_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nvidia_driver_is_detected_without_calling_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(releases, "_NVIDIA", tmp_path)
     monkeypatch.setattr("sys.platform", "linux")
     assert likely_accelerators("linux_amd64") == ("cuda", "cpu")
-    assert choose(ARCHIVES, "auto", "linux_amd64")[0].url == "linux-cuda"
-    assert [archive.url for archive in choose(ARCHIVES[:1], "auto", "linux_amd64")] == ["linux-cpu"]
+    assert select_archives(ARCHIVES, "auto", "linux_amd64")[0].url == "linux-cuda"
+    assert [archive.url for archive in select_archives(ARCHIVES[:1], "auto", "linux_amd64")] == ["linux-cpu"]
     assert likely_accelerators("windows_amd64") == ("cpu",)
 
 
-def test_no_archive_for_a_machine() -> None:
-    with pytest.raises(InstallError, match=r"no archive for cuda on darwin_arm64, only for metal, vulkan\. Name one"):
-        choose(ARCHIVES, "cuda", "darwin_arm64")
+def test_missing_archive_lists_the_available_ones() -> None:
+    with pytest.raises(InstallError, match=r"no archive for cuda on darwin_arm64\. Set one of metal, vulkan"):
+        select_archives(ARCHIVES, "cuda", "darwin_arm64")
     with pytest.raises(InstallError, match=r"no archive for this machine \(darwin_amd64\)"):
-        choose(ARCHIVES[:4], "auto", "darwin_amd64")
+        select_archives(ARCHIVES[:4], "auto", "darwin_amd64")
 
 
-# Which digest
+# Digests
 
 
 @pytest.mark.parametrize(
@@ -103,8 +103,8 @@ def test_no_archive_for_a_machine() -> None:
         json.dumps({"assets": [{"name": "x", "digest": None}, {"name": NAME, "digest": f"sha256:{SHA256}"}]}),
     ],
 )
-def test_a_digest_is_found(text: str) -> None:
-    assert digest_in(text.encode(), NAME) == SHA256
+def test_digest_is_found_in_each_format(text: str) -> None:
+    assert find_digest(text.encode(), NAME) == SHA256
 
 
 @pytest.mark.parametrize(
@@ -123,21 +123,21 @@ def test_a_digest_is_found(text: str) -> None:
         "\xff\xfe",
     ],
 )
-def test_no_digest_is_found(text: str) -> None:
-    assert digest_in(text.encode("latin-1"), NAME) == ""
+def test_missing_digest_is_empty(text: str) -> None:
+    assert find_digest(text.encode("latin-1"), NAME) == ""
 
 
-# The file
+# Downloads
 
 
 class Place:
-    """Downloads below a directory, and what was told."""
+    """Downloads below a directory, with the reported progress."""
 
     def __init__(self, root: Path, **rules: bool) -> None:
         self.folder = root / "downloads"
-        self.shelf = root / "offline"
+        self.offline_dir = root / "offline"
         self.told: list[str | ChunkProgress] = []
-        self.rules = DownloadRules(self.shelf, policy=POLICY, **rules)
+        self.rules = DownloadRules(self.offline_dir, policy=POLICY, **rules)
 
     async def get(self, archive: Archive) -> Path:
         async with asyncio.timeout(LIMIT):
@@ -167,7 +167,7 @@ def archive_at(server: FileServer, sha256: str = "", checksums: str = "") -> Arc
     return Archive(server.url(f"/v1/{NAME}"), sha256=sha256, checksums=checksums)
 
 
-async def test_an_archive_with_its_digest_in_plugin_yaml(place: Place, server: FileServer) -> None:
+async def test_digest_from_plugin_yaml_is_checked(place: Place, server: FileServer) -> None:
     path = await place.get(archive_at(server, sha256=f"SHA256:{SHA256.upper()}".replace("SHA256:", "sha256:")))
     assert path.read_bytes() == DATA
     assert [request.path for request in server.requests] == [f"/v1/{NAME}"]
@@ -178,8 +178,8 @@ async def test_an_archive_with_its_digest_in_plugin_yaml(place: Place, server: F
 
 
 @pytest.mark.parametrize("named", [True, False])
-async def test_a_digest_from_a_checksum_file(place: Place, server: FileServer, named: bool) -> None:
-    """The one that is named, else the one that many projects put beside the archive."""
+async def test_digest_from_a_checksum_file_is_checked(place: Place, server: FileServer, named: bool) -> None:
+    """The named checksum file, else the one beside the archive."""
     sums = "/v1/SHA256SUMS" if named else f"/v1/{NAME}.sha256"
     server.files[sums] = f"{SHA256}  {NAME}\n".encode()
     archive = archive_at(server, checksums=server.url(sums) if named else "")
@@ -190,28 +190,30 @@ async def test_a_digest_from_a_checksum_file(place: Place, server: FileServer, n
 
 @pytest.mark.promise("P16")
 @pytest.mark.parametrize("content", [None, b"nothing of use"])
-async def test_without_a_digest_it_is_refused(place: Place, server: FileServer, content: bytes | None) -> None:
+async def test_archive_without_a_digest_is_rejected(place: Place, server: FileServer, content: bytes | None) -> None:
     server.files[f"/v1/{NAME}.sha256"] = content
-    with pytest.raises(InstallError, match=rf"no SHA-256 of {NAME} is known, nor found in .*{NAME}.sha256.*verify"):
+    with pytest.raises(InstallError, match=rf"{NAME}: the SHA-256 is unknown and not in .*{NAME}.sha256.*verify"):
         await place.get(archive_at(server))
     assert len(server.requests) == 1
     assert place.left() == set()
 
 
-async def test_without_a_digest_it_is_used_when_that_is_allowed(tmp_path: Path, server: FileServer) -> None:
+async def test_archive_without_a_digest_is_used_if_verify_is_false(tmp_path: Path, server: FileServer) -> None:
     server.files[f"/v1/{NAME}.sha256"] = None
     place = Place(tmp_path, verify=False)
     assert (await place.get(archive_at(server))).read_bytes() == DATA
     assert any("is not verified" in str(step) for step in place.told)
 
 
-async def test_a_checksum_file_that_is_named_must_be_there(place: Place, server: FileServer) -> None:
+async def test_missing_named_checksum_file_is_reported(place: Place, server: FileServer) -> None:
     server.files["/sums"] = None
     with pytest.raises(InstallError, match="/sums: there is no such file"):
         await place.get(archive_at(server, checksums=server.url("/sums")))
 
 
-async def test_a_checksum_file_without_end(place: Place, server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_endless_checksum_file_is_rejected(
+    place: Place, server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(releases, "_CHECKSUMS_LIMIT", 1000)
     server.files["/sums"] = bytes(2000)
     with pytest.raises(InstallError, match=r"the file has 2000 bytes; the limit is 1000"):
@@ -223,11 +225,11 @@ async def test_a_checksum_file_without_end(place: Place, server: FileServer, mon
 
 
 @pytest.mark.promise("P16")
-async def test_another_content_than_the_digest_says(place: Place, server: FileServer) -> None:
-    """A file that was changed on the server, or on its way."""
+async def test_checksum_mismatch_is_rejected(place: Place, server: FileServer) -> None:
+    """The file was changed on the server or in transit."""
     server.data = DATA[::-1]
     with pytest.raises(
-        InstallError, match=rf"expected sha256:{SHA256}, got sha256:[0-9a-f]+\. What arrived was deleted; try again"
+        InstallError, match=rf"expected sha256:{SHA256}, got sha256:[0-9a-f]+\. The download was deleted\. Try again"
     ):
         await place.get(archive_at(server, sha256=SHA256))
     assert place.left() == set()
@@ -236,7 +238,7 @@ async def test_another_content_than_the_digest_says(place: Place, server: FileSe
 
 
 @pytest.mark.promise("P16")
-async def test_another_size_than_expected(place: Place, server: FileServer) -> None:
+async def test_size_mismatch_is_rejected(place: Place, server: FileServer) -> None:
     archive = replace(archive_at(server, sha256=SHA256), size=1000)
     with pytest.raises(InstallError, match=rf"the file has {len(DATA)} bytes, expected 1000"):
         await place.get(archive)
@@ -244,15 +246,15 @@ async def test_another_size_than_expected(place: Place, server: FileServer) -> N
     assert (await place.get(replace(archive, size=len(DATA)))).read_bytes() == DATA
 
 
-async def test_a_size_is_held_where_the_server_names_none(place: Place, server: FileServer) -> None:
+async def test_size_limits_a_download_of_unknown_length(place: Place, server: FileServer) -> None:
     server.scripts.append(Script(chunked=True))
     with pytest.raises(InstallError, match="sent more than the 1000 bytes"):
         await place.get(replace(archive_at(server, sha256=SHA256), size=1000))
 
 
 @pytest.mark.promise("F25")
-async def test_dropped_connections_and_a_restart_go_on_where_they_stopped(place: Place, server: FileServer) -> None:
-    """Each `get` is by objects of its own, as after a restart of the plugin."""
+async def test_download_resumes_after_dropped_connections_and_a_restart(place: Place, server: FileServer) -> None:
+    """Each `get` uses new objects, as after a restart of the plugin."""
     server.scripts.extend(Script(drop_after=200_000) for _ in range(2))
     server.scripts.append(Script(status=404))
     with pytest.raises(InstallError, match="no such file"):
@@ -264,7 +266,7 @@ async def test_dropped_connections_and_a_restart_go_on_where_they_stopped(place:
     assert server.sent <= len(DATA) + 2 * 200_000
 
 
-async def test_a_whole_archive_is_not_fetched_again(place: Place, server: FileServer) -> None:
+async def test_complete_archive_is_not_downloaded_again(place: Place, server: FileServer) -> None:
     await place.get(archive_at(server, sha256=SHA256))
     asked = len(server.requests)
     assert (await place.get(archive_at(server, sha256=SHA256))).read_bytes() == DATA
@@ -273,13 +275,15 @@ async def test_a_whole_archive_is_not_fetched_again(place: Place, server: FileSe
 
 @pytest.mark.parametrize("resumed", [True, False])
 @pytest.mark.promise("F25")
-async def test_a_server_that_ignores_range(place: Place, server: FileServer, resumed: bool) -> None:
+async def test_download_from_a_server_without_ranges_starts_over(
+    place: Place, server: FileServer, resumed: bool
+) -> None:
     server.scripts.extend([Script(drop_after=300_000), Script(ignore_range=not resumed)])
     assert (await place.get(archive_at(server, sha256=SHA256))).read_bytes() == DATA
     assert server.sent == len(DATA) + (0 if resumed else 300_000)
 
 
-async def test_a_server_that_lies_about_the_length(place: Place, server: FileServer) -> None:
+async def test_false_content_length_is_reported(place: Place, server: FileServer) -> None:
     server.scripts.extend(Script(length=len(DATA) + 10) for _ in range(9))
     with pytest.raises(InstallError, match="attempts made no progress"):
         await place.get(archive_at(server, sha256=SHA256))
@@ -288,7 +292,7 @@ async def test_a_server_that_lies_about_the_length(place: Place, server: FileSer
 
 
 @pytest.mark.promise("F25")
-async def test_a_file_that_changes_while_it_comes(place: Place, server: FileServer) -> None:
+async def test_file_that_changes_during_the_download_is_downloaded_again(place: Place, server: FileServer) -> None:
     script = Script(drop_after=300_000, stall_after=200_000)
     server.scripts.append(script)
     server.data = DATA[::-1]
@@ -301,7 +305,7 @@ async def test_a_file_that_changes_while_it_comes(place: Place, server: FileServ
     assert (await getting).read_bytes() == DATA
 
 
-async def test_a_server_that_stalls(tmp_path: Path, server: FileServer) -> None:
+async def test_stalled_download_times_out(tmp_path: Path, server: FileServer) -> None:
     place = Place(tmp_path)
     place.rules = replace(place.rules, policy=replace(POLICY, stall_s=0.3))
     server.scripts.append(Script(stall_after=100_000))
@@ -310,7 +314,7 @@ async def test_a_server_that_stalls(tmp_path: Path, server: FileServer) -> None:
 
 
 @pytest.mark.promise("F25")
-async def test_a_cancelled_download_is_kept(place: Place, server: FileServer) -> None:
+async def test_cancelled_download_is_kept(place: Place, server: FileServer) -> None:
     server.scripts.append(Script(stall_after=200_000))
     getting = asyncio.create_task(place.get(archive_at(server, sha256=SHA256)))
     async with asyncio.timeout(LIMIT):
@@ -326,8 +330,10 @@ async def test_a_cancelled_download_is_kept(place: Place, server: FileServer) ->
 
 
 @pytest.mark.promise("P19")
-async def test_no_room_for_it(place: Place, server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(place.shelf.parent)
+async def test_download_larger_than_the_free_space_is_rejected(
+    place: Place, server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(place.offline_dir.parent)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1 << 20))
     with pytest.raises(InstallError, match=r"has 1 MiB free .* the download needs 750 KiB more"):
         await place.get(archive_at(server, sha256=SHA256))
@@ -336,11 +342,11 @@ async def test_no_room_for_it(place: Place, server: FileServer, monkeypatch: pyt
 
 @pytest.mark.promise("X10")
 @pytest.mark.parametrize(("chunked", "words"), [(True, "did not announce the size of the file"), (False, "to spare")])
-async def test_a_disk_that_fills_up_keeps_a_reserve(
+async def test_download_keeps_a_reserve_of_free_space(
     place: Place, server: FileServer, monkeypatch: pytest.MonkeyPatch, chunked: bool, words: str
 ) -> None:
-    """What is of unknown size is deleted, for it may never fit; the rest of a known size can follow later."""
-    usage = shutil.disk_usage(place.shelf.parent)
+    """A file of unknown size is deleted, since it may never fit; one of known size can be resumed."""
+    usage = shutil.disk_usage(place.offline_dir.parent)
     arriving = place.folder / f"{NAME}.part"
 
     def free(_path: Path) -> Any:
@@ -359,7 +365,7 @@ async def test_a_disk_that_fills_up_keeps_a_reserve(
 
 @pytest.mark.promise("X10")
 @pytest.mark.parametrize("chunked", [True, False])
-async def test_a_disk_that_takes_no_more_bytes(
+async def test_full_disk_during_a_download_is_reported(
     place: Place, server: FileServer, monkeypatch: pytest.MonkeyPatch, chunked: bool
 ) -> None:
     write = Partial.write
@@ -381,7 +387,7 @@ async def test_a_disk_that_takes_no_more_bytes(
 
 @pytest.mark.promise("L9")
 @pytest.mark.skipif(sys.platform == "win32", reason="NTFS creates inodes as it needs them")
-def test_a_file_system_without_free_inodes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_inodes_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     none = os.statvfs_result((4096, 4096, 1000, 500, 500, 1000, 0, 0, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda _path: none)
     error = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "x"))
@@ -389,7 +395,7 @@ def test_a_file_system_without_free_inodes_is_named(tmp_path: Path, monkeypatch:
     assert disk_reason(error, tmp_path).startswith("No space left on device (no inode is free")
 
 
-async def test_nobody_answers(place: Place) -> None:
+async def test_unreachable_server_is_reported(place: Place) -> None:
     async with file_server(b"") as server:
         archive = archive_at(server, sha256=SHA256)
     with pytest.raises(InstallError, match=r"cannot connect .* Check the address, the network"):
@@ -397,9 +403,11 @@ async def test_nobody_answers(place: Place) -> None:
 
 
 @pytest.mark.promise("P21")
-async def test_credentials_in_the_url(place: Place, server: FileServer) -> None:
+async def test_credentials_in_the_url_are_sent_and_redacted(place: Place, server: FileServer) -> None:
     server.credentials = ("me", "s3cr3t")
-    with pytest.raises(AuthError, match=r"refused access \(HTTP 401\)\. Credentials .* stand in the URL") as caught:
+    with pytest.raises(
+        AuthError, match=r"refused access \(HTTP 401\)\. Put the credentials .* into the URL"
+    ) as caught:
         await place.get(archive_at(server, sha256=SHA256))
     assert caught.value.code == 401
     archive = Archive(server.url(f"/{NAME}", credentials="me:s3cr3t@"), sha256=SHA256)
@@ -409,7 +417,7 @@ async def test_credentials_in_the_url(place: Place, server: FileServer) -> None:
     assert "s3cr3t" not in (place.folder / f"{NAME}.json").read_text()
 
 
-# Without a network
+# Local and offline files
 
 
 def put(folder: Path, name: str = NAME) -> Path:
@@ -421,25 +429,25 @@ def put(folder: Path, name: str = NAME) -> Path:
 
 @pytest.mark.parametrize("as_url", [True, False])
 @pytest.mark.parametrize("beside", [f"{NAME}.sha256", "SHA256SUMS", "checksums.txt"])
-async def test_a_local_archive(place: Place, tmp_path: Path, beside: str, as_url: bool) -> None:
+async def test_local_archive_is_verified_in_place(place: Place, tmp_path: Path, beside: str, as_url: bool) -> None:
     path = put(tmp_path / "here")
     archive = Archive(path.as_uri() if as_url else str(path))
-    with pytest.raises(InstallError, match=f"no SHA-256 of {NAME} is known"):
+    with pytest.raises(InstallError, match=f"{NAME}: the SHA-256 is unknown"):
         await place.get(archive)
     (path.parent / beside).write_text(f"{SHA256}  {NAME}\n")
     assert await place.get(archive) == path
     path.write_bytes(DATA[::-1])
-    with pytest.raises(InstallError, match=rf"expected sha256:{SHA256}, got \S+\. Replace it"):
+    with pytest.raises(InstallError, match=rf"expected sha256:{SHA256}, got \S+\. Replace the file"):
         await place.get(archive)
-    assert path.exists(), "what is not ours is not deleted"
+    assert path.exists(), "other files are not deleted"
 
 
-async def test_a_local_archive_that_is_not_there_or_not_right(place: Place, tmp_path: Path) -> None:
+async def test_missing_or_wrong_local_archive_is_rejected(place: Place, tmp_path: Path) -> None:
     path = put(tmp_path / "here")
-    with pytest.raises(InstallError, match="expected are 5"):
+    with pytest.raises(InstallError, match="expected 5 bytes"):
         await place.get(Archive(str(path), sha256=SHA256, size=5))
     for url, why in (
-        (str(tmp_path / "absent"), "there is no such file"),
+        (str(tmp_path / "absent"), "the file does not exist"),
         ("relative/path.zip", "neither an http"),
         ("ftp://host/x.zip", "neither an http"),
         ("file://host/x.zip", "three slashes"),
@@ -450,18 +458,18 @@ async def test_a_local_archive_that_is_not_there_or_not_right(place: Place, tmp_
             await place.get(Archive(url, sha256=SHA256))
 
 
-async def test_offline_nothing_is_asked_of_the_network(tmp_path: Path, server: FileServer) -> None:
+async def test_offline_mode_uses_no_network(tmp_path: Path, server: FileServer) -> None:
     place = Place(tmp_path, offline=True)
     archive = archive_at(server, checksums=server.url("/SHA256SUMS"))
     match = (
-        rf"engine.offline is true, and .*offline/{NAME} is not there\. Fetch http://.*/v1/{NAME} on a machine with"
+        rf"engine.offline is true, but .*offline/{NAME} is missing\. Download http://.*/v1/{NAME} on another machine"
     )
     with pytest.raises(InstallError, match=match):
         await place.get(archive)
-    path = put(place.shelf)
-    with pytest.raises(InstallError, match="no SHA-256"):
+    path = put(place.offline_dir)
+    with pytest.raises(InstallError, match="the SHA-256 is unknown"):
         await place.get(archive)
-    (place.shelf / "SHA256SUMS").write_text(f"{SHA256}  {NAME}\n")
+    (place.offline_dir / "SHA256SUMS").write_text(f"{SHA256}  {NAME}\n")
     assert await place.get(archive) == path
     assert await place.get(replace(archive, checksums="", sha256=SHA256)) == path
     assert server.requests == []
