@@ -182,7 +182,7 @@ def test_any_event_is_an_object_or_a_bad_gateway(block: bytes) -> None:
 
 @pytest.mark.promise("P26")
 @pytest.mark.parametrize("value", [b"[" * 100_000, b'{"a":' * 100_000, b"1" * 5000, b"\xff" * 1000, b'"\\ud800"'])
-async def test_oversized_event_is_rejected_by_every_reader(value: bytes) -> None:
+async def test_event_with_unreadable_json_is_rejected_by_every_reader(value: bytes) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         yield b"data: " + value + b"\n\n"
 

@@ -56,7 +56,7 @@ async def _openvino(stack: AsyncExitStack, place: Path) -> World:
 
 
 async def _ollama(stack: AsyncExitStack, place: Path) -> World:
-    """Attached to a server that keeps Ollama's contract, found as OLLAMA_HOST says."""
+    """Return a plugin attached by OLLAMA_HOST to a server with Ollama's API."""
     server = await asyncio.to_thread(ContractServer, place / "ollama")
     stack.callback(server.close)
     models = {"chat": "tiny-chat:latest", "embed": "embed:latest", "speech-to-text": "audio:latest"}
@@ -64,14 +64,14 @@ async def _ollama(stack: AsyncExitStack, place: Path) -> World:
 
 
 async def _real_ollama(stack: AsyncExitStack, place: Path) -> World:
-    """Attached to the Ollama that OLLAMA_TEST_HOST names, with models that it has."""
+    """Return a plugin attached to the Ollama at OLLAMA_TEST_HOST, with the models there."""
     host, chat, embed = (os.environ[name] for name in REAL_OLLAMA)
     world = spawned("ollama", place, {"chat": chat, "embed": embed}, {"OLLAMA_HOST": host})
     return await stack.enter_async_context(world)
 
 
 async def _openai(stack: AsyncExitStack, place: Path) -> World:
-    """Attached to our own embedded server, which listens on a loopback port."""
+    """Return a plugin attached to the embedded server, which listens on a loopback port."""
     needs("openvino_genai")
     key = secrets.token_urlsafe(16)
     address = await stack.enter_async_context(embedded_server(place / "server", SAMPLES.values(), key))
@@ -90,7 +90,7 @@ MAKE: dict[str, Any] = {
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package", params=ENGINES)
 async def world(request: pytest.FixtureRequest, marked: None) -> AsyncIterator[World]:
-    """The plugin of one engine after the other; nothing may be left of any."""
+    """Yield the plugin of each engine in turn, and check that none leaves processes."""
     if sys.platform != "linux":
         pytest.skip("elsewhere offspring is not seen as a whole")
     place = Path(tempfile.mkdtemp(prefix="epa-"))

@@ -18,12 +18,12 @@ DONE = b"data: [DONE]\n\n"
 
 
 def pieces(told: list[dict[str, Any]], index: int = 0) -> str:
-    """The text of one choice of a chat's events."""
+    """Return the text of one choice in a chat's events."""
     deltas = [choice["delta"] for event in told for choice in event["choices"] if choice["index"] == index]
     return "".join(delta.get("content") or "" for delta in deltas)
 
 
-async def test_an_answer_has_openais_shape(world: World) -> None:
+async def test_answer_has_the_openai_format(world: World) -> None:
     answer = await world.plugin.invoke("chat", world.chat())
     assert answer["object"] == "chat.completion"
     assert answer["model"].startswith(world.model("chat").removesuffix(":latest"))
@@ -36,7 +36,7 @@ async def test_an_answer_has_openais_shape(world: World) -> None:
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
-async def test_a_stream_tells_the_same_as_the_whole_answer(world: World) -> None:
+async def test_stream_has_the_same_text_as_the_whole_answer(world: World) -> None:
     request = world.chat(seed=7)
     whole = await world.plugin.invoke("chat", request)
     told = await world.streamed("chat", request | {"stream_options": {"include_usage": True}})
@@ -50,20 +50,20 @@ async def test_a_stream_tells_the_same_as_the_whole_answer(world: World) -> None
     assert last["usage"] == whole["usage"]
 
 
-async def test_a_stream_ends_with_done_once(world: World) -> None:
+async def test_stream_ends_with_a_single_done(world: World) -> None:
     raw = await world.raw("chat", world.chat())
     assert raw.endswith(DONE)
     assert raw.count(DONE) == 1
     assert raw.startswith(b"data: {")
 
 
-async def test_max_tokens_ends_an_answer_by_length(world: World) -> None:
+async def test_max_tokens_ends_an_answer_with_finish_reason_length(world: World) -> None:
     answer = await world.plugin.invoke("chat", world.chat("Count to one hundred", max_tokens=2))
     assert answer["usage"]["completion_tokens"] <= 2
     assert answer["choices"][0]["finish_reason"] == "length"
 
 
-async def test_stop_ends_an_answer_before_its_word(world: World) -> None:
+async def test_stop_word_ends_an_answer_before_it(world: World) -> None:
     whole = text_of(await world.plugin.invoke("chat", world.chat(seed=7)))
     word = whole.split()[-1]
     answer = await world.plugin.invoke("chat", world.chat(seed=7, stop=[word]))
@@ -71,7 +71,7 @@ async def test_stop_ends_an_answer_before_its_word(world: World) -> None:
     assert answer["choices"][0]["finish_reason"] == "stop"
 
 
-async def test_a_conversation_may_be_long_and_of_several_roles(world: World) -> None:
+async def test_long_chat_with_several_roles_is_answered(world: World) -> None:
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Héllo, wörld! 你好 🎉"},
@@ -82,7 +82,7 @@ async def test_a_conversation_may_be_long_and_of_several_roles(world: World) -> 
     assert answer["choices"][0]["message"]["role"] == "assistant"
 
 
-async def test_many_streams_at_once_do_not_mix(world: World) -> None:
+async def test_concurrent_streams_do_not_mix(world: World) -> None:
     prompts = [f"Say {word}" for word in ("one", "two", "three", "four", "five", "six")]
 
     async def text(prompt: str) -> str:
@@ -94,7 +94,7 @@ async def test_many_streams_at_once_do_not_mix(world: World) -> None:
     assert together == alone
 
 
-async def test_who_leaves_a_stream_does_not_hold_the_others(world: World) -> None:
+async def test_abandoned_stream_does_not_block_the_others(world: World) -> None:
     async with asyncio.timeout(LIMIT):
         for _ in range(12):  # more than an engine answers at once
             async with world.plugin.stream("chat", world.chat(max_tokens=900)) as chunks:
@@ -115,7 +115,7 @@ async def test_generate_continues_a_prompt(world: World) -> None:
     assert "".join(choice["text"] for event in told for choice in event["choices"]) == choice["text"]
 
 
-async def test_several_prompts_get_a_choice_each(world: World) -> None:
+async def test_each_of_several_prompts_gets_a_choice(world: World) -> None:
     request = world.request("generate", prompt=["one", "two"], max_tokens=3, temperature=0)
     answer = await world.plugin.invoke("generate", request)
     assert [choice["index"] for choice in answer["choices"]] == [0, 1]

@@ -1,4 +1,4 @@
-"""Life, and what is wrong with a request: the same words of the wire whatever the engine."""
+"""Start, stop and invalid requests: the same answers on the wire whatever the engine."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .world import World, text_of
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 
-async def test_it_is_ready_and_has_a_version(world: World) -> None:
+async def test_started_engine_is_ready_and_has_a_version(world: World) -> None:
     assert (await world.plugin.health_check()).startswith("ready")
     assert await world.plugin.get_version()
     assert (await world.plugin.check_engine()).installed
     assert await world.plugin.get_operate_status() is OperateStatus.RUNNING
 
 
-async def test_a_stopped_engine_says_how_to_start_it_and_starts_again(world: World) -> None:
+async def test_stopped_engine_error_names_start_engine_and_it_restarts(world: World) -> None:
     await world.plugin.stop_engine()
     assert await world.plugin.get_operate_status() is OperateStatus.STOPPED
     with pytest.raises(UnavailableError, match="StartEngine"):
@@ -33,7 +33,7 @@ async def test_a_stopped_engine_says_how_to_start_it_and_starts_again(world: Wor
     assert text_of(await world.plugin.invoke("chat", world.chat()))
 
 
-async def test_a_stop_ends_what_streams(world: World) -> None:
+async def test_stop_ends_running_streams(world: World) -> None:
     async with asyncio.timeout(LIMIT):
         async with world.plugin.stream("chat", world.chat(max_tokens=900, ignore_eos=True)) as chunks:
             assert await anext(aiter(chunks))
@@ -53,21 +53,23 @@ async def test_a_stop_ends_what_streams(world: World) -> None:
         ("embed", b"{}", "input"),
     ],
 )
-async def test_a_bad_request_is_told_by_its_field(world: World, service: str, request_data: bytes, told: str) -> None:
+async def test_invalid_request_error_names_the_field(
+    world: World, service: str, request_data: bytes, told: str
+) -> None:
     with pytest.raises(InvalidRequestError, match=f"^{told}"):
         await world.plugin.invoke_raw(service, request_data)
 
 
-async def test_an_unknown_service_is_told_with_those_that_are_there(world: World) -> None:
+async def test_unknown_service_error_lists_the_services(world: World) -> None:
     with pytest.raises(NotFoundError, match=r"sing.*chat"):
         await world.plugin.invoke("sing", {})
 
 
-async def test_a_service_that_does_not_stream_says_so(world: World) -> None:
+async def test_stream_of_a_unary_service_is_rejected(world: World) -> None:
     with pytest.raises(Exception, match="does not stream"):
         await world.streamed("embed", world.request("embed", input="a"))
 
 
-async def test_an_empty_list_needs_no_engine(world: World) -> None:
+async def test_empty_input_is_answered_without_the_engine(world: World) -> None:
     answer = await world.plugin.invoke("embed", world.request("embed", input=[]))
     assert answer["data"] == []

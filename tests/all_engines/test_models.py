@@ -1,4 +1,4 @@
-"""Models: what is told of them, in and out of memory."""
+"""Models: their details, loading and unloading."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="package")
 FEATURES = {"chat": "completion", "embed": "embedding", "rerank": "rerank"}
 
 
-async def test_the_list_tells_what_each_model_can_do(world: World) -> None:
+async def test_model_list_has_the_capabilities_of_each_model(world: World) -> None:
     found = {entry["name"]: entry for entry in await world.plugin.list_models()}
     for kind, name in world.models.items():
         entry = found[name]
@@ -29,7 +29,7 @@ async def test_the_list_tells_what_each_model_can_do(world: World) -> None:
             assert FEATURES[kind] in details["capabilities"]
 
 
-async def test_a_chat_models_context_is_told_with_its_source(world: World) -> None:
+async def test_model_list_has_the_context_length_and_its_source(world: World) -> None:
     [entry] = [entry for entry in await world.plugin.list_models() if entry["name"] == world.model("chat")]
     details = dict(entry["details"])
     assert isinstance(details["context_length"], int)
@@ -37,7 +37,7 @@ async def test_a_chat_models_context_is_told_with_its_source(world: World) -> No
     assert details["context_source"] in ("engine", "file", "family", "estimate")
 
 
-async def test_the_manifest_lists_the_models_of_each_service(world: World) -> None:
+async def test_manifest_lists_the_models_of_each_service(world: World) -> None:
     manifest = await world.plugin.get_manifest()
     listed = {service["service_name"]: service["support_models"] for service in manifest["services"]}
     for service, models in listed.items():
@@ -46,12 +46,12 @@ async def test_the_manifest_lists_the_models_of_each_service(world: World) -> No
     assert world.model("embed") not in listed["chat"]
 
 
-async def test_a_call_brings_its_model_into_memory(world: World) -> None:
+async def test_call_loads_its_model(world: World) -> None:
     await world.plugin.invoke("chat", world.chat(max_tokens=1))
     assert world.model("chat") in {entry["name"] for entry in await world.plugin.running_models()}
 
 
-async def test_load_and_unload(world: World) -> None:
+async def test_loaded_model_is_listed_until_it_is_unloaded(world: World) -> None:
     if world.engine == "openai":
         pytest.skip("whose models are in memory is the server's business")
     name = world.model("chat")
@@ -66,7 +66,7 @@ async def test_load_and_unload(world: World) -> None:
         await world.plugin.unload_model(name)
 
 
-async def test_a_model_that_is_not_here_is_named_with_what_to_do(world: World) -> None:
+async def test_missing_model_error_names_the_pull(world: World) -> None:
     with pytest.raises(NotFoundError, match="tiny-cha7") as told:
         await world.plugin.invoke("chat", world.chat() | {"model": "tiny-cha7"})
     assert "tiny-chat" in str(told.value)  # a near name
@@ -74,12 +74,12 @@ async def test_a_model_that_is_not_here_is_named_with_what_to_do(world: World) -
         await world.plugin.load_model("nobody/has-this")
 
 
-async def test_a_model_of_another_kind_is_refused(world: World) -> None:
+async def test_model_of_another_kind_is_rejected(world: World) -> None:
     with pytest.raises(InvalidRequestError, match=r"model: .*embed"):
         await world.plugin.invoke("chat", world.chat() | {"model": world.model("embed")})
 
 
-async def test_what_is_no_name_is_refused(world: World) -> None:
+async def test_invalid_model_name_is_rejected(world: World) -> None:
     for name in ("../../etc/passwd", "", "a\x00b", "x" * 5000):
         with pytest.raises((InvalidRequestError, NotFoundError, UnsupportedError)):
             await world.plugin.delete_model(name)

@@ -1,4 +1,4 @@
-"""The services without streams of text: each by its shape, on the engines that have it."""
+"""The services without streams of text: the format of their answers, on the engines that have them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 async def answer_of(world: World, service: str, **fields: Any) -> dict[str, Any] | None:
-    """The answer; None from an engine that has no such service, or no model for it, which must say so."""
+    """Return the answer, or None after checking the error of an engine without the service or a model for it."""
     if world.can(service):
         return await world.plugin.invoke(service, world.request(service, **fields))
     with pytest.raises((UnsupportedError, NotFoundError), match=f"{service}|no model is called 'any'"):
@@ -38,7 +38,7 @@ async def embedded(world: World, **fields: Any) -> list[Any]:
     return [entry["embedding"] for entry in answer["data"]]
 
 
-async def test_embed_turns_texts_into_vectors_of_one_length(world: World) -> None:
+async def test_embed_returns_vectors_of_equal_length(world: World) -> None:
     first, second, again = await embedded(world, input=["a small text", "something else entirely", "a small text"])
     assert len(first) == len(second) > 1
     assert first != second
@@ -47,7 +47,7 @@ async def test_embed_turns_texts_into_vectors_of_one_length(world: World) -> Non
     assert all(math.isclose(one, other, abs_tol=1e-4) for one, other in zip(first, alone, strict=True))
 
 
-async def test_embed_gives_base64_when_asked(world: World) -> None:
+async def test_embed_returns_base64_on_request(world: World) -> None:
     [numbers] = await embedded(world, input="a small text")
     [text] = await embedded(world, input="a small text", encoding_format="base64")
     packed = struct.unpack(f"<{len(numbers)}f", base64.b64decode(text))
@@ -65,7 +65,7 @@ async def test_rerank_orders_documents(world: World) -> None:
     assert all(0 <= score <= 1 for score in scores)
 
 
-async def test_text_to_image_draws(world: World) -> None:
+async def test_text_to_image_returns_an_image(world: World) -> None:
     answer = await answer_of(world, "text-to-image", prompt="a cat", size="64x64", num_inference_steps=1, seed=1)
     if answer is None:
         return
@@ -73,7 +73,7 @@ async def test_text_to_image_draws(world: World) -> None:
     assert base64.b64decode(picture["b64_json"]).startswith(PNG)
 
 
-async def test_speech_to_text_writes_down(world: World) -> None:
+async def test_speech_to_text_returns_a_transcript(world: World) -> None:
     audio = base64.b64encode(wav(tone(0.5))).decode()
     answer = await answer_of(world, "speech-to-text", audio=audio)
     if answer is None:
@@ -84,7 +84,7 @@ async def test_speech_to_text_writes_down(world: World) -> None:
         assert 0 <= segment["start"] <= segment["end"] <= 1
 
 
-async def test_text_to_speech_speaks(world: World) -> None:
+async def test_text_to_speech_returns_audio(world: World) -> None:
     answer = await answer_of(world, "text-to-speech", text="Hello")
     if answer is None:
         return
@@ -92,7 +92,7 @@ async def test_text_to_speech_speaks(world: World) -> None:
     assert answer["format"] == "wav"
 
 
-async def test_live_speech_is_written_down_while_it_goes(world: World) -> None:
+async def test_live_transcription_sends_events_during_the_audio(world: World) -> None:
     if not world.can("speech-to-text-ws"):
         with pytest.raises((UnsupportedError, NotFoundError), match=r"speech-to-text-ws|no model is called 'any'"):
             await talk(world, "any")
@@ -103,7 +103,7 @@ async def test_live_speech_is_written_down_while_it_goes(world: World) -> None:
 
 
 async def talk(world: World, model: str) -> list[str]:
-    """The events of a live transcription of half a second."""
+    """Return the events of a live transcription of half a second."""
     async with world.plugin.invoke_bidi("speech-to-text-ws") as call:
         await call.send(tone(0.5), metadata={"model": model, "format": "pcm", "sample_rate": "16000"})
         await call.send('{"action": "finish-task"}')

@@ -1,4 +1,4 @@
-"""A plugin of ours as it is shipped, spawned as a host does it, and what its engine can do here."""
+"""A shipped plugin, spawned as a host does it, and what its engine can do in these tests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """A started plugin. `models` has the model for each kind that the engine can do."""
+    """A started plugin. `models` has a model for each kind that the engine supports."""
 
     engine: str
     plugin: PluginClient
@@ -34,7 +34,7 @@ class World:
     place: Path
 
     def model(self, service: str) -> str:
-        """The model that answers a service."""
+        """Return the model for a service."""
         return self.models[KIND_OF_SERVICE[service]]
 
     def can(self, service: str) -> bool:
@@ -42,21 +42,21 @@ class World:
         return KIND_OF_SERVICE[service] in self.models
 
     def request(self, service: str, **fields: Any) -> dict[str, Any]:
-        """A request of a service to its model."""
+        """Return a request of a service to its model."""
         return {"model": self.model(service), **fields}
 
     def chat(self, text: str = "Hello", **fields: Any) -> dict[str, Any]:
-        """A chat of one message."""
+        """Return a chat request of one message."""
         message = {"role": "user", "content": text}
         return self.request("chat", messages=[message], **({"max_tokens": 16, "temperature": 0} | fields))
 
     async def streamed(self, service: str, request: dict[str, Any]) -> list[dict[str, Any]]:
-        """All events of a stream, which must come to its proper end."""
+        """Return all events of a stream that must end properly."""
         async with self.plugin.stream(service, request) as chunks:
             return [event async for event in events(chunks)]
 
     async def raw(self, service: str, request: dict[str, Any]) -> bytes:
-        """A stream's bytes, as they come."""
+        """Return a stream's bytes in the blocks that arrive."""
         async with self.plugin.stream(service, request) as chunks:
             return b"".join([chunk async for chunk in chunks])
 
@@ -65,7 +65,7 @@ class World:
 async def spawned(
     engine: str, place: Path, models: Mapping[str, str], environ: Mapping[str, str], **changes: Any
 ) -> AsyncIterator[World]:
-    """The plugin of `engine` with its shipped plugin.yaml, in which only `engine_host` and options are `changes`d."""
+    """Launch the plugin of `engine` with its shipped plugin.yaml; `changes` replace `engine_host` and options."""
     manifest = shipped(engine)
     manifest["provider"]["engine_host"] = changes.pop("engine_host", "")
     manifest["engine"] |= changes
@@ -87,7 +87,7 @@ async def spawned(
 
 
 def text_of(answer: Mapping[str, Any]) -> str:
-    """What a chat.completion says."""
+    """Return the text of a chat.completion."""
     content = answer["choices"][0]["message"]["content"]
     if not isinstance(content, str):
         raise TypeError(json.dumps(answer))

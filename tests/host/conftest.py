@@ -22,14 +22,14 @@ Launch: TypeAlias = Callable[..., Awaitable[PluginClient]]
 
 @pytest.fixture(autouse=True)
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host waits for a plugin's end as long as this machine needs, and no longer."""
+    """Set the limit for a plugin's end to what this machine needs."""
     monkeypatch.setattr(client, "_SHUTDOWN_RPC", pace(1.0))
     monkeypatch.setattr(client, "_EXIT", pace(1.0))
 
 
 @pytest.fixture
 def sockets() -> Iterator[Path]:
-    """A private directory whose path is short enough for unix sockets."""
+    """Yield a private directory whose path is short enough for unix sockets."""
     directory = Path(tempfile.mkdtemp(prefix="ep-"))
     yield directory
     shutil.rmtree(directory)
@@ -37,7 +37,7 @@ def sockets() -> Iterator[Path]:
 
 @pytest.fixture
 def fake_environment(sockets: Path) -> dict[str, str]:
-    """What the fake plugin needs to run, in any directory."""
+    """Return the environment in which the fake plugin runs in any directory."""
     environment = {"PYTHONPATH": str(REPOSITORY)}
     if sys.platform != "win32":
         environment["FAKE_SOCKETS"] = str(sockets)

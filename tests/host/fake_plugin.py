@@ -1,7 +1,7 @@
-"""A scriptable plugin for the tests of the host: a real process, the real handshake, real gRPC.
+"""A scriptable plugin for the tests of the host, with a real process, handshake and gRPC server.
 
 `FAKE_MODE` says how it misbehaves, `FAKE_SOCKETS` where its socket goes (the test removes that directory).
-InvokeService answers with what it was asked and all that the plugin knows of itself.
+InvokeService answers with its request and the state of the plugin's process.
 """
 
 # ruff: noqa: N802 - methods bear the names of their rpcs
@@ -37,7 +37,7 @@ MODEL = {
 
 
 class Fake:
-    """Answers every rpc of ProviderService, plausibly."""
+    """Answers every rpc of ProviderService with plausible values."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -203,7 +203,7 @@ class Fake:
 
 
 class Recorder:
-    """Stands before `Fake` and writes down which of its rpcs are called."""
+    """Wraps `Fake` and records which of its rpcs are called."""
 
     def __init__(self, fake: Fake) -> None:
         self._fake = fake
@@ -242,7 +242,7 @@ class GoPlugin:
 
 
 def before_handshake() -> None:
-    """Whatever FAKE_MODE wants to happen instead of a handshake."""
+    """Do what FAKE_MODE asks for instead of a handshake."""
     lines = {
         "noise": "Loading the model...",
         "core": "2|1|unix|/nowhere|grpc|",
@@ -278,10 +278,10 @@ def say(level: str, message: str, **kv: object) -> None:
 
 
 def start_grandchild() -> None:
-    """It holds our standard output and error open for much longer than we live. The test ends it."""
+    """Start a process that holds stdout and stderr open after this one has ended. The test ends it."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
     say("info", "grandchild", pid=child.pid)
-    child.returncode = 0  # nobody waits for it here
+    child.returncode = 0  # this process does not wait for it
 
 
 async def main() -> None:

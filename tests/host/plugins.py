@@ -41,7 +41,7 @@ resources:
 
 
 def make_plugin(plugins: Path, name: str, *, program: Path | None = None, directory: str = "") -> Path:
-    """A plugin's directory with its manifest and an executable that becomes `program` (nothing: none)."""
+    """Make a plugin's directory with its manifest and an executable that runs `program` (none without it)."""
     place = plugins / (directory or name)
     executable = f"bin/{platform_key()}/plugin" + (".cmd" if sys.platform == "win32" else "")
     (place / executable).parent.mkdir(parents=True)
@@ -52,7 +52,7 @@ def make_plugin(plugins: Path, name: str, *, program: Path | None = None, direct
 
 
 def write_launcher(path: Path, program: Path) -> None:
-    """An executable that becomes `program` under this Python."""
+    """Write an executable that replaces itself by `program` under this Python."""
     if sys.platform == "win32":
         path.write_text(f'@"{sys.executable}" "{program}"\n')
     else:

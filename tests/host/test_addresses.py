@@ -41,7 +41,7 @@ NAMES = [
 
 @pytest.mark.promise("L3")
 @pytest.mark.parametrize("name", NAMES)
-async def test_any_directory_s_name_is_served_and_reached(short_dir: Path, name: str) -> None:
+async def test_socket_in_a_directory_with_any_name_is_reached(short_dir: Path, name: str) -> None:
     path = short_dir / name / "sock"
     path.parent.mkdir()
     server = AioServer()
@@ -55,7 +55,7 @@ async def test_any_directory_s_name_is_served_and_reached(short_dir: Path, name:
 
 
 @pytest.mark.promise("L3")
-async def test_a_relative_path_is_served_and_reached(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_socket_at_a_relative_path_is_reached(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(short_dir)
     server = AioServer()
     await server.start("unix:a #b")
@@ -69,7 +69,7 @@ async def test_a_relative_path_is_served_and_reached(short_dir: Path, monkeypatc
 
 @pytest.mark.promise("L3")
 @pytest.mark.parametrize("auto_mtls", [False, True])
-async def test_a_plugin_in_any_directory_is_launched(short_dir: Path, auto_mtls: bool) -> None:
+async def test_plugin_in_a_directory_with_any_name_is_launched(short_dir: Path, auto_mtls: bool) -> None:
     folder = short_dir / ("C# a?b %41,c" if sys.platform == "linux" else "C# a?b %41")
     folder.mkdir()
     env = {"PLUGIN_UNIX_SOCKET_DIR": str(folder), "PYTHONPATH": str(ROOT)}
@@ -78,7 +78,7 @@ async def test_a_plugin_in_any_directory_is_launched(short_dir: Path, auto_mtls:
         assert [path.name for path in folder.iterdir()]
 
 
-def test_what_grpc_reads() -> None:
+def test_socket_path_is_escaped_for_grpc() -> None:
     assert grpc_target("127.0.0.1:80") == "127.0.0.1:80"
     assert grpc_target("unix:/a b#?%,é") == "unix:/a%20b%23%3F%25%2C%C3%A9"
     assert unix_path("unix:///a") == unix_path("unix:/a") == "/a"

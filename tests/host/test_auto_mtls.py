@@ -1,4 +1,4 @@
-"""Launching with AutoMTLS: a plugin that serves it, and all that must not pass for one."""
+"""Launching with AutoMTLS: a plugin that supports it, and wrong certificates."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def contents(directory: Path) -> list[Path]:
 
 @pytest.mark.promise("G7", "G13", "G37")
 @pytest.mark.parametrize("transport", ["", "tcp"])
-async def test_a_plugin_that_serves_tls(sockets: Path, transport: str) -> None:
+async def test_plugin_with_tls_is_launched_and_called(sockets: Path, transport: str) -> None:
     env = {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(sockets), "ENGINE_PLUGIN_TRANSPORT": transport}
     async with await launch([sys.executable, str(PLUGIN)], env=env, start_timeout=LIMIT, auto_mtls=True) as plugin:
         assert await plugin.invoke_raw("echo", b"8388608") == b'"' + b"y" * 8388608 + b'"'
@@ -40,7 +40,7 @@ async def test_a_plugin_that_serves_tls(sockets: Path, transport: str) -> None:
     assert contents(sockets) == []
 
 
-async def test_by_way_of_the_registry(tmp_path: Path, sockets: Path) -> None:
+async def test_registry_launches_with_auto_mtls(tmp_path: Path, sockets: Path) -> None:
     make_plugin(tmp_path, "fake", program=PLUGIN)
     registry = PluginRegistry.discover(tmp_path)
     env = {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(sockets)}
@@ -58,17 +58,17 @@ async def test_by_way_of_the_registry(tmp_path: Path, sockets: Path) -> None:
         ("another-certificate", "cannot be reached at"),
     ],
 )
-async def test_a_missing_or_wrong_certificate_fails_the_launch(
+async def test_missing_or_wrong_certificate_fails_the_launch(
     launch_fake: Launch, sockets: Path, mode: str, told: str
 ) -> None:
-    """Missing, damaged, or not that of the server at the address."""
+    """It is missing, damaged, or not that of the server at the address."""
     with pytest.raises(PluginProcessError, match=re.escape(told)):
         await launch_fake(mode, auto_mtls=True)
     assert no_children()
 
 
 @pytest.mark.promise("G13", "G14")
-def test_the_certificate_is_read_with_padding_or_without() -> None:
+def test_certificate_is_read_with_or_without_padding() -> None:
     for text in ("//8", "//8="):
         assert parse_handshake(f"1|1|unix|/x|grpc|{text}\n", auto_mtls=True).certificate == b"\xff\xff"
     assert parse_handshake("1|1|unix|/x|grpc|\n").certificate == b""

@@ -1,4 +1,4 @@
-"""Every rpc has a method, and every failure is an error of ours."""
+"""Every rpc has a method, and every failure raises an EnginePluginError."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .conftest import Launch
 
 
-def test_all_is_what_is_exported() -> None:
+def test_all_lists_the_exported_names() -> None:
     public = {
         name
         for name, value in vars(host).items()
@@ -43,7 +43,7 @@ def test_all_is_what_is_exported() -> None:
     assert list(host.__all__) == sorted(host.__all__)
 
 
-async def test_every_rpc(launch_fake: Launch) -> None:
+async def test_every_rpc_has_a_method(launch_fake: Launch) -> None:
     async with await launch_fake() as plugin:
         assert await plugin.get_manifest() == {"provider": {"name": "fake"}}
         assert (await plugin.invoke("chat", {"a": 1}, auth="k"))["auth"] == "k"
@@ -111,7 +111,7 @@ async def test_every_rpc(launch_fake: Launch) -> None:
         ("not-json", {}, BadGatewayError, "not a JSON object"),
     ],
 )
-async def test_errors(
+async def test_error_codes_raise_their_classes(
     launch_fake: Launch, service: str, request_: dict[str, Any], error: type[Exception], text: str
 ) -> None:
     async with await launch_fake() as plugin:
@@ -120,7 +120,7 @@ async def test_errors(
         assert type(raised.value) is error
 
 
-async def test_deadline_of_the_caller(launch_fake: Launch) -> None:
+async def test_deadline_of_the_caller_ends_the_call(launch_fake: Launch) -> None:
     async with await launch_fake() as plugin:
         with pytest.raises(DeadlineError):
             await plugin.invoke("hang", {}, timeout=0.2)
@@ -130,7 +130,7 @@ async def test_deadline_of_the_caller(launch_fake: Launch) -> None:
 
 
 @pytest.mark.promise("P5")
-async def test_a_plugin_that_dies_is_named(launch_fake: Launch) -> None:
+async def test_error_names_the_plugin_that_died(launch_fake: Launch) -> None:
     async with await launch_fake() as plugin:
         with pytest.raises(PluginProcessError, match=r"exited with code 9 .*out of cheese"):
             await plugin.invoke("exit", {"code": 9})
@@ -138,7 +138,7 @@ async def test_a_plugin_that_dies_is_named(launch_fake: Launch) -> None:
             await plugin.get_version()
 
 
-async def test_a_plugin_that_dies_mid_stream_is_named(launch_fake: Launch) -> None:
+async def test_stream_error_names_the_plugin_that_died(launch_fake: Launch) -> None:
     async with await launch_fake() as plugin, plugin.stream("chat", {"then": "hang"}) as chunks:
         assert await anext(chunks)
         assert await anext(chunks)
@@ -150,7 +150,7 @@ async def test_a_plugin_that_dies_mid_stream_is_named(launch_fake: Launch) -> No
             await dying
 
 
-async def test_calls_that_wait_when_the_plugin_is_killed(launch_fake: Launch) -> None:
+async def test_waiting_calls_fail_when_the_plugin_is_killed(launch_fake: Launch) -> None:
     async with await launch_fake() as plugin:
         waiting = [
             asyncio.ensure_future(plugin.invoke("hang", {})),
@@ -166,7 +166,7 @@ async def test_calls_that_wait_when_the_plugin_is_killed(launch_fake: Launch) ->
 
 
 @pytest.mark.promise("F23")
-async def test_leaving_a_stream_cancels_it_in_the_plugin(launch_fake: Launch) -> None:
+async def test_abandoned_stream_is_cancelled_in_the_plugin(launch_fake: Launch) -> None:
     async with await launch_fake() as plugin:
         async with plugin.stream("chat", {"then": "hang"}) as chunks:
             assert await anext(chunks)
@@ -174,8 +174,8 @@ async def test_leaving_a_stream_cancels_it_in_the_plugin(launch_fake: Launch) ->
         assert [chunk async for chunk in chunks] == []
 
 
-async def test_an_abandoned_stream_is_released_at_once(launch_fake: Launch) -> None:
-    """Not when the cycle collector comes by: a call that lingers keeps the connection of a closed client open."""
+async def test_abandoned_stream_is_released_at_once(launch_fake: Launch) -> None:
+    """It must not wait for the cycle collector: the call keeps the connection of a closed client open."""
     async with await launch_fake() as plugin:
         gc.collect()
         gc.disable()
@@ -190,7 +190,7 @@ async def test_an_abandoned_stream_is_released_at_once(launch_fake: Launch) -> N
             gc.enable()
 
 
-async def test_a_stream_closed_by_another_task_just_ends(launch_fake: Launch) -> None:
+async def test_stream_closed_by_another_task_ends_without_error(launch_fake: Launch) -> None:
     async with await launch_fake() as plugin:
         stream = plugin.stream("chat", {"chunks": ["a"], "then": "hang"})
         first = asyncio.Event()
@@ -209,7 +209,7 @@ async def test_a_stream_closed_by_another_task_just_ends(launch_fake: Launch) ->
 
 
 @pytest.mark.parametrize("then", ["error", "abort"])
-async def test_an_error_ends_a_stream(launch_fake: Launch, then: str) -> None:
+async def test_error_message_ends_a_stream(launch_fake: Launch, then: str) -> None:
     async with await launch_fake() as plugin, plugin.stream("chat", {"then": then}) as chunks:
         assert await anext(chunks)
         assert await anext(chunks)
@@ -219,7 +219,7 @@ async def test_an_error_ends_a_stream(launch_fake: Launch, then: str) -> None:
             await anext(chunks)
 
 
-async def test_big_messages_and_slow_readers(launch_fake: Launch) -> None:
+async def test_large_messages_reach_a_slow_reader(launch_fake: Launch) -> None:
     big = "x" * (8 << 20)
     async with await launch_fake() as plugin:
         assert (await plugin.invoke("echo", {"big": big}))["request"]["big"] == big
@@ -227,7 +227,7 @@ async def test_big_messages_and_slow_readers(launch_fake: Launch) -> None:
             assert len(await anext(chunks)) > len(big)
 
 
-async def test_conversations_end_with_their_error(launch_fake: Launch) -> None:
+async def test_failed_conversation_raises_its_error(launch_fake: Launch) -> None:
     async with await launch_fake() as plugin, plugin.invoke_bidi("speech") as conversation:
         await conversation.send("refuse")
         assert (await anext(conversation)).data == b"esufer"
@@ -235,23 +235,23 @@ async def test_conversations_end_with_their_error(launch_fake: Launch) -> None:
             await anext(conversation)
 
 
-async def send_for_ever(conversation: BidiCall) -> None:
+async def send_forever(conversation: BidiCall) -> None:
     async with asyncio.timeout(LIMIT):
         while True:
             await conversation.send("more")
 
 
-async def test_sending_to_a_failed_conversation_raises_its_error(launch_fake: Launch) -> None:
+async def test_send_to_a_failed_conversation_raises_its_error(launch_fake: Launch) -> None:
     async with await launch_fake() as plugin, plugin.invoke_bidi("speech") as conversation:
         await conversation.send("refuse")
         with pytest.raises(EnginePluginError):
-            await send_for_ever(conversation)
+            await send_forever(conversation)
         assert (await anext(conversation)).data == b"esufer"
         with pytest.raises(EnginePluginError, match="refused"):
             await anext(conversation)
 
 
-async def test_a_pull_without_success_is_an_error(launch_fake: Launch) -> None:
+async def test_pull_that_ends_without_success_is_an_error(launch_fake: Launch) -> None:
     async with await launch_fake() as plugin:
         with pytest.raises(PullError, match="before it was complete"):
             [step async for step in plugin.pull_model_stream("broken")]
@@ -264,7 +264,7 @@ async def answers(plugin: PluginClient, rpc: str, request: Any) -> list[dict[str
         return [answer async for answer in found]
 
 
-async def test_any_rpc_by_its_name(launch_fake: Launch) -> None:
+async def test_rpc_is_called_by_its_name(launch_fake: Launch) -> None:
     async with await launch_fake() as plugin:
         manifest = {"code": 200, "message": "", "manifest_json": {"provider": {"name": "fake"}}}
         assert await answers(plugin, "get_manifest", {}) == [manifest]
@@ -289,7 +289,9 @@ async def test_any_rpc_by_its_name(launch_fake: Launch) -> None:
         ("StartEngine", [{}, {}], "takes one JSON object"),
     ],
 )
-async def test_json_that_fits_no_rpc(launch_fake: Launch, rpc: str, request_: Any, text: str) -> None:
+async def test_json_that_does_not_fit_the_rpc_is_rejected(
+    launch_fake: Launch, rpc: str, request_: Any, text: str
+) -> None:
     async with await launch_fake() as plugin:
         with pytest.raises(InvalidRequestError, match=text):
             await answers(plugin, rpc, request_)

@@ -27,13 +27,13 @@ def run_example(*arguments: str, env: dict[str, str]) -> subprocess.CompletedPro
     return subprocess.run(command, env=os.environ | env, capture_output=True, text=True, timeout=LIMIT)
 
 
-def test_the_example_answers(tmp_path: Path, fake_environment: dict[str, str]) -> None:
+def test_example_prints_an_answer(tmp_path: Path, fake_environment: dict[str, str]) -> None:
     make_plugin(tmp_path, "fake", program=FAKE_PLUGIN)
     done = run_example(str(tmp_path), "fake", "Hello?", env=fake_environment)
     assert (done.stdout, done.returncode) == ("Hello\n", 0), done.stderr
 
 
-def test_the_example_answers_with_llama_cpp(tmp_path: Path) -> None:
+def test_example_prints_an_answer_of_llama_cpp(tmp_path: Path) -> None:
     """The real plugin, its real engine and the sample model, behind a launcher as a host finds it."""
     pytest.importorskip("xllamacpp", reason="llama.cpp comes with the extra `llamacpp`")
     program = tmp_path / "program.py"
@@ -58,7 +58,7 @@ def test_the_example_answers_with_llama_cpp(tmp_path: Path) -> None:
     assert done.stdout.strip()
 
 
-def test_the_example_says_what_is_wrong(tmp_path: Path, fake_environment: dict[str, str]) -> None:
+def test_example_prints_the_error(tmp_path: Path, fake_environment: dict[str, str]) -> None:
     make_plugin(tmp_path, "fake")
     done = run_example(str(tmp_path), "fake", "Hello?", env=fake_environment)
     assert done.returncode == 1
@@ -66,6 +66,6 @@ def test_the_example_says_what_is_wrong(tmp_path: Path, fake_environment: dict[s
     assert "Traceback" not in done.stderr
 
 
-def test_the_page_shows_the_example() -> None:
+def test_page_contains_the_example() -> None:
     page = (REPOSITORY / "docs" / "host.md").read_text()
     assert EXAMPLE.read_text() in page

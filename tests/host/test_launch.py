@@ -25,7 +25,7 @@ def no_children() -> bool:
     return not [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
 
 
-async def test_launch_as_aog_does(launch_fake: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_plugin_is_launched_as_aog_does(launch_fake: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLUGIN_CLIENT_CERT", "that of the host above us")
     monkeypatch.delenv("AOG_VERSION", raising=False)
     async with await launch_fake() as plugin:
@@ -46,7 +46,7 @@ async def test_launch_as_aog_does(launch_fake: Launch, monkeypatch: pytest.Monke
     assert no_children()
 
 
-async def test_everything_a_plugin_writes_is_logged(launch_fake: Launch) -> None:
+async def test_output_of_a_plugin_is_logged(launch_fake: Launch) -> None:
     lines: list[LogLine] = []
     last = asyncio.Event()
 
@@ -80,13 +80,13 @@ async def test_everything_a_plugin_writes_is_logged(launch_fake: Launch) -> None
         ("unhealthy", "plugin 'fake': health of service 'plugin': expected SERVING, got not supported"),
     ],
 )
-async def test_wrong_starts(launch_fake: Launch, mode: str, told: str) -> None:
+async def test_malformed_handshake_fails_the_launch(launch_fake: Launch, mode: str, told: str) -> None:
     with pytest.raises(PluginProcessError, match=re.escape(told)):
         await launch_fake(mode)
     assert no_children()
 
 
-async def test_no_handshake_in_time(launch_fake: Launch) -> None:
+async def test_missing_handshake_fails_the_launch_in_time(launch_fake: Launch) -> None:
     ready = asyncio.Event()
     # Long enough that the interpreter is up and has said what it has to say.
     starting = asyncio.ensure_future(launch_fake("hang", start_timeout=pace(2), on_log=lambda _line: ready.set()))
@@ -97,7 +97,7 @@ async def test_no_handshake_in_time(launch_fake: Launch) -> None:
 
 
 @pytest.mark.promise("F24")
-async def test_cancelled_launch_leaves_nothing(launch_fake: Launch) -> None:
+async def test_cancelled_launch_leaves_no_process(launch_fake: Launch) -> None:
     ready = asyncio.Event()
     starting = asyncio.ensure_future(launch_fake("hang", on_log=lambda _line: ready.set()))
     await asyncio.wait_for(ready.wait(), LIMIT)
@@ -107,7 +107,7 @@ async def test_cancelled_launch_leaves_nothing(launch_fake: Launch) -> None:
     assert no_children()
 
 
-async def test_what_cannot_be_run(tmp_path: Path) -> None:
+async def test_program_that_cannot_be_run_fails_the_launch(tmp_path: Path) -> None:
     with pytest.raises(PluginProcessError, match=r"cannot be run: .*no-such-file.*plugin.yaml's platforms"):
         await launch([str(tmp_path / "no-such-file")])
     if sys.platform != "win32":
@@ -118,7 +118,7 @@ async def test_what_cannot_be_run(tmp_path: Path) -> None:
 
 @pytest.mark.promise("P1")
 @pytest.mark.parametrize("mode", ["normal", "slow-shutdown", "ignores-shutdown", "plain"])
-async def test_kill_is_bounded(launch_fake: Launch, mode: str) -> None:
+async def test_kill_ends_within_its_limit(launch_fake: Launch, mode: str) -> None:
     plugin = await launch_fake(mode)
     await within(asyncio.gather(plugin.kill(), plugin.kill()))
     assert (plugin.returncode == 0) is (mode == "normal")
@@ -154,8 +154,8 @@ async def test_cancelled_kill_still_ends_the_process(launch_fake: Launch) -> Non
     assert plugin.returncode is not None
 
 
-def test_a_host_that_ends_early_leaves_nothing(fake_environment: dict[str, str]) -> None:
-    """asyncio.run cancels whatever is left, so a forgotten kill in the background still ends in one."""
+def test_host_that_ends_early_leaves_no_process(fake_environment: dict[str, str]) -> None:
+    """asyncio.run cancels all tasks, and a cancelled background kill still kills the process."""
 
     async def main() -> PluginClient:
         plugin = await launch(
@@ -175,7 +175,7 @@ def test_a_host_that_ends_early_leaves_nothing(fake_environment: dict[str, str])
 
 
 @pytest.mark.promise("G40")
-async def test_connect_by_hand(launch_fake: Launch) -> None:
+async def test_connect_to_a_given_address_calls_the_plugin(launch_fake: Launch) -> None:
     async with await launch_fake() as launched:
         async with await connect(launched.address) as plugin:
             assert plugin.pid is None
@@ -189,6 +189,6 @@ async def test_connect_by_hand(launch_fake: Launch) -> None:
         assert launched.returncode == 0
 
 
-async def test_connect_without_a_listener(sockets: Path) -> None:
+async def test_connect_without_a_listener_fails_in_time(sockets: Path) -> None:
     with pytest.raises(UnavailableError, match="nothing answers at unix:"):
-        await connect(f"unix:{sockets}/nobody.sock", timeout=pace(0.5))
+        await connect(f"unix:{sockets}/missing.sock", timeout=pace(0.5))

@@ -27,11 +27,11 @@ from engine_plugin.host.logs import LineSplitter, LogLine, PluginLog, parse_line
         ("[1, 2]", LogLine("info", "[1, 2]")),
     ],
 )
-def test_parse_line(text: str, line: LogLine) -> None:
+def test_log_line_is_parsed(text: str, line: LogLine) -> None:
     assert parse_line(text) == line
 
 
-def test_lines_are_cut_at_newlines_and_at_64_kib() -> None:
+def test_lines_are_split_at_newlines_and_at_64_kib() -> None:
     splitter = LineSplitter()
     assert list(splitter.feed(b"a\r\nb")) == ["a"]
     assert list(splitter.feed(b"c\nd")) == ["bc"]
@@ -40,7 +40,7 @@ def test_lines_are_cut_at_newlines_and_at_64_kib() -> None:
     assert list(splitter.close()) == []
 
 
-def test_records_carry_level_and_pairs(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_record_has_level_and_fields(caplog: pytest.LogCaptureFixture) -> None:
     seen: list[LogLine] = []
     log = PluginLog("some-plugin", seen.append)
     with caplog.at_level(1, "engine_plugin.host"):
@@ -59,7 +59,7 @@ def test_records_carry_level_and_pairs(caplog: pytest.LogCaptureFixture) -> None
     assert [line.level for line in seen] == ["debug", "error", "error", "info"]
 
 
-def test_the_tail_is_bounded() -> None:
+def test_kept_tail_of_the_log_is_bounded() -> None:
     log = PluginLog("p")
     for number in range(1000):
         log.add(f"{number} " + "x" * 2000)

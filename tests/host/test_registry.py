@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_good_ones_are_found_beside_bad_ones(tmp_path: Path) -> None:
+def test_valid_plugins_are_found_beside_invalid_ones(tmp_path: Path) -> None:
     make_plugin(tmp_path, "one")
     make_plugin(tmp_path, "two")
     (tmp_path / "broken").mkdir()
@@ -39,7 +39,7 @@ def test_good_ones_are_found_beside_bad_ones(tmp_path: Path) -> None:
     assert {problem.file for problem in errors} == {str(tmp_path / "broken" / "plugin.yaml")}
 
 
-def test_json_manifests_count_and_yaml_comes_first(tmp_path: Path) -> None:
+def test_json_manifest_is_read_if_there_is_no_yaml(tmp_path: Path) -> None:
     place = make_plugin(tmp_path, "one")
     manifest = yaml.safe_load((place / "plugin.yaml").read_text())
     (place / "plugin.json").write_text("not even JSON")
@@ -49,7 +49,7 @@ def test_json_manifests_count_and_yaml_comes_first(tmp_path: Path) -> None:
     assert PluginRegistry.discover(tmp_path)["one"].path.name == "plugin.json"
 
 
-def test_a_directory_bears_its_plugins_name(tmp_path: Path) -> None:
+def test_directory_with_another_name_than_its_plugin_is_skipped(tmp_path: Path) -> None:
     make_plugin(tmp_path, "one", directory="another")
     registry = PluginRegistry.discover(tmp_path)
     assert registry.names == []
@@ -58,7 +58,7 @@ def test_a_directory_bears_its_plugins_name(tmp_path: Path) -> None:
     assert problem.line == 3
 
 
-def test_the_later_owner_of_a_name_is_skipped(tmp_path: Path) -> None:
+def test_second_plugin_of_the_same_name_is_skipped(tmp_path: Path) -> None:
     make_plugin(tmp_path, "one")
     make_plugin(tmp_path, "one", directory="other")
     registry = PluginRegistry.discover(tmp_path)
@@ -66,7 +66,7 @@ def test_the_later_owner_of_a_name_is_skipped(tmp_path: Path) -> None:
     assert any("is already used by" in str(problem) for problem in registry.problems)
 
 
-def test_unknown_names_and_places(tmp_path: Path) -> None:
+def test_unknown_plugin_or_directory_is_an_error(tmp_path: Path) -> None:
     make_plugin(tmp_path, "one")
     with pytest.raises(NotFoundError, match=r"no plugin is called 'two' in .*; found: one"):
         PluginRegistry.discover(tmp_path)["two"]
@@ -74,7 +74,7 @@ def test_unknown_names_and_places(tmp_path: Path) -> None:
         PluginRegistry.discover(tmp_path / "nowhere")
 
 
-async def test_launch_runs_the_executable_in_bin(tmp_path: Path, fake_environment: dict[str, str]) -> None:
+async def test_launch_starts_the_executable_in_bin(tmp_path: Path, fake_environment: dict[str, str]) -> None:
     place = make_plugin(tmp_path, "one", program=FAKE_PLUGIN)
     registry = PluginRegistry.discover(tmp_path)
     async with await registry.launch("one", env=fake_environment, start_timeout=LIMIT) as plugin:
@@ -84,7 +84,7 @@ async def test_launch_runs_the_executable_in_bin(tmp_path: Path, fake_environmen
         assert answer["argv"] == []
 
 
-async def test_launch_without_an_executable(tmp_path: Path) -> None:
+async def test_launch_without_an_executable_is_an_error(tmp_path: Path) -> None:
     make_plugin(tmp_path, "one")
     registry = PluginRegistry.discover(tmp_path)
     with pytest.raises(ManifestError, match=f"platforms.{platform_key()}.executable does not exist"):
@@ -93,7 +93,7 @@ async def test_launch_without_an_executable(tmp_path: Path) -> None:
 
 @pytest.mark.promise("X1")
 @pytest.mark.skipif(sys.platform == "win32", reason="the permissions of Windows are not looked at")
-async def test_a_plugin_that_another_user_could_change_is_neither_read_nor_run(tmp_path: Path) -> None:
+async def test_plugin_that_another_user_could_change_is_skipped(tmp_path: Path) -> None:
     mine = make_plugin(tmp_path, "mine", program=FAKE_PLUGIN)
     open_to_all = make_plugin(tmp_path, "open", program=FAKE_PLUGIN)
     (open_to_all / "plugin.yaml").chmod(0o666)

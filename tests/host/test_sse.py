@@ -1,4 +1,4 @@
-"""Events come out whole wherever the bytes are cut."""
+"""Events are decoded whole wherever the bytes are cut."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ async def decoded(*chunks: bytes) -> list[dict[str, Any]]:
 
 @pytest.mark.promise("P25")
 @pytest.mark.parametrize("cut", range(len(STREAM) + 1))
-async def test_one_cut_anywhere(cut: int) -> None:
+async def test_event_cut_anywhere_is_whole(cut: int) -> None:
     assert await decoded(STREAM[:cut], STREAM[cut:]) == EXPECTED
 
 
 @pytest.mark.promise("P25")
-async def test_byte_by_byte() -> None:
+async def test_event_that_arrives_byte_by_byte_is_whole() -> None:
     assert await decoded(*(bytes([byte]) for byte in STREAM)) == EXPECTED
 
 
@@ -55,7 +55,7 @@ async def test_byte_by_byte() -> None:
     ending=st.sampled_from([b"\n", b"\r\n", b"\r"]),
     sizes=st.lists(st.integers(1, 9), min_size=1),
 )
-def test_any_text_in_any_pieces(texts: list[str], ending: bytes, sizes: list[int]) -> None:
+def test_any_text_in_any_pieces_is_whole(texts: list[str], ending: bytes, sizes: list[int]) -> None:
     stream = b"".join(b"data: " + json.dumps(text, ensure_ascii=False).encode() + ending * 2 for text in texts)
     # json.dumps escapes what would end a line, save for line separators that are not ASCII: those are no line ends.
     splitter = EventSplitter()
@@ -69,18 +69,18 @@ def test_any_text_in_any_pieces(texts: list[str], ending: bytes, sizes: list[int
     assert [json.loads(data) for data in found] == texts
 
 
-async def test_last_event_without_its_blank_line() -> None:
+async def test_last_event_without_a_blank_line_is_decoded() -> None:
     assert await decoded(b'data: {"a": 1}\n') == [{"a": 1}]
     assert await decoded(b'data: {"a": 1}') == [{"a": 1}]
     assert await decoded(b'data: {"a": 1}\n\ndata: [DONE]') == [{"a": 1}]
 
 
-async def test_nothing_at_all() -> None:
+async def test_empty_stream_has_no_events() -> None:
     assert await decoded() == []
     assert await decoded(b"", b"\n\n", b":\n\n") == []
 
 
 @pytest.mark.parametrize("data", [b"<html>", b"[1]", b'"text"'])
-async def test_what_is_not_an_object_is_an_error(data: bytes) -> None:
+async def test_event_that_is_not_an_object_is_an_error(data: bytes) -> None:
     with pytest.raises(BadGatewayError, match="not"):
         await decoded(b"data: " + data + b"\n\n")
