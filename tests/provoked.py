@@ -33,7 +33,7 @@ PROVOKED: Mapping[str, str] = {
     "memory-insufficient": "tests/openvino/driver/test_memory.py::test_models_have_only_so_much_memory",
     "queue-full": "tests/engines/test_admission.py::test_too_many_are_refused",
     "context-exceeded": "tests/openvino/driver/test_services.py::test_too_long_a_prompt",
-    "port-taken": "tests/lifecycle/test_start.py::test_who_holds_the_port_is_named_at_last",
+    "port-taken": "tests/lifecycle/test_start.py::test_holder_of_repeatedly_taken_ports_is_named_in_the_error",
     "address-taken": "tests/test_catalogue.py::test_an_address_that_is_taken",
     "key-missing": "tests/openai/test_attaching.py::test_a_key_on_this_machine",
     "key-refused": "tests/openai/test_attaching.py::test_a_key_on_this_machine",

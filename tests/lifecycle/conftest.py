@@ -1,4 +1,4 @@
-"""What every test of this directory uses."""
+"""Fixtures for the tests of this directory."""
 
 from __future__ import annotations
 

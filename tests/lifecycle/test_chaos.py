@@ -1,6 +1,6 @@
-"""Everything at once: random calls, random faults, random deaths. Every call ends, and in the end all is well.
+"""Random calls, faults and deaths at once. Every call ends, and afterwards the plugin works.
 
-The rounds are the same in every run. `CHAOS=50` plays so many others, at random; a failing one names its number.
+The rounds are the same in every run. `CHAOS=50` runs so many random ones instead; a failing one names its number.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ LIVES: list[dict[str, Any]] = [
 
 
 def life(dice: random.Random) -> dict[str, Any]:
-    """One life with some faults in it."""
+    """Return the script of one process run with some faults."""
     rules = [
         {"on": dice.choice(["chat", "embed"]), "from": dice.randint(1, 6), "count": 1} | fault
         for fault in dice.sample(FAULTS, 3)
@@ -72,20 +72,20 @@ def life(dice: random.Random) -> dict[str, Any]:
 
 
 async def abandon(world: World) -> None:
-    """Leave a stream in its midst."""
+    """Abandon a stream before its end."""
     async with world.client.stream("chat", HELLO | {"max_tokens": -1}, timeout=1) as chunks:
         await anext(chunks)
 
 
 async def kill(world: World, number: int) -> None:
-    """Do the engine, if there is one, a violence."""
+    """Kill or suspend the engine, if it runs."""
     for pid in world.processes()[:1]:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 def calls(world: World) -> list[Callable[[], Awaitable[Any]]]:
-    """What a caller may do; requests are the most of it."""
+    """Return what a caller may do, mostly requests."""
     client = world.client
     ask = [lambda: client.invoke("chat", HELLO, timeout=1), lambda: client.invoke("embed", EMBED, timeout=1)]
     rest: list[Callable[[], Awaitable[Any]]] = [
@@ -103,7 +103,7 @@ def calls(world: World) -> list[Callable[[], Awaitable[Any]]]:
 
 
 async def restart(world: World) -> None:
-    """Stop, which ends what all others do, and start."""
+    """Stop the engine, which ends all calls, and start it."""
     await world.client.stop_engine()
     await world.client.start_engine()
 
@@ -114,8 +114,7 @@ async def start(world: World) -> None:
 
 
 async def caller(world: World, dice: random.Random) -> None:
-    """One caller's calls, some of which it gives up. Whatever comes, it comes in time and is an answer or an error
-    of ours."""
+    """Make one caller's calls and cancel some. Each ends in time with an answer or an EnginePluginError."""
     for _ in range(CALLS):
         calling = asyncio.ensure_future(dice.choice(calls(world))())
         wait = dice.choice([LIMIT, LIMIT, LIMIT, 0.02, 0.2])
@@ -131,7 +130,7 @@ async def caller(world: World, dice: random.Random) -> None:
 
 @pytest.mark.promise("P4", "P5", "F16", "F18", "F20", "F24")
 @pytest.mark.parametrize("round_", ROUNDS)
-async def test_whatever_happens_it_ends_well(
+async def test_random_calls_and_faults_end_with_a_working_plugin(
     begin: Begin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, round_: int
 ) -> None:
     monkeypatch.setattr(server, "HEALTH_TIMEOUT", pace(0.1))

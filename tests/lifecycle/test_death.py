@@ -1,4 +1,4 @@
-"""What follows the death of an engine: it is noticed, named and mended, and nobody is told that all is well."""
+"""Death of an engine: it is detected, reported and followed by a restart."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ LAST_LINE = "0.9 E ggml_abort: out of luck"
 
 
 def dies(**how: Any) -> dict[str, Any]:
-    """A life that ends with the first chat."""
+    """A process run that ends with the first chat."""
     return {"rules": [{"on": "chat", "do": "die", "lines": [LAST_LINE], **how}]}
 
 
 @pytest.mark.promise("F20", "P2")
-async def test_one_that_dies_unobserved_is_restarted(begin: Begin) -> None:
-    """Nobody asks for anything; the next to ask finds an engine that lives."""
+async def test_idle_engine_that_dies_is_restarted(begin: Begin) -> None:
+    """No call is made before the restart; the next one is answered."""
     world = await begin({})
     await world.client.load_model("tiny-chat-gguf")
     first = world.processes()
@@ -65,7 +65,7 @@ async def test_one_that_dies_unobserved_is_restarted(begin: Begin) -> None:
         ({"code": 7, "hangup": True}, "exit code 7"),
     ],
 )
-async def test_a_death_before_the_answer_is_named(begin: Begin, how: dict[str, Any], named: str) -> None:
+async def test_death_before_the_answer_is_named_in_the_error(begin: Begin, how: dict[str, Any], named: str) -> None:
     world = await begin(dies(**how), {})
     with pytest.raises(
         BadGatewayError, match=rf"tiny-chat-gguf died: {named}\. Last lines: .*{re.escape(LAST_LINE)}"
@@ -77,8 +77,8 @@ async def test_a_death_before_the_answer_is_named(begin: Begin, how: dict[str, A
 
 @pytest.mark.promise("F20", "P5")
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_death_amid_the_answer(begin: Begin, stream: bool) -> None:
-    """What came before it arrives; then the cause."""
+async def test_death_during_the_answer_ends_the_stream_with_the_cause(begin: Begin, stream: bool) -> None:
+    """The events before it arrive, then the error."""
     world = await begin(dies(after=3, signal="SIGABRT"), {})
     got: list[bytes] = []
     with pytest.raises(EngineDiedError, match=rf"SIGABRT.*{re.escape(LAST_LINE)}"):
@@ -92,7 +92,7 @@ async def test_a_death_amid_the_answer(begin: Begin, stream: bool) -> None:
 
 
 @pytest.mark.promise("F20", "F18")
-async def test_while_it_is_restarted_everybody_is_told_the_truth(begin: Begin) -> None:
+async def test_calls_during_a_restart_wait_and_succeed(begin: Begin) -> None:
     world = await begin({})
     gate = world.fake.gate("load")
     world.fake.behave({}, {"load_until": str(gate)})
@@ -112,7 +112,7 @@ async def test_while_it_is_restarted_everybody_is_told_the_truth(begin: Begin) -
 
 
 @pytest.mark.promise("F20", "F18", "P2", "P4")
-async def test_health_says_that_it_is_being_restarted(begin: Begin) -> None:
+async def test_health_check_reports_the_restart(begin: Begin) -> None:
     world = await begin({}, restart_backoff=60)
     await world.client.load_model("tiny-chat-gguf")
     os.kill(world.processes()[0], signal.SIGKILL)
@@ -136,8 +136,8 @@ async def test_health_says_that_it_is_being_restarted(begin: Begin) -> None:
 
 
 @pytest.mark.promise("F20", "P2")
-async def test_one_that_dies_again_and_again(begin: Begin) -> None:
-    """Restarted so many times; then it is left dead, says why, and whoever asks has one more try."""
+async def test_engine_that_dies_repeatedly_is_left_dead_at_the_restart_limit(begin: Begin) -> None:
+    """Its failure names the cause; the next call starts it once more."""
     deadly = {"rules": [{"on": "health", "from": 2, "do": "die", "code": 3, "lines": [LAST_LINE]}]}
     world = await begin(deadly, deadly, deadly, {}, restart_limit=2, health_interval=0.05)
     await world.client.load_model("tiny-chat-gguf")
@@ -156,10 +156,10 @@ async def test_one_that_dies_again_and_again(begin: Begin) -> None:
 
 
 @pytest.mark.promise("H7", "H8")
-async def test_where_nothing_serves_health_is_503_until_a_start(
+async def test_health_check_is_503_until_a_start_when_no_model_serves(
     begin: Begin, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A host revives an unhealthy engine by StartEngine, and polls often: the log has a line for each change."""
+    """A host restarts an unhealthy engine by StartEngine, and polls often: only changes are logged."""
     caplog.set_level(logging.INFO, "engine_plugin.server.servicer")
     deadly = {"rules": [{"on": "health", "from": 2, "do": "die", "code": 3}]}
     world = await begin(of={"tiny_chat_gguf": [deadly, {}]}, restart_limit=0, health_interval=0.05)
@@ -182,7 +182,7 @@ async def test_where_nothing_serves_health_is_503_until_a_start(
 
 
 @pytest.mark.promise("H7")
-async def test_a_start_says_why_nothing_can_be_revived(begin: Begin) -> None:
+async def test_failed_start_engine_names_the_cause(begin: Begin) -> None:
     deadly = {"rules": [{"on": "health", "from": 2, "do": "die", "code": 3}]}
     world = await begin(deadly, {"load_exit": {"code": 5}}, {}, restart_limit=0, health_interval=0.05)
     await world.client.load_model("tiny-chat")
@@ -194,7 +194,7 @@ async def test_a_start_says_why_nothing_can_be_revived(begin: Begin) -> None:
 
 
 @pytest.mark.promise("F20")
-async def test_the_death_of_one_model_is_not_the_others(begin: Begin) -> None:
+async def test_death_of_one_model_does_not_affect_the_others(begin: Begin) -> None:
     gate_free = {"rules": [{"on": "embed", "do": "die", "code": 1}]}
     world = await begin(of={"tiny_embed_gguf": [gate_free, {}]})
     async with world.client.stream("chat", HELLO | {"max_tokens": -1}) as chunks:
@@ -209,8 +209,8 @@ async def test_the_death_of_one_model_is_not_the_others(begin: Begin) -> None:
 
 
 @pytest.mark.promise("F20", "F18")
-async def test_those_who_wait_for_their_turn_survive_a_death(begin: Begin) -> None:
-    """Their requests were never sent, so the next life can answer them."""
+async def test_queued_requests_survive_a_death(begin: Begin) -> None:
+    """Their requests were not sent, so the next process run can answer them."""
     gates = {"rules": [{"on": "chat", "do": "hold", "after": 1, "until": "/nowhere"}]}
     world = await begin(gates, {}, parallel=2)
     asking = [asyncio.create_task(world.chat()) for _ in range(12)]
@@ -226,7 +226,7 @@ async def test_those_who_wait_for_their_turn_survive_a_death(begin: Begin) -> No
 
 @pytest.mark.promise("U10")
 @pytest.mark.parametrize("way", ["another mode", "an unload"])
-async def test_queued_requests_go_on_to_what_comes_next(begin: Begin, way: str) -> None:
+async def test_queued_requests_are_answered_by_the_replacement(begin: Begin, way: str) -> None:
     """As in an upgrade: running requests break off at the end of drain_timeout, queued ones are answered."""
     gates = {"rules": [{"on": "chat", "do": "hold", "after": 1, "until": "/nowhere"}]}
     world = await begin(gates, {}, parallel=2, drain_timeout=0.2)
@@ -245,7 +245,7 @@ async def test_queued_requests_go_on_to_what_comes_next(begin: Begin, way: str) 
 
 
 @pytest.mark.promise("U10")
-async def test_a_stop_ends_queued_requests(begin: Begin) -> None:
+async def test_stop_ends_queued_requests(begin: Begin) -> None:
     gates = {"rules": [{"on": "chat", "do": "hold", "after": 1, "until": "/nowhere"}]}
     world = await begin(gates, {}, parallel=1)
     asking = [asyncio.create_task(world.chat()) for _ in range(4)]
@@ -259,8 +259,8 @@ async def test_a_stop_ends_queued_requests(begin: Begin) -> None:
 
 
 @pytest.mark.promise("F20", "F24", "P4")
-async def test_deaths_at_every_moment(begin: Begin) -> None:
-    """Each life dies at another moment, among requests, loads and unloads; in the end it serves."""
+async def test_deaths_at_any_moment_end_with_a_working_engine(begin: Begin) -> None:
+    """Each process run dies at another moment, among requests, loads and unloads."""
     moments: list[dict[str, Any]] = [
         {"load_exit": {"code": 1}},
         {"rules": [{"on": "health", "do": "die", "code": 2}]},
@@ -285,7 +285,7 @@ async def test_deaths_at_every_moment(begin: Begin) -> None:
 
 @pytest.mark.promise("U8")
 @pytest.mark.parametrize("space", [False, True], ids=["of the container", "of a process's addresses"])
-async def test_a_model_that_finds_no_memory_is_refused_before_it_starts(
+async def test_model_without_enough_memory_is_rejected_before_its_start(
     begin: Begin, monkeypatch: pytest.MonkeyPatch, space: bool
 ) -> None:
     world = await begin({})
@@ -303,8 +303,8 @@ async def test_a_model_that_finds_no_memory_is_refused_before_it_starts(
 
 @pytest.mark.promise("U8")
 @pytest.mark.parametrize("how", [{"signal": "SIGABRT"}, {"code": UNUSABLE}], ids=["ended", "told"])
-async def test_a_process_that_dies_for_lack_of_memory_says_so_with_numbers(begin: Begin, how: dict[str, Any]) -> None:
-    """It is not reported as a bad model, which would be 412."""
+async def test_death_for_lack_of_memory_is_reported_with_figures(begin: Begin, how: dict[str, Any]) -> None:
+    """It is not reported as an invalid model, which would be 412."""
     lines = ["terminate called after throwing an instance of 'std::bad_alloc'"]
     world = await begin({"load_exit": {**how, "lines": lines}}, {})
     with pytest.raises(UnavailableError, match=r"It got too little memory: [\d,]+ MiB of the .* are free"):

@@ -1,4 +1,4 @@
-"""An engine that answers wrongly, in part, or not at all: a clear error in bounded time, and the next call works."""
+"""Wrong, partial and missing answers of an engine: an error in bounded time, and the next call works."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ AMID: list[Fault] = [
 
 
 async def play(world: World, service: str, faults: list[Fault], *, stream: bool) -> None:
-    """Each fault in its turn, for one request; after each, a good answer from the same process."""
+    """Play each fault for one request; after each, the same process gives a good answer."""
     request = HELLO if service == "chat" else EMBED
     for rule, kind, named in faults:
         before = len(world.fake.events("request", service=service))
@@ -67,7 +67,7 @@ async def play(world: World, service: str, faults: list[Fault], *, stream: bool)
     ("transport", "service", "stream"),
     [("unix", "chat", False), ("unix", "chat", True), ("unix", "embed", False), ("tcp", "chat", True)],
 )
-async def test_faults_before_the_answer(
+async def test_fault_before_the_answer_is_an_error(
     begin: Begin, monkeypatch: pytest.MonkeyPatch, transport: str, service: str, stream: bool
 ) -> None:
     monkeypatch.setattr(answers, "_DEATH_NOTICE", 0.05)  # each broken connection may mean a death, but none does
@@ -78,14 +78,14 @@ async def test_faults_before_the_answer(
 
 @pytest.mark.promise("P26", "P5")
 @pytest.mark.parametrize("stream", [False, True])
-async def test_faults_amid_the_answer(begin: Begin, stream: bool) -> None:
+async def test_fault_during_the_answer_is_an_error(begin: Begin, stream: bool) -> None:
     world = await begin({})
     await world.client.load_model("tiny-chat-gguf")
     await play(world, "chat", AMID, stream=stream)
 
 
 @pytest.mark.promise("P5")
-async def test_what_came_before_a_fault_arrives(begin: Begin) -> None:
+async def test_events_before_a_fault_arrive(begin: Begin) -> None:
     world = await begin({"rules": [{"on": "chat", "do": "cut", "after": 3}]})
     got: list[bytes] = []
     with pytest.raises(BadGatewayError, match="stream ended before it was done"):
@@ -94,7 +94,7 @@ async def test_what_came_before_a_fault_arrives(begin: Begin) -> None:
 
 
 @pytest.mark.promise("P26")
-async def test_answers_of_another_shape(begin: Begin) -> None:
+async def test_answer_of_another_format_is_an_error(begin: Begin) -> None:
     answer = {"do": "answer", "body": {"results": [{"index": "x"}]}}
     rules = [{"on": "rerank", "count": 1} | answer, {"on": "chat", "count": 2} | answer]
     world = await begin({"rules": rules})
@@ -108,7 +108,7 @@ async def test_answers_of_another_shape(begin: Begin) -> None:
 
 
 @pytest.mark.promise("P8")
-async def test_a_burst_of_503_passes(begin: Begin) -> None:
+async def test_burst_of_503_does_not_restart_the_engine(begin: Begin) -> None:
     world = await begin({"rules": [{"on": "chat", "count": 20, "do": "status", "status": 503}]}, parallel=8)
     async with asyncio.timeout(LIMIT):
         outcomes = await asyncio.gather(*(world.chat() for _ in range(40)), return_exceptions=True)
@@ -119,8 +119,8 @@ async def test_a_burst_of_503_passes(begin: Begin) -> None:
 
 
 @pytest.mark.promise("F23", "P6")
-async def test_one_that_never_answers_is_given_up_at_the_deadline(begin: Begin) -> None:
-    """Half-open in every way; the engine is told that nobody waits any longer."""
+async def test_unanswered_request_ends_at_the_deadline(begin: Begin) -> None:
+    """The answer stops at different points; in each case the connection to the engine is closed."""
     faults: list[dict[str, Any]] = [{"do": "hang"}, {"do": "head"}, {"do": "deaf"}, {"do": "hang", "after": 2}]
     rules = [{"on": "chat", "from": number + 1, "count": 1} | fault for number, fault in enumerate(faults)]
     world = await begin({"rules": rules})
@@ -135,7 +135,7 @@ async def test_one_that_never_answers_is_given_up_at_the_deadline(begin: Begin) 
 
 @pytest.mark.promise("F23")
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
-async def test_a_cancelled_call_is_closed_upstream(begin: Begin, transport: str) -> None:
+async def test_cancelled_call_closes_the_request_at_the_engine(begin: Begin, transport: str) -> None:
     """Streams and unary calls, before and after the first token, of every service."""
     hang = {"do": "hang"}
     rules = [{"on": "chat", "from": 2} | hang | {"after": 2}, {"on": "chat"} | hang, {"on": "embed"} | hang]
@@ -155,7 +155,7 @@ async def test_a_cancelled_call_is_closed_upstream(begin: Begin, transport: str)
 
 
 @pytest.mark.promise("F23")
-async def test_a_reader_who_leaves_stops_an_endless_stream(begin: Begin) -> None:
+async def test_abandoned_endless_stream_is_closed_at_the_engine(begin: Begin) -> None:
     world = await begin({}, parallel=1)
     for number in range(3):
         async with world.client.stream("chat", HELLO | {"max_tokens": -1}) as chunks:
@@ -165,7 +165,7 @@ async def test_a_reader_who_leaves_stops_an_endless_stream(begin: Begin) -> None
 
 
 @pytest.mark.promise("F23")
-async def test_a_call_cancelled_during_the_load_is_never_sent(begin: Begin) -> None:
+async def test_call_cancelled_during_the_load_is_not_sent(begin: Begin) -> None:
     world = await begin({})
     gate = world.fake.gate("load")
     world.fake.behave({"load_until": str(gate)})

@@ -1,4 +1,4 @@
-"""An engine that does not answer: busy is not dead, and hung is."""
+"""An engine that does not answer: busy is degraded, hung is restarted."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ QUICK: dict[str, Any] = {"health_interval": 0.05, "health_failures": 2}
 
 
 @pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A probe without an answer costs two seconds otherwise."""
+def _short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the wait for unanswered probes, two seconds by default."""
     monkeypatch.setattr(server, "HEALTH_TIMEOUT", pace(0.15))
 
 
@@ -35,8 +35,8 @@ async def reach(world: World, state: ProcessState) -> None:
 
 
 @pytest.mark.promise("F21")
-async def test_a_busy_engine_is_degraded_and_comes_back(begin: Begin) -> None:
-    """It computes and answers nobody. Its work is not disturbed, and it is not called dead."""
+async def test_busy_engine_is_degraded_and_recovers(begin: Begin) -> None:
+    """It computes and answers no probe. Its work is not interrupted."""
     world = await begin({}, **QUICK, hung_timeout=pace(0.5))
     gate = world.fake.gate("busy")
     world.fake.behave({"rules": [{"on": "chat", "count": 1, "do": "block", "until": str(gate), "burn": True}]})
@@ -61,8 +61,8 @@ async def _probes(world: World, count: int) -> None:
 
 
 @pytest.mark.promise("F21")
-async def test_one_missed_answer_and_one_good_one_change_nothing(begin: Begin) -> None:
-    """Hysteresis, both ways: only answers in a row count."""
+async def test_single_health_answer_does_not_change_the_state(begin: Begin) -> None:
+    """Hysteresis in both directions: only consecutive answers count."""
     silence = {"on": "health", "do": "status", "status": 503}
     missed = {"rules": [silence | {"from": number, "count": 2} for number in (3, 6, 9)]}
     world = await begin(missed, health_interval=3600, health_failures=3)
@@ -80,8 +80,8 @@ async def test_one_missed_answer_and_one_good_one_change_nothing(begin: Begin) -
 
 
 @pytest.mark.promise("F21")
-async def test_a_degraded_engine_serves(begin: Begin) -> None:
-    """It misses the probes and answers requests: nobody is turned away."""
+async def test_degraded_engine_answers_requests(begin: Begin) -> None:
+    """It misses the probes and still gets requests."""
     world = await begin({"rules": [{"on": "health", "from": 2, "do": "hang"}]}, **QUICK, hung_timeout=0)
     await world.client.load_model("tiny-chat-gguf")
     await reach(world, ProcessState.DEGRADED)
@@ -94,8 +94,8 @@ async def test_a_degraded_engine_serves(begin: Begin) -> None:
 
 @pytest.mark.promise("F21", "F20", "P3")
 @pytest.mark.parametrize("how", ["block", "stop"])
-async def test_a_hung_engine_is_killed_and_restarted(begin: Begin, how: str) -> None:
-    """It neither answers nor computes nor says anything, for ever."""
+async def test_hung_engine_is_killed_and_restarted(begin: Begin, how: str) -> None:
+    """It neither answers nor computes nor writes output."""
     rules = [{"on": "chat", "from": 3, "do": how}]
     world = await begin({"rules": rules}, {}, **QUICK, hung_timeout=pace(0.5), stop_timeout=0.2)
     assert await world.chat() == await world.chat()
@@ -107,8 +107,8 @@ async def test_a_hung_engine_is_killed_and_restarted(begin: Begin, how: str) -> 
 
 
 @pytest.mark.promise("F21", "P3")
-async def test_one_that_answers_requests_is_not_hung(begin: Begin) -> None:
-    """It computes elsewhere, has no thread left for questions about its health, and streams."""
+async def test_engine_that_streams_but_misses_health_checks_is_not_hung(begin: Begin) -> None:
+    """It computes on another device, has no thread for health checks, and streams."""
     rules = [{"on": "health", "from": 2, "do": "hang"}]
     world = await begin({"interval": pace(0.2), "rules": rules}, **QUICK, hung_timeout=pace(0.5))
     assert await asyncio.wait_for(world.chat(), LIMIT) == words(TOKENS)
@@ -116,8 +116,8 @@ async def test_one_that_answers_requests_is_not_hung(begin: Begin) -> None:
 
 
 @pytest.mark.promise("F21")
-async def test_one_that_was_only_asleep_goes_on(begin: Begin) -> None:
-    """A laptop's lid, a debugger: SIGSTOP, and SIGCONT in time."""
+async def test_suspended_engine_continues_after_its_resume(begin: Begin) -> None:
+    """SIGSTOP, and SIGCONT in time, as with a suspended laptop or a debugger."""
     world = await begin({}, **QUICK)
     async with world.client.stream("chat", HELLO | {"max_tokens": -1}) as chunks:
         await anext(chunks)
@@ -134,8 +134,8 @@ async def test_one_that_was_only_asleep_goes_on(begin: Begin) -> None:
 
 
 @pytest.mark.promise("F21")
-async def test_a_chatty_engine_is_not_hung(begin: Begin) -> None:
-    """No answer and no computing to speak of, but it still writes its log."""
+async def test_engine_that_writes_its_log_is_not_hung(begin: Begin) -> None:
+    """It neither answers nor computes, but still writes its log."""
     world = await begin({}, **QUICK, hung_timeout=pace(0.5))
     rules = [{"on": "health", "from": 2, "do": "hang"}]
     world.fake.behave({"rules": rules, "log_requests": True})

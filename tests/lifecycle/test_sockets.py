@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.promise("L2")
-async def test_a_socket_that_is_removed_is_made_again(begin: Begin) -> None:
-    """Without any request; the engine's health names the cause."""
+async def test_engine_with_a_removed_socket_is_restarted(begin: Begin) -> None:
+    """It needs no request; the engine's health names the cause."""
     world = await begin({}, health_interval=0.05)
     await world.client.load_model("tiny-chat")
     assert world.engine._sockets is not None
@@ -40,7 +40,7 @@ async def test_a_socket_that_is_removed_is_made_again(begin: Begin) -> None:
 
 
 @pytest.mark.promise("L2")
-async def test_a_start_heals_an_engine_whose_socket_directory_is_gone(begin: Begin) -> None:
+async def test_start_engine_restarts_an_engine_with_a_removed_socket_directory(begin: Begin) -> None:
     world = await begin({}, health_interval=3600)
     await world.client.load_model("tiny-chat")
     sockets = world.engine._sockets
@@ -59,8 +59,8 @@ async def test_a_start_heals_an_engine_whose_socket_directory_is_gone(begin: Beg
 
 
 @pytest.mark.promise("L2")
-async def test_a_socket_directory_is_locked_and_touched() -> None:
-    """systemd-tmpfiles passes over a locked directory; other cleaners look at the time."""
+async def test_socket_directory_is_locked_and_its_time_renewed() -> None:
+    """systemd-tmpfiles skips a locked directory; other cleaners check the time."""
     with private_directory("", "") as directory:
         (directory / "sock").touch()
         descriptor = os.open(directory, os.O_RDONLY)
@@ -76,7 +76,7 @@ async def test_a_socket_directory_is_locked_and_touched() -> None:
 
 
 @pytest.mark.promise("L7")
-async def test_a_temporary_directory_that_is_too_long_for_a_socket_is_named(
+async def test_temporary_directory_too_long_for_a_socket_is_reported(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One byte decides, and an engine's sockets need more than the plugin's own."""

@@ -1,4 +1,4 @@
-"""How an engine comes to life, or fails to: its port, its progress, its first answer, and all who wait for it."""
+"""Start of an engine: its port, its progress, its first answer, and the calls that wait for it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.promise("F12")
-async def test_a_port_taken_before_the_engine_binds_it_is_passed_over(begin: Begin) -> None:
+async def test_port_taken_before_bind_is_replaced(begin: Begin) -> None:
     world = await begin({}, transport="tcp")
     gate = world.fake.gate("bind")
     world.fake.behave({"bind_until": str(gate)}, {})
@@ -40,8 +40,8 @@ async def test_a_port_taken_before_the_engine_binds_it_is_passed_over(begin: Beg
 
 
 @pytest.mark.promise("F13")
-async def test_who_holds_the_port_is_named_at_last(begin: Begin) -> None:
-    """Somebody who takes every port that we choose: no endless loop, and the culprit's name."""
+async def test_holder_of_repeatedly_taken_ports_is_named_in_the_error(begin: Begin) -> None:
+    """Another process takes every port that the plugin chooses: the start ends with an error that names it."""
     world = await begin({}, transport="tcp")
     gates = [world.fake.gate(str(number)) for number in range(10)]
     world.fake.behave(*({"bind_until": str(gate)} for gate in gates))
@@ -66,8 +66,8 @@ async def test_who_holds_the_port_is_named_at_last(begin: Begin) -> None:
 
 @pytest.mark.promise("F13", "F22")
 @pytest.mark.parametrize("status", [200, 404, 503])
-async def test_a_stranger_on_the_port_is_never_taken_for_the_engine(begin: Begin, status: int) -> None:
-    """The engine still loads, and somebody answers in its place, even as if all were well."""
+async def test_other_server_on_the_port_is_not_taken_for_the_engine(begin: Begin, status: int) -> None:
+    """Another server answers on the port while the engine loads, even with success."""
     world = await begin({}, transport="tcp")
     gate = world.fake.gate("bind")
     world.fake.behave({"bind_until": str(gate)}, {})
@@ -90,7 +90,7 @@ async def test_a_stranger_on_the_port_is_never_taken_for_the_engine(begin: Begin
 
 
 @pytest.mark.promise("F14")
-async def test_progress_extends_the_time_to_start(begin: Begin) -> None:
+async def test_progress_extends_start_timeout(begin: Begin) -> None:
     """Lines of output are progress, and so is a processor in use."""
     lives = {
         "tiny_chat_gguf": [{"load_seconds": pace(2), "load_lines": 0.05}],
@@ -103,7 +103,7 @@ async def test_progress_extends_the_time_to_start(begin: Begin) -> None:
 
 
 @pytest.mark.promise("F14", "F16")
-async def test_an_engine_that_only_logs_our_questions_makes_no_progress(begin: Begin) -> None:
+async def test_logged_health_checks_do_not_extend_start_timeout(begin: Begin) -> None:
     world = await begin({"never_ready": True, "log_requests": True}, {}, start_timeout=pace(1))
     with pytest.raises(UnavailableError, match=r"no sign of progress for [\d.]+ s .*/health.*start_timeout"):
         await asyncio.wait_for(world.client.load_model("tiny-chat-gguf"), LIMIT)
@@ -115,8 +115,8 @@ async def test_an_engine_that_only_logs_our_questions_makes_no_progress(begin: B
 
 
 @pytest.mark.promise("F14")
-async def test_progress_that_coincides_with_our_questions_counts(begin: Begin) -> None:
-    """Now and then a line comes just after a question: an engine that logs questions would log each of them."""
+async def test_output_that_coincides_with_health_checks_extends_start_timeout(begin: Begin) -> None:
+    """Some lines follow a probe: an engine that logs its requests would log each of them."""
     steps = [{"on": "health", "from": at, "count": 1, "do": "say", "text": f"step {at}"} for at in range(8, 60, 3)]
     world = await begin({}, start_timeout=pace(1))
     gate = world.fake.gate("load")
@@ -129,7 +129,7 @@ async def test_progress_that_coincides_with_our_questions_counts(begin: Begin) -
 
 
 @pytest.mark.promise("F14", "F16")
-async def test_even_progress_ends_at_the_limit(begin: Begin) -> None:
+async def test_progress_does_not_extend_the_start_beyond_its_limit(begin: Begin) -> None:
     world = await begin({"never_ready": True, "load_lines": 0.1, "load_seconds": 1000}, {}, start_limit=pace(1.5))
     with pytest.raises(UnavailableError, match=r"not ready after [\d.]+ s while starting.*start_limit"):
         await asyncio.wait_for(world.client.load_model("tiny-chat-gguf"), LIMIT)
@@ -138,8 +138,8 @@ async def test_even_progress_ends_at_the_limit(begin: Begin) -> None:
 
 
 @pytest.mark.promise("F15")
-async def test_a_download_has_no_part_in_the_time_to_start(begin: Begin) -> None:
-    """It stalls for longer than a start may take; models load and fail to load meanwhile."""
+async def test_stalled_pull_does_not_count_toward_start_timeout(begin: Begin) -> None:
+    """It stalls for longer than start_timeout; models load and fail to load meanwhile."""
     world = await begin(
         of={"tiny_chat_gguf": [{"never_ready": True}, {}]}, start_timeout=pace(0.8), start_limit=pace(4)
     )
@@ -173,7 +173,7 @@ async def test_a_download_has_no_part_in_the_time_to_start(begin: Begin) -> None
         ({"signal": "SIGKILL"}, r"SIGKILL \(exit code -9\)"),
     ],
 )
-async def test_a_failed_load_leaves_no_process(begin: Begin, session: str, end: dict[str, Any], named: str) -> None:
+async def test_failed_load_leaves_no_process(begin: Begin, session: str, end: dict[str, Any], named: str) -> None:
     world = await begin({"grandchild": session, "load_exit": end}, {})
     with pytest.raises(UnavailableError, match=f"ended during its start: {named}"):
         await asyncio.wait_for(world.client.load_model("tiny-chat-gguf"), LIMIT)
@@ -184,8 +184,10 @@ async def test_a_failed_load_leaves_no_process(begin: Begin, session: str, end: 
 
 
 @pytest.mark.promise("F22", "F16")
-async def test_an_engine_that_cannot_answer_is_not_ready(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says 200 on /health, and fails the first request."""
+async def test_engine_that_fails_its_first_request_is_not_ready(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers 200 on /health and fails the first request."""
     failures: list[tuple[dict[str, Any], str]] = [
         ({"do": "status", "status": 500, "message": "no memory"}, "cannot serve: the engine answered 500: no memory"),
         ({"do": "status", "status": 501, "message": "no such head"}, "cannot serve: .*no such head"),
@@ -207,7 +209,7 @@ async def test_an_engine_that_cannot_answer_is_not_ready(begin: Begin, monkeypat
 
 
 @pytest.mark.promise("F22", "F14")
-async def test_a_first_request_that_is_never_answered(begin: Begin) -> None:
+async def test_unanswered_first_request_fails_the_start(begin: Begin) -> None:
     """Neither with nor without a head of an answer."""
     hang, head = ([{"rules": [{"on": "probe", "do": what}]}, {}] for what in ("hang", "head"))
     world = await begin(of={"tiny_chat_gguf": hang, "tiny_embed_gguf": head}, start_timeout=pace(0.8))
@@ -223,7 +225,7 @@ async def test_a_first_request_that_is_never_answered(begin: Begin) -> None:
 
 
 @pytest.mark.promise("F22")
-async def test_each_kind_of_model_is_asked_for_what_it_is_for(begin: Begin) -> None:
+async def test_first_request_matches_the_kind_of_the_model(begin: Begin) -> None:
     refusal = [{"rules": [{"on": "probe", "do": "status", "status": 500, "message": "cannot pool"}]}, {}]
     world = await begin(of={"tiny_embed_gguf": refusal, "tiny_rerank_gguf": refusal})
     for service, request in (("embed", EMBED), ("rerank", {"query": "q", "documents": ["d"]})):
@@ -238,7 +240,7 @@ async def test_each_kind_of_model_is_asked_for_what_it_is_for(begin: Begin) -> N
 
 
 @pytest.mark.promise("F18")
-async def test_fifty_who_wait_are_woken_by_one_load(begin: Begin) -> None:
+async def test_fifty_waiting_calls_share_one_load(begin: Begin) -> None:
     world = await begin({}, parallel=64)
     gate = world.fake.gate("load")
     world.fake.behave({"load_until": str(gate)})
@@ -256,7 +258,7 @@ async def test_fifty_who_wait_are_woken_by_one_load(begin: Begin) -> None:
 
 
 @pytest.mark.promise("F18", "F16")
-async def test_fifty_who_wait_hear_of_the_failure(begin: Begin) -> None:
+async def test_fifty_waiting_calls_get_the_error_of_a_failed_load(begin: Begin) -> None:
     world = await begin({})
     gate = world.fake.gate("load")
     world.fake.behave({"load_until": str(gate), "load_exit": {"code": 7, "lines": ["0.1 E bad magic"]}}, {})
@@ -273,7 +275,7 @@ async def test_fifty_who_wait_hear_of_the_failure(begin: Begin) -> None:
 
 @pytest.mark.promise("F18")
 @pytest.mark.parametrize("how", ["stop", "unload"])
-async def test_fifty_who_wait_hear_of_the_stop(begin: Begin, how: str) -> None:
+async def test_fifty_waiting_calls_end_with_a_stop(begin: Begin, how: str) -> None:
     world = await begin({"load_until": "/nowhere"}, {}, drain_timeout=0.1)
     waiting = [asyncio.create_task(world.client.load_model("tiny-chat-gguf")) for _ in range(50)]
     await eventually(lambda: world.users() == 50)
@@ -289,7 +291,7 @@ async def test_fifty_who_wait_hear_of_the_stop(begin: Begin, how: str) -> None:
 
 
 @pytest.mark.promise("F18", "F24")
-async def test_those_who_give_up_leave_the_load_to_the_others(begin: Begin) -> None:
+async def test_cancelled_waiting_calls_do_not_cancel_the_load(begin: Begin) -> None:
     world = await begin({})
     gate = world.fake.gate("load")
     world.fake.behave({"load_until": str(gate)})
@@ -315,8 +317,8 @@ async def test_those_who_give_up_leave_the_load_to_the_others(begin: Begin) -> N
 @pytest.mark.promise("F2")
 @pytest.mark.parametrize("fd", [1, 2])
 @pytest.mark.parametrize("solid", [False, True], ids=["lines", "solid"])
-async def test_a_flood_of_output_blocks_nothing(begin: Begin, fd: int, solid: bool) -> None:
-    """During the start and while it answers; a pipe that nobody reads would hold the engine up for ever."""
+async def test_flood_of_output_does_not_block_the_engine(begin: Begin, fd: int, solid: bool) -> None:
+    """During the start and while it answers; an unread pipe would block the engine for ever."""
     flood = {"do": "flood", "fd": fd, "mib": 4, "solid": solid}
     world = await begin({"rules": [{"on": "probe", **flood}, {"on": "chat", **flood}]})
     assert await asyncio.wait_for(world.chat(), LIMIT) == words(TOKENS)
@@ -324,7 +326,7 @@ async def test_a_flood_of_output_blocks_nothing(begin: Begin, fd: int, solid: bo
 
 
 @pytest.mark.promise("F2")
-async def test_both_pipes_at_once(begin: Begin) -> None:
+async def test_output_on_both_pipes_at_once_is_read(begin: Begin) -> None:
     rules = [{"on": "chat", "from": 1 + fd, "count": 1, "do": "flood", "fd": fd, "mib": 4} for fd in (1, 2)]
     world: World = await begin({"rules": rules})
     async with asyncio.timeout(LIMIT):

@@ -1,4 +1,4 @@
-"""How an engine ends: asked first, killed if need be, with all its offspring, and after the work that it has."""
+"""Stop of an engine: SIGTERM, SIGKILL if needed, with all descendants, after its running requests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.promise("F17")
-async def test_an_engine_is_asked_before_it_is_killed(begin: Begin) -> None:
+async def test_stop_sends_sigterm_before_sigkill(begin: Begin) -> None:
     world = await begin(stop_timeout=60)
     await world.client.load_model("tiny-chat-gguf")
     await world.client.stop_engine()
@@ -41,7 +41,7 @@ async def test_an_engine_is_asked_before_it_is_killed(begin: Begin) -> None:
 
 @pytest.mark.promise("F17", "F5")
 @pytest.mark.parametrize("session", ["same", "own"])
-async def test_one_that_ignores_sigterm_is_killed_with_its_offspring(begin: Begin, session: str) -> None:
+async def test_engine_that_ignores_sigterm_is_killed_with_its_descendants(begin: Begin, session: str) -> None:
     world = await begin({"ignore_term": True, "grandchild": session}, stop_timeout=0.3)
     await world.client.load_model("tiny-chat-gguf")
     began = time.monotonic()
@@ -55,8 +55,8 @@ async def test_one_that_ignores_sigterm_is_killed_with_its_offspring(begin: Begi
 
 
 @pytest.mark.promise("F17", "F5", "P5")
-async def test_one_that_is_stopped_by_a_signal_is_killed(begin: Begin) -> None:
-    """A process under SIGSTOP hears no SIGTERM."""
+async def test_suspended_engine_is_killed_by_a_stop(begin: Begin) -> None:
+    """A process under SIGSTOP does not handle SIGTERM."""
     world = await begin({"rules": [{"on": "chat", "do": "stop"}]}, stop_timeout=0.2)
     asking = asyncio.create_task(world.chat())
     await world.fake.event("stopping")
@@ -67,8 +67,8 @@ async def test_one_that_is_stopped_by_a_signal_is_killed(begin: Begin) -> None:
 
 
 @pytest.mark.promise("F5", "F16")
-async def test_offspring_of_an_engine_that_died_by_itself(begin: Begin) -> None:
-    """It has left the session, and its parent is gone before we look."""
+async def test_descendants_of_a_dead_engine_are_killed(begin: Begin) -> None:
+    """The descendant has left the session, and its parent has ended."""
     rules = [{"on": "chat", "do": "die", "signal": "SIGKILL"}]
     world = await begin({"grandchild": "own", "rules": rules}, {}, restart_limit=0)
     with pytest.raises(BadGatewayError):
@@ -79,8 +79,8 @@ async def test_offspring_of_an_engine_that_died_by_itself(begin: Begin) -> None:
 
 
 @pytest.mark.promise("F17", "P4")
-async def test_a_stop_while_the_stop_is_under_way(begin: Begin) -> None:
-    """Stops, unloads and starts that meet: each is answered, and the last word holds."""
+async def test_concurrent_stops_unloads_and_starts_are_all_answered(begin: Begin) -> None:
+    """Each is answered, and the last one takes effect."""
     world = await begin({"ignore_term": True}, stop_timeout=0.2)
     await world.client.load_model("tiny-chat-gguf")
     async with asyncio.timeout(LIMIT):
@@ -97,7 +97,7 @@ async def test_a_stop_while_the_stop_is_under_way(begin: Begin) -> None:
 
 
 @pytest.mark.promise("F19")
-async def test_a_swap_waits_for_the_work_under_way(begin: Begin) -> None:
+async def test_eviction_waits_for_running_requests(begin: Begin) -> None:
     world = await begin({}, max_loaded_models=1)
     gate = world.fake.gate("half")
     held = {"rules": [{"on": "chat", "do": "hold", "after": 3, "until": str(gate)}]}
@@ -120,7 +120,7 @@ async def test_a_swap_waits_for_the_work_under_way(begin: Begin) -> None:
 
 
 @pytest.mark.promise("F19", "F18")
-async def test_a_swap_does_not_wait_for_ever(begin: Begin) -> None:
+async def test_eviction_waits_at_most_drain_timeout(begin: Begin) -> None:
     world = await begin({"rules": [{"on": "chat", "do": "hang", "after": 2}]}, max_loaded_models=1, drain_timeout=0.3)
     streaming = asyncio.create_task(world.stream())
     await world.fake.event("begun")
@@ -131,8 +131,8 @@ async def test_a_swap_does_not_wait_for_ever(begin: Begin) -> None:
 
 
 @pytest.mark.promise("F19")
-async def test_swaps_there_and_back_lose_no_request(begin: Begin) -> None:
-    """Three models, room for one, and everybody asks at once."""
+async def test_alternating_evictions_lose_no_request(begin: Begin) -> None:
+    """Three models, room for one, and calls of all three at once."""
     world = await begin(max_loaded_models=1, parallel=8)
     calls: list[tuple[str, dict[str, Any]]] = [
         ("chat", HELLO),
@@ -151,7 +151,7 @@ async def test_swaps_there_and_back_lose_no_request(begin: Begin) -> None:
 
 @pytest.mark.promise("F24")
 @pytest.mark.parametrize("moment", ["loading", "waiting for the head", "streaming", "queued"])
-async def test_a_plugin_that_ends_at_any_moment_leaves_nothing(begin: Begin, moment: str) -> None:
+async def test_plugin_that_exits_at_any_moment_leaves_nothing(begin: Begin, moment: str) -> None:
     """The fixture looks for processes, sockets, keys and records afterwards."""
     rule: dict[str, Any] = {"on": "chat", "do": "hang"}
     if moment == "streaming":
@@ -171,8 +171,8 @@ async def test_a_plugin_that_ends_at_any_moment_leaves_nothing(begin: Begin, mom
 
 
 @pytest.mark.promise("F24", "F23")
-async def test_calls_that_are_given_up_free_their_place(begin: Begin) -> None:
-    """At every moment of a call; there is one place, so a lost one would be missed."""
+async def test_abandoned_calls_release_their_slot(begin: Begin) -> None:
+    """At every moment of a call; there is one slot, so a lost one would block the next call."""
     rules = [
         {"on": "chat", "from": 1, "count": 4, "do": "hang"},
         {"on": "chat", "from": 5, "count": 4, "do": "hang", "after": 1},
@@ -214,8 +214,8 @@ async def launched(place: Path, fake: FakeEngine) -> PluginClient:
 
 @pytest.mark.promise("F7", "F11")
 @pytest.mark.parametrize("session", ["same", "own"])
-async def test_what_outlives_a_killed_plugin_is_ended_by_the_next(scratch: Path, session: str) -> None:
-    """The engine goes at once, though it ignores SIGTERM; what it has spawned, the next start finds."""
+async def test_descendants_that_survive_a_killed_plugin_are_ended_by_the_next(scratch: Path, session: str) -> None:
+    """The engine ends at once, though it ignores SIGTERM; the next start finds its descendants."""
     fake = FakeEngine.install(scratch / "bin", {"ignore_term": True, "grandchild": session}, {})
     child = 0
     try:

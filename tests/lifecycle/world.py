@@ -1,4 +1,4 @@
-"""A plugin around a fake engine, and a stranger who takes its port."""
+"""A plugin with a fake engine, and another server that takes its port."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class World:
 
     @property
     def life(self) -> int:
-        """How many processes the driver has begun, of all models."""
+        """Return how many processes the driver has started, of all models."""
         return len(self.fake.events("started"))
 
     def processes(self) -> list[int]:
-        """The processes that the fake engine has told of and that still run."""
+        """Return the processes that the fake engine reported and that still run."""
         events = self.fake.events("started") + self.fake.events("grandchild")
         return [pid for event in events if not dead(pid := event.get("child", event["pid"]))]
 
@@ -61,7 +61,7 @@ class World:
         return self.engine._pool._entries[model].server
 
     def users(self, model: str = "tiny-chat-gguf") -> int:
-        """How many requests hold the model, or wait for it."""
+        """Return how many requests use the model or wait for it."""
         return self.engine._pool.users(model)
 
     async def loaded(self) -> list[str]:
@@ -69,7 +69,7 @@ class World:
         return sorted(model["name"] for model in await self.client.running_models())
 
     def state(self, model: str = "tiny-chat-gguf") -> ProcessState:
-        """What the driver thinks of the model's process."""
+        """Return the state of the model's process."""
         return self.server(model).state
 
     async def chat(self) -> str:
@@ -79,7 +79,7 @@ class World:
         return text
 
     async def stream(self, into: list[bytes] | None = None) -> bytes:
-        """One whole stream; what comes of it is added to `into` as well."""
+        """Read one whole stream; its events are also added to `into`."""
         got = [] if into is None else into
         async with self.client.stream("chat", HELLO, timeout=LIMIT) as chunks:
             async for chunk in chunks:
@@ -87,7 +87,7 @@ class World:
         return b"".join(got)
 
     async def health(self) -> str:
-        """What HealthCheck says."""
+        """Return the message of HealthCheck."""
         return await self.client.health_check()
 
     def leftovers(self) -> list[object]:
@@ -133,7 +133,7 @@ class Begin:
         return world
 
     async def end(self) -> None:
-        """Close all, and look at what is left."""
+        """Close all, and check that nothing is left."""
         await self._stack.aclose()
         left = {str(world.fake.script): world.leftovers() for world in self._worlds}
         for pid in (pid for world in self._worlds for pid in world.processes()):
@@ -143,7 +143,7 @@ class Begin:
 
 
 class Stranger:
-    """Whoever else may listen on a port: answers every request with the same status, and remembers what it heard."""
+    """Another server on a port: answers every request with the same status and records the requests."""
 
     def __init__(self, status: int = 200) -> None:
         self._status = status
@@ -173,13 +173,13 @@ class Stranger:
 
 
 def port_of(started: dict[str, Any]) -> int:
-    """The port that a `started` event's process was told."""
+    """Return the port in the arguments of a `started` event's process."""
     argv = started["argv"]
     return int(argv[argv.index("--port") + 1])
 
 
 def dead(pid: int) -> bool:
-    """Whether no such process runs."""
+    """Return whether no such process runs."""
     try:
         return gone(psutil.Process(pid))
     except psutil.NoSuchProcess:
@@ -187,5 +187,5 @@ def dead(pid: int) -> bool:
 
 
 def words(count: int) -> str:
-    """What the fake engine says in so many tokens."""
+    """Return the text of the fake engine with so many tokens."""
     return "".join(f"w{number} " for number in range(count))

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def alive(pid: int) -> bool:
-    """Whether the process runs (one that only waits to be reaped does not)."""
+    """Return whether the process runs; a zombie does not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
@@ -35,14 +35,14 @@ def alive(pid: int) -> bool:
 
 
 def descriptors() -> int:
-    """How many files this process has open."""
+    """Return how many files this process has open."""
     if sys.platform == "win32":
         return psutil.Process().num_handles()
     return psutil.Process().num_fds()
 
 
-class Stage:
-    """Spawns children of one test, which carry its token."""
+class Spawner:
+    """Spawns children that carry the token of their test."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,11 +54,11 @@ class Stage:
         return str(self.folder / name)
 
     def pid(self, name: str) -> int:
-        """The pid that a child wrote to a file."""
+        """Return the pid that a child wrote to a file."""
         return int((self.folder / name).read_text())
 
     def engine(self, *actions: str, **changes: Any) -> EngineProcess:
-        """A child that is ready when it has created the file `ready`, which is removed at its end. `changes` are
+        """Return a child that is ready when it has created the file `ready`, removed at its end. `changes` are
         fields of Command or of ProcessLimits, arguments of EngineProcess, or functions that replace its steps."""
         ready = self.folder / "ready"
 
@@ -77,12 +77,12 @@ class Stage:
         limits |= some("start_timeout", "start_limit", "stop_timeout", "health", "restart")
         steps = {"ready": is_ready, "on_end": forget}
         steps |= some("ready", "healthy", "on_output", "on_spawn", "on_end", "stragglers")
-        process = StagedProcess(command, StagedTicket(self, steps), ProcessLimits(**limits), steps, **changes)
+        process = ScriptedProcess(command, ScriptedTicket(self, steps), ProcessLimits(**limits), steps, **changes)
         self.processes.append(process)
         return process
 
     def left(self) -> list[psutil.Process]:
-        """Every process of this test that lives."""
+        """Return every running process of this test."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -92,12 +92,12 @@ class Stage:
         return found
 
 
-class StagedTicket(ProcessTicket):
-    """A ticket that calls the test in place of keeping records."""
+class ScriptedTicket(ProcessTicket):
+    """A ticket that calls functions of the test instead of writing records."""
 
-    def __init__(self, stage: Stage, steps: dict[str, Any]) -> None:
-        super().__init__(stage.folder)
-        self.token = stage.token
+    def __init__(self, spawner: Spawner, steps: dict[str, Any]) -> None:
+        super().__init__(spawner.folder)
+        self.token = spawner.token
         self._steps = steps
 
     def add(self, pid: int) -> None:
@@ -111,7 +111,7 @@ class StagedTicket(ProcessTicket):
         return found
 
 
-class StagedProcess(EngineProcess):
+class ScriptedProcess(EngineProcess):
     """A process whose steps are functions of the test."""
 
     def __init__(
@@ -137,10 +137,10 @@ class StagedProcess(EngineProcess):
 
 
 @contextlib.contextmanager
-def running(stage: Stage, argv: list[str], **env: str) -> Iterator[subprocess.Popen[str]]:
-    """A process of the test with pipes."""
+def running(spawner: Spawner, argv: list[str], **env: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a process with pipes for the test."""
     pipe = subprocess.PIPE
-    environ = {**stage.env, "PYTHONPATH": str(ROOT), **env}
+    environ = {**spawner.env, "PYTHONPATH": str(ROOT), **env}
     with subprocess.Popen(argv, env=environ, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         try:
             yield process
@@ -149,16 +149,16 @@ def running(stage: Stage, argv: list[str], **env: str) -> Iterator[subprocess.Po
 
 
 @pytest.fixture
-async def stage(short_dir: Path) -> AsyncIterator[Stage]:
-    """Children; stopped after the test, which must have left none behind."""
-    stage = Stage(short_dir)
+async def spawner(short_dir: Path) -> AsyncIterator[Spawner]:
+    """Yield a Spawner; stop its children after the test and check that none is left."""
+    spawner = Spawner(short_dir)
     try:
-        yield stage
+        yield spawner
         async with asyncio.timeout(LIMIT):
-            for process in stage.processes:
+            for process in spawner.processes:
                 await process.stop()
-        assert stage.left() == []
+        assert spawner.left() == []
     finally:
-        for left in stage.left():
+        for left in spawner.left():
             left.kill()
-        await until(lambda: stage.left() == [], "killed")
+        await until(lambda: spawner.left() == [], "killed")

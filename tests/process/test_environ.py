@@ -19,7 +19,7 @@ TELL = "import json, os, sys; print(json.dumps([os.getcwd(), dict(os.environ), s
 
 
 @pytest.mark.promise("L5")
-def test_proxies_and_the_loaders_settings_stay_and_pythons_go() -> None:
+def test_environment_of_a_child_keeps_proxies_and_loader_settings_but_not_those_of_python() -> None:
     kept = {
         "HTTPS_PROXY": "http://p:1",
         "LD_LIBRARY_PATH": "/x",
@@ -33,7 +33,7 @@ def test_proxies_and_the_loaders_settings_stay_and_pythons_go() -> None:
 
 
 @pytest.mark.promise("X1", "L5")
-async def test_a_module_of_this_package_runs_with_its_own_packages_only(
+async def test_module_of_this_package_runs_with_its_own_packages_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "this.py").write_text("raise SystemExit('a module of the working directory')\n")
@@ -45,7 +45,7 @@ async def test_a_module_of_this_package_runs_with_its_own_packages_only(
 
 
 @pytest.mark.promise("X1")
-async def test_a_program_runs_neither_in_our_directory_nor_with_its_modules(
+async def test_program_does_not_run_in_the_working_directory_or_with_its_modules(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -59,7 +59,7 @@ async def test_a_program_runs_neither_in_our_directory_nor_with_its_modules(
 
 
 @pytest.mark.promise("X1")
-def test_another_part_of_this_program_is_found_as_this_one_is() -> None:
+def test_module_path_of_a_child_keeps_only_absolute_entries() -> None:
     given = os.pathsep.join(["/packages", "", ".", "relative"]) if os.name != "nt" else "C:\\packages"
     places = python.own_environ({"PYTHONPATH": given})["PYTHONPATH"].split(os.pathsep)
     assert places[1:] == [given.split(os.pathsep)[0]]

@@ -1,4 +1,4 @@
-"""An engine must not outlive its plugin, even one that is killed, and neither must anything that it spawned."""
+"""An engine and its descendants do not outlive their plugin, even one that is killed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import engine_plugin
 from engine_plugin.process import guard, python
 from engine_plugin.process.records import ProcessRecords
 from tests.patience import LIMIT, NEVER, until, within
-from tests.process.conftest import CHILD, Stage, alive, running
+from tests.process.conftest import CHILD, Spawner, alive, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,10 +47,10 @@ everywhere = pytest.mark.parametrize(
 
 
 @pytest.fixture(autouse=True)
-async def _nothing_is_left(stage: Stage) -> AsyncIterator[None]:
-    """A guard ends a moment after the last of its program's offspring."""
+async def no_process_is_left(spawner: Spawner) -> AsyncIterator[None]:
+    """A guard ends a moment after the last descendant of its program."""
     yield
-    await until(lambda: stage.left() == [], "the guards have ended")
+    await until(lambda: spawner.left() == [], "the guards have ended")
 
 
 def plugin_of(*argv: str) -> list[str]:
@@ -62,11 +62,11 @@ def plugin_of(*argv: str) -> list[str]:
 
 @pytest.mark.promise("F7", "F8")
 @everywhere
-async def test_a_killed_plugin_takes_its_engine_along(stage: Stage, start: list[str]) -> None:
-    argv = [*start, *CHILD, "ignore-term", "ignore-stdin", f"ready:{stage.path('ready')}"]
-    with running(stage, plugin_of(*argv), LIVES="yes") as plugin:
-        await until((stage.folder / "ready").exists, "the engine is up")
-        pid = stage.pid("ready")
+async def test_engine_ends_when_its_plugin_is_killed(spawner: Spawner, start: list[str]) -> None:
+    argv = [*start, *CHILD, "ignore-term", "ignore-stdin", f"ready:{spawner.path('ready')}"]
+    with running(spawner, plugin_of(*argv), LIVES="yes") as plugin:
+        await until((spawner.folder / "ready").exists, "the engine is up")
+        pid = spawner.pid("ready")
         assert alive(pid)
         plugin.kill()
         await until(lambda: not alive(pid), "the engine has ended")
@@ -74,8 +74,8 @@ async def test_a_killed_plugin_takes_its_engine_along(stage: Stage, start: list[
 
 @linux_only
 @pytest.mark.promise("F5", "F7")
-async def test_a_killed_plugin_takes_the_engines_offspring_along(stage: Stage) -> None:
-    """In the engine's session, in one of its own, and one whose parent is gone and whose environment is empty."""
+async def test_descendants_of_the_engine_end_when_the_plugin_is_killed(spawner: Spawner) -> None:
+    """In the engine's session, in a session of its own, and one with an empty environment whose parent has ended."""
     script = (
         "import os, subprocess, sys; python, folder, child = sys.argv[1], sys.argv[2] + '/', sys.argv[3:];"
         "stubborn = ['ignore-term', 'ignore-stdin'];"
@@ -85,11 +85,11 @@ async def test_a_killed_plugin_takes_the_engines_offspring_along(stage: Stage) -
         "actions = [f'grandchild:{folder}kin', f'loner:{folder}loner', f'ready:{folder}ready'];"
         "os.execv(python, [*child, *stubborn, *actions])"
     )
-    engine = [sys.executable, "-c", script, sys.executable, str(stage.folder), *CHILD]
+    engine = [sys.executable, "-c", script, sys.executable, str(spawner.folder), *CHILD]
     names = ("ready", "kin", "loner", "orphan")
-    with running(stage, plugin_of(*GUARD, *engine), LIVES="yes") as plugin:
-        await until(lambda: all((stage.folder / name).exists() for name in names), "all are up")
-        pids = [stage.pid(name) for name in names]
+    with running(spawner, plugin_of(*GUARD, *engine), LIVES="yes") as plugin:
+        await until(lambda: all((spawner.folder / name).exists() for name in names), "all are up")
+        pids = [spawner.pid(name) for name in names]
         guards = psutil.Process(plugin.pid).children()
         assert all(alive(pid) for pid in pids)
         plugin.kill()
@@ -98,19 +98,25 @@ async def test_a_killed_plugin_takes_the_engines_offspring_along(stage: Stage) -
 
 
 @pytest.mark.promise("F7")
-async def test_elsewhere_the_program_is_killed_with_its_group(stage: Stage) -> None:
-    """What has left the group is for the records."""
-    argv = [*CHILD, "ignore-term", "ignore-stdin", f"grandchild:{stage.path('kin')}", f"ready:{stage.path('ready')}"]
-    with running(stage, plugin_of(*ELSEWHERE, *argv), LIVES="yes") as plugin:
-        await until((stage.folder / "ready").exists, "all are up")
-        pids = [stage.pid("ready"), stage.pid("kin")]
+async def test_process_group_is_killed_on_other_systems(spawner: Spawner) -> None:
+    """A process that has left the group is found by the records."""
+    argv = [
+        *CHILD,
+        "ignore-term",
+        "ignore-stdin",
+        f"grandchild:{spawner.path('kin')}",
+        f"ready:{spawner.path('ready')}",
+    ]
+    with running(spawner, plugin_of(*ELSEWHERE, *argv), LIVES="yes") as plugin:
+        await until((spawner.folder / "ready").exists, "all are up")
+        pids = [spawner.pid("ready"), spawner.pid("kin")]
         plugin.kill()
         await until(lambda: not any(alive(pid) for pid in pids), "all have ended")
 
 
 @pytest.mark.promise("F7")
-async def test_elsewhere_somebody_else_may_hold_stdin_open(stage: Stage) -> None:
-    """Its end is the quick sign of the plugin's death, not the only one."""
+async def test_death_of_the_plugin_is_detected_on_other_systems_though_stdin_stays_open(spawner: Spawner) -> None:
+    """The end of stdin is the fastest sign of the plugin's death, not the only one."""
     plugin = (
         "import os, subprocess, sys, time\n"
         "receive, send = os.pipe()\n"
@@ -120,29 +126,29 @@ async def test_elsewhere_somebody_else_may_hold_stdin_open(stage: Stage) -> None
         "subprocess.Popen(sys.argv[split + 1:], stdin=receive, env=env)\n"
         "time.sleep(1000)\n"
     )
-    holder = [*CHILD, "ignore-stdin", f"ready:{stage.path('holder')}"]
-    engine = [*ELSEWHERE, *CHILD, "ignore-stdin", f"ready:{stage.path('ready')}"]
-    with running(stage, [sys.executable, "-c", plugin, *holder, "--", *engine]) as process:
-        await until((stage.folder / "ready").exists, "the engine is up")
-        await until((stage.folder / "holder").exists, "the other is up")
+    holder = [*CHILD, "ignore-stdin", f"ready:{spawner.path('holder')}"]
+    engine = [*ELSEWHERE, *CHILD, "ignore-stdin", f"ready:{spawner.path('ready')}"]
+    with running(spawner, [sys.executable, "-c", plugin, *holder, "--", *engine]) as process:
+        await until((spawner.folder / "ready").exists, "the engine is up")
+        await until((spawner.folder / "holder").exists, "the other is up")
         process.kill()
-        await until(lambda: not alive(stage.pid("ready")), "the engine has ended")
-        assert alive(stage.pid("holder"))
-        os.kill(stage.pid("holder"), signal.SIGKILL)
+        await until(lambda: not alive(spawner.pid("ready")), "the engine has ended")
+        assert alive(spawner.pid("holder"))
+        os.kill(spawner.pid("holder"), signal.SIGKILL)
 
 
 @linux_only
 @pytest.mark.promise("F7", "F8")
-async def test_a_process_that_armed_itself(stage: Stage) -> None:
-    """SIGKILL of the plugin; nobody can react but the kernel."""
+async def test_process_bound_to_its_parent_ends_when_the_plugin_is_killed(spawner: Spawner) -> None:
+    """After SIGKILL of the plugin only the kernel can react."""
     script = (
         "import os, sys, time; from engine_plugin.process import guard; guard.arm();"
         "open(sys.argv[1] + '.new', 'w').write(str(os.getpid())); os.replace(sys.argv[1] + '.new', sys.argv[1]);"
         "time.sleep(1000)"
     )
-    with running(stage, plugin_of(sys.executable, "-c", script, stage.path("up")), LIVES="yes") as plugin:
-        await until((stage.folder / "up").exists, "the child is up")
-        pid = stage.pid("up")
+    with running(spawner, plugin_of(sys.executable, "-c", script, spawner.path("up")), LIVES="yes") as plugin:
+        await until((spawner.folder / "up").exists, "the child is up")
+        pid = spawner.pid("up")
         plugin.kill()
         await until(lambda: not alive(pid), "the child has ended")
 
@@ -153,10 +159,10 @@ async def test_a_process_that_armed_itself(stage: Stage) -> None:
     [
         pytest.param("guard.main(sys.argv[2:])", "linux", marks=linux_only),
         pytest.param("guard.arm(); os.execvp(sys.argv[2], sys.argv[2:])", "linux", marks=linux_only),
-        ("guard.main(sys.argv[2:])", "darwin"),  # there a process of ours has nothing to arm: it sees stdin's end
+        ("guard.main(sys.argv[2:])", "darwin"),  # no binding there: it reads the end of stdin
     ],
 )
-async def test_a_plugin_that_died_before_anything_was_armed(stage: Stage, way: str, system: str) -> None:
+async def test_plugin_that_died_before_the_binding_is_detected(spawner: Spawner, way: str, system: str) -> None:
     """The kernel sends nothing for a parent that is gone already, hence the look at getppid()."""
     script = (
         "import os, sys, time\n"
@@ -167,30 +173,30 @@ async def test_a_plugin_that_died_before_anything_was_armed(stage: Stage, way: s
         "while not os.path.exists(sys.argv[1] + '/go'): time.sleep(0.005)\n"
         f"{way}\n"
     )
-    argv = [sys.executable, "-c", script, str(stage.folder), "touch", stage.path("ran")]
-    with running(stage, plugin_of(*argv), LIVES="") as plugin:
+    argv = [sys.executable, "-c", script, str(spawner.folder), "touch", spawner.path("ran")]
+    with running(spawner, plugin_of(*argv), LIVES="") as plugin:
         assert plugin.wait(LIMIT) == 0
-        await until((stage.folder / "up").exists, "the child is up")
-        (stage.folder / "go").touch()
-        await until(lambda: not alive(stage.pid("up")), "the child has ended")
-    assert not (stage.folder / "ran").exists()
+        await until((spawner.folder / "up").exists, "the child is up")
+        (spawner.folder / "go").touch()
+        await until(lambda: not alive(spawner.pid("up")), "the child has ended")
+    assert not (spawner.folder / "ran").exists()
 
 
 @pytest.mark.promise("F8")
 @everywhere
-def test_another_parent_than_the_named_one(stage: Stage, start: list[str]) -> None:
-    ran = stage.folder / "ran"
-    with running(stage, [*start, "touch", str(ran)], ENGINE_PLUGIN_PARENT="1") as process:
+def test_program_with_another_parent_than_the_named_one_is_not_run(spawner: Spawner, start: list[str]) -> None:
+    ran = spawner.folder / "ran"
+    with running(spawner, [*start, "touch", str(ran)], ENGINE_PLUGIN_PARENT="1") as process:
         assert process.wait(LIMIT) == 0
     assert not ran.exists()
-    with running(stage, [*start, "touch", str(ran)], ENGINE_PLUGIN_PARENT=str(os.getpid())) as process:
+    with running(spawner, [*start, "touch", str(ran)], ENGINE_PLUGIN_PARENT=str(os.getpid())) as process:
         assert process.wait(LIMIT) == 0
     assert ran.exists()
 
 
 @linux_only
 @pytest.mark.promise("F8")
-async def test_the_end_of_the_thread_that_spawned_is_not_the_plugins(stage: Stage) -> None:
+async def test_end_of_the_spawning_thread_is_not_taken_for_the_death_of_the_plugin(spawner: Spawner) -> None:
     """The kernel's signal is for a thread's death; a look at getppid() tells the difference, now and later."""
     plugin = (
         "import os, subprocess, sys, threading, time\n"
@@ -204,11 +210,11 @@ async def test_the_end_of_the_thread_that_spawned_is_not_the_plugins(stage: Stag
         "print('ended', flush=True)\n"
         "time.sleep(1000)\n"
     )
-    argv = [*GUARD, *CHILD, "ignore-stdin", f"ready:{stage.path('ready')}"]
-    with running(stage, [sys.executable, "-c", plugin, stage.path("ready"), *argv]) as process:
+    argv = [*GUARD, *CHILD, "ignore-stdin", f"ready:{spawner.path('ready')}"]
+    with running(spawner, [sys.executable, "-c", plugin, spawner.path("ready"), *argv]) as process:
         assert process.stdout is not None
         assert await asyncio.to_thread(process.stdout.readline) == "ended\n"
-        pid = stage.pid("ready")
+        pid = spawner.pid("ready")
         with pytest.raises(psutil.TimeoutExpired):
             await asyncio.to_thread(psutil.Process(pid).wait, 0.3)
         process.kill()
@@ -217,12 +223,14 @@ async def test_the_end_of_the_thread_that_spawned_is_not_the_plugins(stage: Stag
 
 @linux_only
 @pytest.mark.promise("F7")
-async def test_a_guard_that_is_killed_takes_the_program_along(stage: Stage) -> None:
-    with running(stage, [*GUARD, *CHILD, "ignore-term", "ignore-stdin", f"ready:{stage.path('ready')}"]) as process:
-        await until((stage.folder / "ready").exists, "the program is up")
-        assert stage.pid("ready") != process.pid
+async def test_program_ends_when_its_guard_is_killed(spawner: Spawner) -> None:
+    with running(
+        spawner, [*GUARD, *CHILD, "ignore-term", "ignore-stdin", f"ready:{spawner.path('ready')}"]
+    ) as process:
+        await until((spawner.folder / "ready").exists, "the program is up")
+        assert spawner.pid("ready") != process.pid
         process.kill()
-        await until(lambda: not alive(stage.pid("ready")), "the program has ended")
+        await until(lambda: not alive(spawner.pid("ready")), "the program has ended")
 
 
 # In the hands of the plugin's process actor
@@ -231,27 +239,32 @@ async def test_a_guard_that_is_killed_takes_the_program_along(stage: Stage) -> N
 @linux_only
 @pytest.mark.promise("F5", "F17", "F20")
 @pytest.mark.parametrize("ends", ["exit:7", "die:SIGSEGV"])
-async def test_the_actor_names_the_end_of_what_it_guards(stage: Stage, ends: str) -> None:
-    actions = [f"loner:{stage.path('loner')}", f"ready:{stage.path('ready')}", f"until:{stage.path('go')}", ends]
-    process = stage.engine(argv=python.guarded([*CHILD, *actions]))
+async def test_actor_reports_how_a_guarded_program_ended(spawner: Spawner, ends: str) -> None:
+    actions = [
+        f"loner:{spawner.path('loner')}",
+        f"ready:{spawner.path('ready')}",
+        f"until:{spawner.path('go')}",
+        ends,
+    ]
+    process = spawner.engine(argv=python.guarded([*CHILD, *actions]))
     await within(process.ensure_ready())
     assert process.pid is not None
-    assert process.pid != stage.pid("ready")
-    (stage.folder / "go").touch()
+    assert process.pid != spawner.pid("ready")
+    (spawner.folder / "go").touch()
     await within(process.ended.wait())
     assert ("exit code 7" if ends == "exit:7" else "SIGSEGV (exit code -11)") in process.failure
-    assert not alive(stage.pid("loner"))
+    assert not alive(spawner.pid("loner"))
 
 
 @linux_only
 @pytest.mark.promise("F5", "F17")
 @pytest.mark.parametrize("obeys", [True, False])
-async def test_the_actor_stops_what_it_guards(stage: Stage, obeys: bool) -> None:
-    actions = ["ignore-stdin", f"loner:{stage.path('loner')}", f"ready:{stage.path('ready')}"]
+async def test_actor_stops_a_guarded_program(spawner: Spawner, obeys: bool) -> None:
+    actions = ["ignore-stdin", f"loner:{spawner.path('loner')}", f"ready:{spawner.path('ready')}"]
     command = [*CHILD, *actions] if obeys else [*CHILD, "ignore-term", *actions]
-    process = stage.engine(argv=python.guarded(command), stop_timeout=NEVER if obeys else 0.1)
+    process = spawner.engine(argv=python.guarded(command), stop_timeout=NEVER if obeys else 0.1)
     await within(process.ensure_ready())
-    pids = [stage.pid("ready"), stage.pid("loner")]
+    pids = [spawner.pid("ready"), spawner.pid("loner")]
     await within(process.stop())
     assert not any(alive(pid) for pid in pids)
     assert process.failure == ""
@@ -259,22 +272,22 @@ async def test_the_actor_stops_what_it_guards(stage: Stage, obeys: bool) -> None
 
 @linux_only
 @pytest.mark.promise("F5", "F20")
-async def test_the_actor_ends_what_a_killed_guard_left(stage: Stage) -> None:
-    """The program ends with its guard; its offspring elsewhere is known by the token alone."""
-    ticket = ProcessRecords(stage.folder / "run").ticket()
-    ticket.token = stage.token
-    actions = ["ignore-stdin", f"loner:{stage.path('loner')}", f"ready:{stage.path('ready')}"]
-    process = stage.engine(argv=python.guarded([*CHILD, *actions]), stragglers=ticket.stragglers)
+async def test_actor_ends_the_descendants_of_a_killed_guard(spawner: Spawner) -> None:
+    """The program ends with its guard; its descendants in other sessions are found by the token only."""
+    ticket = ProcessRecords(spawner.folder / "run").ticket()
+    ticket.token = spawner.token
+    actions = ["ignore-stdin", f"loner:{spawner.path('loner')}", f"ready:{spawner.path('ready')}"]
+    process = spawner.engine(argv=python.guarded([*CHILD, *actions]), stragglers=ticket.stragglers)
     await within(process.ensure_ready())
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     await within(process.ended.wait())
     assert "SIGKILL" in process.failure
-    assert not alive(stage.pid("loner"))
+    assert not alive(spawner.pid("loner"))
 
 
 @pytest.mark.promise("F10")
-def test_nobody_but_the_guard_forks() -> None:
+def test_only_the_guard_forks() -> None:
     """In a process full of gRPC's threads a fork may hang for ever; everything is spawned."""
     package = Path(engine_plugin.__file__).parent
     forks = re.compile(r"\bos\.(fork|forkpty)\b|\bpty\.fork\b|preexec_fn=|\bmultiprocessing\b|\bos\.system\b")
@@ -290,40 +303,44 @@ def test_nobody_but_the_guard_forks() -> None:
     ("action", "status"),
     [("exit:0", 0), ("exit:9", 9), ("die:SIGABRT", -6), ("die:SIGKILL", -9), ("die:SIGTERM", -15)],
 )
-def test_the_guard_ends_as_the_program_ended(stage: Stage, start: list[str], action: str, status: int) -> None:
-    with running(stage, [*start, *CHILD, action]) as process:
+def test_guard_ends_with_the_status_of_its_program(
+    spawner: Spawner, start: list[str], action: str, status: int
+) -> None:
+    with running(spawner, [*start, *CHILD, action]) as process:
         assert process.wait(LIMIT) == status
 
 
 @linux_only
 @pytest.mark.promise("F5")
 @pytest.mark.parametrize("ends", ["exit:3", "die:SIGSEGV"])
-async def test_what_the_program_leaves_ends_before_the_guard(stage: Stage, ends: str) -> None:
-    actions = [f"grandchild:{stage.path('kin')}", f"loner:{stage.path('loner')}", ends]
-    with running(stage, [*GUARD, *CHILD, *actions]) as process:
+async def test_descendants_of_an_ended_program_end_before_the_guard(spawner: Spawner, ends: str) -> None:
+    actions = [f"grandchild:{spawner.path('kin')}", f"loner:{spawner.path('loner')}", ends]
+    with running(spawner, [*GUARD, *CHILD, *actions]) as process:
         assert await asyncio.to_thread(process.wait, LIMIT) == (3 if ends == "exit:3" else -signal.SIGSEGV)
-        assert not alive(stage.pid("kin"))
-        assert not alive(stage.pid("loner"))
+        assert not alive(spawner.pid("kin"))
+        assert not alive(spawner.pid("loner"))
 
 
 @linux_only
-async def test_one_that_cannot_be_killed_does_not_hide_the_programs_end(stage: Stage) -> None:
-    """A process that took on another user's identity, say."""
+async def test_unkillable_descendant_does_not_hide_the_end_of_the_program(spawner: Spawner) -> None:
+    """An example is a process that has changed its user."""
     script = (
         "import os, sys; from engine_plugin.process import guard\n"
         "def refused(pid, signal): raise PermissionError\n"
         "os.kill = refused\n"
         "os._exit(guard.main(sys.argv[1:]))\n"
     )
-    with running(stage, [sys.executable, "-c", script, *CHILD, f"loner:{stage.path('loner')}", "exit:3"]) as process:
+    with running(
+        spawner, [sys.executable, "-c", script, *CHILD, f"loner:{spawner.path('loner')}", "exit:3"]
+    ) as process:
         assert await asyncio.to_thread(process.wait, LIMIT) == 3
-        assert alive(stage.pid("loner"))
-        os.kill(stage.pid("loner"), signal.SIGKILL)
+        assert alive(spawner.pid("loner"))
+        os.kill(spawner.pid("loner"), signal.SIGKILL)
 
 
 @linux_only
-async def test_those_who_lost_their_parent_are_waited_for(stage: Stage) -> None:
-    """The guard is their parent now, and without that they would stay as zombies."""
+async def test_orphaned_descendants_are_reaped_by_the_guard(spawner: Spawner) -> None:
+    """The guard is their new parent; unreaped they would stay as zombies."""
     script = (
         "import os, sys, time\n"
         "for _ in range(5):\n"
@@ -333,8 +350,8 @@ async def test_those_who_lost_their_parent_are_waited_for(stage: Stage) -> None:
         "    os.wait()\n"
         "open(sys.argv[1], 'w').close(); time.sleep(1000)\n"
     )
-    with running(stage, [*GUARD, sys.executable, "-I", "-S", "-c", script, stage.path("done")]) as process:
-        await until((stage.folder / "done").exists, "all have ended")
+    with running(spawner, [*GUARD, sys.executable, "-I", "-S", "-c", script, spawner.path("done")]) as process:
+        await until((spawner.folder / "done").exists, "all have ended")
         watched = psutil.Process(process.pid)
         await until(lambda: len(watched.children()) == 1, "only the program is left")
         process.terminate()
@@ -347,14 +364,16 @@ async def test_those_who_lost_their_parent_are_waited_for(stage: Stage) -> None:
 @pytest.mark.promise("F17")
 @everywhere
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_the_polite_signals_are_passed_on(stage: Stage, start: list[str], number: signal.Signals) -> None:
+async def test_termination_signals_are_forwarded_to_the_program(
+    spawner: Spawner, start: list[str], number: signal.Signals
+) -> None:
     script = (
         f"import os, signal, sys, time; signal.signal({int(number)}, lambda *_: os._exit(5));"
         "open(sys.argv[1], 'w').close(); time.sleep(1000)"
     )
-    command = [sys.executable, "-I", "-S", "-c", script, stage.path("ready")]
-    with running(stage, [*start, *command]) as process:
-        await until((stage.folder / "ready").exists, "the program is up")
+    command = [sys.executable, "-I", "-S", "-c", script, spawner.path("ready")]
+    with running(spawner, [*start, *command]) as process:
+        await until((spawner.folder / "ready").exists, "the program is up")
         process.send_signal(number)
         assert await asyncio.to_thread(process.wait, LIMIT) == 5
 
@@ -362,8 +381,8 @@ async def test_the_polite_signals_are_passed_on(stage: Stage, start: list[str], 
 @pytest.mark.promise("F17")
 @everywhere
 @pytest.mark.parametrize("moment", ["before", "after"])
-async def test_a_signal_in_the_moment_of_the_start_is_not_lost(stage: Stage, start: list[str], moment: str) -> None:
-    """Between the guard's being ready for it and the program's."""
+async def test_signal_during_the_start_is_not_lost(spawner: Spawner, start: list[str], moment: str) -> None:
+    """It arrives when the guard has its handlers and the program has not started."""
     script = f"""\
 import os, signal, sys, time
 sys.platform = {"linux" if start is GUARD else "darwin"!r}
@@ -381,36 +400,36 @@ def slow():
 os.fork = slow
 os._exit(guard.main(sys.argv[1:]))
 """
-    with running(stage, [sys.executable, "-c", script, *CHILD, "idle:1000"]) as process:
+    with running(spawner, [sys.executable, "-c", script, *CHILD, "idle:1000"]) as process:
         assert await asyncio.to_thread(process.wait, LIMIT) == -signal.SIGTERM
-    assert stage.left() == []
+    assert spawner.left() == []
 
 
 @everywhere
-async def test_the_end_of_stdin_alone_is_no_order(stage: Stage, start: list[str]) -> None:
-    """A helper is told all at once. What is written for the guard is nobody's."""
-    argv = [*start, *CHILD, f"until:{stage.path('go')}", "print:done", "exit:4"]
-    with running(stage, argv, ENGINE_PLUGIN_PARENT=str(os.getpid())) as process:
+async def test_end_of_stdin_alone_does_not_end_the_program(spawner: Spawner, start: list[str]) -> None:
+    """The input of a helper may end early. The program does not get what is written to the guard."""
+    argv = [*start, *CHILD, f"until:{spawner.path('go')}", "print:done", "exit:4"]
+    with running(spawner, argv, ENGINE_PLUGIN_PARENT=str(os.getpid())) as process:
         assert process.stdin is not None
         process.stdin.write("something\n")
         process.stdin.close()
         with pytest.raises(subprocess.TimeoutExpired):
             await asyncio.to_thread(process.wait, 0.3)
-        (stage.folder / "go").touch()
+        (spawner.folder / "go").touch()
         assert await asyncio.to_thread(process.wait, LIMIT) == 4
         assert process.stdout is not None
         assert process.stdout.read() == "done\n"
 
 
 @linux_only
-def test_the_program_finds_everything_as_a_child_of_the_plugin_would(stage: Stage) -> None:
-    """Signals at their defaults (Python ignores two), nothing blocked, no descriptor of ours, and no stdin."""
+def test_program_starts_with_default_signals_and_no_extra_descriptors(spawner: Spawner) -> None:
+    """Signals are at their defaults (Python ignores two) and not blocked, and no descriptor or stdin is inherited."""
     script = "cat /proc/self/status; ls /proc/self/fd; readlink /proc/$$/fd/0; echo parent=$ENGINE_PLUGIN_PARENT"
-    with running(stage, [*GUARD, "sh", "-c", script], ENGINE_PLUGIN_PARENT=str(os.getpid())) as process:
+    with running(spawner, [*GUARD, "sh", "-c", script], ENGINE_PLUGIN_PARENT=str(os.getpid())) as process:
         out, err = process.communicate(timeout=LIMIT)
     assert (process.returncode, err) == (0, "")
     status = dict(line.split(":\t") for line in out.splitlines() if ":\t" in line)
-    # Others may be ignored by whoever started the tests: a shell ignores some for what is in its background.
+    # The parent of the tests may ignore others: a shell ignores some for background jobs.
     ours = (signal.SIGCHLD, signal.SIGUSR1, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ)
     assert [number for number in ours if int(status["SigIgn"], 16) >> (number - 1) & 1] == []
     assert int(status["SigBlk"], 16) == 0
@@ -419,36 +438,36 @@ def test_the_program_finds_everything_as_a_child_of_the_plugin_would(stage: Stag
 
 
 @everywhere
-def test_signals_that_were_blocked_by_whoever_spawned_the_guard(stage: Stage, start: list[str]) -> None:
+def test_inherited_signal_mask_does_not_hide_the_end_of_the_program(spawner: Spawner, start: list[str]) -> None:
     """A mask is inherited; without SIGCHLD the program's end would not be noticed."""
     script = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals());"
     script += "os.execv(sys.argv[1], sys.argv[1:])"
-    with running(stage, [sys.executable, "-c", script, *start, *CHILD, "exit:4"]) as process:
+    with running(spawner, [sys.executable, "-c", script, *start, *CHILD, "exit:4"]) as process:
         assert process.wait(LIMIT) == 4
 
 
 @everywhere
-def test_what_is_no_command(stage: Stage, start: list[str]) -> None:
-    with running(stage, start) as process:
+def test_missing_or_unusable_command_is_reported(spawner: Spawner, start: list[str]) -> None:
+    with running(spawner, start) as process:
         out, err = process.communicate(timeout=LIMIT)
         assert (process.returncode, out) == (2, "")
         assert err.startswith("usage: ")
-    missing = stage.path("no-such-command")
-    for command, why in ((missing, "No such file or directory"), (str(stage.folder), "Permission denied")):
-        with running(stage, [*start, command]) as process:
+    missing = spawner.path("no-such-command")
+    for command, why in ((missing, "No such file or directory"), (str(spawner.folder), "Permission denied")):
+        with running(spawner, [*start, command]) as process:
             out, err = process.communicate(timeout=LIMIT)
             assert (process.returncode, out, err) == (127, "", f"cannot run {command}: {why}\n")
 
 
-def test_no_command_at_all() -> None:
+def test_guard_without_a_command_exits_2() -> None:
     assert guard.main([]) == 2
 
 
 @linux_only
-async def test_the_guard_is_small_and_does_nothing_meanwhile(stage: Stage) -> None:
+async def test_waiting_guard_uses_little_memory_and_no_processor_time(spawner: Spawner) -> None:
     """It stays in memory beside every foreign engine."""
-    with running(stage, [*GUARD, *CHILD, "ignore-stdin", f"ready:{stage.path('ready')}"]) as process:
-        await until((stage.folder / "ready").exists, "the program is up")
+    with running(spawner, [*GUARD, *CHILD, "ignore-stdin", f"ready:{spawner.path('ready')}"]) as process:
+        await until((spawner.folder / "ready").exists, "the program is up")
         watched = psutil.Process(process.pid)
         assert watched.num_threads() == 1
         memory = watched.memory_full_info()

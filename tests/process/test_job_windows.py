@@ -1,4 +1,4 @@
-"""Windows' Job Objects, by which engines end with their plugin (requirement 9 of the field)."""
+"""Windows' Job Objects, which end engines with their plugin (requirement 9 of the field)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from engine_plugin.process import job_windows, tree
 from engine_plugin.process.child import ChildProcess
 from tests.patience import until, within
-from tests.process.conftest import CHILD, Stage, alive, running
+from tests.process.conftest import CHILD, Spawner, alive, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,15 +36,15 @@ time.sleep(60)
 """
 
 
-async def spawn(stage: Stage, *actions: str) -> ChildProcess:
-    return await ChildProcess.spawn([*CHILD, *actions], stage.env, lambda _stream, _data: None)
+async def spawn(spawner: Spawner, *actions: str) -> ChildProcess:
+    return await ChildProcess.spawn([*CHILD, *actions], spawner.env, lambda _stream, _data: None)
 
 
 @pytest.mark.promise("F9")
 @windows_only
 @pytest.mark.promise("F7", "F9")
-async def test_closing_the_job_ends_all_in_it(stage: Stage) -> None:
-    child = await spawn(stage, "ignore-stdin")
+async def test_closed_job_ends_its_processes(spawner: Spawner) -> None:
+    child = await spawn(spawner, "ignore-stdin")
     try:
         job = tree.bind_to_us(child.pid)
         assert alive(child.pid)
@@ -59,12 +59,12 @@ async def test_closing_the_job_ends_all_in_it(stage: Stage) -> None:
 @pytest.mark.promise("F7", "F9")
 @windows_only
 @pytest.mark.promise("F7", "F9")
-async def test_a_plugin_that_is_terminated_takes_its_engine_along(stage: Stage) -> None:
-    told: Path = stage.folder / "pid"
+async def test_engine_ends_when_its_plugin_is_terminated(spawner: Spawner) -> None:
+    told: Path = spawner.folder / "pid"
     command = [sys.executable, "-c", PLUGIN, str(told), *CHILD, "ignore-stdin"]
-    with running(stage, command) as plugin:
+    with running(spawner, command) as plugin:
         await until(told.exists, "the engine is up")
-        engine = stage.pid("pid")
+        engine = spawner.pid("pid")
         assert alive(engine)
         plugin.kill()
         await until(lambda: not alive(engine), "the engine has ended")
@@ -72,8 +72,8 @@ async def test_a_plugin_that_is_terminated_takes_its_engine_along(stage: Stage) 
 
 @windows_only
 @pytest.mark.promise("F7", "F9")
-async def test_a_process_that_is_gone(stage: Stage) -> None:
-    child = await spawn(stage, "exit:0")
+async def test_ended_process_is_not_put_into_a_job(spawner: Spawner) -> None:
+    child = await spawn(spawner, "exit:0")
     await within(asyncio.wait({child.exited}))
     assert await child.kill()
     with pytest.raises(OSError, match=r"\[WinError"):
@@ -82,25 +82,25 @@ async def test_a_process_that_is_gone(stage: Stage) -> None:
 
 @windows_only
 @pytest.mark.promise("F9")
-async def test_nothing_escapes_between_the_start_and_the_job(stage: Stage) -> None:
-    """A process is held until it is in the job."""
+async def test_process_is_suspended_until_it_is_in_the_job(spawner: Spawner) -> None:
+    """It is resumed once it is in the job."""
     plugin = PLUGIN.replace(
         "job = ", "time.sleep(0.5); print(os.path.exists(sys.argv[1] + '-up'), flush=True)\njob = "
     )
-    started = stage.folder / "pid-up"
-    with running(stage, [sys.executable, "-c", plugin, stage.path("pid"), *CHILD, f"ready:{started}"]) as process:
+    started = spawner.folder / "pid-up"
+    with running(spawner, [sys.executable, "-c", plugin, spawner.path("pid"), *CHILD, f"ready:{started}"]) as process:
         assert process.stdout is not None
         assert await asyncio.to_thread(process.stdout.readline) == "False\n"
         await until(started.exists, "it runs")
         process.kill()
-        await until(lambda: not alive(stage.pid("pid")), "it has ended")
+        await until(lambda: not alive(spawner.pid("pid")), "it has ended")
 
 
 # Elsewhere than on Windows: what we ask of Windows, in which order, and with structures of which size.
 
 
 class Kernel:
-    """Stands for kernel32: notes what is called, and fails where it is told to."""
+    """Stands for kernel32: records the calls, and fails in the given one."""
 
     def __init__(self, fails: str) -> None:
         self.fails = fails
@@ -122,7 +122,7 @@ class Kernel:
 
 @pytest.fixture
 def job_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Kernel], Any]:
-    """Makes a job as Windows would, with that kernel."""
+    """Make a job as on Windows, with that kernel."""
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(wintypes, "DWORD", ctypes.c_uint32)
     monkeypatch.setattr(ctypes, "get_last_error", lambda: 5, raising=False)
@@ -142,7 +142,7 @@ def job_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Kernel], Any]:
 
 @pytest.mark.skipif(sys.platform == "win32" or sys.maxsize < 2**32, reason="Windows says it itself")
 @pytest.mark.promise("F9")
-def test_a_job_is_made_before_the_process_is_put_into_it(job_of: Callable[[Kernel], Any]) -> None:
+def test_job_is_configured_before_the_process_is_assigned(job_of: Callable[[Kernel], Any]) -> None:
     kernel = Kernel("")
     job = job_of(kernel)
     assert kernel.calls == [
@@ -164,7 +164,7 @@ def test_a_job_is_made_before_the_process_is_put_into_it(job_of: Callable[[Kerne
 @pytest.mark.parametrize(
     ("fails", "closed"), [("CreateJobObjectW", 0), ("SetInformationJobObject", 2), ("AssignProcessToJobObject", 2)]
 )
-def test_a_job_that_is_refused_leaves_no_handle(job_of: Callable[[Kernel], Any], fails: str, closed: int) -> None:
+def test_failed_job_leaves_no_handle(job_of: Callable[[Kernel], Any], fails: str, closed: int) -> None:
     kernel = Kernel(fails)
     with pytest.raises(OSError, match="refused"):
         job_of(kernel)

@@ -47,7 +47,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     return Kernel(tmp_path, monkeypatch)
 
 
-def test_the_tightest_group_decides_and_its_cache_is_free(kernel: Kernel) -> None:
+def test_tightest_cgroup_decides_and_its_cache_counts_as_free(kernel: Kernel) -> None:
     kernel.place("0::/a/b\n")
     kernel.write("a/memory.max", f"{256 * MIB}\n")
     kernel.write("a/memory.current", f"{200 * MIB}\n")
@@ -60,10 +60,10 @@ def test_the_tightest_group_decides_and_its_cache_is_free(kernel: Kernel) -> Non
     said = memory.shortage(-signal.SIGKILL, "", 1, 5 * MIB)
     assert said.startswith("It was ended for lack of memory: 86 MiB of the container's 256 MiB are free")
     assert "the model's files have 5 MiB" in said
-    assert memory.shortage(-signal.SIGKILL, "", 2) == "", "somebody else has ended it"
+    assert memory.shortage(-signal.SIGKILL, "", 2) == "", "killed from outside"
 
 
-def test_the_first_version_of_cgroups(kernel: Kernel) -> None:
+def test_cgroups_v1_limits_are_read(kernel: Kernel) -> None:
     """As in a container, where the path is the host's and only the root is seen."""
     kernel.place("4:cpu,cpuacct:/x\n3:memory:/docker/123\n0::/\n")
     kernel.write("memory/memory.limit_in_bytes", f"{256 * MIB}\n")
@@ -74,7 +74,7 @@ def test_the_first_version_of_cgroups(kernel: Kernel) -> None:
     assert memory.kills() == 3
 
 
-def test_without_cgroups_the_figures_are_the_machines(kernel: Kernel) -> None:
+def test_figures_without_cgroups_are_those_of_the_machine(kernel: Kernel) -> None:
     assert memory.room().whose == "machine"
     assert memory.kills() is None
     assert memory.shortage(-signal.SIGKILL, "", None).startswith("It may have been ended for lack of memory: ")
@@ -83,7 +83,7 @@ def test_without_cgroups_the_figures_are_the_machines(kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize("said", ["terminate called: std::bad_alloc", "MemoryError", "mmap: Cannot allocate memory"])
-def test_a_program_that_got_too_little_says_so_in_many_ways(said: str) -> None:
+def test_shortage_of_memory_is_recognized_from_the_output(said: str) -> None:
     assert memory.shortage(-signal.SIGABRT, said, 0).startswith("It got too little memory: ")
     assert memory.shortage(None, said, 0)
     assert memory.shortage(3, "cannot read the file", 0) == ""
@@ -91,7 +91,7 @@ def test_a_program_that_got_too_little_says_so_in_many_ways(said: str) -> None:
 
 @pytest.mark.promise("L7")
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory is not counted by files")
-def test_a_system_without_memory_figures_refuses_no_model(monkeypatch: pytest.MonkeyPatch, kernel: Kernel) -> None:
+def test_system_without_memory_figures_rejects_no_model(monkeypatch: pytest.MonkeyPatch, kernel: Kernel) -> None:
     def untold() -> None:
         raise FileNotFoundError(2, "No such file or directory", "/proc/meminfo")
 

@@ -1,4 +1,4 @@
-"""Whose a port of 127.0.0.1 is."""
+"""Which process holds a port of 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ LISTEN = (
 
 
 @pytest.mark.promise("F12")
-def test_a_free_port_can_be_bound() -> None:
+def test_free_port_can_be_bound() -> None:
     with closing(socket.create_server(("127.0.0.1", ports.free_ports(1)[0]))):
         pass
 
 
 @pytest.mark.promise("F12", "F13")
-def test_the_listener_is_known_by_its_process() -> None:
+def test_listener_is_found_by_its_process() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         port = server.getsockname()[1]
         assert ports.listens(os.getpid(), port)
@@ -39,7 +39,7 @@ def test_the_listener_is_known_by_its_process() -> None:
 
 
 @pytest.mark.promise("F13")
-def test_a_descendants_port_is_its_ancestors() -> None:
+def test_port_of_a_descendant_belongs_to_its_ancestor() -> None:
     """A guard stays as the engine's parent on some systems."""
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", LISTEN], stdin=pipe, stdout=pipe, text=True) as child:
@@ -52,7 +52,7 @@ def test_a_descendants_port_is_its_ancestors() -> None:
 
 
 @pytest.mark.promise("F13")
-def test_a_holder_whom_the_system_does_not_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_port_holder_hidden_by_the_system_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     """macOS shows the connections of other processes to root only."""
 
     def denied(_kind: str) -> None:

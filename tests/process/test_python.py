@@ -1,4 +1,4 @@
-"""Modules of ours in processes of their own."""
+"""Modules of this package, and helpers, in processes of their own."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ import engine_plugin
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.process import guard, python
 from tests.patience import LIMIT, pace, until, within
-from tests.process.conftest import CHILD, Stage, alive, descriptors, running
+from tests.process.conftest import CHILD, Spawner, alive, descriptors, running
 
 ROOT = Path(engine_plugin.__file__).resolve().parent.parent
 
 
-async def run(stage: Stage, *actions: str, stdin: bytes = b"", timeout: float = LIMIT) -> tuple[int, bytes, bytes]:
-    return await within(python.run_briefly([*CHILD, *actions], stage.env, stdin, timeout))
+async def run(
+    spawner: Spawner, *actions: str, stdin: bytes = b"", timeout: float = LIMIT
+) -> tuple[int, bytes, bytes]:
+    return await within(python.run_briefly([*CHILD, *actions], spawner.env, stdin, timeout))
 
 
-async def test_a_module_runs_with_our_package_and_the_site_first(stage: Stage) -> None:
-    site = stage.folder / "site"
+async def test_module_runs_with_this_package_and_its_site_packages_first(spawner: Spawner) -> None:
+    site = spawner.folder / "site"
     site.mkdir()
     (site / "looker.py").write_text("import json, sys, engine_plugin; print(json.dumps([sys.path, sys.argv[1:]]))")
-    environ = python.module_environ({**stage.env, "PYTHONPATH": "/elsewhere"}, site)
+    environ = python.module_environ({**spawner.env, "PYTHONPATH": "/elsewhere"}, site)
     status, out, err = await python.run_briefly(python.module_command("looker", "a b", "c"), environ)
     assert (status, err) == (0, b"")
     path, arguments = json.loads(out)
@@ -38,45 +40,47 @@ async def test_a_module_runs_with_our_package_and_the_site_first(stage: Stage) -
     assert python.module_environ({"A": "b"})["PYTHONPATH"] == str(ROOT)
 
 
-async def test_status_output_and_input(stage: Stage) -> None:
-    heard = stage.folder / "heard"
-    assert await run(stage, "print:out", f"stdin:{heard}", "err:err", "exit:3", stdin=b"hello\n") == (
+async def test_run_passes_input_and_returns_status_and_output(spawner: Spawner) -> None:
+    heard = spawner.folder / "heard"
+    assert await run(spawner, "print:out", f"stdin:{heard}", "err:err", "exit:3", stdin=b"hello\n") == (
         3,
         b"out\n",
         b"err\n",
     )
     assert heard.read_text() == "hello\n"
-    assert await run(stage) == (0, b"", b""), "stdin ends"
+    assert await run(spawner) == (0, b"", b""), "stdin ends"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-async def test_a_helper_ended_by_a_signal(stage: Stage) -> None:
-    assert (await run(stage, "die:SIGABRT"))[0] == -6
+async def test_helper_ended_by_a_signal_returns_its_negative_number(spawner: Spawner) -> None:
+    assert (await run(spawner, "die:SIGABRT"))[0] == -6
 
 
-async def test_a_big_answer_and_a_big_question(stage: Stage) -> None:
-    status, out, err = await run(stage, "flood:2:2:lines", "flood:1:2:solid", stdin=b"x" * (2 << 20))
+async def test_large_input_and_output_pass(spawner: Spawner) -> None:
+    status, out, err = await run(spawner, "flood:2:2:lines", "flood:1:2:solid", stdin=b"x" * (2 << 20))
     assert (status, len(out), len(err)) == (0, 2 << 20, 2 << 20)
 
 
-async def test_one_that_does_not_read_its_input(stage: Stage) -> None:
-    assert (await run(stage, "exit:0", stdin=b"x" * (4 << 20)))[0] == 0
+async def test_helper_that_does_not_read_its_input_is_tolerated(spawner: Spawner) -> None:
+    assert (await run(spawner, "exit:0", stdin=b"x" * (4 << 20)))[0] == 0
 
 
-async def test_too_slow(stage: Stage) -> None:
+async def test_helper_that_exceeds_its_limit_is_killed(spawner: Spawner) -> None:
     with pytest.raises(BadGatewayError, match=r"gave no answer in [\d.]+ s"):
-        await run(stage, "ignore-term", "ignore-stdin", f"ready:{stage.path('up')}", "idle:1000", timeout=pace(0.3))
-    assert stage.left() == []
+        await run(
+            spawner, "ignore-term", "ignore-stdin", f"ready:{spawner.path('up')}", "idle:1000", timeout=pace(0.3)
+        )
+    assert spawner.left() == []
 
 
 @pytest.mark.promise("F24")
-async def test_cancelled(stage: Stage) -> None:
-    task = asyncio.create_task(run(stage, "ignore-term", f"ready:{stage.path('up')}", "idle:1000"))
-    await until((stage.folder / "up").exists, "up")
+async def test_cancelled_run_kills_the_helper(spawner: Spawner) -> None:
+    task = asyncio.create_task(run(spawner, "ignore-term", f"ready:{spawner.path('up')}", "idle:1000"))
+    await until((spawner.folder / "up").exists, "up")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert not alive(stage.pid("up"))
+    assert not alive(spawner.pid("up"))
 
 
 @pytest.mark.promise("F5")
@@ -84,27 +88,27 @@ async def test_cancelled(stage: Stage) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX sessions")
 @pytest.mark.parametrize("ends", [True, False])
 @pytest.mark.parametrize("where", ["grandchild", "loner"])
-async def test_a_grandchild_is_ended_too(stage: Stage, where: str, ends: bool) -> None:
-    """It holds the pipes open, which must not keep an answer from us that is there already."""
-    actions = [f"{where}:{stage.path('grandchild')}", "print:answer"]
+async def test_grandchild_of_a_helper_is_ended_too(spawner: Spawner, where: str, ends: bool) -> None:
+    """It holds the pipes open, which must not delay an answer that has arrived."""
+    actions = [f"{where}:{spawner.path('grandchild')}", "print:answer"]
     if ends:
-        assert await run(stage, *actions, "exit:0") == (0, b"answer\n", b"")
+        assert await run(spawner, *actions, "exit:0") == (0, b"answer\n", b"")
     else:
         with pytest.raises(BadGatewayError):
-            await run(stage, *actions, "idle:1000", timeout=pace(0.5))
-    assert not alive(stage.pid("grandchild"))
+            await run(spawner, *actions, "idle:1000", timeout=pace(0.5))
+    assert not alive(spawner.pid("grandchild"))
 
 
-async def test_what_cannot_be_run(stage: Stage) -> None:
+async def test_unrunnable_program_raises(spawner: Spawner) -> None:
     with pytest.raises(FileNotFoundError, match="missing"):
-        await python.run_briefly([stage.path("missing")], stage.env)
-    with pytest.raises(PermissionError, match=str(stage.folder)):
-        await python.run_briefly([str(stage.folder)], stage.env)
+        await python.run_briefly([spawner.path("missing")], spawner.env)
+    with pytest.raises(PermissionError, match=str(spawner.folder)):
+        await python.run_briefly([str(spawner.folder)], spawner.env)
     with pytest.raises(FileNotFoundError):
-        await python.run_telling(["python-that-is-elsewhere"], stage.env | {"PATH": str(stage.folder)}, print)
+        await python.run_telling(["python-that-is-elsewhere"], spawner.env | {"PATH": str(spawner.folder)}, print)
 
 
-def test_what_is_guarded() -> None:
+def test_foreign_program_is_run_under_the_guard() -> None:
     command = python.guarded(["llama-server", "--version"])
     if sys.platform == "win32":
         assert command == ["llama-server", "--version"], "a Job Object does it there"
@@ -113,14 +117,15 @@ def test_what_is_guarded() -> None:
         assert command[-3:] == [guard.__file__, "llama-server", "--version"]
 
 
-async def test_every_line_is_told(stage: Stage) -> None:
+async def test_every_output_line_is_passed_to_the_callback(spawner: Spawner) -> None:
     said: list[str] = []
     actions = ["print:Collecting x", "err:a warning", "print:", "err0:half a line", "exit:3"]
-    assert await within(python.run_telling([*CHILD, *actions], stage.env, said.append)) == 3
+    assert await within(python.run_telling([*CHILD, *actions], spawner.env, said.append)) == 3
     assert sorted(said) == ["", "Collecting x", "a warning", "half a line"]
     said.clear()
     assert (
-        await within(python.run_telling([*CHILD, "flood:1:1:lines", "flood:2:1:solid"], stage.env, said.append)) == 0
+        await within(python.run_telling([*CHILD, "flood:1:1:lines", "flood:2:1:solid"], spawner.env, said.append))
+        == 0
     )
     assert len(said) == (1 << 20) // 64 + 1
 
@@ -136,23 +141,23 @@ asyncio.run(getattr(python, sys.argv[1])(sys.argv[3:], dict(os.environ), *([prin
 @pytest.mark.promise("F5", "F7")
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere those in a session of their own are for the records")
 @pytest.mark.parametrize("way", ["run_briefly", "run_telling"])
-async def test_a_helper_ends_with_a_killed_plugin(stage: Stage, way: str) -> None:
-    """pip, `llama-server --version`: in whatever moment the plugin dies."""
-    actions = ["ignore-term", f"loner:{stage.path('loner')}", f"ready:{stage.path('up')}", "idle:1000"]
+async def test_helper_ends_when_its_plugin_is_killed(spawner: Spawner, way: str) -> None:
+    """Such as pip or `llama-server --version`, at whatever moment the plugin dies."""
+    actions = ["ignore-term", f"loner:{spawner.path('loner')}", f"ready:{spawner.path('up')}", "idle:1000"]
     telling = "yes" if way == "run_telling" else ""
-    with running(stage, [sys.executable, "-c", PLUGIN, way, telling, *CHILD, *actions]) as plugin:
-        await until((stage.folder / "up").exists, "the helper is up")
-        pids = [stage.pid("up"), stage.pid("loner")]
+    with running(spawner, [sys.executable, "-c", PLUGIN, way, telling, *CHILD, *actions]) as plugin:
+        await until((spawner.folder / "up").exists, "the helper is up")
+        pids = [spawner.pid("up"), spawner.pid("loner")]
         assert all(alive(pid) for pid in pids)
         plugin.kill()
         await until(lambda: not any(alive(pid) for pid in pids), "both have ended")
-        await until(lambda: stage.left() == [], "and their guard")
+        await until(lambda: spawner.left() == [], "and their guard")
 
 
 @pytest.mark.promise("F7")
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it ends by itself, soon")
-async def test_a_module_of_ours_ends_with_a_killed_plugin(stage: Stage) -> None:
-    """It arms itself, and it sees the end of its stdin."""
+async def test_module_of_this_package_ends_when_its_plugin_is_killed(spawner: Spawner) -> None:
+    """It binds itself to its parent, and reads the end of its stdin."""
     plugin = """\
 import asyncio, os, sys
 from engine_plugin.process import guard, python
@@ -165,24 +170,24 @@ async def main():
     await asyncio.sleep(1000)
 asyncio.run(main())
 """
-    with running(stage, [sys.executable, "-c", plugin, stage.path("up")]) as process:
-        await until((stage.folder / "up").exists, "the helper is up")
+    with running(spawner, [sys.executable, "-c", plugin, spawner.path("up")]) as process:
+        await until((spawner.folder / "up").exists, "the helper is up")
         process.kill()
-        await until(lambda: not alive(stage.pid("up")), "it has ended")
+        await until(lambda: not alive(spawner.pid("up")), "it has ended")
 
 
-async def test_the_guard_of_a_helper_knows_its_parent(stage: Stage) -> None:
-    """Also where we are somebody's guarded child ourselves and his name is still in the environment."""
-    environ = {**stage.env, "ENGINE_PLUGIN_PARENT": "1"}
-    assert await run(stage, "print:ran") == (0, b"ran\n", b"")
+async def test_guard_of_a_helper_gets_the_right_parent_pid(spawner: Spawner) -> None:
+    """Also where this process runs under a guard itself, whose variable is still in the environment."""
+    environ = {**spawner.env, "ENGINE_PLUGIN_PARENT": "1"}
+    assert await run(spawner, "print:ran") == (0, b"ran\n", b"")
     assert await python.run_briefly([*CHILD, "print:ran"], environ) == (0, b"ran\n", b"")
 
 
-async def test_helpers_leave_no_descriptor(stage: Stage) -> None:
-    await run(stage, "exit:0")
+async def test_helpers_leave_no_descriptor(spawner: Spawner) -> None:
+    await run(spawner, "exit:0")
     before = descriptors()
     for _ in range(10):
-        await run(stage, "exit:0")
+        await run(spawner, "exit:0")
         with pytest.raises(BadGatewayError):
-            await run(stage, "idle:1000", timeout=pace(0.02), stdin=b"x" * (1 << 20))
+            await run(spawner, "idle:1000", timeout=pace(0.02), stdin=b"x" * (1 << 20))
     await until(lambda: descriptors() <= before, "descriptors leak")

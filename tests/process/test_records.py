@@ -1,4 +1,4 @@
-"""What a crashed plugin left behind is ended, and nothing else. Numbers are the field's requirements."""
+"""The leftover processes of a crashed plugin are killed, and no others. Numbers are the field's requirements."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from engine_plugin.process import tree
 from engine_plugin.process.child import ChildProcess
 from engine_plugin.process.records import TOKEN_VARIABLE, ProcessRecords, ProcessTicket
 from tests.patience import until, within
-from tests.process.conftest import CHILD, Stage, alive
+from tests.process.conftest import CHILD, Spawner, alive
 
 Left = Callable[..., Any]
 
 
 @pytest.fixture
-async def engine(stage: Stage) -> Any:
-    """Spawns a child that nobody waits for, as after a crash; returns its pid when it is up."""
+async def engine(spawner: Spawner) -> Any:
+    """Spawn a child without an owner, as after a crash; return its pid when it is up."""
     children: list[ChildProcess] = []
 
     async def spawn(*actions: str, **environ: str) -> int:
-        path = stage.folder / f"up{len(children)}"
+        path = spawner.folder / f"up{len(children)}"
         argv = [*CHILD, "ignore-term", "ignore-stdin", *actions, f"ready:{path}"]
-        children.append(await ChildProcess.spawn(argv, {**stage.env, **environ}, lambda _fd, _data: None))
+        children.append(await ChildProcess.spawn(argv, {**spawner.env, **environ}, lambda _fd, _data: None))
         await until(path.exists, "the child is up")
         return children[-1].pid
 
@@ -41,15 +41,15 @@ async def engine(stage: Stage) -> Any:
 
 
 @pytest.fixture
-def records(stage: Stage) -> ProcessRecords:
-    return ProcessRecords(stage.folder / "run")
+def records(spawner: Spawner) -> ProcessRecords:
+    return ProcessRecords(spawner.folder / "run")
 
 
 @pytest.fixture
-def ticket(stage: Stage, records: ProcessRecords) -> ProcessTicket:
+def ticket(spawner: Spawner, records: ProcessRecords) -> ProcessTicket:
     """A ticket for the processes of this test."""
     made = records.ticket()
-    made.token = stage.token
+    made.token = spawner.token
     return made
 
 
@@ -59,15 +59,15 @@ def record_of(ticket: ProcessTicket, pid: int) -> Path:
 
 
 def orphan(ticket: ProcessTicket, pid: int, **changes: Any) -> Path:
-    """Record a process as one of an owner who is gone."""
+    """Record a process as one of a dead owner."""
     ticket.add(pid)
     path = record_of(ticket, pid)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"owner": _nobody()} | changes))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"owner": unused_pid()} | changes))
     return path
 
 
-def _nobody() -> int:
-    """A pid that is not in use."""
+def unused_pid() -> int:
+    """Return a pid that is not in use."""
     return next(pid for pid in range(4_000_000, 1, -1) if not psutil.pid_exists(pid))
 
 
@@ -77,21 +77,21 @@ async def reap(records: ProcessRecords) -> list[int]:
 
 @pytest.mark.promise("F11")
 @pytest.mark.parametrize("where", ["grandchild", "loner"])
-async def test_what_a_dead_owner_left_is_killed(
-    records: ProcessRecords, ticket: ProcessTicket, engine: Left, stage: Stage, where: str
+async def test_process_of_a_dead_owner_is_killed(
+    records: ProcessRecords, ticket: ProcessTicket, engine: Left, spawner: Spawner, where: str
 ) -> None:
-    """Owner gone, pid, start and token as recorded; its end is confirmed, and that of its offspring."""
-    pid = await engine(f"{where}:{stage.path('grandchild')}")
+    """Its pid, start time and token are as recorded; its end and that of its descendants is confirmed."""
+    pid = await engine(f"{where}:{spawner.path('grandchild')}")
     path = orphan(ticket, pid)
-    assert await reap(records) == sorted([pid, stage.pid("grandchild")])
+    assert await reap(records) == sorted([pid, spawner.pid("grandchild")])
     assert not alive(pid)
-    assert not alive(stage.pid("grandchild"))
+    assert not alive(spawner.pid("grandchild"))
     assert not path.exists()
     assert await reap(records) == []
 
 
 @pytest.mark.promise("F11")
-async def test_an_owner_whose_pid_is_anothers_now_is_gone(
+async def test_owner_whose_pid_was_reused_is_dead(
     records: ProcessRecords, ticket: ProcessTicket, engine: Left
 ) -> None:
     pid = await engine()
@@ -100,7 +100,9 @@ async def test_an_owner_whose_pid_is_anothers_now_is_gone(
 
 
 @pytest.mark.promise("F11", "P11")
-async def test_what_a_living_owner_has_is_his(records: ProcessRecords, ticket: ProcessTicket, engine: Left) -> None:
+async def test_process_of_a_living_owner_is_kept(
+    records: ProcessRecords, ticket: ProcessTicket, engine: Left
+) -> None:
     pid = await engine()
     ticket.add(pid)
     assert await reap(ProcessRecords(records.folder)) == []
@@ -113,7 +115,7 @@ async def test_what_a_living_owner_has_is_his(records: ProcessRecords, ticket: P
 
 @pytest.mark.promise("F11")
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a start does not depend on the time of the boot")
-async def test_a_clock_that_is_set_makes_nobody_an_orphan(
+async def test_clock_change_makes_no_process_an_orphan(
     records: ProcessRecords, ticket: ProcessTicket, engine: Left, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The time of the boot, from which a process's time of creation is computed, moves with the clock."""
@@ -130,10 +132,10 @@ async def test_a_clock_that_is_set_makes_nobody_an_orphan(
 
 
 @pytest.mark.promise("F11", "P11")
-async def test_a_process_with_another_token_is_not_touched(
+async def test_process_with_another_token_is_kept(
     records: ProcessRecords, ticket: ProcessTicket, engine: Left
 ) -> None:
-    """The number is right, and even the start: but it is not the process that was recorded."""
+    """Its pid and start time are as recorded, but it is another process."""
     pid = await engine()
     ticket.token = "another"
     path = orphan(ticket, pid)
@@ -143,10 +145,10 @@ async def test_a_process_with_another_token_is_not_touched(
 
 
 @pytest.mark.promise("F11", "P11")
-async def test_only_the_bearers_of_the_token_are_touched(
+async def test_only_processes_with_the_token_are_killed(
     records: ProcessRecords, ticket: ProcessTicket, engine: Left
 ) -> None:
-    """The same program, started by somebody else, with a longer, a shorter, and no token."""
+    """The same program, started otherwise, with a longer, a shorter, and no token."""
     environs = [ticket.token + "0", ticket.token[:-1], "", f"x {TOKEN_VARIABLE}={ticket.token}"]
     others = [await engine(**{TOKEN_VARIABLE: text}) for text in environs]
     others.append(await engine(**{TOKEN_VARIABLE: "", f"X_{TOKEN_VARIABLE}": ticket.token}))
@@ -158,10 +160,10 @@ async def test_only_the_bearers_of_the_token_are_touched(
 
 @pytest.mark.promise("F11")
 @pytest.mark.parametrize("created", [12345.0, None])
-async def test_the_number_is_anothers_now(
+async def test_process_with_a_reused_pid_is_kept(
     records: ProcessRecords, ticket: ProcessTicket, engine: Left, created: float | None
 ) -> None:
-    """What is recorded is gone. Whoever has its number now is safe; a bearer of the token is not."""
+    """The process that has the pid of an ended one is kept; processes with the token are killed."""
     other = await engine(**{TOKEN_VARIABLE: ""})
     offspring = await engine()
     path = orphan(ticket, other, created=created)
@@ -170,8 +172,8 @@ async def test_the_number_is_anothers_now(
     assert not path.exists()
 
 
-async def test_a_process_that_is_gone_is_forgotten(records: ProcessRecords, ticket: ProcessTicket) -> None:
-    path = orphan(ticket, _nobody())
+async def test_record_of_an_ended_process_is_removed(records: ProcessRecords, ticket: ProcessTicket) -> None:
+    path = orphan(ticket, unused_pid())
     assert await reap(records) == []
     assert not path.exists()
 
@@ -179,12 +181,12 @@ async def test_a_process_that_is_gone_is_forgotten(records: ProcessRecords, tick
 @pytest.mark.promise("F5", "F11")
 @pytest.mark.skipif(sys.platform == "win32", reason="on Windows the Job Object ended them")
 @pytest.mark.parametrize("where", ["grandchild", "loner"])
-async def test_what_a_dead_engine_left_is_killed(
-    records: ProcessRecords, ticket: ProcessTicket, engine: Left, stage: Stage, where: str
+async def test_descendants_of_a_dead_engine_are_killed(
+    records: ProcessRecords, ticket: ProcessTicket, engine: Left, spawner: Spawner, where: str
 ) -> None:
     """The kernel ended the engine, or its guard, together with its plugin, but not the engine's children."""
-    pid = await engine(f"{where}:{stage.path('grandchild')}")
-    grandchild = stage.pid("grandchild")
+    pid = await engine(f"{where}:{spawner.path('grandchild')}")
+    grandchild = spawner.pid("grandchild")
     orphan(ticket, pid)
     psutil.Process(pid).kill()
     await until(lambda: not psutil.pid_exists(pid), "the engine is gone and reaped")
@@ -197,23 +199,23 @@ async def test_what_a_dead_engine_left_is_killed(
 
 @pytest.mark.promise("F11")
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX sessions")
-async def test_the_session_of_another_is_not_touched(
-    records: ProcessRecords, ticket: ProcessTicket, engine: Left, stage: Stage
+async def test_session_of_another_process_is_kept(
+    records: ProcessRecords, ticket: ProcessTicket, engine: Left, spawner: Spawner
 ) -> None:
-    pid = await engine(f"grandchild:{stage.path('grandchild')}")
+    pid = await engine(f"grandchild:{spawner.path('grandchild')}")
     ticket.token = "another"
     orphan(ticket, pid)
     psutil.Process(pid).kill()
     await until(lambda: not psutil.pid_exists(pid), "the engine is gone and reaped")
     assert await reap(records) == []
-    assert alive(stage.pid("grandchild"))
+    assert alive(spawner.pid("grandchild"))
 
 
 @pytest.mark.promise("F11")
-async def test_a_record_of_another_container_or_boot(
+async def test_record_of_another_container_or_boot_is_kept_for_a_month(
     records: ProcessRecords, ticket: ProcessTicket, engine: Left, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There its numbers mean others, and its owner may live. After a month it is thrown away."""
+    """Its pids mean other processes there, and its owner may live. After a month it is removed."""
     pid = await engine()
     path = orphan(ticket, pid, place="another")
     assert await reap(records) == []
@@ -225,7 +227,7 @@ async def test_a_record_of_another_container_or_boot(
     assert not path.exists()
 
 
-async def test_what_cannot_be_ended_is_tried_again(
+async def test_process_that_cannot_be_ended_is_tried_again(
     records: ProcessRecords, ticket: ProcessTicket, engine: Left, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pid = await engine()
@@ -243,7 +245,7 @@ async def test_what_cannot_be_ended_is_tried_again(
     assert not path.exists()
 
 
-async def test_a_ticket_serves_one_process_after_the_other(
+async def test_ticket_is_reused_for_the_next_process(
     records: ProcessRecords, ticket: ProcessTicket, engine: Left
 ) -> None:
     assert ticket.environ == {TOKEN_VARIABLE: ticket.token}
@@ -274,7 +276,7 @@ async def test_a_ticket_serves_one_process_after_the_other(
         "\udcff",
     ],
 )
-async def test_an_unreadable_record_is_removed(records: ProcessRecords, text: str) -> None:
+async def test_unreadable_record_is_removed(records: ProcessRecords, text: str) -> None:
     records.folder.mkdir()
     path = records.folder / "7.json"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -283,7 +285,7 @@ async def test_an_unreadable_record_is_removed(records: ProcessRecords, text: st
 
 
 @pytest.mark.promise("P27")
-async def test_other_files_and_no_directory(records: ProcessRecords) -> None:
+async def test_other_files_and_a_missing_directory_are_ignored(records: ProcessRecords) -> None:
     assert await reap(records) == []
     assert not records.folder.exists()
     records.folder.mkdir()
@@ -292,10 +294,10 @@ async def test_other_files_and_no_directory(records: ProcessRecords) -> None:
     assert (records.folder / "notes.txt").exists()
 
 
-async def test_a_record_is_written_whole(
+async def test_record_is_written_atomically(
     records: ProcessRecords, ticket: ProcessTicket, engine: Left, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Under its name a record is there in full or not at all."""
+    """A record exists completely or not at all."""
     pid = await engine()
     replaced: list[tuple[dict[str, Any], bool]] = []
     replace = Path.replace
@@ -321,7 +323,7 @@ async def test_a_record_is_written_whole(
         assert records.folder.stat().st_mode & 0o777 == 0o700
 
 
-async def test_a_record_that_cannot_be_written_leaves_nothing(
+async def test_record_that_cannot_be_written_leaves_no_file(
     records: ProcessRecords, ticket: ProcessTicket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_self: Path, _target: Path) -> Path:
@@ -333,8 +335,8 @@ async def test_a_record_that_cannot_be_written_leaves_nothing(
     assert list(records.folder.iterdir()) == []
 
 
-async def test_two_who_reap_at_once(
-    stage: Stage, records: ProcessRecords, ticket: ProcessTicket, engine: Left
+async def test_concurrent_reaps_end_every_orphan(
+    spawner: Spawner, records: ProcessRecords, ticket: ProcessTicket, engine: Left
 ) -> None:
     pids = [await engine() for _ in range(3)]
     for pid in pids:

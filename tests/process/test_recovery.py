@@ -1,4 +1,4 @@
-"""What follows the death, the silence and the return of an engine process."""
+"""Restarts and health states of an engine process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine_plugin.process.engine_process import EngineProcess, ProcessState
 from engine_plugin.process.health import HealthPolicy, HealthRecord
 from engine_plugin.process.restarts import RestartPolicy, Restarts
 from tests.patience import LIMIT, NEVER, pace, until, within
-from tests.process.conftest import Stage, alive
+from tests.process.conftest import Spawner, alive
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 
@@ -23,15 +23,15 @@ SWIFT = RestartPolicy(limit=3, backoff=0.02, longest=0.1, stable=NEVER)
 
 
 class Watched:
-    """A process whose child is ready at once, whose answers the test decides, and whose moves are noted."""
+    """A process that is ready at once; the test sets its health answers, and its transitions are recorded."""
 
-    def __init__(self, stage: Stage, *actions: str, **changes: Any) -> None:
+    def __init__(self, spawner: Spawner, *actions: str, **changes: Any) -> None:
         self.answers = True
         self.asked = 0
         self.pids: list[int] = []
         given: dict[str, Any] = {"restart": SWIFT, "healthy": self._healthy, "on_spawn": self.pids.append}
-        actions = actions or (f"ready:{stage.path('ready')}",)
-        self.process: EngineProcess = stage.engine(*actions, **(given | changes))
+        actions = actions or (f"ready:{spawner.path('ready')}",)
+        self.process: EngineProcess = spawner.engine(*actions, **(given | changes))
 
     async def _healthy(self) -> bool:
         self.asked += 1
@@ -45,7 +45,7 @@ class Watched:
         await until(lambda: self.process.state is state, state.value)
 
     async def lives(self, count: int) -> None:
-        """Wait until so many processes have been spawned and the last of them serves."""
+        """Wait until `count` processes have been spawned and the last one is ready."""
         await until(lambda: len(self.pids) == count and self.process.state is ProcessState.READY, f"{count} lives")
 
     def kill(self) -> None:
@@ -57,8 +57,8 @@ class Watched:
 
 
 @pytest.mark.promise("F20", "P2")
-async def test_one_that_died_is_restarted_without_being_asked(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
-    watched = Watched(stage)
+async def test_dead_process_is_restarted_without_a_call(spawner: Spawner, caplog: pytest.LogCaptureFixture) -> None:
+    watched = Watched(spawner)
     await within(watched.process.ensure_ready())
     watched.kill()
     await watched.lives(2)
@@ -72,8 +72,8 @@ async def test_one_that_died_is_restarted_without_being_asked(stage: Stage, capl
 
 
 @pytest.mark.promise("F20", "P2")
-async def test_who_asks_meanwhile_shares_the_restart(stage: Stage) -> None:
-    watched = Watched(stage, restart=RestartPolicy(limit=1, backoff=0.3, stable=NEVER))
+async def test_call_during_a_restart_waits_for_it(spawner: Spawner) -> None:
+    watched = Watched(spawner, restart=RestartPolicy(limit=1, backoff=0.3, stable=NEVER))
     await within(watched.process.ensure_ready())
     watched.kill()
     await watched.reach(ProcessState.RECOVERING)
@@ -85,9 +85,9 @@ async def test_who_asks_meanwhile_shares_the_restart(stage: Stage) -> None:
 
 
 @pytest.mark.promise("P2")
-async def test_the_limit_of_restarts(stage: Stage) -> None:
-    """A process that dies again and again is left dead, and says why; whoever asks has one more try."""
-    watched = Watched(stage, f"ready:{stage.path('ready')}", "idle:0.05", "err:bad weights", "exit:9")
+async def test_process_that_dies_repeatedly_is_left_dead_at_the_restart_limit(spawner: Spawner) -> None:
+    """Its failure names the cause; the next call starts it once more."""
+    watched = Watched(spawner, f"ready:{spawner.path('ready')}", "idle:0.05", "err:bad weights", "exit:9")
     await within(watched.process.ensure_ready())
     await within(watched.process.ended.wait())
     assert watched.state is ProcessState.FAILED
@@ -101,16 +101,16 @@ async def test_the_limit_of_restarts(stage: Stage) -> None:
 
 
 @pytest.mark.promise("P2")
-async def test_waiters_hear_of_the_last_failure(stage: Stage) -> None:
-    """Restarts that fail count as deaths; whoever waits for them is told once it is final."""
-    first = stage.folder / "first"
+async def test_waiters_of_failing_restarts_get_the_last_error(spawner: Spawner) -> None:
+    """Failed restarts count as deaths; callers that wait get an error when the limit is reached."""
+    first = spawner.folder / "first"
     script = (
         "import os, sys, time\n"
         "if os.path.exists(sys.argv[1]): os.write(2, b'no memory\\n'); os._exit(3)\n"
         "open(sys.argv[1], 'w').close(); open(sys.argv[2], 'w').close(); os.read(0, 1)\n"
     )
-    argv = [sys.executable, "-I", "-S", "-c", script, str(first), stage.path("ready")]
-    watched = Watched(stage, argv=argv, restart=RestartPolicy(limit=2, backoff=0.2, stable=NEVER))
+    argv = [sys.executable, "-I", "-S", "-c", script, str(first), spawner.path("ready")]
+    watched = Watched(spawner, argv=argv, restart=RestartPolicy(limit=2, backoff=0.2, stable=NEVER))
     await within(watched.process.ensure_ready())
     watched.kill()
     await watched.reach(ProcessState.RECOVERING)
@@ -120,8 +120,8 @@ async def test_waiters_hear_of_the_last_failure(stage: Stage) -> None:
 
 
 @pytest.mark.promise("P2")
-async def test_a_first_start_that_fails_is_not_repeated(stage: Stage) -> None:
-    watched = Watched(stage, "exit:2")
+async def test_failed_first_start_is_not_repeated(spawner: Spawner) -> None:
+    watched = Watched(spawner, "exit:2")
     with pytest.raises(EngineStartError, match="exit code 2"):
         await within(watched.process.ensure_ready())
     assert watched.state is ProcessState.FAILED
@@ -129,9 +129,9 @@ async def test_a_first_start_that_fails_is_not_repeated(stage: Stage) -> None:
 
 
 @pytest.mark.promise("P2")
-async def test_a_stable_time_makes_good(stage: Stage) -> None:
-    """With a stable time of nothing, each death is a first one, however many there are."""
-    watched = Watched(stage, restart=RestartPolicy(limit=1, backoff=0.0, stable=0.0))
+async def test_death_after_the_stable_time_counts_as_the_first(spawner: Spawner) -> None:
+    """With a stable time of zero, every death counts as the first."""
+    watched = Watched(spawner, restart=RestartPolicy(limit=1, backoff=0.0, stable=0.0))
     await within(watched.process.ensure_ready())
     for lives in range(2, 6):
         watched.kill()
@@ -140,8 +140,8 @@ async def test_a_stable_time_makes_good(stage: Stage) -> None:
 
 
 @pytest.mark.promise("F18", "P2", "P4")
-async def test_a_stop_during_the_back_off(stage: Stage) -> None:
-    watched = Watched(stage, restart=RestartPolicy(limit=1, backoff=NEVER, stable=NEVER))
+async def test_stop_during_the_back_off_ends_it(spawner: Spawner) -> None:
+    watched = Watched(spawner, restart=RestartPolicy(limit=1, backoff=NEVER, stable=NEVER))
     await within(watched.process.ensure_ready())
     watched.kill()
     await watched.reach(ProcessState.RECOVERING)
@@ -158,17 +158,19 @@ async def test_a_stop_during_the_back_off(stage: Stage) -> None:
 
 @pytest.mark.promise("F11")
 @posix_only
-async def test_offspring_in_a_session_of_its_own_ends_before_the_restart(stage: Stage) -> None:
-    """The engine dies by itself, so that nothing but its token leads to what it spawned."""
+async def test_descendant_in_its_own_session_ends_before_the_restart(spawner: Spawner) -> None:
+    """The engine dies by itself, so that its descendants are found by its token only."""
     watched: Watched
 
     def stragglers() -> list[Any]:
         dead = {pid for pid in watched.pids if pid != watched.process.pid or not alive(pid)}
-        return [process for process in stage.left() if process.pid not in dead]
+        return [process for process in spawner.left() if process.pid not in dead]
 
-    watched = Watched(stage, f"loner:{stage.path('loner')}", f"ready:{stage.path('ready')}", stragglers=stragglers)
+    watched = Watched(
+        spawner, f"loner:{spawner.path('loner')}", f"ready:{spawner.path('ready')}", stragglers=stragglers
+    )
     await within(watched.process.ensure_ready())
-    loner = stage.pid("loner")
+    loner = spawner.pid("loner")
     watched.kill()
     await watched.reach(ProcessState.RECOVERING)
     assert not alive(loner)
@@ -177,8 +179,8 @@ async def test_offspring_in_a_session_of_its_own_ends_before_the_restart(stage: 
 
 @pytest.mark.promise("F18")
 @pytest.mark.parametrize("limit", [0, 2])
-async def test_every_order_of_deaths_and_stops_ends(stage: Stage, limit: int) -> None:
-    watched = Watched(stage, restart=RestartPolicy(limit=limit, backoff=0.01, stable=NEVER))
+async def test_any_order_of_deaths_and_stops_ends(spawner: Spawner, limit: int) -> None:
+    watched = Watched(spawner, restart=RestartPolicy(limit=limit, backoff=0.01, stable=NEVER))
     for _ in range(4):
         await within(watched.process.ensure_ready())
         watched.kill()
@@ -189,7 +191,7 @@ async def test_every_order_of_deaths_and_stops_ends(stage: Stage, limit: int) ->
     assert not any(alive(pid) for pid in watched.pids)
 
 
-def test_the_back_off_doubles_up_to_a_limit() -> None:
+def test_back_off_doubles_up_to_a_limit() -> None:
     restarts = Restarts(RestartPolicy(limit=7, backoff=1.0, longest=10.0, stable=5.0))
     assert [restarts.after_death(served=1.0) for _ in range(8)] == [1, 2, 4, 8, 10, 10, 10, None]
     assert restarts.after_death(served=5.0) == 1.0
@@ -207,8 +209,8 @@ BRISK = HealthPolicy(interval=0.02, failures=3, successes=2, hung_after=0.0)
 
 
 @pytest.mark.promise("F21")
-async def test_one_that_misses_answers_is_degraded_and_comes_back(stage: Stage) -> None:
-    watched = Watched(stage, health=BRISK)
+async def test_process_that_misses_health_checks_is_degraded_and_recovers(spawner: Spawner) -> None:
+    watched = Watched(spawner, health=BRISK)
     await within(watched.process.ensure_ready())
     watched.answers = False
     await watched.reach(ProcessState.DEGRADED)
@@ -219,9 +221,9 @@ async def test_one_that_misses_answers_is_degraded_and_comes_back(stage: Stage) 
 
 
 @pytest.mark.promise("F21")
-async def test_a_question_counts_as_an_answer_does(stage: Stage) -> None:
-    """A host's HealthCheck asks now; one answer that is missing does not make a process sick."""
-    watched = Watched(stage, health=HealthPolicy(interval=3600, failures=3, successes=2))
+async def test_requested_health_check_counts_as_a_periodic_one(spawner: Spawner) -> None:
+    """A host's HealthCheck sends a request at once; a single missed answer does not degrade the process."""
+    watched = Watched(spawner, health=HealthPolicy(interval=3600, failures=3, successes=2))
     await within(watched.process.ensure_ready())
     watched.answers = False
     states = []
@@ -234,10 +236,10 @@ async def test_a_question_counts_as_an_answer_does(stage: Stage) -> None:
     assert watched.asked == 5
     await within(watched.process.stop())
     await within(watched.process.check())
-    assert watched.asked == 5, "nobody is there"
+    assert watched.asked == 5, "a stopped process is not checked"
 
 
-async def test_many_who_ask_at_once_ask_once(stage: Stage) -> None:
+async def test_concurrent_health_checks_share_one_request(spawner: Spawner) -> None:
     asked = asyncio.Event()
     go = asyncio.Event()
     count = 0
@@ -249,8 +251,8 @@ async def test_many_who_ask_at_once_ask_once(stage: Stage) -> None:
         await go.wait()
         return True
 
-    process = stage.engine(
-        f"ready:{stage.path('ready')}", healthy=healthy, health=HealthPolicy(interval=3600, failures=1)
+    process = spawner.engine(
+        f"ready:{spawner.path('ready')}", healthy=healthy, health=HealthPolicy(interval=3600, failures=1)
     )
     await within(process.ensure_ready())
     questions = [asyncio.create_task(process.check()) for _ in range(10)]
@@ -262,8 +264,8 @@ async def test_many_who_ask_at_once_ask_once(stage: Stage) -> None:
 
 @pytest.mark.promise("F20", "F21")
 @posix_only
-async def test_an_answer_that_comes_after_the_death_changes_nothing(stage: Stage) -> None:
-    """Somebody asks while the exit is known and the last words are still awaited (a grandchild holds the pipes)."""
+async def test_health_answer_after_the_death_is_ignored(spawner: Spawner) -> None:
+    """The check runs between the exit and the end of the output (a grandchild holds the pipes)."""
     asked, dying = asyncio.Event(), asyncio.Event()
 
     async def healthy() -> bool:
@@ -271,14 +273,14 @@ async def test_an_answer_that_comes_after_the_death_changes_nothing(stage: Stage
         await dying.wait()
         return False
 
-    go = stage.path("go")
-    actions = (f"grandchild:{stage.path('grandchild')}", f"ready:{stage.path('ready')}", f"until:{go}", "exit:2")
+    go = spawner.path("go")
+    actions = (f"grandchild:{spawner.path('grandchild')}", f"ready:{spawner.path('ready')}", f"until:{go}", "exit:2")
     policy = HealthPolicy(interval=3600, failures=1)
-    process = stage.engine(*actions, healthy=healthy, health=policy, restart=RestartPolicy(limit=0))
+    process = spawner.engine(*actions, healthy=healthy, health=policy, restart=RestartPolicy(limit=0))
     await within(process.ensure_ready())
     asking = asyncio.create_task(process.check())
     await within(asked.wait())
-    (stage.folder / "go").touch()
+    (spawner.folder / "go").touch()
     await until(lambda: process.state is ProcessState.STOPPING, "the exit is known")
     dying.set()
     await within(asking)
@@ -289,11 +291,11 @@ async def test_an_answer_that_comes_after_the_death_changes_nothing(stage: Stage
 
 @pytest.mark.promise("F20", "F21", "P3")
 @posix_only
-async def test_a_process_that_stands_still_is_restarted(stage: Stage) -> None:
-    """No answer, no output, no use of the processor: it hangs, and is killed although it ignores SIGTERM."""
-    ready = f"ready:{stage.path('ready')}"
+async def test_hung_process_is_killed_and_restarted(spawner: Spawner) -> None:
+    """It neither answers nor writes nor uses the processor, and it ignores SIGTERM."""
+    ready = f"ready:{spawner.path('ready')}"
     policy = HealthPolicy(interval=0.05, failures=2, successes=2, hung_after=0.4)
-    watched = Watched(stage, "ignore-term", "ignore-stdin", ready, health=policy, stop_timeout=0.1)
+    watched = Watched(spawner, "ignore-term", "ignore-stdin", ready, health=policy, stop_timeout=0.1)
     await within(watched.process.ensure_ready())
     watched.answers = False
     os.kill(watched.pids[0], signal.SIGSTOP)
@@ -305,36 +307,36 @@ async def test_a_process_that_stands_still_is_restarted(stage: Stage) -> None:
 
 @pytest.mark.promise("F21")
 @pytest.mark.parametrize("sign", ["burn", "slow:60"])
-async def test_a_busy_process_is_not_taken_for_one_that_hangs(stage: Stage, sign: str) -> None:
-    """It misses every answer for three times the patience, but it computes, or says something."""
+async def test_busy_process_is_not_taken_for_hung(spawner: Spawner, sign: str) -> None:
+    """It misses every check for three times hung_after, but computes or writes output."""
     policy = HealthPolicy(interval=0.05, failures=2, successes=2, hung_after=pace(0.4))
     sign = f"{sign}:{pace(1.2 if sign == 'burn' else 0.02)}"
-    watched = Watched(stage, f"ready:{stage.path('ready')}", sign, f"ready:{stage.path('done')}", health=policy)
+    watched = Watched(spawner, f"ready:{spawner.path('ready')}", sign, f"ready:{spawner.path('done')}", health=policy)
     await within(watched.process.ensure_ready())
     watched.answers = False
-    await until((stage.folder / "done").exists, "done")
+    await until((spawner.folder / "done").exists, "done")
     assert watched.state is ProcessState.DEGRADED
     assert len(watched.pids) == 1
 
 
 @pytest.mark.promise("F21")
-async def test_one_unanswered_question_is_no_hang_however_long_it_took(stage: Stage) -> None:
-    """Only a second one shows whether the process computed in between."""
+async def test_single_missed_health_check_is_not_a_hang(spawner: Spawner) -> None:
+    """Only a second check shows whether the process computed in between."""
 
     async def healthy() -> bool:
         await asyncio.sleep(pace(0.2))
         return False
 
     policy = HealthPolicy(interval=0.05, failures=1, successes=2, hung_after=pace(0.1))
-    actions = (f"ready:{stage.path('ready')}", f"burn:{pace(0.6)}", f"ready:{stage.path('done')}")
-    watched = Watched(stage, *actions, healthy=healthy, health=policy)
+    actions = (f"ready:{spawner.path('ready')}", f"burn:{pace(0.6)}", f"ready:{spawner.path('done')}")
+    watched = Watched(spawner, *actions, healthy=healthy, health=policy)
     await within(watched.process.ensure_ready())
-    await until((stage.folder / "done").exists, "done")
+    await until((spawner.folder / "done").exists, "done")
     assert len(watched.pids) == 1
 
 
 @pytest.mark.promise("F21")
-def test_hysteresis_both_ways() -> None:
+def test_degraded_state_has_hysteresis_in_both_directions() -> None:
     record = HealthRecord(HealthPolicy(failures=3, successes=2, hung_after=10), sign_of_life=0.0)
 
     def after(answers: str) -> list[bool]:
@@ -359,9 +361,9 @@ def test_hysteresis_both_ways() -> None:
 
 @pytest.mark.promise("F14")
 @posix_only
-async def test_the_echo_of_our_own_probes_is_no_progress(stage: Stage) -> None:
-    """A server that logs each probe and is never ready is given up as if it were silent."""
-    listening = stage.folder / "listening"
+async def test_logged_probes_do_not_count_as_progress(spawner: Spawner) -> None:
+    """The start of a server that logs each probe and is never ready ends as that of a silent one."""
+    listening = spawner.folder / "listening"
     script = (
         "import os, signal, sys, time\n"
         "signal.signal(signal.SIGUSR1, lambda *_: os.write(2, b'GET /health 503 %f\\n' % time.time()))\n"
@@ -377,7 +379,7 @@ async def test_the_echo_of_our_own_probes_is_no_progress(stage: Stage) -> None:
         return False
 
     argv = [sys.executable, "-I", "-S", "-c", script, str(listening)]
-    process = stage.engine(argv=argv, ready=ready, start_timeout=pace(0.8))
+    process = spawner.engine(argv=argv, ready=ready, start_timeout=pace(0.8))
     with pytest.raises(EngineStartError, match=r"no sign of progress for [\d.]+ s.*GET /health 503"):
         await within(process.ensure_ready())
     assert len(probes) > 3

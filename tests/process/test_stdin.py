@@ -31,7 +31,7 @@ print(settings["a"], heard[0].decode(), sys.stdin.read() == "")
 """
 
 
-def test_standard_input_is_the_null_device_while_a_thread_reads_what_comes() -> None:
+def test_standard_input_becomes_the_null_device_while_a_thread_reads_the_original() -> None:
     command = [sys.executable, "-c", PROGRAM]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
         assert program.stdin is not None
@@ -44,7 +44,7 @@ def test_standard_input_is_the_null_device_while_a_thread_reads_what_comes() -> 
         assert program.stdout.read().split() == [b"1", b"later", b"True"]
 
 
-def test_no_program_of_an_engine_reads_the_standard_descriptor() -> None:
-    """But the guard, which is for systems without that trouble."""
+def test_engine_programs_do_not_read_descriptor_0() -> None:
+    """Except the guard, which runs on systems that do not need this."""
     reading = [path.name for path in ENGINES.rglob("*.py") if READS_STDIN.search(path.read_text(encoding="utf-8"))]
     assert reading == []

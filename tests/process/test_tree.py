@@ -1,4 +1,4 @@
-"""Process trees: whoever belongs to one is found and ended, and nobody else."""
+"""Process trees: every process of one is found and ended, and no other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from engine_plugin.process import python, tree
 from tests.patience import LIMIT, until
-from tests.process.conftest import CHILD, Stage, alive, running
+from tests.process.conftest import CHILD, Spawner, alive, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,27 +26,27 @@ STUBBORN = [*CHILD, "ignore-term", "ignore-stdin"]
 
 
 @pytest.fixture
-def leader(stage: Stage) -> Iterator[subprocess.Popen[bytes]]:
+def leader(spawner: Spawner) -> Iterator[subprocess.Popen[bytes]]:
     """A process as the plugin spawns it, with a child in its session and one in a session of its own."""
-    actions = [f"grandchild:{stage.path('kin')}", f"loner:{stage.path('loner')}", f"ready:{stage.path('up')}"]
+    actions = [f"grandchild:{spawner.path('kin')}", f"loner:{spawner.path('loner')}", f"ready:{spawner.path('up')}"]
     pipe = subprocess.PIPE
-    with subprocess.Popen([*STUBBORN, *actions], env=stage.env, stdin=pipe, **tree.spawn_options()) as process:
+    with subprocess.Popen([*STUBBORN, *actions], env=spawner.env, stdin=pipe, **tree.spawn_options()) as process:
         try:
             yield process
         finally:
             process.kill()
 
 
-async def is_up(stage: Stage) -> list[int]:
+async def is_up(spawner: Spawner) -> list[int]:
     """The pids of `leader`, its child, and the one elsewhere."""
-    await until((stage.folder / "up").exists, "all are up")
-    return [stage.pid(name) for name in ("up", "kin", "loner")]
+    await until((spawner.folder / "up").exists, "all are up")
+    return [spawner.pid(name) for name in ("up", "kin", "loner")]
 
 
 @posix_only
 @pytest.mark.promise("F5")
-async def test_the_whole_tree_is_killed(stage: Stage, leader: subprocess.Popen[bytes]) -> None:
-    pids = await is_up(stage)
+async def test_whole_process_tree_is_killed(spawner: Spawner, leader: subprocess.Popen[bytes]) -> None:
+    pids = await is_up(spawner)
     assert {process.pid for process in tree.descendants(leader.pid)} == set(pids[1:])
     assert {process.pid for process in tree.session_members(leader.pid)} == set(pids[:2])
     left = tree.kill_tree(leader.pid)
@@ -57,9 +57,9 @@ async def test_the_whole_tree_is_killed(stage: Stage, leader: subprocess.Popen[b
 
 @posix_only
 @pytest.mark.promise("F5")
-async def test_what_a_dead_leader_left_is_killed(stage: Stage, leader: subprocess.Popen[bytes]) -> None:
-    """Its session is found by its number, those who have left it only if they were known."""
-    pids = await is_up(stage)
+async def test_descendants_of_a_dead_leader_are_killed(spawner: Spawner, leader: subprocess.Popen[bytes]) -> None:
+    """Its session is found by its number, processes that left it only if they were found before."""
+    pids = await is_up(spawner)
     kin = tree.descendants(leader.pid)
     leader.kill()
     await asyncio.to_thread(leader.wait, LIMIT)
@@ -72,11 +72,9 @@ async def test_what_a_dead_leader_left_is_killed(stage: Stage, leader: subproces
 
 @posix_only
 @pytest.mark.promise("F11")
-async def test_a_number_that_was_given_to_another_is_not_killed(
-    stage: Stage, leader: subprocess.Popen[bytes]
-) -> None:
-    """The process that we have waited for had this number; now somebody else has it, with a session of his own."""
-    pids = await is_up(stage)
+async def test_process_with_a_reused_pid_is_not_killed(spawner: Spawner, leader: subprocess.Popen[bytes]) -> None:
+    """A reaped process had this pid; now another process has it, with its own session."""
+    pids = await is_up(spawner)
     assert tree.kill_tree(leader.pid, leader_gone=True) == []
     stale = psutil.Process(leader.pid)
     vars(stale)["_ident"] = (leader.pid, 12345.0)  # of a process that had this number long ago
@@ -86,8 +84,8 @@ async def test_a_number_that_was_given_to_another_is_not_killed(
     await until(lambda: not tree.kill_tree(leader.pid, kin), "all are gone")
 
 
-async def test_one_that_only_waits_to_be_reaped_is_not_alive(stage: Stage) -> None:
-    with running(stage, [*CHILD, "exit:0"]) as process:
+async def test_zombie_is_not_alive(spawner: Spawner) -> None:
+    with running(spawner, [*CHILD, "exit:0"]) as process:
         watched = psutil.Process(process.pid)
         await until(lambda: not alive(process.pid), "it has ended")
         assert not tree.is_alive(watched)
@@ -101,25 +99,25 @@ async def test_one_that_only_waits_to_be_reaped_is_not_alive(stage: Stage) -> No
         assert tree.descendants(process.pid) == []
 
 
-async def test_start_times_tell_processes_apart(stage: Stage) -> None:
+async def test_start_times_distinguish_processes(spawner: Spawner) -> None:
     mine = tree.start_time(os.getpid())
     assert mine is not None
     assert mine == tree.start_time(os.getpid())
     assert tree.same_process(os.getpid(), mine)
     assert not tree.same_process(os.getpid(), mine + 1)
-    with running(stage, [*CHILD, f"ready:{stage.path('up')}"]) as process:
-        await until((stage.folder / "up").exists, "it is up")
+    with running(spawner, [*CHILD, f"ready:{spawner.path('up')}"]) as process:
+        await until((spawner.folder / "up").exists, "it is up")
         theirs = tree.start_time(process.pid)
         assert theirs is not None
         assert theirs > mine
 
 
 @linux_only
-async def test_a_name_cannot_disguise_a_start_time(stage: Stage) -> None:
-    """The kernel writes a process's name before the times, with whatever is in it."""
-    named = stage.folder / "a) S 1 (b"
+async def test_process_name_with_spaces_does_not_change_the_start_time(spawner: Spawner) -> None:
+    """The kernel writes the unescaped process name before the times."""
+    named = spawner.folder / "a) S 1 (b"
     named.symlink_to("/bin/sleep")
-    with running(stage, [str(named), "50"]) as process:
+    with running(spawner, [str(named), "50"]) as process:
         created = tree.start_time(process.pid)
         assert created is not None
         booted_ago = psutil.Process(process.pid).create_time() - psutil.boot_time()
@@ -127,9 +125,9 @@ async def test_a_name_cannot_disguise_a_start_time(stage: Stage) -> None:
 
 
 @posix_only
-async def test_computing_below_the_guard_counts(stage: Stage) -> None:
-    """A model that loads in silence is known by the processor's time, whoever computes."""
-    with running(stage, [*python.guarded(CHILD), "burn:1000", "ignore-stdin"]) as process:
+async def test_processor_time_below_the_guard_is_counted(spawner: Spawner) -> None:
+    """The processor time of any descendant shows that a model loads."""
+    with running(spawner, [*python.guarded(CHILD), "burn:1000", "ignore-stdin"]) as process:
         await until(lambda: tree.processor_seconds(process.pid) > 0.2, "it computes")
         tree.ask_to_stop(process.pid)
         await asyncio.to_thread(process.wait, LIMIT)
@@ -138,23 +136,23 @@ async def test_computing_below_the_guard_counts(stage: Stage) -> None:
 @posix_only
 @pytest.mark.promise("F17")
 @pytest.mark.parametrize("guarded", [False, True])
-async def test_asking_to_stop(stage: Stage, guarded: bool) -> None:
-    command = [*CHILD, f"ready:{stage.path('up')}", "ignore-stdin"]
-    with running(stage, python.guarded(command) if guarded else command) as process:
-        await until((stage.folder / "up").exists, "it is up")
+async def test_stop_request_sends_sigterm(spawner: Spawner, guarded: bool) -> None:
+    command = [*CHILD, f"ready:{spawner.path('up')}", "ignore-stdin"]
+    with running(spawner, python.guarded(command) if guarded else command) as process:
+        await until((spawner.folder / "up").exists, "it is up")
         tree.ask_to_stop(process.pid)
         assert await asyncio.to_thread(process.wait, LIMIT) == -signal.SIGTERM
     tree.ask_to_stop(process.pid)  # gone is fine
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there it is a Job Object")
-def test_nothing_is_bound_where_the_guard_does_it() -> None:
+def test_no_job_is_used_where_the_guard_binds() -> None:
     assert tree.bind_to_us(os.getpid()) is None
     assert tree.spawn_options(held=True) == tree.spawn_options()
 
 
 @pytest.mark.promise("L11")
-def test_windows_gets_a_stop_event_and_no_termination(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_request_on_windows_is_a_console_event(monkeypatch: pytest.MonkeyPatch) -> None:
     """os.kill ends a process that has a console of its own, where the event cannot be sent."""
     sent: list[tuple[int, int]] = []
 
@@ -179,7 +177,7 @@ def test_windows_gets_a_stop_event_and_no_termination(monkeypatch: pytest.Monkey
 
 @pytest.mark.promise("L7")
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows shows its processes in another way")
-def test_a_system_that_shows_no_processes_has_none_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_system_that_lists_no_processes_is_tolerated(monkeypatch: pytest.MonkeyPatch) -> None:
     def none_to_see() -> list[int]:
         raise IndexError("list index out of range")  # psutil's word for an empty /proc
 
