@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.engines.ollama.answers import timings, usage
 from engine_plugin.engines.ollama.errors import exception_for, has_error, line_complaint
 from engine_plugin.engines.ollama.lines import (
-    NOT_DONE,
     delta_of,
     finish_reason,
     openai_call,
@@ -22,18 +21,17 @@ from engine_plugin.engines.ollama.lines import (
     to_json,
 )
 from engine_plugin.engines.ollama.thinking import ThinkParser
-from engine_plugin.errors import BadGatewayError, EnginePluginError
+from engine_plugin.errors import EnginePluginError
 from engine_plugin.jsontext import write_json
 from engine_plugin.openai_api.completions import CompletionLogprobs
-from engine_plugin.transport.ndjson import read_line, whole_lines
+from engine_plugin.transport.ndjson import read_line
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from engine_plugin.engines.ollama.lines import Delta
-    from engine_plugin.transport.http1 import HttpResponse
 
-__all__ = ["ChoiceWriter", "choice_events", "usage_event"]
+__all__ = ["ChoiceWriter", "usage_event"]
 
 _PLAIN = rb'[^"\\\x00-\x1f]'
 _ESCAPED = rb'\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4})'
@@ -217,21 +215,6 @@ def _is_utf8(lines: bytes) -> bool:
 
 def _event_of(shape: Mapping[str, Any]) -> bytes:
     return b"data: " + to_json(shape, separators=(",", ":")) + b"\n\n"
-
-
-async def choice_events(writer: ChoiceWriter, response: HttpResponse) -> AsyncIterator[bytes]:
-    """Yield the events of one choice as they arrive, up to the event with its finish_reason.
-
-    An error line raises its exception after the events before it; a stream that ends early raises BadGatewayError.
-    """
-    async for lines in whole_lines(response):
-        if events := writer.write(lines):
-            yield events
-        if writer.failure is not None:
-            raise writer.failure
-        if writer.last:
-            return
-    raise BadGatewayError(NOT_DONE)
 
 
 def usage_event(head: Mapping[str, Any], lasts: Sequence[Mapping[str, Any]], choices_each: int) -> bytes:

@@ -6,14 +6,15 @@ choices are requested one after the other: the server would queue parallel reque
 
 from __future__ import annotations
 
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.ollama import answers, native, requests, transcription
-from engine_plugin.engines.ollama.events import ChoiceWriter, choice_events, usage_event
-from engine_plugin.engines.ollama.lines import collect
-from engine_plugin.errors import UnsupportedError
+from engine_plugin.engines.ollama.events import ChoiceWriter, usage_event
+from engine_plugin.engines.ollama.lines import NOT_DONE, collect
+from engine_plugin.errors import BadGatewayError, UnsupportedError
 from engine_plugin.transport.answers import drained
+from engine_plugin.transport.ndjson import whole_lines
 from engine_plugin.transport.sse import DONE
 
 if TYPE_CHECKING:
@@ -99,20 +100,29 @@ class _Exchange:
     async def openai_events(
         self, first: HttpResponse, others: list[dict[str, Any]], request: dict[str, Any]
     ) -> AsyncGenerator[bytes, None]:
-        """Yield the events of the first choice, then those of the others, each requested after the one before it."""
+        """Yield the events of each choice as they arrive, then the usage. Each choice has its own request.
+
+        An error line raises its exception after the events before it; a stream that ends early, BadGatewayError.
+        """
         head = answers.answer_head(self._service, request["model"], stream=True)
         tags = answers.has_think_tags(request)
         writers = [
             ChoiceWriter(self._service, head, index, tags=tags, model=self._facts.name)
             for index in range(len(others) + 1)
         ]
-        async for block in choice_events(writers[0], first):
-            yield block
-        for writer, single in zip(writers[1:], others, strict=True):
-            async with self.send(single) as response:
-                async for block in choice_events(writer, response):
-                    yield block
-                await drained(response)
+        for writer, single in zip(writers, [None, *others], strict=True):
+            async with nullcontext(first) if single is None else self.send(single) as response:
+                async for lines in whole_lines(response):
+                    if events := writer.write(lines):
+                        yield events
+                    if writer.failure is not None:
+                        raise writer.failure
+                    if writer.last:
+                        break
+                else:
+                    raise BadGatewayError(NOT_DONE)
+                if single is not None:
+                    await drained(response)
         wanted = request.get("stream_options")
         usage = b""
         if isinstance(wanted, dict) and wanted.get("include_usage"):

@@ -1,11 +1,11 @@
-"""A server of the tests' own that keeps Ollama's contract on the wire: paths, status codes, headers, streams, errors.
+"""The contract server: implements Ollama's API on the wire: paths, status codes, headers, streams and errors.
 
     python -m tests.ollama.contract serve            as `ollama serve`: reads OLLAMA_HOST, OLLAMA_MODELS, …
     python -m tests.ollama.contract --version        as `ollama --version`
 
-What it answers is made of what it was asked (see `words`), so that a test can tell. Faults come by a model's name
-(`fault-no-done:latest`) or by a rule (`POST /contract/rules`); see `faults` for all of them. `handle.ContractServer`
-runs it as a process; the fixture `contract_server` hands out one of these.
+Its answers are derived from the requests (see `words`), so that tests can compare them. A model's name
+(`fault-no-done:latest`) or a rule (`POST /contract/rules`) causes a fault; `faults` lists them.
+`handle.ContractServer` runs the server as a process; the fixture `contract_server` provides one.
 
-Without a folder of models it begins with `library.MODELS`; with `--bare` it begins with none, as a new Ollama does.
+Without a folder of models it starts with `library.MODELS`; with `--bare` without models, like a new Ollama.
 """

@@ -1,4 +1,4 @@
-"""The program: `serve` and `--version`, as ollama has them."""
+"""The program, with the arguments `serve` and `--version` of ollama."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract server's routes, and those by which tests look into it (`/contract/…`)."""
+"""The routes of the contract server, and those with which tests control it (`/contract/…`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOCAL = (".localhost", ".local", ".internal")
 
 
 def application(state: State) -> web.Application:
-    """The whole server."""
+    """The application."""
     app = web.Application(client_max_size=_BLOB_LIMIT, middlewares=[_recorded])
     app[STATE] = state
     app.add_routes(
@@ -63,7 +63,7 @@ def application(state: State) -> web.Application:
 
 @web.middleware
 async def _recorded(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """Every request is written down; what a handler refuses becomes an answer."""
+    """Record each request in the journal, and answer with a handler's Refusal."""
     if request.path.startswith("/contract/"):
         return await handler(request)
     journal = request.app[STATE].journal
@@ -78,7 +78,7 @@ async def _recorded(request: web.Request, handler: _Handler) -> web.StreamRespon
         if request.transport is not None:
             request.transport.abort()
         await journal.note(entry, state="broken")
-        return web.Response()  # to nobody
+        return web.Response()  # the connection is closed
     except (asyncio.CancelledError, ConnectionError):
         await journal.note(entry, state="left")
         raise
@@ -100,7 +100,7 @@ async def _handled(request: web.Request, handler: _Handler) -> web.StreamRespons
 
 
 def _allowed(host: str) -> bool:
-    """Whether Ollama on loopback answers to this name of it."""
+    """Whether Ollama on loopback accepts this Host header."""
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
     if name in ("", "localhost") or name.endswith(_LOCAL):
         return True
@@ -112,7 +112,7 @@ def _allowed(host: str) -> bool:
 
 
 async def _body(request: web.Request) -> Any:
-    """What is written down of a body: JSON; of others their handlers tell."""
+    """The JSON of a body for the journal; handlers of other bodies add their own."""
     if request.path.startswith("/api/blobs/") or request.content_type.startswith("multipart/"):
         return None
     raw = await request.read()
@@ -137,7 +137,7 @@ async def _status(request: web.Request) -> web.StreamResponse:
 
 
 async def _requests(request: web.Request) -> web.StreamResponse:
-    """?path=&method=&state= choose; with ?count=&seconds= it waits until there are so many."""
+    """?path=&method=&state= filter; with ?count=&seconds= it waits for so many entries."""
     query = dict(request.query)
     count, seconds = int(query.pop("count", 0)), float(query.pop("seconds", 0))
     return json_answer(await request.app[STATE].journal.wait(count, seconds, **query))
@@ -159,7 +159,7 @@ async def _no_rules(request: web.Request) -> web.StreamResponse:
 
 
 async def _add_model(request: web.Request) -> web.StreamResponse:
-    """Model's fields, of which only the name must be."""
+    """Add a model. The body has fields of Model; `name` is required."""
     shape = await request.json()
     name = ModelName.parse(shape["name"])
     if name is None:
@@ -174,6 +174,6 @@ async def _set_version(request: web.Request) -> web.StreamResponse:
 
 
 async def _open(request: web.Request) -> web.StreamResponse:
-    """Whoever waits at the gate goes on, now and later."""
+    """Release gated answers, now and later."""
     request.app[STATE].gate.set()
     return web.Response()

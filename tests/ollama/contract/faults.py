@@ -1,8 +1,8 @@
-"""Everything that can go wrong at an Ollama, by name.
+"""The faults of the contract server, by name.
 
-A model called `fault-NAME:latest` behaves so whenever it is asked, pulled or loaded; a rule makes it so for some
+A model named `fault-NAME:latest` has the fault whenever it is called, pulled or loaded. A rule has it for some
 requests only: `POST /contract/rules {"fault": NAME, "path": "/api/chat", "model": "", "times": 1}` ("" means any, 0
-times for ever). The first rule that fits counts.
+times means always). The first matching rule counts.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ REFUSALS: dict[str, tuple[int, dict[str, Any]]] = {
     "error-first": (500, {"error": "an error was encountered while running the model"}),
     "gateway": (502, {"error": "no such host"}),
 }
-"""Answers instead of an answer."""
+"""Errors in place of an answer."""
 
 STREAMS = {
     "error": 'some words, then {"error": …} as the last line',
     "no-done": "some words, then a proper end of the body, but never the object with done",
-    "cut": "some words, then the connection breaks off within a line",
-    "last-words": "the object with done bears the last words",
+    "cut": "some words, then the connection closes within a line",
+    "last-words": "the object with done has the last words",
     "all-at-once": "a single object, with all the words and done",
     "slow": "50 ms between tokens",
     "stall": "two tokens, then nothing until the reader leaves",
@@ -47,37 +47,37 @@ STREAMS = {
     "endless": "tokens until the reader leaves",
     "crumbs": "the bytes of the lines come in pieces of seven",
     "burst": "all lines in one piece",
-    "garbage": "a line that is no JSON",
+    "garbage": "a line that is not JSON",
     "zero": "no counts and no durations in the last object, as Go leaves zeros out",
     "empty": "the last object only",
-    "tool-no-id": "tools are called without an id, as older servers do",
-    "tool-last": "the last object bears the call, as it does where llama.cpp finds it",
-    "tool-twice": "two calls of tools, in two objects",
-    "tags": "thinking within the text, in <think> tags that are cut into pieces",
+    "tool-no-id": "tool calls without an id, as from older servers",
+    "tool-last": "the last object has the call, as when llama.cpp parses it",
+    "tool-twice": "two tool calls, in two objects",
+    "tags": "thinking in the text, in <think> tags that are cut into pieces",
     "tags-twice": "two blocks of it",
     "tags-closed": "only the closing tag",
     "tags-open": "only the opening tag",
 }
-"""How a stream may go; without a stream those that make sense there."""
+"""Forms of a stream. Unstreamed answers have those that apply."""
 
 ANSWERS = {
     "html": "502 with a page of HTML, as a proxy sends",
-    "hang-up": "the connection is closed without a word",
+    "hang-up": "the connection is closed without an answer",
 }
 
 PULLS = {
-    "pull-breaks": "an error in the middle, the status being 200",
+    "pull-breaks": "an error in the middle, with status 200",
     "pull-no-success": "everything but the last line",
-    "pull-cut": "the connection breaks off in the middle",
-    "pull-digest": "the digest of what came is another",
+    "pull-cut": "the connection closes in the middle",
+    "pull-digest": "the digest of the download is wrong",
     "pull-disk": "the disk is full",
     "pull-slow": "20 ms between the lines of a layer",
     "pull-stall": "nothing more after some lines, until the reader leaves",
     "pull-gated": "nothing more after some lines, until `POST /contract/open`",
-    "pull-offline": "the server has no way to the registry",
-    "pull-quiet": "no layers are told, since all are here already",
-    "pull-unauthorized": "the registry wants somebody else",
-    "pull-restart": "a layer's count goes back, as it does when a part is fetched again",
+    "pull-offline": "the server cannot reach the registry",
+    "pull-quiet": "no layers are reported, since all are present",
+    "pull-unauthorized": "the registry denies access",
+    "pull-restart": "a layer's count decreases, as when a part is fetched again",
 }
 
 _MARK = "fault-"
@@ -85,7 +85,7 @@ _MARK = "fault-"
 
 @dataclass
 class Rule:
-    """One fault for some requests; `times` 0: for all of them."""
+    """A fault for some requests; `times` 0 means all."""
 
     fault: str
     path: str = ""
@@ -93,26 +93,26 @@ class Rule:
     times: int = 0
 
     def fits(self, path: str, model: str) -> bool:
-        """Whether a request is meant."""
+        """Whether the rule matches a request."""
         return (not self.path or self.path == path) and (not self.model or self.model == model)
 
 
 class Rules:
-    """The rules that are in force."""
+    """The active rules."""
 
     def __init__(self) -> None:
         self._rules: list[Rule] = []
 
     def add(self, rule: Rule) -> None:
-        """One more."""
+        """Add a rule."""
         self._rules.append(rule)
 
     def clear(self) -> None:
-        """None any more."""
+        """Remove all rules."""
         self._rules.clear()
 
     def take(self, path: str, model: str) -> str:
-        """The fault of a request, "" for none. A rule for some times is used up so."""
+        """The fault of a request; "" for none. Counts down the rule's `times`."""
         for rule in self._rules:
             if rule.fits(path, model):
                 if rule.times:
@@ -124,5 +124,5 @@ class Rules:
 
 
 def fault_in(model: str) -> str:
-    """The fault that a model's name names."""
+    """The fault in a model's name; "" for none."""
     return model.removeprefix(_MARK).partition(":")[0] if model.startswith(_MARK) else ""

@@ -1,4 +1,4 @@
-"""A contract server as a process of a test: started, asked, told what to do wrong, ended."""
+"""Runs a contract server as a process of a test, and controls it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _SLACK = patience(5.0)
 
 
 class ContractClient:
-    """What a test asks of a contract server, and tells it, past everything of ours."""
+    """Direct access of a test to a contract server, without the package under test."""
 
     def __init__(self, port: int) -> None:
-        """The port of 127.0.0.1 on which one listens."""
+        """A client of the server on this port of 127.0.0.1."""
         self.port = port
 
     @property
@@ -37,11 +37,11 @@ class ContractClient:
 
     @property
     def url(self) -> str:
-        """The root of its URLs, without a slash at the end."""
+        """The root of its URLs, without a trailing slash."""
         return f"http://{self.address}"
 
     def ask(self, method: str, path: str, body: Any = None, seconds: float = _SLACK) -> Any:
-        """One of its JSON answers, None when it is empty; not for what fails. Blocking."""
+        """A JSON answer; None if it is empty. Raises for error statuses. Blocking."""
         data = None if body is None else json.dumps(body).encode()
         head = {"content-type": "application/json"}
         request = urllib.request.Request(self.url + path, data, head, method=method)  # noqa: S310  # our own URL
@@ -50,14 +50,14 @@ class ContractClient:
         return json.loads(raw) if raw else None
 
     def requests(self, path: str = "", **facts: str) -> list[dict[str, Any]]:
-        """What it was asked so far: {method, path, headers, body, status, state}; state is open, done, left, broken.
+        """The requests so far: {method, path, headers, body, status, state}; state is open, done, left or broken.
 
-        `path`, `method` and `state` choose. Blocking.
+        `path`, `method` and `state` filter. Blocking.
         """
         return self._entries(facts | ({"path": path} if path else {}))
 
     async def wait(self, path: str, *, count: int = 1, seconds: float = 10.0, **facts: str) -> dict[str, Any]:
-        """The last of `count` such requests, as soon as there are so many. Raises TimeoutError."""
+        """Wait for `count` such requests and return the last. Raises TimeoutError."""
         query = facts | {"path": path, "count": str(count), "seconds": str(seconds)}
         found = await asyncio.to_thread(self._entries, query, seconds + _SLACK)
         if len(found) < count:
@@ -69,27 +69,27 @@ class ContractClient:
         return [entry["body"] for entry in self.requests(path)]
 
     def forget(self) -> None:
-        """Begin the journal anew. Blocking."""
+        """Clear the journal. Blocking."""
         self.ask("DELETE", "/contract/requests")
 
     def add(self, name: str, **facts: Any) -> None:
-        """Have a model more; `facts` are fields of `library.Model`. Blocking."""
+        """Add a model; `facts` are fields of `library.Model`. Blocking."""
         self.ask("POST", "/contract/models", {"name": name} | facts)
 
     def fail(self, fault: str, *, path: str = "", model: str = "", times: int = 0) -> None:
-        """A rule, as `faults` says. Blocking."""
+        """Add a rule; see `faults`. Blocking."""
         self.ask("POST", "/contract/rules", {"fault": fault, "path": path, "model": model, "times": times})
 
     def mend(self) -> None:
-        """No rules any more. Blocking."""
+        """Remove all rules. Blocking."""
         self.ask("DELETE", "/contract/rules")
 
     def be_version(self, version: str) -> None:
-        """Say from now on that it has this version. Blocking."""
+        """Report this version from now on. Blocking."""
         self.ask("POST", "/contract/version", {"version": version})
 
     def open_gate(self) -> None:
-        """Have go on what is gated. Blocking."""
+        """Release gated answers. Blocking."""
         self.ask("POST", "/contract/open")
 
     def names(self) -> list[str]:
@@ -103,10 +103,10 @@ class ContractClient:
 
 
 class ContractServer(ContractClient):
-    """One process. It ends with `close`, or when the test's process ends."""
+    """A server process. It ends with `close`, or with the process of the test."""
 
     def __init__(self, models: Path, *options: str, environ: dict[str, str] | None = None, port: int = 0) -> None:
-        """Start it and wait until it listens. `models` is its OLLAMA_MODELS, `options` the program's."""
+        """Start it and wait until it listens. `models` is its OLLAMA_MODELS, `options` are its arguments."""
         variables = {key: value for key, value in os.environ.items() if not key.startswith("OLLAMA_")}
         variables |= {"OLLAMA_HOST": f"127.0.0.1:{port}", "OLLAMA_MODELS": str(models)} | (environ or {})
         argv = [sys.executable, "-m", "tests.ollama.contract", "serve", "--until-stdin-ends", *options]
@@ -118,14 +118,14 @@ class ContractServer(ContractClient):
             said += line
             if found := _LISTENING.search(line):
                 super().__init__(int(found[2]))
-                # Nobody reads on otherwise, and a full pipe would stop it.
+                # A full pipe would block the server.
                 threading.Thread(target=_of(self.process.stderr).read, daemon=True).start()
                 return
         self.close()
         raise RuntimeError(f"the contract server did not start: {said.decode()}")
 
     def close(self) -> None:
-        """End it, and wait for that. Blocking."""
+        """Stop the process and wait for its end. Blocking."""
         if self.process.stdin is not None:
             with contextlib.suppress(OSError):
                 self.process.stdin.close()

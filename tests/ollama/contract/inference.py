@@ -38,20 +38,20 @@ _BLIND = json.dumps(
     },
     separators=(",", ":"),
 )
-"""What Ollama hands on as a text: an answer of the llama.cpp that computes."""
+"""An error of its llama.cpp runner, which Ollama passes on as a text."""
 
 _BEFORE = 2
-"""How many tokens come before anything goes wrong."""
+"""How many tokens precede a fault."""
 
 
 @dataclass
 class _Work:
-    """One answer to be given."""
+    """One answer to send."""
 
     model: str
-    """As the request named it."""
+    """The model's name in the request."""
     name: str
-    """As it is listed."""
+    """The model's name in the list."""
     fault: str
     text: list[str]
     thoughts: list[str]
@@ -181,7 +181,7 @@ async def embed(request: web.Request) -> web.StreamResponse:
 
 
 async def embeddings(request: web.Request) -> web.StreamResponse:
-    """POST /api/embeddings, the older one."""
+    """POST /api/embeddings, the older API."""
     state, shape = request.app[STATE], await json_body(request)
     model = locate(
         state, shape.get("model"), lambda name: Refusal(404, f'model "{name}" not found, try pulling it first')
@@ -193,7 +193,7 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
 
 
 async def transcribe(request: web.Request) -> web.StreamResponse:
-    """POST /v1/audio/transcriptions: tells how much sound came."""
+    """POST /v1/audio/transcriptions: answers with the size of the audio."""
     state = request.app[STATE]
     if not request.content_type.startswith("multipart/"):
         raise _openai(400, "failed to parse multipart form: request Content-Type isn't multipart/form-data")
@@ -227,7 +227,7 @@ def _openai(status: int, message: str) -> Refusal:
 
 
 def _messages(shape: dict[str, Any]) -> list[dict[str, Any]]:
-    """The messages, as far as Go would read them."""
+    """The messages. Raises Refusal where Go's decoder fails."""
     messages = shape.get("messages") or []
     for message in messages:
         if not isinstance(message.get("content", ""), str | None):
@@ -345,7 +345,7 @@ async def _answered(
 
 
 async def _whole(lines: AsyncIterator[Any]) -> dict[str, Any]:
-    """The answer of a request that wants no stream."""
+    """The answer of an unstreamed request."""
     texts: dict[str, list[str]] = {"content": [], "thinking": [], "response": []}
     calls: list[Any] = []
     logprobs: list[Any] = []
@@ -371,7 +371,7 @@ async def _whole(lines: AsyncIterator[Any]) -> dict[str, Any]:
 
 
 async def _lines(state: State, work: _Work, part: _Part) -> AsyncIterator[Any]:
-    """What is sent, one after the other, with the fault that this answer has."""
+    """Yield the lines of an answer, with its fault."""
     fault = work.fault
     end = _end(work)
     if fault == "empty":
@@ -404,7 +404,7 @@ async def _lines(state: State, work: _Work, part: _Part) -> AsyncIterator[Any]:
 
 
 def _calls(work: _Work) -> list[list[dict[str, Any]]]:
-    """The calls of tools, by the objects that bear them."""
+    """The tool calls, by the objects that have them."""
     if not work.calls:
         return []
     first = dict(work.calls[0])
@@ -414,7 +414,7 @@ def _calls(work: _Work) -> list[list[dict[str, Any]]]:
 
 
 async def _mishap(state: State, fault: str) -> list[Any]:
-    """What happens in the middle of a stream. Raises Break."""
+    """The fault in the middle of a stream. Raises Break."""
     match fault:
         case "error":
             return [{"error": "an error was encountered while running the model: unexpected EOF"}]
@@ -430,7 +430,7 @@ async def _mishap(state: State, fault: str) -> list[Any]:
 
 
 def _told(work: _Work) -> list[str]:
-    """The words of the answer, with thinking in tags when the fault says so."""
+    """The words of the answer, with thinking in tags for faults that have it there."""
     match work.fault:
         case "tags":
             return ["<", "thi", "nk>", "Hm", ", yes", ".</th", "ink>", "\n\n", *work.text]
@@ -455,7 +455,7 @@ async def _token(work: _Work, part: _Part, kind: str, token: str) -> dict[str, A
 
 
 def _end(work: _Work) -> dict[str, Any]:
-    """What the last object says."""
+    """The fields of the last object."""
     if work.fault == "zero":
         return {"done_reason": work.reason}
     count = len(work.thoughts) + len(work.text) + len(work.calls)

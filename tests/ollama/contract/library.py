@@ -1,4 +1,4 @@
-"""The models that a contract server has, in small files below OLLAMA_MODELS, and those that it can pull."""
+"""The models of a contract server, small files below OLLAMA_MODELS, and those that it can pull."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["MODELS", "REGISTRY", "Library", "Model", "digest_of", "model_of"]
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What is known of one model. `layers` are sizes in bytes, `context` and `embedding` are lengths."""
+    """A model. `layers` are sizes in bytes, `context` and `embedding` are lengths."""
 
     name: str
     capabilities: tuple[str, ...] = ("completion",)
@@ -30,30 +30,30 @@ class Model:
     embedding: int = 576
     layers: tuple[int, ...] = (91_000_000, 1_200, 560)
     settings: str = ""
-    """The lines that `show` calls parameters."""
+    """The lines of `parameters` in `show`."""
     remote: str = ""
-    """The model elsewhere that this one stands for."""
+    """The cloud model behind this one."""
     modified_at: str = ""
     marks: tuple[str, ...] = ()
-    """Faults of its own; see `faults`."""
+    """Its faults; see `faults`."""
 
     @property
     def digest(self) -> str:
-        """Of its manifest, in hex: the same for a copy."""
+        """The digest of its manifest, in hex; a copy has the same."""
         facts = asdict(self) | {"name": "", "modified_at": ""}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @property
     def size(self) -> int:
-        """Bytes in all."""
+        """The total size in bytes."""
         return sum(self.layers)
 
     def blobs(self) -> list[tuple[str, int]]:
-        """Its layers' digests and sizes."""
+        """The digests and sizes of its layers."""
         return [(digest_of(f"{self.name.partition(':')[0]} {index}"), size) for index, size in enumerate(self.layers)]
 
     def details(self) -> dict[str, Any]:
-        """As `tags`, `ps` and `show` tell them; lengths are told by `tags` only."""
+        """The `details` of `tags`, `ps` and `show`; only `tags` has lengths."""
         return {
             "parent_model": "",
             "format": "gguf",
@@ -76,7 +76,7 @@ MODELS = (
     Model("embed:latest", ("embedding",), "nomic-bert", "137M", "F16", 2048, 768, (274_000_000, 420)),
     Model("audio:latest", ("completion", "audio"), "gemma3n", "4.5B", "Q4_K_M", 32768, 2048, (5_600_000_000, 490)),
 )
-"""What a server begins with."""
+"""The initial models of a server."""
 
 REGISTRY = (
     *MODELS,
@@ -87,19 +87,19 @@ REGISTRY = (
     Model("qwen3:0.6b", _THINKS, "qwen3", "751.63M", "Q4_K_M", 40960, 1024, (522_000_000, 490)),
     Model("someone/special:v2", layers=(30_000_000, 480)),
 )
-"""What `pull` finds. A pull of a name that begins with `fault-` is found too, and goes as its name says."""
+"""The models that `pull` finds. Names that begin with `fault-` are found, too, with their fault."""
 
 
 def digest_of(text: str) -> str:
-    """A digest that this text stands for, with its `sha256:`."""
+    """The digest of a text, with `sha256:`."""
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 class Library:
-    """The models below one folder. Small files, read and written in place."""
+    """The models below one folder: small files, read and written in place."""
 
     def __init__(self, folder: Path, first: tuple[Model, ...]) -> None:
-        """`first` are there when the folder is new."""
+        """`first` are the models of a new folder."""
         self._manifests = folder / "manifests"
         self._blobs = folder / "blobs"
         new = not self._manifests.exists()
@@ -110,17 +110,17 @@ class Library:
                 self.add(model)
 
     def all(self) -> list[Model]:
-        """Those that are here, the newest first."""
+        """All models, newest first."""
         found = [_read(path) for path in self._manifests.rglob("[!.]*") if path.is_file()]
         return sorted(found, key=lambda model: (model.modified_at, model.name), reverse=True)
 
     def find(self, name: ModelName) -> Model | None:
-        """One of them; letters' case does not matter."""
+        """A model by its name, in any case."""
         path = self._path(name)
         return _read(path) if path.is_file() else None
 
     def add(self, model: Model) -> None:
-        """Write it, as of now unless it says when."""
+        """Write a model, modified now unless it has a time."""
         name = ModelName.parse(model.name)
         assert name is not None, model.name
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "467Z"
@@ -133,7 +133,7 @@ class Library:
         scratch.replace(path)
 
     def remove(self, name: ModelName) -> bool:
-        """Whether it was there."""
+        """Remove a model; returns whether it existed."""
         path = self._path(name)
         if not path.is_file():
             return False
@@ -141,7 +141,7 @@ class Library:
         return True
 
     def blob(self, digest: str) -> Path:
-        """Where a blob with this digest lies, or would."""
+        """The path of the blob with this digest."""
         return self._blobs / digest.replace(":", "-")
 
     def _path(self, name: ModelName) -> Path:
@@ -154,6 +154,6 @@ def _read(path: Path) -> Model:
 
 
 def model_of(shape: dict[str, Any]) -> Model:
-    """A model of the fields in JSON."""
+    """A model from its fields in JSON."""
     fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in shape.items()}
     return Model(**fields)

@@ -39,7 +39,7 @@ _OFFLINE = (
     "registry.ollama.ai on 127.0.0.53:53: no such host"
 )
 _VRAM = {"7.6B": 1.0, "7B": 0.5}
-"""What part of a model of this size lies in a GPU's memory; of others, none."""
+"""The share of a model in GPU memory, by its parameters; 0 for others."""
 
 
 async def tags(request: web.Request) -> web.StreamResponse:
@@ -183,7 +183,7 @@ async def _pulled(state: State, name: ModelName, fault: str) -> AsyncIterator[di
 
 
 async def _layer(state: State, digest: str, size: int, fault: str) -> AsyncIterator[dict[str, Any]]:
-    """The lines of one layer, which lies here afterwards. Raises Break."""
+    """The lines of one layer, which is stored then. Raises Break."""
     blob = state.library.blob(digest)
     line = {"status": f"pulling {digest[7:19]}", "digest": digest, "total": size}
     if blob.exists():
@@ -245,7 +245,7 @@ async def _created(library: Library, name: ModelName, shape: dict[str, Any]) -> 
     if shape.get("from"):
         parsed = ModelName.parse(shape["from"])
         base = library.find(parsed) if parsed else None
-        if base is None:  # it is pulled then
+        if base is None:  # pulled first
             yield {"status": "pulling manifest"}
             yield {"error": "pull model manifest: file does not exist"}
             return
@@ -284,7 +284,7 @@ async def copy(request: web.Request) -> web.StreamResponse:
 
 
 async def delete(request: web.Request) -> web.StreamResponse:
-    """DELETE /api/delete. What is in memory stays there, as at Ollama."""
+    """DELETE /api/delete. A loaded model stays loaded, as in Ollama."""
     state, shape = request.app[STATE], await json_body(request)
     given = str(shape.get("model") or shape.get("name") or "")
     name = ModelName.parse(given)

@@ -1,4 +1,4 @@
-"""Models' names as Ollama reads them: `[host/][namespace/]model[:tag]`, in any case of letters."""
+"""Model names as Ollama parses them: `[host/][namespace/]model[:tag]`, in any case."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}")
 
 @dataclass(frozen=True, slots=True)
 class ModelName:
-    """One name with all that was left out."""
+    """A name with its default parts."""
 
     host: str
     namespace: str
@@ -22,7 +22,7 @@ class ModelName:
 
     @classmethod
     def parse(cls, text: str) -> ModelName | None:
-        """The name, or None for one that Ollama calls invalid."""
+        """Parse a name; None if it is invalid in Ollama."""
         rest, _, tag = text.rpartition(":") if ":" in text.rpartition("/")[2] else (text, "", "latest")
         parts = rest.split("/")
         if len(parts) > 3:
@@ -33,7 +33,7 @@ class ModelName:
 
     @property
     def shortest(self) -> str:
-        """As it is shown: without what is usual."""
+        """The short form, without default parts."""
         if self.host != "registry.ollama.ai":
             return f"{self.host}/{self.namespace}/{self.model}:{self.tag}"
         short = f"{self.model}:{self.tag}"
@@ -41,10 +41,10 @@ class ModelName:
 
     @property
     def full(self) -> str:
-        """As some errors name it."""
+        """The form in some errors."""
         return f"{self.host}/{self.namespace}/{self.model}:{self.tag}"
 
     @property
     def cloud(self) -> bool:
-        """Whether it means a model that runs elsewhere."""
+        """Whether the name is that of a cloud model."""
         return self.tag == "cloud" or self.tag.endswith("-cloud")

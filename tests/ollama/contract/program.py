@@ -1,4 +1,4 @@
-"""The contract server as a program. See the package for how it is called."""
+"""The contract server as a program; see the package for its arguments."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import os
 import sys
 from dataclasses import dataclass
 
-__all__ = ["Wish", "main"]
+__all__ = ["Options", "main"]
 
 _VERSION = "0.33.1"
 
 
 @dataclass(frozen=True)
-class Wish:
-    """How it shall differ from what is usual."""
+class Options:
+    """Options that deviate from Ollama's defaults."""
 
     version: str
     bare: bool
@@ -25,7 +25,7 @@ class Wish:
 
 
 def main(argv: list[str]) -> int:
-    """Run it; the exit status."""
+    """Run the program and return its exit status."""
     parser = argparse.ArgumentParser(prog="ollama")
     parser.add_argument("command", nargs="?", choices=("serve",))
     parser.add_argument("--version", "-v", action="store_true")
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--runners", action="store_true", help="a process for each loaded model")
     parser.add_argument("--until-stdin-ends", action="store_true")
     parser.add_argument("--device", default="", help="compute on CUDA, unless it is hidden, or on Metal")
-    parser.add_argument("--fail", default="", help="do not serve, but end with these words")
+    parser.add_argument("--fail", default="", help="exit with this error instead of serving")
     given = parser.parse_args(argv)
     if given.version:
         print("Warning: could not connect to a running Ollama instance")
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
         return 1
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == "-1"
     device = given.device if given.device and not (hidden and given.device == "CUDA") else "cpu"
-    wish = Wish(given.be_version, given.bare, given.runners, given.until_stdin_ends, device)
-    from .serving import serve  # its imports take longer than all the rest
+    options = Options(given.be_version, given.bare, given.runners, given.until_stdin_ends, device)
+    from .serving import serve  # imported late: this takes most of the start
 
-    return asyncio.run(serve(wish))
+    return asyncio.run(serve(options))

@@ -1,4 +1,4 @@
-"""A release of Ollama whose ollama is the contract server: its files, and a mirror that has it."""
+"""Releases whose ollama is the contract server: their archives, and a mirror of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def program(*options: str) -> bytes:
 
 
 def write_program(folder: Path, *options: str) -> Path:
-    """The executable in a folder, which is made."""
+    """Write the executable to a new folder."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "ollama"
     path.write_bytes(program(*options))
@@ -42,7 +42,7 @@ def write_program(folder: Path, *options: str) -> Path:
 
 
 def members(*options: str) -> list[Member]:
-    """What a release's archive for Linux holds."""
+    """The members of a release archive for Linux."""
     return [
         Member("bin/"),
         Member("bin/ollama", program(*options), mode=0o755),
@@ -55,10 +55,10 @@ def members(*options: str) -> list[Member]:
 
 
 class Mirror:
-    """Ollama's releases as a mirror on loopback has them, for this machine only."""
+    """A mirror of Ollama's releases on loopback, with archives for this machine only."""
 
     def __init__(self, server: FileServer, scratch: Path) -> None:
-        """`scratch` is where archives are made."""
+        """Archives are written to `scratch`."""
         self._server = server
         self._scratch = scratch
         self.url = server.url("/mirror")
@@ -68,7 +68,10 @@ class Mirror:
         return select_archives(release_archives(version, self.url, ""), "cpu")[0].url.rpartition("/")[2]
 
     def publish(self, version: str, *options: str, digest: str = "") -> bytes:
-        """Have a release, whose server is given these options; its bytes. `digest`: the one told, if not its own."""
+        """Publish a release whose server has these options;
+
+        returns its bytes. `digest` replaces the published one.
+        """
         name = self.name(version)
         data = pack(self._scratch / name, members("--be-version", version, "--bare", *options)).read_bytes()
         self.publish_file(version, name, data)
@@ -78,10 +81,10 @@ class Mirror:
         return data
 
     def publish_file(self, version: str, name: str, data: bytes) -> None:
-        """Have one file of a release."""
+        """Publish one file of a release."""
         self._server.files[f"/mirror/v{version}/{name}"] = data
 
     def fetched(self) -> list[str]:
-        """The archives that were asked for, in order, as <tag>/<file>."""
+        """The requested archives in order, as <tag>/<file>."""
         paths = [request.path.removeprefix("/mirror/") for request in self._server.requests]
         return [path for path in paths if not path.endswith(".txt")]

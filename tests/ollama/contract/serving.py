@@ -1,4 +1,4 @@
-"""The contract server while it serves: where it listens, what it says, how it ends."""
+"""`serve` of the contract server: its address, its log and its end."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .library import MODELS, Library
 from .state import Memory, State, now, queue_limit
 
 if TYPE_CHECKING:
-    from .program import Wish
+    from .program import Options
 
 __all__ = ["serve"]
 
 
 def _address() -> tuple[str, int]:
-    """Where OLLAMA_HOST says that it shall listen."""
+    """The address in OLLAMA_HOST."""
     given = os.environ.get("OLLAMA_HOST", "").strip()
     given = given.partition("://")[2] if "://" in given else given
     given = given.partition("/")[0]
@@ -32,18 +32,18 @@ def _address() -> tuple[str, int]:
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
-async def serve(wish: Wish) -> int:
-    """Listen until somebody asks for the end; the exit status."""
+async def serve(options: Options) -> int:
+    """Serve until a signal, and return the exit status."""
     environ = os.environ
     folder = Path(environ.get("OLLAMA_MODELS") or Path.home() / ".ollama" / "models")
     state = State(
-        library=Library(folder, () if wish.bare else MODELS),
+        library=Library(folder, () if options.bare else MODELS),
         memory=Memory(
-            runners=wish.runners,
+            runners=options.runners,
             keep_alive=environ.get("OLLAMA_KEEP_ALIVE", ""),
             context=int(environ.get("OLLAMA_CONTEXT_LENGTH") or 4096),
         ),
-        version=wish.version,
+        version=options.version,
         queue_limit=queue_limit(environ),
         cloud=environ.get("OLLAMA_NO_CLOUD", "") in ("", "0", "false"),
     )
@@ -62,9 +62,9 @@ async def serve(wish: Wish) -> int:
     try:
         bound = runner.addresses[0]
         _log("images.go:919", 'msg="total blobs: 0"')
-        _log("routes.go:2006", f'msg="Listening on {bound[0]}:{bound[1]} (version {wish.version})"')
-        _log("types.go:60", f'msg="inference compute" id=0 library={wish.device} compute="" name={wish.device}')
-        await _ended(wish)
+        _log("routes.go:2006", f'msg="Listening on {bound[0]}:{bound[1]} (version {options.version})"')
+        _log("types.go:60", f'msg="inference compute" id=0 library={options.device} compute="" name={options.device}')
+        await _ended(options)
     finally:
         state.memory.clear()
         await runner.cleanup()
@@ -75,13 +75,13 @@ def _log(place: str, words: str) -> None:
     print(f"time={now()} level=INFO source={place} {words}", file=sys.stderr, flush=True)
 
 
-async def _ended(wish: Wish) -> None:
-    """Until somebody asks it to end."""
+async def _ended(options: Options) -> None:
+    """Wait for a signal to stop."""
     loop, end = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # Windows
             loop.add_signal_handler(number, end.set)
-    if wish.until_stdin_ends:
+    if options.until_stdin_ends:
 
         def watch() -> None:
             sys.stdin.buffer.read()

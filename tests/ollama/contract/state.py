@@ -1,4 +1,4 @@
-"""What a contract server remembers while it runs: its journal, its rules, what is loaded."""
+"""The state of a running contract server: journal, rules, loaded models."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _RUNNER = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sig
 
 
 class Refusal(Exception):  # noqa: N818  # not an error of ours
-    """An answer that is an error."""
+    """An error answer."""
 
     def __init__(self, status: int, error: str | dict[str, Any]) -> None:
         super().__init__(status, error)
@@ -38,14 +38,14 @@ class Refusal(Exception):  # noqa: N818  # not an error of ours
 
 
 class Journal:
-    """Every request that came, but for those of the tests themselves; oldest first."""
+    """All requests except those of the tests themselves, oldest first."""
 
     def __init__(self) -> None:
         self.entries: list[dict[str, Any]] = []
         self._changed = asyncio.Condition()
 
     def begin(self, request: web.Request) -> dict[str, Any]:
-        """A new entry: state open, later done, or left when the asker went before the end."""
+        """Add an entry with the state open; it becomes done, or left if the client leaves early."""
         entry = {
             "method": request.method,
             "path": request.path,
@@ -58,17 +58,17 @@ class Journal:
         return entry
 
     async def note(self, entry: dict[str, Any], **facts: Any) -> None:
-        """Something became of it."""
+        """Update an entry."""
         entry.update(facts)
         async with self._changed:
             self._changed.notify_all()
 
     def find(self, **facts: str) -> list[dict[str, Any]]:
-        """The entries with these facts."""
+        """The entries with these values."""
         return [entry for entry in self.entries if all(entry[key] == value for key, value in facts.items())]
 
     async def wait(self, count: int, seconds: float, **facts: str) -> list[dict[str, Any]]:
-        """Until there are so many, or the time is over: those that there are."""
+        """Wait for so many entries, up to a time limit, and return them."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds), self._changed:
                 await self._changed.wait_for(lambda: len(self.find(**facts)) >= count)
@@ -77,18 +77,18 @@ class Journal:
 
 @dataclass
 class Loaded:
-    """One model in memory."""
+    """A loaded model."""
 
     model: Model
     context: int
     expires: float
-    """By time.time()."""
+    """A time of time.time()."""
     runner: subprocess.Popen[bytes] | None = None
     timer: asyncio.TimerHandle | None = None
 
 
 class Memory:
-    """The models that are loaded; with `runners`, each as a process of its own, which outlives a killed server."""
+    """The loaded models; with `runners` each has a process, which survives a killed server."""
 
     def __init__(self, *, runners: bool, keep_alive: str, context: int) -> None:
         self._runners = runners
@@ -97,11 +97,11 @@ class Memory:
         self._loaded: dict[str, Loaded] = {}
 
     def all(self) -> list[Loaded]:
-        """The one that stays longest first."""
+        """The loaded models, latest expiry first."""
         return sorted(self._loaded.values(), key=lambda each: each.expires, reverse=True)
 
     def load(self, model: Model, keep_alive: Any, num_ctx: int | None) -> bool:
-        """Have it in memory, for so long; whether it was not there."""
+        """Load a model for a time; returns whether it was not loaded."""
         context = min(num_ctx or self._context, model.context)
         if self.crashed(model.name):
             self.unload(model.name)
@@ -123,12 +123,12 @@ class Memory:
         return new
 
     def crashed(self, name: str) -> bool:
-        """Whether the process that holds a model has died."""
+        """Whether the process of a model has died."""
         loaded = self._loaded.get(name)
         return loaded is not None and loaded.runner is not None and loaded.runner.poll() is not None
 
     def unload(self, name: str) -> None:
-        """Have it out of memory."""
+        """Unload a model."""
         loaded = self._loaded.pop(name, None)
         if loaded is None:
             return
@@ -139,20 +139,20 @@ class Memory:
             loaded.runner.wait()
 
     def clear(self) -> None:
-        """Nothing is loaded any more."""
+        """Unload all models."""
         for name in list(self._loaded):
             self.unload(name)
 
 
 @dataclass
 class State:
-    """One server's."""
+    """The state of one server."""
 
     library: Library
     memory: Memory
     version: str
     queue_limit: int
-    """How many requests may be under way; more are refused."""
+    """The limit of concurrent requests; more are refused."""
     cloud: bool
     journal: Journal = field(default_factory=Journal)
     rules: Rules = field(default_factory=Rules)
@@ -161,7 +161,7 @@ class State:
 
 
 def duration(value: Any) -> float:
-    """Seconds of a keep_alive: a number of seconds, or Go's notation; below zero is for ever. Raises Refusal."""
+    """Seconds of a keep_alive: a number, or a Go duration; a negative one never expires. Raises Refusal."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         kind = "bool" if isinstance(value, bool) else "map[string]interface {}"
         raise Refusal(400, f"Unsupported type: '{kind}'")
@@ -175,16 +175,16 @@ def duration(value: Any) -> float:
 
 
 def moment(stamp: float) -> str:
-    """A time as Go writes it: to the nanosecond."""
+    """A time in Go's format, in nanoseconds."""
     when = datetime.fromtimestamp(0, UTC) + timedelta(seconds=stamp)
     return when.strftime("%Y-%m-%dT%H:%M:%S.%f") + "467Z"
 
 
 def now() -> str:
-    """This moment as Go writes it."""
+    """The current time in Go's format."""
     return moment(time.time())
 
 
 def queue_limit(environ: dict[str, str] | os._Environ[str]) -> int:
-    """What the environment's numbers of requests come to."""
+    """The limit from OLLAMA_NUM_PARALLEL and OLLAMA_MAX_QUEUE."""
     return int(environ.get("OLLAMA_MAX_QUEUE") or 512) + int(environ.get("OLLAMA_NUM_PARALLEL") or 4)

@@ -1,4 +1,4 @@
-"""How a contract server reads requests and writes answers: Go's JSON, gin's headers, lines of NDJSON in chunks."""
+"""Requests and answers on the wire: Go's JSON, gin's headers, NDJSON lines in chunks."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _CRUMB = 7
 
 
 class Break(Exception):  # noqa: N818  # an instruction of a stream
-    """The connection shall break off now."""
+    """Close the connection now."""
 
 
 def encoded(shape: Any) -> bytes:
-    """As Go encodes: no spaces, no bytes beyond its escapes."""
+    """JSON in Go's format: no spaces, with Go's escapes."""
     text = json.dumps(shape, ensure_ascii=False, separators=(",", ":"))
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
@@ -34,12 +34,12 @@ def encoded(shape: Any) -> bytes:
 
 
 def json_answer(shape: Any, status: int = 200) -> web.Response:
-    """What gin's c.JSON sends."""
+    """The answer of gin's c.JSON."""
     return web.Response(body=encoded(shape), status=status, headers={"Content-Type": _JSON})
 
 
 async def json_body(request: web.Request) -> dict[str, Any]:
-    """The request's object. Raises Refusal as Ollama refuses."""
+    """The JSON object of a request. Raises Refusal with Ollama's error."""
     raw = await request.read()
     if not raw.strip():
         raise Refusal(400, "missing request body")
@@ -56,7 +56,7 @@ async def json_body(request: web.Request) -> dict[str, Any]:
 
 
 async def refuse_by(fault: str, request: web.Request) -> None:
-    """Raise or break what a fault says that happens before an answer begins."""
+    """Apply the faults that precede an answer. Raises Refusal and Break."""
     if fault in REFUSALS:
         raise Refusal(*REFUSALS[fault])
     if fault == "hang-up":
@@ -68,9 +68,9 @@ async def refuse_by(fault: str, request: web.Request) -> None:
 
 
 async def stream_lines(request: web.Request, lines: AsyncIterator[Any], fault: str = "") -> web.StreamResponse:
-    """Send objects as lines, each in a chunk of its own; bytes go as they are. An error before all else has a status.
+    """Send objects as lines, each in its own chunk; bytes are sent unchanged. An error before the first has a status.
 
-    Raises Break when the connection shall break off.
+    Raises Break to close the connection.
     """
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
     response.enable_chunked_encoding()

@@ -1,10 +1,10 @@
-"""What a contract server answers: words made of what it was asked, so that a test can tell.
+"""The answers of a contract server, derived from the request so that tests can compare them.
 
 - a prompt `count 5` is answered with `1 2 3 4 5`; `say WORDS` with the words; anything else with `You said: …`, and
   how many pictures came, when some did;
-- `options.seed` turns the order of the words round, so that another seed is another answer and the same the same;
-- `format: "json"` gives {"answer": …}; a schema gives an object that keeps it;
-- with `tools`, a model that can calls the first one; after a tool's message it answers with what the tool said.
+- `options.seed` rotates the words, so that the answer depends on the seed;
+- `format: "json"` gives {"answer": …}; a schema gives a matching object;
+- with `tools`, a model with tools calls the first one; after a tool message it answers with its content.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def _plain(prompt: str, images: int) -> str:
 
 
 def pieces(text: str) -> list[str]:
-    """The text as tokens: words with the space before them."""
+    """The tokens of a text: words with the preceding space."""
     return re.findall(r"\s*\S+\s*\Z|\s*\S+", text) or ([text] if text else [])
 
 
 def made_of(schema: dict[str, Any], text: str) -> Any:
-    """Something that keeps a JSON schema, with `text` where text may be."""
+    """A value that matches a JSON schema, with `text` in text fields."""
     if "const" in schema:
         return schema["const"]
     if schema.get("enum"):
@@ -77,7 +77,7 @@ def made_of(schema: dict[str, Any], text: str) -> Any:
 
 
 def tool_call(tool: dict[str, Any], prompt: str) -> dict[str, Any]:
-    """A call of this tool, its id made of the prompt."""
+    """A call of a tool, with an id derived from the prompt."""
     function = tool["function"]
     mark = hashlib.sha256(prompt.encode()).hexdigest()[:8]
     return {
@@ -91,7 +91,7 @@ def tool_call(tool: dict[str, Any], prompt: str) -> dict[str, Any]:
 
 
 def vector(text: str, length: int) -> list[float]:
-    """An embedding of length 1, the same for the same text."""
+    """A unit vector, derived from the text."""
     seed = hashlib.sha256(text.encode()).digest()
     raw = [seed[index % len(seed)] / 127.5 - 1 + index * 1e-6 for index in range(length)]
     norm = math.sqrt(sum(value * value for value in raw)) or 1.0
