@@ -47,6 +47,7 @@ __all__ = [
     "LocalBackend",
     "LocalSoftware",
     "SoftwareInstaller",
+    "SoftwareSettings",
     "distribution_version",
     "find_unpacked_program",
     "locate_program",
@@ -86,7 +87,24 @@ class LocalBackend(Protocol):
         """The directory of the installed version that it needs, None if it needs none."""
 
 
+class SoftwareSettings(Protocol):
+    """The keys of plugin.yaml that every engine's software has (`engines.local.options.SoftwareOptions`)."""
+
+    @property
+    def archives(self) -> tuple[Archive, ...]:
+        """The user's own release; empty: the project's."""
+
+    @property
+    def verify(self) -> bool:
+        """Whether an archive without a known SHA-256 is refused."""
+
+    @property
+    def offline(self) -> bool:
+        """Whether to install without network."""
+
+
 _BackendT = TypeVar("_BackendT", bound=LocalBackend)
+_SettingsT = TypeVar("_SettingsT", bound=SoftwareSettings)
 
 
 @dataclass(frozen=True)
@@ -100,38 +118,28 @@ class InstallHooks(Generic[_BackendT]):
     """Switches a running engine to the new software. Raises EnginePluginError if it does not start."""
 
 
-class LocalSoftware(ABC, Generic[_BackendT]):
+class LocalSoftware(ABC, Generic[_BackendT, _SettingsT]):
     """The software of an engine in one data directory. Owned by the driver."""
 
     engine: ClassVar[str]
     """The name of the engine in plugin.yaml, under which its versions are recorded in a shared data directory."""
 
-    def __init__(
-        self,
-        data_dir: Path,
-        requirements: Path,
-        environ: Mapping[str, str],
-        *,
-        offline: bool,
-        verify: bool,
-        custom_archives: bool,
-    ) -> None:
-        """`requirements` is the driver's pip file with the version and hashes of each package. No I/O.
+    requirements: ClassVar[Path]
+    """The driver's pip file with the version and hashes of each package."""
 
-        `offline` and `verify` are keys of plugin.yaml (`engines.local.options.SoftwareOptions`); `custom_archives`
-        says whether it lists `archives`.
-        """
+    def __init__(self, options: _SettingsT, data_dir: Path, environ: Mapping[str, str]) -> None:
+        """No I/O."""
+        self._options = options
         self._environ = environ
         self._installer = SoftwareInstaller(
             data_dir / "software",
             self.engine,
-            requirements,
+            self.requirements,
             environ,
-            offline=offline,
-            verify=verify,
+            offline=options.offline,
+            verify=options.verify,
         )
         self._installation = self._installer.installation
-        self._own_archives = custom_archives
 
     # Provided by the driver
 
@@ -275,7 +283,7 @@ class LocalSoftware(ABC, Generic[_BackendT]):
 
     def _release_id(self, archives: Sequence[Archive]) -> str:
         """The identity of a release, as recorded with the installation."""
-        return release_id(archives, custom=self._own_archives)
+        return release_id(archives, custom=bool(self._options.archives))
 
     def _has_wanted_release(self) -> bool:
         """Whether the wanted archives are the installed ones. Raises InstallError. Blocking."""

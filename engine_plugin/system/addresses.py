@@ -7,7 +7,15 @@ import os
 import sys
 from urllib.parse import quote
 
-__all__ = ["SOCKET_PATH_LIMIT", "grpc_target", "host_of", "is_loopback", "socket_is_gone", "unix_path"]
+__all__ = [
+    "SOCKET_PATH_LIMIT",
+    "grpc_target",
+    "host_of",
+    "is_loopback",
+    "is_loopback_host",
+    "socket_is_gone",
+    "unix_path",
+]
 
 SOCKET_PATH_LIMIT = 107 if sys.platform == "linux" else 103
 """The most bytes of a unix socket's path: sockaddr_un less the final zero."""
@@ -42,8 +50,12 @@ def is_loopback(address: str) -> bool:
     """Whether `address` is a TCP address that only processes of this machine can reach."""
     if unix_path(address) is not None:
         return False
-    host = host_of(address)
+    return is_loopback_host(host_of(address))
+
+
+def is_loopback_host(host: str) -> bool:
+    """Whether `host` is `localhost` or a loopback address, an IPv6 address without its brackets."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host.lower() == "localhost"

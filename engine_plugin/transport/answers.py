@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from engine_plugin.process.run import ProcessRun
     from engine_plugin.transport.http1 import HttpResponse
 
-__all__ = ["ERROR_LIMIT", "Complaint", "drained", "explained", "one_line", "stream_events"]
+__all__ = ["ANSWER_LIMIT", "ERROR_LIMIT", "Complaint", "drained", "explained", "one_line", "stream_events"]
+
+ANSWER_LIMIT = 512 * 1024 * 1024
+"""The most bytes of an answer that are read."""
 
 ERROR_LIMIT = 256 * 1024
 """The most bytes of an error's body that are read."""

@@ -145,7 +145,7 @@ async def test_endless_heads_and_lines_are_cut(
 
 
 async def test_endless_answer_is_cut(hostile: Hostile, plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_lines, "_ANSWER_LIMIT", 1 << 20)
+    monkeypatch.setattr(stream_lines, "ANSWER_LIMIT", 1 << 20)
     hostile.answers["/api/chat"] = until_end()
     hostile.endless, hostile.endless_at = lines(said("")) * 50, "/api/chat"
     with pytest.raises(BadGatewayError, match="longer than"):

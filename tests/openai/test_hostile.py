@@ -153,7 +153,7 @@ async def test_heads_that_do_not_end(
 async def test_bodies_that_do_not_end(
     hostile: Hostile, plugin: Plugin, begin: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine_plugin.engines.openai.exchange._ANSWER_LIMIT", 1 << 20)
+    monkeypatch.setattr("engine_plugin.engines.openai.exchange.ANSWER_LIMIT", 1 << 20)
     await models(plugin)
     hostile.answer, hostile.endless = begin or until_end(), b'{"a": ' * 5000
     with pytest.raises(BadGatewayError, match="longer than"):

@@ -23,7 +23,7 @@ from engine_plugin.openai_api.completions import CompletionLogprobs, wants_logpr
 from engine_plugin.openai_api.ranking import ranked_answer
 from engine_plugin.process import tree
 from engine_plugin.system.files import in_thread
-from engine_plugin.transport.answers import stream_events
+from engine_plugin.transport.answers import ANSWER_LIMIT, stream_events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LlamaCppEngine"]
 
-_ANSWER_LIMIT = 512 * 1024 * 1024
 _PROCESS = 16 * 1024 * 1024
 """Bytes that a process of the smallest model takes for itself, measured."""
 
@@ -120,9 +119,9 @@ class LlamaCppEngine(Driver[LlamaCppBackend, LlamaCppServer]):
     async def call(self, service: str, request: dict[str, Any]) -> bytes:
         async with self._exchange(service, request, stream=False) as response:
             if service == "embed":
-                return requests.embeddings_answer(await response.read(_ANSWER_LIMIT), request)
+                return requests.embeddings_answer(await response.read(ANSWER_LIMIT), request)
             if service == "rerank":
-                return ranked_answer(await response.read(_ANSWER_LIMIT), request, raw=True)
+                return ranked_answer(await response.read(ANSWER_LIMIT), request, raw=True)
             blocks = [block async for block in stream_events(response, complaint_error, _NULL_EVENT)]
         return assembled(service, blocks, request)
 

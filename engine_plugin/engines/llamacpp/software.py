@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from engine_plugin.engines.llamacpp.options import LlamaCppOptions
 from engine_plugin.engines.llamacpp.releases import find_server, release_archives
 from engine_plugin.install import software
 from engine_plugin.install.releases import select_archives
@@ -32,13 +33,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from engine_plugin.engines.base import Progress
-    from engine_plugin.engines.llamacpp.options import LlamaCppOptions
     from engine_plugin.install.releases import Archive
 
 __all__ = ["RUNNER", "InstallHooks", "LlamaCppBackend", "LlamaCppSoftware"]
 
 RUNNER = "engine_plugin.engines.llamacpp.runner"
-_REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 _NEEDED_BYTES = 400 * 1024 * 1024
 _PYTHON = "python"
 """Where an installed release keeps gguf."""
@@ -60,28 +59,18 @@ class LlamaCppBackend:
 InstallHooks: TypeAlias = software.InstallHooks[LlamaCppBackend]
 
 
-class LlamaCppSoftware(LocalSoftware[LlamaCppBackend]):
+class LlamaCppSoftware(LocalSoftware[LlamaCppBackend, LlamaCppOptions]):
     """llama.cpp for one data directory."""
 
     engine = "llamacpp"
-
-    def __init__(self, options: LlamaCppOptions, data_dir: Path, environ: Mapping[str, str]) -> None:
-        super().__init__(
-            data_dir,
-            _REQUIREMENTS,
-            environ,
-            offline=options.offline,
-            verify=options.verify,
-            custom_archives=bool(options.archives),
-        )
-        self._options = options
+    requirements = Path(__file__).with_name("requirements.txt")
 
     @property
     def wanted_version(self) -> str:
         """The version that an installation gives: xllamacpp's, or the tag of llama.cpp's release."""
         if self._options.version:
             return self._options.version
-        version = pinned_versions(_REQUIREMENTS)["xllamacpp"]
+        version = pinned_versions(self.requirements)["xllamacpp"]
         return f"b{version.rpartition('.')[2]}" if self._wanted == "release" else version
 
     @property
@@ -191,7 +180,7 @@ class LlamaCppSoftware(LocalSoftware[LlamaCppBackend]):
         await self._installer.require_room(folder, _NEEDED_BYTES, "xllamacpp")
         progress(f"installing xllamacpp {self.wanted_version} into {self.folder}")
         if self._options.version:
-            names = [f"xllamacpp=={self._options.version}", f"gguf=={pinned_versions(_REQUIREMENTS)['gguf']}"]
+            names = [f"xllamacpp=={self._options.version}", f"gguf=={pinned_versions(self.requirements)['gguf']}"]
             await self._installer.pip_install(folder, names, progress)
         else:
             await self._installer.install_packages(folder, progress)

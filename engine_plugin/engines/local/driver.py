@@ -74,7 +74,7 @@ class Driver(Engine, Generic[BackendT, ServerT]):
     title: ClassVar[str]
     """The engine's name in messages."""
 
-    _software: LocalSoftware[BackendT]
+    _software: LocalSoftware[BackendT, Any]
     _store: ModelStore
     _pool: ModelPool[ServerT]
 

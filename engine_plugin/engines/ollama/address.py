@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engine_plugin.system.addresses import is_loopback_host
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Self
@@ -67,12 +69,7 @@ class ServerAddress:
     @property
     def is_loopback(self) -> bool:
         """Whether the address is certainly on this machine."""
-        if self.host.lower() == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host.partition("%")[0]).is_loopback
-        except ValueError:
-            return False
+        return is_loopback_host(self.host)
 
     @property
     def url(self) -> str:

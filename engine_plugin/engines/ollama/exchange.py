@@ -13,7 +13,7 @@ from engine_plugin.engines.ollama import answers, native, requests, transcriptio
 from engine_plugin.engines.ollama.events import ChoiceWriter, usage_event
 from engine_plugin.engines.ollama.lines import NOT_DONE, collect
 from engine_plugin.errors import BadGatewayError, UnsupportedError
-from engine_plugin.transport.answers import drained
+from engine_plugin.transport.answers import ANSWER_LIMIT, drained
 from engine_plugin.transport.ndjson import whole_lines
 from engine_plugin.transport.sse import DONE
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from engine_plugin.transport.http1 import HttpResponse
 
 __all__ = ["call", "stream"]
-
-_ANSWER_LIMIT = 512 * 1024 * 1024
 
 
 async def call(
@@ -50,7 +48,7 @@ async def call(
     exchange = _Exchange(client, service, facts, options)
     if service not in requests.STREAMED:
         async with exchange.send(request) as response:
-            data = await response.read(_ANSWER_LIMIT)
+            data = await response.read(ANSWER_LIMIT)
         convert = answers.native_embeddings if facts.native else answers.openai_embeddings
         return convert(data, request)
     collected: list[CollectedAnswer] = []

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.engines.ollama.errors import exception_for, has_error, line_complaint
 from engine_plugin.errors import BadGatewayError
-from engine_plugin.transport.answers import drained, one_line
+from engine_plugin.transport.answers import ANSWER_LIMIT, drained, one_line
 from engine_plugin.transport.ndjson import line_objects, whole_lines
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ __all__ = [
 NOT_DONE = "the Ollama server's stream ended before it was done"
 
 _REASONS = {"stop": "stop", "length": "length"}
-_ANSWER_LIMIT = 512 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -70,8 +69,8 @@ async def collect(service: str, response: HttpResponse, model: str) -> Collected
     size = 0
     async for lines in whole_lines(response):
         size += len(lines)
-        if size > _ANSWER_LIMIT:
-            raise BadGatewayError(f"the engine's answer is longer than {_ANSWER_LIMIT} bytes")
+        if size > ANSWER_LIMIT:
+            raise BadGatewayError(f"the engine's answer is longer than {ANSWER_LIMIT} bytes")
         for line in line_objects(lines):
             if has_error(line):
                 raise exception_for(line_complaint(line), model)

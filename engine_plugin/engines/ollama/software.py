@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+from engine_plugin.engines.ollama.options import OllamaOptions
 from engine_plugin.engines.ollama.releases import RELEASE, find_ollama, release_archives
 from engine_plugin.install import software
 from engine_plugin.install.releases import select_archives
@@ -24,13 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from engine_plugin.engines.base import Progress
-    from engine_plugin.engines.ollama.options import OllamaOptions
     from engine_plugin.install.releases import Archive
 
 __all__ = ["OllamaProgram", "OllamaSoftware"]
-
-_NO_PACKAGES = Path(os.devnull)
-"""Ollama has no Python requirements."""
 
 _UNPACKED = "ollama"
 _NO_SERVER = "127.0.0.1:1"
@@ -56,22 +53,11 @@ class OllamaProgram:
 InstallHooks: TypeAlias = software.InstallHooks[OllamaProgram]
 
 
-class OllamaSoftware(LocalSoftware[OllamaProgram]):
+class OllamaSoftware(LocalSoftware[OllamaProgram, OllamaOptions]):
     """Finds, installs and probes the ollama program of one data directory. Owned by `ManagedServer`."""
 
     engine = "ollama"
-
-    def __init__(self, options: OllamaOptions, data_dir: Path, environ: Mapping[str, str]) -> None:
-        """No I/O."""
-        super().__init__(
-            data_dir,
-            _NO_PACKAGES,
-            environ,
-            offline=options.offline,
-            verify=options.verify,
-            custom_archives=bool(options.archives),
-        )
-        self._options = options
+    requirements = Path(os.devnull)  # Ollama needs no Python packages
 
     @property
     def wanted_version(self) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from engine_plugin.system.addresses import is_loopback_host
 
 if TYPE_CHECKING:
     from typing import Self
@@ -59,12 +60,7 @@ class BaseUrl:
     @property
     def is_loopback(self) -> bool:
         """Whether it is on this machine, for certain."""
-        if self.host == "localhost" or self.host.endswith(".localhost"):
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return self.host.endswith(".localhost") or is_loopback_host(self.host)
 
     @property
     def authority(self) -> str:

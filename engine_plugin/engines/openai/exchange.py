@@ -22,7 +22,7 @@ from engine_plugin.models.info import KIND_OF_SERVICE
 from engine_plugin.models.names import near_names
 from engine_plugin.openai_api.assemble import assembled
 from engine_plugin.openai_api.completions import CompletionLogprobs, wants_logprobs
-from engine_plugin.transport.answers import stream_events
+from engine_plugin.transport.answers import ANSWER_LIMIT, stream_events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Turn", "model_missing", "no_service"]
 
-_ANSWER_LIMIT = 512 * 1024 * 1024
 _PARSED = 256 * 1024  # longer ones are not read by us: that would hold up all others
 _ERRORS = (b'{"error"', b'{ "error"')
 
@@ -77,7 +76,7 @@ class Turn:
 
     def events(self, response: HttpResponse) -> AsyncGenerator[bytes, None]:
         """The events of its stream, up to `[DONE]`."""
-        return stream_events(response, self.of, self.attachment.server.noise, longest=_ANSWER_LIMIT)
+        return stream_events(response, self.of, self.attachment.server.noise, longest=ANSWER_LIMIT)
 
     async def whole(self, begun: Begun, request: Mapping[str, Any]) -> bytes:
         """The answer that the server gives at once, or in the pieces of a stream."""
@@ -91,8 +90,8 @@ class Turn:
             async for block in blocks:
                 told.append(block)
                 size += len(block)
-                if size > _ANSWER_LIMIT:
-                    raise BadGatewayError(f"the server's answer is longer than {_ANSWER_LIMIT} bytes")
+                if size > ANSWER_LIMIT:
+                    raise BadGatewayError(f"the server's answer is longer than {ANSWER_LIMIT} bytes")
         return assembled(self._service, told, request)
 
     def streamed(self, begun: Begun, request: Mapping[str, Any]) -> AsyncIterator[bytes]:
@@ -110,7 +109,7 @@ class Turn:
     async def _at_once(self, begun: Begun) -> bytes:
         """The answer. Raises for an error that came with a good answer's status, as LM Studio sends it, and for no
         object."""
-        answer = await begun.read(_ANSWER_LIMIT)
+        answer = await begun.read(ANSWER_LIMIT)
         short = len(answer) <= _PARSED
         wrong = bool(answer_object(answer).get("error")) if short else answer.startswith(_ERRORS)
         if wrong:

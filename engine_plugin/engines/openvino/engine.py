@@ -31,7 +31,7 @@ from engine_plugin.openai_api.pictures import require_format
 from engine_plugin.speech.decoder import Decoder
 from engine_plugin.speech.services import SpeechServices
 from engine_plugin.system.files import in_thread
-from engine_plugin.transport.answers import stream_events
+from engine_plugin.transport.answers import ANSWER_LIMIT, stream_events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -48,7 +48,6 @@ __all__ = ["OpenVinoEngine"]
 log = logging.getLogger(__name__)
 
 _STATES_TIMEOUT = 2.0
-_ANSWER_LIMIT = 512 * 1024 * 1024
 _MB = 1024 * 1024
 _PROCESS = 48 * _MB
 """Bytes that a worker needs besides its model's files, measured with the smallest model."""
@@ -136,7 +135,7 @@ class OpenVinoEngine(Driver[OpenVinoBackend, LoadedModel]):
             await loaded.ensure_ready()
             body = json.dumps({"model": model.name, "prompt": "a", "max_tokens": 1}).encode()
             async with loaded.working() as client, client.post_json(PATHS["generate"], body) as response:
-                await response.read(_ANSWER_LIMIT)
+                await response.read(ANSWER_LIMIT)
         finally:
             await server.close()
 
@@ -197,7 +196,7 @@ class OpenVinoEngine(Driver[OpenVinoBackend, LoadedModel]):
         streams = service != "text-to-image" or (self._server is not None and self._server.is_ours)
         async with self._exchange(service, request, stream=streams) as response:
             if streams:
-                yield stream_events(response, complaint_error, longest=_ANSWER_LIMIT)
+                yield stream_events(response, complaint_error, longest=ANSWER_LIMIT)
             else:
                 yield _at_its_end(response, request)
 
@@ -270,6 +269,6 @@ async def _at_its_end(response: HttpResponse, request: dict[str, Any]) -> AsyncI
 
 async def _answer(response: HttpResponse, request: dict[str, Any]) -> bytes:
     """The whole answer. Raises the error of `require_format` for pictures in another format than requested."""
-    data = await response.read(_ANSWER_LIMIT)
+    data = await response.read(ANSWER_LIMIT)
     require_format(data, request.get("output_format"), "this OpenVINO Model Server")
     return data

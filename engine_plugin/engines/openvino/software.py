@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from engine_plugin.engines.openvino.options import OpenVinoOptions
 from engine_plugin.engines.openvino.releases import RELEASE, Machine, find_ovms, missing_library, release_archive
 from engine_plugin.errors import InstallError
 from engine_plugin.install import software
@@ -37,13 +38,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from engine_plugin.engines.base import Progress
-    from engine_plugin.engines.openvino.options import OpenVinoOptions
     from engine_plugin.install.releases import Archive
 
 __all__ = ["SERVER_MODULE", "InstallHooks", "OpenVinoBackend", "OpenVinoSoftware", "server_environ"]
 
 SERVER_MODULE = "openvino_server"
-_REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 _GENAI = "openvino-genai"
 _OPENVINO = (_GENAI, "openvino", "openvino-tokenizers", "openvino-telemetry")
 _AUDIO = ("av",)
@@ -80,28 +79,18 @@ class OpenVinoBackend:
 InstallHooks: TypeAlias = software.InstallHooks[OpenVinoBackend]
 
 
-class OpenVinoSoftware(LocalSoftware[OpenVinoBackend]):
+class OpenVinoSoftware(LocalSoftware[OpenVinoBackend, OpenVinoOptions]):
     """OpenVINO for one data directory."""
 
     engine = "openvino"
-
-    def __init__(self, options: OpenVinoOptions, data_dir: Path, environ: Mapping[str, str]) -> None:
-        super().__init__(
-            data_dir,
-            _REQUIREMENTS,
-            environ,
-            offline=options.offline,
-            verify=options.verify,
-            custom_archives=bool(options.archives),
-        )
-        self._options = options
+    requirements = Path(__file__).with_name("requirements.txt")
 
     @property
     def wanted_version(self) -> str:
         """The version that an installation gives: of OpenVINO Model Server, or of openvino-genai."""
         if self._options.version:
             return self._options.version
-        return RELEASE if self._wanted == "release" else pinned_versions(_REQUIREMENTS)[_GENAI]
+        return RELEASE if self._wanted == "release" else pinned_versions(self.requirements)[_GENAI]
 
     @property
     def _wanted(self) -> str:
