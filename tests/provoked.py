@@ -31,7 +31,7 @@ PROVOKED: Mapping[str, str] = {
     "disk-filled": "tests/models/test_folders.py::test_disk_that_fills_during_the_copy",
     "disk-write-refused": "tests/test_catalogue.py::test_a_directory_that_cannot_be_written",
     "memory-insufficient": "tests/openvino/driver/test_memory.py::test_models_have_only_so_much_memory",
-    "queue-full": "tests/engines/test_admission.py::test_too_many_are_refused",
+    "queue-full": "tests/engines/test_admission.py::test_request_beyond_max_queue_is_rejected",
     "context-exceeded": "tests/openvino/driver/test_services.py::test_too_long_a_prompt",
     "port-taken": "tests/lifecycle/test_start.py::test_holder_of_repeatedly_taken_ports_is_named_in_the_error",
     "address-taken": "tests/test_catalogue.py::test_an_address_that_is_taken",

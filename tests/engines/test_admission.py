@@ -1,4 +1,4 @@
-"""Who gets an engine's slots, and when."""
+"""Admission of requests to an engine's slots."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.promise("U10")
-async def test_closing_refuses_queued_calls_and_lets_running_ones_end() -> None:
+async def test_close_rejects_queued_calls_and_lets_running_ones_end() -> None:
     crowd = Crowd(1)
     running, *waiting = [crowd.come() for _ in range(3)]
     while not crowd.held:  # noqa: ASYNC110  # a step of the loop or two
@@ -33,7 +33,7 @@ async def test_closing_refuses_queued_calls_and_lets_running_ones_end() -> None:
 
 
 class Crowd:
-    """Requests that hold their slots until they are told to go."""
+    """Requests that hold their slots until a test releases them."""
 
     def __init__(self, capacity: int, max_waiting: int = 100) -> None:
         self.capacity = capacity
@@ -62,7 +62,7 @@ class Crowd:
                 del self.held[number]
 
     async def _check_turn(self, number: int) -> None:
-        """Whoever came earlier has been let in already, though he may learn it a moment later."""
+        """Check that all earlier requests have been admitted."""
         passed = [other for other, task in self.tasks.items() if other < number and not task.done()]
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -92,13 +92,13 @@ async def crowd_of(capacity: int, max_waiting: int = 100) -> AsyncIterator[Crowd
 
 
 async def settle() -> None:
-    """Let everything happen that can."""
+    """Let all pending callbacks run."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
 @pytest.mark.promise("P8")
-async def test_first_come_first_served() -> None:
+async def test_slots_are_granted_in_order_of_arrival() -> None:
     async with crowd_of(2) as crowd:
         for _ in range(6):
             crowd.come()
@@ -110,7 +110,7 @@ async def test_first_come_first_served() -> None:
         assert crowd.order == [0, 1, 2, 3, 4, 5]
 
 
-async def test_weights() -> None:
+async def test_request_occupies_as_many_slots_as_its_weight() -> None:
     async with crowd_of(4) as crowd:
         heavy, big, small = crowd.come(3), crowd.come(2), crowd.come(1)
         await settle()
@@ -127,7 +127,7 @@ async def test_weights() -> None:
         assert crowd.held == {whole: 4}, "more than there are means all of them"
 
 
-async def test_at_least_one_slot() -> None:
+async def test_capacity_is_at_least_one_slot() -> None:
     async with crowd_of(1) as crowd:
         crowd.come(0)
         crowd.come(-3)
@@ -136,7 +136,7 @@ async def test_at_least_one_slot() -> None:
 
 
 @pytest.mark.promise("P8")
-async def test_too_many_are_refused() -> None:
+async def test_request_beyond_max_queue_is_rejected() -> None:
     async with crowd_of(1, 2) as crowd:
         for _ in range(3):
             crowd.come()
@@ -151,7 +151,7 @@ async def test_too_many_are_refused() -> None:
         assert not crowd.tasks[accepted].done()
 
 
-async def test_no_waiting_at_all() -> None:
+async def test_queue_of_zero_rejects_requests_that_would_wait() -> None:
     async with crowd_of(1, 0) as crowd:
         crowd.come()
         await settle()
@@ -160,8 +160,8 @@ async def test_no_waiting_at_all() -> None:
 
 
 @pytest.mark.promise("F23", "P8")
-async def test_a_cancelled_one_gives_up_its_place_at_once() -> None:
-    """Also its place in the count of those who wait."""
+async def test_cancelled_request_leaves_the_queue_at_once() -> None:
+    """It no longer counts as waiting."""
     async with crowd_of(1, 1) as crowd:
         crowd.come()
         waiting = crowd.come()
@@ -172,7 +172,7 @@ async def test_a_cancelled_one_gives_up_its_place_at_once() -> None:
         assert not crowd.tasks[next_one].done()
 
 
-async def test_a_big_one_that_leaves_lets_the_small_ones_in() -> None:
+async def test_cancelled_large_request_lets_small_ones_in() -> None:
     async with crowd_of(4) as crowd:
         crowd.come(3)
         big, small = crowd.come(4), crowd.come(1)
@@ -184,7 +184,7 @@ async def test_a_big_one_that_leaves_lets_the_small_ones_in() -> None:
 
 
 @pytest.mark.parametrize("first", ["cancelled", "granted"])
-async def test_cancelled_in_the_moment_of_the_grant(first: str) -> None:
+async def test_request_cancelled_at_its_grant_frees_the_slot(first: str) -> None:
     async with crowd_of(1) as crowd:
         holder, unlucky, next_one = crowd.come(), crowd.come(), crowd.come()
         await settle()
@@ -198,7 +198,7 @@ async def test_cancelled_in_the_moment_of_the_grant(first: str) -> None:
         assert crowd.order == [holder, next_one]
 
 
-async def test_a_crowd_that_leaves_together() -> None:
+async def test_requests_cancelled_together_free_all_slots() -> None:
     async with crowd_of(3) as crowd:
         holder = crowd.come(3)
         leaving = [crowd.come(1 + number % 3) for number in range(50)]
@@ -212,7 +212,7 @@ async def test_a_crowd_that_leaves_together() -> None:
 
 
 @pytest.mark.promise("F24")
-async def test_an_error_inside_the_block_frees_the_slots() -> None:
+async def test_error_inside_the_block_frees_the_slots() -> None:
     admission = Admission(2, 0)
     with pytest.raises(ZeroDivisionError):
         async with admission.slots(2):
@@ -233,8 +233,8 @@ STEPS = st.lists(
 
 @pytest.mark.promise("P8")
 @given(capacity=st.integers(1, 5), max_waiting=st.integers(0, 8), steps=STEPS)
-def test_whatever_happens(capacity: int, max_waiting: int, steps: list[tuple[str, int]]) -> None:
-    """Never more than there is, in the order of arrival, nothing lost, nobody forgotten."""
+def test_any_sequence_keeps_order_and_capacity(capacity: int, max_waiting: int, steps: list[tuple[str, int]]) -> None:
+    """Never more slots than the capacity, in order of arrival, and every request is admitted or rejected."""
 
     async def play() -> None:
         async with crowd_of(capacity, max_waiting) as crowd:

@@ -1,4 +1,4 @@
-"""The `engine:` section as a dataclass, and every complaint about it with its line."""
+"""The `engine:` section as a dataclass, and its problems with their lines."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def manifest(tmp_path: Path) -> Callable[..., Manifest]:
     return load
 
 
-def test_defaults(manifest: Callable[..., Manifest]) -> None:
+def test_missing_options_get_their_defaults(manifest: Callable[..., Manifest]) -> None:
     assert read_options(Options, manifest()) == Options()
 
 
-def test_values(manifest: Callable[..., Manifest]) -> None:
+def test_valid_options_are_read(manifest: Callable[..., Manifest]) -> None:
     lines = ["text: x", "count: 9", "share: 1", "switch: true", "mode: gpu", "size: 4", "limit: 3", "label: y"]
     given = read_options(Options, manifest(*lines))
     assert given == Options("x", 9, 1, True, "gpu", 4, 3, "y")
@@ -106,7 +106,9 @@ def test_values(manifest: Callable[..., Manifest]) -> None:
         ),
     ],
 )
-def test_complaints(manifest: Callable[..., Manifest], line: str, what: str, fix: str) -> None:
+def test_invalid_option_is_reported_with_its_line(
+    manifest: Callable[..., Manifest], line: str, what: str, fix: str
+) -> None:
     loaded = manifest("# a comment", line)
     [problem] = option_problems(Options, loaded)
     assert (problem.what, problem.fix, problem.severity) == (what, fix, "error")
@@ -116,13 +118,13 @@ def test_complaints(manifest: Callable[..., Manifest], line: str, what: str, fix
     assert caught.value.problems == (problem,)
 
 
-def test_all_complaints_at_once(manifest: Callable[..., Manifest]) -> None:
+def test_all_option_problems_are_reported_at_once(manifest: Callable[..., Manifest]) -> None:
     with pytest.raises(ManifestError) as caught:
         read_options(Options, manifest("count: x", "mode: auto", "share: 7", "nope: 1"))
     assert [problem.line for problem in caught.value.problems] == [FIRST, FIRST + 2, FIRST + 3]
 
 
-def test_an_option_without_a_default_is_required(manifest: Callable[..., Manifest]) -> None:
+def test_option_without_a_default_is_required(manifest: Callable[..., Manifest]) -> None:
     @dataclass
     class Strict:
         place: str
@@ -137,7 +139,7 @@ def test_an_option_without_a_default_is_required(manifest: Callable[..., Manifes
     assert problem.what == "engine.seen is not an option of this engine"
 
 
-def test_the_name_is_no_option(manifest: Callable[..., Manifest]) -> None:
+def test_engine_name_is_not_an_option(manifest: Callable[..., Manifest]) -> None:
     assert "name" not in manifest("count: 2").engine_options
 
 
@@ -153,7 +155,7 @@ class Listing:
     parts: tuple[Part, ...] = ()
 
 
-def test_a_list_of_mappings(manifest: Callable[..., Manifest], tmp_path: Path) -> None:
+def test_list_of_mappings_is_read(manifest: Callable[..., Manifest], tmp_path: Path) -> None:
     assert read_options(Listing, manifest()) == Listing()
     assert read_options(Listing, manifest("parts: []")) == Listing()
     lines = ["parts:", "  - place: ${HOME}/a", "    digest: 00ff", "  - {place: b, os: linux}"]
@@ -187,7 +189,7 @@ def test_a_list_of_mappings(manifest: Callable[..., Manifest], tmp_path: Path) -
         ),
     ],
 )
-def test_complaints_inside_a_list(
+def test_problem_inside_a_list_is_reported_with_its_line(
     manifest: Callable[..., Manifest], lines: list[str], line: int, what: str, fix: str
 ) -> None:
     [problem] = option_problems(Listing, manifest(*lines))
@@ -201,7 +203,7 @@ class Nested:
     one: Part | None = None
 
 
-def test_sections(manifest: Callable[..., Manifest]) -> None:
+def test_nested_section_is_read(manifest: Callable[..., Manifest]) -> None:
     assert read_options(Nested, manifest()) == Nested()
     lines = ["whole: {count: 7}", "one:", "  place: here", "parts:", "  parts: [{place: b}]"]
     given = read_options(Nested, manifest(*lines))
@@ -219,14 +221,14 @@ def test_sections(manifest: Callable[..., Manifest]) -> None:
         (["parts:", "  parts: [3]"], 1, "engine.parts.parts[0] is 3", "It must be a mapping."),
     ],
 )
-def test_complaints_inside_a_section(
+def test_problem_inside_a_section_is_reported_with_its_line(
     manifest: Callable[..., Manifest], lines: list[str], line: int, what: str, fix: str
 ) -> None:
     [problem] = option_problems(Nested, manifest(*lines))
     assert (problem.what, problem.fix, problem.line - FIRST) == (what, fix, line)
 
 
-def test_a_text_that_must_be_of_a_form(manifest: Callable[..., Manifest]) -> None:
+def test_text_that_does_not_match_its_pattern_is_reported(manifest: Callable[..., Manifest]) -> None:
     assert read_options(Options, manifest("config: '[1]'")).config == "[1]"
     [problem] = option_problems(Options, manifest("config: '{oops'"))
     assert (problem.line, problem.fix) == (FIRST, "It must be JSON in a text.")

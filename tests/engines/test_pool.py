@@ -1,4 +1,4 @@
-"""Who may still start a model's server, and who forgets it. (tests/llamacpp/test_pool.py has real engines.)"""
+"""Start and removal of a model's server by concurrent calls. (tests/llamacpp/test_pool.py has real engines.)"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def model(name: str) -> StoredModel:
 
 
 class Scripted:
-    """A server whose starts end as the test says."""
+    """A server whose starts end as a test decides."""
 
     crashed = False
 
@@ -66,7 +66,7 @@ def pool(made: list[Scripted]) -> ModelPool[Scripted]:
     return ModelPool(1, 0.0, make)
 
 
-async def test_a_failed_start_leaves_the_server_to_another_who_starts_it(
+async def test_failed_start_keeps_a_server_that_another_call_starts(
     pool: ModelPool[Scripted], made: list[Scripted]
 ) -> None:
     async with asyncio.timeout(LIMIT):
@@ -83,7 +83,7 @@ async def test_a_failed_start_leaves_the_server_to_another_who_starts_it(
         assert (server.dead, server.cleaned_up) == (True, 1)
 
 
-async def test_the_last_whose_start_fails_forgets_the_server(pool: ModelPool[Scripted], made: list[Scripted]) -> None:
+async def test_last_failed_start_removes_the_server(pool: ModelPool[Scripted], made: list[Scripted]) -> None:
     async with asyncio.timeout(LIMIT):
         both = [asyncio.create_task(pool.load(model("a"))) for _ in range(2)]
         await until(lambda: bool(made) and len(made[0].starts) == 2, "both start it")
@@ -94,7 +94,7 @@ async def test_the_last_whose_start_fails_forgets_the_server(pool: ModelPool[Scr
         assert made[0].cleaned_up == 1
 
 
-async def test_room_is_not_made_by_forgetting_a_server_that_somebody_starts(
+async def test_evicted_server_that_is_starting_is_stopped_and_removed(
     pool: ModelPool[Scripted], made: list[Scripted]
 ) -> None:
     async with asyncio.timeout(LIMIT):

@@ -1,4 +1,4 @@
-"""Work that many ask for and that is done once."""
+"""Work shared by concurrent callers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.patience import until, within
 
 
 class Work:
-    """Work that waits to be told how to end."""
+    """Work that ends as a test decides."""
 
     def __init__(self) -> None:
         self.runs = 0
@@ -37,7 +37,7 @@ async def callers(shared: SharedWork[str], work: Work, count: int) -> list[async
     return tasks
 
 
-async def test_one_run_and_its_result_for_all() -> None:
+async def test_concurrent_callers_share_one_result() -> None:
     shared, work = SharedWork[str]("installing"), Work()
     tasks = await callers(shared, work, 20)
     work.outcome.set_result("done")
@@ -47,7 +47,7 @@ async def test_one_run_and_its_result_for_all() -> None:
     assert work.runs == 2, "a run that has ended is not joined"
 
 
-async def test_its_exception_for_all() -> None:
+async def test_concurrent_callers_share_the_exception() -> None:
     shared, work = SharedWork[str]("installing"), Work()
     tasks = await callers(shared, work, 5)
     work.outcome.set_exception(InstallError("disk full"))
@@ -56,7 +56,7 @@ async def test_its_exception_for_all() -> None:
         assert str(outcome) == "disk full"
 
 
-async def test_cancelled_for_all() -> None:
+async def test_cancelled_run_cancels_all_callers() -> None:
     shared, work = SharedWork[str]("starting llama.cpp"), Work()
     tasks = await callers(shared, work, 5)
     await within(shared.cancel())
@@ -71,7 +71,7 @@ async def test_cancelled_for_all() -> None:
 
 
 @pytest.mark.promise("F18")
-async def test_one_who_asks_while_a_run_is_being_cancelled_gets_a_new_run() -> None:
+async def test_call_during_a_cancellation_gets_a_new_run() -> None:
     shared, work = SharedWork[str]("starting llama.cpp"), Work()
     tasks = await callers(shared, work, 1)
     cancelling = asyncio.create_task(shared.cancel())
@@ -84,7 +84,7 @@ async def test_one_who_asks_while_a_run_is_being_cancelled_gets_a_new_run() -> N
     assert work.runs == 2
 
 
-async def test_a_cancelled_caller_leaves_the_run_to_the_others() -> None:
+async def test_cancelled_caller_does_not_cancel_the_run() -> None:
     shared, work = SharedWork[str]("installing"), Work()
     tasks = await callers(shared, work, 3)
     tasks[0].cancel()
@@ -95,7 +95,7 @@ async def test_a_cancelled_caller_leaves_the_run_to_the_others() -> None:
     assert work.runs == 1
 
 
-async def test_a_run_that_every_caller_has_left_ends_quietly() -> None:
+async def test_run_without_callers_ends_without_an_unretrieved_error() -> None:
     complaints: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
     shared, work = SharedWork[str]("installing"), Work()
@@ -111,7 +111,7 @@ async def test_a_run_that_every_caller_has_left_ends_quietly() -> None:
     assert complaints == []
 
 
-async def test_cancel_does_not_take_the_caller_for_the_work() -> None:
+async def test_cancelled_cancel_raises_and_still_cancels_the_run() -> None:
     shared, work = SharedWork[str]("installing"), Work()
     tasks = await callers(shared, work, 1)
     cancelling = asyncio.create_task(shared.cancel())

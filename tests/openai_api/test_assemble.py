@@ -1,4 +1,4 @@
-"""Events put together again; a real engine's are compared in tests/llamacpp/test_answers.py."""
+"""Events joined to one answer; tests/llamacpp/test_answers.py compares those of a real engine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def chat(*events: dict[str, Any], each: int = 1) -> dict[str, Any]:
 
 
 @given(st.lists(PIECES, min_size=1, max_size=3), st.randoms())
-def test_texts_are_joined_whatever_the_order_of_choices(choices: list[list[str]], random: Any) -> None:
+def test_texts_are_joined_in_any_order_of_choices(choices: list[list[str]], random: Any) -> None:
     turns = [index for index, pieces in enumerate(choices) for _ in range(len(pieces) + 1)]
     random.shuffle(turns)
     left = [iter([*pieces, None]) for pieces in choices]
@@ -72,7 +72,7 @@ def test_tool_calls_are_joined(calls: list[tuple[str, list[str]]]) -> None:
     assert choice["finish_reason"] == "tool_calls"
 
 
-def test_reasoning_logprobs_and_timings() -> None:
+def test_reasoning_logprobs_and_timings_are_kept() -> None:
     answer = chat(
         chunk(0, {"role": "assistant", "content": None}),
         chunk(0, {"reasoning_content": "so "}),
@@ -96,12 +96,14 @@ def test_reasoning_logprobs_and_timings() -> None:
         ([usage(3, 1), usage(3, 1), usage(5, 1), usage(5, 1)], 2, (8, 4, 12)),
     ],
 )
-def test_usage(usages: list[dict[str, Any]], each: int, wanted: tuple[int, int, int]) -> None:
+def test_usage_is_taken_from_the_events(
+    usages: list[dict[str, Any]], each: int, wanted: tuple[int, int, int]
+) -> None:
     counts = chat(chunk(0, {"content": "a"}), *usages, each=each)["usage"]
     assert (counts["prompt_tokens"], counts["completion_tokens"], counts["total_tokens"]) == wanted
 
 
-def test_completions() -> None:
+def test_events_of_completions_are_joined() -> None:
     events: list[dict[str, Any]] = [
         {"id": "x", "choices": [{"index": 1, "text": "c"}]},
         {"choices": [{"index": 0, "text": "a", "logprobs": {"content": [1]}}]},
@@ -128,6 +130,6 @@ def test_completions() -> None:
         [{"choices": [{"delta": {"content": "a"}}], "usage": {"prompt_tokens": "many"}}, usage(1, 1)],
     ],
 )
-def test_what_is_no_answer_is_the_engines_fault(events: list[dict[str, Any]]) -> None:
+def test_malformed_event_is_a_bad_gateway_error(events: list[dict[str, Any]]) -> None:
     with pytest.raises(BadGatewayError, match="the engine's stream"):
         chat(*events)

@@ -29,18 +29,18 @@ from engine_plugin.openai_api.bodies import request_json, slots_needed
         ("rerank", {"documents": ["a", "b"]}, 1),
     ],
 )
-def test_each_choice_of_each_prompt_takes_a_slot(service: str, request_: dict[str, Any], slots: int) -> None:
+def test_each_choice_of_each_prompt_needs_a_slot(service: str, request_: dict[str, Any], slots: int) -> None:
     assert slots_needed(service, request_) == slots
 
 
-def test_a_request_is_sent_as_it_came() -> None:
+def test_request_is_sent_unchanged() -> None:
     request = {"text": "d\u00fcnn", "number": 1}
     sent = request_json(request)
     assert "d\u00fcnn".encode() in sent
     assert json.loads(sent) == request
 
 
-def test_a_request_that_cannot_be_written() -> None:
+def test_request_that_cannot_be_encoded_is_rejected() -> None:
     nested: dict[str, Any] = {}
     for _ in range(100_000):
         nested = {"a": nested}

@@ -36,7 +36,7 @@ SHAPE = {
 }
 
 
-def test_a_whole_answer_has_the_completions_format() -> None:
+def test_whole_answer_is_converted_to_the_completions_format() -> None:
     blocks = [b"".join(map(event_of, EVENTS)) + DONE]
     answer = json.loads(assembled("generate", blocks, {"logprobs": 2}))
     assert [choice["logprobs"] for choice in answer["choices"]] == [
@@ -47,7 +47,7 @@ def test_a_whole_answer_has_the_completions_format() -> None:
     assert none["choices"][0]["logprobs"]["top_logprobs"] == [{}, {}, {}]
 
 
-async def test_each_event_of_a_stream_has_the_completions_format() -> None:
+async def test_each_event_is_converted_to_the_completions_format() -> None:
     async def blocks() -> AsyncIterator[bytes]:
         yield event_of(EVENTS[0]) + event_of(EVENTS[1])
         yield event_of(EVENTS[2]) + event_of({"choices": [], "usage": {}}) + DONE
@@ -62,18 +62,18 @@ async def test_each_event_of_a_stream_has_the_completions_format() -> None:
     assert usage == {"choices": [], "usage": {}}
 
 
-def test_answers_in_the_completions_format_stay_as_they_are() -> None:
+def test_answer_in_the_completions_format_is_unchanged() -> None:
     answer = {"choices": [{"index": 0, "text": "abc", "logprobs": SHAPE}, {"index": 1, "logprobs": None}]}
     assert CompletionLogprobs(2).reshape(answer) == answer
 
 
 @pytest.mark.parametrize("wrong", [[1], {"a": 1}, [{"index": 0, "logprobs": {"content": [1]}}]])
-def test_malformed_log_probabilities_are_the_servers_fault(wrong: Any) -> None:
+def test_malformed_log_probabilities_are_a_bad_gateway_error(wrong: Any) -> None:
     with pytest.raises(BadGatewayError):
         CompletionLogprobs().reshape({"choices": wrong})
 
 
-def test_only_completions_with_a_number_are_changed() -> None:
+def test_only_requests_with_numeric_logprobs_are_converted() -> None:
     assert wants_logprobs("generate", {"logprobs": 0})
     for service, request in (("chat", {"logprobs": 1}), ("generate", {"logprobs": True}), ("generate", {})):
         assert not wants_logprobs(service, request)

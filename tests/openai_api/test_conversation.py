@@ -1,4 +1,4 @@
-"""OpenAI's messages as engines receive them."""
+"""OpenAI messages converted for each engine."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_developer_messages_become_system_messages(plain: Callable[[Messages], M
 
 
 @every_engine
-def test_parts_of_text_are_joined_by_a_newline(plain: Callable[[Messages], Messages]) -> None:
+def test_text_parts_are_joined_by_newlines(plain: Callable[[Messages], Messages]) -> None:
     parts = [{"type": "text", "text": text} for text in ("one", "", "two")]
     assert plain([{"role": "user", "content": parts}])[0]["content"] == "one\n\ntwo"
 
@@ -66,7 +66,7 @@ def test_parts_of_text_are_joined_by_a_newline(plain: Callable[[Messages], Messa
 @every_engine
 @pytest.mark.promise("S6")
 @pytest.mark.parametrize("arguments", ["", " \n", None, "{}", {}])
-def test_no_arguments_of_a_past_call_are_an_empty_object(
+def test_missing_arguments_of_a_past_call_become_an_empty_object(
     plain: Callable[[Messages], Messages], arguments: Any
 ) -> None:
     (_, message) = plain(called(arguments))
@@ -89,7 +89,7 @@ def test_arguments_of_a_past_call_are_kept(plain: Callable[[Messages], Messages]
 @pytest.mark.parametrize(
     "arguments", ['{"a": ', "get it", '{"a": 1e999}', '{"a": NaN}', "[1]", "5", '"x"', [1], 5, "[" * 100_000]
 )
-def test_arguments_that_are_no_object_are_refused_by_their_place(
+def test_arguments_that_are_not_an_object_are_rejected_by_field(
     plain: Callable[[Messages], Messages], arguments: Any
 ) -> None:
     messages = called("{}")
@@ -108,7 +108,7 @@ def test_reasoning_of_a_past_answer_must_be_text(plain: Callable[[Messages], Mes
 
 @every_engine
 @pytest.mark.promise("S11")
-def test_half_a_surrogate_pair_in_the_arguments_of_a_past_call_is_replaced(
+def test_lone_surrogate_in_arguments_of_a_past_call_is_replaced(
     plain: Callable[[Messages], Messages],
 ) -> None:
     found = plain(called('{"a": "\\ud83d", "b": "\\ud83e\\udd8a"}'))[1]["tool_calls"][1]["function"]["arguments"]
@@ -118,7 +118,7 @@ def test_half_a_surrogate_pair_in_the_arguments_of_a_past_call_is_replaced(
 @every_engine
 @pytest.mark.promise("S6")
 @pytest.mark.parametrize("function", [None, "add", {}, {"arguments": "{}"}, {"name": 5, "arguments": "{}"}])
-def test_a_past_call_without_the_name_of_a_function_is_refused_by_its_place(
+def test_past_call_without_a_function_name_is_rejected_by_field(
     plain: Callable[[Messages], Messages], function: Any
 ) -> None:
     messages = called("{}")
@@ -129,9 +129,7 @@ def test_a_past_call_without_the_name_of_a_function_is_refused_by_its_place(
 
 @every_engine
 @pytest.mark.parametrize("text", [None, 5, ["a"]])
-def test_a_part_of_text_without_text_is_refused_by_its_place(
-    plain: Callable[[Messages], Messages], text: Any
-) -> None:
+def test_text_part_without_text_is_rejected_by_field(plain: Callable[[Messages], Messages], text: Any) -> None:
     with pytest.raises(InvalidRequestError, match=r"^messages\[0\]\.content\[0\]"):
         plain([{"role": "user", "content": [{"type": "text", "text": text}]}])
 
@@ -150,7 +148,7 @@ def blind(messages: Messages) -> Messages:
         {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
     ],
 )
-def test_what_a_model_cannot_take_is_refused_by_its_place(
+def test_part_that_the_model_does_not_support_is_rejected_by_field(
     plain: Callable[[Messages], Messages], part: dict[str, Any]
 ) -> None:
     messages = [{"role": "user", "content": [{"type": "text", "text": "what is it?"}, part]}]
@@ -161,11 +159,11 @@ def test_what_a_model_cannot_take_is_refused_by_its_place(
 @pytest.mark.parametrize("plain", [llamacpp, ollama])
 @pytest.mark.promise("S6")
 @pytest.mark.parametrize("part", [{"type": "video_url", "video_url": {"url": "x"}}, {"type": 5}, {}, "x", None])
-def test_parts_of_another_type_are_refused_by_their_place(plain: Callable[[Messages], Messages], part: Any) -> None:
+def test_part_of_an_unknown_type_is_rejected_by_field(plain: Callable[[Messages], Messages], part: Any) -> None:
     with pytest.raises(InvalidRequestError, match=r"^messages\[0\]\.content\[0\]: "):
         plain([{"role": "user", "content": [part]}])
 
 
-def test_parts_that_say_more_than_text_reach_another_server_as_they_are() -> None:
+def test_parts_with_more_than_text_are_sent_unchanged_to_other_servers() -> None:
     parts = [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}, {"type": "text", "text": "y"}]
     assert openai([{"role": "user", "content": parts}])[0]["content"] == parts

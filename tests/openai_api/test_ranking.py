@@ -14,7 +14,7 @@ from engine_plugin.openai_api.ranking import ranked_answer
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20), st.integers(1, 30))
-def test_ranks(logits: list[float], top: int) -> None:
+def test_documents_are_ranked_by_score(logits: list[float], top: int) -> None:
     results = [{"index": index, "relevance_score": logit} for index, logit in enumerate(logits)]
     answer = json.dumps({"model": "m", "results": results}).encode()
     request = {"documents": [str(logit) for logit in logits], "top_n": top, "return_documents": True}
@@ -29,14 +29,14 @@ def test_ranks(logits: list[float], top: int) -> None:
     assert all(result["document"] == {"text": str(logits[result["index"]])} for result in got)
 
 
-def test_a_score_is_the_logits_probability() -> None:
+def test_logit_becomes_its_probability() -> None:
     answer = b'{"results":[{"index":0,"relevance_score":0},{"index":1,"relevance_score":-2}]}'
     request = {"documents": ["a", {"text": "b"}]}
     scores = [result["relevance_score"] for result in json.loads(ranked_answer(answer, request, raw=True))["results"]]
     assert scores == pytest.approx([0.5, 1 / (1 + math.exp(2))])
 
 
-def test_probabilities_stay_and_logits_are_seen() -> None:
+def test_scores_within_0_and_1_are_unchanged_and_others_converted() -> None:
     request = {"documents": ["a", "b"]}
     for scores, wanted in (
         ((0.25, 0.5), [0.5, 0.25]),
@@ -62,6 +62,6 @@ def test_probabilities_stay_and_logits_are_seen() -> None:
         b'{"results":[{"index":-1,"relevance_score":1}]}',
     ],
 )
-def test_an_answer_that_is_none(answer: bytes, raw: bool) -> None:
+def test_malformed_rerank_answer_is_a_bad_gateway_error(answer: bytes, raw: bool) -> None:
     with pytest.raises(BadGatewayError, match="rerank answer is not understood"):
         ranked_answer(answer, {"documents": ["a"]}, raw=raw)

@@ -15,8 +15,8 @@ from engine_plugin.system.certificates import Identity, der_to_pem, load_identit
 
 
 @pytest.mark.promise("G37")
-def test_what_an_identity_says() -> None:
-    """The same as go-plugin's own plugins say, on a curve that every TLS library knows."""
+def test_identity_has_the_fields_of_go_plugin_certificates() -> None:
+    """The same fields as in go-plugin's certificates, on a curve that every TLS library supports."""
     one = x509.load_der_x509_certificate(Identity.create().certificate)
     names = one.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     usage = one.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
@@ -34,13 +34,13 @@ def test_what_an_identity_says() -> None:
     one.verify_directly_issued_by(one)
 
 
-def test_each_identity_is_another() -> None:
+def test_identities_differ() -> None:
     first, second = Identity.create(), Identity.create()
     assert first.certificate != second.certificate
     assert first.key_pem() != second.key_pem()
 
 
-def test_the_key_is_not_shown() -> None:
+def test_repr_does_not_contain_the_key() -> None:
     identity = Identity.create()
     assert "key" not in repr(identity).lower()
     load_pem_private_key(identity.key_pem(b"password"), b"password")
@@ -49,7 +49,7 @@ def test_the_key_is_not_shown() -> None:
 
 
 class Witness(ssl.SSLContext):
-    """Remembers what it was given."""
+    """Records the arguments of load_cert_chain."""
 
     text: str
     mode: int
@@ -62,8 +62,8 @@ class Witness(ssl.SSLContext):
 
 
 @pytest.mark.promise("G7")
-def test_no_key_is_left_on_the_disk(tmp_path: Path) -> None:
-    """`ssl` takes it from a file alone; there it is encrypted, ours, and gone at once."""
+def test_key_file_is_encrypted_private_and_removed(tmp_path: Path) -> None:
+    """`ssl` reads a key from a file only; that file is encrypted, private and removed at once."""
     context = Witness(ssl.PROTOCOL_TLS_SERVER)
     load_identity(context, Identity.create(), tmp_path)
     assert "BEGIN CERTIFICATE" in context.text
@@ -73,13 +73,13 @@ def test_no_key_is_left_on_the_disk(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
+def test_unwritable_directory_for_the_key_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="none"):
         load_identity(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), Identity.create(), tmp_path / "none")
 
 
 @pytest.mark.promise("G7")
-def test_pem() -> None:
+def test_pem_round_trip_keeps_the_certificate() -> None:
     first, second = Identity.create(), Identity.create()
     both = (first.certificate_pem + b"\n" + second.certificate_pem).decode()
     assert pem_to_ders(both) == {first.certificate, second.certificate}
@@ -90,12 +90,12 @@ def test_pem() -> None:
 @pytest.mark.parametrize(
     "text", ["", "x", "-----BEGIN CERTIFICATE-----", "\udcff", Identity.create().key_pem().decode()]
 )
-def test_what_is_no_pem(text: str) -> None:
+def test_malformed_pem_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="PEM"):
         pem_to_ders(text)
 
 
-def test_what_is_no_certificate() -> None:
+def test_malformed_certificate_is_rejected() -> None:
     damaged = Identity.create().certificate_pem.decode().replace("MII", "AAA", 1)
     with pytest.raises(ValueError, match="pars"):
         pem_to_ders(damaged)

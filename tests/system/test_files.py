@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.promise("F24")
-async def test_cancelled_work_in_a_thread_is_over_when_the_caller_goes_on() -> None:
+async def test_cancelled_caller_waits_for_its_thread_to_finish() -> None:
     begun, go, over = threading.Event(), threading.Event(), threading.Event()
 
     def work() -> None:
@@ -53,7 +53,7 @@ async def test_cancelled_work_in_a_thread_is_over_when_the_caller_goes_on() -> N
 
 @pytest.mark.promise("U2")
 @pytest.mark.parametrize("finds_it", [False, True], ids=["alone", "a living thread finds the work too"])
-async def test_work_is_done_once_where_no_thread_can_be_created(finds_it: bool) -> None:
+async def test_work_runs_once_where_no_thread_can_be_created(finds_it: bool) -> None:
     done: list[int] = []
     queued: list[Callable[[], object]] = []
 
@@ -75,12 +75,12 @@ async def test_work_is_done_once_where_no_thread_can_be_created(finds_it: bool) 
             await in_thread(divmod, 1, 0)
 
 
-async def test_work_in_a_thread_raises_what_it_raises() -> None:
+async def test_exception_in_a_thread_is_raised_to_the_caller() -> None:
     with pytest.raises(ZeroDivisionError):
         await in_thread(divmod, 1, 0)
 
 
-def test_a_json_file_is_whole_or_absent(tmp_path: Path) -> None:
+def test_json_file_is_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     write_json(path, {"a": 1}, tmp_path)
     with pytest.raises(TypeError):
@@ -91,14 +91,14 @@ def test_a_json_file_is_whole_or_absent(tmp_path: Path) -> None:
     assert read_json(path) is None
 
 
-async def test_a_digest_is_of_the_whole_file(tmp_path: Path) -> None:
+async def test_digest_covers_the_whole_file(tmp_path: Path) -> None:
     data = bytes(range(256)) * 40_000  # more than one block
     path = tmp_path / "big"
     path.write_bytes(data)
     assert await sha256_of(path) == f"sha256:{digest_of(data)}"
 
 
-def test_progress_is_told_rarely_but_the_last_always() -> None:
+def test_progress_is_throttled_but_the_last_is_reported() -> None:
     events: list[PullEvent] = []
     report = ProgressReport(events.append, "ab", every_s=3600)
     for completed in range(1000):
@@ -109,8 +109,8 @@ def test_progress_is_told_rarely_but_the_last_always() -> None:
 
 @pytest.mark.promise("F24")
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes in its file system")
-async def test_a_file_that_is_opened_too_late_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its opening takes a while, as on a slow disk; whoever wanted it has left meanwhile."""
+async def test_file_opened_after_the_cancellation_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The open takes a while, as on a slow disk, and the caller is cancelled meanwhile."""
     slow = tmp_path / "slow"
     slow.touch()
     begun, go = threading.Event(), threading.Event()
@@ -140,7 +140,9 @@ async def test_a_file_that_is_opened_too_late_is_closed(tmp_path: Path, monkeypa
 
 
 @pytest.mark.promise("F24")
-async def test_a_partial_that_is_opened_too_late_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_partial_opened_after_the_cancellation_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     partial = Partial(tmp_path, "m")
     begun, go = threading.Event(), threading.Event()
     really_open = partial._open
@@ -169,7 +171,7 @@ async def test_a_partial_that_is_opened_too_late_is_closed(tmp_path: Path, monke
 
 @pytest.mark.promise("X3")
 @pytest.mark.skipif(os.name == "nt", reason="the permissions of Windows are ACLs")
-def test_new_folders_are_private_and_a_directory_with_other_things_is_left_alone(tmp_path: Path) -> None:
+def test_new_directories_are_private_and_non_empty_ones_are_kept(tmp_path: Path) -> None:
     def mode(path: Path) -> int:
         return path.stat().st_mode & 0o777
 

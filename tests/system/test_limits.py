@@ -1,4 +1,4 @@
-"""What the system lets a process have, and what is said where that is not enough."""
+"""Limits of the system on a process, and the errors where they are too low."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ asyncio.run(main())
 
 @pytest.mark.promise("L9")
 @pytest.mark.skipif(sys.platform != "linux", reason="psutil reads another process's limits on Linux only")
-async def test_a_plugin_may_open_as_many_files_as_the_system_allows(launch: Any) -> None:
+async def test_plugin_raises_its_limit_of_open_files(launch: Any) -> None:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -61,7 +61,7 @@ async def test_a_plugin_may_open_as_many_files_as_the_system_allows(launch: Any)
 
 
 @pytest.mark.promise("L9")
-async def test_a_call_that_needs_one_file_too_many_is_503_with_what_to_do() -> None:
+async def test_call_beyond_the_limit_of_open_files_is_503_with_a_fix() -> None:
     class Full:
         manifest = SimpleNamespace(engine_name="llamacpp")
 
@@ -77,7 +77,7 @@ async def test_a_call_that_needs_one_file_too_many_is_503_with_what_to_do() -> N
 
 @pytest.mark.promise("L9")
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux hands orphans to a process that asks for them")
-def test_what_serve_inherits_as_the_first_process_is_reaped() -> None:
+def test_serve_as_pid_1_reaps_inherited_processes() -> None:
     done = subprocess.run(
         [sys.executable, "-c", HEIR], env=environ(), cwd=ROOT, capture_output=True, text=True, timeout=LIMIT
     )

@@ -1,4 +1,4 @@
-"""A file that another user of the machine could change is never taken for one that names a program."""
+"""A file that another user could change is not trusted to name a program."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def open_to_all(path: Path) -> None:
     path.chmod(stat.S_IMODE(path.stat().st_mode) | stat.S_IWOTH)
 
 
-def test_a_file_of_mine_in_private_directories_is_trusted(file: Path) -> None:
+def test_own_file_in_private_directories_is_trusted(file: Path) -> None:
     assert distrust(file) is None
     assert distrust(file.parent / ".." / "inner" / "program") is None
     assert distrust(file.parent / "absent" / "later") is None
 
 
 @pytest.mark.parametrize("level", [0, 1, 2], ids=["file", "directory", "its parent"])
-def test_what_every_user_can_write_is_not_trusted(file: Path, level: int) -> None:
+def test_world_writable_file_is_not_trusted(file: Path, level: int) -> None:
     place = [file, *file.parents][level]
     open_to_all(place)
     doubt = distrust(file)
@@ -54,7 +54,7 @@ def test_what_every_user_can_write_is_not_trusted(file: Path, level: int) -> Non
     assert doubt.fix == f"Run: chmod o-w {place}"
 
 
-def test_a_directory_of_all_with_the_sticky_bit_is_good_on_the_way_only(file: Path) -> None:
+def test_sticky_world_writable_directory_is_trusted_only_as_an_ancestor(file: Path) -> None:
     shared = file.parent.parent
     shared.chmod(0o1777)
     assert distrust(file) is None
@@ -63,7 +63,7 @@ def test_a_directory_of_all_with_the_sticky_bit_is_good_on_the_way_only(file: Pa
     assert str(shared) in doubt.what
 
 
-def test_every_step_of_a_link_counts(file: Path, tmp_path: Path) -> None:
+def test_every_step_of_a_symlink_is_checked(file: Path, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     (shared / "second").symlink_to(file)
@@ -79,7 +79,7 @@ def test_every_step_of_a_link_counts(file: Path, tmp_path: Path) -> None:
 
 @as_root
 @pytest.mark.parametrize("level", [0, 1], ids=["file", "directory"])
-def test_what_belongs_to_another_user_is_not_trusted(file: Path, level: int) -> None:
+def test_file_of_another_user_is_not_trusted(file: Path, level: int) -> None:
     place = [file, *file.parents][level]
     os.chown(place, STRANGER, -1)
     doubt = distrust(file)
@@ -88,7 +88,7 @@ def test_what_belongs_to_another_user_is_not_trusted(file: Path, level: int) -> 
 
 
 @as_root
-def test_a_link_of_another_user_in_a_shared_directory_is_not_trusted(file: Path, tmp_path: Path) -> None:
+def test_symlink_of_another_user_in_a_shared_directory_is_not_trusted(file: Path, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o1777)
@@ -98,7 +98,7 @@ def test_a_link_of_another_user_in_a_shared_directory_is_not_trusted(file: Path,
     assert f"{link} belongs to another user" in str(distrust(link))
 
 
-def test_a_group_may_write_where_it_is_the_users_own(file: Path) -> None:
+def test_group_writable_directory_is_trusted_only_with_the_own_group(file: Path) -> None:
     file.parent.chmod(0o775)
     if os.geteuid() == 0:
         os.chown(file.parent, -1, 0)
@@ -111,7 +111,7 @@ def test_a_group_may_write_where_it_is_the_users_own(file: Path) -> None:
 
 
 @pytest.mark.promise("L9")
-def test_a_program_that_cannot_be_run_says_why(file: Path) -> None:
+def test_unrunnable_program_error_names_the_cause(file: Path) -> None:
     assert program_doubt(file) is None
     file.chmod(0o600)
     if os.geteuid() != 0 or not os.access(file, os.X_OK):
@@ -126,7 +126,7 @@ def test_a_program_that_cannot_be_run_says_why(file: Path) -> None:
 
 
 @pytest.mark.promise("L9")
-def test_a_mount_without_programs_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noexec_mount_is_named_in_the_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert noexec_doubt(file.parent / "not yet" / "there") is None
 
     class Flags:

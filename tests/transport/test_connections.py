@@ -1,4 +1,4 @@
-"""How the HTTP client comes by a connection: TLS, refusals, and what is never sent twice."""
+"""Connections of the HTTP client: TLS, refused connections, and requests that must not be resent."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def tls(identity: Identity, tmp_path: Path) -> ssl.SSLContext:
     return context
 
 
-async def test_tls_with_an_authority_that_is_trusted(identity: Identity, tls: ssl.SSLContext) -> None:
+async def test_tls_with_a_trusted_authority_works(identity: Identity, tls: ssl.SSLContext) -> None:
     server = Server()
     trusting = ssl.create_default_context(cadata=identity.certificate_pem.decode())
     async with listening(server, tls=tls) as port:
@@ -98,7 +98,7 @@ async def test_tls_with_an_authority_that_is_trusted(identity: Identity, tls: ss
     assert f"host: localhost:{port}\r\n".encode() in server.heads[0]
 
 
-async def test_tls_of_an_unknown_authority(tls: ssl.SSLContext) -> None:
+async def test_tls_of_an_unknown_authority_is_rejected(tls: ssl.SSLContext) -> None:
     server = Server()
     async with listening(server, tls=tls) as port:
         client = Http1Client(("localhost", port), tls=ssl.create_default_context(), connect_retries=3)
@@ -108,7 +108,7 @@ async def test_tls_of_an_unknown_authority(tls: ssl.SSLContext) -> None:
     assert server.heads == []
 
 
-async def test_tls_of_another_host(identity: Identity, tls: ssl.SSLContext) -> None:
+async def test_tls_certificate_of_another_host_is_rejected(identity: Identity, tls: ssl.SSLContext) -> None:
     server = Server()
     trusting = ssl.create_default_context(cadata=identity.certificate_pem.decode())
     async with listening(server, tls=tls) as port:
@@ -117,7 +117,7 @@ async def test_tls_of_another_host(identity: Identity, tls: ssl.SSLContext) -> N
     assert server.heads == []
 
 
-async def test_tls_to_a_server_without(identity: Identity) -> None:
+async def test_tls_to_a_server_without_tls_fails(identity: Identity) -> None:
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -131,7 +131,7 @@ async def test_tls_to_a_server_without(identity: Identity) -> None:
             await within(fetch(client))
 
 
-async def test_a_refused_connection_is_tried_again() -> None:
+async def test_refused_connection_is_retried() -> None:
     port, server = free_port(), Server()
     client = Http1Client(("127.0.0.1", port), connect_retries=8, backoff=0.02)
     asking = asyncio.create_task(fetch(client, "POST"))
@@ -146,7 +146,7 @@ async def test_a_refused_connection_is_tried_again() -> None:
     assert len(server.heads) == 1
 
 
-async def test_refused_for_good() -> None:
+async def test_permanently_refused_connection_is_unavailable() -> None:
     loop, client = (
         asyncio.get_running_loop(),
         Http1Client(("127.0.0.1", free_port()), connect_retries=2, backoff=0.02),
@@ -159,7 +159,7 @@ async def test_refused_for_good() -> None:
 
 
 async def test_every_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as localhost, where only IPv4 listens."""
+    """An example is localhost where the server listens on IPv4 only."""
 
     async def two(*_: Any, **__: Any) -> list[Any]:
         return [(socket.AF_INET, 1, 6, "", (host, port)) for host in ("127.0.0.2", "127.0.0.1")]
@@ -176,12 +176,12 @@ async def test_every_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch)
     assert isinstance(caught.value.__cause__, ConnectionRefusedError)
 
 
-async def test_a_name_that_is_none() -> None:
+async def test_unknown_host_name_is_unavailable() -> None:
     with pytest.raises(UnavailableError, match="cannot be reached"):
         await within(fetch(Http1Client(("no-such-host.invalid", 80), connect_retries=5, backoff=10)))
 
 
-async def test_what_may_not_be_sent_twice_takes_a_connection_of_its_own() -> None:
+async def test_request_that_must_not_be_resent_gets_a_new_connection() -> None:
     server = Server()
     async with listening(server) as port:
         client = Http1Client(("127.0.0.1", port), resend=False)
@@ -194,8 +194,8 @@ async def test_what_may_not_be_sent_twice_takes_a_connection_of_its_own() -> Non
 
 
 @pytest.mark.promise("P12")
-async def test_connections_that_nothing_more_goes_over_are_not_kept() -> None:
-    """A hundred requests a second would hold hundreds of descriptors until these expire."""
+async def test_connection_that_cannot_be_reused_is_not_kept() -> None:
+    """At a hundred requests a second, kept ones would hold hundreds of descriptors until they expire."""
     server = Server()
     async with listening(server) as port:
         client = Http1Client(("127.0.0.1", port), resend=False)
@@ -211,8 +211,8 @@ async def test_connections_that_nothing_more_goes_over_are_not_kept() -> None:
 
 
 @pytest.mark.parametrize(("resend", "posts"), [(True, 2), (False, 1)])
-async def test_a_connection_that_ends_before_the_answer(resend: bool, posts: int) -> None:
-    """The server closes each connection at its second request: an idle one that is used again is lost."""
+async def test_connection_closed_before_the_answer_is_retried_only_if_allowed(resend: bool, posts: int) -> None:
+    """The server closes each connection at its second request, so a reused connection breaks."""
     server = Server(answers=1 if resend else 0)
     async with listening(server) as port:
         client = Http1Client(("127.0.0.1", port), resend=resend)
@@ -237,12 +237,12 @@ async def test_a_connection_that_ends_before_the_answer(resend: bool, posts: int
         (("::1", 8000), False, b"host: [::1]:8000\r\n"),
     ],
 )
-def test_the_host_field(address: tuple[str, int], secure: bool, field: bytes) -> None:
+def test_host_header_has_the_port_unless_default(address: tuple[str, int], secure: bool, field: bytes) -> None:
     client = Http1Client(address, tls=ssl.create_default_context() if secure else None)
     assert field in client.request("GET", "/")._message
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 300, "\udcff", "例" * 64])
-async def test_a_host_that_cannot_be_one_is_not_reached(host: str) -> None:
+async def test_invalid_host_name_is_not_connected(host: str) -> None:
     with pytest.raises(UnavailableError, match=r"cannot be reached: .*is not a valid host name"):
         await within(fetch(Http1Client((host, 80))))

@@ -1,4 +1,4 @@
-"""The HTTP client on the token's way, against a server that sends exactly what a test says."""
+"""The HTTP client for answers of engines, against a server that sends exactly the bytes of a test."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KINDS = ["tcp"] if sys.platform == "win32" else ["unix", "tcp"]
 
 
 class Call:
-    """One request as the server got it, and the way to answer it."""
+    """One request as the server received it, with a method to answer it."""
 
     def __init__(self, head: bytes, body: bytes, connection: int, writer: asyncio.StreamWriter) -> None:
         self.head = head
@@ -42,7 +42,7 @@ class Call:
         self.writer = writer
 
     async def send(self, *pieces: bytes) -> None:
-        """Send pieces, each in a segment of its own as far as that can be had."""
+        """Send pieces, each in its own segment where possible."""
         for piece in pieces:
             self.writer.write(piece)
             await self.writer.drain()
@@ -103,7 +103,7 @@ class Server:
             await asyncio.gather(watching, answering, return_exceptions=True)
 
     async def _watch(self, reader: asyncio.StreamReader) -> None:
-        """Ends when the client closes; asyncio's reader has no other way to ask without reading."""
+        """End when the client closes; asyncio's reader cannot report it without a read."""
         while not reader.at_eof() and reader.exception() is None:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
 
@@ -160,7 +160,7 @@ PLAIN = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 # Requests
 
 
-async def test_what_is_sent(kind: str, short_dir: Path) -> None:
+async def test_request_is_sent_with_head_and_body(kind: str, short_dir: Path) -> None:
     async with serving(kind, short_dir, says(PLAIN, keep=True)) as (server, client):
         assert await fetch(client) == (200, b"hello")
         async with within_request(client, b'{"a": 1}') as body:
@@ -180,7 +180,7 @@ async def within_request(client: Http1Client, body: bytes) -> AsyncIterator[byte
         yield await response.read(1000)
 
 
-async def test_a_big_request(kind: str, short_dir: Path) -> None:
+async def test_large_request_is_sent(kind: str, short_dir: Path) -> None:
     big = bytes(range(256)) * 20_000
     async with serving(kind, short_dir, says(PLAIN)) as (server, client):
         async with within_request(client, big) as body:
@@ -211,8 +211,8 @@ ANSWERS = {
 
 @pytest.mark.promise("P25")
 @pytest.mark.parametrize("name", ANSWERS)
-async def test_an_answer_cut_at_every_byte(kind: str, short_dir: Path, name: str) -> None:
-    """One connection for all: a body's end is known to the byte."""
+async def test_answer_cut_at_any_byte_is_whole(kind: str, short_dir: Path, name: str) -> None:
+    """All answers share one connection, so the end of each body must be found exactly."""
     wire, body = ANSWERS[name]
     cuts = iter(range(len(wire) + 1))
 
@@ -228,7 +228,7 @@ async def test_an_answer_cut_at_every_byte(kind: str, short_dir: Path, name: str
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-async def test_an_answer_byte_by_byte(kind: str, short_dir: Path, name: str) -> None:
+async def test_answer_that_arrives_byte_by_byte_is_whole(kind: str, short_dir: Path, name: str) -> None:
     wire, body = ANSWERS[name]
     pieces = [wire[at : at + 1] for at in range(len(wire))]
     async with serving(kind, short_dir, says(*pieces)) as (_, client):
@@ -242,7 +242,7 @@ async def test_an_answer_byte_by_byte(kind: str, short_dir: Path, name: str) -> 
     cuts=st.lists(st.integers(0, 1000), max_size=8),
     kind=st.sampled_from(KINDS),
 )
-def test_any_chunks_cut_anywhere(chunks: list[bytes], cuts: list[int], kind: str) -> None:
+def test_chunked_answer_cut_anywhere_is_whole(chunks: list[bytes], cuts: list[int], kind: str) -> None:
     wire = CHUNKED + b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
     places = sorted({0, len(wire), *(cut % len(wire) for cut in cuts)})
     pieces = [wire[start:end] for start, end in pairwise(places)]
@@ -258,7 +258,7 @@ def test_any_chunks_cut_anywhere(chunks: list[bytes], cuts: list[int], kind: str
         shutil.rmtree(folder)
 
 
-async def test_a_body_until_the_end_of_the_connection(kind: str, short_dir: Path) -> None:
+async def test_body_without_length_ends_with_the_connection(kind: str, short_dir: Path) -> None:
     async with serving(kind, short_dir, says(b"HTTP/1.0 200 OK\r\n\r\nabc", b"def")) as (server, client):
         assert await fetch(client) == (200, b"abcdef")
         assert await fetch(client) == (200, b"abcdef")
@@ -266,14 +266,14 @@ async def test_a_body_until_the_end_of_the_connection(kind: str, short_dir: Path
 
 
 @pytest.mark.parametrize("status", [204, 304])
-async def test_answers_without_body(kind: str, short_dir: Path, status: int) -> None:
+async def test_answer_without_a_body_is_empty(kind: str, short_dir: Path, status: int) -> None:
     async with serving(kind, short_dir, says(b"HTTP/1.1 %d X\r\n\r\n" % status, keep=True)) as (server, client):
         assert await fetch(client) == (status, b"")
         assert await fetch(client) == (status, b"")
         assert server.connections == 1
 
 
-async def test_status_and_headers(kind: str, short_dir: Path) -> None:
+async def test_status_and_headers_are_read(kind: str, short_dir: Path) -> None:
     wire = b"HTTP/1.1 503 Service Unavailable\r\nX-One:  two \r\ncontent-length: 2\r\n\r\nno"
     async with serving(kind, short_dir, says(wire)) as (_, client), client.request("GET", "/") as response:
         assert (response.status, response.headers["x-one"]) == (503, "two")
@@ -281,7 +281,7 @@ async def test_status_and_headers(kind: str, short_dir: Path) -> None:
         assert await within(response.read_some()) == b""
 
 
-async def test_what_has_arrived_is_handed_over_as_one(kind: str, short_dir: Path) -> None:
+async def test_received_bytes_are_returned_as_one_block(kind: str, short_dir: Path) -> None:
     go = asyncio.Event()
 
     async def answer(call: Call) -> None:
@@ -296,7 +296,7 @@ async def test_what_has_arrived_is_handed_over_as_one(kind: str, short_dir: Path
         assert await within(response.read_some()) == b""
 
 
-async def test_read_with_a_limit(kind: str, short_dir: Path) -> None:
+async def test_body_above_the_limit_is_an_error(kind: str, short_dir: Path) -> None:
     wire = CHUNKED + b"5\r\nhello\r\n0\r\n\r\n"
     async with serving(kind, short_dir, says(wire)) as (_, client):
         assert await fetch(client, 5) == (200, b"hello")
@@ -304,7 +304,7 @@ async def test_read_with_a_limit(kind: str, short_dir: Path) -> None:
             await fetch(client, 4)
 
 
-async def test_reading_after_the_block(kind: str, short_dir: Path) -> None:
+async def test_read_after_the_block_raises(kind: str, short_dir: Path) -> None:
     async with serving(kind, short_dir, says(PLAIN)) as (_, client):
         async with client.request("GET", "/") as response:
             pass
@@ -348,8 +348,8 @@ BROKEN = {
 
 @pytest.mark.promise("P26")
 @pytest.mark.parametrize("name", BROKEN)
-async def test_broken_answers(kind: str, short_dir: Path, name: str) -> None:
-    """Each one is an error that says what is wrong, and the connection is not used again."""
+async def test_malformed_answer_is_an_error_and_closes_the_connection(kind: str, short_dir: Path, name: str) -> None:
+    """The error names the fault, and the connection is not reused."""
     good = False
 
     async def answer(call: Call) -> bool:
@@ -368,8 +368,10 @@ async def test_broken_answers(kind: str, short_dir: Path, name: str) -> None:
 
 @pytest.mark.promise("P26")
 @pytest.mark.parametrize("wire", [b"\x16\x03\x01", b"SSH-2.0-", b"HTTP/2 200 OK\r\n", b"\xff"])
-async def test_what_is_no_http_is_refused_at_its_first_bytes(kind: str, short_dir: Path, wire: bytes) -> None:
-    """Whoever says it may say no more, and leave the connection open."""
+async def test_answer_that_is_not_http_is_rejected_at_its_first_bytes(
+    kind: str, short_dir: Path, wire: bytes
+) -> None:
+    """Such a server may send nothing more and keep the connection open."""
 
     async def answer(call: Call) -> None:
         await call.send(wire)
@@ -382,7 +384,7 @@ async def test_what_is_no_http_is_refused_at_its_first_bytes(kind: str, short_di
 
 @pytest.mark.promise("P26")
 @given(wire=st.binary(max_size=60), head=st.sampled_from([b"", b"HTTP/1.1 200 OK\r\n", CHUNKED]))
-def test_any_garbage_is_an_error_of_ours(wire: bytes, head: bytes) -> None:
+def test_any_garbage_is_a_bad_gateway_error(wire: bytes, head: bytes) -> None:
     async def play() -> None:
         async with serving("tcp", Path(), says(head + wire)) as (_, client):
             with contextlib.suppress(BadGatewayError):
@@ -391,7 +393,7 @@ def test_any_garbage_is_an_error_of_ours(wire: bytes, head: bytes) -> None:
     asyncio.run(play())
 
 
-async def test_what_came_before_the_break_is_handed_over(kind: str, short_dir: Path) -> None:
+async def test_bytes_before_a_broken_connection_are_returned(kind: str, short_dir: Path) -> None:
     go = asyncio.Event()
 
     async def answer(call: Call) -> None:
@@ -405,8 +407,8 @@ async def test_what_came_before_the_break_is_handed_over(kind: str, short_dir: P
             await within(response.read_some())
 
 
-async def test_a_reset_is_no_end_of_a_body(short_dir: Path) -> None:
-    """A body that goes to the end of the connection is whole only if the connection was closed in order."""
+async def test_reset_does_not_end_a_body(short_dir: Path) -> None:
+    """A body without length is complete only if the connection was closed properly."""
     read = asyncio.Event()
 
     async def answer(call: Call) -> None:
@@ -427,7 +429,7 @@ async def test_a_reset_is_no_end_of_a_body(short_dir: Path) -> None:
 # Connections
 
 
-async def test_a_connection_serves_one_request_at_a_time(kind: str, short_dir: Path) -> None:
+async def test_connection_carries_one_request_at_a_time(kind: str, short_dir: Path) -> None:
     async with serving(kind, short_dir, says(PLAIN, keep=True)) as (server, client):
         async with client.request("GET", "/") as one, client.request("GET", "/") as two:
             assert await within(one.read(9)) == await within(two.read(9)) == b"hello"
@@ -436,7 +438,7 @@ async def test_a_connection_serves_one_request_at_a_time(kind: str, short_dir: P
         assert server.connections == 2
 
 
-async def test_a_connection_that_the_server_wants_closed(kind: str, short_dir: Path) -> None:
+async def test_connection_close_header_is_obeyed(kind: str, short_dir: Path) -> None:
     wire = b"HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: 1\r\n\r\nx"
     async with serving(kind, short_dir, says(wire, keep=True)) as (server, client):
         await fetch(client)
@@ -445,7 +447,7 @@ async def test_a_connection_that_the_server_wants_closed(kind: str, short_dir: P
         assert server.connections == 2
 
 
-async def test_bytes_that_nobody_asked_for(kind: str, short_dir: Path) -> None:
+async def test_unrequested_bytes_close_the_connection(kind: str, short_dir: Path) -> None:
     async with serving(kind, short_dir, says(PLAIN + b"HTTP/1.1 200 OK\r\n", keep=True)) as (server, client):
         assert await fetch(client) == (200, b"hello")
         assert await fetch(client) == (200, b"hello")
@@ -467,7 +469,7 @@ async def test_idle_connections_expire(kind: str, short_dir: Path, monkeypatch: 
         await within(server.gone.wait())
 
 
-async def test_old_idle_connections_are_dropped_when_another_comes_back(
+async def test_expired_idle_connections_are_closed_when_another_is_returned(
     kind: str, short_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
@@ -484,16 +486,16 @@ async def test_old_idle_connections_are_dropped_when_another_comes_back(
         assert server.connections == 2
 
 
-async def test_a_server_that_closes_an_idle_connection(kind: str, short_dir: Path) -> None:
-    """Noticed or not, the caller does not see it."""
+async def test_idle_connection_closed_by_the_server_is_replaced(kind: str, short_dir: Path) -> None:
+    """The caller does not notice, whether the close was detected before or not."""
     async with serving(kind, short_dir, says(PLAIN)) as (server, client):
         for _ in range(3):
             assert await fetch(client) == (200, b"hello")
         assert [call.connection for call in server.calls] == [0, 1, 2]
 
 
-async def test_a_server_that_closes_upon_the_next_request(kind: str, short_dir: Path) -> None:
-    """The worst moment: our request is on its way already. It is sent once more, and only once."""
+async def test_request_on_a_connection_that_closes_is_resent_once(kind: str, short_dir: Path) -> None:
+    """The close crosses the request on the wire. The request is sent once more, and only once."""
     silent = 0
 
     async def answer(call: Call) -> bool:
@@ -515,7 +517,7 @@ async def test_a_server_that_closes_upon_the_next_request(kind: str, short_dir: 
         assert [call.connection for call in server.calls] == [0, 0, 1, 1, 2]
 
 
-async def test_nobody_listens(kind: str, short_dir: Path) -> None:
+async def test_port_without_a_listener_is_unavailable(kind: str, short_dir: Path) -> None:
     async with serving(kind, short_dir, says(PLAIN)) as (server, client):
         await fetch(client)
     with pytest.raises(UnavailableError, match="cannot be reached"):
@@ -531,8 +533,8 @@ async def test_nobody_listens(kind: str, short_dir: Path) -> None:
 
 
 @pytest.mark.promise("F23")
-async def test_leaving_early_tells_the_server_at_once(kind: str, short_dir: Path) -> None:
-    """(23) Closing the connection is how the engine learns that nobody wants its answer."""
+async def test_abandoned_answer_closes_the_connection_at_once(kind: str, short_dir: Path) -> None:
+    """(23) A closed connection is the sign for the engine to stop its work."""
 
     async def answer(call: Call) -> None:
         await call.send(CHUNKED + b"1\r\na\r\n")
@@ -546,7 +548,7 @@ async def test_leaving_early_tells_the_server_at_once(kind: str, short_dir: Path
 
 @pytest.mark.promise("F23", "F24")
 @pytest.mark.parametrize("moment", ["before the head", "inside the body", "reading the body"])
-async def test_a_cancelled_caller_closes_the_connection(kind: str, short_dir: Path, moment: str) -> None:
+async def test_cancelled_caller_closes_the_connection(kind: str, short_dir: Path, moment: str) -> None:
     """(23) Unary calls included."""
     asked = asyncio.Event()
 
@@ -574,8 +576,10 @@ async def test_a_cancelled_caller_closes_the_connection(kind: str, short_dir: Pa
 
 
 @pytest.mark.parametrize("moment", ["before the head", "inside the body", "to its end", "on a kept connection"])
-async def test_given_up_by_somebody_else(kind: str, short_dir: Path, moment: str) -> None:
-    """Whoever waits gets an error, the server sees a closed connection, and nothing is asked again."""
+async def test_exchange_aborted_from_another_task_fails_without_a_retry(
+    kind: str, short_dir: Path, moment: str
+) -> None:
+    """The waiting caller gets an error, the server sees a closed connection, and the request is not resent."""
     asked = asyncio.Event()
 
     async def answer(call: Call) -> bool:
@@ -609,8 +613,8 @@ async def test_given_up_by_somebody_else(kind: str, short_dir: Path, moment: str
 
 
 @pytest.mark.promise("F24")
-async def test_cancelled_while_connecting(short_dir: Path) -> None:
-    """A full backlog lets a connection hang."""
+async def test_cancelled_connect_closes_its_socket(short_dir: Path) -> None:
+    """A full backlog makes a connection hang."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -633,7 +637,7 @@ async def test_cancelled_while_connecting(short_dir: Path) -> None:
                 filler.close()
 
 
-async def test_a_server_that_accepts_nothing(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_server_that_does_not_accept_times_out(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine_plugin.transport.http1._CONNECT_TIMEOUT", 0.2)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -650,7 +654,7 @@ async def test_a_server_that_accepts_nothing(short_dir: Path, monkeypatch: pytes
                 filler.close()
 
 
-async def test_closing_the_client_drops_what_is_idle(kind: str, short_dir: Path) -> None:
+async def test_close_of_the_client_closes_idle_connections(kind: str, short_dir: Path) -> None:
     async with serving(kind, short_dir, says(PLAIN, keep=True)) as (server, client):
         await fetch(client)
         client.close()
@@ -662,8 +666,8 @@ async def test_closing_the_client_drops_what_is_idle(kind: str, short_dir: Path)
 
 
 @pytest.mark.promise("P9")
-async def test_a_reader_that_pauses_holds_the_server_back(kind: str, short_dir: Path) -> None:
-    """What is accepted is bounded by our buffer and the kernel's, whatever the server wants to send."""
+async def test_paused_reader_holds_the_server_back(kind: str, short_dir: Path) -> None:
+    """The received bytes are bounded by the buffers of client and kernel, however much the server sends."""
     size, count = 64 * 1024, 400  # 25 MiB
     sent = 0
 
@@ -694,7 +698,7 @@ async def test_a_reader_that_pauses_holds_the_server_back(kind: str, short_dir: 
 
 
 @pytest.mark.promise("P12")
-async def test_many_exchanges_leave_no_descriptor(kind: str, short_dir: Path) -> None:
+async def test_many_exchanges_leak_no_descriptor(kind: str, short_dir: Path) -> None:
     async with serving(kind, short_dir, says(PLAIN, keep=True)) as (_, client):
         await fetch(client)
         before = descriptors()

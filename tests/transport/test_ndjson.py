@@ -1,4 +1,4 @@
-"""Lines of JSON, however they arrive."""
+"""Lines of JSON in blocks that are cut anywhere."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 
 
 @given(OBJECTS, st.lists(st.integers(0, 10_000), max_size=8), st.booleans())
-async def test_lines_are_the_same_however_they_arrive(objects: list[object], places: list[int], ended: bool) -> None:
+async def test_lines_are_the_same_wherever_the_blocks_are_cut(
+    objects: list[object], places: list[int], ended: bool
+) -> None:
     data = "".join(json.dumps(shape, ensure_ascii=False) + "\n" for shape in objects).encode()
     if not ended:
         data = data.removesuffix(b"\n")
@@ -53,33 +55,33 @@ async def test_lines_are_the_same_however_they_arrive(objects: list[object], pla
         assert list(event_data(as_events(joined))) == objects
 
 
-async def test_every_cut_of_a_stream() -> None:
+async def test_stream_cut_at_any_byte_has_the_same_lines() -> None:
     data = '{"a":"\\n é"}\n{"b":{}}\n'.encode()
     for place in range(len(data) + 1):
         assert b"".join(await collected(data[:place], data[place:])) == data
     assert b"".join(await collected(*(data[at : at + 1] for at in range(len(data))))) == data
 
 
-async def test_what_has_arrived_leaves_together() -> None:
+async def test_complete_lines_of_a_block_are_returned_together() -> None:
     assert await collected(b'{"a":1}\n{"b":2}\n{"c"', b":3}\n") == [b'{"a":1}\n{"b":2}\n', b'{"c":3}\n']
 
 
-async def test_empty_lines_and_returns_are_dropped() -> None:
+async def test_empty_lines_and_carriage_returns_are_dropped() -> None:
     assert await collected(b"\n\n", b'{"a":1}\r\n\r\n\n{"b":2}\n\n') == [b'{"a":1}\n{"b":2}\n']
 
 
-async def test_a_body_that_ends_inside_a_line() -> None:
+async def test_body_that_ends_inside_a_line_is_an_error() -> None:
     assert await collected(b'{"a":1}') == [b'{"a":1}\n']
     with pytest.raises(BadGatewayError, match="inside a line"):
         await collected(b'{"a":1}\n{"b"')
 
 
-async def test_a_line_without_an_end() -> None:
+async def test_line_above_the_limit_is_an_error() -> None:
     with pytest.raises(BadGatewayError, match="a line of over 10 bytes"):
         await collected(b'{"a":"', b"xxxxxxxxx", longest=10)
 
 
 @pytest.mark.parametrize("line", [b"", b"{", b"[1]", b"null", b"\xff", b"[" * 100_000])
-def test_what_is_no_object(line: bytes) -> None:
+def test_line_that_is_not_an_object_is_an_error(line: bytes) -> None:
     with pytest.raises(BadGatewayError, match="the engine's line is not"):
         read_line(line)

@@ -48,7 +48,7 @@ STREAMS = {
 
 @pytest.mark.promise("P25")
 @pytest.mark.parametrize("name", STREAMS)
-async def test_cut_in_two_at_every_byte(name: str) -> None:
+async def test_event_cut_at_any_byte_is_whole(name: str) -> None:
     stream = STREAMS[name]
     for cut in range(len(stream) + 1):
         found = await blocks(stream[:cut], stream[cut:])
@@ -58,13 +58,13 @@ async def test_cut_in_two_at_every_byte(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STREAMS)
-async def test_byte_by_byte_each_event_leaves_when_it_is_whole(name: str) -> None:
+async def test_event_that_arrives_byte_by_byte_is_returned_when_complete(name: str) -> None:
     stream = STREAMS[name]
     found = await blocks(*(stream[at : at + 1] for at in range(len(stream))))
     assert found == re.findall(rb"(?:[^\r\n]+\r?\n)+\r?\n", stream)
 
 
-async def test_events_that_came_together_leave_together() -> None:
+async def test_complete_events_of_a_block_are_returned_together() -> None:
     assert await blocks(b"data: 1\n\ndata: 2\n\nda", b"ta: 3\n\n") == [b"data: 1\n\ndata: 2\n\n", b"data: 3\n\n"]
 
 
@@ -78,7 +78,7 @@ EVENTS = st.lists(
 
 @pytest.mark.promise("P25")
 @given(events=EVENTS, cuts=st.lists(st.integers(0, 400), max_size=12))
-def test_any_events_cut_anywhere(events: list[tuple[str, bool]], cuts: list[int]) -> None:
+def test_any_events_cut_anywhere_are_whole(events: list[tuple[str, bool]], cuts: list[int]) -> None:
     end = {True: b"\r\n\r\n", False: b"\n\n"}
     stream = b"".join(b"data: " + text.encode() + end[windows] for text, windows in events)
     places = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
@@ -90,21 +90,21 @@ def test_any_events_cut_anywhere(events: list[tuple[str, bool]], cuts: list[int]
 
 @pytest.mark.promise("P26")
 @pytest.mark.parametrize("rest", [b"data: {", b"data: 1", b"data: 1\n", b"x"])
-async def test_a_stream_that_ends_inside_an_event(rest: bytes) -> None:
+async def test_stream_that_ends_inside_an_event_is_an_error(rest: bytes) -> None:
     events = sse.whole_events(Body([b"data: 0\n\n", rest]))
     assert await anext(aiter(events)) == b"data: 0\n\n"
     with pytest.raises(BadGatewayError, match="ended inside an event"):
         await anext(aiter(events))
 
 
-async def test_nothing_and_empty_lines() -> None:
+async def test_empty_stream_and_empty_lines_have_no_events() -> None:
     assert await blocks() == []
     assert await blocks(b"\n") == []
     assert b"".join(await blocks(b"data: 1\n\n", b"\n")) == b"data: 1\n\n"
 
 
 @pytest.mark.promise("P26")
-async def test_an_event_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_event_above_the_limit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "_MAX_EVENT", 1000)
     with pytest.raises(BadGatewayError, match="an event of over 1000 bytes"):
         await blocks(*[b"x" * 100] * 20)
@@ -131,7 +131,7 @@ async def test_an_event_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
         (b"", -1),
     ],
 )
-def test_where_an_error_event_begins(block: bytes, place: int) -> None:
+def test_start_of_an_error_event_is_found(block: bytes, place: int) -> None:
     assert sse.error_event(block) == place
 
 
@@ -147,11 +147,11 @@ def test_where_an_error_event_begins(block: bytes, place: int) -> None:
         (b"", -1),
     ],
 )
-def test_where_the_end_is_said(block: bytes, place: int) -> None:
+def test_done_event_is_found(block: bytes, place: int) -> None:
     assert sse.after_done(block) == place
 
 
-def test_event_data() -> None:
+def test_data_of_an_event_is_joined() -> None:
     block = b'data: {"a":1}\n\n: ping\n\nevent: x\nid\r\n'
     block += b'data:{"b":"\xe2\x80\xa8"}\r\n\r\nerror: {"code":5}\n\ndata: [DONE]\n\n'
     assert list(sse.event_data(block)) == [{"a": 1}, {"b": "\u2028"}, {"error": {"code": 5}}]
@@ -160,6 +160,6 @@ def test_event_data() -> None:
 
 @pytest.mark.promise("P26")
 @pytest.mark.parametrize("value", [b"{", b"", b"nul", b"\xff", b"[" * 100_000, b"5", b"[1]", b"null", b'"x"'])
-def test_data_that_is_no_object(value: bytes) -> None:
+def test_event_data_that_is_not_an_object_is_an_error(value: bytes) -> None:
     with pytest.raises(BadGatewayError, match="the engine's event is not"):
         list(sse.event_data(b"data: " + value + b"\n\n"))
