@@ -1,8 +1,8 @@
-"""Tool calls in the text of an answer, in the ways that families of models write them.
+"""Parsers of the tool calls in the text of an answer, one for each format that families of models write.
 
-A parser is fed pieces of text and gives OpenAI's deltas: plain text, or `{"tool_calls": […]}`. Calls in JSON are told
-while they are written: first the name, then the arguments as they come. Whatever does not parse as a call is text,
-and so are the marks around it.
+A parser takes the text in pieces and returns OpenAI's deltas: plain text, or `{"tool_calls": […]}`. Calls in JSON are
+streamed: first the name, then the arguments as they arrive. Text that does not parse as a call stays text, with the
+marks around it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["PARSERS", "Style", "ToolParser", "Tools", "guess", "parser"]
 
 
 class Tools(NamedTuple):
-    """What a call may, must or must not call."""
+    """The tools of a request, as OpenAI's `tools` entries: those that the model may call, and those that it must."""
 
     offered: list[dict[str, Any]]
     forced: list[dict[str, Any]]
@@ -48,44 +48,45 @@ Schemas = dict[str, dict[str, Any]]
 
 
 class Style(NamedTuple):
-    """How a family writes calls."""
+    """The format in which a family writes calls."""
 
     make: Callable[[Schemas], ToolParser]
     special: bool
-    """Whether its marks are tokens that are not shown unless asked for."""
+    """Whether its marks are special tokens, which the detokenizer omits by default."""
     frame: tuple[str, str, str] | None
-    """Before a name, between name and arguments, after them; of a call that a grammar forces."""
+    """The text before the name, between name and arguments, and after them, for calls that a grammar forces. None:
+    they cannot be forced."""
 
 
 class _Found(Enum):
-    """What a parser says of the text behind a mark."""
+    """The result of reading the text after a mark."""
 
     MORE = auto()
-    """Something was taken, and there may be more of it."""
+    """Text was consumed; there may be more to read."""
     WAIT = auto()
-    """It depends on what comes."""
+    """Undecided until more text arrives."""
     DONE = auto()
     """The calls have ended; what follows is text."""
     TEXT = auto()
-    """The mark begins no call, so that it is text as well."""
+    """No call follows the mark; the mark is text too."""
 
 
 class ToolParser(ABC):
-    """Finds calls behind an opening mark. Subclasses read what follows it."""
+    """Finds calls after an opening mark. Subclasses read the text after it."""
 
     def __init__(self, opens: tuple[str, ...], closes: str) -> None:
         self._opens = opens
         self._closes = closes
         self._mark: str | None = None
-        """The opening mark that is being read; it begins `_text` as long as no call has been found behind it."""
+        """The opening mark that is being read; `_text` begins with it until a call has been found after it."""
         self._text = ""
         self._piece = ""
         self._over = False
-        """Whether no more text will come."""
+        """Whether the text is complete."""
         self._count = 0
         self._after_call = False
         self._blank = ""
-        """What has come since a call, as long as it is blank: before another call it is no text."""
+        """White space since the last call, which is dropped if another call follows."""
 
     @property
     def called(self) -> bool:
@@ -93,7 +94,7 @@ class ToolParser(ABC):
         return self._count > 0
 
     def feed(self, text: str) -> list[Delta]:
-        """What a piece of text brings."""
+        """The deltas that this piece of text completes."""
         self._text += text
         self._piece = text
         found: list[Delta] = []
@@ -102,15 +103,15 @@ class ToolParser(ABC):
         return found
 
     def end(self) -> list[Delta]:
-        """What was held back: a call that was cut off before its name is text."""
+        """The last deltas, at the end of the text. A call that was cut off before its name is text."""
         self._over = True
         found = self.feed("")
-        self._say(self._text, found)
+        self._emit(self._text, found)
         self._text = ""
         return found
 
     def _step(self, found: list[Delta]) -> bool:
-        """Go on with the text; whether there is more to do."""
+        """Make one step through the text. Returns whether another one may be possible."""
         if self._mark is None:
             return self._open(found)
         match self._read(found):
@@ -119,25 +120,25 @@ class ToolParser(ABC):
             case _Found.DONE:
                 self._mark = None
             case _Found.TEXT:
-                self._say(self._mark, found)
+                self._emit(self._mark, found)
                 self._text = self._text[len(self._mark) :]
                 self._mark = None
         return True
 
     def _open(self, found: list[Delta]) -> bool:
-        """Tell the text before the next opening mark; whether there is one."""
+        """Emit the text before the next opening mark. Returns whether there is one."""
         hits = [(self._text.find(mark), mark) for mark in self._opens]
         at, mark = min(((at, mark) for at, mark in hits if at >= 0), default=(-1, ""))
         if at < 0:
             at = len(self._text) - max(held_back(self._text, mark) for mark in self._opens)
-        self._say(self._text[:at], found)
+        self._emit(self._text[:at], found)
         self._text = self._text[at:]
         if mark:
             self._mark = mark
         return bool(mark)
 
-    def _say(self, text: str, found: list[Delta]) -> None:
-        """Emit text, but not the blank space between calls."""
+    def _emit(self, text: str, found: list[Delta]) -> None:
+        """Emit text, without white space between calls."""
         if self._after_call and not text.strip():
             self._blank += text
         elif text:
@@ -146,7 +147,7 @@ class ToolParser(ABC):
 
     @abstractmethod
     def _read(self, found: list[Delta]) -> _Found:
-        """Take what can be read of `_text`. The mark must stay its beginning if the answer is TEXT."""
+        """Consume what can be read of `_text`. With the result TEXT, `_text` must still begin with the mark."""
 
     def _begin(self, name: str, arguments: str) -> Delta:
         """The delta that begins a call."""
@@ -161,12 +162,12 @@ class ToolParser(ABC):
 
 
 class _JsonCalls(ToolParser):
-    """Objects, alone or in lists: {"name": …, "arguments": {…}}; with Mistral's newer models name{…}."""
+    """JSON objects, alone or in lists: {"name": …, "arguments": {…}}. `named`: also name{…}, as newer Mistrals."""
 
     def __init__(
         self, opens: tuple[str, ...], closes: str = "", *, named: bool = False, bare: Schemas | None = None
     ) -> None:
-        """`bare`: an answer that begins with an object is a call, if it is one of these functions."""
+        """`bare`: an object at the beginning of the answer is a call too, if it names one of these functions."""
         super().__init__(opens, closes)
         self._named = named
         self._bare = bare
@@ -194,7 +195,7 @@ class _JsonCalls(ToolParser):
         return self._state(found)
 
     def _first(self, found: list[Delta]) -> _Found:
-        """What follows the mark."""
+        """Read the text after the mark."""
         if not self._over and _FENCE_BEGINS.fullmatch(self._text, len(self._mark or "")):
             return _Found.WAIT
         lead = _LEAD.match(self._text, len(self._mark or ""))
@@ -202,13 +203,13 @@ class _JsonCalls(ToolParser):
         self._list = bool(lead[1]) or (self._mark or "").endswith("[")
         verdict = self._item(lead.end(), found)
         if verdict in (_Found.TEXT, _Found.MORE):
-            self._bare = None  # it begins only once
+            self._bare = None  # only the beginning of the answer counts
         return verdict
 
     def _next(self, found: list[Delta]) -> _Found:
-        """What follows a call."""
+        """Read the text after a call."""
         between = _BETWEEN.match(self._text)
-        assert between is not None  # noqa: S101  # likewise
+        assert between is not None  # noqa: S101  # the pattern matches any text
         at = between.end()
         if self._closes and self._text.startswith(self._closes, at):
             self._text = self._text[at + len(self._closes) :]
@@ -224,13 +225,13 @@ class _JsonCalls(ToolParser):
         return _Found.DONE
 
     def _item(self, at: int, found: list[Delta]) -> _Found:
-        """A call that begins there."""
+        """Read the call that begins at `at`."""
         if at == len(self._text):
             return _Found.TEXT if self._over else _Found.WAIT
         if self._text.startswith("{", at):
             return self._object(at, found)
         if self._named and (match := _NAMED.match(self._text, at)):
-            return self._tell(match[1], match.end(), found, bracketed=False)
+            return self._begin_streamed(match[1], match.end(), found, bracketed=False)
         if self._named and not self._over and _NAMED_BEGINS.match(self._text, at):
             return _Found.WAIT
         return _Found.TEXT
@@ -244,7 +245,7 @@ class _JsonCalls(ToolParser):
                 name = match[1].strip('"')
             if self._bare is not None and name not in self._bare:
                 return _Found.TEXT
-            return self._tell(name, match.end(), found, bracketed=True)
+            return self._begin_streamed(name, match.end(), found, bracketed=True)
         try:
             value, end = tagged.DECODER.raw_decode(self._text, at)
         except (ValueError, RecursionError):
@@ -257,8 +258,8 @@ class _JsonCalls(ToolParser):
         self._state = self._next
         return _Found.MORE
 
-    def _tell(self, name: str, end: int, found: list[Delta], *, bracketed: bool) -> _Found:
-        """A call whose arguments follow."""
+    def _begin_streamed(self, name: str, end: int, found: list[Delta], *, bracketed: bool) -> _Found:
+        """Begin a call whose arguments are streamed from `end` on."""
         found.append(self._begin(name, ""))
         self._text = self._text[end:]
         self._state, self._depth, self._bracketed = self._arguments, 0, bracketed
@@ -276,7 +277,7 @@ class _JsonCalls(ToolParser):
         return _Found.MORE
 
     def _tail(self, found: list[Delta]) -> _Found:  # noqa: ARG002  # as all states
-        """The rest of the object that the arguments were in: its brace, after other members. It may be missing."""
+        """Read the rest of the object around the arguments: other members, and a closing brace if there is one."""
         start = self._text.lstrip()
         if not start or (start.startswith(",") and not (end := _end_of_object("{" + start))):
             return _Found.DONE if self._over else _Found.WAIT
@@ -292,7 +293,7 @@ class _JsonCalls(ToolParser):
         return _Found.MORE
 
     def _scan(self) -> tuple[int, bool]:
-        """How far the text belongs to the arguments that are being read, and whether they end there."""
+        """How many characters of `_text` belong to the current arguments, and whether the arguments end there."""
         for at, character in enumerate(self._text):
             if self._escaped:
                 self._escaped = False
@@ -311,7 +312,10 @@ class _JsonCalls(ToolParser):
 
 
 def _whole(value: Any, among: Schemas | None) -> tuple[str, str] | None:
-    """A call whose parts came in another order: its name and arguments."""
+    """The name and the arguments (JSON) of a call in a complete object; None if it is not a call.
+
+    `among`: only these functions count.
+    """
     inner = value.get("function") if isinstance(value.get("function"), dict) else value
     name = inner.get("name")
     if not isinstance(name, str) or not name or (among is not None and name not in among):
@@ -324,7 +328,7 @@ def _whole(value: Any, among: Schemas | None) -> tuple[str, str] | None:
 
 
 def _end_of_object(text: str) -> int:
-    """Where the object that begins the text ends; 0 when it does not."""
+    """The end of the object that begins the text; 0 if the object is incomplete."""
     depth, at = 0, 0
     for match in re.finditer(r'"(?:[^"\\]|\\.)*"|[{}\[\]]', text, re.DOTALL):
         at = match.end()
@@ -335,12 +339,12 @@ def _end_of_object(text: str) -> int:
 
 
 def _is_closed(text: str, at: int, piece: str) -> bool:
-    """Whether the object that begins there has ended, with this piece, though it is no JSON."""
+    """Whether the object at `at` ended within the last `piece`; called for objects that are not valid JSON."""
     return "}" in piece and _end_of_object(text[at:]) > 0
 
 
 class _TaggedCalls(_JsonCalls):
-    """Calls between <tool_call> and </tool_call>: objects, <function=…> or <arg_key>; <function=…> also alone."""
+    """Calls between <tool_call> and </tool_call>: JSON, <function=…> or <arg_key>; <function=…> also without them."""
 
     def __init__(self, schemas: Schemas) -> None:
         super().__init__(("<tool_call>", "<function="), "</tool_call>")
@@ -366,7 +370,7 @@ class _TaggedCalls(_JsonCalls):
 
 
 class _PythonCalls(ToolParser):
-    """[name(key="value"), …] between two marks, which can be read when it is whole."""
+    """[name(key="value"), …] between two marks, parsed when it is complete."""
 
     def _read(self, found: list[Delta]) -> _Found:
         start = len(self._mark or "")
@@ -385,9 +389,9 @@ _CONSTANTS = {"true": True, "false": False, "null": None}
 
 
 class _Constants(ast.NodeTransformer):
-    """JSON's constants as Python's."""
+    """Replaces true, false and null by Python's constants."""
 
-    def visit_Name(self, node: ast.Name) -> ast.expr:  # ast has it so
+    def visit_Name(self, node: ast.Name) -> ast.expr:  # the name that ast.NodeTransformer requires
         return ast.Constant(_CONSTANTS[node.id]) if node.id in _CONSTANTS else node
 
 
@@ -402,7 +406,7 @@ def _python_calls(block: str) -> list[tuple[str, str]]:
 
 
 def _python_call(call: ast.expr) -> tuple[str, str]:
-    """Raises ValueError for what is no call with named arguments."""
+    """The name and the arguments (JSON) of a call. Raises ValueError unless it is a call with named arguments."""
     if not isinstance(call, ast.Call) or call.args or any(word.arg is None for word in call.keywords):
         raise ValueError
     values = {str(word.arg): ast.literal_eval(_Constants().visit(word.value)) for word in call.keywords}
@@ -433,7 +437,7 @@ PARSERS: dict[str, Style] = {
     "glm4": _OTHER_TAGS,
     "lfm2": Style(lambda _: _PythonCalls(("<|tool_call_start|>",), "<|tool_call_end|>"), True, None),
 }
-"""By the names that OVMS has for them, and one more."""
+"""The formats by name: OVMS's names for `tool_parser`, and `qwen3`."""
 
 _MARKS = (
     ("<function=", "qwen3coder"),
@@ -450,16 +454,16 @@ _MARKS = (
 
 
 def guess(template: str) -> str | None:
-    """The parser for what a template writes; None where it says nothing of calls."""
+    """The name of the parser for a chat template's format; None for a template without tool calls."""
     return next((name for mark, name in _MARKS if mark in template), None)
 
 
 def parser(name: str, tools: list[dict[str, Any]]) -> ToolParser:
-    """A parser of PARSERS for one answer."""
+    """A new parser for one answer, by its name in PARSERS and the request's `tools`."""
     functions = [tool["function"] for tool in tools]
     return PARSERS[name].make({function["name"]: function.get("parameters") or {} for function in functions})
 
 
 def _identity() -> str:
-    """Nine letters: templates of Mistral's check that."""
+    """A call's id: nine letters or digits, which Mistral's templates require."""
     return "".join(secrets.choice(_LETTERS) for _ in range(9))

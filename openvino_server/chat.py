@@ -77,7 +77,7 @@ def _content(content: Any, field: str, pictures: list[str], *, sees: bool) -> st
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
-        raise RequestError(f"{field}: must be a text or a list of parts")
+        raise RequestError(f"{field}: must be a string or a list of parts")
     told, texts = "", list[str]()
     for index, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None

@@ -1,4 +1,4 @@
-"""/v3/chat/completions and /v3/completions: OpenAI's shapes around what the worker generates."""
+"""Handlers of /v3/chat/completions and /v3/completions: generated text in the format of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["chat", "complete"]
 
-_OURS = {"model", "messages", "prompt", "tools", "tool_choice", "stream", "stream_options", "echo"}
-"""Fields that are no parameter of generation."""
+_NOT_PARAMETERS = {"model", "messages", "prompt", "tools", "tool_choice", "stream", "stream_options", "echo"}
+"""Fields that are not passed to the worker as parameters of generation."""
 
-_string = json.JSONEncoder(ensure_ascii=False).encode  # for a str it is one call of C
+_string = json.JSONEncoder(ensure_ascii=False).encode  # a single call of C code for a str
 
 
 def _dumps(value: Any) -> str:
@@ -48,7 +48,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
 
 
 async def _rendered(model: Model, body: dict[str, Any], extra: Any) -> tuple[str, list[str]]:
-    """The conversation as the model's template writes it, and the pictures that it shows. Raises RequestError."""
+    """The prompt that the model's template makes of the messages, and their pictures. Raises RequestError."""
     if extra is not None and not isinstance(extra, dict):
         raise bad_request("chat_template_kwargs", "must be an object")
     messages, pictures = conversation.messages(body.get("messages"), model.sees)
@@ -73,7 +73,7 @@ async def complete(request: web.Request) -> web.StreamResponse:
 
 def _params(body: dict[str, Any]) -> dict[str, Any]:
     fields.whole(body, "n", 1)
-    params = {name: value for name, value in body.items() if name not in _OURS and value is not None}
+    params = {name: value for name, value in body.items() if name not in _NOT_PARAMETERS and value is not None}
     most = params.pop("max_completion_tokens", None)
     if most is not None:
         params["max_tokens"] = most
@@ -103,7 +103,7 @@ async def _answer(
 
 
 class _Shape(ABC):
-    """The JSON around the texts: what does not change within an answer is written once."""
+    """The JSON around the text of an answer. The constant parts are encoded once, because each token needs them."""
 
     kind = ""
     chunk_kind = ""
@@ -121,19 +121,19 @@ class _Shape(ABC):
 
     @abstractmethod
     def head(self, index: int) -> str:
-        """What stands before a text of the choice `index`."""
+        """The text event of choice `index`, up to the JSON string."""
 
     @abstractmethod
     def tail(self, logprobs: str) -> str:
-        """What stands after it."""
+        """The rest of the text event; `logprobs` is JSON."""
 
     @abstractmethod
     def first(self, index: int) -> str:
-        """The event that opens a choice; nothing where there is none."""
+        """The event that opens a choice; "" if the format has no such event."""
 
     @abstractmethod
     def special(self, index: int, delta: dict[str, Any]) -> str:
-        """The event of a delta that is no text."""
+        """The event of a delta that is not text; "" if the format has no such event."""
 
     @abstractmethod
     def finish(self, index: int, reason: str) -> str:
@@ -141,14 +141,14 @@ class _Shape(ABC):
 
     @abstractmethod
     def logprobs(self, entries: list[dict[str, Any]] | None, index: int) -> Any:
-        """As the answer has them, from one entry a token."""
+        """The value of `logprobs` in the answer, from one entry for each token."""
 
     @abstractmethod
     def choice(self, index: int, collected: _Choice) -> dict[str, Any]:
-        """One whole choice."""
+        """One choice of an answer that is not streamed."""
 
     def usage(self, usage: Any) -> str:
-        """The event that tells it, when it was asked for."""
+        """The usage event; "" unless the request has include_usage."""
         return f"{self._usage_head}{_dumps(usage)}}}\n\n" if self._with_usage else ""
 
     def whole(self, choices: dict[int, _Choice], usage: Any) -> dict[str, Any]:
@@ -215,7 +215,7 @@ class _TextShape(_Shape):
     def tail(self, logprobs: str) -> str:
         return f',"logprobs":{logprobs},"finish_reason":null{self.shut}'
 
-    def first(self, index: int) -> str:  # noqa: ARG002  # there is none
+    def first(self, index: int) -> str:  # noqa: ARG002  # completions have no such event
         return ""
 
     def special(self, index: int, delta: dict[str, Any]) -> str:  # noqa: ARG002  # neither tools nor reasoning here
@@ -269,7 +269,7 @@ class _TokenStream(EventStream):
 
 
 class _Choice:
-    """One choice of an answer that is not streamed, as it grows."""
+    """One choice of an answer that is not streamed, collected from its events."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -279,7 +279,7 @@ class _Choice:
         self.finish: str | None = None
 
     def add(self, delta: str | dict[str, Any], logprobs: list[dict[str, Any]] | None, finish: str | None) -> None:
-        """One event."""
+        """Add one event."""
         if isinstance(delta, str):
             self.texts.append(delta)
         elif delta:
@@ -308,7 +308,7 @@ class _Collected:
         self.choices: dict[int, _Choice] = {}
 
     def take(self, payload: list[Any]) -> None:
-        """One `part` payload."""
+        """Add the events of one `part` frame."""
         for index, delta, _, logprobs, finish in payload:
             choice = self.choices.get(index)
             if choice is None:

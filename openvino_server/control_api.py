@@ -34,7 +34,7 @@ _STARTED = int(time.time())
 
 
 def version() -> str:
-    """openvino-genai's, without importing it."""
+    """The installed version of openvino-genai, read without importing it; "unknown" if it is not installed."""
     try:
         return importlib.metadata.version("openvino-genai")
     except importlib.metadata.PackageNotFoundError:
@@ -42,7 +42,7 @@ def version() -> str:
 
 
 def is_ready(registry: Registry, name: str) -> bool:
-    """Whether a model answers now."""
+    """Whether a model can answer calls now."""
     model = registry.models.get(name)
     return model is not None and model.state == AVAILABLE and not model.complaint
 
@@ -53,7 +53,7 @@ async def live(_request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """GET /v2/health/ready: 503 while a worker hangs, or one that died is not there again."""
+    """GET /v2/health/ready: 503 while a worker hangs or is being restarted."""
     return web.Response(status=200 if request.app[REGISTRY].healthy else 503)
 
 
@@ -70,8 +70,8 @@ async def models(request: web.Request) -> web.Response:
 
 
 def _entry(name: str, model: Model) -> dict[str, Any]:
-    """OpenAI's entry, vLLM's `max_model_len`, and the server's own `kind` and `capabilities`."""
-    told = {FEATURE_OF_KIND.get(model.kind), *model.ready_info.get("capabilities", ())}
+    """OpenAI's entry for a model, with vLLM's `max_model_len` and this server's `kind` and `capabilities`."""
+    found = {FEATURE_OF_KIND.get(model.kind), *model.ready_info.get("capabilities", ())}
     context = model.ready_info.get("context_length")
     return {
         "id": name,
@@ -80,7 +80,7 @@ def _entry(name: str, model: Model) -> dict[str, Any]:
         "owned_by": "local",
         **({"max_model_len": context} if context else {}),
         "kind": model.kind,
-        "capabilities": [feature for feature in FEATURES if feature in told],
+        "capabilities": [feature for feature in FEATURES if feature in found],
     }
 
 
@@ -90,7 +90,7 @@ async def config(request: web.Request) -> web.Response:
 
 
 async def reload(request: web.Request) -> web.Response:
-    """POST /v1/config/reload: read it again; 201 when that changed something, as OVMS answers. Errors are texts."""
+    """POST /v1/config/reload: apply config.json. 201 if that changed anything; errors are strings, as OVMS's are."""
     registry = request.app[REGISTRY]
     try:
         changed, failed = await registry.reload()

@@ -22,7 +22,10 @@ _REASONING = ("qwen3", "deepseek_r1", "lfm2", "think")
 
 
 class Plan(NamedTuple):
-    """How one call's answer is to be divided."""
+    """How to divide the answer of one call: the parser and the tools of its tool calls, and its reasoning.
+
+    `reasons`: it may contain reasoning; `thinking`: it begins inside it; `special`: special tokens must be decoded.
+    """
 
     parser: str | None
     tools: list[dict[str, Any]]
@@ -31,13 +34,13 @@ class Plan(NamedTuple):
     special: bool
 
     def deltas(self) -> Deltas:
-        """For one stream."""
+        """A new divider for one stream of the call."""
         made = parser(self.parser, self.tools) if self.parser else None
         return Deltas(made, self.reasons, self.thinking)
 
 
 class Dialect:
-    """The marks that a model uses: those of its options, else of its template. Raises RequestError."""
+    """The marks of a model, from its options, else its template. Raises RequestError for an unknown parser."""
 
     def __init__(self, template: str, options: dict[str, Any]) -> None:
         self._parser: str | None = options.get("tool_parser") or guess(template)
@@ -49,7 +52,7 @@ class Dialect:
         self._reasons = bool(reasoning) or THOUGHT in template
 
     def plan(self, tools: Tools, prompt: str, guided: bool) -> Plan | None:
-        """For a call; None where all of the answer is text. A grammar leaves no room for thoughts."""
+        """The plan for a call; None if all of the answer is text. A `guided` answer has no reasoning."""
         name = self._parser if tools.offered else None
         reasons = self._reasons and not guided
         if not name and not reasons:
@@ -59,7 +62,7 @@ class Dialect:
         return Plan(name, tools.offered, reasons, thinking, special)
 
     def forced(self, tools: Tools) -> list[tuple[str, str, str]]:
-        """How a model calls each of the forced tools: text before, JSON schema and text after the arguments."""
+        """Each forced tool: text before the arguments, their JSON schema, text after them. Raises RequestError."""
         if not tools.forced:
             return []
         frame = PARSERS[self._parser].frame if self._parser else None
@@ -84,21 +87,21 @@ class Deltas:
         self._thinking = thinking
         self._began = thinking
         self._held = ""
-        self._fresh = True  # blank space around thoughts is no part of them
+        self._fresh = True  # white space around reasoning is dropped
 
     def feed(self, text: str) -> list[Any]:
-        """What a piece of text brings."""
+        """The deltas that this piece of text completes."""
         if not self._reasons:
-            return self._told(text)
+            return self._plain(text)
         found: list[Any] = []
         text = self._held + text
         self._held = ""
         while text and self._reasons:
             text = self._divide(text, found)
-        return found + self._told(text)
+        return found + self._plain(text)
 
     def _divide(self, text: str, found: list[Any]) -> str:
-        """Take what is sure from the text; the rest of it, if there is more to divide."""
+        """Consume the decided part of the text into `found`. Returns the rest that can be divided further."""
         if not self._began:
             bare = text.lstrip()
             if bare.startswith(_THINK):
@@ -126,20 +129,20 @@ class Deltas:
         return rest if mark else ""
 
     def end(self) -> list[Any]:
-        """What was held back."""
+        """The last deltas, at the end of the text."""
         held, self._held = self._held, ""
         if self._thinking:
             found: list[Any] = [{"reasoning_content": held}] if held.strip() else []
         else:
-            found = self._told(held)
+            found = self._plain(held)
         return found + (self._parser.end() if self._parser is not None else [])
 
     def finish(self, reason: str) -> str:
-        """OpenAI's finish_reason."""
+        """OpenAI's finish_reason for the pipeline's `reason`: `tool_calls` after a call."""
         called = self._parser is not None and self._parser.called
         return "tool_calls" if called and reason == "stop" else reason
 
-    def _told(self, text: str) -> list[Any]:
+    def _plain(self, text: str) -> list[Any]:
         if self._fresh and self._began:
             text = text.lstrip("\n")
         if not text:

@@ -1,7 +1,7 @@
-"""The worker's ends of its two pipes: requests come on one, answers leave on the other.
+"""The worker's ends of its two pipes: one for requests, one for answers.
 
-A frame is a length of four bytes, big end first, and that many bytes of a pickled tuple. The server process is
-the only one at the other end. It writes plain values only, so that no pickle here comes from a request.
+A frame is its length (four bytes, big-endian) and a pickle of a tuple. Unpickling requests is safe: only the server
+process writes to the pipe, and only plain values.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ __all__ = ["Channel", "Frame", "Inbox", "encode", "receive"]
 Frame = tuple[Any, ...]
 
 _LENGTH = struct.Struct(">I")
-_ROOM = 1 << 20  # bytes in a pipe: a server process that is busy for a moment must not stop the model
+_ROOM = 1 << 20  # bytes of a pipe: the model must not wait for a server process that is briefly busy
 _F_SETPIPE_SZ = 1031
 
 
 def encode(frame: Frame) -> bytes:
-    """A frame as it goes over the pipe."""
+    """The bytes of a frame on the pipe."""
     body = pickle.dumps(frame, protocol=5)
     return _LENGTH.pack(len(body)) + body
 
 
 def receive(descriptor: int) -> Frame:
-    """The next frame, waited for. Raises EOFError, OSError at the end of the pipe."""
+    """Read the next frame; blocks. Raises EOFError or OSError at the end of the pipe."""
     (length,) = _LENGTH.unpack(read_exactly(descriptor, _LENGTH.size))
     frame: Frame = pickle.loads(read_exactly(descriptor, length))  # noqa: S301  # from the server process
     return frame
 
 
 class Channel:
-    """Sends answers. Blocks while the pipe is full; ends this process when the server process has ended."""
+    """The pipe for answers. If the server process has ended, a write ends this process."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -47,7 +47,7 @@ class Channel:
         _widen(descriptor)
 
     def send(self, *frames: Frame) -> None:
-        """Write some frames together. Any thread may."""
+        """Write frames in one piece. Thread-safe; blocks while the pipe is full."""
         data = memoryview(b"".join(map(encode, frames)))
         with self._lock:
             try:
@@ -58,20 +58,20 @@ class Channel:
 
 
 class Inbox:
-    """The requests that have come, read by a thread. The end of the pipe ends the process at once."""
+    """The queue of requests, filled by a thread. The end of the pipe ends this process at once."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._frames: queue.SimpleQueue[Frame] = queue.SimpleQueue()
         self.empty = self._frames.empty
-        """Whether `get` would wait."""
+        """Whether `get` would block."""
         self.get = self._frames.get
-        """The next frame, when there is one."""
+        """Remove and return the next frame; blocks."""
         self.put = self._frames.put
         """Queue a frame from this process."""
 
     def start(self) -> None:
-        """Read from now on."""
+        """Start the thread."""
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
 
     def _read(self) -> None:

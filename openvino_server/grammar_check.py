@@ -1,7 +1,7 @@
 """The grammar check: `python -m openvino_server.grammar_check`, spawned by a chat model's worker.
 
-The first frame on stdin is the model's folder, each other one a grammar. The answer to each is one text: what is
-wrong, or "". A grammar that crashes the compiler ends this process; for one that takes too long, the worker kills it.
+The first frame on stdin is the model's folder, each later one a grammar. The answer to each is one string: the error,
+or "". A grammar that crashes the compiler ends this process; the worker kills it if a grammar takes too long.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from openvino_server.trimming import trim_openvino
 
 __all__ = ["main"]
 
-_MEMORY = 4 << 30  # bytes of address space beyond what there is at the start
+_MEMORY = 4 << 30  # bytes of address space, in addition to those in use at the start
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def _complaint_about(given: tuple[Any, ...], tokenizer: Any, model: Any) -> str:
 
 
 def _words(error: Exception) -> str:
-    """The compiler's words, without the place in its source."""
+    """The compiler's error message, without the position in its source code."""
     last = (str(error).strip() or type(error).__name__).splitlines()[-1]
     _, found, words = last.partition(".cc:")
     return (words.partition(": ")[2] if found else last).strip() or last
@@ -78,7 +78,7 @@ def _bound_memory() -> None:
 
 
 def _model_of_nothing(tokenizer: Any) -> Any:
-    """A language model to which all tokens are as likely: it costs nothing, but compiles grammars as real ones do."""
+    """A minimal language model with a constant output, with which GenAI compiles grammars as for a real model."""
     import numpy as np
     import openvino
     import openvino_genai
@@ -114,4 +114,4 @@ if __name__ == "__main__":
         main()
     except (EOFError, OSError):
         pass
-    os._exit(0)  # a compiler that is busy is not waited for
+    os._exit(0)  # does not wait for a busy compiler

@@ -1,4 +1,4 @@
-"""/v3/images/generations: OpenAI's shape, with progress when it is streamed."""
+"""Handler of /v3/images/generations: OpenAI's format, with progress events in a stream."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     body = await read_object(request)
     call = _call(body)
     if fields.text(body, "response_format", "b64_json") != "b64_json":
-        raise bad_request("response_format", "only b64_json can be had")
+        raise bad_request("response_format", "only b64_json is supported")
     streamed = fields.flag(body, "stream")
     model = request.app[REGISTRY].find(body.get("model"), "text-to-image")
     async with model.use() as worker:
@@ -58,7 +58,7 @@ def _call(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _seed(body: dict[str, Any], field: str) -> int | None:
-    """The seed; None for any, which -1 says as well."""
+    """The seed; None for a random one, which -1 requests too."""
     seed = fields.whole(body, field, -1)
     return None if seed == -1 else seed
 
@@ -79,7 +79,7 @@ def _answer(result: dict[str, Any]) -> dict[str, Any]:
 
 
 class _ImageStream(EventStream):
-    """Progress, then the pictures."""
+    """Events of the progress, then one with the pictures."""
 
     def render(self, events: list[Any]) -> bytes:
         return b"".join(

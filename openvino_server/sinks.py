@@ -14,22 +14,22 @@ __all__ = ["OneResult", "Sink"]
 
 
 class Sink(Protocol):
-    """Receives the answers to one call, on the loop, without blocking. `flush` follows each batch of other calls."""
+    """Receives the answers to one call. The methods run on the loop and must not block; `flush` ends each batch."""
 
     def part(self, payload: list[Any]) -> None:
-        """Some tokens: (index, delta, token count, logprobs, finish reason) each."""
+        """New tokens, as items (index, delta, token count, logprobs, finish reason)."""
 
     def progress(self, step: int, total: int) -> None:
-        """A step of a call that has steps."""
+        """Progress: `step` of `total` is done."""
 
     def done(self, payload: dict[str, Any]) -> None:
-        """The end, with the rest of the result."""
+        """The call has succeeded; `payload` is the rest of its result."""
 
     def failed(self, error: RequestError) -> None:
-        """The end by an error."""
+        """The call has failed."""
 
     def flush(self) -> None:
-        """Nothing more has arrived for now."""
+        """The end of a batch: all frames that have arrived are handled."""
 
 
 class OneResult:

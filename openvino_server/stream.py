@@ -1,8 +1,8 @@
-"""Server-sent events to one reader, written straight from the worker's frames.
+"""Server-sent events to one client, written directly from the worker's frames.
 
-A token wakes no task: the link calls `part` and `flush`, and `flush` writes to the socket. The request's own task
-only waits for the beginning, for the end, and for a slow reader. Text that such a reader has not taken is kept in
-joined form, within a bound, and other streams continue.
+No task runs per token: the link calls `part` and `flush`, and `flush` writes to the socket. The request's own task
+only waits for the first frame, for the end, and for a slow client. Unsent text of a slow client is joined and kept up
+to a limit, while other streams continue.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ DONE = b"data: [DONE]\n\n"
 _HIGH = 256 * 1024
 """Bytes that may wait in the socket's buffer before a stream pauses."""
 _KEPT = 4 * 1024 * 1024
-"""Characters that may wait for a paused stream. More is no answer of any model's context: the call is ended."""
+"""Characters that may wait for a paused stream. A longer answer does not fit any model's context: the call is
+ended."""
 _COMPACT_EVERY = 64
 
 
@@ -77,7 +78,7 @@ class EventStream(ABC):
 
     @abstractmethod
     def closing(self, result: dict[str, Any]) -> bytes:
-        """The events that end a stream which went well."""
+        """The events at the end of a successful stream."""
 
     # Sink
 
@@ -123,7 +124,7 @@ class EventStream(ABC):
                 data = self.render(events)
             except Exception as error:  # noqa: BLE001  # other streams must still be written
                 traceback.print_exc()
-                self._error = RequestError(f"the worker's answer is not understood: {error}", 500)
+                self._error = RequestError(f"the worker's answer cannot be encoded: {error}", 500)
         if self._error is not None:
             data += b"data: " + self._error.body() + b"\n\n"
         elif self._result is not None:
@@ -138,12 +139,12 @@ class EventStream(ABC):
         self._attention.set()
 
     def _compact(self) -> None:
-        """Make one event of the texts that follow each other."""
+        """Join consecutive text events; end a stream that exceeds the limit."""
         kept: list[Any] = []
         texts: dict[int, list[str]] = {}
         size = 0
 
-        def put_together(index: int) -> None:
+        def join(index: int) -> None:
             pieces = texts.pop(index, [])
             if pieces:
                 kept.append((index, "".join(pieces), 0, None, None))
@@ -154,11 +155,11 @@ class EventStream(ABC):
                 texts.setdefault(index, []).append(delta)
                 size += len(delta)
             else:
-                put_together(index)
+                join(index)
                 kept.append(event)
                 size += 512 * (1 + len(logprobs or ()))
         for index in list(texts):
-            put_together(index)
+            join(index)
         self._events = kept
         self._compacted = len(kept)
         if size > _KEPT and self._transport is not None:

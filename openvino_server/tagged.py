@@ -1,10 +1,10 @@
-"""Tool calls that are written in tags, as Qwen3-Coder and GLM-4.5 write them.
+"""Parser of tool calls in tags, the format of Qwen3-Coder and GLM-4.5.
 
     <tool_call><function=name><parameter=key>value</parameter>…</function></tool_call>
     <tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value>…</tool_call>
 
-A value ends at the closing tag that another tag follows which may stand there: it may hold any text, closing tags
-included. What a value's text stands for depends on the function's JSON schema.
+A value may contain any text, closing tags included: it ends at the first closing tag that is followed by another tag
+of the format. The function's JSON schema decides the type of a value.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _refuse(constant: str) -> NoReturn:
 
 
 DECODER = json.JSONDecoder(strict=False, parse_constant=_refuse)
-"""Reads what a model writes: a text may hold line ends as they are, and NaN is no JSON."""
+"""Decodes JSON from models: strings may contain unescaped line breaks; NaN and Infinity are errors."""
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _FUNCTION = re.compile(r"\s*<function=([^>\n]+)>\s*")
@@ -43,7 +43,7 @@ Schemas = dict[str, dict[str, Any]]
 
 
 def begins(text: str, at: int) -> bool:
-    """Whether calls may begin there."""
+    """Whether the text from `at` on may be the beginning of a call."""
     start = text[at:].lstrip()
     tag = "<function="
     return (
@@ -55,10 +55,11 @@ def begins(text: str, at: int) -> bool:
 
 
 def calls(text: str, schemas: Schemas, *, alone: bool, over: bool) -> tuple[Calls | None, int]:
-    """The calls that begin the text, and where they end; none for text that is no call, None as long as that depends
-    on what comes.
+    """The calls at the beginning of the text, as (name, arguments in JSON), and the index of their end.
 
-    `alone`: it begins with `<function=`, and only functions of `schemas` count. `over`: no more text will come.
+    The list is empty if the text is not a call, and None while that is undecided. `schemas` are the functions'
+    parameters by name. `alone`: the text begins with `<function=`, and only functions of `schemas` count. `over`: the
+    text is complete.
     """
     at = 0 if alone else len(_OPEN)
     if _FUNCTION.match(text, at):
@@ -93,8 +94,8 @@ def _functions(text: str, at: int, schemas: Schemas, *, alone: bool, over: bool)
 
 
 def _parameters(text: str, at: int) -> tuple[dict[str, Any], int] | None:
-    """The values of a function's parameters, by name, and where it ends; None while it has not."""
-    if text.startswith("{", at):  # Llama's way
+    """The values of a function's parameters, by name, and the index of its end; None while it is incomplete."""
+    if text.startswith("{", at):  # as Llama 3.1 writes it
         try:
             value, end = DECODER.raw_decode(text, at)
         except (ValueError, RecursionError):
@@ -107,7 +108,7 @@ def _parameters(text: str, at: int) -> tuple[dict[str, Any], int] | None:
 def _values(
     text: str, at: int, begins: re.Pattern[str], ends: re.Pattern[str], closes: re.Pattern[str]
 ) -> tuple[dict[str, Any], int] | None:
-    """Values in tags by the name in `begins`, and where `closes` ends them all; None while it has not."""
+    """The values in tags, by the name in `begins`, and the index after `closes`; None while they are incomplete."""
     values: dict[str, Any] = {}
     while (head := begins.match(text, at)) is not None:
         end = ends.search(text, head.end())
@@ -120,7 +121,7 @@ def _values(
 
 
 def _named(text: str, at: int, schemas: Schemas) -> tuple[Calls, int] | None:
-    """A call by a bare name. A name without arguments counts only if it is a function's."""
+    """A call that begins with a bare name. Without arguments it counts only if `schemas` has the name."""
     head = _NAME.match(text, at)
     if head is None:
         return None
@@ -148,9 +149,10 @@ _WORDS = {"True": True, "False": False, "None": None}
 
 
 def typed(value: str, schema: Any, root: dict[str, Any]) -> Any:
-    """What a parameter's text stands for by its schema, inside `root`.
+    """The value that a parameter's text has by its schema; `root` resolves the schema's references.
 
-    Where the schema allows a string it is one, unless it is null, a list or an object, which is allowed as well.
+    A schema that allows strings yields the text itself, unless the text is a null, list or object that the schema
+    allows too.
     """
     types = set(_types(schema, root, 0))
     try:
@@ -172,7 +174,7 @@ _DEEPEST = 16
 
 
 def _types(schema: Any, root: dict[str, Any], depth: int) -> Iterator[str]:
-    """The types that a schema allows, as far as it says so."""
+    """The names of the types that a schema allows; nothing if it does not restrict them."""
     if not isinstance(schema, dict) or depth > _DEEPEST:
         return
     if schema.get("nullable") is True:

@@ -1,4 +1,4 @@
-"""/v3/embeddings (OpenAI's shape) and /v3/rerank (Cohere's)."""
+"""Handlers of /v3/embeddings (OpenAI's format) and /v3/rerank (Cohere's)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["embed", "rerank"]
 
 _FLOAT = 4
 _AT_A_TIME = 16384
-"""Numbers put into JSON before others may use the loop: about 10 ms."""
+"""Numbers encoded as JSON before the loop runs other tasks: about 10 ms."""
 
 
 async def embed(request: web.Request) -> web.Response:
@@ -38,7 +38,7 @@ async def embed(request: web.Request) -> web.Response:
         result = await worker.ask({"op": "embed", "input": texts})
     vectors: list[bytes] = result["vectors"]
     if dimensions is not None and vectors and len(vectors[0]) != dimensions * _FLOAT:
-        raise bad_request("dimensions", f"this model's vectors have {len(vectors[0]) // _FLOAT} and cannot be cut")
+        raise bad_request("dimensions", f"must be {len(vectors[0]) // _FLOAT}, the length of this model's vectors")
     data = [piece async for piece in _pieces(vectors, encoding == "base64")]
     tokens = result.get("prompt_tokens", 0)
     rest = {"model": body["model"], "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
@@ -47,7 +47,7 @@ async def embed(request: web.Request) -> web.Response:
 
 
 def _inputs(given: Any) -> list[str | int | list[int]]:
-    """Texts, tokens or lists of tokens; one text becomes a list of it."""
+    """The inputs as a list: texts, tokens or lists of tokens. Raises RequestError."""
     if isinstance(given, str):
         return [given]
     if not isinstance(given, list) or not given:
@@ -65,7 +65,7 @@ def _are_tokens(items: Iterable[Any]) -> bool:
 
 
 async def _pieces(vectors: list[bytes], as_base64: bool) -> AsyncIterator[str]:
-    """Each vector's JSON."""
+    """The JSON of each vector."""
     written = 0
     for index, vector in enumerate(vectors):
         if as_base64:

@@ -91,7 +91,7 @@ class Job:
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
-        """Ask a running job to end as soon as it can."""
+        """Request the end of a running job."""
         self._cancelled.set()
 
     def cancelled(self) -> bool:
@@ -114,7 +114,7 @@ class Pipeline(Protocol):
     facts: dict[str, Any]
 
     def run(self, job: Job) -> dict[str, Any]:
-        """The answer. Raises RequestError, or Cancelled when the job is."""
+        """Compute the answer. Raises RequestError, or Cancelled when the job was cancelled."""
 
 
 class Server(Protocol):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load"]
 
-_BATCH = 32  # texts computed together: a cancel is noticed between two batches, and memory stays bounded
+_BATCH = 32  # texts in a batch, which bounds memory; a cancel takes effect between two batches
 
 
 def load(settings: Settings) -> OneAtATime:
@@ -34,8 +34,8 @@ class _Embed:
         config = openvino_genai.TextEmbeddingPipeline.Config()
         config.pooling_type = getattr(openvino_genai.TextEmbeddingPipeline.PoolingType, pooling)
         config.normalize = bool(options.get("normalize_embeddings", True))
-        # Padding in front would move a text's positions by what its neighbours are longer; the pooling finds the last
-        # token by the attention mask.
+        # With padding on the left, the positions of a text would depend on the longer texts in its batch. The pooling
+        # finds the last token by the attention mask.
         config.padding_side = "right"
         limit = json_file(settings.path / "config.json").get("max_position_embeddings")
         self._limit: int | None = limit if isinstance(limit, int) else None
@@ -64,18 +64,18 @@ class _Embed:
         return {"vectors": vectors, "prompt_tokens": sum(counts)}
 
     def _count(self, text: str, field: str) -> int:
-        """The number of tokens of a text that are computed. Raises RequestError when there are too many."""
+        """The number of tokens of a text after truncation. Raises RequestError when there are too many."""
         if not self._limit:
             return self._tokens.count(text)
-        least = (len(text) - 1) // LONGEST_TOKEN  # dividing it into tokens takes a second for some megabytes
+        least = (len(text) - 1) // LONGEST_TOKEN  # tokenizing takes a second for some megabytes
         count = least if least > self._limit else self._tokens.count(text)
         if count > self._limit and not self._truncate:
             raise too_long(field, count, self._limit, least=least > self._limit)
         return int(min(count, self._limit))
 
     def _batches(self, counts: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """Ranges of texts that are computed together. A text without tokens of its own is computed alone:
-        openvino_tokenizers 2026.4 makes one row of a batch of such texts, however many they are."""
+        """The ranges of texts that form a batch. A text without tokens of its own is a batch by itself, because
+        openvino_tokenizers 2026.4 makes a single row of several such texts."""
         start = 0
         for place, count in enumerate(counts):
             is_empty = self._tokens.is_empty(count)
@@ -90,7 +90,7 @@ class _Embed:
 
     def _texts(self, given: Any) -> list[str]:
         if not isinstance(given, list) or not given:
-            raise RequestError("input: must be a list of texts, of tokens or of lists of tokens, and not empty")
+            raise RequestError("input: must be a list of strings, of tokens or of lists of tokens, and not empty")
         if all(isinstance(item, int) for item in given):
             return [self._tokens.text(given, "input")]
         texts = []
@@ -116,7 +116,7 @@ class Tokens:
 
     @functools.cached_property
     def _vocabulary(self) -> frozenset[int] | range:
-        """The numbers of the tokens: what the tokenizer says, else as many as the model has."""
+        """The size of the vocabulary, from the tokenizer, else from the model."""
         try:
             return frozenset(self._tokenizer.get_vocab().values())
         except RuntimeError:

@@ -1,8 +1,8 @@
-"""Structured outputs: the grammar that a call asks for, and whether it can be compiled.
+"""Structured outputs: the grammar of a call, and the check that it compiles.
 
-A grammar that does not compile would break the pipeline for all of its calls, and a malicious one crashes the
-compiler or keeps it busy without end. Therefore each is compiled first by a process of its own (`grammar_check`),
-while the model continues with its other calls.
+A grammar that does not compile would break the pipeline for all of its calls, and a malicious one can crash the
+compiler or keep it busy for ever. Therefore a separate process (`grammar_check`) compiles each grammar first, while
+the model continues with its other calls.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 __all__ = ["Grammar", "Grammars", "wanted"]
 
 _CHECK = (sys.executable, "-P", "-s", "-m", "openvino_server.grammar_check")
-_REMEMBERED = 256  # grammars known to be good
-_WITHIN = 3.0  # seconds; the model's other calls wait as long while its pipeline compiles the grammar
+_REMEMBERED = 256  # valid grammars that are remembered
+_WITHIN = 3.0  # seconds; the pipeline compiles the grammar again, and all calls of the model wait for that
 _START_WITHIN = 60.0
 
 
 class Grammar(NamedTuple):
-    """The form of an answer: the request's field that asks for it, the kind, and the grammar's text.
+    """The grammar of an answer: the field of the request that has it, its kind and its text.
 
     The kinds are json_schema, regex and grammar, and tools: a list of (text before, JSON schema, text after).
     """
@@ -47,7 +47,7 @@ class Grammar(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Identifies kind and text."""
+        """Identifies the grammar by kind and text."""
         return hashlib.sha256(json.dumps([self.kind, self.value]).encode()).hexdigest()
 
     def config(self) -> Any:
@@ -64,10 +64,10 @@ class Grammar(NamedTuple):
 
 
 class Grammars:
-    """Checks grammars by a process that starts with the first one, and remembers the good ones.
+    """Checks grammars in a process that is started for the first one, and remembers the valid ones.
 
-    `told` is called from another thread with the key of each grammar for which `is_good` was False, and with what is
-    wrong with it ("": it is good).
+    For each grammar for which `is_good` was False, `told` is called from another thread with its key and its error
+    ("" for a valid one).
     """
 
     def __init__(self, path: Path, told: Callable[[str, str], None]) -> None:
@@ -80,7 +80,7 @@ class Grammars:
         self._thread: threading.Thread | None = None
 
     def is_good(self, grammar: Grammar) -> bool:
-        """Whether it is known to be good. If not, it is checked, and `told` is called with the result."""
+        """Whether it is known to be valid. If not, the check begins, and `told` gets the result."""
         key = grammar.key
         if key in self._good:
             self._good.move_to_end(key)
@@ -90,12 +90,12 @@ class Grammars:
             self._waiting.put(grammar)
         if self._thread is None:
             thread = threading.Thread(target=self._work, name="grammars", daemon=True)
-            thread.start()  # may fail, and is tried again with the next grammar
+            thread.start()  # may fail; the next grammar starts it again
             self._thread = thread
         return False
 
     def learn(self, key: str, complaint: str) -> None:
-        """Take a result, on the thread of `is_good`. A bad one is not kept: the machine may have been the cause."""
+        """Take a result, on the thread of `is_good`. Errors are not remembered: a busy machine may be their cause."""
         self._asked.discard(key)
         if not complaint:
             self._good[key] = None
@@ -112,7 +112,7 @@ class Grammars:
             self._told(grammar.key, complaint)
 
     def _check(self, grammar: Grammar) -> str:
-        """What is wrong with a grammar; "" when it is good."""
+        """The error of a grammar; "" when it is valid."""
         if self._process is None:
             self._process = subprocess.Popen(
                 _CHECK,
@@ -130,7 +130,7 @@ class Grammars:
 
     @staticmethod
     def _ask(process: subprocess.Popen[bytes], what: Any, within: float) -> str | None:
-        """The answer; None when the process has ended, or was killed after `within` seconds."""
+        """The answer of the process; None when it has ended, or was killed after `within` seconds."""
         assert process.stdin is not None  # noqa: S101
         assert process.stdout is not None  # noqa: S101
         timer = threading.Timer(within, process.kill)
@@ -189,12 +189,12 @@ def _response_format(form: Any) -> Grammar | None:
 def _grammar(field: str, kind: str, value: Any) -> tuple[str, str]:
     if kind == "choice":
         if not isinstance(value, list) or not value or not all(isinstance(item, str) and item for item in value):
-            raise RequestError(f"{field}: must be a list of texts")
+            raise RequestError(f"{field}: must be a list of strings")
         return "grammar", "root ::= " + " | ".join(json.dumps(item, ensure_ascii=False) for item in value)
     if kind == "json_schema" and isinstance(value, dict):
         return kind, json.dumps(value, ensure_ascii=False)
     if not isinstance(value, str) or not value:
-        raise RequestError(f"{field}: must be a text{' or a schema' if kind == 'json_schema' else ''}, not empty")
+        raise RequestError(f"{field}: must be a string{' or a schema' if kind == 'json_schema' else ''}, not empty")
     if "\0" in value:
-        raise RequestError(f"{field}: has a character of number zero")
+        raise RequestError(f"{field}: must not contain the character U+0000")
     return kind, value

@@ -101,7 +101,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def _written(pixels: np.ndarray[Any, np.dtype[np.uint8]], form: str) -> bytes:
-    """A picture's file in one of IMAGE_FORMATS."""
+    """The content of a picture's file, in one of IMAGE_FORMATS."""
     from PIL import Image
 
     file = io.BytesIO()

@@ -1,9 +1,9 @@
 """Language models: all calls of a model together, by OpenVINO GenAI's ContinuousBatchingPipeline.
 
 One thread does everything, because no other one runs during a step of the pipeline: it takes the frames that have
-arrived, makes a step, and sends the new text of all streams in one frame. Each answer of a call with n > 1 is a
-request of its own to the pipeline, which would otherwise return them only when all have ended; the prompt is computed
-once and cached.
+arrived, makes a step, and sends the new text of all streams in one frame. A call with n > 1 becomes n requests to the
+pipeline, because the pipeline would return the answers of one request only after all have ended; the prompt is
+computed once and cached.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 __all__ = ["load"]
 
-_ROOM = 1 << 20  # tokens, where neither the model nor the call says how many
+_ROOM = 1 << 20  # tokens of an answer, if neither the model nor the call has a limit
 _ALL = 1 << 30
-_GATHER = 0.004  # seconds; a reader that is woken for each step of a fast model takes the cores that it computes on
+_GATHER = 0.004  # seconds between frames: a frame for each step would keep the server process busy
 
 
 def load(settings: Settings) -> _Llm:
@@ -51,7 +51,7 @@ def load(settings: Settings) -> _Llm:
 
 
 class _UncheckedError(Exception):
-    """A call has to wait until its grammar has been checked."""
+    """The call must wait for the check of its grammar."""
 
     def __init__(self, grammar: Grammar) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class _Llm:
                 continue
             del self._unchecked[number]
             if complaint:
-                error = RequestError(f"{grammar.field}: cannot be followed: {complaint}")
+                error = RequestError(f"{grammar.field}: cannot be applied: {complaint}")
                 self._frames.append(refusal(number, error))
             else:
                 self._take(frame)
@@ -173,7 +173,7 @@ class _Llm:
         if isinstance(prompts, str) or (isinstance(prompts, list) and prompts and isinstance(prompts[0], int)):
             prompts = [prompts]
         if not isinstance(prompts, list) or not prompts:
-            raise RequestError("prompt: must be a text, a list of texts or a list of tokens, not empty")
+            raise RequestError("prompt: must be a string, a list of strings or a list of tokens, not empty")
         grammar = self._checked(wanted(params))
         echo = flag(request, "echo", False)
         for index, prompt in enumerate(prompts):
@@ -199,13 +199,13 @@ class _Llm:
         if isinstance(prompt, str):
             return self._encode(prompt, special=True)
         if not isinstance(prompt, list) or not all(isinstance(token, int) for token in prompt):
-            raise RequestError("prompt: must be a text, a list of texts or a list of tokens")
+            raise RequestError("prompt: must be a string, a list of strings or a list of tokens")
         if not all(0 <= token < self._vocabulary for token in prompt):
             raise RequestError(f"prompt: the model's tokens are from 0 to {self._vocabulary - 1}")
         return openvino.Tensor(np.array([prompt], dtype=np.int64))
 
     def _encode(self, text: str, special: bool) -> Any:
-        least = len(text) // self._detokenizer.longest  # the tokenizer is slow, and stops all calls meanwhile
+        least = len(text) // self._detokenizer.longest  # tokenizing is slow and stops all calls
         if least > self._room:
             raise too_long("prompt", least, self._room, least=True)
         return self._tokenizer.encode(text, add_special_tokens=special, max_length=_ALL).input_ids
@@ -218,7 +218,7 @@ class _Llm:
         tokens = self._encode(prompt, special=False) if isinstance(prompt, str) else prompt
         count = int(tokens.shape[1])
         if not count:
-            raise RequestError("prompt: is empty, and the model needs something to go on from")
+            raise RequestError("prompt: is empty, and this model needs at least one token")
         if count >= self._room:
             raise too_long("prompt", count, self._room)
         call.prompt_tokens += count
@@ -295,7 +295,7 @@ class _Llm:
         if done and finish == "stop" and tokens and tokens[-1] in self._stop_tokens:
             tokens = tokens[:-1]
         self._fresh[stream] = None
-        if tokens and not stream.hear(tokens):
+        if tokens and not stream.feed(tokens):
             handle.stop()
             stream.end("stop", cut=True)
         elif done:

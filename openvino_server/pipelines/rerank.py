@@ -49,7 +49,7 @@ class _Rerank:
             job.check()
             counts.append(self._tokens.count(document))
         if self._tokens.is_empty(of_query) and any(map(self._tokens.is_empty, counts)):
-            raise RequestError("query: is empty, and so is a document; the model needs something to compare")
+            raise RequestError("query: the query and a document are empty; at least one must have text")
         scores = []
         for document in documents:
             job.check()

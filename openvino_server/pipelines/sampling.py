@@ -1,6 +1,6 @@
 """A call's parameters, named as OpenAI names them, as OpenVINO GenAI's GenerationConfig.
 
-The pipeline ignores names that it does not know and takes nearly any value, so all is checked here.
+The pipeline ignores unknown names and accepts nearly any value, so that everything is checked here.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Params:
 
     @staticmethod
     def _logprobs(params: Parameters) -> bool:
-        """Whether to return log probabilities. The pipeline has that of the chosen token only."""
+        """Whether to return log probabilities. The pipeline computes that of the chosen token only."""
         wanted = params.get("logprobs")
         name = "top_logprobs"
         if wanted is not None and not isinstance(wanted, bool):

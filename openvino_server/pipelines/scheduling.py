@@ -80,8 +80,8 @@ def _first(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
 def pool_tokens(pipeline: Any, settings: Settings) -> int | None:
     """The number of tokens that a KV cache of a fixed size holds; None for one that grows.
 
-    The pipeline would ignore a longer prompt, and all calls that wait behind it. It does not report the number of
-    blocks, but, when one block is in use, the share of them.
+    The pipeline would never compute a longer prompt, nor any call after it. It does not report the number of blocks;
+    the number follows from the share that one block in use takes.
     """
     if not int(settings.options.get("cache_size") or 0):
         return None

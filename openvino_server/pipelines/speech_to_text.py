@@ -20,8 +20,8 @@ RATE = 16000
 
 _WINDOW = 30 * RATE
 _LEAST = 400  # samples; the features of fewer than 201 cannot be computed
-_STEP = RATE  # samples that a window goes on by at least, whatever its segments say
-_MOST_TOKENS = 440  # of the 448 positions that a decoder has
+_STEP = RATE  # samples by which each window advances at least
+_MOST_TOKENS = 440  # a decoder has 448 positions
 _TASKS = ("transcribe", "translate")
 
 Audio = np.ndarray[Any, np.dtype[np.float32]]
@@ -63,19 +63,19 @@ class _SpeechToText:
         if words:
             self._align()
             config.word_timestamps = True
-        heard = _Heard()
+        transcript = _Transcript()
         start, total = 0, len(audio)
         while start < total or not start:
             job.check()
             job.progress(start, total)
-            start += self._hear(job, audio[start : start + _WINDOW], start, config, heard)
+            start += self._transcribe(job, audio[start : start + _WINDOW], start, config, transcript)
         job.check()
-        return heard.answer(words)
+        return transcript.answer(words)
 
     def _align(self) -> None:
-        """Word times need a pipeline that was opened for them, and is slower."""
+        """Reopen the pipeline with word times, which make it slower. Raises RequestError if the model has none."""
         if not self._can_align:
-            raise RequestError("timestamp_granularities: this model cannot tell when words were said", 501)
+            raise RequestError("timestamp_granularities: this model has no word times; use segment", 501)
         if not self._words:
             self._words = True
             self._open()
@@ -95,14 +95,14 @@ class _SpeechToText:
         if self._languages:
             config.task = task
         elif task == "translate":
-            raise RequestError("task: this model knows English only and cannot translate")
+            raise RequestError("task: this model supports English only and cannot translate")
         if temperature := number(request, "temperature", 0, 2):
             config.do_sample = True
             config.temperature = temperature
         return config
 
     def _language(self, given: Any) -> str | None:
-        """The model's token for a language; None where there is nothing to choose."""
+        """The model's token for a language; None for a model with one language. Raises RequestError."""
         name = str(given).strip("<|>").replace("_", "-").lower()
         for candidate in (name, name.partition("-")[0]):
             if candidate in self._languages:
@@ -110,21 +110,21 @@ class _SpeechToText:
         if not self._languages and name.partition("-")[0] in ("en", "english"):
             return None
         known = ", ".join(sorted(self._languages)) or "en"
-        raise RequestError(f"language: {given!r} is not a language of this model; it knows {known}")
+        raise RequestError(f"language: {given!r} is not a language of this model; use one of {known}")
 
-    def _hear(self, job: Job, window: Audio, start: int, config: Any, heard: _Heard) -> int:
-        """Hear one window; how many samples to go on by."""
+    def _transcribe(self, job: Job, window: Audio, start: int, config: Any, transcript: _Transcript) -> int:
+        """Transcribe one window into `transcript`. Returns by how many samples to advance."""
         result = self._generate(job, window, config)
-        if result.language and not heard.language:
-            heard.language = result.language.strip("<|>")
+        if result.language and not transcript.language:
+            transcript.language = result.language.strip("<|>")
             if self._languages:
-                config.language = self._languages.get(heard.language, config.language)
+                config.language = self._languages.get(transcript.language, config.language)
         offset, length = start / RATE, len(window) / RATE
         segments, through = _segments(result, length, len(window) == _WINDOW)
-        heard.segments += [(offset + begin, offset + end, text) for begin, end, text in segments]
+        transcript.segments += [(offset + begin, offset + end, text) for begin, end, text in segments]
         for word in result.words or []:
             if word.start_ts <= through:
-                heard.words.append((offset + word.start_ts, offset + word.end_ts, word.word))
+                transcript.words.append((offset + word.start_ts, offset + word.end_ts, word.word))
         return max(int(through * RATE), min(_STEP, len(window)))
 
     def _generate(self, job: Job, window: Audio, config: Any) -> Any:
@@ -142,7 +142,7 @@ class _SpeechToText:
             config.return_timestamps = True
 
 
-class _Heard:
+class _Transcript:
     """The segments and words of all windows."""
 
     def __init__(self) -> None:
@@ -151,7 +151,7 @@ class _Heard:
         self.language = ""
 
     def answer(self, words: bool) -> dict[str, Any]:
-        """The done payload."""
+        """The payload of the `done` frame."""
         found: dict[str, Any] = {
             "text": "".join(text for _, _, text in self.segments).strip(),
             "segments": [(round(begin, 2), round(end, 2), text.strip()) for begin, end, text in self.segments],
@@ -164,9 +164,9 @@ class _Heard:
 
 
 def _segments(result: Any, length: float, more: bool) -> tuple[list[Segment], float]:
-    """The segments of a window (seconds), and up to where it has been understood.
+    """The segments of a window, and where its transcribed part ends. Both in seconds.
 
-    A last segment without an end was cut by the window's: if more audio follows, it is heard again with that.
+    A last segment without an end was cut off by the window. If `more` audio follows, the next window begins with it.
     """
     chunks = [(chunk.start_ts, chunk.end_ts, chunk.text) for chunk in result.chunks or [] if chunk.text.strip()]
     if not chunks:

@@ -1,6 +1,6 @@
-"""One call to a language model while it is answered: its streams, and their parts that have not been sent yet.
+"""A running call to a language model: its streams, and their parts that have not been sent yet.
 
-The text of several steps is joined before it is sent: a fast model makes more steps than a client can read.
+The text of several steps is joined before it is sent, because a fast model makes more steps than a client can read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Call", "Part", "Stream"]
 
 Part = tuple[int, Any, int, "list[dict[str, Any]] | None", "str | None"]
-"""Index, delta (text, or an object's members), tokens, log probabilities, reason to finish."""
+"""Index, delta (text, or the members of OpenAI's delta), token count, log probabilities, finish reason."""
 
 
 class Call:
@@ -37,7 +37,7 @@ class Call:
         self.echoes: list[Part] = []
 
     def usage(self) -> dict[str, Any]:
-        """The done payload."""
+        """The payload of the call's `done` frame."""
         total = self.prompt_tokens + self.tokens
         usage = {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.tokens, "total_tokens": total}
         return {"usage": usage}
@@ -54,7 +54,7 @@ class Call:
 
 
 class Stream:
-    """One sequence of tokens on its way to text."""
+    """One generated sequence of a call, from its tokens to the parts that are sent."""
 
     def __init__(
         self, call: Call, index: int, detokenizer: Detokenizer, text: TextStream, deltas: Deltas | None
@@ -65,7 +65,7 @@ class Stream:
         self.handle: Any = None
         self.ended = False
         self.ranked = params.best_of > params.n
-        """Whether it competes with others (best_of): the best ones are sent when all have ended."""
+        """Whether only the best streams of the call are sent (best_of), after all have ended."""
         self._detokenizer = detokenizer
         self._text = text
         self._deltas = deltas
@@ -73,13 +73,13 @@ class Stream:
         self._logprobs = params.logprobs
         self._plain = deltas is None and not params.logprobs
         self._pending = ""
-        self._untold = 0  # tokens that no part counts yet
+        self._uncounted = 0  # tokens that are not in a part yet
         self._beside: list[dict[str, Any]] = []  # log probabilities for the next part
         self._parts: list[Part] = []
         self._tokens = 0
         self._score = 0.0
 
-    def hear(self, tokens: Sequence[int]) -> bool:
+    def feed(self, tokens: Sequence[int]) -> bool:
         """Take new tokens. Returns False when their text ends at a stop string."""
         text = self._text.feed(tokens)
         if not text:
@@ -96,7 +96,7 @@ class Stream:
 
     def count(self, tokens: int) -> None:
         """Count generated tokens, with or without text."""
-        self._untold += tokens
+        self._uncounted += tokens
         self.call.tokens += tokens
 
     def weigh(self, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
@@ -142,13 +142,13 @@ class Stream:
         return parts
 
     def _show(self, text: str) -> None:
-        """Make parts of text: those that a template's marks divide it into."""
+        """Add the parts into which the dialect divides the text."""
         if text:
             for delta in [text] if self._deltas is None else self._deltas.feed(text):
                 self._add(delta)
 
     def _add(self, delta: Any, finish: str | None = None) -> None:
-        self._parts.append((self.index, delta, self._untold, self._beside or None, finish))
-        self._untold = 0
+        self._parts.append((self.index, delta, self._uncounted, self._beside or None, finish))
+        self._uncounted = 0
         if self._beside:
             self._beside = []

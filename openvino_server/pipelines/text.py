@@ -1,4 +1,4 @@
-"""Tokens to text, step by step: whole characters only, without what may be the beginning of a stop string."""
+"""Incremental conversion of tokens to text, in whole characters, and detection of stop strings."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ if TYPE_CHECKING:
 __all__ = ["LONGEST_TOKEN", "Detokenizer", "StopStrings", "TextStream", "held_back"]
 
 LONGEST_TOKEN = 1024
-"""Characters that a token stands for, at most, where the tokenizer does not tell."""
+"""The longest token in bytes, for tokenizers without a vocabulary."""
 
 _TRIALS = 48  # random texts that a table of tokens must get right
 _TRIAL_TOKENS = 24
 _BROKEN = "\ufffd"
 _WINDOW = 24  # tokens that are decoded again with each new one
 _OVERLAP = 6
-_PATIENCE = 8  # tokens of a character that does not become whole
+_PATIENCE = 8  # tokens of an incomplete character, after which it is shown as U+FFFD
 
 
 class TextStream(Protocol):
     """The text of one sequence of tokens."""
 
     def feed(self, tokens: Sequence[int]) -> str:
-        """What these tokens add."""
+        """The text that these tokens complete."""
 
     def end(self) -> str:
-        """What was held back."""
+        """The rest of the text, at the end of the answer."""
 
 
 class Detokenizer:
     """Makes text streams for one model.
 
-    Most of today's vocabularies are of bytes: the text of tokens is that of their bytes put together. A table of them
-    costs a microsecond a token; the model's own detokenizer, fifty. Whether the table is right is tried out first,
-    against that detokenizer; where it is not, that one is used.
+    In most vocabularies a token is a sequence of bytes, and the text of several tokens is the concatenation of their
+    bytes. A table of these takes 1 µs for a token, the model's detokenizer 50 µs. The table is compared with the
+    detokenizer first, and is used only if both agree.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -45,16 +45,16 @@ class Detokenizer:
         self._visible: list[bytes] | None = None
         self._raw: list[bytes] = []
         self.longest = LONGEST_TOKEN
-        """Bytes of the longest token: a text has at least as many tokens as it is times longer."""
+        """Bytes of the longest token, from which a lower bound for the tokens of a text follows."""
         self._read_vocabulary()
 
     @property
     def by_table(self) -> bool:
-        """Whether the quick way is the right one."""
+        """Whether the table is used, not the model's detokenizer."""
         return self._visible is not None
 
     def stream(self, special: bool = False) -> TextStream:
-        """A new stream; with `special`, tokens that only mark something are written out as well."""
+        """A new stream; with `special`, its text includes special tokens."""
         if self._visible is not None:
             return _Table(self._raw if special else self._visible)
         return _Window(self._tokenizer, special)
@@ -70,7 +70,7 @@ class Detokenizer:
     def _read_vocabulary(self) -> None:
         try:
             vocabulary = self._tokenizer.get_vocab()
-        except RuntimeError:  # the tokenizer's file does not tell
+        except RuntimeError:  # the tokenizer has no vocabulary to read
             return
         numbers = sorted(vocabulary.values())
         if not numbers or numbers[0] < 0:
@@ -88,14 +88,14 @@ class Detokenizer:
             self._raw, self._visible = raw, visible
 
     def _agrees(self, numbers: list[int], table: list[bytes]) -> bool:
-        # No secret: the same trials each time, so that what works once always works.
+        # A fixed seed, so that a model always gets the same result.
         chance = random.Random(1)  # noqa: S311
         trials = [[chance.choice(numbers) for _ in range(_TRIAL_TOKENS)] for _ in range(_TRIALS)]
         trials += [[number, number] for number in chance.sample(numbers, min(len(numbers), 8 * _TRIALS))]
         for trial in trials:
-            told = str(self._tokenizer.decode(trial))
+            expected = str(self._tokenizer.decode(trial))
             made = b"".join([table[number] for number in trial]).decode("utf-8", "replace")
-            if told.replace(_BROKEN, "") != made.replace(_BROKEN, ""):
+            if expected.replace(_BROKEN, "") != made.replace(_BROKEN, ""):
                 return False
         return True
 
@@ -118,7 +118,7 @@ class _Table:
 
 
 class _Window:
-    """Decodes the last few tokens again each time, for what a token says depends on those before."""
+    """Decodes the last few tokens again with each new one, because the text of a token depends on those before."""
 
     def __init__(self, tokenizer: Any, special: bool) -> None:
         self._tokenizer = tokenizer
@@ -153,7 +153,7 @@ class _Window:
 
 
 class StopStrings:
-    """Ends a text at the first of some strings; holds back what may be the beginning of one."""
+    """Ends a text at the first stop string. Text that may be the beginning of one is held back."""
 
     def __init__(self, stops: Sequence[str], keep: bool = False) -> None:
         self._stops = [stop for stop in stops if stop]
@@ -161,7 +161,7 @@ class StopStrings:
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, bool]:
-        """What can be shown now, and whether the text has ended."""
+        """The text that can be shown now, and whether a stop string has ended it."""
         text = self._held + text
         found = [(text.find(stop), stop) for stop in self._stops]
         hits = sorted((at, len(stop)) for at, stop in found if at >= 0)
@@ -174,13 +174,13 @@ class StopStrings:
         return text[: len(text) - held], False
 
     def end(self) -> str:
-        """What was held back."""
+        """The rest of the text, at the end of the answer."""
         held, self._held = self._held, ""
         return held
 
 
 def held_back(text: str, mark: str) -> int:
-    """How many characters at the end of the text may begin the mark."""
+    """The number of characters at the end of the text that may be the beginning of `mark`."""
     for length in range(min(len(mark) - 1, len(text)), 0, -1):
         if text.endswith(mark[:length]):
             return length

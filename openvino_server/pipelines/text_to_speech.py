@@ -1,6 +1,6 @@
 """Text to speech: OpenVINO GenAI's Text2SpeechPipeline (SpeechT5, Kokoro).
 
-Text is spoken in pieces of whole sentences, because a long text does not fit into a model and could not be cancelled.
+Text is spoken in pieces of whole sentences: a long text does not fit into a model, and could not be cancelled.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "pieces"]
 
-_PIECE = 100  # characters spoken at once, if sentences are short; what SpeechT5 says gets worse with length
+_PIECE = 100  # characters of a piece, at most; SpeechT5 gets worse with length
 _FRAMES_OF_LETTER = 8  # of 16 ms
 _FRAMES_SPARE = 200
 _LETTERS_OF_DIGIT = 6
-_SPARE = 8  # positions that are no characters
+_SPARE = 8  # positions for tokens that are not characters
 _VOICE_VALUES = 512  # of a speaker embedding of SpeechT5
 _DEFAULT = "default"
 
@@ -62,7 +62,7 @@ class _TextToSpeech:
     def run(self, job: Job) -> dict[str, Any]:
         text = job.request.get("text")
         if not isinstance(text, str) or not text.strip():
-            raise RequestError("input: must be a text, not empty")
+            raise RequestError("input: must be a string, not empty")
         voice = self._voice(job.request.get("voice"))
         speed = fields.number(job.request, "speed", *self._speeds)
         speed = 1.0 if speed is None else speed
@@ -87,10 +87,10 @@ class _TextToSpeech:
         return {"pcm": wave.astype("<f4").tobytes(), "rate": rate}
 
     def _bounds(self, part: str) -> dict[str, Any]:
-        """How long SpeechT5 may go on where it does not find an end, as it sometimes does.
+        """The limit on the length of SpeechT5's speech, which sometimes does not end by itself.
 
-        What each frame costs grows with those before, and beyond its last position it fails. Slow speech has some
-        five frames for a letter.
+        The cost of a frame grows with its position, and after the last position the model fails. Slow speech has
+        about five frames for a letter.
         """
         if not self._frames:
             return {}
@@ -100,7 +100,7 @@ class _TextToSpeech:
 
     def _voice(self, given: Any) -> Any:
         """A speaker embedding; None for the model's own. Raises RequestError."""
-        if given in (None, "", _DEFAULT) or not self._voices:  # some clients must name a voice, and send any
+        if given in (None, "", _DEFAULT) or not self._voices:  # some clients always send a voice
             if self._is_kokoro:
                 if not self._voices:
                     raise RequestError("voice: this model needs one; configure voices with their files", 412)
@@ -112,7 +112,7 @@ class _TextToSpeech:
 
 
 def pieces(text: str, most: int) -> list[str]:
-    """Text in pieces of at most `most` characters, cut at the ends of sentences, else of words, else anywhere."""
+    """Text in pieces of at most `most` characters, divided after sentences, else after words, else anywhere."""
     found: list[str] = []
     current = ""
     for sentence in re.split(r"(?<=[.!?;:。！？；])\s+|\n+", text):
@@ -149,8 +149,8 @@ def _voice(folder: Path, path: str, shape: list[int]) -> Any:
 
 
 def _stretch(wave: Wave, speed: float, rate: int) -> Wave:
-    """Faster or slower at the same pitch, for models that know one speed: overlapping pieces of 40 ms, each taken
-    from where it goes on best with the one before (WSOLA, Verhelst and Roelands 1993)."""
+    """Change the speed but not the pitch, for models with one speed: overlapping pieces of 40 ms, each taken from
+    where it continues the one before best (WSOLA, Verhelst and Roelands 1993)."""
     size = rate // 25
     half, reach = size // 2, size // 4
     if len(wave) < 2 * size + reach:

@@ -91,7 +91,7 @@ async def test_others_go_on_while_a_grammar_keeps_the_compiler_busy(llm: Running
     with pytest.raises(CallFailed, match="cancelled"):
         await cancelled.done()
     assert not endless.result.done()
-    with pytest.raises(CallFailed, match="guided_regex: cannot be followed: the compiler ended"):
+    with pytest.raises(CallFailed, match="guided_regex: cannot be applied: the compiler ended"):
         await endless.done()
 
 

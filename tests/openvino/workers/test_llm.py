@@ -263,7 +263,7 @@ async def test_json_object_begins_as_one(llm: RunningWorker) -> None:
 )
 async def test_a_grammar_that_is_none_hurts_nobody_else(llm: RunningWorker, params: dict[str, Any]) -> None:
     neighbour = asyncio.ensure_future(llm.chat("count", max_tokens=400, ignore_eos=True))
-    with pytest.raises(CallFailed, match="cannot be followed") as told:
+    with pytest.raises(CallFailed, match="cannot be applied") as told:
         await llm.chat("count", **params)
     assert told.value.status == 400
     assert (await neighbour).text().startswith(COUNTED)
