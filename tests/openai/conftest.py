@@ -1,4 +1,4 @@
-"""A plugin in this process that is attached to a contract server."""
+"""A plugin in this process, attached to a contract server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["Attach", "Serve", "manifest_of"]
 
 
 def manifest_of(folder: Path, engine_host: str = "", **options: Any) -> Any:
-    """A manifest with all services; `options` go to its `engine:` section."""
+    """A manifest with all services and `options` in its `engine:` section."""
     services = [
         {
             "service_name": name,
@@ -54,7 +54,7 @@ def manifest_of(folder: Path, engine_host: str = "", **options: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody's keys, and no server of this machine's."""
+    """Remove keys from the environment, and ignore the well-known ports."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv(PROBE_TIMEOUT, raising=False)
     monkeypatch.setattr(discovery, "WELL_KNOWN_PORTS", {})
@@ -77,7 +77,7 @@ async def serve() -> AsyncIterator[Serve]:
 
 @pytest.fixture
 async def attach(tmp_path: Path) -> AsyncIterator[Attach]:
-    """A plugin that finds its server at an address, or at that of a contract server."""
+    """Create a plugin for a server at an address, or for a contract server."""
     async with AsyncExitStack() as stack:
 
         def make(at: Contract | str, /, **options: Any) -> Plugin:

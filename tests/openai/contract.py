@@ -1,6 +1,6 @@
-"""Servers of several makers in one: it answers as each of them is known to, and keeps what it was asked.
+"""A fake of several kinds of servers, which answers like each of them and records its requests.
 
-`kind` is one of the names of `engine.server`; "gateway" is a server of nobody's that knows a key.
+`kind` is one of the values of `engine.server`; "gateway" is an unidentified server that requires a key.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ _FASTAPI_404 = {"detail": "Not Found"}
 
 
 class Contract:
-    """What it was asked (`bodies`, `forms`, `heads`), and what it shall answer."""
+    """The requests (`bodies`, `forms`, `heads`) and the answers."""
 
     def __init__(self, kind: str, key: str = "") -> None:
         self.kind = kind
@@ -118,7 +118,7 @@ class Contract:
         return f"http://127.0.0.1:{self.port}{self.prefix}"
 
     async def start(self, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
-        """Listen on loopback; OVO on the next port, too."""
+        """Listen on loopback, for OVO also on the next port."""
         self.port = await self._listen(self._face, port, tls)
         if self.kind == "ovo":
             await self._listen(self._native, self.port + 1, None)
@@ -186,7 +186,7 @@ class Contract:
         return web.json_response(_FASTAPI_404, status=404)
 
     async def _pass_gate(self, *, hears: bool = True) -> None:
-        """Wait; who leaves meanwhile is noticed only if we do hear that."""
+        """Wait. A disconnected caller is detected only if the kind of server detects it."""
         self.asked.set()
         try:
             await self.gate.wait()
@@ -262,7 +262,7 @@ class Contract:
 
 
 def free_pair() -> int:
-    """A port that is free on loopback, and whose next is, too."""
+    """A free port on loopback whose successor is free too."""
     import socket
 
     while True:

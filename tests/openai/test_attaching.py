@@ -1,4 +1,4 @@
-"""Where the server is, who gets a key, what happens when it is not there, and that it is left as it was."""
+"""Finding the server, sending the key, and lost or missing servers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ KEY = "sk-only-for-this-test"
         ("http://0.0.0.0:8000", "http://127.0.0.1:8000", ""),
     ],
 )
-def test_base_urls(text: str, root: str, path: str) -> None:
+def test_base_url_is_parsed(text: str, root: str, path: str) -> None:
     base = BaseUrl.parse(text)
     assert (base.root, base.path) == (root, path)
 
@@ -62,7 +62,7 @@ def test_base_urls(text: str, root: str, path: str) -> None:
 @pytest.mark.parametrize(
     "text", ["ftp://host", "http://", "http://u:p@host", "http://host:port", "http://host?x=1", "http://host:99999"]
 )
-def test_what_is_no_base_url(text: str, tmp_path: Path) -> None:
+def test_invalid_base_url_is_rejected(text: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"."):
         BaseUrl.parse(text)
     with pytest.raises(ManifestError, match="base_url"):
@@ -90,28 +90,30 @@ def test_what_is_no_base_url(text: str, tmp_path: Path) -> None:
         ("http://127.0.0.1.example:8000", {"allow_plain_http": True}, True),
     ],
 )
-def test_who_gets_the_key(url: str, options: dict[str, Any], sent: bool) -> None:
+def test_key_is_sent_as_configured(url: str, options: dict[str, Any], sent: bool) -> None:
     headers = key_headers(OpenAIOptions(**options), {"OPENAI_API_KEY": KEY}, BaseUrl.parse(url))
     assert headers == ({"authorization": f"Bearer {KEY}"} if sent else {})
 
 
 @pytest.mark.promise("P21")
 @pytest.mark.parametrize("host", ["10.0.0.7", "localhost.example", "127.0.0.1.example"])
-def test_a_key_goes_to_nobody_in_plain_sight(host: str) -> None:
+def test_key_is_not_sent_unencrypted(host: str) -> None:
     with pytest.raises(PreconditionError, match=r"OPENAI_API_KEY would go .* engine\.allow_plain_http") as caught:
         key_headers(OpenAIOptions(), {"OPENAI_API_KEY": KEY}, BaseUrl.parse(f"http://{host}:8000"))
     assert KEY not in str(caught.value)
 
 
 @pytest.mark.promise("P21")
-def test_a_key_that_no_header_can_carry() -> None:
-    with pytest.raises(PreconditionError, match="OPENAI_API_KEY: holds characters") as caught:
+def test_key_with_invalid_characters_is_rejected() -> None:
+    with pytest.raises(PreconditionError, match="OPENAI_API_KEY: the key contains invalid characters") as caught:
         key_headers(OpenAIOptions(), {"OPENAI_API_KEY": f"{KEY}\r\nx: y"}, BaseUrl.parse("https://api.example"))
     assert KEY not in str(caught.value)
 
 
 @pytest.mark.promise("P21")
-async def test_a_key_on_this_machine(serve: Serve, attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_local_server_gets_the_key_if_configured(
+    serve: Serve, attach: Attach, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = await serve("gateway", key=KEY)
     with pytest.raises(AuthError, match="OPENAI_API_KEY is not set"):
         await attach(server).start("")
@@ -128,7 +130,9 @@ async def test_a_key_on_this_machine(serve: Serve, attach: Attach, monkeypatch: 
 
 
 @pytest.mark.promise("P21")
-async def test_no_key_is_sent_unasked(serve: Serve, attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_key_is_not_sent_to_local_servers_by_default(
+    serve: Serve, attach: Attach, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     server = await serve("vllm")
     await call(attach(server), "chat", **HELLO)
@@ -136,7 +140,7 @@ async def test_no_key_is_sent_unasked(serve: Serve, attach: Attach, monkeypatch:
 
 
 @pytest.mark.promise("P21")
-async def test_tls(serve: Serve, attach: Attach, tmp_path: Path) -> None:
+async def test_tls_certificate_is_verified(serve: Serve, attach: Attach, tmp_path: Path) -> None:
     identity = Identity.create()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     load_identity(context, identity, tmp_path)
@@ -151,32 +155,32 @@ async def test_tls(serve: Serve, attach: Attach, tmp_path: Path) -> None:
         await attach(url, ca_file=str(tmp_path / "none.pem")).start("")
 
 
-async def test_well_known_ports(serve: Serve, attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_server_is_found_at_a_well_known_port(
+    serve: Serve, attach: Attach, monkeypatch: pytest.MonkeyPatch
+) -> None:
     silent, other, vllm = free_pair(), await serve("llama-server"), await serve("vllm")
-    other.models[0]["id"] = 7  # no model's list
+    other.models[0]["id"] = 7  # another program
     monkeypatch.setattr(other, "root", "/elsewhere")
     monkeypatch.setattr(discovery, "WELL_KNOWN_PORTS", {silent: "A", other.port: "B", vllm.port: "C"})
     assert "vLLM" in (await attach("").check()).detail
     await vllm.stop()
-    expected = (
-        rf"at the ports {silent} \(A\), .*\(what is at {other.port} does not speak that interface\).*engine_host"
-    )
+    expected = rf"at the ports {silent} \(A\), .*\(no such API at {other.port}\).*engine_host"
     with pytest.raises(UnavailableError, match=expected):
         await attach("").start("")
     await other.stop()
     nobody = attach("")
-    with pytest.raises(UnavailableError, match=r"of this machine \(nobody listens there\)"):
+    with pytest.raises(UnavailableError, match=r"of this machine \(connection refused\)"):
         await nobody.start("")
-    assert nobody.engine.config() == EngineConfig(), "where nothing is known, nothing is told"
+    assert nobody.engine.config() == EngineConfig(), "no address is reported before the server is found"
 
 
-def test_the_address_that_the_host_is_told(attach: Attach) -> None:
+def test_config_has_the_address_of_the_server(attach: Attach) -> None:
     config = attach("http://[::1]:8000/v1").engine.config()
     assert (config["host"], config["scheme"], config["origin"]) == ("[::1]:8000", "http", "http://[::1]:8000")
 
 
-async def test_a_server_that_still_loads(attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says so of everything, or of what is asked of its model."""
+async def test_loading_server_is_reported(attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server reports it for each request, or only for those to its model."""
     listed = json.dumps({"data": [{"id": "m"}]}).encode()
     loading = json.dumps({"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}).encode()
     lists = False
@@ -208,7 +212,7 @@ async def test_a_server_that_still_loads(attach: Attach, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_who_broke_off_is_said(attach: Attach, stream: bool) -> None:
+async def test_broken_connection_is_attributed_to_the_server(attach: Attach, stream: bool) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if (await reader.readuntil(b"\r\n\r\n")).startswith(b"GET /v1/models"):
             body = json.dumps({"data": [{"id": "m"}]}).encode()
@@ -222,17 +226,17 @@ async def test_who_broke_off_is_said(attach: Attach, stream: bool) -> None:
         at = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
         plugin = attach(f"{at}/v1")
         ask = streamed if stream else call
-        expected = rf"^the server at {at}/v1 broke off in the middle of its answer\. Its own log may say why; try"
+        expected = rf"^the server at {at}/v1 broke off in the middle of its answer\. Its log may show why\. Try"
         with pytest.raises(BadGatewayError, match=expected):
             await ask(plugin, "chat", **HELLO)
 
 
-async def test_nobody_answers(attach: Attach) -> None:
+async def test_missing_server_is_reported_with_its_address(attach: Attach) -> None:
     port = free_pair()
     plugin = attach(f"http://127.0.0.1:{port}/v1")
     check = await plugin.check()
     assert check.installed
-    assert "nothing is to be installed, but" in check.detail
+    assert "no installation is needed, but" in check.detail
     expected = rf"no OpenAI-compatible server answers at http://\S+:{port}/v1 \(Connection refused\)\. Start it"
     with pytest.raises(UnavailableError, match=expected):
         await plugin.start("")
@@ -241,16 +245,16 @@ async def test_nobody_answers(attach: Attach) -> None:
     assert (await plugin.engine.health()).state is HealthState.DEAD
 
 
-async def test_a_server_that_says_nothing(attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_server_times_out(attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(discovery.PROBE_TIMEOUT, "0.1")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         plugin = attach(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
-        with pytest.raises(UnavailableError, match=r"does not answer in 0\.1 s"):
+        with pytest.raises(UnavailableError, match=r"no answer within 0\.1 s"):
             await plugin.start("")
 
 
 @pytest.mark.promise("F20", "P32")
-async def test_the_server_ends_and_comes_back(serve: Serve, attach: Attach) -> None:
+async def test_restarted_server_is_found_again(serve: Serve, attach: Attach) -> None:
     server = await serve("vllm")
     plugin = attach(server, connect_retries=0)
     await call(plugin, "chat", **HELLO)
@@ -263,7 +267,7 @@ async def test_the_server_ends_and_comes_back(serve: Serve, attach: Attach) -> N
     assert (await plugin.health()).state is HealthState.READY
 
 
-async def test_a_short_absence_is_waited_for(serve: Serve, attach: Attach) -> None:
+async def test_refused_connection_is_retried(serve: Serve, attach: Attach) -> None:
     server = await serve("vllm")
     plugin = attach(server, connect_retries=8)
     await call(plugin, "chat", **HELLO)
@@ -275,8 +279,8 @@ async def test_a_short_absence_is_waited_for(serve: Serve, attach: Attach) -> No
     assert len(server.bodies) == 2
 
 
-async def test_no_request_is_sent_twice(attach: Attach) -> None:
-    """The server takes the request and ends without a word."""
+async def test_request_is_never_sent_twice(attach: Attach) -> None:
+    """The server accepts the request and exits without an answer."""
     posts = 0
 
     async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -298,7 +302,7 @@ async def test_no_request_is_sent_twice(attach: Attach) -> None:
 
 
 @pytest.mark.promise("P7", "P32")
-async def test_a_stop_lets_go(serve: Serve, attach: Attach) -> None:
+async def test_stop_disconnects(serve: Serve, attach: Attach) -> None:
     server = await serve("vllm")
     plugin = attach(server)
     await call(plugin, "chat", **HELLO)
@@ -306,12 +310,12 @@ async def test_a_stop_lets_go(serve: Serve, attach: Attach) -> None:
     with pytest.raises(UnavailableError, match="StartEngine"):
         await call(plugin, "chat", **HELLO)
     assert (await plugin.engine.health()).state is HealthState.DEAD
-    assert list(await models(plugin)) == ["qwen3-8b"], "looking is free"
+    assert list(await models(plugin)) == ["qwen3-8b"], "finding needs no slot"
     await plugin.start("gpu")
     assert (await call(plugin, "chat", **HELLO))["model"] == "qwen3-8b"
 
 
-async def test_callers_at_once_look_once(serve: Serve, attach: Attach) -> None:
+async def test_concurrent_calls_find_the_server_once(serve: Serve, attach: Attach) -> None:
     server = await serve("vllm")
     plugin = attach(server)
     async with asyncio.timeout(LIMIT):
@@ -321,7 +325,7 @@ async def test_callers_at_once_look_once(serve: Serve, attach: Attach) -> None:
 
 
 @pytest.mark.promise("P8")
-async def test_no_more_at_once_than_allowed(serve: Serve, attach: Attach) -> None:
+async def test_parallel_limits_concurrent_requests(serve: Serve, attach: Attach) -> None:
     server = await serve("vllm")
     server.gate.clear()
     plugin = attach(server, parallel=1, max_queue=0)
@@ -335,7 +339,7 @@ async def test_no_more_at_once_than_allowed(serve: Serve, attach: Attach) -> Non
 
 
 @pytest.mark.parametrize(("status", "words"), [(302, "redirection"), (500, "it answers 500: oh no")])
-async def test_a_server_that_cannot_serve(attach: Attach, status: int, words: str) -> None:
+async def test_error_status_of_the_model_list_is_reported(attach: Attach, status: int, words: str) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         head = f"HTTP/1.1 {status} X\r\nlocation: https://elsewhere.example/\r\ncontent-length: 5\r\n\r\n"
@@ -348,7 +352,7 @@ async def test_a_server_that_cannot_serve(attach: Attach, status: int, words: st
             await attach(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}").start("")
 
 
-async def test_a_server_without_a_list(attach: Attach) -> None:
+async def test_server_without_a_model_list_is_used(attach: Attach) -> None:
     server = Contract("gateway")
     server.models = []
     await server.start()
@@ -360,7 +364,7 @@ async def test_a_server_without_a_list(attach: Attach) -> None:
         await server.stop()
 
 
-async def test_a_server_that_is_still_loading_its_models(attach: Attach) -> None:
+async def test_server_that_is_loading_its_models_is_listed_again(attach: Attach) -> None:
     server = Contract("gateway")
     all_models, server.models = server.models, server.models[:1]
     await server.start()
@@ -369,16 +373,18 @@ async def test_a_server_that_is_still_loading_its_models(attach: Attach) -> None
         await plugin.start("")
         assert list(await models(plugin)) == ["gpt-x"]
         server.models = all_models
-        assert len(await models(plugin)) == 4, "it is asked each time"
+        assert len(await models(plugin)) == 4, "the list is requested each time"
         server.models = []
         assert await models(plugin) == {}
         server.models = all_models
-        assert (await call(plugin, "embed", input="a"))["model"] == "text-embedding-x", "a miss asks again"
+        assert (await call(plugin, "embed", input="a"))["model"] == "text-embedding-x", (
+            "a missing model requests the list again"
+        )
     finally:
         await server.stop()
 
 
-async def test_a_missing_models_near_names_are_those_of_now(serve: Serve, attach: Attach) -> None:
+async def test_suggestions_for_a_missing_model_are_current(serve: Serve, attach: Attach) -> None:
     server = await serve("vllm")
     plugin = attach(server)
     await plugin.start("")
@@ -390,7 +396,7 @@ async def test_a_missing_models_near_names_are_those_of_now(serve: Serve, attach
     assert (await call(plugin, "chat", **HELLO))["model"] == "llama-8b"
 
 
-async def test_another_server_at_the_same_address(serve: Serve, attach: Attach) -> None:
+async def test_replaced_server_is_identified_again(serve: Serve, attach: Attach) -> None:
     first = await serve("vllm")
     plugin = attach(first)
     await call(plugin, "chat", **HELLO)

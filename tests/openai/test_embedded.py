@@ -1,4 +1,4 @@
-"""All services attached to our own server for OpenVINO, a process of its own with the samples, a key and TCP."""
+"""All services with the embedded server as attached server, with samples, a key and TCP."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ KEY = "only-for-this-test"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def port(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[int]:
-    """The server, all samples loaded."""
+    """The server with all samples loaded."""
     async with embedded_server(tmp_path_factory.mktemp("served"), MODELS, KEY) as address:
         yield int(address.rpartition(":")[2])
 
 
 @pytest.fixture
 async def plugin(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Plugin]:
-    """Attached; the base URL does not say that the interface is below /v3."""
+    """An attached plugin, whose base URL does not contain /v3."""
     monkeypatch.setenv("THE_KEY", KEY)
     options = {"key_variable": "THE_KEY", "send_key": "always", "base_url": f"127.0.0.1:{port}"}
     engine = OpenAIEngine(manifest_of(tmp_path / "p", **options))
@@ -50,7 +50,7 @@ async def plugin(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         await attached.aclose()
 
 
-async def test_what_it_is(plugin: Plugin, port: int) -> None:
+async def test_embedded_server_is_identified(plugin: Plugin, port: int) -> None:
     await plugin.start("")
     assert f"http://127.0.0.1:{port}/v3 serves 6 models" in (await plugin.health()).detail
     assert {name: model.kind for name, model in (await models(plugin)).items()} == {
@@ -64,7 +64,7 @@ async def test_what_it_is(plugin: Plugin, port: int) -> None:
     assert len(await plugin.running_models()) == 6
 
 
-async def test_what_it_tells_of_its_models(plugin: Plugin) -> None:
+async def test_models_have_kind_and_context(plugin: Plugin) -> None:
     found = {name: model.capabilities for name, model in (await models(plugin)).items()}
     assert (found["tiny-chat"].context_length, found["tiny-chat"].context_source) == (1024, "engine")
     assert "completion" in found["tiny-chat"].features
@@ -78,7 +78,7 @@ async def test_what_it_tells_of_its_models(plugin: Plugin) -> None:
     }
 
 
-async def test_chat(plugin: Plugin) -> None:
+async def test_chat_answers(plugin: Plugin) -> None:
     answer = await call(plugin, "chat", **HELLO)
     text = answer["choices"][0]["message"]["content"]
     assert (answer["object"], answer["model"]) == ("chat.completion", "tiny-chat")
@@ -88,18 +88,18 @@ async def test_chat(plugin: Plugin) -> None:
     assert told[-1]["usage"]["completion_tokens"] == answer["usage"]["completion_tokens"]
 
 
-async def test_generate(plugin: Plugin) -> None:
+async def test_generate_answers(plugin: Plugin) -> None:
     answer = await call(plugin, "generate", prompt=["a", "b"], max_tokens=3)
     assert [choice["index"] for choice in answer["choices"]] == [0, 1]
     assert len(await streamed(plugin, "generate", prompt="a", max_tokens=3)) > 1
 
 
-async def test_embed(plugin: Plugin) -> None:
+async def test_embed_answers(plugin: Plugin) -> None:
     answer = await call(plugin, "embed", input=["a", "b"])
     assert [len(entry["embedding"]) for entry in answer["data"]] == [32, 32]
 
 
-async def test_rerank(plugin: Plugin) -> None:
+async def test_rerank_answers(plugin: Plugin) -> None:
     request = {"query": "a", "documents": ["b", {"text": "c"}, "d"], "top_n": 2, "return_documents": True}
     results = (await call(plugin, "rerank", **request))["results"]
     scores = [result["relevance_score"] for result in results]
@@ -108,19 +108,19 @@ async def test_rerank(plugin: Plugin) -> None:
     assert {result["document"]["text"] for result in results} <= {"b", "c", "d"}
 
 
-async def test_a_picture(plugin: Plugin) -> None:
+async def test_text_to_image_answers(plugin: Plugin) -> None:
     answer = await call(plugin, "text-to-image", prompt="a", size="64*32", num_inference_steps=1, seed=5)
     assert base64.b64decode(answer["data"][0]["b64_json"]).startswith(b"\x89PNG")
 
 
-async def test_speech(plugin: Plugin) -> None:
+async def test_generated_speech_is_transcribed(plugin: Plugin) -> None:
     said = await call(plugin, "text-to-speech", text="hello")
     heard = await call(plugin, "speech-to-text", audio=said["audio"], response_format="verbose_json")
     assert heard["duration"] == pytest.approx(said["duration"], abs=0.1)
     assert isinstance(heard["segments"], list)
 
 
-async def test_live(plugin: Plugin) -> None:
+async def test_live_stream_is_transcribed(plugin: Plugin) -> None:
     async def messages() -> AsyncIterator[BidiMessage]:
         yield BidiMessage(speech(1.5), "binary", {"format": "pcm", "sample_rate": "16000"})
         yield BidiMessage(b'{"action": "finish-task"}')
@@ -133,7 +133,7 @@ async def test_live(plugin: Plugin) -> None:
 @pytest.mark.parametrize(
     ("service", "request_"), [("chat", HELLO), ("embed", {"input": "a"}), ("text-to-speech", {"text": "a"})]
 )
-async def test_a_model_that_is_not_there(plugin: Plugin, service: str, request_: dict[str, Any]) -> None:
+async def test_missing_model_is_reported(plugin: Plugin, service: str, request_: dict[str, Any]) -> None:
     with pytest.raises(ModelNotFoundError, match=r"tiny-chats'.* Did you mean tiny-chat"):
         await call(plugin, service, **request_, model="tiny-chats")
     assert "model" in await call(plugin, "embed", input="a")

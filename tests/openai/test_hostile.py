@@ -1,4 +1,4 @@
-"""Servers that break the rules, by mistake or on purpose: what they say byte by byte, over real sockets."""
+"""Faulty and malicious servers, byte by byte over real sockets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ESCAPES = "\x1b]0;title\x07\x1b[2J\x9b1m\u202e\ud800"
 
 
 def whole(body: bytes, head: str = "content-type: application/json", status: str = "200 OK") -> bytes:
-    """An answer of a known length."""
+    """An answer with its length."""
     return f"HTTP/1.1 {status}\r\ncontent-length: {len(body)}\r\n{head}\r\n\r\n".encode() + body
 
 
@@ -46,12 +46,12 @@ def listing(*entries: Any) -> bytes:
 
 
 def until_end(*pieces: bytes, head: str = "content-type: text/event-stream") -> list[bytes]:
-    """An answer that ends with its connection, sent in pieces."""
+    """An answer that ends with its connection."""
     return [f"HTTP/1.1 200 OK\r\n{head}\r\n\r\n".encode(), *pieces]
 
 
 class Hostile:
-    """Answers GET .../models with `models`, and each POST with the pieces of `answer`; `endless` is repeated then."""
+    """Answers GET …/models with `models`, and each POST with the pieces of `answer`, then `endless` repeatedly."""
 
     def __init__(self) -> None:
         self.models: bytes | list[bytes] = listing({"id": "m"})
@@ -87,7 +87,7 @@ class Hostile:
         for piece in [pieces] if isinstance(pieces, bytes) else pieces:
             writer.write(piece)
             await writer.drain()
-            await asyncio.sleep(self.pause)  # so that pieces arrive one by one
+            await asyncio.sleep(self.pause)  # pieces arrive one by one
         while self.endless:
             writer.write(self.endless)
             await writer.drain()
@@ -140,7 +140,7 @@ async def raw(plugin: Plugin) -> bytes:
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n", b"x: y\r\n" * 999, "does not end"),
     ],
 )
-async def test_heads_that_do_not_end(
+async def test_endless_head_is_rejected(
     hostile: Hostile, plugin: Plugin, begin: bytes, endless: bytes, words: str
 ) -> None:
     await models(plugin)
@@ -150,7 +150,7 @@ async def test_heads_that_do_not_end(
 
 
 @pytest.mark.parametrize("begin", [whole(b"")[:-2].replace(b"length: 0", b"length: 1" + b"0" * 12) + b"\r\n", b""])
-async def test_bodies_that_do_not_end(
+async def test_endless_body_is_rejected(
     hostile: Hostile, plugin: Plugin, begin: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine_plugin.engines.openai.exchange.ANSWER_LIMIT", 1 << 20)
@@ -160,23 +160,25 @@ async def test_bodies_that_do_not_end(
         await call(plugin, "chat", **HELLO)
     with pytest.raises(BadGatewayError, match=r"longer than|an event of over"):
         await raw(plugin)
-    assert hostile.sent < 32 << 20, "who sends without end is hung up on"
+    assert hostile.sent < 32 << 20, "the connection is closed"
 
 
-async def test_a_list_that_does_not_end(hostile: Hostile, plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_endless_model_list_is_rejected(
+    hostile: Hostile, plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(discovery, "LARGEST_JSON", 1 << 20)
     hostile.models, hostile.endless = until_end(b'{"data": ['), b'{"id": "m"},' * 1000
     with pytest.raises(UnavailableError, match="longer than 1048576 bytes"):
         await models(plugin)
 
 
-async def test_bytes_that_come_one_by_one(hostile: Hostile, plugin: Plugin) -> None:
+async def test_slow_model_list_times_out(hostile: Hostile, plugin: Plugin) -> None:
     hostile.models, hostile.pause = [bytes([byte]) for byte in listing({"id": "m"})], 0.05
-    with pytest.raises(UnavailableError, match="does not answer in 1 s"):
+    with pytest.raises(UnavailableError, match="no answer within 1 s"):
         await within(models(plugin))
 
 
-async def test_compression_that_nobody_asked_for(hostile: Hostile, plugin: Plugin) -> None:
+async def test_unrequested_compression_is_rejected(hostile: Hostile, plugin: Plugin) -> None:
     await models(plugin)
     hostile.answer = whole(gzip.compress(b"{}"), "content-encoding: gzip")
     with pytest.raises(BadGatewayError, match=r"compressed \('gzip'\)"):
@@ -187,7 +189,7 @@ async def test_compression_that_nobody_asked_for(hostile: Hostile, plugin: Plugi
 
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "307 Temporary", "308 Permanent"])
-async def test_the_key_follows_no_redirection(
+async def test_redirection_is_not_followed(
     hostile: Hostile, attach: Attach, monkeypatch: pytest.MonkeyPatch, status: str
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -206,7 +208,7 @@ async def test_the_key_follows_no_redirection(
 
 
 @pytest.mark.parametrize("kind", ["text/html", "application/octet-stream; charset=", "", "text/event-stream"])
-async def test_wrong_content_types(hostile: Hostile, plugin: Plugin, kind: str) -> None:
+async def test_wrong_content_type_is_ignored(hostile: Hostile, plugin: Plugin, kind: str) -> None:
     hostile.answer = whole(b'{"object": "chat.completion", "choices": []}', f"content-type: {kind}")
     assert (await call(plugin, "chat", **HELLO))["choices"] == []
     hostile.answer = until_end(PIECE % b"a" + b"\n\n" + DONE, head=f"content-type: {kind}")
@@ -216,7 +218,7 @@ async def test_wrong_content_types(hostile: Hostile, plugin: Plugin, kind: str) 
 @pytest.mark.parametrize(
     "body", [b"[]", b"7", b"null", b'"text"', b"", b"<html>oh</html>", b'{"a": 1', b"[" * 100_000, b"\xff\xfe{}"]
 )
-async def test_answers_that_are_no_objects(hostile: Hostile, plugin: Plugin, body: bytes) -> None:
+async def test_answer_that_is_not_an_object_is_rejected(hostile: Hostile, plugin: Plugin, body: bytes) -> None:
     hostile.answer = whole(body)
     for service, request in (
         ("chat", HELLO),
@@ -227,14 +229,14 @@ async def test_answers_that_are_no_objects(hostile: Hostile, plugin: Plugin, bod
             await call(plugin, service, **request)
 
 
-async def test_a_large_answer_that_is_no_object(hostile: Hostile, plugin: Plugin) -> None:
+async def test_large_answer_that_is_not_an_object_is_rejected(hostile: Hostile, plugin: Plugin) -> None:
     hostile.answer = whole(b"[" + b"1," * 200_000 + b"1]")
     with pytest.raises(BadGatewayError, match="not a JSON object"):
         await call(plugin, "embed", input="a")
 
 
 @pytest.mark.parametrize("body", [{"error": "no"}, {"id": 1, "error": {"message": "no"}}])
-async def test_errors_in_good_answers(hostile: Hostile, plugin: Plugin, body: dict[str, Any]) -> None:
+async def test_error_with_status_200_is_raised(hostile: Hostile, plugin: Plugin, body: dict[str, Any]) -> None:
     hostile.answer = whole(json.dumps(body).encode())
     with pytest.raises(EnginePluginError, match="no"):
         await call(plugin, "chat", **HELLO)
@@ -259,7 +261,7 @@ HEARD: list[Any] = [
 
 
 @pytest.mark.parametrize("shape", HEARD, ids=str)
-async def test_what_is_heard_wrongly(hostile: Hostile, plugin: Plugin, shape: Any) -> None:
+async def test_invalid_transcription_is_rejected(hostile: Hostile, plugin: Plugin, shape: Any) -> None:
     hostile.answer = whole(json.dumps(shape).encode())
     recording = base64.b64encode(wav(bytes(48_000))).decode()
     for more in ({}, {"response_format": "verbose_json"}):
@@ -276,7 +278,7 @@ async def test_what_is_heard_wrongly(hostile: Hostile, plugin: Plugin, shape: An
 @pytest.mark.parametrize(
     "body", [b"", b"RIFF", b"{}", wav(bytes(320))[:40], b"RIFF\xff\xff\xff\xffWAVEfmt \xff\xff\xff\xff"]
 )
-async def test_what_is_said_wrongly(hostile: Hostile, plugin: Plugin, body: bytes) -> None:
+async def test_invalid_speech_is_rejected(hostile: Hostile, plugin: Plugin, body: bytes) -> None:
     hostile.answer = whole(body, "content-type: audio/wav")
     with pytest.raises(BadGatewayError):
         await call(plugin, "text-to-speech", text="a", model="m")
@@ -285,7 +287,7 @@ async def test_what_is_said_wrongly(hostile: Hostile, plugin: Plugin, body: byte
 @pytest.mark.parametrize(
     "results", [7, [7], [{}], [{"index": 9, "relevance_score": 1}], [{"index": -1, "relevance_score": 1}]]
 )
-async def test_what_is_ranked_wrongly(hostile: Hostile, plugin: Plugin, results: Any) -> None:
+async def test_invalid_ranking_is_rejected(hostile: Hostile, plugin: Plugin, results: Any) -> None:
     hostile.answer = whole(json.dumps({"results": results}).encode())
     with pytest.raises(BadGatewayError):
         await call(plugin, "rerank", query="a", documents=["b", "c"], model="m")
@@ -295,7 +297,7 @@ async def test_what_is_ranked_wrongly(hostile: Hostile, plugin: Plugin, results:
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
-async def test_every_kind_of_line_end(hostile: Hostile, plugin: Plugin, end: bytes) -> None:
+async def test_each_line_ending_is_accepted(hostile: Hostile, plugin: Plugin, end: bytes) -> None:
     lines = [b": hello", b"", b"event: message", b"id: 1", PIECE % b"one", b"", b":", b"retry: 9", b""]
     stream = end.join([*lines, PIECE % b"two", b"", b"data: [DONE]", b"", b""])
     hostile.answer = until_end(*[stream[at : at + 7] for at in range(0, len(stream), 7)])
@@ -308,7 +310,7 @@ async def test_every_kind_of_line_end(hostile: Hostile, plugin: Plugin, end: byt
         await raw(plugin)
 
 
-async def test_characters_cut_in_two(hostile: Hostile, plugin: Plugin) -> None:
+async def test_characters_split_between_chunks_are_joined(hostile: Hostile, plugin: Plugin) -> None:
     stream = PIECE % "é🎉".encode() + b"\n\n" + DONE
     hostile.answer, hostile.pause = until_end(*[stream[at : at + 1] for at in range(len(stream))]), 0.0005
     chunks = []
@@ -328,7 +330,7 @@ async def test_characters_cut_in_two(hostile: Hostile, plugin: Plugin) -> None:
         b'event: error\ndata: {"error": {"message": "it broke"}}',
     ],
 )
-async def test_an_error_in_the_middle(hostile: Hostile, plugin: Plugin, error: bytes) -> None:
+async def test_error_in_a_stream_is_raised(hostile: Hostile, plugin: Plugin, error: bytes) -> None:
     first = PIECE % b"one" + b"\n\n"
     hostile.answer = until_end(first + error + b"\n\n" + PIECE % b"two" + b"\n\n" + DONE)
     heard = b""
@@ -339,7 +341,7 @@ async def test_an_error_in_the_middle(hostile: Hostile, plugin: Plugin, error: b
     assert heard == first
 
 
-async def test_words_that_look_like_an_error_or_an_end(hostile: Hostile, plugin: Plugin) -> None:
+async def test_text_that_looks_like_an_error_or_end_is_content(hostile: Hostile, plugin: Plugin) -> None:
     words = rb"\n\ndata: {\"error\": {}}\n\ndata: [DONE]\n\n"
     stream = PIECE % words + b'\n\ndata: {"error": null, "choices": []}\n\n'
     hostile.answer = until_end(stream + DONE)
@@ -349,7 +351,7 @@ async def test_words_that_look_like_an_error_or_an_end(hostile: Hostile, plugin:
         await raw(plugin)
 
 
-async def test_an_end_that_is_said_twice(hostile: Hostile, plugin: Plugin) -> None:
+async def test_second_end_marker_is_ignored(hostile: Hostile, plugin: Plugin) -> None:
     first = PIECE % b"one" + b"\n\n"
     hostile.answer = until_end(first + DONE + DONE + first)
     assert await raw(plugin) == first + DONE
@@ -357,7 +359,7 @@ async def test_an_end_that_is_said_twice(hostile: Hostile, plugin: Plugin) -> No
     assert await raw(plugin) == first + DONE
 
 
-async def test_a_server_that_stays_after_the_end(hostile: Hostile, plugin: Plugin) -> None:
+async def test_stream_ends_at_its_marker_although_the_server_stays(hostile: Hostile, plugin: Plugin) -> None:
     hostile.answer, hostile.stays = until_end(PIECE % b"one" + b"\n\n" + DONE), True
     hostile.models = listing({"id": "m"})
     async with asyncio.timeout(LIMIT):
@@ -365,13 +367,13 @@ async def test_a_server_that_stays_after_the_end(hostile: Hostile, plugin: Plugi
 
 
 @pytest.mark.parametrize("end", [b"data: [DONE]", b"data: [DONE]\n", b"data:[DONE]\r\n"])
-async def test_an_end_without_an_empty_line(hostile: Hostile, plugin: Plugin, end: bytes) -> None:
+async def test_end_marker_without_an_empty_line_is_accepted(hostile: Hostile, plugin: Plugin, end: bytes) -> None:
     first = PIECE % b"one" + b"\n\n"
     hostile.answer = until_end(first, end)
     assert await raw(plugin) == first + end.strip() + b"\n\n"
 
 
-async def test_no_end(hostile: Hostile, plugin: Plugin) -> None:
+async def test_stream_without_end_marker_fails(hostile: Hostile, plugin: Plugin) -> None:
     hostile.answer = until_end(PIECE % b"one" + b"\n\n")
     with pytest.raises(BadGatewayError, match="before it was done"):
         await raw(plugin)
@@ -398,7 +400,7 @@ async def test_no_end(hostile: Hostile, plugin: Plugin) -> None:
         b'data: {"choices": ' + b"[" * 5000,
     ],
 )
-async def test_events_that_cannot_be_put_together(hostile: Hostile, attach: Attach, event: bytes) -> None:
+async def test_events_that_cannot_be_assembled_are_rejected(hostile: Hostile, attach: Attach, event: bytes) -> None:
     hostile.answer = until_end(event + b"\n\n" + DONE)
     with pytest.raises(BadGatewayError):
         await call(attach(hostile.url, server="other", assemble="always"), "chat", **HELLO)
@@ -410,12 +412,12 @@ async def test_events_that_cannot_be_put_together(hostile: Hostile, attach: Atta
 @pytest.mark.parametrize(
     "name", ["a\x00b", "a\nb", f"a{ESCAPES}", "x" * 1_000_000, "", "\ud800", "\u202egnp.exe", "a\x9bm"]
 )
-async def test_names_that_nobody_could_write(hostile: Hostile, plugin: Plugin, name: str) -> None:
+async def test_unprintable_model_name_is_ignored(hostile: Hostile, plugin: Plugin, name: str) -> None:
     hostile.models = listing({"id": name}, {"id": "m"})
     assert list(await models(plugin)) == ["m"]
 
 
-async def test_a_name_that_is_a_path_is_a_name(hostile: Hostile, plugin: Plugin) -> None:
+async def test_model_name_like_a_path_is_accepted(hostile: Hostile, plugin: Plugin) -> None:
     name = "../../../etc/passwd"
     hostile.models = listing({"id": name}, {"id": "mlx/a b%2f?x#y"})
     assert set(await models(plugin)) == {name, "mlx/a b%2f?x#y"}
@@ -424,7 +426,7 @@ async def test_a_name_that_is_a_path_is_a_name(hostile: Hostile, plugin: Plugin)
     assert hostile.heads[-1].startswith(b"POST /v1/chat/completions HTTP/1.1\r\n")
 
 
-async def test_a_hundred_thousand_models(hostile: Hostile, plugin: Plugin) -> None:
+async def test_model_list_is_limited(hostile: Hostile, plugin: Plugin) -> None:
     hostile.models = listing(*({"id": f"model-{number}"} for number in range(100_000)))
     async with asyncio.timeout(LIMIT):
         assert 0 < len(await models(plugin)) <= 5000
@@ -437,7 +439,7 @@ WRONG: list[Any] = [None, True, -1, 1e300, "x" * 100_000, ESCAPES, [], [7], {}, 
 
 
 @pytest.mark.parametrize("kind", ["vllm", "llama-server", "lmstudio", "ovms", "other"])
-async def test_wrong_types_everywhere(hostile: Hostile, attach: Attach, kind: str) -> None:
+async def test_wrong_types_in_reports_are_ignored(hostile: Hostile, attach: Attach, kind: str) -> None:
     keys = (
         "object",
         "created",
@@ -463,7 +465,7 @@ async def test_wrong_types_everywhere(hostile: Hostile, attach: Attach, kind: st
 
 
 @pytest.mark.parametrize("body", [b"[" * 100_000, b'{"data": 7}', b'{"data": {"id": "m"}}', b"7", b"\xff", b"{}"])
-async def test_what_is_no_list(hostile: Hostile, plugin: Plugin, body: bytes) -> None:
+async def test_invalid_model_list_is_rejected(hostile: Hostile, plugin: Plugin, body: bytes) -> None:
     hostile.models = whole(body)
     assert await models(plugin) == {}
 
@@ -479,7 +481,7 @@ async def test_what_is_no_list(hostile: Hostile, plugin: Plugin, body: bytes) ->
         lambda words: words,
     ],
 )
-async def test_words_that_would_move_a_cursor(
+async def test_control_characters_in_an_error_are_escaped(
     hostile: Hostile, plugin: Plugin, status: str, shape: Callable[[str], Any]
 ) -> None:
     await models(plugin)
@@ -490,7 +492,7 @@ async def test_words_that_would_move_a_cursor(
     assert len(str(caught.value)) < 2000
 
 
-async def test_words_in_a_stream_that_would_move_a_cursor(hostile: Hostile, plugin: Plugin) -> None:
+async def test_control_characters_in_a_stream_error_are_escaped(hostile: Hostile, plugin: Plugin) -> None:
     error = {"error": {"message": ESCAPES + "it broke", "code": 400}}
     hostile.answer = until_end(b"data: " + json.dumps(error).encode() + b"\n\n")
     with pytest.raises(InvalidRequestError, match="it broke") as caught:
@@ -498,7 +500,7 @@ async def test_words_in_a_stream_that_would_move_a_cursor(hostile: Hostile, plug
     assert str(caught.value).isprintable()
 
 
-async def test_who_hangs_up_at_any_byte(hostile: Hostile, plugin: Plugin) -> None:
+async def test_disconnect_at_any_byte_is_reported(hostile: Hostile, plugin: Plugin) -> None:
     await models(plugin)
     answer = whole(b'{"object": "chat.completion", "choices": []}')
     for end in range(0, len(answer), 5):

@@ -1,4 +1,4 @@
-"""Each kind of server: told apart, its models known, its quirks met."""
+"""Adapters: identification, models and differences of each kind of server."""
 
 from __future__ import annotations
 
@@ -44,34 +44,36 @@ async def pull(plugin: Plugin, **request: Any) -> list[Any]:
         return [event async for event in events]
 
 
-async def test_vllm(serve: Serve, attach: Attach) -> None:
+async def test_vllm_is_identified(serve: Serve, attach: Attach) -> None:
     plugin = attach(await serve("vllm"))
     await plugin.start("")
     assert await plugin.version() == "0.11.0"
     [model] = (await models(plugin)).values()
     assert (model.name, model.kind, model.modified_at.year) == ("qwen3-8b", "chat", 2023)
     assert (model.capabilities.context_length, model.capabilities.context_source) == (40960, "engine")
-    assert model.capabilities.features == ("completion", "tools", "thinking"), "the family's, since vLLM tells none"
+    assert model.capabilities.features == ("completion", "tools", "thinking"), (
+        "from the family, since vLLM reports none"
+    )
     assert [one.name for one in await plugin.running_models()] == ["qwen3-8b"]
     assert "vLLM at http://127.0.0.1" in (await plugin.health()).detail
 
 
-async def test_vllm_publishes_its_routes(serve: Serve, attach: Attach) -> None:
+async def test_vllm_services_come_from_its_routes(serve: Serve, attach: Attach) -> None:
     server = await serve("vllm")
     plugin = attach(server)
     with pytest.raises(
         UnsupportedError, match=r"vLLM at http\S+ does not support embed\. It supports: chat, generate"
     ):
         await call(plugin, "embed", input="a")
-    assert server.paths == [], "not even asked"
+    assert server.paths == [], "not requested"
 
 
-async def test_llama_server(serve: Serve, attach: Attach) -> None:
+async def test_llama_server_is_identified(serve: Serve, attach: Attach) -> None:
     server = await serve("llama-server")
     plugin = attach(server)
     [model] = (await models(plugin)).values()
     assert (model.size, model.details.parameter_size, model.details.format) == (4_912_898_304, "8.03B", "gguf")
-    assert model.capabilities.context_length == 8192, "of a slot, not what it was trained with"
+    assert model.capabilities.context_length == 8192, "of a slot, not of the training"
     assert model.capabilities.features == ("completion", "tools", "thinking", "vision")
     request = {"query": "a", "documents": ["x", {"text": "y"}, "z"], "top_n": 2, "return_documents": True}
     results = (await call(plugin, "rerank", **request))["results"]
@@ -83,10 +85,10 @@ async def test_llama_server(serve: Serve, attach: Attach) -> None:
         await call(plugin, "text-to-image", prompt="a")
     with pytest.raises(UnsupportedError, match="does not support text-to-image"):
         await call(plugin, "text-to-image", prompt="a")
-    assert server.paths.count("/v1/images/generations") == 1, "what it lacks is remembered"
+    assert server.paths.count("/v1/images/generations") == 1, "a missing service is remembered"
 
 
-async def test_a_switch_that_is_missing(serve: Serve, attach: Attach) -> None:
+async def test_missing_option_of_llama_server_is_named(serve: Serve, attach: Attach) -> None:
     server = await serve("llama-server")
     words = "This server does not support embeddings. Start it with `--embeddings`"
     server.refusal = (501, {"error": {"code": 501, "message": words, "type": "not_supported_error"}})
@@ -94,7 +96,7 @@ async def test_a_switch_that_is_missing(serve: Serve, attach: Attach) -> None:
         await call(attach(server), "embed", input="a")
 
 
-async def test_lm_studio(serve: Serve, attach: Attach) -> None:
+async def test_lm_studio_is_identified(serve: Serve, attach: Attach) -> None:
     server = await serve("lmstudio")
     plugin = attach(server)
     found = await models(plugin)
@@ -105,21 +107,21 @@ async def test_lm_studio(serve: Serve, attach: Attach) -> None:
     assert gemma.loaded.context_length == 4096
     assert (nomic.kind, nomic.loaded) == ("embed", None)
     assert [model.name for model in await plugin.running_models()] == ["gemma-3"]
-    assert (await call(plugin, "embed", input="a"))["model"] == "nomic", "the one of the service's kind"
+    assert (await call(plugin, "embed", input="a"))["model"] == "nomic", "the model of the service's kind"
     await plugin.load_model("gemma-3")
     assert len(server.bodies) == 1
     await plugin.load_model("nomic")
     assert server.bodies[-1] == {"model": "nomic", "input": "a"}
 
 
-async def test_lm_studio_says_errors_in_good_answers(serve: Serve, attach: Attach) -> None:
+async def test_lm_studio_error_with_status_200_is_raised(serve: Serve, attach: Attach) -> None:
     server = await serve("lmstudio")
     plugin = attach(server, server="other")
     with pytest.raises(UnsupportedError, match="does not support rerank"):
         await call(plugin, "rerank", query="a", documents=["b"], model="gemma-3")
 
 
-async def test_ovo_streams_no_tools(serve: Serve, attach: Attach) -> None:
+async def test_ovo_answers_tools_without_a_stream(serve: Serve, attach: Attach) -> None:
     server = await serve("ovo")
     plugin = attach(server)
     request = {**HELLO, "tools": TOOLS, "stream_options": {"include_usage": True}}
@@ -135,7 +137,9 @@ async def test_ovo_streams_no_tools(serve: Serve, attach: Attach) -> None:
     assert server.bodies[1]["stream"] is True
 
 
-async def test_what_ovo_ignores(serve: Serve, attach: Attach, caplog: pytest.LogCaptureFixture) -> None:
+async def test_fields_that_ovo_ignores_are_logged(
+    serve: Serve, attach: Attach, caplog: pytest.LogCaptureFixture
+) -> None:
     server = await serve("ovo")
     plugin = attach(server)
     with caplog.at_level(logging.WARNING):
@@ -145,7 +149,7 @@ async def test_what_ovo_ignores(serve: Serve, attach: Attach, caplog: pytest.Log
         "seed: OVO ignores this field",
         "stop: OVO ignores this field",
     ]
-    with pytest.raises(UnsupportedError, match="response_format: OVO does not keep to one"):
+    with pytest.raises(UnsupportedError, match="response_format: OVO does not support it"):
         await call(plugin, "chat", **HELLO, response_format={"type": "json_object"})
 
 
@@ -157,7 +161,7 @@ async def test_what_ovo_ignores(serve: Serve, attach: Attach, caplog: pytest.Log
         ({"detail": [{"loc": ["body", "messages"], "msg": "is wrong"}]}, "messages: is wrong"),
     ],
 )
-async def test_the_shapes_of_errors(serve: Serve, attach: Attach, shape: Any, words: str) -> None:
+async def test_each_error_format_is_parsed(serve: Serve, attach: Attach, shape: Any, words: str) -> None:
     server = await serve("ovo")
     server.refusal = (400, shape)
     with pytest.raises(InvalidRequestError, match=words) as caught:
@@ -165,7 +169,7 @@ async def test_the_shapes_of_errors(serve: Serve, attach: Attach, shape: Any, wo
     assert "secret" not in str(caught.value)
 
 
-async def test_ovo_fetches_models(serve: Serve, attach: Attach) -> None:
+async def test_ovo_pulls_models(serve: Serve, attach: Attach) -> None:
     server = await serve("ovo")
     plugin = attach(server)
     name = "mlx-community/Other"
@@ -182,7 +186,7 @@ async def test_ovo_fetches_models(serve: Serve, attach: Attach) -> None:
     assert (await pull(plugin, model=here))[-1] == Success(here, 2_300_000_000, "")
 
 
-async def test_ovo_tells_where_a_model_comes_from(serve: Serve, attach: Attach) -> None:
+async def test_missing_model_of_ovo_suggests_a_pull(serve: Serve, attach: Attach) -> None:
     server = await serve("ovo")
     server.refusal = (404, {"error": {"message": "model not found: mlx-community/Other"}})
     with pytest.raises(ModelNotFoundError) as caught:
@@ -191,7 +195,7 @@ async def test_ovo_tells_where_a_model_comes_from(serve: Serve, attach: Attach) 
     assert "PullModel mlx-community/Other" in str(caught.value)
 
 
-async def test_ovms(serve: Serve, attach: Attach) -> None:
+async def test_ovms_is_identified(serve: Serve, attach: Attach) -> None:
     server = await serve("ovms")
     plugin = attach(server)
     assert await plugin.version() == "2026.1"
@@ -200,17 +204,17 @@ async def test_ovms(serve: Serve, attach: Attach) -> None:
     assert server.bodies == [{"model": "tiny", "prompt": "a", "size": "64x32", "rng_seed": 3}]
 
 
-async def test_kinds_that_are_told_are_not_guessed(serve: Serve, attach: Attach) -> None:
+async def test_reported_kind_overrides_the_guess(serve: Serve, attach: Attach) -> None:
     server = await serve("ovms")
     told = {"kind": "embed", "capabilities": ["embedding", 7], "max_model_len": 512}
     server.models = [{**server.models[0], **told, "id": "whisper"}, {"id": "tiny-embed", "kind": ["chat"]}]
     found = await models(attach(server))
     assert (found["whisper"].kind, found["whisper"].capabilities.context_length) == ("embed", 512)
     assert found["whisper"].capabilities.features == ("embedding",)
-    assert found["tiny-embed"].kind == "embed", "what it says is no kind"
+    assert found["tiny-embed"].kind == "embed", "an invalid kind is ignored"
 
 
-async def test_any_other_server(serve: Serve, attach: Attach) -> None:
+async def test_unidentified_server_is_used(serve: Serve, attach: Attach) -> None:
     server = await serve("gateway", prefix="/llm")
     plugin = attach(server)
     found = await models(plugin)
@@ -230,14 +234,14 @@ async def test_any_other_server(serve: Serve, attach: Attach) -> None:
     assert "response_format" not in server.bodies[-1]
 
 
-async def test_what_the_configuration_knows_better(serve: Serve, attach: Attach) -> None:
+async def test_configured_properties_override_reported_ones(serve: Serve, attach: Attach) -> None:
     known = [{"name": "qwen3*", "context_length": 1000, "capabilities": ["completion"]}]
     [model] = (await models(attach(await serve("vllm"), models=known))).values()
     assert (model.capabilities.context_length, model.capabilities.context_source) == (1000, "configuration")
     assert model.capabilities.features == ("completion",)
 
 
-async def test_a_model_that_is_not_there(serve: Serve, attach: Attach) -> None:
+async def test_missing_model_is_reported(serve: Serve, attach: Attach) -> None:
     server = await serve("vllm")
     server.refusal = (404, {"error": {"message": "The model `qwen3-8` does not exist.", "type": "NotFoundError"}})
     plugin = attach(server)
@@ -249,20 +253,20 @@ async def test_a_model_that_is_not_there(serve: Serve, attach: Attach) -> None:
 
 
 @pytest.mark.promise("P32")
-async def test_what_belongs_to_somebody_else(serve: Serve, attach: Attach) -> None:
+async def test_attached_server_is_not_managed(serve: Serve, attach: Attach) -> None:
     plugin = attach(await serve("vllm"))
     assert "attached to vLLM" in (await plugin.check()).detail
-    with pytest.raises(UnsupportedError, match="belongs to whoever runs it"):
+    with pytest.raises(UnsupportedError, match="with its own commands"):
         await plugin.install(cover=False)
-    with pytest.raises(UnsupportedError, match="belongs to whoever runs it"):
+    with pytest.raises(UnsupportedError, match="with its own commands"):
         await plugin.upgrade()
     with pytest.raises(UnsupportedError, match="belongs to vLLM at http"):
         await plugin.delete_model("qwen3-8b")
     with pytest.raises(UnsupportedError, match="vLLM at http"):
         await plugin.unload_model("qwen3-8b")
-    with pytest.raises(UnsupportedError, match="nothing can be pulled to it"):
+    with pytest.raises(UnsupportedError, match="does not support pulls"):
         await pull(plugin, model="other")
     assert await pull(plugin, model="qwen3-8b") == [
-        Status(f"{plugin.engine._held.where} has qwen3-8b"),  # type: ignore[attr-defined]  # of this engine
+        Status(f"{plugin.engine._connection.where} has qwen3-8b"),  # type: ignore[attr-defined]  # of this engine
         Success("qwen3-8b", 0, ""),
     ]

@@ -1,4 +1,4 @@
-"""The services on servers of several makers: what is streamed, cancelled, heard and said."""
+"""The services on several kinds of servers: streams, cancellation, errors and speech."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 RECORDING = base64.b64encode(wav(bytes(48_000))).decode()
 
 
-async def test_a_stream_passes_untouched(serve: Serve, attach: Attach) -> None:
+async def test_stream_is_passed_unchanged(serve: Serve, attach: Attach) -> None:
     server = await serve("vllm")
     server.stream = b'data: {"a":  1}\n\n: a comment\n\ndata: [DONE]\n\n'
     async with attach(server).stream("chat", json.dumps(HELLO).encode()) as chunks:
@@ -33,7 +33,7 @@ async def test_a_stream_passes_untouched(serve: Serve, attach: Attach) -> None:
     assert server.bodies[0]["stream"] is True
 
 
-async def test_generate_streamed(serve: Serve, attach: Attach) -> None:
+async def test_generate_is_streamed(serve: Serve, attach: Attach) -> None:
     told = await streamed(attach(await serve("vllm")), "generate", prompt="a")
     assert [event["choices"][0]["text"] for event in told] == ["one ", "two"]
 
@@ -49,7 +49,7 @@ async def test_generate_streamed(serve: Serve, attach: Attach) -> None:
         (b'data: {"a": 1}\n\ndata: {"b"', "inside an event"),
     ],
 )
-async def test_a_stream_that_fails(serve: Serve, attach: Attach, stream: bytes, words: str) -> None:
+async def test_failed_stream_raises(serve: Serve, attach: Attach, stream: bytes, words: str) -> None:
     server = await serve("vllm")
     server.stream = stream
     chunks = b""
@@ -61,13 +61,13 @@ async def test_a_stream_that_fails(serve: Serve, attach: Attach, stream: bytes, 
     assert "x.py" not in str(caught.value)
 
 
-async def test_what_does_not_stream(serve: Serve, attach: Attach) -> None:
+async def test_other_services_do_not_stream(serve: Serve, attach: Attach) -> None:
     plugin = attach(await serve("gateway"))
     with pytest.raises(UnsupportedError, match="InvokeService"):
         await streamed(plugin, "text-to-image", prompt="a", model="m")
 
 
-async def test_nothing_of_the_request_is_lost(serve: Serve, attach: Attach) -> None:
+async def test_request_fields_are_passed_on(serve: Serve, attach: Attach) -> None:
     server = await serve("vllm")
     more = {"top_k": 3, "chat_template_kwargs": {"enable_thinking": False}, "seed": 7}
     await call(attach(server), "chat", **HELLO, **more, keep_alive=None, stream=True)
@@ -84,7 +84,7 @@ async def test_nothing_of_the_request_is_lost(serve: Serve, attach: Attach) -> N
         ("llama-server", "generate", {"prompt": "a"}),
     ],
 )
-async def test_a_cancelled_call_reaches_the_server(
+async def test_cancelled_call_reaches_the_server(
     serve: Serve, attach: Attach, maker: str, service: str, request_: dict[str, Any]
 ) -> None:
     server = await serve(maker)
@@ -101,7 +101,7 @@ async def test_a_cancelled_call_reaches_the_server(
 
 @pytest.mark.parametrize("options", [{}, {"assemble": "always"}, {"assemble": "never"}])
 @pytest.mark.parametrize("maker", ["llama-server", "gateway"])
-async def test_a_whole_answer_is_the_same_however_it_is_asked_for(
+async def test_assembled_answer_equals_a_whole_one(
     serve: Serve, attach: Attach, maker: str, options: dict[str, Any]
 ) -> None:
     server = await serve(maker)
@@ -115,7 +115,7 @@ async def test_a_whole_answer_is_the_same_however_it_is_asked_for(
         assert ("stream_options" in server.bodies[-1]) is streamed_
 
 
-async def test_a_server_that_does_not_know_how_to_stream(serve: Serve, attach: Attach) -> None:
+async def test_whole_answer_is_converted_to_a_stream(serve: Serve, attach: Attach) -> None:
     server = await serve("gateway")
     server.streams = False
     assert (await call(attach(server, assemble="always"), "chat", **HELLO))["model"] == "gpt-x"
@@ -126,7 +126,7 @@ async def test_a_server_that_does_not_know_how_to_stream(serve: Serve, attach: A
         await streamed(attach(server), "chat", **HELLO)
 
 
-async def test_noise_in_a_stream_is_left_out(serve: Serve, attach: Attach) -> None:
+async def test_ignored_events_are_dropped(serve: Serve, attach: Attach) -> None:
     server = await serve("llama-server")
     piece = b'data: {"choices": [{"index": 0, "text": "a"}]}\n\n'
     server.stream = piece + b"data: null\n\n" + piece + b"data: [DONE]\n\n"
@@ -149,7 +149,7 @@ async def test_noise_in_a_stream_is_left_out(serve: Serve, attach: Attach) -> No
         (500, "<html><body>oh</body></html>", BadGatewayError, "500"),
     ],
 )
-async def test_what_servers_complain_of(
+async def test_error_of_a_server_is_mapped(
     serve: Serve, attach: Attach, status: int, shape: Any, error: type[Exception], words: str
 ) -> None:
     server = await serve("vllm")
@@ -161,7 +161,7 @@ async def test_what_servers_complain_of(
 # Speech
 
 
-async def test_a_recording(serve: Serve, attach: Attach) -> None:
+async def test_recording_is_transcribed(serve: Serve, attach: Attach) -> None:
     server = await serve("gateway")
     plugin = attach(server)
     answer = await call(plugin, "speech-to-text", audio=RECORDING, language="en", response_format="verbose_json")
@@ -180,7 +180,7 @@ async def test_a_recording(serve: Serve, attach: Attach) -> None:
     assert (server.forms[1]["file"], server.paths[1]) == ("audio.ogg", "/v1/audio/translations")
 
 
-async def test_a_model_that_gives_the_text_alone(serve: Serve, attach: Attach) -> None:
+async def test_model_without_segments_returns_text(serve: Serve, attach: Attach) -> None:
     server = await serve("gateway")
     server.refuses_details = True
     plugin = attach(server)
@@ -188,11 +188,11 @@ async def test_a_model_that_gives_the_text_alone(serve: Serve, attach: Attach) -
         answer = await call(plugin, "speech-to-text", audio=RECORDING)
         assert answer["segments"] == [{"id": 0, "start": 0.0, "end": 1.5, "text": "one"}]
     forms = [form["response_format"] for form in server.forms]
-    assert forms == ["verbose_json", "json", "json"], "it is remembered"
+    assert forms == ["verbose_json", "json", "json"], "the model is remembered"
     assert "timestamp_granularities[]" not in server.forms[1]
 
 
-async def test_live(serve: Serve, attach: Attach) -> None:
+async def test_live_stream_is_transcribed(serve: Serve, attach: Attach) -> None:
     server = await serve("gateway")
     plugin = attach(server)
     sound = silence(0.5) + spoken(0, 6) + silence(1)
@@ -212,7 +212,7 @@ async def _converse(plugin: Plugin, messages: AsyncIterator[BidiMessage]) -> lis
         return [json.loads(answer.data)["header"]["event"] async for answer in answers]
 
 
-async def test_a_voice(serve: Serve, attach: Attach) -> None:
+async def test_speech_is_generated(serve: Serve, attach: Attach) -> None:
     server = await serve("gateway")
     plugin = attach(server, voice="alloy")
     answer = await call(plugin, "text-to-speech", text="hello")
@@ -223,7 +223,7 @@ async def test_a_voice(serve: Serve, attach: Attach) -> None:
     assert server.bodies[1]["voice"] == "own"
 
 
-async def test_speech_that_the_server_lacks(serve: Serve, attach: Attach) -> None:
+async def test_missing_speech_endpoint_is_reported(serve: Serve, attach: Attach) -> None:
     plugin = attach(await serve("llama-server"))
     with pytest.raises(UnsupportedError, match="does not support speech-to-text"):
         await call(plugin, "speech-to-text", audio=RECORDING)
@@ -236,10 +236,10 @@ async def test_speech_that_the_server_lacks(serve: Serve, attach: Attach) -> Non
     ("maker", "sent"), [("llama-server", [-1]), ("lmstudio", [-1]), ("vllm", [None]), ("gateway", [])]
 )
 @pytest.mark.parametrize(("service", "field"), [("generate", "max_tokens"), ("chat", "max_completion_tokens")])
-async def test_no_limit_of_tokens_is_sent_in_each_servers_form(
+async def test_unlimited_tokens_are_sent_in_each_servers_format(
     serve: Serve, attach: Attach, maker: str, sent: list[int | None], service: str, field: str
 ) -> None:
-    """A completion of vLLM without the field would have 16 tokens."""
+    """Without the field, a completion of vLLM has at most 16 tokens."""
     server = await serve(maker)
     request = {"prompt": "a"} if service == "generate" else HELLO
     await call(attach(server), service, **request, **{field: -1})
@@ -248,7 +248,7 @@ async def test_no_limit_of_tokens_is_sent_in_each_servers_form(
 
 
 @pytest.mark.promise("S13")
-async def test_a_suffix_that_a_server_ignores_is_refused(serve: Serve, attach: Attach) -> None:
+async def test_suffix_that_a_server_ignores_is_rejected(serve: Serve, attach: Attach) -> None:
     plugin = attach(await serve("llama-server"))
     with pytest.raises(InvalidRequestError, match=r"^suffix: llama-server does not support it"):
         await call(plugin, "generate", prompt="a", suffix="b")
@@ -256,8 +256,8 @@ async def test_a_suffix_that_a_server_ignores_is_refused(serve: Serve, attach: A
 
 
 @pytest.mark.promise("S13")
-async def test_a_recording_without_its_end_is_marked_as_truncated(serve: Serve, attach: Attach) -> None:
-    """Also where the server gets it as it came."""
+async def test_truncated_recording_is_marked(serve: Serve, attach: Attach) -> None:
+    """Also if the server gets the original file."""
     plugin = attach(await serve("gateway"))
     whole = wav(spoken(0, 3))
     for sound, truncated in ((whole, None), (whole[:-2000], True), (b"\xff\xfb\x90\x64" + bytes(100), True)):

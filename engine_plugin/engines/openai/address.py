@@ -1,4 +1,4 @@
-"""Where a server's REST is: base URLs as people write them."""
+"""Parses the base URLs of servers."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 __all__ = ["VERSIONS", "BaseUrl"]
 
 VERSIONS = ("/v1", "/v3", "")
-"""Where the interface may lie below a root, in the order in which a base URL that does not say is tried."""
+"""The paths that are tried, in this order, for a base URL without a version."""
 
 _PORTS = {"http": 80, "https": 443}
 _PATH = re.compile(
     r"(?P<prefix>.*?)(?P<version>/v[0-9]+)?"
     r"(?:/(?:chat/completions|completions|embeddings|models|rerank|responses))?"
 )
-_LOCAL = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # where servers listen, not we
+_LOCAL = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # addresses that servers listen on
 
 
 @dataclass(frozen=True, slots=True)
 class BaseUrl:
-    """A server's root and, below it, its interface: `http://host:8000` + `prefix` + `version` + `/models`.
+    """A server's base URL: `http://host:8000` + `prefix` + `version` + `/models`.
 
-    `version` is `/v1`, `/v3` or the like; "" when the interface lies at the root, None when nobody has said.
-    `source` says in words who named it.
+    `version` is `/v1`, `/v3` or the like, "" for an API at the root, None if unknown. `source` names the setting that
+    the URL comes from, for messages.
     """
 
     scheme: str
@@ -42,16 +42,16 @@ class BaseUrl:
 
     @classmethod
     def parse(cls, text: str, source: str = "") -> Self:
-        """From `host:8000`, `https://host/llm/v1/` or the URL of one of its calls. Raises ValueError."""
+        """Parse `host:8000`, `https://host/llm/v1/` or the URL of an endpoint. Raises ValueError."""
         text = text.strip()
         parts = urlsplit(text if "://" in text else f"http://{text}")
         if parts.scheme not in _PORTS:
-            raise ValueError(f"{parts.scheme[:32]}:// is no scheme of such servers: use http or https")
+            raise ValueError(f"unsupported scheme {parts.scheme[:32]}://; use http or https")
         host, port = parts.hostname, parts.port  # the port may raise ValueError
         if not host or any(character.isspace() for character in text):
-            raise ValueError("it names no host")
+            raise ValueError("the host is missing")
         if "@" in parts.netloc or parts.query or parts.fragment:
-            raise ValueError("a base URL has neither credentials nor a query: keys come from the environment")
+            raise ValueError("credentials and queries are not allowed; set the key in the environment")
         found = _PATH.fullmatch(re.sub(r"/+", "/", parts.path).rstrip("/"))
         prefix, version = (found["prefix"], found["version"]) if found else ("", None)
         port = _PORTS[parts.scheme] if port is None else port
@@ -59,12 +59,12 @@ class BaseUrl:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it is on this machine, for certain."""
+        """Whether the host is certainly this machine."""
         return self.host.endswith(".localhost") or is_loopback_host(self.host)
 
     @property
     def authority(self) -> str:
-        """Host and port, as a URL has them: `[::1]:8000`."""
+        """Host and port as in a URL: `[::1]:8000`."""
         return f"{self._name}:{self.port}"
 
     @property
@@ -73,20 +73,20 @@ class BaseUrl:
 
     @property
     def root(self) -> str:
-        """The server's root, for people: `https://host/llm`."""
+        """The root URL for messages: `https://host/llm`."""
         port = "" if self.port == _PORTS[self.scheme] else f":{self.port}"
         return f"{self.scheme}://{self._name}{port}{self.prefix}"
 
     @property
     def path(self) -> str:
-        """The path below which the interface lies: `/llm/v1`."""
+        """The path of the API: `/llm/v1`."""
         return self.prefix + (self.version or "")
 
     @property
     def url(self) -> str:
-        """The base URL, for people."""
+        """The base URL for messages."""
         return self.root + (self.version or "")
 
     def at_version(self, version: str) -> Self:
-        """The same root with the interface at `version`."""
+        """The same root with the API at `version`."""
         return replace(self, version=version)

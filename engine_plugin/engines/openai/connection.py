@@ -1,4 +1,4 @@
-"""The server that the engine is attached to: looked for when it is needed, and again when it may have changed."""
+"""The connection to the attached server: found on demand, and again when the server may have changed."""
 
 from __future__ import annotations
 
@@ -10,96 +10,99 @@ from engine_plugin.engines.local.single_flight import SharedWork
 from engine_plugin.errors import EnginePluginError
 
 if TYPE_CHECKING:
-    from engine_plugin.engines.openai.discovery import Attachment, Finder
+    from engine_plugin.engines.openai.discovery import AttachedServer, ServerFinder
 
-__all__ = ["HeldServer"]
+__all__ = ["ServerConnection"]
 
 _STALE = 300.0
-"""Seconds after which a server is looked at again."""
+"""Seconds after which the server is inspected again."""
 
 
-class HeldServer:
-    """What `finder` found, for as long as it is there. Owned by the engine, used from one event loop."""
+class ServerConnection:
+    """The server that `finder` found. Owned by the engine, used from one event loop."""
 
-    def __init__(self, finder: Finder) -> None:
+    def __init__(self, finder: ServerFinder) -> None:
         """No I/O."""
-        self.attachment: Attachment | None = None
-        """The server that was found last; None: it is to be looked for."""
-        self.let_go = False
-        """Whether nothing is to be asked of it until the next `look_anew`."""
+        self.attachment: AttachedServer | None = None
+        """The server; None: find it at the next call."""
+        self.is_released = False
+        """Whether calls are rejected until the next `reconnect`."""
         self._finder = finder
-        self._finding: SharedWork[Attachment] = SharedWork("looking for the server")
-        self._listing: SharedWork[Attachment] = SharedWork("asking the server for its models")
+        self._finding: SharedWork[AttachedServer] = SharedWork("looking for the server")
+        self._model_list: SharedWork[AttachedServer] = SharedWork("asking the server for its models")
 
     @property
     def where(self) -> str:
-        """The server for people, whether or not it was found."""
+        """The server in messages, found or not."""
         if self.attachment is not None:
             return self.attachment.title
         return self._finder.named.url if self._finder.named is not None else "a server on this machine"
 
-    async def get(self, *, for_call: bool = True) -> Attachment:
-        """The server, looked at not too long ago. `for_call`: not while it is let go. Raises as `Finder.find`."""
-        self._require_held(for_call=for_call)
+    async def get(self, *, for_call: bool = True) -> AttachedServer:
+        """The server, inspected recently. `for_call`: raise EngineNotRunningError while disconnected.
+
+        Raises the errors of `ServerFinder.find`.
+        """
+        self._require_connected(for_call=for_call)
         found = self.attachment
         return found if found is not None and not _is_stale(found) else await self._look()
 
-    async def listed(self, *, for_call: bool = True) -> Attachment:
-        """The server with the models that it has now: it may load and lose some at any time. Raises as `get`."""
-        self._require_held(for_call=for_call)
-        return await self._listing.run(self._list)
+    async def listed(self, *, for_call: bool = True) -> AttachedServer:
+        """The server with its current models, which can change at any time. Raises like `get`."""
+        self._require_connected(for_call=for_call)
+        return await self._model_list.run(self._list)
 
-    async def look_anew(self) -> None:
-        """Look for it now, and hold it again after `release`. Raises as `Finder.find`."""
-        self.let_go = False
+    async def reconnect(self) -> None:
+        """Find the server and allow calls again after `disconnect`. Raises the errors of `ServerFinder.find`."""
+        self.is_released = False
         await self._look()
 
-    async def release(self) -> None:
-        """Let it go until the next `look_anew`; what is under way there breaks off."""
-        self.let_go = True
+    async def disconnect(self) -> None:
+        """Disconnect until the next `reconnect`; running requests are broken off."""
+        self.is_released = True
         await self._finding.cancel()
-        await self._listing.cancel()
+        await self._model_list.cancel()
         self.forget()
 
-    def forget(self, only: Attachment | None = None) -> None:
-        """Look for a server anew; `only`: unless another has been found already."""
+    def forget(self, only: AttachedServer | None = None) -> None:
+        """Find the server again at the next call; with `only`, unless another one was found since."""
         before = self.attachment
         if before is not None and only in (None, before):
             self.attachment = None
             before.http.close()
 
-    def close_if_lost(self, attachment: Attachment) -> None:
-        """Close what a call has used to its end, where another was found or none is held: nobody else will."""
+    def close_if_replaced(self, attachment: AttachedServer) -> None:
+        """Close the client of a server that a call has used, if the connection no longer owns it."""
         if self.attachment is not attachment:
             attachment.http.close()
 
-    def _require_held(self, *, for_call: bool) -> None:
-        if for_call and self.let_go:
+    def _require_connected(self, *, for_call: bool) -> None:
+        if for_call and self.is_released:
             raise catalogue.ENGINE_NOT_RUNNING.error()
 
-    async def _list(self) -> Attachment:
+    async def _list(self) -> AttachedServer:
         known = self.attachment
         if known is None or _is_stale(known):
             return await self._look()
         try:
-            same = await self._finder.list_again(known)
+            same = await self._finder.refresh_models(known)
         except EnginePluginError:
             self.forget(known)
             raise
         return known if same else await self._look()
 
-    async def _look(self) -> Attachment:
+    async def _look(self) -> AttachedServer:
         return await self._finding.run(self._find)
 
-    async def _find(self) -> Attachment:
+    async def _find(self) -> AttachedServer:
         before = self.attachment
         try:
-            found = await (self._finder.find() if before is None else self._finder.look_again(before))
+            found = await (self._finder.find() if before is None else self._finder.find_again(before))
         except EnginePluginError:
             self.forget()
             raise
-        if self.let_go:
-            found.http.close()  # asked for by who only wants to know; nothing is kept
+        if self.is_released:
+            found.http.close()  # a status query while disconnected; keep no connection
             return found
         self.attachment = found
         if before is not None:
@@ -107,5 +110,5 @@ class HeldServer:
         return found
 
 
-def _is_stale(attachment: Attachment) -> bool:
+def _is_stale(attachment: AttachedServer) -> bool:
     return time.monotonic() - attachment.at >= _STALE

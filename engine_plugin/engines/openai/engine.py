@@ -1,4 +1,4 @@
-"""The engine for servers that speak OpenAI's REST: it finds one, and talks to it. The server is somebody else's."""
+"""The engine for attached servers with OpenAI's REST API."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from engine_plugin.download.events import Status, Success
 from engine_plugin.engines.base import Engine, Health, HealthState, not_bidirectional
 from engine_plugin.engines.local.admission import Admission
 from engine_plugin.engines.openai import requests
+from engine_plugin.engines.openai.adapters.ovo import pull_events
 from engine_plugin.engines.openai.address import BaseUrl
-from engine_plugin.engines.openai.connection import HeldServer
-from engine_plugin.engines.openai.discovery import Finder
+from engine_plugin.engines.openai.client import AudioClient
+from engine_plugin.engines.openai.connection import ServerConnection
+from engine_plugin.engines.openai.discovery import ServerFinder
 from engine_plugin.engines.openai.errors import complaint_of_body
-from engine_plugin.engines.openai.exchange import Turn, model_missing, no_service
+from engine_plugin.engines.openai.exchange import Exchange, PeekedResponse, model_missing, no_service
 from engine_plugin.engines.openai.options import OpenAIOptions
-from engine_plugin.engines.openai.peeked import Begun
 from engine_plugin.engines.openai.requests import PATHS, STREAMED
-from engine_plugin.engines.openai.servers.ovo import pulled
-from engine_plugin.engines.openai.voices import AudioClient
 from engine_plugin.engines.options import option_problems, read_options
 from engine_plugin.errors import (
     BadGatewayError,
@@ -51,7 +50,7 @@ if TYPE_CHECKING:
 
     from engine_plugin.download.events import PullEvent
     from engine_plugin.engines.base import Progress
-    from engine_plugin.engines.openai.servers.base import Found, Server
+    from engine_plugin.engines.openai.adapters.base import ServerAdapter, ServerModel
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest
     from engine_plugin.messages import BidiMessage
@@ -59,8 +58,8 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenAIEngine"]
 
-_PATIENCE = 60.0  # for an answer that takes no computing
-_LATEST = 253_402_300_799  # the last second that a datetime has
+_NATIVE_TIMEOUT = 60.0  # for requests without computation
+_LATEST = 253_402_300_799  # the last second of a datetime
 _SPEECH_PATHS = {
     "transcribe": PATHS["speech-to-text"],
     "translate": "/audio/translations",
@@ -69,9 +68,9 @@ _SPEECH_PATHS = {
 
 
 class OpenAIEngine(Engine):
-    """`Engine` on a server that is attached to when it is first needed, and looked for again when it has gone.
+    """`Engine` on an attached server, which is found at the first call and again after it was lost.
 
-    StartEngine looks for it at once; StopEngine lets go of it until the next StartEngine.
+    StartEngine finds it at once; StopEngine disconnects until the next StartEngine.
     """
 
     services: ClassVar[frozenset[str]] = frozenset(KIND_OF_SERVICE)
@@ -82,49 +81,49 @@ class OpenAIEngine(Engine):
         if problem := _host_problem(manifest):
             raise ManifestError([problem])
         environ = child_environ(os.environ)
-        self._finder = Finder(options, manifest.provider.engine_host, environ)
+        self._finder = ServerFinder(options, manifest.provider.engine_host, environ)
         self._decoder = Decoder(None, environ, options.audio)
         self._admission = Admission(options.parallel, options.max_queue)
-        self._held = HeldServer(self._finder)
+        self._connection = ServerConnection(self._finder)
         self._plain_models: set[str] = set()
 
     @staticmethod
     def check_options(manifest: Manifest) -> Sequence[Problem]:
-        """What is wrong with the `engine:` section, and with engine_host. Called by `engine-plugin lint`."""
+        """Check the `engine:` section and engine_host. Called by `engine-plugin lint`."""
         problem = _host_problem(manifest)
         return [*option_problems(OpenAIOptions, manifest), *([problem] if problem else [])]
 
     # Software
 
     async def check(self) -> EngineCheck:
-        """There is nothing to install: whether a server answers is for `start` and `health` to say."""
+        """Always installed; `start` and `health` check whether a server answers."""
         try:
-            attachment = await self._held.get(for_call=False)
+            attachment = await self._connection.get(for_call=False)
         except EnginePluginError as error:
-            return EngineCheck(installed=True, detail=f"nothing is to be installed, but {error}")
+            return EngineCheck(installed=True, detail=f"no installation is needed, but {error}")
         return EngineCheck(installed=True, detail=f"attached to {attachment.title}")
 
-    async def install(self, progress: Progress, *, cover: bool) -> str:  # noqa: ARG002  # nothing is installed
-        raise self._not_ours("nor installs")
+    async def install(self, progress: Progress, *, cover: bool) -> str:  # noqa: ARG002  # no installation
+        raise self._not_managed("nor installs")
 
     async def upgrade(self, progress: Progress) -> str:  # noqa: ARG002
-        raise self._not_ours("nor upgrades")
+        raise self._not_managed("nor upgrades")
 
-    def _not_ours(self, does: str) -> UnsupportedError:
+    def _not_managed(self, does: str) -> UnsupportedError:
         return UnsupportedError(
-            f"this engine neither starts {does} a server: {self._held.where} belongs to whoever runs it. Start, stop "
-            "and upgrade it with its own commands"
+            f"this engine neither starts {does} servers. Start, stop and upgrade {self._connection.where} with "
+            "its own commands"
         )
 
     async def init_env(self) -> None:
         await in_thread(private_data_dir, self.manifest.data_dir)
 
     async def version(self) -> str:
-        attachment = await self._held.get(for_call=False)
-        return attachment.seen.version or f"unknown ({attachment.title})"
+        attachment = await self._connection.get(for_call=False)
+        return attachment.info.version or f"unknown ({attachment.title})"
 
     def config(self) -> EngineConfig:
-        attachment = self._held.attachment
+        attachment = self._connection.attachment
         base = self._finder.named if attachment is None else attachment.base
         if base is None:
             return EngineConfig()
@@ -132,34 +131,34 @@ class OpenAIEngine(Engine):
 
     # Life
 
-    async def start(self, mode: str) -> None:  # noqa: ARG002  # the server decides where it computes
+    async def start(self, mode: str) -> None:  # noqa: ARG002  # the server chooses its device
         await self.init_env()
-        await self._held.look_anew()
+        await self._connection.reconnect()
 
     async def stop(self) -> None:
-        await self._held.release()
+        await self._connection.disconnect()
 
     async def health(self) -> Health:
-        if self._held.let_go:
+        if self._connection.is_released:
             return Health.dead(catalogue.ENGINE_NOT_RUNNING.error())
         try:
-            attachment = await self._held.get()
+            attachment = await self._connection.get()
             await self._finder.require_alive(attachment)
         except EnginePluginError as error:
-            self._held.forget()
+            self._connection.forget()
             return Health.dead(error)
-        return Health(HealthState.READY, f"{attachment.title} serves {len(attachment.seen.models)} models")
+        return Health(HealthState.READY, f"{attachment.title} serves {len(attachment.info.models)} models")
 
     # Models
 
     async def list_models(self) -> Sequence[ModelInfo]:
-        attachment = await self._held.listed(for_call=False)
-        return [self._info(found) for found in attachment.seen.models]
+        attachment = await self._connection.listed(for_call=False)
+        return [self._info(found) for found in attachment.info.models]
 
     async def running_models(self) -> Sequence[ModelInfo]:
         return [model for model in await self.list_models() if model.loaded is not None]
 
-    def _info(self, found: Found) -> ModelInfo:
+    def _info(self, found: ServerModel) -> ModelInfo:
         details = ModelDetails(
             found.format,
             found.family,
@@ -190,7 +189,7 @@ class OpenAIEngine(Engine):
         )
 
     async def pull_model(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
-        attachment = await self._held.listed()
+        attachment = await self._connection.listed()
         name = request.model
         here = attachment.model(name)
         if here is not None and not request.source:
@@ -199,62 +198,62 @@ class OpenAIEngine(Engine):
             return
         if not attachment.server.pulls:
             raise UnsupportedError(
-                f"model: {attachment.title} has its own models, and nothing can be pulled to it from here. Add "
-                f"{name} with the server's own commands; ListModels shows what there is"
+                f"model: {attachment.title} does not support pulls. Add {name} with the server's own commands; "
+                "ListModels lists its models"
             )
-        http = self._finder.client(attachment, attachment.base.port + 1)
-        turn = Turn(self._held, self._finder, attachment, "", name)
+        http = self._finder.open_client(attachment, attachment.base.port + 1)
+        exchange = Exchange(self._connection, self._finder, attachment, "", name)
 
         async def native(method: str, path: str, body: bytes | None = None) -> Any:
             try:
-                async with asyncio.timeout(_PATIENCE), http.request(method, path, body) as response:
+                async with asyncio.timeout(_NATIVE_TIMEOUT), http.request(method, path, body) as response:
                     data = await response.read(ERROR_LIMIT)
             except TimeoutError:
-                raise PullError(f"model: {attachment.title} did not answer {path} in {_PATIENCE:g} s") from None
+                raise PullError(f"model: {attachment.title} did not answer {path} in {_NATIVE_TIMEOUT:g} s") from None
             if response.status not in (200, 201, 202):
-                raise turn.of(complaint_of_body(response.status, data))
+                raise exchange.error_of(complaint_of_body(response.status, data))
             return answer_object(data)
 
         body = json.dumps({"repo_id": request.source or name}).encode()
         try:
-            async with aclosing(pulled(native, name, body)) as events:
+            async with aclosing(pull_events(native, name, body)) as events:
                 async for event in events:
                     yield event
         finally:
             http.close()
-            self._held.forget(attachment)  # its list of models has changed
+            self._connection.forget(attachment)  # the list of models has changed
 
     async def delete_model(self, name: str) -> None:
-        attachment = await self._held.get()
+        attachment = await self._connection.get()
         raise UnsupportedError(
             f"model: {name} belongs to {attachment.title}; delete it with the server's own commands"
         )
 
     async def load_model(self, name: str) -> None:
-        """Servers load their models themselves, at their start or when a request comes: then one is sent."""
-        attachment = await self._held.listed()
+        """Send a small request if the server loads models on demand; other servers load them at their start."""
+        attachment = await self._connection.listed()
         found = attachment.model(name)
         if found is None:
             raise model_missing(attachment, name)
-        if found.loaded is not None or not attachment.server.loads_when_asked:
+        if found.loaded is not None or not attachment.server.loads_on_demand:
             return
         if found.likely_kind == "embed":
             await self.call("embed", {"model": name, "input": "a"})
         else:
             messages = [{"role": "user", "content": "a"}]
             await self.call("chat", {"model": name, "messages": messages, "max_tokens": 1})
-        self._held.forget(attachment)
+        self._connection.forget(attachment)
 
     async def unload_model(self, name: str) -> None:
-        attachment = await self._held.get()
-        raise UnsupportedError(f"model: {attachment.title} decides itself how long {name} stays in memory")
+        attachment = await self._connection.get()
+        raise UnsupportedError(f"model: {attachment.title} decides how long {name} stays in memory")
 
     # Services
 
     async def default_model(self, service: str) -> str:
         wanted = KIND_OF_SERVICE.get(service, "")
-        known = _first_of_kind((await self._held.get()).seen.models, wanted)
-        return known or _first_of_kind((await self._held.listed()).seen.models, wanted)
+        known = _first_of_kind((await self._connection.get()).info.models, wanted)
+        return known or _first_of_kind((await self._connection.listed()).info.models, wanted)
 
     async def call(self, service: str, request: dict[str, Any]) -> bytes:
         if service in ("speech-to-text", "text-to-speech"):
@@ -263,19 +262,19 @@ class OpenAIEngine(Engine):
                     return await speech.transcribe(request["model"], request)
                 voice = request.get("voice") or self._options.voice
                 return await speech.speak(request["model"], {**request, "voice": voice or None})
-        async with self._exchange(service, request, stream=False) as (begun, turn):
-            answer = await turn.whole(begun, request)
-            require_format(answer, request.get("output_format"), turn.attachment.title)
+        async with self._exchange(service, request, stream=False) as (response, exchange):
+            answer = await exchange.whole(response, request)
+            require_format(answer, request.get("output_format"), exchange.attachment.title)
         if service == "rerank":
-            return ranked_answer(answer, request, raw=turn.attachment.server.raw_scores)
+            return ranked_answer(answer, request, raw=exchange.attachment.server.raw_scores)
         return answer
 
     @asynccontextmanager
     async def stream(self, service: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
         if service not in STREAMED:
             raise catalogue.STREAM_UNSUPPORTED.error(service=service, engine="an OpenAI-compatible server")
-        async with self._exchange(service, request, stream=True) as (begun, turn):
-            yield turn.streamed(begun, request)
+        async with self._exchange(service, request, stream=True) as (response, exchange):
+            yield exchange.streamed(response, request)
 
     @asynccontextmanager
     async def converse(
@@ -296,9 +295,9 @@ class OpenAIEngine(Engine):
 
     @asynccontextmanager
     async def _speech_for(self, service: str, model: str) -> AsyncIterator[SpeechServices]:
-        async with self._using(service, model) as turn:
-            server = turn.attachment.server
-            client = AudioClient(turn.client(), server.form_fields, self._plain_models)
+        async with self._using(service, model) as exchange:
+            server = exchange.attachment.server
+            client = AudioClient(exchange.client(), server.form_fields, self._plain_models)
             dialect = Dialect(_SPEECH_PATHS, original=not server.reads_wav_only)
             yield SpeechServices(
                 lambda: client, dialect, self._decoder, self.manifest.data_dir / "output", self._options.live
@@ -307,58 +306,58 @@ class OpenAIEngine(Engine):
     @asynccontextmanager
     async def _exchange(
         self, service: str, request: dict[str, Any], *, stream: bool
-    ) -> AsyncIterator[tuple[Begun, Turn]]:
-        """From the request to the beginning of the server's answer."""
-        async with self._using(service, request["model"]) as turn:
-            server, found = turn.attachment.server, turn.attachment.model(request["model"])
-            told = found.engine if found is not None else None
-            body = requests.request_body(service, request, told.features if told is not None else ())
+    ) -> AsyncIterator[tuple[PeekedResponse, Exchange]]:
+        """Send the request and yield the beginning of the answer."""
+        async with self._using(service, request["model"]) as exchange:
+            server, found = exchange.attachment.server, exchange.attachment.model(request["model"])
+            reported = found.engine if found is not None else None
+            body = requests.request_body(service, request, reported.features if reported is not None else ())
             requests.generation(service, body, server)
             streams = server.adapt(service, body, stream=stream or self._assembles(service, server))
             sent = requests.json_body(body, stream=streams, whole=not stream)
-            async with turn.client().post_json(PATHS[service], sent) as response:
-                yield await Begun.of(response, streams=streams), turn
+            async with exchange.client().post_json(PATHS[service], sent) as response:
+                yield await PeekedResponse.peek(response, streams=streams), exchange
 
-    def _assembles(self, service: str, server: Server) -> bool:
-        """Whether the server must be asked for a stream where a whole answer is wanted."""
+    def _assembles(self, service: str, server: ServerAdapter) -> bool:
+        """Whether a whole answer is requested as a stream, so that a cancel reaches the server."""
         wanted = self._options.assemble
-        return service in STREAMED and (wanted == "always" or (wanted == "auto" and not server.hears_leaving))
+        return service in STREAMED and (wanted == "always" or (wanted == "auto" and not server.detects_disconnect))
 
     @asynccontextmanager
-    async def _using(self, service: str, model: str) -> AsyncIterator[Turn]:
-        """A turn at the server, which has the service as far as is known."""
-        attachment = await self._held.get()
-        if service not in attachment.able([service]):
+    async def _using(self, service: str, model: str) -> AsyncIterator[Exchange]:
+        """An exchange with the server. Raises UnsupportedError if it is known not to have the service."""
+        attachment = await self._connection.get()
+        if service not in attachment.services([service]):
             raise no_service(attachment, service)
         try:
             async with self._admission.slots(1):
-                yield Turn(self._held, self._finder, attachment, service, model)
+                yield Exchange(self._connection, self._finder, attachment, service, model)
         except ModelNotFoundError as error:
-            raise await self._missing_now(model, error) from None
+            raise await self._missing_error(model, error) from None
         except BrokenOffError as error:
-            raise BadGatewayError(f"{attachment.title} {error.did}. Its own log may say why; try again") from error
+            raise BadGatewayError(f"{attachment.title} {error.did}. Its log may show why. Try again") from error
         finally:
-            self._held.close_if_lost(attachment)
+            self._connection.close_if_replaced(attachment)
 
-    async def _missing_now(self, model: str, before: ModelNotFoundError) -> ModelNotFoundError:
-        """Told with the models that there are now; with those known `before` if the server says nothing more."""
+    async def _missing_error(self, model: str, before: ModelNotFoundError) -> ModelNotFoundError:
+        """The error with the current models, or `before` if they cannot be listed."""
         try:
-            return model_missing(await self._held.listed(), model)
+            return model_missing(await self._connection.listed(), model)
         except EnginePluginError:
             return before
 
 
-def _first_of_kind(models: Sequence[Found], kind: str) -> str:
-    """The model for a call that names none: one in memory, if there is one; "" for none."""
+def _first_of_kind(models: Sequence[ServerModel], kind: str) -> str:
+    """The default model of a kind, preferably a loaded one; "" if there is none."""
     fitting = [found for found in models if found.likely_kind == kind]
     fitting.sort(key=lambda found: found.loaded is None)
     if not fitting and len(models) == 1 and not models[0].kind:
-        fitting = list(models)  # its name says nothing of what it is for
+        fitting = list(models)  # its name does not show its kind
     return fitting[0].name if fitting else ""
 
 
 def _host_problem(manifest: Manifest) -> Problem | None:
-    """What is wrong with provider.engine_host, which is where this engine finds its server."""
+    """The problem of provider.engine_host, the address of the server."""
     host = manifest.provider.engine_host
     try:
         if host:

@@ -1,4 +1,4 @@
-"""What such servers complain about, in the shapes that they have, as our exceptions that say what to do."""
+"""Maps the error answers of servers, in all their formats, to exceptions."""
 
 from __future__ import annotations
 
@@ -35,18 +35,17 @@ _HTML = re.compile(rb"\s*<(?:!doctype|html)", re.IGNORECASE)
 
 
 class StillLoadingError(UnavailableError):
-    """The server is there, and will answer when its model is in memory."""
+    """The server answers, but is still loading its model."""
 
     @classmethod
     def of(cls, title: str, complaint: Complaint) -> Self:
-        """For what it says to that."""
         return cls(f"{title} is still loading its model ({complaint.message}). Try again in a moment")
 
 
 def complaint_of_body(status: int, body: bytes) -> Complaint:
-    """From an error's answer: `{"error": {"message"}}`, `{"error": "…"}`, `{"detail": …}`, `{"message"}`, or a text.
+    """Parse an error answer: `{"error": {"message"}}`, `{"error": "…"}`, `{"detail": …}`, `{"message"}` or text.
 
-    Of an error's object only the message is told: some servers send the trace of their program along.
+    Of an error object only the message is shown, because some servers include a stack trace.
     """
     try:
         shape = json.loads(body)
@@ -64,7 +63,7 @@ def complaint_of_body(status: int, body: bytes) -> Complaint:
 def _words(error: Mapping[str, Any]) -> str:
     for name in ("message", "detail", "error", "type"):
         value = error.get(name)
-        if isinstance(value, list):  # FastAPI tells of each field
+        if isinstance(value, list):  # FastAPI lists the invalid fields
             value = "; ".join(_field_words(item) for item in value[:5])
         if value:
             return str(value)[:_SHOWN]
@@ -79,13 +78,13 @@ def _field_words(item: Any) -> str:
 
 
 def _is_about_context(complaint: Complaint) -> bool:
-    """Whether the request has more tokens than the model takes."""
+    """Whether the request exceeds the context length of the model."""
     named = (complaint.shape.get("code"), complaint.shape.get("type"))
     return any(code in _CONTEXT_CODES for code in named) or bool(_CONTEXT_WORDS.search(complaint.message.lower()))
 
 
 def is_about_model(complaint: Complaint, model: str) -> bool:
-    """Whether a complaint says that there is no such model."""
+    """Whether the error is a missing model."""
     if complaint.shape.get("code") == "model_not_found":
         return True
     words = complaint.message.lower()
@@ -93,7 +92,7 @@ def is_about_model(complaint: Complaint, model: str) -> bool:
 
 
 def is_about_path(complaint: Complaint) -> bool:
-    """Whether a complaint says that the server has no such call at all."""
+    """Whether the error is a missing endpoint."""
     if complaint.status in (405, 501):
         return True
     plain = complaint.status == 404 and complaint.message in ("(nothing)", "Not Found")
@@ -101,21 +100,21 @@ def is_about_path(complaint: Complaint) -> bool:
 
 
 def is_about_loading(complaint: Complaint) -> bool:
-    """Whether a server says that it is there, but not ready yet."""
+    """Whether the error is that the server is loading its model."""
     return complaint.status == 503 and "loading" in complaint.message.lower()
 
 
 def other_error(complaint: Complaint) -> EnginePluginError:
-    """The exception for what needs to know neither the server nor the request."""
+    """The exception for an error that depends on neither the server nor the request."""
     if _is_about_context(complaint):
         return catalogue.CONTEXT_EXCEEDED.error(said=complaint.message)
     if 300 <= complaint.status < 400:
         return BadGatewayError(
-            f"the server answers {complaint.status}, a redirection, which is not followed: the key is for it alone. "
-            "Name the address where it is: engine_host under provider in plugin.yaml"
+            f"the server answers {complaint.status}, a redirection, which is not followed, to protect the key. "
+            "Set its real address: engine_host under provider in plugin.yaml"
         )
     if complaint.status in (408, 504):
-        return DeadlineError(f"the server gave up: {complaint.message}")
+        return DeadlineError(f"the server reported a timeout: {complaint.message}")
     if complaint.status == 429:
-        return UnavailableError(f"the server has had too many requests: {complaint.message}. Try again later")
+        return UnavailableError(f"the server limits requests: {complaint.message}. Try again later")
     return complaint.error()

@@ -1,4 +1,4 @@
-"""One request's turn at the server: its client, what goes wrong there, and its answer, streamed or at once."""
+"""One exchange with the server: its client, its errors, and its answer, streamed or whole."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine_plugin.engines.openai.errors import (
     is_about_path,
     other_error,
 )
-from engine_plugin.engines.openai.requests import as_stream
+from engine_plugin.engines.openai.requests import as_stream, is_json
 from engine_plugin.errors import BadGatewayError, UnsupportedError
 from engine_plugin.jsontext import answer_object, write_json
 from engine_plugin.models.info import KIND_OF_SERVICE
@@ -23,44 +23,77 @@ from engine_plugin.models.names import near_names
 from engine_plugin.openai_api.assemble import assembled
 from engine_plugin.openai_api.completions import CompletionLogprobs, wants_logprobs
 from engine_plugin.transport.answers import ANSWER_LIMIT, stream_events
+from engine_plugin.transport.http1 import HttpResponse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+    from typing import Self
 
-    from engine_plugin.engines.openai.connection import HeldServer
-    from engine_plugin.engines.openai.discovery import Attachment, Finder
-    from engine_plugin.engines.openai.peeked import Begun
+    from engine_plugin.engines.openai.connection import ServerConnection
+    from engine_plugin.engines.openai.discovery import AttachedServer, ServerFinder
     from engine_plugin.errors import EnginePluginError, ModelNotFoundError, UnavailableError
     from engine_plugin.transport.answers import Complaint
-    from engine_plugin.transport.http1 import HttpResponse
 
-__all__ = ["Turn", "model_missing", "no_service"]
+__all__ = ["Exchange", "PeekedResponse", "model_missing", "no_service"]
 
-_PARSED = 256 * 1024  # longer ones are not read by us: that would hold up all others
+_PARSED = 256 * 1024  # longer answers are not parsed, which would block the event loop
 _ERRORS = (b'{"error"', b'{ "error"')
 
 
-class Turn:
-    """Made by the engine for one request to one server. `service` is "" for what is no service's request."""
+class PeekedResponse(HttpResponse):
+    """A response whose first bytes were read. `is_whole`: not a stream, whatever was requested.
 
-    def __init__(self, held: HeldServer, finder: Finder, attachment: Attachment, service: str, model: str) -> None:
+    The first bytes decide this rather than the content type.
+    """
+
+    def __init__(self, response: HttpResponse, first: bytes, *, is_whole: bool) -> None:
+        self.status = response.status
+        self.is_whole = is_whole
+        self._response = response
+        self._first = first
+
+    @classmethod
+    async def peek(cls, response: HttpResponse, *, streams: bool) -> Self:
+        """Read the first bytes of a requested stream; servers without streams answer with JSON."""
+        if not streams:
+            return cls(response, b"", is_whole=True)
+        first = b""
+        while not first.strip() and (more := await response.read_some()):
+            first = (first + more).lstrip()
+        return cls(response, first, is_whole=is_json(first))
+
+    async def read_some(self) -> bytes:
+        first, self._first = self._first, b""
+        return first or await self._response.read_some()
+
+    async def read(self, limit: int) -> bytes:
+        first, self._first = self._first, b""
+        return first + await self._response.read(max(0, limit - len(first)))
+
+
+class Exchange:
+    """One request to one server. `service` is "" for a request that does not belong to a service."""
+
+    def __init__(
+        self, connection: ServerConnection, finder: ServerFinder, attachment: AttachedServer, service: str, model: str
+    ) -> None:
         self.attachment = attachment
-        self._held = held
+        self._connection = connection
         self._finder = finder
         self._service = service
         self._model = model
 
     def client(self) -> ApiClient:
-        """Who sends it."""
+        """The client that sends the request."""
         return ApiClient(self.attachment.http, self.attachment.base.path, self)
 
-    def down(self, reason: UnavailableError) -> EnginePluginError:
-        """The server cannot be reached: the next call looks for it anew."""
-        self._held.forget(self.attachment)
-        return self.attachment.down(reason)
+    def unreachable(self, reason: UnavailableError) -> EnginePluginError:
+        """The error for an unreachable server, which the next call finds again."""
+        self._connection.forget(self.attachment)
+        return self.attachment.unreachable(reason)
 
-    def of(self, complaint: Complaint) -> EnginePluginError:
-        """The server's answer is no good one, or its stream had an error."""
+    def error_of(self, complaint: Complaint) -> EnginePluginError:
+        """The error for an error answer, or for an error in a stream."""
         if complaint.status in (401, 403):
             return self._finder.key_error(self.attachment, complaint.message)
         if is_about_loading(complaint):
@@ -68,65 +101,64 @@ class Turn:
         if is_about_model(complaint, self._model):
             return model_missing(self.attachment, self._model)
         if self._service and is_about_path(complaint):
-            if complaint.status == 501:  # for want of a switch, perhaps, which its words name
+            if complaint.status == 501:  # the message may name a missing command line option
                 return UnsupportedError(f"service_name: {self.attachment.title} says: {complaint.message}")
-            self.attachment.lacks.add(self._service)
+            self.attachment.missing_services.add(self._service)
             return no_service(self.attachment, self._service)
         return other_error(complaint)
 
     def events(self, response: HttpResponse) -> AsyncGenerator[bytes, None]:
-        """The events of its stream, up to `[DONE]`."""
-        return stream_events(response, self.of, self.attachment.server.noise, longest=ANSWER_LIMIT)
+        """The events of a stream, up to `[DONE]`."""
+        return stream_events(response, self.error_of, self.attachment.server.ignored_event, longest=ANSWER_LIMIT)
 
-    async def whole(self, begun: Begun, request: Mapping[str, Any]) -> bytes:
-        """The answer that the server gives at once, or in the pieces of a stream."""
-        if begun.is_whole:
-            answer = await self._at_once(begun)
+    async def whole(self, response: PeekedResponse, request: Mapping[str, Any]) -> bytes:
+        """The whole answer, assembled from a stream if necessary."""
+        if response.is_whole:
+            answer = await self._read_whole(response)
             if wants_logprobs(self._service, request):
                 return write_json(CompletionLogprobs(request["logprobs"]).reshape(answer_object(answer)))
             return answer
-        told, size = [], 0
-        async with aclosing(self.events(begun)) as blocks:
+        reported, size = [], 0
+        async with aclosing(self.events(response)) as blocks:
             async for block in blocks:
-                told.append(block)
+                reported.append(block)
                 size += len(block)
                 if size > ANSWER_LIMIT:
                     raise BadGatewayError(f"the server's answer is longer than {ANSWER_LIMIT} bytes")
-        return assembled(self._service, told, request)
+        return assembled(self._service, reported, request)
 
-    def streamed(self, begun: Begun, request: Mapping[str, Any]) -> AsyncIterator[bytes]:
-        """The events that the server streams, or those of what it says at once."""
-        events = self._told_at_once(begun, request) if begun.is_whole else self.events(begun)
+    def streamed(self, response: PeekedResponse, request: Mapping[str, Any]) -> AsyncIterator[bytes]:
+        """The events of the answer, made from a whole answer if necessary."""
+        events = self._whole_as_stream(response, request) if response.is_whole else self.events(response)
         if wants_logprobs(self._service, request):
             return CompletionLogprobs(request["logprobs"]).stream(events)
         return events
 
-    async def _told_at_once(self, begun: Begun, request: Mapping[str, Any]) -> AsyncIterator[bytes]:
-        answer = await self._at_once(begun)
+    async def _whole_as_stream(self, response: PeekedResponse, request: Mapping[str, Any]) -> AsyncIterator[bytes]:
+        answer = await self._read_whole(response)
         options = request.get("stream_options")
         yield as_stream(answer, usage=isinstance(options, dict) and bool(options.get("include_usage")))
 
-    async def _at_once(self, begun: Begun) -> bytes:
-        """The answer. Raises for an error that came with a good answer's status, as LM Studio sends it, and for no
-        object."""
-        answer = await begun.read(ANSWER_LIMIT)
+    async def _read_whole(self, response: PeekedResponse) -> bytes:
+        """Read a whole answer. Raises for an error with status 200, as LM Studio sends it, and for a non-object."""
+        answer = await response.read(ANSWER_LIMIT)
         short = len(answer) <= _PARSED
         wrong = bool(answer_object(answer).get("error")) if short else answer.startswith(_ERRORS)
         if wrong:
-            raise self.of(complaint_of_body(200, answer))
+            raise self.error_of(complaint_of_body(200, answer))
         if not (answer.lstrip()[:1] == b"{" and answer.rstrip()[-1:] == b"}"):
             raise BadGatewayError(f"the server's answer is not a JSON object: {answer[:200]!r}")
         return answer
 
 
-def model_missing(attachment: Attachment, name: str) -> ModelNotFoundError:
-    """The error for a model that the server has not, as far as its last list says."""
-    names = [found.name for found in attachment.seen.models]
+def model_missing(attachment: AttachedServer, name: str) -> ModelNotFoundError:
+    """The error for a model that is missing in the last list of the server."""
+    names = [found.name for found in attachment.info.models]
     pull = name if attachment.server.pulls and "/" in name else ""
     return catalogue.model_missing(name, near=near_names(name, names), here=names, pull=pull)
 
 
-def no_service(attachment: Attachment, service: str) -> UnsupportedError:
-    """The error for a service that the server has not."""
-    able = ", ".join(attachment.able(sorted(KIND_OF_SERVICE))) or "nothing that is known"
-    return catalogue.SERVICE_UNSUPPORTED.error(engine=attachment.title, service=service, able=able)
+def no_service(attachment: AttachedServer, service: str) -> UnsupportedError:
+    """The error for a service that the server does not have."""
+    services = ", ".join(attachment.services(sorted(KIND_OF_SERVICE))) or "none"
+    return catalogue.SERVICE_UNSUPPORTED.error(engine=attachment.title, service=service, able=services)

@@ -1,4 +1,4 @@
-"""The server's key: from the environment, only to whom it may go, and never in a message."""
+"""The API key of the server: read from the environment, sent only where allowed, never shown in messages."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["key_headers"]
 
 
 def key_headers(options: OpenAIOptions, environ: Mapping[str, str], base: BaseUrl) -> dict[str, str]:
-    """The headers that carry the key to this server; none where it gets no key.
+    """The headers with the key for a server; empty if it gets no key.
 
-    Raises PreconditionError for a key that would go to another machine unencrypted, or that no header can carry.
+    Raises PreconditionError for a key that would be sent unencrypted, or that is not valid in a header.
     """
     if options.send_key == "never" or (options.send_key == "auto" and base.is_loopback):
         return {}
@@ -33,6 +33,6 @@ def key_headers(options: OpenAIOptions, environ: Mapping[str, str], base: BaseUr
         )
     if not (key.isascii() and key.isprintable()):
         raise PreconditionError(
-            f"{options.key_variable}: holds characters that no key has, such as a line's end. Export it again"
+            f"{options.key_variable}: the key contains invalid characters, such as a line break. Export it again"
         )
     return {"authorization": f"Bearer {key}"}

@@ -1,4 +1,4 @@
-"""The options of the engine for OpenAI-compatible servers, in plugin.yaml's `engine:` section."""
+"""The options of the engine openai in plugin.yaml's `engine:` section."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["OpenAIOptions"]
 
 @dataclass(frozen=True, slots=True)
 class OpenAIOptions:
-    """Each field is a key below `engine:`. Times are seconds; docs/openai.md explains each to a packager."""
+    """Each field is a key below `engine:`. Times are seconds. docs/openai.md documents them."""
 
     base_url: str = field(
         default="", metadata={"valid": BaseUrl.parse, "form": "a base URL such as http://127.0.0.1:8000/v1"}
     )
-    """The server; empty: provider.engine_host, else the first that answers on a well-known port of this machine."""
+    """The base URL of the server; empty: provider.engine_host, else the first answer on a well-known local port."""
 
     server: str = field(
         default="auto", metadata={"choices": ("auto", "vllm", "lmstudio", "llama-server", "ovo", "ovms", "other")}
     )
-    """What kind of server it is; auto: it is asked."""
+    """The kind of server; auto: it is detected."""
 
     key_variable: str = field(
         default="OPENAI_API_KEY",
@@ -33,40 +33,40 @@ class OpenAIOptions:
     """The environment variable with the server's key."""
 
     send_key: str = field(default="auto", metadata={"choices": ("auto", "always", "never")})
-    """Whether the server gets the key; auto: unless it is on this machine."""
+    """Whether the key is sent; auto: to servers on other machines."""
 
     allow_plain_http: bool = False
-    """Whether the key may go to another machine without TLS."""
+    """Whether the key may be sent to another machine without TLS."""
 
     ca_file: str = ""
-    """A PEM file of certificate authorities to trust beside the system's."""
+    """A PEM file of certificate authorities to trust in addition to those of the system."""
 
     probe_timeout: float = number(1.5, 0.05, 60)
-    """How long a server may take to say what it is. ENGINE_PLUGIN_PROBE_TIMEOUT wins over it."""
+    """The timeout of requests that identify a server. ENGINE_PLUGIN_PROBE_TIMEOUT overrides it."""
 
     connect_retries: int = number(3, 0, 20)
-    """How often a connection that is refused is tried again; a request that was sent is never sent again."""
+    """How often a refused connection is retried. A request that was sent is never repeated."""
 
     connect_backoff: float = number(0.25, 0.01, 30)
-    """How long to wait before the first of these attempts; each further wait is twice as long."""
+    """The wait before the first retry; it doubles with each further one."""
 
     parallel: int = number(32, 1, 4096)
-    """Requests that are given to the server at once; further ones wait here."""
+    """How many requests are sent to the server at the same time; further ones wait."""
 
     max_queue: int = number(256, 0, 100_000)
-    """Requests that may wait before further ones are refused with 503."""
+    """How many requests may wait; further ones are rejected with 503."""
 
     voice: str = ""
-    """The voice for speech when a request names none."""
+    """The voice for requests that name none."""
 
     assemble: str = field(default="auto", metadata={"choices": ("auto", "always", "never")})
-    """Whether whole answers are asked for as streams, so that a cancel reaches the server; auto: if it must be so."""
+    """Whether whole answers are requested as streams, so that a cancel reaches the server; auto: if necessary."""
 
     models: tuple[ModelOverride, ...] = ()
-    """What is known better of models than the server says."""
+    """Properties of models that override those that the server reports."""
 
     live: LiveOptions = field(default_factory=LiveOptions)
-    """How a live stream becomes sentences."""
+    """How live streams are split into sentences."""
 
     audio: AudioLimits = field(default_factory=AudioLimits)
-    """How much sound is decoded, and how long that may take."""
+    """Limits of the audio of requests."""

@@ -1,4 +1,4 @@
-"""From a service's request to the server's, and back where servers differ: little is touched."""
+"""Converts requests to the server's format, and answers back where servers differ."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine_plugin.transport.sse import DONE, event_of
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from engine_plugin.engines.openai.servers.base import Server
+    from engine_plugin.engines.openai.adapters.base import ServerAdapter
 
 __all__ = ["PATHS", "STREAMED", "as_stream", "generation", "is_json", "json_body", "refused", "request_body"]
 
@@ -28,51 +28,50 @@ PATHS = {
     "speech-to-text": "/audio/transcriptions",
     "text-to-speech": "/audio/speech",
 }
-"""Where each service is, below the interface's root."""
+"""The endpoint of each service, relative to the API."""
 
 STREAMED = frozenset({"chat", "generate"})
 
 
 def refused(features: Collection[str]) -> dict[str, str]:
-    """Which parts of messages a model cannot take, and why, by what its server says of it; nothing where it says
-    nothing."""
+    """The content parts that a model with these features does not accept, with the reason; empty if unknown."""
     lacking = {"vision": ("image_url", CANNOT_SEE), "audio": ("input_audio", CANNOT_HEAR)}
     return dict(part for feature, part in lacking.items() if features and feature not in features)
 
 
 def request_body(service: str, request: dict[str, Any], features: Collection[str] = ()) -> dict[str, Any]:
-    """The body to send; whether it streams is for the kind of server to say. `features`: the model's, if known."""
+    """The body to send, without `stream`, which depends on the server. `features` are the model's, if known."""
     body = {name: value for name, value in request.items() if value is not None}
     body.pop("stream", None)
     if service == "chat":
         make_plain(body, refused(features))
     elif service == "rerank":
         body["documents"] = document_texts(request)
-        body.pop("top_n", None)  # the cut comes after the sort, in `ranked_answer`
+        body.pop("top_n", None)  # `ranked_answer` sorts before it cuts
         body.pop("return_documents", None)
     elif service == "text-to-image":
         if "size" in body:
             width, height = picture_size(body["size"])
             body["size"] = f"{width}x{height}"
-        if not request["model"].startswith("gpt-image"):  # those give nothing but base64, and refuse the field
+        if not request["model"].startswith("gpt-image"):  # these reject the field and always return base64
             body.setdefault("response_format", "b64_json")
     return body
 
 
-def generation(service: str, body: dict[str, Any], server: Server) -> None:
-    """Refuse fields of completions that this server would ignore, and translate `max_tokens: -1` (no limit)."""
+def generation(service: str, body: dict[str, Any], server: ServerAdapter) -> None:
+    """Reject fields of completions that the server would ignore, and convert `max_tokens: -1` (no limit)."""
     for field in server.ignores if service == "generate" else ():
         if body.get(field):
             raise InvalidRequestError.at(field, f"{server.title} does not support it; leave it out")
     for field in ("max_tokens", "max_completion_tokens"):
         if body.get(field) == -1:
             del body[field]
-            if server.no_limit:
-                body["max_tokens"] = server.no_limit[0]
+            if server.unlimited_tokens:
+                body["max_tokens"] = server.unlimited_tokens[0]
 
 
 def json_body(body: dict[str, Any], *, stream: bool, whole: bool = False) -> bytes:
-    """The bytes to send. `whole`: what is streamed will be put together, and is to have its usage."""
+    """The bytes to send. `whole`: request usage in the stream, which is assembled to a whole answer."""
     if stream:
         body["stream"] = True
         if whole:
@@ -83,12 +82,12 @@ def json_body(body: dict[str, Any], *, stream: bool, whole: bool = False) -> byt
 
 
 def is_json(begin: bytes) -> bool:
-    """Whether an answer that begins so is JSON, whatever its content type: no event of a stream begins like that."""
+    """Whether an answer that begins with `begin` is JSON rather than a stream."""
     return begin[:1] in (b"{", b"[")
 
 
 def as_stream(answer: bytes, *, usage: bool) -> bytes:
-    """The events of a chat or a completion that was asked for at once; with `usage` those of its tokens, too."""
+    """Convert a whole chat or completion to events; `usage`: include the event with the token counts."""
     shape = answer_object(answer)
     is_chat = shape.get("object") != "text_completion"
     choices = shape.get("choices")

@@ -1,51 +1,59 @@
-"""llama.cpp's llama-server: one model in memory, of which /props tells all."""
+"""llama.cpp's llama-server, which serves one model and describes it at /props."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine_plugin.engines.openai.servers.base import Found, Glance, Seen, Server, kind_by_name, number_of, text_of
+from engine_plugin.engines.openai.adapters.base import (
+    Probe,
+    ServerAdapter,
+    ServerInfo,
+    ServerModel,
+    kind_by_name,
+    number_of,
+    text_of,
+)
 from engine_plugin.models.capabilities import features_of_template
 from engine_plugin.models.info import Capabilities, Loaded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["LlamaServer"]
+__all__ = ["LlamaServerAdapter"]
 
 _UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 
 
-class LlamaServer(Server):
-    """Its context is that of a slot."""
+class LlamaServerAdapter(ServerAdapter):
+    """The reported context length is that of a slot."""
 
     name: ClassVar[str] = "llama-server"
     title: ClassVar[str] = "llama-server"
     start: ClassVar[str] = "llama-server -m MODEL.gguf --port 8080"
     raw_scores: ClassVar[bool] = True
-    hears_leaving: ClassVar[bool] = False
-    noise: ClassVar[bytes] = b"data: null\n\n"
+    detects_disconnect: ClassVar[bool] = False
+    ignored_event: ClassVar[bytes] = b"data: null\n\n"
     ignores: ClassVar[frozenset[str]] = frozenset({"suffix", "echo"})
-    no_limit: ClassVar[tuple[int | None, ...]] = (-1,)
+    unlimited_tokens: ClassVar[tuple[int | None, ...]] = (-1,)
 
-    def may_be(self, glance: Glance) -> bool:
-        return any(text_of(entry, "owned_by") == "llamacpp" for entry in glance.models)
+    def matches(self, probe: Probe) -> bool:
+        return any(text_of(entry, "owned_by") == "llamacpp" for entry in probe.models)
 
-    async def look(self, glance: Glance) -> Seen | None:
-        props = await glance.ask("/props")
+    async def inspect(self, probe: Probe) -> ServerInfo | None:
+        props = await probe.fetch_json("/props")
         props = props if isinstance(props, dict) else {}
-        return Seen(tuple(_found(entry, props) for entry in glance.models), text_of(props, "build_info"))
+        return ServerInfo(tuple(_found(entry, props) for entry in probe.models), text_of(props, "build_info"))
 
 
-def _found(entry: Mapping[str, Any], props: Mapping[str, Any]) -> Found:
+def _found(entry: Mapping[str, Any], props: Mapping[str, Any]) -> ServerModel:
     meta = entry.get("meta")
     meta = meta if isinstance(meta, dict) else {}
     settings = props.get("default_generation_settings")
     context = number_of(settings, "n_ctx") if isinstance(settings, dict) else 0
     count = number_of(meta, "n_params")
-    chats = kind_by_name(text_of(entry, "id")) == "chat"  # models of other kinds may have a chat template, too
+    chats = kind_by_name(text_of(entry, "id")) == "chat"  # models of other kinds can have a chat template too
     features = _features(props) if chats else ()
-    return Found.of(
+    return ServerModel.of(
         entry,
         size=number_of(meta, "size"),
         format="gguf",
