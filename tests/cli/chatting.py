@@ -1,4 +1,4 @@
-"""An engine that chats: what it says is up to the model that is asked."""
+"""An engine that chats; the name of the model selects its answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ChattingEngine(FakeEngine):
     async def _events(self, request: dict[str, Any]) -> AsyncIterator[bytes]:
         model, prompt = request["model"], request["messages"][-1]["content"]
         if model == "nobody":
-            raise ModelNotFoundError("model: no model is called 'nobody'. Pull it: engine-plugin models pull nobody")
+            raise ModelNotFoundError("model: no model is called 'nobody'. Pull it: engine-plugin models pull missing")
         if model == "thinker":
             for thought in ("Let me", " see."):
                 yield _event({"reasoning_content": thought})

@@ -71,12 +71,12 @@ class Workplace:
 
     @property
     def data(self) -> Path:
-        """The plugin's data directory."""
+        """Return the plugin's data directory."""
         return self.home / "aog" / "engines" / "fake"
 
     @property
     def journal(self) -> list[str]:
-        """What the engine has been told."""
+        """Return the journal of the engine's requests."""
         file = self.data / "journal"
         return file.read_text().splitlines() if file.exists() else []
 
@@ -99,20 +99,20 @@ class Workplace:
         )
 
     def good(self, *arguments: str, **env: str) -> str:
-        """Run a command that must succeed; its output."""
+        """Run a command that must succeed, and return its output."""
         done = self.run(*arguments, **env)
         assert done.returncode == 0, (done.stdout, done.stderr)
         return done.stdout
 
     def bad(self, status: int, *arguments: str, **env: str) -> str:
-        """Run a command that must fail with that status; what it says, in one or two lines."""
+        """Run a command that must fail with that status, and return its message of one or two lines."""
         done = self.run(*arguments, **env)
         assert done.returncode == status, (done.stdout, done.stderr)
         assert "Traceback" not in done.stderr
         return done.stderr
 
     def start(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
-        """Begin a command; the test ends it."""
+        """Start a command; the test ends it."""
         return subprocess.Popen(
             [*COMMAND, *arguments],
             env=self.env | env,
@@ -124,7 +124,7 @@ class Workplace:
         )
 
     def install(self) -> None:
-        """Have the engine's software here, as `engine install` leaves it."""
+        """Install the engine's software, as `engine install` leaves it."""
         self.data.mkdir(parents=True, exist_ok=True)
         (self.data / "installed").touch()
 
@@ -151,7 +151,7 @@ class Workplace:
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Iterator[Workplace]:
-    """A workplace of the test's own."""
+    """A private workplace for one test."""
     with new_workplace(tmp_path) as place:
         yield place
 

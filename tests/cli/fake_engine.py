@@ -1,4 +1,4 @@
-"""An engine for the tests of the command line: all of its state is a few files in the data directory."""
+"""An engine for the tests of the command line, whose state is a few files in the data directory."""
 
 from __future__ import annotations
 

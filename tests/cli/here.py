@@ -1,4 +1,4 @@
-"""A command run in the tests' own process: for what it says, asks and writes, Python need not start each time."""
+"""Runs a command in the tests' own process, without a start of Python each time."""
 
 from __future__ import annotations
 

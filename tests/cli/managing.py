@@ -1,4 +1,4 @@
-"""An engine that knows much about its models: kinds, capabilities, memory; and pulls them in layers."""
+"""An engine with details of its models (kinds, capabilities, memory) that pulls them in layers."""
 
 from __future__ import annotations
 

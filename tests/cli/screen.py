@@ -1,4 +1,4 @@
-"""A command on a pseudo-terminal, as a person has it: keys in, a screen out, Ctrl-C a signal of the terminal's."""
+"""A command on a pseudo-terminal: keys in, a screen out, and Ctrl-C sent by the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An engine whose whereabouts are up to files in its data directory."""
+"""An engine whose address depends on files in its data directory."""
 
 from __future__ import annotations
 

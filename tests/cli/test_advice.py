@@ -1,4 +1,4 @@
-"""Commands that a message proposes are those that help here: with the plugin that was chosen."""
+"""Commands that a message proposes work as printed, with the selected plugin."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
         ("my-engine-plugin engine start", "my-engine-plugin engine start"),
     ],
 )
-def test_commands_name_the_plugin(text: str, advised: str, on_path: None) -> None:
+def test_proposed_commands_name_the_plugin(text: str, advised: str, on_path: None) -> None:
     assert Options(named="ollama").advice(text) == advised
     assert Options().advice(text) == text
 
 
 @pytest.fixture
 def on_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This Python's scripts are on PATH."""
+    """Put this Python's scripts on PATH."""
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     advice.program.cache_clear()
     yield
@@ -68,12 +68,12 @@ def on_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("PullModelStream failed", "PullModelStream failed"),
     ],
 )
-def test_the_terminal_shows_commands_where_a_host_gets_rpcs(text: str, advised: str, on_path: None) -> None:
+def test_terminal_shows_commands_in_place_of_rpcs(text: str, advised: str, on_path: None) -> None:
     assert advice.advice(text) == advised
 
 
 @pytest.mark.promise("T5")
-def test_no_message_of_the_plugin_has_a_command_line() -> None:
+def test_messages_of_the_plugin_contain_no_command_line() -> None:
     package = Path(engine_plugin.__file__).parent
     for entry in catalogue.CATALOGUE.values():
         assert "engine-plugin" not in entry.template
@@ -89,7 +89,7 @@ def test_no_message_of_the_plugin_has_a_command_line() -> None:
 @pytest.mark.promise("T5")
 @pytest.mark.skipif(sys.platform == "win32", reason="a script of POSIX")
 @pytest.mark.parametrize("named", ["relative", "absolute", "module"])
-def test_commands_begin_with_the_program_as_it_was_called(workplace: Workplace, named: str) -> None:
+def test_proposed_commands_begin_with_the_program_as_it_was_called(workplace: Workplace, named: str) -> None:
     script = Path(sys.executable).with_name("engine-plugin")
     workplace.env["PATH"] = os.defpath
     link = workplace.plugin / "bin" / "engine-plugin"
@@ -103,13 +103,13 @@ def test_commands_begin_with_the_program_as_it_was_called(workplace: Workplace, 
     assert f"{shown} engine install\n" in done.stderr
 
 
-def test_a_directory_with_a_space_is_quoted(on_path: None) -> None:
+def test_directory_with_a_space_is_quoted(on_path: None) -> None:
     said = Options(named="my plugin").advice("engine-plugin models list")
     assert shlex.split(said) == ["engine-plugin", "--plugin", "my plugin", "models", "list"]
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_what_is_proposed_names_the_plugin_as_it_was_named(workplace: Workplace, before: bool) -> None:
+def test_proposed_command_names_the_plugin_as_the_user_did(workplace: Workplace, before: bool) -> None:
     named = ["--plugin", str(workplace.plugin)]
     command = ["engine", "check"]
     said = workplace.bad(4, *(named + command if before else command + named))
@@ -118,7 +118,7 @@ def test_what_is_proposed_names_the_plugin_as_it_was_named(workplace: Workplace,
     assert "Install it: engine-plugin engine install" in said
 
 
-def test_what_is_said_beside_the_answer_names_it_too(workplace: Workplace) -> None:
+def test_notes_beside_the_answer_name_the_plugin_too(workplace: Workplace) -> None:
     named = ["--plugin", str(workplace.plugin)]
     done = workplace.run(*named, "status")
     assert f"engine-plugin --plugin {workplace.plugin} models pull" in done.stdout
@@ -126,7 +126,7 @@ def test_what_is_said_beside_the_answer_names_it_too(workplace: Workplace) -> No
     assert install in workplace.bad(4, *named, "engine", "status")
 
 
-def test_a_host_s_plugin_is_named_by_its_place(workplace: Workplace, tmp_path: Path) -> None:
+def test_plugin_of_a_host_is_named_by_its_directory(workplace: Workplace, tmp_path: Path) -> None:
     directory = make_plugin(tmp_path / "p", "fake", program=FAKE_PLUGIN).parent
     if os.name != "nt":
         workplace.env["FAKE_SOCKETS"] = str(workplace.runtime)
@@ -136,7 +136,7 @@ def test_a_host_s_plugin_is_named_by_its_place(workplace: Workplace, tmp_path: P
     assert f"engine-plugin --plugin {directory / 'fake'} models pull x" in said
 
 
-def test_the_environment_may_name_a_plugin_of_the_package(workplace: Workplace) -> None:
+def test_environment_variable_selects_a_bundled_plugin(workplace: Workplace) -> None:
     chosen = {"ENGINE_PLUGIN_DIR": "ollama", "OLLAMA_HOST": "[::1]:9"}
     said = workplace.good("status", **chosen)
     assert "plugin:  ollama-plugin" in said
@@ -144,7 +144,7 @@ def test_the_environment_may_name_a_plugin_of_the_package(workplace: Workplace) 
     assert "plugin:  openvino-plugin" in workplace.good("status", "--plugin", "openvino", **chosen)
 
 
-def test_an_unknown_plugin_lists_the_bundled_ones(workplace: Workplace) -> None:
+def test_unknown_plugin_error_lists_the_bundled_ones(workplace: Workplace) -> None:
     for said in (
         workplace.bad(2, "--plugin", "olama", "status"),
         workplace.bad(3, "status", ENGINE_PLUGIN_DIR="olama"),
@@ -152,7 +152,7 @@ def test_an_unknown_plugin_lists_the_bundled_ones(workplace: Workplace) -> None:
         assert "llamacpp, ollama, openai, openvino" in said
 
 
-def test_what_moves_a_cursor_is_not_shown(workplace: Workplace) -> None:
+def test_terminal_control_characters_are_not_printed(workplace: Workplace) -> None:
     said = workplace.bad(3, "models", "show", "red\x1b[31m\x07")
     assert "\x1b" not in said
     assert "\x07" not in said

@@ -51,14 +51,14 @@ def native(place: Workplace) -> Workplace:
 
 
 def asked(place: Workplace) -> dict[str, Any]:
-    """The last request that has reached the engine."""
+    """Return the last request that has reached the engine."""
     said = [line.partition(" ")[2] for line in place.journal if line.startswith("chat ")]
     request: dict[str, Any] = json.loads(said[-1])
     return request
 
 
 def eventually(condition: Callable[[], bool], seconds: float = LIMIT) -> None:
-    """Wait for something that no event tells: the state of another process."""
+    """Wait for a state of another process, for which there is no event."""
     ends = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < ends
@@ -68,7 +68,7 @@ def eventually(condition: Callable[[], bool], seconds: float = LIMIT) -> None:
 # One question.
 
 
-def test_an_answer(place: Workplace) -> None:
+def test_answer_is_printed(place: Workplace) -> None:
     assert place.good("chat", "Why", "so?") == "1: Why so?\n"
     assert asked(place) == {
         "messages": [{"role": "user", "content": "Why so?"}],
@@ -88,7 +88,7 @@ def test_an_answer(place: Workplace) -> None:
     }
 
 
-def test_standard_input(place: Workplace) -> None:
+def test_prompt_is_read_from_standard_input(place: Workplace) -> None:
     assert place.fed(b"from a pipe\n", "chat").stdout == b"1: from a pipe\n"
     assert place.fed(b"text\n", "chat", "Sum up:", "-").stdout == b"1: Sum up: \n\ntext\n"
     assert b"the prompt is empty" in place.fed(b" \n", "chat").stderr
@@ -96,7 +96,7 @@ def test_standard_input(place: Workplace) -> None:
     assert (done.returncode, done.stderr) == (1, b"engine-plugin: standard input is not UTF-8 (byte 0)\n")
 
 
-def test_without_a_terminal_there_is_the_text_alone(place: Workplace) -> None:
+def test_output_without_a_terminal_is_the_text_only(place: Workplace) -> None:
     done = place.run("chat", "x", "--model", "thinker", "--think")
     assert (done.stdout, done.stderr) == ("\n\nI thought\x1b]0;title\x07 of: x\n", "")
     assert asked(place)["think"] is True
@@ -105,12 +105,12 @@ def test_without_a_terminal_there_is_the_text_alone(place: Workplace) -> None:
     assert "truncated: the answer reached --max-tokens" in done.stderr
 
 
-def test_json_is_the_events(place: Workplace) -> None:
+def test_json_output_has_the_events(place: Workplace) -> None:
     lines = [json.loads(line) for line in place.good("chat", "x", "--json").splitlines()]
     assert [line["choices"][0]["delta"] for line in lines] == [{"content": "1: x"}, {}]
 
 
-def test_pictures(place: Workplace, tmp_path: Path) -> None:
+def test_images_are_sent_with_the_prompt(place: Workplace, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"jpeg")
     (tmp_path / "b").write_bytes(b"png?")
     pictures = ("--image", str(tmp_path / "a.jpg"), "--image", str(tmp_path / "b"))
@@ -123,7 +123,7 @@ def test_pictures(place: Workplace, tmp_path: Path) -> None:
     place.bad(2, "chat", "what?", "--image", str(tmp_path / "none"))
 
 
-def test_native_json(native: Workplace, tmp_path: Path) -> None:
+def test_native_ollama_answer_is_printed(native: Workplace, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"png")
     picture = ("--image", str(tmp_path / "a.png"))
     options = ("--max-tokens", "9", "--temperature", "0.5", "--think")
@@ -134,22 +134,22 @@ def test_native_json(native: Workplace, tmp_path: Path) -> None:
     assert "the runner has died" in native.bad(1, "chat", "hi", "--model", "failing")
 
 
-def test_a_service_that_does_not_stream(place: Workplace) -> None:
+def test_answer_of_a_unary_service_is_printed(place: Workplace) -> None:
     manifest = place.plugin / "plugin.yaml"
     manifest.write_text(manifest.read_text().replace("support_streaming: true", "support_streaming: false"))
     assert place.good("chat", "hi") == "whole\n"
 
 
-def test_errors(place: Workplace) -> None:
+def test_failed_answer_is_reported_with_its_status(place: Workplace) -> None:
     done = place.run("chat", "hi", "--model", "breaking")
     assert (done.returncode, done.stdout) == (1, "So far\n")
     assert done.stderr == "engine-plugin: the engine broke off\n"
-    assert "models pull nobody" in place.bad(3, "chat", "hi", "--model", "nobody")
+    assert "models pull missing" in place.bad(3, "chat", "hi", "--model", "missing")
     (place.data / "installed").unlink()
     assert "not installed" in place.bad(4, "chat", "hi")
 
 
-def test_who_reads_has_had_enough(place: Workplace) -> None:
+def test_closed_output_cancels_the_answer_quietly(place: Workplace) -> None:
     with subprocess.Popen(
         [*COMMAND, "chat", "hi", "--model", "endless"],
         env=place.env,
@@ -167,7 +167,7 @@ def test_who_reads_has_had_enough(place: Workplace) -> None:
     assert "the answer was cut short" in place.journal
 
 
-def test_the_model_is_pulled_first(place: Workplace) -> None:
+def test_missing_model_is_pulled_first(place: Workplace) -> None:
     assert place.good("chat", "hi", "--model", "fresh", "--auto-pull") == "1: hi\n"
     assert (place.data / "models" / "fresh").exists()
 
@@ -187,17 +187,17 @@ def test_the_model_is_pulled_first(place: Workplace) -> None:
         ({"message": {"thinking": "b"}, "done": False}, Piece("b")),
     ],
 )
-def test_events(event: dict[str, Any], piece: Piece) -> None:
+def test_text_of_an_event_is_found(event: dict[str, Any], piece: Piece) -> None:
     assert piece_of(event) == piece
 
 
 @pytest.mark.parametrize("event", [{"choices": 1}, {"choices": ["x"]}, {"message": []}, {"error": {"message": "x"}}])
-def test_events_of_another_shape(event: dict[str, Any]) -> None:
+def test_event_of_another_format_is_an_error(event: dict[str, Any]) -> None:
     with pytest.raises(BadGatewayError):
         piece_of(event)
 
 
-def test_a_conversation_remembers(place: Workplace) -> None:
+def test_conversation_sends_its_history(place: Workplace) -> None:
     spec = load_manifest(place.plugin / "plugin.yaml", {"AOG_DATA_DIR": str(place.home)}).service("chat")
     conversation = Conversation(spec, Settings(system="S"))
     conversation.keep("one", [Picture("a.png", b"x")], "two")
@@ -212,7 +212,7 @@ def test_a_conversation_remembers(place: Workplace) -> None:
 
 
 @terminal
-def test_a_conversation_at_a_terminal(place: Workplace) -> None:
+def test_conversation_at_a_terminal_prints_each_answer(place: Workplace) -> None:
     for name in ("tiny", "thinker"):
         (place.data / "models").mkdir(exist_ok=True)
         (place.data / "models" / name).touch()
@@ -277,8 +277,8 @@ def test_a_missing_model_is_reported_before_the_first_prompt(place: Workplace) -
 
 
 @terminal
-def test_ctrl_c_stops_the_answer_only(place: Workplace) -> None:
-    """Answers only, and the engine's work on them; also one that has not begun."""
+def test_ctrl_c_cancels_only_the_answer(place: Workplace) -> None:
+    """It cancels the answer and the engine's work on it, also before the answer begins."""
     with Screen([*COMMAND, "chat", "--model", "endless"], place.env, place.plugin) as screen:
         screen.prompt()
         screen.type("go" + ENTER)
@@ -311,7 +311,7 @@ def test_ctrl_c_stops_the_answer_only(place: Workplace) -> None:
 
 
 @terminal
-def test_one_question_at_a_terminal(place: Workplace) -> None:
+def test_single_prompt_at_a_terminal_prints_one_answer(place: Workplace) -> None:
     with Screen([*COMMAND, "chat", "hi", "--model", "endless"], place.env, place.plugin) as screen:
         screen.until("more more ")
         screen.type(CTRL_C)
@@ -325,8 +325,8 @@ def test_one_question_at_a_terminal(place: Workplace) -> None:
 
 
 @terminal
-def test_ctrl_c_with_a_real_engine(workplace: Workplace) -> None:
-    """The model answers one request at a time and never stops by itself: the next answer proves that it was free."""
+def test_ctrl_c_frees_the_slot_of_a_real_engine(workplace: Workplace) -> None:
+    """The model answers one request at a time and never stops by itself, so the next answer proves a free slot."""
     shape = shipped("llamacpp")
     shape["engine"] |= {"backend": "xllamacpp", "threads": 1, "parallel": 1}
     write_manifest(workplace.plugin, shape)
@@ -350,8 +350,10 @@ def test_ctrl_c_with_a_real_engine(workplace: Workplace) -> None:
 
 @terminal
 @pytest.mark.parametrize("flavor", ["openai", "ollama"])
-async def test_a_conversation_with_an_ollama(workplace: Workplace, tmp_path: Path, flavor: str) -> None:
-    """In both flavours: what it thinks comes before what it says, and Ctrl-C closes what it is asked."""
+async def test_conversation_with_ollama_shows_thinking_and_stops_on_ctrl_c(
+    workplace: Workplace, tmp_path: Path, flavor: str
+) -> None:
+    """In both flavors: thinking comes before the answer, and Ctrl-C closes the request."""
     manifest = (REPOSITORY / "plugins/ollama/plugin.yaml").read_text()
     (workplace.plugin / "plugin.yaml").write_text(
         manifest.replace("config_ref: openai:chat", f"config_ref: {flavor}:chat")

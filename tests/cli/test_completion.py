@@ -1,4 +1,4 @@
-"""What a shell completes: asked as the shells ask, and in a real bash."""
+"""Shell completion: requested as shells do, and in a real bash."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def place(workplace: Workplace) -> Workplace:
 
 
 def bash_names(place: Workplace, line: str, **env: str) -> list[str]:
-    """What bash would be told at the end of that line."""
+    """Return bash's completions at the end of that line."""
     asking = {COMPLETE: "bash_complete", "COMP_LINE": line, "COMP_WORDBREAKS": " \t\n\"'><=;|&(:"}
     return [entry.partition(",")[2] for entry in place.good(**asking | env).splitlines() if entry]
 
@@ -63,7 +63,7 @@ def names(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_a_script_for_each_shell(workplace: Workplace, shell: str) -> None:
+def test_completion_script_exists_for_each_shell(workplace: Workplace, shell: str) -> None:
     script = workplace.good("completion", shell)
     assert PROGRAM in script
     assert f"{COMPLETE}" in script
@@ -71,11 +71,11 @@ def test_a_script_for_each_shell(workplace: Workplace, shell: str) -> None:
     assert "%(" not in script
 
 
-def test_which_shells(workplace: Workplace) -> None:
+def test_unknown_shell_error_lists_the_supported_ones(workplace: Workplace) -> None:
     assert "'csh' is not one of" in workplace.bad(2, "completion", "csh")
 
 
-def test_commands_and_options(names: Callable[..., list[list[str]]]) -> None:
+def test_commands_and_options_are_completed(names: Callable[..., list[list[str]]]) -> None:
     assert [name for name, _ in names("st")] == ["status"]
     assert {name for name, _ in names("engine", "st")} == {"start", "stop", "status"}
     assert names("completion", "f") == [["fish", "fish"]]
@@ -83,25 +83,25 @@ def test_commands_and_options(names: Callable[..., list[list[str]]]) -> None:
     assert names("chat", "--image", "") == []  # files are PowerShell's own matter
 
 
-def test_models(place: Workplace) -> None:
+def test_model_names_are_completed(place: Workplace) -> None:
     assert bash_names(place, "engine-plugin models rm ") == sorted(MODELS)
     assert bash_names(place, "engine-plugin models use t") == ["tiny"]
     assert bash_names(place, f"engine-plugin --plugin {place.plugin} embed --model g") == ["gemma3:12b", "gemma3:4b"]
 
 
-def test_bash_takes_a_colon_for_the_end_of_a_word(place: Workplace) -> None:
+def test_bash_completes_model_names_after_a_colon(place: Workplace) -> None:
     assert bash_names(place, "engine-plugin chat --model=gemma3:1") == ["12b"]
     assert bash_names(place, "engine-plugin models rm gemma3:1", COMP_WORDBREAKS=" ") == ["gemma3:12b"]
 
 
-def test_services_and_plugins(place: Workplace) -> None:
+def test_services_and_plugins_are_completed(place: Workplace) -> None:
     assert bash_names(place, "engine-plugin models use tiny --service ch") == ["chat"]
     assert {"llamacpp", "ollama"} <= set(bash_names(place, "engine-plugin --plugin "))
     asking = {COMPLETE: "bash_complete", "COMP_LINE": "engine-plugin --plugin ./x"}
     assert place.good(**asking) == "dir,./x\n"
 
 
-def test_what_fails_is_silent(place: Workplace) -> None:
+def test_failing_completion_prints_nothing(place: Workplace) -> None:
     (place.plugin / "plugin.yaml").write_text("provider:\nengine: [")
     for line in (
         "engine-plugin models rm ",
@@ -112,7 +112,7 @@ def test_what_fails_is_silent(place: Workplace) -> None:
         assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
 
 
-def test_a_slow_plugin_is_not_waited_for(place: Workplace) -> None:
+def test_completion_does_not_wait_for_a_slow_plugin(place: Workplace) -> None:
     del place.env[PATIENCE_VARIABLE]
     (place.data / "slow").touch()
     assert bash_names(place, "engine-plugin models rm ") == []
@@ -120,7 +120,7 @@ def test_a_slow_plugin_is_not_waited_for(place: Workplace) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="bash is no shell of Windows")
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-def test_in_bash(place: Workplace, tmp_path: Path) -> None:
+def test_completion_works_in_bash(place: Workplace, tmp_path: Path) -> None:
     binary = tmp_path / "bin" / "engine-plugin"
     binary.parent.mkdir()
     binary.write_text(f'#!/bin/sh\nexec {" ".join(COMMAND)} "$@"\n')

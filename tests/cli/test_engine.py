@@ -1,4 +1,4 @@
-"""The engine's software and its life in the background."""
+"""The engine's software and its background server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 
-def test_check_and_install(workplace: Workplace) -> None:
+def test_check_reports_missing_software_until_install(workplace: Workplace) -> None:
     said = workplace.bad(4, "engine", "check")
     assert said == "engine-plugin: not installed: no fake is here. Install it: engine-plugin engine install\n"
     done = workplace.run("engine", "check", "--json")
@@ -36,7 +36,7 @@ def test_check_and_install(workplace: Workplace) -> None:
 
 
 @pytest.mark.promise("G40")
-def test_a_life_in_the_background(workplace: Workplace) -> None:
+def test_engine_start_and_stop_control_a_background_server(workplace: Workplace) -> None:
     workplace.apart = True
     workplace.good("engine", "install")
     said = workplace.good("engine", "start", "--mode", "cpu")
@@ -81,14 +81,14 @@ def test_commands_that_need_a_server_report_it(workplace: Workplace) -> None:
     assert json.loads(done.stdout)["state"] == "stopped"
 
 
-def test_a_start_that_fails_leaves_no_server(workplace: Workplace) -> None:
+def test_failed_start_leaves_no_server(workplace: Workplace) -> None:
     assert "fake is not installed" in workplace.bad(4, "engine", "start")
     assert workplace.processes() == []
     workplace.install()
     assert "there is no GPU" in workplace.bad(4, "engine", "start", "--mode", "gpu")
 
 
-def test_a_data_directory_that_cannot_be_made(workplace: Workplace) -> None:
+def test_data_directory_that_cannot_be_created_is_reported(workplace: Workplace) -> None:
     workplace.data.parent.mkdir(parents=True)
     workplace.data.write_text("a file in its place")
     said = workplace.bad(1, "engine", "start")
@@ -96,7 +96,7 @@ def test_a_data_directory_that_cannot_be_made(workplace: Workplace) -> None:
     assert said.endswith("Correct the permissions of the data directory, or move it\n")
 
 
-def test_commands_that_start_at_once_share_one_server(workplace: Workplace) -> None:
+def test_concurrent_starts_share_one_server(workplace: Workplace) -> None:
     workplace.install()
     begun = [workplace.start("engine", "start", "--json") for _ in range(3)]
     try:
@@ -107,7 +107,7 @@ def test_commands_that_start_at_once_share_one_server(workplace: Workplace) -> N
         workplace.run("engine", "stop")
 
 
-def test_a_server_that_cannot_start_shows_its_log(workplace: Workplace) -> None:
+def test_server_that_cannot_start_shows_its_log(workplace: Workplace) -> None:
     manifest = workplace.plugin / "plugin.yaml"
     manifest.write_text(manifest.read_text().replace("name: fake\n", "name: unknown\n"))
     said = workplace.bad(4, "engine", "start")
@@ -116,7 +116,7 @@ def test_a_server_that_cannot_start_shows_its_log(workplace: Workplace) -> None:
 
 
 @pytest.mark.promise("P27")
-def test_the_record_of_a_killed_server_is_ignored(workplace: Workplace) -> None:
+def test_record_of_a_killed_server_is_ignored(workplace: Workplace) -> None:
     workplace.install()
     started = json.loads(workplace.good("engine", "start", "--json"))
     server = psutil.Process(started["pid"])
@@ -130,7 +130,7 @@ def test_the_record_of_a_killed_server_is_ignored(workplace: Workplace) -> None:
 
 
 @pytest.mark.promise("P11")
-def test_the_pid_of_another_process_is_left_alone(workplace: Workplace) -> None:
+def test_process_with_a_reused_pid_is_left_alone(workplace: Workplace) -> None:
     workplace.install()
     started = json.loads(workplace.good("engine", "start", "--json"))
     try:
@@ -145,8 +145,8 @@ def test_the_pid_of_another_process_is_left_alone(workplace: Workplace) -> None:
 
 
 @pytest.mark.promise("L2")
-def test_the_record_of_a_server_outlives_the_start_of_its_engine(workplace: Workplace) -> None:
-    """The engine removes old records of its processes from the same directory."""
+def test_record_of_a_server_survives_the_start_of_its_engine(workplace: Workplace) -> None:
+    """The engine removes old process records from the same directory."""
     workplace.install()
     started = json.loads(workplace.good("engine", "start", "--json"))
     try:
@@ -161,8 +161,8 @@ def test_the_record_of_a_server_outlives_the_start_of_its_engine(workplace: Work
 
 @pytest.mark.promise("L2")
 @pytest.mark.parametrize("lost", ["the socket", "its directory"])
-def test_a_server_is_found_after_its_socket_was_removed(workplace: Workplace, lost: str) -> None:
-    """As a cleaner of temporary files does it, or the end of a login session, with the whole runtime directory."""
+def test_server_is_found_after_its_socket_was_removed(workplace: Workplace, lost: str) -> None:
+    """A cleaner of temporary files or the end of a login session removes it with the whole runtime directory."""
     workplace.install()
     started = json.loads(workplace.good("engine", "start", "--json"))
     try:

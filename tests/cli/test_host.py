@@ -32,7 +32,7 @@ def plugins(workplace: Workplace, tmp_path: Path) -> str:
     return str(tmp_path / "p")
 
 
-def test_list(workplace: Workplace, plugins: str, tmp_path: Path) -> None:
+def test_host_list_shows_the_plugins(workplace: Workplace, plugins: str, tmp_path: Path) -> None:
     make_plugin(tmp_path / "p", "wrong", directory="place")
     done = workplace.run("host", "list", plugins)
     assert done.returncode == 0
@@ -46,7 +46,7 @@ def test_list(workplace: Workplace, plugins: str, tmp_path: Path) -> None:
     assert found["problems"][0]["line"] == 3
 
 
-def test_call(workplace: Workplace, plugins: str) -> None:
+def test_host_call_prints_the_answer(workplace: Workplace, plugins: str) -> None:
     answer = json.loads(workplace.good("host", "call", plugins, "fake", "GetVersion"))
     assert answer == {"code": 200, "message": "", "response_json": {"version": "1.2.3"}}
     request = '{"service_name": "chat", "request_data": {"a": 1}}'
@@ -57,7 +57,7 @@ def test_call(workplace: Workplace, plugins: str) -> None:
     assert json.loads(steps[-1])["data"] == {"status": "success"}
 
 
-def test_call_that_fails(workplace: Workplace, plugins: str) -> None:
+def test_failed_host_call_exits_with_its_status(workplace: Workplace, plugins: str) -> None:
     done = workplace.run("host", "call", plugins, "fake", "DeleteModel", '{"model": "big"}')
     assert done.returncode == 3
     assert json.loads(done.stdout)["code"] == 404
@@ -69,20 +69,20 @@ def test_call_that_fails(workplace: Workplace, plugins: str) -> None:
     workplace.bad(124, "host", "call", plugins, "fake", "InvokeService", hang, "--timeout", "0.3")
 
 
-def test_a_plugin_that_does_not_start(workplace: Workplace, plugins: str) -> None:
+def test_plugin_that_does_not_start_is_reported(workplace: Workplace, plugins: str) -> None:
     said = workplace.bad(1, "host", "call", plugins, "fake", "GetVersion", FAKE_MODE="exit")
     assert "exited with code 3 before its handshake" in said
     assert "no such key" in said
 
 
-def test_chat(workplace: Workplace, plugins: str) -> None:
+def test_host_chat_prints_the_answer(workplace: Workplace, plugins: str) -> None:
     assert workplace.good("host", "chat", plugins, "fake", "Hello?") == "Hello\n"
     lines = workplace.good("host", "chat", plugins, "fake", "Hello?", "--json").splitlines()
     assert [json.loads(line)["choices"][0]["delta"]["content"] for line in lines] == ["Hel", "lo"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals of this kind")
-def test_chat_moves_no_cursor(workplace: Workplace, plugins: str) -> None:
+def test_host_chat_prints_no_control_characters(workplace: Workplace, plugins: str) -> None:
     from .screen import Screen
 
     with Screen(

@@ -50,7 +50,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
-def test_every_command_has_help_and_a_place_in_the_docs(path: tuple[str, ...]) -> None:
+def test_every_command_has_help_and_is_documented(path: tuple[str, ...]) -> None:
     command: click.Command = cli
     for name in path:
         assert isinstance(command, click.Group)
@@ -65,13 +65,13 @@ def test_every_command_has_help_and_a_place_in_the_docs(path: tuple[str, ...]) -
             assert parameter.opts[-1] in page, parameter.opts
 
 
-def test_the_page_names_every_status() -> None:
+def test_page_lists_every_exit_status() -> None:
     page = (REPOSITORY / "docs" / "cli.md").read_text()
     for status in {0, 2, 130, *(status for _kind, status in EXIT_CODES)}:
         assert f"| {status} |" in page
 
 
-def test_version_and_usage(workplace: Workplace) -> None:
+def test_version_and_usage_are_printed(workplace: Workplace) -> None:
     workplace.apart = True
     assert __version__ in workplace.good("--version")
     assert "No such command" in workplace.bad(2, "nonsense")
@@ -79,7 +79,7 @@ def test_version_and_usage(workplace: Workplace) -> None:
     assert "No such option" in workplace.bad(2, "models", "list", "--nonsense")
 
 
-def test_which_plugin(workplace: Workplace) -> None:
+def test_plugin_is_selected_by_option_environment_or_directory(workplace: Workplace) -> None:
     """--plugin, then the environment, then the nearest manifest above, then the bundled one."""
 
     def plugin(*arguments: str, **env: str) -> str:
@@ -109,7 +109,7 @@ def test_which_plugin(workplace: Workplace) -> None:
     assert "ENGINE_PLUGIN_DIR" in workplace.bad(3, "engine", "status", ENGINE_PLUGIN_DIR=str(below))
 
 
-def test_a_manifest_with_errors(workplace: Workplace) -> None:
+def test_invalid_manifest_is_reported(workplace: Workplace) -> None:
     manifest = workplace.plugin / "plugin.yaml"
     manifest.write_text(
         manifest.read_text().replace("type: local", "type: nearby").replace("timeout: 60", "timeout: x")
@@ -128,7 +128,7 @@ def test_verbose_shows_the_traceback_and_the_log(workplace: Workplace) -> None:
     assert done.stderr.splitlines()[-1] == "engine-plugin: model: no model is called 'tiny'"
 
 
-def test_lint(workplace: Workplace) -> None:
+def test_lint_prints_problems_with_their_lines(workplace: Workplace) -> None:
     done = workplace.run("lint")
     assert done.returncode == 0, done.stdout
     manifest = workplace.plugin / "plugin.yaml"

@@ -50,7 +50,7 @@ def elsewhere(server: Workplace, tmp_path: Path) -> Workplace:
 
 
 @pytest.mark.promise("T3")
-def test_pull_list_rm(workplace: Workplace) -> None:
+def test_pulled_model_is_listed_until_removed(workplace: Workplace) -> None:
     done = workplace.run("models", "pull", "tiny")
     assert (done.returncode, done.stdout) == (0, "pulled tiny\n")
     lines = done.stderr.splitlines()
@@ -89,7 +89,7 @@ def test_pull_options_reach_the_engine(server: Workplace) -> None:
     }
 
 
-def test_a_file_is_named_from_where_the_person_is(server: Workplace) -> None:
+def test_relative_file_is_resolved_from_the_working_directory(server: Workplace) -> None:
     (server.plugin / "mine.gguf").touch()
     steps = [json.loads(line) for line in server.good("models", "pull", "mine.gguf", "--json").splitlines()]
     assert steps[0]["status"].startswith(f"resolving {server.plugin / 'mine.gguf'} ")
@@ -98,7 +98,7 @@ def test_a_file_is_named_from_where_the_person_is(server: Workplace) -> None:
 
 @pytest.mark.promise("T2")
 @pytest.mark.parametrize("named", ["./folder", "folder/", "../here/folder", "{here}/folder"])
-def test_a_folder_is_read_from_the_working_directory(elsewhere: Workplace, named: str) -> None:
+def test_relative_folder_is_resolved_from_the_working_directory(elsewhere: Workplace, named: str) -> None:
     here = elsewhere.plugin
     said = elsewhere.good("models", "pull", named.format(here=here), "--name", "mine", "--json")
     steps = [json.loads(line) for line in said.splitlines()]
@@ -107,7 +107,9 @@ def test_a_folder_is_read_from_the_working_directory(elsewhere: Workplace, named
 
 @pytest.mark.promise("T2")
 @pytest.mark.parametrize(("named", "is_path"), [("x.gguf", True), ("folder/x.GGUF", True), ("owner/x.gguf", False)])
-def test_a_file_that_is_missing_from_a_folder_here_is_a_path(elsewhere: Workplace, named: str, is_path: bool) -> None:
+def test_missing_file_in_an_existing_folder_is_treated_as_a_path(
+    elsewhere: Workplace, named: str, is_path: bool
+) -> None:
     here = elsewhere.plugin
     said = elsewhere.good("models", "pull", named, "--name", "mine", "--json")
     steps = [json.loads(line) for line in said.splitlines()]
@@ -124,19 +126,19 @@ def test_url_that_ends_in_a_slash_is_not_a_path(elsewhere: Workplace, named: str
 
 
 @pytest.mark.promise("T2")
-def test_a_name_that_is_also_a_folder_here_stays_a_name(managed: Workplace) -> None:
+def test_name_that_is_also_a_folder_is_treated_as_a_name(managed: Workplace) -> None:
     (managed.plugin / "nowhere").mkdir()
     said = managed.bad(3, "models", "pull", "nowhere")
     assert "To pull the folder nowhere in this directory: engine-plugin models pull ./nowhere\n" in said
 
 
-def test_a_pull_that_fails(server: Workplace) -> None:
+def test_failed_pull_is_reported(server: Workplace) -> None:
     said = server.bad(1, "models", "pull", "broken")
     assert said.splitlines()[-1] == "engine-plugin: model: the content is not what sha256 says; pull it again"
 
 
 @posix
-def test_ctrl_c_keeps_what_has_arrived(workplace: Workplace) -> None:
+def test_ctrl_c_keeps_the_partial_download(workplace: Workplace) -> None:
     pull = workplace.start("models", "pull", "slow")
     assert pull.stderr is not None
     try:
@@ -183,7 +185,7 @@ def at_terminal(workplace: Workplace, *arguments: str, typed: str = "") -> tuple
 
 
 @posix
-def test_a_terminal_gets_a_bar(workplace: Workplace) -> None:
+def test_terminal_shows_a_progress_bar(workplace: Workplace) -> None:
     status, shown = at_terminal(workplace, "models", "pull", "tiny")
     assert status == 0
     assert "100%" in shown
@@ -192,7 +194,7 @@ def test_a_terminal_gets_a_bar(workplace: Workplace) -> None:
 
 @pytest.mark.promise("T5")
 @posix
-def test_rm_asks_at_a_terminal(workplace: Workplace) -> None:
+def test_rm_asks_for_confirmation_at_a_terminal(workplace: Workplace) -> None:
     workplace.install()
     with workplace.serving():
         workplace.good("models", "pull", "tiny")
@@ -214,7 +216,7 @@ def rows(table: str) -> list[list[str]]:
     return [[cell for cell in re.split(r"  +", line.strip()) if cell] for line in table.splitlines()]
 
 
-def test_list_tells_what_models_can_do(managed: Workplace) -> None:
+def test_list_shows_the_capabilities(managed: Workplace) -> None:
     table = managed.good("models", "list")
     assert [row[:5] for row in rows(table)[:3]] == [
         ["NAME", "KIND", "SIZE", "CONTEXT", "CAPABILITIES"],
@@ -227,7 +229,7 @@ def test_list_tells_what_models_can_do(managed: Workplace) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such file name there")
-def test_a_name_moves_no_cursor(managed: Workplace) -> None:
+def test_control_characters_in_a_name_are_not_printed(managed: Workplace) -> None:
     (managed.data / "models" / "\x1b[2Jevil\n").touch()
     table = managed.good("models", "list")
     assert "\x1b" not in table
@@ -236,7 +238,7 @@ def test_a_name_moves_no_cursor(managed: Workplace) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such file name there")
-def test_json_moves_no_cursor_and_turns_no_text_around(managed: Workplace) -> None:
+def test_json_escapes_control_and_bidi_characters(managed: Workplace) -> None:
     evil = "\x9b2J\u202eevil\u2066é"
     (managed.data / "models" / evil).touch()
     said = managed.good("models", "list", "--json")
@@ -244,7 +246,7 @@ def test_json_moves_no_cursor_and_turns_no_text_around(managed: Workplace) -> No
     assert evil in [entry["name"] for entry in json.loads(said)]
 
 
-def test_show(managed: Workplace) -> None:
+def test_show_prints_the_details(managed: Workplace) -> None:
     manifest = managed.plugin / "plugin.yaml"
     manifest.write_text(manifest.read_text().replace("default_model: tiny", "default_model: guessed"))
     shown = dict(line.split(":", 1) for line in managed.good("models", "show", "guessed").splitlines())
@@ -274,21 +276,21 @@ def test_show(managed: Workplace) -> None:
     assert entry["details"]["capabilities"] == ["completion", "tools"]
 
 
-def test_copy(managed: Workplace) -> None:
+def test_copy_adds_a_model(managed: Workplace) -> None:
     assert managed.good("models", "copy", "tagged", "mine") == "copied tagged to mine\n"
     assert (managed.data / "models" / "mine").stat().st_size == 10_000
     assert "no model is called 'gone'. Here are: embedder" in managed.bad(3, "models", "copy", "gone", "new")
 
 
-def test_what_no_pull_of_its_name_would_bring(managed: Workplace) -> None:
-    """Only the plugin knows how a model gets to its engine."""
+def test_error_for_a_missing_model_names_only_pulls_that_work(managed: Workplace) -> None:
+    """Only the plugin knows how its engine gets models."""
     said = managed.bad(3, "models", "show", "gone", "--plugin", "llamacpp")
     assert "no model is called 'gone'" in said
     assert "by a path or file:// URL ending in .gguf" in said
     assert "models pull gone" not in said
 
 
-def test_the_layers_of_a_pull_are_summed(managed: Workplace) -> None:
+def test_progress_sums_the_layers_of_a_pull(managed: Workplace) -> None:
     done = managed.run("models", "pull", "new")
     assert (done.returncode, done.stdout) == (0, "pulled new\n")
     # A layer is known of when its turn comes.
@@ -302,7 +304,7 @@ def test_the_layers_of_a_pull_are_summed(managed: Workplace) -> None:
     ]
 
 
-def test_a_file_of_unknown_size_has_no_share(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_of_unknown_size_has_no_percentage(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_display(as_json=False) as show:
         show({"status": "downloading", "digest": "a", "completed": 5, "total": 10})
         show({"status": "downloading", "digest": "b", "completed": 5, "total": 0})
@@ -311,7 +313,7 @@ def test_a_file_of_unknown_size_has_no_share(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err.splitlines() == ["downloading", "50% of 10 B", "80% of 20 B"]
 
 
-def test_memory_needs_an_engine_that_runs(managed: Workplace) -> None:
+def test_models_ps_needs_a_running_engine(managed: Workplace) -> None:
     said = managed.bad(4, "models", "ps")
     assert "is not running; no models in memory. Start it: engine-plugin engine start" in said
     with managed.serving():
@@ -325,7 +327,7 @@ def test_memory_needs_an_engine_that_runs(managed: Workplace) -> None:
 
 
 @posix
-def test_a_terminal_gets_one_bar_for_all_layers(managed: Workplace) -> None:
+def test_terminal_shows_one_bar_for_all_layers(managed: Workplace) -> None:
     status, shown = at_terminal(managed, "models", "pull", "new")
     assert status == 0
     assert "10.0/10.0 kB" in shown
@@ -335,7 +337,7 @@ def test_a_terminal_gets_one_bar_for_all_layers(managed: Workplace) -> None:
 
 
 @pytest.mark.promise("H3")
-async def test_a_model_is_found_by_what_it_was_pulled_by() -> None:
+async def test_model_is_found_by_its_reference() -> None:
     class Listing:
         async def list_models(self) -> list[dict[str, Any]]:
             return [{"name": "other"}, {"name": "me/mine", "references": ["hf:me/mine@v1"]}]

@@ -1,4 +1,4 @@
-"""`--auto-pull`: a model that is not here is pulled before the call that names it."""
+"""`--auto-pull`: a missing model is pulled before the call that names it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def named(place: Workplace) -> str:
     return model
 
 
-def test_a_missing_model_is_pulled_first(place: Workplace) -> None:
+def test_auto_pull_pulls_a_missing_model_first(place: Workplace) -> None:
     done = place.run("embed", "a", "--model", "new", "--auto-pull")
     assert (done.returncode, done.stdout) == (0, "[1, 0.5]\n")
     assert done.stderr.splitlines()[:2] == ["model new is missing; pulling it", "downloading"]
@@ -43,7 +43,7 @@ def test_a_missing_model_is_pulled_first(place: Workplace) -> None:
     assert (json.loads(done.stdout)["data"], done.stderr) == ([{"embedding": [1, 0.5]}], "")
 
 
-def test_the_default_model_too_and_what_it_is_called_then(place: Workplace) -> None:
+def test_auto_pull_pulls_the_default_model(place: Workplace) -> None:
     with place.serving():
         assert "model standard is missing; pulling it" in place.run("rerank", "q", "a", "--auto-pull").stderr
         assert named(place) == "standard"
@@ -63,7 +63,7 @@ def test_the_default_model_too_and_what_it_is_called_then(place: Workplace) -> N
         ["transcribe", "SOUND", "--live"],
     ],
 )
-def test_every_command_has_it(place: Workplace, tmp_path: Path, arguments: list[str]) -> None:
+def test_every_model_command_has_auto_pull(place: Workplace, tmp_path: Path, arguments: list[str]) -> None:
     sound = tmp_path / "sound.wav"
     sound.write_bytes(b"RIFF")
     files = {"FILE.png": str(tmp_path / "a.png"), "FILE.wav": str(tmp_path / "a.wav"), "SOUND": str(sound)}
@@ -73,7 +73,7 @@ def test_every_command_has_it(place: Workplace, tmp_path: Path, arguments: list[
     assert named(place) == "standard"
 
 
-def test_without_it_nothing_is_pulled(place: Workplace) -> None:
+def test_missing_model_is_an_error_without_auto_pull(place: Workplace) -> None:
     assert place.run("embed", "a", "--model", "new").stderr == ""
     assert not (place.data / "models" / "new").exists()
     manifest = place.plugin / "plugin.yaml"
@@ -81,7 +81,7 @@ def test_without_it_nothing_is_pulled(place: Workplace) -> None:
     assert "model new is missing; pulling it" in place.run("embed", "a", "--model", "new").stderr
 
 
-def test_what_cannot_be_pulled(place: Workplace) -> None:
+def test_auto_pull_of_an_unknown_model_fails(place: Workplace) -> None:
     with place.serving():
         assert "no source has 'nowhere'" in place.bad(3, "embed", "a", "--model", "nowhere", "--auto-pull")
         done = place.run("embed", "a", "--model", "another's", "--auto-pull")  # who knows: it may answer all the same

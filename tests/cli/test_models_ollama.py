@@ -1,4 +1,4 @@
-"""The models of an attached Ollama, without a running server."""
+"""The models of an attached Ollama, without a server of `engine-plugin serve`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ollama(workplace: Workplace, tmp_path: Path) -> Iterator[ContractServer]:
         server.close()
 
 
-def test_memory_of_an_attached_server(workplace: Workplace, ollama: ContractServer) -> None:
+def test_models_are_loaded_and_unloaded_at_an_attached_server(workplace: Workplace, ollama: ContractServer) -> None:
     assert workplace.good("models", "load", "tiny-chat") == "loaded tiny-chat\n"
     [entry] = json.loads(workplace.good("models", "ps", "--json"))
     assert entry["name"] == "tiny-chat:latest"
@@ -46,7 +46,7 @@ def test_memory_of_an_attached_server(workplace: Workplace, ollama: ContractServ
     assert "ollama" in workplace.bad(4, "models", "ps").lower()
 
 
-def test_pull_copy_use_and_pull_before_a_call(workplace: Workplace, ollama: ContractServer) -> None:
+def test_attached_server_pulls_copies_and_uses_models(workplace: Workplace, ollama: ContractServer) -> None:
     done = workplace.run("models", "pull", "fresh")
     assert (done.returncode, done.stdout) == (0, "pulled fresh:latest\n")
     assert "pulling manifest" not in done.stderr
@@ -62,7 +62,7 @@ def test_pull_copy_use_and_pull_before_a_call(workplace: Workplace, ollama: Cont
     assert "fresh:1b" in ollama.names()
 
 
-def test_status_of_a_server_that_is_too_old(workplace: Workplace, ollama: ContractServer) -> None:
+def test_status_reports_a_server_that_is_too_old(workplace: Workplace, ollama: ContractServer) -> None:
     ollama.be_version("0.3.12")
     said = workplace.good("status")
     assert "0.3.12 is too old" in said

@@ -40,7 +40,7 @@ def defaults_of(place: Workplace) -> dict[str, str]:
 
 
 @pytest.mark.promise("T4")
-def test_use_sets_every_service_of_that_kind(managed: Workplace) -> None:
+def test_use_sets_the_default_of_every_service_of_the_kind(managed: Workplace) -> None:
     file = manifest_of(managed)
     before = file.read_text()
     with managed.serving():
@@ -64,7 +64,7 @@ def test_use_sets_every_service_of_that_kind(managed: Workplace) -> None:
 
 
 @pytest.mark.promise("T4")
-def test_a_running_server_uses_the_new_default_for_its_next_call(managed: Workplace) -> None:
+def test_running_server_uses_the_new_default_for_its_next_call(managed: Workplace) -> None:
     manifest_of(managed)
     with managed.serving():
         assert "is now the default" in managed.good("models", "use", "guessed")
@@ -84,7 +84,7 @@ def test_a_running_server_uses_the_new_default_for_its_next_call(managed: Workpl
 
 
 @pytest.mark.promise("T4")
-def test_use_says_why_not(managed: Workplace) -> None:
+def test_rejected_use_names_the_reason(managed: Workplace) -> None:
     file = manifest_of(managed)
     with managed.serving():
         said = managed.bad(3, "models", "use", "embeder")
@@ -103,7 +103,7 @@ def test_use_says_why_not(managed: Workplace) -> None:
 
 @pytest.mark.promise("T4")
 @pytest.mark.parametrize("content", ["{", "[]", '{"chat": 1}', ""])
-def test_a_damaged_file_of_defaults_is_named(managed: Workplace, content: str) -> None:
+def test_damaged_file_of_defaults_is_named_in_the_error(managed: Workplace, content: str) -> None:
     file = managed.data / "default-models-fake.json"
     file.write_text(content)
     for command in (["models", "use", "guessed"], ["chat", "Hello"]):
@@ -111,7 +111,7 @@ def test_a_damaged_file_of_defaults_is_named(managed: Workplace, content: str) -
     assert file.read_text() == content
 
 
-def test_a_model_of_another_kind_that_can_serve_it_too(managed: Workplace) -> None:
+def test_use_accepts_a_model_of_another_kind_that_serves_the_service(managed: Workplace) -> None:
     (managed.data / "models" / "listener").write_bytes(b"x")
     file = manifest_of(managed)
     hearing = "  - service_name: speech-to-text\n    config_ref: openvino:speech-to-text\n"

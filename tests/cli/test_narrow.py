@@ -1,4 +1,4 @@
-"""Tables and bars on terminals of any width, with names of any letters."""
+"""Tables and progress bars on terminals of any width, with names in any script."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def shown(place: Workplace, columns: int, *command: str) -> list[str]:
-    """The lines that a command leaves on a terminal."""
+    """Return the lines that a command leaves on a terminal."""
     env = {name: value for name, value in place.env.items() if name not in ("COLUMNS", "LINES")}
     with Screen([*COMMAND, *command], env, place.plugin, columns) as screen:
         assert screen.end() == 0
@@ -35,7 +35,7 @@ def shown(place: Workplace, columns: int, *command: str) -> list[str]:
         (10, ["NAME", "KIND"]),
     ],
 )
-def test_a_table_leaves_out_what_has_no_room(managed: Workplace, columns: int, heads: list[str]) -> None:
+def test_narrow_table_drops_columns(managed: Workplace, columns: int, heads: list[str]) -> None:
     lines = shown(managed, columns, "models", "list")
     assert lines[0].split() == heads
     assert len(lines) == 6
@@ -43,11 +43,11 @@ def test_a_table_leaves_out_what_has_no_room(managed: Workplace, columns: int, h
         assert max(map(len, lines)) <= columns
 
 
-def test_a_pipe_gets_all(managed: Workplace) -> None:
+def test_table_in_a_pipe_has_all_columns(managed: Workplace) -> None:
     assert managed.good("models", "list", COLUMNS="20").splitlines()[0].split()[-1] == "MODIFIED"
 
 
-def test_letters_of_two_cells_are_counted_so(managed: Workplace) -> None:
+def test_wide_characters_count_as_two_cells(managed: Workplace) -> None:
     (managed.data / "models" / "千问").write_bytes(b"x")
     (managed.data / "models" / "u\u0308ber").write_bytes(b"x")
     lines = managed.good("models", "list").splitlines()
@@ -59,7 +59,7 @@ def test_letters_of_two_cells_are_counted_so(managed: Workplace) -> None:
 
 
 @pytest.mark.parametrize("columns", [40, 80])
-def test_a_bar_keeps_to_its_line(managed: Workplace, columns: int) -> None:
+def test_progress_bar_fits_one_line(managed: Workplace, columns: int) -> None:
     lines = shown(managed, columns, "models", "pull", "owner/big.bin")
     [bar] = {line.strip() for line in lines if "100%" in line}
     assert "10.0/10.0 kB" in bar

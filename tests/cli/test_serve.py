@@ -1,4 +1,4 @@
-"""A plugin served by hand."""
+"""`engine-plugin serve`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def start_engine(address: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_default_address(workplace: Workplace, number: signal.Signals) -> None:
+def test_default_address_is_a_private_socket(workplace: Workplace, number: signal.Signals) -> None:
     workplace.good("engine", "install")
     with serving(workplace, stop=number) as said:
         path = Path(said["address"].removeprefix("unix:"))
@@ -76,7 +76,7 @@ def test_the_default_address(workplace: Workplace, number: signal.Signals) -> No
     assert not path.exists()
 
 
-async def test_addresses_by_hand(workplace: Workplace) -> None:
+async def test_given_addresses_are_served(workplace: Workplace) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -98,7 +98,7 @@ async def test_addresses_by_hand(workplace: Workplace) -> None:
 
 @pytest.mark.promise("L3")
 @pytest.mark.parametrize("relative", [False, True])
-async def test_the_command_to_try_finds_the_socket(workplace: Workplace, relative: bool) -> None:
+async def test_suggested_command_reaches_the_socket(workplace: Workplace, relative: bool) -> None:
     folder = workplace.plugin if relative else workplace.runtime
     path = folder / "C# a?b %41"
     with serving(workplace, "--address", f"unix:{path.name if relative else path}") as said:
@@ -112,7 +112,7 @@ async def test_the_command_to_try_finds_the_socket(workplace: Workplace, relativ
 
 
 @pytest.mark.promise("L9")
-def test_an_unavailable_address_is_refused_with_the_reason(workplace: Workplace) -> None:
+def test_unavailable_address_is_rejected_with_the_reason(workplace: Workplace) -> None:
     long = f"unix:{workplace.runtime}/{'x' * 100}"
     said = workplace.bad(4, "serve", "--address", long)
     assert f"the socket path has {len(long) - 5} bytes; the limit of the system is" in said
@@ -128,7 +128,7 @@ def test_an_unavailable_address_is_refused_with_the_reason(workplace: Workplace)
 
 @pytest.mark.promise("P10")
 @pytest.mark.parametrize("address", ["0.0.0.0:5000", "[::]:5000", "192.0.2.1:5000", "example.org:5000", ":5000"])
-def test_other_machines_are_kept_out(workplace: Workplace, address: str) -> None:
+def test_address_for_other_machines_needs_allow_remote(workplace: Workplace, address: str) -> None:
     workplace.apart = False  # nothing is served
     assert "--allow-remote" in workplace.bad(2, "serve", "--address", address)
 
@@ -138,7 +138,7 @@ def test_allow_remote_serves_other_machines(workplace: Workplace) -> None:
         assert not said["address"].endswith(":0")
 
 
-def test_text_for_people(workplace: Workplace) -> None:
+def test_text_output_names_the_address(workplace: Workplace) -> None:
     server = workplace.start("serve")
     assert server.stdout is not None
     try:
@@ -153,7 +153,7 @@ def test_text_for_people(workplace: Workplace) -> None:
 
 
 @pytest.mark.promise("P10")
-def test_a_runtime_directory_that_others_can_enter_is_not_used(workplace: Workplace) -> None:
+def test_runtime_directory_open_to_others_is_not_used(workplace: Workplace) -> None:
     (workplace.runtime / "engine-plugin").mkdir(mode=0o755)
     (workplace.runtime / "engine-plugin").chmod(0o755)
     temporary = workplace.runtime / "tmp"
@@ -176,8 +176,8 @@ def test_a_runtime_directory_that_others_can_enter_is_not_used(workplace: Workpl
     Path(f"/run/user/{os.getuid() if hasattr(os, 'getuid') else 0}").exists(),
     reason="a session's directory that is not the test's",
 )
-def test_a_session_without_a_runtime_directory(workplace: Workplace) -> None:
-    """Such as a service's or a bare `su`: the same rule finds the directory again, without a prompt or warning."""
+def test_session_without_a_runtime_directory_finds_the_server(workplace: Workplace) -> None:
+    """As in a service or a bare `su`: the same rule finds the directory again, without a prompt or warning."""
     data = workplace.runtime / "aog"
     del workplace.env["XDG_RUNTIME_DIR"]
     workplace.env |= {"AOG_DATA_DIR": str(data), "TMPDIR": str(workplace.runtime)}
@@ -192,7 +192,7 @@ def test_a_session_without_a_runtime_directory(workplace: Workplace) -> None:
     Path(f"/run/user/{os.getuid() if hasattr(os, 'getuid') else 0}").exists(),
     reason="a session's directory that is not the test's",
 )
-def test_a_server_keeps_its_files_out_of_shared_directories(workplace: Workplace) -> None:
+def test_server_keeps_its_files_out_of_shared_directories(workplace: Workplace) -> None:
     """Without a runtime directory no foreseeable name in /tmp is used, nor another user's directory."""
     temporary = workplace.runtime / "tmp"
     temporary.mkdir()
@@ -208,7 +208,7 @@ def test_a_server_keeps_its_files_out_of_shared_directories(workplace: Workplace
 
 
 @pytest.mark.promise("P11")
-def test_a_file_in_the_way_is_not_removed(workplace: Workplace) -> None:
+def test_file_at_the_socket_path_is_not_removed(workplace: Workplace) -> None:
     file = workplace.runtime / "precious"
     file.write_text("data")
     assert "path exists and is not a socket" in workplace.bad(4, "serve", "--address", f"unix:{file}")

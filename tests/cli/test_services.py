@@ -1,4 +1,4 @@
-"""One call of a service from the command line: what goes in, what comes out, and where it is written."""
+"""Calls of services from the command line: input, output and output files."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def asked(place: Workplace, service: str) -> dict[str, Any]:
     return request
 
 
-def test_embed(place: Workplace, tmp_path: Path) -> None:
+def test_embed_prints_vectors(place: Workplace, tmp_path: Path) -> None:
     assert place.good("embed", "a", "bcd").splitlines() == ["[1, 0.5]", "[3, 0.5]"]
     assert asked(place, "embed") == {"input": ["a", "bcd"], "model": "tiny"}
     assert json.loads(place.good("embed", "a", "--json", "--model", "other"))["data"] == [{"embedding": [1, 0.5]}]
@@ -93,7 +93,7 @@ def test_embed(place: Workplace, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, b"engine-plugin: standard input is not UTF-8 (byte 0)\n")
 
 
-def test_rerank(served: Workplace) -> None:
+def test_rerank_prints_the_ranking(served: Workplace) -> None:
     lines = served.good("rerank", "q", "a", "longest", "mid", "--top", "2").splitlines()
     assert [line.split() for line in lines] == [
         ["SCORE", "INDEX", "DOCUMENT"],
@@ -109,7 +109,7 @@ def test_rerank(served: Workplace) -> None:
     assert len(json.loads(served.good("rerank", "q", "a", "b", "--json"))["results"]) == 2
 
 
-def test_image(served: Workplace, tmp_path: Path) -> None:
+def test_image_is_written_to_a_file(served: Workplace, tmp_path: Path) -> None:
     file = str(tmp_path / "cat.png")
     done = served.run(
         "image", "a cat", "-o", file, "--size", "64x32", "--steps", "2", "--seed", "7", "--guidance", "0"
@@ -135,19 +135,19 @@ def test_image(served: Workplace, tmp_path: Path) -> None:
     assert (done_.returncode, done_.stdout) == (0, b"picture 0 of a dog")
 
 
-def test_many_steps_are_a_few_lines_where_there_is_no_terminal(served: Workplace, tmp_path: Path) -> None:
+def test_progress_without_a_terminal_is_a_few_lines(served: Workplace, tmp_path: Path) -> None:
     done = served.run("image", "a cat", "-o", str(tmp_path / "cat.png"), "--steps", "40")
     assert done.stderr.splitlines() == [f"drawing: step {step} of 40" for step in range(4, 41, 4)]
 
 
-def test_an_image_of_a_plugin_that_does_not_stream(place: Workplace, tmp_path: Path) -> None:
+def test_image_of_a_unary_service_is_written(place: Workplace, tmp_path: Path) -> None:
     manifest = place.plugin / "plugin.yaml"
     manifest.write_text(manifest.read_text().replace("support_streaming: true", "support_streaming: false"))
     assert place.good("image", "a", "-o", str(tmp_path / "a.png")).startswith("wrote ")
     assert "stream" not in asked(place, "text-to-image")
 
 
-def test_speak(served: Workplace, tmp_path: Path) -> None:
+def test_speech_is_written_to_a_file(served: Workplace, tmp_path: Path) -> None:
     file = str(tmp_path / "hello.wav")
     assert served.good("speak", "Hello", "-o", file, "--speed", "1.5") == f"wrote {file} (1.2 s of speech)\n"
     assert (tmp_path / "hello.wav").read_bytes() == b"RIFF Hello"
@@ -160,7 +160,7 @@ def test_speak(served: Workplace, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, b"RIFF from a pipe")
 
 
-def test_transcribe(served: Workplace, tmp_path: Path) -> None:
+def test_transcript_of_a_file_is_printed(served: Workplace, tmp_path: Path) -> None:
     file = tmp_path / "talk.mp3"
     file.write_bytes(b"x" * 1000)
     assert served.good("transcribe", str(file)) == "text of 1000 bytes\n"
@@ -175,7 +175,7 @@ def test_transcribe(served: Workplace, tmp_path: Path) -> None:
     assert served.fed(b"12345", "transcribe", "-").stdout == b"text of 5 bytes\n"
 
 
-def test_transcribe_live(served: Workplace, tmp_path: Path) -> None:
+def test_live_transcript_is_printed(served: Workplace, tmp_path: Path) -> None:
     file = tmp_path / "talk.WAV"
     file.write_bytes(b"x" * 100_000)
     assert served.good("transcribe", str(file), "--live") == "100000 bytes\n"
@@ -203,7 +203,7 @@ def test_live_transcription_reports_missing_speech(served: Workplace, form: str)
     assert done.stderr.decode() == "no speech detected. Without --live, the model receives the whole file\n"
 
 
-def test_live_transcription_that_fails(served: Workplace) -> None:
+def test_failed_live_transcription_is_reported(served: Workplace) -> None:
     done = served.fed(b"noise", "transcribe", "-", "--live")
     assert (done.returncode, done.stderr) == (1, b"engine-plugin: audio: is damaged; send another\n")
     done = served.fed(b"", "transcribe", "-", "--live")
@@ -216,7 +216,7 @@ def test_live_transcription_that_fails(served: Workplace) -> None:
     assert b"the plugin ended the transcription before the end of the audio" in done.stderr
 
 
-def test_a_server_that_runs_is_used_and_its_engine_started(place: Workplace) -> None:
+def test_running_server_is_used_and_its_engine_started(place: Workplace) -> None:
     place.good("engine", "start", "--mode", "cpu")
     try:
         place.good("embed", "a")
@@ -225,7 +225,7 @@ def test_a_server_that_runs_is_used_and_its_engine_started(place: Workplace) -> 
         place.good("engine", "stop")
 
 
-def test_wrong_usage(served: Workplace, tmp_path: Path) -> None:
+def test_invalid_usage_is_rejected(served: Workplace, tmp_path: Path) -> None:
     file = tmp_path / "a.wav"
     file.write_bytes(b"a")
     assert "'/none.wav' does not exist" in served.bad(2, "transcribe", "/none.wav")
@@ -247,8 +247,10 @@ def test_wrong_usage(served: Workplace, tmp_path: Path) -> None:
     [("embed", "a"), ("image", "a"), ("speak", "a"), ("transcribe", "talk.wav")],
     ids=lambda command: command[0],
 )
-def test_where_nothing_can_be_written(served: Workplace, tmp_path: Path, command: tuple[str, str]) -> None:
-    """It is said before the work."""
+def test_unwritable_output_is_reported_before_the_call(
+    served: Workplace, tmp_path: Path, command: tuple[str, str]
+) -> None:
+    """The check comes before the call."""
     (served.plugin / "talk.wav").write_bytes(b"a")
     assert "the directory does not exist" in served.bad(2, *command, "-o", str(tmp_path / "no" / "a"))
     for target in (str(tmp_path), f"{tmp_path / 'new'}/"):
@@ -260,7 +262,7 @@ def test_where_nothing_can_be_written(served: Workplace, tmp_path: Path, command
     assert served.journal == []
 
 
-def test_a_name_that_says_another_format(served: Workplace, tmp_path: Path) -> None:
+def test_output_name_of_another_format_is_rejected(served: Workplace, tmp_path: Path) -> None:
     said = served.bad(2, "image", "a", "-o", str(tmp_path / "cat.JPG"))
     assert "cat.JPG: the output is PNG. Name it cat.png" in said
     assert "a.mp3: the output is WAV. Name it a.wav" in served.bad(2, "speak", "a", "-o", str(tmp_path / "a.mp3"))
@@ -269,7 +271,7 @@ def test_a_name_that_says_another_format(served: Workplace, tmp_path: Path) -> N
     assert (tmp_path / "take.2").read_bytes() == b"RIFF a"
 
 
-def test_an_unfinished_sentence_keeps_to_one_line_of_the_terminal(served: Workplace) -> None:
+def test_unfinished_sentence_stays_on_one_line_of_the_terminal(served: Workplace) -> None:
     fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
     terminal, its = os.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
@@ -293,7 +295,7 @@ def test_an_unfinished_sentence_keeps_to_one_line_of_the_terminal(served: Workpl
     assert all(len(line) + line.count("語") < 40 for line in partial)
 
 
-def test_what_cannot_be_done_says_what_to_do(served: Workplace, tmp_path: Path) -> None:
+def test_invalid_size_or_response_is_reported(served: Workplace, tmp_path: Path) -> None:
     said = served.bad(1, "image", "a", "-o", str(tmp_path / "a.png"), "--size", "big")
     assert said.startswith("engine-plugin: size: must be a width and a height in pixels")
     assert "is not a valid embed response" in served.bad(1, "embed", "a", "--model", "odd")
@@ -303,11 +305,11 @@ def test_what_cannot_be_done_says_what_to_do(served: Workplace, tmp_path: Path) 
     )
 
 
-def test_an_engine_that_is_not_installed_is_reported(place: Workplace) -> None:
+def test_missing_engine_software_is_reported(place: Workplace) -> None:
     (place.data / "installed").unlink()
     assert "Install it with engine-plugin engine install" in place.bad(4, "embed", "a")
 
 
-def test_a_plugin_without_the_service(workplace: Workplace, tmp_path: Path) -> None:
+def test_undeclared_service_is_reported(workplace: Workplace, tmp_path: Path) -> None:
     said = workplace.bad(3, "speak", "a", "-o", str(tmp_path / "a.wav"))
     assert said == "engine-plugin: fake-plugin has no service 'text-to-speech'; it declares: chat\n"

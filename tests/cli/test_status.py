@@ -1,4 +1,4 @@
-"""The engine on one screen: stopped, running, attached."""
+"""`engine-plugin status`: stopped, running and attached engines."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ AVAILABLE = [
 ]
 
 
-def test_stopped(place: Workplace) -> None:
+def test_status_of_a_stopped_engine(place: Workplace) -> None:
     """Without a server, from a plugin that lives as long as the command."""
     done = place.run("status")
     assert (done.returncode, done.stderr) == (0, "start it: engine-plugin engine start\n")
@@ -51,7 +51,7 @@ def test_stopped(place: Workplace) -> None:
     assert "engine install" in place.run("status").stderr
 
 
-def test_running(place: Workplace) -> None:
+def test_status_of_a_running_engine(place: Workplace) -> None:
     with place.serving():
         lines = place.good("status").splitlines()
         found = shown(place)
@@ -71,7 +71,7 @@ def test_running(place: Workplace) -> None:
     assert [entry["name"] for entry in found["loaded"]] == ["guessed", "embedder"]
 
 
-def test_an_attached_server(place: Workplace) -> None:
+def test_status_of_an_attached_server(place: Workplace) -> None:
     (place.data / "address").write_text("127.0.0.1:11434")
     lines = place.good("status").splitlines()
     assert lines[:3] == [
@@ -92,7 +92,7 @@ def test_an_attached_server(place: Workplace) -> None:
     assert (found["server"], found["available"]) == ("", None)
 
 
-def test_nothing_is_here(place: Workplace) -> None:
+def test_status_without_software_and_models(place: Workplace) -> None:
     (place.data / "address").write_text("127.0.0.1:11434")
     for file in (place.data / "models").iterdir():
         file.unlink()

@@ -43,7 +43,7 @@ def installed(workplace: Workplace, *arguments: str) -> subprocess.CompletedProc
 
 
 @pytest.mark.promise("T1")
-def test_a_plugin_yaml_of_another_program_is_ignored_with_a_note(workplace: Workplace, tmp_path: Path) -> None:
+def test_plugin_yaml_of_another_program_is_ignored_with_a_note(workplace: Workplace, tmp_path: Path) -> None:
     place = moved(workplace, tmp_path / "chart").plugin
     (place / "plugin.yaml").write_text(HELM)
     done = workplace.run("lint")
@@ -56,7 +56,7 @@ def test_a_plugin_yaml_of_another_program_is_ignored_with_a_note(workplace: Work
 
 @posix
 @pytest.mark.promise("X1")
-def test_neither_a_manifest_nor_a_module_of_another_user_runs(workplace: Workplace, tmp_path: Path) -> None:
+def test_manifest_and_module_of_another_user_are_not_run(workplace: Workplace, tmp_path: Path) -> None:
     place = moved(workplace, tmp_path / "shared").plugin
     trace = tmp_path / "trace"
     program = place / "x.sh"
@@ -82,7 +82,7 @@ def test_neither_a_manifest_nor_a_module_of_another_user_runs(workplace: Workpla
 @posix
 @pytest.mark.promise("X3")
 @pytest.mark.parametrize("umask", [0, 0o277])
-def test_whatever_the_umask_the_data_directory_is_for_its_user_only(workplace: Workplace, umask: int) -> None:
+def test_data_directory_is_private_with_any_umask(workplace: Workplace, umask: int) -> None:
     if umask:  # what an earlier version made
         (workplace.data / "logs").mkdir(parents=True)
         (workplace.data / "logs" / "server.log").touch(0o644)
@@ -106,7 +106,7 @@ def test_whatever_the_umask_the_data_directory_is_for_its_user_only(workplace: W
 
 @posix
 @pytest.mark.promise("X3", "L9")
-def test_a_data_directory_that_another_user_could_change_is_refused(workplace: Workplace) -> None:
+def test_data_directory_that_another_user_could_change_is_rejected(workplace: Workplace) -> None:
     (workplace.data / "software").mkdir(parents=True)
     workplace.data.chmod(0o777)
     for command in (["status"], ["engine", "check"], ["serve"]):

@@ -30,7 +30,7 @@ def output(workplace: Workplace, *arguments: str, **env: str) -> subprocess.Comp
 
 @pytest.mark.promise("U9")
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locale")
-def test_a_data_directory_of_any_name_works_in_the_plainest_locale(workplace: Workplace) -> None:
+def test_data_directory_with_any_name_works_in_the_c_locale(workplace: Workplace) -> None:
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "AOG_DATA_DIR": str(workplace.home / "d\u00e4t\u00e4")}
     for command in (["engine", "install"], ["engine", "start"], ["engine", "status"], ["engine", "stop"]):
         done = output(workplace, *command, **plain)
@@ -40,7 +40,7 @@ def test_a_data_directory_of_any_name_works_in_the_plainest_locale(workplace: Wo
 
 @pytest.mark.promise("U9")
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are Unicode there")
-def test_a_data_directory_whose_name_is_not_utf8_is_refused(workplace: Workplace) -> None:
+def test_data_directory_with_a_non_utf8_name_is_rejected(workplace: Workplace) -> None:
     workplace.env["AOG_DATA_DIR"] = os.fsdecode(bytes(workplace.home) + b"/d\xe4t")
     said = workplace.bad(1, "status")
     assert "resources.data_dir is" in said
@@ -48,7 +48,7 @@ def test_a_data_directory_whose_name_is_not_utf8_is_refused(workplace: Workplace
 
 
 @pytest.mark.promise("U12")
-def test_a_pipe_gets_utf8_whatever_the_code_page(workplace: Workplace) -> None:
+def test_output_in_a_pipe_is_utf8_with_any_code_page(workplace: Workplace) -> None:
     name = "\u4f60\u597d \U0001f600"
     workplace.plugin.rename(workplace.plugin.with_name(name))
     workplace.plugin = workplace.plugin.with_name(name)

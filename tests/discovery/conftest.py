@@ -1,4 +1,4 @@
-"""Plugins in the test's own process, whose models are looked at."""
+"""Plugins in the test's own process, for tests of their models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STREAMING = ("chat", "generate")
 
 
 def described(place: Path, services: dict[str, dict[str, Any]], **top: Any) -> Manifest:
-    """The manifest of a plugin in `place`, which is made; each service with these keys beside the usual ones."""
+    """Return the manifest of a plugin in the new directory `place`; each service also has these keys."""
     shape: dict[str, Any] = {
         "version": "1.0",
         "provider": {"name": place.name, "version": "1.0.0", "type": "local"},

@@ -1,4 +1,4 @@
-"""GGUF files that have a header and next to nothing else."""
+"""GGUF files with little more than a header."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["write_header"]
 
 
 def write_header(path: Path, architecture: str, context_length: int, template: str | None, tools: str = "") -> Path:
-    """A file that can be inspected, not loaded. `tools` is the template for requests with tools, if it is another."""
+    """Write a file that can be inspected, not loaded. `tools` is the template for tools, if it differs."""
     import gguf
     import numpy as np
 

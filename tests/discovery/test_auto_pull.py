@@ -1,4 +1,4 @@
-"""With `auto_pull` a call that misses its model has it pulled, once, and is then made once more."""
+"""With `auto_pull` a call whose model is missing pulls it once and is then repeated."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FAILED = b'{"header": {"event": "task-failed"}}'
 
 
 class PullingEngine(SmallEngine):
-    """Has no model but those that were pulled; a pull waits for `gate`."""
+    """Has only models that were pulled; a pull waits for `gate`."""
 
     def __init__(self, manifest: Manifest) -> None:
         super().__init__(manifest)
@@ -115,7 +115,7 @@ async def talk(plugin: Plugin, *said: bytes) -> list[bytes]:
         return [answer.data async for answer in answers]
 
 
-async def test_an_answer_and_a_stream_have_their_model_pulled_first(plugin: Plugin) -> None:
+async def test_missing_model_is_pulled_before_an_answer_or_stream(plugin: Plugin) -> None:
     assert await plugin.invoke("chat", ASK) == b"{}"
     engine_of(plugin).here.clear()
     async with plugin.stream("chat", ASK) as chunks:
@@ -125,9 +125,7 @@ async def test_an_answer_and_a_stream_have_their_model_pulled_first(plugin: Plug
     assert len(engine_of(plugin).pulled) == 2
 
 
-async def test_the_timeout_of_a_service_does_not_count_the_pull(
-    plugin: Plugin, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_service_timeout_does_not_include_the_pull(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadlines, "allowed", lambda *_: ALLOWED)
     engine = engine_of(plugin)
     engine.gate.clear()
@@ -204,7 +202,7 @@ async def test_call_is_repeated_once(plugin: Plugin) -> None:
 
 
 class Forgetful(set[str]):
-    """Nothing stays in it."""
+    """A set that keeps nothing."""
 
     def add(self, element: str, /) -> None:
         pass
@@ -248,7 +246,7 @@ async def test_other_failure_of_a_conversation_is_raised(plugin: Plugin) -> None
             await anext(answers)
 
 
-async def test_a_conversations_deadline_does_not_count_the_pull(
+async def test_conversation_deadline_does_not_include_the_pull(
     plugin: Plugin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deadlines, "allowed", lambda *_: ALLOWED)

@@ -57,7 +57,7 @@ def make(manifested: Callable[..., Manifest]) -> Callable[..., tuple[Plugin, Lis
     return make
 
 
-async def test_each_service_has_the_models_of_its_kind(make: Callable[..., tuple[Plugin, ListingEngine]]) -> None:
+async def test_service_lists_the_models_of_its_kind(make: Callable[..., tuple[Plugin, ListingEngine]]) -> None:
     plugin, engine = make(
         {"chat": {"default_model": "b"}, "embed": {}, "rerank": {"support_models": ["x"]}, "speech-to-text-ws": {}}
     )

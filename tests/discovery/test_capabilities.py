@@ -1,4 +1,4 @@
-"""Who is believed about a model, and for how long."""
+"""Which source a capability comes from, and for how long it is cached."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_features_of_chat_templates(template: str, features: tuple[str, ...]) ->
 
 
 class Server:
-    """What is asked of a model, counted."""
+    """Counts the requests for a model's details."""
 
     def __init__(self) -> None:
         self.asked = 0

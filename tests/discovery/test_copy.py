@@ -1,4 +1,4 @@
-"""`source: model:OLD` copies a model that is here."""
+"""`source: model:OLD` copies a model of the store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(params=["file", "folder"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ModelStore]:
-    """A store of either form, with a chat model `old` in it that a person calls an embedder."""
+    """A store of each form, with a chat model `old` that the configuration declares an embedder."""
 
     async def look_at_file(path: Path) -> Inspection:
         return Inspection("chat", extra={"suffix": path.suffix})
@@ -99,7 +99,7 @@ async def test_copy_replaces_another_model(store: ModelStore) -> None:
     assert (await store.get("new")).digest == (await store.get("old")).digest
 
 
-async def test_a_sample_can_be_copied(store: ModelStore) -> None:
+async def test_sample_model_can_be_copied(store: ModelStore) -> None:
     await pull(store, model="mine", source="model:tiny-embed")
     mine, sample = await store.get("mine"), await store.get("tiny-embed")
     assert (mine.kind, mine.digest, mine.bundled) == ("embed", sample.digest, False)

@@ -1,4 +1,4 @@
-"""What a model's name tells of it."""
+"""What is read from a model's name."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_family_has_features() -> None:
         ("model-2b2", 0),
     ],
 )
-def test_the_number_of_parameters(text: str, parameters: float) -> None:
+def test_parameter_count_is_read_from_the_name(text: str, parameters: float) -> None:
     assert parameters_of(text) == parameters
 
 
@@ -68,5 +68,5 @@ def test_the_number_of_parameters(text: str, parameters: float) -> None:
     ("parameters", "context"),
     [(0, 0), (1e6, 8_192), (6.9e9, 8_192), (7e9, 16_384), (13e9, 32_768), (30e9, 65_536), (405e9, 131_072)],
 )
-def test_the_estimate_by_size(parameters: float, context: int) -> None:
+def test_context_length_is_estimated_by_size(parameters: float, context: int) -> None:
     assert estimated_context(parameters) == context

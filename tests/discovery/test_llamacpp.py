@@ -1,4 +1,4 @@
-"""What llama.cpp's models can do, by their files and by the servers that have them in memory."""
+"""Capabilities of llama.cpp's models, from their files and from the servers that have loaded them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SERVICES: dict[str, dict[str, Any]] = {"chat": {"default_model": "tiny-chat-gguf
 
 @asynccontextmanager
 async def engine(place: Path, **options: Any) -> AsyncIterator[LlamaCppEngine]:
-    """The engine of a plugin in `place`, not started."""
+    """Return the engine of a plugin in `place`, not started."""
     chosen = {"name": "llamacpp", "backend": "xllamacpp", "threads": 1, **options}
     found = LlamaCppEngine(described(place, SERVICES, engine=chosen))
     try:
@@ -133,7 +133,7 @@ def told(**shape: Any) -> Capabilities:
     return capabilities_told(json.dumps(shape).encode())
 
 
-def test_a_server_tells_its_context_and_senses_and_how_it_renders_tools() -> None:
+def test_server_properties_give_context_length_and_features() -> None:
     length = {"n_ctx": 4096}
     senses = {"vision": True, "audio": False}
     assert told(default_generation_settings=length, modalities=senses, chat_template="<think>") == Capabilities(

@@ -1,4 +1,4 @@
-"""What OpenVINO's models can do and take in memory, and one that comes from a hub for the call that needs it."""
+"""Capabilities and memory of OpenVINO's models, and one that a call pulls from a hub."""
 
 from __future__ import annotations
 

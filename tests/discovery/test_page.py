@@ -1,4 +1,4 @@
-"""docs/models.md has the families, the estimates and the words that the code has."""
+"""docs/models.md has the families, the estimates and the capabilities of the code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine_plugin.models.info import FEATURES
 PAGE = (Path(__file__).parents[2] / "docs/models.md").read_text(encoding="utf-8")
 
 
-def test_every_family_is_on_the_page_as_it_is() -> None:
+def test_every_family_is_on_the_page() -> None:
     found: dict[str, tuple[int, tuple[str, ...]]] = {}
     for line in PAGE.partition("| family |")[2].splitlines()[2:]:
         names, context, features = (cell.strip() for cell in line.strip("|").split("|"))
