@@ -17,6 +17,7 @@ from engine_plugin.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from engine_plugin.jsontext import REPLACEMENT
 from engine_plugin.transport import sse
 from engine_plugin.waiting import comes_true
 
@@ -26,7 +27,16 @@ if TYPE_CHECKING:
     from engine_plugin.process.run import ProcessRun
     from engine_plugin.transport.http1 import HttpResponse
 
-__all__ = ["ANSWER_LIMIT", "ERROR_LIMIT", "Complaint", "drained", "explained", "one_line", "stream_events"]
+__all__ = [
+    "ANSWER_LIMIT",
+    "ERROR_LIMIT",
+    "Complaint",
+    "drained",
+    "explained",
+    "one_line",
+    "printable_text",
+    "stream_events",
+]
 
 ANSWER_LIMIT = 512 * 1024 * 1024
 """The most bytes of an answer that are read."""
@@ -37,6 +47,7 @@ ERROR_LIMIT = 256 * 1024
 _DEATH_NOTICE = 1.0
 _LAST_BYTES = 0.5
 _SHOWN = 500
+_MAX_TEXT = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +148,13 @@ def one_line(words: str) -> str:
     if words.isprintable():
         return words
     return " ".join("".join(char if char.isprintable() else " " for char in words).split())
+
+
+def printable_text(value: object) -> str:
+    """A printable text of at most 512 characters; "" for anything else. Used for fields of foreign answers."""
+    if not isinstance(value, str) or len(value) > _MAX_TEXT or REPLACEMENT in value:
+        return ""
+    return value if value.isprintable() else ""
 
 
 async def explained(error: EnginePluginError, run: ProcessRun) -> EnginePluginError:

@@ -197,7 +197,7 @@ async def test_key_is_not_sent_to_a_redirect(
 
 
 async def _some_digest(_path: Path) -> str:
-    return "a" * 64
+    return f"sha256:{'a' * 64}"
 
 
 async def test_answer_cut_at_any_byte_raises(hostile: Hostile, plugin: Plugin) -> None:

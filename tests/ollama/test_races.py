@@ -15,6 +15,7 @@ from engine_plugin.engines.base import HealthState
 from engine_plugin.engines.ollama import pulls
 from engine_plugin.errors import BadGatewayError, EnginePluginError, ModelNotFoundError, UnavailableError
 from engine_plugin.models.request import PullRequest
+from engine_plugin.system.files import sha256_of
 from tests.patience import pace, within
 
 from .attached.engine import plugin_in
@@ -251,8 +252,8 @@ async def test_cancelled_upload_closes_the_file(
     monkeypatch.setattr(pulls, "_PIECE", 64 * 1024)
     path = tmp_path / "big.gguf"
     path.write_bytes(b"GGUF" + bytes(24 << 20))
-    digest = await pulls.sha256_of(path)
-    place = f"/api/blobs/sha256:{digest}"
+    digest = await sha256_of(path)
+    place = f"/api/blobs/{digest}"
     hostile.answers[place] = whole(b"", status="404 Not Found" if phase == "sending" else "200 OK")
     waiting_at = {"asking": place, "sending": place, "creating": "/api/create"}.get(phase, "")
     if phase in ("asking", "creating"):
@@ -277,7 +278,7 @@ async def test_endless_answer_to_an_upload_is_cut(
 ) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF")
-    place = f"/api/blobs/sha256:{await pulls.sha256_of(path)}"
+    place = f"/api/blobs/{await sha256_of(path)}"
     hostile.answers[place] = [b"HTTP/1.1 500 No\r\ncontent-encoding: gzip\r\n\r\n"]
     hostile.answers["/api/blobs/head"] = b""
     hostile.endless, hostile.endless_at = b"no" * 10_000, place

@@ -10,8 +10,8 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.jsontext import REPLACEMENT
 from engine_plugin.models.info import Capabilities, Loaded, ModelDetails, ModelInfo
+from engine_plugin.transport.answers import printable_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +32,6 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_EXPIRY = timedelta(days=365 * 20)
 _ENCODERS = ("bert", "nomic-bert")
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
-_MAX_TEXT = 512
 _MAX_FAMILIES = 32
 _NUMBER_LIMIT = 1 << 63
 
@@ -41,7 +40,10 @@ def named_entries(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The entries of a list of models, without those that have no name."""
     found = answer.get("models")
     entries = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
-    named = [{**entry, "name": _text(entry.get("name")) or _text(entry.get("model"))} for entry in entries]
+    named = [
+        {**entry, "name": printable_text(entry.get("name")) or printable_text(entry.get("model"))}
+        for entry in entries
+    ]
     return [entry for entry in named if entry["name"]]
 
 
@@ -51,9 +53,9 @@ def listed_model(entry: Mapping[str, Any], capabilities: Capabilities) -> ModelI
     Its kind follows from the server's `capabilities`; the caller resolves the final ones.
     """
     details = _mapping(entry.get("details"))
-    family = _text(details.get("family"))
-    digest = _DIGEST.fullmatch(_text(entry.get("digest")))
-    remote = {key: _text(entry.get(key)) for key in ("remote_model", "remote_host")}
+    family = printable_text(details.get("family"))
+    digest = _DIGEST.fullmatch(printable_text(entry.get("digest")))
+    remote = {key: printable_text(entry.get(key)) for key in ("remote_model", "remote_host")}
     extra: dict[str, Any] = {key: value for key, value in remote.items() if value}
     if embedding := positive_int(details.get("embedding_length")):
         extra["embedding_length"] = embedding
@@ -65,11 +67,11 @@ def listed_model(entry: Mapping[str, Any], capabilities: Capabilities) -> ModelI
         modified_at=_time(entry.get("modified_at")) or EPOCH,
         bundled=False,
         details=ModelDetails(
-            format=_text(details.get("format")),
+            format=printable_text(details.get("format")),
             family=family,
             families=_texts(details.get("families"))[:_MAX_FAMILIES],
-            parameter_size=_text(details.get("parameter_size")),
-            quantization_level=_text(details.get("quantization_level")),
+            parameter_size=printable_text(details.get("parameter_size")),
+            quantization_level=printable_text(details.get("quantization_level")),
             extra=extra,
         ),
     )
@@ -92,7 +94,7 @@ def listed_capabilities(entry: Mapping[str, Any]) -> Capabilities:
 def shown_capabilities(answer: Mapping[str, Any]) -> Capabilities:
     """The capabilities in an answer of /api/show."""
     about = _mapping(answer.get("model_info"))
-    architecture = _text(about.get("general.architecture"))
+    architecture = printable_text(about.get("general.architecture"))
     return Capabilities(_texts(answer.get("capabilities")), positive_int(about.get(f"{architecture}.context_length")))
 
 
@@ -109,15 +111,8 @@ def loaded_state(entry: Mapping[str, Any]) -> Loaded:
     )
 
 
-def _text(value: object) -> str:
-    """A printable text of at most 512 characters; "" for anything else."""
-    if not isinstance(value, str) or len(value) > _MAX_TEXT or REPLACEMENT in value:
-        return ""
-    return value if value.isprintable() else ""
-
-
 def _texts(value: object) -> tuple[str, ...]:
-    return tuple(filter(None, map(_text, value))) if isinstance(value, list) else ()
+    return tuple(filter(None, map(printable_text, value))) if isinstance(value, list) else ()
 
 
 def positive_int(value: object) -> int:
@@ -132,6 +127,6 @@ def _mapping(value: object) -> dict[str, Any]:
 def _time(value: object) -> datetime | None:
     """A time in Go's format, with its zone; None for an invalid one."""
     with contextlib.suppress(ValueError, OverflowError):
-        found = datetime.fromisoformat(_text(value))
+        found = datetime.fromisoformat(printable_text(value))
         return found if found.tzinfo else found.replace(tzinfo=UTC)
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import ssl
@@ -30,7 +29,7 @@ from engine_plugin.models.hubs import refuse_offline
 from engine_plugin.models.info import kind_of_type
 from engine_plugin.models.request import local_path, read_request
 from engine_plugin.redaction import redacted
-from engine_plugin.system.files import LFS_POINTER, in_thread, opened
+from engine_plugin.system.files import LFS_POINTER, in_thread, opened, sha256_of
 from engine_plugin.transport.answers import one_line
 from engine_plugin.transport.ndjson import line_objects, whole_lines
 
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
     from engine_plugin.models.request import PullRequest
     from engine_plugin.transport.http1 import HttpResponse
 
-__all__ = ["Pulls", "require_gguf", "sha256_of", "upload"]
+__all__ = ["Pulls", "require_gguf", "upload"]
 
 _SILENCE = 900.0
 """Seconds without a line after which a pull fails. While the server verifies a large layer, it sends nothing."""
@@ -179,16 +178,17 @@ async def _create(client: OllamaClient, plan: _Plan, publish: Callable[[PullEven
     path = Path(plan.source)
     await require_gguf(path)
     publish(Status(f"reading {path.name}"))
-    digest = await sha256_of(path)
-    if plan.sha256 and plan.sha256 != digest:
+    try:
+        digest = await sha256_of(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    wanted = f"sha256:{plan.sha256}"
+    if plan.sha256 and wanted != digest:
         raise catalogue.CHECKSUM_MISMATCH.error(
-            place=path,
-            found=f"sha256:{digest}",
-            wanted=f"sha256:{plan.sha256}",
-            fix="Correct sha256 or the file",
+            place=path, found=digest, wanted=wanted, fix="Correct sha256 or the file"
         )
     await upload(client, path, digest, publish)
-    shape = {"model": plan.name, "files": {path.name: f"sha256:{digest}"}, "stream": True}
+    shape = {"model": plan.name, "files": {path.name: digest}, "stream": True}
     await _post_and_watch(client, "/api/create", shape, plan.name, publish)
 
 
@@ -282,20 +282,11 @@ async def require_gguf(path: Path) -> None:
         )
 
 
-async def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file in hex. Raises PullError if the file cannot be read."""
-    found = hashlib.sha256()
-    async with aclosing(_pieces(path)) as pieces:
-        async for piece in pieces:
-            await in_thread(found.update, piece)
-    return found.hexdigest()
-
-
 async def upload(client: OllamaClient, path: Path, digest: str, publish: Callable[[PullEvent], None]) -> None:
     """Send a file to the server unless it has the digest already. Raises PullError and the errors of the server."""
     import httpx  # Http1Client would hold the whole body in memory
 
-    url = f"{client.url}/api/blobs/sha256:{digest}"
+    url = f"{client.url}/api/blobs/{digest}"
     size = (await in_thread(path.stat)).st_size
 
     async def content() -> AsyncGenerator[bytes, None]:
@@ -304,7 +295,7 @@ async def upload(client: OllamaClient, path: Path, digest: str, publish: Callabl
             async for piece in pieces:
                 yield piece
                 sent += len(piece)
-                publish(ChunkProgress(f"sha256:{digest}", sent, size))
+                publish(ChunkProgress(digest, sent, size))
 
     head = {**client.headers, "accept-encoding": "identity"}
     tls = await in_thread(ssl.create_default_context) if url.startswith("https:") else False
@@ -344,4 +335,8 @@ async def _pieces(path: Path) -> AsyncGenerator[bytes, None]:
             while piece := await in_thread(file.read, _PIECE):
                 yield piece
     except OSError as error:
-        raise PullError(f"model: {path} cannot be read: {error.strerror or error}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> PullError:
+    return PullError(f"model: {path} cannot be read: {error.strerror or error}")

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from engine_plugin.jsontext import REPLACEMENT
+from engine_plugin.transport.answers import printable_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,9 +24,6 @@ __all__ = [
     "number_of",
     "text_of",
 ]
-
-
-_LONGEST = 512
 
 
 class FetchJson(Protocol):
@@ -132,10 +129,7 @@ class ServerAdapter(ABC):
 
 def text_of(entry: Mapping[str, Any], name: str) -> str:
     """A text field; "" if it is missing, too long or unprintable."""
-    value = entry.get(name)
-    if not isinstance(value, str) or len(value) > _LONGEST or REPLACEMENT in value:
-        return ""
-    return value if value.isprintable() else ""
+    return printable_text(entry.get(name))
 
 
 def number_of(entry: Mapping[str, Any], name: str) -> int:
