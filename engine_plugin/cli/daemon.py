@@ -14,7 +14,7 @@ import psutil
 
 from engine_plugin import catalogue
 from engine_plugin.cli.serve import LOG_VARIABLE
-from engine_plugin.cli.server_record import Rendezvous, ServerRecord, is_server_process
+from engine_plugin.cli.server_record import ServerRecord, ServerRecordStore, is_server_process
 from engine_plugin.errors import DeadlineError, PreconditionError
 from engine_plugin.process.python import own_command, own_environ
 from engine_plugin.system.files import in_thread, make_private, private_folder
@@ -46,7 +46,7 @@ async def start_server(manifest: Manifest) -> ServerRecord:
             place=error.filename or log, reason=error.strerror or error
         ) from error
     try:
-        record = await _wait_ready(process, Rendezvous(manifest), log)
+        record = await _wait_ready(process, ServerRecordStore(manifest), log)
     except BaseException:
         process.terminate()
         await in_thread(process.wait, _END)
@@ -56,11 +56,11 @@ async def start_server(manifest: Manifest) -> ServerRecord:
     return record
 
 
-async def _wait_ready(process: subprocess.Popen[bytes], meeting: Rendezvous, log: Path) -> ServerRecord:
+async def _wait_ready(process: subprocess.Popen[bytes], records: ServerRecordStore, log: Path) -> ServerRecord:
     deadline = time.monotonic() + _READY
-    while (record := meeting.find()) is None:
+    while (record := records.find()) is None:
         # Polled, because a file and a process of another session cannot be awaited on every system.
-        if process.poll() is not None and not meeting.is_taken():  # taken by the server of a concurrent command
+        if process.poll() is not None and not records.is_taken():  # taken by the server of a concurrent command
             raise PreconditionError(f"the server exited with code {process.returncode}: {_tail(log)} (log: {log})")
         if time.monotonic() > deadline:
             raise DeadlineError(f"the server was not ready within {_READY:g} s and was stopped. See its log: {log}")

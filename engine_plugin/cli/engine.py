@@ -100,16 +100,16 @@ async def _changed(options: Options, change: Callable[[PluginClient], Awaitable[
 async def start(options: Options, mode: str) -> None:
     """Serve the plugin in the background and start its engine. Does nothing if it is running."""
     from engine_plugin.cli.daemon import end_server, start_server
-    from engine_plugin.cli.server_record import Rendezvous
+    from engine_plugin.cli.server_record import ServerRecordStore
 
     manifest = chosen_manifest(options)
-    meeting = Rendezvous(manifest)
-    record = meeting.find()
+    records = ServerRecordStore(manifest)
+    record = records.find()
     ours = record is None
     if record is None:
         record = await start_server(manifest)
     try:
-        async with await meeting.reach(record) as client:
+        async with await records.reach(record) as client:
             await client.start_engine(mode)
     except BaseException:
         if ours:
@@ -129,15 +129,15 @@ async def start(options: Options, mode: str) -> None:
 async def stop(options: Options) -> None:
     """Stop the engine and its background server."""
     from engine_plugin.cli.daemon import end_server
-    from engine_plugin.cli.server_record import Rendezvous
+    from engine_plugin.cli.server_record import ServerRecordStore
 
     manifest = chosen_manifest(options)
-    meeting = Rendezvous(manifest)
-    record = meeting.find()
+    records = ServerRecordStore(manifest)
+    record = records.find()
     if record is None:
         raise UnavailableError(f"{manifest.provider.name} is not running; nothing to stop")
     try:
-        async with await meeting.reach(record) as client:
+        async with await records.reach(record) as client:
             await client.stop_engine(timeout=_STOP_ENGINE)
     except EnginePluginError as error:
         say(f"the engine did not stop ({error}); ending its server")
@@ -154,12 +154,12 @@ async def stop(options: Options) -> None:
 @runs
 async def status(options: Options) -> None:
     """Show state, version, address and loaded models. Exits with 4 if the engine is not running."""
-    from engine_plugin.cli.server_record import Rendezvous
+    from engine_plugin.cli.server_record import ServerRecordStore
     from engine_plugin.cli.session import plugin
 
     manifest = chosen_manifest(options)
     async with plugin(options) as client:  # without a server too: an attached engine may be running
-        record = Rendezvous(manifest).find()  # read again: the socket may have been replaced
+        record = ServerRecordStore(manifest).find()  # read again: the socket may have been replaced
         shown: dict[str, object] = {"plugin": manifest.provider.name, **await _found(client, record)}
     if options.json:
         print_json(shown)

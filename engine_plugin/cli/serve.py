@@ -102,14 +102,14 @@ def _place(manifest: Manifest, address: str | None) -> Iterator[_Place]:
         return
     from filelock import Timeout
 
-    from engine_plugin.cli.server_record import Rendezvous, ServerRecord
+    from engine_plugin.cli.server_record import ServerRecord, ServerRecordStore
 
-    meeting = Rendezvous(manifest)
-    lock = meeting.lock
+    records = ServerRecordStore(manifest)
+    lock = records.lock
     try:
         lock.acquire()
     except Timeout:
-        record = meeting.find()
+        record = records.find()
         who = f" at {record.address} (pid {record.pid})" if record else ""
         raise PreconditionError(
             f"{manifest.provider.name} is already running{who}. Use it, stop it (engine-plugin engine stop), "
@@ -117,12 +117,12 @@ def _place(manifest: Manifest, address: str | None) -> Iterator[_Place]:
         ) from None
     with ExitStack() as cleanup:
         cleanup.callback(lock.release)
-        cleanup.callback(meeting.forget)
+        cleanup.callback(records.forget)
 
         def told(bound: str) -> None:
-            meeting.write(ServerRecord.of_this_process(bound, os.environ.get(LOG_VARIABLE, "")))
+            records.write(ServerRecord.of_this_process(bound, os.environ.get(LOG_VARIABLE, "")))
 
-        yield _Place(lambda: meeting.choose(cleanup), told)
+        yield _Place(lambda: records.choose(cleanup), told)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from engine_plugin.host import PluginClient
     from engine_plugin.manifest import Manifest
 
-__all__ = ["Rendezvous", "ServerRecord", "is_server_process", "read_record", "record_file"]
+__all__ = ["ServerRecord", "ServerRecordStore", "is_server_process", "read_record", "record_file"]
 
 # Seconds: how long a server may take to reopen its socket, and how often its client checks.
 _NEW_SOCKET = 5.0
@@ -69,7 +69,7 @@ def is_server_process(record: ServerRecord) -> psutil.Process | None:
         return None
 
 
-class Rendezvous:
+class ServerRecordStore:
     """The files by which clients find the one server of a plugin (identified by its name and data directory).
 
     Record and lock are in the data directory, which cleaners of temporary files do not touch. So a server is found

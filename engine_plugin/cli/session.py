@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from engine_plugin.catalogue import ENGINE_NOT_RUNNING
 from engine_plugin.cli.plugins import chosen_manifest
-from engine_plugin.cli.server_record import Rendezvous
+from engine_plugin.cli.server_record import ServerRecordStore
 from engine_plugin.errors import UnavailableError
 
 if TYPE_CHECKING:
@@ -31,10 +31,10 @@ async def plugin(options: Options, on_log: Callable[[LogLine], None] | None = No
     from engine_plugin.process.python import own_command, own_environ
 
     manifest = chosen_manifest(options)
-    meeting = Rendezvous(manifest)
-    record = meeting.find()
+    records = ServerRecordStore(manifest)
+    record = records.find()
     if record is not None:
-        client = await meeting.reach(record)
+        client = await records.reach(record)
     else:
         client = await launch(
             own_command("engine_plugin.app"),
@@ -67,7 +67,7 @@ async def running_plugin(options: Options) -> AsyncIterator[PluginClient]:
     Raises UnavailableError, with the command that starts the engine, if there is none.
     """
     manifest = chosen_manifest(options)
-    served = Rendezvous(manifest).find() is not None
+    served = ServerRecordStore(manifest).find() is not None
     async with plugin(options) as client:
         if not served:
             # A launched plugin has not started its engine; only an attached server can have models in memory.

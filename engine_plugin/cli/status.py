@@ -38,12 +38,12 @@ async def status(options: Options) -> None:
 
     Without a running server, a plugin is launched for the query.
     """
-    from engine_plugin.cli.server_record import Rendezvous
+    from engine_plugin.cli.server_record import ServerRecordStore
     from engine_plugin.cli.session import plugin
 
     manifest = chosen_manifest(options)
     async with plugin(options) as client:
-        record = Rendezvous(manifest).find()  # read again: the socket may have been replaced
+        record = ServerRecordStore(manifest).find()  # read again: the socket may have been replaced
         shown = {"plugin": manifest.provider.name, "engine": manifest.engine_name} | await _found(client, record)
     if options.json:
         print_json(shown)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine_plugin.engines.local.single_flight import SharedWork
+from engine_plugin.engines.local.single_flight import SingleFlight
 from engine_plugin.errors import InstallError, UnavailableError
 from tests.patience import until, within
 
@@ -30,7 +30,7 @@ class Work:
             self.cleaned_up += 1
 
 
-async def callers(shared: SharedWork[str], work: Work, count: int) -> list[asyncio.Task[str]]:
+async def callers(shared: SingleFlight[str], work: Work, count: int) -> list[asyncio.Task[str]]:
     tasks = [asyncio.create_task(shared.run(work)) for _ in range(count)]
     while not work.runs:  # noqa: ASYNC110  # it begins when the loop comes to it
         await asyncio.sleep(0)
@@ -38,7 +38,7 @@ async def callers(shared: SharedWork[str], work: Work, count: int) -> list[async
 
 
 async def test_concurrent_callers_share_one_result() -> None:
-    shared, work = SharedWork[str]("installing"), Work()
+    shared, work = SingleFlight[str]("installing"), Work()
     tasks = await callers(shared, work, 20)
     work.outcome.set_result("done")
     assert await within(asyncio.gather(*tasks)) == ["done"] * 20
@@ -48,7 +48,7 @@ async def test_concurrent_callers_share_one_result() -> None:
 
 
 async def test_concurrent_callers_share_the_exception() -> None:
-    shared, work = SharedWork[str]("installing"), Work()
+    shared, work = SingleFlight[str]("installing"), Work()
     tasks = await callers(shared, work, 5)
     work.outcome.set_exception(InstallError("disk full"))
     for outcome in await within(asyncio.gather(*tasks, return_exceptions=True)):
@@ -57,7 +57,7 @@ async def test_concurrent_callers_share_the_exception() -> None:
 
 
 async def test_cancelled_run_cancels_all_callers() -> None:
-    shared, work = SharedWork[str]("starting llama.cpp"), Work()
+    shared, work = SingleFlight[str]("starting llama.cpp"), Work()
     tasks = await callers(shared, work, 5)
     await within(shared.cancel())
     assert work.cleaned_up == 1, "cancel waits for the cleaning up"
@@ -72,7 +72,7 @@ async def test_cancelled_run_cancels_all_callers() -> None:
 
 @pytest.mark.promise("F18")
 async def test_call_during_a_cancellation_gets_a_new_run() -> None:
-    shared, work = SharedWork[str]("starting llama.cpp"), Work()
+    shared, work = SingleFlight[str]("starting llama.cpp"), Work()
     tasks = await callers(shared, work, 1)
     cancelling = asyncio.create_task(shared.cancel())
     await asyncio.sleep(0)
@@ -85,7 +85,7 @@ async def test_call_during_a_cancellation_gets_a_new_run() -> None:
 
 
 async def test_cancelled_caller_does_not_cancel_the_run() -> None:
-    shared, work = SharedWork[str]("installing"), Work()
+    shared, work = SingleFlight[str]("installing"), Work()
     tasks = await callers(shared, work, 3)
     tasks[0].cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -98,7 +98,7 @@ async def test_cancelled_caller_does_not_cancel_the_run() -> None:
 async def test_run_without_callers_ends_without_an_unretrieved_error() -> None:
     complaints: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
-    shared, work = SharedWork[str]("installing"), Work()
+    shared, work = SingleFlight[str]("installing"), Work()
     [task] = await callers(shared, work, 1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -112,7 +112,7 @@ async def test_run_without_callers_ends_without_an_unretrieved_error() -> None:
 
 
 async def test_cancelled_cancel_raises_and_still_cancels_the_run() -> None:
-    shared, work = SharedWork[str]("installing"), Work()
+    shared, work = SingleFlight[str]("installing"), Work()
     tasks = await callers(shared, work, 1)
     cancelling = asyncio.create_task(shared.cancel())
     await asyncio.sleep(0)

@@ -19,7 +19,7 @@ from engine_plugin.download.sizes import byte_size
 from engine_plugin.engines.base import Engine, Health, HealthState
 from engine_plugin.engines.local.pool import ModelPool, ModelServer
 from engine_plugin.engines.local.server import socket_name
-from engine_plugin.engines.local.single_flight import SharedWork
+from engine_plugin.engines.local.single_flight import SingleFlight
 from engine_plugin.errors import (
     EnginePluginError,
     ModelInUseError,
@@ -83,8 +83,8 @@ class Driver(Engine, Generic[BackendT, ServerT]):
         self._data = manifest.data_dir
         self._environ = child_environ(os.environ)
         self._records = ProcessRecords(self._data / "run")
-        self._starting: SharedWork[None] = SharedWork(f"starting {self.title}")
-        self._installing: SharedWork[str] = SharedWork(f"installing {self.title}")
+        self._starting: SingleFlight[None] = SingleFlight(f"starting {self.title}")
+        self._installing: SingleFlight[str] = SingleFlight(f"installing {self.title}")
         self._backend: BackendT | None = None
         self._hold = Hold()
         """Of the installed version that `_backend` needs."""

@@ -1,4 +1,4 @@
-"""Work that is done once however many ask for it at the same time."""
+"""Runs work once for all callers that ask at the same time."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from engine_plugin.errors import UnavailableError
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["SharedWork"]
+__all__ = ["SingleFlight"]
 
 Result = TypeVar("Result")
 
 
-class SharedWork(Generic[Result]):
-    """At most one run of a coroutine; all who ask while it runs get its result or its exception.
+class SingleFlight(Generic[Result]):
+    """At most one run of a coroutine. All callers that join it get its result or its exception.
 
-    A caller that is cancelled leaves the run to the others; `cancel` ends it for all.
+    A cancelled caller leaves the run to the others; `cancel` ends it for all.
     """
 
     def __init__(self, name: str) -> None:
@@ -28,13 +28,13 @@ class SharedWork(Generic[Result]):
 
     @property
     def running(self) -> bool:
-        """Whether there is a run."""
+        """Whether a run is in progress."""
         return self._task is not None and not self._task.done()
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-        """Join the run, beginning it if there is none. Raises UnavailableError when it was cancelled.
+        """Join the run, or begin one. Raises UnavailableError if it was cancelled.
 
-        One that is being cancelled is not joined: when it has cleaned up, a new one begins.
+        A run that is being cancelled is not joined: a new one begins after its clean-up.
         """
         while self._cancelling is not None and not self._cancelling.done():
             await asyncio.wait({self._cancelling})
@@ -43,14 +43,14 @@ class SharedWork(Generic[Result]):
             task = self._task = asyncio.create_task(work(), name=self._name)
             # Without a caller its exception would be reported as never retrieved.
             task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-        # gather-like waiting without retrieving: the exception is handed to each caller.
+        # like gather, but each caller gets the exception.
         await asyncio.wait({task})
         if task.cancelled():
             raise UnavailableError(f"{self._name} was interrupted by a stop")
         return task.result()
 
     async def cancel(self) -> None:
-        """End the run, if there is one, and wait until it has cleaned up."""
+        """Cancel the run, if any, and wait for its clean-up."""
         task = self._task
         if task is not None and not task.done():
             self._cancelling = task

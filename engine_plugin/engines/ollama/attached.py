@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from engine_plugin import catalogue
 from engine_plugin.catalogue import on_this_system
 from engine_plugin.download.partial import is_header_value
-from engine_plugin.engines.local.single_flight import SharedWork
+from engine_plugin.engines.local.single_flight import SingleFlight
 from engine_plugin.engines.ollama.address import DEFAULT_PORT
 from engine_plugin.engines.ollama.client import OllamaClient
 from engine_plugin.errors import (
@@ -63,7 +63,7 @@ class AttachedServer:
         self._http: Http1Client | None = None
         self._client: OllamaClient | None = None
         self._known_until = 0.0
-        self._probing: SharedWork[OllamaClient | None] = SharedWork("looking for an Ollama server")
+        self._probing: SingleFlight[OllamaClient | None] = SingleFlight("looking for an Ollama server")
 
     @property
     def known(self) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin import catalogue
 from engine_plugin.engines.base import Engine, Health, HealthState, not_bidirectional
-from engine_plugin.engines.local.single_flight import SharedWork
+from engine_plugin.engines.local.single_flight import SingleFlight
 from engine_plugin.engines.ollama import exchange, transcription
 from engine_plugin.engines.ollama.address import configured_address
 from engine_plugin.engines.ollama.attached import AttachedServer
@@ -77,8 +77,8 @@ class OllamaEngine(Engine):
         self._pulls = Pulls(self._models)
         self._decoder = Decoder(None, environ, options.audio)
         self._users: Counter[str] = Counter()
-        self._starting: SharedWork[None] = SharedWork("starting Ollama")
-        self._installing: SharedWork[str] = SharedWork("installing Ollama")
+        self._starting: SingleFlight[None] = SingleFlight("starting Ollama")
+        self._installing: SingleFlight[str] = SingleFlight("installing Ollama")
         self._lifecycle = asyncio.Lock()
         self._stopped = False
 

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
-from engine_plugin.engines.local.single_flight import SharedWork
+from engine_plugin.engines.local.single_flight import SingleFlight
 from engine_plugin.errors import EnginePluginError
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ class ServerConnection:
         self.is_released = False
         """Whether calls are rejected until the next `reconnect`."""
         self._finder = finder
-        self._finding: SharedWork[AttachedServer] = SharedWork("looking for the server")
-        self._model_list: SharedWork[AttachedServer] = SharedWork("asking the server for its models")
+        self._finding: SingleFlight[AttachedServer] = SingleFlight("looking for the server")
+        self._model_list: SingleFlight[AttachedServer] = SingleFlight("asking the server for its models")
 
     @property
     def where(self) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from engine_plugin.engines.local.server import ServerProcess
-from engine_plugin.engines.local.single_flight import SharedWork
+from engine_plugin.engines.local.single_flight import SingleFlight
 from engine_plugin.engines.openvino.client import ServerClient
 from engine_plugin.engines.openvino.graphs import write_graphs
 from engine_plugin.errors import (
@@ -265,7 +265,7 @@ class LoadedModel:
         self._entry = entry
         self._server = server
         self._models = models
-        self._work: SharedWork[None] = SharedWork(f"loading {model.name}")
+        self._work: SingleFlight[None] = SingleFlight(f"loading {model.name}")
         self._loaded = False
         self._closed = False
         self._run: ProcessRun | None = None
