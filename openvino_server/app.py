@@ -63,7 +63,7 @@ def _edge(key: str) -> Middleware:
         try:
             given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
             if not hmac.compare_digest(given, expected) and not request.path.startswith(_OPEN):
-                raise RequestError("Authorization: the server's key is needed", 401)
+                raise RequestError("Authorization: the server's key is required", 401)
             return await handler(request)
         except RequestError as error:
             return _refusal(error)
@@ -72,7 +72,7 @@ def _edge(key: str) -> Middleware:
         except (web.RequestPayloadError, http_exceptions.BadHttpMessage) as error:
             return _refusal(RequestError(f"the body cannot be read: {error}"))
         except ConnectionError:
-            raise  # the caller has gone; aiohttp knows
+            raise  # the client has disconnected; aiohttp handles it
         except Exception as error:  # noqa: BLE001  # the edge that catches all
             traceback.print_exc()
             return _refusal(RequestError(f"{type(error).__name__}: {error}", 500))
@@ -127,4 +127,4 @@ if sys.platform != "win32":
 else:
 
     def _unix_listener(path: Path) -> socket.socket:
-        raise OSError(f"{path}: there are no unix sockets here; give an address")
+        raise OSError(f"{path}: unix sockets are not supported on this system; give an address")

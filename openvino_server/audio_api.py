@@ -90,7 +90,7 @@ async def speech(request: web.Request) -> web.Response:
 async def _say(registry: Registry, name: object, text: str, options: dict[str, Any], form: str = "wav") -> bytes:
     """Speech as a WAV file, or as bare 16-bit samples. Raises RequestError."""
     if not text.strip():
-        raise bad_request("input", "has nothing to say")
+        raise bad_request("input", "must contain text")
     model = registry.find(name, "text-to-speech")
     call = {
         "op": "speak",

@@ -13,12 +13,12 @@ __all__ = ["ConfigError", "ModelSpec", "read_config"]
 
 
 class ConfigError(ValueError):
-    """config.json cannot be used; what is served stays as it is."""
+    """config.json is missing or not valid. The models that are served stay unchanged."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model of config.json. `options` are named as the options of OVMS's calculators."""
+    """One model of config.json. `options` have the names of OVMS's calculator options."""
 
     name: str
     kind: str

@@ -31,22 +31,22 @@ __all__ = ["BadModelError", "LoadError", "Worker"]
 _TAIL_LINES = 8
 _TAIL_LINE = 500
 _GATHER = 0.004
-"""Seconds. Streams of one worker are written out together, at most this often: a step of a fast model takes less."""
+"""Seconds between two writes to the clients of a worker's streams. A step of a fast model takes less."""
 _DRAINED_WITHIN = 0.5
 _KILLED_WITHIN = 2.0
-_CANNOT_BE_KILLED = "it cannot be killed"
+_CANNOT_BE_KILLED = "it was killed but has not exited"
 
 
 class LoadError(Exception):
-    """A worker could not load its model; the text says why."""
+    """A worker failed to load its model. The message is the reason."""
 
 
 class BadModelError(LoadError):
-    """The model's files cannot be loaded: another attempt would end in the same way."""
+    """The model's files cannot be loaded, so that another attempt would fail too."""
 
 
 class Worker(asyncio.SubprocessProtocol):
-    """One worker process, from its spawn to its end. Made by `spawn`."""
+    """One worker process, from its spawn to its end. Created by `spawn`."""
 
     def __init__(self, name: str, size: int = 0) -> None:
         self.name = name
@@ -71,7 +71,7 @@ class Worker(asyncio.SubprocessProtocol):
 
     @classmethod
     async def spawn(cls, name: str, argv: Sequence[str], environ: Mapping[str, str], size: int = 0) -> Worker:
-        """Start a process that ends with the runner, for a model whose files have `size` bytes. Raises OSError."""
+        """Start a worker, which ends with this process, for a model of `size` bytes. Raises OSError."""
         worker = cls(name, size)
         await worker._loop.subprocess_exec(
             lambda: worker,
@@ -94,7 +94,7 @@ class Worker(asyncio.SubprocessProtocol):
     def submit(self, request: dict[str, Any], sink: Sink) -> int:
         """Begin a call; return its number. Raises RequestError when the process has ended."""
         if self.exited.is_set() or self._stopping:
-            raise RequestError(f"model {self.name} is going away; try again", 503)
+            raise RequestError(f"model {self.name} is being unloaded; try again", 503)
         self._last_number += 1
         try:
             self._send(("do", self._last_number, request))
@@ -107,7 +107,7 @@ class Worker(asyncio.SubprocessProtocol):
         """Cancel a call, unless it has ended."""
         sink = self._calls.get(number)
         if sink is not None:
-            self._calls[number] = None  # it keeps the worker busy until the worker confirms its end
+            self._calls[number] = None  # the worker is busy until it confirms the end of the call
             self._dirty.pop(sink, None)
             self._send(("cancel", number))
 
@@ -124,7 +124,7 @@ class Worker(asyncio.SubprocessProtocol):
 
     @property
     def pid(self) -> int:
-        """The pid of its process."""
+        """The pid of the worker."""
         return self._transport.get_pid()
 
     @property
@@ -167,7 +167,7 @@ class Worker(asyncio.SubprocessProtocol):
             self._end(_CANNOT_BE_KILLED)
 
     def give_up(self, reason: str) -> None:
-        """Kill a process that is of no use any more; its calls fail with the reason."""
+        """Kill the process. Its calls fail with `reason`."""
         self.ended_because = self.ended_because or reason
         self.kill()
         self._loop.call_later(_KILLED_WITHIN, self._end, _CANNOT_BE_KILLED)
@@ -197,16 +197,16 @@ class Worker(asyncio.SubprocessProtocol):
                 self._take(frame)
         except ValueError as error:
             self._frames.clear()
-            self.give_up(f"it wrote what is {error}")
+            self.give_up(f"invalid output: {error}")
         if self._dirty:
             self._flush_soon()
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002
-        if fd == 1 and not self._stopping:  # its results cannot arrive any more
+        if fd == 1 and not self._stopping:  # no more results can arrive
             self._loop.call_later(_DRAINED_WITHIN, self.kill)
 
     def process_exited(self) -> None:
-        # Another process may hold its pipes, which then do not end.
+        # Another process may hold the pipes open.
         self._loop.call_later(_DRAINED_WITHIN, self._end)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
@@ -226,7 +226,7 @@ class Worker(asyncio.SubprocessProtocol):
         try:
             take(self, *frame[1:])
         except (TypeError, LookupError) as error:
-            raise ValueError(f"a frame of another shape: {frame[0]}: {error}") from error
+            raise ValueError(f"not a valid {frame[0]!r} frame: {error}") from error
 
     def _take_parts(self, parts: list[tuple[int, list[Any]]]) -> None:
         for number, payload in parts:
@@ -259,9 +259,9 @@ class Worker(asyncio.SubprocessProtocol):
 
     def _take_failed(self, text: str, short: bool) -> None:
         if not self._loaded.done():
-            told = self._with_shortage(str(text), None)
-            # C++'s bad_alloc arrives as an exception of another type.
-            self._loaded.set_exception(LoadError(told) if short or told != text else BadModelError(told))
+            reason = self._with_shortage(str(text), None)
+            # C++'s bad_alloc may arrive as another exception, with its text only.
+            self._loaded.set_exception(LoadError(reason) if short or reason != text else BadModelError(reason))
 
     def _flush_soon(self) -> None:
         if self._flush_timer is not None:
@@ -292,7 +292,7 @@ class Worker(asyncio.SubprocessProtocol):
         sys.stderr.flush()
 
     def _with_shortage(self, text: str, code: int | None) -> str:
-        """`text`, with the figures of memory if it, or the exit status, points to a lack of memory."""
+        """`text`, followed by the memory figures if it or the exit status `code` points to a lack of memory."""
         lack = memory.shortage(code, text, self._kills, self._size)
         return f"{text.rstrip(': .')}. {lack}" if lack else text
 
@@ -302,9 +302,9 @@ class Worker(asyncio.SubprocessProtocol):
         if self._stderr:
             self._hear_stderr(b"\n")
         code = self._transport.get_returncode()
-        told = self.ended_because or reason
-        said = "; ".join([told or _status(code), *self._tail])
-        self.ended_because = self._with_shortage(said, None if told else code)
+        known = self.ended_because or reason
+        text = "; ".join([known or _status(code), *self._tail])
+        self.ended_because = self._with_shortage(text, None if known else code)
         self.exited.set()
         if not self._loaded.done():
             self._loaded.set_exception(LoadError(f"its process ended: {self.ended_because}"))

@@ -1,4 +1,4 @@
-"""One model from its load to its unload: its worker, which is restarted when it dies, and its calls."""
+"""One model from its load to its unload: its calls, and its worker, which is restarted when it dies."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ServerSettings:
 
 
 class Model:
-    """A model that is loaded, served or unloaded. `state` is a state of OVMS, `error` why it is END."""
+    """A model that is loaded, served or unloaded. `state` has OVMS's names; `error` is the reason for END."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Model:
         self.state = LOADING
         self.error = ""
         self.unusable = False
-        """Whether it could not be loaded because of its files."""
+        """Whether the load failed because of the model's files."""
         self.ready_info: dict[str, Any] = {}
         self._spec = spec
         self._settings = settings
@@ -74,7 +74,7 @@ class Model:
         self._worker: Worker | None = None
         self._watch: Watch | None = None
         self._renderer: Renderer | None = None
-        self._death = ""  # why it is being restarted
+        self._death = ""  # the reason for the current restart
         self._reserved = 0
         self._calls = 0
         self._task: asyncio.Task[None] | None = None
@@ -84,11 +84,11 @@ class Model:
         self._limit = settings.max_queue + (at_once if isinstance(at_once, int) and at_once > 0 else 1)
 
     def start(self, after: asyncio.Task[None] | None, require_memory: Callable[[int], None]) -> None:
-        """Begin to load when `after` has ended. Called once."""
+        """Begin the load, once `after` has ended. Called once."""
         self._task = asyncio.create_task(self._run(after, require_memory))
 
     async def settled(self) -> None:
-        """Return when it is loaded, or cannot be."""
+        """Wait until the load has succeeded or failed."""
         while self.state == LOADING:
             await self._next_change()
 
@@ -104,7 +104,7 @@ class Model:
         try:
             await self.settled()
             if self.state == UNLOADING:
-                raise RequestError(f"model: {self.name} is not served any longer", 404)
+                raise RequestError(f"model: {self.name} is no longer served", 404)
             if self.state == END or self._worker is None:
                 raise RequestError(f"model {self.name} could not be loaded: {self.error}", 503)
             yield self._worker
@@ -115,13 +115,13 @@ class Model:
 
     @property
     def sees(self) -> bool:
-        """Whether its messages may show pictures."""
+        """Whether its messages may contain pictures."""
         return "vision" in self.ready_info.get("capabilities", ())
 
     async def render(self, messages: list[Any], tools: list[Any], extra: dict[str, Any]) -> str:
         """The prompt of a conversation, by the model's chat template. Raises RequestError."""
         if self._renderer is None:
-            raise RequestError(f"model {self.name} is going away; try again", 503)
+            raise RequestError(f"model {self.name} is being unloaded; try again", 503)
         try:
             return await self._renderer.render(messages, tools, extra)
         except TemplateError as error:
@@ -133,13 +133,13 @@ class Model:
 
     @property
     def complaint(self) -> str:
-        """Why it does not answer now, though it was loaded; "" when nothing is wrong."""
+        """The reason why a loaded model cannot answer now; "" if it can."""
         if self._death:
-            return f"its process ended, and is started again: {self._death}"
+            return f"its process ended and is being restarted: {self._death}"
         return self._watch.complaint if self._watch is not None and self.state == AVAILABLE else ""
 
     def memory(self) -> int:
-        """The bytes that its process uses, or, while it loads, will use at least."""
+        """Bytes of memory that its process uses, or, during a load, will use at least."""
         used = self._worker.rss() if self._worker is not None else 0
         return max(used, self._reserved)
 
@@ -150,18 +150,18 @@ class Model:
         if self.state != END:
             self._change(UNLOADING)
         if loading:
-            self.kill()  # its load is of no use any more
+            self.kill()  # nothing needs the load any more
         try:
             async with asyncio.timeout_at(deadline):
                 while self._calls and self.state != END:
                     await self._next_change()
         except TimeoutError:
-            sys.stderr.write(f"W {self.name}: {self._calls} calls did not end in time and are broken off\n")
+            sys.stderr.write(f"W {self.name}: {self._calls} calls did not end in time and are cancelled\n")
         left = deadline - asyncio.get_running_loop().time()
         await self.aclose(max(0.0, min(left, _STOP_WITHIN)))
 
     async def aclose(self, within: float = _STOP_WITHIN) -> None:
-        """End its worker; an idle one may end by itself `within` so many seconds before it is killed."""
+        """End the worker: an idle one has `within` seconds to quit before it is killed."""
         self._stop_within = within
         if self._task is not None:
             self._task.cancel()
@@ -175,7 +175,7 @@ class Model:
         if self._renderer is not None:
             self._renderer.kill()
 
-    # Its worker, run after run
+    # The worker and its restarts
 
     async def _run(self, after: asyncio.Task[None] | None, require_memory: Callable[[int], None]) -> None:
         settings, loop = self._settings, asyncio.get_running_loop()
@@ -199,7 +199,7 @@ class Model:
                 self._change(END, str(error))
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # callers wait for the outcome, whatever it is
+        except Exception as error:  # callers wait for the change of state
             self._change(END, f"{type(error).__name__}: {error}")
             raise
         finally:
@@ -207,7 +207,7 @@ class Model:
                 await self._renderer.aclose()
 
     async def _may_restart(self, restarts: Restarts, served: float, reason: str) -> bool:
-        """Wait for the back-off after a death. False: no restart, in an unload or after one death too many."""
+        """Wait for the back-off after a death. False: no restart, in an unload or at the restart limit."""
         if self.state == UNLOADING:
             return False
         sys.stderr.write(f"E {self.name}: its process ended: {reason}\n")
@@ -222,7 +222,7 @@ class Model:
 
     @asynccontextmanager
     async def _loaded(self, require_memory: Callable[[int], None]) -> AsyncIterator[Worker]:
-        """A worker that has loaded the model, for the block. Raises LoadError, RequestError, OSError."""
+        """A worker that has loaded the model; it ends with the block. Raises LoadError, RequestError, OSError."""
         size = await asyncio.to_thread(_size, self._spec.folder)
         require_memory(size)
         self._reserved = size
@@ -231,7 +231,7 @@ class Model:
         watching = asyncio.create_task(self._watch.run())
         try:
             self.ready_info = await worker.load(self._load_settings(), self._settings.load_timeout)
-            if self._renderer is None:  # else that of a worker that died serves on
+            if self._renderer is None:  # one from before a restart stays
                 templates = Templates(*self.ready_info.get("templates", ({}, {})))
                 self._renderer = Renderer(templates, module_command(PROGRAM), self._environ, WITHIN)
             self._death = ""
@@ -270,7 +270,7 @@ class Model:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of a model's files. Raises LoadError when there is no such folder."""
+    """The bytes of a model's files. Raises LoadError when the folder does not exist."""
     if not folder.is_dir():
-        raise LoadError(f"there is no folder {folder}")
+        raise LoadError(f"{folder}: the folder does not exist")
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

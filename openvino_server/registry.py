@@ -1,7 +1,7 @@
-"""The models that the server serves: config.json is what is wanted, each model's worker what there is.
+"""The models that the server serves, kept in agreement with config.json.
 
-A reload reads the whole configuration, then starts all changes at once. Each model loads on its own, so that a slow
-one holds up no other; one whose entry has changed waits until the calls and the process of its predecessor have
+A reload reads the whole configuration, then starts all changes at once. Models load independently, so that a slow one
+delays no other; a model whose entry has changed is loaded after the calls and the process of its predecessor have
 ended. All methods run on the loop.
 """
 
@@ -89,7 +89,7 @@ class Registry:
         if waiting.removals:
             await asyncio.wait(waiting.removals)
         failed = [
-            f"{model.name}: {model.error or 'another reload has taken it out again'}"
+            f"{model.name}: {model.error or 'another reload has removed it again'}"
             for model in waiting.models
             if model.state != AVAILABLE
         ]
@@ -137,7 +137,7 @@ class Registry:
             self._leaving.pop(model, None)
 
     def _require_memory(self, asking: Model, size: int) -> None:
-        """Raises RequestError when the model's files do not fit beside what all workers use already."""
+        """Raises RequestError when the model's files and the memory that all workers use exceed the limit."""
         limit = self._settings.memory_limit
         if not limit:
             return
@@ -174,7 +174,7 @@ class _Status(TypedDict):
     error_code: str
     """OK, UNAVAILABLE, or FAILED_PRECONDITION when the model's files are at fault."""
     error_message: str
-    """With OK, why the model does not answer for the moment; "" when it does."""
+    """With OK, the reason why the model cannot answer now; "" if it can."""
 
 
 class _Version(TypedDict):

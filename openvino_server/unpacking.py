@@ -20,7 +20,7 @@ _FRAME_LIMIT = 1 << 30
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Knows no class and no function: numbers, strings, bytes and containers only."""
+    """Unpickles numbers, strings, bytes and containers, but neither classes nor functions."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"{module}.{name} in a frame")
@@ -33,39 +33,39 @@ def decode(data: bytes) -> tuple[Any, ...]:
     except Exception as error:  # noqa: BLE001  # pickle raises nearly anything for noise
         raise ValueError(f"not a frame: {error}") from None
     if not isinstance(frame, tuple) or not frame:
-        raise ValueError("not a frame: no tuple")
+        raise ValueError("not a frame: not a tuple")
     return frame
 
 
 class FrameReader:
-    """Joins the pieces that arrive into frames."""
+    """Assembles frames from the pieces of a pipe's output."""
 
     def __init__(self) -> None:
-        self._heard = bytearray()
+        self._buffer = bytearray()
         self._need = _LENGTH.size
 
     def feed(self, data: bytes) -> Iterator[tuple[Any, ...]]:
-        """The frames that this piece completes; iterate to the end. Raises ValueError for anything but frames."""
-        heard = self._heard
-        heard += data
-        if len(heard) < self._need:
+        """Yield the frames that this piece completes; iterate to the end. Raises ValueError for other output."""
+        buffer = self._buffer
+        buffer += data
+        if len(buffer) < self._need:
             return
         at = 0
-        with memoryview(heard) as view:
+        with memoryview(buffer) as view:
             while True:
                 self._need = _LENGTH.size
-                if len(heard) - at < self._need:
+                if len(buffer) - at < self._need:
                     break
-                (length,) = _LENGTH.unpack_from(heard, at)
+                (length,) = _LENGTH.unpack_from(buffer, at)
                 if length > _FRAME_LIMIT:
                     raise ValueError(f"not a frame: {length} bytes")
                 self._need += length
-                if len(heard) - at < self._need:
+                if len(buffer) - at < self._need:
                     break
                 yield decode(bytes(view[at + _LENGTH.size : at + self._need]))
                 at += self._need
-        del heard[:at]
+        del buffer[:at]
 
     def clear(self) -> None:
-        """Forget what has come: there is no telling where the next frame would begin."""
-        self._heard = bytearray()
+        """Drop the buffer, because after invalid output the beginning of the next frame is unknown."""
+        self._buffer = bytearray()

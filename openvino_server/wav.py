@@ -17,21 +17,21 @@ RATE = 16000
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _RATES = range(1000, 768001)
-"""Those that a file may have."""
+"""The sampling rates that are accepted, in Hz."""
 _LONGEST = 5 * 3600
-"""Seconds. At a low rate, a body within its limit would become more than fits into memory."""
+"""Seconds. At a low sampling rate, a body within the size limit could expand beyond the memory."""
 
 
 def read_mono(data: bytes) -> bytes:
     """Any PCM WAV file as 16 kHz mono 32-bit floats (little-endian). Raises RequestError."""
     form, content = _chunks(data)
     if len(form) < 16:
-        raise bad_request("file", "is no WAV file: it has no format")
+        raise bad_request("file", "is not a valid WAV file: the fmt chunk is missing")
     code, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", form)
     if code == _EXTENSIBLE and len(form) >= 26:
         (code,) = struct.unpack_from("<H", form, 24)
     if not channels or rate not in _RATES:
-        raise bad_request("file", f"is no usable WAV file: {channels} channels at {rate} Hz")
+        raise bad_request("file", f"has {channels} channels at {rate} Hz, which is not supported")
     return _samples(content, code == _FLOAT if code in (_PCM, _FLOAT) else None, bits, channels, rate)
 
 
@@ -95,7 +95,7 @@ def _with_header(data: bytes, rate: int) -> bytes:
 def _chunks(data: bytes) -> tuple[bytes, bytes]:
     """The chunks `fmt ` and `data`. One whose size is more than there is reaches to the end: streams are so."""
     if len(data) < 12 or data[:4] != b"RIFF" or data[8:12] != b"WAVE":
-        raise bad_request("file", "is no WAV file; send 16-bit PCM in one")
+        raise bad_request("file", "is not a WAV file; send a WAV file with 16-bit PCM")
     form, at = b"", 12
     while at + 8 <= len(data):
         name, size = struct.unpack_from("<4sI", data, at)

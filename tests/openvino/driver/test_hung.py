@@ -46,7 +46,7 @@ async def test_while_it_is_started_again_health_says_why(serve: Serve) -> None:
     async with asyncio.timeout(LIMIT):
         while (health := await running.client.health_check()).startswith("ready"):  # noqa: ASYNC110  # no event says so
             await asyncio.sleep(0.02)
-    assert health.startswith("degraded: tiny-chat is being loaded again: its process ended, and is started again:")
+    assert health.startswith("degraded: tiny-chat is being loaded again: its process ended and is being restarted:")
     assert "SIGKILL" in health
 
 

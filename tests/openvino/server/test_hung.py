@@ -133,7 +133,7 @@ async def test_health_says_why_it_is_started_again(serve: Serve) -> None:
     await ready(front, 503)
     state, message = await front.state("m")
     assert state == "LOADING"
-    assert message.startswith("its process ended, and is started again: it hangs")
+    assert message.startswith("its process ended and is being restarted: it hangs")
 
 
 @pytest.mark.parametrize("load", ["hang", "compute"])

@@ -133,7 +133,7 @@ async def test_a_missing_folder_fails_one_model_only(serve: Serve) -> None:
     front = await serve()
     front.config.add("gone", folder=front.config.root / "models" / "x")
     assert await front.reload() == 500
-    assert "no folder" in (await front.state("gone"))[1]
+    assert "the folder does not exist" in (await front.state("gone"))[1]
     assert (await front.chat())[0] == 200
 
 

@@ -132,7 +132,7 @@ async def test_what_differs(scratch: Path) -> None:
         status, shape = await served.ask("POST", "/v1/config/reload")
         assert (status, "Check server logs" in shape["error"]) == (412, True)
         assert await served.states() == [("LOADING", "FAILED_PRECONDITION")]
-        assert "there is no folder /nowhere" in (scratch / "log").read_text()
+        assert "/nowhere: the folder does not exist" in (scratch / "log").read_text()
         served.configure(CHAT, "  ")
         assert (await served.ask("POST", "/v1/config/reload"))[0] == 201
         served.config.write_text(json.dumps({"mediapipe_config_list": [], "model_config_list": []}))
