@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine_plugin import catalogue, conversations, deadlines
 from engine_plugin.deadlines import deadline
-from engine_plugin.download.sizes import byte_size
 from engine_plugin.download.source import without_secrets
 from engine_plugin.engines.base import HealthState
 from engine_plugin.errors import (
@@ -28,6 +27,7 @@ from engine_plugin.models.available import AvailableModels, MissingModels, names
 from engine_plugin.models.defaults import DefaultModels
 from engine_plugin.protocol.shapes import OperateStatus
 from engine_plugin.system.files import in_thread
+from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterator, Sequence

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from engine_plugin.system.sizes import byte_size
 from openvino_server.config import ConfigError, ModelSpec, read_config
 from openvino_server.errors import RequestError
 from openvino_server.model import AVAILABLE, END, Model
@@ -145,8 +146,8 @@ class Registry:
         used = sum(model.memory() for model in others)
         if used + size > limit:
             raise RequestError(
-                f"memory: {size >> 20} MiB of model files do not fit: {used >> 20} MiB of memory_limit's "
-                f"{limit >> 20} MiB are in use; unload another model, or raise memory_limit",
+                f"memory: {byte_size(size)} of model files do not fit: {byte_size(used)} of memory_limit's "
+                f"{byte_size(limit)} are in use; unload another model, or raise memory_limit",
                 503,
             )
 

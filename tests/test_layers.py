@@ -93,6 +93,7 @@ SHARED = {
     "services.pictures",  # how many pictures a request may have
     "services.text_to_image",  # formats of pictures
     "system.files",  # JSON files of a model, within bounds
+    "system.sizes",  # sizes in messages
     "templates.jinja",  # chat templates
     "templates.renderer",  # the process that renders them
 }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from engine_plugin.errors import InvalidRequestError
+from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -90,7 +91,7 @@ async def read_bytes(source: str, most: int, remedy: str) -> bytes:
             data += part
             if len(data) > most:
                 name = "standard input" if source == STANDARD else source
-                raise InvalidRequestError(f"{name} exceeds the limit of {most >> 20} MiB. {remedy}")
+                raise InvalidRequestError(f"{name} exceeds the limit of {byte_size(most)}. {remedy}")
     return bytes(data)
 
 

@@ -9,9 +9,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
-from engine_plugin.download.sizes import byte_size
 from engine_plugin.errors import DownloadError
 from engine_plugin.system.limits import NO_FILES, files_in_use
+from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
     from pathlib import Path

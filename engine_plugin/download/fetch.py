@@ -22,9 +22,9 @@ from engine_plugin.download.remote import (
     http_client,
     open_url,
 )
-from engine_plugin.download.sizes import byte_size
 from engine_plugin.errors import DownloadError
 from engine_plugin.system.files import in_thread
+from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,6 +25,7 @@ from engine_plugin.errors import (
 from engine_plugin.host.failures import error_of, identified, is_success
 from engine_plugin.jsontext import MOST_BYTES, MOST_MESSAGE
 from engine_plugin.protocol.stubs import provider_pb2
+from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -82,7 +83,7 @@ def sendable(message: Message) -> Message:
     size = message.ByteSize()
     if size > MOST_MESSAGE:
         raise InvalidRequestError(
-            f"{message.DESCRIPTOR.name}: {size} bytes exceed the limit of {MOST_BYTES >> 20} MiB"
+            f"{message.DESCRIPTOR.name}: {size} bytes exceed the limit of {byte_size(MOST_BYTES)}"
         )
     return message
 

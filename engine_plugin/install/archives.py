@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from engine_plugin.download.disk import check_room, disk_reason
-from engine_plugin.download.sizes import byte_size
 from engine_plugin.errors import DownloadError, InstallError
 from engine_plugin.install.member_names import MemberTree, quoted_name
 from engine_plugin.system.files import in_thread
+from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence

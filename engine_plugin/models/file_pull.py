@@ -11,7 +11,6 @@ from engine_plugin.download.events import Status
 from engine_plugin.download.fetch import Fetch
 from engine_plugin.download.partial import Partial
 from engine_plugin.download.remote import http_client, open_url
-from engine_plugin.download.sizes import byte_size
 from engine_plugin.download.source import HttpSource
 from engine_plugin.errors import NotFoundError, PullError
 from engine_plugin.models.gguf import GgufError, join
@@ -20,6 +19,7 @@ from engine_plugin.models.layout import Extent, fingerprint
 from engine_plugin.models.pull import Pull, Staging, digests_of, mismatch
 from engine_plugin.models.request import LocalSource, PartsSource, StoredSource
 from engine_plugin.system.files import BLOCK, in_thread, opened
+from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from engine_plugin.download.disk import check_room
 from engine_plugin.download.events import Status
-from engine_plugin.download.sizes import byte_size
 from engine_plugin.errors import InvalidRequestError, PullError
 from engine_plugin.models.hubs import RemoteFile, RepositorySource, checked_files
 from engine_plugin.models.layout import (
@@ -24,6 +23,7 @@ from engine_plugin.models.layout import (
 from engine_plugin.models.pull import Pull, Staging, digests_of, mismatch
 from engine_plugin.models.request import LocalSource, StoredSource
 from engine_plugin.system.files import BLOCK, in_thread, opened
+from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

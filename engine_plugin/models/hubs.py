@@ -16,7 +16,6 @@ from urllib.parse import quote, unquote, urlsplit
 
 from engine_plugin.download.events import Status
 from engine_plugin.download.remote import DroppedError, FetchPolicy, http_client, open_url
-from engine_plugin.download.sizes import byte_size
 from engine_plugin.download.source import HttpSource, without_secrets
 from engine_plugin.errors import (
     AuthError,
@@ -30,6 +29,7 @@ from engine_plugin.jsontext import JsonError, read_json
 from engine_plugin.models.names import is_device_name, is_repository_name
 from engine_plugin.redaction import entered, redacted
 from engine_plugin.system.files import LARGEST_JSON, in_thread
+from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping

@@ -1,6 +1,6 @@
 """How much memory there is for another process, and whether one that ended had too little.
 
-Runs inside engine processes too, so it imports only the stdlib and psutil. Sources: cgroups(7) and the kernel's
+Runs inside engine processes too, so its imports are few and light. Sources: cgroups(7) and the kernel's
 cgroup-v2.rst and cgroup-v1/memory.rst.
 """
 
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from engine_plugin.system.sizes import byte_size
 
 __all__ = ["CGROUPS", "PROC", "Room", "address_space", "kills", "room", "shortage"]
 
@@ -32,7 +34,7 @@ class Room:
     whose: str
 
     def __str__(self) -> str:
-        return f"{_mib(self.free)} of the {self.whose}'s {_mib(self.total)} are free"
+        return f"{byte_size(self.free)} of the {self.whose}'s {byte_size(self.total)} are free"
 
 
 def room() -> Room:
@@ -99,9 +101,9 @@ def shortage(code: int | None, said: str, kills_before: int | None, needs: int =
         return ""
     facts = [str(room())]
     if limit := address_space():
-        facts.append(f"ulimit -v lets each process have {_mib(limit)} of addresses")
+        facts.append(f"ulimit -v lets each process have {byte_size(limit)} of addresses")
     if needs:
-        facts.append(f"the model's files have {_mib(needs)}")
+        facts.append(f"the model's files have {byte_size(needs)}")
     return f"{begins}: {'; '.join(facts)}. Take a smaller model, unload others, or raise the limit"
 
 
@@ -145,7 +147,3 @@ def _fields(path: Path) -> dict[str, int]:
         if number.isdecimal():
             found[name] = int(number)
     return found
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.0f} MiB"

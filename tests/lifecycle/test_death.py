@@ -307,5 +307,5 @@ async def test_death_for_lack_of_memory_is_reported_with_figures(begin: Begin, h
     """It is not reported as an invalid model, which would be 412."""
     lines = ["terminate called after throwing an instance of 'std::bad_alloc'"]
     world = await begin({"load_exit": {**how, "lines": lines}}, {})
-    with pytest.raises(UnavailableError, match=r"It got too little memory: [\d,]+ MiB of the .* are free"):
+    with pytest.raises(UnavailableError, match=r"It got too little memory: [\d.]+ [KMGT]iB of the .* are free"):
         await world.client.load_model("tiny-chat")

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_plugin.download.sizes import byte_size, parameter_size
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.models.names import is_model_name, near_names, other_case, validate_model_name
+from engine_plugin.system.sizes import byte_size, parameter_size
 
 ALPHABET = set(string.ascii_letters + string.digits + "._+-")
 

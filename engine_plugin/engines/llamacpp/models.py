@@ -9,12 +9,12 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin import catalogue
-from engine_plugin.download.sizes import parameter_size
 from engine_plugin.engines.llamacpp.runner import TEMPLATE_WITHIN
 from engine_plugin.errors import PullError
 from engine_plugin.models.capabilities import features_of_template
 from engine_plugin.models.store import Inspection, ModelStore, bundled_samples
 from engine_plugin.process import python
+from engine_plugin.system.sizes import parameter_size
 
 if TYPE_CHECKING:
     from pathlib import Path

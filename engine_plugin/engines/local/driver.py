@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from engine_plugin import catalogue
-from engine_plugin.download.sizes import byte_size
 from engine_plugin.engines.base import Engine, Health, HealthState
 from engine_plugin.engines.local.pool import ModelPool, ModelServer
 from engine_plugin.engines.local.server import socket_name
@@ -38,6 +37,7 @@ from engine_plugin.process.environ import child_environ
 from engine_plugin.process.records import ProcessRecords
 from engine_plugin.protocol.shapes import EngineCheck, EngineConfig
 from engine_plugin.system.files import in_thread, private_data_dir, private_folder
+from engine_plugin.system.sizes import byte_size
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence

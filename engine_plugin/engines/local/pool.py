@@ -9,9 +9,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from engine_plugin import catalogue
-from engine_plugin.download.sizes import byte_size
 from engine_plugin.engines.local.admission import ClosedError
 from engine_plugin.errors import ModelNotLoadedError
+from engine_plugin.system.sizes import byte_size
 from engine_plugin.waiting import comes_true
 
 if TYPE_CHECKING:

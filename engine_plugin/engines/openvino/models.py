@@ -12,7 +12,6 @@ from fnmatch import fnmatchcase
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
-from engine_plugin.download.sizes import byte_size, parameter_size
 from engine_plugin.errors import PullError
 from engine_plugin.jsontext import JsonError
 from engine_plugin.models.capabilities import features_of_template
@@ -20,6 +19,7 @@ from engine_plugin.models.info import Inspection, bundled_samples
 from engine_plugin.models.layout import files_of
 from engine_plugin.models.store import FolderStore
 from engine_plugin.system.files import LFS_POINTER, in_thread, load_json
+from engine_plugin.system.sizes import byte_size, parameter_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

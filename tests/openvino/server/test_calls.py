@@ -107,7 +107,7 @@ async def test_a_worker_that_was_ended_for_lack_of_memory_says_so(
         worker.kill()
         await asyncio.wait_for(worker.exited.wait(), LIMIT)
     lack = re.search(
-        r"SIGKILL.*\. It was ended for lack of memory: [\d,]+ MiB of the \w+'s [\d,]+ MiB are free.*smaller model",
+        r"SIGKILL.*\. It was ended for lack of memory: \S+ [MGT]iB of the \w+'s \S+ [MGT]iB are free.*smaller model",
         worker.ended_because,
     )
     assert bool(lack) is (after > before), worker.ended_because
