@@ -13,7 +13,7 @@ from tests.patience import LIMIT
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["DIGEST", "DONE", "Hostile", "entry", "lines", "said", "until_end", "whole"]
+__all__ = ["DIGEST", "DONE", "Hostile", "entry", "lines", "text_line", "until_end", "whole"]
 
 DIGEST = "ab" * 32
 DONE = {"model": "m:latest", "message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "stop"}
@@ -36,7 +36,7 @@ def lines(*shapes: Any, end: bytes = b"\n") -> bytes:
     return b"".join(json.dumps(shape, separators=(",", ":")).encode() + end for shape in shapes)
 
 
-def said(text: str) -> dict[str, Any]:
+def text_line(text: str) -> dict[str, Any]:
     """A line of a chat stream."""
     message = {"role": "assistant", "content": text}
     return {"model": "m:latest", "created_at": "2026-01-01T00:00:00Z", "message": message, "done": False}
@@ -63,7 +63,7 @@ class Hostile:
             "/api/tags": whole({"models": [entry()]}),
             "/api/ps": whole({"models": []}),
             "/api/show": whole({"capabilities": ["completion"], "model_info": {}}),
-            "/api/chat": until_end(lines(said("hello"), DONE)),
+            "/api/chat": until_end(lines(text_line("hello"), DONE)),
             "/api/generate": until_end(lines({"model": "m:latest", "response": "hello", "done": True})),
             "/api/embed": whole({"model": "m:latest", "embeddings": [[0.5, 1]]}),
             "/api/pull": until_end(lines({"status": "success"})),
@@ -79,7 +79,7 @@ class Hostile:
         self.sent = 0
         self.gone = asyncio.Event()
         """Set when a client has left an endless answer."""
-        self.asked = asyncio.Condition()
+        self.requested = asyncio.Condition()
         self.url = ""
         self._port = 0
         self._listener: asyncio.Server | None = None
@@ -91,8 +91,8 @@ class Hostile:
 
     async def wait_for(self, path: str, count: int = 1) -> None:
         """Wait for so many requests for a path. Raises TimeoutError."""
-        async with asyncio.timeout(LIMIT), self.asked:
-            await self.asked.wait_for(lambda: self.count(path) >= count)
+        async with asyncio.timeout(LIMIT), self.requested:
+            await self.requested.wait_for(lambda: self.count(path) >= count)
 
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -110,10 +110,10 @@ class Hostile:
         path = head.split(b" ", 2)[1].decode()
         found = _LENGTH.search(head)
         body = await reader.readexactly(int(found[1])) if found and not self.reads_no_body else b""
-        async with self.asked:
+        async with self.requested:
             self.heads.append(head)
             self.bodies.append((path, body))
-            self.asked.notify_all()
+            self.requested.notify_all()
         if path in self.hangs or (found and self.reads_no_body):
             await reader.read()
             self.gone.set()

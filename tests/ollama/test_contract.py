@@ -22,13 +22,13 @@ JSON, LINES, TEXT = "application/json", "application/x-ndjson", "text/plain"
 
 
 @pytest.fixture
-def asking(any_ollama: Ollama) -> Iterator[httpx.Client]:
+def client(any_ollama: Ollama) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=any_ollama.url, timeout=patience(60), trust_env=False) as client:
         yield client
 
 
 @pytest.fixture
-def ours(contract_server: ContractServer) -> Iterator[httpx.Client]:
+def contract(contract_server: ContractServer) -> Iterator[httpx.Client]:
     """A client of the contract server, for tests that would damage a real server."""
     with httpx.Client(base_url=contract_server.url, timeout=LIMIT, trust_env=False) as client:
         yield client
@@ -50,34 +50,34 @@ def complaint(answer: httpx.Response, status: int) -> str:
     return error
 
 
-def test_greeting(asking: httpx.Client) -> None:
-    answer = asking.get("/")
+def test_greeting(client: httpx.Client) -> None:
+    answer = client.get("/")
     assert (answer.status_code, answer.text) == (200, "Ollama is running")
     assert answer.headers["content-type"].startswith(TEXT)
-    assert asking.head("/").status_code == 200
-    version = asking.get("/api/version")
+    assert client.head("/").status_code == 200
+    version = client.get("/api/version")
     assert version.json().keys() == {"version"}
     assert version.headers["content-type"] == f"{JSON}; charset=utf-8"
-    assert asking.get("/api/nothing").status_code == 404
-    assert asking.get("/api/chat").status_code == 405
+    assert client.get("/api/nothing").status_code == 404
+    assert client.get("/api/chat").status_code == 405
 
 
-def test_model_in_lists(asking: httpx.Client, any_ollama: Ollama) -> None:
-    listed = {model["name"]: model for model in asking.get("/api/tags").json()["models"]}
+def test_model_in_lists(client: httpx.Client, any_ollama: Ollama) -> None:
+    listed = {model["name"]: model for model in client.get("/api/tags").json()["models"]}
     entry = listed[any_ollama.model]
     assert entry["model"] == any_ollama.model
     assert len(entry["digest"]) == 64
     assert entry["size"] > 0
     assert {"family", "parameter_size", "quantization_level", "format"} <= entry["details"].keys()
-    shown = asking.post("/api/show", json={"model": any_ollama.model}).json()
+    shown = client.post("/api/show", json={"model": any_ollama.model}).json()
     architecture = shown["model_info"]["general.architecture"]
     assert shown["model_info"][f"{architecture}.context_length"] > 0
     assert "completion" in shown["capabilities"]
 
 
-def test_streamed_chat_lines(asking: httpx.Client, any_ollama: Ollama) -> None:
+def test_streamed_chat_lines(client: httpx.Client, any_ollama: Ollama) -> None:
     request = {"model": any_ollama.model, "messages": HELLO, "options": {"num_predict": 8, "seed": 1}}
-    *parts, last = lines(asking.post("/api/chat", json=request))
+    *parts, last = lines(client.post("/api/chat", json=request))
     assert len(parts) >= 2
     assert all(part["done"] is False and part["message"]["role"] == "assistant" for part in parts)
     assert (last["done"], last["done_reason"] in ("stop", "length")) == (True, True)
@@ -86,76 +86,76 @@ def test_streamed_chat_lines(asking: httpx.Client, any_ollama: Ollama) -> None:
     assert last["prompt_eval_count"] > 0
 
 
-def test_unstreamed_chat(asking: httpx.Client, any_ollama: Ollama) -> None:
+def test_unstreamed_chat(client: httpx.Client, any_ollama: Ollama) -> None:
     request = {"model": any_ollama.model, "messages": HELLO, "stream": False, "options": {"num_predict": 2}}
-    answer = asking.post("/api/chat", json=request)
+    answer = client.post("/api/chat", json=request)
     assert answer.headers["content-type"] == f"{JSON}; charset=utf-8"
     assert answer.json()["message"]["content"]
     assert (answer.json()["done"], answer.json()["done_reason"]) == (True, "length")
 
 
-def test_generate(asking: httpx.Client, any_ollama: Ollama) -> None:
+def test_generate(client: httpx.Client, any_ollama: Ollama) -> None:
     request = {"model": any_ollama.model, "prompt": "Tell me of rivers.", "options": {"num_predict": 4, "seed": 1}}
-    *parts, last = lines(asking.post("/api/generate", json=request))
+    *parts, last = lines(client.post("/api/generate", json=request))
     assert "".join(part["response"] for part in parts)
     assert all(isinstance(token, int) for token in last["context"])
 
 
-def test_json_follows_the_schema(asking: httpx.Client, any_ollama: Ollama) -> None:
+def test_json_follows_the_schema(client: httpx.Client, any_ollama: Ollama) -> None:
     schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
     request = {"model": any_ollama.model, "messages": HELLO, "stream": False, "format": schema}
-    answer = asking.post("/api/chat", json=request).json()
+    answer = client.post("/api/chat", json=request).json()
     assert isinstance(json.loads(answer["message"]["content"])["age"], int)
 
 
-def test_load_and_unload(asking: httpx.Client, any_ollama: Ollama) -> None:
+def test_load_and_unload(client: httpx.Client, any_ollama: Ollama) -> None:
     load = {"model": any_ollama.model, "messages": [], "keep_alive": "10m"}
-    answer = asking.post("/api/chat", json=load)
+    answer = client.post("/api/chat", json=load)
     assert answer.headers["content-type"].startswith(JSON)  # no stream, although `stream` is not false
     assert (answer.json()["done"], answer.json()["done_reason"]) == (True, "load")
-    running = {model["name"]: model for model in asking.get("/api/ps").json()["models"]}
+    running = {model["name"]: model for model in client.get("/api/ps").json()["models"]}
     entry = running[any_ollama.model]
     assert entry["size"] >= entry["size_vram"] >= 0
     assert entry["context_length"] > 0
     assert entry["expires_at"].startswith("20")
-    assert asking.post("/api/chat", json=load | {"keep_alive": 0}).json()["done_reason"] == "unload"
+    assert client.post("/api/chat", json=load | {"keep_alive": 0}).json()["done_reason"] == "unload"
 
 
-def test_invalid_requests_are_rejected(asking: httpx.Client, any_ollama: Ollama) -> None:
-    assert complaint(asking.post("/api/chat"), 400) == "missing request body"
-    assert "invalid character" in complaint(asking.post("/api/chat", content=b"{nonsense"), 400)
+def test_invalid_requests_are_rejected(client: httpx.Client, any_ollama: Ollama) -> None:
+    assert complaint(client.post("/api/chat"), 400) == "missing request body"
+    assert "invalid character" in complaint(client.post("/api/chat", content=b"{nonsense"), 400)
     missing = {"model": "none-of-that-name", "messages": HELLO}
-    assert complaint(asking.post("/api/chat", json=missing), 404) == "model 'none-of-that-name' not found"
-    assert "not found" in complaint(asking.post("/api/embed", json={"model": "none-of-that-name"}), 404)
-    assert "not found" in complaint(asking.post("/api/show", json={"model": "none-of-that-name"}), 404)
-    assert "not found" in complaint(asking.request("DELETE", "/api/delete", json={"model": "none-of-that-name"}), 404)
+    assert complaint(client.post("/api/chat", json=missing), 404) == "model 'none-of-that-name' not found"
+    assert "not found" in complaint(client.post("/api/embed", json={"model": "none-of-that-name"}), 404)
+    assert "not found" in complaint(client.post("/api/show", json={"model": "none-of-that-name"}), 404)
+    assert "not found" in complaint(client.request("DELETE", "/api/delete", json={"model": "none-of-that-name"}), 404)
     images = [{"role": "user", "content": "x", "images": ["data:image/png;base64,AAAA"]}]
     request = {"model": any_ollama.model, "messages": images}
-    assert "illegal base64 data" in complaint(asking.post("/api/chat", json=request), 400)
+    assert "illegal base64 data" in complaint(client.post("/api/chat", json=request), 400)
     wrong = {"model": any_ollama.model, "input": 7}
-    assert complaint(asking.post("/api/embed", json=wrong), 400) == "invalid input type"
+    assert complaint(client.post("/api/embed", json=wrong), 400) == "invalid input type"
 
 
-def test_copy(asking: httpx.Client, any_ollama: Ollama) -> None:
+def test_copy(client: httpx.Client, any_ollama: Ollama) -> None:
     copy = {"source": any_ollama.model, "destination": "engine-plugin-test-copy"}
-    answer = asking.post("/api/copy", json=copy)
+    answer = client.post("/api/copy", json=copy)
     assert (answer.status_code, answer.content) == (200, b"")
     try:
-        listed = {model["name"]: model["digest"] for model in asking.get("/api/tags").json()["models"]}
+        listed = {model["name"]: model["digest"] for model in client.get("/api/tags").json()["models"]}
         assert listed["engine-plugin-test-copy:latest"] == listed[any_ollama.model]
     finally:
-        removed = asking.request("DELETE", "/api/delete", json={"model": "engine-plugin-test-copy"})
+        removed = client.request("DELETE", "/api/delete", json={"model": "engine-plugin-test-copy"})
     assert (removed.status_code, removed.content) == (200, b"")
 
 
-def test_blobs(ours: httpx.Client) -> None:
+def test_blobs(contract: httpx.Client) -> None:
     data = b"GGUF and so on"
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    assert ours.head(f"/api/blobs/{digest}").status_code == 404
-    assert "digest mismatch" in complaint(ours.post(f"/api/blobs/{digest}", content=b"GGUF else"), 400)
-    assert ours.post(f"/api/blobs/{digest}", content=data).status_code == 201
-    assert ours.head(f"/api/blobs/{digest}").status_code == 200
-    steps = lines(ours.post("/api/create", json={"model": "mine", "files": {"m.gguf": digest}}))
+    assert contract.head(f"/api/blobs/{digest}").status_code == 404
+    assert "digest mismatch" in complaint(contract.post(f"/api/blobs/{digest}", content=b"GGUF else"), 400)
+    assert contract.post(f"/api/blobs/{digest}", content=data).status_code == 201
+    assert contract.head(f"/api/blobs/{digest}").status_code == 200
+    steps = lines(contract.post("/api/create", json={"model": "mine", "files": {"m.gguf": digest}}))
     assert [step["status"] for step in steps] == [
         "parsing GGUF",
         "verifying conversion",
@@ -163,17 +163,17 @@ def test_blobs(ours: httpx.Client) -> None:
         "writing manifest",
         "success",
     ]
-    assert "unknown type" in complaint(_create_from(ours, b"no such thing"), 400)
+    assert "unknown type" in complaint(_create_from(contract, b"no such thing"), 400)
 
 
-def _create_from(ours: httpx.Client, data: bytes) -> httpx.Response:
+def _create_from(contract: httpx.Client, data: bytes) -> httpx.Response:
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    ours.post(f"/api/blobs/{digest}", content=data)
-    return ours.post("/api/create", json={"model": "mine", "files": {"m.gguf": digest}})
+    contract.post(f"/api/blobs/{digest}", content=data)
+    return contract.post("/api/create", json={"model": "mine", "files": {"m.gguf": digest}})
 
 
-def test_streamed_pull(ours: httpx.Client) -> None:
-    steps = lines(ours.post("/api/pull", json={"model": "fresh"}))
+def test_streamed_pull(contract: httpx.Client) -> None:
+    steps = lines(contract.post("/api/pull", json={"model": "fresh"}))
     layers = {step["digest"]: step for step in steps if "digest" in step}
     assert [step["status"] for step in steps if "digest" not in step] == [
         "pulling manifest",
@@ -184,19 +184,19 @@ def test_streamed_pull(ours: httpx.Client) -> None:
     assert len(layers) == 4
     assert all(step["status"] == f"pulling {digest[7:19]}" for digest, step in layers.items())
     assert all(step["completed"] == step["total"] for step in layers.values())
-    assert lines(ours.post("/api/pull", json={"model": "nonesuch"})) == [
+    assert lines(contract.post("/api/pull", json={"model": "nonesuch"})) == [
         {"status": "pulling manifest"},
         {"error": "pull model manifest: file does not exist"},
     ]
 
 
-def test_unstreamed_pull(ours: httpx.Client) -> None:
-    assert ours.post("/api/pull", json={"model": "fresh", "stream": False}).json() == {"status": "success"}
+def test_unstreamed_pull(contract: httpx.Client) -> None:
+    assert contract.post("/api/pull", json={"model": "fresh", "stream": False}).json() == {"status": "success"}
     whole = {"model": "nonesuch", "stream": False}
-    assert complaint(ours.post("/api/pull", json=whole), 500) == "pull model manifest: file does not exist"
+    assert complaint(contract.post("/api/pull", json=whole), 500) == "pull model manifest: file does not exist"
 
 
-def test_foreign_host_header_is_rejected(ours: httpx.Client) -> None:
+def test_foreign_host_header_is_rejected(contract: httpx.Client) -> None:
     """This protects the server against DNS rebinding by web pages."""
-    assert ours.get("/api/tags", headers={"host": "evil.example:80"}).status_code == 403
-    assert ours.get("/api/tags", headers={"host": "localhost:80"}).status_code == 200
+    assert contract.get("/api/tags", headers={"host": "evil.example:80"}).status_code == 403
+    assert contract.get("/api/tags", headers={"host": "localhost:80"}).status_code == 200

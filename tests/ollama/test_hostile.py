@@ -27,7 +27,7 @@ from tests.examples import FEW
 from tests.patience import LIMIT, pace, within
 
 from .attached.engine import plugin_in
-from .hostile import DONE, Hostile, entry, lines, said, until_end, whole
+from .hostile import DONE, Hostile, entry, lines, text_line, until_end, whole
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -138,16 +138,16 @@ async def test_endless_heads_and_lines_are_cut(
     monkeypatch.setattr("engine_plugin.transport.ndjson._MAX_LINE", 1 << 20)
     await plugin.list_models()
     hostile.answers["/api/chat"], hostile.endless, hostile.endless_at = begin, endless, "/api/chat"
-    for asked in (call, raw):
+    for invoke in (call, raw):
         with pytest.raises(BadGatewayError, match=words):
-            await asked(plugin)
+            await invoke(plugin)
     assert hostile.sent < 64 << 20, "the plugin closes an endless answer"
 
 
 async def test_endless_answer_is_cut(hostile: Hostile, plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_lines, "ANSWER_LIMIT", 1 << 20)
     hostile.answers["/api/chat"] = until_end()
-    hostile.endless, hostile.endless_at = lines(said("")) * 50, "/api/chat"
+    hostile.endless, hostile.endless_at = lines(text_line("")) * 50, "/api/chat"
     with pytest.raises(BadGatewayError, match="longer than"):
         await call(plugin)
 
@@ -163,10 +163,10 @@ async def test_endless_list_is_cut(hostile: Hostile, openai: Plugin, monkeypatch
 
 async def test_unrequested_compression_is_rejected(hostile: Hostile, plugin: Plugin) -> None:
     await plugin.list_models()
-    for path, asked in (("/api/chat", call), ("/api/tags", lambda plugin: plugin.list_models())):
+    for path, invoke in (("/api/chat", call), ("/api/tags", lambda plugin: plugin.list_models())):
         hostile.answers[path] = whole(gzip.compress(b"{}"), "content-encoding: gzip")
         with pytest.raises(BadGatewayError, match="compressed"):
-            await asked(plugin)
+            await invoke(plugin)
 
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "307 Temporary", "308 Permanent"])
@@ -186,8 +186,8 @@ async def test_key_is_not_sent_to_a_redirect(
         monkeypatch.setattr("engine_plugin.engines.ollama.pulls.sha256_of", _some_digest)
         for path in ("/api/chat", "/api/tags", "/api/pull", blob):
             hostile.answers[path] = whole(b"", f"location: {elsewhere.url}{path}", status)
-        asked = (call, Plugin.list_models, pulled, lambda plugin: pulled(plugin, str(file)))
-        for failing in asked:
+        invoke = (call, Plugin.list_models, pulled, lambda plugin: pulled(plugin, str(file)))
+        for failing in invoke:
             with pytest.raises(EnginePluginError, match="redirects are not followed") as caught:
                 await failing(plugin)
             assert KEY not in str(caught.value)
@@ -202,14 +202,14 @@ async def _some_digest(_path: Path) -> str:
 
 async def test_answer_cut_at_any_byte_raises(hostile: Hostile, plugin: Plugin) -> None:
     await plugin.list_models()
-    answer = b"".join(until_end(lines(said("a"), DONE)))
+    answer = b"".join(until_end(lines(text_line("a"), DONE)))
     answer = answer.replace(b"\r\n\r\n", b"\r\ncontent-length: 999\r\n\r\n")
     done = answer.index(b'"done":true')
     for end in range(0, done, 23):
         hostile.answers["/api/chat"] = answer[:end]
-        for asked in (call, raw):
+        for invoke in (call, raw):
             with pytest.raises(BadGatewayError):
-                await asked(plugin)
+                await invoke(plugin)
 
 
 # Lines
@@ -217,17 +217,17 @@ async def test_answer_cut_at_any_byte_raises(hostile: Hostile, plugin: Plugin) -
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\n\n", b" \r\n\r\n"])
 async def test_line_ends_of_every_kind(hostile: Hostile, plugin: Plugin, end: bytes) -> None:
-    stream = lines(said("é"), said("🎉"), DONE, end=end)
+    stream = lines(text_line("é"), text_line("🎉"), DONE, end=end)
     hostile.answers["/api/chat"] = until_end(*[stream[at : at + 7] for at in range(0, len(stream), 7)])
     assert text_of(plugin, await raw(plugin)) == "é🎉"
     assert "é🎉" in json.dumps(await call(plugin), ensure_ascii=False)
 
 
 async def test_characters_cut_between_packets_are_joined(hostile: Hostile, plugin: Plugin) -> None:
-    stream = json.dumps(said("é🎉"), ensure_ascii=False).encode() + b"\n" + lines(DONE)
+    stream = json.dumps(text_line("é🎉"), ensure_ascii=False).encode() + b"\n" + lines(DONE)
     hostile.answers["/api/chat"] = until_end(*[stream[at : at + 1] for at in range(len(stream))])
-    async with asyncio.timeout(LIMIT), plugin.stream("chat", json.dumps(HELLO).encode()) as told:
-        chunks = [chunk async for chunk in told]
+    async with asyncio.timeout(LIMIT), plugin.stream("chat", json.dumps(HELLO).encode()) as blocks:
+        chunks = [chunk async for chunk in blocks]
     assert all(chunk.decode() for chunk in chunks), "each chunk is valid UTF-8"
     assert text_of(plugin, b"".join(chunks)) == "é🎉"
 
@@ -241,20 +241,20 @@ async def test_white_space_in_json_does_not_end_an_event(hostile: Hostile, plugi
 @pytest.mark.parametrize("broken", [b"\n", b"\\q", b"\x01", b"\xff", b"\\u12g4", b'"'])
 async def test_invalid_json_texts_are_rejected(hostile: Hostile, openai: Plugin, broken: bytes) -> None:
     """This includes lines in Ollama's usual form, which are not parsed."""
-    stream = lines(said("first"), said("a$b"), said("after"), DONE).replace(b"$", broken)
+    stream = lines(text_line("first"), text_line("a$b"), text_line("after"), DONE).replace(b"$", broken)
     hostile.answers["/api/chat"] = until_end(stream)
-    heard = b""
+    received = b""
     with pytest.raises(BadGatewayError, match="not a JSON object"):  # noqa: PT012  # what came before counts
-        async with asyncio.timeout(LIMIT), openai.stream("chat", json.dumps(HELLO).encode()) as told:
-            async for chunk in told:
-                heard += chunk
-    assert text_of(openai, heard) == "first"
+        async with asyncio.timeout(LIMIT), openai.stream("chat", json.dumps(HELLO).encode()) as blocks:
+            async for chunk in blocks:
+                received += chunk
+    assert text_of(openai, received) == "first"
     with pytest.raises(BadGatewayError, match="not a JSON object"):
         await call(openai)
 
 
 async def test_lone_surrogate_does_not_break_the_stream(hostile: Hostile, plugin: Plugin) -> None:
-    hostile.answers["/api/chat"] = until_end(lines(said("zz"), said("a\ud800b"), DONE))
+    hostile.answers["/api/chat"] = until_end(lines(text_line("zz"), text_line("a\ud800b"), DONE))
     assert text_of(plugin, await raw(plugin)).startswith("zza")
     assert "zza" in json.dumps(await call(plugin))
 
@@ -275,20 +275,20 @@ async def test_lone_surrogate_does_not_break_the_stream(hostile: Hostile, plugin
         (b"Internal Server Error\n", "not a JSON object"),
         (b"[]\n", "object|not understood"),
         (b"", "before it was done"),
-        (lines(said("two"))[:-9], "inside a line|broke off"),
-        (lines(said("two"))[:-1] + lines(DONE), "not a JSON object"),
+        (lines(text_line("two"))[:-9], "inside a line|broke off"),
+        (lines(text_line("two"))[:-1] + lines(DONE), "not a JSON object"),
     ],
 )
 async def test_malformed_errors_and_ends_are_reported(
     hostile: Hostile, plugin: Plugin, error: bytes, words: str
 ) -> None:
-    hostile.answers["/api/chat"] = until_end(lines(said("one")), error)
-    heard = b""
+    hostile.answers["/api/chat"] = until_end(lines(text_line("one")), error)
+    received = b""
     with pytest.raises(BadGatewayError, match=words) as caught:  # noqa: PT012  # what came before counts
-        async with asyncio.timeout(LIMIT), plugin.stream("chat", json.dumps(HELLO).encode()) as told:
-            async for chunk in told:
-                heard += chunk
-    assert text_of(plugin, heard) == "one"
+        async with asyncio.timeout(LIMIT), plugin.stream("chat", json.dumps(HELLO).encode()) as blocks:
+            async for chunk in blocks:
+                received += chunk
+    assert text_of(plugin, received) == "one"
     told_well(caught.value)
     with pytest.raises(BadGatewayError, match=words) as caught:
         await call(plugin)
@@ -297,13 +297,15 @@ async def test_malformed_errors_and_ends_are_reported(
 
 @pytest.mark.parametrize("empty", [None, ""])
 async def test_empty_error_is_ignored(hostile: Hostile, plugin: Plugin, empty: Any) -> None:
-    hostile.answers["/api/chat"] = until_end(lines({**said("one"), "error": empty}, {**DONE, "error": empty}))
+    hostile.answers["/api/chat"] = until_end(lines({**text_line("one"), "error": empty}, {**DONE, "error": empty}))
     assert text_of(plugin, await raw(plugin)) == "one"
     assert "one" in json.dumps(await call(plugin))
 
 
 async def test_lines_after_done_are_dropped(hostile: Hostile, plugin: Plugin) -> None:
-    hostile.answers["/api/chat"] = until_end(lines(said("one"), DONE, DONE, said("two"), {"error": "three"}))
+    hostile.answers["/api/chat"] = until_end(
+        lines(text_line("one"), DONE, DONE, text_line("two"), {"error": "three"})
+    )
     assert text_of(plugin, await raw(plugin)) == "one"
     assert "two" not in json.dumps(await call(plugin))
 
@@ -312,17 +314,17 @@ async def test_content_like_done_or_error_is_content(hostile: Hostile, plugin: P
     words = '{"error": "no"}\n\ndata: [DONE]\n\n"done": true, "error":'
     arguments = {"error": "no", "done": True, "text": words}
     tool = {
-        **said(""),
+        **text_line(""),
         "message": {"content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]},
     }
-    hostile.answers["/api/chat"] = until_end(lines(said(words), tool, DONE))
+    hostile.answers["/api/chat"] = until_end(lines(text_line(words), tool, DONE))
     assert text_of(plugin, await raw(plugin)) == words
     assert json.dumps(words)[1:-1] in json.dumps(await call(plugin))
 
 
 async def test_stream_ends_at_done_on_an_open_connection(hostile: Hostile, plugin: Plugin) -> None:
     hostile.stays = True
-    hostile.answers["/api/chat"] = until_end(lines(said("one"), DONE))
+    hostile.answers["/api/chat"] = until_end(lines(text_line("one"), DONE))
     assert text_of(plugin, await within(raw(plugin))) == "one"
 
 
@@ -339,9 +341,9 @@ async def test_invalid_counts_are_rejected(hostile: Hostile, openai: Plugin, fie
     last = {**DONE, "eval_count": 1, "eval_duration": 1, field: value}
     hostile.answers["/api/chat"] = until_end(lines(last))
     hostile.answers["/api/embed"] = whole({"embeddings": [[1]], field: value})
-    for asked in (call(openai), call(openai, "embed", model="m", input="a")):
+    for invoke in (call(openai), call(openai, "embed", model="m", input="a")):
         try:
-            usage = (await asked)["usage"]
+            usage = (await invoke)["usage"]
         except BadGatewayError as error:
             told_well(error)
         else:
@@ -368,21 +370,21 @@ async def raw_or_nothing(plugin: Plugin) -> bytes:
     ids=str,
 )
 async def test_malformed_tool_calls_are_rejected(hostile: Hostile, openai: Plugin, call_shape: Any) -> None:
-    line = {**said(""), "message": {"content": "", "tool_calls": [call_shape]}}
+    line = {**text_line(""), "message": {"content": "", "tool_calls": [call_shape]}}
     hostile.answers["/api/chat"] = until_end(lines(line, DONE))
-    for asked in (call, raw):
+    for invoke in (call, raw):
         with pytest.raises(BadGatewayError):
-            await asked(openai)
+            await invoke(openai)
 
 
 async def test_tool_call_ids_are_texts(hostile: Hostile, openai: Plugin) -> None:
     call_shape = {"id": {"a": 1}, "function": {"name": "f", "arguments": None}}
     hostile.answers["/api/chat"] = until_end(
-        lines({**said(""), "message": {"content": "", "tool_calls": [call_shape]}}, DONE)
+        lines({**text_line(""), "message": {"content": "", "tool_calls": [call_shape]}}, DONE)
     )
-    [told] = (await call(openai))["choices"][0]["message"]["tool_calls"]
-    assert told["id"].startswith("call_")
-    assert told["function"]["arguments"] == "{}"
+    [tool_call] = (await call(openai))["choices"][0]["message"]["tool_calls"]
+    assert tool_call["id"].startswith("call_")
+    assert tool_call["function"]["arguments"] == "{}"
 
 
 @pytest.mark.parametrize("depth", range(900, 1000, 20))
@@ -390,9 +392,9 @@ async def test_deep_answer_is_rejected(hostile: Hostile, plugin: Plugin, depth: 
     deep = b"[" * depth + b"]" * depth
     last = lines({**DONE, "context": "$", "logprobs": [{"token": "a", "x": "$"}]}).replace(b'"$"', deep)
     hostile.answers["/api/chat"] = until_end(last)
-    for told in (plugin.invoke("chat", json.dumps(HELLO).encode()), raw(plugin)):
+    for answer in (plugin.invoke("chat", json.dumps(HELLO).encode()), raw(plugin)):
         try:
-            assert b"done" in await told or not is_native(plugin)
+            assert b"done" in await answer or not is_native(plugin)
         except BadGatewayError as error:
             told_well(error)
 
@@ -434,19 +436,19 @@ SHAPES = st.dictionaries(st.sampled_from([*FIELDS, *COUNTS]), JSON, max_size=5)
 LINES = st.lists(
     SHAPES
     | st.builds(lambda shape: {**DONE, **shape}, SHAPES)
-    | st.builds(lambda shape: {**said("x"), "message": {"role": "assistant", "content": "x", **shape}}, SHAPES)
+    | st.builds(lambda shape: {**text_line("x"), "message": {"role": "assistant", "content": "x", **shape}}, SHAPES)
     | JSON,
     max_size=4,
 )
 
 
 @FEW
-@given(told=LINES, service=st.sampled_from(["chat", "generate"]), ending=st.sampled_from([b"", lines(DONE)]))
+@given(shapes=LINES, service=st.sampled_from(["chat", "generate"]), ending=st.sampled_from([b"", lines(DONE)]))
 async def test_any_lines_give_events_or_an_error(
-    hostile: Hostile, plugin: Plugin, told: list[Any], service: str, ending: bytes
+    hostile: Hostile, plugin: Plugin, shapes: list[Any], service: str, ending: bytes
 ) -> None:
     request = HELLO if service == "chat" else {"model": "m", "prompt": "a"}
-    hostile.answers[f"/api/{service}"] = until_end(lines(*told) + ending)
+    hostile.answers[f"/api/{service}"] = until_end(lines(*shapes) + ending)
     try:
         assert await call(plugin, service, **request)
     except EnginePluginError as error:
@@ -474,7 +476,7 @@ async def test_any_answer_gives_a_result_or_an_error(
     good = dict(hostile.answers)
     hostile.answers["/api/tags"] = whole({"models": [entry(capabilities=None)]})
     hostile.answers[path] = whole(shape, status=status)
-    for asked in (
+    for invoke in (
         openai.health(),
         openai.list_models(),
         openai.running_models(),
@@ -486,7 +488,7 @@ async def test_any_answer_gives_a_result_or_an_error(
     ):
         try:
             async with asyncio.timeout(LIMIT):
-                assert await asked is not None
+                assert await invoke is not None
         except EnginePluginError as error:
             told_well(error)
     hostile.answers = good
@@ -548,10 +550,10 @@ def files_in(folder: Path) -> list[Path]:
 
 async def test_unreadable_details_are_dropped(hostile: Hostile, openai: Plugin) -> None:
     odd = {"family": ESCAPES, "families": ["x" * 10_000, *["y"] * 10_000], "parameter_size": "9" * 5000 + "B"}
-    told = entry(
+    listed = entry(
         details=odd, size=HUGE, digest="no digest", remote_host=[[]], capabilities=[ESCAPES, 7, "tools", "x" * 9999]
     )
-    hostile.answers["/api/tags"] = whole({"models": [told]})
+    hostile.answers["/api/tags"] = whole({"models": [listed]})
     [model] = await openai.list_models()
     wire = json.dumps(model.to_wire(), ensure_ascii=False)
     assert wire.isprintable()

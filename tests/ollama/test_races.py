@@ -20,7 +20,7 @@ from tests.patience import pace, within
 
 from .attached.engine import plugin_in
 from .contract.release import write_program
-from .hostile import DONE, Hostile, entry, lines, said, until_end, whole
+from .hostile import DONE, Hostile, entry, lines, text_line, until_end, whole
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,13 +47,13 @@ async def plugin(hostile: Hostile, tmp_path: Path) -> AsyncIterator[Plugin]:
 
 
 async def streamed(plugin: Plugin, first: asyncio.Event | None = None) -> bytes:
-    heard = b""
+    received = b""
     async with plugin.stream("chat", HELLO) as chunks:
         async for chunk in chunks:
-            heard += chunk
+            received += chunk
             if first is not None:
                 first.set()
-    return heard
+    return received
 
 
 async def pulled(plugin: Plugin, name: str = "m", first: asyncio.Event | None = None) -> list[PullEvent]:
@@ -91,7 +91,7 @@ async def test_silent_server_delays_calls_by_the_probe_timeout_only(hostile: Hos
 
 async def test_slow_probe_aborts_no_running_call(hostile: Hostile, plugin: Plugin) -> None:
     """A busy server may be slow to answer a probe."""
-    hostile.answers["/api/chat"], hostile.stays = until_end(lines(said("one"))), True
+    hostile.answers["/api/chat"], hostile.stays = until_end(lines(text_line("one"))), True
     first = asyncio.Event()
     streaming = asyncio.create_task(streamed(plugin, first))
     await within(first.wait())
@@ -111,7 +111,7 @@ async def test_slow_probe_aborts_no_running_call(hostile: Hostile, plugin: Plugi
 
 
 async def test_stop_ends_streams_and_the_servers_work(hostile: Hostile, plugin: Plugin) -> None:
-    hostile.answers["/api/chat"], hostile.stays = until_end(lines(said("one"))), True
+    hostile.answers["/api/chat"], hostile.stays = until_end(lines(text_line("one"))), True
     firsts = [asyncio.Event() for _ in range(32)]
     streams = [asyncio.create_task(streamed(plugin, first)) for first in firsts]
     await within(asyncio.gather(*(first.wait() for first in firsts)))
@@ -122,13 +122,13 @@ async def test_stop_ends_streams_and_the_servers_work(hostile: Hostile, plugin: 
     with pytest.raises(UnavailableError, match="StartEngine"):
         await within(plugin.invoke("chat", HELLO))
     hostile.stays = False
-    hostile.answers["/api/chat"] = until_end(lines(said("one"), DONE))
+    hostile.answers["/api/chat"] = until_end(lines(text_line("one"), DONE))
     await within(plugin.start("auto"))
     assert await within(plugin.invoke("chat", HELLO))
 
 
 @pytest.mark.parametrize(
-    ("path", "asked"),
+    ("path", "invoke"),
     [
         ("/", lambda plugin: plugin.invoke("chat", HELLO)),
         ("/", lambda plugin: plugin.start("auto")),
@@ -141,10 +141,10 @@ async def test_stop_ends_streams_and_the_servers_work(hostile: Hostile, plugin: 
         ("/api/ps", lambda plugin: plugin.running_models()),
     ],
 )
-async def test_stop_at_any_moment(hostile: Hostile, tmp_path: Path, path: str, asked: Any) -> None:
+async def test_stop_at_any_moment(hostile: Hostile, tmp_path: Path, path: str, invoke: Any) -> None:
     async with plugin_in(tmp_path, engine_host=hostile.url, probe_timeout=60.0) as plugin:
         hostile.hangs.add(path)
-        asking = asyncio.create_task(asked(plugin))
+        asking = asyncio.create_task(invoke(plugin))
         await hostile.wait_for(path)
         await within(plugin.stop(), 2)
         with pytest.raises(UnavailableError):
@@ -176,9 +176,9 @@ async def test_concurrent_starts_and_stops(hostile: Hostile, plugin: Plugin) -> 
 async def test_restarted_server_is_used_again(hostile: Hostile, plugin: Plugin) -> None:
     for service in ("stream", "call", "pull", "load", "list"):
         hostile.stays, hostile.hangs = True, {"list": {"/api/tags"}, "load": {"/api/chat"}}.get(service, set())
-        hostile.answers["/api/chat"] = until_end(lines(said("one")))
+        hostile.answers["/api/chat"] = until_end(lines(text_line("one")))
         hostile.answers["/api/pull"] = until_end(lines(STEP))
-        asked = {
+        invoke = {
             "stream": lambda: streamed(plugin),
             "call": lambda: plugin.invoke("chat", HELLO),
             "pull": lambda: pulled(plugin),
@@ -187,7 +187,7 @@ async def test_restarted_server_is_used_again(hostile: Hostile, plugin: Plugin) 
         }[service]
         path = {"pull": "/api/pull", "list": "/api/tags"}.get(service, "/api/chat")
         seen = hostile.count(path)
-        asking = asyncio.create_task(asked())
+        asking = asyncio.create_task(invoke())
         await hostile.wait_for(path, seen + 1)
         await hostile.die()
         with pytest.raises(EnginePluginError) as caught:
@@ -197,7 +197,7 @@ async def test_restarted_server_is_used_again(hostile: Hostile, plugin: Plugin) 
             await within(plugin.invoke("chat", HELLO))
         await hostile.listen()
         hostile.stays, hostile.hangs = False, set()
-        hostile.answers["/api/chat"] = until_end(lines(said("one"), DONE))
+        hostile.answers["/api/chat"] = until_end(lines(text_line("one"), DONE))
         assert await within(plugin.invoke("chat", HELLO))
 
 
@@ -207,7 +207,7 @@ async def test_model_deleted_on_the_server_is_reported(hostile: Hostile, plugin:
     hostile.answers["/api/tags"] = whole({"models": [entry("new:latest")]})
     with pytest.raises(ModelNotFoundError, match="PullModel m"):
         await within(plugin.invoke("chat", HELLO))
-    hostile.answers["/api/chat"] = until_end(lines(said("one"), DONE))
+    hostile.answers["/api/chat"] = until_end(lines(text_line("one"), DONE))
     assert await within(plugin.invoke("chat", OTHERS)), "the list is fetched again"
 
 
@@ -294,16 +294,16 @@ async def test_endless_answer_to_an_upload_is_cut(
 @pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for ollama is a script with #!")
 async def test_server_that_appears_during_a_managed_start(tmp_path: Path) -> None:
     """Each call is answered by one of the two; a stop ends the managed server only."""
-    theirs = Hostile()
-    async with theirs.serving():
-        url = theirs.url
-        await theirs.die()
+    attached = Hostile()
+    async with attached.serving():
+        url = attached.url
+        await attached.die()
         async with plugin_in(
             tmp_path, engine_host=url, probe_timeout=pace(0.5), ollama=str(write_program(tmp_path / "bin"))
         ) as plugin:
             starting = asyncio.create_task(plugin.start("auto"))
             await asyncio.sleep(0)
-            await theirs.listen()
+            await attached.listen()
             tiny = json.dumps({"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}).encode()
             while not starting.done():
                 # Neither server is ready yet, or the default model of one is missing on the other.
@@ -323,7 +323,7 @@ async def test_malformed_answer_breaks_no_parallel_call(hostile: Hostile, plugin
     """A malformed answer fails its own call only."""
     hostile.answers["/api/generate"] = until_end(b"no JSON\n")
     prompt = json.dumps({"model": "m", "prompt": "a"}).encode()
-    asked = [plugin.invoke(*pair) for pair in (("chat", HELLO), ("generate", prompt)) for _ in range(20)]
-    ends = await within(asyncio.gather(*asked, return_exceptions=True))
+    invoke = [plugin.invoke(*pair) for pair in (("chat", HELLO), ("generate", prompt)) for _ in range(20)]
+    ends = await within(asyncio.gather(*invoke, return_exceptions=True))
     assert all(isinstance(end, bytes) for end in ends[:20])
     assert all(isinstance(end, BadGatewayError) for end in ends[20:])

@@ -106,7 +106,7 @@ def test_invalid_address_fails_in_manifest_and_warns_in_environment(
         configured_address("", "box:x", {})
     assert configured_address("", "", {"OLLAMA_HOST": "box:x"}).url == "http://127.0.0.1:11434"
     assert "OLLAMA_HOST is ignored: 'box:x' is not a valid address: 'x' is not a valid port" in caplog.text
-    told = configured_address("", "", {"OLLAMA_HOST": "me:secret@box"}).ignored
-    assert told.startswith(
+    ignored = configured_address("", "", {"OLLAMA_HOST": "me:secret@box"}).ignored
+    assert ignored.startswith(
         "OLLAMA_HOST is ignored: '…@box' is not a valid address: an address must not have credentials"
     )

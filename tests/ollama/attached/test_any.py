@@ -59,8 +59,8 @@ async def test_copy_is_created_and_deleted(plugin: Plugin, any_ollama: Ollama) -
         assert events
         listed = {model.name: model for model in await plugin.list_models()}
         assert listed[name].digest == listed[any_ollama.model].digest
-        said = await answer(plugin, "chat", model=name.removesuffix(":latest"), messages=HELLO, max_tokens=2)
-        assert said["choices"]
+        completion = await answer(plugin, "chat", model=name.removesuffix(":latest"), messages=HELLO, max_tokens=2)
+        assert completion["choices"]
     finally:
         await plugin.delete_model(name)
     assert name not in {model.name for model in await plugin.list_models()}

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def peer(answer: bytes | None, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[str, list[bytes]]]:
     """A server that answers each request with the same bytes (None: never), and the requests that it received."""
-    heard: list[bytes] = []
+    received: list[bytes] = []
     over = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
-                heard.append(head)
+                received.append(head)
                 if answer is None:
                     await over.wait()
                     return
@@ -47,7 +47,7 @@ async def peer(answer: bytes | None, tls: ssl.SSLContext | None = None) -> Async
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", heard
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", received
     finally:
         over.set()
         server.close()
@@ -75,9 +75,9 @@ async def test_closed_port_gives_no_server() -> None:
     [port] = free_ports(1)
     server = attached_server(f"127.0.0.1:{port}")
     assert await server.find() is None
-    said = str(server.unreachable())
-    assert f"no Ollama server answers at http://127.0.0.1:{port} (" in said
-    assert "the test" in said
+    message = str(server.unreachable())
+    assert f"no Ollama server answers at http://127.0.0.1:{port} (" in message
+    assert "the test" in message
 
 
 @pytest.mark.parametrize(
@@ -98,10 +98,10 @@ def test_error_has_the_command_that_starts_a_server_at_the_address(
 
 
 async def test_silent_server_costs_only_the_probe_timeout() -> None:
-    async with peer(None) as (url, heard):
+    async with peer(None) as (url, received):
         server = attached_server(url, {"ENGINE_PLUGIN_PROBE_TIMEOUT": "0.2"}, probe_timeout=NEVER)
         assert await within(server.find()) is None
-        assert len(heard) == 1
+        assert len(received) == 1
         assert "no answer in 0.2 s" in str(server.unreachable())
 
 
@@ -271,12 +271,12 @@ async def test_tls_certificate_is_verified(tmp_path: Path, monkeypatch: pytest.M
     identity = Identity.create()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     load_identity(context, identity, tmp_path)
-    async with peer(ok(b'{"version": "0.33.0"}'), context) as (plain, heard):
+    async with peer(ok(b'{"version": "0.33.0"}'), context) as (plain, received):
         url = plain.replace("http://127.0.0.1", "https://localhost")
         server = attached_server(url)
         assert await server.find() is None
         assert "self-signed certificate" in str(server.unreachable())
-        assert not heard, "no request is sent before the certificate is verified"
+        assert not received, "no request is sent before the certificate is verified"
         (tmp_path / "ca.pem").write_bytes(identity.certificate_pem)
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
         trusting = attached_server(url)

@@ -60,10 +60,10 @@ async def test_running_ollama_needs_no_configuration_and_no_start(
     alone: Plugin, contract_server: ContractServer, tmp_path: Path
 ) -> None:
     contract_server.add("young:latest", modified_at="2099-01-01T00:00:00Z")
-    said = await answer(alone, "chat", messages=HELLO, max_tokens=4)
-    assert said["object"] == "chat.completion"
-    assert said["choices"][0]["message"]["content"]
-    assert said["model"] == "young:latest"
+    completion = await answer(alone, "chat", messages=HELLO, max_tokens=4)
+    assert completion["object"] == "chat.completion"
+    assert completion["choices"][0]["message"]["content"]
+    assert completion["model"] == "young:latest"
     vectors = await answer(alone, "embed", input="Hello")
     assert vectors["model"] == "embed:latest"
     assert vectors["data"][0]["embedding"]
@@ -130,13 +130,13 @@ async def test_start_attaches_and_stop_detaches(alone: Plugin, contract_server: 
 
 @pytest.mark.promise("P32")
 async def test_software_of_attached_server_is_not_changed(plugin: Plugin, shared_server: ContractServer) -> None:
-    for said in (
+    for description in (
         await plugin.install(cover=False),
         await plugin.install(cover=True),
         await plugin.upgrade(),
         (await plugin.check()).detail,
     ):
-        assert f"at {shared_server.url} is an attached server, which the plugin does not change" in said
+        assert f"at {shared_server.url} is an attached server, which the plugin does not change" in description
     assert "engine.server: manage" in await plugin.upgrade()
 
 
@@ -159,10 +159,10 @@ async def test_missing_server_does_not_delay_the_start_and_names_the_next_step(
         ):
             with pytest.raises(UnavailableError) as caught:
                 await failing
-            said = str(caught.value)
-            assert said.startswith(f"no Ollama server answers at http://127.0.0.1:{port} (Connection refused). ")
-            assert "ollama serve" in said
-            assert "call InstallEngine" in said
+            message = str(caught.value)
+            assert message.startswith(f"no Ollama server answers at http://127.0.0.1:{port} (Connection refused). ")
+            assert "ollama serve" in message
+            assert "call InstallEngine" in message
         assert await plugin.running_models() == ()
         # A server that is started now is used at once, without StartEngine.
         server = await asyncio.to_thread(ContractServer, tmp_path / "theirs", port=port)

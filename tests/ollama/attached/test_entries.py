@@ -53,6 +53,6 @@ def test_any_list_is_parsed(answer: dict[str, Any]) -> None:
 
 @given(st.dictionaries(st.sampled_from(["capabilities", "model_info", "details"]), VALUES))
 def test_any_show_is_parsed(answer: dict[str, Any]) -> None:
-    told = shown_capabilities(answer)
-    assert told.context_length >= 0
-    assert all(isinstance(feature, str) for feature in told.features)
+    capabilities = shown_capabilities(answer)
+    assert capabilities.context_length >= 0
+    assert all(isinstance(feature, str) for feature in capabilities.features)

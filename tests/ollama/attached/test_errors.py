@@ -18,7 +18,7 @@ from engine_plugin.errors import (
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "error", "said"),
+    ("status", "body", "error", "message"),
     [
         (400, b'{"error":"\\"x\\" does not support chat"}', InvalidRequestError, "does not support chat"),
         (400, b'{"error":{"message":"bad","type":"api_error"}}', InvalidRequestError, "refuses it: bad"),
@@ -42,10 +42,10 @@ from engine_plugin.errors import (
         (503, b'{"error":"server busy.  maximum pending requests exceeded"}', UnavailableError, "Try again later"),
     ],
 )
-def test_server_errors_are_mapped(status: int, body: bytes, error: type[EnginePluginError], said: str) -> None:
+def test_server_errors_are_mapped(status: int, body: bytes, error: type[EnginePluginError], message: str) -> None:
     mapped = exception_for(body_complaint(status, body), "m")
     assert type(mapped) is error
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         raise mapped
 
 

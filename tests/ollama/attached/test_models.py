@@ -70,7 +70,7 @@ async def old_server(shows: Sequence[web.Response]) -> AsyncIterator[tuple[Ollam
 
     Each /api/show is answered by the next of `shows`, the last one repeatedly.
     """
-    answers, asked = list(shows), list[str]()
+    answers, queried = list(shows), list[str]()
 
     async def hello(request: web.Request) -> web.Response:
         return web.Response(text="Ollama is running")
@@ -90,7 +90,7 @@ async def old_server(shows: Sequence[web.Response]) -> AsyncIterator[tuple[Ollam
         )
 
     async def show(request: web.Request) -> web.Response:
-        asked.append((await request.json())["model"])
+        queried.append((await request.json())["model"])
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         return web.Response(body=answer.body, status=answer.status, content_type="application/json")
 
@@ -105,7 +105,7 @@ async def old_server(shows: Sequence[web.Response]) -> AsyncIterator[tuple[Ollam
         try:
             client = await server.find()
             assert client is not None
-            yield client, asked
+            yield client, queried
         finally:
             await server.detach()
     finally:
@@ -119,19 +119,19 @@ async def test_old_server_is_queried_once_per_digest() -> None:
             "model_info": {"general.architecture": "x", "x.context_length": 4711},
         }
     )
-    async with old_server([shown]) as (client, asked):
+    async with old_server([shown]) as (client, queried):
         models = models_with()
         for _ in range(2):
             found = {model.name: model for model in await models.all(client)}
             assert found["some:8b"].capabilities.features == ("completion", "vision")
             assert found["some:8b"].capabilities.context_length == 4711
             assert found["some:8b"].size == 7
-        assert sorted(asked) == ["encoder:latest", "some:8b"]
+        assert sorted(queried) == ["encoder:latest", "some:8b"]
 
 
 async def test_missing_capabilities_are_estimated_and_queried_again() -> None:
     failing = web.json_response({"error": "oops"}, status=500)
-    async with old_server([failing, failing, web.json_response({})]) as (client, asked):
+    async with old_server([failing, failing, web.json_response({})]) as (client, queried):
         models = models_with()
         found = {model.name: model for model in await models.all(client)}
         assert (found["some:8b"].kind, found["encoder:latest"].kind) == ("chat", "embed")
@@ -140,7 +140,7 @@ async def test_missing_capabilities_are_estimated_and_queried_again() -> None:
         assert found["some:8b"].capabilities.context_length > 0
         assert guessed.context_length is None, "an estimate is not a fact"
         await models.all(client)
-        assert len(asked) == 4
+        assert len(queried) == 4
 
 
 async def test_configuration_overrides_the_server(shared_client: OllamaClient) -> None:

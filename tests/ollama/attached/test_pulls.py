@@ -50,8 +50,8 @@ async def test_pull_reports_steps_layers_and_result(
     pulls: Pulls, attached: OllamaClient, contract_server: ContractServer
 ) -> None:
     events = await events_of(pulls, attached, PullRequest("fresh"))
-    said = [event.text for event in events if isinstance(event, Status)]
-    assert said == ["pulling manifest", "verifying sha256 digest", "writing manifest"]
+    statuses = [event.text for event in events if isinstance(event, Status)]
+    assert statuses == ["pulling manifest", "verifying sha256 digest", "writing manifest"]
     layers: dict[str, ChunkProgress] = {}
     for event in events:
         if isinstance(event, ChunkProgress):
@@ -101,7 +101,7 @@ async def test_model_is_found_by_the_path_it_was_pulled_from(
 
 
 @pytest.mark.parametrize(
-    ("name", "error", "said"),
+    ("name", "error", "message"),
     [
         ("nobody-has-this", ModelNotFoundError, "https://ollama.com/search"),
         ("fault-pull-breaks", PullError, "max retries exceeded: unexpected EOF"),
@@ -118,9 +118,9 @@ async def test_model_is_found_by_the_path_it_was_pulled_from(
     ],
 )
 async def test_failed_pull_has_a_next_step(
-    pulls: Pulls, shared_client: OllamaClient, name: str, error: type[EnginePluginError], said: str
+    pulls: Pulls, shared_client: OllamaClient, name: str, error: type[EnginePluginError], message: str
 ) -> None:
-    with pytest.raises(error, match=f"(?s){said}") as caught:
+    with pytest.raises(error, match=f"(?s){message}") as caught:
         await events_of(pulls, shared_client, PullRequest(name))
     assert type(caught.value) is error
     if isinstance(caught.value, ModelNotFoundError):
@@ -220,7 +220,7 @@ async def test_gguf_file_is_uploaded_and_created(
 
 
 @pytest.mark.parametrize(
-    ("request_", "error", "said"),
+    ("request_", "error", "message"),
     [
         (PullRequest("own", source="/nowhere/x.gguf"), ModelNotFoundError, "does not exist"),
         (PullRequest("own", source="llama3.2"), InvalidRequestError, "is not a source that Ollama can pull"),
@@ -233,9 +233,9 @@ async def test_gguf_file_is_uploaded_and_created(
     ],
 )
 async def test_invalid_pull_requests_are_rejected(
-    pulls: Pulls, shared_client: OllamaClient, request_: PullRequest, error: type[EnginePluginError], said: str
+    pulls: Pulls, shared_client: OllamaClient, request_: PullRequest, error: type[EnginePluginError], message: str
 ) -> None:
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         await events_of(pulls, shared_client, request_)
 
 

@@ -30,9 +30,9 @@ def test_chat_answer_has_all_openai_fields() -> None:
     last = {"done_reason": "stop", "prompt_eval_count": 2, "eval_count": 3}
     answer = completion("chat", CollectedAnswer(["a", "b"], ["c", "d"], [call], [logprob], last))
     [choice] = answer["choices"]
-    [told] = choice["message"].pop("tool_calls")
-    assert told.pop("id").startswith("call_")
-    assert told == {"type": "function", "function": {"name": "look", "arguments": '{"a": 1}'}}
+    [converted] = choice["message"].pop("tool_calls")
+    assert converted.pop("id").startswith("call_")
+    assert converted == {"type": "function", "function": {"name": "look", "arguments": '{"a": 1}'}}
     assert choice == {
         "index": 0,
         "message": {"role": "assistant", "content": "ab", "reasoning_content": "cd"},
@@ -55,7 +55,7 @@ def test_completion_of_several_prompts_counts_each_prompt_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_has", "thought", "said"),
+    ("request_has", "thinking", "content"),
     [
         ({}, "hm", "yes"),
         ({"raw": True}, None, "hm</think>yes"),
@@ -63,9 +63,11 @@ def test_completion_of_several_prompts_counts_each_prompt_once() -> None:
         ({"response_format": {"type": "json_object"}}, None, "hm</think>yes"),
     ],
 )
-def test_think_tags_are_split_unless_raw_or_json(request_has: dict[str, Any], thought: str | None, said: str) -> None:
+def test_think_tags_are_split_unless_raw_or_json(
+    request_has: dict[str, Any], thinking: str | None, content: str
+) -> None:
     [choice] = completion("generate", CollectedAnswer(["hm</th", "ink>yes"]), **request_has)["choices"]
-    assert (choice.get("reasoning_content"), choice["text"]) == (thought, said)
+    assert (choice.get("reasoning_content"), choice["text"]) == (thinking, content)
 
 
 @pytest.mark.parametrize(
@@ -95,11 +97,13 @@ def test_count_without_duration_has_speed_zero() -> None:
     assert timings({}) == {}
     assert timings({"eval_count": 0, "eval_duration": 0}) == {}
     assert timings({"eval_count": 5})["predicted_per_second"] == 0
-    told = timings({"eval_count": 5, "eval_duration": 500_000_000, "load_duration": 1_500_000, "total_duration": 9})
-    assert told["predicted_per_second"] == 10
-    assert told["predicted_ms"] == 500
-    assert told["load_ms"] == 1.5
-    assert told["prompt_per_second"] == 0
+    converted = timings(
+        {"eval_count": 5, "eval_duration": 500_000_000, "load_duration": 1_500_000, "total_duration": 9}
+    )
+    assert converted["predicted_per_second"] == 10
+    assert converted["predicted_ms"] == 500
+    assert converted["load_ms"] == 1.5
+    assert converted["prompt_per_second"] == 0
 
 
 @pytest.mark.parametrize("value", ["5", True, [1]])

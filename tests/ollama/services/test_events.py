@@ -16,19 +16,19 @@ from .shapes import chat_line, data_of, joined, line
 
 HEAD = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": 'a\\"1'}
 TEXTS = st.text(max_size=6) | st.sampled_from(("<think>", "</think>", "<", "\\", '"', "\\1", "\n\n", "\\u003c"))
-LINES = st.lists(st.tuples(st.sampled_from(("said", "thought")), TEXTS), max_size=10)
+LINES = st.lists(st.tuples(st.sampled_from(("content", "thinking")), TEXTS), max_size=10)
 
 
 def writer(service: str = "chat", *, tags: bool = True) -> ChoiceWriter:
     return ChoiceWriter(service, HEAD, 0, tags=tags)
 
 
-def said_and_thought(events: bytes, field: str = "content") -> tuple[str, str]:
+def content_and_thinking(events: bytes, field: str = "content") -> tuple[str, str]:
     return joined(events, field), joined(events, "reasoning_content")
 
 
 def encode(pieces: list[tuple[str, str]]) -> list[bytes]:
-    lines = [chat_line(text) if kind == "said" else chat_line(thinking=text) for kind, text in pieces]
+    lines = [chat_line(text) if kind == "content" else chat_line(thinking=text) for kind, text in pieces]
     return [*lines, chat_line(done=True, done_reason="stop")]
 
 
@@ -39,14 +39,14 @@ def test_blocks_of_any_size_give_the_same_text(pieces: list[tuple[str, str]], ta
     spaced = [json.dumps(json.loads(data)).encode() + b"\n" for data in lines]  # always parsed
     slow, single, double = writer(tags=tags), writer(tags=tags), writer(tags=tags)
     by_lines = b"".join(slow.write(data) for data in spaced)
-    assert said_and_thought(b"".join(single.write(data) for data in lines)) == said_and_thought(by_lines)
+    assert content_and_thinking(b"".join(single.write(data) for data in lines)) == content_and_thinking(by_lines)
     cut = min(cut, len(lines))
     blocks = double.write(b"".join(lines[:cut])) + double.write(b"".join(lines[cut:]))
-    assert said_and_thought(blocks) == said_and_thought(by_lines)
+    assert content_and_thinking(blocks) == content_and_thinking(by_lines)
     if not tags:
-        said, thought = said_and_thought(by_lines)
-        assert said == "".join(text for kind, text in pieces if kind == "said")
-        assert thought == "".join(text for kind, text in pieces if kind == "thought")
+        content, thinking = content_and_thinking(by_lines)
+        assert content == "".join(text for kind, text in pieces if kind == "content")
+        assert thinking == "".join(text for kind, text in pieces if kind == "thinking")
 
 
 def test_events_of_a_chat() -> None:
@@ -87,7 +87,7 @@ def test_events_of_a_completion() -> None:
     lines.insert(0, line(model="m", created_at="now", response="", thinking="hm", done=False))
     last = line(model="m", created_at="now", response="", done=True, done_reason="stop", context=[1, 2])
     events = b"".join(writes.write(data) for data in lines) + writes.write(last)
-    assert said_and_thought(events, "text") == ("a b", "hm")
+    assert content_and_thinking(events, "text") == ("a b", "hm")
     shapes = [event["choices"][0] for event in data_of(events)]
     assert shapes[0] == {
         "index": 0, "text": "", "reasoning_content": "hm", "logprobs": None, "finish_reason": None
@@ -154,7 +154,7 @@ def test_lines_after_done_are_dropped() -> None:
 def test_tags_are_content_once_the_server_separates_thinking() -> None:
     writes = writer()
     events = writes.write(chat_line(thinking="hm")) + writes.write(chat_line("<think>is a tag</think>"))
-    assert said_and_thought(events) == ("<think>is a tag</think>", "hm")
+    assert content_and_thinking(events) == ("<think>is a tag</think>", "hm")
 
 
 @pytest.mark.parametrize(

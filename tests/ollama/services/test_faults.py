@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.ollama.contract.handle import ContractServer
 
 
-def told(events: bytes, *, native: bool) -> str:
+def text_of(events: bytes, *, native: bool) -> str:
     if native:
         return "".join(event["message"]["content"] for event in data_of(events))
     return joined(events)
@@ -71,7 +71,7 @@ async def broken_off(ask: ServiceClient, name: str, *, native: bool) -> tuple[st
             async for block in stream:
                 blocks.append(block)  # noqa: PERF401  # those before the error count
     except EnginePluginError as error:
-        return told(b"".join(blocks), native=native), error
+        return text_of(b"".join(blocks), native=native), error
     raise AssertionError("the stream ended without an error")
 
 
@@ -115,7 +115,7 @@ async def test_stream_of_any_shape_gives_the_same_answer(
     name = f"fault-{fault}:latest"
     server.add(name)
     events = await ask.collected("chat", chat("a b", name), facts_of(name, native=native))
-    assert told(events, native=native) == wanted
+    assert text_of(events, native=native) == wanted
     assert data_of(events)[-1].get("done", True)
 
 
@@ -188,11 +188,11 @@ async def test_tokens_are_sent_as_they_arrive(contract_server: ContractServer, n
         async with asyncio.timeout(LIMIT), aclosing(asker.blocks("chat", request, facts)) as blocks:
             async for block in blocks:
                 came += block
-                if told(came, native=native) == "You said:":  # and no more comes before the gate is open
+                if text_of(came, native=native) == "You said:":  # and no more comes before the gate is open
                     contract_server.open_gate()
     finally:
         asker.http.close()
-    assert told(came, native=native) == "You said: a b"
+    assert text_of(came, native=native) == "You said: a b"
 
 
 async def test_choices_are_sequential_and_end_at_an_error(ask: ServiceClient, server: ContractServer) -> None:

@@ -80,8 +80,12 @@ async def test_tools(ask: ServiceClient) -> None:
     [choice] = got["choices"]
     [call] = choice["message"]["tool_calls"]
     assert (call["function"], choice["finish_reason"]) == ({"name": "look", "arguments": "{}"}, "tool_calls")
-    said = [*request["messages"], choice["message"], {"role": "tool", "tool_call_id": call["id"], "content": "seen"}]
-    events = await ask.collected("chat", request | {"messages": said})
+    conversation = [
+        *request["messages"],
+        choice["message"],
+        {"role": "tool", "tool_call_id": call["id"], "content": "seen"},
+    ]
+    events = await ask.collected("chat", request | {"messages": conversation})
     assert "seen" in joined(events)
     [first] = [event["choices"][0]["delta"]["tool_calls"] for event in data_of(await ask.collected("chat", request))
                if "tool_calls" in event["choices"][0]["delta"]]  # fmt: skip

@@ -18,14 +18,14 @@ PIECES = st.lists(
 
 def parts(pieces: list[str]) -> tuple[str, str]:
     parser = ThinkParser()
-    told = [parser.feed(piece) for piece in pieces]
-    told.append(parser.end())
-    return "".join(thought for thought, _ in told), "".join(said for _, said in told)
+    parsed = [parser.feed(piece) for piece in pieces]
+    parsed.append(parser.end())
+    return "".join(thinking for thinking, _ in parsed), "".join(content for _, content in parsed)
 
 
 @pytest.mark.promise("P25")
 @pytest.mark.parametrize(
-    ("text", "thought", "said"),
+    ("text", "thinking", "content"),
     [
         ("", "", ""),
         ("hello", "", "hello"),
@@ -47,11 +47,11 @@ def parts(pieces: list[str]) -> tuple[str, str]:
         ("<think>a<think>b</think>c", "ab", "c"),
     ],
 )
-def test_every_cut_gives_the_same_split(text: str, thought: str, said: str) -> None:
-    assert parts([text]) == (thought, said)
-    assert parts(list(text)) == (thought, said)
+def test_every_cut_gives_the_same_split(text: str, thinking: str, content: str) -> None:
+    assert parts([text]) == (thinking, content)
+    assert parts(list(text)) == (thinking, content)
     for cut in range(len(text) + 1):
-        assert parts([text[:cut], text[cut:]]) == (thought, said)
+        assert parts([text[:cut], text[cut:]]) == (thinking, content)
 
 
 @pytest.mark.promise("P25")
@@ -63,10 +63,10 @@ def test_any_text_splits_the_same_at_every_cut(pieces: list[str]) -> None:
 
 @given(PIECES)
 def test_only_tags_and_white_space_are_dropped(pieces: list[str]) -> None:
-    thought, said = parts(pieces)
+    thinking, content = parts(pieces)
     left = re.sub("</?think>", "", "".join(pieces))
-    told = sorted((thought + said).replace(" ", "").replace("\n", ""))
-    assert told == sorted(left.replace(" ", "").replace("\n", ""))
+    parsed = sorted((thinking + content).replace(" ", "").replace("\n", ""))
+    assert parsed == sorted(left.replace(" ", "").replace("\n", ""))
 
 
 @given(st.text())

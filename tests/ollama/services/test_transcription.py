@@ -34,7 +34,7 @@ AUDIO = facts_of("audio:latest", "completion", "audio")
 PATH = "/v1/audio/transcriptions"
 
 
-async def heard(ask: ServiceClient, audio: str, **more: Any) -> dict[str, Any]:
+async def transcribed(ask: ServiceClient, audio: str, **more: Any) -> dict[str, Any]:
     request = {"model": "audio:latest", "audio": audio, **more}
     shape: dict[str, Any] = json.loads(await ask.call("speech-to-text", request, AUDIO))
     return shape
@@ -42,31 +42,31 @@ async def heard(ask: ServiceClient, audio: str, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("audio", [RECORDING, f"data:audio/wav;base64,{RECORDING}"])
 async def test_wav_is_sent_unchanged(ask: ServiceClient, server: ContractServer, audio: str) -> None:
-    got = await heard(ask, audio, language="en")
+    got = await transcribed(ask, audio, language="en")
     assert got["text"] == f"I heard {len(wav(SAMPLES))} bytes in en"
     assert got["segments"] == [{"id": 0, "start": 0.0, "end": 1.6, "text": got["text"]}]
     assert server.bodies(PATH)[-1]["model"] == "audio:latest"
-    subtitles = await heard(ask, audio, response_format="srt")
+    subtitles = await transcribed(ask, audio, response_format="srt")
     assert subtitles["text"].startswith("1\n00:00:00,000 --> 00:00:01,600\nI heard")
 
 
 async def test_other_formats_are_sent_as_wav(ask: ServiceClient) -> None:
     pytest.importorskip("av")
     flac = base64.b64encode(encoded("flac", "flac", SAMPLES)).decode()
-    assert (await heard(ask, flac))["text"] == f"I heard {len(wav(SAMPLES))} bytes"
+    assert (await transcribed(ask, flac))["text"] == f"I heard {len(wav(SAMPLES))} bytes"
 
 
 async def test_mp3_is_sent_unchanged(ask: ServiceClient) -> None:
     mp3 = b"ID3\x04" + bytes(996)
-    got = await heard(ask, base64.b64encode(mp3).decode())
+    got = await transcribed(ask, base64.b64encode(mp3).decode())
     assert got["text"] == "I heard 1000 bytes"
 
 
 async def test_unusable_recordings_are_rejected(ask: ServiceClient) -> None:
     with pytest.raises(UnsupportedError, match="task: Ollama does not translate"):
-        await heard(ask, RECORDING, task="translate")
+        await transcribed(ask, RECORDING, task="translate")
     with pytest.raises(InvalidRequestError, match="audio: "):
-        await heard(ask, "!!!")
+        await transcribed(ask, "!!!")
     request = {"model": "missing:latest", "audio": RECORDING}
     with pytest.raises(ModelNotFoundError):
         await ask.call("speech-to-text", request, facts_of("missing:latest"))
@@ -138,11 +138,11 @@ async def test_live_transcription(ask: ServiceClient) -> None:
 
 
 async def test_live_transcription_with_missing_model_fails(ask: ServiceClient) -> None:
-    told: list[str] = []
+    received: list[str] = []
     try:
         async for event in LiveSession(ask).events("other"):
-            told.append(event["header"]["event"])  # noqa: PERF401  # those before the error count
+            received.append(event["header"]["event"])  # noqa: PERF401  # those before the error count
     except UnavailableError:
-        assert told == ["task-failed"]
+        assert received == ["task-failed"]
         return
     raise AssertionError("the session ended without an error")

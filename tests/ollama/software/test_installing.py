@@ -32,9 +32,9 @@ async def test_install_and_check(place: Place, mirror: Mirror) -> None:
     assert ((check := software.check()).installed, check.detail) == (False, "Ollama is not installed")
     with pytest.raises(EngineNotInstalledError, match=r"Ollama is not installed\. Call InstallEngine"):
         software.find()
-    said = await place.install(software)
-    assert said.startswith(f"Ollama in {place.data / 'software' / 'versions'}")
-    assert said.endswith("version 0.33.0")
+    description = await place.install(software)
+    assert description.startswith(f"Ollama in {place.data / 'software' / 'versions'}")
+    assert description.endswith("version 0.33.0")
     assert place.versions() == ["ollama-0.33.0"]
     assert place.switched == ["0.33.0"]
     assert any(step.startswith("unpacking ollama-linux") for step in place.progress)
@@ -44,7 +44,7 @@ async def test_install_and_check(place: Place, mirror: Mirror) -> None:
     library = backend.folder / "ollama" / "lib" / "ollama" / "libggml-base.so"
     assert library.read_bytes().startswith(b"library")
     assert {path.name for path in backend.folder.iterdir()} == {"ollama", ".installed.json"}
-    assert await place.install(software) == said
+    assert await place.install(software) == description
     assert await place.upgrade(software) is False
     assert len(mirror.fetched()) == 1
 

@@ -104,10 +104,10 @@ async def test_options_become_environment_variables(place: Place) -> None:
         flash_attention="on", kv_cache_type="q8_0", load_timeout="10m", no_cloud=True,
     )  # fmt: skip
     await managed.server.ensure_ready()
-    told = {
+    variables = {
         key.removeprefix("OLLAMA_"): value for key, value in managed.process.environ().items() if "OLLAMA_" in key
     }
-    assert told.items() >= {
+    assert variables.items() >= {
         "KEEP_ALIVE": "30m", "CONTEXT_LENGTH": "8192", "NUM_PARALLEL": "2", "MAX_LOADED_MODELS": "3",
         "MAX_QUEUE": "7", "FLASH_ATTENTION": "1", "KV_CACHE_TYPE": "q8_0", "LOAD_TIMEOUT": "10m", "NO_CLOUD": "1",
     }.items()  # fmt: skip
@@ -117,8 +117,8 @@ async def test_missing_options_are_inherited_from_the_environment(place: Place) 
     place.environ["OLLAMA_KEEP_ALIVE"] = "1h"
     managed = place.managed(no_cloud=False)
     await managed.server.ensure_ready()
-    told = {key for key in managed.process.environ() if key.startswith("OLLAMA_")}
-    assert told == {"OLLAMA_HOST", "OLLAMA_MODELS", "OLLAMA_MAX_QUEUE", "OLLAMA_KEEP_ALIVE"}
+    variables = {key for key in managed.process.environ() if key.startswith("OLLAMA_")}
+    assert variables == {"OLLAMA_HOST", "OLLAMA_MODELS", "OLLAMA_MAX_QUEUE", "OLLAMA_KEEP_ALIVE"}
     assert managed.process.environ()["OLLAMA_KEEP_ALIVE"] == "1h"
 
 
@@ -220,15 +220,15 @@ async def test_port_taken_before_bind_is_replaced(place: Place, monkeypatch: pyt
         await managed.server.ensure_ready()
         assert managed.contract.port != taken
         stranger.settimeout(0)
-        said = b""
+        received = b""
         try:
             while True:
                 connection, _ = stranger.accept()
                 with connection:
-                    said += connection.recv(1)
+                    received += connection.recv(1)
         except BlockingIOError:
             pass
-        assert said == b""
+        assert received == b""
 
 
 @pytest.mark.promise("F5", "F7", "F11", "P11")
