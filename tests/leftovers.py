@@ -1,4 +1,4 @@
-"""Fixtures of whoever starts engines: nothing may be left of them. A conftest.py takes them by importing them."""
+"""Fixtures that check for leftovers of engines. A conftest.py uses them by importing them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def marked() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_is_left(marked: None) -> Iterator[None]:
-    """After each module no process of ours is left."""
+    """Check after each module that no process of the tests is left."""
     yield
     psutil.wait_procs(processes_of(os.environ[MARK]), timeout=patience(1))
     left = processes_of(os.environ[MARK])

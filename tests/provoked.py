@@ -29,12 +29,12 @@ PROVOKED: Mapping[str, str] = {
     "model-kind-mismatch": "tests/openvino/driver/test_services.py::test_a_model_of_another_kind",
     "disk-full": "tests/models/test_store.py::test_full_disk_fails_before_the_copy",
     "disk-filled": "tests/models/test_folders.py::test_disk_that_fills_during_the_copy",
-    "disk-write-refused": "tests/test_catalogue.py::test_a_directory_that_cannot_be_written",
+    "disk-write-refused": "tests/test_catalogue.py::test_unwritable_directory_is_reported",
     "memory-insufficient": "tests/openvino/driver/test_memory.py::test_models_have_only_so_much_memory",
     "queue-full": "tests/engines/test_admission.py::test_request_beyond_max_queue_is_rejected",
     "context-exceeded": "tests/openvino/driver/test_services.py::test_too_long_a_prompt",
     "port-taken": "tests/lifecycle/test_start.py::test_holder_of_repeatedly_taken_ports_is_named_in_the_error",
-    "address-taken": "tests/test_catalogue.py::test_an_address_that_is_taken",
+    "address-taken": "tests/test_catalogue.py::test_taken_address_is_reported",
     "key-missing": "tests/openai/test_attaching.py::test_a_key_on_this_machine",
     "key-refused": "tests/openai/test_attaching.py::test_a_key_on_this_machine",
     "key-unsafe": "tests/openai/test_attaching.py::test_a_key_goes_to_nobody_in_plain_sight",
@@ -45,7 +45,7 @@ PROVOKED: Mapping[str, str] = {
     "checksum-mismatch": "tests/models/test_store.py::test_a_wrong_digest_leaves_nothing",
     "service-unsupported": "tests/openai/test_services.py::test_speech_that_the_server_lacks",
     "stream-unsupported": "tests/openvino/driver/test_services.py::test_what_does_not_stream",
-    "deadline-exceeded": "tests/test_plugin.py::test_lifecycle_calls_are_bounded_too",
+    "deadline-exceeded": "tests/test_plugin.py::test_lifecycle_calls_have_a_timeout",
 }
 """An entry's id and a test; one that ends inside `[` means the cases that begin so, any other all of its cases."""
 

@@ -1,4 +1,4 @@
-"""What a host spawns: light until the handshake, and clear about a plugin.yaml that cannot be used."""
+"""The program that a host spawns: its imports before the handshake, and its errors for an unusable plugin.yaml."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """
 
 
-def test_before_the_handshake_nothing_heavy_is_imported(tmp_path: Path) -> None:
-    """A host gives a plugin ten seconds, on a slow and busy machine too."""
+def test_no_heavy_module_is_imported_before_the_handshake(tmp_path: Path) -> None:
+    """A host waits ten seconds for a plugin, on a slow and busy machine too."""
     done = subprocess.run(
         [sys.executable, "-c", SHOW_MODULES, str(REPOSITORY / "plugin.yaml")],
         env=os.environ | {"AOG_DATA_DIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
@@ -62,7 +62,7 @@ def test_before_the_handshake_nothing_heavy_is_imported(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_built_plugin_serves_every_rpc(tmp_path: Path) -> None:
+async def test_built_plugin_serves_every_rpc(tmp_path: Path) -> None:
     built = build(load_manifest(REPOSITORY / "plugin.yaml", {"AOG_DATA_DIR": str(tmp_path)}))
     [service] = built.services
     assert service.name == "protocol.ProviderService"
@@ -72,7 +72,7 @@ async def test_a_built_plugin_serves_every_rpc(tmp_path: Path) -> None:
     await built.aclose()
 
 
-def test_a_plugin_that_is_built_has_touched_nothing(tmp_path: Path) -> None:
+def test_building_a_plugin_object_writes_no_files(tmp_path: Path) -> None:
     build(load_manifest(REPOSITORY / "plugin.yaml", {"AOG_DATA_DIR": str(tmp_path)}))
     assert list(tmp_path.iterdir()) == []
 
@@ -84,14 +84,14 @@ def changed(tmp_path: Path, **engine: object) -> Path:
     return write_manifest(tmp_path, shape)
 
 
-def test_an_unknown_engine(tmp_path: Path) -> None:
+def test_unknown_engine_is_reported(tmp_path: Path) -> None:
     with pytest.raises(
         UnsupportedError, match=r"^engine.name: no engine is called 'nope'; installed engines: .*llamacpp"
     ):
         build(load_manifest(changed(tmp_path, name="nope")))
 
 
-def test_a_wrong_option_names_its_line(tmp_path: Path) -> None:
+def test_invalid_option_is_reported_with_its_line(tmp_path: Path) -> None:
     path = changed(tmp_path, name="llamacpp", paralel=2)
     line = next(number for number, text in enumerate(path.read_text().splitlines(), 1) if "paralel" in text)
     with pytest.raises(ManifestError, match=rf"plugin.yaml:{line}: error: engine.paralel .*Did you mean 'parallel'"):
@@ -115,7 +115,7 @@ def hosted(place: Path, *, cwd: Path | None = None, **environ: str) -> subproces
     )
 
 
-def test_a_plugin_without_a_manifest_says_where_it_looked(tmp_path: Path) -> None:
+def test_missing_manifest_error_lists_the_searched_directories(tmp_path: Path) -> None:
     done = hosted(tmp_path)
     assert done.returncode == 1
     assert done.stdout == ""
@@ -124,7 +124,7 @@ def test_a_plugin_without_a_manifest_says_where_it_looked(tmp_path: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
-def test_a_plugin_with_a_wrong_manifest_names_the_line(tmp_path: Path) -> None:
+def test_invalid_manifest_is_reported_with_its_line(tmp_path: Path) -> None:
     changed(tmp_path, name="llamacpp", parallel="many")
     (tmp_path / "bin").mkdir()
     done = hosted(tmp_path / "bin")
@@ -133,7 +133,7 @@ def test_a_plugin_with_a_wrong_manifest_names_the_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_run_by_hand_it_says_what_it_is(tmp_path: Path) -> None:
+def test_start_by_hand_explains_the_program(tmp_path: Path) -> None:
     done = hosted(tmp_path, AOG_PLUGIN="")
     assert (done.returncode, done.stdout) == (1, "")
     assert "plugin" in done.stderr
@@ -141,7 +141,7 @@ def test_run_by_hand_it_says_what_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("T1")
-def test_the_programs_own_manifest_counts_before_that_of_the_working_directory(tmp_path: Path) -> None:
+def test_manifest_of_the_program_is_preferred_to_that_of_the_working_directory(tmp_path: Path) -> None:
     own, other = tmp_path / "own", tmp_path / "other"
     for place, wrong in ((own, "own"), (other, "other")):
         place.mkdir()
@@ -154,7 +154,7 @@ def test_the_programs_own_manifest_counts_before_that_of_the_working_directory(t
 
 
 @pytest.mark.promise("T1")
-def test_a_foreign_plugin_yaml_is_passed_over(tmp_path: Path) -> None:
+def test_plugin_yaml_of_another_program_is_skipped(tmp_path: Path) -> None:
     changed(tmp_path, name="llamacpp", parallel="mine")
     inner = tmp_path / "chart"
     inner.mkdir()
@@ -168,7 +168,7 @@ def test_a_foreign_plugin_yaml_is_passed_over(tmp_path: Path) -> None:
 
 @pytest.mark.promise("X1")
 @pytest.mark.skipif(sys.platform == "win32", reason="the permissions of Windows are not looked at")
-def test_a_manifest_that_another_user_could_change_is_not_served(tmp_path: Path) -> None:
+def test_manifest_that_another_user_could_change_is_not_served(tmp_path: Path) -> None:
     path = changed(tmp_path, name="llamacpp", parallel="evil")
     path.chmod(0o666)
     beside = hosted(tmp_path)

@@ -1,4 +1,4 @@
-"""The benchmarks run, tell what they should, and leave nothing. No figure is judged here."""
+"""The benchmarks run, print their tables, and leave nothing. No figure is checked here."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ RATIO = Row("group", "tokens/s", "1/s", "ratio")
 
 @pytest.fixture
 def marked(tmp_path: Path) -> dict[str, str]:
-    """An environment by which every process of a run is known, its engines and its plugins."""
+    """An environment with a mark that every process of a run inherits."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PLUGIN_")}
     environ["BENCHMARK_TEST"] = str(tmp_path)
     return environ
 
 
 def _left_over(mark: str) -> list[str]:
-    """The processes that carry our mark in their environment."""
+    """Return the processes with the mark in their environment."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -79,7 +79,7 @@ def _compared(figures: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in figures["rows"] if "added" in row or "ratio" in row]
 
 
-def test_a_quick_run_measures_all_ways_and_leaves_no_process(marked: dict[str, str], tmp_path: Path) -> None:
+def test_quick_run_measures_all_ways_and_leaves_no_process(marked: dict[str, str], tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
     pytest.importorskip("openvino_genai")
     figures = _quick_run(marked, tmp_path)
@@ -90,7 +90,7 @@ def test_a_quick_run_measures_all_ways_and_leaves_no_process(marked: dict[str, s
     assert sum("/v2/health/ready" in row["title"] for row in figures["rows"]) == 2
 
 
-def test_ollama_is_measured_in_both_flavours(marked: dict[str, str], tmp_path: Path) -> None:
+def test_ollama_is_measured_in_both_flavors(marked: dict[str, str], tmp_path: Path) -> None:
     figures = _quick_run(marked, tmp_path, "--engine", "ollama")
 
     groups = [row["group"] for row in figures["rows"]]
@@ -105,7 +105,7 @@ def test_ollama_is_measured_in_both_flavours(marked: dict[str, str], tmp_path: P
         ]
 
 
-def test_the_plugin_is_compared_within_a_round() -> None:
+def test_plugin_is_compared_within_a_round() -> None:
     results = Results()
     for direct in (1.0, 10.0, 100.0):  # the machine is slower from round to round; the plugin adds the same
         results.begin_round()
@@ -122,7 +122,7 @@ def test_the_plugin_is_compared_within_a_round() -> None:
     assert whole.median == 10
 
 
-def test_a_row_of_one_way_is_not_compared() -> None:
+def test_row_with_one_way_is_not_compared() -> None:
     results = Results()
     results.begin_round()
     results.add(ADDED, PLUGIN, [1.0])
@@ -132,7 +132,7 @@ def test_a_row_of_one_way_is_not_compared() -> None:
     assert results.to_json()[0]["plugin"] == {"median": 1.0, "p10": 1.0, "p90": 1.0, "samples": 1}
 
 
-def test_a_spread_interpolates_between_samples() -> None:
+def test_spread_interpolates_between_samples() -> None:
     spread = Spread.of([4, 1, 2, 3, 5])
 
     assert (spread.median, spread.samples) == (3, 5)

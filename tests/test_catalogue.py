@@ -1,4 +1,4 @@
-"""The catalogue of failures: each says what and how to fix it, is used rightly everywhere, and happens in a test."""
+"""The catalogue of errors: each entry has a message and a fix, is used correctly, and occurs in a test."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def example(entry: Entry[Any]) -> dict[str, Any]:
 # What an entry is
 
 
-def test_each_entry_has_one_name() -> None:
+def test_catalogue_entry_has_one_name() -> None:
     listed = [entry for family in FAMILIES for entry in family.entries]
     assert list(CATALOGUE.values()) == listed
     assert len(CATALOGUE) == len(listed)
@@ -45,7 +45,7 @@ def test_each_entry_has_one_name() -> None:
 
 
 @ENTRIES
-def test_an_entry_says_what_and_how_to_fix_it(entry: Entry[Any]) -> None:
+def test_catalogue_entry_has_a_message_and_a_fix(entry: Entry[Any]) -> None:
     error = entry.error(**example(entry))
     assert type(error) is entry.raises
     what, fix = entry.what.format(**example(entry)), entry.fix.format(**example(entry))
@@ -59,7 +59,7 @@ def test_an_entry_says_what_and_how_to_fix_it(entry: Entry[Any]) -> None:
 
 
 @ENTRIES
-def test_all_fields_are_shown(entry: Entry[Any]) -> None:
+def test_message_contains_all_fields(entry: Entry[Any]) -> None:
     told = entry.text(**example(entry))
     for name in entry.fields:
         other: Any = 123456789 if isinstance(example(entry)[name], int | float) else "something else"
@@ -67,7 +67,7 @@ def test_all_fields_are_shown(entry: Entry[Any]) -> None:
 
 
 @ENTRIES
-def test_other_fields_are_refused(entry: Entry[Any]) -> None:
+def test_unknown_field_is_rejected(entry: Entry[Any]) -> None:
     with pytest.raises(TypeError, match=f"^{entry.id} needs"):
         entry.error(**example(entry), another=1)
     for name in entry.fields:
@@ -77,7 +77,7 @@ def test_other_fields_are_refused(entry: Entry[Any]) -> None:
             entry.text(**fewer)
 
 
-def test_what_a_value_holds_is_no_template() -> None:
+def test_braces_in_a_value_are_not_expanded() -> None:
     assert "'{place}'" in catalogue.model_missing("{place}").message
     assert "{0.__class__}" in catalogue.DISK_WRITE_REFUSED.text(place="{0.__class__}", reason="")
 
@@ -85,7 +85,7 @@ def test_what_a_value_holds_is_no_template() -> None:
 # A model that is missing
 
 
-def test_a_missing_model_has_a_command() -> None:
+def test_missing_model_error_has_the_pull_command() -> None:
     error = catalogue.model_missing("qwen3:7b", near=["qwen3:8b", "qwen3:4b"], pull="qwen3:7b")
     assert type(error) is ModelNotFoundError
     assert error.pull == "qwen3:7b"
@@ -94,7 +94,7 @@ def test_a_missing_model_has_a_command() -> None:
     )
 
 
-def test_a_missing_model_that_no_pull_brings() -> None:
+def test_missing_model_without_a_pull_lists_models_and_sources() -> None:
     error = catalogue.model_missing("a", here=[f"m{number}" for number in range(30)], sources="by a path")
     assert error.pull == ""
     assert "Here are: m0, " in error.message
@@ -111,7 +111,7 @@ def test_a_missing_model_that_no_pull_brings() -> None:
     assert len(catalogue.model_missing("a" * 500, pull="a" * 500).message) < 300
 
 
-def test_a_pulls_command_can_be_pasted() -> None:
+def test_pull_command_is_quoted_for_the_shell() -> None:
     said = catalogue.model_missing("my model; rm -r x", pull="my model; rm -r x").message
     command = advice(said).partition("Pull it: ")[2]
     assert shlex.split(command)[-3:] == ["models", "pull", "my model; rm -r x"]
@@ -120,7 +120,7 @@ def test_a_pulls_command_can_be_pasted() -> None:
 @pytest.mark.parametrize(
     ("platform", "words"), [("linux", "systemctl"), ("freebsd14", "systemctl"), ("darwin", "open"), ("win32", "menu")]
 )
-def test_words_for_a_system(platform: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fix_depends_on_the_system(platform: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", platform)
     assert catalogue.on_this_system(linux="systemctl", macos="open", windows="menu") == words
 
@@ -147,7 +147,7 @@ def uses() -> list[tuple[str, Entry[Any], set[str]]]:
     return found
 
 
-def test_every_use_gives_the_fields_that_are_needed() -> None:
+def test_every_use_gives_the_required_fields() -> None:
     for place, entry, given in uses():
         assert given == entry.fields, f"{place}: {entry.id}"
 
@@ -171,8 +171,8 @@ def test_every_entry_has_a_test() -> None:
 
 
 @pytest.mark.parametrize("test", sorted(set(PROVOKED.values())))
-def test_the_tests_that_provoke_are_there(test: str) -> None:
-    """tests/conftest.py sees to it that they provoke what they should."""
+def test_provoking_tests_exist(test: str) -> None:
+    """tests/conftest.py checks that they provoke their entries."""
     path, _, name = test.partition("::")
     name, _, case = name.partition("[")
     found = function(ast.parse((REPOSITORY / path).read_bytes()), name)
@@ -180,7 +180,7 @@ def test_the_tests_that_provoke_are_there(test: str) -> None:
         assert case in ast.unparse(found).partition("def ")[0], "no case of that test is called so"
 
 
-def test_who_must_provoke_what() -> None:
+def test_provoking_test_must_raise_its_entry() -> None:
     test = PROVOKED["model-kind-mismatch"]
     assert due(test) == due(f"{test}[chat]") == {"model-kind-mismatch"}
     assert due(f"{test}_too") == frozenset()
@@ -191,8 +191,8 @@ def test_who_must_provoke_what() -> None:
     assert said == {"engine-not-running"}
 
 
-async def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
-    """A file lies where the directory should be, which stops root too."""
+async def test_unwritable_directory_is_reported(tmp_path: Path) -> None:
+    """A file is in the place of the directory, which stops root too."""
     root = tmp_path / "models"
     root.mkdir()
     (root / ".partial").write_text("")
@@ -205,7 +205,7 @@ async def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="serves on a port there")
-def test_an_address_that_is_taken(
+def test_taken_address_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("HOME", "AOG_DATA_DIR", "XDG_RUNTIME_DIR"):
@@ -221,12 +221,12 @@ def test_an_address_that_is_taken(
 # The page
 
 
-def test_the_page_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+def test_page_lists_every_entry(capsys: pytest.CaptureFixture[str]) -> None:
     assert troubleshooting.EXAMPLES.keys() == CATALOGUE.keys()
     assert troubleshooting.main(["--check"]) == 0, capsys.readouterr().err
 
 
-def test_a_page_that_is_out_of_date(
+def test_outdated_page_fails_the_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "troubleshooting.md"
@@ -239,5 +239,5 @@ def test_a_page_that_is_out_of_date(
     assert all(f"### {name}\n" in page.read_text() for name in CATALOGUE)
 
 
-def test_every_entry_is_an_error_of_ours() -> None:
+def test_every_entry_raises_an_engine_plugin_error() -> None:
     assert all(issubclass(entry.raises, EnginePluginError) for entry in CATALOGUE.values())

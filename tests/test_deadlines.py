@@ -1,4 +1,4 @@
-"""How long each call may take."""
+"""Deadlines of calls."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def spec(timeout: int) -> ServiceSpec:
     ("timeout", "unary", "stream", "bidi"),
     [(0, UNARY, STREAM, None), (5, 5.0, 5.0, 5.0), (-1, None, None, None), (-7, None, None, None)],
 )
-def test_the_hosts_table(timeout: int, unary: float | None, stream: float | None, bidi: float | None) -> None:
+def test_default_deadlines_are_those_of_the_host(
+    timeout: int, unary: float | None, stream: float | None, bidi: float | None
+) -> None:
     """60 s for a unary call and 300 s for a stream are what the host itself allows."""
     assert (UNARY, STREAM) == (60.0, 300.0)
     service = spec(timeout)
@@ -41,7 +43,7 @@ def test_the_hosts_table(timeout: int, unary: float | None, stream: float | None
     assert allowed(service, "bidi") == bidi
 
 
-async def test_a_passed_deadline_cancels_the_block() -> None:
+async def test_passed_deadline_cancels_the_block() -> None:
     cancelled = asyncio.Event()
 
     async def late() -> None:
@@ -56,7 +58,7 @@ async def test_a_passed_deadline_cancels_the_block() -> None:
     assert cancelled.is_set()
 
 
-async def test_no_deadline_and_no_remedy() -> None:
+async def test_missing_deadline_and_missing_fix_are_allowed() -> None:
     async with deadline(None, "chat"):
         await asyncio.sleep(0)
     with pytest.raises(DeadlineError, match=r"^StopEngine: not done in 0 s\. Try again; the log"):
@@ -64,14 +66,14 @@ async def test_no_deadline_and_no_remedy() -> None:
             await asyncio.Event().wait()
 
 
-async def test_another_timeout_inside_is_not_mistaken_for_ours() -> None:
+async def test_inner_timeout_is_not_taken_for_the_deadline() -> None:
     with pytest.raises(TimeoutError) as raised:
         async with deadline(10, "chat"):
             raise TimeoutError("the engine's own")
     assert str(raised.value) == "the engine's own"
 
 
-async def test_a_cancellation_from_outside_stays_one() -> None:
+async def test_cancellation_from_outside_stays_a_cancellation() -> None:
     async def work() -> None:
         async with deadline(10, "chat"):
             await asyncio.Event().wait()

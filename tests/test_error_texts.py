@@ -1,4 +1,4 @@
-"""Texts of errors are for people: the package compares classes and ids."""
+"""The package compares classes and ids of errors, never their text."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def compared(source: str) -> Iterator[int]:
 
 
 @pytest.mark.promise("P33")
-def test_no_text_of_an_error_is_compared() -> None:
+def test_package_compares_no_error_text() -> None:
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         lines = sorted(set(compared(path.read_text(encoding="utf-8"))))
@@ -114,7 +114,7 @@ def test_no_text_of_an_error_is_compared() -> None:
         "if any(name in str(error).lower() for name in names): pass",
     ],
 )
-def test_the_search_finds_comparisons(line: str) -> None:
+def test_search_finds_comparisons_of_error_text(line: str) -> None:
     caught = f"def do():\n    try:\n        pass\n    except ValueError as error:\n        {line}\n"
     given = f"def do(error: ValueError | None):\n    if error:\n        {line}\n"
     assert list(compared(caught))
@@ -125,5 +125,5 @@ def test_the_search_finds_comparisons(line: str) -> None:
     "line",
     ['raise DownloadError(f"{name}: {error}")', "if error.id == STOPPED.id: pass", "if error.errno in FULL: pass"],
 )
-def test_the_search_lets_other_uses_be(line: str) -> None:
+def test_search_ignores_other_uses_of_error_text(line: str) -> None:
     assert not list(compared(f"def do():\n    try:\n        pass\n    except OSError as error:\n        {line}\n"))

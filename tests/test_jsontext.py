@@ -1,4 +1,4 @@
-"""JSON from outside: bounded in size, depth and values, and read without keeping others from running."""
+"""JSON from outside: bounded in size, depth and values, and read without blocking other threads."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ VALUES = st.recursive(
 @pytest.mark.promise("X8")
 @pytest.mark.parametrize("before", [b"", LONG])
 @pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}"), (b'[{"a":', b"}]")])
-def test_a_hundred_levels_are_read_and_no_more(before: bytes, opening: bytes, closing: bytes) -> None:
+def test_json_nested_deeper_than_100_levels_is_rejected(before: bytes, opening: bytes, closing: bytes) -> None:
     levels = MOST_DEPTH // len(closing)
     read_json(before + opening * levels + b"1" + closing * levels)
     for deeper in (levels + 1, levels * 50, levels * 5000):
@@ -48,7 +48,7 @@ def test_a_hundred_levels_are_read_and_no_more(before: bytes, opening: bytes, cl
 
 
 @pytest.mark.promise("X8")
-def test_a_text_has_a_limit_of_bytes() -> None:
+def test_json_text_above_the_byte_limit_is_rejected() -> None:
     assert read_json(b"[" + b" " * 98 + b"]", 100) == []
     with pytest.raises(JsonError, match=r"has 101 bytes; the limit is 0 KiB"):
         read_json(b"[" + b" " * 99 + b"]", 100)
@@ -57,7 +57,7 @@ def test_a_text_has_a_limit_of_bytes() -> None:
 
 
 @pytest.mark.promise("X8")
-def test_a_text_has_a_limit_of_values(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_text_above_the_value_limit_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsontext, "MOST_VALUES", BRIEF)
     assert len(read_json(b"[" + b"1," * (BRIEF - 1) + b"1]")) == BRIEF
     for inner in (b"1,", b"[],", b"{},", b'"",', b"[1],"):
@@ -66,8 +66,8 @@ def test_a_text_has_a_limit_of_values(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.promise("X8")
-def test_others_run_while_a_long_text_is_read() -> None:
-    """A thread takes turns with the reader; the standard library's decoder in C would let it run once, at the end."""
+def test_other_threads_run_while_a_long_text_is_read() -> None:
+    """A thread runs between the reader's steps; the standard library's decoder in C would block it to the end."""
     data = b"[" + b"[]," * 100_000 + b"[]]"
     reader = threading.Thread(target=read_json, args=(data,))
     turns = 0
@@ -79,7 +79,7 @@ def test_others_run_while_a_long_text_is_read() -> None:
 
 
 @given(VALUES, st.sampled_from([b"", LONG]), st.booleans())
-def test_every_value_is_read_as_it_was_written(value: Any, before: bytes, ascii_only: bool) -> None:
+def test_any_json_value_survives_a_round_trip(value: Any, before: bytes, ascii_only: bool) -> None:
     assert read_json(before + json.dumps(value, ensure_ascii=ascii_only).encode()) == value
     assert read_json(write_json(value)) == value
 
@@ -97,12 +97,12 @@ def test_every_value_is_read_as_it_was_written(value: Any, before: bytes, ascii_
         (rb'{"a\udfff": [{"b": "\udbff"}]}', {"a\ufffd": [{"b": "\ufffd"}]}),
     ],
 )
-def test_half_a_surrogate_pair_becomes_the_replacement_character(before: bytes, written: bytes, read: Any) -> None:
+def test_lone_surrogate_becomes_the_replacement_character(before: bytes, written: bytes, read: Any) -> None:
     assert read_json(before + written) == read
 
 
 @pytest.mark.promise("X8")
-def test_long_texts_are_written_as_they_are() -> None:
+def test_long_text_is_written_unchanged() -> None:
     plain, other = "A" * (1 << 20), "B/+=" * (1 << 18)
     value = {"a": [plain, "x", {"b": other, plain: plain}], "c": plain + "\n", "d": plain + "ä\ud83d", "e": 1}
     written = write_request(value)
@@ -111,15 +111,15 @@ def test_long_texts_are_written_as_they_are() -> None:
 
 
 @pytest.mark.promise("S11")
-def test_what_is_written_is_utf_8() -> None:
+def test_written_json_is_utf_8() -> None:
     assert write_json({"a\ud83d": ["\udc00", "ä"]}).decode() == '{"a\ufffd": ["\ufffd", "ä"]}'
 
 
 @pytest.mark.parametrize("answer", [b"", b"[]", b"null", b'"a"', b"{", b"[" * 100_000, b"\xff"])
-def test_an_answer_that_is_no_object(answer: bytes) -> None:
+def test_answer_that_is_not_an_object_is_a_bad_gateway_error(answer: bytes) -> None:
     with pytest.raises(BadGatewayError, match=r"^its answer is not a JSON object: "):
         answer_object(answer, "its answer")
 
 
-def test_an_answers_object() -> None:
+def test_object_of_an_answer_is_read() -> None:
     assert answer_object(b' {"a": 1}\n') == {"a": 1}

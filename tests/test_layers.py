@@ -1,4 +1,4 @@
-"""Imports run downhill only, and what is one engine's stays below that engine's name."""
+"""Modules import only lower layers, and the code of an engine stays in its packages."""
 
 from __future__ import annotations
 
@@ -170,20 +170,20 @@ def code_words(nodes: Sequence[ast.AST]) -> set[str]:
     return words
 
 
-def test_every_part_has_its_place() -> None:
+def test_every_module_belongs_to_a_layer() -> None:
     parts = {part_of(path) for path in SOURCES} - {""}
     assert parts == set(MAY_IMPORT)
     assert set(TopologicalSorter(MAY_IMPORT).static_order()) == parts
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)
-def test_imports_run_downhill(path: Path) -> None:
+def test_modules_import_only_lower_layers(path: Path) -> None:
     part = part_of(path)
     used = {part_of_name(name) for name in imports(path)} - {part, ""}
     assert used <= MAY_IMPORT.get(part, set()), f"{part} must not import {used - MAY_IMPORT.get(part, set())}"
 
 
-def test_the_embedded_server_imports_the_shared_modules_only() -> None:
+def test_embedded_server_imports_only_shared_modules() -> None:
     used = {name for path in SOURCES if part_of(path) == "openvino_server" for name in imports(path)}
     modules = {".".join(path.with_suffix("").parts) for path in SOURCES}
     found = {
@@ -192,7 +192,7 @@ def test_the_embedded_server_imports_the_shared_modules_only() -> None:
     assert found == {f"engine_plugin.{name}" for name in SHARED}
 
 
-def test_no_module_imports_itself_in_a_circle() -> None:
+def test_imports_have_no_cycles() -> None:
     """Also not through others, and not for type checking."""
     modules = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES}
     used = {
@@ -204,7 +204,7 @@ def test_no_module_imports_itself_in_a_circle() -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)
-def test_an_engines_words_stay_with_it(path: Path) -> None:
+def test_names_of_an_engine_occur_only_in_its_modules(path: Path) -> None:
     part = part_of(path)
     if part == "openvino_server" or part.removeprefix("engines/") in ENGINES:
         return
@@ -216,7 +216,7 @@ def test_an_engines_words_stay_with_it(path: Path) -> None:
     assert foreign == set()
 
 
-def test_engines_do_not_know_each_other() -> None:
+def test_engines_do_not_import_each_other() -> None:
     for path in SOURCES:
         part = part_of(path)
         if part.removeprefix("engines/") in ENGINES:

@@ -74,7 +74,7 @@ def number_or_text(text: str) -> str | float:
         ("openai.md", OpenAIOptions),
     ],
 )
-def test_the_page_has_every_option_with_its_default(page: str, cls: type[Any]) -> None:
+def test_page_has_every_option_with_its_default(page: str, cls: type[Any]) -> None:
     there = pages_options(page)
     wanted = sections(cls)
     assert set(there) == set(wanted)

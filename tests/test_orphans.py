@@ -1,6 +1,6 @@
-"""Nobody is left behind: the hosted plugin, killed in every phase, over an engine that spawns processes of its own.
+"""No leftover processes: the hosted plugin is killed in every phase, with an engine that spawns processes.
 
-Every process that descends from a test bears its mark in the environment, and all must be gone, wherever they went.
+Every process that descends from a test has its mark in the environment, and all must end.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ asyncio.run(pip.install_packages(here / "target", ["x"], os.environ, print, scra
 """
 
 
-class Scene:
-    """A directory with a plugin.yaml over a fake engine, and everything that descends from this test."""
+class Workspace:
+    """A directory with a plugin.yaml for a fake engine, and all processes that descend from this test."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -102,11 +102,11 @@ class Scene:
         write_manifest(self.place, shape)
 
     async def launch(self) -> PluginClient:
-        """The plugin, hosted by this process."""
+        """Launch the plugin with this process as its host."""
         return await launch(HOSTED, cwd=self.place, env=self.env, start_timeout=LIMIT)
 
     def family(self) -> list[psutil.Process]:
-        """Every process that bears the mark and is alive."""
+        """Return every running process with the mark."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -115,13 +115,13 @@ class Scene:
         return found
 
     async def gone(self, seconds: float = AT_ONCE) -> None:
-        """Wait until the whole family is."""
+        """Wait until every process with the mark has ended."""
         async with asyncio.timeout(patience(seconds)):
             while self.family():  # noqa: ASYNC110  # nobody tells
                 await asyncio.sleep(0.002)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for what nobody tells."""
+        """Wait for a condition for which there is no event."""
         async with asyncio.timeout(LIMIT):
             while not condition():  # noqa: ASYNC110  # nobody tells
                 await asyncio.sleep(0.005)
@@ -132,15 +132,15 @@ class Scene:
 
 
 @pytest.fixture
-def scene() -> Iterator[Scene]:
+def workspace() -> Iterator[Workspace]:
     place = Path(tempfile.mkdtemp(prefix="epo-"))
-    scene = Scene(place)
+    workspace = Workspace(place)
     try:
-        yield scene
-        left = scene.family()
+        yield workspace
+        left = workspace.family()
         assert left == []
     finally:
-        for process in scene.family():
+        for process in workspace.family():
             process.kill()
         shutil.rmtree(place)
 
@@ -151,7 +151,7 @@ def kill(plugin: PluginClient) -> None:
 
 
 async def abandoned(*calls: Awaitable[Any]) -> None:
-    """What was called on a plugin that died, whatever became of it."""
+    """Run a call on a plugin that is killed, and ignore its outcome."""
     for call in calls:
         assert isinstance(call, asyncio.Task)
         call.cancel()
@@ -162,80 +162,84 @@ async def abandoned(*calls: Awaitable[Any]) -> None:
 
 
 @pytest.mark.promise("F5", "F7")
-async def test_while_the_software_is_tried_out(scene: Scene) -> None:
-    """`llama-server --version`, which here never ends and has spawned something."""
-    up = scene.place / "up"
-    scene.fake.executable.write_text(f"#!{sys.executable} -IS\n" + STUBBORN.format(up=str(up)))
-    async with await scene.launch() as plugin:
+async def test_no_process_is_left_when_killed_during_the_version_check(workspace: Workspace) -> None:
+    """`llama-server --version` never ends here and has a child."""
+    up = workspace.place / "up"
+    workspace.fake.executable.write_text(f"#!{sys.executable} -IS\n" + STUBBORN.format(up=str(up)))
+    async with await workspace.launch() as plugin:
         starting = asyncio.create_task(plugin.start_engine())
-        await scene.until(up.exists)
-        assert len(scene.family()) == 4, "plugin, guard, program, its child"
+        await workspace.until(up.exists)
+        assert len(workspace.family()) == 4, "plugin, guard, program, its child"
         kill(plugin)
-        await scene.gone()
+        await workspace.gone()
         await abandoned(starting)
 
 
 @pytest.mark.promise("F5", "F7", "F25")
-async def test_while_pip_installs(scene: Scene) -> None:
-    up = scene.place / "up"
+async def test_no_process_is_left_when_killed_during_pip_install(workspace: Workspace) -> None:
+    up = workspace.place / "up"
     for name, text in (("__init__", ""), ("__main__", STUBBORN.format(up=str(up)))):
-        path = scene.place / "pip" / f"{name}.py"
+        path = workspace.place / "pip" / f"{name}.py"
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     plugin = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", PIP, str(scene.place)), env={**os.environ, **scene.env}, stdout=subprocess.DEVNULL
+        *(sys.executable, "-c", PIP, str(workspace.place)),
+        env={**os.environ, **workspace.env},
+        stdout=subprocess.DEVNULL,
     )
-    await scene.until(up.exists)
+    await workspace.until(up.exists)
     plugin.kill()
     await plugin.wait()
-    await scene.gone()
+    await workspace.gone()
 
 
 @pytest.mark.promise("F5", "F7", "F16")
-async def test_while_a_model_is_loaded(scene: Scene) -> None:
-    scene.fake.behave({"grandchild": "own", "ignore_term": True, "load_until": str(scene.fake.gate("never"))})
-    async with await scene.launch() as plugin:
+async def test_no_process_is_left_when_killed_during_a_load(workspace: Workspace) -> None:
+    workspace.fake.behave({"grandchild": "own", "ignore_term": True, "load_until": str(workspace.fake.gate("never"))})
+    async with await workspace.launch() as plugin:
         await plugin.start_engine()
         loading = asyncio.create_task(plugin.load_model("tiny-chat-gguf"))
-        await scene.fake.event("grandchild")
+        await workspace.fake.event("grandchild")
         kill(plugin)
-        await scene.gone()
+        await workspace.gone()
         await abandoned(loading)
 
 
 @pytest.mark.promise("F5", "F7")
-async def test_while_two_models_are_ready(scene: Scene, record_property: Callable[[str, object], None]) -> None:
-    async with await scene.launch() as plugin:
+async def test_no_process_is_left_when_killed_with_two_loaded_models(
+    workspace: Workspace, record_property: Callable[[str, object], None]
+) -> None:
+    async with await workspace.launch() as plugin:
         await plugin.start_engine()
         await asyncio.gather(plugin.load_model("tiny-chat-gguf"), plugin.load_model("tiny-embed-gguf"))
-        assert len(scene.family()) == 7, "the plugin, and two of guard, engine, its child"
+        assert len(workspace.family()) == 7, "the plugin, and two of guard, engine, its child"
         began = time.monotonic()
         kill(plugin)
-        await scene.gone()
+        await workspace.gone()
         took = time.monotonic() - began
         record_property("kill_ms", round(took * 1000, 1))
         print(f"kill -9 of the plugin: nothing left after {took * 1000:.0f} ms")
 
 
 @pytest.mark.promise("F5", "F7")
-async def test_in_the_middle_of_a_stream(scene: Scene) -> None:
-    async with await scene.launch() as plugin:
+async def test_no_process_is_left_when_killed_during_a_stream(workspace: Workspace) -> None:
+    async with await workspace.launch() as plugin:
         await plugin.start_engine()
         async with plugin.stream("chat", HELLO | {"max_tokens": -1}) as chunks:
             await anext(chunks)
             kill(plugin)
-            await scene.gone()
+            await workspace.gone()
 
 
 @pytest.mark.promise("F5", "F7", "F17")
-async def test_while_it_waits_for_an_engine_that_does_not_stop(scene: Scene) -> None:
-    async with await scene.launch() as plugin:
+async def test_no_process_is_left_when_killed_while_stopping_the_engine(workspace: Workspace) -> None:
+    async with await workspace.launch() as plugin:
         await plugin.start_engine()
         await plugin.load_model("tiny-chat-gguf")
         stopping = asyncio.create_task(plugin.stop_engine())
-        await scene.fake.event("sigterm")
+        await workspace.fake.event("sigterm")
         kill(plugin)
-        await scene.gone()
+        await workspace.gone()
         await abandoned(stopping)
 
 
@@ -243,36 +247,38 @@ async def test_while_it_waits_for_an_engine_that_does_not_stop(scene: Scene) -> 
 
 
 @pytest.mark.promise("F3", "F5", "F7")
-async def test_a_killed_host_takes_all_along(scene: Scene) -> None:
-    """The plugin notices, and ends with its engine within its bound, although the engine obeys no SIGTERM."""
+async def test_plugin_and_engine_end_when_their_host_is_killed(workspace: Workspace) -> None:
+    """The plugin and its engine end within the limit, although the engine ignores SIGTERM."""
     import json
 
     host = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", HOST, json.dumps(HOSTED), str(scene.place)),
-        env={**os.environ, **scene.env},
+        *(sys.executable, "-c", HOST, json.dumps(HOSTED), str(workspace.place)),
+        env={**os.environ, **workspace.env},
         stdout=subprocess.PIPE,
     )
     assert host.stdout is not None
     async with asyncio.timeout(LIMIT):
         plugin = int(await host.stdout.readline())
-    assert plugin in {process.pid for process in scene.family()}
-    assert len(scene.family()) == 5, "host, plugin, guard, engine, its child"
+    assert plugin in {process.pid for process in workspace.family()}
+    assert len(workspace.family()) == 5, "host, plugin, guard, engine, its child"
     host.kill()
     await host.wait()
-    await scene.gone(3.0)
+    await workspace.gone(3.0)
 
 
 @pytest.mark.promise("U2")
 @pytest.mark.parametrize("way", ["Shutdown", "the host is killed"])
-async def test_an_engine_ends_with_a_plugin_that_can_create_no_thread(scene: Scene, way: str) -> None:
+async def test_engine_ends_with_a_plugin_that_cannot_create_threads(workspace: Workspace, way: str) -> None:
     import json
 
-    scene.configure(stop_timeout=0.2)
+    workspace.configure(stop_timeout=0.2)
     command = [sys.executable, "-c", THREADLESS]
     if way == "Shutdown":
         refused = asyncio.Event()
         hear = lambda line: refused.set() if "no threads" in line.message else None  # noqa: E731
-        async with await launch(command, cwd=scene.place, env=scene.env, start_timeout=LIMIT, on_log=hear) as plugin:
+        async with await launch(
+            command, cwd=workspace.place, env=workspace.env, start_timeout=LIMIT, on_log=hear
+        ) as plugin:
             await plugin.start_engine()
             await plugin.load_model("tiny-chat-gguf")
             assert plugin.pid is not None
@@ -281,11 +287,11 @@ async def test_an_engine_ends_with_a_plugin_that_can_create_no_thread(scene: Sce
                 await refused.wait()
             await plugin.kill()
             assert plugin.returncode == 0
-            assert scene.records() == []
+            assert workspace.records() == []
     else:
         host = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", HOST, json.dumps(command), str(scene.place)),
-            env={**os.environ, **scene.env},
+            *(sys.executable, "-c", HOST, json.dumps(command), str(workspace.place)),
+            env={**os.environ, **workspace.env},
             stdout=subprocess.PIPE,
         )
         assert host.stdout is not None
@@ -294,17 +300,17 @@ async def test_an_engine_ends_with_a_plugin_that_can_create_no_thread(scene: Sce
         os.kill(pid, signal.SIGUSR1)
         host.kill()
         await host.wait()
-    await scene.gone()
+    await workspace.gone()
 
 
 # A plugin comes back
 
 
 @pytest.mark.promise("F7", "F11")
-async def test_a_new_plugin_ends_what_a_killed_one_left(scene: Scene) -> None:
-    """The guards are stopped, so that nobody ends the engines. Those of another plugin stay."""
-    scene.configure(stop_timeout=0.2)
-    async with await scene.launch() as other, await scene.launch() as plugin:
+async def test_processes_of_a_killed_plugin_are_ended_by_the_next(workspace: Workspace) -> None:
+    """The guards are suspended, so the engines stay. Those of another plugin are kept."""
+    workspace.configure(stop_timeout=0.2)
+    async with await workspace.launch() as other, await workspace.launch() as plugin:
         for each in (other, plugin):
             await each.start_engine()
             await each.load_model("tiny-chat-gguf")
@@ -313,42 +319,42 @@ async def test_a_new_plugin_ends_what_a_killed_one_left(scene: Scene) -> None:
         assert len(left) == 3
         guard.suspend()
         kill(plugin)
-        await scene.until(lambda: guard.ppid() != plugin.pid)
-        others = [process for process in scene.family() if process not in left]
+        await workspace.until(lambda: guard.ppid() != plugin.pid)
+        others = [process for process in workspace.family() if process not in left]
         assert len(others) == 4, "the other plugin, its guard, engine, and the engine's child"
-        assert set(left) <= set(scene.family()), "they live on"
-        assert len(scene.records()) == 2
-        async with await scene.launch() as successor:
+        assert set(left) <= set(workspace.family()), "they live on"
+        assert len(workspace.records()) == 2
+        async with await workspace.launch() as successor:
             await successor.start_engine()
-            assert not set(left) & set(scene.family())
-            assert set(others) <= set(scene.family())
-            assert len(scene.records()) == 1
+            assert not set(left) & set(workspace.family())
+            assert set(others) <= set(workspace.family())
+            assert len(workspace.records()) == 1
             assert await other.running_models()
             assert (await other.invoke("chat", HELLO | {"max_tokens": 2}))["choices"]
 
 
 @pytest.mark.promise("F11", "P11")
-async def test_an_engine_that_is_not_ours_is_left_alone(scene: Scene) -> None:
-    """The same program with the same arguments, but somebody else has started it: its process, port and socket."""
-    scene.configure(stop_timeout=0.2)
-    async with await scene.launch() as plugin:
+async def test_foreign_process_of_the_same_program_is_kept(workspace: Workspace) -> None:
+    """The same program with the same arguments, started otherwise, keeps its process, port and socket."""
+    workspace.configure(stop_timeout=0.2)
+    async with await workspace.launch() as plugin:
         await plugin.start_engine()
         await plugin.load_model("tiny-chat-gguf")
         [engine] = psutil.Process(plugin.pid).children()[0].children()
         command = engine.cmdline()
-        key = scene.place / "key"
-        key.write_text("somebody's\n")
-        socket = scene.place / "their.sock"
+        key = workspace.place / "key"
+        key.write_text("another user's\n")
+        socket = workspace.place / "their.sock"
         for option, value in (("--api-key-file", str(key)), ("--host", str(socket))):
             command[command.index(option) + 1] = value
-        theirs = await asyncio.create_subprocess_exec(*command, env={**os.environ, "ORPHANS_TEST": scene.mark})
+        theirs = await asyncio.create_subprocess_exec(*command, env={**os.environ, "ORPHANS_TEST": workspace.mark})
         child: list[psutil.Process] = []
         try:
-            await scene.until(socket.exists)
+            await workspace.until(socket.exists)
             child = psutil.Process(theirs.pid).children()
             assert len(child) == 1
             kill(plugin)
-            async with await scene.launch() as successor:
+            async with await workspace.launch() as successor:
                 await successor.start_engine()
                 await successor.load_model("tiny-chat-gguf")
                 await successor.stop_engine()
@@ -360,23 +366,23 @@ async def test_an_engine_that_is_not_ours_is_left_alone(scene: Scene) -> None:
             await theirs.wait()
             for process in child:
                 process.kill()
-            await scene.until(lambda: not set(child) & set(scene.family()))
+            await workspace.until(lambda: not set(child) & set(workspace.family()))
 
 
 @pytest.mark.promise("F11")
-async def test_one_model_is_wholly_gone_before_the_next_is_loaded(scene: Scene) -> None:
-    """Also its children elsewhere: their memory counts as well."""
-    scene.configure(max_loaded_models=1, stop_timeout=0.1)
-    gate = scene.fake.gate("loaded")
+async def test_evicted_model_has_ended_before_the_next_is_loaded(workspace: Workspace) -> None:
+    """Its children in other sessions too, because their memory counts as well."""
+    workspace.configure(max_loaded_models=1, stop_timeout=0.1)
+    gate = workspace.fake.gate("loaded")
     life = {"grandchild": "own", "ignore_term": True}
-    scene.fake.behave(life, tiny_embed_gguf=[{**life, "load_until": str(gate)}])
-    async with await scene.launch() as plugin:
+    workspace.fake.behave(life, tiny_embed_gguf=[{**life, "load_until": str(gate)}])
+    async with await workspace.launch() as plugin:
         await plugin.start_engine()
         await plugin.load_model("tiny-chat-gguf")
-        first = [process for process in scene.family() if process.pid not in (plugin.pid, os.getpid())]
+        first = [process for process in workspace.family() if process.pid not in (plugin.pid, os.getpid())]
         assert len(first) == 3, "guard, engine, its child"
         loading = asyncio.create_task(plugin.load_model("tiny-embed-gguf"))
-        await scene.fake.event("started", model="tiny-embed-gguf")
-        assert not set(first) & set(scene.family())
+        await workspace.fake.event("started", model="tiny-embed-gguf")
+        assert not set(first) & set(workspace.family())
         gate.touch()
         await loading

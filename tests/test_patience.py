@@ -1,4 +1,4 @@
-"""The limits of the tests themselves: they follow what the machine can do."""
+"""The limits of the tests themselves, which follow the speed of the machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def of_load(monkeypatch: pytest.MonkeyPatch, *, spawn: float, load: float) -> No
         (0.2, 34.0, 17),
     ],
 )
-def test_limits_grow_with_what_the_machine_takes(
+def test_limits_grow_with_the_load_of_the_machine(
     monkeypatch: pytest.MonkeyPatch, spawn: float, load: float, factor: float
 ) -> None:
     of_load(monkeypatch, spawn=spawn, load=load)
@@ -37,7 +37,7 @@ def test_limits_grow_with_what_the_machine_takes(
     assert patience.patience(10) >= 5 * patience.pace(10)
 
 
-async def test_what_hangs_ends_with_what_was_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hanging_wait_ends_and_names_its_condition(monkeypatch: pytest.MonkeyPatch) -> None:
     of_load(monkeypatch, spawn=0.01, load=0)
     with pytest.raises(AssertionError, match="a file appears"):
         await patience.until(lambda: False, "a file appears", 0.001)

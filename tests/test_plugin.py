@@ -1,4 +1,4 @@
-"""The plugin between a host and its engine: deadlines, status, and errors that it survives."""
+"""The plugin between a host and its engine: deadlines, status and unexpected errors."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ SHORT = math.ceil(pace(0.5))
 
 
 async def still_well(client: PluginClient) -> None:
-    """The plugin answers as if nothing had been."""
+    """Check that the plugin still answers."""
     assert await client.invoke("chat", HELLO) == {"service": "chat", "model": "small"}
 
 
 async def gone(engine: SmallEngine) -> None:
-    """The engine's work was cancelled: its `finally` ran."""
+    """Wait until the engine's work was cancelled and its `finally` ran."""
     async with asyncio.timeout(LIMIT):
         await engine.ended.wait()
     engine.ended.clear()
@@ -105,7 +105,7 @@ async def gone(engine: SmallEngine) -> None:
 
 
 @pytest.mark.promise("P6")
-async def test_the_manifests_timeout_is_408_for_a_unary_call(serve: Serve) -> None:
+async def test_manifest_timeout_is_408_for_a_unary_call(serve: Serve) -> None:
     client, engine = await serve(timeout=SHORT)
     began = time.monotonic()
     asked = {"service_name": "chat", "request_data": HANG}
@@ -118,7 +118,7 @@ async def test_the_manifests_timeout_is_408_for_a_unary_call(serve: Serve) -> No
 
 
 @pytest.mark.promise("P6")
-async def test_the_manifests_timeout_is_a_grpc_status_for_a_stream(serve: Serve) -> None:
+async def test_manifest_timeout_is_a_grpc_status_for_a_stream(serve: Serve) -> None:
     client, engine = await serve(timeout=SHORT)
     request = pb.InvokeServiceRequest(service_name="chat", request_data=json.dumps(HANG).encode())
     call = client._link.open("InvokeServiceStream", request, timeout=None)
@@ -136,7 +136,7 @@ async def test_the_manifests_timeout_is_a_grpc_status_for_a_stream(serve: Serve)
 
 
 @pytest.mark.promise("P6")
-async def test_the_manifests_timeout_ends_a_conversation(serve: Serve) -> None:
+async def test_manifest_timeout_ends_a_conversation(serve: Serve) -> None:
     client, engine = await serve(timeout=SHORT)
     async with client.invoke_bidi("speech-to-text-ws") as conversation:
         await conversation.send(b"hang")
@@ -148,7 +148,7 @@ async def test_the_manifests_timeout_ends_a_conversation(serve: Serve) -> None:
 
 @pytest.mark.promise("P6")
 @pytest.mark.parametrize("timeout", [-1, 100])
-async def test_the_hosts_own_shorter_deadline_wins(serve: Serve, timeout: int) -> None:
+async def test_shorter_deadline_of_the_host_applies(serve: Serve, timeout: int) -> None:
     client, engine = await serve(timeout=timeout)
     with pytest.raises(DeadlineError, match="did not answer in time"):
         await client.invoke("chat", HANG, timeout=pace(0.2))
@@ -161,7 +161,7 @@ async def test_the_hosts_own_shorter_deadline_wins(serve: Serve, timeout: int) -
     await still_well(client)
 
 
-async def test_a_negative_timeout_is_none(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_negative_timeout_means_no_timeout(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadlines, "UNARY", 0.01)
     monkeypatch.setattr(deadlines, "STREAM", 0.01)
     client, engine = await serve(timeout=-1)
@@ -174,7 +174,9 @@ async def test_a_negative_timeout_is_none(serve: Serve, monkeypatch: pytest.Monk
     await gone(engine)
 
 
-async def test_the_defaults_hold_where_the_manifest_is_silent(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_default_timeouts_apply_without_a_manifest_timeout(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(deadlines, "UNARY", 0.05)
     monkeypatch.setattr(deadlines, "STREAM", 0.06)
     client, _ = await serve()
@@ -188,7 +190,7 @@ async def test_the_defaults_hold_where_the_manifest_is_silent(serve: Serve, monk
 
 @pytest.mark.promise("F23", "F24")
 @pytest.mark.parametrize("how", ["unary", "stream", "bidi", "pull"])
-async def test_a_host_that_leaves_cancels_the_work(serve: Serve, how: str) -> None:
+async def test_host_that_leaves_cancels_the_work(serve: Serve, how: str) -> None:
     client, engine = await serve(timeout=-1)
     if how == "unary":
         asking = asyncio.create_task(client.invoke("chat", HANG))
@@ -212,7 +214,7 @@ async def test_a_host_that_leaves_cancels_the_work(serve: Serve, how: str) -> No
 
 
 @pytest.mark.promise("P6")
-async def test_lifecycle_calls_are_bounded_too(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lifecycle_calls_have_a_timeout(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     client, engine = await serve()
     engine.failing["hang"] = EnginePluginError()
     monkeypatch.setattr(deadlines, "START", 0.05)
@@ -228,14 +230,14 @@ async def test_lifecycle_calls_are_bounded_too(serve: Serve, monkeypatch: pytest
 # Services
 
 
-async def test_requests_reach_the_engine_whole(serve: Serve) -> None:
+async def test_requests_reach_the_engine_unchanged(serve: Serve) -> None:
     client, engine = await serve()
     request = HELLO | {"seed": 1, "anything": {"deep": [1, None]}, "model": "mine", "temperature": 0.5}
     assert await client.invoke("chat", request) == {"service": "chat", "model": "mine"}
     assert engine.requests == [request]
 
 
-async def test_the_model_that_nobody_named(serve: Serve) -> None:
+async def test_request_without_a_model_uses_the_default(serve: Serve) -> None:
     client, engine = await serve()
     for unnamed in ({}, {"model": None}, {"model": ""}):
         await client.invoke("chat", HELLO | unnamed)
@@ -244,13 +246,13 @@ async def test_the_model_that_nobody_named(serve: Serve) -> None:
         await client.invoke("rerank", {"query": "a", "documents": ["a"]})
 
 
-async def test_trivial_requests_stay_here(serve: Serve) -> None:
+async def test_trivial_request_does_not_reach_the_engine(serve: Serve) -> None:
     client, engine = await serve()
     assert (await client.invoke("embed", {"input": []}))["data"] == []
     assert engine.requests == []
 
 
-async def test_streams(serve: Serve) -> None:
+async def test_stream_passes_chunks_with_metadata(serve: Serve) -> None:
     client, engine = await serve()
     async with client.stream("chat", HELLO | {"chunks": 3}) as chunks:
         assert [event["n"] async for event in events(chunks)] == [0, 1, 2]
@@ -266,7 +268,7 @@ async def test_streams(serve: Serve) -> None:
             await anext(chunks)
 
 
-async def test_conversations(serve: Serve) -> None:
+async def test_conversation_passes_messages_in_both_directions(serve: Serve) -> None:
     client, engine = await serve()
     async with client.invoke_bidi("speech-to-text-ws") as conversation:
         await conversation.send(b"abc", metadata={"rate": "16000"})
@@ -306,7 +308,7 @@ async def test_conversations(serve: Serve) -> None:
         ("speech-to-text-ws", UnsupportedError, "cannot be called with a JSON request"),
     ],
 )
-async def test_services_that_are_not_there(
+async def test_undeclared_service_is_404(
     serve: Serve, service: str, error: type[EnginePluginError], message: str
 ) -> None:
     client, _ = await serve()
@@ -321,7 +323,7 @@ async def test_services_that_are_not_there(
 
 
 @pytest.mark.promise("P7")
-async def test_the_status_follows_starts_and_stops(serve: Serve) -> None:
+async def test_operate_status_follows_starts_and_stops(serve: Serve) -> None:
     client, engine = await serve()
     assert await client.get_operate_status() is OperateStatus.RUNNING  # a fresh plugin may be revived
     await client.stop_engine()
@@ -340,14 +342,14 @@ async def test_the_status_follows_starts_and_stops(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("status", list(OperateStatus))
-async def test_the_host_may_set_it(serve: Serve, status: OperateStatus) -> None:
+async def test_host_can_set_the_operate_status(serve: Serve, status: OperateStatus) -> None:
     client, _ = await serve()
     await client.set_operate_status(status)
     assert await client.get_operate_status() is status
 
 
 @pytest.mark.parametrize("status", [3, -1, 2**31 - 1])
-async def test_a_status_that_does_not_exist(serve: Serve, status: int) -> None:
+async def test_unknown_operate_status_is_rejected(serve: Serve, status: int) -> None:
     client, _ = await serve()
     with pytest.raises(InvalidRequestError, match=rf"^status: {status} is unknown; it must be 0 stopped, 1 running"):
         await client.set_operate_status(cast("OperateStatus", status))
@@ -358,13 +360,13 @@ async def test_a_status_that_does_not_exist(serve: Serve, status: int) -> None:
     ("mode", "wanted"),
     [("", "auto"), ("auto", "auto"), ("daemon", "auto"), ("standard", "auto"), (" GPU ", "gpu"), ("cpu", "cpu")],
 )
-async def test_the_modes_of_hosts(serve: Serve, mode: str, wanted: str) -> None:
+async def test_modes_of_hosts_are_mapped(serve: Serve, mode: str, wanted: str) -> None:
     client, engine = await serve()
     await client.start_engine(mode)
     assert engine.modes == [wanted]
 
 
-async def test_an_unknown_mode_changes_nothing(serve: Serve) -> None:
+async def test_unknown_mode_is_rejected_without_a_change(serve: Serve) -> None:
     client, engine = await serve()
     with pytest.raises(InvalidRequestError, match=r"^mode: 'turbo' is unknown"):
         await client.start_engine("turbo")
@@ -372,7 +374,7 @@ async def test_an_unknown_mode_changes_nothing(serve: Serve) -> None:
     assert await client.get_operate_status() is OperateStatus.RUNNING
 
 
-async def test_health(serve: Serve) -> None:
+async def test_health_check_reports_the_engine(serve: Serve) -> None:
     client, engine = await serve()
     assert await client.health_check() == "ready: as told"
     engine.state = HealthState.DEGRADED
@@ -415,7 +417,7 @@ def every_call(client: PluginClient) -> dict[str, Awaitable[object]]:
 
 
 @pytest.mark.promise("P30")
-async def test_an_unexpected_exception_is_500_and_the_plugin_lives_on(
+async def test_unexpected_exception_is_500_and_the_plugin_continues(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     client, engine = await serve()
@@ -436,7 +438,7 @@ async def test_an_unexpected_exception_is_500_and_the_plugin_lives_on(
     await still_well(client)
 
 
-async def test_a_directory_that_may_not_be_written_is_no_internal_error(serve: Serve) -> None:
+async def test_unwritable_directory_is_not_an_internal_error(serve: Serve) -> None:
     client, engine = await serve()
     engine.failing = {"start": PermissionError(errno.EACCES, "Permission denied", "/srv/data")}
     with pytest.raises(EnginePluginError) as it:
@@ -448,8 +450,8 @@ async def test_a_directory_that_may_not_be_written_is_no_internal_error(serve: S
 
 
 @pytest.mark.promise("P5", "P30")
-async def test_a_cancellation_that_the_host_did_not_ask_for_is_told(serve: Serve) -> None:
-    """Work that others share is cancelled, and the error of it comes up in a call: its host still waits."""
+async def test_cancellation_of_shared_work_is_reported_to_the_host(serve: Serve) -> None:
+    """Shared work is cancelled while a call waits for it: the host gets an error."""
     client, engine = await serve()
     async with asyncio.timeout(LIMIT):
         for name, attempt in every_call(client).items():
@@ -473,7 +475,7 @@ async def test_a_cancellation_that_the_host_did_not_ask_for_is_told(serve: Serve
 
 @pytest.mark.promise("P30")
 @pytest.mark.parametrize("where", ["stream", "chunk"])
-async def test_an_unexpected_exception_ends_a_stream(serve: Serve, where: str) -> None:
+async def test_unexpected_exception_ends_a_stream(serve: Serve, where: str) -> None:
     client, engine = await serve()
     engine.failing = {where: ZeroDivisionError()}
     async with client.stream("chat", HELLO) as chunks:
@@ -489,8 +491,10 @@ async def test_an_unexpected_exception_ends_a_stream(serve: Serve, where: str) -
     await still_well(client)
 
 
-async def test_who_still_sends_has_time_to_read_why_it_failed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A write to a call that has ended can make gRPC forget what came before the end."""
+async def test_failed_conversation_stays_open_until_the_host_reads_the_error(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write to a call that has ended can make gRPC drop the messages before the end."""
     monkeypatch.setattr(servicer, "_LEAVE_TAKING", NEVER)
     client, engine = await serve()
     async with asyncio.timeout(LIMIT):
@@ -504,8 +508,8 @@ async def test_who_still_sends_has_time_to_read_why_it_failed(serve: Serve, monk
         await still_well(client)
 
 
-async def test_who_sends_into_an_end_still_reads_what_came_before_it(serve: Serve) -> None:
-    """gRPC tells of the write that came too late in the place of the end."""
+async def test_late_write_does_not_hide_messages_before_the_end(serve: Serve) -> None:
+    """gRPC reports the late write in place of the end."""
     client, _engine = await serve()
 
     async def send_on(conversation: BidiCall) -> None:
@@ -522,7 +526,7 @@ async def test_who_sends_into_an_end_still_reads_what_came_before_it(serve: Serv
     await still_well(client)
 
 
-async def test_errors_keep_their_code_everywhere(serve: Serve) -> None:
+async def test_errors_keep_their_code_in_every_call(serve: Serve) -> None:
     client, engine = await serve()
     for name, attempt in every_call(client).items():
         engine.failing = {name: EngineNotInstalledError("install it")}
@@ -530,7 +534,7 @@ async def test_errors_keep_their_code_everywhere(serve: Serve) -> None:
             await attempt
 
 
-async def test_a_message_that_is_no_unicode_gets_through(serve: Serve) -> None:
+async def test_error_message_that_is_not_unicode_is_sent(serve: Serve) -> None:
     """A path in no known encoding, or half a surrogate pair in llama.cpp's own words."""
     client, engine = await serve()
     odd = InvalidRequestError("model: \udcff \ud800 is odd")
@@ -545,7 +549,7 @@ async def test_a_message_that_is_no_unicode_gets_through(serve: Serve) -> None:
             pass
 
 
-async def test_pulls(serve: Serve) -> None:
+async def test_pull_streams_progress_and_success(serve: Serve) -> None:
     client, engine = await serve()
     done = await client.pull_model("m")
     assert (done["status"], done["digest"], done["total"], done["completed"]) == ("success", "sha256:0", 2, 2)
@@ -564,7 +568,7 @@ async def test_pulls(serve: Serve) -> None:
     assert last["data"]["status"] == "error: no such host"
 
 
-async def test_unloading_reports_the_first_failure_when_all_are_done(serve: Serve) -> None:
+async def test_unload_of_several_models_reports_the_first_failure_at_the_end(serve: Serve) -> None:
     client, engine = await serve()
     unloaded: list[str] = []
 

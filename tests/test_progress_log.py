@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     import pytest
 
 
-def test_a_download_takes_few_lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_of_a_download_takes_few_lines(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = 1000.0
     monkeypatch.setattr("engine_plugin.plugin.time.monotonic", lambda: now)
     tell = _progress_log("InstallEngine")
@@ -34,7 +36,9 @@ def test_a_download_takes_few_lines(caplog: pytest.LogCaptureFixture, monkeypatc
     assert numbers[:-1] == sorted(numbers[:-1])
 
 
-def test_a_size_that_nobody_knows(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_of_unknown_size_is_logged_in_steps(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = 1000.0
     monkeypatch.setattr("engine_plugin.plugin.time.monotonic", lambda: now)
     tell = _progress_log("InstallEngine")

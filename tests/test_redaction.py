@@ -45,7 +45,7 @@ def no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
         ("https://h/x?Policy=abc&Key-Pair-Id=K1", "https://h/x?Policy=***&Key-Pair-Id=***"),
     ],
 )
-def test_what_has_the_form_of_a_secret_is_replaced(text: str, shown: str) -> None:
+def test_text_in_the_form_of_a_secret_is_replaced(text: str, shown: str) -> None:
     assert redacted(text) == shown
 
 
@@ -60,12 +60,12 @@ def test_what_has_the_form_of_a_secret_is_replaced(text: str, shown: str) -> Non
         "/home/me/models/task-force-one-and-two-and-three.gguf",
     ],
 )
-def test_ordinary_text_stays(text: str) -> None:
+def test_ordinary_text_is_unchanged(text: str) -> None:
     assert redacted(text) == text
 
 
 @pytest.mark.parametrize("secret", ["s3cr3t/with+signs", "pass word", "päßwort", "t0kén\\n", "plain-token"])
-def test_a_secret_that_entered_is_found_however_it_is_written(secret: str) -> None:
+def test_known_secret_is_replaced_in_any_encoding(secret: str) -> None:
     assert entered(f" \t{secret}\r\n", "me") == secret
     pair = base64.b64encode(f"me:{secret}".encode()).decode()
     for spelling in (secret, quote(secret, safe=""), repr(secret), ascii(secret), pair):
@@ -73,12 +73,12 @@ def test_a_secret_that_entered_is_found_however_it_is_written(secret: str) -> No
         assert secret not in redacted(f"before {spelling} after")
 
 
-def test_white_space_of_every_kind_around_a_secret_goes() -> None:
+def test_white_space_around_a_secret_is_stripped() -> None:
     assert entered("\ufeff hf_abc\u00a0\u200b\n") == "hf_abc"
     assert entered(" \n") == ""
 
 
-def test_a_short_word_does_not_blank_others() -> None:
+def test_short_secret_does_not_replace_parts_of_words() -> None:
     entered("cat")
     entered("pull")
     assert redacted("cat pulled concatenation") == "cat pulled concatenation"
@@ -103,7 +103,7 @@ def test_errors_events_and_log_records_are_redacted() -> None:
         assert "sesame" not in line
 
 
-def test_a_terminal_is_shown_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
+def test_secrets_are_not_printed_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["-v", "lint", "http:/me:pa55@host/plugin.yaml"], ["lint", "a", "http:/me:pa55@host/x"]):
         with pytest.raises(SystemExit):
             main(arguments)

@@ -1,4 +1,4 @@
-"""How long an end in order takes: from the host's Shutdown to the last process, with work under way."""
+"""Time from the host's Shutdown to the end of the last process, with a running request."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.patience import LIMIT, pace
-from tests.test_orphans import HELLO, Scene
-from tests.test_orphans import scene as scene  # noqa: PLC0414  # a fixture
+from tests.test_orphans import HELLO, Workspace
+from tests.test_orphans import workspace as workspace  # noqa: PLC0414  # a fixture
 
 if TYPE_CHECKING:
     from engine_plugin.host import PluginClient
@@ -30,21 +30,21 @@ ATTEMPTS = 3
 OBEYS: dict[str, Any] = {"grandchild": "own", "tokens": -1}
 
 
-async def seconds_to_end(scene: Scene, *, stop_timeout: float) -> float:
-    """Start a plugin and an endless stream, end it as a host does, and see that nobody is left."""
-    scene.configure(stop_timeout=stop_timeout)
-    async with await scene.launch() as plugin:
+async def seconds_to_end(workspace: Workspace, *, stop_timeout: float) -> float:
+    """Start a plugin and an endless stream, end it as a host does, and check that no process is left."""
+    workspace.configure(stop_timeout=stop_timeout)
+    async with await workspace.launch() as plugin:
         await plugin.start_engine()
         async with asyncio.timeout(LIMIT), plugin.stream("chat", HELLO) as chunks:
             await anext(chunks)
-            assert len(scene.family()) >= 3, "plugin, engine and its child"
-            return await end(scene, plugin)
+            assert len(workspace.family()) >= 3, "plugin, engine and its child"
+            return await end(workspace, plugin)
 
 
-async def end(scene: Scene, plugin: PluginClient) -> float:
+async def end(workspace: Workspace, plugin: PluginClient) -> float:
     began = time.monotonic()
     await plugin.kill()
-    await scene.gone()
+    await workspace.gone()
     taken = time.monotonic() - began
     return taken if plugin.returncode == 0 else math.inf  # the host had to kill it
 
@@ -53,14 +53,14 @@ async def end(scene: Scene, plugin: PluginClient) -> float:
 @pytest.mark.parametrize(
     ("behaviour", "bound"), [(OBEYS, 1.0), (OBEYS | {"ignore_term": True}, PATIENCE)], ids=["obeys", "does not obey"]
 )
-async def test_a_plugin_ends_with_its_engine_before_a_host_loses_patience(
-    scene: Scene, behaviour: dict[str, Any], bound: float
+async def test_plugin_and_engine_end_within_the_limit_of_the_host(
+    workspace: Workspace, behaviour: dict[str, Any], bound: float
 ) -> None:
-    """Also where the engine would be given half a minute to stop by itself."""
-    scene.fake.behave(behaviour)
+    """Also where stop_timeout is half a minute."""
+    workspace.fake.behave(behaviour)
     taken = []
     for _ in range(ATTEMPTS):
-        taken.append(await seconds_to_end(scene, stop_timeout=30))
+        taken.append(await seconds_to_end(workspace, stop_timeout=30))
         if taken[-1] < pace(bound):
             return
     pytest.fail(f"it took {taken} s each time, at most {bound} s are promised")

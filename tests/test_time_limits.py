@@ -1,4 +1,4 @@
-"""No test measures the machine: a wait's bound is no number of seconds, and no elapsed time is compared with one."""
+"""No test depends on the speed of the machine: no wait has a fixed bound, and no elapsed time is compared."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def limits(source: str) -> list[int]:
 
 
 @pytest.mark.promise("T6")
-def test_no_limit_is_a_number_of_seconds() -> None:
+def test_no_test_has_a_fixed_number_of_seconds() -> None:
     found = [
         f"{path.relative_to(TESTS)}:{line}"
         for path in sorted(TESTS.rglob("*.py"))
@@ -95,5 +95,5 @@ def test_no_limit_is_a_number_of_seconds() -> None:
         ("client.invoke('chat', timeout=1)", []),
     ],
 )
-def test_what_a_limit_is(source: str, lines: list[int]) -> None:
+def test_search_finds_fixed_limits(source: str, lines: list[int]) -> None:
     assert limits(source) == lines

@@ -1,4 +1,4 @@
-"""Bounded waits, in a task that was cancelled too."""
+"""Bounded waits, also in a cancelled task."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from engine_plugin.waiting import comes_true, handle_signal
 from tests.patience import LIMIT
 
 
-async def test_in_time_and_late() -> None:
+async def test_wait_returns_in_time_or_raises_timeout() -> None:
     event = asyncio.Event()
     assert not await comes_true(event.wait(), 0.01)
     event.set()
     assert await comes_true(event.wait(), 10)
 
 
-async def test_an_error_is_raised() -> None:
+async def test_error_of_the_awaited_work_is_raised() -> None:
     async def fail() -> None:
         raise OSError("no")
 
@@ -30,7 +30,7 @@ async def test_an_error_is_raised() -> None:
 
 
 @pytest.mark.promise("F24")
-async def test_while_a_cancelled_task_cleans_up() -> None:
+async def test_wait_is_bounded_in_the_cleanup_of_a_cancelled_task() -> None:
     cleaned = asyncio.Event()
 
     async def work() -> None:
@@ -48,7 +48,7 @@ async def test_while_a_cancelled_task_cleans_up() -> None:
     assert cleaned.is_set()
 
 
-async def test_a_late_event_is_cancelled() -> None:
+async def test_late_wait_is_cancelled() -> None:
     ended = asyncio.Event()
 
     async def wait() -> None:
@@ -62,8 +62,8 @@ async def test_a_late_event_is_cancelled() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there every signal wakes the loop, and none comes from a thread")
-async def test_a_signal_wakes_a_loop_that_sleeps() -> None:
-    """Given to another thread, it interrupts no wait of the main thread; only the wake-up does."""
+async def test_signal_wakes_an_idle_event_loop() -> None:
+    """A signal delivered to another thread does not interrupt the main thread's wait; only the wake-up does."""
     loop, heard = asyncio.get_running_loop(), asyncio.Event()
     before = signal.getsignal(signal.SIGUSR1)
     handle_signal(signal.SIGUSR1, lambda _number, _frame: loop.call_soon_threadsafe(heard.set))

@@ -144,7 +144,7 @@ def test_failed_answer_is_reported_with_its_status(place: Workplace) -> None:
     done = place.run("chat", "hi", "--model", "breaking")
     assert (done.returncode, done.stdout) == (1, "So far\n")
     assert done.stderr == "engine-plugin: the engine broke off\n"
-    assert "models pull missing" in place.bad(3, "chat", "hi", "--model", "missing")
+    assert "models pull nobody" in place.bad(3, "chat", "hi", "--model", "nobody")
     (place.data / "installed").unlink()
     assert "not installed" in place.bad(4, "chat", "hi")
 

@@ -1,4 +1,4 @@
-"""Plugin directories: what the launcher becomes and finds, and that a directory appears whole or not at all."""
+"""Plugin directories: the start of the launcher, and atomic builds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def linked(plugins: Path) -> Path:
 
 @pytest.fixture
 def telling(linked: Path) -> Path:
-    """The launcher of a linked plugin that only tells how it was started."""
+    """The launcher of a linked plugin that prints how it was started."""
     (linked / build.START).write_text(TELL, encoding="utf-8")
     return executable(linked)
 
@@ -66,7 +66,7 @@ def launch(command: Path | str, *arguments: str, cwd: Path | None = None, **envi
 
 
 def refusal(command: Path, **environ: str) -> str:
-    """What a launcher that cannot start Python says on stderr."""
+    """Return the stderr of a launcher that cannot start Python."""
     done = subprocess.run([command], env={**os.environ, **environ}, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 1
     assert done.stdout == ""
@@ -84,7 +84,7 @@ def not_linked(plugin: Path, interpreter: str) -> Path:
 
 @pytest.mark.promise("F6")
 @posix
-def test_the_launcher_becomes_python(telling: Path) -> None:
+def test_launcher_becomes_python(telling: Path) -> None:
     told = launch(telling, "--flag", "two words", "", "*")
     arguments = told["arguments"]
     assert isinstance(arguments, list)
@@ -93,13 +93,13 @@ def test_the_launcher_becomes_python(telling: Path) -> None:
 
 
 @posix
-def test_the_launcher_is_found_relative_to_where_the_caller_stands(telling: Path) -> None:
+def test_launcher_works_with_a_relative_path(telling: Path) -> None:
     launch(f"./{telling.name}", cwd=telling.parent)
     launch(f"{telling.parent.name}/{telling.name}", cwd=telling.parent.parent)
 
 
 @posix
-def test_the_launcher_is_found_through_links(telling: Path, tmp_path: Path) -> None:
+def test_launcher_works_through_symlinks(telling: Path, tmp_path: Path) -> None:
     absolute = tmp_path / "absolute"
     absolute.symlink_to(telling)
     folder = tmp_path / "a folder"
@@ -112,20 +112,20 @@ def test_the_launcher_is_found_through_links(telling: Path, tmp_path: Path) -> N
 
 
 @posix
-def test_the_interpreter_can_be_named(telling: Path, tmp_path: Path) -> None:
+def test_interpreter_of_the_environment_variable_is_used(telling: Path, tmp_path: Path) -> None:
     other = tmp_path / "my python"
     other.symlink_to(os.path.realpath(sys.executable))
     assert launch(telling, ENGINE_PLUGIN_PYTHON=str(other))["python"] == str(other)
 
 
 @posix
-def test_an_interpreter_that_is_not_there_is_refused(telling: Path) -> None:
+def test_missing_interpreter_is_rejected(telling: Path) -> None:
     said = refusal(telling, ENGINE_PLUGIN_PYTHON="/no/python")
     assert said.startswith("[ERROR] llamacpp-plugin: ENGINE_PLUGIN_PYTHON is /no/python")
 
 
 @posix
-def test_without_the_builders_interpreter_path_is_searched(linked: Path, telling: Path, tmp_path: Path) -> None:
+def test_path_is_searched_without_the_interpreter_of_the_build(linked: Path, telling: Path, tmp_path: Path) -> None:
     launcher = not_linked(linked, "/gone/python")
     (tmp_path / f"python{MINOR}").symlink_to(os.path.realpath(sys.executable))
     told = launch(launcher, PATH=f"{tmp_path}{os.pathsep}/bin{os.pathsep}/usr/bin")
@@ -133,31 +133,31 @@ def test_without_the_builders_interpreter_path_is_searched(linked: Path, telling
 
 
 @posix
-def test_without_any_interpreter_the_launcher_says_what_it_needs(linked: Path, tmp_path: Path) -> None:
+def test_launcher_without_any_interpreter_reports_the_required_version(linked: Path, tmp_path: Path) -> None:
     said = refusal(not_linked(linked, "''"), PATH=str(tmp_path))
     assert f"needs Python {MINOR}, which is not on PATH" in said
 
 
 @posix
-def test_an_incomplete_directory_is_told(linked: Path) -> None:
+def test_incomplete_directory_is_reported(linked: Path) -> None:
     shutil.rmtree(linked / "lib")
     assert "the plugin is incomplete" in refusal(executable(linked))
 
 
 @posix
-def test_another_python_than_the_builders_is_refused(linked: Path) -> None:
+def test_other_python_version_than_that_of_the_build_is_rejected(linked: Path) -> None:
     start = linked / build.START
     start.write_text(start.read_text(encoding="utf-8").replace(f'"{MINOR}"', '"3.0"'), encoding="utf-8")
     assert "was built for Python 3.0, not" in refusal(executable(linked))
 
 
-def test_a_linked_plugin_run_by_hand_says_what_it_is(linked: Path) -> None:
+def test_linked_plugin_started_by_hand_explains_itself(linked: Path) -> None:
     done = subprocess.run([executable(linked)], capture_output=True, text=True, timeout=LIMIT)
     assert (done.returncode, done.stdout) == (1, "")
     assert "This program is a plugin" in done.stderr
 
 
-def test_every_manifest_of_this_repository_builds_a_plugin_of_its_own(plugins: Path) -> None:
+def test_every_manifest_of_the_repository_builds_a_plugin(plugins: Path) -> None:
     built = [build.build_linked(manifest, plugins) for manifest in build.manifests()]
     assert build.manifests()[0] == ROOT / "plugin.yaml"
     others = ["llamacpp-plugin", "ollama-plugin", "openai-plugin"]
@@ -166,13 +166,13 @@ def test_every_manifest_of_this_repository_builds_a_plugin_of_its_own(plugins: P
     assert all(executable(path).name.removesuffix(".exe") == path.name for path in built)
 
 
-def test_a_linked_build_is_quick(plugins: Path) -> None:
+def test_linked_build_takes_less_than_a_second(plugins: Path) -> None:
     began = time.monotonic()
     build.build_linked(MANIFEST, plugins)
     assert time.monotonic() - began < pace(1)
 
 
-def test_the_directory_is_named_after_the_provider_and_holds_nothing_else(linked: Path, plugins: Path) -> None:
+def test_plugin_directory_is_named_after_the_provider(linked: Path, plugins: Path) -> None:
     assert linked == plugins / load_manifest(MANIFEST).provider.name
     assert sorted(path.name for path in linked.iterdir()) == ["bin", "lib", "plugin.yaml"]
     assert [path.name for path in plugins.iterdir()] == [linked.name]
@@ -180,14 +180,14 @@ def test_the_directory_is_named_after_the_provider_and_holds_nothing_else(linked
         assert linked.stat().st_mode & 0o777 == 0o755
 
 
-def test_a_build_replaces_what_was_there(linked: Path, plugins: Path) -> None:
+def test_build_replaces_an_existing_directory(linked: Path, plugins: Path) -> None:
     (linked / "old").touch()
     assert build.build_linked(MANIFEST, plugins) == linked
     assert not (linked / "old").exists()
     assert [path.name for path in plugins.iterdir()] == [linked.name]
 
 
-def test_a_failed_build_leaves_what_was_there(linked: Path, plugins: Path, tmp_path: Path) -> None:
+def test_failed_build_keeps_the_existing_directory(linked: Path, plugins: Path, tmp_path: Path) -> None:
     (linked / "old").touch()
     text = MANIFEST.read_text(encoding="utf-8").replace(platform_key(), "plan9_mips")
     broken = tmp_path / "plugin.yaml"
@@ -198,7 +198,7 @@ def test_a_failed_build_leaves_what_was_there(linked: Path, plugins: Path, tmp_p
     assert [path.name for path in plugins.iterdir()] == [linked.name]
 
 
-def test_a_failed_switch_brings_back_what_was_there(linked: Path, plugins: Path) -> None:
+def test_failed_rename_restores_the_existing_directory(linked: Path, plugins: Path) -> None:
     scratch = plugins / ".building-test"
     scratch.mkdir()
     with pytest.raises(FileNotFoundError):
@@ -206,7 +206,7 @@ def test_a_failed_switch_brings_back_what_was_there(linked: Path, plugins: Path)
     assert (linked / "plugin.yaml").exists()
 
 
-def test_a_windows_launcher_holds_a_program_that_finds_the_start_file(tmp_path: Path) -> None:
+def test_windows_launcher_finds_the_start_file(tmp_path: Path) -> None:
     """The stub of the .exe runs on Windows only; Python runs what is inside it anywhere, with its own separators."""
     launcher = tmp_path / "bin" / "windows-amd64" / "plugin.exe"
     launcher.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What the demo says of processes."""
+"""The demo's report of processes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows lists no process that has ended")
-def test_a_process_that_has_ended_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody may have taken note of its end yet: a worker's is for init, which takes its time."""
+def test_ended_process_is_not_reported_as_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may still be a zombie: init reaps a worker, with some delay."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import demo
 

@@ -1,4 +1,4 @@
-"""What make hands on: a prompt that looks like a program of make, the shell or Python arrives as it was typed."""
+"""The Makefile passes on any prompt unchanged, also one with syntax of make, the shell or Python."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def checkout(tmp_path: Path) -> Path:
     "prompt",
     ['it\'s "quoted"', "$(shell echo no) $HOME $$ `id`", "a\\b; exit 1 # & | *", "two\nlines", "--help", "Grüße"],
 )
-def test_the_prompt_arrives_as_it_was_typed(checkout: Path, prompt: str) -> None:
+def test_prompt_is_passed_unchanged(checkout: Path, prompt: str) -> None:
     assert make(checkout, "demo", f"PROMPT={prompt}").strip() == repr([prompt])
 
 
-def test_without_a_prompt_the_demo_has_no_argument(checkout: Path) -> None:
+def test_demo_without_a_prompt_has_no_argument(checkout: Path) -> None:
     assert make(checkout, "demo").strip() == "[]"
 
 
-def test_help_is_the_default_and_names_every_target(checkout: Path) -> None:
+def test_default_target_is_help_and_lists_every_target(checkout: Path) -> None:
     said = make(checkout)
     for target in ("setup", "demo", "check", "test", "soak", "lint", "protos", "lock", "build", "bench", "clean"):
         assert f"make {target}" in said

@@ -1,4 +1,4 @@
-"""What docs/reliability.md promises is tested, and each way in which page and tests may disagree is told."""
+"""Each promise of docs/reliability.md has tests, and each mismatch of page and tests is reported."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ A text between.
 
 @pytest.fixture
 def tests(tmp_path: Path) -> Path:
-    """A folder with tests of every form that may bear a marker."""
+    """A folder with tests of every form that can have a marker."""
     folder = tmp_path / "tests"
     (folder / "engines").mkdir(parents=True)
     (folder / "engines" / "test_a.py").write_text(
@@ -77,7 +77,7 @@ A text between.
 """
 
 
-def test_the_tests_are_listed_below_their_promise(tests: Path) -> None:
+def test_tests_are_listed_below_their_promise(tests: Path) -> None:
     kept = promises.marked(tests)
     assert promises.fill_in(PAGE, kept) == FILLED
     assert promises.fill_in(FILLED, kept) == FILLED
@@ -85,7 +85,7 @@ def test_the_tests_are_listed_below_their_promise(tests: Path) -> None:
     assert promises.problems(PAGE, kept) == []
 
 
-def test_a_long_list_is_broken_into_lines() -> None:
+def test_long_list_is_wrapped() -> None:
     kept = [promises.Kept("F1", "tests/test_a.py", f"test_{'x' * number}", 1) for number in range(20, 40)]
     filled = promises.fill_in(PAGE, kept)
     assert max(map(len, filled.splitlines())) <= 118
@@ -93,29 +93,29 @@ def test_a_long_list_is_broken_into_lines() -> None:
     assert promises.fill_in(filled, []) == PAGE
 
 
-def test_a_promise_without_a_test_is_told(tests: Path) -> None:
+def test_promise_without_a_test_is_reported(tests: Path) -> None:
     kept = [one for one in promises.marked(tests) if one.promise != "P10"]
     assert promises.problems(PAGE, kept) == ["reliability.md: no test keeps P10"]
 
 
-def test_a_marker_that_names_no_promise_is_told(tests: Path) -> None:
+def test_marker_for_an_unknown_promise_is_reported(tests: Path) -> None:
     kept = [*promises.marked(tests), promises.Kept("F9", "tests/test_c.py", "test_x", 7)]
     complaint = "tests/test_c.py:7: test_x keeps F9, which reliability.md does not promise"
     assert promises.problems(PAGE, kept) == [complaint]
 
 
 @pytest.mark.parametrize("marker", ["pytest.mark.promise()", "pytest.mark.promise(NAME)", "pytest.mark.promise(7)"])
-def test_a_marker_that_does_not_say_which_is_told(tmp_path: Path, marker: str) -> None:
+def test_marker_without_a_literal_name_is_reported(tmp_path: Path, marker: str) -> None:
     (tmp_path / "test_a.py").write_text(f"import pytest\n@{marker}\ndef test_x(): ...\n")
     assert promises.problems("", promises.marked(tmp_path)) == [f"{tmp_path.name}/test_a.py:2: {promises.NAMELESS}"]
 
 
-def test_a_promise_that_stands_twice_is_told() -> None:
+def test_duplicate_promise_is_reported() -> None:
     kept = [promises.Kept("F1", "tests/test_a.py", "test_x", 1)]
     assert promises.problems("- **F1** One.\n- **F1** Two.\n", kept) == ["reliability.md: F1 is promised twice"]
 
 
-def test_a_page_that_is_out_of_date_fails_the_check(
+def test_outdated_page_fails_the_check(
     tests: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tests.parent / "reliability.md"
@@ -131,7 +131,7 @@ def test_a_page_that_is_out_of_date_fails_the_check(
     assert promises.main(["--check"]) == 0
 
 
-def test_every_promise_is_kept_and_the_page_is_up_to_date() -> None:
+def test_every_promise_has_tests_and_the_page_is_up_to_date() -> None:
     """If not: python scripts/promises.py."""
     page, kept = promises.PAGE.read_text(encoding="utf-8"), promises.marked()
     assert promises.problems(page, kept) == []

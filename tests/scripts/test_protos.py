@@ -1,4 +1,4 @@
-"""The committed stubs are those of protos/, and the check would see it if they were not."""
+"""The committed stubs are those of protos/, and the check reports others."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The Python stubs, to be spoilt."""
+    """A copy of the Python stubs to modify."""
     return shutil.copytree(protos.PYTHON.committed, tmp_path / "stubs", ignore=shutil.ignore_patterns("__pycache__"))
 
 
-def test_the_committed_stubs_are_fresh() -> None:
+def test_committed_stubs_are_up_to_date() -> None:
     assert protos.stale(protos.PYTHON) == []
 
 
 @pytest.mark.skipif(shutil.which("go") is None, reason="Go is not installed: its stubs were not compared")
-def test_the_committed_go_stubs_are_fresh() -> None:
+def test_committed_go_stubs_are_up_to_date() -> None:
     assert protos.stale(protos.GO) == []
 
 
-def test_a_changed_a_missing_and_a_leftover_stub_are_told(copy: Path) -> None:
+def test_changed_missing_and_leftover_stubs_are_reported(copy: Path) -> None:
     with (copy / "provider_pb2.py").open("a", encoding="utf-8") as stub:
         stub.write("# changed\n")
     (copy / "provider_pb2.pyi").unlink()

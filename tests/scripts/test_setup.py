@@ -1,4 +1,4 @@
-"""What setup decides without installing anything; CI's clean clone is the test of the rest."""
+"""The decisions of setup without an installation; CI's clean clone tests the rest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Path:
-    """An environment that setup has finished with, as far as it looks."""
+    """An environment that setup takes for complete."""
     interpreter = setup.interpreter(tmp_path)
     interpreter.parent.mkdir()
     interpreter.touch()
@@ -41,32 +41,32 @@ def write_stamp(environment: Path, profile: str, fingerprint: str) -> None:
     setup.stamp(environment).write_text(text, encoding="utf-8")
 
 
-def test_a_finished_environment_needs_nothing(environment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_complete_environment_needs_no_installation(environment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     setup.set_up(environment, "dev")
     assert capsys.readouterr().out == ""
 
 
-def test_a_larger_profile_holds_the_smaller_ones(environment: Path) -> None:
+def test_larger_profile_includes_the_smaller_ones(environment: Path) -> None:
     assert setup.satisfied(environment, "run")
 
 
-def test_an_environment_of_other_pins_is_not_enough(environment: Path) -> None:
+def test_environment_with_other_pins_is_updated(environment: Path) -> None:
     write_stamp(environment, "dev", "another")
     assert not setup.satisfied(environment, "dev")
 
 
-def test_half_a_stamp_is_none(environment: Path) -> None:
+def test_truncated_stamp_is_ignored(environment: Path) -> None:
     setup.stamp(environment).write_text('{"profile": "dev", "finger', encoding="utf-8")
     assert not setup.satisfied(environment, "dev")
 
 
-def test_an_environment_whose_python_is_gone_is_not_enough(environment: Path) -> None:
+def test_environment_without_its_python_is_rebuilt(environment: Path) -> None:
     setup.interpreter(environment).unlink()
     assert not setup.satisfied(environment, "dev")
     assert not setup.usable(environment)
 
 
-def test_the_fingerprint_follows_the_pins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_fingerprint_changes_with_the_pins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     before = setup.fingerprint()
     changed = tmp_path / "constraints.txt"
     changed.write_text(pins.CONSTRAINTS.read_text(encoding="utf-8") + "\n", encoding="utf-8")
@@ -74,18 +74,18 @@ def test_the_fingerprint_follows_the_pins(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert setup.fingerprint() != before
 
 
-def test_an_environment_without_pip_is_made_anew(bare: Path) -> None:
+def test_environment_without_pip_is_rebuilt(bare: Path) -> None:
     assert not setup.usable(bare)
 
 
-def test_a_failing_step_shows_what_was_said(capfd: pytest.CaptureFixture[str]) -> None:
+def test_failing_step_prints_its_output(capfd: pytest.CaptureFixture[str]) -> None:
     program = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"
     with pytest.raises(setup.SetupError, match=r"out\nerr\n\nsetup: do this"):
         setup.step("something", lambda: setup.quiet([sys.executable, "-c", program], "do this"))
     assert capfd.readouterr().out == "setup: something ... failed\n"
 
 
-def test_a_step_that_works_says_only_its_seconds(capfd: pytest.CaptureFixture[str]) -> None:
+def test_successful_step_prints_only_its_duration(capfd: pytest.CaptureFixture[str]) -> None:
     setup.step("something", lambda: setup.quiet([sys.executable, "-c", "print('noise')"], ""))
     said = capfd.readouterr().out
     assert said.startswith("setup: something ... ")
@@ -93,7 +93,7 @@ def test_a_step_that_works_says_only_its_seconds(capfd: pytest.CaptureFixture[st
 
 
 def test_pip_enforces_the_hashes(tmp_path: Path) -> None:
-    """The way in which setup calls pip, with a hash that no file has."""
+    """The command line of pip in setup, with a hash that no file has."""
     wheel = tmp_path / "sample-1.0-py3-none-any.whl"
     wheel.write_bytes(b"not looked into")
     constraints = tmp_path / "constraints.txt"
@@ -106,7 +106,7 @@ def test_pip_enforces_the_hashes(tmp_path: Path) -> None:
     assert "DO NOT MATCH THE HASHES" in done.stderr
 
 
-def test_what_pins_packages_does_not_ask_for_what_is_to_be_pinned() -> None:
+def test_pinning_tools_are_not_pinned_by_themselves() -> None:
     wanted = {pins.named(requirement) for requirement in pins.declared(*setup.INSTALLERS, setup.LOCKING)}
     assert {"pip", "uv"} <= wanted
     wanted.remove("pip")  # a plugin needs it, too, and it is pinned since there are pins
