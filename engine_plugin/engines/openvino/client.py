@@ -40,7 +40,7 @@ class ServerClient(PostingClient):
         self._ended = ""
 
     def end(self, reason: str) -> None:
-        """Break off running requests and refuse new ones: UnavailableError with this reason."""
+        """Cancel running requests and refuse new ones: UnavailableError with this reason."""
         self._ended = reason
         for exchange in self._exchanges:
             exchange.give_up()

@@ -55,7 +55,7 @@ class ModelState(NamedTuple):
     state: str
     """LOADING, AVAILABLE, UNLOADING or END, as OVMS names them."""
     complaint: str
-    """What is wrong; "" when nothing is."""
+    """The error; "" without one."""
     failed: bool
     """Whether the server has given the model up."""
     memory: int = 0
@@ -248,7 +248,7 @@ def _state(shape: Mapping[str, Any]) -> ModelState:
     status = shape["status"]
     code = str(status.get("error_code") or "OK")
     state, message = str(shape["state"]), str(status.get("error_message") or "")
-    if code == "OK":  # the embedded server's message then says why the model does not answer for the moment
+    if code == "OK":  # the embedded server's message is then the reason why the model cannot answer now
         memory = int(shape.get("memory") or 0)
         return ModelState(state, "" if message == "OK" else message, failed=state == "END", memory=memory)
     return ModelState(state, message or code, failed=True, unusable=code == _PRECONDITION)
@@ -318,12 +318,12 @@ class LoadedModel:
 
     @property
     def crashed(self) -> bool:
-        """Whether its server served and died, and has not proved itself since."""
+        """Whether its server served and died, and has not served for a stable time since."""
         return self._server.crashed
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[ServerClient]:
-        """A client for one request, which is broken off with UnavailableError when the model leaves memory.
+        """A client for one request, which fails with UnavailableError when the model leaves memory.
 
         After an error of the server the next request checks the model again.
         """
@@ -340,7 +340,7 @@ class LoadedModel:
             self._clients.discard(client)
 
     async def close(self) -> None:
-        """Unload the model; running requests are broken off."""
+        """Unload the model; running requests are cancelled."""
         self._closed = True
         self.admission.close()
         for client in self._clients:

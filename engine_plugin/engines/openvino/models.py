@@ -1,7 +1,7 @@
 """OpenVINO's models: folders with a graph (.xml), its weights (.bin), a tokenizer and their settings.
 
-What a model is for is read from its files in our process: JSON, and a graph's text line by line. Nothing in them is
-run, and weights are not read.
+The kind of a model is read from its files in this process: JSON, and a graph's text line by line. Nothing in them is
+executed, and weights are not read.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _UNWANTED = ("*.safetensors.index.json", "*.bin.index.json", "onnx/*", "README*"
 _READERS = {"openvino_model.xml", "openvino_language_model.xml", "openvino_decoder_model.xml"}
 """Graphs that read or write tokens."""
 _WRITERS = ("chat", "speech-to-text")
-"""Kinds of models whose tokens must become text."""
+"""Kinds of models that generate text."""
 _VOICE_FOLDERS = ("voices", "speaker_embeddings")
 
 _MOST_ELEMENTS = 2**53
@@ -79,9 +79,9 @@ def model_store(
 
 
 def choose_files(paths: Sequence[str]) -> list[str]:
-    """Of the paths in a folder, those that OpenVINO needs: no pickles, no programs, no other formats' weights.
+    """The paths of a folder that OpenVINO needs: no pickles, no programs, no weights in other formats.
 
-    Raises PullError, which says what is missing, when they make no OpenVINO model.
+    Raises PullError, which names the missing files, unless the folder is an OpenVINO model.
     """
     there = set(paths)
     chosen = [path for path in paths if _is_needed(path, there)]
@@ -101,19 +101,19 @@ def _is_needed(path: str, there: set[str]) -> bool:
 
 
 def _missing(paths: set[str]) -> str:
-    """What a model lacks, or ""."""
+    """The complaint about the files that a model lacks; "" if it is complete."""
     graphs = sorted(path for path in paths if path.endswith(".xml"))
     models = [path for path in graphs if "tokenizer" not in path.rpartition("/")[2]]
     if not models:
-        return "this is no OpenVINO model, openvino_model.xml is missing"
+        return "not an OpenVINO model: openvino_model.xml is missing"
     for path in graphs:
         if f"{path.removesuffix('.xml')}.bin" not in paths:
-            return f"this OpenVINO model is not complete, {path.removesuffix('.xml')}.bin is missing"
+            return f"the OpenVINO model is incomplete: {path.removesuffix('.xml')}.bin is missing"
     if not {"config.json", "model_index.json"} & paths:
-        return "this OpenVINO model is not complete, config.json is missing"
+        return "the OpenVINO model is incomplete: config.json is missing"
     for folder in _tokenizer_folders(paths):
         if f"{folder}openvino_tokenizer.xml" not in paths:
-            return f"this OpenVINO model is not complete, {folder}openvino_tokenizer.xml is missing"
+            return f"the OpenVINO model is incomplete: {folder}openvino_tokenizer.xml is missing"
     return ""
 
 
@@ -139,7 +139,7 @@ def _other_format(there: set[str]) -> str:
 
 @dataclass(slots=True)
 class _Graph:
-    """What the text of a graph says."""
+    """The facts that the text of a graph holds."""
 
     inputs: set[str] = field(default_factory=set)
     outputs: set[str] = field(default_factory=set)
@@ -163,7 +163,7 @@ _SCALES = ("/scale", "/zero_point", "/zero_point_convert")
 
 
 def _read_graph(path: Path) -> _Graph:
-    """Read a graph's text. Whatever it holds, this ends: nothing is parsed but single lines."""
+    """Read a graph's text line by line, so that malformed text cannot keep it busy."""
     graph = _Graph()
     name = kind = ""
     compressed = False
@@ -191,7 +191,7 @@ def _read_graph(path: Path) -> _Graph:
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """What was read of a model's folder."""
+    """The content of a model's folder, as far as it was read."""
 
     name: str
     paths: set[str]
@@ -205,26 +205,26 @@ class _Files:
 
     @property
     def model_type(self) -> str:
-        """As the config names the model's family."""
+        """`model_type` of the config, the model's family."""
         return _text(self.config.get("model_type"))
 
     @property
     def architectures(self) -> tuple[str, ...]:
-        """As the config names the classes."""
+        """`architectures` of the config, the names of the classes."""
         found = self.config.get("architectures")
         return tuple(_text(name) for name in found) if isinstance(found, list) else ()
 
     @property
     def outputs(self) -> set[str]:
-        """What openvino_model.xml names."""
+        """The outputs of openvino_model.xml."""
         graph = self.graphs.get("openvino_model.xml")
         return graph.outputs if graph else set()
 
 
 def inspect_folder(path: Path) -> Inspection:
-    """What a model folder is for, and its details. Reads all of its texts: call it in a thread.
+    """The kind of a model folder, and its details. Reads all of its text files: call it in a thread.
 
-    Raises PullError for a folder that is no OpenVINO model.
+    Raises PullError for a folder that is not an OpenVINO model.
     """
     try:
         paths = {name for name, _ in files_of(path)}
@@ -233,17 +233,17 @@ def inspect_folder(path: Path) -> Inspection:
             raise PullError(f"{path.name}: {missing}{_other_format(paths)}: {_CONVERT}.")
         files = _read(path, paths)
     except FileNotFoundError as error:
-        raise PullError(f"{path.name}: {error.filename} vanished while it was read.") from error
+        raise PullError(f"{path.name}: {error.filename} was removed while it was read.") from error
     if not files.config and not files.index:
         raise PullError(f"{path.name}: config.json (or model_index.json) cannot be read: it is not a JSON object.")
     if kind_of(files) in _WRITERS and "openvino_detokenizer.xml" not in paths:
         raise PullError(
-            f"{path.name}: this OpenVINO model is not complete, openvino_detokenizer.xml is missing: {_CONVERT}."
+            f"{path.name}: the OpenVINO model is incomplete: openvino_detokenizer.xml is missing: {_CONVERT}."
         )
     for part, how in files.index.items():
         graph = f"{part}/openvino_tokenizer.xml"
         if part.startswith("tokenizer") and isinstance(how, list) and any(how) and graph not in paths:
-            raise PullError(f"{path.name}: this OpenVINO model is not complete, {graph} is missing: {_CONVERT}.")
+            raise PullError(f"{path.name}: the OpenVINO model is incomplete: {graph} is missing: {_CONVERT}.")
     family = _family(files)
     parameters = sum(graph.parameters for name, graph in files.graphs.items() if "with_past" not in name)
     return Inspection(
@@ -306,7 +306,7 @@ def _refuse_pointer(folder: Path, name: str) -> None:
 
 
 def _checked_graph(folder: Path, name: str) -> _Graph:
-    """A graph's text, when its weights are all there. Raises PullError."""
+    """A graph's text. Raises PullError if its weights are missing or truncated."""
     size = (folder / name).stat().st_size
     if size > _LARGEST_GRAPH:
         raise PullError(f"{folder.name}: {name} has {byte_size(size)}; the limit is {byte_size(_LARGEST_GRAPH)}.")
@@ -330,11 +330,11 @@ def _any_in(words: Iterable[str], texts: Iterable[str]) -> bool:
 
 
 def kind_of(files: _Files) -> str:
-    """What a model is for; the first that fits. What fits nothing writes text."""
-    said = (*files.architectures, files.model_type)
+    """The kind of a model: the first whose test matches, else chat."""
+    names = (*files.architectures, files.model_type)
     for kind, fits in (
-        ("speech-to-text", _is_transcriber(said)),
-        ("text-to-speech", _any_in(("texttospeech", "texttowaveform", "speecht5", "kokoro", "parler_tts"), said)),
+        ("speech-to-text", _is_transcriber(names)),
+        ("text-to-speech", _any_in(("texttospeech", "texttowaveform", "speecht5", "kokoro", "parler_tts"), names)),
         ("rerank", _is_reranker(files)),
         ("text-to-image", bool(files.index.get("_class_name")) and "openvino_model.xml" not in files.paths),
         ("embed", _is_embedder(files)),
@@ -351,7 +351,7 @@ def _is_transcriber(said: Sequence[str]) -> bool:
 
 
 def _is_reranker(files: _Files) -> bool:
-    """A classifier with one class; or one of those that answer yes or no, which only their names tell."""
+    """Whether it is a classifier with one class, or a model that answers yes or no, which only its name shows."""
     if any(name.endswith("ForSequenceClassification") for name in files.architectures):
         return True
     return "rerank" in files.name.lower() and "openvino_model.xml" in files.paths

@@ -154,13 +154,13 @@ class OpenVinoOptions(SoftwareOptions):
     """Which of OVMS's archives is installed; auto: the one that fits this system."""
 
     ovms_python: str = field(default="auto", metadata={"choices": ("auto", "on", "off")})
-    """Whether to install an OVMS with Python in it, for chat templates with tools; auto: where that can run."""
+    """Whether to install an OVMS with Python, which chat templates with tools need; auto: if it can run here."""
 
     hub: str = field(default="huggingface", metadata={"choices": ("huggingface", "modelscope")})
     """The hub of a pull of owner/name."""
 
     device: str = ""
-    """Where models compute in mode auto, in OpenVINO's words; empty: AUTO, or CPU where there is nothing else."""
+    """The device for mode auto, by OpenVINO's name; empty: AUTO, or CPU if OpenVINO finds no other device."""
 
     max_loaded_models: int = number(6, 1, 64)
     """How many models stay in memory; loading one more evicts the least recently used, after draining it."""
@@ -183,10 +183,10 @@ class OpenVinoOptions(SoftwareOptions):
     transcribe: Mapping[str, Any] = section(MODEL_OPTIONS["transcribe"])
     speak: Mapping[str, Any] = section(MODEL_OPTIONS["speak"])
     live: LiveOptions = field(default_factory=LiveOptions)
-    """Live transcription: how sound becomes sentences."""
+    """Live transcription: how audio is divided into sentences."""
 
     audio: AudioLimits = field(default_factory=AudioLimits)
-    """How much sound one request may bring."""
+    """The limits on the audio of one request."""
 
     def of_kind(self, kind: str) -> Mapping[str, Any]:
         """The section for models of a kind."""

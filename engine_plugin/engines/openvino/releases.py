@@ -1,7 +1,7 @@
-"""The releases of OpenVINO Model Server: what their archives are called, and which of them this machine can run.
+"""The releases of OpenVINO Model Server: the names of their archives, and the one that this machine can run.
 
 A release has one archive for each of a few systems (flavours), each with or without the Python that renders chat
-templates with Jinja. Names as since release 2026.1: `engine.archives` names what does not fit here.
+templates with Jinja. The names are those since release 2026.1; `engine.archives` names other archives.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _FLAVOURS = {
     "redhat": _Flavour((2, 34), "libpython3.12.so.1.0"),
 }
 
-# What an archive leaves to the system, and the packages that have it there.
+# Libraries that an archive expects in the system, and the packages that contain them.
 _PACKAGES = {
     "libxml2.so.2": (
         "libxml2 (Debian, Ubuntu, Fedora); on a system that has only a newer one, such as Ubuntu 26.04, set "
@@ -90,7 +90,7 @@ class Machine:
         )
 
     def flavour(self) -> str:
-        """The flavour that runs here. Raises InstallError."""
+        """The flavour for this machine. Raises InstallError."""
         if self.processor not in ("x86_64", "amd64") or self.system not in ("linux", "win32"):
             raise InstallError(
                 f"there is no release of OpenVINO Model Server for {self.system} on {self.processor}, only for Linux "
@@ -101,13 +101,13 @@ class Machine:
         able = [name for name, flavour in _FLAVOURS.items() if flavour.glibc <= self.glibc]
         if not able:
             raise InstallError(
-                f"OpenVINO Model Server needs glibc 2.34 or newer, here is {self.glibc[0]}.{self.glibc[1]}. Set "
-                "engine.backend to embedded, or name a build of your own in engine.archives"
+                f"OpenVINO Model Server needs glibc 2.34 or newer; this machine has {self.glibc[0]}.{self.glibc[1]}. "
+                "Set engine.backend to embedded, or name a build of your own in engine.archives"
             )
         return "redhat" if self.distributions & _RED_HATS else able[0]
 
     def has_python_for(self, flavour: str) -> bool:
-        """Whether the Python library is here that an archive with Python loads; Windows' brings it along."""
+        """Whether the machine has the Python library that the archive loads. On Windows the archive contains it."""
         known = _FLAVOURS.get(flavour)
         return known is None or any((place / known.python).exists() for place in self.libraries)
 
@@ -122,7 +122,7 @@ def release_archive(version: str, flavour: str, mirror: str, checksums: str, *, 
     numbers = (int(found[1]), int(found[2]), int(found[3] or 0)) if found else (0, 0, 0)
     if numbers < _OLDEST:
         raise InstallError(
-            f"engine.version: {version} is no release of OpenVINO Model Server that is known here; name one from "
+            f"engine.version: {version} is not a known release of OpenVINO Model Server; name one from "
             f"2026.1 on, such as {RELEASE}, or the archive itself in engine.archives"
         )
     tag = "v" + ".".join(map(str, numbers if numbers[2] else numbers[:2]))
@@ -135,12 +135,12 @@ def release_archive(version: str, flavour: str, mirror: str, checksums: str, *, 
 
 
 def find_ovms(folder: Path) -> Path:
-    """The ovms in what was unpacked. Raises InstallError. Blocking."""
+    """The path of ovms in an unpacked archive. Raises InstallError. Blocking."""
     return find_unpacked_program(folder, "ovms")
 
 
 def missing_library(words: str) -> str:
-    """The remedy for an error of the system's loader in the output `words`; "" when there is none."""
+    """The remedy for an error of the system's loader in the output `words`; "" if it has no such error."""
     if lacking := _UNLOADED.search(words):
         name = lacking[1]
         if name.startswith("libpython"):

@@ -41,7 +41,7 @@ _MULTIPLE = 8
 def upstream_body(service: str, request: dict[str, Any], largest: str = "", *, stream: bool) -> bytes:
     """The JSON to send. `largest` is the most a picture may have, as 512x512; "": the server's default.
 
-    Raises InvalidRequestError, naming the field, for a size that no model can make and for unsupported fields.
+    Raises InvalidRequestError, naming the field, for an unsupported size or field.
     """
     body = {name: value for name, value in request.items() if value is not None}
     body.pop("stream", None)
@@ -80,7 +80,7 @@ def _picture(body: dict[str, Any], largest: str) -> None:
 
 
 def _size(size: str, largest: str) -> str:
-    """The size as WIDTHxHEIGHT. Raises InvalidRequestError for one that the model cannot make."""
+    """The size as WIDTHxHEIGHT. Raises InvalidRequestError for an unsupported one."""
     width, height = picture_size(size)
     if width % _MULTIPLE or height % _MULTIPLE or not width or not height:
         near = "x".join(str(max(_MULTIPLE, round(side / _MULTIPLE) * _MULTIPLE)) for side in (width, height))

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 _MB = 1024 * 1024
 _AT_ONCE = 4
-"""Requests that a model gets at once if it computes one at a time: the next one need not travel first."""
+"""Requests that a model with one at a time gets at once, so that the next one begins without delay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class OpenVinoServer(SharedServer):
         )
 
     async def close(self) -> None:
-        """End the process and remove its files; running requests are broken off."""
+        """End the process and remove its files; running requests are cancelled."""
         await super().close()
         self.clean_up()
         await in_thread(self.loaded.remove_folder)

@@ -1,10 +1,10 @@
-"""The OpenVINO software: which one is on this machine, installing it, upgrading it.
+"""The OpenVINO software: detection, installation and upgrade.
 
 Two kinds answer the same requests: OpenVINO Model Server (`ovms`), and the embedded server on the Python package
-openvino-genai (`embedded`). Places, in the order they are looked at (`engine.backend: auto`): the ovms that
-plugin.yaml names or that is on PATH; what InstallEngine installed below the data directory, which is a release of
-ovms or openvino-genai; openvino-genai beside this package (the extra `openvino`). Audio is decoded with packages that
-come with each but the first.
+openvino-genai (`embedded`). With `engine.backend: auto`, the first of these is used: the ovms that
+plugin.yaml names or that is on PATH; the release of ovms or the openvino-genai that InstallEngine installed below the
+data directory; openvino-genai beside this package (the extra `openvino`). All but the first include the packages that
+decode audio.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SERVER_MODULE = "openvino_server"
 _GENAI = "openvino-genai"
 _OPENVINO = (_GENAI, "openvino", "openvino-tokenizers", "openvino-telemetry")
 _AUDIO = ("av",)
-"""What reads audio (speech.decoder_program)."""
+"""The packages that decode audio (speech.decoder_program)."""
 
 _TEMPLATES = ("jinja2", "markupsafe")
 _NEEDED_BYTES = {"embedded": 600 * 1024 * 1024, "release": 1200 * 1024 * 1024, "packages": 250 * 1024 * 1024}
@@ -87,7 +87,7 @@ class OpenVinoSoftware(LocalSoftware[OpenVinoBackend, OpenVinoOptions]):
 
     @property
     def wanted_version(self) -> str:
-        """The version that an installation gives: of OpenVINO Model Server, or of openvino-genai."""
+        """The version that InstallEngine would install, of OpenVINO Model Server or of openvino-genai."""
         if self._options.version:
             return self._options.version
         return RELEASE if self._wanted == "release" else pinned_versions(self.requirements)[_GENAI]
@@ -152,7 +152,7 @@ class OpenVinoSoftware(LocalSoftware[OpenVinoBackend, OpenVinoOptions]):
         environ = python.module_environ(self._environ, backend.site)
         out, _ = await self._run(backend, python.module_command(SERVER_MODULE, "probe"), environ)
         shape: dict[str, Any] = json.loads(out)
-        return {**shape, "version": str(shape["version"]).partition("-")[0]}  # as pip calls it, without the build
+        return {**shape, "version": str(shape["version"]).partition("-")[0]}  # the version for pip, without the build
 
     def _exit_reason(self, status: int, words: str) -> str:
         missing = missing_library(words)
@@ -199,7 +199,7 @@ class OpenVinoSoftware(LocalSoftware[OpenVinoBackend, OpenVinoOptions]):
             backend = _installed(folder, facts) or self._theirs()
             if backend is None:
                 raise InstallError(
-                    f"{self._missing_reason()}: it went away while its packages were installed. Install again"
+                    f"{self._missing_reason()}: it was removed during the installation of its packages. Install again"
                 )
             backend = _with_packages(backend, folder, facts)
             version = await self._installer.verified_version("OpenVINO", backend, self.probe, hooks)
@@ -208,15 +208,15 @@ class OpenVinoSoftware(LocalSoftware[OpenVinoBackend, OpenVinoOptions]):
         return await self._installer.replace(InstallSteps(fill, check, hooks.adopt, is_done), progress)
 
     def _imports_python(self, unpacked: Path | None) -> bool:
-        """Whether the ovms that was unpacked, or else the one here, has Python in it but not its packages."""
+        """Whether the unpacked ovms, else this machine's, has Python but not the packages that it imports."""
         if sys.platform == "win32":
-            return False  # the archive has them
+            return False  # the archive contains them
         theirs = self._theirs()
         program = str(find_ovms(unpacked)) if unpacked else theirs.executable if theirs else ""
         return bool(program) and (_home_of(program) / "lib" / "python").is_dir()
 
     async def _fill_with_genai(self, folder: Path, progress: Progress) -> None:
-        """Our requirements, by hash; or the version that plugin.yaml asks for."""
+        """pip's requirements: the pinned ones with hashes, or the version that plugin.yaml names."""
         progress(f"installing {_GENAI} {self.wanted_version} into {self.folder}")
         if self._options.version:
             also = [f"{_GENAI}=={self._options.version}"]

@@ -287,7 +287,7 @@ def test_a_tokenizer_in_another_format_is_no_substitute() -> None:
         (sight, "openvino_tokenizer.xml"),
         (image, "tokenizer_2/openvino_tokenizer.xml"),
     ):
-        with pytest.raises(PullError, match=f", {missing} is missing"):
+        with pytest.raises(PullError, match=f": {missing} is missing"):
             choose_files(paths)
     assert choose_files([*text[:3], "voices/af.bin"])
 

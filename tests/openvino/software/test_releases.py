@@ -67,9 +67,9 @@ def test_machines_without_a_release() -> None:
     for machine in (Machine("darwin", "arm64"), Machine("linux", "aarch64", (2, 39))):
         with pytest.raises(InstallError, match=r"there is no release .* Set engine\.backend to embedded"):
             machine.flavour()
-    with pytest.raises(InstallError, match=r"needs glibc 2\.34 or newer, here is 2\.31"):
+    with pytest.raises(InstallError, match=r"needs glibc 2\.34 or newer; this machine has 2\.31"):
         Machine("linux", "x86_64", (2, 31), frozenset({"debian"})).flavour()
-    with pytest.raises(InstallError, match=r"here is 0\.0"):
+    with pytest.raises(InstallError, match=r"this machine has 0\.0"):
         Machine("linux", "x86_64").flavour()  # musl
 
 
