@@ -1,4 +1,4 @@
-"""A soak of the Ollama plugin in both of its lives at once: with a server of its own, and with somebody else's."""
+"""A soak of two Ollama plugins side by side: one with a managed server, one attached to another server."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class OllamaEngine(Engine):
         return client
 
     async def _client_for_change(self) -> OllamaClient:
-        """The same for pulls and deletes, which start the managed server: they need it to reach its models."""
+        """The client for pulls and deletes, which start the managed server if there is no attached one."""
         if (
             not self._stopped
             and not self._managed.running

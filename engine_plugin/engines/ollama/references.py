@@ -1,4 +1,4 @@
-"""The references by which models outside the plugin's store were pulled: a file of them, each with its model."""
+"""The references by which models of a server were pulled, in one file."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ if TYPE_CHECKING:
 
 __all__ = ["Reference", "References"]
 
-_MOST = 1024
-"""References that are kept: the latest."""
+_MAX_REFERENCES = 1024
+"""How many references are kept, the latest ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The model that a reference stood for: its name and its digest, for the name may be another model's by now."""
+    """The model of a reference. The digest detects that the name belongs to another model now."""
 
     name: str
     digest: str
 
 
 class References:
-    """The references in one file, which this user alone can read. Owned by an engine, used from one event loop."""
+    """The references in a file that only this user can read. Owned by the engine, used from one event loop."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """No I/O: the file is read when a reference is first asked for. Without one this process alone remembers."""
+        """No I/O: the first use reads the file. Without a path the references are kept in memory only."""
         self._path = path
         self._known: dict[str, Reference] | None = None
 
     async def get(self, reference: str) -> Reference | None:
-        """What a reference stands for."""
+        """The model of a reference; None if it is unknown."""
         return (await self._read()).get(reference)
 
     async def by_model(self) -> dict[Reference, tuple[str, ...]]:
-        """The references that stand for each model."""
+        """The references of each model."""
         found: dict[Reference, tuple[str, ...]] = {}
         for reference, model in (await self._read()).items():
             found[model] = (*found.get(model, ()), reference)
         return found
 
     async def put(self, reference: str, model: Reference) -> None:
-        """Have a reference stand for a model from now on. Raises OSError."""
+        """Set the model of a reference and write the file. Raises OSError."""
         known = await self._read()
         known.pop(reference, None)  # the latest are last
         known[reference] = model
-        await self._write(dict(list(known.items())[-_MOST:]))
+        await self._write(dict(list(known.items())[-_MAX_REFERENCES:]))
 
     async def forget(self, name: str) -> None:
         """The model of that name is gone. Raises OSError."""
