@@ -92,6 +92,7 @@ SHARED = {
     "process.restarts",  # when a dead worker is restarted
     "services.pictures",  # how many pictures a request may have
     "services.text_to_image",  # formats of pictures
+    "system.data_urls",  # pictures in messages
     "system.files",  # JSON files of a model, within bounds
     "system.sizes",  # sizes in messages
     "templates.jinja",  # chat templates

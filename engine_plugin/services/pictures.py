@@ -9,6 +9,7 @@ import binascii
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import InvalidRequestError
+from engine_plugin.system.data_urls import base64_start
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -60,9 +61,9 @@ def listed(images: Any, place: str) -> Iterator[tuple[str, str]]:
 
 def _beginning(source: str) -> bytes:
     """The first bytes of a picture; empty for invalid base64, which the engine rejects."""
-    start = source.find(",") + 1 if source.startswith("data:") else 0
-    text = source[start : start + _LOOKED_AT]
     try:
+        start = base64_start(source)
+        text = source[start : start + _LOOKED_AT]
         return binascii.a2b_base64(text[: len(text) - len(text) % 4])
     except ValueError:
         return b""

@@ -6,12 +6,10 @@ from typing import Any, ClassVar
 
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.services.base import RequestValidator, choice, number, optional, words
+from engine_plugin.system.data_urls import base64_start
 
 __all__ = ["SpeechToText"]
 
-_DATA_URL = "data:"
-_BASE64 = ";base64"
-_MAX_HEAD = 200
 _GRANULARITIES = ("segment", "word")
 
 
@@ -35,11 +33,10 @@ class SpeechToText(RequestValidator):
 
 def _check_audio(audio: str) -> None:
     """Check the form only: the engine decodes it, once. The limit of the request bounds its size."""
-    head, comma, data = "", "", audio
-    if audio.startswith(_DATA_URL):
-        head, comma, data = audio[:_MAX_HEAD].partition(",")
-        if not comma or not head.endswith(_BASE64):
-            raise InvalidRequestError.at("audio", "a data: URL must say base64, as data:audio/wav;base64,… does")
-    if not data or not audio.isascii():
-        what = "is not base64" if data else "holds no sound"
+    try:
+        empty = base64_start(audio) == len(audio)
+    except ValueError as error:
+        raise InvalidRequestError.at("audio", f"{error}") from None
+    if empty or not audio.isascii():
+        what = "holds no sound" if empty else "is not base64"
         raise InvalidRequestError.at("audio", f"{what}; give a sound file's bytes in base64, or a data: URL")

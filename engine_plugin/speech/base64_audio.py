@@ -6,6 +6,7 @@ import asyncio
 import binascii
 
 from engine_plugin.errors import InvalidRequestError
+from engine_plugin.system.data_urls import base64_start
 
 __all__ = ["decode_base64_audio"]
 
@@ -23,14 +24,9 @@ async def decode_base64_audio(text: str) -> bytes:
 
 def _decode(text: str) -> bytes:
     """Decode in blocks, so that a large request does not hold the interpreter lock for long."""
-    start = 0
-    if text.startswith("data:"):
-        start = text.find(",") + 1
-        if not text[:start].endswith(";base64,"):
-            raise InvalidRequestError.at("audio", "is a data: URL without base64; write data:audio/wav;base64,…")
     out, rest = bytearray(), b""
     try:
-        for place in range(start, len(text), _BLOCK):
+        for place in range(base64_start(text), len(text), _BLOCK):
             block = rest + text[place : place + _BLOCK].encode("ascii").translate(None, _SPACE)
             # Keep the last four characters back: only the end of the text may have padding.
             whole = max(0, len(block) - 1 - (len(block) - 1) % 4)

@@ -8,6 +8,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.services.pictures import MOST_PICTURES, MOST_PIXELS
+from engine_plugin.system.data_urls import base64_start
 from openvino_server.errors import RequestError
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ def _picture(source: str, field: str, most_pixels: int) -> Any:
 
     if source.startswith(("http://", "https://", "file:")):
         raise RequestError(f"{field}: send the picture itself as a data: URL; addresses are not followed")
-    data = source.partition(",")[2] if source.startswith("data:") else source
     try:
+        data = source[base64_start(source) :]
         with Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=_FORMATS) as image:
             if image.width * image.height > most_pixels:
                 raise RequestError(

@@ -71,7 +71,7 @@ async def test_invalid_base64_is_rejected(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["data:audio/wav,AAAA", "data:audio/wav;base64AAAA", "data:"])
 async def test_data_url_without_base64_is_rejected(text: str) -> None:
-    with pytest.raises(InvalidRequestError, match="audio: is a data: URL without base64"):
+    with pytest.raises(InvalidRequestError, match="audio: is not valid base64: a data: URL must be in base64"):
         await decode_base64_audio(text)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import InvalidRequestError
 from engine_plugin.openai_api.conversation import call_arguments, joined
+from engine_plugin.system.data_urls import base64_start
 
 if TYPE_CHECKING:
     from engine_plugin.engines.ollama.models import ModelFacts
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["native_images", "native_messages"]
 
 _ROLES = {"developer": "system", "function": "tool"}
-_BASE64 = ";base64"
-_MAX_HEAD = 200
 _IMAGE_FORM = "use a data: URL such as data:image/png;base64,…"
 
 
@@ -84,14 +83,9 @@ def native_images(images: Any, place: str, facts: ModelFacts) -> list[str]:
 def _image(image: Any, place: str) -> str:
     if not isinstance(image, str) or not image:
         raise InvalidRequestError.at(place, f"must be an image; {_IMAGE_FORM}")
-    if image.startswith("data:"):
-        head, comma, data = image[:_MAX_HEAD].partition(",")
-        if not comma or not head.endswith(_BASE64) or not data:
-            raise InvalidRequestError.at(place, f"a data: URL must be in base64; {_IMAGE_FORM}")
-        return image[len(head) + 1 :]
     if "://" in image[:16]:
         raise InvalidRequestError.at(place, f"Ollama does not fetch images; {_IMAGE_FORM}")
-    return image
+    return _bare_base64(image, place)
 
 
 def _sound(sound: Any, place: str, facts: ModelFacts) -> str:
@@ -99,7 +93,17 @@ def _sound(sound: Any, place: str, facts: ModelFacts) -> str:
     if not isinstance(data, str) or not data:
         raise InvalidRequestError.at(f"{place}.data", "must be an audio file in base64")
     _require(facts, "audio", "hear audio", place)
-    return data.partition(",")[2] if data.startswith("data:") else data
+    return _bare_base64(data, f"{place}.data")
+
+
+def _bare_base64(source: str, place: str) -> str:
+    try:
+        bare = source[base64_start(source) :]
+    except ValueError as error:
+        raise InvalidRequestError.at(place, f"{error}") from None
+    if not bare:
+        raise InvalidRequestError.at(place, "is empty")
+    return bare
 
 
 def _require(facts: ModelFacts, feature: str, ability: str, place: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from engine_plugin.errors import UnavailableError, UnsupportedError
 from engine_plugin.speech.containers import container_of
 from engine_plugin.speech.services import Dialect, SpeechServices
+from engine_plugin.system.data_urls import base64_start
 from engine_plugin.transport.posting import PostingClient
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ async def transcribe(client: OllamaClient, request: dict[str, Any], facts: Model
 
 def _server_reads(audio: str) -> bool:
     """Whether a recording, in base64 or a data: URL, is WAV or MP3. Invalid base64 is reported when it is decoded."""
-    start = audio.find(",", 0, 200) + 1 if audio.startswith("data:") else 0
     try:
+        start = base64_start(audio)
         head = base64.b64decode(audio[start : start + _BASE64_OF_18_BYTES])
     except (binascii.Error, ValueError):
         return False

@@ -74,7 +74,7 @@ def test_audio_parts_are_sent_as_images() -> None:
     [
         (user(image("https://x/y.png")), r"messages\[0\]\.content\[0\]\.image_url: Ollama does not fetch images"),
         (user(text("a"), image("data:image/png,abc")), r"content\[1\]\.image_url: a data: URL must be in base64"),
-        (user(image("data:image/png;base64,")), "a data: URL must be in base64"),
+        (user(image("data:image/png;base64,")), r"image_url: is empty"),
         (user(image({})), r"image_url: must be an image; use a data: URL"),
         (user({"type": "video"}), r"messages\[0\]\.content\[0\]: must be a part of type"),
         (user("a"), "must be a part of type"),
