@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from openvino_server.registry import Registry
 
 __all__ = [
-    "SERVER_NAME",
     "config",
     "is_ready",
     "live",
@@ -29,7 +28,7 @@ __all__ = [
     "version",
 ]
 
-SERVER_NAME = "openvino-genai"
+_SERVER_NAME = "openvino-genai"
 _STARTED = int(time.time())
 
 
@@ -59,7 +58,7 @@ async def ready(request: web.Request) -> web.Response:
 
 async def metadata(_request: web.Request) -> web.Response:
     """GET /v2"""
-    return json_answer({"name": SERVER_NAME, "version": version(), "extensions": []})
+    return json_answer({"name": _SERVER_NAME, "version": version(), "extensions": []})
 
 
 async def models(request: web.Request) -> web.Response:

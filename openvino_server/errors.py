@@ -6,7 +6,7 @@ from typing import Any
 
 from engine_plugin.jsontext import write_json
 
-__all__ = ["RequestError", "bad_request", "error_body"]
+__all__ = ["RequestError", "bad_request"]
 
 _TYPES = {
     401: "authentication_error",
@@ -32,7 +32,7 @@ class RequestError(Exception):
 
     def body(self) -> bytes:
         """The error as JSON, for an answer and for an event of a stream alike."""
-        return error_body(self.status, self.message, self.kind)
+        return _error_body(self.status, self.message, self.kind)
 
 
 def bad_request(field: str, complaint: str) -> RequestError:
@@ -40,7 +40,7 @@ def bad_request(field: str, complaint: str) -> RequestError:
     return RequestError(f"{field}: {complaint}")
 
 
-def error_body(status: int, message: str, kind: str) -> bytes:
+def _error_body(status: int, message: str, kind: str) -> bytes:
     """See `RequestError.body`."""
     error: dict[str, Any] = {"message": message, "type": kind, "code": status}
     return write_json({"error": error})

@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from engine_plugin.cli.context import Options
     from engine_plugin.manifest import Manifest
 
-__all__ = ["chosen_manifest", "chosen_manifest_file", "package_places", "packaged_plugin", "packaged_plugins"]
+__all__ = ["chosen_manifest", "chosen_manifest_file", "packaged_plugin", "packaged_plugins"]
 
 
 def packaged_plugin(name: str) -> Path | None:
     """Return the directory of a bundled plugin, None if there is no such plugin."""
     if name == _default_name():
         return _bundled().parent
-    found = (place / "plugins" / name for place in package_places() if re.fullmatch(r"\w+", name))
+    found = (place / "plugins" / name for place in _package_places() if re.fullmatch(r"\w+", name))
     return next((place for place in found if (place / "plugin.yaml").is_file()), None)
 
 
 def packaged_plugins() -> list[str]:
     """Return the names of the bundled plugins, as --plugin takes them."""
-    beside = {file.parent.name for place in package_places() for file in place.glob("plugins/*/plugin.yaml")}
+    beside = {file.parent.name for place in _package_places() for file in place.glob("plugins/*/plugin.yaml")}
     return sorted({*filter(None, [_default_name()]), *beside})
 
 
@@ -91,7 +91,7 @@ def _in_the_environment() -> Path | None:
     return packaged_plugin(named) or Path(named)
 
 
-def package_places() -> tuple[Path, Path]:
+def _package_places() -> tuple[Path, Path]:
     """Return the directories of bundled plugins: a wheel has them in the package, a checkout beside it."""
     import engine_plugin
 
@@ -100,7 +100,7 @@ def package_places() -> tuple[Path, Path]:
 
 
 def _bundled() -> Path:
-    for place in package_places():
+    for place in _package_places():
         if (place / "plugin.yaml").is_file():
             return place / "plugin.yaml"
     raise NotFoundError(

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from engine_plugin.services import RequestValidator
 
 __all__ = [
-    "ENTRY_POINTS",
     "Engine",
     "Health",
     "HealthState",
@@ -37,7 +36,7 @@ __all__ = [
     "not_bidirectional",
 ]
 
-ENTRY_POINTS = "engine_plugin.engines"
+_ENTRY_POINTS = "engine_plugin.engines"
 
 if TYPE_CHECKING:
     Progress = Callable[[str | ChunkProgress], None]
@@ -237,7 +236,7 @@ class UnknownEngineError(UnsupportedError):
 
 def engine_class(name: str) -> type[Engine]:
     """The engine class that an installed distribution registered under `name`. Raises UnknownEngineError."""
-    found = entry_points(group=ENTRY_POINTS)
+    found = entry_points(group=_ENTRY_POINTS)
     for point in found:
         if point.name == name:
             loaded: type[Engine] = point.load()

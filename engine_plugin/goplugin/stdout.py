@@ -14,9 +14,9 @@ import os
 import sys
 import threading
 
-__all__ = ["CHUNK", "OutputBuffer", "StandardOutput"]
+__all__ = ["OutputBuffer", "StandardOutput"]
 
-CHUNK = 1024  # bytes; the chunk size of go-plugin's server
+_CHUNK = 1024  # bytes; the chunk size of go-plugin's server
 _LIMIT = 1 << 20  # bytes kept for a host that does not read
 
 
@@ -50,8 +50,8 @@ class OutputBuffer:
         """Wait for and return the next 1 to 1,024 bytes; empty after the end."""
         while True:
             with self._lock:
-                chunk = bytes(self._data[:CHUNK])
-                del self._data[:CHUNK]
+                chunk = bytes(self._data[:_CHUNK])
+                del self._data[:_CHUNK]
                 if chunk or self._closed:
                     return chunk
                 event = asyncio.Event()

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from engine_plugin.errors import Problem
     from engine_plugin.manifest.document import KeyPath, Source
 
-__all__ = ["Section", "dotted", "near", "quoted"]
+__all__ = ["Section", "near", "quoted"]
 
 _LONGEST_NAME = 40
 _INT32 = 2**31 - 1
 
 
-def dotted(path: KeyPath) -> str:
+def _dotted(path: KeyPath) -> str:
     """Format a path, such as services[0].timeout."""
     text = ""
     for part in path:
@@ -70,7 +70,7 @@ class Section:
     def complain(self, where: KeyPath, what: str, fix: str, severity: str = "error") -> None:
         """Report a problem at `where` in this section, () for the section itself; `what` follows its name."""
         path = (*self.path, *where)
-        self.problems.append(self.source.problem(path, f"{dotted(path)} {what}", fix, severity))
+        self.problems.append(self.source.problem(path, f"{_dotted(path)} {what}", fix, severity))
 
     def warn_near_misses(self, known: Collection[str]) -> None:
         """Warn about unknown keys that are similar to known ones, because a host ignores unknown keys."""

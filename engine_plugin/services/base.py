@@ -22,7 +22,6 @@ __all__ = [
     "optional",
     "parse_request",
     "require",
-    "without_nulls",
     "words",
 ]
 
@@ -51,7 +50,7 @@ class RequestValidator(ABC):
         Call it in a thread for more than `jsontext.BRIEF` bytes.
         """
         request = {
-            name: without_nulls(value) if name in self.nested else value
+            name: _without_nulls(value) if name in self.nested else value
             for name, value in parse_request(data).items()
             if value is not None
         }
@@ -99,7 +98,7 @@ def parse_request(data: bytes, field: str = "request_data", most_bytes: int = MO
     return request
 
 
-def without_nulls(value: Any) -> Any:
+def _without_nulls(value: Any) -> Any:
     """The value without object members that are null: null means "not given" in every request.
 
     Nulls stay in what goes to a JSON schema, a template or a function, and in a message's `content`, which some
@@ -107,11 +106,11 @@ def without_nulls(value: Any) -> Any:
     """
     if isinstance(value, dict):
         return {
-            name: item if name in _OPAQUE else without_nulls(item)
+            name: item if name in _OPAQUE else _without_nulls(item)
             for name, item in value.items()
             if item is not None or name == "content"
         }
-    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def require(request: dict[str, Any], field: str, *types: type) -> Any:

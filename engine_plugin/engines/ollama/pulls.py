@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from engine_plugin.models.request import PullRequest
     from engine_plugin.transport.http1 import HttpResponse
 
-__all__ = ["Pulls", "require_gguf", "upload"]
+__all__ = ["Pulls", "upload"]
 
 _SILENCE = 900.0
 """Seconds without a line after which a pull fails. While the server verifies a large layer, it sends nothing."""
@@ -176,7 +176,7 @@ def _refuse_part(name: str, where: str) -> None:
 async def _create(client: OllamaClient, plan: _Plan, publish: Callable[[PullEvent], None]) -> None:
     """Upload a file unless the server has it, and create a model of it."""
     path = Path(plan.source)
-    await require_gguf(path)
+    await _require_gguf(path)
     publish(Status(f"reading {path.name}"))
     try:
         digest = await sha256_of(path)
@@ -264,7 +264,7 @@ def _failure(message: str, model: str) -> EnginePluginError:
 # Files
 
 
-async def require_gguf(path: Path) -> None:
+async def _require_gguf(path: Path) -> None:
     """Raise InvalidRequestError unless the file is GGUF, which the server would report only after the upload.
 
     Raises PullError if the file cannot be read.
