@@ -1,4 +1,4 @@
-"""The embedded server in this process, with a worker that does as it is told."""
+"""The embedded server in this process, with a worker that follows the script of each call."""
 
 from __future__ import annotations
 

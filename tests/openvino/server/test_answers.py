@@ -1,4 +1,4 @@
-"""The shapes of answers, whole and streamed."""
+"""The formats of answers, whole and streamed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def front(serve: Serve) -> Front:
     return await serve()
 
 
-async def test_a_chat_is_a_chat_completion(front: Front) -> None:
+async def test_chat_answer_is_a_chat_completion(front: Front) -> None:
     status, answer = await front.chat(script={"parts": TWO})
     assert status == 200
     assert answer.pop("id").startswith("chatcmpl-")
@@ -54,7 +54,7 @@ async def test_a_chat_is_a_chat_completion(front: Front) -> None:
     }
 
 
-async def test_a_streamed_chat_is_chunks_of_one_completion(front: Front) -> None:
+async def test_streamed_chat_is_chunks_of_one_completion(front: Front) -> None:
     *chunks, end = await front.events(script={"parts": TWO})
     assert end == "[DONE]"
     assert len({(chunk["id"], chunk["created"], chunk["model"], chunk["object"]) for chunk in chunks}) == 1
@@ -72,7 +72,7 @@ async def test_a_streamed_chat_is_chunks_of_one_completion(front: Front) -> None
     assert all("usage" not in chunk for chunk in chunks)
 
 
-async def test_usage_comes_last_when_it_is_asked_for(front: Front) -> None:
+async def test_requested_usage_is_the_last_event(front: Front) -> None:
     *chunks, last, end = await front.events(stream_options={"include_usage": True})
     assert end == "[DONE]"
     assert last["choices"] == []
@@ -81,7 +81,7 @@ async def test_usage_comes_last_when_it_is_asked_for(front: Front) -> None:
     assert all(chunk["usage"] is None for chunk in chunks)
 
 
-async def test_tools_and_reasoning_are_deltas_and_are_put_together(front: Front) -> None:
+async def test_tool_calls_and_reasoning_are_streamed_and_assembled(front: Front) -> None:
     parts = [
         [0, {"reasoning_content": "hm"}, 1, None, None],
         [0, TOOL, 1, None, None],
@@ -101,7 +101,7 @@ async def test_tools_and_reasoning_are_deltas_and_are_put_together(front: Front)
     assert answer["choices"][0]["finish_reason"] == "tool_calls"
 
 
-async def test_log_probabilities_are_in_each_shape(front: Front) -> None:
+async def test_log_probabilities_have_the_format_of_each_route(front: Front) -> None:
     script = {"parts": [[0, "é\n", 1, [ENTRY], None], [0, "é\n", 1, [ENTRY], "stop"]]}
     _, answer = await front.chat(script=script)
     assert answer["choices"][0]["logprobs"] == {"content": [ENTRY, ENTRY]}
@@ -129,7 +129,7 @@ async def test_completions_have_text(front: Front) -> None:
 OFFERED = {"type": "function", "function": {"name": "f"}}
 
 
-async def test_parameters_reach_the_worker_and_our_own_fields_do_not(front: Front) -> None:
+async def test_only_parameters_of_generation_reach_the_worker(front: Front) -> None:
     body: dict[str, Any] = {
         "script": {"settings": True},
         "max_completion_tokens": 5,
@@ -144,7 +144,7 @@ async def test_parameters_reach_the_worker_and_our_own_fields_do_not(front: Fron
     assert (request["prompt"], request["pictures"]) == ("hello", [])
 
 
-async def test_an_error_before_the_first_token_is_a_status_and_after_it_an_event(front: Front) -> None:
+async def test_error_is_a_status_before_the_first_token_and_an_event_after_it(front: Front) -> None:
     error = {"message": "prompt: too long", "type": "exceed_context_size_error", "code": 400}
     async with front.streaming(script={"parts": [], "then": "error"}) as response:
         assert (response.status, await response.json()) == (400, {"error": error})
@@ -174,14 +174,16 @@ async def test_an_error_before_the_first_token_is_a_status_and_after_it_an_event
         ("/v3/nothing", {}, 404, "Not Found"),
     ],
 )
-async def test_what_is_wrong_is_named(front: Front, path: str, body: Any, status: int, word: str) -> None:
+async def test_error_begins_with_the_invalid_field(
+    front: Front, path: str, body: Any, status: int, word: str
+) -> None:
     answered, answer = await front.post(path, body)
     assert answered == status
     assert word in answer["error"]["message"]
     assert answer["error"]["code"] == status
 
 
-async def test_a_body_that_is_no_json_and_a_wrong_key_are_refused(front: Front) -> None:
+async def test_invalid_json_and_a_wrong_key_are_rejected(front: Front) -> None:
     async with front.session.post("/v3/chat/completions", data=b"{") as response:
         assert response.status == 400
     async with front.session.get("/v3/models", headers={"Authorization": "Bearer é"}) as response:
@@ -224,7 +226,7 @@ async def test_embeddings_in_both_encodings(serve: Serve) -> None:
     assert answer["error"]["message"].startswith("dimensions:")
 
 
-async def test_rerank_sorts_and_cuts(serve: Serve) -> None:
+async def test_rerank_sorts_documents_and_limits_them_to_top_n(serve: Serve) -> None:
     front = await serve(empty=True)
     front.config.add("r", "rerank")
     assert await front.reload() == 201
@@ -238,7 +240,7 @@ async def test_rerank_sorts_and_cuts(serve: Serve) -> None:
     assert answer["results"] == []
 
 
-async def test_images_whole_and_with_progress(serve: Serve) -> None:
+async def test_images_are_returned_whole_and_with_progress(serve: Serve) -> None:
     front = await serve(empty=True)
     front.config.add("i", "text-to-image")
     assert await front.reload() == 201
@@ -275,7 +277,7 @@ def wav_file(samples: bytes, code: int = 1, bits: int = 16, channels: int = 1, r
     ],
     ids=["mono", "stereo", "8", "24", "32", "float", "double", "8000 Hz"],
 )
-async def test_any_wav_file_is_heard(serve: Serve, file: bytes, count: int, peak: float) -> None:
+async def test_pcm_wav_files_of_any_format_are_read(serve: Serve, file: bytes, count: int, peak: float) -> None:
     front = await serve(empty=True)
     front.config.add("t", "speech-to-text")
     assert await front.reload() == 201
@@ -295,7 +297,7 @@ async def test_any_wav_file_is_heard(serve: Serve, file: bytes, count: int, peak
 @pytest.mark.parametrize(
     ("path", "task"), [("transcriptions", "transcribe"), ("translations", "translate")], ids=lambda value: value
 )
-async def test_what_is_said_is_written_down_or_translated(serve: Serve, path: str, task: str) -> None:
+async def test_audio_is_transcribed_or_translated(serve: Serve, path: str, task: str) -> None:
     front = await serve(empty=True)
     front.config.add("t", "speech-to-text")
     assert await front.reload() == 201
@@ -312,7 +314,7 @@ async def test_what_is_said_is_written_down_or_translated(serve: Serve, path: st
     [b"", b"ID3", wav_file(b""), wav_file(b"\0\0", code=7), wav_file(b"\0\0", channels=0)],
     ids=["nothing", "MP3", "no sample", "mu-law", "no channel"],
 )
-async def test_what_is_no_wav_file_is_refused(serve: Serve, file: bytes) -> None:
+async def test_invalid_wav_file_is_rejected(serve: Serve, file: bytes) -> None:
     front = await serve(empty=True)
     front.config.add("t", "speech-to-text")
     assert await front.reload() == 201
@@ -334,7 +336,7 @@ async def test_speech_is_a_wav_file(serve: Serve) -> None:
     assert struct.unpack_from("<HHI", data, 20) == (1, 1, 16000)
 
 
-async def test_an_http_1_0_client_gets_a_stream_that_ends_with_the_connection(front: Front) -> None:
+async def test_http_1_0_stream_ends_with_the_connection(front: Front) -> None:
     reader, writer = await asyncio.open_unix_connection(front.address.removeprefix("unix:"))
     try:
         body = json.dumps({"model": "m", "messages": [{"role": "user"}], "stream": True}).encode()

@@ -1,4 +1,4 @@
-"""Calls that are broken off, wait, are not read, or lose their worker."""
+"""Calls that are cancelled, wait, have a slow client, or lose their worker."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def until_cancelled(front: Front, count: int = 1) -> None:
             pass
 
 
-async def test_a_client_that_leaves_its_stream_cancels_the_call(serve: Serve) -> None:
+async def test_disconnect_during_a_stream_cancels_the_call(serve: Serve) -> None:
     front = await serve()
     async with contextlib.AsyncExitStack() as stack:
         await first_bytes(front, stack)
@@ -51,7 +51,7 @@ async def test_a_client_that_leaves_its_stream_cancels_the_call(serve: Serve) ->
     await until_cancelled(front)
 
 
-async def test_a_client_that_leaves_while_it_waits_cancels_the_call(serve: Serve) -> None:
+async def test_disconnect_before_the_answer_cancels_the_call(serve: Serve) -> None:
     front = await serve()
     for stream in (False, True):
         call = asyncio.create_task(front.chat(stream=stream, script={"parts": [], "then": "hold"}))
@@ -61,7 +61,7 @@ async def test_a_client_that_leaves_while_it_waits_cancels_the_call(serve: Serve
         await until_cancelled(front, 1 + stream)
 
 
-async def test_more_calls_than_may_wait_are_refused_and_the_others_answered(serve: Serve) -> None:
+async def test_calls_beyond_the_queue_are_rejected_and_the_others_answered(serve: Serve) -> None:
     front = await serve(empty=True, max_queue=1)
     front.config.add("m", options={"max_num_seqs": 1})
     assert await front.reload() == 201
@@ -76,7 +76,7 @@ async def test_more_calls_than_may_wait_are_refused_and_the_others_answered(serv
 
 
 @pytest.mark.parametrize("then", ["crash", "noise", "class"])
-async def test_a_worker_that_dies_or_talks_nonsense_fails_its_calls_and_is_started_again(
+async def test_worker_that_dies_or_writes_invalid_frames_fails_its_calls_and_is_restarted(
     serve: Serve, then: str
 ) -> None:
     front = await serve(restart_backoff=0.01)
@@ -95,10 +95,10 @@ async def test_a_worker_that_dies_or_talks_nonsense_fails_its_calls_and_is_start
 
 @pytest.mark.promise("U8")
 @pytest.mark.parametrize(("before", "after"), [(7, 8), (8, 8)])
-async def test_a_worker_that_was_ended_for_lack_of_memory_says_so(
+async def test_worker_killed_for_lack_of_memory_is_reported_as_such(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, before: int, after: int
 ) -> None:
-    """The system's count of such ends tells it from any other SIGKILL."""
+    """The system counts such kills, which distinguishes them from other SIGKILLs."""
     count = before
     monkeypatch.setattr(memory, "kills", lambda: count)
     front = await serve(restart_backoff=0.01)
@@ -113,7 +113,7 @@ async def test_a_worker_that_was_ended_for_lack_of_memory_says_so(
     assert bool(lack) is (after > before), worker.ended_because
 
 
-async def test_a_worker_that_dies_does_not_touch_other_models(serve: Serve) -> None:
+async def test_death_of_a_worker_does_not_affect_other_models(serve: Serve) -> None:
     front = await serve(restart_backoff=30.0)
     front.config.add("other")
     assert await front.reload() == 201
@@ -127,7 +127,7 @@ async def test_a_worker_that_dies_does_not_touch_other_models(serve: Serve) -> N
         assert (await asyncio.wait_for(held.content.read(), LIMIT)).endswith(b"data: [DONE]\n\n")
 
 
-async def test_a_worker_that_dies_again_and_again_is_given_up(serve: Serve) -> None:
+async def test_worker_that_dies_repeatedly_is_not_restarted(serve: Serve) -> None:
     front = await serve(restart_limit=2, restart_backoff=0.01)
     for _ in range(3):
         assert (await front.settled())[0] == "AVAILABLE"
@@ -143,14 +143,14 @@ async def test_a_worker_that_dies_again_and_again_is_given_up(serve: Serve) -> N
     assert (await front.chat())[0] == 200
 
 
-async def test_deaths_long_apart_are_not_in_a_row(serve: Serve) -> None:
+async def test_death_after_the_stable_time_counts_as_the_first(serve: Serve) -> None:
     front = await serve(restart_limit=1, restart_backoff=0.01, stable_time=0.0)
     for _ in range(4):
         assert (await front.chat(script={"then": "crash"}))[0] == 500
     assert (await front.chat())[0] == 200
 
 
-async def test_a_reader_that_has_stopped_neither_grows_memory_nor_holds_up_others(serve: Serve) -> None:
+async def test_stalled_client_uses_bounded_memory_and_delays_no_other(serve: Serve) -> None:
     front = await serve()
     body = json.dumps(
         {"model": "m", "messages": [{"role": "user"}], "stream": True, "script": {"parts": [], "then": "flood"}}
@@ -171,7 +171,7 @@ async def test_a_reader_that_has_stopped_neither_grows_memory_nor_holds_up_other
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
 
 
-async def test_a_reader_that_was_behind_misses_nothing(serve: Serve) -> None:
+async def test_slow_client_gets_the_complete_stream(serve: Serve) -> None:
     front = await serve()
     sent = [(index % 2, f"{index:06d}" * 40) for index in range(3000)]
     parts = [[index, text, 1, None, None] for index, text in sent]
@@ -185,7 +185,7 @@ async def test_a_reader_that_was_behind_misses_nothing(serve: Serve) -> None:
     assert texts == {index: "".join(text for place, text in sent if place == index) for index in (0, 1)}
 
 
-async def test_many_streams_are_told_apart(serve: Serve) -> None:
+async def test_concurrent_streams_are_not_mixed(serve: Serve) -> None:
     front = await serve()
 
     async def one(word: str) -> str:
@@ -197,7 +197,7 @@ async def test_many_streams_are_told_apart(serve: Serve) -> None:
     assert await asyncio.gather(*map(one, words)) == [word * 20 for word in words]
 
 
-async def test_an_answer_of_another_shape_ends_its_own_stream(serve: Serve) -> None:
+async def test_malformed_answer_ends_only_its_stream(serve: Serve) -> None:
     front = await serve()
     async with contextlib.AsyncExitStack() as stack:
         held = await stack.enter_async_context(front.streaming(script=HELD))
@@ -208,7 +208,7 @@ async def test_an_answer_of_another_shape_ends_its_own_stream(serve: Serve) -> N
         assert (await asyncio.wait_for(held.content.read(), LIMIT)).endswith(b"data: [DONE]\n\n")
 
 
-async def test_what_comes_for_a_call_that_has_ended_is_dropped(serve: Serve) -> None:
+async def test_frames_for_an_ended_call_are_dropped(serve: Serve) -> None:
     front = await serve()
     async with contextlib.AsyncExitStack() as stack:
         await first_bytes(front, stack, parts=[], then="flood")

@@ -1,4 +1,4 @@
-"""Workers that stand still: those that somebody waits for are ended, those that compute or are idle not."""
+"""Hung workers with calls are killed; workers that compute or are idle are not."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def go_on(worker: Worker) -> None:
 
 
 async def ready(front: Front, status: int) -> None:
-    """Health says so."""
+    """Wait until /v2/health/ready has this status."""
     async with asyncio.timeout(LIMIT):
         while (await front.get("/v2/health/ready"))[0] != status:  # noqa: ASYNC110  # no event says so
             await asyncio.sleep(0.01)
@@ -50,7 +50,7 @@ async def refused(front: Front, **script: Any) -> str:
     return message
 
 
-async def test_one_that_waits_for_ever_fails_its_calls_and_is_started_again(serve: Serve) -> None:
+async def test_hung_worker_fails_its_calls_and_is_restarted(serve: Serve) -> None:
     front = await serve(hung_timeout=pace(0.3), restart_backoff=0.01)
     before = await worker_of(front)
     async with front.streaming(script=HELD) as held:
@@ -61,7 +61,7 @@ async def test_one_that_waits_for_ever_fails_its_calls_and_is_started_again(serv
     assert (await worker_of(front)).pid != before.pid
 
 
-async def test_one_that_is_stopped_while_it_computes_is_ended(serve: Serve) -> None:
+async def test_worker_suspended_during_a_computation_is_killed(serve: Serve) -> None:
     front = await serve(hung_timeout=pace(0.3), restart_backoff=0.01)
     async with contextlib.AsyncExitStack() as stack:
         await first_bytes(front, stack, parts=HELD["parts"], then="compute", seconds=1000)
@@ -72,7 +72,7 @@ async def test_one_that_is_stopped_while_it_computes_is_ended(serve: Serve) -> N
 
 
 @pytest.mark.parametrize("then", ["compute", "delegate"])
-async def test_one_that_computes_for_long_is_left_alone(serve: Serve, then: str) -> None:
+async def test_long_computation_is_not_interrupted(serve: Serve, then: str) -> None:
     front = await serve(hung_timeout=pace(0.4))
     before = await worker_of(front)
     status, _ = await asyncio.wait_for(front.chat(script={"parts": [], "then": then, "seconds": pace(1)}), LIMIT)
@@ -80,7 +80,7 @@ async def test_one_that_computes_for_long_is_left_alone(serve: Serve, then: str)
     assert await worker_of(front) is before
 
 
-async def test_one_that_nobody_waits_for_may_stand_still(serve: Serve) -> None:
+async def test_suspended_idle_worker_is_not_killed(serve: Serve) -> None:
     front = await serve(hung_timeout=pace(0.3), restart_backoff=NEVER)
     front.config.add("other")
     assert await front.reload() == 201
@@ -88,13 +88,13 @@ async def test_one_that_nobody_waits_for_may_stand_still(serve: Serve) -> None:
     idle = await worker_of(front)
     stop(idle)
     status, _ = await asyncio.wait_for(front.chat(model="other", script={"then": "hold"}), LIMIT)
-    assert status == 500, "the time was over for one that was waited for"
+    assert status == 500, "hung_timeout has passed for a worker with a call"
     go_on(idle)
     assert (await front.chat())[0] == 200
     assert await worker_of(front) is idle
 
 
-async def test_callers_who_lose_patience_do_not_save_it(serve: Serve) -> None:
+async def test_hung_worker_is_killed_although_its_call_was_cancelled(serve: Serve) -> None:
     front = await serve(hung_timeout=pace(0.5), restart_backoff=0.01)
     worker = await worker_of(front)
     stop(worker)
@@ -106,7 +106,7 @@ async def test_callers_who_lose_patience_do_not_save_it(serve: Serve) -> None:
     assert (await front.chat())[0] == 200
 
 
-async def test_health_tells_of_it_and_one_that_was_only_asleep_goes_on(
+async def test_health_reports_a_suspended_worker_until_it_continues(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "INTERVAL", 0.05)
@@ -127,7 +127,7 @@ async def test_health_tells_of_it_and_one_that_was_only_asleep_goes_on(
     assert await worker_of(front) is worker
 
 
-async def test_health_says_why_it_is_started_again(serve: Serve) -> None:
+async def test_health_reports_the_reason_of_a_restart(serve: Serve) -> None:
     front = await serve(hung_timeout=pace(0.3), restart_backoff=NEVER)
     await refused(front, then="hold")
     await ready(front, 503)
@@ -137,7 +137,7 @@ async def test_health_says_why_it_is_started_again(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("load", ["hang", "compute"])
-async def test_one_that_stands_still_while_it_loads_is_given_up(serve: Serve, load: str) -> None:
+async def test_worker_that_hangs_during_its_load_fails_the_load(serve: Serve, load: str) -> None:
     front = await serve(empty=True, start_timeout=pace(0.5))
     front.config.add("m", load=load, seconds=1000)
     front.config.write()
@@ -153,7 +153,7 @@ async def test_one_that_stands_still_while_it_loads_is_given_up(serve: Serve, lo
     assert (await front.state("m"))[0] == "END"
 
 
-async def test_one_that_loads_for_long_is_left_alone(serve: Serve) -> None:
+async def test_long_load_is_not_interrupted(serve: Serve) -> None:
     front = await serve(empty=True, start_timeout=pace(0.4))
     front.config.add("m", load="compute", seconds=pace(1))
     assert await asyncio.wait_for(front.reload(), LIMIT) == 201
@@ -161,7 +161,7 @@ async def test_one_that_loads_for_long_is_left_alone(serve: Serve) -> None:
 
 @pytest.mark.parametrize("change", ["unload", "reload"])
 @pytest.mark.parametrize("busy", [True, False])
-async def test_one_that_stands_still_leaves_within_the_drain_timeout(serve: Serve, change: str, busy: bool) -> None:
+async def test_suspended_worker_is_unloaded_within_the_drain_timeout(serve: Serve, change: str, busy: bool) -> None:
     front = await serve(drain_timeout=0.5, hung_timeout=0)
     worker = await worker_of(front)
     async with contextlib.AsyncExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The server's process: how it begins, and that it leaves nothing behind."""
+"""The server's process: its start, and its end without leftovers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[3]
 SERVER = "openvino_server"
 
 
-def test_the_usage_and_the_page_of_the_server_agree_with_the_settings() -> None:
+def test_usage_and_documentation_agree_with_the_settings() -> None:
     done = subprocess.run(
         [sys.executable, "-m", SERVER, "--help"], capture_output=True, text=True, timeout=LIMIT, check=True
     )
@@ -91,7 +91,7 @@ async def client(address: str) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 async def available(session: aiohttp.ClientSession) -> None:
-    """All models have been loaded, which nobody but the server itself began."""
+    """Wait until the server has loaded all models without a request."""
     async with asyncio.timeout(LIMIT):
         while True:
             async with session.get("/v1/config") as response:
@@ -133,8 +133,8 @@ async def test_nothing_outlives_the_server(scratch: Path, end: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a subreaper")
-async def test_the_server_buries_its_workers(scratch: Path) -> None:
-    """Whoever inherits the dead, such as a container's first process, may never do it."""
+async def test_server_reaps_its_workers(scratch: Path) -> None:
+    """The process that inherits them, such as a container's first one, may never reap them."""
     with inheriting():
         async with running(two_models(scratch)) as (process, told):
             workers = await workers_of(process, told["address"])
@@ -144,7 +144,7 @@ async def test_the_server_buries_its_workers(scratch: Path) -> None:
         assert [worker.pid for worker in workers if psutil.pid_exists(worker.pid)] == []
 
 
-async def test_stdin_ends_the_server_while_a_model_loads(scratch: Path) -> None:
+async def test_end_of_stdin_ends_the_server_during_a_load(scratch: Path) -> None:
     config = Config(scratch)
     config.add("slow", load="hang")
     config.write()
@@ -155,7 +155,7 @@ async def test_stdin_ends_the_server_while_a_model_loads(scratch: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no unix sockets")
-async def test_the_socket_is_its_users_own_and_one_left_behind_is_no_hindrance(scratch: Path) -> None:
+async def test_socket_is_private_and_replaces_a_stale_one(scratch: Path) -> None:
     config = Config(scratch)
     for _ in range(2):
         async with running(config) as (_, told):
@@ -163,7 +163,7 @@ async def test_the_socket_is_its_users_own_and_one_left_behind_is_no_hindrance(s
             assert stat.S_IMODE((scratch / "s.sock").stat().st_mode) == 0o600
 
 
-async def test_a_port_of_its_own_choosing(scratch: Path) -> None:
+async def test_port_zero_listens_on_a_free_port(scratch: Path) -> None:
     config = Config(scratch)
     async with running(config, SERVER, host="127.0.0.1", port=0, threads=0, cache_dir="") as (_, told):
         assert told["address"].startswith("http://127.0.0.1:")
@@ -172,8 +172,8 @@ async def test_a_port_of_its_own_choosing(scratch: Path) -> None:
 
 
 @pytest.mark.promise("X13")
-async def test_it_listens_at_its_address_and_nowhere_else(scratch: Path) -> None:
-    """A port for KServe's gRPC would accept 2 GB before it checks the key."""
+async def test_server_listens_on_its_address_only(scratch: Path) -> None:
+    """KServe's gRPC port, for example, would accept 2 GB before it checks the key."""
     async with running(two_models(scratch), host="127.0.0.1", grpc_port=0) as (process, told):
         await workers_of(process, told["address"])
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -183,7 +183,7 @@ async def test_it_listens_at_its_address_and_nowhere_else(scratch: Path) -> None
 
 
 @pytest.mark.parametrize("way", ["folder", "port"])
-async def test_where_it_cannot_listen_it_says_so(scratch: Path, way: str) -> None:
+async def test_unusable_address_is_reported(scratch: Path, way: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         host, port = ("127.0.0.1", taken.getsockname()[1]) if way == "port" else (str(scratch / "no" / "s.sock"), 0)
         process = await asyncio.create_subprocess_exec(
@@ -202,7 +202,7 @@ async def test_where_it_cannot_listen_it_says_so(scratch: Path, way: str) -> Non
     assert words.startswith(b"E cannot listen on " + host.encode())
 
 
-async def test_a_probe_tells_version_and_devices() -> None:
+async def test_probe_reports_version_and_devices() -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", SERVER, "probe"),
         stdin=asyncio.subprocess.DEVNULL,

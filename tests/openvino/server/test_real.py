@@ -1,4 +1,4 @@
-"""The real server with real workers and the package's own tiny models."""
+"""The real server with real workers and the sample models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KINDS = {
 COUNT: dict[str, Any] = {"model": "tiny-chat", "messages": [{"role": "user", "content": "count"}], "temperature": 0}
 
 
-async def test_all_kinds_of_models_answer(scratch: Path) -> None:
+async def test_each_kind_of_model_answers(scratch: Path) -> None:
     config = Config(scratch)
     for name, kind in KINDS.items():
         config.add(name, kind, SAMPLES / name)

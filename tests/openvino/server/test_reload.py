@@ -1,4 +1,4 @@
-"""What is served follows config.json."""
+"""Reloads of config.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def pid(front: Front, model: str = "m") -> int:
         return int(worker._transport.get_pid())
 
 
-async def test_what_has_not_changed_is_left_alone(serve: Serve) -> None:
+async def test_unchanged_model_keeps_its_worker(serve: Serve) -> None:
     front = await serve()
     before = await pid(front)
     assert await front.reload() == 200
@@ -30,7 +30,7 @@ async def test_what_has_not_changed_is_left_alone(serve: Serve) -> None:
     assert (await front.chat(model="owner/name"))[0] == 200
 
 
-async def test_a_changed_entry_gets_a_new_worker(serve: Serve) -> None:
+async def test_changed_entry_gets_a_new_worker(serve: Serve) -> None:
     front = await serve()
     before = await pid(front)
     front.config.add("m", device="GPU.1", options={"max_num_seqs": 3})
@@ -38,7 +38,7 @@ async def test_a_changed_entry_gets_a_new_worker(serve: Serve) -> None:
     assert await pid(front) != before
 
 
-async def test_a_removed_model_ends_its_calls_first_and_takes_no_new_ones(serve: Serve) -> None:
+async def test_removed_model_ends_its_calls_first_and_rejects_new_ones(serve: Serve) -> None:
     front = await serve()
     async with front.streaming(script=HELD) as held:
         await asyncio.wait_for(held.content.readany(), LIMIT)
@@ -58,7 +58,7 @@ async def test_a_removed_model_ends_its_calls_first_and_takes_no_new_ones(serve:
     assert not alive(worker)
 
 
-async def test_calls_that_do_not_end_are_broken_off_after_the_drain_timeout(serve: Serve) -> None:
+async def test_calls_are_cancelled_after_the_drain_timeout(serve: Serve) -> None:
     front = await serve(drain_timeout=0.05)
     async with front.streaming(script=HELD) as held:
         await asyncio.wait_for(held.content.readany(), LIMIT)
@@ -67,7 +67,7 @@ async def test_calls_that_do_not_end_are_broken_off_after_the_drain_timeout(serv
         assert b"was unloaded" in await asyncio.wait_for(held.content.read(), LIMIT)
 
 
-async def test_a_model_that_fails_to_load_is_told_and_the_others_go_on(serve: Serve) -> None:
+async def test_failed_load_is_reported_and_the_other_models_answer(serve: Serve) -> None:
     front = await serve()
     before = await pid(front)
     for way, word in (("fail", "no such luck"), ("crash", "libvery.so: cannot open"), ("noise", "not a frame")):
@@ -89,7 +89,7 @@ async def test_a_model_that_fails_to_load_is_told_and_the_others_go_on(serve: Se
 
 
 @pytest.mark.promise("U8")
-async def test_a_model_that_got_too_little_memory_is_not_taken_for_a_bad_one(serve: Serve) -> None:
+async def test_load_that_lacks_memory_is_not_blamed_on_the_files(serve: Serve) -> None:
     """C++'s bad_alloc reaches Python as another exception."""
     front = await serve(empty=True)
     front.config.add("m", load="fail", text="Exception from src/core.cpp: std::bad_alloc")
@@ -98,7 +98,7 @@ async def test_a_model_that_got_too_little_memory_is_not_taken_for_a_bad_one(ser
     assert not front.registry.models["m"].unusable
 
 
-async def test_a_model_that_failed_is_tried_again_by_the_next_reload(serve: Serve) -> None:
+async def test_reload_retries_a_failed_model(serve: Serve) -> None:
     front = await serve(empty=True)
     front.config.add("m", load="fail")
     assert await front.reload() == 500
@@ -120,7 +120,7 @@ async def test_a_model_that_failed_is_tried_again_by_the_next_reload(serve: Serv
         '{"mediapipe_config_list": [], "model_config_list": []}',
     ],
 )
-async def test_an_invalid_configuration_changes_nothing(serve: Serve, text: str) -> None:
+async def test_invalid_configuration_changes_nothing(serve: Serve, text: str) -> None:
     front = await serve()
     front.config.path.write_text(text)
     status, answer = await front.post("/v1/config/reload")
@@ -129,7 +129,7 @@ async def test_an_invalid_configuration_changes_nothing(serve: Serve, text: str)
     assert (await front.chat())[0] == 200
 
 
-async def test_a_missing_folder_fails_one_model_only(serve: Serve) -> None:
+async def test_missing_folder_fails_only_its_model(serve: Serve) -> None:
     front = await serve()
     front.config.add("gone", folder=front.config.root / "models" / "x")
     assert await front.reload() == 500
@@ -137,7 +137,7 @@ async def test_a_missing_folder_fails_one_model_only(serve: Serve) -> None:
     assert (await front.chat())[0] == 200
 
 
-async def test_a_model_that_takes_long_holds_up_no_other_and_can_be_given_up(serve: Serve) -> None:
+async def test_slow_load_delays_no_other_model_and_can_be_cancelled(serve: Serve) -> None:
     front = await serve()
     front.config.add("slow", load="hang")
     slow = asyncio.create_task(front.reload())
@@ -156,14 +156,14 @@ async def test_a_model_that_takes_long_holds_up_no_other_and_can_be_given_up(ser
     assert "slow" not in (await front.get("/v1/config"))[1]
 
 
-async def test_a_load_is_given_up_in_time(serve: Serve) -> None:
+async def test_load_fails_after_the_load_timeout(serve: Serve) -> None:
     front = await serve(load_timeout=0.2, empty=True)
     front.config.add("slow", load="hang")
     assert await front.reload() == 500
     assert "not loaded in 0.2 s" in (await front.state("slow"))[1]
 
 
-async def test_reloads_at_the_same_time_agree(serve: Serve) -> None:
+async def test_concurrent_reloads_have_one_result(serve: Serve) -> None:
     front = await serve()
     for number in range(3):
         front.config.add(f"n{number}")
@@ -176,7 +176,7 @@ async def test_reloads_at_the_same_time_agree(serve: Serve) -> None:
     assert [state["model_version_status"][0]["state"] for state in states.values()] == ["AVAILABLE"] * 4
 
 
-async def test_a_model_that_does_not_fit_is_refused_with_the_figures(serve: Serve) -> None:
+async def test_model_beyond_the_memory_limit_is_rejected_with_figures(serve: Serve) -> None:
     front = await serve(memory_limit=200 << 20)
     assert (await front.chat())[0] == 200
     front.config.add("big")

@@ -1,4 +1,4 @@
-"""A model's chat templates cannot bring down the model or the machine."""
+"""A model's chat templates cannot stop the model or exhaust the machine."""
 
 from __future__ import annotations
 
@@ -36,9 +36,7 @@ async def asked(front: Front, content: str, **more: Any) -> tuple[int, Any]:
     return await front.chat(messages=[{"role": "user", "content": content}], **more)
 
 
-async def test_a_template_that_keeps_the_compiler_busy_is_refused(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_template_that_compiles_too_long_is_rejected(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "WITHIN", 0.5)
     front = await serve(empty=True)
     front.config.add("m", template="{{ 9 ** (9 ** 9) }}")
@@ -48,7 +46,7 @@ async def test_a_template_that_keeps_the_compiler_busy_is_refused(
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-async def test_a_template_without_end_is_refused_and_hurts_no_other_call(
+async def test_endless_template_is_rejected_and_affects_no_other_call(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(model, "WITHIN", 1.5)
@@ -88,7 +86,7 @@ async def test_cancelling_an_endless_template_returns_at_once(serve: Serve) -> N
     "template",
     ["{{ raise_exception('no') }}", "{{ ''.__class__.__mro__ + 1 }}", "{{ messages.append(1) }}", "{{ 1 / x }}"],
 )
-async def test_a_template_that_refuses_or_misbehaves_is_an_error_of_the_call(serve: Serve, template: str) -> None:
+async def test_template_that_fails_affects_only_its_call(serve: Serve, template: str) -> None:
     front = await serve(empty=True)
     front.config.add("m", template=behind(template))
     assert await front.reload() == 201
@@ -99,7 +97,7 @@ async def test_a_template_that_refuses_or_misbehaves_is_an_error_of_the_call(ser
 
 
 @pytest.mark.parametrize("template", ["{% if %}", "{{ " + "(" * 2000 + "1" + ")" * 2000 + " }}"], ids=["if", "deep"])
-async def test_a_template_that_does_not_compile_is_named(serve: Serve, template: str) -> None:
+async def test_template_that_does_not_compile_is_reported(serve: Serve, template: str) -> None:
     front = await serve(empty=True)
     front.config.add("m", template=template)
     assert await front.reload() == 201
@@ -109,14 +107,16 @@ async def test_a_template_that_does_not_compile_is_named(serve: Serve, template:
 
 
 @pytest.mark.parametrize("extra", [[], "x", 5])
-async def test_variables_of_a_template_are_an_object(serve: Serve, extra: Any) -> None:
+async def test_template_variables_must_be_an_object(serve: Serve, extra: Any) -> None:
     front = await serve()
     status, answer = await asked(front, "x", chat_template_kwargs=extra)
     assert (status, answer["error"]["message"]) == (400, "chat_template_kwargs: must be an object")
 
 
-async def test_a_worker_that_continues_cancelled_work_is_ended(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that computes for waiting callers is left alone, however long."""
+async def test_worker_that_continues_a_cancelled_call_is_killed(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that computes for waiting callers is not killed, however long it takes."""
     monkeypatch.setattr(watch, "ABANDONED", 0.8)
     front = await serve(restart_backoff=0.01)
     worker = front.registry.models["m"]._worker

@@ -1,4 +1,4 @@
-"""A worker that does what a test wants: run as a file, it speaks the runner's frames and computes nothing.
+"""A worker that follows scripts of the tests. Run as a file; it uses the server's frames and computes nothing.
 
 A model's folder may hold script.json: {"load": "fail" | "crash" | "noise" | "hang" | "compute",
 "template": a chat template}. A chat's `script`
@@ -166,7 +166,7 @@ class Worker:
 
 
 def compute(seconds: float) -> None:
-    """Let nobody else in this process run meanwhile."""
+    """Hold the interpreter's lock for some time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         sum(range(1_000_000))

@@ -1,4 +1,4 @@
-"""Workers that several tests talk to."""
+"""Workers that several tests share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def llm() -> AsyncIterator[RunningWorker]:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Callable[..., Path]:
-    """Makes a model of our own of a sample: other files, by name and text, in place of the sample's."""
+    """Creates a copy of a sample model with some of its files, by name, replaced by other text."""
 
     def make(sample: str, **files: str) -> Path:
         folder = tmp_path / sample

@@ -1,4 +1,4 @@
-"""A real worker process over its pipes, with a model of ours."""
+"""A real worker process over its pipes, with a sample model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls that nobody in good faith makes: refused with the field's name, and the worker goes on."""
+"""Malformed and hostile calls are rejected with the field's name, and the worker continues."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def refused(running: RunningWorker, op: str, **request: Any) -> str:
 
 
 @pytest.mark.parametrize("prompt", [[351], [1, 10**6], [1 << 31], [1 << 63], [1 << 70], [-1], [[3], [352]]])
-async def test_tokens_that_the_model_does_not_have(llm: RunningWorker, prompt: Any) -> None:
+async def test_tokens_outside_the_vocabulary_are_rejected(llm: RunningWorker, prompt: Any) -> None:
     assert (await refused(llm, "complete", prompt=prompt)).startswith("prompt: the model's tokens are from 0 to 350")
 
 
@@ -48,19 +48,19 @@ async def test_tokens_that_the_model_does_not_have(llm: RunningWorker, prompt: A
         ),
     ],
 )
-async def test_past_calls_that_are_none(llm: RunningWorker, message: Any, field: str) -> None:
+async def test_malformed_past_tool_calls_are_rejected(llm: RunningWorker, message: Any, field: str) -> None:
     messages = [{"role": "assistant", "content": "x", **message}]
     assert (await refused(llm, "chat", messages=messages)).startswith(field)
 
 
 @pytest.mark.parametrize("parameters", [5, "x", [1]])
-async def test_a_tools_parameters_are_a_schema(llm: RunningWorker, parameters: Any) -> None:
+async def test_tool_parameters_must_be_a_schema(llm: RunningWorker, parameters: Any) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
     told = await refused(llm, "chat", messages=[{"role": "user", "content": "x"}], tools=tools)
     assert told.startswith("tools[0].function.parameters: ")
 
 
-async def test_a_tool_whose_schema_is_odd_is_called_as_it_stands(model: Callable[..., Path]) -> None:
+async def test_tool_with_an_unusual_schema_can_be_called(model: Callable[..., Path]) -> None:
     called = "<tool_call><function=f><parameter=a>1</parameter></function></tool_call>"
     tool = {"function": {"name": "f", "parameters": {"properties": [1]}}}
     async with worker("chat", model("tiny-chat"), tool_parser="qwen3coder") as running:
@@ -77,13 +77,13 @@ async def test_a_tool_whose_schema_is_odd_is_called_as_it_stands(model: Callable
     [{"guided_regex": "\0"}, {"guided_regex": GROUPS}, {"guided_json": {"type": "string", "pattern": GROUPS}}],
     ids=["zero", "regex", "schema"],
 )
-async def test_a_grammar_that_breaks_the_compiler_is_refused(llm: RunningWorker, params: dict[str, Any]) -> None:
+async def test_grammar_that_crashes_the_compiler_is_rejected(llm: RunningWorker, params: dict[str, Any]) -> None:
     told = await refused(llm, "complete", prompt="a", params=params | {"max_tokens": 1})
     assert told.startswith(f"{next(iter(params))}: ")
     assert (await llm.chat("count")).text() == COUNTED
 
 
-async def test_others_go_on_while_a_grammar_keeps_the_compiler_busy(llm: RunningWorker) -> None:
+async def test_other_calls_continue_during_a_slow_grammar_check(llm: RunningWorker) -> None:
     endless = llm.begin("complete", prompt="a", params={"guided_regex": "(.*a.{20})"})
     cancelled = llm.begin("complete", prompt="a", params={"guided_regex": "(.*a.{21})"})
     assert (await llm.chat("count")).text() == COUNTED
@@ -95,7 +95,7 @@ async def test_others_go_on_while_a_grammar_keeps_the_compiler_busy(llm: Running
         await endless.done()
 
 
-async def test_voices_are_named_by_texts(model: Callable[..., Path]) -> None:
+async def test_voice_must_be_a_string(model: Callable[..., Path]) -> None:
     folder = model("tiny-speak")
     (folder / "v.bin").write_bytes(bytes(4 * 512))
     async with worker("text-to-speech", folder, voices=[{"name": "v", "path": "v.bin"}]) as running:
@@ -103,7 +103,7 @@ async def test_voices_are_named_by_texts(model: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize("source", ["é", "data:image/png;base64,é", "AAAA", "data:,iVBORw0KGgo="])
-async def test_what_is_no_picture(source: str) -> None:
+async def test_invalid_picture_is_rejected(source: str) -> None:
     with pytest.raises(RequestError, match=r"image_url\[0\]: not a picture"):
         pictures([source])
 
@@ -115,8 +115,8 @@ def picture(form: str = "PNG", size: tuple[int, int] = (8, 8)) -> str:
 
 
 @pytest.mark.promise("X6")
-async def test_only_formats_that_are_named_are_opened() -> None:
-    """Pillow would start Ghostscript for an EPS."""
+async def test_picture_in_an_unlisted_format_is_rejected() -> None:
+    """Pillow would start Ghostscript for an EPS file."""
     for form in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
         assert len(pictures([picture(form)])) == 1
     for form in ("EPS", "TIFF", "PPM", "ICO", "PCX"):
@@ -125,7 +125,7 @@ async def test_only_formats_that_are_named_are_opened() -> None:
 
 
 @pytest.mark.promise("X6")
-async def test_pictures_are_few_and_small_together() -> None:
+async def test_number_and_total_size_of_pictures_are_limited() -> None:
     with pytest.raises(RequestError, match=r"image_url\[16\]: is one picture too many"):
         pictures([picture()] * 17)
     with pytest.raises(RequestError, match=r"image_url\[1\]: has 8000 x 8000 pixels"):

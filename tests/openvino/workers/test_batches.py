@@ -1,4 +1,4 @@
-"""Texts that are computed together get the results that each gets alone, and tokens must be the model's own."""
+"""Texts in a batch get the same results as alone, and tokens outside the vocabulary are rejected."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ async def test_every_empty_text_has_a_vector(embed: RunningWorker) -> None:
         ([69, 351], "input[1]: 351"),
     ],
 )
-async def test_a_token_outside_the_vocabulary_is_refused(embed: RunningWorker, given: Any, place: str) -> None:
+async def test_token_outside_the_vocabulary_is_rejected(embed: RunningWorker, given: Any, place: str) -> None:
     with pytest.raises(CallFailed) as told:
         await embed.do("embed", input=given)
     assert told.value.status == 400

@@ -30,7 +30,7 @@ HERMES = (
 )
 
 
-async def test_it_tells_what_it_has_loaded(llm: RunningWorker) -> None:
+async def test_ready_frame_has_the_facts_of_the_model(llm: RunningWorker) -> None:
     facts = dict(llm.facts)
     sources, _ = facts.pop("templates")
     assert "<|im_start|>" in sources["default"]
@@ -44,7 +44,7 @@ async def test_frames_arrive_while_standard_input_is_the_null_device(llm: Runnin
     assert (await llm.chat("count")).text() == COUNTED
 
 
-async def test_an_answer_comes_in_parts_and_ends_with_usage(llm: RunningWorker) -> None:
+async def test_answer_is_sent_in_parts_and_ends_with_usage(llm: RunningWorker) -> None:
     call = llm.begin("chat", messages=[{"role": "user", "content": "count"}], params={})
     usage = (await call.done())["usage"]
     assert call.text() == COUNTED
@@ -54,7 +54,7 @@ async def test_an_answer_comes_in_parts_and_ends_with_usage(llm: RunningWorker) 
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
-async def test_max_tokens_ends_an_answer(llm: RunningWorker) -> None:
+async def test_max_tokens_limits_the_answer(llm: RunningWorker) -> None:
     call = await llm.chat("count", max_tokens=50, max_completion_tokens=4)
     assert COUNTED.startswith(call.text())
     assert call.finish() == "length"
@@ -68,23 +68,23 @@ async def test_minus_one_is_no_limit(llm: RunningWorker, name: str) -> None:
     assert (call.text(), call.finish()) == (COUNTED, "stop")
 
 
-async def test_ignore_eos_goes_on(llm: RunningWorker) -> None:
+async def test_ignore_eos_continues_after_the_end_token(llm: RunningWorker) -> None:
     call = await llm.chat("count", max_tokens=100, ignore_eos=True)
     assert (await call.done())["usage"]["completion_tokens"] == 100
     assert call.text().startswith(COUNTED)
 
 
 @pytest.mark.parametrize(("stop", "text"), [("three", "one two "), (["x", " four"], "one two three")])
-async def test_a_stop_string_ends_the_text_before_it(llm: RunningWorker, stop: Any, text: str) -> None:
+async def test_stop_string_ends_the_text_before_it(llm: RunningWorker, stop: Any, text: str) -> None:
     call = await llm.chat("count", stop=stop)
     assert (call.text(), call.finish()) == (text, "stop")
 
 
-async def test_a_stop_string_that_does_not_come_holds_nothing_back(llm: RunningWorker) -> None:
+async def test_absent_stop_string_leaves_the_text_complete(llm: RunningWorker) -> None:
     assert (await llm.chat("count", stop="ten more")).text() == COUNTED
 
 
-async def test_a_seed_makes_answers_the_same_and_none_makes_them_differ(llm: RunningWorker) -> None:
+async def test_answers_repeat_with_a_seed_and_differ_without(llm: RunningWorker) -> None:
     wild = {"temperature": 3.0, "max_tokens": 16}
     same = [await llm.chat("zz", seed=5, **wild) for _ in range(2)]  # one by one: a batch's size changes its rounding
     free = await asyncio.gather(*(llm.chat("zz", **wild) for _ in range(3)))
@@ -98,7 +98,7 @@ async def test_n_answers_are_streams_of_their_own(llm: RunningWorker) -> None:
     assert (await call.done())["usage"]["prompt_tokens"] == 15
 
 
-async def test_the_best_of_some_is_the_likeliest(llm: RunningWorker) -> None:
+async def test_best_of_returns_the_most_likely_answers(llm: RunningWorker) -> None:
     params = {"n": 1, "best_of": 6, "temperature": 2.0, "max_tokens": 12, "seed": 3}
     best = await llm.chat("zz", logprobs=True, **params)
     plain = await asyncio.gather(
@@ -121,7 +121,7 @@ async def test_logprobs_name_each_token(llm: RunningWorker) -> None:
     assert bytes(told[0]["bytes"]).decode() == told[0]["token"] == told[0]["top_logprobs"][0]["token"]
 
 
-async def test_penalties_and_other_ways_to_choose_are_taken(llm: RunningWorker) -> None:
+async def test_sampling_parameters_are_accepted(llm: RunningWorker) -> None:
     params = {"frequency_penalty": 2.0, "presence_penalty": 1.0, "repetition_penalty": 1.5, "top_p": 0.9, "top_k": 5}
     call = await llm.chat("count", min_p=0.1, temperature=0.5, seed=1, max_tokens=30, **params)
     assert call.text() != COUNTED[: len(call.text())]
@@ -150,7 +150,7 @@ async def test_penalties_and_other_ways_to_choose_are_taken(llm: RunningWorker) 
         ({"response_format": {"type": "json_schema"}}, "response_format"),
     ],
 )
-async def test_a_bad_parameter_is_named(llm: RunningWorker, params: dict[str, Any], field: str) -> None:
+async def test_invalid_parameter_is_named(llm: RunningWorker, params: dict[str, Any], field: str) -> None:
     with pytest.raises(CallFailed) as told:
         await llm.chat("count", **params)
     assert (told.value.status, told.value.kind) == (400, "invalid_request_error")
@@ -158,18 +158,18 @@ async def test_a_bad_parameter_is_named(llm: RunningWorker, params: dict[str, An
 
 
 @pytest.mark.parametrize("messages", [None, [], ["hello"], [{"role": "user", "content": 5}]])
-async def test_bad_messages_are_refused(llm: RunningWorker, messages: Any) -> None:
+async def test_invalid_messages_are_rejected(llm: RunningWorker, messages: Any) -> None:
     with pytest.raises(CallFailed, match="messages"):
         await llm.do("chat", messages=messages, params={})
 
 
-async def test_a_picture_is_refused_by_a_model_that_cannot_see(llm: RunningWorker) -> None:
+async def test_picture_is_rejected_by_a_model_without_vision(llm: RunningWorker) -> None:
     content = [{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": {"url": "data:,x"}}]
     with pytest.raises(CallFailed, match=r"^400 .*messages\[0\].content\[1\]: .* cannot see images"):
         await llm.chat(content)
 
 
-async def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(llm: RunningWorker) -> None:
+async def test_prompt_beyond_the_context_is_rejected_with_token_counts(llm: RunningWorker) -> None:
     with pytest.raises(CallFailed) as told:
         await llm.do("complete", prompt="hello " * 2000, params={})
     assert (told.value.status, told.value.kind) == (400, "exceed_context_size_error")
@@ -179,10 +179,8 @@ async def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(llm: Runn
 
 @pytest.mark.promise("X4")
 @pytest.mark.parametrize("op", ["complete", "chat"])
-async def test_a_prompt_of_many_megabytes_is_refused_before_it_is_divided_into_tokens(
-    llm: RunningWorker, op: str
-) -> None:
-    """Which would take a second for a megabyte or two, in which no other call goes on."""
+async def test_prompt_of_many_megabytes_is_rejected_without_tokenizing(llm: RunningWorker, op: str) -> None:
+    """Tokenizing would stop all calls for about a second per megabyte or two."""
     text = "hello " * (1 << 22)
     given = {"prompt": text} if op == "complete" else {"messages": [{"role": "user", "content": text}]}
     with pytest.raises(CallFailed) as told:
@@ -191,7 +189,7 @@ async def test_a_prompt_of_many_megabytes_is_refused_before_it_is_divided_into_t
     assert told.value.message.startswith("prompt: at least ")
 
 
-async def test_an_answer_ends_where_the_context_does(llm: RunningWorker) -> None:
+async def test_answer_ends_at_the_end_of_the_context(llm: RunningWorker) -> None:
     call = llm.begin("complete", prompt="hello " * 500, params={"ignore_eos": True})
     usage = (await call.done())["usage"]
     assert (usage["total_tokens"], call.finish()) == (1024, "length")
@@ -207,12 +205,12 @@ async def test_completions_of_texts_and_tokens_with_echo(llm: RunningWorker) -> 
 
 
 @pytest.mark.parametrize("prompt", ["", [], [[]], None, 5])
-async def test_an_empty_prompt_is_refused(llm: RunningWorker, prompt: Any) -> None:
+async def test_empty_prompt_is_rejected(llm: RunningWorker, prompt: Any) -> None:
     with pytest.raises(CallFailed, match="prompt"):
         await llm.do("complete", prompt=prompt, params={})
 
 
-async def test_a_cancel_ends_one_call_while_its_neighbour_goes_on(llm: RunningWorker) -> None:
+async def test_cancelling_one_call_does_not_affect_another(llm: RunningWorker) -> None:
     endless = {"ignore_eos": True, "max_tokens": 1000}
     cancelled = llm.begin("chat", messages=[{"role": "user", "content": "count"}], params=endless)
     neighbour = llm.begin(
@@ -243,11 +241,11 @@ async def test_many_streams_share_frames(llm: RunningWorker) -> None:
         ({"structured_outputs": {"grammar": 'root ::= "x" "y"'}}, "xy"),
     ],
 )
-async def test_a_grammar_is_followed(llm: RunningWorker, params: dict[str, Any], text: str) -> None:
+async def test_answer_matches_the_grammar(llm: RunningWorker, params: dict[str, Any], text: str) -> None:
     assert (await llm.chat("count", **params)).text() == text
 
 
-async def test_json_object_begins_as_one(llm: RunningWorker) -> None:
+async def test_json_object_answer_begins_with_a_brace(llm: RunningWorker) -> None:
     call = await llm.chat("count", response_format={"type": "json_object"}, max_tokens=20)
     assert call.text().lstrip().startswith("{")
 
@@ -261,7 +259,7 @@ async def test_json_object_begins_as_one(llm: RunningWorker) -> None:
         {"grammar": "root ::= nope"},
     ],
 )
-async def test_a_grammar_that_is_none_hurts_nobody_else(llm: RunningWorker, params: dict[str, Any]) -> None:
+async def test_invalid_grammar_fails_only_its_call(llm: RunningWorker, params: dict[str, Any]) -> None:
     neighbour = asyncio.ensure_future(llm.chat("count", max_tokens=400, ignore_eos=True))
     with pytest.raises(CallFailed, match="cannot be applied") as told:
         await llm.chat("count", **params)
@@ -269,7 +267,7 @@ async def test_a_grammar_that_is_none_hurts_nobody_else(llm: RunningWorker, para
     assert (await neighbour).text().startswith(COUNTED)
 
 
-async def test_tools_are_called_when_they_must_be(model: Callable[..., Path]) -> None:
+async def test_required_tools_are_called(model: Callable[..., Path]) -> None:
     folder = model("tiny-chat", chat_template__jinja=HERMES)
     async with worker("chat", folder) as running:
         assert "tools" in running.facts["capabilities"]
@@ -283,7 +281,7 @@ async def test_tools_are_called_when_they_must_be(model: Callable[..., Path]) ->
             await running.chat("count", tools=[TOOL], tool_choice={"type": "function", "function": {"name": "no"}})
 
 
-async def test_a_model_that_cannot_be_loaded_is_told(model: Callable[..., Path], tmp_path: Path) -> None:
+async def test_unloadable_model_is_reported(model: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(WorkerFailed):
         async with worker("chat", tmp_path / "nothing"):
             pass
@@ -292,7 +290,7 @@ async def test_a_model_that_cannot_be_loaded_is_told(model: Callable[..., Path],
             pass
 
 
-async def test_the_end_of_stdin_ends_it_while_it_computes() -> None:
+async def test_end_of_stdin_ends_a_busy_worker() -> None:
     async with worker("chat", SAMPLES / "tiny-chat") as running:
         call = running.begin("chat", messages=[{"role": "user", "content": "count"}], params={"ignore_eos": True})
         await call.begun()

@@ -1,4 +1,4 @@
-"""The workers that do one thing at a time, in their processes, with the tiny models."""
+"""The workers that compute one call at a time, in their processes, with the sample models."""
 
 from __future__ import annotations
 
@@ -51,31 +51,31 @@ async def test_embeddings_are_vectors_of_length_one(embed: RunningWorker) -> Non
     assert answer["prompt_tokens"] > 40
 
 
-async def test_a_text_has_the_same_vector_in_any_company(embed: RunningWorker) -> None:
+async def test_vector_of_a_text_does_not_depend_on_its_batch(embed: RunningWorker) -> None:
     alone = (await embed.do("embed", input=["hello"]))["vectors"][0]
     beside = (await embed.do("embed", input=["a much longer text than hello", "hello"]))["vectors"][1]
     assert np.frombuffer(alone, "<f4") == pytest.approx(np.frombuffer(beside, "<f4"), abs=1e-3)
 
 
-async def test_normalising_can_be_left_out() -> None:
+async def test_normalization_can_be_disabled() -> None:
     async with worker("embed", SAMPLES / "tiny-embed", normalize_embeddings=False, pooling="LAST") as running:
         (vector,) = (await running.do("embed", input=["hello"]))["vectors"]
         assert abs(np.linalg.norm(np.frombuffer(vector, "<f4")) - 1) > 0.01
 
 
 @pytest.mark.parametrize("given", [None, [], "hello", [None], [[]], [["a"]]])
-async def test_bad_input_is_refused(embed: RunningWorker, given: Any) -> None:
+async def test_invalid_embedding_input_is_rejected(embed: RunningWorker, given: Any) -> None:
     with pytest.raises(CallFailed, match="input") as told:
         await embed.do("embed", input=given)
     assert told.value.status == 400
 
 
-async def test_tokens_that_are_no_numbers_of_tokens(embed: RunningWorker) -> None:
+async def test_token_ids_out_of_range_are_rejected(embed: RunningWorker) -> None:
     with pytest.raises(CallFailed, match=r"^400 \w+: input\[0\]\[0\]: "):
         await embed.do("embed", input=[[1 << 70]])
 
 
-async def test_a_text_beyond_the_context_is_refused_or_cut(embed: RunningWorker) -> None:
+async def test_text_beyond_the_context_is_rejected_or_truncated(embed: RunningWorker) -> None:
     with pytest.raises(CallFailed) as told:
         await embed.do("embed", input=["ok", "hello " * 1000])
     assert (told.value.status, told.value.kind) == (400, "exceed_context_size_error")
@@ -87,7 +87,7 @@ async def test_a_text_beyond_the_context_is_refused_or_cut(embed: RunningWorker)
             assert (await running.do("embed", input=["hello " * length]))["prompt_tokens"] == 512
 
 
-async def test_a_pooling_that_is_none_keeps_it_from_loading() -> None:
+async def test_unknown_pooling_fails_the_load() -> None:
     with pytest.raises(WorkerFailed, match="pooling"):
         async with worker("embed", SAMPLES / "tiny-embed", pooling="BEST"):
             pass
@@ -109,18 +109,18 @@ async def test_every_document_gets_a_score(rerank: RunningWorker) -> None:
 
 
 @pytest.mark.parametrize("request_", [{"documents": ["a"]}, {"query": "a", "documents": []}, {"query": "a"}])
-async def test_a_bad_rerank_is_refused(rerank: RunningWorker, request_: dict[str, Any]) -> None:
+async def test_invalid_rerank_request_is_rejected(rerank: RunningWorker, request_: dict[str, Any]) -> None:
     with pytest.raises(CallFailed) as told:
         await rerank.do("rerank", **request_)
     assert told.value.status == 400
 
 
-async def test_nothing_cannot_be_compared_with_nothing(rerank: RunningWorker) -> None:
+async def test_empty_query_with_an_empty_document_is_rejected(rerank: RunningWorker) -> None:
     with pytest.raises(CallFailed, match=r"^400 \w+: query: "):
         await rerank.do("rerank", query="", documents=["", ""])
 
 
-async def test_pictures_are_png_of_the_wanted_size(image: RunningWorker) -> None:
+async def test_pictures_are_png_of_the_requested_size(image: RunningWorker) -> None:
     call = image.begin("image", prompt="a cat", width=72, height=64, n=2, seed=7, guidance=3.0, negative_prompt="dog")
     pictures = (await call.done())["images"]
     for picture in pictures:
@@ -132,13 +132,13 @@ async def test_pictures_are_png_of_the_wanted_size(image: RunningWorker) -> None
 
 @pytest.mark.promise("S13")
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
-async def test_pictures_are_in_the_format_that_was_asked_for(image: RunningWorker, form: str) -> None:
+async def test_pictures_have_the_requested_format(image: RunningWorker, form: str) -> None:
     (picture,) = (await image.do("image", prompt="a cat", width=64, height=64, steps=1, format=form))["images"]
     with Image.open(io.BytesIO(picture)) as opened:
         assert (opened.format, opened.size) == (form.upper(), (64, 64))
 
 
-async def test_a_seed_makes_the_same_picture(image: RunningWorker) -> None:
+async def test_seed_repeats_the_picture(image: RunningWorker) -> None:
     first = await image.do("image", prompt="a cat", seed=7, steps=1)
     again = await image.do("image", prompt="a cat", seed=7, steps=1)
     other = await image.do("image", prompt="a cat", seed=8, steps=1)
@@ -159,14 +159,14 @@ async def test_a_seed_makes_the_same_picture(image: RunningWorker) -> None:
         ({"guidance": 1, "negative_prompt": "x"}, "negative_prompt"),
     ],
 )
-async def test_a_bad_picture_is_refused(image: RunningWorker, wrong: dict[str, Any], field: str) -> None:
+async def test_invalid_image_request_is_rejected(image: RunningWorker, wrong: dict[str, Any], field: str) -> None:
     with pytest.raises(CallFailed) as told:
         await image.do("image", **({"prompt": "a cat"} | wrong))
     assert told.value.status == 400
     assert told.value.message.startswith(field)
 
 
-async def test_running_and_waiting_pictures_are_cancelled(image: RunningWorker) -> None:
+async def test_running_and_queued_pictures_are_cancelled(image: RunningWorker) -> None:
     running = image.begin("image", prompt="a cat", width=256, height=256, steps=100, n=10)
     waiting = image.begin("image", prompt="a cat")
     last = image.begin("image", prompt="a cat")
@@ -184,14 +184,14 @@ async def test_running_and_waiting_pictures_are_cancelled(image: RunningWorker) 
     assert len((await last.done())["images"]) == 1
 
 
-async def test_speech_is_written_down_in_segments(transcribe: RunningWorker) -> None:
+async def test_speech_is_transcribed_in_segments(transcribe: RunningWorker) -> None:
     answer = await transcribe.do("transcribe", audio=tone(3), language="de")
     assert answer["text"]
     assert answer["language"] == "de"
     assert answer["segments"][0][:2] == (0.0, 3.0)
 
 
-async def test_long_speech_is_heard_to_its_end(transcribe: RunningWorker) -> None:
+async def test_long_speech_is_transcribed_completely(transcribe: RunningWorker) -> None:
     call = transcribe.begin("transcribe", audio=tone(70))
     answer = await call.done()
     assert answer["segments"][-1][1] == 70.0
@@ -203,7 +203,7 @@ async def test_words_have_times(transcribe: RunningWorker) -> None:
     assert isinstance(answer["words"], list)
 
 
-async def test_a_moment_of_sound_is_enough(transcribe: RunningWorker) -> None:
+async def test_very_short_audio_is_transcribed(transcribe: RunningWorker) -> None:
     assert "text" in await transcribe.do("transcribe", audio=tone(0.001))
 
 
@@ -218,14 +218,16 @@ async def test_a_moment_of_sound_is_enough(transcribe: RunningWorker) -> None:
         ({"temperature": 9}, "temperature"),
     ],
 )
-async def test_bad_speech_is_refused(transcribe: RunningWorker, wrong: dict[str, Any], field: str) -> None:
+async def test_invalid_transcription_request_is_rejected(
+    transcribe: RunningWorker, wrong: dict[str, Any], field: str
+) -> None:
     with pytest.raises(CallFailed) as told:
         await transcribe.do("transcribe", **({"audio": tone(1)} | wrong))
     assert told.value.status == 400
     assert told.value.message.startswith(field)
 
 
-async def test_a_long_transcription_is_cancelled(transcribe: RunningWorker) -> None:
+async def test_long_transcription_can_be_cancelled(transcribe: RunningWorker) -> None:
     call = transcribe.begin("transcribe", audio=tone(10 * 60))
     await call.begun()
     transcribe.cancel(call)
@@ -256,7 +258,7 @@ async def test_speed_changes_the_length(speak: RunningWorker) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"text": " "}, {"text": None}, {"text": "a", "speed": 9}])
-async def test_bad_text_is_refused(speak: RunningWorker, wrong: dict[str, Any]) -> None:
+async def test_invalid_speech_request_is_rejected(speak: RunningWorker, wrong: dict[str, Any]) -> None:
     with pytest.raises(CallFailed) as told:
         await speak.do("speak", **wrong)
     assert told.value.status == 400
@@ -280,6 +282,6 @@ async def test_voices_are_files_of_speaker_embeddings(tmp_path: Path) -> None:
             pass
 
 
-async def test_calls_wait_in_line(embed: RunningWorker) -> None:
+async def test_concurrent_calls_are_all_answered(embed: RunningWorker) -> None:
     answers = await asyncio.gather(*(embed.do("embed", input=[f"{number}"]) for number in range(20)))
     assert len({answer["vectors"][0] for answer in answers}) == 20

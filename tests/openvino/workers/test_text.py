@@ -1,4 +1,4 @@
-"""How tokens become text, and text becomes OpenAI's deltas, piece by piece."""
+"""Incremental conversion of tokens to text, and of text to OpenAI's deltas."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Vocabulary:
 
 
 @pytest.mark.parametrize("lies", [False, True])
-def test_text_comes_in_whole_characters(lies: bool) -> None:
-    """By the table of tokens, and where that would be wrong by the tokenizer."""
+def test_text_is_emitted_in_whole_characters(lies: bool) -> None:
+    """By the table of tokens, or by the tokenizer if the table would be wrong."""
     detokenizer = Detokenizer(Vocabulary(lies))
     assert detokenizer.by_table is not lies
     stream = detokenizer.stream()
@@ -110,7 +110,7 @@ WRITTEN = {
 
 @pytest.mark.parametrize("name", WRITTEN)
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-def test_calls_are_found_however_their_text_is_cut(name: str, size: int) -> None:
+def test_calls_are_found_in_pieces_of_any_size(name: str, size: int) -> None:
     text = WRITTEN[name]
     deltas = Deltas(parser(name, TOOLS), False, False)
     found = [delta for at in range(0, len(text), size) for delta in deltas.feed(text[at : at + size])] + deltas.end()
@@ -122,7 +122,7 @@ def test_calls_are_found_however_their_text_is_cut(name: str, size: int) -> None
 
 @pytest.mark.parametrize("name", WRITTEN)
 @pytest.mark.parametrize("size", [1, 1000])
-def test_text_without_calls_stays_as_it_is(name: str, size: int) -> None:
+def test_text_without_calls_is_unchanged(name: str, size: int) -> None:
     text = "No call: [1, 2], {braces} and <tags> are nothing [TOOL."
     deltas = Deltas(parser(name, TOOLS), False, False)
     found = [delta for at in range(0, len(text), size) for delta in deltas.feed(text[at : at + size])] + deltas.end()
@@ -213,7 +213,7 @@ FAR = [
 @pytest.mark.promise("S5")
 @pytest.mark.parametrize(("name", "text", "content"), FAR)
 @pytest.mark.parametrize("size", [1, 5, 1000])
-def test_calls_in_other_ways_are_found_and_the_text_around_them_is_kept(
+def test_calls_in_other_formats_are_found_and_the_text_around_them_is_kept(
     name: str, text: str, content: str, size: int
 ) -> None:
     found, _, calls = cut(text, size, name, TOOLS)
@@ -254,8 +254,8 @@ PIECES = st.one_of(st.sampled_from(MARKS), st.text(st.sampled_from('789 {}[]"\\,
 
 @pytest.mark.promise("S4")
 @given(st.sampled_from(sorted(PARSERS)), st.lists(PIECES, max_size=12), st.integers(1, 9), st.booleans())
-def test_content_and_calls_account_for_all_of_any_text(name: str, parts: list[str], size: int, cuts: bool) -> None:
-    """However it is cut. The digits of a text that are no part of a call are among its content and its calls."""
+def test_content_and_calls_contain_all_of_the_text(name: str, parts: list[str], size: int, cuts: bool) -> None:
+    """In pieces of any size: each digit of the text is in the content or in a call."""
     text = "".join(parts)
     deltas = Deltas(parser(name, TOOLS), False, False)
     pieces = [text[at : at + size] for at in range(0, len(text), size)] if cuts else parts
@@ -276,7 +276,7 @@ def test_content_and_calls_account_for_all_of_any_text(name: str, parts: list[st
     "value",
     ["a </tool_call> b", "</parameter>", "</function>", "<parameter=a>", "x</parameter>y", " two\nlines ", ""],
 )
-def test_a_parameters_value_may_hold_any_tag(size: int, value: str) -> None:
+def test_parameter_value_may_contain_tags(size: int, value: str) -> None:
     coder = f"<tool_call>\n<function=add>\n<parameter=b>\n{value}\n</parameter>\n</function>\n</tool_call>"
     glm = f"<tool_call>add\n<arg_key>b</arg_key>\n<arg_value>{value}</arg_value>\n</tool_call>"
     for name, text in (("qwen3coder", coder), ("glm4", glm)):
@@ -313,7 +313,7 @@ NULLABLE = {"anyOf": [{"type": "string"}, {"type": "null"}]}
         ({"anyOf": 5, "type": 7, "enum": "x"}, "x", "x"),
     ],
 )
-def test_a_parameters_text_is_read_by_its_schema(schema: dict[str, Any], text: str, value: Any) -> None:
+def test_schema_decides_the_type_of_a_parameter(schema: dict[str, Any], text: str, value: Any) -> None:
     root = {
         "properties": {"p": schema},
         "$defs": {"Zip": {"type": "string"}, "Loop": {"anyOf": [{"$ref": "#/$defs/Loop"}]}},
@@ -325,14 +325,14 @@ def test_a_parameters_text_is_read_by_its_schema(schema: dict[str, Any], text: s
         assert cut(written, 1000, "glm4", tools) == ("", "", [("f", {"p": value})])
 
 
-def test_arguments_are_told_while_they_come() -> None:
+def test_arguments_are_streamed() -> None:
     deltas = Deltas(parser("hermes3", TOOLS), False, False)
     first = deltas.feed('<tool_call>{"name": "add", "arguments": {"a": ')
     assert first[0]["tool_calls"][0]["function"] == {"name": "add", "arguments": ""}
     assert first[1]["tool_calls"][0]["function"] == {"arguments": '{"a": '}
 
 
-def test_json_that_is_no_call_is_text() -> None:
+def test_json_that_is_not_a_call_is_text() -> None:
     deltas = Deltas(parser("llama3", TOOLS), False, False)
     assert told(deltas.feed('{"answer": 5}') + deltas.end()) == ('{"answer": 5}', "", [])
 
@@ -348,7 +348,7 @@ def test_json_that_is_no_call_is_text() -> None:
         ("<think>Hm", False, "", "Hm"),
     ],
 )
-def test_thoughts_are_told_apart(size: int, text: str, thinking: bool, content: str, thoughts: str) -> None:
+def test_reasoning_is_separated_from_text(size: int, text: str, thinking: bool, content: str, thoughts: str) -> None:
     deltas = Deltas(None, True, thinking)
     found = [delta for at in range(0, len(text), size) for delta in deltas.feed(text[at : at + size])] + deltas.end()
     assert told(found)[:2] == (content, thoughts)
@@ -364,7 +364,7 @@ def test_thoughts_are_told_apart(size: int, text: str, thinking: bool, content: 
         ("plain", None),
     ],
 )
-def test_the_template_shows_how_calls_are_written(template: str, name: str | None) -> None:
+def test_parser_is_chosen_by_the_template(template: str, name: str | None) -> None:
     assert guess(template) == name
 
 
@@ -374,7 +374,7 @@ def rendered(folder: Path, tools: list[dict[str, Any]], **extra: Any) -> str:
 
 
 @pytest.mark.promise("S12")
-def test_templates_come_from_any_of_a_models_files(tmp_path: Path) -> None:
+def test_templates_are_read_from_each_file_of_a_model(tmp_path: Path) -> None:
     assert rendered(tmp_path, []) == "built in"
     (tmp_path / "chat_template.json").write_text('{"chat_template": "json"}')
     assert rendered(tmp_path, []) == "json"
@@ -393,8 +393,8 @@ def test_templates_come_from_any_of_a_models_files(tmp_path: Path) -> None:
 
 @pytest.mark.promise("S12")
 @pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json", None])
-def test_tools_use_a_models_template_for_tools(tmp_path: Path, place: str | None) -> None:
-    """Beside a default template from wherever that is."""
+def test_template_for_tools_is_read(tmp_path: Path, place: str | None) -> None:
+    """With a default template from each possible place."""
     if place:
         default = "plain" if place.endswith(".jinja") else json.dumps({"chat_template": "plain"})
         (tmp_path / place).write_text(default)
@@ -407,7 +407,7 @@ def test_tools_use_a_models_template_for_tools(tmp_path: Path, place: str | None
     assert guess(templates.text) == "hermes3"
 
 
-def test_a_template_of_many_megabytes_is_refused(tmp_path: Path) -> None:
+def test_template_of_many_megabytes_is_rejected(tmp_path: Path) -> None:
     with (tmp_path / "chat_template.jinja").open("wb") as file:
         file.truncate(17 << 20)
     with pytest.raises(RequestError, match=r"^chat_template\.jinja: is larger than 16 MiB"):
@@ -419,13 +419,13 @@ def test_a_template_of_many_megabytes_is_refused(tmp_path: Path) -> None:
     [('{"a": 1}', {"a": 1}), ({"a": 1}, {"a": 1}), ("", {}), ("  ", {}), (None, {}), ("{}", {})],
 )
 @pytest.mark.promise("S6")
-def test_arguments_of_past_calls_are_objects(arguments: Any, plain: dict[str, Any]) -> None:
+def test_arguments_of_past_calls_become_objects(arguments: Any, plain: dict[str, Any]) -> None:
     call = {"id": "1", "function": {"name": "add", "arguments": arguments}}
     found, _ = messages([{"role": "assistant", "content": None, "tool_calls": [call]}], False)
     assert found[0]["tool_calls"] == [{"id": "1", "function": {"name": "add", "arguments": plain}}]
 
 
-def test_parts_become_one_text_in_their_order() -> None:
+def test_parts_are_joined_to_one_text_in_order() -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:,x"}}
     one, two, three = ({"type": "text", "text": text} for text in ("one", "two", "three"))
     found, pictures = messages([{"role": "user", "content": [one, two, picture, three, picture]}], True)
@@ -441,7 +441,7 @@ def test_developer_messages_become_system_messages() -> None:
     assert given[0]["role"] == "developer"
 
 
-def test_text_is_cut_where_it_hurts_least() -> None:
+def test_speech_text_is_divided_at_sentences_and_words() -> None:
     assert pieces("One. Two! Three?", 9) == ["One. Two!", "Three?"]
     assert pieces("word " * 5, 11) == ["word word", "word word", "word"]
     assert pieces("x" * 25, 10) == ["x" * 10, "x" * 10, "x" * 5]
