@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
 import stat
 import sys
@@ -18,7 +17,7 @@ import psutil
 from engine_plugin import catalogue
 from engine_plugin.errors import PreconditionError
 from engine_plugin.system.addresses import SOCKET_PATH_LIMIT, socket_is_gone
-from engine_plugin.system.files import private_folder, write_json
+from engine_plugin.system.files import load_json, private_folder, write_json
 from engine_plugin.system.trust import distrust
 
 if TYPE_CHECKING:
@@ -190,8 +189,8 @@ def _machine() -> str:
 def read_record(stem: Path) -> ServerRecord | None:
     """Read the server's record; None if it is missing or not a valid record."""
     try:
-        record = ServerRecord(**json.loads(record_file(stem).read_bytes()))
-    except (OSError, ValueError, TypeError, RecursionError):
+        record = ServerRecord(**load_json(record_file(stem)))
+    except (OSError, ValueError, TypeError):
         return None
     numbers = isinstance(record.pid, int) and isinstance(record.started, int | float)
     return record if numbers and 0 < record.pid < 2**31 and isinstance(record.address, str) else None

@@ -10,7 +10,6 @@ runs, are not touched.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import secrets
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from engine_plugin.process import tree
-from engine_plugin.system.files import private_folder, write_json
+from engine_plugin.system.files import load_json, private_folder, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -110,14 +109,14 @@ class ProcessRecords:
         """The records of this place; unreadable ones are removed."""
         for path in self.folder.glob("*.json") if self.folder.is_dir() else ():
             try:
-                record = _Record(json.loads(path.read_text()))
+                record = _Record(load_json(path))
                 if record.place == place():
                     yield path, record
                 elif time.time() - path.stat().st_mtime > _FORGOTTEN:
                     path.unlink(missing_ok=True)
             except FileNotFoundError:
                 continue  # its owner has just removed it
-            except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            except (OSError, ValueError, KeyError, TypeError, OverflowError):
                 log.warning("unreadable process record %s: removing it", path.name)
                 with contextlib.suppress(OSError):  # it may be a directory
                     path.unlink()
