@@ -1,4 +1,4 @@
-"""The Go host, built once, and its report at the end of the test run."""
+"""The Go host, built once, and its report at the end of the test session."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def go_host(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
 
 
 def _lines(checks: list[Check]) -> Iterator[str]:
-    """What the Go host saw, which is a result in itself."""
+    """Lines of the report: the outcome of each check."""
     yield "a Go host (hashicorp/go-plugin) and this plugin:"
     for check in checks:
         verdict = "ok  " if check.ok else "FAIL"
@@ -58,7 +58,7 @@ def eight_services(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def short_directory() -> Iterator[Path]:
-    """A directory for data and sockets whose path is short enough for a unix socket's."""
+    """A directory for data and sockets with a path short enough for unix sockets."""
     path = Path(tempfile.mkdtemp(prefix="epc-"))
     try:
         yield path
@@ -74,7 +74,7 @@ def scratch() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def observe(go_host: GoHost, plugin: Path) -> Observe:
-    """Run a scenario with the llama.cpp plugin, without or with AutoMTLS, once; its checks, all right."""
+    """Run a scenario once with the llama.cpp plugin, with or without AutoMTLS, and return its passed checks."""
 
     @functools.cache
     def observe(scenario: str, tls: bool = False) -> dict[str, Check]:

@@ -1,4 +1,4 @@
-"""Running the Go host's scenarios, and seeing that nothing of theirs is left afterwards."""
+"""Runs the Go host's scenarios and checks that nothing is left afterwards."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def executable_of(plugin: Path) -> Path:
 
 
 def _still_there(mark: str) -> list[psutil.Process]:
-    """The processes that carry a run's mark in their environment: host, plugin, engines and whatever they start."""
+    """Return the processes with a run's mark in their environment: host, plugin, engines and their descendants."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -70,7 +70,7 @@ def _still_there(mark: str) -> list[psutil.Process]:
 
 
 class RunningHost:
-    """A scenario on its way."""
+    """A running scenario."""
 
     def __init__(self, process: subprocess.Popen[str], mark: str, log: Path) -> None:
         self.process = process
@@ -78,7 +78,7 @@ class RunningHost:
         self._log = log
 
     def family(self) -> list[psutil.Process]:
-        """The host and all that it has brought about."""
+        """Return the host and all its descendants."""
         return _still_there(self._mark)
 
     @property
@@ -87,7 +87,7 @@ class RunningHost:
 
 
 class GoHost:
-    """The built host. `seen` gets every check that it reports."""
+    """The built host. `seen` collects every check that it reports."""
 
     def __init__(self, binary: Path, seen: list[Check]) -> None:
         self.binary = binary
@@ -101,7 +101,7 @@ class GoHost:
     def start(
         self, scenario: str, executable: Path, scratch: Path, *arguments: str, **environ: str
     ) -> Iterator[RunningHost]:
-        """Start a scenario with data and sockets below `scratch`; whatever is left of it at the end is killed."""
+        """Start a scenario with data and sockets below `scratch`; kill all its processes at the end."""
         mark = uuid.uuid4().hex
         log = scratch / f"{scenario}.log"
         variables = {
@@ -136,7 +136,7 @@ class GoHost:
         return check
 
     def run(self, scenario: str, executable: Path, scratch: Path, *arguments: str, **environ: str) -> list[Check]:
-        """Run a scenario to its end; asserts that every check was right and that no process or socket is left."""
+        """Run a scenario to its end; assert that every check passed and that no process or socket is left."""
         with self.start(scenario, executable, scratch, *arguments, **environ) as running:
             output, _ = running.process.communicate(timeout=_LIMIT)
             checks = [self.note(line) for line in output.splitlines()]

@@ -1,4 +1,4 @@
-"""Every plugin behind a host that does to messages what the AOG server does: tests/conformance/host/aog.go."""
+"""Every plugin under a host that changes messages as the AOG server does: tests/conformance/host/aog.go."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def under_aog(
 
 
 @pytest.mark.promise("H1", "H2", "H3", "H4", "H5", "H6")
-def test_all_eight_services(go_host: GoHost, eight_services: Path, scratch: Path) -> None:
+def test_openvino_plugin_answers_all_eight_services_under_aog(
+    go_host: GoHost, eight_services: Path, scratch: Path
+) -> None:
     pytest.importorskip("openvino_genai")
     samples = bundled_samples("openvino")
     speech = samples.default_for("speech-to-text")
@@ -58,7 +60,7 @@ def test_all_eight_services(go_host: GoHost, eight_services: Path, scratch: Path
 
 
 @pytest.mark.promise("H2", "H3", "H4", "H5", "H6", "H9")
-def test_llama_cpp(go_host: GoHost, plugin: Path, scratch: Path) -> None:
+def test_llamacpp_plugin_works_under_aog(go_host: GoHost, plugin: Path, scratch: Path) -> None:
     samples = bundled_samples("gguf")
     models = {kind: samples.default_for(kind) for kind in ("chat", "embed", "rerank")}
     sample = samples.get(models["chat"])
@@ -69,7 +71,7 @@ def test_llama_cpp(go_host: GoHost, plugin: Path, scratch: Path) -> None:
 
 @pytest.mark.promise("H2", "H4", "H5", "H6")
 @pytest.mark.parametrize("native", [False, True], ids=["openai", "native"])
-def test_ollama(go_host: GoHost, scratch: Path, native: bool) -> None:
+def test_ollama_plugin_works_under_aog(go_host: GoHost, scratch: Path, native: bool) -> None:
     models = {"chat": "fresh:latest", "generate": "fresh:latest"}
     (scratch / "mine.gguf").write_bytes(b"GGUF" + bytes(4096))
     server = ContractServer(scratch / "models")
@@ -81,7 +83,7 @@ def test_ollama(go_host: GoHost, scratch: Path, native: bool) -> None:
 
 
 @pytest.mark.promise("H2", "H4", "H5", "H6")
-async def test_an_openai_server(go_host: GoHost, scratch: Path) -> None:
+async def test_openai_plugin_works_under_aog(go_host: GoHost, scratch: Path) -> None:
     server = Contract("vllm")
     server.stream = EVENTS
     await server.start()

@@ -1,4 +1,4 @@
-"""The plugin under a real go-plugin host, which behaves as AOG does. What the checks are: tests/conformance/host."""
+"""The plugin under a real go-plugin host that behaves as AOG does. The checks are in tests/conformance/host."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ AOG = ("aog",)  # test_aog.py
 
 thorough = pytest.mark.thorough
 over_tls = pytest.mark.parametrize("tls", [False, pytest.param(True, marks=thorough)], ids=["plain", "tls"])
-"""What is peculiar to AutoMTLS the scenario `automtls` shows; over it, a plugin does what it does without."""
+"""The scenario `automtls` has the checks of AutoMTLS itself; the others must pass with and without it."""
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals, groups and unix sockets are of POSIX")
 
@@ -78,12 +78,14 @@ def named(checks: list[Check], name: str) -> Check:
 
 @over_tls
 @pytest.mark.parametrize("scenario", [*PLAIN, *(pytest.param(name, marks=posix) for name in POSIX)])
-def test_scenario(observe: Observe, scenario: str, tls: bool) -> None:
+def test_scenario_passes_under_the_go_host(observe: Observe, scenario: str, tls: bool) -> None:
     observe(scenario, tls)
 
 
 @over_tls
-def test_each_of_the_eight_services_answers(go_host: GoHost, eight_services: Path, scratch: Path, tls: bool) -> None:
+def test_eight_services_answer_under_the_go_host(
+    go_host: GoHost, eight_services: Path, scratch: Path, tls: bool
+) -> None:
     pytest.importorskip("openvino_genai")
     go_host.run("eight-services", eight_services, scratch, *(["-automtls"] if tls else []))
 
@@ -95,8 +97,8 @@ def test_every_scenario_is_run(go_host: GoHost) -> None:
 @pytest.mark.parametrize(
     ("scenario", "tls", "checks"),
     [
-        pytest.param("wrong-cookie", False, ["the host says why"], marks=pytest.mark.promise("G1")),
-        pytest.param("wrong-version", False, ["the host says why"], marks=pytest.mark.promise("G2", "G16")),
+        pytest.param("wrong-cookie", False, ["the host reports the cause"], marks=pytest.mark.promise("G1")),
+        pytest.param("wrong-version", False, ["the host reports the cause"], marks=pytest.mark.promise("G2", "G16")),
         pytest.param("tcp", False, ["address", "GetManifest"], marks=pytest.mark.promise("G3", "G12")),
         pytest.param("tcp", True, ["address", "GetManifest"], marks=[pytest.mark.promise("G3", "G13"), thorough]),
         pytest.param("socket-group", False, ["mode of the socket"], marks=[pytest.mark.promise("G6"), posix]),
@@ -112,22 +114,26 @@ def test_every_scenario_is_run(go_host: GoHost) -> None:
             [
                 "a client without a certificate",
                 "a client with another certificate",
-                "a certificate signed by the host's",
+                "a certificate signed by that of the host",
                 "TLS 1.1",
                 "a client without TLS",
             ],
             marks=pytest.mark.promise("G37", "G38", "G39"),
         ),
         pytest.param(
-            "automtls", False, ["connect and close", "ping after all that"], marks=pytest.mark.promise("G25")
+            "automtls", False, ["connect and close", "ping after the other checks"], marks=pytest.mark.promise("G25")
         ),
-        pytest.param("multiplex", False, ["the host says why"], marks=pytest.mark.promise("G8", "G15")),
-        pytest.param("multiplex", True, ["the host says why"], marks=[pytest.mark.promise("G8", "G15"), thorough]),
+        pytest.param("multiplex", False, ["the host reports the cause"], marks=pytest.mark.promise("G8", "G15")),
+        pytest.param(
+            "multiplex", True, ["the host reports the cause"], marks=[pytest.mark.promise("G8", "G15"), thorough]
+        ),
         pytest.param("lifecycle", True, ["dispense", "ping", "no error in the host's log"], marks=thorough),
         pytest.param("errors", False, ["a request of 6 MiB"], marks=pytest.mark.promise("G24")),
         pytest.param("errors", False, ["unknown model", "unknown model, streamed"], marks=pytest.mark.promise("P33")),
         pytest.param("errors", True, ["a request of 6 MiB"], marks=[pytest.mark.promise("G24", "G39"), thorough]),
-        pytest.param("sigint", False, ["SIGINT twice", "a call after it"], marks=[pytest.mark.promise("G33"), posix]),
+        pytest.param(
+            "sigint", False, ["SIGINT twice", "a call after SIGINT"], marks=[pytest.mark.promise("G33"), posix]
+        ),
         pytest.param("kill-streaming", False, ["Kill"], marks=pytest.mark.promise("G20", "G32", "G34")),
         pytest.param("kill-streaming", True, ["Kill"], marks=[pytest.mark.promise("G20", "G34", "G39"), thorough]),
         pytest.param(
@@ -136,14 +142,16 @@ def test_every_scenario_is_run(go_host: GoHost) -> None:
         pytest.param("kill-idle", False, ["Kill", "no error in the host's log"], marks=pytest.mark.promise("G35")),
     ],
 )
-def test_what_a_host_counts_on(observe: Observe, scenario: str, tls: bool, checks: list[str]) -> None:
-    """Each go-plugin promise that a host sees with its own eyes: these checks were made, and came out right."""
+def test_checks_of_a_promise_pass_under_the_go_host(
+    observe: Observe, scenario: str, tls: bool, checks: list[str]
+) -> None:
+    """For each promise that a go-plugin host can observe, the given checks ran and passed."""
     seen = observe(scenario, tls)
     assert [seen[name].ok for name in checks] == [True] * len(checks)
 
 
 @pytest.mark.promise("G21", "G31", "F1", "F2")
-def test_noise_on_stdout_reaches_the_host(go_host: GoHost, scratch: Path) -> None:
+def test_output_on_stdout_reaches_the_go_host(go_host: GoHost, scratch: Path) -> None:
     directory = build_linked(ROOT / "plugins/llamacpp/plugin.yaml", scratch)
     start = directory / "lib" / "start_plugin.py"
     text = start.read_text(encoding="utf-8")
@@ -153,7 +161,7 @@ def test_noise_on_stdout_reaches_the_host(go_host: GoHost, scratch: Path) -> Non
 
 
 @pytest.mark.promise("G11", "G26", "G35")
-def test_a_broken_manifest_is_told_to_the_host(go_host: GoHost, scratch: Path) -> None:
+def test_invalid_manifest_is_reported_to_the_go_host(go_host: GoHost, scratch: Path) -> None:
     directory = build_linked(ROOT / "plugins/llamacpp/plugin.yaml", scratch)
     executable = executable_of(directory)
     manifest = directory / "plugin.yaml"
@@ -163,7 +171,7 @@ def test_a_broken_manifest_is_told_to_the_host(go_host: GoHost, scratch: Path) -
 
 
 @pytest.mark.promise("T1")
-def test_a_plugin_serves_its_own_manifest_in_any_working_directory(
+def test_plugin_serves_its_own_manifest_in_any_working_directory(
     go_host: GoHost, plugin: Path, scratch: Path
 ) -> None:
     other = build_linked(ROOT / "plugins/ollama/plugin.yaml", scratch)
@@ -171,8 +179,8 @@ def test_a_plugin_serves_its_own_manifest_in_any_working_directory(
 
 
 @pytest.mark.promise("G19", "G22", "G26", "G27", "G28", "G29", "G30", "G35")
-def test_a_complete_plugin_directory_works_where_it_was_moved_to(go_host: GoHost, scratch: Path) -> None:
-    """The whole way of a user: build, move, and let the host install the engine, with pip and its hashes."""
+def test_moved_plugin_directory_works_under_the_go_host(go_host: GoHost, scratch: Path) -> None:
+    """Build and move the directory, then let the host install the engine, with pip and its hashes."""
     built = build(ROOT / "plugins/llamacpp/plugin.yaml", scratch / "built")
     moved = scratch / "plugins of mine" / built.name
     moved.parent.mkdir()
@@ -185,7 +193,7 @@ def test_a_complete_plugin_directory_works_where_it_was_moved_to(go_host: GoHost
 
 
 @pytest.mark.promise("G10", "G32", "G36")
-def test_everything_ends_when_the_host_is_killed(go_host: GoHost, plugin: Path, scratch: Path) -> None:
+def test_plugin_and_engine_end_when_the_go_host_is_killed(go_host: GoHost, plugin: Path, scratch: Path) -> None:
     with go_host.start("hold", plugin, scratch) as running:
         limit = threading.Timer(60, running.process.kill)
         limit.start()
@@ -217,8 +225,8 @@ def test_everything_ends_when_the_host_is_killed(go_host: GoHost, plugin: Path, 
 
 @posix
 @pytest.mark.promise("G40")
-def test_reattaching(go_host: GoHost, scratch: Path) -> None:
-    """A plugin that is served by hand: no cookie, no handshake line, and its end is Ctrl-C's and not the host's."""
+def test_go_host_reattaches_to_a_served_plugin(go_host: GoHost, scratch: Path) -> None:
+    """Under `engine-plugin serve` a plugin has no cookie and no handshake line, and ends by Ctrl-C only."""
     with served(scratch) as server:
         assert server.stdout is not None
         first = server.stdout.readline()
@@ -234,7 +242,7 @@ def test_reattaching(go_host: GoHost, scratch: Path) -> None:
 
 @contextlib.contextmanager
 def served(scratch: Path) -> Iterator[subprocess.Popen[str]]:
-    """`engine-plugin serve` for the default plugin, started by something that is no host."""
+    """Run `engine-plugin serve` for the default plugin, not started by a host."""
     environ = {name: value for name, value in os.environ.items() if name != "AOG_PLUGIN" and "PLUGIN_" not in name}
     command = [sys.executable, "-m", "engine_plugin.cli.main", "serve", "--json", "--plugin", str(ROOT)]
     server = subprocess.Popen(
@@ -254,7 +262,7 @@ def served(scratch: Path) -> Iterator[subprocess.Popen[str]]:
         server.communicate()
 
 
-def test_the_host_is_formatted_and_vetted() -> None:
+def test_go_host_is_formatted_and_vetted() -> None:
     run_go("vet", "./...")
     gofmt = shutil.which("gofmt") or str(Path(run_go("env", "GOROOT").strip(), "bin", "gofmt"))
     done = subprocess.run([gofmt, "-l", "."], cwd=SOURCES, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""The Ollama plugin under a real go-plugin host, in AOG's flavours. The checks: tests/conformance/host/ollama.go."""
+"""The Ollama plugin under a real go-plugin host, in AOG's flavors. The checks: tests/conformance/host/ollama.go."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="the contract server 
 
 
 def ollama_plugin(folder: Path, *, native: bool = False, **options: Any) -> Path:
-    """The executable of the shipped plugin with these options; `native`: AOG speaks Ollama's own JSON to it."""
+    """Return the executable of the shipped plugin with these options; with `native`, requests are Ollama JSON."""
     source = ROOT / "plugins/ollama/plugin.yaml"
     shape = yaml.safe_load(source.read_text(encoding="utf-8"))
     shape["engine"] |= options
@@ -51,7 +51,7 @@ def ollama_plugin(folder: Path, *, native: bool = False, **options: Any) -> Path
 
 
 def managed_plugin(folder: Path) -> Path:
-    """One that installs an Ollama of its own, which is our contract server with a process for each loaded model."""
+    """Return a plugin with a managed Ollama, the contract server with a process for each loaded model."""
     archive = pack(folder / "ollama.tgz", members("--runners", "--bare"))
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     return ollama_plugin(folder, server="manage", archives=[{"url": str(archive), "sha256": digest}])
@@ -63,7 +63,7 @@ def names(checks: list[Check]) -> list[str]:
 
 @pytest.mark.promise("F23", "G20", "G34", "P32")
 @pytest.mark.parametrize("native", [False, True], ids=["openai", "native"])
-def test_somebody_elses_server_is_used_and_outlives_the_plugin(go_host: GoHost, scratch: Path, native: bool) -> None:
+def test_attached_server_is_used_and_outlives_the_plugin(go_host: GoHost, scratch: Path, native: bool) -> None:
     executable = ollama_plugin(scratch, native=native)
     server = ContractServer(scratch / "models")
     try:
@@ -80,7 +80,7 @@ def test_somebody_elses_server_is_used_and_outlives_the_plugin(go_host: GoHost, 
 @pytest.mark.promise("F5", "G20", "G34")
 @posix
 @pytest.mark.parametrize("tls", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["plain", "tls"])
-def test_a_server_of_our_own_ends_with_kill(go_host: GoHost, scratch: Path, tls: bool) -> None:
+def test_managed_server_ends_with_kill(go_host: GoHost, scratch: Path, tls: bool) -> None:
     arguments = ["-automtls"] if tls else []
     checks = go_host.run("ollama-managed", managed_plugin(scratch), scratch, *arguments, OLLAMA_HOST=NOWHERE)
     assert {"InstallEngine", "LoadModel again", "the server is gone"} <= set(names(checks))
@@ -88,7 +88,7 @@ def test_a_server_of_our_own_ends_with_kill(go_host: GoHost, scratch: Path, tls:
 
 @pytest.mark.promise("F5", "F7")
 @posix
-def test_a_server_of_our_own_ends_with_a_plugin_that_is_killed(go_host: GoHost, scratch: Path) -> None:
+def test_managed_server_ends_when_the_plugin_is_killed(go_host: GoHost, scratch: Path) -> None:
     with go_host.start("ollama-hold", managed_plugin(scratch), scratch, OLLAMA_HOST=NOWHERE) as running:
         limit = threading.Timer(60, running.process.kill)
         limit.start()

@@ -1,6 +1,6 @@
-"""Load, hurt, look: `python -m tests.soak [--engine E] [--minutes 3] [--streams 200] [--seed N] [--json FILE]`.
+"""Run a soak: `python -m tests.soak [--engine E] [--minutes 3] [--streams 200] [--seed N] [--json FILE]`.
 
-The exit status is 0 when nothing is left and nothing surprised, 1 otherwise.
+The exit status is 0 when nothing is left and nothing unexpected happened, 1 otherwise.
 """
 
 from __future__ import annotations

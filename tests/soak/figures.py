@@ -1,4 +1,4 @@
-"""What a soak has found: the figures, what is judged of them and within which limits, and both as text and JSON."""
+"""The figures of a soak, their limits, and the report as text and JSON."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Figures:
     # Judging
 
     def problems(self) -> list[str]:
-        """What is not clean; empty when all is."""
+        """Return the problems; empty when the soak is clean."""
         found = [*self.wrong, *(f"{count} × {text}" for text, count in self.tally.surprises.items())]
         found += [f"{count} × the plugin logged: {text}" for text, count in self.complaints.items()]
         found += [f"left behind: {thing}" for thing in self.left]
@@ -195,7 +195,7 @@ class Figures:
 
 
 def compared(before: Snapshot | None, after: Snapshot | None) -> list[str]:
-    """What is more, at rest, than it was."""
+    """Return what has grown at rest."""
     if before is None or after is None:
         return ["the plugin was not seen at rest"]
     found = []
@@ -232,7 +232,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def at_rest(snapshot: Snapshot | None) -> dict[str, Any]:
-    """A snapshot in few words."""
+    """Return a short description of a snapshot."""
     if snapshot is None:
         return {}
     return {

@@ -1,4 +1,4 @@
-"""What a process of ours tells of its inside over a private socket, line by line.
+"""Reports the inside of a process over a private socket, line by line.
 
 Each line that is written to the socket is answered by one of JSON: the tasks and threads by name; after `deep` also
 the live objects by type and the blocks of memory that Python has given out, when all garbage was collected; after
@@ -21,7 +21,7 @@ __all__ = ["tell"]
 
 
 async def tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer whoever looks, until they have seen enough."""
+    """Answer an observer until it disconnects."""
     try:
         while question := await reader.readline():
             shape: dict[str, Any] = {"where": _where()} if question == b"where\n" else _inside()

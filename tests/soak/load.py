@@ -1,4 +1,4 @@
-"""Calls from all sides at once, each left at a moment of chance; what comes back is checked to the last token."""
+"""Concurrent calls, each abandoned at a random moment; the answers are checked to the last token."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Load:
         return await comes_true(self.over.wait(), within=seconds)
 
     def chance(self, who: object) -> random.Random:
-        """Chance of somebody's own, so that it does not depend on who is quicker."""
+        """Return a generator for one caller, so that its choices do not depend on the order of callers."""
         return random.Random(f"{self._seed} {who}")  # noqa: S311  # chance that can be repeated is what is wanted
 
     async def _bounded(self, what: str, call: Awaitable[None], allowed: tuple[int, ...]) -> bool:
@@ -200,7 +200,7 @@ _MESSAGES = [{"role": "user", "content": "Hello"}]
 
 
 class _Stream:
-    """One stream of chat, and whether what comes is what was asked for."""
+    """One chat stream, whose events are checked."""
 
     def __init__(self, tally: Tally, tag: str, chance: random.Random, model: str, longest: int) -> None:
         self._tally = tally

@@ -1,6 +1,6 @@
-"""A host that is to be killed: `python -m tests.soak.lonely_host FOLDER MARK ENVIRONMENT`.
+"""A host for the soak to kill: `python -m tests.soak.lonely_host FOLDER MARK ENVIRONMENT`.
 
-Launches the plugin in that folder, asks it for streams without an end, says so in a line, and stays.
+Launches the plugin in that folder, opens endless streams, prints a line, and waits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _STREAMS = 4
 
 
 async def main(folder: Path, mark: str, environ: dict[str, str]) -> None:
-    """Until somebody kills it."""
+    """Run until killed."""
     async with await launched(folder, mark, Log(re.compile("")), **environ) as client:
         await client.start_engine()
         streams = [client.stream("chat", ask_for("chat", "fault-endless", "count 9")) for _ in range(_STREAMS)]

@@ -1,4 +1,4 @@
-"""What befalls an engine in a soak, again and again: death, frost, unloading, a stop, pulls that nobody waits for."""
+"""Faults of an engine in a soak: death, suspension, unloading, stops and abandoned pulls."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _FAULTS: tuple[dict[str, Any], ...] = (
 
 
 def lives(chance: random.Random, count: int, interval: float) -> list[dict[str, Any]]:
-    """A script for the fake engine: each life answers badly now and then, and most of them end in the middle."""
+    """Return a script for the fake engine: each process run gives some wrong answers, and most end in a request."""
     return [{"interval": interval, "rules": _rules(chance)} for _ in range(count)]
 
 
@@ -95,7 +95,7 @@ class Mishaps:
         return chance.choice(engines) if engines else None
 
     def _engines(self, *, guards: bool = False) -> list[tuple[psutil.Process, str]]:
-        """Those that are not frozen: one who thaws a process must be the one who froze it."""
+        """Return the engines that are not suspended: only the code that suspended a process resumes it."""
         engines = self._rig.engines(guards=guards)
         return [engine for engine in engines if engine[0].pid not in self._frozen_now]
 
@@ -110,14 +110,14 @@ class Mishaps:
                 process.send_signal(number)
 
     async def _freeze(self, chance: random.Random) -> None:
-        """For a moment, as a machine does that swaps."""
+        """Suspend it for a moment, as a swapping machine does."""
         seconds = chance.uniform(0.2, 1.5)
         if victim := self._victim(chance):
             self._tally.counts["engines frozen"] += 1
             await self._frozen(victim[0], seconds)
 
     async def _freeze_to_death(self, chance: random.Random) -> None:
-        """Until the plugin has had enough of it."""
+        """Suspend it until the plugin kills it."""
         engines = [engine for engine in self._engines() if engine[1] in CHAT_MODELS]
         if not engines:
             return
@@ -128,13 +128,13 @@ class Mishaps:
             self._tally.surprise(f"a frozen engine was not ended in {_FROST:g} s")
 
     async def _frozen(self, process: psutil.Process, seconds: float) -> bool:
-        """Stop it for so long, and let it go on; True when it has ended meanwhile."""
+        """Suspend it for so long and resume it; return True when it has ended meanwhile."""
         end = asyncio.get_running_loop().time() + seconds
         self._frozen_now.add(process.pid)
         with suppress(psutil.Error):
             process.suspend()
         try:
-            # Nobody but its parent is told of its end.
+            # Only its parent is notified of its end.
             while not gone(process) and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         finally:

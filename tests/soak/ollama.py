@@ -37,7 +37,7 @@ _LOOK = 0.1
 
 @dataclass(slots=True)
 class OllamaFigures(Figures):
-    """Those of one life."""
+    """The figures of one plugin."""
 
     ends: list[float] = field(default_factory=list)
     """Seconds from the plugin's death, or its host's, until nothing of it was left."""
@@ -57,12 +57,12 @@ class OllamaFigures(Figures):
 
 @dataclass(slots=True)
 class BothLives:
-    """The figures of both lives, which are soaked side by side."""
+    """The figures of both plugins, which run side by side."""
 
     lives: dict[Life, OllamaFigures]
 
     def problems(self) -> list[str]:
-        """What is not clean; empty when all is."""
+        """Return the problems; empty when the soak is clean."""
         return [f"{life}: {problem}" for life, figures in self.lives.items() for problem in figures.problems()]
 
     def to_json(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class BothLives:
 
 
 async def soak_ollama(plan: Plan, lives: tuple[Life, ...] = LIVES) -> BothLives:
-    """The whole of it. Nothing is left in any case."""
+    """Run the whole soak. Nothing is left in any case."""
     both = BothLives(
         {
             life: OllamaFigures({"life": life, "seed": plan.seed, "streams": plan.streams // len(lives)}, Tally())
@@ -129,7 +129,7 @@ async def _phase(plan: Plan, made: OllamaRig, name: str, seconds: float, figures
 
 
 async def _still_answers(made: OllamaRig, figures: OllamaFigures) -> None:
-    """After all that, every service does as on the first day."""
+    """Check that every service still answers."""
     model = "gpt-x" if made.life == "openai" else "tiny-chat"
     asked: list[tuple[str, dict[str, Any]]] = [
         *((service, ask_for(service, model, "say one")) for service in ("chat", "generate")),
@@ -147,7 +147,7 @@ async def _still_answers(made: OllamaRig, figures: OllamaFigures) -> None:
 
 
 async def _nothing_open(made: OllamaRig, figures: OllamaFigures) -> None:
-    """Whatever was left has ended at the server, too."""
+    """Check that abandoned requests have ended at the server."""
     server = await made.contract()
     end = asyncio.get_running_loop().time() + _SETTLE
     while still := await asyncio.to_thread(server.requests, state="open"):
@@ -161,7 +161,7 @@ async def _nothing_open(made: OllamaRig, figures: OllamaFigures) -> None:
 
 
 async def _death(plan: Plan, made: OllamaRig, figures: OllamaFigures, name: str) -> None:
-    """A plugin that is killed in the midst of its work leaves no process, and no work at somebody else's server."""
+    """Kill a plugin under load: it leaves no process, and no work at an attached server."""
     await made.client.start_engine(timeout=_SLOWEST)
     load = OllamaLoad(made, Tally(), f"{plan.seed} {made.life} {name}", plan.longest)
     works = [asyncio.ensure_future(work) for work in load.workers(figures.about["streams"])]
@@ -178,7 +178,7 @@ async def _death(plan: Plan, made: OllamaRig, figures: OllamaFigures, name: str)
 
 
 async def _host_gone(made: OllamaRig, figures: OllamaFigures) -> None:
-    """A plugin whose host is killed ends, with all that it started, and cleans up."""
+    """Kill the host: the plugin ends with all its processes and cleans up."""
     environ = environment(made.scratch, made.theirs) | {MARK: made.mark}
     host = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.soak.lonely_host", str(made.scratch), made.mark, json.dumps(environ)),
@@ -214,12 +214,12 @@ async def _all_gone(made: OllamaRig, figures: OllamaFigures, name: str) -> None:
 
 
 async def _theirs_lives(made: OllamaRig, figures: OllamaFigures) -> None:
-    """Somebody else's server outlives all that; and was not so much as asked where there is one of our own."""
+    """Check that the attached server still runs, and got no request from a plugin with a managed one."""
     if gone(made.theirs.process):
-        figures.wrong.append("somebody else's server is gone")
+        figures.wrong.append("the attached server is gone")
         return
     if made.life == "managed" and (asked := await asyncio.to_thread(ContractClient(made.theirs.port).requests)):
-        figures.wrong.append(f"somebody else's server was asked: {asked[0]['path']}")
+        figures.wrong.append(f"the attached server got a request:  {asked[0]['path']}")
 
 
 def _named(process: psutil.Process) -> str:

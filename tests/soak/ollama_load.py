@@ -1,4 +1,4 @@
-"""Calls of an Ollama in both flavours of JSON at once, left at moments of chance; what comes back is checked to the
+"""Concurrent calls of an Ollama in both flavors of JSON, abandoned at random moments; the answers are checked to the
 last word."""
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ fault, or left when nothing more comes, or never an end."""
 
 
 class OllamaLoad(Working):
-    """Everything but the mishaps."""
+    """All calls of a soak."""
 
     def __init__(self, rig: OllamaRig, tally: Tally, seed: str, longest: int) -> None:
         """`longest`: words of the longest stream."""
@@ -99,7 +99,7 @@ class OllamaLoad(Working):
                 await reading.read(chunks, chance.randint(1, self._longest) if way == "middle" else None)
 
     async def _bad(self, service: str, chance: random.Random) -> None:
-        """One whose model fails; the caller must be told what that means."""
+        """Call a model that fails, and check the error."""
         name = chance.choice(list(self._faults))
         request = ask_for(service, name, "count 9")
         try:
@@ -116,7 +116,7 @@ class OllamaLoad(Working):
         self._tally.counts["streams that fail"] += 1
 
     async def _left(self, chunks: ChunkStream, seconds: float) -> None:
-        """Read for so many seconds, and go. The end of these is not of their own will."""
+        """Read for so many seconds, then abandon the stream."""
         try:
             async with asyncio.timeout(seconds), chunks:
                 async for _ in chunks:
@@ -125,7 +125,7 @@ class OllamaLoad(Working):
             self._tally.counts["streams cancelled"] += 1
 
     async def leave(self, chance: random.Random) -> None:
-        """Leave a stream that stands still, and see how long the server goes on with it."""
+        """Abandon a stalled stream, and measure how long the server continues it."""
         server = await self._rig.contract()
         self._number += 1
         service = chance.choice(("chat", "generate"))
@@ -166,7 +166,7 @@ class OllamaLoad(Working):
         await self._conversed(self._rig.client, self._spoken, "pcm", chance)
 
     async def _bad_request(self, chance: random.Random) -> None:
-        """One that is not to be served, and says why."""
+        """Send an invalid request and check its error."""
         self._tally.counts["bad requests"] += 1
         one = [{"role": "user", "content": "one"}]
         asked: list[tuple[str, dict[str, Any], int]] = [
@@ -177,7 +177,7 @@ class OllamaLoad(Working):
             asked += [
                 ("embed", {"model": "tiny-chat", "input": "one"}, 400),
                 ("chat", {"model": "embed", "messages": one}, 400),
-                ("chat", {"model": "nobody", "messages": one}, 404),
+                ("chat", {"model": "missing", "messages": one}, 404),
                 ("rerank", {"query": "one", "documents": ["two"]}, 404),
             ]
         service, request, code = chance.choice(asked)
@@ -193,7 +193,7 @@ class OllamaLoad(Working):
 
 
 def ask_for(service: str, model: str, prompt: str, seed: int | None = None) -> dict[str, Any]:
-    """A request that both flavours understand."""
+    """Return a request that is valid in both flavors."""
     what: dict[str, Any] = {"messages": [{"role": "user", "content": prompt}]}
     if service == "generate":
         what = {"prompt": prompt}
@@ -214,7 +214,7 @@ async def _of_server(ask: Any, **facts: str) -> Any:
 
 
 class _Reading:
-    """One stream of words, and whether what comes is what was asked for."""
+    """One stream of words, which are checked."""
 
     def __init__(self, tally: Tally, service: str, model: str, count: int) -> None:
         self._tally = tally

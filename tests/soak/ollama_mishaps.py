@@ -1,4 +1,4 @@
-"""What befalls an Ollama in a soak, and what a plugin is told to do with it meanwhile."""
+"""Faults of an Ollama server in a soak, and control calls of the plugin meanwhile."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _PULLS: dict[str, tuple[int, ...]] = {
     "fault-pull-unauthorized": (500,),
     "nothing-like-it": (404,),
 }
-"""What is pulled, and for those that never come, how that is told."""
+"""The models to pull, and for those that fail the expected error."""
 _BROKEN_PULL = (*BROKEN, 500)
 _RULES = ("error", "no-done", "cut", "garbage", "busy", "crashed", "hang-up", "html", "canceled")
 _PATHS = ("/api/chat", "/api/generate", "/api/embed", "/api/tags", "/api/ps", "/api/version", "/")
@@ -106,7 +106,7 @@ class OllamaMishaps(Working):
                 chance.choice(runners).kill()
 
     async def _freeze(self, chance: random.Random) -> None:
-        """For a moment, or longer than anybody waits."""
+        """Suspend it for a moment, or longer than any limit."""
         async with self._lock:  # a frozen one is not to be killed and forgotten
             process = self._rig.server()
             if process is None:
@@ -135,7 +135,7 @@ class OllamaMishaps(Working):
             if await self._done("start", self._rig.client.start_engine(timeout=_LIMIT), BROKEN):
                 return
             await asyncio.sleep(0.2)
-        self._tally.surprise(f"start: in vain {_TRIES} times")
+        self._tally.surprise(f"start: failed {_TRIES} times")
 
     # Models
 

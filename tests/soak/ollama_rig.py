@@ -1,4 +1,4 @@
-"""The Ollama plugin under test, with a server of its own or with somebody else's, and what can be seen of both."""
+"""The Ollama plugin under test with a managed or attached server, and observations of both."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["FAULTS", "GOOD", "Life", "OllamaRig", "Theirs", "ollama_rig"]
 
 Life: TypeAlias = Literal["managed", "attached", "openai"]
-"""With an Ollama of its own, with somebody else's, and with somebody else's server that speaks OpenAI's REST."""
+"""With a managed Ollama, an attached Ollama, and an attached server with OpenAI's REST API."""
 
 GOOD = ("tiny-chat", "think:8b", "tools:7b", "fault-slow", "fault-crumbs", "fault-burst", "fault-last-words")
 """Models that answer to the last word, each in its own way."""
@@ -52,7 +52,7 @@ FAULTS = {
     "fault-forbidden": 412,
     "fault-context": 400,
 }
-"""Models that fail, and the code that a caller is told."""
+"""Models that fail, and the error code of the call."""
 
 _WAITING = ("fault-stall", "fault-silent", "fault-endless")
 _FLAVOURS: dict[Life, dict[str, str]] = {
@@ -82,7 +82,7 @@ _EXPECTED_ERRORS = re.compile(
 
 
 class Theirs:
-    """Somebody else's Ollama, on one port, life after life."""
+    """An attached Ollama, restarted on the same port."""
 
     def __init__(self, folder: Path) -> None:
         self.mark = uuid.uuid4().hex
@@ -102,7 +102,7 @@ class Theirs:
         return processes_of(self.mark, MARK)
 
     async def start(self) -> None:
-        """Be there again."""
+        """Start the server again."""
         environ = {MARK: self.mark}
         starting = asyncio.ensure_future(
             asyncio.to_thread(ContractServer, self._folder, "--runners", environ=environ, port=self.port)
@@ -115,7 +115,7 @@ class Theirs:
         self.port = self._server.port
 
     async def die(self) -> None:
-        """Be killed, and what it started with it."""
+        """Kill the server with its children."""
         server, self._server = self._server, None
         if server is not None:
             server.process.kill()  # first, lest it start one more
@@ -126,7 +126,7 @@ class Theirs:
 
 
 class TheirOpenAI(Theirs):
-    """Somebody else's server of the other kind."""
+    """An attached server with OpenAI's REST API."""
 
     def __init__(self) -> None:
         super().__init__(Path())
@@ -160,16 +160,16 @@ class TheirOpenAI(Theirs):
 
 
 class OllamaRig(Hosted):
-    """A launched plugin in one of its two lives. Made by `ollama_rig`."""
+    """A launched plugin with a managed or attached server. Made by `ollama_rig`."""
 
     def __init__(self, scratch: Path, mark: str, client: PluginClient, log: Log, life: Life, theirs: Theirs) -> None:
         super().__init__(scratch, mark, client, log)
         self.life = life
         self.theirs = theirs
-        """In the life `managed` somebody who has nothing to do with us."""
+        """With `managed`, a server that the plugin must not use."""
 
     async def contract(self) -> ContractClient:
-        """The server that is used. Raises EnginePluginError while there is none."""
+        """Return the server in use. Raises EnginePluginError while there is none."""
         if self.life != "managed":
             return ContractClient(self.theirs.port)
         host = (await self.client.get_config())["host"]
@@ -201,7 +201,7 @@ class OllamaRig(Hosted):
 
 
 def environment(scratch: Path, theirs: Theirs, number: int = 0) -> dict[str, str]:
-    """What the plugin's environment has: in both lives the address of somebody else's server."""
+    """Return the plugin's environment, always with the address of an attached server."""
     folder = scratch / ("tmp" if not number else f"tmp{number}")
     folder.mkdir(exist_ok=True)
     return {"TMPDIR": str(folder), "OLLAMA_HOST": f"127.0.0.1:{theirs.port}"}

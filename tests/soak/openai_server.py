@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's REST, to be hurt: `python -m tests.soak.openai_server PORT` tells its port in a line.
+"""A server with OpenAI's REST API for the soak: `python -m tests.soak.openai_server PORT` prints its port.
 
 Models called `fault-…` behave as they are called; what is asked for with `count N` is answered with so many words.
 Ends when its stdin does. `/contract/requests` tells what goes on, as at tests/ollama/contract.
@@ -32,7 +32,7 @@ FAULTS = {
     "fault-no-done": 502,
     "fault-error": 502,
 }
-"""Models that fail, and the code that a caller is told."""
+"""Models that fail, and the error code of the call."""
 
 _MODELS = (*GOOD, *FAULTS, "fault-stall", "fault-silent", "fault-endless")
 _SLOW = 0.05
@@ -40,7 +40,7 @@ _BEFORE = 2
 
 
 class Server(Contract):
-    """A gateway whose texts can be told apart."""
+    """A gateway with distinguishable texts."""
 
     def __init__(self) -> None:
         super().__init__("gateway")

@@ -1,4 +1,4 @@
-"""A soak of the default plugin, from its beginning to its figures: what was lost in the plugin and in its server."""
+"""A soak of the default plugin: what leaks in the plugin and in its server."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class OpenVinoFigures(Figures):
 
 
 async def soak_openvino(plan: Plan) -> OpenVinoFigures:
-    """The whole of it. Nothing is left in any case."""
+    """Run the whole soak. Nothing is left in any case."""
     figures = OpenVinoFigures({"seed": plan.seed, "streams": plan.streams}, Tally())
     try:
         async with asyncio.timeout(plan.limit + _SLOWEST), openvino_rig(ENGINE) as made:

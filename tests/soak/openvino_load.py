@@ -1,4 +1,4 @@
-"""Calls of all eight services at once, left at moments of chance, and what befalls the models meanwhile."""
+"""Concurrent calls of all eight services, abandoned at random moments, and faults of the models meanwhile."""
 
 from __future__ import annotations
 

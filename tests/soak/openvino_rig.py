@@ -37,7 +37,7 @@ MODELS = {
 _LIMIT = patience(5)  # seconds for any single step of setting up and ending
 _SETTLE = patience(5)
 _LOOK = 0.5
-_IDLE = 5.0  # seconds after which a connection that nobody uses is closed, at the next question for its health
+_IDLE = 5.0  # seconds after which an unused connection is closed, at the next health check
 _EXPECTED_ERRORS = re.compile(r"the OpenVINO server (died|ended|hangs)")
 
 
@@ -98,7 +98,7 @@ class OpenVinoRig:
         return self.server
 
     async def end(self) -> list[str]:
-        """End the plugin as a host does; what is left then."""
+        """End the plugin as a host does, and return what is left."""
         for observer in (self.plugin, self.server):
             if observer is not None:
                 observer.close()

@@ -1,4 +1,4 @@
-"""One phase of a soak: everything at once for so many seconds, watched meanwhile."""
+"""One phase of a soak: all work at once for so many seconds, with samples taken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plugin under test as its host has it, what can be seen of it from outside, and the end of everything."""
+"""The plugin under test under its host, observations from outside, and the cleanup."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Snapshot:
     blocks: int = 0
 
     def calm(self, goal: Snapshot | None) -> bool:
-        """Whether nothing goes on any more; with a `goal`, nothing that did not go on then."""
+        """Return whether no work is running; with a `goal`, none beyond it."""
         if self.children:
             return False
         return goal is None or (self.tasks == goal.tasks and self.fds == goal.fds)
@@ -105,7 +105,7 @@ class Log:
 
 
 class Observer:
-    """Looks at a process of ours from outside, and inside by its socket."""
+    """Observes a process from outside, and from inside by its socket."""
 
     def __init__(self, process: psutil.Process, socket: Path) -> None:
         self.process = process
@@ -114,12 +114,12 @@ class Observer:
         self._link: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def where(self) -> list[str]:
-        """What each of its tasks waits for."""
+        """Return what each of its tasks waits for."""
         chains: list[str] = (await self._ask("where"))["where"]
         return chains
 
     async def look(self, *, deep: bool = False) -> Snapshot:
-        """How it is now."""
+        """Take a snapshot."""
         inside = await self._ask("deep" if deep else "brief")
         return Snapshot(
             rss=self.process.memory_info().rss,
@@ -130,7 +130,7 @@ class Observer:
         )
 
     def close(self) -> None:
-        """Look no more."""
+        """Disconnect."""
         if self._link is not None:
             self._link[1].close()
 
@@ -164,7 +164,7 @@ class Hosted:
         return await self._observer.where()
 
     async def look(self, *, deep: bool = False) -> Snapshot:
-        """How the plugin is now."""
+        """Take a snapshot of the plugin."""
         return await self._observer.look(deep=deep)
 
     async def rest(self, goal: Snapshot | None = None) -> Snapshot:
@@ -176,14 +176,14 @@ class Hosted:
         while loop.time() < give_up:
             await asyncio.sleep(_LOOK)
             now = await self.look()
-            # Nobody knows how rest looks the first time but that it lasts.
+            # The first time there is no goal: the plugin is at rest when nothing changes.
             if now.calm(goal or before):
                 break
             before = now
         return await self.look(deep=True)
 
     async def end(self) -> list[str]:
-        """End the plugin as a host does; what is left then."""
+        """End the plugin as a host does, and return what is left."""
         self._observer.close()
         await self.client.kill()
         return left_behind(self.client, self.mark, self.scratch)
@@ -213,7 +213,7 @@ class Rig(Hosted):
 
 
 def left_behind(client: PluginClient, mark: str, scratch: Path) -> list[str]:
-    """What an ended plugin has left: processes, files, sockets."""
+    """Return what an ended plugin has left: processes, files, sockets."""
     left = [f"the plugin's exit status is {client.returncode}"] if client.returncode else []
     psutil.wait_procs(processes_of(mark, MARK), timeout=patience(0.1))
     left += [f"process {process.pid}" for process in processes_of(mark, MARK)]
@@ -265,7 +265,7 @@ async def launched(scratch: Path, mark: str, log: Log, **environ: str) -> Plugin
 
 
 def sweep(mark: str, scratch: Path) -> None:
-    """Whatever happened: no process of ours, and none of our files."""
+    """Kill all processes of the soak and remove its files."""
     for process in processes_of(mark, MARK):
         process.kill()
     shutil.rmtree(scratch, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A soak from its beginning to its figures: warm up, rest, load, rest, compare, end."""
+"""The phases of a soak: warm up, rest, load, rest, compare, end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SLOWEST = patience(5)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long, how much, and by which chance. `warm_up` and `seconds` are those of the load."""
+    """Duration, amount and seed. `warm_up` and `seconds` are those of the load."""
 
     seconds: float
     warm_up: float
@@ -68,7 +68,7 @@ class Plan:
 
 
 async def soak(plan: Plan) -> Figures:
-    """The whole of it. Nothing is left in any case."""
+    """Run the whole soak. Nothing is left in any case."""
     figures = Figures({"seed": plan.seed, "streams": plan.streams}, Tally())
     try:
         async with asyncio.timeout(plan.limit):
@@ -111,7 +111,7 @@ async def _phase(plan: Plan, made: Rig, name: str, seconds: float, figures: Figu
 
 
 async def _still_answers(made: Rig, figures: Figures) -> None:
-    """After all that, every service does as on the first day."""
+    """Check that every service still answers."""
     client = made.client
     hello = {"messages": [{"role": "user", "content": "Hello"}]}
     asked: list[tuple[str, dict[str, Any]]] = [("chat", {**hello, "model": name}) for name in CHAT_MODELS]

@@ -1,4 +1,4 @@
-"""What happened in a soak, in numbers; and whatever should not have happened, in words."""
+"""Counters of a soak, and the text of what must not happen."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Tally:
     cancelled: dict[str, float] = field(default_factory=dict)
     """When the client left a stream that had begun, by the stream's tag; comparable with the engine's clock."""
     noticed: list[float] = field(default_factory=list)
-    """Seconds from leaving a stream until the engine noticed, where somebody looked."""
+    """Seconds from the abandonment of a stream until the engine noticed, where measured."""
     surprises: Counter[str] = field(default_factory=Counter)
     """What must not happen: a text, and how often."""
     messages: Counter[str] = field(default_factory=Counter)
@@ -79,7 +79,7 @@ class Tally:
         self._last_completed = asyncio.get_running_loop().time()
 
     def completed(self) -> None:
-        """A stream has ended in good order."""
+        """Note that a stream has ended properly."""
         self.counts["streams completed"] += 1
         self.heard()
 

@@ -1,4 +1,4 @@
-"""The soak itself, for some seconds: the same code, fewer streams, mishaps in quick succession."""
+"""The soak itself for some seconds: the same code with fewer streams and more frequent faults."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ REST = Snapshot(60 << 20, {"sockets": 8}, 0, 14, {"a": 2}, {"MainThread": 1, "as
 
 @pytest.fixture
 def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where temporary files go; short enough for sockets, and empty in the end."""
+    """A temporary directory with a path short enough for sockets, empty at the end."""
     with tempfile.TemporaryDirectory(prefix="et-") as name:
         monkeypatch.setenv("TMPDIR", name)
         monkeypatch.setattr(tempfile, "tempdir", None)
@@ -49,7 +49,7 @@ def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.promise("P4", "P5", "P12")
 @pytest.mark.slow
 @posix_only
-async def test_a_short_soak_is_clean(scratch: Path) -> None:
+async def test_short_soak_is_clean(scratch: Path) -> None:
     figures = await soak(SHORT)
     assert figures.problems() == [], figures.text()
     counts = figures.tally.counts
@@ -65,7 +65,7 @@ async def test_a_short_soak_is_clean(scratch: Path) -> None:
 @pytest.mark.slow
 @posix_only
 @pytest.mark.parametrize("life", ["attached", *(pytest.param(life, marks=pytest.mark.thorough) for life in OTHERS)])
-async def test_a_short_soak_of_other_servers_is_clean(life: Life, scratch: Path) -> None:
+async def test_short_soak_of_other_servers_is_clean(life: Life, scratch: Path) -> None:
     both = await soak_ollama(SHORT_OF_OTHERS, (life,))
     assert both.problems() == [], both.text()
     figures = both.lives[life]
@@ -82,7 +82,7 @@ async def test_a_short_soak_of_other_servers_is_clean(life: Life, scratch: Path)
 
 @pytest.mark.slow
 @posix_only
-async def test_one_that_is_interrupted_leaves_nothing(scratch: Path) -> None:
+async def test_interrupted_soak_leaves_no_process(scratch: Path) -> None:
     environ = os.environ | {"SOAK_TEST": str(scratch)}
     command = [sys.executable, "-m", "tests.soak", "--minutes", "1", "--streams", "5"]
     quiet = asyncio.subprocess.DEVNULL
@@ -103,14 +103,14 @@ async def test_one_that_is_interrupted_leaves_nothing(scratch: Path) -> None:
 
 
 def figures(**changes: object) -> Figures:
-    """Those of a clean soak, with changes to how the plugin was found in the end."""
+    """Return the figures of a clean soak, with changes in the final snapshot."""
     tally = Tally(Counter({"streams completed": 5, "streams begun": 5}))
     samples = [Sample(float(at), at * 100, 60 << 20, 20) for at in range(30)]
     after = replace(REST, **changes)  # type: ignore[arg-type]  # whatever a test changes
     return Figures({"seed": 1, "streams": 2}, tally, samples, REST, after, seconds=1.0)
 
 
-def test_what_is_clean() -> None:
+def test_soak_without_growth_is_clean() -> None:
     assert figures().problems() == []
     grown = {"rss": 62 << 20, "objects": 1200, "threads": {"MainThread": 1, "asyncio_N": 6}, "native_threads": 16}
     assert figures(**grown).problems() == []
@@ -127,11 +127,11 @@ def test_what_is_clean() -> None:
         ({"objects": 9000, "kinds": {"x": 1000, "y": 8000}}, "live objects went from 1000 to 9000: {'y': 8000}"),
     ],
 )
-def test_what_is_more_at_rest_than_before(changes: dict[str, object], problem: str) -> None:
+def test_growth_at_rest_is_a_problem(changes: dict[str, object], problem: str) -> None:
     assert figures(**changes).problems() == [problem]
 
 
-def test_memory_that_grows_with_the_streams() -> None:
+def test_memory_growth_per_stream_is_a_problem() -> None:
     leaking = figures()
     leaking.samples = [Sample(float(at), at * 100, (60 << 20) + at * 100 * 5000, 20) for at in range(30)]
     assert round(leaking.per_1000) == 5_000_000
@@ -142,7 +142,7 @@ def test_memory_that_grows_with_the_streams() -> None:
     assert leaking.problems() == []
 
 
-def test_what_must_not_happen_is_kept_with_its_text() -> None:
+def test_surprise_is_kept_with_its_text() -> None:
     found = figures(children=0)
     found.tally.failed("stream, whole", ValueError("odd"), (502, 503))
     found.left = ["temporary: engine-plugin-x"]

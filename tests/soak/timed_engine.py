@@ -1,4 +1,4 @@
-"""The fake engine with a journal that tells when a request lost its client, and little else: it would grow big."""
+"""The fake engine with a short journal that has the time when a request lost its client."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KEPT = ("started", "left", "refused", "bind_refused", "exiting")
 
 
 class BriefStory(program.Story):
-    """Writes the time, which all processes of a machine share, beside what matters in a soak."""
+    """Writes the system-wide time and the events that a soak needs."""
 
     def tell(self, event: str, **facts: Any) -> None:
         if event in _KEPT:
@@ -57,7 +57,7 @@ def install(executable: Path, script: Path, lifetime: float) -> None:
 
 
 def main(argv: list[str], script: str, lifetime: int) -> None:
-    """Be the engine."""
+    """Run the engine."""
     # Where `program` looks for them; it has no other place for what a variant does differently.
     vars(program).update(Story=BriefStory, Connection=TaggedConnection, LIFETIME=lifetime)
     program.main(argv, script)

@@ -1,4 +1,4 @@
-"""The hosted plugin, as its host spawns it, with one thing more: a private socket that tells how it is inside.
+"""The hosted plugin as its host spawns it, with an additional private socket that reports its inside.
 
 It is the one that SOAK_SOCKET names; `inside` says what it tells. An OpenVINO server that this plugin starts does the
 same at the one that SOAK_RUNNER_SOCKET names.
@@ -50,7 +50,7 @@ async def _load(_host: HostEnv) -> WatchedPlugin:
 
 
 def main() -> int:
-    """Be the plugin. Returns the exit status."""
+    """Run the plugin. Returns the exit status."""
     return serve.run(_load, COOKIE)
 
 

@@ -1,4 +1,4 @@
-"""The embedded OpenVINO server with one thing more: a private socket that tells how it is inside (`inside`)."""
+"""The embedded OpenVINO server with an additional private socket that reports its inside (`inside`)."""
 
 from __future__ import annotations
 

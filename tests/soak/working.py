@@ -1,4 +1,4 @@
-"""Work that is done again and again at moments of chance, each time within bounds, until the load is over."""
+"""Work repeated at random moments, each time within limits, until the load is over."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Working:
         return [self._again(f"{name} {number}", work, pause) for number, (name, work, pause) in enumerate(kinds)]
 
     def chance(self, who: str = "") -> random.Random:
-        """Chance of somebody's own, so that it does not depend on who is quicker."""
+        """Return a generator for one caller, so that its choices do not depend on the order of callers."""
         return random.Random(f"{self._seed} {who}")  # noqa: S311  # chance that can be repeated is what is wanted
 
     async def _again(self, name: str, work: Callable[[random.Random], Awaitable[None]], pause: float) -> None:
@@ -61,7 +61,7 @@ class Working:
                 await self.pause(chance)
 
     async def pause(self, chance: random.Random) -> None:
-        """What a caller does whose call failed."""
+        """Pause after a failed call."""
         await comes_true(self.over.wait(), within=chance.uniform(0.05, 0.6))
 
     async def _left_or_whole(self, work: Coroutine[Any, Any, Any], chance: random.Random) -> None:

@@ -39,13 +39,13 @@ func aog(r *report) {
 	if !g.begin(r) || !r.check("boot", g.boot) {
 		return
 	}
-	r.check("failed pulls are shown as failed", g.failingPulls)
+	r.check("failed pulls are reported as failed", g.failingPulls)
 	for _, service := range slices.Sorted(maps.Keys(models)) {
 		if model := models[service]; g.stored[model] == "" {
 			r.check("pull "+model, func() (string, error) { return g.pull(model, service) })
 		}
 	}
-	r.check("a call for a model that is gone", g.gone)
+	r.check("a call for a deleted model", g.gone)
 	for _, service := range slices.Sorted(maps.Keys(models)) {
 		g.serve(r, service, models[service])
 	}

@@ -38,7 +38,7 @@ func lifecycle(r *report) {
 	s.services(r)
 	s.stopping(r)
 	s.ending(r)
-	r.check("all methods called", s.allMethods)
+	r.check("every method was called", s.allMethods)
 	r.check("Kill", s.kill)
 	r.check("no error in the host's log", s.noErrors)
 }

@@ -1,5 +1,5 @@
 // Command conformance-host drives a plugin as an AOG host does, with the real go-plugin library, and reports
-// what it saw: one JSON line on stdout for each check, the host's own log on stderr.
+// the outcome: one JSON line on stdout for each check, the host's own log on stderr.
 //
 //	conformance-host -plugin <dir>/bin/<platform>/<executable> -scenario lifecycle
 //
@@ -36,27 +36,27 @@ var (
 
 var scenarios = []scenario{
 	{"lifecycle", "all 25 methods, then Kill", lifecycle},
-	{"errors", "wrong calls get the code that says what is wrong", wrongCalls},
-	{"eight-services", "each of the eight services, of a plugin that has them all", allServices},
+	{"errors", "invalid calls get the right error codes", wrongCalls},
+	{"eight-services", "each of the eight services", allServices},
 	{"kill-streaming", "Kill while a stream is running", killWhileStreaming},
 	{"kill-starting", "Kill while the engine is starting", killWhileStarting},
 	{"kill-idle", "Kill a plugin whose engine was never started", killIdle},
 	{"sigint", "a terminal's SIGINT does not end a hosted plugin", sigint},
-	{"stdio", "output on stdout after the handshake reaches the host and breaks nothing", stdio},
+	{"stdio", "output on stdout after the handshake reaches the host", stdio},
 	{"tcp", "serving on a TCP port", tcp},
-	{"automtls", "a host with AutoMTLS is served, and nobody else", autoMTLS},
-	{"reattach", "a plugin that is served by hand (-server, -server-pid), in go-plugin's test mode", reattach},
-	{"identity", "a plugin serves its own manifest whatever the working directory (-dir: another plugin's)", identity},
-	{"broken-manifest", "a plugin whose plugin.yaml is wrong", brokenManifest},
-	{"multiplex", "a host that asks for broker multiplexing is told that there is none", multiplex},
+	{"automtls", "only the host is served under AutoMTLS", autoMTLS},
+	{"reattach", "a plugin under engine-plugin serve (-server, -server-pid), in go-plugin's test mode", reattach},
+	{"identity", "a plugin serves its own manifest in any working directory (-dir: another plugin's)", identity},
+	{"broken-manifest", "a plugin whose plugin.yaml is invalid", brokenManifest},
+	{"multiplex", "a host that asks for broker multiplexing, which the plugin does not support", multiplex},
 	{"socket-group", "a host that names the group of the socket", socketGroup},
-	{"wrong-version", "a host that speaks another protocol version", wrongVersion},
-	{"wrong-cookie", "a start by something that is not the host", wrongCookie},
-	{"ollama", "the Ollama of somebody else at OLLAMA_HOST, in the flavours that config_ref names", ollama},
-	{"ollama-managed", "an Ollama of the plugin's own, from InstallEngine to Kill", ollamaManaged},
-	{"ollama-hold", "the same up to a stream without an end; say so, then wait for the plugin to be killed", ollamaHold},
-	{"aog", "what the AOG server does to messages: -models, -pull", aog},
-	{"hold", "start the engine and a stream, say so, then wait to be killed", hold},
+	{"wrong-version", "a host with another protocol version", wrongVersion},
+	{"wrong-cookie", "a start without the magic cookie", wrongCookie},
+	{"ollama", "an attached Ollama at OLLAMA_HOST, in the flavors that config_ref names", ollama},
+	{"ollama-managed", "a managed Ollama, from InstallEngine to Kill", ollamaManaged},
+	{"ollama-hold", "the same up to an endless stream; report it, then wait until the plugin is killed", ollamaHold},
+	{"aog", "the AOG server's changes to messages: -models, -pull", aog},
+	{"hold", "start the engine and a stream, report it, then wait to be killed", hold},
 }
 
 func main() {
@@ -127,7 +127,7 @@ type outcome struct {
 	Millis   float64 `json:"millis"`
 }
 
-// check runs one check and prints its outcome with the time that it took. The check's text tells what was seen.
+// check runs one check and prints its outcome with the time that it took. The text that run returns describes the observation.
 func (r *report) check(name string, run func() (string, error)) bool {
 	began := time.Now()
 	detail, err := run()

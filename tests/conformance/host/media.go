@@ -43,7 +43,7 @@ func allServices(r *report) {
 		r.check("PullModelStream "+model, func() (string, error) { return s.pullStream(model) })
 	}
 	r.check("chat", func() (string, error) { return s.chat(16) })
-	r.check("what chat says", s.counts)
+	r.check("text of the chat answer", s.counts)
 	r.check("chat stream", s.chatStream)
 	r.check("generate", s.generate)
 	r.check("embed", s.embed)
@@ -55,9 +55,9 @@ func allServices(r *report) {
 	r.check("speech-to-text-ws", s.live)
 	r.check("speech-to-text-ws, run-task and half-close", s.liveHalfClosed)
 	s.wrongMedia(r)
-	r.check("cancelled pictures", s.cancelPictures)
-	r.check("a picture right after", func() (string, error) { return quick(s.picture) })
-	r.check("a call right after", s.quickly)
+	r.check("cancelled image generation", s.cancelPictures)
+	r.check("an image right after the cancelled one", func() (string, error) { return quick(s.picture) })
+	r.check("a call right after the abandoned one", s.quickly)
 	simple(r, "StopEngine", unbounded, func(ctx context.Context) (coded, error) {
 		return s.rpc.StopEngine(ctx, &protocol.StopEngineRequest{})
 	})
@@ -374,7 +374,7 @@ func (s *session) wrongMedia(r *report) {
 	r.check("a conversation with a model of another kind", s.wrongConversation)
 }
 
-// wrongConversation is told so in the answers, before or after task-started.
+// wrongConversation gets its error in the answers, before or after task-started.
 func (s *session) wrongConversation() (string, error) {
 	ctx, cancel := bounded()
 	defer cancel()

@@ -26,7 +26,7 @@ const (
 	counting, counted = "count 5", "1 2 3 4 5"
 )
 
-// ollama is with the Ollama of somebody else, at OLLAMA_HOST: nothing has to be started, and it outlives the plugin.
+// ollama tests an attached Ollama at OLLAMA_HOST, which the plugin does not start and which outlives it.
 func ollama(r *report) {
 	s := &speaker{session: spawn(nil)}
 	defer s.client.Kill()
@@ -88,7 +88,7 @@ func (s *speaker) managed(r *report) string {
 		return s.rpc.StartEngine(ctx, &protocol.StartEngineRequest{Mode: "daemon"})
 	})
 	pulled := started && r.check("PullModelStream", func() (string, error) { return s.pullLayers(freshModel) }) &&
-		r.check("PullModelStream of an endless one", func() (string, error) { return s.pullLayers(endlessModel) })
+		r.check("PullModelStream of an endless pull", func() (string, error) { return s.pullLayers(endlessModel) })
 	address := ""
 	r.check("GetConfig", func() (string, error) {
 		ctx, cancel := bounded()
@@ -207,7 +207,7 @@ func (s *speaker) speaking(r *report) {
 			return s.says(found, err)
 		})
 	}
-	r.check("a limit of tokens", func() (string, error) {
+	r.check("max_tokens ends the answer", func() (string, error) {
 		found, err := s.whole("chat", s.ask("chat", tinyModel, counting, 2, nil))
 		if err == nil && (found.text != "1 2" || found.reason != "length") {
 			err = fmt.Errorf("%+v", found)
@@ -223,7 +223,7 @@ func (s *speaker) speaking(r *report) {
 	})
 	r.check("a tool", s.callsTool)
 	r.check("embed", func() (string, error) { return s.vectors(vectorModel) })
-	r.check("a model that is not there", func() (string, error) {
+	r.check("a missing model", func() (string, error) {
 		ctx, cancel := bounded()
 		defer cancel()
 		request := s.ask("chat", "absent:1b", counting, 16, nil)
@@ -275,20 +275,20 @@ func (s *speaker) loading(r *report, model string) {
 	simple(r, "UnloadModel", bounded, func(ctx context.Context) (coded, error) {
 		return s.rpc.UnloadModel(ctx, &protocol.UnloadModelRequest{RequestJson: encode(object{"models": []string{model}})})
 	})
-	r.check("GetRunningModels after it", func() (string, error) { return held(false) })
+	r.check("GetRunningModels after UnloadModel", func() (string, error) { return held(false) })
 	simple(r, "LoadModel again", bounded, load)
 }
 
 // pulling brings a model of several layers, one whose pull fails, and takes the first away again.
 func (s *speaker) pulling(r *report) {
 	r.check("PullModelStream", func() (string, error) { return s.pullLayers(freshModel) })
-	r.check("ListModels after it", func() (string, error) { return s.listed(freshModel) })
-	r.check("a pull that fails on its way", s.pullFails)
-	r.check("PullModelStream of an endless one", func() (string, error) { return s.pullLayers(endlessModel) })
+	r.check("ListModels after the pull", func() (string, error) { return s.listed(freshModel) })
+	r.check("a pull that breaks off", s.pullFails)
+	r.check("PullModelStream of an endless pull", func() (string, error) { return s.pullLayers(endlessModel) })
 	simple(r, "DeleteModel", bounded, func(ctx context.Context) (coded, error) {
 		return s.rpc.DeleteModel(ctx, &protocol.DeleteModelRequest{RequestJson: encode(object{"model": freshModel})})
 	})
-	r.check("ListModels after all that", func() (string, error) {
+	r.check("ListModels after DeleteModel", func() (string, error) {
 		names, err := s.models()
 		if err == nil && (slices.Contains(names, freshModel) || slices.Contains(names, brokenModel)) {
 			err = fmt.Errorf("%v", names)
@@ -376,7 +376,7 @@ func (s *speaker) killing(r *report, name string, after func() (string, error)) 
 	if !r.check("first chunk", func() (string, error) { return s.keepTalking(ended) }) {
 		return
 	}
-	r.check("Kill while it streams", s.kill)
+	r.check("Kill during a stream", s.kill)
 	r.check("the stream ends with an error", func() (string, error) { return endsWithError(ended) })
 	r.check(name, after)
 	r.check("no error in the host's log", s.noErrors)

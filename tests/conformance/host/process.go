@@ -134,7 +134,7 @@ func sigint(r *report) {
 		}
 		return "still SERVING", nil
 	})
-	r.check("a call after it", s.getManifest)
+	r.check("a call after SIGINT", s.getManifest)
 	r.check("Kill", s.kill)
 }
 
@@ -145,12 +145,12 @@ func stdio(r *report) {
 	if !s.begin(r) {
 		return
 	}
-	r.check("the noise arrives", func() (string, error) {
+	r.check("the output on stdout arrives", func() (string, error) {
 		count := func() int { return strings.Count(s.synced.String()+s.stderr.String(), noise) }
 		err := eventually(startTimeout, "it never came", func() bool { return count()*len(noise) >= noiseBytes })
 		return fmt.Sprintf("%d bytes of it", count()*len(noise)), err
 	})
-	r.check("a call after it", s.getManifest)
+	r.check("a call after the output", s.getManifest)
 	r.check("Kill", s.kill)
 }
 
@@ -235,7 +235,7 @@ func wrongCookie(r *report) {
 	if !s.refuses(r, "Failed to read any lines from plugin's stdout") {
 		return
 	}
-	r.check("exit code and words on stderr", func() (string, error) {
+	r.check("exit code and message on stderr", func() (string, error) {
 		if code := s.cmd.ProcessState.ExitCode(); code != 1 {
 			return "", fmt.Errorf("ended with %s", s.cmd.ProcessState)
 		}
@@ -248,7 +248,7 @@ func wrongCookie(r *report) {
 
 // refuses sees that the host gives up at the start with the wanted words, and that the process is gone then.
 func (s *session) refuses(r *report, want string) bool {
-	return r.check("the host says why", func() (string, error) {
+	return r.check("the host reports the cause", func() (string, error) {
 		_, err := s.client.Client()
 		if err == nil || !strings.Contains(err.Error(), want) {
 			return "", fmt.Errorf("%q does not hold %q", fmt.Sprint(err), want)

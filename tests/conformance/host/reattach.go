@@ -30,7 +30,7 @@ func reattach(r *report) {
 		}
 		r.check("ping"+turn, s.ping)
 		r.check("GetManifest"+turn, s.getManifest)
-		r.check("Kill does nothing"+turn, func() (string, error) {
+		r.check("Kill does not end the plugin"+turn, func() (string, error) {
 			s.client.Kill()
 			if s.client.Exited() {
 				return "", errors.New("the plugin has exited")

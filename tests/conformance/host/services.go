@@ -21,9 +21,9 @@ func (s *session) services(r *report) {
 	r.check("chat stream", s.chatStream)
 	r.check("bidi refused", s.bidi)
 	r.check("cancelled streams", s.cancelStreams)
-	r.check("a call right after", s.quickly)
+	r.check("a call right after the abandoned one", s.quickly)
 	r.check("the host's deadline", s.hostDeadline)
-	r.check("a call right after", s.quickly)
+	r.check("a call right after the abandoned one", s.quickly)
 }
 
 func chatRequest(tokens int) object {

@@ -25,7 +25,7 @@ const (
 	localhost = "localhost"
 )
 
-// autoMTLS sees that the plugin serves TLS to its host, as go-plugin's own plugins do, and to nobody else.
+// autoMTLS checks that the plugin serves TLS to its host only, as go-plugin's own plugins do.
 func autoMTLS(r *report) {
 	s := spawn(func(config *plugin.ClientConfig) { config.AutoMTLS = true })
 	defer s.client.Kill()
@@ -47,7 +47,7 @@ func autoMTLS(r *report) {
 			return err
 		})
 	})
-	r.check("a certificate signed by the host's", func() (string, error) {
+	r.check("a certificate signed by that of the host", func() (string, error) {
 		return s.keptOut(func(config *tls.Config) (err error) {
 			config.Certificates, err = lookalike(&config.Certificates[0])
 			return err
@@ -67,7 +67,7 @@ func autoMTLS(r *report) {
 		}
 		return "", conn.Close()
 	})
-	r.check("ping after all that", s.ping)
+	r.check("ping after the other checks", s.ping)
 	r.check("Kill", s.kill)
 	r.check("no error in the host's log", s.noErrors)
 }
@@ -196,7 +196,7 @@ func lookalike(signer *tls.Certificate) ([]tls.Certificate, error) {
 		if parent, err = x509.ParseCertificate(signer.Certificate[0]); err != nil {
 			return nil, err
 		}
-		template.Subject.CommonName = "somebody else" // the same issuer and subject would make it one that signs itself
+		template.Subject.CommonName = "another host" // the same issuer and subject would make it one that signs itself
 		signingKey = signer.PrivateKey
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signingKey)
