@@ -1,4 +1,7 @@
-"""Whether a process that runs is well: its health checks, and its use of the processor while they fail."""
+"""Judges a running process by its health checks, and by its use of the processor while they fail.
+
+`engine_process` makes the checks and acts on the result; it also notices the process's exit.
+"""
 
 from __future__ import annotations
 
