@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 __all__ = ["PROVOKED", "due", "listening"]
 
 PROVOKED: Mapping[str, str] = {
-    "engine-not-running": "tests/openvino/driver/test_life.py::test_stop_and_start_again",
+    "engine-not-running": "tests/openvino/driver/test_life.py::test_start_after_a_stop_loads_no_models",
     "server-unreachable": "tests/ollama/attached/test_attached.py::test_closed_port_gives_no_server",
-    "engine-not-installed": "tests/openvino/software/test_software.py::test_nothing_there",
+    "engine-not-installed": "tests/openvino/software/test_software.py::test_missing_software_is_reported",
     "own-software-unusable": "tests/ollama/software/test_installing.py::test_program_named_in_manifest_is_used",
     "software-too-old": "tests/ollama/attached/test_attached.py::test_too_old_server_is_rejected_with_both_versions",
-    "device-missing": "tests/openvino/driver/test_life.py::test_gpu_where_there_is_none",
+    "device-missing": "tests/openvino/driver/test_life.py::test_mode_gpu_without_a_gpu_is_rejected",
     "model-missing": "tests/models/test_store.py::test_not_found_suggests_near_names",
     "default-model-missing": "tests/models/test_defaults.py::test_error_for_missing_default_model_names_its_file",
-    "model-kind-mismatch": "tests/openvino/driver/test_services.py::test_a_model_of_another_kind",
+    "model-kind-mismatch": "tests/openvino/driver/test_services.py::test_model_of_another_kind_is_rejected",
     "disk-full": "tests/models/test_store.py::test_full_disk_fails_before_the_copy",
     "disk-filled": "tests/models/test_folders.py::test_disk_that_fills_during_the_copy",
     "disk-write-refused": "tests/test_catalogue.py::test_unwritable_directory_is_reported",
-    "memory-insufficient": "tests/openvino/driver/test_memory.py::test_models_have_only_so_much_memory",
+    "memory-insufficient": "tests/openvino/driver/test_memory.py::test_model_beyond_the_memory_limit_is_rejected",
     "queue-full": "tests/engines/test_admission.py::test_request_beyond_max_queue_is_rejected",
-    "context-exceeded": "tests/openvino/driver/test_services.py::test_too_long_a_prompt",
+    "context-exceeded": "tests/openvino/driver/test_services.py::test_prompt_beyond_the_context_is_rejected",
     "port-taken": "tests/lifecycle/test_start.py::test_holder_of_repeatedly_taken_ports_is_named_in_the_error",
     "address-taken": "tests/test_catalogue.py::test_taken_address_is_reported",
     "key-missing": "tests/openai/test_attaching.py::test_local_server_gets_the_key_if_configured",
@@ -44,7 +44,7 @@ PROVOKED: Mapping[str, str] = {
     "hub-access-refused": "tests/models/test_hubs.py::test_a_gated_repository_says_what_to_do",
     "checksum-mismatch": "tests/models/test_store.py::test_a_wrong_digest_leaves_nothing",
     "service-unsupported": "tests/openai/test_services.py::test_missing_speech_endpoint_is_reported",
-    "stream-unsupported": "tests/openvino/driver/test_services.py::test_what_does_not_stream",
+    "stream-unsupported": "tests/openvino/driver/test_services.py::test_other_services_do_not_stream",
     "deadline-exceeded": "tests/test_plugin.py::test_lifecycle_calls_have_a_timeout",
 }
 """An entry's id and a test; one that ends inside `[` means the cases that begin so, any other all of its cases."""

@@ -1,6 +1,6 @@
-"""Our embedded server by itself, as a stranger would run it: on a loopback port, with a key and samples.
+"""The embedded server by itself: on a loopback port, with a key and samples.
 
-For tests of what talks to such a server; those of the server itself start it as they need it.
+For tests of its clients. The tests of the server itself start it with the settings that they need.
 """
 
 from __future__ import annotations

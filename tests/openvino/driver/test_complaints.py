@@ -1,4 +1,4 @@
-"""What the server complains of, as our callers read it."""
+"""The server's errors as callers see them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _OF_OVMS = "request_data: the engine refuses it: "
         ("error: out of range", f"{_OF_OVMS}error: out of range"),
     ],
 )
-def test_a_complaint_begins_with_the_field(error: object, said: str) -> None:
-    """As docs/services.md promises: where the server names it, nothing stands before its name."""
+def test_error_begins_with_the_field(error: object, said: str) -> None:
+    """As docs/services.md promises, if the server's error names the field."""
     refusal = complaint_error(Complaint.of_body(400, json.dumps({"error": error}).encode()))
     assert isinstance(refusal, InvalidRequestError)
     assert refusal.message == said

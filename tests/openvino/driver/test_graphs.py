@@ -1,4 +1,4 @@
-"""A model's graph says to the server what plugin.yaml says to us."""
+"""The options of plugin.yaml in the entries and graphs that a server gets."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def both(kind: str, options: OpenVinoOptions, device: str = "CPU", **more: Any) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_has_its_graph(kind: str) -> None:
+def test_each_kind_has_its_graph(kind: str) -> None:
     told = both(kind, OpenVinoOptions(), "GPU.1")
     assert (told["kind"], told["device"], told["folder"]) == (kind, "GPU.1", "/models/of mine/ä")
     assert set(told["options"]) <= {"enable_prefix_caching", "max_num_seqs"}
 
 
-def test_a_path_that_needs_quoting() -> None:
+def test_path_is_quoted() -> None:
     path = "/with \"quotes\" and \\ and {braces} # and 'more'"
     text = graph_text(entry_of(model("embed", path), "CPU", OpenVinoOptions()))
     assert read_graph(text)["folder"] == path
@@ -129,7 +129,7 @@ def test_a_path_that_needs_quoting() -> None:
         ),
     ],
 )
-def test_options(given: Given, kind: str, engine: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_options_reach_the_graph(given: Given, kind: str, engine: dict[str, Any], expected: dict[str, Any]) -> None:
     assert both(kind, given(**engine))["options"] == expected
 
 
@@ -153,7 +153,9 @@ def test_options(given: Given, kind: str, engine: dict[str, Any], expected: dict
         ({"embed": [1]}, "engine.embed is [1]. It must be a mapping."),
     ],
 )
-def test_complaints_name_the_line_of_a_models_option(given: Given, engine: dict[str, Any], complaint: str) -> None:
+def test_invalid_option_of_a_model_is_reported_with_its_line(
+    given: Given, engine: dict[str, Any], complaint: str
+) -> None:
     with pytest.raises(ManifestError, match=r"plugin\.yaml:\d+: error: ") as refusal:
         given(**engine)
     assert complaint in str(refusal.value)
@@ -167,7 +169,7 @@ def test_complaints_name_the_line_of_a_models_option(given: Given, engine: dict[
         ('{"INFERENCE_NUM_THREADS": 1}', {"INFERENCE_NUM_THREADS": 1}),
     ],
 )
-def test_threads_for_a_server_that_is_not_told_otherwise(config: str, expected: dict[str, Any]) -> None:
+def test_threads_are_passed_in_plugin_config(config: str, expected: dict[str, Any]) -> None:
     options = OpenVinoOptions(embed={"plugin_config": config})
     assert json.loads(both("embed", options, threads=3)["options"]["plugin_config"]) == expected
 
@@ -184,7 +186,7 @@ def test_threads_for_a_server_that_is_not_told_otherwise(config: str, expected: 
         ("cpu", False, OpenVinoOptions(device="GPU", embed={"device": "GPU"}), "CPU"),
     ],
 )
-def test_devices(mode: str, only_cpu: bool, options: OpenVinoOptions, expected: str) -> None:
+def test_device_follows_mode_and_options(mode: str, only_cpu: bool, options: OpenVinoOptions, expected: str) -> None:
     assert device_of("embed", mode, options, only_cpu=only_cpu) == expected
 
 
@@ -200,5 +202,7 @@ def test_devices(mode: str, only_cpu: bool, options: OpenVinoOptions, expected: 
         ("cpu", OpenVinoOptions(device="GPU", embed={"device": "NPU"}), {"mode": "CPU"}),
     ],
 )
-def test_which_devices_are_asked_for(mode: str, options: OpenVinoOptions, asked: dict[str, str]) -> None:
+def test_requested_devices_are_named_with_their_place(
+    mode: str, options: OpenVinoOptions, asked: dict[str, str]
+) -> None:
     assert devices_asked(mode, options) == asked

@@ -1,4 +1,4 @@
-"""A worker that stands still: health tells of it, its requests fail, the model comes back, or leaves in time."""
+"""A hung worker: health reports it, its requests fail, and its model is restarted or unloaded in time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGSTOP")]
 
 
-async def test_it_is_degraded_then_started_again(serve: Serve) -> None:
+async def test_hung_worker_is_degraded_then_restarted(serve: Serve) -> None:
     running = await serve(hung_timeout=pace(1.5))
     await running.client.load_model("tiny-embed")
     async with writing(running) as texts:
@@ -38,7 +38,7 @@ async def test_it_is_degraded_then_started_again(serve: Serve) -> None:
     assert await running.client.health_check() == "ready: 2 models loaded"
 
 
-async def test_while_it_is_started_again_health_says_why(serve: Serve) -> None:
+async def test_health_reports_the_reason_during_a_restart(serve: Serve) -> None:
     running = await serve(restart_backoff=30)
     await running.client.load_model("tiny-chat")
     [worker] = running.workers()
@@ -50,7 +50,7 @@ async def test_while_it_is_started_again_health_says_why(serve: Serve) -> None:
     assert "SIGKILL" in health
 
 
-async def test_an_unload_does_not_wait_for_it(serve: Serve) -> None:
+async def test_unload_does_not_wait_for_a_hung_worker(serve: Serve) -> None:
     running = await serve(drain_timeout=0.5, hung_timeout=0)
     async with writing(running) as texts:
         worker = running.workers()[-1]

@@ -1,4 +1,4 @@
-"""The server or a worker dies, a start is stopped: all are told, what was loaded comes back, nobody is left."""
+"""Deaths of the server and of workers, and stops during a start: errors, restarts, and no leftovers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 
-async def test_the_servers_death_ends_its_streams_and_its_models_come_back(serve: Serve) -> None:
+async def test_death_of_the_server_ends_its_streams_and_its_models_are_reloaded(serve: Serve) -> None:
     running = await serve()
     await running.client.load_model("tiny-embed")
     async with writing(running) as texts:
@@ -41,13 +41,13 @@ async def test_the_servers_death_ends_its_streams_and_its_models_come_back(serve
     assert (await running.client.invoke("chat", COUNT))["choices"], "shares the restart"
     await eventually(lambda: len(running.workers()) == 2)
     assert served(running) == ["tiny-chat", "tiny-embed"]
-    assert not set(before) & set(running.processes()), "nobody of the first life is left"
+    assert not set(before) & set(running.processes()), "no process of the first run is left"
     assert await running.client.invoke("embed", {"input": "a"})
     assert await running.loaded() == ["tiny-chat", "tiny-embed"]
     assert (await running.client.health_check()) == "ready: 2 models loaded"
 
 
-async def test_a_workers_death_is_its_models_alone(serve: Serve) -> None:
+async def test_death_of_a_worker_affects_only_its_model(serve: Serve) -> None:
     running = await serve()
     await running.client.load_model("tiny-embed")
     [embed] = running.workers()
@@ -57,13 +57,13 @@ async def test_a_workers_death_is_its_models_alone(serve: Serve) -> None:
         with pytest.raises(BadGatewayError, match="the engine answered 500"):
             await texts
     assert (await running.client.invoke("embed", {"input": "a"}))["data"]
-    assert await running.client.invoke("chat", COUNT), "it was started again"
+    assert await running.client.invoke("chat", COUNT), "the worker was restarted"
     assert running.workers()[0] == embed
     assert running.workers()[-1] != worker
 
 
-async def test_a_server_that_dies_while_it_loads(serve: Serve) -> None:
-    """What it was loading may be what killed it: the next life begins without."""
+async def test_model_is_not_reloaded_after_the_server_died_during_its_load(serve: Serve) -> None:
+    """The model may be the cause of the death, so the next run begins without it."""
     running = await serve()
     await running.client.load_model("tiny-chat")
     loading = asyncio.create_task(running.client.load_model("tiny-image"))
@@ -76,7 +76,7 @@ async def test_a_server_that_dies_while_it_loads(serve: Serve) -> None:
     assert await running.client.invoke("text-to-image", ONE_STEP)
 
 
-async def test_a_server_that_is_not_restarted(serve: Serve) -> None:
+async def test_server_at_its_restart_limit_starts_with_the_next_call(serve: Serve) -> None:
     running = await serve(restart_limit=0)
     await running.client.load_model("tiny-chat")
     running.server_process.kill()
@@ -84,13 +84,13 @@ async def test_a_server_that_is_not_restarted(serve: Serve) -> None:
     with pytest.raises(UnavailableError, match="SIGKILL"):
         await running.client.health_check()
     assert await running.loaded() == []
-    assert (await running.client.invoke("chat", COUNT))["choices"], "whoever asks starts it"
+    assert (await running.client.invoke("chat", COUNT))["choices"], "a call starts the server"
     assert await running.client.health_check() == "ready: 1 models loaded"
 
 
 @pytest.mark.promise("H7", "L2")
-async def test_a_start_revives_what_does_not_serve(serve: Serve) -> None:
-    """A model's process that died too often, then the server's, then its socket."""
+async def test_start_restarts_what_has_failed(serve: Serve) -> None:
+    """A worker at its restart limit, then a failed server, then a removed socket."""
     running = await serve(restart_limit=0)
     await running.client.load_model("tiny-chat")
     running.workers()[0].kill()
@@ -120,7 +120,7 @@ async def test_a_start_revives_what_does_not_serve(serve: Serve) -> None:
     assert await running.client.health_check() == "ready: 1 models loaded"
 
 
-async def test_stop_and_start_again(serve: Serve) -> None:
+async def test_start_after_a_stop_loads_no_models(serve: Serve) -> None:
     running = await serve()
     async with writing(running) as texts:
         await running.client.stop_engine()
@@ -137,7 +137,7 @@ async def test_stop_and_start_again(serve: Serve) -> None:
     assert (await running.client.invoke("chat", COUNT))["choices"]
 
 
-async def test_stop_while_it_starts(serve: Serve) -> None:
+async def test_stop_during_a_start_ends_it(serve: Serve) -> None:
     running = await serve(start=False)
     starting = [asyncio.create_task(running.client.start_engine()) for _ in range(3)]
     await eventually(lambda: bool(running.processes()))
@@ -149,7 +149,7 @@ async def test_stop_while_it_starts(serve: Serve) -> None:
     assert await running.client.health_check() == "ready: 0 models loaded"
 
 
-async def test_stop_while_a_model_is_loaded(serve: Serve) -> None:
+async def test_stop_during_a_load_ends_it(serve: Serve) -> None:
     running = await serve()
     loading = asyncio.create_task(running.client.load_model("tiny-image"))
     await eventually(lambda: bool(running.workers()))
@@ -159,13 +159,13 @@ async def test_stop_while_a_model_is_loaded(serve: Serve) -> None:
     assert running.processes() == []
 
 
-async def test_another_mode(serve: Serve) -> None:
+async def test_change_of_mode_reloads_the_models(serve: Serve) -> None:
     running = await serve()
     await running.client.load_model("tiny-chat")
     [worker], server = running.workers(), running.server_process
     with pytest.raises(PreconditionError, match=r"sees no NPU \(devices: CPU \("):
         await running.client.start_engine("npu")
-    assert running.workers() == [worker], "what runs is not disturbed"
+    assert running.workers() == [worker], "the running model is not affected"
     await running.client.start_engine("daemon")
     assert running.workers() == [worker]
     await running.client.start_engine("cpu")
@@ -176,7 +176,7 @@ async def test_another_mode(serve: Serve) -> None:
 
 
 @pytest.mark.promise("U10")
-async def test_queued_requests_go_on_to_the_next_server(serve: Serve) -> None:
+async def test_queued_requests_continue_on_the_next_server(serve: Serve) -> None:
     running = await serve(parallel=1, drain_timeout=0.2)
     async with drawing(running) as picture:
         waiting = asyncio.create_task(running.client.invoke("text-to-image", ONE_STEP))
@@ -188,14 +188,14 @@ async def test_queued_requests_go_on_to_the_next_server(serve: Serve) -> None:
             assert (await waiting)["data"]
 
 
-async def test_gpu_where_there_is_none(serve: Serve) -> None:
+async def test_mode_gpu_without_a_gpu_is_rejected(serve: Serve) -> None:
     running = await serve(start=False)
     with pytest.raises(PreconditionError, match="Start in mode auto or cpu"):
         await running.client.start_engine("gpu")
     assert running.processes() == []
 
 
-async def test_a_device_of_plugin_yaml_that_is_not_here(serve: Serve) -> None:
+async def test_missing_device_of_plugin_yaml_is_reported(serve: Serve) -> None:
     running = await serve(start=False, embed={"device": "GPU"})
     with pytest.raises(PreconditionError, match=r"engine\.embed\.device: GPU was asked for.*Correct plugin\.yaml"):
         await running.client.start_engine()
@@ -204,7 +204,7 @@ async def test_a_device_of_plugin_yaml_that_is_not_here(serve: Serve) -> None:
     assert (await running.client.invoke("embed", {"input": "a"}))["data"]
 
 
-async def test_a_start_that_fails_leaves_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_start_leaves_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     running = await serve(start=False)
     with monkeypatch.context() as broken:
         broken.setattr(command, "server_command", lambda: [sys.executable, "-c", "raise SystemExit('no luck')"])
@@ -216,7 +216,7 @@ async def test_a_start_that_fails_leaves_nothing(serve: Serve, monkeypatch: pyte
     assert (await running.client.invoke("chat", COUNT))["choices"]
 
 
-async def test_over_a_port(serve: Serve) -> None:
+async def test_server_on_a_port_answers(serve: Serve) -> None:
     running = await serve(transport="tcp")
     assert (await running.client.invoke("chat", COUNT))["choices"]
     running.server_process.kill()
@@ -229,7 +229,7 @@ def holding(folder: Path, text: bytes) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and text in path.read_bytes()]
 
 
-async def test_the_key_shows_nowhere(serve: Serve) -> None:
+async def test_key_is_in_no_argv_environment_or_file(serve: Serve) -> None:
     running = await serve()
     await running.client.load_model("tiny-chat")
     key = running.server._key
@@ -241,8 +241,8 @@ async def test_the_key_shows_nowhere(serve: Serve) -> None:
     assert not await in_thread(holding, running.engine.manifest.data_dir, key.encode())
 
 
-async def test_what_a_killed_plugin_left_is_removed(serve: Serve) -> None:
-    """By its lock: a number may be another process's now, or that of another container's plugin."""
+async def test_leftovers_of_a_killed_plugin_are_removed(serve: Serve) -> None:
+    """They are detected by the lock, because a pid may be reused or belong to another container."""
     running = await serve(start=False)
     folder = running.engine.manifest.data_dir / "served"
     stale, living = folder / "0123456789abcdef", folder / "fedcba9876543210"
@@ -260,7 +260,7 @@ async def test_what_a_killed_plugin_left_is_removed(serve: Serve) -> None:
 
 
 @pytest.mark.promise("S12")
-async def test_a_model_that_can_never_be_loaded_is_not_retried(serve: Serve) -> None:
+async def test_unusable_model_is_not_retried(serve: Serve) -> None:
     running = await serve()
     await running.client.pull_model("broken", source=str(SAMPLES / "tiny-embed"))
     spoil(running.engine.manifest.data_dir / "models" / "broken" / "openvino_model.xml")

@@ -1,4 +1,4 @@
-"""Models come into the server's memory once, leave it when others need the room, and never under a request."""
+"""Loads, evictions and unloads of models in the server's memory."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ async def test_a_second_model_evicts_the_first_after_its_stream(serve: Serve) ->
     assert len(running.workers()) == 1
 
 
-async def test_models_have_only_so_much_memory(serve: Serve) -> None:
+async def test_model_beyond_the_memory_limit_is_rejected(serve: Serve) -> None:
     running = await serve(memory_limit=1)
     await running.client.invoke("chat", COUNT)
     with pytest.raises(
@@ -131,7 +131,7 @@ async def test_unload_waits_for_a_stream(serve: Serve) -> None:
         await running.client.unload_model("tiny-chat")
 
 
-async def test_unload_breaks_off_what_does_not_end(serve: Serve) -> None:
+async def test_unload_cancels_requests_after_the_drain_timeout(serve: Serve) -> None:
     running = await serve(drain_timeout=0.2)
     async with writing(running) as texts:
         await running.client.unload_model("tiny-chat")
@@ -141,7 +141,7 @@ async def test_unload_breaks_off_what_does_not_end(serve: Serve) -> None:
     assert await running.client.invoke("chat", COUNT)
 
 
-async def test_delete(serve: Serve) -> None:
+async def test_deleted_model_is_unloaded(serve: Serve) -> None:
     running = await serve()
     folder = lay_in(running, "owner/mine", "tiny-chat")
     async with writing(running, model="owner/mine"):
@@ -156,8 +156,8 @@ async def test_delete(serve: Serve) -> None:
         await running.client.invoke("chat", {**COUNT, "model": "owner/mine"})
 
 
-async def test_a_model_that_cannot_be_loaded(serve: Serve) -> None:
-    """It says why, holds up no other, and is tried anew."""
+async def test_failed_load_is_reported_and_retried(serve: Serve) -> None:
+    """The reason is reported, other models are not delayed, and the next call retries the load."""
     running = await serve()
     folder = lay_in(running, "broken")
     graph = folder / "openvino_model.xml"
@@ -179,7 +179,7 @@ async def test_a_model_that_cannot_be_loaded(serve: Serve) -> None:
     assert await running.loaded() == served(running) == ["broken", "tiny-embed"]
 
 
-async def test_a_cancelled_call_stops_the_work(serve: Serve) -> None:
+async def test_cancelled_call_stops_the_computation(serve: Serve) -> None:
     running = await serve()
     asked = {**PICTURE, "size": "256x256"}  # more than ten seconds of the processor's time
 
@@ -204,7 +204,7 @@ async def test_a_cancelled_call_stops_the_work(serve: Serve) -> None:
     await stopped()
 
 
-async def test_nothing_is_answered_before_a_start(serve: Serve) -> None:
+async def test_calls_before_a_start_are_rejected(serve: Serve) -> None:
     running = await serve(start=False)
     for service, request in (("chat", COUNT), ("text-to-image", PICTURE)):
         with pytest.raises(UnavailableError, match="Call StartEngine"):
@@ -213,7 +213,7 @@ async def test_nothing_is_answered_before_a_start(serve: Serve) -> None:
         await running.client.load_model("tiny-chat")
 
 
-async def test_a_model_that_takes_too_long(serve: Serve) -> None:
+async def test_load_fails_after_the_load_limit(serve: Serve) -> None:
     running = await serve()
     running.server.loaded._load_limit = 0.05
     with pytest.raises(UnavailableError, match=r"tiny-image was not loaded in 0.05 s. Raise engine.start_limit"):

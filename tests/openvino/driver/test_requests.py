@@ -1,4 +1,4 @@
-"""What is changed on the way to the server, and what its complaints become."""
+"""The conversion of requests for the server, and of its errors."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def body(service: str, request: dict[str, Any], *, stream: bool = False, largest
     return shape
 
 
-def test_what_is_not_ours_passes_through() -> None:
+def test_unknown_fields_are_passed_on() -> None:
     request = {"model": "m", "messages": [{"role": "user", "content": "é"}], "our_secret_field": {"a": [1]}}
     assert body("chat", request) == request
     assert body("chat", {**request, "stream": True, "stream_options": {}, "top_p": None}) == request
     assert body("chat", request, stream=True) == {**request, "stream": True}
 
 
-def test_documents_are_texts() -> None:
+def test_document_objects_become_texts() -> None:
     request = {"model": "m", "query": "q", "documents": ["a", {"text": "b", "more": 1}], "top_n": 1}
     assert body("rerank", request)["documents"] == ["a", "b"]
 
 
 @pytest.mark.promise("S13")
 @pytest.mark.parametrize("service", ["chat", "generate"])
-def test_what_an_ovms_ignores_or_refuses_does_not_reach_it(service: str) -> None:
+def test_fields_that_ovms_does_not_support_are_rejected_or_omitted(service: str) -> None:
     asked = {"max_tokens": -1, "max_completion_tokens": -1, "logit_bias": {}, "x": 1}
     body = json.loads(upstream_body(service, asked, stream=True))
     assert body == {"logit_bias": {}, "x": 1, "stream": True}
@@ -41,7 +41,7 @@ def test_what_an_ovms_ignores_or_refuses_does_not_reach_it(service: str) -> None
         upstream_body(service, {"logit_bias": {"1": 5}}, stream=True)
 
 
-def test_a_request_that_is_nested_too_deeply() -> None:
+def test_request_nested_too_deeply_is_rejected() -> None:
     deep: list[Any] = []
     for _ in range(100_000):
         deep = [deep]
@@ -50,7 +50,7 @@ def test_a_request_that_is_nested_too_deeply() -> None:
 
 
 @pytest.mark.parametrize("size", ["512x768", "512*768", "512X768"])
-def test_sizes(size: str) -> None:
+def test_size_is_converted(size: str) -> None:
     assert body("text-to-image", {"prompt": "a", "size": size})["size"] == "512x768"
 
 
@@ -65,17 +65,17 @@ def test_sizes(size: str) -> None:
         ("64x72", "64x72 is more than 64x64"),
     ],
 )
-def test_sizes_that_nobody_can_draw(size: str, complaint: str) -> None:
+def test_unsupported_size_is_rejected(size: str, complaint: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"^size: .*{complaint}"):
         body("text-to-image", {"prompt": "a", "size": size}, largest="64x64")
 
 
-def test_seeds() -> None:
+def test_seed_is_converted() -> None:
     assert body("text-to-image", {"prompt": "a", "seed": 4}) == {"prompt": "a", "rng_seed": 4}
     assert body("text-to-image", {"prompt": "a", "seed": 4, "rng_seed": 5}) == {"prompt": "a", "rng_seed": 5}
 
 
-def test_pictures_of_a_server_that_does_not_stream() -> None:
+def test_whole_pictures_become_one_event() -> None:
     event, done, rest = completed_event(b'{"created": 5, "data": [{"b64_json": "aaaa"}], "x": 1}').split(b"\n\n")
     assert json.loads(event.removeprefix(b"data: ")) == {
         "type": "image_generation.completed",
@@ -107,12 +107,12 @@ def test_pictures_of_a_server_that_does_not_stream() -> None:
         (500, ["why"], 502, 'the engine answered 500: ["why"]'),
     ],
 )
-def test_complaints(status: int, answer: Any, code: int, message: str) -> None:
+def test_error_of_the_server_is_mapped(status: int, answer: Any, code: int, message: str) -> None:
     error = complaint_error(Complaint.of_body(status, json.dumps(answer).encode()))
     assert (error.code, error.message) == (code, message)
 
 
-async def test_a_client_that_was_ended() -> None:
+async def test_closed_client_raises_its_reason() -> None:
     client = ServerClient(Http1Client(("127.0.0.1", 1)), None)
     client.end("the model has left")
     with pytest.raises(UnavailableError, match="the model has left"):

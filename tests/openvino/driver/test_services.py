@@ -31,7 +31,7 @@ _GOOD: dict[str, dict[str, Any]] = {
 """A request that each service answers."""
 
 
-async def test_chat(shared: RunningEngine) -> None:
+async def test_chat_is_answered(shared: RunningEngine) -> None:
     answer = await shared.client.invoke("chat", COUNT)
     assert answer["object"] == "chat.completion"
     assert answer["choices"][0]["message"]["content"].startswith("one two three")
@@ -40,7 +40,7 @@ async def test_chat(shared: RunningEngine) -> None:
     assert answer["model"] == "tiny-chat"
 
 
-async def test_chat_streamed(shared: RunningEngine) -> None:
+async def test_chat_is_streamed(shared: RunningEngine) -> None:
     whole = (await shared.client.invoke("chat", COUNT))["choices"][0]["message"]["content"]
     request = {**COUNT, "stream_options": {"include_usage": True}}
     async with shared.client.stream("chat", request) as chunks:
@@ -51,7 +51,7 @@ async def test_chat_streamed(shared: RunningEngine) -> None:
     assert told[-1]["usage"]["completion_tokens"] > 0
 
 
-async def test_generate(shared: RunningEngine) -> None:
+async def test_generate_is_answered(shared: RunningEngine) -> None:
     answer = await shared.client.invoke("generate", {"prompt": ["a", "b"], "max_tokens": 3, "ignore_eos": True})
     assert answer["object"] == "text_completion"
     assert [choice["index"] for choice in answer["choices"]] == [0, 1]
@@ -61,7 +61,7 @@ async def test_generate(shared: RunningEngine) -> None:
     assert told[-1]["choices"][0]["finish_reason"]
 
 
-async def test_embed(shared: RunningEngine) -> None:
+async def test_embed_is_answered(shared: RunningEngine) -> None:
     answer = await shared.client.invoke("embed", {"input": ["a", "b", "a"]})
     vectors = [entry["embedding"] for entry in answer["data"]]
     assert [len(vector) for vector in vectors] == [32, 32, 32]
@@ -69,7 +69,7 @@ async def test_embed(shared: RunningEngine) -> None:
     assert vectors[0] != vectors[1]
 
 
-async def test_rerank(shared: RunningEngine) -> None:
+async def test_rerank_is_answered(shared: RunningEngine) -> None:
     request = {"query": "a", "documents": ["b", {"text": "c"}, "d"], "top_n": 2, "return_documents": True}
     results = (await shared.client.invoke("rerank", request))["results"]
     scores = [result["relevance_score"] for result in results]
@@ -79,8 +79,8 @@ async def test_rerank(shared: RunningEngine) -> None:
     assert {result["document"]["text"] for result in results} <= {"b", "c", "d"}
 
 
-async def test_a_picture(shared: RunningEngine) -> None:
-    """The host's shape of a size, OpenAI's name of a seed."""
+async def test_picture_is_generated(shared: RunningEngine) -> None:
+    """With the host's format of a size, and OpenAI's name of a seed."""
     request = {"prompt": "a", "size": "64*32", "num_inference_steps": 2}
     first = await shared.client.invoke("text-to-image", {**request, "seed": 5})
     [picture] = [base64.b64decode(entry["b64_json"]) for entry in first["data"]]
@@ -92,7 +92,7 @@ async def test_a_picture(shared: RunningEngine) -> None:
     assert other["data"] != first["data"]
 
 
-async def test_a_picture_streamed(shared: RunningEngine) -> None:
+async def test_picture_is_streamed_with_progress(shared: RunningEngine) -> None:
     async with shared.client.stream("text-to-image", {**ONE_STEP, "num_inference_steps": 3}) as chunks:
         told = [event async for event in events(chunks)]
     assert [event.get("step") for event in told] == [1, 2, 3, None]
@@ -100,7 +100,7 @@ async def test_a_picture_streamed(shared: RunningEngine) -> None:
     assert base64.b64decode(told[-1]["data"][0]["b64_json"]).startswith(b"\x89PNG")
 
 
-async def test_speech(shared: RunningEngine) -> None:
+async def test_speech_is_generated_and_transcribed(shared: RunningEngine) -> None:
     spoken = await shared.client.invoke("text-to-speech", {"text": "hello"})
     sound = base64.b64decode(spoken["audio"])
     assert sound.startswith(b"RIFF")
@@ -115,7 +115,7 @@ async def test_speech(shared: RunningEngine) -> None:
     assert isinstance(heard["segments"], list)
 
 
-async def test_live_transcription(shared: RunningEngine) -> None:
+async def test_live_stream_is_transcribed(shared: RunningEngine) -> None:
     sound = base64.b64decode(tone(1.5))[44:]
     async with asyncio.timeout(LIMIT), shared.client.invoke_bidi("speech-to-text-ws") as talk:
         await talk.send(sound, metadata={"format": "pcm", "sample_rate": "16000"})
@@ -125,13 +125,13 @@ async def test_live_transcription(shared: RunningEngine) -> None:
 
 
 @pytest.mark.parametrize("service", [name for name in SERVICES if name != "speech-to-text-ws"])
-async def test_a_model_of_another_kind(shared: RunningEngine, service: str) -> None:
+async def test_model_of_another_kind_is_rejected(shared: RunningEngine, service: str) -> None:
     wrong = "tiny-embed" if SERVICES[service] != "tiny-embed" else "tiny-chat"
     with pytest.raises(InvalidRequestError, match=rf"model: {wrong} is a model for .*; {service} needs one for "):
         await shared.client.invoke(service, {**_GOOD[service], "model": wrong})
 
 
-async def test_a_conversation_with_a_model_of_another_kind(shared: RunningEngine) -> None:
+async def test_live_stream_with_a_model_of_another_kind_fails(shared: RunningEngine) -> None:
     async with asyncio.timeout(LIMIT), shared.client.invoke_bidi("speech-to-text-ws") as talk:
         await talk.send(bytes(320), metadata={"model": "tiny-chat"})
         await talk.done_sending()
@@ -140,7 +140,7 @@ async def test_a_conversation_with_a_model_of_another_kind(shared: RunningEngine
 
 
 @pytest.mark.parametrize("service", [name for name in SERVICES if name != "speech-to-text-ws"])
-async def test_a_model_that_is_not_here(shared: RunningEngine, service: str) -> None:
+async def test_missing_model_is_reported(shared: RunningEngine, service: str) -> None:
     with pytest.raises(NotFoundError, match="owner/nothing"):
         await shared.client.invoke(service, {**_GOOD[service], "model": "owner/nothing"})
 
@@ -153,12 +153,12 @@ async def test_a_model_that_is_not_here(shared: RunningEngine, service: str) -> 
         ("8192x64", "8192x64 is more than 4096x4096, which engine.image.max_resolution"),
     ],
 )
-async def test_sizes(shared: RunningEngine, size: str, complaint: str) -> None:
+async def test_invalid_size_is_rejected(shared: RunningEngine, size: str, complaint: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"size: .*{complaint}"):
         await shared.client.invoke("text-to-image", {"prompt": "a", "size": size})
 
 
-async def test_too_long_a_prompt(shared: RunningEngine) -> None:
+async def test_prompt_beyond_the_context_is_rejected(shared: RunningEngine) -> None:
     request = {"messages": [{"role": "user", "content": "count " * 3000}]}
     with pytest.raises(InvalidRequestError, match="Shorten the request, or take a model with more context"):
         await shared.client.invoke("chat", request)
@@ -167,13 +167,13 @@ async def test_too_long_a_prompt(shared: RunningEngine) -> None:
             [event async for event in events(chunks)]
 
 
-async def test_what_the_server_refuses(shared: RunningEngine) -> None:
+async def test_error_of_the_server_is_raised(shared: RunningEngine) -> None:
     with pytest.raises(InvalidRequestError, match=r"^(request_data: the engine refuses it: .*)?temperature"):
         await shared.client.invoke("chat", {**COUNT, "temperature": "hot"})
 
 
 @pytest.mark.parametrize("service", ["embed", "rerank", "speech-to-text", "text-to-speech"])
-async def test_what_does_not_stream(shared: RunningEngine, service: str) -> None:
+async def test_other_services_do_not_stream(shared: RunningEngine, service: str) -> None:
     with pytest.raises(UnsupportedError):
         async with shared.client.stream(service, _GOOD[service]) as chunks:
             [chunk async for chunk in chunks]
@@ -182,7 +182,7 @@ async def test_what_does_not_stream(shared: RunningEngine, service: str) -> None
             [chunk async for chunk in chunks]
 
 
-async def test_many_at_once(shared: RunningEngine) -> None:
+async def test_concurrent_calls_are_answered(shared: RunningEngine) -> None:
     async def ask(service: str) -> dict[str, Any] | EnginePluginError:
         return await shared.client.invoke(service, _GOOD[service])
 
@@ -190,12 +190,12 @@ async def test_many_at_once(shared: RunningEngine) -> None:
     assert len(answers) == 3 * len(_GOOD)
 
 
-async def test_it_tells_how_it_is(shared: RunningEngine) -> None:
+async def test_health_and_configuration_are_reported(shared: RunningEngine) -> None:
     assert await shared.client.health_check() == "ready: 6 models loaded"
     assert await shared.loaded() == sorted(set(SERVICES.values()))
     assert (await shared.client.get_version()).startswith("20")
 
 
-async def test_default_models(shared: RunningEngine) -> None:
+async def test_each_service_has_a_default_model(shared: RunningEngine) -> None:
     assert {service: await shared.engine.default_model(service) for service in SERVICES} == SERVICES
     assert await shared.engine.default_model("sing") == ""

@@ -37,7 +37,7 @@ def program(version: str, text: str = WHOLE, library: str = "libxml2.so.2") -> b
 
 
 def install(folder: Path, version: str = "2026.3.0") -> Path:
-    """Unpacked where somebody else would have put it: the path of its `ovms`."""
+    """Unpack it outside the data directory; return the path of its `ovms`."""
     executable = folder / "ovms" / "bin" / "ovms"
     executable.parent.mkdir(parents=True)
     executable.write_bytes(program(version))

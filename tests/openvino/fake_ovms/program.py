@@ -1,4 +1,4 @@
-"""Stands for the program `ovms`: its command line, its logs and its REST, our embedded server behind them.
+"""A stand-in for the program `ovms`: its command line, logs and REST API on top of the embedded server.
 
 What differs between the two servers is here as release 2026.3 does it: only /v3 asks for the key, an error is one
 text and mostly a 400, a reload looks at config.json alone and tells no reasons, and a graph that cannot be loaded

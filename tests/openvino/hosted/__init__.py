@@ -1,1 +1,1 @@
-"""The default plugin as a host has it: spawned, served over its socket, its real engine below it."""
+"""The default plugin as a host's child process, with its socket and its real engine."""

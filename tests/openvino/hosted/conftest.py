@@ -1,4 +1,4 @@
-"""Scenes of hosted default plugins, of which nothing may be left."""
+"""Scenes of hosted default plugins, which must not leave anything."""
 
 from __future__ import annotations
 

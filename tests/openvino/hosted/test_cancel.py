@@ -1,6 +1,6 @@
-"""A call that its host leaves, or whose time is over, stops the work in the default plugin's engine.
+"""A call that its host cancels, or whose deadline passes, stops the work in the default plugin's engine.
 
-What is looked at is the processor's time that a model's process takes, not how long something lasts.
+The tests measure the processor time of the model's process, not durations.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ async def loaded(scene: HostedScene) -> AsyncIterator[tuple[PluginClient, dict[s
 
 
 @pytest.mark.promise("F23", "F24", "P6")
-async def test_the_engine_stops_working(scene: HostedScene) -> None:
-    """One after the other, so that each worker is known to work for one call only."""
+async def test_cancelled_call_stops_the_engines_work(scene: HostedScene) -> None:
+    """One after the other, so that each worker computes for one call only."""
     scene.configure({"generate": math.ceil(pace(0.7)), "speech-to-text": math.ceil(pace(1.5))})
     async with loaded(scene) as (plugin, workers):
 

@@ -1,4 +1,4 @@
-"""The default plugin's server, or one of its workers, dies or stands still under calls of all kinds."""
+"""The default plugin's server, or one of its workers, dies or hangs during calls of all kinds."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def all_answer(plugin: PluginClient) -> None:
 
 
 @pytest.mark.promise("F20", "P2", "P3", "P5")
-async def test_under_eight_calls(scene: HostedScene) -> None:
+async def test_crash_during_eight_calls_fails_only_affected_calls(scene: HostedScene) -> None:
     """A worker's death fails its model's calls only; a server's death or hang fails every call that it had begun."""
     scene.configure({"chat": -1, "generate": -1}, health_interval=0.2, hung_timeout=pace(1))
     async with loaded(scene) as (plugin, workers):

@@ -1,4 +1,4 @@
-"""However the default plugin ends, and whatever it was at: nobody and nothing is left, and the next start works.
+"""No end of the default plugin leaves a process or a file, whatever it was doing, and the next start works.
 
 A host's end of standard input is no sign (G9): each plugin here has had an empty one from the beginning.
 """
@@ -94,7 +94,7 @@ async def hosted(scene: HostedScene, *, by_another: bool = False) -> AsyncIterat
 
 
 async def ended(call: asyncio.Task[Any]) -> None:
-    """A call on a plugin that has ended ends with an error of ours."""
+    """A call on a plugin that has ended raises one of this package's errors."""
     async with asyncio.timeout(LIMIT):
         with pytest.raises(EnginePluginError):
             await call
@@ -120,7 +120,7 @@ WAYS = ["killed", "host killed", "terminated", "shut down"]
 @pytest.mark.parametrize(
     "how", ["killed", "host killed", "shut down", pytest.param("terminated", marks=pytest.mark.thorough)]
 )
-async def test_while_it_does_everything_at_once(scene: HostedScene, how: str) -> None:
+async def test_end_of_a_busy_plugin_leaves_nothing(scene: HostedScene, how: str) -> None:
     async with stalled_hub() as hub:
         scene.env["HF_ENDPOINT"] = hub.url("").rstrip("/")
         async with hosted(scene, by_another=how == "host killed") as plugin:
@@ -148,8 +148,8 @@ async def test_while_it_does_everything_at_once(scene: HostedScene, how: str) ->
 @pytest.mark.parametrize(
     ("how", "phase"), [("killed", "probe"), ("shut down", "probe"), *((how, "serve") for how in WAYS)]
 )
-async def test_while_it_starts(scene: HostedScene, how: str, phase: str) -> None:
-    """The software is tried out; the server comes up."""
+async def test_end_of_a_starting_plugin_leaves_nothing(scene: HostedScene, how: str, phase: str) -> None:
+    """During the trial of the software, and during the start of the server."""
     async with hosted(scene, by_another=how == "host killed") as plugin:
         starting = asyncio.create_task(plugin.client.start_engine())
         await eventually(lambda: bool(scene.family(phase)))

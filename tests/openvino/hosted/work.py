@@ -1,4 +1,4 @@
-"""Work that fills a hosted plugin: everything that a host may have under way, at once."""
+"""Work for a hosted plugin: calls of all kinds at once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LONG_TEXT: dict[str, Any] = {"prompt": ["count"] * 64, "max_tokens": 1000, "igno
 """For generate; seconds of work."""
 
 LONG_PICTURE: dict[str, Any] = {"prompt": "a", "size": "256x256", "num_inference_steps": 100, "n": 10}
-"""Ten seconds of work and more; each step is told."""
+"""Ten seconds of work and more, with progress for each step."""
 
 _A_NUMBER = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "integer"}}}
 _SAMPLE = Path(engine_plugin.__file__).parent / "samples" / "openvino" / "tiny-embed"
@@ -106,8 +106,10 @@ async def stalled_hub() -> AsyncIterator[HubServer]:
 
 @asynccontextmanager
 async def busy(plugin: PluginClient, hub: HubServer) -> AsyncIterator[dict[str, asyncio.Task[Any]]]:
-    """Everything at once, begun: texts and pictures are streamed, a recording is transcribed, somebody speaks, one
-    model is pulled. In the end whatever became of these calls is of no interest."""
+    """Running calls of all kinds; their results are ignored.
+
+    Texts and pictures are streamed, a recording is transcribed, a live stream runs, and a model is pulled.
+    """
     await asyncio.gather(*(plugin.load_model(name) for name in MODELS))
     await plugin.invoke("chat", {**CHAT, "max_tokens": 4, "response_format": _A_NUMBER})  # its helper stays
     begun = {name: asyncio.Event() for name in ("text", "picture", "talk")}

@@ -1,4 +1,4 @@
-"""What OpenVINO's models are for, as their files tell it, and which files are theirs."""
+"""The detection of a model's kind and details from its files, and the selection of the files that it needs."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ VISION = ("openvino_language_model", "openvino_vision_embeddings_model", *TEXT[1
         ("chat", "Qwen2VLForConditionalGeneration", "qwen2_vl", VISION, "logits"),
     ],
 )
-def test_the_kind_is_told_by_the_files(
+def test_kind_is_detected_from_the_files(
     tmp_path: Path, kind: str, architecture: str, model_type: str, names: tuple[str, ...], output: str
 ) -> None:
     config = {"architectures": [architecture], "model_type": model_type}
@@ -94,20 +94,20 @@ def test_the_kind_is_told_by_the_files(
     assert found.extra.get("vision", False) == (names is VISION)
 
 
-def test_an_image_model_is_told_by_its_index(tmp_path: Path) -> None:
+def test_image_model_is_detected_by_its_index(tmp_path: Path) -> None:
     index = {"_class_name": "StableDiffusionXLPipeline"}
     found = inspect_folder(lay(tmp_path / "m", None, IMAGE, files={"model_index.json": index}))
     assert (found.kind, found.family) == ("text-to-image", "stable-diffusion-xl")
     assert found.extra["parameters"] == 2_000_000
 
 
-def test_sentence_transformers_embed(tmp_path: Path) -> None:
+def test_sentence_transformers_model_is_an_embedding_model(tmp_path: Path) -> None:
     config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
     folder = lay(tmp_path / "m", config, files={"modules.json": "[]"})
     assert inspect_folder(folder).kind == "embed"
 
 
-def test_a_reranker_that_answers_yes_or_no_is_told_by_its_name(tmp_path: Path) -> None:
+def test_reranker_that_answers_yes_or_no_is_detected_by_its_name(tmp_path: Path) -> None:
     config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
     assert inspect_folder(lay(tmp_path / "Qwen3-Reranker-0.6B", config)).kind == "rerank"
 
@@ -131,13 +131,13 @@ def test_a_reranker_that_answers_yes_or_no_is_told_by_its_name(tmp_path: Path) -
         ({}, "<net>", ""),
     ],
 )
-def test_quantization(tmp_path: Path, files: dict[str, Any], text: str, level: str) -> None:
+def test_quantization_is_detected(tmp_path: Path, files: dict[str, Any], text: str, level: str) -> None:
     assert (
         inspect_folder(lay(tmp_path / "m", {"model_type": "x"}, text=text, files=files)).quantization_level == level
     )
 
 
-def test_details(tmp_path: Path) -> None:
+def test_details_are_read_from_the_config(tmp_path: Path) -> None:
     config = {"model_type": "gemma3", "text_config": {"max_position_embeddings": 32768, "hidden_size": 640}}
     template = "{% if tools %}{{ tools | tojson }}{% endif %}"
     found = inspect_folder(lay(tmp_path / "m", config, files={"chat_template.jinja": template}))
@@ -169,7 +169,7 @@ def test_details(tmp_path: Path) -> None:
         (["config.json"], "config.json is missing"),
     ],
 )
-def test_what_is_missing_is_told_and_what_to_do(tmp_path: Path, spoil: list[str], text: str) -> None:
+def test_missing_file_is_named_with_the_remedy(tmp_path: Path, spoil: list[str], text: str) -> None:
     folder = lay(tmp_path / "m", {"model_type": "x"})
     for name in spoil:
         (folder / name).unlink()
@@ -181,14 +181,14 @@ def test_what_is_missing_is_told_and_what_to_do(tmp_path: Path, spoil: list[str]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '"x"', "[" * 100_000, '{"architectures": NaN}'])
-def test_a_config_that_is_none(tmp_path: Path, content: str) -> None:
+def test_invalid_config_is_rejected(tmp_path: Path, content: str) -> None:
     folder = lay(tmp_path / "m", None, files={"config.json": content})
     with pytest.raises(PullError, match="cannot be read"):
         inspect_folder(folder)
 
 
 @pytest.mark.parametrize("wrong", [None, 7, "text", [1], {"a": 1}])
-def test_settings_of_any_type_are_survived(tmp_path: Path, wrong: object) -> None:
+def test_settings_of_wrong_types_are_ignored(tmp_path: Path, wrong: object) -> None:
     keys = ("architectures", "model_type", "max_position_embeddings", "hidden_size", "text_config")
     found = inspect_folder(
         lay(
@@ -205,12 +205,12 @@ def test_settings_of_any_type_are_survived(tmp_path: Path, wrong: object) -> Non
     assert json.loads(json.dumps(found.details.to_wire())) == found.details.to_wire()
 
 
-def test_a_graph_of_one_endless_line_is_survived(tmp_path: Path) -> None:
+def test_graph_of_one_very_long_line_is_read(tmp_path: Path) -> None:
     folder = lay(tmp_path / "m", {"model_type": "x"}, text="<layer " * 300_000)
     assert inspect_folder(folder).extra["parameters"] == 0
 
 
-def test_what_a_model_needs() -> None:
+def test_needed_files_of_a_model_are_selected() -> None:
     needed = [
         "config.json",
         "chat_template.jinja",
@@ -251,7 +251,7 @@ def test_what_a_model_needs() -> None:
         (["config.json", "pytorch_model.bin"], "PyTorch"),
     ],
 )
-def test_a_repository_of_another_format_says_so(paths: list[str], form: str) -> None:
+def test_repository_of_another_format_is_rejected(paths: list[str], form: str) -> None:
     with pytest.raises(PullError, match=f"its weights are {form}") as caught:
         choose_files(paths)
     assert "optimum-cli" in caught.value.message
@@ -261,7 +261,7 @@ def test_a_repository_of_another_format_says_so(paths: list[str], form: str) -> 
 @pytest.mark.parametrize(
     "name", ["openvino_model.bin", "openvino_tokenizer.bin", "config.json", "openvino_model.xml"]
 )
-def test_a_git_lfs_pointer_is_named(tmp_path: Path, name: str) -> None:
+def test_git_lfs_pointer_is_reported(tmp_path: Path, name: str) -> None:
     folder = lay(tmp_path / "m", {"model_type": "x"})
     (folder / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n")
     with pytest.raises(PullError, match=rf"{name} is a Git LFS pointer.*git lfs pull"):
@@ -270,7 +270,7 @@ def test_a_git_lfs_pointer_is_named(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.promise("S12")
 @pytest.mark.parametrize("name", ["openvino_model", "openvino_tokenizer"])
-def test_truncated_weights_are_named(tmp_path: Path, name: str) -> None:
+def test_truncated_weights_are_reported(tmp_path: Path, name: str) -> None:
     folder = lay(tmp_path / "m", {"model_type": "x"})
     os.truncate(folder / f"{name}.bin", 499_999)
     with pytest.raises(PullError, match=rf"{name}\.bin is truncated: {name}\.xml needs 500000 bytes.* it has 499999"):
@@ -278,7 +278,7 @@ def test_truncated_weights_are_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.promise("S12")
-def test_a_tokenizer_in_another_format_is_no_substitute() -> None:
+def test_tokenizer_in_another_format_does_not_suffice() -> None:
     text = ["config.json", "openvino_model.xml", "openvino_model.bin", "tokenizer.json"]
     sight = ["config.json", "openvino_language_model.xml", "openvino_language_model.bin"]
     image = ["model_index.json", "unet/openvino_model.xml", "unet/openvino_model.bin", "tokenizer_2/vocab.json"]
@@ -301,7 +301,7 @@ def test_a_tokenizer_in_another_format_is_no_substitute() -> None:
         ("generation_config.json", '{"a":' * 200 + "1" + "}" * 200, "nested more than 100 deep"),
     ],
 )
-def test_settings_beyond_the_bounds_are_refused_with_the_reason(
+def test_settings_beyond_the_limits_are_rejected_with_the_reason(
     tmp_path: Path, name: str, content: str, why: str
 ) -> None:
     folder = lay(tmp_path / "m", {"model_type": "x"}, files={name: content})
@@ -318,14 +318,14 @@ def test_settings_beyond_the_bounds_are_refused_with_the_reason(
         f'shape="{"999999999999, " * 3000}1" offset="0" size="1"',
     ],
 )
-def test_endless_numbers_in_a_graph_are_survived(tmp_path: Path, data: str) -> None:
+def test_very_long_numbers_in_a_graph_are_ignored(tmp_path: Path, data: str) -> None:
     text = f'<layer id="1" name="w" type="Const">\n<data element_type="u8" {data}/>\n'
     found = inspect_folder(lay(tmp_path / "m", {"model_type": "x"}, text=text))
     assert json.loads(json.dumps(found.details.to_wire()))
 
 
 @pytest.mark.promise("S12")
-def test_an_image_model_needs_the_tokenizers_that_its_index_names(tmp_path: Path) -> None:
+def test_image_model_needs_the_tokenizers_of_its_index(tmp_path: Path) -> None:
     index = {
         "_class_name": "StableDiffusion3Pipeline",
         "tokenizer": ["transformers", "CLIPTokenizer"],

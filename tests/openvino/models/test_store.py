@@ -1,4 +1,4 @@
-"""The store as the engine has it: its samples, and OpenVINO's rules at work in a pull."""
+"""The engine's store: its samples, and OpenVINO's rules in a pull."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def test_each_sample_is_the_folder_that_the_index_describes(name: str) -> 
 
 
 @pytest.mark.parametrize("source", [f"hf:{REPOSITORY}", f"ms:{REPOSITORY}", REPOSITORY])
-async def test_a_repository_on_a_hub_becomes_a_model(store: FolderStore, hub: HubServer, source: str) -> None:
+async def test_repository_on_a_hub_becomes_a_model(store: FolderStore, hub: HubServer, source: str) -> None:
     sample = bundled_samples("openvino").get("tiny-image")
     assert sample is not None
     hub.tree = {path: (sample.path / path).read_bytes() for path, _ in files_of(sample.path)}
@@ -87,12 +87,12 @@ async def test_a_repository_on_a_hub_becomes_a_model(store: FolderStore, hub: Hu
     assert {name for name, _ in hub.fetched} == {path for path, _ in files_of(sample.path)}
 
 
-async def test_the_kind_that_is_given_wins(store: FolderStore) -> None:
+async def test_given_kind_overrides_the_detected_one(store: FolderStore) -> None:
     await pull(store, PullRequest("mine", source=str(SAMPLES / "tiny-chat"), model_type="rerank"))
     assert (await store.get("mine")).kind == "rerank"
 
 
-async def test_a_repository_that_is_no_openvino_model_is_refused_before_its_first_byte(
+async def test_repository_without_an_openvino_model_is_rejected_before_the_download(
     store: FolderStore, hub: HubServer
 ) -> None:
     hub.tree = {"config.json": b"{}", "model.safetensors": b"x" * 1000}

@@ -1,1 +1,1 @@
-"""The driver over the stand-in for ovms: what it may not count on with the OpenVINO Model Server."""
+"""The driver over the stand-in for ovms, which lacks some features of the embedded server."""

@@ -1,4 +1,4 @@
-"""What the tests here share: calls of an engine."""
+"""Calls of an engine, shared by the tests of this directory."""
 
 from __future__ import annotations
 

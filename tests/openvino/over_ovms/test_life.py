@@ -1,4 +1,4 @@
-"""A model that cannot be loaded, a crash and an upgrade, with a server that is ovms."""
+"""A failed load, a crash and an upgrade with ovms as the server."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ pytestmark = [
 
 
 @pytest.mark.promise("S12")
-async def test_a_model_that_cannot_be_loaded(make: Make, scratch: Path) -> None:
-    """ovms leaves such a one in the state LOADING and tells its reason to its log alone; the others go on."""
+async def test_failed_load_is_reported_and_other_models_answer(make: Make, scratch: Path) -> None:
+    """ovms leaves such a model in the state LOADING and writes the reason to its log only."""
     engine = await make()
     async for _ in engine.pull_model(PullRequest("broken", source=str(SAMPLES / "tiny-chat"))):
         pass
@@ -45,7 +45,7 @@ async def test_a_model_that_cannot_be_loaded(make: Make, scratch: Path) -> None:
     assert [model.name for model in await engine.running_models()] == ["tiny-chat"]
 
 
-async def test_unloaded_and_loaded_again(make: Make) -> None:
+async def test_unloaded_model_can_be_loaded_again(make: Make) -> None:
     engine = await make()
     for _ in range(2):
         assert (await call(engine, "embed", model="tiny-embed", input="a"))["data"]
@@ -53,7 +53,7 @@ async def test_unloaded_and_loaded_again(make: Make) -> None:
         assert "tiny-embed" not in [model.name for model in await engine.running_models()]
 
 
-async def test_it_comes_back_with_its_models(make: Make) -> None:
+async def test_restarted_server_has_its_models(make: Make) -> None:
     engine = await make(restart_backoff=0.05)
     await call(engine, "chat", **HELLO)
     server = psutil.Process().children(recursive=True)
@@ -68,11 +68,13 @@ async def test_it_comes_back_with_its_models(make: Make) -> None:
                 await asyncio.sleep(0.05)  # until it is back, a call may say that it died
 
 
-async def test_installed_upgraded_and_back(make: Make, mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A release answers with a sample before it is used, and a running engine moves to it with its models."""
+async def test_release_is_installed_upgraded_and_rolled_back(
+    make: Make, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release must answer with a sample before the running engine changes to it with its models."""
 
     async def no_packages(*_arguments: Any, **_options: Any) -> None:
-        """They are beside us."""
+        """The packages are already beside engine-plugin."""
 
     monkeypatch.setattr(SoftwareInstaller, "install_packages", no_packages)
     told: list[object] = []

@@ -1,1 +1,1 @@
-"""Finding, installing and upgrading OpenVINO."""
+"""Detection, installation and upgrade of OpenVINO."""

@@ -1,4 +1,4 @@
-"""Which archive a machine gets, and what is wrong with a machine that cannot run it."""
+"""The archive for a machine, and the errors for machines that cannot run it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BASE = "https://github.com/openvinotoolkit/model_server/releases/download"
         ("2026.1", "windows", True, "v2026.1/ovms_windows_2026.1.0_python_on.zip"),
     ],
 )
-def test_the_names_of_the_archives(version: str, flavour: str, with_python: bool, place: str) -> None:
+def test_archive_has_the_name_of_the_release(version: str, flavour: str, with_python: bool, place: str) -> None:
     archive = release_archive(version, flavour, "", "", with_python=with_python)
     assert archive.url == f"{BASE}/{place}"
     assert (archive.os, archive.arch) == ("windows" if flavour == "windows" else "linux", "amd64")
@@ -39,7 +39,7 @@ def test_the_names_of_the_archives(version: str, flavour: str, with_python: bool
 
 
 @pytest.mark.parametrize("version", ["2026.0", "2025.4.1", "b1234", "2026", "2026.3/../x"])
-def test_versions_whose_archives_are_unknown(version: str) -> None:
+def test_unknown_version_is_rejected(version: str) -> None:
     with pytest.raises(InstallError, match=r"engine\.version: .* from 2026\.1 on"):
         release_archive(version, "ubuntu24", "", "", with_python=True)
 
@@ -57,12 +57,12 @@ def test_versions_whose_archives_are_unknown(version: str) -> None:
         ((2, 34), {"arch"}, "redhat"),
     ],
 )
-def test_the_flavour_for_a_machine(glibc: tuple[int, int], distributions: set[str], flavour: str) -> None:
+def test_flavour_fits_the_machine(glibc: tuple[int, int], distributions: set[str], flavour: str) -> None:
     machine = Machine("linux", "x86_64", glibc, frozenset(distributions))
     assert machine.flavour() == flavour
 
 
-def test_machines_without_a_release() -> None:
+def test_machine_without_a_release_is_reported() -> None:
     assert Machine("win32", "amd64").flavour() == "windows"
     for machine in (Machine("darwin", "arm64"), Machine("linux", "aarch64", (2, 39))):
         with pytest.raises(InstallError, match=r"there is no release .* Set engine\.backend to embedded"):
@@ -73,7 +73,7 @@ def test_machines_without_a_release() -> None:
         Machine("linux", "x86_64").flavour()  # musl
 
 
-def test_the_python_that_an_archive_loads(tmp_path: Path) -> None:
+def test_python_library_of_an_archive_is_detected(tmp_path: Path) -> None:
     machine = Machine("linux", "x86_64", (2, 39), libraries=(tmp_path / "a", tmp_path / "b"))
     assert not machine.has_python_for("ubuntu24")
     (tmp_path / "b").mkdir()
@@ -84,7 +84,7 @@ def test_the_python_that_an_archive_loads(tmp_path: Path) -> None:
     assert machine.has_python_for("windows"), "it is in the archive"
 
 
-def test_this_machine_is_told(tmp_path: Path) -> None:
+def test_this_machine_is_described(tmp_path: Path) -> None:
     machine = Machine.this({"LD_LIBRARY_PATH": f"{tmp_path}:"})
     assert machine.libraries[0] == tmp_path
     assert machine.processor
@@ -98,12 +98,12 @@ def test_this_machine_is_told(tmp_path: Path) -> None:
         ("libfoo.so.7", "libfoo.so.7 is missing on this machine. Install the package that has it"),
     ],
 )
-def test_a_library_that_is_missing(words: str, advice: str) -> None:
+def test_missing_library_is_reported_with_its_package(words: str, advice: str) -> None:
     said = f"ovms: error while loading shared libraries: {words}: cannot open shared object file: No such file"
     assert advice in missing_library(said)
 
 
-def test_a_system_that_is_too_old() -> None:
+def test_too_old_system_is_reported() -> None:
     said = "ovms: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.38' not found (required by ovms)"
     assert missing_library(said) == (
         "it needs GLIBC_2.38, and this system is older. Choose another engine.ovms_flavour"

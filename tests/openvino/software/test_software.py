@@ -1,4 +1,4 @@
-"""InstallEngine and UpgradeEngine of both kinds: proved before they are switched on, undone when they fail."""
+"""InstallEngine and UpgradeEngine of both kinds: tried before the switch, rolled back on failure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def absent(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 # Where it is looked for
 
 
-async def test_beside_us(place: Place, pip: list[str]) -> None:
+async def test_openvino_genai_beside_the_package_is_found(place: Place, pip: list[str]) -> None:
     software = place.software()
     check = software.check()
     assert check.installed
@@ -55,7 +55,7 @@ async def test_beside_us(place: Place, pip: list[str]) -> None:
     assert not software.folder.exists()
 
 
-async def test_nothing_there(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_software_is_reported(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     absent(monkeypatch, "openvino-genai")
     software = place.software()
     assert (software.check().installed, software.check().detail) == (False, "OpenVINO is not installed")
@@ -64,7 +64,7 @@ async def test_nothing_there(place: Place, monkeypatch: pytest.MonkeyPatch) -> N
     assert not place.software(backend="release").check().installed
 
 
-async def test_an_ovms_on_path_comes_first(place: Place) -> None:
+async def test_ovms_on_path_has_precedence(place: Place) -> None:
     executable = install(place.root / "theirs")
     software = place.software({"PATH": str(executable.parent)})
     backend = software.find()
@@ -82,8 +82,10 @@ async def test_an_ovms_on_path_comes_first(place: Place) -> None:
         await place.install(nowhere)
 
 
-async def test_an_ovms_lacks_audio(place: Place, pip: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are installed alone, and it is not touched."""
+async def test_audio_packages_are_installed_for_an_ovms(
+    place: Place, pip: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the packages are installed; the ovms stays unchanged."""
     absent(monkeypatch, "av")
     executable = install(place.root / "theirs")
     software = place.software(ovms=str(executable))
@@ -142,8 +144,8 @@ async def test_openvino_genai_is_installed_and_upgraded(place: Place, pip: list[
 
 @pytest.mark.slow
 @pytest.mark.thorough
-async def test_a_real_installation(place: Place) -> None:
-    """With pip, from the registry, by hash; what is beside us is not what runs."""
+async def test_real_installation_runs(place: Place) -> None:
+    """With pip, from the registry, by hash. The packages beside engine-plugin are not used."""
     software = place.software(backend="embedded")
     said = await place.install(software, cover=True)
     backend = software.find()
@@ -155,7 +157,7 @@ async def test_a_real_installation(place: Place) -> None:
     assert place.left() == {"current-openvino.json", "install.lock", "versions"}
 
 
-async def test_the_embedded_server_cannot_be_run(place: Place) -> None:
+async def test_unusable_embedded_server_is_reported(place: Place) -> None:
     nothing = OpenVinoBackend("embedded", "1", "openvino-genai in /nowhere", executable="")
     software = place.software()
     with pytest.MonkeyPatch.context() as patch:
@@ -167,7 +169,7 @@ async def test_the_embedded_server_cannot_be_run(place: Place) -> None:
 # A release
 
 
-async def test_a_release_is_installed(place: Place, mirror: Mirror, pip: list[str]) -> None:
+async def test_release_is_installed(place: Place, mirror: Mirror, pip: list[str]) -> None:
     data = mirror.publish("2026.3")
     mirror.server.scripts.append(Script(drop_after=len(data) // 2))
     software = place.software(backend="release", mirror=mirror.url)
@@ -193,7 +195,7 @@ async def test_a_release_is_installed(place: Place, mirror: Mirror, pip: list[st
     assert len(mirror.server.requests) == before
 
 
-async def test_a_release_without_python_needs_none(place: Place, mirror: Mirror, pip: list[str]) -> None:
+async def test_release_without_python_needs_no_python(place: Place, mirror: Mirror, pip: list[str]) -> None:
     mirror.publish("2026.3", with_python=False)
     software = place.software(backend="release", mirror=mirror.url)
     await place.install(software)
@@ -201,7 +203,7 @@ async def test_a_release_without_python_needs_none(place: Place, mirror: Mirror,
     assert software.find().templates is None
 
 
-async def test_a_release_is_upgraded(place: Place, mirror: Mirror, pip: list[str]) -> None:
+async def test_release_is_upgraded(place: Place, mirror: Mirror, pip: list[str]) -> None:
     mirror.publish("2026.3")
     await place.install(place.software(backend="release", mirror=mirror.url))
     mirror.publish("2026.4")
@@ -214,7 +216,9 @@ async def test_a_release_is_upgraded(place: Place, mirror: Mirror, pip: list[str
 
 @pytest.mark.promise("P13")
 @pytest.mark.parametrize("library", ["libxml2.so.2", "libpython3.12.so.1.0"])
-async def test_a_library_is_missing(place: Place, mirror: Mirror, pip: list[str], library: str) -> None:
+async def test_missing_library_fails_the_installation(
+    place: Place, mirror: Mirror, pip: list[str], library: str
+) -> None:
     mirror.publish("2026.3")
     await place.install(place.software(backend="release", mirror=mirror.url))
     mirror.publish("2026.4", BROKEN, library)
@@ -226,7 +230,7 @@ async def test_a_library_is_missing(place: Place, mirror: Mirror, pip: list[str]
 
 
 @pytest.mark.promise("P13")
-async def test_a_release_that_the_engine_does_not_come_up_with(place: Place, mirror: Mirror, pip: list[str]) -> None:
+async def test_release_that_fails_to_start_is_rolled_back(place: Place, mirror: Mirror, pip: list[str]) -> None:
     mirror.publish("2026.3")
     await place.install(place.software(backend="release", mirror=mirror.url))
     mirror.publish("2026.4")
@@ -239,7 +243,7 @@ async def test_a_release_that_the_engine_does_not_come_up_with(place: Place, mir
     assert newer.find().version == "2026.3.0"
 
 
-async def test_another_content_than_was_promised(place: Place, mirror: Mirror, pip: list[str]) -> None:
+async def test_wrong_checksum_fails_the_installation(place: Place, mirror: Mirror, pip: list[str]) -> None:
     data = mirror.publish("2026.3")
     mirror.server.data = data[:-1] + b"?"
     software = place.software(backend="release", mirror=mirror.url)
@@ -252,7 +256,7 @@ async def test_another_content_than_was_promised(place: Place, mirror: Mirror, p
         await place.install(software)
 
 
-async def test_an_archive_of_ones_own_without_a_network(place: Place, mirror: Mirror, pip: list[str]) -> None:
+async def test_local_archive_is_installed_offline(place: Place, mirror: Mirror, pip: list[str]) -> None:
     data = mirror.publish("2026.3")
     path = place.root / "ovms.tar.gz"
     path.write_bytes(data)
@@ -264,7 +268,7 @@ async def test_an_archive_of_ones_own_without_a_network(place: Place, mirror: Mi
     assert not await place.upgrade(software)
 
 
-async def test_offline_says_what_to_put_where(place: Place) -> None:
+async def test_offline_installation_reports_where_to_put_the_archive(place: Place) -> None:
     software = place.software(backend="release", offline=True, ovms_flavour="redhat", ovms_python="off")
     with pytest.raises(InstallError) as caught:
         await place.install(software)
@@ -275,7 +279,7 @@ async def test_offline_says_what_to_put_where(place: Place) -> None:
     assert str(software.folder / "offline") in str(caught.value)
 
 
-async def test_too_little_room(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_full_disk_is_reported_before_the_download(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(software_module, "_NEEDED_BYTES", {"embedded": 1 << 60})
     with pytest.raises(InstallError, match="OpenVINO needs"):
         await place.install(place.software(backend="embedded"), cover=True)
@@ -284,7 +288,7 @@ async def test_too_little_room(place: Place, monkeypatch: pytest.MonkeyPatch) ->
 # The environment of ovms
 
 
-def test_the_environment_of_ovms(place: Place) -> None:
+def test_environment_of_an_installed_ovms(place: Place) -> None:
     home = install(place.root).parent.parent
     (home / "lib" / "libopenvino.so.2630").touch()
     (home / "share" / "espeak-ng-data").mkdir(parents=True)
@@ -301,8 +305,8 @@ def test_the_environment_of_ovms(place: Place) -> None:
     }
 
 
-def test_the_environment_of_an_ovms_that_the_system_has(place: Place) -> None:
-    """Its libraries are the system's, which must not come before another program's own."""
+def test_environment_of_an_ovms_of_the_system(place: Place) -> None:
+    """Its libraries are the system's, which must not precede those of other programs."""
     executable = place.root / "usr" / "bin" / "ovms"
     executable.parent.mkdir(parents=True)
     (place.root / "usr" / "lib").mkdir()

@@ -1,4 +1,4 @@
-"""The stand-in for ovms is one: what the real one does otherwise than our embedded server, a driver meets here."""
+"""The stand-in for ovms differs from the embedded server where the real ovms does."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ async def serving(folder: Path) -> AsyncIterator[Served]:
         await asyncio.wait_for(child.wait(), LIMIT)
 
 
-async def test_its_command_line(scratch: Path) -> None:
+async def test_command_line_of_the_stand_in(scratch: Path) -> None:
     status, out, _err = await run(scratch / "1", "--version")
     assert (status, out.splitlines()[0]) == (0, "OpenVINO Model Server 2026.3.0.0123456789ab")
     status, _out, err = await run(scratch / "2", "--rest_port", "1", "--warp", "9")
@@ -115,7 +115,7 @@ async def test_its_command_line(scratch: Path) -> None:
     assert (status, "Couldn't start model manager" in out) == (1, True)
 
 
-async def test_what_differs(scratch: Path) -> None:
+async def test_stand_in_answers_as_ovms_does(scratch: Path) -> None:
     async with serving(scratch) as served:
         status, shape = await served.ask("POST", "/v3/chat/completions", json=HELLO)
         assert (status, "api-key" in shape["error"]) == (500, True)

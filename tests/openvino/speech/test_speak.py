@@ -108,8 +108,8 @@ async def test_invalid_audio_of_the_engine_is_reported(speech: SpeechServices, s
 
 
 async def test_error_of_the_server_is_raised(speech: SpeechServices, server: Server) -> None:
-    server.refusal = (400, "voice: 'bob' is none of amy")
-    with pytest.raises(InvalidRequestError, match="'bob' is none of amy"):
+    server.refusal = (400, "voice: 'bob' is not one of amy")
+    with pytest.raises(InvalidRequestError, match="'bob' is not one of amy"):
         await speak(speech, text="x", voice="bob")
 
 

@@ -1,4 +1,4 @@
-"""What the driver's tests say of the services holds with ovms, too, but for what it does not do."""
+"""The driver's tests of the services with ovms, except for features that it lacks."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 pytestmark = embedded.pytestmark
 
-_DIFFERENT = {"test_a_picture_streamed", "test_too_long_a_prompt"}
+_DIFFERENT = {"test_picture_is_streamed_with_progress", "test_prompt_beyond_the_context_is_rejected"}
 _TESTS = {name: test for name, test in vars(embedded).items() if name.startswith("test_")}
 assert set(_TESTS) > _DIFFERENT
 globals().update({name: test for name, test in _TESTS.items() if name not in _DIFFERENT})
 
 
-async def test_a_picture_streamed(shared: RunningEngine) -> None:
-    """It comes without its progress."""
+async def test_picture_is_streamed_with_progress(shared: RunningEngine) -> None:
+    """ovms sends no progress."""
     async with asyncio.timeout(LIMIT), shared.client.stream("text-to-image", ONE_STEP) as chunks:
         told = [event async for event in events(chunks)]
     assert [event["type"] for event in told] == ["image_generation.completed"]
     assert told[0]["data"][0]["b64_json"]
 
 
-async def test_too_long_a_prompt(shared: RunningEngine) -> None:
-    """Its complaint has no kind, only words."""
+async def test_prompt_beyond_the_context_is_rejected(shared: RunningEngine) -> None:
+    """The error of ovms has a message only, no type."""
     request = {"messages": [{"role": "user", "content": "count " * 3000}]}
     with pytest.raises(InvalidRequestError, match=r"\d+ tokens, but the model's context holds 1024"):
         await shared.client.invoke("chat", request)
