@@ -154,9 +154,11 @@ class EngineProcess(ABC):
         """Whether a process that serves answers a health check. The step has a time limit of its own."""
         return True
 
-    def heard(self) -> bool:
-        """Whether anything has come from the process since the last call, such as a part of an answer: a process that
-        streams an answer is not hung, even if it misses health checks."""
+    def has_answered(self) -> bool:
+        """Whether the process has sent anything since the last call, such as a part of an answer.
+
+        A process that streams an answer is not hung, even if it misses health checks.
+        """
         return False
 
     def unusable(self) -> str:
@@ -228,8 +230,8 @@ class EngineProcess(ABC):
         if run is None or run.health is None:
             return
         if why := self.unusable():
-            if not run.given_up.done():
-                run.given_up.set_result(why)
+            if not run.abandoned.done():
+                run.abandoned.set_result(why)
             await run.over.wait()
         else:
             await self._check(run)
@@ -361,14 +363,14 @@ class EngineProcess(ABC):
         # A process that dies breaks its connections a moment before its exit is known.
         await asyncio.wait({child.exited}, timeout=process_run.DEATH_NOTICE)
         if child.exited.done():
-            return f"{self.name} ended during its start: {await run.obituary(child, self._needs)}"
+            return f"{self.name} ended during its start: {await run.describe_exit(child, self._needs)}"
         error = probing.exception()
         why = str(error) or type(error).__name__
-        return f"{self.name} cannot serve: {why}. Last lines: {run.last_words() or 'none'}"
+        return f"{self.name} cannot serve: {why}. Last lines: {run.last_lines() or 'none'}"
 
     def _too_slow(self, run: ProcessRun, what: str, option: str) -> str:
         return (
-            f"{self.name}: {what} while starting. Last lines: {run.last_words() or 'none'}. "
+            f"{self.name}: {what} while starting. Last lines: {run.last_lines() or 'none'}. "
             f"Raise engine.{option} in plugin.yaml if this machine is slow"
         )
 
@@ -380,7 +382,7 @@ class EngineProcess(ABC):
         began = loop.time()
         watching = asyncio.create_task(self._watch(run, run.health))
         try:
-            events: set[asyncio.Future[Any]] = {watching, self._stop_wanted, child.exited, run.given_up}
+            events: set[asyncio.Future[Any]] = {watching, self._stop_wanted, child.exited, run.abandoned}
             await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
         finally:
             run.served = loop.time() - began
@@ -391,8 +393,8 @@ class EngineProcess(ABC):
             return ""
         if child.exited.done():
             self._enter(ProcessState.STOPPING)
-            return f"{self.name} died: {await run.obituary(child, self._needs)}"
-        why = f"is given up: {run.given_up.result()}" if run.given_up.done() else watching.result()
+            return f"{self.name} died: {await run.describe_exit(child, self._needs)}"
+        why = f"is restarted: {run.abandoned.result()}" if run.abandoned.done() else watching.result()
         return f"{self.name} {why}"
 
     async def _watch(self, run: ProcessRun, health: HealthRecord) -> str:
@@ -403,19 +405,19 @@ class EngineProcess(ABC):
             run.progress.clear()
             await asyncio.sleep(policy.interval)
             if why := self.unusable():
-                return f"is given up: {why}"
+                return f"is restarted: {why}"
             await self._check(run)
-            heard = self.heard()
+            answered = self.has_answered()
             if not health.silent:
                 run.processor.forget()
                 continue
             computed = await run.processor.grew(policy.interval)
-            if heard or run.progress.is_set() or computed:
+            if answered or run.progress.is_set() or computed:
                 health.sign_of_life = loop.time()
             elif computed is not None and health.hung(loop.time()):
                 return (
                     f"hangs: no answer, output or use of the processor for {policy.hung_after:g} s. "
-                    f"Last lines: {run.last_words() or 'none'}"
+                    f"Last lines: {run.last_lines() or 'none'}"
                 )
 
     async def _check(self, run: ProcessRun) -> None:

@@ -66,7 +66,7 @@ class ProcessRun:
     progress: asyncio.Event = field(default_factory=asyncio.Event)
     """Set by output that is more than the echo of a probe."""
 
-    given_up: asyncio.Future[str] = field(default_factory=asyncio.Future)
+    abandoned: asyncio.Future[str] = field(default_factory=asyncio.Future)
     """The reason, once a process that runs must be restarted."""
 
     _kills: int | None = field(default_factory=memory.kills)
@@ -76,7 +76,7 @@ class ProcessRun:
     _echoed: bool = False  # whether there was output just after the latest probe
     _echoes: bool = False  # the same of the probe before: only output that follows each of them is an echo
 
-    def last_words(self) -> str:
+    def last_lines(self) -> str:
         """The last lines of the output, those that name an error if any do; "" without output."""
         marked = [line for line in self._tail if any(mark in line for mark in self.error_marks)]
         return " | ".join((marked or list(self._tail))[-_TAIL_SHOWN:])
@@ -117,8 +117,8 @@ class ProcessRun:
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, _PROBE_LAST)
 
-    async def obituary(self, child: ChildProcess, needs: int) -> str:
-        """How the process ended, with its last words. `needs` are the bytes of the files that it loads."""
+    async def describe_exit(self, child: ChildProcess, needs: int) -> str:
+        """How the process ended, with its last lines. `needs` are the bytes of the files that it loads."""
         await comes_true(child.drained.wait(), within=DEATH_NOTICE)  # a grandchild may hold the pipes
         for stream in self._unended:
             self.hear(stream, b"\n")
@@ -129,4 +129,4 @@ class ProcessRun:
         if code < 0:
             with contextlib.suppress(ValueError):
                 cause = f"{signal.Signals(-code).name} (exit code {code})"
-        return f"{cause}. Last lines: {self.last_words() or 'none'}{f'. {lack}' if lack else ''}"
+        return f"{cause}. Last lines: {self.last_lines() or 'none'}{f'. {lack}' if lack else ''}"

@@ -322,7 +322,7 @@ async def test_flood_of_output_does_not_block_the_engine(begin: Begin, fd: int, 
     flood = {"do": "flood", "fd": fd, "mib": 4, "solid": solid}
     world = await begin({"rules": [{"on": "probe", **flood}, {"on": "chat", **flood}]})
     assert await asyncio.wait_for(world.chat(), LIMIT) == words(TOKENS)
-    assert len(world.server("tiny-chat-gguf").latest_run.last_words()) < 100_000  # type: ignore[union-attr]
+    assert len(world.server("tiny-chat-gguf").latest_run.last_lines()) < 100_000  # type: ignore[union-attr]
 
 
 @pytest.mark.promise("F2")

@@ -256,12 +256,12 @@ class ServerProcess(EngineProcess):
         except (EnginePluginError, TimeoutError):
             return False
 
-    def heard(self) -> bool:
+    def has_answered(self) -> bool:
         client = self._client
-        heard = client is not None and client.heard
+        answered = client is not None and client.heard
         if client is not None:
             client.heard = False
-        return heard
+        return answered
 
     def unusable(self) -> str:
         """The reason why its socket cannot be reached, "" when it can."""

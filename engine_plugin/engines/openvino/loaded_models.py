@@ -74,9 +74,9 @@ class SharedServer(ServerProcess):
         """A client of its latest run. Raises UnavailableError when it is not up."""
         return ServerClient(self._require_client(), self.latest_run)
 
-    def last_words(self) -> str:
+    def last_lines(self) -> str:
         """The last lines of its log."""
-        return self.latest_run.last_words() if self.latest_run else ""
+        return self.latest_run.last_lines() if self.latest_run else ""
 
 
 def remove_stale(folder: Path) -> None:
@@ -214,7 +214,7 @@ class LoadedModels:
                 raise UnavailableError(f"{name} was unloaded while it was being loaded")
             if state is None or state.failed:
                 why = (state.complaint if state else "") or complaint or "the server gives no reason"
-                said = self._server.last_words() if why == _PRECONDITION or not state else ""
+                said = self._server.last_lines() if why == _PRECONDITION or not state else ""
                 text = f"{name} cannot be loaded: {why}{f'. Last lines: {said}' if said else ''}"
                 if state is not None and state.unusable:
                     raise ModelUnusableError(f"{text}. Delete the model and pull it again, or pull another")
