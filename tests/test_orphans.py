@@ -117,13 +117,13 @@ class Workspace:
     async def gone(self, seconds: float = AT_ONCE) -> None:
         """Wait until every process with the mark has ended."""
         async with asyncio.timeout(patience(seconds)):
-            while self.family():  # noqa: ASYNC110  # nobody tells
+            while self.family():  # noqa: ASYNC110  # there is no event
                 await asyncio.sleep(0.002)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for a condition for which there is no event."""
         async with asyncio.timeout(LIMIT):
-            while not condition():  # noqa: ASYNC110  # nobody tells
+            while not condition():  # noqa: ASYNC110  # there is no event
                 await asyncio.sleep(0.005)
 
     def records(self) -> list[Path]:

@@ -28,8 +28,8 @@ class ChattingEngine(FakeEngine):
 
     async def _events(self, request: dict[str, Any]) -> AsyncIterator[bytes]:
         model, prompt = request["model"], request["messages"][-1]["content"]
-        if model == "nobody":
-            raise ModelNotFoundError("model: no model is called 'nobody'. Pull it: engine-plugin models pull nobody")
+        if model == "absent":
+            raise ModelNotFoundError("model: no model is called 'absent'. Pull it: engine-plugin models pull absent")
         if model == "thinker":
             for thought in ("Let me", " see."):
                 yield _event({"reasoning_content": thought})

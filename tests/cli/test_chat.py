@@ -144,7 +144,7 @@ def test_failed_answer_is_reported_with_its_status(place: Workplace) -> None:
     done = place.run("chat", "hi", "--model", "breaking")
     assert (done.returncode, done.stdout) == (1, "So far\n")
     assert done.stderr == "engine-plugin: the engine broke off\n"
-    assert "models pull nobody" in place.bad(3, "chat", "hi", "--model", "nobody")
+    assert "models pull absent" in place.bad(3, "chat", "hi", "--model", "absent")
     (place.data / "installed").unlink()
     assert "not installed" in place.bad(4, "chat", "hi")
 
@@ -242,8 +242,8 @@ def test_conversation_at_a_terminal_prints_each_answer(place: Workplace) -> None
         screen.type("deep" + ENTER)
         screen.until("I thought]0;title of: deep\r\n")
         screen.prompt()
-        screen.type("/model nobody" + ENTER)
-        screen.until("no model is called 'nobody'")
+        screen.type("/model absent" + ENTER)
+        screen.until("no model is called 'absent'")
         screen.prompt()
         screen.type("/help" + ENTER)
         screen.until("Ctrl-C stops the answer")
@@ -258,7 +258,7 @@ def test_conversation_at_a_terminal_prints_each_answer(place: Workplace) -> None
 
 
 @terminal
-def test_a_missing_model_is_reported_before_the_first_prompt(place: Workplace) -> None:
+def test_missing_model_is_reported_before_the_first_prompt(place: Workplace) -> None:
     (place.data / "models").mkdir()
     (place.data / "models" / "tiny").touch()
     with Screen([*COMMAND, "chat", "--model", "tinny"], place.env, place.plugin) as screen:

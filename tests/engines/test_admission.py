@@ -191,7 +191,7 @@ async def test_request_cancelled_at_its_grant_frees_the_slot(first: str) -> None
         if first == "cancelled":
             crowd.tasks[unlucky].cancel()
         crowd.go(holder)
-        await asyncio.sleep(0)  # the holder leaves and hands its slot on; nobody has taken it yet
+        await asyncio.sleep(0)  # the holder passes its slot on, which is not taken yet
         crowd.tasks[unlucky].cancel()
         await settle()
         assert crowd.tasks[unlucky].cancelled()
@@ -250,7 +250,7 @@ def test_any_sequence_keeps_order_and_capacity(capacity: int, max_waiting: int, 
             await settle()
             free = crowd.capacity - sum(crowd.held.values())
             idle = [number for number, task in crowd.tasks.items() if not task.done() and number not in crowd.held]
-            assert free < capacity or not idle, "slots are free, and somebody waits"
+            assert free < capacity or not idle, "slots are free while a request waits"
         assert crowd.overtaken == []
         for task in crowd.tasks.values():
             assert task.cancelled() or task.exception() is None or isinstance(task.exception(), UnavailableError)

@@ -220,7 +220,7 @@ async def test_unread_flood_of_output_does_not_block_the_plugin(launch: Launch) 
 
 
 @pytest.mark.promise("G26", "G29")
-async def test_the_log_reaches_the_host_on_stderr(launch: Launch) -> None:
+async def test_log_reaches_the_host_on_stderr(launch: Launch) -> None:
     plugin = await launch(ENGINE_PLUGIN_LOG="debug")
     serving = await plugin.logged("serving")
     assert (serving["@level"], serving["address"]) == ("debug", plugin.address)

@@ -27,7 +27,7 @@ def host_identity(
 ) -> Identity:
     """What a go-plugin host has: a certificate on P-521. `signer` makes it another's, negative `lasts` an old one."""
     key = ec.generate_private_key(curve())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "somebody" if signer else "localhost")])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "another host" if signer else "localhost")])
     issuer = x509.load_der_x509_certificate(signer.certificate).subject if signer else subject
     now = datetime.now(UTC)
     usages = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]

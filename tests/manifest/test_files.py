@@ -72,7 +72,7 @@ def test_platform_key_uses_the_names_of_go() -> None:
     assert HERE in PLATFORM_KEYS
 
 
-def test_a_hosted_plugin_does_not_need_its_executable(write: Callable[..., Path], environ: dict[str, str]) -> None:
+def test_hosted_plugin_does_not_need_its_executable(write: Callable[..., Path], environ: dict[str, str]) -> None:
     path = write(WITH_PROGRAM)
     manifest = load_manifest(path, environ)
     with pytest.raises(ManifestError, match="executable does not exist"):

@@ -105,13 +105,13 @@ async def test_host_that_leaves_during_a_send_is_not_logged_as_a_failure(
     assert caplog.records == []
 
 
-@pytest.mark.parametrize(("error", "told"), [(grpc.aio.InternalError("Failed"), False), (ValueError("odd"), True)])
+@pytest.mark.parametrize(("error", "logged"), [(grpc.aio.InternalError("Failed"), False), (ValueError("odd"), True)])
 def test_grpcio_logs_no_error_for_a_host_that_left(
-    error: Exception, told: bool, caplog: pytest.LogCaptureFixture
+    error: Exception, logged: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """grpcio sends a status when the handler is done, and logs an error when the client has left."""
     logging.getLogger("grpc._cython.cygrpc").error("%s raised in core", "x", exc_info=error)
-    assert bool(caplog.records) is told
+    assert bool(caplog.records) is logged
 
 
 class Broker:

@@ -335,7 +335,7 @@ BROKEN = {
     "truncated in the size": CHUNKED + b"5\r\nhello\r\n5",
     "truncated in the last chunk": CHUNKED + b"5\r\nhello\r\n0\r\n",
     "truncated trailer": CHUNKED + b"0\r\nx: y\r\n",
-    "size that is none": CHUNKED + b"xyz\r\nhello\r\n0\r\n\r\n",
+    "invalid size": CHUNKED + b"xyz\r\nhello\r\n0\r\n\r\n",
     "negative size": CHUNKED + b"-5\r\nhello\r\n0\r\n\r\n",
     "empty size": CHUNKED + b"\r\nhello\r\n0\r\n\r\n",
     "absurd size": CHUNKED + b"fffffffff\r\nhello",
