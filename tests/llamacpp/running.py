@@ -1,4 +1,4 @@
-"""A plugin with its engine as the tests see them, and the processes behind them."""
+"""A plugin with its engine, and their processes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def processes_of(value: str, variable: str = MARK) -> list[psutil.Process]:
 
 
 def gone(process: psutil.Process) -> bool:
-    """Whether a process, maybe nobody's child, has ended. Not every container's init reaps at once."""
+    """Whether a process, possibly an orphan, has ended. Not every container's init reaps at once."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -104,7 +104,7 @@ class RunningPlugin:
         return pid
 
     async def direct(self, model: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Ask the engine itself, past everything of ours."""
+        """Send a request to the engine directly, not through the plugin."""
         method, data = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
         async with self.server(model)._require_client().request(method, path, data) as response:
             answer = await response.read(64 << 20)
@@ -116,7 +116,7 @@ class RunningPlugin:
         return any(slot["is_processing"] for slot in await self.direct(model, "/slots"))
 
     async def until_idle(self, model: str) -> None:
-        """Wait until the engine computes for nobody."""
+        """Wait until the engine has no running requests."""
 
         async def idle() -> bool:
             return not await self.busy(model)

@@ -1,4 +1,4 @@
-"""Nothing that a host may send takes the plugin down, and every refusal says which field."""
+"""No request stops the plugin, and each rejection names the field."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def well(running: RunningPlugin) -> None:
 
 @pytest.mark.promise("P23")
 @pytest.mark.parametrize("data", GARBAGE, ids=lambda data: repr(data[:12]))
-async def test_garbage_for_a_service(shared: RunningPlugin, data: bytes) -> None:
+async def test_invalid_service_request_is_rejected(shared: RunningPlugin, data: bytes) -> None:
     for service in ("chat", "generate", "embed", "rerank"):
         request = pb.InvokeServiceRequest(service_name=service, request_data=data)
         code, message = await code_of(shared, "InvokeService", request)
@@ -66,7 +66,7 @@ async def test_garbage_for_a_service(shared: RunningPlugin, data: bytes) -> None
 @pytest.mark.promise("P23")
 @pytest.mark.parametrize("rpc", ["PullModel", "DeleteModel", "LoadModel", "UnloadModel"])
 @pytest.mark.parametrize("data", GARBAGE, ids=lambda data: repr(data[:12]))
-async def test_garbage_for_models(shared: RunningPlugin, rpc: str, data: bytes) -> None:
+async def test_invalid_model_request_is_rejected(shared: RunningPlugin, rpc: str, data: bytes) -> None:
     message_class = getattr(pb, f"{rpc}Request")
     code, message = await code_of(shared, rpc, message_class(request_json=data))
     assert code == 400
@@ -75,7 +75,7 @@ async def test_garbage_for_models(shared: RunningPlugin, rpc: str, data: bytes) 
 
 @pytest.mark.promise("P20")
 @pytest.mark.parametrize("name", TRAVERSALS, ids=repr)
-async def test_names_that_are_no_models(shared: RunningPlugin, name: str) -> None:
+async def test_invalid_model_name_is_rejected(shared: RunningPlugin, name: str) -> None:
     before = sorted(path.name for path in shared.engine._store.root.iterdir())
     for rpc in ("DeleteModel", "LoadModel"):
         data = json.dumps({"model": name}).encode()
@@ -94,14 +94,14 @@ async def test_names_that_are_no_models(shared: RunningPlugin, name: str) -> Non
 
 
 @pytest.mark.parametrize("service", ["nope", "Chat", "../chat", "chat ", "x" * 5000, "\0"])
-async def test_services_that_are_not_there(shared: RunningPlugin, service: str) -> None:
+async def test_unknown_service_is_rejected(shared: RunningPlugin, service: str) -> None:
     request = pb.InvokeServiceRequest(service_name=service, request_data=b"{}")
     code, message = await code_of(shared, "InvokeService", request)
     assert code == 404
     assert "it declares: chat, generate, embed, rerank" in message
 
 
-async def test_a_hundred_megabytes(shared: RunningPlugin) -> None:
+async def test_request_of_a_hundred_megabytes_is_survived(shared: RunningPlugin) -> None:
     big = b'{"messages":[{"role":"user","content":"' + b"x" * (100 << 20) + b'"}]}'
     request = pb.InvokeServiceRequest(service_name="chat", request_data=big)
     code, message = await code_of(shared, "InvokeService", request)
@@ -137,7 +137,7 @@ async def test_deep_nesting_does_not_take_the_engine_down(shared: RunningPlugin,
 
 
 @pytest.mark.promise("P24")
-async def test_two_hundred_calls_of_all_kinds_at_once(shared: RunningPlugin) -> None:
+async def test_two_hundred_concurrent_calls_of_all_kinds_end(shared: RunningPlugin) -> None:
     client = shared.client
     kinds: list[Callable[[], Awaitable[object]]] = [
         lambda: client.invoke("chat", HELLO | {"max_tokens": 3}),

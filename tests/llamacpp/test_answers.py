@@ -1,4 +1,4 @@
-"""What a host gets is what llama.cpp gives, whole."""
+"""The plugin's answers equal those of llama.cpp."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def asking(**fields: Any) -> dict[str, Any]:
         pytest.param(asking(stream_options={"include_usage": False}), id="stream_options"),
     ],
 )
-async def test_a_chat_is_answered_as_the_engine_answers_it(shared: RunningPlugin, request_: dict[str, Any]) -> None:
+async def test_chat_answer_equals_the_engines(shared: RunningPlugin, request_: dict[str, Any]) -> None:
     ours = await shared.client.invoke("chat", request_)
     asked = {key: value for key, value in request_.items() if key != "stream_options"} | {"stream": False}
     theirs = await shared.direct("tiny-chat-gguf", "/v1/chat/completions", asked)
@@ -92,9 +92,7 @@ async def test_a_chat_is_answered_as_the_engine_answers_it(shared: RunningPlugin
         pytest.param({"prompt": ""}, id="empty"),
     ],
 )
-async def test_a_completion_is_answered_as_the_engine_answers_it(
-    shared: RunningPlugin, fields: dict[str, Any]
-) -> None:
+async def test_completion_answer_equals_the_engines(shared: RunningPlugin, fields: dict[str, Any]) -> None:
     body = STEADY | {"max_tokens": 6} | fields
     ours = await shared.client.invoke("generate", body)
     theirs = await shared.direct("tiny-chat-gguf", "/v1/completions", body | {"stream": False})
@@ -102,7 +100,7 @@ async def test_a_completion_is_answered_as_the_engine_answers_it(
 
 
 async def test_unknown_fields_reach_the_engine(shared: RunningPlugin) -> None:
-    """Else 40 tokens could not come of a model that stops after 8."""
+    """Without them the model would stop after 8 tokens, not 40."""
     answer = await shared.client.invoke("chat", asking(ignore_eos=True, max_tokens=40, n_probs=0))
     assert answer["usage"]["completion_tokens"] == 40
     assert answer["choices"][0]["finish_reason"] == "length"
@@ -132,7 +130,7 @@ async def test_several_prompts_are_all_counted(shared: RunningPlugin) -> None:
     assert twice["usage"]["completion_tokens"] == 16
 
 
-async def test_more_choices_than_the_engine_has_room_for_are_refused(shared: RunningPlugin) -> None:
+async def test_more_choices_than_slots_are_rejected(shared: RunningPlugin) -> None:
     with pytest.raises(InvalidRequestError, match="request_data: the engine refuses it"):
         await shared.client.invoke("chat", asking(n=50))
 
@@ -160,7 +158,7 @@ async def test_tool_choice_names_a_tool(shared: RunningPlugin) -> None:
 
 
 @pytest.mark.parametrize("tools", [[WEATHER], [], None])
-async def test_tool_choice_of_an_unknown_tool_is_refused(shared: RunningPlugin, tools: Any) -> None:
+async def test_tool_choice_of_an_unknown_tool_is_rejected(shared: RunningPlugin, tools: Any) -> None:
     named = {"type": "function", "function": {"name": "nope"}}
     with pytest.raises(InvalidRequestError, match=r"^tool_choice: .*'nope'"):
         await shared.client.invoke("chat", asking(tools=tools, tool_choice=named))
@@ -180,13 +178,13 @@ async def test_embeddings(shared: RunningPlugin) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
-async def test_another_number_of_dimensions_is_refused(shared: RunningPlugin, encoding: str) -> None:
+async def test_unsupported_dimensions_are_rejected(shared: RunningPlugin, encoding: str) -> None:
     """llama.cpp ignores the field: the caller would get vectors that do not fit its index."""
     with pytest.raises(InvalidRequestError, match=r"^dimensions: this model gives 64"):
         await shared.client.invoke("embed", {"input": "a", "dimensions": 32, "encoding_format": encoding})
 
 
-async def test_a_text_as_long_as_the_model_allows_is_embedded(shared: RunningPlugin) -> None:
+async def test_text_as_long_as_the_context_is_embedded(shared: RunningPlugin) -> None:
     """llama.cpp's defaults would answer 500: it must fit one physical batch."""
     answer = await shared.client.invoke("embed", {"input": "a " * 250})
     assert answer["usage"]["prompt_tokens"] > 200
@@ -246,7 +244,7 @@ async def test_empty_lists_need_no_engine(shared: RunningPlugin) -> None:
         ("nope", HELLO, ServiceNotFoundError, "nope"),
     ],
 )
-async def test_what_cannot_be_answered_is_explained(
+async def test_unanswerable_request_is_rejected_with_the_reason(
     shared: RunningPlugin, service: str, request_: dict[str, Any], error: type[EnginePluginError], message: str
 ) -> None:
     with pytest.raises(error, match=message) as raised:
@@ -261,7 +259,7 @@ async def test_embeddings_do_not_stream(shared: RunningPlugin) -> None:
 
 
 @pytest.mark.promise("S13")
-async def test_a_completion_has_log_probabilities_in_its_own_shape(shared: RunningPlugin) -> None:
+async def test_log_probabilities_of_a_completion_have_its_format(shared: RunningPlugin) -> None:
     for asked, most in ((2, 2), (0, 0)):
         request = {"prompt": "one two", "max_tokens": 3, "logprobs": asked} | STEADY
         (choice,) = (await shared.client.invoke("generate", request))["choices"]
@@ -278,7 +276,7 @@ async def test_a_completion_has_log_probabilities_in_its_own_shape(shared: Runni
 
 @pytest.mark.promise("S13")
 @pytest.mark.parametrize("ignored", [{"suffix": "x"}, {"echo": True}, {"best_of": 2}])
-async def test_what_llama_cpp_ignores_of_a_completion_is_refused(
+async def test_completion_fields_that_llama_cpp_ignores_are_rejected(
     shared: RunningPlugin, ignored: dict[str, Any]
 ) -> None:
     with pytest.raises(InvalidRequestError, match=f"^{next(iter(ignored))}: "):
@@ -297,7 +295,7 @@ async def test_what_llama_cpp_ignores_of_a_completion_is_refused(
         ("rerank", b'{"query":"%b","documents":["%b"]}'),
     ],
 )
-async def test_half_a_surrogate_pair_reaches_the_engine_as_the_replacement_character(
+async def test_unpaired_surrogate_becomes_the_replacement_character(
     shared: RunningPlugin, service: str, body: bytes
 ) -> None:
     """JSON can name half a surrogate pair, UTF-8 cannot hold it."""

@@ -55,7 +55,7 @@ def behind(hostile: str) -> str:
 
 
 @pytest.mark.parametrize("hostile", [ENDLESS, GROWING], ids=["endless", "growing"])
-async def test_a_template_without_end_is_refused_before_llama_cpp_renders_it(
+async def test_endless_template_is_rejected_before_llama_cpp_renders_it(
     serve: Serve, scratch: Path, monkeypatch: pytest.MonkeyPatch, hostile: str
 ) -> None:
     monkeypatch.setattr(server, "WITHIN", 1.5)
@@ -70,18 +70,16 @@ async def test_a_template_without_end_is_refused_before_llama_cpp_renders_it(
 
 
 @pytest.mark.parametrize("hostile", [ENDLESS, GROWING], ids=["endless", "growing"])
-async def test_a_template_without_end_is_refused_when_its_model_is_pulled(
-    serve: Serve, scratch: Path, hostile: str
-) -> None:
+async def test_endless_template_is_rejected_during_the_pull(serve: Serve, scratch: Path, hostile: str) -> None:
     running = await serve(start=False)
     with pytest.raises(PullError, match=r"its chat template takes more than (5 s|512 MiB) to render a word"):
         await pull(running, model_with(hostile, scratch / "hostile.gguf"))
 
 
-async def test_a_server_that_computes_for_departed_callers_is_restarted(
+async def test_server_that_continues_cancelled_calls_is_restarted(
     serve: Serve, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a template that is cheap where it is tried out, and endless in llama.cpp."""
+    """With a template that passes the trial but does not end in llama.cpp."""
     monkeypatch.setattr(abandoned, "WITHIN", 1.0)
     running = await serve(health_interval=0.2, restart_backoff=0.01)
     await pull(running, model_with(behind(ENDLESS), scratch / "hostile.gguf"))
@@ -135,7 +133,7 @@ TOO_MUCH = {
 
 
 @pytest.mark.parametrize("name", TOO_MUCH)
-def test_a_grammar_that_would_block_other_calls_is_refused_by_its_field(name: str) -> None:
+def test_grammar_that_would_block_other_calls_is_rejected_by_field(name: str) -> None:
     request, begin = TOO_MUCH[name]
     with pytest.raises(InvalidRequestError, match=f"^{re.escape(begin)}.*at most "):
         check_grammars(request)
@@ -158,7 +156,7 @@ def test_a_grammar_that_would_block_other_calls_is_refused_by_its_field(name: st
         ),
     ],
 )
-def test_a_grammar_that_llama_cpp_would_not_survive_is_refused(request_: dict[str, Any], begin: str) -> None:
+def test_grammar_that_would_crash_llama_cpp_is_rejected(request_: dict[str, Any], begin: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"^{re.escape(begin)}"):
         check_grammars(request_)
 
@@ -185,11 +183,11 @@ NODE = {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#/$defs/no
         {"grammar": "{5}{{)(("},
     ],
 )
-def test_a_grammar_of_usual_size_is_taken(request_: dict[str, Any]) -> None:
+def test_grammar_of_usual_size_is_accepted(request_: dict[str, Any]) -> None:
     check_grammars(request_)
 
 
-async def test_an_enum_of_100_000_values_is_refused_at_once(serve: Serve) -> None:
+async def test_enum_of_100_000_values_is_rejected_at_once(serve: Serve) -> None:
     running = await serve()
     with pytest.raises(InvalidRequestError, match=r"^response_format: .*at most "):
         await running.client.invoke("chat", HELLO | schema({"type": "string", "enum": MANY}))

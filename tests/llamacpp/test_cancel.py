@@ -1,4 +1,4 @@
-"""A call that nobody waits for any longer frees the engine at once."""
+"""A cancelled call frees the engine at once."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ async def test_a_cancelled_call_frees_the_only_slot(
 
 
 @pytest.mark.promise("F23", "P8")
-async def test_who_waits_for_a_slot_may_go_too(serve: Serve) -> None:
-    """Of ten that queue behind one, nine leave: the tenth is next."""
+async def test_call_that_waits_for_a_slot_can_be_cancelled(serve: Serve) -> None:
+    """Nine of ten waiting calls are cancelled; the tenth is next."""
     running = await serve(parallel=1)
     model = ENDLESS.stem
     endless = {"prompt": "a", "model": model, "max_tokens": 1_000_000, "ignore_eos": True}

@@ -44,7 +44,7 @@ def lose_power(running: RunningPlugin) -> None:
 
 
 @pytest.mark.promise("U1")
-async def test_a_damaged_installation_is_noticed_and_repaired(serve: Serve, mirror: Mirror) -> None:
+async def test_damaged_installation_is_detected_and_repaired(serve: Serve, mirror: Mirror) -> None:
     running = await installed(serve, mirror)
     for repair in (running.client.install_engine, running.client.upgrade_engine):
         lose_power(running)
@@ -62,7 +62,7 @@ async def test_a_damaged_installation_is_noticed_and_repaired(serve: Serve, mirr
 
 
 @pytest.mark.promise("U1")
-async def test_a_program_that_the_system_does_not_run_says_what_to_do(serve: Serve, mirror: Mirror) -> None:
+async def test_program_that_the_system_does_not_run_is_reported_with_the_remedy(serve: Serve, mirror: Mirror) -> None:
     running = await installed(serve, mirror)
     [program] = (software(running) / "versions").rglob("llama-server")
     program.write_bytes(b"\0" * program.stat().st_size)
@@ -75,7 +75,7 @@ async def test_a_program_that_the_system_does_not_run_says_what_to_do(serve: Ser
 
 
 @pytest.mark.promise("U1")
-async def test_an_installed_program_that_may_not_be_run_is_repaired(serve: Serve, mirror: Mirror) -> None:
+async def test_installed_program_that_is_not_executable_is_repaired(serve: Serve, mirror: Mirror) -> None:
     running = await installed(serve, mirror)
     [program] = (software(running) / "versions").rglob("llama-server")
     program.chmod(0o600)
@@ -86,7 +86,7 @@ async def test_an_installed_program_that_may_not_be_run_is_repaired(serve: Serve
 
 @pytest.mark.promise("U6")
 @pytest.mark.skipif(sys.platform == "win32", reason="locks of POSIX")
-async def test_a_version_that_another_program_locks_is_waited_for(
+async def test_installation_waits_for_a_locked_version(
     serve: Serve, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import fcntl
@@ -105,7 +105,7 @@ async def test_a_version_that_another_program_locks_is_waited_for(
 
 
 @pytest.mark.promise("U6", "U7")
-async def test_a_version_that_another_plugin_replaced_serves_until_it_stops(serve: Serve, mirror: Mirror) -> None:
+async def test_replaced_version_serves_until_its_plugin_stops(serve: Serve, mirror: Mirror) -> None:
     newer = await upgradable(serve, mirror)
     older = await serve(data=newer.engine._data, backend="release", version="b2000", mirror=mirror.url)
     assert "version b2001" in await newer.client.upgrade_engine()
@@ -124,7 +124,7 @@ async def test_a_version_that_another_plugin_replaced_serves_until_it_stops(serv
 
 
 @pytest.mark.promise("U6")
-async def test_software_that_was_deleted_while_it_runs_is_named(serve: Serve, mirror: Mirror) -> None:
+async def test_software_deleted_while_it_runs_is_reported(serve: Serve, mirror: Mirror) -> None:
     running = await installed(serve, mirror)
     await running.client.start_engine()
     shutil.rmtree(software(running) / "versions")
@@ -139,7 +139,7 @@ async def test_software_that_was_deleted_while_it_runs_is_named(serve: Serve, mi
 
 
 @pytest.mark.promise("U5")
-async def test_no_other_engine_takes_what_this_one_installed(serve: Serve, mirror: Mirror) -> None:
+async def test_installation_is_not_used_by_other_engines(serve: Serve, mirror: Mirror) -> None:
     running = await installed(serve, mirror)
     other = OpenVinoSoftware(OpenVinoOptions(backend="release"), running.engine._data, {"PATH": "/nothing"})
     assert not other.check().installed

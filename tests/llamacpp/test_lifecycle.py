@@ -1,4 +1,4 @@
-"""The engine's life: started once, stopped wholly, and never left behind."""
+"""Start and stop of the engine, without leftovers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ENDLESS_REQUEST: dict[str, Any] = {"prompt": "a", "model": ENDLESS.stem, "max_to
 
 
 @pytest.mark.promise("P7")
-async def test_before_the_start_every_call_says_what_to_do(serve: Serve) -> None:
+async def test_calls_before_the_start_name_the_next_step(serve: Serve) -> None:
     running = await serve(start=False)
     client = running.client
     for attempt in (client.invoke("chat", HELLO), client.load_model("tiny-chat-gguf"), client.health_check()):
@@ -98,7 +98,7 @@ async def test_stop_start_stop(serve: Serve, record_property: Callable[[str, obj
 
 
 @pytest.mark.promise("P4")
-async def test_starts_and_stops_at_once_end_well(serve: Serve) -> None:
+async def test_concurrent_starts_and_stops_end_in_a_valid_state(serve: Serve) -> None:
     """Whatever the order, the plugin is either stopped or serves."""
     running = await serve()
     client = running.client
@@ -112,7 +112,7 @@ async def test_starts_and_stops_at_once_end_well(serve: Serve) -> None:
 
 
 @pytest.mark.promise("P5")
-async def test_a_stop_ends_streams_with_the_reason(serve: Serve) -> None:
+async def test_stop_ends_streams_with_the_reason(serve: Serve) -> None:
     running = await serve()
     async with running.client.stream("generate", ENDLESS_REQUEST) as chunks:
         await anext(chunks)
@@ -128,7 +128,7 @@ async def test_a_stop_ends_streams_with_the_reason(serve: Serve) -> None:
 
 
 @pytest.mark.promise("P4")
-async def test_a_stop_aborts_a_load(serve: Serve) -> None:
+async def test_stop_aborts_a_load(serve: Serve) -> None:
     running = await serve()
     loading = asyncio.create_task(running.client.load_model("tiny-chat-gguf"))
     await eventually(lambda: bool(running.processes()))
@@ -139,7 +139,7 @@ async def test_a_stop_aborts_a_load(serve: Serve) -> None:
 
 
 @pytest.mark.promise("P4")
-async def test_a_stop_aborts_a_start(serve: Serve) -> None:
+async def test_stop_aborts_a_start(serve: Serve) -> None:
     running = await serve(start=False)
     starting = asyncio.create_task(running.client.start_engine())
     await eventually(lambda: running.engine._starting._task is not None)
@@ -150,7 +150,7 @@ async def test_a_stop_aborts_a_start(serve: Serve) -> None:
         await running.client.health_check()
 
 
-async def test_no_gpu_no_gpu_mode(serve: Serve) -> None:
+async def test_mode_gpu_without_a_gpu_is_rejected(serve: Serve) -> None:
     running = await serve(start=False)
     backend = running.engine._software.find()
     devices = (await running.engine._software.probe(backend))["devices"]
@@ -166,7 +166,7 @@ async def test_no_gpu_no_gpu_mode(serve: Serve) -> None:
 
 @pytest.mark.promise("F13", "P10")
 @posix
-async def test_the_sockets_directory_is_ours_alone_and_goes(serve: Serve) -> None:
+async def test_socket_directory_is_private_and_removed(serve: Serve) -> None:
     running = await serve()
     await running.client.load_model("tiny-chat-gguf")
     folder = running.engine._sockets
@@ -181,7 +181,7 @@ async def test_the_sockets_directory_is_ours_alone_and_goes(serve: Serve) -> Non
 
 
 @pytest.mark.promise("F13", "P10")
-async def test_the_key_is_seen_nowhere(serve: Serve) -> None:
+async def test_key_is_in_no_argv_or_environment(serve: Serve) -> None:
     environ = {"LLAMA_ARG_CTX_SIZE": "99", "LLAMA_API_KEY": "foreign"}
     running = await serve(environ=environ)
     await running.client.load_model("tiny-chat-gguf")
@@ -224,8 +224,8 @@ async def test_tcp_needs_the_key(serve: Serve) -> None:
 
 @pytest.mark.promise("F11")
 @posix
-async def test_what_a_killed_plugin_left_is_reaped_at_the_next_start(serve: Serve, scratch: Path) -> None:
-    """An engine process that outlived its plugin, whatever the reason, and only that."""
+async def test_leftovers_of_a_killed_plugin_are_removed_at_the_next_start(serve: Serve, scratch: Path) -> None:
+    """An engine process that outlived its plugin is killed, and no other process."""
     data = scratch / "data"
     leave = (
         "import os, subprocess, sys\n"
@@ -287,7 +287,7 @@ def family(plugin: PluginClient) -> list[psutil.Process]:
 
 @pytest.mark.promise("F7")
 @posix
-async def test_the_engine_goes_with_a_killed_plugin(
+async def test_engine_ends_with_a_killed_plugin(
     scratch: Path, pulled: Path, record_property: Callable[[str, object], None]
 ) -> None:
     async with await launched(scratch, pulled) as plugin:
@@ -306,7 +306,7 @@ async def test_the_engine_goes_with_a_killed_plugin(
 
 @pytest.mark.promise("F7")
 @posix
-async def test_the_engine_goes_with_a_plugin_killed_during_a_load(scratch: Path, pulled: Path) -> None:
+async def test_engine_ends_with_a_plugin_killed_during_a_load(scratch: Path, pulled: Path) -> None:
     async with await launched(scratch, pulled) as plugin:
         await plugin.start_engine()
         loading = asyncio.create_task(plugin.load_model("tiny-chat-gguf"))
@@ -329,7 +329,7 @@ async def kill_and_wait(plugin: PluginClient) -> float:
 
 
 @pytest.mark.promise("P1")
-async def test_a_host_that_kills_its_plugin_politely_finds_nothing_left(scratch: Path, pulled: Path) -> None:
+async def test_graceful_kill_by_the_host_leaves_nothing(scratch: Path, pulled: Path) -> None:
     async with await launched(scratch, pulled) as plugin:
         await plugin.start_engine()
         async with plugin.stream("chat", HELLO) as chunks:

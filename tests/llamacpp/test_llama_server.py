@@ -1,4 +1,4 @@
-"""A llama-server binary instead of xllamacpp: found, told what to do, and ended like our own runner."""
+"""A llama-server binary instead of xllamacpp: detection, arguments and end."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def llama_server(scratch: Path) -> Path:
 
 
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
-async def test_every_service(serve: Serve, llama_server: Path, transport: str) -> None:
+async def test_each_service_is_answered(serve: Serve, llama_server: Path, transport: str) -> None:
     running = await serve(backend="llama-server", llama_server=str(llama_server), transport=transport)
     client = running.client
     assert (await client.check_engine()).detail.startswith(f"llama-server at {llama_server}")
@@ -65,14 +65,14 @@ def scratch_of(running: Any) -> Path:
     return data
 
 
-async def test_one_on_the_path_is_found(serve: Serve, llama_server: Path) -> None:
+async def test_llama_server_on_path_is_found(serve: Serve, llama_server: Path) -> None:
     running = await serve(backend="auto", environ={"PATH": str(llama_server.parent)})
     assert (await running.client.check_engine()).detail.startswith(f"llama-server at {llama_server}")
     assert (await running.client.invoke("chat", HELLO))["choices"]
     assert "nothing to upgrade" in await running.client.upgrade_engine()
 
 
-async def test_none_anywhere(serve: Serve, scratch: Path) -> None:
+async def test_missing_llama_server_is_reported(serve: Serve, scratch: Path) -> None:
     running = await serve(start=False, backend="llama-server", environ={"PATH": str(scratch)})
     check = await running.client.check_engine()
     assert not check
@@ -85,8 +85,8 @@ async def test_none_anywhere(serve: Serve, scratch: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", ["auto", "llama-server"])
-async def test_one_that_is_named_but_absent_is_not_passed_over(serve: Serve, scratch: Path, backend: str) -> None:
-    """Another llama.cpp than the one that plugin.yaml names would be a surprise."""
+async def test_named_but_missing_program_is_an_error(serve: Serve, scratch: Path, backend: str) -> None:
+    """No other llama.cpp is used than the one that plugin.yaml names."""
     absent = scratch / "absent" / "llama-server"
     running = await serve(start=False, backend=backend, llama_server=str(absent))
     check = await running.client.check_engine()
@@ -96,7 +96,7 @@ async def test_one_that_is_named_but_absent_is_not_passed_over(serve: Serve, scr
         await running.client.start_engine()
 
 
-async def test_one_that_does_not_run_says_why(serve: Serve, scratch: Path) -> None:
+async def test_program_that_fails_is_reported_with_the_reason(serve: Serve, scratch: Path) -> None:
     broken = scratch / "llama-server"
     broken.write_text("#!/bin/sh\necho 'libcuda.so.1 is missing' >&2\nexit 127\n")
     broken.chmod(0o755)
@@ -106,7 +106,7 @@ async def test_one_that_does_not_run_says_why(serve: Serve, scratch: Path) -> No
 
 
 @pytest.mark.promise("P10")
-async def test_a_failed_load_leaves_no_key(serve: Serve, llama_server: Path) -> None:
+async def test_failed_load_leaves_no_key_file(serve: Serve, llama_server: Path) -> None:
     running = await serve(backend="llama-server", llama_server=str(llama_server), transport="tcp")
     model = running.engine._store.root / "tiny-random.gguf"
     times = model.stat()
@@ -137,7 +137,7 @@ def settings(**changes: Any) -> ServerSettings:
     return ServerSettings(**plain | changes)
 
 
-def test_llama_cpp_knows_every_argument(tmp_path: Path) -> None:
+def test_llama_cpp_accepts_each_argument(tmp_path: Path) -> None:
     """xllamacpp has llama.cpp's argument parser in it."""
     backend = LlamaCppBackend("llama-server", "", "", executable="llama-server")
     argv = server_command(backend, settings(), tmp_path / "key")

@@ -1,4 +1,4 @@
-"""Models come into memory once, leave it when others need the room, and never under somebody's request."""
+"""Loads, evictions and unloads of models in memory."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_concurrent_first_use_loads_once(serve: Serve) -> None:
 
 
 @pytest.mark.promise("H9")
-async def test_a_sample_is_called_by_its_former_name(serve: Serve) -> None:
+async def test_sample_answers_to_its_former_name(serve: Serve) -> None:
     running = await serve()
     await running.client.load_model("tiny-chat")
     assert (await running.client.invoke("chat", HELLO | {"model": "tiny-chat"}))["model"] == "tiny-chat-gguf"
@@ -81,7 +81,7 @@ async def test_a_second_model_evicts_the_first_after_its_stream(serve: Serve) ->
     assert len(running.servers()) == 1
 
 
-async def test_the_model_that_was_not_used_for_longest_leaves(serve: Serve) -> None:
+async def test_least_recently_used_model_is_evicted(serve: Serve) -> None:
     running = await serve(max_loaded_models=2)
     await running.client.load_model("tiny-chat-gguf")
     await running.client.load_model("tiny-embed-gguf")
@@ -91,7 +91,7 @@ async def test_the_model_that_was_not_used_for_longest_leaves(serve: Serve) -> N
 
 
 async def test_more_models_than_fit_take_turns(serve: Serve) -> None:
-    """Whoever comes is served, though each call needs the room of another."""
+    """Each call is answered, although its model takes the place of another."""
     running = await serve(max_loaded_models=1)
     asked = (
         ("chat", HELLO),
@@ -105,7 +105,7 @@ async def test_more_models_than_fit_take_turns(serve: Serve) -> None:
 
 
 @pytest.mark.promise("F19", "P5")
-async def test_a_stream_that_outlasts_the_drain_is_told_why_it_ends(serve: Serve) -> None:
+async def test_stream_beyond_the_drain_timeout_ends_with_the_reason(serve: Serve) -> None:
     running = await serve(max_loaded_models=1, drain_timeout=0.3)
     model = ENDLESS.stem
     started = asyncio.Event()
@@ -118,7 +118,7 @@ async def test_a_stream_that_outlasts_the_drain_is_told_why_it_ends(serve: Serve
 
 
 @pytest.mark.promise("P8")
-async def test_a_full_queue_refuses(serve: Serve) -> None:
+async def test_full_queue_rejects_calls(serve: Serve) -> None:
     running = await serve(parallel=1, max_queue=1)
     model = ENDLESS.stem
     endless = {"prompt": "a", "model": model, "max_tokens": 1_000_000, "ignore_eos": True}
@@ -154,7 +154,7 @@ async def test_load_and_unload(serve: Serve) -> None:
         await client.unload_model("nope")
 
 
-async def test_one_unload_that_fails_does_not_hide_the_others(serve: Serve) -> None:
+async def test_failed_unload_does_not_hide_the_others(serve: Serve) -> None:
     running = await serve()
     await running.client.load_model("tiny-chat-gguf")
     with pytest.raises(PreconditionError, match="tiny-embed-gguf is not loaded"):
@@ -178,7 +178,7 @@ async def test_an_unload_waits_for_requests(serve: Serve) -> None:
 
 
 @pytest.mark.promise("F22")
-async def test_a_model_that_loads_is_not_yet_running(serve: Serve) -> None:
+async def test_loading_model_is_not_listed_as_running(serve: Serve) -> None:
     running = await serve()
     loading = asyncio.create_task(running.client.load_model("tiny-chat-gguf"))
     await eventually(lambda: "tiny-chat-gguf" in running.engine._pool._entries)
@@ -268,7 +268,7 @@ def damaged(source: Path, target: Path, how: str) -> Path:
 
 @pytest.mark.promise("P18")
 @pytest.mark.parametrize("how", ["cut", "text", "empty", "header"])
-async def test_a_damaged_file_is_not_taken(serve: Serve, scratch: Path, how: str) -> None:
+async def test_damaged_file_is_rejected(serve: Serve, scratch: Path, how: str) -> None:
     running = await serve()
     before = [entry["name"] for entry in await running.client.list_models()]
     broken = damaged(ENDLESS, scratch / "broken.gguf", how)
@@ -280,7 +280,7 @@ async def test_a_damaged_file_is_not_taken(serve: Serve, scratch: Path, how: str
 
 
 @pytest.mark.promise("S12")
-async def test_a_model_that_was_damaged_later_gives_llama_cpps_reason(serve: Serve) -> None:
+async def test_model_damaged_after_the_pull_fails_with_llama_cpps_reason(serve: Serve) -> None:
     running = await serve()
     model = ENDLESS.stem
     stored = running.engine._store.root / f"{model}.gguf"
@@ -300,7 +300,7 @@ async def test_a_model_that_was_damaged_later_gives_llama_cpps_reason(serve: Ser
     assert (await running.client.invoke("generate", {"model": model, "prompt": "a", "max_tokens": 1}))["choices"]
 
 
-async def test_a_service_that_the_engine_cannot_do(serve: Serve) -> None:
+async def test_unsupported_service_is_rejected(serve: Serve) -> None:
     def declare(shape: dict[str, object]) -> None:
         services = shape["services"]
         assert isinstance(services, list)

@@ -1,4 +1,4 @@
-"""llama.cpp's own releases: over HTTP to a running engine, upgraded under it, and back when that one is no good."""
+"""llama.cpp's own releases: installation over HTTP, upgrade of a running engine, and rollback."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def origin(running: RunningPlugin) -> str:
 
 
 @pytest.mark.promise("F25")
-async def test_installed_started_and_asked(serve: Serve, mirror: Mirror, caplog: pytest.LogCaptureFixture) -> None:
+async def test_installed_release_answers(serve: Serve, mirror: Mirror, caplog: pytest.LogCaptureFixture) -> None:
     data = mirror.publish("b2000")
     mirror.server.scripts.append(Script(drop_after=len(data) // 2))
     running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
@@ -82,7 +82,7 @@ async def test_installed_started_and_asked(serve: Serve, mirror: Mirror, caplog:
 
 @pytest.mark.promise("F15")
 async def test_a_start_never_waits_for_a_download(serve: Serve, mirror: Mirror) -> None:
-    """It says at once what is missing, while an installation is under way too; nothing is fetched for its sake."""
+    """It reports missing software at once, also during an installation, and downloads nothing."""
     mirror.publish("b2000")
     script = Script(stall_after=1000)
     mirror.server.scripts.append(script)
@@ -99,7 +99,7 @@ async def test_a_start_never_waits_for_a_download(serve: Serve, mirror: Mirror) 
     await running.client.start_engine()
 
 
-async def test_cover_fetches_it_again(serve: Serve, mirror: Mirror) -> None:
+async def test_cover_downloads_again(serve: Serve, mirror: Mirror) -> None:
     mirror.publish("b2000")
     running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
     for _ in range(2):
@@ -109,7 +109,7 @@ async def test_cover_fetches_it_again(serve: Serve, mirror: Mirror) -> None:
 
 
 async def test_two_plugins_install_once(serve: Serve, mirror: Mirror) -> None:
-    """The second waits for the first one's lock, sees what it did, and is content."""
+    """The second waits for the lock of the first, and uses its installation."""
     mirror.publish("b2000")
     script = Script(stall_after=1000)
     mirror.server.scripts.append(script)
@@ -141,7 +141,7 @@ async def test_a_running_engine_is_upgraded_and_runs_afterwards(serve: Serve, mi
 
 
 @pytest.mark.promise("F19")
-async def test_a_request_under_way_ends_before_its_engine_is_replaced(serve: Serve, mirror: Mirror) -> None:
+async def test_running_request_ends_before_the_engine_is_replaced(serve: Serve, mirror: Mirror) -> None:
     running = await upgradable(serve, mirror)
     await running.client.start_engine()
     async with running.client.stream("chat", HELLO | {"model": "tiny-random", "max_tokens": 400}) as chunks:
@@ -161,7 +161,7 @@ async def test_a_stopped_engine_is_upgraded_and_stays_stopped(serve: Serve, mirr
         await running.client.invoke("chat", HELLO)
 
 
-async def test_a_version_that_does_not_run_never_disturbs_the_engine(serve: Serve, mirror: Mirror) -> None:
+async def test_version_that_does_not_run_does_not_affect_the_engine(serve: Serve, mirror: Mirror) -> None:
     running = await upgradable(serve, mirror, BROKEN)
     await running.client.start_engine()
     await running.client.load_model("tiny-chat-gguf")
@@ -174,8 +174,8 @@ async def test_a_version_that_does_not_run_never_disturbs_the_engine(serve: Serv
     assert (await running.client.invoke("chat", HELLO))["choices"]
 
 
-async def test_a_version_that_cannot_load_what_was_loaded_is_rolled_back(serve: Serve, mirror: Mirror) -> None:
-    """It passes its trial with the sample, and fails with the user's model."""
+async def test_version_that_cannot_load_the_loaded_models_is_rolled_back(serve: Serve, mirror: Mirror) -> None:
+    """It passes the trial with the sample model, but fails with the user's model."""
     running = await upgradable(serve, mirror, PICKY)
     await running.client.start_engine()
     await running.client.load_model("tiny-random")
@@ -187,7 +187,7 @@ async def test_a_version_that_cannot_load_what_was_loaded_is_rolled_back(serve: 
     assert (await running.client.invoke("chat", HELLO | {"model": "tiny-random", "max_tokens": 4}))["choices"]
 
 
-async def test_a_stop_during_an_upgrade_stays_a_stop(
+async def test_engine_stopped_during_an_upgrade_stays_stopped(
     serve: Serve, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = await upgradable(serve, mirror)
@@ -229,7 +229,7 @@ async def test_a_damaged_archive(serve: Serve, mirror: Mirror) -> None:
     assert (await loose.client.install_engine()).endswith("version b2000")
 
 
-async def test_an_archive_of_ones_own_without_a_network(serve: Serve, scratch: Path, mirror: Mirror) -> None:
+async def test_local_archive_is_installed_offline(serve: Serve, scratch: Path, mirror: Mirror) -> None:
     data = mirror.publish("b2000")
     path = scratch / mirror.name("b2000")
     archive = {"url": str(path), "sha256": hashlib.sha256(data).hexdigest()}
@@ -251,7 +251,7 @@ async def test_an_archive_without_a_server(serve: Serve, scratch: Path) -> None:
     assert versions(running) == []
 
 
-async def test_offline_says_what_to_put_where(serve: Serve) -> None:
+async def test_offline_installation_reports_where_to_put_the_archive(serve: Serve) -> None:
     running = await serve(backend="release", offline=True, start=False)
     tag = running.engine._software.wanted_version
     with pytest.raises(EnginePluginError) as caught:
@@ -263,10 +263,10 @@ async def test_offline_says_what_to_put_where(serve: Serve) -> None:
         await pip.client.install_engine(cover=True)
 
 
-async def test_gguf_comes_along_when_it_is_missing(
+async def test_missing_gguf_package_is_installed_too(
     serve: Serve, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Our requirements, by hash, less xllamacpp; beside the release, which is whole without it."""
+    """From the pinned requirements without xllamacpp. The release is complete without it."""
     asked: list[str] = []
 
     async def pip(target: Path, requirements: list[str], *_arguments: Any, **_options: Any) -> None:
@@ -318,7 +318,7 @@ def test_the_names_of_llama_cpps_archives() -> None:
     assert release_archives("b1", "https://m/x/", "/sums")[0].checksums == "/sums"
 
 
-def test_the_server_that_lies_highest(tmp_path: Path) -> None:
+def test_llama_server_nearest_to_the_root_is_used(tmp_path: Path) -> None:
     for place in ("tools/old/llama-server", "build/bin/llama-server"):
         (tmp_path / place).parent.mkdir(parents=True)
         (tmp_path / place).touch(0o644)

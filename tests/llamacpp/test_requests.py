@@ -1,4 +1,4 @@
-"""What llama.cpp is asked, and how its answers become the service's."""
+"""The conversion of requests for llama.cpp, and of its answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tool(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("service", ["chat", "generate"])
 def test_text_is_always_streamed(service: str) -> None:
-    """Only a stream lets llama.cpp notice that nobody waits any longer."""
+    """llama.cpp detects a disconnected client only while it writes a stream."""
     unary = body(service, {"stream": False, "stream_options": {"include_usage": False}, "x": [1]})
     assert unary == {"stream": True, "stream_options": {"include_usage": True}, "x": [1]}
     assert body(service, {"x": 1}, stream=True) == {"stream": True, "x": 1}
@@ -49,7 +49,7 @@ def test_text_is_always_streamed(service: str) -> None:
         ("chat", {"tool_choice": "required", "tools": []}, "tool_choice: required, but there are no tools"),
     ],
 )
-def test_what_llama_cpp_would_ignore_is_refused(service: str, request_: dict[str, Any], begin: str) -> None:
+def test_fields_that_llama_cpp_ignores_are_rejected(service: str, request_: dict[str, Any], begin: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"^{begin}"):
         upstream_body(service, request_, stream=False)
 
@@ -57,7 +57,7 @@ def test_what_llama_cpp_would_ignore_is_refused(service: str, request_: dict[str
 @pytest.mark.promise("S2")
 @pytest.mark.parametrize(("service", "field"), [("embed", "input"), ("generate", "prompt")])
 @pytest.mark.parametrize("token", [-1, 2**31, 2**32 + 1, 2**63, -(2**63), 2**64 + 1])
-def test_a_number_that_no_token_has_is_refused_by_its_place(service: str, field: str, token: int) -> None:
+def test_invalid_token_id_is_rejected_with_its_place(service: str, field: str, token: int) -> None:
     for items, place in (([7, token], "[1]"), (["a", [7, 8, token]], "[1][2]")):
         with pytest.raises(InvalidRequestError, match=rf"^{field}{re.escape(place)}: {token} is not a token"):
             upstream_body(service, {field: items}, stream=False)
@@ -78,7 +78,7 @@ def test_a_tool_without_a_type_is_a_function() -> None:
     assert body("chat", {"tools": [{"function": {"name": "a"}}]})["tools"] == [tool("a")]
 
 
-def test_vectors_are_not() -> None:
+def test_embed_and_rerank_requests_have_no_stream_field() -> None:
     assert body("embed", {"input": "a", "dimensions": 3}) == {"input": "a", "dimensions": 3}
     asked = {"query": "a", "documents": ["b", {"text": "c", "id": 1}], "top_n": 1}
     assert body("rerank", asked) == {"query": "a", "documents": ["b", "c"]}
@@ -104,12 +104,12 @@ def test_tool_choice(request_: dict[str, Any], tools: list[str] | None, choice: 
 
 
 @pytest.mark.parametrize("choice", [tool("b"), {}, {"function": "a"}, {"function": {}}, {"type": "allowed_tools"}])
-def test_a_tool_choice_that_names_none_of_the_tools(choice: dict[str, Any]) -> None:
+def test_tool_choice_of_an_unknown_tool_is_rejected(choice: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError, match=r"^tool_choice: names the function .* not among tools$"):
         body("chat", {"tools": [tool("a"), {"type": "custom"}], "tool_choice": choice})
 
 
-def test_what_is_too_deep_to_be_written_is_the_callers_fault() -> None:
+def test_request_nested_too_deeply_is_rejected() -> None:
     deep: list[Any] = []
     for _ in range(100_000):
         deep = [deep]
@@ -158,8 +158,8 @@ def test_refusals(status: int, shape: dict[str, Any], code: int, message: str) -
     assert message in error.message
 
 
-def test_an_input_that_is_too_large_is_the_callers() -> None:
-    """llama.cpp says 500 and advises a setting that is not ours."""
+def test_too_large_input_is_an_error_of_the_caller() -> None:
+    """llama.cpp answers 500 and recommends a setting that this engine does not have."""
     told = "input (3002 tokens) is too large to process. increase the physical batch size (current batch size: 512)"
     error = complaint_error(Complaint(500, told, {"type": "server_error"}))
     assert error.code == 400

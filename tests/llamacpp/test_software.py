@@ -1,4 +1,4 @@
-"""InstallEngine and UpgradeEngine: proved before it is switched on, undone when it fails, done once."""
+"""InstallEngine and UpgradeEngine: tried before the switch, rolled back on failure, done once."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def fake_pip(monkeypatch: pytest.MonkeyPatch, *, fail: str = "", pause: asyncio.
     return runs
 
 
-async def test_what_is_there_is_not_installed_again(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_existing_software_is_not_installed_again(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = fake_pip(monkeypatch)
     running = await serve(start=False)
     assert "xllamacpp beside engine-plugin" in await running.client.install_engine()
@@ -69,7 +69,7 @@ async def test_what_is_there_is_not_installed_again(serve: Serve, monkeypatch: p
 
 
 async def test_cover_installs_and_replaces(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice in one process: the first must have let go of its lock."""
+    """Twice in one process: the first must have released its lock."""
     fake_pip(monkeypatch)
     running = await serve(start=False)
     folder = running.engine._software.folder
@@ -85,7 +85,7 @@ async def test_cover_installs_and_replaces(serve: Serve, monkeypatch: pytest.Mon
 
 @pytest.mark.promise("P13")
 @pytest.mark.parametrize("fail", ["pip", "probe"])
-async def test_a_failure_changes_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch, fail: str) -> None:
+async def test_failed_installation_changes_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch, fail: str) -> None:
     fake_pip(monkeypatch)
     running = await serve(start=False)
     await running.client.install_engine(cover=True)
@@ -121,7 +121,7 @@ async def test_concurrent_installations_are_one(serve: Serve, monkeypatch: pytes
 
 
 @pytest.mark.promise("P14")
-async def test_another_processs_installation_is_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_installation_waits_for_that_of_another_process(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = fake_pip(monkeypatch)
     running = await serve(start=False)
     folder = running.engine._software.folder
@@ -138,7 +138,7 @@ async def test_another_processs_installation_is_waited_for(serve: Serve, monkeyp
         await running.client.install_engine(cover=True)
 
 
-async def test_too_little_room(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_full_disk_is_reported_before_the_download(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = fake_pip(monkeypatch)
     running = await serve(start=False)
     usage = shutil.disk_usage(Path.cwd())
@@ -148,8 +148,8 @@ async def test_too_little_room(serve: Serve, monkeypatch: pytest.MonkeyPatch) ->
     assert runs == []
 
 
-async def test_a_running_engine_moves_to_what_was_installed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The old version's files are gone: a load from there could only fail."""
+async def test_running_engine_changes_to_the_installed_version(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old version's files are removed, so that a load from there would fail."""
     running = await serve()
     await running.client.load_model("tiny-chat-gguf")
     fake_pip(monkeypatch)
@@ -161,7 +161,7 @@ async def test_a_running_engine_moves_to_what_was_installed(serve: Serve, monkey
     assert (await running.client.invoke("chat", HELLO))["choices"]
 
 
-async def test_without_the_software(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_software_is_reported(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(software_module, "distribution_version", lambda _path, _name: "")
     running = await serve(start=False)
     check = await running.client.check_engine()
@@ -180,7 +180,7 @@ async def pip_refuses(running: RunningPlugin) -> None:
     assert snapshot(running.engine._software.folder) == before
 
 
-async def test_pips_own_complaint(serve: Serve) -> None:
+async def test_error_of_pip_is_reported(serve: Serve) -> None:
     running = await serve(start=False, version="0.0.0-nope")
     running.engine._software.folder.mkdir(parents=True)
     await pip_refuses(running)
@@ -188,7 +188,7 @@ async def test_pips_own_complaint(serve: Serve) -> None:
 
 
 @pytest.mark.slow
-async def test_a_real_installation(serve: Serve, scratch: Path) -> None:
+async def test_real_installation_answers(serve: Serve, scratch: Path) -> None:
     """With pip, from the registry, by hash; then chat runs from it alone."""
     running = await serve(start=False)
     said = await running.client.install_engine(cover=True, timeout=patience(60))

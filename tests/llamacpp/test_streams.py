@@ -1,4 +1,4 @@
-"""Streams: whole events, a clean end or a clear one, and a host that may take its time."""
+"""Streams: whole events, their end or error, and slow hosts."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TestShared:
         assert chunks[-1].chunk_data.endswith(b"data: [DONE]\n\n")
         assert b'"usage":{' in b"".join(part.chunk_data for part in chunks)
 
-    async def test_a_stream_says_what_a_unary_call_says(self, shared: RunningPlugin) -> None:
+    async def test_stream_has_the_text_of_a_unary_call(self, shared: RunningPlugin) -> None:
         whole = await shared.client.invoke("chat", HELLO | STEADY)
         async with shared.client.stream("chat", HELLO | STEADY) as chunks:
             steps = [event async for event in events(chunks)]
@@ -81,7 +81,7 @@ class TestShared:
             ("chat", b'{"messages":[{"role":"user","content":"' + b"word " * 7000 + b'"}]}'),
         ],
     )
-    async def test_too_long_a_request_is_refused_before_any_chunk(
+    async def test_too_long_request_is_rejected_before_the_first_chunk(
         self, shared: RunningPlugin, service: str, request_: bytes
     ) -> None:
         [only] = await messages(shared, service, request_)
@@ -89,7 +89,7 @@ class TestShared:
         assert only.message.startswith("request_data: ")
         assert "engine.context_length in plugin.yaml" in only.message
 
-    async def test_a_wrong_request_is_one_message(self, shared: RunningPlugin) -> None:
+    async def test_invalid_request_is_answered_with_one_message(self, shared: RunningPlugin) -> None:
         [only] = await messages(shared, "chat", b'{"messages":[]}')
         assert (only.code, only.is_final) == (400, True)
         assert only.message.startswith("messages: ")
@@ -100,7 +100,7 @@ async def read_all(stream: ChunkStream) -> list[bytes]:
 
 
 @pytest.mark.promise("P9")
-async def test_a_host_that_does_not_read_loses_nothing(serve: Serve) -> None:
+async def test_slow_host_gets_the_complete_stream(serve: Serve) -> None:
     running = await serve()
     model = ENDLESS.stem
     request = STEADY | {"prompt": "a", "model": model, "max_tokens": 700}
@@ -120,7 +120,7 @@ async def rests(process: psutil.Process) -> bool:
     return process.cpu_times() == before
 
 
-async def test_what_comes_while_nobody_reads_leaves_in_few_chunks(serve: Serve) -> None:
+async def test_unread_events_are_joined_to_few_chunks(serve: Serve) -> None:
     running = await serve()
     model = ENDLESS.stem
     request = json.dumps(STEADY | {"prompt": "a", "model": model, "max_tokens": 700}).encode()
@@ -138,7 +138,7 @@ async def test_what_comes_while_nobody_reads_leaves_in_few_chunks(serve: Serve) 
 
 @pytest.mark.promise("F20", "P5")
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no such signal")
-async def test_the_engines_death_ends_its_streams_and_the_next_call_shares_the_restart(serve: Serve) -> None:
+async def test_death_of_the_engine_ends_its_streams_and_the_next_call_shares_the_restart(serve: Serve) -> None:
     running = await serve()
     model = ENDLESS.stem
     request = STEADY | {"prompt": "a", "model": model, "max_tokens": 100_000}
@@ -173,7 +173,7 @@ async def test_the_engines_death_ends_its_streams_and_the_next_call_shares_the_r
 
 @pytest.mark.promise("P5")
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no such signal")
-async def test_the_engines_death_ends_a_unary_call(serve: Serve) -> None:
+async def test_death_of_the_engine_ends_a_unary_call(serve: Serve) -> None:
     running = await serve()
     model = ENDLESS.stem
     await running.client.load_model(model)
@@ -185,7 +185,7 @@ async def test_the_engines_death_ends_a_unary_call(serve: Serve) -> None:
     assert await running.loaded() == []
 
 
-async def test_an_error_inside_a_stream_comes_after_what_was_said(serve: Serve) -> None:
+async def test_error_inside_a_stream_follows_the_text_before_it(serve: Serve) -> None:
     """With a context as small as this the answer outgrows it while it streams."""
     running = await serve(context_length=128)
     model = ENDLESS.stem
@@ -198,7 +198,7 @@ async def test_an_error_inside_a_stream_comes_after_what_was_said(serve: Serve) 
         assert "context" in last.message
 
 
-async def test_a_prompt_for_a_smaller_context_is_refused(serve: Serve) -> None:
+async def test_prompt_beyond_the_context_is_rejected(serve: Serve) -> None:
     running = await serve(context_length=128)
     with pytest.raises(InvalidRequestError, match=r"engine\.context_length.* Shorten the request"):
         await running.client.invoke("generate", {"prompt": "word " * 200})

@@ -168,10 +168,10 @@ async def test_server_is_found_at_a_well_known_port(
     with pytest.raises(UnavailableError, match=expected):
         await attach("").start("")
     await other.stop()
-    nobody = attach("")
+    unattached = attach("")
     with pytest.raises(UnavailableError, match=r"of this machine \(connection refused\)"):
-        await nobody.start("")
-    assert nobody.engine.config() == EngineConfig(), "no address is reported before the server is found"
+        await unattached.start("")
+    assert unattached.engine.config() == EngineConfig(), "no address is reported before the server is found"
 
 
 def test_config_has_the_address_of_the_server(attach: Attach) -> None:
