@@ -78,7 +78,7 @@ def _content(content: Any, field: str, pictures: list[str], *, sees: bool) -> st
         return content or ""
     if not isinstance(content, list):
         raise RequestError(f"{field}: must be a string or a list of parts")
-    told, texts = "", list[str]()
+    text, texts = "", list[str]()
     for index, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
@@ -90,14 +90,14 @@ def _content(content: Any, field: str, pictures: list[str], *, sees: bool) -> st
             source = source.get("url") if isinstance(source, dict) else source
             if not isinstance(source, str):
                 raise RequestError(f"{field}[{index}].image_url: must have a url")
-            told += f"{joined(texts)}<ov_genai_image_{len(pictures)}>\n"
+            text += f"{joined(texts)}<ov_genai_image_{len(pictures)}>\n"
             texts.clear()
             pictures.append(source)
         elif kind == "input_audio":
             raise RequestError(f"{field}[{index}]: {CANNOT_HEAR}")
         else:
             raise RequestError(f"{field}[{index}]: parts must be of type text or image_url, not {kind!r}")
-    return told + joined(texts)
+    return text + joined(texts)
 
 
 def _past_call(call: Any, place: str) -> dict[str, Any]:

@@ -66,13 +66,13 @@ class Grammar(NamedTuple):
 class Grammars:
     """Checks grammars in a process that is started for the first one, and remembers the valid ones.
 
-    For each grammar for which `is_good` was False, `told` is called from another thread with its key and its error
-    ("" for a valid one).
+    For each grammar for which `is_good` was False, `on_result` is called from another thread with its key and its
+    error ("" for a valid one).
     """
 
-    def __init__(self, path: Path, told: Callable[[str, str], None]) -> None:
+    def __init__(self, path: Path, on_result: Callable[[str, str], None]) -> None:
         self._path = path
-        self._told = told
+        self._on_result = on_result
         self._good: OrderedDict[str, None] = OrderedDict()
         self._asked: set[str] = set()
         self._waiting: queue.SimpleQueue[Grammar] = queue.SimpleQueue()
@@ -80,7 +80,7 @@ class Grammars:
         self._thread: threading.Thread | None = None
 
     def is_good(self, grammar: Grammar) -> bool:
-        """Whether it is known to be valid. If not, the check begins, and `told` gets the result."""
+        """Whether it is known to be valid. If not, the check begins, and `on_result` gets the result."""
         key = grammar.key
         if key in self._good:
             self._good.move_to_end(key)
@@ -109,7 +109,7 @@ class Grammars:
                 complaint = self._check(grammar)
             except Exception as error:  # noqa: BLE001  # a call waits for the result
                 complaint = f"it cannot be checked: {error}"
-            self._told(grammar.key, complaint)
+            self._on_result(grammar.key, complaint)
 
     def _check(self, grammar: Grammar) -> str:
         """The error of a grammar; "" when it is valid."""

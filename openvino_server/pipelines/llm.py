@@ -89,7 +89,7 @@ class _Llm:
         self._requests = itertools.count(1)
         self._frames: list[Frame] = []
         self._fresh: dict[Stream, None] = {}
-        self._told = 0.0
+        self._sent_at = 0.0
         self.facts: dict[str, Any] = {
             "context_length": self._context,
             "capabilities": ["completion", *chat.capabilities(templates), *(["vision"] if self._sees else [])],
@@ -280,7 +280,7 @@ class _Llm:
         if ended:
             self._tell()
             self._finish()
-        elif self._fresh and time.monotonic() - self._told > _GATHER:
+        elif self._fresh and time.monotonic() - self._sent_at > _GATHER:
             self._tell()
 
     def _read(self, stream: Stream, handle: Any) -> None:
@@ -317,12 +317,12 @@ class _Llm:
         """Queue a frame with the new parts of all streams."""
         parts: dict[int, list[Part]] = {}
         for stream in self._fresh:
-            if not stream.ranked and (told := stream.take()):
-                parts.setdefault(stream.call.number, []).extend(told)
+            if not stream.ranked and (taken := stream.take()):
+                parts.setdefault(stream.call.number, []).extend(taken)
         self._fresh.clear()
         if parts:
             self._frames.append(("part", list(parts.items())))
-        self._told = time.monotonic()
+        self._sent_at = time.monotonic()
 
     def _finish(self) -> None:
         """Queue the `done` frames of calls whose streams have all ended."""
