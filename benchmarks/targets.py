@@ -208,7 +208,7 @@ async def _servers(
             folder=None if sys.platform == "win32" else sockets,
             records=ProcessRecords(manifest.data_dir / "direct"),
             environ=environ,
-            told=lambda _model, _capabilities: None,
+            on_capabilities=lambda _model, _capabilities: None,
         )
         cleanup.push_async_callback(server.close)
         await server.ensure_ready()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine_plugin.engines.llamacpp.engine import LlamaCppEngine
-from engine_plugin.engines.llamacpp.properties import capabilities_told
+from engine_plugin.engines.llamacpp.properties import parse_properties
 from engine_plugin.models.info import Capabilities
 from engine_plugin.models.store import PullRequest
 from engine_plugin.plugin import Plugin
@@ -130,7 +130,7 @@ async def test_manifest_lists_models_that_can_serve(tmp_path: Path) -> None:
 
 
 def told(**shape: Any) -> Capabilities:
-    return capabilities_told(json.dumps(shape).encode())
+    return parse_properties(json.dumps(shape).encode())[0]
 
 
 def test_server_properties_give_context_length_and_features() -> None:
@@ -158,4 +158,4 @@ def test_server_properties_give_context_length_and_features() -> None:
     ],
 )
 def test_other_answers_give_no_capabilities(body: bytes) -> None:
-    assert capabilities_told(body) == Capabilities()
+    assert parse_properties(body)[0] == Capabilities()

@@ -1,4 +1,4 @@
-"""The real engine behind the real servicer, reached over a real socket."""
+"""Plugins with the real engine, reached over a real socket."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Serve: TypeAlias = Callable[..., Awaitable[RunningPlugin]]
 
 @pytest.fixture(scope="session")
 def pulled(tmp_path_factory: pytest.TempPathFactory, marked: None) -> Path:
-    """A models directory with the chat model that never stops, pulled once for all tests."""
+    """A models directory with the endless chat model, pulled once for all tests."""
     root = tmp_path_factory.mktemp("pulled")
     (root / "plugin.yaml").write_text((REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text())
     manifest = load_manifest(root / "plugin.yaml", {"AOG_DATA_DIR": str(root)})
@@ -53,7 +53,7 @@ def pulled(tmp_path_factory: pytest.TempPathFactory, marked: None) -> Path:
 
 
 class _Server:
-    """Starts plugins in this process and stops them all at the end."""
+    """Starts plugins in this process and stops them at the end."""
 
     def __init__(self, root: Path, models: Path) -> None:
         self._root = root
@@ -75,7 +75,7 @@ class _Server:
         place = self._root / str(self._count)
         place.mkdir()
         shape = shipped("llamacpp")
-        # Not another llama.cpp that may be on this machine, nor all of its processors.
+        # No other llama.cpp of this machine, and not all of its processors.
         shape["engine"] |= {"backend": "xllamacpp", "threads": 1} | options
         shape["resources"]["data_dir"] = str(data or place / "data")
         change(shape)
@@ -107,7 +107,7 @@ class _Server:
 
 @pytest_asyncio.fixture
 async def serve(scratch: Path, pulled: Path) -> AsyncIterator[Serve]:
-    """Start a plugin of one test's own: `running = await serve(parallel=1)`."""
+    """Start a plugin for one test: `running = await serve(parallel=1)`."""
     server = _Server(scratch, pulled)
     yield server
     await server.aclose()
@@ -115,7 +115,7 @@ async def serve(scratch: Path, pulled: Path) -> AsyncIterator[Serve]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(nothing_is_left: None, pulled: Path) -> AsyncIterator[RunningPlugin]:
-    """A started plugin for all tests of a module that leave it as it is."""
+    """A started plugin, shared by the tests of a module that do not change it."""
     root = Path(tempfile.mkdtemp(prefix="epl-"))
     server = _Server(root, pulled)
     try:

@@ -1,4 +1,4 @@
-"""llama.cpp's releases as a mirror serves them, and plugins that install from it."""
+"""A mirror of llama.cpp's releases, and plugins that install from it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHIM = Path(__file__).with_name("shim.py").read_text()
 
 
 class Mirror:
-    """llama.cpp's releases as a mirror has them, for this machine only."""
+    """A mirror with releases of llama.cpp for this machine."""
 
     def __init__(self, server: FileServer, root: Path) -> None:
         self.server = server
@@ -57,7 +57,7 @@ class Mirror:
         return data
 
     def fetched(self) -> list[str]:
-        """The archives that were asked for."""
+        """The requested archives."""
         paths = [request.path for request in self.server.requests]
         return [path.rpartition("/")[2] for path in paths if not path.endswith("SHA256SUMS")]
 
@@ -78,7 +78,7 @@ def versions(running: RunningPlugin) -> list[str]:
 
 
 async def upgradable(serve: Serve, mirror: Mirror, new: str = SHIM) -> RunningPlugin:
-    """A plugin on b2000 whose plugin.yaml asks for b2001."""
+    """A plugin with b2000 installed, whose plugin.yaml sets b2001."""
     mirror.publish("b2000")
     first = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
     await first.client.install_engine()

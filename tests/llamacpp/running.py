@@ -39,19 +39,19 @@ REPOSITORY = Path(__file__).parents[2]
 MARK = "ENGINE_PLUGIN_TEST_RUN"
 ENGINE_MARK = "ENGINE_PLUGIN_TEST_ENGINE"
 ENDLESS = REPOSITORY / "tests" / "data" / "gguf" / "tiny-random.gguf"
-"""A chat model that never stops by itself."""
+"""A chat model whose answers never end by themselves."""
 
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
 
 
 def processes_of(value: str, variable: str = MARK) -> list[psutil.Process]:
-    """The processes, other than this one, that have `variable` with this value in their environment."""
+    """The other processes with this value of `variable` in their environment."""
     found = []
     for process in psutil.process_iter():
         try:
             if process.pid != os.getpid() and process.environ().get(variable) == value:
                 found.append(process)
-        except (psutil.Error, OSError):  # it has just gone, or is not ours
+        except (psutil.Error, OSError):  # it has exited, or belongs to another user
             continue
     return found
 
@@ -65,7 +65,7 @@ def gone(process: psutil.Process) -> bool:
 
 
 async def eventually(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 10.0) -> None:
-    """Wait for something that no event tells: the state of another process."""
+    """Poll for a state of another process, for which there is no event."""
     async with asyncio.timeout(patience(seconds)):
         while True:
             met = condition()
@@ -90,7 +90,7 @@ class RunningPlugin:
         return processes_of(self.mark, ENGINE_MARK)
 
     def servers(self) -> list[psutil.Process]:
-        """Those that serve a model, without those that try out chat templates."""
+        """The processes that serve a model, without those that render chat templates."""
         return [process for process in self.processes() if PROGRAM not in process.cmdline()]
 
     def server(self, model: str) -> LlamaCppServer:
@@ -112,7 +112,7 @@ class RunningPlugin:
         return json.loads(answer)
 
     async def busy(self, model: str) -> bool:
-        """Whether the engine computes for anybody."""
+        """Whether the engine is computing."""
         return any(slot["is_processing"] for slot in await self.direct(model, "/slots"))
 
     async def until_idle(self, model: str) -> None:

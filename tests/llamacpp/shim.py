@@ -1,6 +1,6 @@
-"""Stands for a llama-server binary: its arguments as we send them, llama.cpp's own server behind them.
+"""A stand-in for the llama-server binary, with the arguments that the plugin passes and llama.cpp's own server.
 
-Unknown arguments are refused, as the real one does.
+Unknown arguments are rejected, as by the real one.
 """
 
 from __future__ import annotations

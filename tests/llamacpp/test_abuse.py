@@ -39,7 +39,7 @@ GARBAGE = [b"", b"\xff\xfe\x00", b"[]", b"null", b"{", b'{"model":5}', b'{"a":Na
 
 
 async def code_of(running: RunningPlugin, rpc: str, message: Any) -> tuple[int, str]:
-    """The code and message of a unary answer, whatever they are."""
+    """The code and the message of a unary answer."""
     response = await running.client._link.attempt(running.client._link.open(rpc, message, timeout=LIMIT))
     return response.code, response.message
 
@@ -89,7 +89,7 @@ async def test_invalid_model_name_is_rejected(shared: RunningPlugin, name: str) 
     data = json.dumps(HELLO | {"model": name}).encode()
     request = pb.InvokeServiceRequest(service_name="chat", request_data=data)
     code, message = await code_of(shared, "InvokeService", request)
-    assert code == (200 if name == "" else 404), message  # "" asks for the default
+    assert code == (200 if name == "" else 404), message  # "" selects the default
     assert sorted(path.name for path in shared.engine._store.root.iterdir()) == before
 
 
@@ -113,8 +113,8 @@ async def test_request_of_a_hundred_megabytes_is_survived(shared: RunningPlugin)
 
 @pytest.mark.promise("P23")
 @pytest.mark.parametrize("depth", [100, 900])
-async def test_deep_nesting_does_not_take_the_engine_down(shared: RunningPlugin, depth: int) -> None:
-    """Where it is read at all: the engine converts schemas and renders messages by recursion."""
+async def test_deep_nesting_does_not_crash_the_engine(shared: RunningPlugin, depth: int) -> None:
+    """In fields that the engine processes recursively: schemas and messages."""
     pid = await shared.engine_pid("tiny-chat-gguf") if await shared.loaded() else None
     schema: dict[str, Any] = {"type": "string"}
     for _ in range(depth // 3):
@@ -167,7 +167,7 @@ async def test_two_hundred_concurrent_calls_of_all_kinds_end(shared: RunningPlug
 
 
 async def stream_some(shared: RunningPlugin, *, whole: bool) -> None:
-    """Read a stream to its end, or leave after the first chunk."""
+    """Read a stream to its end, or cancel it after the first chunk."""
     async with shared.client.stream("chat", HELLO | {"max_tokens": 20}) as chunks:
         async for chunk in chunks:
             assert chunk

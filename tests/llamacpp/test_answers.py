@@ -39,7 +39,7 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
 
 
 def comparable(answer: dict[str, Any]) -> dict[str, Any]:
-    """An answer without what differs from call to call."""
+    """An answer without the fields that differ between calls."""
     for key in ("id", "created", "timings"):
         assert answer.pop(key)
     for choice in answer["choices"]:
@@ -106,8 +106,8 @@ async def test_unknown_fields_reach_the_engine(shared: RunningPlugin) -> None:
     assert answer["choices"][0]["finish_reason"] == "length"
 
 
-async def test_several_choices_share_their_prompt(shared: RunningPlugin) -> None:
-    """llama.cpp's own usage counts the first choice only."""
+async def test_choices_share_their_prompt(shared: RunningPlugin) -> None:
+    """llama.cpp's own usage counts only the first choice."""
     one = await shared.client.invoke("chat", asking(max_tokens=5))
     two = await shared.client.invoke("chat", asking(max_tokens=5, n=2))
     assert [choice["index"] for choice in two["choices"]] == [0, 1]
@@ -117,7 +117,7 @@ async def test_several_choices_share_their_prompt(shared: RunningPlugin) -> None
     assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (prompt, 10, prompt + 10)
 
 
-async def test_several_prompts_are_all_counted(shared: RunningPlugin) -> None:
+async def test_usage_counts_all_prompts(shared: RunningPlugin) -> None:
     prompts = ["Once", "upon a time", "there"]
     alone = [await shared.client.invoke("generate", STEADY | {"prompt": text, "max_tokens": 4}) for text in prompts]
     together = await shared.client.invoke("generate", STEADY | {"prompt": prompts, "max_tokens": 4})
@@ -144,7 +144,7 @@ async def test_the_tiny_model_calls_tools(shared: RunningPlugin) -> None:
 
 
 async def test_tool_choice_none_hides_the_tools(shared: RunningPlugin) -> None:
-    """llama.cpp would write them into the prompt all the same."""
+    """llama.cpp would still render them into the prompt."""
     without = await shared.client.invoke("chat", asking())
     answer = await shared.client.invoke("chat", asking(tools=[WEATHER], tool_choice="none"))
     assert comparable(answer) == comparable(without)
@@ -164,7 +164,7 @@ async def test_tool_choice_of_an_unknown_tool_is_rejected(shared: RunningPlugin,
         await shared.client.invoke("chat", asking(tools=tools, tool_choice=named))
 
 
-async def test_embeddings(shared: RunningPlugin) -> None:
+async def test_embeddings_equal_the_engines(shared: RunningPlugin) -> None:
     answer = await shared.client.invoke("embed", {"input": ["one", "two"]})
     theirs = await shared.direct("tiny-embed-gguf", "/v1/embeddings", {"input": ["one", "two"]})
     assert answer["data"] == theirs["data"]
@@ -179,20 +179,20 @@ async def test_embeddings(shared: RunningPlugin) -> None:
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
 async def test_unsupported_dimensions_are_rejected(shared: RunningPlugin, encoding: str) -> None:
-    """llama.cpp ignores the field: the caller would get vectors that do not fit its index."""
-    with pytest.raises(InvalidRequestError, match=r"^dimensions: this model gives 64"):
+    """llama.cpp ignores the field, so the vectors would not fit the caller's index."""
+    with pytest.raises(InvalidRequestError, match=r"^dimensions: this model has 64"):
         await shared.client.invoke("embed", {"input": "a", "dimensions": 32, "encoding_format": encoding})
 
 
 async def test_text_as_long_as_the_context_is_embedded(shared: RunningPlugin) -> None:
-    """llama.cpp's defaults would answer 500: it must fit one physical batch."""
+    """With llama.cpp's defaults it exceeds a physical batch and fails with 500."""
     answer = await shared.client.invoke("embed", {"input": "a " * 250})
     assert answer["usage"]["prompt_tokens"] > 200
     with pytest.raises(InvalidRequestError, match=r"request_data: .*too large to process"):
         await shared.client.invoke("embed", {"input": "a " * 3000})
 
 
-async def test_rerank(shared: RunningPlugin) -> None:
+async def test_rerank_sorts_documents(shared: RunningPlugin) -> None:
     documents = ["a cat", {"text": "a dog"}, "a house"]
     whole = await shared.client.invoke("rerank", {"query": "cat", "documents": documents})
     scores = [result["relevance_score"] for result in whole["results"]]
@@ -298,5 +298,5 @@ async def test_completion_fields_that_llama_cpp_ignores_are_rejected(
 async def test_unpaired_surrogate_becomes_the_replacement_character(
     shared: RunningPlugin, service: str, body: bytes
 ) -> None:
-    """JSON can name half a surrogate pair, UTF-8 cannot hold it."""
+    """JSON can escape half a surrogate pair, which UTF-8 cannot encode."""
     await shared.client.invoke(service, body.replace(b"%b", rb"a\ud83d"))

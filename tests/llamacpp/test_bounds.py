@@ -1,4 +1,4 @@
-"""Computation that a model's file or a request causes in llama.cpp is bounded and blocks no other call."""
+"""Computation that a model file or a request causes in llama.cpp is limited and does not block other calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import gguf
 import pytest
 from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
 
-from engine_plugin.engines.llamacpp import abandoned, server
+from engine_plugin.engines.llamacpp import abandoned_work, server
 from engine_plugin.engines.llamacpp.grammars import check_grammars
 from engine_plugin.errors import EnginePluginError, InvalidRequestError, PullError
 from engine_plugin.models.store import PullRequest
@@ -50,7 +50,7 @@ async def pull(running: RunningPlugin, path: Path) -> None:
 
 
 def behind(hostile: str) -> str:
-    """A template that is hostile to some conversations only."""
+    """A template that is endless for some conversations only."""
     return f"{{% if messages[0]['content'] == 'burn' %}}{hostile}{{% endif %}}{{{{ messages[0]['content'] }}}}"
 
 
@@ -64,7 +64,9 @@ async def test_endless_template_is_rejected_before_llama_cpp_renders_it(
     assert (await running.client.invoke("chat", HELLO | {"model": "hostile", "max_tokens": 4}))["choices"]
     burning = asyncio.create_task(running.client.invoke("chat", BURN))
     assert (await running.client.invoke("generate", {"model": "hostile", "prompt": "a", "max_tokens": 1}))["choices"]
-    with pytest.raises(InvalidRequestError, match=r"^messages: the model's chat template refuses them: "):
+    with pytest.raises(
+        InvalidRequestError, match=r"^messages: rendering with the model's chat template exceeds a limit: "
+    ):
         await burning
     assert (await running.client.invoke("chat", HELLO | {"model": "hostile", "max_tokens": 4}))["choices"]
 
@@ -72,7 +74,7 @@ async def test_endless_template_is_rejected_before_llama_cpp_renders_it(
 @pytest.mark.parametrize("hostile", [ENDLESS, GROWING], ids=["endless", "growing"])
 async def test_endless_template_is_rejected_during_the_pull(serve: Serve, scratch: Path, hostile: str) -> None:
     running = await serve(start=False)
-    with pytest.raises(PullError, match=r"its chat template takes more than (5 s|512 MiB) to render a word"):
+    with pytest.raises(PullError, match=r"its chat template takes more than (5 s|512 MiB) to render one word"):
         await pull(running, model_with(hostile, scratch / "hostile.gguf"))
 
 
@@ -80,18 +82,18 @@ async def test_server_that_continues_cancelled_calls_is_restarted(
     serve: Serve, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a template that passes the trial but does not end in llama.cpp."""
-    monkeypatch.setattr(abandoned, "WITHIN", 1.0)
+    monkeypatch.setattr(abandoned_work, "TIMEOUT", 1.0)
     running = await serve(health_interval=0.2, restart_backoff=0.01)
     await pull(running, model_with(behind(ENDLESS), scratch / "hostile.gguf"))
     await running.client.load_model("hostile")
     held = running.server("hostile")
-    await held._take_templates(None)
+    await held._set_templates(None)
     run = held.latest_run
     assert run is not None
     with pytest.raises(EnginePluginError):
         await running.client.invoke("chat", BURN, timeout=pace(1.0))
     await asyncio.wait_for(run.over.wait(), LIMIT)
-    assert re.search(r"it has computed for \S+ s for callers that had left", run.failure)
+    assert re.search(r"it has computed for \S+ s for disconnected callers", run.failure)
     assert (await running.client.invoke("chat", HELLO | {"model": "hostile", "max_tokens": 4}))["choices"]
 
 
@@ -120,7 +122,7 @@ TOO_MUCH = {
     ),
     "rules": (
         {"grammar": "\n".join(["root ::= r0", *(f"r{i} ::= r{i + 1} | r{i + 1}" for i in range(30)), 'r30 ::= "a"'])},
-        "grammar: 2147483648 rules",
+        "grammar: 2147483648 expanded rules",
     ),
     "grammar": ({"grammar": "root ::= " + " | ".join(f'"{value}"' for value in MANY[:1001])}, "grammar: 1001 alter"),
     "loops": ({"grammar": 'root ::= (("a"{0,300}){0,300})'}, "grammar: "),
@@ -135,24 +137,24 @@ TOO_MUCH = {
 @pytest.mark.parametrize("name", TOO_MUCH)
 def test_grammar_that_would_block_other_calls_is_rejected_by_field(name: str) -> None:
     request, begin = TOO_MUCH[name]
-    with pytest.raises(InvalidRequestError, match=f"^{re.escape(begin)}.*at most "):
+    with pytest.raises(InvalidRequestError, match=f"^{re.escape(begin)}.*the limit is "):
         check_grammars(request)
 
 
 @pytest.mark.parametrize(
     ("request_", "begin"),
     [
-        (schema({"pattern": "^a{5,3}$"}), "response_format: pattern: {5,3} asks for"),
-        ({"grammar": 'root ::= "a"{5,3}'}, "grammar: {5,3} asks for"),
+        (schema({"pattern": "^a{5,3}$"}), "response_format: pattern: in {5,3} the minimum"),
+        ({"grammar": 'root ::= "a"{5,3}'}, "grammar: in {5,3} the minimum"),
         (
             schema({"$defs": {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(4000)}, "$ref": "#/$defs/d0"}),
-            "response_format: too many references follow each other",
+            "response_format: references are nested too deeply",
         ),
-        ({"grammar": "\n".join(f"r{i} ::= r{i + 1}" for i in range(4000))}, "grammar: too many rules follow each"),
-        (schema({"minItems": 5, "maxItems": 3}), "response_format: minItems is 5, more than maxItems, 3"),
+        ({"grammar": "\n".join(f"r{i} ::= r{i + 1}" for i in range(4000))}, "grammar: rules are nested too deeply"),
+        (schema({"minItems": 5, "maxItems": 3}), "response_format: minItems (5) exceeds maxItems (3)"),
         (
             schema({"properties": {"a": {"minLength": 2, "maxLength": 1}}}),
-            "response_format: minLength is 2, more than",
+            "response_format: minLength (2) exceeds",
         ),
     ],
 )
@@ -189,6 +191,6 @@ def test_grammar_of_usual_size_is_accepted(request_: dict[str, Any]) -> None:
 
 async def test_enum_of_100_000_values_is_rejected_at_once(serve: Serve) -> None:
     running = await serve()
-    with pytest.raises(InvalidRequestError, match=r"^response_format: .*at most "):
+    with pytest.raises(InvalidRequestError, match=r"^response_format: .*the limit is "):
         await running.client.invoke("chat", HELLO | schema({"type": "string", "enum": MANY}))
     assert (await running.client.invoke("chat", HELLO | schema({"enum": ["blue"]})))["choices"]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .running import RunningPlugin
 
 ROUNDS = 3
-BOUND = 1.0  # seconds at rest; measured are some hundredths
+BOUND = 1.0  # seconds on an idle machine; measured are some hundredths
 
 
 async def cancel_stream(running: RunningPlugin, request: dict[str, Any]) -> float:
@@ -49,7 +49,7 @@ async def pass_unary_deadline(running: RunningPlugin, request: dict[str, Any]) -
 
 @pytest.mark.promise("F23")
 @pytest.mark.parametrize("cancel", [cancel_stream, cancel_unary, pass_unary_deadline])
-async def test_a_cancelled_call_frees_the_only_slot(
+async def test_cancelled_call_frees_the_only_slot(
     serve: Serve,
     cancel: Callable[[RunningPlugin, dict[str, Any]], Awaitable[float]],
     record_property: Callable[[str, object], None],
@@ -98,7 +98,7 @@ async def test_call_that_waits_for_a_slot_can_be_cancelled(serve: Serve) -> None
 
 
 @pytest.mark.promise("F23", "P6")
-async def test_the_manifests_timeout_frees_the_slot(serve: Serve) -> None:
+async def test_timeout_of_the_manifest_frees_the_slot(serve: Serve) -> None:
     def one_second(shape: dict[str, Any]) -> None:
         for service in shape["services"]:
             service["timeout"] = 1

@@ -1,4 +1,4 @@
-"""Model files in parts, damaged, hostile."""
+"""Model files in parts, damaged or malicious."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GREEDY = {**HELLO, "temperature": 0, "max_tokens": 12}
 
 
 @pytest.mark.promise("S8")
-async def test_a_model_in_parts_answers_as_the_whole_one(serve: Serve, tmp_path: Path) -> None:
+async def test_model_in_parts_answers_like_the_whole_one(serve: Serve, tmp_path: Path) -> None:
     running = await serve()
     parts = split(SAMPLES / "tiny-chat.gguf", tmp_path, 2, stem="halves")
     await running.client.pull_model(str(parts[0]))
@@ -38,7 +38,7 @@ async def test_a_model_in_parts_answers_as_the_whole_one(serve: Serve, tmp_path:
 
 
 @pytest.mark.promise("X7")
-async def test_files_that_cannot_be_models_block_no_list_and_can_be_deleted(serve: Serve, tmp_path: Path) -> None:
+async def test_invalid_model_files_block_no_list_and_can_be_deleted(serve: Serve, tmp_path: Path) -> None:
     running = await serve()
     part = split(SAMPLES / "tiny-chat.gguf", tmp_path, 2)[1].read_bytes()
     tokens = struct.pack("<Q", 6) + b"tokens" + struct.pack("<IIQ", 9, 8, 1 << 40)

@@ -1,4 +1,4 @@
-"""An installed llama.cpp under damage, other plugins, and other engines on the same data directory."""
+"""An installed llama.cpp that is damaged, or shares its data directory with other plugins and engines."""
 
 from __future__ import annotations
 

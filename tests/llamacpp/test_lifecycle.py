@@ -46,7 +46,7 @@ async def test_calls_before_the_start_name_the_next_step(serve: Serve) -> None:
     async with client.stream("chat", HELLO) as chunks:
         with pytest.raises(UnavailableError, match="Call StartEngine"):
             await anext(chunks)
-    with pytest.raises(InvalidRequestError, match=r"^messages: "):  # a wrong request is wrong at any time
+    with pytest.raises(InvalidRequestError, match=r"^messages: "):  # an invalid request is rejected in any state
         await client.invoke("chat", {})
     assert await client.running_models() == []
     with pytest.raises(PreconditionError, match="not loaded"):
@@ -60,7 +60,7 @@ async def test_calls_before_the_start_name_the_next_step(serve: Serve) -> None:
 
 
 @pytest.mark.promise("P4")
-async def test_concurrent_starts_are_one(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_concurrent_starts_share_one_start(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     running = await serve(start=False)
     probe = running.engine._software.probe
     probes = []
@@ -77,7 +77,7 @@ async def test_concurrent_starts_are_one(serve: Serve, monkeypatch: pytest.Monke
     assert (await running.client.health_check()).startswith("ready")
 
 
-async def test_stop_start_stop(serve: Serve, record_property: Callable[[str, object], None]) -> None:
+async def test_engine_starts_again_after_a_stop(serve: Serve, record_property: Callable[[str, object], None]) -> None:
     running = await serve()
     client = running.client
     times = []
@@ -99,7 +99,7 @@ async def test_stop_start_stop(serve: Serve, record_property: Callable[[str, obj
 
 @pytest.mark.promise("P4")
 async def test_concurrent_starts_and_stops_end_in_a_valid_state(serve: Serve) -> None:
-    """Whatever the order, the plugin is either stopped or serves."""
+    """In any order the plugin ends stopped or serving."""
     running = await serve()
     client = running.client
     for _ in range(5):
@@ -196,7 +196,7 @@ async def test_key_is_in_no_argv_or_environment(serve: Serve) -> None:
 
 
 @pytest.mark.promise("F13")
-async def test_tcp_needs_the_key(serve: Serve) -> None:
+async def test_tcp_requires_the_key(serve: Serve) -> None:
     running = await serve(transport="tcp")
     await running.client.load_model("tiny-chat-gguf")
     client = running.server("tiny-chat-gguf")._client
@@ -261,7 +261,7 @@ async def test_leftovers_of_a_killed_plugin_are_removed_at_the_next_start(serve:
 
 
 @pytest.mark.promise("P12")
-async def test_records_come_and_go_with_the_processes(serve: Serve) -> None:
+async def test_records_exist_while_their_processes_run(serve: Serve) -> None:
     running = await serve()
     await running.client.load_model("tiny-chat-gguf")
     pid = await running.engine_pid("tiny-chat-gguf")
@@ -271,17 +271,17 @@ async def test_records_come_and_go_with_the_processes(serve: Serve) -> None:
 
 
 async def launched(scratch: Path, pulled: Path) -> PluginClient:
-    """The default plugin, spawned as a host does it."""
+    """The default plugin, spawned as by a host."""
     linked = build_linked(REPOSITORY / "plugins/llamacpp/plugin.yaml", scratch / "plugins")
     executable = load_manifest(linked / "plugin.yaml").executable()
     (scratch / "tmp").mkdir()
-    # Where the engine's sockets go, which a killed plugin cannot remove.
+    # For the engine's sockets, which a killed plugin cannot remove.
     env = {"AOG_DATA_DIR": str(scratch / "data"), "TMPDIR": str(scratch / "tmp")}
     return await launch([str(executable)], cwd=executable.parents[1], env=env, start_timeout=LIMIT)
 
 
 def family(plugin: PluginClient) -> list[psutil.Process]:
-    """The engine's processes behind a launched plugin."""
+    """The engine processes of a launched plugin."""
     return [process for process in processes_of(os.environ[MARK]) if process.pid != plugin.pid]
 
 
@@ -317,7 +317,7 @@ async def test_engine_ends_with_a_plugin_killed_during_a_load(scratch: Path, pul
 
 
 async def kill_and_wait(plugin: PluginClient) -> float:
-    """SIGKILL the plugin; the seconds until no engine process is left."""
+    """Kill the plugin; return the seconds until no engine process is left."""
     assert plugin.pid is not None
     engines = family(plugin)
     began = time.monotonic()

@@ -30,7 +30,7 @@ SHIM = Path(__file__).with_name("shim.py")
 
 @pytest.fixture
 def llama_server(scratch: Path) -> Path:
-    """A directory of its own with an executable called llama-server."""
+    """A directory with an executable called llama-server."""
     path = scratch / "bin" / "llama-server"
     path.parent.mkdir()
     path.write_text(f"#!{sys.executable}\n{SHIM.read_text()}")
@@ -138,7 +138,7 @@ def settings(**changes: Any) -> ServerSettings:
 
 
 def test_llama_cpp_accepts_each_argument(tmp_path: Path) -> None:
-    """xllamacpp has llama.cpp's argument parser in it."""
+    """Checked with llama.cpp's argument parser in xllamacpp."""
     backend = LlamaCppBackend("llama-server", "", "", executable="llama-server")
     argv = server_command(backend, settings(), tmp_path / "key")
     flags = {word.encode() for word in argv[argv.index("llama-server") :] if word.startswith("--")}
@@ -162,7 +162,9 @@ def test_llama_cpp_accepts_each_argument(tmp_path: Path) -> None:
         ({"threads": 0, "gpu_layers": -1, "pooling": ""}, ["--embedding"], ["--threads", "--n-gpu-layers"]),
     ],
 )
-def test_arguments(tmp_path: Path, changes: dict[str, Any], present: list[str], absent: list[str]) -> None:
+def test_arguments_follow_the_settings(
+    tmp_path: Path, changes: dict[str, Any], present: list[str], absent: list[str]
+) -> None:
     argv = server_command(
         LlamaCppBackend("llama-server", "", "", executable="x"), settings(**changes), tmp_path / "key"
     )
@@ -171,6 +173,6 @@ def test_arguments(tmp_path: Path, changes: dict[str, Any], present: list[str], 
     assert "secret" not in json.dumps(argv)
 
 
-def test_the_stand_in_is_executable(llama_server: Path) -> None:
+def test_stand_in_is_executable(llama_server: Path) -> None:
     assert stat.S_IMODE(llama_server.stat().st_mode) == 0o755
     assert shutil.which("llama-server", path=str(llama_server.parent)) == str(llama_server)

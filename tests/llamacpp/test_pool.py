@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 async def count_stream(running: RunningPlugin, request: dict[str, object], started: asyncio.Event) -> int:
-    """Read a stream to its end; the number of its events. `started` is set at the first."""
+    """Read a stream and count its events. `started` is set at the first one."""
     count = 0
     async with running.client.stream("generate", request) as chunks:
         async for _ in events(chunks):
@@ -44,7 +44,7 @@ async def count_stream(running: RunningPlugin, request: dict[str, object], start
 
 
 @pytest.mark.promise("F18")
-async def test_concurrent_first_use_loads_once(serve: Serve) -> None:
+async def test_concurrent_first_calls_load_once(serve: Serve) -> None:
     running = await serve(parallel=8)
     answers = await asyncio.gather(
         *(running.client.invoke("chat", HELLO) for _ in range(6)),
@@ -66,7 +66,7 @@ async def test_sample_answers_to_its_former_name(serve: Serve) -> None:
 
 
 @pytest.mark.promise("F19")
-async def test_a_second_model_evicts_the_first_after_its_stream(serve: Serve) -> None:
+async def test_second_model_evicts_the_first_after_its_stream(serve: Serve) -> None:
     running = await serve(max_loaded_models=1)
     model = ENDLESS.stem
     started = asyncio.Event()
@@ -90,7 +90,7 @@ async def test_least_recently_used_model_is_evicted(serve: Serve) -> None:
     assert await running.loaded() == ["tiny-chat-gguf", "tiny-rerank-gguf"]
 
 
-async def test_more_models_than_fit_take_turns(serve: Serve) -> None:
+async def test_more_models_than_fit_are_served_in_turn(serve: Serve) -> None:
     """Each call is answered, although its model takes the place of another."""
     running = await serve(max_loaded_models=1)
     asked = (
@@ -134,7 +134,7 @@ async def test_full_queue_rejects_calls(serve: Serve) -> None:
     assert (await waiting)["choices"]
 
 
-async def test_load_and_unload(serve: Serve) -> None:
+async def test_models_are_loaded_and_unloaded(serve: Serve) -> None:
     running = await serve()
     client = running.client
     await client.load_model("tiny-chat-gguf")
@@ -159,13 +159,13 @@ async def test_failed_unload_does_not_hide_the_others(serve: Serve) -> None:
     await running.client.load_model("tiny-chat-gguf")
     with pytest.raises(PreconditionError, match="tiny-embed-gguf is not loaded"):
         await running.client.unload_model("tiny-embed-gguf", "tiny-chat-gguf")
-    # The answer comes when all is done, not while the other model still drains.
+    # The answer arrives after the other model has drained.
     assert await running.loaded() == []
     assert running.processes() == []
 
 
 @pytest.mark.promise("F19")
-async def test_an_unload_waits_for_requests(serve: Serve) -> None:
+async def test_unload_waits_for_requests(serve: Serve) -> None:
     running = await serve()
     model = ENDLESS.stem
     started = asyncio.Event()
@@ -188,7 +188,7 @@ async def test_loading_model_is_not_listed_as_running(serve: Serve) -> None:
     assert await running.loaded() == ["tiny-chat-gguf"]
 
 
-async def test_deletion(serve: Serve) -> None:
+async def test_models_are_deleted(serve: Serve) -> None:
     running = await serve()
     client = running.client
     model = ENDLESS.stem
@@ -208,14 +208,14 @@ async def test_deletion(serve: Serve) -> None:
     half = running.engine._data / "models" / ".partial" / f"{model}.part"
     half.write_bytes(b"GGUF")
     await client.delete_model(model)
-    assert not half.exists(), "what an unfinished pull left is part of it"
+    assert not half.exists(), "the remains of an unfinished pull are deleted too"
     await client.load_model("tiny-chat-gguf")
     with pytest.raises(PreconditionError, match="comes with the plugin's package"):
         await client.delete_model("tiny-chat-gguf")
     assert await running.loaded() == ["tiny-chat-gguf"]
 
 
-async def test_pulls(serve: Serve, scratch: Path) -> None:
+async def test_models_are_pulled_from_each_source(serve: Serve, scratch: Path) -> None:
     running = await serve()
     client = running.client
     with file_server(ENDLESS.parent) as url:
@@ -223,7 +223,7 @@ async def test_pulls(serve: Serve, scratch: Path) -> None:
     assert steps[-1]["status"] == "success"
     assert steps[-1]["total"] == ENDLESS.stat().st_size
     await client.pull_model("mine", source=str(ENDLESS))
-    await client.pull_model("tiny-chat-gguf")  # a sample: nothing to fetch
+    await client.pull_model("tiny-chat-gguf")  # a sample needs no download
     by_name = {entry["name"]: entry for entry in await client.list_models()}
     assert {"other", "mine", "tiny-chat-gguf", "tiny-embed-gguf", "tiny-rerank-gguf"} <= set(by_name)
     assert by_name["mine"]["details"]["family"] == "llama"
@@ -253,7 +253,7 @@ def file_server(folder: Path) -> Iterator[str]:
 
 
 def damaged(source: Path, target: Path, how: str) -> Path:
-    """A copy of a model with something wrong."""
+    """A damaged copy of a model."""
     data = source.read_bytes()
     if how == "cut":
         target.write_bytes(data[: len(data) // 2])
@@ -287,7 +287,7 @@ async def test_model_damaged_after_the_pull_fails_with_llama_cpps_reason(serve: 
     info = stored.stat()
     data = bytearray(stored.read_bytes())
     cut = len(data) // 2
-    # As a failing disk leaves it: the size and the time are as they were.
+    # As after a disk failure: size and time are unchanged.
     stored.write_bytes(bytes(data[:4]) + b"\xff" * cut + bytes(data[cut + 4 :]))
     os.utime(stored, ns=(info.st_atime_ns, info.st_mtime_ns))
     with pytest.raises(PreconditionError, match=rf"llama.cpp for {model} ended during its start: exit code 65.* E "):

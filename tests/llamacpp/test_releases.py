@@ -34,7 +34,7 @@ __all__ = ["mirror"]
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script with a #! line")
 
-# One that does not run at all, and one that cannot load a certain model.
+# One does not run, another one cannot load a certain model.
 BROKEN = SHIM.replace("def main() -> NoReturn:\n", 'def main() -> NoReturn:\n    sys.exit("libgomp is missing")\n')
 PICKY = SHIM.replace(
     "    import xllamacpp\n", '    if "random" in options.model:\n        sys.exit(1)\n    import xllamacpp\n'
@@ -77,11 +77,11 @@ async def test_installed_release_answers(serve: Serve, mirror: Mirror, caplog: p
     assert len(mirror.fetched()) == 2
     elsewhere = mirror.server.url("/another")
     again = await serve(start=False, data=running.engine._data, backend="release", version="b2000", mirror=elsewhere)
-    assert "nothing to upgrade" in await again.client.upgrade_engine(), "it is the same release by another way"
+    assert "nothing to upgrade" in await again.client.upgrade_engine(), "it is the same release from another place"
 
 
 @pytest.mark.promise("F15")
-async def test_a_start_never_waits_for_a_download(serve: Serve, mirror: Mirror) -> None:
+async def test_start_never_waits_for_a_download(serve: Serve, mirror: Mirror) -> None:
     """It reports missing software at once, also during an installation, and downloads nothing."""
     mirror.publish("b2000")
     script = Script(stall_after=1000)
@@ -124,7 +124,7 @@ async def test_two_plugins_install_once(serve: Serve, mirror: Mirror) -> None:
     assert len(mirror.fetched()) == 1
 
 
-async def test_a_running_engine_is_upgraded_and_runs_afterwards(serve: Serve, mirror: Mirror) -> None:
+async def test_running_engine_is_upgraded_and_keeps_running(serve: Serve, mirror: Mirror) -> None:
     running = await upgradable(serve, mirror)
     await running.client.start_engine()
     await running.client.load_model("tiny-random")
@@ -152,7 +152,7 @@ async def test_running_request_ends_before_the_engine_is_replaced(serve: Serve, 
     assert (await upgrading).endswith("version b2001")
 
 
-async def test_a_stopped_engine_is_upgraded_and_stays_stopped(serve: Serve, mirror: Mirror) -> None:
+async def test_stopped_engine_is_upgraded_and_stays_stopped(serve: Serve, mirror: Mirror) -> None:
     running = await upgradable(serve, mirror)
     assert (await running.client.upgrade_engine()).endswith("version b2001")
     assert running.engine._backend is None
@@ -210,7 +210,7 @@ async def test_engine_stopped_during_an_upgrade_stays_stopped(
     assert running.processes() == []
 
 
-async def test_a_damaged_archive(serve: Serve, mirror: Mirror) -> None:
+async def test_damaged_archive_is_rejected(serve: Serve, mirror: Mirror) -> None:
     data = mirror.publish("b2000")
     mirror.server.data = data[:-20]
     running = await serve(start=False, backend="release", version="b2000", mirror=mirror.url)
@@ -224,7 +224,7 @@ async def test_a_damaged_archive(serve: Serve, mirror: Mirror) -> None:
                         checksums=str(software(running) / "none"))  # fmt: skip
     with pytest.raises(EnginePluginError, match="the archive is damaged"):
         await loose.client.install_engine()
-    assert not (software(loose) / "downloads").exists(), "what cannot be verified is not kept"
+    assert not (software(loose) / "downloads").exists(), "an unverified download is not kept"
     mirror.server.data = data
     assert (await loose.client.install_engine()).endswith("version b2000")
 
@@ -242,7 +242,7 @@ async def test_local_archive_is_installed_offline(serve: Serve, scratch: Path, m
     assert (await running.client.invoke("chat", HELLO))["choices"]
 
 
-async def test_an_archive_without_a_server(serve: Serve, scratch: Path) -> None:
+async def test_archive_without_llama_server_is_rejected(serve: Serve, scratch: Path) -> None:
     data = pack(scratch / "a.zip", [Member("llama-cli", b"")]).read_bytes()
     archive = {"url": str(scratch / "a.zip"), "sha256": hashlib.sha256(data).hexdigest()}
     running = await serve(backend="release", archives=[archive], start=False)
@@ -292,8 +292,8 @@ async def test_missing_gguf_package_is_installed_too(
     assert not list((software(running) / "versions").glob("*.txt"))
 
 
-def test_the_names_of_llama_cpps_archives() -> None:
-    """As llama.cpp's release workflow names them."""
+def test_archive_names_of_releases() -> None:
+    """The names are those of llama.cpp's release workflow."""
     base = "https://github.com/ggml-org/llama.cpp/releases/download/b11549"
     archives = release_archives("b11549", "", "")
     assert {archive.checksums for archive in archives} == {
@@ -328,7 +328,7 @@ def test_llama_server_nearest_to_the_root_is_used(tmp_path: Path) -> None:
     assert server.stat().st_mode & 0o111
 
 
-def test_options_are_checked_with_their_lines(tmp_path: Path) -> None:
+def test_invalid_archives_are_reported_with_their_lines(tmp_path: Path) -> None:
     text = (REPOSITORY / "plugins/llamacpp/plugin.yaml").read_text()
     lines = [
         "  backend: release",

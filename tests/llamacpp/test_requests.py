@@ -27,7 +27,7 @@ def tool(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("service", ["chat", "generate"])
-def test_text_is_always_streamed(service: str) -> None:
+def test_texts_are_always_streamed(service: str) -> None:
     """llama.cpp detects a disconnected client only while it writes a stream."""
     unary = body(service, {"stream": False, "stream_options": {"include_usage": False}, "x": [1]})
     assert unary == {"stream": True, "stream_options": {"include_usage": True}, "x": [1]}
@@ -45,8 +45,8 @@ def test_text_is_always_streamed(service: str) -> None:
         ("generate", {"max_tokens": 0}, "max_tokens: must be at least 1"),
         ("chat", {"logprobs": True, "top_logprobs": -1}, "top_logprobs: must be from 0 to 20, not -1"),
         ("chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs: must be from 0 to 20, not 21"),
-        ("chat", {"tool_choice": "required"}, "tool_choice: required, but there are no tools"),
-        ("chat", {"tool_choice": "required", "tools": []}, "tool_choice: required, but there are no tools"),
+        ("chat", {"tool_choice": "required"}, "tool_choice: is required, but there are no tools"),
+        ("chat", {"tool_choice": "required", "tools": []}, "tool_choice: is required, but there are no tools"),
     ],
 )
 def test_fields_that_llama_cpp_ignores_are_rejected(service: str, request_: dict[str, Any], begin: str) -> None:
@@ -64,17 +64,17 @@ def test_invalid_token_id_is_rejected_with_its_place(service: str, field: str, t
     assert body(service, {field: [[0, 2**31 - 1]]})[field] == [[0, 2**31 - 1]]
 
 
-def test_an_empty_stop_string_ends_nothing() -> None:
+def test_empty_stop_string_is_removed() -> None:
     for stop, sent in (("", None), ([""], None), (["", "a"], ["a"]), ("a", ["a"]), ([], None), (None, None)):
         assert body("chat", {"stop": stop}).get("stop") == sent
 
 
-def test_the_chosen_token_has_its_logprob_without_others() -> None:
+def test_logprob_of_the_chosen_token_is_requested() -> None:
     assert body("chat", {"logprobs": True, "top_logprobs": 0})["top_logprobs"] == 1
     assert body("chat", {"logprobs": False, "top_logprobs": 0})["top_logprobs"] == 0
 
 
-def test_a_tool_without_a_type_is_a_function() -> None:
+def test_tool_without_a_type_is_a_function() -> None:
     assert body("chat", {"tools": [{"function": {"name": "a"}}]})["tools"] == [tool("a")]
 
 
@@ -94,7 +94,7 @@ def test_embed_and_rerank_requests_have_no_stream_field() -> None:
         ({"tools": [tool("a"), tool("b")], "tool_choice": tool("b")}, ["b"], "required"),
     ],
 )
-def test_tool_choice(request_: dict[str, Any], tools: list[str] | None, choice: str | None) -> None:
+def test_tool_choice_is_converted(request_: dict[str, Any], tools: list[str] | None, choice: str | None) -> None:
     before = json.dumps(request_)
     asked = body("chat", request_)
     assert asked.get("tool_choice") == choice
@@ -115,16 +115,16 @@ def test_request_nested_too_deeply_is_rejected() -> None:
         deep = [deep]
     with pytest.raises(InvalidRequestError, match=r"^request_data: is nested too deeply$"):
         upstream_body("chat", {"x": deep}, stream=False)
-    while deep:  # taken apart by hand: the interpreter would recurse
+    while deep:  # unnested step by step, because the interpreter would recurse
         deep = deep.pop()
 
 
-def test_dimensions() -> None:
+def test_other_dimensions_are_rejected() -> None:
     plain = json.dumps({"data": [{"embedding": [0.1, 0.2]}]}).encode()
     packed = json.dumps({"data": [{"embedding": base64.b64encode(struct.pack("<2f", 1, 2)).decode()}]}).encode()
     for answer in (plain, packed):
         assert requests.embeddings_answer(answer, {"dimensions": 2}) == answer
-        with pytest.raises(InvalidRequestError, match=r"^dimensions: this model gives 2 .* to 3$"):
+        with pytest.raises(InvalidRequestError, match=r"^dimensions: this model has 2, .* to 3$"):
             requests.embeddings_answer(answer, {"dimensions": 3})
     assert requests.embeddings_answer(b"anything", {}) == b"anything"
     for wrong in (
@@ -135,7 +135,7 @@ def test_dimensions() -> None:
         b'{"data":[{"embedding":1}]}',
         b'{"data":[{"embedding":"\\u00e4"}]}',
     ):
-        with pytest.raises(BadGatewayError, match="embeddings are not understood"):
+        with pytest.raises(BadGatewayError, match="embeddings are invalid"):
             requests.embeddings_answer(wrong, {"dimensions": 2})
 
 
@@ -152,7 +152,7 @@ def test_dimensions() -> None:
         (503, {}, 503, "the engine has no room now: why"),
     ],
 )
-def test_refusals(status: int, shape: dict[str, Any], code: int, message: str) -> None:
+def test_error_of_llama_cpp_is_mapped(status: int, shape: dict[str, Any], code: int, message: str) -> None:
     error: EnginePluginError = complaint_error(Complaint(status, "why", shape))
     assert error.code == code
     assert message in error.message

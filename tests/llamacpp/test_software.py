@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 
 def snapshot(folder: Path) -> set[str]:
-    """What lies below the software directory, but for what every installation makes first."""
+    """The content of the software directory, without what each installation creates first."""
     found = {str(path.relative_to(folder)) for path in folder.rglob("*")}
     return found - {"install.lock", "versions"}
 
 
 def fake_pip(monkeypatch: pytest.MonkeyPatch, *, fail: str = "", pause: asyncio.Event | None = None) -> list[Path]:
-    """Let pip be done in no time: a package directory whose version is 9.<number of the run>."""
+    """Replace pip: it writes a package of version 9.<number of the run>."""
     runs: list[Path] = []
 
     async def pip(target: Path, *_arguments: Any, **_options: Any) -> None:
@@ -99,7 +99,7 @@ async def test_failed_installation_changes_nothing(serve: Serve, monkeypatch: py
 
 
 @pytest.mark.promise("P14")
-async def test_concurrent_installations_are_one(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_concurrent_installations_share_one(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = asyncio.Event()
     runs = fake_pip(monkeypatch, pause=gate)
     running = await serve(start=False)
@@ -157,7 +157,7 @@ async def test_running_engine_changes_to_the_installed_version(serve: Serve, mon
     assert await running.loaded() == ["tiny-chat-gguf"]
     assert running.engine._backend is not None
     assert running.engine._backend.version == "9.1"
-    # The fake package holds no module, so that the one beside us still answers.
+    # The fake package contains no module, so the one beside the plugin answers.
     assert (await running.client.invoke("chat", HELLO))["choices"]
 
 
@@ -189,7 +189,7 @@ async def test_error_of_pip_is_reported(serve: Serve) -> None:
 
 @pytest.mark.slow
 async def test_real_installation_answers(serve: Serve, scratch: Path) -> None:
-    """With pip, from the registry, by hash; then chat runs from it alone."""
+    """With pip, from the registry, by hash; then chat uses only this installation."""
     running = await serve(start=False)
     said = await running.client.install_engine(cover=True, timeout=patience(60))
     folder = running.engine._software.folder

@@ -25,20 +25,20 @@ STEADY: dict[str, Any] = {"temperature": 0, "seed": 1, "cache_prompt": False}
 
 
 async def messages(running: RunningPlugin, service: str, request: bytes) -> list[pb.InvokeServiceStreamResponse]:
-    """The messages of a streamed answer as they are on the wire."""
+    """The messages of a streamed answer on the wire."""
     wanted = pb.InvokeServiceRequest(service_name=service, request_data=request)
     call = running.client._link.open("InvokeServiceStream", wanted, timeout=LIMIT)
     return [message async for message in call]
 
 
 def contents(chunk: bytes) -> int:
-    """How many events a chunk holds."""
+    """The number of events in a chunk."""
     return chunk.count(b"\n\ndata: ") + chunk.startswith(b"data: ")
 
 
 @pytest.mark.asyncio(loop_scope="module")
 class TestShared:
-    """On one plugin that these tests leave as it is."""
+    """On a shared plugin."""
 
     @pytest.mark.promise("P25")
     async def test_chunks_end_where_events_end(self, shared: RunningPlugin) -> None:
@@ -64,7 +64,7 @@ class TestShared:
         assert all(step["object"] == "chat.completion.chunk" for step in steps)
         assert "usage" not in steps[-1]
 
-    async def test_a_list_of_prompts_streams(self, shared: RunningPlugin) -> None:
+    async def test_list_of_prompts_is_streamed(self, shared: RunningPlugin) -> None:
         request = STEADY | {"prompt": ["Once", "upon a", "time"], "max_tokens": 8}
         whole = await shared.client.invoke("generate", request)
         texts: dict[int, str] = {}
@@ -106,7 +106,7 @@ async def test_slow_host_gets_the_complete_stream(serve: Serve) -> None:
     request = STEADY | {"prompt": "a", "model": model, "max_tokens": 700}
     async with running.client.stream("generate", request) as stream:
         first = await anext(stream)
-        await running.until_idle(model)  # the engine has finished before we read on
+        await running.until_idle(model)  # the engine finishes before the host reads on
         rest = await read_all(stream)
     whole = first + b"".join(rest)
     assert whole.endswith(b"data: [DONE]\n\n")
@@ -114,7 +114,7 @@ async def test_slow_host_gets_the_complete_stream(serve: Serve) -> None:
 
 
 async def rests(process: psutil.Process) -> bool:
-    """Whether a process uses no processor for a moment."""
+    """Whether a process is idle for a moment."""
     before = process.cpu_times()
     await asyncio.sleep(0.2)
     return process.cpu_times() == before
@@ -166,7 +166,7 @@ async def test_death_of_the_engine_ends_its_streams_and_the_next_call_shares_the
 
     with pytest.raises(BadGatewayError, match="SIGKILL"):
         await read_on_too_late()
-    # The call that broke off with the old engine has not taken the new one with it.
+    # The call that failed with the old engine has not stopped the new one.
     assert (await running.client.invoke("generate", brief))["choices"]
     assert len(running.servers()) == 1
 
@@ -186,7 +186,7 @@ async def test_death_of_the_engine_ends_a_unary_call(serve: Serve) -> None:
 
 
 async def test_error_inside_a_stream_follows_the_text_before_it(serve: Serve) -> None:
-    """With a context as small as this the answer outgrows it while it streams."""
+    """The answer exceeds the small context while it streams."""
     running = await serve(context_length=128)
     model = ENDLESS.stem
     asked = b'{"prompt":"a","model":"%s","n_predict":-1,"ignore_eos":true}' % model.encode()

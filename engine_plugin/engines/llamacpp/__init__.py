@@ -1,4 +1,4 @@
-"""llama.cpp as an engine: one server process per loaded model, from xllamacpp or a llama-server binary.
+"""The engine llamacpp: one server process per loaded model, from xllamacpp or a llama-server binary.
 
-Kept empty, since the runner imports this package inside every engine process.
+This module is empty because the runner imports it in each engine process.
 """

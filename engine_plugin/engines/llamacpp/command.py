@@ -1,4 +1,4 @@
-"""How a llama.cpp server is told what to do: our runner by JSON on stdin, a llama-server by arguments."""
+"""The settings of a llama.cpp server: JSON on stdin for the runner, arguments for a llama-server."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ if TYPE_CHECKING:
 
 __all__ = ["ServerSettings", "runner_command", "runner_stdin", "server_command", "server_environ"]
 
-# Variables that llama.cpp's server reads and that would change what we ask for.
+# Variables by which llama.cpp's server would override the settings.
 _FOREIGN_VARIABLES = ("LLAMA_ARG_", "LLAMA_API_KEY", "LLAMA_LOG_", "AIP_MODE", "AIP_HTTP_PORT")
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """One model's server. `host` is a socket path ending in .sock, or a loopback address with `port` (0: any).
-
-    `pooling` is how an embedder pools (NONE, MEAN, CLS, LAST; RANK for a reranker), "" for the model's own.
+    """The settings of one model's server. `host` is a socket path ending in .sock, or a loopback address with `port`
+    (0: any). `pooling` is NONE, MEAN, CLS, LAST, RANK (for a reranker), or "" for the default of the model.
     """
 
     model: str
@@ -42,17 +41,17 @@ class ServerSettings:
 
 
 def runner_command() -> list[str]:
-    """argv of our runner; everything else goes by `runner_stdin`."""
+    """argv of the runner, which reads `runner_stdin`."""
     return python.module_command(RUNNER, "serve")
 
 
 def runner_stdin(settings: ServerSettings) -> bytes:
-    """The settings line. It holds the key, which therefore shows neither in argv nor in the environment."""
+    """The settings as a line of JSON. It contains the key, to keep it out of argv and the environment."""
     return json.dumps(asdict(settings)).encode() + b"\n"
 
 
 def server_command(backend: LlamaCppBackend, settings: ServerSettings, key_file: Path) -> list[str]:
-    """argv of a llama-server behind the guard; the key is read from `key_file`."""
+    """argv of a llama-server behind the guard, which reads the key from `key_file`."""
     argv = python.guarded([backend.executable])
     argv += ["--model", settings.model, "--alias", settings.alias, "--api-key-file", str(key_file)]
     argv += ["--host", settings.host, "--port", str(settings.port), "--no-webui", "--offline"]
@@ -72,7 +71,7 @@ def server_command(backend: LlamaCppBackend, settings: ServerSettings, key_file:
 
 
 def server_environ(environ: Mapping[str, str], backend: LlamaCppBackend) -> dict[str, str]:
-    """The environment of either server: `environ` without the variables that llama.cpp takes as settings."""
+    """The environment of the server: `environ` without the settings of llama.cpp."""
     kept = {name: value for name, value in environ.items() if not name.startswith(_FOREIGN_VARIABLES)}
     kept["GGML_NO_BACKTRACE"] = "1"  # an abort must not fork a debugger
     return python.module_environ(kept, backend.site)

@@ -1,4 +1,4 @@
-"""The llama.cpp engine: its software, its models on disk, and its models in memory."""
+"""The driver of llama.cpp."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 __all__ = ["LlamaCppEngine"]
 
 _PROCESS = 16 * 1024 * 1024
-"""Bytes that a process of the smallest model takes for itself, measured."""
+"""Bytes that a process takes in addition to its model, as measured."""
 
 _NULL_EVENT = b"data: null\n\n"
-"""llama.cpp sends it among the events of a list of prompts."""
+"""An event without content that llama.cpp sends for a list of prompts."""
 
 
 class LlamaCppEngine(Driver[LlamaCppBackend, LlamaCppServer]):
-    """`Engine` on llama.cpp. Start makes the software ready; each model gets a process when it is first used."""
+    """`Engine` on llama.cpp. StartEngine checks the software; each model gets a process when it is loaded."""
 
     services: ClassVar[frozenset[str]] = frozenset(PATHS)
     title: ClassVar[str] = "llama.cpp"
@@ -56,21 +56,21 @@ class LlamaCppEngine(Driver[LlamaCppBackend, LlamaCppServer]):
         self._options = options
         self._software = software = LlamaCppSoftware(options, self._data, self._environ)
         self._store = model_store(self._data / "models", software)
-        self._pool = ModelPool(options.max_loaded_models, options.drain_timeout, self._server_of_ours)
+        self._pool = ModelPool(options.max_loaded_models, options.drain_timeout, self._create_server)
 
     @staticmethod
     def check_options(manifest: Manifest) -> Sequence[Problem]:
-        """What is wrong with the `engine:` section. Called by `engine-plugin lint`."""
+        """Check the `engine:` section. Called by `engine-plugin lint`."""
         return option_problems(LlamaCppOptions, manifest)
 
     def require_device(self, mode: str, devices: list[dict[str, Any]] | None, backend: LlamaCppBackend) -> None:
         if mode == "npu":
-            raise UnsupportedError("mode: llama.cpp does not compute on an NPU; start in mode auto, cpu or gpu")
+            raise UnsupportedError("mode: llama.cpp does not support NPUs. Start in mode auto, cpu or gpu")
         if mode == "gpu" and devices is not None and all(device["type"] == "CPU" for device in devices):
             names = ", ".join(device["description"] for device in devices) or "none"
             raise catalogue.DEVICE_MISSING.error(
                 where="mode",
-                asked="gpu",
+                upstream="gpu",
                 software=backend.origin,
                 device="GPU",
                 devices=names,
@@ -110,7 +110,7 @@ class LlamaCppEngine(Driver[LlamaCppBackend, LlamaCppServer]):
         return served_context(model, self._options)
 
     def _learn(self, model: StoredModel, told: Capabilities) -> None:
-        """Remember what a server said of its model. Only chat models have a template that tells of features."""
+        """Record the capabilities that a server reports. Only the template of a chat model shows features."""
         features = told.features if model.kind == "chat" else ()
         self._told.put(model.name, model.digest, replace(told, features=features))
 
@@ -137,20 +137,20 @@ class LlamaCppEngine(Driver[LlamaCppBackend, LlamaCppServer]):
 
     @asynccontextmanager
     async def _exchange(self, service: str, request: dict[str, Any], *, stream: bool) -> AsyncIterator[HttpResponse]:
-        """From the model's name to the head of the engine's answer, holding the model and its slots."""
+        """Send the request and yield the head of the answer, holding the model and its slots."""
         model = await self._model_for(service, request["model"])
-        request["model"] = model.name  # the caller may have named it otherwise
-        asked = requests.upstream(service, request, stream=stream)
-        body = request_json(asked)
+        request["model"] = model.name  # the caller may have used another form of the name
+        upstream = requests.upstream_request(service, request, stream=stream)
+        body = request_json(upstream)
         async with self._pool.turn(model, slots_needed(service, request)) as server:
             await server.recovered()
             if service == "chat":
-                await server.require_renderable(asked)
+                await server.require_renderable(upstream)
             async with server.post(service, body) as response:
                 yield response
 
-    def _server_of_ours(self, model: StoredModel) -> LlamaCppServer:
-        self._require_memory(model, _PROCESS, 0)  # the weights are pages of a file, which the system may drop
+    def _create_server(self, model: StoredModel) -> LlamaCppServer:
+        self._require_memory(model, _PROCESS, 0)  # the weights are mapped from the file, so the system can drop them
         return self._new_server(model, self._require_running(), self._sockets)
 
     def _new_server(self, model: StoredModel, backend: LlamaCppBackend, folder: Path | None) -> LlamaCppServer:
@@ -162,5 +162,5 @@ class LlamaCppEngine(Driver[LlamaCppBackend, LlamaCppServer]):
             folder=folder,
             records=self._records,
             environ=self._environ,
-            told=self._learn,
+            on_capabilities=self._learn,
         )

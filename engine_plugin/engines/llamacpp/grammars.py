@@ -1,8 +1,8 @@
-"""How much a request's grammars may ask of llama.cpp, which computes them on the thread that all its calls share.
+"""Limits of the schemas and grammars of requests, which llama.cpp processes on the thread of all its calls.
 
-The bounds were measured with llama.cpp b11549 on one core: an enum of 1,000 values holds up the other calls for 0.2
-s, one of 10,000 for 10 s, and 2,000 optional properties are converted for 40 s. It follows each alternative of a
-schema or rule at once, those behind references as well, and writes out `{5,3}` until memory ends.
+The limits were measured with llama.cpp b11549 on one core: an enum of 1,000 values blocks other calls for 0.2 s, one
+of 10,000 for 10 s, and converting 2,000 optional properties takes 40 s. llama.cpp follows all alternatives of a
+schema or rule at once, also through references, and expands `{5,3}` until the memory is exhausted.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["check_grammars"]
 
-_ALTERNATIVES = 1000
-_PROPERTIES = 500
-_SCHEMAS = 5000
-_TEXT = 256 * 1024
-_EXPANDED = 20_000
-_RULES = 100_000
+_MAX_ALTERNATIVES = 1000
+_MAX_PROPERTIES = 500
+_MAX_SCHEMAS = 5000
+_MAX_CHARACTERS = 256 * 1024
+_MAX_EXPANDED = 20_000
+_MAX_RULES = 100_000
 _RULE = re.compile(r"^[ \t]*([\w-]+)[ \t]*::=", re.MULTILINE)
 _WORD = re.compile(r"[\w-]+")
 _LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|#.*')
@@ -33,25 +33,25 @@ _REPEATED = re.compile(r"\{(\d{0,9})(?:,(\d{0,9}))?\}")
 
 
 def check_grammars(request: Mapping[str, Any]) -> None:
-    """Raise InvalidRequestError, naming the field, for a schema or grammar that would block other calls."""
-    count = _Count()
+    """Raise InvalidRequestError, with the field, for a schema or grammar that would block other calls."""
+    count = _SchemaCount()
     for field, schema in _schemas(request):
         try:
             count.add(field, schema)
         except RecursionError:
-            raise InvalidRequestError.at(field, "too many references follow each other") from None
+            raise InvalidRequestError.at(field, "references are nested too deeply") from None
     grammar = request.get("grammar")
     if isinstance(grammar, str):
-        _require("grammar", "characters", len(grammar), _TEXT)
-        _require("grammar", "alternatives", grammar.count("|") + 1, _ALTERNATIVES)
-        _require("grammar", "steps, its repetitions written out,", _expanded(grammar), max(_EXPANDED, len(grammar)))
+        _require("grammar", "characters", len(grammar), _MAX_CHARACTERS)
+        _require("grammar", "alternatives", grammar.count("|") + 1, _MAX_ALTERNATIVES)
+        _require("grammar", "steps with expanded repetitions", _expanded(grammar), max(_MAX_EXPANDED, len(grammar)))
         plain = _LITERAL.sub(" ", grammar)
         _check_order("grammar", plain)
         try:
-            used = _used(plain)
+            used = _expanded_rules(plain)
         except RecursionError:
-            raise InvalidRequestError.at("grammar", "too many rules follow each other") from None
-        _require("grammar", "rules, each written out where it is used,", used, _RULES)
+            raise InvalidRequestError.at("grammar", "rules are nested too deeply") from None
+        _require("grammar", "expanded rules", used, _MAX_RULES)
 
 
 def _schemas(request: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -68,8 +68,8 @@ def _schemas(request: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield f"tools[{index}].function.parameters", function.get("parameters")
 
 
-class _Count:
-    """What all schemas of a request ask for together."""
+class _SchemaCount:
+    """Counts over all schemas of a request."""
 
     def __init__(self) -> None:
         self._alternatives = 0
@@ -77,11 +77,11 @@ class _Count:
         self._characters = 0
 
     def add(self, field: str, schema: Any) -> None:
-        """Raises InvalidRequestError when that is too much."""
+        """Count a schema. Raises InvalidRequestError at a limit."""
         if not isinstance(schema, dict):
             return
         self._characters += len(json.dumps(schema, ensure_ascii=False))
-        _require(field, "characters", self._characters, _TEXT)
+        _require(field, "characters", self._characters, _MAX_CHARACTERS)
         alternatives = _Alternatives(schema)
         waiting: list[Any] = [schema]
         while waiting:
@@ -89,38 +89,38 @@ class _Count:
             if isinstance(one, list):
                 waiting += one
             elif isinstance(one, dict):
-                self._see(field, one)
-                _require(field, "alternatives behind references", alternatives.count(one), _ALTERNATIVES)
+                self._add_schema(field, one)
+                _require(field, "alternatives behind references", alternatives.count(one), _MAX_ALTERNATIVES)
                 waiting += one.values()
 
-    def _see(self, field: str, schema: dict[str, Any]) -> None:
+    def _add_schema(self, field: str, schema: dict[str, Any]) -> None:
         self._schemas += 1
-        _require(field, "schemas", self._schemas, _SCHEMAS)
+        _require(field, "schemas", self._schemas, _MAX_SCHEMAS)
         choices = [schema[key] for key in ("enum", "anyOf", "oneOf") if isinstance(schema.get(key), list)]
         self._alternatives += sum(map(len, choices))
-        _require(field, "values in enum, anyOf and oneOf", self._alternatives, _ALTERNATIVES)
+        _require(field, "values in enum, anyOf and oneOf", self._alternatives, _MAX_ALTERNATIVES)
         properties = schema.get("properties")
         if isinstance(properties, dict):
-            _require(field, "properties of one object", len(properties), _PROPERTIES)
+            _require(field, "properties of one object", len(properties), _MAX_PROPERTIES)
         pattern = schema.get("pattern")
         if isinstance(pattern, str):
-            _require(f"{field}: pattern", "steps, its repetitions written out,", _expanded(pattern), _EXPANDED)
+            _require(f"{field}: pattern", "steps with expanded repetitions", _expanded(pattern), _MAX_EXPANDED)
             _check_order(f"{field}: pattern", _CLASS.sub(" ", pattern))
         for least, most in _LENGTHS:
             low, high = schema.get(least), schema.get(most)
             if isinstance(low, int) and isinstance(high, int) and low > high:
-                raise InvalidRequestError.at(field, f"{least} is {low}, more than {most}, {high}")
+                raise InvalidRequestError.at(field, f"{least} ({low}) exceeds {most} ({high})")
 
 
 class _Alternatives:
-    """Among how many schemas the first character of a value may choose."""
+    """Counts the alternatives for the first character of a value."""
 
     def __init__(self, root: dict[str, Any]) -> None:
         self._root = root
         self._known: dict[int, int] = {}
 
     def count(self, schema: Any) -> int:
-        """1 for a schema that refers to itself before any character, which llama.cpp refuses."""
+        """The alternatives of a schema; 1 for one that refers to itself directly, which llama.cpp rejects."""
         if not isinstance(schema, dict):
             return 1
         key = id(schema)
@@ -129,11 +129,11 @@ class _Alternatives:
             inner = [schema[name] for name in ("anyOf", "oneOf") if isinstance(schema.get(name), list)]
             total = sum(self.count(one) for among in inner for one in among)
             if isinstance(schema.get("$ref"), str):
-                total += self.count(self._behind(schema["$ref"]))
+                total += self.count(self._resolve(schema["$ref"]))
             self._known[key] = max(total, 1)
         return self._known[key]
 
-    def _behind(self, reference: str) -> Any:
+    def _resolve(self, reference: str) -> Any:
         found: Any = self._root
         for step in reference.removeprefix("#/").split("/"):
             found = found.get(step) if isinstance(found, dict) else None
@@ -143,7 +143,7 @@ class _Alternatives:
 def _require(field: str, what: str, count: int, most: int) -> None:
     if count > most:
         raise InvalidRequestError.at(
-            field, f"{count} {what} would block the model's other calls; at most {most} are allowed"
+            field, f"{count} {what} would block other calls of the model; the limit is {most}"
         )
 
 
@@ -151,13 +151,13 @@ def _check_order(field: str, plain: str) -> None:
     for repeated in _REPEATED.finditer(plain):
         least, most = repeated[1], repeated[2]
         if least and most and int(least) > int(most):
-            raise InvalidRequestError.at(field, f"{repeated[0]} asks for at least {least} and at most {most}")
+            raise InvalidRequestError.at(field, f"in {repeated[0]} the minimum exceeds the maximum")
 
 
-def _used(plain: str) -> int:
-    """How many rules a grammar without its literals has when each is written out where it is used.
+def _expanded_rules(plain: str) -> int:
+    """The number of rules of a grammar, without its literals, when each use of a rule is expanded.
 
-    A rule inside itself counts once.
+    A recursive use counts once.
     """
     names = list(_RULE.finditer(plain))
     ends = [*(name.start() for name in names[1:]), len(plain)]
@@ -174,7 +174,7 @@ def _used(plain: str) -> int:
 
 
 def _expanded(pattern: str) -> int:
-    """About how many characters a regular expression or grammar has when its counted repetitions are written out."""
+    """The approximate length of a regular expression or grammar with its counted repetitions expanded."""
     totals, last, at = [0], 0, 0
     while at < len(pattern):
         repeated = _REPEATED.match(pattern, at)

@@ -1,6 +1,6 @@
-"""llama.cpp's models: GGUF files, read by the runner in a process of its own.
+"""The models of llama.cpp: GGUF files, whose headers the runner reads in a process of its own.
 
-A damaged or hostile file can then take neither our memory nor our life, and numpy stays out of the plugin.
+A damaged or malicious file then cannot exhaust the plugin's memory or crash it, and the plugin needs no numpy.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin import catalogue
-from engine_plugin.engines.llamacpp.runner import TEMPLATE_WITHIN
+from engine_plugin.engines.llamacpp.runner import TEMPLATE_TIMEOUT
 from engine_plugin.errors import PullError
 from engine_plugin.models.capabilities import features_of_template
 from engine_plugin.models.store import Inspection, ModelStore, bundled_samples
@@ -25,7 +25,7 @@ __all__ = ["kind_of", "model_store"]
 
 _INSPECT_TIMEOUT = 60.0
 _SIGALRM = 14
-# Architectures that only encode. Their embedders may lack a pooling type in the header.
+# Encoder-only architectures, whose embedders may lack a pooling type in the header.
 _ENCODERS = ("bert", "nomic-bert", "jina-bert", "modern-bert", "neo-bert", "eurobert", "t5encoder", "gemma-embedding")
 
 
@@ -35,15 +35,15 @@ def model_store(root: Path, software: LlamaCppSoftware) -> ModelStore:
     async def inspect(path: Path) -> Inspection:
         check = software.check()
         if not check.installed:
-            raise catalogue.ENGINE_NOT_INSTALLED.error(found=f"{check.detail}, and a model cannot be read before")
+            raise catalogue.ENGINE_NOT_INSTALLED.error(found=f"{check.detail}, and reading a model needs it")
         argv, environ = software.helper("inspect")
         asked = json.dumps({"path": str(path)}).encode() + b"\n"
         status, out, err = await python.run_briefly(argv, environ, asked, _INSPECT_TIMEOUT)
         if status != 0:
             reason = err.decode("utf-8", "replace").strip().rpartition("\n")[2].removeprefix("E ")
             if status == -_SIGALRM:
-                reason = f"its chat template takes more than {TEMPLATE_WITHIN} s to render a word"
-            name = path.name.removesuffix(".part")  # of a pull that is not complete
+                reason = f"its chat template takes more than {TEMPLATE_TIMEOUT} s to render one word"
+            name = path.name.removesuffix(".part")  # of a running pull
             raise PullError(f"{name} is not a model that llama.cpp can load: {reason or f'exit code {status}'}")
         return _inspection(json.loads(out))
 
@@ -70,7 +70,7 @@ def _inspection(header: dict[str, Any]) -> Inspection:
 
 
 def kind_of(header: dict[str, Any]) -> str:
-    """What a model is for: a classifier head ranks, a pooled or encoding model embeds, all others chat."""
+    """The kind of a model: rerank with a classifier head, embed if pooled or encoder-only, else chat."""
     if header["pooling"] == "RANK":
         return "rerank"
     if header["pooling"] != "NONE" or not header["causal"] or header["architecture"].startswith(_ENCODERS):

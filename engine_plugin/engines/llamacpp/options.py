@@ -1,4 +1,4 @@
-"""The llama.cpp engine's options in plugin.yaml's `engine:` section."""
+"""The options of the engine llamacpp in plugin.yaml's `engine:` section."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ __all__ = ["LlamaCppOptions", "served_context"]
 
 @dataclass(frozen=True, slots=True)
 class LlamaCppOptions(SoftwareOptions):
-    """Each field is a key below `engine:`. Times are seconds; docs/llamacpp.md explains each to a packager.
+    """Each field is a key below `engine:`. Times are seconds. docs/llamacpp.md documents them.
 
-    `version` is one of xllamacpp, or the tag of a release of llama.cpp, by the backend.
+    `version` is a version of xllamacpp or, for the backend release, the tag of a release of llama.cpp.
     """
 
     backend: str = field(default="auto", metadata={"choices": ("auto", "xllamacpp", "llama-server", "release")})
-    """auto: `llama_server` when given or found on PATH, else what is installed; release: llama.cpp's own archives."""
+    """auto: `llama_server` if set or on PATH, else the installed backend; release: llama.cpp's release archives."""
 
     llama_server: str = ""
-    """Path of a llama-server binary; empty: look on PATH."""
+    """The path of a llama-server binary; empty: search PATH."""
 
     accelerator: str = "auto"
-    """What a release shall compute on: cpu, cuda, metal, rocm, vulkan; auto takes what is certain to be here."""
+    """The accelerator of a release: cpu, cuda, metal, rocm or vulkan; auto: a detected one."""
 
     max_loaded_models: int = number(3, 1, 64)
-    """How many models stay in memory; loading one more evicts the least recently used, after draining it."""
+    """How many models stay loaded. Loading one more drains and evicts the least recently used one."""
 
     parallel: int = number(4, 1, 256)
-    """Requests that one model answers at once; further ones wait in our queue."""
+    """How many requests a model answers at the same time; further ones wait in the queue."""
 
     context_length: int = number(8192, 128, 10_000_000)
-    """Tokens of context, shared by a model's requests; never more than the model was made for."""
+    """The context length in tokens, shared by a model's requests; at most that of the model."""
 
     gpu_layers: int = number(-1, -1, 1000)
-    """Layers put on a GPU in mode auto and gpu; -1: as many as fit."""
+    """How many layers run on a GPU in mode auto and gpu; -1: as many as fit."""
 
 
 def served_context(model: ModelInfo, options: LlamaCppOptions) -> int:
-    """The tokens of context that a model is loaded with: what plugin.yaml says of this model in particular, else of
-    all models, but then no more than it was made for."""
+    """The context length, in tokens, with which a model is loaded: its override in plugin.yaml, else
+    `context_length`, limited to that of the model."""
     override = override_for(model.name, options.models)
     if override is not None and override.context_length:
         return override.context_length

@@ -1,34 +1,32 @@
-"""What a llama.cpp server says of the model that it serves: the answer of GET /props.
+"""Parses the answer of GET /props, with which a llama.cpp server describes its model.
 
-Its keys are llama.cpp's (tools/server/README.md): `default_generation_settings.n_ctx`, `modalities`,
+The keys are documented in llama.cpp's tools/server/README.md: `default_generation_settings.n_ctx`, `modalities`,
 `chat_template_caps` and `chat_template`.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from engine_plugin.jsontext import json_object
 from engine_plugin.models.capabilities import features_of_template
 from engine_plugin.models.info import Capabilities
 from engine_plugin.templates.jinja import Templates
 
-__all__ = ["capabilities_told", "templates_told"]
+__all__ = ["parse_properties"]
 
 
-def capabilities_told(body: bytes) -> Capabilities:
-    """What an answer of /props says; what is not in it, or is not understood, is not said."""
-    shape = json_object(body)
+def parse_properties(body: bytes) -> tuple[Capabilities, Templates]:
+    """The capabilities and the chat templates in an answer of /props. Missing or invalid values are left out."""
+    try:
+        shape = json.loads(body)
+    except (ValueError, RecursionError):
+        shape = None
     length = _part(_part(shape, "default_generation_settings"), "n_ctx")
-    return Capabilities(_features(shape), length if type(length) is int and length > 0 else 0)
-
-
-def templates_told(body: bytes) -> Templates:
-    """The chat templates in an answer of /props."""
-    shape = json_object(body)
     named = {"default": _part(shape, "chat_template"), "tool_use": _part(shape, "chat_template_tool_use")}
     tokens = {name: _part(shape, name) for name in ("bos_token", "eos_token")}
-    return Templates(_texts(named), _texts(tokens))
+    capabilities = Capabilities(_features(shape), length if type(length) is int and length > 0 else 0)
+    return capabilities, Templates(_texts(named), _texts(tokens))
 
 
 def _texts(named: dict[str, Any]) -> dict[str, str]:
@@ -40,7 +38,7 @@ def _features(shape: Any) -> tuple[str, ...]:
     if not isinstance(template, str):
         return ()
     features = set(features_of_template(template))
-    uses_tools = _part(_part(shape, "chat_template_caps"), "supports_tools")  # its own look at how tools are rendered
+    uses_tools = _part(_part(shape, "chat_template_caps"), "supports_tools")  # llama.cpp's own test of the template
     if isinstance(uses_tools, bool):
         features = features | {"tools"} if uses_tools else features - {"tools"}
     modalities = _part(shape, "modalities")

@@ -1,7 +1,7 @@
-"""llama.cpp's own releases: what their archives are called, and where the server in them is.
+"""The archives of llama.cpp's releases.
 
-Since release b7800 or so each is a .tar.gz, on Windows a .zip. Older ones have other names, and the numbers in those
-for CUDA and ROCm change with time: `engine.archives` names what does not fit here.
+Since about release b7800 each is a .tar.gz, on Windows a .zip. Older releases use other names, and the versions of
+CUDA and ROCm in the names change: `engine.archives` can name other archives.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["find_server", "release_archives"]
 
 _DOWNLOADS = "https://github.com/ggml-org/llama.cpp/releases/download"
 _DIGESTS = "https://api.github.com/repos/ggml-org/llama.cpp/releases/tags"
-"""llama.cpp publishes no checksum file; GitHub tells each file's SHA-256."""
+"""llama.cpp publishes no checksum file; GitHub's API has the SHA-256 of each file."""
 
 _NAMES: dict[tuple[str, str, str], tuple[str, ...]] = {
     ("linux", "amd64", "cpu"): ("llama-{tag}-bin-ubuntu-x64.tar.gz",),
@@ -32,7 +32,7 @@ _NAMES: dict[tuple[str, str, str], tuple[str, ...]] = {
     ("windows", "arm64", "cpu"): ("llama-{tag}-bin-win-cpu-arm64.zip",),
     ("windows", "amd64", "vulkan"): ("llama-{tag}-bin-win-vulkan-x64.zip",),
     ("windows", "amd64", "rocm"): ("llama-{tag}-bin-win-hip-radeon-x64.zip",),
-    # The second holds NVIDIA's libraries, which the first needs beside it.
+    # The second contains NVIDIA's libraries for the first.
     ("windows", "amd64", "cuda"): (
         "llama-{tag}-bin-win-cuda-12.4-x64.zip",
         "cudart-llama-bin-win-cuda-12.4-x64.zip",
@@ -43,8 +43,8 @@ _NAMES: dict[tuple[str, str, str], tuple[str, ...]] = {
 def release_archives(tag: str, mirror: str, checksums: str) -> tuple[Archive, ...]:
     """The archives of release `tag`, such as b11549.
 
-    A `mirror` is laid out as the original: <mirror>/<tag>/<file>. The digests come from `checksums`, else from a
-    mirror's <tag>/SHA256SUMS, else from GitHub.
+    A `mirror` has the layout <mirror>/<tag>/<file>. The digests come from `checksums`, else from the mirror's
+    <tag>/SHA256SUMS, else from GitHub.
     """
     base = mirror.rstrip("/") or _DOWNLOADS
     digests = checksums or (f"{base}/{tag}/SHA256SUMS" if mirror else f"{_DIGESTS}/{tag}")
@@ -56,5 +56,5 @@ def release_archives(tag: str, mirror: str, checksums: str) -> tuple[Archive, ..
 
 
 def find_server(folder: Path) -> Path:
-    """The llama-server in what was unpacked. Raises InstallError. Blocking."""
+    """The llama-server in an unpacked release. Raises InstallError. Blocking."""
     return find_unpacked_program(folder, "llama-server")

@@ -1,4 +1,4 @@
-"""From a service's request and answer to llama.cpp's: only what llama.cpp does differently is touched."""
+"""Converts requests and answers where llama.cpp differs from the service's format."""
 
 from __future__ import annotations
 
@@ -13,49 +13,53 @@ from engine_plugin.openai_api.conversation import CANNOT_HEAR, CANNOT_SEE, make_
 from engine_plugin.openai_api.ranking import document_texts
 from engine_plugin.services.base import integer
 
-__all__ = ["embeddings_answer", "upstream", "upstream_body"]
+__all__ = ["embeddings_answer", "upstream_body", "upstream_request"]
 
 _IGNORED = ("suffix", "echo")
-_MOST_TOP = 20
-_MOST_TOKEN = 2**31 - 1
+_MAX_TOP_LOGPROBS = 20
+_MAX_TOKEN = 2**31 - 1
 
-_REFUSED = {"image_url": CANNOT_SEE, "input_audio": CANNOT_HEAR, "": "this model takes parts of type text only"}
-"""Models are loaded without the projector that images and audio need."""
+_UNSUPPORTED_PARTS = {
+    "image_url": CANNOT_SEE,
+    "input_audio": CANNOT_HEAR,
+    "": "this model accepts only parts of type text",
+}
+"""Models are loaded without the projector for images and audio."""
 
 
 def upstream_body(service: str, request: dict[str, Any], *, stream: bool) -> bytes:
-    """The JSON to send. Raises InvalidRequestError."""
-    return request_json(upstream(service, request, stream=stream))
+    """`upstream_request` as JSON. Raises InvalidRequestError."""
+    return request_json(upstream_request(service, request, stream=stream))
 
 
-def upstream(service: str, request: dict[str, Any], *, stream: bool) -> dict[str, Any]:
-    """What to send. Chat and generate always stream: only a stream notices that its caller has gone. Raises
-    InvalidRequestError."""
+def upstream_request(service: str, request: dict[str, Any], *, stream: bool) -> dict[str, Any]:
+    """Convert a request. Chat and generate always stream, because llama.cpp detects a disconnected caller only in
+    streams. Raises InvalidRequestError."""
     body = dict(request)
     if service in ("chat", "generate"):
         body["stream"] = True
         if not stream:
             body["stream_options"] = {"include_usage": True}
         check_grammars(body)
-        _generation(body)
+        _adapt_generation(body)
         if service == "chat":
-            make_plain(body, _REFUSED)
-            if body.get("logprobs") is True and integer(body, "top_logprobs", 0, _MOST_TOP) == 0:
-                body["top_logprobs"] = 1  # else there are none of the chosen token, either
-            _tool_choice(body)
+            make_plain(body, _UNSUPPORTED_PARTS)
+            if body.get("logprobs") is True and integer(body, "top_logprobs", 0, _MAX_TOP_LOGPROBS) == 0:
+                body["top_logprobs"] = 1  # else the chosen token has none either
+            _adapt_tool_choice(body)
         else:
             _check_tokens("prompt", body.get("prompt"))
-            _completion(body)
+            _adapt_completion(body)
     elif service == "embed":
         _check_tokens("input", body["input"])
     elif service == "rerank":
         body["documents"] = document_texts(request)
-        body.pop("top_n", None)  # the cut comes after the sort, in `ranked_answer`
+        body.pop("top_n", None)  # `ranked_answer` sorts before it cuts
     return body
 
 
-def _generation(body: dict[str, Any]) -> None:
-    """Refuse what llama.cpp would ignore, and leave out the empty stop string, which it finds at once."""
+def _adapt_generation(body: dict[str, Any]) -> None:
+    """Reject fields that llama.cpp would ignore; remove an empty stop string, which would match at once."""
     for field in _IGNORED:
         if body.get(field):
             raise InvalidRequestError.at(field, "llama.cpp does not support it; leave it out")
@@ -69,29 +73,29 @@ def _generation(body: dict[str, Any]) -> None:
 
 
 def _check_tokens(field: str, items: Any) -> None:
-    """Raise InvalidRequestError for a number that no token has: llama.cpp would take its last 32 bits."""
+    """Raise InvalidRequestError for an invalid token id, of which llama.cpp would use the last 32 bits."""
     for index, item in enumerate(items if isinstance(items, list) else ()):
         if isinstance(item, list):
             _check_tokens(f"{field}[{index}]", item)
-        elif isinstance(item, int) and not 0 <= item <= _MOST_TOKEN:
+        elif isinstance(item, int) and not 0 <= item <= _MAX_TOKEN:
             raise InvalidRequestError.at(f"{field}[{index}]", f"{item} is not a token of this model")
 
 
-def _completion(body: dict[str, Any]) -> None:
-    """Refuse what llama.cpp would ignore of a completion, and ask for log probabilities for `logprobs: 0` as well."""
+def _adapt_completion(body: dict[str, Any]) -> None:
+    """Reject fields of a completion that llama.cpp would ignore; request log probabilities for `logprobs: 0` too."""
     if (body.get("best_of") or 1) > choices_wanted(body):
-        raise InvalidRequestError.at("best_of", "llama.cpp does not choose among answers; leave it out")
+        raise InvalidRequestError.at("best_of", "llama.cpp does not support it; leave it out")
     if body.get("logprobs") == 0 and body["logprobs"] is not False:
         body["logprobs"] = 1
 
 
-def _tool_choice(body: dict[str, Any]) -> None:
-    """llama.cpp takes tool_choice as a word only, and renders the tools into the prompt even for "none"."""
+def _adapt_tool_choice(body: dict[str, Any]) -> None:
+    """Convert tool_choice: llama.cpp accepts only strings, and renders the tools even for "none"."""
     if "tools" in body:
         body["tools"] = [{"type": "function", **tool} for tool in body["tools"]]
     choice = body.get("tool_choice")
     if choice == "required" and not body.get("tools"):
-        raise InvalidRequestError.at("tool_choice", "required, but there are no tools")
+        raise InvalidRequestError.at("tool_choice", "is required, but there are no tools")
     if choice == "none":
         body.pop("tools", None)
         body.pop("tool_choice")
@@ -109,13 +113,13 @@ def _tool_name(tool: Any) -> Any:
 
 
 def embeddings_answer(answer: bytes, request: dict[str, Any]) -> bytes:
-    """The engine's answer as it is. `dimensions` is refused when the model has another number of them."""
+    """The engine's answer unchanged. Raises InvalidRequestError if the vectors have other `dimensions`."""
     wanted = request.get("dimensions")
     if wanted is not None:
         given = _dimensions(answer)
         if given != wanted:
             raise InvalidRequestError.at(
-                "dimensions", f"this model gives {given} and llama.cpp cannot shorten them to {wanted}"
+                "dimensions", f"this model has {given}, and llama.cpp cannot reduce them to {wanted}"
             )
     return answer
 
@@ -125,4 +129,4 @@ def _dimensions(answer: bytes) -> int:
         vector = json.loads(answer)["data"][0]["embedding"]
         return len(base64.b64decode(vector)) // 4 if isinstance(vector, str) else len(vector)
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise BadGatewayError(f"the engine's embeddings are not understood: {answer[:200]!r}") from error
+        raise BadGatewayError(f"the engine's embeddings are invalid: {answer[:200]!r}") from error

@@ -1,12 +1,11 @@
-"""What runs inside a llama.cpp process of ours: `python -m engine_plugin.engines.llamacpp.runner VERB`.
+"""The runner for llama.cpp: `python -m engine_plugin.engines.llamacpp.runner VERB`.
 
-    serve     one model's HTTP server; settings are one JSON line on stdin, which then stays open: its end means
-              that the plugin is gone or wants us to stop
+    serve     serve one model over HTTP; reads the settings as a line of JSON from stdin and exits at its end
     probe     print version and devices as JSON
-    inspect   print what a GGUF file's header says as JSON (the path is a JSON line on stdin)
+    inspect   print the header of a GGUF file as JSON; reads its path as a line of JSON from stdin
 
-Apart from the guard, its like and the reader of GGUF files it imports nothing of ours. A failure is one line on
-stderr and exit status 3, or 65 for a model that cannot be loaded.
+Of this package it imports only the guard, the templates and the reader of GGUF files. A failure is one line on stderr
+and exit status 3, or 65 for a model that cannot be loaded.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from engine_plugin.templates.program import MEMORY, answer, bound_memory
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["TEMPLATE_WITHIN", "main"]
+__all__ = ["TEMPLATE_TIMEOUT", "main"]
 
-TEMPLATE_WITHIN = 5
-"""Seconds in which `inspect` must have rendered a model's chat templates, else SIGALRM ends it."""
+TEMPLATE_TIMEOUT = 5
+"""Seconds for rendering a model's chat templates in `inspect`; then SIGALRM ends the process."""
 
 
-def _exit_when_ended(stdin: int) -> None:
-    """Never `del server`: its destructor waits for requests in flight. The kernel frees everything at once."""
+def _exit_at_end_of_stdin(stdin: int) -> None:
+    """Exit without deleting the server, whose destructor would wait for running requests."""
     try:
         while os.read(stdin, 4096):
             pass
@@ -47,12 +46,12 @@ def _exit_when_ended(stdin: int) -> None:
 def _serve() -> None:
     stdin = own_stdin()
     settings = read_settings(stdin)
-    threading.Thread(target=_exit_when_ended, args=(stdin,), daemon=True).start()
+    threading.Thread(target=_exit_at_end_of_stdin, args=(stdin,), daemon=True).start()
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = settings["model"]
-    params.model_alias = [settings["alias"]]  # exactly one: with more, answers name the alphabetically first
+    params.model_alias = [settings["alias"]]  # exactly one, since answers contain the alphabetically first
     params.hostnames = [settings["host"]]
     params.port = settings["port"]
     params.api_keys = [settings["key"]]
@@ -64,7 +63,7 @@ def _serve() -> None:
     _override_defaults(params)
     if settings["kind"] != "chat":
         params.embedding = True
-        # A whole input must fit one physical batch, or a long one is answered with 500.
+        # An input must fit into one physical batch; a longer one fails with status 500.
         params.n_batch = params.n_ubatch = settings["context_length"]
         pooling = settings["pooling"]
         if pooling:
@@ -79,18 +78,18 @@ def _serve() -> None:
 
 
 def _override_defaults(params: Any) -> None:
-    """llama.cpp's defaults that do not suit a private server behind a plugin."""
+    """Override the defaults of llama.cpp that do not suit a private server."""
     params.cors_origins = "localhost"
     params.ui = False
     params.offline = True
     params.endpoint_slots = True
     params.endpoint_props = False
     params.kv_unified = True  # else each slot gets only context_length / parallel
-    params.n_threads_http = 64  # the default of 6 lets /health starve behind a few streams
+    params.n_threads_http = 64  # with the default of 6, a few streams block /health
     params.cache_ram_mib = 0  # the default keeps up to 8 GiB of old prompts
     params.cache_idle_slots = False  # needs the cache above
     params.sse_ping_interval = 15
-    params.prefill_assistant = False  # a trailing assistant message is history, not a prefix to continue
+    params.prefill_assistant = False  # a final assistant message is not a prefix of the answer
 
 
 def _wait_forever(server: object) -> None:
@@ -122,8 +121,8 @@ def _inspect() -> None:
     value = header.values.get
     if header.parts > 1:
         fail(
-            f"this is part {header.number('split.no') + 1} of {header.parts} of a model. Pull the first part by its "
-            f"path or URL, NAME-00001-of-{header.parts:05}.gguf: the pull joins all of them"
+            f"part {header.number('split.no') + 1} of {header.parts} of a model. Pull the first part by its path "
+            f"or URL, NAME-00001-of-{header.parts:05}.gguf; the pull joins all parts"
         )
     architecture = value("general.architecture")
     if not isinstance(architecture, str):
@@ -134,7 +133,7 @@ def _inspect() -> None:
     sizes = [_bytes_of(tensor, known) for tensor in header.tensors]
     end = max(header.data + tensor.offset + size for tensor, size in zip(header.tensors, sizes, strict=True))
     if end > header.size:
-        fail(f"truncated: its tensors need {end} bytes, the file has {header.size}")
+        fail(f"truncated: expected {end} bytes, got {header.size}")
     _try_templates([value("tokenizer.chat_template"), value("tokenizer.chat_template.tool_use")])
     biggest = header.tensors[sizes.index(max(sizes))]
     print(
@@ -156,23 +155,26 @@ def _inspect() -> None:
 
 
 def _try_templates(sources: list[Any]) -> None:
-    """Render a word: llama.cpp does so without any bound when it loads the model. llama.cpp reports failures."""
+    """Render a word with limits, since llama.cpp does so without limits when it loads the model.
+
+    Other failures are ignored: llama.cpp reports them.
+    """
     if importlib.util.find_spec("jinja2") is None:
         return
     bound_memory()
     if sys.platform != "win32":
-        signal.alarm(TEMPLATE_WITHIN)  # which ends this process
+        signal.alarm(TEMPLATE_TIMEOUT)  # ends this process
     for source in filter(None, map(_text, sources)):
         template = ChatTemplate(Templates({"default": source}, {}))
         told = answer(template, [{"role": "user", "content": "a"}], [], {}, told=False)
         if told.get("kind") == LIMIT:
-            fail(f"its chat template takes more than {MEMORY >> 20} MiB to render a word")
+            fail(f"its chat template takes more than {MEMORY >> 20} MiB to render one word")
     if sys.platform != "win32":
         signal.alarm(0)
 
 
 def _bytes_of(tensor: Tensor, sizes: Mapping[int, tuple[int, int]]) -> int:
-    """Bytes of a tensor's data; 0 for a type that this version of the gguf package does not know."""
+    """The size of a tensor in bytes; 0 for a type unknown to the gguf package."""
     block, size = sizes.get(tensor.kind, (1, 0))
     return -(-tensor.elements // block) * size
 
@@ -205,12 +207,12 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0] not in verbs:
         sys.stderr.write(f"usage: runner {'|'.join(verbs)}\n")
         return 2
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the plugin
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the plugin handles Ctrl-C
     guard.arm()
     try:
         verbs[arguments[0]]()
     except ImportError as error:
-        fail(f"{error}. Install the engine: InstallEngine, or pip install 'engine-plugin[llamacpp]'")
+        fail(f"{error}. Call InstallEngine, or run: pip install 'engine-plugin[llamacpp]'")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""One loaded model: its process, its HTTP client and its queue."""
+"""The server of one loaded model: process, HTTP client and queue."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin import catalogue
 from engine_plugin.engines.llamacpp import command
-from engine_plugin.engines.llamacpp.abandoned import Abandoned
+from engine_plugin.engines.llamacpp.abandoned_work import AbandonedWorkDetector
 from engine_plugin.engines.llamacpp.options import served_context
-from engine_plugin.engines.llamacpp.properties import capabilities_told, templates_told
+from engine_plugin.engines.llamacpp.properties import parse_properties
 from engine_plugin.engines.local.admission import Admission
 from engine_plugin.engines.local.server import ServerProcess
 from engine_plugin.errors import (
@@ -61,9 +61,9 @@ _PROBES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 _PROBE_TIMEOUT = 30.0
 _PROPERTIES_TIMEOUT = 2.0
-_PROPERTIES_LIMIT = 4 * 1024 * 1024  # the chat template is among them
+_PROPERTIES_LIMIT = 4 * 1024 * 1024  # including the chat template
 _TOO_LARGE = "is too large to process"
-_CONTEXT_LENGTH = "engine.context_length in plugin.yaml sets the limit, up to what the model knows"
+_CONTEXT_LENGTH = "engine.context_length in plugin.yaml sets the limit, up to the context length of the model"
 
 
 class LlamaCppServer(ServerProcess):
@@ -79,21 +79,21 @@ class LlamaCppServer(ServerProcess):
         folder: Path | None,
         records: ProcessRecords,
         environ: Mapping[str, str],
-        told: Callable[[StoredModel, Capabilities], None],
+        on_capabilities: Callable[[StoredModel, Capabilities], None],
     ) -> None:
         """`folder` is a private directory for the socket; None: serve on a loopback port.
 
-        `told` gets the capabilities that the server reports for its model, after each start.
+        `on_capabilities` gets the capabilities that the server reports for its model, after each start.
         """
         self.model = model
         self._backend = backend
         self._options = options
         self._environ = environ
         self._gpu_layers = gpu_layers
-        self._told = told
+        self._on_capabilities = on_capabilities
         self._templates: Templates | None = None
         self._renderer: Renderer | None = None
-        self._abandoned = Abandoned()
+        self._abandoned = AbandonedWorkDetector()
         self.admission = Admission(options.parallel, options.max_queue)
         super().__init__(
             f"llama.cpp for {model.name}",
@@ -101,8 +101,8 @@ class LlamaCppServer(ServerProcess):
             records,
             folder,
             health_path="/health",
-            chosen_ports=0 if self._is_ours else 1,
-            is_ours=self._is_ours,
+            chosen_ports=0 if self._is_runner else 1,
+            is_ours=self._is_runner,
             serves=model.name,
             needs=model.size,
             error_marks=(" E ", "E cannot", "error", "Error"),
@@ -111,29 +111,31 @@ class LlamaCppServer(ServerProcess):
     async def ensure_ready(self) -> None:
         """Start the server, sharing a start that is under way.
 
-        Raises ModelUnusableError when llama.cpp cannot load the model, EngineStartError for any other reason.
+        Raises ModelUnusableError if llama.cpp cannot load the model, EngineStartError for other reasons.
         """
         try:
             await super().ensure_ready()
         except EngineStartError as error:
             run = self.latest_run
             if run is not None and run.exit_code == UNUSABLE and not run.lacked_memory:
-                raise ModelUnusableError(f"{error}. Delete the model and pull it again, or pull another") from error
+                raise ModelUnusableError(
+                    f"{error}. Delete the model and pull it again, or pull another one"
+                ) from error
             raise
 
     @asynccontextmanager
     async def post(self, service: str, body: bytes) -> AsyncIterator[HttpResponse]:
-        """Send a request; yields the answer once its head has arrived with status 200.
+        """Send a request and yield its answer with status 200.
 
-        llama.cpp's errors become InvalidRequestError and so on; the death of the process becomes
-        BadGatewayError with its last words.
+        Raises InvalidRequestError and others for errors of llama.cpp, and BadGatewayError with the last log lines if
+        the process exits.
         """
         exchange = self._require_client().request("POST", PATHS[service], body)
         run = self.latest_run
         try:
-            with self._abandoned.exchange() as begun:
+            with self._abandoned.exchange() as started:
                 async with exchange as response:
-                    begun.append(True)
+                    started.append(True)
                     if response.status != 200:
                         raise complaint_error(Complaint.of_body(response.status, await response.read(ERROR_LIMIT)))
                     yield response
@@ -147,19 +149,19 @@ class LlamaCppServer(ServerProcess):
         try:
             await super().close()
         finally:
-            await self._take_templates(None)
+            await self._set_templates(None)
 
     def unusable(self) -> str:
-        return super().unusable() or self._abandoned.complaint(self.pid)
+        return super().unusable() or self._abandoned.problem(self.pid)
 
     @property
-    def _is_ours(self) -> bool:
+    def _is_runner(self) -> bool:
         """Whether the runner of this project serves, not a llama-server."""
         return self._backend.kind == "xllamacpp"
 
     def launch(self, address: Address) -> Command:
         settings = self._settings(address)
-        if self._is_ours:
+        if self._is_runner:
             argv, stdin = command.runner_command(), command.runner_stdin(settings)
         else:
             argv, stdin = command.server_command(self._backend, settings, self._write_key_file()), b""
@@ -195,33 +197,38 @@ class LlamaCppServer(ServerProcess):
             body = await response.read(ERROR_LIMIT)
             if response.status != 200:
                 raise complaint_error(Complaint.of_body(response.status, body))
-        properties = await self._properties()
-        self._told(self.model, capabilities_told(properties))
-        await self._take_templates(templates_told(properties))
+        capabilities, templates = parse_properties(await self._properties())
+        self._on_capabilities(self.model, capabilities)
+        await self._set_templates(templates)
 
     async def require_renderable(self, body: Mapping[str, Any]) -> None:
-        """Raise InvalidRequestError where the model's chat template takes too much to render a chat.
+        """Raise InvalidRequestError if rendering a chat with the model's template exceeds the limits.
 
-        llama.cpp would render it without any bound. It has a renderer of its own, which decides about all else.
+        llama.cpp renders without limits. Other errors are left to llama.cpp, whose renderer differs.
         """
         if self._renderer is None:
             return
         extra = body.get("chat_template_kwargs")
         try:
             await self._renderer.render(
-                body["messages"], body.get("tools") or [], extra if isinstance(extra, dict) else {}, told=False
+                body["messages"],
+                body.get("tools") or [],
+                extra if isinstance(extra, dict) else {},
+                told=False,
             )
         except TemplateError as error:
             if error.kind == LIMIT:
-                raise InvalidRequestError.at("messages", f"the model's chat template refuses them: {error}") from None
+                raise InvalidRequestError.at(
+                    "messages", f"rendering with the model's chat template exceeds a limit: {error}"
+                ) from None
         except (ImportError, OSError) as error:
-            log.warning("chat templates are not tried out before llama.cpp renders them: %s", error)
-            await self._take_templates(None)
+            log.warning("chat templates are not checked before llama.cpp renders them: %s", error)
+            await self._set_templates(None)
 
-    async def _take_templates(self, templates: Templates | None) -> None:
+    async def _set_templates(self, templates: Templates | None) -> None:
         """Check chats with these templates from now on; None: with none."""
         if templates is not None and templates == self._templates:
-            return  # of an earlier run
+            return  # unchanged since an earlier run
         before, self._renderer, self._templates = self._renderer, None, templates
         if templates is not None and templates.sources and self.model.kind == "chat":
             environ = python.module_environ(self._environ, self._backend.site)
@@ -247,10 +254,10 @@ class LlamaCppServer(ServerProcess):
 
 
 def complaint_error(complaint: Complaint) -> EnginePluginError:
-    """The exception for an error that llama.cpp reported, before or inside a stream."""
+    """The exception for an error that llama.cpp reports, before or within a stream."""
     message = complaint.message
     if complaint.shape.get("type") == "exceed_context_size_error":
         return catalogue.CONTEXT_EXCEEDED.error(said=f"{message.rstrip('.')} ({_CONTEXT_LENGTH})")
-    if _TOO_LARGE in message:  # a 500, and its advice is not for our user
+    if _TOO_LARGE in message:  # a 500 whose advice does not apply to the plugin
         return catalogue.CONTEXT_EXCEEDED.error(said=f"{message.partition('. ')[0]} ({_CONTEXT_LENGTH})")
     return complaint.error()

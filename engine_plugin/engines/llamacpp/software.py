@@ -1,9 +1,8 @@
-"""The llama.cpp software: which one is on this machine, installing it, upgrading it.
+"""Finds, installs and upgrades the software of llama.cpp.
 
-Places, in the order they are looked at (`engine.backend: auto`): a llama-server that plugin.yaml names or that
-is on PATH; what InstallEngine installed below the data directory, which is xllamacpp or a release of llama.cpp
-itself; xllamacpp beside this package (the extra `llamacpp`). GGUF headers are read with the `gguf` package, which
-comes with each but the first.
+`engine.backend: auto` selects the first of: a llama-server that plugin.yaml names or that is on PATH; the software
+that InstallEngine installed in the data directory, xllamacpp or a release of llama.cpp; xllamacpp beside this package
+(the extra `llamacpp`). GGUF headers are read with the package `gguf`, which all but the first include.
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ __all__ = ["RUNNER", "InstallHooks", "LlamaCppBackend", "LlamaCppSoftware"]
 RUNNER = "engine_plugin.engines.llamacpp.runner"
 _NEEDED_BYTES = 400 * 1024 * 1024
 _PYTHON = "python"
-"""Where an installed release keeps gguf."""
+"""The directory of gguf in an installed release."""
 
 
 @dataclass(frozen=True, slots=True)
 class LlamaCppBackend:
-    """One usable llama.cpp: its version, where it is in words, and the package directory that it needs."""
+    """One usable llama.cpp. `origin` describes its location in messages; `site` is its package directory."""
 
     kind: str
     version: str
@@ -53,21 +52,21 @@ class LlamaCppBackend:
     site: Path | None = None
     executable: str = ""
     folder: Path | None = None
-    """The installed version of which it needs anything."""
+    """The directory of the installed version that it needs."""
 
 
 InstallHooks: TypeAlias = software.InstallHooks[LlamaCppBackend]
 
 
 class LlamaCppSoftware(LocalSoftware[LlamaCppBackend, LlamaCppOptions]):
-    """llama.cpp for one data directory."""
+    """The software of llama.cpp in one data directory."""
 
     engine = "llamacpp"
     requirements = Path(__file__).with_name("requirements.txt")
 
     @property
     def wanted_version(self) -> str:
-        """The version that an installation gives: xllamacpp's, or the tag of llama.cpp's release."""
+        """The version to install: one of xllamacpp, or the tag of a release of llama.cpp."""
         if self._options.version:
             return self._options.version
         version = pinned_versions(self.requirements)["xllamacpp"]
@@ -105,11 +104,11 @@ class LlamaCppSoftware(LocalSoftware[LlamaCppBackend, LlamaCppOptions]):
         return LlamaCppBackend("xllamacpp", version, "xllamacpp beside engine-plugin") if version else None
 
     def _site(self) -> Path | None:
-        """The directory of Python packages of the version that is switched on."""
+        """The directory of Python packages of the current version."""
         current = self._installation.current()
         return None if current is None else _installed(current.folder, current.facts).site
 
-    def _missing_parts(self, backend: LlamaCppBackend) -> str:  # noqa: ARG002  # gguf may be beside any of them
+    def _missing_parts(self, backend: LlamaCppBackend) -> str:  # noqa: ARG002  # any backend can use any gguf
         site = self._site()
         if distribution_version(None, "gguf") or (site is not None and distribution_version([str(site)], "gguf")):
             return ""
@@ -176,7 +175,7 @@ class LlamaCppSoftware(LocalSoftware[LlamaCppBackend, LlamaCppOptions]):
             await self._installer.install_packages(folder / _PYTHON, progress, without=("xllamacpp",))
 
     async def _fill_with_packages(self, folder: Path, progress: Progress) -> None:
-        """Our requirements, by hash; or the version that plugin.yaml asks for."""
+        """Install the pinned requirements by hash, or the version that plugin.yaml sets."""
         await self._installer.require_room(folder, _NEEDED_BYTES, "xllamacpp")
         progress(f"installing xllamacpp {self.wanted_version} into {self.folder}")
         if self._options.version:
@@ -187,7 +186,7 @@ class LlamaCppSoftware(LocalSoftware[LlamaCppBackend, LlamaCppOptions]):
 
 
 def _installed(folder: Path, facts: Mapping[str, str]) -> LlamaCppBackend:
-    """What an installation's directory holds."""
+    """The backend in the directory of an installed version."""
     version = facts.get("version", "")
     if facts.get("kind") == "release":
         site = folder / _PYTHON

@@ -116,7 +116,7 @@ class ServerFinder:
             return error
 
     async def find_again(self, attachment: AttachedServer) -> AttachedServer:
-        """The same server with what it says now. Raises as `find` does."""
+        """Inspect the same server again. Raises like `find`."""
         return await self._attach(self.named or attachment.base, certain=self.named is not None)
 
     async def refresh_models(self, attachment: AttachedServer) -> bool:
