@@ -70,7 +70,7 @@ class LlamaCppEngine(Driver[LlamaCppBackend, LlamaCppServer]):
             names = ", ".join(device["description"] for device in devices) or "none"
             raise catalogue.DEVICE_MISSING.error(
                 where="mode",
-                upstream="gpu",
+                asked="gpu",
                 software=backend.origin,
                 device="GPU",
                 devices=names,
