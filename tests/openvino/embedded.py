@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import aiohttp
+import psutil
 
 from engine_plugin.engines.openvino.command import ServerSettings, server_command, settings_line
 from engine_plugin.engines.openvino.entries import entry_of
@@ -66,7 +67,13 @@ async def embedded_server(place: Path, models: Collection[str], key: str) -> Asy
         yield address
     finally:
         process.stdin.close()
-        await asyncio.wait_for(process.wait(), LIMIT)
+        try:
+            await asyncio.wait_for(process.wait(), LIMIT)
+        except TimeoutError:
+            state = psutil.Process(process.pid).status() if psutil.pid_exists(process.pid) else "gone"
+            process.kill()
+            await process.wait()
+            raise AssertionError(f"the server did not exit when its stdin ended; it was {state}") from None
 
 
 async def _loaded(address: str, key: str, models: set[str]) -> None:
