@@ -234,7 +234,7 @@ def test_go_host_reattaches_to_a_served_plugin(go_host: GoHost, scratch: Path) -
         path = record["address"].removeprefix("unix:")
         arguments = ("-server", path, "-server-pid", str(record["pid"]))
         checks = go_host.run("reattach", Path("unused"), scratch, *arguments)
-        assert named(checks, "Kill does nothing again").ok
+        assert named(checks, "Kill does not end the plugin again").ok
         assert server.poll() is None
         server.send_signal(signal.SIGINT)
         assert server.wait(LIMIT) == 0

@@ -272,7 +272,8 @@ async def test_start_without_progress_ends_and_names_the_option(spawner: Spawner
 
 @pytest.mark.promise("F14")
 async def test_output_counts_as_progress(spawner: Spawner) -> None:
-    process = spawner.engine(f"slow:12:{pace(0.1)}", ready(spawner), start_timeout=pace(0.6))
+    limit, interval = pace(0.6), 0.03  # far below the interval of probes, whose echo does not count
+    process = spawner.engine(f"slow:{round(2 * limit / interval)}:{interval}", ready(spawner), start_timeout=limit)
     await within(process.ensure_ready())
 
 
