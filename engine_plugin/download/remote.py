@@ -264,7 +264,7 @@ def next_url(here: httpx.URL, location: str, *, insecure: bool) -> httpx.URL:
     if here.scheme == "https" and url.scheme == "http" and not insecure:
         raise DownloadError(
             f"{without_secrets(str(here))}: the server redirects from https to http ({without_secrets(str(url))}), "
-            "where anybody could change the file. Set insecure to allow it."
+            "where the file could be changed on its way. Set insecure to allow it."
         )
     return url
 

@@ -181,7 +181,7 @@ class Loaded:
 class ModelInfo:
     """A model that a call may name.
 
-    `digest` is `sha256:…`, or "" when nobody knows it, such as for a big file laid into the store by hand while it is
+    `digest` is `sha256:…`, or "" if unknown, such as for a big file laid into the store by hand while it is
     still being read. `modified_at` is aware, `size` is in bytes; a `bundled` model is a sample inside the package.
     """
 
