@@ -14,13 +14,13 @@ import psutil
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["reaped"]
+__all__ = ["reaping_orphans"]
 
 _SETTLED = 1.0  # seconds, after which asyncio has waited for any child that this process spawned
 
 
 @contextlib.contextmanager
-def reaped() -> Iterator[None]:
+def reaping_orphans() -> Iterator[None]:
     """Inside the block, reap inherited processes that exit and would stay zombies.
 
     An orphan becomes a child of process 1. asyncio waits at once for the children that this process spawned, so a

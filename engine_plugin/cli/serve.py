@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from engine_plugin import catalogue
-from engine_plugin.cli.door import opened
+from engine_plugin.cli.listener import listening
 from engine_plugin.cli.options import global_options
 from engine_plugin.cli.output import print_json, say
 from engine_plugin.cli.plugins import chosen_manifest
@@ -64,14 +64,14 @@ def serve(options: Options, address: str | None, allow_remote: bool) -> None:
 
 async def _serve(options: Options, manifest: Manifest, address: str | None) -> None:
     from engine_plugin.app import build
-    from engine_plugin.cli.orphans import reaped
+    from engine_plugin.cli.orphans import reaping_orphans
     from engine_plugin.system.limits import raise_file_limit
 
     raise_file_limit()
-    with _place(manifest, address) as place, _stop_signals() as stopped, reaped():
+    with _address_source(manifest, address) as source, _stop_signals() as stopped, reaping_orphans():
         plugin = build(manifest)
         try:
-            async with opened(plugin.services, place.choose, place.told) as bound:
+            async with listening(plugin.services, source.choose, source.on_bound) as bound:
                 _announce(options, manifest, bound)
                 await stopped.wait()
                 say("stopping the engine")
@@ -87,18 +87,18 @@ async def _close(plugin: BuiltPlugin) -> None:
         raise DeadlineError(f"the engine did not stop within {_ENGINE_STOP:g} s; it ends with this process") from None
 
 
-class _Place(NamedTuple):
-    """Two callbacks: `choose` returns an address to listen at, `told` receives the bound one."""
+class _AddressSource(NamedTuple):
+    """Two callbacks: `choose` returns an address to listen at, `on_bound` receives the bound one."""
 
     choose: Callable[[], str]
-    told: Callable[[str], None]
+    on_bound: Callable[[str], None]
 
 
 @contextmanager
-def _place(manifest: Manifest, address: str | None) -> Iterator[_Place]:
-    """Yield the place to serve at. For the default address a record exists until the end of the block."""
+def _address_source(manifest: Manifest, address: str | None) -> Iterator[_AddressSource]:
+    """Yield the source of the address. For the default address a record exists until the end of the block."""
     if address is not None:
-        yield _Place(lambda: _free(address), lambda _bound: None)
+        yield _AddressSource(lambda: _free(address), lambda _bound: None)
         return
     from filelock import Timeout
 
@@ -119,10 +119,10 @@ def _place(manifest: Manifest, address: str | None) -> Iterator[_Place]:
         cleanup.callback(lock.release)
         cleanup.callback(records.forget)
 
-        def told(bound: str) -> None:
+        def on_bound(bound: str) -> None:
             records.write(ServerRecord.of_this_process(bound, os.environ.get(LOG_VARIABLE, "")))
 
-        yield _Place(lambda: records.choose(cleanup), told)
+        yield _AddressSource(lambda: records.choose(cleanup), on_bound)
 
 
 @contextmanager

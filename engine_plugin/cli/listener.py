@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from engine_plugin.server.grpc_aio import AioServer
     from engine_plugin.server.seam import RpcService
 
-__all__ = ["Door", "opened"]
+__all__ = ["Listener", "listening"]
 
 _LOOK = 1.0  # seconds between two checks of the socket
 _TOUCH = 3600.0  # seconds; cleaners remove files untouched for days, in a runtime directory for six hours
@@ -27,19 +27,19 @@ _GRACE = 1.0  # seconds for running calls to end
 log = logging.getLogger(__name__)
 
 
-class Door:
-    """The servers of one plugin's services. `choose` returns an address, `told` receives the bound one.
+class Listener:
+    """The servers of one plugin's services. `choose` returns an address, `on_bound` receives the bound one.
 
-    A server whose socket was removed keeps its connections; another server accepts new ones. Used by `opened`.
+    A server whose socket was removed keeps its connections; another server accepts new ones. Used by `listening`.
     """
 
     def __init__(
-        self, services: Sequence[RpcService], choose: Callable[[], str], told: Callable[[str], None]
+        self, services: Sequence[RpcService], choose: Callable[[], str], on_bound: Callable[[str], None]
     ) -> None:
         self.address = ""
         self._services = services
         self._choose = choose
-        self._told = told
+        self._on_bound = on_bound
         self._servers: list[AioServer] = []
         self._touched = time.monotonic()
 
@@ -61,7 +61,7 @@ class Door:
         finally:
             if before is not None:
                 os.umask(before)
-        self._told(self.address)
+        self._on_bound(self.address)
 
     async def watch(self) -> None:
         """Touch the socket hourly and reopen it if it is removed. Runs until it is cancelled."""
@@ -85,18 +85,18 @@ class Door:
 
 
 @contextlib.asynccontextmanager
-async def opened(
-    services: Sequence[RpcService], choose: Callable[[], str], told: Callable[[str], None]
+async def listening(
+    services: Sequence[RpcService], choose: Callable[[], str], on_bound: Callable[[str], None]
 ) -> AsyncIterator[str]:
     """Serve inside the block; yield the first bound address. Raises EnginePluginError."""
-    door = Door(services, choose, told)
+    listener = Listener(services, choose, on_bound)
     try:
-        await door.open()
-        watching = asyncio.create_task(door.watch())
+        await listener.open()
+        watching = asyncio.create_task(listener.watch())
         try:
-            yield door.address
+            yield listener.address
         finally:
             watching.cancel()
             await asyncio.wait({watching})
     finally:
-        await door.close()
+        await listener.close()
