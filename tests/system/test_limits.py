@@ -31,7 +31,7 @@ orphans._SETTLED = 0.05
 STAYS = "import sys; sys.stdin.read()"
 LEAVES = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {STAYS!r}]).pid, flush=True)"
 async def main():
-    with orphans.reaped():
+    with orphans.reaping_orphans():
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-c", LEAVES, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
