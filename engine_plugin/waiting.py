@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Handler: TypeAlias = Callable[[int, FrameType | None], Any] | int | None
 
-__all__ = ["comes_true", "handle_signal", "run_to_the_end"]
+__all__ = ["comes_true", "handle_signal", "run_to_the_end", "watch_children_without_threads"]
 
 _T = TypeVar("_T")
 
@@ -32,7 +32,7 @@ def run_to_the_end(main: Coroutine[Any, Any, _T]) -> _T:
     async def keep() -> None:
         results.append(await main)
 
-    _watch_children_without_threads()
+    watch_children_without_threads()
     try:
         asyncio.run(keep())
     except RuntimeError:
@@ -41,8 +41,11 @@ def run_to_the_end(main: Coroutine[Any, Any, _T]) -> _T:
     return results[0]
 
 
-def _watch_children_without_threads() -> None:
-    """As Python 3.12 does by default: 3.11 creates a thread for each child, and loses the child if it cannot."""
+def watch_children_without_threads() -> None:
+    """As Python 3.12 does by default: 3.11 creates a thread for each child, and loses the child if it cannot.
+
+    Called for a process that runs one event loop: in Python 3.11 the watcher forgets the children of the loop before.
+    """
     if sys.platform == "linux" and sys.version_info < (3, 12):
         with contextlib.suppress(OSError):  # no such call in this kernel or sandbox
             os.close(os.pidfd_open(os.getpid()))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from engine_plugin import waiting
 from engine_plugin.cli import advice, main
 from tests.patience import LIMIT
 
@@ -48,6 +49,8 @@ def run_here(
         places = env.get("PYTHONPATH", "").split(os.pathsep)
         patch.setattr(sys, "path", [*filter(None, places), *sys.path])
         patch.setattr(sys, "argv", [main.__file__, *arguments])
+        # `serve` would install a child watcher that forgets the children of every loop but the latest.
+        patch.setattr(waiting, "watch_children_without_threads", lambda: None)
         advice.program.cache_clear()
         try:
             with pytest.raises(SystemExit) as end:

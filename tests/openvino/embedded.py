@@ -72,7 +72,6 @@ async def embedded_server(place: Path, models: Collection[str], key: str) -> Asy
         except TimeoutError:
             state = psutil.Process(process.pid).status() if psutil.pid_exists(process.pid) else "gone"
             process.kill()
-            await process.wait()
             raise AssertionError(f"the server did not exit when its stdin ended; it was {state}") from None
 
 
