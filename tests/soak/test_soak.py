@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.llamacpp.running import REPOSITORY, eventually, processes_of
-from tests.patience import LIMIT
+from tests.patience import LIMIT, pace
 from tests.soak.figures import SILENCE, Figures, Sample
 from tests.soak.ollama import soak_ollama
 from tests.soak.rig import Snapshot
@@ -36,6 +36,11 @@ OTHERS = ("managed", "openai")
 REST = Snapshot(60 << 20, {"sockets": 8}, 0, 14, {"a": 2}, {"MainThread": 1, "asyncio_N": 3}, 1000, {"x": 1000})
 
 
+def at_pace(plan: Plan) -> Plan:
+    """The plan with the time that this machine needs for as much work."""
+    return replace(plan, seconds=pace(plan.seconds), warm_up=pace(plan.warm_up))
+
+
 @pytest.fixture
 def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A temporary directory with a path short enough for sockets, empty at the end."""
@@ -50,7 +55,7 @@ def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.slow
 @posix_only
 async def test_short_soak_is_clean(scratch: Path) -> None:
-    figures = await soak(SHORT)
+    figures = await soak(at_pace(SHORT))
     assert figures.problems() == [], figures.text()
     counts = figures.tally.counts
     for what in ("streams completed", "streams cancelled", "unary calls completed", "engines killed", "pulls"):
@@ -66,7 +71,7 @@ async def test_short_soak_is_clean(scratch: Path) -> None:
 @posix_only
 @pytest.mark.parametrize("life", ["attached", *(pytest.param(life, marks=pytest.mark.thorough) for life in OTHERS)])
 async def test_short_soak_of_other_servers_is_clean(life: Life, scratch: Path) -> None:
-    both = await soak_ollama(SHORT_OF_OTHERS, (life,))
+    both = await soak_ollama(at_pace(SHORT_OF_OTHERS), (life,))
     assert both.problems() == [], both.text()
     figures = both.lives[life]
     counts = figures.tally.counts
