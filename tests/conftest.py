@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 REPORT = pytest.StashKey[list[str]]()
 """Lines that tests want to be shown at the end of the run."""
 
-TOGETHER = ("tests/all_engines/", "tests/ollama/services/")
+TOGETHER = ("tests/all_engines/", "tests/engines/ollama/services/")
 """Packages that one worker of pytest-xdist runs, since their servers are fixtures of the package."""
 
 # Container images often set this; each of the hundreds of Pythons that tests start would compile our modules again.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from tests.llamacpp.running import MARK, processes_of
+from tests.engines.llamacpp.running import MARK, processes_of
 from tests.patience import patience
 
 if TYPE_CHECKING:

@@ -18,40 +18,41 @@ if TYPE_CHECKING:
 __all__ = ["PROVOKED", "due", "listening"]
 
 PROVOKED: Mapping[str, str] = {
-    "engine-not-running": "tests/openvino/driver/test_life.py::test_start_after_a_stop_loads_no_models",
-    "server-unreachable": "tests/ollama/attached/test_attached.py::test_closed_port_gives_no_server",
-    "engine-not-installed": "tests/openvino/software/test_software.py::test_missing_software_is_reported",
-    "own-software-unusable": "tests/ollama/software/test_installing.py::test_program_named_in_manifest_is_used",
-    "software-too-old": "tests/ollama/attached/test_attached.py::test_too_old_server_is_rejected_with_both_versions",
-    "device-missing": "tests/openvino/driver/test_life.py::test_mode_gpu_without_a_gpu_is_rejected",
-    "model-missing": "tests/models/test_store.py::test_not_found_suggests_near_names",
-    "default-model-missing": "tests/models/test_defaults.py::test_error_for_missing_default_model_names_its_file",
-    "model-kind-mismatch": "tests/openvino/driver/test_services.py::test_model_of_another_kind_is_rejected",
-    "disk-full": "tests/models/test_store.py::test_full_disk_fails_before_the_copy",
-    "disk-filled": "tests/models/test_folders.py::test_disk_that_fills_during_the_copy",
-    "disk-write-refused": "tests/test_catalogue.py::test_unwritable_directory_is_reported",
-    "memory-insufficient": "tests/openvino/driver/test_memory.py::test_model_beyond_the_memory_limit_is_rejected",
-    "queue-full": "tests/engines/test_admission.py::test_request_beyond_max_queue_is_rejected",
-    "context-exceeded": "tests/openvino/driver/test_services.py::test_prompt_beyond_the_context_is_rejected",
-    "port-taken": "tests/lifecycle/test_start.py::test_holder_of_repeatedly_taken_ports_is_named_in_the_error",
-    "address-taken": "tests/test_catalogue.py::test_taken_address_is_reported",
-    "key-missing": "tests/openai/test_attaching.py::test_local_server_gets_the_key_if_configured",
-    "key-refused": "tests/openai/test_attaching.py::test_local_server_gets_the_key_if_configured",
-    "key-unsafe": "tests/openai/test_attaching.py::test_key_is_not_sent_unencrypted",
-    "sign-in-required": "tests/ollama/attached/test_pulls.py::test_failed_pull_has_a_next_step[fault-sign-in",
-    "cloud-disabled": "tests/ollama/attached/test_pulls.py::test_failed_pull_has_a_next_step[fault-forbidden",
-    "hub-unreachable": "tests/models/test_hubs.py::test_hub_that_refuses_connections",
-    "hub-access-refused": "tests/models/test_hubs.py::test_a_gated_repository_says_what_to_do",
-    "checksum-mismatch": "tests/models/test_store.py::test_a_wrong_digest_leaves_nothing",
-    "service-unsupported": "tests/openai/test_services.py::test_missing_speech_endpoint_is_reported",
-    "stream-unsupported": "tests/openvino/driver/test_services.py::test_other_services_do_not_stream",
-    "deadline-exceeded": "tests/test_plugin.py::test_lifecycle_calls_have_a_timeout",
+    "engine-not-running": "engines/openvino/driver/test_life.py::test_start_after_a_stop_loads_no_models",
+    "server-unreachable": "engines/ollama/attached/test_attached.py::test_closed_port_gives_no_server",
+    "engine-not-installed": "engines/openvino/software/test_software.py::test_missing_software_is_reported",
+    "own-software-unusable": "engines/ollama/software/test_installing.py::test_program_named_in_manifest_is_used",
+    "software-too-old": "engines/ollama/attached/test_attached.py::test_old_server_is_rejected_with_both_versions",
+    "device-missing": "engines/openvino/driver/test_life.py::test_mode_gpu_without_a_gpu_is_rejected",
+    "model-missing": "models/test_store.py::test_not_found_suggests_near_names",
+    "default-model-missing": "models/test_defaults.py::test_error_for_missing_default_model_names_its_file",
+    "model-kind-mismatch": "engines/openvino/driver/test_services.py::test_model_of_another_kind_is_rejected",
+    "disk-full": "models/test_store.py::test_full_disk_fails_before_the_copy",
+    "disk-filled": "models/test_folders.py::test_disk_that_fills_during_the_copy",
+    "disk-write-refused": "test_catalogue.py::test_unwritable_directory_is_reported",
+    "memory-insufficient": "engines/openvino/driver/test_memory.py::test_model_beyond_the_memory_limit_is_rejected",
+    "queue-full": "engines/test_admission.py::test_request_beyond_max_queue_is_rejected",
+    "context-exceeded": "engines/openvino/driver/test_services.py::test_prompt_beyond_the_context_is_rejected",
+    "port-taken": "lifecycle/test_start.py::test_holder_of_repeatedly_taken_ports_is_named_in_the_error",
+    "address-taken": "test_catalogue.py::test_taken_address_is_reported",
+    "key-missing": "engines/openai/test_attaching.py::test_local_server_gets_the_key_if_configured",
+    "key-refused": "engines/openai/test_attaching.py::test_local_server_gets_the_key_if_configured",
+    "key-unsafe": "engines/openai/test_attaching.py::test_key_is_not_sent_unencrypted",
+    "sign-in-required": "engines/ollama/attached/test_pulls.py::test_failed_pull_has_a_next_step[fault-sign-in",
+    "cloud-disabled": "engines/ollama/attached/test_pulls.py::test_failed_pull_has_a_next_step[fault-forbidden",
+    "hub-unreachable": "models/test_hubs.py::test_hub_that_refuses_connections",
+    "hub-access-refused": "models/test_hubs.py::test_a_gated_repository_says_what_to_do",
+    "checksum-mismatch": "models/test_store.py::test_a_wrong_digest_leaves_nothing",
+    "service-unsupported": "engines/openai/test_services.py::test_missing_speech_endpoint_is_reported",
+    "stream-unsupported": "engines/openvino/driver/test_services.py::test_other_services_do_not_stream",
+    "deadline-exceeded": "test_plugin.py::test_lifecycle_calls_have_a_timeout",
 }
-"""An entry's id and a test; one that ends inside `[` means the cases that begin so, any other all of its cases."""
+"""An entry's id and a test below tests/; one that ends inside `[` names the cases that begin so, any other all cases."""
 
 
 def due(node: str) -> frozenset[str]:
     """The entries that the test of that node id must provoke."""
+    node = node.removeprefix("tests/")
     return frozenset(
         name
         for name, test in PROVOKED.items()

@@ -175,7 +175,7 @@ def test_provoking_tests_exist(test: str) -> None:
     """tests/conftest.py checks that they provoke their entries."""
     path, _, name = test.partition("::")
     name, _, case = name.partition("[")
-    found = function(ast.parse((REPOSITORY / path).read_bytes()), name)
+    found = function(ast.parse((REPOSITORY / "tests" / path).read_bytes()), name)
     if case:
         assert case in ast.unparse(found).partition("def ")[0], "no case of that test is called so"
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
+from tests.engines.llamacpp.running import MARK, processes_of
+from tests.engines.ollama.contract.handle import ContractServer
 from tests.extras import needs
 from tests.leftovers import marked
-from tests.llamacpp.running import MARK, processes_of
-from tests.ollama.contract.handle import ContractServer
-from tests.openvino.embedded import embedded_server
+from tests.openvino_server.embedded import embedded_server
 
 from .world import World, spawned
 

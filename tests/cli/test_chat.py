@@ -13,7 +13,7 @@ import pytest
 from engine_plugin.cli.conversation import Conversation, Picture, Piece, Settings, piece_of
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.manifest import load_manifest
-from tests.ollama.contract.handle import ContractServer
+from tests.engines.ollama.contract.handle import ContractServer
 from tests.patience import LIMIT
 from tests.shipped import shipped, write_manifest
 

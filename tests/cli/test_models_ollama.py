@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.ollama.contract.handle import ContractServer
+from tests.engines.ollama.contract.handle import ContractServer
 
 from .conftest import REPOSITORY
 

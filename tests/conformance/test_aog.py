@@ -12,8 +12,8 @@ from build import build_linked
 from engine_plugin.models.info import bundled_samples
 from tests.conformance.gohost import executable_of
 from tests.conformance.test_ollama import ollama_plugin
-from tests.ollama.contract.handle import ContractServer
-from tests.openai.contract import Contract
+from tests.engines.ollama.contract.handle import ContractServer
+from tests.engines.openai.contract import Contract
 from tests.shipped import shipped, write_manifest
 
 if TYPE_CHECKING:

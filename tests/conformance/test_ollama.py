@@ -16,9 +16,9 @@ import yaml
 from build import build_linked
 from pins import ROOT
 from tests.conformance.gohost import executable_of
+from tests.engines.ollama.contract.handle import ContractServer
+from tests.engines.ollama.contract.release import members
 from tests.install.packing import pack
-from tests.ollama.contract.handle import ContractServer
-from tests.ollama.contract.release import members
 from tests.patience import LIMIT
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Start and removal of a model's server by concurrent calls. (tests/llamacpp/test_pool.py has real engines.)"""
+"""Start and removal of a model's server by concurrent calls. (llamacpp/test_pool.py has real engines.)"""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ from engine_plugin.errors import (
 from engine_plugin.process import memory
 from engine_plugin.process.engine_process import ProcessState
 from engine_plugin.process.entry import UNUSABLE
+from tests.engines.llamacpp.running import eventually
 from tests.fake_engine.program import TOKENS
-from tests.llamacpp.running import eventually
 from tests.patience import LIMIT
 
 from .world import HELLO, dead, words

@@ -11,8 +11,8 @@ import pytest
 
 from engine_plugin.errors import BadGatewayError, DeadlineError, EnginePluginError, UnavailableError
 from engine_plugin.transport import answers
+from tests.engines.llamacpp.running import eventually
 from tests.fake_engine.program import TOKENS
-from tests.llamacpp.running import eventually
 from tests.patience import LIMIT, pace
 
 from .world import EMBED, HELLO, words

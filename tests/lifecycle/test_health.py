@@ -12,8 +12,8 @@ import pytest
 from engine_plugin.engines.local import server
 from engine_plugin.errors import BadGatewayError
 from engine_plugin.process.engine_process import ProcessState
+from tests.engines.llamacpp.running import eventually
 from tests.fake_engine.program import TOKENS
-from tests.llamacpp.running import eventually
 from tests.patience import LIMIT, pace
 
 from .world import HELLO, words

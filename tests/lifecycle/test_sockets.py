@@ -16,8 +16,8 @@ from engine_plugin.errors import EnginePluginError
 from engine_plugin.process.engine_process import ProcessState
 from engine_plugin.system.addresses import SOCKET_PATH_LIMIT
 from engine_plugin.system.socketdir import keep_fresh, private_directory
+from tests.engines.llamacpp.running import eventually
 from tests.fake_engine.program import TOKENS
-from tests.llamacpp.running import eventually
 from tests.patience import LIMIT
 
 from .world import words

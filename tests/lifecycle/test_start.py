@@ -12,8 +12,8 @@ import pytest
 from engine_plugin.errors import EngineStartError, UnavailableError
 from engine_plugin.process import run as process_run
 from engine_plugin.process.engine_process import ProcessState
+from tests.engines.llamacpp.running import ENDLESS, eventually
 from tests.fake_engine.program import TOKENS
-from tests.llamacpp.running import ENDLESS, eventually
 from tests.models.server import Script, file_server
 from tests.patience import LIMIT, pace
 

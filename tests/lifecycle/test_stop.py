@@ -15,9 +15,9 @@ from build import build_linked
 from engine_plugin.errors import BadGatewayError, EnginePluginError, UnavailableError
 from engine_plugin.host import PluginClient, launch
 from engine_plugin.manifest import load_manifest
+from tests.engines.llamacpp.running import REPOSITORY, eventually
 from tests.fake_engine import FakeEngine
 from tests.fake_engine.program import TOKENS
-from tests.llamacpp.running import REPOSITORY, eventually
 from tests.patience import LIMIT
 
 from .world import EMBED, HELLO, dead, words

@@ -18,8 +18,8 @@ from engine_plugin.manifest import load_manifest
 from engine_plugin.plugin import Plugin
 from engine_plugin.server.grpc_aio import AioServer
 from engine_plugin.server.servicer import provider_service
+from tests.engines.llamacpp.running import gone
 from tests.fake_engine import FakeEngine
-from tests.llamacpp.running import gone
 from tests.patience import LIMIT
 from tests.shipped import shipped, write_manifest
 

@@ -1,4 +1,4 @@
-"""Events joined to one answer; tests/llamacpp/test_answers.py compares those of a real engine."""
+"""Events joined to one answer; tests/engines/llamacpp/test_answers.py compares those of a real engine."""
 
 from __future__ import annotations
 

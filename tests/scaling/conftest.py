@@ -16,7 +16,7 @@ import pytest
 from engine_plugin.engines.openai.engine import OpenAIEngine
 from engine_plugin.plugin import Plugin
 from engine_plugin.process.ports import free_ports
-from tests.openai.conftest import manifest_of
+from tests.engines.openai.conftest import manifest_of
 from tests.patience import LIMIT, patience
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ calls at any moment; `mishaps` kills, suspends, unloads and stops engines meanwh
 its engine stopped, the plugin is observed from outside (`rig`) and inside (`watched_plugin`), and `figures` compares.
 
 `--engine openvino` soaks the default plugin with its real server and tiny models. `--engine ollama` soaks two plugins
-side by side, one with a managed Ollama and one with an attached one, both of which are `tests.ollama.contract`;
-`--engine openai` one with an attached server with OpenAI's REST API (`openai_server`). These end with kills of the
-plugin under load, and with a kill of its host: no process of it may be left, no request may continue at an
-attached server, and that server must still run.
+side by side, one with a managed Ollama and one with an attached one, both of which are
+`tests.engines.ollama.contract`; `--engine openai` one with an attached server with OpenAI's REST API
+(`openai_server`). These end with kills of the plugin under load, and with a kill of its host: no process of it may be
+left, no request may continue at an attached server, and that server must still run.
 """

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from engine_plugin.errors import EnginePluginError
-from tests.llamacpp.running import ENDLESS, gone
+from tests.engines.llamacpp.running import ENDLESS, gone
 from tests.models.server import Script
 from tests.patience import patience
 from tests.soak.load import BROKEN, LATE

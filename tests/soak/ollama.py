@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from engine_plugin.errors import EnginePluginError
-from tests.llamacpp.running import REPOSITORY, gone, processes_of
-from tests.ollama.contract.handle import ContractClient
+from tests.engines.llamacpp.running import REPOSITORY, gone, processes_of
+from tests.engines.ollama.contract.handle import ContractClient
 from tests.patience import patience
 from tests.soak.figures import Figures
 from tests.soak.ollama_load import OllamaLoad, ask_for

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import EnginePluginError, error_for_code
 from engine_plugin.host import events
-from tests.openvino.driver.running import tone
-from tests.openvino.hosted.work import recording
+from tests.engines.openvino.driver.running import tone
+from tests.engines.openvino.hosted.work import recording
 from tests.soak import openai_server
 from tests.soak.ollama_rig import FAULTS, GOOD
 from tests.soak.working import Working

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from engine_plugin.errors import EnginePluginError
-from tests.llamacpp.running import ENDLESS
+from tests.engines.llamacpp.running import ENDLESS
 from tests.patience import patience
 from tests.soak.ollama_load import BROKEN, LATE, SERVER
 from tests.soak.ollama_rig import GOOD

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import psutil
 
 from engine_plugin.process import guard
-from tests.llamacpp.running import ENDLESS, REPOSITORY, processes_of
-from tests.ollama.contract.handle import ContractClient, ContractServer
-from tests.ollama.contract.library import MODELS, Library, Model
-from tests.ollama.contract.release import write_program
-from tests.openvino.driver.running import tone
+from tests.engines.llamacpp.running import ENDLESS, REPOSITORY, processes_of
+from tests.engines.ollama.contract.handle import ContractClient, ContractServer
+from tests.engines.ollama.contract.library import MODELS, Library, Model
+from tests.engines.ollama.contract.release import write_program
+from tests.engines.openvino.driver.running import tone
 from tests.patience import patience
 from tests.shipped import shipped, write_manifest
 from tests.soak.rig import MARK, Hosted, Log, launched, sweep

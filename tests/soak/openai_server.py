@@ -1,7 +1,7 @@
 """A server with OpenAI's REST API for the soak: `python -m tests.soak.openai_server PORT` prints its port.
 
 Models called `fault-…` behave as they are called; what is asked for with `count N` is answered with so many words.
-Ends when its stdin does. `/contract/requests` tells what goes on, as at tests/ollama/contract.
+Ends when its stdin does. `/contract/requests` tells what goes on, as at tests/engines/ollama/contract.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from tests.ollama.contract import words
-from tests.openai.contract import Contract
+from tests.engines.ollama.contract import words
+from tests.engines.openai.contract import Contract
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -9,7 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin.errors import EnginePluginError
-from tests.openvino.driver.running import ONE_STEP, tone
+from tests.engines.openvino.driver.running import ONE_STEP, tone
 from tests.patience import patience
 from tests.soak.figures import Figures, at_rest, compared, mib
 from tests.soak.openvino_load import OpenVinoLoad

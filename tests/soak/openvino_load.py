@@ -14,8 +14,8 @@ import engine_plugin
 from engine_plugin.errors import EnginePluginError, NotFoundError
 from engine_plugin.host import events
 from engine_plugin.system.files import in_thread
-from tests.openvino.driver.running import PICTURE, tone
-from tests.openvino.hosted.work import recording
+from tests.engines.openvino.driver.running import PICTURE, tone
+from tests.engines.openvino.hosted.work import recording
 from tests.patience import patience
 from tests.soak.openvino_rig import MODELS
 from tests.soak.working import Working

@@ -19,8 +19,8 @@ import psutil
 
 from engine_plugin.host import LogLine, PluginClient, launch
 from engine_plugin.process import guard
+from tests.engines.llamacpp.running import ENDLESS, REPOSITORY, processes_of
 from tests.fake_engine import FakeEngine
-from tests.llamacpp.running import ENDLESS, REPOSITORY, processes_of
 from tests.models.server import FileServer, file_server
 from tests.patience import patience
 from tests.shipped import shipped, write_manifest

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.llamacpp.running import REPOSITORY, eventually, processes_of
+from tests.engines.llamacpp.running import REPOSITORY, eventually, processes_of
 from tests.patience import LIMIT, pace
 from tests.soak.figures import SILENCE, Figures, Sample
 from tests.soak.ollama import soak_ollama

@@ -13,7 +13,7 @@ import (
 	"engineplugin.invalid/conformance/protocol"
 )
 
-// Models of the server that tests/ollama/contract is; some it has, some it can pull.
+// Models of the server that tests/engines/ollama/contract is; some it has, some it can pull.
 const (
 	tinyModel    = "tiny-chat:latest"
 	thinkModel   = "think:8b"

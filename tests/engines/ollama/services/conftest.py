@@ -1,0 +1,70 @@
+"""A contract server for all tests of this package, and the service calls on it."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+
+from engine_plugin.engines.ollama import exchange
+from engine_plugin.engines.ollama.client import OllamaClient
+from engine_plugin.engines.ollama.options import OllamaOptions
+from engine_plugin.speech.decoder import Decoder
+from engine_plugin.transport.http1 import Http1Client
+from tests.engines.ollama.contract.handle import ContractServer
+
+from .shapes import facts_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+
+    from engine_plugin.engines.ollama.models import ModelFacts
+
+
+@pytest.fixture(scope="package")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContractServer]:
+    """One contract server for the tests of this package that do not change its rules."""
+    server = ContractServer(tmp_path_factory.mktemp("ollama"))
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+class ServiceClient:
+    """Calls services as the engine does."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.http = Http1Client(address)
+        self.client = OllamaClient(self.http)
+        self.decoder = Decoder(None, {})
+        self.options = OllamaOptions()
+
+    async def call(self, service: str, request: dict[str, Any], facts: ModelFacts | None = None) -> bytes:
+        """One unary answer."""
+        facts = facts or facts_of(request["model"])
+        return await exchange.call(self.client, service, request, facts, self.options, self.decoder)
+
+    async def blocks(
+        self, service: str, request: dict[str, Any], facts: ModelFacts | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """The blocks of a stream."""
+        facts = facts or facts_of(request["model"])
+        async with exchange.stream(self.client, service, request, facts, self.options) as blocks:
+            async for block in blocks:
+                yield block
+
+    async def collected(self, service: str, request: dict[str, Any], facts: ModelFacts | None = None) -> bytes:
+        """A whole stream."""
+        async with aclosing(self.blocks(service, request, facts)) as blocks:
+            return b"".join([block async for block in blocks])
+
+
+@pytest_asyncio.fixture
+async def ask(server: ContractServer) -> AsyncIterator[ServiceClient]:
+    """Service calls on the shared server."""
+    asker = ServiceClient(("127.0.0.1", server.port))
+    yield asker
+    asker.http.close()
