@@ -47,7 +47,7 @@ PROVOKED: Mapping[str, str] = {
     "stream-unsupported": "engines/openvino/driver/test_services.py::test_other_services_do_not_stream",
     "deadline-exceeded": "test_plugin.py::test_lifecycle_calls_have_a_timeout",
 }
-"""An entry's id and a test below tests/; one that ends inside `[` names the cases that begin so, any other all cases."""
+"""An entry's id and a test below tests/; one that ends inside `[` names the cases that begin so, others all cases."""
 
 
 def due(node: str) -> frozenset[str]:
