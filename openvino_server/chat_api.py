@@ -6,8 +6,10 @@ import json
 import time
 import uuid
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from engine_plugin.openai_api.assemble import chat_completion, text_completion
 from engine_plugin.openai_api.completions import CompletionLogprobs
 from openvino_server import chat as conversation
 from openvino_server import fields
@@ -16,11 +18,12 @@ from openvino_server.requests import REGISTRY, json_answer, read_object
 from openvino_server.stream import DONE, EventStream
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from aiohttp import web
 
     from openvino_server.model import Model
+    from openvino_server.pipelines.streams import Part
 
 __all__ = ["chat", "complete"]
 
@@ -44,7 +47,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
         given = {name: body[name] for name in ("tools", "tool_choice") if body.get(name) is not None}
         return {"op": "chat", "prompt": prompt, "pictures": pictures, "params": params, **given}
 
-    return await _answer(request, body, call, _ChatShape)
+    return await _answer(request, body, call, _ChatAnswer)
 
 
 async def _rendered(model: Model, body: dict[str, Any], extra: Any) -> tuple[str, list[str]]:
@@ -68,7 +71,7 @@ async def complete(request: web.Request) -> web.StreamResponse:
     async def call(_model: Model) -> dict[str, Any]:
         return asked
 
-    return await _answer(request, body, call, _TextShape)
+    return await _answer(request, body, call, _TextAnswer)
 
 
 def _params(body: dict[str, Any]) -> dict[str, Any]:
@@ -84,233 +87,147 @@ async def _answer(
     request: web.Request,
     body: dict[str, Any],
     make_call: Callable[[Model], Awaitable[dict[str, Any]]],
-    make_shape: type[_Shape],
+    make_answer: type[_Answer],
 ) -> web.StreamResponse:
     model = request.app[REGISTRY].find(body.get("model"), "chat")
     stream_options = body.get("stream_options") or {}
     if not isinstance(stream_options, dict):
         raise bad_request("stream_options", "must be an object")
-    with_usage = fields.flag(stream_options, "include_usage")
-    shape = make_shape(body["model"], with_usage)
+    answer = make_answer(body["model"], fields.flag(stream_options, "include_usage"))
     streamed = fields.flag(body, "stream")
     async with model.use() as worker:
         call = await make_call(model)
         if streamed:
-            return await _TokenStream(request, shape).run(worker, call)
-        whole_answer = _Collected()
-        result = await worker.ask(call, whole_answer.take)
-    return json_answer(shape.whole(whole_answer.choices, result.get("usage")))
+            return await _TokenStream(request, answer).run(worker, call)
+        parts: list[Part] = []
+        result = await worker.ask(call, parts.extend)
+    return json_answer(answer.whole(parts, result.get("usage")))
 
 
-class _Shape(ABC):
-    """The JSON around the text of an answer. The constant parts are encoded once, because each token needs them."""
+class _Answer(ABC):
+    """One answer, as events or whole. The constant JSON of events is made once, because each token needs it."""
 
-    kind = ""
-    chunk_kind = ""
-    prefix = ""
+    prefix: ClassVar[str]
+    """The beginning of its id."""
+    chunk: ClassVar[str]
+    """The `object` of its events."""
+    around: ClassVar[tuple[str, str]]
+    """What is before and after a text, a JSON string, in a choice of an event."""
+    first: ClassVar[str]
+    """The member of a choice's first event; "" if there is no such event."""
+    last: ClassVar[str]
+    """The member of a choice's last event."""
 
     def __init__(self, model: str, with_usage: bool) -> None:
-        self._id = f"{self.prefix}-{uuid.uuid4().hex}"
-        self._created = int(time.time())
-        self._model = model
+        self._top = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
         self._with_usage = with_usage
-        top = f'"id":"{self._id}","object":"{self.chunk_kind}","created":{self._created},"model":{_string(model)}'
-        self.open = f'data: {{{top},"choices":[{{"index":'
-        self.shut = '}],"usage":null}\n\n' if with_usage else "}]}\n\n"
-        self._usage_head = f'data: {{{top},"choices":[],"usage":'
+        top = _dumps({"object": self.chunk, **self._top})[:-1]
+        self._open = f'data: {top},"choices":[{{"index":'
+        self._shut = '}],"usage":null}\n\n' if with_usage else "}]}\n\n"
+        self._usage = f'data: {top},"choices":[],"usage":'
+        self._heads: dict[int, str] = {}
+        self._tail = self._end_of_text("null")
 
     @abstractmethod
-    def head(self, index: int) -> str:
-        """The text event of choice `index`, up to the JSON string."""
+    def logprobs(self, entries: list[dict[str, Any]], index: int) -> dict[str, Any]:
+        """The value of `logprobs` in choice `index`, from an entry for each of its next tokens."""
 
     @abstractmethod
-    def tail(self, logprobs: str) -> str:
-        """The rest of the text event; `logprobs` is JSON."""
+    def assembled(self, events: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        """The answer that events add up to; each choice has its text as `text` and in `delta`."""
 
-    @abstractmethod
-    def first(self, index: int) -> str:
-        """The event that opens a choice; "" if the format has no such event."""
+    def events(self, parts: Sequence[Part]) -> str:
+        """The server-sent events of these parts."""
+        heads, tail = self._heads, self._tail
+        out: list[str] = []
+        for index, delta, _, logprobs, finish in parts:
+            head = heads.get(index)
+            if head is None:
+                head = heads[index] = f"{self._open}{index},{self.around[0]}"
+                if self.first:
+                    out.append(self._event(index, self.first))
+            if isinstance(delta, str):
+                if logprobs is not None:
+                    out += (head, _string(delta), self._end_of_text(_dumps(self.logprobs(logprobs, index))))
+                elif delta:
+                    out += (head, _string(delta), tail)
+            elif delta:
+                out.append(self._event(index, f'"delta":{_dumps(delta)}'))
+            if finish is not None:
+                out.append(self._event(index, self.last, _string(finish)))
+        return "".join(out)
 
-    @abstractmethod
-    def special(self, index: int, delta: dict[str, Any]) -> str:
-        """The event of a delta that is not text; "" if the format has no such event."""
+    def _end_of_text(self, logprobs: str) -> str:
+        return f'{self.around[1]},"logprobs":{logprobs},"finish_reason":null{self._shut}'
 
-    @abstractmethod
-    def finish(self, index: int, reason: str) -> str:
-        """The event that closes a choice."""
+    def _event(self, index: int, member: str, finish: str = "null") -> str:
+        return f'{self._open}{index},{member},"logprobs":null,"finish_reason":{finish}{self._shut}'
 
-    @abstractmethod
-    def logprobs(self, entries: list[dict[str, Any]] | None, index: int) -> Any:
-        """The value of `logprobs` in the answer, from one entry for each token."""
+    def usage_event(self, usage: Any) -> str:
+        """The event with the usage; "" unless the request has include_usage."""
+        return f"{self._usage}{_dumps(usage)}}}\n\n" if self._with_usage else ""
 
-    @abstractmethod
-    def choice(self, index: int, collected: _Choice) -> dict[str, Any]:
-        """One choice of an answer that is not streamed."""
-
-    def usage(self, usage: Any) -> str:
-        """The usage event; "" unless the request has include_usage."""
-        return f"{self._usage_head}{_dumps(usage)}}}\n\n" if self._with_usage else ""
-
-    def whole(self, choices: dict[int, _Choice], usage: Any) -> dict[str, Any]:
+    def whole(self, parts: Sequence[Part], usage: Any) -> dict[str, Any]:
         """The answer that is not streamed."""
-        return {
-            "id": self._id,
-            "object": self.kind,
-            "created": self._created,
-            "model": self._model,
-            "choices": [self.choice(index, choices[index]) for index in sorted(choices)],
-            "usage": usage,
-        }
+        texts: dict[int, list[str]] = defaultdict(list)
+        choices: list[dict[str, Any]] = []
+        for index, delta, _, logprobs, finish in parts:
+            choice: dict[str, Any] = {"index": index, "finish_reason": finish}
+            if isinstance(delta, str):
+                texts[index].append(delta)
+            else:
+                choice["delta"] = delta
+            if logprobs is not None:
+                choice["logprobs"] = self.logprobs(logprobs, index)
+            choices.append(choice)
+        for index, pieces in texts.items():
+            text = "".join(pieces)
+            choices.append({"index": index, "text": text, "delta": {"content": text}})
+        return self.assembled([{"choices": choices}]) | self._top | {"usage": usage}
 
 
-class _ChatShape(_Shape):
-    kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
+class _ChatAnswer(_Answer):
+    prefix, chunk = "chatcmpl", "chat.completion.chunk"
+    around = ('"delta":{"content":', "}")
+    first, last = '"delta":{"role":"assistant","content":""}', '"delta":{}'
 
-    def head(self, index: int) -> str:
-        return f'{self.open}{index},"delta":{{"content":'
+    def logprobs(self, entries: list[dict[str, Any]], index: int) -> dict[str, Any]:  # noqa: ARG002
+        return {"content": entries}
 
-    def tail(self, logprobs: str) -> str:
-        return f'}},"logprobs":{logprobs},"finish_reason":null{self.shut}'
-
-    def first(self, index: int) -> str:
-        delta = '{"role":"assistant","content":""}'
-        return f'{self.open}{index},"delta":{delta},"logprobs":null,"finish_reason":null{self.shut}'
-
-    def special(self, index: int, delta: dict[str, Any]) -> str:
-        return f'{self.open}{index},"delta":{_dumps(delta)},"logprobs":null,"finish_reason":null{self.shut}'
-
-    def finish(self, index: int, reason: str) -> str:
-        return f'{self.open}{index},"delta":{{}},"logprobs":null,"finish_reason":{_string(reason)}{self.shut}'
-
-    def logprobs(self, entries: list[dict[str, Any]] | None, index: int) -> Any:  # noqa: ARG002
-        return {"content": entries} if entries is not None else None
-
-    def choice(self, index: int, collected: _Choice) -> dict[str, Any]:
-        text = "".join(collected.texts)
-        message: dict[str, Any] = {"role": "assistant", "content": text}
-        if collected.reasoning:
-            message["reasoning_content"] = "".join(collected.reasoning)
-        if collected.tools:
-            message["content"] = text or None
-            message["tool_calls"] = [collected.tools[number] for number in sorted(collected.tools)]
-        return {
-            "index": index,
-            "message": message,
-            "logprobs": self.logprobs(collected.logprobs, index),
-            "finish_reason": collected.finish,
-        }
+    def assembled(self, events: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        answer = chat_completion(events)
+        for choice in answer["choices"]:
+            choice.setdefault("logprobs", None)
+            if "tool_calls" in (message := choice["message"]):
+                message["content"] = message["content"] or None
+        return answer
 
 
-class _TextShape(_Shape):
-    kind = chunk_kind = "text_completion"
-    prefix = "cmpl"
+class _TextAnswer(_Answer):
+    prefix, chunk = "cmpl", "text_completion"
+    around = ('"text":', "")
+    first, last = "", '"text":""'
 
     def __init__(self, model: str, with_usage: bool) -> None:
         super().__init__(model, with_usage)
         self._completion = CompletionLogprobs()
 
-    def head(self, index: int) -> str:
-        return f'{self.open}{index},"text":'
+    def logprobs(self, entries: list[dict[str, Any]], index: int) -> dict[str, Any]:
+        return self._completion.of(entries, index)
 
-    def tail(self, logprobs: str) -> str:
-        return f',"logprobs":{logprobs},"finish_reason":null{self.shut}'
-
-    def first(self, index: int) -> str:  # noqa: ARG002  # completions have no such event
-        return ""
-
-    def special(self, index: int, delta: dict[str, Any]) -> str:  # noqa: ARG002  # neither tools nor reasoning here
-        return ""
-
-    def finish(self, index: int, reason: str) -> str:
-        return f'{self.open}{index},"text":"","logprobs":null,"finish_reason":{_string(reason)}{self.shut}'
-
-    def logprobs(self, entries: list[dict[str, Any]] | None, index: int) -> Any:
-        return None if entries is None else self._completion.of(entries, index)
-
-    def choice(self, index: int, collected: _Choice) -> dict[str, Any]:
-        return {
-            "index": index,
-            "text": "".join(collected.texts),
-            "logprobs": self.logprobs(collected.logprobs, index),
-            "finish_reason": collected.finish,
-        }
+    def assembled(self, events: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        return text_completion(events)
 
 
 class _TokenStream(EventStream):
     """The answer as server-sent events."""
 
-    def __init__(self, request: web.Request, shape: _Shape) -> None:
+    def __init__(self, request: web.Request, answer: _Answer) -> None:
         super().__init__(request)
-        self._shape = shape
-        self._heads: dict[int, str] = {}
-        self._tail = shape.tail("null")
+        self._answer = answer
 
     def render(self, events: list[Any]) -> bytes:
-        shape, heads, tail = self._shape, self._heads, self._tail
-        out: list[str] = []
-        for index, delta, _, logprobs, finish in events:
-            head = heads.get(index)
-            if head is None:
-                head = heads[index] = shape.head(index)
-                out.append(shape.first(index))
-            if isinstance(delta, str):
-                if logprobs is not None:
-                    out += (head, _string(delta), shape.tail(_dumps(shape.logprobs(logprobs, index))))
-                elif delta:
-                    out += (head, _string(delta), tail)
-            elif delta:
-                out.append(shape.special(index, delta))
-            if finish is not None:
-                out.append(shape.finish(index, finish))
-        return "".join(out).encode("utf-8", "replace")
+        return self._answer.events(events).encode("utf-8", "replace")
 
     def closing(self, result: dict[str, Any]) -> bytes:
-        return self._shape.usage(result.get("usage")).encode() + DONE
-
-
-class _Choice:
-    """One choice of an answer that is not streamed, collected from its events."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.reasoning: list[str] = []
-        self.tools: dict[int, dict[str, Any]] = {}
-        self.logprobs: list[dict[str, Any]] | None = None
-        self.finish: str | None = None
-
-    def add(self, delta: str | dict[str, Any], logprobs: list[dict[str, Any]] | None, finish: str | None) -> None:
-        """Add one event."""
-        if isinstance(delta, str):
-            self.texts.append(delta)
-        elif delta:
-            self._add_special(delta)
-        if logprobs is not None:
-            self.logprobs = [*(self.logprobs or ()), *logprobs]
-        self.finish = finish or self.finish
-
-    def _add_special(self, delta: dict[str, Any]) -> None:
-        self.texts.append(delta.get("content") or "")
-        self.reasoning.append(delta.get("reasoning_content") or "")
-        for piece in delta.get("tool_calls") or ():
-            known = self.tools.setdefault(
-                piece.get("index", 0), {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
-            )
-            known["id"] = piece.get("id") or known["id"]
-            function = piece.get("function") or {}
-            known["function"]["name"] += function.get("name") or ""
-            known["function"]["arguments"] += function.get("arguments") or ""
-
-
-class _Collected:
-    """The choices of an answer that is not streamed."""
-
-    def __init__(self) -> None:
-        self.choices: dict[int, _Choice] = {}
-
-    def take(self, payload: list[Any]) -> None:
-        """Add the events of one `part` frame."""
-        for index, delta, _, logprobs, finish in payload:
-            choice = self.choices.get(index)
-            if choice is None:
-                choice = self.choices[index] = _Choice()
-            choice.add(delta, logprobs, finish)
+        return self._answer.usage_event(result.get("usage")).encode() + DONE

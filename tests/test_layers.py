@@ -82,6 +82,7 @@ SHARED = {
     "errors",  # what `openai_api.conversation` raises
     "jsontext",  # JSON of requests, within bounds
     "models.info",  # the names of kinds and capabilities
+    "openai_api.assemble",  # whole answers from the parts of a stream
     "openai_api.completions",  # log probabilities of a completion
     "openai_api.conversation",  # messages of a chat
     "process.entry",  # stdin of a program, and its failure

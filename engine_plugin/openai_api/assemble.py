@@ -31,10 +31,10 @@ def assembled(service: str, blocks: Iterable[bytes], request: Mapping[str, Any])
     events = sse.event_data(b"".join(blocks))
     if wants_logprobs(service, request):
         events = map(CompletionLogprobs(request["logprobs"]).reshape, events)
-    return assemble(events, choices_wanted(request))
+    return write_json(assemble(events, choices_wanted(request)))
 
 
-def chat_completion(events: Iterable[dict[str, Any]], choices_each: int = 1) -> bytes:
+def chat_completion(events: Iterable[dict[str, Any]], choices_each: int = 1) -> dict[str, Any]:
     """A chat.completion from chat.completion.chunk events. `choices_each`: the request's `n`."""
     messages: dict[int, dict[str, Any]] = {}
 
@@ -46,10 +46,10 @@ def chat_completion(events: Iterable[dict[str, Any]], choices_each: int = 1) -> 
     for index, choice in choices.items():
         choice["message"] = messages.get(index, {"role": "assistant", "content": ""})
     answer["object"] = "chat.completion"
-    return _dump(answer, choices)
+    return _with_choices(answer, choices)
 
 
-def text_completion(events: Iterable[dict[str, Any]], choices_each: int = 1) -> bytes:
+def text_completion(events: Iterable[dict[str, Any]], choices_each: int = 1) -> dict[str, Any]:
     """A text_completion from text_completion events. `choices_each`: the request's `n`."""
     texts: dict[int, list[str]] = {}
 
@@ -61,7 +61,7 @@ def text_completion(events: Iterable[dict[str, Any]], choices_each: int = 1) -> 
         choice["text"] = "".join(texts.get(index, ()))
         choice.setdefault("logprobs", None)
     answer["object"] = "text_completion"
-    return _dump(answer, choices)
+    return _with_choices(answer, choices)
 
 
 def _gather(
@@ -139,9 +139,9 @@ def _sum_usage(usages: list[dict[str, Any]], choices_each: int) -> dict[str, Any
     return usages[0] | counts
 
 
-def _dump(answer: dict[str, Any], choices: dict[int, dict[str, Any]]) -> bytes:
+def _with_choices(answer: dict[str, Any], choices: dict[int, dict[str, Any]]) -> dict[str, Any]:
     try:
         answer["choices"] = [choices[index] for index in sorted(choices)]
     except TypeError as error:
         raise BadGatewayError(f"the engine's choices cannot be told apart: {list(choices)!r:.200}") from error
-    return write_json(answer)
+    return answer
