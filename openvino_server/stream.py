@@ -1,8 +1,8 @@
 """Server-sent events to one client, written directly from the worker's frames.
 
 No task runs per token: the link calls `part` and `flush`, and `flush` writes to the socket. The request's own task
-only waits for the first frame, for the end, and for a slow client. Unsent text of a slow client is joined and kept up
-to a limit, while other streams continue.
+only waits for the first frame, for the end, and for a slow client. Unsent events of a slow client are kept up to a
+limit, while other streams continue.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ __all__ = ["DONE", "EventStream"]
 
 DONE = b"data: [DONE]\n\n"
 _HIGH = 256 * 1024
-"""Bytes that may wait in the socket's buffer before a stream pauses."""
-_KEPT = 4 * 1024 * 1024
-"""Characters that may wait for a paused stream. A longer answer does not fit any model's context: the call is
+"""Bytes in the socket's buffer above which further events are kept here."""
+_KEPT = 16 * 1024 * 1024
+"""Bytes that may be kept for a client that does not read, such as the events of 70,000 tokens. Then the call is
 ended."""
-_COMPACT_EVERY = 64
 
 
 class EventStream(ABC):
@@ -35,14 +34,18 @@ class EventStream(ABC):
 
     def __init__(self, request: web.Request) -> None:
         self._request = request
-        self._events: list[Any] = []
+        self._parts: list[Any] = []
+        """Those that have arrived since the last `flush`."""
+        self._events = bytearray()
+        """Those that have not been written to the socket."""
         self._attention = asyncio.Event()
         self._transport: asyncio.Transport | None = None
         self._chunked = request.version >= HttpVersion11
         self._behind = False
-        self._compacted = 0
         self._result: dict[str, Any] | None = None
         self._error: RequestError | None = None
+        self._complete = False
+        """Whether the last event is in `_events`, or has been written."""
         self._closed = False
 
     async def run(self, worker: Worker, call: dict[str, Any]) -> web.StreamResponse:
@@ -50,7 +53,7 @@ class EventStream(ABC):
         number = worker.submit(call, self)
         try:
             await self._attention.wait()
-            if self._error is not None and not self._events:
+            if self._error is not None and not self._parts:
                 raise self._error
             response = web.StreamResponse(
                 headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
@@ -73,8 +76,8 @@ class EventStream(ABC):
             worker.cancel(number)
 
     @abstractmethod
-    def render(self, events: list[Any]) -> bytes:
-        """The events as SSE."""
+    def render(self, parts: list[Any]) -> bytes:
+        """The parts as SSE."""
 
     @abstractmethod
     def closing(self, result: dict[str, Any]) -> bytes:
@@ -83,14 +86,11 @@ class EventStream(ABC):
     # Sink
 
     def part(self, payload: list[Any]) -> None:
-        if self._closed:
-            return
-        self._events += payload
-        if self._behind and len(self._events) - self._compacted > _COMPACT_EVERY:
-            self._compact()
+        if not self._closed:
+            self._parts += payload
 
     def progress(self, step: int, total: int) -> None:
-        self._events.append((step, total))
+        self._parts.append((step, total))
 
     def done(self, payload: dict[str, Any]) -> None:
         self._result = payload
@@ -103,66 +103,45 @@ class EventStream(ABC):
         if transport is None:
             self._attention.set()
             return
-        if self._behind or self._closed:
-            return
         if transport.is_closing():
-            self._events.clear()
             self._close()
+        if self._closed:
             return
-        if transport.get_write_buffer_size() > _HIGH:
+        self._render()
+        if self._behind:
+            if len(self._events) > _KEPT:
+                self._close()
+                transport.abort()  # which cancels the request's task, and so the call
+        elif transport.get_write_buffer_size() > _HIGH:
             self._behind = True
             self._attention.set()
+        else:
+            self._write(transport)
+
+    def _render(self) -> None:
+        """Make events of what has arrived."""
+        parts, self._parts = self._parts, []
+        try:
+            if parts:
+                self._events += self.render(parts)
+        except Exception as error:  # noqa: BLE001  # other streams must still be written
+            traceback.print_exc()
+            self._error = RequestError(f"the worker's answer cannot be encoded: {error}", 500)
+        if self._complete:
             return
-        self._write(transport)
+        if self._error is not None:
+            self._events += b"data: " + self._error.body() + b"\n\n"
+        elif self._result is not None:
+            self._events += self.closing(self._result)
+        self._complete = self._error is not None or self._result is not None
 
     def _write(self, transport: asyncio.Transport) -> None:
-        data = b""
-        events, self._events = self._events, []
-        self._compacted = 0
-        if events:
-            try:
-                data = self.render(events)
-            except Exception as error:  # noqa: BLE001  # other streams must still be written
-                traceback.print_exc()
-                self._error = RequestError(f"the worker's answer cannot be encoded: {error}", 500)
-        if self._error is not None:
-            data += b"data: " + self._error.body() + b"\n\n"
-        elif self._result is not None:
-            data += self.closing(self._result)
+        data, self._events = self._events, bytearray()
         if data:
             transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
-        if self._error is not None or self._result is not None:
+        if self._complete:
             self._close()
 
     def _close(self) -> None:
         self._closed = True
         self._attention.set()
-
-    def _compact(self) -> None:
-        """Join consecutive text events; end a stream that exceeds the limit."""
-        kept: list[Any] = []
-        texts: dict[int, list[str]] = {}
-        size = 0
-
-        def join(index: int) -> None:
-            pieces = texts.pop(index, [])
-            if pieces:
-                kept.append((index, "".join(pieces), 0, None, None))
-
-        for event in self._events:
-            index, delta, _, logprobs, finish = event
-            if isinstance(delta, str) and logprobs is None and finish is None:
-                texts.setdefault(index, []).append(delta)
-                size += len(delta)
-            else:
-                join(index)
-                kept.append(event)
-                size += 512 * (1 + len(logprobs or ()))
-        for index in list(texts):
-            join(index)
-        self._events = kept
-        self._compacted = len(kept)
-        if size > _KEPT and self._transport is not None:
-            self._events = []
-            self._close()
-            self._transport.abort()  # which cancels the request's task, and so the call
