@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -48,6 +49,7 @@ _DEATH_NOTICE = 1.0
 _LAST_BYTES = 0.5
 _SHOWN = 500
 _MAX_TEXT = 512
+_HTML = re.compile(rb"\s*<(?:!doctype|html)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,15 @@ class Complaint:
 
     @classmethod
     def of_body(cls, status: int, body: bytes) -> Complaint:
-        """Parse the body of an error: `{"error": {"message", …}}`, `{"error": "…"}`, or any other text."""
+        """Parse an error answer: `{"error": {"message"}}`, `{"error": "…"}`, `{"detail": …}`, `{"message"}` or text.
+
+        Of an error object only the message is shown, because some servers include a stack trace.
+        """
         try:
-            return cls._of_error(status, json.loads(body)["error"])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return cls(status, body[:_SHOWN].decode("utf-8", "replace").strip() or _phrase(status))
+            shape = json.loads(body)
+        except (ValueError, RecursionError):
+            shape = "" if _HTML.match(body) else body[:_SHOWN].decode("utf-8", "replace").strip()
+        return cls._of_error(status, shape.get("error", shape) if isinstance(shape, dict) else shape)
 
     @classmethod
     def of_event(cls, block: bytes) -> Complaint:
@@ -83,9 +89,8 @@ class Complaint:
 
     @classmethod
     def _of_error(cls, status: int, error: Any) -> Complaint:
-        if not isinstance(error, dict):
-            return cls(status, str(error))
-        return cls(status, str(error.get("message") or json.dumps(error)), error)
+        words = error if isinstance(error, str) else _words(error) if isinstance(error, dict) else json.dumps(error)
+        return cls(status, words[:_SHOWN] or _phrase(status), error if isinstance(error, dict) else {})
 
     def error(self) -> EnginePluginError:
         """The exception for this error."""
@@ -96,6 +101,25 @@ class Complaint:
         if self.status == 503:
             return UnavailableError(f"the engine has no room now: {self.message}")
         return BadGatewayError(f"the engine answered {self.status}: {self.message}", reason=self.message)
+
+
+def _words(error: Mapping[str, Any]) -> str:
+    """The message of an error object."""
+    for name in ("message", "detail", "error"):
+        value = error.get(name)
+        if isinstance(value, list):  # FastAPI lists the invalid fields
+            value = "; ".join(_field_words(item) for item in value[:5])
+        if value:
+            return str(value)
+    kind = {name: error[name] for name in ("type", "code") if name in error}
+    return json.dumps(kind) if kind else ""
+
+
+def _field_words(item: Any) -> str:
+    if not isinstance(item, dict):
+        return str(item)[:_SHOWN]
+    place = ".".join(str(step) for step in item.get("loc") or () if step != "body")
+    return f"{place}: {item.get('msg', 'is wrong')}" if place else str(item.get("msg", "is wrong"))
 
 
 def _phrase(status: int) -> str:

@@ -29,8 +29,7 @@ _LOCAL = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # addresses that s
 class BaseUrl:
     """A server's base URL: `http://host:8000` + `prefix` + `version` + `/models`.
 
-    `version` is `/v1`, `/v3` or the like, "" for an API at the root, None if unknown. `source` names the setting that
-    the URL comes from, for messages.
+    `version` is `/v1`, `/v3` or the like, "" for an API at the root, None if unknown.
     """
 
     scheme: str
@@ -38,10 +37,9 @@ class BaseUrl:
     port: int
     prefix: str = ""
     version: str | None = None
-    source: str = ""
 
     @classmethod
-    def parse(cls, text: str, source: str = "") -> Self:
+    def parse(cls, text: str) -> Self:
         """Parse `host:8000`, `https://host/llm/v1/` or the URL of an endpoint. Raises ValueError."""
         text = text.strip()
         parts = urlsplit(text if "://" in text else f"http://{text}")
@@ -55,7 +53,7 @@ class BaseUrl:
         found = _PATH.fullmatch(re.sub(r"/+", "/", parts.path).rstrip("/"))
         prefix, version = (found["prefix"], found["version"]) if found else ("", None)
         port = _PORTS[parts.scheme] if port is None else port
-        return cls(parts.scheme, _LOCAL.get(host, host), port, prefix, version, source)
+        return cls(parts.scheme, _LOCAL.get(host, host), port, prefix, version)
 
     @property
     def is_loopback(self) -> bool:

@@ -23,11 +23,11 @@ class ServerConnection:
 
     def __init__(self, finder: ServerFinder) -> None:
         """No I/O."""
+        self.finder = finder
         self.attachment: AttachedServer | None = None
         """The server; None: find it at the next call."""
         self.is_released = False
         """Whether calls are rejected until the next `reconnect`."""
-        self._finder = finder
         self._finding: SingleFlight[AttachedServer] = SingleFlight("looking for the server")
         self._model_list: SingleFlight[AttachedServer] = SingleFlight("asking the server for its models")
 
@@ -36,7 +36,7 @@ class ServerConnection:
         """The server in messages, found or not."""
         if self.attachment is not None:
             return self.attachment.title
-        return self._finder.named.url if self._finder.named is not None else "a server on this machine"
+        return self.finder.named.url if self.finder.named is not None else "a server on this machine"
 
     async def get(self, *, for_call: bool = True) -> AttachedServer:
         """The server, inspected recently. `for_call`: raise EngineNotRunningError while disconnected.
@@ -85,7 +85,7 @@ class ServerConnection:
         if known is None or _is_stale(known):
             return await self._look()
         try:
-            same = await self._finder.refresh_models(known)
+            same = await self.finder.refresh_models(known)
         except EnginePluginError:
             self.forget(known)
             raise
@@ -97,7 +97,7 @@ class ServerConnection:
     async def _find(self) -> AttachedServer:
         before = self.attachment
         try:
-            found = await (self._finder.find() if before is None else self._finder.find_again(before))
+            found = await (self.finder.find() if before is None else self.finder.find_again(before))
         except EnginePluginError:
             self.forget()
             raise

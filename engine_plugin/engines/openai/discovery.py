@@ -7,25 +7,27 @@ import logging
 import time
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
 from engine_plugin.engines.openai.adapters import ADAPTERS, WELL_KNOWN_PORTS
-from engine_plugin.engines.openai.adapters.base import Probe, text_of
+from engine_plugin.engines.openai.adapters.base import Probe, Reported
 from engine_plugin.engines.openai.address import VERSIONS, BaseUrl
-from engine_plugin.engines.openai.errors import StillLoadingError, complaint_of_body, is_about_loading
-from engine_plugin.engines.openai.keys import key_headers
-from engine_plugin.errors import BadGatewayError, EnginePluginError, PreconditionError, UnavailableError
+from engine_plugin.engines.openai.errors import StillLoadingError, is_about_loading
+from engine_plugin.engines.openai.keys import key_error, key_headers
+from engine_plugin.errors import EnginePluginError, PreconditionError, UnavailableError
 from engine_plugin.jsontext import JsonError, read_json
 from engine_plugin.system.files import LARGEST_JSON, in_thread
-from engine_plugin.transport.http1 import Http1Client
+from engine_plugin.transport.answers import Complaint
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Mapping, Sequence
 
-    from engine_plugin.engines.openai.adapters.base import FetchJson, ServerAdapter, ServerInfo, ServerModel
+    from engine_plugin.engines.openai.adapters.base import ServerAdapter, ServerInfo
     from engine_plugin.engines.openai.options import OpenAIOptions
+    from engine_plugin.models.info import ModelInfo
+    from engine_plugin.transport.http1 import Http1Client
 
 __all__ = ["PROBE_TIMEOUT", "AttachedServer", "ServerFinder"]
 
@@ -41,23 +43,32 @@ _WHERE = "correct its address: engine_host under provider in plugin.yaml"
 
 @dataclass(eq=False, slots=True)
 class AttachedServer:
-    """A server that answered. `missing_services` collects the services that it turned out not to have."""
+    """A server that answered.
 
-    base: BaseUrl
+    Calls collect what it turned out not to have: `missing_services`, and `text_only_models`, which transcribe without
+    segments.
+    """
+
+    probe: Probe
     server: ServerAdapter
     info: ServerInfo
     """What it reported when its models were listed last."""
-    headers: Mapping[str, str]
     http: Http1Client
     missing_services: set[str] = field(default_factory=set)
+    text_only_models: set[str] = field(default_factory=set)
     at: float = field(default_factory=time.monotonic)
+
+    @property
+    def base(self) -> BaseUrl:
+        """Its address."""
+        return self.probe.base
 
     @property
     def title(self) -> str:
         """The server in messages."""
         return f"{self.server.title} at {self.base.url}"
 
-    def model(self, name: str) -> ServerModel | None:
+    def model(self, name: str) -> ModelInfo | None:
         """The model of this name; None if the server does not list it."""
         return next((found for found in self.info.models if found.name == name), None)
 
@@ -84,12 +95,9 @@ class ServerFinder:
         self._ports = WELL_KNOWN_PORTS
         self._tls: ssl.SSLContext | None = None
         self._timeout = _seconds(environ.get(PROBE_TIMEOUT, "")) or options.probe_timeout
-        self.named: BaseUrl | None = None
+        address = options.base_url or engine_host
+        self.named = BaseUrl.parse(address) if address else None
         """The configured server; None: try the well-known ports of this machine."""
-        if options.base_url:
-            self.named = BaseUrl.parse(options.base_url, "engine.base_url in plugin.yaml")
-        elif engine_host:
-            self.named = BaseUrl.parse(engine_host, "provider.engine_host in plugin.yaml")
 
     async def find(self) -> AttachedServer:
         """Find the server.
@@ -98,7 +106,7 @@ class ServerFinder:
         """
         if self.named is not None:
             return await self._attach(self.named, certain=True)
-        bases = [BaseUrl("http", "127.0.0.1", port, source="a well-known port") for port in self._ports]
+        bases = [BaseUrl("http", "127.0.0.1", port) for port in self._ports]
         tried = await asyncio.gather(*(self._try_attach(base) for base in bases))
         found = next((one for one in tried if isinstance(one, AttachedServer)), None)
         if found is not None:
@@ -121,16 +129,13 @@ class ServerFinder:
 
     async def refresh_models(self, attachment: AttachedServer) -> bool:
         """List the models again; False if the server must be inspected again. Raises like `find`."""
-        base, headers, server = attachment.base, attachment.headers, attachment.server
-        client = self.open_client(attachment, base.port)
+        probe, server = attachment.probe, attachment.server
         try:
-            _base, listing = await self._listed(client, base, headers, certain=self.named is not None, server=server)
-            probe = Probe(base, listing, self._json_fetcher(client, base, headers))
-            if not listing or not (self._options.server == server.name or server.matches(probe)):
-                return False
-            info = await server.inspect(probe)
+            await self._list_models(probe, certain=self.named is not None, server=server)
+            fits = probe.models and (self._options.server == server.name or server.matches(probe))
+            info = await server.inspect(probe) if fits else None
         finally:
-            client.close()
+            probe.close()
         if info is None:
             return False
         if {found.name for found in info.models} != {found.name for found in attachment.info.models}:
@@ -143,125 +148,62 @@ class ServerFinder:
     async def require_alive(self, attachment: AttachedServer) -> None:
         """Check that the server answers. Raises UnavailableError."""
         base = attachment.base
-        client = self.open_client(attachment, base.port)
         try:
-            status, body = await self._get(client, f"{base.path}/models")
+            status, body = await attachment.probe.get(f"{base.path}/models")
         except UnavailableError as error:
             raise attachment.unreachable(error) from error
         finally:
-            client.close()
+            attachment.probe.close()
         if status >= 500:
             raise _unavailable(base, status, body, attachment.server)
-
-    def open_client(self, attachment: AttachedServer, port: int) -> Http1Client:
-        """Open a client for a port of the same host. The caller closes it."""
-        base = attachment.base
-        return Http1Client((base.host, port), attachment.headers, tls=self._tls if base.scheme == "https" else None)
 
     async def _attach(self, base: BaseUrl, *, certain: bool) -> AttachedServer:
         headers = key_headers(self._options, self._environ, base)
         if base.scheme == "https" and self._tls is None:
             self._tls = await in_thread(_tls_context, self._options.ca_file)
-        tls = self._tls if base.scheme == "https" else None
-        client = Http1Client((base.host, base.port), headers, tls=tls)
+        probe = Probe(base, headers, self._tls, self._timeout)
         try:
-            base, listing = await self._listed(client, base, headers, certain=certain)
-            server, info = await self._identify(client, base, listing, headers)
+            await self._list_models(probe, certain=certain)
+            server, info = await self._identify(probe)
         finally:
-            client.close()
-        http = Http1Client(
-            (base.host, base.port),
-            headers,
-            tls=tls,
-            resend=False,
-            connect_retries=self._options.connect_retries,
-            backoff=self._options.connect_backoff,
-        )
-        return AttachedServer(base, server, info, headers, http)
+            probe.close()
+        retries, backoff = self._options.connect_retries, self._options.connect_backoff
+        http = probe.client(resend=False, connect_retries=retries, backoff=backoff)
+        return AttachedServer(probe, server, info, http)
 
-    async def _listed(
-        self,
-        http: Http1Client,
-        base: BaseUrl,
-        headers: Mapping[str, str],
-        *,
-        certain: bool,
-        server: ServerAdapter | None = None,
-    ) -> tuple[BaseUrl, list[dict[str, Any]]]:
+    async def _list_models(self, probe: Probe, *, certain: bool, server: ServerAdapter | None = None) -> None:
         """Find the path of the API and its list of models. `certain`: accept a server that lists none."""
+        base, probe.models = probe.base, ()
         for version in VERSIONS if base.version is None else (base.version,):
             here = base.at_version(version)
             try:
-                status, body = await self._get(http, f"{here.path}/models")
+                status, body = await probe.get(f"{here.path}/models")
             except UnavailableError as error:
                 raise _unreachable(base, error, server) from error
             if status in (401, 403):
-                raise self._key_error(here, complaint_of_body(status, body).message, headers)
+                raise self.key_error(probe, Complaint.of_body(status, body).message)
             if status >= 500 or 300 <= status < 400:
                 raise _unavailable(base, status, body, server)
             listing = await in_thread(_model_list, body) if status == 200 else None
             if listing is not None:
-                return here, listing
+                probe.base, probe.models = here, listing
+                return
         if not certain:
             raise UnavailableError(f"{base.url} is not an OpenAI-compatible server")
-        return base.at_version(base.version or VERSIONS[0]), []
+        probe.base = base.at_version(base.version or VERSIONS[0])
 
-    def _key_error(self, base: BaseUrl, reason: str, headers: Mapping[str, str]) -> EnginePluginError:
+    def key_error(self, probe: Probe, reason: str) -> EnginePluginError:
         """The error for a rejected or missing key."""
-        variable = self._options.key_variable
-        if headers:
-            return catalogue.KEY_REFUSED.error(
-                server="the server", address=base.url, reason=reason, variable=variable
-            )
-        if self._environ.get(variable) and self._options.send_key != "always":
-            return PreconditionError(
-                f"the server at {base.url} requires a key, but engine.send_key does not allow to send it. "
-                "Set send_key: always in plugin.yaml"
-            )
-        return catalogue.KEY_MISSING.error(server="the server", address=base.url, variable=variable)
+        return key_error(self._options, self._environ, probe.base, reason, sent=bool(probe.headers))
 
-    def key_error(self, attachment: AttachedServer, reason: str) -> EnginePluginError:
-        """The error for a request that the server rejected because of its key."""
-        return self._key_error(attachment.base, reason, attachment.headers)
-
-    async def _identify(
-        self, http: Http1Client, base: BaseUrl, listing: Sequence[Mapping[str, Any]], headers: Mapping[str, str]
-    ) -> tuple[ServerAdapter, ServerInfo]:
-        chosen, probe = self._options.server, Probe(base, listing, self._json_fetcher(http, base, headers))
+    async def _identify(self, probe: Probe) -> tuple[ServerAdapter, ServerInfo]:
+        chosen = self._options.server
         for server in ADAPTERS:
             if server.name == chosen or (chosen == "auto" and server.matches(probe)):
                 info = await server.inspect(probe)
                 if info is not None:
                     return server, info
-        raise _unreachable(base, UnavailableError(f"it is not {chosen}"))
-
-    def _json_fetcher(self, http: Http1Client, base: BaseUrl, headers: Mapping[str, str]) -> FetchJson:
-        async def fetch_json(path: str, *, port: int = 0) -> Any:
-            if not port:
-                return await self._json(http, base.prefix + path)
-            other = Http1Client((base.host, port), headers, tls=self._tls if base.scheme == "https" else None)
-            try:
-                return await self._json(other, path)
-            finally:
-                other.close()
-
-        return fetch_json
-
-    async def _json(self, http: Http1Client, path: str) -> Any:
-        try:
-            status, body = await self._get(http, path)
-            return await in_thread(read_json, body, LARGEST_JSON) if status == 200 else None
-        except (EnginePluginError, JsonError):
-            return None
-
-    async def _get(self, http: Http1Client, path: str) -> tuple[int, bytes]:
-        try:
-            async with asyncio.timeout(self._timeout), http.request("GET", path) as response:
-                return response.status, await response.read(LARGEST_JSON)
-        except TimeoutError:
-            raise UnavailableError(f"no answer within {self._timeout:g} s") from None
-        except BadGatewayError as error:
-            raise UnavailableError(str(error)) from error
+        raise _unreachable(probe.base, UnavailableError(f"it is not {chosen}"))
 
     def _none_found(self, taken: Sequence[int]) -> UnavailableError:
         """The error without a server. `taken` are the ports of other programs."""
@@ -305,28 +247,23 @@ def _unreachable(base: BaseUrl, error: UnavailableError, server: ServerAdapter |
 
 def _unavailable(base: BaseUrl, status: int, body: bytes, server: ServerAdapter | None) -> UnavailableError:
     """The error for a server that answers with an error or a redirection."""
-    complaint = complaint_of_body(status, body)
+    complaint = Complaint.of_body(status, body)
     if is_about_loading(complaint):
         return StillLoadingError.of(f"{'the server' if server is None else server.title} at {base.url}", complaint)
-    return _unreachable(base, UnavailableError(_status_reason(status, body)), server)
+    redirects = "it answers with a redirection, which is not followed"
+    reason = redirects if status < 400 else f"it answers {status}: {complaint.message}"
+    return _unreachable(base, UnavailableError(reason), server)
 
 
-def _status_reason(status: int, body: bytes) -> str:
-    if status < 400:
-        return "it answers with a redirection, which is not followed"
-    return f"it answers {status}: {complaint_of_body(status, body).message}"
-
-
-def _model_list(body: bytes) -> list[dict[str, Any]] | None:
+def _model_list(body: bytes) -> list[Reported] | None:
     """The entries of a list of models; None if the body is not one."""
     try:
-        shape = read_json(body, LARGEST_JSON)
+        shape = Reported.of(read_json(body, LARGEST_JSON))
     except JsonError:
         return None
-    entries = shape.get("data") if isinstance(shape, dict) else shape
-    if not isinstance(entries, list):
+    if not isinstance(shape.get("data"), list):
         return None
-    found = {text_of(entry, "id"): entry for entry in entries if isinstance(entry, dict)}
+    found = {entry.text("id"): entry for entry in shape.objects_of("data")}
     found.pop("", None)  # no name, or an unprintable one
     if len(found) > _MOST_MODELS:
         log.warning("the server lists %d models; only the first %d are used", len(found), _MOST_MODELS)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from contextlib import aclosing, asynccontextmanager
-from datetime import UTC, datetime
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine_plugin import catalogue
@@ -14,12 +13,11 @@ from engine_plugin.download.events import Status, Success
 from engine_plugin.engines.base import Engine, Health, HealthState, not_bidirectional
 from engine_plugin.engines.local.admission import Admission
 from engine_plugin.engines.openai import requests
+from engine_plugin.engines.openai.adapters.base import Reported, likely_kind
 from engine_plugin.engines.openai.adapters.ovo import pull_events
 from engine_plugin.engines.openai.address import BaseUrl
-from engine_plugin.engines.openai.client import AudioClient
 from engine_plugin.engines.openai.connection import ServerConnection
 from engine_plugin.engines.openai.discovery import ServerFinder
-from engine_plugin.engines.openai.errors import complaint_of_body
 from engine_plugin.engines.openai.exchange import Exchange, PeekedResponse, model_missing, no_service
 from engine_plugin.engines.openai.options import OpenAIOptions
 from engine_plugin.engines.openai.requests import PATHS, STREAMED
@@ -34,7 +32,7 @@ from engine_plugin.errors import (
 )
 from engine_plugin.jsontext import answer_object
 from engine_plugin.models.capabilities import resolve
-from engine_plugin.models.info import KIND_OF_SERVICE, ModelDetails, ModelInfo
+from engine_plugin.models.info import KIND_OF_SERVICE
 from engine_plugin.openai_api.pictures import require_format
 from engine_plugin.openai_api.ranking import ranked_answer
 from engine_plugin.process.environ import child_environ
@@ -42,7 +40,7 @@ from engine_plugin.protocol.shapes import EngineCheck, EngineConfig
 from engine_plugin.speech.decoder import Decoder
 from engine_plugin.speech.services import Dialect, SpeechServices
 from engine_plugin.system.files import in_thread, private_data_dir
-from engine_plugin.transport.answers import ERROR_LIMIT
+from engine_plugin.transport.answers import ERROR_LIMIT, Complaint
 from engine_plugin.transport.http1 import BrokenOffError
 
 if TYPE_CHECKING:
@@ -50,16 +48,16 @@ if TYPE_CHECKING:
 
     from engine_plugin.download.events import PullEvent
     from engine_plugin.engines.base import Progress
-    from engine_plugin.engines.openai.adapters.base import ServerAdapter, ServerModel
+    from engine_plugin.engines.openai.adapters.base import ServerAdapter
     from engine_plugin.errors import Problem
     from engine_plugin.manifest import Manifest
     from engine_plugin.messages import BidiMessage
+    from engine_plugin.models.info import ModelInfo
     from engine_plugin.models.store import PullRequest
 
 __all__ = ["OpenAIEngine"]
 
 _NATIVE_TIMEOUT = 60.0  # for requests without computation
-_LATEST = 253_402_300_799  # the last second of a datetime
 _SPEECH_PATHS = {
     "transcribe": PATHS["speech-to-text"],
     "translate": "/audio/translations",
@@ -81,11 +79,9 @@ class OpenAIEngine(Engine):
         if problem := _host_problem(manifest):
             raise ManifestError([problem])
         environ = child_environ(os.environ)
-        self._finder = ServerFinder(options, manifest.provider.engine_host, environ)
         self._decoder = Decoder(None, environ, options.audio)
         self._admission = Admission(options.parallel, options.max_queue)
-        self._connection = ServerConnection(self._finder)
-        self._plain_models: set[str] = set()
+        self._connection = ServerConnection(ServerFinder(options, manifest.provider.engine_host, environ))
 
     @staticmethod
     def check_options(manifest: Manifest) -> Sequence[Problem]:
@@ -124,7 +120,7 @@ class OpenAIEngine(Engine):
 
     def config(self) -> EngineConfig:
         attachment = self._connection.attachment
-        base = self._finder.named if attachment is None else attachment.base
+        base = self._connection.finder.named if attachment is None else attachment.base
         if base is None:
             return EngineConfig()
         return EngineConfig(host=base.authority, origin=base.root, scheme=base.scheme)
@@ -143,7 +139,7 @@ class OpenAIEngine(Engine):
             return Health.dead(catalogue.ENGINE_NOT_RUNNING.error())
         try:
             attachment = await self._connection.get()
-            await self._finder.require_alive(attachment)
+            await self._connection.finder.require_alive(attachment)
         except EnginePluginError as error:
             self._connection.forget()
             return Health.dead(error)
@@ -158,35 +154,17 @@ class OpenAIEngine(Engine):
     async def running_models(self) -> Sequence[ModelInfo]:
         return [model for model in await self.list_models() if model.loaded is not None]
 
-    def _info(self, found: ServerModel) -> ModelInfo:
-        details = ModelDetails(
-            found.format,
-            found.family,
-            (found.family,) if found.family else (),
-            found.parameter_size,
-            found.quantization,
-            found.extra,
-        )
+    def _info(self, found: ModelInfo) -> ModelInfo:
+        kind, details = likely_kind(found), found.details
         capabilities = resolve(
             found.name,
-            found.family,
-            found.parameter_size,
-            kind=found.likely_kind,
-            engine=found.engine,
+            details.family,
+            details.parameter_size,
+            kind=kind,
+            engine=found.capabilities,
             overrides=self._options.models,
         )
-        made = datetime.fromtimestamp(min(found.created, _LATEST), UTC)
-        return ModelInfo(
-            found.name,
-            found.likely_kind,
-            found.size,
-            "",
-            made,
-            bundled=False,
-            details=details,
-            capabilities=capabilities,
-            loaded=found.loaded,
-        )
+        return replace(found, kind=kind, capabilities=capabilities)
 
     async def pull_model(self, request: PullRequest) -> AsyncGenerator[PullEvent, None]:
         attachment = await self._connection.listed()
@@ -201,22 +179,22 @@ class OpenAIEngine(Engine):
                 f"model: {attachment.title} does not support pulls. Add {name} with the server's own commands; "
                 "ListModels lists its models"
             )
-        http = self._finder.open_client(attachment, attachment.base.port + 1)
-        exchange = Exchange(self._connection, self._finder, attachment, "", name)
+        http = attachment.probe.client(attachment.base.port + 1)
+        exchange = Exchange(self._connection, attachment, "", name)
 
-        async def native(method: str, path: str, body: bytes | None = None) -> Any:
+        async def ask(path: str, body: bytes | None) -> Reported:
+            method = "GET" if body is None else "POST"
             try:
                 async with asyncio.timeout(_NATIVE_TIMEOUT), http.request(method, path, body) as response:
                     data = await response.read(ERROR_LIMIT)
             except TimeoutError:
                 raise PullError(f"model: {attachment.title} did not answer {path} in {_NATIVE_TIMEOUT:g} s") from None
             if response.status not in (200, 201, 202):
-                raise exchange.error_of(complaint_of_body(response.status, data))
-            return answer_object(data)
+                raise exchange.error_of(Complaint.of_body(response.status, data))
+            return Reported(answer_object(data))
 
-        body = json.dumps({"repo_id": request.source or name}).encode()
         try:
-            async with aclosing(pull_events(native, name, body)) as events:
+            async with aclosing(pull_events(ask, name, request.source or name)) as events:
                 async for event in events:
                     yield event
         finally:
@@ -237,7 +215,7 @@ class OpenAIEngine(Engine):
             raise model_missing(attachment, name)
         if found.loaded is not None or not attachment.server.loads_on_demand:
             return
-        if found.likely_kind == "embed":
+        if likely_kind(found) == "embed":
             await self.call("embed", {"model": name, "input": "a"})
         else:
             messages = [{"role": "user", "content": "a"}]
@@ -297,11 +275,9 @@ class OpenAIEngine(Engine):
     async def _speech_for(self, service: str, model: str) -> AsyncIterator[SpeechServices]:
         async with self._using(service, model) as exchange:
             server = exchange.attachment.server
-            client = AudioClient(exchange.client(), server.form_fields, self._plain_models)
             dialect = Dialect(_SPEECH_PATHS, original=not server.reads_wav_only)
-            yield SpeechServices(
-                lambda: client, dialect, self._decoder, self.manifest.data_dir / "output", self._options.live
-            )
+            output = self.manifest.data_dir / "output"
+            yield SpeechServices(lambda: exchange, dialect, self._decoder, output, self._options.live)
 
     @asynccontextmanager
     async def _exchange(
@@ -310,12 +286,11 @@ class OpenAIEngine(Engine):
         """Send the request and yield the beginning of the answer."""
         async with self._using(service, request["model"]) as exchange:
             server, found = exchange.attachment.server, exchange.attachment.model(request["model"])
-            reported = found.engine if found is not None else None
-            body = requests.request_body(service, request, reported.features if reported is not None else ())
-            requests.generation(service, body, server)
-            streams = server.adapt(service, body, stream=stream or self._assembles(service, server))
+            features = found.capabilities.features if found is not None else ()
+            body = requests.request_body(service, request, features)
+            streams = server.prepare(service, body, stream=stream or self._assembles(service, server))
             sent = requests.json_body(body, stream=streams, whole=not stream)
-            async with exchange.client().post_json(PATHS[service], sent) as response:
+            async with exchange.post_json(PATHS[service], sent) as response:
                 yield await PeekedResponse.peek(response, streams=streams), exchange
 
     def _assembles(self, service: str, server: ServerAdapter) -> bool:
@@ -331,7 +306,7 @@ class OpenAIEngine(Engine):
             raise no_service(attachment, service)
         try:
             async with self._admission.slots(1):
-                yield Exchange(self._connection, self._finder, attachment, service, model)
+                yield Exchange(self._connection, attachment, service, model)
         except ModelNotFoundError as error:
             raise await self._missing_error(model, error) from None
         except BrokenOffError as error:
@@ -347,9 +322,9 @@ class OpenAIEngine(Engine):
             return before
 
 
-def _first_of_kind(models: Sequence[ServerModel], kind: str) -> str:
+def _first_of_kind(models: Sequence[ModelInfo], kind: str) -> str:
     """The default model of a kind, preferably a loaded one; "" if there is none."""
-    fitting = [found for found in models if found.likely_kind == kind]
+    fitting = [found for found in models if likely_kind(found) == kind]
     fitting.sort(key=lambda found: found.loaded is None)
     if not fitting and len(models) == 1 and not models[0].kind:
         fitting = list(models)  # its name does not show its kind

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from engine_plugin import catalogue
-from engine_plugin.engines.openai.client import ApiClient
 from engine_plugin.engines.openai.errors import (
     StillLoadingError,
-    complaint_of_body,
     is_about_loading,
     is_about_model,
     is_about_path,
     other_error,
 )
 from engine_plugin.engines.openai.requests import as_stream, is_json
-from engine_plugin.errors import BadGatewayError, UnsupportedError
+from engine_plugin.errors import BadGatewayError, InvalidRequestError, UnavailableError, UnsupportedError
 from engine_plugin.jsontext import answer_object, write_json
 from engine_plugin.models.info import KIND_OF_SERVICE
 from engine_plugin.models.names import near_names
 from engine_plugin.openai_api.assemble import assembled
 from engine_plugin.openai_api.completions import CompletionLogprobs, wants_logprobs
-from engine_plugin.transport.answers import ANSWER_LIMIT, stream_events
+from engine_plugin.transport.answers import ANSWER_LIMIT, ERROR_LIMIT, Complaint, stream_events
 from engine_plugin.transport.http1 import HttpResponse
+from engine_plugin.transport.posting import PostingClient
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
     from typing import Self
 
     from engine_plugin.engines.openai.connection import ServerConnection
-    from engine_plugin.engines.openai.discovery import AttachedServer, ServerFinder
-    from engine_plugin.errors import EnginePluginError, ModelNotFoundError, UnavailableError
-    from engine_plugin.transport.answers import Complaint
+    from engine_plugin.engines.openai.discovery import AttachedServer
+    from engine_plugin.errors import EnginePluginError, ModelNotFoundError
 
 __all__ = ["Exchange", "PeekedResponse", "model_missing", "no_service"]
 
@@ -71,31 +69,57 @@ class PeekedResponse(HttpResponse):
         return first + await self._response.read(max(0, limit - len(first)))
 
 
-class Exchange:
-    """One request to one server. `service` is "" for a request that does not belong to a service."""
+class Exchange(PostingClient):
+    """One request to one server. Paths are relative to the API (`/chat/completions`).
 
-    def __init__(
-        self, connection: ServerConnection, finder: ServerFinder, attachment: AttachedServer, service: str, model: str
-    ) -> None:
+    `service` is "" for a request that does not belong to a service.
+    """
+
+    def __init__(self, connection: ServerConnection, attachment: AttachedServer, service: str, model: str) -> None:
         self.attachment = attachment
         self._connection = connection
-        self._finder = finder
         self._service = service
         self._model = model
 
-    def client(self) -> ApiClient:
-        """The client that sends the request."""
-        return ApiClient(self.attachment.http, self.attachment.base.path, self)
+    @asynccontextmanager
+    async def _posted(self, path: str, body: bytes, content_type: str) -> AsyncIterator[HttpResponse]:
+        async with AsyncExitStack() as stack:
+            request = self.attachment.http.request("POST", self.attachment.base.path + path, body, content_type)
+            try:
+                response = await stack.enter_async_context(request)
+            except UnavailableError as error:  # the next call finds the server again
+                self._connection.forget(self.attachment)
+                raise self.attachment.unreachable(error) from error
+            if not 200 <= response.status < 300:
+                raise self.error_of(Complaint.of_body(response.status, await response.read(ERROR_LIMIT)))
+            yield response
 
-    def unreachable(self, reason: UnavailableError) -> EnginePluginError:
-        """The error for an unreachable server, which the next call finds again."""
-        self._connection.forget(self.attachment)
-        return self.attachment.unreachable(reason)
+    @asynccontextmanager
+    async def post_form(
+        self, path: str, fields: Mapping[str, str], file: bytes, file_name: str
+    ) -> AsyncIterator[HttpResponse]:
+        """Send a recording and request segments.
+
+        A server that rejects this gets the form again and is asked for the text only: it has computed nothing.
+        """
+        refusing = self.attachment.text_only_models
+        async with AsyncExitStack() as stack:
+            answer = None
+            if self._model not in refusing:
+                details = {**fields, **self.attachment.server.form_fields}
+                with suppress(InvalidRequestError):  # an error for another reason repeats
+                    answer = await stack.enter_async_context(super().post_form(path, details, file, file_name))
+            if answer is None:
+                plain = {name: fields[name] for name in fields if not name.startswith("timestamp_granularities")}
+                plain["response_format"] = "json"
+                answer = await stack.enter_async_context(super().post_form(path, plain, file, file_name))
+                refusing.add(self._model)
+            yield answer
 
     def error_of(self, complaint: Complaint) -> EnginePluginError:
         """The error for an error answer, or for an error in a stream."""
         if complaint.status in (401, 403):
-            return self._finder.key_error(self.attachment, complaint.message)
+            return self._connection.finder.key_error(self.attachment.probe, complaint.message)
         if is_about_loading(complaint):
             return StillLoadingError.of(self.attachment.title, complaint)
         if is_about_model(complaint, self._model):
@@ -145,7 +169,7 @@ class Exchange:
         short = len(answer) <= _PARSED
         wrong = bool(answer_object(answer).get("error")) if short else answer.startswith(_ERRORS)
         if wrong:
-            raise self.error_of(complaint_of_body(200, answer))
+            raise self.error_of(Complaint.of_body(200, answer))
         if not (answer.lstrip()[:1] == b"{" and answer.rstrip()[-1:] == b"}"):
             raise BadGatewayError(f"the server's answer is not a JSON object: {answer[:200]!r}")
         return answer

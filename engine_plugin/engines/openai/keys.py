@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine_plugin import catalogue
-from engine_plugin.errors import PreconditionError
+from engine_plugin.errors import EnginePluginError, PreconditionError
 from engine_plugin.redaction import entered
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from engine_plugin.engines.openai.address import BaseUrl
     from engine_plugin.engines.openai.options import OpenAIOptions
 
-__all__ = ["key_headers"]
+__all__ = ["key_error", "key_headers"]
 
 
 def key_headers(options: OpenAIOptions, environ: Mapping[str, str], base: BaseUrl) -> dict[str, str]:
@@ -36,3 +36,18 @@ def key_headers(options: OpenAIOptions, environ: Mapping[str, str], base: BaseUr
             f"{options.key_variable}: the key contains invalid characters, such as a line break. Export it again"
         )
     return {"authorization": f"Bearer {key}"}
+
+
+def key_error(
+    options: OpenAIOptions, environ: Mapping[str, str], base: BaseUrl, reason: str, *, sent: bool
+) -> EnginePluginError:
+    """The error for a server that rejects the key that was sent, or that requires one."""
+    variable = options.key_variable
+    if sent:
+        return catalogue.KEY_REFUSED.error(server="the server", address=base.url, reason=reason, variable=variable)
+    if environ.get(variable) and options.send_key != "always":
+        return PreconditionError(
+            f"the server at {base.url} requires a key, but engine.send_key does not allow to send it. "
+            "Set send_key: always in plugin.yaml"
+        )
+    return catalogue.KEY_MISSING.error(server="the server", address=base.url, variable=variable)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from engine_plugin.engines.openai.adapters import ADAPTERS
 from engine_plugin.engines.openai.address import BaseUrl
 from engine_plugin.engines.options import number
 from engine_plugin.models.capabilities import ModelOverride  # noqa: TC001  # read_options evaluates the hints
@@ -21,9 +22,7 @@ class OpenAIOptions:
     )
     """The base URL of the server; empty: provider.engine_host, else the first answer on a well-known local port."""
 
-    server: str = field(
-        default="auto", metadata={"choices": ("auto", "vllm", "lmstudio", "llama-server", "ovo", "ovms", "other")}
-    )
+    server: str = field(default="auto", metadata={"choices": ("auto", *(adapter.name for adapter in ADAPTERS))})
     """The kind of server; auto: it is detected."""
 
     key_variable: str = field(

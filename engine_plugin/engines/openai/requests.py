@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from engine_plugin.errors import BadGatewayError, InvalidRequestError
+from engine_plugin.errors import BadGatewayError
 from engine_plugin.jsontext import answer_object
 from engine_plugin.openai_api.bodies import request_json
 from engine_plugin.openai_api.conversation import CANNOT_HEAR, CANNOT_SEE, make_plain
@@ -15,9 +15,7 @@ from engine_plugin.transport.sse import DONE, event_of
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from engine_plugin.engines.openai.adapters.base import ServerAdapter
-
-__all__ = ["PATHS", "STREAMED", "as_stream", "generation", "is_json", "json_body", "refused", "request_body"]
+__all__ = ["PATHS", "STREAMED", "as_stream", "is_json", "json_body", "request_body"]
 
 PATHS = {
     "chat": "/chat/completions",
@@ -56,18 +54,6 @@ def request_body(service: str, request: dict[str, Any], features: Collection[str
         if not request["model"].startswith("gpt-image"):  # these reject the field and always return base64
             body.setdefault("response_format", "b64_json")
     return body
-
-
-def generation(service: str, body: dict[str, Any], server: ServerAdapter) -> None:
-    """Reject fields of completions that the server would ignore, and convert `max_tokens: -1` (no limit)."""
-    for field in server.ignores if service == "generate" else ():
-        if body.get(field):
-            raise InvalidRequestError.at(field, f"{server.title} does not support it; leave it out")
-    for field in ("max_tokens", "max_completion_tokens"):
-        if body.get(field) == -1:
-            del body[field]
-            if server.unlimited_tokens:
-                body["max_tokens"] = server.unlimited_tokens[0]
 
 
 def json_body(body: dict[str, Any], *, stream: bool, whole: bool = False) -> bytes:

@@ -166,7 +166,7 @@ async def test_endless_body_is_rejected(
 async def test_endless_model_list_is_rejected(
     hostile: Hostile, plugin: Plugin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(discovery, "LARGEST_JSON", 1 << 20)
+    monkeypatch.setattr("engine_plugin.engines.openai.adapters.base.LARGEST_JSON", 1 << 20)
     hostile.models, hostile.endless = until_end(b'{"data": ['), b'{"id": "m"},' * 1000
     with pytest.raises(UnavailableError, match="longer than 1048576 bytes"):
         await models(plugin)

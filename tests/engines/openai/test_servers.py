@@ -254,7 +254,8 @@ async def test_missing_model_is_reported(serve: Serve, attach: Attach) -> None:
 
 @pytest.mark.promise("P32")
 async def test_attached_server_is_not_managed(serve: Serve, attach: Attach) -> None:
-    plugin = attach(await serve("vllm"))
+    server = await serve("vllm")
+    plugin = attach(server)
     assert "attached to vLLM" in (await plugin.check()).detail
     with pytest.raises(UnsupportedError, match="with its own commands"):
         await plugin.install(cover=False)
@@ -267,6 +268,6 @@ async def test_attached_server_is_not_managed(serve: Serve, attach: Attach) -> N
     with pytest.raises(UnsupportedError, match="does not support pulls"):
         await pull(plugin, model="other")
     assert await pull(plugin, model="qwen3-8b") == [
-        Status(f"{plugin.engine._connection.where} has qwen3-8b"),  # type: ignore[attr-defined]  # of this engine
+        Status(f"vLLM at {server.url}/v1 has qwen3-8b"),
         Success("qwen3-8b", 0, ""),
     ]

@@ -1,87 +1,149 @@
-"""The base of adapters: what a kind of server reports about itself and its models, and how its API differs."""
+"""The base of adapters: requests that identify a server, what it reports, and how its API differs."""
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from engine_plugin.engines.openai.requests import PATHS
+from engine_plugin.errors import BadGatewayError, EnginePluginError, InvalidRequestError, UnavailableError
+from engine_plugin.jsontext import JsonError, read_json
+from engine_plugin.models.info import Capabilities, ModelDetails, ModelInfo
+from engine_plugin.system.files import LARGEST_JSON, in_thread
 from engine_plugin.transport.answers import printable_text
+from engine_plugin.transport.http1 import Http1Client
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Mapping, Sequence
 
     from engine_plugin.engines.openai.address import BaseUrl
-    from engine_plugin.models.info import Capabilities, Loaded
+    from engine_plugin.models.info import Loaded
 
-__all__ = [
-    "FetchJson",
-    "Probe",
-    "ServerAdapter",
-    "ServerInfo",
-    "ServerModel",
-    "kind_by_name",
-    "number_of",
-    "text_of",
-]
+__all__ = ["Probe", "Reported", "ServerAdapter", "ServerInfo", "kind_by_name", "likely_kind"]
+
+_LATEST = 253_402_300_799  # the last second of a datetime
 
 
-class FetchJson(Protocol):
-    """Fetches JSON from the server."""
-
-    async def __call__(self, path: str, *, port: int = 0) -> Any:
-        """GET a path below the server's root, or on another port of its host.
-
-        None for another status than 200, for invalid or too long JSON, and after a timeout.
-        """
-
-
-@dataclass(frozen=True, slots=True)
-class ServerModel:
-    """A model as its server reports it; unknown fields are empty, 0 or None."""
-
-    name: str
-    kind: str = ""
-    """One of `models.info.KINDS`; "" if unknown."""
-    created: float = 0.0
-    size: int = 0
-    format: str = ""
-    family: str = ""
-    parameter_size: str = ""
-    quantization: str = ""
-    engine: Capabilities | None = None
-    loaded: Loaded | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
+class Reported(dict[str, Any]):
+    """A JSON object of a server. A field that has another type than the expected one counts as missing."""
 
     @classmethod
-    def of(cls, entry: Mapping[str, Any], **known: Any) -> ServerModel:
-        """Create it from an entry of the list of models."""
-        owner = text_of(entry, "owned_by")
-        extra = {"owned_by": owner} if owner else {}
-        return cls(text_of(entry, "id"), created=number_of(entry, "created"), extra=extra, **known)
+    def of(cls, value: object) -> Reported:
+        """The object `value`. Any other value, such as a list, becomes its field `data`, and None an empty object."""
+        return cls(value if isinstance(value, dict) else {} if value is None else {"data": value})
 
-    @property
-    def likely_kind(self) -> str:
-        """The kind that the server reports, else a guess by the name."""
-        return self.kind or kind_by_name(self.name)
+    def text(self, name: str) -> str:
+        """A text field; "" if it is missing, too long or unprintable."""
+        return printable_text(self.get(name))
+
+    def number(self, name: str) -> int:
+        """A number field as a non-negative integer; 0 if it is missing or invalid."""
+        value = self.get(name)
+        return int(value) if isinstance(value, int | float) and value is not True and 0 < value < 1 << 62 else 0
+
+    def object(self, name: str) -> Reported:
+        """An object field; empty if it is missing."""
+        value = self.get(name)
+        return Reported(value if isinstance(value, dict) else {})
+
+    def items_of(self, name: str) -> Sequence[Any]:
+        """The items of a list field; none if it is missing."""
+        value = self.get(name)
+        return value if isinstance(value, list) else ()
+
+    def objects_of(self, name: str) -> list[Reported]:
+        """The objects in a list field; other items are ignored."""
+        return [Reported(item) for item in self.items_of(name) if isinstance(item, dict)]
+
+    def model(
+        self,
+        kind: str = "",
+        size: int = 0,
+        details: ModelDetails | None = None,
+        capabilities: Capabilities | None = None,
+        loaded: Loaded | None = None,
+    ) -> ModelInfo:
+        """The model of this entry of a list of models, with what its server reports; `kind` is "" if unknown."""
+        owner = self.text("owned_by")
+        details = replace(details or ModelDetails(), extra={"owned_by": owner} if owner else {})
+        made = datetime.fromtimestamp(min(self.number("created"), _LATEST), UTC)
+        capabilities = capabilities or Capabilities()
+        return ModelInfo(self.text("id"), kind, size, "", made, False, details, capabilities, loaded)
 
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What a server reports about itself. `services` is None if unknown."""
+    """What a server reports about itself. `services` is None if unknown.
 
-    models: tuple[ServerModel, ...]
+    The `kind` of a model is "" if the server does not report it; its capabilities are those that the server reports.
+    """
+
+    models: Sequence[ModelInfo]
     version: str = ""
     services: frozenset[str] | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class Probe:
-    """A server to identify: its address, its list of models, and a function for further requests."""
+    """A server to identify: its address, its list of models, and short requests. `close` it after use."""
 
-    base: BaseUrl
-    models: Sequence[Mapping[str, Any]]
-    fetch_json: FetchJson
+    def __init__(self, base: BaseUrl, headers: Mapping[str, str], tls: ssl.SSLContext | None, timeout: float) -> None:
+        """No I/O. `timeout` is that of a request, in seconds."""
+        self.base = base
+        self.headers = headers
+        self.models: Sequence[Reported] = ()
+        self._tls = tls if base.scheme == "https" else None
+        self._timeout = timeout
+        self._http = self.client()
+
+    def client(self, port: int = 0, **options: Any) -> Http1Client:
+        """A client for the server, or for another port of its host. The caller closes it."""
+        return Http1Client((self.base.host, port or self.base.port), self.headers, tls=self._tls, **options)
+
+    def is_owner(self, name: str) -> bool:
+        """Whether a model in the list is `owned_by` this name, by which some kinds of servers are known."""
+        return any(entry.text("owned_by") == name for entry in self.models)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._http.close()
+
+    async def get(self, path: str, http: Http1Client | None = None) -> tuple[int, bytes]:
+        """The status and the body of a GET. Raises UnavailableError, also after the timeout."""
+        try:
+            async with asyncio.timeout(self._timeout), (http or self._http).request("GET", path) as response:
+                return response.status, await response.read(LARGEST_JSON)
+        except TimeoutError:
+            raise UnavailableError(f"no answer within {self._timeout:g} s") from None
+        except BadGatewayError as error:
+            raise UnavailableError(str(error)) from error
+
+    async def fetch(self, path: str, port: int = 0) -> Reported:
+        """GET JSON from a path below the server's root, or from a path on another port of its host.
+
+        Empty for another status than 200, for invalid or too long JSON, and after the timeout.
+        """
+        http = self.client(port) if port else self._http
+        try:
+            status, body = await self.get(path if port else self.base.prefix + path, http)
+            return Reported.of(await in_thread(read_json, body, LARGEST_JSON) if status == 200 else None)
+        except (EnginePluginError, JsonError):
+            return Reported()
+        finally:
+            if port:
+                http.close()
+
+    async def services(self) -> frozenset[str] | None:
+        """The services by the routes in the server's openapi.json, as FastAPI writes it; None without routes of its
+        API."""
+        routes = (await self.fetch("/openapi.json")).object("paths")
+        found = {service for service, path in PATHS.items() if f"{self.base.version}{path}" in routes}
+        if "speech-to-text" in found:
+            found.add("speech-to-text-ws")
+        return frozenset(found) or None
 
 
 class ServerAdapter(ABC):
@@ -119,23 +181,28 @@ class ServerAdapter(ABC):
     async def inspect(self, probe: Probe) -> ServerInfo | None:
         """Query the server; None if it is another kind of server."""
 
-    def adapt(self, service: str, body: dict[str, Any], *, stream: bool) -> bool:  # noqa: ARG002  # for subclasses
+    def prepare(self, service: str, body: dict[str, Any], *, stream: bool) -> bool:
         """Adapt a request's body to this server; return whether to request a stream.
+
+        Rejects fields of completions that the server would ignore, converts `max_tokens: -1` (no limit), and calls
+        `adapt`.
+        """
+        for field in self.ignores if service == "generate" else ():
+            if body.get(field):
+                raise InvalidRequestError.at(field, f"{self.title} does not support it; leave it out")
+        for field in ("max_tokens", "max_completion_tokens"):
+            if body.get(field) == -1:
+                del body[field]
+                if self.unlimited_tokens:
+                    body["max_tokens"] = self.unlimited_tokens[0]
+        return self.adapt(service, body, stream=stream)
+
+    def adapt(self, service: str, body: dict[str, Any], *, stream: bool) -> bool:  # noqa: ARG002  # for subclasses
+        """Adapt it further, where this kind of server differs; return whether to request a stream.
 
         Raises UnsupportedError for requests that the server would silently answer in another way.
         """
         return stream
-
-
-def text_of(entry: Mapping[str, Any], name: str) -> str:
-    """A text field; "" if it is missing, too long or unprintable."""
-    return printable_text(entry.get(name))
-
-
-def number_of(entry: Mapping[str, Any], name: str) -> int:
-    """A number field as a non-negative integer; 0 if it is missing or invalid."""
-    value = entry.get(name)
-    return int(value) if isinstance(value, int | float) and value is not True and 0 < value < 1 << 62 else 0
 
 
 _KINDS = (
@@ -151,3 +218,8 @@ def kind_by_name(name: str) -> str:
     """Guess the kind of a model by its name; chat by default."""
     plain = name.lower().rpartition("/")[2]
     return next((kind for kind, marks in _KINDS if any(mark in plain for mark in marks)), "chat")
+
+
+def likely_kind(model: ModelInfo) -> str:
+    """The kind that the server reports, else a guess by the name."""
+    return model.kind or kind_by_name(model.name)

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
-from engine_plugin.engines.openai.adapters.base import (
-    Probe,
-    ServerAdapter,
-    ServerInfo,
-    ServerModel,
-    number_of,
-    text_of,
-)
-from engine_plugin.models.info import Capabilities, Loaded
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from engine_plugin.engines.openai.adapters.base import Probe, Reported, ServerAdapter, ServerInfo
+from engine_plugin.models.info import Capabilities, Loaded, ModelDetails, ModelInfo
 
 __all__ = ["LmStudioAdapter"]
 
@@ -33,34 +23,28 @@ class LmStudioAdapter(ServerAdapter):
     unlimited_tokens: ClassVar[tuple[int | None, ...]] = (-1,)
 
     def matches(self, probe: Probe) -> bool:
-        return probe.base.port == 1234 or any(
-            text_of(entry, "owned_by") == "organization_owner" for entry in probe.models
-        )
+        return probe.base.port == 1234 or probe.is_owner("organization_owner")
 
     async def inspect(self, probe: Probe) -> ServerInfo | None:
-        reported = await probe.fetch_json("/api/v0/models")
-        entries = reported.get("data") if isinstance(reported, dict) else None
-        if not isinstance(entries, list):
+        reported = await probe.fetch("/api/v0/models")
+        if not isinstance(reported.get("data"), list):
             return None
-        known = {text_of(entry, "id"): entry for entry in entries if isinstance(entry, dict)}
-        return ServerInfo(
-            tuple(_found(entry, known.get(text_of(entry, "id"), {})) for entry in probe.models), services=_SERVICES
-        )
+        known = {entry.text("id"): entry for entry in reported.objects_of("data")}
+        models = [_found(entry, known.get(entry.text("id"), Reported())) for entry in probe.models]
+        return ServerInfo(models, services=_SERVICES)
 
 
-def _found(entry: Mapping[str, Any], reported: Mapping[str, Any]) -> ServerModel:
-    kind, longest = text_of(reported, "type"), number_of(reported, "max_context_length")
-    given = reported.get("capabilities")
+def _found(entry: Reported, reported: Reported) -> ModelInfo:
+    kind, longest = reported.text("type"), reported.number("max_context_length")
     features = ["vision"] if kind == "vlm" else []
-    if isinstance(given, list) and "tool_use" in given:
+    if "tool_use" in reported.items_of("capabilities"):
         features.append("tools")
-    here = text_of(reported, "state") == "loaded"
-    return ServerModel.of(
-        entry,
+    family, quantization = reported.text("arch"), reported.text("quantization")
+    families = (family,) if family else ()
+    context = reported.number("loaded_context_length") or longest
+    return entry.model(
         kind=_KINDS.get(kind, ""),
-        format=text_of(reported, "compatibility_type"),
-        family=text_of(reported, "arch"),
-        quantization=text_of(reported, "quantization"),
-        engine=Capabilities(tuple(features), longest),
-        loaded=Loaded(context_length=number_of(reported, "loaded_context_length") or longest) if here else None,
+        details=ModelDetails(reported.text("compatibility_type"), family, families, quantization_level=quantization),
+        capabilities=Capabilities(tuple(features), longest),
+        loaded=Loaded(context_length=context) if reported.text("state") == "loaded" else None,
     )

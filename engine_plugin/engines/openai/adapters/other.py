@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
-from engine_plugin.engines.openai.adapters.base import Probe, ServerAdapter, ServerInfo, ServerModel, number_of
-from engine_plugin.engines.openai.adapters.routes import services_of_routes
-from engine_plugin.models.info import Capabilities
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from engine_plugin.engines.openai.adapters.base import Probe, Reported, ServerAdapter, ServerInfo
+from engine_plugin.models.info import Capabilities, ModelInfo
 
 __all__ = ["GenericAdapter"]
 
@@ -23,10 +19,10 @@ class GenericAdapter(ServerAdapter):
     name: ClassVar[str] = "other"
 
     async def inspect(self, probe: Probe) -> ServerInfo | None:
-        services = await services_of_routes(probe.fetch_json, probe.base) if probe.base.scheme == "http" else None
-        return ServerInfo(tuple(_found(entry) for entry in probe.models), services=services)
+        services = await probe.services() if probe.base.scheme == "http" else None
+        return ServerInfo([_found(entry) for entry in probe.models], services=services)
 
 
-def _found(entry: Mapping[str, Any]) -> ServerModel:
-    context = next((number for name in _CONTEXTS if (number := number_of(entry, name))), 0)
-    return ServerModel.of(entry, engine=Capabilities((), context) if context else None)
+def _found(entry: Reported) -> ModelInfo:
+    context = next((number for name in _CONTEXTS if (number := entry.number(name))), 0)
+    return entry.model(capabilities=Capabilities((), context))

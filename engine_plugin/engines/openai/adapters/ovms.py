@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from engine_plugin.engines.openai.adapters.base import (
-    Probe,
-    ServerAdapter,
-    ServerInfo,
-    ServerModel,
-    number_of,
-    text_of,
-)
-from engine_plugin.models.info import KINDS, Capabilities, Loaded
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from engine_plugin.engines.openai.adapters.base import Probe, Reported, ServerAdapter, ServerInfo
+from engine_plugin.models.info import KINDS, Capabilities, Loaded, ModelInfo
 
 __all__ = ["OvmsAdapter"]
 
@@ -26,17 +16,16 @@ class OvmsAdapter(ServerAdapter):
     name: ClassVar[str] = "ovms"
     title: ClassVar[str] = "the OpenVINO Model Server"
     start: ClassVar[str] = "ovms --rest_port 8000 --config_path config.json"
-    form_fields: ClassVar[Mapping[str, str]] = {}
+    form_fields: ClassVar[dict[str, str]] = {}
     ignores: ClassVar[frozenset[str]] = frozenset({"suffix"})
     reads_wav_only: ClassVar[bool] = True
 
     def matches(self, probe: Probe) -> bool:
-        return probe.base.version == "/v3" or any(text_of(entry, "owned_by") == "OVMS" for entry in probe.models)
+        return probe.base.version == "/v3" or probe.is_owner("OVMS")
 
     async def inspect(self, probe: Probe) -> ServerInfo | None:
-        reported = await probe.fetch_json("/v2")
-        version = text_of(reported, "version") if isinstance(reported, dict) else ""
-        return ServerInfo(tuple(_found(entry) for entry in probe.models), version)
+        version = (await probe.fetch("/v2")).text("version")
+        return ServerInfo([_found(entry) for entry in probe.models], version)
 
     def adapt(self, service: str, body: dict[str, Any], *, stream: bool) -> bool:
         if service == "text-to-image":
@@ -47,13 +36,12 @@ class OvmsAdapter(ServerAdapter):
         return stream
 
 
-def _found(entry: Mapping[str, Any]) -> ServerModel:
+def _found(entry: Reported) -> ModelInfo:
     """The embedded server reports kind, capabilities and context length; OVMS does not."""
-    kind, given, context = text_of(entry, "kind"), entry.get("capabilities"), number_of(entry, "max_model_len")
-    features = tuple(word for word in given if isinstance(word, str)) if isinstance(given, list) else ()
-    return ServerModel.of(
-        entry,
+    kind, context = entry.text("kind"), entry.number("max_model_len")
+    features = tuple(word for word in entry.items_of("capabilities") if isinstance(word, str))
+    return entry.model(
         kind=kind if kind in KINDS else "",
-        engine=Capabilities(features, context),
+        capabilities=Capabilities(features, context),
         loaded=Loaded(context_length=context),
     )

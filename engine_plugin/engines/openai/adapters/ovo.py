@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
 from engine_plugin.download.events import ChunkProgress, Status, Success
-from engine_plugin.engines.openai.adapters.base import (
-    Probe,
-    ServerAdapter,
-    ServerInfo,
-    ServerModel,
-    number_of,
-    text_of,
-)
+from engine_plugin.engines.openai.adapters.base import Probe, Reported, ServerAdapter, ServerInfo
 from engine_plugin.errors import PullError, UnsupportedError
+from engine_plugin.models.info import ModelDetails, ModelInfo
 from engine_plugin.transport.answers import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from engine_plugin.download.events import PullEvent
 
-__all__ = ["NativeApi", "OvoAdapter", "pull_events"]
+__all__ = ["OvoAdapter", "pull_events"]
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +47,13 @@ class OvoAdapter(ServerAdapter):
         return probe.base.port == _PORT
 
     async def inspect(self, probe: Probe) -> ServerInfo | None:
-        reported = await probe.fetch_json("/ovo/models", port=probe.base.port + 1)
-        if reported is None and await probe.fetch_json("/healthz") is None:
+        reported = await probe.fetch("/ovo/models", port=probe.base.port + 1)
+        if not reported and not await probe.fetch("/healthz"):
             return None
-        known = _models(reported)
-        return ServerInfo(
-            tuple(_found(entry, known.get(text_of(entry, "id"), {})) for entry in probe.models), services=_SERVICES
-        )
+        listed = reported.objects_of("models" if "models" in reported else "data")
+        known = {entry.text("repo_id") or entry.text("id") or entry.text("name"): entry for entry in listed}
+        models = [_found(entry, known.get(entry.text("id"), Reported())) for entry in probe.models]
+        return ServerInfo(models, services=_SERVICES)
 
     def adapt(self, service: str, body: dict[str, Any], *, stream: bool) -> bool:
         if service not in ("chat", "generate"):
@@ -75,38 +70,28 @@ class OvoAdapter(ServerAdapter):
         return stream and not body.get("tools")
 
 
-def _models(reported: Any) -> dict[str, Mapping[str, Any]]:
-    entries = reported.get("models", reported.get("data")) if isinstance(reported, dict) else reported
-    found = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-    return {text_of(entry, "repo_id") or text_of(entry, "id") or text_of(entry, "name"): entry for entry in found}
+def _found(entry: Reported, reported: Reported) -> ModelInfo:
+    size = reported.number("size_bytes") or reported.number("size")
+    return entry.model(size=size, details=ModelDetails("mlx", quantization_level=reported.text("quantization")))
 
 
-def _found(entry: Mapping[str, Any], reported: Mapping[str, Any]) -> ServerModel:
-    size = number_of(reported, "size_bytes") or number_of(reported, "size")
-    return ServerModel.of(entry, size=size, format="mlx", quantization=text_of(reported, "quantization"))
+async def pull_events(
+    ask: Callable[[str, bytes | None], Awaitable[Reported]], name: str, repository: str
+) -> AsyncGenerator[PullEvent, None]:
+    """Have OVO pull a repository and yield its progress, then Success. Raises PullError, and the errors of `ask`.
 
-
-class NativeApi(Protocol):
-    """Calls OVO's own API."""
-
-    async def __call__(self, method: str, path: str, body: bytes | None = None) -> Any:
-        """Send a request; return the JSON of the answer. Raises EnginePluginError."""
-
-
-async def pull_events(native: NativeApi, name: str, body: bytes) -> AsyncGenerator[PullEvent, None]:
-    """Have OVO pull a repository and yield its progress, then Success. Raises PullError.
-
-    OVO cannot cancel a download: it continues after the generator is closed.
+    `ask(path, body)` sends a POST, or without a body a GET, to OVO's own API. OVO cannot cancel a download: it
+    continues after the generator is closed.
     """
     yield Status(f"pulling {name}")
-    begun = await native("POST", "/ovo/models/download", body)
+    begun = await ask("/ovo/models/download", json.dumps({"repo_id": repository}).encode())
     ticket = next((begun[key] for key in ("id", "download_id", "task_id") if begun.get(key)), None)
     if ticket is None:
         raise PullError(f"model: OVO returned no download id: {str(begun)[:200]}")
     info, since, misses = None, time.monotonic(), 0
     while True:
-        reported = await native("GET", f"/ovo/download/{quote(str(ticket), safe='')}")
-        state = (text_of(reported, "status") or text_of(reported, "state")).lower()
+        reported = await ask(f"/ovo/download/{quote(str(ticket), safe='')}", None)
+        state = (reported.text("status") or reported.text("state")).lower()
         if state in _BAD:
             why = reported.get("error") or reported.get("message") or state
             why = one_line(str(why)[:_SHOWN])
@@ -124,10 +109,10 @@ async def pull_events(native: NativeApi, name: str, body: bytes) -> AsyncGenerat
         await asyncio.sleep(_POLL)
 
 
-def _progress(name: str, reported: Mapping[str, Any]) -> ChunkProgress:
+def _progress(name: str, reported: Reported) -> ChunkProgress:
     """The progress in bytes if OVO reports them, else in thousandths."""
-    done = number_of(reported, "downloaded_bytes") or number_of(reported, "completed")
-    total = number_of(reported, "total_bytes") or number_of(reported, "total")
+    done = reported.number("downloaded_bytes") or reported.number("completed")
+    total = reported.number("total_bytes") or reported.number("total")
     share = reported.get("progress")
     if not total and isinstance(share, int | float) and 0 <= share <= 100:
         return ChunkProgress(name, round(share * (1000 if share <= 1 else 10)), 1000)

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
-from engine_plugin.engines.openai.adapters.base import (
-    Probe,
-    ServerAdapter,
-    ServerInfo,
-    ServerModel,
-    number_of,
-    text_of,
-)
-from engine_plugin.engines.openai.adapters.routes import services_of_routes
-from engine_plugin.models.info import Capabilities, Loaded
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from engine_plugin.engines.openai.adapters.base import Probe, Reported, ServerAdapter, ServerInfo
+from engine_plugin.models.info import Capabilities, Loaded, ModelInfo
 
 __all__ = ["VllmAdapter"]
 
@@ -32,18 +21,13 @@ class VllmAdapter(ServerAdapter):
     def matches(self, probe: Probe) -> bool:
         if probe.base.version == "/v3":  # the embedded server uses the same key
             return False
-        return any(text_of(entry, "owned_by") == "vllm" or "max_model_len" in entry for entry in probe.models)
+        return probe.is_owner("vllm") or any("max_model_len" in entry for entry in probe.models)
 
     async def inspect(self, probe: Probe) -> ServerInfo | None:
-        reported = await probe.fetch_json("/version")
-        version = text_of(reported, "version") if isinstance(reported, dict) else ""
-        return ServerInfo(
-            tuple(_found(entry) for entry in probe.models),
-            version,
-            await services_of_routes(probe.fetch_json, probe.base),
-        )
+        version = (await probe.fetch("/version")).text("version")
+        return ServerInfo([_found(entry) for entry in probe.models], version, await probe.services())
 
 
-def _found(entry: Mapping[str, Any]) -> ServerModel:
-    context = number_of(entry, "max_model_len")
-    return ServerModel.of(entry, engine=Capabilities((), context), loaded=Loaded(context_length=context))
+def _found(entry: Reported) -> ModelInfo:
+    context = entry.number("max_model_len")
+    return entry.model(capabilities=Capabilities((), context), loaded=Loaded(context_length=context))
